@@ -1,0 +1,1 @@
+"""Platforms to run on, and the programs that run on their nodes."""

@@ -1,0 +1,110 @@
+"""The two protocols a platform implements, and the records they exchange.
+
+Membership is proven by the conformance suite (`tests/conformance`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from pydantic import Field
+
+from domyn_swarm.model import JobHandle, JobStatus, ProcessId, Record
+from domyn_swarm.planning.context import DeploymentContext
+from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.probing import Observation
+
+
+class Part(Record):
+    """One thing the platform runs for a swarm."""
+
+    kind: Literal["endpoint", "replica"]
+    index: int = 0  # of the replica
+    platform_id: str  # pid, scheduler job id, deployment name
+    process: ProcessId | None = None
+
+
+class ServingHandle(Record):
+    """How to find everything a swarm started, from any process."""
+
+    schema_version: Literal[1] = 1
+    platform: str
+    tag: str
+    swarm_dir: str
+    parts: tuple[Part, ...] = ()
+
+
+class PartRecorder(Protocol):
+    """Called with each part the moment the platform returned its id, before the next is started."""
+
+    def __call__(self, part: Part, /) -> None:
+        """Attach the part to the swarm's record."""
+
+
+class ServingBackend(Protocol):
+    """An endpoint with replicas behind it."""
+
+    def launch(
+        self, plan: DeploymentPlan, ctx: DeploymentContext, record: PartRecorder
+    ) -> ServingHandle:
+        """Start the endpoint and every replica; return without waiting for readiness.
+
+        Raises:
+            PlatformError: something could not be started; what was started has been recorded.
+        """
+
+    def probe(self, handle: ServingHandle) -> Observation:
+        """What the platform says of the whole: queued, starting (it runs), stopped, failed.
+
+        READY means that the endpoint program and enough replica processes run, not that they
+        serve. A handle of something that never was is STOPPED.
+        """
+
+    def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
+        """The same for each part, keyed by `Part.platform_id`."""
+
+    def find(self, tag: str) -> list[ServingHandle]:
+        """What carries this swarm's tag on the platform, recorded or not."""
+
+    def delete(self, handle: ServingHandle) -> None:
+        """Stop everything of the handle and everything with its tag; verify. Idempotent.
+
+        Raises:
+            PlatformError: something still runs; the message says what.
+        """
+
+
+class ComputeSpec(Record):
+    """One program that talks to a swarm's endpoint."""
+
+    job_id: str
+    swarm: str | None
+    tag: str | None  # the swarm's; the program ends with the swarm
+    external_id: str | None = None
+    argv: tuple[str, ...]
+    env: dict[str, str] = Field(default_factory=dict)  # no secrets: paths of key files only
+    cwd: str
+    job_dir: str
+    cpus: int | None = None
+    memory_gb: float | None = None
+    time_limit_s: float | None = None
+
+
+class ComputeBackend(Protocol):
+    """Work that talks to an endpoint."""
+
+    def submit(self, spec: ComputeSpec) -> JobHandle:
+        """Start the program so that it outlives the caller; its exit is recorded by a wrapper."""
+
+    def probe(self, handle: JobHandle) -> JobStatus:
+        """The job's own status: from its exit record first, then from the platform."""
+
+    def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
+        """Block until the job has ended, or until the timeout; return its status then."""
+
+    def cancel(self, handle: JobHandle, *, grace_s: float = 30.0) -> None:
+        """End this job and no other: SIGTERM first, so that it flushes. Idempotent.
+
+        Raises:
+            PlatformError: it still runs.
+        """

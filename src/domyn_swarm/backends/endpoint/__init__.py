@@ -1,0 +1,1 @@
+"""The endpoint program: router and collector, one per swarm."""

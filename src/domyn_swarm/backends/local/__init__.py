@@ -1,0 +1,1 @@
+"""The local platform: processes of this machine that outlive the command line."""

@@ -1,0 +1,1 @@
+"""The execution engine: runner, retry, checkpoint, dataset, publishing."""

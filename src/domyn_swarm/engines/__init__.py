@@ -1,0 +1,1 @@
+"""LLM server programs: command line, readiness, metrics, log diagnosis."""

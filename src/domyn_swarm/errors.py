@@ -1,0 +1,118 @@
+"""Every error a user can meet, with the exit code it ends the command with.
+
+A `SwarmError` is printed as one message and its hint, without a traceback. Anything else that
+reaches the top of a command is a bug of ours: traceback, exit code 70.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+EXIT_OK = 0
+EXIT_FAILED_ROWS = 7
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+
+class SwarmError(Exception):
+    """Something the user can act on. `message` says what is wrong, `hint` what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class ConfigError(SwarmError):
+    """What the user wrote (file, flag, environment) cannot be used; nothing was started."""
+
+    exit_code = 2
+
+
+class StateError(SwarmError):
+    """The state database or a swarm's folder does not allow what was asked."""
+
+    exit_code = 3
+
+
+class SwarmNotFound(StateError):
+    """No swarm has that name; close names are suggested."""
+
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        close = get_close_matches(name, list(known), n=3, cutoff=0.5)
+        hint = f"Did you mean {', '.join(close)}?" if close else "See `domyn-swarm swarm list`."
+        super().__init__(f"There is no swarm named {name!r}.", hint=hint)
+
+
+class SwarmExists(StateError):
+    """A live swarm already has that name."""
+
+
+class JobNotFound(StateError):
+    """No job has that id or external id."""
+
+
+class PlatformError(SwarmError):
+    """The platform (this machine, the scheduler, the cloud) refused or did not answer."""
+
+    exit_code = 4
+
+
+class CommandMissing(PlatformError):
+    """A program that the platform needs is not on PATH."""
+
+
+class SubmitRejected(PlatformError):
+    """The platform refused the submission."""
+
+
+class PlatformUnavailable(PlatformError):
+    """The platform did not answer; what it runs is unknown."""
+
+
+class LaunchError(SwarmError):
+    """The swarm did not come up; what was started has been stopped."""
+
+    exit_code = 5
+
+
+class NotReady(LaunchError):
+    """Too few replicas answered before the deadline."""
+
+
+class ReplicaFailed(LaunchError):
+    """Replicas ended before they served; the message carries the diagnosis and the log path."""
+
+
+class JobError(SwarmError):
+    """A job cannot start or did not finish."""
+
+    exit_code = 6
+
+
+class InvalidInput(JobError):
+    """The job's input cannot be used: refused before the first request."""
+
+    exit_code = 2
+
+
+class CheckpointMismatch(JobError):
+    """A checkpoint exists, but for another job identity; the message names what changed."""
+
+
+class CheckpointBusy(JobError):
+    """Another driver holds this job's lease."""
+
+
+class TooManyFailures(JobError):
+    """More rows failed than `--max-failures` allows; the commonest error is shown."""
+
+
+class OutputExists(JobError):
+    """The output path is taken by something this job did not write."""

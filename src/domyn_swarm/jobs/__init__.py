@@ -1,0 +1,1 @@
+"""What a job is, the built-in ones, and the worker program."""

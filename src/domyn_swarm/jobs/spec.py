@@ -1,0 +1,82 @@
+"""What a worker is told (`job.json`) and what it tells (`progress.json`, `result.json`)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from domyn_swarm.model import Record
+
+
+class JobSpec(Record):
+    """Everything a worker needs, without secrets. Written before the job is submitted."""
+
+    schema_version: Literal[1] = 1
+    job_id: str
+    name: str
+    job: str  # "module:Class"
+    import_path: str | None = None  # the submitter's sys.path entry that holds the module
+    job_kwargs: dict[str, Any] = Field(default_factory=dict)
+    model: str
+    revision: str | None = None
+    endpoint_file: str | None = None  # serving/endpoint.json: re-read when the endpoint moved
+    endpoint_url: str | None = None  # instead of a swarm's endpoint
+    api_key_file: str | None = None
+    input: str
+    output: str
+    input_columns: tuple[str, ...] = ()
+    output_columns: tuple[str, ...] = ()
+    id_column: str | None = None
+    output_mode: Literal["append", "replace", "io_only"] = "append"
+    limit: int | None = None
+    max_concurrency: int | Literal["auto"] = "auto"
+    retries: int | None = None
+    timeout_s: float | None = None
+    max_failures: str | None = None
+    checkpoint_root: str
+    checkpoint_tag: str | None = None
+    checkpoint_interval: int | None = None
+    checkpoint_seconds: float | None = None
+    resume: bool = True
+    checkpointing: bool = True
+    min_version: str  # of domyn-swarm, that of the submitter; the worker checks
+
+
+class JobProgress(Record):
+    """How far a job is; `progress.json`, rewritten about once a second."""
+
+    schema_version: Literal[1] = 1
+    state: Literal["starting", "running", "paused", "publishing", "ended"]
+    message: str | None = None
+    rows_total: int | None = None
+    rows_done: int = 0  # settled, those of earlier runs and failed ones included
+    rows_failed: int = 0
+    rows_per_s: float | None = None
+    eta_s: float | None = None
+    in_flight: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    updated_at: datetime
+
+
+class JobResult(Record):
+    """A run's own account, written when it ends, however it ends; `result.json`."""
+
+    schema_version: Literal[1] = 1
+    identity: str | None  # None: no checkpoint
+    checkpoint: str | None
+    output: str | None  # None: nothing was published
+    rows_total: int | None
+    rows_done: int
+    rows_failed: int
+    rows_resumed: int  # settled by earlier runs
+    requests: int
+    retries: int
+    prompt_tokens: int
+    completion_tokens: int
+    wall_s: float
+    latency_p50_s: float | None
+    latency_p99_s: float | None
+    error: str | None = None  # why the run did not come to its end

@@ -1,0 +1,186 @@
+"""Records and enums that every floor speaks, and the transitions that are legal between states."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from domyn_swarm.errors import EXIT_FAILED_ROWS, StateError
+
+
+class Record(BaseModel):
+    """A frozen, serialisable value. Unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def utc_now() -> datetime:
+    """The current time, in UTC and aware."""
+    return datetime.now(UTC)
+
+
+# -- swarms ---------------------------------------------------------------------------------
+
+
+class SwarmPhase(StrEnum):
+    """What the database says of a swarm. What is *observed* right now is an `Observation`."""
+
+    LAUNCHING = "launching"  # recorded before the first submission
+    READY = "ready"  # `min_ready` replicas have answered once
+    FAILED = "failed"  # did not come up; resources were freed or freeing them failed
+    STOPPING = "stopping"  # `down` has begun and is not verified yet
+    STOPPED = "stopped"  # verified: nothing of it runs
+
+    @property
+    def live(self) -> bool:
+        """Whether something of the swarm may still run."""
+        return self is not SwarmPhase.STOPPED
+
+
+SWARM_TRANSITIONS: Mapping[SwarmPhase, frozenset[SwarmPhase]] = {
+    SwarmPhase.LAUNCHING: frozenset({SwarmPhase.READY, SwarmPhase.FAILED, SwarmPhase.STOPPING}),
+    SwarmPhase.READY: frozenset({SwarmPhase.FAILED, SwarmPhase.STOPPING}),
+    SwarmPhase.FAILED: frozenset({SwarmPhase.STOPPING}),
+    SwarmPhase.STOPPING: frozenset({SwarmPhase.STOPPED}),
+    SwarmPhase.STOPPED: frozenset(),
+}
+
+
+class ReplicaState(StrEnum):
+    """What a replica's watchdog reports."""
+
+    PENDING = "pending"  # the platform has not started it
+    STARTING = "starting"  # engine process runs, not ready yet
+    READY = "ready"  # answered its probe and one real request
+    UNHEALTHY = "unhealthy"  # was ready, the probe fails
+    RESTARTING = "restarting"  # engine ended, waiting out the back-off
+    DRAINING = "draining"  # takes no new request, finishes those in flight
+    EXITED = "exited"  # ended as asked
+    FAILED = "failed"  # ended and will not be restarted
+
+
+FINAL_REPLICA_STATES = frozenset({ReplicaState.EXITED, ReplicaState.FAILED})
+
+
+# -- jobs -----------------------------------------------------------------------------------
+
+
+class JobStatus(StrEnum):
+    """What a job is doing, or how it ended."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    PARTIAL = "partial"  # finished; some rows carry an error
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
+
+    @property
+    def final(self) -> bool:
+        """Whether the job has ended."""
+        return self not in (JobStatus.PENDING, JobStatus.RUNNING)
+
+    @property
+    def exit_code(self) -> int:
+        """The code `job wait` and an attached `job submit` end with."""
+        return {JobStatus.SUCCEEDED: 0, JobStatus.PARTIAL: 7}.get(self, 6)
+
+
+_JOB_ENDS = frozenset(status for status in JobStatus if status.final)
+JOB_TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.PENDING: _JOB_ENDS | {JobStatus.RUNNING},
+    JobStatus.RUNNING: _JOB_ENDS,
+    **{status: frozenset[JobStatus]() for status in _JOB_ENDS},
+}
+
+
+_S = TypeVar("_S", bound=StrEnum)
+
+
+def check_transition(what: str, current: _S, to: _S, table: Mapping[_S, frozenset[_S]]) -> None:
+    """Refuse a transition that `table` does not list. Staying in place is always legal.
+
+    Raises:
+        StateError: the transition is illegal.
+    """
+    if to is not current and to not in table[current]:
+        raise StateError(f"{what} is {current.value} and cannot become {to.value}.")
+
+
+# -- handles: how to find a thing again ---------------------------------------------------------
+
+
+class ProcessId(Record):
+    """A process of this machine. The start time tells it from a later one with the same pid."""
+
+    pid: int
+    started_at: float  # seconds since the epoch, as psutil's create_time()
+
+
+class JobHandle(Record):
+    """How to find a job again, from any process. A promise: printed as JSON by `job submit`."""
+
+    schema_version: Literal[1] = 1
+    job_id: str
+    swarm: str | None  # None: the job drives an endpoint that is not ours
+    platform: str  # local, slurm, lepton
+    platform_id: str  # pid, scheduler job id, job name
+    process: ProcessId | None = None
+    step: str | None = None
+    external_id: str | None = None
+    job_dir: str
+    log_path: str
+    exit_path: str
+    submitted_at: datetime
+
+
+class ExitRecord(Record):
+    """Written by our wrapper around a job's program when that program ends; the first truth."""
+
+    schema_version: Literal[1] = 1
+    code: int | None  # None: ended by a signal
+    signal: int | None = None  # the number
+    started_at: datetime
+    ended_at: datetime
+
+    @property
+    def status(self) -> JobStatus:
+        """What the program's end means for the job (exit codes as in interface §1)."""
+        if self.code == 0:
+            return JobStatus.SUCCEEDED
+        if self.code == EXIT_FAILED_ROWS:
+            return JobStatus.PARTIAL
+        stopped = {signal.SIGTERM, signal.SIGINT}
+        if self.signal in stopped or self.code in {128 + number for number in stopped}:
+            return JobStatus.CANCELLED
+        return JobStatus.FAILED
+
+
+# -- what watchdogs report ----------------------------------------------------------------------
+
+
+class ReplicaReport(Record):
+    """The last report of one replica, as the collector keeps it and as readers get it."""
+
+    replica: int = Field(ge=0, le=100_000)
+    state: ReplicaState
+    url: str | None = Field(None, max_length=2048)
+    http_status: int | None = None
+    restarts: int = Field(0, ge=0)
+    watchdog_pid: int | None = None
+    engine_pid: int | None = None
+    node: str | None = Field(None, max_length=256)
+    reason: str | None = Field(None, max_length=4096)
+    exit_code: int | None = None
+    requests_running: float | None = None
+    requests_waiting: float | None = None
+    incarnation: str = Field(max_length=64)  # one per watchdog process
+    sequence: int = Field(ge=0)  # counts up within an incarnation
+    reported_at: datetime | None = None  # set by the collector, its own clock

@@ -1,0 +1,1 @@
+"""The HTTP client and the OpenAI-shaped client over it."""

@@ -1,0 +1,183 @@
+"""Where everything lies. Properties only: nothing here creates, reads or writes a file.
+
+The exceptions are `private_dir` and `write_private`, the two ways to create what only its owner
+may read.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def home() -> Path:
+    """`$DOMYN_SWARM_HOME`, else `~/.domyn_swarm`."""
+    return Path(os.environ.get("DOMYN_SWARM_HOME") or Path.home() / ".domyn_swarm").absolute()
+
+
+def database_path() -> Path:
+    """The state database."""
+    return home() / "swarm.db"
+
+
+def checkpoints_dir() -> Path:
+    """Checkpoints of all jobs: outside every swarm, so that they outlive it."""
+    return home() / "checkpoints"
+
+
+def private_dir(path: Path) -> Path:
+    """Create the folder and its missing parents, readable by their owner alone."""
+    for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+        missing.mkdir(exist_ok=True, mode=0o700)
+    return path
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file atomically (temporary file, fsync, rename), readable by its owner alone."""
+    private_dir(path.parent)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True)
+class JobPaths:
+    """One job's folder."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        """What was asked: `job.json`."""
+        return self.root / "job.json"
+
+    @property
+    def exit(self) -> Path:
+        """How it ended: `exit.json`, written by our wrapper."""
+        return self.root / "exit.json"
+
+    @property
+    def progress(self) -> Path:
+        """How far it is: `progress.json`, rewritten by the worker."""
+        return self.root / "progress.json"
+
+    @property
+    def result(self) -> Path:
+        """The worker's own account of a run that came to its end: `result.json`."""
+        return self.root / "result.json"
+
+    @property
+    def log(self) -> Path:
+        """What the worker printed."""
+        return self.root / "logs" / "worker.log"
+
+
+@dataclass(frozen=True)
+class SwarmPaths:
+    """One swarm's folder, `<home_directory>/swarms/<name>`."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, home_directory: Path, name: str) -> SwarmPaths:
+        """The folder of the swarm `name` under `home_directory`."""
+        return cls(home_directory / "swarms" / name)
+
+    @property
+    def config(self) -> Path:
+        """What was asked."""
+        return self.root / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """What was derived."""
+        return self.root / "plan.json"
+
+    @property
+    def api_key(self) -> Path:
+        """The clients' key, 0600."""
+        return self.root / "secrets" / "api_key"
+
+    @property
+    def collector_key(self) -> Path:
+        """The watchdogs' key to the collector, 0600; never the clients'."""
+        return self.root / "secrets" / "collector_key"
+
+    @property
+    def scripts(self) -> Path:
+        """Everything that was submitted or started, exactly as it was."""
+        return self.root / "scripts"
+
+    @property
+    def watchdog_program(self) -> Path:
+        """The copy of `watchdog.py` that replicas run."""
+        return self.scripts / "watchdog.py"
+
+    def watchdog_spec(self, replica: int) -> Path:
+        """What the watchdog of one replica is told."""
+        return self.scripts / f"watchdog-{replica}.json"
+
+    @property
+    def endpoint_spec(self) -> Path:
+        """What the endpoint program is told."""
+        return self.scripts / "endpoint.json"
+
+    @property
+    def endpoint(self) -> Path:
+        """Where the endpoint listens, rewritten whenever it moves."""
+        return self.root / "serving" / "endpoint.json"
+
+    @property
+    def replicas(self) -> Path:
+        """The collector's last view, for readers when it cannot be asked."""
+        return self.root / "serving" / "replicas.json"
+
+    @property
+    def router_manifest(self) -> Path:
+        """The workers that the router may use."""
+        return self.root / "serving" / "router.json"
+
+    @property
+    def watchdog_db(self) -> Path:
+        """History of replica states; the collector's own."""
+        return self.root / "watchdog.db"
+
+    @property
+    def endpoint_log(self) -> Path:
+        """What the endpoint program printed."""
+        return self.root / "logs" / "endpoint" / "endpoint.log"
+
+    @property
+    def router_log(self) -> Path:
+        """What the router printed."""
+        return self.root / "logs" / "endpoint" / "router.log"
+
+    def replica_logs(self, replica: int) -> Path:
+        """The folder of one replica's logs."""
+        return self.root / "logs" / "replicas" / str(replica)
+
+    def engine_log(self, replica: int) -> Path:
+        """What one replica's engine printed."""
+        return self.replica_logs(replica) / "engine.log"
+
+    def watchdog_log(self, replica: int) -> Path:
+        """What one replica's watchdog printed."""
+        return self.replica_logs(replica) / "watchdog.log"
+
+    @property
+    def jobs(self) -> Path:
+        """The folder of the swarm's jobs."""
+        return self.root / "jobs"
+
+    def job(self, job_id: str) -> JobPaths:
+        """The folder of one job."""
+        return JobPaths(self.jobs / job_id)

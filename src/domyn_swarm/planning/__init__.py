@@ -1,0 +1,1 @@
+"""From a config to a plan: pure, serialisable, the same for every backend."""

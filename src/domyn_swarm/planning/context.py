@@ -1,0 +1,52 @@
+"""What `ServingBackend.launch` is given beside the plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from domyn_swarm.model import Record
+
+
+class FailurePattern(Record):
+    """A known cause of an engine's death and how to see it in a log."""
+
+    pattern: str  # regular expression, searched line by line from the end of the log
+    cause: str
+    hint: str
+    retryable: bool  # False: restarting cannot help, the watchdog gives up at once
+
+
+class FirstRequest(Record):
+    """The real request that an engine must answer (any status below 500) before `ready`."""
+
+    path: str
+    body: dict[str, Any]
+
+
+class ServingSpec(Record):
+    """One replica's server as a command. `{host}` and `{port}` in argv are filled on the node."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = Field(default_factory=dict)
+    key_env: str | None  # environment variable that carries the clients' key into the engine
+    health_path: str = "/health"
+    metrics_path: str | None = "/metrics"
+    running_metric: str | None = None  # gauge: requests being served
+    waiting_metric: str | None = None  # gauge: requests queued in the engine
+    progress_metrics: tuple[str, ...] = ()  # counters that move when tokens come out
+    first_request: FirstRequest | None = None
+    failure_patterns: tuple[FailurePattern, ...] = ()
+    max_num_seqs: int | None = None  # how many requests run at once, when the engine is told
+
+
+class DeploymentContext(Record):
+    """Everything a backend needs to launch a plan, beyond the plan itself. No secrets."""
+
+    tag: str  # carried by everything this swarm starts; unique per swarm, not per name
+    serving_spec: ServingSpec
+    shared_env: dict[str, str] = Field(default_factory=dict)  # for all our programs on the nodes
+    timeout_s: float
+    interpreter: str  # the Python that our programs run with
+    extras: dict[str, str] = Field(default_factory=dict)  # backend-specific, validated by it

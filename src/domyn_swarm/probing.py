@@ -1,0 +1,162 @@
+"""The one readiness abstraction: a probe is a function that returns an `Observation`.
+
+Nothing else in the program polls. `wait_until` is the only loop; `all_of` composes probes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+
+class Phase(IntEnum):
+    """How far along a thing is; composition takes the least of its parts, terminal ones first."""
+
+    FAILED = 0  # terminal: it will not come up
+    STOPPED = 1  # terminal: it ended or does not exist
+    UNKNOWN = 2  # could not be asked
+    QUEUED = 3  # waits for the platform; keeps its place
+    STARTING = 4
+    READY = 5
+
+    @property
+    def terminal(self) -> bool:
+        """Whether waiting longer cannot help."""
+        return self in (Phase.FAILED, Phase.STOPPED)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was seen, in words, and when (seconds of the monotonic clock)."""
+
+    phase: Phase
+    detail: str = ""
+    at: float = field(default_factory=time.monotonic)
+
+
+Probe = Callable[[], Observation]
+
+
+class Clock(Protocol):
+    """The two calls that waiting needs; a virtual one stands in for tests."""
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Let that much time pass."""
+
+
+def all_of(**probes: Probe) -> Probe:
+    """A probe that is as far as the least of its parts; details name the part they come from."""
+
+    def probe() -> Observation:
+        seen = {name: part() for name, part in probes.items()}
+        name, least = min(seen.items(), key=lambda item: item[1].phase)
+        detail = f"{name}: {least.detail}" if least.detail else name
+        return Observation(least.phase, detail)
+
+    return probe
+
+
+def at_least(needed: int, *probes: Probe) -> Probe:
+    """A probe that is ready once `needed` of its parts are, and failed once they cannot be."""
+
+    def probe() -> Observation:
+        seen = [part() for part in probes]
+        ready = sum(one.phase is Phase.READY for one in seen)
+        lost = [one for one in seen if one.phase.terminal]
+        counted = f"{ready} of {needed} ready"
+        if ready >= needed:
+            return Observation(Phase.READY, counted)
+        if len(seen) - len(lost) < needed:
+            return Observation(Phase.FAILED, f"{counted}; {lost[0].detail}" if lost else counted)
+        phase = max(one.phase for one in seen if not one.phase.terminal and one.phase < Phase.READY)
+        return Observation(phase, counted)
+
+    return probe
+
+
+def http_json(url: str, *, key: str | None = None, timeout_s: float = 5.0) -> object:
+    """GET a small JSON document.
+
+    Raises:
+        OSError: no answer, or a status other than 200.
+        ValueError: the answer is not JSON.
+    """
+    request = urllib.request.Request(url)
+    if key is not None:
+        request.add_header("Authorization", f"Bearer {key}")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=timeout_s) as reply:
+        return json.loads(reply.read(4_000_000))
+
+
+def endpoint_probe(url: str, key: str, *, timeout_s: float = 5.0) -> Probe:
+    """Ready once the OpenAI endpoint at `url` lists at least one model."""
+
+    def probe() -> Observation:
+        try:
+            listing = http_json(f"{url}/v1/models", key=key, timeout_s=timeout_s)
+        except (OSError, ValueError) as error:
+            return Observation(Phase.STARTING, f"{url} does not answer yet ({error})")
+        if isinstance(listing, dict) and listing.get("data"):
+            return Observation(Phase.READY, url)
+        return Observation(Phase.STARTING, f"{url} serves no model yet")
+
+    return probe
+
+
+@dataclass
+class Deadline:
+    """Counts from the first moment that something runs: time in the queue keeps its place.
+
+    `overall_s` bounds everything, the queue included.
+    """
+
+    timeout_s: float
+    overall_s: float | None = None
+    _began: float | None = None
+    _running_since: float | None = None
+
+    def passed(self, seen: Observation, now: float) -> bool:
+        """Whether time is up, given what was just seen."""
+        if self._began is None:
+            self._began = now
+        if self._running_since is None and seen.phase not in (Phase.QUEUED, Phase.UNKNOWN):
+            self._running_since = now
+        if self.overall_s is not None and now - self._began >= self.overall_s:
+            return True
+        return self._running_since is not None and now - self._running_since >= self.timeout_s
+
+
+def wait_until(
+    probe: Probe,
+    *,
+    deadline: Deadline,
+    every_s: float = 0.5,
+    on_change: Callable[[Observation], None] | None = None,
+    clock: Clock = time,
+) -> Observation:
+    """Probe until ready, until a terminal phase, or until the deadline; return the last sight.
+
+    `on_change` is called whenever phase or detail differ from the sight before. The caller
+    tells a time-out from success by the phase: only `Phase.READY` is success.
+    """
+    last: tuple[Phase, str] | None = None
+    while True:
+        seen = probe()
+        if on_change is not None and (seen.phase, seen.detail) != last:
+            on_change(seen)
+        last = (seen.phase, seen.detail)
+        if seen.phase is Phase.READY or seen.phase.terminal:
+            return seen
+        if deadline.passed(seen, clock.monotonic()):
+            return seen
+        clock.sleep(every_s)

@@ -1,0 +1,79 @@
+"""What a swarm looks like at one moment: typed, versioned, serialisable. `--json` shows this."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from domyn_swarm.model import JobStatus, Record, ReplicaState, SwarmPhase
+
+
+class ReplicaSnapshot(Record):
+    """One replica, with how old the news is."""
+
+    index: int
+    state: ReplicaState
+    stale: bool  # the last report is too old to be believed
+    url: str | None = None
+    http_status: int | None = None
+    last_seen_s: float | None = None  # age of the last report
+    restarts: int = 0
+    reason: str | None = None
+    requests_running: float | None = None
+    requests_waiting: float | None = None
+    node: str | None = None
+
+    @property
+    def serving(self) -> bool:
+        """Whether it takes requests: ready, and heard of recently."""
+        return self.state is ReplicaState.READY and not self.stale
+
+
+class JobSnapshot(Record):
+    """One job."""
+
+    schema_version: Literal[1] = 1
+    job_id: str
+    external_id: str | None = None
+    name: str
+    swarm: str | None
+    status: JobStatus
+    rows_total: int | None = None  # None: not known yet
+    rows_done: int = 0  # settled, failed rows and rows from earlier runs included
+    rows_failed: int = 0
+    rows_per_s: float | None = None
+    eta_s: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    input: str
+    output: str | None
+    message: str | None = None  # paused, failed: why
+    exit_code: int | None = None  # the program's own
+    submitted_at: datetime
+    ended_at: datetime | None = None
+    log_path: str
+
+
+class SwarmSnapshot(Record):
+    """One swarm."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    phase: SwarmPhase  # what the record says
+    observed: Literal["ready", "starting", "queued", "failed", "stopped", "unknown", "not_probed"]
+    detail: str = ""
+    backend: str
+    engine: str
+    model: str
+    endpoint: str | None
+    replicas_wanted: int
+    min_ready: int
+    replicas: tuple[ReplicaSnapshot, ...] = ()
+    jobs: tuple[JobSnapshot, ...] = ()
+    swarm_dir: str
+    created_at: datetime
+
+    @property
+    def replicas_ready(self) -> int:
+        """How many replicas take requests."""
+        return sum(replica.serving for replica in self.replicas)

@@ -1,0 +1,17 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def swarm_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh `$DOMYN_SWARM_HOME` that does not exist yet; no setting of the caller's leaks in."""
+    home = tmp_path / "swarm-home"
+    for name in ("LOG_LEVEL", "DEFAULTS", "API_TOKEN", "MAIL_USER"):
+        monkeypatch.delenv(f"DOMYN_SWARM_{name}", raising=False)
+    monkeypatch.setenv("DOMYN_SWARM_HOME", str(home))
+    return home
