@@ -1,0 +1,95 @@
+"""A job's results on disk: journal, segments, lease and identity in one folder.
+
+    <root>/<identity>/identity.json
+                      lease-<generation>.json
+                      <generation>-<sequence>.journal | .segment
+                      <generation>.void        results of this generation's failed rows are void
+
+It lives outside every swarm, so that another swarm goes on where the last one's time ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from domyn_swarm.batch import lease as leases
+from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex, RowIndex
+from domyn_swarm.batch.rows import Result
+from domyn_swarm.batch.segments import Journal, checkpoint_files, seal, void_path
+from domyn_swarm.errors import JobError
+from domyn_swarm.paths import private_dir
+
+
+class Checkpoint:
+    """The results of one job identity, held by this process until `close`."""
+
+    def __init__(self, root: Path, identity: JobIdentity, *, by_id: bool) -> None:
+        """Take the lease and make everything earlier drivers left readable.
+
+        Raises:
+            CheckpointBusy: another driver holds it.
+            JobError: the folder cannot be used.
+        """
+        self.folder = root / identity.digest
+        self._by_id = by_id
+        try:
+            private_dir(self.folder)
+        except OSError as error:
+            raise JobError(
+                f"Cannot create the checkpoint folder {self.folder}: {error.strerror}.",
+                hint="Choose another place with --checkpoint-dir.",
+            ) from error
+        self._lease = leases.acquire(self.folder)
+        identity.write(self.folder)
+        for path in checkpoint_files(self.folder):
+            if path.suffix == ".journal":
+                seal(path)
+        self._journal: Journal | None = None
+
+    def index(self) -> RowIndex:
+        """What is settled, as of now. The caller closes `frames` when done."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        frames = FrameFiles(self.folder)
+        return IdIndex(frames) if self._by_id else PositionalIndex(frames)
+
+    def forget(self) -> None:
+        """Remove every result: `--no-resume`."""
+        for path in checkpoint_files(self.folder):
+            path.unlink()
+        for path in self.folder.glob("*.void"):
+            path.unlink()
+
+    def append(self, results: Sequence[Result]) -> None:
+        """Keep results; a killed process loses none of them.
+
+        Raises:
+            JobError: the disk does not take them, or another driver took the checkpoint over.
+        """
+        if self._lease.lost.is_set():
+            raise JobError(
+                f"Another driver took over the checkpoint {self.folder}; this one stops.",
+                hint="It was silent for too long (suspended?). The other one goes on.",
+            )
+        if self._journal is None:
+            self._journal = Journal(self.folder, self._lease.generation)
+        self._journal.append(results)
+
+    def void_failures(self) -> None:
+        """Give up the errors that this driver recorded: a later run asks those rows again."""
+        void_path(self.folder, self._lease.generation).touch(mode=0o600)
+
+    def sync(self) -> None:
+        """Have everything that was appended survive a loss of power."""
+        if self._journal is not None:
+            self._journal.sync()
+
+    def close(self) -> None:
+        """Seal the journal and let the next driver in. Idempotent."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        self._lease.release()

@@ -1,0 +1,155 @@
+"""Inputs, read as they are needed: Parquet file, folder or glob, a record batch at a time."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from domyn_swarm.errors import InvalidInput
+
+BATCH_ROWS = 2048
+
+
+class Dataset(Protocol):
+    """Rows in a fixed order that can be read more than once."""
+
+    schema: pa.Schema
+    rows: int
+
+    def batches(
+        self, columns: Sequence[str] | None = None, *, limit: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows in order, at most `BATCH_ROWS` at a time; the named columns, or all."""
+
+
+class ParquetDataset:
+    """One Parquet file, or several with the same columns in the order of their names."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self.rows = 0
+        self.schema = pa.schema([])
+        for file in files:
+            with _open(file) as opened:
+                self.rows += opened.metadata.num_rows
+                found = opened.schema_arrow.remove_metadata()
+            if file is files[0]:
+                self.schema = found
+            elif not found.equals(self.schema):
+                raise InvalidInput(
+                    f"{file} has other columns or types than {files[0]}.",
+                    hint="Give only files with one schema, or convert them first.",
+                )
+
+    def batches(
+        self, columns: Sequence[str] | None = None, *, limit: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """See `Dataset.batches`."""
+        left = self.rows if limit is None else min(limit, self.rows)
+        for file in self._files:
+            if left <= 0:
+                return
+            with _open(file) as opened:
+                selected = None if columns is None else list(columns)
+                for batch in opened.iter_batches(BATCH_ROWS, columns=selected, use_threads=False):
+                    if left <= 0:
+                        return
+                    yield batch.slice(0, left) if batch.num_rows > left else batch
+                    left -= batch.num_rows
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    try:
+        # pre_buffer would hold the whole file's column chunks in memory.
+        return pq.ParquetFile(file, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidInput(
+            f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}",
+            hint="Check the path, its permissions, and that the file was written to its end.",
+        ) from error
+
+
+def open_dataset(source: str) -> Dataset:
+    """Open an input.
+
+    Raises:
+        InvalidInput: nothing is there, or it cannot be read.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(path.glob("*.parquet"))
+    elif path.exists():
+        files = [path]
+    else:
+        files = sorted(Path(name) for name in glob.glob(source, recursive=True))  # noqa: PTH207 - absolute patterns
+    if not files:
+        raise InvalidInput(
+            f"There is no input at {source}.",
+            hint="Give a Parquet file, a folder of them, or a quoted glob.",
+        )
+    return ParquetDataset(files)
+
+
+def check_columns(dataset: Dataset, columns: Sequence[str], what: str) -> None:
+    """Refuse columns that the input does not have.
+
+    Raises:
+        InvalidInput: names the missing ones and those that are there.
+    """
+    missing = [name for name in columns if name not in dataset.schema.names]
+    if missing:
+        raise InvalidInput(
+            f"The input has no column {', '.join(map(repr, missing))} ({what}).",
+            hint=f"It has: {', '.join(dataset.schema.names)}.",
+        )
+
+
+def check_ids(dataset: Dataset, column: str, *, limit: int | None) -> None:
+    """Refuse null and duplicate ids; memory: 8 bytes a row.
+
+    Raises:
+        InvalidInput: names the row or the id.
+    """
+    hashes = []
+    start = 0
+    for batch in dataset.batches([column], limit=limit):
+        values = batch.column(0)
+        if values.null_count:
+            row = start + values.is_null().to_pylist().index(True)
+            raise InvalidInput(
+                f"The id in column {column!r} is null in row {row}.",
+                hint="Every row needs an id; leave --id-column out to use positions.",
+            )
+        hashes.append(np.fromiter(map(hash, values.to_pylist()), np.int64, batch.num_rows))
+        start += batch.num_rows
+    if not hashes:
+        return
+    ordered = np.sort(np.concatenate(hashes))
+    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    if suspects:
+        _refuse_duplicates(dataset, column, suspects, limit)
+
+
+def _refuse_duplicates(
+    dataset: Dataset, column: str, suspects: set[int], limit: int | None
+) -> None:
+    """Tell ids that are equal from ids whose hashes merely are."""
+    seen: dict[object, int] = {}
+    row = 0
+    for batch in dataset.batches([column], limit=limit):
+        for value in batch.column(0).to_pylist():
+            if hash(value) in suspects:
+                if value in seen:
+                    raise InvalidInput(
+                        f"The id {value!r} in column {column!r} stands in row {seen[value]} "
+                        f"and in row {row}.",
+                        hint="Ids must be unique; leave --id-column out to use positions.",
+                    )
+                seen[value] = row
+            row += 1

@@ -1,0 +1,158 @@
+"""The one file format of the checkpoint: frames of results, one after the other.
+
+A journal is a file of many small frames, appended as rows are settled; a segment is a file of
+large frames, sorted by ordinal. A frame is
+
+    header   magic, row count, lengths and checksums of both parts, smallest and largest ordinal
+    keys     ordinals (8 bytes each), digests (16 each), failed flags (1 each)
+    values   MessagePack list of `RowValue`, compressed in segments
+
+so that keys are read without touching values, and a file cut at any byte loses only the frames
+from the cut on.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from domyn_swarm.batch.rows import Result, RowValue
+
+_MAGIC = b"DSF1"
+_HEADER = struct.Struct("<4sBxxxIIIIIQQ")
+_HEADER_CRC = struct.Struct("<I")
+HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
+_KEY_BYTES = 8 + 16 + 1
+_PLAIN, _ZLIB = 0, 1
+_MAX_PART_BYTES = 1 << 31
+
+_encoder = msgspec.msgpack.Encoder()
+_values_decoder = msgspec.msgpack.Decoder(list[RowValue])
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRef:
+    """Where a whole frame lies."""
+
+    offset: int
+    rows: int
+    keys_bytes: int
+    values_bytes: int
+    keys_crc: int
+    values_crc: int
+    compressed: bool
+    first_ordinal: int
+    last_ordinal: int
+
+    @property
+    def end(self) -> int:
+        """The offset behind the frame."""
+        return self.offset + HEADER_BYTES + self.keys_bytes + self.values_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FrameKeys:
+    """Which rows a frame holds."""
+
+    ordinals: NDArray[np.uint64]
+    digests: NDArray[np.uint64]  # shape (rows, 2)
+    failed: NDArray[np.uint8]
+
+
+def encode_frame(results: Sequence[Result], *, compress: bool = False) -> bytes:
+    """One frame that holds the results in the order given. There must be at least one."""
+    ordinals = [result.ordinal for result in results]
+    keys = b"".join(
+        (
+            array("Q", ordinals).tobytes(),
+            b"".join([result.digest for result in results]),
+            bytes([1 if result.value.error else 0 for result in results]),
+        )
+    )
+    values = _encoder.encode([result.value for result in results])
+    if compress:
+        values = zlib.compress(values, 1)
+    header = _HEADER.pack(
+        _MAGIC,
+        _ZLIB if compress else _PLAIN,
+        len(results),
+        len(keys),
+        len(values),
+        zlib.crc32(keys),
+        zlib.crc32(values),
+        min(ordinals),
+        max(ordinals),
+    )
+    return b"".join((header, _HEADER_CRC.pack(zlib.crc32(header)), keys, values))
+
+
+def scan_frames(path: Path) -> Iterator[FrameRef]:
+    """The whole frames from the start of a file, up to the first that is cut or damaged."""
+    size = path.stat().st_size
+    with path.open("rb", buffering=1 << 16) as file:
+        offset = 0
+        while (ref := _read_header(file, offset)) is not None and ref.end <= size:
+            yield ref
+            offset = ref.end
+            file.seek(offset)
+
+
+def _read_header(file: BinaryIO, offset: int) -> FrameRef | None:
+    raw = file.read(HEADER_BYTES)
+    if len(raw) < HEADER_BYTES:
+        return None
+    header, crc = raw[: _HEADER.size], _HEADER_CRC.unpack(raw[_HEADER.size :])[0]
+    if zlib.crc32(header) != crc:
+        return None
+    magic, codec, rows, keys, values, keys_crc, values_crc, first, last = _HEADER.unpack(header)
+    if magic != _MAGIC or keys != rows * _KEY_BYTES or values > _MAX_PART_BYTES:
+        return None
+    return FrameRef(offset, rows, keys, values, keys_crc, values_crc, codec == _ZLIB, first, last)
+
+
+def read_keys(descriptor: int, ref: FrameRef) -> FrameKeys | None:
+    """The frame's keys, or None when they are damaged."""
+    raw = os.pread(descriptor, ref.keys_bytes, ref.offset + HEADER_BYTES)
+    if len(raw) != ref.keys_bytes or zlib.crc32(raw) != ref.keys_crc:
+        return None
+    rows = ref.rows
+    return FrameKeys(
+        np.frombuffer(raw, "<u8", rows, 0),
+        np.frombuffer(raw, "<u8", rows * 2, rows * 8).reshape(rows, 2),
+        np.frombuffer(raw, np.uint8, rows, rows * 24),
+    )
+
+
+def read_values(descriptor: int, ref: FrameRef) -> list[RowValue] | None:
+    """The frame's values, or None when they are damaged."""
+    start = ref.offset + HEADER_BYTES + ref.keys_bytes
+    raw = os.pread(descriptor, ref.values_bytes, start)
+    if len(raw) != ref.values_bytes or zlib.crc32(raw) != ref.values_crc:
+        return None
+    try:
+        values = _values_decoder.decode(zlib.decompress(raw) if ref.compressed else raw)
+    except (zlib.error, msgspec.DecodeError):
+        return None
+    return values if len(values) == ref.rows else None
+
+
+def read_results(descriptor: int, ref: FrameRef) -> list[Result]:
+    """The frame's results; none of them when any part is damaged."""
+    keys, values = read_keys(descriptor, ref), read_values(descriptor, ref)
+    if keys is None or values is None:
+        return []
+    digests = keys.digests.tobytes()
+    return [
+        Result(ordinal, digests[at * 16 : at * 16 + 16], value)
+        for at, (ordinal, value) in enumerate(zip(keys.ordinals.tolist(), values, strict=True))
+    ]

@@ -1,0 +1,70 @@
+"""What makes two jobs the same: the request side only, never the swarm's name or URL.
+
+Model and revision, job (its source as a syntax tree, or an explicit version), parameters, columns,
+output schema, tag. The same identity shares one checkpoint; any other gets its own, and the
+difference is told in words. Code that the job imports is not covered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from domyn_swarm.paths import write_private
+
+_FILE = "identity.json"
+
+
+@dataclass(frozen=True)
+class JobIdentity:
+    """The fields, by name; values are JSON."""
+
+    fields: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Names the checkpoint's folder: 24 hexadecimal digits."""
+        canonical = json.dumps(self.fields, sort_keys=True, default=repr).encode()
+        return hashlib.blake2b(canonical, digest_size=12).hexdigest()
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """What differs from `other`, field by field, in words."""
+        return list(_differences("", dict(other), dict(self.fields)))
+
+    def write(self, folder: Path) -> None:
+        """Keep the fields beside the results, readable."""
+        document = json.dumps(self.fields, sort_keys=True, indent=2, default=repr)
+        write_private(folder / _FILE, document)
+
+
+def _differences(path: str, old: Any, new: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _differences(f"{path}.{key}".lstrip("."), old.get(key), new.get(key))
+    elif old != new:
+        yield f"{path}: {_short(old)} → {_short(new)}"
+
+
+def _short(value: Any) -> str:  # noqa: ANN401 - JSON
+    text = json.dumps(value, default=repr, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def nearest(root: Path, identity: JobIdentity) -> tuple[str, list[str]] | None:
+    """The existing checkpoint of the same job class that differs least, and how it differs."""
+    candidates = []
+    for path in sorted(root.glob(f"*/{_FILE}")):
+        try:
+            fields = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if fields.get("job") == identity.fields.get("job"):
+            candidates.append((identity.differences(fields), path.parent.name))
+    if not candidates:
+        return None
+    differences, name = min(candidates, key=lambda found: (len(found[0]), found[1]))
+    return name, differences

@@ -1,0 +1,175 @@
+"""One driver per checkpoint, safe on network file systems.
+
+Each holder owns one generation, claimed by creating `lease-<generation>.json` exclusively (atomic
+on NFS since version 3); the highest generation is the holder. While it lives it counts up in that
+file. Whoever wants the checkpoint watches the counter by their own monotonic clock: no clock is
+compared with another machine's, no modification time is read, no lock is asked of the server. A
+holder on this very machine whose process is gone is succeeded at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from domyn_swarm.errors import CheckpointBusy, JobError
+from domyn_swarm.logs import get_logger
+from domyn_swarm.paths import write_private
+
+_NAME = re.compile(r"^lease-(\d{6})\.json$")
+BEAT_S = 2.0
+SILENT_S = 15.0  # a counter that stands still for so long has no living holder
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease, as they wrote it."""
+
+    host: str
+    pid: int
+    started_at: float
+    counter: int
+    released: bool
+
+    @property
+    def surely_gone(self) -> bool:
+        """Whether it was on this machine and its process has ended."""
+        if self.host != _host():
+            return False
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.started_at) > 1.0
+        except psutil.NoSuchProcess:
+            return True
+
+
+class Lease:
+    """A held lease. `lost` is set when a later generation exists: the holder must stop writing."""
+
+    def __init__(self, folder: Path, generation: int) -> None:
+        self.generation = generation
+        self.lost = threading.Event()
+        self._folder = folder
+        self._counter = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            if _highest(self._folder) > self.generation:
+                self.lost.set()
+                return
+            self._counter += 1
+            try:
+                _write(self._folder, self.generation, self._counter, released=False)
+            except OSError as error:  # a full disk is the journal's to report
+                _log.warning("cannot renew the lease in %s: %s", self._folder, error)
+
+    def release(self) -> None:
+        """Let the next driver in without waiting. Idempotent."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self._thread.join()
+        if not self.lost.is_set():
+            try:
+                _write(self._folder, self.generation, self._counter, released=True)
+            except OSError as error:
+                _log.warning("cannot release the lease in %s: %s", self._folder, error)
+
+
+def acquire(folder: Path, *, silent_s: float = SILENT_S) -> Lease:
+    """Hold the checkpoint in `folder`.
+
+    Waits at most `silent_s` to find out whether a holder on another machine still lives.
+
+    Raises:
+        CheckpointBusy: another driver holds it; the message says who.
+        JobError: the folder cannot be written.
+    """
+    generation = _highest(folder)
+    holder = _read(folder, generation) if generation else None
+    if holder is not None and not holder.released and not holder.surely_gone:
+        _watch(folder, generation, holder, silent_s)
+    return _claim(folder, generation + 1)
+
+
+def _watch(folder: Path, generation: int, holder: Holder, silent_s: float) -> None:
+    """Return when the holder's counter has stood still for `silent_s`, or it has let go."""
+    began = time.monotonic()
+    while time.monotonic() - began < silent_s:
+        now = _read(folder, generation)
+        if now is None or now.released or now.surely_gone:
+            return
+        if now.counter != holder.counter or _highest(folder) != generation:
+            raise _busy(folder, holder)
+        time.sleep(0.2)
+
+
+def _claim(folder: Path, generation: int) -> Lease:
+    path = _path(folder, generation)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        _write(folder, generation, 0, released=False)
+    except FileExistsError:
+        raise _busy(folder, _read(folder, generation)) from None
+    except OSError as error:
+        raise JobError(
+            f"Cannot write the checkpoint folder {folder}: {error.strerror}.",
+            hint="Choose another place with --checkpoint-dir, or make room.",
+        ) from error
+    for stale in range(1, generation):
+        _path(folder, stale).unlink(missing_ok=True)
+    return Lease(folder, generation)
+
+
+def _busy(folder: Path, holder: Holder | None) -> CheckpointBusy:
+    who = f"process {holder.pid} on {holder.host}" if holder else "another driver"
+    return CheckpointBusy(
+        f"This job is being run by {who} (checkpoint {folder}).",
+        hint="Wait for it or cancel it. A different input for the same job can run beside it "
+        "with --checkpoint-tag.",
+    )
+
+
+def _host() -> str:
+    return socket.gethostname()
+
+
+def _path(folder: Path, generation: int) -> Path:
+    return folder / f"lease-{generation:06d}.json"
+
+
+def _highest(folder: Path) -> int:
+    found = (_NAME.match(name) for name in os.listdir(folder))  # noqa: PTH208 - names only
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def _write(folder: Path, generation: int, counter: int, *, released: bool) -> None:
+    me = psutil.Process()
+    document = {
+        "host": _host(),
+        "pid": me.pid,
+        "started_at": me.create_time(),
+        "counter": counter,
+        "released": released,
+    }
+    write_private(_path(folder, generation), json.dumps(document))
+
+
+def _read(folder: Path, generation: int) -> Holder | None:
+    """The holder, or None when the file is not (or not yet) readable as one."""
+    try:
+        return Holder(**json.loads(_path(folder, generation).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,206 @@
+"""From input and results to the output file: a streaming join in input order, then one rename.
+
+Memory does not grow with the rows. Types that the schema leaves open are settled in a first pass
+over the results, so that no batch can disagree with another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from domyn_swarm.batch.dataset import Dataset
+from domyn_swarm.batch.index import RowIndex
+from domyn_swarm.batch.rows import RowError, RowValue
+from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE, OutputSchema, fit, type_of, unify
+from domyn_swarm.batch.source import RowKeys, as_matrix
+from domyn_swarm.errors import InvalidInput, JobError, OutputExists
+
+OutputMode = Literal["append", "replace", "io_only"]
+_IDENTITY_KEY = b"domyn_swarm.identity"
+_ROW_GROUP_ROWS = 64 * 1024
+
+_error_decoder = msgspec.json.Decoder(RowError)
+
+
+class ResultsMissing(Exception):
+    """Some rows have no readable result: a damaged file. They have to be asked again."""
+
+    def __init__(self, ordinals: set[int]) -> None:
+        super().__init__(f"{len(ordinals)} results cannot be read")
+        self.ordinals = ordinals
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """Which columns the output has, and where it goes."""
+
+    path: Path
+    mode: OutputMode
+    keys: RowKeys
+    schema: OutputSchema
+    identity: str
+
+    def kept_columns(self, dataset: Dataset) -> list[str]:
+        """The input columns that the output keeps, in the input's order."""
+        inputs = set(self.keys.input_columns)
+        names = dataset.schema.names
+        if self.mode == "append":
+            return list(names)
+        if self.mode == "replace":
+            return [name for name in names if name not in inputs]
+        return [name for name in names if name in inputs or name == self.keys.id_column]
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuse an output that cannot be written, before anything is asked.
+
+        Raises:
+            InvalidInput: an output column has the name of a kept input column, or the path's
+                kind is not supported.
+            OutputExists: something this job did not write lies at the path.
+        """
+        if self.path.suffix != ".parquet":
+            raise InvalidInput(
+                f"The output {self.path} is not a .parquet file.",
+                hint="Give --output a path that ends in .parquet.",
+            )
+        taken = {*self.kept_columns(dataset), ERROR_COLUMN} & {*self.schema.names}
+        taken |= {ERROR_COLUMN} & {*self.kept_columns(dataset)}
+        if taken:
+            raise InvalidInput(
+                f"The output columns {sorted(taken)} are already in the input.",
+                hint="Choose other names with --output-column, or --output-mode replace.",
+            )
+        if self.path.exists() and written_identity(self.path) != self.identity:
+            raise OutputExists(
+                f"{self.path} exists and holds something else than this job's output.",
+                hint="Move it away or choose another --output.",
+            )
+
+
+def written_identity(path: Path) -> str | None:
+    """The identity of the job that wrote an output file; None when it is none of ours."""
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return None
+    found = metadata.get(_IDENTITY_KEY)
+    return None if found is None else found.decode()
+
+
+def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None) -> int:
+    """Write the output; return how many rows carry an error.
+
+    The file appears whole or not at all.
+
+    Raises:
+        ResultsMissing: rows without a readable result; nothing was written.
+        JobError: the output cannot be written.
+    """
+    types, failed = _settle_types(dataset, plan, index, limit)
+    kept = plan.kept_columns(dataset)
+    fields = [dataset.schema.field(name) for name in kept]
+    fields += [pa.field(name, kind) for name, kind in types.items()]
+    if failed:
+        fields.append(pa.field(ERROR_COLUMN, ERROR_TYPE))
+    schema = pa.schema(fields, metadata={_IDENTITY_KEY: plan.identity.encode()})
+    temporary = plan.path.with_name(f".{plan.path.name}.{os.getpid()}.partial")
+    try:
+        plan.path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            columns = [*dict.fromkeys([*kept, *plan.keys.columns])]
+            joined = _joined(dataset, columns, plan.keys, index, limit)
+            for batch, values in joined:
+                inputs = [batch.column(name) for name in kept]
+                outputs = _output_columns(values, types, with_errors=failed > 0)
+                table = pa.Table.from_arrays([*inputs, *outputs], schema=schema)
+                writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(plan.path)
+    except OSError as error:
+        raise JobError(
+            f"Cannot write the output {plan.path}: {error.strerror or error}.",
+            hint="Mend that and submit the same job again: no row will be asked twice.",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return failed
+
+
+def _settle_types(
+    dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None
+) -> tuple[dict[str, pa.DataType], int]:
+    """The output columns' types, and how many rows failed; checks that every row is there."""
+    open_types = {name: pa.null() for name, kind in plan.schema.arrow.items() if kind is None}
+    missing: set[int] = set()
+    failed = 0
+    start = 0
+    for batch, values in _joined(dataset, plan.keys.columns, plan.keys, index, limit):
+        for at, value in enumerate(values):
+            if value is None:
+                missing.add(start + at)
+            elif value.error:
+                failed += 1
+            elif open_types:
+                decoded = msgspec.json.decode(value.output)
+                for name, known in open_types.items():
+                    open_types[name] = unify(known, type_of(decoded.get(name)))
+        start += batch.num_rows
+    if missing:
+        raise ResultsMissing(missing)
+    return {name: kind or open_types[name] for name, kind in plan.schema.arrow.items()}, failed
+
+
+def _joined(
+    dataset: Dataset,
+    columns: Sequence[str],
+    keys: RowKeys,
+    index: RowIndex,
+    limit: int | None,
+) -> Iterator[tuple[pa.RecordBatch, list[RowValue | None]]]:
+    """Input batches with each row's result, None where there is no readable one."""
+    start = 0
+    for batch in dataset.batches(columns, limit=limit):
+        digests = keys.digests(batch, keys.items(batch))
+        matches = index.match(start, as_matrix(digests))
+        places = zip(matches.frame.tolist(), matches.row.tolist(), digests, strict=True)
+        yield batch, [_result(index, frame, row, digest) for frame, row, digest in places]
+        start += batch.num_rows
+
+
+def _result(index: RowIndex, frame: int, row: int, digest: bytes) -> RowValue | None:
+    if frame < 0:
+        return None
+    keys = index.frames.keys(frame)
+    if keys is None or keys.digests[row].tobytes() != digest:
+        return None  # damaged, or another row whose digest begins alike
+    return index.frames.value(frame, row)
+
+
+def _output_columns(
+    values: Sequence[RowValue | None], types: dict[str, pa.DataType], *, with_errors: bool
+) -> list[pa.Array]:
+    rows: list[dict[str, Any]] = [
+        msgspec.json.decode(value.output) if value is not None and value.output else {}
+        for value in values
+    ]
+    arrays = [
+        pa.array([fit(row.get(name), kind) for row in rows], kind) for name, kind in types.items()
+    ]
+    if with_errors:
+        errors = [
+            msgspec.structs.asdict(_error_decoder.decode(value.error))
+            if value is not None and value.error
+            else None
+            for value in values
+        ]
+        arrays.append(pa.array(errors, ERROR_TYPE))
+    return arrays

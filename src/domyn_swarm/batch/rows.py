@@ -1,0 +1,64 @@
+"""Rows on their way in and results on their way out."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import msgspec
+
+
+class Row(NamedTuple):
+    """One pending item."""
+
+    ordinal: int  # position in this input
+    digest: bytes  # 16 bytes over id and input columns: what "the same row" means
+    item: Any  # the value of the one input column, or a dict of several
+
+
+class RowValue(msgspec.Struct, array_like=True, frozen=True):
+    """What a row came to, as it is kept in the checkpoint."""
+
+    output: bytes  # JSON object of the output columns; empty for a failed row
+    error: bytes  # JSON object of `RowError`; empty for an answered row
+    attempts: int  # requests sent for it
+    prompt_tokens: int
+    completion_tokens: int
+    latency_s: float
+
+
+class RowError(msgspec.Struct, frozen=True):
+    """Why a row has no answer; the `_error` column of the output."""
+
+    type: str
+    status: int | None
+    message: str
+    attempts: int
+
+
+class Result(NamedTuple):
+    """A settled row."""
+
+    ordinal: int
+    digest: bytes
+    value: RowValue
+
+    @property
+    def failed(self) -> bool:
+        """Whether the row carries an error instead of an answer."""
+        return bool(self.value.error)
+
+
+class RowTrace:
+    """What the requests of one row (or of one call over several rows) cost so far."""
+
+    __slots__ = ("attempts", "completion_tokens", "failures", "prompt_tokens")
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.failures = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+
+
+current_trace: ContextVar[RowTrace | None] = ContextVar("current_trace", default=None)

@@ -1,0 +1,273 @@
+"""Rows through a transform: a bounded window, no barriers, every result kept at once.
+
+A fixed pool of worker coroutines pulls from one source; a free slot takes the next row whatever
+the others do. Results are handed to the sink once per turn of the event loop, and a slot takes its
+next row only after that, so that a killed process has lost at most one result per slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from domyn_swarm.batch.rows import Result, Row, RowError, RowTrace, RowValue, current_trace
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.errors import TooManyFailures
+from domyn_swarm.logs import get_logger
+from domyn_swarm.net.errors import RequestError
+
+_log = get_logger(__name__)
+
+Transform = Callable[[list[Any]], Awaitable[Sequence[Any]]]
+"""Items to values, one for each, in order. A value may be an exception: that row's error."""
+
+WHOLESALE_FAILURES = 50  # so many failed rows and not one answer: something is wrong with all
+
+
+class Sink(Protocol):
+    """Where settled rows go."""
+
+    def append(self, results: Sequence[Result]) -> None:
+        """Keep them; when this returns, the death of the process loses none."""
+
+
+class Events:
+    """What callers may listen to; the defaults do nothing. Called on the event loop's thread."""
+
+    def on_progress(self, done: int, total: int | None) -> None:
+        """After each batch of settled rows: all settled rows, and all rows."""
+
+    def on_batch(self, results: Sequence[Result]) -> None:
+        """Rows that were just kept."""
+
+    def on_row_error(self, row: Row, error: RowError) -> None:
+        """A row was given up."""
+
+    def on_cancel(self) -> None:
+        """The run was told to stop before its end."""
+
+
+@dataclass(frozen=True)
+class FailureLimit:
+    """How many rows may fail before the run stops. None: only a wholesale failure stops it."""
+
+    rows: int | None = None
+    share: float | None = None  # of the settled rows of this run, judged from 50 rows on
+
+    def exceeded(self, failed: int, answered: int) -> bool:
+        """Whether the run must stop."""
+        if self.rows is not None:
+            return failed > self.rows
+        if self.share is not None:
+            settled = failed + answered
+            return settled >= WHOLESALE_FAILURES and failed > self.share * settled
+        return failed >= WHOLESALE_FAILURES and answered == 0
+
+
+@dataclass(frozen=True)
+class RunPolicy:
+    """How a run goes about its rows."""
+
+    concurrency: int
+    rows_per_call: int = 1
+    grace_s: float = 20.0  # how long requests in flight may take once the run is told to stop
+    failure_limit: FailureLimit = FailureLimit()
+
+
+class Runner:
+    """One run over one source of pending rows."""
+
+    def __init__(
+        self,
+        transform: Transform,
+        sink: Sink,
+        policy: RunPolicy,
+        *,
+        encode: Callable[[Any], bytes],
+        tally: Tally,
+        events: Events,
+    ) -> None:
+        self._transform = transform
+        self._encode = encode
+        self._sink = sink
+        self._policy = policy
+        self._tally = tally
+        self._events = events
+        self._ready: deque[Row] = deque()
+        self._refilling = asyncio.Lock()
+        self._exhausted = False
+        self._fatal: BaseException | None = None
+        self._settled: list[Result] = []
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Take no more rows; `run` returns when those in flight are settled or out of grace."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._events.on_cancel()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was told to stop before its end."""
+        return self._stopping.is_set()
+
+    async def run(self, source: Iterator[list[Row]]) -> None:
+        """Settle every row of the source, or as many as until `stop`.
+
+        Raises:
+            TooManyFailures: more rows failed than the policy allows.
+            JobError: the sink does not take results any more.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="reader") as reader:
+            self._source, self._reader = source, reader
+            self._ahead = self._read_ahead()
+            workers = [
+                asyncio.create_task(self._work(), name=f"slot-{slot}")
+                for slot in range(self._policy.concurrency)
+            ]
+            try:
+                await self._until_done(workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+                self._flush()
+                self._ahead.cancel()
+                await asyncio.gather(self._ahead, return_exceptions=True)
+        if self._fatal is not None:
+            raise self._fatal
+
+    async def _until_done(self, workers: Sequence[asyncio.Task[None]]) -> None:
+        stop: asyncio.Future[Any] = asyncio.create_task(self._stopping.wait())
+        everyone: asyncio.Future[Any] = asyncio.gather(*workers)
+        try:
+            await asyncio.wait({stop, everyone}, return_when=asyncio.FIRST_COMPLETED)
+            if not everyone.done():
+                await asyncio.wait({everyone}, timeout=self._policy.grace_s)
+            if everyone.done():
+                everyone.result()
+        finally:
+            stop.cancel()
+            everyone.cancel()
+            await asyncio.gather(stop, everyone, return_exceptions=True)
+
+    def _read_ahead(self) -> asyncio.Future[list[Row] | None]:
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._reader, next, self._source, None)
+
+    async def _take(self) -> list[Row]:
+        """The next rows for one call; none when the source is used up."""
+        while not self._ready and not self._exhausted:
+            async with self._refilling:
+                if not self._ready and not self._exhausted:
+                    batch = await self._ahead
+                    if batch is None:
+                        self._exhausted = True
+                    else:
+                        self._ready.extend(batch)
+                        self._ahead = self._read_ahead()
+        size = min(self._policy.rows_per_call, len(self._ready))
+        return [self._ready.popleft() for _ in range(size)]
+
+    async def _work(self) -> None:
+        while not self._stopping.is_set() and self._fatal is None:
+            rows = await self._take()
+            if not rows or self._stopping.is_set():
+                return
+            if self._tally.first_row_at is None:
+                self._tally.first_row_at = time.monotonic()
+            self._tally.in_flight += len(rows)
+            try:
+                await self._call(rows)
+            finally:
+                self._tally.in_flight -= len(rows)
+            await asyncio.sleep(0)  # the flush of this turn comes first
+
+    async def _call(self, rows: list[Row]) -> None:
+        trace = RowTrace()
+        token = current_trace.set(trace)
+        began = time.perf_counter()
+        values: Sequence[Any]
+        try:
+            values = await self._transform([row.item for row in rows])
+            if len(values) != len(rows):
+                raise ValueError(f"the job returned {len(values)} values for {len(rows)} items")
+        except Exception as error:  # noqa: BLE001 - the border to users' code: its errors are data
+            values = [error] * len(rows)
+        finally:
+            current_trace.reset(token)
+        latency_s = time.perf_counter() - began
+        for row, value in zip(rows, values, strict=True):
+            self._settle(row, value, trace, latency_s)
+
+    def _settle(self, row: Row, value: Any, trace: RowTrace, latency_s: float) -> None:  # noqa: ANN401 - whatever a job returns
+        output, error = b"", b""
+        if not isinstance(value, BaseException):
+            try:
+                output = self._encode(value)
+            except ValueError as mismatch:
+                value = mismatch
+        if isinstance(value, BaseException):
+            error = self._failure(row, value, trace)
+        else:
+            self._tally.rows_answered += 1
+        kept = RowValue(
+            output,
+            error,
+            trace.attempts,
+            trace.prompt_tokens,
+            trace.completion_tokens,
+            round(latency_s, 4),
+        )
+        if not self._settled:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._settled.append(Result(row.ordinal, row.digest, kept))
+
+    def _failure(self, row: Row, cause: BaseException, trace: RowTrace) -> bytes:
+        status = cause.status if isinstance(cause, RequestError) else None
+        if not isinstance(cause, RequestError):
+            _log.debug("row %d failed", row.ordinal, exc_info=cause)
+        message = str(cause)[:2000] or type(cause).__name__
+        error = RowError(type(cause).__name__, status, message, trace.attempts)
+        self._tally.rows_failed += 1
+        self._tally.failures[f"{error.type}: {message[:160]}"] += 1
+        self._events.on_row_error(row, error)
+        if self._fatal is None and self._policy.failure_limit.exceeded(
+            self._tally.rows_failed, self._tally.rows_answered
+        ):
+            self._give_up(_too_many(self._tally))
+        return msgspec.json.encode(error)
+
+    def _flush(self) -> None:
+        if not self._settled:
+            return
+        results, self._settled = self._settled, []
+        try:
+            self._sink.append(results)
+        except Exception as error:  # noqa: BLE001 - a callback of the loop: `run` raises it
+            self._give_up(error)
+            return
+        self._events.on_batch(results)
+        self._events.on_progress(self._tally.rows_done, self._tally.rows_total)
+
+    def _give_up(self, error: BaseException) -> None:
+        if self._fatal is None:
+            self._fatal = error
+            self._stopping.set()
+
+
+def _too_many(tally: Tally) -> TooManyFailures:
+    signature, count = tally.failures.most_common(1)[0]
+    return TooManyFailures(
+        f"{tally.rows_failed} rows failed and {tally.rows_answered} were answered; "
+        f"the commonest error, {count} times: {signature}",
+        hint="Mend the cause and submit the same job again: answered rows are kept, the failed "
+        "ones are asked again. --max-failures sets how many may fail.",
+    )

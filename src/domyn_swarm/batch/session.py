@@ -1,0 +1,263 @@
+"""The one retry layer: requests of rows to an endpoint that may be busy, moving or gone.
+
+- 4xx that the request caused: raised at once, never repeated.
+- Connection errors, time-outs, 408, 5xx: repeated with exponential back-off and full jitter (AWS
+  architecture blog, "Exponential backoff and jitter"), at most `retries` times per row.
+- 429, and 503 with `Retry-After`: back-pressure; waited out and repeated, bounded on its own.
+- Nobody answers at the endpoint: every row pauses behind one gate while one task knocks; nothing
+  is counted against any row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from domyn_swarm.batch.rows import current_trace
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.logs import get_logger
+from domyn_swarm.net.errors import (
+    BackPressure,
+    BadReply,
+    CannotConnect,
+    ConnectionBroken,
+    RequestError,
+    error_from_status,
+)
+from domyn_swarm.net.http import HttpClient, HttpReply
+
+_log = get_logger(__name__)
+_T = TypeVar("_T")
+
+_GONE_STATUSES = frozenset({500, 502, 503, 504})  # what a router says when its replicas are lost
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often and how patiently a row is repeated. Seconds throughout."""
+
+    retries: int = 5
+    timeout_s: float = 600.0
+    backoff_initial_s: float = 0.5
+    backoff_max_s: float = 30.0
+    pressure_limit_s: float = 3600.0  # how long one request may be turned away as back-pressure
+    knock_max_s: float = 5.0  # how often a lost endpoint is tried
+
+    def backoff_s(self, failures: int) -> float:
+        """The wait before the next attempt: uniform between 0 and the exponential bound."""
+        bound = min(self.backoff_max_s, self.backoff_initial_s * 2 ** (failures - 1))
+        return random.uniform(0, bound)  # noqa: S311 - jitter
+
+
+class _UsageFields(msgspec.Struct):
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+
+
+class _WithUsage(msgspec.Struct):
+    usage: _UsageFields | None = None
+
+
+_usage_decoder = msgspec.json.Decoder(_WithUsage)
+_encoder = msgspec.json.Encoder()
+
+
+class EndpointGate:
+    """Whether anybody answers at the endpoint. Closed, it holds every row back."""
+
+    def __init__(
+        self,
+        client: HttpClient,
+        locate: Callable[[], str],
+        policy: RetryPolicy,
+        on_state: Callable[[str | None], None],
+    ) -> None:
+        self._client = client
+        self._locate = locate
+        self._policy = policy
+        self._on_state = on_state
+        self._open = asyncio.Event()
+        self._open.set()
+        self._knocking: asyncio.Task[None] | None = None
+        self._checked_at = -1.0
+        self._asking = asyncio.Lock()
+        self.url = locate()
+
+    async def passed(self) -> None:
+        """Return once the endpoint answers, as far as is known."""
+        if not self._open.is_set():
+            await self._open.wait()
+
+    async def gone(self) -> bool:
+        """Ask the endpoint whether it serves; when it does not, close the gate and say True."""
+        async with self._asking:
+            if not self._open.is_set():
+                return True
+            if time.monotonic() - self._checked_at < 0.5:
+                return False  # asked a moment ago, and it served
+            if await self._serves():
+                self._checked_at = time.monotonic()
+                return False
+            self._open.clear()
+            self._knocking = asyncio.create_task(self._knock())
+            return True
+
+    async def _serves(self) -> bool:
+        try:
+            reply = await self._client.request("GET", f"{self.url}/v1/models", None, 10.0)
+        except RequestError:
+            return False
+        if reply.status in (404, 405):
+            return True  # an OpenAI-shaped server without a listing
+        if reply.status != 200:
+            return reply.status < 500 and reply.status != 429
+        try:
+            listing = msgspec.json.decode(reply.body)
+        except msgspec.DecodeError:
+            return False
+        return not isinstance(listing, dict) or bool(listing.get("data", True))
+
+    async def _knock(self) -> None:
+        began = time.monotonic()
+        self._on_state(f"the endpoint {self.url} does not answer; waiting for it")
+        wait_s = 0.2
+        while True:
+            await asyncio.sleep(wait_s)
+            wait_s = min(self._policy.knock_max_s, wait_s * 1.5)
+            self.url = self._locate()
+            if await self._serves():
+                break
+        _log.info("the endpoint answers again after %.1f s", time.monotonic() - began)
+        self._on_state(None)
+        self._open.set()
+
+    async def close(self) -> None:
+        """Stop knocking."""
+        if self._knocking is not None:
+            self._knocking.cancel()
+            await asyncio.gather(self._knocking, return_exceptions=True)
+
+
+class RequestSession:
+    """`net.openai.Transport` for rows: retries, pauses, and accounts to the row's trace."""
+
+    def __init__(
+        self, client: HttpClient, gate: EndpointGate, policy: RetryPolicy, tally: Tally
+    ) -> None:
+        self._client = client
+        self._gate = gate
+        self._policy = policy
+        self._tally = tally
+
+    async def post(self, path: str, body: dict[str, Any]) -> bytes | memoryview:
+        """The body of a 2xx reply.
+
+        Raises:
+            RequestError: refused, or the row's attempts are used up.
+        """
+        encoded = _encoder.encode(body)
+
+        async def attempt() -> bytes | memoryview:
+            began = time.perf_counter()
+            reply = await self._client.request(
+                "POST", self._gate.url + path, encoded, self._policy.timeout_s
+            )
+            if reply.status >= 300:
+                raise error_from_status(reply.status, reply.body, reply.retry_after_s)
+            self._account(reply.body, time.perf_counter() - began)
+            return reply.body
+
+        return await self._with_retries(attempt)
+
+    async def post_stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[bytes]:
+        """Events of a stream; a request that fails before its first event is repeated."""
+        encoded = _encoder.encode(body)
+
+        async def attempt() -> tuple[bytes, AsyncIterator[bytes]]:
+            events = self._events(path, encoded)
+            try:
+                return await anext(events), events
+            except StopAsyncIteration:
+                raise BadReply("the stream ended before its first event") from None
+
+        first, rest = await self._with_retries(attempt)
+        yield first
+        async for event in rest:
+            yield event
+
+    async def _events(self, path: str, encoded: bytes) -> AsyncIterator[bytes]:
+        pending = b""
+        url = self._gate.url + path
+        async for chunk in self._client.stream(url, encoded, self._policy.timeout_s):
+            if isinstance(chunk, HttpReply):
+                raise error_from_status(chunk.status, chunk.body, chunk.retry_after_s)
+            pending += chunk
+            *lines, pending = pending.split(b"\n")
+            for line in lines:
+                payload = line.removeprefix(b"data:").strip()
+                if line.startswith(b"data:") and payload != b"[DONE]":
+                    yield payload
+
+    async def _with_retries(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        trace = current_trace.get()
+        failures = 0 if trace is None else trace.failures
+        pressed_since: float | None = None
+        while True:
+            await self._gate.passed()
+            self._tally.requests += 1
+            if trace is not None:
+                trace.attempts += 1
+            try:
+                return await attempt()
+            except RequestError as error:
+                if not error.retryable:
+                    raise
+                if _may_be_outage(error) and await self._gate.gone():
+                    if trace is not None and isinstance(error, CannotConnect):
+                        trace.attempts -= 1  # nothing was sent
+                    continue
+                if isinstance(error, BackPressure):
+                    pressed_since = pressed_since or time.monotonic()
+                    if time.monotonic() - pressed_since > self._policy.pressure_limit_s:
+                        raise
+                    self._tally.turned_away += 1
+                    await self._wait_out(error)
+                    continue
+                failures += 1
+                if trace is not None:
+                    trace.failures = failures
+                if failures > self._policy.retries:
+                    raise
+                self._tally.retries += 1
+                await asyncio.sleep(self._policy.backoff_s(failures))
+
+    async def _wait_out(self, error: BackPressure) -> None:
+        told = error.retry_after_s
+        jitter = random.uniform(0, 0.25)  # noqa: S311 - jitter
+        await asyncio.sleep((1.0 if told is None else told) + jitter)
+
+    def _account(self, body: bytes | memoryview, latency_s: float) -> None:
+        try:
+            usage = _usage_decoder.decode(body).usage
+        except msgspec.DecodeError as error:
+            raise BadReply(f"the reply is not what the API promises: {error}") from error
+        self._tally.latency.add(latency_s)
+        if usage is None:
+            return
+        prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
+        self._tally.prompt_tokens += prompt
+        self._tally.completion_tokens += completion
+        trace = current_trace.get()
+        if trace is not None:
+            trace.prompt_tokens += prompt
+            trace.completion_tokens += completion
+
+
+def _may_be_outage(error: RequestError) -> bool:
+    return isinstance(error, CannotConnect | ConnectionBroken) or error.status in _GONE_STATUSES

@@ -1,0 +1,83 @@
+"""What a run has done so far: counted by the engine, whether or not anybody looks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+class LatencyHistogram:
+    """Quantiles in constant memory: buckets that grow by 5 %, from 0.1 ms up."""
+
+    _BASE_S = 1e-4
+    _LOG_STEP = math.log(1.05)
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+        self._count = 0
+
+    def add(self, seconds: float) -> None:
+        """Count one request."""
+        bucket = int(math.log(max(seconds, self._BASE_S) / self._BASE_S) / self._LOG_STEP)
+        self._buckets[bucket] += 1
+        self._count += 1
+
+    def quantile(self, share: float) -> float | None:
+        """The latency (seconds, within 5 %) that `share` of the requests stayed below."""
+        if not self._count:
+            return None
+        left = share * self._count
+        for bucket in sorted(self._buckets):
+            left -= self._buckets[bucket]
+            if left <= 0:
+                break
+        return self._BASE_S * math.exp((bucket + 1) * self._LOG_STEP)
+
+
+@dataclass
+class Tally:
+    """Counters of one run."""
+
+    rows_total: int | None = None
+    rows_resumed: int = 0  # settled by earlier runs
+    resumed_failed: int = 0  # of those: with an error
+    rows_answered: int = 0  # by this run
+    rows_failed: int = 0  # by this run
+    in_flight: int = 0
+    requests: int = 0
+    retries: int = 0
+    turned_away: int = 0  # back-pressure replies
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latency: LatencyHistogram = field(default_factory=LatencyHistogram)
+    failures: Counter[str] = field(default_factory=Counter)  # by signature
+    began: float = field(default_factory=time.monotonic)
+    first_row_at: float | None = None
+    paused: str | None = None  # why, while it is
+
+    @property
+    def rows_done(self) -> int:
+        """Settled rows, those of earlier runs included."""
+        return self.rows_resumed + self.rows_answered + self.rows_failed
+
+    @property
+    def all_failed(self) -> int:
+        """Settled rows that carry an error, those of earlier runs included."""
+        return self.resumed_failed + self.rows_failed
+
+    def rows_per_s(self) -> float | None:
+        """Rows this run settled per second since it took its first."""
+        if self.first_row_at is None:
+            return None
+        elapsed = time.monotonic() - self.first_row_at
+        settled = self.rows_answered + self.rows_failed
+        return settled / elapsed if elapsed > 0 and settled else None
+
+    def eta_s(self) -> float | None:
+        """Seconds until the last row is settled, at the rate so far."""
+        rate = self.rows_per_s()
+        if not rate or self.rows_total is None:
+            return None
+        return max(0, self.rows_total - self.rows_done) / rate

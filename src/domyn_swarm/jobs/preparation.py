@@ -1,0 +1,122 @@
+"""Everything about a job that can be wrong is found here, before anything is recorded or asked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from domyn_swarm.batch.dataset import Dataset, check_columns, check_ids, open_dataset
+from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.publish import OutputPlan
+from domyn_swarm.batch.runner import FailureLimit, RunPolicy
+from domyn_swarm.batch.session import RetryPolicy
+from domyn_swarm.batch.source import RowKeys
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.base import SwarmJob
+from domyn_swarm.jobs.loading import load_job
+from domyn_swarm.jobs.spec import JobSpec
+
+AUTO_CONCURRENCY = 256
+"""What `auto` means: enough for the batch of one large replica; the engine queues the rest."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked job: ready to run in this process, or to be submitted."""
+
+    job: SwarmJob
+    plan: BatchPlan
+
+    @property
+    def rows(self) -> int:
+        """How many rows the job is about."""
+        return self.plan.rows
+
+
+def prepare(spec: JobSpec) -> Prepared:
+    """Check a job against its input and output.
+
+    Raises:
+        ConfigError: the job class or a parameter is not usable.
+        InvalidInput: the input cannot be read, lacks a column, or has null or duplicate ids.
+        OutputExists: something else lies where the output goes.
+    """
+    job = load_job(
+        spec.job,
+        spec.job_kwargs,
+        input_columns=spec.input_columns,
+        output_columns=spec.output_columns,
+        import_path=spec.import_path,
+    )
+    dataset = open_dataset(spec.input)
+    keys = RowKeys(tuple(job.input_columns), spec.id_column)
+    _check_input(dataset, keys, spec)
+    identity = identity_of(spec, job)
+    output = OutputPlan(Path(spec.output), spec.output_mode, keys, job.schema(), identity.digest)
+    output.check(dataset)
+    concurrency = AUTO_CONCURRENCY if spec.max_concurrency == "auto" else spec.max_concurrency
+    if concurrency < 1:
+        raise ConfigError(f"--max-concurrency must be at least 1, not {concurrency}.")
+    retry = RetryPolicy()
+    plan = BatchPlan(
+        dataset=dataset,
+        output=output,
+        identity=identity,
+        checkpoint_root=Path(spec.checkpoint_root),
+        run_policy=RunPolicy(
+            concurrency=concurrency,
+            rows_per_call=job.rows_per_call,
+            failure_limit=parse_failure_limit(spec.max_failures),
+        ),
+        retry_policy=RetryPolicy(
+            retries=retry.retries if spec.retries is None else spec.retries,
+            timeout_s=spec.timeout_s or retry.timeout_s,
+        ),
+        limit=spec.limit,
+        resume=spec.resume,
+        sync_rows=spec.checkpoint_interval or BatchPlan.sync_rows,
+        sync_s=spec.checkpoint_seconds or BatchPlan.sync_s,
+    )
+    return Prepared(job, plan)
+
+
+def _check_input(dataset: Dataset, keys: RowKeys, spec: JobSpec) -> None:
+    check_columns(dataset, keys.input_columns, "--input-column")
+    if keys.id_column is not None:
+        check_columns(dataset, [keys.id_column], "--id-column")
+        check_ids(dataset, keys.id_column, limit=spec.limit)
+
+
+def identity_of(spec: JobSpec, job: SwarmJob) -> JobIdentity:
+    """What answers depend on: the request side only."""
+    return JobIdentity(
+        {
+            "job": spec.job,
+            **job.described(),
+            "model": spec.model,
+            "revision": spec.revision,
+            "id_column": spec.id_column,
+            "tag": spec.checkpoint_tag,
+        }
+    )
+
+
+def parse_failure_limit(text: str | None) -> FailureLimit:
+    """`20` rows, or `5%` of the settled rows.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text is None:
+        return FailureLimit()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+    if match is None or (match[2] and float(match[1]) > 100) or (not match[2] and "." in match[1]):
+        raise ConfigError(
+            f"--max-failures {text!r} is neither a number of rows nor a percentage.",
+            hint="For example --max-failures 100 or --max-failures 5%.",
+        )
+    if match[2]:
+        return FailureLimit(share=float(match[1]) / 100)
+    return FailureLimit(rows=int(match[1]))

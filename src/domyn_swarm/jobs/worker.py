@@ -1,0 +1,233 @@
+"""The program that runs a job: `python -m domyn_swarm.jobs.worker <job folder>`.
+
+Reads `job.json`, rewrites `progress.json` about once a second, leaves `result.json`. Ends with 0,
+with 7 when rows carry errors, with the error's own code, or with 128 + the signal that stopped it.
+SIGTERM and SIGINT: rows in flight are given a grace period, everything finished is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from domyn_swarm import __version__
+from domyn_swarm.batch.engine import BatchRun, EndpointAccess
+from domyn_swarm.batch.identity import nearest
+from domyn_swarm.batch.runner import Events
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, ConfigError, JobError, SwarmError
+from domyn_swarm.jobs.preparation import Prepared, prepare
+from domyn_swarm.jobs.spec import JobProgress, JobResult, JobSpec
+from domyn_swarm.logs import configure, get_logger
+from domyn_swarm.model import utc_now
+from domyn_swarm.net.openai import OpenAIClient
+from domyn_swarm.paths import JobPaths, write_private
+
+_log = get_logger(__name__)
+_PROGRESS_S = 1.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job in the folder given; return the exit code."""
+    configure("INFO")
+    [folder] = sys.argv[1:] if arguments is None else arguments
+    paths = JobPaths(Path(folder))
+    try:
+        spec = JobSpec.model_validate_json(paths.spec.read_text())
+        _check_version(spec)
+        worker = _Worker(spec, paths)
+    except SwarmError as error:
+        _log.error("%s", error)
+        _write_result(paths, _empty_result(str(error)))
+        return error.exit_code
+    with _uvloop_runner() as runner:
+        return runner.run(worker.run())
+
+
+def _uvloop_runner() -> asyncio.Runner:
+    try:
+        import uvloop
+    except ImportError:  # not on this platform: slower, otherwise the same
+        return asyncio.Runner()
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+def _check_version(spec: JobSpec) -> None:
+    def parts(version: str) -> list[int]:
+        return [int(part) for part in version.split(".")[:3] if part.isdigit()]
+
+    if parts(__version__) < parts(spec.min_version):
+        raise ConfigError(
+            f"This node has domyn-swarm {__version__}; the job came from {spec.min_version}.",
+            hint="Install the same version on the nodes, or set backend.venv_path.",
+        )
+
+
+class _Worker:
+    """One job in this process."""
+
+    def __init__(self, spec: JobSpec, paths: JobPaths) -> None:
+        self._spec = spec
+        self._paths = paths
+        self._tally = Tally()
+        self._state = "starting"
+        self._signal: int | None = None
+        self._prepared = prepare(spec)
+
+    async def run(self) -> int:
+        """Run to the end, whatever it is; return the exit code."""
+        began = time.monotonic()
+        reporting = asyncio.create_task(self._report_progress())
+        published, error = False, None
+        try:
+            published = await self._run_batch()
+        except SwarmError as failure:
+            error = failure
+            _log.error("%s", failure)
+        finally:
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
+            self._state = "ended"
+            self._write_progress()
+            result = self._result(time.monotonic() - began, published=published, error=error)
+            _write_result(self._paths, result)
+        return self._exit_code(error)
+
+    def _exit_code(self, error: SwarmError | None) -> int:
+        if error is not None:
+            return error.exit_code
+        if self._signal is not None:
+            return 128 + self._signal
+        return EXIT_FAILED_ROWS if self._tally.all_failed else EXIT_OK
+
+    async def _run_batch(self) -> bool:
+        if self._spec.checkpointing:
+            self._tell_differences()
+            return await self._run_plan(self._prepared)
+        with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as scratch:
+            plan = replace(self._prepared.plan, checkpoint_root=Path(scratch))
+            return await self._run_plan(replace(self._prepared, plan=plan))
+
+    async def _run_plan(self, prepared: Prepared) -> bool:
+        plan = replace(prepared.plan, notice=lambda text: _log.warning("%s", text))
+        run = BatchRun(plan, self._tally, Events())
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, run, number)
+
+        def transform(client: OpenAIClient) -> Callable[[list[Any]], Awaitable[Sequence[Any]]]:
+            prepared.job.bind(client, self._spec.model)
+            return prepared.job.transform_items
+
+        self._state = "running"
+        return await run.run(self._access(), transform)
+
+    def _stop(self, run: BatchRun, number: int) -> None:
+        _log.warning("told to stop (signal %d): finishing rows in flight", number)
+        self._signal = number
+        run.stop()
+
+    def _tell_differences(self) -> None:
+        """Say why an existing checkpoint of the same job is not gone on with."""
+        plan = self._prepared.plan
+        if (plan.checkpoint_root / plan.identity.digest).exists():
+            return
+        found = nearest(plan.checkpoint_root, plan.identity)
+        if found is not None:
+            name, differences = found
+            _log.warning("a new checkpoint, since %s differs: %s", name, "; ".join(differences))
+
+    def _access(self) -> EndpointAccess:
+        key_file = self._spec.api_key_file
+        key = Path(key_file).read_text().strip() if key_file else None
+        if self._spec.endpoint_file is None:
+            url = (self._spec.endpoint_url or "").rstrip("/").removesuffix("/v1")
+            return EndpointAccess(lambda: url, key, use_proxy=True)
+        return EndpointAccess(self._locate, key)
+
+    def _locate(self) -> str:
+        """Where the swarm's endpoint is now."""
+        path = Path(self._spec.endpoint_file or "")
+        try:
+            return str(json.loads(path.read_text())["url"])
+        except (OSError, ValueError, KeyError) as error:
+            raise JobError(
+                f"The swarm's endpoint is not known: {path} cannot be read.",
+                hint="Is the swarm up? See `domyn-swarm status`.",
+            ) from error
+
+    async def _report_progress(self) -> None:
+        while True:
+            self._write_progress()
+            await asyncio.sleep(_PROGRESS_S)
+
+    def _write_progress(self) -> None:
+        tally = self._tally
+        state = "paused" if tally.paused and self._state == "running" else self._state
+        progress = JobProgress(
+            state=state,
+            message=tally.paused,
+            rows_total=tally.rows_total,
+            rows_done=tally.rows_done,
+            rows_failed=tally.all_failed,
+            rows_per_s=tally.rows_per_s(),
+            eta_s=tally.eta_s(),
+            in_flight=tally.in_flight,
+            prompt_tokens=tally.prompt_tokens,
+            completion_tokens=tally.completion_tokens,
+            updated_at=utc_now(),
+        )
+        try:
+            write_private(self._paths.progress, progress.model_dump_json())
+        except OSError as error:  # a full disk ends the run where results are written, not here
+            _log.warning("cannot write %s: %s", self._paths.progress, error)
+
+    def _result(self, wall_s: float, *, published: bool, error: SwarmError | None) -> JobResult:
+        tally, plan = self._tally, self._prepared.plan
+        checkpoint = plan.checkpoint_root / plan.identity.digest
+        return JobResult(
+            identity=plan.identity.digest if self._spec.checkpointing else None,
+            checkpoint=str(checkpoint) if self._spec.checkpointing else None,
+            output=str(plan.output.path) if published else None,
+            rows_total=tally.rows_total,
+            rows_done=tally.rows_done,
+            rows_failed=tally.all_failed,
+            rows_resumed=tally.rows_resumed,
+            requests=tally.requests,
+            retries=tally.retries,
+            prompt_tokens=tally.prompt_tokens,
+            completion_tokens=tally.completion_tokens,
+            wall_s=round(wall_s, 3),
+            latency_p50_s=tally.latency.quantile(0.5),
+            latency_p99_s=tally.latency.quantile(0.99),
+            error=None if error is None else str(error),
+        )
+
+
+def _empty_result(error: str) -> JobResult:
+    zeros = dict.fromkeys(
+        ("rows_done", "rows_failed", "rows_resumed", "requests", "retries"), 0
+    ) | dict.fromkeys(("prompt_tokens", "completion_tokens"), 0)
+    nothing = dict.fromkeys(
+        ("identity", "checkpoint", "output", "rows_total", "latency_p50_s", "latency_p99_s")
+    )
+    return JobResult.model_validate({**zeros, **nothing, "wall_s": 0.0, "error": error})
+
+
+def _write_result(paths: JobPaths, result: JobResult) -> None:
+    try:
+        write_private(paths.result, result.model_dump_json())
+    except OSError as error:  # the exit code still tells how it ended
+        _log.error("cannot write %s: %s", paths.result, error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
