@@ -16,7 +16,7 @@ READY := .venv/.ready
 .PHONY: help setup quickstart test check clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
 
 setup: $(READY)
 
