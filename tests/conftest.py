@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["model_server"]
+
 
 @pytest.fixture(autouse=True)
 def swarm_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

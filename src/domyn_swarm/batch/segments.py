@@ -138,7 +138,8 @@ def seal(journal: Path) -> None:
     if results:
         results.sort(key=lambda result: result.ordinal)
         temporary = journal.with_suffix(".sealing")
-        with temporary.open("wb") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
             for start in range(0, len(results), SEGMENT_FRAME_ROWS):
                 chunk = results[start : start + SEGMENT_FRAME_ROWS]
                 file.write(encode_frame(chunk, compress=True))

@@ -129,23 +129,24 @@ class ReqwestClient:
             raise self._translate(error) from error
 
     def _translate(self, error: Exception) -> Exception:
-        detail = _deepest(error)
-        if isinstance(error, self._errors.ConnectError | self._errors.ConnectTimeoutError):
-            return CannotConnect(f"cannot connect: {detail}")
-        if isinstance(error, self._errors.RequestTimeoutError):
+        causes = _causes(error)
+        # The library calls every time-out one of connecting; its causes tell the true ones.
+        connecting = any("(Connect)" in cause for cause in causes)
+        if isinstance(error, self._errors.RequestTimeoutError) and not connecting:
             return RequestTimeout("no reply in time")
-        return ConnectionBroken(f"connection broken: {detail}")
+        if connecting or isinstance(error, self._errors.ConnectError):
+            return CannotConnect(f"cannot connect: {causes[-1]}")
+        return ConnectionBroken(f"connection broken: {causes[-1]}")
 
     async def close(self) -> None:
         """See `HttpClient.close`."""
         await self._client.close()
 
 
-def _deepest(error: Exception) -> str:
-    """The innermost cause that the library tells: the outer ones say only "error sending"."""
+def _causes(error: Exception) -> list[str]:
+    """The causes that the library tells, innermost last: the outer ones say only "error"."""
     details = getattr(error, "details", None) or {}
-    causes = details.get("causes") or []
-    return str(causes[-1].get("message", error)) if causes else str(error)
+    return [str(cause.get("message")) for cause in details.get("causes") or []] or [str(error)]
 
 
 class AiohttpClient:

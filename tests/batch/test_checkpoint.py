@@ -1,0 +1,161 @@
+"""The checkpoint's files: cut anywhere, they keep what lies before the cut."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from domyn_swarm.batch.checkpoint import Checkpoint
+from domyn_swarm.batch.frames import encode_frame, read_results, scan_frames
+from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex
+from domyn_swarm.batch.rows import Result, RowValue
+from domyn_swarm.batch.segments import Journal, checkpoint_files, seal, void_path
+from domyn_swarm.batch.source import as_matrix
+from domyn_swarm.errors import CheckpointBusy, JobError
+
+IDENTITY = JobIdentity({"job": "m:J", "params": {"temperature": 0.1}})
+
+
+def digest(number: int, version: int = 0) -> bytes:
+    return number.to_bytes(8, "little") + version.to_bytes(7, "little") + b"\x01"
+
+
+def result(number: int, *, failed: bool = False, version: int = 0, text: str = "") -> Result:
+    output = b"" if failed else (text or f'{{"a":{number}}}').encode()
+    error = b'{"type":"E"}' if failed else b""
+    return Result(number, digest(number, version), RowValue(output, error, 1, 2, 3, 0.5))
+
+
+def test_a_file_cut_at_any_byte_keeps_the_frames_before_the_cut(tmp_path: Path) -> None:
+    frames = [encode_frame([result(n), result(n + 1)], compress=n % 4 == 0) for n in (0, 2, 4, 6)]
+    whole = b"".join(frames)
+    ends = np.cumsum([len(frame) for frame in frames])
+    path = tmp_path / "000001-00000000.journal"
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        kept = int((ends <= cut).sum())
+        with path.open("rb") as file:
+            rows = [
+                row.ordinal for ref in scan_frames(path) for row in read_results(file.fileno(), ref)
+            ]
+        assert rows == list(range(kept * 2))
+
+
+def test_a_flipped_byte_never_yields_a_wrong_result(tmp_path: Path) -> None:
+    whole = b"".join(encode_frame([result(n)]) for n in range(4))
+    path = tmp_path / "000001-00000000.journal"
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x40
+        path.write_bytes(damaged)
+        with path.open("rb") as file:
+            found = [row for ref in scan_frames(path) for row in read_results(file.fileno(), ref)]
+        assert all(row == result(row.ordinal) for row in found)
+        assert len(found) < 4
+
+
+def test_sealing_sorts_keeps_every_row_and_survives_a_crash_in_between(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, generation=1)
+    for number in reversed(range(100)):
+        journal.append([result(number)])
+    journal.close()
+    [segment] = checkpoint_files(tmp_path)
+    assert segment.suffix == ".segment"
+    assert segment.stat().st_mode & 0o777 == 0o600
+    # The crash: the segment is there and the journal is still there too.
+    again = segment.with_suffix(".journal")
+    again.write_bytes(b"".join(encode_frame([result(number)]) for number in range(100)))
+    seal(again)
+    assert checkpoint_files(tmp_path) == [segment]
+    frames = FrameFiles(tmp_path)
+    matches = PositionalIndex(frames).match(0, as_matrix([digest(n) for n in range(100)]))
+    assert matches.found.all()
+    frames.close()
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_answers_win_over_errors_and_later_over_earlier(tmp_path: Path, by_id: bool) -> None:
+    def write(generation: int, rows: list[Result]) -> None:
+        journal = Journal(tmp_path, generation)
+        journal.append(rows)
+        journal.close()
+
+    write(1, [result(0, text='{"a":"old"}'), result(1), result(2, failed=True)])
+    write(2, [result(0, text='{"a":"new"}'), result(1, failed=True), result(3, failed=True)])
+    frames = FrameFiles(tmp_path)
+    index = (IdIndex if by_id else PositionalIndex)(frames)
+    matches = index.match(0, as_matrix([digest(n) for n in range(5)]))
+    assert matches.found.tolist() == [True, True, True, True, False]
+    assert matches.failed.tolist() == [False, False, True, True, False]
+    newest = frames.value(int(matches.frame[0]), int(matches.row[0]))
+    assert newest is not None
+    assert newest.output == b'{"a":"new"}'
+    frames.close()
+    void_path(tmp_path, 2).touch()
+    frames = FrameFiles(tmp_path)
+    index = (IdIndex if by_id else PositionalIndex)(frames)
+    matches = index.match(0, as_matrix([digest(n) for n in range(5)]))
+    assert matches.found.tolist() == [True, True, True, False, False]
+    frames.close()
+
+
+def test_a_changed_input_does_not_match(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 1)
+    journal.append([result(0), result(1)])
+    journal.close()
+    for index_type in (PositionalIndex, IdIndex):
+        frames = FrameFiles(tmp_path)
+        changed = as_matrix([digest(0, version=9), digest(1)])
+        matches = index_type(frames).match(0, changed)
+        if index_type is PositionalIndex:
+            assert matches.found.tolist() == [False, True]
+        frames.close()
+
+
+def test_a_second_holder_is_refused_and_a_released_lease_is_free(tmp_path: Path) -> None:
+    first = Checkpoint(tmp_path, IDENTITY, by_id=False)
+    with pytest.raises(CheckpointBusy, match=str(os.getpid())):
+        Checkpoint(tmp_path, IDENTITY, by_id=False)
+    first.close()
+    Checkpoint(tmp_path, IDENTITY, by_id=False).close()
+
+
+def test_a_killed_holder_is_succeeded_at_once_and_its_rows_are_kept(tmp_path: Path) -> None:
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from domyn_swarm.batch.checkpoint import Checkpoint
+from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.rows import Result, RowValue
+held = Checkpoint(Path({str(tmp_path)!r}), JobIdentity({dict(IDENTITY.fields)!r}), by_id=False)
+held.append([Result(7, {digest(7)!r}, RowValue(b'{{"a":7}}', b"", 1, 2, 3, 0.5))])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False)
+    assert done.returncode == -9
+    checkpoint = Checkpoint(tmp_path, IDENTITY, by_id=False)
+    index = checkpoint.index()
+    assert index.match(7, as_matrix([digest(7)])).found.all()
+    index.frames.close()
+    checkpoint.close()
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JobError, match="Cannot create the checkpoint folder"):
+        Checkpoint(tmp_path / "file", IDENTITY, by_id=False)
+
+
+def test_differences_are_told_field_by_field() -> None:
+    other = JobIdentity({"job": "m:J", "params": {"temperature": 0.7, "top_p": 1}})
+    assert other.digest != IDENTITY.digest
+    assert other.differences(IDENTITY.fields) == [
+        "params.temperature: 0.1 → 0.7",
+        "params.top_p: null → 1",
+    ]

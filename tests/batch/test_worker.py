@@ -1,0 +1,241 @@
+"""Whole runs through the worker program against a real HTTP server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from domyn_swarm.errors import InvalidInput, OutputExists
+from domyn_swarm.jobs.preparation import prepare
+
+
+def run_worker(bench: Any, **changes: Any) -> tuple[int, dict[str, Any]]:
+    folder = bench.job_folder(bench.spec(**changes))
+    command = [sys.executable, "-m", "domyn_swarm.jobs.worker", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    result = json.loads((folder / "result.json").read_text())
+    return done.returncode, {**result, "log": done.stderr}
+
+
+def test_rows_come_out_in_input_order_with_their_answers(bench: Any) -> None:
+    bench.write(500)
+    code, result = run_worker(bench)
+    assert code == 0
+    assert [row["answer"] for row in bench.output()] == [f"P{n}" for n in range(500)]
+    assert pq.read_schema(bench.folder / "out.parquet").names == ["n", "prompt", "answer"]
+    assert result["rows_done"] == 500
+    assert result["prompt_tokens"] == sum(len(f"p{n}") for n in range(500))
+    assert set(bench.server.asked.values()) == {1}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_few_rows(bench: Any, rows: int) -> None:
+    bench.write(rows)
+    assert run_worker(bench)[0] == 0
+    assert len(bench.output()) == rows
+
+
+def test_a_finished_job_run_again_sends_nothing(bench: Any) -> None:
+    bench.write(50)
+    run_worker(bench)
+    bench.server.asked.clear()
+    code, result = run_worker(bench)
+    assert code == 0
+    assert result["rows_resumed"] == 50
+    assert not bench.server.asked
+    code, _ = run_worker(bench, resume=False)
+    assert code == 0
+    assert sum(bench.server.asked.values()) == 50
+
+
+def test_appended_and_changed_rows_alone_are_asked(bench: Any) -> None:
+    bench.write(30)
+    run_worker(bench)
+    bench.server.asked.clear()
+    columns = {"n": list(range(35)), "prompt": ["other"] + [f"p{n}" for n in range(1, 35)]}
+    pq.write_table(pa.table(columns), bench.folder / "in.parquet")
+    assert run_worker(bench)[0] == 0
+    assert set(bench.server.asked) == {"other", "p30", "p31", "p32", "p33", "p34"}
+    assert bench.output()[0]["answer"] == "OTHER"
+
+
+def test_rows_with_ids_may_be_reordered(bench: Any) -> None:
+    bench.write(300)
+    run_worker(bench, id_column="n", limit=200)
+    bench.server.asked.clear()
+    numbers = list(reversed(range(300)))
+    columns = {"n": numbers, "prompt": [f"p{n}" for n in numbers]}
+    pq.write_table(pa.table(columns), bench.folder / "in.parquet")
+    assert run_worker(bench, id_column="n")[0] == 0
+    assert set(bench.server.asked) == {f"p{n}" for n in range(200, 300)}
+    assert [row["answer"] for row in bench.output()] == [f"P{n}" for n in numbers]
+
+
+def test_row_errors_are_data(bench: Any, answer: Any) -> None:
+    bench.write(20)
+    bad = {"p3": 400, "p5": 500}
+    bench.server.behave = lambda prompt, _nth: answer(status=bad.get(prompt, 200))
+    code, result = run_worker(bench, retries=1)
+    assert code == 7
+    assert result["rows_failed"] == 2
+    rows = bench.output()
+    assert rows[3]["answer"] is None
+    assert rows[3]["_error"] == {
+        "type": "RequestRefused",
+        "status": 400,
+        "message": "HTTP 400: status 400 for p3",
+        "attempts": 1,
+    }
+    assert rows[5]["_error"]["attempts"] == 2
+    assert rows[4] == {"n": 4, "prompt": "p4", "answer": "P4", "_error": None}
+    assert bench.server.asked["p3"] == 1
+    assert bench.server.asked["p5"] == 2
+
+
+def test_a_time_out_is_a_row_error(bench: Any, answer: Any) -> None:
+    bench.write(3)
+    bench.server.behave = lambda prompt, _nth: answer(delay_s=5.0 if prompt == "p1" else 0)
+    code, _ = run_worker(bench, timeout_s=0.3, retries=0)
+    assert code == 7
+    assert bench.output()[1]["_error"]["type"] == "RequestTimeout"
+
+
+def test_passing_trouble_is_retried(bench: Any, answer: Any) -> None:
+    bench.write(8)
+    firsts = {
+        "p0": answer(status=500),
+        "p1": answer(status=429, headers={"retry-after": "0.1"}),
+        "p2": answer(status=503, headers={"retry-after": "0.1"}),
+        "p3": answer(reset=True),
+        "p4": answer(body={"choices": "no"}),
+    }
+    bench.server.behave = lambda prompt, nth: firsts.get(prompt, answer()) if nth == 1 else answer()
+    code, result = run_worker(bench)
+    rows = {row["prompt"]: row for row in bench.output()}
+    assert code == 7  # a 200 with a body that is no chat completion is that row's error
+    assert rows["p4"]["_error"]["type"] == "BadReply"
+    assert all(rows[f"p{n}"]["answer"] == f"P{n}" for n in (0, 1, 2, 3, 5, 6, 7))
+    assert result["retries"] == 2
+
+
+def test_a_wholesale_failure_stops_early_and_its_rows_are_asked_again(
+    bench: Any, answer: Any
+) -> None:
+    bench.write(2000)
+    bench.server.behave = lambda _prompt, _nth: answer(status=404)
+    code, result = run_worker(bench, max_concurrency=16)
+    assert code == 6
+    assert "HTTP 404" in result["error"]
+    assert sum(bench.server.asked.values()) < 100
+    assert not (bench.folder / "out.parquet").exists()
+    bench.server.behave = lambda _prompt, _nth: answer()
+    assert run_worker(bench)[0] == 0
+    assert len(bench.output()) == 2000
+
+
+def test_max_failures(bench: Any, answer: Any) -> None:
+    bench.write(300)
+    bench.server.behave = lambda prompt, _nth: answer(
+        status=400 if int(prompt[1:]) % 10 == 0 else 200
+    )
+    assert run_worker(bench, max_failures="3", max_concurrency=4)[0] == 6
+    assert run_worker(bench, max_failures="50%")[0] == 7
+
+
+def test_without_checkpointing_nothing_is_left_behind(bench: Any) -> None:
+    bench.write(10)
+    code, result = run_worker(bench, checkpointing=False)
+    assert code == 0
+    assert result["checkpoint"] is None
+    assert not (bench.folder / "checkpoints").exists()
+
+
+def test_a_changed_parameter_gets_new_answers_and_is_named(bench: Any) -> None:
+    bench.write(5)
+    run_worker(bench, job_kwargs={"temperature": 0.0}, output=str(bench.folder / "a.parquet"))
+    bench.server.asked.clear()
+    code, result = run_worker(
+        bench, job_kwargs={"temperature": 0.5}, output=str(bench.folder / "b.parquet")
+    )
+    assert code == 0
+    assert sum(bench.server.asked.values()) == 5
+    assert "params.temperature: 0.0 → 0.5" in result["log"]
+    assert bench.server.bodies[-1]["temperature"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("mode", "columns"),
+    [
+        ("append", ["n", "prompt", "answer"]),
+        ("replace", ["n", "answer"]),
+        ("io_only", ["prompt", "answer"]),
+    ],
+)
+def test_output_modes(bench: Any, mode: str, columns: list[str]) -> None:
+    bench.write(4)
+    assert run_worker(bench, output_mode=mode)[0] == 0
+    assert pq.read_schema(bench.folder / "out.parquet").names == columns
+
+
+def test_concurrency_is_obeyed_and_used(bench: Any, answer: Any) -> None:
+    bench.write(60)
+    bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.05)
+    run_worker(bench, max_concurrency=7)
+    assert bench.server.most_at_once == 7
+
+
+def test_a_second_driver_says_who_holds_the_job(bench: Any, answer: Any) -> None:
+    bench.write(10)
+    bench.server.behave = lambda _prompt, _nth: answer(delay_s=3.0)
+    folder = bench.job_folder(bench.spec())
+    command = [sys.executable, "-m", "domyn_swarm.jobs.worker", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        while not bench.server.asked:
+            assert first.poll() is None
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert second.returncode == 6
+        assert f"process {first.pid}" in second.stderr
+        assert first.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"input_columns": ("nope",)}, "no column 'nope'"),
+        ({"input": "nowhere.parquet"}, "no input at nowhere.parquet"),
+        ({"id_column": "twice"}, "The id 7 in column 'twice' stands in row 0 and in row 2"),
+        ({"id_column": "holes"}, "null in row 1"),
+        ({"output_columns": ("n",)}, "already in the input"),
+        ({"output": "x.txt"}, "not a .parquet"),
+    ],
+)
+def test_bad_input_is_refused_before_the_first_request(
+    bench: Any, changes: dict[str, Any], words: str
+) -> None:
+    columns = {"n": [1, 2, 3], "prompt": ["a", "b", "c"], "twice": [7, 8, 7], "holes": [1, None, 2]}
+    pq.write_table(pa.table(columns), bench.folder / "in.parquet")
+    with pytest.raises(InvalidInput) as caught:
+        prepare(bench.spec(**changes))
+    assert words in str(caught.value)
+
+
+def test_a_torn_input_is_refused(bench: Any) -> None:
+    path: Path = bench.write(100)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InvalidInput, match="cannot be read as Parquet"):
+        prepare(bench.spec())
+
+
+def test_a_foreign_output_is_not_overwritten(bench: Any) -> None:
+    bench.write(3)
+    (bench.folder / "out.parquet").write_text("mine")
+    with pytest.raises(OutputExists):
+        prepare(bench.spec())
