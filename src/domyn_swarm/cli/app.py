@@ -1,0 +1,56 @@
+"""The command line program: the tree of commands, and the one place where errors are printed.
+
+Nothing heavy is imported here or at the top of a command module: `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from domyn_swarm.cli import jobs, swarms, version
+from domyn_swarm.cli.console import say
+from domyn_swarm.errors import EXIT_BUG, EXIT_INTERRUPTED, SwarmError
+
+EXIT_BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
+
+app = typer.Typer(
+    name="domyn-swarm",
+    help="Replicas of an LLM server behind one endpoint, and resumable batch jobs through it.",
+    epilog="First steps: domyn-swarm up -c config.yaml; domyn-swarm job submit --help",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # Rich costs more than the whole rest of --help
+    pretty_exceptions_enable=False,
+)
+swarms.register(app)
+app.add_typer(swarms.swarm_app, name="swarm")
+app.add_typer(jobs.job_app, name="job")
+app.command("version")(version.version)
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code; errors are printed here, once."""
+    from domyn_swarm.logs import configure
+
+    configure()
+    try:
+        app()
+    except SwarmError as error:
+        say(f"error: {error.message}")
+        if error.hint:
+            say(f"hint: {error.hint}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader left. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_BROKEN_PIPE)
+    except Exception:  # noqa: BLE001 - the process boundary: whatever is left is a bug of ours
+        import traceback
+
+        traceback.print_exc()
+        say("hint: this is a bug in domyn-swarm; please report it with the lines above.")
+        sys.exit(EXIT_BUG)

@@ -1,0 +1,22 @@
+"""Talking to the person: messages go to stderr, and only a terminal is asked questions."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+
+def say(text: str) -> None:
+    """Print a line for the person at the terminal; never data."""
+    typer.echo(text, err=True)
+
+
+def interactive() -> bool:
+    """Whether somebody can be asked: both stdin and stderr are a terminal."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str) -> bool:
+    """Ask on stderr, yes or no; no is the default. End of input is no."""
+    return typer.confirm(question, default=False, err=True)

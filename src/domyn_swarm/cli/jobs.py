@@ -1,0 +1,151 @@
+"""Commands about jobs that exist: status, list, wait, cancel."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from domyn_swarm.cli.console import say
+from domyn_swarm.cli.options import (
+    Format,
+    FormatOption,
+    JsonOption,
+    SwarmOption,
+    YamlOption,
+    chosen_format,
+)
+from domyn_swarm.cli.submit import submit
+
+if TYPE_CHECKING:
+    from domyn_swarm.model import JobHandle
+
+job_app = typer.Typer(help="Jobs: a dataset through a swarm.", no_args_is_help=True)
+job_app.command("submit")(submit)
+
+RefArgument = Annotated[
+    str | None, typer.Argument(metavar="[JOB]", help="The job's id, or its external id.")
+]
+ExternalIdOption = Annotated[
+    str | None, typer.Option("--external-id", metavar="ID", help="The id you gave the job.")
+]
+HandleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--handle-json", metavar="FILE", help="A handle as `job submit` printed it; - is stdin."
+    ),
+]
+
+
+@job_app.command()
+def status(
+    ref: RefArgument = None,
+    external_id: ExternalIdOption = None,
+    handle_json: HandleOption = None,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Show how far a job is, or how it ended.
+
+    Example: domyn-swarm job status nightly-run --json
+    """
+    from domyn_swarm.cli.views import show_job
+    from domyn_swarm.services.jobs import JobService
+
+    form = chosen_format(output, as_json, as_yaml)
+    show_job(JobService().status(_which(ref, external_id, handle_json)), form)
+
+
+@job_app.command("list")
+def list_jobs(
+    name: SwarmOption = None,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """List the jobs, of one swarm or of all.
+
+    Example: domyn-swarm job list --name my-swarm
+    """
+    from domyn_swarm.cli.views import show_jobs
+    from domyn_swarm.services.jobs import JobService
+
+    show_jobs(JobService().list(swarm=name), chosen_format(output, as_json, as_yaml))
+
+
+@job_app.command()
+def wait(
+    ref: RefArgument = None,
+    external_id: ExternalIdOption = None,
+    handle_json: HandleOption = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0, metavar="S", help="Give up after so long.")
+    ] = None,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="Show no bar.")] = False,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Wait for a job's end and exit with its code: 0, 7 some rows failed, 6 did not finish.
+
+    Giving up after --timeout leaves the job alone, and exits with 6 too.
+
+    Example: domyn-swarm job submit … -d | domyn-swarm job wait --handle-json -
+    """
+    from domyn_swarm.cli.progress import rows
+    from domyn_swarm.cli.views import show_job
+    from domyn_swarm.services.jobs import JobService
+
+    form = chosen_format(output, as_json, as_yaml)
+    which = _which(ref, external_id, handle_json)
+    with rows(bar=not no_progress) as on_progress:
+        seen = JobService().wait(which, timeout_s=timeout, on_progress=on_progress)
+    show_job(seen, form)
+    if not seen.status.final:
+        say(f"{seen.job_id} has not ended yet.")
+    raise typer.Exit(seen.status.exit_code)
+
+
+@job_app.command()
+def cancel(
+    ref: RefArgument = None,
+    external_id: ExternalIdOption = None,
+    handle_json: HandleOption = None,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Stop one job; rows that are done stay done.
+
+    Example: domyn-swarm job cancel nightly-run
+    """
+    from domyn_swarm.cli.views import show_job
+    from domyn_swarm.services.jobs import JobService
+
+    form = chosen_format(output, as_json, as_yaml)
+    show_job(JobService().cancel(_which(ref, external_id, handle_json)), form)
+
+
+def _which(ref: str | None, external_id: str | None, handle_json: str | None) -> str | JobHandle:
+    """The job that the three ways of naming one mean; exactly one of them must be used."""
+    given = [value for value in (ref, external_id, handle_json) if value is not None]
+    if len(given) != 1:
+        raise typer.BadParameter("name the job by its id, by --external-id or by --handle-json.")
+    return given[0] if handle_json is None else _read_handle(handle_json)
+
+
+def _read_handle(source: str) -> JobHandle:
+    from pydantic import ValidationError
+
+    from domyn_swarm.model import JobHandle
+
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text()
+        return JobHandle.model_validate_json(text)
+    except OSError as error:
+        raise typer.BadParameter(f"{source} cannot be read: {error.strerror}.") from None
+    except ValidationError:
+        raise typer.BadParameter("not a job's handle, as `job submit` prints it.") from None

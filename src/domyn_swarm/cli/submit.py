@@ -1,0 +1,205 @@
+"""The `job submit` command: submit a job, follow it, end as it ends."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from domyn_swarm.cli.console import say
+from domyn_swarm.cli.options import (
+    ConfigOption,
+    SwarmOption,
+    parse_concurrency,
+    parse_json_object,
+    swarm_name,
+)
+from domyn_swarm.errors import EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from domyn_swarm.model import JobHandle
+    from domyn_swarm.swarm.snapshot import JobSnapshot
+
+
+class OutputMode(StrEnum):
+    """What becomes of the input's columns in the output."""
+
+    APPEND = "append"
+    REPLACE = "replace"
+    IO_ONLY = "io_only"
+
+
+def submit(
+    source: Annotated[str, typer.Option("--input", metavar="PATH", help="The rows to ask.")],
+    target: Annotated[str, typer.Option("--output", metavar="PATH", help="Where answers go.")],
+    job: Annotated[
+        str, typer.Argument(metavar="[MODULE:CLASS]", help="The job; a chat job when left out.")
+    ] = "domyn_swarm.jobs:ChatCompletionJob",
+    name: SwarmOption = None,
+    config: ConfigOption = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", metavar="URL", help="Any OpenAI endpoint instead of a swarm."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model's name; needed with --endpoint.")
+    ] = None,
+    input_column: Annotated[
+        list[str] | None, typer.Option("--input-column", help="A column to read; repeatable.")
+    ] = None,
+    output_column: Annotated[
+        list[str] | None, typer.Option("--output-column", help="A column to write; repeatable.")
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option("--id-column", help="Names each row; its position does when left out."),
+    ] = None,
+    output_mode: Annotated[
+        OutputMode,
+        typer.Option(
+            "--output-mode", help="Add columns, replace same-named ones, or input and answers only."
+        ),
+    ] = OutputMode.APPEND,
+    job_kwargs: Annotated[
+        str,
+        typer.Option("--job-kwargs", metavar="JSON", help="Options of the job and its requests."),
+    ] = "{}",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=0, help="Only the first so many rows.")
+    ] = None,
+    job_name: Annotated[
+        str | None, typer.Option("--job-name", help="A name to list it by.")
+    ] = None,
+    external_id: Annotated[
+        str | None,
+        typer.Option("--external-id", metavar="ID", help="An id of yours to find it by."),
+    ] = None,
+    max_concurrency: Annotated[
+        str,
+        typer.Option(
+            "--max-concurrency",
+            metavar="N|auto",
+            callback=parse_concurrency,
+            help="Rows in flight.",
+        ),
+    ] = "auto",
+    retries: Annotated[
+        int | None, typer.Option("--retries", min=0, help="Repeats of a request that failed.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0.001, metavar="S", help="Seconds per request.")
+    ] = None,
+    max_failures: Annotated[
+        str | None,
+        typer.Option("--max-failures", metavar="N|P%", help="Stop when more rows than this fail."),
+    ] = None,
+    checkpoint_dir: Annotated[
+        Path | None,
+        typer.Option("--checkpoint-dir", metavar="DIR", help="Where checkpoints lie."),
+    ] = None,
+    checkpoint_tag: Annotated[
+        str | None, typer.Option("--checkpoint-tag", help="Keeps apart what is else the same job.")
+    ] = None,
+    checkpoint_interval: Annotated[
+        int | None,
+        typer.Option("--checkpoint-interval", min=1, metavar="ROWS", help="Rows between fsyncs."),
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--checkpoint-seconds", min=0.001, metavar="S", help="Seconds between fsyncs."
+        ),
+    ] = None,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Ask every row again.")] = False,
+    no_checkpointing: Annotated[
+        bool, typer.Option("--no-checkpointing", help="Leave no checkpoint behind.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once it is submitted.")
+    ] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="Show no bar.")] = False,
+) -> None:
+    """Push a dataset through a swarm; print the job's handle as one line of JSON.
+
+    Follows the job until it ends and exits with its code: 0 all rows answered, 7 some rows failed,
+    6 it did not finish. The same command again goes on where the last one stopped.
+
+    Example: domyn-swarm job submit --input in.parquet --output out.parquet --input-column prompt
+    """
+    from domyn_swarm.services.jobs import JobService
+    from domyn_swarm.services.requests import JobRequest
+
+    if sum(given is not None for given in (name, config, endpoint)) > 1:
+        raise typer.BadParameter("--name, --config and --endpoint exclude each other.")
+    request = JobRequest(
+        job=job,
+        swarm=swarm_name(config) if config else name,
+        endpoint=endpoint,
+        model=model,
+        input=source,
+        output=target,
+        input_columns=tuple(input_column or ()),
+        output_columns=tuple(output_column or ()),
+        id_column=id_column,
+        output_mode=output_mode.value,
+        job_kwargs=parse_json_object(job_kwargs),
+        limit=limit,
+        name=job_name,
+        external_id=external_id,
+        max_concurrency="auto" if max_concurrency == "auto" else int(max_concurrency),
+        retries=retries,
+        timeout_s=timeout,
+        max_failures=max_failures,
+        checkpoint_dir=checkpoint_dir,
+        checkpoint_tag=checkpoint_tag,
+        checkpoint_interval=checkpoint_interval,
+        checkpoint_seconds=checkpoint_seconds,
+        resume=not no_resume,
+        checkpointing=not no_checkpointing,
+    )
+    handle = JobService().submit(request)
+    typer.echo(handle.model_dump_json())
+    sys.stdout.flush()
+    if not detach:
+        final = _follow(handle, bar=not no_progress)
+        _summarise(final)
+        raise typer.Exit(final.status.exit_code)
+
+
+def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
+    """Wait for the job's end. Ctrl-C stops the job; a second one leaves it to stop on its own."""
+    from domyn_swarm.cli.progress import rows
+    from domyn_swarm.services.jobs import JobService
+
+    service = JobService()
+    try:
+        with rows(bar=bar) as on_progress:
+            return service.wait(handle, on_progress=on_progress)
+    except KeyboardInterrupt:
+        say(
+            f"\nInterrupted: {handle.job_id} finishes the rows in flight and stops. "
+            "Ctrl-C again to leave it alone."
+        )
+    try:
+        stopped = service.cancel(handle)
+    except KeyboardInterrupt:
+        say(f"Left alone. See how it went: domyn-swarm job status {handle.job_id}")
+    else:
+        say(f"Stopped after {stopped.rows_done} rows. The same command goes on from there.")
+    raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _summarise(job: JobSnapshot) -> None:
+    """Say how it ended, and where to look."""
+    from domyn_swarm.cli.views import rows_text
+
+    say(f"{job.job_id} {job.status.value}: {rows_text(job)} rows")
+    if job.message:
+        say(job.message)
+    if job.status.exit_code in (0, 7):
+        say(f"output: {job.output}")
+    else:
+        say(f"log: {job.log_path}")
