@@ -5,7 +5,6 @@ Nothing heavy is imported here or at the top of a command module: `--help` is in
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
@@ -13,8 +12,6 @@ import typer
 from domyn_swarm.cli import jobs, swarms, version
 from domyn_swarm.cli.console import say
 from domyn_swarm.errors import EXIT_BUG, EXIT_INTERRUPTED, SwarmError
-
-EXIT_BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 app = typer.Typer(
     name="domyn-swarm",
@@ -44,10 +41,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader left. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_BROKEN_PIPE)
     except Exception:  # noqa: BLE001 - the process boundary: whatever is left is a bug of ours
         import traceback
 

@@ -18,5 +18,8 @@ def interactive() -> bool:
 
 
 def confirm(question: str) -> bool:
-    """Ask on stderr, yes or no; no is the default. End of input is no."""
-    return typer.confirm(question, default=False, err=True)
+    """Ask on stderr, yes or no; no is the default, and what Ctrl-C and the end of input mean."""
+    try:
+        return typer.confirm(question, default=False, err=True)
+    except typer.Abort:
+        return False
