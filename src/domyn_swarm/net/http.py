@@ -130,12 +130,12 @@ class ReqwestClient:
 
     def _translate(self, error: Exception) -> Exception:
         causes = _causes(error)
-        # The library calls every time-out one of connecting; its causes tell the true ones.
-        connecting = any("(Connect)" in cause for cause in causes)
-        if isinstance(error, self._errors.RequestTimeoutError) and not connecting:
-            return RequestTimeout("no reply in time")
-        if connecting or isinstance(error, self._errors.ConnectError):
+        # By its classes the library calls every time-out and every reset one of connecting; the
+        # causes tell the true ones.
+        if any("(Connect)" in cause for cause in causes):
             return CannotConnect(f"cannot connect: {causes[-1]}")
+        if isinstance(error, self._errors.RequestTimeoutError):
+            return RequestTimeout("no reply in time")
         return ConnectionBroken(f"connection broken: {causes[-1]}")
 
     async def close(self) -> None:

@@ -1,0 +1,128 @@
+"""Both HTTP clients pass the same suite against a real server."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from domyn_swarm.net.errors import (
+    BackPressure,
+    CannotConnect,
+    ConnectionBroken,
+    RequestError,
+    RequestRefused,
+    RequestTimeout,
+    ServerFailed,
+    error_from_status,
+)
+from domyn_swarm.net.http import (
+    AiohttpClient,
+    HttpClient,
+    HttpReply,
+    ReqwestClient,
+    parse_retry_after,
+)
+
+CHAT = "/v1/chat/completions"
+BODY = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode()
+
+
+@pytest.fixture(params=[ReqwestClient, AiohttpClient])
+async def client(request: pytest.FixtureRequest) -> AsyncIterator[HttpClient]:
+    make: Callable[..., HttpClient] = request.param
+    headers = {"content-type": "application/json", "authorization": "Bearer the-key"}
+    opened = make(headers, use_proxy=False)
+    yield opened
+    await opened.close()
+
+
+async def test_a_reply_is_whole(client: HttpClient, server: Any) -> None:
+    reply = await client.request("POST", server.url + CHAT, BODY, 5.0)
+    assert reply.status == 200
+    assert json.loads(bytes(reply.body))["choices"][0]["message"]["content"] == "HELLO"
+
+
+async def test_statuses_and_retry_after_come_through(
+    client: HttpClient, server: Any, answer: Any
+) -> None:
+    server.behave = lambda _prompt, _nth: answer(status=503, headers={"retry-after": "7"})
+    reply = await client.request("POST", server.url + CHAT, BODY, 5.0)
+    assert (reply.status, reply.retry_after_s) == (503, 7.0)
+
+
+async def test_nobody_listens(client: HttpClient) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(CannotConnect):
+        await client.request("GET", f"http://127.0.0.1:{port}/", None, 5.0)
+
+
+async def test_no_reply_in_time(client: HttpClient, server: Any, answer: Any) -> None:
+    server.behave = lambda _prompt, _nth: answer(delay_s=5.0)
+    with pytest.raises(RequestTimeout):
+        await client.request("POST", server.url + CHAT, BODY, 0.2)
+
+
+async def test_a_reset_connection(client: HttpClient, server: Any, answer: Any) -> None:
+    server.behave = lambda _prompt, _nth: answer(reset=True)
+    with pytest.raises(ConnectionBroken):
+        await client.request("POST", server.url + CHAT, BODY, 5.0)
+
+
+async def test_a_stream_yields_chunks_or_the_failed_reply(
+    client: HttpClient, server: Any, answer: Any
+) -> None:
+    chunks = [chunk async for chunk in client.stream(server.url + CHAT, BODY, 5.0)]
+    assert b"HELLO" in b"".join(chunk for chunk in chunks if isinstance(chunk, bytes))
+    server.behave = lambda _prompt, _nth: answer(status=400)
+    [reply] = [chunk async for chunk in client.stream(server.url + CHAT, BODY, 5.0)]
+    assert isinstance(reply, HttpReply)
+    assert reply.status == 400
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after_s", "kind", "retryable"),
+    [
+        (400, None, RequestRefused, False),
+        (404, None, RequestRefused, False),
+        (408, None, ServerFailed, True),
+        (429, None, BackPressure, True),
+        (500, None, ServerFailed, True),
+        (503, None, ServerFailed, True),
+        (503, 1.0, BackPressure, True),
+    ],
+)
+def test_classification(
+    status: int, retry_after_s: float | None, kind: type[RequestError], retryable: bool
+) -> None:
+    error = error_from_status(status, b'{"error": {"message": "why"}}', retry_after_s)
+    assert type(error) is kind
+    assert error.retryable is retryable
+    assert error.message == f"HTTP {status}: why"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "(empty body)"),
+        (b"<html>busy</html>", "<html>busy</html>"),
+        (b'{"detail": "x"}', "{'detail': 'x'}"),
+        (b'{"error": "flat"}', "flat"),
+        (b"[1]", "[1]"),
+    ],
+)
+def test_messages_of_odd_bodies(body: bytes, text: str) -> None:
+    assert error_from_status(500, body, None).message == f"HTTP 500: {text}"
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [(None, None), ("2", 2.0), ("0.5", 0.5), ("-1", 0.0), ("999999", 3600.0), ("Mon, 1", 1.0)],
+)
+def test_retry_after(header: str | None, seconds: float | None) -> None:
+    assert parse_retry_after(header) == seconds
