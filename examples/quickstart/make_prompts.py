@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pyarrow.csv as csv
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 
 def main(target: Path) -> None:

@@ -26,6 +26,16 @@ observed() {
         python -c 'import json, sys; print(json.load(sys.stdin)["observed"])' 2>/dev/null || true
 }
 
+# Jobs that an earlier run submitted and that are still at work.
+running_jobs() {
+    domyn-swarm job list --name quickstart --json 2>/dev/null |
+        python -c '
+import json, sys
+for job in json.load(sys.stdin)["jobs"]:
+    if job["status"] in ("pending", "running"):
+        print(job["job_id"])' 2>/dev/null || true
+}
+
 step "1. Write the prompts as Parquet"
 python "$here/make_prompts.py" "$state/prompts.parquet"
 
@@ -42,6 +52,10 @@ else
 fi
 
 step "3. Push the prompts through it"
+for job in $(running_jobs); do
+    echo "an earlier run's job $job is still at work: waiting for it"
+    domyn-swarm job wait "$job" >/dev/null || true
+done
 domyn-swarm job submit --name quickstart \
     --input "$state/prompts.parquet" --output "$state/answers.parquet" \
     --id-column id --input-column prompt --output-column answer \

@@ -1,0 +1,185 @@
+"""The installed command itself: what it imports, how it fails, what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = {
+    *("aiohttp", "alembic", "asyncio", "fsspec", "grpc", "jinja2", "msgspec", "numpy", "pandas"),
+    *("polars", "psutil", "pyarrow", "pydantic", "pyreqwest", "rich", "smg", "sqlalchemy"),
+    *("uvloop", "xllamacpp", "yaml"),
+}
+
+
+def run(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """`domyn-swarm` with these arguments, as a shell would run it."""
+    program = Path(sys.executable).with_name("domyn-swarm")
+    return subprocess.run(
+        [program, *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **env},
+    )
+
+
+@pytest.mark.parametrize("args", [["--help"], ["job", "--help"], ["swarm", "--help"]])
+def test_help_imports_nothing_heavy(args: list[str]) -> None:
+    program = (
+        "import sys, json\n"
+        "from domyn_swarm.cli.app import main\n"
+        f"sys.argv = ['domyn-swarm', *{args!r}]\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "sys.stderr.write(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stderr)) & HEAVY == set()
+
+
+def commands() -> list[list[str]]:
+    """Every command of the program."""
+    from domyn_swarm.cli.app import app
+
+    def walk(group, prefix):
+        for command in group.registered_commands:
+            yield [*prefix, command.name or command.callback.__name__]
+        for sub in group.registered_groups:
+            yield from walk(sub.typer_instance, [*prefix, sub.name])
+
+    return list(walk(app, []))
+
+
+def test_every_command_helps_with_an_example() -> None:
+    from typer.testing import CliRunner
+
+    from domyn_swarm.cli.app import app
+
+    assert len(commands()) > 12
+    for command in commands():
+        shown = CliRunner().invoke(app, [*command, "--help"])
+        assert shown.exit_code == 0, command
+        assert re.search(r"Example: .*domyn-swarm", " ".join(shown.output.split())), command
+
+
+def test_version_is_the_package_s() -> None:
+    from domyn_swarm import __version__
+
+    assert run("version", "--short").stdout == f"{__version__}\n"
+    told = json.loads(run("version", "--json").stdout)
+    assert told["schema_version"] == 1
+    assert told["domyn-swarm"] == __version__
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["up"], "--config"),
+        (["nonsense"], "nonsense"),
+        (["down"], "name the swarms"),
+        (["down", "--all"], "needs -y"),
+        (["down", "x", "--all", "-y"], "name the swarms"),
+        (["status", "--json", "--yaml"], "exclude each other"),
+        (["endpoint", "x", "--show-key"], "--env"),
+        (["logs", "x", "--endpoint", "--watchdog"], "exclude each other"),
+        (["job", "status"], "name the job"),
+        (["job", "status", "a", "--external-id", "b"], "name the job"),
+        (["job", "wait", "--handle-json", "/nowhere/handle.json"], "cannot be read"),
+        (["job", "submit", "--input", "a"], "--output"),
+        (["job", "submit", "--input", "a", "--output", "b", "--max-concurrency", "0"], "auto"),
+        (["job", "submit", "--input", "a", "--output", "b", "--job-kwargs", "[1]"], "JSON object"),
+        (["job", "submit", "--input", "a", "--output", "b", "--job-kwargs", "{"], "not JSON"),
+        (["job", "submit", "--input", "a", "--output", "b", "--output-mode", "x"], "append"),
+        (
+            ["job", "submit", "--input", "a", "--output", "b", "--name", "n", "--endpoint", "u"],
+            "exclude each other",
+        ),
+    ],
+)
+def test_usage_errors_exit_2_and_name_what_is_wrong(
+    args: list[str], said: str, swarm_home: Path
+) -> None:
+    done = run(*args)
+    assert done.returncode == 2, done
+    assert said in " ".join(done.stderr.split())
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert not swarm_home.exists()
+
+
+def test_a_handle_that_is_none_is_refused() -> None:
+    done = run("job", "status", "--handle-json", "-", stdin='{"job_id": 1}')
+    assert done.returncode == 2
+    assert "not a job's handle" in done.stderr
+
+
+def test_an_error_is_one_message_and_a_hint(tmp_path: Path) -> None:
+    done = run("up", "-c", str(tmp_path / "nowhere.yaml"))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert "nowhere.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_swarm_or_job_exits_3() -> None:
+    for args in (["status", "ghost"], ["endpoint", "ghost"], ["logs", "ghost"], ["down", "ghost"]):
+        done = run(*args)
+        assert done.returncode == 3, done
+        assert "ghost" in done.stderr
+        assert done.stdout == ""
+    done = run("job", "status", "ghost")
+    assert done.returncode == 3
+    assert "ghost" in done.stderr
+
+
+def test_an_empty_home_lists_nothing_in_every_format() -> None:
+    assert json.loads(run("swarm", "list", "--json").stdout) == {"schema_version": 1, "swarms": []}
+    assert json.loads(run("job", "list", "-o", "json").stdout) == {"schema_version": 1, "jobs": []}
+    assert run("swarm", "list", "--yaml").stdout == "schema_version: 1\nswarms: []\n"
+    assert run("swarm", "list").returncode == 0
+
+
+def test_a_bug_shows_its_traceback_and_exits_70(tmp_path: Path) -> None:
+    broken = (
+        "import sys\n"
+        "from domyn_swarm.cli import app\n"
+        "def fail(): raise RuntimeError('unforeseen')\n"
+        "app.app.command('fail')(fail)\n"
+        "sys.argv = ['domyn-swarm', 'fail']\n"
+        "app.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", broken], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 70
+    assert "RuntimeError: unforeseen" in done.stderr
+    assert "Traceback" in done.stderr
+
+
+def test_completion_offers_nothing_and_creates_nothing_in_an_empty_home(swarm_home: Path) -> None:
+    done = run(
+        _DOMYN_SWARM_COMPLETE="complete_bash",
+        COMP_WORDS="domyn-swarm status ",
+        COMP_CWORD="2",
+    )
+    assert done.stdout.strip() == ""
+    assert not swarm_home.exists()
+
+
+def test_the_two_names_are_one_program() -> None:
+    short = Path(sys.executable).with_name("dswarm")
+    done = subprocess.run([short, "--help"], capture_output=True, text=True, check=True)
+    assert re.sub(r"\bdswarm\b", "domyn-swarm", done.stdout) == run("--help").stdout

@@ -1,0 +1,100 @@
+"""Rules about the project's own files that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "domyn_swarm"
+MODULES = sorted(SOURCE.rglob("*.py"))
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _tracked() -> list[Path]:
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [ROOT / line for line in listing.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
+    assert path.stem not in VAGUE_NAMES
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 400
+    assert ast.get_docstring(_tree(path)), "a module needs a docstring"
+
+
+def test_the_watchdog_imports_the_standard_library_alone() -> None:
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(_tree(SOURCE / "watchdog.py"))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or "."]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert imported
+    assert imported <= set(sys.stdlib_module_names)
+
+
+def test_constraints_are_exact_versions_of_names() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) > 50
+    wrong = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)]
+    assert wrong == []
+
+
+def test_no_file_holds_an_absolute_path_of_the_machine_it_was_written_on() -> None:
+    # Spelled so that this file does not match itself.
+    private = re.compile(r"(?<![\w.])/(?:root|wor[k])/|file:///[o]pt/")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in _tracked()
+        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".txt", ".sh", ".yaml", ""}
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if private.search(line)
+    ]
+    assert found == []
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert broken == []
+
+
+def test_every_command_is_in_the_reference() -> None:
+    from domyn_swarm.cli.app import app
+
+    def paths(group, prefix):
+        for command in group.registered_commands:
+            yield f"{prefix} {command.name or command.callback.__name__}"
+        for sub in group.registered_groups:
+            yield from paths(sub.typer_instance, f"{prefix} {sub.name}")
+
+    reference = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    missing = [path for path in paths(app, "domyn-swarm") if f"`{path}" not in reference]
+    assert missing == []
