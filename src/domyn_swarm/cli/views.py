@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from domyn_swarm.services.requests import DownResult, EndpointInfo, UpResult
     from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 
-_PIPED_WIDTH = 200  # columns of a table nobody looks at in a terminal
+_PIPED_WIDTH = 1000  # columns of a table nobody looks at in a terminal
 _COLOURS = {
     **dict.fromkeys(("ready", "succeeded"), "green"),
     **dict.fromkeys(("starting", "launching", "running", "pending", "queued"), "yellow"),
