@@ -141,7 +141,7 @@ def test_a_full_disk_is_one_clear_error_and_resumable(bench: Any, tmp_path: Path
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small file system needs the right to mount one")
     try:
-        folder = bench.job_folder(bench.spec(checkpoint_root=str(small)))
+        folder = bench.job_folder(bench.spec(checkpoint_root=str(small), max_concurrency=256))
         command = [sys.executable, "-m", "domyn_swarm.jobs.worker", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,13 @@ from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import RowIndex
+from domyn_swarm.batch.limiter import Limiter
 from domyn_swarm.batch.publish import OutputPlan, ResultsMissing, publish
 from domyn_swarm.batch.rows import Result, Row
 from domyn_swarm.batch.runner import Events, Runner, RunPolicy, Transform
 from domyn_swarm.batch.session import EndpointGate, RequestSession, RetryPolicy
 from domyn_swarm.batch.source import named_rows, pending_rows
+from domyn_swarm.batch.steering import ReadGauges, metrics_reader, steer
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.errors import JobError, TooManyFailures
 from domyn_swarm.net.http import open_client
@@ -33,6 +35,7 @@ class EndpointAccess:
     locate: Callable[[], str]
     key: str | None
     use_proxy: bool = False
+    gauges: ReadGauges | None = None  # None: the endpoint's own /metrics, where it has them
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class BatchRun:
         self._events = events
         self._runner: Runner | None = None
         self._stop_early = False
+        self._limiter = Limiter()
+        self._gauges: ReadGauges | None = None
 
     def stop(self) -> None:
         """Take no more rows, let those in flight finish within the grace period, keep all."""
@@ -113,6 +118,7 @@ class BatchRun:
             self._plan.notice(paused or "the endpoint answers again; going on")
 
         gate = EndpointGate(http, access.locate, self._plan.retry_policy, on_state)
+        self._gauges = access.gauges or metrics_reader(http, lambda: gate.url)
         try:
             yield OpenAIClient(RequestSession(http, gate, self._plan.retry_policy, self._tally))
         finally:
@@ -149,7 +155,7 @@ class BatchRun:
         self, checkpoint: Checkpoint, transform: Transform, source: Iterator[list[Row]]
     ) -> None:
         sink = _SyncedSink(checkpoint, self._plan.sync_rows)
-        self._runner = Runner(
+        runner = self._runner = Runner(
             transform,
             sink,
             self._plan.run_policy,
@@ -159,15 +165,27 @@ class BatchRun:
         )
         if self._stop_early:
             return
-        syncing = asyncio.create_task(sink.keep_syncing(self._plan.sync_s))
+        beside = [sink.keep_syncing(self._plan.sync_s)]
+        if self._plan.run_policy.concurrency is None:
+            beside.append(steer(runner, self._tally, self._limiter, self._gauges))
         try:
-            await self._runner.run(source)
+            async with _beside(*beside):
+                await runner.run(source)
         except TooManyFailures:
             checkpoint.void_failures()
             raise
-        finally:
-            syncing.cancel()
-            await asyncio.gather(syncing, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run endless work while the body runs."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """Rows through a transform: a bounded window, no barriers, every result kept at once.
 
-A fixed pool of worker coroutines pulls from one source; a free slot takes the next row whatever
-the others do. Results are handed to the sink once per turn of the event loop, and a slot takes its
-next row only after that, so that a killed process has lost at most one result per slot.
+A pool of slots (coroutines that live as long as they are needed) pulls from one source; a free
+slot takes the next row whatever the others do. Results are handed to the sink once per turn of the
+event loop, and a slot takes its next row only after that, so that a killed process has lost at
+most one result per slot.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from domyn_swarm.batch.limiter import FIRST_LIMIT
 from domyn_swarm.batch.rows import Result, Row, RowError, RowTrace, RowValue, current_trace
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.errors import TooManyFailures
@@ -75,7 +77,7 @@ class FailureLimit:
 class RunPolicy:
     """How a run goes about its rows."""
 
-    concurrency: int
+    concurrency: int | None  # calls in flight; None: the limiter finds it
     rows_per_call: int = 1
     grace_s: float = 20.0  # how long requests in flight may take once the run is told to stop
     failure_limit: FailureLimit = FailureLimit()
@@ -106,6 +108,30 @@ class Runner:
         self._fatal: BaseException | None = None
         self._settled: list[Result] = []
         self._stopping = asyncio.Event()
+        self._slots: set[asyncio.Task[None]] = set()
+        self._all_left = asyncio.Event()
+        self.limit = policy.concurrency or FIRST_LIMIT
+
+    def set_limit(self, limit: int) -> None:
+        """How many calls may be in flight from now on; slots come at once and leave when free."""
+        self.limit = limit
+        while len(self._slots) < self.limit and not self._over:
+            slot = asyncio.create_task(self._work())
+            self._slots.add(slot)
+            slot.add_done_callback(self._left)
+
+    @property
+    def _over(self) -> bool:
+        """Whether no slot takes another row."""
+        used_up = self._exhausted and not self._ready
+        return used_up or self._stopping.is_set() or self._fatal is not None
+
+    def _left(self, slot: asyncio.Task[None]) -> None:
+        self._slots.discard(slot)
+        if not slot.cancelled() and (error := slot.exception()) is not None:
+            self._give_up(error)
+        if not self._slots:
+            self._all_left.set()
 
     def stop(self) -> None:
         """Take no more rows; `run` returns when those in flight are settled or out of grace."""
@@ -128,35 +154,31 @@ class Runner:
         with ThreadPoolExecutor(1, thread_name_prefix="reader") as reader:
             self._source, self._reader = source, reader
             self._ahead = self._read_ahead()
-            workers = [
-                asyncio.create_task(self._work(), name=f"slot-{slot}")
-                for slot in range(self._policy.concurrency)
-            ]
             try:
-                await self._until_done(workers)
+                self.set_limit(self.limit)
+                await self._until_over()
             finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+                slots = list(self._slots)
+                for slot in slots:
+                    slot.cancel()
+                await asyncio.gather(*slots, return_exceptions=True)
                 self._flush()
                 self._ahead.cancel()
                 await asyncio.gather(self._ahead, return_exceptions=True)
         if self._fatal is not None:
             raise self._fatal
 
-    async def _until_done(self, workers: Sequence[asyncio.Task[None]]) -> None:
-        stop: asyncio.Future[Any] = asyncio.create_task(self._stopping.wait())
-        everyone: asyncio.Future[Any] = asyncio.gather(*workers)
+    async def _until_over(self) -> None:
+        left = asyncio.create_task(self._all_left.wait())
+        stop = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait({stop, everyone}, return_when=asyncio.FIRST_COMPLETED)
-            if not everyone.done():
-                await asyncio.wait({everyone}, timeout=self._policy.grace_s)
-            if everyone.done():
-                everyone.result()
+            await asyncio.wait({left, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not left.done():
+                await asyncio.wait({left}, timeout=self._policy.grace_s)
         finally:
+            left.cancel()
             stop.cancel()
-            everyone.cancel()
-            await asyncio.gather(stop, everyone, return_exceptions=True)
+            await asyncio.gather(left, stop, return_exceptions=True)
 
     def _read_ahead(self) -> asyncio.Future[list[Row] | None]:
         loop = asyncio.get_running_loop()
@@ -177,7 +199,7 @@ class Runner:
         return [self._ready.popleft() for _ in range(size)]
 
     async def _work(self) -> None:
-        while not self._stopping.is_set() and self._fatal is None:
+        while not self._over and len(self._slots) <= self.limit:
             rows = await self._take()
             if not rows or self._stopping.is_set():
                 return

@@ -56,6 +56,7 @@ class Tally:
     began: float = field(default_factory=time.monotonic)
     first_row_at: float | None = None
     paused: str | None = None  # why, while it is
+    trace: list[tuple[float | None, ...]] = field(default_factory=list)  # of the limiter
 
     @property
     def rows_done(self) -> int:

@@ -18,9 +18,6 @@ from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.loading import load_job
 from domyn_swarm.jobs.spec import JobSpec
 
-AUTO_CONCURRENCY = 256
-"""What `auto` means: enough for the batch of one large replica; the engine queues the rest."""
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -56,8 +53,8 @@ def prepare(spec: JobSpec) -> Prepared:
     identity = identity_of(spec, job)
     output = OutputPlan(Path(spec.output), spec.output_mode, keys, job.schema(), identity.digest)
     output.check(dataset)
-    concurrency = AUTO_CONCURRENCY if spec.max_concurrency == "auto" else spec.max_concurrency
-    if concurrency < 1:
+    concurrency = None if spec.max_concurrency == "auto" else spec.max_concurrency
+    if concurrency is not None and concurrency < 1:
         raise ConfigError(f"--max-concurrency must be at least 1, not {concurrency}.")
     retry = RetryPolicy()
     plan = BatchPlan(

@@ -1,0 +1,116 @@
+"""Turns what a run sees into windows for the limiter, and its verdicts into slots."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from domyn_swarm.batch.limiter import Limiter, Window
+from domyn_swarm.batch.runner import Runner
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.net.errors import RequestError
+from domyn_swarm.net.http import HttpClient
+
+WINDOW_S = 1.0
+_LEAST_SETTLED = 8  # a throughput over fewer rows is noise
+_LONGEST_S = 60.0
+_TRACE_ROWS = 10_000
+_GAUGES = re.compile(
+    rb"^(?:vllm:num_requests_(running|waiting)|llamacpp:requests_(processing|deferred))"
+    rb"(?:\{[^}]*\})? +([0-9.eE+]+)",
+    re.MULTILINE,
+)
+
+
+class Gauges(NamedTuple):
+    """Requests at the whole endpoint."""
+
+    running: float
+    waiting: float
+
+
+ReadGauges = Callable[[], Awaitable[Gauges | None]]
+"""The newest gauges, or None when they cannot be had or are too old to be believed."""
+
+
+class TracePoint(NamedTuple):
+    """One verdict, for the run's trace."""
+
+    at_s: float  # since the run began
+    limit: int
+    in_flight: int
+    rows_per_s: float
+    running: float | None
+    waiting: float | None
+
+
+def parse_gauges(metrics: bytes) -> Gauges | None:
+    """The gauges in a Prometheus text of vLLM or llama.cpp; None when they are not there."""
+    sums = {b"running": 0.0, b"waiting": 0.0}
+    found = False
+    for vllm, llamacpp, value in _GAUGES.findall(metrics):
+        waits = vllm == b"waiting" or llamacpp == b"deferred"
+        sums[b"waiting" if waits else b"running"] += float(value)
+        found = True
+    return Gauges(sums[b"running"], sums[b"waiting"]) if found else None
+
+
+def metrics_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
+    """Gauges of an endpoint that is one engine: its own `/metrics`."""
+
+    async def read() -> Gauges | None:
+        try:
+            reply = await client.request("GET", f"{locate()}/metrics", None, 5.0)
+        except RequestError:
+            return None
+        return parse_gauges(bytes(reply.body)) if reply.status == 200 else None
+
+    return read
+
+
+async def steer(runner: Runner, tally: Tally, limiter: Limiter, gauges: ReadGauges | None) -> None:
+    """Judge one window after the other until cancelled; keep the trace in the tally."""
+    while True:
+        window, reading = await _observe(tally, gauges)
+        if tally.paused is None:
+            runner.set_limit(limiter.judge(window))
+        if len(tally.trace) < _TRACE_ROWS:
+            rate = window.settled / window.seconds
+            tally.trace.append(
+                TracePoint(
+                    round(time.monotonic() - tally.began, 3),
+                    runner.limit,
+                    round(window.in_flight),
+                    round(rate, 3),
+                    *(reading or (None, None)),
+                )
+            )
+
+
+async def _observe(tally: Tally, gauges: ReadGauges | None) -> tuple[Window, Gauges | None]:
+    """One window: long enough that its throughput means something."""
+    began = time.monotonic()
+    settled, turned_away = tally.rows_answered + tally.rows_failed, tally.turned_away
+    in_flight = []
+    while True:
+        await asyncio.sleep(WINDOW_S / 4)
+        in_flight.append(tally.in_flight)
+        elapsed = time.monotonic() - began
+        done = tally.rows_answered + tally.rows_failed - settled
+        enough = max(_LEAST_SETTLED, 2 * in_flight[-1])
+        if elapsed >= _LONGEST_S or (elapsed >= WINDOW_S and done >= enough):
+            break
+        if gauges is not None and elapsed >= 2 * WINDOW_S:
+            break
+    reading = await gauges() if gauges is not None else None
+    window = Window(
+        time.monotonic() - began,
+        tally.rows_answered + tally.rows_failed - settled,
+        tally.turned_away - turned_away,
+        sum(in_flight) / len(in_flight),
+        *(reading or (None, None)),
+    )
+    return window, reading

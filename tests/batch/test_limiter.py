@@ -1,0 +1,111 @@
+"""The limiter against simulated servers, in virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from domyn_swarm.batch.limiter import Limiter, Window
+
+
+@dataclass
+class Server:
+    """`slots` requests at once, `service_s` each; the rest waits. Latency follows Little's law."""
+
+    slots: int
+    service_s: float = 0.5
+    limiters: list[Limiter] = field(default_factory=list)
+
+    def step(self, *, gauges: bool, seconds: float = 2.0) -> None:
+        offered = sum(limiter.limit for limiter in self.limiters)
+        running = min(offered, self.slots)
+        rate = running / self.service_s
+        for limiter in self.limiters:
+            share = limiter.limit / offered
+            window = Window(
+                seconds,
+                round(rate * share * seconds),
+                0,
+                limiter.limit,
+                running if gauges else None,
+                offered - running if gauges else None,
+            )
+            limiter.judge(window)
+
+
+@pytest.mark.parametrize("gauges", [True, False])
+@pytest.mark.parametrize("slots", [4, 64, 300, 2000])
+def test_it_finds_the_knee_and_stays(slots: int, gauges: bool) -> None:
+    limiter = Limiter()
+    server = Server(slots, limiters=[limiter])
+    for _ in range(120):
+        server.step(gauges=gauges)
+    seen = []
+    for _ in range(60):
+        server.step(gauges=gauges)
+        seen.append(limiter.limit)
+    typical = sorted(seen)[len(seen) // 2]
+    assert 0.97 * slots <= typical <= max(1.6 * slots, slots + 7)
+    assert sum(min(limit, slots) for limit in seen) >= 0.97 * slots * len(seen)
+
+
+@pytest.mark.parametrize("gauges", [True, False])
+def test_it_climbs_quickly(gauges: bool) -> None:
+    limiter = Limiter()
+    server = Server(1000, limiters=[limiter])
+    for _ in range(12):
+        server.step(gauges=gauges)
+    assert limiter.limit >= 950
+
+
+@pytest.mark.parametrize("gauges", [True, False])
+def test_it_follows_replicas_that_join_and_leave(gauges: bool) -> None:
+    limiter = Limiter()
+    server = Server(100, limiters=[limiter])
+    for _ in range(60):
+        server.step(gauges=gauges)
+    server.slots = 400
+    for _ in range(60):
+        server.step(gauges=gauges)
+    assert limiter.limit >= 0.95 * 400
+    server.slots = 100
+    for _ in range(400):
+        server.step(gauges=gauges)
+    assert limiter.limit <= 200
+
+
+def test_two_jobs_on_one_endpoint_come_to_rest_beside_each_other() -> None:
+    first, second = Limiter(), Limiter()
+    server = Server(256, limiters=[first])
+    for _ in range(30):
+        server.step(gauges=True)
+    server.limiters.append(second)
+    for _ in range(200):
+        server.step(gauges=True)
+    total = first.limit + second.limit
+    assert 256 <= total <= 1.6 * 256
+    assert second.limit >= 0.1 * total
+    before = (first.limit, second.limit)
+    for _ in range(20):
+        server.step(gauges=True)
+    assert abs(first.limit - before[0]) <= 0.2 * before[0] + 2
+
+
+def test_turned_away_requests_shrink_it_at_once() -> None:
+    limiter = Limiter(first=100)
+    assert limiter.judge(Window(1.0, 50, 5, 100.0)) == 70
+
+
+def test_an_unused_limit_is_left_alone() -> None:
+    limiter = Limiter(first=100)
+    assert limiter.judge(Window(1.0, 5, 0, 10.0)) == 100
+    assert limiter.judge(Window(1.0, 5, 0, 10.0, 10.0, 0.0)) == 100
+
+
+def test_the_most_is_never_exceeded() -> None:
+    limiter = Limiter(most=40)
+    server = Server(1000, limiters=[limiter])
+    for _ in range(50):
+        server.step(gauges=False)
+    assert limiter.limit == 40
