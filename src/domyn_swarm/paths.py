@@ -103,6 +103,11 @@ class SwarmPaths:
         return self.root / "plan.json"
 
     @property
+    def launcher(self) -> Path:
+        """Which process is bringing the swarm up."""
+        return self.root / "launcher.json"
+
+    @property
     def api_key(self) -> Path:
         """The clients' key, 0600."""
         return self.root / "secrets" / "api_key"
@@ -152,18 +157,23 @@ class SwarmPaths:
         return self.root / "watchdog.db"
 
     @property
+    def logs(self) -> Path:
+        """What every program of the swarm printed, its jobs' excepted."""
+        return self.root / "logs"
+
+    @property
     def endpoint_log(self) -> Path:
         """What the endpoint program printed."""
-        return self.root / "logs" / "endpoint" / "endpoint.log"
+        return self.logs / "endpoint" / "endpoint.log"
 
     @property
     def router_log(self) -> Path:
         """What the router printed."""
-        return self.root / "logs" / "endpoint" / "router.log"
+        return self.logs / "endpoint" / "router.log"
 
     def replica_logs(self, replica: int) -> Path:
         """The folder of one replica's logs."""
-        return self.root / "logs" / "replicas" / str(replica)
+        return self.logs / "replicas" / str(replica)
 
     def engine_log(self, replica: int) -> Path:
         """What one replica's engine printed."""

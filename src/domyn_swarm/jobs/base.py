@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from domyn_swarm.batch.schema import OutputSchema
 from domyn_swarm.errors import ConfigError
@@ -32,6 +32,14 @@ class SwarmJob:
 
     client: OpenAIClient
     model: str
+    given: dict[str, Any]
+    """What the constructor was called with: how a worker makes the same job again."""
+
+    def __new__(cls, **given: Any) -> Self:
+        """Remember what the job is made of."""
+        job = super().__new__(cls)
+        job.given = given
+        return job
 
     def __init__(
         self,

@@ -1,0 +1,125 @@
+"""Processes of this machine: started in sessions of their own, found again, ended for certain.
+
+A process is known by pid and start time, so that a later one with the same pid is never touched;
+and by the tag in its environment, which every descendant inherits, so that nothing that a killed
+command line started stays unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from domyn_swarm.errors import CommandMissing, PlatformError
+from domyn_swarm.model import ProcessId
+from domyn_swarm.paths import private_dir
+from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
+
+TAG = "DOMYN_SWARM_TAG"
+PART = "DOMYN_SWARM_PART"
+JOB = "DOMYN_SWARM_JOB"
+_START_TOLERANCE_S = 1.0
+
+
+def spawn(argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> ProcessId:
+    """Start a program in a session of its own, its output appended to `log_path`.
+
+    Raises:
+        CommandMissing: there is no such program.
+        PlatformError: the machine cannot start it.
+    """
+    private_dir(log_path.parent)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log_path), flags, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    defaults = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE]
+    try:
+        pid = os.posix_spawn(
+            argv[0],
+            list(argv),
+            {**os.environ, **env},
+            file_actions=actions,
+            setsid=True,
+            setsigdef=defaults,
+        )
+    except FileNotFoundError as error:
+        raise CommandMissing(f"There is no program {argv[0]}.") from error
+    except OSError as error:
+        raise PlatformError(f"Cannot start {argv[0]}: {error.strerror}.") from error
+    return identify(pid)
+
+
+def identify(pid: int) -> ProcessId:
+    """The process that has this pid now; start time 0 when it has already gone."""
+    try:
+        return ProcessId(pid=pid, started_at=psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return ProcessId(pid=pid, started_at=0.0)
+
+
+def alive(process: ProcessId) -> bool:
+    """Whether exactly this process still runs. A zombie does not."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)  # ours: do not leave it a zombie
+    try:
+        found = psutil.Process(process.pid)
+        same = abs(found.create_time() - process.started_at) < _START_TOLERANCE_S
+        return same and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def carrying(name: str, value: str) -> dict[ProcessId, dict[str, str]]:
+    """Every live process whose environment holds `name=value`, with its environment."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.pid == os.getpid():
+                continue
+            environment = process.environ()
+            if environment.get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
+                known = ProcessId(pid=process.pid, started_at=process.create_time())
+                found[known] = environment
+    return found
+
+
+def send(processes: Iterable[ProcessId], number: signal.Signals) -> None:
+    """Signal those that still run."""
+    for process in processes:
+        if alive(process):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
+
+def gone(processes: Callable[[], Iterable[ProcessId]], *, within_s: float) -> bool:
+    """Wait until none of them runs any more; whether that came to pass."""
+
+    def probe() -> Observation:
+        left = [str(process.pid) for process in processes() if alive(process)]
+        return Observation(Phase.STARTING if left else Phase.READY, ", ".join(left))
+
+    seen = wait_until(probe, deadline=Deadline(within_s), every_s=0.05)
+    return seen.phase is Phase.READY
+
+
+def end(processes: Callable[[], Iterable[ProcessId]], *, grace_s: float) -> bool:
+    """SIGTERM, and SIGKILL after the grace period; whether none of them is left."""
+    send(processes(), signal.SIGTERM)
+    if gone(processes, within_s=grace_s):
+        return True
+    send(processes(), signal.SIGKILL)
+    return gone(processes, within_s=5.0)
+
+
+def boot_time() -> float:
+    """When this machine started: what ran before is gone."""
+    return psutil.boot_time() or time.time()

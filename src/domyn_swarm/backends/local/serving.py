@@ -1,0 +1,174 @@
+"""A swarm as processes of this machine: the endpoint program and one watchdog per replica."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from domyn_swarm import watchdog
+from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle
+from domyn_swarm.backends.endpoint.spec import build_endpoint_spec
+from domyn_swarm.backends.local import processes
+from domyn_swarm.backends.watchdog_spec import build_watchdog_spec
+from domyn_swarm.errors import PlatformError
+from domyn_swarm.model import ProcessId
+from domyn_swarm.paths import SwarmPaths, private_dir, write_private
+from domyn_swarm.planning.context import DeploymentContext
+from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.probing import Observation, Phase
+
+HOST = "127.0.0.1"
+_JOB_GRACE_S = 30.0
+_REPLICA_MARGIN_S = 10.0
+_ENDPOINT_GRACE_S = 10.0
+
+
+class LocalServing:
+    """See `ServingBackend`."""
+
+    def launch(
+        self, plan: DeploymentPlan, ctx: DeploymentContext, record: PartRecorder
+    ) -> ServingHandle:
+        """See `ServingBackend.launch`."""
+        paths = SwarmPaths.of(plan.home_directory, plan.name)
+        private_dir(paths.scripts)
+        shutil.copyfile(Path(watchdog.__file__), paths.watchdog_program)
+        spec = build_endpoint_spec(plan, ctx, paths, host=HOST)
+        write_private(paths.endpoint_spec, spec.model_dump_json(indent=2))
+        parts = [self._start_endpoint(ctx, paths)]
+        record(parts[0])
+        for replica in range(plan.layout.replicas):
+            parts.append(self._start_replica(plan, ctx, paths, replica))
+            record(parts[-1])
+        return ServingHandle(
+            platform="local", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
+        )
+
+    def _start_endpoint(self, ctx: DeploymentContext, paths: SwarmPaths) -> Part:
+        argv = [ctx.interpreter, "-m", "domyn_swarm.backends.endpoint", str(paths.root)]
+        env = {**ctx.shared_env, processes.TAG: ctx.tag, processes.PART: "endpoint-0"}
+        return _part("endpoint", 0, processes.spawn(argv, env, paths.endpoint_log))
+
+    def _start_replica(
+        self, plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, replica: int
+    ) -> Part:
+        spec = build_watchdog_spec(plan, ctx, paths, replica, host=HOST)
+        write_private(paths.watchdog_spec(replica), json.dumps(spec, indent=2))
+        argv = [ctx.interpreter, str(paths.watchdog_program), str(paths.watchdog_spec(replica))]
+        env = {
+            **ctx.shared_env,
+            **_visible_gpus(plan.layout.gpus_per_replica, replica),
+            processes.TAG: ctx.tag,
+            processes.PART: f"replica-{replica}",
+        }
+        return _part("replica", replica, processes.spawn(argv, env, paths.watchdog_log(replica)))
+
+    def probe(self, handle: ServingHandle) -> Observation:
+        """See `ServingBackend.probe`."""
+        running = {part for part in handle.parts if _runs(part)}
+        replicas = sum(part.kind == "replica" for part in running)
+        if not running:
+            return Observation(Phase.STOPPED, "none of its processes runs")
+        if replicas == len(running):
+            return Observation(Phase.FAILED, "the endpoint program has ended")
+        if replicas == 0:
+            return Observation(Phase.FAILED, "every replica has ended")
+        return Observation(Phase.READY, f"{replicas} replica processes run")
+
+    def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
+        """See `ServingBackend.probe_parts`."""
+        return {
+            part.platform_id: Observation(Phase.READY, "runs")
+            if _runs(part)
+            else Observation(Phase.STOPPED, "has ended")
+            for part in handle.parts
+        }
+
+    def find(self, tag: str) -> list[ServingHandle]:
+        """See `ServingBackend.find`."""
+        parts = []
+        for process, environment in processes.carrying(processes.TAG, tag).items():
+            kind, _, index = environment.get(processes.PART, "").partition("-")
+            is_leader = kind in ("endpoint", "replica") and _leads_a_session(process)
+            if is_leader and processes.JOB not in environment:
+                parts.append(_part(kind, int(index), process))
+        if not parts:
+            return []
+        parts.sort(key=lambda part: (part.kind, part.index))
+        return [ServingHandle(platform="local", tag=tag, swarm_dir="", parts=tuple(parts))]
+
+    def delete(self, handle: ServingHandle) -> None:
+        """See `ServingBackend.delete`."""
+
+        def tagged(*kinds: str) -> list[ProcessId]:
+            found = processes.carrying(processes.TAG, handle.tag)
+            return [process for process, env in found.items() if _kind(env) in kinds]
+
+        def leaders(kind: str) -> list[ProcessId]:
+            return [process for process in tagged(kind) if _leads_a_session(process)]
+
+        processes.end(lambda: leaders("job"), grace_s=_JOB_GRACE_S)
+        processes.end(lambda: leaders("replica"), grace_s=self._replica_grace_s(handle))
+        processes.end(lambda: leaders("endpoint"), grace_s=_ENDPOINT_GRACE_S)
+        everything = ("job", "replica", "endpoint")
+        if not processes.end(lambda: tagged(*everything), grace_s=1.0):
+            left = ", ".join(str(process.pid) for process in tagged(*everything))
+            raise PlatformError(
+                f"Processes of the swarm still run: {left}.",
+                hint="They do not end on SIGKILL; see `ps`, then run `domyn-swarm down` again.",
+            )
+
+    def _replica_grace_s(self, handle: ServingHandle) -> float:
+        """How long a watchdog may take: to drain, and to hand SIGTERM and SIGKILL on."""
+        try:
+            plan = DeploymentPlan.model_validate_json(
+                SwarmPaths(Path(handle.swarm_dir)).plan.read_text()
+            )
+        except (OSError, ValueError):  # a crash before it was written
+            return _REPLICA_MARGIN_S
+        return 2 * plan.watchdog.kill_grace_seconds + _REPLICA_MARGIN_S
+
+
+def _part(kind: str, index: int, process: ProcessId) -> Part:
+    return Part.model_validate(
+        {"kind": kind, "index": index, "platform_id": str(process.pid), "process": process}
+    )
+
+
+def _runs(part: Part) -> bool:
+    return part.process is not None and processes.alive(part.process)
+
+
+def _kind(environment: dict[str, str]) -> str:
+    if processes.JOB in environment:
+        return "job"
+    return environment.get(processes.PART, "").partition("-")[0] or "replica"
+
+
+def _leads_a_session(process: ProcessId) -> bool:
+    try:
+        return os.getsid(process.pid) == process.pid
+    except ProcessLookupError:
+        return False
+
+
+def _visible_gpus(gpus_per_replica: int, replica: int) -> dict[str, str]:
+    """The replica's own slice of this machine's GPUs, or of those the caller left visible."""
+    if not gpus_per_replica:
+        return {}
+    first = replica * gpus_per_replica
+    wanted: Iterable[int] = range(first, first + gpus_per_replica)
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not allowed:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, wanted))}
+    devices = allowed.split(",")[first : first + gpus_per_replica]
+    if len(devices) < gpus_per_replica:
+        raise PlatformError(
+            f"Replica {replica} needs {gpus_per_replica} GPUs, but CUDA_VISIBLE_DEVICES leaves "
+            f"{len(devices)} for it.",
+            hint="Lower replicas or gpus_per_replica, or make more GPUs visible.",
+        )
+    return {"CUDA_VISIBLE_DEVICES": ",".join(devices)}

@@ -1,0 +1,81 @@
+"""`JobService`: every operation on jobs, once, without printing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from domyn_swarm.model import JobHandle
+from domyn_swarm.services.requests import JobRequest
+from domyn_swarm.services.swarms import SwarmService
+from domyn_swarm.state import JobRecord, SwarmStore
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from domyn_swarm.swarm.snapshot import JobSnapshot
+from domyn_swarm.swarm.submitter import JobSubmitter
+from domyn_swarm.swarm.survey import job_snapshot
+
+JobRef = str | JobHandle
+_PROGRESS_EVERY_S = 0.5
+
+
+class JobService:
+    """What commands, the live view and the SDK call. A job is named by id, external id, handle."""
+
+    def __init__(self, store: SwarmStore | None = None) -> None:
+        self._store = store or SwarmStore.open()
+        self._submitter = JobSubmitter(self._store)
+
+    def submit(self, request: JobRequest) -> JobHandle:
+        """Submit a job to its swarm (the only live one when none is named), or to an endpoint.
+
+        Raises:
+            SwarmError: something is wrong; see `JobSubmitter.submit`. Nothing was asked.
+        """
+        if request.endpoint is not None:
+            return self._submitter.submit(request, None)
+        name = request.swarm or SwarmService(self._store).only_live()
+        return self._submitter.submit(request, SwarmLifecycle(self._store).attach(name))
+
+    def status(self, ref: JobRef) -> JobSnapshot:
+        """A job as it is now.
+
+        Raises:
+            JobNotFound: there is none of that id.
+        """
+        return job_snapshot(self._submitter.refresh(self._record(ref)))
+
+    def list(self, swarm: str | None = None) -> list[JobSnapshot]:
+        """All jobs, or those of one swarm, the newest last."""
+        return [job_snapshot(self._submitter.refresh(job)) for job in self._store.jobs(swarm)]
+
+    def wait(
+        self,
+        ref: JobRef,
+        *,
+        timeout_s: float | None = None,
+        on_progress: Callable[[JobSnapshot], None] | None = None,
+    ) -> JobSnapshot:
+        """Block until the job has ended, or the time is up; tell how far it is meanwhile."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        record = self._record(ref)
+        while True:
+            left_s = _PROGRESS_EVERY_S
+            if deadline is not None:
+                left_s = min(left_s, max(0.0, deadline - time.monotonic()))
+            record = self._submitter.wait(record, timeout_s=left_s)
+            seen = job_snapshot(record)
+            if on_progress is not None:
+                on_progress(seen)
+            if record.status.final or (deadline is not None and time.monotonic() >= deadline):
+                return seen
+
+    def cancel(self, ref: JobRef) -> JobSnapshot:
+        """Stop this job alone; rows that are done stay done.
+
+        Raises:
+            PlatformError: it still runs.
+        """
+        return job_snapshot(self._submitter.cancel(self._record(ref)))
+
+    def _record(self, ref: JobRef) -> JobRecord:
+        return self._store.job(ref.job_id if isinstance(ref, JobHandle) else ref)

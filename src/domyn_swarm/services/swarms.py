@@ -1,0 +1,215 @@
+"""`SwarmService`: every operation on swarms, once, without printing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.config import DomynLLMSwarmConfig, load
+from domyn_swarm.errors import StateError, SwarmError, SwarmNotFound
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.services.requests import (
+    DownResult,
+    EndpointInfo,
+    LogRequest,
+    UpRequest,
+    UpResult,
+)
+from domyn_swarm.state import SwarmRecord, SwarmStore
+from domyn_swarm.swarm.factory import rehydrate
+from domyn_swarm.swarm.lifecycle import OnChange, SwarmLifecycle
+from domyn_swarm.swarm.reconcile import reconcile
+from domyn_swarm.swarm.snapshot import SwarmSnapshot
+from domyn_swarm.swarm.submitter import JobSubmitter
+from domyn_swarm.swarm.survey import job_snapshot, snapshot_of, take_snapshot
+
+_PROBES_AT_ONCE = 16
+_FOLLOW_EVERY_S = 0.25
+
+
+class SwarmService:
+    """What commands, the live view and the SDK call."""
+
+    def __init__(self, store: SwarmStore | None = None) -> None:
+        self._given = store
+
+    @property
+    def _store(self) -> SwarmStore:
+        """The state database, opened on first use: a plan needs none."""
+        if self._given is None:
+            self._given = SwarmStore.open()
+        return self._given
+
+    def plan(self, request: UpRequest) -> DeploymentPlan:
+        """What `up` would do. Starts nothing.
+
+        Raises:
+            ConfigError: the file, a flag, or the layout is wrong.
+        """
+        return SwarmLifecycle.plan(_config(request))[0]
+
+    def up(self, request: UpRequest, *, on_change: OnChange | None = None) -> UpResult:
+        """Bring a swarm up; see `SwarmLifecycle.up`."""
+        swarm = SwarmLifecycle(self._store).up(
+            _config(request),
+            wait=request.wait,
+            timeout_s=request.timeout_s,
+            on_change=on_change,
+        )
+        address = read_address(swarm.paths)
+        return UpResult(
+            name=swarm.record.name,
+            endpoint=None if address is None else address.url,
+            ready=request.wait,
+            swarm_dir=swarm.paths.root,
+        )
+
+    def status(self, name: str | None) -> SwarmSnapshot:
+        """A swarm as it is now, its jobs included; the only live one when no name is given.
+
+        Raises:
+            SwarmNotFound: there is none of that name.
+            StateError: no name was given, and not exactly one swarm is live.
+        """
+        swarm = SwarmLifecycle(self._store).attach(name or self.only_live())
+        submitter = JobSubmitter(self._store)
+        records = [submitter.refresh(job) for job in self._store.jobs(swarm.record.name)]
+        return take_snapshot(swarm, [job_snapshot(record) for record in records])
+
+    def only_live(self) -> str:
+        """The name of the only live swarm.
+
+        Raises:
+            StateError: there is none, or there are several.
+        """
+        names = [record.name for record in self._store.swarms()]
+        if not names:
+            raise StateError("No swarm is live.", hint="Bring one up: domyn-swarm up -c FILE")
+        if len(names) > 1:
+            raise StateError(
+                f"{len(names)} swarms are live: {', '.join(names)}.", hint="Name one of them."
+            )
+        return names[0]
+
+    def list(self, probe: bool = True) -> list[SwarmSnapshot]:
+        """Every live swarm; with `probe` as it is now, all asked at once."""
+        records = self._store.swarms()
+        if not probe:
+            return [snapshot_of(record) for record in records]
+        with ThreadPoolExecutor(_PROBES_AT_ONCE, thread_name_prefix="probe") as pool:
+            seen = pool.map(self._look, records)
+        return [snapshot for snapshot in seen if snapshot.phase.live]
+
+    def _look(self, record: SwarmRecord) -> SwarmSnapshot:
+        return take_snapshot(rehydrate(reconcile(self._store, record)))
+
+    def down(self, names: Sequence[str], *, all_swarms: bool = False) -> list[DownResult]:
+        """Stop swarms, one after the other; one that cannot be stopped does not keep the others.
+
+        Raises:
+            SwarmNotFound: a name is unknown; nothing was stopped.
+        """
+        chosen = [record.name for record in self._store.swarms()] if all_swarms else list(names)
+        for name in chosen:
+            self._store.swarm(name)
+        return [self._down_one(name) for name in dict.fromkeys(chosen)]
+
+    def _down_one(self, name: str) -> DownResult:
+        try:
+            SwarmLifecycle(self._store).down(name)
+        except SwarmNotFound:
+            raise
+        except SwarmError as error:
+            return DownResult(name=name, stopped=False, error=error.message, hint=error.hint)
+        return DownResult(name=name, stopped=True)
+
+    def endpoint(self, name: str | None) -> EndpointInfo:
+        """How to talk to a swarm.
+
+        Raises:
+            StateError: it has no endpoint now.
+        """
+        record = self._store.swarm(name or self.only_live())
+        swarm = rehydrate(record)
+        address = read_address(swarm.paths) if record.phase.live else None
+        if address is None:
+            raise StateError(
+                f"The swarm {record.name} is {record.phase.value} and has no endpoint.",
+                hint=f"See `domyn-swarm status {record.name}`.",
+            )
+        return EndpointInfo(
+            name=record.name,
+            url=address.url,
+            model=swarm.plan.model,
+            key_file=swarm.paths.api_key,
+        )
+
+    def logs(self, request: LogRequest) -> Iterator[str]:
+        """The last lines of a swarm's logs; with `follow` new ones as they come, without end.
+
+        Raises:
+            StateError: there is no such log.
+        """
+        record = self._store.swarm(request.name)
+        files = _log_files(SwarmPaths(Path(record.swarm_dir)), request, rehydrate(record).plan)
+        return _follow(files, request)
+
+
+def _config(request: UpRequest) -> DomynLLMSwarmConfig:
+    return load(
+        request.config,
+        overrides=request.overrides,
+        name=request.name,
+        replicas=request.replicas,
+    ).config
+
+
+def _log_files(paths: SwarmPaths, request: LogRequest, plan: DeploymentPlan) -> dict[str, Path]:
+    """Which files a request is about, by the label their lines carry when there are several."""
+    if request.source == "endpoint":
+        files = {"endpoint": paths.endpoint_log, "router": paths.router_log}
+    elif request.source == "job":
+        files = {"job": paths.job(request.job_id or "").log}
+    else:
+        wanted = range(plan.layout.replicas) if request.replica is None else [request.replica]
+        choose = paths.watchdog_log if request.source == "watchdog" else paths.engine_log
+        files = {f"replica {index}": choose(index) for index in wanted}
+    present = {label: path for label, path in files.items() if path.exists()}
+    if not present and not request.follow:
+        raise StateError(
+            f"There is no such log of {request.name} at {next(iter(files.values()))}.",
+            hint=f"See what there is under {paths.logs}.",
+        )
+    return files
+
+
+def _follow(files: dict[str, Path], request: LogRequest) -> Iterator[str]:
+    places = {}
+    for label, path in files.items():
+        prefix = f"[{label}] " if len(files) > 1 else ""
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1] if request.follow else content
+        lines = whole.decode("utf-8", "replace").splitlines()
+        places[path] = (prefix, len(whole))
+        last = lines[-request.last_lines :] if request.last_lines else []
+        yield from (prefix + line for line in last)
+    while request.follow:
+        for path, (prefix, offset) in places.items():
+            fresh = _whole_lines_from(path, offset)
+            places[path] = (prefix, offset + len(fresh))
+            yield from (prefix + line for line in fresh.decode("utf-8", "replace").splitlines())
+        time.sleep(_FOLLOW_EVERY_S)
+
+
+def _whole_lines_from(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read()
+    except FileNotFoundError:
+        return b""
+    return content[: content.rfind(b"\n") + 1]

@@ -1,0 +1,145 @@
+"""`DomynLLMSwarm`: a swarm as a Python object, a thin facade over the lifecycle and the jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from domyn_swarm.config import DomynLLMSwarmConfig
+from domyn_swarm.errors import ConfigError, JobError, StateError
+from domyn_swarm.model import JobHandle, JobStatus
+from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.factory import LiveSwarm
+from domyn_swarm.swarm.job_request import JobRequest
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from domyn_swarm.swarm.submitter import JobSubmitter
+from domyn_swarm.swarm.survey import job_snapshot, take_snapshot
+
+if TYPE_CHECKING:
+    from domyn_swarm.jobs.base import SwarmJob
+    from domyn_swarm.swarm.snapshot import SwarmSnapshot
+
+
+class DomynLLMSwarm:
+    """A swarm for as long as a `with` block, or an existing one by `attach`.
+
+    Entering the block brings the swarm up and waits for it; leaving it, also by an exception,
+    brings it down.
+    """
+
+    def __init__(self, cfg: DomynLLMSwarmConfig) -> None:
+        self._config: DomynLLMSwarmConfig | None = cfg
+        self._swarm: LiveSwarm | None = None
+        self._store = SwarmStore.open()
+        self._lifecycle = SwarmLifecycle(self._store)
+
+    @classmethod
+    def attach(cls, name: str) -> DomynLLMSwarm:
+        """A swarm from the state database, in any process.
+
+        Raises:
+            SwarmNotFound: there is none of that name.
+        """
+        found = cls.__new__(cls)
+        found._config = None
+        found._store = SwarmStore.open()
+        found._lifecycle = SwarmLifecycle(found._store)
+        found._swarm = found._lifecycle.attach(name)
+        return found
+
+    def __enter__(self) -> Self:
+        if self._swarm is None and self._config is not None:
+            self._swarm = self._lifecycle.up(self._config)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.down()
+
+    @property
+    def _live(self) -> LiveSwarm:
+        if self._swarm is None:
+            raise StateError(
+                "This swarm is not up.", hint="Use it in a `with` block, or attach to a live one."
+            )
+        return self._swarm
+
+    @property
+    def name(self) -> str:
+        """The swarm's name."""
+        return self._live.record.name
+
+    @property
+    def model(self) -> str:
+        """The model it serves."""
+        return self._live.plan.model
+
+    def submit_job(
+        self,
+        job: SwarmJob | str,
+        *,
+        input_path: str | Path,
+        output_path: str | Path,
+        detach: bool = False,
+        **options: Any,
+    ) -> JobHandle:
+        """Submit a job, and wait for its end unless `detach`.
+
+        Args:
+            job: an instance of an importable class, or `"module:Class"`.
+            input_path: the rows.
+            output_path: where the answers go.
+            detach: return once it is submitted.
+            **options: the other fields of `JobRequest` (`id_column`, `max_concurrency`, …).
+
+        Raises:
+            SwarmError: something is wrong with the job; nothing was asked.
+            JobError: it did not come to its end (`detach=False`).
+        """
+        request = _request(job, str(input_path), str(output_path), options)
+        submitter = JobSubmitter(self._store)
+        handle = submitter.submit(request.model_copy(update={"swarm": self.name}), self._live)
+        if not detach:
+            ended = submitter.wait(self._store.job(handle.job_id), timeout_s=None)
+            if ended.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
+                raise JobError(
+                    f"Job {handle.job_id} {ended.status.value}: {job_snapshot(ended).message}",
+                    hint=f"See {handle.log_path}.",
+                )
+        return handle
+
+    def snapshot(self) -> SwarmSnapshot:
+        """What it looks like now: serving, replicas, jobs."""
+        self._swarm = self._lifecycle.attach(self.name)
+        submitter = JobSubmitter(self._store)
+        jobs = [submitter.refresh(job) for job in self._store.jobs(self.name)]
+        return take_snapshot(self._swarm, [job_snapshot(job) for job in jobs])
+
+    def down(self) -> None:
+        """Stop it and verify that nothing runs. Idempotent.
+
+        Raises:
+            PlatformError: something still runs.
+        """
+        if self._swarm is not None:
+            self._swarm = self._lifecycle.down(self._swarm.record.name)
+
+
+def _request(
+    job: SwarmJob | str, input_path: str, output_path: str, options: dict[str, Any]
+) -> JobRequest:
+    fields = {"input": input_path, "output": output_path, **options}
+    if isinstance(job, str):
+        return JobRequest(job=job, **fields)
+    kind = type(job)
+    if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
+        raise ConfigError(
+            f"{kind.__qualname__} cannot be imported by a worker.",
+            hint="Put the class at the top level of a module and import it from there.",
+        )
+    return JobRequest(job=f"{kind.__module__}:{kind.__qualname__}", job_kwargs=job.given, **fields)

@@ -1,0 +1,78 @@
+"""From a record to a live object: the one way back from the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from domyn_swarm.backends.base import ComputeBackend, Part, ServingBackend, ServingHandle
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.state import SwarmRecord
+
+
+def serving_backend(platform: str) -> ServingBackend:
+    """The serving side of a platform.
+
+    Raises:
+        ConfigError: this version has no such platform.
+    """
+    if platform == "local":
+        from domyn_swarm.backends.local import LocalServing
+
+        return LocalServing()
+    raise _unknown(platform)
+
+
+def compute_backend(platform: str) -> ComputeBackend:
+    """The compute side of a platform.
+
+    Raises:
+        ConfigError: this version has no such platform.
+    """
+    if platform == "local":
+        from domyn_swarm.backends.local import LocalCompute
+
+        return LocalCompute()
+    raise _unknown(platform)
+
+
+def _unknown(platform: str) -> ConfigError:
+    return ConfigError(
+        f"The backend {platform!r} is not built yet.", hint="Use backend: {type: local}."
+    )
+
+
+@dataclass(frozen=True)
+class LiveSwarm:
+    """A recorded swarm with everything needed to ask and to change it."""
+
+    record: SwarmRecord
+    plan: DeploymentPlan
+    paths: SwarmPaths
+    backend: ServingBackend
+
+    @property
+    def handle(self) -> ServingHandle:
+        """How the platform knows it."""
+        return ServingHandle(
+            platform=self.record.backend,
+            tag=self.record.tag,
+            swarm_dir=self.record.swarm_dir,
+            parts=tuple(Part.model_validate(part) for part in self.record.parts),
+        )
+
+    def with_record(self, record: SwarmRecord) -> LiveSwarm:
+        """The same swarm after its record has changed."""
+        return replace(self, record=record)
+
+
+def rehydrate(record: SwarmRecord) -> LiveSwarm:
+    """The live object of a record."""
+    return LiveSwarm(
+        record=record,
+        plan=DeploymentPlan.model_validate_json(record.plan_json),
+        paths=SwarmPaths(Path(record.swarm_dir)),
+        backend=serving_backend(record.backend),
+    )

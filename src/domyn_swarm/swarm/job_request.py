@@ -1,0 +1,39 @@
+"""What a caller asks for when submitting a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from domyn_swarm.model import Record
+
+
+class JobRequest(Record):
+    """Submit a job. Fields are `job submit`'s flags."""
+
+    job: str = "domyn_swarm.jobs:ChatCompletionJob"
+    swarm: str | None = None
+    endpoint: str | None = None  # any OpenAI endpoint, instead of a swarm
+    model: str | None = None  # needed with `endpoint`
+    input: str
+    output: str
+    input_columns: tuple[str, ...] = ()
+    output_columns: tuple[str, ...] = ()
+    id_column: str | None = None
+    output_mode: Literal["append", "replace", "io_only"] = "append"
+    job_kwargs: dict[str, Any] = Field(default_factory=dict)
+    limit: int | None = Field(None, ge=0)
+    name: str | None = None
+    external_id: str | None = None
+    max_concurrency: int | Literal["auto"] = "auto"
+    retries: int | None = Field(None, ge=0)
+    timeout_s: float | None = Field(None, gt=0)
+    max_failures: str | None = None  # "20" rows or "5%"
+    checkpoint_dir: Path | None = None
+    checkpoint_tag: str | None = None
+    checkpoint_interval: int | None = Field(None, ge=1)
+    checkpoint_seconds: float | None = Field(None, gt=0)
+    resume: bool = True
+    checkpointing: bool = True

@@ -1,0 +1,193 @@
+"""Up and down. The record is written before the first side effect, each id as it is returned."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Callable
+
+from domyn_swarm import engines
+from domyn_swarm.backends.base import Part
+from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml
+from domyn_swarm.errors import PlatformError, SwarmError, SwarmExists, SwarmNotFound
+from domyn_swarm.model import SwarmPhase, utc_now
+from domyn_swarm.paths import SwarmPaths, private_dir, write_private
+from domyn_swarm.planning.builder import PlanBuilder
+from domyn_swarm.planning.context import DeploymentContext
+from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
+from domyn_swarm.state import SwarmRecord, SwarmStore
+from domyn_swarm.swarm.factory import LiveSwarm, rehydrate, serving_backend
+from domyn_swarm.swarm.readiness import launch_error, readiness
+from domyn_swarm.swarm.reconcile import claim_launch, mark_stopped, reconcile
+
+OnChange = Callable[[Observation], None]
+
+
+class SwarmLifecycle:
+    """Brings swarms up and down, and back from the database."""
+
+    def __init__(self, store: SwarmStore) -> None:
+        self._store = store
+
+    @staticmethod
+    def plan(config: DomynLLMSwarmConfig) -> tuple[DeploymentPlan, DeploymentContext]:
+        """What `up` would do. Touches nothing.
+
+        Raises:
+            ConfigError: the engine, the model or the layout is not possible here.
+        """
+        plan = PlanBuilder(config, config.name or _generated_name(config.model)).build()
+        serving_backend(plan.backend)
+        context = DeploymentContext(
+            tag=f"{plan.name}.{secrets.token_hex(6)}",
+            serving_spec=engines.get(plan.engine).serving_spec(plan),
+            timeout_s=plan.wait_endpoint_s,
+            interpreter=sys.executable,
+        )
+        return plan, context
+
+    def up(
+        self,
+        config: DomynLLMSwarmConfig,
+        *,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        on_change: OnChange | None = None,
+    ) -> LiveSwarm:
+        """Launch a swarm; with `wait` return when `min_ready` replicas answer.
+
+        Interrupted, it leaves a record that `status` and `down` understand.
+
+        Raises:
+            SwarmExists: a live swarm has the name.
+            LaunchError: it did not come up; what was started has been stopped.
+            PlatformError: it could not be started, or could not be stopped afterwards.
+        """
+        plan, context = self.plan(config)
+        swarm = self._record(config, plan, context)
+        try:
+            swarm = self._launch(swarm, context)
+        except SwarmError as error:
+            self._give_up(swarm, error)
+            raise
+        return self._await_ready(swarm, timeout_s, on_change) if wait else swarm
+
+    def _record(
+        self, config: DomynLLMSwarmConfig, plan: DeploymentPlan, context: DeploymentContext
+    ) -> LiveSwarm:
+        """The intent, before any side effect but the folder it is written to."""
+        self._make_room(plan.name)
+        paths = SwarmPaths.of(plan.home_directory, plan.name)
+        now = utc_now()
+        record = SwarmRecord(
+            name=plan.name,
+            tag=context.tag,
+            backend=plan.backend,
+            phase=SwarmPhase.LAUNCHING,
+            detail="",
+            swarm_dir=str(paths.root),
+            plan_json=plan.model_dump_json(),
+            parts=(),
+            created_at=now,
+            updated_at=now,
+        )
+        self._store.create_swarm(record)
+        _clear_last_run(paths)
+        claim_launch(paths)
+        write_private(paths.config, dump_yaml(config))
+        write_private(paths.plan, plan.model_dump_json(indent=2))
+        for key in (paths.api_key, paths.collector_key):
+            write_private(key, secrets.token_urlsafe(32))
+        return rehydrate(record)
+
+    def _make_room(self, name: str) -> None:
+        """Refuse a name that is taken; a record of which nothing runs any more is no obstacle."""
+        try:
+            record = self._store.swarm(name)
+        except SwarmNotFound:
+            return
+        if reconcile(self._store, record).phase.live:
+            raise SwarmExists(
+                f"A swarm named {name!r} is {record.phase.value}.",
+                hint=f"Stop it with `domyn-swarm down {name}`, or choose another --name.",
+            )
+
+    def _launch(self, swarm: LiveSwarm, context: DeploymentContext) -> LiveSwarm:
+        def attach(part: Part) -> None:
+            self._store.attach_part(context.tag, part.model_dump(mode="json"))
+
+        swarm.backend.launch(swarm.plan, context, attach)
+        return swarm.with_record(self._store.swarm(swarm.record.name))
+
+    def _await_ready(
+        self, swarm: LiveSwarm, timeout_s: float | None, on_change: OnChange | None
+    ) -> LiveSwarm:
+        deadline = Deadline(swarm.plan.wait_endpoint_s, overall_s=timeout_s)
+        seen = wait_until(readiness(swarm), deadline=deadline, every_s=0.3, on_change=on_change)
+        if seen.phase is Phase.READY:
+            self._store.set_phase(swarm.record.tag, SwarmPhase.READY)
+            return swarm.with_record(self._store.swarm(swarm.record.name))
+        error = launch_error(swarm, seen)
+        self._give_up(swarm, error)
+        raise error
+
+    def _give_up(self, swarm: LiveSwarm, error: SwarmError) -> None:
+        """Free what was started. When that fails, the record stays and the error says so."""
+        record = self._store.swarm(swarm.record.name)
+        swarm = swarm.with_record(record)
+        self._store.set_phase(record.tag, SwarmPhase.FAILED, error.message)
+        try:
+            swarm.backend.delete(swarm.handle)
+        except PlatformError as stuck:
+            error.hint = f"{error.hint} Beware: {stuck.message} Run `down {record.name}`.".strip()
+            return
+        mark_stopped(self._store, record, error.message)
+
+    def down(self, name: str) -> LiveSwarm:
+        """Stop a swarm and verify that nothing of it runs. Idempotent.
+
+        Raises:
+            SwarmNotFound: there is none of that name.
+            PlatformError: something still runs; the record stays.
+        """
+        record = reconcile(self._store, self._store.swarm(name))
+        swarm = rehydrate(record)
+        if not record.phase.live:
+            return swarm
+        self._store.set_phase(record.tag, SwarmPhase.STOPPING)
+        swarm.backend.delete(swarm.handle)
+        self._store.set_phase(record.tag, SwarmPhase.STOPPED)
+        return swarm.with_record(self._store.swarm(name))
+
+    def attach(self, name: str) -> LiveSwarm:
+        """A swarm by its name, as it is now.
+
+        A launching swarm that has meanwhile become ready is recorded as ready.
+
+        Raises:
+            SwarmNotFound: there is none of that name.
+        """
+        swarm = rehydrate(reconcile(self._store, self._store.swarm(name)))
+        if swarm.record.phase is SwarmPhase.LAUNCHING and readiness(swarm)().phase is Phase.READY:
+            self._store.set_phase(swarm.record.tag, SwarmPhase.READY)
+            return swarm.with_record(self._store.swarm(name))
+        return swarm
+
+
+def _generated_name(model: str) -> str:
+    """A name that says which model it serves and is unlikely to be taken."""
+    last = model.rstrip("/").rsplit("/", 1)[-1].lower().removesuffix(".gguf")
+    slug = re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:32].strip("-")
+    slug = slug if slug[:1].isalpha() else f"m-{slug}".strip("-")
+    return f"{slug}-{secrets.token_hex(2)}"
+
+
+def _clear_last_run(paths: SwarmPaths) -> None:
+    """A name may be used again: nothing of the last swarm's serving state may be believed."""
+    private_dir(paths.root)
+    for folder in (paths.endpoint.parent, paths.scripts, paths.api_key.parent, paths.logs):
+        shutil.rmtree(folder, ignore_errors=True)
+    paths.watchdog_db.unlink(missing_ok=True)

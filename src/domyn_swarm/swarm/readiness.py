@@ -1,0 +1,128 @@
+"""Is a swarm serving? The platform, the watchdogs' reports and the endpoint, in one probe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from domyn_swarm import engines
+from domyn_swarm.backends.endpoint.view import CollectorView, read_address, read_view
+from domyn_swarm.engines import Diagnosis
+from domyn_swarm.errors import LaunchError, NotReady, ReplicaFailed
+from domyn_swarm.model import FINAL_REPLICA_STATES, ReplicaReport, ReplicaState
+from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
+from domyn_swarm.swarm.factory import LiveSwarm
+
+_TAIL_BYTES = 64 * 1024
+
+
+def readiness(swarm: LiveSwarm) -> Probe:
+    """Ready once the platform runs it, `min_ready` replicas report ready, and the URL answers."""
+    return all_of(
+        platform=lambda: swarm.backend.probe(swarm.handle),
+        replicas=lambda: _replicas(swarm),
+        endpoint=lambda: _endpoint(swarm),
+    )
+
+
+def _replicas(swarm: LiveSwarm) -> Observation:
+    view = read_view(swarm.paths)
+    if view is None:
+        return Observation(Phase.STARTING, "the collector does not answer yet")
+    probes: list[Probe] = []
+    for replica in range(swarm.plan.layout.replicas):
+        seen = _replica(view, replica)
+        probes.append(lambda seen=seen: seen)  # type: ignore[misc] # bound now, called below
+    return at_least(swarm.plan.min_ready, *probes)()
+
+
+def _replica(view: CollectorView, replica: int) -> Observation:
+    report = report_of(view, replica)
+    if report is None:
+        return Observation(Phase.STARTING, f"replica {replica} has not reported yet")
+    if report.state in FINAL_REPLICA_STATES:
+        return Observation(Phase.FAILED, f"replica {replica}: {report.reason or report.state}")
+    if report.state is ReplicaState.READY and not is_stale(view, report):
+        return Observation(Phase.READY)
+    return Observation(Phase.STARTING, f"replica {replica} is {report.state}")
+
+
+def report_of(view: CollectorView, replica: int) -> ReplicaReport | None:
+    """The last report of a replica, if there was any."""
+    return next((report for report in view.replicas if report.replica == replica), None)
+
+
+def age_s(view: CollectorView, report: ReplicaReport) -> float:
+    """How old a report was when the view was taken, by the collector's own clock."""
+    if report.reported_at is None:
+        return 0.0
+    return max(0.0, (view.taken_at - report.reported_at).total_seconds())
+
+
+def is_stale(view: CollectorView, report: ReplicaReport) -> bool:
+    """Whether a report is too old to be believed."""
+    return age_s(view, report) > view.stale_after_s
+
+
+def _endpoint(swarm: LiveSwarm) -> Observation:
+    address = read_address(swarm.paths)
+    if address is None:
+        return Observation(Phase.STARTING, "the endpoint has not said where it listens yet")
+    try:
+        key = swarm.paths.api_key.read_text().strip()
+    except FileNotFoundError:
+        return Observation(Phase.FAILED, f"{swarm.paths.api_key} is gone")
+    return endpoint_probe(address.url, key)()
+
+
+# -- what went wrong ----------------------------------------------------------------------------
+
+
+def launch_error(swarm: LiveSwarm, seen: Observation) -> LaunchError:
+    """Why the swarm did not come up, from reports and logs."""
+    view = read_view(swarm.paths)
+    failed = [
+        report for report in (view.replicas if view else ()) if report.state in FINAL_REPLICA_STATES
+    ]
+    if failed:
+        return _replica_error(swarm, failed)
+    if seen.phase.terminal:
+        tail = _tail(swarm.paths.endpoint_log).strip().splitlines()
+        last = f" Its log ends with: {tail[-1]}" if tail else ""
+        return LaunchError(
+            f"{swarm.record.name} did not come up: {seen.detail}.{last}",
+            hint=f"See {swarm.paths.endpoint_log}.",
+        )
+    return NotReady(
+        f"{swarm.record.name} was not ready in time: {seen.detail}.",
+        hint=f"See the logs under {swarm.paths.root / 'logs'}, or raise wait_endpoint_s.",
+    )
+
+
+def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport]) -> ReplicaFailed:
+    first = failed[0]
+    log = swarm.paths.engine_log(first.replica)
+    found = diagnosis(swarm, first.replica)
+    counted = f"{len(failed)} of {swarm.plan.layout.replicas} replicas failed"
+    if found is None:
+        cause = first.reason or "the engine ended"
+        return ReplicaFailed(f"{counted}: {cause} (replica {first.replica}).", hint=f"See {log}.")
+    return ReplicaFailed(
+        f"{counted}: {found.cause} (replica {first.replica}: {found.line}).",
+        hint=f"{found.hint} See {log}.",
+    )
+
+
+def diagnosis(swarm: LiveSwarm, replica: int) -> Diagnosis | None:
+    """What a replica's log says of its end."""
+    engine = engines.get(swarm.plan.engine)
+    return engines.diagnose(engine.failure_patterns, _tail(swarm.paths.engine_log(replica)))
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            return file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,81 @@
+"""What a crash left behind: found by the swarm's tag, adopted or written off.
+
+A killed `up` may have started things that it never recorded. The tag is on all of them, so the
+platform can be asked.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import psutil
+
+from domyn_swarm.backends.base import Part
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import SwarmPhase
+from domyn_swarm.paths import SwarmPaths, write_private
+from domyn_swarm.probing import Phase
+from domyn_swarm.state import SwarmRecord, SwarmStore
+from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
+
+_log = get_logger(__name__)
+
+
+def reconcile(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
+    """The record as the platform sees it.
+
+    Parts that carry the tag are attached; a swarm of which nothing is left, and that nobody is
+    bringing up any more, is stopped.
+    """
+    if not record.phase.live:
+        return record
+    swarm = rehydrate(record)
+    known = {part.platform_id for part in swarm.handle.parts}
+    if record.phase is SwarmPhase.LAUNCHING:
+        for part in _found(swarm):
+            if part.platform_id not in known:
+                _log.info("adopting %s %d of %s", part.kind, part.index, record.name)
+                store.attach_part(record.tag, part.model_dump(mode="json"))
+        record = store.swarm(record.name)
+        swarm = rehydrate(record)
+    seen = swarm.backend.probe(swarm.handle)
+    if seen.phase is Phase.STOPPED and not being_launched(swarm.paths) and not _found(swarm):
+        return mark_stopped(store, record, f"{record.phase.value}, then ended: {seen.detail}")
+    return record
+
+
+def _found(swarm: LiveSwarm) -> list[Part]:
+    return [part for handle in swarm.backend.find(swarm.record.tag) for part in handle.parts]
+
+
+def mark_stopped(store: SwarmStore, record: SwarmRecord, detail: str) -> SwarmRecord:
+    """Record that nothing of the swarm runs any more."""
+    for phase in (SwarmPhase.STOPPING, SwarmPhase.STOPPED):
+        store.set_phase(record.tag, phase, detail)
+    return store.swarm(record.name)
+
+
+# -- who is bringing it up ---------------------------------------------------------------------
+
+
+def claim_launch(paths: SwarmPaths) -> None:
+    """Write down that this process is bringing the swarm up."""
+    me = psutil.Process()
+    document = {"host": socket.gethostname(), "pid": me.pid, "started_at": me.create_time()}
+    write_private(paths.launcher, json.dumps(document))
+
+
+def being_launched(paths: SwarmPaths) -> bool:
+    """Whether the process that brings the swarm up still lives, as far as can be seen from here."""
+    try:
+        launcher = json.loads(paths.launcher.read_text())
+    except (OSError, ValueError):
+        return False
+    if launcher["host"] != socket.gethostname():
+        return True  # its machine knows better
+    try:
+        began = psutil.Process(launcher["pid"]).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return abs(began - float(launcher["started_at"])) < 1.0

@@ -1,0 +1,208 @@
+"""Jobs of a swarm, or of any endpoint: checked, recorded, submitted, found again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from pathlib import Path
+
+from domyn_swarm import __version__
+from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
+from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.errors import ConfigError, StateError
+from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
+from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, write_private
+from domyn_swarm.state import JobRecord, SwarmStore
+from domyn_swarm.swarm.factory import LiveSwarm, compute_backend
+from domyn_swarm.swarm.job_request import JobRequest
+
+_UNSUBMITTED_S = 60.0
+
+
+class JobSubmitter:
+    """Submits jobs and follows them through their compute backend."""
+
+    def __init__(self, store: SwarmStore) -> None:
+        self._store = store
+
+    def submit(self, request: JobRequest, swarm: LiveSwarm | None) -> JobHandle:
+        """Check everything, record PENDING, start the worker.
+
+        Raises:
+            ConfigError, InvalidInput, OutputExists: found before anything was recorded.
+            StateError: the swarm has no endpoint.
+            PlatformError: the worker could not be started; the job is recorded as failed.
+        """
+        from domyn_swarm.jobs.preparation import prepare
+
+        spec, paths = self._spec(request, swarm)
+        prepare(spec)
+        private_dir(paths.root)
+        write_private(paths.spec, spec.model_dump_json(indent=2))
+        platform = "local" if swarm is None else swarm.record.backend
+        self._store.create_job(_record(request, spec, paths, swarm, platform))
+        try:
+            handle = compute_backend(platform).submit(_compute_spec(request, spec, paths, swarm))
+        except BaseException:
+            self._store.set_job_status(spec.job_id, JobStatus.FAILED)
+            raise
+        self._store.set_job_handle(spec.job_id, handle)
+        return handle
+
+    def _spec(self, request: JobRequest, swarm: LiveSwarm | None) -> tuple[JobSpec, JobPaths]:
+        from domyn_swarm.jobs.loading import import_path_of
+
+        job_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        if swarm is not None:
+            paths = swarm.paths.job(job_id)
+            where = _swarm_access(swarm)
+        else:
+            paths = JobPaths(home() / "jobs" / job_id)
+            where = _endpoint_access(request, paths)
+        asked = request.model_dump(
+            exclude={"swarm", "endpoint", "model", "input", "output", "name", "external_id"}
+        )
+        checkpoint_root = asked.pop("checkpoint_dir") or checkpoints_dir()
+        spec = JobSpec.model_validate(
+            {
+                **asked,
+                **where,
+                "job_id": job_id,
+                "name": request.name or request.job.rpartition(":")[2],
+                "import_path": import_path_of(request.job),
+                "input": _absolute(request.input),
+                "output": _absolute(request.output),
+                "checkpoint_root": str(Path(checkpoint_root).absolute()),
+                "min_version": __version__,
+            }
+        )
+        return spec, paths
+
+    # -- afterwards ------------------------------------------------------------------------------
+
+    def refresh(self, record: JobRecord) -> JobRecord:
+        """The record with the job's true status, asked where it runs."""
+        if record.status.final:
+            return record
+        if record.handle is None:
+            age_s = (utc_now() - record.submitted_at).total_seconds()
+            if age_s > _UNSUBMITTED_S:  # the submitter died between record and submission
+                self._store.set_job_status(record.job_id, JobStatus.FAILED)
+            return self._store.job(record.job_id)
+        status = self._backend(record).probe(record.handle)
+        return self._settle(record, status)
+
+    def wait(self, record: JobRecord, *, timeout_s: float | None) -> JobRecord:
+        """Block until the job has ended or the time is up."""
+        if record.status.final or record.handle is None:
+            return self.refresh(record)
+        status = self._backend(record).wait(record.handle, timeout_s=timeout_s)
+        return self._settle(record, status)
+
+    def cancel(self, record: JobRecord) -> JobRecord:
+        """End this job alone; what it finished is kept.
+
+        Raises:
+            PlatformError: it still runs.
+        """
+        record = self.refresh(record)
+        if record.status.final or record.handle is None:
+            return record
+        self._backend(record).cancel(record.handle)
+        return self.refresh(record)
+
+    def _backend(self, record: JobRecord) -> ComputeBackend:
+        return compute_backend(record.platform)
+
+    def _settle(self, record: JobRecord, status: JobStatus) -> JobRecord:
+        if status is record.status:
+            return record
+        ended = _exit_record(record)
+        self._store.set_job_status(
+            record.job_id,
+            status,
+            exit_code=None if ended is None else ended.code,
+            ended_at=(ended.ended_at if ended else utc_now()) if status.final else None,
+        )
+        return self._store.job(record.job_id)
+
+
+def _exit_record(record: JobRecord) -> ExitRecord | None:
+    path = JobPaths(Path(record.job_dir)).exit
+    try:
+        return ExitRecord.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _swarm_access(swarm: LiveSwarm) -> dict[str, str | None]:
+    if read_address(swarm.paths) is None:
+        raise StateError(
+            f"The swarm {swarm.record.name} is {swarm.record.phase.value} and has no endpoint.",
+            hint=f"See `domyn-swarm status {swarm.record.name}`.",
+        )
+    return {
+        "model": swarm.plan.model,
+        "revision": swarm.plan.revision,
+        "endpoint_file": str(swarm.paths.endpoint),
+        "api_key_file": str(swarm.paths.api_key),
+    }
+
+
+def _endpoint_access(request: JobRequest, paths: JobPaths) -> dict[str, str | None]:
+    """An endpoint that is not ours; its key comes from the environment into a private file."""
+    if request.endpoint is None or request.model is None:
+        raise ConfigError(
+            "A job needs a swarm, or --endpoint and --model.",
+            hint="Name a live swarm with --name, see `domyn-swarm swarm list`.",
+        )
+    key = os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("OPENAI_API_KEY")
+    key_file = paths.root / "api_key"
+    if key:
+        write_private(key_file, key)
+    return {
+        "model": request.model,
+        "endpoint_url": request.endpoint,
+        "api_key_file": str(key_file) if key else None,
+    }
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).absolute())
+
+
+def _record(
+    request: JobRequest, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, platform: str
+) -> JobRecord:
+    return JobRecord(
+        job_id=spec.job_id,
+        external_id=request.external_id,
+        name=spec.name,
+        swarm=None if swarm is None else swarm.record.name,
+        platform=platform,
+        status=JobStatus.PENDING,
+        job_dir=str(paths.root),
+        input=spec.input,
+        output=spec.output,
+        handle=None,
+        submitted_at=utc_now(),
+        ended_at=None,
+        exit_code=None,
+    )
+
+
+def _compute_spec(
+    request: JobRequest, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None
+) -> ComputeSpec:
+    return ComputeSpec(
+        job_id=spec.job_id,
+        swarm=None if swarm is None else swarm.record.name,
+        tag=None if swarm is None else swarm.record.tag,
+        external_id=request.external_id,
+        argv=(sys.executable, "-m", "domyn_swarm.jobs.worker", str(paths.root)),
+        cwd=str(Path.cwd()),
+        job_dir=str(paths.root),
+    )

@@ -1,0 +1,136 @@
+"""Takes snapshots: asks the platform, the collector and the jobs' own files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from domyn_swarm.backends.endpoint.view import CollectorView, read_address, read_view
+from domyn_swarm.errors import SwarmError
+from domyn_swarm.jobs.spec import JobProgress, JobResult
+from domyn_swarm.model import JobStatus, ReplicaReport, ReplicaState
+from domyn_swarm.paths import JobPaths
+from domyn_swarm.probing import Observation, Phase
+from domyn_swarm.state import JobRecord, SwarmRecord
+from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
+from domyn_swarm.swarm.readiness import age_s, is_stale, readiness, report_of
+from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
+
+_T = TypeVar("_T", JobProgress, JobResult)
+
+
+def snapshot_of(record: SwarmRecord, jobs: Sequence[JobSnapshot] = ()) -> SwarmSnapshot:
+    """What the record says, without asking anybody."""
+    swarm = rehydrate(record)
+    return _snapshot(swarm, Observation(Phase.UNKNOWN), (), jobs, probed=False)
+
+
+def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSnapshot:
+    """What the swarm looks like now."""
+    if not swarm.record.phase.live:
+        seen = Observation(Phase.STOPPED, swarm.record.detail)
+        return _snapshot(swarm, seen, (), jobs)
+    try:
+        seen = readiness(swarm)()
+    except SwarmError as error:
+        seen = Observation(Phase.UNKNOWN, error.message)
+    view = read_view(swarm.paths)
+    replicas = tuple(_replica(view, index) for index in range(swarm.plan.layout.replicas))
+    return _snapshot(swarm, seen, replicas, jobs)
+
+
+def _snapshot(
+    swarm: LiveSwarm,
+    seen: Observation,
+    replicas: tuple[ReplicaSnapshot, ...],
+    jobs: Sequence[JobSnapshot],
+    *,
+    probed: bool = True,
+) -> SwarmSnapshot:
+    record, plan = swarm.record, swarm.plan
+    address = read_address(swarm.paths) if record.phase.live else None
+    return SwarmSnapshot(
+        name=record.name,
+        phase=record.phase,
+        observed=seen.phase.name.lower() if probed else "not_probed",  # type: ignore[arg-type] # the same names
+        detail=seen.detail or record.detail,
+        backend=record.backend,
+        engine=plan.engine,
+        model=plan.model,
+        endpoint=None if address is None else address.url,
+        replicas_wanted=plan.layout.replicas,
+        min_ready=plan.min_ready,
+        replicas=replicas,
+        jobs=tuple(jobs),
+        swarm_dir=record.swarm_dir,
+        created_at=record.created_at,
+    )
+
+
+def _replica(view: CollectorView | None, index: int) -> ReplicaSnapshot:
+    report: ReplicaReport | None = None if view is None else report_of(view, index)
+    if view is None or report is None:
+        return ReplicaSnapshot(index=index, state=ReplicaState.PENDING, stale=False)
+    return ReplicaSnapshot(
+        index=index,
+        state=report.state,
+        stale=is_stale(view, report),
+        url=report.url,
+        http_status=report.http_status,
+        last_seen_s=age_s(view, report),
+        restarts=report.restarts,
+        reason=report.reason,
+        requests_running=report.requests_running,
+        requests_waiting=report.requests_waiting,
+        node=report.node,
+    )
+
+
+def job_snapshot(record: JobRecord) -> JobSnapshot:
+    """A job as its record and its own files tell it; its status is the record's."""
+    paths = JobPaths(Path(record.job_dir))
+    progress = _read(paths.progress, JobProgress)
+    result = _read(paths.result, JobResult)
+    message = progress.message if progress and not record.status.final else None
+    if record.status.final and record.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
+        message = (result.error if result else None) or _last_line(paths.log)
+    live = record.status is JobStatus.RUNNING
+    return JobSnapshot(
+        job_id=record.job_id,
+        external_id=record.external_id,
+        name=record.name,
+        swarm=record.swarm,
+        status=record.status,
+        rows_total=progress.rows_total if progress else None,
+        rows_done=progress.rows_done if progress else 0,
+        rows_failed=progress.rows_failed if progress else 0,
+        rows_per_s=progress.rows_per_s if progress else None,
+        eta_s=progress.eta_s if progress and live else None,
+        prompt_tokens=progress.prompt_tokens if progress else 0,
+        completion_tokens=progress.completion_tokens if progress else 0,
+        input=record.input,
+        output=record.output,
+        message=message,
+        exit_code=record.exit_code,
+        submitted_at=record.submitted_at,
+        ended_at=record.ended_at,
+        log_path=str(paths.log),
+    )
+
+
+def _read(path: Path, kind: type[_T]) -> _T | None:
+    try:
+        return kind.model_validate_json(path.read_text())
+    except (FileNotFoundError, ValidationError):  # not there yet, or of another version
+        return None
+
+
+def _last_line(path: Path) -> str | None:
+    try:
+        lines = path.read_text(errors="replace").strip().splitlines()
+    except FileNotFoundError:
+        return None
+    return lines[-1][-500:] if lines else None
