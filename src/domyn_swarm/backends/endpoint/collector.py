@@ -1,0 +1,209 @@
+"""The one receiver of a swarm's watchdog reports: believes, remembers, and tells the router."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from domyn_swarm.backends.endpoint.history import History
+from domyn_swarm.backends.endpoint.replicas import ReplicaTable, Verdict
+from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.view import CollectorView
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import ReplicaReport, ReplicaState, utc_now
+from domyn_swarm.paths import SwarmPaths, write_private
+
+_log = get_logger(__name__)
+
+MAX_BODY_BYTES = 65_536
+_TICK_S = 1.0  # staleness is looked at so often
+_WRITE_VIEW_EVERY_S = 5.0  # and replicas.json refreshed so often when only times changed
+_REPLY_WAIT_S = 2.0  # a report waits so long for the manifest to be written
+_STATUS = {Verdict.UNKNOWN: 404, Verdict.SUPERSEDED: 409}
+
+
+class Collector:
+    """State, files and HTTP handlers. `manifest` renders the router's list of replicas, and
+    `settle_s` is how long after a change on disk the router surely follows it.
+    """
+
+    def __init__(
+        self,
+        spec: EndpointSpec,
+        paths: SwarmPaths,
+        manifest: Callable[[tuple[str, ...]], str],
+        settle_s: float,
+    ) -> None:
+        self._paths = paths
+        self._spec = spec
+        self._manifest = manifest
+        self._settle_s = settle_s
+        self._table = ReplicaTable(spec.replicas, spec.stale_after_s)
+        self._history = History(paths.watchdog_db)
+        self._unwritten: list[ReplicaReport] = []
+        self._listed: tuple[str, ...] | None = None  # in the manifest on disk; None: not ours yet
+        self._left_at: dict[str, float] = {}  # when a URL was last taken off the disk
+        self._view_written_at = 0.0
+        self._view_changed = True
+        self._news = asyncio.Event()
+        self._synced = asyncio.Condition()
+        self._key = spec.collector_key_file.read_text().strip().encode()
+        self._restore()
+
+    def _restore(self) -> None:
+        """An endpoint that was restarted goes on with what it knew, if it was of this swarm."""
+        try:
+            view = CollectorView.model_validate_json(self._paths.replicas.read_text())
+        except (OSError, ValueError):
+            return
+        if view.tag == self._spec.tag:
+            self._table.restore(view.replicas, time.monotonic())
+
+    # -- HTTP ---------------------------------------------------------------------------------
+
+    def app(self) -> web.Application:
+        """The routes; everything but `/health` asks for the collector's key."""
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._keyed])
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/v1/replicas", self._replicas)
+        app.router.add_post("/v1/report", self._report)
+        return app
+
+    @web.middleware
+    async def _keyed(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        allowed = hmac.compare_digest(given, b"Bearer " + self._key)
+        if not allowed and request.path != "/health":
+            reply: web.StreamResponse = _error(401, "the collector's key is missing or wrong")
+        else:
+            reply = await self._answer(request, handler)
+        reply.force_close()
+        return reply
+
+    async def _answer(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as refusal:
+            return _error(refusal.status, refusal.reason)
+        except Exception:  # noqa: BLE001 - the boundary to a client
+            _log.exception("cannot answer %s %s", request.method, request.path)
+            return _error(500, "the collector failed")
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _replicas(self, _request: web.Request) -> web.Response:
+        return web.Response(text=self.view().model_dump_json(), content_type="application/json")
+
+    async def _report(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        try:
+            report = ReplicaReport.model_validate_json(body)
+        except ValidationError as error:
+            return _error(400, f"not a report: {error.error_count()} fields are wrong")
+        before = self._table.last(report.replica)
+        verdict = self._table.take(report, time.monotonic(), utc_now())
+        if verdict in _STATUS:
+            return _error(_STATUS[verdict], f"{verdict.value} replica {report.replica}")
+        if verdict is Verdict.TAKEN:
+            self._note(before, report.replica)
+        drained = report.state is ReplicaState.DRAINING and await self._is_drained(report.url)
+        return web.json_response({"verdict": verdict.value, "drained": drained})
+
+    def _note(self, before: ReplicaReport | None, replica: int) -> None:
+        now = self._table.last(replica)
+        if now is None or (before is not None and _same_story(before, now)):
+            return
+        detail = f": {now.reason}" if now.reason else ""
+        _log.info("replica %d is %s%s", replica, now.state.value, detail)
+        self._unwritten.append(now)
+        self._view_changed = True
+        self._news.set()
+
+    async def _is_drained(self, url: str | None) -> bool:
+        """Whether the router has surely read a manifest without this URL."""
+        if url is None:
+            return True
+        try:
+            async with asyncio.timeout(_REPLY_WAIT_S), self._synced:
+                await self._synced.wait_for(lambda: url not in (self._listed or (url,)))
+        except TimeoutError:
+            return False
+        left_at = self._left_at.get(url)
+        return left_at is None or time.monotonic() - left_at >= self._settle_s
+
+    def view(self) -> CollectorView:
+        """What is believed now."""
+        return CollectorView(
+            replicas=self._table.reports(),
+            taken_at=utc_now(),
+            stale_after_s=self._spec.stale_after_s,
+            tag=self._spec.tag,
+        )
+
+    # -- files --------------------------------------------------------------------------------
+
+    async def keep_files(self) -> None:
+        """Bring the files up to date with every change, until cancelled."""
+        while True:
+            self._news.clear()
+            try:
+                await self._sync()
+            except OSError as error:  # a full disk must not end the endpoint: tried again
+                _log.warning("cannot write: %s", error)
+            try:
+                await asyncio.wait_for(self._news.wait(), _TICK_S)
+            except TimeoutError:
+                continue
+
+    async def _sync(self) -> None:
+        serving = self._table.serving(time.monotonic())
+        if serving != self._listed:
+            await asyncio.to_thread(
+                write_private, self._paths.router_manifest, self._manifest(serving)
+            )
+            async with self._synced:
+                gone = set(self._listed or ()) - set(serving)
+                self._left_at.update(dict.fromkeys(gone, time.monotonic()))
+                self._listed = serving
+                self._synced.notify_all()
+            _log.info("the router may use %d replicas: %s", len(serving), ", ".join(serving))
+        age = time.monotonic() - self._view_written_at
+        if self._view_changed or age >= _WRITE_VIEW_EVERY_S:
+            self._view_changed = False
+            self._view_written_at = time.monotonic()
+            await asyncio.to_thread(
+                write_private, self._paths.replicas, self.view().model_dump_json(indent=2)
+            )
+        changes, self._unwritten = self._unwritten, []
+        if changes:
+            await asyncio.to_thread(self._history.append, changes)
+
+    async def close(self) -> None:
+        """Write what is not written yet."""
+        try:
+            self._view_changed = True
+            await self._sync()
+        except OSError as error:
+            _log.warning("cannot write: %s", error)
+        self._history.close()
+
+
+def _same_story(before: ReplicaReport, now: ReplicaReport) -> bool:
+    """Whether only a heartbeat passed."""
+    return (before.state, before.reason, before.url, before.restarts, before.incarnation) == (
+        *(now.state, now.reason, now.url, now.restarts, now.incarnation),
+    )
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.json_response({"error": message}, status=status)

@@ -1,0 +1,77 @@
+"""`watchdog.db`: what the replicas went through. One writer, the collector; bounded growth."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import ReplicaReport
+
+_log = get_logger(__name__)
+
+ROWS_KEPT = 20_000
+_PRUNE_EVERY = 500
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS replica_status (
+    id INTEGER PRIMARY KEY,
+    reported_at TEXT NOT NULL,
+    replica INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT,
+    exit_code INTEGER,
+    restarts INTEGER NOT NULL,
+    http_status INTEGER,
+    url TEXT,
+    node TEXT,
+    watchdog_pid INTEGER,
+    engine_pid INTEGER,
+    incarnation TEXT NOT NULL
+)
+"""
+_COLUMNS = (
+    *("reported_at", "replica", "state", "reason", "exit_code", "restarts", "http_status"),
+    *("url", "node", "watchdog_pid", "engine_pid", "incarnation"),
+)
+_INSERT = (
+    f"INSERT INTO replica_status ({', '.join(_COLUMNS)}) "  # noqa: S608 - names of our own
+    f"VALUES ({', '.join(':' + name for name in _COLUMNS)})"
+)
+_PRUNE = "DELETE FROM replica_status WHERE id <= (SELECT MAX(id) FROM replica_status) - ?"
+
+
+class History:
+    """Writes state changes. Blocking; never raises: history is not worth an endpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._since_prune = _PRUNE_EVERY
+
+    def append(self, reports: Sequence[ReplicaReport]) -> None:
+        """Add these reports in one transaction; what cannot be written is logged and lost."""
+        try:
+            connection = self._connection = self._connection or self._open()
+            with connection:
+                connection.executemany(_INSERT, [one.model_dump(mode="json") for one in reports])
+                self._since_prune += len(reports)
+                if self._since_prune >= _PRUNE_EVERY:
+                    connection.execute(_PRUNE, (ROWS_KEPT,))
+                    self._since_prune = 0
+        except sqlite3.Error as error:
+            _log.warning("cannot write %s: %s", self._path, error)
+            self.close()
+
+    def _open(self) -> sqlite3.Connection:
+        # One thread at a time, but not always the same. WAL is not safe on network file systems
+        connection = sqlite3.connect(self._path, timeout=5.0, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute(_SCHEMA)
+        return connection
+
+    def close(self) -> None:
+        """Close the file; a later `append` opens it again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,41 @@
+"""Ports for the endpoint's own servers."""
+
+from __future__ import annotations
+
+import socket
+
+from domyn_swarm.errors import PlatformError
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now. An empty host is every interface."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port(host: str) -> int:
+    """A port that is free now, of those the system hands out."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def router_port(host: str, configured: int | None) -> int:
+    """The configured port, or a free one.
+
+    Raises:
+        PlatformError: the configured port is taken.
+    """
+    if configured is None:
+        return free_port(host)
+    if not is_free(host, configured):
+        raise PlatformError(
+            f"Port {configured} for the endpoint is taken on {socket.gethostname()}.",
+            hint="Stop what listens there (`ss -ltnp`), or set another endpoint port.",
+        )
+    return configured

@@ -1,0 +1,173 @@
+"""The endpoint program: the collector in this process, the router as its child."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from aiohttp import web
+
+from domyn_swarm.backends.endpoint import connections, ports
+from domyn_swarm.backends.endpoint.collector import Collector
+from domyn_swarm.backends.endpoint.router import Router, RouterSettings
+from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.view import EndpointAddress
+from domyn_swarm.errors import StateError
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import ProcessId
+from domyn_swarm.paths import SwarmPaths, private_dir, write_private
+
+_log = get_logger(__name__)
+
+SHUTDOWN_GRACE_S = 5
+_KILL_AFTER_S = SHUTDOWN_GRACE_S + 2.0
+_BACKOFF_FIRST_S = 0.5
+_BACKOFF_MAX_S = 10.0
+_STABLE_S = 60.0
+
+
+def load_spec(paths: SwarmPaths) -> EndpointSpec:
+    """The endpoint's spec in a swarm's folder.
+
+    Raises:
+        StateError: it is not there or cannot be used.
+    """
+    try:
+        return EndpointSpec.model_validate_json(paths.endpoint_spec.read_text())
+    except (OSError, ValueError) as error:
+        raise StateError(
+            f"Cannot use {paths.endpoint_spec}: {error}",
+            hint="The endpoint program is started by `domyn-swarm up`, which writes this file.",
+        ) from error
+
+
+class RouterProcess:
+    """Keeps a router running until it is told to stop. `moved` is told the port it listens on."""
+
+    def __init__(
+        self, router: Router, spec: EndpointSpec, paths: SwarmPaths, moved: Callable[[int], None]
+    ) -> None:
+        self._router = router
+        self._spec = spec
+        self._paths = paths
+        self._moved = moved
+        self._host = spec.host or "0.0.0.0"  # noqa: S104 - no address given: every interface
+        self._port = ports.router_port(self._host, spec.port)
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def run(self) -> None:
+        """Start it, again with back-off whenever it ends, until cancelled."""
+        backoff_s = _BACKOFF_FIRST_S
+        while True:
+            self._moved(self._port)
+            started = time.monotonic()
+            code = await self._once()
+            backoff_s = _BACKOFF_FIRST_S if time.monotonic() - started > _STABLE_S else backoff_s
+            _log.warning("the router ended (code %s); next start in %g s", code, backoff_s)
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
+            if not ports.is_free(self._host, self._port) and self._spec.port is None:
+                self._port = ports.free_port(self._host)
+
+    async def _once(self) -> int:
+        settings = RouterSettings(
+            host=self._host,
+            port=self._port,
+            metrics_port=ports.free_port("127.0.0.1"),
+            manifest=self._paths.router_manifest,
+            shutdown_grace_s=SHUTDOWN_GRACE_S,
+            **self._spec.model_dump(include=set(RouterSettings.model_fields) - {"host", "port"}),
+        )
+        private_dir(self._paths.router_log.parent)
+        with self._paths.router_log.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._router.argv(settings),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        _log.info("the router is process %d on port %d", self._process.pid, self._port)
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL when requests in flight do not end within the grace period."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), _KILL_AFTER_S)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+async def serve(paths: SwarmPaths, spec: EndpointSpec, router: Router) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        PlatformError: the configured port is taken.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    collector = Collector(spec, paths, router.manifest, router.settle_s)
+    runner = web.AppRunner(collector.app())
+    await runner.setup()
+    host = spec.host or "0.0.0.0"  # noqa: S104 - no address given: every interface
+    server, collector_port = await connections.serve(runner, host)
+
+    def moved(port: int) -> None:
+        _write_address(paths, spec, port, collector_port)
+
+    process = RouterProcess(router, spec, paths, moved)
+    tasks = [asyncio.create_task(process.run()), asyncio.create_task(collector.keep_files())]
+    stopped = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+    _log.info("stopping")
+    tasks[0].cancel()
+    paths.endpoint.unlink(missing_ok=True)  # nobody shall take another program for us
+    await process.stop()
+    tasks[1].cancel()
+    await asyncio.wait(tasks)
+    server.close()
+    await runner.cleanup()
+    await collector.close()
+    for task in done - {stopped}:
+        task.result()  # a bug ended it: say which
+
+
+def _write_address(paths: SwarmPaths, spec: EndpointSpec, port: int, collector_port: int) -> None:
+    name = spec.host or socket.gethostname()
+    scheme = "https" if spec.tls_cert else "http"
+    started_at = psutil.Process().create_time()
+    address = EndpointAddress(
+        url=f"{scheme}://{name}:{port}",
+        collector_url=f"http://{name}:{collector_port}",
+        node=socket.gethostname(),
+        process=ProcessId(pid=os.getpid(), started_at=started_at),
+    )
+    write_private(paths.endpoint, address.model_dump_json(indent=2))
+
+
+def main(swarm_dir: Path) -> None:
+    """Run the endpoint of the swarm in `swarm_dir` until it is told to stop.
+
+    Raises:
+        StateError: the folder holds no usable spec.
+        PlatformError: the configured port is taken.
+    """
+    from domyn_swarm.backends.endpoint.smg_router import SmgRouter
+
+    os.umask(0o077)
+    paths = SwarmPaths(swarm_dir)
+    asyncio.run(serve(paths, load_spec(paths), SmgRouter()))

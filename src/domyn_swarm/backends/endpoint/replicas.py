@@ -1,0 +1,74 @@
+"""What the collector believes of each replica. Pure: no clock, no file, no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from enum import StrEnum
+
+from domyn_swarm.model import ReplicaReport, ReplicaState
+
+_INCARNATIONS_KEPT = 16
+
+
+class Verdict(StrEnum):
+    """What became of a report."""
+
+    TAKEN = "taken"
+    LATE = "late"  # a newer one of the same watchdog was here first
+    SUPERSEDED = "superseded"  # another watchdog has taken over this replica
+    UNKNOWN = "unknown"  # the plan has no such replica
+
+
+class ReplicaTable:
+    """The last report of each replica. `now` is seconds of the caller's monotonic clock."""
+
+    def __init__(self, replicas: int, stale_after_s: float) -> None:
+        self._replicas = replicas
+        self._stale_after_s = stale_after_s
+        self._reports: dict[int, ReplicaReport] = {}
+        self._heard_at: dict[int, float] = {}
+        self._incarnations: dict[int, list[str]] = {}  # newest last
+
+    def take(self, report: ReplicaReport, now: float, at: datetime) -> Verdict:
+        """Believe a report unless it is of the past; `at` is noted as its time."""
+        index = report.replica
+        if index >= self._replicas:
+            return Verdict.UNKNOWN
+        known = self._incarnations.setdefault(index, [])
+        if report.incarnation in known[:-1]:
+            return Verdict.SUPERSEDED
+        if not known or known[-1] != report.incarnation:
+            known.append(report.incarnation)
+            del known[:-_INCARNATIONS_KEPT]
+        elif report.sequence <= self._reports[index].sequence:
+            return Verdict.LATE
+        self._reports[index] = report.model_copy(update={"reported_at": at})
+        self._heard_at[index] = now
+        return Verdict.TAKEN
+
+    def restore(self, reports: Iterable[ReplicaReport], now: float) -> None:
+        """Believe what an earlier collector of this swarm knew, until it has gone stale."""
+        for report in reports:
+            if report.replica < self._replicas:
+                self._reports[report.replica] = report
+                self._heard_at[report.replica] = now
+                self._incarnations[report.replica] = [report.incarnation]
+
+    def last(self, replica: int) -> ReplicaReport | None:
+        """The last report of one replica."""
+        return self._reports.get(replica)
+
+    def reports(self) -> tuple[ReplicaReport, ...]:
+        """The last report of every replica that has reported, in order."""
+        return tuple(self._reports[index] for index in sorted(self._reports))
+
+    def serving(self, now: float) -> tuple[str, ...]:
+        """Where requests may be sent: replicas that are ready and were heard of lately."""
+        return tuple(
+            report.url
+            for report in self.reports()
+            if report.state is ReplicaState.READY
+            and report.url is not None
+            and now - self._heard_at[report.replica] <= self._stale_after_s
+        )

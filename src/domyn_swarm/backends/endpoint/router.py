@@ -1,0 +1,43 @@
+"""What a router is to the endpoint program: a child process that follows a manifest file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from domyn_swarm.model import Record
+
+
+class RouterSettings(Record):
+    """How one router process listens and distributes. Names the key's file, holds no key."""
+
+    host: str  # to listen on
+    port: int
+    metrics_port: int
+    manifest: Path
+    api_key_file: Path
+    health_path: str
+    policy: str
+    max_concurrent: int
+    queue_size: int
+    retries: int
+    tls_cert: Path | None
+    tls_key: Path | None
+    shutdown_grace_s: int
+
+
+class Router(Protocol):
+    """A router program. It asks clients for the key and sends it on to the replicas.
+
+    Its process must die with the endpoint program, and end on SIGTERM within the grace period
+    after letting requests in flight finish.
+    """
+
+    settle_s: float  # it follows a changed manifest within so many seconds
+
+    def argv(self, settings: RouterSettings) -> Sequence[str]:
+        """The command of the process; no secrets."""
+
+    def manifest(self, urls: Sequence[str]) -> str:
+        """The manifest that lists these replicas."""

@@ -1,0 +1,106 @@
+"""The smg router. Run as a program, this module is the router's process.
+
+Facts, measured with smg 1.13.0 against servers that count what they execute:
+
+- Its `api_key` is asked of clients (401) and sent on to the replicas. `/v1/models`, `/health`,
+  `/readiness` are answered without it, and no option of this version closes `/v1/models`: who
+  reaches the port can learn the model's name, nothing else.
+- `retry_max_retries` counts attempts. At 1 every reply of a living replica passes through once,
+  whatever its status; a request whose connection breaks before a reply is sent once more to the
+  same replica, and then answered 500 with the code `call_upstream_request_error` or
+  `call_upstream_connection_failed`. At 2 a lost replica costs no failed request (0 of 384), but
+  408, 429, 500, 502, 503 and 504 of a living one are repeated too, 50 ms later, whatever
+  `Retry-After` says; a replica's `retryable_status_codes` change nothing. One layer alone may
+  repeat what a row caused, and that is the driver: 1 is the default.
+- The circuit breaker counts 5xx replies that rows caused: ten of them take a good replica out,
+  sixty take out all. Off; a dead replica leaves by the manifest, within 30 ms of its change.
+- Overload protection leaves busy replicas out, which is what batch work makes of all of them. Off.
+- Load monitoring stays on, the policies need it. Requests that take long shed nothing.
+- A replica that leaves the manifest drains: no new request after 30 ms, those in flight finish;
+  it joins again within two seconds.
+- Without any replica known the reply is 404 `model_not_found`; with replicas that are all
+  unhealthy or leaving it is 503 `no_available_workers`.
+- At log level info every request is logged: warn.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from domyn_swarm.backends.endpoint.router import RouterSettings
+
+_DAY_S = 86_400  # requests end by the clients' own time-outs, not by the router's
+_PR_SET_PDEATHSIG = 1
+
+
+class SmgRouter:
+    """See `Router`."""
+
+    settle_s = 1.5
+
+    def argv(self, settings: RouterSettings) -> Sequence[str]:
+        """See `Router.argv`."""
+        return [sys.executable, "-m", __name__, str(os.getpid()), settings.model_dump_json()]
+
+    def manifest(self, urls: Sequence[str]) -> str:
+        """See `Router.manifest`."""
+        return json.dumps({"version": 1, "workers": [{"url": url} for url in urls]}, indent=2)
+
+
+def router_arguments(settings: RouterSettings, api_key: str) -> dict[str, Any]:
+    """The router's settings, each one that matters to batch work stated."""
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "policy": settings.policy,
+        "api_key": api_key,
+        "backend": "vllm",
+        "discovery_provider": "file",
+        "discovery_file": str(settings.manifest),
+        "discovery_check_interval_secs": 1,
+        "worker_startup_timeout_secs": 30,
+        "worker_startup_check_interval": 1,
+        "health_check_endpoint": settings.health_path,
+        "health_check_interval_secs": 2,
+        "health_check_timeout_secs": 5,
+        "health_failure_threshold": 2,
+        "health_success_threshold": 1,
+        "retry_max_retries": max(1, settings.retries),
+        "disable_circuit_breaker": True,
+        "worker_overload_protection": False,
+        "max_concurrent_requests": settings.max_concurrent,
+        "queue_size": settings.queue_size,
+        "queue_timeout_secs": _DAY_S,
+        "request_timeout_secs": _DAY_S,
+        "shutdown_grace_period_secs": settings.shutdown_grace_s,
+        "prometheus_host": "127.0.0.1",
+        "prometheus_port": settings.metrics_port,
+        "server_cert_path": str(settings.tls_cert) if settings.tls_cert else None,
+        "server_key_path": str(settings.tls_key) if settings.tls_key else None,
+        "disable_tokenizer_autoload": True,
+        "history_backend": "none",
+        "log_level": "warn",
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Be the router; arguments: the parent's pid and the settings as JSON."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(arguments[1]):
+        sys.exit(1)  # the endpoint program died before it could be followed
+    from smg.launch_router import launch_router
+    from smg.router_args import RouterArgs
+
+    settings = RouterSettings.model_validate_json(arguments[2])
+    key = settings.api_key_file.read_text().strip()
+    launch_router(RouterArgs(**router_arguments(settings, key)))
+
+
+if __name__ == "__main__":
+    main(sys.argv)

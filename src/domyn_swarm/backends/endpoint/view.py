@@ -1,0 +1,61 @@
+"""How other programs find the endpoint and learn of its replicas."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from domyn_swarm.model import ProcessId, Record, ReplicaReport
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.probing import http_json
+
+_ASK_TIMEOUT_S = 3.0
+
+
+class EndpointAddress(Record):
+    """Where a swarm's endpoint listens: `serving/endpoint.json`, rewritten whenever it moves."""
+
+    url: str  # for clients, without /v1
+    collector_url: str
+    node: str
+    process: ProcessId
+
+
+class CollectorView(Record):
+    """The last report of every replica that has reported. Times are of the collector's clock."""
+
+    replicas: tuple[ReplicaReport, ...]
+    taken_at: datetime
+    stale_after_s: float  # a report older than this at `taken_at` is not to be believed
+    tag: str = ""  # of the swarm
+
+
+def read_address(paths: SwarmPaths) -> EndpointAddress | None:
+    """Where the endpoint listens; None: nowhere yet, or it was shut down."""
+    try:
+        return EndpointAddress.model_validate_json(paths.endpoint.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def read_view(paths: SwarmPaths) -> CollectorView | None:
+    """What the collector says; when it cannot be asked, the last view it wrote; None: neither."""
+    return _asked(paths) or _written(paths)
+
+
+def _asked(paths: SwarmPaths) -> CollectorView | None:
+    address = read_address(paths)
+    if address is None:
+        return None
+    try:
+        key = paths.collector_key.read_text().strip()
+        url = f"{address.collector_url}/v1/replicas"
+        return CollectorView.model_validate(http_json(url, key=key, timeout_s=_ASK_TIMEOUT_S))
+    except (OSError, ValueError):
+        return None
+
+
+def _written(paths: SwarmPaths) -> CollectorView | None:
+    try:
+        return CollectorView.model_validate_json(paths.replicas.read_text())
+    except (OSError, ValueError):
+        return None

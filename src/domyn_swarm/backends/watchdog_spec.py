@@ -1,0 +1,79 @@
+"""What one replica's watchdog is told, as JSON. It names key files and holds no key.
+
+replica                  index of the replica
+host                     address the engine binds and is reached at; empty: the node's own name
+port_from                where the search for a free port begins
+argv, env                the engine's command ({host} and {port} are filled in) and environment
+key_env, key_file        variable that carries the clients' key into the engine; its file
+collector_key_file       the watchdogs' key to the collector
+endpoint_file            where the collector's address is found, read again whenever it fails
+engine_log               what the engine prints is appended here
+health_path              GET, 2xx means alive
+metrics_path             GET, Prometheus text; none: nothing is known of requests
+running_metric, waiting_metric, progress_metrics
+                         names in it (see `planning.context.ServingSpec`)
+first_request            path and body; a status below 500 is needed before the first `ready`
+failure_patterns         known causes of death, searched in the log's tail
+probe_interval, startup_probe_interval, http_timeout
+                         seconds between probes once ready, and before; bound of one probe
+readiness_timeout        seconds until an engine that is not ready is restarted
+restart_policy           on-failure: unless it exited with 0; always; never
+max_restarts             in a row: an engine that was ready for ten minutes starts from zero
+restart_backoff_initial, restart_backoff_max
+                         seconds before the first restart, doubled each time, at most
+unhealthy_restart_after  seconds of failed probes until an engine is restarted
+progress_timeout         seconds without progress while requests wait; none: not judged
+kill_grace_seconds       seconds from SIGTERM to SIGKILL
+drain_seconds            seconds to leave the router and finish requests, before SIGTERM
+heartbeat_seconds        a report is sent at least so often
+final_report_seconds     how long a final state is tried to be reported
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.planning.context import DeploymentContext
+from domyn_swarm.planning.plan import DeploymentPlan
+
+HEARTBEAT_S = 10.0
+_STARTUP_PROBE_S = 0.3
+_FINAL_REPORT_S = 60.0
+
+
+def heartbeat_s(plan: DeploymentPlan) -> float:
+    """Seconds between two reports of a watchdog when nothing changes."""
+    return min(plan.watchdog.probe_interval, HEARTBEAT_S)
+
+
+def build_watchdog_spec(
+    plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, replica: int, *, host: str
+) -> dict[str, Any]:
+    """The spec of one replica's watchdog. The user's `env` wins over the engine's own."""
+    serving, watchdog = ctx.serving_spec, plan.watchdog
+    first = serving.first_request
+    return {
+        "replica": replica,
+        "host": host,
+        "port_from": plan.port_from,
+        "argv": list(serving.argv),
+        "env": {**ctx.shared_env, **serving.env, **plan.env},
+        "key_env": serving.key_env,
+        "key_file": str(paths.api_key),
+        "collector_key_file": str(paths.collector_key),
+        "endpoint_file": str(paths.endpoint),
+        "engine_log": str(paths.engine_log(replica)),
+        "health_path": watchdog.http_path or serving.health_path,
+        "metrics_path": serving.metrics_path,
+        "running_metric": serving.running_metric,
+        "waiting_metric": serving.waiting_metric,
+        "progress_metrics": list(serving.progress_metrics),
+        "first_request": None if first is None else first.model_dump(mode="json"),
+        "failure_patterns": [known.model_dump() for known in serving.failure_patterns],
+        **watchdog.model_dump(exclude={"http_path"}),
+        "startup_probe_interval": min(_STARTUP_PROBE_S, watchdog.probe_interval),
+        "drain_seconds": watchdog.kill_grace_seconds,
+        "heartbeat_seconds": heartbeat_s(plan),
+        "final_report_seconds": _FINAL_REPORT_S,
+    }

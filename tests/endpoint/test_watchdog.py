@@ -1,0 +1,244 @@
+"""Watchdogs as they run: real processes around a real HTTP server."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from domyn_swarm import watchdog
+from endpoint.bench import API_KEY, Bench, runs, until
+
+
+def test_it_is_one_file_of_python_3_8_and_the_standard_library():
+    tree = ast.parse(Path(watchdog.__file__).read_text(), feature_version=(3, 8))
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert imported <= set(sys.stdlib_module_names)
+
+
+def test_an_engine_becomes_ready_after_a_real_request(bench: Bench):
+    bench.start_endpoint()
+    replica = bench.replica().tell("first", 503).start()
+    until(lambda: len(replica.lines("asked")) > 2, "first requests")
+    assert bench.state() == "starting"
+    replica.tell("first", 404)
+    bench.until_state("ready")
+    report = bench.view().replicas[0]
+    assert report.url is not None
+    assert report.http_status == 200
+    assert report.engine_pid == replica.starts[0]
+    assert report.watchdog_pid == replica.process.pid
+
+
+def test_an_engine_that_crashes_is_restarted_with_growing_pauses_and_then_given_up(bench: Bench):
+    bench.start_endpoint()
+    replica = bench.replica(max_restarts=3).tell("die", 3).start()
+    assert replica.wait() == 1
+    times = [float(line.split()[1]) for line in replica.lines("starts")]
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+    assert len(times) == 4
+    assert pauses[0] >= 0.1
+    assert pauses[1] >= 0.2
+    assert pauses[2] >= 0.4
+    assert bench.state() == "failed"
+    report = bench.view().replicas[0]
+    assert (report.exit_code, report.restarts) == (3, 3)
+    assert "code 3" in report.reason
+
+
+@pytest.mark.parametrize(
+    ("policy", "code", "starts", "state"),
+    [
+        ("on-failure", 0, 1, "exited"),
+        ("on-failure", 1, 2, "failed"),
+        ("never", 1, 1, "failed"),
+        ("never", 0, 1, "exited"),
+        ("always", 0, 2, "exited"),
+    ],
+)
+def test_policies(bench: Bench, policy: str, code: int, starts: int, state: str):
+    bench.start_endpoint()
+    replica = bench.replica(restart_policy=policy, max_restarts=1).tell("die", code).start()
+    assert replica.wait() == (state == "failed")
+    assert len(replica.starts) == starts
+    assert bench.state() == state
+
+
+def test_a_killed_engine_is_restarted_and_serves_again(bench: Bench):
+    bench.start_endpoint()
+    replica = bench.replica().start()
+    bench.until_state("ready")
+    os.kill(replica.starts[0], signal.SIGKILL)
+    until(lambda: len(replica.starts) == 2, "a second start")
+    bench.until_state("ready")
+    assert bench.view().replicas[0].restarts == 1
+
+
+def test_a_hopeless_cause_in_the_log_ends_it_at_once(bench: Bench):
+    bench.start_endpoint()
+    known = [
+        {"pattern": "out of m[ea]mory", "cause": "too large", "hint": "", "retryable": True},
+        {"pattern": "no such model", "cause": "model not found", "hint": "", "retryable": False},
+    ]
+    replica = bench.replica(failure_patterns=known).tell("die", 1)
+    replica.tell("last_words", "boom: no such model x").start()
+    assert replica.wait() == 1
+    assert len(replica.starts) == 1
+    assert bench.state() == "failed"
+    assert bench.view().replicas[0].reason == "model not found"
+
+
+def test_an_engine_that_never_gets_ready_is_restarted(bench: Bench):
+    bench.start_endpoint()
+    replica = bench.replica(readiness_timeout=0.6, max_restarts=1).tell("health", 503).start()
+    assert replica.wait() == 1
+    assert len(replica.starts) == 2
+    assert "not ready after 0.6 s" in bench.view().replicas[0].reason
+    assert not any(runs(pid) for pid in replica.starts)
+
+
+def test_a_frozen_engine_is_found_and_replaced(bench: Bench):
+    bench.start_endpoint()
+    replica = bench.replica(kill_grace_seconds=0.3).start()
+    bench.until_state("ready")
+    os.kill(replica.starts[0], signal.SIGSTOP)
+    bench.until_state("unhealthy")
+    until(lambda: len(replica.starts) == 2, "a second start")
+    bench.until_state("ready")
+    assert not runs(replica.starts[0])
+
+
+def test_an_engine_without_progress_while_requests_wait_is_restarted(bench: Bench):
+    bench.start_endpoint()
+    replica = bench.replica(progress_timeout=0.8).tell("waiting", 5).start()
+    bench.until_state("ready")
+    began = time.monotonic()
+    while time.monotonic() - began < 1.5:  # tokens come out: leave it alone
+        replica.tell("tokens", time.monotonic())
+        time.sleep(0.05)
+    assert len(replica.starts) == 1
+    until(lambda: len(replica.starts) == 2, "a second start")
+    history = sqlite3.connect(bench.paths.watchdog_db)
+    until(
+        lambda: history.execute(
+            "SELECT 1 FROM replica_status WHERE reason LIKE 'no progress%'"
+        ).fetchall(),
+        "the reason",
+    )
+    history.close()
+
+
+def test_idle_engines_need_no_progress(bench: Bench):
+    bench.start_endpoint()
+    replica = bench.replica(progress_timeout=0.3).start()
+    bench.until_state("ready")
+    time.sleep(1.0)
+    assert len(replica.starts) == 1
+    assert bench.state() == "ready"
+
+
+def test_sigterm_drains_then_ends_the_engine(bench: Bench):
+    bench.start_endpoint()
+    replica = bench.replica().start()
+    bench.until_state("ready")
+    url = bench.view().replicas[0].url
+    body = '{"messages": [{"content": "slow:2.5"}]}'
+    argv = ["curl", "-sS", "-m", "10", "-H", f"Authorization: Bearer {API_KEY}", "-d", body]
+    asked = subprocess.Popen([*argv, f"{url}/v1/chat/completions"], stdout=subprocess.PIPE)
+    until(lambda: "slow:2.5" in replica.lines("asked"), "a request in flight")
+    replica.process.send_signal(signal.SIGTERM)
+    bench.until_state("draining")
+    until(lambda: url not in bench.paths.router_manifest.read_text(), "leaving the router", 1)
+    answer, _ = asked.communicate(timeout=10)
+    assert b"slow:2.5" in answer
+    assert replica.wait() == 0
+    assert replica.lines("terms")
+    assert bench.state() == "exited"
+
+
+def test_sigterm_to_a_stubborn_engine_ends_within_the_grace_periods(bench: Bench):
+    replica = bench.replica(kill_grace_seconds=0.5, drain_seconds=0.5).tell("stubborn", 1)
+    replica.tell("child", 1).start()
+    until(lambda: "first" in replica.lines("asked"), "a start")
+    began = time.monotonic()
+    replica.process.send_signal(signal.SIGTERM)
+    assert replica.wait() == 0  # and no collector to tell: bounded as well
+    assert time.monotonic() - began < 0.5 + 0.5 + watchdog.STOPPED_REPORT_S + 3
+    assert replica.lines("terms")
+    left = replica.starts + [int(pid) for pid in replica.lines("children")]
+    until(lambda: not any(runs(pid) for pid in left), "no process left")
+
+
+def test_sigterm_during_the_first_request_is_obeyed_at_once(bench: Bench):
+    first = {"path": "/v1/chat/completions", "body": {"messages": [{"content": "slow:60"}]}}
+    bench.start_endpoint()
+    replica = bench.replica(first_request=first).start()
+    until(lambda: "slow:60" in replica.lines("asked"), "the first request")
+    replica.process.send_signal(signal.SIGTERM)
+    assert replica.wait(8) == 0
+    assert bench.state() == "exited"
+
+
+def test_sigkill_of_the_watchdog_ends_the_engine_and_its_children(bench: Bench):
+    replica = bench.replica().tell("child", 1).start()
+    until(lambda: "first" in replica.lines("asked"), "a start")
+    replica.process.kill()
+    left = replica.starts + [int(pid) for pid in replica.lines("children")]
+    assert len(left) == 2
+    until(lambda: not any(runs(pid) for pid in left), "the engine's end", 5)
+
+
+def test_watchdogs_of_one_machine_never_share_a_port(bench: Bench):
+    bench.start_endpoint()
+    replicas = [bench.replica(index).start() for index in range(3)]
+    for index in range(3):
+        bench.until_state("ready", index)
+    assert len({report.url for report in bench.view().replicas}) == 3
+    assert all(len(replica.starts) == 1 for replica in replicas)
+
+
+def test_a_late_collector_loses_no_final_state(bench: Bench):
+    replica = bench.replica(max_restarts=0).tell("die", 9).start()
+    until(lambda: replica.starts and not runs(replica.starts[0]), "the engine's end")
+    time.sleep(0.5)
+    assert replica.process.poll() is None
+    bench.start_endpoint()
+    assert replica.wait() == 1
+    assert bench.state() == "failed"
+    assert bench.view().replicas[0].exit_code == 9
+
+
+def test_a_command_that_is_not_there_fails_with_its_name(bench: Bench):
+    bench.start_endpoint()
+    replica = bench.replica(argv=["/nowhere/engine"]).start()
+    assert replica.wait() == 1
+    assert bench.state() == "failed"
+    assert "/nowhere/engine" in bench.view().replicas[0].reason
+
+
+def test_a_spec_that_cannot_be_used_is_one_line(bench: Bench):
+    path = bench.scratch / "spec.json"
+    path.write_text('{"replica": 1, "bogus": 2}')
+    argv = [sys.executable, watchdog.__file__, str(path)]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "bogus" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
