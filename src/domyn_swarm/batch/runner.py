@@ -1,9 +1,9 @@
 """Rows through a transform: a bounded window, no barriers, every result kept at once.
 
 A pool of slots (coroutines that live as long as they are needed) pulls from one source; a free
-slot takes the next row whatever the others do. Results are handed to the sink once per turn of the
-event loop, and a slot takes its next row only after that, so that a killed process has lost at
-most one result per slot.
+slot takes the next row whatever the others do. Results are handed to the sink a few at a time, and
+a slot takes its next row only after its last one was handed over, so that a killed process has lost
+at most one result per slot.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _log = get_logger(__name__)
 Transform = Callable[[list[Any]], Awaitable[Sequence[Any]]]
 """Items to values, one for each, in order. A value may be an exception: that row's error."""
 
+_FLUSH_SHARE = 16  # results are handed over when a 16th of the slots wait for it,
+_FLUSH_AFTER_S = 0.001  # or after so long
 WHOLESALE_FAILURES = 50  # so many failed rows and not one answer: something is wrong with all
 
 
@@ -107,6 +109,7 @@ class Runner:
         self._exhausted = False
         self._fatal: BaseException | None = None
         self._settled: list[Result] = []
+        self._kept: asyncio.Future[None] | None = None  # done once `_settled` is handed over
         self._stopping = asyncio.Event()
         self._slots: set[asyncio.Task[None]] = set()
         self._all_left = asyncio.Event()
@@ -210,7 +213,8 @@ class Runner:
                 await self._call(rows)
             finally:
                 self._tally.in_flight -= len(rows)
-            await asyncio.sleep(0)  # the flush of this turn comes first
+            if self._kept is not None:
+                await self._kept
 
     async def _call(self, rows: list[Row]) -> None:
         trace = RowTrace()
@@ -248,9 +252,13 @@ class Runner:
             trace.completion_tokens,
             round(latency_s, 4),
         )
-        if not self._settled:
-            asyncio.get_running_loop().call_soon(self._flush)
         self._settled.append(Result(row.ordinal, row.digest, kept))
+        if len(self._settled) * _FLUSH_SHARE >= self.limit:
+            self._flush()
+        elif self._kept is None:
+            loop = asyncio.get_running_loop()
+            self._kept = loop.create_future()
+            loop.call_later(_FLUSH_AFTER_S, self._flush)
 
     def _failure(self, row: Row, cause: BaseException, trace: RowTrace) -> bytes:
         status = cause.status if isinstance(cause, RequestError) else None
@@ -271,6 +279,9 @@ class Runner:
         if not self._settled:
             return
         results, self._settled = self._settled, []
+        kept, self._kept = self._kept, None
+        if kept is not None and not kept.done():
+            kept.set_result(None)  # the slots go on after this callback, when all is handed over
         try:
             self._sink.append(results)
         except Exception as error:  # noqa: BLE001 - a callback of the loop: `run` raises it

@@ -107,16 +107,16 @@ class SwarmService:
     def _look(self, record: SwarmRecord) -> SwarmSnapshot:
         return take_snapshot(rehydrate(reconcile(self._store, record)))
 
-    def down(self, names: Sequence[str], *, all_swarms: bool = False) -> list[DownResult]:
+    def down(self, names: Sequence[str], *, all_swarms: bool = False) -> tuple[DownResult, ...]:
         """Stop swarms, one after the other; one that cannot be stopped does not keep the others.
 
         Raises:
             SwarmNotFound: a name is unknown; nothing was stopped.
         """
-        chosen = [record.name for record in self._store.swarms()] if all_swarms else list(names)
+        chosen = [record.name for record in self._store.swarms()] if all_swarms else names
         for name in chosen:
             self._store.swarm(name)
-        return [self._down_one(name) for name in dict.fromkeys(chosen)]
+        return tuple(self._down_one(name) for name in dict.fromkeys(chosen))
 
     def _down_one(self, name: str) -> DownResult:
         try:

@@ -1,0 +1,41 @@
+"""What the database knows of a swarm and of a job."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from domyn_swarm.model import JobHandle, JobStatus, Record, SwarmPhase
+
+
+class SwarmRecord(Record):
+    """One swarm. `tag` is unique for ever, `name` among live swarms."""
+
+    name: str
+    tag: str
+    backend: str
+    phase: SwarmPhase
+    detail: str = ""
+    swarm_dir: str
+    plan_json: str
+    parts: tuple[dict[str, Any], ...] = ()  # `backends.base.Part`, as JSON
+    created_at: datetime
+    updated_at: datetime
+
+
+class JobRecord(Record):
+    """One job; it stays when its swarm goes."""
+
+    job_id: str
+    external_id: str | None = None
+    name: str
+    swarm: str | None
+    platform: str
+    status: JobStatus
+    job_dir: str
+    input: str
+    output: str | None
+    handle: JobHandle | None = None
+    submitted_at: datetime
+    ended_at: datetime | None = None
+    exit_code: int | None = None

@@ -1,0 +1,193 @@
+"""Every compute backend runs these cases. A gap is declared with its reason, and fails if closed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
+from domyn_swarm.backends.local import LocalCompute
+from domyn_swarm.model import JobHandle, JobStatus
+
+
+@dataclass(frozen=True)
+class BackendUnderTest:
+    """How to make one, and what it cannot do (case → reason)."""
+
+    name: str
+    make: Callable[[], ComputeBackend]
+    gaps: Mapping[str, str] = field(default_factory=dict)
+
+
+BACKENDS = [BackendUnderTest("local", LocalCompute)]
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda one: one.name)
+def backend(request: pytest.FixtureRequest) -> ComputeBackend:
+    under_test: BackendUnderTest = request.param
+    case = request.node.originalname.removeprefix("test_")
+    if case in under_test.gaps:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=under_test.gaps[case]))
+    return under_test.make()
+
+
+def make_spec(folder: Path, program: str) -> ComputeSpec:
+    job_id = f"job-{secrets.token_hex(4)}"
+    job_dir = folder / job_id
+    job_dir.mkdir()
+    return ComputeSpec(
+        job_id=job_id,
+        swarm="s",
+        tag=f"tag-{job_id}",
+        argv=(sys.executable, "-c", program),
+        cwd=str(folder),
+        job_dir=str(job_dir),
+    )
+
+
+SLEEP = "import time; time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+DRAINS = """
+import signal, sys, time
+def drain(*_):
+    print("drained", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, drain)
+print("on", flush=True)
+time.sleep(60)
+"""
+
+
+def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def log(handle: JobHandle) -> str:
+    path = Path(handle.log_path)
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "code"),
+    [
+        ("print('done')", JobStatus.SUCCEEDED, 0),
+        ("raise SystemExit(3)", JobStatus.FAILED, 3),
+        ("raise SystemExit(7)", JobStatus.PARTIAL, 7),
+        ("raise SystemExit(143)", JobStatus.CANCELLED, 143),
+    ],
+)
+def test_the_outcome_is_the_programs_own(
+    backend: ComputeBackend, tmp_path: Path, program: str, status: JobStatus, code: int
+) -> None:
+    handle = backend.submit(make_spec(tmp_path, program))
+    assert backend.wait(handle, timeout_s=20) is status
+    assert backend.probe(handle) is status
+    assert f'"code": {code}' in Path(handle.exit_path).read_text()
+
+
+def test_a_killed_program_has_failed(backend: ComputeBackend, tmp_path: Path) -> None:
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    handle = backend.submit(make_spec(tmp_path, program))
+    assert backend.wait(handle, timeout_s=20) is JobStatus.FAILED
+    assert '"signal": 9' in Path(handle.exit_path).read_text()
+
+
+def test_a_program_that_is_not_there_has_failed(backend: ComputeBackend, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, "").model_copy(update={"argv": ("/nowhere/program",)})
+    handle = backend.submit(spec)
+    assert backend.wait(handle, timeout_s=20) is JobStatus.FAILED
+    assert "cannot start /nowhere/program" in log(handle)
+
+
+def test_waiting_ends_with_the_time_out(backend: ComputeBackend, tmp_path: Path) -> None:
+    handle = backend.submit(make_spec(tmp_path, SLEEP))
+    assert backend.wait(handle, timeout_s=0.3) is JobStatus.RUNNING
+    backend.cancel(handle)
+
+
+def test_cancel_ends_this_job_and_no_other(backend: ComputeBackend, tmp_path: Path) -> None:
+    first = backend.submit(make_spec(tmp_path, DRAINS))
+    second = backend.submit(make_spec(tmp_path, DRAINS))
+    until(lambda: "on" in log(first) and "on" in log(second))
+    backend.cancel(first)
+    assert backend.probe(first) is JobStatus.CANCELLED
+    assert "drained" in log(first)
+    assert backend.probe(second) is JobStatus.RUNNING
+    backend.cancel(second)
+    backend.cancel(second)  # idempotent
+    assert backend.probe(second) is JobStatus.CANCELLED
+
+
+def test_cancel_ends_a_program_that_will_not_listen(
+    backend: ComputeBackend, tmp_path: Path
+) -> None:
+    handle = backend.submit(make_spec(tmp_path, STUBBORN))
+    until(lambda: "on" in log(handle))
+    backend.cancel(handle, grace_s=0.3)
+    assert backend.probe(handle) is JobStatus.FAILED
+
+
+def test_environment_and_folder_arrive(backend: ComputeBackend, tmp_path: Path) -> None:
+    odd = "a b,c $HOME `x` \"q\" 'p' \\ end"
+    program = "import os; print(os.environ['ODD']); print(os.getcwd())"
+    spec = make_spec(tmp_path, program).model_copy(update={"env": {"ODD": odd}})
+    handle = backend.submit(spec)
+    assert backend.wait(handle, timeout_s=20) is JobStatus.SUCCEEDED
+    assert log(handle).splitlines() == [odd, str(tmp_path)]
+
+
+def test_a_job_survives_the_process_that_submitted_it(
+    backend: ComputeBackend, tmp_path: Path
+) -> None:
+    spec = make_spec(tmp_path, "import time; time.sleep(0.5); print('still here')")
+    program = f"""
+import os, signal
+from {type(backend).__module__} import {type(backend).__name__}
+from domyn_swarm.backends.base import ComputeSpec
+handle = {type(backend).__name__}().submit(ComputeSpec.model_validate_json({spec.model_dump_json()!r}))
+print(handle.model_dump_json(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    handle = JobHandle.model_validate_json(done.stdout)
+    assert backend.wait(handle, timeout_s=20) is JobStatus.SUCCEEDED
+    assert "still here" in log(handle)
+
+
+def test_signatures_are_the_protocols(backend: ComputeBackend) -> None:
+    for name in ("submit", "probe", "wait", "cancel"):
+        theirs = inspect.signature(getattr(ComputeBackend, name)).parameters
+        ours = inspect.signature(getattr(type(backend), name)).parameters
+        assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+            (p.name, p.kind, p.default) for p in theirs.values()
+        ]
+
+
+def test_a_lost_wrapper_ends_the_program_and_is_a_failure(tmp_path: Path) -> None:
+    """Local only: the wrapper is killed, and with it the record of how the program ended."""
+    backend = LocalCompute()
+    handle = backend.submit(make_spec(tmp_path, DRAINS))
+    until(lambda: "on" in log(handle))
+    assert handle.process is not None
+    [program] = psutil.Process(handle.process.pid).children()
+    os.kill(handle.process.pid, signal.SIGKILL)
+    until(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE)
+    assert "drained" in log(handle)
+    assert backend.wait(handle, timeout_s=20) is JobStatus.FAILED

@@ -1,0 +1,238 @@
+"""The state database: real files, real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domyn_swarm.errors import JobNotFound, StateError, SwarmExists, SwarmNotFound
+from domyn_swarm.model import JobHandle, JobStatus, SwarmPhase, utc_now
+from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
+
+
+def swarm(name: str = "demo", **changes: Any) -> SwarmRecord:
+    now = utc_now()
+    fields: dict[str, Any] = {
+        "name": name,
+        "tag": f"{name}.1",
+        "backend": "local",
+        "phase": SwarmPhase.LAUNCHING,
+        "swarm_dir": "/x",
+        "plan_json": "{}",
+        "created_at": now,
+        "updated_at": now,
+    }
+    return SwarmRecord(**{**fields, **changes})
+
+
+def job(job_id: str = "j1", **changes: Any) -> JobRecord:
+    fields: dict[str, Any] = {
+        "job_id": job_id,
+        "name": "n",
+        "swarm": "demo",
+        "platform": "local",
+        "status": JobStatus.PENDING,
+        "job_dir": "/x/j",
+        "input": "i",
+        "output": "o",
+        "submitted_at": utc_now(),
+    }
+    return JobRecord(**{**fields, **changes})
+
+
+@pytest.fixture
+def store() -> SwarmStore:
+    return SwarmStore.open()
+
+
+def test_a_swarm_comes_back_as_it_was(store: SwarmStore) -> None:
+    record = swarm(parts=({"kind": "endpoint", "index": 0},))
+    store.create_swarm(record)
+    store.attach_part("demo.1", {"kind": "replica", "index": 0})
+    found = SwarmStore.open().swarm("demo")
+    assert found.parts == ({"kind": "endpoint", "index": 0}, {"kind": "replica", "index": 0})
+    unchanged = {"parts": record.parts, "updated_at": record.updated_at}
+    assert found.model_copy(update=unchanged) == record
+
+
+def test_names_are_unique_among_live_swarms(store: SwarmStore) -> None:
+    store.create_swarm(swarm())
+    with pytest.raises(SwarmExists, match="is launching"):
+        store.create_swarm(swarm(tag="demo.2"))
+    for phase in (SwarmPhase.STOPPING, SwarmPhase.STOPPED):
+        store.set_phase("demo.1", phase)
+    store.create_job(job())
+    store.create_swarm(swarm(tag="demo.2"))
+    assert store.swarm("demo").tag == "demo.2"
+    assert [found.job_id for found in store.jobs("demo")] == ["j1"]
+    with pytest.raises(StateError, match=r"No swarm carries the tag 'demo\.1'"):
+        store.attach_part("demo.1", {})
+
+
+def test_only_legal_transitions(store: SwarmStore) -> None:
+    store.create_swarm(swarm())
+    store.set_phase("demo.1", SwarmPhase.READY)
+    with pytest.raises(StateError, match="is ready and cannot become stopped"):
+        store.set_phase("demo.1", SwarmPhase.STOPPED)
+    store.set_phase("demo.1", SwarmPhase.FAILED, "why")
+    store.set_phase("demo.1", SwarmPhase.STOPPING)
+    assert store.swarm("demo").detail == "why"
+    store.create_job(job())
+    store.set_job_status("j1", JobStatus.RUNNING)
+    store.set_job_status("j1", JobStatus.FAILED, exit_code=3)
+    with pytest.raises(StateError, match="is failed and cannot become running"):
+        store.set_job_status("j1", JobStatus.RUNNING)
+    ended = store.job("j1")
+    assert (ended.status, ended.exit_code) == (JobStatus.FAILED, 3)
+    assert ended.ended_at is not None
+
+
+def test_unknown_names_suggest_close_ones(store: SwarmStore) -> None:
+    store.create_swarm(swarm("llama-eval"))
+    with pytest.raises(SwarmNotFound, match="Did you mean llama-eval"):
+        store.swarm("lama-eval")
+    with pytest.raises(JobNotFound):
+        store.job("nope")
+
+
+def test_stopped_swarms_are_listed_only_when_asked_for(store: SwarmStore) -> None:
+    store.create_swarm(swarm("a"))
+    store.create_swarm(swarm("b"))
+    for phase in (SwarmPhase.STOPPING, SwarmPhase.STOPPED):
+        store.set_phase("a.1", phase)
+    assert [found.name for found in store.swarms()] == ["b"]
+    assert [found.name for found in store.swarms(include_stopped=True)] == ["a", "b"]
+
+
+def test_of_several_jobs_with_one_external_id_the_newest_is_meant(store: SwarmStore) -> None:
+    store.create_job(job("j1", external_id="nightly"))
+    store.create_job(job("j2", external_id="nightly"))
+    assert store.job("nightly").job_id == "j2"
+    handle = JobHandle(
+        job_id="j2",
+        swarm="demo",
+        platform="local",
+        platform_id="1",
+        job_dir="/x",
+        log_path="/l",
+        exit_path="/e",
+        submitted_at=utc_now(),
+    )
+    store.set_job_handle("j2", handle)
+    assert store.job("nightly").handle == handle
+    assert store.job("j1").handle is None
+
+
+def test_the_database_is_private_whatever_the_umask(swarm_home: Path) -> None:
+    old = os.umask(0)
+    try:
+        SwarmStore.open().create_swarm(swarm())
+    finally:
+        os.umask(old)
+    assert swarm_home.stat().st_mode & 0o777 == 0o700
+    assert (swarm_home / "swarm.db").stat().st_mode & 0o777 == 0o600
+    with sqlite3.connect(swarm_home / "swarm.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    connection.close()
+
+
+def python(program: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_many_processes_open_a_fresh_home_at_once() -> None:
+    program = "from domyn_swarm.state import SwarmStore; print(len(SwarmStore.open().swarms()))"
+    for child in [python(program) for _ in range(6)]:
+        out, errors = child.communicate(timeout=60)
+        assert (out, child.returncode) == ("0\n", 0), errors
+
+
+ADD_JOBS = """
+import sys
+from domyn_swarm.model import JobStatus, utc_now
+from domyn_swarm.state import JobRecord, SwarmStore
+store = SwarmStore.open()
+for number in range(int(sys.argv[2])):
+    store.create_job(JobRecord(job_id=f"{sys.argv[1]}-{number}", name="n", swarm=None,
+        platform="local", status=JobStatus.PENDING, job_dir="/x", input="i", output="o",
+        submitted_at=utc_now()))
+    print(number, flush=True)
+"""
+
+
+def adding(label: str, count: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", ADD_JOBS, label, str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_writers_at_once_lose_nothing() -> None:
+    for child in [adding("a", 40), adding("b", 40)]:
+        _, errors = child.communicate(timeout=60)
+        assert child.returncode == 0, errors
+    assert len(SwarmStore.open().jobs()) == 80
+
+
+def test_a_writer_killed_in_the_middle_loses_nothing_it_had_written() -> None:
+    child = adding("a", 100_000)
+    assert child.stdout is not None
+    while int(child.stdout.readline()) < 30:
+        pass
+    child.send_signal(signal.SIGKILL)
+    out, _ = child.communicate()
+    written = 31 + len(out.splitlines())
+    assert written <= len(SwarmStore.open().jobs()) <= written + 1
+
+
+def test_a_database_from_the_future_is_refused(store: SwarmStore, swarm_home: Path) -> None:
+    connection = sqlite3.connect(swarm_home / "swarm.db")
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StateError, match="newer domyn-swarm"):
+        SwarmStore.open()
+
+
+def test_a_file_that_is_no_database_is_refused(swarm_home: Path) -> None:
+    swarm_home.mkdir()
+    (swarm_home / "swarm.db").write_text("something else " * 100)
+    with pytest.raises(StateError, match="not a usable state database"):
+        SwarmStore.open()
+
+
+def test_a_home_that_cannot_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DOMYN_SWARM_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(StateError, match="cannot be opened"):
+        SwarmStore.open()
+
+
+def test_opening_an_up_to_date_database_does_without_alembic(store: SwarmStore) -> None:
+    program = (
+        "import sys; from domyn_swarm.state import SwarmStore; SwarmStore.open().swarms();"
+        "print('alembic' in sys.modules)"
+    )
+    out, errors = python(program).communicate(timeout=60)
+    assert out == "False\n", errors
+
+
+def test_a_reader_waits_for_a_writer(store: SwarmStore, swarm_home: Path) -> None:
+    blocker = sqlite3.connect(swarm_home / "swarm.db", isolation_level=None)
+    blocker.execute("BEGIN EXCLUSIVE")
+    child = python("from domyn_swarm.state import SwarmStore; SwarmStore.open().swarms()")
+    time.sleep(1.0)
+    assert child.poll() is None
+    blocker.execute("COMMIT")
+    blocker.close()
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 0, errors
