@@ -1,1 +1,39 @@
 """LLM server programs: command line, readiness, metrics, log diagnosis."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import import_module
+
+from domyn_swarm.engines.base import Diagnosis, Engine, diagnose
+from domyn_swarm.errors import ConfigError
+
+__all__ = ["Diagnosis", "Engine", "diagnose", "get", "names"]
+
+_HOMES = {
+    "vllm": "VLLM",
+    "llamacpp": "LlamaCpp",
+    "sglang": "SGLang",
+    "sim": "Sim",
+    "command": "Command",
+}
+
+
+def names() -> list[str]:
+    """The engines that a configuration may name."""
+    return list(_HOMES)
+
+
+def get(name: str) -> Engine:
+    """The engine of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in _HOMES:
+        close = get_close_matches(name, _HOMES, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(_HOMES)}."
+        raise ConfigError(f"There is no engine {name!r}.", hint=hint)
+    module = import_module(f"domyn_swarm.engines.{name}")
+    engine: Engine = getattr(module, _HOMES[name])()
+    return engine

@@ -26,7 +26,12 @@ class FirstRequest(Record):
 
 
 class ServingSpec(Record):
-    """One replica's server as a command. `{host}` and `{port}` in argv are filled on the node."""
+    """One replica's server as a command.
+
+    In argv the exact tokens `{python}`, `{host}` and `{port}` are placeholders, replaced by
+    `str.replace` and never by `str.format`, so that braces in users' arguments survive:
+    `{python}` by the backend from `DeploymentContext.interpreter`, the others on the node.
+    """
 
     argv: tuple[str, ...]
     env: dict[str, str] = Field(default_factory=dict)

@@ -55,7 +55,7 @@ def _snapshot(
     return SwarmSnapshot(
         name=record.name,
         phase=record.phase,
-        observed=seen.phase.name.lower() if probed else "not_probed",  # type: ignore[arg-type] # the same names
+        observed=seen.phase.name.lower() if probed else "not_probed",
         detail=seen.detail or record.detail,
         backend=record.backend,
         engine=plan.engine,

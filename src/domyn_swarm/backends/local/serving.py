@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from domyn_swarm import watchdog
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle
 from domyn_swarm.backends.endpoint.spec import build_endpoint_spec
 from domyn_swarm.backends.local import processes
@@ -35,7 +35,7 @@ class LocalServing:
         """See `ServingBackend.launch`."""
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         private_dir(paths.scripts)
-        shutil.copyfile(Path(watchdog.__file__), paths.watchdog_program)
+        shutil.copyfile(_watchdog_source(), paths.watchdog_program)
         spec = build_endpoint_spec(plan, ctx, paths, host=HOST)
         write_private(paths.endpoint_spec, spec.model_dump_json(indent=2))
         parts = [self._start_endpoint(ctx, paths)]
@@ -130,6 +130,13 @@ class LocalServing:
         except (OSError, ValueError):  # a crash before it was written
             return _REPLICA_MARGIN_S
         return 2 * plan.watchdog.kill_grace_seconds + _REPLICA_MARGIN_S
+
+
+def _watchdog_source() -> Path:
+    found = importlib.util.find_spec("domyn_swarm.watchdog")
+    if found is None or found.origin is None:
+        raise PlatformError("watchdog.py is missing: domyn-swarm is not installed whole.")
+    return Path(found.origin)
 
 
 def _part(kind: str, index: int, process: ProcessId) -> Part:

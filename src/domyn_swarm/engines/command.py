@@ -1,0 +1,50 @@
+"""Any OpenAI-shaped server: its command line is the user's."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from domyn_swarm.engines.options import EngineOptions, parse_options
+from domyn_swarm.engines.patterns import SHARED
+from domyn_swarm.planning.context import ServingSpec
+from domyn_swarm.planning.plan import DeploymentPlan
+
+
+class CommandOptions(EngineOptions):
+    """How to run the server. `{python}`, `{host}`, `{port}` and `{model}` in argv are filled in."""
+
+    argv: tuple[str, ...] = Field(min_length=1)
+    health_path: str = "/health"
+    metrics_path: str | None = None
+    running_metric: str | None = None
+    waiting_metric: str | None = None
+    key_env: str | None = None  # which environment variable it reads its API key from
+    env: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _can_be_told_its_port(self) -> CommandOptions:
+        if not any("{port}" in word for word in self.argv):
+            raise ValueError("argv must hold {port}: ports are chosen where the replica runs")
+        return self
+
+
+class Command:
+    """See `Engine`."""
+
+    name = "command"
+    failure_patterns = SHARED
+
+    def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
+        """See `Engine.serving_spec`. `args` follow argv."""
+        options = parse_options(CommandOptions, self.name, plan.engine_options)
+        argv = [word.replace("{model}", plan.model) for word in options.argv]
+        return ServingSpec(
+            argv=(*argv, *plan.args),
+            env={**options.env, **plan.env},
+            key_env=options.key_env,
+            health_path=options.health_path,
+            metrics_path=options.metrics_path,
+            running_metric=options.running_metric,
+            waiting_metric=options.waiting_metric,
+            failure_patterns=self.failure_patterns,
+        )

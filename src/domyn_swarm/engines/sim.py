@@ -1,0 +1,104 @@
+"""A simulator of an LLM server: for rehearsing a configuration and for tests, never for answers."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from pydantic import Field, field_validator
+
+from domyn_swarm.engines.options import EngineOptions, parse_options
+from domyn_swarm.engines.patterns import SHARED, pattern
+from domyn_swarm.planning.context import FirstRequest, ServingSpec
+from domyn_swarm.planning.plan import DeploymentPlan
+
+_WORDS = (
+    *("river", "stone", "lantern", "orchard", "harbour", "copper", "violet", "winter"),
+    *("meadow", "signal", "anchor", "feather", "marble", "thunder", "garden", "silver"),
+)
+
+
+class ErrorRule(EngineOptions):
+    """What happens to requests whose prompt matches. The first rule that applies is taken."""
+
+    match: str = ""  # regular expression, searched in the prompt
+    times: int | None = Field(None, ge=1)  # per distinct prompt; None: always
+    status: int | None = Field(None, ge=400, le=599)
+    retry_after_s: float | None = Field(None, ge=0)
+    hang: bool = False  # no answer, ever
+    reset: bool = False  # the connection is torn down
+
+    @field_validator("match")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        return value
+
+
+class SimOptions(EngineOptions):
+    """`engine_options` of the simulator."""
+
+    latency_s: float = Field(0.0, ge=0)  # the median; of every request, streaming or not
+    latency_sigma: float = Field(0.0, ge=0)  # of a lognormal distribution
+    tokens_per_s: float | None = Field(None, gt=0)  # of one request, beside the latency
+    slots: int = Field(64, ge=1)  # requests at once; the others wait
+    start_s: float = Field(0.0, ge=0)  # until /health answers
+    errors: tuple[ErrorRule, ...] = ()
+    record: str | None = None  # file that a JSON line is appended to for each request
+    fail_start: str | None = None  # printed before the server ends with 1, instead of starting
+    crash_after_requests: int | None = Field(None, ge=1)
+    freeze_after_requests: int | None = Field(None, ge=1)  # /health answers, nothing is completed
+
+
+class Sim:
+    """See `Engine`."""
+
+    name = "sim"
+    failure_patterns = (
+        pattern(
+            r"simulated failure",
+            "the simulator was told to fail",
+            "Take fail_start out of engine_options.",
+        ),
+        *SHARED,
+    )
+
+    def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
+        """See `Engine.serving_spec`."""
+        options = parse_options(SimOptions, self.name, plan.engine_options)
+        body = {
+            "model": plan.model,
+            "messages": [{"role": "user", "content": READY_PROMPT}],
+            "max_tokens": 1,
+        }
+        return ServingSpec(
+            argv=(
+                "{python}",
+                "-m",
+                "domyn_swarm.engines.sim_server",
+                *("--model", plan.model, "--host", "{host}", "--port", "{port}"),
+                *("--options", options.model_dump_json(exclude_defaults=True)),
+                *plan.args,
+            ),
+            env=plan.env,
+            key_env="SIM_API_KEY",
+            running_metric="vllm:num_requests_running",
+            waiting_metric="vllm:num_requests_waiting",
+            progress_metrics=("vllm:generation_tokens_total",),
+            first_request=FirstRequest(path="/v1/chat/completions", body=body),
+            failure_patterns=self.failure_patterns,
+            max_num_seqs=options.slots,
+        )
+
+
+READY_PROMPT = "domyn-swarm: ready?"  # the watchdog's first request; no rule applies, none is kept
+
+
+def sim_reply(prompt: str, max_tokens: int = 16) -> str:
+    """What the simulator answers: always the same for the same prompt, and telling of it."""
+    digest = hashlib.blake2b(prompt.encode(), digest_size=16).digest()
+    words = [_WORDS[byte % len(_WORDS)] for byte in digest[: max(0, max_tokens - 1)]]
+    return " ".join([digest.hex()[:8], *words])
