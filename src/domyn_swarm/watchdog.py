@@ -669,9 +669,13 @@ class Watchdog:
     def _end(self, state: str, reason: str, exit_code: int | None = None) -> int:
         """Report a final state, also to a collector that comes late, within bounds."""
         self._enter(state, reason=reason, exit_code=exit_code, engine_pid=None)
-        asked, already = bool(self._stops), self._stops
-        wait_s = STOPPED_REPORT_S if asked else self._spec.final_report_seconds
-        if not self._reporter.flush(wait_s, lambda: self._stops > already):
+        stops = self._stops
+        wait_s = STOPPED_REPORT_S if stops else self._spec.final_report_seconds
+
+        def give_up() -> bool:
+            return self._stops > stops or (stops > 0 and self._reporter.collector_gone)
+
+        if not self._reporter.flush(wait_s, give_up):
             log("the collector has not heard of the end")
         return 1 if state == "failed" else 0
 

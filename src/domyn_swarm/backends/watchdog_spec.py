@@ -57,7 +57,7 @@ def build_watchdog_spec(
         "replica": replica,
         "host": host,
         "port_from": plan.port_from,
-        "argv": list(serving.argv),
+        "argv": [word.replace("{python}", ctx.interpreter) for word in serving.argv],
         "env": {**ctx.shared_env, **serving.env, **plan.env},
         "key_env": serving.key_env,
         "key_file": str(paths.api_key),
