@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+from aiohttp import web
 
 from domyn_swarm import watchdog
+from domyn_swarm.backends.endpoint import connections
+from domyn_swarm.backends.endpoint.collector import Collector
+from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import (
     CollectorView,
@@ -22,6 +29,7 @@ from domyn_swarm.backends.endpoint.view import (
     read_address,
     read_view,
 )
+from domyn_swarm.model import ProcessId
 from domyn_swarm.paths import SwarmPaths, write_private
 
 ENGINE = Path(__file__).with_name("engine_program.py")
@@ -80,6 +88,46 @@ class Replica:
         return self.process.wait(timeout_s)
 
 
+class CollectorThread:
+    """A collector without a router, in this process."""
+
+    def __init__(self, paths: SwarmPaths, spec: EndpointSpec) -> None:
+        self._paths, self._spec = paths, spec
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._stop = asyncio.Event()
+        self.url = ""
+        started: Future[None] = Future()
+        self._served = asyncio.run_coroutine_threadsafe(self._serve(started), self._loop)
+        started.result(10)
+
+    async def _serve(self, started: Future[None]) -> None:
+        collector = Collector(self._spec, self._paths, SmgRouter().manifest, settle_s=0.3)
+        runner = web.AppRunner(collector.app())
+        await runner.setup()
+        server, port = await connections.serve(runner, "127.0.0.1")
+        self.url = f"http://127.0.0.1:{port}"
+        process = ProcessId(pid=1, started_at=0)
+        address = EndpointAddress(url=self.url, collector_url=self.url, node="n", process=process)
+        write_private(self._paths.endpoint, address.model_dump_json())
+        files = asyncio.create_task(collector.keep_files())
+        started.set_result(None)
+        await self._stop.wait()
+        files.cancel()
+        await asyncio.wait([files])
+        server.close()
+        await runner.cleanup()
+        await collector.close()
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._served.result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
 @dataclass
 class Bench:
     """A swarm's folder with keys in it, and everything a test starts there."""
@@ -88,6 +136,7 @@ class Bench:
     scratch: Path
     replicas: list[Replica] = field(default_factory=list)
     programs: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    collectors: list[CollectorThread] = field(default_factory=list)
 
     def replica(self, index: int = 0, **changes: Any) -> Replica:
         control = self.scratch / f"control-{index}"
@@ -116,7 +165,7 @@ class Bench:
             "http_timeout": 0.5,
             "readiness_timeout": 20.0,
             "restart_policy": "on-failure",
-            "unhealthy_restart_after": 0.6,
+            "unhealthy_restart_after": 1.5,
             "max_restarts": 3,
             "restart_backoff_initial": 0.1,
             "restart_backoff_max": 0.4,
@@ -151,6 +200,10 @@ class Bench:
         }
         return EndpointSpec(**{**fields, **changes})
 
+    def start_collector(self, **changes: Any) -> CollectorThread:
+        self.collectors.append(CollectorThread(self.paths, self.endpoint_spec(**changes)))
+        return self.collectors[-1]
+
     def start_endpoint(self, **changes: Any) -> subprocess.Popen[bytes]:
         write_private(self.paths.endpoint_spec, self.endpoint_spec(**changes).model_dump_json())
         argv = [sys.executable, "-m", "domyn_swarm.backends.endpoint", str(self.paths.root)]
@@ -177,6 +230,8 @@ class Bench:
         until(lambda: self.state(index) == state, f"replica {index} {state}", timeout_s)
 
     def end(self) -> None:
+        for collector in self.collectors:
+            collector.end()
         processes = [one.process for one in self.replicas if one.process] + self.programs
         mine = [child for one in processes for child in _family(one.pid)]
         for one in processes:
@@ -184,8 +239,9 @@ class Bench:
                 one.send_signal(signal.SIGCONT)
                 one.kill()
             one.wait(5)
-        psutil.wait_procs(mine, timeout=5)
-        left = [one for one in mine if one.is_running() and runs(one.pid)]
+        deadline = time.monotonic() + 5
+        while (left := [one for one in mine if runs(one.pid)]) and time.monotonic() < deadline:
+            time.sleep(0.02)
         for one in left:
             one.kill()
         assert not left, f"processes outlived their parents: {left}"

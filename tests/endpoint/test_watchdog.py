@@ -35,7 +35,7 @@ def test_it_is_one_file_of_python_3_8_and_the_standard_library():
 
 
 def test_an_engine_becomes_ready_after_a_real_request(bench: Bench):
-    bench.start_endpoint()
+    bench.start_collector()
     replica = bench.replica().tell("first", 503).start()
     until(lambda: len(replica.lines("asked")) > 2, "first requests")
     assert bench.state() == "starting"
@@ -49,7 +49,7 @@ def test_an_engine_becomes_ready_after_a_real_request(bench: Bench):
 
 
 def test_an_engine_that_crashes_is_restarted_with_growing_pauses_and_then_given_up(bench: Bench):
-    bench.start_endpoint()
+    bench.start_collector()
     replica = bench.replica(max_restarts=3).tell("die", 3).start()
     assert replica.wait() == 1
     times = [float(line.split()[1]) for line in replica.lines("starts")]
@@ -75,7 +75,7 @@ def test_an_engine_that_crashes_is_restarted_with_growing_pauses_and_then_given_
     ],
 )
 def test_policies(bench: Bench, policy: str, code: int, starts: int, state: str):
-    bench.start_endpoint()
+    bench.start_collector()
     replica = bench.replica(restart_policy=policy, max_restarts=1).tell("die", code).start()
     assert replica.wait() == (state == "failed")
     assert len(replica.starts) == starts
@@ -83,7 +83,7 @@ def test_policies(bench: Bench, policy: str, code: int, starts: int, state: str)
 
 
 def test_a_killed_engine_is_restarted_and_serves_again(bench: Bench):
-    bench.start_endpoint()
+    bench.start_collector()
     replica = bench.replica().start()
     bench.until_state("ready")
     os.kill(replica.starts[0], signal.SIGKILL)
@@ -93,7 +93,7 @@ def test_a_killed_engine_is_restarted_and_serves_again(bench: Bench):
 
 
 def test_a_hopeless_cause_in_the_log_ends_it_at_once(bench: Bench):
-    bench.start_endpoint()
+    bench.start_collector()
     known = [
         {"pattern": "out of m[ea]mory", "cause": "too large", "hint": "", "retryable": True},
         {"pattern": "no such model", "cause": "model not found", "hint": "", "retryable": False},
@@ -107,7 +107,7 @@ def test_a_hopeless_cause_in_the_log_ends_it_at_once(bench: Bench):
 
 
 def test_an_engine_that_never_gets_ready_is_restarted(bench: Bench):
-    bench.start_endpoint()
+    bench.start_collector()
     replica = bench.replica(readiness_timeout=0.6, max_restarts=1).tell("health", 503).start()
     assert replica.wait() == 1
     assert len(replica.starts) == 2
@@ -116,7 +116,7 @@ def test_an_engine_that_never_gets_ready_is_restarted(bench: Bench):
 
 
 def test_a_frozen_engine_is_found_and_replaced(bench: Bench):
-    bench.start_endpoint()
+    bench.start_collector()
     replica = bench.replica(kill_grace_seconds=0.3).start()
     bench.until_state("ready")
     os.kill(replica.starts[0], signal.SIGSTOP)
@@ -127,7 +127,7 @@ def test_a_frozen_engine_is_found_and_replaced(bench: Bench):
 
 
 def test_an_engine_without_progress_while_requests_wait_is_restarted(bench: Bench):
-    bench.start_endpoint()
+    bench.start_collector()
     replica = bench.replica(progress_timeout=0.8).tell("waiting", 5).start()
     bench.until_state("ready")
     began = time.monotonic()
@@ -147,7 +147,7 @@ def test_an_engine_without_progress_while_requests_wait_is_restarted(bench: Benc
 
 
 def test_idle_engines_need_no_progress(bench: Bench):
-    bench.start_endpoint()
+    bench.start_collector()
     replica = bench.replica(progress_timeout=0.3).start()
     bench.until_state("ready")
     time.sleep(1.0)
@@ -156,8 +156,8 @@ def test_idle_engines_need_no_progress(bench: Bench):
 
 
 def test_sigterm_drains_then_ends_the_engine(bench: Bench):
-    bench.start_endpoint()
-    replica = bench.replica().start()
+    bench.start_collector()
+    replica = bench.replica(drain_seconds=30.0).start()
     bench.until_state("ready")
     url = bench.view().replicas[0].url
     body = '{"messages": [{"content": "slow:2.5"}]}'
@@ -180,7 +180,7 @@ def test_sigterm_to_a_stubborn_engine_ends_within_the_grace_periods(bench: Bench
     until(lambda: "first" in replica.lines("asked"), "a start")
     began = time.monotonic()
     replica.process.send_signal(signal.SIGTERM)
-    assert replica.wait() == 0  # and no collector to tell: bounded as well
+    assert replica.wait() == 0  # with no collector to tell: bounded as well
     assert time.monotonic() - began < 0.5 + 0.5 + watchdog.STOPPED_REPORT_S + 3
     assert replica.lines("terms")
     left = replica.starts + [int(pid) for pid in replica.lines("children")]
@@ -189,7 +189,7 @@ def test_sigterm_to_a_stubborn_engine_ends_within_the_grace_periods(bench: Bench
 
 def test_sigterm_during_the_first_request_is_obeyed_at_once(bench: Bench):
     first = {"path": "/v1/chat/completions", "body": {"messages": [{"content": "slow:60"}]}}
-    bench.start_endpoint()
+    bench.start_collector()
     replica = bench.replica(first_request=first).start()
     until(lambda: "slow:60" in replica.lines("asked"), "the first request")
     replica.process.send_signal(signal.SIGTERM)
@@ -207,7 +207,7 @@ def test_sigkill_of_the_watchdog_ends_the_engine_and_its_children(bench: Bench):
 
 
 def test_watchdogs_of_one_machine_never_share_a_port(bench: Bench):
-    bench.start_endpoint()
+    bench.start_collector()
     replicas = [bench.replica(index).start() for index in range(3)]
     for index in range(3):
         bench.until_state("ready", index)
@@ -220,14 +220,14 @@ def test_a_late_collector_loses_no_final_state(bench: Bench):
     until(lambda: replica.starts and not runs(replica.starts[0]), "the engine's end")
     time.sleep(0.5)
     assert replica.process.poll() is None
-    bench.start_endpoint()
+    bench.start_collector()
     assert replica.wait() == 1
     assert bench.state() == "failed"
     assert bench.view().replicas[0].exit_code == 9
 
 
 def test_a_command_that_is_not_there_fails_with_its_name(bench: Bench):
-    bench.start_endpoint()
+    bench.start_collector()
     replica = bench.replica(argv=["/nowhere/engine"]).start()
     assert replica.wait() == 1
     assert bench.state() == "failed"

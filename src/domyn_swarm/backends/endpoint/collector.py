@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import time
 from collections.abc import Awaitable, Callable
@@ -135,7 +136,9 @@ class Collector:
             return True
         try:
             async with asyncio.timeout(_REPLY_WAIT_S), self._synced:
-                await self._synced.wait_for(lambda: url not in (self._listed or (url,)))
+                await self._synced.wait_for(
+                    lambda: self._listed is not None and url not in self._listed
+                )
         except TimeoutError:
             return False
         left_at = self._left_at.get(url)
@@ -160,10 +163,9 @@ class Collector:
                 await self._sync()
             except OSError as error:  # a full disk must not end the endpoint: tried again
                 _log.warning("cannot write: %s", error)
-            try:
-                await asyncio.wait_for(self._news.wait(), _TICK_S)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_S):  # wait_for may swallow a cancellation
+                    await self._news.wait()
 
     async def _sync(self) -> None:
         serving = self._table.serving(time.monotonic())
