@@ -42,6 +42,7 @@ class ModelServer:
         self.answered: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.most_at_once = 0
+        self.serving = True  # False: a router that knows of no replica
         self._at_once = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -84,7 +85,7 @@ class ModelServer:
             self._runner = None
 
     async def _models(self, _request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": "m"}]})
+        return web.json_response({"object": "list", "data": [{"id": "m"}] * self.serving})
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("authorization") != f"Bearer {KEY}":

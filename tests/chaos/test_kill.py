@@ -155,3 +155,22 @@ def test_a_full_disk_is_one_clear_error_and_resumable(bench: Any, tmp_path: Path
         assert redone <= 2 * 256
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_a_router_without_replicas_is_an_outage_and_no_row_error(
+    bench: Any, answer: Any, status: int
+) -> None:
+    rows = 200
+    bench.write(rows)
+    bench.server.behave = lambda _prompt, _nth: answer(
+        delay_s=0.005, status=200 if bench.server.serving else status
+    )
+    with start(bench, retries=0) as worker:
+        wait_until_answered(bench, 40, worker)
+        bench.server.serving = False
+        time.sleep(2.0)
+        bench.server.serving = True
+        _, log = worker.communicate(timeout=60)
+    assert worker.returncode == 0, log
+    check_output(bench, rows)

@@ -35,7 +35,9 @@ from domyn_swarm.net.http import HttpClient, HttpReply
 _log = get_logger(__name__)
 _T = TypeVar("_T")
 
-_GONE_STATUSES = frozenset({500, 502, 503, 504})  # what a router says when its replicas are lost
+# What a router says when its replicas are lost; 404 when it knows of none at all.
+_GONE_STATUSES = frozenset({404, 500, 502, 503, 504})
+_BELIEVED_S = 0.5  # how long an endpoint that served a moment ago is not asked again
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,18 @@ class EndpointGate:
         if not self._open.is_set():
             await self._open.wait()
 
-    async def gone(self) -> bool:
-        """Ask the endpoint whether it serves; when it does not, close the gate and say True."""
+    async def gone(self, *, final: bool) -> bool:
+        """Ask the endpoint whether it serves; when it does not, close the gate and say True.
+
+        `final`: the row would be given up otherwise, so what was true a moment ago is not enough.
+        """
+        asked_at = time.monotonic()
         async with self._asking:
             if not self._open.is_set():
                 return True
-            if time.monotonic() - self._checked_at < 0.5:
-                return False  # asked a moment ago, and it served
+            believed_s = 0.0 if final else _BELIEVED_S
+            if self._checked_at > asked_at - believed_s:
+                return False  # it served, as another row has just found out
             if await self._serves():
                 self._checked_at = time.monotonic()
                 return False
@@ -109,19 +116,17 @@ class EndpointGate:
             return True
 
     async def _serves(self) -> bool:
+        """Whether a model is listed and, where there is such a thing, a replica is ready."""
         try:
-            reply = await self._client.request("GET", f"{self.url}/v1/models", None, 10.0)
+            listing = await self._client.request("GET", f"{self.url}/v1/models", None, 10.0)
+            if listing.status not in (200, 404, 405):
+                return listing.status < 500 and listing.status != 429
+            if listing.status == 200 and not _lists_a_model(listing.body):
+                return False
+            readiness = await self._client.request("GET", f"{self.url}/readiness", None, 10.0)
         except RequestError:
             return False
-        if reply.status in (404, 405):
-            return True  # an OpenAI-shaped server without a listing
-        if reply.status != 200:
-            return reply.status < 500 and reply.status != 429
-        try:
-            listing = msgspec.json.decode(reply.body)
-        except msgspec.DecodeError:
-            return False
-        return not isinstance(listing, dict) or bool(listing.get("data", True))
+        return readiness.status != 503
 
     async def _knock(self) -> None:
         began = time.monotonic()
@@ -216,12 +221,13 @@ class RequestSession:
             try:
                 return await attempt()
             except RequestError as error:
-                if not error.retryable:
-                    raise
-                if _may_be_outage(error) and await self._gate.gone():
+                final = not error.retryable or failures >= self._policy.retries
+                if _may_be_outage(error) and await self._gate.gone(final=final):
                     if trace is not None and isinstance(error, CannotConnect):
                         trace.attempts -= 1  # nothing was sent
                     continue
+                if not error.retryable:
+                    raise
                 if isinstance(error, BackPressure):
                     pressed_since = pressed_since or time.monotonic()
                     if time.monotonic() - pressed_since > self._policy.pressure_limit_s:
@@ -257,6 +263,14 @@ class RequestSession:
         if trace is not None:
             trace.prompt_tokens += prompt
             trace.completion_tokens += completion
+
+
+def _lists_a_model(body: bytes | memoryview) -> bool:
+    try:
+        listing = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return False
+    return not isinstance(listing, dict) or bool(listing.get("data", True))
 
 
 def _may_be_outage(error: RequestError) -> bool:
