@@ -99,7 +99,7 @@ def test_an_engine_that_cannot_run_ends_up_with_its_cause(
     config = tmp_path / "broken.yaml"
     config.write_text(
         "name: demo\nmodel: m\nengine: command\nbackend: local\n"
-        "engine_options:\n  argv: [/bin/sh, -c, 'echo out of luck >&2; exit 3']\n"
+        "engine_options:\n  argv: [/bin/sh, -c, 'echo out of luck {port} >&2; exit 3']\n"
         "watchdog: {restart_policy: never}\n",
         encoding="utf-8",
     )

@@ -46,7 +46,8 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stderr)) & HEAVY == set()
+    allowed = set() if args == ["--help"] else {"pydantic"}  # Typer's own, below the root
+    assert set(json.loads(done.stderr)) & HEAVY <= allowed
 
 
 def commands() -> list[list[str]]:

@@ -19,7 +19,9 @@ def interactive() -> bool:
 
 def confirm(question: str) -> bool:
     """Ask on stderr, yes or no; no is the default, and what Ctrl-C and the end of input mean."""
+    typer.echo(f"{question} [y/N] ", err=True, nl=False)
     try:
-        return typer.confirm(question, default=False, err=True)
-    except typer.Abort:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
         return False
+    return answer.strip().lower() in ("y", "yes")

@@ -56,7 +56,8 @@ def status(
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
-    show_job(JobService().status(_which(ref, external_id, handle_json)), form)
+    which = _which(ref, external_id, handle_json)
+    show_job(JobService().status(which), form)
 
 
 @job_app.command("list")
@@ -73,7 +74,8 @@ def list_jobs(
     from domyn_swarm.cli.views import show_jobs
     from domyn_swarm.services.jobs import JobService
 
-    show_jobs(JobService().list(swarm=name), chosen_format(output, as_json, as_yaml))
+    form = chosen_format(output, as_json, as_yaml)
+    show_jobs(JobService().list(swarm=name), form)
 
 
 @job_app.command()
@@ -126,7 +128,8 @@ def cancel(
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
-    show_job(JobService().cancel(_which(ref, external_id, handle_json)), form)
+    which = _which(ref, external_id, handle_json)
+    show_job(JobService().cancel(which), form)
 
 
 def _which(ref: str | None, external_id: str | None, handle_json: str | None) -> str | JobHandle:

@@ -139,7 +139,8 @@ def status(
     from domyn_swarm.cli.views import show_swarm
     from domyn_swarm.services.swarms import SwarmService
 
-    show_swarm(SwarmService().status(name), chosen_format(output, as_json, as_yaml))
+    form = chosen_format(output, as_json, as_yaml)
+    show_swarm(SwarmService().status(name), form)
 
 
 def down(
@@ -204,7 +205,8 @@ def list_swarms(
     from domyn_swarm.cli.views import show_swarms
     from domyn_swarm.services.swarms import SwarmService
 
-    show_swarms(SwarmService().list(probe=probe), chosen_format(output, as_json, as_yaml))
+    form = chosen_format(output, as_json, as_yaml)
+    show_swarms(SwarmService().list(probe=probe), form)
 
 
 def endpoint(
