@@ -3,8 +3,8 @@
 Facts, measured with smg 1.13.0 against servers that count what they execute:
 
 - Its `api_key` is asked of clients (401) and sent on to the replicas. `/v1/models`, `/health`,
-  `/readiness` are answered without it, and no option of this version closes `/v1/models`: who
-  reaches the port can learn the model's name, nothing else.
+  `/readiness` and `/get_server_info` (passed on to a replica) are answered without it, and no
+  option of this version closes them: who reaches the port can learn what is served, not use it.
 - `retry_max_retries` counts attempts. At 1 every reply of a living replica passes through once,
   whatever its status; a request whose connection breaks before a reply is sent once more to the
   same replica, and then answered 500 with the code `call_upstream_request_error` or

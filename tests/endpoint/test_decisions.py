@@ -1,0 +1,191 @@
+"""What watchdog and collector decide, in virtual time; and what they are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domyn_swarm import watchdog
+from domyn_swarm.backends.endpoint.replicas import ReplicaTable
+from domyn_swarm.backends.endpoint.smg_router import SmgRouter
+from domyn_swarm.backends.endpoint.spec import build_endpoint_spec
+from domyn_swarm.backends.watchdog_spec import build_watchdog_spec
+from domyn_swarm.config import DomynLLMSwarmConfig
+from domyn_swarm.model import ReplicaReport, ReplicaState, utc_now
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.planning.builder import PlanBuilder
+from domyn_swarm.planning.context import DeploymentContext, FailurePattern, ServingSpec
+from domyn_swarm.planning.plan import DeploymentPlan
+from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench
+
+
+@pytest.fixture
+def spec(bench: Bench) -> watchdog.Spec:
+    path = bench.replica(
+        probe_interval=30.0,
+        readiness_timeout=600.0,
+        unhealthy_restart_after=120.0,
+        restart_backoff_initial=5.0,
+        restart_backoff_max=60.0,
+        max_restarts=6,
+        progress_timeout=90.0,
+    ).spec_path
+    return watchdog.load(str(path))
+
+
+def test_pauses_double_up_to_the_longest_and_a_stable_engine_is_forgiven(spec: watchdog.Spec):
+    restarts = watchdog.Restarts(spec)
+    assert [restarts.next_delay(clean=False) for _ in range(7)] == [5, 10, 20, 40, 60, 60, None]
+    restarts.forgive()
+    assert restarts.next_delay(clean=False) == 5
+    assert restarts.total == 7
+    assert restarts.next_delay(clean=True) is None
+
+
+def test_one_missed_probe_is_no_illness(spec: watchdog.Spec):
+    health = watchdog.Health(spec, now=0)
+    assert (health.state, health.next_probe_s()) == ("starting", 0.1)
+    health.probed(10, True, 0, None)
+    assert (health.state, health.next_probe_s()) == ("ready", 30)
+    health.probed(40, False, 0, None)
+    assert (health.state, health.next_probe_s()) == ("ready", 1)
+    assert health.reason_to_restart(500) is None
+    health.probed(41, False, 0, None)
+    assert health.state == "unhealthy"
+    assert health.reason_to_restart(159) is None
+    assert health.reason_to_restart(160) == "unhealthy for 120 s"
+    health.probed(161, True, 0, None)
+    assert health.state == "ready"
+    assert health.reason_to_restart(1000) is None
+
+
+def test_an_engine_has_its_time_to_get_ready(spec: watchdog.Spec):
+    health = watchdog.Health(spec, now=100)
+    health.probed(699, False, 0, None)
+    assert health.reason_to_restart(699) is None
+    assert health.reason_to_restart(700) == "not ready after 600 s"
+
+
+def test_progress_is_judged_only_while_requests_wait(spec: watchdog.Spec):
+    health = watchdog.Health(spec, now=0)
+    for now in range(0, 300, 30):
+        health.probed(now, True, 0, 7)  # idle
+    assert health.reason_to_restart(300) is None
+    for now in range(300, 600, 30):
+        health.probed(now, True, 3, now)  # busy
+    assert health.reason_to_restart(600) is None
+    for now in (600, 630, 660):
+        health.probed(now, True, 3, 570)  # stuck: seen first at 600
+    assert health.reason_to_restart(689) is None
+    assert health.reason_to_restart(690) == "no progress for 90 s while requests wait"
+    health.probed(690, True, 3, 571)
+    assert health.reason_to_restart(900) is None
+
+
+def test_engines_without_counters_are_not_judged_by_them(spec: watchdog.Spec):
+    health = watchdog.Health(spec, now=0)
+    for now in range(0, 600, 30):
+        health.probed(now, True, 3, None)
+    assert health.reason_to_restart(600) is None
+
+
+def test_metrics_add_up_over_labels():
+    text = '# HELP x y\nx{a="1 }"} 2\nx{a="2"} 3.5 1700000000\nns:y 1e2\nbad word\nz NaN\n'
+    found = watchdog.parse_metrics(text)
+    assert found["x"] == 5.5
+    assert found["ns:y"] == 100
+
+
+def test_an_old_incarnation_never_comes_back():
+    table = ReplicaTable(1, stale_after_s=10)
+
+    def take(incarnation: str, sequence: int) -> str:
+        report = ReplicaReport(
+            replica=0, state=ReplicaState.READY, incarnation=incarnation, sequence=sequence
+        )
+        return table.take(report, 0.0, utc_now()).value
+
+    assert [take("a", 1), take("b", 1), take("a", 2), take("c", 0), take("b", 9)] == [
+        *("taken", "taken", "superseded", "taken", "superseded"),
+    ]
+
+
+def test_serving_needs_a_fresh_report():
+    table = ReplicaTable(1, stale_after_s=10)
+    report = ReplicaReport(
+        replica=0, state=ReplicaState.READY, url="http://x:1", incarnation="a", sequence=1
+    )
+    table.take(report, 100.0, utc_now())
+    assert table.serving(110.0) == ("http://x:1",)
+    assert table.serving(110.1) == ()
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> tuple[DeploymentPlan, DeploymentContext, SwarmPaths]:
+    config = DomynLLMSwarmConfig.model_validate(
+        {
+            "model": "m",
+            "engine": "sim",
+            "replicas": 2,
+            "backend": {"type": "local"},
+            "home_directory": str(tmp_path),
+            "env": {"WON": "by the user", "ODD": "a 'b' $(c) \n,`d`"},
+            "watchdog": {"probe_interval": 4, "http_path": "/alive"},
+        }
+    )
+    serving = ServingSpec(
+        argv=("serve", "--port", "{port}", "it's $HOME"),
+        env={"WON": "by the engine", "ENGINE": "1"},
+        key_env="KEY",
+        failure_patterns=(FailurePattern(pattern="x", cause="c", hint="h", retryable=False),),
+    )
+    ctx = DeploymentContext(
+        tag="t", serving_spec=serving, timeout_s=1, interpreter="python3", shared_env={"S": "1"}
+    )
+    paths = SwarmPaths.of(tmp_path, "n")
+    return PlanBuilder(config, "n").build(), ctx, paths
+
+
+def test_the_watchdog_understands_the_spec_that_is_built(
+    planned: tuple[DeploymentPlan, DeploymentContext, SwarmPaths], tmp_path: Path
+):
+    plan, ctx, paths = planned
+    built = build_watchdog_spec(plan, ctx, paths, 1, host="127.0.0.1")
+    (tmp_path / "spec.json").write_text(json.dumps(built))
+    spec = watchdog.load(str(tmp_path / "spec.json"))
+    assert spec.argv == list(ctx.serving_spec.argv)
+    assert spec.env == {**plan.env, "ENGINE": "1", "S": "1"}
+    assert spec.health_path == "/alive"
+    assert spec.heartbeat_seconds == 4
+    assert spec.key_file == str(paths.api_key)
+    assert spec.failure_patterns[0]["retryable"] is False
+    named_in_docs = set(watchdog.Spec._fields)
+    from domyn_swarm.backends import watchdog_spec
+
+    assert all(name in (watchdog_spec.__doc__ or "") for name in named_in_docs)
+
+
+def test_a_node_that_is_not_known_yet_names_itself(
+    planned: tuple[DeploymentPlan, DeploymentContext, SwarmPaths], tmp_path: Path
+):
+    built: dict[str, Any] = build_watchdog_spec(*planned, 0, host="")
+    (tmp_path / "spec.json").write_text(json.dumps(built))
+    assert watchdog.load(str(tmp_path / "spec.json")).host
+
+
+def test_the_endpoint_is_told_no_model_and_no_key(
+    planned: tuple[DeploymentPlan, DeploymentContext, SwarmPaths],
+):
+    plan, ctx, paths = planned
+    spec = build_endpoint_spec(plan, ctx, paths, host="127.0.0.1")
+    assert spec.health_path == "/alive"
+    assert spec.stale_after_s == 12
+    assert spec.replicas == 2
+    assert not {API_KEY, COLLECTOR_KEY} & set(spec.model_dump_json().split('"'))
+    assert json.loads(SmgRouter().manifest(["http://a:1"])) == {
+        "version": 1,
+        "workers": [{"url": "http://a:1"}],
+    }
