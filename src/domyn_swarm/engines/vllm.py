@@ -133,7 +133,7 @@ class VLLM:
 def flags_in(args: Sequence[str]) -> dict[str, str | None]:
     """The flags in a command line with their values; None for those without one."""
     found: dict[str, str | None] = {}
-    for word, after in zip(args, (*args[1:], "--"), strict=True):
+    for word, after in zip(args, [*args[1:], "--"], strict=False):
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
             attached = value if equals else None
