@@ -25,6 +25,7 @@ MAX_BODY_BYTES = 65_536
 _TICK_S = 1.0  # staleness is looked at so often
 _WRITE_VIEW_EVERY_S = 5.0  # and replicas.json refreshed so often when only times changed
 _REPLY_WAIT_S = 2.0  # a report waits so long for the manifest to be written
+_AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
 _STATUS = {Verdict.UNKNOWN: 404, Verdict.SUPERSEDED: 409}
 
 
@@ -143,6 +144,10 @@ class Collector:
             return False
         left_at = self._left_at.get(url)
         return left_at is None or time.monotonic() - left_at >= self._settle_s
+
+    def any_at_work(self) -> bool:
+        """Whether some replica may have requests in flight."""
+        return any(report.state in _AT_WORK for report in self._table.reports())
 
     def view(self) -> CollectorView:
         """What is believed now."""

@@ -96,15 +96,17 @@ class RouterProcess:
         _log.info("the router is process %d on port %d", self._process.pid, self._port)
         return await self._process.wait()
 
-    async def stop(self) -> None:
-        """SIGTERM, and SIGKILL when requests in flight do not end within the grace period."""
+    async def stop(self, *, at_work: bool) -> None:
+        """SIGTERM, and SIGKILL when requests in flight do not end within the grace period; SIGKILL
+        at once where there can be none.
+        """
         process = self._process
         if process is None or process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
-            async with asyncio.timeout(_KILL_AFTER_S):
+            async with asyncio.timeout(_KILL_AFTER_S if at_work else 0):
                 await process.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
@@ -137,7 +139,7 @@ async def serve(paths: SwarmPaths, spec: EndpointSpec, router: Router) -> None:
     _log.info("stopping")
     tasks[0].cancel()
     paths.endpoint.unlink(missing_ok=True)  # nobody shall take another program for us
-    await process.stop()
+    await process.stop(at_work=collector.any_at_work())
     tasks[1].cancel()
     await asyncio.wait(tasks)
     server.close()
