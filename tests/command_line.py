@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 PROGRAM = str(Path(sys.executable).with_name("domyn-swarm"))
@@ -34,6 +36,11 @@ class CommandLine:
 
     home: Path
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its processes are given."""
+        return {**os.environ, "DOMYN_SWARM_HOME": str(self.home)}
+
     def __call__(
         self, *args: object, stdin: str = "", timeout_s: float = 120.0
     ) -> subprocess.CompletedProcess[str]:
@@ -45,6 +52,7 @@ class CommandLine:
             text=True,
             timeout=timeout_s,
             check=False,
+            env=self.environment,
         )
 
     def ok(self, *args: object, **options: Any) -> str:
@@ -65,12 +73,23 @@ class CommandLine:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=self.environment,
         )
 
     def processes(self) -> list[psutil.Process]:
         """Everything alive that has this home in its arguments or its environment."""
         mark = str(self.home)
         return [one for one in psutil.process_iter() if _mentions(one, mark)]
+
+    def clean_up(self) -> None:
+        """Stop everything; what is left then fails the test, and is killed."""
+        done = self("down", "--all", "-y")
+        left = self.processes()
+        names = [" ".join(one.cmdline())[:200] for one in left]
+        for one in left:
+            one.send_signal(signal.SIGKILL)
+        assert done.returncode == 0, done.stderr
+        assert names == []
 
 
 def _mentions(process: psutil.Process, mark: str) -> bool:
@@ -92,21 +111,75 @@ class SimConfig:
     path: Path
     record: Path
 
-    def asked(self) -> list[str]:
-        """The text of every request that reached an engine, in no order."""
+    def asked(self, topic: str = "") -> list[str]:
+        """The text of every request about a topic that reached an engine, in no order."""
         if not self.record.exists():
             return []
         lines = self.record.read_text(encoding="utf-8").splitlines()
-        return [str(json.loads(line)["prompt"]) for line in lines]
+        prompts = [str(json.loads(line)["prompt"]) for line in lines]
+        return [prompt for prompt in prompts if prompt.startswith(topic)]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a Parquet file."""
-    return pq.read_table(path).to_pylist()
+def write_sim_config(
+    folder: Path, name: str | None = "demo", *, replicas: int = 1, latency_s: float = 0.0
+) -> SimConfig:
+    """A config of simulated replicas; the configs of one folder share one record."""
+    record = folder / "asked.jsonl"
+    path = folder / f"{name or 'unnamed'}.yaml"
+    lines = [
+        *([f"name: {name}"] if name else []),
+        "model: sim-model",
+        "engine: sim",
+        f"replicas: {replicas}",
+        "backend: local",
+        "engine_options:",
+        f"  latency_s: {latency_s}",
+        "  slots: 8",
+        f"  record: {record}",
+        "watchdog: {probe_interval: 1}",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return SimConfig(path, record)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of so many rows about a topic that no other test asks about."""
+
+    topic: str
+    source: Path
+    target: Path
+    count: int
+
+    def submission(self, *more: str) -> list[str]:
+        """The arguments that submit it."""
+        return [
+            *("job", "submit", "--input", str(self.source), "--output", str(self.target)),
+            *("--input-column", "prompt", *more),
+        ]
+
+    def assert_complete(self) -> None:
+        """Every row once, in input order, answered."""
+        answers = pq.read_table(self.target).to_pylist()
+        assert [row["id"] for row in answers] == [f"row-{number}" for number in range(self.count)]
+        assert all(row["result"].strip() for row in answers)
+
+
+def write_job(folder: Path, topic: str, count: int) -> Job:
+    """Write the job's input: columns `id` and `prompt`."""
+    source = folder / f"{topic}.parquet"
+    table = pa.table(
+        {
+            "id": [f"row-{number}" for number in range(count)],
+            "prompt": [f"{topic}: question number {number}" for number in range(count)],
+        }
+    )
+    pq.write_table(table, source)
+    return Job(topic, source, folder / f"{topic}-out.parquet", count)
 
 
 def worker_of(handle: dict[str, Any]) -> psutil.Process:
-    """The process that works on a job: the one that was told the job's folder and does the work."""
+    """The process that does a job's work (not the wrapper that records how it ends)."""
 
     def found() -> psutil.Process | None:
         for one in psutil.process_iter():
@@ -115,7 +188,7 @@ def worker_of(handle: dict[str, Any]) -> psutil.Process:
             except psutil.Error:
                 continue
             if "domyn_swarm.jobs.worker" in words and handle["job_dir"] in words:
-                children = [c for c in one.children() if handle["job_dir"] in c.cmdline()]
+                children = [child for child in one.children() if child.cmdline()]
                 return children[0] if children else one
         return None
 

@@ -1,0 +1,119 @@
+"""What a running swarm shows, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from command_line import wait_for
+
+if TYPE_CHECKING:
+    from acceptance.conftest import Standing
+
+SWARM_KEYS = {
+    *("schema_version", "name", "phase", "observed", "detail", "backend", "engine", "model"),
+    *("endpoint", "replicas_wanted", "min_ready", "replicas", "jobs", "swarm_dir", "created_at"),
+}
+REPLICA_KEYS = {
+    *("index", "state", "stale", "url", "http_status", "last_seen_s", "restarts", "reason"),
+    *("requests_running", "requests_waiting", "node"),
+}
+JOB_KEYS = {
+    *("schema_version", "job_id", "external_id", "name", "swarm", "status", "rows_total"),
+    *("rows_done", "rows_failed", "rows_per_s", "eta_s", "prompt_tokens", "completion_tokens"),
+    *("input", "output", "message", "exit_code", "submitted_at", "ended_at", "log_path"),
+}
+
+
+def both_ready(standing: Standing) -> dict[str, Any]:
+    """The status, once both replicas are."""
+
+    def seen() -> dict[str, Any] | None:
+        swarm: dict[str, Any] = standing.cli.json("status", "demo")
+        ready = [one for one in swarm["replicas"] if one["state"] == "ready" and not one["stale"]]
+        return swarm if len(ready) == 2 else None
+
+    found: dict[str, Any] = wait_for(seen)
+    return found
+
+
+def call(url: str, key: str | None = None) -> int:
+    """The status of a chat request."""
+    body = {"model": "sim-model", "messages": [{"role": "user", "content": "hello"}]}
+    headers = {"Content-Type": "application/json"}
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return int(refusal.code)
+
+
+def test_the_keys_of_status_are_a_promise(standing: Standing) -> None:
+    cli, job = standing.cli, standing.job("promise", 3)
+    handle = json.loads(cli.ok(*job.submission("--name", "demo")))
+    seen = both_ready(standing)
+    assert set(seen) == SWARM_KEYS
+    assert seen["schema_version"] == 1
+    assert (seen["phase"], seen["observed"]) == ("ready", "ready")
+    assert [set(replica) for replica in seen["replicas"]] == [REPLICA_KEYS] * 2
+    [mine] = [one for one in seen["jobs"] if one["job_id"] == handle["job_id"]]
+    assert set(mine) == JOB_KEYS
+    assert (mine["status"], mine["rows_done"], mine["rows_total"]) == ("succeeded", 3, 3)
+    assert cli.json("job", "status", handle["job_id"]) == mine
+    for shown in (cli.ok("status", "demo"), cli.ok("swarm", "list"), cli.ok("job", "list")):
+        assert "demo" in shown
+    assert "simulating" in cli.ok("logs", "demo", "0")
+    assert cli.ok("swarm", "logs", "demo", "--watchdog", "-n", "1").count("\n") == 2
+
+
+def test_nobody_is_served_without_the_key(standing: Standing) -> None:
+    info = standing.cli.json("endpoint", "demo")
+    assert set(info) == {"schema_version", "name", "url", "model", "key_file"}
+    key = Path(info["key_file"]).read_text(encoding="utf-8").strip()
+    chat = f"{info['url']}/v1/chat/completions"
+    assert call(chat) == 401
+    assert call(chat, "wrong") == 401
+    assert call(chat, key) == 200
+    for replica in both_ready(standing)["replicas"]:
+        assert call(f"{replica['url']}/v1/chat/completions") == 401
+
+    exports = standing.cli.ok("endpoint", "demo", "--env")
+    assert key not in exports
+    shown = subprocess.run(
+        ["bash", "-c", f'{exports}\necho "$OPENAI_API_KEY $OPENAI_BASE_URL"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == f"{key} {info['url']}/v1\n"
+    assert key in standing.cli.ok("endpoint", "demo", "--env", "--show-key")
+
+
+def test_keys_stand_in_no_place_that_others_read(standing: Standing) -> None:
+    cli, job = standing.cli, standing.job("secret", 20)
+    submitted = cli(*job.submission("--name", "demo"))
+    assert submitted.returncode == 0
+    secrets = cli.home / "swarms" / "demo" / "secrets"
+    keys = [path.read_bytes().strip() for path in secrets.iterdir()]
+    assert len(set(keys)) == 2
+    assert all(len(key) >= 32 for key in keys)
+    assert {path.stat().st_mode & 0o777 for path in secrets.iterdir()} == {0o600}
+    assert (cli.home / "swarm.db").stat().st_mode & 0o777 == 0o600
+
+    places = [path for path in cli.home.rglob("*") if path.is_file() and path.parent != secrets]
+    assert {"swarm.db", "plan.json", "job.json", "engine.log"} <= {path.name for path in places}
+    told = [" ".join(one.cmdline()).encode() for one in cli.processes()]
+    assert told
+    printed = (submitted.stdout + submitted.stderr).encode()
+    for key in keys:
+        assert [path for path in places if key in path.read_bytes()] == []
+        assert [line for line in told if key in line] == []
+        assert key not in printed
