@@ -178,6 +178,12 @@ def write_job(folder: Path, topic: str, count: int) -> Job:
     return Job(topic, source, folder / f"{topic}-out.parquet", count)
 
 
+def rows_done(handle: dict[str, Any]) -> int:
+    """How many rows of a job are settled, as its worker wrote it down."""
+    progress = Path(handle["job_dir"]) / "progress.json"
+    return int(json.loads(progress.read_text())["rows_done"]) if progress.exists() else 0
+
+
 def worker_of(handle: dict[str, Any]) -> psutil.Process:
     """The process that does a job's work (not the wrapper that records how it ends)."""
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import signal
 from collections import Counter
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from command_line import CommandLine, wait_for, worker_of, write_sim_config
+from command_line import rows_done, wait_for, worker_of, write_sim_config
 
 if TYPE_CHECKING:
     from acceptance.conftest import Standing
@@ -17,14 +16,10 @@ IN_FLIGHT = 4
 SLOWLY = ("--name", "demo", "--max-concurrency", str(IN_FLIGHT))
 
 
-def rows_done(cli: CommandLine, job_id: str, wanted: int) -> Callable[[], bool]:
-    return lambda: bool(cli.json("job", "status", job_id)["rows_done"] >= wanted)
-
-
 def test_a_killed_worker_costs_only_the_rows_in_flight(standing: Standing) -> None:
     cli, job = standing.cli, standing.job("kill", 150)
     first = json.loads(cli.ok(*job.submission(*SLOWLY, "-d")))
-    wait_for(rows_done(cli, first["job_id"], 20))
+    wait_for(lambda: rows_done(first) >= 20)
     worker_of(first).send_signal(signal.SIGKILL)
     assert cli("job", "wait", first["job_id"]).returncode == 6
     assert cli.json("job", "status", first["job_id"])["status"] == "failed"
@@ -50,7 +45,7 @@ def test_another_swarm_goes_on_where_the_first_ended(standing: Standing) -> None
     cli.ok("up", "-c", first.path)
     slowly_first = ("--name", "first", *SLOWLY[2:])
     handle = json.loads(cli.ok(*job.submission(*slowly_first, "--id-column", "id", "-d")))
-    wait_for(rows_done(cli, handle["job_id"], 10))
+    wait_for(lambda: rows_done(handle) >= 10)
     cli.ok("down", "first")
     assert cli.json("job", "status", handle["job_id"])["status"] not in ("pending", "running")
     assert 10 <= len(standing.sim.asked("succession")) < 160
@@ -68,7 +63,7 @@ def test_ctrl_c_stops_the_job_and_the_same_command_goes_on(standing: Standing) -
     attached = cli.start(*job.submission(*SLOWLY))
     assert attached.stdout is not None
     handle = json.loads(attached.stdout.readline())
-    wait_for(rows_done(cli, handle["job_id"], 8))
+    wait_for(lambda: rows_done(handle) >= 8)
     attached.send_signal(signal.SIGINT)
     _, said = attached.communicate(timeout=60)
     assert attached.returncode == 130, said
