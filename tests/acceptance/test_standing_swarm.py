@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import wait_for
+import pyarrow.parquet as pq
+
+from command_line import PROGRAM, wait_for
 
 if TYPE_CHECKING:
     from acceptance.conftest import Standing
@@ -117,3 +120,36 @@ def test_keys_stand_in_no_place_that_others_read(standing: Standing) -> None:
         assert [path for path in places if key in path.read_bytes()] == []
         assert [line for line in told if key in line] == []
         assert key not in printed
+
+
+def test_the_job_class_of_the_readme_runs(standing: Standing) -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    [source] = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    (standing.folder / "shouting.py").write_text(source, encoding="utf-8")
+    job = standing.job("quiet", 5)
+    submission = job.submission("shouting:Shout", "--name", "demo")
+    done = subprocess.run(
+        [PROGRAM, *submission],
+        cwd=standing.folder,
+        env=standing.cli.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = pq.read_table(job.target).to_pylist()
+    assert len(answers) == 5
+    assert all(row["shouted"] for row in answers)
+    assert len(standing.sim.asked("Say it louder: quiet")) == 5
+
+
+def test_a_refused_row_carries_its_error_and_the_job_ends_with_7(standing: Standing) -> None:
+    job = standing.job("refused", 4)
+    done = standing.cli(*job.submission("--name", "demo"))
+    assert done.returncode == 7, done.stderr
+    assert "1 failed" in done.stderr
+    answers = pq.read_table(job.target).to_pylist()
+    assert [row["result"] is None for row in answers] == [False, True, False, False]
+    assert answers[1]["_error"]["status"] == 400
+    assert [row["_error"] is None for row in answers] == [True, False, True, True]
+    assert len(standing.sim.asked("refused: question number 1")) == 1  # never repeated
