@@ -1,4 +1,4 @@
-"""Every compute backend runs these cases. A gap is declared with its reason, and fails if closed."""
+"""Every compute backend runs these cases; a gap is declared with its reason, and must be one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,12 @@ def make_spec(folder: Path, program: str) -> ComputeSpec:
 
 
 SLEEP = "import time; time.sleep(60)"
-STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("on", flush=True)
+time.sleep(60)
+"""
 DRAINS = """
 import signal, sys, time
 def drain(*_):
@@ -158,7 +163,8 @@ def test_a_job_survives_the_process_that_submitted_it(
 import os, signal
 from {type(backend).__module__} import {type(backend).__name__}
 from domyn_swarm.backends.base import ComputeSpec
-handle = {type(backend).__name__}().submit(ComputeSpec.model_validate_json({spec.model_dump_json()!r}))
+spec = ComputeSpec.model_validate_json({spec.model_dump_json()!r})
+handle = {type(backend).__name__}().submit(spec)
 print(handle.model_dump_json(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

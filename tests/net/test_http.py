@@ -13,6 +13,7 @@ from domyn_swarm.net.errors import (
     BackPressure,
     CannotConnect,
     ConnectionBroken,
+    ReplicaLost,
     RequestError,
     RequestRefused,
     RequestTimeout,
@@ -104,6 +105,12 @@ def test_classification(
     assert type(error) is kind
     assert error.retryable is retryable
     assert error.message == f"HTTP {status}: why"
+
+
+def test_a_replica_lost_under_a_request_is_told_by_the_router() -> None:
+    body = b'{"error": {"code": "call_upstream_request_error", "message": "gone"}}'
+    assert type(error_from_status(500, body, None)) is ReplicaLost
+    assert type(error_from_status(400, body, None)) is RequestRefused
 
 
 @pytest.mark.parametrize(

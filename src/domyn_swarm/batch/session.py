@@ -2,7 +2,8 @@
 
 - 4xx that the request caused: raised at once, never repeated.
 - Connection errors, time-outs, 408, 5xx: repeated with exponential back-off and full jitter (AWS
-  architecture blog, "Exponential backoff and jitter"), at most `retries` times per row.
+  architecture blog, "Exponential backoff and jitter"), at most `retries` times per row; the first
+  time that the router loses the replica under a request is not counted.
 - 429, and 503 with `Retry-After`: back-pressure; waited out and repeated, bounded on its own.
 - Nobody answers at the endpoint: every row pauses behind one gate while one task knocks; nothing
   is counted against any row.
@@ -27,6 +28,7 @@ from domyn_swarm.net.errors import (
     BadReply,
     CannotConnect,
     ConnectionBroken,
+    ReplicaLost,
     RequestError,
     error_from_status,
 )
@@ -213,6 +215,7 @@ class RequestSession:
         trace = current_trace.get()
         failures = 0 if trace is None else trace.failures
         pressed_since: float | None = None
+        forgiven = False
         while True:
             await self._gate.passed()
             self._tally.requests += 1
@@ -234,6 +237,10 @@ class RequestSession:
                         raise
                     self._tally.turned_away += 1
                     await self._wait_out(error)
+                    continue
+                if isinstance(error, ReplicaLost) and not forgiven:
+                    forgiven = True
+                    await asyncio.sleep(self._policy.backoff_s(1))
                     continue
                 failures += 1
                 if trace is not None:

@@ -47,8 +47,9 @@ def load_job(
         ) from error
     if not (isinstance(found, type) and issubclass(found, SwarmJob)):
         raise ConfigError(f"{reference!r} is not a subclass of domyn_swarm.SwarmJob.")
+    columns = {"input_columns": input_columns, "output_columns": output_columns}
     try:
-        return found(input_columns=input_columns, output_columns=output_columns, **kwargs)
+        return found(**{**kwargs, **{name: given for name, given in columns.items() if given}})
     except TypeError as error:
         raise ConfigError(
             f"{class_name} does not take these parameters: {error}.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LOST_REPLICA = b"call_upstream_"  # smg's codes for a connection to a replica that broke
+
 
 class RequestError(Exception):
     """One request failed. `retryable` says whether asking again may help."""
@@ -27,6 +29,10 @@ class ConnectionBroken(RequestError):
     """The connection ended before the reply did; the request may have been executed."""
 
     retryable = True
+
+
+class ReplicaLost(ConnectionBroken):
+    """The router lost the replica under the request and says so."""
 
 
 class RequestTimeout(RequestError):
@@ -61,8 +67,11 @@ def error_from_status(
     status: int, body: bytes | memoryview, retry_after_s: float | None
 ) -> RequestError:
     """The error that a reply with this status (400 and above) stands for."""
-    message = f"HTTP {status}: {_message_of(bytes(body[:4096]))}"
+    text = bytes(body[:4096])
+    message = f"HTTP {status}: {_message_of(text)}"
     kind: type[RequestError] = RequestRefused
+    if status >= 500 and _LOST_REPLICA in text:
+        return ReplicaLost(message, status=status)
     if status == 429 or (status == 503 and retry_after_s is not None):
         kind = BackPressure
     elif status == 408 or status >= 500:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from domyn_swarm.config import DomynLLMSwarmConfig, load
 from domyn_swarm.errors import StateError, SwarmError, SwarmNotFound
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.services.log_reader import LogReader
 from domyn_swarm.services.requests import (
     DownResult,
     EndpointInfo,
@@ -28,7 +28,6 @@ from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.survey import job_snapshot, snapshot_of, take_snapshot
 
 _PROBES_AT_ONCE = 16
-_FOLLOW_EVERY_S = 0.25
 
 
 class SwarmService:
@@ -156,7 +155,7 @@ class SwarmService:
         """
         record = self._store.swarm(request.name)
         files = _log_files(SwarmPaths(Path(record.swarm_dir)), request, rehydrate(record).plan)
-        return _follow(files, request)
+        return LogReader(files, request.last_lines).lines(follow=request.follow)
 
 
 def _config(request: UpRequest) -> DomynLLMSwarmConfig:
@@ -185,31 +184,3 @@ def _log_files(paths: SwarmPaths, request: LogRequest, plan: DeploymentPlan) -> 
             hint=f"See what there is under {paths.logs}.",
         )
     return files
-
-
-def _follow(files: dict[str, Path], request: LogRequest) -> Iterator[str]:
-    places = {}
-    for label, path in files.items():
-        prefix = f"[{label}] " if len(files) > 1 else ""
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1] if request.follow else content
-        lines = whole.decode("utf-8", "replace").splitlines()
-        places[path] = (prefix, len(whole))
-        last = lines[-request.last_lines :] if request.last_lines else []
-        yield from (prefix + line for line in last)
-    while request.follow:
-        for path, (prefix, offset) in places.items():
-            fresh = _whole_lines_from(path, offset)
-            places[path] = (prefix, offset + len(fresh))
-            yield from (prefix + line for line in fresh.decode("utf-8", "replace").splitlines())
-        time.sleep(_FOLLOW_EVERY_S)
-
-
-def _whole_lines_from(path: Path, offset: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            content = file.read()
-    except FileNotFoundError:
-        return b""
-    return content[: content.rfind(b"\n") + 1]

@@ -70,10 +70,12 @@ class SwarmLifecycle:
         swarm = self._record(config, plan, context)
         try:
             swarm = self._launch(swarm, context)
+            return self._await_ready(swarm, timeout_s, on_change) if wait else swarm
         except SwarmError as error:
             self._give_up(swarm, error)
             raise
-        return self._await_ready(swarm, timeout_s, on_change) if wait else swarm
+        finally:
+            swarm.paths.launcher.unlink(missing_ok=True)
 
     def _record(
         self, config: DomynLLMSwarmConfig, plan: DeploymentPlan, context: DeploymentContext
@@ -130,9 +132,7 @@ class SwarmLifecycle:
         if seen.phase is Phase.READY:
             self._store.set_phase(swarm.record.tag, SwarmPhase.READY)
             return swarm.with_record(self._store.swarm(swarm.record.name))
-        error = launch_error(swarm, seen)
-        self._give_up(swarm, error)
-        raise error
+        raise launch_error(swarm, seen)
 
     def _give_up(self, swarm: LiveSwarm, error: SwarmError) -> None:
         """Free what was started. When that fails, the record stays and the error says so."""
