@@ -2,6 +2,7 @@
 #
 #   make quickstart   a swarm of two small models answers some prompts: the whole tool in minutes
 #   make test         all tests          make check   lint, format, types, floors
+#   make bench        measures the engine and appends to benchmarks/RESULTS.md
 #   make PYTHON=...   the interpreter to build .venv with (3.11 or newer)
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test check clean
+.PHONY: help setup quickstart test check bench clean
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -44,6 +45,10 @@ check: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# Ten minutes on two cores; quiet ones, since figures move with whatever else runs.
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py --write
 
 clean:
 	rm -rf .venv .quickstart .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

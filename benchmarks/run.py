@@ -1,0 +1,206 @@
+"""Measures the execution engine against a fast mock server, beside what it is compared with.
+
+    python benchmarks/run.py [--quick] [--write]
+
+`--quick` divides the row counts by ten; `--write` appends the table to `RESULTS.md`. Figures of one
+run may be compared with each other, those of different runs only by their ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mock_host import (
+    Measured,
+    Mock,
+    build,
+    measure,
+    run_worker,
+    scratch,
+    serving,
+    write_input,
+    write_job,
+)
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table."""
+
+    what: str
+    figure: str
+    goal: str = ""
+
+
+def span_s(mock: Mock) -> float:
+    """From the first request to the last reply, as the server saw it."""
+    stats = mock.stats()
+    return max(1e-9, stats["last_at"] - stats["first_at"])
+
+
+class Bench:
+    """The cases; each returns its lines."""
+
+    def __init__(self, program: Path, scale: float) -> None:
+        self._program = program
+        self._scale = scale
+
+    def _rows(self, rows: int) -> int:
+        return max(1000, int(rows * self._scale))
+
+    def start_up(self) -> list[Line]:
+        """From the worker's start to its end over one row; the mock answers at once."""
+        walls, cpus = [], []
+        for _ in range(3):
+            with scratch() as folder, serving(self._program) as mock:
+                write_input(folder / "in.parquet", 1)
+                measured = run_worker(write_job(folder, mock))
+            walls.append(measured.wall_s)
+            cpus.append(measured.cpu_s)
+        self.start_cpu_s = min(cpus)
+        figure = f"{min(walls):.2f} s wall, {min(cpus):.2f} s CPU"
+        return [Line("a whole job of one row", figure, "≤ 1.0 s to the first request")]
+
+    def no_latency(self) -> list[Line]:
+        """CPU per row and rows per second at 256 in flight, beside the two baselines."""
+        rows, few = self._rows(100_000), self._rows(10_000)
+        with scratch() as folder:
+            write_input(folder / "in.parquet", rows)
+            write_input(folder / "few.parquet", few)
+            with serving(self._program) as mock:
+                ours = run_worker(write_job(folder, mock, max_concurrency=256))
+                ours_rate = rows / span_s(mock)
+            floor, floor_rate = self._baseline("stripped", folder / "in.parquet", rows)
+            theirs, theirs_rate = self._baseline("openai", folder / "few.parquet", few)
+        per_row = (ours.cpu_s - self.start_cpu_s) / rows * 1e3
+        floor_per_row, theirs_per_row = floor.cpu_s / rows * 1e3, theirs.cpu_s / few * 1e3
+        against = f"{per_row / floor_per_row:.2f} x / {theirs_per_row / per_row:.0f} x"
+        return [
+            Line(
+                "chat job, checkpoint on, 256 in flight, no latency",
+                f"{per_row:.3f} ms CPU/row, {ours_rate:,.0f} rows/s",
+                "≤ 0.10 ms, ≥ 10,000 rows/s",
+            ),
+            Line("stripped loop", f"{floor_per_row:.3f} ms CPU/row, {floor_rate:,.0f} rows/s"),
+            Line("AsyncOpenAI", f"{theirs_per_row:.3f} ms CPU/row, {theirs_rate:,.0f} rows/s"),
+            Line(
+                "CPU against the stripped loop / less than AsyncOpenAI", against, "≤ 2 x / ≥ 15 x"
+            ),
+        ]
+
+    def _baseline(self, kind: str, source: Path, rows: int) -> tuple[Measured, float]:
+        with serving(self._program) as mock:
+            program = str(HERE / "baselines.py")
+            measured = measure([sys.executable, program, kind, mock.url, str(source), "256"])
+            assert measured.code == 0
+            return measured, rows / span_s(mock)
+
+    def latency(self) -> list[Line]:
+        """Share of the possible throughput at a fixed latency of 200 ms."""
+        lines = []
+        for concurrency, goal in ((256, 0.95), (1024, 0.85)):
+            rows = self._rows(concurrency * 200)
+            with scratch() as folder, serving(self._program, latency_ms=200) as mock:
+                write_input(folder / "in.parquet", rows)
+                run_worker(write_job(folder, mock, max_concurrency=concurrency))
+                share = rows / span_s(mock) / (concurrency / 0.2)
+            what = f"200 ms latency, {concurrency} in flight: share of concurrency / latency"
+            lines.append(Line(what, f"{share:.1%}", f"≥ {goal:.0%}"))
+        return lines
+
+    def long_tail(self) -> list[Line]:
+        """Busy slots under a lognormal latency, a fixed limit and the one that finds itself."""
+        lines, rows = [], self._rows(40_000)
+        for limit in (160, "auto"):
+            with (
+                scratch() as folder,
+                serving(self._program, latency_ms=100, sigma=1.2, slots=128) as mock,
+            ):
+                write_input(folder / "in.parquet", rows)
+                run_worker(write_job(folder, mock, max_concurrency=limit))
+                busy = mock.stats()["busy_s"] / (128 * span_s(mock))
+            what = f"lognormal latency (sigma 1.2), 128 slots, limit {limit}: busy, drain included"
+            lines.append(Line(what, f"{busy:.1%}", "≥ 97 % until the input is used up"))
+        return lines
+
+    def memory_and_resume(self) -> list[Line]:
+        """Peak memory for ten times the rows, and going on with a finished job."""
+        peaks = {}
+        for rows in (self._rows(100_000), self._rows(1_000_000)):
+            with scratch() as folder, serving(self._program) as mock:
+                write_input(folder / "in.parquet", rows)
+                job = write_job(folder, mock, max_concurrency=256)
+                peaks[rows] = run_worker(job).peak_mb
+                before = mock.stats()["requests"]
+                again = run_worker(job)
+                assert mock.stats()["requests"] == before
+                files = sum(1 for _ in (folder / "checkpoints").rglob("*.segment"))
+        few, many = sorted(peaks)
+        ratio = peaks[many] / peaks[few]
+        return [
+            Line(
+                f"peak memory, {few:,} → {many:,} rows",
+                f"{peaks[few]:.0f} → {peaks[many]:.0f} MB ({ratio:.2f} x)",
+                "≤ 1.15 x, ≤ 300 MB",
+            ),
+            Line(
+                f"a finished job of {many:,} rows again (full fingerprint, output rewritten)",
+                f"{again.wall_s:.1f} s, {again.peak_mb:.0f} MB, {files} segments, no request",
+                "≤ 10 s, ≤ 300 MB, ≤ 200 files",
+            ),
+        ]
+
+
+def table(lines: list[Line]) -> str:
+    """Markdown."""
+    rows = [f"| {line.what} | {line.figure} | {line.goal} |" for line in lines]
+    return "\n".join(["| what | figure | goal |", "|---|---|---|", *rows])
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    model = "unknown processor"
+    for text in Path("/proc/cpuinfo").read_text().splitlines():
+        if text.startswith("model name"):
+            model = text.partition(":")[2].strip()
+            break
+    return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}"
+
+
+def main() -> None:
+    """Run every case and print, or keep, the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    flags = parser.parse_args()
+    with scratch() as folder:
+        bench = Bench(build(folder), 0.1 if flags.quick else 1.0)
+        cases: list[Callable[[], list[Line]]] = [
+            *(bench.start_up, bench.no_latency, bench.latency),
+            *(bench.long_tail, bench.memory_and_resume),
+        ]
+        lines = []
+        for case in cases:
+            found = case()
+            print(json.dumps([line.__dict__ for line in found], ensure_ascii=False), flush=True)
+            lines += found
+    scale = " (a tenth of the rows)" if flags.quick else ""
+    title = f"## Engine, {datetime.now(UTC):%Y-%m-%d}{scale}\n\n{machine()}. `make bench`.\n\n"
+    if flags.write:
+        with (HERE / "RESULTS.md").open("a") as file:
+            file.write(f"\n{title}{table(lines)}\n")
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()
