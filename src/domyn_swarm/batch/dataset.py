@@ -1,4 +1,4 @@
-"""Inputs, read as they are needed: Parquet file, folder or glob, a record batch at a time."""
+"""Inputs, read as they are needed: Parquet, CSV or JSON Lines, a record batch at a time."""
 
 from __future__ import annotations
 
@@ -75,15 +75,80 @@ def _open(file: Path) -> pq.ParquetFile:
         ) from error
 
 
+class TextDataset:
+    """CSV or JSON Lines files with the same columns; types are settled by each file's first block.
+
+    Opening reads everything once, so that a bad line is found before the first request.
+    """
+
+    def __init__(self, files: Sequence[Path], suffix: str) -> None:
+        self._files = files
+        self._suffix = suffix
+        self.rows = 0
+        self.schema = pa.schema([])
+        for file in files:
+            for batch in self._read(file):
+                if not self.schema.names:
+                    self.schema = batch.schema
+                elif batch.schema != self.schema:
+                    raise InvalidInput(f"{file} has other columns or types than {files[0]}.")
+                self.rows += batch.num_rows
+
+    def _read(self, file: Path) -> Iterator[pa.RecordBatch]:
+        try:
+            if self._suffix == ".csv":
+                from pyarrow import csv
+
+                yield from csv.open_csv(file)
+            else:
+                from pyarrow import json
+
+                yield from json.open_json(file)
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInput(
+                f"{file} cannot be read as {self._suffix}: {str(error).splitlines()[0]}",
+                hint="Mend that line, or convert the file to Parquet.",
+            ) from error
+
+    def batches(
+        self, columns: Sequence[str] | None = None, *, limit: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """See `Dataset.batches`."""
+        left = self.rows if limit is None else min(limit, self.rows)
+        for file in self._files:
+            for block in self._read(file):
+                for start in range(0, block.num_rows, BATCH_ROWS):
+                    if left <= 0:
+                        return
+                    batch = block.slice(start, min(BATCH_ROWS, left))
+                    yield batch if columns is None else batch.select(list(columns))
+                    left -= batch.num_rows
+
+
+_SUFFIXES = (".parquet", ".csv", ".jsonl")
+
+
 def open_dataset(source: str) -> Dataset:
     """Open an input.
 
     Raises:
         InvalidInput: nothing is there, or it cannot be read.
     """
+    files = _files_of(source)
+    suffixes = {file.suffix for file in files}
+    suffix = suffixes.pop() if len(suffixes) == 1 else ""
+    if suffix not in _SUFFIXES:
+        raise InvalidInput(
+            f"{source}: inputs are files of one kind: {', '.join(_SUFFIXES)}.",
+            hint="Convert it, or name its files by their kind.",
+        )
+    return ParquetDataset(files) if suffix == ".parquet" else TextDataset(files, suffix)
+
+
+def _files_of(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        files = sorted(path.glob("*.parquet"))
+        files = sorted(one for one in path.iterdir() if one.suffix in _SUFFIXES)
     elif path.exists():
         files = [path]
     else:
@@ -91,9 +156,9 @@ def open_dataset(source: str) -> Dataset:
     if not files:
         raise InvalidInput(
             f"There is no input at {source}.",
-            hint="Give a Parquet file, a folder of them, or a quoted glob.",
+            hint=f"Give a file ({', '.join(_SUFFIXES)}), a folder of them, or a quoted glob.",
         )
-    return ParquetDataset(files)
+    return files
 
 
 def check_columns(dataset: Dataset, columns: Sequence[str], what: str) -> None:
