@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm import DomynLLMSwarm, DomynLLMSwarmConfig
-from domyn_swarm.backends.endpoint.view import read_view
+from domyn_swarm.backends.endpoint.view import read_address, read_view
 from domyn_swarm.backends.local.processes import TAG, carrying
 from domyn_swarm.engines.sim import sim_reply
 from domyn_swarm.errors import JobError, NotReady, ReplicaFailed, StateError, SwarmExists
 from domyn_swarm.jobs import ChatCompletionJob
 from domyn_swarm.model import JobStatus, ReplicaState, SwarmPhase
 from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.probing import Phase, endpoint_probe
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest, LogRequest, UpRequest
 from domyn_swarm.services.swarms import SwarmService
@@ -163,6 +164,17 @@ def test_a_killed_engine_comes_back_and_a_killed_watchdog_is_not_ready(
     until(lambda: not engine.is_running())
     until(lambda: SwarmService().status("demo").replicas[1].stale)
     assert SwarmService().status("demo").replicas_ready == 1
+
+
+def test_the_user_may_bring_the_key(
+    lifecycle: SwarmLifecycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOMYN_SWARM_API_TOKEN", "my-own-key")
+    swarm = lifecycle.up(config())
+    assert swarm.paths.api_key.read_text() == "my-own-key"
+    address = read_address(swarm.paths)
+    assert address is not None
+    assert endpoint_probe(address.url, "my-own-key")().phase is Phase.READY
 
 
 def test_several_live_swarms_must_be_named(lifecycle: SwarmLifecycle) -> None:

@@ -29,8 +29,10 @@ app.command("version")(version.version)
 
 def main() -> None:
     """Run the command line and leave with its exit code; errors are printed here, once."""
+    from domyn_swarm.config import load_dotenv
     from domyn_swarm.logs import configure
 
+    load_dotenv()
     configure()
     try:
         app()

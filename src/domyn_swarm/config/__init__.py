@@ -1,6 +1,28 @@
 """What the user wrote: models, loading, defaults, provenance."""
 
-from domyn_swarm.config.loading import LoadedConfig, dump_yaml, load
-from domyn_swarm.config.models import DomynLLMSwarmConfig
+from __future__ import annotations
 
-__all__ = ["DomynLLMSwarmConfig", "LoadedConfig", "dump_yaml", "load"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from domyn_swarm.config.environment import load_dotenv
+    from domyn_swarm.config.loading import LoadedConfig, dump_yaml, load
+    from domyn_swarm.config.models import DomynLLMSwarmConfig
+
+__all__ = ["DomynLLMSwarmConfig", "LoadedConfig", "dump_yaml", "load", "load_dotenv"]
+
+_HOMES = {
+    "DomynLLMSwarmConfig": "domyn_swarm.config.models",
+    "LoadedConfig": "domyn_swarm.config.loading",
+    "dump_yaml": "domyn_swarm.config.loading",
+    "load": "domyn_swarm.config.loading",
+    "load_dotenv": "domyn_swarm.config.environment",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever is exported
+    """Import a public name on its first use: the command line reads `.env` before anything else."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

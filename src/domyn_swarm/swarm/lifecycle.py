@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -101,8 +102,8 @@ class SwarmLifecycle:
         claim_launch(paths)
         write_private(paths.config, dump_yaml(config))
         write_private(paths.plan, plan.model_dump_json(indent=2))
-        for key in (paths.api_key, paths.collector_key):
-            write_private(key, secrets.token_urlsafe(32))
+        write_private(paths.api_key, _chosen_key() or secrets.token_urlsafe(32))
+        write_private(paths.collector_key, secrets.token_urlsafe(32))
         return rehydrate(record)
 
     def _make_room(self, name: str) -> None:
@@ -175,6 +176,11 @@ class SwarmLifecycle:
             self._store.set_phase(swarm.record.tag, SwarmPhase.READY)
             return swarm.with_record(self._store.swarm(name))
         return swarm
+
+
+def _chosen_key() -> str | None:
+    """The clients' key when the user brings one; otherwise one is generated."""
+    return os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("VLLM_API_KEY")
 
 
 def _generated_name(model: str) -> str:

@@ -2,7 +2,8 @@
 
 A process is known by pid and start time, so that a later one with the same pid is never touched;
 and by the tag in its environment, which every descendant inherits, so that nothing that a killed
-command line started stays unknown.
+command line started stays unknown. A program that retitles itself (the router does) overwrites the
+environment that others see: it is known by the session it shares with a tagged leader.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -24,11 +25,14 @@ from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 TAG = "DOMYN_SWARM_TAG"
 PART = "DOMYN_SWARM_PART"
 JOB = "DOMYN_SWARM_JOB"
+_OURS = frozenset({TAG, PART, JOB})
 _START_TOLERANCE_S = 1.0
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> ProcessId:
     """Start a program in a session of its own, its output appended to `log_path`.
+
+    It inherits the environment, except what marks the caller itself as part of a swarm or job.
 
     Raises:
         CommandMissing: there is no such program.
@@ -41,12 +45,13 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> Proces
         (os.POSIX_SPAWN_OPEN, 1, str(log_path), flags, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
+    inherited = {name: value for name, value in os.environ.items() if name not in _OURS}
     defaults = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE]
     try:
         pid = os.posix_spawn(
             argv[0],
             list(argv),
-            {**os.environ, **env},
+            {**inherited, **env},
             file_actions=actions,
             setsid=True,
             setsigdef=defaults,
@@ -67,15 +72,18 @@ def identify(pid: int) -> ProcessId:
 
 
 def alive(process: ProcessId) -> bool:
-    """Whether exactly this process still runs. A zombie does not."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(process.pid, os.WNOHANG)  # ours: do not leave it a zombie
+    """Whether exactly this process still runs. A zombie does not, and is reaped if it is ours."""
     try:
         found = psutil.Process(process.pid)
-        same = abs(found.create_time() - process.started_at) < _START_TOLERANCE_S
-        return same and found.status() != psutil.STATUS_ZOMBIE
+        if abs(found.create_time() - process.started_at) >= _START_TOLERANCE_S:
+            return False  # a later one: not ours to ask anything of
+        if found.status() != psutil.STATUS_ZOMBIE:
+            return True
     except psutil.NoSuchProcess:
         return False
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
+    return False
 
 
 def carrying(name: str, value: str) -> dict[ProcessId, dict[str, str]]:
@@ -89,6 +97,24 @@ def carrying(name: str, value: str) -> dict[ProcessId, dict[str, str]]:
             if environment.get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
                 known = ProcessId(pid=process.pid, started_at=process.create_time())
                 found[known] = environment
+    return found
+
+
+def leads_a_session(process: ProcessId) -> bool:
+    """Whether it is the first process of its session, as everything that `spawn` starts is."""
+    try:
+        return os.getsid(process.pid) == process.pid
+    except ProcessLookupError:
+        return False
+
+
+def in_sessions(leaders: Collection[int]) -> list[ProcessId]:
+    """Every live process in the sessions that these pids lead or led."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(process.pid) in leaders and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(ProcessId(pid=process.pid, started_at=process.create_time()))
     return found
 
 
@@ -118,8 +144,3 @@ def end(processes: Callable[[], Iterable[ProcessId]], *, grace_s: float) -> bool
         return True
     send(processes(), signal.SIGKILL)
     return gone(processes, within_s=5.0)
-
-
-def boot_time() -> float:
-    """When this machine started: what ran before is gone."""
-    return psutil.boot_time() or time.time()

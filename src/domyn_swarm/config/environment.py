@@ -1,0 +1,19 @@
+"""`.env` in `$DOMYN_SWARM_HOME` and nowhere else: the current folder decides nothing."""
+
+from __future__ import annotations
+
+import os
+
+from domyn_swarm.paths import home
+
+
+def load_dotenv() -> None:
+    """Set the variables of `$DOMYN_SWARM_HOME/.env` that the environment does not have yet."""
+    path = home() / ".env"
+    if not path.is_file():
+        return
+    from dotenv import dotenv_values
+
+    for name, value in dotenv_values(path, interpolate=False).items():
+        if value is not None:
+            os.environ.setdefault(name, value)
