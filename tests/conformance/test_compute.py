@@ -142,8 +142,31 @@ def test_cancel_ends_a_program_that_will_not_listen(
 ) -> None:
     handle = backend.submit(make_spec(tmp_path, STUBBORN))
     until(lambda: "on" in log(handle))
-    backend.cancel(handle, grace_s=0.3)
+    began = time.monotonic()
+    backend.cancel(handle, grace_s=1)
+    assert time.monotonic() - began < 5
     assert backend.probe(handle) is JobStatus.FAILED
+    assert '"signal": 9' in Path(handle.exit_path).read_text()
+
+
+def test_cancel_at_once_is_a_cancellation(backend: ComputeBackend, tmp_path: Path) -> None:
+    handle = backend.submit(make_spec(tmp_path, SLEEP))
+    backend.cancel(handle)
+    assert backend.probe(handle) is JobStatus.CANCELLED
+
+
+def test_a_job_whose_handle_was_lost_is_found(backend: ComputeBackend, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, DRAINS)
+    assert backend.find(spec.job_id, spec.job_dir) is None
+    handle = backend.submit(spec)
+    until(lambda: "on" in log(handle))
+    found = backend.find(spec.job_id, spec.job_dir)
+    assert found is not None
+    assert (found.platform_id, found.process) == (handle.platform_id, handle.process)
+    backend.cancel(found)
+    ended = backend.find(spec.job_id, spec.job_dir)
+    assert ended is not None
+    assert backend.probe(ended) is JobStatus.CANCELLED
 
 
 def test_environment_and_folder_arrive(backend: ComputeBackend, tmp_path: Path) -> None:
@@ -178,7 +201,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_signatures_are_the_protocols(backend: ComputeBackend) -> None:
-    for name in ("submit", "probe", "wait", "cancel"):
+    for name in ("submit", "find", "probe", "wait", "cancel"):
         theirs = inspect.signature(getattr(ComputeBackend, name)).parameters
         ours = inspect.signature(getattr(type(backend), name)).parameters
         assert [(p.name, p.kind, p.default) for p in ours.values()] == [

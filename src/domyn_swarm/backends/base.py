@@ -96,6 +96,11 @@ class ComputeBackend(Protocol):
     def submit(self, spec: ComputeSpec) -> JobHandle:
         """Start the program so that it outlives the caller; its exit is recorded by a wrapper."""
 
+    def find(self, job_id: str, job_dir: str) -> JobHandle | None:
+        """The job as the platform knows it, recorded or not; None: it never ran, or has ended
+        without a trace.
+        """
+
     def probe(self, handle: JobHandle) -> JobStatus:
         """The job's own status: from its exit record first, then from the platform."""
 

@@ -30,18 +30,25 @@ def main(arguments: Sequence[str]) -> int:
     if separator != "--" or not program:
         raise SystemExit(f"usage: exit_wrapper EXIT_FILE CWD -- PROGRAM …, not {arguments}")
     began = datetime.now(UTC)
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # what came before there was a program to tell
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, hand_on)
     try:
         child = subprocess.Popen(program, cwd=folder, preexec_fn=_end_with_parent)  # noqa: PLW1509 - no threads here
     except OSError as error:
         print(f"cannot start {program[0]}: {error}", file=sys.stderr)  # noqa: T201 - the job's log
         _record(Path(exit_path), 127, began)
         return 127
-
-    def hand_on(number: int, _frame: FrameType | None) -> None:
-        child.send_signal(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, hand_on)
+    for missed in early:
+        child.send_signal(missed)
     code = child.wait()
     _record(Path(exit_path), code, began)
     return code if code >= 0 else 128 - code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,10 +10,11 @@ from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.local import processes
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, utc_now
-from domyn_swarm.paths import JobPaths
+from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 
 _FOREVER_S = 10 * 365 * 24 * 3600.0
+_WRITES_DOWN_S = 5.0  # for the wrapper to record how a killed program ended
 
 
 class LocalCompute:
@@ -28,18 +29,15 @@ class LocalCompute:
         wrapper = [sys.executable, "-m", "domyn_swarm.backends.exit_wrapper"]
         argv = [*wrapper, str(paths.exit), spec.cwd, "--", *spec.argv]
         process = processes.spawn(argv, env, paths.log)
-        return JobHandle(
-            job_id=spec.job_id,
-            swarm=spec.swarm,
-            platform="local",
-            platform_id=str(process.pid),
-            process=process,
-            external_id=spec.external_id,
-            job_dir=spec.job_dir,
-            log_path=str(paths.log),
-            exit_path=str(paths.exit),
-            submitted_at=utc_now(),
-        )
+        handle = _handle(spec.job_id, spec.job_dir, process)
+        return handle.model_copy(update={"swarm": spec.swarm, "external_id": spec.external_id})
+
+    def find(self, job_id: str, job_dir: str) -> JobHandle | None:
+        """See `ComputeBackend.find`."""
+        leaders = [one for one in self._left(job_id) if processes.leads_a_session(one)]
+        if leaders:
+            return _handle(job_id, job_dir, leaders[0])
+        return _handle(job_id, job_dir, None) if JobPaths(Path(job_dir)).exit.exists() else None
 
     def probe(self, handle: JobHandle) -> JobStatus:
         """See `ComputeBackend.probe`."""
@@ -48,7 +46,7 @@ class LocalCompute:
             return ended.status
         if handle.process is not None and processes.alive(handle.process):
             return JobStatus.RUNNING
-        if self._left(handle):
+        if self._left(handle.job_id):
             return JobStatus.RUNNING
         ended = read_exit(Path(handle.exit_path))  # written while the processes were counted
         return JobStatus.FAILED if ended is None else ended.status
@@ -66,18 +64,53 @@ class LocalCompute:
         return seen[-1]
 
     def cancel(self, handle: JobHandle, *, grace_s: float = 30.0) -> None:
-        """See `ComputeBackend.cancel`."""
-        if handle.process is not None and self.probe(handle) is JobStatus.RUNNING:
-            leader = [handle.process]
-            processes.end(lambda: leader, grace_s=grace_s)
-        if not processes.end(lambda: self._left(handle), grace_s=grace_s):
-            left = ", ".join(str(process.pid) for process in self._left(handle))
-            raise PlatformError(f"Job {handle.job_id} still runs: processes {left}.")
+        """See `ComputeBackend.cancel`. The wrapper is told, and tells the program."""
+        if self.probe(handle).final and not self._left(handle.job_id):
+            return
+        self._end(handle, grace_s)
+        if read_exit(Path(handle.exit_path)) is None:  # told before the wrapper could listen
+            ended = ExitRecord(
+                code=None,
+                signal=signal.SIGTERM,
+                started_at=handle.submitted_at,
+                ended_at=utc_now(),
+            )
+            write_private(Path(handle.exit_path), ended.model_dump_json())
 
-    def _left(self, handle: JobHandle) -> list[ProcessId]:
-        """Everything of the job that still runs, its leader or not."""
-        found = processes.carrying(processes.JOB, handle.job_id)
-        return [process for process in found if process.pid != os.getpid()]
+    def _end(self, handle: JobHandle, grace_s: float) -> None:
+        leader = [] if handle.process is None else [handle.process]
+        processes.send(leader, signal.SIGTERM)
+        if processes.gone(lambda: leader, within_s=grace_s) and not self._left(handle.job_id):
+            return
+        programs = [one for one in self._left(handle.job_id) if one not in leader]
+        processes.send(programs, signal.SIGKILL)
+        processes.gone(lambda: leader, within_s=_WRITES_DOWN_S)
+        if not processes.end(lambda: self._left(handle.job_id), grace_s=_WRITES_DOWN_S):
+            left = ", ".join(str(process.pid) for process in self._left(handle.job_id))
+            raise PlatformError(
+                f"Job {handle.job_id} still runs: processes {left}.",
+                hint="They do not end on SIGKILL; see `ps`, then cancel it again.",
+            )
+
+    @staticmethod
+    def _left(job_id: str) -> list[ProcessId]:
+        """Everything of the job that still runs, its wrapper included."""
+        return list(processes.carrying(processes.JOB, job_id))
+
+
+def _handle(job_id: str, job_dir: str, process: ProcessId | None) -> JobHandle:
+    paths = JobPaths(Path(job_dir))
+    return JobHandle(
+        job_id=job_id,
+        swarm=None,
+        platform="local",
+        platform_id="" if process is None else str(process.pid),
+        process=process,
+        job_dir=job_dir,
+        log_path=str(paths.log),
+        exit_path=str(paths.exit),
+        submitted_at=utc_now(),
+    )
 
 
 def read_exit(path: Path) -> ExitRecord | None:

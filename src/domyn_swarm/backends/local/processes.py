@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -109,11 +108,13 @@ def leads_a_session(process: ProcessId) -> bool:
 
 
 def in_sessions(leaders: Collection[int]) -> list[ProcessId]:
-    """Every live process in the sessions that these pids lead or led."""
+    """Every other live process in the sessions that these pids lead or led."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if os.getsid(process.pid) in leaders and process.status() != psutil.STATUS_ZOMBIE:
+            if process.pid == os.getpid() or os.getsid(process.pid) not in leaders:
+                continue
+            if process.status() != psutil.STATUS_ZOMBIE:
                 found.append(ProcessId(pid=process.pid, started_at=process.create_time()))
     return found
 

@@ -60,7 +60,7 @@ class LocalServing:
         argv = [ctx.interpreter, str(paths.watchdog_program), str(paths.watchdog_spec(replica))]
         env = {
             **ctx.shared_env,
-            **_visible_gpus(plan.layout.gpus_per_replica, replica),
+            **visible_gpus(plan.layout.gpus_per_replica, replica),
             processes.TAG: ctx.tag,
             processes.PART: f"replica-{replica}",
         }
@@ -88,34 +88,41 @@ class LocalServing:
         }
 
     def find(self, tag: str) -> list[ServingHandle]:
-        """See `ServingBackend.find`."""
-        parts = []
-        for process, environment in processes.carrying(processes.TAG, tag).items():
-            kind, _, index = environment.get(processes.PART, "").partition("-")
-            is_leader = kind in ("endpoint", "replica") and _leads_a_session(process)
-            if is_leader and processes.JOB not in environment:
-                parts.append(_part(kind, int(index), process))
-        if not parts:
+        """See `ServingBackend.find`. Parts are what was launched, not what they started."""
+        found = processes.carrying(processes.TAG, tag)
+        serving = {process: env for process, env in found.items() if _kind(env) != "job"}
+        if not serving:
             return []
+        parts = []
+        for process, environment in serving.items():
+            kind, _, index = environment.get(processes.PART, "").partition("-")
+            if kind in ("endpoint", "replica") and processes.leads_a_session(process):
+                parts.append(_part(kind, int(index), process))
         parts.sort(key=lambda part: (part.kind, part.index))
         return [ServingHandle(platform="local", tag=tag, swarm_dir="", parts=tuple(parts))]
 
     def delete(self, handle: ServingHandle) -> None:
         """See `ServingBackend.delete`."""
 
-        def tagged(*kinds: str) -> list[ProcessId]:
+        def tagged() -> dict[ProcessId, str]:
             found = processes.carrying(processes.TAG, handle.tag)
-            return [process for process, env in found.items() if _kind(env) in kinds]
+            return {process: _kind(env) for process, env in found.items()}
 
         def leaders(kind: str) -> list[ProcessId]:
-            return [process for process in tagged(kind) if _leads_a_session(process)]
+            of_kind = [process for process, one in tagged().items() if one == kind]
+            return [process for process in of_kind if processes.leads_a_session(process)]
 
+        # Noted while their leaders live: a router shows no tag.
+        sessions = {process.pid for process in tagged() if processes.leads_a_session(process)}
         processes.end(lambda: leaders("job"), grace_s=_JOB_GRACE_S)
         processes.end(lambda: leaders("replica"), grace_s=self._replica_grace_s(handle))
         processes.end(lambda: leaders("endpoint"), grace_s=_ENDPOINT_GRACE_S)
-        everything = ("job", "replica", "endpoint")
-        if not processes.end(lambda: tagged(*everything), grace_s=1.0):
-            left = ", ".join(str(process.pid) for process in tagged(*everything))
+
+        def rest() -> set[ProcessId]:
+            return {*tagged(), *processes.in_sessions(sessions)}
+
+        if not processes.end(rest, grace_s=1.0):
+            left = ", ".join(str(process.pid) for process in rest())
             raise PlatformError(
                 f"Processes of the swarm still run: {left}.",
                 hint="They do not end on SIGKILL; see `ps`, then run `domyn-swarm down` again.",
@@ -155,23 +162,20 @@ def _kind(environment: dict[str, str]) -> str:
     return environment.get(processes.PART, "").partition("-")[0] or "replica"
 
 
-def _leads_a_session(process: ProcessId) -> bool:
-    try:
-        return os.getsid(process.pid) == process.pid
-    except ProcessLookupError:
-        return False
+def visible_gpus(gpus_per_replica: int, replica: int) -> dict[str, str]:
+    """The replica's own slice of this machine's GPUs, or of those the caller left visible.
 
-
-def _visible_gpus(gpus_per_replica: int, replica: int) -> dict[str, str]:
-    """The replica's own slice of this machine's GPUs, or of those the caller left visible."""
+    Raises:
+        PlatformError: too few are visible.
+    """
     if not gpus_per_replica:
         return {}
     first = replica * gpus_per_replica
     wanted: Iterable[int] = range(first, first + gpus_per_replica)
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not allowed:
+    if allowed is None:
         return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, wanted))}
-    devices = allowed.split(",")[first : first + gpus_per_replica]
+    devices = [one for one in allowed.split(",") if one.strip()][first : first + gpus_per_replica]
     if len(devices) < gpus_per_replica:
         raise PlatformError(
             f"Replica {replica} needs {gpus_per_replica} GPUs, but CUDA_VISIBLE_DEVICES leaves "

@@ -1,0 +1,127 @@
+"""Processes of this machine: known for certain, ended for certain, strangers never touched."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from domyn_swarm.backends.base import ServingHandle
+from domyn_swarm.backends.local import LocalServing, processes
+from domyn_swarm.backends.local.serving import visible_gpus
+from domyn_swarm.errors import CommandMissing, PlatformError
+from domyn_swarm.model import ProcessId
+
+SLEEPS = "import time; time.sleep(60)"
+
+
+def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def tag(tmp_path: Path) -> Iterator[str]:
+    chosen = f"test.{tmp_path}"
+    yield chosen
+    LocalServing().delete(ServingHandle(platform="local", tag=chosen, swarm_dir=str(tmp_path)))
+    assert processes.carrying(processes.TAG, chosen) == {}
+
+
+def start(folder: Path, program: str, env: dict[str, str]) -> ProcessId:
+    return processes.spawn([sys.executable, "-c", program], env, folder / "log")
+
+
+def test_a_later_process_with_the_same_pid_is_a_stranger(tmp_path: Path, tag: str) -> None:
+    process = start(tmp_path, SLEEPS, {processes.TAG: tag})
+    earlier = process.model_copy(update={"started_at": process.started_at - 100})
+    assert processes.alive(process)
+    assert not processes.alive(earlier)
+    processes.send([earlier], signal.SIGKILL)
+    assert processes.end(lambda: [earlier], grace_s=1)
+    assert processes.alive(process)
+
+
+def test_an_ended_child_is_reaped_and_somebody_elses_is_left_to_them(
+    tmp_path: Path, tag: str
+) -> None:
+    process = start(tmp_path, "", {processes.TAG: tag})
+    until(lambda: not processes.alive(process))
+    until(lambda: not psutil.pid_exists(process.pid))
+    theirs = subprocess.Popen([sys.executable, "-c", "raise SystemExit(5)"])
+    until(lambda: psutil.Process(theirs.pid).status() == psutil.STATUS_ZOMBIE)
+    assert not processes.alive(ProcessId(pid=theirs.pid, started_at=1.0))
+    assert theirs.wait() == 5  # its exit code is still there for who started it
+
+
+def test_what_is_spawned_is_alone_in_its_session_and_private(tmp_path: Path, tag: str) -> None:
+    said = "import os, stat; print(os.getsid(0) == os.getpid(), os.read(0, 1)); print('x')"
+    log = tmp_path / "deep" / "log"
+    process = processes.spawn([sys.executable, "-c", said], {processes.TAG: tag}, log)
+    until(lambda: not processes.alive(process))
+    assert log.read_text() == "True b''\nx\n"
+    assert log.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(CommandMissing, match="no program /nowhere"):
+        processes.spawn(["/nowhere"], {}, log)
+
+
+def test_who_starts_a_swarm_from_within_a_job_does_not_mark_it_as_the_job(
+    tmp_path: Path, tag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(processes.JOB, "outer-job")
+    monkeypatch.setenv(processes.TAG, "outer-tag")
+    env = {processes.TAG: tag, processes.PART: "replica-0"}
+    process = start(tmp_path, SLEEPS, env)
+    until(lambda: processes.carrying(processes.TAG, tag))
+    assert processes.carrying(processes.JOB, "outer-job") == {}
+    [found] = LocalServing().find(tag)
+    assert [part.process for part in found.parts] == [process]
+
+
+def test_a_process_that_hides_its_environment_is_ended_with_its_session(
+    tmp_path: Path, tag: str
+) -> None:
+    env = {processes.TAG: tag, processes.PART: "endpoint-0"}
+    script = "env -i sleep 60 & echo $!; wait"
+    leader = processes.spawn(["/bin/sh", "-c", script], env, tmp_path / "log")
+    until(lambda: (tmp_path / "log").read_text().strip())
+    hidden = processes.identify(int((tmp_path / "log").read_text()))
+    until(lambda: psutil.Process(hidden.pid).name() == "sleep")
+    assert hidden not in processes.carrying(processes.TAG, tag)
+    LocalServing().delete(ServingHandle(platform="local", tag=tag, swarm_dir=str(tmp_path)))
+    assert not processes.alive(leader)
+    assert not processes.alive(hidden)
+
+
+def test_what_lost_its_leader_is_found_and_ended(tmp_path: Path, tag: str) -> None:
+    env = {processes.TAG: tag, processes.PART: "replica-0"}
+    leader = processes.spawn(["/bin/sh", "-c", "sleep 60 & wait"], env, tmp_path / "log")
+    until(lambda: psutil.Process(leader.pid).children())
+    os.kill(leader.pid, signal.SIGKILL)
+    until(lambda: not processes.alive(leader))
+    backend = LocalServing()
+    assert [found.parts for found in backend.find(tag)] == [()]
+    backend.delete(ServingHandle(platform="local", tag=tag, swarm_dir=str(tmp_path)))
+    assert backend.find(tag) == []
+
+
+def test_each_replica_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus(0, 3) == {}
+    assert visible_gpus(2, 1) == {"CUDA_VISIBLE_DEVICES": "2,3"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-a,6")
+    assert visible_gpus(1, 1) == {"CUDA_VISIBLE_DEVICES": "GPU-a"}
+    with pytest.raises(PlatformError, match="leaves 1 for it"):
+        visible_gpus(2, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # nothing may be seen
+    with pytest.raises(PlatformError, match="leaves 0 for it"):
+        visible_gpus(1, 0)
