@@ -159,3 +159,25 @@ def test_differences_are_told_field_by_field() -> None:
         "params.temperature: 0.1 → 0.7",
         "params.top_p: null → 1",
     ]
+
+
+def test_of_many_that_want_the_lease_at_once_one_gets_it(tmp_path: Path) -> None:
+    program = f"""
+import time
+from pathlib import Path
+from domyn_swarm.batch.lease import acquire
+from domyn_swarm.errors import CheckpointBusy
+try:
+    lease = acquire(Path({str(tmp_path)!r}), silent_s=3.0)
+    print("held", flush=True)
+    time.sleep(6)
+    assert not lease.lost.is_set()
+    lease.release()
+except CheckpointBusy:
+    print("busy", flush=True)
+"""
+    command = [sys.executable, "-c", program]
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    said = sorted(child.communicate(timeout=60)[0].strip() for child in children)
+    assert said == ["busy", "busy", "busy", "held"]
+    assert [child.returncode for child in children] == [0] * 4

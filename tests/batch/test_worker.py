@@ -133,7 +133,7 @@ def test_a_wholesale_failure_stops_early_and_its_rows_are_asked_again(
     bench.server.behave = lambda _prompt, _nth: answer(status=404)
     code, result = run_worker(bench, max_concurrency=16)
     assert code == 6
-    assert "HTTP 404" in result["error"]
+    assert "RequestRefused: HTTP #: status #" in result["error"]
     assert sum(bench.server.asked.values()) < 100
     assert not (bench.folder / "out.parquet").exists()
     bench.server.behave = lambda _prompt, _nth: answer()

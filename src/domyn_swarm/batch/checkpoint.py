@@ -41,12 +41,21 @@ class Checkpoint:
                 f"Cannot create the checkpoint folder {self.folder}: {error.strerror}.",
                 hint="Choose another place with --checkpoint-dir.",
             ) from error
-        self._lease = leases.acquire(self.folder)
-        identity.write(self.folder)
-        for path in checkpoint_files(self.folder):
-            if path.suffix == ".journal":
-                seal(path)
         self._journal: Journal | None = None
+        self._lease = leases.acquire(self.folder)
+        try:
+            identity.write(self.folder)
+            for path in checkpoint_files(self.folder):
+                if path.suffix == ".journal":
+                    seal(path)
+        except BaseException as error:
+            self._lease.release()
+            if isinstance(error, OSError):
+                raise JobError(
+                    f"Cannot write the checkpoint {self.folder}: {error.strerror}.",
+                    hint="Make room and submit the same job again: what is finished is kept.",
+                ) from error
+            raise
 
     def index(self) -> RowIndex:
         """What is settled, as of now. The caller closes `frames` when done."""

@@ -1,10 +1,10 @@
 """One driver per checkpoint, safe on network file systems.
 
-Each holder owns one generation, claimed by creating `lease-<generation>.json` exclusively (atomic
-on NFS since version 3); the highest generation is the holder. While it lives it counts up in that
-file. Whoever wants the checkpoint watches the counter by their own monotonic clock: no clock is
-compared with another machine's, no modification time is read, no lock is asked of the server. A
-holder on this very machine whose process is gone is succeeded at once.
+Each holder owns one generation, claimed by linking `lease-<generation>.json` into place (atomic on
+NFS, and it fails when there is one); the highest generation is the holder. While it lives it counts
+up in that file. Whoever wants the checkpoint watches the counter by their own monotonic clock: no
+clock is compared with another machine's, no modification time is read, no lock is asked of the
+server. A holder on this very machine whose process is gone is succeeded at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -117,10 +118,15 @@ def _watch(folder: Path, generation: int, holder: Holder, silent_s: float) -> No
 
 
 def _claim(folder: Path, generation: int) -> Lease:
+    """Become the holder: the file appears with its content, and only if there is none yet."""
     path = _path(folder, generation)
+    mine = folder / f".lease-{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        _write(folder, generation, 0, released=False)
+        write_private(mine, _document(0, released=False))
+        try:
+            os.link(mine, path)
+        finally:
+            mine.unlink()
     except FileExistsError:
         raise _busy(folder, _read(folder, generation)) from None
     except OSError as error:
@@ -156,19 +162,24 @@ def _highest(folder: Path) -> int:
 
 
 def _write(folder: Path, generation: int, counter: int, *, released: bool) -> None:
+    write_private(_path(folder, generation), _document(counter, released=released))
+
+
+def _document(counter: int, *, released: bool) -> str:
     me = psutil.Process()
-    document = {
-        "host": _host(),
-        "pid": me.pid,
-        "started_at": me.create_time(),
-        "counter": counter,
-        "released": released,
-    }
-    write_private(_path(folder, generation), json.dumps(document))
+    return json.dumps(
+        {
+            "host": _host(),
+            "pid": me.pid,
+            "started_at": me.create_time(),
+            "counter": counter,
+            "released": released,
+        }
+    )
 
 
 def _read(folder: Path, generation: int) -> Holder | None:
-    """The holder, or None when the file is not (or not yet) readable as one."""
+    """The holder, or None when the file is gone or is not one."""
     try:
         return Holder(**json.loads(_path(folder, generation).read_text()))
     except (OSError, ValueError, TypeError):

@@ -266,8 +266,7 @@ class Runner:
             _log.debug("row %d failed", row.ordinal, exc_info=cause)
         message = str(cause)[:2000] or type(cause).__name__
         error = RowError(type(cause).__name__, status, message, trace.attempts)
-        self._tally.rows_failed += 1
-        self._tally.failures[f"{error.type}: {message[:160]}"] += 1
+        self._tally.count_failure(error.type, message)
         self._events.on_row_error(row, error)
         if self._fatal is None and self._policy.failure_limit.exceeded(
             self._tally.rows_failed, self._tally.rows_answered

@@ -15,6 +15,9 @@ from pathlib import Path
 from domyn_swarm.batch.frames import encode_frame, read_results, scan_frames
 from domyn_swarm.batch.rows import Result
 from domyn_swarm.errors import JobError
+from domyn_swarm.logs import get_logger
+
+_log = get_logger(__name__)
 
 _NAME = re.compile(r"^(\d{6})-(\d{8})\.(journal|segment)$")
 SEGMENT_FRAME_ROWS = 2048
@@ -55,7 +58,6 @@ class Journal:
         self._descriptor = -1
         self._lock = threading.Lock()  # descriptor against the syncing thread
         self._sealing: list[threading.Thread] = []
-        self._seal_errors: list[BaseException] = []
         self._open_next()
 
     def _open_next(self) -> None:
@@ -115,11 +117,14 @@ class Journal:
         try:
             seal(journal)
         except OSError as error:  # the journal stays and is as good as a segment
-            self._seal_errors.append(error)
+            _log.warning("cannot seal %s: %s", journal, error)
 
     def close(self) -> None:
         """Sync, close, and seal what is left. Every row stays readable if sealing fails."""
-        self.sync()
+        try:
+            self.sync()
+        except OSError as error:  # the rows are in the file all the same, for whoever reads it now
+            _log.warning("cannot sync %s: %s", self._path, error)
         with self._lock:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+
+_NUMBERS = re.compile(r"\d+")
+_SIGNATURES = 200  # different ones that are counted apart; the rest is "other"
 
 
 class LatencyHistogram:
@@ -57,6 +61,13 @@ class Tally:
     first_row_at: float | None = None
     paused: str | None = None  # why, while it is
     trace: list[tuple[float | None, ...]] = field(default_factory=list)  # of the limiter
+
+    def count_failure(self, kind: str, message: str) -> None:
+        """Count a failed row by its signature: the error without the numbers that differ."""
+        self.rows_failed += 1
+        signature = f"{kind}: {_NUMBERS.sub('#', message[:160])}"
+        known = signature in self.failures or len(self.failures) < _SIGNATURES
+        self.failures[signature if known else "other"] += 1
 
     @property
     def rows_done(self) -> int:
