@@ -1,7 +1,8 @@
-"""Command lines of the engines, and causes read from logs."""
+"""Command lines of the engines."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from domyn_swarm import engines
 from domyn_swarm.config import DomynLLMSwarmConfig
-from domyn_swarm.engines.vllm import flags_in
+from domyn_swarm.engines.flags import flags_in
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.builder import PlanBuilder
 from domyn_swarm.planning.context import ServingSpec
@@ -24,46 +25,93 @@ def spec(engine: str, **keys: Any) -> ServingSpec:
 def test_vllm_is_told_everything() -> None:
     built = spec("vllm", gpus_per_replica=2, revision="abc", args="--max-num-seqs 128 --dtype half")
     assert built.argv[:3] == ("{python}", "-m", "vllm.entrypoints.openai.api_server")
-    flags = flags_in(built.argv)
-    assert flags == {
-        "--model": "org/model",
-        "--host": "{host}",
-        "--port": "{port}",
-        "--served-model-name": "org/model",
-        "--tensor-parallel-size": "2",
-        "--shutdown-timeout": "60",
-        "--revision": "abc",
-        "--max-num-seqs": "128",
-        "--dtype": "half",
+    assert flags_in(built.argv) == {
+        "-m": ("vllm.entrypoints.openai.api_server",),
+        "--model": ("org/model",),
+        "--host": ("{host}",),
+        "--port": ("{port}",),
+        "--served-model-name": ("org/model",),
+        "--tensor-parallel-size": ("2",),
+        "--shutdown-timeout": ("60",),
+        "--revision": ("abc",),
+        "--max-num-seqs": ("128",),
+        "--dtype": ("half",),
     }
     assert built.max_num_seqs == 128
     assert built.key_env == "VLLM_API_KEY"
 
 
-def test_a_replica_over_nodes_is_tensor_parallel_inside_and_pipeline_parallel_across() -> None:
-    flags = flags_in(spec("vllm", gpus_per_replica=8, gpus_per_node=4).argv)
-    assert flags["--tensor-parallel-size"] == "4"
-    assert flags["--pipeline-parallel-size"] == "2"
+@pytest.mark.parametrize(
+    ("gpus_per_replica", "gpus_per_node", "tensor", "pipeline"),
+    [(1, 4, "1", None), (4, 4, "4", None), (8, 4, "4", "2"), (16, 8, "8", "2")],
+)
+def test_a_replica_is_tensor_parallel_inside_nodes_and_pipeline_parallel_across(
+    gpus_per_replica: int, gpus_per_node: int, tensor: str, pipeline: str | None
+) -> None:
+    built = spec("vllm", gpus_per_replica=gpus_per_replica, gpus_per_node=gpus_per_node)
+    flags = flags_in(built.argv)
+    assert flags["--tensor-parallel-size"] == (tensor,)
+    assert flags.get("--pipeline-parallel-size") == (pipeline and (pipeline,))
+    assert flags.get("--distributed-executor-backend") == (pipeline and ("ray",))
 
 
-def test_what_the_user_says_wins_and_stands_once() -> None:
-    argv = spec("vllm", args=["--tensor-parallel-size=1", "--served-model-name", "mine"]).argv
-    assert [word for word in argv if "tensor-parallel" in word] == ["--tensor-parallel-size=1"]
-    assert argv.count("--served-model-name") == 1
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (["--tensor-parallel-size=1"], "--tensor-parallel-size"),
+        (["--tensor_parallel_size", "1"], "--tensor-parallel-size"),
+        (["-tp", "1"], "--tensor-parallel-size"),
+        (["--shutdown-timeout", "5"], "--shutdown-timeout"),
+        (["--served-model-name", "mine", "org/model"], "--served-model-name"),
+        (["--model", "/local/copy"], "--model"),
+    ],
+)
+def test_what_the_user_says_wins_and_stands_once(theirs: list[str], ours: str) -> None:
+    argv = spec("vllm", args=theirs).argv
+    assert argv[-len(theirs) :] == tuple(theirs)
+    assert ours not in argv[: -len(theirs)]
 
 
-def test_json_and_odd_arguments_arrive_unchanged() -> None:
-    odd = ["--override", '{"a": {"b": "{port} $HOME `x`"}}', "a b", "it's"]
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("flag", ["--host=0.0.0.0", "--port", "--api-key", "--api_key=secret"])
+def test_flags_that_are_not_the_users_are_refused(engine: str, flag: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be set") as caught:
+        spec(engine, args=[flag, "1"])
+    assert "secret" not in str(caught.value)
+
+
+def test_a_served_name_that_jobs_do_not_ask_for_is_refused() -> None:
+    with pytest.raises(ConfigError, match="leaves out 'org/model'"):
+        spec("vllm", args=["--served-model-name", "mine"])
+
+
+def test_json_and_odd_arguments_arrive_unchanged(tmp_path: Path) -> None:
+    """To the very end: after every placeholder has been filled in."""
+    odd = ["--override", '{"a": {"b": "$HOME {x} {} `x`"}}', "a b", "it's", "{{port}", "-1"]
     for engine in ("vllm", "sglang"):
-        assert spec(engine, args=odd).argv[-4:] == tuple(odd)
+        argv = spec(engine, args=odd).argv
+        filled = [
+            word.replace("{python}", sys.executable).replace("{host}", "h").replace("{port}", "1")
+            for word in argv
+        ]
+        assert filled[-6:-2] == odd[:4]
+        assert filled[-2:] == ["{1", "-1"]  # a placeholder is one wherever it stands
+        assert filled[0] == sys.executable
 
 
 def test_sglang_is_told_everything_but_the_key() -> None:
-    built = spec("sglang", gpus_per_replica=4)
+    built = spec("sglang", gpus_per_replica=4, args="--max-running-requests 32 --tp 2")
     flags = flags_in(built.argv)
-    assert flags["--tp-size"] == "4"
-    assert flags["--model-path"] == "org/model"
-    assert built.key_env == "SGLANG_SERVER_KEY"
+    assert flags["--model-path"] == ("org/model",)
+    assert flags["--tp"] == ("2",)
+    assert "--tp-size" not in flags
+    assert (built.key_env, built.max_num_seqs) == ("SGLANG_SERVER_KEY", 32)
+    assert flags_in(spec("sglang", gpus_per_replica=4).argv)["--tp-size"] == ("4",)
+
+
+def test_sglang_over_several_nodes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="on one node"):
+        spec("sglang", gpus_per_replica=8, gpus_per_node=4)
 
 
 def test_any_command() -> None:
@@ -103,50 +151,3 @@ def test_an_unknown_engine_suggests_a_known_one() -> None:
 def test_a_model_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no model file .*gone\.gguf"):
         spec("llamacpp", model=str(tmp_path / "gone.gguf"))
-
-
-LOGS = [
-    ("vllm", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "GPU ran out"),
-    ("vllm", "ValueError: No available memory for the cache blocks. Try increasing", "KV cache"),
-    ("vllm", "OSError: You are trying to access a gated repo.", "may not be downloaded"),
-    (
-        "vllm",
-        "OSError: nope/x is not a local folder and is not a valid model identifier listed on",
-        "not found",
-    ),
-    ("vllm", "ValueError: Model architectures ['X'] are not supported for now.", "architecture"),
-    ("vllm", "api_server.py: error: unrecognized arguments: --nope", "an argument"),
-    ("vllm", "OSError: [Errno 98] Address already in use", "port is taken"),
-    ("vllm", "AssertionError: attention heads (15) must be divisible by 4", "so many GPUs"),
-    ("vllm", "RuntimeError: No CUDA GPUs are available", "no usable GPU"),
-    ("vllm", "RuntimeError: NCCL error: unhandled system error", "NCCL"),
-    ("vllm", "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find", "not in the cache"),
-    ("vllm", "ModuleNotFoundError: No module named 'vllm'", "Python module is missing"),
-    ("vllm", "OSError: [Errno 28] No space left on device", "disk is full"),
-    ("vllm", "ValueError: User-specified max_model_len (1000000) is greater", "--max-model-len"),
-    ("llamacpp", "llama_model_load: error loading model: invalid magic", "cannot be loaded"),
-    ("sim", "simulated failure: as told", "told to fail"),
-    ("command", "PermissionError: [Errno 13] Permission denied: '/x'", "may not be read"),
-]
-
-
-@pytest.mark.parametrize(("engine", "line", "cause"), LOGS)
-def test_causes_are_read_from_the_log(engine: str, line: str, cause: str) -> None:
-    noise = ["INFO starting", "INFO loading"] * 20
-    log = "\n".join([*noise, line, "Traceback (most recent call last):", "  ..."])
-    found = engines.diagnose(engines.get(engine).failure_patterns, log)
-    assert found is not None
-    assert cause in found.cause
-    assert found.line == line
-    assert found.hint
-
-
-@pytest.mark.parametrize("engine", engines.names())
-def test_a_healthy_log_has_no_cause(engine: str) -> None:
-    log = (
-        "INFO 11-23 api_server.py:1 vLLM API server version 0.32.0\n"
-        "INFO: Started server process [1]\nINFO: Uvicorn running on http://0.0.0.0:8000\n"
-        'INFO: 127.0.0.1:1 - "POST /v1/chat/completions HTTP/1.1" 200 OK\n'
-        "WARNING: max_num_batched_tokens is small\n"
-    )
-    assert engines.diagnose(engines.get(engine).failure_patterns, log) is None

@@ -1,4 +1,8 @@
-"""Causes of death that engines share, as their logs tell them."""
+"""Causes of death that engines share, as their logs tell them.
+
+A pattern must not match what a healthy engine prints (its configuration, warnings): a cause that is
+not retryable keeps the replica down for good.
+"""
 
 from __future__ import annotations
 
@@ -10,52 +14,125 @@ def pattern(regex: str, cause: str, hint: str, *, retryable: bool = False) -> Fa
     return FailurePattern(pattern=regex, cause=cause, hint=hint, retryable=retryable)
 
 
-PORT_TAKEN = pattern(
-    r"(?i)address already in use|errno 98|couldn't bind|failed to bind",
-    "its port is taken",
-    "Another program listens there; set `port` to where a free range begins.",
-    retryable=True,
-)
-MODULE_MISSING = pattern(
-    r"ModuleNotFoundError: No module named",
-    "a Python module is missing",
-    "Install the engine where the replicas run.",
-)
-BAD_FLAG = pattern(
-    r"(?i)error: unrecognized arguments|error: argument .*: (?:invalid|expected)|no such option"
-    r"|unknown (?:argument|option|flag)",
-    "the engine does not know an argument",
-    "Check `args` against the engine's --help.",
-)
-NO_PROGRAM = pattern(
-    r"(?i)command not found|No such file or directory: '[^']*'$|cannot start the engine",
-    "the engine's program is not there",
-    "Install it where the replicas run, or check `image` and the path.",
-)
-DISK_FULL = pattern(
-    r"(?i)no space left on device|disk quota exceeded",
-    "the disk is full",
-    "Make room in the caches (HF_HOME, TMPDIR), or move them.",
-    retryable=True,
-)
-HOST_MEMORY = pattern(
-    r"(?i)MemoryError|std::bad_alloc|cannot allocate memory|oom-kill|Out of memory: Killed",
-    "the machine ran out of memory",
-    "Raise memory_gb, or load a smaller model.",
-    retryable=True,
-)
-NOT_ALLOWED = pattern(
-    r"PermissionError: \[Errno 13\]|Permission denied",
-    "a file may not be read",
-    "Check who may read the model and the caches.",
+SHARED = (
+    pattern(
+        r"(?i)address already in use|errno 98\b|couldn't bind|failed to bind",
+        "its port is taken",
+        "Another program listens there; set `port` to where a free range begins.",
+        retryable=True,
+    ),
+    pattern(
+        r"(?i)no space left on device|disk quota exceeded",
+        "the disk is full",
+        "Make room in the caches (HF_HOME, TMPDIR), or move them.",
+        retryable=True,
+    ),
+    pattern(
+        r"\bMemoryError\b|std::bad_alloc|(?i:cannot allocate memory|oom[-_ ]kill"
+        r"|out of memory: killed)|^(?:.*: line \d+: +\d+ )?Killed\b",
+        "the machine ran out of memory",
+        "Raise memory_gb, or load a smaller model.",
+        retryable=True,
+    ),
+    pattern(
+        r"No module named",
+        "a Python module is missing",
+        "Install the engine where the replicas run, or name an `image` that has it.",
+    ),
+    pattern(
+        r"(?i)error: unrecognized arguments|error: argument .*: (?:invalid|expected)"
+        r"|error: the following arguments are required|no such option"
+        r"|(?:unknown|invalid) (?:argument|option|flag)",
+        "the engine does not know an argument",
+        "Check `args` against the engine's --help.",
+    ),
+    pattern(
+        r"(?i)command not found|executable file not found|exec: .*: not found",
+        "the engine's program is not there",
+        "Install it where the replicas run, or check `image` and the path.",
+    ),
+    pattern(
+        r"PermissionError: \[Errno 13\]|: Permission denied$",
+        "a file may not be read",
+        "Check who may read the model and the caches.",
+    ),
+    pattern(
+        r"FileNotFoundError: ",
+        "a file is not there",
+        "Check `model` and every path in `args` as the node sees them.",
+    ),
 )
 
-SHARED = (
-    PORT_TAKEN,
-    DISK_FULL,
-    HOST_MEMORY,
-    MODULE_MISSING,
-    BAD_FLAG,
-    NO_PROGRAM,
-    NOT_ALLOWED,
+# Models that come from the Hugging Face hub.
+HUB = (
+    pattern(
+        r"(?i)gated repo|403 Client Error|access to model .* is restricted",
+        "the model may not be downloaded with this account",
+        "Accept its licence on the hub, and export HF_TOKEN before `up`.",
+    ),
+    pattern(
+        r"LocalEntryNotFoundError|OfflineModeIsEnabled|outgoing traffic has been disabled",
+        "the model is not in the cache, and the hub may not be asked",
+        "Download it beforehand into HF_HOME, or give a path.",
+    ),
+    pattern(
+        r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError"
+        r"|HFValidationError|Repo id must|does not appear to have a file named"
+        r"|RevisionNotFoundError|Invalid repository ID or local directory",
+        "the model was not found",
+        "Check `model` and `revision`: a path that the node sees, or an identifier of the hub "
+        "(a private one needs HF_TOKEN exported before `up`).",
+    ),
+    pattern(
+        r"We couldn't connect to '?https://huggingface\.co|HTTPSConnectionPool\(host='huggingface",
+        "the model hub cannot be reached",
+        "Nodes without internet need the model in HF_HOME (and HF_HUB_OFFLINE=1), or a path.",
+        retryable=True,
+    ),
+    pattern(
+        r"contains custom code which must be executed|requires you to execute the configuration"
+        r"|Please pass the argument `trust_remote_code=True`",
+        "the model brings code of its own",
+        "Add --trust-remote-code to `args` if you trust it.",
+    ),
+)
+
+# Engines on GPUs.
+GPU = (
+    pattern(
+        r"torch\.(?:cuda\.)?OutOfMemoryError|(?:CUDA|HIP) out of memory"
+        r"|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED",
+        "the GPU ran out of memory",
+        "Use more GPUs per replica, a shorter context or a lower memory share in `args`.",
+    ),
+    pattern(
+        r"(?i)no cuda gpus are available|found no nvidia driver|nvidia driver .* too old"
+        r"|driver version is insufficient|libcuda\.so\S* cannot open"
+        r"|failed to infer device type|invalid device ordinal",
+        "no usable GPU was found",
+        "Check the driver on that node, the container's GPU flag, and gpus_per_replica.",
+    ),
+    pattern(
+        r"(?i)uncorrectable (?:nvlink|ecc) error|gpu has fallen off the bus"
+        r"|cuda error: (?:unspecified launch failure|an illegal memory access)",
+        "a GPU failed",
+        "If it comes back on the same node, exclude that node and tell its administrators.",
+        retryable=True,
+    ),
+    pattern(
+        r"\bnccl\w*Error\b|NCCL error|Watchdog caught collective operation timeout",
+        "the GPUs could not talk to each other (NCCL)",
+        "Set NCCL_DEBUG=INFO in `env`; check the interconnect and NCCL_SOCKET_IFNAME.",
+        retryable=True,
+    ),
+    pattern(
+        r"Bfloat16 is only supported on GPUs",
+        "the GPU does not support the data type",
+        "Add --dtype half to `args`.",
+    ),
+    pattern(
+        r"attention heads .*must be divisible|must be divisible by (?:tensor|tp)",
+        "the model cannot be split over so many GPUs",
+        "Choose gpus_per_replica so that it divides the number of attention heads.",
+    ),
 )

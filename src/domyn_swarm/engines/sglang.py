@@ -1,12 +1,19 @@
-"""SGLang: its command line is built and tested; the server itself was not run here (no GPU)."""
+"""SGLang: its command line is built and tested; the server itself was not run (no GPU)."""
 
 from __future__ import annotations
 
+from domyn_swarm.engines.flags import flags_in, merged, whole_number
 from domyn_swarm.engines.options import refuse_options
-from domyn_swarm.engines.patterns import SHARED, pattern
-from domyn_swarm.engines.vllm import flags_in
+from domyn_swarm.engines.patterns import GPU, HUB, SHARED, pattern
+from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.context import FirstRequest, ServingSpec
 from domyn_swarm.planning.plan import DeploymentPlan
+
+_ALIASES = {
+    "--model": "--model-path",
+    "--tp": "--tp-size",
+    "--tensor-parallel-size": "--tp-size",
+}
 
 
 class SGLang:
@@ -15,21 +22,28 @@ class SGLang:
     name = "sglang"
     failure_patterns = (
         pattern(
-            r"OutOfMemoryError|CUDA out of memory|Not enough memory",
-            "the GPU ran out of memory",
-            "Lower --mem-fraction-static or --context-length, or use more GPUs per replica.",
+            r"Not enough memory\. Please try to increase --mem-fraction-static",
+            "the model leaves no room for the KV cache",
+            "Raise --mem-fraction-static, or use more GPUs per replica.",
         ),
-        pattern(
-            r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError",
-            "the model was not found",
-            "Check `model`: a path that the node sees, or an identifier of the hub.",
-        ),
+        *GPU,
+        *HUB,
         *SHARED,
     )
 
     def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
-        """See `Engine.serving_spec`."""
+        """See `Engine.serving_spec`. What the user's `args` say wins over what we would say.
+
+        Raises:
+            ConfigError: `args` set what is not theirs, or a replica spans several nodes.
+        """
         refuse_options(self.name, plan.engine_options)
+        if plan.layout.pipeline_parallel > 1:
+            raise ConfigError(
+                f"The engine 'sglang' serves a replica on one node, but gpus_per_replica "
+                f"({plan.layout.gpus_per_replica}) takes {plan.layout.nodes_per_replica}.",
+                hint=f"Ask for at most {plan.layout.gpus_per_node}, or use the engine 'vllm'.",
+            )
         ours = {
             "--model-path": plan.model,
             "--served-model-name": plan.model,
@@ -37,17 +51,15 @@ class SGLang:
             "--port": "{port}",
             "--tp-size": str(plan.layout.tensor_parallel),
         }
-        if plan.layout.pipeline_parallel > 1:
-            ours["--nnodes"] = str(plan.layout.pipeline_parallel)
         if plan.revision is not None:
             ours["--revision"] = plan.revision
-        theirs = flags_in(plan.args)
-        flags = [
-            word for flag, value in ours.items() if flag not in theirs for word in (flag, value)
-        ]
+        running = flags_in(plan.args).get("--max-running-requests")
         body = {"model": plan.model, "prompt": "ready?", "max_tokens": 1}
         return ServingSpec(
-            argv=("{python}", "-m", "domyn_swarm.engines.sglang_server", *flags, *plan.args),
+            argv=(
+                *("{python}", "-m", "domyn_swarm.engines.sglang_server"),
+                *merged(ours, plan.args, _ALIASES),
+            ),
             env=plan.env,
             key_env="SGLANG_SERVER_KEY",
             running_metric="sglang:num_running_reqs",
@@ -55,4 +67,5 @@ class SGLang:
             progress_metrics=("sglang:generation_tokens_total", "sglang:prompt_tokens_total"),
             first_request=FirstRequest(path="/v1/completions", body=body),
             failure_patterns=self.failure_patterns,
+            max_num_seqs=whole_number(running),
         )

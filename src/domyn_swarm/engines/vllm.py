@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from domyn_swarm.engines.flags import flags_in, merged, whole_number
 from domyn_swarm.engines.options import refuse_options
-from domyn_swarm.engines.patterns import SHARED, pattern
+from domyn_swarm.engines.patterns import GPU, HUB, SHARED, pattern
+from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.context import FirstRequest, ServingSpec
 from domyn_swarm.planning.plan import DeploymentPlan
 
 _SHUTDOWN_GRACE_S = 60  # vLLM's default of 0 leaves requests in flight without an answer
+_ALIASES = {"-tp": "--tensor-parallel-size", "-pp": "--pipeline-parallel-size"}
 
 
 class VLLM:
-    """See `Engine`."""
+    """See `Engine`. vLLM 0.18 or newer: older ones do not know `--shutdown-timeout`."""
 
     name = "vllm"
     failure_patterns = (
         pattern(
-            r"torch\.(?:cuda\.)?OutOfMemoryError|CUDA out of memory|HIP out of memory",
-            "the GPU ran out of memory",
-            "Use more GPUs per replica, a lower --gpu-memory-utilization or --max-model-len.",
+            r"unrecognized arguments:.*--shutdown-timeout",
+            "this vLLM is too old: it cannot finish its requests before it stops",
+            "Use vLLM 0.18 or newer.",
         ),
         pattern(
-            r"No available memory for the cache blocks|KV cache.*(?:larger|needed).*available",
+            r"No available memory for the cache blocks|KV cache is needed, which is larger than",
             "the model leaves no room for the KV cache",
             "Lower --max-model-len, raise --gpu-memory-utilization, or use more GPUs per replica.",
         ),
@@ -34,91 +35,67 @@ class VLLM:
             retryable=True,
         ),
         pattern(
-            r"(?i)gated repo|401 Client Error|Access to model .* is restricted",
-            "the model may not be downloaded with this account",
-            "Accept its licence on the hub, and export HF_TOKEN before `up`.",
+            r"World size \(\d+\) is larger than the number of available GPUs|local_world_size \(",
+            "the node has fewer GPUs than the replica wants",
+            "Check gpus_per_node and gpus_per_replica against the nodes.",
         ),
         pattern(
-            r"LocalEntryNotFoundError|outgoing traffic has been disabled|HF_HUB_OFFLINE",
-            "the model is not in the cache and the hub must not or cannot be asked",
-            "Download it beforehand into HF_HOME, or give a path.",
-        ),
-        pattern(
-            r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError"
-            r"|Repo id must be|does not appear to have a file named",
-            "the model was not found",
-            "Check `model`: a path that the node sees, or an identifier of the hub.",
-        ),
-        pattern(
-            r"Model architectures? .* (?:is|are) not supported|failed to be inspected",
+            r"Model architectures? .* (?:is|are) not supported|failed to be inspected"
+            r"|does not recognize this architecture",
             "this vLLM does not know the model's architecture",
             "Use a newer vLLM.",
         ),
         pattern(
-            r"(?:attention heads|num_heads).*(?:divisible|divided)|must be divisible by tensor",
-            "the model cannot be split over so many GPUs",
-            "Choose gpus_per_replica so that it divides the number of attention heads.",
-        ),
-        pattern(
-            r"max_model_len .* is greater than|User-specified max_model_len",
+            r"(?:ValueError:|Value error,) User-specified max_model_len",
             "--max-model-len is more than the model can",
             "Lower --max-model-len.",
         ),
         pattern(
-            r"(?i)bfloat16 is only supported|compute capability",
-            "the GPU does not support the data type",
-            "Add --dtype half to `args`.",
-        ),
-        pattern(
-            r"(?i)no cuda gpus are available|found no nvidia driver|driver .* too old"
-            r"|libcuda\.so.*cannot open|Failed to infer device type",
-            "no usable GPU was found",
-            "Check the driver on that node, the container's GPU flag, and gpus_per_replica.",
-        ),
-        pattern(
-            r"ncclUnhandledCudaError|ncclSystemError|NCCL error|NCCL.*timed? ?out",
-            "the GPUs could not talk to each other (NCCL)",
-            "Set NCCL_DEBUG=INFO in `env`; check the interconnect and NCCL_SOCKET_IFNAME.",
-            retryable=True,
-        ),
-        pattern(
-            r"(?i)ray.*(?:placement group|cluster).*(?:time|not enough|fail)|RayActorError",
-            "Ray could not place the replica's workers",
+            r"(?i)ray\.exceptions\.\w*(?:Actor|Node)\w*Error|cannot provide a placement group"
+            r"|could not find any running ray instance|ray does not allocate any gpus",
+            "Ray could not place or keep the replica's workers",
             "Check that every node of the replica joined, with its GPUs.",
             retryable=True,
         ),
-        pattern(
-            r"(?i)trust_remote_code",
-            "the model brings code of its own",
-            "Add --trust-remote-code to `args` if you trust it.",
-        ),
+        *GPU,
+        *HUB,
         *SHARED,
     )
 
     def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
-        """See `Engine.serving_spec`. What the user's `args` say wins over what we would say."""
+        """See `Engine.serving_spec`. What the user's `args` say wins over what we would say.
+
+        Raises:
+            ConfigError: `args` set what is not theirs, or a served name that is not `model`.
+        """
         refuse_options(self.name, plan.engine_options)
-        layout = plan.layout
-        ours: dict[str, str] = {
+        ours = {
             "--model": plan.model,
             "--host": "{host}",
             "--port": "{port}",
             "--served-model-name": plan.model,
-            "--tensor-parallel-size": str(layout.tensor_parallel),
+            "--tensor-parallel-size": str(plan.layout.tensor_parallel),
             "--shutdown-timeout": str(_SHUTDOWN_GRACE_S),
         }
-        if layout.pipeline_parallel > 1:
-            ours["--pipeline-parallel-size"] = str(layout.pipeline_parallel)
+        if plan.layout.pipeline_parallel > 1:
+            ours["--pipeline-parallel-size"] = str(plan.layout.pipeline_parallel)
+            ours["--distributed-executor-backend"] = "ray"  # not chosen by itself any more
         if plan.revision is not None:
             ours["--revision"] = plan.revision
-        theirs = flags_in(plan.args)
-        flags = [
-            word for flag, value in ours.items() if flag not in theirs for word in (flag, value)
-        ]
+        theirs = flags_in(plan.args, _ALIASES)
+        served = theirs.get("--served-model-name")
+        if served is not None and plan.model not in served:
+            raise ConfigError(
+                f"args: --served-model-name {' '.join(served)} leaves out {plan.model!r}, "
+                "the name that jobs ask for.",
+                hint=f"Add {plan.model!r} to the names, or remove the flag.",
+            )
         body = {"model": plan.model, "prompt": "ready?", "max_tokens": 1}
-        sequences = theirs.get("--max-num-seqs")
         return ServingSpec(
-            argv=("{python}", "-m", "vllm.entrypoints.openai.api_server", *flags, *plan.args),
+            argv=(
+                *("{python}", "-m", "vllm.entrypoints.openai.api_server"),
+                *merged(ours, plan.args, _ALIASES),
+            ),
             env=plan.env,
             key_env="VLLM_API_KEY",
             running_metric="vllm:num_requests_running",
@@ -126,16 +103,5 @@ class VLLM:
             progress_metrics=("vllm:generation_tokens_total", "vllm:prompt_tokens_total"),
             first_request=FirstRequest(path="/v1/completions", body=body),
             failure_patterns=self.failure_patterns,
-            max_num_seqs=int(sequences) if sequences and sequences.isdigit() else None,
+            max_num_seqs=whole_number(theirs.get("--max-num-seqs")),
         )
-
-
-def flags_in(args: Sequence[str]) -> dict[str, str | None]:
-    """The flags in a command line with their values; None for those without one."""
-    found: dict[str, str | None] = {}
-    for word, after in zip(args, [*args[1:], "--"], strict=False):
-        if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            attached = value if equals else None
-            found[flag] = attached if equals or after.startswith("--") else after
-    return found

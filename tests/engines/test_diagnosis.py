@@ -1,0 +1,171 @@
+"""Causes of death, read from the ends of logs: each one known, and none seen where there is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from domyn_swarm import engines
+from domyn_swarm.watchdog import diagnose as watchdog_diagnose
+
+# What a healthy vLLM prints, in words that causes of death use too.
+HEALTHY = """\
+INFO 11-23 10:00:01 [api_server.py:1896] vLLM API server version 0.32.0
+INFO 11-23 10:00:01 [arg_utils.py:779] HF_HUB_OFFLINE is True, replace model_id [o/m] to [/hf/m]
+INFO 11-23 10:00:01 [utils.py:233] non-default args: {'trust_remote_code': True, 'port': 8000}
+WARNING 11-23 10:00:02 [_custom_ops.py:20] Failed to import from vllm._C with ImportError('x.so.12: \
+cannot open shared object file: No such file or directory')
+WARNING 11-23 10:00:02 [model.py:9] User-specified max_model_len (48000) is greater than the \
+derived max_model_len (32768). VLLM_ALLOW_LONG_MAX_MODEL_LEN must be used with extreme caution.
+WARNING 11-23 10:00:03 [fa_utils.py:80] Cannot use FA version 2: only supported on devices with \
+compute capability >= 8
+INFO 11-23 10:00:04 [core.py:75] Initializing a V1 LLM engine (v0.32.0) with config: model='o/m', \
+tokenizer='o/m', trust_remote_code=False, dtype=torch.bfloat16, max_seq_len=2048, \
+distributed_timeout_seconds=None, disable_custom_all_reduce=False, enable_prefix_caching=True
+INFO 11-23 10:00:05 [pynccl.py:63] vLLM is using nccl==2.27.5
+INFO 11-23 10:00:09 [gpu_worker.py:298] Available KV cache memory: 61.20 GiB
+INFO:     Uvicorn running on http://0.0.0.0:8000
+INFO:     10.0.0.1:51000 - "POST /v1/chat/completions HTTP/1.1" 200 OK
+"""
+
+# engine, the telling line, what the cause says
+SHARED = [
+    ("OSError: [Errno 98] Address already in use", "port is taken"),
+    (
+        "ERROR: [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address "
+        "already in use",
+        "port is taken",
+    ),
+    ("OSError: [Errno 28] No space left on device", "disk is full"),
+    ("MemoryError", "machine ran out of memory"),
+    ("slurmstepd: error: Detected 1 oom_kill event in StepId=12.0.", "machine ran out of memory"),
+    ("Killed", "machine ran out of memory"),
+    ("run.sh: line 3:  4711 Killed                  python -m x", "machine ran out of memory"),
+    ("/usr/bin/python3: No module named vllm", "Python module is missing"),
+    ("ModuleNotFoundError: No module named 'vllm'", "Python module is missing"),
+    ("api_server.py: error: unrecognized arguments: --nope 1", "does not know an argument"),
+    ("x.py: error: argument --port: invalid int value: 'a'", "does not know an argument"),
+    ("bash: line 1: serve: command not found", "program is not there"),
+    ('FATAL:   "serve": executable file not found in $PATH', "program is not there"),
+    ("PermissionError: [Errno 13] Permission denied: '/m/config.json'", "may not be read"),
+    ("FileNotFoundError: [Errno 2] No such file or directory: '/m/c.json'", "file is not there"),
+]
+HUB = [
+    ("OSError: You are trying to access a gated repo.", "may not be downloaded"),
+    ("huggingface_hub.errors.LocalEntryNotFoundError: Cannot find the file", "not in the cache"),
+    (
+        "OSError: nope/x is not a local folder and is not a valid model identifier listed on",
+        "model was not found",
+    ),
+    (
+        "huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: x)",
+        "model was not found",
+    ),
+    (
+        "OSError: We couldn't connect to 'https://huggingface.co' to load the files",
+        "hub cannot be reached",
+    ),
+    (
+        "ValueError: The repository o/m contains custom code which must be executed to load it.",
+        "code of its own",
+    ),
+]
+GPU = [
+    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "GPU ran out"),
+    ("RuntimeError: No CUDA GPUs are available", "no usable GPU"),
+    (
+        "RuntimeError: The NVIDIA driver on your system is too old (found version 11040)",
+        "no usable GPU",
+    ),
+    ("RuntimeError: CUDA error: uncorrectable ECC error encountered", "a GPU failed"),
+    ("torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3384", "NCCL"),
+    ("ncclSystemError: System call (e.g. socket, malloc) failed", "NCCL"),
+    (
+        "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0.",
+        "data type",
+    ),
+    (
+        "ValueError: Total number of attention heads (15) must be divisible by tensor parallel "
+        "size (4).",
+        "so many GPUs",
+    ),
+]
+OWN = [
+    ("vllm", "x.py: error: unrecognized arguments: --shutdown-timeout 60", "vLLM is too old"),
+    ("vllm", "ValueError: No available memory for the cache blocks. Try", "room for the KV cache"),
+    (
+        "vllm",
+        "ValueError: To serve at least one request with the models's max seq len (40960), (10.00 "
+        "GiB KV cache is needed, which is larger than the available KV cache memory (1.25 GiB).",
+        "room for the KV cache",
+    ),
+    (
+        "vllm",
+        "ValueError: Free memory on device (10.1/79 GiB) on startup is less than desired GPU",
+        "something else uses the GPU",
+    ),
+    (
+        "vllm",
+        "ValueError: World size (8) is larger than the number of available GPUs (4) in this node.",
+        "fewer GPUs",
+    ),
+    ("vllm", "ValueError: Model architectures ['X'] are not supported for now.", "architecture"),
+    (
+        "vllm",
+        "  Value error, User-specified max_model_len (4096) is greater than the derived",
+        "--max-model-len",
+    ),
+    ("vllm", "ray.exceptions.ActorDiedError: The actor died unexpectedly", "Ray could not"),
+    (
+        "sglang",
+        "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
+        "room for the KV cache",
+    ),
+    ("llamacpp", "llama_model_load: error loading model: invalid magic", "cannot be loaded"),
+    ("llamacpp", "ggml_aligned_malloc: failed to allocate 4096.00 MB", "fit into memory"),
+    ("sim", "simulated failure: as told", "told to fail"),
+]
+LOGS = [
+    *((engine, *case) for engine in engines.names() for case in SHARED),
+    *((engine, *case) for engine in ("vllm", "sglang") for case in (*HUB, *GPU)),
+    *OWN,
+]
+
+
+@pytest.mark.parametrize(("engine", "line", "cause"), LOGS)
+def test_a_cause_is_read_from_the_log(engine: str, line: str, cause: str) -> None:
+    patterns = engines.get(engine).failure_patterns
+    log = f"{HEALTHY}{line}\nTraceback (most recent call last):\n  File 'x', line 1\n"
+    found = engines.diagnose(patterns, log)
+    assert found is not None
+    assert cause in found.cause
+    assert found.line == line.strip()
+    assert found.hint
+    on_the_node = watchdog_diagnose([known.model_dump() for known in patterns], log)
+    assert on_the_node is not None
+    assert on_the_node["cause"] == found.cause
+
+
+@pytest.mark.parametrize("engine", engines.names())
+def test_every_known_cause_is_tried_here(engine: str) -> None:
+    patterns = engines.get(engine).failure_patterns
+    lines = [line for name, line, _ in LOGS if name == engine]
+    found = {one.cause for line in lines if (one := engines.diagnose(patterns, line)) is not None}
+    assert found == {known.cause for known in patterns}
+
+
+@pytest.mark.parametrize("engine", engines.names())
+def test_a_healthy_log_has_no_cause(engine: str) -> None:
+    found = [
+        engines.diagnose(engines.get(engine).failure_patterns, line)
+        for line in HEALTHY.splitlines()
+    ]
+    assert found == [None] * len(found)
+
+
+def test_the_last_line_that_tells_is_shown() -> None:
+    found = engines.diagnose(
+        engines.get("command").failure_patterns,
+        "ModuleNotFoundError: No module named 'a'\nModuleNotFoundError: No module named 'b'\nbye",
+    )
+    assert found is not None
+    assert found.line.endswith("'b'")
