@@ -163,6 +163,16 @@ class ExitRecord(Record):
         return JobStatus.FAILED
 
 
+class FailureGroup(Record):
+    """Failed rows whose errors differ in numbers only, with one of them as an example."""
+
+    signature: str
+    rows: int
+    status: int | None  # of HTTP, when there was one
+    example_row: int  # its position in the input
+    example_message: str
+
+
 # -- what watchdogs report ----------------------------------------------------------------------
 
 

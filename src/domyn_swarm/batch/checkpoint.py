@@ -17,7 +17,13 @@ from domyn_swarm.batch import lease as leases
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex, RowIndex
 from domyn_swarm.batch.rows import Result
-from domyn_swarm.batch.segments import Journal, checkpoint_files, seal, void_path
+from domyn_swarm.batch.segments import (
+    Journal,
+    checkpoint_files,
+    file_order,
+    seal,
+    void_path,
+)
 from domyn_swarm.errors import JobError
 from domyn_swarm.paths import private_dir
 
@@ -62,8 +68,7 @@ class Checkpoint:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
-        frames = FrameFiles(self.folder)
-        return IdIndex(frames) if self._by_id else PositionalIndex(frames)
+        return open_index(self.folder, by_id=self._by_id)
 
     def forget(self) -> None:
         """Remove every result: `--no-resume`."""
@@ -91,6 +96,11 @@ class Checkpoint:
         """Give up the errors that this driver recorded: a later run asks those rows again."""
         void_path(self.folder, self._lease.generation).touch(mode=0o600)
 
+    def void_earlier_failures(self) -> None:
+        """Give up the errors that every driver before this one recorded."""
+        for path in checkpoint_files(self.folder):
+            void_path(self.folder, file_order(path)[0]).touch(mode=0o600)
+
     def sync(self) -> None:
         """Have everything that was appended survive a loss of power."""
         if self._journal is not None:
@@ -102,3 +112,9 @@ class Checkpoint:
             self._journal.close()
             self._journal = None
         self._lease.release()
+
+
+def open_index(folder: Path, *, by_id: bool) -> RowIndex:
+    """What is settled in a checkpoint now, whoever holds it. The caller closes `frames`."""
+    frames = FrameFiles.open(folder)
+    return IdIndex(frames) if by_id else PositionalIndex(frames)

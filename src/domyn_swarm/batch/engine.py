@@ -50,6 +50,7 @@ class BatchPlan:
     retry_policy: RetryPolicy
     limit: int | None = None
     resume: bool = True
+    retry_failed: bool = False  # ask rows again that earlier runs gave up
     sync_rows: int = 5_000
     sync_s: float = 1.0
     notice: Callable[[str], None] = field(default=lambda _: None)
@@ -103,6 +104,8 @@ class BatchRun:
         try:
             if not plan.resume:
                 checkpoint.forget()
+            elif plan.retry_failed:
+                checkpoint.void_earlier_failures()
             async with self._session(access) as client:
                 await self._settle_all(checkpoint, make_transform(client))
             return not self._stop_early

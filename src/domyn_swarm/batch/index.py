@@ -52,7 +52,20 @@ class RowIndex(Protocol):
 
 
 class FrameFiles:
-    """Every whole frame of a checkpoint, weakest claim first, as it was when this was opened."""
+    """Every whole frame of a checkpoint, weakest claim first, as it was when this was opened.
+
+    Its driver may go on writing meanwhile.
+    """
+
+    @classmethod
+    def open(cls, folder: Path) -> FrameFiles:
+        """The files as they are; opened again when a journal was sealed in between."""
+        while True:
+            listed = checkpoint_files(folder)
+            frames = cls(folder)
+            if checkpoint_files(folder) == listed:
+                return frames
+            frames.close()
 
     def __init__(self, folder: Path) -> None:
         self._descriptors: list[int] = []

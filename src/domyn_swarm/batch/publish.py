@@ -27,7 +27,7 @@ OutputMode = Literal["append", "replace", "io_only"]
 _IDENTITY_KEY = b"domyn_swarm.identity"
 _ROW_GROUP_ROWS = 64 * 1024
 
-_error_decoder = msgspec.json.Decoder(RowError)
+error_decoder = msgspec.json.Decoder(RowError)
 
 
 class ResultsMissing(Exception):
@@ -116,8 +116,7 @@ def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | No
         plan.path.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             columns = [*dict.fromkeys([*kept, *plan.keys.columns])]
-            joined = _joined(dataset, columns, plan.keys, index, limit)
-            for batch, values in joined:
+            for batch, values in joined(dataset, columns, plan.keys, index, limit):
                 inputs = [batch.column(name) for name in kept]
                 outputs = _output_columns(values, types, with_errors=failed > 0)
                 table = pa.Table.from_arrays([*inputs, *outputs], schema=schema)
@@ -143,7 +142,7 @@ def _settle_types(
     missing: set[int] = set()
     failed = 0
     start = 0
-    for batch, values in _joined(dataset, plan.keys.columns, plan.keys, index, limit):
+    for batch, values in joined(dataset, plan.keys.columns, plan.keys, index, limit):
         for at, value in enumerate(values):
             if value is None:
                 missing.add(start + at)
@@ -159,14 +158,17 @@ def _settle_types(
     return {name: kind or open_types[name] for name, kind in plan.schema.arrow.items()}, failed
 
 
-def _joined(
+def joined(
     dataset: Dataset,
     columns: Sequence[str],
     keys: RowKeys,
     index: RowIndex,
     limit: int | None,
 ) -> Iterator[tuple[pa.RecordBatch, list[RowValue | None]]]:
-    """Input batches with each row's result, None where there is no readable one."""
+    """Input batches of `columns` (the keys' among them) with each row's result.
+
+    None where there is no readable one.
+    """
     start = 0
     for batch in dataset.batches(columns, limit=limit):
         digests = keys.digests(batch, keys.items(batch))
@@ -197,7 +199,7 @@ def _output_columns(
     ]
     if with_errors:
         errors = [
-            msgspec.structs.asdict(_error_decoder.decode(value.error))
+            msgspec.structs.asdict(error_decoder.decode(value.error))
             if value is not None and value.error
             else None
             for value in values

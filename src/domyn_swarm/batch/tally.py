@@ -65,7 +65,7 @@ class Tally:
     def count_failure(self, kind: str, message: str) -> None:
         """Count a failed row by its signature: the error without the numbers that differ."""
         self.rows_failed += 1
-        signature = f"{kind}: {_NUMBERS.sub('#', message[:160])}"
+        signature = failure_signature(kind, message)
         known = signature in self.failures or len(self.failures) < _SIGNATURES
         self.failures[signature if known else "other"] += 1
 
@@ -93,3 +93,8 @@ class Tally:
         if not rate or self.rows_total is None:
             return None
         return max(0, self.rows_total - self.rows_done) / rate
+
+
+def failure_signature(kind: str, message: str) -> str:
+    """What errors of one cause have in common: their kind, and their words without numbers."""
+    return f"{kind}: {_NUMBERS.sub('#', message[:160])}"

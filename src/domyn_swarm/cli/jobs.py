@@ -17,7 +17,7 @@ from domyn_swarm.cli.options import (
     YamlOption,
     chosen_format,
 )
-from domyn_swarm.cli.submit import submit
+from domyn_swarm.cli.submit import DetachOption, NoProgressOption, follow, submit
 
 if TYPE_CHECKING:
     from domyn_swarm.model import JobHandle
@@ -130,6 +130,74 @@ def cancel(
     form = chosen_format(output, as_json, as_yaml)
     which = _which(ref, external_id, handle_json)
     show_job(JobService().cancel(which), form)
+
+
+@job_app.command()
+def failures(
+    ref: RefArgument = None,
+    external_id: ExternalIdOption = None,
+    handle_json: HandleOption = None,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", metavar="FILE", help="Write the failed rows as Parquet."),
+    ] = None,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Group a job's failed rows by their errors, with an example of each.
+
+    Example: domyn-swarm job failures nightly-run --export failed.parquet
+    """
+    from domyn_swarm.cli.views import show_failures
+    from domyn_swarm.services.jobs import JobService
+
+    form = chosen_format(output, as_json, as_yaml)
+    which = _which(ref, external_id, handle_json)
+    show_failures(JobService().failures(which, export=export), form)
+
+
+@job_app.command()
+def resume(
+    ref: RefArgument = None,
+    external_id: ExternalIdOption = None,
+    handle_json: HandleOption = None,
+    name: SwarmOption = None,
+    detach: DetachOption = False,
+    no_progress: NoProgressOption = False,
+) -> None:
+    """Submit the same job once more; rows that are settled are not asked again.
+
+    It goes to its own swarm, or with --name to another one that serves the same model.
+
+    Example: domyn-swarm job resume nightly-run --name tomorrows-swarm
+    """
+    _again(_which(ref, external_id, handle_json), name, detach, no_progress, retry_failed=False)
+
+
+@job_app.command("retry-failed")
+def retry_failed(
+    ref: RefArgument = None,
+    external_id: ExternalIdOption = None,
+    handle_json: HandleOption = None,
+    name: SwarmOption = None,
+    detach: DetachOption = False,
+    no_progress: NoProgressOption = False,
+) -> None:
+    """Ask the rows again that a job gave up, and no others.
+
+    Example: domyn-swarm job retry-failed nightly-run
+    """
+    _again(_which(ref, external_id, handle_json), name, detach, no_progress, retry_failed=True)
+
+
+def _again(
+    ref: str | JobHandle, name: str | None, detach: bool, no_progress: bool, *, retry_failed: bool
+) -> None:
+    from domyn_swarm.services.jobs import JobService
+
+    handle = JobService().resume(ref, swarm=name, retry_failed=retry_failed)
+    follow(handle, detach=detach, no_progress=no_progress)
 
 
 def _which(ref: str | None, external_id: str | None, handle_json: str | None) -> str | JobHandle:

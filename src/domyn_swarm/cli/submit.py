@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from domyn_swarm.swarm.snapshot import JobSnapshot
 
 
+DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return once it is submitted.")]
+NoProgressOption = Annotated[bool, typer.Option("--no-progress", help="Show no bar.")]
+
+
 class OutputMode(StrEnum):
     """What becomes of the input's columns in the output."""
 
@@ -117,10 +121,8 @@ def submit(
     no_checkpointing: Annotated[
         bool, typer.Option("--no-checkpointing", help="Leave no checkpoint behind.")
     ] = False,
-    detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Return once it is submitted.")
-    ] = False,
-    no_progress: Annotated[bool, typer.Option("--no-progress", help="Show no bar.")] = False,
+    detach: DetachOption = False,
+    no_progress: NoProgressOption = False,
 ) -> None:
     """Push a dataset through a swarm; print the job's handle as one line of JSON.
 
@@ -160,7 +162,11 @@ def submit(
         resume=not no_resume,
         checkpointing=not no_checkpointing,
     )
-    handle = JobService().submit(request)
+    follow(JobService().submit(request), detach=detach, no_progress=no_progress)
+
+
+def follow(handle: JobHandle, *, detach: bool, no_progress: bool) -> None:
+    """Print the handle as one line of JSON; unless detached, end as the job ends."""
     typer.echo(handle.model_dump_json())
     sys.stdout.flush()
     if not detach:

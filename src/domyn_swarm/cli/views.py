@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from domyn_swarm.model import Record
     from domyn_swarm.planning.plan import DeploymentPlan
-    from domyn_swarm.services.requests import DownResult, EndpointInfo, UpResult
+    from domyn_swarm.services.requests import DownResult, EndpointInfo, JobFailures, UpResult
     from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 
 _PIPED_WIDTH = 1000  # columns of a table nobody looks at in a terminal
@@ -181,6 +181,18 @@ def show_jobs(jobs: Sequence[JobSnapshot], output: Format) -> None:
         _print(_jobs(jobs))
     else:
         print_data({"schema_version": 1, "jobs": [_plain(job) for job in jobs]}, output)
+
+
+def show_failures(failures: JobFailures, output: Format) -> None:
+    """The failed rows of a job, by what their errors have in common."""
+    if output is not Format.TABLE:
+        print_data(_plain(failures), output)
+        return
+    table = _table("rows", "status", "example row", "example")
+    for group in failures.groups:
+        status = "-" if group.status is None else str(group.status)
+        table.add_row(str(group.rows), status, str(group.example_row), group.example_message)
+    _print(table)
 
 
 def rows_text(job: JobSnapshot) -> str:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from domyn_swarm.batch.dataset import Dataset, check_columns, check_ids, open_dataset
+from domyn_swarm.batch.dataset import check_columns, check_ids, open_dataset
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.publish import OutputPlan
@@ -40,6 +40,21 @@ def prepare(spec: JobSpec) -> Prepared:
         InvalidInput: the input cannot be read, lacks a column, or has null or duplicate ids.
         OutputExists: something else lies where the output goes.
     """
+    prepared = make_plan(spec)
+    output = prepared.plan.output
+    if spec.id_column is not None:
+        check_ids(prepared.plan.dataset, spec.id_column, limit=spec.limit)
+    output.check(prepared.plan.dataset)
+    return prepared
+
+
+def make_plan(spec: JobSpec) -> Prepared:
+    """The job and its plan, with the checks that cost nothing.
+
+    Raises:
+        ConfigError: the job class or a parameter is not usable.
+        InvalidInput: the input cannot be read, or lacks a column.
+    """
     job = load_job(
         spec.job,
         spec.job_kwargs,
@@ -49,10 +64,11 @@ def prepare(spec: JobSpec) -> Prepared:
     )
     dataset = open_dataset(spec.input)
     keys = RowKeys(tuple(job.input_columns), spec.id_column)
-    _check_input(dataset, keys, spec)
+    check_columns(dataset, keys.input_columns, "--input-column")
+    if keys.id_column is not None:
+        check_columns(dataset, [keys.id_column], "--id-column")
     identity = identity_of(spec, job)
     output = OutputPlan(Path(spec.output), spec.output_mode, keys, job.schema(), identity.digest)
-    output.check(dataset)
     concurrency = None if spec.max_concurrency == "auto" else spec.max_concurrency
     if concurrency is not None and concurrency < 1:
         raise ConfigError(f"--max-concurrency must be at least 1, not {concurrency}.")
@@ -73,17 +89,11 @@ def prepare(spec: JobSpec) -> Prepared:
         ),
         limit=spec.limit,
         resume=spec.resume,
+        retry_failed=spec.retry_failed,
         sync_rows=spec.checkpoint_interval or BatchPlan.sync_rows,
         sync_s=spec.checkpoint_seconds or BatchPlan.sync_s,
     )
     return Prepared(job, plan)
-
-
-def _check_input(dataset: Dataset, keys: RowKeys, spec: JobSpec) -> None:
-    check_columns(dataset, keys.input_columns, "--input-column")
-    if keys.id_column is not None:
-        check_columns(dataset, [keys.id_column], "--id-column")
-        check_ids(dataset, keys.id_column, limit=spec.limit)
 
 
 def identity_of(spec: JobSpec, job: SwarmJob) -> JobIdentity:

@@ -40,6 +40,7 @@ class JobSpec(Record):
     checkpoint_interval: int | None = None
     checkpoint_seconds: float | None = None
     resume: bool = True
+    retry_failed: bool = False
     checkpointing: bool = True
     min_version: str  # of domyn-swarm, that of the submitter; the worker checks
 

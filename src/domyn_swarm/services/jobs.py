@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from domyn_swarm.model import JobHandle
-from domyn_swarm.services.requests import JobRequest
+from domyn_swarm.services.requests import JobFailures, JobRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import JobSnapshot
-from domyn_swarm.swarm.submitter import JobSubmitter
+from domyn_swarm.swarm.submitter import JobSubmitter, spec_of
 from domyn_swarm.swarm.survey import job_snapshot
 
 JobRef = str | JobHandle
@@ -76,6 +77,46 @@ class JobService:
             PlatformError: it still runs.
         """
         return job_snapshot(self._submitter.cancel(self._record(ref)))
+
+    def resume(
+        self, ref: JobRef, *, swarm: str | None = None, retry_failed: bool = False
+    ) -> JobHandle:
+        """The same job again under a new id; with `retry_failed` failed rows are asked again.
+
+        It goes to its own swarm, or to another one that serves the same model.
+
+        Raises:
+            SwarmError: the job still runs, its files are gone, or the swarm does not fit.
+        """
+        record = self._submitter.refresh(self._record(ref))
+        name = swarm or record.swarm
+        live = None if name is None else SwarmLifecycle(self._store).attach(name)
+        return self._submitter.resubmit(record, live, retry_failed=retry_failed)
+
+    def failures(self, ref: JobRef, *, export: Path | None = None) -> JobFailures:
+        """The failed rows of a job, ended or not, by what their errors have in common.
+
+        Args:
+            ref: the job.
+            export: write the failed rows with their errors to this Parquet file.
+
+        Raises:
+            SwarmError: the job's files, input or checkpoint cannot be read.
+        """
+        from domyn_swarm.batch.inspection import export_failures, group_failures
+        from domyn_swarm.jobs.preparation import make_plan
+
+        record = self._record(ref)
+        plan = make_plan(spec_of(record)).plan
+        groups = group_failures(plan)
+        if export is not None:
+            export_failures(plan, export)
+        return JobFailures(
+            job_id=record.job_id,
+            rows_failed=sum(group.rows for group in groups),
+            groups=tuple(groups),
+            exported=export,
+        )
 
     def _record(self, ref: JobRef) -> JobRecord:
         return self._store.job(ref.job_id if isinstance(ref, JobHandle) else ref)

@@ -7,12 +7,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from domyn_swarm.model import Record
+from domyn_swarm.model import FailureGroup, Record
 from domyn_swarm.swarm.job_request import JobRequest
 
 __all__ = [
     "DownResult",
     "EndpointInfo",
+    "JobFailures",
     "JobRequest",
     "LogRequest",
     "UpRequest",
@@ -57,6 +58,16 @@ class EndpointInfo(Record):
     url: str  # without /v1
     model: str
     key_file: Path
+
+
+class JobFailures(Record):
+    """The rows of a job that carry an error, by what their errors have in common."""
+
+    schema_version: Literal[1] = 1
+    job_id: str
+    rows_failed: int
+    groups: tuple[FailureGroup, ...]  # the commonest first
+    exported: Path | None = None  # the failed rows with their errors
 
 
 class LogRequest(Record):

@@ -15,6 +15,7 @@ from domyn_swarm.errors import ConfigError, StateError
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, write_private
+from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, compute_backend
 from domyn_swarm.swarm.job_request import JobRequest
@@ -36,16 +37,54 @@ class JobSubmitter:
             StateError: the swarm has no endpoint.
             PlatformError: the worker could not be started; the job is recorded as failed.
         """
+        spec, paths = self._spec(request, swarm)
+        return self._start(spec, paths, swarm, request.external_id)
+
+    def resubmit(
+        self, record: JobRecord, swarm: LiveSwarm | None, *, retry_failed: bool = False
+    ) -> JobHandle:
+        """The same job once more, under an id of its own; settled rows are not asked again.
+
+        With `retry_failed` the rows that carry an error are.
+
+        Raises:
+            ConfigError: the swarm serves another model than the job asked.
+            StateError: the job's files are gone, or it keeps no checkpoint.
+        """
+        if not record.status.final:
+            raise StateError(
+                f"The job {record.job_id} is {record.status.value}.",
+                hint="Wait for its end, or cancel it first.",
+            )
+        known = spec_of(record)
+        if retry_failed and not known.checkpointing:
+            raise StateError(
+                f"The job {record.job_id} kept no checkpoint.", hint="Submit it again instead."
+            )
+        where = {} if swarm is None else _swarm_access(swarm)
+        if where and where["model"] != known.model:
+            raise ConfigError(
+                f"The swarm serves {where['model']}, but the job asked {known.model}.",
+                hint="Bring up a swarm with that model, or submit a new job.",
+            )
+        job_id = _new_id()
+        changes = {**where, "job_id": job_id, "resume": True, "retry_failed": retry_failed}
+        paths = JobPaths(home() / "jobs" / job_id) if swarm is None else swarm.paths.job(job_id)
+        spec = known.model_copy(update=changes)
+        return self._start(spec, paths, swarm, record.external_id)
+
+    def _start(
+        self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
+    ) -> JobHandle:
         from domyn_swarm.jobs.preparation import prepare
 
-        spec, paths = self._spec(request, swarm)
         prepare(spec)
         private_dir(paths.root)
         write_private(paths.spec, spec.model_dump_json(indent=2))
-        platform = "local" if swarm is None else swarm.record.backend
-        self._store.create_job(_record(request, spec, paths, swarm, platform))
+        record = _record(spec, paths, swarm, external_id)
+        self._store.create_job(record)
         try:
-            handle = compute_backend(platform).submit(_compute_spec(request, spec, paths, swarm))
+            handle = compute_backend(record.platform).submit(_compute_spec(record, swarm))
         except BaseException:
             self._store.set_job_status(spec.job_id, JobStatus.FAILED)
             raise
@@ -55,7 +94,7 @@ class JobSubmitter:
     def _spec(self, request: JobRequest, swarm: LiveSwarm | None) -> tuple[JobSpec, JobPaths]:
         from domyn_swarm.jobs.loading import import_path_of
 
-        job_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        job_id = _new_id()
         if swarm is not None:
             paths = swarm.paths.job(job_id)
             where = _swarm_access(swarm)
@@ -88,17 +127,37 @@ class JobSubmitter:
         if record.status.final:
             return record
         if record.handle is None:
-            age_s = (utc_now() - record.submitted_at).total_seconds()
-            if age_s > _UNSUBMITTED_S:  # the submitter died between record and submission
-                self._store.set_job_status(record.job_id, JobStatus.FAILED)
-            return self._store.job(record.job_id)
+            record = self._look_for(record)
+        if record.handle is None:
+            return record
         status = self._backend(record).probe(record.handle)
         return self._settle(record, status)
 
+    def _look_for(self, record: JobRecord) -> JobRecord:
+        """The submitter is at work, or died: before the platform had the job, or after."""
+        found = self._backend(record).find(record.job_id, record.job_dir)
+        if found is not None:
+            known = {"swarm": record.swarm, "external_id": record.external_id}
+            self._store.set_job_handle(record.job_id, found.model_copy(update=known))
+        elif (utc_now() - record.submitted_at).total_seconds() > _UNSUBMITTED_S:
+            self._store.set_job_status(record.job_id, JobStatus.FAILED)
+        return self._store.job(record.job_id)
+
     def wait(self, record: JobRecord, *, timeout_s: float | None) -> JobRecord:
         """Block until the job has ended or the time is up."""
+        seen = [self.refresh(record)]
+        if seen[-1].handle is None and not seen[-1].status.final:
+
+            def submitted() -> Observation:
+                seen.append(self.refresh(seen[-1]))
+                known = seen[-1].handle is not None or seen[-1].status.final
+                return Observation(Phase.READY if known else Phase.STARTING)
+
+            limit_s = 2 * _UNSUBMITTED_S if timeout_s is None else timeout_s
+            wait_until(submitted, deadline=Deadline(limit_s))
+        record = seen[-1]
         if record.status.final or record.handle is None:
-            return self.refresh(record)
+            return record
         status = self._backend(record).wait(record.handle, timeout_s=timeout_s)
         return self._settle(record, status)
 
@@ -174,35 +233,51 @@ def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).absolute())
 
 
+def _new_id() -> str:
+    """Sorts by time; unique on this machine and, as far as matters, on others."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def spec_of(record: JobRecord) -> JobSpec:
+    """What a job was told.
+
+    Raises:
+        StateError: its files are gone.
+    """
+    path = JobPaths(Path(record.job_dir)).spec
+    try:
+        return JobSpec.model_validate_json(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StateError(
+            f"What the job {record.job_id} was told is not readable at {path}.",
+            hint="Submit it again with all its flags: rows that are done are not asked again.",
+        ) from error
+
+
 def _record(
-    request: JobRequest, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, platform: str
+    spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
 ) -> JobRecord:
     return JobRecord(
         job_id=spec.job_id,
-        external_id=request.external_id,
+        external_id=external_id,
         name=spec.name,
         swarm=None if swarm is None else swarm.record.name,
-        platform=platform,
+        platform="local" if swarm is None else swarm.record.backend,
         status=JobStatus.PENDING,
         job_dir=str(paths.root),
         input=spec.input,
         output=spec.output,
-        handle=None,
         submitted_at=utc_now(),
-        ended_at=None,
-        exit_code=None,
     )
 
 
-def _compute_spec(
-    request: JobRequest, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None
-) -> ComputeSpec:
+def _compute_spec(record: JobRecord, swarm: LiveSwarm | None) -> ComputeSpec:
     return ComputeSpec(
-        job_id=spec.job_id,
-        swarm=None if swarm is None else swarm.record.name,
+        job_id=record.job_id,
+        swarm=record.swarm,
         tag=None if swarm is None else swarm.record.tag,
-        external_id=request.external_id,
-        argv=(sys.executable, "-m", "domyn_swarm.jobs.worker", str(paths.root)),
+        external_id=record.external_id,
+        argv=(sys.executable, "-m", "domyn_swarm.jobs.worker", record.job_dir),
         cwd=str(Path.cwd()),
-        job_dir=str(paths.root),
+        job_dir=record.job_dir,
     )

@@ -1,0 +1,106 @@
+"""What a checkpoint holds of an input, finished or not: its answers so far, and its failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from domyn_swarm.batch.checkpoint import open_index
+from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.publish import error_decoder, joined
+from domyn_swarm.batch.rows import RowError, RowValue
+from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE
+from domyn_swarm.batch.tally import failure_signature
+from domyn_swarm.errors import JobError
+from domyn_swarm.model import FailureGroup
+
+
+@dataclass(frozen=True)
+class FailedRow:
+    """One row that was given up, with its batch of the input."""
+
+    ordinal: int
+    error: RowError
+    batch: pa.RecordBatch
+    at: int  # in the batch
+
+
+def settled_batches(plan: BatchPlan) -> Iterator[tuple[pa.RecordBatch, list[RowValue | None]]]:
+    """Every input batch with each row's result so far, None where there is none yet.
+
+    Raises:
+        JobError: the job has no checkpoint.
+    """
+    folder = plan.checkpoint_root / plan.identity.digest
+    if not folder.is_dir():
+        raise JobError(
+            f"There is no checkpoint at {folder}.",
+            hint="It was removed, or the job ran with --no-checkpointing.",
+        )
+    keys = plan.output.keys
+    index = open_index(folder, by_id=keys.id_column is not None)
+    columns = list(dict.fromkeys([*plan.dataset.schema.names, *keys.columns]))
+    try:
+        yield from joined(plan.dataset, columns, keys, index, plan.limit)
+    finally:
+        index.frames.close()
+
+
+def failed_rows(plan: BatchPlan) -> Iterator[FailedRow]:
+    """The rows that carry an error, in input order. Raises as `settled_batches`."""
+    start = 0
+    for batch, values in settled_batches(plan):
+        for at, value in enumerate(values):
+            if value is not None and value.error:
+                yield FailedRow(start + at, error_decoder.decode(value.error), batch, at)
+        start += batch.num_rows
+
+
+def group_failures(plan: BatchPlan) -> list[FailureGroup]:
+    """The failed rows by signature, the commonest first. Raises as `settled_batches`."""
+    groups: dict[str, FailureGroup] = {}
+    for row in failed_rows(plan):
+        signature = failure_signature(row.error.type, row.error.message)
+        known = groups.get(signature)
+        groups[signature] = (
+            known.model_copy(update={"rows": known.rows + 1})
+            if known is not None
+            else FailureGroup(
+                signature=signature,
+                rows=1,
+                status=row.error.status,
+                example_row=row.ordinal,
+                example_message=row.error.message,
+            )
+        )
+    return sorted(groups.values(), key=lambda group: (-group.rows, group.example_row))
+
+
+def export_failures(plan: BatchPlan, path: Path) -> int:
+    """Write the failed rows, whole, with their errors, as Parquet; return how many there are.
+
+    Raises:
+        JobError: the job has no checkpoint, or the file cannot be written; none is left.
+    """
+    schema = plan.dataset.schema.append(pa.field(ERROR_COLUMN, ERROR_TYPE))
+    temporary = path.with_name(f".{path.name}.partial")
+    rows = 0
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for row in failed_rows(plan):
+                inputs = row.batch.slice(row.at, 1).select(plan.dataset.schema.names)
+                error = pa.array([msgspec.structs.asdict(row.error)], ERROR_TYPE)
+                table = pa.Table.from_arrays([*inputs.columns, error], schema=schema)
+                writer.write_table(table)
+                rows += 1
+        temporary.replace(path)
+    except OSError as error:
+        raise JobError(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
