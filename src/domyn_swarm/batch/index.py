@@ -175,10 +175,10 @@ class IdIndex:
         for frame in range(len(frames.refs)):
             keys = frames.keys(frame)
             if keys is not None:
-                heads.append(keys.digests[:, 0])
-                rows = np.arange(len(keys.ordinals), dtype=np.uint64)
+                rows = np.flatnonzero(keys.digests.any(axis=1)).astype(np.uint64)  # void ones: zero
+                heads.append(keys.digests[rows, 0])
                 places.append((np.uint64(frame) << np.uint64(32)) | rows)
-                failed.append(keys.failed != 0)
+                failed.append(keys.failed[rows] != 0)
         empty = np.empty(0, np.uint64)
         head = np.concatenate(heads) if heads else empty
         place = np.concatenate(places) if places else empty

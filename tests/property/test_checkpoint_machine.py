@@ -1,0 +1,168 @@
+"""The checkpoint as a state machine: whatever is written, cut, sealed and voided in any order, the
+index knows exactly what a plain dictionary knows."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from domyn_swarm.batch.checkpoint import open_index
+from domyn_swarm.batch.rows import Result, RowValue
+from domyn_swarm.batch.segments import Journal, checkpoint_files, seal, void_path
+from domyn_swarm.batch.source import as_matrix
+
+ROWS = 12  # few, so that rows collide
+VERSIONS = 3
+
+
+def digest(row: int, version: int) -> bytes:
+    return bytes([row, version]) * 7 + b"\x01\x01"
+
+
+@dataclass
+class Claim:
+    """One result as it was written."""
+
+    row: int
+    version: int  # of the row's input
+    failed: bool
+    text: bytes
+    generation: int
+
+
+@dataclass
+class Driver:
+    """One that writes, until it ends or is killed."""
+
+    generation: int
+    journal: Journal
+    path: Path
+    ends: list[int] = field(default_factory=list)  # file size after each frame
+    frames: list[list[Claim]] = field(default_factory=list)
+
+
+class CheckpointMachine(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.kept: list[Claim] = []  # of drivers that are gone, weakest first
+        self.voided: set[int] = set()
+        self.generation = 0
+        self.number = 0
+        self.driver = self._new_driver()
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.driver.journal.close()
+            shutil.rmtree(self.folder)
+
+    def _new_driver(self) -> Driver:
+        self.generation += 1
+        journal = Journal(self.folder, self.generation)
+        [path] = [one for one in checkpoint_files(self.folder) if one.suffix == ".journal"]
+        return Driver(self.generation, journal, path)
+
+    @rule(
+        rows=st.lists(
+            st.tuples(st.integers(0, ROWS - 1), st.integers(0, VERSIONS - 1), st.booleans()),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    def append(self, rows: list[tuple[int, int, bool]]) -> None:
+        claims = []
+        for row, version, failed in rows:
+            self.number += 1
+            text = b'{"n":%d}' % self.number
+            claims.append(Claim(row, version, failed, text, self.generation))
+        self.driver.journal.append(
+            [
+                Result(
+                    claim.row,
+                    digest(claim.row, claim.version),
+                    RowValue(
+                        b"" if claim.failed else claim.text,
+                        claim.text if claim.failed else b"",
+                        *(1, 0, 0, 0.1),
+                    ),
+                )
+                for claim in claims
+            ]
+        )
+        self.driver.frames.append(claims)
+        self.driver.ends.append(self.driver.path.stat().st_size)
+
+    @rule()
+    def end(self) -> None:
+        self.driver.journal.close()
+        self.kept += [claim for frame in self.driver.frames for claim in frame]
+        self.driver = self._new_driver()
+
+    @rule(share=st.floats(0, 1), sealed_later=st.booleans())
+    def be_killed_and_cut(self, share: float, sealed_later: bool) -> None:
+        """SIGKILL, and the file loses its end at any byte, as when a node loses power."""
+        driver = self.driver
+        size = driver.ends[-1] if driver.ends else 0
+        cut = round(size * share)
+        with driver.path.open("r+b") as file:
+            file.truncate(cut)
+        whole = [frame for frame, end in zip(driver.frames, driver.ends, strict=True) if end <= cut]
+        self.kept += [claim for frame in whole for claim in frame]
+        if sealed_later:
+            seal(driver.path)
+        else:
+            driver.path.rename(
+                driver.path.with_suffix(".segment")
+            )  # unsealed, but read all the same
+        self.driver = self._new_driver()
+
+    @precondition(lambda self: self.generation > 1)
+    @rule(which=st.integers(1, 100))
+    def void(self, which: int) -> None:
+        generation = 1 + which % self.generation
+        self.voided.add(generation)
+        void_path(self.folder, generation).touch()
+
+    def _expected(self, row: int, version: int) -> tuple[bool, bytes] | None:
+        best: Claim | None = None
+        current = [claim for frame in self.driver.frames for claim in frame]
+        for claim in [*self.kept, *current]:
+            if (claim.row, claim.version) != (row, version):
+                continue
+            if claim.failed and (
+                claim.generation in self.voided or (best is not None and not best.failed)
+            ):
+                continue
+            best = claim
+        return None if best is None else (best.failed, best.text)
+
+    @invariant()
+    def the_index_knows_what_the_dictionary_knows(self) -> None:
+        if not hasattr(self, "folder"):
+            return
+        for by_id in (False, True):
+            index = open_index(self.folder, by_id=by_id)
+            for version in range(VERSIONS):
+                digests = [digest(row, version) for row in range(ROWS)]
+                matches = index.match(0, as_matrix(digests))
+                for row in range(ROWS):
+                    found = None
+                    if matches.found[row]:
+                        value = index.frames.value(int(matches.frame[row]), int(matches.row[row]))
+                        assert value is not None
+                        failed = bool(matches.failed[row])
+                        found = (failed, value.error if failed else value.output)
+                    assert found == self._expected(row, version), (by_id, row, version)
+            index.frames.close()
+
+
+CheckpointMachine.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=25, deadline=None
+)
+TestCheckpoint = CheckpointMachine.TestCase
