@@ -1,4 +1,4 @@
-"""Causes of death, read from the ends of logs: each one known, and none seen where there is none."""
+"""Causes of death, read from the ends of logs: each is known, none is seen where none is."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ HEALTHY = """\
 INFO 11-23 10:00:01 [api_server.py:1896] vLLM API server version 0.32.0
 INFO 11-23 10:00:01 [arg_utils.py:779] HF_HUB_OFFLINE is True, replace model_id [o/m] to [/hf/m]
 INFO 11-23 10:00:01 [utils.py:233] non-default args: {'trust_remote_code': True, 'port': 8000}
-WARNING 11-23 10:00:02 [_custom_ops.py:20] Failed to import from vllm._C with ImportError('x.so.12: \
-cannot open shared object file: No such file or directory')
+WARNING 11-23 10:00:02 [_custom_ops.py:20] Failed to import from vllm._C with \
+ImportError('x.so.12: cannot open shared object file: No such file or directory')
 WARNING 11-23 10:00:02 [model.py:9] User-specified max_model_len (48000) is greater than the \
 derived max_model_len (32768). VLLM_ALLOW_LONG_MAX_MODEL_LEN must be used with extreme caution.
 WARNING 11-23 10:00:03 [fa_utils.py:80] Cannot use FA version 2: only supported on devices with \
@@ -120,8 +120,22 @@ OWN = [
         "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
         "room for the KV cache",
     ),
-    ("llamacpp", "llama_model_load: error loading model: invalid magic", "cannot be loaded"),
-    ("llamacpp", "ggml_aligned_malloc: failed to allocate 4096.00 MB", "fit into memory"),
+    (
+        "llamacpp",
+        "0.00.005.358 E cmn  common_init_: failed to load model '/m/broken.gguf'",
+        "cannot be loaded",
+    ),
+    (
+        "llamacpp",
+        "0.00.753.666 E llama_init_from_model: failed to initialize the context: failed to "
+        "allocate buffer for kv cache",
+        "fit into memory",
+    ),
+    (
+        "llamacpp",
+        "0.00.003.395 E srv start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 1",
+        "port is taken",
+    ),
     ("sim", "simulated failure: as told", "told to fail"),
 ]
 LOGS = [

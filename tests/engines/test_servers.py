@@ -115,16 +115,41 @@ def test_sim_answers_the_same_prompt_the_same(tmp_path: Path) -> None:
     with sim(tmp_path) as server:
         status, reply = server.chat("hello", max_tokens=4)
         assert status == 200
-        assert reply["choices"][0]["message"]["content"] == sim_reply("hello", 4)
+        choice = reply["choices"][0]
+        assert choice["message"]["content"] == sim_reply("hello", 4)
+        assert choice["finish_reason"] == "length"
         assert reply["usage"] == {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5}
-        assert server.chat("hello", max_tokens=4, n=3)[1]["choices"][2]["index"] == 2
-        completion = server.ask("/v1/completions", {"model": "m", "prompt": "hello"})
-        assert json.loads(completion[1])["choices"][0]["text"] == sim_reply("hello")
+        several = server.chat("hello", max_completion_tokens=4, n=3)[1]
+        assert [one["index"] for one in several["choices"]] == [0, 1, 2]
+        assert several["usage"]["completion_tokens"] == 12
+        completion = json.loads(server.ask("/v1/completions", {"model": "m", "prompt": "hello"})[1])
+        assert completion["choices"][0]["text"] == sim_reply("hello")
+        assert completion["choices"][0]["finish_reason"] == "stop"
         embedding = server.ask("/v1/embeddings", {"model": "m", "input": ["a", "b"]})
         assert len(json.loads(embedding[1])["data"]) == 2
-        assert server.ask("/v1/models")[0] == 200
+        assert json.loads(server.ask("/v1/models")[1])["data"][0]["id"] == "m"
+        assert server.metric("vllm:generation_tokens_total") == 4 + 12 + 16
+        assert "simulator" in server.log.read_text()
+
+
+def test_sim_refuses_what_it_cannot_understand(tmp_path: Path) -> None:
+    words = [{"role": "user", "content": "x"}]
+    refused: list[tuple[str, Any]] = [
+        ("/v1/chat/completions", {"model": "m"}),
+        ("/v1/chat/completions", {"model": "m", "messages": []}),
+        ("/v1/chat/completions", {"model": "m", "messages": words, "max_tokens": "a"}),
+        ("/v1/chat/completions", {"model": "m", "messages": words, "n": 0}),
+        ("/v1/chat/completions", ["no object"]),
+        ("/v1/completions", {"model": "m", "prompt": ["a", "b"]}),
+        ("/v1/embeddings", {"model": "m"}),
+        ("/v1/embeddings", {"model": "m", "input": []}),
+    ]
+    with sim(tmp_path) as server:
+        for path, body in refused:
+            status, text = server.ask(path, body)
+            assert status == 400, (path, body)
+            assert json.loads(text)["error"]["message"]
         assert server.chat("x", model="other")[0] == 404
-        assert server.ask("/v1/chat/completions", {"model": "m"})[0] == 400
 
 
 def test_sim_wants_its_key(tmp_path: Path) -> None:
@@ -136,17 +161,47 @@ def test_sim_wants_its_key(tmp_path: Path) -> None:
         assert "k" not in Path(f"/proc/{server.process.pid}/cmdline").read_text().split("\0")
 
 
-def test_sim_streams(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wanted", [True, False])
+def test_sim_streams(wanted: bool, tmp_path: Path) -> None:
     with sim(tmp_path) as server:
         messages = [{"role": "user", "content": "hello"}]
         body = {"model": "m", "messages": messages, "stream": True, "max_tokens": 3}
-        _, text = server.ask("/v1/chat/completions", body)
+        more = {"stream_options": {"include_usage": True}} if wanted else {}
+        _, text = server.ask("/v1/chat/completions", {**body, **more})
     events = [line[6:] for line in text.decode().splitlines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]"
     chunks = [json.loads(event) for event in events[:-1]]
-    words = [chunk["choices"][0]["delta"]["content"] for chunk in chunks if chunk["choices"]]
-    assert "".join(words).strip() == sim_reply("hello", 3)
-    assert chunks[-1]["usage"]["completion_tokens"] == 3
+    choices = [chunk["choices"][0] for chunk in chunks if chunk["choices"]]
+    assert "".join(one["delta"]["content"] for one in choices) == sim_reply("hello", 3)
+    assert [one["finish_reason"] for one in choices] == [None, None, "length"]
+    usage = [chunk["usage"]["completion_tokens"] for chunk in chunks if "usage" in chunk]
+    assert usage == ([3] if wanted else [])
+
+
+def test_sim_takes_its_time_for_each_token(tmp_path: Path) -> None:
+    with sim(tmp_path, tokens_per_s=20) as server:
+        messages = [{"role": "user", "content": "hello"}]
+        body = {"model": "m", "messages": messages, "stream": True, "max_tokens": 10}
+        started = time.monotonic()
+        thread = threading.Thread(target=server.ask, args=("/v1/chat/completions", body))
+        thread.start()
+        seen = set()
+        while thread.is_alive():
+            seen.add(server.metric("vllm:generation_tokens_total"))
+        assert time.monotonic() - started >= 0.5
+        assert len(seen & {1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0}) >= 3  # it moves
+
+
+def test_sim_frees_the_slot_of_a_client_that_leaves(tmp_path: Path) -> None:
+    record = tmp_path / "asked.jsonl"
+    options = {"slots": 1, "errors": [{"match": "stuck", "hang": True}], "record": str(record)}
+    with sim(tmp_path, **options) as server:
+        with pytest.raises(TimeoutError):
+            server.ask("/v1/completions", {"model": "m", "prompt": "stuck"}, timeout_s=0.3)
+        assert server.chat("next")[0] == 200
+        assert server.metric("vllm:num_requests_running") == 0
+    kept = [json.loads(line) for line in record.read_text().splitlines()]
+    assert kept == [{"prompt": "stuck", "status": None}, {"prompt": "next", "status": 200}]
 
 
 def test_sim_has_slots_and_tells_who_waits(tmp_path: Path) -> None:
@@ -162,24 +217,51 @@ def test_sim_has_slots_and_tells_who_waits(tmp_path: Path) -> None:
 
 
 def test_sim_has_the_faults_it_is_told(tmp_path: Path) -> None:
-    record = tmp_path / "asked.jsonl"
+    record = tmp_path / "new" / "asked.jsonl"
     rules = [
         {"match": "bad", "status": 400},
         {"match": "busy", "status": 429, "retry_after_s": 2, "times": 1},
         {"match": "cut", "reset": True},
+        {"match": "^half", "status": 503, "rate": 0.5},
     ]
     with sim(tmp_path, errors=rules, record=str(record)) as server:
         assert server.chat("bad one")[0] == 400
         assert server.chat("busy")[0] == 429
         assert server.chat("busy")[0] == 200
+        assert server.chat("busy too")[0] == 429  # times: for each distinct prompt
         with pytest.raises(OSError, match=r"reset|closed|Remote end"):
             server.chat("cut")
+        halves = [[server.chat(f"half {n}")[0] for n in range(40)] for _ in range(2)]
+    assert halves[0] == halves[1]
+    assert 8 < halves[0].count(503) < 32
     kept = [json.loads(line) for line in record.read_text().splitlines()]
-    assert [(one["prompt"], one["status"]) for one in kept][:3] == [
+    assert [(one["prompt"], one["status"]) for one in kept][:5] == [
         ("bad one", 400),
         ("busy", 429),
         ("busy", 200),
+        ("busy too", 429),
+        ("cut", None),
     ]
+    assert record.stat().st_mode & 0o777 == 0o600
+
+
+def test_sim_says_when_to_come_back(tmp_path: Path) -> None:
+    rules = [{"status": 429, "retry_after_s": 2}]
+    with sim(tmp_path, errors=rules) as server:
+        url = f"http://127.0.0.1:{server.port}/v1/completions"
+        request = urllib.request.Request(url, b'{"model": "m", "prompt": "x"}')
+        request.add_header("authorization", "Bearer k")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request)
+        with caught.value as error:
+            assert error.headers["retry-after"] == "2"
+
+
+def test_sim_is_not_ready_before_its_time(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with sim(tmp_path, start_s=1) as server:
+        assert time.monotonic() - started >= 1
+        assert server.chat("hello")[0] == 200
 
 
 def test_sim_crashes_and_freezes_when_told(tmp_path: Path) -> None:
@@ -209,19 +291,47 @@ def test_sim_finishes_what_is_in_flight(tmp_path: Path) -> None:
     assert statuses == [200] * 4
 
 
-def test_sim_that_is_told_to_fail_is_diagnosed(tmp_path: Path) -> None:
+def sim_that_ends(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "domyn_swarm.engines.sim_server", "--model", "m"]
-    options = json.dumps({"fail_start": "no luck"})
-    done = subprocess.run(
-        [*command, "--host", "127.0.0.1", "--port", "1", "--options", options],
-        capture_output=True,
-        text=True,
-        check=False,
+    where = ["--host", "127.0.0.1", "--port", "1"]
+    return subprocess.run(
+        [*command, *where, *flags], capture_output=True, text=True, check=False, timeout=30
     )
-    assert done.returncode == 1
+
+
+def test_sim_that_is_told_to_fail_is_diagnosed() -> None:
+    options = json.dumps({"fail_start": "no luck", "fail_start_exit_code": 9})
+    done = sim_that_ends("--options", options, "--", "--max-model-len", "10")
+    assert done.returncode == 9
+    assert "ignored arguments: --max-model-len 10" in done.stdout
     found = engines.diagnose(engines.get("sim").failure_patterns, done.stderr)
     assert found is not None
     assert "no luck" in found.line
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ({"nonsense": 1}, 2, "argument --options: invalid"),
+        ({"record": "/proc/no/such/folder"}, 1, "cannot start"),
+    ],
+)
+def test_sim_says_why_it_cannot_start(options: dict[str, Any], code: int, words: str) -> None:
+    done = sim_that_ends("--options", json.dumps(options))
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sim_on_a_busy_port_is_diagnosed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = sim_that_ends("--port", port)
+    assert done.returncode == 1
+    found = engines.diagnose(engines.get("sim").failure_patterns, done.stderr)
+    assert found is not None
+    assert "port is taken" in found.cause
+    assert found.retryable
 
 
 @contextlib.contextmanager
@@ -261,16 +371,59 @@ def test_llamacpp_answers_wants_its_key_and_drains(tmp_path: Path) -> None:
 
 
 @needs_llamacpp
-def test_llamacpp_says_why_it_cannot_start(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.gguf"
-    broken.write_text("this is no model")
-    command = [sys.executable, "-m", "domyn_swarm.engines.llamacpp_server", "--alias", "m"]
-    where = ["--host", "127.0.0.1", "--port", str(free_port())]
+def test_llamacpp_embeds(tmp_path: Path) -> None:
+    with llamacpp(tmp_path, "--embedding") as server:
+        status, text = server.ask("/v1/embeddings", {"model": "m", "input": "hello"})
+        assert status == 200, text
+        vector = json.loads(text)["data"][0]["embedding"]
+        assert len(vector) == 576
+        assert any(vector)
+        assert server.chat("hello", max_tokens=1)[0] == 200
+
+
+def llamacpp_that_ends(model: str, *flags: str) -> tuple[int, engines.Diagnosis | None]:
+    program = [sys.executable, "-m", "domyn_swarm.engines.llamacpp_server", "--alias", "m"]
     done = subprocess.run(
-        [*command, "--model", str(broken), *where], capture_output=True, text=True, check=False
+        [*program, "--host", "127.0.0.1", "--model", model, *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
-    assert done.returncode == 1
-    found = engines.diagnose(engines.get("llamacpp").failure_patterns, done.stderr + done.stdout)
+    log = done.stdout + done.stderr
+    assert "Traceback" not in log
+    return done.returncode, engines.diagnose(engines.get("llamacpp").failure_patterns, log)
+
+
+@needs_llamacpp
+@pytest.mark.parametrize("content", ["this is no model", None])
+def test_llamacpp_says_that_a_model_cannot_be_loaded(content: str | None, tmp_path: Path) -> None:
+    model = tmp_path / "broken.gguf"
+    if content is not None:
+        model.write_text(content)
+    code, found = llamacpp_that_ends(str(model), "--port", str(free_port()))
+    assert code == 1
     assert found is not None
     assert "cannot be loaded" in found.cause
     assert not found.retryable
+
+
+@needs_llamacpp
+def test_llamacpp_says_that_its_port_is_taken() -> None:
+    from domyn_swarm.engines.llamacpp import model_path
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, found = llamacpp_that_ends(str(model_path("smollm2-135m-instruct")), "--port", port)
+    assert code == 1
+    assert found is not None
+    assert "port is taken" in found.cause
+    assert found.retryable
+
+
+@pytest.mark.parametrize("flags", [("--slots", "0"), ("--threads", "x"), ("--nonsense",)])
+def test_llamacpp_refuses_arguments_that_cannot_be(flags: tuple[str, ...]) -> None:
+    code, found = llamacpp_that_ends("m.gguf", "--port", "1", *flags)
+    assert code == 2
+    assert found is not None
+    assert "does not know an argument" in found.cause

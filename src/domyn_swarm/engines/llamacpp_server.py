@@ -17,22 +17,38 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from domyn_swarm.engines.llamacpp import DEFAULT_SLOTS
+
 _DRAIN_S = 60.0
+_DRAIN_POLL_S = 0.05
 _BUSY = re.compile(r"^llamacpp:requests_(?:processing|deferred)(?:\{[^}]*\})? +([0-9.eE+]+)", re.M)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The program's flags."""
-    parser = argparse.ArgumentParser(prog="llamacpp_server", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="llamacpp_server", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--model", required=True, help="a GGUF file")
     parser.add_argument("--alias", required=True, help="the name that /v1/models lists")
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--slots", type=int, default=4, help="requests at once")
-    parser.add_argument("--ctx-size", type=int, default=8192, help="tokens, over all slots")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--embedding", action="store_true", help="serve embeddings")
+    counts = [
+        (("--slots", "--n-parallel"), DEFAULT_SLOTS, "requests at once"),
+        (("--ctx-size",), 8192, "tokens, shared by the slots"),
+        (("--threads",), 1, "processor cores"),
+    ]
+    for names, default, meaning in counts:
+        parser.add_argument(*names, type=_count, default=default, help=f"{meaning} ({default})")
+    parser.add_argument("--embedding", action="store_true", help="serve embeddings too")
     return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"invalid count: {text}")
+    return number
 
 
 def serve(flags: argparse.Namespace) -> None:
@@ -49,7 +65,9 @@ def serve(flags: argparse.Namespace) -> None:
     params.cpuparams_batch.n_threads = flags.threads
     params.endpoint_metrics = True
     params.ui = False
-    params.embedding = flags.embedding
+    if flags.embedding:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     key = os.environ.pop("LLAMACPP_API_KEY", "")
     if key:
         params.api_keys = [key]
@@ -58,12 +76,19 @@ def serve(flags: argparse.Namespace) -> None:
         signal.signal(number, lambda *_: told.set())
     server = xllamacpp.Server(params)
     print(f"serving {flags.alias} on {flags.host}:{flags.port}", flush=True)  # noqa: T201 - the engine's log
-    while not told.wait(0.5):
-        pass
-    deadline = time.monotonic() + _DRAIN_S
-    while busy(server) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    told.wait()
+    _drain(server)
     os._exit(0)
+
+
+def _drain(server: Any) -> None:  # noqa: ANN401 - untyped library
+    """Return when nothing is in flight, or after a minute."""
+    deadline = time.monotonic() + _DRAIN_S
+    idle = 0
+    # Twice: a slot is free a moment before the last bytes of its answer have been sent.
+    while idle < 2 and time.monotonic() < deadline:
+        idle = 0 if busy(server) else idle + 1
+        time.sleep(_DRAIN_POLL_S)
 
 
 def busy(server: Any) -> float:  # noqa: ANN401 - untyped library

@@ -23,7 +23,8 @@ class ErrorRule(EngineOptions):
 
     match: str = ""  # regular expression, searched in the prompt
     times: int | None = Field(None, ge=1)  # per distinct prompt; None: always
-    status: int | None = Field(None, ge=400, le=599)
+    rate: float = Field(1.0, gt=0, le=1)  # share of the prompts, always the same ones
+    status: int = Field(500, ge=400, le=599)
     retry_after_s: float | None = Field(None, ge=0)
     hang: bool = False  # no answer, ever
     reset: bool = False  # the connection is torn down
@@ -48,13 +49,14 @@ class SimOptions(EngineOptions):
     start_s: float = Field(0.0, ge=0)  # until /health answers
     errors: tuple[ErrorRule, ...] = ()
     record: str | None = None  # file that a JSON line is appended to for each request
-    fail_start: str | None = None  # printed before the server ends with 1, instead of starting
+    fail_start: str | None = None  # printed before the server ends, instead of starting
+    fail_start_exit_code: int = Field(1, ge=1, le=255)
     crash_after_requests: int | None = Field(None, ge=1)
     freeze_after_requests: int | None = Field(None, ge=1)  # /health answers, nothing is completed
 
 
 class Sim:
-    """See `Engine`."""
+    """See `Engine`. `args` are ignored, so that another engine's configuration can be rehearsed."""
 
     name = "sim"
     failure_patterns = (
@@ -81,7 +83,7 @@ class Sim:
                 "domyn_swarm.engines.sim_server",
                 *("--model", plan.model, "--host", "{host}", "--port", "{port}"),
                 *("--options", options.model_dump_json(exclude_defaults=True)),
-                *plan.args,
+                *(("--", *plan.args) if plan.args else ()),
             ),
             env=plan.env,
             key_env="SIM_API_KEY",
@@ -95,10 +97,11 @@ class Sim:
 
 
 READY_PROMPT = "domyn-swarm: ready?"  # the watchdog's first request; no rule applies, none is kept
+REPLY_TOKENS = 16  # of an answer that is not cut short
 
 
-def sim_reply(prompt: str, max_tokens: int = 16) -> str:
+def sim_reply(prompt: str, max_tokens: int = REPLY_TOKENS) -> str:
     """What the simulator answers: always the same for the same prompt, and telling of it."""
-    digest = hashlib.blake2b(prompt.encode(), digest_size=16).digest()
-    words = [_WORDS[byte % len(_WORDS)] for byte in digest[: max(0, max_tokens - 1)]]
-    return " ".join([digest.hex()[:8], *words])
+    digest = hashlib.blake2b(prompt.encode(), digest_size=REPLY_TOKENS - 1).digest()
+    words = [_WORDS[byte % len(_WORDS)] for byte in digest]
+    return " ".join([digest.hex()[:8], *words][:max_tokens])

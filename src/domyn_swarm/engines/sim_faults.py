@@ -1,0 +1,65 @@
+"""What goes wrong at the simulator, because it was told so, and the record of what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+from domyn_swarm.engines.sim import READY_PROMPT, ErrorRule, SimOptions
+
+CRASH_EXIT_CODE = 13
+
+
+class Faults:
+    """Counts requests and says what happens to each. The watchdog's own request is left alone."""
+
+    def __init__(self, options: SimOptions) -> None:
+        """Raises OSError when the record cannot be written."""
+        self._options = options
+        self._requests = 0
+        self._seen: Counter[tuple[int, str]] = Counter()
+        self._record: int | None = None
+        if options.record is not None:
+            path = Path(options.record)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._record = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def arrive(self, prompt: str) -> bool:
+        """Count a request; true: it is never to be completed. May end the process instead."""
+        if prompt == READY_PROMPT:
+            return False
+        self._requests += 1
+        crash_after = self._options.crash_after_requests
+        if crash_after is not None and self._requests > crash_after:
+            print("simulated crash", file=sys.stderr, flush=True)  # noqa: T201 - the engine's log
+            os._exit(CRASH_EXIT_CODE)
+        freeze_after = self._options.freeze_after_requests
+        return freeze_after is not None and self._requests > freeze_after
+
+    def rule(self, prompt: str) -> ErrorRule | None:
+        """The first rule that applies to this request."""
+        if prompt == READY_PROMPT:
+            return None
+        for number, rule in enumerate(self._options.errors):
+            if re.search(rule.match, prompt) and _chosen(prompt, rule.rate):
+                self._seen[number, prompt] += 1
+                if rule.times is None or self._seen[number, prompt] <= rule.times:
+                    return rule
+        return None
+
+    def record(self, prompt: str, status: int | None) -> None:
+        """Append what became of a request. None: the client got no answer."""
+        if self._record is not None and prompt != READY_PROMPT:
+            entry = {"prompt": prompt, "status": status}
+            os.write(self._record, json.dumps(entry).encode() + b"\n")
+
+
+def _chosen(prompt: str, rate: float) -> bool:
+    """Whether a prompt is among this share of all prompts; always the same answer."""
+    digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < rate * 2**64

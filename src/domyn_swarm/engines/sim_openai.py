@@ -1,0 +1,142 @@
+"""OpenAI-shaped requests and replies, as far as the simulator speaks them. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from domyn_swarm.engines.sim import REPLY_TOKENS, sim_reply
+
+_EMBEDDING_DIMENSIONS = 8
+
+
+class BadRequest(ValueError):
+    """The request cannot be understood; the message says why."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request for text."""
+
+    model: str
+    prompt: str  # the last message's content, or the text to complete
+    max_tokens: int | None
+    n: int
+    stream: bool
+    stream_usage: bool
+    chat: bool
+
+    @property
+    def answer(self) -> str:
+        """The text of every choice."""
+        return sim_reply(self.prompt, self.max_tokens or REPLY_TOKENS)
+
+    @property
+    def finish_reason(self) -> str:
+        """`length` when `max_tokens` cut the answer short."""
+        cut = self.max_tokens is not None and self.max_tokens < REPLY_TOKENS
+        return "length" if cut else "stop"
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Words stand for tokens."""
+        asked, answered = len(self.prompt.split()), len(self.answer.split()) * self.n
+        return {
+            "prompt_tokens": asked,
+            "completion_tokens": answered,
+            "total_tokens": asked + answered,
+        }
+
+    def reply(self, envelope: dict[str, Any]) -> dict[str, Any]:
+        """The whole answer in one document."""
+        content: dict[str, Any] = {"text": self.answer}
+        if self.chat:
+            content = {"message": {"role": "assistant", "content": self.answer}}
+        choices = [
+            {"index": index, **content, "finish_reason": self.finish_reason}
+            for index in range(self.n)
+        ]
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**envelope, "object": kind, "choices": choices, "usage": self.usage}
+
+    def chunk(
+        self, envelope: dict[str, Any], index: int, text: str, finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        """One event of a stream."""
+        piece: dict[str, Any] = {"delta": {"content": text}} if self.chat else {"text": text}
+        choice = {"index": index, **piece, "finish_reason": finish_reason}
+        return {**envelope, "object": self._chunk_kind, "choices": [choice]}
+
+    def usage_chunk(self, envelope: dict[str, Any]) -> dict[str, Any]:
+        """The last event, sent when the request asks for usage."""
+        return {**envelope, "object": self._chunk_kind, "choices": [], "usage": self.usage}
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+
+def question(body: dict[str, Any], *, chat: bool) -> Question:
+    """Read a request for text.
+
+    Raises:
+        BadRequest: something in it is missing or of the wrong type.
+    """
+    options = body.get("stream_options")
+    return Question(
+        model=str(body.get("model")),
+        prompt=_last_message(body) if chat else _text(body.get("prompt"), "prompt"),
+        max_tokens=_count(body, "max_completion_tokens") or _count(body, "max_tokens"),
+        n=_count(body, "n") or 1,
+        stream=body.get("stream") is True,
+        stream_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        chat=chat,
+    )
+
+
+def texts(body: dict[str, Any]) -> list[str]:
+    """The texts that embeddings are wanted of.
+
+    Raises:
+        BadRequest: there are none.
+    """
+    given = body.get("input")
+    found = given if isinstance(given, list) else [given]
+    if not found:
+        raise BadRequest("input is empty")
+    return [_text(one, "input") for one in found]
+
+
+def embeddings(found: list[str], model: str) -> dict[str, Any]:
+    """Numbers derived from each text."""
+    data = []
+    for index, text in enumerate(found):
+        digest = hashlib.blake2b(text.encode(), digest_size=_EMBEDDING_DIMENSIONS).digest()
+        vector = [byte / 255 for byte in digest]
+        data.append({"object": "embedding", "index": index, "embedding": vector})
+    tokens = sum(len(text.split()) for text in found)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "model": model, "data": data, "usage": usage}
+
+
+def _last_message(body: dict[str, Any]) -> str:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        raise BadRequest("messages must be a list of messages")
+    content = messages[-1].get("content")
+    return json.dumps(content) if isinstance(content, list) else _text(content, "content")
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRequest(f"{name} must be text: the simulator takes nothing else")
+    return value
+
+
+def _count(body: dict[str, Any], name: str) -> int | None:
+    value = body.get(name)
+    if value is not None and (type(value) is not int or value < 1):
+        raise BadRequest(f"{name} must be a whole number from 1 on")
+    return value
