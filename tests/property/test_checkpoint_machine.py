@@ -163,6 +163,6 @@ class CheckpointMachine(RuleBasedStateMachine):
 
 
 CheckpointMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None
+    max_examples=80, stateful_step_count=25, deadline=None
 )
 TestCheckpoint = CheckpointMachine.TestCase

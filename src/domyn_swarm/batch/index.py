@@ -155,7 +155,9 @@ class PositionalIndex:
             failed = keys.failed[inside] != 0
             # An answer is never given up for an error; otherwise the later claim wins.
             better = same & (~failed | (found.frame[at] < 0) | found.failed[at])
-            at, inside, failed = at[better], inside[better], failed[better]
+            # Errors first: of a row that stands twice in a frame the last assignment stays.
+            order = np.argsort(~failed[better], kind="stable")
+            at, inside, failed = at[better][order], inside[better][order], failed[better][order]
             found.frame[at] = frame
             found.row[at] = inside
             found.failed[at] = failed
