@@ -279,7 +279,7 @@ def test_sim_crashes_and_freezes_when_told(tmp_path: Path) -> None:
 
 def test_sim_finishes_what_is_in_flight(tmp_path: Path) -> None:
     statuses: list[int] = []
-    with sim(tmp_path, latency_s=1.0) as server:
+    with sim(tmp_path, latency_s=1.8) as server:  # longer than the HTTP server's own patience
         threads = in_threads(4, lambda number: statuses.append(server.chat(f"p{number}")[0]))
         deadline = time.monotonic() + 5
         while server.metric("vllm:num_requests_running") != 4:

@@ -260,7 +260,7 @@ async def serve(flags: argparse.Namespace) -> None:
     runner = web.AppRunner(
         make_app(simulator, os.environ.pop("SIM_API_KEY", "")),
         access_log=None,
-        shutdown_timeout=1,
+        shutdown_timeout=0.5,
         handler_cancellation=True,  # as vLLM: a client that leaves frees its slot
     )
     await runner.setup()
