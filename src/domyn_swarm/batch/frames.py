@@ -3,7 +3,8 @@
 A journal is a file of many small frames, appended as rows are settled; a segment is a file of
 large frames, sorted by ordinal. A frame is
 
-    header   magic, row count, lengths and checksums of both parts, smallest and largest ordinal
+    header   magic, codec, row count, lengths and checksums of both parts, length of the values when
+             unpacked, smallest and largest ordinal
     keys     ordinals (8 bytes each), digests (16 each), failed flags (1 each)
     values   MessagePack list of `RowValue`, compressed in segments
 
@@ -24,20 +25,25 @@ from typing import BinaryIO
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from domyn_swarm.batch.rows import Result, RowValue
 
 _MAGIC = b"DSF1"
-_HEADER = struct.Struct("<4sBxxxIIIIIQQ")
+_HEADER = struct.Struct("<4sBxxxIIIIIIQQ")
 _HEADER_CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
 _KEY_BYTES = 8 + 16 + 1
-_PLAIN, _ZLIB = 0, 1
+_PLAIN, _ZSTD = 0, 1
 _MAX_PART_BYTES = 1 << 31
 
 _encoder = msgspec.msgpack.Encoder()
 _values_decoder = msgspec.msgpack.Decoder(list[RowValue])
+
+
+def _codec() -> pa.Codec:
+    return pa.Codec("zstd", compression_level=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,7 @@ class FrameRef:
     values_bytes: int
     keys_crc: int
     values_crc: int
-    compressed: bool
+    unpacked_bytes: int  # of the values; 0: they are not compressed
     first_ordinal: int
     last_ordinal: int
 
@@ -80,16 +86,18 @@ def encode_frame(results: Sequence[Result], *, compress: bool = False) -> bytes:
         )
     )
     values = _encoder.encode([result.value for result in results])
+    unpacked_bytes = len(values)
     if compress:
-        values = zlib.compress(values, 1)
+        values = _codec().compress(values, asbytes=True)
     header = _HEADER.pack(
         _MAGIC,
-        _ZLIB if compress else _PLAIN,
+        _ZSTD if compress else _PLAIN,
         len(results),
         len(keys),
         len(values),
         zlib.crc32(keys),
         zlib.crc32(values),
+        unpacked_bytes,
         min(ordinals),
         max(ordinals),
     )
@@ -114,10 +122,13 @@ def _read_header(file: BinaryIO, offset: int) -> FrameRef | None:
     header, crc = raw[: _HEADER.size], _HEADER_CRC.unpack(raw[_HEADER.size :])[0]
     if zlib.crc32(header) != crc:
         return None
-    magic, codec, rows, keys, values, keys_crc, values_crc, first, last = _HEADER.unpack(header)
+    magic, codec, rows, keys, values, keys_crc, values_crc, unpacked, first, last = _HEADER.unpack(
+        header
+    )
     if magic != _MAGIC or keys != rows * _KEY_BYTES or values > _MAX_PART_BYTES:
         return None
-    return FrameRef(offset, rows, keys, values, keys_crc, values_crc, codec == _ZLIB, first, last)
+    packed = unpacked if codec == _ZSTD else 0
+    return FrameRef(offset, rows, keys, values, keys_crc, values_crc, packed, first, last)
 
 
 def read_keys(descriptor: int, ref: FrameRef) -> FrameKeys | None:
@@ -140,8 +151,10 @@ def read_values(descriptor: int, ref: FrameRef) -> list[RowValue] | None:
     if len(raw) != ref.values_bytes or zlib.crc32(raw) != ref.values_crc:
         return None
     try:
-        values = _values_decoder.decode(zlib.decompress(raw) if ref.compressed else raw)
-    except (zlib.error, msgspec.DecodeError):
+        if ref.unpacked_bytes:
+            raw = _codec().decompress(raw, ref.unpacked_bytes, asbytes=True)
+        values = _values_decoder.decode(raw)
+    except (OSError, msgspec.DecodeError):
         return None
     return values if len(values) == ref.rows else None
 

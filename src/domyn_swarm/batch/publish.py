@@ -105,8 +105,7 @@ def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | No
         JobError: the output cannot be written.
     """
     types, failed = _settle_types(dataset, plan, index, limit)
-    kept = plan.kept_columns(dataset)
-    fields = [dataset.schema.field(name) for name in kept]
+    fields = [dataset.schema.field(name) for name in plan.kept_columns(dataset)]
     fields += [pa.field(name, kind) for name, kind in types.items()]
     if failed:
         fields.append(pa.field(ERROR_COLUMN, ERROR_TYPE))
@@ -115,12 +114,7 @@ def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | No
     try:
         plan.path.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            columns = [*dict.fromkeys([*kept, *plan.keys.columns])]
-            for batch, values in joined(dataset, columns, plan.keys, index, limit):
-                inputs = [batch.column(name) for name in kept]
-                outputs = _output_columns(values, types, with_errors=failed > 0)
-                table = pa.Table.from_arrays([*inputs, *outputs], schema=schema)
-                writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+            _write_rows(writer, dataset, plan, index, limit)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(plan.path)
@@ -134,28 +128,61 @@ def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | No
     return failed
 
 
+def _write_rows(
+    writer: pq.ParquetWriter,
+    dataset: Dataset,
+    plan: OutputPlan,
+    index: RowIndex,
+    limit: int | None,
+) -> None:
+    """Every input row with its answer; raises `ResultsMissing` when some have none."""
+    kept = plan.kept_columns(dataset)
+    columns = list(dict.fromkeys([*kept, *plan.keys.columns]))
+    missing: set[int] = set()
+    start = 0
+    for batch, values in joined(dataset, columns, plan.keys, index, limit):
+        missing.update(start + at for at, value in enumerate(values) if value is None)
+        start += batch.num_rows
+        if not missing:
+            inputs = [batch.column(name) for name in kept]
+            outputs = _output_columns(values, plan.schema, writer.schema)
+            table = pa.Table.from_arrays([*inputs, *outputs], schema=writer.schema)
+            writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+    if missing:
+        raise ResultsMissing(missing)
+
+
 def _settle_types(
     dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None
 ) -> tuple[dict[str, pa.DataType], int]:
-    """The output columns' types, and how many rows failed; checks that every row is there."""
-    open_types = {name: pa.null() for name, kind in plan.schema.arrow.items() if kind is None}
-    missing: set[int] = set()
+    """The output columns' types, and how many rows failed.
+
+    Values are read only where a type is open.
+    """
+    types = {name: kind for name, kind in plan.schema.arrow.items() if kind is not None}
+    if len(types) == len(plan.schema.names):
+        return types, _count_failures(dataset, plan.keys, index, limit)
+    found = {name: pa.null() for name in plan.schema.names if name not in types}
     failed = 0
-    start = 0
-    for batch, values in joined(dataset, plan.keys.columns, plan.keys, index, limit):
-        for at, value in enumerate(values):
-            if value is None:
-                missing.add(start + at)
-            elif value.error:
+    for _, values in joined(dataset, plan.keys.columns, plan.keys, index, limit):
+        for value in values:
+            if value is not None and value.error:
                 failed += 1
-            elif open_types:
+            elif value is not None:
                 decoded = msgspec.json.decode(value.output)
-                for name, known in open_types.items():
-                    open_types[name] = unify(known, type_of(decoded.get(name)))
+                for name, known in found.items():
+                    found[name] = unify(known, type_of(decoded.get(name)))
+    return {name: types.get(name) or found[name] for name in plan.schema.names}, failed
+
+
+def _count_failures(dataset: Dataset, keys: RowKeys, index: RowIndex, limit: int | None) -> int:
+    failed = start = 0
+    for batch in dataset.batches(keys.columns, limit=limit):
+        digests = keys.digests(batch, keys.items(batch))
+        matches = index.match(start, as_matrix(digests))
+        failed += int((matches.found & matches.failed).sum())
         start += batch.num_rows
-    if missing:
-        raise ResultsMissing(missing)
-    return {name: kind or open_types[name] for name, kind in plan.schema.arrow.items()}, failed
+    return failed
 
 
 def joined(
@@ -188,16 +215,18 @@ def _result(index: RowIndex, frame: int, row: int, digest: bytes) -> RowValue | 
 
 
 def _output_columns(
-    values: Sequence[RowValue | None], types: dict[str, pa.DataType], *, with_errors: bool
+    values: Sequence[RowValue | None], schema: OutputSchema, arrow: pa.Schema
 ) -> list[pa.Array]:
+    """The output columns behind the input's: the schema's, then the errors where there are any."""
     rows: list[dict[str, Any]] = [
         msgspec.json.decode(value.output) if value is not None and value.output else {}
         for value in values
     ]
+    kinds = {name: arrow.field(name).type for name in schema.names}
     arrays = [
-        pa.array([fit(row.get(name), kind) for row in rows], kind) for name, kind in types.items()
+        pa.array([fit(row.get(name), kind) for row in rows], kind) for name, kind in kinds.items()
     ]
-    if with_errors:
+    if ERROR_COLUMN in arrow.names:
         errors = [
             msgspec.structs.asdict(error_decoder.decode(value.error))
             if value is not None and value.error
