@@ -80,3 +80,9 @@ def test_a_plan_survives_the_disk_and_is_the_same_for_the_same_configuration() -
 def test_the_users_environment_wins_over_the_platforms() -> None:
     backend = {"type": "slurm", "partition": "p", "env": {"A": "platform", "B": "2"}}
     assert build(backend=backend, env={"A": "user"}).env == {"A": "user", "B": "2"}
+
+
+@pytest.mark.parametrize("keys", [{"idle_timeout_s": 60}, {"notify": {"url": "http://x"}}])
+def test_what_nothing_acts_on_is_refused_and_not_ignored(keys: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="does not act on it yet"):
+        build(**keys)

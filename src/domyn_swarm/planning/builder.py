@@ -23,9 +23,11 @@ class PlanBuilder:
         """Everything that follows from the configuration. Touches nothing.
 
         Raises:
-            ConfigError: the layout is impossible, or `args` is not a command line.
+            ConfigError: the layout is impossible, `args` is not a command line, or a key is set
+                that nothing acts on yet.
         """
         config = self._config
+        self._refuse_what_nothing_acts_on()
         gpus = config.gpus_per_replica
         if gpus is None:
             gpus = 1 if config.engine in _ENGINES_ON_GPUS else 0
@@ -51,6 +53,19 @@ class PlanBuilder:
             watchdog=WatchdogPlan.model_validate(config.watchdog.model_dump(exclude={"ray"})),
             backend_options=backend,
         )
+
+    def _refuse_what_nothing_acts_on(self) -> None:
+        """A setting that is accepted and then ignored would cost someone GPU hours."""
+        unheard = {
+            "idle_timeout_s": self._config.idle_timeout_s,
+            "notify.url": self._config.notify.url,
+        }
+        for key, value in unheard.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{key} is set, but this version does not act on it yet.",
+                    hint="Take it out of the configuration.",
+                )
 
     def _args(self) -> tuple[str, ...]:
         if not isinstance(self._config.args, str):
