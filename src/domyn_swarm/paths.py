@@ -102,10 +102,9 @@ class SwarmPaths:
         """What was derived."""
         return self.root / "plan.json"
 
-    @property
-    def launcher(self) -> Path:
-        """Which process is bringing the swarm up."""
-        return self.root / "launcher.json"
+    def launcher(self, tag: str) -> Path:
+        """Which process is bringing up the swarm of this tag."""
+        return self.root / f"launcher-{tag}.json"
 
     @property
     def api_key(self) -> Path:

@@ -95,6 +95,20 @@ def test_only_legal_transitions(store: SwarmStore) -> None:
     assert ended.ended_at is not None
 
 
+def test_what_runs_no_more_is_stopped_from_any_phase_and_by_several_at_once(
+    store: SwarmStore,
+) -> None:
+    store.create_swarm(swarm())
+    store.set_phase("demo.1", SwarmPhase.READY)
+    for detail in ("the machine went down", "somebody else saw it too"):
+        store.set_stopped("demo.1", detail)
+    assert store.swarm("demo").phase is SwarmPhase.STOPPED
+    assert store.swarm("demo").detail == "the machine went down"
+    store.create_swarm(swarm(tag="demo.2"))
+    store.set_stopped("demo.1")
+    assert store.swarm("demo").phase is SwarmPhase.LAUNCHING
+
+
 def test_unknown_names_suggest_close_ones(store: SwarmStore) -> None:
     store.create_swarm(swarm("llama-eval"))
     with pytest.raises(SwarmNotFound, match="Did you mean llama-eval"):

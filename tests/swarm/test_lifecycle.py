@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm import DomynLLMSwarm, DomynLLMSwarmConfig
+from domyn_swarm import DomynLLMSwarm
 from domyn_swarm.backends.endpoint.view import read_address, read_view
 from domyn_swarm.backends.local.processes import TAG, carrying
 from domyn_swarm.engines.sim import sim_reply
@@ -28,36 +26,7 @@ from domyn_swarm.services.requests import JobRequest, LogRequest, UpRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-
-
-def config(name: str = "demo", **keys: Any) -> DomynLLMSwarmConfig:
-    fields = {
-        "name": name,
-        "model": "m",
-        "engine": "sim",
-        "backend": "local",
-        "watchdog": {"probe_interval": 1, "kill_grace_seconds": 3, "restart_backoff_initial": 0.1},
-        **keys,
-    }
-    return DomynLLMSwarmConfig.model_validate(fields)
-
-
-@pytest.fixture
-def lifecycle() -> Iterator[SwarmLifecycle]:
-    store = SwarmStore.open()
-    made = SwarmLifecycle(store)
-    yield made
-    for record in store.swarms():
-        made.down(record.name)
-    tags = [record.tag for record in store.swarms(include_stopped=True)]
-    assert [carrying(TAG, tag) for tag in tags] == [{}] * len(tags)
-
-
-def until(condition: Callable[[], Any], within_s: float = 30.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+from local_swarms import config, until
 
 
 def write_rows(path: Path, count: int) -> None:

@@ -85,7 +85,10 @@ class SwarmService:
         Raises:
             StateError: there is none, or there are several.
         """
-        names = [record.name for record in self._store.swarms()]
+        records = self._store.swarms()
+        if len(records) > 1:  # some may have ended without a word
+            records = [one for one in map(self._now, records) if one.phase.live]
+        names = [record.name for record in records]
         if not names:
             raise StateError("No swarm is live.", hint="Bring one up: domyn-swarm up -c FILE")
         if len(names) > 1:
@@ -104,7 +107,10 @@ class SwarmService:
         return [snapshot for snapshot in seen if snapshot.phase.live]
 
     def _look(self, record: SwarmRecord) -> SwarmSnapshot:
-        return take_snapshot(rehydrate(reconcile(self._store, record)))
+        return take_snapshot(SwarmLifecycle(self._store).current(record))
+
+    def _now(self, record: SwarmRecord) -> SwarmRecord:
+        return reconcile(self._store, record)
 
     def down(self, names: Sequence[str], *, all_swarms: bool = False) -> tuple[DownResult, ...]:
         """Stop swarms, one after the other; one that cannot be stopped does not keep the others.
@@ -132,7 +138,7 @@ class SwarmService:
         Raises:
             StateError: it has no endpoint now.
         """
-        record = self._store.swarm(name or self.only_live())
+        record = self._now(self._store.swarm(name or self.only_live()))
         swarm = rehydrate(record)
         address = read_address(swarm.paths) if record.phase.live else None
         if address is None:

@@ -111,6 +111,18 @@ class SwarmStore:
             row.detail = detail or row.detail
             row.updated_at = utc_now().isoformat()
 
+    def set_stopped(self, tag: str, detail: str = "") -> None:
+        """Record that nothing of the swarm runs any more, whatever its phase was. Idempotent, so
+        that several programs may find out at once; a swarm that was replaced is no matter.
+        """
+        with self._session(writes=True) as session:
+            row = session.get(SwarmRow, tag)
+            if row is None or not SwarmPhase(row.phase).live:
+                return
+            row.phase = SwarmPhase.STOPPED.value
+            row.detail = detail or row.detail
+            row.updated_at = utc_now().isoformat()
+
     @staticmethod
     def _by_tag(session: Session, tag: str) -> SwarmRow:
         row = session.get(SwarmRow, tag)

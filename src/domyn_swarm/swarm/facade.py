@@ -25,7 +25,7 @@ class DomynLLMSwarm:
     """A swarm for as long as a `with` block, or an existing one by `attach`.
 
     Entering the block brings the swarm up and waits for it; leaving it, also by an exception,
-    brings it down.
+    brings it down, and so does an interruption while it comes up.
     """
 
     def __init__(self, cfg: DomynLLMSwarmConfig) -> None:
@@ -50,7 +50,7 @@ class DomynLLMSwarm:
 
     def __enter__(self) -> Self:
         if self._swarm is None and self._config is not None:
-            self._swarm = self._lifecycle.up(self._config)
+            self._swarm = self._lifecycle.up(self._config, keep_interrupted=False)
         return self
 
     def __exit__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -12,7 +13,14 @@ from collections.abc import Callable
 from domyn_swarm import engines
 from domyn_swarm.backends.base import Part
 from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml
-from domyn_swarm.errors import PlatformError, SwarmError, SwarmExists, SwarmNotFound
+from domyn_swarm.errors import (
+    LaunchError,
+    PlatformError,
+    StateError,
+    SwarmError,
+    SwarmExists,
+    SwarmNotFound,
+)
 from domyn_swarm.model import SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.builder import PlanBuilder
@@ -22,7 +30,7 @@ from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate, serving_backend
 from domyn_swarm.swarm.readiness import launch_error, readiness
-from domyn_swarm.swarm.reconcile import claim_launch, mark_stopped, reconcile
+from domyn_swarm.swarm.reconcile import claim_launch, reconcile
 
 OnChange = Callable[[Observation], None]
 
@@ -57,10 +65,12 @@ class SwarmLifecycle:
         wait: bool = True,
         timeout_s: float | None = None,
         on_change: OnChange | None = None,
+        keep_interrupted: bool = True,
     ) -> LiveSwarm:
         """Launch a swarm; with `wait` return when `min_ready` replicas answer.
 
-        Interrupted, it leaves a record that `status` and `down` understand.
+        Interrupted, it leaves what runs and a record that `status` and `down` understand; without
+        `keep_interrupted` it stops what it started.
 
         Raises:
             SwarmExists: a live swarm has the name.
@@ -68,21 +78,28 @@ class SwarmLifecycle:
             PlatformError: it could not be started, or could not be stopped afterwards.
         """
         plan, context = self.plan(config)
-        swarm = self._record(config, plan, context)
+        self._make_room(plan.name)
+        paths = SwarmPaths.of(plan.home_directory, plan.name)
+        claim_launch(paths, context.tag)
         try:
-            swarm = self._launch(swarm, context)
-            return self._await_ready(swarm, timeout_s, on_change) if wait else swarm
-        except SwarmError as error:
-            self._give_up(swarm, error)
-            raise
+            swarm = self._record(config, plan, context)
+            try:
+                swarm = self._launch(swarm, context)
+                return self._await_ready(swarm, timeout_s, on_change) if wait else swarm
+            except SwarmError as error:
+                self._give_up(swarm, error)
+                raise
+            except KeyboardInterrupt:
+                if not keep_interrupted:
+                    self._give_up(swarm, LaunchError("Interrupted."))
+                raise
         finally:
-            swarm.paths.launcher.unlink(missing_ok=True)
+            paths.launcher(context.tag).unlink(missing_ok=True)
 
     def _record(
         self, config: DomynLLMSwarmConfig, plan: DeploymentPlan, context: DeploymentContext
     ) -> LiveSwarm:
         """The intent, before any side effect but the folder it is written to."""
-        self._make_room(plan.name)
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         now = utc_now()
         record = SwarmRecord(
@@ -98,8 +115,7 @@ class SwarmLifecycle:
             updated_at=now,
         )
         self._store.create_swarm(record)
-        _clear_last_run(paths)
-        claim_launch(paths)
+        _clear_last_run(paths, context.tag)
         write_private(paths.config, dump_yaml(config))
         write_private(paths.plan, plan.model_dump_json(indent=2))
         write_private(paths.api_key, _chosen_key() or secrets.token_urlsafe(32))
@@ -123,29 +139,50 @@ class SwarmLifecycle:
             self._store.attach_part(context.tag, part.model_dump(mode="json"))
 
         swarm.backend.launch(swarm.plan, context, attach)
-        return swarm.with_record(self._store.swarm(swarm.record.name))
+        return self._still_wanted(swarm)
+
+    def _still_wanted(self, swarm: LiveSwarm) -> LiveSwarm:
+        """The swarm by its record now, unless somebody stopped it meanwhile.
+
+        Raises:
+            LaunchError: somebody did.
+        """
+        record = self._store.swarm(swarm.record.name)
+        wanted = record.phase in (SwarmPhase.LAUNCHING, SwarmPhase.READY)
+        if record.tag != swarm.record.tag or not wanted:
+            raise LaunchError(
+                f"{swarm.record.name} was stopped while it was coming up.",
+                hint="Somebody ran `down`; nothing of it is left.",
+            )
+        return swarm.with_record(record)
 
     def _await_ready(
         self, swarm: LiveSwarm, timeout_s: float | None, on_change: OnChange | None
     ) -> LiveSwarm:
         deadline = Deadline(swarm.plan.wait_endpoint_s, overall_s=timeout_s)
         seen = wait_until(readiness(swarm), deadline=deadline, every_s=0.3, on_change=on_change)
+        swarm = self._still_wanted(swarm)
         if seen.phase is Phase.READY:
             self._store.set_phase(swarm.record.tag, SwarmPhase.READY)
             return swarm.with_record(self._store.swarm(swarm.record.name))
         raise launch_error(swarm, seen)
 
     def _give_up(self, swarm: LiveSwarm, error: SwarmError) -> None:
-        """Free what was started. When that fails, the record stays and the error says so."""
-        record = self._store.swarm(swarm.record.name)
-        swarm = swarm.with_record(record)
-        self._store.set_phase(record.tag, SwarmPhase.FAILED, error.message)
+        """Free what was started, whatever the record says by now: `down` may have verified that
+        nothing ran before the last part was started. When freeing fails, the record stays and the
+        error says so.
+        """
+        tag, name = swarm.record.tag, swarm.record.name
+        with contextlib.suppress(StateError):  # somebody stops it, or has stopped it
+            record = self._store.swarm(name)
+            swarm = swarm.with_record(record) if record.tag == tag else swarm
+            self._store.set_phase(tag, SwarmPhase.FAILED, error.message)
         try:
             swarm.backend.delete(swarm.handle)
         except PlatformError as stuck:
-            error.hint = f"{error.hint} Beware: {stuck.message} Run `down {record.name}`.".strip()
+            error.hint = f"{error.hint} Beware: {stuck.message} Run `down {name}`.".strip()
             return
-        mark_stopped(self._store, record, error.message)
+        self._store.set_stopped(tag, error.message)
 
     def down(self, name: str) -> LiveSwarm:
         """Stop a swarm and verify that nothing of it runs. Idempotent.
@@ -171,10 +208,14 @@ class SwarmLifecycle:
         Raises:
             SwarmNotFound: there is none of that name.
         """
-        swarm = rehydrate(reconcile(self._store, self._store.swarm(name)))
+        return self.current(self._store.swarm(name))
+
+    def current(self, record: SwarmRecord) -> LiveSwarm:
+        """The same for a record that was read before."""
+        swarm = rehydrate(reconcile(self._store, record))
         if swarm.record.phase is SwarmPhase.LAUNCHING and readiness(swarm)().phase is Phase.READY:
-            self._store.set_phase(swarm.record.tag, SwarmPhase.READY)
-            return swarm.with_record(self._store.swarm(name))
+            self._store.set_phase(record.tag, SwarmPhase.READY)
+            return swarm.with_record(self._store.swarm(record.name))
         return swarm
 
 
@@ -191,9 +232,11 @@ def _generated_name(model: str) -> str:
     return f"{slug}-{secrets.token_hex(2)}"
 
 
-def _clear_last_run(paths: SwarmPaths) -> None:
+def _clear_last_run(paths: SwarmPaths, tag: str) -> None:
     """A name may be used again: nothing of the last swarm's serving state may be believed."""
     private_dir(paths.root)
     for folder in (paths.endpoint.parent, paths.scripts, paths.api_key.parent, paths.logs):
         shutil.rmtree(folder, ignore_errors=True)
     paths.watchdog_db.unlink(missing_ok=True)
+    for launcher in set(paths.root.glob("launcher-*.json")) - {paths.launcher(tag)}:
+        launcher.unlink(missing_ok=True)

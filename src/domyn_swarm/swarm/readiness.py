@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from domyn_swarm import engines
@@ -26,21 +27,37 @@ def readiness(swarm: LiveSwarm) -> Probe:
 
 def _replicas(swarm: LiveSwarm) -> Observation:
     view = read_view(swarm.paths)
-    if view is None:
-        return Observation(Phase.STARTING, "the collector does not answer yet")
-    probes: list[Probe] = []
-    for replica in range(swarm.plan.layout.replicas):
-        seen = _replica(view, replica)
-        probes.append(lambda seen=seen: seen)  # type: ignore[misc] # bound now, called below
+    ended = ended_replicas(swarm)
+    probes: list[Probe] = [
+        partial(_replica, view, replica, replica in ended)
+        for replica in range(swarm.plan.layout.replicas)
+    ]
     return at_least(swarm.plan.min_ready, *probes)()
 
 
-def _replica(view: CollectorView, replica: int) -> Observation:
-    report = report_of(view, replica)
+def ended_replicas(swarm: LiveSwarm) -> frozenset[int]:
+    """The replicas that the platform started and that do not run any more, reported or not."""
+    seen = swarm.backend.probe_parts(swarm.handle)
+    known: set[int] = set()
+    going: set[int] = set()
+    for part in swarm.handle.parts:
+        if part.kind == "replica":
+            known.add(part.index)
+            if not seen[part.platform_id].phase.terminal:
+                going.add(part.index)
+    return frozenset(known - going)
+
+
+def _replica(view: CollectorView | None, replica: int, ended: bool) -> Observation:
+    report = None if view is None else report_of(view, replica)
+    if report is not None and report.state in FINAL_REPLICA_STATES:
+        return Observation(Phase.FAILED, f"replica {replica}: {report.reason or report.state}")
+    if ended:
+        return Observation(Phase.FAILED, f"replica {replica}: its watchdog has ended")
+    if view is None:
+        return Observation(Phase.STARTING, "the collector does not answer yet")
     if report is None:
         return Observation(Phase.STARTING, f"replica {replica} has not reported yet")
-    if report.state in FINAL_REPLICA_STATES:
-        return Observation(Phase.FAILED, f"replica {replica}: {report.reason or report.state}")
     if report.state is ReplicaState.READY and not is_stale(view, report):
         return Observation(Phase.READY)
     return Observation(Phase.STARTING, f"replica {replica} is {report.state}")
@@ -86,16 +103,22 @@ def launch_error(swarm: LiveSwarm, seen: Observation) -> LaunchError:
     if failed:
         return _replica_error(swarm, failed)
     if seen.phase.terminal:
-        tail = _tail(swarm.paths.endpoint_log).strip().splitlines()
-        last = f" Its log ends with: {tail[-1]}" if tail else ""
-        return LaunchError(
-            f"{swarm.record.name} did not come up: {seen.detail}.{last}",
-            hint=f"See {swarm.paths.endpoint_log}.",
-        )
+        return _ended_unreported(swarm, seen)
     return NotReady(
         f"{swarm.record.name} was not ready in time: {seen.detail}.",
         hint=f"See the logs under {swarm.paths.root / 'logs'}, or raise wait_endpoint_s.",
     )
+
+
+def _ended_unreported(swarm: LiveSwarm, seen: Observation) -> LaunchError:
+    """A program of ours ended without a word to the collector: its own log must tell."""
+    ended = sorted(ended_replicas(swarm))
+    log = swarm.paths.watchdog_log(ended[0]) if ended else swarm.paths.endpoint_log
+    tail = _tail(log).strip().splitlines()
+    last = f" Its log ends with: {tail[-1]}" if tail else ""
+    message = f"{swarm.record.name} did not come up: {seen.detail}.{last}"
+    kind = ReplicaFailed if ended else LaunchError
+    return kind(message, hint=f"See {log}.")
 
 
 def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport]) -> ReplicaFailed:

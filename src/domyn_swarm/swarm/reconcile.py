@@ -40,36 +40,32 @@ def reconcile(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
         record = store.swarm(record.name)
         swarm = rehydrate(record)
     seen = swarm.backend.probe(swarm.handle)
-    if seen.phase is Phase.STOPPED and not being_launched(swarm.paths) and not _found(swarm):
-        return mark_stopped(store, record, f"{record.phase.value}, then ended: {seen.detail}")
-    return record
+    if seen.phase is not Phase.STOPPED or being_launched(swarm) or swarm.backend.find(record.tag):
+        return record
+    store.set_stopped(record.tag, f"{record.phase.value}, then ended: {seen.detail}")
+    return store.swarm(record.name)
 
 
 def _found(swarm: LiveSwarm) -> list[Part]:
     return [part for handle in swarm.backend.find(swarm.record.tag) for part in handle.parts]
 
 
-def mark_stopped(store: SwarmStore, record: SwarmRecord, detail: str) -> SwarmRecord:
-    """Record that nothing of the swarm runs any more."""
-    for phase in (SwarmPhase.STOPPING, SwarmPhase.STOPPED):
-        store.set_phase(record.tag, phase, detail)
-    return store.swarm(record.name)
-
-
 # -- who is bringing it up ---------------------------------------------------------------------
 
 
-def claim_launch(paths: SwarmPaths) -> None:
-    """Write down that this process is bringing the swarm up."""
+def claim_launch(paths: SwarmPaths, tag: str) -> None:
+    """Write down that this process is bringing the swarm up: before there is a record of it, so
+    that nobody writes off a swarm of which nothing runs *yet*.
+    """
     me = psutil.Process()
     document = {"host": socket.gethostname(), "pid": me.pid, "started_at": me.create_time()}
-    write_private(paths.launcher, json.dumps(document))
+    write_private(paths.launcher(tag), json.dumps(document))
 
 
-def being_launched(paths: SwarmPaths) -> bool:
+def being_launched(swarm: LiveSwarm) -> bool:
     """Whether the process that brings the swarm up still lives, as far as can be seen from here."""
     try:
-        launcher = json.loads(paths.launcher.read_text())
+        launcher = json.loads(swarm.paths.launcher(swarm.record.tag).read_text())
     except (OSError, ValueError):
         return False
     if launcher["host"] != socket.gethostname():

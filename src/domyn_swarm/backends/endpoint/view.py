@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from domyn_swarm.model import ProcessId, Record, ReplicaReport
+from domyn_swarm.model import ProcessId, Record, ReplicaReport, utc_now
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import http_json
 
@@ -38,7 +38,11 @@ def read_address(paths: SwarmPaths) -> EndpointAddress | None:
 
 
 def read_view(paths: SwarmPaths) -> CollectorView | None:
-    """What the collector says; when it cannot be asked, the last view it wrote; None: neither."""
+    """What the collector says; when it cannot be asked, the last view it wrote; None: neither.
+
+    A written view goes on ageing by this machine's clock: what a dead collector last saw must not
+    look fresh for ever.
+    """
     return _asked(paths) or _written(paths)
 
 
@@ -56,6 +60,7 @@ def _asked(paths: SwarmPaths) -> CollectorView | None:
 
 def _written(paths: SwarmPaths) -> CollectorView | None:
     try:
-        return CollectorView.model_validate_json(paths.replicas.read_text())
+        view = CollectorView.model_validate_json(paths.replicas.read_text())
     except (OSError, ValueError):
         return None
+    return view.model_copy(update={"taken_at": max(view.taken_at, utc_now())})
