@@ -22,7 +22,9 @@ from typing import Any
 import pytest
 
 from domyn_swarm import engines
+from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.engines.sim import sim_reply
+from domyn_swarm.planning.builder import PlanBuilder
 
 needs_llamacpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None
@@ -178,10 +180,11 @@ def test_sim_streams(wanted: bool, tmp_path: Path) -> None:
     assert usage == ([3] if wanted else [])
 
 
-def test_sim_takes_its_time_for_each_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_sim_takes_its_time_for_each_token(stream: bool, tmp_path: Path) -> None:
     with sim(tmp_path, tokens_per_s=20) as server:
         messages = [{"role": "user", "content": "hello"}]
-        body = {"model": "m", "messages": messages, "stream": True, "max_tokens": 10}
+        body = {"model": "m", "messages": messages, "stream": stream, "max_tokens": 10}
         started = time.monotonic()
         thread = threading.Thread(target=server.ask, args=("/v1/chat/completions", body))
         thread.start()
@@ -370,14 +373,56 @@ def test_llamacpp_answers_wants_its_key_and_drains(tmp_path: Path) -> None:
     assert statuses == [200] * 3
 
 
+def progress(server: Running, engine: str, model: str) -> float:
+    """What a watchdog compares from one probe to the next. Every metric must be there."""
+    config = DomynLLMSwarmConfig.model_validate(
+        {"model": model, "engine": engine, "backend": "local"}
+    )
+    spec = engines.get(engine).serving_spec(PlanBuilder(config, "demo").build())
+    assert spec.running_metric is not None
+    assert spec.waiting_metric is not None
+    server.metric(spec.running_metric)
+    server.metric(spec.waiting_metric)
+    return sum(server.metric(name) for name in spec.progress_metrics)
+
+
+def test_sim_has_the_metrics_that_are_watched(tmp_path: Path) -> None:
+    with sim(tmp_path) as server:
+        before = progress(server, "sim", "m")
+        assert server.chat("hello")[0] == 200
+        assert progress(server, "sim", "m") > before
+
+
+@needs_llamacpp
+def test_llamacpp_shows_progress_before_an_answer_is_complete(tmp_path: Path) -> None:
+    """Else a replica whose slots all write long answers would pass for frozen."""
+    with llamacpp(tmp_path, "--slots", "1") as server:
+        more = {"max_tokens": 2000, "ignore_eos": True}
+        body = {"model": "m", "prompt": "Once", "stream": True, **more}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{server.port}/v1/completions", json.dumps(body).encode()
+        )
+        request.add_header("authorization", "Bearer k")
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            assert reply.readline().startswith(b"data: ")  # the prompt has been read
+            seen = set()
+            deadline = time.monotonic() + 10
+            while len(seen) < 3:
+                assert time.monotonic() < deadline
+                seen.add(progress(server, "llamacpp", "smollm2-135m-instruct"))
+            assert server.metric("llamacpp:requests_processing") == 1
+
+
 @needs_llamacpp
 def test_llamacpp_embeds(tmp_path: Path) -> None:
     with llamacpp(tmp_path, "--embedding") as server:
+        before = progress(server, "llamacpp", "smollm2-135m-instruct")
         status, text = server.ask("/v1/embeddings", {"model": "m", "input": "hello"})
         assert status == 200, text
         vector = json.loads(text)["data"][0]["embedding"]
         assert len(vector) == 576
         assert any(vector)
+        assert progress(server, "llamacpp", "smollm2-135m-instruct") > before
         assert server.chat("hello", max_tokens=1)[0] == 200
 
 

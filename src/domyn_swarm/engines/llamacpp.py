@@ -72,10 +72,8 @@ class LlamaCpp:
             key_env="LLAMACPP_API_KEY",
             running_metric="llamacpp:requests_processing",
             waiting_metric="llamacpp:requests_deferred",
-            progress_metrics=(
-                "llamacpp:tokens_predicted_total",
-                "llamacpp:prompt_tokens_total",
-            ),
+            # Not tokens_predicted_total: it stands still until an answer is complete.
+            progress_metrics=("llamacpp:n_decode_total",),
             first_request=_first_request(plan.model, embeds="--embedding" in flags),
             failure_patterns=self.failure_patterns,
             max_num_seqs=whole_number(flags.get("--slots")) or DEFAULT_SLOTS,

@@ -64,7 +64,13 @@ class SGLang:
             key_env="SGLANG_SERVER_KEY",
             running_metric="sglang:num_running_reqs",
             waiting_metric="sglang:num_queue_reqs",
-            progress_metrics=("sglang:generation_tokens_total", "sglang:prompt_tokens_total"),
+            # generation_tokens_total alone stands still until an answer is complete, and older
+            # versions do not have the first.
+            progress_metrics=(
+                "sglang:realtime_tokens_total",
+                "sglang:inter_token_latency_seconds_count",
+                "sglang:generation_tokens_total",
+            ),
             first_request=FirstRequest(path="/v1/completions", body=body),
             failure_patterns=self.failure_patterns,
             max_num_seqs=whole_number(running),

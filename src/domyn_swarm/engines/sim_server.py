@@ -29,6 +29,7 @@ from domyn_swarm.engines.sim_faults import Faults
 from domyn_swarm.engines.sim_openai import BadRequest, Question
 
 _DRAIN_S = 60.0
+_STEP_S = 0.05  # the token counter moves so often during an answer; finer steps only cost time
 _KEY = web.AppKey("key", str)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -133,9 +134,13 @@ class Simulator:
         return stream
 
     async def _generate(self, tokens: int, *, choices: int) -> None:
-        if self._options.tokens_per_s is not None:
-            await asyncio.sleep(tokens / self._options.tokens_per_s)
-        self._generation_tokens += tokens * choices
+        rate = self._options.tokens_per_s
+        step = tokens if rate is None else max(1, int(rate * _STEP_S))
+        for done in range(0, tokens, step):
+            made = min(step, tokens - done)
+            if rate is not None:
+                await asyncio.sleep(made / rate)
+            self._generation_tokens += made * choices
 
     # -- how it is served ------------------------------------------------------------------------
 
