@@ -128,6 +128,18 @@ def test_any_command() -> None:
     assert built.env == {"A": "1", "B": "3"}
 
 
+FIXED = {"argv": ["serve", "{model}"], "fixed_port": True}
+
+
+def test_a_command_may_have_a_port_of_its_own() -> None:
+    assert spec("command", engine_options=FIXED).argv == ("serve", "org/model")
+
+
+def test_replicas_on_one_machine_cannot_have_the_same_port() -> None:
+    with pytest.raises(ConfigError, match="2 replicas cannot share port 9000"):
+        spec("command", engine_options=FIXED, replicas=2, port=9000)
+
+
 @pytest.mark.parametrize(
     ("engine", "options", "words"),
     [

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from domyn_swarm.config.backends import Env
 from domyn_swarm.engines.options import EngineOptions, parse_options
 from domyn_swarm.engines.patterns import SHARED
+from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.context import ServingSpec
 from domyn_swarm.planning.plan import DeploymentPlan
 
@@ -15,6 +16,7 @@ class CommandOptions(EngineOptions):
     """How to run the server. `{python}`, `{host}`, `{port}` and `{model}` in argv are filled in."""
 
     argv: tuple[str, ...] = Field(min_length=1)
+    fixed_port: bool = False  # it listens on the configuration's `port`, whatever argv says
     health_path: str = "/health"
     metrics_path: str | None = None
     running_metric: str | None = None
@@ -24,8 +26,11 @@ class CommandOptions(EngineOptions):
 
     @model_validator(mode="after")
     def _can_be_told_its_port(self) -> CommandOptions:
-        if not any("{port}" in word for word in self.argv):
-            raise ValueError("argv must hold {port}: ports are chosen where the replica runs")
+        if not self.fixed_port and not any("{port}" in word for word in self.argv):
+            raise ValueError(
+                "argv must hold {port}: ports are chosen where the replica runs "
+                "(or set fixed_port, for a server that always listens on `port`)"
+            )
         return self
 
 
@@ -36,8 +41,19 @@ class Command:
     failure_patterns = SHARED
 
     def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
-        """See `Engine.serving_spec`. `args` follow argv."""
+        """See `Engine.serving_spec`. `args` follow argv.
+
+        Raises:
+            ConfigError: the options are wrong, or replicas on one machine have the same fixed port.
+        """
         options = parse_options(CommandOptions, self.name, plan.engine_options)
+        together = plan.backend == "local" or plan.layout.replicas_per_node > 1
+        if options.fixed_port and together and plan.layout.replicas > 1:
+            raise ConfigError(
+                f"engine_options.fixed_port: {plan.layout.replicas} replicas cannot share "
+                f"port {plan.port_from} of one machine.",
+                hint="Let the server be told its port with {port} in argv, or set replicas to 1.",
+            )
         argv = [word.replace("{model}", plan.model) for word in options.argv]
         return ServingSpec(
             argv=(*argv, *plan.args),
