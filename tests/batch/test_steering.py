@@ -19,6 +19,10 @@ from domyn_swarm.batch.steering import Gauges, parse_gauges
             b"llamacpp:requests_processing 2\nllamacpp:requests_deferred 5\n",
             Gauges(2.0, 5.0),
         ),
+        (
+            b'sglang:num_running_reqs{m="x"} 4\nsglang:num_queue_reqs{m="x"} 1\n',
+            Gauges(4.0, 1.0),
+        ),
         (b"python_gc_objects_collected_total 3\n", None),
         (b"", None),
     ],

@@ -19,10 +19,12 @@ _LEAST_SETTLED = 8  # a throughput over fewer rows is noise
 _LONGEST_S = 60.0
 _TRACE_ROWS = 10_000
 _GAUGES = re.compile(
-    rb"^(?:vllm:num_requests_(running|waiting)|llamacpp:requests_(processing|deferred))"
+    rb"^(vllm:num_requests_running|llamacpp:requests_processing|sglang:num_running_reqs"
+    rb"|vllm:num_requests_waiting|llamacpp:requests_deferred|sglang:num_queue_reqs)"
     rb"(?:\{[^}]*\})? +([0-9.eE+]+)",
     re.MULTILINE,
 )
+_WAITING = (b"waiting", b"deferred", b"num_queue_reqs")
 
 
 class Gauges(NamedTuple):
@@ -48,14 +50,15 @@ class TracePoint(NamedTuple):
 
 
 def parse_gauges(metrics: bytes) -> Gauges | None:
-    """The gauges in a Prometheus text of vLLM or llama.cpp; None when they are not there."""
-    sums = {b"running": 0.0, b"waiting": 0.0}
-    found = False
-    for vllm, llamacpp, value in _GAUGES.findall(metrics):
-        waits = vllm == b"waiting" or llamacpp == b"deferred"
-        sums[b"waiting" if waits else b"running"] += float(value)
-        found = True
-    return Gauges(sums[b"running"], sums[b"waiting"]) if found else None
+    """The gauges in a Prometheus text of vLLM, llama.cpp or SGLang; None when there are none."""
+    running = waiting = 0.0
+    found = _GAUGES.findall(metrics)
+    for name, value in found:
+        if name.endswith(_WAITING):
+            waiting += float(value)
+        else:
+            running += float(value)
+    return Gauges(running, waiting) if found else None
 
 
 def metrics_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
