@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,17 @@ def test_of_several_jobs_with_one_external_id_the_newest_is_meant(store: SwarmSt
     assert store.job("j1").handle is None
 
 
+def test_the_newest_is_meant_whatever_the_time_zone_of_the_submitter(store: SwarmStore) -> None:
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    later = datetime(2026, 1, 1, 11, tzinfo=timezone(timedelta(hours=-5)))
+    store.create_job(job("j1", external_id="nightly", submitted_at=noon))
+    store.create_job(job("j2", external_id="nightly", submitted_at=later))
+    found = store.job("nightly")
+    assert (found.job_id, found.submitted_at) == ("j2", later)
+    assert found.submitted_at.utcoffset() == timedelta(0)
+    assert [one.job_id for one in store.jobs()] == ["j1", "j2"]
+
+
 def test_the_database_is_private_whatever_the_umask(swarm_home: Path) -> None:
     old = os.umask(0)
     try:
@@ -163,9 +175,16 @@ def python(program: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.parametrize("name", ["a home", "q?mode=ro", "100%20", "c#1"])
+def test_a_home_may_have_any_name(tmp_path: Path, name: str) -> None:
+    SwarmStore.open(tmp_path / name / "swarm.db").create_swarm(swarm())
+    assert [found.name for found in tmp_path.rglob("*") if found.is_file()] == ["swarm.db"]
+    assert (tmp_path / name / "swarm.db").stat().st_size > 0
+
+
 def test_many_processes_open_a_fresh_home_at_once() -> None:
     program = "from domyn_swarm.state import SwarmStore; print(len(SwarmStore.open().swarms()))"
-    for child in [python(program) for _ in range(6)]:
+    for child in [python(program) for _ in range(8)]:
         out, errors = child.communicate(timeout=60)
         assert (out, child.returncode) == ("0\n", 0), errors
 
@@ -206,6 +225,29 @@ def test_a_writer_killed_in_the_middle_loses_nothing_it_had_written() -> None:
     assert written <= len(SwarmStore.open().jobs()) <= written + 1
 
 
+def test_opening_leaves_the_locks_of_this_process_alone(
+    store: SwarmStore, swarm_home: Path
+) -> None:
+    holder = sqlite3.connect(swarm_home / "swarm.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    SwarmStore.open()
+    program = (
+        "import sqlite3, sys; rival = sqlite3.connect(sys.argv[1], timeout=0);"
+        "rival.execute('BEGIN IMMEDIATE')"
+    )
+    command = [sys.executable, "-c", program, str(swarm_home / "swarm.db")]
+    rival = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert "database is locked" in rival.stderr
+
+
+def test_who_died_before_the_first_migration_is_succeeded(swarm_home: Path) -> None:
+    swarm_home.mkdir()
+    (swarm_home / "swarm.db").touch()
+    assert SwarmStore.open().swarms() == []
+
+
 def test_a_database_from_the_future_is_refused(store: SwarmStore, swarm_home: Path) -> None:
     connection = sqlite3.connect(swarm_home / "swarm.db")
     connection.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -219,6 +261,31 @@ def test_a_file_that_is_no_database_is_refused(swarm_home: Path) -> None:
     swarm_home.mkdir()
     (swarm_home / "swarm.db").write_text("something else " * 100)
     with pytest.raises(StateError, match="not a usable state database"):
+        SwarmStore.open()
+
+
+def test_a_page_that_was_overwritten_is_told(store: SwarmStore, swarm_home: Path) -> None:
+    for number in range(50):
+        store.create_job(job(f"j{number}", input="i" * 1000))
+    path = swarm_home / "swarm.db"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = b"\xff" * (len(content) - len(content) // 2)
+    path.write_bytes(content)
+    with pytest.raises(StateError, match="not a usable state database") as refused:
+        SwarmStore.open().jobs()
+    assert "Move it away" in refused.value.hint
+
+
+def test_a_job_recorded_twice_is_not_blamed_on_the_file(store: SwarmStore) -> None:
+    store.create_job(job())
+    with pytest.raises(Exception, match="UNIQUE constraint failed") as refused:
+        store.create_job(job())
+    assert not isinstance(refused.value, StateError)
+
+
+def test_a_folder_in_the_place_of_the_database_is_refused(swarm_home: Path) -> None:
+    (swarm_home / "swarm.db").mkdir(parents=True)
+    with pytest.raises(StateError, match="cannot be opened"):
         SwarmStore.open()
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import NullPool
 
@@ -23,6 +24,8 @@ from domyn_swarm.state.tables import NEWEST_REVISION
 
 BUSY_TIMEOUT_S = 15.0
 
+_creating = threading.Lock()  # no thread connects before the new file's creator has closed it
+
 
 def open_database(path: Path) -> Engine:
     """An engine over an up-to-date database.
@@ -30,15 +33,8 @@ def open_database(path: Path) -> Engine:
     Raises:
         StateError: the file is no database, is from a newer version, or cannot be written.
     """
-    try:
-        private_dir(path.parent)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # private before it has content
-    except OSError as error:
-        raise StateError(
-            f"The state database {path} cannot be opened: {error.strerror}.",
-            hint="Set DOMYN_SWARM_HOME to a folder of yours.",
-        ) from error
-    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    _create_private(path)
+    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
     with translated(path), engine.connect() as connection:
@@ -47,6 +43,29 @@ def open_database(path: Path) -> Engine:
         if revision != NEWEST_REVISION:
             _upgrade(engine, path)
     return engine
+
+
+def _create_private(path: Path) -> None:
+    """Make the file private before it has content; leave one that exists alone.
+
+    A file that SQLite may have open is never opened here: closing it would drop every lock that
+    this process holds on it, another thread's transaction included.
+    """
+    try:
+        private_dir(path.parent)
+        with _creating, contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise _not_ours(path, str(error.strerror)) from error
+    if not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
+        raise _not_ours(path, "it is no file that you may read and write")
+
+
+def _not_ours(path: Path, why: str) -> StateError:
+    return StateError(
+        f"The state database {path} cannot be opened: {why}.",
+        hint="Set DOMYN_SWARM_HOME to a folder of yours.",
+    )
 
 
 @contextlib.contextmanager
@@ -60,6 +79,8 @@ def translated(path: Path) -> Iterator[None]:
             hint="Another program may hold it, or the disk may be full; try again.",
         ) from error
     except DatabaseError as error:
+        if type(error) is not DatabaseError:  # a broken constraint is a bug, not a broken file
+            raise
         raise StateError(
             f"{path} is not a usable state database: {error.orig}.",
             hint="Move it away; `down` still finds what runs by the swarms' folders and tags.",
@@ -95,7 +116,8 @@ def _upgrade(engine: Engine, path: Path) -> None:
     from alembic.script import ScriptDirectory
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    scripts = str(Path(__file__).parent / "migrations")
+    config.set_main_option("script_location", scripts.replace("%", "%%"))  # it interpolates
     config.set_main_option("path_separator", "os")
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
         revision = _revision(connection)

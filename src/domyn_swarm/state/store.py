@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,8 @@ class SwarmStore:
                 SwarmRow(
                     **fields,
                     phase=record.phase.value,
-                    created_at=record.created_at.isoformat(),
-                    updated_at=record.updated_at.isoformat(),
+                    created_at=_text(record.created_at),
+                    updated_at=_text(record.updated_at),
                 )
             )
             session.flush()
@@ -94,7 +94,7 @@ class SwarmStore:
         """
         with self._session(writes=True) as session:
             row = self._by_tag(session, tag)
-            row.updated_at = utc_now().isoformat()
+            row.updated_at = _text(utc_now())
             session.add(HandleRow(tag=tag, part_json=json.dumps(part)))
 
     def set_phase(self, tag: str, phase: SwarmPhase, detail: str = "") -> None:
@@ -109,7 +109,7 @@ class SwarmStore:
             check_transition(f"The swarm {row.name!r}", current, phase, SWARM_TRANSITIONS)
             row.phase = phase.value
             row.detail = detail or row.detail
-            row.updated_at = utc_now().isoformat()
+            row.updated_at = _text(utc_now())
 
     def set_stopped(self, tag: str, detail: str = "") -> None:
         """Record that nothing of the swarm runs any more, whatever its phase was. Idempotent, so
@@ -121,7 +121,7 @@ class SwarmStore:
                 return
             row.phase = SwarmPhase.STOPPED.value
             row.detail = detail or row.detail
-            row.updated_at = utc_now().isoformat()
+            row.updated_at = _text(utc_now())
 
     @staticmethod
     def _by_tag(session: Session, tag: str) -> SwarmRow:
@@ -179,8 +179,8 @@ class SwarmStore:
                     **fields,
                     status=record.status.value,
                     handle_json=record.handle.model_dump_json() if record.handle else None,
-                    submitted_at=record.submitted_at.isoformat(),
-                    ended_at=record.ended_at.isoformat() if record.ended_at else None,
+                    submitted_at=_text(record.submitted_at),
+                    ended_at=_text(record.ended_at) if record.ended_at else None,
                 )
             )
 
@@ -216,7 +216,7 @@ class SwarmStore:
             row.status = status.value
             row.exit_code = exit_code
             if status.final:
-                row.ended_at = (ended_at or utc_now()).isoformat()
+                row.ended_at = _text(ended_at or utc_now())
 
     def job(self, ref: str) -> JobRecord:
         """A job by its id or external id; of several with one external id the newest.
@@ -246,6 +246,11 @@ class SwarmStore:
             query = query.where(JobRow.swarm == swarm)
         with self._session() as session:
             return [_job_record(row) for row in session.scalars(query).all()]
+
+
+def _text(moment: datetime) -> str:
+    """The moment in UTC, so that texts sort as moments do; a naive one is local time."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def _job_record(row: JobRow) -> JobRecord:
