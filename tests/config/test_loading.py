@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml, load
+from domyn_swarm.config.backends import SlurmConfig, time_limit_s
 from domyn_swarm.config.models import json_schema
 from domyn_swarm.config.sources import parse_yaml
 from domyn_swarm.errors import ConfigError
@@ -98,25 +99,227 @@ backend:
   partitin: gpu
 watchdog:
   restart_policy: sometimes
+  restart_backoff_initial: 90
 router: {tls_cert: /nowhere}
 name: Not_Good
+min_ready: 2
+gpus_per_replica: 6
+replicas: 1
+env:
+  HF_TOKEN: hf_hidden
+  not a name: 1
+notify: {url: "http://x"}
+tls_cert: x
 """
-    assert mistakes(text, tmp_path).splitlines()[:-1] == [
-        "bad.yaml: 9 mistakes in the configuration:",
-        "  bad.yaml:12: name: must be lower-case letters, digits and hyphens, begin with a letter, "
-        "at most 40",
+    said = mistakes(text, tmp_path, overrides=["port", "port=high"])
+    assert said.splitlines()[:-1] == [
+        "bad.yaml: 16 mistakes in the configuration:",
+        "  bad.yaml:16: replicas: stands twice, first on line 3; remove one",
+        "  --set port: write key=value, for example replicas=4",
+        "  bad.yaml:2: replica: unknown key; did you mean replicas?",
         "  bad.yaml:4: engine: must be 'vllm', 'llamacpp', 'sglang', 'sim' or 'command', not 'vlm'",
-        "  bad.yaml:3: replicas: must be a valid integer, unable to parse string as an integer, "
-        "not 'many'",
-        "  bad.yaml:11: router: tls_cert and tls_key are given together or not at all",
         "  bad.yaml:5: backend.partition: is required",
-        "  bad.yaml:7: backend.time_limit: is not a time like 36:00:00, 90 (minutes) or "
+        "  bad.yaml:7: backend.time_limit: write a time like 36:00:00, 90 (minutes) or "
         "2-12:00:00 (days)",
         "  bad.yaml:8: backend.partitin: unknown key; did you mean partition?",
+        "  bad.yaml:9: watchdog.restart_backoff_max: must not be less than "
+        "restart_backoff_initial (90)",
         "  bad.yaml:10: watchdog.restart_policy: must be 'on-failure', 'always' or 'never', "
         "not 'sometimes'",
-        "  bad.yaml:2: replica: unknown key; did you mean replicas?",
+        "  bad.yaml:12: router.tls_cert: there is no file /nowhere",
+        "  bad.yaml:13: name: must be lower-case letters, digits and hyphens, begin with a letter, "
+        "not end with a hyphen, at most 40",
+        "  bad.yaml:14: min_ready: 2 is more than replicas (1)",
+        "  bad.yaml:19: env.not a name: is no name of a variable: use letters, digits and _",
+        "  bad.yaml:20: notify.url: this version does not act on it yet: take it out",
+        "  bad.yaml:21: tls_cert: unknown key here; it belongs under router",
+        "  --set port: port: must be a whole number, not 'high'",
     ]
+
+
+def test_no_mistake_shows_a_secret(tmp_path: Path) -> None:
+    text = "model: m\nbackend: local\nenv:\n  HF_TOKEN: hf_hidden\n  DB_PASSWORD: hf_hidden\n"
+    said = mistakes(text, tmp_path)
+    assert "bad.yaml:4: env.HF_TOKEN: looks like a secret" in said
+    assert "bad.yaml:5: env.DB_PASSWORD: looks like a secret" in said
+    assert "hf_hidden" not in said
+    with pytest.raises(ValueError, match="looks like a secret") as caught:
+        DomynLLMSwarmConfig.model_validate({"model": "m", "env": {"HF_TOKEN": "hf_hidden"}})
+    assert "hf_hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_TOKEN",
+        "OPENAI_API_KEY",
+        "apikey",
+        "AWS_SECRET_ACCESS_KEY",
+        "TOKEN_2",
+        "MYTOKEN",
+        "A_SECRET",
+    ],
+)
+def test_secrets_are_known_by_their_names(name: str) -> None:
+    with pytest.raises(ValueError, match="looks like a secret"):
+        DomynLLMSwarmConfig.model_validate({"model": "m", "backend": "local", "env": {name: "x"}})
+
+
+@pytest.mark.parametrize(
+    "name", ["TOKENIZERS_PARALLELISM", "VLLM_MAX_TOKENS", "HF_TOKEN_PATH", "KEY", "SECRETARY"]
+)
+def test_what_only_sounds_like_a_secret_is_passed_on(name: str) -> None:
+    config = {"model": "m", "backend": "local", "env": {name: "x"}}
+    assert DomynLLMSwarmConfig.model_validate(config).env == {name: "x"}
+
+
+# Every key, with a value as YAML writes it plainly and what it means.
+KEYS: dict[str, tuple[str, Any]] = {
+    "model": ("0123", "0123"),
+    "name": ("on", "on"),
+    "revision": ("1.10", "1.10"),
+    "engine": ("sglang", "sglang"),
+    "replicas": ("8", 8),
+    "min_ready": ("1", 1),
+    "gpus_per_node": ("16", 16),
+    "gpus_per_replica": ("32", 32),
+    "cpus_per_task": ("2", 2),
+    "memory_gb": ("1.5e1", 15.0),
+    "image": ("/a b.sif", Path("/a b.sif").as_posix()),
+    "args": ("[--a, 1.10, 'b c']", ("--a", "1.10", "b c")),
+    "port": ("9000", 9000),
+    "wait_endpoint_s": ("60", 60.0),
+    "env": ("{A: on, B: 1_000, C: 2024-01-01}", {"A": "on", "B": "1_000", "C": "2024-01-01"}),
+    "home_directory": ("/x/y", Path("/x/y")),
+    "engine_options": ("{a: 1, b: [true, 1.5]}", {"a": 1, "b": [True, 1.5]}),
+    "router.policy": ("cache_aware", "cache_aware"),
+    "router.max_concurrent": ("9", 9),
+    "router.queue_size": ("0", 0),
+    "router.retries": ("0", 0),
+    "watchdog.probe_interval": ("0.5", 0.5),
+    "watchdog.http_path": ("/ready", "/ready"),
+    "watchdog.http_timeout": ("1", 1.0),
+    "watchdog.readiness_timeout": ("5", 5.0),
+    "watchdog.restart_policy": ("always", "always"),
+    "watchdog.unhealthy_restart_after": ("7", 7.0),
+    "watchdog.max_restarts": ("0", 0),
+    "watchdog.restart_backoff_initial": ("1", 1.0),
+    "watchdog.restart_backoff_max": ("2", 2.0),
+    "watchdog.kill_grace_seconds": ("3", 3.0),
+    "watchdog.progress_timeout": ("4", 4.0),
+    "watchdog.ray.enabled": ("yes", True),
+    "watchdog.ray.expected_tp": ("8", 8),
+    "watchdog.ray.probe_timeout_s": ("1", 1.0),
+    "watchdog.ray.status_grace_s": ("2", 2.0),
+    "watchdog.ray.probe_interval_s": ("3", 3.0),
+    "backend.partition": ("gpu", "gpu"),
+    "backend.account": ("00123", "00123"),
+    "backend.qos": ("normal", "normal"),
+    "backend.time_limit": ("36:00:00", "36:00:00"),
+    "backend.node_list": ("n[1-3]", "n[1-3]"),
+    "backend.exclude_nodes": ("n9", "n9"),
+    "backend.modules": ("[cuda/12.10]", ("cuda/12.10",)),
+    "backend.preamble": ("['#SBATCH --x=$(y)']", ("#SBATCH --x=$(y)",)),
+    "backend.container": ("none", "none"),
+    "backend.container_args": ("[--nv]", ("--nv",)),
+    "backend.mounts": ("{/a: /b}", {"/a": "/b"}),
+    "backend.venv_path": ("/venv", "/venv"),
+    "backend.env": ("{A: 1}", {"A": "1"}),
+    "backend.requeue": ("off", False),
+    "backend.drain_before_end_s": ("60", 60),
+    "backend.packing": ("node", "node"),
+    "backend.mail_user": ("a@b.c", "a@b.c"),
+    "backend.template_path": ("/t", "/t"),
+    "backend.requires_ray": ("true", True),
+    "backend.ray_port": ("1", 1),
+    "backend.ray_dashboard_port": ("2", 2),
+    "backend.endpoint.partition": ("cpu", "cpu"),
+    "backend.endpoint.qos": ("low", "low"),
+    "backend.endpoint.cpus_per_task": ("4", 4),
+    "backend.endpoint.mem": ("16", "16"),
+    "backend.endpoint.wall_time": ("2-12", "2-12"),
+    "backend.endpoint.port": ("8001", 8001),
+    "backend.endpoint.timeout_s": ("1", 1.0),
+}
+LEPTON: dict[str, tuple[str, Any]] = {
+    "backend.workspace_id": ("007", "007"),
+    "backend.env": ("{A: 1}", {"A": "1"}),
+    **{
+        f"backend.{part}.{key}": pair
+        for part in ("endpoint", "job")
+        for key, pair in {
+            "image": ("a/b:1.10", "a/b:1.10"),
+            "resource_shape": ("cpu.large", "cpu.large"),
+            "allowed_dedicated_node_groups": ("[a]", ("a",)),
+            "allowed_nodes": ("[1]", ("1",)),
+            "env": ("{B: no}", {"B": "no"}),
+            "image_pull_secrets": ("[s]", ("s",)),
+        }.items()
+    },
+    "backend.endpoint.api_token_secret_name": ("t", "t"),
+}
+# Exercised by tests of their own: files that must exist, what nothing acts on yet, the type.
+ELSEWHERE = {"router.tls_cert", "router.tls_key", "idle_timeout_s", "notify.url", "backend.type"}
+ELSEWHERE |= {"backend.endpoint.mounts", "backend.job.mounts"}
+
+
+def nested(pairs: dict[str, str]) -> str:
+    """YAML, one line for each section and for each key."""
+    lines: list[str] = []
+    open_at: list[str] = []
+    for name in sorted(pairs, key=lambda one: (one.split(".")[0], one.count("."), one)):
+        *sections, key = name.split(".")
+        while open_at != sections[: len(open_at)]:
+            open_at.pop()
+        for section in sections[len(open_at) :]:
+            lines.append(f"{'  ' * len(open_at)}{section}:")
+            open_at.append(section)
+        lines.append(f"{'  ' * len(open_at)}{key}: {pairs[name]}")
+    return "\n".join(lines)
+
+
+def value_of(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+@pytest.mark.parametrize(("backend", "keys"), [("slurm", KEYS), ("lepton", {**KEYS, **LEPTON})])
+def test_every_key_is_read_as_it_was_written(
+    backend: str, keys: dict[str, tuple[str, Any]], tmp_path: Path
+) -> None:
+    if backend == "lepton":
+        keys = {name: keys[name] for name in keys if "backend" not in name or name in LEPTON}
+    path = tmp_path / "all.yaml"
+    path.write_text(
+        nested({name: text for name, (text, _) in keys.items()} | {"backend.type": backend})
+    )
+    loaded = load(path)
+    for name, (_, meant) in keys.items():
+        assert value_of(loaded.config, name) == meant, name
+    leaves = {
+        name
+        for name in loaded.provenance
+        if not any(name.startswith(f"{one}.") for one in keys if isinstance(keys[one][1], dict))
+    }
+    dicts = {name for name, (_, meant) in keys.items() if isinstance(meant, dict)}
+    assert leaves | dicts == (set(keys) | ELSEWHERE) & (leaves | dicts)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_yaml(loaded.config))
+    assert load(copy).config == loaded.config
+
+
+@pytest.mark.parametrize(
+    "name", [*KEYS, "router.tls_cert", "router.tls_key", "idle_timeout_s", "notify.url"]
+)
+def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path) -> None:
+    good = {"model": "m", "backend.type": "slurm", "backend.partition": "p"}
+    text = nested({**good, name: "[[]]"})
+    line = next(n for n, one in enumerate(text.splitlines(), 1) if one.endswith("[[]]"))
+    said = mistakes(text, tmp_path).splitlines()
+    assert said[0] == "bad.yaml: 1 mistake in the configuration:"
+    assert f"  bad.yaml:{line}: {name}" in said[1]
+    assert "must be" in said[1]
 
 
 @pytest.mark.parametrize(
@@ -126,17 +329,55 @@ name: Not_Good
         ("- a\n", "is a list, not a mapping"),
         ("a: [1\n", "bad.yaml:2: not YAML"),
         ("model: a\nmodel: b\n", "bad.yaml:2: model: stands twice, first on line 1"),
-        ("model: a\nbackend: {type: slrm}\n", "type must be one of local, slurm, lepton"),
-        ("model: a\nbackend: {}\n", "type must be one of local, slurm, lepton"),
+        (
+            "model: a\nbackend: {type: slrm}\n",
+            "bad.yaml:2: backend.type: must be one of local, slurm, lepton",
+        ),
+        (
+            "model: a\nbackend: {}\n",
+            "bad.yaml:2: backend.type: must be one of local, slurm, lepton",
+        ),
         ("backend: local\n", "model: is required"),
         ("model: a\n", "backend: is required"),
-        ("model: a\nbackend: local\nmin_ready: 2\n", "min_ready (2) is more than replicas (1)"),
+        ("model: a\nbackend: local\nmin_ready: 2\n", "bad.yaml:3: min_ready: 2 is more than"),
+        ("model:\nbackend: local\n", "bad.yaml:1: model: is required"),
+        ("model: ''\nbackend: local\n", "bad.yaml:1: model: String should have at least 1"),
+        ("text", "is text, not a mapping"),
+        ("a: &x [*x]\n", "an alias holds itself"),
+        ("[" * 3000, "nested too deeply"),
+        ("a: b\nc: \x01\n", "bad.yaml:2: not YAML: holds the control character U+0001"),
+        ('model: "a\\0"\nbackend: local\n', "bad.yaml:1: model: holds a NUL character"),
+        ("model: a\nbackend: local\nmemory_gb: .inf\n", "bad.yaml:3: memory_gb: must be a number"),
+        ("model: a\nbackend: local\nmemory_gb: nan\n", "bad.yaml:3: memory_gb: must be"),
+        ("model: a\nbackend: local\nmemory_gb: inf\n", "bad.yaml:3: memory_gb: must be a finite"),
+        ("model: a\nbackend: local\nreplicas: 2.5\n", "bad.yaml:3: replicas: must be a whole"),
+        ("model: a\nbackend: local\nreplicas: true\n", "bad.yaml:3: replicas: must be a whole"),
+        ("model: a\nbackend: local\nargs: 'a \"b'\n", "bad.yaml:3: args: is not a command line"),
+        ("model: a\nbackend: local\ngpus_per_replica: 6\n", "bad.yaml:3: gpus_per_replica: is 6"),
+        (
+            "model: a\nbackend: local\ngpus_per_node: 0\n",
+            "gpus_per_replica: is 1, but gpus_per_node",
+        ),
+        (
+            "model: a\nbackend: local\nidle_timeout_s: 9\n",
+            "bad.yaml:3: idle_timeout_s: this version",
+        ),
+        (
+            "model: a\nbackend: {type: local, partition: p}\n",
+            "backend.partition: unknown key; backend takes type",
+        ),
+        (
+            "model: a\nbackend:\n  type: slurm\n  partition: p\n  time_limit: 4\n"
+            "  drain_before_end_s: 240\n",
+            "bad.yaml:6: backend.drain_before_end_s: must be shorter than time_limit (4)",
+        ),
+        (
+            "model: a\nbackend:\n  type: slurm\n  partition: p\n  time_limit: 1-0\n"
+            "  endpoint: {wall_time: '23:59:59'}\n",
+            "bad.yaml:6: backend.endpoint: wall_time must not be shorter than the replicas' 1-0",
+        ),
         ("model: a\nbackend: local\nreplicas: 0\n", "bad.yaml:3: replicas: must be greater"),
         ("model: a\nbackend: local\nport: 70000\n", "bad.yaml:3: port"),
-        (
-            "model: a\nbackend: local\nenv:\n  HF_TOKEN: x\n",
-            "bad.yaml:3: env: HF_TOKEN looks like a secret",
-        ),
         ("model: a\nbackend: local\nargs: {a: 1}\n", "bad.yaml:3: args"),
     ],
 )
@@ -193,7 +434,134 @@ def test_every_key_is_in_the_schema() -> None:
     )
 )
 def test_yaml_is_read_as_it_was_written(values: dict[str, Any]) -> None:
-    layer = parse_yaml(yaml.safe_dump(values), "x")
-    assert layer.values == values
+    text = yaml.safe_dump({"engine_options": values})
+    layer = parse_yaml(text, "x")
+    assert layer.values == {"engine_options": values}
+    lines = text.splitlines()
     for key in values:
-        assert (key,) in layer.places
+        line = int(layer.places["engine_options", key].removeprefix("x:"))
+        assert lines[line - 1].strip().startswith(f"{key}:")
+
+
+def test_a_layer_that_changes_the_backend_takes_nothing_over_of_the_other(
+    file: Path, swarm_home: Path
+) -> None:
+    swarm_home.mkdir()
+    defaults = swarm_home / "defaults.yaml"
+    defaults.write_text(
+        "backend: {type: slurm, partition: p, qos: q}\nwatchdog: {http_timeout: 9}\n"
+    )
+    assert load(file).config.backend.type == "local"
+    file.write_text("model: m\nbackend: {partition: other}\nwatchdog:\n  # nothing\n")
+    loaded = load(file)
+    assert isinstance(loaded.config.backend, SlurmConfig)
+    assert (loaded.config.backend.partition, loaded.config.backend.qos) == ("other", "q")
+    assert loaded.config.watchdog.http_timeout == 9
+    assert loaded.provenance["backend.qos"] == f"{defaults}:1"
+    assert loaded.provenance["backend.partition"] == f"{file}:2"
+    assert loaded.provenance["watchdog.http_timeout"] == f"{defaults}:2"
+    defaults.write_text("backend: slurm\n")
+    assert load(file, overrides=["backend.partition=third"]).config.backend.type == "slurm"
+
+
+def test_an_empty_value_takes_back_what_the_defaults_say(file: Path, swarm_home: Path) -> None:
+    swarm_home.mkdir()
+    (swarm_home / "defaults.yaml").write_text("image: x.sif\nport: 9000\n")
+    file.write_text("model: m\nbackend: local\nimage:\nport: null\n")
+    config = load(file).config
+    assert (config.image, config.port) == (None, 8000)
+
+
+def test_mistakes_of_both_files_are_told(file: Path, swarm_home: Path) -> None:
+    swarm_home.mkdir()
+    defaults = swarm_home / "defaults.yaml"
+    defaults.write_text("a: [\n")
+    file.write_text("")
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert f"{defaults}:2: not YAML" in str(caught.value)
+    assert f"{file}: is empty" in str(caught.value)
+    defaults.write_text("prot: 9\n")
+    file.write_text("model: m\nbackend: local\nport: x\n")
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert f"{defaults}:1: prot: unknown key; did you mean port?" in str(caught.value)
+    assert f"{file}:3: port" in str(caught.value)
+
+
+def test_tls_needs_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tls.yaml"
+    path.write_text("model: m\nbackend: local\nrouter:\n  tls_cert: cert.pem\n  tls_key: key.pem\n")
+    router = load(path).config.router
+    assert (router.tls_cert, router.tls_key) == (tmp_path / "cert.pem", tmp_path / "key.pem")
+    for one in ("tls_cert", "tls_key"):
+        text = f"model: m\nbackend: local\nrouter:\n  {one}: {tmp_path / 'key.pem'}\n"
+        assert "router.tls_key: tls_cert and tls_key are given together" in mistakes(text, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [("a", True), ("a" * 40, True), ("a1-b2", True), ("a" * 41, False), ("a-", False)]
+    + [(bad, False) for bad in ("1a", "-a", "A", "a_b", "a.b", "a b", "é", "", "a\n", "../a")],
+)
+def test_names(name: str, good: bool, file: Path) -> None:
+    if good:
+        assert load(file, name=name).config.name == name
+    else:
+        with pytest.raises(ConfigError, match="--name: name: must be lower-case letters"):
+            load(file, name=name)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("36:00:00", 129600),
+        ("2-12", 216000),
+        ("1-1:2:3", 90123),
+        ("2-12:30", 217800),
+        ("0", float("inf")),
+    ],
+)
+def test_times_as_slurm_writes_them(text: str, seconds: float) -> None:
+    assert time_limit_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-1", "1h", "1-", "36:00:00\n", ":30"])
+def test_times_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="write a time like"):
+        time_limit_s(text)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "image": st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
+            "args": st.lists(
+                st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=4
+            ),
+            "revision": st.sampled_from(
+                ["on", "1.10", "null", "~", "0x1F", "1:30", "2024-01-01", "<<"]
+            ),
+            "memory_gb": st.floats(0.1, 1e6),
+            "replicas": st.integers(1, 100),
+            "env": st.dictionaries(
+                st.from_regex(r"\A[A-Z_]{1,3}\Z"), st.text("a'\"$\\\n`,: ", max_size=9)
+            ),
+        },
+    )
+)
+def test_what_is_dumped_is_read_back_as_the_same(
+    tmp_path_factory: pytest.TempPathFactory, keys: dict[str, Any]
+) -> None:
+    if "\0" in str(keys.get("image")) or any("\0" in word for word in keys.get("args", ())):
+        return
+    config = DomynLLMSwarmConfig.model_validate({"model": "m", "backend": "local", **keys})
+    path = tmp_path_factory.getbasetemp() / "dumped.yaml"
+    path.write_text(dump_yaml(config), encoding="utf-8")
+    assert load(path).config == config

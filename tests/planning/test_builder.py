@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.errors import ConfigError
@@ -66,11 +67,6 @@ def test_arguments_arrive_as_they_are(args: Any, parsed: tuple[str, ...]) -> Non
     assert build(args=args).args == parsed
 
 
-def test_an_open_quotation_is_refused() -> None:
-    with pytest.raises(ConfigError, match="is not a command line"):
-        build(args="--a 'b")
-
-
 def test_a_plan_survives_the_disk_and_is_the_same_for_the_same_configuration() -> None:
     plan = build(replicas=5, env={"A": "1"}, watchdog={"progress_timeout": 9})
     assert DeploymentPlan.model_validate_json(plan.model_dump_json()) == plan
@@ -82,7 +78,16 @@ def test_the_users_environment_wins_over_the_platforms() -> None:
     assert build(backend=backend, env={"A": "user"}).env == {"A": "user", "B": "2"}
 
 
-@pytest.mark.parametrize("keys", [{"idle_timeout_s": 60}, {"notify": {"url": "http://x"}}])
-def test_what_nothing_acts_on_is_refused_and_not_ignored(keys: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="does not act on it yet"):
-        build(**keys)
+@given(st.sampled_from(["vllm", "sim"]), st.none() | st.integers(0, 40), st.integers(0, 16))
+def test_a_valid_configuration_always_has_a_layout(
+    engine: str, per_replica: int | None, per_node: int
+) -> None:
+    gpus = (1 if engine == "vllm" else 0) if per_replica is None else per_replica
+    keys = {"engine": engine, "gpus_per_replica": per_replica, "gpus_per_node": per_node}
+    try:
+        layout = lay_out(1, gpus, per_node)
+    except ConfigError:
+        with pytest.raises(ValidationError, match="gpus_per_replica"):
+            build(**keys)
+    else:
+        assert build(**keys).layout == layout

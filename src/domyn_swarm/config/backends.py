@@ -3,37 +3,80 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-_TIME_LIMIT = re.compile(r"^(?:\d+-\d{1,2}(?::\d{2}(?::\d{2})?)?|\d+(?::\d{2}){0,2})$")
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(
+    r"(?:^|_)(?:TOKEN|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|(?:API|ACCESS|PRIVATE)_?KEY)"
+    r"(?:[_\d]|$)|(?:TOKEN|SECRET|PASSWORD|APIKEY)$",
+    re.IGNORECASE,
+)
+_PLACE = re.compile(r"_(?:PATH|FILE|DIR)$", re.IGNORECASE)  # where a secret lies is none
+_TIME_LIMIT = re.compile(
+    r"(?:(?P<days>\d+)-)(?P<h>\d+)(?::(?P<m>\d{1,2}))?(?::(?P<s>\d{1,2}))?"
+    r"|(?:(?P<hours>\d+):(?=\d+:))?(?P<minutes>\d+)(?::(?P<seconds>\d{1,2}))?"
+)
 
 
 class Section(BaseModel):
     """A part of the configuration: frozen, and without room for unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        hide_input_in_errors=True,  # it may be a secret
+    )
 
 
-def _no_secrets(env: dict[str, str]) -> dict[str, str]:
-    secret = sorted(name for name in env if _SECRET_NAME.search(name))
+class WrongNames(ValueError):
+    """Some keys of a mapping cannot be; each is told of at its own line."""
+
+    def __init__(self, names: Iterable[str], why: str) -> None:
+        self.names = sorted(names)
+        self.why = why
+        super().__init__(f"{', '.join(self.names)} {why}")
+
+
+def _environment(env: dict[str, str]) -> dict[str, str]:
+    unusable = [name for name in env if not _NAME.fullmatch(name)]
+    if unusable:
+        raise WrongNames(unusable, "is no name of a variable: use letters, digits and _")
+    secret = [name for name in env if _SECRET.search(name) and not _PLACE.search(name)]
     if secret:
-        raise ValueError(
-            f"{', '.join(secret)} looks like a secret and would be written to disk; "
-            "export it in your shell instead: engines inherit it"
+        raise WrongNames(
+            secret,
+            "looks like a secret and would be written to disk; "
+            "export it in your shell instead: engines inherit it",
         )
     return env
 
 
+def time_limit_s(value: str) -> float:
+    """The seconds of a time as Slurm writes it; 0 is no limit: infinitely many.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _TIME_LIMIT.fullmatch(value)
+    if found is None:
+        raise ValueError("write a time like 36:00:00, 90 (minutes) or 2-12:00:00 (days)")
+    part = {name: int(digits or 0) for name, digits in found.groupdict().items()}
+    hours = part["days"] * 24 + part["h"] + part["hours"]
+    minutes = hours * 60 + part["m"] + part["minutes"]
+    return (minutes * 60 + part["s"] + part["seconds"]) or float("inf")
+
+
 def _time_limit(value: str) -> str:
-    if not _TIME_LIMIT.match(value):
-        raise ValueError("is not a time like 36:00:00, 90 (minutes) or 2-12:00:00 (days)")
+    time_limit_s(value)
     return value
 
 
-Env = Annotated[dict[str, str], AfterValidator(_no_secrets)]
+Env = Annotated[dict[str, str], AfterValidator(_environment)]
 TimeLimit = Annotated[str, AfterValidator(_time_limit)]
 
 
@@ -82,6 +125,24 @@ class SlurmConfig(Section):
     ray_dashboard_port: int = Field(8265, ge=1, le=65535)
     endpoint: SlurmEndpointConfig = SlurmEndpointConfig()
 
+    @field_validator("drain_before_end_s")
+    @classmethod
+    def _leaves_time_to_serve(cls, value: int, info: ValidationInfo) -> int:
+        limit = info.data.get("time_limit")
+        if limit is not None and value >= time_limit_s(limit):
+            raise ValueError(f"must be shorter than time_limit ({limit})")
+        return value
+
+    @field_validator("endpoint")
+    @classmethod
+    def _outlives_replicas(
+        cls, value: SlurmEndpointConfig, info: ValidationInfo
+    ) -> SlurmEndpointConfig:
+        limit = info.data.get("time_limit")
+        if limit and value.wall_time and time_limit_s(value.wall_time) < time_limit_s(limit):
+            raise ValueError(f"wall_time must not be shorter than the replicas' {limit}")
+        return value
+
 
 class LeptonMount(Section):
     """A path of the workspace's storage inside the container."""
@@ -119,7 +180,7 @@ class LeptonConfig(Section):
     """The endpoint and the jobs are NVIDIA DGX Cloud Lepton's own."""
 
     type: Literal["lepton"] = "lepton"
-    workspace_id: str
+    workspace_id: str | None = None  # else `LEPTON_WORKSPACE_ID`
     env: Env = Field(default_factory=dict)
     endpoint: LeptonEndpointConfig = LeptonEndpointConfig()
     job: LeptonJobConfig = LeptonJobConfig()

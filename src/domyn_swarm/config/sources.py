@@ -1,4 +1,9 @@
-"""YAML with a memory: every value knows the file and line it was written on."""
+"""YAML with a memory: every value knows the file and line it was written on.
+
+Plain scalars are kept as the text they were written as, and the model says what they mean: YAML
+itself would read `36:00:00` as 129600, `1.10` as 1.1, `on` as true and `0123` as 83. Only
+`engine_options`, which mean nothing to this module's readers, have YAML's own types.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +18,25 @@ from domyn_swarm.errors import ConfigError
 
 Key = tuple[str | int, ...]
 
+_TEXT = "tag:yaml.org,2002:str"
+_TYPED = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
+_OPAQUE = "engine_options"
+
 
 @dataclass
 class Layer:
-    """One source of settings: plain values, and where each key was written."""
+    """One source of settings: plain values, where each key was written, and what is wrong."""
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)
+    mistakes: list[str] = field(default_factory=list)  # that leave the rest readable
 
 
 def read_yaml(path: Path) -> Layer:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, is not YAML, or is not a mapping with unique keys.
+        ConfigError: it cannot be read, is not YAML, or is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -35,86 +45,115 @@ def read_yaml(path: Path) -> Layer:
             f"{path}: cannot be read: {error.strerror}.", hint="Check the path given with -c."
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not text in UTF-8.") from error
+        raise ConfigError(
+            f"{path}: is not text in UTF-8 (byte {error.start}).", hint="Save it as UTF-8."
+        ) from error
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, source: str) -> Layer:
     """The same for text; `source` stands before each line number."""
+    layer = Layer()
     try:
-        loader = yaml.SafeLoader(text)
-        try:
-            node = loader.get_single_node()
-            _check_keys(node, source)
-            values = loader.construct_document(node) if node is not None else None
-        finally:
-            loader.dispose()
+        node, values = _construct(text, source, layer)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{source}{line}: not YAML: {error.problem}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not YAML: {error}.") from error
+        raise ConfigError(
+            f"{source}{line}: not YAML: {error.problem}.",
+            hint="Check indentation and quotation marks on this line and above it.",
+        ) from error
+    except yaml.reader.ReaderError as error:
+        number = text.count("\n", 0, error.position) + 1
+        character = f"U+{ord(text[error.position]):04X}"
+        raise ConfigError(
+            f"{source}:{number}: not YAML: holds the control character {character}.",
+            hint="Take it out.",
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: is nested too deeply, or an alias holds itself.") from error
     if node is None or not isinstance(values, dict):
-        found = "empty" if values is None else f"a {type(values).__name__}"
+        found = "empty" if values is None else "a list" if isinstance(values, list) else "text"
         raise ConfigError(
             f"{source}: is {found}, not a mapping of keys.",
             hint="A configuration begins with, for example, `model: my/model`.",
         )
-    return Layer(values, dict(_places(node, source)))
+    layer.values = values
+    layer.places |= _places(node, source)
+    _spell_out_backend(layer)
+    return layer
 
 
-def _check_keys(node: yaml.Node | None, source: str) -> None:
-    """Refuse keys that stand twice or are no text: YAML itself would take the last silently."""
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check_keys(item, source)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        name = str(key.value)
-        if name in seen:
-            raise ConfigError(f"{source}:{line}: {name}: stands twice, first on line {seen[name]}.")
-        seen[name] = line
-        _check_keys(value, source)
+def _construct(text: str, source: str, layer: Layer, at: Key = ()) -> tuple[yaml.Node | None, Any]:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        layer.mistakes.extend(_prepare(node, source, at))
+        return node, loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
-def _places(node: yaml.Node, source: str, at: Key = ()) -> Iterator[tuple[Key, str]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*at, str(key.value))
-            yield here, f"{source}:{key.start_mark.line + 1}"
-            yield from _places(value, source, here)
+def _prepare(node: yaml.Node, source: str, at: Key = ()) -> Iterator[str]:
+    """Make text of plain scalars; tell of keys that stand twice, of which YAML takes the last."""
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag in _TYPED and at[:1] != (_OPAQUE,):
+            node.tag = _TEXT
+        if "\0" in node.value:
+            yield f"{source}:{line}: {dotted(at)}: holds a NUL character; take it out"
     elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            here = (*at, index)
-            yield here, f"{source}:{value.start_mark.line + 1}"
-            yield from _places(value, source, here)
+        for index, item in enumerate(node.value):
+            yield from _prepare(item, source, (*at, index))
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            here = (*at, name)
+            if name in seen:
+                first = f"stands twice, first on line {seen[name]}; remove one"
+                yield f"{source}:{line}: {dotted(here)}: {first}"
+            seen.setdefault(name, line)
+            if key.tag in _TYPED:
+                key.tag = _TEXT
+            yield from _prepare(value, source, here)
+
+
+def _places(node: yaml.Node, source: str, at: Key = ()) -> dict[Key, str]:
+    places: dict[Key, str] = {}
+    parts: list[tuple[str | int, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        parts = [(str(key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = [(index, value, value) for index, value in enumerate(node.value)]
+    for part, start, value in parts:
+        here = (*at, part)
+        places[here] = f"{source}:{start.start_mark.line + 1}"
+        places |= _places(value, source, here)
+    return places
 
 
 def from_override(text: str) -> Layer:
-    """A layer from one `a.b.c=value`; the value is read as YAML.
-
-    Raises:
-        ConfigError: it has no `=`, or the value is not YAML.
-    """
-    dotted, equals, value = text.partition("=")
-    names = dotted.strip().split(".")
+    """A layer from one `a.b.c=value`; the value is read as YAML. What is wrong is a mistake."""
+    name, equals, value = text.partition("=")
+    names = name.strip().split(".")
     if not equals or not all(names):
-        raise ConfigError(
-            f"--set {text}: is not of the form key=value.", hint="For example --set replicas=4."
-        )
+        return Layer(mistakes=[f"--set {text}: write key=value, for example replicas=4"])
+    layer = Layer()
     try:
-        parsed = yaml.safe_load(value) if value else ""
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: the value is not YAML.") from error
-    values: Any = parsed
-    for name in reversed(names):
-        values = {name: values}
-    places: dict[Key, str] = {tuple(names[: n + 1]): f"--set {dotted}" for n in range(len(names))}
-    return Layer(values, places)
+        _, parsed = _construct(value, f"--set {text}", layer, tuple(names))
+    except (yaml.YAMLError, RecursionError):
+        layer.mistakes.append(f"--set {text}: the value is not YAML; put it in quotation marks")
+        return layer
+    values: Any = parsed if value.strip() else ""
+    for part in reversed(names):
+        values = {part: values}
+    layer.values = values
+    layer.places = {tuple(names[: n + 1]): f"--set {name}" for n in range(len(names))}
+    _spell_out_backend(layer)
+    return layer
 
 
 def from_flag(name: str, value: object) -> Layer:
@@ -122,29 +161,71 @@ def from_flag(name: str, value: object) -> Layer:
     return Layer({name: value}, {(name,): f"--{name}"})
 
 
+def _spell_out_backend(layer: Layer) -> None:
+    """`backend: local` is short for `backend: {type: local}`: so that layers can be merged."""
+    backend = layer.values.get("backend")
+    if isinstance(backend, str):
+        layer.values["backend"] = {"type": backend}
+        layer.places["backend", "type"] = layer.places["backend",]
+
+
+def dotted(key: Key) -> str:
+    """A key as messages write it."""
+    return ".".join(map(str, key))
+
+
 def merge(lower: Layer, upper: Layer) -> Layer:
-    """Both layers; mappings are merged key by key, anything else of `upper` replaces."""
-    values = _merged(lower.values, upper.values)
-    replaced = {key for key in upper.places if not _is_mapping(upper.values, key)}
+    """Both layers; mappings are merged key by key, anything else of `upper` replaces.
+
+    A section without content says nothing, and a backend of another type replaces the whole.
+    """
+    values, places = lower.values, lower.places
+    if _backend_type(upper) not in (None, _backend_type(lower)):
+        values = {name: value for name, value in values.items() if name != "backend"}
+        places = {key: place for key, place in places.items() if key[0] != "backend"}
+    replaced = {key for key in upper.places if _replaces(values, upper.values, key)}
     kept = {
         key: place
-        for key, place in lower.places.items()
-        if not any(key[: len(gone)] == gone for gone in replaced)
+        for key, place in places.items()
+        if not any(key[:length] in replaced for length in range(1, len(key) + 1))
     }
-    return Layer(values, {**kept, **upper.places})
+    merged = _merged(values, upper.values)
+    return Layer(merged, {**kept, **upper.places}, lower.mistakes + upper.mistakes)
 
 
-def _merged(lower: Any, upper: Any) -> Any:  # noqa: ANN401 - YAML
-    if isinstance(lower, Mapping) and isinstance(upper, Mapping):
-        both = {key: _merged(lower[key], upper[key]) for key in lower.keys() & upper.keys()}
-        return {**lower, **upper, **both}
-    return upper
+def _backend_type(layer: Layer) -> object:
+    return _at(layer.values, ("backend", "type"))
 
 
-def _is_mapping(values: Any, key: Key) -> bool:  # noqa: ANN401 - YAML
+def _at(values: Any, key: Key) -> Any:  # noqa: ANN401 - YAML
     for part in key:
         try:
             values = values[part]
         except (KeyError, IndexError, TypeError):
-            return False
-    return isinstance(values, Mapping)
+            return None
+    return values
+
+
+def _replaces(lower: Any, upper: Any, key: Key) -> bool:  # noqa: ANN401 - YAML
+    new = _at(upper, key)
+    if new is None:
+        return not isinstance(_at(lower, key), Mapping)
+    return not isinstance(new, Mapping)
+
+
+def _merged(lower: Any, upper: Any) -> Any:  # noqa: ANN401 - YAML
+    if not isinstance(lower, Mapping):
+        return upper
+    if upper is None:
+        return lower
+    if not isinstance(upper, Mapping):
+        return upper
+    both = {key: _merged(lower[key], upper[key]) for key in lower.keys() & upper.keys()}
+    return {**lower, **upper, **both}
+
+
+def written(values: Any, at: Key = ()) -> Any:  # noqa: ANN401 - YAML
+    """Without the keys that have no value: they stand for what is built in."""
+    if not isinstance(values, Mapping) or at == (_OPAQUE,):
+        return values
+    return {key: written(one, (*at, key)) for key, one in values.items() if one is not None}
