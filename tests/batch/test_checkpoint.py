@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,29 @@ import pytest
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.frames import encode_frame, read_results, scan_frames
 from domyn_swarm.batch.identity import JobIdentity
-from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex
+from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex, open_index
+from domyn_swarm.batch.journal import Journal
+from domyn_swarm.batch.merging import MOST_FILES, join
+from domyn_swarm.batch.row_keys import Digests, RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
-from domyn_swarm.batch.segments import Journal, checkpoint_files, seal, void_path
-from domyn_swarm.batch.source import as_matrix
+from domyn_swarm.batch.segments import checkpoint_files, seal, void_path
 from domyn_swarm.errors import CheckpointBusy, JobError
 
 IDENTITY = JobIdentity({"job": "m:J", "params": {"temperature": 0.1}})
 
 
-def digest(number: int, version: int = 0) -> bytes:
-    return number.to_bytes(8, "little") + version.to_bytes(7, "little") + b"\x01"
+KEYS = RowKeys(["text"], None)
 
 
-def result(number: int, *, failed: bool = False, version: int = 0, text: str = "") -> Result:
+def digest(number: int, version: int = 1) -> bytes:
+    return as_matrix([number], version).tobytes()
+
+
+def as_matrix(numbers: Iterable[int], version: int = 1) -> Digests:
+    return np.array([[number + 1, version] for number in numbers], np.uint64)
+
+
+def result(number: int, *, failed: bool = False, version: int = 1, text: str = "") -> Result:
     output = b"" if failed else (text or f'{{"a":{number}}}').encode()
     error = b'{"type":"E"}' if failed else b""
     return Result(number, digest(number, version), RowValue(output, error, 1, 2, 3, 0.5))
@@ -36,7 +46,7 @@ def test_a_file_cut_at_any_byte_keeps_the_frames_before_the_cut(tmp_path: Path) 
     frames = [encode_frame([result(n), result(n + 1)], compress=n % 4 == 0) for n in (0, 2, 4, 6)]
     whole = b"".join(frames)
     ends = np.cumsum([len(frame) for frame in frames])
-    path = tmp_path / "000001-00000000.journal"
+    path = tmp_path / "000001-000-00000000.journal"
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         kept = int((ends <= cut).sum())
@@ -49,7 +59,7 @@ def test_a_file_cut_at_any_byte_keeps_the_frames_before_the_cut(tmp_path: Path) 
 
 def test_a_flipped_byte_never_yields_a_wrong_result(tmp_path: Path) -> None:
     whole = b"".join(encode_frame([result(n)]) for n in range(4))
-    path = tmp_path / "000001-00000000.journal"
+    path = tmp_path / "000001-000-00000000.journal"
     for at in range(len(whole)):
         damaged = bytearray(whole)
         damaged[at] ^= 0x40
@@ -74,7 +84,7 @@ def test_sealing_sorts_keeps_every_row_and_survives_a_crash_in_between(tmp_path:
     seal(again)
     assert checkpoint_files(tmp_path) == [segment]
     frames = FrameFiles(tmp_path)
-    matches = PositionalIndex(frames).match(0, as_matrix([digest(n) for n in range(100)]))
+    matches = PositionalIndex(frames).match(0, as_matrix(range(100)))
     assert matches.found.all()
     frames.close()
 
@@ -90,7 +100,7 @@ def test_answers_win_over_errors_and_later_over_earlier(tmp_path: Path, by_id: b
     write(2, [result(0, text='{"a":"new"}'), result(1, failed=True), result(3, failed=True)])
     frames = FrameFiles(tmp_path)
     index = (IdIndex if by_id else PositionalIndex)(frames)
-    matches = index.match(0, as_matrix([digest(n) for n in range(5)]))
+    matches = index.match(0, as_matrix(range(5)))
     assert matches.found.tolist() == [True, True, True, True, False]
     assert matches.failed.tolist() == [False, False, True, True, False]
     newest = frames.value(int(matches.frame[0]), int(matches.row[0]))
@@ -100,7 +110,7 @@ def test_answers_win_over_errors_and_later_over_earlier(tmp_path: Path, by_id: b
     void_path(tmp_path, 2).touch()
     frames = FrameFiles(tmp_path)
     index = (IdIndex if by_id else PositionalIndex)(frames)
-    matches = index.match(0, as_matrix([digest(n) for n in range(5)]))
+    matches = index.match(0, as_matrix(range(5)))
     assert matches.found.tolist() == [True, True, True, False, False]
     frames.close()
 
@@ -111,19 +121,18 @@ def test_a_changed_input_does_not_match(tmp_path: Path) -> None:
     journal.close()
     for index_type in (PositionalIndex, IdIndex):
         frames = FrameFiles(tmp_path)
-        changed = as_matrix([digest(0, version=9), digest(1)])
+        changed = np.concatenate([as_matrix([0], version=9), as_matrix([1])])
         matches = index_type(frames).match(0, changed)
-        if index_type is PositionalIndex:
-            assert matches.found.tolist() == [False, True]
+        assert matches.found.tolist() == [False, True]
         frames.close()
 
 
 def test_a_second_holder_is_refused_and_a_released_lease_is_free(tmp_path: Path) -> None:
-    first = Checkpoint(tmp_path, IDENTITY, by_id=False)
+    first = Checkpoint(tmp_path, IDENTITY, KEYS)
     with pytest.raises(CheckpointBusy, match=str(os.getpid())):
-        Checkpoint(tmp_path, IDENTITY, by_id=False)
+        Checkpoint(tmp_path, IDENTITY, KEYS)
     first.close()
-    Checkpoint(tmp_path, IDENTITY, by_id=False).close()
+    Checkpoint(tmp_path, IDENTITY, KEYS).close()
 
 
 def test_a_killed_holder_is_succeeded_at_once_and_its_rows_are_kept(tmp_path: Path) -> None:
@@ -132,16 +141,18 @@ import os, signal, sys
 from pathlib import Path
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.journal import Journal
+from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
-held = Checkpoint(Path({str(tmp_path)!r}), JobIdentity({dict(IDENTITY.fields)!r}), by_id=False)
+held = Checkpoint(Path({str(tmp_path)!r}), JobIdentity({dict(IDENTITY.fields)!r}), {KEYS!r})
 held.append([Result(7, {digest(7)!r}, RowValue(b'{{"a":7}}', b"", 1, 2, 3, 0.5))])
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", program], check=False)
     assert done.returncode == -9
-    checkpoint = Checkpoint(tmp_path, IDENTITY, by_id=False)
+    checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
     index = checkpoint.index()
-    assert index.match(7, as_matrix([digest(7)])).found.all()
+    assert index.match(7, as_matrix([7])).found.all()
     index.frames.close()
     checkpoint.close()
 
@@ -149,7 +160,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(JobError, match="Cannot create the checkpoint folder"):
-        Checkpoint(tmp_path / "file", IDENTITY, by_id=False)
+        Checkpoint(tmp_path / "file", IDENTITY, KEYS)
 
 
 def test_differences_are_told_field_by_field() -> None:
@@ -181,3 +192,52 @@ except CheckpointBusy:
     said = sorted(child.communicate(timeout=60)[0].strip() for child in children)
     assert said == ["busy", "busy", "busy", "held"]
     assert [child.returncode for child in children] == [0] * 4
+
+
+def test_many_short_runs_leave_few_files_and_every_row(tmp_path: Path) -> None:
+    for number in range(100):
+        checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
+        checkpoint.append([result(number, failed=number % 10 == 0)])
+        if number % 20 == 0:
+            checkpoint.void_failures()
+        checkpoint.tidy()
+        checkpoint.close()
+    folder = tmp_path / IDENTITY.digest
+    assert len(checkpoint_files(folder)) <= MOST_FILES + 1
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    index = open_index(folder, KEYS)
+    matches = index.match(0, as_matrix(range(100)))
+    assert np.flatnonzero(~matches.found).tolist() == [0, 20, 40, 60, 80]
+    assert np.flatnonzero(matches.failed).tolist() == [10, 30, 50, 70, 90]
+    for row in np.flatnonzero(matches.found & ~matches.failed).tolist():
+        value = index.frames.value(int(matches.frame[row]), int(matches.row[row]))
+        assert value == result(row).value
+    index.frames.close()
+
+
+def test_a_long_run_leaves_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domyn_swarm.batch.journal.JOURNAL_ROWS", 10)
+    journals = [Journal(tmp_path, 1, writer) for writer in range(2)]
+    for start in range(0, 5_000, 5):
+        journals[start % 2].append([result(number) for number in range(start, start + 5)])
+    for journal in journals:
+        journal.close()
+    assert len(checkpoint_files(tmp_path)) <= 2 * MOST_FILES
+    frames = FrameFiles(tmp_path)
+    assert frames.rows == 5_000
+    assert PositionalIndex(frames).match(0, as_matrix(range(5_000))).found.all()
+    frames.close()
+
+
+def test_a_crash_while_files_are_joined_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    for generation in range(1, 6):
+        journal = Journal(tmp_path, generation)
+        journal.append([result(generation)])
+        journal.close()
+    before = {path.name: path.read_bytes() for path in checkpoint_files(tmp_path)}
+    join(tmp_path, checkpoint_files(tmp_path)[:4])
+    for name, content in list(before.items())[:3]:  # killed before the old files went
+        (tmp_path / name).write_bytes(content)
+    index = open_index(tmp_path, KEYS)
+    assert index.match(1, as_matrix(range(1, 6))).found.all()
+    index.frames.close()

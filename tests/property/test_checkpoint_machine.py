@@ -8,21 +8,28 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from domyn_swarm.batch.checkpoint import open_index
+from domyn_swarm.batch.index import open_index
+from domyn_swarm.batch.journal import Journal
+from domyn_swarm.batch.merging import join
+from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
-from domyn_swarm.batch.segments import Journal, checkpoint_files, seal, void_path
-from domyn_swarm.batch.source import as_matrix
+from domyn_swarm.batch.segments import checkpoint_files, file_order, seal, void_path
 
 ROWS = 12  # few, so that rows collide
 VERSIONS = 3
 
 
 def digest(row: int, version: int) -> bytes:
-    return bytes([row, version]) * 7 + b"\x01\x01"
+    return row_digest(row, version).tobytes()
+
+
+def row_digest(row: int, version: int) -> np.ndarray:
+    return np.array([row + 1, version + 1], np.uint64)
 
 
 @dataclass
@@ -64,7 +71,7 @@ class CheckpointMachine(RuleBasedStateMachine):
 
     def _new_driver(self) -> Driver:
         self.generation += 1
-        journal = Journal(self.folder, self.generation)
+        journal = Journal(self.folder, self.generation, writer=self.generation % 3)
         [path] = [one for one in checkpoint_files(self.folder) if one.suffix == ".journal"]
         return Driver(self.generation, journal, path)
 
@@ -122,6 +129,20 @@ class CheckpointMachine(RuleBasedStateMachine):
             )  # unsealed, but read all the same
         self.driver = self._new_driver()
 
+    @precondition(lambda self: self.generation > 2)
+    @rule(first=st.integers(0, 100), count=st.integers(2, 5))
+    def join_neighbours(self, first: int, count: int) -> None:
+        files = [path for path in checkpoint_files(self.folder) if path.suffix == ".segment"]
+        first %= len(files) or 1
+        window = files[first : first + count]
+        joined = [file_order(path)[0] for path in window]
+        if len({one in self.voided for one in joined}) != 1:
+            return
+        join(self.folder, window)
+        for claim in self.kept:
+            if claim.generation in joined:
+                claim.generation = joined[-1]
+
     @precondition(lambda self: self.generation > 1)
     @rule(which=st.integers(1, 100))
     def void(self, which: int) -> None:
@@ -147,10 +168,10 @@ class CheckpointMachine(RuleBasedStateMachine):
         if not hasattr(self, "folder"):
             return
         for by_id in (False, True):
-            index = open_index(self.folder, by_id=by_id)
+            index = open_index(self.folder, RowKeys(["text"], "id" if by_id else None))
             for version in range(VERSIONS):
-                digests = [digest(row, version) for row in range(ROWS)]
-                matches = index.match(0, as_matrix(digests))
+                digests = np.array([row_digest(row, version) for row in range(ROWS)])
+                matches = index.match(0, digests)
                 for row in range(ROWS):
                     found = None
                     if matches.found[row]:

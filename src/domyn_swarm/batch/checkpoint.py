@@ -2,7 +2,7 @@
 
     <root>/<identity>/identity.json
                       lease-<generation>.json
-                      <generation>-<sequence>.journal | .segment
+                      <generation>-<writer>-<sequence>.journal | .segment
                       <generation>.void        results of this generation's failed rows are void
 
 It lives outside every swarm, so that another swarm goes on where the last one's time ended.
@@ -15,23 +15,23 @@ from pathlib import Path
 
 from domyn_swarm.batch import lease as leases
 from domyn_swarm.batch.identity import JobIdentity
-from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex, RowIndex
+from domyn_swarm.batch.index import RowIndex, open_index
+from domyn_swarm.batch.journal import Journal
+from domyn_swarm.batch.merging import merge_earlier
+from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result
-from domyn_swarm.batch.segments import (
-    Journal,
-    checkpoint_files,
-    file_order,
-    seal,
-    void_path,
-)
+from domyn_swarm.batch.segments import checkpoint_files, file_order, seal, void_path
 from domyn_swarm.errors import JobError
+from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import private_dir
+
+_log = get_logger(__name__)
 
 
 class Checkpoint:
     """The results of one job identity, held by this process until `close`."""
 
-    def __init__(self, root: Path, identity: JobIdentity, *, by_id: bool) -> None:
+    def __init__(self, root: Path, identity: JobIdentity, keys: RowKeys) -> None:
         """Take the lease and make everything earlier drivers left readable.
 
         Raises:
@@ -39,7 +39,7 @@ class Checkpoint:
             JobError: the folder cannot be used.
         """
         self.folder = root / identity.digest
-        self._by_id = by_id
+        self._keys = keys
         try:
             private_dir(self.folder)
         except OSError as error:
@@ -68,7 +68,14 @@ class Checkpoint:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
-        return open_index(self.folder, by_id=self._by_id)
+        return open_index(self.folder, self._keys)
+
+    def tidy(self) -> None:
+        """Join what earlier drivers left in many small files. May run beside everything else."""
+        try:
+            merge_earlier(self.folder, self._lease.generation)
+        except OSError as error:  # they stay, and are as good as fewer ones
+            _log.warning("cannot join files in %s: %s", self.folder, error)
 
     def forget(self) -> None:
         """Remove every result: `--no-resume`."""
@@ -112,9 +119,3 @@ class Checkpoint:
             self._journal.close()
             self._journal = None
         self._lease.release()
-
-
-def open_index(folder: Path, *, by_id: bool) -> RowIndex:
-    """What is settled in a checkpoint now, whoever holds it. The caller closes `frames`."""
-    frames = FrameFiles.open(folder)
-    return IdIndex(frames) if by_id else PositionalIndex(frames)

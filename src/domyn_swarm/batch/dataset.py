@@ -23,9 +23,11 @@ class Dataset(Protocol):
     rows: int
 
     def batches(
-        self, columns: Sequence[str] | None = None, *, limit: int | None = None
+        self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """The rows in order, at most `BATCH_ROWS` at a time; the named columns, or all."""
+        """The rows from `start` up to `limit`, in order, at most `BATCH_ROWS` at a time; the named
+        columns, or all.
+        """
 
 
 class ParquetDataset:
@@ -48,20 +50,38 @@ class ParquetDataset:
                 )
 
     def batches(
-        self, columns: Sequence[str] | None = None, *, limit: int | None = None
+        self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """See `Dataset.batches`."""
-        left = self.rows if limit is None else min(limit, self.rows)
+        """See `Dataset.batches`. Row groups before `start` are not read."""
+        end = self.rows if limit is None else min(limit, self.rows)
+        selected = None if columns is None else list(columns)
+        first = 0  # ordinal of the next row group's first row
         for file in self._files:
-            if left <= 0:
+            if first >= end:
                 return
             with _open(file) as opened:
-                selected = None if columns is None else list(columns)
-                for batch in opened.iter_batches(BATCH_ROWS, columns=selected, use_threads=False):
-                    if left <= 0:
+                skipped, groups = _groups_from(opened.metadata, start - first)
+                first += skipped
+                for batch in opened.iter_batches(
+                    BATCH_ROWS, row_groups=groups, columns=selected, use_threads=False
+                ):
+                    wanted = batch.slice(max(0, start - first), max(0, end - max(first, start)))
+                    first += batch.num_rows
+                    if wanted.num_rows:
+                        yield wanted
+                    if first >= end:
                         return
-                    yield batch.slice(0, left) if batch.num_rows > left else batch
-                    left -= batch.num_rows
+
+
+def _groups_from(metadata: pq.FileMetaData, row: int) -> tuple[int, list[int]]:
+    """The row groups of a file from that of `row` on, and how many rows lie before them."""
+    before = 0
+    for group in range(metadata.num_row_groups):
+        size = metadata.row_group(group).num_rows
+        if before + size > row:
+            return before, list(range(group, metadata.num_row_groups))
+        before += size
+    return before, []
 
 
 def _open(file: Path) -> pq.ParquetFile:
@@ -111,18 +131,19 @@ class TextDataset:
             ) from error
 
     def batches(
-        self, columns: Sequence[str] | None = None, *, limit: int | None = None
+        self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """See `Dataset.batches`."""
-        left = self.rows if limit is None else min(limit, self.rows)
+        """See `Dataset.batches`. Rows before `start` are read and left out."""
+        end = self.rows if limit is None else min(limit, self.rows)
+        first = 0
         for file in self._files:
             for block in self._read(file):
-                for start in range(0, block.num_rows, BATCH_ROWS):
-                    if left <= 0:
+                for at in range(max(0, start - first), block.num_rows, BATCH_ROWS):
+                    if first + at >= end:
                         return
-                    batch = block.slice(start, min(BATCH_ROWS, left))
+                    batch = block.slice(at, min(BATCH_ROWS, end - first - at))
                     yield batch if columns is None else batch.select(list(columns))
-                    left -= batch.num_rows
+                first += block.num_rows
 
 
 _SUFFIXES = (".parquet", ".csv", ".jsonl")

@@ -15,10 +15,10 @@ from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.limiter import Limiter
 from domyn_swarm.batch.publish import OutputPlan, ResultsMissing, publish
-from domyn_swarm.batch.rows import Result, Row
+from domyn_swarm.batch.rows import Result
 from domyn_swarm.batch.runner import Events, Runner, RunPolicy, Transform
 from domyn_swarm.batch.session import EndpointGate, RequestSession, RetryPolicy
-from domyn_swarm.batch.source import named_rows, pending_rows
+from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows
 from domyn_swarm.batch.steering import ReadGauges, metrics_reader, steer
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.errors import JobError, TooManyFailures
@@ -99,14 +99,15 @@ class BatchRun:
             Checkpoint,
             plan.checkpoint_root,
             plan.identity,
-            by_id=plan.output.keys.id_column is not None,
+            plan.output.keys,
         )
         try:
             if not plan.resume:
                 checkpoint.forget()
             elif plan.retry_failed:
                 checkpoint.void_earlier_failures()
-            async with self._session(access) as client:
+            tidying = asyncio.to_thread(checkpoint.tidy)
+            async with self._session(access) as client, _beside(tidying):
                 await self._settle_all(checkpoint, make_transform(client))
             return not self._stop_early
         finally:
@@ -155,7 +156,7 @@ class BatchRun:
         )
 
     async def _run(
-        self, checkpoint: Checkpoint, transform: Transform, source: Iterator[list[Row]]
+        self, checkpoint: Checkpoint, transform: Transform, source: Iterator[PendingRows]
     ) -> None:
         sink = _SyncedSink(checkpoint, self._plan.sync_rows)
         runner = self._runner = Runner(
@@ -173,7 +174,7 @@ class BatchRun:
             beside.append(steer(runner, self._tally, self._limiter, self._gauges))
         try:
             async with _beside(*beside):
-                await runner.run(source)
+                await runner.run(pending.rows(self._plan.output.keys) for pending in source)
         except TooManyFailures:
             checkpoint.void_failures()
             raise

@@ -1,7 +1,7 @@
 """The one file format of the checkpoint: frames of results, one after the other.
 
 A journal is a file of many small frames, appended as rows are settled; a segment is a file of
-large frames, sorted by ordinal. A frame is
+large frames, each sorted by ordinal. A frame is
 
     header   magic, codec, row count, lengths and checksums of both parts, length of the values when
              unpacked, smallest and largest ordinal

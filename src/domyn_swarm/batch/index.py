@@ -1,8 +1,7 @@
 """Which rows of an input are settled, and where their results lie.
 
 `PositionalIndex` compares ordinals and digests window by window and keeps only the frames' extents
-in memory. `IdIndex` finds rows by the digest over id and inputs wherever they now stand, at 16
-bytes a row.
+in memory. `IdIndex` finds rows by their ids and inputs wherever they now stand, at 16 bytes a row.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domyn_swarm.batch.frames import FrameKeys, FrameRef, read_keys, read_values, scan_frames
+from domyn_swarm.batch.row_keys import Digests, Fingerprint, RowKeys, agree, search_keys
 from domyn_swarm.batch.rows import RowValue
 from domyn_swarm.batch.segments import checkpoint_files, file_order, void_path
 
 _CACHED_FRAMES = 48
-
-Digests = NDArray[np.uint64]  # shape (rows, 2)
+_ANSWERED = np.uint64(1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +150,7 @@ class PositionalIndex:
             at = keys.ordinals.astype(np.int64) - first_ordinal
             inside = np.flatnonzero((at >= 0) & (at < rows))
             at = at[inside]
-            same = (digests[at] == keys.digests[inside]).all(axis=1)
+            same = agree(keys.digests[inside], digests[at])
             failed = keys.failed[inside] != 0
             # An answer is never given up for an error; otherwise the later claim wins.
             better = same & (~failed | (found.frame[at] < 0) | found.failed[at])
@@ -165,45 +164,54 @@ class PositionalIndex:
 
 
 class IdIndex:
-    """A row is settled when the digest over its id and inputs matches, wherever it stands.
+    """A row is settled when its id and its inputs match, wherever it stands.
 
-    In memory the first 64 bits of the digest stand for it (8 bytes, and 8 for the place); the
-    reader of a result compares all 128 (`verified`).
+    In memory a 64-bit key stands for both, and 8 bytes for the place; the reader of a result
+    compares the whole digest (`agree`).
     """
 
-    def __init__(self, frames: FrameFiles) -> None:
+    def __init__(self, frames: FrameFiles, fingerprint: Fingerprint = "full") -> None:
         self.frames = frames
-        heads, places, failed = [], [], []
+        self._fingerprint = fingerprint
+        keys, places = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
         for frame in range(len(frames.refs)):
-            keys = frames.keys(frame)
-            if keys is not None:
-                rows = np.flatnonzero(keys.digests.any(axis=1)).astype(np.uint64)  # void ones: zero
-                heads.append(keys.digests[rows, 0])
-                places.append((np.uint64(frame) << np.uint64(32)) | rows)
-                failed.append(keys.failed[rows] != 0)
-        empty = np.empty(0, np.uint64)
-        head = np.concatenate(heads) if heads else empty
-        place = np.concatenate(places) if places else empty
-        bad = np.concatenate(failed) if failed else np.empty(0, np.bool_)
-        # Stable order: by head, answers behind errors, later claims behind earlier ones; the
-        # last of each group wins.
-        order = np.lexsort((place, ~bad, head))
-        head, place, bad = head[order], place[order], bad[order]
-        keep = np.ones(len(head), np.bool_)
-        keep[:-1] = head[1:] != head[:-1]
-        self._heads, self._places, self._failed = head[keep], place[keep], np.packbits(bad[keep])
+            found = frames.keys(frame)
+            if found is not None:
+                rows = np.flatnonzero(found.digests[:, 0]).astype(np.uint64)  # void ones: zero
+                answered = np.where(found.failed[rows] != 0, np.uint64(0), _ANSWERED)
+                keys.append(search_keys(found.digests[rows], fingerprint))
+                places.append(answered | (np.uint64(frame) << np.uint64(32)) | rows)
+        key, place = np.concatenate(keys), np.concatenate(places)
+        # By key, answers behind errors, later claims behind earlier ones; the last of each wins.
+        order = np.lexsort((place, key))
+        key, place = key[order], place[order]
+        keep = np.ones(len(key), np.bool_)
+        keep[:-1] = key[1:] != key[:-1]
+        self._keys, self._places = key[keep], place[keep]
 
     def match(self, first_ordinal: int, digests: Digests) -> Matches:  # noqa: ARG002 - places do not matter
         """See `RowIndex.match`."""
         found = _no_matches(len(digests))
-        if not len(self._heads):
+        if not len(self._keys):
             return found
-        at = np.searchsorted(self._heads, digests[:, 0])
-        at[at == len(self._heads)] = 0
-        hit = np.flatnonzero(self._heads[at] == digests[:, 0])
-        place = self._places[at[hit]]
-        found.frame[hit] = (place >> np.uint64(32)).astype(np.int64)
-        found.row[hit] = (place & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        bits = self._failed[at[hit] >> 3] >> (7 - (at[hit] & 7))
-        found.failed[hit] = (bits & 1).astype(np.bool_)
+        at, hit = self._find(search_keys(digests, self._fingerprint))
+        # A result that was kept without a look at its inputs stands under the id alone.
+        by_id, known = self._find(digests[:, 0])
+        rows = np.flatnonzero(hit | known)
+        place = self._places[np.where(hit, at, by_id)[rows]]
+        found.failed[rows] = place < _ANSWERED
+        place &= _ANSWERED - np.uint64(1)
+        found.frame[rows] = (place >> np.uint64(32)).astype(np.int64)
+        found.row[rows] = (place & np.uint64(0xFFFFFFFF)).astype(np.int64)
         return found
+
+    def _find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        at = np.searchsorted(self._keys, keys)
+        at[at == len(self._keys)] = 0
+        return at, self._keys[at] == keys
+
+
+def open_index(folder: Path, keys: RowKeys) -> RowIndex:
+    """What is settled in a checkpoint now, whoever holds it. The caller closes `frames`."""
+    frames = FrameFiles.open(folder)
+    return PositionalIndex(frames) if keys.id_column is None else IdIndex(frames, keys.fingerprint)

@@ -10,8 +10,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from domyn_swarm.batch.checkpoint import open_index
 from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.index import open_index
 from domyn_swarm.batch.publish import error_decoder, joined
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE
@@ -43,7 +43,7 @@ def settled_batches(plan: BatchPlan) -> Iterator[tuple[pa.RecordBatch, list[RowV
             hint="It was removed, or the job ran with --no-checkpointing.",
         )
     keys = plan.output.keys
-    index = open_index(folder, by_id=keys.id_column is not None)
+    index = open_index(folder, keys)
     columns = list(dict.fromkeys([*plan.dataset.schema.names, *keys.columns]))
     try:
         yield from joined(plan.dataset, columns, keys, index, plan.limit)

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.index import RowIndex
+from domyn_swarm.batch.row_keys import Digests, RowKeys, agree
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE, OutputSchema, fit, type_of, unify
-from domyn_swarm.batch.source import RowKeys, as_matrix
 from domyn_swarm.errors import InvalidInput, JobError, OutputExists
 
 OutputMode = Literal["append", "replace", "io_only"]
@@ -178,8 +179,7 @@ def _settle_types(
 def _count_failures(dataset: Dataset, keys: RowKeys, index: RowIndex, limit: int | None) -> int:
     failed = start = 0
     for batch in dataset.batches(keys.columns, limit=limit):
-        digests = keys.digests(batch, keys.items(batch))
-        matches = index.match(start, as_matrix(digests))
+        matches = index.match(start, keys.digests(batch, start))
         failed += int((matches.found & matches.failed).sum())
         start += batch.num_rows
     return failed
@@ -198,20 +198,23 @@ def joined(
     """
     start = 0
     for batch in dataset.batches(columns, limit=limit):
-        digests = keys.digests(batch, keys.items(batch))
-        matches = index.match(start, as_matrix(digests))
-        places = zip(matches.frame.tolist(), matches.row.tolist(), digests, strict=True)
-        yield batch, [_result(index, frame, row, digest) for frame, row, digest in places]
+        yield batch, _results(index, start, keys.digests(batch, start))
         start += batch.num_rows
 
 
-def _result(index: RowIndex, frame: int, row: int, digest: bytes) -> RowValue | None:
-    if frame < 0:
-        return None
-    keys = index.frames.keys(frame)
-    if keys is None or keys.digests[row].tobytes() != digest:
-        return None  # damaged, or another row whose digest begins alike
-    return index.frames.value(frame, row)
+def _results(index: RowIndex, start: int, digests: Digests) -> list[RowValue | None]:
+    matches = index.match(start, digests)
+    values: list[RowValue | None] = [None] * len(digests)
+    for frame in np.unique(matches.frame[matches.found]).tolist():
+        keys = index.frames.keys(frame)
+        if keys is None:
+            continue  # damaged
+        here = np.flatnonzero(matches.frame == frame)
+        rows = matches.row[here]
+        same = agree(keys.digests[rows], digests[here])  # or another row whose key is alike
+        for at, row in zip(here[same].tolist(), rows[same].tolist(), strict=True):
+            values[at] = index.frames.value(frame, row)
+    return values
 
 
 def _output_columns(

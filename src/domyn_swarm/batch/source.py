@@ -2,90 +2,100 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from domyn_swarm.batch.dataset import Dataset
-from domyn_swarm.batch.index import Digests, RowIndex
+from domyn_swarm.batch.index import RowIndex
+from domyn_swarm.batch.row_keys import DIGEST_BYTES, Digests, RowKeys
 from domyn_swarm.batch.rows import Row
 from domyn_swarm.batch.tally import Tally
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=str)
+_SKIP_ROWS = 8 * 1024
 
 
 @dataclass(frozen=True)
-class RowKeys:
-    """What a row is: which columns a job reads, and which one names the row."""
+class PendingRows:
+    """Rows of one input batch that have no result, in input order; never none."""
 
-    input_columns: Sequence[str]
-    id_column: str | None
+    ordinals: NDArray[np.int64]
+    digests: Digests
+    columns: pa.RecordBatch  # the key columns of just these rows
+    items: list[Any] | None = None  # where they were made already
 
-    @property
-    def columns(self) -> list[str]:
-        """Every column that has to be read."""
-        extra = [] if self.id_column in (None, *self.input_columns) else [str(self.id_column)]
-        return [*self.input_columns, *extra]
-
-    def items(self, batch: pa.RecordBatch) -> list[Any]:
-        """What a job is given for each row: the one column's value, or a dict of several."""
-        columns: list[list[Any]] = [batch.column(name).to_pylist() for name in self.input_columns]
-        if len(columns) == 1:
-            return columns[0]
-        names = self.input_columns
-        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-    def digests(self, batch: pa.RecordBatch, items: Sequence[Any]) -> list[bytes]:
-        """16 bytes for each row over its id (where there is one) and its inputs."""
-        encode, blake = _encoder.encode, hashlib.blake2b
-        if self.id_column is None:
-            return [blake(encode(item), digest_size=16).digest() for item in items]
-        ids = batch.column(self.id_column).to_pylist()
-        return [
-            blake(encode((name, item)), digest_size=16).digest()
-            for name, item in zip(ids, items, strict=True)
-        ]
-
-
-def as_matrix(digests: Sequence[bytes]) -> Digests:
-    """Digests as the index compares them: shape (rows, 2)."""
-    return np.frombuffer(b"".join(digests), "<u8").reshape(len(digests), 2)
+    def rows(self, keys: RowKeys) -> list[Row]:
+        """The rows as a runner takes them."""
+        items = keys.items(self.columns) if self.items is None else self.items
+        raw = self.digests.tobytes()
+        digests = [raw[at : at + DIGEST_BYTES] for at in range(0, len(raw), DIGEST_BYTES)]
+        return list(map(Row, self.ordinals.tolist(), digests, items))
 
 
 def pending_rows(
-    dataset: Dataset, keys: RowKeys, index: RowIndex | None, limit: int | None, tally: Tally
-) -> Iterator[list[Row]]:
+    dataset: Dataset, keys: RowKeys, index: RowIndex, limit: int | None, tally: Tally
+) -> Iterator[PendingRows]:
     """The rows without a result, in input order, a batch at a time; settled ones are counted."""
-    start = 0
-    for batch in dataset.batches(keys.columns, limit=limit):
-        items = keys.items(batch)
-        digests = keys.digests(batch, items)
-        chosen: Sequence[int] = range(len(items))
-        if index is not None:
-            matches = index.match(start, as_matrix(digests))
-            tally.rows_resumed += int(matches.found.sum())
-            tally.resumed_failed += int((matches.found & matches.failed).sum())
-            chosen = np.flatnonzero(~matches.found).tolist()
-        rows = [Row(start + at, digests[at], items[at]) for at in chosen]
-        if rows:
-            yield rows
+    start = _first_to_look_at(dataset, keys, index, limit, tally)
+    for batch in dataset.batches(keys.columns, start=start, limit=limit):
+        items = keys.items(batch) if keys.fingerprint == "full" else None
+        digests = keys.digests(batch, start, items)
+        settled = _settled(index, start, digests, tally)
+        chosen = np.flatnonzero(~settled)
+        if len(chosen):
+            yield _chosen(batch, start, digests, chosen, items)
         start += batch.num_rows
+
+
+def _settled(index: RowIndex, start: int, digests: Digests, tally: Tally) -> NDArray[np.bool_]:
+    matches = index.match(start, digests)
+    tally.rows_resumed += int(matches.found.sum())
+    tally.resumed_failed += int((matches.found & matches.failed).sum())
+    return matches.found
+
+
+def _chosen(
+    batch: pa.RecordBatch,
+    start: int,
+    digests: Digests,
+    chosen: NDArray[np.int64],
+    items: list[Any] | None,
+) -> PendingRows:
+    if len(chosen) == batch.num_rows:
+        return PendingRows(start + chosen, digests, batch, items)
+    some = None if items is None else [items[at] for at in chosen.tolist()]
+    return PendingRows(start + chosen, digests[chosen], batch.take(pa.array(chosen)), some)
+
+
+def _first_to_look_at(
+    dataset: Dataset, keys: RowKeys, index: RowIndex, limit: int | None, tally: Tally
+) -> int:
+    """Where reading begins: rows known by their position alone need not be read to be skipped."""
+    if keys.id_column is not None or keys.fingerprint != "off":
+        return 0
+    rows = dataset.rows if limit is None else min(limit, dataset.rows)
+    by_position = np.array([keys.position_digest], np.uint64)
+    for start in range(0, rows, _SKIP_ROWS):
+        size = min(_SKIP_ROWS, rows - start)
+        digests = np.repeat(by_position, size, axis=0)
+        if not index.match(start, digests).found.all():
+            return start
+        _settled(index, start, digests, tally)
+    return rows
 
 
 def named_rows(
     dataset: Dataset, keys: RowKeys, limit: int | None, ordinals: Collection[int]
-) -> Iterator[list[Row]]:
+) -> Iterator[PendingRows]:
     """Exactly the rows at these ordinals: those whose results turned out to be unreadable."""
     start = 0
     for batch in dataset.batches(keys.columns, limit=limit):
         inside = [at for at in range(batch.num_rows) if start + at in ordinals]
         if inside:
-            items = keys.items(batch)
-            digests = keys.digests(batch, items)
-            yield [Row(start + at, digests[at], items[at]) for at in inside]
+            digests = keys.digests(batch, start)
+            yield _chosen(batch, start, digests, np.array(inside, np.int64), None)
         start += batch.num_rows

@@ -36,6 +36,14 @@ class OutputMode(StrEnum):
     IO_ONLY = "io_only"
 
 
+class Fingerprint(StrEnum):
+    """How many rows' inputs are compared with those that were answered."""
+
+    FULL = "full"
+    SAMPLE = "sample"
+    OFF = "off"
+
+
 def submit(
     source: Annotated[str, typer.Option("--input", metavar="PATH", help="The rows to ask.")],
     target: Annotated[str, typer.Option("--output", metavar="PATH", help="Where answers go.")],
@@ -117,6 +125,13 @@ def submit(
             "--checkpoint-seconds", min=0.001, metavar="S", help="Seconds between fsyncs."
         ),
     ] = None,
+    fingerprint: Annotated[
+        Fingerprint,
+        typer.Option(
+            "--fingerprint",
+            help="Compare all rows with those that were answered, one in 64, or none (ids alone).",
+        ),
+    ] = Fingerprint.FULL,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Ask every row again.")] = False,
     no_checkpointing: Annotated[
         bool, typer.Option("--no-checkpointing", help="Leave no checkpoint behind.")
@@ -146,6 +161,7 @@ def submit(
         input_columns=tuple(input_column or ()),
         output_columns=tuple(output_column or ()),
         id_column=id_column,
+        fingerprint=fingerprint.value,
         output_mode=output_mode.value,
         job_kwargs=parse_json_object(job_kwargs),
         limit=limit,

@@ -10,9 +10,9 @@ from domyn_swarm.batch.dataset import check_columns, check_ids, open_dataset
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.publish import OutputPlan
+from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.runner import FailureLimit, RunPolicy
 from domyn_swarm.batch.session import RetryPolicy
-from domyn_swarm.batch.source import RowKeys
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.loading import load_job
@@ -63,7 +63,7 @@ def make_plan(spec: JobSpec) -> Prepared:
         import_path=spec.import_path,
     )
     dataset = open_dataset(spec.input)
-    keys = RowKeys(tuple(job.input_columns), spec.id_column)
+    keys = RowKeys(tuple(job.input_columns), spec.id_column, spec.fingerprint)
     check_columns(dataset, keys.input_columns, "--input-column")
     if keys.id_column is not None:
         check_columns(dataset, [keys.id_column], "--id-column")

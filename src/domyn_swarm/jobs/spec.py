@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from domyn_swarm.batch.row_keys import Fingerprint
 from domyn_swarm.model import Record
 
 
@@ -29,6 +30,7 @@ class JobSpec(Record):
     input_columns: tuple[str, ...] = ()
     output_columns: tuple[str, ...] = ()
     id_column: str | None = None
+    fingerprint: Fingerprint = "full"
     output_mode: Literal["append", "replace", "io_only"] = "append"
     limit: int | None = None
     max_concurrency: int | Literal["auto"] = "auto"

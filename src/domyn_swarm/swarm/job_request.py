@@ -22,6 +22,7 @@ class JobRequest(Record):
     input_columns: tuple[str, ...] = ()
     output_columns: tuple[str, ...] = ()
     id_column: str | None = None
+    fingerprint: Literal["full", "sample", "off"] = "full"
     output_mode: Literal["append", "replace", "io_only"] = "append"
     job_kwargs: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=0)

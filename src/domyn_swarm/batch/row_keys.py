@@ -1,0 +1,101 @@
+"""What "the same row" means: 16 bytes for each row, by which its result is found again.
+
+The first 8 are a hash of its id, or 1 where rows are known by their position. The last 8 are a hash
+of its inputs, or 0 where they were not looked at: such a half agrees with any other. Hashes are
+blake2b over MessagePack, so they are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Fingerprint = Literal["full", "sample", "off"]
+"""How many rows' inputs are compared with those that were answered: all, one in 64, or none."""
+
+Digests = NDArray[np.uint64]  # shape (rows, 2)
+
+DIGEST_BYTES = 16
+_SAMPLED = np.uint64(64)
+_BY_POSITION = np.uint64(1)
+_MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication by it loses nothing
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=str)
+
+
+@dataclass(frozen=True)
+class RowKeys:
+    """What a row is: which columns a job reads, which one names the row, what is compared."""
+
+    input_columns: Sequence[str]
+    id_column: str | None
+    fingerprint: Fingerprint = "full"
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that has to be read."""
+        extra = [] if self.id_column in (None, *self.input_columns) else [str(self.id_column)]
+        return [*self.input_columns, *extra]
+
+    @property
+    def position_digest(self) -> tuple[int, int]:
+        """The digest of every row that is known by its position alone."""
+        return int(_BY_POSITION), 0
+
+    def items(self, batch: pa.RecordBatch) -> list[Any]:
+        """What a job is given for each row: the one column's value, or a dict of several."""
+        columns: list[list[Any]] = [batch.column(name).to_pylist() for name in self.input_columns]
+        if len(columns) == 1:
+            return columns[0]
+        names = self.input_columns
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    def digests(
+        self, batch: pa.RecordBatch, start: int, items: Sequence[Any] | None = None
+    ) -> Digests:
+        """The digests of the rows `start, start + 1, …`; `items` where the caller has them."""
+        digests = np.zeros((batch.num_rows, 2), np.uint64)
+        if self.id_column is None:
+            digests[:, 0] = _BY_POSITION
+            sampled_by = np.arange(start, start + batch.num_rows, dtype=np.uint64)
+        else:
+            digests[:, 0] = _hashes(batch.column(self.id_column).to_pylist())
+            sampled_by = digests[:, 0]
+        if self.fingerprint == "full":
+            digests[:, 1] = _hashes(self.items(batch) if items is None else items)
+        elif self.fingerprint == "sample":
+            sampled = np.flatnonzero(sampled_by % _SAMPLED == 0)
+            digests[sampled, 1] = _hashes(self.items(batch.take(pa.array(sampled, pa.int64()))))
+        return digests
+
+
+def _hashes(values: Sequence[Any]) -> NDArray[np.uint64]:
+    encode, blake = _encoder.encode, hashlib.blake2b
+    raw = b"".join([blake(encode(value), digest_size=8).digest() for value in values])
+    return np.frombuffer(raw, "<u8")
+
+
+def agree(stored: Digests, asked: Digests) -> NDArray[np.bool_]:
+    """Row by row: whether a kept result is that of the row asked for. Zeros are nobody's."""
+    inputs, wanted = stored[..., 1], asked[..., 1]
+    same = (inputs == wanted) | (inputs == 0) | (wanted == 0)
+    agreed: NDArray[np.bool_] = same & (stored[..., 0] == asked[..., 0]) & (asked[..., 0] != 0)
+    return agreed
+
+
+def search_keys(digests: Digests, fingerprint: Fingerprint) -> NDArray[np.uint64]:
+    """One number for each row that is equal where this fingerprint calls rows the same."""
+    ids, inputs = digests[:, 0], digests[:, 1]
+    if fingerprint == "off":
+        return ids
+    with_inputs = ids ^ (inputs * _MIXER)
+    if fingerprint == "sample":
+        return np.where(ids % _SAMPLED == 0, with_inputs, ids)
+    return with_inputs
