@@ -48,6 +48,7 @@ class Checkpoint:
                 hint="Choose another place with --checkpoint-dir.",
             ) from error
         self._journal: Journal | None = None
+        self._writers = 0
         self._lease = leases.acquire(self.folder)
         try:
             identity.write(self.folder)
@@ -68,7 +69,24 @@ class Checkpoint:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
+        return self.look()
+
+    def look(self) -> RowIndex:
+        """What is settled, as of now, while writers go on. The caller closes `frames`."""
         return open_index(self.folder, self._keys)
+
+    def writer(self) -> tuple[str, int, int]:
+        """The folder, the generation and a number of its own for another process that writes."""
+        self._writers += 1
+        return str(self.folder), self._lease.generation, self._writers
+
+    def check_held(self) -> None:
+        """Raise JobError when another driver took the checkpoint over."""
+        if self._lease.lost.is_set():
+            raise JobError(
+                f"Another driver took over the checkpoint {self.folder}; this one stops.",
+                hint="It was silent for too long (suspended?). The other one goes on.",
+            )
 
     def tidy(self) -> None:
         """Join what earlier drivers left in many small files. May run beside everything else."""
@@ -90,11 +108,7 @@ class Checkpoint:
         Raises:
             JobError: the disk does not take them, or another driver took the checkpoint over.
         """
-        if self._lease.lost.is_set():
-            raise JobError(
-                f"Another driver took over the checkpoint {self.folder}; this one stops.",
-                hint="It was silent for too long (suspended?). The other one goes on.",
-            )
+        self.check_held()
         if self._journal is None:
             self._journal = Journal(self.folder, self._lease.generation)
         self._journal.append(results)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -144,7 +144,7 @@ class Runner:
 
     @property
     def stopped(self) -> bool:
-        """Whether the run was told to stop before its end."""
+        """Whether no more rows are wanted."""
         return self._stopping.is_set()
 
     async def run(self, source: Iterator[list[Row]]) -> None:
@@ -161,6 +161,7 @@ class Runner:
                 self.set_limit(self.limit)
                 await self._until_over()
             finally:
+                self._stopping.set()
                 slots = list(self._slots)
                 for slot in slots:
                     slot.cancel()
@@ -202,7 +203,11 @@ class Runner:
         return [self._ready.popleft() for _ in range(size)]
 
     async def _work(self) -> None:
-        while not self._over and len(self._slots) <= self.limit:
+        while not self._over:
+            if len(self._slots) > self.limit:
+                # Not counted from here on: of many that are free now only the surplus leaves.
+                self._slots.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+                return
             rows = await self._take()
             if not rows or self._stopping.is_set():
                 return
@@ -271,7 +276,7 @@ class Runner:
         if self._fatal is None and self._policy.failure_limit.exceeded(
             self._tally.rows_failed, self._tally.rows_answered
         ):
-            self._give_up(_too_many(self._tally))
+            self._give_up(too_many_failures(self._tally))
         return msgspec.json.encode(error)
 
     def _flush(self) -> None:
@@ -295,7 +300,8 @@ class Runner:
             self._stopping.set()
 
 
-def _too_many(tally: Tally) -> TooManyFailures:
+def too_many_failures(tally: Tally) -> TooManyFailures:
+    """The error that ends a run whose rows fail wholesale."""
     signature, count = tally.failures.most_common(1)[0]
     return TooManyFailures(
         f"{tally.rows_failed} rows failed and {tally.rows_answered} were answered; "

@@ -6,10 +6,9 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from domyn_swarm.batch.limiter import Limiter, Window
-from domyn_swarm.batch.runner import Runner
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.net.errors import RequestError
 from domyn_swarm.net.http import HttpClient
@@ -25,6 +24,15 @@ _GAUGES = re.compile(
     re.MULTILINE,
 )
 _WAITING = (b"waiting", b"deferred", b"num_queue_reqs")
+
+
+class Steered(Protocol):
+    """What has calls in flight."""
+
+    limit: int
+
+    def set_limit(self, limit: int) -> None:
+        """How many calls may be in flight from now on."""
 
 
 class Gauges(NamedTuple):
@@ -74,7 +82,7 @@ def metrics_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
     return read
 
 
-async def steer(runner: Runner, tally: Tally, limiter: Limiter, gauges: ReadGauges | None) -> None:
+async def steer(runner: Steered, tally: Tally, limiter: Limiter, gauges: ReadGauges | None) -> None:
     """Judge one window after the other until cancelled; keep the trace in the tally."""
     while True:
         window, reading = await _observe(tally, gauges)

@@ -6,7 +6,10 @@ import math
 import re
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import msgspec
 
 _NUMBERS = re.compile(r"\d+")
 _SIGNATURES = 200  # different ones that are counted apart; the rest is "other"
@@ -28,6 +31,16 @@ class LatencyHistogram:
         self._buckets[bucket] += 1
         self._count += 1
 
+    @property
+    def counts(self) -> dict[int, int]:
+        """How many requests fell into each bucket."""
+        return dict(self._buckets)
+
+    def merge(self, counts: Mapping[int, int]) -> None:
+        """Count what another histogram counted; `counts` are its buckets."""
+        self._buckets.update(counts)
+        self._count += sum(counts.values())
+
     def quantile(self, share: float) -> float | None:
         """The latency (seconds, within 5 %) that `share` of the requests stayed below."""
         if not self._count:
@@ -38,6 +51,34 @@ class LatencyHistogram:
             if left <= 0:
                 break
         return self._BASE_S * math.exp((bucket + 1) * self._LOG_STEP)
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """What one worker has counted since it began; sums, but for the last three."""
+
+    rows_answered: int = 0
+    rows_failed: int = 0
+    requests: int = 0
+    retries: int = 0
+    turned_away: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latency: dict[int, int] = {}
+    failures: dict[str, int] = {}
+    in_flight: int = 0
+    paused: str | None = None
+
+
+_SUMS = (
+    "rows_answered",
+    "rows_failed",
+    "requests",
+    "retries",
+    "turned_away",
+    "prompt_tokens",
+    "completion_tokens",
+    "in_flight",
+)
 
 
 @dataclass
@@ -68,6 +109,24 @@ class Tally:
         signature = failure_signature(kind, message)
         known = signature in self.failures or len(self.failures) < _SIGNATURES
         self.failures[signature if known else "other"] += 1
+
+    def counters(self) -> Counters:
+        """What was counted so far, to be told to a coordinator."""
+        sums = {name: getattr(self, name) for name in _SUMS}
+        return Counters(
+            **sums, latency=self.latency.counts, failures=dict(self.failures), paused=self.paused
+        )
+
+    def add(self, now: Counters, before: Counters) -> None:
+        """Count what a worker did between two of its reports."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(now, name) - getattr(before, name))
+        grown = {at: count - before.latency.get(at, 0) for at, count in now.latency.items()}
+        self.latency.merge({at: count for at, count in grown.items() if count})
+        for signature, count in now.failures.items():
+            self.failures[signature] += count - before.failures.get(signature, 0)
+        if self.first_row_at is None and (now.in_flight or now.rows_answered or now.rows_failed):
+            self.first_row_at = time.monotonic()
 
     @property
     def rows_done(self) -> int:

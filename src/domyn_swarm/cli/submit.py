@@ -98,6 +98,12 @@ def submit(
             help="Rows in flight.",
         ),
     ] = "auto",
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", min=1, max=256, metavar="N", help="Processes to share rows."
+        ),
+    ] = 1,
     retries: Annotated[
         int | None, typer.Option("--retries", min=0, help="Repeats of a request that failed.")
     ] = None,
@@ -168,6 +174,7 @@ def submit(
         name=job_name,
         external_id=external_id,
         max_concurrency="auto" if max_concurrency == "auto" else int(max_concurrency),
+        workers=workers,
         retries=retries,
         timeout_s=timeout,
         max_failures=max_failures,

@@ -13,6 +13,7 @@ from domyn_swarm.batch.publish import OutputPlan
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.runner import FailureLimit, RunPolicy
 from domyn_swarm.batch.session import RetryPolicy
+from domyn_swarm.batch.work import WorkPlan
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.loading import load_job
@@ -55,6 +56,32 @@ def make_plan(spec: JobSpec) -> Prepared:
         ConfigError: the job class or a parameter is not usable.
         InvalidInput: the input cannot be read, or lacks a column.
     """
+    job, keys, work = load_work(spec)
+    dataset = open_dataset(spec.input)
+    check_columns(dataset, keys.input_columns, "--input-column")
+    if keys.id_column is not None:
+        check_columns(dataset, [keys.id_column], "--id-column")
+    identity = identity_of(spec, job)
+    output = OutputPlan(Path(spec.output), spec.output_mode, keys, job.schema(), identity.digest)
+    plan = BatchPlan(
+        dataset=dataset,
+        output=output,
+        identity=identity,
+        checkpoint_root=Path(spec.checkpoint_root),
+        work=work,
+        limit=spec.limit,
+        resume=spec.resume,
+        retry_failed=spec.retry_failed,
+    )
+    return Prepared(job, plan)
+
+
+def load_work(spec: JobSpec) -> tuple[SwarmJob, RowKeys, WorkPlan]:
+    """The job and how its rows are worked on; the input is not touched.
+
+    Raises:
+        ConfigError: the job class or a parameter is not usable.
+    """
     job = load_job(
         spec.job,
         spec.job_kwargs,
@@ -62,22 +89,11 @@ def make_plan(spec: JobSpec) -> Prepared:
         output_columns=spec.output_columns,
         import_path=spec.import_path,
     )
-    dataset = open_dataset(spec.input)
-    keys = RowKeys(tuple(job.input_columns), spec.id_column, spec.fingerprint)
-    check_columns(dataset, keys.input_columns, "--input-column")
-    if keys.id_column is not None:
-        check_columns(dataset, [keys.id_column], "--id-column")
-    identity = identity_of(spec, job)
-    output = OutputPlan(Path(spec.output), spec.output_mode, keys, job.schema(), identity.digest)
     concurrency = None if spec.max_concurrency == "auto" else spec.max_concurrency
     if concurrency is not None and concurrency < 1:
         raise ConfigError(f"--max-concurrency must be at least 1, not {concurrency}.")
     retry = RetryPolicy()
-    plan = BatchPlan(
-        dataset=dataset,
-        output=output,
-        identity=identity,
-        checkpoint_root=Path(spec.checkpoint_root),
+    work = WorkPlan(
         run_policy=RunPolicy(
             concurrency=concurrency,
             rows_per_call=job.rows_per_call,
@@ -87,13 +103,11 @@ def make_plan(spec: JobSpec) -> Prepared:
             retries=retry.retries if spec.retries is None else spec.retries,
             timeout_s=spec.timeout_s or retry.timeout_s,
         ),
-        limit=spec.limit,
-        resume=spec.resume,
-        retry_failed=spec.retry_failed,
-        sync_rows=spec.checkpoint_interval or BatchPlan.sync_rows,
-        sync_s=spec.checkpoint_seconds or BatchPlan.sync_s,
+        encode=job.schema().encode,
+        sync_rows=spec.checkpoint_interval or WorkPlan.sync_rows,
+        sync_s=spec.checkpoint_seconds or WorkPlan.sync_s,
     )
-    return Prepared(job, plan)
+    return job, RowKeys(tuple(job.input_columns), spec.id_column, spec.fingerprint), work
 
 
 def identity_of(spec: JobSpec, job: SwarmJob) -> JobIdentity:

@@ -34,6 +34,7 @@ class JobSpec(Record):
     output_mode: Literal["append", "replace", "io_only"] = "append"
     limit: int | None = None
     max_concurrency: int | Literal["auto"] = "auto"
+    workers: int = Field(1, ge=1)
     retries: int | None = None
     timeout_s: float | None = None
     max_failures: str | None = None

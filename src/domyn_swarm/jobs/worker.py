@@ -8,7 +8,6 @@ SIGTERM and SIGINT: rows in flight are given a grace period, everything finished
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import sys
 import tempfile
@@ -18,13 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm import __version__
-from domyn_swarm.batch.engine import BatchRun, EndpointAccess
+from domyn_swarm.batch.engine import BatchRun
 from domyn_swarm.batch.identity import nearest
 from domyn_swarm.batch.runner import Events
 from domyn_swarm.batch.tally import Tally
-from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, ConfigError, JobError, SwarmError
+from domyn_swarm.batch.work import WorkerPlan
+from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, SwarmError
 from domyn_swarm.jobs.preparation import Prepared, prepare
+from domyn_swarm.jobs.program import access_of, event_loop_runner, read_spec
 from domyn_swarm.jobs.spec import JobProgress, JobResult, JobSpec
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.model import utc_now
@@ -41,34 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     [folder] = sys.argv[1:] if arguments is None else arguments
     paths = JobPaths(Path(folder))
     try:
-        spec = JobSpec.model_validate_json(paths.spec.read_text())
-        _check_version(spec)
-        worker = _Worker(spec, paths)
+        worker = _Worker(read_spec(paths), paths)
     except SwarmError as error:
         _log.error("%s", error)
         _write_result(paths, _empty_result(str(error)))
         return error.exit_code
-    with _uvloop_runner() as runner:
+    with event_loop_runner() as runner:
         return runner.run(worker.run())
-
-
-def _uvloop_runner() -> asyncio.Runner:
-    try:
-        import uvloop
-    except ImportError:  # not on this platform: slower, otherwise the same
-        return asyncio.Runner()
-    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
-
-
-def _check_version(spec: JobSpec) -> None:
-    def parts(version: str) -> list[int]:
-        return [int(part) for part in version.split(".")[:3] if part.isdigit()]
-
-    if parts(__version__) < parts(spec.min_version):
-        raise ConfigError(
-            f"This node has domyn-swarm {__version__}; the job came from {spec.min_version}.",
-            hint="Install the same version on the nodes, or set backend.venv_path.",
-        )
 
 
 class _Worker:
@@ -117,7 +96,9 @@ class _Worker:
             return await self._run_plan(replace(self._prepared, plan=plan))
 
     async def _run_plan(self, prepared: Prepared) -> bool:
-        plan = replace(prepared.plan, notice=lambda text: _log.warning("%s", text))
+        work = replace(prepared.plan.work, notice=lambda text: _log.warning("%s", text))
+        workers = None if self._spec.workers == 1 else WorkerPlan(self._spec.workers, self._command)
+        plan = replace(prepared.plan, work=work, workers=workers)
         run = BatchRun(plan, self._tally, Events())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -128,7 +109,11 @@ class _Worker:
             return prepared.job.transform_items
 
         self._state = "running"
-        return await run.run(self._access(), transform)
+        return await run.run(access_of(self._spec), transform)
+
+    def _command(self, descriptor: int) -> list[str]:
+        program = [sys.executable, "-m", "domyn_swarm.jobs.range_worker"]
+        return [*program, str(self._paths.root), str(descriptor)]
 
     def _stop(self, run: BatchRun, number: int) -> None:
         _log.warning("told to stop (signal %d): finishing rows in flight", number)
@@ -144,25 +129,6 @@ class _Worker:
         if found is not None:
             name, differences = found
             _log.warning("a new checkpoint, since %s differs: %s", name, "; ".join(differences))
-
-    def _access(self) -> EndpointAccess:
-        key_file = self._spec.api_key_file
-        key = Path(key_file).read_text().strip() if key_file else None
-        if self._spec.endpoint_file is None:
-            url = (self._spec.endpoint_url or "").rstrip("/").removesuffix("/v1")
-            return EndpointAccess(lambda: url, key, use_proxy=True)
-        return EndpointAccess(self._locate, key)
-
-    def _locate(self) -> str:
-        """Where the swarm's endpoint is now."""
-        path = Path(self._spec.endpoint_file or "")
-        try:
-            return str(json.loads(path.read_text())["url"])
-        except (OSError, ValueError, KeyError) as error:
-            raise JobError(
-                f"The swarm's endpoint is not known: {path} cannot be read.",
-                hint="Is the swarm up? See `domyn-swarm status`.",
-            ) from error
 
     async def _report_progress(self) -> None:
         while True:

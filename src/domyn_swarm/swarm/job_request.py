@@ -29,6 +29,7 @@ class JobRequest(Record):
     name: str | None = None
     external_id: str | None = None
     max_concurrency: int | Literal["auto"] = "auto"
+    workers: int = Field(1, ge=1, le=256)
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)
     max_failures: str | None = None  # "20" rows or "5%"

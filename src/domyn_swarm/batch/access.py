@@ -1,0 +1,43 @@
+"""How a run reaches its endpoint: one client, one gate, one retry layer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from domyn_swarm.batch.session import EndpointGate, RequestSession, RetryPolicy
+from domyn_swarm.batch.steering import ReadGauges, metrics_reader
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.net.http import open_client
+from domyn_swarm.net.openai import OpenAIClient
+
+
+@dataclass(frozen=True)
+class EndpointAccess:
+    """Where requests go. `locate` is asked again whenever nobody answers."""
+
+    locate: Callable[[], str]
+    key: str | None
+    use_proxy: bool = False
+    gauges: ReadGauges | None = None  # None: the endpoint's own /metrics, where it has them
+
+
+@asynccontextmanager
+async def open_session(
+    access: EndpointAccess, policy: RetryPolicy, tally: Tally, notice: Callable[[str], None]
+) -> AsyncIterator[tuple[OpenAIClient, ReadGauges]]:
+    """The client that a job is given, and what its endpoint is asked for its load."""
+    http = open_client(access.key, use_proxy=access.use_proxy)
+
+    def on_state(paused: str | None) -> None:
+        tally.paused = paused
+        notice(paused or "the endpoint answers again; going on")
+
+    gate = EndpointGate(http, access.locate, policy, on_state)
+    gauges = access.gauges or metrics_reader(http, lambda: gate.url)
+    try:
+        yield OpenAIClient(RequestSession(http, gate, policy, tally)), gauges
+    finally:
+        await gate.close()
+        await http.close()

@@ -1,0 +1,285 @@
+"""One run over several processes: the coordinator reads, hands out rows and counts; workers ask.
+
+A worker takes a handful of rows when it has room for them, so a slow one holds nothing back, and
+writes what comes back into a journal of its own. Rows of a worker that died are looked up there:
+those without a result go to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from domyn_swarm.batch.checkpoint import Checkpoint
+from domyn_swarm.batch.limiter import FIRST_LIMIT
+from domyn_swarm.batch.link import (
+    Begin,
+    Counted,
+    Failed,
+    Limit,
+    Link,
+    NoMoreRows,
+    Report,
+    Stop,
+    Wanted,
+    pack,
+)
+from domyn_swarm.batch.runner import Events, RunPolicy, too_many_failures
+from domyn_swarm.batch.source import PendingRows
+from domyn_swarm.batch.tally import Counters, Tally
+from domyn_swarm.errors import JobError
+from domyn_swarm.logs import get_logger
+
+_log = get_logger(__name__)
+
+_END_S = 15.0  # how long a worker may take to end beyond the grace period
+_DEATHS = 10  # of workers in one run: more is no accident
+_LAST_SHARE = 4  # a handful is at most this part of what each worker will still get
+
+
+@dataclass
+class _Worker:
+    """One process, as the coordinator sees it."""
+
+    process: asyncio.subprocess.Process
+    link: Link[Report]
+    counters: Counters = field(default_factory=Counters)
+    held: dict[int, PendingRows] = field(default_factory=dict)  # handfuls that are not settled
+    limit: int = 0
+
+
+class Coordinator:
+    """Runs rows through `count` processes started as `command(descriptor)`. Use it once."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        policy: RunPolicy,
+        command: Callable[[int], Sequence[str]],
+        *,
+        count: int,
+        tally: Tally,
+        events: Events,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._policy = policy
+        self._command = command
+        self._count = count
+        self._tally = tally
+        self._events = events
+        self._workers: list[_Worker] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ready: deque[PendingRows] = deque()
+        self._reading = asyncio.Lock()
+        self._exhausted = False
+        self._handfuls = 0
+        self._handed_out = 0
+        self._deaths = 0
+        self._fatal: BaseException | None = None
+        self._stopping = asyncio.Event()
+        self.limit = policy.concurrency or FIRST_LIMIT
+
+    def set_limit(self, limit: int) -> None:
+        """How many calls all workers together may have in flight; each has at least one."""
+        self.limit = limit
+        living = len(self._workers)
+        for at, worker in enumerate(self._workers):
+            share = max(1, limit // living + (at < limit % living))
+            if share != worker.limit:
+                worker.limit = share
+                worker.link.say(Limit(share))
+
+    def stop(self) -> None:
+        """Take no more rows; `run` returns when those in flight are settled or out of grace."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._events.on_cancel()
+
+    async def run(self, source: Iterator[PendingRows]) -> None:
+        """Settle every row of the source, or as many as until `stop`.
+
+        Raises:
+            TooManyFailures: more rows failed than the policy allows.
+            JobError: workers keep dying, or their results cannot be kept.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="reader") as reader:
+            self._source, self._reader = source, reader
+            stopping = asyncio.create_task(self._stop_when_told())
+            try:
+                await self._fill()
+                for _ in range(min(self._count, self.limit) if self._ready else 0):
+                    await self._start()
+                while self._tasks:
+                    await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+                    self._tasks = {task for task in self._tasks if not _finished(task)}
+            finally:
+                stopping.cancel()
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(stopping, *self._tasks, return_exceptions=True)
+                for worker in self._workers:
+                    with contextlib.suppress(ProcessLookupError):
+                        worker.process.kill()
+        if self._fatal is not None:
+            raise self._fatal
+
+    async def _stop_when_told(self) -> None:
+        await self._stopping.wait()
+        for worker in self._workers:
+            worker.link.say(Stop())
+        await asyncio.sleep(self._policy.grace_s + _END_S)
+        for worker in self._workers:
+            _log.warning("worker process %d does not end; killing it", worker.process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                worker.process.kill()
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *self._command(theirs.fileno()), pass_fds=[theirs.fileno()]
+            )
+        link: Link[Report] = Link(*await asyncio.open_unix_connection(sock=ours), Report)  # type: ignore[arg-type]
+        worker = _Worker(process, link)
+        self._workers.append(worker)
+        worker.limit = max(1, self.limit // self._count)
+        link.say(Begin(*self._checkpoint.writer(), worker.limit))
+        self.set_limit(self.limit)
+        self._tasks.add(asyncio.create_task(self._attend(worker)))
+
+    async def _attend(self, worker: _Worker) -> None:
+        """Serve one worker until it has ended, however it ends."""
+        async for report in worker.link.listen():
+            match report:
+                case Wanted(rows=rows):
+                    await self._hand_out(worker, rows)
+                case Counted(counters=counters, settled=settled):
+                    for number in settled:
+                        worker.held.pop(number, None)
+                    self._count_in(worker, counters)
+                case Failed(message=message, hint=hint):
+                    self._give_up(JobError(message, hint=hint))
+        code = await worker.process.wait()
+        self._workers.remove(worker)
+        gone = msgspec.structs.replace(worker.counters, in_flight=0, paused=None)
+        self._count_in(worker, gone)
+        await worker.link.close()
+        if self._stopping.is_set():
+            return
+        if code != 0 or worker.held:
+            await self._replace(worker, code)
+        elif self._workers:
+            self.set_limit(self.limit)
+
+    async def _replace(self, worker: _Worker, code: int) -> None:
+        """Take back what a dead worker held and did not settle; start another for it."""
+        self._deaths += 1
+        _log.warning("worker process %d ended with %d; replacing it", worker.process.pid, code)
+        if self._deaths > _DEATHS:
+            self._give_up(
+                JobError(
+                    f"{self._deaths} worker processes died, the last with exit code {code}.",
+                    hint="The job's log tells why. What is finished is kept; with --workers 1 "
+                    "the row that kills them is easier to find.",
+                )
+            )
+            return
+        held = list(worker.held.values())
+        self._ready.extendleft(reversed(await asyncio.to_thread(self._unsettled, held)))
+        await self._start()
+
+    def _unsettled(self, held: Sequence[PendingRows]) -> list[PendingRows]:
+        index = self._checkpoint.look()
+        try:
+            left = []
+            for pending in held:
+                first, last = int(pending.ordinals[0]), int(pending.ordinals[-1])
+                window = np.zeros((last - first + 1, 2), np.uint64)
+                window[pending.ordinals - first] = pending.digests
+                found = index.match(first, window).found[pending.ordinals - first]
+                if not found.all():
+                    left.append(_some(pending, np.flatnonzero(~found)))
+            return left
+        finally:
+            index.frames.close()
+
+    # -- rows ------------------------------------------------------------------------------------
+
+    async def _hand_out(self, worker: _Worker, rows: int) -> None:
+        await self._fill()
+        if self._stopping.is_set() or not self._ready:
+            worker.link.say(NoMoreRows())
+            return
+        size = min(rows, self._fair_share())
+        pending = self._ready.popleft()
+        if len(pending.ordinals) > size:
+            self._ready.appendleft(_some(pending, np.arange(size, len(pending.ordinals))))
+            pending = _some(pending, np.arange(size))
+        self._handfuls += 1
+        self._handed_out += len(pending.ordinals)
+        worker.held[self._handfuls] = pending
+        worker.link.say(pack(self._handfuls, pending))
+
+    def _fair_share(self) -> int:
+        """Handfuls shrink towards the end, so that no worker holds rows that another could do."""
+        tally = self._tally
+        left = (tally.rows_total or 0) - tally.rows_resumed - self._handed_out
+        size = max(1, left // (_LAST_SHARE * self._count))
+        calls = -(-size // self._policy.rows_per_call)
+        return calls * self._policy.rows_per_call
+
+    async def _fill(self) -> None:
+        """Have rows ready, if there are any left."""
+        loop = asyncio.get_running_loop()
+        async with self._reading:
+            if not self._ready and not self._exhausted:
+                pending = await loop.run_in_executor(self._reader, next, self._source, None)
+                if pending is None:
+                    self._exhausted = True
+                else:
+                    self._ready.append(pending)
+
+    # -- counting --------------------------------------------------------------------------------
+
+    def _count_in(self, worker: _Worker, counters: Counters) -> None:
+        before, worker.counters = worker.counters, counters
+        self._tally.add(counters, before)
+        paused = (one.counters.paused for one in self._workers)
+        self._tally.paused = next((why for why in paused if why), None)
+        self._events.on_progress(self._tally.rows_done, self._tally.rows_total)
+        tally, limit = self._tally, self._policy.failure_limit
+        if limit.exceeded(tally.rows_failed, tally.rows_answered):
+            self._give_up(too_many_failures(tally))
+        try:
+            self._checkpoint.check_held()
+        except JobError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        if self._fatal is None:
+            self._fatal = error
+            self._stopping.set()
+
+
+def _some(pending: PendingRows, at: np.ndarray[tuple[int], np.dtype[np.int64]]) -> PendingRows:
+    return PendingRows(
+        pending.ordinals[at], pending.digests[at], pending.columns.take(pa.array(at, pa.int64()))
+    )
+
+
+def _finished(task: asyncio.Task[None]) -> bool:
+    """Whether a task is over; what it raised is raised here."""
+    if task.done():
+        task.result()
+    return task.done()

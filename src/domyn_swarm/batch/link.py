@@ -1,0 +1,137 @@
+"""What a coordinator and its workers say to each other, over one socket pair each.
+
+A message is its length (4 bytes, little-endian) and MessagePack. The worker asks for rows when it
+has room; it never holds more than two handfuls that are not in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from typing import Generic, TypeVar
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from domyn_swarm.batch.source import PendingRows
+from domyn_swarm.batch.tally import Counters
+
+_LENGTH = struct.Struct("<I")
+
+
+class Begin(msgspec.Struct, tag=True, frozen=True):
+    """The first message to a worker: where its results go, and how much it may do at once."""
+
+    folder: str
+    generation: int
+    writer: int
+    limit: int
+
+
+class Rows(msgspec.Struct, tag=True, frozen=True):
+    """Rows for the worker; an answer to `Wanted`."""
+
+    number: int  # of this handful, among all of the run
+    ordinals: bytes
+    digests: bytes
+    columns: bytes  # Arrow IPC stream of one record batch
+
+    def pending(self) -> PendingRows:
+        """The rows as the coordinator read them."""
+        with pa.ipc.open_stream(self.columns) as stream:
+            columns = stream.read_next_batch()
+        return PendingRows(
+            np.frombuffer(self.ordinals, "<i8"),
+            np.frombuffer(self.digests, "<u8").reshape(-1, 2),
+            columns,
+        )
+
+
+class NoMoreRows(msgspec.Struct, tag=True, frozen=True):
+    """The other answer to `Wanted`: finish what is in flight and end."""
+
+
+class Limit(msgspec.Struct, tag=True, frozen=True):
+    """How many calls the worker may have in flight from now on."""
+
+    limit: int
+
+
+class Stop(msgspec.Struct, tag=True, frozen=True):
+    """Take no more rows; end within the grace period."""
+
+
+class Wanted(msgspec.Struct, tag=True, frozen=True):
+    """The worker has room for so many rows."""
+
+    rows: int
+
+
+class Counted(msgspec.Struct, tag=True, frozen=True):
+    """What the worker has done since it began, and which handfuls are settled since last told."""
+
+    counters: Counters
+    settled: list[int]
+
+
+class Failed(msgspec.Struct, tag=True, frozen=True):
+    """The worker cannot go on, and another could not either."""
+
+    message: str
+    hint: str
+
+
+Order = Begin | Rows | NoMoreRows | Limit | Stop
+Report = Wanted | Counted | Failed
+
+_Told = TypeVar("_Told")
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Link(Generic[_Told]):
+    """One end; `heard` is what the other end says."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: type[_Told]
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder = msgspec.msgpack.Decoder(heard)
+
+    def say(self, message: Order | Report) -> None:
+        """Send; a message to an end that is gone is lost, and `listen` ends there."""
+        body = _encoder.encode(message)
+        if not self._writer.is_closing():
+            self._writer.write(_LENGTH.pack(len(body)) + body)
+
+    async def listen(self) -> AsyncIterator[_Told]:
+        """Messages until the other end is gone."""
+        try:
+            while True:
+                [length] = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+                yield self._decoder.decode(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+
+    async def close(self) -> None:
+        """Send what is left, and hang up."""
+        self._writer.close()
+        try:
+            await self._writer.wait_closed()
+        except ConnectionError:
+            return
+
+
+def pack(number: int, pending: PendingRows) -> Rows:
+    """Rows as a message."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, pending.columns.schema) as stream:
+        stream.write_batch(pending.columns)
+    return Rows(
+        number,
+        pending.ordinals.astype("<i8").tobytes(),
+        pending.digests.astype("<u8").tobytes(),
+        sink.getvalue().to_pybytes(),
+    )

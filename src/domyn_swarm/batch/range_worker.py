@@ -1,0 +1,159 @@
+"""One worker process of a run over several: asks its coordinator for rows and reports to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from domyn_swarm.batch.journal import Journal
+from domyn_swarm.batch.link import (
+    Begin,
+    Counted,
+    Failed,
+    Limit,
+    Link,
+    NoMoreRows,
+    Order,
+    Rows,
+    Stop,
+    Wanted,
+)
+from domyn_swarm.batch.row_keys import RowKeys
+from domyn_swarm.batch.rows import Result, Row
+from domyn_swarm.batch.runner import Events, FailureLimit, Runner, Transform
+from domyn_swarm.batch.sink import SyncedSink, beside
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.work import WorkPlan
+from domyn_swarm.errors import JobError
+
+_REPORT_S = 0.25
+_LOOK_UP_S = 0.1
+_MOST_WANTED = 256
+_NEVER = FailureLimit(rows=1 << 62)  # the coordinator judges, over all workers
+
+
+class RangeWorker(Events):
+    """The worker's end of the link: a source of rows, a listener, a reporter. Use it once."""
+
+    def __init__(self, link: Link[Order], keys: RowKeys, tally: Tally) -> None:
+        self._link = link
+        self._keys = keys
+        self._tally = tally
+        self._handfuls: queue.SimpleQueue[Rows | None] = queue.SimpleQueue()
+        self._of: dict[int, int] = {}  # ordinal → its handful
+        self._left: Counter[int] = Counter()  # rows of each handful that are not settled
+        self._settled: list[int] = []
+        self._stopped = False
+        self._runner: Runner | None = None
+
+    async def run(self, transform: Transform, work: WorkPlan) -> None:
+        """Settle what the coordinator hands out.
+
+        Raises:
+            JobError: results cannot be kept; the coordinator knows.
+            ConnectionError: the coordinator is gone, so nobody wants the rest.
+        """
+        orders = self._link.listen()
+        begin = await anext(orders, None)
+        if not isinstance(begin, Begin):
+            raise ConnectionError("the coordinator is gone")
+        journal = Journal(Path(begin.folder), begin.generation, begin.writer)
+        sink = SyncedSink(journal, work.sync_rows)
+        policy = replace(work.run_policy, concurrency=begin.limit, failure_limit=_NEVER)
+        runner = self._runner = Runner(
+            transform, sink, policy, encode=work.encode, tally=self._tally, events=self
+        )
+        try:
+            async with beside(sink.keep_syncing(work.sync_s), self._report()):
+                await self._until_over(runner, policy.rows_per_call, orders)
+        except JobError as error:
+            self._link.say(Failed(error.message, error.hint))
+            raise
+        finally:
+            await asyncio.to_thread(journal.close)
+            self._tell()
+
+    async def _until_over(
+        self, runner: Runner, rows_per_call: int, orders: AsyncIterator[Order]
+    ) -> None:
+        if self._stopped:
+            return
+        source = self._source(asyncio.get_running_loop(), runner, rows_per_call)
+        working = asyncio.create_task(runner.run(source))
+        listening = asyncio.create_task(self._listen(runner, orders))
+        try:
+            await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise ConnectionError("the coordinator is gone")
+            await working
+        finally:
+            self._handfuls.put(None)
+            for task in (working, listening):
+                task.cancel()
+            await asyncio.gather(working, listening, return_exceptions=True)
+
+    async def _listen(self, runner: Runner, orders: AsyncIterator[Order]) -> None:
+        async for order in orders:
+            match order:
+                case Rows():
+                    self._handfuls.put(order)
+                case NoMoreRows():
+                    self._handfuls.put(None)
+                case Limit(limit=limit):
+                    runner.set_limit(limit)
+                case Stop():
+                    self.stop()
+                case Begin():
+                    raise ValueError("a run begins once")
+
+    def stop(self) -> None:
+        """Take no more rows, let those in flight finish."""
+        self._stopped = True
+        if self._runner is not None:
+            self._runner.stop()
+        self._handfuls.put(None)
+
+    def _source(
+        self, loop: asyncio.AbstractEventLoop, runner: Runner, rows_per_call: int
+    ) -> Iterator[list[Row]]:
+        """Handfuls as the runner takes them, on its reader's thread."""
+        while True:
+            half = runner.limit * rows_per_call // 2
+            wanted = max(rows_per_call, min(_MOST_WANTED, half))
+            loop.call_soon_threadsafe(self._link.say, Wanted(wanted))
+            handful = self._next(runner)
+            if handful is None:
+                return
+            rows = handful.pending().rows(self._keys)
+            self._left[handful.number] = len(rows)
+            self._of.update(dict.fromkeys((row.ordinal for row in rows), handful.number))
+            yield rows
+
+    def _next(self, runner: Runner) -> Rows | None:
+        while not runner.stopped:  # it may end for reasons of its own, and waits for this thread
+            with contextlib.suppress(queue.Empty):
+                return self._handfuls.get(timeout=_LOOK_UP_S)
+        return None
+
+    def on_batch(self, results: Sequence[Result]) -> None:
+        """Note which handfuls are settled now."""
+        for result in results:
+            number = self._of.pop(result.ordinal)
+            self._left[number] -= 1
+            if not self._left[number]:
+                del self._left[number]
+                self._settled.append(number)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(_REPORT_S)
+            self._tell()
+
+    def _tell(self) -> None:
+        settled, self._settled = self._settled, []
+        self._link.say(Counted(self._tally.counters(), settled))

@@ -1,0 +1,30 @@
+"""How pending rows become results, and in how many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from domyn_swarm.batch.runner import RunPolicy
+from domyn_swarm.batch.session import RetryPolicy
+
+
+@dataclass(frozen=True)
+class WorkPlan:
+    """How pending rows become results, in whichever process."""
+
+    run_policy: RunPolicy
+    retry_policy: RetryPolicy
+    encode: Callable[[Any], bytes]  # a job's value as the JSON object of the output columns
+    sync_rows: int = 5_000
+    sync_s: float = 1.0
+    notice: Callable[[str], None] = field(default=lambda _: None)
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """Processes that share a run's work."""
+
+    count: int
+    command: Callable[[int], Sequence[str]]  # the command of one, given its end of the link

@@ -1,0 +1,77 @@
+"""What the programs that run a job have in common: their spec, their event loop, their endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+from domyn_swarm import __version__
+from domyn_swarm.batch.access import EndpointAccess
+from domyn_swarm.errors import ConfigError, JobError
+from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.paths import JobPaths
+
+_MOST_FILES = 65_536  # each request in flight has a connection
+
+
+def read_spec(paths: JobPaths) -> JobSpec:
+    """What the job was told.
+
+    Raises:
+        ConfigError: this node's domyn-swarm is older than the submitter's.
+    """
+    spec = JobSpec.model_validate_json(paths.spec.read_text())
+    if _parts(__version__) < _parts(spec.min_version):
+        raise ConfigError(
+            f"This node has domyn-swarm {__version__}; the job came from {spec.min_version}.",
+            hint="Install the same version on the nodes, or set backend.venv_path.",
+        )
+    return spec
+
+
+def _parts(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")[:3] if part.isdigit()]
+
+
+def event_loop_runner() -> asyncio.Runner:
+    """Runs a job's coroutine on the fastest loop there is."""
+    _allow_many_files()
+    try:
+        import uvloop
+    except ImportError:  # not on this platform: slower, otherwise the same
+        return asyncio.Runner()
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+def _allow_many_files() -> None:
+    """Shells allow 1,024 as a rule, of what the system lets a process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def access_of(spec: JobSpec) -> EndpointAccess:
+    """How the job reaches its endpoint."""
+    key = Path(spec.api_key_file).read_text().strip() if spec.api_key_file else None
+    if spec.endpoint_file is None:
+        url = (spec.endpoint_url or "").rstrip("/").removesuffix("/v1")
+        return EndpointAccess(lambda: url, key, use_proxy=True)
+    return EndpointAccess(_locator(Path(spec.endpoint_file)), key)
+
+
+def _locator(path: Path) -> Callable[[], str]:
+    def locate() -> str:
+        """Where the swarm's endpoint is now."""
+        try:
+            return str(json.loads(path.read_text())["url"])
+        except (OSError, ValueError, KeyError) as error:
+            raise JobError(
+                f"The swarm's endpoint is not known: {path} cannot be read.",
+                hint="Is the swarm up? See `domyn-swarm status`.",
+            ) from error
+
+    return locate

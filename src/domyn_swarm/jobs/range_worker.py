@@ -1,0 +1,66 @@
+"""One of a job's workers: `python -m domyn_swarm.jobs.range_worker <job folder> <descriptor>`.
+
+Started by the job's coordinator, which talks to it over the socket `descriptor` and hands it rows.
+Ends with 0, or with 1 when it cannot go on; when its coordinator is gone it ends at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from asyncio import get_running_loop, open_unix_connection
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from domyn_swarm.batch.access import open_session
+from domyn_swarm.batch.link import Link, Order
+from domyn_swarm.batch.range_worker import RangeWorker
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.errors import JobError
+from domyn_swarm.jobs.preparation import load_work
+from domyn_swarm.jobs.program import access_of, event_loop_runner, read_spec
+from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.logs import configure, get_logger
+from domyn_swarm.paths import JobPaths
+
+_log = get_logger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Work until there are no more rows; return the exit code."""
+    configure("INFO")
+    folder, descriptor = sys.argv[1:] if arguments is None else arguments
+    spec = read_spec(JobPaths(Path(folder)))
+    with event_loop_runner() as runner:
+        try:
+            runner.run(_work(spec, int(descriptor)))
+        except JobError as error:  # the coordinator was told
+            _log.error("%s", error)
+            return 1
+        except ConnectionError:
+            return 1
+    return 0
+
+
+async def _work(spec: JobSpec, descriptor: int) -> None:
+    job, keys, work = load_work(spec)
+    work = replace(work, notice=lambda text: _log.warning("%s", text))
+    tally = Tally()
+    connection = await open_unix_connection(sock=socket.socket(fileno=descriptor))
+    link: Link[Order] = Link(*connection, Order)  # type: ignore[arg-type]
+    worker = RangeWorker(link, keys, tally)
+    loop = get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.stop)
+    try:
+        async with open_session(access_of(spec), work.retry_policy, tally, work.notice) as session:
+            job.bind(session[0], spec.model)
+            await worker.run(job.transform_items, work)
+    finally:
+        await link.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
