@@ -1,4 +1,4 @@
-"""From input and results to the output file: a streaming join in input order, then one rename.
+"""From input and results to the output's files: a streaming join in input order, then a rename.
 
 Memory does not grow with the rows. Types that the schema leaves open are settled in a first pass
 over the results, so that no batch can disagree with another.
@@ -6,7 +6,6 @@ over the results, so that no batch can disagree with another.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,34 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.index import RowIndex
+from domyn_swarm.batch.manifest import (
+    ColumnFacts,
+    InputFacts,
+    JobFacts,
+    Manifest,
+    RowCounts,
+    TokenCounts,
+    versions,
+)
+from domyn_swarm.batch.output_files import (
+    IDENTITY_KEY,
+    SHARD_ROWS,
+    OutputPlace,
+    PartWriter,
+    shard_name,
+    write_synced,
+)
 from domyn_swarm.batch.row_keys import Digests, RowKeys, agree
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE, OutputSchema, fit, type_of, unify
-from domyn_swarm.errors import InvalidInput, JobError, OutputExists
+from domyn_swarm.errors import InvalidInput, JobError
+from domyn_swarm.model import utc_now
 
 OutputMode = Literal["append", "replace", "io_only"]
-_IDENTITY_KEY = b"domyn_swarm.identity"
-_ROW_GROUP_ROWS = 64 * 1024
 
 error_decoder = msgspec.json.Decoder(RowError)
 
@@ -41,13 +56,21 @@ class ResultsMissing(Exception):
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """Which columns the output has, and where it goes."""
+    """Which columns the output has, where it goes, and what its manifest says of the job."""
 
     path: Path
     mode: OutputMode
     keys: RowKeys
     schema: OutputSchema
-    identity: str
+    job: JobFacts
+    input_path: str
+    sharded: bool = False  # a folder of files instead of one
+
+    @property
+    def place(self) -> OutputPlace:
+        """Where the files lie; a link to a folder of shards is followed."""
+        path = self.path.resolve() if self.sharded else self.path
+        return OutputPlace(path, self.sharded, self.job.identity)
 
     def kept_columns(self, dataset: Dataset) -> list[str]:
         """The input columns that the output keeps, in the input's order."""
@@ -67,10 +90,11 @@ class OutputPlan:
                 kind is not supported.
             OutputExists: something this job did not write lies at the path.
         """
-        if self.path.suffix != ".parquet":
+        if self.path.suffix != ".parquet" and not self.sharded:
             raise InvalidInput(
                 f"The output {self.path} is not a .parquet file.",
-                hint="Give --output a path that ends in .parquet.",
+                hint="Give --output a path that ends in .parquet, or write a folder of shards "
+                "with --shard-output.",
             )
         taken = {*self.kept_columns(dataset), ERROR_COLUMN} & {*self.schema.names}
         taken |= {ERROR_COLUMN} & {*self.kept_columns(dataset)}
@@ -79,78 +103,104 @@ class OutputPlan:
                 f"The output columns {sorted(taken)} are already in the input.",
                 hint="Choose other names with --output-column, or --output-mode replace.",
             )
-        if self.path.exists() and written_identity(self.path) != self.identity:
-            raise OutputExists(
-                f"{self.path} exists and holds something else than this job's output.",
-                hint="Move it away or choose another --output.",
-            )
-
-
-def written_identity(path: Path) -> str | None:
-    """The identity of the job that wrote an output file; None when it is none of ours."""
-    try:
-        metadata = pq.read_metadata(path).metadata or {}
-    except (pa.ArrowException, OSError):
-        return None
-    found = metadata.get(_IDENTITY_KEY)
-    return None if found is None else found.decode()
+        self.place.check()
 
 
 def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None) -> int:
-    """Write the output; return how many rows carry an error.
+    """Write the output and its manifest; return how many rows carry an error.
 
-    The file appears whole or not at all.
+    The output appears whole or not at all.
 
     Raises:
         ResultsMissing: rows without a readable result; nothing was written.
+        OutputExists: something this job did not write has come to lie at the path.
         JobError: the output cannot be written.
     """
     types, failed = _settle_types(dataset, plan, index, limit)
-    fields = [dataset.schema.field(name) for name in plan.kept_columns(dataset)]
-    fields += [pa.field(name, kind) for name, kind in types.items()]
-    if failed:
-        fields.append(pa.field(ERROR_COLUMN, ERROR_TYPE))
-    schema = pa.schema(fields, metadata={_IDENTITY_KEY: plan.identity.encode()})
-    temporary = plan.path.with_name(f".{plan.path.name}.{os.getpid()}.partial")
+    fields = output_fields(dataset, plan, types, errors=failed > 0)
+    schema = pa.schema(fields, metadata={IDENTITY_KEY: plan.job.identity.encode()})
+    place = plan.place
+    name_of = shard_name if plan.sharded else lambda _: place.path.name
     try:
-        plan.path.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            _write_rows(writer, dataset, plan, index, limit)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(plan.path)
+        with place.stage() as stage:
+            rows_per_file = SHARD_ROWS if plan.sharded else None
+            with PartWriter(stage, schema, name_of, rows_per_file) as writer:
+                counts = _write_rows(writer, dataset, plan, index, limit)
+                files = writer.finish()
+            manifest = Manifest(
+                **counts.model_dump(),
+                job=plan.job,
+                input=InputFacts(path=plan.input_path, rows=dataset.rows),
+                limit=limit,
+                output_mode=plan.mode,
+                columns=columns_of(schema),
+                files=tuple(files),
+                versions=versions(),
+                created_at=utc_now(),
+            )
+            write_synced(stage / place.manifest.name, manifest.model_dump_json(indent=2) + "\n")
+            place.put(stage)
     except OSError as error:
         raise JobError(
             f"Cannot write the output {plan.path}: {error.strerror or error}.",
             hint="Mend that and submit the same job again: no row will be asked twice.",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return failed
 
 
+def output_fields(
+    dataset: Dataset, plan: OutputPlan, types: dict[str, pa.DataType], *, errors: bool
+) -> list[pa.Field]:
+    """The output's columns: those kept of the input, the answers, and the errors if asked for."""
+    fields = [dataset.schema.field(name) for name in plan.kept_columns(dataset)]
+    fields += [pa.field(name, kind) for name, kind in types.items()]
+    if errors:
+        fields.append(pa.field(ERROR_COLUMN, ERROR_TYPE))
+    return fields
+
+
+def columns_of(schema: pa.Schema) -> tuple[ColumnFacts, ...]:
+    """Names and types, as a manifest tells them."""
+    return tuple(ColumnFacts(name=field.name, type=str(field.type)) for field in schema)
+
+
 def _write_rows(
-    writer: pq.ParquetWriter,
+    writer: PartWriter,
     dataset: Dataset,
     plan: OutputPlan,
     index: RowIndex,
     limit: int | None,
-) -> None:
+) -> RowCounts:
     """Every input row with its answer; raises `ResultsMissing` when some have none."""
     kept = plan.kept_columns(dataset)
     columns = list(dict.fromkeys([*kept, *plan.keys.columns]))
     missing: set[int] = set()
-    start = 0
+    start = failed = empty = prompt = completion = 0
     for batch, values in joined(dataset, columns, plan.keys, index, limit):
         missing.update(start + at for at, value in enumerate(values) if value is None)
         start += batch.num_rows
-        if not missing:
-            inputs = [batch.column(name) for name in kept]
-            outputs = _output_columns(values, plan.schema, writer.schema)
-            table = pa.Table.from_arrays([*inputs, *outputs], schema=writer.schema)
-            writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+        if missing:
+            continue
+        inputs = [batch.column(name) for name in kept]
+        outputs = output_columns(values, plan.schema, writer.schema)
+        whole = pa.RecordBatch.from_arrays([*inputs, *outputs], schema=writer.schema)
+        writer.write(whole)
+        errors = [value for value in values if value is not None and value.error]
+        failed += len(errors)
+        empty += int(without_answer(whole, plan.schema.names).sum()) - len(errors)
+        prompt += sum(value.prompt_tokens for value in values if value is not None)
+        completion += sum(value.completion_tokens for value in values if value is not None)
     if missing:
         raise ResultsMissing(missing)
+    tokens = TokenCounts(prompt=prompt, completion=completion)
+    return RowCounts(rows=start, rows_failed=failed, rows_empty=empty, tokens=tokens)
+
+
+def without_answer(batch: pa.RecordBatch, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Which rows have null in every one of the answer columns."""
+    nulls = [batch.column(name).is_null().to_numpy(zero_copy_only=False) for name in names]
+    rows: NDArray[np.bool_] = np.logical_and.reduce(nulls)
+    return rows
 
 
 def _settle_types(
@@ -170,10 +220,15 @@ def _settle_types(
             if value is not None and value.error:
                 failed += 1
             elif value is not None:
-                decoded = msgspec.json.decode(value.output)
-                for name, known in found.items():
-                    found[name] = unify(known, type_of(decoded.get(name)))
+                widen(found, value)
     return {name: types.get(name) or found[name] for name in plan.schema.names}, failed
+
+
+def widen(found: dict[str, pa.DataType], value: RowValue) -> None:
+    """Make the types of some columns wide enough for one more answer."""
+    decoded = msgspec.json.decode(value.output)
+    for name, known in found.items():
+        found[name] = unify(known, type_of(decoded.get(name)))
 
 
 def _count_failures(dataset: Dataset, keys: RowKeys, index: RowIndex, limit: int | None) -> int:
@@ -217,7 +272,7 @@ def _results(index: RowIndex, start: int, digests: Digests) -> list[RowValue | N
     return values
 
 
-def _output_columns(
+def output_columns(
     values: Sequence[RowValue | None], schema: OutputSchema, arrow: pa.Schema
 ) -> list[pa.Array]:
     """The output columns behind the input's: the schema's, then the errors where there are any."""

@@ -75,6 +75,10 @@ def submit(
             "--output-mode", help="Add columns, replace same-named ones, or input and answers only."
         ),
     ] = OutputMode.APPEND,
+    shard_output: Annotated[
+        bool,
+        typer.Option("--shard-output", help="Make --output a folder of files, 250,000 rows each."),
+    ] = False,
     job_kwargs: Annotated[
         str,
         typer.Option("--job-kwargs", metavar="JSON", help="Options of the job and its requests."),
@@ -100,9 +104,7 @@ def submit(
     ] = "auto",
     workers: Annotated[
         int,
-        typer.Option(
-            "--workers", min=1, max=256, metavar="N", help="Processes to share rows."
-        ),
+        typer.Option("--workers", min=1, max=256, metavar="N", help="Processes to share rows."),
     ] = 1,
     retries: Annotated[
         int | None, typer.Option("--retries", min=0, help="Repeats of a request that failed.")
@@ -169,6 +171,7 @@ def submit(
         id_column=id_column,
         fingerprint=fingerprint.value,
         output_mode=output_mode.value,
+        shard_output=shard_output,
         job_kwargs=parse_json_object(job_kwargs),
         limit=limit,
         name=job_name,

@@ -9,6 +9,7 @@ from pathlib import Path
 from domyn_swarm.batch.dataset import check_columns, check_ids, open_dataset
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.manifest import JobFacts, without_secrets
 from domyn_swarm.batch.publish import OutputPlan
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.runner import FailureLimit, RunPolicy
@@ -62,7 +63,15 @@ def make_plan(spec: JobSpec) -> Prepared:
     if keys.id_column is not None:
         check_columns(dataset, [keys.id_column], "--id-column")
     identity = identity_of(spec, job)
-    output = OutputPlan(Path(spec.output), spec.output_mode, keys, job.schema(), identity.digest)
+    output = OutputPlan(
+        path=Path(spec.output),
+        mode=spec.output_mode,
+        keys=keys,
+        schema=job.schema(),
+        job=_facts(spec, identity),
+        input_path=spec.input,
+        sharded=spec.shard_output,
+    )
     plan = BatchPlan(
         dataset=dataset,
         output=output,
@@ -121,6 +130,18 @@ def identity_of(spec: JobSpec, job: SwarmJob) -> JobIdentity:
             "id_column": spec.id_column,
             "tag": spec.checkpoint_tag,
         }
+    )
+
+
+def _facts(spec: JobSpec, identity: JobIdentity) -> JobFacts:
+    return JobFacts(
+        id=spec.job_id,
+        name=spec.name,
+        job_class=spec.job,
+        identity=identity.digest,
+        identity_fields=without_secrets(identity.fields),
+        model=spec.model,
+        revision=spec.revision,
     )
 
 

@@ -32,6 +32,7 @@ class JobSpec(Record):
     id_column: str | None = None
     fingerprint: Fingerprint = "full"
     output_mode: Literal["append", "replace", "io_only"] = "append"
+    shard_output: bool = False
     limit: int | None = None
     max_concurrency: int | Literal["auto"] = "auto"
     workers: int = Field(1, ge=1)

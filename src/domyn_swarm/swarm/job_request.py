@@ -24,6 +24,7 @@ class JobRequest(Record):
     id_column: str | None = None
     fingerprint: Literal["full", "sample", "off"] = "full"
     output_mode: Literal["append", "replace", "io_only"] = "append"
+    shard_output: bool = False  # a folder of Parquet files instead of one
     job_kwargs: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=0)
     name: str | None = None

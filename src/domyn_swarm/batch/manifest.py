@@ -1,0 +1,131 @@
+"""What an output says about itself: `manifest.json` among shards, `<stem>.manifest.json` by a file.
+
+It names the job, its input and every file with its checksum, so that `job verify` and whoever gets
+the output can tell whether it is whole. It holds no secrets: it travels with the output.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import Field, ValidationError
+
+from domyn_swarm import __version__
+from domyn_swarm.model import Record
+
+MANIFEST_NAME = "manifest.json"
+_FILE_NAME = r"^[^/]+\.parquet$"  # a name, never a path: what is read lies beside the manifest
+_SECRET = re.compile(
+    r"api[_-]?key|secret|passw|authori[sz]ation|cookie|(?:access|auth|api|hf|bearer)[_-]?token|^token$",
+    re.IGNORECASE,
+)
+
+
+class JobFacts(Record):
+    """The job that wrote an output, and what its answers depend on."""
+
+    id: str
+    name: str
+    job_class: str
+    identity: str
+    identity_fields: dict[str, Any]
+    model: str
+    revision: str | None
+
+
+class InputFacts(Record):
+    """What was read."""
+
+    path: str
+    rows: int  # all of them, whatever the limit
+
+
+class TokenCounts(Record):
+    """Of the requests that the rows' results came from, whichever run sent them."""
+
+    prompt: int
+    completion: int
+
+
+class ColumnFacts(Record):
+    """One column of the output."""
+
+    name: str
+    type: str
+
+
+class OutputFile(Record):
+    """One file of the output."""
+
+    name: str = Field(pattern=_FILE_NAME)
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class RowCounts(Record):
+    """What the rows of an output came to."""
+
+    rows: int
+    rows_failed: int  # they carry an `_error`
+    rows_empty: int  # answered, and every answer column is null
+    tokens: TokenCounts
+
+
+class Manifest(RowCounts):
+    """The whole account of one output."""
+
+    schema_version: Literal[1] = 1
+    job: JobFacts
+    input: InputFacts
+    limit: int | None
+    output_mode: Literal["append", "replace", "io_only"]
+    columns: tuple[ColumnFacts, ...]
+    files: tuple[OutputFile, ...]  # in the order of their rows
+    versions: dict[str, str]
+    created_at: datetime
+
+
+def manifest_path(output: Path, *, sharded: bool) -> Path:
+    """Where the manifest of an output lies."""
+    return output / MANIFEST_NAME if sharded else output.with_suffix(".manifest.json")
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest in a file; None when there is none, or it is none of ours."""
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """What wrote the output."""
+    return {
+        "domyn-swarm": __version__,
+        "python": platform.python_version(),
+        "pyarrow": pa.__version__,
+    }
+
+
+def without_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as JSON, with `***` for every value whose name says that it is a secret."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(fields), default=repr))
+    return {name: _hidden(name, value) for name, value in plain.items()}
+
+
+def _hidden(name: str, value: Any) -> Any:  # noqa: ANN401 - JSON
+    if _SECRET.search(name):
+        return "***"
+    if isinstance(value, dict):
+        return {key: _hidden(key, inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_hidden("", inner) for inner in value]
+    return value
