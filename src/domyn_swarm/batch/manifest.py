@@ -1,4 +1,4 @@
-"""What an output says about itself: `manifest.json` among shards, `<stem>.manifest.json` by a file.
+"""What an output says about itself: `_manifest.json` by shards, `<stem>.manifest.json` by a file.
 
 It names the job, its input and every file with its checksum, so that `job verify` and whoever gets
 the output can tell whether it is whole. It holds no secrets: it travels with the output.
@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from domyn_swarm import __version__
 from domyn_swarm.model import Record
 
-MANIFEST_NAME = "manifest.json"
+MANIFEST_NAME = "_manifest.json"  # readers of a folder of Parquet files skip such names
 _FILE_NAME = r"^[^/]+\.parquet$"  # a name, never a path: what is read lies beside the manifest
 _SECRET = re.compile(
     r"api[_-]?key|secret|passw|authori[sz]ation|cookie|(?:access|auth|api|hf|bearer)[_-]?token|^token$",

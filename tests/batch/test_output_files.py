@@ -1,0 +1,375 @@
+"""Outputs on disk: row groups, shards, their manifest, and what a crash leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from domyn_swarm.batch.manifest import Manifest, read_manifest, without_secrets
+from domyn_swarm.batch.output_files import SHARD_ROWS, OutputPlace, PartWriter, shard_name
+from domyn_swarm.errors import OutputExists
+from domyn_swarm.jobs.preparation import prepare
+from domyn_swarm.jobs.worker import main
+
+SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string())], metadata={b"k": b"v"})
+
+
+def batch(start: int, rows: int, width: int = 1) -> pa.RecordBatch:
+    numbers = list(range(start, start + rows))
+    texts = [str(number % 10) * width for number in numbers]
+    return pa.RecordBatch.from_arrays([pa.array(numbers), pa.array(texts)], schema=SCHEMA)
+
+
+def write(folder: Path, total: int, file_rows: int | None, step: int = 2048) -> list[Any]:
+    folder.mkdir()
+    with PartWriter(folder, SCHEMA, shard_name, file_rows) as writer:
+        for start in range(0, total, step):
+            writer.write(batch(start, min(step, total - start)))
+        return writer.finish()
+
+
+def groups(path: Path) -> list[int]:
+    metadata = pq.read_metadata(path)
+    return [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)]
+
+
+@pytest.mark.parametrize("total", [0, 1, 65_536, 65_537, 200_000])
+def test_small_batches_become_full_row_groups(tmp_path: Path, total: int) -> None:
+    [file] = write(tmp_path / "one", total, None)
+    path = tmp_path / "one" / file.name
+    assert groups(path) == [65_536] * (total // 65_536) + [total % 65_536] * (total % 65_536 > 0)
+    table = pq.read_table(path)
+    assert table.column("n").to_pylist() == list(range(total))
+    assert pq.read_schema(path).metadata[b"k"] == b"v"
+    assert (file.rows, file.bytes) == (total, path.stat().st_size)
+    assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("total", [0, 1, 99, 100, 101, 200, 1234])
+@pytest.mark.parametrize("step", [1, 7, 100, 2048])
+def test_shards_are_full_but_for_the_last(tmp_path: Path, total: int, step: int) -> None:
+    files = write(tmp_path / "many", total, 100, step)
+    expected = [100] * (total // 100) + [total % 100] * (total % 100 > 0)
+    assert [file.rows for file in files] == (expected or [0])
+    assert [file.name for file in files] == [f"part-{at:05d}.parquet" for at in range(len(files))]
+    assert pq.read_table(tmp_path / "many").column("n").to_pylist() == list(range(total))
+
+
+def test_wide_rows_are_written_before_they_fill_the_memory(tmp_path: Path) -> None:
+    before = pa.total_allocated_bytes()
+    with PartWriter(tmp_path, SCHEMA, shard_name) as writer:
+        most = 0
+        for start in range(0, 8000, 100):
+            writer.write(batch(start, 100, width=40_000))  # 4 MB each, 320 MB in all
+            most = max(most, pa.total_allocated_bytes() - before)
+        [file] = writer.finish()
+    assert most < 200 * 1024 * 1024
+    assert all(1600 <= rows <= 1700 for rows in groups(tmp_path / file.name)[:-1])
+
+
+# -- whole jobs -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domyn_swarm.batch.publish.SHARD_ROWS", 100)
+
+
+def run(bench: Any, **changes: Any) -> int:
+    return main([str(bench.job_folder(bench.spec(**changes)))])
+
+
+def shards(bench: Any) -> dict[str, Any]:
+    return {"output": str(bench.folder / "out"), "shard_output": True}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def leftovers(bench: Any) -> list[str]:
+    return [name for name in names(bench.folder) if name.startswith(".")]
+
+
+def manifest_of(path: Path) -> Manifest:
+    found = read_manifest(path)
+    assert found is not None
+    return found
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_shards_hold_every_row_in_input_order_with_one_schema(bench: Any, answer: Any) -> None:
+    bench.write(250)
+    bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p249" else 200)
+    assert run(bench, **shards(bench)) == 7
+    out = bench.folder / "out"
+    parts = [f"part-{at:05d}.parquet" for at in range(3)]
+    assert names(out) == ["_manifest.json", *parts]
+    assert len({str(pq.read_schema(out / part)) for part in parts}) == 1  # `_error` in all
+    rows = pq.read_table(out).to_pylist()
+    assert [row["n"] for row in rows] == list(range(250))
+    assert [row["answer"] for row in rows[:249]] == [f"P{n}" for n in range(249)]
+    assert rows[249]["_error"]["status"] == 400
+    assert [file.rows for file in manifest_of(out / "_manifest.json").files] == [100, 100, 50]
+    assert leftovers(bench) == []
+
+
+def test_no_rows_are_one_empty_shard(bench: Any) -> None:
+    bench.write(0)
+    assert run(bench, **shards(bench)) == 0
+    assert names(bench.folder / "out") == ["_manifest.json", "part-00000.parquet"]
+    assert pq.read_table(bench.folder / "out").num_rows == 0
+    assert pq.read_schema(bench.folder / "out" / "part-00000.parquet").names[-1] == "answer"
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_shards_of_the_same_job_are_replaced_the_surplus_ones_too(bench: Any) -> None:
+    bench.write(250)
+    assert run(bench, **shards(bench)) == 0
+    assert run(bench, **shards(bench), limit=30) == 0
+    out = bench.folder / "out"
+    assert names(out) == ["_manifest.json", "part-00000.parquet"]
+    assert pq.read_table(out).num_rows == 30
+    assert manifest_of(out / "_manifest.json").limit == 30
+    assert leftovers(bench) == []
+
+
+def test_a_link_to_a_folder_of_shards_is_followed(bench: Any) -> None:
+    bench.write(5)
+    (bench.folder / "elsewhere" / "real").mkdir(parents=True)
+    (bench.folder / "out").symlink_to(bench.folder / "elsewhere" / "real")
+    for _ in range(2):
+        assert run(bench, **shards(bench)) == 0
+    assert (bench.folder / "out").is_symlink()
+    assert names(bench.folder / "elsewhere") == ["real"]
+    assert pq.read_table(bench.folder / "elsewhere" / "real").num_rows == 5
+
+
+@pytest.mark.parametrize("foreign", ["notes.txt", "part-00001.parquet", "_manifest.json", "."])
+def test_a_folder_with_anything_foreign_in_it_is_left_alone(bench: Any, foreign: str) -> None:
+    bench.write(5)
+    out = bench.folder / "out"
+    if foreign == ".":
+        out.write_text("a file")
+    else:
+        assert run(bench, **shards(bench)) == 0
+        pq.write_table(pa.table({"a": [1]}), out / foreign)
+    with pytest.raises(OutputExists, match=str(out / foreign)):
+        prepare(bench.spec(**shards(bench)))
+    with pytest.raises(OutputExists):  # of another model, and so another job
+        prepare(bench.spec(**shards(bench), model="other"))
+
+
+def test_an_empty_folder_is_as_good_as_none(bench: Any) -> None:
+    bench.write(5)
+    (bench.folder / "out").mkdir()
+    assert run(bench, **shards(bench)) == 0
+    assert pq.read_table(bench.folder / "out").num_rows == 5
+
+
+def test_what_came_to_lie_there_while_the_job_ran_is_left_alone(bench: Any, answer: Any) -> None:
+    bench.write(20)
+    out = bench.folder / "out"
+
+    def behave(_prompt: str, _nth: int) -> Any:
+        out.mkdir(exist_ok=True)
+        (out / "thesis.txt").write_text("mine")
+        return answer()
+
+    bench.server.behave = behave
+    assert run(bench, **shards(bench)) == 6
+    assert (out / "thesis.txt").read_text() == "mine"
+    assert leftovers(bench) == []
+    shutil.rmtree(out)
+    bench.server.asked.clear()
+    assert run(bench, **shards(bench)) == 0
+    assert not bench.server.asked
+
+
+# -- the manifest ---------------------------------------------------------------------------
+
+
+def test_the_manifest_tells_all_and_is_right_after_resumes(bench: Any, answer: Any) -> None:
+    bench.write(40)
+    bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p7" else 200)
+    assert run(bench, limit=25) == 7
+    bench.server.behave = lambda _prompt, _nth: answer()
+    kwargs = {"temperature": 0.5}
+    assert run(bench, job_id="j2", name="again", limit=30) == 7
+    found = manifest_of(bench.folder / "out.manifest.json")
+    assert (found.job.id, found.job.name, found.job.model) == ("j2", "again", "m")
+    assert found.job.job_class == "domyn_swarm.jobs:ChatCompletionJob"
+    assert (found.input.path, found.input.rows) == (str(bench.folder / "in.parquet"), 40)
+    assert (found.limit, found.rows, found.rows_failed, found.rows_empty) == (30, 30, 1, 0)
+    lengths = sum(len(f"p{n}") for n in range(30) if n != 7)
+    assert (found.tokens.prompt, found.tokens.completion) == (lengths, lengths)
+    assert [(column.name, column.type) for column in found.columns][:3] == [
+        ("n", "int64"),
+        ("prompt", "string"),
+        ("answer", "string"),
+    ]
+    assert set(found.versions) == {"domyn-swarm", "python", "pyarrow"}
+    [file] = found.files
+    content = (bench.folder / file.name).read_bytes()
+    assert (file.name, file.rows, file.bytes) == ("out.parquet", 30, len(content))
+    assert file.sha256 == hashlib.sha256(content).hexdigest()
+    folder = bench.folder / "checkpoints" / found.job.identity
+    assert found.job.identity_fields == json.loads((folder / "identity.json").read_text())
+    other = {"output": str(bench.folder / "b.parquet"), "job_kwargs": kwargs}
+    assert run(bench, **other) == 0
+    assert manifest_of(bench.folder / "b.manifest.json").job.identity_fields["params"] == kwargs
+
+
+def test_a_row_that_was_answered_with_nothing_is_counted(bench: Any, answer: Any) -> None:
+    bench.write(5)
+    nothing = {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}}]}
+    bench.server.behave = lambda prompt, _nth: answer(body=nothing if prompt == "p1" else None)
+    code = run(bench)
+    found = manifest_of(bench.folder / "out.manifest.json")
+    assert (code, found.rows_failed, found.rows_empty) in {(0, 0, 1), (7, 1, 0)}
+
+
+def test_a_foreign_manifest_is_not_overwritten(bench: Any) -> None:
+    bench.write(3)
+    (bench.folder / "out.manifest.json").write_text("{}")
+    with pytest.raises(OutputExists, match=r"out\.manifest\.json"):
+        prepare(bench.spec())
+
+
+def test_secrets_do_not_travel_with_the_output() -> None:
+    params = {"api_key": "k", "max_tokens": 5, "stop": ["a"], "extra": [{"Authorization": "b"}]}
+    hidden = without_secrets({"params": {**params, "hf_token": "c", "token": "d"}})
+    assert hidden == {
+        "params": {
+            "api_key": "***",
+            "max_tokens": 5,
+            "stop": ["a"],
+            "extra": [{"Authorization": "***"}],
+            "hf_token": "***",
+            "token": "***",
+        }
+    }
+
+
+# -- crashes --------------------------------------------------------------------------------
+
+
+def is_whole(path: Path, rows: int) -> bool:
+    found = [row["answer"] for row in pq.read_table(path).to_pylist()]
+    return found == [f"P{number}" for number in range(rows)]
+
+
+_KILLED_AT = """
+import os, pathlib, shutil, signal, sys
+from domyn_swarm.batch import publish
+publish.SHARD_ROWS = 100
+left = [int(sys.argv[2])]
+
+def mortal(call):
+    def wrapped(*args, **kwargs):
+        if any(word in str(args[0]) for word in ("out", "part-", "manifest")):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **kwargs)
+    return wrapped
+
+for name in ("mkdir", "rename", "replace", "open"):
+    setattr(pathlib.Path, name, mortal(getattr(pathlib.Path, name)))
+os.unlink, os.rmdir = mortal(os.unlink), mortal(os.rmdir)
+from domyn_swarm.jobs.worker import main
+sys.exit(main([sys.argv[1]]))
+"""
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("sharded", [True, False])
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_or_is_mended(
+    bench: Any, sharded: bool
+) -> None:
+    """The process is killed before its first, second, … step on the output's names."""
+    bench.write(250)
+    changes = shards(bench) if sharded else {}
+    assert run(bench, limit=50) == 0  # all rows but the last are known from here on
+    if sharded:
+        assert run(bench, **changes, limit=50) == 0
+    out = Path(bench.spec(**changes).output)
+    states = []
+    for step in range(200):
+        limit = 250 if step % 2 == 0 else 150  # so that old and new differ
+        before = sum(file.rows for file in _files(bench, sharded)) if out.exists() else 0
+        folder = bench.job_folder(bench.spec(**changes, limit=limit))
+        command = [sys.executable, "-c", _KILLED_AT, str(folder), str(step)]
+        done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        rows = pq.read_table(out).num_rows if out.exists() else None
+        assert rows in (None, before, limit)
+        assert rows is None or is_whole(out, rows)
+        states.append("none" if rows is None else "new" if rows == limit else "old")
+        assert run(bench, **changes, limit=limit) == 0
+        assert is_whole(out, limit)
+        assert leftovers(bench) == []
+    else:
+        raise AssertionError("never came to its end")
+    assert states[0] == "old"
+    assert ("none" in states) == sharded  # between two renames
+    assert "new" in states
+
+
+def _files(bench: Any, sharded: bool) -> Any:
+    name = "out/_manifest.json" if sharded else "out.manifest.json"
+    return manifest_of(bench.folder / name).files
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_shards_that_were_put_aside_come_back_when_the_swap_fails(bench: Any) -> None:
+    bench.write(5)
+    assert run(bench, **shards(bench)) == 0
+    out = bench.folder / "out"
+    identity = manifest_of(out / "_manifest.json").job.identity
+    place = OutputPlace(out, sharded=True, identity=identity)
+    with pytest.raises(FileNotFoundError), place.stage() as stage:
+        place.put(stage / "never-written")
+    assert is_whole(out, 5)
+    assert leftovers(bench) == []
+
+
+def test_killed_at_arbitrary_moments_while_it_publishes(bench: Any) -> None:
+    """Whatever the clock says: the output is whole whenever it is there."""
+    rows = 30_000
+    bench.write(rows)
+    changes = {**shards(bench), "max_concurrency": 256}
+    assert run(bench, **changes) == 0
+    out = bench.folder / "out"
+    command = [sys.executable, "-m", "domyn_swarm.jobs.worker"]
+    for delay_s in (0.0, 0.05, 0.1, 0.2, 0.4):
+        folder = bench.job_folder(bench.spec(**changes))
+        with subprocess.Popen([*command, str(folder)], stderr=subprocess.DEVNULL) as worker:
+            while not leftovers(bench) and worker.poll() is None:
+                time.sleep(0.005)
+            time.sleep(delay_s)
+            worker.kill()
+        if out.exists():
+            assert is_whole(out, rows)
+    bench.server.asked.clear()
+    assert run(bench, **changes) == 0
+    assert is_whole(out, rows)
+    assert not bench.server.asked
+    assert leftovers(bench) == []
+
+
+def test_a_full_shard_is_as_large_as_it_is_said_to_be() -> None:
+    assert SHARD_ROWS == 250_000
