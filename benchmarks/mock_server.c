@@ -51,6 +51,7 @@ static size_t queue_head, queue_tail, queue_room;
 static uint8_t *asked;
 static int64_t requests, redone, rows_seen, serving, slots;
 static double latency_s, sigma, busy_s, busy_since, full_s, first_at, last_at;
+static double asked_at, busy_asked_s; /* when the last request came, and busy_s then */
 static int poller;
 
 static double now_s(void) {
@@ -149,9 +150,9 @@ static void stats(int fd) {
     char body[512];
     snprintf(body, sizeof body,
              "{\"requests\":%lld,\"rows\":%lld,\"redone\":%lld,\"busy_s\":%.6f,\"full_s\":%.6f,"
-             "\"first_at\":%.6f,\"last_at\":%.6f,\"cpu_s\":%.6f}",
+             "\"asked_at\":%.6f,\"busy_asked_s\":%.6f,\"first_at\":%.6f,\"last_at\":%.6f,\"cpu_s\":%.6f}",
              (long long)requests, (long long)rows_seen, (long long)redone, busy_s, full_s,
-             first_at, last_at,
+             asked_at, busy_asked_s, first_at, last_at,
              used.ru_utime.tv_sec + used.ru_stime.tv_sec +
                  (used.ru_utime.tv_usec + used.ru_stime.tv_usec) * 1e-6);
     plain(fd, body);
@@ -168,6 +169,9 @@ static void take(int fd, int64_t row) {
     double now = now_s();
     requests++;
     if (first_at == 0) first_at = now;
+    account(now);
+    asked_at = now;
+    busy_asked_s = busy_s;
     if (row >= 0 && row < MAX_ROWS) {
         if (asked[row]) redone++;
         else rows_seen++;

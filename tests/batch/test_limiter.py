@@ -35,7 +35,7 @@ class Server:
 
 
 @pytest.mark.parametrize("gauges", [True, False])
-@pytest.mark.parametrize("slots", [4, 64, 300, 2000])
+@pytest.mark.parametrize("slots", [1, 4, 64, 300, 2000])
 def test_it_finds_the_knee_and_stays(slots: int, gauges: bool) -> None:
     limiter = Limiter()
     server = Server(slots, limiters=[limiter])

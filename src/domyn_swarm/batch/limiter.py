@@ -17,12 +17,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-FIRST_LIMIT = 32
+FIRST_LIMIT = 64
 LEAST = 1
 MOST = 4096
 
-_CLIMB = 1.5
-_WORTH_IT = 0.1  # share of the added concurrency that must come back as throughput
+_RACE = 2.0  # how fast it climbs until it has met the knee for the first time,
+_RACE_WORTH_IT = 0.25  # and the share of the added concurrency that must come back as throughput
+_COSTS_NOTHING = 0.1  # of the throughput
+_SLACK = 1.1  # over what the knee is then taken for
+_CLIMB = 1.5  # the same afterwards, when it looks around
+_WORTH_IT = 0.1
 _TURNED_AWAY = 0.7
 _WAITING_SHARE = 0.10  # of the running requests: a queue this long keeps the engine full
 _WAITING_FLOOR = 2.0
@@ -59,6 +63,8 @@ class Limiter:
         self._trial: _Trial | None = None
         self._resting = 0
         self._climbing = True
+        self._racing = True
+        self._raced = False  # whether doubling has paid at all
 
     def judge(self, window: Window) -> int:
         """The limit from now on. A window in which the limit was not used up changes nothing."""
@@ -76,7 +82,7 @@ class Limiter:
 
     def _rest(self) -> None:
         self._trial = None
-        self._climbing = False
+        self._climbing = self._racing = False
         self._resting = 0
 
     # -- the server's gauges ------------------------------------------------------------------
@@ -98,7 +104,7 @@ class Limiter:
         if self._trial is not None:
             self._end_trial(self._trial, rate)
         elif self._climbing:
-            self._try(self.limit * _CLIMB, rate)
+            self._try(self.limit * (_RACE if self._racing else _CLIMB), rate)
         else:
             self._resting += 1
             if self._resting >= 2 * _LOOK_AGAIN:
@@ -111,13 +117,15 @@ class Limiter:
         self._trial = _Trial(self.limit, rate)
         self._set(limit)
         if self.limit == self._trial.from_limit:
-            self._trial = None
+            self._rest()
 
     def _end_trial(self, trial: _Trial, rate: float) -> None:
         self._trial = None
         grown = self.limit / trial.from_limit - 1
         gained = rate / trial.from_rate - 1 if trial.from_rate > 0 else 1.0
-        if grown > 0:
+        if self._racing:
+            self._race_on(trial, rate, grown, gained)
+        elif grown > 0:
             self._climbing = gained >= _WORTH_IT * grown
             if self._climbing:
                 self._try(self.limit * _CLIMB, rate)
@@ -125,3 +133,20 @@ class Limiter:
                 self._set(trial.from_limit)
         elif gained < _WORTH_IT * grown:  # both negative: less concurrency cost throughput
             self._set(trial.from_limit)
+
+    def _race_on(self, trial: _Trial, rate: float, grown: float, gained: float) -> None:
+        """Double as long as it pays; when it never did, halve as long as that costs nothing."""
+        if grown > 0 and gained >= _RACE_WORTH_IT * grown:
+            self._raced = True
+            self._try(self.limit * _RACE, rate)
+        elif grown > 0 and not self._raced:
+            self._set(trial.from_limit)
+            self._try(self.limit / _RACE, trial.from_rate)
+        elif grown < 0 and gained > -_COSTS_NOTHING:
+            self._try(self.limit / _RACE, trial.from_rate)
+        else:  # Little's law: so much concurrency is busy at the latency of an idle server
+            up = grown > 0
+            ratio = 1 + gained if up else 1 / max(0.1, 1 + gained)
+            low = trial.from_limit if up else self.limit
+            self._rest()
+            self._set(low * max(1.0, ratio) * _SLACK)

@@ -13,7 +13,7 @@ from domyn_swarm.batch.tally import Tally
 from domyn_swarm.net.errors import RequestError
 from domyn_swarm.net.http import HttpClient
 
-WINDOW_S = 1.0
+WINDOW_S = 0.5
 _LEAST_SETTLED = 8  # a throughput over fewer rows is noise
 _LONGEST_S = 60.0
 _TRACE_ROWS = 10_000
