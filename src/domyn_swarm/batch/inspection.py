@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from domyn_swarm.batch.engine import BatchPlan
-from domyn_swarm.batch.index import open_index
+from domyn_swarm.batch.index import RowIndex, open_index
+from domyn_swarm.batch.output_files import PartWriter, written_whole
 from domyn_swarm.batch.publish import error_decoder, joined
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE
@@ -30,8 +31,9 @@ class FailedRow:
     at: int  # in the batch
 
 
-def settled_batches(plan: BatchPlan) -> Iterator[tuple[pa.RecordBatch, list[RowValue | None]]]:
-    """Every input batch with each row's result so far, None where there is none yet.
+@contextlib.contextmanager
+def opened_index(plan: BatchPlan) -> Iterator[RowIndex]:
+    """What is settled of a job now, whether or not it runs.
 
     Raises:
         JobError: the job has no checkpoint.
@@ -40,15 +42,26 @@ def settled_batches(plan: BatchPlan) -> Iterator[tuple[pa.RecordBatch, list[RowV
     if not folder.is_dir():
         raise JobError(
             f"There is no checkpoint at {folder}.",
-            hint="It was removed, or the job ran with --no-checkpointing.",
+            hint="The job has not begun, ran with --no-checkpointing, or its checkpoint was "
+            "removed.",
         )
-    keys = plan.output.keys
-    index = open_index(folder, keys)
-    columns = list(dict.fromkeys([*plan.dataset.schema.names, *keys.columns]))
+    index = open_index(folder, plan.output.keys)
     try:
-        yield from joined(plan.dataset, columns, keys, index, plan.limit)
+        yield index
     finally:
         index.frames.close()
+
+
+def settled_batches(plan: BatchPlan) -> Iterator[tuple[pa.RecordBatch, list[RowValue | None]]]:
+    """Every input batch with each row's result so far, None where there is none yet.
+
+    Raises:
+        JobError: the job has no checkpoint.
+    """
+    keys = plan.output.keys
+    columns = list(dict.fromkeys([*plan.dataset.schema.names, *keys.columns]))
+    with opened_index(plan) as index:
+        yield from joined(plan.dataset, columns, keys, index, plan.limit)
 
 
 def failed_rows(plan: BatchPlan) -> Iterator[FailedRow]:
@@ -87,20 +100,17 @@ def export_failures(plan: BatchPlan, path: Path) -> int:
     Raises:
         JobError: the job has no checkpoint, or the file cannot be written; none is left.
     """
+    names = plan.dataset.schema.names
     schema = plan.dataset.schema.append(pa.field(ERROR_COLUMN, ERROR_TYPE))
-    temporary = path.with_name(f".{path.name}.partial")
     rows = 0
-    try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for row in failed_rows(plan):
-                inputs = row.batch.slice(row.at, 1).select(plan.dataset.schema.names)
-                error = pa.array([msgspec.structs.asdict(row.error)], ERROR_TYPE)
-                table = pa.Table.from_arrays([*inputs.columns, error], schema=schema)
-                writer.write_table(table)
-                rows += 1
-        temporary.replace(path)
-    except OSError as error:
-        raise JobError(f"Cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        written_whole(path) as temporary,
+        PartWriter(path.parent, schema, lambda _: temporary.name) as writer,
+    ):
+        for row in failed_rows(plan):
+            inputs = row.batch.select(names).take(pa.array([row.at]))  # a slice keeps the batch
+            error = pa.array([msgspec.structs.asdict(row.error)], ERROR_TYPE)
+            writer.write(pa.RecordBatch.from_arrays([*inputs.columns, error], schema=schema))
+            rows += 1
+        writer.finish()
     return rows

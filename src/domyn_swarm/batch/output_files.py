@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from domyn_swarm.batch.manifest import MANIFEST_NAME, OutputFile, manifest_path, read_manifest
-from domyn_swarm.errors import OutputExists
+from domyn_swarm.errors import JobError, OutputExists
 
 SHARD_ROWS = 250_000
 """Rows in each shard of `--shard-output`; the last one has what is left."""
@@ -217,6 +217,23 @@ class OutputPlace:
             self._aside.rename(self.path)
             raise
         shutil.rmtree(self._aside)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place at the end, or is gone when there was an error.
+
+    Raises:
+        JobError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise JobError(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def written_identity(path: Path) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from domyn_swarm.batch.dataset import Dataset
@@ -133,7 +134,7 @@ def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | No
                 input=InputFacts(path=plan.input_path, rows=dataset.rows),
                 limit=limit,
                 output_mode=plan.mode,
-                columns=columns_of(schema),
+                columns=columns_of(pq.read_schema(stage / files[0].name)),  # as readers find them
                 files=tuple(files),
                 versions=versions(),
                 created_at=utc_now(),

@@ -18,12 +18,20 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from domyn_swarm.batch.verification import OutputVerification
     from domyn_swarm.model import Record
     from domyn_swarm.planning.plan import DeploymentPlan
-    from domyn_swarm.services.requests import DownResult, EndpointInfo, JobFailures, UpResult
+    from domyn_swarm.services.requests import (
+        DownResult,
+        EndpointInfo,
+        JobFailures,
+        JobResults,
+        UpResult,
+    )
     from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 
 _PIPED_WIDTH = 1000  # columns of a table nobody looks at in a terminal
+_CELL_CHARACTERS = 200  # of a row's value; --export and --json have all of it
 _COLOURS = {
     **dict.fromkeys(("ready", "succeeded"), "green"),
     **dict.fromkeys(("starting", "launching", "running", "pending", "queued"), "yellow"),
@@ -193,6 +201,43 @@ def show_failures(failures: JobFailures, output: Format) -> None:
         status = "-" if group.status is None else str(group.status)
         table.add_row(str(group.rows), status, str(group.example_row), group.example_message)
     _print(table)
+
+
+def show_verification(found: OutputVerification, output: Format) -> None:
+    """What of an output was checked; what is wrong with it is for stderr."""
+    if output is not Format.TABLE:
+        print_data(_plain(found), output)
+        return
+    written_by = "" if found.written_by == found.job_id else f", written by {found.written_by}"
+    _print(
+        _pairs(
+            [
+                ("output", found.output + written_by),
+                ("files", f"{found.files}, {found.bytes} bytes, by their checksums"),
+                ("rows", f"{found.rows}, {found.rows_failed} of them failed"),
+                ("compared", ", ".join(found.columns_compared) or "no column is the input's"),
+                ("whole", "yes" if found.whole else "NO"),
+            ]
+        )
+    )
+
+
+def show_results(results: JobResults, output: Format) -> None:
+    """The first rows of a job's output."""
+    if output is not Format.TABLE:
+        print_data(_plain(results), output)
+        return
+    if results.first_rows:
+        table = _table(*results.columns)
+        for row in results.first_rows:
+            table.add_row(*(_cell(row[name]) for name in results.columns))
+        _print(table)
+
+
+def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = "-" if value is None else " ".join(text.split())
+    return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
 
 
 def rows_text(job: JobSnapshot) -> str:

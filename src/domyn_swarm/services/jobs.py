@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from domyn_swarm.model import JobHandle
-from domyn_swarm.services.requests import JobFailures, JobRequest
+from domyn_swarm.services.requests import JobFailures, JobRequest, JobResults
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import JobSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter, spec_of
 from domyn_swarm.swarm.survey import job_snapshot
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from domyn_swarm.batch.results import Results
+    from domyn_swarm.batch.verification import OutputVerification
 
 JobRef = str | JobHandle
 _PROGRESS_EVERY_S = 0.5
@@ -117,6 +125,61 @@ class JobService:
             groups=tuple(groups),
             exported=export,
         )
+
+    def verify(self, ref: JobRef) -> OutputVerification:
+        """Check that a job's output is whole: files, counts, every input row once and in order.
+
+        Raises:
+            SwarmError: the job has not published, or its files or input cannot be read.
+        """
+        from domyn_swarm.jobs.outputs import verify_output
+
+        return verify_output(spec_of(self._record(ref)))
+
+    def results(self, ref: JobRef, *, partial: bool = False) -> pa.Table:
+        """A job's output, or with `partial` the rows that are settled by now, in memory.
+
+        Raises:
+            SwarmError: the job has not published (without `partial`), or it cannot be read.
+        """
+        with self._results(self._record(ref), partial) as results:
+            return results.table()
+
+    def show_results(
+        self, ref: JobRef, *, partial: bool = False, rows: int = 10, export: Path | None = None
+    ) -> JobResults:
+        """The first rows of `results`, with all of them written to `export` if it is given.
+
+        The file is Parquet, JSON Lines or CSV, by its suffix; memory does not grow with the rows.
+
+        Raises:
+            SwarmError: as `results`, or the file cannot be written.
+        """
+        from domyn_swarm.batch.exporting import check_export, plain_rows
+        from domyn_swarm.batch.exporting import export as write
+
+        record = self._record(ref)
+        if export is not None:
+            check_export(export, [Path(one) for one in (record.input, record.output) if one])
+        with self._results(record, partial) as results:
+            if export is not None:
+                write(results, export)
+            return JobResults(
+                job_id=record.job_id,
+                partial=partial,
+                rows=results.rows,
+                rows_failed=results.rows_failed,
+                rows_total=results.rows_total,
+                columns={field.name: str(field.type) for field in results.schema},
+                first_rows=tuple(plain_rows(results.table(rows))),
+                exported=export,
+            )
+
+    def _results(self, record: JobRecord, partial: bool) -> AbstractContextManager[Results]:
+        from domyn_swarm.jobs.outputs import opened_results
+
+        record = self._submitter.refresh(record)
+        return opened_results(spec_of(record), record.status, partial=partial)
 
     def _record(self, ref: JobRef) -> JobRecord:
         return self._store.job(ref.job_id if isinstance(ref, JobHandle) else ref)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ __all__ = [
     "EndpointInfo",
     "JobFailures",
     "JobRequest",
+    "JobResults",
     "LogRequest",
     "UpRequest",
     "UpResult",
@@ -68,6 +69,20 @@ class JobFailures(Record):
     rows_failed: int
     groups: tuple[FailureGroup, ...]  # the commonest first
     exported: Path | None = None  # the failed rows with their errors
+
+
+class JobResults(Record):
+    """What a job came to, or what is settled so far, with its first rows."""
+
+    schema_version: Literal[1] = 1
+    job_id: str
+    partial: bool
+    rows: int  # that have a result
+    rows_failed: int  # of those: with an error
+    rows_total: int
+    columns: dict[str, str]  # their types
+    first_rows: tuple[dict[str, Any], ...]
+    exported: Path | None = None  # all of the rows
 
 
 class LogRequest(Record):

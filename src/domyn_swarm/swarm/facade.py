@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +14,7 @@ from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_request import JobRequest
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from domyn_swarm.swarm.submitter import JobSubmitter
+from domyn_swarm.swarm.submitter import JobSubmitter, spec_of
 from domyn_swarm.swarm.survey import job_snapshot, take_snapshot
 
 if TYPE_CHECKING:
@@ -112,6 +113,30 @@ class DomynLLMSwarm:
                     hint=f"See {handle.log_path}.",
                 )
         return handle
+
+    def results(self, job_id: str, *, partial: bool = False, arrow: bool = False) -> Any:  # noqa: ANN401 - pandas is optional
+        """A job's output as a pandas `DataFrame`, or as an Arrow table.
+
+        Args:
+            job_id: the job, by its id or its external id.
+            partial: the rows that are settled by now, whether or not the job runs.
+            arrow: return a `pyarrow.Table`, which needs nothing else.
+
+        Raises:
+            ConfigError: pandas is not installed.
+            SwarmError: the job has not published (without `partial`), or it cannot be read.
+        """
+        from domyn_swarm.jobs.outputs import opened_results
+
+        if not arrow and importlib.util.find_spec("pandas") is None:
+            raise ConfigError(
+                "Results as a DataFrame need pandas, which is not installed.",
+                hint="pip install 'domyn-swarm[pandas]', or ask for arrow=True.",
+            )
+        record = JobSubmitter(self._store).refresh(self._store.job(job_id))
+        with opened_results(spec_of(record), record.status, partial=partial) as results:
+            table = results.table()
+        return table if arrow else table.to_pandas()
 
     def snapshot(self) -> SwarmSnapshot:
         """What it looks like now: serving, replicas, jobs."""

@@ -1,0 +1,111 @@
+"""What a job came to, to be read: all of a written output, or what is settled so far.
+
+A batch at a time: nothing here holds more than one, but for `Results.table`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from domyn_swarm.batch.dataset import Dataset, ParquetDataset
+from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.index import RowIndex
+from domyn_swarm.batch.inspection import opened_index
+from domyn_swarm.batch.manifest import Manifest
+from domyn_swarm.batch.publish import OutputPlan, joined, output_columns, output_fields, widen
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows in input order with the columns of the output, readable for as long as they are open."""
+
+    schema: pa.Schema
+    rows: int
+    rows_failed: int  # of them
+    rows_total: int  # that the job is about
+    batches: Callable[[], Iterator[pa.RecordBatch]]  # may be called more than once
+
+    def table(self, most_rows: int | None = None) -> pa.Table:
+        """The first rows, or all, in memory."""
+        left = self.rows if most_rows is None else most_rows
+        chosen: list[pa.RecordBatch] = []
+        for batch in self.batches() if left else ():
+            chosen.append(batch.slice(0, left))
+            left -= chosen[-1].num_rows
+            if not left:
+                break
+        return pa.Table.from_batches(chosen, self.schema)
+
+
+def written_results(manifest: Manifest, folder: Path) -> Results:
+    """An output that was published.
+
+    Raises:
+        InvalidInput: a file of it is gone or damaged.
+    """
+    written = ParquetDataset([folder / file.name for file in manifest.files])
+    return Results(
+        schema=written.schema,
+        rows=written.rows,
+        rows_failed=manifest.rows_failed,
+        rows_total=manifest.rows,
+        batches=written.batches,
+    )
+
+
+@contextlib.contextmanager
+def settled_results(plan: BatchPlan) -> Iterator[Results]:
+    """The rows that have an answer or an error by now, whether or not the job runs.
+
+    Answers that come in meanwhile are not seen.
+
+    Raises:
+        JobError: the job has no checkpoint.
+    """
+    with opened_index(plan) as index:
+        types, rows, failed = _survey(plan.dataset, plan.output, index, plan.limit)
+        fields = output_fields(plan.dataset, plan.output, types, errors=True)
+        schema = pa.schema(fields)
+        yield Results(
+            schema=schema,
+            rows=rows,
+            rows_failed=failed,
+            rows_total=plan.rows,
+            batches=lambda: _settled(plan, index, schema),
+        )
+
+
+def _survey(
+    dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None
+) -> tuple[dict[str, pa.DataType], int, int]:
+    """The answers' types so far, how many rows are settled, and how many of them failed."""
+    types = {name: pa.null() if kind is None else kind for name, kind in plan.schema.arrow.items()}
+    found = {name: pa.null() for name, kind in plan.schema.arrow.items() if kind is None}
+    rows = failed = 0
+    for _, values in joined(dataset, plan.keys.columns, plan.keys, index, limit):
+        settled = [value for value in values if value is not None]
+        rows += len(settled)
+        failed += sum(bool(value.error) for value in settled)
+        for value in settled if found else ():
+            if not value.error:
+                widen(found, value)
+    return types | found, rows, failed
+
+
+def _settled(plan: BatchPlan, index: RowIndex, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    kept = plan.output.kept_columns(plan.dataset)
+    keys = plan.output.keys
+    columns = list(dict.fromkeys([*kept, *keys.columns]))
+    for batch, values in joined(plan.dataset, columns, keys, index, plan.limit):
+        chosen = np.flatnonzero([value is not None for value in values])
+        if not len(chosen):
+            continue
+        inputs = batch.select(kept).take(pa.array(chosen)).columns if kept else []
+        outputs = output_columns([values[at] for at in chosen], plan.output.schema, schema)
+        yield pa.RecordBatch.from_arrays([*inputs, *outputs], schema=schema)

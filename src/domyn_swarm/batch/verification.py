@@ -1,0 +1,277 @@
+"""Whether an output is whole: its files as its manifest says, its rows as the input has them.
+
+Everything is read once, a batch at a time. What answers are worth is not looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from domyn_swarm.batch.dataset import Dataset, ParquetDataset
+from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.manifest import Manifest, OutputFile, read_manifest
+from domyn_swarm.batch.publish import columns_of, without_answer
+from domyn_swarm.batch.schema import ERROR_COLUMN
+from domyn_swarm.errors import InvalidInput, JobError
+from domyn_swarm.model import Record
+
+MOST_FINDINGS = 20
+
+
+class OutputVerification(Record):
+    """What was looked at, and everything that is wrong with it."""
+
+    schema_version: Literal[1] = 1
+    job_id: str
+    written_by: str  # the job that wrote the output last: the same one, or one that went on with it
+    output: str
+    whole: bool
+    files: int
+    bytes: int
+    rows: int  # that were found in the files
+    rows_failed: int
+    columns_compared: tuple[str, ...]  # with the input, value by value
+    findings: tuple[str, ...] = ()  # the first of them
+    findings_left_out: int = 0
+
+
+def verify(plan: BatchPlan) -> OutputVerification:
+    """Check an output against its manifest and its input.
+
+    Raises:
+        JobError: there is no manifest to check it against.
+    """
+    place = plan.output.place
+    manifest = read_manifest(place.manifest)
+    if manifest is None:
+        raise JobError(
+            f"There is no manifest at {place.manifest}.",
+            hint="The job has not written its output yet, or the manifest was moved away.",
+        )
+    folder = place.path if place.sharded else place.path.parent
+    check = _Check(plan, manifest, folder)
+    check.run()
+    findings = check.findings
+    return OutputVerification(
+        job_id=plan.output.job.id,
+        written_by=manifest.job.id,
+        output=str(plan.output.path),
+        whole=not findings,
+        files=len(manifest.files),
+        bytes=sum(file.bytes for file in manifest.files),
+        rows=check.rows,
+        rows_failed=check.failed,
+        columns_compared=tuple(check.compared),
+        findings=tuple(findings[:MOST_FINDINGS]),
+        findings_left_out=max(0, len(findings) - MOST_FINDINGS),
+    )
+
+
+class _Check:
+    """One look at one output."""
+
+    def __init__(self, plan: BatchPlan, manifest: Manifest, folder: Path) -> None:
+        self.findings: list[str] = []
+        self.rows = 0
+        self.failed = 0
+        self.compared: list[str] = []
+        self._plan = plan
+        self._manifest = manifest
+        self._folder = folder
+        self._differing: dict[str, tuple[int, int]] = {}  # column: first row, how many
+
+    def run(self) -> None:
+        """Look at everything, from the outside in; what cannot be read is looked at no further."""
+        self._check_origin()
+        if self.findings:
+            return
+        self._check_input()
+        self._check_surplus()
+        damaged = [file for file in self._manifest.files if not self._check_file(file)]
+        if damaged and not all((self._folder / file.name).exists() for file in damaged):
+            return
+        try:
+            written = ParquetDataset([self._folder / file.name for file in self._manifest.files])
+            self._check_rows(written)
+        except InvalidInput as error:
+            self.findings.append(error.message)
+        except (pa.ArrowException, OSError) as error:
+            self.findings.append(f"The output cannot be read: {str(error).splitlines()[0]}")
+
+    def _check_origin(self) -> None:
+        manifest, plan = self._manifest, self._plan
+        if manifest.job.identity != plan.identity.digest:
+            self.findings.append(
+                f"The output is of another job: {manifest.job.id} ({manifest.job.name})."
+            )
+        if manifest.input.path != plan.output.input_path:
+            self.findings.append(
+                f"The output is of another input, {manifest.input.path}: the job "
+                f"{manifest.job.id} replaced it."
+            )
+
+    def _check_input(self) -> None:
+        manifest, plan = self._manifest, self._plan
+        if manifest.input.rows != plan.dataset.rows:
+            self.findings.append(
+                f"The input has {plan.dataset.rows} rows; it had {manifest.input.rows} when the "
+                "output was written."
+            )
+
+    def _check_surplus(self) -> None:
+        if self._plan.output.sharded:
+            known = {file.name for file in self._manifest.files}
+            found = {path.name for path in self._folder.glob("*.parquet")}
+            self.findings += [
+                f"{name} is not one of the output's files." for name in sorted(found - known)
+            ]
+
+    def _check_file(self, file: OutputFile) -> bool:
+        path = self._folder / file.name
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError as error:
+            self.findings.append(f"{file.name} cannot be read: {error.strerror}.")
+            return False
+        if size != file.bytes:
+            self.findings.append(f"{file.name} has {size} bytes instead of {file.bytes}.")
+        elif digest != file.sha256:
+            self.findings.append(f"{file.name} has changed since it was written: its checksum.")
+        return size == file.bytes and digest == file.sha256
+
+    def _check_rows(self, written: ParquetDataset) -> None:
+        self._check_columns(written)
+        self._check_counts(written)
+        output = dataclasses.replace(self._plan.output, mode=self._manifest.output_mode)
+        kept = output.kept_columns(self._plan.dataset)
+        self.compared = [name for name in kept if name in written.schema.names]
+        self.findings += [
+            f"The column {name!r} is missing." for name in kept if name not in self.compared
+        ]
+        if self.compared:
+            self._compare(self._plan.dataset, written)
+
+    def _check_columns(self, written: ParquetDataset) -> None:
+        found = [(one.name, one.type) for one in columns_of(written.schema)]
+        told = [(one.name, one.type) for one in self._manifest.columns]
+        if found != told:
+            self.findings.append(f"The columns are {_listed(found)} instead of {_listed(told)}.")
+        for file in self._manifest.files:
+            rows = ParquetDataset([self._folder / file.name]).rows
+            if rows != file.rows:
+                self.findings.append(f"{file.name} has {rows} rows instead of {file.rows}.")
+
+    def _check_counts(self, written: ParquetDataset) -> None:
+        """Rows without an answer carry an error, and there are as many as the manifest says."""
+        manifest = self._manifest
+        self.rows = written.rows
+        expected = _at_most(self._plan.dataset.rows, manifest.limit)
+        if self.rows != expected:
+            self.findings.append(f"The output has {self.rows} rows for {expected} of the input.")
+        if manifest.rows != self.rows:
+            self.findings.append(
+                f"The manifest counts {manifest.rows} rows; {self.rows} are there."
+            )
+        answers = [name for name in self._plan.output.schema.names if name in written.schema.names]
+        if not answers:
+            return
+        errors_told = [ERROR_COLUMN] if ERROR_COLUMN in written.schema.names else []
+        empty = both = 0
+        for batch in written.batches([*answers, *errors_told]):
+            nothing = without_answer(batch, answers)
+            failed = ~without_answer(batch, errors_told) if errors_told else np.zeros_like(nothing)
+            self.failed += int(failed.sum())
+            empty += int((nothing & ~failed).sum())
+            both += int((failed & ~nothing).sum())
+        if both:
+            self.findings.append(f"{both} rows carry an answer and an error.")
+        if self.failed != manifest.rows_failed:
+            self.findings.append(
+                f"{self.failed} rows carry an error; the manifest counts {manifest.rows_failed}."
+            )
+        if empty != manifest.rows_empty:
+            self.findings.append(
+                f"{empty} rows have neither an answer nor an error; the manifest counts "
+                f"{manifest.rows_empty} that were answered with nothing."
+            )
+
+    def _compare(self, source: Dataset, written: ParquetDataset) -> None:
+        ours = source.batches(self.compared, limit=self._manifest.limit)
+        start = 0
+        for inputs, outputs in _side_by_side(ours, written.batches(self.compared)):
+            for name in self.compared:
+                rows = differing(inputs.column(name), outputs.column(name))
+                if len(rows):
+                    first, count = self._differing.get(name, (start + int(rows[0]), 0))
+                    self._differing[name] = first, count + len(rows)
+            start += inputs.num_rows
+        changed = "rows were changed, dropped or moved in one of the two"
+        self.findings += [
+            f"Column {name!r} is not the input's in {count} rows, the first at {first}: {changed}."
+            for name, (first, count) in self._differing.items()
+        ]
+
+
+def _at_most(rows: int, limit: int | None) -> int:
+    return rows if limit is None else min(rows, limit)
+
+
+def _listed(columns: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in columns)
+
+
+def _side_by_side(
+    one: Iterator[pa.RecordBatch], other: Iterator[pa.RecordBatch]
+) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+    """Pieces of two streams with as many rows each, until one of them ends."""
+    ours, theirs = next(one, None), next(other, None)
+    while ours is not None and theirs is not None:
+        rows = min(ours.num_rows, theirs.num_rows)
+        yield ours.slice(0, rows), theirs.slice(0, rows)
+        ours = ours.slice(rows) if rows < ours.num_rows else next(one, None)
+        theirs = theirs.slice(rows) if rows < theirs.num_rows else next(other, None)
+
+
+def differing(one: pa.Array, other: pa.Array) -> NDArray[np.int64]:
+    """The positions at which two columns of one length differ. NaN equals NaN, null equals null."""
+    if one.type == other.type:
+        if one.equals(other):
+            return np.empty(0, np.int64)
+        try:
+            unequal = pc.not_equal(one, other).fill_null(False)
+        except pa.ArrowNotImplementedError:  # nested
+            pass
+        else:
+            rows = _flags(unequal) | (_flags(one.is_null()) != _flags(other.is_null()))
+            if pa.types.is_floating(one.type):
+                rows &= ~(_flags(pc.is_nan(one)) & _flags(pc.is_nan(other)))
+            return np.flatnonzero(rows)
+    pairs = zip(one.to_pylist(), other.to_pylist(), strict=True)
+    return np.flatnonzero([not _same(left, right) for left, right in pairs])
+
+
+def _flags(array: pa.Array) -> NDArray[np.bool_]:
+    flags: NDArray[np.bool_] = array.fill_null(False).to_numpy(zero_copy_only=False)
+    return flags
+
+
+def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - values of a column
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other or (math.isnan(one) and math.isnan(other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
