@@ -20,13 +20,11 @@ from domyn_swarm.errors import ConfigError
 
 _encoder = msgspec.json.Encoder(enc_hook=str)
 SUFFIXES = (".parquet", ".jsonl", ".csv")
-_ODD = (
-    pa.types.is_nested,
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_fixed_size_binary,
-    pa.types.is_dictionary,
-    pa.types.is_null,
+_WITH_CSV_FORM = (
+    pa.types.is_primitive,
+    pa.types.is_decimal,
+    pa.types.is_string,
+    pa.types.is_large_string,
 )
 
 
@@ -90,7 +88,7 @@ def _csv(results: Results, path: Path) -> None:
 
 def _is_odd(kind: pa.DataType) -> bool:
     """Whether CSV has no form for it."""
-    return any(is_odd(kind) for is_odd in _ODD)
+    return not any(is_plain(kind) for is_plain in _WITH_CSV_FORM)
 
 
 def _as_text(column: pa.Array) -> pa.Array:

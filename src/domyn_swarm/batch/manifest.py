@@ -21,7 +21,7 @@ from domyn_swarm import __version__
 from domyn_swarm.model import Record
 
 MANIFEST_NAME = "_manifest.json"  # readers of a folder of Parquet files skip such names
-_FILE_NAME = r"^[^/]+\.parquet$"  # a name, never a path: what is read lies beside the manifest
+_FILE_NAME = r"^\.*[^/.][^/]*$"  # a name, never a path: what is read lies beside the manifest
 _SECRET = re.compile(
     r"api[_-]?key|secret|passw|authori[sz]ation|cookie|(?:access|auth|api|hf|bearer)[_-]?token|^token$",
     re.IGNORECASE,
