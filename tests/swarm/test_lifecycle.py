@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from domyn_swarm import DomynLLMSwarm
 from domyn_swarm.backends.endpoint.view import read_address, read_view
 from domyn_swarm.backends.local.processes import TAG, carrying
 from domyn_swarm.engines.sim import sim_reply
-from domyn_swarm.errors import JobError, NotReady, ReplicaFailed, StateError, SwarmExists
+from domyn_swarm.errors import (
+    ConfigError,
+    JobError,
+    NotReady,
+    ReplicaFailed,
+    StateError,
+    SwarmExists,
+)
 from domyn_swarm.jobs import ChatCompletionJob
 from domyn_swarm.model import JobStatus, ReplicaState, SwarmPhase
 from domyn_swarm.paths import SwarmPaths
@@ -33,7 +41,9 @@ def write_rows(path: Path, count: int) -> None:
     pq.write_table(pa.table({"prompt": [f"p{number}" for number in range(count)]}), path)
 
 
-def test_a_swarm_for_a_with_block(lifecycle: SwarmLifecycle, tmp_path: Path) -> None:
+def test_a_swarm_for_a_with_block(
+    lifecycle: SwarmLifecycle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_rows(tmp_path / "in.parquet", 20)
     with DomynLLMSwarm(config(replicas=2, min_ready=2)) as swarm:
         assert swarm.snapshot().replicas_ready == 2
@@ -47,6 +57,14 @@ def test_a_swarm_for_a_with_block(lifecycle: SwarmLifecycle, tmp_path: Path) -> 
         assert (again.name, again.model) == ("demo", "m")
         [job] = again.snapshot().jobs
         assert (job.job_id, job.status, job.rows_done) == (handle.job_id, JobStatus.SUCCEEDED, 20)
+        table = swarm.results(handle.job_id, arrow=True)
+        so_far = swarm.results(handle.job_id, partial=True, arrow=True)
+        assert so_far["answer"] == table["answer"]
+        assert list(swarm.results(handle.job_id)["answer"]) == table["answer"].to_pylist()
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "pandas", None)  # as if it were not installed
+            with pytest.raises(ConfigError, match="need pandas"):
+                swarm.results(handle.job_id)
         with pytest.raises(JobError, match="failed"):
             swarm.submit_job(
                 ChatCompletionJob(temperature=1),

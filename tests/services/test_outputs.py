@@ -1,0 +1,128 @@
+"""Outputs through the services, the facade and the installed command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from command_line import CommandLine
+from domyn_swarm.errors import JobError, JobNotFound
+from domyn_swarm.model import JobStatus
+from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.requests import JobRequest
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> JobService:
+    monkeypatch.setenv("DOMYN_SWARM_API_TOKEN", "the-key")
+    return JobService()
+
+
+def request(bench: Any, **changes: Any) -> JobRequest:
+    fields = {
+        "endpoint": bench.server.url,
+        "model": "m",
+        "input": str(bench.folder / "in.parquet"),
+        "output": str(bench.folder / "out"),
+        "shard_output": True,
+        "input_columns": ("prompt",),
+        "output_columns": ("answer",),
+        "retries": 0,
+        "external_id": "mine",
+    }
+    return JobRequest.model_validate({**fields, **changes})
+
+
+def test_results_before_the_end_and_after_it(service: JobService, bench: Any, answer: Any) -> None:
+    bench.write(200)
+    bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.1)
+    handle = service.submit(request(bench, max_concurrency=8))
+    while sum(bench.server.answered.values()) < 20:
+        assert not service.status(handle).status.final
+    with pytest.raises(JobError, match="has not published its output"):
+        service.results(handle)
+    while not (so_far := service.results(handle, partial=True)).num_rows:
+        assert not service.status(handle).status.final
+    for row in so_far.to_pylist():
+        assert (row["answer"], row["_error"]) == (f"P{row['n']}", None)
+    assert service.cancel(handle).status is JobStatus.CANCELLED
+    stopped = service.show_results("mine", partial=True, rows=2)
+    assert so_far.num_rows <= stopped.rows < stopped.rows_total == 200
+    assert len(stopped.first_rows) == 2
+    with pytest.raises(JobError, match="has not published its output"):
+        service.results(handle)
+    with pytest.raises(JobError, match="no manifest at"):
+        service.verify(handle)
+
+    bench.server.behave = lambda _prompt, _nth: answer()
+    again = service.resume(handle)
+    assert service.wait(again).status is JobStatus.SUCCEEDED
+    table = service.results(again)
+    assert table.column("answer").to_pylist() == [f"P{number}" for number in range(200)]
+    assert service.verify(again).whole
+    exported = bench.folder / "all.jsonl"
+    told = service.show_results(again, rows=0, export=exported)
+    assert (told.rows, told.first_rows, told.exported) == (200, (), exported)
+    assert len(exported.read_text().splitlines()) == 200
+
+
+def test_the_command_line_verifies_and_shows(
+    bench: Any, answer: Any, swarm_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOMYN_SWARM_API_TOKEN", "the-key")
+    cli = CommandLine(swarm_home)
+    bench.write(30)
+    bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p7" else 200)
+    source, out = bench.folder / "in.parquet", bench.folder / "out"
+    where = ["--endpoint", bench.server.url, "--model", "m", "--external-id", "mine"]
+    columns = ["--input-column", "prompt", "--output-column", "answer"]
+    paths = ["--input", source, "--output", out, "--shard-output"]
+    done = cli("job", "submit", *where, *columns, *paths)
+    assert done.returncode == 7, done.stderr
+    named = ["--external-id", "mine"]
+
+    found = cli.json("job", "verify", *named)
+    assert (found["schema_version"], found["whole"], found["rows"]) == (1, True, 30)
+    assert found["columns_compared"] == ["n", "prompt"]
+    assert "whole     yes" in cli.ok("job", "verify", "--handle-json", "-", stdin=done.stdout)
+
+    shown = cli.json("job", "results", *named, "-n", "8")
+    assert (shown["partial"], shown["rows"], shown["rows_failed"]) == (False, 30, 1)
+    assert shown["first_rows"][6] == {"n": 6, "prompt": "p6", "answer": "P6", "_error": None}
+    assert shown["first_rows"][7]["_error"]["status"] == 400
+    text = cli("job", "results", "mine", "--partial")
+    assert text.returncode == 0
+    assert "P9" in text.stdout
+    assert "P10" not in text.stdout
+    assert text.stderr == "30 rows, 1 of them failed\n"
+    exported = bench.folder / "export.csv"
+    text = cli("job", "results", "mine", "--export", exported)
+    assert (text.returncode, text.stdout) == (0, "")
+    assert len(exported.read_text().splitlines()) == 31
+    refused = cli("job", "results", "mine", "--export", out / "x.parquet")
+    assert refused.returncode == 2
+    assert "belongs to the job's own" in refused.stderr
+
+    shard = out / "part-00000.parquet"
+    pq.write_table(pq.read_table(shard).slice(1), shard)
+    done = cli("job", "verify", *named, "--json")
+    assert done.returncode == 6
+    told = json.loads(done.stdout)
+    assert told["whole"] is False
+    assert [f"error: {finding}" for finding in told["findings"]] == done.stderr.splitlines()
+    assert any("29 rows instead of 30" in finding for finding in told["findings"])
+    assert "Traceback" not in done.stderr
+    (out / "_manifest.json").unlink()
+    done = cli("job", "results", *named)
+    assert done.returncode == 6
+    assert "--partial" in done.stderr
+
+
+def test_an_unknown_job_has_no_results(service: JobService) -> None:
+    for ask in (service.results, service.verify, service.show_results):
+        with pytest.raises(JobNotFound):
+            ask("ghost")
