@@ -163,6 +163,26 @@ class ExitRecord(Record):
         return JobStatus.FAILED
 
 
+class JobAccount(Record):
+    """What a job did and cost over all its runs. Seconds throughout; latency is of requests."""
+
+    runs: int
+    wall_s: float
+    rows_answered: int
+    rows_failed: int
+    requests: int
+    retries: int  # requests repeated after an error
+    turned_away: int  # requests repeated because the server was busy
+    lost_in_flight: int  # requests in flight when a run was killed, and sent again by the next
+    prompt_tokens: int
+    completion_tokens: int
+    rows_per_s: float | None
+    completion_tokens_per_s: float | None
+    latency_p50_s: float | None
+    latency_p90_s: float | None
+    latency_p99_s: float | None
+
+
 class FailureGroup(Record):
     """Failed rows whose errors differ in numbers only, with one of them as an example."""
 

@@ -71,6 +71,11 @@ class JobPaths:
         return self.root / "progress.json"
 
     @property
+    def trace(self) -> Path:
+        """How the run went, a line about every second: `trace.jsonl`."""
+        return self.root / "trace.jsonl"
+
+    @property
     def result(self) -> Path:
         """The worker's own account of a run that came to its end: `result.json`."""
         return self.root / "result.json"

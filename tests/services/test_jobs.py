@@ -57,7 +57,7 @@ def test_failed_rows_are_grouped_exported_and_asked_again_alone(
 
     bench.server.asked.clear()
     bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p7" else 200)
-    again = service.resume("mine", retry_failed=True)
+    again = service.retry_failed("mine")
     assert service.wait(again).status is JobStatus.PARTIAL
     assert set(bench.server.asked) == set(bad)
     assert service.failures(again).rows_failed == 1
@@ -69,7 +69,7 @@ def test_failed_rows_are_grouped_exported_and_asked_again_alone(
 
     bench.server.asked.clear()
     bench.server.behave = lambda _prompt, _nth: answer()
-    assert service.wait(service.resume(again, retry_failed=True)).status is JobStatus.SUCCEEDED
+    assert service.wait(service.retry_failed(again)).status is JobStatus.SUCCEEDED
     assert set(bench.server.asked) == {"p7"}
     assert "_error" not in pq.read_schema(bench.folder / "out.parquet").names
     assert service.failures("mine").groups == ()
@@ -96,7 +96,7 @@ def test_what_cannot_be_resumed_says_why(service: JobService, bench: Any) -> Non
     handle = service.submit(request(bench, checkpointing=False))
     service.wait(handle)
     with pytest.raises(StateError, match="kept no checkpoint"):
-        service.resume(handle, retry_failed=True)
+        service.retry_failed(handle)
     with pytest.raises(JobError, match="no checkpoint at"):
         service.failures(handle)
     (Path(handle.job_dir) / "job.json").unlink()

@@ -3,6 +3,7 @@
     <root>/<identity>/identity.json
                       lease-<generation>.json
                       <generation>-<writer>-<sequence>.journal | .segment
+                      run-<generation>.json    what that run did and cost
                       <generation>.void        results of this generation's failed rows are void
 
 It lives outside every swarm, so that another swarm goes on where the last one's time ended.
@@ -79,6 +80,11 @@ class Checkpoint:
         """The folder, the generation and a number of its own for another process that writes."""
         self._writers += 1
         return str(self.folder), self._lease.generation, self._writers
+
+    @property
+    def generation(self) -> int:
+        """Which run of its job this is."""
+        return self._lease.generation
 
     def check_held(self) -> None:
         """Raise JobError when another driver took the checkpoint over."""

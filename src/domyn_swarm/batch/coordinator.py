@@ -33,7 +33,7 @@ from domyn_swarm.batch.link import (
     Wanted,
     pack,
 )
-from domyn_swarm.batch.runner import Events, RunPolicy, too_many_failures
+from domyn_swarm.batch.runner import Events, RunPolicy
 from domyn_swarm.batch.source import PendingRows
 from domyn_swarm.batch.tally import Counters, Tally
 from domyn_swarm.errors import JobError
@@ -90,7 +90,7 @@ class Coordinator:
 
     def set_limit(self, limit: int) -> None:
         """How many calls all workers together may have in flight; each has at least one."""
-        self.limit = limit
+        self.limit = self._tally.limit = limit
         living = len(self._workers)
         for at, worker in enumerate(self._workers):
             share = max(1, limit // living + (at < limit % living))
@@ -258,9 +258,9 @@ class Coordinator:
         paused = (one.counters.paused for one in self._workers)
         self._tally.paused = next((why for why in paused if why), None)
         self._events.on_progress(self._tally.rows_done, self._tally.rows_total)
-        tally, limit = self._tally, self._policy.failure_limit
-        if limit.exceeded(tally.rows_failed, tally.rows_answered):
-            self._give_up(too_many_failures(tally))
+        limit = self._policy.failure_limit
+        if limit is not None and (why := limit.reason_to_stop(self._tally)) is not None:
+            self._give_up(why)
         try:
             self._checkpoint.check_held()
         except JobError as error:

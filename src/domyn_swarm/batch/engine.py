@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from domyn_swarm.batch.access import EndpointAccess, open_session
+from domyn_swarm.batch.accounting import account_of, read_accounts, sum_up, write_account
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.coordinator import Coordinator
 from domyn_swarm.batch.dataset import Dataset
@@ -23,7 +25,11 @@ from domyn_swarm.batch.steering import ReadGauges, steer
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkerPlan, WorkPlan
 from domyn_swarm.errors import JobError, TooManyFailures
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import JobAccount
 from domyn_swarm.net.openai import OpenAIClient
+
+_log = get_logger(__name__)
 
 _MENDING_ROUNDS = 3
 
@@ -41,6 +47,12 @@ class BatchPlan:
     limit: int | None = None
     resume: bool = True
     retry_failed: bool = False  # ask rows again that earlier runs gave up
+    override: Mapping[str, Any] = field(default_factory=dict)  # parameters this run changed
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint lies."""
+        return self.checkpoint_root / self.identity.digest
 
     @property
     def rows(self) -> int:
@@ -59,6 +71,20 @@ class BatchRun:
         self._running: Runner | Coordinator | None = None
         self._stop_early = False
         self._limiter = Limiter()
+        self._checkpoint: Checkpoint | None = None
+
+    def keep_account(self, job_id: str, *, ended: bool = False) -> JobAccount | None:
+        """Write down what this run did so far; return that of all runs. None: it has not begun."""
+        if self._checkpoint is None:
+            return None
+        folder, generation = self._checkpoint.folder, self._checkpoint.generation
+        account = account_of(self._tally, job_id, dict(self._plan.override), ended=ended)
+        try:
+            write_account(folder, generation, account)
+            return sum_up(read_accounts(folder)) if ended else None
+        except OSError as error:  # a full disk ends a run where results are written
+            _log.warning("cannot keep the account of this run: %s", error)
+            return None
 
     def stop(self) -> None:
         """Take no more rows, let those in flight finish within the grace period, keep all."""
@@ -84,6 +110,7 @@ class BatchRun:
         checkpoint = await asyncio.to_thread(
             Checkpoint, plan.checkpoint_root, plan.identity, plan.output.keys
         )
+        self._checkpoint = checkpoint
         try:
             if not plan.resume:
                 checkpoint.forget()

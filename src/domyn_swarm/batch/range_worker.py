@@ -25,7 +25,7 @@ from domyn_swarm.batch.link import (
 )
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, Row
-from domyn_swarm.batch.runner import Events, FailureLimit, Runner, Transform
+from domyn_swarm.batch.runner import Events, Runner, Transform
 from domyn_swarm.batch.sink import SyncedSink, beside
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkPlan
@@ -34,7 +34,6 @@ from domyn_swarm.errors import JobError
 _REPORT_S = 0.25
 _LOOK_UP_S = 0.1
 _MOST_WANTED = 256
-_NEVER = FailureLimit(rows=1 << 62)  # the coordinator judges, over all workers
 
 
 class RangeWorker(Events):
@@ -64,7 +63,7 @@ class RangeWorker(Events):
             raise ConnectionError("the coordinator is gone")
         journal = Journal(Path(begin.folder), begin.generation, begin.writer)
         sink = SyncedSink(journal, work.sync_rows)
-        policy = replace(work.run_policy, concurrency=begin.limit, failure_limit=_NEVER)
+        policy = replace(work.run_policy, concurrency=begin.limit, failure_limit=None)
         runner = self._runner = Runner(
             transform, sink, policy, encode=work.encode, tally=self._tally, events=self
         )

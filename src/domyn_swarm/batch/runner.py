@@ -18,10 +18,10 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
+from domyn_swarm.batch.failure_limit import DEFAULT_LIMIT, FailureLimit
 from domyn_swarm.batch.limiter import FIRST_LIMIT
 from domyn_swarm.batch.rows import Result, Row, RowError, RowTrace, RowValue, current_trace
 from domyn_swarm.batch.tally import Tally
-from domyn_swarm.errors import TooManyFailures
 from domyn_swarm.logs import get_logger
 from domyn_swarm.net.errors import RequestError
 
@@ -32,7 +32,6 @@ Transform = Callable[[list[Any]], Awaitable[Sequence[Any]]]
 
 _FLUSH_SHARE = 16  # results are handed over when a 16th of the slots wait for it,
 _FLUSH_AFTER_S = 0.001  # or after so long
-WHOLESALE_FAILURES = 50  # so many failed rows and not one answer: something is wrong with all
 
 
 class Sink(Protocol):
@@ -59,30 +58,13 @@ class Events:
 
 
 @dataclass(frozen=True)
-class FailureLimit:
-    """How many rows may fail before the run stops. None: only a wholesale failure stops it."""
-
-    rows: int | None = None
-    share: float | None = None  # of the settled rows of this run, judged from 50 rows on
-
-    def exceeded(self, failed: int, answered: int) -> bool:
-        """Whether the run must stop."""
-        if self.rows is not None:
-            return failed > self.rows
-        if self.share is not None:
-            settled = failed + answered
-            return settled >= WHOLESALE_FAILURES and failed > self.share * settled
-        return failed >= WHOLESALE_FAILURES and answered == 0
-
-
-@dataclass(frozen=True)
 class RunPolicy:
     """How a run goes about its rows."""
 
     concurrency: int | None  # calls in flight; None: the limiter finds it
     rows_per_call: int = 1
     grace_s: float = 20.0  # how long requests in flight may take once the run is told to stop
-    failure_limit: FailureLimit = FailureLimit()
+    failure_limit: FailureLimit | None = DEFAULT_LIMIT  # None: somebody else judges
 
 
 class Runner:
@@ -117,7 +99,7 @@ class Runner:
 
     def set_limit(self, limit: int) -> None:
         """How many calls may be in flight from now on; slots come at once and leave when free."""
-        self.limit = limit
+        self.limit = self._tally.limit = limit
         while len(self._slots) < self.limit and not self._over:
             slot = asyncio.create_task(self._work())
             self._slots.add(slot)
@@ -273,10 +255,6 @@ class Runner:
         error = RowError(type(cause).__name__, status, message, trace.attempts)
         self._tally.count_failure(error.type, message)
         self._events.on_row_error(row, error)
-        if self._fatal is None and self._policy.failure_limit.exceeded(
-            self._tally.rows_failed, self._tally.rows_answered
-        ):
-            self._give_up(too_many_failures(self._tally))
         return msgspec.json.encode(error)
 
     def _flush(self) -> None:
@@ -291,6 +269,9 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - a callback of the loop: `run` raises it
             self._give_up(error)
             return
+        limit = self._policy.failure_limit
+        if limit is not None and (why := limit.reason_to_stop(self._tally)) is not None:
+            self._give_up(why)
         self._events.on_batch(results)
         self._events.on_progress(self._tally.rows_done, self._tally.rows_total)
 
@@ -298,14 +279,3 @@ class Runner:
         if self._fatal is None:
             self._fatal = error
             self._stopping.set()
-
-
-def too_many_failures(tally: Tally) -> TooManyFailures:
-    """The error that ends a run whose rows fail wholesale."""
-    signature, count = tally.failures.most_common(1)[0]
-    return TooManyFailures(
-        f"{tally.rows_failed} rows failed and {tally.rows_answered} were answered; "
-        f"the commonest error, {count} times: {signature}",
-        hint="Mend the cause and submit the same job again: answered rows are kept, the failed "
-        "ones are asked again. --max-failures sets how many may fail.",
-    )

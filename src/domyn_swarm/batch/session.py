@@ -247,7 +247,7 @@ class RequestSession:
                     trace.failures = failures
                 if failures > self._policy.retries:
                     raise
-                self._tally.retries += 1
+                self._tally.count_retry(type(error).__name__, str(error))
                 await asyncio.sleep(self._policy.backoff_s(failures))
 
     async def _wait_out(self, error: BackPressure) -> None:

@@ -16,7 +16,6 @@ from domyn_swarm.net.http import HttpClient
 WINDOW_S = 0.5
 _LEAST_SETTLED = 8  # a throughput over fewer rows is noise
 _LONGEST_S = 60.0
-_TRACE_ROWS = 10_000
 _GAUGES = re.compile(
     rb"^(vllm:num_requests_running|llamacpp:requests_processing|sglang:num_running_reqs"
     rb"|vllm:num_requests_waiting|llamacpp:requests_deferred|sglang:num_queue_reqs)"
@@ -46,17 +45,6 @@ ReadGauges = Callable[[], Awaitable[Gauges | None]]
 """The newest gauges, or None when they cannot be had or are too old to be believed."""
 
 
-class TracePoint(NamedTuple):
-    """One verdict, for the run's trace."""
-
-    at_s: float  # since the run began
-    limit: int
-    in_flight: int
-    rows_per_s: float
-    running: float | None
-    waiting: float | None
-
-
 def parse_gauges(metrics: bytes) -> Gauges | None:
     """The gauges in a Prometheus text of vLLM, llama.cpp or SGLang; None when there are none."""
     running = waiting = 0.0
@@ -83,22 +71,12 @@ def metrics_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
 
 
 async def steer(runner: Steered, tally: Tally, limiter: Limiter, gauges: ReadGauges | None) -> None:
-    """Judge one window after the other until cancelled; keep the trace in the tally."""
+    """Judge one window after the other until cancelled."""
     while True:
         window, reading = await _observe(tally, gauges)
+        tally.running, tally.waiting = reading or (None, None)
         if tally.paused is None:
             runner.set_limit(limiter.judge(window))
-        if len(tally.trace) < _TRACE_ROWS:
-            rate = window.settled / window.seconds
-            tally.trace.append(
-                TracePoint(
-                    round(time.monotonic() - tally.began, 3),
-                    runner.limit,
-                    round(window.in_flight),
-                    round(rate, 3),
-                    *(reading or (None, None)),
-                )
-            )
 
 
 async def _observe(tally: Tally, gauges: ReadGauges | None) -> tuple[Window, Gauges | None]:

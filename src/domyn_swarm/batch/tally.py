@@ -8,9 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
+_Key = TypeVar("_Key", int, str)
 _NUMBERS = re.compile(r"\d+")
 _SIGNATURES = 200  # different ones that are counted apart; the rest is "other"
 
@@ -54,7 +56,7 @@ class LatencyHistogram:
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """What one worker has counted since it began; sums, but for the last three."""
+    """What one worker has counted since it began; in flight and paused are as of now."""
 
     rows_answered: int = 0
     rows_failed: int = 0
@@ -65,6 +67,7 @@ class Counters(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
     latency: dict[int, int] = {}
     failures: dict[str, int] = {}
+    repeated: dict[str, int] = {}
     in_flight: int = 0
     paused: str | None = None
 
@@ -97,34 +100,43 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
-    failures: Counter[str] = field(default_factory=Counter)  # by signature
+    failures: Counter[str] = field(default_factory=Counter)  # failed rows by signature
+    repeated: Counter[str] = field(default_factory=Counter)  # retries by signature
     began: float = field(default_factory=time.monotonic)
     first_row_at: float | None = None
     paused: str | None = None  # why, while it is
-    trace: list[tuple[float | None, ...]] = field(default_factory=list)  # of the limiter
+    limit: int | None = None  # calls that may be in flight
+    running: float | None = None  # at the whole endpoint, by its own gauges
+    waiting: float | None = None
 
     def count_failure(self, kind: str, message: str) -> None:
         """Count a failed row by its signature: the error without the numbers that differ."""
         self.rows_failed += 1
-        signature = failure_signature(kind, message)
-        known = signature in self.failures or len(self.failures) < _SIGNATURES
-        self.failures[signature if known else "other"] += 1
+        _count(self.failures, failure_signature(kind, message))
+
+    def count_retry(self, kind: str, message: str) -> None:
+        """Count a request that is sent again because of an error."""
+        self.retries += 1
+        _count(self.repeated, failure_signature(kind, message))
 
     def counters(self) -> Counters:
         """What was counted so far, to be told to a coordinator."""
         sums = {name: getattr(self, name) for name in _SUMS}
         return Counters(
-            **sums, latency=self.latency.counts, failures=dict(self.failures), paused=self.paused
+            **sums,
+            latency=self.latency.counts,
+            failures=dict(self.failures),
+            repeated=dict(self.repeated),
+            paused=self.paused,
         )
 
     def add(self, now: Counters, before: Counters) -> None:
         """Count what a worker did between two of its reports."""
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(now, name) - getattr(before, name))
-        grown = {at: count - before.latency.get(at, 0) for at, count in now.latency.items()}
-        self.latency.merge({at: count for at, count in grown.items() if count})
-        for signature, count in now.failures.items():
-            self.failures[signature] += count - before.failures.get(signature, 0)
+        self.latency.merge(_grown(now.latency, before.latency))
+        self.failures.update(_grown(now.failures, before.failures))
+        self.repeated.update(_grown(now.repeated, before.repeated))
         if self.first_row_at is None and (now.in_flight or now.rows_answered or now.rows_failed):
             self.first_row_at = time.monotonic()
 
@@ -152,6 +164,15 @@ class Tally:
         if not rate or self.rows_total is None:
             return None
         return max(0, self.rows_total - self.rows_done) / rate
+
+
+def _grown(now: Mapping[_Key, int], before: Mapping[_Key, int]) -> dict[_Key, int]:
+    return {key: count - before.get(key, 0) for key, count in now.items()}
+
+
+def _count(counter: Counter[str], signature: str) -> None:
+    known = signature in counter or len(counter) < _SIGNATURES
+    counter[signature if known else "other"] += 1
 
 
 def failure_signature(kind: str, message: str) -> str:

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from domyn_swarm.cli.again import resume, retry_failed
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import (
+    ExternalIdOption,
     Format,
     FormatOption,
+    HandleOption,
     JsonOption,
+    RefArgument,
     SwarmOption,
     YamlOption,
     chosen_format,
+    chosen_job,
 )
-from domyn_swarm.cli.submit import DetachOption, NoProgressOption, follow, submit
-
-if TYPE_CHECKING:
-    from domyn_swarm.model import JobHandle
+from domyn_swarm.cli.submit import submit
 
 job_app = typer.Typer(help="Jobs: a dataset through a swarm.", no_args_is_help=True)
 job_app.command("submit")(submit)
-
-RefArgument = Annotated[
-    str | None, typer.Argument(metavar="[JOB]", help="The job's id, or its external id.")
-]
-ExternalIdOption = Annotated[
-    str | None, typer.Option("--external-id", metavar="ID", help="The id you gave the job.")
-]
-HandleOption = Annotated[
-    str | None,
-    typer.Option(
-        "--handle-json", metavar="FILE", help="A handle as `job submit` printed it; - is stdin."
-    ),
-]
+job_app.command("resume")(resume)
+job_app.command("retry-failed")(retry_failed)
 
 
 @job_app.command()
@@ -56,7 +46,7 @@ def status(
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
-    which = _which(ref, external_id, handle_json)
+    which = chosen_job(ref, external_id, handle_json)
     show_job(JobService().status(which), form)
 
 
@@ -102,7 +92,7 @@ def wait(
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
-    which = _which(ref, external_id, handle_json)
+    which = chosen_job(ref, external_id, handle_json)
     with rows(bar=not no_progress) as on_progress:
         seen = JobService().wait(which, timeout_s=timeout, on_progress=on_progress)
     show_job(seen, form)
@@ -128,7 +118,7 @@ def cancel(
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
-    which = _which(ref, external_id, handle_json)
+    which = chosen_job(ref, external_id, handle_json)
     show_job(JobService().cancel(which), form)
 
 
@@ -153,7 +143,7 @@ def failures(
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
-    which = _which(ref, external_id, handle_json)
+    which = chosen_job(ref, external_id, handle_json)
     show_failures(JobService().failures(which, export=export), form)
 
 
@@ -177,7 +167,7 @@ def verify(
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
-    found = JobService().verify(_which(ref, external_id, handle_json))
+    found = JobService().verify(chosen_job(ref, external_id, handle_json))
     show_verification(found, form)
     for finding in found.findings:
         say(f"error: {finding}")
@@ -217,7 +207,7 @@ def results(
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
-    which = _which(ref, external_id, handle_json)
+    which = chosen_job(ref, external_id, handle_json)
     shown = (10 if export is None else 0) if rows is None else rows
     found = JobService().show_results(which, partial=partial, rows=shown, export=export)
     show_results(found, form)
@@ -227,68 +217,3 @@ def results(
         + (f"; {missing} more have no result yet" if missing else "")
         + (f"; written to {export}" if export else "")
     )
-
-
-@job_app.command()
-def resume(
-    ref: RefArgument = None,
-    external_id: ExternalIdOption = None,
-    handle_json: HandleOption = None,
-    name: SwarmOption = None,
-    detach: DetachOption = False,
-    no_progress: NoProgressOption = False,
-) -> None:
-    """Submit the same job once more; rows that are settled are not asked again.
-
-    It goes to its own swarm, or with --name to another one that serves the same model.
-
-    Example: domyn-swarm job resume nightly-run --name tomorrows-swarm
-    """
-    _again(_which(ref, external_id, handle_json), name, detach, no_progress, retry_failed=False)
-
-
-@job_app.command("retry-failed")
-def retry_failed(
-    ref: RefArgument = None,
-    external_id: ExternalIdOption = None,
-    handle_json: HandleOption = None,
-    name: SwarmOption = None,
-    detach: DetachOption = False,
-    no_progress: NoProgressOption = False,
-) -> None:
-    """Ask the rows again that a job gave up, and no others.
-
-    Example: domyn-swarm job retry-failed nightly-run
-    """
-    _again(_which(ref, external_id, handle_json), name, detach, no_progress, retry_failed=True)
-
-
-def _again(
-    ref: str | JobHandle, name: str | None, detach: bool, no_progress: bool, *, retry_failed: bool
-) -> None:
-    from domyn_swarm.services.jobs import JobService
-
-    handle = JobService().resume(ref, swarm=name, retry_failed=retry_failed)
-    follow(handle, detach=detach, no_progress=no_progress)
-
-
-def _which(ref: str | None, external_id: str | None, handle_json: str | None) -> str | JobHandle:
-    """The job that the three ways of naming one mean; exactly one of them must be used."""
-    given = [value for value in (ref, external_id, handle_json) if value is not None]
-    if len(given) != 1:
-        raise typer.BadParameter("name the job by its id, by --external-id or by --handle-json.")
-    return given[0] if handle_json is None else _read_handle(handle_json)
-
-
-def _read_handle(source: str) -> JobHandle:
-    from pydantic import ValidationError
-
-    from domyn_swarm.model import JobHandle
-
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text()
-        return JobHandle.model_validate_json(text)
-    except OSError as error:
-        raise typer.BadParameter(f"{source} cannot be read: {error.strerror}.") from None
-    except ValidationError:
-        raise typer.BadParameter("not a job's handle, as `job submit` prints it.") from None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from domyn_swarm.model import JobHandle
 
 
 class Format(StrEnum):
@@ -52,6 +56,59 @@ SwarmOption = Annotated[
 ]
 
 
+RefArgument = Annotated[
+    str | None, typer.Argument(metavar="[JOB]", help="The job's id, or its external id.")
+]
+ExternalIdOption = Annotated[
+    str | None, typer.Option("--external-id", metavar="ID", help="The id you gave the job.")
+]
+HandleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--handle-json", metavar="FILE", help="A handle as `job submit` printed it; - is stdin."
+    ),
+]
+DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return once it is submitted.")]
+NoProgressOption = Annotated[bool, typer.Option("--no-progress", help="Show no bar.")]
+
+
+def parse_concurrency(value: str | None) -> str | None:
+    """`auto`, or a whole number of at least 1."""
+    if value in (None, "auto") or (value.isascii() and value.isdecimal() and int(value) >= 1):
+        return value
+    raise typer.BadParameter("must be `auto` or a whole number of at least 1.")
+
+
+def concurrency_of(value: str) -> int | Literal["auto"]:
+    """What `parse_concurrency` let through, as requests hold it."""
+    return "auto" if value == "auto" else int(value)
+
+
+ConcurrencyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-concurrency",
+        metavar="N|auto",
+        callback=parse_concurrency,
+        help="Rows in flight, over all workers.",
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, max=256, metavar="N", help="Processes to share the rows."),
+]
+RetriesOption = Annotated[
+    int | None, typer.Option("--retries", min=0, help="Repeats of a request that failed.")
+]
+TimeoutOption = Annotated[
+    float | None, typer.Option("--timeout", min=0.001, metavar="S", help="Seconds per request.")
+]
+MaxFailuresOption = Annotated[
+    str | None,
+    typer.Option("--max-failures", metavar="N|P%", help="Stop when more rows than this fail."),
+]
+
+
 def chosen_format(output: Format, as_json: bool, as_yaml: bool) -> Format:
     """The format that the three options together ask for."""
     if as_json and as_yaml:
@@ -72,13 +129,6 @@ def parse_json_object(value: str) -> dict[str, Any]:
     return parsed
 
 
-def parse_concurrency(value: str) -> str:
-    """`auto`, or a whole number of at least 1."""
-    if value != "auto" and not (value.isascii() and value.isdecimal() and int(value) >= 1):
-        raise typer.BadParameter("must be `auto` or a whole number of at least 1.")
-    return value
-
-
 def swarm_name(config: Path) -> str:
     """The name that a config file gives its swarm.
 
@@ -94,3 +144,27 @@ def swarm_name(config: Path) -> str:
             f"{config} names no swarm.", hint="Give the swarm's name instead of the file."
         )
     return name
+
+
+def chosen_job(
+    ref: str | None, external_id: str | None, handle_json: str | None
+) -> str | JobHandle:
+    """The job that the three ways of naming one mean; exactly one of them must be used."""
+    given = [value for value in (ref, external_id, handle_json) if value is not None]
+    if len(given) != 1:
+        raise typer.BadParameter("name the job by its id, by --external-id or by --handle-json.")
+    return given[0] if handle_json is None else _read_handle(handle_json)
+
+
+def _read_handle(source: str) -> JobHandle:
+    from pydantic import ValidationError
+
+    from domyn_swarm.model import JobHandle
+
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text()
+        return JobHandle.model_validate_json(text)
+    except OSError as error:
+        raise typer.BadParameter(f"{source} cannot be read: {error.strerror}.") from None
+    except ValidationError:
+        raise typer.BadParameter("not a job's handle, as `job submit` prints it.") from None

@@ -11,9 +11,16 @@ import typer
 
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import (
+    ConcurrencyOption,
     ConfigOption,
+    DetachOption,
+    MaxFailuresOption,
+    NoProgressOption,
+    RetriesOption,
     SwarmOption,
-    parse_concurrency,
+    TimeoutOption,
+    WorkersOption,
+    concurrency_of,
     parse_json_object,
     swarm_name,
 )
@@ -22,10 +29,6 @@ from domyn_swarm.errors import EXIT_INTERRUPTED
 if TYPE_CHECKING:
     from domyn_swarm.model import JobHandle
     from domyn_swarm.swarm.snapshot import JobSnapshot
-
-
-DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return once it is submitted.")]
-NoProgressOption = Annotated[bool, typer.Option("--no-progress", help="Show no bar.")]
 
 
 class OutputMode(StrEnum):
@@ -93,29 +96,11 @@ def submit(
         str | None,
         typer.Option("--external-id", metavar="ID", help="An id of yours to find it by."),
     ] = None,
-    max_concurrency: Annotated[
-        str,
-        typer.Option(
-            "--max-concurrency",
-            metavar="N|auto",
-            callback=parse_concurrency,
-            help="Rows in flight.",
-        ),
-    ] = "auto",
-    workers: Annotated[
-        int,
-        typer.Option("--workers", min=1, max=256, metavar="N", help="Processes to share rows."),
-    ] = 1,
-    retries: Annotated[
-        int | None, typer.Option("--retries", min=0, help="Repeats of a request that failed.")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0.001, metavar="S", help="Seconds per request.")
-    ] = None,
-    max_failures: Annotated[
-        str | None,
-        typer.Option("--max-failures", metavar="N|P%", help="Stop when more rows than this fail."),
-    ] = None,
+    max_concurrency: ConcurrencyOption = "auto",
+    workers: WorkersOption = 1,
+    retries: RetriesOption = None,
+    timeout: TimeoutOption = None,
+    max_failures: MaxFailuresOption = None,
     checkpoint_dir: Annotated[
         Path | None,
         typer.Option("--checkpoint-dir", metavar="DIR", help="Where checkpoints lie."),
@@ -176,8 +161,8 @@ def submit(
         limit=limit,
         name=job_name,
         external_id=external_id,
-        max_concurrency="auto" if max_concurrency == "auto" else int(max_concurrency),
-        workers=workers,
+        max_concurrency=concurrency_of(max_concurrency or "auto"),
+        workers=workers or 1,
         retries=retries,
         timeout_s=timeout,
         max_failures=max_failures,
@@ -226,9 +211,11 @@ def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
 
 def _summarise(job: JobSnapshot) -> None:
     """Say how it ended, and where to look."""
-    from domyn_swarm.cli.views import rows_text
+    from domyn_swarm.cli.views import account_text, rows_text
 
     say(f"{job.job_id} {job.status.value}: {rows_text(job)} rows")
+    if job.account is not None and job.account.requests:
+        say(account_text(job.account))
     if job.message:
         say(job.message)
     if job.status.exit_code in (0, 7):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from domyn_swarm.batch.verification import OutputVerification
-    from domyn_swarm.model import Record
+    from domyn_swarm.model import JobAccount, Record
     from domyn_swarm.planning.plan import DeploymentPlan
     from domyn_swarm.services.requests import (
         DownResult,
@@ -176,6 +176,7 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         ("swarm", job.swarm or "-"),
         ("rows", rows_text(job)),
         ("tokens", f"{job.prompt_tokens} in, {job.completion_tokens} out"),
+        *([("cost", account_text(job.account))] if job.account else []),
         ("input", job.input),
         ("output", job.output or "-"),
         ("log", job.log_path),
@@ -246,6 +247,23 @@ def rows_text(job: JobSnapshot) -> str:
     failed = f", {job.rows_failed} failed" if job.rows_failed else ""
     speed = f", {job.rows_per_s:.1f} rows/s" if job.rows_per_s and not job.status.final else ""
     return f"{job.rows_done}/{total}{failed}{speed}"
+
+
+def account_text(account: JobAccount) -> str:
+    """What a job did over all its runs, in words."""
+    parts = [f"{account.requests} requests in {account.wall_s:.1f} s"]
+    if account.runs > 1:
+        parts[0] += f" and {account.runs} runs"
+    if account.rows_per_s:
+        parts.append(f"{account.rows_per_s:.1f} rows/s")
+    if account.completion_tokens_per_s:
+        parts.append(f"{account.completion_tokens_per_s:.0f} tokens/s")
+    if account.latency_p50_s is not None and account.latency_p99_s is not None:
+        parts.append(f"latency {account.latency_p50_s:.2f} s (99 %: {account.latency_p99_s:.2f} s)")
+    again = account.retries + account.turned_away + account.lost_in_flight
+    if again:
+        parts.append(f"{again} sent again")
+    return ", ".join(parts)
 
 
 def _plain(record: Record) -> dict[str, Any]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from domyn_swarm.batch.dataset import check_columns, check_ids, open_dataset
 from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.manifest import JobFacts, without_secrets
 from domyn_swarm.batch.publish import OutputPlan
 from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.batch.runner import FailureLimit, RunPolicy
+from domyn_swarm.batch.runner import RunPolicy
 from domyn_swarm.batch.session import RetryPolicy
 from domyn_swarm.batch.work import WorkPlan
 from domyn_swarm.errors import ConfigError
@@ -62,7 +64,7 @@ def make_plan(spec: JobSpec) -> Prepared:
     check_columns(dataset, keys.input_columns, "--input-column")
     if keys.id_column is not None:
         check_columns(dataset, [keys.id_column], "--id-column")
-    identity = identity_of(spec, job)
+    identity = identity_of(spec, _as_first_asked(spec, job))
     output = OutputPlan(
         path=Path(spec.output),
         mode=spec.output_mode,
@@ -81,6 +83,7 @@ def make_plan(spec: JobSpec) -> Prepared:
         limit=spec.limit,
         resume=spec.resume,
         retry_failed=spec.retry_failed,
+        override=spec.override,
     )
     return Prepared(job, plan)
 
@@ -91,13 +94,7 @@ def load_work(spec: JobSpec) -> tuple[SwarmJob, RowKeys, WorkPlan]:
     Raises:
         ConfigError: the job class or a parameter is not usable.
     """
-    job = load_job(
-        spec.job,
-        spec.job_kwargs,
-        input_columns=spec.input_columns,
-        output_columns=spec.output_columns,
-        import_path=spec.import_path,
-    )
+    job = _load(spec, {**spec.job_kwargs, **spec.override})
     concurrency = None if spec.max_concurrency == "auto" else spec.max_concurrency
     if concurrency is not None and concurrency < 1:
         raise ConfigError(f"--max-concurrency must be at least 1, not {concurrency}.")
@@ -117,6 +114,29 @@ def load_work(spec: JobSpec) -> tuple[SwarmJob, RowKeys, WorkPlan]:
         sync_s=spec.checkpoint_seconds or WorkPlan.sync_s,
     )
     return job, RowKeys(tuple(job.input_columns), spec.id_column, spec.fingerprint), work
+
+
+def _as_first_asked(spec: JobSpec, job: SwarmJob) -> SwarmJob:
+    """The job without what a later run overrides: whose checkpoint it is."""
+    if not spec.override:
+        return job
+    first = _load(spec, spec.job_kwargs)
+    if first.schema().described() != job.schema().described():
+        raise ConfigError(
+            f"{', '.join(spec.override)} would change the output's columns.",
+            hint="Failed rows can be asked again with other parameters, not for other columns.",
+        )
+    return first
+
+
+def _load(spec: JobSpec, job_kwargs: dict[str, Any]) -> SwarmJob:
+    return load_job(
+        spec.job,
+        job_kwargs,
+        input_columns=spec.input_columns,
+        output_columns=spec.output_columns,
+        import_path=spec.import_path,
+    )
 
 
 def identity_of(spec: JobSpec, job: SwarmJob) -> JobIdentity:

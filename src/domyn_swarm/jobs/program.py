@@ -50,7 +50,8 @@ def event_loop_runner() -> asyncio.Runner:
 
 def _collect_garbage_seldom() -> None:
     """Thousands of requests in flight are objects that the collector would look at in vain, again
-    and again: by default that is a third of a worker's CPU."""
+    and again: by default that is a third of a worker's CPU.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from domyn_swarm.batch.row_keys import Fingerprint
-from domyn_swarm.model import Record
+from domyn_swarm.model import JobAccount, Record
 
 
 class JobSpec(Record):
@@ -20,6 +20,7 @@ class JobSpec(Record):
     job: str  # "module:Class"
     import_path: str | None = None  # the submitter's sys.path entry that holds the module
     job_kwargs: dict[str, Any] = Field(default_factory=dict)
+    override: dict[str, Any] = Field(default_factory=dict)  # of job_kwargs; leaves the identity
     model: str
     revision: str | None = None
     endpoint_file: str | None = None  # serving/endpoint.json: re-read when the endpoint moved
@@ -61,6 +62,7 @@ class JobProgress(Record):
     rows_per_s: float | None = None
     eta_s: float | None = None
     in_flight: int = 0
+    limit: int | None = None  # of requests in flight
     prompt_tokens: int = 0
     completion_tokens: int = 0
     updated_at: datetime
@@ -70,18 +72,13 @@ class JobResult(Record):
     """A run's own account, written when it ends, however it ends; `result.json`."""
 
     schema_version: Literal[1] = 1
-    identity: str | None  # None: no checkpoint
-    checkpoint: str | None
-    output: str | None  # None: nothing was published
-    rows_total: int | None
-    rows_done: int
-    rows_failed: int
-    rows_resumed: int  # settled by earlier runs
-    requests: int
-    retries: int
-    prompt_tokens: int
-    completion_tokens: int
-    wall_s: float
-    latency_p50_s: float | None
-    latency_p99_s: float | None
+    checkpoint: str | None = None  # None: it kept none
+    output: str | None = None  # None: nothing was published
+    rows_total: int | None = None
+    rows_done: int = 0
+    rows_failed: int = 0
+    rows_resumed: int = 0  # settled by earlier runs
+    requests: int = 0  # of this run
+    retries: int = 0
+    account: JobAccount | None = None  # of all runs; None: this one did not begin
     error: str | None = None  # why the run did not come to its end

@@ -11,7 +11,6 @@ import asyncio
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +19,18 @@ from typing import Any
 from domyn_swarm.batch.engine import BatchRun
 from domyn_swarm.batch.identity import nearest
 from domyn_swarm.batch.runner import Events
+from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkerPlan
 from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, SwarmError
 from domyn_swarm.jobs.preparation import Prepared, prepare
 from domyn_swarm.jobs.program import access_of, event_loop_runner, read_spec
-from domyn_swarm.jobs.spec import JobProgress, JobResult, JobSpec
+from domyn_swarm.jobs.reporting import Reporter
+from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.logs import configure, get_logger
-from domyn_swarm.model import utc_now
+from domyn_swarm.model import JobAccount
 from domyn_swarm.net.openai import OpenAIClient
-from domyn_swarm.paths import JobPaths, write_private
+from domyn_swarm.paths import JobPaths
 
 _log = get_logger(__name__)
 _PROGRESS_S = 1.0
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         worker = _Worker(read_spec(paths), paths)
     except SwarmError as error:
         _log.error("%s", error)
-        _write_result(paths, _empty_result(str(error)))
+        Reporter(paths, Tally()).result(None, None, output=None, error=str(error))
         return error.exit_code
     with event_loop_runner() as runner:
         return runner.run(worker.run())
@@ -57,27 +58,30 @@ class _Worker:
         self._spec = spec
         self._paths = paths
         self._tally = Tally()
-        self._state = "starting"
+        self._reporter = Reporter(paths, self._tally)
         self._signal: int | None = None
+        self._account: JobAccount | None = None
         self._prepared = prepare(spec)
 
     async def run(self) -> int:
         """Run to the end, whatever it is; return the exit code."""
-        began = time.monotonic()
-        reporting = asyncio.create_task(self._report_progress())
         published, error = False, None
+        self._reporter.progress()
         try:
             published = await self._run_batch()
         except SwarmError as failure:
             error = failure
             _log.error("%s", failure)
         finally:
-            reporting.cancel()
-            await asyncio.gather(reporting, return_exceptions=True)
-            self._state = "ended"
-            self._write_progress()
-            result = self._result(time.monotonic() - began, published=published, error=error)
-            _write_result(self._paths, result)
+            self._reporter.state = "ended"
+            self._reporter.progress()
+            plan = self._prepared.plan
+            self._reporter.result(
+                plan.folder if self._spec.checkpointing else None,
+                self._account,
+                output=plan.output.path if published else None,
+                error=None if error is None else str(error),
+            )
         return self._exit_code(error)
 
     def _exit_code(self, error: SwarmError | None) -> int:
@@ -108,8 +112,18 @@ class _Worker:
             prepared.job.bind(client, self._spec.model)
             return prepared.job.transform_items
 
-        self._state = "running"
-        return await run.run(access_of(self._spec), transform)
+        self._reporter.state = "running"
+        try:
+            async with beside(self._report(run)):
+                return await run.run(access_of(self._spec), transform)
+        finally:
+            self._account = run.keep_account(self._spec.job_id, ended=True)
+
+    async def _report(self, run: BatchRun) -> None:
+        while True:
+            self._reporter.progress()
+            run.keep_account(self._spec.job_id)
+            await asyncio.sleep(_PROGRESS_S)
 
     def _command(self, descriptor: int) -> list[str]:
         program = [sys.executable, "-m", "domyn_swarm.jobs.range_worker"]
@@ -123,76 +137,12 @@ class _Worker:
     def _tell_differences(self) -> None:
         """Say why an existing checkpoint of the same job is not gone on with."""
         plan = self._prepared.plan
-        if (plan.checkpoint_root / plan.identity.digest).exists():
+        if plan.folder.exists():
             return
         found = nearest(plan.checkpoint_root, plan.identity)
         if found is not None:
             name, differences = found
             _log.warning("a new checkpoint, since %s differs: %s", name, "; ".join(differences))
-
-    async def _report_progress(self) -> None:
-        while True:
-            self._write_progress()
-            await asyncio.sleep(_PROGRESS_S)
-
-    def _write_progress(self) -> None:
-        tally = self._tally
-        state = "paused" if tally.paused and self._state == "running" else self._state
-        progress = JobProgress(
-            state=state,
-            message=tally.paused,
-            rows_total=tally.rows_total,
-            rows_done=tally.rows_done,
-            rows_failed=tally.all_failed,
-            rows_per_s=tally.rows_per_s(),
-            eta_s=tally.eta_s(),
-            in_flight=tally.in_flight,
-            prompt_tokens=tally.prompt_tokens,
-            completion_tokens=tally.completion_tokens,
-            updated_at=utc_now(),
-        )
-        try:
-            write_private(self._paths.progress, progress.model_dump_json())
-        except OSError as error:  # a full disk ends the run where results are written, not here
-            _log.warning("cannot write %s: %s", self._paths.progress, error)
-
-    def _result(self, wall_s: float, *, published: bool, error: SwarmError | None) -> JobResult:
-        tally, plan = self._tally, self._prepared.plan
-        checkpoint = plan.checkpoint_root / plan.identity.digest
-        return JobResult(
-            identity=plan.identity.digest if self._spec.checkpointing else None,
-            checkpoint=str(checkpoint) if self._spec.checkpointing else None,
-            output=str(plan.output.path) if published else None,
-            rows_total=tally.rows_total,
-            rows_done=tally.rows_done,
-            rows_failed=tally.all_failed,
-            rows_resumed=tally.rows_resumed,
-            requests=tally.requests,
-            retries=tally.retries,
-            prompt_tokens=tally.prompt_tokens,
-            completion_tokens=tally.completion_tokens,
-            wall_s=round(wall_s, 3),
-            latency_p50_s=tally.latency.quantile(0.5),
-            latency_p99_s=tally.latency.quantile(0.99),
-            error=None if error is None else str(error),
-        )
-
-
-def _empty_result(error: str) -> JobResult:
-    zeros = dict.fromkeys(
-        ("rows_done", "rows_failed", "rows_resumed", "requests", "retries"), 0
-    ) | dict.fromkeys(("prompt_tokens", "completion_tokens"), 0)
-    nothing = dict.fromkeys(
-        ("identity", "checkpoint", "output", "rows_total", "latency_p50_s", "latency_p99_s")
-    )
-    return JobResult.model_validate({**zeros, **nothing, "wall_s": 0.0, "error": error})
-
-
-def _write_result(paths: JobPaths, result: JobResult) -> None:
-    try:
-        write_private(paths.result, result.model_dump_json())
-    except OSError as error:  # the exit code still tells how it ended
-        _log.error("cannot write %s: %s", paths.result, error)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domyn_swarm.model import JobHandle
-from domyn_swarm.services.requests import JobFailures, JobRequest, JobResults
+from domyn_swarm.services.requests import JobChanges, JobFailures, JobRequest, JobResults
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
@@ -87,19 +87,35 @@ class JobService:
         return job_snapshot(self._submitter.cancel(self._record(ref)))
 
     def resume(
-        self, ref: JobRef, *, swarm: str | None = None, retry_failed: bool = False
+        self, ref: JobRef, *, swarm: str | None = None, changes: JobChanges | None = None
     ) -> JobHandle:
-        """The same job again under a new id; with `retry_failed` failed rows are asked again.
+        """The same job again under a new id; settled rows are not asked again.
 
         It goes to its own swarm, or to another one that serves the same model.
 
         Raises:
             SwarmError: the job still runs, its files are gone, or the swarm does not fit.
         """
+        return self._again(ref, swarm, changes, retry_failed=False)
+
+    def retry_failed(
+        self, ref: JobRef, *, swarm: str | None = None, changes: JobChanges | None = None
+    ) -> JobHandle:
+        """As `resume`, and the rows that carry an error are asked again.
+
+        With `changes.override` they are asked with other parameters; the job's checkpoint notes it.
+        """
+        return self._again(ref, swarm, changes, retry_failed=True)
+
+    def _again(
+        self, ref: JobRef, swarm: str | None, changes: JobChanges | None, *, retry_failed: bool
+    ) -> JobHandle:
         record = self._submitter.refresh(self._record(ref))
         name = swarm or record.swarm
         live = None if name is None else SwarmLifecycle(self._store).attach(name)
-        return self._submitter.resubmit(record, live, retry_failed=retry_failed)
+        return self._submitter.resubmit(
+            record, live, changes or JobChanges(), retry_failed=retry_failed
+        )
 
     def failures(self, ref: JobRef, *, export: Path | None = None) -> JobFailures:
         """The failed rows of a job, ended or not, by what their errors have in common.

@@ -8,11 +8,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from domyn_swarm.model import FailureGroup, Record
-from domyn_swarm.swarm.job_request import JobRequest
+from domyn_swarm.swarm.job_request import JobChanges, JobRequest
 
 __all__ = [
     "DownResult",
     "EndpointInfo",
+    "JobChanges",
     "JobFailures",
     "JobRequest",
     "JobResults",

@@ -40,3 +40,14 @@ class JobRequest(Record):
     checkpoint_seconds: float | None = Field(None, gt=0)
     resume: bool = True
     checkpointing: bool = True
+
+
+class JobChanges(Record):
+    """What is different when a job runs once more. None: as before."""
+
+    override: dict[str, Any] = Field(default_factory=dict)  # of job_kwargs; retried rows only
+    max_concurrency: int | Literal["auto"] | None = None
+    workers: int | None = Field(None, ge=1, le=256)
+    retries: int | None = Field(None, ge=0)
+    timeout_s: float | None = Field(None, gt=0)
+    max_failures: str | None = None

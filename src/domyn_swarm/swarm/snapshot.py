@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from domyn_swarm.model import JobStatus, Record, ReplicaState, SwarmPhase
+from domyn_swarm.model import JobAccount, JobStatus, Record, ReplicaState, SwarmPhase
 
 
 class ReplicaSnapshot(Record):
@@ -47,6 +47,7 @@ class JobSnapshot(Record):
     completion_tokens: int = 0
     input: str
     output: str | None
+    account: JobAccount | None = None  # of all its runs, once one has ended
     message: str | None = None  # paused, failed: why
     exit_code: int | None = None  # the program's own
     submitted_at: datetime

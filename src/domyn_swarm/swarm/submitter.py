@@ -18,7 +18,7 @@ from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, writ
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, compute_backend
-from domyn_swarm.swarm.job_request import JobRequest
+from domyn_swarm.swarm.job_request import JobChanges, JobRequest
 
 _UNSUBMITTED_S = 60.0
 
@@ -41,11 +41,17 @@ class JobSubmitter:
         return self._start(spec, paths, swarm, request.external_id)
 
     def resubmit(
-        self, record: JobRecord, swarm: LiveSwarm | None, *, retry_failed: bool = False
+        self,
+        record: JobRecord,
+        swarm: LiveSwarm | None,
+        changes: JobChanges,
+        *,
+        retry_failed: bool = False,
     ) -> JobHandle:
         """The same job once more, under an id of its own; settled rows are not asked again.
 
-        With `retry_failed` the rows that carry an error are.
+        With `retry_failed` the rows that carry an error are, and with the parameters in
+        `changes.override`, which leave the job's identity as it is.
 
         Raises:
             ConfigError: the swarm serves another model than the job asked.
@@ -68,9 +74,10 @@ class JobSubmitter:
                 hint="Bring up a swarm with that model, or submit a new job.",
             )
         job_id = _new_id()
-        changes = {**where, "job_id": job_id, "resume": True, "retry_failed": retry_failed}
+        again = {"job_id": job_id, "resume": True, "retry_failed": retry_failed}
+        changed = changes.model_dump(exclude_none=True)
         paths = JobPaths(home() / "jobs" / job_id) if swarm is None else swarm.paths.job(job_id)
-        spec = known.model_copy(update=changes)
+        spec = JobSpec.model_validate({**known.model_dump(), **changed, **where, **again})
         return self._start(spec, paths, swarm, record.external_id)
 
     def _start(

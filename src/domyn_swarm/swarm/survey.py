@@ -113,6 +113,7 @@ def job_snapshot(record: JobRecord) -> JobSnapshot:
         completion_tokens=progress.completion_tokens if progress else 0,
         input=record.input,
         output=record.output,
+        account=result.account if result else None,
         message=message,
         exit_code=record.exit_code,
         submitted_at=record.submitted_at,

@@ -1,0 +1,61 @@
+"""When a run stops by itself: too many rows fail, or too many requests have to be repeated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.errors import TooManyFailures
+
+WHOLESALE_FAILURES = 50  # so many failed rows and not one answer: something is wrong with all
+FREE_RETRIES = 1000  # of a run, before they are compared with its requests
+RETRY_SHARE = 2 / 3  # of the requests: not one in three is answered
+
+
+@dataclass(frozen=True)
+class FailureLimit:
+    """How many rows may fail before the run stops. None: only a wholesale failure stops it."""
+
+    rows: int | None = None
+    share: float | None = None  # of the settled rows of this run, judged from 50 rows on
+
+    def reason_to_stop(self, tally: Tally) -> TooManyFailures | None:
+        """Why the run must stop now, if it must."""
+        if self._exceeded(tally.rows_failed, tally.rows_answered):
+            return _too_many_failed(tally)
+        if tally.retries > max(FREE_RETRIES, RETRY_SHARE * tally.requests):
+            return _too_many_repeated(tally)
+        return None
+
+    def _exceeded(self, failed: int, answered: int) -> bool:
+        if self.rows is not None:
+            return failed > self.rows
+        if self.share is not None:
+            settled = failed + answered
+            return settled >= WHOLESALE_FAILURES and failed > self.share * settled
+        return failed >= WHOLESALE_FAILURES and answered == 0
+
+
+def _too_many_failed(tally: Tally) -> TooManyFailures:
+    signature, count = tally.failures.most_common(1)[0]
+    return TooManyFailures(
+        f"{tally.rows_failed} rows failed and {tally.rows_answered} were answered; "
+        f"the commonest error, {count} times: {signature}",
+        hint="Mend the cause and submit the same job again: answered rows are kept, the failed "
+        "ones are asked again. --max-failures sets how many may fail.",
+    )
+
+
+def _too_many_repeated(tally: Tally) -> TooManyFailures:
+    commonest = tally.repeated.most_common(1)
+    cause = (
+        f"; the commonest cause, {commonest[0][1]} times: {commonest[0][0]}" if commonest else ""
+    )
+    return TooManyFailures(
+        f"{tally.retries} of {tally.requests} requests had to be repeated{cause}",
+        hint="The endpoint answers, but not one request in three. Mend that and submit the same "
+        "job again: answered rows are kept.",
+    )
+
+
+DEFAULT_LIMIT = FailureLimit()

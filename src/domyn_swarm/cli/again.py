@@ -1,0 +1,99 @@
+"""Commands that run a job once more: resume, retry-failed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from domyn_swarm.cli.options import (
+    ConcurrencyOption,
+    DetachOption,
+    ExternalIdOption,
+    HandleOption,
+    MaxFailuresOption,
+    NoProgressOption,
+    RefArgument,
+    RetriesOption,
+    SwarmOption,
+    TimeoutOption,
+    WorkersOption,
+    chosen_job,
+    concurrency_of,
+    parse_json_object,
+)
+from domyn_swarm.cli.submit import follow
+
+
+def resume(
+    ref: RefArgument = None,
+    external_id: ExternalIdOption = None,
+    handle_json: HandleOption = None,
+    name: SwarmOption = None,
+    max_concurrency: ConcurrencyOption = None,
+    workers: WorkersOption = None,
+    retries: RetriesOption = None,
+    timeout: TimeoutOption = None,
+    max_failures: MaxFailuresOption = None,
+    detach: DetachOption = False,
+    no_progress: NoProgressOption = False,
+) -> None:
+    """Submit the same job once more; rows that are settled are not asked again.
+
+    It goes to its own swarm, or with --name to another one that serves the same model. How it runs
+    may be changed; what it asks may not.
+
+    Example: domyn-swarm job resume nightly-run --name tomorrows-swarm
+    """
+    from domyn_swarm.services.jobs import JobService
+    from domyn_swarm.services.requests import JobChanges
+
+    changes = JobChanges(
+        max_concurrency=None if max_concurrency is None else concurrency_of(max_concurrency),
+        workers=workers,
+        retries=retries,
+        timeout_s=timeout,
+        max_failures=max_failures,
+    )
+    which = chosen_job(ref, external_id, handle_json)
+    handle = JobService().resume(which, swarm=name, changes=changes)
+    follow(handle, detach=detach, no_progress=no_progress)
+
+
+def retry_failed(
+    ref: RefArgument = None,
+    external_id: ExternalIdOption = None,
+    handle_json: HandleOption = None,
+    name: SwarmOption = None,
+    job_kwargs: Annotated[
+        str,
+        typer.Option(
+            "--job-kwargs", metavar="JSON", help="Parameters to change, for these rows alone."
+        ),
+    ] = "{}",
+    max_concurrency: ConcurrencyOption = None,
+    workers: WorkersOption = None,
+    retries: RetriesOption = None,
+    timeout: TimeoutOption = None,
+    max_failures: MaxFailuresOption = None,
+    detach: DetachOption = False,
+    no_progress: NoProgressOption = False,
+) -> None:
+    """Ask the rows again that a job gave up, and no others; other parameters may help them.
+
+    Example: domyn-swarm job retry-failed nightly-run --job-kwargs '{"max_tokens": 4000}'
+    """
+    from domyn_swarm.services.jobs import JobService
+    from domyn_swarm.services.requests import JobChanges
+
+    changes = JobChanges(
+        override=parse_json_object(job_kwargs),
+        max_concurrency=None if max_concurrency is None else concurrency_of(max_concurrency),
+        workers=workers,
+        retries=retries,
+        timeout_s=timeout,
+        max_failures=max_failures,
+    )
+    which = chosen_job(ref, external_id, handle_json)
+    handle = JobService().retry_failed(which, swarm=name, changes=changes)
+    follow(handle, detach=detach, no_progress=no_progress)

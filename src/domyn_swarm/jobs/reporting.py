@@ -1,0 +1,109 @@
+"""What a worker tells about its job while it runs and when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.jobs.spec import JobProgress, JobResult
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import JobAccount, utc_now
+from domyn_swarm.paths import JobPaths, write_private
+
+_log = get_logger(__name__)
+
+_TRACE_LINES = 1000  # a second apart at first; a long run's lines are further apart
+
+
+class Reporter:
+    """Writes `progress.json`, `trace.jsonl` and `result.json`.
+
+    A full disk ends a run where results are written, not here.
+    """
+
+    def __init__(self, paths: JobPaths, tally: Tally) -> None:
+        self.state = "starting"
+        self._paths = paths
+        self._tally = tally
+        self._traced_s = -1.0
+
+    def progress(self) -> None:
+        """How far the job is, now."""
+        tally = self._tally
+        state = "paused" if tally.paused and self.state == "running" else self.state
+        progress = JobProgress.model_validate(
+            {
+                "state": state,
+                "message": tally.paused,
+                "rows_total": tally.rows_total,
+                "rows_done": tally.rows_done,
+                "rows_failed": tally.all_failed,
+                "rows_per_s": tally.rows_per_s(),
+                "eta_s": tally.eta_s(),
+                "in_flight": tally.in_flight,
+                "limit": tally.limit,
+                "prompt_tokens": tally.prompt_tokens,
+                "completion_tokens": tally.completion_tokens,
+                "updated_at": utc_now(),
+            }
+        )
+        try:
+            write_private(self._paths.progress, progress.model_dump_json())
+            self._trace()
+        except OSError as error:
+            _log.warning("cannot tell how far the job is: %s", error)
+
+    def _trace(self) -> None:
+        tally = self._tally
+        at_s = time.monotonic() - tally.began
+        if self.state != "running" or at_s - self._traced_s < at_s / _TRACE_LINES:
+            return
+        self._traced_s = at_s
+        line = {
+            "at_s": round(at_s, 3),
+            "rows_done": tally.rows_done,
+            "rows_failed": tally.all_failed,
+            "in_flight": tally.in_flight,
+            "limit": tally.limit,
+            "running": tally.running,
+            "waiting": tally.waiting,
+            "requests": tally.requests,
+            "retries": tally.retries,
+            "turned_away": tally.turned_away,
+            "prompt_tokens": tally.prompt_tokens,
+            "completion_tokens": tally.completion_tokens,
+            "paused": tally.paused is not None,
+        }
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        with os.fdopen(os.open(self._paths.trace, flags, 0o600), "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def result(
+        self,
+        checkpoint: Path | None,
+        account: JobAccount | None,
+        *,
+        output: Path | None,
+        error: str | None,
+    ) -> None:
+        """The run's own account; None for what it does not have."""
+        tally = self._tally
+        result = JobResult(
+            checkpoint=None if checkpoint is None else str(checkpoint),
+            output=None if output is None else str(output),
+            rows_total=tally.rows_total,
+            rows_done=tally.rows_done,
+            rows_failed=tally.all_failed,
+            rows_resumed=tally.rows_resumed,
+            requests=tally.requests,
+            retries=tally.retries,
+            account=account,
+            error=error,
+        )
+        try:
+            write_private(self._paths.result, result.model_dump_json())
+        except OSError as failure:  # the exit code still tells how it ended
+            _log.error("cannot write %s: %s", self._paths.result, failure)
