@@ -28,7 +28,7 @@ REPLICA_KEYS = {
 JOB_KEYS = {
     *("schema_version", "job_id", "external_id", "name", "swarm", "status", "rows_total"),
     *("rows_done", "rows_failed", "rows_per_s", "eta_s", "prompt_tokens", "completion_tokens"),
-    *("input", "output", "message", "exit_code", "submitted_at", "ended_at", "log_path"),
+    *("input", "output", "account", "message", "exit_code", "submitted_at", "ended_at", "log_path"),
 }
 
 

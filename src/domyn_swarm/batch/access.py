@@ -7,10 +7,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from domyn_swarm.batch.session import EndpointGate, RequestSession, RetryPolicy
-from domyn_swarm.batch.steering import ReadGauges, metrics_reader
+from domyn_swarm.batch.steering import ReadGauges, meter_reader, metrics_reader
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.net.http import open_client
 from domyn_swarm.net.openai import OpenAIClient
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Who knows how busy all engines behind the endpoint are."""
+
+    locate: Callable[[], str]
+    key: str
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class EndpointAccess:
     locate: Callable[[], str]
     key: str | None
     use_proxy: bool = False
-    gauges: ReadGauges | None = None  # None: the endpoint's own /metrics, where it has them
+    meter: Meter | None = None  # None: the endpoint's own /metrics, where it has them
 
 
 @asynccontextmanager
@@ -35,9 +43,15 @@ async def open_session(
         notice(paused or "the endpoint answers again; going on")
 
     gate = EndpointGate(http, access.locate, policy, on_state)
-    gauges = access.gauges or metrics_reader(http, lambda: gate.url)
+    asked = None if access.meter is None else open_client(access.meter.key, use_proxy=False)
+    if access.meter is not None and asked is not None:
+        gauges = meter_reader(asked, access.meter.locate)
+    else:
+        gauges = metrics_reader(http, lambda: gate.url)
     try:
         yield OpenAIClient(RequestSession(http, gate, policy, tally)), gauges
     finally:
+        if asked is not None:
+            await asked.close()
         await gate.close()
         await http.close()

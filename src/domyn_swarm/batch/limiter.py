@@ -30,6 +30,7 @@ _WORTH_IT = 0.1
 _TURNED_AWAY = 0.7
 _WAITING_SHARE = 0.10  # of the running requests: a queue this long keeps the engine full
 _WAITING_FLOOR = 2.0
+_EMPTY_WINDOWS = 3
 _LOOK_AGAIN = 12  # windows at rest before the next look around
 _DROP = 0.8
 _CREEP = 0.02  # of all requests at the endpoint, the same for every job: so shares become equal
@@ -64,6 +65,7 @@ class Limiter:
         self._resting = 0
         self._climbing = True
         self._racing = True
+        self._no_queue = 0  # windows without one
         self._raced = False  # whether doubling has paid at all
 
     def judge(self, window: Window) -> int:
@@ -90,11 +92,15 @@ class Limiter:
     def _by_gauges(self, window: Window, running: float, waiting: float) -> None:
         enough = max(2 * _WAITING_FLOOR, 2 * _WAITING_SHARE * running)
         everyone = running + waiting
+        self._no_queue = 0 if waiting else self._no_queue + 1
+        if waiting:
+            self._racing = False
         if waiting > enough:
             share = min(1.0, window.in_flight / max(1.0, everyone))
             self._set(self.limit - (waiting - enough) * share)
         elif window.in_flight >= 0.8 * self.limit:
-            far_from_the_knee = waiting == 0
+            # At the knee the queue runs empty now and then; without one for long there is room.
+            far_from_the_knee = self._no_queue >= (1 if self._racing else _EMPTY_WINDOWS)
             creep = max(1.0, _CREEP * everyone)
             self._set(self.limit * _CLIMB if far_from_the_knee else self.limit + creep)
 

@@ -8,8 +8,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from domyn_swarm.batch.limiter import Limiter, Window
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import RequestError
 from domyn_swarm.net.http import HttpClient
 
@@ -23,6 +26,13 @@ _GAUGES = re.compile(
     re.MULTILINE,
 )
 _WAITING = (b"waiting", b"deferred", b"num_queue_reqs")
+
+
+class _Metered(msgspec.Struct):
+    running: float
+    waiting: float
+    replicas: int
+    answered: int
 
 
 class Steered(Protocol):
@@ -66,6 +76,22 @@ def metrics_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
         except RequestError:
             return None
         return parse_gauges(bytes(reply.body)) if reply.status == 200 else None
+
+    return read
+
+
+def meter_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
+    """Gauges of a swarm: its collector asks all engines. Not believed when some did not answer."""
+
+    async def read() -> Gauges | None:
+        try:
+            reply = await client.request("GET", f"{locate()}/v1/gauges", None, 5.0)
+            found = msgspec.json.decode(reply.body, type=_Metered) if reply.status == 200 else None
+        except (RequestError, JobError, msgspec.DecodeError):
+            return None
+        if found is None or found.answered < found.replicas or not found.replicas:
+            return None
+        return Gauges(found.running, found.waiting)
 
     return read
 

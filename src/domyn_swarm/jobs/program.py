@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from domyn_swarm import __version__
-from domyn_swarm.batch.access import EndpointAccess
+from domyn_swarm.batch.access import EndpointAccess, Meter
 from domyn_swarm.errors import ConfigError, JobError
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.paths import JobPaths
@@ -71,14 +71,19 @@ def access_of(spec: JobSpec) -> EndpointAccess:
     if spec.endpoint_file is None:
         url = (spec.endpoint_url or "").rstrip("/").removesuffix("/v1")
         return EndpointAccess(lambda: url, key, use_proxy=True)
-    return EndpointAccess(_locator(Path(spec.endpoint_file)), key)
+    place = Path(spec.endpoint_file)
+    meter = None
+    if spec.collector_key_file is not None:
+        collector_key = Path(spec.collector_key_file).read_text().strip()
+        meter = Meter(_locator(place, "collector_url"), collector_key)
+    return EndpointAccess(_locator(place, "url"), key, meter=meter)
 
 
-def _locator(path: Path) -> Callable[[], str]:
+def _locator(path: Path, field: str) -> Callable[[], str]:
     def locate() -> str:
         """Where the swarm's endpoint is now."""
         try:
-            return str(json.loads(path.read_text())["url"])
+            return str(json.loads(path.read_text())[field])
         except (OSError, ValueError, KeyError) as error:
             raise JobError(
                 f"The swarm's endpoint is not known: {path} cannot be read.",

@@ -26,6 +26,7 @@ class JobSpec(Record):
     endpoint_file: str | None = None  # serving/endpoint.json: re-read when the endpoint moved
     endpoint_url: str | None = None  # instead of a swarm's endpoint
     api_key_file: str | None = None
+    collector_key_file: str | None = None  # of the swarm, to ask how busy its engines are
     input: str
     output: str
     input_columns: tuple[str, ...] = ()

@@ -215,6 +215,7 @@ def _swarm_access(swarm: LiveSwarm) -> dict[str, str | None]:
         "revision": swarm.plan.revision,
         "endpoint_file": str(swarm.paths.endpoint),
         "api_key_file": str(swarm.paths.api_key),
+        "collector_key_file": str(swarm.paths.collector_key),
     }
 
 

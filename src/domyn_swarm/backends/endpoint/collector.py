@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from pydantic import ValidationError
 
+from domyn_swarm.backends.endpoint.gauges import EngineGauges
 from domyn_swarm.backends.endpoint.history import History
 from domyn_swarm.backends.endpoint.replicas import ReplicaTable, Verdict
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
@@ -47,6 +48,9 @@ class Collector:
         self._settle_s = settle_s
         self._table = ReplicaTable(spec.replicas, spec.stale_after_s)
         self._history = History(paths.watchdog_db)
+        self._gauges = EngineGauges(
+            spec.metrics_path, spec.running_metric, spec.waiting_metric, spec.api_key_file
+        )
         self._unwritten: list[ReplicaReport] = []
         self._listed: tuple[str, ...] | None = None  # in the manifest on disk; None: not ours yet
         self._left_at: dict[str, float] = {}  # when a URL was last taken off the disk
@@ -73,6 +77,7 @@ class Collector:
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._keyed])
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/replicas", self._replicas)
+        app.router.add_get("/v1/gauges", self._gauges_now)
         app.router.add_post("/v1/report", self._report)
         return app
 
@@ -105,6 +110,12 @@ class Collector:
 
     async def _replicas(self, _request: web.Request) -> web.Response:
         return web.Response(text=self.view().model_dump_json(), content_type="application/json")
+
+    async def _gauges_now(self, _request: web.Request) -> web.Response:
+        found = await self._gauges.read(self._table.serving(time.monotonic()))
+        if found is None:
+            return _error(404, "these engines have no gauges")
+        return web.Response(text=found.model_dump_json(), content_type="application/json")
 
     async def _report(self, request: web.Request) -> web.Response:
         body = await request.read()
@@ -197,6 +208,7 @@ class Collector:
 
     async def close(self) -> None:
         """Write what is not written yet."""
+        await self._gauges.close()
         try:
             self._view_changed = True
             await self._sync()

@@ -23,6 +23,9 @@ class EndpointSpec(Record):
     replicas: int  # reports of others are refused
     stale_after_s: float  # a replica that has not reported for so long serves no more
     health_path: str  # of the engines
+    metrics_path: str | None = None
+    running_metric: str | None = None
+    waiting_metric: str | None = None
     policy: str
     max_concurrent: int
     queue_size: int
@@ -45,6 +48,9 @@ def build_endpoint_spec(
         replicas=plan.layout.replicas,
         stale_after_s=max(_STALE_AT_LEAST_S, _HEARTBEATS_MISSED * heartbeat_s(plan)),
         health_path=plan.watchdog.http_path or ctx.serving_spec.health_path,
+        metrics_path=ctx.serving_spec.metrics_path,
+        running_metric=ctx.serving_spec.running_metric,
+        waiting_metric=ctx.serving_spec.waiting_metric,
         api_key_file=paths.api_key,
         collector_key_file=paths.collector_key,
         **plan.router.model_dump(),

@@ -1,0 +1,104 @@
+"""The collector asks engines how busy they are, when a job wants to know."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from endpoint.bench import API_KEY, Bench
+from endpoint.test_collector import Client
+
+METRICS = {"metrics_path": "/metrics", "running_metric": "e:run", "waiting_metric": "e:wait"}
+
+
+class Engine(http.server.ThreadingHTTPServer):
+    """Metrics that a test sets; counts who asks."""
+
+    def __init__(self, text: str, delay_s: float = 0.0) -> None:
+        engine = self
+        self.text, self.delay_s, self.asked, self.keys = text, delay_s, 0, set[str]()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                engine.asked += 1
+                engine.keys.add(self.headers.get("Authorization", ""))
+                time.sleep(engine.delay_s)
+                body = engine.text.encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                return
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@pytest.fixture
+def engines() -> Iterator[list[Engine]]:
+    started = [
+        Engine('# HELP e:run x\ne:run{model="a",n="1"} 3.0\ne:run{model="b"} 2\ne:wait 1e1\n'),
+        Engine("e:running 99\ne:run 4.0\n"),
+    ]
+    yield started
+    for engine in started:
+        engine.shutdown()
+        engine.server_close()
+
+
+def test_gauges_are_summed_over_replicas_that_serve(bench: Bench, engines: list[Engine]) -> None:
+    client = Client(bench.start_collector(**METRICS))
+    assert client.send("GET", "/v1/gauges") == (
+        200,
+        {"running": 0.0, "waiting": 0.0, "replicas": 0, "answered": 0},
+    )
+    time.sleep(0.6)
+    client.report(0, url=engines[0].url)
+    client.report(1, url=engines[1].url)
+    assert client.send("GET", "/v1/gauges")[1] == {
+        "running": 9.0,
+        "waiting": 10.0,
+        "replicas": 2,
+        "answered": 2,
+    }
+    assert engines[0].keys == {f"Bearer {API_KEY}"}
+
+
+def test_many_that_ask_cost_the_engines_one_look(bench: Bench, engines: list[Engine]) -> None:
+    client = Client(bench.start_collector(**METRICS))
+    client.report(0, url=engines[0].url)
+    for _ in range(20):
+        assert client.send("GET", "/v1/gauges")[0] == 200
+    assert engines[0].asked <= 3
+
+
+def test_an_engine_that_does_not_answer_is_told_and_delays_nobody(
+    bench: Bench, engines: list[Engine]
+) -> None:
+    engines[1].delay_s = 5.0
+    client = Client(bench.start_collector(**METRICS))
+    client.report(0, url=engines[0].url)
+    client.report(1, url=engines[1].url)
+    began = time.monotonic()
+    gauges = client.send("GET", "/v1/gauges")[1]
+    assert (gauges["running"], gauges["replicas"], gauges["answered"]) == (5.0, 2, 1)
+    assert time.monotonic() - began < 3
+    assert client.report(0, url=engines[0].url, sequence=2)[0] == 200
+
+
+def test_engines_without_metrics_have_no_gauges(bench: Bench) -> None:
+    client = Client(bench.start_collector())
+    assert client.send("GET", "/v1/gauges")[0] == 404
+    assert client.send("GET", "/v1/gauges", key="wrong")[0] == 401
+    assert client.send("GET", "/v1/gauges", key=API_KEY)[0] == 401
