@@ -71,6 +71,11 @@ class JobPaths:
         return self.root / "progress.json"
 
     @property
+    def script(self) -> Path:
+        """The batch script that was submitted for it."""
+        return self.root / "job.sh"
+
+    @property
     def trace(self) -> Path:
         """How the run went, a line about every second: `trace.jsonl`."""
         return self.root / "trace.jsonl"
@@ -174,6 +179,11 @@ class SwarmPaths:
     def router_log(self) -> Path:
         """What the router printed."""
         return self.logs / "endpoint" / "router.log"
+
+    @property
+    def slurm_logs(self) -> Path:
+        """What the batch scripts printed."""
+        return self.logs / "slurm"
 
     def replica_logs(self, replica: int) -> Path:
         """The folder of one replica's logs."""

@@ -688,18 +688,18 @@ def ended_as(code: int | None) -> str:
     return "the engine exited with code %s" % code
 
 
-def load(path: str) -> Spec:
+def load(path: str, address: str) -> Spec:
     """The spec in a file. Raises OSError, ValueError, TypeError."""
     with open(path, encoding="utf-8") as file:
         spec = Spec(**json.load(file))
-    return spec._replace(host=spec.host or socket.gethostname())
+    return spec._replace(host=spec.host or address or socket.gethostname())
 
 
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
     os.umask(0o077)
     try:
-        spec = load(arguments[1])
+        spec = load(arguments[1], "".join(arguments[2:3]))
         key = read_key(spec.key_file)
         guard = Guard()  # forks: before there are threads
         fields = {

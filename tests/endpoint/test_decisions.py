@@ -33,7 +33,7 @@ def spec(bench: Bench) -> watchdog.Spec:
         max_restarts=6,
         progress_timeout=90.0,
     ).spec_path
-    return watchdog.load(str(path))
+    return watchdog.load(str(path), "")
 
 
 def test_pauses_double_up_to_the_longest_and_a_stable_engine_is_forgiven(spec: watchdog.Spec):
@@ -155,7 +155,7 @@ def test_the_watchdog_understands_the_spec_that_is_built(
     plan, ctx, paths = planned
     built = build_watchdog_spec(plan, ctx, paths, 1, host="127.0.0.1")
     (tmp_path / "spec.json").write_text(json.dumps(built))
-    spec = watchdog.load(str(tmp_path / "spec.json"))
+    spec = watchdog.load(str(tmp_path / "spec.json"), "")
     assert spec.argv == list(ctx.serving_spec.argv)
     assert spec.env == {**plan.env, "ENGINE": "1", "S": "1"}
     assert spec.health_path == "/alive"
@@ -173,7 +173,7 @@ def test_a_node_that_is_not_known_yet_names_itself(
 ):
     built: dict[str, Any] = build_watchdog_spec(*planned, 0, host="")
     (tmp_path / "spec.json").write_text(json.dumps(built))
-    assert watchdog.load(str(tmp_path / "spec.json")).host
+    assert watchdog.load(str(tmp_path / "spec.json"), "").host
 
 
 def test_the_endpoint_is_told_no_model_and_no_key(

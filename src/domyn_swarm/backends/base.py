@@ -5,11 +5,12 @@ Membership is proven by the conformance suite (`tests/conformance`).
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from domyn_swarm.model import JobHandle, JobStatus, ProcessId, Record
+from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, Record
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Observation
@@ -88,6 +89,7 @@ class ComputeSpec(Record):
     cpus: int | None = None
     memory_gb: float | None = None
     time_limit_s: float | None = None
+    platform_options: dict[str, Any] = Field(default_factory=dict)  # the validated backend section
 
 
 class ComputeBackend(Protocol):
@@ -113,3 +115,11 @@ class ComputeBackend(Protocol):
         Raises:
             PlatformError: it still runs.
         """
+
+
+def read_exit(path: Path) -> ExitRecord | None:
+    """What the wrapper around a job's program wrote at its end; None while there is nothing."""
+    try:
+        return ExitRecord.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        return None

@@ -31,8 +31,11 @@ final_report_seconds     how long a final state is tried to be reported
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
+from domyn_swarm.errors import PlatformError
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -40,6 +43,18 @@ from domyn_swarm.planning.plan import DeploymentPlan
 HEARTBEAT_S = 10.0
 _STARTUP_PROBE_S = 0.3
 _FINAL_REPORT_S = 60.0
+
+
+def watchdog_source() -> Path:
+    """The one file that replicas run.
+
+    Raises:
+        PlatformError: the installation lacks it.
+    """
+    found = importlib.util.find_spec("domyn_swarm.watchdog")
+    if found is None or found.origin is None:
+        raise PlatformError("watchdog.py is missing: domyn-swarm is not installed whole.")
+    return Path(found.origin)
 
 
 def heartbeat_s(plan: DeploymentPlan) -> float:

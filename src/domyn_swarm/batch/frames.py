@@ -21,7 +21,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 import numpy as np
@@ -38,8 +38,10 @@ _KEY_BYTES = 8 + 16 + 1
 _PLAIN, _ZSTD = 0, 1
 _MAX_PART_BYTES = 1 << 31
 
+_Value = TypeVar("_Value")
 _encoder = msgspec.msgpack.Encoder()
 _values_decoder = msgspec.msgpack.Decoder(list[RowValue])
+_raw_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 
 def _codec() -> pa.Codec:
@@ -77,31 +79,63 @@ class FrameKeys:
 
 def encode_frame(results: Sequence[Result], *, compress: bool = False) -> bytes:
     """One frame that holds the results in the order given. There must be at least one."""
-    ordinals = [result.ordinal for result in results]
-    keys = b"".join(
-        (
-            array("Q", ordinals).tobytes(),
-            b"".join([result.digest for result in results]),
-            bytes([1 if result.value.error else 0 for result in results]),
-        )
-    )
+    ordinals = array("Q", [result.ordinal for result in results])
+    digests = b"".join([result.digest for result in results])
+    failed = bytes([1 if result.value.error else 0 for result in results])
     values = _encoder.encode([result.value for result in results])
+    span = min(ordinals), max(ordinals)
+    return _frame(ordinals.tobytes() + digests + failed, values, span, compress=compress)
+
+
+def _frame(keys: bytes, values: bytes, span: tuple[int, int], *, compress: bool) -> bytes:
     unpacked_bytes = len(values)
     if compress:
         values = _codec().compress(values, asbytes=True)
     header = _HEADER.pack(
         _MAGIC,
         _ZSTD if compress else _PLAIN,
-        len(results),
+        len(keys) // _KEY_BYTES,
         len(keys),
         len(values),
         zlib.crc32(keys),
         zlib.crc32(values),
         unpacked_bytes,
-        min(ordinals),
-        max(ordinals),
+        *span,
     )
     return b"".join((header, _HEADER_CRC.pack(zlib.crc32(header)), keys, values))
+
+
+class SortedFrames:
+    """The results of a whole file, to be written again as few large frames sorted by ordinal.
+
+    Values are moved as they are, not decoded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        keys: list[FrameKeys] = []
+        self._values: list[msgspec.Raw] = []
+        with path.open("rb") as file:
+            for ref in scan_frames(path):
+                found, values = read_keys(file.fileno(), ref), _raw_values(file.fileno(), ref)
+                if found is not None and values is not None:
+                    keys.append(found)
+                    self._values += values
+        self.rows = len(self._values)
+        if keys:
+            self._ordinals = np.concatenate([one.ordinals for one in keys])
+            self._digests = np.concatenate([one.digests for one in keys])
+            self._failed = np.concatenate([one.failed for one in keys])
+            self._order = np.argsort(self._ordinals, kind="stable")
+
+    def frames(self, frame_rows: int) -> Iterator[bytes]:
+        """The frames, compressed, of `frame_rows` rows each."""
+        for start in range(0, self.rows, frame_rows):
+            at = self._order[start : start + frame_rows]
+            ordinals = self._ordinals[at]
+            parts = (ordinals, self._digests[at], self._failed[at])
+            values = _encoder.encode([self._values[row] for row in at.tolist()])
+            span = int(ordinals[0]), int(ordinals[-1])
+            yield _frame(b"".join(part.tobytes() for part in parts), values, span, compress=True)
 
 
 def scan_frames(path: Path) -> Iterator[FrameRef]:
@@ -146,6 +180,16 @@ def read_keys(descriptor: int, ref: FrameRef) -> FrameKeys | None:
 
 def read_values(descriptor: int, ref: FrameRef) -> list[RowValue] | None:
     """The frame's values, or None when they are damaged."""
+    return _decoded(descriptor, ref, _values_decoder)
+
+
+def _raw_values(descriptor: int, ref: FrameRef) -> list[msgspec.Raw] | None:
+    return _decoded(descriptor, ref, _raw_decoder)
+
+
+def _decoded(
+    descriptor: int, ref: FrameRef, decoder: msgspec.msgpack.Decoder[list[_Value]]
+) -> list[_Value] | None:
     start = ref.offset + HEADER_BYTES + ref.keys_bytes
     raw = os.pread(descriptor, ref.values_bytes, start)
     if len(raw) != ref.values_bytes or zlib.crc32(raw) != ref.values_crc:
@@ -153,7 +197,7 @@ def read_values(descriptor: int, ref: FrameRef) -> list[RowValue] | None:
     try:
         if ref.unpacked_bytes:
             raw = _codec().decompress(raw, ref.unpacked_bytes, asbytes=True)
-        values = _values_decoder.decode(raw)
+        values = decoder.decode(raw)
     except (OSError, msgspec.DecodeError):
         return None
     return values if len(values) == ref.rows else None

@@ -11,8 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from domyn_swarm.batch.frames import encode_frame, read_results, scan_frames
-from domyn_swarm.batch.rows import Result
+from domyn_swarm.batch.frames import SortedFrames
 
 _NAME = re.compile(r"^(\d{6})-(\d{3})-(\d{8})\.(journal|segment)$")
 SEGMENT_FRAME_ROWS = 2048
@@ -42,24 +41,14 @@ def seal(journal: Path) -> None:
     The segment appears whole (temporary file, fsync, rename) before the journal goes, so that
     a crash in between leaves both, which is harmless.
     """
-    results = _all_results(journal)
-    if results:
-        results.sort(key=lambda result: result.ordinal)
+    results = SortedFrames(journal)
+    if results.rows:
         temporary = journal.with_suffix(".sealing")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            for start in range(0, len(results), SEGMENT_FRAME_ROWS):
-                chunk = results[start : start + SEGMENT_FRAME_ROWS]
-                file.write(encode_frame(chunk, compress=True))
+            for frame in results.frames(SEGMENT_FRAME_ROWS):
+                file.write(frame)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(journal.with_suffix(".segment"))
     journal.unlink()
-
-
-def _all_results(path: Path) -> list[Result]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return [result for ref in scan_frames(path) for result in read_results(descriptor, ref)]
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,7 @@ class WorkPlan:
     run_policy: RunPolicy
     retry_policy: RetryPolicy
     encode: Callable[[Any], bytes]  # a job's value as the JSON object of the output columns
-    sync_rows: int = 5_000
+    sync_rows: int = 20_000
     sync_s: float = 1.0
     notice: Callable[[str], None] = field(default=lambda _: None)
 

@@ -22,6 +22,10 @@ def serving_backend(platform: str) -> ServingBackend:
         from domyn_swarm.backends.local import LocalServing
 
         return LocalServing()
+    if platform == "slurm":
+        from domyn_swarm.backends.slurm import SlurmServing
+
+        return SlurmServing()
     raise _unknown(platform)
 
 
@@ -35,6 +39,10 @@ def compute_backend(platform: str) -> ComputeBackend:
         from domyn_swarm.backends.local import LocalCompute
 
         return LocalCompute()
+    if platform == "slurm":
+        from domyn_swarm.backends.slurm import SlurmCompute
+
+        return SlurmCompute()
     raise _unknown(platform)
 
 

@@ -288,4 +288,5 @@ def _compute_spec(record: JobRecord, swarm: LiveSwarm | None) -> ComputeSpec:
         argv=(sys.executable, "-m", "domyn_swarm.jobs.worker", record.job_dir),
         cwd=str(Path.cwd()),
         job_dir=record.job_dir,
+        platform_options={} if swarm is None else swarm.plan.backend_options,
     )

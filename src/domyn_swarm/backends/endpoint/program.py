@@ -28,6 +28,7 @@ _log = get_logger(__name__)
 
 SHUTDOWN_GRACE_S = 5
 _KILL_AFTER_S = SHUTDOWN_GRACE_S + 2.0
+ADDRESS_VARIABLE = "DOMYN_SWARM_NODE_ADDRESS"  # where others reach this node, if not by its name
 _BACKOFF_FIRST_S = 0.5
 _BACKOFF_MAX_S = 10.0
 _STABLE_S = 60.0
@@ -150,7 +151,7 @@ async def serve(paths: SwarmPaths, spec: EndpointSpec, router: Router) -> None:
 
 
 def _write_address(paths: SwarmPaths, spec: EndpointSpec, port: int, collector_port: int) -> None:
-    name = spec.host or socket.gethostname()
+    name = spec.host or os.environ.get(ADDRESS_VARIABLE) or socket.gethostname()
     scheme = "https" if spec.tls_cert else "http"
     started_at = psutil.Process().create_time()
     address = EndpointAddress(

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec
+from domyn_swarm.backends.base import ComputeSpec, read_exit
 from domyn_swarm.backends.local import processes
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, utc_now
@@ -111,11 +111,3 @@ def _handle(job_id: str, job_dir: str, process: ProcessId | None) -> JobHandle:
         exit_path=str(paths.exit),
         submitted_at=utc_now(),
     )
-
-
-def read_exit(path: Path) -> ExitRecord | None:
-    """The exit record, or None while there is none."""
-    try:
-        return ExitRecord.model_validate_json(path.read_text())
-    except FileNotFoundError:
-        return None

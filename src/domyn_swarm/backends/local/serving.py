@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle
 from domyn_swarm.backends.endpoint.spec import build_endpoint_spec
 from domyn_swarm.backends.local import processes
-from domyn_swarm.backends.watchdog_spec import build_watchdog_spec
+from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, watchdog_source
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import ProcessId
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
@@ -35,7 +34,7 @@ class LocalServing:
         """See `ServingBackend.launch`."""
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         private_dir(paths.scripts)
-        shutil.copyfile(_watchdog_source(), paths.watchdog_program)
+        shutil.copyfile(watchdog_source(), paths.watchdog_program)
         spec = build_endpoint_spec(plan, ctx, paths, host=HOST)
         write_private(paths.endpoint_spec, spec.model_dump_json(indent=2))
         parts = [self._start_endpoint(ctx, paths)]
@@ -137,13 +136,6 @@ class LocalServing:
         except (OSError, ValueError):  # a crash before it was written
             return _REPLICA_MARGIN_S
         return 2 * plan.watchdog.kill_grace_seconds + _REPLICA_MARGIN_S
-
-
-def _watchdog_source() -> Path:
-    found = importlib.util.find_spec("domyn_swarm.watchdog")
-    if found is None or found.origin is None:
-        raise PlatformError("watchdog.py is missing: domyn-swarm is not installed whole.")
-    return Path(found.origin)
 
 
 def _part(kind: str, index: int, process: ProcessId) -> Part:

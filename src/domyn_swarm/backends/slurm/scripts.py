@@ -1,0 +1,93 @@
+"""The batch scripts: an environment, then one of our programs. The only home of Jinja for scripts.
+
+Nothing of the configuration is pasted into shell: every value passes the `quote` filter, and what
+engines are told travels in files.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from domyn_swarm.errors import ConfigError
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_PLAIN = re.compile(r"[\w.,:/@%+=\[\]*~^()-]+")
+
+
+@dataclass(frozen=True)
+class BatchScript:
+    """One script: options for sbatch, an environment, a command."""
+
+    name: str
+    comment: str
+    output: Path  # may hold Slurm's patterns; `%` of the folder is doubled by the caller
+    command: Sequence[str]
+    options: Mapping[str, str | int | None] = field(default_factory=dict)  # None: left out
+    flags: Sequence[str] = ()  # options without a value
+    preamble: Sequence[str] = ()
+    modules: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def render(self, template: str, site_template: Path | None = None) -> str:
+        """The script's text.
+
+        Raises:
+            ConfigError: the site's template cannot be used, or a value fits no `#SBATCH` line.
+        """
+        chosen = _TEMPLATES / template if site_template is None else site_template
+        environment = jinja2.Environment(
+            undefined=jinja2.StrictUndefined,
+            autoescape=False,  # noqa: S701 - shell, not HTML: every value is quoted
+            keep_trailing_newline=True,
+        )
+        environment.filters["quote"] = shlex.quote
+        try:
+            return environment.from_string(chosen.read_text()).render(self._values())
+        except (OSError, jinja2.TemplateError) as error:
+            raise ConfigError(
+                f"backend.template_path: {chosen} cannot be used: {error}.",
+                hint="Begin with a copy of domyn-swarm's own; docs/slurm.md shows it.",
+            ) from error
+
+    def _values(self) -> dict[str, Any]:
+        options = {
+            "job-name": self.name,
+            "comment": self.comment,
+            "output": str(self.output),
+            "open-mode": "append",
+            **self.options,
+        }
+        lines = [
+            f"--{name}={sbatch_word(name, value)}"
+            for name, value in options.items()
+            if value is not None
+        ]
+        return {
+            "sbatch": [*lines, *self.flags],
+            "preamble": list(self.preamble),
+            "modules": list(self.modules),
+            "env": dict(self.env),
+            "command": list(self.command),
+        }
+
+
+def sbatch_word(name: str, value: str | int) -> str:
+    """A value as an `#SBATCH` line holds it: plain, or in double quotes.
+
+    Raises:
+        ConfigError: it holds what no such line can: a line break or a control character.
+    """
+    text = str(value)
+    if _PLAIN.fullmatch(text):
+        return text
+    if not text.isprintable():
+        raise ConfigError(f"{name}: {text!r} holds a line break or a control character.")
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

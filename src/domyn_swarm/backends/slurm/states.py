@@ -1,0 +1,112 @@
+"""What Slurm's states mean. Pure: text in, records out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from domyn_swarm.model import JobStatus
+from domyn_swarm.probing import Observation, Phase
+
+_WAITING = frozenset(
+    {
+        *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"),
+        *("SUSPENDED", "RESV_DEL_HOLD"),
+    }
+)
+_GOING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING", "STOPPED"})
+_ENDED = frozenset({"COMPLETED", "CANCELLED"})
+_FAILED = frozenset(
+    {
+        *("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"),
+        "REVOKED",
+    }
+)
+_MEANS = {
+    "TIMEOUT": "reached its time limit",
+    "NODE_FAIL": "lost its node",
+    "OUT_OF_MEMORY": "ran out of memory",
+    "BOOT_FAIL": "its node did not boot",
+    "DEADLINE": "could not meet its deadline",
+    "PREEMPTED": "was preempted",
+    "CANCELLED": "was cancelled",
+    "REVOKED": "was revoked",
+}
+_JOB_ENDS = {
+    "COMPLETED": JobStatus.SUCCEEDED,
+    "CANCELLED": JobStatus.CANCELLED,
+    "PREEMPTED": JobStatus.CANCELLED,
+    "REVOKED": JobStatus.CANCELLED,
+    "TIMEOUT": JobStatus.TIMED_OUT,
+    "DEADLINE": JobStatus.TIMED_OUT,
+    "OUT_OF_MEMORY": JobStatus.OUT_OF_MEMORY,
+}
+
+
+class SlurmJob(NamedTuple):
+    """One job, or one task of an array, as `squeue` or `sacct` tells it."""
+
+    id: str  # `17`, or `17_3` for a task
+    state: str  # in full, for example OUT_OF_MEMORY
+    reason: str  # why it waits, or nothing
+    node: str
+    ends_at: str  # as Slurm writes it; N/A while it waits
+    comment: str
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it waits for its turn, the first or another one."""
+        return self.state in _WAITING
+
+    @property
+    def going(self) -> bool:
+        """Whether something of it runs."""
+        return self.state in _GOING
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it runs nor will."""
+        return self.state in _ENDED or self.state in _FAILED
+
+    @property
+    def observation(self) -> Observation:
+        """The state in the words of readiness."""
+        if self.waiting:
+            return Observation(Phase.QUEUED, f"waits in the queue ({self.reason or self.state})")
+        if self.going:
+            return Observation(Phase.READY, f"runs on {self.node}" if self.node else "runs")
+        if self.over:
+            phase = Phase.STOPPED if self.state in _ENDED else Phase.FAILED
+            return Observation(phase, _MEANS.get(self.state, f"ended ({self.state})"))
+        return Observation(Phase.UNKNOWN, f"is in the state {self.state}")
+
+    @property
+    def job_status(self) -> JobStatus:
+        """The state of a job that left no exit record."""
+        if self.waiting:
+            return JobStatus.PENDING
+        if self.over:
+            return _JOB_ENDS.get(self.state, JobStatus.FAILED)
+        return JobStatus.RUNNING
+
+
+QUEUE_FORMAT = "%i|%T|%r|%N|%e|%k"
+ACCOUNT_FORMAT = "JobID,State,Reason,NodeList,End,Comment"
+
+
+def parse_queue(text: str) -> Iterator[SlurmJob]:
+    """Lines of `squeue` or `sacct`; a comment may hold bars. Steps are left out."""
+    for line in text.splitlines():
+        fields = line.split("|", 5)
+        if len(fields) < 6 or "." in fields[0]:
+            continue
+        identity, state, reason, node, ends_at, comment = fields
+        word = state.split()[0] if state.split() else ""  # sacct: "CANCELLED by 1000"
+        said = "" if reason in ("None", "(null)") else reason
+        where = "" if node in ("None assigned", "(null)") else node
+        yield SlurmJob(identity, word.rstrip("+"), said, where, ends_at, comment.rstrip("|"))
+
+
+def latest(jobs: Iterable[SlurmJob]) -> dict[str, SlurmJob]:
+    """By id; of a job that was requeued, the last line."""
+    return {job.id: job for job in jobs}

@@ -1,0 +1,100 @@
+"""What our programs inside a Slurm job share: an address, a child, the way back into the queue.
+
+The batch script becomes the task by `exec`, so signals to the job's shell reach it: USR1 some time
+before the time limit, TERM when the job is cancelled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.logs import get_logger
+
+_log = get_logger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_REQUEUE_S = 120.0  # from `scontrol requeue` until Slurm ends this task
+
+
+def node_address() -> str:
+    """Where other nodes reach this one: as the scheduler does, else by its name."""
+    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    address = Slurm().node_address(name) or name
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError:
+        return socket.gethostname()
+    return address
+
+
+class Task:
+    """Runs one program and hands signals on to it."""
+
+    def __init__(self) -> None:
+        self.warned = False  # the time limit is near
+        self._stopped = False
+        self._child: subprocess.Popen[bytes] | None = None
+        signal.signal(signal.SIGUSR1, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self.warned = True
+        else:
+            self._stopped = True
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(signal.SIGTERM)
+
+    def run(self, command: Sequence[str], env: Mapping[str, str], log: IO[bytes]) -> int:
+        """Run the program to its end; return its exit code, 128 + the number for a signal."""
+        self._child = subprocess.Popen(
+            command,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
+        )
+        if self.warned or self._stopped:  # it came before there was a child to tell
+            self._hand_on()
+        code = self._child.wait()
+        return code if code >= 0 else 128 - code
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the task ended for its time limit alone: it may go on another time."""
+        return self.warned and not self._stopped
+
+
+def requeue(job: str) -> None:
+    """Go back into the queue; Slurm ends this task meanwhile."""
+    if not Slurm().requeue(job):
+        _log.error("Slurm did not take %s back into the queue", job)
+        return
+    time.sleep(_REQUEUE_S)
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """A log that the next run of the task goes on with."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path.open("ab")
+
+
+def _end_with_parent() -> None:
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    except (OSError, AttributeError):  # not Linux
+        return
