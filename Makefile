@@ -2,6 +2,7 @@
 #
 #   make quickstart   a swarm of two small models answers some prompts: the whole tool in minutes
 #   make test         all tests          make check   lint, format, types, floors
+#   make slurm-up     a Slurm cluster on this machine to play with; make slurm-down ends it
 #   make bench        measures the engine and appends to benchmarks/RESULTS.md
 #   make PYTHON=...   the interpreter to build .venv with (3.11 or newer)
 
@@ -15,7 +16,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test check bench clean
+.PHONY: help setup quickstart test check bench clean slurm-packages slurm-up slurm-down
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -37,8 +38,20 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
 
-test: $(READY)
+test: $(READY) slurm-packages
 	$(BIN)/pytest
+
+# A real Slurm cluster on this machine: the tests start one of their own, this one is to play with.
+SLURM_FOLDER ?= /tmp/domyn-swarm-slurm
+
+slurm-packages:
+	@sh tests/slurm/install.sh
+
+slurm-up: $(READY) slurm-packages
+	@cd tests && ../$(BIN)/python -m slurm.cluster up $(SLURM_FOLDER)
+
+slurm-down: $(READY)
+	@cd tests && ../$(BIN)/python -m slurm.cluster down $(SLURM_FOLDER)
 
 check: $(READY)
 	$(BIN)/ruff check

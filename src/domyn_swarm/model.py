@@ -147,6 +147,7 @@ class ExitRecord(Record):
     schema_version: Literal[1] = 1
     code: int | None  # None: ended by a signal
     signal: int | None = None  # the number
+    time_limit: bool = False  # the scheduler had warned of its end
     started_at: datetime
     ended_at: datetime
 
@@ -158,6 +159,8 @@ class ExitRecord(Record):
         if self.code == EXIT_FAILED_ROWS:
             return JobStatus.PARTIAL
         stopped = {signal.SIGTERM, signal.SIGINT}
+        if self.time_limit:
+            return JobStatus.TIMED_OUT
         if self.signal in stopped or self.code in {128 + number for number in stopped}:
             return JobStatus.CANCELLED
         return JobStatus.FAILED

@@ -18,6 +18,7 @@ import pytest
 
 from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
 from domyn_swarm.backends.local import LocalCompute
+from domyn_swarm.backends.slurm import SlurmCompute
 from domyn_swarm.model import JobHandle, JobStatus
 
 
@@ -30,12 +31,15 @@ class BackendUnderTest:
     gaps: Mapping[str, str] = field(default_factory=dict)
 
 
-BACKENDS = [BackendUnderTest("local", LocalCompute)]
+BACKENDS = [BackendUnderTest("local", LocalCompute), BackendUnderTest("slurm", SlurmCompute)]
+SLURM = {"type": "slurm", "partition": "main", "endpoint": {"mem": "500M", "cpus_per_task": 1}}
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda one: one.name)
 def backend(request: pytest.FixtureRequest) -> ComputeBackend:
     under_test: BackendUnderTest = request.param
+    if under_test.name == "slurm":
+        request.getfixturevalue("slurm")
     case = request.node.originalname.removeprefix("test_")
     if case in under_test.gaps:
         request.applymarker(pytest.mark.xfail(strict=True, reason=under_test.gaps[case]))
@@ -53,6 +57,7 @@ def make_spec(folder: Path, program: str) -> ComputeSpec:
         argv=(sys.executable, "-c", program),
         cwd=str(folder),
         job_dir=str(job_dir),
+        platform_options=SLURM,  # read by the backend that it is for
     )
 
 

@@ -17,6 +17,7 @@ from domyn_swarm import engines
 from domyn_swarm.backends.base import Part, ServingBackend, ServingHandle
 from domyn_swarm.backends.endpoint.view import read_address, read_view
 from domyn_swarm.backends.local import LocalServing
+from domyn_swarm.backends.slurm import SlurmServing
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import ReplicaState
@@ -37,7 +38,19 @@ class BackendUnderTest:
     gaps: Mapping[str, str] = field(default_factory=dict)
 
 
-BACKENDS = [BackendUnderTest("local", LocalServing, {"type": "local"})]
+BACKENDS = [
+    BackendUnderTest("local", LocalServing, {"type": "local"}),
+    BackendUnderTest(
+        "slurm",
+        SlurmServing,
+        {
+            "type": "slurm",
+            "partition": "main",
+            "container": "none",
+            "endpoint": {"mem": "500M", "cpus_per_task": 1},
+        },
+    ),
+]
 
 
 @dataclass
@@ -64,6 +77,8 @@ class Deployment:
 @pytest.fixture(params=BACKENDS, ids=lambda one: one.name)
 def under_test(request: pytest.FixtureRequest) -> BackendUnderTest:
     found: BackendUnderTest = request.param
+    if found.name == "slurm":
+        request.getfixturevalue("slurm")
     case = request.node.originalname.removeprefix("test_")
     if case in found.gaps:
         request.applymarker(pytest.mark.xfail(strict=True, reason=found.gaps[case]))
@@ -115,6 +130,11 @@ def ready_replicas(deployment: Deployment) -> int:
     view = read_view(deployment.paths)
     reports = view.replicas if view else ()
     return sum(report.state is ReplicaState.READY for report in reports)
+
+
+def submission(part: Part) -> str:
+    """What was started at once: a process, or all tasks of an array."""
+    return part.platform_id.partition("_")[0]
 
 
 def test_a_launched_swarm_serves_and_is_gone_when_deleted(
@@ -173,7 +193,10 @@ def test_a_launch_that_breaks_off_leaves_nothing_unrecorded(
     with pytest.raises(PlatformError, match="broken off"):
         deployment.backend.launch(deployment.plan, deployment.context, record)
     [found] = deployment.backend.find(deployment.context.tag)
-    assert list(found.parts) == deployment.recorded
+    assert [part for part in found.parts if part in deployment.recorded] == deployment.recorded
+    assert {submission(part) for part in found.parts} == {
+        submission(part) for part in deployment.recorded
+    }
 
 
 def test_a_swarm_outlives_the_process_that_launched_it(

@@ -31,27 +31,35 @@ def main(arguments: Sequence[str]) -> int:
         raise SystemExit(f"usage: exit_wrapper EXIT_FILE CWD -- PROGRAM …, not {arguments}")
     began = datetime.now(UTC)
     child: subprocess.Popen[bytes] | None = None
-    early: list[int] = []  # what came before there was a program to tell
+    told: list[int] = []  # every signal so far
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
-        if child is None:
-            early.append(number)
-        else:
-            child.send_signal(number)
+        told.append(number)
+        if child is not None:
+            child.send_signal(_meaning(told))
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, hand_on)
     try:
         child = subprocess.Popen(program, cwd=folder, preexec_fn=_end_with_parent)  # noqa: PLW1509 - no threads here
     except OSError as error:
         print(f"cannot start {program[0]}: {error}", file=sys.stderr)  # noqa: T201 - the job's log
-        _record(Path(exit_path), 127, began)
+        _record(Path(exit_path), 127, began, told)
         return 127
-    for missed in early:
-        child.send_signal(missed)
+    if told:  # before there was a program to tell
+        child.send_signal(_meaning(told))
     code = child.wait()
-    _record(Path(exit_path), code, began)
+    _record(Path(exit_path), code, began, told)
     return code if code >= 0 else 128 - code
+
+
+def _meaning(told: Sequence[int]) -> int:
+    """What the program is sent: SIGUSR1, the scheduler's warning, means SIGTERM to it, and who is
+    asked to end for the second time is killed.
+    """
+    if told.count(signal.SIGTERM) > 1:
+        return signal.SIGKILL
+    return signal.SIGTERM if told[-1] == signal.SIGUSR1 else told[-1]
 
 
 def _end_with_parent() -> None:
@@ -62,11 +70,12 @@ def _end_with_parent() -> None:
         return
 
 
-def _record(path: Path, code: int, began: datetime) -> None:
+def _record(path: Path, code: int, began: datetime, told: Sequence[int]) -> None:
     document = {
         "schema_version": 1,
         "code": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
+        "time_limit": signal.SIGUSR1 in told,
         "started_at": began.isoformat(),
         "ended_at": datetime.now(UTC).isoformat(),
     }

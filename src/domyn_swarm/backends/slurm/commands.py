@@ -95,14 +95,14 @@ class Slurm:
         return {one: found[one] for one in ids if one in found}
 
     def cancel(self, ids: Sequence[str], *, signal: str | None = None) -> None:
-        """End jobs, tasks or steps, or send all their processes a signal. Unknown ones are none.
+        """End jobs and tasks, or send their batch scripts a signal. Unknown ones are no error.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
         if not ids:
             return
-        how = [] if signal is None else ["--full", f"--signal={signal}"]
+        how = [] if signal is None else ["--batch", f"--signal={signal}"]
         self._run(["scancel", "--quiet", *how, *ids])
         self._looked_at = -_FRESH_S
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from pathlib import Path
 
-from domyn_swarm.backends import exit_wrapper
 from domyn_swarm.backends.base import ComputeSpec, read_exit
 from domyn_swarm.backends.slurm.commands import TAG_PREFIX, Slurm
 from domyn_swarm.backends.slurm.layout import interpreter, job_script
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
-from domyn_swarm.model import JobHandle, JobStatus, utc_now
+from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_dir, write_private
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 
@@ -33,9 +34,10 @@ class SlurmCompute:
         paths = JobPaths(Path(spec.job_dir))
         private_dir(paths.log.parent)
         config = SlurmConfig.model_validate(spec.platform_options)
-        python = interpreter(config, spec.argv[0])
-        wrapper = [python, exit_wrapper.__file__, str(paths.exit), spec.cwd, "--"]
-        script = job_script(config, spec, [*wrapper, python, *spec.argv[1:]])
+        python = interpreter(config, sys.executable)
+        program = python if spec.argv[0] == sys.executable else spec.argv[0]
+        wrapper = [python, "-m", "domyn_swarm.backends.exit_wrapper", str(paths.exit), spec.cwd]
+        script = job_script(config, spec, [*wrapper, "--", program, *spec.argv[1:]])
         write_private(paths.script, script.render("batch.sh.j2"))
         handle = _handle(spec.job_id, spec.job_dir, self._slurm.submit(paths.script))
         return handle.model_copy(update={"swarm": spec.swarm, "external_id": spec.external_id})
@@ -66,12 +68,12 @@ class SlurmCompute:
 
     def _ended_unrecorded(self, handle: JobHandle, job: SlurmJob | None) -> JobStatus:
         """Over without a record, which may not be visible here yet: then Slurm's word holds."""
+        if job is not None and job.job_status not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+            return job.job_status
         since = self._missing_since.setdefault(handle.job_id, time.monotonic())
         if time.monotonic() - since < _RECORD_S:
             return JobStatus.RUNNING
-        if job is None or job.job_status is JobStatus.SUCCEEDED:
-            return JobStatus.FAILED
-        return job.job_status
+        return JobStatus.FAILED
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
         """See `ComputeBackend.wait`. A scheduler that does not answer is asked again."""
@@ -89,17 +91,27 @@ class SlurmCompute:
         return seen[-1]
 
     def cancel(self, handle: JobHandle, *, grace_s: float = 30.0) -> None:
-        """See `ComputeBackend.cancel`."""
+        """See `ComputeBackend.cancel`. The wrapper is told, and tells the program; told a second
+        time it kills the program and writes that down.
+        """
         if not self._goes_on(handle):
             return
-        self._slurm.cancel([handle.platform_id], signal="TERM")
-        if not self._ends(handle, grace_s):
+        for within_s in (grace_s, _RECORD_S):
+            self._slurm.cancel([handle.platform_id], signal="TERM")
+            if self._ends(handle, within_s):
+                break
+        else:
             self._slurm.cancel([handle.platform_id])
             if not self._ends(handle, _END_S):
                 raise PlatformError(
                     f"Slurm still has the job {handle.job_id} as {handle.platform_id}.",
                     hint="Its node may be slow to let go; see `squeue`, then cancel it again.",
                 )
+        if read_exit(Path(handle.exit_path)) is None:  # it had not begun
+            number = signal.SIGTERM
+            now = utc_now()
+            ended = ExitRecord(code=None, signal=number, started_at=now, ended_at=now)
+            write_private(Path(handle.exit_path), ended.model_dump_json())
 
     def _goes_on(self, handle: JobHandle) -> bool:
         job = self._slurm.jobs([handle.platform_id]).get(handle.platform_id)

@@ -1,0 +1,303 @@
+"""A real Slurm cluster on this machine, out of the distribution's packages.
+
+    cd tests && python -m slurm.cluster up|down FOLDER
+
+munged, slurmctld and one slurmd per node, all on the loopback address and told apart by their
+ports; GPUs are names without a device behind them. Needs neither root, systemd nor cgroups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
+ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "sacct")
+_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+_DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd", "slurmdbd", "mariadbd")
+
+
+def missing_programs(*, accounting: bool = False) -> list[str]:
+    """What of Slurm is not installed here."""
+    wanted = [*PROGRAMS, *(ACCOUNTING_PROGRAMS if accounting else ())]
+    return [name for name in wanted if shutil.which(name, path=_PATH) is None]
+
+
+@dataclass
+class SlurmCluster:
+    """`start` returns when every node is idle; `stop` leaves no process."""
+
+    folder: Path
+    nodes: int = 4
+    cpus: int = 8
+    gpus: int = 4
+    memory_mb: int = 16_000
+    accounting: bool = False
+    env: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder.resolve()
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM_", "SBATCH_", "SRUN_"))
+        }
+        conf = str(self.folder / "etc/slurm.conf")
+        # Slurm's x86 topology probe binds itself to each CPU in turn, in every step.
+        self.env = {**kept, "SLURM_CONF": conf, "PATH": _PATH, "HWLOC_COMPONENTS": "-x86"}
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start everything.
+
+        Raises:
+            RuntimeError: a daemon does not come up; its log says why.
+        """
+        self._write_files()
+        self._spawn(
+            "munged",
+            *("-F", f"--socket={self.folder}/run/munge.sock"),
+            *(f"--key-file={self.folder}/private/munge.key",),
+            *(f"--pid-file={self.folder}/private/munged.pid",),
+            *(f"--log-file={self.folder}/private/munged.log",),
+            *(f"--seed-file={self.folder}/private/munged.seed", "--num-threads=4"),
+        )
+        self._until("munged", (self.folder / "run/munge.sock").exists)
+        if self.accounting:
+            self._start_accounting()
+        self.start_controller()
+        for node in self.node_names:
+            self.start_node(node)
+        self._until("all nodes idle", self._all_idle)
+
+    @property
+    def node_names(self) -> list[str]:
+        """The names of the nodes."""
+        return [f"n{number}" for number in range(1, self.nodes + 1)]
+
+    def start_controller(self) -> None:
+        """Start slurmctld and wait until it listens."""
+        self._spawn("slurmctld", "-D")
+        self._until("slurmctld", lambda: _listens(self._port))
+
+    def stop_controller(self) -> None:
+        """Kill slurmctld; what runs on the nodes goes on."""
+        self._kill("slurmctld", signal.SIGTERM)
+
+    def start_node(self, node: str) -> None:
+        """Start a node's slurmd. Its folder is how its steps are told from those of others."""
+        spool = self.folder / "spool" / node
+        spool.mkdir(parents=True, exist_ok=True)
+        self._spawn("slurmd", "-D", "-N", node, name=node, cwd=spool)
+
+    def crash_node(self, node: str) -> None:
+        """As when a node loses power: its slurmd and everything that it runs are killed."""
+        self._kill(node, signal.SIGKILL)
+        for step in self._steps(self.folder / "spool" / node):
+            for process in [*_children(step), step]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def stop_slurmd(self, node: str) -> None:
+        """Kill a node's slurmd alone: its jobs go on."""
+        self._kill(node, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End all jobs, then all daemons, then whatever is left."""
+        if _listens(self._port):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.run("scancel", "--user", getpass.getuser(), timeout_s=5)
+                self._within(5, lambda: not list(self._steps(self.folder / "spool")))
+        for name in [*self.node_names, "slurmctld", "slurmdbd", "mariadbd", "munged"]:
+            self._kill(name, signal.SIGTERM)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Kill every process that belongs to this cluster, known by its folder or environment."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if process.pid != os.getpid() and self._is_ours(process):
+                    for one in [*_children(process), process]:
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            one.kill()
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        if process.name().startswith(_DAEMONS):
+            return Path(process.cwd()).is_relative_to(self.folder)
+        in_job = "SLURM_JOB_ID" in (environment := process.environ())
+        return in_job and environment.get("SLURM_CONF") == self.env["SLURM_CONF"]
+
+    def run(
+        self, *command: str, timeout_s: float = 30.0, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one of Slurm's commands against this cluster."""
+        return subprocess.run(
+            command,
+            env={**self.env, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _spawn(
+        self, program: str, *arguments: str, name: str | None = None, cwd: Path | None = None
+    ) -> None:
+        path = shutil.which(program, path=_PATH)
+        if path is None:
+            raise RuntimeError(f"{program} is not installed")
+        with (self.folder / "log" / f"{name or program}.out").open("ab") as output:
+            self._started[name or program] = subprocess.Popen(
+                [path, *arguments],
+                env=self.env,
+                cwd=cwd or self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def _kill(self, name: str, number: int) -> None:
+        process = self._started.pop(name, None)
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+
+    def _steps(self, folder: Path) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                named = process.name().startswith("slurmstepd")
+                if named and Path(process.cwd()).is_relative_to(folder):
+                    yield process
+
+    def _all_idle(self) -> bool:
+        lines = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").stdout.splitlines()
+        return len(lines) == self.nodes and all(line.split()[1:] == ["idle"] for line in lines)
+
+    def _until(self, what: str, condition: Callable[[], bool], within_s: float = 30.0) -> None:
+        if not self._within(within_s, condition):
+            raise RuntimeError(f"not in {within_s:g} s: {what}; see {self.folder / 'log'}")
+
+    @staticmethod
+    def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.03)
+        return True
+
+    def _start_accounting(self) -> None:
+        """slurmdbd over a MariaDB that nobody but this user reaches: a socket in a 0700 folder."""
+        private = self.folder / "private"
+        (private / "mysql").mkdir(exist_ok=True)
+        self._spawn(
+            "mariadbd",
+            *("--no-defaults", f"--datadir={private}/mysql", f"--socket={private}/mysql.sock"),
+            *("--skip-networking", "--skip-grant-tables", f"--pid-file={private}/mysql.pid"),
+            *("--innodb-buffer-pool-size=32M", "--innodb-lock-wait-timeout=900"),
+            *("--skip-log-bin", "--performance-schema=off", f"--user={getpass.getuser()}"),
+        )
+        self._until("mariadbd", lambda: _answers(private / "mysql.sock"))
+        self.env["MYSQL_UNIX_PORT"] = f"{private}/mysql.sock"
+        self._spawn("slurmdbd", "-D")
+        self._until("slurmdbd", lambda: _listens(self._port + 1))
+
+    def _write_files(self) -> None:
+        from slurm.configuration import slurm_conf, slurmdbd_conf
+
+        modes = {"": 0o755, "etc": 0o755, "run": 0o755, "log": 0o755, "spool": 0o755}
+        for name, mode in {**modes, "dev": 0o755, "state": 0o700, "private": 0o700}.items():
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+            (self.folder / name).chmod(mode)
+        key = self.folder / "private/munge.key"
+        key.touch(0o600)
+        key.write_bytes(os.urandom(128))
+        port = self.folder / "run/port"
+        port.write_text(str(_free_ports(self.nodes + 2)))
+        (self.folder / "etc/slurm.conf").write_text(slurm_conf(self, self._port))
+        for number in range(self.gpus):
+            device = self.folder / f"dev/gpu{number}"
+            device.unlink(missing_ok=True)
+            device.symlink_to("/dev/null")  # slurmd wants a character device
+        gres = f"AutoDetect=off\nName=gpu File={self.folder}/dev/gpu[0-{self.gpus - 1}]\n"
+        (self.folder / "etc/gres.conf").write_text(gres if self.gpus else "")
+        # else slurmd looks for a cgroup file system and ends where there is none
+        (self.folder / "etc/cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        database = self.folder / "etc/slurmdbd.conf"
+        database.touch(0o600)
+        database.write_text(slurmdbd_conf(self, self._port + 1))
+
+    @property
+    def _port(self) -> int:
+        try:
+            return int((self.folder / "run/port").read_text())
+        except FileNotFoundError:
+            return 0
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return bool(port) and probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def _free_ports(count: int) -> int:
+    """The first of so many consecutive free ports, below the ephemeral range."""
+    for start in range(20_000 + os.getpid() % 9_000, 32_000, count + 1):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(start, start + count):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return start
+    raise RuntimeError("no free ports")
+
+
+def main() -> None:
+    """Start or stop a cluster to play with."""
+    what, folder = sys.argv[1:]
+    cluster = SlurmCluster(Path(folder))
+    if what == "up":
+        cluster.start()
+        print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}")
+    else:
+        cluster.stop()
+
+
+if __name__ == "__main__":
+    main()
