@@ -32,7 +32,7 @@ class BackendUnderTest:
 
 
 BACKENDS = [BackendUnderTest("local", LocalCompute), BackendUnderTest("slurm", SlurmCompute)]
-SLURM = {"type": "slurm", "partition": "main", "endpoint": {"mem": "500M", "cpus_per_task": 1}}
+SLURM = {"type": "slurm", "partition": "main", "endpoint": {"mem": "1000M", "cpus_per_task": 1}}
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda one: one.name)

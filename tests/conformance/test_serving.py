@@ -47,7 +47,7 @@ BACKENDS = [
             "type": "slurm",
             "partition": "main",
             "container": "none",
-            "endpoint": {"mem": "500M", "cpus_per_task": 1},
+            "endpoint": {"mem": "1000M", "cpus_per_task": 1},
         },
     ),
 ]

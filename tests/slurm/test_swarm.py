@@ -1,0 +1,303 @@
+"""A swarm on the real cluster, through everything that happens to one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from domyn_swarm.config import DomynLLMSwarmConfig
+from domyn_swarm.errors import LaunchError
+from domyn_swarm.model import JobStatus, SwarmPhase
+from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.requests import JobRequest
+from domyn_swarm.services.swarms import SwarmService
+from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from slurm.cluster import SlurmCluster
+
+Up = Callable[..., SwarmService]
+
+
+def config(**keys: Any) -> DomynLLMSwarmConfig:
+    backend = {
+        "type": "slurm",
+        "partition": "main",
+        "container": "none",
+        "time_limit": "01:00:00",
+        "endpoint": {"mem": "1000M", "cpus_per_task": 1},
+        **keys.pop("backend", {}),
+    }
+    fields = {
+        "name": "demo",
+        "model": "m",
+        "engine": "sim",
+        "replicas": 2,
+        "gpus_per_replica": 1,
+        "engine_options": {"latency_s": 0.1, "slots": 16},
+        "backend": backend,
+        "watchdog": {"probe_interval": 1, "kill_grace_seconds": 3},
+    }
+    return DomynLLMSwarmConfig.model_validate({**fields, **keys})
+
+
+@pytest.fixture
+def up(slurm: SlurmCluster) -> Iterator[Up]:
+    started: list[str] = []
+
+    def bring(*, timeout_s: float | None = 90.0, wait: bool = True, **keys: Any) -> SwarmService:
+        made = config(**keys)
+        started.append(str(made.name))
+        SwarmLifecycle(SwarmStore.open()).up(made, timeout_s=timeout_s, wait=wait)
+        return SwarmService()
+
+    yield bring
+    for name in started:
+        SwarmLifecycle(SwarmStore.open()).down(name)
+
+
+def until(condition: Callable[[], Any], within_s: float = 40.0) -> Any:
+    deadline = time.monotonic() + within_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    return value
+
+
+def ready(name: str = "demo") -> int:
+    return SwarmService().status(name).replicas_ready
+
+
+def jobs_of(slurm: SlurmCluster, name: str = "demo") -> dict[str, str]:
+    """Slurm's jobs and tasks of a swarm that are not over, with their states."""
+    lines = slurm.run("squeue", "-h", "-r", "-o", "%i|%j|%T").stdout.splitlines()
+    split = [line.split("|") for line in lines]
+    return {one: state for one, job, state in split if job.startswith(f"{name}-")}
+
+
+def task(slurm: SlurmCluster, index: int) -> str:
+    return next(one for one in jobs_of(slurm) if one.endswith(f"_{index}"))
+
+
+def write(folder: Path, rows: int) -> Path:
+    path = folder / "in.parquet"
+    pq.write_table(pa.table({"prompt": [f"p{number}" for number in range(rows)]}), path)
+    return path
+
+
+def request(folder: Path, rows: int, **changes: Any) -> JobRequest:
+    fields: dict[str, Any] = {
+        "swarm": "demo",
+        "input": str(write(folder, rows)),
+        "input_columns": ("prompt",),
+        "output": str(folder / "out.parquet"),
+        "max_concurrency": 16,
+    }
+    return JobRequest(**{**fields, **changes})
+
+
+def all_answered(folder: Path, rows: int) -> bool:
+    table = pq.read_table(folder / "out.parquet")
+    return table.num_rows == rows and table.column("result").null_count == 0
+
+
+def test_a_job_runs_through_a_swarm_and_down_leaves_nothing(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    service = up(replicas=5, gpus_per_replica=2, min_ready=5)
+    assert len(jobs_of(slurm)) == 6
+    nodes = slurm.run("squeue", "-h", "-r", "-n", "demo-replicas", "-o", "%N").stdout.split()
+    assert max(nodes.count(node) for node in nodes) <= 2
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 300))
+    assert jobs.wait(handle, timeout_s=60).status is JobStatus.SUCCEEDED
+    assert all_answered(tmp_path, 300)
+    SwarmLifecycle(SwarmStore.open()).down("demo")
+    assert jobs_of(slurm) == {}
+    assert service.status("demo").phase is SwarmPhase.STOPPED
+
+
+def test_each_replica_has_gpus_of_its_own(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None:
+    up(replicas=4, gpus_per_replica=2, min_ready=4)
+    seen = []
+    for index in range(4):
+        job = task(slurm, index)
+        shown = slurm.run("scontrol", "-d", "-o", "show", "job", job).stdout
+        node, gpus = shown.split(" Nodes=")[1].split()[0], shown.split("(IDX:")[1].split(")")[0]
+        seen.append((node, gpus))
+    assert len(set(seen)) == 4
+
+
+def test_a_replica_near_its_time_limit_drains_comes_back_and_no_request_fails(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    up(min_ready=2)
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 1500))
+    until(lambda: jobs.status(handle).rows_done > 100)
+    slurm.run("scancel", "--batch", "--signal=USR1", task(slurm, 0))
+    until(lambda: jobs_of(slurm)[task(slurm, 0)] == "PENDING")
+    ended = jobs.wait(handle, timeout_s=90)
+    assert ended.status is JobStatus.SUCCEEDED
+    assert ended.account is not None
+    assert (ended.account.requests, ended.account.retries) == (1500, 0)
+    assert all_answered(tmp_path, 1500)
+    until(lambda: ready() == 2)
+
+
+@pytest.mark.parametrize("event", ["requeue", "preempt", "crash"])
+def test_a_replica_that_is_taken_away_comes_back_and_no_row_fails(
+    up: Up, slurm: SlurmCluster, tmp_path: Path, event: str
+) -> None:
+    up(min_ready=2, gpus_per_replica=4)  # a node each
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 1200))
+    until(lambda: jobs.status(handle).rows_done > 100)
+    victim = task(slurm, 1)
+    node = slurm.run("squeue", "-h", "-j", victim, "-o", "%N").stdout.strip()
+    if event == "requeue":
+        slurm.run("scontrol", "requeue", victim)
+    elif event == "preempt":
+        wanted = ["--partition=urgent", f"--nodelist={node}", "--gres=gpu:4", "--time=1"]
+        slurm.run("sbatch", "--job-name=other", *wanted, "--wrap=sleep 3")
+    else:
+        slurm.crash_node(node)
+        slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    try:
+        until(lambda: jobs_of(slurm).get(victim) != "RUNNING", 30)
+        ended = jobs.wait(handle, timeout_s=120)
+        assert ended.status is JobStatus.SUCCEEDED
+        assert all_answered(tmp_path, 1200)
+        until(lambda: ready() == 2, 90)
+    finally:
+        if event == "crash":
+            slurm.start_node(node)
+            slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+
+
+def test_the_endpoint_comes_back_elsewhere_and_the_job_goes_on(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    service = up(min_ready=2)
+    before = service.status("demo").endpoint
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 1500))
+    until(lambda: jobs.status(handle).rows_done > 100)
+    endpoint = next(one for one in jobs_of(slurm) if "_" not in one)
+    slurm.run("scontrol", "requeue", endpoint)
+    ended = jobs.wait(handle, timeout_s=120)
+    assert ended.status is JobStatus.SUCCEEDED
+    assert ended.rows_failed == 0
+    assert all_answered(tmp_path, 1500)
+    assert service.status("demo").endpoint != before
+
+
+def test_the_controller_is_restarted_under_a_job(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    service = up(min_ready=2)
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 1000))
+    until(lambda: jobs.status(handle).rows_done > 50)
+    time.sleep(1.5)
+    slurm.stop_controller()
+    seen = service.status("demo")
+    assert seen.observed == "unknown"
+    assert seen.replicas_ready == 2  # the collector still knows
+    slurm.start_controller()
+    assert jobs.wait(handle, timeout_s=90).status is JobStatus.SUCCEEDED
+    assert all_answered(tmp_path, 1000)
+    until(lambda: service.status("demo").observed == "ready")
+
+
+def test_replicas_join_one_by_one_as_the_cluster_has_room(up: Up, slurm: SlurmCluster) -> None:
+    wanted = ["--gres=gpu:4", "--nodes=3", "--ntasks-per-node=1", "--time=5"]
+    other = slurm.run("sbatch", "--parsable", *wanted, "--wrap=srun sleep 60").stdout.strip()
+    until(lambda: slurm.run("squeue", "-h", "-j", other, "-o", "%T").stdout.strip() == "RUNNING")
+    service = up(replicas=3, gpus_per_replica=4, min_ready=1)
+    seen = service.status("demo")
+    assert seen.replicas_ready == 1
+    assert sorted(jobs_of(slurm).values()) == ["PENDING", "PENDING", "RUNNING", "RUNNING"]
+    slurm.run("scancel", other)
+    until(lambda: ready() == 3)
+
+
+def test_a_swarm_in_the_queue_keeps_its_place(up: Up, slurm: SlurmCluster) -> None:
+    wanted = ["--gres=gpu:4", "--nodes=4", "--ntasks-per-node=1", "--time=5"]
+    other = slurm.run("sbatch", "--parsable", *wanted, "--wrap=srun sleep 60").stdout.strip()
+    until(lambda: slurm.run("squeue", "-h", "-j", other, "-o", "%T").stdout.strip() == "RUNNING")
+    service = up(wait=False, wait_endpoint_s=2)
+    time.sleep(4)
+    assert service.status("demo").observed == "queued"
+    slurm.run("scancel", other)
+    until(lambda: ready() == 2)
+
+
+def test_all_replicas_fail_and_everything_is_freed(up: Up, slurm: SlurmCluster) -> None:
+    options = {"fail_start": "torch.cuda.OutOfMemoryError: CUDA out of memory."}
+    with pytest.raises(LaunchError, match=r"2 of 2 replicas failed: .*memory"):
+        up(engine_options=options)
+    assert jobs_of(slurm) == {}
+
+
+@pytest.mark.parametrize("victim", ["demo-endpoint", "demo-replicas"])
+def test_jobs_that_an_admin_cancels_end_the_waiting(
+    up: Up, slurm: SlurmCluster, victim: str
+) -> None:
+    up(wait=False, engine_options={"start_s": 60})
+    until(lambda: "PENDING" not in jobs_of(slurm).values())
+    slurm.run("scancel", "--name", victim)
+    until(lambda: SwarmService().status("demo").observed == "failed", 30)
+
+
+def test_what_slurm_refuses_is_one_clear_error(up: Up, slurm: SlurmCluster) -> None:
+    from domyn_swarm.errors import SubmitRejected
+
+    with pytest.raises(SubmitRejected, match="invalid partition") as refused:
+        up(backend={"partition": "nowhere"})
+    assert "endpoint.sh" in refused.value.hint
+    assert jobs_of(slurm) == {}
+    assert SwarmService().status("demo").phase is SwarmPhase.STOPPED
+
+
+def test_values_arrive_as_they_were_written(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None:
+    odd = "a b,c $HOME `id` \"q\" 'p' \\ $(x) % é\ttab"
+    record = tmp_path / "requests.jsonl"
+    up(
+        replicas=1,
+        env={"ODD": odd},
+        backend={"env": {"ODDER": odd}},
+        engine="command",
+        gpus_per_replica=0,
+        engine_options={
+            "argv": [
+                *("{python}", "-c", ENV_SERVER, str(record), odd, "{port}"),
+            ]
+        },
+    )
+    told = json.loads(record.read_text().splitlines()[0])
+    assert told == {"ODD": odd, "ODDER": odd, "argument": odd}
+
+
+ENV_SERVER = """
+import http.server, json, os, sys
+record, argument, port = sys.argv[1:]
+with open(record, "a") as file:
+    known = {name: os.environ.get(name) for name in ("ODD", "ODDER")}
+    file.write(json.dumps({**known, "argument": argument}) + chr(10))
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"data": [{"id": "m"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    do_POST = do_GET
+http.server.ThreadingHTTPServer(("0.0.0.0", int(port)), Handler).serve_forever()
+"""
