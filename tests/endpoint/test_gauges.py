@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from endpoint.bench import API_KEY, Bench
-from endpoint.test_collector import Client
+from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench, until
+from endpoint.test_collector import Client, report
 
 METRICS = {"metrics_path": "/metrics", "running_metric": "e:run", "waiting_metric": "e:wait"}
 
@@ -53,8 +56,9 @@ def engines() -> Iterator[list[Engine]]:
     ]
     yield started
     for engine in started:
-        engine.shutdown()
-        engine.server_close()
+        if engine.fileno() >= 0:  # not closed by the test
+            engine.shutdown()
+            engine.server_close()
 
 
 def test_gauges_are_summed_over_replicas_that_serve(bench: Bench, engines: list[Engine]) -> None:
@@ -102,3 +106,24 @@ def test_engines_without_metrics_have_no_gauges(bench: Bench) -> None:
     assert client.send("GET", "/v1/gauges")[0] == 404
     assert client.send("GET", "/v1/gauges", key="wrong")[0] == 401
     assert client.send("GET", "/v1/gauges", key=API_KEY)[0] == 401
+
+
+def test_a_replica_whose_port_is_gone_leaves_the_router_before_it_is_stale(
+    bench: Bench, engines: list[Engine]
+) -> None:
+    """As when its node is lost: nobody reports it."""
+    bench.start_endpoint(stale_after_s=60.0)
+    place = urlsplit(bench.address().collector_url)
+    for index, engine in enumerate(engines):
+        body = json.dumps(report(index, url=engine.url)).encode()
+        connection = HTTPConnection(str(place.hostname), place.port, timeout=10)
+        key = {"Authorization": f"Bearer {COLLECTOR_KEY}"}
+        connection.request("POST", "/v1/report", body, key)
+        assert connection.getresponse().status == 200
+        connection.close()
+    manifest = bench.paths.router_manifest
+    until(lambda: manifest.exists() and manifest.read_text().count("127.0.0.1") == 2, "both")
+    engines[0].shutdown()
+    engines[0].server_close()
+    until(lambda: engines[0].url not in manifest.read_text(), "one is out", 12)
+    assert engines[1].url in manifest.read_text()

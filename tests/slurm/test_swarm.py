@@ -259,7 +259,7 @@ def test_jobs_that_an_admin_cancels_end_the_waiting(
 def test_what_slurm_refuses_is_one_clear_error(up: Up, slurm: SlurmCluster) -> None:
     from domyn_swarm.errors import SubmitRejected
 
-    with pytest.raises(SubmitRejected, match="invalid partition") as refused:
+    with pytest.raises(SubmitRejected, match="Invalid partition") as refused:
         up(backend={"partition": "nowhere"})
     assert "endpoint.sh" in refused.value.hint
     assert jobs_of(slurm) == {}

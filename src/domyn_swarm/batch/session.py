@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,6 +23,7 @@ import msgspec
 
 from domyn_swarm.batch.rows import current_trace
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.errors import JobError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.net.errors import (
     BackPressure,
@@ -137,7 +139,8 @@ class EndpointGate:
         while True:
             await asyncio.sleep(wait_s)
             wait_s = min(self._policy.knock_max_s, wait_s * 1.5)
-            self.url = self._locate()
+            with contextlib.suppress(JobError):  # between two places it is nowhere
+                self.url = self._locate()
             if await self._serves():
                 break
         _log.info("the endpoint answers again after %.1f s", time.monotonic() - began)

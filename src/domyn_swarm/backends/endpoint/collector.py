@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from domyn_swarm.backends.endpoint.gauges import EngineGauges
 from domyn_swarm.backends.endpoint.history import History
+from domyn_swarm.backends.endpoint.reachability import CHECK_S, Reachability
 from domyn_swarm.backends.endpoint.replicas import ReplicaTable, Verdict
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import CollectorView
@@ -48,6 +49,7 @@ class Collector:
         self._settle_s = settle_s
         self._table = ReplicaTable(spec.replicas, spec.stale_after_s)
         self._history = History(paths.watchdog_db)
+        self._reachability = Reachability()
         self._gauges = EngineGauges(
             spec.metrics_path, spec.running_metric, spec.waiting_metric, spec.api_key_file
         )
@@ -112,7 +114,7 @@ class Collector:
         return web.Response(text=self.view().model_dump_json(), content_type="application/json")
 
     async def _gauges_now(self, _request: web.Request) -> web.Response:
-        found = await self._gauges.read(self._table.serving(time.monotonic()))
+        found = await self._gauges.read(self._serving())
         if found is None:
             return _error(404, "these engines have no gauges")
         return web.Response(text=found.model_dump_json(), content_type="application/json")
@@ -183,8 +185,20 @@ class Collector:
                 async with asyncio.timeout(_TICK_S):  # wait_for may swallow a cancellation
                     await self._news.wait()
 
+    async def keep_checking(self) -> None:
+        """Look whether the replicas' ports answer, until cancelled."""
+        while True:
+            await asyncio.sleep(CHECK_S)
+            if await self._reachability.check(self._table.serving(time.monotonic())):
+                self._news.set()
+
+    def _serving(self) -> tuple[str, ...]:
+        """Where the router may send requests now."""
+        urls = self._table.serving(time.monotonic())
+        return tuple(url for url in urls if self._reachability.reachable(url))
+
     async def _sync(self) -> None:
-        serving = self._table.serving(time.monotonic())
+        serving = self._serving()
         if serving != self._listed:
             await asyncio.to_thread(
                 write_private, self._paths.router_manifest, self._manifest(serving)

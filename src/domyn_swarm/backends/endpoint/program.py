@@ -134,20 +134,25 @@ async def serve(paths: SwarmPaths, spec: EndpointSpec, router: Router) -> None:
         _write_address(paths, spec, port, collector_port)
 
     process = RouterProcess(router, spec, paths, moved)
-    tasks = [asyncio.create_task(process.run()), asyncio.create_task(collector.keep_files())]
+    tasks = [
+        asyncio.create_task(process.run()),
+        asyncio.create_task(collector.keep_files()),
+        asyncio.create_task(collector.keep_checking()),
+    ]
     stopped = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
     _log.info("stopping")
     tasks[0].cancel()
     paths.endpoint.unlink(missing_ok=True)  # nobody shall take another program for us
     await process.stop(at_work=collector.any_at_work())
-    tasks[1].cancel()
+    for task in tasks[1:]:
+        task.cancel()
     await asyncio.wait(tasks)
     server.close()
     await runner.cleanup()
     await collector.close()
-    for task in done - {stopped}:
-        task.result()  # a bug ended it: say which
+    for ended in done - {stopped}:
+        ended.result()  # a bug ended it: say which
 
 
 def _write_address(paths: SwarmPaths, spec: EndpointSpec, port: int, collector_port: int) -> None:
