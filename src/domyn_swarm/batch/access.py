@@ -49,7 +49,8 @@ async def open_session(
     else:
         gauges = metrics_reader(http, lambda: gate.url)
     try:
-        yield OpenAIClient(RequestSession(http, gate, policy, tally)), gauges
+        session = RequestSession(http, gate, policy, tally)
+        yield OpenAIClient(session, lambda: (gate.url, access.key)), gauges
     finally:
         if asked is not None:
             await asked.close()

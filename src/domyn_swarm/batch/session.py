@@ -165,19 +165,20 @@ class RequestSession:
         self._policy = policy
         self._tally = tally
 
-    async def post(self, path: str, body: dict[str, Any]) -> bytes | memoryview:
-        """The body of a 2xx reply.
+    async def post(
+        self, path: str, body: dict[str, Any], timeout_s: float | None = None
+    ) -> bytes | memoryview:
+        """See `Transport.post`.
 
         Raises:
             RequestError: refused, or the row's attempts are used up.
         """
         encoded = _encoder.encode(body)
+        limit_s = timeout_s or self._policy.timeout_s
 
         async def attempt() -> bytes | memoryview:
             began = time.perf_counter()
-            reply = await self._client.request(
-                "POST", self._gate.url + path, encoded, self._policy.timeout_s
-            )
+            reply = await self._client.request("POST", self._gate.url + path, encoded, limit_s)
             if reply.status >= 300:
                 raise error_from_status(reply.status, reply.body, reply.retry_after_s)
             self._account(reply.body, time.perf_counter() - began)
@@ -185,12 +186,26 @@ class RequestSession:
 
         return await self._with_retries(attempt)
 
-    async def post_stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[bytes]:
-        """Events of a stream; a request that fails before its first event is repeated."""
+    async def get(self, path: str) -> bytes | memoryview:
+        """See `Transport.get`."""
+
+        async def attempt() -> bytes | memoryview:
+            url = self._gate.url + path
+            reply = await self._client.request("GET", url, None, self._policy.timeout_s)
+            if reply.status >= 300:
+                raise error_from_status(reply.status, reply.body, reply.retry_after_s)
+            return reply.body
+
+        return await self._with_retries(attempt)
+
+    async def post_stream(
+        self, path: str, body: dict[str, Any], timeout_s: float | None = None
+    ) -> AsyncIterator[bytes]:
+        """See `Transport.post_stream`; a request that fails before its first event is repeated."""
         encoded = _encoder.encode(body)
 
         async def attempt() -> tuple[bytes, AsyncIterator[bytes]]:
-            events = self._events(path, encoded)
+            events = self._events(path, encoded, timeout_s or self._policy.timeout_s)
             try:
                 return await anext(events), events
             except StopAsyncIteration:
@@ -201,18 +216,25 @@ class RequestSession:
         async for event in rest:
             yield event
 
-    async def _events(self, path: str, encoded: bytes) -> AsyncIterator[bytes]:
-        pending = b""
+    async def _events(self, path: str, encoded: bytes, limit_s: float) -> AsyncIterator[bytes]:
+        pending, began = b"", time.perf_counter()
         url = self._gate.url + path
-        async for chunk in self._client.stream(url, encoded, self._policy.timeout_s):
+        async for chunk in self._client.stream(url, encoded, limit_s):
             if isinstance(chunk, HttpReply):
                 raise error_from_status(chunk.status, chunk.body, chunk.retry_after_s)
             pending += chunk
             *lines, pending = pending.split(b"\n")
             for line in lines:
                 payload = line.removeprefix(b"data:").strip()
-                if line.startswith(b"data:") and payload != b"[DONE]":
-                    yield payload
+                if not line.startswith(b"data:"):
+                    continue
+                if payload == b"[DONE]":
+                    self._tally.latency.add(time.perf_counter() - began)
+                    return
+                if b'"usage"' in payload:
+                    self._count_tokens(payload)
+                yield payload
+        raise ConnectionBroken("the stream broke off before its end")
 
     async def _with_retries(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         trace = current_trace.get()
@@ -259,11 +281,14 @@ class RequestSession:
         await asyncio.sleep((1.0 if told is None else told) + jitter)
 
     def _account(self, body: bytes | memoryview, latency_s: float) -> None:
+        self._count_tokens(body)
+        self._tally.latency.add(latency_s)
+
+    def _count_tokens(self, body: bytes | memoryview) -> None:
         try:
             usage = _usage_decoder.decode(body).usage
         except msgspec.DecodeError as error:
             raise BadReply(f"the reply is not what the API promises: {error}") from error
-        self._tally.latency.add(latency_s)
         if usage is None:
             return
         prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0

@@ -1,34 +1,55 @@
 """A client with the shape of OpenAI's, over raw JSON: no object models on the hot path.
 
-`client.chat.completions.create(...)`, `client.completions.create(...)` and
-`client.embeddings.create(...)` take what OpenAI's take (unknown parameters travel as they are,
-`extra_body` is merged in) and answer with objects that have the same attributes.
+`client.chat.completions.create(...)`, `client.completions`, `client.embeddings` and `client.models`
+take what OpenAI's take (unknown parameters travel as they are, `extra_body` is merged in) and answer
+with objects that have the same attributes. `client.openai` is the official client, for whoever needs
+the rest of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
 
-from domyn_swarm.net.errors import BadReply
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.net.errors import BadReply, ServerFailed
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 EMBEDDINGS_PATH = "/v1/embeddings"
+MODELS_PATH = "/v1/models"
+
+_NOT_GIVEN = frozenset({"NotGiven", "Omit"})  # the names of OpenAI's marks for "leave it out"
+_NOT_OURS = ("extra_headers", "extra_query")
 
 
 class Transport(Protocol):
     """What carries requests; retries, accounting and the endpoint's address are its business."""
 
-    async def post(self, path: str, body: dict[str, Any]) -> bytes | memoryview:
-        """The body of a 2xx reply.
+    async def post(
+        self, path: str, body: dict[str, Any], timeout_s: float | None = None
+    ) -> bytes | memoryview:
+        """The body of a 2xx reply; `timeout_s` None: the job's.
 
         Raises:
             RequestError: there is none.
         """
 
-    def post_stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[bytes]:
-        """The lines' payloads of a server-sent event stream, without `data:` and `[DONE]`."""
+    def post_stream(
+        self, path: str, body: dict[str, Any], timeout_s: float | None = None
+    ) -> AsyncIterator[bytes]:
+        """The payloads of a server-sent event stream, without `data:` and `[DONE]`.
+
+        Raises:
+            RequestError: it breaks off before `[DONE]`.
+        """
+
+    async def get(self, path: str) -> bytes | memoryview:
+        """The body of a 2xx reply; raises as `post`."""
 
 
 class Reply(Mapping[str, Any]):
@@ -40,7 +61,7 @@ class Reply(Mapping[str, Any]):
         self._fields = fields
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - JSON
-        if name.startswith("__"):
+        if name.startswith("_"):
             raise AttributeError(name)
         return _wrap(self._fields.get(name))
 
@@ -59,6 +80,15 @@ class Reply(Mapping[str, Any]):
     def model_dump(self) -> dict[str, Any]:
         """The plain dictionary, as the server sent it."""
         return self._fields
+
+    def model_dump_json(self) -> str:
+        """The same as JSON."""
+        import msgspec
+
+        return msgspec.json.encode(self._fields).decode()
+
+    to_dict = model_dump
+    to_json = model_dump_json
 
 
 def _wrap(value: Any) -> Any:  # noqa: ANN401 - JSON
@@ -81,42 +111,132 @@ def _decode(body: bytes | memoryview) -> Reply:
     return Reply(fields)
 
 
+class Stream:
+    """Chunks of a streamed reply: `async for`, `async with`, `close`, as OpenAI's."""
+
+    def __init__(self, payloads: AsyncIterator[bytes]) -> None:
+        self._payloads = payloads
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Reply:
+        chunk = _decode(await anext(self._payloads))
+        if "error" in chunk and "choices" not in chunk:
+            raise ServerFailed(f"the stream ended with an error: {chunk.model_dump()['error']}")
+        return chunk
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up; the server may stop writing."""
+        aclose = getattr(self._payloads, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+
 class _Resource:
     """One path of the API."""
 
-    def __init__(self, transport: Transport, path: str) -> None:
+    def __init__(self, transport: Transport, path: str, timeout_s: float | None) -> None:
         self._transport = transport
         self._path = path
+        self._timeout_s = timeout_s
 
     async def create(
-        self, *, extra_body: dict[str, Any] | None = None, stream: bool = False, **params: Any
-    ) -> Any:  # noqa: ANN401 - a Reply, or an iterator of them when streaming
-        """Send one request; `stream=True` returns an async iterator of chunks.
+        self,
+        *,
+        extra_body: dict[str, Any] | None = None,
+        stream: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - OpenAI's name
+        **params: Any,
+    ) -> Any:  # noqa: ANN401 - a Reply, or a Stream
+        """Send one request; `stream=True` returns a `Stream`. `timeout` in seconds.
 
         Raises:
             RequestError: no usable reply after the retries that the job allows.
+            ValueError: a parameter that is not the request's.
         """
-        body = {name: value for name, value in params.items() if value is not None}
+        timeout_s = self._timeout_s if timeout is None else timeout
+        body = {
+            name: value for name, value in params.items() if type(value).__name__ not in _NOT_GIVEN
+        }
+        for name in _NOT_OURS:
+            if name in body:
+                raise ValueError(f"{name} is not supported here; client.openai has it")
         body.update(extra_body or {})
-        if stream:
-            return self._chunks({**body, "stream": True})
-        return _decode(await self._transport.post(self._path, body))
+        if stream is True:
+            return Stream(
+                self._transport.post_stream(self._path, {**body, "stream": True}, timeout_s)
+            )
+        return _decode(await self._transport.post(self._path, body, timeout_s))
 
-    async def _chunks(self, body: dict[str, Any]) -> AsyncIterator[Reply]:
-        async for payload in self._transport.post_stream(self._path, body):
-            yield _decode(payload)
+
+class _Models:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def list(self) -> Reply:
+        """What the endpoint serves: `.data[0].id`."""
+        return _decode(await self._transport.get(MODELS_PATH))
 
 
 class _Chat:
-    def __init__(self, transport: Transport) -> None:
-        self.completions = _Resource(transport, CHAT_PATH)
+    def __init__(self, transport: Transport, timeout_s: float | None) -> None:
+        self.completions = _Resource(transport, CHAT_PATH, timeout_s)
 
 
 class OpenAIClient:
     """The part of `openai.AsyncOpenAI` that batch work uses."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        address: Callable[[], tuple[str, str | None]] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> None:
+        """`address` tells the endpoint's URL, without /v1, and its key."""
         self.transport = transport
-        self.chat = _Chat(transport)
-        self.completions = _Resource(transport, COMPLETIONS_PATH)
-        self.embeddings = _Resource(transport, EMBEDDINGS_PATH)
+        self._address = address
+        self._official: tuple[str, AsyncOpenAI] | None = None
+        self.chat = _Chat(transport, timeout_s)
+        self.completions = _Resource(transport, COMPLETIONS_PATH, timeout_s)
+        self.embeddings = _Resource(transport, EMBEDDINGS_PATH, timeout_s)
+        self.models = _Models(transport)
+
+    def with_options(self, *, timeout: float) -> OpenAIClient:
+        """The same client with another time limit per request, in seconds."""
+        return OpenAIClient(self.transport, self._address, timeout_s=timeout)
+
+    @property
+    def openai(self) -> AsyncOpenAI:
+        """OpenAI's own client for this endpoint, with its own retries and at its own cost.
+
+        What it sends is outside the job's retries, pauses and accounts.
+
+        Raises:
+            ConfigError: the package `openai` is not installed.
+        """
+        try:
+            from openai import AsyncOpenAI
+        except ImportError as error:
+            raise ConfigError(
+                "client.openai needs the package openai.",
+                hint="Install it: pip install 'domyn-swarm[openai]'.",
+            ) from error
+        if self._address is None:
+            raise ConfigError("This client knows no endpoint.")
+        url, key = self._address()
+        if self._official is None or self._official[0] != url:
+            self._official = url, AsyncOpenAI(base_url=f"{url}/v1", api_key=key or "none")
+        return self._official[1]
