@@ -148,6 +148,7 @@ class ExitRecord(Record):
     code: int | None  # None: ended by a signal
     signal: int | None = None  # the number
     time_limit: bool = False  # the scheduler had warned of its end
+    stopped: bool = False  # it had been told to end, whatever it ended by
     started_at: datetime
     ended_at: datetime
 
@@ -158,10 +159,11 @@ class ExitRecord(Record):
             return JobStatus.SUCCEEDED
         if self.code == EXIT_FAILED_ROWS:
             return JobStatus.PARTIAL
-        stopped = {signal.SIGTERM, signal.SIGINT}
         if self.time_limit:
             return JobStatus.TIMED_OUT
-        if self.signal in stopped or self.code in {128 + number for number in stopped}:
+        stops = {signal.SIGTERM, signal.SIGINT}
+        stopped = self.signal in stops or self.code in {128 + number for number in stops}
+        if self.stopped or stopped:
             return JobStatus.CANCELLED
         return JobStatus.FAILED
 

@@ -150,7 +150,7 @@ def test_cancel_ends_a_program_that_will_not_listen(
     began = time.monotonic()
     backend.cancel(handle, grace_s=1)
     assert time.monotonic() - began < 5
-    assert backend.probe(handle) is JobStatus.FAILED
+    assert backend.probe(handle) is JobStatus.CANCELLED
     assert '"signal": 9' in Path(handle.exit_path).read_text()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm.config import DomynLLMSwarmConfig
+from command_line import PROGRAM
+from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml
 from domyn_swarm.errors import LaunchError
 from domyn_swarm.model import JobStatus, SwarmPhase
 from domyn_swarm.services.jobs import JobService
@@ -301,3 +303,63 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_POST = do_GET
 http.server.ThreadingHTTPServer(("0.0.0.0", int(port)), Handler).serve_forever()
 """
+
+
+def test_a_machine_without_slurm_still_lists_its_swarms(
+    up: Up, monkeypatch: pytest.MonkeyPatch, slurm: SlurmCluster
+) -> None:
+    service = up(wait=False)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("PATH", "/nowhere")
+        [seen] = service.list()
+        assert (seen.observed, seen.phase) == ("unknown", SwarmPhase.LAUNCHING)
+        assert "not on PATH" in seen.detail
+    assert len(jobs_of(slurm)) == 3
+
+
+def test_a_killed_up_is_found_by_its_tag(slurm: SlurmCluster, tmp_path: Path) -> None:
+    file = tmp_path / "swarm.yaml"
+    file.write_text(dump_yaml(config(engine_options={"start_s": 30})))
+    command = [PROGRAM, "up", "-c", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as launching:
+        until(lambda: len(jobs_of(slurm)) == 3)
+        launching.kill()
+    assert SwarmService().status("demo").phase is SwarmPhase.LAUNCHING
+    SwarmLifecycle(SwarmStore.open()).down("demo")
+    assert jobs_of(slurm) == {}
+
+
+def test_two_jobs_and_one_is_cancelled(up: Up, tmp_path: Path) -> None:
+    up(min_ready=2)
+    jobs = JobService()
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    one = jobs.submit(request(folders[0], 3000, checkpoint_tag="a"))
+    other = jobs.submit(request(folders[1], 400, checkpoint_tag="b"))
+    until(lambda: jobs.status(one).rows_done > 50 and jobs.status(other).rows_done > 50)
+    assert jobs.cancel(one).status is JobStatus.CANCELLED
+    assert jobs.wait(other, timeout_s=60).status is JobStatus.SUCCEEDED
+    done = jobs.status(one).rows_done
+    again = jobs.resume(one)
+    ended = jobs.wait(again, timeout_s=90)
+    assert ended.status is JobStatus.SUCCEEDED
+    assert ended.account is not None
+    assert ended.account.requests == 3000  # over both runs: what the first had done stays done
+    assert 50 < done < 3000
+
+
+def test_a_job_near_its_time_limit_finishes_what_is_in_flight(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    up(min_ready=2)
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 3000))
+    until(lambda: jobs.status(handle).rows_done > 50)
+    slurm.run("scancel", "--batch", "--signal=USR1", handle.platform_id)
+    ended = jobs.wait(handle, timeout_s=40)
+    assert ended.status is JobStatus.TIMED_OUT
+    again = jobs.wait(jobs.resume(handle), timeout_s=90)
+    assert again.status is JobStatus.SUCCEEDED
+    assert again.account is not None
+    assert again.account.requests == 3000

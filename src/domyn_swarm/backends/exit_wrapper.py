@@ -76,6 +76,7 @@ def _record(path: Path, code: int, began: datetime, told: Sequence[int]) -> None
         "code": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
         "time_limit": signal.SIGUSR1 in told,
+        "stopped": signal.SIGTERM in told or signal.SIGINT in told,
         "started_at": began.isoformat(),
         "ended_at": datetime.now(UTC).isoformat(),
     }

@@ -1,9 +1,8 @@
 """A client with the shape of OpenAI's, over raw JSON: no object models on the hot path.
 
 `client.chat.completions.create(...)`, `client.completions`, `client.embeddings` and `client.models`
-take what OpenAI's take (unknown parameters travel as they are, `extra_body` is merged in) and answer
-with objects that have the same attributes. `client.openai` is the official client, for whoever needs
-the rest of it.
+take what OpenAI's take (unknown parameters travel as they are, `extra_body` is merged in) and their
+replies have the same attributes. `client.openai` is the official client, for who needs the rest.
 """
 
 from __future__ import annotations

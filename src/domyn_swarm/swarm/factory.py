@@ -48,7 +48,7 @@ def compute_backend(platform: str) -> ComputeBackend:
 
 def _unknown(platform: str) -> ConfigError:
     return ConfigError(
-        f"The backend {platform!r} is not built yet.", hint="Use backend: {type: local}."
+        f"The backend {platform!r} is not built yet.", hint="Use the backend local or slurm."
     )
 
 

@@ -12,6 +12,7 @@ import socket
 import psutil
 
 from domyn_swarm.backends.base import Part
+from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import SwarmPhase
 from domyn_swarm.paths import SwarmPaths, write_private
@@ -26,10 +27,18 @@ def reconcile(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
     """The record as the platform sees it.
 
     Parts that carry the tag are attached; a swarm of which nothing is left, and that nobody is
-    bringing up any more, is stopped.
+    bringing up any more, is stopped. When the platform cannot be asked, the record stays.
     """
     if not record.phase.live:
         return record
+    try:
+        return _reconciled(store, record)
+    except PlatformError as error:
+        _log.warning("%s cannot be looked for: %s", record.name, error.message)
+        return record
+
+
+def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
     swarm = rehydrate(record)
     known = {part.platform_id for part in swarm.handle.parts}
     if record.phase is SwarmPhase.LAUNCHING:

@@ -11,14 +11,17 @@ from pathlib import Path
 from domyn_swarm import __version__
 from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
 from domyn_swarm.backends.endpoint.view import read_address
-from domyn_swarm.errors import ConfigError, StateError
+from domyn_swarm.errors import ConfigError, PlatformError, StateError
 from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, write_private
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, compute_backend
 from domyn_swarm.swarm.job_request import JobChanges, JobRequest
+
+_log = get_logger(__name__)
 
 _UNSUBMITTED_S = 60.0
 
@@ -137,7 +140,11 @@ class JobSubmitter:
             record = self._look_for(record)
         if record.handle is None:
             return record
-        status = self._backend(record).probe(record.handle)
+        try:
+            status = self._backend(record).probe(record.handle)
+        except PlatformError as error:  # it cannot be asked now: what is known stays
+            _log.warning("%s cannot be asked for: %s", record.job_id, error.message)
+            return record
         return self._settle(record, status)
 
     def _look_for(self, record: JobRecord) -> JobRecord:

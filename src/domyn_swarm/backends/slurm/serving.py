@@ -14,7 +14,7 @@ from domyn_swarm.backends.slurm.commands import TAG_PREFIX, Slurm
 from domyn_swarm.backends.slurm.layout import endpoint_script, replica_script, slurm_config
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, watchdog_source
-from domyn_swarm.errors import PlatformError, PlatformUnavailable
+from domyn_swarm.errors import PlatformError
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -77,7 +77,7 @@ class SlurmServing:
         """See `ServingBackend.probe`."""
         try:
             jobs = self._slurm.jobs([part.platform_id for part in handle.parts])
-        except PlatformUnavailable as error:
+        except PlatformError as error:
             return Observation(Phase.UNKNOWN, error.message)
         if not any(not job.over for job in jobs.values()):
             return Observation(Phase.STOPPED, "none of its jobs is in the queue")
@@ -99,7 +99,7 @@ class SlurmServing:
         ids = [part.platform_id for part in handle.parts]
         try:
             jobs = self._slurm.jobs(ids)
-        except PlatformUnavailable as error:
+        except PlatformError as error:
             return dict.fromkeys(ids, Observation(Phase.UNKNOWN, error.message))
         gone = Observation(Phase.STOPPED, "Slurm does not know it any more")
         return {one: jobs[one].observation if one in jobs else gone for one in ids}
