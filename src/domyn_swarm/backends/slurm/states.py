@@ -104,7 +104,7 @@ def parse_queue(text: str) -> Iterator[SlurmJob]:
         word = state.split()[0] if state.split() else ""  # sacct: "CANCELLED by 1000"
         said = "" if reason in ("None", "(null)") else reason
         where = "" if node in ("None assigned", "(null)") else node
-        yield SlurmJob(identity, word.rstrip("+"), said, where, ends_at, comment.rstrip("|"))
+        yield SlurmJob(identity, word, said, where, ends_at, comment)
 
 
 def latest(jobs: Iterable[SlurmJob]) -> dict[str, SlurmJob]:

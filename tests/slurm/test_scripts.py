@@ -1,0 +1,131 @@
+"""Whatever a configuration holds reaches the process unchanged, through a real bash and a real sbatch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.scripts import BatchScript, sbatch_word
+from domyn_swarm.errors import ConfigError
+from slurm.cluster import SlurmCluster
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=40)
+NAMES = st.from_regex(r"ODD_[A-Z0-9_]{1,8}", fullmatch=True)
+TELL = """
+import json, os, sys
+odd = {name: value for name, value in os.environ.items() if name.startswith("ODD_")}
+print(json.dumps({"argv": sys.argv[1:], "env": odd}))
+"""
+
+
+@settings(max_examples=60)
+@given(words=st.lists(TEXT, max_size=4), env=st.dictionaries(NAMES, TEXT, max_size=4))
+def test_words_and_environment_arrive_unchanged(words: list[str], env: dict[str, str]) -> None:
+    script = BatchScript(
+        name="n",
+        comment="c",
+        output=Path("/dev/null"),
+        command=[sys.executable, "-c", TELL, *words],
+        env=env,
+    )
+    text = script.render("batch.sh.j2")
+    done = subprocess.run(["bash", "-c", text], capture_output=True, check=True, timeout=30)
+    assert json.loads(done.stdout) == {"argv": words, "env": env}
+
+
+@pytest.mark.parametrize(
+    "odd", ["a b", "it's", 'say "hi"', "back\\slash", "$HOME `id` $(id)", "#x;&|"]
+)
+def test_options_arrive_unchanged(slurm: SlurmCluster, tmp_path: Path, odd: str) -> None:
+    path = tmp_path / "job.sh"
+    script = BatchScript(
+        name="quoted",
+        comment=odd,
+        output=tmp_path / "a folder" / "out.log",
+        command=["sleep", "20"],
+        options={"time": "1"},
+    )
+    path.write_text(script.render("batch.sh.j2"))
+    job = Slurm().submit(path)
+    assert Slurm().jobs([job])[job].comment == odd
+    slurm.run("scancel", job)
+
+
+def test_what_no_option_can_hold_is_refused() -> None:
+    for text in ("two\nlines", "tab\there", "\x1b[0m"):
+        with pytest.raises(ConfigError, match="line break or a control character"):
+            sbatch_word("comment", text)
+
+
+def test_modules_and_preamble_come_before_the_command(tmp_path: Path) -> None:
+    script = BatchScript(
+        name="n",
+        comment="c",
+        output=tmp_path / "out",
+        command=["true"],
+        flags=["--requeue"],
+        preamble=["--constraint=a100", "#SBATCH --exclusive"],
+        modules=["cuda/12.4", "odd name"],
+        options={"account": None, "array": "0-3"},
+    )
+    lines = script.render("batch.sh.j2").splitlines()
+    assert lines[0] == "#!/bin/bash"
+    assert "#SBATCH --array=0-3" in lines
+    assert "#SBATCH --constraint=a100" in lines
+    assert "#SBATCH --exclusive" in lines
+    assert not any("account" in line for line in lines)
+    assert lines[-3:] == ["module load cuda/12.4", "module load 'odd name'", "exec true"]
+
+
+def test_a_sites_own_template_is_used_and_its_mistakes_are_told(tmp_path: Path) -> None:
+    template = tmp_path / "site.j2"
+    script = BatchScript(name="n", comment="c", output=tmp_path / "out", command=["a b", "c"])
+    template.write_text(
+        "#!/bin/bash\nsource /site/setup\nexec {{ command | map('quote') | join(' ') }}\n"
+    )
+    assert script.render("batch.sh.j2", template).endswith("exec 'a b' c\n")
+    template.write_text("exec {{ comand }}\n")
+    with pytest.raises(ConfigError, match="'comand' is undefined"):
+        script.render("batch.sh.j2", template)
+
+
+def test_with_accounting_the_end_of_a_job_is_known_when_the_controller_forgot_it(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+    import tempfile
+
+    from slurm.cluster import missing_programs
+
+    if missing_programs(accounting=True):
+        pytest.skip("NO SLURM ACCOUNTING: slurmdbd or mariadbd is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    cluster = SlurmCluster(folder, nodes=1, accounting=True)
+    try:
+        cluster.start()
+        for name in ("SLURM_CONF", "PATH", "HWLOC_COMPONENTS"):
+            monkeypatch.setenv(name, cluster.env[name])
+        script = folder / "job.sh"
+        script.write_text("#!/bin/bash\n#SBATCH --output=/dev/null\nexit 3\n")
+        slurm = Slurm()
+        job = slurm.submit(script)
+        deadline = time.monotonic() + 30
+        while not (seen := Slurm().jobs([job]).get(job)) or not seen.over:
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        monkeypatch.setattr(slurm, "queue", dict)  # as after MinJobAge
+        while job not in (found := slurm.jobs([job])):
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        assert found[job].state == "FAILED"
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,56 @@
+"""What Slurm prints, and what it means."""
+
+from __future__ import annotations
+
+import pytest
+
+from domyn_swarm.backends.slurm.states import SlurmJob, latest, parse_queue
+from domyn_swarm.model import JobStatus
+from domyn_swarm.probing import Phase
+
+STATES = {
+    "PENDING": (Phase.QUEUED, JobStatus.PENDING),
+    "CONFIGURING": (Phase.QUEUED, JobStatus.PENDING),
+    "REQUEUE_HOLD": (Phase.QUEUED, JobStatus.PENDING),
+    "SUSPENDED": (Phase.QUEUED, JobStatus.PENDING),
+    "RUNNING": (Phase.READY, JobStatus.RUNNING),
+    "COMPLETING": (Phase.READY, JobStatus.RUNNING),
+    "COMPLETED": (Phase.STOPPED, JobStatus.SUCCEEDED),
+    "CANCELLED": (Phase.STOPPED, JobStatus.CANCELLED),
+    "FAILED": (Phase.FAILED, JobStatus.FAILED),
+    "TIMEOUT": (Phase.FAILED, JobStatus.TIMED_OUT),
+    "DEADLINE": (Phase.FAILED, JobStatus.TIMED_OUT),
+    "OUT_OF_MEMORY": (Phase.FAILED, JobStatus.OUT_OF_MEMORY),
+    "NODE_FAIL": (Phase.FAILED, JobStatus.FAILED),
+    "BOOT_FAIL": (Phase.FAILED, JobStatus.FAILED),
+    "PREEMPTED": (Phase.FAILED, JobStatus.CANCELLED),
+    "A_STATE_OF_THE_FUTURE": (Phase.UNKNOWN, JobStatus.RUNNING),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_state_has_a_meaning(state: str) -> None:
+    job = SlurmJob("7_0", state, "Resources", "n1", "N/A", "c")
+    assert (job.observation.phase, job.job_status) == STATES[state]
+
+
+def test_lines_of_squeue_and_sacct() -> None:
+    text = """\
+7_0|RUNNING|None|n1|2026-11-23T10:00:00|domyn-swarm/a.b/replica
+7_1|PENDING|Resources||N/A|domyn-swarm/a.b/replica
+8|CANCELLED by 1000|None|None assigned|2026-11-23T10:00:00|with | a bar
+8.batch|CANCELLED|||x|
+9|OUT_OF_ME+||n2|x|(null)
+
+nonsense
+"""
+    jobs = latest(parse_queue(text))
+    assert list(jobs) == ["7_0", "7_1", "8", "9"]
+    assert (jobs["7_0"].node, jobs["7_0"].reason) == ("n1", "")
+    assert (jobs["7_1"].reason, jobs["7_1"].waiting) == ("Resources", True)
+    assert (jobs["8"].state, jobs["8"].comment, jobs["8"].node) == ("CANCELLED", "with | a bar", "")
+
+
+def test_of_a_requeued_job_the_last_line_counts() -> None:
+    text = "5|NODE_FAIL|None|n1|x|c\n5|RUNNING|None|n2|x|c\n"
+    assert latest(parse_queue(text))["5"].state == "RUNNING"
