@@ -1,4 +1,4 @@
-"""Whatever a configuration holds reaches the process unchanged, through a real bash and a real sbatch."""
+"""Whatever a configuration holds reaches the process unchanged: a real bash, a real sbatch."""
 
 from __future__ import annotations
 

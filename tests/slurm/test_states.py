@@ -40,7 +40,7 @@ def test_lines_of_squeue_and_sacct() -> None:
 7_1|PENDING|Resources||N/A|domyn-swarm/a.b/replica
 8|CANCELLED by 1000|None|None assigned|2026-11-23T10:00:00|with | a bar
 8.batch|CANCELLED|||x|
-9|OUT_OF_ME+||n2|x|(null)
+9|OUT_OF_MEMORY||n2|x|(null)
 
 nonsense
 """
