@@ -148,6 +148,7 @@ class SlurmCluster:
         return subprocess.run(
             command,
             env={**self.env, **(env or {})},
+            cwd=self.folder,  # where what a job prints is left
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
