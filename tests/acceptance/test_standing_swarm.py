@@ -19,11 +19,20 @@ if TYPE_CHECKING:
 
 SWARM_KEYS = {
     *("schema_version", "name", "phase", "observed", "detail", "backend", "engine", "model"),
-    *("endpoint", "replicas_wanted", "min_ready", "replicas", "jobs", "swarm_dir", "created_at"),
+    *(
+        "endpoint",
+        "replicas_wanted",
+        "min_ready",
+        "replicas",
+        "jobs",
+        "expires_at",
+        "swarm_dir",
+        "created_at",
+    ),
 }
 REPLICA_KEYS = {
     *("index", "state", "stale", "url", "http_status", "last_seen_s", "restarts", "reason"),
-    *("requests_running", "requests_waiting", "node"),
+    *("requests_running", "requests_waiting", "node", "expires_at"),
 }
 JOB_KEYS = {
     *("schema_version", "job_id", "external_id", "name", "swarm", "status", "rows_total"),

@@ -220,7 +220,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_signatures_are_the_protocols(under_test: BackendUnderTest) -> None:
-    for name in ("launch", "probe", "probe_parts", "find", "delete"):
+    for name in ("launch", "probe", "probe_parts", "expiries", "find", "delete"):
         theirs = inspect.signature(getattr(ServingBackend, name)).parameters
         ours = inspect.signature(getattr(type(under_test.make()), name)).parameters
         assert [(p.name, p.kind, p.default) for p in ours.values()] == [

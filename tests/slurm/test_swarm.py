@@ -16,7 +16,7 @@ import pytest
 from command_line import PROGRAM
 from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml
 from domyn_swarm.errors import LaunchError
-from domyn_swarm.model import JobStatus, SwarmPhase
+from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService
@@ -114,6 +114,10 @@ def test_a_job_runs_through_a_swarm_and_down_leaves_nothing(
 ) -> None:
     service = up(replicas=5, gpus_per_replica=2, min_ready=5)
     assert len(jobs_of(slurm)) == 6
+    seen = service.status("demo")
+    assert seen.expires_at is not None
+    assert 3000 < (seen.expires_at - utc_now()).total_seconds() < 3660  # time_limit: an hour
+    assert all(replica.expires_at for replica in seen.replicas)
     nodes = slurm.run("squeue", "-h", "-r", "-n", "demo-replicas", "-o", "%N").stdout.split()
     assert max(nodes.count(node) for node in nodes) <= 2
     jobs = JobService()

@@ -5,6 +5,7 @@ Membership is proven by the conformance suite (`tests/conformance`).
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -63,6 +64,14 @@ class ServingBackend(Protocol):
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
         """The same for each part, keyed by `Part.platform_id`."""
+
+    def expiries(self, handle: ServingHandle) -> dict[str, datetime]:
+        """When the platform will end the parts that run, by `Part.platform_id`; those without a
+        limit are left out.
+
+        Raises:
+            PlatformError: it cannot be asked.
+        """
 
     def find(self, tag: str) -> list[ServingHandle]:
         """What carries this swarm's tag on the platform, recorded or not."""

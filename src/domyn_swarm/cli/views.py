@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -105,6 +106,7 @@ def show_swarm(swarm: SwarmSnapshot, output: Format) -> None:
                 ("endpoint", swarm.endpoint or "-"),
                 ("model", f"{swarm.model} ({swarm.engine} on {swarm.backend})"),
                 ("replicas", ready),
+                *([("expires", _moment(swarm.expires_at))] if swarm.expires_at else []),
             ]
         )
     )
@@ -129,7 +131,7 @@ def show_swarms(swarms: Sequence[SwarmSnapshot], output: Format) -> None:
             swarm.model,
             swarm.backend,
             swarm.endpoint or "-",
-            f"{swarm.created_at.astimezone():%Y-%m-%d %H:%M}",
+            _moment(swarm.created_at),
         )
     _print(table)
 
@@ -276,6 +278,10 @@ def _phase(swarm: SwarmSnapshot) -> str:
     if unseen or swarm.phase.value in ("failed", "stopping"):
         return swarm.phase.value
     return swarm.observed
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M}"
 
 
 def _replicas(replicas: Iterable[ReplicaSnapshot]) -> Table:

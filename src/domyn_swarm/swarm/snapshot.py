@@ -22,6 +22,7 @@ class ReplicaSnapshot(Record):
     requests_running: float | None = None
     requests_waiting: float | None = None
     node: str | None = None
+    expires_at: datetime | None = None  # when the platform ends it, or starts it anew
 
     @property
     def serving(self) -> bool:
@@ -71,6 +72,7 @@ class SwarmSnapshot(Record):
     min_ready: int
     replicas: tuple[ReplicaSnapshot, ...] = ()
     jobs: tuple[JobSnapshot, ...] = ()
+    expires_at: datetime | None = None  # when the last replica that runs now ends for its limit
     swarm_dir: str
     created_at: datetime
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from domyn_swarm.backends.endpoint.view import CollectorView, read_address, read_view
-from domyn_swarm.errors import SwarmError
+from domyn_swarm.errors import PlatformError, SwarmError
 from domyn_swarm.jobs.spec import JobProgress, JobResult
 from domyn_swarm.model import JobStatus, ReplicaReport, ReplicaState
 from domyn_swarm.paths import JobPaths
@@ -37,9 +38,25 @@ def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSn
         seen = readiness(swarm)()
     except SwarmError as error:
         seen = Observation(Phase.UNKNOWN, error.message)
-    view = read_view(swarm.paths)
-    replicas = tuple(_replica(view, index) for index in range(swarm.plan.layout.replicas))
+    view, ends = read_view(swarm.paths), _expiries(swarm)
+    replicas = tuple(
+        _replica(view, index).model_copy(update={"expires_at": ends.get(index)})
+        for index in range(swarm.plan.layout.replicas)
+    )
     return _snapshot(swarm, seen, replicas, jobs)
+
+
+def _expiries(swarm: LiveSwarm) -> dict[int, datetime]:
+    """When replicas end for their time limits, by index."""
+    try:
+        ends = swarm.backend.expiries(swarm.handle)
+    except PlatformError:
+        return {}
+    return {
+        part.index: ends[part.platform_id]
+        for part in swarm.handle.parts
+        if part.kind == "replica" and part.platform_id in ends
+    }
 
 
 def _snapshot(
@@ -65,6 +82,7 @@ def _snapshot(
         min_ready=plan.min_ready,
         replicas=replicas,
         jobs=tuple(jobs),
+        expires_at=max((one.expires_at for one in replicas if one.expires_at), default=None),
         swarm_dir=record.swarm_dir,
         created_at=record.created_at,
     )

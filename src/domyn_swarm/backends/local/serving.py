@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle
@@ -85,6 +86,10 @@ class LocalServing:
             else Observation(Phase.STOPPED, "has ended")
             for part in handle.parts
         }
+
+    def expiries(self, handle: ServingHandle) -> dict[str, datetime]:  # noqa: ARG002 - nothing expires
+        """See `ServingBackend.expiries`."""
+        return {}
 
     def find(self, tag: str) -> list[ServingHandle]:
         """See `ServingBackend.find`. Parts are what was launched, not what they started."""

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle
@@ -103,6 +104,11 @@ class SlurmServing:
             return dict.fromkeys(ids, Observation(Phase.UNKNOWN, error.message))
         gone = Observation(Phase.STOPPED, "Slurm does not know it any more")
         return {one: jobs[one].observation if one in jobs else gone for one in ids}
+
+    def expiries(self, handle: ServingHandle) -> dict[str, datetime]:
+        """See `ServingBackend.expiries`."""
+        jobs = self._slurm.jobs([part.platform_id for part in handle.parts])
+        return {one: job.limit for one, job in jobs.items() if job.going and job.limit is not None}
 
     def find(self, tag: str) -> list[ServingHandle]:
         """See `ServingBackend.find`. Jobs that are over are not told of."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from domyn_swarm.model import JobStatus
@@ -67,6 +68,14 @@ class SlurmJob(NamedTuple):
     def over(self) -> bool:
         """Whether nothing of it runs nor will."""
         return self.state in _ENDED or self.state in _FAILED
+
+    @property
+    def limit(self) -> datetime | None:
+        """When it reaches its time limit; None while it waits, and without one."""
+        try:
+            return datetime.fromisoformat(self.ends_at).astimezone(UTC)
+        except ValueError:
+            return None
 
     @property
     def observation(self) -> Observation:
