@@ -37,6 +37,6 @@ def test_up_submit_kill_submit_down(cli: CommandLine, tmp_path: Path) -> None:
     result = json.loads((Path(second["job_dir"]) / "result.json").read_text(encoding="utf-8"))
     assert result["rows_resumed"] >= 4
     assert result["requests"] == ROWS - result["rows_resumed"]
-    assert result["completion_tokens"] > 0
+    assert result["account"]["completion_tokens"] > 0
     cli.ok("down", "real")
     assert cli.processes() == []

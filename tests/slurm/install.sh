@@ -2,19 +2,27 @@
 # Debian's Slurm for the tests, where it is missing and can be installed.
 set -eu
 PATH="$PATH:/usr/sbin:/sbin"
+
+without() {
+	echo "slurm: $1; the tests on Slurm are skipped"
+	exit 0
+}
+
+missing=""
 for program in slurmctld slurmd munged squeue slurmdbd mariadbd; do
-	command -v "$program" >/dev/null || missing=1
+	command -v "$program" >/dev/null || missing="$missing $program"
 done
-[ -n "${missing:-}" ] || exit 0
-command -v apt-get >/dev/null || { echo "slurm: no apt-get here; the tests on Slurm are skipped"; exit 0; }
+[ -n "$missing" ] || exit 0
+command -v apt-get >/dev/null || without "there is no apt-get here"
 as_root=""
 if [ "$(id -u)" != 0 ]; then
-	sudo -n true 2>/dev/null || { echo "slurm: not root; the tests on Slurm are skipped"; exit 0; }
+	sudo -n true 2>/dev/null || without "this is not root"
 	as_root="sudo -n"
 fi
 echo "slurm: installing Debian's packages for the tests"
-export DEBIAN_FRONTEND=noninteractive
-apt="$as_root apt-get -qq -o DPkg::Lock::Timeout=120"
-$apt update
-# shellcheck disable=SC2086
-$apt install -y --no-install-recommends slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core >/dev/null
+apt() {
+	$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >/dev/null
+}
+apt update || without "apt-get update failed"
+apt install -y --no-install-recommends \
+	slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core || without "apt-get install failed"

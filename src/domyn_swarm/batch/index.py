@@ -20,7 +20,8 @@ from domyn_swarm.batch.row_keys import Digests, Fingerprint, RowKeys, agree, sea
 from domyn_swarm.batch.rows import RowValue
 from domyn_swarm.batch.segments import checkpoint_files, file_order, void_path
 
-_CACHED_FRAMES = 48
+_CACHED_FRAMES = 64
+_CACHED_VALUES = 12  # decoded, a megabyte or more each
 _ANSWERED = np.uint64(1 << 63)
 
 
@@ -111,7 +112,7 @@ class FrameFiles:
         else:
             descriptor = self._descriptors[self._file_of[frame]]
             self._values[frame] = read_values(descriptor, self.refs[frame])
-            if len(self._values) > _CACHED_FRAMES:
+            if len(self._values) > _CACHED_VALUES:
                 self._values.popitem(last=False)
         values = self._values[frame]
         return None if values is None else values[row]

@@ -29,7 +29,7 @@ SHARD_ROWS = 250_000
 
 IDENTITY_KEY = b"domyn_swarm.identity"
 _GROUP_ROWS = 64 * 1024
-_GROUP_BYTES = 64 * 1024 * 1024  # what is held in memory before it becomes a row group
+_GROUP_BYTES = 16 * 1024 * 1024  # what is held in memory before it becomes a row group
 _SHARD_NAME = re.compile(r"^part-\d{5,}\.parquet$")
 
 
