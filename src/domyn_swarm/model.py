@@ -147,7 +147,7 @@ class ExitRecord(Record):
     schema_version: Literal[1] = 1
     code: int | None  # None: ended by a signal
     signal: int | None = None  # the number
-    time_limit: bool = False  # the scheduler had warned of its end
+    time_limit: bool = False  # its time was up, or the scheduler had warned that it will be
     stopped: bool = False  # it had been told to end, whatever it ended by
     started_at: datetime
     ended_at: datetime

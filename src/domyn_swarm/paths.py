@@ -76,6 +76,11 @@ class JobPaths:
         return self.root / "job.sh"
 
     @property
+    def srun_log(self) -> Path:
+        """What `srun` said, of a job that is a step."""
+        return self.root / "srun.log"
+
+    @property
     def trace(self) -> Path:
         """How the run went, a line about every second: `trace.jsonl`."""
         return self.root / "trace.jsonl"
@@ -141,6 +146,16 @@ class SwarmPaths:
         return self.scripts / f"watchdog-{replica}.json"
 
     @property
+    def endpoint_script(self) -> Path:
+        """The batch script of the endpoint."""
+        return self.scripts / "endpoint.sh"
+
+    @property
+    def replica_script(self) -> Path:
+        """The batch script of the replicas."""
+        return self.scripts / "replicas.sh"
+
+    @property
     def endpoint_spec(self) -> Path:
         """What the endpoint program is told."""
         return self.scripts / "endpoint.json"
@@ -154,6 +169,20 @@ class SwarmPaths:
     def replicas(self) -> Path:
         """The collector's last view, for readers when it cannot be asked."""
         return self.root / "serving" / "replicas.json"
+
+    @property
+    def ended(self) -> Path:
+        """Why the swarm ended itself, once it has."""
+        return self.root / "serving" / "ended.json"
+
+    @property
+    def down_after(self) -> Path:
+        """The handles of the jobs after which the swarm ends itself."""
+        return self.root / "serving" / "down-after"
+
+    def expired(self, replica: int) -> Path:
+        """Left by a replica that ended for its time limit alone: it wants a successor."""
+        return self.root / "serving" / "expired" / str(replica)
 
     @property
     def router_manifest(self) -> Path:

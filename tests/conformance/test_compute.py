@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +21,8 @@ from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
 from domyn_swarm.backends.local import LocalCompute
 from domyn_swarm.backends.slurm import SlurmCompute
 from domyn_swarm.model import JobHandle, JobStatus
+from domyn_swarm.planning.resources import JobResources
+from slurm.cluster import SlurmCluster
 
 
 @dataclass(frozen=True)
@@ -28,37 +31,60 @@ class BackendUnderTest:
 
     name: str
     make: Callable[[], ComputeBackend]
+    asks: Mapping[str, Any] = field(default_factory=dict)  # of every spec
     gaps: Mapping[str, str] = field(default_factory=dict)
 
 
-BACKENDS = [BackendUnderTest("local", LocalCompute), BackendUnderTest("slurm", SlurmCompute)]
+SHARED_TAG = "tag-of-a-swarm"
+DETACHED = {"resources": JobResources(detached=True)}
+BACKENDS = [
+    BackendUnderTest("local", LocalCompute),
+    BackendUnderTest("slurm", SlurmCompute, DETACHED),
+    BackendUnderTest("slurm-step", SlurmCompute, {"tag": SHARED_TAG}),
+]
+ASKS: dict[str, Any] = {}  # of the backend under test
 SLURM = {"type": "slurm", "partition": "main", "endpoint": {"mem": "1000M", "cpus_per_task": 1}}
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda one: one.name)
 def backend(request: pytest.FixtureRequest) -> ComputeBackend:
     under_test: BackendUnderTest = request.param
-    if under_test.name == "slurm":
-        request.getfixturevalue("slurm")
+    if under_test.name.startswith("slurm"):
+        slurm: SlurmCluster = request.getfixturevalue("slurm")
+        if under_test.name == "slurm-step":
+            start_endpoint(slurm)
+    ASKS.clear()
+    ASKS.update(under_test.asks)
     case = request.node.originalname.removeprefix("test_")
     if case in under_test.gaps:
         request.applymarker(pytest.mark.xfail(strict=True, reason=under_test.gaps[case]))
     return under_test.make()
 
 
+def start_endpoint(slurm: SlurmCluster) -> str:
+    """An allocation as a swarm's endpoint has one; return its id once it runs."""
+    size = ["--ntasks=1", "--cpus-per-task=2", "--mem=1000M", "--time=10", "--output=/dev/null"]
+    comment = f"--comment=domyn-swarm/{SHARED_TAG}/endpoint"
+    command = ["sbatch", "--parsable", *size, comment, "--wrap=sleep 600"]
+    job = slurm.run(*command).stdout.strip()
+    until(lambda: slurm.run("squeue", "-h", "-j", job, "-o", "%T").stdout.strip() == "RUNNING")
+    return job
+
+
 def make_spec(folder: Path, program: str) -> ComputeSpec:
     job_id = f"job-{secrets.token_hex(4)}"
     job_dir = folder / job_id
     job_dir.mkdir()
-    return ComputeSpec(
-        job_id=job_id,
-        swarm="s",
-        tag=f"tag-{job_id}",
-        argv=(sys.executable, "-c", program),
-        cwd=str(folder),
-        job_dir=str(job_dir),
-        platform_options=SLURM,  # read by the backend that it is for
-    )
+    fields: dict[str, Any] = {
+        "job_id": job_id,
+        "swarm": "s",
+        "tag": f"tag-{job_id}",
+        "argv": (sys.executable, "-c", program),
+        "cwd": str(folder),
+        "job_dir": str(job_dir),
+        "platform_options": SLURM,  # read by the backend that it is for
+    }
+    return ComputeSpec(**{**fields, **ASKS})
 
 
 SLEEP = "import time; time.sleep(60)"
@@ -129,6 +155,16 @@ def test_waiting_ends_with_the_time_out(backend: ComputeBackend, tmp_path: Path)
     backend.cancel(handle)
 
 
+def test_a_job_whose_time_is_up_finishes_and_says_so(
+    backend: ComputeBackend, tmp_path: Path
+) -> None:
+    spec = make_spec(tmp_path, DRAINS)
+    resources = spec.resources.model_copy(update={"time_limit_s": 2.0})
+    handle = backend.submit(spec.model_copy(update={"resources": resources}))
+    assert backend.wait(handle, timeout_s=30) is JobStatus.TIMED_OUT
+    assert "drained" in log(handle)
+
+
 def test_cancel_ends_this_job_and_no_other(backend: ComputeBackend, tmp_path: Path) -> None:
     first = backend.submit(make_spec(tmp_path, DRAINS))
     second = backend.submit(make_spec(tmp_path, DRAINS))
@@ -167,7 +203,8 @@ def test_a_job_whose_handle_was_lost_is_found(backend: ComputeBackend, tmp_path:
     until(lambda: "on" in log(handle))
     found = backend.find(spec.job_id, spec.job_dir)
     assert found is not None
-    assert (found.platform_id, found.process) == (handle.platform_id, handle.process)
+    assert (found.platform_id, found.step) == (handle.platform_id, handle.step)
+    assert found.process == handle.process
     backend.cancel(found)
     ended = backend.find(spec.job_id, spec.job_dir)
     assert ended is not None

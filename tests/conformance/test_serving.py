@@ -24,6 +24,7 @@ from domyn_swarm.model import ReplicaState
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.builder import PlanBuilder
 from domyn_swarm.planning.context import DeploymentContext
+from domyn_swarm.planning.layout import lay_out
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Deadline, Observation, Phase, endpoint_probe, wait_until
 
@@ -160,6 +161,35 @@ def test_a_launched_swarm_serves_and_is_gone_when_deleted(
     assert deployment.backend.probe(handle).phase is Phase.STOPPED
     assert deployment.backend.find(deployment.context.tag) == []
     deployment.backend.delete(handle)  # idempotent
+
+
+def test_a_swarm_grows_and_shrinks(deploy: Callable[..., Deployment]) -> None:
+    deployment = deploy(replicas=2)
+    handle = deployment.up()
+    until(lambda: ready_replicas(deployment) == 2)
+
+    def scale(replicas: int) -> None:
+        layout = lay_out(replicas, 0, 4)
+        plan = deployment.plan.model_copy(update={"layout": layout})
+        write_private(deployment.paths.plan, plan.model_dump_json())
+        backend = deployment.backend
+        backend.scale(plan, deployment.context, handle, deployment.recorded.append)
+
+    def running() -> set[int]:
+        found = deployment.backend.find(deployment.context.tag)
+        return {part.index for one in found for part in one.parts if part.kind == "replica"}
+
+    scale(4)
+    scale(4)  # idempotent
+    assert running() == {0, 1, 2, 3}
+    assert {part.index for part in deployment.recorded if part.kind == "replica"} == {0, 1, 2, 3}
+    until(lambda: ready_replicas(deployment) == 4)
+    scale(1)
+    until(lambda: ready_replicas(deployment) == 1)
+    until(lambda: running() == {0})
+    view = read_view(deployment.paths)
+    assert view is not None
+    assert [report.replica for report in view.replicas] == [0]
 
 
 def test_what_was_never_launched_is_stopped(deploy: Callable[..., Deployment]) -> None:

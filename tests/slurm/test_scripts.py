@@ -41,6 +41,18 @@ def test_words_and_environment_arrive_unchanged(words: list[str], env: dict[str,
     assert json.loads(done.stdout) == {"argv": words, "env": env}
 
 
+@settings(max_examples=40)
+@given(words=st.lists(TEXT, max_size=4), env=st.dictionaries(NAMES, TEXT, max_size=4))
+def test_they_arrive_unchanged_in_a_step_too(
+    tmp_path_factory: pytest.TempPathFactory, words: list[str], env: dict[str, str]
+) -> None:
+    log = tmp_path_factory.mktemp("a 'folder'") / "$(x) out.log"
+    command = [sys.executable, "-c", TELL, *words]
+    step = BatchScript(name="n", comment="", output=log, command=command, env=env)
+    subprocess.run(["bash", "-c", step.render("step.sh.j2")], check=True, timeout=30)
+    assert json.loads(log.read_text()) == {"argv": words, "env": env}
+
+
 @pytest.mark.parametrize(
     "odd", ["a b", "it's", 'say "hi"', "back\\slash", "$HOME `id` $(id)", "#x;&|"]
 )

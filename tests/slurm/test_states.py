@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from domyn_swarm.backends.slurm.states import SlurmJob, latest, parse_queue
+from domyn_swarm.backends.slurm.states import SlurmJob, latest, parse_allocation, parse_queue
 from domyn_swarm.model import JobStatus
 from domyn_swarm.probing import Phase
 
@@ -45,10 +45,19 @@ def test_lines_of_squeue_and_sacct() -> None:
 nonsense
 """
     jobs = latest(parse_queue(text))
-    assert list(jobs) == ["7_0", "7_1", "8", "9"]
+    assert list(jobs) == ["7_0", "7_1", "8", "8.batch", "9"]
     assert (jobs["7_0"].node, jobs["7_0"].reason) == ("n1", "")
     assert (jobs["7_1"].reason, jobs["7_1"].waiting) == ("Resources", True)
     assert (jobs["8"].state, jobs["8"].comment, jobs["8"].node) == ("CANCELLED", "with | a bar", "")
+
+
+def test_what_a_job_has() -> None:
+    line = "JobId=5 EndTime=2026-11-24T00:07:53 NumCPUs=2 TRES=cpu=2,mem=7.50G,node=1 X=y"
+    seen = parse_allocation(line)
+    assert (seen.cpus, seen.memory_mb) == (2, 7680)
+    assert seen.ends_at is not None
+    unlimited = parse_allocation("JobId=5 EndTime=Unknown NumCPUs=1 TRES=cpu=1,node=1")
+    assert (unlimited.memory_mb, unlimited.ends_at) == (None, None)
 
 
 def test_of_a_requeued_job_the_last_line_counts() -> None:

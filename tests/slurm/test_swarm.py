@@ -17,10 +17,12 @@ from command_line import PROGRAM
 from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml
 from domyn_swarm.errors import LaunchError
 from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
+from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.factory import scheduler
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from slurm.cluster import SlurmCluster
 
@@ -100,6 +102,7 @@ def request(folder: Path, rows: int, **changes: Any) -> JobRequest:
         "input_columns": ("prompt",),
         "output": str(folder / "out.parquet"),
         "max_concurrency": 16,
+        "resources": JobResources(detached=True),
     }
     return JobRequest(**{**fields, **changes})
 
@@ -315,9 +318,11 @@ def test_a_machine_without_slurm_still_lists_its_swarms(
     service = up(wait=False)
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("PATH", "/nowhere")
+        scheduler().expect_change()
         [seen] = service.list()
         assert (seen.observed, seen.phase) == ("unknown", SwarmPhase.LAUNCHING)
         assert "not on PATH" in seen.detail
+    scheduler().expect_change()
     assert len(jobs_of(slurm)) == 3
 
 

@@ -5,16 +5,23 @@ Membership is proven by the conformance suite (`tests/conformance`).
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
+from domyn_swarm.errors import StateError
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, Record
+from domyn_swarm.paths import JobPaths
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.probing import Observation
+
+_TAIL_BYTES = 64 * 1024
 
 
 class Part(Record):
@@ -53,6 +60,23 @@ class ServingBackend(Protocol):
 
         Raises:
             PlatformError: something could not be started; what was started has been recorded.
+        """
+
+    def scale(
+        self,
+        plan: DeploymentPlan,
+        ctx: DeploymentContext,
+        handle: ServingHandle,
+        record: PartRecorder,
+    ) -> None:
+        """Bring what runs to the size of a plan that differs in it alone; idempotent.
+
+        Replicas of the plan that neither run nor wait are started, those beyond it are told to
+        drain; neither is waited for.
+
+        Raises:
+            StateError: a replica that is wanted again has not ended yet.
+            PlatformError: something could not be started; what was has been recorded.
         """
 
     def probe(self, handle: ServingHandle) -> Observation:
@@ -95,14 +119,20 @@ class ComputeSpec(Record):
     env: dict[str, str] = Field(default_factory=dict)  # no secrets: paths of key files only
     cwd: str
     job_dir: str
-    cpus: int | None = None
-    memory_gb: float | None = None
-    time_limit_s: float | None = None
+    resources: JobResources = JobResources()
     platform_options: dict[str, Any] = Field(default_factory=dict)  # the validated backend section
 
 
 class ComputeBackend(Protocol):
     """Work that talks to an endpoint."""
+
+    def check(self, spec: ComputeSpec) -> None:
+        """Refuse what the platform cannot give, before anything is recorded.
+
+        Raises:
+            ConfigError: it asks for what this platform has not.
+            PlatformError: the platform cannot be asked.
+        """
 
     def submit(self, spec: ComputeSpec) -> JobHandle:
         """Start the program so that it outlives the caller; its exit is recorded by a wrapper."""
@@ -124,6 +154,39 @@ class ComputeBackend(Protocol):
         Raises:
             PlatformError: it still runs.
         """
+
+
+def refuse_draining(left: Sequence[str]) -> None:
+    """Refuse to scale up while replicas that are wanted again have not ended.
+
+    Raises:
+        StateError: they have not.
+    """
+    if left:
+        raise StateError(
+            f"Replicas that were taken out have not ended yet: {', '.join(left)}.",
+            hint="They finish their requests first; try again in a while.",
+        )
+
+
+def exit_wrapper(python: str, spec: ComputeSpec, argv: Sequence[str]) -> list[str]:
+    """The command that runs a job's program under the wrapper that writes down how it ended."""
+    limit_s = spec.resources.time_limit_s
+    return [
+        *(python, "-m", "domyn_swarm.backends.exit_wrapper"),
+        *(() if limit_s is None else (f"--time-limit={limit_s:g}",)),
+        *(str(JobPaths(Path(spec.job_dir)).exit), spec.cwd, "--", *argv),
+    ]
+
+
+def read_tail(path: Path) -> str:
+    """The end of a log, as far as it says why something ended; nothing where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
 
 
 def read_exit(path: Path) -> ExitRecord | None:

@@ -1,8 +1,9 @@
 """Runs one program and writes down how it ended: the first truth about a job.
 
-    python -m domyn_swarm.backends.exit_wrapper EXIT_FILE CWD -- PROGRAM [ARGUMENT …]
+    python -m domyn_swarm.backends.exit_wrapper [--time-limit=S] EXIT_FILE CWD -- PROGRAM [ARG …]
 
-SIGTERM and SIGINT are handed on. The record (`model.ExitRecord`) appears whole or not at all;
+SIGTERM and SIGINT are handed on; when its time is up the program is told to end, and killed a
+minute later. The record (`model.ExitRecord`) appears whole or not at all;
 then the wrapper ends the same way as the program. Imports nothing heavy: it runs beside every job.
 """
 
@@ -22,10 +23,15 @@ from types import FrameType
 from domyn_swarm.paths import write_private
 
 _PR_SET_PDEATHSIG = 1
+_LIMIT = "--time-limit="
+_AFTER_LIMIT_S = 60.0
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the program; return its exit code, 128 + the number for a signal."""
+    limit_s = 0.0
+    if arguments and arguments[0].startswith(_LIMIT):
+        limit_s, arguments = float(arguments[0].removeprefix(_LIMIT)), arguments[1:]
     exit_path, folder, separator, *program = arguments
     if separator != "--" or not program:
         raise SystemExit(f"usage: exit_wrapper EXIT_FILE CWD -- PROGRAM …, not {arguments}")
@@ -38,10 +44,11 @@ def main(arguments: Sequence[str]) -> int:
         if child is not None:
             child.send_signal(_meaning(told))
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
         signal.signal(number, hand_on)
+    signal.setitimer(signal.ITIMER_REAL, limit_s, _AFTER_LIMIT_S)
     try:
-        child = subprocess.Popen(program, cwd=folder, preexec_fn=_end_with_parent)  # noqa: PLW1509 - no threads here
+        child = subprocess.Popen(program, cwd=folder, preexec_fn=_prepare)  # noqa: PLW1509 - no threads here
     except OSError as error:
         print(f"cannot start {program[0]}: {error}", file=sys.stderr)  # noqa: T201 - the job's log
         _record(Path(exit_path), 127, began, told)
@@ -54,16 +61,19 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _meaning(told: Sequence[int]) -> int:
-    """What the program is sent: SIGUSR1, the scheduler's warning, means SIGTERM to it, and who is
-    asked to end for the second time is killed.
+    """What the program is sent: SIGUSR1, the scheduler's warning, and SIGALRM, the end of its time,
+    mean SIGTERM to it, and who is asked to end for the second time is killed.
     """
-    if told.count(signal.SIGTERM) > 1:
+    if max(told.count(signal.SIGTERM), told.count(signal.SIGALRM)) > 1:
         return signal.SIGKILL
-    return signal.SIGTERM if told[-1] == signal.SIGUSR1 else told[-1]
+    return signal.SIGINT if told[-1] == signal.SIGINT else signal.SIGTERM
 
 
-def _end_with_parent() -> None:
-    """Should the wrapper be killed, the program is told to finish: nothing runs unwatched."""
+def _prepare() -> None:
+    """Should the wrapper be killed, the program is told to finish: nothing runs unwatched. The
+    warning, which Slurm sends to every process of a step, is the wrapper's to understand.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     except (OSError, AttributeError):  # not Linux
@@ -75,7 +85,7 @@ def _record(path: Path, code: int, began: datetime, told: Sequence[int]) -> None
         "schema_version": 1,
         "code": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
-        "time_limit": signal.SIGUSR1 in told,
+        "time_limit": signal.SIGUSR1 in told or signal.SIGALRM in told,
         "stopped": signal.SIGTERM in told or signal.SIGINT in told,
         "started_at": began.isoformat(),
         "ended_at": datetime.now(UTC).isoformat(),

@@ -8,19 +8,26 @@ import typer
 
 from domyn_swarm.cli.options import (
     ConcurrencyOption,
+    CpusOption,
     DetachOption,
     ExternalIdOption,
     HandleOption,
+    MailOption,
     MaxFailuresOption,
+    MemOption,
     NoProgressOption,
+    PlacementOption,
     RefArgument,
     RetriesOption,
+    RunHereOption,
     SwarmOption,
+    TimeOption,
     TimeoutOption,
     WorkersOption,
     chosen_job,
     concurrency_of,
     parse_json_object,
+    resources_of,
 )
 from domyn_swarm.cli.submit import follow
 
@@ -35,6 +42,12 @@ def resume(
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
     max_failures: MaxFailuresOption = None,
+    placement: PlacementOption = None,
+    run_here: RunHereOption = False,
+    cpus: CpusOption = None,
+    mem: MemOption = None,
+    time: TimeOption = None,
+    mail_user: MailOption = None,
     detach: DetachOption = False,
     no_progress: NoProgressOption = False,
 ) -> None:
@@ -54,6 +67,15 @@ def resume(
         retries=retries,
         timeout_s=timeout,
         max_failures=max_failures,
+        resources=resources_of(
+            detached=detach,
+            placement=placement,
+            run_here=run_here,
+            cpus=cpus,
+            mem=mem,
+            time=time,
+            mail_user=mail_user,
+        ),
     )
     which = chosen_job(ref, external_id, handle_json)
     handle = JobService().resume(which, swarm=name, changes=changes)
@@ -76,6 +98,12 @@ def retry_failed(
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
     max_failures: MaxFailuresOption = None,
+    placement: PlacementOption = None,
+    run_here: RunHereOption = False,
+    cpus: CpusOption = None,
+    mem: MemOption = None,
+    time: TimeOption = None,
+    mail_user: MailOption = None,
     detach: DetachOption = False,
     no_progress: NoProgressOption = False,
 ) -> None:
@@ -93,6 +121,15 @@ def retry_failed(
         retries=retries,
         timeout_s=timeout,
         max_failures=max_failures,
+        resources=resources_of(
+            detached=detach,
+            placement=placement,
+            run_here=run_here,
+            cpus=cpus,
+            mem=mem,
+            time=time,
+            mail_user=mail_user,
+        ),
     )
     which = chosen_job(ref, external_id, handle_json)
     handle = JobService().retry_failed(which, swarm=name, changes=changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from domyn_swarm.model import JobHandle
+    from domyn_swarm.planning.resources import JobResources
 
 
 class Format(StrEnum):
@@ -20,6 +22,13 @@ class Format(StrEnum):
     TABLE = "table"
     JSON = "json"
     YAML = "yaml"
+
+
+class Placement(StrEnum):
+    """Where a job of a Slurm swarm runs."""
+
+    STEP = "step"
+    JOB = "job"
 
 
 FormatOption = Annotated[
@@ -107,6 +116,66 @@ MaxFailuresOption = Annotated[
     str | None,
     typer.Option("--max-failures", metavar="N|P%", help="Stop when more rows than this fail."),
 ]
+
+PlacementOption = Annotated[
+    Placement | None,
+    typer.Option(
+        "--placement",
+        help="Share the endpoint's Slurm allocation (followed jobs do), or get one of its own.",
+    ),
+]
+RunHereOption = Annotated[
+    bool,
+    typer.Option("--run-here", help="Drive the endpoint from this machine, as a process of it."),
+]
+CpusOption = Annotated[int | None, typer.Option("--cpus", min=1, help="CPUs for the job.")]
+MemOption = Annotated[
+    str | None, typer.Option("--mem", metavar="SIZE", help="Memory for the job: 8G, 500M.")
+]
+TimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--time", metavar="LIMIT", help="When to end it: 12:00:00, 90 (minutes), 2-00:00:00."
+    ),
+]
+MailOption = Annotated[
+    str | None,
+    typer.Option("--mail-user", metavar="ADDRESS", help="Slurm mails there when it has ended."),
+]
+
+
+def resources_of(
+    *,
+    detached: bool,
+    placement: Placement | None,
+    run_here: bool,
+    cpus: int | None,
+    mem: str | None,
+    time: str | None,
+    mail_user: str | None,
+) -> JobResources:
+    """What the flags ask of the platform."""
+    from domyn_swarm.config.backends import memory_gb, time_limit_s
+    from domyn_swarm.planning.resources import JobResources
+
+    if run_here and placement is not None:
+        raise typer.BadParameter("--placement and --run-here exclude each other.")
+    try:
+        size = None if mem is None else memory_gb(mem)
+    except ValueError as error:
+        raise typer.BadParameter(f"--mem: {error}.") from None
+    try:
+        limit_s = None if time is None else time_limit_s(time)
+    except ValueError as error:
+        raise typer.BadParameter(f"--time: {error}.") from None
+    return JobResources(
+        detached=detached,
+        placement="here" if run_here else None if placement is None else placement.value,
+        cpus=cpus,
+        memory_gb=size,
+        time_limit_s=None if limit_s == math.inf else limit_s,
+        mail_user=mail_user,
+    )
 
 
 def chosen_format(output: Format, as_json: bool, as_yaml: bool) -> Format:

@@ -13,15 +13,22 @@ from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import (
     ConcurrencyOption,
     ConfigOption,
+    CpusOption,
     DetachOption,
+    MailOption,
     MaxFailuresOption,
+    MemOption,
     NoProgressOption,
+    PlacementOption,
     RetriesOption,
+    RunHereOption,
     SwarmOption,
+    TimeOption,
     TimeoutOption,
     WorkersOption,
     concurrency_of,
     parse_json_object,
+    resources_of,
     swarm_name,
 )
 from domyn_swarm.errors import EXIT_INTERRUPTED
@@ -129,6 +136,16 @@ def submit(
     no_checkpointing: Annotated[
         bool, typer.Option("--no-checkpointing", help="Leave no checkpoint behind.")
     ] = False,
+    placement: PlacementOption = None,
+    run_here: RunHereOption = False,
+    cpus: CpusOption = None,
+    mem: MemOption = None,
+    time: TimeOption = None,
+    mail_user: MailOption = None,
+    down_after: Annotated[
+        bool,
+        typer.Option("--down-after", help="Shut the swarm down when the job has ended."),
+    ] = False,
     detach: DetachOption = False,
     no_progress: NoProgressOption = False,
 ) -> None:
@@ -172,6 +189,16 @@ def submit(
         checkpoint_seconds=checkpoint_seconds,
         resume=not no_resume,
         checkpointing=not no_checkpointing,
+        down_after=down_after,
+        resources=resources_of(
+            detached=detach,
+            placement=placement,
+            run_here=run_here,
+            cpus=cpus,
+            mem=mem,
+            time=time,
+            mail_user=mail_user,
+        ),
     )
     follow(JobService().submit(request), detach=detach, no_progress=no_progress)
 

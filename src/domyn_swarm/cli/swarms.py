@@ -181,6 +181,29 @@ def down(
         )
 
 
+def scale(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The swarm.", autocompletion=complete_swarm)
+    ],
+    replicas: Annotated[int, typer.Argument(min=1, metavar="N", help="How many it shall run.")],
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Have a live swarm run N replicas; print how it stands.
+
+    Added ones join as they become ready; those beyond N finish their requests and give back their
+    GPUs. Neither is waited for: see `domyn-swarm status --watch`.
+
+    Example: domyn-swarm scale my-swarm 8
+    """
+    from domyn_swarm.cli.views import show_swarm
+    from domyn_swarm.services.swarms import SwarmService
+
+    form = chosen_format(output, as_json, as_yaml)
+    show_swarm(SwarmService().scale(name, replicas), form)
+
+
 def _agreed(what: str, everything: bool) -> bool:
     if interactive():
         return confirm(f"Stop {what}?")
@@ -293,6 +316,7 @@ def register(app: typer.Typer) -> None:
         ("up", up),
         ("status", status),
         ("down", down),
+        ("scale", scale),
         ("endpoint", endpoint),
         ("logs", logs),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
@@ -19,6 +20,8 @@ _TIME_LIMIT = re.compile(
     r"(?:(?P<days>\d+)-)(?P<h>\d+)(?::(?P<m>\d{1,2}))?(?::(?P<s>\d{1,2}))?"
     r"|(?:(?P<hours>\d+):(?=\d+:))?(?P<minutes>\d+)(?::(?P<seconds>\d{1,2}))?"
 )
+_MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[KMGT]?)B?", re.IGNORECASE)
+_GB = {"K": 1 / 1024**2, "M": 1 / 1024, "": 1 / 1024, "G": 1.0, "T": 1024.0}
 
 
 class Section(BaseModel):
@@ -71,12 +74,30 @@ def time_limit_s(value: str) -> float:
     return (minutes * 60 + part["s"] + part["seconds"]) or float("inf")
 
 
+def memory_gb(value: str) -> float:
+    """The gigabytes of a memory size as Slurm writes it: `8G`, `500M`; a bare number is megabytes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _MEMORY.fullmatch(value)
+    if found is None or not float(found["number"]):
+        raise ValueError("write a size like 8G or 500M")
+    return float(found["number"]) * _GB[found["unit"].upper()]
+
+
+def _memory(value: str) -> str:
+    memory_gb(value)
+    return value
+
+
 def _time_limit(value: str) -> str:
     time_limit_s(value)
     return value
 
 
 Env = Annotated[dict[str, str], AfterValidator(_environment)]
+Memory = Annotated[str, AfterValidator(_memory)]
 TimeLimit = Annotated[str, AfterValidator(_time_limit)]
 
 
@@ -92,7 +113,7 @@ class SlurmEndpointConfig(Section):
     partition: str | None = None
     qos: str | None = None
     cpus_per_task: int = Field(2, ge=1)
-    mem: str = "8G"
+    mem: Memory = "8G"
     wall_time: TimeLimit | None = None
     port: int | None = Field(None, ge=1, le=65535)
     timeout_s: float = Field(600.0, gt=0)
@@ -118,7 +139,9 @@ class SlurmConfig(Section):
     requeue: bool = True
     drain_before_end_s: int = Field(300, ge=0)
     packing: Literal["auto", "replica", "node"] = "auto"
-    mail_user: str | None = None
+    mail_user: str | None = Field(
+        default_factory=lambda: os.environ.get("DOMYN_SWARM_MAIL_USER") or None
+    )
     template_path: str | None = None
     requires_ray: bool = False
     ray_port: int = Field(6379, ge=1, le=65535)

@@ -139,7 +139,7 @@ class DomynLLMSwarmConfig(Section):
     args: Words = ()
     port: int = Field(8000, ge=1, le=65535)
     wait_endpoint_s: float = Field(1200.0, gt=0)
-    idle_timeout_s: Annotated[float | None, NotYet] = Field(None, gt=0)
+    idle_timeout_s: float | None = Field(None, gt=0)
     env: Env = Field(default_factory=dict)
     home_directory: AbsolutePath = Field(default_factory=home)
     engine_options: dict[str, Any] = Field(default_factory=dict)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from domyn_swarm.batch.row_keys import Fingerprint
 from domyn_swarm.model import JobAccount, Record
+from domyn_swarm.planning.resources import JobResources
 
 
 class JobSpec(Record):
@@ -48,6 +49,7 @@ class JobSpec(Record):
     resume: bool = True
     retry_failed: bool = False
     checkpointing: bool = True
+    resources: JobResources = JobResources()
     min_version: str  # of domyn-swarm, that of the submitter; the worker checks
 
 

@@ -45,6 +45,7 @@ class PlanBuilder:
             env={**platform_env, **config.env},
             home_directory=config.home_directory,
             wait_endpoint_s=config.wait_endpoint_s,
+            idle_timeout_s=config.idle_timeout_s,
             router=RouterPlan.model_validate(config.router.model_dump()),
             watchdog=WatchdogPlan.model_validate(config.watchdog.model_dump(exclude={"ray"})),
             backend_options=backend,

@@ -77,6 +77,7 @@ class DeploymentPlan(Record):
     env: dict[str, str]  # for engines, as the user wrote it
     home_directory: Path
     wait_endpoint_s: float
+    idle_timeout_s: float | None = None
     router: RouterPlan
     watchdog: WatchdogPlan
     backend_options: dict[str, Any] = Field(default_factory=dict)  # the validated backend section

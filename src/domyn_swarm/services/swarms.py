@@ -132,6 +132,10 @@ class SwarmService:
             return DownResult(name=name, stopped=False, error=error.message, hint=error.hint)
         return DownResult(name=name, stopped=True)
 
+    def scale(self, name: str, replicas: int) -> SwarmSnapshot:
+        """Have a swarm run so many replicas; see `SwarmLifecycle.scale`."""
+        return take_snapshot(SwarmLifecycle(self._store).scale(name, replicas))
+
     def endpoint(self, name: str | None) -> EndpointInfo:
         """How to talk to a swarm.
 

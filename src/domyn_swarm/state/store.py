@@ -97,6 +97,17 @@ class SwarmStore:
             row.updated_at = _text(utc_now())
             session.add(HandleRow(tag=tag, part_json=json.dumps(part)))
 
+    def set_plan(self, tag: str, plan_json: str) -> None:
+        """Record another plan of a live swarm.
+
+        Raises:
+            StateError: there is no swarm with this tag.
+        """
+        with self._session(writes=True) as session:
+            row = self._by_tag(session, tag)
+            row.plan_json = plan_json
+            row.updated_at = _text(utc_now())
+
     def set_phase(self, tag: str, phase: SwarmPhase, detail: str = "") -> None:
         """Move a swarm to another phase; a detail, where given, replaces the last one.
 

@@ -95,16 +95,18 @@ class DomynLLMSwarm:
             job: an instance of an importable class, or `"module:Class"`.
             input_path: the rows.
             output_path: where the answers go.
-            detach: return once it is submitted.
-            **options: the other fields of `JobRequest` (`id_column`, `max_concurrency`, …).
+            detach: return once it is submitted; on Slurm it has an allocation of its own.
+            **options: the other fields of `JobRequest` (`id_column`, `resources`, …).
 
         Raises:
             SwarmError: something is wrong with the job; nothing was asked.
             JobError: it did not come to its end (`detach=False`).
         """
         request = _request(job, str(input_path), str(output_path), options)
+        resources = request.resources.model_copy(update={"detached": detach})
+        changed = {"swarm": self.name, "resources": resources}
         submitter = JobSubmitter(self._store)
-        handle = submitter.submit(request.model_copy(update={"swarm": self.name}), self._live)
+        handle = submitter.submit(request.model_copy(update=changed), self._live)
         if not detach:
             ended = submitter.wait(self._store.job(handle.job_id), timeout_s=None)
             if ended.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from domyn_swarm.backends.base import ComputeBackend, Part, ServingBackend, ServingHandle
 from domyn_swarm.errors import ConfigError
@@ -11,9 +13,13 @@ from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.state import SwarmRecord
 
+if TYPE_CHECKING:
+    from domyn_swarm.backends.slurm.commands import Slurm
 
+
+@cache
 def serving_backend(platform: str) -> ServingBackend:
-    """The serving side of a platform.
+    """The serving side of a platform; one for the whole process, so that it asks once for all.
 
     Raises:
         ConfigError: this version has no such platform.
@@ -25,12 +31,13 @@ def serving_backend(platform: str) -> ServingBackend:
     if platform == "slurm":
         from domyn_swarm.backends.slurm import SlurmServing
 
-        return SlurmServing()
+        return SlurmServing(scheduler())
     raise _unknown(platform)
 
 
+@cache
 def compute_backend(platform: str) -> ComputeBackend:
-    """The compute side of a platform.
+    """The compute side of a platform, likewise.
 
     Raises:
         ConfigError: this version has no such platform.
@@ -42,8 +49,16 @@ def compute_backend(platform: str) -> ComputeBackend:
     if platform == "slurm":
         from domyn_swarm.backends.slurm import SlurmCompute
 
-        return SlurmCompute()
+        return SlurmCompute(scheduler())
     raise _unknown(platform)
+
+
+@cache
+def scheduler() -> Slurm:
+    """Slurm, for whoever in this process asks it."""
+    from domyn_swarm.backends.slurm.commands import Slurm
+
+    return Slurm()
 
 
 def _unknown(platform: str) -> ConfigError:
@@ -63,12 +78,14 @@ class LiveSwarm:
 
     @property
     def handle(self) -> ServingHandle:
-        """How the platform knows it."""
+        """How the platform knows it; replicas that were taken out are no part of it."""
+        parts = [Part.model_validate(part) for part in self.record.parts]
+        wanted = self.plan.layout.replicas
         return ServingHandle(
             platform=self.record.backend,
             tag=self.record.tag,
             swarm_dir=self.record.swarm_dir,
-            parts=tuple(Part.model_validate(part) for part in self.record.parts),
+            parts=tuple(part for part in parts if part.kind != "replica" or part.index < wanted),
         )
 
     def with_record(self, record: SwarmRecord) -> LiveSwarm:

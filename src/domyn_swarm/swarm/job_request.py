@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from domyn_swarm.model import Record
+from domyn_swarm.planning.resources import JobResources
 
 
 class JobRequest(Record):
@@ -40,6 +41,8 @@ class JobRequest(Record):
     checkpoint_seconds: float | None = Field(None, gt=0)
     resume: bool = True
     checkpointing: bool = True
+    resources: JobResources = JobResources()
+    down_after: bool = False  # the swarm ends itself once the job has ended
 
 
 class JobChanges(Record):
@@ -51,3 +54,4 @@ class JobChanges(Record):
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)
     max_failures: str | None = None
+    resources: JobResources = JobResources()  # what is not said here is as it was

@@ -25,6 +25,7 @@ from domyn_swarm.model import SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.builder import PlanBuilder
 from domyn_swarm.planning.context import DeploymentContext
+from domyn_swarm.planning.layout import lay_out
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import SwarmRecord, SwarmStore
@@ -50,13 +51,7 @@ class SwarmLifecycle:
         """
         plan = PlanBuilder(config, config.name or _generated_name(config.model)).build()
         serving_backend(plan.backend)
-        context = DeploymentContext(
-            tag=f"{plan.name}.{secrets.token_hex(6)}",
-            serving_spec=engines.get(plan.engine).serving_spec(plan),
-            timeout_s=plan.wait_endpoint_s,
-            interpreter=sys.executable,
-        )
-        return plan, context
+        return plan, _context(plan, f"{plan.name}.{secrets.token_hex(6)}")
 
     def up(
         self,
@@ -200,6 +195,40 @@ class SwarmLifecycle:
         self._store.set_phase(record.tag, SwarmPhase.STOPPED)
         return swarm.with_record(self._store.swarm(name))
 
+    def scale(self, name: str, replicas: int) -> LiveSwarm:
+        """Have a live swarm run so many replicas: more join as they become ready, those beyond
+        drain and end. Neither is waited for; doing it again completes what broke off.
+
+        Raises:
+            SwarmNotFound: there is none of that name.
+            StateError: it is not live, or a replica that is wanted again has not ended yet.
+            PlatformError: a replica could not be started.
+        """
+        swarm = self.attach(name)
+        if swarm.record.phase not in (SwarmPhase.LAUNCHING, SwarmPhase.READY):
+            raise StateError(
+                f"The swarm {name} is {swarm.record.phase.value} and cannot be scaled.",
+                hint="Bring it up: domyn-swarm up -c FILE -r N",
+            )
+        layout = lay_out(
+            replicas, swarm.plan.layout.gpus_per_replica, swarm.plan.layout.gpus_per_node
+        )
+        smaller = min(swarm.plan.min_ready, replicas)
+        plan = swarm.plan.model_copy(update={"layout": layout, "min_ready": smaller})
+        tag = swarm.record.tag
+
+        def attach(part: Part) -> None:
+            self._store.attach_part(tag, part.model_dump(mode="json"))
+
+        write_private(swarm.paths.plan, plan.model_dump_json(indent=2))
+        try:
+            swarm.backend.scale(plan, _context(plan, tag), swarm.handle, attach)
+        except StateError:
+            write_private(swarm.paths.plan, swarm.plan.model_dump_json(indent=2))
+            raise
+        self._store.set_plan(tag, plan.model_dump_json())
+        return rehydrate(self._store.swarm(name))
+
     def attach(self, name: str) -> LiveSwarm:
         """A swarm by its name, as it is now.
 
@@ -217,6 +246,15 @@ class SwarmLifecycle:
             self._store.set_phase(record.tag, SwarmPhase.READY)
             return swarm.with_record(self._store.swarm(record.name))
         return swarm
+
+
+def _context(plan: DeploymentPlan, tag: str) -> DeploymentContext:
+    return DeploymentContext(
+        tag=tag,
+        serving_spec=engines.get(plan.engine).serving_spec(plan),
+        timeout_s=plan.wait_endpoint_s,
+        interpreter=sys.executable,
+    )
 
 
 def _chosen_key() -> str | None:

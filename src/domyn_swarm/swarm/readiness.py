@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from domyn_swarm import engines
+from domyn_swarm.backends.base import read_tail
 from domyn_swarm.backends.endpoint.view import CollectorView, read_address, read_view
 from domyn_swarm.engines import Diagnosis
 from domyn_swarm.errors import LaunchError, NotReady, ReplicaFailed
@@ -13,16 +13,23 @@ from domyn_swarm.model import FINAL_REPLICA_STATES, ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
 from domyn_swarm.swarm.factory import LiveSwarm
 
-_TAIL_BYTES = 64 * 1024
-
 
 def readiness(swarm: LiveSwarm) -> Probe:
-    """Ready once the platform runs it, `min_ready` replicas report ready, and the URL answers."""
-    return all_of(
-        platform=lambda: swarm.backend.probe(swarm.handle),
-        replicas=lambda: _replicas(swarm),
-        endpoint=lambda: _endpoint(swarm),
-    )
+    """Ready once the platform runs it, `min_ready` replicas report ready, and the URL answers.
+
+    A platform that was last seen to queue it is behind what the replicas and the URL say.
+    """
+
+    def probe() -> Observation:
+        platform = swarm.backend.probe(swarm.handle)
+        replicas, endpoint = _replicas(swarm), _endpoint(swarm)
+        if platform.phase is Phase.QUEUED and replicas.phase is endpoint.phase is Phase.READY:
+            platform = Observation(Phase.READY)
+        return all_of(
+            platform=lambda: platform, replicas=lambda: replicas, endpoint=lambda: endpoint
+        )()
+
+    return probe
 
 
 def _replicas(swarm: LiveSwarm) -> Observation:
@@ -114,7 +121,7 @@ def _ended_unreported(swarm: LiveSwarm, seen: Observation) -> LaunchError:
     """A program of ours ended without a word to the collector: its own log must tell."""
     ended = sorted(ended_replicas(swarm))
     log = swarm.paths.watchdog_log(ended[0]) if ended else swarm.paths.endpoint_log
-    tail = _tail(log).strip().splitlines()
+    tail = read_tail(log).strip().splitlines()
     last = f" Its log ends with: {tail[-1]}" if tail else ""
     message = f"{swarm.record.name} did not come up: {seen.detail}.{last}"
     kind = ReplicaFailed if ended else LaunchError
@@ -138,14 +145,4 @@ def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport]) -> ReplicaFail
 def diagnosis(swarm: LiveSwarm, replica: int) -> Diagnosis | None:
     """What a replica's log says of its end."""
     engine = engines.get(swarm.plan.engine)
-    return engines.diagnose(engine.failure_patterns, _tail(swarm.paths.engine_log(replica)))
-
-
-def _tail(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
-            return file.read().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ""
+    return engines.diagnose(engine.failure_patterns, read_tail(swarm.paths.engine_log(replica)))

@@ -12,6 +12,7 @@ import socket
 import psutil
 
 from domyn_swarm.backends.base import Part
+from domyn_swarm.backends.endpoint.view import read_ended
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import SwarmPhase
@@ -51,7 +52,9 @@ def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
     seen = swarm.backend.probe(swarm.handle)
     if seen.phase is not Phase.STOPPED or being_launched(swarm) or swarm.backend.find(record.tag):
         return record
-    store.set_stopped(record.tag, f"{record.phase.value}, then ended: {seen.detail}")
+    ended = read_ended(swarm.paths, record.tag)
+    why = f"{record.phase.value}, then ended: {seen.detail}"
+    store.set_stopped(record.tag, why if ended is None else f"ended itself: {ended.reason}")
     return store.swarm(record.name)
 
 

@@ -41,7 +41,15 @@ class JobSubmitter:
             PlatformError: the worker could not be started; the job is recorded as failed.
         """
         spec, paths = self._spec(request, swarm)
-        return self._start(spec, paths, swarm, request.external_id)
+        if request.down_after and swarm is None:
+            raise ConfigError(
+                "There is no swarm to shut down after the job: take out --down-after."
+            )
+        handle = self._start(spec, paths, swarm, request.external_id)
+        if request.down_after and swarm is not None:
+            file = swarm.paths.down_after / f"{handle.job_id}.json"
+            write_private(file, handle.model_dump_json())
+        return handle
 
     def resubmit(
         self,
@@ -79,6 +87,7 @@ class JobSubmitter:
         job_id = _new_id()
         again = {"job_id": job_id, "resume": True, "retry_failed": retry_failed}
         changed = changes.model_dump(exclude_none=True)
+        changed["resources"] = {**known.resources.model_dump(), **changed["resources"]}
         paths = JobPaths(home() / "jobs" / job_id) if swarm is None else swarm.paths.job(job_id)
         spec = JobSpec.model_validate({**known.model_dump(), **changed, **where, **again})
         return self._start(spec, paths, swarm, record.external_id)
@@ -89,12 +98,14 @@ class JobSubmitter:
         from domyn_swarm.jobs.preparation import prepare
 
         prepare(spec)
+        record = _record(spec, paths, swarm, external_id)
+        compute, backend = _compute_spec(record, spec, swarm), self._backend(record)
+        backend.check(compute)
         private_dir(paths.root)
         write_private(paths.spec, spec.model_dump_json(indent=2))
-        record = _record(spec, paths, swarm, external_id)
         self._store.create_job(record)
         try:
-            handle = compute_backend(record.platform).submit(_compute_spec(record, swarm))
+            handle = backend.submit(compute)
         except BaseException:
             self._store.set_job_status(spec.job_id, JobStatus.FAILED)
             raise
@@ -112,7 +123,10 @@ class JobSubmitter:
             paths = JobPaths(home() / "jobs" / job_id)
             where = _endpoint_access(request, paths)
         asked = request.model_dump(
-            exclude={"swarm", "endpoint", "model", "input", "output", "name", "external_id"}
+            exclude={
+                *("swarm", "endpoint", "model", "input", "output", "name", "external_id"),
+                "down_after",
+            }
         )
         checkpoint_root = asked.pop("checkpoint_dir") or checkpoints_dir()
         spec = JobSpec.model_validate(
@@ -272,12 +286,13 @@ def spec_of(record: JobRecord) -> JobSpec:
 def _record(
     spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
 ) -> JobRecord:
+    here = spec.resources.placement == "here"
     return JobRecord(
         job_id=spec.job_id,
         external_id=external_id,
         name=spec.name,
         swarm=None if swarm is None else swarm.record.name,
-        platform="local" if swarm is None else swarm.record.backend,
+        platform="local" if swarm is None or here else swarm.record.backend,
         status=JobStatus.PENDING,
         job_dir=str(paths.root),
         input=spec.input,
@@ -286,7 +301,7 @@ def _record(
     )
 
 
-def _compute_spec(record: JobRecord, swarm: LiveSwarm | None) -> ComputeSpec:
+def _compute_spec(record: JobRecord, spec: JobSpec, swarm: LiveSwarm | None) -> ComputeSpec:
     return ComputeSpec(
         job_id=record.job_id,
         swarm=record.swarm,
@@ -295,5 +310,6 @@ def _compute_spec(record: JobRecord, swarm: LiveSwarm | None) -> ComputeSpec:
         argv=(sys.executable, "-m", "domyn_swarm.jobs.worker", record.job_dir),
         cwd=str(Path.cwd()),
         job_dir=record.job_dir,
+        resources=spec.resources,
         platform_options={} if swarm is None else swarm.plan.backend_options,
     )

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from domyn_swarm.backends.base import read_tail
 from domyn_swarm.backends.endpoint.view import CollectorView, read_address, read_view
 from domyn_swarm.errors import PlatformError, SwarmError
 from domyn_swarm.jobs.spec import JobProgress, JobResult
@@ -148,8 +149,5 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
 
 
 def _last_line(path: Path) -> str | None:
-    try:
-        lines = path.read_text(errors="replace").strip().splitlines()
-    except FileNotFoundError:
-        return None
+    lines = read_tail(path).strip().splitlines()
     return lines[-1][-500:] if lines else None

@@ -1,4 +1,4 @@
-"""`python -m domyn_swarm.backends.endpoint SWARM_DIR`."""
+"""`python -m domyn_swarm.backends.endpoint SWARM_DIR [local|slurm]`: on which platform it runs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,28 @@ import sys
 from pathlib import Path
 
 from domyn_swarm import logs
-from domyn_swarm.backends.endpoint.program import main
+from domyn_swarm.backends.endpoint.program import load_spec, main
+from domyn_swarm.backends.endpoint.supervision import Platform
 from domyn_swarm.errors import SwarmError
+from domyn_swarm.paths import SwarmPaths
+
+
+def _platform(name: str | None, paths: SwarmPaths) -> Platform | None:
+    if name == "local":
+        from domyn_swarm.backends.local.platform import LocalPlatform
+
+        return LocalPlatform(paths, load_spec(paths).tag)
+    if name == "slurm":
+        from domyn_swarm.backends.slurm.platform import SlurmPlatform
+
+        return SlurmPlatform(paths, load_spec(paths).tag)
+    return None
+
 
 logs.configure("INFO")
 try:
-    main(Path(sys.argv[1]))
+    folder = SwarmPaths(Path(sys.argv[1]))
+    main(folder, _platform(sys.argv[2] if len(sys.argv) > 2 else None, folder))
 except SwarmError as error:
     sys.stderr.write(f"{error}\n")
     sys.exit(error.exit_code)

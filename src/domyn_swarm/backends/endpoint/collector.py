@@ -162,6 +162,10 @@ class Collector:
         """Whether some replica may have requests in flight."""
         return any(report.state in _AT_WORK for report in self._table.reports())
 
+    def resize(self, replicas: int) -> None:
+        """So many replicas are wanted from now on."""
+        self._table.resize(replicas)
+
     def view(self) -> CollectorView:
         """What is believed now."""
         return CollectorView(

@@ -9,15 +9,17 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import aiohttp
 import psutil
 from aiohttp import web
 
 from domyn_swarm.backends.endpoint import connections, ports
+from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.router import Router, RouterSettings
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.supervision import Platform, Supervision
 from domyn_swarm.backends.endpoint.view import EndpointAddress
 from domyn_swarm.errors import StateError
 from domyn_swarm.logs import get_logger
@@ -32,6 +34,7 @@ ADDRESS_VARIABLE = "DOMYN_SWARM_NODE_ADDRESS"  # where others reach this node, i
 _BACKOFF_FIRST_S = 0.5
 _BACKOFF_MAX_S = 10.0
 _STABLE_S = 60.0
+_METRICS_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 
 
 def load_spec(paths: SwarmPaths) -> EndpointSpec:
@@ -61,6 +64,7 @@ class RouterProcess:
         self._moved = moved
         self._host = spec.host or "0.0.0.0"  # noqa: S104 - no address given: every interface
         self._port = ports.router_port(self._host, spec.port)
+        self._metrics_port = 0
         self._process: asyncio.subprocess.Process | None = None
 
     async def run(self) -> None:
@@ -78,10 +82,11 @@ class RouterProcess:
                 self._port = ports.free_port(self._host)
 
     async def _once(self) -> int:
+        self._metrics_port = ports.free_port("127.0.0.1")
         settings = RouterSettings(
             host=self._host,
             port=self._port,
-            metrics_port=ports.free_port("127.0.0.1"),
+            metrics_port=self._metrics_port,
             manifest=self._paths.router_manifest,
             shutdown_grace_s=SHUTDOWN_GRACE_S,
             **self._spec.model_dump(include=set(RouterSettings.model_fields) - {"host", "port"}),
@@ -96,6 +101,18 @@ class RouterProcess:
             )
         _log.info("the router is process %d on port %d", self._process.pid, self._port)
         return await self._process.wait()
+
+    async def activity(self) -> Activity | None:
+        """What the router says of its use; None when it cannot be asked."""
+        url = f"http://127.0.0.1:{self._metrics_port}/metrics"
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=_METRICS_TIMEOUT) as session,
+                session.get(url) as reply,
+            ):
+                return self._router.activity(await reply.text())
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
 
     async def stop(self, *, at_work: bool) -> None:
         """SIGTERM, and SIGKILL when requests in flight do not end within the grace period; SIGKILL
@@ -115,8 +132,10 @@ class RouterProcess:
             await process.wait()
 
 
-async def serve(paths: SwarmPaths, spec: EndpointSpec, router: Router) -> None:
-    """Serve until SIGTERM or SIGINT.
+async def serve(
+    paths: SwarmPaths, spec: EndpointSpec, router: Router, platform: Platform | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT, or until the swarm has ended itself: only with a `platform`.
 
     Raises:
         PlatformError: the configured port is taken.
@@ -139,6 +158,9 @@ async def serve(paths: SwarmPaths, spec: EndpointSpec, router: Router) -> None:
         asyncio.create_task(collector.keep_files()),
         asyncio.create_task(collector.keep_checking()),
     ]
+    if platform is not None:
+        supervision = Supervision(paths, platform, collector, process.activity)
+        tasks.append(asyncio.create_task(supervision.run()))
     stopped = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
     _log.info("stopping")
@@ -168,8 +190,8 @@ def _write_address(paths: SwarmPaths, spec: EndpointSpec, port: int, collector_p
     write_private(paths.endpoint, address.model_dump_json(indent=2))
 
 
-def main(swarm_dir: Path) -> None:
-    """Run the endpoint of the swarm in `swarm_dir` until it is told to stop.
+def main(paths: SwarmPaths, platform: Platform | None = None) -> None:
+    """Run the endpoint of the swarm in a folder until it is told to stop, or the swarm is.
 
     Raises:
         StateError: the folder holds no usable spec.
@@ -178,5 +200,4 @@ def main(swarm_dir: Path) -> None:
     from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 
     os.umask(0o077)
-    paths = SwarmPaths(swarm_dir)
-    asyncio.run(serve(paths, load_spec(paths), SmgRouter()))
+    asyncio.run(serve(paths, load_spec(paths), SmgRouter(), platform))

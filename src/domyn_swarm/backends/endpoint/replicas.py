@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 
-from domyn_swarm.model import ReplicaReport, ReplicaState
+from domyn_swarm.model import FINAL_REPLICA_STATES, ReplicaReport, ReplicaState
 
 _INCARNATIONS_KEPT = 16
 
@@ -24,11 +24,16 @@ class ReplicaTable:
     """The last report of each replica. `now` is seconds of the caller's monotonic clock."""
 
     def __init__(self, replicas: int, stale_after_s: float) -> None:
-        self._replicas = replicas
+        self._wanted = self._replicas = replicas
         self._stale_after_s = stale_after_s
         self._reports: dict[int, ReplicaReport] = {}
         self._heard_at: dict[int, float] = {}
         self._incarnations: dict[int, list[str]] = {}  # newest last
+
+    def resize(self, replicas: int) -> None:
+        """So many are wanted from now on. Those beyond are heard until they have ended."""
+        self._wanted = replicas
+        self._replicas = max(self._replicas, replicas)
 
     def take(self, report: ReplicaReport, now: float, at: datetime) -> Verdict:
         """Believe a report unless it is of the past; `at` is noted as its time."""
@@ -61,7 +66,11 @@ class ReplicaTable:
 
     def reports(self) -> tuple[ReplicaReport, ...]:
         """The last report of every replica that has reported, in order."""
-        return tuple(self._reports[index] for index in sorted(self._reports))
+        return tuple(
+            report
+            for index, report in sorted(self._reports.items())
+            if index < self._wanted or report.state not in FINAL_REPLICA_STATES
+        )
 
     def serving(self, now: float) -> tuple[str, ...]:
         """Where requests may be sent: replicas that are ready and were heard of lately."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.model import Record
 
 
@@ -41,3 +42,6 @@ class Router(Protocol):
 
     def manifest(self, urls: Sequence[str]) -> str:
         """The manifest that lists these replicas."""
+
+    def activity(self, metrics: str) -> Activity:
+        """What its metrics (Prometheus text) say of its use."""

@@ -28,15 +28,19 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.router import RouterSettings
 
 _DAY_S = 86_400  # requests end by the clients' own time-outs, not by the router's
 _PR_SET_PDEATHSIG = 1
+_POSTS = re.compile(r'^smg_http_requests_total\{method="POST"[^}]*\} (\S+)', re.M)
+_ACTIVE = re.compile(r"^smg_worker_requests_active\{[^}]*\} (\S+)", re.M)
 
 
 class SmgRouter:
@@ -51,6 +55,15 @@ class SmgRouter:
     def manifest(self, urls: Sequence[str]) -> str:
         """See `Router.manifest`."""
         return json.dumps({"version": 1, "workers": [{"url": url} for url in urls]}, indent=2)
+
+    def activity(self, metrics: str) -> Activity:
+        """See `Router.activity`. Requests for answers are all POST; the metric of a request that is
+        being answered belongs to its replica.
+        """
+        return Activity(
+            requests=sum(map(float, _POSTS.findall(metrics))),
+            in_flight=sum(map(float, _ACTIVE.findall(metrics))),
+        )
 
 
 def router_arguments(settings: RouterSettings, api_key: str) -> dict[str, Any]:

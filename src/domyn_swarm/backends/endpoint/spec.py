@@ -20,12 +20,13 @@ class EndpointSpec(Record):
     tag: str  # of the swarm: a view that another swarm of the same name left is not believed
     host: str  # to listen on and be reached at; empty: every interface, the node's own name
     port: int | None  # None: any free one
-    replicas: int  # reports of others are refused
+    replicas: int  # reports of others are refused; `scale` rewrites it
     stale_after_s: float  # a replica that has not reported for so long serves no more
     health_path: str  # of the engines
     metrics_path: str | None = None
     running_metric: str | None = None
     waiting_metric: str | None = None
+    idle_timeout_s: float | None = None  # unused for so long, the swarm ends itself
     policy: str
     max_concurrent: int
     queue_size: int
@@ -51,6 +52,7 @@ def build_endpoint_spec(
         metrics_path=ctx.serving_spec.metrics_path,
         running_metric=ctx.serving_spec.running_metric,
         waiting_metric=ctx.serving_spec.waiting_metric,
+        idle_timeout_s=plan.idle_timeout_s,
         api_key_file=paths.api_key,
         collector_key_file=paths.collector_key,
         **plan.router.model_dump(),

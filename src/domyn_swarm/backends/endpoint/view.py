@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from domyn_swarm.model import ProcessId, Record, ReplicaReport, utc_now
 from domyn_swarm.paths import SwarmPaths
@@ -27,6 +28,24 @@ class CollectorView(Record):
     taken_at: datetime
     stale_after_s: float  # a report older than this at `taken_at` is not to be believed
     tag: str = ""  # of the swarm
+
+
+class Ended(Record):
+    """Why a swarm ended itself: `serving/ended.json`."""
+
+    schema_version: Literal[1] = 1
+    tag: str  # of the swarm; another one of the same name left it
+    reason: str
+    at: datetime
+
+
+def read_ended(paths: SwarmPaths, tag: str) -> Ended | None:
+    """Why the swarm of this tag ended itself, if it did."""
+    try:
+        ended = Ended.model_validate_json(paths.ended.read_text())
+    except (OSError, ValueError):
+        return None
+    return ended if ended.tag == tag else None
 
 
 def read_address(paths: SwarmPaths) -> EndpointAddress | None:

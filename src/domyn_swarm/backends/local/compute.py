@@ -6,9 +6,9 @@ import signal
 import sys
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec, read_exit
+from domyn_swarm.backends.base import ComputeSpec, exit_wrapper, read_exit
 from domyn_swarm.backends.local import processes
-from domyn_swarm.errors import PlatformError
+from domyn_swarm.errors import ConfigError, PlatformError
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, utc_now
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
@@ -20,14 +20,28 @@ _WRITES_DOWN_S = 5.0  # for the wrapper to record how a killed program ended
 class LocalCompute:
     """See `ComputeBackend`. Each job is a session of its own under an exit wrapper."""
 
+    def check(self, spec: ComputeSpec) -> None:
+        """See `ComputeBackend.check`. A process has this machine, for as long as it may."""
+        given = spec.resources.model_dump(exclude_none=True)
+        free = {
+            "detached",
+            "time_limit_s",
+            *(["placement"] if given.get("placement") == "here" else []),
+        }
+        asked = given.keys() - free
+        if asked:
+            raise ConfigError(
+                f"The local backend gives jobs no {' and no '.join(sorted(asked))} of their own.",
+                hint="Leave it out: a job is a process of this machine.",
+            )
+
     def submit(self, spec: ComputeSpec) -> JobHandle:
         """See `ComputeBackend.submit`."""
         paths = JobPaths(Path(spec.job_dir))
         env = {**spec.env, processes.JOB: spec.job_id}
         if spec.tag is not None:
             env[processes.TAG] = spec.tag
-        wrapper = [sys.executable, "-m", "domyn_swarm.backends.exit_wrapper"]
-        argv = [*wrapper, str(paths.exit), spec.cwd, "--", *spec.argv]
+        argv = exit_wrapper(sys.executable, spec, spec.argv)
         process = processes.spawn(argv, env, paths.log)
         handle = _handle(spec.job_id, spec.job_dir, process)
         return handle.model_copy(update={"swarm": spec.swarm, "external_id": spec.external_id})

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterable
+import signal
 from datetime import datetime
 from pathlib import Path
 
-from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle
-from domyn_swarm.backends.endpoint.spec import build_endpoint_spec
+from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
+from domyn_swarm.backends.endpoint.spec import EndpointSpec, build_endpoint_spec
+from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, watchdog_source
 from domyn_swarm.errors import PlatformError
@@ -36,8 +36,7 @@ class LocalServing:
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         private_dir(paths.scripts)
         shutil.copyfile(watchdog_source(), paths.watchdog_program)
-        spec = build_endpoint_spec(plan, ctx, paths, host=HOST)
-        write_private(paths.endpoint_spec, spec.model_dump_json(indent=2))
+        _write_endpoint_spec(plan, ctx, paths)
         parts = [self._start_endpoint(ctx, paths)]
         record(parts[0])
         for replica in range(plan.layout.replicas):
@@ -47,8 +46,34 @@ class LocalServing:
             platform="local", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
         )
 
+    def scale(
+        self,
+        plan: DeploymentPlan,
+        ctx: DeploymentContext,
+        handle: ServingHandle,
+        record: PartRecorder,
+    ) -> None:
+        """See `ServingBackend.scale`."""
+        paths = SwarmPaths(Path(handle.swarm_dir))
+        wanted = plan.layout.replicas
+        running = {
+            part.index: part
+            for found in self.find(handle.tag)
+            for part in found.parts
+            if part.kind == "replica"
+        }
+        before = EndpointSpec.model_validate_json(paths.endpoint_spec.read_text()).replicas
+        refuse_draining([running[one].platform_id for one in running if before <= one < wanted])
+        for replica in range(wanted):
+            visible_gpus(plan.layout.gpus_per_replica, replica)
+        _write_endpoint_spec(plan, ctx, paths)
+        for replica in sorted(set(range(wanted)) - running.keys()):
+            record(self._start_replica(plan, ctx, paths, replica))
+        surplus = [part.process for index, part in running.items() if index >= wanted]
+        processes.send([one for one in surplus if one is not None], signal.SIGTERM)
+
     def _start_endpoint(self, ctx: DeploymentContext, paths: SwarmPaths) -> Part:
-        argv = [ctx.interpreter, "-m", "domyn_swarm.backends.endpoint", str(paths.root)]
+        argv = [ctx.interpreter, "-m", "domyn_swarm.backends.endpoint", str(paths.root), "local"]
         env = {**ctx.shared_env, processes.TAG: ctx.tag, processes.PART: "endpoint-0"}
         return _part("endpoint", 0, processes.spawn(argv, env, paths.endpoint_log))
 
@@ -108,22 +133,16 @@ class LocalServing:
     def delete(self, handle: ServingHandle) -> None:
         """See `ServingBackend.delete`."""
 
-        def tagged() -> dict[ProcessId, str]:
-            found = processes.carrying(processes.TAG, handle.tag)
-            return {process: _kind(env) for process, env in found.items()}
-
-        def leaders(kind: str) -> list[ProcessId]:
-            of_kind = [process for process, one in tagged().items() if one == kind]
-            return [process for process in of_kind if processes.leads_a_session(process)]
+        def tagged() -> set[ProcessId]:
+            return set(processes.carrying(processes.TAG, handle.tag))
 
         # Noted while their leaders live: a router shows no tag.
         sessions = {process.pid for process in tagged() if processes.leads_a_session(process)}
-        processes.end(lambda: leaders("job"), grace_s=_JOB_GRACE_S)
-        processes.end(lambda: leaders("replica"), grace_s=self._replica_grace_s(handle))
-        processes.end(lambda: leaders("endpoint"), grace_s=_ENDPOINT_GRACE_S)
+        end_jobs_and_replicas(handle.tag, SwarmPaths(Path(handle.swarm_dir)))
+        processes.end(lambda: _leaders(handle.tag, "endpoint"), grace_s=_ENDPOINT_GRACE_S)
 
         def rest() -> set[ProcessId]:
-            return {*tagged(), *processes.in_sessions(sessions)}
+            return tagged() | set(processes.in_sessions(sessions))
 
         if not processes.end(rest, grace_s=1.0):
             left = ", ".join(str(process.pid) for process in rest())
@@ -132,15 +151,31 @@ class LocalServing:
                 hint="They do not end on SIGKILL; see `ps`, then run `domyn-swarm down` again.",
             )
 
-    def _replica_grace_s(self, handle: ServingHandle) -> float:
-        """How long a watchdog may take: to drain, and to hand SIGTERM and SIGKILL on."""
-        try:
-            plan = DeploymentPlan.model_validate_json(
-                SwarmPaths(Path(handle.swarm_dir)).plan.read_text()
-            )
-        except (OSError, ValueError):  # a crash before it was written
-            return _REPLICA_MARGIN_S
-        return 2 * plan.watchdog.kill_grace_seconds + _REPLICA_MARGIN_S
+
+def end_jobs_and_replicas(tag: str, paths: SwarmPaths) -> None:
+    """End everything of a swarm but its endpoint: jobs first, so that they flush."""
+    processes.end(lambda: _leaders(tag, "job"), grace_s=_JOB_GRACE_S)
+    processes.end(lambda: _leaders(tag, "replica"), grace_s=_replica_grace_s(paths))
+
+
+def _leaders(tag: str, kind: str) -> list[ProcessId]:
+    found = processes.carrying(processes.TAG, tag)
+    of_kind = [process for process, env in found.items() if _kind(env) == kind]
+    return [process for process in of_kind if processes.leads_a_session(process)]
+
+
+def _replica_grace_s(paths: SwarmPaths) -> float:
+    """How long a watchdog may take: to drain, and to hand SIGTERM and SIGKILL on."""
+    try:
+        plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
+    except (OSError, ValueError):  # a crash before it was written
+        return _REPLICA_MARGIN_S
+    return 2 * plan.watchdog.kill_grace_seconds + _REPLICA_MARGIN_S
+
+
+def _write_endpoint_spec(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths) -> None:
+    spec = build_endpoint_spec(plan, ctx, paths, host=HOST)
+    write_private(paths.endpoint_spec, spec.model_dump_json(indent=2))
 
 
 def _part(kind: str, index: int, process: ProcessId) -> Part:
@@ -157,26 +192,3 @@ def _kind(environment: dict[str, str]) -> str:
     if processes.JOB in environment:
         return "job"
     return environment.get(processes.PART, "").partition("-")[0] or "replica"
-
-
-def visible_gpus(gpus_per_replica: int, replica: int) -> dict[str, str]:
-    """The replica's own slice of this machine's GPUs, or of those the caller left visible.
-
-    Raises:
-        PlatformError: too few are visible.
-    """
-    if not gpus_per_replica:
-        return {}
-    first = replica * gpus_per_replica
-    wanted: Iterable[int] = range(first, first + gpus_per_replica)
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is None:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, wanted))}
-    devices = [one for one in allowed.split(",") if one.strip()][first : first + gpus_per_replica]
-    if len(devices) < gpus_per_replica:
-        raise PlatformError(
-            f"Replica {replica} needs {gpus_per_replica} GPUs, but CUDA_VISIBLE_DEVICES leaves "
-            f"{len(devices)} for it.",
-            hint="Lower replicas or gpus_per_replica, or make more GPUs visible.",
-        )
-    return {"CUDA_VISIBLE_DEVICES": ",".join(devices)}

@@ -3,89 +3,140 @@
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from domyn_swarm.backends.slurm.looking import Jobs, Look
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
+    STEP_FORMAT,
+    Allocation,
     SlurmJob,
     latest,
+    parse_allocation,
     parse_queue,
 )
 from domyn_swarm.errors import CommandMissing, PlatformUnavailable, SubmitRejected
 
 _TIMEOUT_S = 60.0
-_FRESH_S = 1.0
 _UNREACHABLE = re.compile(
     r"unable to contact slurm controller|socket timed out|connection refused|slurmctld.*not respond"
     r"|unable to establish a configuration source|transport endpoint is not connected",
     re.IGNORECASE,
 )
-TAG_PREFIX = "domyn-swarm"
+_STEERS = re.compile(r"(?:SLURM|SBATCH|SRUN|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
+_KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
 
 
-def comment_of(tag: str, what: str) -> str:
-    """What a job carries to be found by its swarm's tag: `endpoint`, `replica` or `job/ID`."""
-    return f"{TAG_PREFIX}/{tag}/{what}"
+def submitting_environment() -> dict[str, str]:
+    """Ours, without the variables that change what Slurm's commands do: those of the job that we
+    may run in, and defaults of the user's that would overrule the configuration.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or not _STEERS.match(name)
+    }
 
 
 class Slurm:
-    """The scheduler as its commands show it. One look at the queue serves all who ask at once."""
+    """The scheduler as its commands show it. Threads may share one."""
 
     def __init__(self) -> None:
-        self._queue: dict[str, SlurmJob] = {}
-        self._looked_at = -_FRESH_S
+        self._queue = Look(lambda: self._squeue("--array", "--states=all", form=QUEUE_FORMAT))
+        self._steps = Look(lambda: self._squeue("--steps", form=STEP_FORMAT))
         self._accounting = True
 
-    def submit(self, script: Path) -> str:
-        """Submit a script; the new job's id.
+    def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
+        """Submit a script, with `array` for these of its tasks; the new job's id.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
             SubmitRejected: it refused.
         """
-        done = self._run(["sbatch", "--parsable", str(script)])
+        tasks = [] if array is None else [f"--array={','.join(map(str, array))}"]
+        done = self._run(["sbatch", "--parsable", *tasks, str(script)])
         if done.returncode != 0:
-            raise SubmitRejected(
-                f"Slurm refused {script.name}: {_last_line(done.stderr)}",
-                hint=f"The script is {script}. Check partition, account, qos and limits.",
-            )
-        self._looked_at = -_FRESH_S
+            raise _refused(script, _last_line(done.stderr))
+        self._queue.expect_change()
         return done.stdout.strip().split(";")[0]
 
+    def test(self, script: Path) -> str:
+        """Ask whether a script could be submitted; Slurm's words on when and where it would run.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: Slurm cannot be asked.
+            SubmitRejected: it would be refused, or could never run: such a job is often taken all
+                the same, and waits for ever.
+        """
+        done = self._run(["sbatch", "--test-only", str(script)])
+        said = _last_line(done.stderr).removeprefix("sbatch: ")
+        if done.returncode != 0:
+            raise _refused(script, said)
+        return said
+
     def jobs(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
-        """Those of these jobs and array tasks that Slurm knows of.
+        """Those of these jobs, array tasks and steps (`17.0`) that Slurm knows of.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        queue = self.queue()
-        found = {one: queue[one] for one in ids if one in queue}
+        known = self.queue()
+        if any("." in one for one in ids):
+            known = {**known, **self.steps()}
+        found = {one: known[one] for one in ids if one in known}
         missing = [one for one in ids if one not in found]
         return {**found, **(self._accounted(missing) if missing else {})}
 
     def queue(self) -> dict[str, SlurmJob]:
         """Every job of this user that the controller still knows, ended ones included."""
-        if time.monotonic() - self._looked_at >= _FRESH_S:
-            command = ["squeue", "--noheader", "--array", "--states=all", "--user"]
-            done = self._run([*command, getpass.getuser(), "--format", QUEUE_FORMAT])
-            if done.returncode != 0:
-                raise PlatformUnavailable(
-                    f"squeue failed: {_last_line(done.stderr)}", hint="Ask again in a while."
-                )
-            self._queue = latest(parse_queue(done.stdout))
-            self._looked_at = time.monotonic()
-        return self._queue
+        return self._queue.now()
+
+    def steps(self) -> dict[str, SlurmJob]:
+        """Every step of this user that runs; its name stands where jobs have their comment.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: Slurm cannot be asked.
+        """
+        return self._steps.now()
+
+    def expect_change(self) -> None:
+        """Look at jobs and steps anew, and often: something is about to begin or to end."""
+        self._queue.expect_change()
+        self._steps.expect_change()
+
+    def _squeue(self, *which: str, form: str) -> Jobs:
+        command = ["squeue", "--noheader", *which, "--user", getpass.getuser(), "--format", form]
+        done = self._run(command)
+        if done.returncode != 0:
+            raise PlatformUnavailable(
+                f"squeue failed: {_last_line(done.stderr)}", hint="Ask again in a while."
+            )
+        return latest(parse_queue(done.stdout))
+
+    def allocation(self, job: str) -> Allocation:
+        """What a running job has.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: Slurm cannot be asked, or does not know the job.
+        """
+        done = self._run(["scontrol", "--oneliner", "show", "job", job])
+        if done.returncode != 0:
+            raise PlatformUnavailable(
+                f"Slurm does not tell of the job {job}: {_last_line(done.stderr)}",
+                hint="Ask again in a while.",
+            )
+        return parse_allocation(done.stdout)
 
     def _accounted(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
         """What accounting remembers of jobs that the controller forgot; nothing without it."""
         if not self._accounting:
             return {}
-        command = ["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", ",".join(ids)]
+        command = ["sacct", "--noheader", "--parsable2", "--jobs", ",".join(ids)]
         try:
             done = self._run([*command, "--format", ACCOUNT_FORMAT])
         except (CommandMissing, PlatformUnavailable):
@@ -95,20 +146,40 @@ class Slurm:
         return {one: found[one] for one in ids if one in found}
 
     def cancel(self, ids: Sequence[str], *, signal: str | None = None) -> None:
-        """End jobs and tasks, or send their batch scripts a signal. Unknown ones are no error.
+        """End jobs, tasks and steps, or send a signal to them: to the batch script of a job, to
+        every process of a step. What waits in the queue cannot be told and is ended. Unknown ones
+        are no error.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        if not ids:
-            return
-        how = [] if signal is None else ["--batch", f"--signal={signal}"]
-        self._run(["scancel", "--quiet", *how, *ids])
-        self._looked_at = -_FRESH_S
+        told = {one for one in ids if signal is not None and self._runs(one)}
+        steps = [one for one in told if "." in one]
+        for how, chosen in (
+            ([f"--signal={signal}", "--batch"], [*told.difference(steps)]),
+            ([f"--signal={signal}"], steps),
+            ([], [one for one in ids if one not in told]),
+        ):
+            if chosen:
+                self._run(["scancel", "--quiet", *how, *chosen])
+        self.expect_change()
+
+    def _runs(self, job: str) -> bool:
+        known = self.queue().get(job)
+        return known is None or not known.waiting
+
+    def signal_steps(self, job: str, signal: str) -> None:
+        """Send a signal to every step of a job, and not to its batch script."""
+        self._run(["scancel", "--quiet", f"--signal={signal}", job])
 
     def requeue(self, job: str) -> bool:
         """Put a running job back into the queue; whether Slurm agreed."""
         return self._run(["scontrol", "requeue", job]).returncode == 0
+
+    def gives_whole_nodes(self, partition: str) -> bool:
+        """Whether jobs of a partition share no node with others, whatever they ask for."""
+        done = self._run(["scontrol", "--oneliner", "show", "partition", partition])
+        return done.returncode == 0 and "OverSubscribe=EXCLUSIVE" in done.stdout
 
     def node_address(self, node: str) -> str | None:
         """Where the scheduler itself reaches a node; None when it does not say."""
@@ -121,6 +192,7 @@ class Slurm:
         try:
             done = subprocess.run(
                 command,
+                env=submitting_environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -144,6 +216,13 @@ class Slurm:
                 hint="The controller does not answer; what it runs goes on. Ask again in a while.",
             )
         return done
+
+
+def _refused(script: Path, said: str) -> SubmitRejected:
+    return SubmitRejected(
+        f"Slurm refused {script.name}: {said}",
+        hint=f"The script is {script}. Check partition, account, qos and limits.",
+    )
 
 
 def _last_line(text: str) -> str:

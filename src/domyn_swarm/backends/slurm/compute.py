@@ -1,24 +1,30 @@
-"""Jobs of a swarm as Slurm jobs of their own, which survive logout."""
+"""Jobs of a swarm: Slurm jobs of their own, which survive logout, or steps of the endpoint's."""
 
 from __future__ import annotations
 
+import re
 import signal
-import sys
+import tempfile
 import time
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec, read_exit
-from domyn_swarm.backends.slurm.commands import TAG_PREFIX, Slurm
-from domyn_swarm.backends.slurm.layout import interpreter, job_script
+from domyn_swarm.backends.base import ComputeSpec, read_exit, read_tail
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.layout import job_name, job_script
 from domyn_swarm.backends.slurm.states import SlurmJob
-from domyn_swarm.config.backends import SlurmConfig
-from domyn_swarm.errors import PlatformError, PlatformUnavailable
+from domyn_swarm.backends.slurm.steps import Steps
+from domyn_swarm.backends.slurm.tagged import TAG_PREFIX
+from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_dir, write_private
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 
+_OUT_OF_MEMORY = re.compile(
+    r"slurmstepd.*error: .*(?:exceeded (?:\w+ )?memory limit|oom.kill)", re.IGNORECASE
+)
 _FOREVER_S = 10 * 365 * 86400.0
 _END_S = 60.0
+_LOOK_S = 0.5
 _RECORD_S = 10.0  # from the job's end until its exit record is surely seen on another node
 
 
@@ -27,26 +33,38 @@ class SlurmCompute:
 
     def __init__(self, slurm: Slurm | None = None) -> None:
         self._slurm = slurm or Slurm()
-        self._missing_since: dict[str, float] = {}
+        self._steps = Steps(self._slurm)
+
+    def check(self, spec: ComputeSpec) -> None:
+        """See `ComputeBackend.check`."""
+        if _is_step(spec):
+            self._steps.check(spec)
+            return
+        with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
+            script = Path(folder) / "job.sh"
+            script.write_text(job_script(spec).render("batch.sh.j2"))
+            self._slurm.test(script)
 
     def submit(self, spec: ComputeSpec) -> JobHandle:
-        """See `ComputeBackend.submit`."""
+        """See `ComputeBackend.submit`. A step runs when this returns."""
+        submit = self._steps.start if _is_step(spec) else self._submit_job
+        handle = _handle(spec.job_id, spec.job_dir, submit(spec))
+        return handle.model_copy(update={"swarm": spec.swarm, "external_id": spec.external_id})
+
+    def _submit_job(self, spec: ComputeSpec) -> str:
         paths = JobPaths(Path(spec.job_dir))
         private_dir(paths.log.parent)
-        config = SlurmConfig.model_validate(spec.platform_options)
-        python = interpreter(config, sys.executable)
-        program = python if spec.argv[0] == sys.executable else spec.argv[0]
-        wrapper = [python, "-m", "domyn_swarm.backends.exit_wrapper", str(paths.exit), spec.cwd]
-        script = job_script(config, spec, [*wrapper, "--", program, *spec.argv[1:]])
-        write_private(paths.script, script.render("batch.sh.j2"))
-        handle = _handle(spec.job_id, spec.job_dir, self._slurm.submit(paths.script))
-        return handle.model_copy(update={"swarm": spec.swarm, "external_id": spec.external_id})
+        write_private(paths.script, job_script(spec).render("batch.sh.j2"))
+        return self._slurm.submit(paths.script)
 
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
         """See `ComputeBackend.find`."""
         for job in self._slurm.queue().values():
             if job.comment.startswith(TAG_PREFIX) and job.comment.endswith(f"/job/{job_id}"):
                 return _handle(job_id, job_dir, job.id)
+        for step in self._slurm.steps().values():
+            if step.comment == job_name(job_id):
+                return _handle(job_id, job_dir, step.id)
         return _handle(job_id, job_dir, "") if JobPaths(Path(job_dir)).exit.exists() else None
 
     def probe(self, handle: JobHandle) -> JobStatus:
@@ -58,21 +76,27 @@ class SlurmCompute:
         ended = read_exit(Path(handle.exit_path))
         if ended is not None and ended.status is not JobStatus.FAILED:
             return ended.status
-        job = self._slurm.jobs([handle.platform_id]).get(handle.platform_id)
+        job = self._slurm.jobs([_id(handle)]).get(_id(handle))
+        if ended is None and job is not None and not job.over:
+            return job.job_status
+        if _killed_for_memory(JobPaths(Path(handle.job_dir))):
+            return JobStatus.OUT_OF_MEMORY
         if ended is not None:  # perhaps Slurm killed it, and knows why
             known = job is not None and job.over and job.state != "COMPLETED"
             return job.job_status if known and job is not None else ended.status
-        if job is not None and not job.over:
-            return job.job_status
         return self._ended_unrecorded(handle, job)
 
-    def _ended_unrecorded(self, handle: JobHandle, job: SlurmJob | None) -> JobStatus:
+    @staticmethod
+    def _ended_unrecorded(handle: JobHandle, job: SlurmJob | None) -> JobStatus:
         """Over without a record, which may not be visible here yet: then Slurm's word holds."""
         if job is not None and job.job_status not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
             return job.job_status
-        since = self._missing_since.setdefault(handle.job_id, time.monotonic())
-        if time.monotonic() - since < _RECORD_S:
-            return JobStatus.RUNNING
+        deadline = time.monotonic() + _RECORD_S
+        while time.monotonic() < deadline:
+            ended = read_exit(Path(handle.exit_path))
+            if ended is not None:
+                return ended.status
+            time.sleep(_LOOK_S)
         return JobStatus.FAILED
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
@@ -97,14 +121,14 @@ class SlurmCompute:
         if not self._goes_on(handle):
             return
         for within_s in (grace_s, _RECORD_S):
-            self._slurm.cancel([handle.platform_id], signal="TERM")
+            self._slurm.cancel([_id(handle)], signal="TERM")
             if self._ends(handle, within_s):
                 break
         else:
-            self._slurm.cancel([handle.platform_id])
+            self._slurm.cancel([_id(handle)])
             if not self._ends(handle, _END_S):
                 raise PlatformError(
-                    f"Slurm still has the job {handle.job_id} as {handle.platform_id}.",
+                    f"Slurm still has the job {handle.job_id} as {_id(handle)}.",
                     hint="Its node may be slow to let go; see `squeue`, then cancel it again.",
                 )
         if read_exit(Path(handle.exit_path)) is None:  # it had not begun
@@ -114,28 +138,58 @@ class SlurmCompute:
             write_private(Path(handle.exit_path), ended.model_dump_json())
 
     def _goes_on(self, handle: JobHandle) -> bool:
-        job = self._slurm.jobs([handle.platform_id]).get(handle.platform_id)
+        job = self._slurm.jobs([_id(handle)]).get(_id(handle))
         return job is not None and not job.over
 
     def _ends(self, handle: JobHandle, within_s: float) -> bool:
-        job = self._slurm.jobs([handle.platform_id]).get(handle.platform_id)
+        job = self._slurm.jobs([_id(handle)]).get(_id(handle))
         if job is not None and job.waiting:  # nothing runs that could be told to end
-            self._slurm.cancel([handle.platform_id])
+            self._slurm.cancel([_id(handle)])
         deadline = time.monotonic() + within_s
         while self._goes_on(handle):
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(0.5)
+            time.sleep(_LOOK_S)
+            self._slurm.expect_change()
         return True
 
 
-def _handle(job_id: str, job_dir: str, platform_id: str) -> JobHandle:
+def _killed_for_memory(paths: JobPaths) -> bool:
+    """Whether Slurm wrote to the job's own output that it was killed for its memory.
+
+    Without cgroups that is all it tells: the state is FAILED. A step has no state once it is over.
+    """
+    return any(_OUT_OF_MEMORY.search(read_tail(path)) for path in (paths.log, paths.srun_log))
+
+
+def _is_step(spec: ComputeSpec) -> bool:
+    """Attached jobs share the endpoint's allocation, unless they ask to be mailed about: Slurm
+    mails about jobs only.
+    """
+    asked = spec.resources
+    if asked.placement is None:
+        return not asked.detached and asked.mail_user is None
+    if asked.placement == "step" and asked.mail_user is not None:
+        raise ConfigError(
+            "Slurm sends no mail about a step.", hint="Use --placement job with --mail-user."
+        )
+    return asked.placement == "step"
+
+
+def _id(handle: JobHandle) -> str:
+    """What Slurm knows it by."""
+    return handle.platform_id if handle.step is None else f"{handle.platform_id}.{handle.step}"
+
+
+def _handle(job_id: str, job_dir: str, slurm_id: str) -> JobHandle:
     paths = JobPaths(Path(job_dir))
+    platform_id, _, step = slurm_id.partition(".")
     return JobHandle(
         job_id=job_id,
         swarm=None,
         platform="slurm",
         platform_id=platform_id,
+        step=step or None,
         job_dir=job_dir,
         log_path=str(paths.log),
         exit_path=str(paths.exit),

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec
-from domyn_swarm.backends.slurm.commands import comment_of
+from domyn_swarm.backends.base import ComputeSpec, exit_wrapper
 from domyn_swarm.backends.slurm.scripts import BatchScript
+from domyn_swarm.backends.slurm.tagged import comment_of
 from domyn_swarm.config.backends import SlurmConfig, time_limit_s
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 
 _ENDPOINT_WARNING_S = 60  # before its time limit the endpoint goes back into the queue
-_JOB_WARNING_S = 120  # and a job is told to finish
+_JOB_WARNING_S = 120  # and a job is told to finish; short ones later
+JOB_PREFIX = "job-"
+_SERVING_MAIL = "FAIL,REQUEUE,TIME_LIMIT"
+
+
+def job_name(job_id: str) -> str:
+    """What Slurm calls a job, or its step."""
+    return f"{JOB_PREFIX}{job_id}"
 
 
 def slurm_config(plan: DeploymentPlan) -> SlurmConfig:
@@ -26,38 +35,70 @@ def interpreter(config: SlurmConfig, submitting: str) -> str:
     return submitting if config.venv_path is None else str(Path(config.venv_path) / "bin/python")
 
 
-def replica_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths) -> BatchScript:
-    """The array: one task per replica, scheduled one by one."""
-    config, resources = slurm_config(plan), plan.resources
+def replicas_per_task(plan: DeploymentPlan, *, whole_nodes: bool) -> int:
+    """How many replicas share a task of the array: one, as Slurm packs nodes best; or as many as
+    fit a node, where only whole nodes are given or wished for.
+    """
+    layout, packing = plan.layout, slurm_config(plan).packing
+    packed = packing == "node" or (packing == "auto" and whole_nodes)
+    if not packed or layout.nodes_per_replica > 1 or layout.gpus_per_replica == 0:
+        return 1
+    return layout.gpus_per_node // layout.gpus_per_replica
+
+
+def replica_script(
+    plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, per_task: int
+) -> BatchScript:
+    """The array: its tasks are scheduled one by one."""
+    config, layout = slurm_config(plan), plan.layout
+    tasks = math.ceil(layout.replicas / per_task)
     python = interpreter(config, ctx.interpreter)
     limit_s = time_limit_s(config.time_limit)
-    warned = config.drain_before_end_s if limit_s != float("inf") else 0
+    warned = config.drain_before_end_s if limit_s != math.inf else 0
     return BatchScript(
         name=f"{plan.name}-replicas",
-        comment=comment_of(ctx.tag, "replica"),
+        comment=comment_of(ctx.tag, f"replica/{per_task}"),
         output=_pattern(paths.slurm_logs, "replica-%a.log"),
-        command=[python, "-m", "domyn_swarm.backends.slurm.replica_task", str(paths.root)],
+        command=[
+            *(python, "-m", "domyn_swarm.backends.slurm.replica_task"),
+            *(str(paths.root), str(per_task)),
+        ],
         options={
-            "array": f"0-{plan.layout.replicas - 1}",
+            "array": f"0-{tasks - 1}",
             "partition": config.partition,
             "account": config.account,
             "qos": config.qos,
             "time": config.time_limit,
             "nodelist": config.node_list,
             "exclude": config.exclude_nodes,
-            "nodes": plan.layout.nodes_per_replica,
+            "nodes": layout.nodes_per_replica,
             "ntasks-per-node": 1,
-            "cpus-per-task": resources.cpus,
-            "mem": None if resources.memory_gb is None else f"{round(resources.memory_gb * 1024)}M",
-            "gres": f"gpu:{plan.layout.tensor_parallel}" if resources.gpus else None,
+            **_replica_size(plan, per_task),
             "signal": f"B:USR1@{warned}" if warned else None,
-            **_mail(config),
+            **_mail(config.mail_user, _SERVING_MAIL),
         },
-        flags=["--requeue" if config.requeue else "--no-requeue"],
+        flags=[*(["--exclusive"] if per_task > 1 else []), _requeue(config)],
         preamble=config.preamble,
         modules=config.modules,
         env={**ctx.shared_env, **config.env},
     )
+
+
+def _replica_size(plan: DeploymentPlan, per_task: int) -> dict[str, str | int | None]:
+    """What one node gives a task: its share, or everything."""
+    layout, resources = plan.layout, plan.resources
+    if per_task > 1:
+        return {"mem": "0", "gres": f"gpu:{layout.gpus_per_node}"}
+    memory_gb = resources.memory_gb
+    return {
+        "cpus-per-task": resources.cpus,
+        "mem": None if memory_gb is None else f"{round(memory_gb * 1024)}M",
+        "gres": f"gpu:{layout.tensor_parallel}" if resources.gpus else None,
+    }
+
+
+def _requeue(config: SlurmConfig) -> str:
+    return "--requeue" if config.requeue else "--no-requeue"
 
 
 def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths) -> BatchScript:
@@ -65,7 +106,7 @@ def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPa
     config = slurm_config(plan)
     own = config.endpoint
     wall_time = own.wall_time or config.time_limit
-    limited = time_limit_s(wall_time) != float("inf")
+    limited = time_limit_s(wall_time) != math.inf
     return BatchScript(
         name=f"{plan.name}-endpoint",
         comment=comment_of(ctx.tag, "endpoint"),
@@ -84,36 +125,62 @@ def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPa
             "cpus-per-task": own.cpus_per_task,
             "mem": own.mem,
             "signal": f"B:USR1@{_ENDPOINT_WARNING_S}" if limited else None,
-            **_mail(config),
+            **_mail(config.mail_user, _SERVING_MAIL),
         },
-        flags=["--requeue"],
+        flags=[_requeue(config)],
         preamble=config.preamble if own.partition is None else (),
         modules=config.modules,
         env={**ctx.shared_env, **config.env},
     )
 
 
-def job_script(config: SlurmConfig, spec: ComputeSpec, wrapped: list[str]) -> BatchScript:
-    """A job of its own, that survives logout and needs no GPU."""
-    own, paths = config.endpoint, JobPaths(Path(spec.job_dir))
-    memory = own.mem if spec.memory_gb is None else f"{round(spec.memory_gb * 1024)}M"
-    minutes = None if spec.time_limit_s is None else -(-round(spec.time_limit_s) // 60)
+def step_script(spec: ComputeSpec) -> BatchScript:
+    """What a job runs that shares the endpoint's allocation: an environment, then its program."""
+    config = SlurmConfig.model_validate(spec.platform_options)
     return BatchScript(
-        name=f"job-{spec.job_id}",
+        name=job_name(spec.job_id),
+        comment="",
+        output=JobPaths(Path(spec.job_dir)).log,
+        command=_wrapped(config, spec),
+        modules=config.modules,
+        env={**config.env, **spec.env},
+    )
+
+
+def _wrapped(config: SlurmConfig, spec: ComputeSpec) -> list[str]:
+    """The job's program under the exit wrapper, with the nodes' interpreter."""
+    python = interpreter(config, sys.executable)
+    program = python if spec.argv[0] == sys.executable else spec.argv[0]
+    return exit_wrapper(python, spec, [program, *spec.argv[1:]])
+
+
+def job_script(spec: ComputeSpec) -> BatchScript:
+    """A job of its own, that survives logout and needs no GPU."""
+    config = SlurmConfig.model_validate(spec.platform_options)
+    own, paths = config.endpoint, JobPaths(Path(spec.job_dir))
+    asked = spec.resources
+    memory = own.mem if asked.memory_gb is None else f"{round(asked.memory_gb * 1024)}M"
+    time = own.wall_time or config.time_limit
+    if asked.time_limit_s is not None:
+        time = str(math.ceil(asked.time_limit_s / 60))
+    limit_s = time_limit_s(time)
+    warned_s = None if limit_s == math.inf else min(_JOB_WARNING_S, round(limit_s / 4))
+    return BatchScript(
+        name=job_name(spec.job_id),
         comment=comment_of(spec.tag or "-", f"job/{spec.job_id}"),
         output=_pattern(paths.log.parent, paths.log.name),
-        command=wrapped,
+        command=_wrapped(config, spec),
         options={
             "partition": own.partition or config.partition,
             "account": config.account,
             "qos": own.qos or config.qos,
-            "time": minutes or own.wall_time or config.time_limit,
+            "time": time,
             "nodes": 1,
             "ntasks": 1,
-            "cpus-per-task": spec.cpus or own.cpus_per_task,
+            "cpus-per-task": asked.cpus or own.cpus_per_task,
             "mem": memory,
-            "signal": f"B:USR1@{_JOB_WARNING_S}",
-            **_mail(config),
+            "signal": None if warned_s is None else f"B:USR1@{warned_s}",
+            **_mail(asked.mail_user or config.mail_user, "END,FAIL,TIME_LIMIT"),
         },
         flags=["--no-requeue"],
         modules=config.modules,
@@ -121,9 +188,8 @@ def job_script(config: SlurmConfig, spec: ComputeSpec, wrapped: list[str]) -> Ba
     )
 
 
-def _mail(config: SlurmConfig) -> dict[str, str | None]:
-    kinds = None if config.mail_user is None else "FAIL,REQUEUE,TIME_LIMIT"
-    return {"mail-user": config.mail_user, "mail-type": kinds}
+def _mail(user: str | None, kinds: str) -> dict[str, str | None]:
+    return {"mail-user": user, "mail-type": None if user is None else kinds}
 
 
 def _pattern(folder: Path, name: str) -> Path:

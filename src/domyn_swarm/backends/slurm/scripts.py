@@ -75,6 +75,7 @@ class BatchScript:
             "modules": list(self.modules),
             "env": dict(self.env),
             "command": list(self.command),
+            "output": str(self.output),
         }
 
 

@@ -1,29 +1,29 @@
-"""A swarm as two Slurm jobs: the endpoint, and an array with a task for each replica."""
+"""A swarm as two Slurm jobs: the endpoint, and an array whose tasks hold the replicas."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import time
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle
-from domyn_swarm.backends.endpoint.spec import build_endpoint_spec
-from domyn_swarm.backends.slurm.commands import TAG_PREFIX, Slurm
-from domyn_swarm.backends.slurm.layout import endpoint_script, replica_script, slurm_config
+from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
+from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.ending import Ending
+from domyn_swarm.backends.slurm.folder import (
+    write_endpoint_spec,
+    write_swarm,
+    write_watchdog_specs,
+)
+from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.states import SlurmJob
-from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, watchdog_source
-from domyn_swarm.errors import PlatformError
-from domyn_swarm.paths import SwarmPaths, private_dir, write_private
+from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
+from domyn_swarm.errors import PlatformError, StateError
+from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Observation, Phase
-
-_JOB_GRACE_S = 30.0
-_END_S = 90.0  # from scancel until nothing runs: KillWait (30 s as a rule), and some nodes are slow
-_LOOK_S = 1.0
 
 
 class SlurmServing:
@@ -37,56 +37,63 @@ class SlurmServing:
     ) -> ServingHandle:
         """See `ServingBackend.launch`. The scripts are kept in the swarm's folder."""
         paths = SwarmPaths.of(plan.home_directory, plan.name)
-        endpoint, replicas = self._write(plan, ctx, paths)
-        parts = [Part(kind="endpoint", platform_id=self._slurm.submit(endpoint))]
+        config = slurm_config(plan)
+        whole = config.packing == "auto" and self._slurm.gives_whole_nodes(config.partition)
+        per_task = replicas_per_task(plan, whole_nodes=whole)
+        write_swarm(plan, ctx, paths, per_task)
+        for script in (paths.endpoint_script, paths.replica_script):
+            self._slurm.test(script)
+        parts = [Part(kind="endpoint", platform_id=self._slurm.submit(paths.endpoint_script))]
         record(parts[0])
-        array = self._slurm.submit(replicas)
-        for index in range(plan.layout.replicas):
-            parts.append(Part(kind="replica", index=index, platform_id=f"{array}_{index}"))
-            record(parts[-1])
+        array = self._slurm.submit(paths.replica_script)
+        for part in _replica_parts(array, range(plan.layout.replicas), per_task):
+            parts.append(part)
+            record(part)
         return ServingHandle(
             platform="slurm", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
         )
 
-    @staticmethod
-    def _write(
-        plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths
-    ) -> tuple[Path, Path]:
-        """Everything the nodes are told, before anything is submitted."""
-        config = slurm_config(plan)
-        private_dir(paths.scripts)
-        private_dir(paths.slurm_logs)
-        private_dir(paths.endpoint_log.parent)
-        shutil.copyfile(watchdog_source(), paths.watchdog_program)
-        spec = build_endpoint_spec(plan, ctx, paths, host="")
-        write_private(paths.endpoint_spec, spec.model_dump_json(indent=2))
-        for index in range(plan.layout.replicas):
-            private_dir(paths.replica_logs(index))
-            told = build_watchdog_spec(plan, ctx, paths, index, host="")
-            drain_s = config.drain_before_end_s - 2 * plan.watchdog.kill_grace_seconds
-            told["drain_seconds"] = max(plan.watchdog.kill_grace_seconds, drain_s)
-            write_private(paths.watchdog_spec(index), json.dumps(told, indent=2))
-        endpoint, replicas = paths.scripts / "endpoint.sh", paths.scripts / "replicas.sh"
-        site = None if config.template_path is None else Path(config.template_path)
-        write_private(endpoint, endpoint_script(plan, ctx, paths).render("batch.sh.j2", site))
-        write_private(replicas, replica_script(plan, ctx, paths).render("batch.sh.j2", site))
-        return endpoint, replicas
+    def scale(
+        self,
+        plan: DeploymentPlan,
+        ctx: DeploymentContext,
+        handle: ServingHandle,
+        record: PartRecorder,
+    ) -> None:
+        """See `ServingBackend.scale`. Added replicas are a new array of the kept script."""
+        paths = SwarmPaths(Path(handle.swarm_dir))
+        replicas = [one for one in self._tagged(handle.tag) if one.kind == "replica"]
+        per_task = next((one.per_task for one in replicas), 1)
+        before = EndpointSpec.model_validate_json(paths.endpoint_spec.read_text()).replicas
+        wanted = plan.layout.replicas
+        tasks, tasks_before = math.ceil(wanted / per_task), math.ceil(before / per_task)
+        live = {one.group: one.job.id for one in replicas if not one.job.over}
+        _check_scale(wanted, before, per_task)
+        refuse_draining([live[group] for group in live if tasks_before <= group < tasks])
+        write_watchdog_specs(plan, ctx, paths, range(before, wanted))
+        write_endpoint_spec(plan, ctx, paths)
+        missing = sorted(set(range(tasks)) - live.keys())
+        if missing:
+            array = self._slurm.submit(paths.replica_script, array=missing)
+            added = [one for group in missing for one in _replicas_of(group, per_task)]
+            for part in _replica_parts(array, added, per_task):
+                record(part)
+        self._slurm.cancel([live[group] for group in live if group >= tasks], signal="TERM")
 
     # -- asking ------------------------------------------------------------------------------------
 
     def probe(self, handle: ServingHandle) -> Observation:
         """See `ServingBackend.probe`."""
         try:
-            jobs = self._slurm.jobs([part.platform_id for part in handle.parts])
+            seen = self._seen(handle)
         except PlatformError as error:
             return Observation(Phase.UNKNOWN, error.message)
-        if not any(not job.over for job in jobs.values()):
+        if not any(job is not None and not job.over for job in seen.values()):
             return Observation(Phase.STOPPED, "none of its jobs is in the queue")
-        kinds = {part.platform_id: part.kind for part in handle.parts}
-        endpoint = [jobs.get(one) for one, kind in kinds.items() if kind == "endpoint"]
-        replicas = [jobs.get(one) for one, kind in kinds.items() if kind == "replica"]
+        endpoint = [job for part, job in seen.items() if part.kind == "endpoint"]
+        replicas = [job for part, job in seen.items() if part.kind == "replica"]
         if endpoint and all(job is None or job.over for job in endpoint):
-            return Observation(Phase.FAILED, f"the endpoint's job {_told(endpoint[0])}")
+            return Observation(Phase.FAILED, f"the endpoint's job {_told(endpoint[-1])}")
         if replicas and all(job is None or job.over for job in replicas):
             return Observation(Phase.FAILED, f"every replica has ended: one {_told(replicas[0])}")
         running = sum(job is not None and job.going for job in replicas)
@@ -97,82 +104,87 @@ class SlurmServing:
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
         """See `ServingBackend.probe_parts`."""
-        ids = [part.platform_id for part in handle.parts]
         try:
-            jobs = self._slurm.jobs(ids)
+            seen = self._seen(handle)
         except PlatformError as error:
-            return dict.fromkeys(ids, Observation(Phase.UNKNOWN, error.message))
+            unknown = Observation(Phase.UNKNOWN, error.message)
+            return {part.platform_id: unknown for part in handle.parts}
         gone = Observation(Phase.STOPPED, "Slurm does not know it any more")
-        return {one: jobs[one].observation if one in jobs else gone for one in ids}
+        return {
+            part.platform_id: gone if job is None else job.observation for part, job in seen.items()
+        }
 
     def expiries(self, handle: ServingHandle) -> dict[str, datetime]:
         """See `ServingBackend.expiries`."""
-        jobs = self._slurm.jobs([part.platform_id for part in handle.parts])
-        return {one: job.limit for one, job in jobs.items() if job.going and job.limit is not None}
+        return {
+            part.platform_id: job.limit
+            for part, job in self._seen(handle).items()
+            if job is not None and job.going and job.limit is not None
+        }
 
     def find(self, tag: str) -> list[ServingHandle]:
         """See `ServingBackend.find`. Jobs that are over are not told of."""
-        parts = [
-            part
-            for job in self._tagged(tag)
-            if (part := _part(job, tag)) is not None and not job.over
-        ]
+        parts = [part for one in self._tagged(tag) if not one.job.over for part in _parts_of(one)]
         if not parts:
             return []
         parts.sort(key=lambda part: (part.kind, part.index))
         return [ServingHandle(platform="slurm", tag=tag, swarm_dir="", parts=tuple(parts))]
 
-    def _tagged(self, tag: str) -> list[SlurmJob]:
-        prefix = f"{TAG_PREFIX}/{tag}/"
-        return [job for job in self._slurm.queue().values() if job.comment.startswith(prefix)]
+    def _seen(self, handle: ServingHandle) -> dict[Part, SlurmJob | None]:
+        """Each part's job; where that is over and another one has taken its place, that one."""
+        own = self._slurm.jobs([part.platform_id for part in handle.parts])
+        live = {
+            (part.kind, part.index): one.job
+            for one in self._tagged(handle.tag)
+            if not one.job.over
+            for part in _parts_of(one)
+        }
+
+        def job_of(part: Part) -> SlurmJob | None:
+            job = own.get(part.platform_id)
+            if job is not None and not job.over:
+                return job
+            return live.get((part.kind, part.index), job)
+
+        return {part: job_of(part) for part in handle.parts}
+
+    def _tagged(self, tag: str) -> list[TaggedJob]:
+        return tagged(self._slurm.queue().values(), tag)
 
     # -- ending ------------------------------------------------------------------------------------
 
     def delete(self, handle: ServingHandle) -> None:
         """See `ServingBackend.delete`: jobs first, then replicas, then the endpoint."""
-        known = {part.platform_id: part.kind for part in handle.parts}
-
-        def left(kind: str) -> list[str]:
-            found = {job.id: job for job in self._tagged(handle.tag)}
-            found |= self._slurm.jobs([one for one, of in known.items() if of == kind])
-            return [
-                one
-                for one, job in found.items()
-                if not job.over and (known.get(one) or _kind(job, handle.tag)) == kind
-            ]
-
-        self._slurm.cancel(left("job"), signal="TERM")
-        self._until(lambda: not left("job"), _JOB_GRACE_S)
-        for kind in ("job", "replica", "endpoint"):
-            self._slurm.cancel(left(kind))
-            if not self._until(lambda kind=kind: not left(kind), _END_S):  # type: ignore[misc]
-                still = ", ".join(left(kind))
-                raise PlatformError(
-                    f"Slurm still has jobs of the swarm: {still}.",
-                    hint="Nodes may be slow to let go; see `squeue`, then run `domyn-swarm down`.",
-                )
-
-    @staticmethod
-    def _until(condition: Callable[[], bool], within_s: float) -> bool:
-        deadline = time.monotonic() + within_s
-        while not condition():
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_LOOK_S)
-        return True
+        known = {
+            kind: [part.platform_id for part in handle.parts if part.kind == kind]
+            for kind in ("replica", "endpoint")
+        }
+        Ending(self._slurm, handle.tag, known).end("job", "replica", "endpoint")
 
 
-def _kind(job: SlurmJob, tag: str) -> str:
-    return job.comment.removeprefix(f"{TAG_PREFIX}/{tag}/").split("/")[0]
+def _check_scale(wanted: int, before: int, per_task: int) -> None:
+    if wanted != before and (wanted % per_task or before % per_task):
+        raise StateError(
+            f"Each node of this swarm holds {per_task} replicas: {before} cannot become {wanted}.",
+            hint=f"Choose a multiple of {per_task}; from another size, bring the swarm up anew.",
+        )
 
 
-def _part(job: SlurmJob, tag: str) -> Part | None:
-    kind = _kind(job, tag)
-    if kind not in ("endpoint", "replica"):
-        return None
-    _, _, index = job.id.partition("_")
-    number = int(index) if index.isdecimal() else 0
-    return Part.model_validate({"kind": kind, "index": number, "platform_id": job.id})
+def _replicas_of(group: int, per_task: int) -> range:
+    return range(group * per_task, (group + 1) * per_task)
+
+
+def _replica_parts(array: str, replicas: Iterable[int], per_task: int) -> list[Part]:
+    return [
+        Part(kind="replica", index=index, platform_id=f"{array}_{index // per_task}")
+        for index in replicas
+    ]
+
+
+def _parts_of(one: TaggedJob) -> list[Part]:
+    if one.kind == "endpoint":
+        return [Part(kind="endpoint", platform_id=one.job.id)]
+    return [Part(kind="replica", index=index, platform_id=one.job.id) for index in one.replicas]
 
 
 def _told(job: SlurmJob | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -45,9 +46,9 @@ _JOB_ENDS = {
 
 
 class SlurmJob(NamedTuple):
-    """One job, or one task of an array, as `squeue` or `sacct` tells it."""
+    """One job, one task of an array, or one step, as `squeue` or `sacct` tells it."""
 
-    id: str  # `17`, or `17_3` for a task
+    id: str  # `17`, `17_3` for a task, `17.0` for a step
     state: str  # in full, for example OUT_OF_MEMORY
     reason: str  # why it waits, or nothing
     node: str
@@ -72,10 +73,7 @@ class SlurmJob(NamedTuple):
     @property
     def limit(self) -> datetime | None:
         """When it reaches its time limit; None while it waits, and without one."""
-        try:
-            return datetime.fromisoformat(self.ends_at).astimezone(UTC)
-        except ValueError:
-            return None
+        return _time(self.ends_at)
 
     @property
     def observation(self) -> Observation:
@@ -99,15 +97,47 @@ class SlurmJob(NamedTuple):
         return JobStatus.RUNNING
 
 
+class Allocation(NamedTuple):
+    """What a running job has."""
+
+    cpus: int
+    memory_mb: int | None  # None: Slurm does not count it here
+    ends_at: datetime | None  # None: without a limit
+
+
+_UNITS_MB = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2, "": 1.0}
+
+
+def parse_allocation(text: str) -> Allocation:
+    """The line of `scontrol --oneliner show job`."""
+    cpus = re.search(r"\bNumCPUs=(\d+)", text)
+    memory = re.search(r"\bTRES=\S*\bmem=([\d.]+)([KMGT]?)", text)
+    ends = re.search(r"\bEndTime=(\S+)", text)
+    return Allocation(
+        cpus=int(cpus[1]) if cpus else 1,
+        memory_mb=int(float(memory[1]) * _UNITS_MB[memory[2]]) if memory else None,
+        ends_at=_time(ends[1]) if ends else None,
+    )
+
+
+def _time(text: str) -> datetime | None:
+    """A time as Slurm writes it; None: Unknown, N/A."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        return None
+
+
 QUEUE_FORMAT = "%i|%T|%r|%N|%e|%k"
+STEP_FORMAT = "%i|RUNNING||%N|N/A|%j"
 ACCOUNT_FORMAT = "JobID,State,Reason,NodeList,End,Comment"
 
 
 def parse_queue(text: str) -> Iterator[SlurmJob]:
-    """Lines of `squeue` or `sacct`; a comment may hold bars. Steps are left out."""
+    """Lines of `squeue` or `sacct`; a comment may hold bars."""
     for line in text.splitlines():
         fields = line.split("|", 5)
-        if len(fields) < 6 or "." in fields[0]:
+        if len(fields) < 6:
             continue
         identity, state, reason, node, ends_at, comment = fields
         word = state.split()[0] if state.split() else ""  # sacct: "CANCELLED by 1000"

@@ -12,10 +12,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, NamedTuple
 
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.logs import get_logger
@@ -37,41 +37,63 @@ def node_address() -> str:
     return address
 
 
-class Task:
-    """Runs one program and hands signals on to it."""
+class Child(NamedTuple):
+    """A program of a task; `env` is added to the task's own."""
 
-    def __init__(self) -> None:
+    command: Sequence[str]
+    env: Mapping[str, str]
+    log: IO[bytes]
+
+
+class Task:
+    """Runs programs and hands signals on to them.
+
+    `before_end` is called when the time limit is near, before the programs are told to end.
+    """
+
+    def __init__(self, before_end: Callable[[], None] | None = None) -> None:
         self.warned = False  # the time limit is near
+        self._before_end = before_end
         self._stopped = False
-        self._child: subprocess.Popen[bytes] | None = None
+        self._children: list[subprocess.Popen[bytes]] = []
         signal.signal(signal.SIGUSR1, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
+            if self._before_end is not None and not self.warned:
+                self._before_end()
             self.warned = True
         else:
             self._stopped = True
         self._hand_on()
 
     def _hand_on(self) -> None:
-        if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(signal.SIGTERM)
+        for child in self._children:
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
 
-    def run(self, command: Sequence[str], env: Mapping[str, str], log: IO[bytes]) -> int:
-        """Run the program to its end; return its exit code, 128 + the number for a signal."""
-        self._child = subprocess.Popen(
-            command,
-            env={**os.environ, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
+    def start(self, child: Child) -> None:
+        """Start a program; it ends with this task, however that ends."""
+        self._children.append(
+            subprocess.Popen(
+                child.command,
+                env={**os.environ, **child.env},
+                stdin=subprocess.DEVNULL,
+                stdout=child.log,
+                stderr=child.log,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
+            )
         )
         if self.warned or self._stopped:  # it came before there was a child to tell
             self._hand_on()
-        code = self._child.wait()
-        return code if code >= 0 else 128 - code
+
+    def wait(self) -> int:
+        """Wait for the end of all programs; the first exit code that is not 0, 128 + the number
+        for a signal.
+        """
+        codes = [child.wait() for child in self._children]
+        return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
     @property
     def goes_back(self) -> bool:

@@ -1,0 +1,106 @@
+"""What the endpoint program does for its swarm beside serving: replicas that are wanted and were
+lost are replaced, and a swarm that nobody needs any more ends itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from domyn_swarm.backends.endpoint.activity import Activity, Idleness
+from domyn_swarm.backends.endpoint.collector import Collector
+from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.view import Ended
+from domyn_swarm.errors import PlatformError
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import JobHandle, utc_now
+from domyn_swarm.paths import SwarmPaths, write_private
+
+_log = get_logger(__name__)
+
+_LOOK_S = 2.0
+_AFTER_JOBS_S = 15.0  # without a request, once the jobs are over that the swarm was kept for
+
+
+class Platform(Protocol):
+    """What the endpoint program asks of the platform it runs on. Called from threads."""
+
+    def replace_lost(self, replicas: int) -> None:
+        """See that each of the replicas has something that runs or waits for it, unless it failed.
+
+        Raises:
+            PlatformError: the platform cannot be asked.
+        """
+
+    def job_over(self, handle: JobHandle) -> bool:
+        """Whether a job has ended.
+
+        Raises:
+            PlatformError: the platform cannot be asked.
+        """
+
+    def end_rest(self) -> None:
+        """End all jobs and replicas of the swarm; verify. Idempotent.
+
+        Raises:
+            PlatformError: something still runs.
+        """
+
+
+class Supervision:
+    """Looks every two seconds. `activity` asks the router."""
+
+    def __init__(
+        self,
+        paths: SwarmPaths,
+        platform: Platform,
+        collector: Collector,
+        activity: Callable[[], Awaitable[Activity | None]],
+    ) -> None:
+        self._paths = paths
+        self._platform = platform
+        self._collector = collector
+        self._activity = activity
+        self._idleness = Idleness(time.monotonic())
+
+    async def run(self) -> None:
+        """Return when the swarm has ended itself, and has said why."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                if await self._look():
+                    return
+            except (PlatformError, OSError, ValueError) as error:  # looked at again
+                _log.warning("cannot look after the swarm now: %s", error)
+
+    async def _look(self) -> bool:
+        spec = EndpointSpec.model_validate_json(self._paths.endpoint_spec.read_text())
+        self._collector.resize(spec.replicas)
+        await asyncio.to_thread(self._platform.replace_lost, spec.replicas)
+        reason = await self._reason_to_end(spec.idle_timeout_s)
+        if reason is None:
+            return False
+        _log.info("the swarm ends: %s", reason)
+        await asyncio.to_thread(self._platform.end_rest)
+        ended = Ended(tag=spec.tag, reason=reason, at=utc_now())
+        await asyncio.to_thread(write_private, self._paths.ended, ended.model_dump_json())
+        return True
+
+    async def _reason_to_end(self, idle_timeout_s: float | None) -> str | None:
+        now = time.monotonic()
+        idle_s = self._idleness.saw(await self._activity(), now)
+        if idle_s >= _AFTER_JOBS_S and await asyncio.to_thread(self._jobs_over):
+            return "the jobs that it was kept for are over"
+        if not self._collector.any_at_work():  # it waits in the queue, or comes up
+            self._idleness.reset(now)
+        elif idle_timeout_s is not None and idle_s >= idle_timeout_s:
+            return f"nobody has used it for {idle_timeout_s:g} s"
+        return None
+
+    def _jobs_over(self) -> bool:
+        """Whether there are jobs to end after (`--down-after`), and each has ended."""
+        files = list(self._paths.down_after.glob("*.json"))
+        handles = [JobHandle.model_validate_json(file.read_text()) for file in files]
+        return bool(handles) and all(self._platform.job_over(handle) for handle in handles)

@@ -1,0 +1,33 @@
+"""The local machine, as the endpoint program of a swarm asks it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from domyn_swarm.backends.base import read_exit
+from domyn_swarm.backends.local.compute import LocalCompute
+from domyn_swarm.backends.local.serving import end_jobs_and_replicas
+from domyn_swarm.model import JobHandle
+from domyn_swarm.paths import SwarmPaths
+
+
+class LocalPlatform:
+    """See `Platform`."""
+
+    def __init__(self, paths: SwarmPaths, tag: str) -> None:
+        self._paths = paths
+        self._tag = tag
+        self._compute = LocalCompute()
+
+    def replace_lost(self, replicas: int) -> None:
+        """See `Platform.replace_lost`: a process is lost with its machine only."""
+
+    def job_over(self, handle: JobHandle) -> bool:
+        """See `Platform.job_over`."""
+        if read_exit(Path(handle.exit_path)) is not None:
+            return True
+        return self._compute.probe(handle).final
+
+    def end_rest(self) -> None:
+        """See `Platform.end_rest`."""
+        end_jobs_and_replicas(self._tag, self._paths)

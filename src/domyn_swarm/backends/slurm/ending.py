@@ -1,0 +1,73 @@
+"""Ends what Slurm has of a swarm, and makes sure of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.layout import JOB_PREFIX
+from domyn_swarm.backends.slurm.tagged import tagged
+from domyn_swarm.errors import PlatformError
+
+_JOB_GRACE_S = 30.0
+_END_S = 90.0  # from scancel until nothing runs: KillWait (30 s as a rule), and some nodes are slow
+_LOOK_S = 1.0
+
+
+class Ending:
+    """Of one swarm. `known` are ids that were recorded for it, by kind, should a site have taken
+    the tag from its jobs.
+    """
+
+    def __init__(self, slurm: Slurm, tag: str, known: Mapping[str, Sequence[str]]) -> None:
+        self._slurm = slurm
+        self._tag = tag
+        self._known = known
+
+    def end(self, *kinds: str) -> None:
+        """End these kinds (job, replica, endpoint), one after the other; jobs may flush first.
+
+        Raises:
+            PlatformError: something still runs.
+        """
+        if "job" in kinds:
+            self._slurm.cancel(self._left("job"), signal="TERM")
+            self._until(lambda: not self._left("job"), _JOB_GRACE_S)
+        for kind in kinds:
+            self._slurm.cancel(self._left(kind))
+            if not self._until(partial(self._none_left, kind), _END_S):
+                still = ", ".join(self._left(kind))
+                raise PlatformError(
+                    f"Slurm still has jobs of the swarm: {still}.",
+                    hint="Nodes may be slow to let go; see `squeue`, then run `domyn-swarm down`.",
+                )
+
+    def _none_left(self, kind: str) -> bool:
+        return not self._left(kind)
+
+    def _left(self, kind: str) -> list[str]:
+        """What is not over of a kind; jobs are also the steps in the endpoint's allocation."""
+        jobs = tagged(self._slurm.queue().values(), self._tag)
+        found = {one.job.id: one.job for one in jobs if one.kind == kind}
+        found |= self._slurm.jobs(self._known.get(kind, ()))
+        left = [one for one, job in found.items() if not job.over]
+        if kind == "job":
+            endpoints = tuple(f"{one}." for one in self._left("endpoint"))
+            steps = self._slurm.steps().values()
+            left += [
+                step.id
+                for step in steps
+                if step.id.startswith(endpoints) and step.comment.startswith(JOB_PREFIX)
+            ]
+        return left
+
+    def _until(self, condition: Callable[[], bool], within_s: float) -> bool:
+        deadline = time.monotonic() + within_s
+        while not condition():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOOK_S)
+            self._slurm.expect_change()
+        return True

@@ -1,0 +1,74 @@
+"""Slurm, as the endpoint program of a swarm asks it."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+from domyn_swarm.backends.base import read_exit
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.compute import SlurmCompute
+from domyn_swarm.backends.slurm.ending import Ending
+from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import JobHandle
+from domyn_swarm.paths import SwarmPaths
+
+_log = get_logger(__name__)
+
+# Ended through no fault of the replica. Slurm brings some back itself, and gets the time to.
+_LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
+_SLURM_ACTS_S = 20.0
+_AGAIN_S = 60.0
+
+
+class SlurmPlatform:
+    """See `Platform`."""
+
+    def __init__(self, paths: SwarmPaths, tag: str) -> None:
+        self._paths = paths
+        self._tag = tag
+        self._slurm = Slurm()
+        self._compute = SlurmCompute(self._slurm)
+        self._lost_since: dict[str, float] = {}  # by job
+        self._submitted_at: dict[int, float] = {}  # by task
+
+    def replace_lost(self, replicas: int) -> None:
+        """See `Platform.replace_lost`. A replica that ended with its time limit says so in a file;
+        of the others Slurm does.
+        """
+        jobs = tagged(self._slurm.queue().values(), self._tag)
+        tasks = [one for one in jobs if one.kind == "replica"]
+        per_task = next((one.per_task for one in tasks), 1)
+        for group in range(math.ceil(replicas / per_task)):
+            own = [one for one in tasks if one.group == group]
+            if own and all(one.job.over for one in own) and self._wants_successor(own[-1]):
+                self._submit(group)
+
+    def _wants_successor(self, last: TaggedJob) -> bool:
+        marker = self._paths.expired(last.group)
+        if marker.exists() and marker.read_text().strip() == last.job.id:
+            return True
+        if last.job.state not in _LOST:
+            return False
+        since = self._lost_since.setdefault(last.job.id, time.monotonic())
+        return time.monotonic() - since >= _SLURM_ACTS_S
+
+    def _submit(self, group: int) -> None:
+        now = time.monotonic()
+        if now - self._submitted_at.get(group, -_AGAIN_S) < _AGAIN_S:
+            return
+        self._submitted_at[group] = now
+        array = self._slurm.submit(self._paths.replica_script, array=[group])
+        _log.info("task %d of the replicas has a successor: %s", group, array)
+
+    def job_over(self, handle: JobHandle) -> bool:
+        """See `Platform.job_over`."""
+        if read_exit(Path(handle.exit_path)) is not None:
+            return True
+        return self._compute.probe(handle).final
+
+    def end_rest(self) -> None:
+        """See `Platform.end_rest`."""
+        Ending(self._slurm, self._tag, {}).end("job", "replica")

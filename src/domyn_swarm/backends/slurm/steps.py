@@ -1,0 +1,131 @@
+"""Jobs as steps in the allocation of the swarm's endpoint: they start at once and share it.
+
+A step lives as long as the `srun` that started it: in a session of its own on the submitting
+machine, so that it outlives the command line, and no longer than the endpoint's job.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from domyn_swarm.backends.base import ComputeSpec
+from domyn_swarm.backends.slurm.commands import Slurm, submitting_environment
+from domyn_swarm.backends.slurm.layout import job_name, step_script
+from domyn_swarm.backends.slurm.states import Allocation
+from domyn_swarm.backends.slurm.tagged import comment_of
+from domyn_swarm.errors import ConfigError, PlatformUnavailable, SubmitRejected
+from domyn_swarm.paths import JobPaths, private_dir, write_private
+from domyn_swarm.planning.resources import SrunResources
+
+_START_S = 60.0
+_LOOK_S = 0.2
+_sruns: list[subprocess.Popen[bytes]] = []  # reaped when the next one starts
+
+
+class Steps:
+    """Starts steps for jobs; what becomes of one is asked as of any other job."""
+
+    def __init__(self, slurm: Slurm) -> None:
+        self._slurm = slurm
+
+    def check(self, spec: ComputeSpec) -> None:
+        """Refuse what does not fit into the endpoint's allocation, with the numbers.
+
+        Raises:
+            ConfigError: it does not fit.
+            PlatformUnavailable: the endpoint does not run, or Slurm cannot be asked.
+        """
+        self._resources(spec)
+
+    def start(self, spec: ComputeSpec) -> str:
+        """Start the job's step; return its id once it runs.
+
+        Raises:
+            ConfigError: it does not fit.
+            SubmitRejected: Slurm did not start it.
+        """
+        resources = self._resources(spec)
+        paths = JobPaths(Path(spec.job_dir))
+        private_dir(paths.log.parent)
+        write_private(paths.script, step_script(spec).render("step.sh.j2"))
+        with paths.srun_log.open("wb") as log:
+            srun = subprocess.Popen(
+                [*resources.argv(), "/bin/bash", str(paths.script)],
+                env=submitting_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+            )
+        _sruns[:] = [*(one for one in _sruns if one.poll() is None), srun]
+        return self._started(resources, srun, paths)
+
+    def _started(
+        self, resources: SrunResources, srun: subprocess.Popen[bytes], paths: JobPaths
+    ) -> str:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            self._slurm.expect_change()
+            for step in self._slurm.steps().values():
+                if step.comment == resources.name:
+                    return step.id
+            if srun.poll() is not None:
+                break
+            time.sleep(_LOOK_S)
+        if paths.exit.exists():  # it was over before it could be seen
+            return f"{resources.allocation}.+"
+        srun.terminate()
+        said = paths.srun_log.read_text(errors="replace").strip().splitlines()
+        raise SubmitRejected(
+            f"Slurm did not start the job in the endpoint's allocation: {(said or ['?'])[-1]}",
+            hint="Submit it with --placement job to get an allocation of its own.",
+        )
+
+    def _resources(self, spec: ComputeSpec) -> SrunResources:
+        endpoint = self._endpoint(spec)
+        allocation = self._slurm.allocation(endpoint)
+        asked = spec.resources
+        memory_mb = None if asked.memory_gb is None else math.ceil(asked.memory_gb * 1024)
+        _check_fits(allocation, asked.cpus, memory_mb, asked.time_limit_s)
+        return SrunResources(
+            allocation=endpoint,
+            name=job_name(spec.job_id),
+            cpus=asked.cpus or allocation.cpus,
+            memory_mb=memory_mb or allocation.memory_mb,
+        )
+
+    def _endpoint(self, spec: ComputeSpec) -> str:
+        comment = comment_of(spec.tag or "-", "endpoint")
+        for job in self._slurm.queue().values():
+            if job.comment == comment and job.going:
+                return job.id
+        raise PlatformUnavailable(
+            "The endpoint's job does not run now, so no job can share its allocation.",
+            hint="Wait for it (`domyn-swarm status`), or use --placement job.",
+        )
+
+
+def _check_fits(
+    allocation: Allocation, cpus: int | None, memory_mb: int | None, time_limit_s: float | None
+) -> None:
+    left_s = math.inf
+    if allocation.ends_at is not None:
+        left_s = (allocation.ends_at - datetime.now(UTC)).total_seconds()
+    known = [
+        ("CPUs", cpus, allocation.cpus, "endpoint.cpus_per_task"),
+        ("MB of memory", memory_mb, allocation.memory_mb, "endpoint.mem"),
+        ("s of time", time_limit_s, left_s, "endpoint.wall_time"),
+    ]
+    for what, wanted, there, key in known:
+        if wanted is not None and there is not None and wanted > there:
+            raise ConfigError(
+                f"The job asks for {wanted:g} {what}, "
+                f"but the endpoint's allocation has {math.floor(there)}.",
+                hint=f"Use --placement job, or raise backend.{key} when the swarm is next brought "
+                "up.",
+            )

@@ -1,0 +1,48 @@
+"""What a job asks of the platform, and the same in the words of `srun`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from domyn_swarm.model import Record
+
+
+class JobResources(Record):
+    """What a job asks for itself; None: what the platform gives when nothing is asked."""
+
+    detached: bool = False  # nobody follows it: it must survive logout
+    # A step of the endpoint's job, a job of its own, or a process where it is submitted.
+    placement: Literal["step", "job", "here"] | None = None
+    cpus: int | None = Field(None, ge=1)
+    memory_gb: float | None = Field(None, gt=0)
+    time_limit_s: float | None = Field(None, gt=0)
+    mail_user: str | None = None
+
+
+class SrunResources(Record):
+    """One step inside an allocation. Each value is one word of `srun`'s argv: nothing is quoted,
+    split or joined.
+    """
+
+    allocation: str  # the job whose resources it shares with whatever else runs there
+    name: str
+    cpus: int = Field(ge=1)
+    memory_mb: int | None = Field(None, ge=1)  # None: all that the allocation has
+
+    def argv(self) -> list[str]:
+        """`srun` and its options, up to the program."""
+        return [
+            "srun",
+            f"--jobid={self.allocation}",
+            f"--job-name={self.name}",
+            "--overlap",
+            "--exact",
+            "--nodes=1",
+            "--ntasks=1",
+            f"--cpus-per-task={self.cpus}",
+            f"--mem={0 if self.memory_mb is None else f'{self.memory_mb}M'}",
+            "--input=none",
+            "--quiet",
+        ]

@@ -1,0 +1,211 @@
+"""Where jobs run, and what they came to, on the real cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from command_line import PROGRAM
+from domyn_swarm.errors import ConfigError, SwarmError
+from domyn_swarm.model import JobHandle, JobStatus
+from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.services.jobs import JobService
+from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from slurm.cluster import SlurmCluster
+from slurm.test_swarm import Up, all_answered, jobs_of, request, until, up
+
+__all__ = ["up"]  # a fixture
+
+ATTACHED = JobResources()
+
+
+def endpoint_job(slurm: SlurmCluster) -> str:
+    return next(one for one in jobs_of(slurm) if "_" not in one)
+
+
+def test_a_followed_job_is_a_step_of_the_endpoint(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    up(min_ready=2)
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 400, resources=ATTACHED))
+    assert (handle.platform_id, handle.step) == (endpoint_job(slurm), "0")
+    assert len(jobs_of(slurm)) == 3  # no job of its own
+    assert jobs.wait(handle, timeout_s=60).status is JobStatus.SUCCEEDED
+    assert all_answered(tmp_path, 400)
+
+
+def test_steps_and_jobs_side_by_side_and_one_step_is_cancelled(up: Up, tmp_path: Path) -> None:
+    up(min_ready=2)
+    jobs = JobService()
+    folders = {name: tmp_path / name for name in ("step", "other step", "job")}
+    for folder in folders.values():
+        folder.mkdir()
+    asked = {name: JobResources(detached=name == "job") for name in folders}
+    handles = {
+        name: jobs.submit(request(folder, 1000, checkpoint_tag=name, resources=asked[name]))
+        for name, folder in folders.items()
+    }
+    until(lambda: all(jobs.status(handle).rows_done > 20 for handle in handles.values()))
+    assert jobs.cancel(handles["step"]).status is JobStatus.CANCELLED
+    for name in ("other step", "job"):
+        assert jobs.wait(handles[name], timeout_s=90).status is JobStatus.SUCCEEDED
+        assert all_answered(folders[name], 1000)
+    again = jobs.wait(jobs.resume(handles["step"]), timeout_s=90)
+    assert again.status is JobStatus.SUCCEEDED
+    assert again.account is not None
+    assert again.account.requests == 1000
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"cpus": 3}, "asks for 3 CPUs, but the endpoint's allocation has 1"),
+        ({"memory_gb": 2}, "asks for 2048 MB of memory, but the endpoint's allocation has 1000"),
+        ({"time_limit_s": 7200}, "asks for 7200 s of time, but the endpoint's allocation has 3"),
+    ],
+)
+def test_what_does_not_fit_the_endpoint_is_refused_with_the_numbers(
+    up: Up, tmp_path: Path, asked: dict[str, float], told: str
+) -> None:
+    up()
+    jobs = JobService()
+    with pytest.raises(ConfigError, match=told) as refused:
+        jobs.submit(request(tmp_path, 10, resources=JobResources.model_validate(asked)))
+    assert "--placement job" in refused.value.hint
+    assert jobs.list() == []
+
+
+def test_what_no_node_has_is_refused_by_slurm_in_its_words(up: Up, tmp_path: Path) -> None:
+    up()
+    jobs = JobService()
+    with pytest.raises(SwarmError, match=r"Slurm refused job\.sh: .*not available"):
+        jobs.submit(request(tmp_path, 10, resources=JobResources(detached=True, cpus=64)))
+    assert jobs.list() == []
+
+
+def test_flags_reach_slurm(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None:
+    up()
+    asked = request(tmp_path, 5000)
+    flags = ["--cpus", "3", "--mem", "900M", "--time", "30", "--mail-user", "me@here"]
+    command = [PROGRAM, "job", "submit", "--name", "demo", "--input", asked.input]
+    command += ["--output", asked.output, "--input-column", "prompt", "-d", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    handle = JobHandle.model_validate_json(done.stdout)
+    shown = slurm.run("scontrol", "-o", "show", "job", handle.platform_id).stdout
+    for expected in ("NumCPUs=3 ", "TRES=cpu=3,mem=900M", "TimeLimit=00:30:00", "MailUser=me@here"):
+        assert expected in shown
+    JobService().cancel(handle)
+
+
+def test_the_callers_own_slurm_variables_change_nothing(
+    up: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "SBATCH_PARTITION": "nowhere",
+        "SLURM_MEM_PER_CPU": "1",
+        "SLURM_MEM_PER_NODE": "1",
+        "SRUN_CPUS_PER_TASK": "64",
+        "SLURM_NTASKS": "7",
+        "SQUEUE_FORMAT": "x",
+    }.items():
+        monkeypatch.setenv(name, value)
+    up(min_ready=2)
+    jobs = JobService()
+    for number, detached in enumerate((True, False)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        asked = request(folder, 20, resources=JobResources(detached=detached))
+        assert jobs.wait(jobs.submit(asked), timeout_s=60).status is JobStatus.SUCCEEDED
+
+
+def test_a_step_outlives_the_command_that_follows_it(up: Up, tmp_path: Path) -> None:
+    up(min_ready=2)
+    asked = request(tmp_path, 800)
+    command = [PROGRAM, "job", "submit", "--name", "demo", "--input", asked.input]
+    command += ["--output", asked.output, "--input-column", "prompt", "--no-progress"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as following:
+        assert following.stdout is not None
+        handle = JobHandle.model_validate(json.loads(following.stdout.readline()))
+        until(lambda: JobService().status(handle).rows_done > 20)
+        os.killpg(following.pid, signal.SIGKILL)
+    assert handle.step is not None
+    assert JobService().wait(handle, timeout_s=60).status is JobStatus.SUCCEEDED
+    assert all_answered(tmp_path, 800)
+
+
+@pytest.mark.parametrize("event", ["moves", "down"])
+def test_a_step_ends_with_the_endpoint_and_loses_nothing(
+    up: Up, slurm: SlurmCluster, tmp_path: Path, event: str
+) -> None:
+    up(min_ready=2)
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 3000, resources=ATTACHED))
+    until(lambda: jobs.status(handle).rows_done > 100)
+    if event == "moves":
+        slurm.run("scancel", "--batch", "--signal=USR1", endpoint_job(slurm))
+    else:
+        SwarmLifecycle(SwarmStore.open()).down("demo")
+        up(min_ready=2)
+    ended = jobs.wait(handle, timeout_s=40).status
+    assert ended is (JobStatus.TIMED_OUT if event == "moves" else JobStatus.CANCELLED)
+    until(lambda: jobs_of(slurm).get(endpoint_job(slurm)) == "RUNNING")
+    until(lambda: _resumed(jobs, handle))
+    again = jobs.wait(jobs.list()[-1].job_id, timeout_s=90)
+    assert again.status is JobStatus.SUCCEEDED
+    assert again.account is not None
+    assert again.account.rows_answered == 3000
+    assert again.account.requests <= 3000 + 2 * 16  # those in flight, at most
+    assert all_answered(tmp_path, 3000)
+
+
+def _resumed(jobs: JobService, handle: JobHandle) -> bool:
+    try:
+        jobs.resume(handle)
+    except SwarmError:  # the endpoint is not back yet
+        return False
+    return True
+
+
+FAILING = """
+from domyn_swarm import SwarmJob
+
+class Ends(SwarmJob):
+    input_columns = ["prompt"]
+    output_schema = ["out"]
+    async def transform_item(self, item):
+        import os, time
+        if self.params["how"] == "memory":
+            self.kept = b"x" * 1_500_000_000
+            time.sleep(60)
+        os._exit(3)
+"""
+
+
+@pytest.mark.parametrize("detached", [True, False], ids=["job", "step"])
+def test_each_wait_tells_the_truth_about_its_own_job(
+    up: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detached: bool
+) -> None:
+    up(min_ready=2)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ends.py").write_text(FAILING)
+    jobs = JobService()
+    handles = {}
+    for how in ("memory", "exit", "good"):
+        folder = tmp_path / how
+        folder.mkdir()
+        job = {} if how == "good" else {"job": "ends:Ends", "job_kwargs": {"how": how}}
+        asked = request(folder, 200, resources=JobResources(detached=detached), **job)
+        handles[how] = jobs.submit(asked)
+    ends = {how: jobs.wait(handle, timeout_s=60) for how, handle in handles.items()}
+    assert ends["good"].status is JobStatus.SUCCEEDED
+    assert (ends["exit"].status, ends["exit"].exit_code) == (JobStatus.FAILED, 3)
+    assert ends["memory"].status is JobStatus.OUT_OF_MEMORY

@@ -1,0 +1,138 @@
+"""Swarms that grow, shrink, and end themselves."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from domyn_swarm.errors import ConfigError, StateError
+from domyn_swarm.model import JobStatus, SwarmPhase
+from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.requests import JobRequest
+from domyn_swarm.services.swarms import SwarmService
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from local_swarms import config, until
+
+
+def phase(name: str = "demo") -> SwarmPhase:
+    return SwarmService().status(name).phase
+
+
+def ask(times: int = 1) -> None:
+    info = SwarmService().endpoint("demo")
+    key = info.key_file.read_text()
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    for _ in range(times):
+        asked = urllib.request.Request(
+            f"{info.url}/v1/chat/completions", json.dumps(body).encode(), headers
+        )
+        with urllib.request.urlopen(asked, timeout=30) as reply:
+            assert reply.status == 200
+
+
+def submit(folder: Path, rows: int, **changes: object) -> JobRequest:
+    path = folder / "in.parquet"
+    pq.write_table(pa.table({"prompt": [f"p{number}" for number in range(rows)]}), path)
+    fields = {
+        "swarm": "demo",
+        "input": str(path),
+        "input_columns": ("prompt",),
+        "output": str(folder / "out.parquet"),
+        **changes,
+    }
+    return JobRequest.model_validate(fields)
+
+
+def test_a_swarm_that_nobody_uses_ends_itself_and_says_why(lifecycle: SwarmLifecycle) -> None:
+    lifecycle.up(config(idle_timeout_s=4), timeout_s=60)
+    began = time.monotonic()
+    while time.monotonic() - began < 8:  # asked now and then, it stays
+        ask()
+        SwarmService().status("demo")
+        time.sleep(1)
+    assert phase() is SwarmPhase.READY
+    until(lambda: phase() is SwarmPhase.STOPPED, 30)
+    assert "nobody has used it for 4 s" in SwarmService().status("demo").detail
+
+
+def test_looking_at_a_swarm_does_not_keep_it(lifecycle: SwarmLifecycle) -> None:
+    lifecycle.up(config(idle_timeout_s=3), timeout_s=60)
+    until(lambda: phase() is SwarmPhase.STOPPED, 40, every_s=0.5)  # status asks the endpoint
+
+
+def test_a_request_in_flight_keeps_it(lifecycle: SwarmLifecycle) -> None:
+    lifecycle.up(config(idle_timeout_s=2, engine_options={"latency_s": 8}), timeout_s=60)
+    ask()  # takes longer than the time-out
+
+
+def test_it_ends_after_its_job(lifecycle: SwarmLifecycle, tmp_path: Path) -> None:
+    lifecycle.up(config(engine_options={"latency_s": 0.05}), timeout_s=60)
+    jobs = JobService()
+    handle = jobs.submit(submit(tmp_path, 200, down_after=True))
+    assert jobs.wait(handle, timeout_s=60).status is JobStatus.SUCCEEDED
+    assert phase() is SwarmPhase.READY
+    until(lambda: phase() is SwarmPhase.STOPPED, 60, every_s=0.5)
+    assert "the jobs that it was kept for are over" in SwarmService().status("demo").detail
+
+
+def test_another_job_is_not_cut_off(lifecycle: SwarmLifecycle, tmp_path: Path) -> None:
+    lifecycle.up(config(engine_options={"latency_s": 0.2, "slots": 4}), timeout_s=60)
+    jobs = JobService()
+    short, long = tmp_path / "short", tmp_path / "long"
+    short.mkdir()
+    long.mkdir()
+    first = jobs.submit(submit(short, 4, down_after=True))
+    other = jobs.submit(submit(long, 600, max_concurrency=4, checkpoint_tag="long"))
+    assert jobs.wait(first, timeout_s=60).status is JobStatus.SUCCEEDED
+    assert jobs.wait(other, timeout_s=90).status is JobStatus.SUCCEEDED
+    until(lambda: phase() is SwarmPhase.STOPPED, 60, every_s=0.5)
+
+
+def test_down_after_needs_a_swarm(tmp_path: Path) -> None:
+    asked = submit(tmp_path, 1, swarm=None, endpoint="http://127.0.0.1:1", model="m")
+    with pytest.raises(ConfigError, match="no swarm to shut down"):
+        JobService().submit(asked.model_copy(update={"down_after": True}))
+    assert JobService().list() == []
+
+
+def test_scaling_under_a_job_fails_no_request(lifecycle: SwarmLifecycle, tmp_path: Path) -> None:
+    lifecycle.up(config(replicas=3, min_ready=3, engine_options={"latency_s": 0.1}), timeout_s=60)
+    jobs, swarms = JobService(), SwarmService()
+    handle = jobs.submit(submit(tmp_path, 2500, max_concurrency=16))
+    until(lambda: jobs.status(handle).rows_done > 50)
+    assert swarms.scale("demo", 1).replicas_wanted == 1
+    until(lambda: swarms.status("demo").replicas_ready == 1)
+    with pytest.raises(StateError, match="have not ended yet"):
+        swarms.scale("demo", 4)
+    until(lambda: _scaled(4))
+    until(lambda: swarms.status("demo").replicas_ready == 4, 60)
+    ended = jobs.wait(handle, timeout_s=90)
+    assert ended.status is JobStatus.SUCCEEDED
+    assert ended.account is not None
+    assert (ended.account.requests, ended.account.retries) == (2500, 0)
+    seen = swarms.status("demo")
+    assert (seen.replicas_wanted, seen.observed) == (4, "ready")
+    plan = json.loads((Path(seen.swarm_dir) / "plan.json").read_text())
+    assert plan["layout"]["replicas"] == 4
+
+
+def _scaled(replicas: int) -> bool:
+    try:
+        SwarmService().scale("demo", replicas)
+    except StateError:
+        return False
+    return True
+
+
+def test_what_is_not_up_cannot_be_scaled(lifecycle: SwarmLifecycle) -> None:
+    lifecycle.up(config(), timeout_s=60)
+    lifecycle.down("demo")
+    with pytest.raises(StateError, match="is stopped and cannot be scaled"):
+        SwarmService().scale("demo", 2)
