@@ -146,6 +146,21 @@ class SwarmPaths:
         return self.scripts / f"watchdog-{replica}.json"
 
     @property
+    def follower_program(self) -> Path:
+        """The copy of `follower.py` that the other nodes of a replica run."""
+        return self.scripts / "follower.py"
+
+    @property
+    def follower_spec(self) -> Path:
+        """What they are told."""
+        return self.scripts / "follower.json"
+
+    @property
+    def companion_spec(self) -> Path:
+        """What the first node of a replica keeps running beside the engine."""
+        return self.scripts / "companion.json"
+
+    @property
     def endpoint_script(self) -> Path:
         """The batch script of the endpoint."""
         return self.scripts / "endpoint.sh"
@@ -221,6 +236,10 @@ class SwarmPaths:
     def engine_log(self, replica: int) -> Path:
         """What one replica's engine printed."""
         return self.replica_logs(replica) / "engine.log"
+
+    def node_log(self, replica: int, rank: int) -> Path:
+        """What ran beside the engine printed, on the first node (rank 0) and on the others."""
+        return self.replica_logs(replica) / f"node-{rank}.log"
 
     def watchdog_log(self, replica: int) -> Path:
         """What one replica's watchdog printed."""

@@ -5,7 +5,8 @@ whatever image the engine comes in. Its spec is built, and described, by `backen
 
 Guaranteed: the engine (its whole process group) never outlives the watchdog, however that dies;
 SIGTERM drains the engine before it ends; a final state is reported even to a collector that comes
-late. Exit code 0: ended as asked, 1: the engine failed, 2: the spec cannot be used.
+late. Exit code 0: ended as asked, 1: the engine failed, 2: the spec cannot be used, 3: one of the
+replica's nodes was lost, so that it must be started anew as a whole.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ STABLE_S = 600.0  # an engine that was ready for so long has its restarts forgiv
 RECHECK_S = 1.0  # a failed probe is repeated so soon, and a sick engine probed so often
 LOG_TAIL_BYTES = 65_536
 READ_LIMIT_BYTES = 4_000_000
+LOST_NODE = 3
 
 
 def log(text: str) -> None:
@@ -79,6 +81,7 @@ class Spec(NamedTuple):
     kill_grace_seconds: float
     drain_seconds: float
     progress_timeout: float | None
+    ray: dict[str, Any] | None
     heartbeat_seconds: float
     final_report_seconds: float
 
@@ -180,6 +183,56 @@ def parse_metrics(text: str) -> dict[str, float]:
             except ValueError:
                 continue
     return found
+
+
+def ray_gpus(text: str) -> float | None:
+    """How many GPUs `ray status` says that the cluster has; None: it does not say."""
+    found = re.search(r"[\d.]+/([\d.]+) GPU\b", text)
+    return float(found.group(1)) if found else None
+
+
+class RayCluster(threading.Thread):
+    """Asks Ray, now and then, whether the replica's nodes are all there."""
+
+    def __init__(self, ray: dict[str, Any]) -> None:
+        super().__init__(daemon=True, name="ray")
+        self._ray = ray
+        self._complete = False
+        self.lost: str | None = None
+
+    def run(self) -> None:
+        """Until nodes that were there are missing for longer than the grace period."""
+        missing_since = None  # type: float | None
+        while self.lost is None:
+            gpus = self._ask()
+            now = time.monotonic()
+            enough = gpus is not None and gpus >= self._ray["gpus"]
+            self._complete = self._complete or enough
+            missing_since = None if enough or not self._complete else missing_since or now
+            if missing_since is not None and now - missing_since >= self._ray["status_grace_s"]:
+                has = "none" if gpus is None else "%g" % gpus
+                self.lost = "Ray lost nodes: %s of %d GPUs are left" % (has, self._ray["gpus"])
+            hurry = not self._complete or missing_since is not None
+            time.sleep(
+                min(1.0, self._ray["probe_interval_s"]) if hurry else self._ray["probe_interval_s"]
+            )
+
+    def wait_until_complete(self, stopped: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait for all nodes: an engine that starts without them fails."""
+        deadline = time.monotonic() + timeout_s
+        while not self._complete and not stopped() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return self._complete
+
+    def _ask(self) -> float | None:
+        try:
+            limit_s = self._ray["probe_timeout_s"]
+            said = subprocess.check_output(
+                ["ray", "status"], stderr=subprocess.DEVNULL, timeout=limit_s
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return ray_gpus(said.decode("utf-8", "replace"))
 
 
 def diagnose(patterns: list[dict[str, Any]], tail: str) -> dict[str, Any] | None:
@@ -433,9 +486,11 @@ class Engine:
 
     def __init__(self, spec: Spec, port: int, key: str | None, guard: Guard) -> None:
         self._guard = guard
-        filled = [
-            one.replace("{host}", spec.host).replace("{port}", str(port)) for one in spec.argv
-        ]
+        places = {"{host}": spec.host, "{port}": str(port)}
+        places["{node_port}"] = os.environ.get("DOMYN_SWARM_NODE_PORT", "")
+        filled = list(spec.argv)
+        for place, value in places.items():
+            filled = [one.replace(place, value) for one in filled]
         env = dict(os.environ, **spec.env)
         if spec.key_env and key:
             env[spec.key_env] = key
@@ -494,6 +549,7 @@ class Watchdog:
         self._reporter = reporter
         self._guard = guard
         self._ports = Ports(spec.host)
+        self._ray = RayCluster(spec.ray) if spec.ray else None
         self._restarts = Restarts(spec)
         self._stops = 0
         self._base = ""
@@ -524,7 +580,11 @@ class Watchdog:
 
     def run(self) -> int:
         """Until the end; returns the exit code."""
+        if self._ray is not None:
+            self._ray.start()
         while True:
+            if self._ray is not None and not self._join_ray(self._ray):
+                return self._lose_node("the other nodes did not join Ray in time")
             try:
                 engine = self._start()
             except OSError as error:
@@ -533,6 +593,10 @@ class Watchdog:
             if self._stops:
                 self._drain(engine)
                 return self._end("exited", "stopped as asked", exit_code=engine.poll())
+            if self._ray is not None and self._ray.lost:
+                self._enter("draining", reason=self._ray.lost)
+                self._stop_engine(engine)
+                return self._lose_node(self._ray.lost)
             code = engine.poll()
             if code is None:
                 log("restarting the engine: %s" % why)
@@ -551,6 +615,18 @@ class Watchdog:
             self._rest(delay)
             if self._stops:
                 return self._end("exited", "stopped as asked", exit_code=code)
+
+    def _join_ray(self, ray: RayCluster) -> bool:
+        return bool(self._stops) or ray.wait_until_complete(
+            lambda: self._stops > 0, self._spec.readiness_timeout
+        )
+
+    def _lose_node(self, reason: str) -> int:
+        """End without a final state: whoever runs this starts the replica anew, with its nodes."""
+        log(reason)
+        self._enter("restarting", reason=reason, engine_pid=None)
+        self._reporter.flush(STOPPED_REPORT_S, lambda: self._reporter.collector_gone)
+        return LOST_NODE
 
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -579,7 +655,7 @@ class Watchdog:
                 self._enter(health.state)
                 if health.ready_since is not None and now - health.ready_since >= STABLE_S:
                     self._restarts.forgive()
-            why = health.reason_to_restart(now)
+            why = health.reason_to_restart(now) or (self._ray.lost if self._ray else None)
             if why is not None:
                 return why
             self._sleep(min(due - now, 1.0))

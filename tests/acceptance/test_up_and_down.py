@@ -37,7 +37,10 @@ def test_a_generated_name_a_taken_port_and_the_name_again(cli: CommandLine, tmp_
 
 def test_a_dry_run_starts_and_records_nothing(cli: CommandLine, tmp_path: Path) -> None:
     sim = write_sim_config(tmp_path)
-    plan = cli.json("up", "-c", sim.path, "--dry-run", "-r", "3", "--set", "min_ready=2")
+    flags = ("-r", "3", "--set", "min_ready=2")
+    report = cli.json("up", "-c", sim.path, "--dry-run", *flags)
+    plan = report["plan"]
+    assert cli.json("plan", "-c", sim.path, *flags) == report
     assert (plan["name"], plan["layout"]["replicas"], plan["min_ready"]) == ("demo", 3, 2)
     assert "demo" in cli.ok("up", "-c", sim.path, "--dry-run")
     assert not cli.home.exists()

@@ -359,8 +359,8 @@ def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path)
             "gpus_per_replica: is 1, but gpus_per_node",
         ),
         (
-            "model: a\nbackend: local\nidle_timeout_s: 9\n",
-            "bad.yaml:3: idle_timeout_s: this version",
+            "model: a\nbackend: local\nnotify: {url: x}\n",
+            "bad.yaml:3: notify.url: this version",
         ),
         (
             "model: a\nbackend: {type: local, partition: p}\n",

@@ -172,6 +172,7 @@ class Bench:
             "kill_grace_seconds": 1.0,
             "drain_seconds": 4.0,
             "progress_timeout": None,
+            "ray": None,
             "heartbeat_seconds": 0.3,
             "final_report_seconds": 15.0,
         }

@@ -32,6 +32,7 @@ def spec(bench: Bench) -> watchdog.Spec:
         restart_backoff_max=60.0,
         max_restarts=6,
         progress_timeout=90.0,
+        ray=None,
     ).spec_path
     return watchdog.load(str(path), "")
 

@@ -242,3 +242,49 @@ def test_a_spec_that_cannot_be_used_is_one_line(bench: Bench):
     assert ended.returncode == 2
     assert "bogus" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+RAY = """#!/bin/sh
+[ "$1" = status ] || exit 9
+gpus=$(cat {gpus}) && printf 'Total Usage:\\n 0.0/16.0 CPU\\n 0.0/%s GPU\\n' "$gpus"
+"""
+
+
+def fake_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `ray` on PATH that says what a file holds; the file."""
+    gpus, program = folder / "gpus", folder / "ray"
+    program.write_text(RAY.format(gpus=gpus))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return gpus
+
+
+def test_an_engine_waits_for_rays_nodes_and_a_lost_one_is_no_reason_to_restart_it(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    gpus = fake_ray(tmp_path, monkeypatch)
+    gpus.write_text("4.0")
+    ray = {"gpus": 8, "probe_timeout_s": 5, "status_grace_s": 0.5, "probe_interval_s": 0.2}
+    bench.start_collector()
+    replica = bench.replica(ray=ray).start()
+    time.sleep(1.5)
+    assert not replica.lines("starts")  # it would fail without its nodes
+    gpus.write_text("8.0")
+    bench.until_state("ready")
+    gpus.write_text("4.0")
+    assert replica.wait() == watchdog.LOST_NODE
+    assert len(replica.starts) == 1
+    assert not runs(replica.starts[0])
+    assert bench.state() == "restarting"
+    assert "4 of 8 GPUs" in str(bench.view().replicas[0].reason)
+
+
+def test_nodes_that_never_join_ray_are_given_up(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fake_ray(tmp_path, monkeypatch)  # it says nothing
+    ray = {"gpus": 8, "probe_timeout_s": 5, "status_grace_s": 0.5, "probe_interval_s": 0.2}
+    bench.start_collector()
+    replica = bench.replica(ray=ray, readiness_timeout=1.0).start()
+    assert replica.wait() == watchdog.LOST_NODE
+    assert "did not join" in str(bench.view().replicas[0].reason)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from domyn_swarm import engines
 from domyn_swarm.config import DomynLLMSwarmConfig
@@ -15,6 +16,8 @@ from domyn_swarm.engines.flags import flags_in
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.builder import PlanBuilder
 from domyn_swarm.planning.context import ServingSpec
+
+SLURM = {"type": "slurm", "partition": "gpu"}
 
 
 def spec(engine: str, **keys: Any) -> ServingSpec:
@@ -49,11 +52,40 @@ def test_vllm_is_told_everything() -> None:
 def test_a_replica_is_tensor_parallel_inside_nodes_and_pipeline_parallel_across(
     gpus_per_replica: int, gpus_per_node: int, tensor: str, pipeline: str | None
 ) -> None:
-    built = spec("vllm", gpus_per_replica=gpus_per_replica, gpus_per_node=gpus_per_node)
+    sizes = {"gpus_per_replica": gpus_per_replica, "gpus_per_node": gpus_per_node}
+    built = spec("vllm", backend=SLURM, **sizes)
     flags = flags_in(built.argv)
     assert flags["--tensor-parallel-size"] == (tensor,)
     assert flags.get("--pipeline-parallel-size") == (pipeline and (pipeline,))
-    assert flags.get("--distributed-executor-backend") == (pipeline and ("ray",))
+    assert flags.get("--distributed-executor-backend") == (pipeline and ("mp",))
+    assert flags.get("--nnodes") == (pipeline and (pipeline,))
+
+
+def test_vllm_on_the_other_nodes_of_a_replica() -> None:
+    built = spec("vllm", gpus_per_replica=8, backend=SLURM, args=["--dtype", "half"])
+    flags = flags_in(built.follower_argv)
+    assert flags["--node-rank"] == ("{rank}",)
+    assert (flags["--master-addr"], flags["--master-port"]) == (("{head}",), ("{port}",))
+    assert {"--headless", "--dtype", "--tensor-parallel-size"} <= flags.keys()
+    assert not {"--host", "--port"} & flags.keys()
+    assert flags_in(built.argv)["--master-port"] == ("{node_port}",)
+    assert built.companion_argv == ()
+
+
+def test_vllm_by_ray() -> None:
+    backend = {**SLURM, "requires_ray": True, "ray_dashboard_port": 8300}
+    built = spec("vllm", gpus_per_replica=8, backend=backend)
+    assert flags_in(built.argv)["--distributed-executor-backend"] == ("ray",)
+    assert built.companion_argv[:3] == ("ray", "start", "--block")
+    assert {"--head", "--port={port}", "--dashboard-port=8300"} <= set(built.companion_argv)
+    assert {"--address={head}:{port}", "--num-gpus=4"} <= set(built.follower_argv)
+    one_node = spec("vllm", gpus_per_replica=4, backend=backend)
+    assert (one_node.companion_argv, one_node.follower_argv) == ((), ())
+
+
+def test_a_replica_over_several_nodes_is_nothing_for_one_machine() -> None:
+    with pytest.raises(ValidationError, match="takes 2 nodes of 4"):
+        spec("vllm", gpus_per_replica=8)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +144,7 @@ def test_sglang_is_told_everything_but_the_key() -> None:
 
 def test_sglang_over_several_nodes_is_refused() -> None:
     with pytest.raises(ConfigError, match="on one node"):
-        spec("sglang", gpus_per_replica=8, gpus_per_node=4)
+        spec("sglang", gpus_per_replica=8, backend=SLURM)
 
 
 def test_any_command() -> None:

@@ -83,7 +83,9 @@ def test_a_valid_configuration_always_has_a_layout(
     engine: str, per_replica: int | None, per_node: int
 ) -> None:
     gpus = (1 if engine == "vllm" else 0) if per_replica is None else per_replica
+    backend = {"type": "slurm", "partition": "p"}
     keys = {"engine": engine, "gpus_per_replica": per_replica, "gpus_per_node": per_node}
+    keys["backend"] = backend
     try:
         layout = lay_out(1, gpus, per_node)
     except ConfigError:

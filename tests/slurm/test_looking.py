@@ -73,3 +73,12 @@ def test_a_scheduler_that_does_not_answer_is_not_asked_by_everyone(scheduler: Sc
     assert scheduler.asked == 1
     scheduler.state, scheduler.now = "RUNNING", 5.0
     assert look.now()["1"].state == "RUNNING"
+
+
+def test_who_must_be_sure_asks_for_a_fresh_look(scheduler: Scheduler) -> None:
+    look = Look(scheduler.ask)
+    for scheduler.now in (0.0, 1.0, 3.0, 6.0, 10.0):  # rarer by now
+        look.now()
+    scheduler.state, scheduler.now = "COMPLETED", 12.0
+    assert look.now()["1"].state == "RUNNING"
+    assert look.now(at_most_s=1.0)["1"].state == "COMPLETED"

@@ -6,13 +6,14 @@ Membership is proven by the conformance suite (`tests/conformance`).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
+from domyn_swarm.backends.checks import Check
 from domyn_swarm.errors import StateError
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, Record
 from domyn_swarm.paths import JobPaths
@@ -61,6 +62,19 @@ class ServingBackend(Protocol):
         Raises:
             PlatformError: something could not be started; what was started has been recorded.
         """
+
+    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> dict[str, str]:
+        """What `launch` would submit, by name; nothing on platforms without scripts. Pure."""
+
+    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[str, ...]:
+        """Ask the platform whether it would take this; its words. Starts nothing.
+
+        Raises:
+            PlatformError: it would not, or it cannot be asked.
+        """
+
+    def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
+        """What `doctor` looks at on this platform. Starts nothing, raises nothing."""
 
     def scale(
         self,

@@ -3,7 +3,8 @@
 replica                  index of the replica
 host                     address the engine binds and is reached at; empty: the node's own name
 port_from                where the search for a free port begins
-argv, env                the engine's command ({host} and {port} are filled in) and environment
+argv, env                the engine's command ({host}, {port} and {node_port} are filled in) and
+                         environment
 key_env, key_file        variable that carries the clients' key into the engine; its file
 collector_key_file       the watchdogs' key to the collector
 endpoint_file            where the collector's address is found, read again whenever it fails
@@ -23,6 +24,8 @@ restart_backoff_initial, restart_backoff_max
                          seconds before the first restart, doubled each time, at most
 unhealthy_restart_after  seconds of failed probes until an engine is restarted
 progress_timeout         seconds without progress while requests wait; none: not judged
+ray                      of a replica that Ray holds together: the GPUs that it must have, and how
+                         often and how patiently it is asked (see `planning.plan.RayPlan`)
 kill_grace_seconds       seconds from SIGTERM to SIGKILL
 drain_seconds            seconds to leave the router and finish requests, before SIGTERM
 heartbeat_seconds        a report is sent at least so often
@@ -51,9 +54,22 @@ def watchdog_source() -> Path:
     Raises:
         PlatformError: the installation lacks it.
     """
-    found = importlib.util.find_spec("domyn_swarm.watchdog")
+    return _source("watchdog")
+
+
+def follower_source() -> Path:
+    """The one file that keeps something running on the other nodes of a replica.
+
+    Raises:
+        PlatformError: the installation lacks it.
+    """
+    return _source("follower")
+
+
+def _source(name: str) -> Path:
+    found = importlib.util.find_spec(f"domyn_swarm.{name}")
     if found is None or found.origin is None:
-        raise PlatformError("watchdog.py is missing: domyn-swarm is not installed whole.")
+        raise PlatformError(f"{name}.py is missing: domyn-swarm is not installed whole.")
     return Path(found.origin)
 
 

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from domyn_swarm.cli import jobs, swarms, version
+from domyn_swarm.cli import jobs, planning, swarms, version
 from domyn_swarm.cli.console import say
 from domyn_swarm.errors import EXIT_BUG, EXIT_INTERRUPTED, SwarmError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 swarms.register(app)
+planning.register(app)
 app.add_typer(swarms.swarm_app, name="swarm")
 app.add_typer(jobs.job_app, name="job")
 app.command("version")(version.version)

@@ -128,6 +128,9 @@ RunHereOption = Annotated[
     bool,
     typer.Option("--run-here", help="Drive the endpoint from this machine, as a process of it."),
 ]
+DownAfterOption = Annotated[
+    bool, typer.Option("--down-after", help="Shut the swarm down when the job has ended.")
+]
 CpusOption = Annotated[int | None, typer.Option("--cpus", min=1, help="CPUs for the job.")]
 MemOption = Annotated[
     str | None, typer.Option("--mem", metavar="SIZE", help="Memory for the job: 8G, 500M.")

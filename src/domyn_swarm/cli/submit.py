@@ -15,6 +15,7 @@ from domyn_swarm.cli.options import (
     ConfigOption,
     CpusOption,
     DetachOption,
+    DownAfterOption,
     MailOption,
     MaxFailuresOption,
     MemOption,
@@ -142,10 +143,7 @@ def submit(
     mem: MemOption = None,
     time: TimeOption = None,
     mail_user: MailOption = None,
-    down_after: Annotated[
-        bool,
-        typer.Option("--down-after", help="Shut the swarm down when the job has ended."),
-    ] = False,
+    down_after: DownAfterOption = False,
     detach: DetachOption = False,
     no_progress: NoProgressOption = False,
 ) -> None:

@@ -82,7 +82,7 @@ def up(
     )
     plan = SwarmService().plan(request)
     if dry_run:
-        show_plan(plan, form)
+        show_plan(SwarmService().report(request), form)
         return
     # A generated name is fixed here, so that an interruption can say what keeps running.
     result = _up_or_ask(request.model_copy(update={"name": plan.name}))

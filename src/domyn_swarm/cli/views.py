@@ -6,6 +6,7 @@ JSON and YAML are the record itself, with its `schema_version`; tables may chang
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
     from domyn_swarm.batch.verification import OutputVerification
     from domyn_swarm.model import JobAccount, Record
-    from domyn_swarm.planning.plan import DeploymentPlan
+    from domyn_swarm.services.doctor import Examination
     from domyn_swarm.services.requests import (
         DownResult,
         EndpointInfo,
         JobFailures,
         JobResults,
+        PlanReport,
         UpResult,
     )
     from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
@@ -34,8 +36,9 @@ if TYPE_CHECKING:
 _PIPED_WIDTH = 1000  # columns of a table nobody looks at in a terminal
 _CELL_CHARACTERS = 200  # of a row's value; --export and --json have all of it
 _COLOURS = {
-    **dict.fromkeys(("ready", "succeeded"), "green"),
+    **dict.fromkeys(("ready", "succeeded", "ok"), "green"),
     **dict.fromkeys(("starting", "launching", "running", "pending", "queued"), "yellow"),
+    "warning": "yellow",
     **dict.fromkeys(("restarting", "draining", "partial", "stopping"), "yellow"),
     **dict.fromkeys(("failed", "unhealthy", "timed_out", "out_of_memory"), "red"),
 }
@@ -59,12 +62,13 @@ def show_facts(facts: Mapping[str, str], output: Format) -> None:
         print_data({"schema_version": 1, **facts}, output)
 
 
-def show_plan(plan: DeploymentPlan, output: Format) -> None:
+def show_plan(report: PlanReport, output: Format) -> None:
     """What `up` would do."""
     if output is not Format.TABLE:
-        print_data(_plain(plan), output)
+        print_data(_plain(report), output)
         return
-    layout = plan.layout
+    plan, layout = report.plan, report.plan.layout
+    hours = "no time limit" if report.gpu_hours is None else f"{report.gpu_hours:g} GPU-hours"
     _print(
         _pairs(
             [
@@ -73,15 +77,29 @@ def show_plan(plan: DeploymentPlan, output: Format) -> None:
                 ("engine", plan.engine),
                 ("model", plan.model),
                 ("replicas", f"{layout.replicas} ({plan.min_ready} must answer)"),
-                ("GPUs per replica", str(layout.gpus_per_replica)),
+                ("GPUs", f"{report.gpus}, {layout.gpus_per_replica} per replica ({hours})"),
                 ("nodes, at most", str(layout.nodes)),
-                ("engine arguments", " ".join(plan.args) or "-"),
+                ("engine's command", shlex.join(report.engine_command)),
                 ("engine ports from", str(plan.port_from)),
                 ("waits at most", f"{plan.wait_endpoint_s:g} s"),
                 ("folder", str(plan.home_directory / "swarms" / plan.name)),
+                *(("the scheduler says", said) for said in report.test or ()),
             ]
         )
     )
+    for name, text in report.scripts.items():
+        typer.echo(f"\n# {name}\n{text}")
+
+
+def show_examination(found: Examination, output: Format) -> None:
+    """What `doctor` found."""
+    if output is not Format.TABLE:
+        print_data(_plain(found), output)
+        return
+    table = _table("check", "", "found", "what to do")
+    for check in found.checks:
+        table.add_row(check.name, _coloured(check.status), check.detail, check.fix or "")
+    _print(table)
 
 
 def show_up(result: UpResult, output: Format) -> None:

@@ -165,6 +165,17 @@ class DomynLLMSwarmConfig(Section):
         """`backend: local` is short for `backend: {type: local}`."""
         return {"type": value} if isinstance(value, str) else value
 
+    @field_validator("backend")
+    @classmethod
+    def _has_the_nodes(cls, value: BackendConfig, info: ValidationInfo) -> BackendConfig:
+        gpus, node = info.data.get("gpus_per_replica"), info.data.get("gpus_per_node")
+        if value.type == "local" and gpus and node and gpus > node:
+            raise ValueError(
+                f"is local, this machine alone, but a replica of {gpus} GPUs takes {gpus // node} "
+                f"nodes of {node}: write in gpus_per_node what this machine has"
+            )
+        return value
+
     @field_validator("min_ready")
     @classmethod
     def _not_more_than_there_are(cls, value: int, info: ValidationInfo) -> int:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from domyn_swarm.engines.options import EngineOptions, parse_options
 from domyn_swarm.engines.patterns import SHARED, pattern
+from domyn_swarm.engines.ray_nodes import by_ray, ray_nodes
 from domyn_swarm.planning.context import FirstRequest, ServingSpec
 from domyn_swarm.planning.plan import DeploymentPlan
 
@@ -76,15 +77,19 @@ class Sim:
             "messages": [{"role": "user", "content": READY_PROMPT}],
             "max_tokens": 1,
         }
+        program = ("{python}", "-m", "domyn_swarm.engines.sim_server", "--model", plan.model)
+        nodes = 1 if by_ray(plan) else plan.layout.nodes_per_replica
+        others = ("--nodes", str(nodes), "--node-port", "{node_port}") if nodes > 1 else ()
+        follow = ("--follow", "{head}", "--node-port", "{port}", "--host", "-", "--port", "0")
         return ServingSpec(
             argv=(
-                "{python}",
-                "-m",
-                "domyn_swarm.engines.sim_server",
-                *("--model", plan.model, "--host", "{host}", "--port", "{port}"),
+                *program,
+                *("--host", "{host}", "--port", "{port}", *others),
                 *("--options", options.model_dump_json(exclude_defaults=True)),
                 *(("--", *plan.args) if plan.args else ()),
             ),
+            **(ray_nodes(plan) if by_ray(plan) else {}),
+            **({"follower_argv": (*program, *follow)} if nodes > 1 else {}),
             env=plan.env,
             key_env="SIM_API_KEY",
             running_metric="vllm:num_requests_running",

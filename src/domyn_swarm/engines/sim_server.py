@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from domyn_swarm.engines import sim_openai
 from domyn_swarm.engines.sim import ErrorRule, SimOptions
 from domyn_swarm.engines.sim_faults import Faults
+from domyn_swarm.engines.sim_nodes import Nodes, follow
 from domyn_swarm.engines.sim_openai import BadRequest, Question
 
 _DRAIN_S = 60.0
@@ -37,13 +38,14 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Simulator:
     """State and behaviour of one simulated server."""
 
-    def __init__(self, model: str, options: SimOptions) -> None:
+    def __init__(self, model: str, options: SimOptions, others: int = 0) -> None:
         """Raises OSError when the record cannot be written."""
         self._model = model
         self._options = options
         self._faults = Faults(options)
         self._slots = asyncio.Semaphore(options.slots)
         self._ready_at = time.monotonic() + options.start_s
+        self.nodes = Nodes(others)
         self._running = 0
         self._waiting = 0
         self._answers = 0
@@ -146,7 +148,7 @@ class Simulator:
 
     @property
     def _ready(self) -> bool:
-        return time.monotonic() >= self._ready_at
+        return self.nodes.complete and time.monotonic() >= self._ready_at
 
     async def _serve(
         self,
@@ -261,7 +263,8 @@ def make_app(simulator: Simulator, key: str) -> web.Application:
 
 async def serve(flags: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight. Raises OSError."""
-    simulator = Simulator(flags.model, flags.options)
+    simulator = Simulator(flags.model, flags.options, flags.nodes - 1)
+    await simulator.nodes.listen(flags.node_port)
     runner = web.AppRunner(
         make_app(simulator, os.environ.pop("SIM_API_KEY", "")),
         access_log=None,
@@ -274,7 +277,10 @@ async def serve(flags: argparse.Namespace) -> None:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    await told.wait()
+    ends = [asyncio.create_task(one.wait()) for one in (told, simulator.nodes.lost)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if not told.is_set():
+        os._exit(1)
     await simulator.drained()
     await runner.cleanup()
 
@@ -294,6 +300,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="the name that is served")
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--nodes", type=int, default=1, help="of this replica")
+    parser.add_argument("--node-port", type=int, default=0, help="where the others join the first")
+    parser.add_argument("--follow", help="be another node of the replica whose first one is there")
     parser.add_argument("--options", type=_options, default="{}", help="engine_options, as JSON")
     parser.add_argument("ignored", nargs="*", help="the rehearsed engine's arguments, after --")
     return parser.parse_args()
@@ -303,13 +312,15 @@ def main() -> int:
     """Run the simulator; its exit code."""
     flags = parse()
     print("this is a simulator: its answers mean nothing", flush=True)  # noqa: T201 - the engine's log
+    if gpus := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        print(f"CUDA_VISIBLE_DEVICES={gpus}", flush=True)  # noqa: T201 - the engine's log
     if flags.ignored:
         print(f"ignored arguments: {' '.join(flags.ignored)}", flush=True)  # noqa: T201 - the engine's log
     if flags.options.fail_start is not None:
         print(f"simulated failure: {flags.options.fail_start}", file=sys.stderr)  # noqa: T201 - the engine's log
         return int(flags.options.fail_start_exit_code)
     try:
-        asyncio.run(serve(flags))
+        asyncio.run(follow(flags.follow, flags.node_port) if flags.follow else serve(flags))
     except OSError as error:
         print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201 - the engine's log
         return 1

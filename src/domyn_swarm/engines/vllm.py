@@ -5,11 +5,21 @@ from __future__ import annotations
 from domyn_swarm.engines.flags import flags_in, merged, whole_number
 from domyn_swarm.engines.options import refuse_options
 from domyn_swarm.engines.patterns import GPU, HUB, SHARED, pattern
+from domyn_swarm.engines.ray_nodes import by_ray, ray_nodes
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.context import FirstRequest, ServingSpec
 from domyn_swarm.planning.plan import DeploymentPlan
 
 _SHUTDOWN_GRACE_S = 60  # vLLM's default of 0 leaves requests in flight without an answer
+_SERVER = ("{python}", "-m", "vllm.entrypoints.openai.api_server")
+_RAY = {"--distributed-executor-backend": "ray"}  # not chosen by itself any more
+_FIRST_NODE = {
+    "--distributed-executor-backend": "mp",
+    "--node-rank": "0",
+    "--master-addr": "{host}",
+    "--master-port": "{node_port}",
+}
+_OTHER_NODE = {"--node-rank": "{rank}", "--master-addr": "{head}", "--master-port": "{port}"}
 _ALIASES = {"-tp": "--tensor-parallel-size", "-pp": "--pipeline-parallel-size"}
 
 
@@ -77,9 +87,10 @@ class VLLM:
             "--tensor-parallel-size": str(plan.layout.tensor_parallel),
             "--shutdown-timeout": str(_SHUTDOWN_GRACE_S),
         }
-        if plan.layout.pipeline_parallel > 1:
-            ours["--pipeline-parallel-size"] = str(plan.layout.pipeline_parallel)
-            ours["--distributed-executor-backend"] = "ray"  # not chosen by itself any more
+        nodes = plan.layout.nodes_per_replica
+        if nodes > 1:
+            ours["--pipeline-parallel-size"] = str(nodes)
+            ours.update(_RAY if by_ray(plan) else {"--nnodes": str(nodes), **_FIRST_NODE})
         if plan.revision is not None:
             ours["--revision"] = plan.revision
         theirs = flags_in(plan.args, _ALIASES)
@@ -92,11 +103,9 @@ class VLLM:
             )
         body = {"model": plan.model, "prompt": "ready?", "max_tokens": 1}
         return ServingSpec(
-            argv=(
-                *("{python}", "-m", "vllm.entrypoints.openai.api_server"),
-                *merged(ours, plan.args, _ALIASES),
-            ),
+            argv=(*_SERVER, *merged(ours, plan.args, _ALIASES)),
             env=plan.env,
+            **self._other_nodes(plan, ours),
             key_env="VLLM_API_KEY",
             running_metric="vllm:num_requests_running",
             waiting_metric="vllm:num_requests_waiting",
@@ -105,3 +114,14 @@ class VLLM:
             failure_patterns=self.failure_patterns,
             max_num_seqs=whole_number(theirs.get("--max-num-seqs")),
         )
+
+    @staticmethod
+    def _other_nodes(plan: DeploymentPlan, ours: dict[str, str]) -> dict[str, tuple[str, ...]]:
+        """What runs on the nodes of a replica beside the server."""
+        if plan.layout.nodes_per_replica == 1:
+            return {}
+        if by_ray(plan):
+            return ray_nodes(plan)
+        theirs = {name: value for name, value in ours.items() if name not in ("--host", "--port")}
+        flags = merged({**theirs, **_OTHER_NODE}, plan.args, _ALIASES)
+        return {"follower_argv": (*_SERVER, *flags, "--headless")}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 
 from domyn_swarm.config import DomynLLMSwarmConfig
+from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.config.models import default_gpus
 from domyn_swarm.planning.layout import lay_out
-from domyn_swarm.planning.plan import DeploymentPlan, Resources, RouterPlan, WatchdogPlan
+from domyn_swarm.planning.plan import DeploymentPlan, Layout, Resources, RouterPlan, WatchdogPlan
 
 
 class PlanBuilder:
@@ -27,6 +28,7 @@ class PlanBuilder:
         gpus = config.gpus_per_replica
         if gpus is None:
             gpus = default_gpus(config.engine)
+        layout = lay_out(config.replicas, gpus, config.gpus_per_node)
         backend = config.backend.model_dump(mode="json")
         platform_env = backend.get("env", {})
         return DeploymentPlan(
@@ -38,7 +40,7 @@ class PlanBuilder:
             args=tuple(shlex.split(config.args)) if isinstance(config.args, str) else config.args,
             engine_options=config.engine_options,
             min_ready=config.min_ready,
-            layout=lay_out(config.replicas, gpus, config.gpus_per_node),
+            layout=layout,
             resources=Resources(cpus=config.cpus_per_task, memory_gb=config.memory_gb, gpus=gpus),
             image=config.image,
             port_from=config.port,
@@ -47,6 +49,17 @@ class PlanBuilder:
             wait_endpoint_s=config.wait_endpoint_s,
             idle_timeout_s=config.idle_timeout_s,
             router=RouterPlan.model_validate(config.router.model_dump()),
-            watchdog=WatchdogPlan.model_validate(config.watchdog.model_dump(exclude={"ray"})),
+            watchdog=self._watchdog(layout),
             backend_options=backend,
         )
+
+    def _watchdog(self, layout: Layout) -> WatchdogPlan:
+        """Ray is watched where a replica's nodes are held together by it."""
+        config = self._config
+        asked = config.watchdog.model_dump()
+        ray = asked.pop("ray")
+        needed = isinstance(config.backend, SlurmConfig) and config.backend.requires_ray
+        if layout.nodes_per_replica > 1 and (ray.pop("enabled") or needed):
+            gpus = ray.pop("expected_tp") or layout.gpus_per_replica
+            return WatchdogPlan.model_validate({**asked, "ray": {**ray, "gpus": gpus}})
+        return WatchdogPlan.model_validate(asked)

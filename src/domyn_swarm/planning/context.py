@@ -31,9 +31,13 @@ class ServingSpec(Record):
     In argv the exact tokens `{python}`, `{host}` and `{port}` are placeholders, replaced by
     `str.replace` and never by `str.format`, so that braces in users' arguments survive:
     `{python}` by the backend from `DeploymentContext.interpreter`, the others on the node.
+    Of a replica on several nodes argv runs on the first; `{node_port}` is where the others reach
+    it. They run `follower_argv`, with `{head}`, `{port}` and `{rank}` (1, 2, …) filled in.
     """
 
     argv: tuple[str, ...]
+    follower_argv: tuple[str, ...] = ()
+    companion_argv: tuple[str, ...] = ()  # beside argv, kept running in the same way
     env: dict[str, str] = Field(default_factory=dict)
     key_env: str | None  # environment variable that carries the clients' key into the engine
     health_path: str = "/health"

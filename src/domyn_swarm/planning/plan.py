@@ -42,6 +42,15 @@ class RouterPlan(Record):
     tls_key: Path | None
 
 
+class RayPlan(Record):
+    """How the Ray cluster of a replica on several nodes is watched; seconds throughout."""
+
+    gpus: int  # that it must have
+    probe_timeout_s: float
+    status_grace_s: float
+    probe_interval_s: float
+
+
 class WatchdogPlan(Record):
     """How each replica is watched; seconds throughout. Same keys as the config's section."""
 
@@ -56,6 +65,7 @@ class WatchdogPlan(Record):
     restart_backoff_max: float
     kill_grace_seconds: float
     progress_timeout: float | None
+    ray: RayPlan | None = None
 
 
 class DeploymentPlan(Record):

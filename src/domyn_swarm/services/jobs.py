@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domyn_swarm.model import JobHandle
-from domyn_swarm.services.requests import JobChanges, JobFailures, JobRequest, JobResults
+from domyn_swarm.services.requests import (
+    JobChanges,
+    JobFailures,
+    JobRequest,
+    JobResults,
+    ScriptRequest,
+)
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
@@ -44,6 +50,15 @@ class JobService:
             return self._submitter.submit(request, None)
         name = request.swarm or SwarmService(self._store).only_live()
         return self._submitter.submit(request, SwarmLifecycle(self._store).attach(name))
+
+    def submit_script(self, request: ScriptRequest) -> JobHandle:
+        """Run a program beside a swarm (the only live one when none is named).
+
+        Raises:
+            SwarmError: something is wrong; nothing was started.
+        """
+        name = request.swarm or SwarmService(self._store).only_live()
+        return self._submitter.submit_script(request, SwarmLifecycle(self._store).attach(name))
 
     def status(self, ref: JobRef) -> JobSnapshot:
         """A job as it is now.

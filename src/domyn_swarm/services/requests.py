@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from domyn_swarm.model import FailureGroup, Record
-from domyn_swarm.swarm.job_request import JobChanges, JobRequest
+from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.swarm.job_request import JobChanges, JobRequest, ScriptRequest
 
 __all__ = [
     "DownResult",
@@ -18,6 +19,8 @@ __all__ = [
     "JobRequest",
     "JobResults",
     "LogRequest",
+    "PlanReport",
+    "ScriptRequest",
     "UpRequest",
     "UpResult",
 ]
@@ -41,6 +44,18 @@ class UpResult(Record):
     endpoint: str | None
     ready: bool
     swarm_dir: Path
+
+
+class PlanReport(Record):
+    """What `up` would do."""
+
+    schema_version: Literal[1] = 1
+    plan: DeploymentPlan
+    gpus: int
+    gpu_hours: float | None  # until the time limit; None: without one
+    engine_command: tuple[str, ...]
+    scripts: dict[str, str]  # of the scheduler
+    test: tuple[str, ...] | None = None  # what it said; None: it was not asked
 
 
 class DownResult(Record):

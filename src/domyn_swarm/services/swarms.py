@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.config import DomynLLMSwarmConfig, load
+from domyn_swarm.config.backends import time_limit_s
 from domyn_swarm.errors import StateError, SwarmError, SwarmNotFound
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -16,11 +18,12 @@ from domyn_swarm.services.requests import (
     DownResult,
     EndpointInfo,
     LogRequest,
+    PlanReport,
     UpRequest,
     UpResult,
 )
 from domyn_swarm.state import SwarmRecord, SwarmStore
-from domyn_swarm.swarm.factory import rehydrate
+from domyn_swarm.swarm.factory import rehydrate, serving_backend
 from domyn_swarm.swarm.lifecycle import OnChange, SwarmLifecycle
 from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
@@ -50,6 +53,27 @@ class SwarmService:
             ConfigError: the file, a flag, or the layout is wrong.
         """
         return SwarmLifecycle.plan(_config(request))[0]
+
+    def report(self, request: UpRequest, *, test: bool = False) -> PlanReport:
+        """What `up` would do, in full; with `test` the platform is asked whether it would take it.
+
+        Raises:
+            ConfigError: the file, a flag, or the layout is wrong.
+            PlatformError: the platform would not take it, or cannot be asked.
+        """
+        plan, context = SwarmLifecycle.plan(_config(request))
+        backend = serving_backend(plan.backend)
+        gpus = plan.layout.replicas * plan.layout.gpus_per_replica
+        limit = plan.backend_options.get("time_limit")
+        hours = math.inf if limit is None else time_limit_s(limit) / 3600
+        return PlanReport(
+            plan=plan,
+            gpus=gpus,
+            gpu_hours=None if hours == math.inf else gpus * hours,
+            engine_command=context.serving_spec.argv,
+            scripts=backend.scripts(plan, context),
+            test=backend.rehearse(plan, context) if test else None,
+        )
 
     def up(self, request: UpRequest, *, on_change: OnChange | None = None) -> UpResult:
         """Bring a swarm up; see `SwarmLifecycle.up`."""

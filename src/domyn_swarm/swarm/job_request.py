@@ -45,6 +45,18 @@ class JobRequest(Record):
     down_after: bool = False  # the swarm ends itself once the job has ended
 
 
+class ScriptRequest(Record):
+    """Run a program of the user's beside a swarm. Fields are `job submit-script`'s flags."""
+
+    script: Path
+    args: tuple[str, ...] = ()
+    swarm: str | None = None
+    name: str | None = None
+    external_id: str | None = None
+    resources: JobResources = JobResources()
+    down_after: bool = False
+
+
 class JobChanges(Record):
     """What is different when a job runs once more. None: as before."""
 

@@ -10,16 +10,17 @@ from pathlib import Path
 
 from domyn_swarm import __version__
 from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
-from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.errors import ConfigError, PlatformError, StateError
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, write_private
+from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, compute_backend
-from domyn_swarm.swarm.job_request import JobChanges, JobRequest
+from domyn_swarm.swarm.job_access import endpoint_access, endpoint_url, swarm_access
+from domyn_swarm.swarm.job_request import JobChanges, JobRequest, ScriptRequest
 
 _log = get_logger(__name__)
 
@@ -47,8 +48,47 @@ class JobSubmitter:
             )
         handle = self._start(spec, paths, swarm, request.external_id)
         if request.down_after and swarm is not None:
-            file = swarm.paths.down_after / f"{handle.job_id}.json"
-            write_private(file, handle.model_dump_json())
+            _end_after(swarm, handle)
+        return handle
+
+    def submit_script(self, request: ScriptRequest, swarm: LiveSwarm) -> JobHandle:
+        """Run a user's program beside a swarm, told where the endpoint is.
+
+        Raises:
+            ConfigError: there is no such program, or it cannot be run.
+            StateError: the swarm has no endpoint.
+            PlatformError: it could not be started; the job is recorded as failed.
+        """
+        where, job_id = swarm_access(swarm), _new_id()
+        script = request.script.absolute()
+        argv = [*_program(script), *request.args]
+        record = JobRecord(
+            job_id=job_id,
+            external_id=request.external_id,
+            name=request.name or script.name,
+            swarm=swarm.record.name,
+            platform=_platform(request.resources, swarm),
+            status=JobStatus.PENDING,
+            job_dir=str(swarm.paths.job(job_id).root),
+            input=str(script),
+            output=None,
+            submitted_at=utc_now(),
+        )
+        compute = _compute_spec(record, request.resources, swarm).model_copy(
+            update={
+                "argv": tuple(argv),
+                "env": {
+                    "ENDPOINT": endpoint_url(swarm),
+                    "MODEL": swarm.plan.model,
+                    "DOMYN_SWARM_API_KEY_FILE": str(where["api_key_file"]),
+                    "DOMYN_SWARM_ENDPOINT_FILE": str(where["endpoint_file"]),
+                },
+            }
+        )
+        self._backend(record).check(compute)
+        handle = self._run(record, compute)
+        if request.down_after:
+            _end_after(swarm, handle)
         return handle
 
     def resubmit(
@@ -78,7 +118,7 @@ class JobSubmitter:
             raise StateError(
                 f"The job {record.job_id} kept no checkpoint.", hint="Submit it again instead."
             )
-        where = {} if swarm is None else _swarm_access(swarm)
+        where = {} if swarm is None else swarm_access(swarm)
         if where and where["model"] != known.model:
             raise ConfigError(
                 f"The swarm serves {where['model']}, but the job asked {known.model}.",
@@ -99,17 +139,22 @@ class JobSubmitter:
 
         prepare(spec)
         record = _record(spec, paths, swarm, external_id)
-        compute, backend = _compute_spec(record, spec, swarm), self._backend(record)
-        backend.check(compute)
+        compute = _compute_spec(record, spec.resources, swarm)
+        self._backend(record).check(compute)
         private_dir(paths.root)
         write_private(paths.spec, spec.model_dump_json(indent=2))
+        return self._run(record, compute)
+
+    def _run(self, record: JobRecord, compute: ComputeSpec) -> JobHandle:
+        """Record the intent, then start it."""
+        private_dir(Path(record.job_dir))
         self._store.create_job(record)
         try:
-            handle = backend.submit(compute)
+            handle = self._backend(record).submit(compute)
         except BaseException:
-            self._store.set_job_status(spec.job_id, JobStatus.FAILED)
+            self._store.set_job_status(record.job_id, JobStatus.FAILED)
             raise
-        self._store.set_job_handle(spec.job_id, handle)
+        self._store.set_job_handle(record.job_id, handle)
         return handle
 
     def _spec(self, request: JobRequest, swarm: LiveSwarm | None) -> tuple[JobSpec, JobPaths]:
@@ -118,10 +163,10 @@ class JobSubmitter:
         job_id = _new_id()
         if swarm is not None:
             paths = swarm.paths.job(job_id)
-            where = _swarm_access(swarm)
+            where = swarm_access(swarm)
         else:
             paths = JobPaths(home() / "jobs" / job_id)
-            where = _endpoint_access(request, paths)
+            where = endpoint_access(request, paths)
         asked = request.model_dump(
             exclude={
                 *("swarm", "endpoint", "model", "input", "output", "name", "external_id"),
@@ -225,39 +270,6 @@ def _exit_record(record: JobRecord) -> ExitRecord | None:
         return None
 
 
-def _swarm_access(swarm: LiveSwarm) -> dict[str, str | None]:
-    if read_address(swarm.paths) is None:
-        raise StateError(
-            f"The swarm {swarm.record.name} is {swarm.record.phase.value} and has no endpoint.",
-            hint=f"See `domyn-swarm status {swarm.record.name}`.",
-        )
-    return {
-        "model": swarm.plan.model,
-        "revision": swarm.plan.revision,
-        "endpoint_file": str(swarm.paths.endpoint),
-        "api_key_file": str(swarm.paths.api_key),
-        "collector_key_file": str(swarm.paths.collector_key),
-    }
-
-
-def _endpoint_access(request: JobRequest, paths: JobPaths) -> dict[str, str | None]:
-    """An endpoint that is not ours; its key comes from the environment into a private file."""
-    if request.endpoint is None or request.model is None:
-        raise ConfigError(
-            "A job needs a swarm, or --endpoint and --model.",
-            hint="Name a live swarm with --name, see `domyn-swarm swarm list`.",
-        )
-    key = os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("OPENAI_API_KEY")
-    key_file = paths.root / "api_key"
-    if key:
-        write_private(key_file, key)
-    return {
-        "model": request.model,
-        "endpoint_url": request.endpoint,
-        "api_key_file": str(key_file) if key else None,
-    }
-
-
 def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).absolute())
 
@@ -274,6 +286,11 @@ def spec_of(record: JobRecord) -> JobSpec:
         StateError: its files are gone.
     """
     path = JobPaths(Path(record.job_dir)).spec
+    if record.output is None:
+        raise StateError(
+            f"{record.job_id} ran the script {record.input}, which has no rows of ours.",
+            hint="Submit the script again.",
+        )
     try:
         return JobSpec.model_validate_json(path.read_text())
     except (OSError, ValueError) as error:
@@ -286,13 +303,12 @@ def spec_of(record: JobRecord) -> JobSpec:
 def _record(
     spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
 ) -> JobRecord:
-    here = spec.resources.placement == "here"
     return JobRecord(
         job_id=spec.job_id,
         external_id=external_id,
         name=spec.name,
         swarm=None if swarm is None else swarm.record.name,
-        platform="local" if swarm is None or here else swarm.record.backend,
+        platform=_platform(spec.resources, swarm),
         status=JobStatus.PENDING,
         job_dir=str(paths.root),
         input=spec.input,
@@ -301,7 +317,37 @@ def _record(
     )
 
 
-def _compute_spec(record: JobRecord, spec: JobSpec, swarm: LiveSwarm | None) -> ComputeSpec:
+def _platform(resources: JobResources, swarm: LiveSwarm | None) -> str:
+    here = swarm is None or resources.placement == "here"
+    return "local" if here or swarm is None else swarm.record.backend
+
+
+def _program(script: Path) -> list[str]:
+    """How a user's program is run.
+
+    Raises:
+        ConfigError: there is none, or it cannot be run.
+    """
+    if not script.is_file():
+        raise ConfigError(f"There is no file {script}.")
+    if script.suffix == ".py":
+        return [sys.executable, str(script)]
+    if not os.access(script, os.X_OK):
+        raise ConfigError(
+            f"{script} is neither a .py file nor executable.", hint=f"chmod +x {script}"
+        )
+    return [str(script)]
+
+
+def _end_after(swarm: LiveSwarm, handle: JobHandle) -> None:
+    """Have the endpoint program end the swarm once the job has ended."""
+    file = swarm.paths.down_after / f"{handle.job_id}.json"
+    write_private(file, handle.model_dump_json())
+
+
+def _compute_spec(
+    record: JobRecord, resources: JobResources, swarm: LiveSwarm | None
+) -> ComputeSpec:
     return ComputeSpec(
         job_id=record.job_id,
         swarm=record.swarm,
@@ -310,6 +356,6 @@ def _compute_spec(record: JobRecord, spec: JobSpec, swarm: LiveSwarm | None) -> 
         argv=(sys.executable, "-m", "domyn_swarm.jobs.worker", record.job_dir),
         cwd=str(Path.cwd()),
         job_dir=record.job_dir,
-        resources=spec.resources,
+        resources=resources,
         platform_options={} if swarm is None else swarm.plan.backend_options,
     )

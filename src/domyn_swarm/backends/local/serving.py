@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
+from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.spec import EndpointSpec, build_endpoint_spec
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.local import processes
@@ -45,6 +47,22 @@ class LocalServing:
         return ServingHandle(
             platform="local", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
         )
+
+    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> dict[str, str]:  # noqa: ARG002 - there are none
+        """See `ServingBackend.scripts`."""
+        return {}
+
+    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[str, ...]:  # noqa: ARG002 - of the protocol
+        """See `ServingBackend.rehearse`."""
+        for replica in range(plan.layout.replicas):
+            visible_gpus(plan.layout.gpus_per_replica, replica)
+        return ("processes of this machine start at once",)
+
+    def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
+        """See `ServingBackend.checks`."""
+        from domyn_swarm.backends.local.site import site_checks
+
+        return site_checks(plan)
 
     def scale(
         self,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import re
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from domyn_swarm.backends.slurm.states import (
 from domyn_swarm.errors import CommandMissing, PlatformUnavailable, SubmitRejected
 
 _TIMEOUT_S = 60.0
+_UNKNOWN_S = 5.0  # a job that is not known is looked for so often
+_ASK_AGAIN_S = 60.0
 _UNREACHABLE = re.compile(
     r"unable to contact slurm controller|socket timed out|connection refused|slurmctld.*not respond"
     r"|unable to establish a configuration source|transport endpoint is not connected",
@@ -50,6 +54,8 @@ class Slurm:
         self._queue = Look(lambda: self._squeue("--array", "--states=all", form=QUEUE_FORMAT))
         self._steps = Look(lambda: self._squeue("--steps", form=STEP_FORMAT))
         self._accounting = True
+        self._remembered: Jobs = {}
+        self._asked_at: dict[str, float] = {}
 
     def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
         """Submit a script, with `array` for these of its tasks; the new job's id.
@@ -85,16 +91,25 @@ class Slurm:
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        known = self.queue()
-        if any("." in one for one in ids):
-            known = {**known, **self.steps()}
-        found = {one: known[one] for one in ids if one in known}
+        found = self._known(ids, math.inf)
+        if len(found) < len(set(ids)):  # begun since, by another process, or forgotten
+            found = self._known(ids, _UNKNOWN_S)
         missing = [one for one in ids if one not in found]
         return {**found, **(self._accounted(missing) if missing else {})}
 
-    def queue(self) -> dict[str, SlurmJob]:
-        """Every job of this user that the controller still knows, ended ones included."""
-        return self._queue.now()
+    def _known(self, ids: Sequence[str], at_most_s: float) -> Jobs:
+        known = self.queue(at_most_s)
+        if any("." in one for one in ids):
+            known = {**known, **self._steps.now(at_most_s)}
+        return {one: known[one] for one in ids if one in known}
+
+    def queue(self, at_most_s: float = math.inf) -> Jobs:
+        """Every job of this user that the controller still knows, ended ones included.
+
+        Args:
+            at_most_s: how old the look may be, for who draws conclusions from what is not there.
+        """
+        return self._queue.now(at_most_s)
 
     def steps(self) -> dict[str, SlurmJob]:
         """Every step of this user that runs; its name stands where jobs have their comment.
@@ -133,9 +148,17 @@ class Slurm:
         return parse_allocation(done.stdout)
 
     def _accounted(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
-        """What accounting remembers of jobs that the controller forgot; nothing without it."""
-        if not self._accounting:
-            return {}
+        """What accounting remembers of jobs that the controller forgot; nothing without it. It is
+        asked once a minute for a job that it does not know.
+        """
+        now = time.monotonic()
+        ask = [one for one in ids if now - self._asked_at.get(one, -math.inf) >= _ASK_AGAIN_S]
+        if self._accounting and ask:
+            self._asked_at.update(dict.fromkeys(ask, now))
+            self._remembered.update(self._sacct(ask))
+        return {one: self._remembered[one] for one in ids if one in self._remembered}
+
+    def _sacct(self, ids: Sequence[str]) -> Jobs:
         command = ["sacct", "--noheader", "--parsable2", "--jobs", ",".join(ids)]
         try:
             done = self._run([*command, "--format", ACCOUNT_FORMAT])
@@ -175,6 +198,31 @@ class Slurm:
     def requeue(self, job: str) -> bool:
         """Put a running job back into the queue; whether Slurm agreed."""
         return self._run(["scontrol", "requeue", job]).returncode == 0
+
+    def names(self, what: str) -> set[str]:
+        """The names of Slurm's partitions, or of its nodes.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: Slurm cannot be asked.
+        """
+        done = self._run(["scontrol", "--oneliner", "show", what])
+        if done.returncode != 0:
+            raise PlatformUnavailable(
+                f"scontrol failed: {_last_line(done.stderr)}", hint="Ask again in a while."
+            )
+        return set(re.findall(rf"^{what.capitalize()}Name=(\S+)", done.stdout, re.MULTILINE))
+
+    def associations(self, user: str) -> list[tuple[str, list[str]]]:
+        """The accounts of a user and what QoS each may use; nothing without accounting."""
+        form = ["--noheader", "--parsable2", "format=Account,QOS"]
+        try:
+            done = self._run(["sacctmgr", "show", "associations", f"user={user}", *form])
+        except (CommandMissing, PlatformUnavailable):
+            return []
+        if done.returncode != 0:
+            return []
+        lines = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
+        return [(account, qos.split(",")) for account, qos, *_ in lines]
 
     def gives_whole_nodes(self, partition: str) -> bool:
         """Whether jobs of a partition share no node with others, whatever they ask for."""

@@ -59,7 +59,7 @@ class SlurmCompute:
 
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
         """See `ComputeBackend.find`."""
-        for job in self._slurm.queue().values():
+        for job in self._slurm.queue(_LOOK_S).values():
             if job.comment.startswith(TAG_PREFIX) and job.comment.endswith(f"/job/{job_id}"):
                 return _handle(job_id, job_dir, job.id)
         for step in self._slurm.steps().values():

@@ -1,43 +1,51 @@
-"""The command of a replica inside its container. Pure.
+"""The command of a replica inside its container. Pure but for names of variables that are set.
 
 The watchdog is one file of standard library that runs on any Python from 3.8 on: the image's.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
-from domyn_swarm.config.backends import SlurmConfig
+from domyn_swarm.backends.slurm.layout import IMAGE_PYTHON, slurm_config
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.planning.plan import DeploymentPlan
 
-_IMAGE_PYTHON = "python3"
+# Enroot takes no variable in by itself; the engine's own are in the watchdog's spec.
+_TAKEN_IN = ("CUDA_VISIBLE_DEVICES", "DOMYN_SWARM_NODE_PORT", "HF_HOME", "HF_TOKEN")
 
 
-def inside(
-    config: SlurmConfig, image: str | None, program: Sequence[str], paths: SwarmPaths
-) -> list[str]:
-    """The command that runs a Python program where the engine lives.
+def inside(plan: DeploymentPlan, program: Sequence[str], paths: SwarmPaths) -> list[str]:
+    """The command that runs a Python program where the engine lives. The swarm's folder, and a
+    model that is a folder, are the same in there.
 
     Raises:
         ConfigError: the container needs an image and there is none.
     """
+    config = slurm_config(plan)
     if config.container == "none":
         return [sys.executable, *program]
-    if image is None:
+    if plan.image is None:
         raise ConfigError(
             f"backend.container is {config.container}, but there is no image.",
             hint="Set image, or backend.container: none when the engine is installed on the nodes.",
         )
-    mounts = {str(paths.root): str(paths.root), **config.mounts}
-    python = [_IMAGE_PYTHON, *program]
+    places = {str(paths.root): str(paths.root)}
+    if plan.model.startswith("/"):
+        places[plan.model] = plan.model
+    mounts = [f"{source}:{target}" for source, target in {**places, **config.mounts}.items()]
+    more, python = config.container_args, [IMAGE_PYTHON, *program]
     if config.container in ("apptainer", "singularity"):
-        binds = [f"--bind={source}:{target}" for source, target in mounts.items()]
-        return [config.container, "exec", "--nv", *binds, *config.container_args, image, *python]
+        binds = [f"--bind={mount}" for mount in mounts]
+        return [config.container, "exec", "--nv", *binds, *more, plan.image, *python]
     if config.container == "enroot":
-        binds = [f"--mount={source}:{target}" for source, target in mounts.items()]
-        return ["enroot", "start", *binds, *config.container_args, image, *python]
-    places = ",".join(f"{source}:{target}" for source, target in mounts.items())
-    options = [f"--container-image={image}", f"--container-mounts={places}"]
-    return ["srun", "--overlap", "--ntasks=1", *options, *config.container_args, *python]
+        binds = [f"--mount={mount}" for mount in mounts]
+        taken = [f"--env={name}" for name in _TAKEN_IN if name in os.environ]
+        return ["enroot", "start", *binds, *taken, *more, plan.image, *python]
+    here = os.environ.get("SLURMD_NODENAME")
+    step = ["--overlap", "--nodes=1", "--ntasks=1", *([f"--nodelist={here}"] if here else [])]
+    options = [f"--container-image={plan.image}", f"--container-mounts={','.join(mounts)}"]
+    return ["srun", *step, *options, *more, *python]

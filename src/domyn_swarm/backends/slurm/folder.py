@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from domyn_swarm.backends.endpoint.spec import build_endpoint_spec
-from domyn_swarm.backends.slurm.layout import endpoint_script, replica_script, slurm_config
-from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, watchdog_source
+from domyn_swarm.backends.slurm.layout import (
+    endpoint_script,
+    engine_python,
+    replica_script,
+    slurm_config,
+)
+from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, follower_source, watchdog_source
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -19,17 +25,49 @@ def write_swarm(
     plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, per_task: int
 ) -> None:
     """Everything: programs, what they are told, the two scripts."""
-    config = slurm_config(plan)
+    on_nodes = _for_engines(plan, ctx)
     for folder in (paths.scripts, paths.slurm_logs, paths.endpoint_log.parent):
         private_dir(folder)
     shutil.copyfile(watchdog_source(), paths.watchdog_program)
+    shutil.copyfile(follower_source(), paths.follower_program)
+    for path, argv in (
+        (paths.follower_spec, ctx.serving_spec.follower_argv),
+        (paths.companion_spec, ctx.serving_spec.companion_argv),
+    ):
+        if argv:
+            write_private(path, json.dumps(_kept_running(plan, on_nodes, argv), indent=2))
     write_endpoint_spec(plan, ctx, paths)
     write_watchdog_specs(plan, ctx, paths, range(plan.layout.replicas))
-    site = None if config.template_path is None else Path(config.template_path)
-    endpoint = endpoint_script(plan, ctx, paths).render("batch.sh.j2", site)
-    replicas = replica_script(plan, ctx, paths, per_task).render("batch.sh.j2", site)
-    write_private(paths.endpoint_script, endpoint)
-    write_private(paths.replica_script, replicas)
+    for name, text in render_scripts(plan, ctx, paths, per_task).items():
+        write_private(paths.scripts / name, text)
+
+
+def render_scripts(
+    plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, per_task: int
+) -> dict[str, str]:
+    """The two batch scripts, by the names of their files."""
+    template = slurm_config(plan).template_path
+    site = None if template is None else Path(template)
+    return {
+        paths.endpoint_script.name: endpoint_script(plan, ctx, paths).render("batch.sh.j2", site),
+        paths.replica_script.name: replica_script(plan, ctx, paths, per_task).render(
+            "batch.sh.j2", site
+        ),
+    }
+
+
+def _for_engines(plan: DeploymentPlan, ctx: DeploymentContext) -> DeploymentContext:
+    python = engine_python(slurm_config(plan), ctx.interpreter)
+    return ctx.model_copy(update={"interpreter": python})
+
+
+def _kept_running(
+    plan: DeploymentPlan, ctx: DeploymentContext, argv: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "argv": [word.replace("{python}", ctx.interpreter) for word in argv],
+        "env": {**ctx.shared_env, **ctx.serving_spec.env, **plan.env},
+    }
 
 
 def write_endpoint_spec(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths) -> None:
@@ -43,8 +81,9 @@ def write_watchdog_specs(
 ) -> None:
     """What the watchdogs of these replicas are told."""
     grace_s = plan.watchdog.kill_grace_seconds
+    on_nodes = _for_engines(plan, ctx)
     for index in replicas:
         private_dir(paths.replica_logs(index))
-        told = build_watchdog_spec(plan, ctx, paths, index, host="")
+        told = build_watchdog_spec(plan, on_nodes, paths, index, host="")
         told["drain_seconds"] = max(grace_s, slurm_config(plan).drain_before_end_s - 2 * grace_s)
         write_private(paths.watchdog_spec(index), json.dumps(told, indent=2))

@@ -16,6 +16,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 
 _ENDPOINT_WARNING_S = 60  # before its time limit the endpoint goes back into the queue
 _JOB_WARNING_S = 120  # and a job is told to finish; short ones later
+IMAGE_PYTHON = "python3"
 JOB_PREFIX = "job-"
 _SERVING_MAIL = "FAIL,REQUEUE,TIME_LIMIT"
 
@@ -33,6 +34,11 @@ def slurm_config(plan: DeploymentPlan) -> SlurmConfig:
 def interpreter(config: SlurmConfig, submitting: str) -> str:
     """The Python that our programs run with on the nodes."""
     return submitting if config.venv_path is None else str(Path(config.venv_path) / "bin/python")
+
+
+def engine_python(config: SlurmConfig, submitting: str) -> str:
+    """The Python that engines run with: the image's, or that of our programs."""
+    return interpreter(config, submitting) if config.container == "none" else IMAGE_PYTHON
 
 
 def replicas_per_task(plan: DeploymentPlan, *, whole_nodes: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -27,17 +28,18 @@ class Look:
         self._ask = ask
         self._lock = threading.Lock()
         self._seen: Jobs | PlatformError = {}
-        self._asked_at = float("-inf")
+        self._asked_at = -math.inf
         self._good_for_s = _FIRST_S
 
-    def now(self) -> Jobs:
-        """What is known.
+    def now(self, at_most_s: float = math.inf) -> Jobs:
+        """What is known, by a look that is not older than that.
 
         Raises:
             PlatformError: the scheduler cannot be asked.
         """
         with self._lock:
-            if time.monotonic() - self._asked_at >= self._good_for_s:
+            age_s = time.monotonic() - self._asked_at
+            if age_s >= min(self._good_for_s, at_most_s):
                 self._look()
             if isinstance(self._seen, PlatformError):
                 raise self._seen
@@ -58,5 +60,5 @@ class Look:
     def expect_change(self) -> None:
         """Something was submitted or ended: what is known is too old, and look often."""
         with self._lock:
-            self._asked_at = float("-inf")
+            self._asked_at = -math.inf
             self._good_for_s = _FIRST_S

@@ -1,13 +1,16 @@
 """The replicas of an array task: `python -m domyn_swarm.backends.slurm.replica_task DIR PER_TASK`.
 
-Starts a watchdog for each replica of the task, inside the container where there is one. Before the
-time limit they drain, and the task goes back into the queue.
+Starts a watchdog for each replica of the task, inside the container where there is one; of a
+replica on several nodes, on the first of them, and on the others what its engine runs there.
+Before the time limit they drain, and the task goes back into the queue; so it does when one of its
+nodes is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -21,6 +24,93 @@ from domyn_swarm.planning.plan import DeploymentPlan
 
 _log = get_logger(__name__)
 
+NODE_PORT = "DOMYN_SWARM_NODE_PORT"  # where the other nodes of a replica reach its first one
+
+
+class ReplicaTask:
+    """One task of the array, on the first of its nodes."""
+
+    def __init__(self, paths: SwarmPaths, plan: DeploymentPlan, group: int, per_task: int) -> None:
+        self._paths = paths
+        self._plan = plan
+        self._group = group
+        self._per_task = per_task
+        self._address = node_address()
+        self._task = Task()
+        self._logs = contextlib.ExitStack()
+
+    def run(self) -> int:
+        """To the end of all; return the exit code."""
+        first = self._group * self._per_task
+        with self._logs:
+            shared = self._join_nodes(first) if self._plan.layout.nodes_per_replica > 1 else {}
+            for index in range(first, min(first + self._per_task, self._plan.layout.replicas)):
+                self._start_watchdog(index, {**shared, **self._gpus(index - first)})
+            code = self._task.wait()
+        _log.info("task %d: its watchdogs ended with %d", self._group, code)
+        if self._task.goes_back:
+            self._come_back()
+        return code
+
+    def _gpus(self, place: int) -> dict[str, str]:
+        """The scheduler binds a task's GPUs; those that share a task share them out."""
+        if self._per_task == 1:
+            return {}
+        return visible_gpus(self._plan.layout.gpus_per_replica, place)
+
+    def _start_watchdog(self, index: int, env: dict[str, str]) -> None:
+        log = self._logs.enter_context(open_log(self._paths.watchdog_log(index)))
+        told = str(self._paths.watchdog_spec(index))
+        command = self._inside(str(self._paths.watchdog_program), told, self._address)
+        _log.info("replica %d on %s: %s", index, self._address, " ".join(command))
+        self._task.start(Child(command, env, log))
+
+    def _join_nodes(self, index: int) -> dict[str, str]:
+        """Start what the other nodes of the replica run, and what the first needs for them."""
+        port = str(self._node_port())
+        if self._paths.companion_spec.exists():
+            log = self._logs.enter_context(open_log(self._paths.node_log(index, 0)))
+            told = str(self._paths.companion_spec)
+            command = self._inside(
+                str(self._paths.follower_program), told, self._address, port, "0"
+            )
+            self._task.start(Child(command, {}, log, companion=True))
+        others = self._plan.layout.nodes_per_replica - 1
+        cpus = os.environ.get("SLURM_CPUS_PER_TASK")
+        step = [
+            *("srun", "--overlap", f"--nodes={others}", f"--ntasks={others}"),
+            *("--ntasks-per-node=1", f"--exclude={os.environ['SLURMD_NODENAME']}"),
+            *([f"--cpus-per-task={cpus}"] if cpus else []),
+            *("--kill-on-bad-exit=0", "--wait=0", "--input=none", "--quiet"),
+            *(sys.executable, "-m", "domyn_swarm.backends.slurm.node_task"),
+            *(str(self._paths.root), str(index), self._address, port),
+        ]
+        log = self._logs.enter_context(open_log(self._paths.node_log(index, 0)))
+        _log.info("replica %d on %d more nodes: %s", index, others, " ".join(step))
+        self._task.start(Child(step, {}, log, companion=True))
+        return {NODE_PORT: port}
+
+    def _node_port(self) -> int:
+        config = slurm_config(self._plan)
+        if config.requires_ray:
+            return config.ray_port
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind(("", 0))
+            return int(probe.getsockname()[1])
+
+    def _inside(self, *program: str) -> list[str]:
+        return inside(self._plan, program, self._paths)
+
+    def _come_back(self) -> None:
+        """Another time: by requeueing, or where that is not wanted by a successor, for which the
+        endpoint program looks.
+        """
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{self._group}"
+        if slurm_config(self._plan).requeue:
+            requeue(job)
+        else:
+            write_private(self._paths.expired(self._group), job)
+
 
 def main(swarm_dir: str, per_task: int) -> int:
     """Run the replicas of this array task; return the exit code."""
@@ -28,33 +118,7 @@ def main(swarm_dir: str, per_task: int) -> int:
     configure("INFO")
     paths = SwarmPaths(Path(swarm_dir))
     plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
-    group = int(os.environ["SLURM_ARRAY_TASK_ID"])
-    first = group * per_task
-    address = node_address()
-    task = Task()
-    with contextlib.ExitStack() as logs:
-        for index in range(first, min(first + per_task, plan.layout.replicas)):
-            log = logs.enter_context(open_log(paths.watchdog_log(index)))
-            own = visible_gpus(plan.layout.gpus_per_replica, index - first) if per_task > 1 else {}
-            watchdog = [str(paths.watchdog_program), str(paths.watchdog_spec(index)), address]
-            command = inside(slurm_config(plan), plan.image, watchdog, paths)
-            _log.info("replica %d on %s: %s", index, address, " ".join(command))
-            task.start(Child(command, own, log))
-        code = task.wait()
-    _log.info("task %d: its watchdogs ended with %d", group, code)
-    if task.goes_back:
-        _come_back(f"{os.environ['SLURM_ARRAY_JOB_ID']}_{group}", group, plan, paths)
-    return code
-
-
-def _come_back(job: str, group: int, plan: DeploymentPlan, paths: SwarmPaths) -> None:
-    """Another time: by requeueing, or where that is not wanted by a successor, for which the
-    endpoint program looks.
-    """
-    if slurm_config(plan).requeue:
-        requeue(job)
-    else:
-        write_private(paths.expired(group), job)
+    return ReplicaTask(paths, plan, int(os.environ["SLURM_ARRAY_TASK_ID"]), per_task).run()
 
 
 if __name__ == "__main__":

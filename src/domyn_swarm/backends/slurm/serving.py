@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
+from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Ending
 from domyn_swarm.backends.slurm.folder import (
+    render_scripts,
     write_endpoint_spec,
     write_swarm,
     write_watchdog_specs,
@@ -25,6 +28,8 @@ from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Observation, Phase
 
+_DECIDES_S = 1.0
+
 
 class SlurmServing:
     """See `ServingBackend`."""
@@ -37,9 +42,7 @@ class SlurmServing:
     ) -> ServingHandle:
         """See `ServingBackend.launch`. The scripts are kept in the swarm's folder."""
         paths = SwarmPaths.of(plan.home_directory, plan.name)
-        config = slurm_config(plan)
-        whole = config.packing == "auto" and self._slurm.gives_whole_nodes(config.partition)
-        per_task = replicas_per_task(plan, whole_nodes=whole)
+        per_task = self._per_task(plan)
         write_swarm(plan, ctx, paths, per_task)
         for script in (paths.endpoint_script, paths.replica_script):
             self._slurm.test(script)
@@ -52,6 +55,37 @@ class SlurmServing:
         return ServingHandle(
             platform="slurm", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
         )
+
+    def _per_task(self, plan: DeploymentPlan) -> int:
+        config = slurm_config(plan)
+        whole = config.packing == "auto" and self._slurm.gives_whole_nodes(config.partition)
+        return replicas_per_task(plan, whole_nodes=whole)
+
+    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> dict[str, str]:
+        """See `ServingBackend.scripts`. Where whole nodes are given is Slurm's to say, if it is
+        there.
+        """
+        try:
+            per_task = self._per_task(plan)
+        except PlatformError:
+            per_task = replicas_per_task(plan, whole_nodes=False)
+        return render_scripts(plan, ctx, SwarmPaths.of(plan.home_directory, plan.name), per_task)
+
+    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[str, ...]:
+        """See `ServingBackend.rehearse`: `sbatch --test-only` of each script."""
+        said = []
+        with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
+            for name, text in self.scripts(plan, ctx).items():
+                script = Path(folder) / name
+                script.write_text(text)
+                said.append(f"{name}: {self._slurm.test(script)}")
+        return tuple(said)
+
+    def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
+        """See `ServingBackend.checks`."""
+        from domyn_swarm.backends.slurm.site import site_checks
+
+        return site_checks(plan, self._slurm)
 
     def scale(
         self,
@@ -124,7 +158,9 @@ class SlurmServing:
 
     def find(self, tag: str) -> list[ServingHandle]:
         """See `ServingBackend.find`. Jobs that are over are not told of."""
-        parts = [part for one in self._tagged(tag) if not one.job.over for part in _parts_of(one)]
+        queue = self._slurm.queue(_DECIDES_S).values()  # a swarm may be written off by this
+        jobs = [one for one in tagged(queue, tag) if not one.job.over]
+        parts = [part for one in jobs for part in _parts_of(one)]
         if not parts:
             return []
         parts.sort(key=lambda part: (part.kind, part.index))

@@ -19,10 +19,12 @@ from typing import IO, NamedTuple
 
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.logs import get_logger
+from domyn_swarm.watchdog import LOST_NODE
 
 _log = get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_LOOK_S = 0.5
 _REQUEUE_S = 120.0  # from `scontrol requeue` until Slurm ends this task
 
 
@@ -43,6 +45,7 @@ class Child(NamedTuple):
     command: Sequence[str]
     env: Mapping[str, str]
     log: IO[bytes]
+    companion: bool = False  # it serves the others: told to end after them, and they end with it
 
 
 class Task:
@@ -56,6 +59,8 @@ class Task:
         self._before_end = before_end
         self._stopped = False
         self._children: list[subprocess.Popen[bytes]] = []
+        self._companions: list[subprocess.Popen[bytes]] = []
+        self.lost_companion = False
         signal.signal(signal.SIGUSR1, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
 
@@ -75,30 +80,39 @@ class Task:
 
     def start(self, child: Child) -> None:
         """Start a program; it ends with this task, however that ends."""
-        self._children.append(
-            subprocess.Popen(
-                child.command,
-                env={**os.environ, **child.env},
-                stdin=subprocess.DEVNULL,
-                stdout=child.log,
-                stderr=child.log,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
-            )
+        process = subprocess.Popen(
+            child.command,
+            env={**os.environ, **child.env},
+            stdin=subprocess.DEVNULL,
+            stdout=child.log,
+            stderr=child.log,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
         )
+        (self._companions if child.companion else self._children).append(process)
         if self.warned or self._stopped:  # it came before there was a child to tell
             self._hand_on()
 
     def wait(self) -> int:
         """Wait for the end of all programs; the first exit code that is not 0, 128 + the number
-        for a signal.
+        for a signal. A companion that ends before them is their end too.
         """
+        while self._companions and any(child.poll() is None for child in self._children):
+            if not self.lost_companion and any(one.poll() is not None for one in self._companions):
+                self.lost_companion = True
+                self._hand_on()
+            time.sleep(_LOOK_S)
+        for companion in self._companions:
+            companion.terminate()
         codes = [child.wait() for child in self._children]
+        self.lost_companion = self.lost_companion or LOST_NODE in codes
         return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
     @property
     def goes_back(self) -> bool:
-        """Whether the task ended for its time limit alone: it may go on another time."""
-        return self.warned and not self._stopped
+        """Whether the task ended for its time limit or a lost node alone: it may go on another
+        time.
+        """
+        return (self.warned or self.lost_companion) and not self._stopped
 
 
 def requeue(job: str) -> None:

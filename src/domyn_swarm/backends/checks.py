@@ -1,0 +1,82 @@
+"""What `doctor` finds out: one record per check, and the checks that every platform shares."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from domyn_swarm.model import Record
+from domyn_swarm.planning.plan import DeploymentPlan
+
+_LEAST_FREE_GB = 2.0
+_MODULES = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "xllamacpp"}
+_INSTALL = {"vllm": "pip install vllm", "sglang": "pip install sglang"}
+
+
+class Check(Record):
+    """One thing that was looked at."""
+
+    name: str
+    status: Literal["ok", "warning", "failed"]
+    detail: str
+    fix: str | None = None  # what to do; None where it is well
+
+
+def ok(name: str, detail: str) -> Check:
+    """It is well."""
+    return Check(name=name, status="ok", detail=detail)
+
+
+def warning(name: str, detail: str, fix: str) -> Check:
+    """It may go wrong."""
+    return Check(name=name, status="warning", detail=detail, fix=fix)
+
+
+def failed(name: str, detail: str, fix: str) -> Check:
+    """It will go wrong."""
+    return Check(name=name, status="failed", detail=detail, fix=fix)
+
+
+def check_folder(name: str, folder: Path) -> Check:
+    """Whether files can be written there, and whether there is room for some."""
+    existing = next(one for one in (folder, *folder.parents) if one.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return failed(name, f"{existing} cannot be written to", "Choose another home_directory.")
+    free_gb = shutil.disk_usage(existing).free / 1e9
+    if free_gb < _LEAST_FREE_GB:
+        return warning(name, f"{free_gb:.1f} GB are free at {existing}", "Make room there.")
+    return ok(name, f"{folder}, {free_gb:.0f} GB free")
+
+
+def check_model(plan: DeploymentPlan) -> Iterator[Check]:
+    """A model that is a path must be there; others are the hub's."""
+    model = plan.model
+    if not model.startswith(("/", "~", ".")):
+        yield ok("model", f"{model}: a name, fetched by the engine")
+    elif Path(model).expanduser().exists():
+        yield ok("model", model)
+    else:
+        yield failed("model", f"there is nothing at {model}", "Correct model, or fetch it there.")
+
+
+def check_engine(plan: DeploymentPlan, python: str | None) -> Iterator[Check]:
+    """Whether the engine's package is installed; `python`: of another environment."""
+    module = _MODULES.get(plan.engine)
+    if module is None:
+        yield ok("engine", f"{plan.engine}: nothing to install")
+        return
+    if python is not None:
+        root = Path(python).parent.parent
+        found = any(root.glob(f"lib*/python3*/site-packages/{module}"))
+        where = str(root)
+    else:
+        found, where = importlib.util.find_spec(module) is not None, "this environment"
+    if found:
+        yield ok("engine", f"{plan.engine} is installed in {where}")
+    else:
+        fix = _INSTALL.get(plan.engine, f"pip install 'domyn-swarm[{plan.engine}]'")
+        yield failed("engine", f"{plan.engine} is not installed in {where}", f"There: {fix}")

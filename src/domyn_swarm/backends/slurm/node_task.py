@@ -1,0 +1,35 @@
+"""Another node of a replica that spans several: run by `srun` from the first one.
+
+`python -m domyn_swarm.backends.slurm.node_task SWARM_DIR REPLICA HEAD PORT`: keeps the engine's
+part of this node running, inside the container where there is one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from domyn_swarm.backends.slurm.containers import inside
+from domyn_swarm.backends.slurm.task import Child, Task, open_log
+from domyn_swarm.logs import configure
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.planning.plan import DeploymentPlan
+
+
+def main(swarm_dir: str, replica: int, head: str, port: str) -> int:
+    """Run until the first node ends the step; return the exit code."""
+    os.umask(0o077)
+    configure("INFO")
+    paths = SwarmPaths(Path(swarm_dir))
+    plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
+    rank = int(os.environ["SLURM_PROCID"]) + 1
+    program = [str(paths.follower_program), str(paths.follower_spec), head, port, str(rank)]
+    task = Task()
+    with open_log(paths.node_log(replica, rank)) as log:
+        task.start(Child(inside(plan, program, paths), {}, log))
+        return task.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:5]))

@@ -1,0 +1,136 @@
+"""What must be true of a Slurm site for a swarm to run there."""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from domyn_swarm.backends.checks import (
+    Check,
+    check_engine,
+    check_folder,
+    check_model,
+    failed,
+    ok,
+    warning,
+)
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.layout import interpreter, slurm_config
+from domyn_swarm.config.backends import SlurmConfig
+from domyn_swarm.errors import PlatformError
+from domyn_swarm.planning.plan import DeploymentPlan
+
+_NEEDED = ("sbatch", "squeue", "scancel", "scontrol", "srun")
+# File systems that other machines see; what else it is, is likely this machine's own.
+_SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "cifs", "panfs"}
+_SHARED |= {"wekafs", "virtiofs", "9p", "fuse.sshfs", "fuse.glusterfs", "orangefs", "afs", "smb3"}
+
+
+def site_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
+    """Every check of one swarm but whether Slurm would take its scripts."""
+    config = slurm_config(plan)
+    missing = [name for name in _NEEDED if shutil.which(name) is None]
+    if missing:
+        yield failed(
+            "commands",
+            f"{', '.join(missing)} is not on PATH",
+            "Run this on a login node, or load the module that brings Slurm's commands.",
+        )
+        return
+    yield ok("commands", ", ".join(_NEEDED))
+    yield _accounting()
+    try:
+        yield from _names(config, slurm)
+    except PlatformError as error:
+        yield failed("controller", error.message, error.hint or "Ask again in a while.")
+    yield check_folder("home_directory", plan.home_directory)
+    yield _shared("shared home", plan.home_directory)
+    yield from check_model(plan)
+    yield from _programs(plan, config)
+
+
+def _accounting() -> Check:
+    if shutil.which("sacct") is None:
+        return warning(
+            "accounting",
+            "sacct is not on PATH",
+            "None needed: ends of jobs are then known for as long as the controller keeps them.",
+        )
+    return ok("accounting", "sacct is there")
+
+
+def _names(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
+    partitions = slurm.names("partition")
+    for key, partition in {
+        "partition": config.partition,
+        "endpoint.partition": config.endpoint.partition or config.partition,
+    }.items():
+        if partition in partitions:
+            yield ok(f"backend.{key}", partition)
+        else:
+            there = ", ".join(sorted(partitions))
+            yield failed(f"backend.{key}", f"there is no {partition!r}", f"Choose one of: {there}")
+    associations = slurm.associations(getpass.getuser())
+    for key, wanted, known in (
+        ("account", config.account, {account for account, _ in associations}),
+        ("qos", config.qos, {qos for _, names in associations for qos in names}),
+    ):
+        if wanted is None or not known:
+            continue
+        if wanted in known:
+            yield ok(f"backend.{key}", wanted)
+        else:
+            yield failed(
+                f"backend.{key}",
+                f"you have no {key} {wanted!r}",
+                f"Choose one of: {', '.join(sorted(known))}",
+            )
+
+
+def _shared(name: str, folder: Path) -> Check:
+    """Whether other machines may see a folder, by the kind of its file system."""
+    kinds = {}
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, place, kind, *_ = line.split()
+        kinds[place.replace("\\040", " ")] = kind
+    here = folder.resolve()
+    mount = next(str(one) for one in (here, *here.parents) if str(one) in kinds)
+    if kinds[mount] in _SHARED:
+        return ok(name, f"{folder} is on {kinds[mount]}")
+    return warning(
+        name,
+        f"{folder} is on {kinds[mount]}, which other machines may not see",
+        "Set DOMYN_SWARM_HOME or home_directory to a folder that the nodes share.",
+    )
+
+
+def _programs(plan: DeploymentPlan, config: SlurmConfig) -> Iterator[Check]:
+    """Where our programs and the engine come from on the nodes."""
+    python = None if config.venv_path is None else interpreter(config, "")
+    if python is not None:
+        if Path(python).exists():
+            yield ok("venv_path", python)
+        else:
+            yield failed("venv_path", f"there is no {python}", "Create the environment there.")
+        ours = any(Path(python).parent.parent.glob("lib*/python3*/site-packages/domyn_swarm*"))
+        if not ours:
+            yield failed(
+                "venv_path", "it has no domyn-swarm", f"{python} -m pip install domyn-swarm"
+            )
+    if config.container == "none":
+        yield from check_engine(plan, python)
+        return
+    if config.container != "pyxis" and shutil.which(config.container) is None:
+        yield warning(
+            "container",
+            f"{config.container} is not on PATH here",
+            "The nodes need it; if a module brings it, name that in backend.modules.",
+        )
+    if plan.image is None:
+        yield failed("image", "there is none", "Set image, or backend.container: none.")
+    elif plan.image.startswith("/") and not Path(plan.image).exists():
+        yield failed("image", f"there is no {plan.image}", "Correct image, or pull it there.")
+    else:
+        yield ok("image", plan.image)

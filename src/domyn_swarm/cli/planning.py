@@ -1,0 +1,80 @@
+"""Commands that look and start nothing: plan, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from domyn_swarm.cli.options import (
+    ConfigOption,
+    Format,
+    FormatOption,
+    JsonOption,
+    YamlOption,
+    chosen_format,
+)
+from domyn_swarm.errors import PlatformError
+
+
+def plan(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="The swarm's YAML file.", metavar="FILE")
+    ],
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", "-r", min=1, help="How many replicas.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The swarm's name.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
+    ] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Ask the scheduler whether it would take it, and when.")
+    ] = False,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Show what `up` would do: layout, GPUs, GPU-hours, the engine's command, every script.
+
+    Example: domyn-swarm plan -c config.yaml --test
+    """
+    from domyn_swarm.cli.views import show_plan
+    from domyn_swarm.services.requests import UpRequest
+    from domyn_swarm.services.swarms import SwarmService
+
+    form = chosen_format(output, as_json, as_yaml)
+    request = UpRequest(
+        config=config, name=name, replicas=replicas, overrides=tuple(settings or ())
+    )
+    show_plan(SwarmService().report(request, test=test), form)
+
+
+def doctor(
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Check this machine, and with -c the site, for what a swarm needs; name each problem's fix.
+
+    Exits with 4 when something would go wrong. Nothing is started.
+
+    Example: domyn-swarm doctor -c config.yaml
+    """
+    from domyn_swarm.cli.views import show_examination
+    from domyn_swarm.services.doctor import examine
+
+    form = chosen_format(output, as_json, as_yaml)
+    found = examine(config)
+    show_examination(found, form)
+    if not found.well:
+        raise typer.Exit(PlatformError.exit_code)
+
+
+def register(app: typer.Typer) -> None:
+    """Give the program's root its commands."""
+    app.command("plan")(plan)
+    app.command("doctor")(doctor)

@@ -1,0 +1,107 @@
+"""Keeps one program running on a node: `follower.py SPEC.json HEAD PORT RANK`.
+
+What the nodes of a replica run beside the one that serves (an engine's worker, Ray's). Standard
+library only and Python 3.8 syntax: this file is copied next to the engine and runs in whatever
+image the engine comes in. The program is started again a second after it ends; SIGTERM ends it and
+this. In its arguments `{head}`, `{port}` and `{rank}` are filled in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+AGAIN_S = 1.0
+GRACE_S = 10.0
+
+
+def log(text: str) -> None:
+    """One line with the time, to stderr."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    sys.stderr.write(f"{stamp} {text}\n")
+    sys.stderr.flush()
+
+
+def end_with_parent() -> None:
+    """In the child: a group of its own, killed by the kernel when its parent dies."""
+    os.setpgid(0, 0)
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    except (OSError, AttributeError):  # not Linux
+        return
+
+
+class Follower:
+    """Runs the program until it is told to stop."""
+
+    def __init__(self, argv: list[str], env: dict[str, str]) -> None:
+        self._argv = argv
+        self._env = dict(os.environ, **env)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+
+    def _on_stop(self, *_: object) -> None:
+        self._stopped = True
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None and self._process.returncode is None:
+            try:
+                os.killpg(self._process.pid, number)
+            except OSError:
+                return
+
+    def run(self) -> int:
+        """Until told to stop; the exit code."""
+        while not self._stopped:
+            self._process = process = subprocess.Popen(
+                self._argv,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - no threads here
+            )
+            if self._stopped:
+                self._signal(signal.SIGTERM)
+            code = self._wait(process)
+            if not self._stopped:
+                log(f"the program ended with {code}; it is started again")
+                time.sleep(AGAIN_S)
+        return 0
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        ends_at: float | None = None
+        while process.poll() is None:
+            if self._stopped:
+                ends_at = ends_at or time.monotonic() + GRACE_S
+                if time.monotonic() >= ends_at:
+                    self._signal(signal.SIGKILL)
+            time.sleep(0.1)
+        return int(process.returncode)
+
+
+def main(arguments: list[str]) -> int:
+    """Run; returns the exit code."""
+    os.umask(0o077)
+    path, head, port, rank = arguments[1:5]
+    spec: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    places = {"{head}": head, "{port}": port, "{rank}": rank}
+    argv = []
+    for word in spec["argv"]:
+        for name, value in places.items():
+            word = word.replace(name, value)  # noqa: PLW2901 - one after the other
+        argv.append(word)
+    log(f"node {rank} of the replica whose first one is {head}: {' '.join(argv)}")
+    return Follower(argv, spec["env"]).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,55 @@
+"""Where a job finds the model it asks: the fields of its spec that say so."""
+
+from __future__ import annotations
+
+import os
+
+from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.errors import ConfigError, StateError
+from domyn_swarm.paths import JobPaths, write_private
+from domyn_swarm.swarm.factory import LiveSwarm
+from domyn_swarm.swarm.job_request import JobRequest
+
+
+def swarm_access(swarm: LiveSwarm) -> dict[str, str | None]:
+    """What a job is told of a swarm.
+
+    Raises:
+        StateError: it has no endpoint now.
+    """
+    if read_address(swarm.paths) is None:
+        raise StateError(
+            f"The swarm {swarm.record.name} is {swarm.record.phase.value} and has no endpoint.",
+            hint=f"See `domyn-swarm status {swarm.record.name}`.",
+        )
+    return {
+        "model": swarm.plan.model,
+        "revision": swarm.plan.revision,
+        "endpoint_file": str(swarm.paths.endpoint),
+        "api_key_file": str(swarm.paths.api_key),
+        "collector_key_file": str(swarm.paths.collector_key),
+    }
+
+
+def endpoint_access(request: JobRequest, paths: JobPaths) -> dict[str, str | None]:
+    """An endpoint that is not ours; its key comes from the environment into a private file."""
+    if request.endpoint is None or request.model is None:
+        raise ConfigError(
+            "A job needs a swarm, or --endpoint and --model.",
+            hint="Name a live swarm with --name, see `domyn-swarm swarm list`.",
+        )
+    key = os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("OPENAI_API_KEY")
+    key_file = paths.root / "api_key"
+    if key:
+        write_private(key_file, key)
+    return {
+        "model": request.model,
+        "endpoint_url": request.endpoint,
+        "api_key_file": str(key_file) if key else None,
+    }
+
+
+def endpoint_url(swarm: LiveSwarm) -> str:
+    """Where its endpoint listens now; nothing when it does not."""
+    address = read_address(swarm.paths)
+    return "" if address is None else address.url

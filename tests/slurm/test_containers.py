@@ -1,0 +1,128 @@
+"""Containers: what each runtime is told.
+
+None of the runtimes can be installed here. A stand-in of the same name checks every argument
+against what the runtime understands, writes it down, and runs the command without a container.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from slurm.cluster import SlurmCluster
+from slurm.test_swarm import Up
+
+from slurm.test_swarm import up  # isort: skip
+
+__all__ = ["up"]  # a fixture
+
+STAND_IN = """#!{python}
+import json, os, re, sys
+name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
+known = {known!r}[name]
+words, flags, rest = known["words"], [], list(arguments)
+if name == "srun" and not any(one.startswith("--container") for one in rest):
+    os.execv({srun!r}, [{srun!r}, *rest])
+if rest[: len(words)] != words:
+    sys.exit(f"{{name}}: expected {{words}}, not {{rest}}")
+rest = rest[len(words):]
+while rest and rest[0].startswith("-"):
+    if not any(re.fullmatch(pattern, rest[0]) for pattern in known["flags"]):
+        sys.exit(f"{{name}}: unknown option {{rest[0]}}")
+    flags.append(rest.pop(0))
+image = None
+if known["image"]:
+    image = rest.pop(0)
+with open({record!r}, "a") as file:
+    file.write(json.dumps(dict(name=name, flags=flags, image=image, command=rest)) + chr(10))
+if name == "srun":
+    rest = [{srun!r}, *[one for one in flags if not one.startswith("--container")], *rest]
+if name == "enroot":
+    taken = [one[len("--env="):] for one in flags if one.startswith("--env=")]
+    kept = (*taken, "PATH", "HOME", "TMPDIR", "PYTHONPATH")
+    for variable in list(os.environ):
+        if variable not in kept:
+            del os.environ[variable]
+os.execvp(rest[0], rest)
+"""
+MOUNT = r"/[^:]*:/[^:]*"
+KNOWN = {
+    "apptainer": {
+        "words": ["exec"],
+        "flags": ["--nv", f"--bind={MOUNT}", "--cleanenv=no", "--pwd=/a b"],
+        "image": True,
+    },
+    "singularity": {
+        "words": ["exec"],
+        "flags": ["--nv", f"--bind={MOUNT}", "--cleanenv=no", "--pwd=/a b"],
+        "image": True,
+    },
+    "enroot": {
+        "words": ["start"],
+        "flags": [f"--mount={MOUNT}", r"--env=\w+", "--pwd=/a b", "--cleanenv=no"],
+        "image": True,
+    },
+    "srun": {
+        "words": [],
+        "flags": [
+            *("--overlap", "--nodes=1", "--ntasks=1", r"--nodelist=\w+"),
+            *("--container-image=.*", f"--container-mounts={MOUNT}(?:,{MOUNT})*"),
+        ],
+        "image": False,
+    },
+}
+
+
+@pytest.fixture
+def runtimes(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins on PATH, here and so on the nodes; the file that they write to."""
+    record, folder = tmp_path / "told.jsonl", tmp_path / "bin"
+    folder.mkdir()
+    text = STAND_IN.format(
+        python=sys.executable, known=KNOWN, record=str(record), srun=shutil.which("srun")
+    )
+    for name in KNOWN:
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{Path(sys.executable).parent}:{slurm.env['PATH']}")
+    return record
+
+
+@pytest.mark.parametrize("container", ["apptainer", "singularity", "enroot", "pyxis"])
+def test_a_replica_in_a_container(up: Up, runtimes: Path, tmp_path: Path, container: str) -> None:
+    site = tmp_path / "site data"
+    site.mkdir()
+    more = [] if container == "pyxis" else ["--cleanenv=no", "--pwd=/a b"]
+    backend = {
+        "container": container,
+        "container_args": more,
+        "mounts": {str(site): "/data"},
+        "time_limit": "01:00:00",
+    }
+    service = up(replicas=2, min_ready=2, image="/images/vllm image.sif", backend=backend)
+    told = [json.loads(line) for line in runtimes.read_text().splitlines()]
+    assert len(told) == 2
+    root = service.status("demo").swarm_dir
+    for one in told:
+        flags = " ".join(one["flags"])
+        assert f"{root}:{root}" in flags
+        assert f"{site}:/data" in flags
+        assert [flag for flag in one["flags"] if flag in more] == more
+        assert one["image"] in (None, "/images/vllm image.sif")
+        assert one["command"][:2] == ["python3", f"{root}/scripts/watchdog.py"]
+    if container == "pyxis":
+        assert "--container-image=/images/vllm image.sif" in told[0]["flags"]
+    spec = json.loads((Path(root) / "scripts/watchdog-0.json").read_text())
+    assert spec["argv"][0] == "python3"  # the image's, not the submitter's
+
+
+def test_a_replica_over_two_nodes_in_containers(up: Up, runtimes: Path) -> None:
+    backend = {"container": "apptainer"}
+    up(replicas=1, gpus_per_replica=8, image="/images/sim.sif", backend=backend)
+    told = [json.loads(line) for line in runtimes.read_text().splitlines()]
+    programs = sorted(Path(one["command"][1]).name for one in told)
+    assert programs == ["follower.py", "watchdog.py"]

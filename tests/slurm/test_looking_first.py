@@ -1,0 +1,123 @@
+"""Looking before leaping: plan, doctor, and what Slurm would say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import PROGRAM
+from domyn_swarm.config import dump_yaml
+from domyn_swarm.errors import SubmitRejected
+from domyn_swarm.services.doctor import examine
+from domyn_swarm.services.requests import UpRequest
+from domyn_swarm.services.swarms import SwarmService
+from domyn_swarm.state import SwarmStore
+from slurm.cluster import SlurmCluster
+from slurm.test_swarm import config, jobs_of
+
+
+def written(folder: Path, **keys: Any) -> Path:
+    path = folder / "swarm.yaml"
+    path.write_text(dump_yaml(config(**keys)))
+    return path
+
+
+def test_the_plan_shows_scripts_and_what_slurm_says(slurm: SlurmCluster, tmp_path: Path) -> None:
+    file = written(tmp_path, replicas=5, gpus_per_replica=2)
+    done = subprocess.run(
+        [PROGRAM, "plan", "-c", str(file), "--test", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    report = json.loads(done.stdout)
+    assert (report["gpus"], report["gpu_hours"]) == (10, 10.0)
+    assert "#SBATCH --array=0-4" in report["scripts"]["replicas.sh"]
+    assert [said.split(":")[0] for said in report["test"]] == ["endpoint.sh", "replicas.sh"]
+    assert all("to start at" in said for said in report["test"])
+    assert SwarmStore.open().swarms() == []
+    assert jobs_of(slurm) == {}
+    table = subprocess.run(
+        [PROGRAM, "plan", "-c", str(file)], capture_output=True, text=True, check=True
+    ).stdout
+    assert "10 GPU-hours" in table
+    assert "#SBATCH --gres=gpu:2" in table
+
+
+def test_more_than_any_node_has_is_refused_before_anything_runs(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    file = written(tmp_path, gpus_per_replica=8, gpus_per_node=8)
+    with pytest.raises(SubmitRejected, match=r"replicas\.sh.*not available"):
+        SwarmService().report(UpRequest(config=file), test=True)
+    with pytest.raises(SubmitRejected, match=r"replicas\.sh.*not available"):
+        SwarmService().up(UpRequest(config=file))
+    assert jobs_of(slurm) == {}
+    assert SwarmStore.open().swarms() == []
+
+
+def found(path: Path) -> dict[str, str]:
+    return {check.name: check.status for check in examine(path).checks}
+
+
+def test_doctor_is_content(slurm: SlurmCluster, tmp_path: Path) -> None:
+    checks = examine(written(tmp_path)).checks
+    assert {check.status for check in checks} <= {"ok", "warning"}
+    assert sum(check.name == "rehearsal" for check in checks) == 2
+    assert all((check.status == "ok") == (check.fix is None) for check in checks)
+
+
+def test_doctor_names_each_problem_and_its_fix(slurm: SlurmCluster, tmp_path: Path) -> None:
+    backend = {
+        "partition": "nowhere",
+        "container": "apptainer",
+        "venv_path": str(tmp_path / "no venv"),
+    }
+    path = written(tmp_path, model="/no/such/model", image="/no/image.sif", backend=backend)
+    wrong = {check.name: check for check in examine(path).checks if check.status == "failed"}
+    assert set(wrong) == {
+        "backend.partition",
+        "backend.endpoint.partition",
+        "model",
+        "image",
+        "venv_path",
+    }
+    assert "main, urgent, whole" in str(wrong["backend.partition"].fix)
+    done = subprocess.run(
+        [PROGRAM, "doctor", "-c", str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4
+    assert "there is no 'nowhere'" in done.stdout
+
+
+def test_doctor_away_from_slurm(
+    slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    [wrong] = [check for check in examine(path).checks if check.status == "failed"]
+    assert wrong.name == "commands"
+    assert "login node" in str(wrong.fix)
+
+
+def test_doctor_reads_slurms_refusal(slurm: SlurmCluster, tmp_path: Path) -> None:
+    path = written(tmp_path, gpus_per_replica=8, gpus_per_node=8)
+    [wrong] = [check for check in examine(path).checks if check.status == "failed"]
+    assert wrong.name == "rehearsal"
+    assert "not available" in wrong.detail
+
+
+def test_the_doctor_of_a_laptop(tmp_path: Path) -> None:
+    path = tmp_path / "local.yaml"
+    path.write_text("model: m\nengine: vllm\nreplicas: 64\nbackend: local\n")
+    wrong = {check.name: check for check in examine(path).checks if check.status == "failed"}
+    assert set(wrong) == {"engine", "GPUs"}
+    assert "pip install vllm" in str(wrong["engine"].fix)
+    assert found(path)["ports"] == "ok"
+    assert examine(None).well
+    assert sys.executable in examine(None).checks[0].detail
