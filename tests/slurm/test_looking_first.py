@@ -12,13 +12,13 @@ import pytest
 
 from command_line import PROGRAM
 from domyn_swarm.config import dump_yaml
-from domyn_swarm.errors import SubmitRejected
+from domyn_swarm.errors import LaunchError, SubmitRejected
 from domyn_swarm.services.doctor import examine
 from domyn_swarm.services.requests import UpRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from slurm.cluster import SlurmCluster
-from slurm.test_swarm import config, jobs_of
+from slurm.test_swarm import config, jobs_of, until
 
 
 def written(folder: Path, **keys: Any) -> Path:
@@ -59,6 +59,28 @@ def test_more_than_any_node_has_is_refused_before_anything_runs(
         SwarmService().up(UpRequest(config=file))
     assert jobs_of(slurm) == {}
     assert SwarmStore.open().swarms() == []
+
+
+def test_nodes_that_are_away_for_a_while_refuse_nothing(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    possible = written(tmp_path)
+    nodes = f"nodename={','.join(slurm.node_names)}"
+    slurm.run("scontrol", "update", nodes, "state=drain", "reason=maintenance")
+    try:
+        report = SwarmService().report(UpRequest(config=possible), test=True)
+        assert report.test is not None
+        assert "4 nodes are drained or down" in report.test[0]
+        SwarmService().up(UpRequest(config=possible, wait=False))
+        until(lambda: SwarmService().status("demo").observed == "queued")
+        SwarmService().down(["demo"])
+        (tmp_path / "other").mkdir()
+        never = written(tmp_path / "other", gpus_per_replica=8, gpus_per_node=8)
+        with pytest.raises(LaunchError, match="Slurm will not run it"):
+            SwarmService().up(UpRequest(config=never, timeout_s=60))
+        assert jobs_of(slurm) == {}
+    finally:
+        slurm.run("scontrol", "update", nodes, "state=resume")
 
 
 def found(path: Path) -> dict[str, str]:

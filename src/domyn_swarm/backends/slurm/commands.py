@@ -32,6 +32,8 @@ _UNREACHABLE = re.compile(
     r"|unable to establish a configuration source|transport endpoint is not connected",
     re.IGNORECASE,
 )
+_NO_NODE = "Requested node configuration is not available"
+_THERE = re.compile(r"(?:idle|mixed|allocated|completing)[~#%$@+^-]*$")
 _STEERS = re.compile(r"(?:SLURM|SBATCH|SRUN|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
 
@@ -77,13 +79,22 @@ class Slurm:
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
             SubmitRejected: it would be refused, or could never run: such a job is often taken all
-                the same, and waits for ever.
+                the same, and waits for ever. While nodes are drained or down Slurm says so of jobs
+                that only have to wait; then nothing is raised.
         """
         done = self._run(["sbatch", "--test-only", str(script)])
         said = _last_line(done.stderr).removeprefix("sbatch: ")
-        if done.returncode != 0:
+        if done.returncode == 0:
+            return said
+        away = self._nodes_away() if _NO_NODE in said else 0
+        if not away:
             raise _refused(script, said)
-        return said
+        return f"{said} now; {away} nodes are drained or down, it can be submitted and waits"
+
+    def _nodes_away(self) -> int:
+        done = self._run(["sinfo", "--noheader", "--Node", "--format", "%N %T"])
+        nodes = dict(line.split()[:2] for line in done.stdout.splitlines() if " " in line)
+        return sum(not _THERE.match(state) for state in nodes.values())
 
     def jobs(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
         """Those of these jobs, array tasks and steps (`17.0`) that Slurm knows of.

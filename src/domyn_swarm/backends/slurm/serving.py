@@ -122,19 +122,10 @@ class SlurmServing:
             seen = self._seen(handle)
         except PlatformError as error:
             return Observation(Phase.UNKNOWN, error.message)
-        if not any(job is not None and not job.over for job in seen.values()):
-            return Observation(Phase.STOPPED, "none of its jobs is in the queue")
-        endpoint = [job for part, job in seen.items() if part.kind == "endpoint"]
-        replicas = [job for part, job in seen.items() if part.kind == "replica"]
-        if endpoint and all(job is None or job.over for job in endpoint):
-            return Observation(Phase.FAILED, f"the endpoint's job {_told(endpoint[-1])}")
-        if replicas and all(job is None or job.over for job in replicas):
-            return Observation(Phase.FAILED, f"every replica has ended: one {_told(replicas[0])}")
-        running = sum(job is not None and job.going for job in replicas)
-        waiting = [job for job in [*endpoint, *replicas] if job is not None and job.waiting]
-        if not running or any(job is not None and job.waiting for job in endpoint):
-            return Observation(Phase.QUEUED, f"{len(waiting)} jobs wait ({_reasons(waiting)})")
-        return Observation(Phase.READY, f"{running} replicas run, {len(waiting)} jobs wait")
+        return _whole(
+            [job for part, job in seen.items() if part.kind == "endpoint"],
+            [job for part, job in seen.items() if part.kind == "replica"],
+        )
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
         """See `ServingBackend.probe_parts`."""
@@ -221,6 +212,30 @@ def _parts_of(one: TaggedJob) -> list[Part]:
     if one.kind == "endpoint":
         return [Part(kind="endpoint", platform_id=one.job.id)]
     return [Part(kind="replica", index=index, platform_id=one.job.id) for index in one.replicas]
+
+
+def _whole(endpoint: list[SlurmJob | None], replicas: list[SlurmJob | None]) -> Observation:
+    """What the jobs of a swarm, None for those that Slurm does not know, are together."""
+    if all(_over(job) for job in [*endpoint, *replicas]):
+        return Observation(Phase.STOPPED, "none of its jobs is in the queue")
+    for kind, jobs in (
+        ("the endpoint's job", endpoint),
+        ("every replica has ended: one", replicas),
+    ):
+        if jobs and all(_over(job) for job in jobs):
+            return Observation(Phase.FAILED, f"{kind} {_told(jobs[-1])}")
+    running = sum(job is not None and job.going for job in replicas)
+    waiting = [job for job in [*endpoint, *replicas] if job is not None and job.waiting]
+    if running and not any(job is not None and job.waiting for job in endpoint):
+        return Observation(Phase.READY, f"{running} replicas run, {len(waiting)} jobs wait")
+    hopeless = [job for job in waiting if job.hopeless]
+    if hopeless:
+        return Observation(Phase.FAILED, f"Slurm will not run it ({_reasons(hopeless)})")
+    return Observation(Phase.QUEUED, f"{len(waiting)} jobs wait ({_reasons(waiting)})")
+
+
+def _over(job: SlurmJob | None) -> bool:
+    return job is None or job.over
 
 
 def _told(job: SlurmJob | None) -> str:

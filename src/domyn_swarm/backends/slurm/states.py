@@ -17,6 +17,12 @@ _WAITING = frozenset(
     }
 )
 _GOING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING", "STOPPED"})
+_HOPELESS = frozenset(
+    {
+        *("PartitionConfig", "PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints"),
+        *("InvalidAccount", "InvalidQOS"),
+    }
+)
 _ENDED = frozenset({"COMPLETED", "CANCELLED"})
 _FAILED = frozenset(
     {
@@ -69,6 +75,11 @@ class SlurmJob(NamedTuple):
     def over(self) -> bool:
         """Whether nothing of it runs nor will."""
         return self.state in _ENDED or self.state in _FAILED
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it waits for what will not come as things are configured."""
+        return self.waiting and self.reason in _HOPELESS
 
     @property
     def limit(self) -> datetime | None:

@@ -1,0 +1,73 @@
+"""True time limits, minutes long: `make test-slow`. The same code is tested in seconds elsewhere,
+by signals sent by hand; here Slurm itself warns, and ends what does not listen.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from domyn_swarm.model import JobStatus
+from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.services.jobs import JobService
+from slurm.cluster import SlurmCluster
+from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, until, up
+
+__all__ = ["up"]  # a fixture
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# Slurm looks every half minute: the warning may come that much earlier than asked.
+LIMITS = {"time_limit": "00:02:00", "drain_before_end_s": 30}
+ENDPOINT = {"mem": "1000M", "cpus_per_task": 1, "wall_time": "00:03:00"}
+
+
+def starts(slurm: SlurmCluster, job: str) -> int:
+    """How often a job has been started again."""
+    shown = slurm.run("scontrol", "-o", "show", "job", job).stdout
+    return int(shown.split("Restarts=")[1].split()[0])
+
+
+def test_replicas_and_endpoint_reach_their_limits_under_a_job(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    service = up(min_ready=2, backend={**LIMITS, "endpoint": ENDPOINT})
+    replicas = [task(slurm, index) for index in range(2)]
+    endpoint = next(one for one in jobs_of(slurm) if "_" not in one)
+    jobs = JobService()
+    rows = 40_000  # five minutes
+    handle = jobs.submit(request(tmp_path, rows, resources=JobResources(detached=True)))
+    began = time.monotonic()
+    ended = jobs.wait(handle, timeout_s=800)
+    print(f"the job took {time.monotonic() - began:.0f} s: {ended.account}")
+    restarted = [starts(slurm, one) for one in [*replicas, endpoint]]
+    print(f"restarts of the replicas and of the endpoint: {restarted}")
+    assert ended.status is JobStatus.SUCCEEDED
+    assert ended.account is not None
+    assert all_answered(tmp_path, rows)
+    assert min(restarted) >= 1
+    assert ended.account.rows_failed == 0
+    until(lambda: ready() == 2, 90)
+    assert service.status("demo").observed == "ready"
+
+
+def test_a_job_reaches_its_own_limit_and_goes_on(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    up(min_ready=2)
+    jobs = JobService()
+    asked = JobResources(detached=True, time_limit_s=120)
+    handle = jobs.submit(request(tmp_path, 30_000, resources=asked))
+    ended = jobs.wait(handle, timeout_s=240)
+    assert ended.status is JobStatus.TIMED_OUT
+    done = ended.rows_done
+    again = jobs.wait(jobs.resume(handle), timeout_s=240)
+    while again.status is JobStatus.TIMED_OUT:
+        again = jobs.wait(jobs.resume(again.job_id), timeout_s=240)
+    assert again.status is JobStatus.SUCCEEDED
+    assert again.account is not None
+    print(f"{done} rows in the first run; {again.account}")
+    assert again.account.requests <= 30_000 + again.account.runs * 16
+    assert all_answered(tmp_path, 30_000)

@@ -1,0 +1,159 @@
+"""Every script that is rendered, run by a real bash: what it starts gets what the plan holds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from domyn_swarm import engines
+from domyn_swarm.backends.base import ComputeSpec
+from domyn_swarm.backends.slurm import folder, layout
+from domyn_swarm.config import DomynLLMSwarmConfig
+from domyn_swarm.paths import SwarmPaths, private_dir, write_private
+from domyn_swarm.planning.builder import PlanBuilder
+from domyn_swarm.planning.context import DeploymentContext
+from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.resources import JobResources
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs", "Cc")), max_size=30)
+LINES = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=30)
+NAMES = st.from_regex(r"ODD_[A-Z0-9_]{1,8}", fullmatch=True)
+ENVIRONMENTS = st.dictionaries(NAMES, LINES, max_size=3)
+RECORD = """#!{python}
+import json, os, sys
+odd = {{name: value for name, value in os.environ.items() if name.startswith("ODD_")}}
+with open({record!r}, "w") as file:
+    json.dump({{"argv": sys.argv[1:], "env": odd}}, file)
+"""
+
+
+class Node:
+    """A virtual environment whose interpreter writes down how it was started."""
+
+    def __init__(self, root: Path) -> None:
+        self.venv, self._record = root / "a 'venv' $(x)", root / "record"
+        python = self.venv / "bin/python"
+        python.parent.mkdir(parents=True)
+        python.write_text(RECORD.format(python=sys.executable, record=str(self._record)))
+        python.chmod(0o755)
+
+    def run(self, script: str) -> dict[str, Any]:
+        """What the script started."""
+        self._record.unlink(missing_ok=True)
+        subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=30)
+        return dict(json.loads(self._record.read_text()))
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
+    return Node(tmp_path_factory.mktemp("a node"))
+
+
+def planned(node: Node, home: Path, **keys: Any) -> tuple[DeploymentPlan, DeploymentContext]:
+    backend = {
+        "type": "slurm",
+        "partition": "a b",
+        "container": "none",
+        "venv_path": str(node.venv),
+        **keys.pop("backend", {}),
+    }
+    fields = {"model": "m", "engine": "sim", "home_directory": home, "backend": backend, **keys}
+    plan = PlanBuilder(DomynLLMSwarmConfig.model_validate(fields), "demo").build()
+    context = DeploymentContext(
+        tag="demo.1",
+        serving_spec=engines.get(plan.engine).serving_spec(plan),
+        timeout_s=1,
+        interpreter=sys.executable,
+    )
+    return plan, context
+
+
+SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@SLOW
+@given(
+    place=TEXT.filter(lambda text: text.strip("./ ") and "/" not in text and text.isprintable()),
+    env=ENVIRONMENTS,
+)
+def test_the_scripts_of_a_swarm(node: Node, place: str, env: dict[str, str]) -> None:
+    home = Path("/tmp") / place
+    plan, context = planned(node, home, backend={"env": env})
+    paths = SwarmPaths.of(plan.home_directory, plan.name)
+    scripts = folder.render_scripts(plan, context, paths, 1)
+    started = {name: node.run(text) for name, text in scripts.items()}
+    module = "domyn_swarm.backends.slurm"
+    assert started == {
+        "endpoint.sh": {"argv": ["-m", f"{module}.endpoint_task", str(paths.root)], "env": env},
+        "replicas.sh": {"argv": ["-m", f"{module}.replica_task", str(paths.root), "1"], "env": env},
+    }
+
+
+@SLOW
+@given(words=st.lists(LINES, max_size=3), env=ENVIRONMENTS, limit_s=st.none() | st.just(90.0))
+def test_the_scripts_of_a_job(
+    node: Node,
+    tmp_path_factory: pytest.TempPathFactory,
+    words: list[str],
+    env: dict[str, str],
+    limit_s: float | None,
+) -> None:
+    job_dir = tmp_path_factory.mktemp("a 'job' $(x)")
+    (job_dir / "logs").mkdir()
+    spec = ComputeSpec(
+        job_id="1",
+        swarm="demo",
+        tag="demo.1",
+        argv=(sys.executable, *words),
+        env=env,
+        cwd="/a b",
+        job_dir=str(job_dir),
+        resources=JobResources(time_limit_s=limit_s),
+        platform_options={"type": "slurm", "partition": "p", "venv_path": str(node.venv)},
+    )
+    limit = [] if limit_s is None else ["--time-limit=90"]
+    wrapper = ["-m", "domyn_swarm.backends.exit_wrapper", *limit, f"{job_dir}/exit.json", "/a b"]
+    expected = {"argv": [*wrapper, "--", str(node.venv / "bin/python"), *words], "env": env}
+    assert node.run(layout.job_script(spec).render("batch.sh.j2")) == expected
+    assert node.run(layout.step_script(spec).render("step.sh.j2")) == expected
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(words=st.lists(LINES, max_size=3), env=ENVIRONMENTS)
+def test_what_a_watchdog_is_told_reaches_the_engine(
+    node: Node,
+    tmp_path_factory: pytest.TempPathFactory,
+    words: list[str],
+    env: dict[str, str],
+) -> None:
+    options = {"argv": [str(node.venv / "bin/python"), *words], "fixed_port": True}
+    watchdog = {"restart_policy": "never", "probe_interval": 0.2}
+    home = tmp_path_factory.mktemp("home 'of' $(x)")
+    plan, context = planned(
+        node, home, engine="command", engine_options=options, env=env, watchdog=watchdog
+    )
+    paths = SwarmPaths.of(plan.home_directory, plan.name)
+    for key in (paths.api_key, paths.collector_key):
+        write_private(key, "key")
+    private_dir(paths.scripts)
+    folder.write_watchdog_specs(plan, context, paths, [0])
+    told = json.loads(paths.watchdog_spec(0).read_text())
+    told["final_report_seconds"] = 0  # there is no collector
+    paths.watchdog_spec(0).write_text(json.dumps(told))
+    program = folder.watchdog_source()
+    ended = subprocess.run(
+        [sys.executable, str(program), str(paths.watchdog_spec(0)), "127.0.0.1"],
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode in (0, 1), ended.stderr
+    record = json.loads((node.venv.parent / "record").read_text())
+    assert record == {"argv": words, "env": env}
