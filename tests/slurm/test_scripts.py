@@ -133,7 +133,7 @@ def test_with_accounting_the_end_of_a_job_is_known_when_the_controller_forgot_it
         while not (seen := Slurm().jobs([job]).get(job)) or not seen.over:
             assert time.monotonic() < deadline
             time.sleep(0.3)
-        monkeypatch.setattr(slurm, "queue", dict)  # as after MinJobAge
+        monkeypatch.setattr(slurm, "queue", lambda _at_most_s: {})  # as after MinJobAge
         while job not in (found := slurm.jobs([job])):
             assert time.monotonic() < deadline
             time.sleep(0.3)

@@ -28,7 +28,7 @@ from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Observation, Phase
 
-_DECIDES_S = 1.0
+_FRESH_S = 1.0
 
 
 class SlurmServing:
@@ -149,8 +149,9 @@ class SlurmServing:
 
     def find(self, tag: str) -> list[ServingHandle]:
         """See `ServingBackend.find`. Jobs that are over are not told of."""
-        queue = self._slurm.queue(_DECIDES_S).values()  # a swarm may be written off by this
-        jobs = [one for one in tagged(queue, tag) if not one.job.over]
+        jobs = self._live(tag, at_most_s=_FRESH_S)
+        if not jobs:  # the swarm may be written off: what began a moment ago must be seen
+            jobs = self._live(tag, at_most_s=0.0)
         parts = [part for one in jobs for part in _parts_of(one)]
         if not parts:
             return []
@@ -174,6 +175,10 @@ class SlurmServing:
             return live.get((part.kind, part.index), job)
 
         return {part: job_of(part) for part in handle.parts}
+
+    def _live(self, tag: str, *, at_most_s: float) -> list[TaggedJob]:
+        jobs = tagged(self._slurm.queue(at_most_s).values(), tag)
+        return [one for one in jobs if not one.job.over]
 
     def _tagged(self, tag: str) -> list[TaggedJob]:
         return tagged(self._slurm.queue().values(), tag)
