@@ -126,6 +126,18 @@ def test_passing_trouble_is_retried(bench: Any, answer: Any) -> None:
     assert result["retries"] == 2
 
 
+def test_a_replica_that_has_not_left_the_router_yet_costs_no_attempts(
+    bench: Any, answer: Any
+) -> None:
+    bench.write(8)
+    body = {"error": {"code": "call_upstream_connection_failed", "message": "error sending"}}
+    away = answer(status=500, body=body)
+    bench.server.behave = lambda prompt, nth: away if prompt == "p3" and nth < 8 else answer()
+    code, result = run_worker(bench, retries=1)
+    assert (code, result["rows_failed"], result["retries"]) == (0, 0, 0)
+    assert bench.server.asked["p3"] == 8
+
+
 def test_a_wholesale_failure_stops_early_and_its_rows_are_asked_again(
     bench: Any, answer: Any
 ) -> None:

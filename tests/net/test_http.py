@@ -13,6 +13,7 @@ from domyn_swarm.net.errors import (
     BackPressure,
     CannotConnect,
     ConnectionBroken,
+    ReplicaAway,
     ReplicaLost,
     RequestError,
     RequestRefused,
@@ -111,6 +112,8 @@ def test_a_replica_lost_under_a_request_is_told_by_the_router() -> None:
     body = b'{"error": {"code": "call_upstream_request_error", "message": "gone"}}'
     assert type(error_from_status(500, body, None)) is ReplicaLost
     assert type(error_from_status(400, body, None)) is RequestRefused
+    away = body.replace(b"request_error", b"connection_failed")
+    assert type(error_from_status(500, away, None)) is ReplicaAway
 
 
 @pytest.mark.parametrize(

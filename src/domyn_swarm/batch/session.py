@@ -30,6 +30,7 @@ from domyn_swarm.net.errors import (
     BadReply,
     CannotConnect,
     ConnectionBroken,
+    ReplicaAway,
     ReplicaLost,
     RequestError,
     error_from_status,
@@ -42,6 +43,7 @@ _T = TypeVar("_T")
 # What a router says when its replicas are lost; 404 when it knows of none at all.
 _GONE_STATUSES = frozenset({404, 500, 502, 503, 504})
 _BELIEVED_S = 0.5  # how long an endpoint that served a moment ago is not asked again
+_REPLICA_LEAVES_S = 60.0  # within so long a lost replica has surely left the router
 
 
 @dataclass(frozen=True)
@@ -239,8 +241,7 @@ class RequestSession:
     async def _with_retries(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         trace = current_trace.get()
         failures = 0 if trace is None else trace.failures
-        pressed_since: float | None = None
-        forgiven = False
+        patience = _Patience(self._policy, self._tally)
         while True:
             await self._gate.passed()
             self._tally.requests += 1
@@ -250,22 +251,14 @@ class RequestSession:
                 return await attempt()
             except RequestError as error:
                 final = not error.retryable or failures >= self._policy.retries
-                if _may_be_outage(error) and await self._gate.gone(final=final):
-                    if trace is not None and isinstance(error, CannotConnect):
-                        trace.attempts -= 1  # nothing was sent
+                gone = _may_be_outage(error) and await self._gate.gone(final=final)
+                if trace is not None and _unsent(error, gone=gone):
+                    trace.attempts -= 1
+                if gone:
                     continue
                 if not error.retryable:
                     raise
-                if isinstance(error, BackPressure):
-                    pressed_since = pressed_since or time.monotonic()
-                    if time.monotonic() - pressed_since > self._policy.pressure_limit_s:
-                        raise
-                    self._tally.turned_away += 1
-                    await self._wait_out(error)
-                    continue
-                if isinstance(error, ReplicaLost) and not forgiven:
-                    forgiven = True
-                    await asyncio.sleep(self._policy.backoff_s(1))
+                if await patience.forgives(error):
                     continue
                 failures += 1
                 if trace is not None:
@@ -274,11 +267,6 @@ class RequestSession:
                     raise
                 self._tally.count_retry(type(error).__name__, str(error))
                 await asyncio.sleep(self._policy.backoff_s(failures))
-
-    async def _wait_out(self, error: BackPressure) -> None:
-        told = error.retry_after_s
-        jitter = random.uniform(0, 0.25)  # noqa: S311 - jitter
-        await asyncio.sleep((1.0 if told is None else told) + jitter)
 
     def _account(self, body: bytes | memoryview, latency_s: float) -> None:
         self._count_tokens(body)
@@ -298,6 +286,48 @@ class RequestSession:
         if trace is not None:
             trace.prompt_tokens += prompt
             trace.completion_tokens += completion
+
+
+class _Patience:
+    """What one request is forgiven: repeats that count as no failure of its row."""
+
+    def __init__(self, policy: RetryPolicy, tally: Tally) -> None:
+        self._policy = policy
+        self._tally = tally
+        self._pressed_since: float | None = None
+        self._away_since: float | None = None
+        self._lost = False
+
+    async def forgives(self, error: RequestError) -> bool:
+        """Whether to ask again without counting it; by then the pause is over.
+
+        Raises:
+            BackPressure: it was turned away for too long.
+        """
+        now = time.monotonic()
+        if isinstance(error, BackPressure):
+            self._pressed_since = self._pressed_since or now
+            if now - self._pressed_since > self._policy.pressure_limit_s:
+                raise error
+            self._tally.turned_away += 1
+            told = error.retry_after_s
+            await asyncio.sleep((1.0 if told is None else told) + random.uniform(0, 0.25))  # noqa: S311 - jitter
+            return True
+        if isinstance(error, ReplicaAway):
+            # It is the least loaded one, too, until it leaves the router: many come here at once.
+            self._away_since = self._away_since or now
+            await asyncio.sleep(random.uniform(0.1, 1.0))  # noqa: S311 - jitter
+            return now - self._away_since < _REPLICA_LEAVES_S
+        if isinstance(error, ReplicaLost) and not self._lost:
+            self._lost = True
+            await asyncio.sleep(self._policy.backoff_s(1))
+            return True
+        return False
+
+
+def _unsent(error: RequestError, *, gone: bool) -> bool:
+    """Whether no engine can have seen the request."""
+    return isinstance(error, ReplicaAway) or (gone and isinstance(error, CannotConnect))
 
 
 def _lists_a_model(body: bytes | memoryview) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-_LOST_REPLICA = b"call_upstream_"  # smg's codes for a connection to a replica that broke
+# smg's codes: the connection to a replica broke, or there was none to be had
+_LOST_REPLICA = b"call_upstream_"
+_NO_REPLICA = b"call_upstream_connection_failed"
 
 
 class RequestError(Exception):
@@ -33,6 +35,10 @@ class ConnectionBroken(RequestError):
 
 class ReplicaLost(ConnectionBroken):
     """The router lost the replica under the request and says so."""
+
+
+class ReplicaAway(ReplicaLost):
+    """The router could not connect to a replica that it still believed in: nothing was executed."""
 
 
 class RequestTimeout(RequestError):
@@ -71,7 +77,8 @@ def error_from_status(
     message = f"HTTP {status}: {_message_of(text)}"
     kind: type[RequestError] = RequestRefused
     if status >= 500 and _LOST_REPLICA in text:
-        return ReplicaLost(message, status=status)
+        lost = ReplicaAway if _NO_REPLICA in text else ReplicaLost
+        return lost(message, status=status)
     if status == 429 or (status == 503 and retry_after_s is not None):
         kind = BackPressure
     elif status == 408 or status >= 500:
