@@ -109,7 +109,7 @@ class ModelServer:
             request.transport.abort()
             return web.Response()
         if answer.status != 200:
-            document = {"error": {"message": f"status {answer.status} for {prompt}"}}
+            document = answer.body or {"error": {"message": f"status {answer.status} for {prompt}"}}
             return web.json_response(document, status=answer.status, headers=answer.headers)
         text = prompt.upper() if answer.text is None else answer.text
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "text": text}
