@@ -132,6 +132,11 @@ class SwarmPaths:
         return self.root / "secrets" / "collector_key"
 
     @property
+    def ray_token(self) -> Path:
+        """What Ray asks of everyone who joins or uses a replica's cluster, 0600."""
+        return self.root / "secrets" / "ray_token"
+
+    @property
     def scripts(self) -> Path:
         """Everything that was submitted or started, exactly as it was."""
         return self.root / "scripts"

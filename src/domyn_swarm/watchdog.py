@@ -194,9 +194,9 @@ def ray_gpus(text: str) -> float | None:
 class RayCluster(threading.Thread):
     """Asks Ray, now and then, whether the replica's nodes are all there."""
 
-    def __init__(self, ray: dict[str, Any]) -> None:
+    def __init__(self, ray: dict[str, Any], env: dict[str, str]) -> None:
         super().__init__(daemon=True, name="ray")
-        self._ray = ray
+        self._ray, self._env = ray, dict(os.environ, **env)
         self._complete = False
         self.lost: str | None = None
 
@@ -226,9 +226,9 @@ class RayCluster(threading.Thread):
 
     def _ask(self) -> float | None:
         try:
-            limit_s = self._ray["probe_timeout_s"]
+            limit_s, nowhere = self._ray["probe_timeout_s"], subprocess.DEVNULL
             said = subprocess.check_output(
-                ["ray", "status"], stderr=subprocess.DEVNULL, timeout=limit_s
+                ["ray", "status"], stderr=nowhere, timeout=limit_s, env=self._env
             )
         except (OSError, subprocess.SubprocessError):
             return None
@@ -549,7 +549,7 @@ class Watchdog:
         self._reporter = reporter
         self._guard = guard
         self._ports = Ports(spec.host)
-        self._ray = RayCluster(spec.ray) if spec.ray else None
+        self._ray = RayCluster(spec.ray, spec.env) if spec.ray else None
         self._restarts = Restarts(spec)
         self._stops = 0
         self._base = ""

@@ -255,6 +255,14 @@ def test_all_replicas_fail_and_everything_is_freed(up: Up, slurm: SlurmCluster) 
     assert jobs_of(slurm) == {}
 
 
+def test_replicas_that_slurm_kills_for_their_memory_say_so(up: Up, slurm: SlurmCluster) -> None:
+    greedy = "import time; kept = b'x' * 900_000_000; time.sleep(60)"
+    options = {"argv": ["{python}", "-c", greedy, "{port}"]}
+    with pytest.raises(LaunchError, match=r"[Ee]xceeded .*memory limit"):
+        up(engine="command", gpus_per_replica=0, memory_gb=0.5, engine_options=options)
+    assert jobs_of(slurm) == {}
+
+
 @pytest.mark.parametrize("victim", ["demo-endpoint", "demo-replicas"])
 def test_jobs_that_an_admin_cancels_end_the_waiting(
     up: Up, slurm: SlurmCluster, victim: str

@@ -38,7 +38,8 @@ def test_replicas_and_endpoint_reach_their_limits_under_a_job(
     endpoint = next(one for one in jobs_of(slurm) if "_" not in one)
     jobs = JobService()
     rows = 40_000  # five minutes
-    handle = jobs.submit(request(tmp_path, rows, resources=JobResources(detached=True)))
+    patient = JobResources(detached=True, time_limit_s=1200)
+    handle = jobs.submit(request(tmp_path, rows, resources=patient))
     began = time.monotonic()
     ended = jobs.wait(handle, timeout_s=800)
     print(f"the job took {time.monotonic() - began:.0f} s: {ended.account}")

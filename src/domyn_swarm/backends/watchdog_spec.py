@@ -78,10 +78,22 @@ def heartbeat_s(plan: DeploymentPlan) -> float:
     return min(plan.watchdog.probe_interval, HEARTBEAT_S)
 
 
+def engine_environment(
+    plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths
+) -> dict[str, str]:
+    """What engines get beside the node's environment. The user's `env` wins.
+
+    Ray lets everyone in who reaches its port, unless it is told to ask for a token (2.52 or newer).
+    """
+    ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(paths.ray_token)}
+    own = {} if plan.watchdog.ray is None else ray
+    return {**ctx.shared_env, **own, **ctx.serving_spec.env, **plan.env}
+
+
 def build_watchdog_spec(
     plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, replica: int, *, host: str
 ) -> dict[str, Any]:
-    """The spec of one replica's watchdog. The user's `env` wins over the engine's own."""
+    """The spec of one replica's watchdog."""
     serving, watchdog = ctx.serving_spec, plan.watchdog
     first = serving.first_request
     return {
@@ -89,7 +101,7 @@ def build_watchdog_spec(
         "host": host,
         "port_from": plan.port_from,
         "argv": [word.replace("{python}", ctx.interpreter) for word in serving.argv],
-        "env": {**ctx.shared_env, **serving.env, **plan.env},
+        "env": engine_environment(plan, ctx, paths),
         "key_env": serving.key_env,
         "key_file": str(paths.api_key),
         "collector_key_file": str(paths.collector_key),

@@ -121,6 +121,9 @@ def _ended_unreported(swarm: LiveSwarm, seen: Observation) -> LaunchError:
     """A program of ours ended without a word to the collector: its own log must tell."""
     ended = sorted(ended_replicas(swarm))
     log = swarm.paths.watchdog_log(ended[0]) if ended else swarm.paths.endpoint_log
+    if ended:
+        batch = swarm.paths.slurm_logs / f"replica-{ended[0]}.log"
+        log = batch if "slurmstepd" in read_tail(batch) else log  # Slurm killed it, and says why
     tail = read_tail(log).strip().splitlines()
     last = f" Its log ends with: {tail[-1]}" if tail else ""
     message = f"{swarm.record.name} did not come up: {seen.detail}.{last}"

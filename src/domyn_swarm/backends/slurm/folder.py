@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,12 @@ from domyn_swarm.backends.slurm.layout import (
     replica_script,
     slurm_config,
 )
-from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, follower_source, watchdog_source
+from domyn_swarm.backends.watchdog_spec import (
+    build_watchdog_spec,
+    engine_environment,
+    follower_source,
+    watchdog_source,
+)
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -29,13 +35,15 @@ def write_swarm(
     for folder in (paths.scripts, paths.slurm_logs, paths.endpoint_log.parent):
         private_dir(folder)
     shutil.copyfile(watchdog_source(), paths.watchdog_program)
+    if plan.watchdog.ray is not None:
+        write_private(paths.ray_token, secrets.token_hex(32))
     shutil.copyfile(follower_source(), paths.follower_program)
     for path, argv in (
         (paths.follower_spec, ctx.serving_spec.follower_argv),
         (paths.companion_spec, ctx.serving_spec.companion_argv),
     ):
         if argv:
-            write_private(path, json.dumps(_kept_running(plan, on_nodes, argv), indent=2))
+            write_private(path, json.dumps(_kept_running(plan, on_nodes, paths, argv), indent=2))
     write_endpoint_spec(plan, ctx, paths)
     write_watchdog_specs(plan, ctx, paths, range(plan.layout.replicas))
     for name, text in render_scripts(plan, ctx, paths, per_task).items():
@@ -62,11 +70,11 @@ def _for_engines(plan: DeploymentPlan, ctx: DeploymentContext) -> DeploymentCont
 
 
 def _kept_running(
-    plan: DeploymentPlan, ctx: DeploymentContext, argv: Sequence[str]
+    plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, argv: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "argv": [word.replace("{python}", ctx.interpreter) for word in argv],
-        "env": {**ctx.shared_env, **ctx.serving_spec.env, **plan.env},
+        "env": engine_environment(plan, ctx, paths),
     }
 
 
