@@ -166,6 +166,10 @@ class Collector:
         """So many replicas are wanted from now on."""
         self._table.resize(replicas)
 
+    def all_serve(self) -> bool:
+        """Whether every replica that is wanted takes requests."""
+        return len(self._table.serving(time.monotonic())) >= self._table.wanted
+
     def view(self) -> CollectorView:
         """What is believed now."""
         return CollectorView(

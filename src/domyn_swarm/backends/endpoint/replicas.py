@@ -24,7 +24,7 @@ class ReplicaTable:
     """The last report of each replica. `now` is seconds of the caller's monotonic clock."""
 
     def __init__(self, replicas: int, stale_after_s: float) -> None:
-        self._wanted = self._replicas = replicas
+        self.wanted = self._replicas = replicas
         self._stale_after_s = stale_after_s
         self._reports: dict[int, ReplicaReport] = {}
         self._heard_at: dict[int, float] = {}
@@ -32,7 +32,7 @@ class ReplicaTable:
 
     def resize(self, replicas: int) -> None:
         """So many are wanted from now on. Those beyond are heard until they have ended."""
-        self._wanted = replicas
+        self.wanted = replicas
         self._replicas = max(self._replicas, replicas)
 
     def take(self, report: ReplicaReport, now: float, at: datetime) -> Verdict:
@@ -69,7 +69,7 @@ class ReplicaTable:
         return tuple(
             report
             for index, report in sorted(self._reports.items())
-            if index < self._wanted or report.state not in FINAL_REPLICA_STATES
+            if index < self.wanted or report.state not in FINAL_REPLICA_STATES
         )
 
     def serving(self, now: float) -> tuple[str, ...]:

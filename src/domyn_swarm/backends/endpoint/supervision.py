@@ -78,7 +78,8 @@ class Supervision:
     async def _look(self) -> bool:
         spec = EndpointSpec.model_validate_json(self._paths.endpoint_spec.read_text())
         self._collector.resize(spec.replicas)
-        await asyncio.to_thread(self._platform.replace_lost, spec.replicas)
+        if not self._collector.all_serve():  # else there is nothing to ask the platform about
+            await asyncio.to_thread(self._platform.replace_lost, spec.replicas)
         reason = await self._reason_to_end(spec.idle_timeout_s)
         if reason is None:
             return False

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.slurm.looking import Jobs, Look
+from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
@@ -52,8 +52,11 @@ def submitting_environment() -> dict[str, str]:
 class Slurm:
     """The scheduler as its commands show it. Threads may share one."""
 
-    def __init__(self) -> None:
-        self._queue = Look(lambda: self._squeue("--array", "--states=all", form=QUEUE_FORMAT))
+    def __init__(self, longest_s: float = LONGEST_S) -> None:
+        """`longest_s`: how old a look may become while nothing changes."""
+        self._queue = Look(
+            lambda: self._squeue("--array", "--states=all", form=QUEUE_FORMAT), longest_s
+        )
         self._steps = Look(lambda: self._squeue("--steps", form=STEP_FORMAT))
         self._accounting = True
         self._remembered: Jobs = {}

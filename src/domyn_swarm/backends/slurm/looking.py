@@ -11,7 +11,7 @@ from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.errors import PlatformError
 
 _FIRST_S = 1.0
-_LONGEST_S = 15.0
+LONGEST_S = 15.0
 _GROWS = 1.5
 
 Jobs = dict[str, SlurmJob]
@@ -20,12 +20,13 @@ Jobs = dict[str, SlurmJob]
 class Look:
     """What was seen last, asked again once it is too old.
 
-    While nothing changes it may grow older, from 1 s to 15 s; so a scheduler that thousands share
-    is asked 4 times a minute by a process that waits. A refusal is remembered in the same way.
+    While nothing changes it may grow older, from 1 s to `longest_s`: a scheduler that thousands
+    share is asked 4 times a minute by a process that waits. A refusal is remembered in the same way.
     """
 
-    def __init__(self, ask: Callable[[], Jobs]) -> None:
+    def __init__(self, ask: Callable[[], Jobs], longest_s: float = LONGEST_S) -> None:
         self._ask = ask
+        self._longest_s = longest_s
         self._lock = threading.Lock()
         self._seen: Jobs | PlatformError = {}
         self._asked_at = -math.inf
@@ -54,7 +55,7 @@ class Look:
         same = isinstance(before, PlatformError) == isinstance(self._seen, PlatformError) and (
             isinstance(before, PlatformError) or before == self._seen
         )
-        self._good_for_s = min(_LONGEST_S, self._good_for_s * _GROWS) if same else _FIRST_S
+        self._good_for_s = min(self._longest_s, self._good_for_s * _GROWS) if same else _FIRST_S
         self._asked_at = time.monotonic()
 
     def expect_change(self) -> None:

@@ -21,6 +21,7 @@ _log = get_logger(__name__)
 _LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
 _SLURM_ACTS_S = 20.0
 _AGAIN_S = 60.0
+_RARELY_S = 30.0  # every swarm has an endpoint that asks, for as long as replicas wait
 
 
 class SlurmPlatform:
@@ -29,7 +30,7 @@ class SlurmPlatform:
     def __init__(self, paths: SwarmPaths, tag: str) -> None:
         self._paths = paths
         self._tag = tag
-        self._slurm = Slurm()
+        self._slurm = Slurm(_RARELY_S)
         self._compute = SlurmCompute(self._slurm)
         self._lost_since: dict[str, float] = {}  # by job
         self._submitted_at: dict[int, float] = {}  # by task

@@ -159,22 +159,19 @@ class SlurmServing:
         return [ServingHandle(platform="slurm", tag=tag, swarm_dir="", parts=tuple(parts))]
 
     def _seen(self, handle: ServingHandle) -> dict[Part, SlurmJob | None]:
-        """Each part's job; where that is over and another one has taken its place, that one."""
-        own = self._slurm.jobs([part.platform_id for part in handle.parts])
+        """The job in each part's place: the one that is not over, whatever its id; else its own."""
         live = {
             (part.kind, part.index): one.job
             for one in self._tagged(handle.tag)
             if not one.job.over
             for part in _parts_of(one)
         }
-
-        def job_of(part: Part) -> SlurmJob | None:
-            job = own.get(part.platform_id)
-            if job is not None and not job.over:
-                return job
-            return live.get((part.kind, part.index), job)
-
-        return {part: job_of(part) for part in handle.parts}
+        others = [part for part in handle.parts if (part.kind, part.index) not in live]
+        own = self._slurm.jobs([part.platform_id for part in others])
+        return {
+            part: live.get((part.kind, part.index)) or own.get(part.platform_id)
+            for part in handle.parts
+        }
 
     def _live(self, tag: str, *, at_most_s: float) -> list[TaggedJob]:
         jobs = tagged(self._slurm.queue(at_most_s).values(), tag)
