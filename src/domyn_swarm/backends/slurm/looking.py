@@ -21,7 +21,7 @@ class Look:
     """What was seen last, asked again once it is too old.
 
     While nothing changes it may grow older, from 1 s to `longest_s`: a scheduler that thousands
-    share is asked 4 times a minute by a process that waits. A refusal is remembered in the same way.
+    share is asked 4 times a minute by a process that waits. A refusal is remembered alike.
     """
 
     def __init__(self, ask: Callable[[], Jobs], longest_s: float = LONGEST_S) -> None:

@@ -122,9 +122,10 @@ class SlurmServing:
             seen = self._seen(handle)
         except PlatformError as error:
             return Observation(Phase.UNKNOWN, error.message)
+        places = {(part.kind, part.index): job for part, job in seen.items()}
         return _whole(
-            [job for part, job in seen.items() if part.kind == "endpoint"],
-            [job for part, job in seen.items() if part.kind == "replica"],
+            [job for (kind, _), job in places.items() if kind == "endpoint"],
+            [job for (kind, _), job in places.items() if kind == "replica"],
         )
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
