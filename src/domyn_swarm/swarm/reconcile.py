@@ -42,7 +42,7 @@ def reconcile(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
 def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
     swarm = rehydrate(record)
     known = {part.platform_id for part in swarm.handle.parts}
-    if record.phase is SwarmPhase.LAUNCHING:
+    if record.phase is SwarmPhase.LAUNCHING and not _all_recorded(swarm):
         for part in _found(swarm):
             if part.platform_id not in known:
                 _log.info("adopting %s %d of %s", part.kind, part.index, record.name)
@@ -56,6 +56,12 @@ def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
     why = f"{record.phase.value}, then ended: {seen.detail}"
     store.set_stopped(record.tag, why if ended is None else f"ended itself: {ended.reason}")
     return store.swarm(record.name)
+
+
+def _all_recorded(swarm: LiveSwarm) -> bool:
+    """Whether whoever launched it got to the end: then there is nothing to look for."""
+    kinds = [part.kind for part in swarm.handle.parts]
+    return "endpoint" in kinds and kinds.count("replica") >= swarm.plan.layout.replicas
 
 
 def _found(swarm: LiveSwarm) -> list[Part]:
