@@ -27,6 +27,8 @@ from domyn_swarm.errors import CommandMissing, PlatformUnavailable, SubmitReject
 _TIMEOUT_S = 60.0
 _UNKNOWN_S = 5.0  # a job that is not known is looked for so often
 _ASK_AGAIN_S = 60.0
+_SURELY_S = 1.0
+_ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
 _UNREACHABLE = re.compile(
     r"unable to contact slurm controller|socket timed out|connection refused|slurmctld.*not respond"
     r"|unable to establish a configuration source|transport endpoint is not connected",
@@ -166,6 +168,7 @@ class Slurm:
         asked once a minute for a job that it does not know.
         """
         now = time.monotonic()
+        ids = [one for one in ids if _ID.fullmatch(one)]
         ask = [one for one in ids if now - self._asked_at.get(one, -math.inf) >= _ASK_AGAIN_S]
         if self._accounting and ask:
             self._asked_at.update(dict.fromkeys(ask, now))
@@ -202,7 +205,7 @@ class Slurm:
         self.expect_change()
 
     def _runs(self, job: str) -> bool:
-        known = self.queue().get(job)
+        known = self.queue(_SURELY_S).get(job)
         return known is None or not known.waiting
 
     def signal_steps(self, job: str, signal: str) -> None:

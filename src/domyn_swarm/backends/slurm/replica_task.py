@@ -17,7 +17,14 @@ from pathlib import Path
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.slurm.containers import inside
 from domyn_swarm.backends.slurm.layout import slurm_config
-from domyn_swarm.backends.slurm.task import Child, Task, node_address, open_log, requeue
+from domyn_swarm.backends.slurm.task import (
+    Child,
+    Task,
+    node_address,
+    open_log,
+    requeue,
+    still_wanted,
+)
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -106,7 +113,9 @@ class ReplicaTask:
         endpoint program looks.
         """
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{self._group}"
-        if slurm_config(self._plan).requeue:
+        if not still_wanted(job):
+            _log.info("%s is being ended and does not come back", job)
+        elif slurm_config(self._plan).requeue:
             requeue(job)
         else:
             write_private(self._paths.expired(self._group), job)

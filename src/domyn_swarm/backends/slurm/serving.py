@@ -184,12 +184,14 @@ class SlurmServing:
     # -- ending ------------------------------------------------------------------------------------
 
     def delete(self, handle: ServingHandle) -> None:
-        """See `ServingBackend.delete`: jobs first, then replicas, then the endpoint."""
+        """See `ServingBackend.delete`: jobs first, then replicas, then the endpoint, and what that
+        may have submitted meanwhile.
+        """
         known = {
             kind: [part.platform_id for part in handle.parts if part.kind == kind]
             for kind in ("replica", "endpoint")
         }
-        Ending(self._slurm, handle.tag, known).end("job", "replica", "endpoint")
+        Ending(self._slurm, handle.tag, known).end("job", "replica", "endpoint", "replica")
 
 
 def _check_scale(wanted: int, before: int, per_task: int) -> None:

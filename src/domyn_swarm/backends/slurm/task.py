@@ -18,6 +18,7 @@ from types import FrameType
 from typing import IO, NamedTuple
 
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.watchdog import LOST_NODE
 
@@ -97,8 +98,8 @@ class Task:
         for a signal. A companion that ends before them is their end too.
         """
         while self._companions and any(child.poll() is None for child in self._children):
-            if not self.lost_companion and any(one.poll() is not None for one in self._companions):
-                self.lost_companion = True
+            self.lost_companion = any(one.poll() is not None for one in self._companions)
+            if self.lost_companion:  # told again and again: there is nothing left to drain
                 self._hand_on()
             time.sleep(_LOOK_S)
         for companion in self._companions:
@@ -113,6 +114,17 @@ class Task:
         time.
         """
         return (self.warned or self.lost_companion) and not self._stopped
+
+
+def still_wanted(job: str) -> bool:
+    """Whether the job runs on, as far as Slurm is concerned. One that somebody cancels loses its
+    steps first, which looks like a lost node: it must not come back.
+    """
+    try:
+        seen = Slurm().jobs([job]).get(job)
+    except PlatformError:
+        return False
+    return seen is not None and seen.state == "RUNNING"
 
 
 def requeue(job: str) -> None:
