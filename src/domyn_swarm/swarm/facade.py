@@ -147,6 +147,15 @@ class DomynLLMSwarm:
         jobs = [submitter.refresh(job) for job in self._store.jobs(self.name)]
         return take_snapshot(self._swarm, [job_snapshot(job) for job in jobs])
 
+    def scale(self, replicas: int) -> None:
+        """Have it run so many replicas; see `SwarmLifecycle.scale`.
+
+        Raises:
+            StateError: it is not up, or replicas that were taken out have not ended yet.
+            PlatformError: a replica could not be started.
+        """
+        self._swarm = self._lifecycle.scale(self.name, replicas)
+
     def down(self) -> None:
         """Stop it and verify that nothing runs. Idempotent.
 
