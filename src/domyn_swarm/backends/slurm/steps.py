@@ -22,7 +22,7 @@ from domyn_swarm.paths import JobPaths, private_dir, write_private
 from domyn_swarm.planning.resources import SrunResources
 
 _START_S = 60.0
-_LOOK_S = 0.2
+_FIRST_LOOK_S = 0.2  # then ever more seldom
 _sruns: list[subprocess.Popen[bytes]] = []  # reaped when the next one starts
 
 
@@ -68,7 +68,7 @@ class Steps:
     def _started(
         self, resources: SrunResources, srun: subprocess.Popen[bytes], paths: JobPaths
     ) -> str:
-        deadline = time.monotonic() + _START_S
+        deadline, wait_s = time.monotonic() + _START_S, _FIRST_LOOK_S
         while time.monotonic() < deadline:
             self._slurm.expect_change()
             for step in self._slurm.steps().values():
@@ -76,7 +76,8 @@ class Steps:
                     return step.id
             if srun.poll() is not None:
                 break
-            time.sleep(_LOOK_S)
+            time.sleep(wait_s)
+            wait_s = min(2.0, 1.5 * wait_s)
         if paths.exit.exists():  # it was over before it could be seen
             return f"{resources.allocation}.+"
         srun.terminate()
