@@ -63,7 +63,11 @@ class Steps:
                 start_new_session=True,
             )
         _sruns[:] = [*(one for one in _sruns if one.poll() is None), srun]
-        return self._started(resources, srun, paths)
+        try:
+            return self._started(resources, srun, paths)
+        except BaseException:  # what is reported as not started must not run
+            srun.terminate()
+            raise
 
     def _started(
         self, resources: SrunResources, srun: subprocess.Popen[bytes], paths: JobPaths
@@ -80,7 +84,6 @@ class Steps:
             wait_s = min(2.0, 1.5 * wait_s)
         if paths.exit.exists():  # it was over before it could be seen
             return f"{resources.allocation}.+"
-        srun.terminate()
         said = paths.srun_log.read_text(errors="replace").strip().splitlines()
         raise SubmitRejected(
             f"Slurm did not start the job in the endpoint's allocation: {(said or ['?'])[-1]}",
