@@ -75,12 +75,13 @@ def test_nodes_that_are_away_for_a_while_refuse_nothing(
         until(lambda: SwarmService().status("demo").observed == "queued")
         SwarmService().down(["demo"])
         (tmp_path / "other").mkdir()
-        never = written(tmp_path / "other", gpus_per_replica=8, gpus_per_node=8)
+        never = written(tmp_path / "other", cpus_per_task=64)  # sbatch takes it all the same
         with pytest.raises(LaunchError, match="Slurm will not run it"):
             SwarmService().up(UpRequest(config=never, timeout_s=60))
         assert jobs_of(slurm) == {}
     finally:
         slurm.run("scontrol", "update", nodes, "state=resume")
+        until(lambda: set(slurm.run("sinfo", "-h", "-o", "%T").stdout.split()) == {"idle"})
 
 
 def found(path: Path) -> dict[str, str]:
