@@ -250,3 +250,27 @@ def test_a_view_that_cannot_be_read_is_none(bench: Bench):
     assert read_view(bench.paths) is None
     write_private(bench.paths.replicas, "{")
     assert read_view(bench.paths) is None
+
+
+def test_the_history_may_be_closed_while_another_thread_writes(bench: Bench):
+    log = History(bench.paths.watchdog_db)
+    report = ReplicaReport(
+        replica=0, state=ReplicaState.READY, incarnation="a", sequence=1, reported_at=utc_now()
+    )
+    writing = threading.Event()
+
+    def write():
+        for _ in range(300):
+            log.append([report])
+            writing.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    writing.wait(10)
+    while thread.is_alive():
+        log.close()
+    thread.join()
+    with sqlite3.connect(bench.paths.watchdog_db) as connection:
+        [[rows]] = connection.execute("SELECT count(*) FROM replica_status")
+    connection.close()
+    assert rows == 300

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,15 +43,24 @@ _PRUNE = "DELETE FROM replica_status WHERE id <= (SELECT MAX(id) FROM replica_st
 
 
 class History:
-    """Writes state changes. Blocking; never raises: history is not worth an endpoint."""
+    """Writes state changes. Blocking; never raises: history is not worth an endpoint.
+
+    Threads may share it: an `append` that nobody waits for any more still runs when the endpoint
+    ends, and SQLite does not survive being closed under it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
         self._since_prune = _PRUNE_EVERY
+        self._lock = threading.RLock()
 
     def append(self, reports: Sequence[ReplicaReport]) -> None:
         """Add these reports in one transaction; what cannot be written is logged and lost."""
+        with self._lock:
+            self._append(reports)
+
+    def _append(self, reports: Sequence[ReplicaReport]) -> None:
         try:
             connection = self._connection = self._connection or self._open()
             with connection:
@@ -72,6 +82,7 @@ class History:
 
     def close(self) -> None:
         """Close the file; a later `append` opens it again."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
