@@ -225,6 +225,46 @@ def test_the_controller_is_restarted_under_a_job(
     until(lambda: service.status("demo").observed == "ready")
 
 
+def test_a_slurmd_that_dies_takes_no_job_with_it(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    up(min_ready=2, gpus_per_replica=4)
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 600))
+    until(lambda: jobs.status(handle).rows_done > 50)
+    node = slurm.run("squeue", "-h", "-j", task(slurm, 1), "-o", "%N").stdout.strip()
+    slurm.stop_slurmd(node)
+    try:
+        ended = jobs.wait(handle, timeout_s=90)
+        assert ended.status is JobStatus.SUCCEEDED
+        assert all_answered(tmp_path, 600)
+    finally:
+        slurm.start_node(node)
+    until(lambda: ready() == 2, 60)
+
+
+def test_an_endpoint_that_an_admin_cancels_under_a_job(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    service = up(min_ready=2)
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 2000))
+    until(lambda: jobs.status(handle).rows_done > 100)
+    slurm.run("scancel", "--name", "demo-endpoint")
+    until(lambda: service.status("demo").observed == "failed", 30)
+    assert "the endpoint's job was cancelled" in service.status("demo").detail
+    until(lambda: "does not answer" in str(jobs.status(handle).message), 30)  # it waits
+    SwarmLifecycle(SwarmStore.open()).down("demo")
+    assert jobs.status(handle).status is JobStatus.CANCELLED
+    up(min_ready=2)
+    ended = jobs.wait(jobs.resume(handle), timeout_s=90)
+    assert ended.status is JobStatus.SUCCEEDED
+    assert ended.account is not None
+    assert ended.account.rows_answered == 2000
+    assert ended.account.rows_answered + 16 * 3 >= ended.account.requests - ended.account.retries
+    assert all_answered(tmp_path, 2000)
+
+
 def test_replicas_join_one_by_one_as_the_cluster_has_room(up: Up, slurm: SlurmCluster) -> None:
     wanted = ["--gres=gpu:4", "--nodes=3", "--ntasks-per-node=1", "--time=5"]
     other = slurm.run("sbatch", "--parsable", *wanted, "--wrap=srun sleep 60").stdout.strip()
