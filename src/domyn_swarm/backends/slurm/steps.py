@@ -16,7 +16,7 @@ from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.slurm.commands import Slurm, submitting_environment
 from domyn_swarm.backends.slurm.layout import job_name, step_script
 from domyn_swarm.backends.slurm.states import Allocation
-from domyn_swarm.backends.slurm.tagged import comment_of
+from domyn_swarm.backends.slurm.tagged import tagged
 from domyn_swarm.errors import ConfigError, PlatformUnavailable, SubmitRejected
 from domyn_swarm.paths import JobPaths, private_dir, write_private
 from domyn_swarm.planning.resources import SrunResources
@@ -104,10 +104,10 @@ class Steps:
         )
 
     def _endpoint(self, spec: ComputeSpec) -> str:
-        comment = comment_of(spec.tag or "-", "endpoint")
-        for job in self._slurm.queue().values():
-            if job.comment == comment and job.going:
-                return job.id
+        jobs = tagged(self._slurm.queue(at_most_s=0.0).values(), spec.tag or "-")
+        for one in reversed(jobs):  # an older one may still be completing
+            if one.kind == "endpoint" and one.job.state == "RUNNING":
+                return one.job.id
         raise PlatformUnavailable(
             "The endpoint's job does not run now, so no job can share its allocation.",
             hint="Wait for it (`domyn-swarm status`), or use --placement job.",
