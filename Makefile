@@ -4,7 +4,8 @@
 #   make test         all tests          make check   lint, format, types, floors
 #   make test-slow    true time limits of Slurm, ten minutes
 #   make test-vllm    a real vLLM on the CPU, 2.5 GB to install
-#   make slurm-up     a Slurm cluster on this machine to play with; make slurm-down ends it
+#   make slurm-up     a Slurm cluster on this machine to play with; make slurm-down ends it;
+#                     NET=1: its nodes have addresses of their own (root), else all are 127.0.0.1
 #   make bench        measures the engine and appends to benchmarks/RESULTS.md
 #   make PYTHON=...   the interpreter to build .venv with (3.11 or newer)
 
@@ -67,7 +68,7 @@ slurm-packages:
 	@sh tests/slurm/install.sh
 
 slurm-up: $(READY) slurm-packages
-	@cd tests && ../$(BIN)/python -m slurm.cluster up $(SLURM_FOLDER)
+	@cd tests && ../$(BIN)/python -m slurm.cluster up $(if $(NET),--net) $(SLURM_FOLDER)
 
 slurm-down: $(READY)
 	@cd tests && ../$(BIN)/python -m slurm.cluster down $(SLURM_FOLDER)

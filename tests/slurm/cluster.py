@@ -1,13 +1,15 @@
 """A real Slurm cluster on this machine, out of the distribution's packages.
 
-    cd tests && python -m slurm.cluster up|down FOLDER
+    cd tests && python -m slurm.cluster up|down FOLDER [--net]
 
-munged, slurmctld and one slurmd per node, all on the loopback address and told apart by their
-ports; GPUs are names without a device behind them. Needs neither root, systemd nor cgroups.
+munged, slurmctld and one slurmd per node; GPUs are names without a device behind them. All are on
+the loopback address, told apart by their ports, and need neither root, systemd nor cgroups. With
+`net` each node has an address and a name of its own (see `namespaces`), which takes root.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import getpass
 import os
@@ -15,29 +17,32 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from slurm.namespaces import Namespaces
+from slurm.network import PATH, Loopback, Network
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "sacct")
-_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd", "slurmdbd", "mariadbd")
 
 
 def missing_programs(*, accounting: bool = False) -> list[str]:
     """What of Slurm is not installed here."""
     wanted = [*PROGRAMS, *(ACCOUNTING_PROGRAMS if accounting else ())]
-    return [name for name in wanted if shutil.which(name, path=_PATH) is None]
+    return [name for name in wanted if shutil.which(name, path=PATH) is None]
 
 
 @dataclass
 class SlurmCluster:
-    """`start` returns when every node is idle; `stop` leaves no process."""
+    """`start` returns when every node is idle; `stop` leaves no process and no network, however far
+    `start` has come. With `net` the nodes are apart from each other: `cut` and `mend` their links.
+    """
 
     folder: Path
     nodes: int = 4
@@ -45,6 +50,7 @@ class SlurmCluster:
     gpus: int = 4
     memory_mb: int = 16_000
     accounting: bool = False
+    net: bool = False
     env: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -56,8 +62,11 @@ class SlurmCluster:
         }
         conf = str(self.folder / "etc/slurm.conf")
         # Slurm's x86 topology probe binds itself to each CPU in turn, in every step.
-        self.env = {**kept, "SLURM_CONF": conf, "PATH": _PATH, "HWLOC_COMPONENTS": "-x86"}
+        self.env = {**kept, "SLURM_CONF": conf, "PATH": PATH, "HWLOC_COMPONENTS": "-x86"}
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self.network: Network = Loopback(self.node_names)
+        if self.net:
+            self.network = Namespaces(self.folder, self.node_names)
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -67,6 +76,7 @@ class SlurmCluster:
         Raises:
             RuntimeError: a daemon does not come up; its log says why.
         """
+        self.network.open()
         self._write_files()
         self._spawn(
             "munged",
@@ -101,13 +111,16 @@ class SlurmCluster:
     def start_node(self, node: str) -> None:
         """Start a node's slurmd. Its folder is how its steps are told from those of others."""
         spool = self.folder / "spool" / node
-        spool.mkdir(parents=True, exist_ok=True)
-        self._spawn("slurmd", "-D", "-N", node, name=node, cwd=spool)
+        for folder in (spool, self.folder / "tmp" / node):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.network.add(node)
+        self._spawn("slurmd", "-D", "-N", node, name=node, cwd=spool, on=node)
 
     def crash_node(self, node: str) -> None:
         """As when a node loses power: its slurmd and everything that it runs are killed."""
+        self.network.lose(node)
         self._kill(node, signal.SIGKILL)
-        for step in self._steps(self.folder / "spool" / node):
+        for step in self.steps(node):
             for process in [*_children(step), step]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -116,15 +129,34 @@ class SlurmCluster:
         """Kill a node's slurmd alone: its jobs go on."""
         self._kill(node, signal.SIGKILL)
 
+    def cut(self, node: str) -> None:
+        """Nothing passes between a node and all others until `mend`; what runs there goes on.
+
+        Raises:
+            RuntimeError: the cluster is one without `net`.
+        """
+        self.network.cut(node)
+
+    def mend(self, node: str) -> None:
+        """Undo `cut`. Slurm takes the node back by itself, and ends what it gave up meanwhile.
+
+        Raises:
+            RuntimeError: the cluster is one without `net`.
+        """
+        self.network.mend(node)
+
     def stop(self) -> None:
-        """End all jobs, then all daemons, then whatever is left."""
-        if _listens(self._port):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.run("scancel", "--user", getpass.getuser(), timeout_s=5)
-                self._within(5, lambda: not list(self._steps(self.folder / "spool")))
-        for name in [*self.node_names, "slurmctld", "slurmdbd", "mariadbd", "munged"]:
-            self._kill(name, signal.SIGTERM)
-        self.sweep()
+        """End all jobs, then all daemons, then whatever is left, the network last."""
+        try:
+            if _listens(self._port):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.run("scancel", "--user", getpass.getuser(), timeout_s=5)
+                    self._within(5, lambda: not self.steps())
+            for name in [*self.node_names, "slurmctld", "slurmdbd", "mariadbd", "munged"]:
+                self._kill(name, signal.SIGTERM)
+            self.sweep()
+        finally:
+            self.network.close()
 
     def sweep(self) -> None:
         """Kill every process that belongs to this cluster, known by its folder or environment."""
@@ -156,19 +188,36 @@ class SlurmCluster:
             check=False,
         )
 
+    def steps(self, node: str = "") -> list[psutil.Process]:
+        """What Slurm runs, on a node or on all: the parents of what belongs to jobs."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                named = process.name().startswith("slurmstepd")
+                if named and Path(process.cwd()).is_relative_to(self.folder / "spool" / node):
+                    found.append(process)
+        return found
+
     # -- inside --------------------------------------------------------------------------------
 
     def _spawn(
-        self, program: str, *arguments: str, name: str | None = None, cwd: Path | None = None
+        self,
+        program: str,
+        *arguments: str,
+        name: str | None = None,
+        cwd: Path | None = None,
+        on: str | None = None,
     ) -> None:
-        path = shutil.which(program, path=_PATH)
+        path = shutil.which(program, path=PATH)
         if path is None:
             raise RuntimeError(f"{program} is not installed")
+        cwd = cwd or self.folder
+        start = self.network.inside(on, cwd) if on else []
         with (self.folder / "log" / f"{name or program}.out").open("ab") as output:
             self._started[name or program] = subprocess.Popen(
-                [path, *arguments],
+                [*start, path, *arguments],
                 env=self.env,
-                cwd=cwd or self.folder,
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -185,13 +234,6 @@ class SlurmCluster:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
-
-    def _steps(self, folder: Path) -> Iterator[psutil.Process]:
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                named = process.name().startswith("slurmstepd")
-                if named and Path(process.cwd()).is_relative_to(folder):
-                    yield process
 
     def _all_idle(self) -> bool:
         lines = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").stdout.splitlines()
@@ -227,7 +269,7 @@ class SlurmCluster:
         self._until("slurmdbd", lambda: _listens(self._port + 1))
 
     def _write_files(self) -> None:
-        from slurm.configuration import slurm_conf, slurmdbd_conf
+        from slurm.configuration import slurm_conf, slurmdbd_conf, task_prolog
 
         modes = {"": 0o755, "etc": 0o755, "run": 0o755, "log": 0o755, "spool": 0o755}
         for name, mode in {**modes, "dev": 0o755, "state": 0o700, "private": 0o700}.items():
@@ -239,6 +281,9 @@ class SlurmCluster:
         port = self.folder / "run/port"
         port.write_text(str(_free_ports(self.nodes + 2)))
         (self.folder / "etc/slurm.conf").write_text(slurm_conf(self, self._port))
+        prolog = self.folder / "etc/task_prolog.sh"
+        prolog.write_text(task_prolog(self))
+        prolog.chmod(0o755)
         for number in range(self.gpus):
             device = self.folder / f"dev/gpu{number}"
             device.unlink(missing_ok=True)
@@ -291,13 +336,20 @@ def _free_ports(count: int) -> int:
 
 def main() -> None:
     """Start or stop a cluster to play with."""
-    what, folder = sys.argv[1:]
-    cluster = SlurmCluster(Path(folder))
-    if what == "up":
+    parser = argparse.ArgumentParser(description="A real Slurm cluster on this machine.")
+    parser.add_argument("what", choices=["up", "down"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--net", action="store_true", help="each node has an address of its own; takes root"
+    )
+    told = parser.parse_args()
+    folder = told.folder.resolve()
+    if told.what == "up":
+        cluster = SlurmCluster(folder, net=told.net)
         cluster.start()
         print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}")
     else:
-        cluster.stop()
+        SlurmCluster(folder, net=Namespaces.was_opened(folder)).stop()
 
 
 if __name__ == "__main__":

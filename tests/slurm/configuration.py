@@ -11,23 +11,24 @@ if TYPE_CHECKING:
 
 
 def slurm_conf(cluster: SlurmCluster, port: int) -> str:
-    """`slurm.conf`: nodes that do not exist, told apart by their ports; no cgroups, no systemd."""
+    """`slurm.conf`: nodes that do not exist; no cgroups, no systemd."""
     folder, user = cluster.folder, getpass.getuser()
-    last = cluster.nodes
+    controller = cluster.network.controller
     host = socket.gethostname().split(".")[0]
     accounting = "AccountingStorageType=accounting_storage/none"
     if cluster.accounting:
         accounting = f"""\
 AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=127.0.0.1
+AccountingStorageHost={controller}
 AccountingStoragePort={port + 1}
 AccountingStoragePass={folder}/run/munge.sock
 AccountingStorageTRES=gres/gpu"""
+    prolog = f"TaskProlog={folder}/etc/task_prolog.sh" if cluster.net else ""
     gres = f" Gres=gpu:{cluster.gpus}" if cluster.gpus else ""
     # cred_expire is also how long a requeued job waits: 120 s by default
     return f"""\
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({controller})
 SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
@@ -67,12 +68,20 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1,\
 bf_window=60,bf_resolution=10
 {accounting}
-NodeName=n[1-{last}] NodeAddr=127.0.0.1 Port=[{port + 2}-{port + 1 + last}] Sockets=1 \
+{prolog}
+NodeName=n[1-{cluster.nodes}] {cluster.network.places(port + 2)} Sockets=1 \
 CoresPerSocket={cluster.cpus} ThreadsPerCore=1 RealMemory={cluster.memory_mb}{gres} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 State=UP PriorityTier=1
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 PartitionName=whole Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=EXCLUSIVE
 """
+
+
+def task_prolog(cluster: SlurmCluster) -> str:
+    """A folder for temporary files that is the node's, as its ports are: locks and sockets of one
+    node mean nothing on another.
+    """
+    return f'#!/bin/sh\necho "export TMPDIR={cluster.folder}/tmp/$SLURMD_NODENAME"\n'
 
 
 def slurmdbd_conf(cluster: SlurmCluster, port: int) -> str:
@@ -82,7 +91,7 @@ def slurmdbd_conf(cluster: SlurmCluster, port: int) -> str:
 AuthType=auth/munge
 AuthInfo=socket={folder}/run/munge.sock
 DbdHost=localhost
-DbdAddr=127.0.0.1
+DbdAddr={cluster.network.controller}
 DbdPort={port}
 SlurmUser={getpass.getuser()}
 LogFile={folder}/log/slurmdbd.log

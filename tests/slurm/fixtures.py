@@ -1,4 +1,8 @@
-"""One cluster for the whole session; a test that uses `slurm` submits to it."""
+"""One cluster for the whole session; a test that uses `slurm` submits to it.
+
+Its nodes are all 127.0.0.1, unless `DOMYN_SWARM_TEST_SLURM_NETWORK` is `namespaces`: then they have
+addresses of their own. Empty: where this machine lets them, else with a warning.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,33 @@ import getpass
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from slurm.cluster import SlurmCluster, missing_programs
+from slurm.namespaces import Namespaces
+
+NETWORK = "DOMYN_SWARM_TEST_SLURM_NETWORK"
+
+
+def net_wanted() -> bool:
+    """Whether the session's cluster gets `net`; fails where that is asked for and impossible."""
+    asked = os.environ.get(NETWORK, "loopback")
+    if asked not in {"", "loopback", "namespaces"}:
+        pytest.fail(f"{NETWORK} is {asked!r}: it can be 'loopback' or 'namespaces'")
+    if asked == "loopback":
+        return False
+    if why := Namespaces.refusal():
+        if asked:
+            pytest.fail(f"{NETWORK}={asked}, but: {why}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")  # it shall be seen, not fail tests
+            warnings.warn(f"all nodes of the Slurm cluster are 127.0.0.1: {why}", stacklevel=2)
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +49,7 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
             pytest.fail(why)
         pytest.skip(f"NO SLURM TESTS: {why}")
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # sockets' paths must be short
-    cluster = SlurmCluster(folder)
+    cluster = SlurmCluster(folder, net=net_wanted())
     try:
         cluster.start()
         yield cluster

@@ -4,12 +4,16 @@ set -eu
 PATH="$PATH:/usr/sbin:/sbin"
 
 without() {
-	echo "slurm: $1; the tests on Slurm are skipped"
+	if [ "$missing" = " ip" ]; then
+		echo "slurm: $1; without iproute2 all nodes of the tests' cluster are 127.0.0.1"
+	else
+		echo "slurm: $1; the tests on Slurm are skipped"
+	fi
 	exit 0
 }
 
 missing=""
-for program in slurmctld slurmd munged squeue slurmdbd mariadbd; do
+for program in slurmctld slurmd munged squeue slurmdbd mariadbd ip; do
 	command -v "$program" >/dev/null || missing="$missing $program"
 done
 [ -n "$missing" ] || exit 0
@@ -25,4 +29,4 @@ apt() {
 }
 apt update || without "apt-get update failed"
 apt install -y --no-install-recommends \
-	slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core || without "apt-get install failed"
+	slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core iproute2 || without "apt-get install failed"

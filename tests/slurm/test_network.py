@@ -1,0 +1,286 @@
+"""Nodes with addresses of their own: what a swarm makes of them, and what the cluster promises."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from domyn_swarm.errors import SwarmError
+from domyn_swarm.model import JobHandle, JobStatus
+from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.swarms import SwarmService
+from slurm.cluster import SlurmCluster
+from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, until, up
+
+__all__ = ["up"]  # a fixture
+
+ROWS = 1200  # ten seconds of work
+SERVER = """
+import socket, sys, time
+with socket.create_server((sys.argv[1], int(sys.argv[2]))):
+    print("on", flush=True)
+    time.sleep(60)
+"""
+PORT = 5001
+
+
+@pytest.fixture
+def apart(slurm: SlurmCluster) -> SlurmCluster:
+    """The session's cluster, whose nodes have links."""
+    if not slurm.net:
+        pytest.skip("NO TESTS OF SLURM'S NETWORK: all nodes of the cluster are 127.0.0.1")
+    return slurm
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for a cluster of the test's own; sockets' paths must be short."""
+    made = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    yield made
+    shutil.rmtree(made)
+
+
+def address(slurm: SlurmCluster, node: str) -> str:
+    return slurm.run("scontrol", "show", "node", node).stdout.split("NodeAddr=")[1].split()[0]
+
+
+def node_of(slurm: SlurmCluster, job: str) -> str:
+    return slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
+
+
+def state(slurm: SlurmCluster, node: str) -> str:
+    return slurm.run("sinfo", "-h", "-n", node, "-p", "main", "-o", "%T").stdout.strip()
+
+
+def reached(host: str) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return probe.connect_ex((host, PORT)) == 0
+
+
+@contextlib.contextmanager
+def serving(slurm: SlurmCluster, node: str, host: str = "0.0.0.0") -> Iterator[None]:
+    """A server in a job on a node."""
+    log = slurm.folder / "server.log"
+    wrapped = f"{sys.executable} -c '{SERVER}' {host} {PORT}"
+    size = ["--mem=100M", "--time=5", f"--output={log}", "--parsable"]
+    job = slurm.run("sbatch", f"--nodelist={node}", *size, f"--wrap={wrapped}").stdout.strip()
+    until(lambda: log.exists() and log.read_text())
+    yield
+    slurm.run("scancel", job)
+    until(lambda: not slurm.steps(node))
+    log.unlink()
+
+
+@contextlib.contextmanager
+def cut_off(slurm: SlurmCluster, node: str) -> Iterator[None]:
+    """The node is away; afterwards it is back, and what it had not heard to end has ended."""
+    slurm.cut(node)
+    try:
+        yield
+    finally:
+        slurm.mend(node)
+    until(lambda: state(slurm, node) == "idle" and not slurm.steps(node), 60)
+
+
+@contextlib.contextmanager
+def taking_nothing(slurm: SlurmCluster, nodes: str) -> Iterator[None]:
+    slurm.run("scontrol", "update", f"nodename={nodes}", "state=drain", "reason=test")
+    yield
+    slurm.run("scontrol", "update", f"nodename={nodes}", "state=resume")
+
+
+def test_nodes_have_names_and_addresses_of_their_own(apart: SlurmCluster) -> None:
+    names = apart.run("srun", "--nodes=4", "--mem=100M", "hostname").stdout.split()
+    assert sorted(names) == apart.node_names
+    addresses = {node: address(apart, node) for node in apart.node_names}
+    assert len(set(addresses.values())) == 4
+    for name, told in [*addresses.items(), (socket.gethostname(), apart.network.controller)]:
+        found = apart.run("srun", "--nodelist=n1", "--mem=100M", "getent", "hosts", name).stdout
+        assert found.split()[0] == told
+
+
+def test_a_server_is_reached_at_its_nodes_address_alone(apart: SlurmCluster) -> None:
+    place = address(apart, "n2")
+    with serving(apart, "n2"):
+        assert reached(place)
+        assert not reached(address(apart, "n3"))
+        apart.cut("n2")
+        try:
+            assert not reached(place)
+        finally:
+            apart.mend("n2")
+        until(lambda: reached(place))
+    with serving(apart, "n2", "127.0.0.1"):
+        assert not reached(place)
+        assert not reached("127.0.0.1")
+
+
+def test_a_node_is_the_same_when_only_its_slurmd_was_killed(apart: SlurmCluster) -> None:
+    with serving(apart, "n2"):
+        apart.stop_slurmd("n2")
+        assert reached(address(apart, "n2"))
+        apart.start_node("n2")
+        until(lambda: state(apart, "n2") == "mixed")
+        assert reached(address(apart, "n2"))
+
+
+def test_replicas_on_two_nodes_have_the_same_port(
+    up: Up, apart: SlurmCluster, tmp_path: Path
+) -> None:
+    up(min_ready=2, gpus_per_replica=4)
+    places = [urlsplit(str(one.url)) for one in SwarmService().status("demo").replicas]
+    nodes = [node_of(apart, task(apart, index)) for index in range(2)]
+    assert [place.hostname for place in places] == [address(apart, node) for node in nodes]
+    assert len({place.hostname for place in places}) == 2
+    assert len({place.port for place in places}) == 1
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 300))
+    assert jobs.wait(handle, timeout_s=60).status is JobStatus.SUCCEEDED
+    assert all_answered(tmp_path, 300)
+
+
+def started(apart: SlurmCluster, folder: Path) -> tuple[JobHandle, str, str]:
+    """A job under way, on a node where nothing else is; the endpoint's node; a replica's.
+
+    The endpoint shares its node with another replica.
+    """
+    jobs = JobService()
+    endpoint = node_of(apart, next(one for one in jobs_of(apart) if "_" not in one))
+    nodes = {node_of(apart, task(apart, index)) for index in range(2)}
+    with taking_nothing(apart, ",".join({endpoint, *nodes})):
+        handle = jobs.submit(request(folder, ROWS))
+        until(lambda: jobs.status(handle).rows_done > 100)
+    return handle, endpoint, next(iter(nodes - {endpoint}))
+
+
+@pytest.mark.parametrize("victim", ["replica", "endpoint"])
+def test_a_node_of_the_swarm_is_cut_off_and_the_job_goes_on(
+    up: Up, apart: SlurmCluster, tmp_path: Path, victim: str
+) -> None:
+    up(min_ready=2, gpus_per_replica=4)
+    handle, endpoint, replica = started(apart, tmp_path)
+    with cut_off(apart, {"replica": replica, "endpoint": endpoint}[victim]):
+        ended = JobService().wait(handle, timeout_s=120)
+        assert (ended.status, ended.rows_failed) == (JobStatus.SUCCEEDED, 0)
+        assert all_answered(tmp_path, ROWS)
+        until(lambda: ready() == 2, 60)
+    seen = SwarmService().status("demo")  # not what the lost ones tell when they are heard again
+    assert (seen.observed, seen.replicas_ready) == ("ready", 2)
+
+
+def test_a_job_whose_node_is_cut_off_is_resumed_and_no_row_is_lost(
+    up: Up, apart: SlurmCluster, tmp_path: Path
+) -> None:
+    up(min_ready=2, gpus_per_replica=4)
+    jobs = JobService()
+    handle, _, _ = started(apart, tmp_path)
+    with cut_off(apart, node_of(apart, handle.platform_id)):
+        until(lambda: jobs.status(handle).status is JobStatus.FAILED, 60)
+    until(lambda: _resumed(jobs, handle))
+    again = jobs.wait(jobs.list()[-1].job_id, timeout_s=60)
+    assert (again.status, again.rows_failed) == (JobStatus.SUCCEEDED, 0)
+    assert all_answered(tmp_path, ROWS)
+
+
+def _resumed(jobs: JobService, handle: JobHandle) -> bool:
+    try:
+        jobs.resume(handle)
+    except SwarmError:  # the run before holds its checkpoint for some seconds
+        return False
+    return True
+
+
+def links(bridge: str) -> list[str]:
+    """A bridge and all that is plugged into it."""
+    return [name for name in psutil.net_if_addrs() if name.startswith((f"{bridge}n", bridge))]
+
+
+def namespaces(folder: Path | None = None) -> set[str]:
+    """The network namespaces of all processes, or of those whose place is in a folder."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if folder is None or Path(process.cwd()).is_relative_to(folder):
+                found.add(str(Path(f"/proc/{process.pid}/ns/net").readlink()))
+    return found - {str(Path("/proc/self/ns/net").readlink())}
+
+
+def bridge_of(cluster: SlurmCluster) -> str:
+    _, high, low, _ = cluster.network.controller.split(".")
+    return f"dswarm{(int(high) - 18) * 256 + int(low)}"
+
+
+def test_nothing_is_left_of_a_cluster_beside_another(apart: SlurmCluster, folder: Path) -> None:
+    other = SlurmCluster(folder, nodes=2, net=True)
+    try:
+        other.start()
+        bridge = bridge_of(other)
+        assert bridge != bridge_of(apart)
+        assert len(links(bridge)) == 3
+        made = namespaces(folder)
+        assert len(made) == 2
+        other.run("sbatch", "--nodelist=n1", "--mem=100M", "--wrap=setsid -f env -i sleep 600")
+        other.run("sbatch", "--nodelist=n2", "--mem=100M", "--wrap=sleep 600")
+        until(lambda: len(other.steps()) == 1)  # the first one has left its process behind
+        other.crash_node("n2")
+        assert len(namespaces(folder)) == 1
+        other.start_node("n2")
+        made |= namespaces(folder)
+        assert len(made) == 3
+        other.crash_node("n2")
+    finally:
+        other.stop()
+    assert links(bridge) == []
+    assert not made & namespaces()
+    assert apart.run("srun", "--nodelist=n1", "--mem=100M", "hostname").stdout == "n1\n"
+
+
+def test_nothing_is_left_of_a_start_that_failed(apart: SlurmCluster, folder: Path) -> None:
+    (folder / "spool").mkdir()
+    (folder / "spool/n2").touch()  # where n2's own folder should be
+    other = SlurmCluster(folder, nodes=2, net=True)
+    try:
+        with pytest.raises(FileExistsError):
+            other.start()
+        bridge, made = bridge_of(other), namespaces(folder)
+        assert (len(links(bridge)), len(made)) == (2, 1)
+    finally:
+        other.stop()
+    assert links(bridge) == []
+    assert not made & namespaces()
+
+
+def test_a_cluster_is_stopped_by_another_process(apart: SlurmCluster, folder: Path) -> None:
+    def command(*words: str) -> str:
+        program = [sys.executable, "-m", "slurm.cluster", *words]
+        tests = Path(__file__).parents[1]
+        return subprocess.run(
+            program, cwd=tests, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+
+    try:
+        assert f"SLURM_CONF={folder}" in command("up", str(folder), "--net")
+        bridge, made = bridge_of(SlurmCluster(folder, net=True)), namespaces(folder)
+        assert (len(links(bridge)), len(made)) == (5, 4)
+    finally:
+        command("down", str(folder))
+    assert links(bridge) == []
+    assert not made & namespaces()
+
+
+def test_a_loopback_cluster_has_no_links(folder: Path) -> None:
+    cluster = SlurmCluster(folder)
+    for change in (cluster.cut, cluster.mend):
+        with pytest.raises(RuntimeError, match=r"n1 has no link of its own.*net=True"):
+            change("n1")
