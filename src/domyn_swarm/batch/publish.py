@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from domyn_swarm.batch.arrow_types import fit, type_of, unify
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.manifest import (
@@ -38,7 +39,7 @@ from domyn_swarm.batch.output_files import (
 )
 from domyn_swarm.batch.row_keys import Digests, RowKeys, agree
 from domyn_swarm.batch.rows import RowError, RowValue
-from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE, OutputSchema, fit, type_of, unify
+from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE, OutputSchema
 from domyn_swarm.errors import InvalidInput, JobError
 from domyn_swarm.model import utc_now
 

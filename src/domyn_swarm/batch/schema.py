@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import msgspec
 import pyarrow as pa
+from pydantic import BaseModel, ValidationError
 
+from domyn_swarm.batch.arrow_types import annotation_of, arrow_type, fields_of
 from domyn_swarm.errors import ConfigError
 
 ERROR_COLUMN = "_error"
@@ -20,21 +22,8 @@ ERROR_TYPE = pa.struct(
     ]
 )
 
-_SCALARS: dict[Any, pa.DataType] = {
-    str: pa.string(),
-    int: pa.int64(),
-    float: pa.float64(),
-    bool: pa.bool_(),
-    bytes: pa.binary(),
-}
-
-
-_JSON_SCALARS = {
-    str: pa.string(),
-    bool: pa.bool_(),
-    float: pa.float64(),
-    type(None): pa.null(),
-}
+Declared = Sequence[str] | Mapping[str, Any] | type[BaseModel]
+"""Names, names with types, or a pydantic model."""
 
 
 class OutputMismatch(ValueError):
@@ -42,48 +31,63 @@ class OutputMismatch(ValueError):
 
 
 class OutputSchema:
-    """The output columns in order. A type of None is settled from the values at publishing."""
+    """The output columns in order. A type of None is settled from the values at publishing.
 
-    def __init__(self, declared: Sequence[str] | Mapping[str, Any]) -> None:
-        """Take names, or names with Python types (`str`, `int`, `list[str]`, …).
+    `kept` are columns that the framework fills, not the job; they come last.
+    """
+
+    def __init__(self, declared: Declared, kept: Mapping[str, Any] | None = None) -> None:
+        """Take names, names with types (`str`, `list[str]`, …, or their names), or a model.
 
         Raises:
             ConfigError: no column, a name twice, or a type that is not supported.
         """
-        names = list(declared)
-        if not names or len(set(names)) != len(names) or not all(map(_good_name, names)):
+        self._model: type[BaseModel] | None = None
+        if isinstance(declared, type):
+            self._model, declared = declared, _fields(declared)
+        names = [declared] if isinstance(declared, str) else list(declared)
+        self.answered = names
+        self.names = [*names, *(kept or {})]
+        whole = len(set(self.names)) == len(self.names)
+        if not names or not whole or not all(map(_good_name, names)):
             raise ConfigError(
-                f"output_schema {names!r} must name at least one column, each once.",
+                f"output_schema {self.names!r} must name at least one column, each once.",
                 hint="Names are strings; a leading underscore is reserved.",
             )
-        self.names = names
-        self._types = dict(declared) if isinstance(declared, Mapping) else {}
+        given = declared if isinstance(declared, Mapping) else {}
+        declared_types = {name: annotation_of(kind) for name, kind in given.items()}
+        types = {**declared_types, **(kept or {})}
         self.arrow: dict[str, pa.DataType | None] = {
-            name: arrow_type(self._types[name]) if name in self._types else None for name in names
+            name: arrow_type(types[name]) if name in types else None for name in self.names
         }
+        checked = declared_types if self._model is None else {}  # a model checks its own fields
+        self._checked = {name: kind for name, kind in checked.items() if kind is not Any}
 
     def described(self) -> dict[str, str]:
         """The schema in words, for the job's identity."""
         return {name: str(kind) if kind else "inferred" for name, kind in self.arrow.items()}
 
-    def encode(self, value: Any) -> bytes:  # noqa: ANN401 - whatever a job returns
+    def encode(self, value: Any, kept: Mapping[str, Any] | None = None) -> bytes:  # noqa: ANN401 - whatever a job returns
         """A job's value as the JSON object of the output columns.
 
         A dict names the columns; with one column any other value is that column's; with several
-        a tuple or list gives them in order.
+        a tuple or list gives them in order. With a model for a schema, an instance of it, or what
+        it can be made of.
 
         Raises:
             OutputMismatch: unknown column, wrong number of values, wrong type, not JSON.
         """
-        columns = self._columns(value)
-        for name, kind in self._types.items():
+        columns = self._columns(value) if self._model is None else _made(self._model, value)
+        for name, kind in self._checked.items():
             given = columns.get(name)
             if given is None or type(given) is kind:
                 continue  # by far the commonest, and conversion costs as much as all the rest
             try:
-                columns[name] = msgspec.convert(given, kind, strict=True)
+                columns[name] = msgspec.convert(given, kind, strict=True, dec_hook=_model_of)
             except msgspec.ValidationError as error:
                 raise OutputMismatch(f"output column {name!r}: {error}") from error
+        if kept:
+            columns |= kept
         try:
             return _encoder.encode(columns)
         except (TypeError, ValueError, OverflowError) as error:
@@ -91,18 +95,51 @@ class OutputSchema:
 
     def _columns(self, value: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever a job returns
         if isinstance(value, dict):
-            unknown = [name for name in value if name not in self.names]
+            unknown = [name for name in value if name not in self.answered]
             if not unknown:
                 return dict(value)
-            if len(self.names) > 1:
-                raise OutputMismatch(f"unknown output columns {unknown}; known: {self.names}")
-        if len(self.names) == 1:
-            return {self.names[0]: value}
-        if isinstance(value, tuple | list) and len(value) == len(self.names):
-            return dict(zip(self.names, value, strict=True))
+            if len(self.answered) > 1:
+                raise OutputMismatch(f"unknown output columns {unknown}; known: {self.answered}")
+        if len(self.answered) == 1:
+            return {self.answered[0]: value}
+        if isinstance(value, tuple | list) and len(value) == len(self.answered):
+            return dict(zip(self.answered, value, strict=True))
         raise OutputMismatch(
-            f"the job returned {type(value).__name__}, not values for {self.names}"
+            f"the job returned {type(value).__name__}, not values for {self.answered}"
         )
+
+
+def _made(model: type[BaseModel], value: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever a job returns
+    try:
+        return model.model_validate(value).model_dump(mode="json")
+    except ValidationError as error:
+        raise OutputMismatch(f"the output is no {model.__name__}: {_reason(error)}") from error
+
+
+def _fields(model: type) -> dict[str, Any]:
+    fields = fields_of(model)
+    if fields is None:
+        raise ConfigError(
+            f"output_schema {model!r} is not a pydantic model.",
+            hint="Give names, a mapping of names to types, or a pydantic model.",
+        )
+    return fields
+
+
+def _model_of(kind: type, value: Any) -> Any:  # noqa: ANN401 - whatever a job returns
+    """What msgspec asks for types that it does not know."""
+    if not issubclass(kind, BaseModel):
+        raise TypeError(f"{kind.__name__} has no JSON form")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise ValueError(_reason(error)) from error
+
+
+def _reason(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_context=False)
+    reasons = [f"{'.'.join(map(str, one['loc'])) or 'value'}: {one['msg']}" for one in found[:3]]
+    return "; ".join(reasons) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON
@@ -118,69 +155,3 @@ _encoder = msgspec.json.Encoder(enc_hook=_plain)
 
 def _good_name(name: object) -> bool:
     return isinstance(name, str) and bool(name) and not name.startswith("_")
-
-
-def arrow_type(annotation: Any) -> pa.DataType:  # noqa: ANN401 - a type annotation
-    """The Arrow type of a Python annotation.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    if annotation in _SCALARS:
-        return _SCALARS[annotation]
-    if get_origin(annotation) in (list, tuple) and get_args(annotation):
-        return pa.list_(arrow_type(get_args(annotation)[0]))
-    if isinstance(annotation, dict):
-        return pa.struct([(name, arrow_type(kind)) for name, kind in annotation.items()])
-    raise ConfigError(
-        f"output_schema: the type {annotation!r} is not supported.",
-        hint="Use str, int, float, bool, bytes, list[...]; leave types out to infer them.",
-    )
-
-
-def type_of(value: Any) -> pa.DataType:  # noqa: ANN401 - JSON
-    """The narrowest Arrow type that holds a JSON value."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return pa.int64() if -(2**63) <= value < 2**63 else pa.float64()
-    if isinstance(value, list):
-        inner = pa.null()
-        for item in value:
-            inner = unify(inner, type_of(item))
-        return pa.list_(inner)
-    if isinstance(value, dict):
-        return pa.struct([(name, type_of(item)) for name, item in value.items()])
-    return _JSON_SCALARS[type(value)]
-
-
-def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The narrowest type that holds both; JSON text (string) where nothing else does."""
-    if one.equals(other) or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    numbers = (pa.int64(), pa.float64())
-    if one in numbers and other in numbers:
-        return pa.float64()
-    if pa.types.is_list(one) and pa.types.is_list(other):
-        return pa.list_(unify(one.value_type, other.value_type))
-    if pa.types.is_struct(one) and pa.types.is_struct(other):
-        fields = {field.name: field.type for field in one}
-        for field in other:
-            fields[field.name] = unify(fields.get(field.name, pa.null()), field.type)
-        return pa.struct(list(fields.items()))
-    return pa.string()
-
-
-def fit(value: Any, kind: pa.DataType) -> Any:  # noqa: ANN401 - JSON
-    """A JSON value in the shape that a unified type asks for."""
-    if value is None:
-        return None
-    if pa.types.is_string(kind) and not isinstance(value, str):
-        return msgspec.json.encode(value).decode()
-    if pa.types.is_floating(kind):
-        return float(value)
-    if pa.types.is_list(kind) and isinstance(value, list):
-        return [fit(item, kind.value_type) for item in value]
-    if pa.types.is_struct(kind) and isinstance(value, dict):
-        return {field.name: fit(value.get(field.name), field.type) for field in kind}
-    return value
