@@ -43,7 +43,7 @@ from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 
-HEARTBEAT_S = 10.0
+HEARTBEAT_S = 5.0
 _STARTUP_PROBE_S = 0.3
 _FINAL_REPORT_S = 60.0
 

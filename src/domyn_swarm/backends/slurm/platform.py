@@ -10,16 +10,20 @@ from domyn_swarm.backends.base import read_exit
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.ending import Ending
+from domyn_swarm.backends.slurm.layout import slurm_config
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle
 from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.planning.plan import DeploymentPlan
 
 _log = get_logger(__name__)
 
-# Ended through no fault of the replica. Slurm brings some back itself, and gets the time to.
+# Ended through no fault of the replica. Slurm brings some back itself, where it may requeue them,
+# and gets the time to.
 _LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
 _SLURM_ACTS_S = 20.0
+_SAME_LOSS_S = 10.0  # asked again within so long, it is about the same replicas
 _AGAIN_S = 60.0
 _RARELY_S = 30.0  # every swarm has an endpoint that asks, for as long as replicas wait
 
@@ -34,11 +38,18 @@ class SlurmPlatform:
         self._compute = SlurmCompute(self._slurm)
         self._lost_since: dict[str, float] = {}  # by job
         self._submitted_at: dict[int, float] = {}  # by task
+        self._asked_at = -math.inf
+        plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
+        self._slurm_acts_s = _SLURM_ACTS_S if slurm_config(plan).requeue else 0.0
 
     def replace_lost(self, replicas: int) -> None:
         """See `Platform.replace_lost`. A replica that ended with its time limit says so in a file;
         of the others Slurm does.
         """
+        now = time.monotonic()
+        if now - self._asked_at > _SAME_LOSS_S:  # all served until now: what is known is too old
+            self._slurm.expect_change()
+        self._asked_at = now
         jobs = tagged(self._slurm.queue().values(), self._tag)
         tasks = [one for one in jobs if one.kind == "replica"]
         per_task = next((one.per_task for one in tasks), 1)
@@ -54,7 +65,7 @@ class SlurmPlatform:
         if last.job.state not in _LOST:
             return False
         since = self._lost_since.setdefault(last.job.id, time.monotonic())
-        return time.monotonic() - since >= _SLURM_ACTS_S
+        return time.monotonic() - since >= self._slurm_acts_s
 
     def _submit(self, group: int) -> None:
         now = time.monotonic()
