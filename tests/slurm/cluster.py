@@ -117,13 +117,15 @@ class SlurmCluster:
         self._spawn("slurmd", "-D", "-N", node, name=node, cwd=spool, on=node)
 
     def crash_node(self, node: str) -> None:
-        """As when a node loses power: its slurmd and everything that it runs are killed."""
-        self.network.lose(node)
+        """As when a node is reset: its slurmd and everything that it runs are killed. Others find
+        their connections closed; a node that says nothing any more is one that is `cut`.
+        """
         self._kill(node, signal.SIGKILL)
         for step in self.steps(node):
             for process in [*_children(step), step]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
+        self.network.lose(node)
 
     def stop_slurmd(self, node: str) -> None:
         """Kill a node's slurmd alone: its jobs go on."""

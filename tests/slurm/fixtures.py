@@ -1,7 +1,8 @@
 """One cluster for the whole session; a test that uses `slurm` submits to it.
 
-Its nodes are all 127.0.0.1, unless `DOMYN_SWARM_TEST_SLURM_NETWORK` is `namespaces`: then they have
-addresses of their own. Empty: where this machine lets them, else with a warning.
+Its nodes have addresses of their own where this machine lets them (root, and the right to make
+network namespaces), else all are 127.0.0.1 and a warning says so. `DOMYN_SWARM_TEST_SLURM_NETWORK`
+asks for one: `namespaces` (fails where that is impossible) or `loopback`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NETWORK = "DOMYN_SWARM_TEST_SLURM_NETWORK"
 
 def net_wanted() -> bool:
     """Whether the session's cluster gets `net`; fails where that is asked for and impossible."""
-    asked = os.environ.get(NETWORK, "loopback")
+    asked = os.environ.get(NETWORK, "")
     if asked not in {"", "loopback", "namespaces"}:
         pytest.fail(f"{NETWORK} is {asked!r}: it can be 'loopback' or 'namespaces'")
     if asked == "loopback":

@@ -146,7 +146,7 @@ class Namespaces:
         _ip(f"link set {self._link(node)} master {self._bridge} up")
 
     def lose(self, node: str) -> None:
-        """See `Network`. The link goes first: a node without power says no farewell."""
+        """See `Network`."""
         if node in self._holders:
             _ip(f"link del {self._link(node)}", force=True)
             _kill_all({_namespace(self._holders[node].pid)})

@@ -148,7 +148,7 @@ def test_a_step_ends_with_the_endpoint_and_loses_nothing(
 ) -> None:
     up(min_ready=2)
     jobs = JobService()
-    handle = jobs.submit(request(tmp_path, 3000, resources=ATTACHED))
+    handle = jobs.submit(request(tmp_path, 1500, resources=ATTACHED))
     until(lambda: jobs.status(handle).rows_done > 100)
     if event == "moves":
         slurm.run("scancel", "--batch", "--signal=USR1", endpoint_job(slurm))
@@ -162,9 +162,9 @@ def test_a_step_ends_with_the_endpoint_and_loses_nothing(
     again = jobs.wait(jobs.list()[-1].job_id, timeout_s=90)
     assert again.status is JobStatus.SUCCEEDED
     assert again.account is not None
-    assert again.account.rows_answered == 3000
-    assert again.account.requests <= 3000 + 2 * 16  # those in flight, at most
-    assert all_answered(tmp_path, 3000)
+    assert again.account.rows_answered == 1500
+    assert again.account.requests <= 1500 + 2 * 16  # those in flight, at most
+    assert all_answered(tmp_path, 1500)
 
 
 def _resumed(jobs: JobService, handle: JobHandle) -> bool:

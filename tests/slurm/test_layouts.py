@@ -109,7 +109,7 @@ def test_a_site_without_requeueing_gets_successors(
 ) -> None:
     service = up(min_ready=2, gpus_per_replica=4, backend={"requeue": False})
     jobs = JobService()
-    handle = jobs.submit(request(tmp_path, 2500))
+    handle = jobs.submit(request(tmp_path, 1500))
     until(lambda: jobs.status(handle).rows_done > 100)
     first = task(slurm, 0)
     slurm.run("scancel", "--batch", "--signal=USR1", first)
@@ -124,7 +124,7 @@ def test_a_site_without_requeueing_gets_successors(
         until(lambda: ready() == 2, 60)
         ended = jobs.wait(handle, timeout_s=120)
         assert ended.status is JobStatus.SUCCEEDED
-        assert all_answered(tmp_path, 2500)
+        assert all_answered(tmp_path, 1500)
     finally:
         slurm.start_node(node)
         slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
@@ -138,7 +138,7 @@ def test_a_site_without_requeueing_gets_successors(
 def test_scaling_under_a_job_fails_no_request(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None:
     service = up(replicas=3, min_ready=3)
     jobs = JobService()
-    handle = jobs.submit(request(tmp_path, 2000))
+    handle = jobs.submit(request(tmp_path, 1200))
     until(lambda: jobs.status(handle).rows_done > 50)
     service.scale("demo", 1)
     until(lambda: len(jobs_of(slurm)) == 2)  # the endpoint and a replica
