@@ -58,7 +58,7 @@ async def run(kind: str, url: str, path: str, concurrency: int) -> None:
                 job.transform_items,
                 sink or Nowhere(),
                 RunPolicy(concurrency),
-                encode=job.schema().encode,
+                encode=job.encoder(),
                 tally=tally,
                 events=Events(),
             )

@@ -91,7 +91,7 @@ class ModelServer:
         if request.headers.get("authorization") != f"Bearer {KEY}":
             return web.json_response({"error": {"message": "no key"}}, status=401)
         body = await request.json()
-        prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+        prompt = prompt_of(body)
         self.bodies.append(body)
         self.asked[prompt] += 1
         self._at_once += 1
@@ -117,6 +117,13 @@ class ModelServer:
         self.answered[prompt] += 1
         document = {"choices": [choice], "usage": usage} if answer.body is None else answer.body
         return web.Response(body=json.dumps(document).encode(), content_type="application/json")
+
+
+def prompt_of(body: dict[str, Any]) -> str:
+    """What is asked: the last message, the prompt, or the texts to embed."""
+    if "messages" in body:
+        return str(body["messages"][-1]["content"])
+    return str(body["prompt"] if "prompt" in body else "|".join(body["input"]))
 
 
 @pytest.fixture

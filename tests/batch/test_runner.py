@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from domyn_swarm.batch.rows import Result, Row
+from domyn_swarm.batch.rows import Result, Row, RowTrace
 from domyn_swarm.batch.runner import Events, Runner, RunPolicy
 from domyn_swarm.batch.tally import Tally
 
@@ -51,5 +51,5 @@ def test_a_limit_that_falls_sends_only_the_surplus_away(when_s: float) -> None:
     assert max(most[-100:]) == 3
 
 
-def repr_bytes(value: Any) -> bytes:
+def repr_bytes(value: Any, _trace: RowTrace, _latency_s: float) -> bytes:
     return repr(value).encode()

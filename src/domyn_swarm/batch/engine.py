@@ -48,6 +48,7 @@ class BatchPlan:
     resume: bool = True
     retry_failed: bool = False  # ask rows again that earlier runs gave up
     override: Mapping[str, Any] = field(default_factory=dict)  # parameters this run changed
+    publishes: bool = True  # False: whoever runs it reads the results from the checkpoint
 
     @property
     def folder(self) -> Path:
@@ -134,7 +135,7 @@ class BatchRun:
             source = pending_rows(plan.dataset, keys, index, plan.limit, self._tally)
             await self._run(checkpoint, transform, gauges, source)
         for _ in range(_MENDING_ROUNDS):
-            if self._stop_early:
+            if self._stop_early or not plan.publishes:
                 return
             with _opened(checkpoint.index()) as index:
                 try:

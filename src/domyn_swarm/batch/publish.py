@@ -98,6 +98,15 @@ class OutputPlan:
                 hint="Give --output a path that ends in .parquet, or write a folder of shards "
                 "with --shard-output.",
             )
+        self.check_names(dataset)
+        self.place.check()
+
+    def check_names(self, dataset: Dataset) -> None:
+        """Refuse columns that there would be twice.
+
+        Raises:
+            InvalidInput: an output column has the name of a kept input column.
+        """
         taken = {*self.kept_columns(dataset), ERROR_COLUMN} & {*self.schema.names}
         taken |= {ERROR_COLUMN} & {*self.kept_columns(dataset)}
         if taken:
@@ -105,7 +114,6 @@ class OutputPlan:
                 f"The output columns {sorted(taken)} are already in the input.",
                 hint="Choose other names with --output-column, or --output-mode replace.",
             )
-        self.place.check()
 
 
 def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None) -> int:

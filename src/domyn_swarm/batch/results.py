@@ -60,17 +60,18 @@ def written_results(manifest: Manifest, folder: Path) -> Results:
 
 
 @contextlib.contextmanager
-def settled_results(plan: BatchPlan) -> Iterator[Results]:
+def settled_results(plan: BatchPlan, *, errors: bool = True) -> Iterator[Results]:
     """The rows that have an answer or an error by now, whether or not the job runs.
 
-    Answers that come in meanwhile are not seen.
+    Answers that come in meanwhile are not seen. Without `errors` there is a column for them only
+    where some row has one, as in an output.
 
     Raises:
         JobError: the job has no checkpoint.
     """
     with opened_index(plan) as index:
         types, rows, failed = _survey(plan.dataset, plan.output, index, plan.limit)
-        fields = output_fields(plan.dataset, plan.output, types, errors=True)
+        fields = output_fields(plan.dataset, plan.output, types, errors=errors or failed > 0)
         schema = pa.schema(fields)
         yield Results(
             schema=schema,

@@ -52,13 +52,33 @@ class Result(NamedTuple):
 class RowTrace:
     """What the requests of one row (or of one call over several rows) cost so far."""
 
-    __slots__ = ("attempts", "completion_tokens", "failures", "prompt_tokens")
+    __slots__ = ("attempts", "completion_tokens", "failures", "finish_reasons", "prompt_tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, *, finish_reasons: bool = False) -> None:
+        """With `finish_reasons` those of the last reply's choices are kept, else they are None."""
+        self.finish_reasons: list[str | None] | None = [] if finish_reasons else None
         self.attempts = 0
         self.failures = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
+
+    def shares(self, rows: int) -> list[RowTrace]:
+        """What of it falls to each of the call's rows: the tokens are divided, and add up."""
+        if rows == 1:
+            return [self]
+        shares = []
+        for row in range(rows):
+            share = RowTrace()
+            share.attempts, share.failures = self.attempts, self.failures
+            share.finish_reasons = self.finish_reasons
+            share.prompt_tokens = _part(self.prompt_tokens, rows, row)
+            share.completion_tokens = _part(self.completion_tokens, rows, row)
+            shares.append(share)
+        return shares
+
+
+def _part(whole: int, parts: int, at: int) -> int:
+    return whole // parts + (at < whole % parts)
 
 
 current_trace: ContextVar[RowTrace | None] = ContextVar("current_trace", default=None)

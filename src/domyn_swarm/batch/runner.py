@@ -35,6 +35,13 @@ _FLUSH_SHARE = 4  # results are handed over when a quarter of the slots wait for
 _FLUSH_AFTER_S = 0.003  # or after so long
 
 
+Encode = Callable[[Any, RowTrace, float], bytes]
+"""A job's value as the JSON object of the output columns, given what it cost and its seconds.
+
+Raises ValueError where the value does not fit: that row's error.
+"""
+
+
 class Sink(Protocol):
     """Where settled rows go."""
 
@@ -64,6 +71,7 @@ class RunPolicy:
 
     concurrency: int | None  # calls in flight; None: the limiter finds it
     rows_per_call: int = 1
+    finish_reasons: bool = False  # are kept in each call's trace
     grace_s: float = 20.0  # how long requests in flight may take once the run is told to stop
     failure_limit: FailureLimit | None = DEFAULT_LIMIT  # None: somebody else judges
 
@@ -77,7 +85,7 @@ class Runner:
         sink: Sink,
         policy: RunPolicy,
         *,
-        encode: Callable[[Any], bytes],
+        encode: Encode,
         tally: Tally,
         events: Events,
     ) -> None:
@@ -205,7 +213,7 @@ class Runner:
                 await self._kept
 
     async def _call(self, rows: list[Row]) -> None:
-        trace = RowTrace()
+        trace = RowTrace(finish_reasons=self._policy.finish_reasons)
         token = current_trace.set(trace)
         began = time.perf_counter()
         values: Sequence[Any]
@@ -218,14 +226,14 @@ class Runner:
         finally:
             current_trace.reset(token)
         latency_s = time.perf_counter() - began
-        for row, value in zip(rows, values, strict=True):
-            self._settle(row, value, trace, latency_s)
+        for row, value, share in zip(rows, values, trace.shares(len(rows)), strict=True):
+            self._settle(row, value, share, latency_s)
 
     def _settle(self, row: Row, value: Any, trace: RowTrace, latency_s: float) -> None:  # noqa: ANN401 - whatever a job returns
         output, error = b"", b""
         if not isinstance(value, BaseException):
             try:
-                output = self._encode(value)
+                output = self._encode(value, trace, latency_s)
             except ValueError as mismatch:
                 value = mismatch
         if isinstance(value, BaseException):

@@ -113,7 +113,7 @@ def _made(model: type[BaseModel], value: Any) -> dict[str, Any]:  # noqa: ANN401
     try:
         return model.model_validate(value).model_dump(mode="json")
     except ValidationError as error:
-        raise OutputMismatch(f"the output is no {model.__name__}: {_reason(error)}") from error
+        raise OutputMismatch(f"the output is no {model.__name__}: {reasons(error)}") from error
 
 
 def _fields(model: type) -> dict[str, Any]:
@@ -133,13 +133,14 @@ def _model_of(kind: type, value: Any) -> Any:  # noqa: ANN401 - whatever a job r
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise ValueError(_reason(error)) from error
+        raise ValueError(reasons(error)) from error
 
 
-def _reason(error: ValidationError) -> str:
+def reasons(error: ValidationError) -> str:
+    """Why a value does not fit a model, on one line: the first three reasons."""
     found = error.errors(include_url=False, include_context=False)
-    reasons = [f"{'.'.join(map(str, one['loc'])) or 'value'}: {one['msg']}" for one in found[:3]]
-    return "; ".join(reasons) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    told = [f"{'.'.join(map(str, one['loc'])) or 'value'}: {one['msg']}" for one in found[:3]]
+    return "; ".join(told) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON

@@ -72,7 +72,16 @@ class _WithUsage(msgspec.Struct):
     usage: _UsageFields | None = None
 
 
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _WithReasons(_WithUsage):
+    choices: list[_Choice] = []
+
+
 _usage_decoder = msgspec.json.Decoder(_WithUsage)
+_reasons_decoder = msgspec.json.Decoder(_WithReasons)
 _encoder = msgspec.json.Encoder()
 
 
@@ -233,8 +242,8 @@ class RequestSession:
                 if payload == b"[DONE]":
                     self._tally.latency.add(time.perf_counter() - began)
                     return
-                if b'"usage"' in payload:
-                    self._count_tokens(payload)
+                if b'"usage"' in payload or b'"finish_reason"' in payload:
+                    self._note(payload)
                 yield payload
         raise ConnectionBroken("the stream broke off before its end")
 
@@ -269,12 +278,19 @@ class RequestSession:
                 await asyncio.sleep(self._policy.backoff_s(failures))
 
     def _account(self, body: bytes | memoryview, latency_s: float) -> None:
-        self._count_tokens(body)
+        self._note(body)
         self._tally.latency.add(latency_s)
 
-    def _count_tokens(self, body: bytes | memoryview) -> None:
+    def _note(self, body: bytes | memoryview) -> None:
+        """Count a reply's tokens; keep why it ended where that is asked for."""
+        trace = current_trace.get()
         try:
-            usage = _usage_decoder.decode(body).usage
+            if trace is None or trace.finish_reasons is None:
+                usage = _usage_decoder.decode(body).usage
+            else:
+                reply = _reasons_decoder.decode(body)
+                usage, reasons = reply.usage, [one.finish_reason for one in reply.choices]
+                trace.finish_reasons = reasons if any(reasons) else trace.finish_reasons
         except msgspec.DecodeError as error:
             raise BadReply(f"the reply is not what the API promises: {error}") from error
         if usage is None:
@@ -282,7 +298,6 @@ class RequestSession:
         prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
         self._tally.prompt_tokens += prompt
         self._tally.completion_tokens += completion
-        trace = current_trace.get()
         if trace is not None:
             trace.prompt_tokens += prompt
             trace.completion_tokens += completion

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from domyn_swarm.batch.runner import RunPolicy
+from domyn_swarm.batch.runner import Encode, RunPolicy
 from domyn_swarm.batch.session import RetryPolicy
 
 
@@ -16,7 +15,7 @@ class WorkPlan:
 
     run_policy: RunPolicy
     retry_policy: RetryPolicy
-    encode: Callable[[Any], bytes]  # a job's value as the JSON object of the output columns
+    encode: Encode
     sync_rows: int = 20_000
     sync_s: float = 1.0
     notice: Callable[[str], None] = field(default=lambda _: None)

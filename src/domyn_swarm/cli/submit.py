@@ -81,11 +81,11 @@ def submit(
         typer.Option("--id-column", help="Names each row; its position does when left out."),
     ] = None,
     output_mode: Annotated[
-        OutputMode,
+        OutputMode | None,
         typer.Option(
             "--output-mode", help="Add columns, replace same-named ones, or input and answers only."
         ),
-    ] = OutputMode.APPEND,
+    ] = None,
     shard_output: Annotated[
         bool,
         typer.Option("--shard-output", help="Make --output a folder of files, 250,000 rows each."),
@@ -104,7 +104,7 @@ def submit(
         str | None,
         typer.Option("--external-id", metavar="ID", help="An id of yours to find it by."),
     ] = None,
-    max_concurrency: ConcurrencyOption = "auto",
+    max_concurrency: ConcurrencyOption = None,
     workers: WorkersOption = 1,
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
@@ -170,13 +170,13 @@ def submit(
         output_columns=tuple(output_column or ()),
         id_column=id_column,
         fingerprint=fingerprint.value,
-        output_mode=output_mode.value,
+        output_mode=None if output_mode is None else output_mode.value,
         shard_output=shard_output,
         job_kwargs=parse_json_object(job_kwargs),
         limit=limit,
         name=job_name,
         external_id=external_id,
-        max_concurrency=concurrency_of(max_concurrency or "auto"),
+        max_concurrency=None if max_concurrency is None else concurrency_of(max_concurrency),
         workers=workers or 1,
         retries=retries,
         timeout_s=timeout,

@@ -7,15 +7,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.base import SwarmJob
-    from domyn_swarm.jobs.chat import ChatCompletionJob
+    from domyn_swarm.jobs.chat import (
+        ChatCompletionJob,
+        ChatCompletionPerplexityJob,
+        MultiChatCompletionJob,
+        TemplateJob,
+    )
     from domyn_swarm.jobs.completion import CompletionJob
+    from domyn_swarm.jobs.conversations import MultiTurnChatCompletionJob, MultiTurnTranslationJob
+    from domyn_swarm.jobs.decorator import job
+    from domyn_swarm.jobs.embedding import EmbeddingJob
+    from domyn_swarm.jobs.structured import StructuredOutputJob
 
-__all__ = ["ChatCompletionJob", "CompletionJob", "SwarmJob"]
+__all__ = [
+    "ChatCompletionJob",
+    "ChatCompletionPerplexityJob",
+    "CompletionJob",
+    "EmbeddingJob",
+    "MultiChatCompletionJob",
+    "MultiTurnChatCompletionJob",
+    "MultiTurnTranslationJob",
+    "StructuredOutputJob",
+    "SwarmJob",
+    "TemplateJob",
+    "job",
+]
 
 _HOMES = {
     "ChatCompletionJob": "domyn_swarm.jobs.chat",
+    "ChatCompletionPerplexityJob": "domyn_swarm.jobs.chat",
     "CompletionJob": "domyn_swarm.jobs.completion",
+    "EmbeddingJob": "domyn_swarm.jobs.embedding",
+    "MultiChatCompletionJob": "domyn_swarm.jobs.chat",
+    "MultiTurnChatCompletionJob": "domyn_swarm.jobs.conversations",
+    "MultiTurnTranslationJob": "domyn_swarm.jobs.conversations",
+    "StructuredOutputJob": "domyn_swarm.jobs.structured",
     "SwarmJob": "domyn_swarm.jobs.base",
+    "TemplateJob": "domyn_swarm.jobs.chat",
+    "job": "domyn_swarm.jobs.decorator",
 }
 
 

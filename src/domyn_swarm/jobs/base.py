@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import inspect
-import textwrap
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
-from domyn_swarm.batch.schema import OutputSchema
+from domyn_swarm.batch.arrow_types import type_name
+from domyn_swarm.batch.runner import Encode
+from domyn_swarm.batch.schema import Declared, OutputSchema
 from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.identity import source_digest
+from domyn_swarm.jobs.options import OPTIONS, JobOptions, job_options, kept_columns, kept_values
 from domyn_swarm.net.openai import OpenAIClient
 
 
@@ -20,13 +21,14 @@ class SwarmJob:
     Subclasses set `input_columns` and `output_schema` and write `transform_item`, or
     `transform_items` where several rows belong into one request. While a run is on, `self.client`
     (the shape of OpenAI's) and `self.model` are there, and `self.params` holds what else was
-    given to the constructor: parameters for the requests.
+    given to the constructor: parameters for the requests. The options of every job (see
+    `JobOptions`) can be given to the constructor, or be set in the class.
     """
 
     input_columns: Sequence[str] = ("text",)
-    output_schema: Sequence[str] | Mapping[str, Any] = ("result",)
+    output_schema: Declared = ("result",)
     version: ClassVar[str | None] = None
-    """Stands for the source in the job's identity when it is set: raise it when answers change."""
+    """Stands for the class's source in the job's identity: raise it when answers change."""
     rows_per_call: int = 1
     """How many items `transform_items` is given at once, at most."""
 
@@ -45,19 +47,32 @@ class SwarmJob:
         self,
         *,
         input_columns: Sequence[str] | None = None,
+        output_schema: Declared | None = None,
         output_columns: Sequence[str] | None = None,
-        **params: Any,
+        **given: Any,
     ) -> None:
-        """Take other column names than the class's, and parameters for the requests.
+        """Take other columns than the class's, options, and parameters for the requests.
+
+        `output_columns` renames the columns of the schema, in their order.
 
         Raises:
-            ConfigError: the output columns are not as many as the job has.
+            ConfigError: an option is wrong, or the new names are not as many as the columns.
         """
         if input_columns:
-            self.input_columns = tuple(input_columns)
+            names = (input_columns,) if isinstance(input_columns, str) else input_columns
+            self.input_columns = tuple(names)
+        if output_schema is not None:
+            self.output_schema = output_schema
         if output_columns:
-            self.output_schema = _renamed(self.output_schema, output_columns)
-        self.params = params
+            self.output_schema = _renamed(self.schema(), self.output_schema, output_columns)
+        of_class = {name: getattr(self, name) for name in OPTIONS if hasattr(type(self), name)}
+        chosen = {name: given.pop(name) for name in OPTIONS & given.keys()}
+        self.options: JobOptions = job_options({**of_class, **chosen})
+        self.params = given
+
+    def __call__(self, **changes: Any) -> Self:
+        """The same job with these set, besides what was given before."""
+        return type(self)(**{**self.given, **changes})
 
     async def transform_item(self, item: Any) -> Any:  # noqa: ANN401 - the user's
         """One answer. `item` is the input column's value, or a dict of several columns.
@@ -68,7 +83,10 @@ class SwarmJob:
         raise NotImplementedError(f"{type(self).__name__} has no transform_item")
 
     async def transform_items(self, items: list[Any]) -> Sequence[Any]:
-        """As many answers as items, in order; by default `transform_item` for the one item."""
+        """As many answers as items, in order; by default `transform_item` for the one item.
+
+        An answer that is an exception is that row's error.
+        """
         return [await self.transform_item(item) for item in items]
 
     def bind(self, client: OpenAIClient, model: str) -> None:
@@ -76,13 +94,41 @@ class SwarmJob:
         self.client = client
         self.model = model
 
+    @property
+    def label(self) -> str:
+        """What the job is called in its identity, wherever it was imported from."""
+        return type(self).__name__
+
+    def check(self) -> None:
+        """Find what is wrong with the job itself, before anything is recorded or asked.
+
+        Raises:
+            ConfigError: it has no transform, or something that it needs is missing.
+        """
+        kind = type(self)
+        if kind.transform_item is SwarmJob.transform_item and (
+            kind.transform_items is SwarmJob.transform_items
+        ):
+            raise ConfigError(
+                f"The job {self.label} does nothing with its rows.",
+                hint="Write: async def transform_item(self, item)",
+            )
+
     def schema(self) -> OutputSchema:
-        """The output columns.
+        """The output columns, those that `keep` adds included.
 
         Raises:
             ConfigError: they are not usable.
         """
-        return OutputSchema(self.output_schema)
+        options = getattr(self, "options", JobOptions())
+        return OutputSchema(self.output_schema, kept_columns(options.keep))
+
+    def encoder(self) -> Encode:
+        """What turns an answer into the output columns."""
+        encode, keep = self.schema().encode, self.options.keep
+        if not keep:
+            return lambda value, _trace, _latency_s: encode(value)
+        return lambda value, trace, latency_s: encode(value, kept_values(keep, trace, latency_s))
 
     def described(self) -> dict[str, Any]:
         """What of the job decides its answers: for the identity."""
@@ -90,38 +136,88 @@ class SwarmJob:
             "input_columns": list(self.input_columns),
             "output_schema": self.schema().described(),
             "params": self.params,
-            "source": self.version or source_digest(type(self)),
+            "source": source_digest(type(self), SwarmJob),
         }
 
+    def run(
+        self,
+        data: Any,  # noqa: ANN401 - a frame or a path
+        *,
+        endpoint: str,
+        model: str,
+        api_key: str | None = None,
+        **settings: Any,
+    ) -> Any:  # noqa: ANN401 - a frame
+        """Ask every row of a frame in this process; return a frame of the same kind.
 
-def _renamed(
-    schema: Sequence[str] | Mapping[str, Any], names: Sequence[str]
-) -> Sequence[str] | Mapping[str, Any]:
-    if len(names) != len(schema):
+        Args:
+            data: a pandas, polars, Arrow or Ray frame, or the path of files (which come back as an
+                Arrow table).
+            endpoint: the URL of any OpenAI endpoint, with or without `/v1`.
+            model: the model's name there.
+            api_key: its key; else `DOMYN_SWARM_API_TOKEN` or `OPENAI_API_KEY` of the environment.
+            **settings: the fields of `RunSettings` (`tag`, `checkpoint`, `progress`, …) and of
+                `Hooks` (`on_progress`, …).
+
+        Rows without an answer have an `_error`. The same call again asks only what is new.
+
+        Raises:
+            SwarmError: something is wrong with the job or the data (nothing was asked), or the run
+                cannot go on (what is settled is kept).
+        """
+        from domyn_swarm.jobs.running import Endpoint, run, settings_of
+
+        return run(self, data, Endpoint.at(endpoint, model, api_key), settings_of(settings))
+
+    async def arun(
+        self,
+        data: Any,  # noqa: ANN401 - a frame or a path
+        *,
+        endpoint: str,
+        model: str,
+        api_key: str | None = None,
+        **settings: Any,
+    ) -> Any:  # noqa: ANN401 - a frame
+        """As `run`, for async code. Cancelled, it finishes the rows in flight and keeps all."""
+        from domyn_swarm.jobs.running import Endpoint, arun, settings_of
+
+        where = Endpoint.at(endpoint, model, api_key)
+        return await arun(self, data, where, settings_of(settings))
+
+    def travelling(self) -> dict[str, Any]:
+        """What the constructor is given on a worker: JSON.
+
+        Raises:
+            ConfigError: the output schema was given as what is not JSON.
+        """
+        schema = self.given.get("output_schema")
+        if schema is None or isinstance(schema, str | list | tuple):
+            return self.given
+        if isinstance(schema, type):
+            module, name = schema.__module__, schema.__name__
+            if module != "__main__" and getattr(sys.modules.get(module), name, None) is schema:
+                return {**self.given, "output_schema": f"{module}:{name}"}
+            raise ConfigError(
+                f"The output schema {name} does not travel to a worker.",
+                hint="Put it into a module, or into a job of your own: @job(output_schema=...), "
+                "or a subclass with this output_schema.",
+            )
+        names = {name: type_name(kind) for name, kind in schema.items()}
+        return {**self.given, "output_schema": names}
+
+
+def _renamed(known: OutputSchema, schema: Declared, names: Sequence[str]) -> Declared:
+    if len(names) != len(known.answered):
         raise ConfigError(
-            f"The job has {len(schema)} output columns ({', '.join(schema)}), "
+            f"The job has {len(known.answered)} output columns ({', '.join(known.answered)}), "
             f"but {len(names)} names were given.",
             hint="Repeat --output-column once for each, in that order.",
         )
-    if isinstance(schema, Mapping):
+    if isinstance(schema, type):
+        raise ConfigError(
+            f"The columns of {schema.__name__} are its fields' names and cannot be renamed.",
+            hint="Take out --output-column, or rename the fields.",
+        )
+    if isinstance(schema, dict):
         return dict(zip(names, schema.values(), strict=True))
     return tuple(names)
-
-
-def source_digest(cls: type) -> str:
-    """A digest of the syntax trees of a class and its bases up to `SwarmJob`.
-
-    Comments and layout do not count; code that the class imports is not covered.
-    """
-    trees = []
-    for one in cls.__mro__:
-        if one in (SwarmJob, object):
-            continue
-        try:
-            source = textwrap.dedent(inspect.getsource(one))
-        except (OSError, TypeError):
-            source = f"{one.__module__}:{one.__qualname__}"  # no source: the name must do
-            trees.append(source)
-            continue
-        trees.append(ast.dump(ast.parse(source)))
-    return hashlib.blake2b("\n".join(trees).encode(), digest_size=12).hexdigest()

@@ -1,54 +1,31 @@
-"""`ChatCompletionJob`: messages (or one prompt) in, the assistant's answer out."""
+"""Chat completions: one answer a row, several, or one with its perplexity."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
-from domyn_swarm.jobs.base import SwarmJob
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.prompted import PromptedJob
+from domyn_swarm.jobs.replies import Choice, choices
 from domyn_swarm.net.errors import BadReply
 from domyn_swarm.net.openai import CHAT_PATH
 
 
-class _Message(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
+class ChatCompletionJob(PromptedJob):
+    """One answer to the conversation in the input column (default `messages`), or to the prompt.
 
-
-class _Choice(msgspec.Struct):
-    message: _Message
-
-
-class _ChatCompletion(msgspec.Struct):
-    choices: list[_Choice]
-
-
-_decoder = msgspec.json.Decoder(_ChatCompletion)
-
-
-class ChatCompletionJob(SwarmJob):
-    """One answer to the conversation in the input column (default `messages`).
-
-    The column holds a list of messages, or text, which becomes one user message. `system` is put
-    before it. With `parse_reasoning` a second column `reasoning` keeps what a reasoning parser of
-    the server set apart.
+    With `parse_reasoning` a second column `reasoning` keeps what a reasoning parser of the server
+    set apart.
     """
 
-    input_columns = ("messages",)
+    input_columns: Sequence[str] = ("messages",)
     output_schema = {"result": str}
     version = "1"
 
-    def __init__(
-        self,
-        *,
-        system: str | None = None,
-        parse_reasoning: bool = False,
-        **options: Any,
-    ) -> None:
-        """Options besides these: those of `SwarmJob`; the rest goes to the requests."""
-        self.system = system
+    def __init__(self, *, parse_reasoning: bool = False, **options: Any) -> None:
+        """Options besides: those of `PromptedJob`; the rest goes to the requests."""
         self.parse_reasoning = parse_reasoning
         if parse_reasoning:
             self.output_schema = {"result": str, "reasoning": str}
@@ -56,31 +33,108 @@ class ChatCompletionJob(SwarmJob):
 
     def described(self) -> dict[str, Any]:
         """See `SwarmJob.described`."""
-        return {
-            **super().described(),
-            "system": self.system,
-            "parse_reasoning": self.parse_reasoning,
-        }
+        return {**super().described(), "parse_reasoning": self.parse_reasoning}
 
-    async def transform_item(self, item: Any) -> Any:  # noqa: ANN401 - the column's
+    async def transform_item(self, item: Any) -> Any:  # noqa: ANN401 - the columns'
         """The content of the first choice; with `parse_reasoning` also the reasoning."""
-        body = {"model": self.model, "messages": self._messages(item), **self.params}
-        reply = await self.client.transport.post(CHAT_PATH, body)
-        try:
-            message = _decoder.decode(reply).choices[0].message
-        except (msgspec.DecodeError, IndexError) as error:
-            raise BadReply(f"the reply is not a chat completion: {error}") from error
+        columns = self.columns_of(item)
+        body = {**self.body(columns), "messages": self.messages(columns)}
+        message = choices(await self.client.transport.post(CHAT_PATH, body))[0].message
         if self.parse_reasoning:
             return message.content, message.reasoning_content or message.reasoning
         return message.content
 
-    def _messages(self, item: Any) -> list[Any]:  # noqa: ANN401 - the column's
-        if isinstance(item, str):
-            messages: list[Any] = [{"role": "user", "content": item}]
-        elif isinstance(item, list) and item:
-            messages = item
-        else:
-            raise ValueError(f"messages must be text or a list of messages, not {item!r:.80}")
-        if self.system is None:
-            return messages
-        return [{"role": "system", "content": self.system}, *messages]
+
+class TemplateJob(ChatCompletionJob):
+    """One answer to a prompt over the row's columns: `TemplateJob(prompt="Name {{ thing }}")`."""
+
+    input_columns = ()
+    version = "1"
+
+    def check(self) -> None:
+        """See `SwarmJob.check`: here the prompt is missing."""
+        if self.prompt is None:
+            raise ConfigError(
+                "TemplateJob needs a prompt.",
+                hint="""Give --prompt "… {{ column }} …", or TemplateJob(prompt=...).""",
+            )
+        super().check()
+
+
+class MultiChatCompletionJob(PromptedJob):
+    """`n` answers to each conversation, as a list in the column `results`.
+
+    Servers that answer with fewer choices than asked for are asked again for the rest; with a
+    `seed` each such request has its own.
+    """
+
+    input_columns = ("messages",)
+    output_schema = {"results": list[str]}
+    version = "1"
+
+    def __init__(self, *, n: int = 2, **options: Any) -> None:
+        """`n` answers; options besides: those of `PromptedJob`; the rest goes to the requests."""
+        if n < 1:
+            raise ConfigError(f"n must be at least 1, not {n}.")
+        self.n = n
+        super().__init__(**options)
+
+    def described(self) -> dict[str, Any]:
+        """See `SwarmJob.described`."""
+        return {**super().described(), "n": self.n}
+
+    async def transform_item(self, item: Any) -> list[str | None]:  # noqa: ANN401 - the columns'
+        """The contents of all choices."""
+        columns = self.columns_of(item)
+        body = {**self.body(columns), "messages": self.messages(columns)}
+        answers: list[str | None] = []
+        while len(answers) < self.n:
+            left = self.n - len(answers)
+            again = {"seed": body["seed"] + len(answers)} if answers and "seed" in body else {}
+            reply = await self.client.transport.post(CHAT_PATH, {**body, "n": left, **again})
+            answers += [one.message.content for one in choices(reply)[:left]]
+        return answers
+
+
+class ChatCompletionPerplexityJob(PromptedJob):
+    """One answer with its perplexity: columns `text`, `perplexity`, `bottom50_perplexity`.
+
+    With `l_1 … l_k` the natural logarithms of the probabilities that the model gave the `k` tokens
+    it generated, the perplexity is `exp(-(l_1 + … + l_k) / k)`: two to the power of the
+    cross-entropy in bits (Jelinek, Mercer, Bahl and Baker, "Perplexity - a measure of the
+    difficulty of speech recognition tasks", 1977). `bottom50_perplexity` is the same over the
+    least probable half of the tokens, `ceil(k / 2)` of them: it shows a few doubtful places that
+    the mean over a long answer hides.
+    """
+
+    input_columns = ("messages",)
+    output_schema = {"text": str, "perplexity": float, "bottom50_perplexity": float}
+    version = "1"
+
+    async def transform_item(self, item: Any) -> tuple[str | None, float, float]:  # noqa: ANN401 - the columns'
+        """The first choice's content and perplexities."""
+        columns = self.columns_of(item)
+        body = {**self.body(columns), "messages": self.messages(columns), "logprobs": True}
+        choice = choices(await self.client.transport.post(CHAT_PATH, body))[0]
+        logprobs = sorted(_logprobs(choice))
+        half = logprobs[: math.ceil(len(logprobs) / 2)]
+        return choice.message.content, perplexity(logprobs), perplexity(half)
+
+
+def _logprobs(choice: Choice) -> list[float]:
+    tokens = None if choice.logprobs is None else choice.logprobs.content
+    if not tokens:
+        raise BadReply("the reply has no log-probabilities: this server does not tell them")
+    return [one.logprob for one in tokens]
+
+
+def perplexity(logprobs: list[float]) -> float:
+    """`exp` of the negated mean; infinite where a token was impossible.
+
+    Args:
+        logprobs: natural logarithms of probabilities, at least one.
+    """
+    try:
+        return math.exp(-math.fsum(logprobs) / len(logprobs))
+    except OverflowError:
+        return math.inf

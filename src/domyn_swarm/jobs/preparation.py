@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm.batch.dataset import check_columns, check_ids, open_dataset
+from domyn_swarm.batch.dataset import Dataset, check_columns, check_ids, open_dataset
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.identity import JobIdentity
@@ -45,11 +45,21 @@ def prepare(spec: JobSpec) -> Prepared:
         OutputExists: something else lies where the output goes.
     """
     prepared = make_plan(spec)
-    output = prepared.plan.output
-    if spec.id_column is not None:
-        check_ids(prepared.plan.dataset, spec.id_column, limit=spec.limit)
-    output.check(prepared.plan.dataset)
+    plan = prepared.plan
+    check_rows(plan)
+    plan.output.check(plan.dataset)
     return prepared
+
+
+def check_rows(plan: BatchPlan) -> None:
+    """The check that reads all ids.
+
+    Raises:
+        InvalidInput: some are null, or not unique.
+    """
+    id_column = plan.output.keys.id_column
+    if id_column is not None:
+        check_ids(plan.dataset, id_column, limit=plan.limit)
 
 
 def make_plan(spec: JobSpec) -> Prepared:
@@ -59,22 +69,42 @@ def make_plan(spec: JobSpec) -> Prepared:
         ConfigError: the job class or a parameter is not usable.
         InvalidInput: the input cannot be read, or lacks a column.
     """
-    job, keys, work = load_work(spec)
-    dataset = open_dataset(spec.input)
+    job = _load(spec, {**spec.job_kwargs, **spec.override})
+    first = _as_first_asked(spec, job)
+    return Prepared(job, plan_of(spec, job, open_dataset(spec.input), first=first))
+
+
+def plan_of(
+    spec: JobSpec, job: SwarmJob, dataset: Dataset, *, first: SwarmJob | None = None
+) -> BatchPlan:
+    """The plan of a job over rows, with the checks that cost nothing.
+
+    Args:
+        spec: the rest of what it was told.
+        job: what is asked.
+        dataset: the rows.
+        first: the job as it was first asked, where this run has other parameters.
+
+    Raises:
+        ConfigError: a parameter is not usable.
+        InvalidInput: the input lacks a column.
+    """
+    spec = filled(spec, job)
+    keys, work = _work_of(spec, job)
     check_columns(dataset, keys.input_columns, "--input-column")
     if keys.id_column is not None:
         check_columns(dataset, [keys.id_column], "--id-column")
-    identity = identity_of(spec, _as_first_asked(spec, job))
+    identity = identity_of(spec, first or job)
     output = OutputPlan(
         path=Path(spec.output),
-        mode=spec.output_mode,
+        mode=spec.output_mode or "append",
         keys=keys,
         schema=job.schema(),
         job=_facts(spec, identity),
         input_path=spec.input,
         sharded=spec.shard_output,
     )
-    plan = BatchPlan(
+    return BatchPlan(
         dataset=dataset,
         output=output,
         identity=identity,
@@ -85,7 +115,6 @@ def make_plan(spec: JobSpec) -> Prepared:
         retry_failed=spec.retry_failed,
         override=spec.override,
     )
-    return Prepared(job, plan)
 
 
 def load_work(spec: JobSpec) -> tuple[SwarmJob, RowKeys, WorkPlan]:
@@ -95,7 +124,11 @@ def load_work(spec: JobSpec) -> tuple[SwarmJob, RowKeys, WorkPlan]:
         ConfigError: the job class or a parameter is not usable.
     """
     job = _load(spec, {**spec.job_kwargs, **spec.override})
-    concurrency = None if spec.max_concurrency == "auto" else spec.max_concurrency
+    return job, *_work_of(filled(spec, job), job)
+
+
+def _work_of(spec: JobSpec, job: SwarmJob) -> tuple[RowKeys, WorkPlan]:
+    concurrency = spec.max_concurrency if isinstance(spec.max_concurrency, int) else None
     if concurrency is not None and concurrency < 1:
         raise ConfigError(f"--max-concurrency must be at least 1, not {concurrency}.")
     retry = RetryPolicy()
@@ -103,17 +136,27 @@ def load_work(spec: JobSpec) -> tuple[SwarmJob, RowKeys, WorkPlan]:
         run_policy=RunPolicy(
             concurrency=concurrency,
             rows_per_call=job.rows_per_call,
+            finish_reasons="finish_reason" in job.options.keep,
             failure_limit=parse_failure_limit(spec.max_failures),
         ),
         retry_policy=RetryPolicy(
             retries=retry.retries if spec.retries is None else spec.retries,
             timeout_s=spec.timeout_s or retry.timeout_s,
         ),
-        encode=job.schema().encode,
+        encode=job.encoder(),
         sync_rows=spec.checkpoint_interval or WorkPlan.sync_rows,
         sync_s=spec.checkpoint_seconds or WorkPlan.sync_s,
     )
-    return job, RowKeys(tuple(job.input_columns), spec.id_column, spec.fingerprint), work
+    return RowKeys(tuple(job.input_columns), spec.id_column, spec.fingerprint), work
+
+
+def filled(spec: JobSpec, job: SwarmJob) -> JobSpec:
+    """The spec with the job's own options where the submitter said nothing."""
+    options = job.options.model_dump(exclude_none=True, exclude={"name", "keep"})
+    if "max_failures" in options:
+        options["max_failures"] = str(options["max_failures"])
+    left = {name: value for name, value in options.items() if getattr(spec, name) is None}
+    return spec.model_copy(update=left)
 
 
 def _as_first_asked(spec: JobSpec, job: SwarmJob) -> SwarmJob:
@@ -136,6 +179,7 @@ def _load(spec: JobSpec, job_kwargs: dict[str, Any]) -> SwarmJob:
         input_columns=spec.input_columns,
         output_columns=spec.output_columns,
         import_path=spec.import_path,
+        source=spec.job_source,
     )
 
 
@@ -143,11 +187,11 @@ def identity_of(spec: JobSpec, job: SwarmJob) -> JobIdentity:
     """What answers depend on: the request side only."""
     return JobIdentity(
         {
-            "job": spec.job,
+            "job": job.label,
             **job.described(),
             "model": spec.model,
             "revision": spec.revision,
-            "id_column": spec.id_column,
+            "id_column": filled(spec, job).id_column,
             "tag": spec.checkpoint_tag,
         }
     )

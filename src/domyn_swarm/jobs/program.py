@@ -38,9 +38,14 @@ def _parts(version: str) -> list[int]:
 
 
 def event_loop_runner() -> asyncio.Runner:
-    """Runs a job's coroutine on the fastest loop there is."""
-    _allow_many_files()
+    """Runs a job's coroutine in a process that is there for it alone."""
     _collect_garbage_seldom()
+    return event_loop()
+
+
+def event_loop() -> asyncio.Runner:
+    """Runs a coroutine on the fastest loop there is."""
+    _allow_many_files()
     try:
         import uvloop
     except ImportError:  # not on this platform: slower, otherwise the same

@@ -18,7 +18,8 @@ class JobSpec(Record):
     schema_version: Literal[1] = 1
     job_id: str
     name: str
-    job: str  # "module:Class"
+    job: str  # "module:Class", or "source:NAME"
+    job_source: str | None = None  # the text that defines NAME: a script's job, or a notebook's
     import_path: str | None = None  # the submitter's sys.path entry that holds the module
     job_kwargs: dict[str, Any] = Field(default_factory=dict)
     override: dict[str, Any] = Field(default_factory=dict)  # of job_kwargs; leaves the identity
@@ -34,10 +35,11 @@ class JobSpec(Record):
     output_columns: tuple[str, ...] = ()
     id_column: str | None = None
     fingerprint: Fingerprint = "full"
-    output_mode: Literal["append", "replace", "io_only"] = "append"
+    # From here on, None: as the job says, or as usual.
+    output_mode: Literal["append", "replace", "io_only"] | None = None
     shard_output: bool = False
     limit: int | None = None
-    max_concurrency: int | Literal["auto"] = "auto"
+    max_concurrency: int | Literal["auto"] | None = None
     workers: int = Field(1, ge=1)
     retries: int | None = None
     timeout_s: float | None = None

@@ -92,7 +92,8 @@ class DomynLLMSwarm:
         """Submit a job, and wait for its end unless `detach`.
 
         Args:
-            job: an instance of an importable class, or `"module:Class"`.
+            job: the job, or `"module:Class"`. Where no worker could import it (a script's, a
+                notebook's) its source travels.
             input_path: the rows.
             output_path: where the answers go.
             detach: return once it is submitted; on Slurm it has an allocation of its own.
@@ -169,13 +170,13 @@ class DomynLLMSwarm:
 def _request(
     job: SwarmJob | str, input_path: str, output_path: str, options: dict[str, Any]
 ) -> JobRequest:
+    from domyn_swarm.jobs.loading import reference_to
+
     fields = {"input": input_path, "output": output_path, **options}
     if isinstance(job, str):
         return JobRequest(job=job, **fields)
-    kind = type(job)
-    if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
-        raise ConfigError(
-            f"{kind.__qualname__} cannot be imported by a worker.",
-            hint="Put the class at the top level of a module and import it from there.",
-        )
-    return JobRequest(job=f"{kind.__module__}:{kind.__qualname__}", job_kwargs=job.given, **fields)
+    found = reference_to(job)
+    name = {"name": job.options.name} if job.options.name else {}
+    return JobRequest(
+        job=found.job, job_source=found.source, job_kwargs=found.kwargs, **{**name, **fields}
+    )

@@ -12,9 +12,10 @@ from domyn_swarm.planning.resources import JobResources
 
 
 class JobRequest(Record):
-    """Submit a job. Fields are `job submit`'s flags."""
+    """Submit a job. Fields are `job submit`'s flags; None: as the job has it, or as usual."""
 
     job: str = "domyn_swarm.jobs:ChatCompletionJob"
+    job_source: str | None = None  # `job` is a name that this text defines
     swarm: str | None = None
     endpoint: str | None = None  # any OpenAI endpoint, instead of a swarm
     model: str | None = None  # needed with `endpoint`
@@ -24,13 +25,13 @@ class JobRequest(Record):
     output_columns: tuple[str, ...] = ()
     id_column: str | None = None
     fingerprint: Literal["full", "sample", "off"] = "full"
-    output_mode: Literal["append", "replace", "io_only"] = "append"
+    output_mode: Literal["append", "replace", "io_only"] | None = None
     shard_output: bool = False  # a folder of Parquet files instead of one
     job_kwargs: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=0)
     name: str | None = None
     external_id: str | None = None
-    max_concurrency: int | Literal["auto"] = "auto"
+    max_concurrency: int | Literal["auto"] | None = None
     workers: int = Field(1, ge=1, le=256)
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)

@@ -180,7 +180,7 @@ class JobSubmitter:
                 **where,
                 "job_id": job_id,
                 "name": request.name or request.job.rpartition(":")[2],
-                "import_path": import_path_of(request.job),
+                "import_path": None if request.job_source else import_path_of(request.job),
                 "input": _absolute(request.input),
                 "output": _absolute(request.output),
                 "checkpoint_root": str(Path(checkpoint_root).absolute()),

@@ -1,0 +1,169 @@
+"""`@job`: an async function as a job."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, get_type_hints, overload
+
+from pydantic import TypeAdapter, ValidationError
+
+from domyn_swarm.batch.schema import Declared
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.base import SwarmJob
+from domyn_swarm.jobs.identity import function_digest
+
+_BOUND = ("client", "model")
+"""Arguments that a run gives, where the function has them."""
+
+Function = Callable[..., Awaitable[Any]]
+
+
+class FunctionJob(SwarmJob):
+    """A job whose `transform_item` is a function: `item`, `client` and `model` as it names them.
+
+    Its other keyword arguments are the job's parameters; what it takes as `**params` besides goes
+    wherever the function sends it.
+    """
+
+    function: Function
+    version_given: str | None = None
+
+    def __init__(self, **given: Any) -> None:
+        """Options and parameters, as `SwarmJob`.
+
+        Raises:
+            ConfigError: the function has no such parameter, or a value is not of its type.
+        """
+        super().__init__(**given)
+        self.params = _checked(self.function, self.params)
+        names = inspect.signature(self.function).parameters
+        self._bound = [name for name in _BOUND if name in names]
+
+    @property
+    def label(self) -> str:
+        """The function's name."""
+        return self.function.__name__
+
+    def described(self) -> dict[str, Any]:
+        """See `SwarmJob.described`."""
+        source = self.version_given or function_digest(self.function)
+        return {**super().described(), "source": source}
+
+    def check(self) -> None:
+        """See `SwarmJob.check`: here a parameter is missing that the function cannot do without."""
+        missing = [
+            name
+            for name, one in _parameters(self.function).items()
+            if one.default is one.empty and name not in self.params
+        ]
+        if missing:
+            raise ConfigError(
+                f"The job {self.label} needs {', '.join(missing)}.",
+                hint=f"Give it as {self.label}({missing[0]}=...), or with --job-kwargs.",
+            )
+
+    async def transform_item(self, item: Any) -> Any:  # noqa: ANN401 - the user's
+        """What the function makes of the item."""
+        bound = {name: getattr(self, name) for name in self._bound}
+        return await self.function(item, **bound, **self.params)
+
+
+def _parameters(function: Function) -> dict[str, inspect.Parameter]:
+    """The arguments that a job's caller gives, by name."""
+    known = list(inspect.signature(function).parameters.values())[1:]
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {one.name: one for one in known if one.name not in _BOUND and one.kind in kinds}
+
+
+def _checked(function: Function, given: dict[str, Any]) -> dict[str, Any]:
+    known = _parameters(function)
+    open_ended = any(
+        one.kind is one.VAR_KEYWORD for one in inspect.signature(function).parameters.values()
+    )
+    name = function.__qualname__
+    for unknown in [] if open_ended else given.keys() - known.keys():
+        close = difflib.get_close_matches(unknown, known, 1)
+        raise ConfigError(
+            f"The job {name} has no parameter {unknown!r}.",
+            hint=f"Did you mean {close[0]!r}?" if close else f"It has: {', '.join(known) or '-'}.",
+        )
+    hints = get_type_hints(function) if given.keys() & known.keys() else {}
+    return {one: _typed(name, one, value, hints.get(one)) for one, value in given.items()}
+
+
+def _typed(job: str, name: str, value: Any, kind: Any) -> Any:  # noqa: ANN401 - the user's
+    if kind is None:
+        return value
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise ConfigError(f"The job {job}: {name} is {value!r}: {reason}.") from error
+
+
+@overload
+def job(function: Function, /) -> FunctionJob: ...
+@overload
+def job(
+    *,
+    output_schema: Declared = ...,
+    input_columns: Sequence[str] | str = ...,
+    version: str | None = ...,
+    **options: Any,
+) -> Callable[[Function], FunctionJob]: ...
+def job(
+    function: Function | None = None,
+    /,
+    *,
+    output_schema: Declared = ("result",),
+    input_columns: Sequence[str] | str = ("text",),
+    version: str | None = None,
+    **options: Any,
+) -> FunctionJob | Callable[[Function], FunctionJob]:
+    """Make a job of `async def f(item, client, model, *, …) -> answer`.
+
+    The result is a job; called with options or parameters it is the same job with those set:
+    `summarise(input_columns=["story"], temperature=0.2)`.
+
+    Args:
+        function: what answers one item; `client` and `model` are given to it if it names them.
+        output_schema: names, names with types, or a pydantic model.
+        input_columns: what an item is made of. One column: its value; several: a dict.
+        version: stands for the function's source in the job's identity.
+        **options: any of `JobOptions`, and defaults of the function's parameters.
+
+    Raises:
+        ConfigError: it is not such a function, or an option is wrong.
+    """
+
+    def make(found: Function) -> FunctionJob:
+        _check_function(found)
+        columns = (input_columns,) if isinstance(input_columns, str) else tuple(input_columns)
+        body: dict[str, Any] = {
+            "__module__": found.__module__,
+            "__qualname__": found.__qualname__,
+            "__doc__": found.__doc__,
+            "function": staticmethod(found),
+            "version_given": version,
+            "input_columns": columns,
+            "output_schema": output_schema,
+        }
+        kind = type(found.__name__, (FunctionJob,), body)
+        made: FunctionJob = kind(**options)
+        made.schema()
+        return made
+
+    return make if function is None else make(function)
+
+
+def _check_function(function: Function) -> None:
+    name = getattr(function, "__qualname__", repr(function))
+    if not inspect.iscoroutinefunction(function):
+        raise ConfigError(
+            f"@job needs an async function, and {name} is none.",
+            hint=f"Write: async def {name}(item, client, model, **params)",
+        )
+    if not inspect.signature(function).parameters:
+        raise ConfigError(f"The job {name} takes no item.", hint=f"Write: async def {name}(item)")

@@ -1,0 +1,77 @@
+"""Options that every job takes: how it goes about its rows, not what it asks."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from domyn_swarm.batch.rows import RowTrace
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.model import Record
+
+Kept = Literal["finish_reason", "usage", "latency"]
+
+
+class JobOptions(Record):
+    """What a job says of itself; None: as the caller or the framework has it."""
+
+    name: str | None = None
+    id_column: str | None = None
+    output_mode: Literal["append", "replace", "io_only"] | None = None
+    max_concurrency: int | Literal["auto"] | None = Field(None)
+    retries: int | None = Field(None, ge=0)
+    timeout_s: float | None = Field(None, gt=0)
+    max_failures: str | int | None = None  # "20" rows, or "5%"
+    checkpoint_interval: int | None = Field(None, ge=1)
+    checkpoint_seconds: float | None = Field(None, gt=0)
+    keep: tuple[Kept, ...] = ()
+
+
+OPTIONS = frozenset(JobOptions.model_fields)
+
+
+def job_options(given: dict[str, Any]) -> JobOptions:
+    """The options, checked.
+
+    Raises:
+        ConfigError: names the option, what it is, and what it can be.
+    """
+    if isinstance(given.get("keep"), str):
+        given = {**given, "keep": (given["keep"],)}
+    try:
+        options = JobOptions.model_validate(given)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        where = ".".join(map(str, found["loc"]))
+        raise ConfigError(
+            f"The job's option {where} is {found['input']!r}: {found['msg']}."
+        ) from error
+    if isinstance(options.max_concurrency, int) and options.max_concurrency < 1:
+        raise ConfigError(f"max_concurrency must be at least 1, not {options.max_concurrency}.")
+    return options
+
+
+def kept_columns(keep: tuple[Kept, ...]) -> dict[str, Any]:
+    """The columns that `keep` adds, with their types."""
+    columns: dict[str, Any] = {}
+    if "finish_reason" in keep:
+        columns["finish_reason"] = str
+    if "usage" in keep:
+        columns |= {"prompt_tokens": int, "completion_tokens": int}
+    if "latency" in keep:
+        columns["latency_s"] = float
+    return columns
+
+
+def kept_values(keep: tuple[Kept, ...], trace: RowTrace, latency_s: float) -> dict[str, Any]:
+    """What goes into those columns. `finish_reason` is that of the last reply's first choice."""
+    values: dict[str, Any] = {}
+    if "finish_reason" in keep:
+        values["finish_reason"] = trace.finish_reasons[0] if trace.finish_reasons else None
+    if "usage" in keep:
+        values["prompt_tokens"] = trace.prompt_tokens
+        values["completion_tokens"] = trace.completion_tokens
+    if "latency" in keep:
+        values["latency_s"] = round(latency_s, 4)
+    return values

@@ -1,0 +1,124 @@
+"""What the built-in jobs have in common: from a row to messages and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.base import SwarmJob
+from domyn_swarm.jobs.prompts import PromptTemplate
+
+
+class PromptedJob(SwarmJob):
+    """A row is asked by its text or its messages, or by a `prompt` over its columns.
+
+    Options besides those of `SwarmJob`:
+
+    prompt: a Jinja template over the row's columns; without it the first input column is what is
+        asked: text, or a list of messages.
+    system: a template too, put before it as the system message.
+    param_columns: columns that hold parameters of the request, row by row (nulls leave the job's
+        own): `["temperature"]`, or `{"temperature": "column"}`.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompt: str | None = None,
+        system: str | None = None,
+        param_columns: Sequence[str] | Mapping[str, str] = (),
+        input_columns: Sequence[str] | str | None = None,
+        **options: Any,
+    ) -> None:
+        """See the class.
+
+        Raises:
+            ConfigError: a template is wrong, or uses columns that `input_columns` leaves out.
+        """
+        self.prompt = None if prompt is None else PromptTemplate(prompt, "prompt")
+        self.system = None if system is None else PromptTemplate(system, "system")
+        named = (param_columns,) if isinstance(param_columns, str) else param_columns
+        self.param_columns = dict(
+            named if isinstance(named, Mapping) else zip(named, named, strict=True)
+        )
+        super().__init__(input_columns=self._columns(input_columns), **options)
+        extra = self.params.pop("extra_body", None) or {}
+        self.params = {**self.params, **extra}
+
+    def _columns(self, given: Sequence[str] | str | None) -> tuple[str, ...]:
+        templates = [one for one in (self.prompt, self.system) if one is not None]
+        used = [name for one in templates for name in one.columns]
+        asked = (given,) if isinstance(given, str) else tuple(given or ())
+        if asked and self.prompt is not None and (missing := {*used} - {*asked}):
+            raise ConfigError(
+                f"The templates use {', '.join(sorted(missing))}, "
+                f"but the input columns are {', '.join(asked)}.",
+                hint="Leave the input columns out: the templates say which they need.",
+            )
+        if self.prompt is None:
+            asked = asked or tuple(self.input_columns)
+        return tuple(dict.fromkeys([*asked, *used, *self.param_columns.values()]))
+
+    def check(self) -> None:
+        """See `SwarmJob.check`: here a template has no column, so that all rows are the same."""
+        super().check()
+        if not self.input_columns:
+            raise ConfigError(
+                "The prompt uses no column, so every row would be asked the same.",
+                hint="Name a column in it: {{ column }}.",
+            )
+
+    def described(self) -> dict[str, Any]:
+        """See `SwarmJob.described`."""
+        return {
+            **super().described(),
+            "prompt": None if self.prompt is None else self.prompt.text,
+            "system": None if self.system is None else self.system.text,
+            "param_columns": self.param_columns,
+        }
+
+    def columns_of(self, item: Any) -> dict[str, Any]:  # noqa: ANN401 - the columns'
+        """The row's columns by name, however many there are."""
+        if len(self.input_columns) == 1:
+            return {self.input_columns[0]: item}
+        columns: dict[str, Any] = item
+        return columns
+
+    def body(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """Model and parameters of the row's request."""
+        body = {"model": self.model, **self.params}
+        for name, column in self.param_columns.items():
+            if columns[column] is not None:
+                body[name] = columns[column]
+        return body
+
+    def asked(self, columns: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the column's
+        """The prompt, or what the first input column holds."""
+        if self.prompt is not None:
+            return self.prompt.render(columns)
+        return columns[self.input_columns[0]]
+
+    def messages(self, columns: Mapping[str, Any]) -> list[Any]:
+        """The conversation to be answered.
+
+        Raises:
+            ValueError: the column holds neither text nor messages; a row error.
+        """
+        asked = self.asked(columns)
+        if isinstance(asked, str):
+            messages: list[Any] = [{"role": "user", "content": asked}]
+        elif isinstance(asked, list) and asked:
+            messages = [without_nulls(one) for one in asked]
+        else:
+            raise ValueError(f"messages must be text or a list of messages, not {asked!r:.80}")
+        if self.system is None:
+            return messages
+        return [{"role": "system", "content": self.system.render(columns)}, *messages]
+
+
+def without_nulls(message: Any) -> Any:  # noqa: ANN401 - a message
+    """A message without the keys that only other rows' messages have."""
+    if not isinstance(message, dict):
+        return message
+    return {name: value for name, value in message.items() if value is not None}

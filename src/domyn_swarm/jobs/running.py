@@ -1,0 +1,236 @@
+"""A job in this process: a frame in, a frame of the same kind out.
+
+The same engine, checkpoint and resume as for a job that is submitted; only the ends differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from domyn_swarm import __version__
+from domyn_swarm.batch.engine import BatchPlan, BatchRun
+from domyn_swarm.batch.results import settled_results
+from domyn_swarm.batch.sink import beside
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.errors import ConfigError, JobError
+from domyn_swarm.jobs.base import SwarmJob
+from domyn_swarm.jobs.frames import FrameEnds, ends_of
+from domyn_swarm.jobs.hooks import HookEvents, Hooks
+from domyn_swarm.jobs.preparation import check_rows, plan_of
+from domyn_swarm.jobs.program import access_of, event_loop
+from domyn_swarm.jobs.progress_line import ProgressLine
+from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.logs import get_logger
+from domyn_swarm.net.openai import OpenAIClient
+from domyn_swarm.paths import checkpoints_dir
+
+_log = get_logger(__name__)
+_T = TypeVar("_T")
+
+KEY_VARIABLES = ("DOMYN_SWARM_API_TOKEN", "OPENAI_API_KEY")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How `run` goes about it, beside the job's own options."""
+
+    tag: str | None = None
+    """Keeps apart what is else the same job."""
+    checkpoint: bool = True
+    """False: nothing is left behind, and nothing is gone on with."""
+    checkpoint_dir: str | Path | None = None
+    resume: bool = True
+    """False: ask every row again."""
+    retry_failed: bool = False
+    """Ask rows again that an earlier run gave up."""
+    limit: int | None = None
+    """Only the first so many rows."""
+    progress: bool = True
+    """Tell on stderr how far it is."""
+    hooks: Hooks = field(default_factory=Hooks)
+
+
+def settings_of(given: dict[str, Any]) -> RunSettings:
+    """Settings and hooks by their names.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    known = {one.name for one in fields(RunSettings)} - {"hooks"}
+    heard = {one.name for one in fields(Hooks) if one.init}
+    for name in given.keys() - known - heard:
+        raise ConfigError(
+            f"run takes no {name!r}.",
+            hint=f"It takes {', '.join(sorted(known | heard))}; the job itself takes the rest: "
+            f"job({name}=...).run(...).",
+        )
+    hooks = Hooks(**{name: value for name, value in given.items() if name in heard})
+    chosen = {name: value for name, value in given.items() if name in known}
+    return RunSettings(**chosen, hooks=hooks)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Whom to ask: the fields of a job's spec that say so, and a key that stays in memory."""
+
+    fields: Mapping[str, Any]
+    key: str | None = None
+
+    @classmethod
+    def at(cls, url: str, model: str, api_key: str | None) -> Endpoint:
+        """Any OpenAI endpoint; without a key, that of the environment (`KEY_VARIABLES`)."""
+        found = (os.environ.get(name) for name in KEY_VARIABLES)
+        key = api_key or next((one for one in found if one), None)
+        return cls({"endpoint_url": url, "model": model}, key)
+
+
+async def arun(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettings) -> Any:  # noqa: ANN401 - a frame
+    """Ask every row of a frame, or of the files at a path; return a frame of the same kind.
+
+    Rows without an answer have an `_error`. Cancelled, it finishes the rows in flight and keeps all
+    that is settled.
+
+    Raises:
+        SwarmError: something is wrong with the job or the data (nothing was asked), or the run
+            cannot go on (what is settled is kept).
+    """
+    with contextlib.ExitStack() as stack:
+        root = settings.checkpoint_dir or checkpoints_dir()
+        if not settings.checkpoint:
+            root = stack.enter_context(tempfile.TemporaryDirectory(prefix="domyn-swarm-"))
+        ends = stack.enter_context(ends_of(data, Path(root)))
+        spec = _spec(job, endpoint, settings, str(root), ends.name)
+        plan = await asyncio.to_thread(plan_of, spec, job, ends.dataset)
+        plan = replace(plan, publishes=False)
+        await asyncio.to_thread(check_rows, plan)
+        plan.output.check_names(ends.dataset)
+        await _settle(job, spec, endpoint, plan, settings)
+        return await asyncio.to_thread(_collect, plan, ends)
+
+
+def run(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettings) -> Any:  # noqa: ANN401 - a frame
+    """As `arun`, for code that is not async. In a notebook, where a loop runs already, it runs
+    on another one beside it.
+    """
+
+    def begin() -> Coroutine[None, None, Any]:
+        return arun(job, data, endpoint, settings)
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        with event_loop() as runner:
+            return runner.run(begin())
+    return _in_a_thread(begin)
+
+
+def _in_a_thread(begin: Callable[[], Coroutine[None, None, _T]]) -> _T:
+    outcome: list[Callable[[], _T]] = []
+    task: list[Callable[[], object]] = []
+    started = threading.Event()
+
+    async def watched() -> _T:
+        loop, current = asyncio.get_running_loop(), asyncio.current_task()
+        if current is not None:
+            task.append(lambda: loop.call_soon_threadsafe(current.cancel))
+        started.set()
+        return await begin()
+
+    def work() -> None:
+        try:
+            with event_loop() as runner:
+                value = runner.run(watched())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            outcome.append(functools.partial(_raise, error))
+        else:
+            outcome.append(lambda: value)
+
+    thread = threading.Thread(target=work, name="domyn-swarm-run")
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        started.wait()
+        for cancel in task:
+            cancel()
+        thread.join()
+        raise
+    return outcome[0]()
+
+
+def _raise(error: BaseException) -> Any:  # noqa: ANN401 - it never returns
+    raise error
+
+
+def _spec(
+    job: SwarmJob, endpoint: Endpoint, settings: RunSettings, root: str, data: str
+) -> JobSpec:
+    told = {
+        "job_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
+        "name": job.options.name or job.label,
+        "job": job.label,
+        "input": data,
+        "output": "",
+        "checkpoint_root": str(Path(root).absolute()),
+        "checkpoint_tag": settings.tag,
+        "resume": settings.resume,
+        "retry_failed": settings.retry_failed,
+        "limit": settings.limit,
+        "min_version": __version__,
+    }
+    return JobSpec.model_validate({**told, **endpoint.fields})
+
+
+async def _settle(
+    job: SwarmJob, spec: JobSpec, endpoint: Endpoint, plan: BatchPlan, settings: RunSettings
+) -> None:
+    tally, events = Tally(), HookEvents(settings.hooks)
+    line = ProgressLine(tally, spec.name, shown=settings.progress)
+    work = replace(plan.work, notice=line.notice)
+    batch = BatchRun(replace(plan, work=work), tally, events)
+    events.stop = batch.stop
+    access = access_of(spec)
+    access = replace(access, key=endpoint.key or access.key)
+
+    def transform(client: OpenAIClient) -> Callable[[list[Any]], Awaitable[Sequence[Any]]]:
+        job.bind(client, spec.model)
+        return job.transform_items
+
+    try:
+        async with beside(line.keep_drawing()):
+            await _until_over(asyncio.ensure_future(batch.run(access, transform)), batch)
+    finally:
+        line.end()
+        batch.keep_account(spec.job_id, ended=True)
+    events.raise_failure()
+
+
+async def _until_over(running: asyncio.Future[bool], batch: BatchRun) -> None:
+    """Wait; a cancellation is passed on only when the rows in flight are settled."""
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        batch.stop()
+        await running
+        raise
+
+
+def _collect(plan: BatchPlan, ends: FrameEnds) -> Any:  # noqa: ANN401 - a frame
+    with settled_results(plan, errors=False) as results:
+        if results.rows < results.rows_total:
+            raise JobError(
+                f"{results.rows_total - results.rows} results cannot be read again.",
+                hint="Run it once more: only those rows are asked.",
+            )
+        return ends.build(results.schema, results.batches())

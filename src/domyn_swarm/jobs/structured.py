@@ -1,0 +1,143 @@
+"""`StructuredOutputJob`: answers of a given shape, as typed columns."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError, create_model
+
+from domyn_swarm.batch.arrow_types import annotation_of
+from domyn_swarm.batch.schema import Declared, OutputMismatch, reasons
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.prompted import PromptedJob
+from domyn_swarm.jobs.replies import choices
+from domyn_swarm.net.openai import CHAT_PATH
+
+_FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
+
+
+class StructuredOutputJob(PromptedJob):
+    """One answer to each conversation or prompt, as JSON of the shape of `output_schema`.
+
+    The shape is a pydantic model, `"module:Model"`, or names with types. Its JSON schema goes with
+    the request, so that a server with guided decoding can answer nothing else; the answer is
+    validated, and its fields are the output columns. An answer that does not fit is sent back
+    with the reasons, `repairs` times; then it is a row error.
+
+    guided: how the server is told: `json_schema` (OpenAI's `response_format`; vLLM, llama.cpp,
+        SGLang), `guided_json` (older vLLM), or `none`: the schema is put into the prompt.
+    """
+
+    input_columns = ("messages",)
+    version = "1"
+
+    def __init__(
+        self,
+        *,
+        output_schema: Declared | str | None = None,
+        repairs: int = 1,
+        guided: Literal["json_schema", "guided_json", "none"] = "json_schema",
+        **options: Any,
+    ) -> None:
+        """See the class.
+
+        Raises:
+            ConfigError: the shape is none, or an option is wrong.
+        """
+        if repairs < 0:
+            raise ConfigError(f"repairs must be at least 0, not {repairs}.")
+        if guided not in ("json_schema", "guided_json", "none"):
+            raise ConfigError(
+                f"guided is {guided!r}.", hint="It can be json_schema, guided_json or none."
+            )
+        declared = type(self).output_schema if output_schema is None else output_schema
+        self.shape = _model_of(declared)
+        self.repairs = repairs
+        self.guided = guided
+        super().__init__(output_schema=self.shape, **options)
+        self._schema = self.shape.model_json_schema()
+
+    def described(self) -> dict[str, Any]:
+        """See `SwarmJob.described`."""
+        return {
+            **super().described(),
+            "json_schema": self._schema,
+            "repairs": self.repairs,
+            "guided": self.guided,
+        }
+
+    async def transform_item(self, item: Any) -> BaseModel:  # noqa: ANN401 - the columns'
+        """The answer as an instance of the model."""
+        columns = self.columns_of(item)
+        body = {**self.body(columns), **self._guidance()}
+        messages = [*self._instruction(), *self.messages(columns)]
+        for repair in range(self.repairs + 1):
+            reply = await self.client.transport.post(CHAT_PATH, {**body, "messages": messages})
+            choice = choices(reply)[0]
+            text = choice.message.content or ""
+            try:
+                return self.shape.model_validate_json(_unfenced(text))
+            except ValidationError as error:
+                why = reasons(error)
+            if choice.finish_reason == "length":
+                why += " (the answer was cut: max_tokens is too small)"
+            if repair < self.repairs:
+                messages = [*messages, *_sent_back(text, why)]
+        raise OutputMismatch(
+            f"the answer is no {self.shape.__name__}: {why}; it was {text[:200]!r}"
+        )
+
+    def _guidance(self) -> dict[str, Any]:
+        if self.guided == "json_schema":
+            named = {"name": self.shape.__name__, "schema": self._schema, "strict": True}
+            return {"response_format": {"type": "json_schema", "json_schema": named}}
+        return {"guided_json": self._schema} if self.guided == "guided_json" else {}
+
+    def _instruction(self) -> list[dict[str, str]]:
+        if self.guided != "none":
+            return []
+        wanted = f"Answer with JSON alone that fits this schema:\n{json.dumps(self._schema)}"
+        return [{"role": "system", "content": wanted}]
+
+
+def _sent_back(text: str, why: str) -> list[dict[str, str]]:
+    asked = f"This does not fit the schema: {why}. Answer again, with valid JSON alone."
+    return [{"role": "assistant", "content": text}, {"role": "user", "content": asked}]
+
+
+def _unfenced(text: str) -> str:
+    """An answer without the Markdown fence that models like to put around JSON."""
+    fenced = _FENCE.match(text)
+    return fenced[1] if fenced else text
+
+
+def _model_of(declared: Declared | str) -> type[BaseModel]:
+    if isinstance(declared, str):
+        declared = _imported(declared)
+    if isinstance(declared, Mapping):
+        fields: dict[str, Any] = {
+            name: (annotation_of(kind), ...) for name, kind in declared.items()
+        }
+        return create_model("Answer", **fields)
+    if isinstance(declared, type) and issubclass(declared, BaseModel):
+        return declared
+    raise ConfigError(
+        "StructuredOutputJob needs an output_schema with types.",
+        hint='Give a pydantic model, "module:Model", or names with types: '
+        """--job-kwargs '{"output_schema": {"score": "float"}}'.""",
+    )
+
+
+def _imported(reference: str) -> Any:  # noqa: ANN401 - checked by the caller
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"The output_schema {reference!r} cannot be imported: {error}.",
+            hint="It is of the form MODULE:MODEL; run from the folder that holds the module.",
+        ) from error

@@ -1,0 +1,226 @@
+"""The source of a job that no worker could import: one from a script or a notebook cell.
+
+What travels is text: the definition and, as far as it refers to them, the imports, functions,
+classes and plain values around it. Nothing is pickled. What cannot be written down is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import hashlib
+import inspect
+import linecache
+import re
+import symtable
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from types import FunctionType, ModuleType
+from typing import Any, get_origin
+
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.base import SwarmJob
+from domyn_swarm.jobs.decorator import FunctionJob
+
+_CELLS = re.compile(r"^<ipython-input-|[/\\]ipykernel_\d+[/\\]|^<stdin>|^<python-input-")
+
+
+def definition_of(job: SwarmJob) -> type | Callable[..., Any]:
+    """What the user wrote: a function, or a class."""
+    return job.function if isinstance(job, FunctionJob) else type(job)
+
+
+def importable_name(job: SwarmJob) -> str | None:
+    """`module:name` under which another process finds the job's class or function, if it does."""
+    defined = definition_of(job)
+    module = sys.modules.get(defined.__module__)
+    if (
+        defined.__module__ == "__main__"
+        or module is None
+        or getattr(module, "__file__", None) is None
+    ):
+        return None
+    for name, value in vars(module).items():
+        if value is type(job) or (isinstance(value, FunctionJob) and type(value) is type(job)):
+            return f"{defined.__module__}:{name}"
+    return None
+
+
+def source_of(job: SwarmJob) -> str:
+    """The text of a module that defines the job under its own name.
+
+    Raises:
+        ConfigError: the source cannot be found, or it refers to what cannot be written down.
+    """
+    defined = definition_of(job)
+    collector = _Collector(defined.__name__)
+    collector.define(defined.__name__, defined)
+    return "\n\n".join(["from __future__ import annotations", *collector.parts]) + "\n"
+
+
+class _Collector:
+    """Parts of the module, each after those it needs."""
+
+    def __init__(self, job: str) -> None:
+        self.parts: list[str] = []
+        self._job = job
+        self._seen: dict[str, Any] = {}
+
+    def define(self, name: str, defined: type | Callable[..., Any]) -> None:
+        """Add a function or a class, and what it refers to."""
+        self._seen[name] = defined
+        text = _source(defined)
+        if text is None:
+            raise self._refusal(name, "its source cannot be found")
+        around = _namespace(defined)
+        for one in sorted(_names(text) - {name}):
+            if one in around:
+                self._add(one, around[one])
+        self.parts.append(text)
+
+    def _add(self, name: str, value: Any) -> None:  # noqa: ANN401 - whatever a global is
+        if name in self._seen:
+            if self._seen[name] is not value:
+                raise self._refusal(name, "two different things have this name")
+            return
+        self._seen[name] = value
+        line = _import_of(name, value) or _constant(name, value)
+        if line is not None:
+            self.parts.append(line)
+        elif isinstance(value, FunctionJob):
+            self.define(name, value.function)
+        elif isinstance(value, FunctionType | type):
+            self.define(name, value)
+        elif get_origin(value) is not None and (found := _assignment(name)) is not None:
+            around = vars(sys.modules["__main__"])
+            for one in sorted(_names(found) - {name}):
+                if one in around:
+                    self._add(one, around[one])
+            self.parts.append(found)
+        else:
+            raise self._refusal(name, f"a {type(value).__name__} cannot be written down")
+
+    def _refusal(self, name: str, why: str) -> ConfigError:
+        refers = "" if name == self._job else f" refers to {name!r}, which"
+        return ConfigError(
+            f"The job {self._job}{refers} does not travel to a worker: {why}.",
+            hint="Put the job into a module and import it from there, or make what it needs "
+            "inside of it.",
+        )
+
+
+def _names(text: str) -> set[str]:
+    """The names that a piece of source takes from around it."""
+    found: set[str] = set()
+    tables = [symtable.symtable(text, "job", "exec")]
+    for table in tables:
+        tables.extend(table.get_children())
+        top = table.get_type() == "module"
+        for symbol in table.get_symbols():
+            outside = symbol.is_global() or (top and not symbol.is_assigned())
+            if symbol.is_referenced() and outside:
+                found.add(symbol.get_name())
+    return found - set(dir(builtins))
+
+
+def _namespace(defined: type | Callable[..., Any]) -> Mapping[str, Any]:
+    """What the names in a definition stand for: its module's, and those it closes over."""
+    module = vars(sys.modules[defined.__module__])
+    functions = [defined] if isinstance(defined, FunctionType) else vars(defined).values()
+    closed: dict[str, Any] = {}
+    for function in functions:
+        if isinstance(function, FunctionType):
+            closed |= inspect.getclosurevars(function).nonlocals
+    own = defined.__globals__ if isinstance(defined, FunctionType) else module
+    return {**own, **closed}
+
+
+def _import_of(name: str, value: Any) -> str | None:  # noqa: ANN401 - whatever a global is
+    if isinstance(value, ModuleType):
+        return None if value.__name__ == "__main__" else f"import {value.__name__} as {name}"
+    module, qualname = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(qualname, str) or module == "__main__":
+        return None
+    try:
+        same = getattr(import_module(module), qualname, None) is value
+    except ImportError:
+        return None
+    return f"from {module} import {qualname} as {name}" if same else None
+
+
+def _constant(name: str, value: Any) -> str | None:  # noqa: ANN401 - whatever a global is
+    if isinstance(value, re.Pattern):
+        return f"import re\n{name} = re.compile({value.pattern!r}, {int(value.flags)})"
+    try:
+        return f"{name} = {value!r}" if ast.literal_eval(repr(value)) == value else None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _source(defined: type | Callable[..., Any]) -> str | None:
+    try:
+        return textwrap.dedent(inspect.getsource(defined)).rstrip()
+    except (OSError, TypeError):  # a class from a cell: its module has no file
+        return _found(lambda node: isinstance(node, ast.ClassDef) and node.name == defined.__name__)
+
+
+def _assignment(name: str) -> str | None:
+    """The statement that gave a name of the script its value."""
+
+    def gives(node: ast.stmt) -> bool:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        return any(isinstance(one, ast.Name) and one.id == name for one in targets)
+
+    return _found(gives)
+
+
+def _found(wanted: Callable[[ast.stmt], bool]) -> str | None:
+    """The newest statement of the script or of the cells that is wanted."""
+    for text in _texts():
+        try:
+            body = ast.parse(text).body
+        except SyntaxError:
+            continue
+        for node in reversed(body):
+            if wanted(node):
+                decorators = getattr(node, "decorator_list", [])
+                first = min([node.lineno, *(one.lineno for one in decorators)])
+                return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+    return None
+
+
+def _texts() -> Iterator[str]:
+    """The script, or the cells with the newest first."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is not None:
+        yield "".join(linecache.getlines(script))
+    for name in reversed(list(linecache.cache)):
+        if _CELLS.search(name):
+            yield "".join(linecache.getlines(name))
+
+
+def module_from(source: str) -> ModuleType:
+    """Run a travelled source as a module of its own.
+
+    Raises:
+        ConfigError: it fails.
+    """
+    name = f"domyn_swarm_job_{hashlib.blake2b(source.encode(), digest_size=8).hexdigest()}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module, file = ModuleType(name), f"<{name}>"
+    module.__file__ = file
+    lines = source.splitlines(keepends=True)
+    linecache.cache[file] = (len(source), None, lines, file)  # for tracebacks, and the identity
+    sys.modules[name] = module
+    try:
+        exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the user's own job
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(
+            f"The job's source fails on this machine: {type(error).__name__}: {error}",
+            hint="What it imports has to be installed where the job runs.",
+        ) from error
+    return module

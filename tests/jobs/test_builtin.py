@@ -1,0 +1,291 @@
+"""The built-in jobs against a real server: what they send, and what they make of replies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel
+
+from domyn_swarm.batch.access import EndpointAccess, open_session
+from domyn_swarm.batch.schema import OutputMismatch
+from domyn_swarm.batch.session import RetryPolicy
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs import (
+    ChatCompletionJob,
+    ChatCompletionPerplexityJob,
+    CompletionJob,
+    EmbeddingJob,
+    MultiChatCompletionJob,
+    MultiTurnChatCompletionJob,
+    MultiTurnTranslationJob,
+    StructuredOutputJob,
+    SwarmJob,
+    TemplateJob,
+)
+from domyn_swarm.net.errors import BadReply, RequestError
+from model_server import KEY, Answer, ModelServer
+
+
+def ask(server: ModelServer, job: SwarmJob, *items: Any) -> Any:
+    """The answers of a job, as a run would get them."""
+
+    async def asked() -> Any:
+        access = EndpointAccess(lambda: server.url, KEY)
+        async with open_session(access, RetryPolicy(retries=0), Tally(), print) as (client, _):
+            job.check()
+            job.bind(client, "m")
+            return await job.transform_items(list(items))
+
+    answers = asyncio.run(asked())
+    return answers[0] if len(items) == 1 else answers
+
+
+def chat(*texts: str | None, **more: Any) -> Answer:
+    """A reply with these choices."""
+    choices = [{"message": {"role": "assistant", "content": text}, **more} for text in texts]
+    return Answer(body={"choices": choices, "usage": {"prompt_tokens": 1}})
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+# -- what is asked -------------------------------------------------------------------------------
+
+
+def test_text_messages_system_and_parameters(server: ModelServer) -> None:
+    job = ChatCompletionJob(system="Be {{ mood }}.", temperature=0.1, extra_body={"top_k": 3})
+    assert tuple(job.input_columns) == ("messages", "mood")
+    assert ask(server, job, {"messages": "hi", "mood": "kind"}) == "HI"
+    assert server.bodies[-1] == {
+        "model": "m",
+        "messages": [{"role": "system", "content": "Be kind."}, user("hi")],
+        "temperature": 0.1,
+        "top_k": 3,
+    }
+    assert ask(server, ChatCompletionJob(), [{**user("a"), "name": None}]) == "A"
+    assert server.bodies[-1]["messages"] == [user("a")]
+
+
+def test_prompts_over_columns(server: ModelServer) -> None:
+    job = TemplateJob(prompt="{{ a }}{% if b %}, {{ b | upper }}{% endif %}: {{ c }}")
+    assert tuple(job.input_columns) == ("a", "b", "c")
+    ask(server, job, {"a": "x", "b": "y", "c": ["é", {"d": 1}]})
+    assert server.bodies[-1]["messages"] == [user('x, Y: ["é",{"d":1}]')]
+    with pytest.raises(ValueError, match="a value in the prompt is null"):
+        ask(server, job, {"a": None, "b": None, "c": 1})
+
+
+def test_a_prompt_can_do_nothing_but_make_text(server: ModelServer) -> None:
+    for evil in ("{{ a.__class__.__mro__ }}", "{{ a.append(1) }}", "{{ a['x'] }}"):
+        with pytest.raises(ValueError, match="the prompt cannot be made"):
+            ask(server, TemplateJob(prompt=evil), [])
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "needs a prompt"),
+        ({"prompt": "{{ a"}, "template is wrong in line 1"),
+        ({"prompt": "always the same"}, "uses no column"),
+        ({"prompt": "{{ a }}{{ b }}", "input_columns": ["a"]}, "templates use b"),
+    ],
+)
+def test_prompts_that_are_wrong(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        TemplateJob(**options).check()
+
+
+def test_parameters_by_column(server: ModelServer) -> None:
+    job = ChatCompletionJob(param_columns={"temperature": "heat"}, temperature=1, max_tokens=5)
+    rows = [{"messages": "a", "heat": 0.5}, {"messages": "b", "heat": None}]
+    for row in rows:
+        ask(server, job, row)
+    assert [body["temperature"] for body in server.bodies] == [0.5, 1]
+    assert tuple(CompletionJob(param_columns="seed").input_columns) == ("prompt", "seed")
+
+
+def test_completions(server: ModelServer) -> None:
+    assert ask(server, CompletionJob(), "go") == "GO"
+    assert ask(server, CompletionJob(prompt="{{ a }}!"), "go") == "GO!"
+    with pytest.raises(ValueError, match="the prompt is int, not text"):
+        ask(server, CompletionJob(), 5)
+
+
+# -- several answers, perplexity -----------------------------------------------------------------
+
+
+def test_reasoning(server: ModelServer) -> None:
+    reply = {"choices": [{"message": {"content": "4", "reasoning": "2+2"}}]}
+    server.behave = lambda _prompt, _nth: Answer(body=reply)
+    assert ask(server, ChatCompletionJob(parse_reasoning=True), "q") == ("4", "2+2")
+
+
+def test_several_answers(server: ModelServer) -> None:
+    server.behave = lambda _prompt, _nth: chat("a", "b", "c")
+    assert ask(server, MultiChatCompletionJob(n=3), "q") == ["a", "b", "c"]
+    assert server.bodies[-1]["n"] == 3
+
+
+def test_a_server_that_gives_one_answer_at_a_time(server: ModelServer) -> None:
+    server.behave = lambda _prompt, nth: chat(f"a{nth}")
+    assert ask(server, MultiChatCompletionJob(n=3, seed=7), "q") == ["a1", "a2", "a3"]
+    assert [(body["n"], body["seed"]) for body in server.bodies] == [(3, 7), (2, 8), (1, 9)]
+
+
+def test_perplexity(server: ModelServer) -> None:
+    tokens = [{"token": "x", "logprob": value} for value in (-1.0, -3.0, -0.5)]
+    server.behave = lambda _prompt, _nth: chat("xyz", logprobs={"content": tokens})
+    text, whole, half = ask(server, ChatCompletionPerplexityJob(), "q")
+    assert text == "xyz"
+    assert whole == pytest.approx(math.exp(4.5 / 3))
+    assert half == pytest.approx(math.exp(4.0 / 2))
+    assert server.bodies[-1]["logprobs"] is True
+    server.behave = lambda _prompt, _nth: chat("xyz")
+    with pytest.raises(BadReply, match="does not tell them"):
+        ask(server, ChatCompletionPerplexityJob(), "q")
+
+
+# -- conversations -------------------------------------------------------------------------------
+
+
+def test_every_turn_is_answered(server: ModelServer) -> None:
+    turns = [
+        {"role": "system", "content": "S"},
+        user("one"),
+        {"role": "assistant", "content": "kept"},
+        user("two"),
+        {"role": "tool", "content": "three"},
+        {"role": "assistant", "content": "end"},
+    ]
+    said = ask(server, MultiTurnChatCompletionJob(), turns)
+    assert [one["content"] for one in said] == [
+        *("S", "one", "ONE", "kept", "two", "TWO", "three", "THREE", "end")
+    ]
+    assert [len(body["messages"]) for body in server.bodies] == [2, 5, 7]
+    with pytest.raises(ValueError, match="no user or tool message"):
+        ask(server, MultiTurnChatCompletionJob(), turns[:1])
+
+
+def test_conversations_are_translated(server: ModelServer) -> None:
+    job = MultiTurnTranslationJob(
+        target_language="Italian", roles=["user", "assistant"], context_turns=1
+    )
+    turns = [
+        {"role": "system", "content": "left"},
+        user("one"),
+        {"role": "assistant", "content": "two", "name": "bot"},
+        user(""),
+        user("three"),
+    ]
+    told = ask(server, job, turns)
+    assert [one["content"] for one in told] == ["left", "ONE", "TWO", "", "THREE"]
+    assert told[2]["name"] == "bot"
+    asked = [[one["content"] for one in body["messages"]][1:] for body in server.bodies]
+    assert asked == [["one"], ["one", "ONE", "two"], ["two", "TWO", "three"]]
+    assert "to Italian" in server.bodies[0]["messages"][0]["content"]
+    with pytest.raises(ConfigError, match="needs a target_language"):
+        MultiTurnTranslationJob().check()
+
+
+# -- embeddings ----------------------------------------------------------------------------------
+
+
+def embed(prompt: str, _nth: int) -> Answer:
+    """The length of each text as its vector, in the wrong order; `bad` is refused."""
+    texts = prompt.split("|")
+    if "bad" in texts:
+        return Answer(status=400)
+    data = [{"index": at, "embedding": [len(text)]} for at, text in enumerate(texts)]
+    return Answer(body={"data": data[::-1]})
+
+
+def test_embeddings_go_many_at_once(server: ModelServer) -> None:
+    server.behave = embed
+    job = EmbeddingJob(batch_size=8, dimensions=1)
+    assert (job.rows_per_call, EmbeddingJob(param_columns="dimensions").rows_per_call) == (8, 1)
+    assert ask(server, job, "a", "bb", "ccc") == [[1.0], [2.0], [3.0]]
+    assert server.bodies == [{"model": "m", "input": ["a", "bb", "ccc"], "dimensions": 1}]
+
+
+def test_one_text_that_is_refused_takes_no_other_with_it(server: ModelServer) -> None:
+    server.behave = embed
+    first, bad, empty, last = ask(server, EmbeddingJob(), "a", "bad", None, "dd")
+    assert (first, last) == ([1.0], [2.0])
+    assert isinstance(bad, RequestError)
+    assert "no text to embed" in str(empty)
+
+
+# -- structured output ---------------------------------------------------------------------------
+
+
+class Verdict(BaseModel):
+    label: Literal["good", "bad"]
+    score: float
+
+
+GOOD = {"label": "good", "score": 0.5}
+
+
+def test_the_schema_goes_with_the_request_and_the_answer_is_typed(server: ModelServer) -> None:
+    server.behave = lambda _prompt, _nth: chat(json.dumps(GOOD))
+    job = StructuredOutputJob(output_schema=Verdict, prompt="{{ a }}")
+    assert ask(server, job, "x") == Verdict(**GOOD)
+    assert job.schema().names == ["label", "score"]
+    told = server.bodies[-1]["response_format"]
+    assert told["type"] == "json_schema"
+    assert told["json_schema"]["schema"] == Verdict.model_json_schema()
+
+
+@pytest.mark.parametrize(
+    "declared", ["jobs.test_builtin:Verdict", {"label": str, "score": "float"}]
+)
+def test_shapes_by_name_and_by_types(server: ModelServer, declared: Any) -> None:
+    server.behave = lambda _prompt, _nth: chat(f"```json\n{json.dumps(GOOD)}\n```")
+    job = StructuredOutputJob(output_schema=declared)
+    assert ask(server, job, "x").model_dump() == GOOD
+
+
+def test_an_answer_that_does_not_fit_is_sent_back(server: ModelServer) -> None:
+    answers = iter(["{", json.dumps({**GOOD, "label": "ugly"}), json.dumps(GOOD)])
+    server.behave = lambda _prompt, _nth: chat(next(answers))
+    assert ask(server, StructuredOutputJob(output_schema=Verdict, repairs=2), "x").label == "good"
+    last = server.bodies[-1]["messages"]
+    assert [one["role"] for one in last] == ["user", "assistant", "user", "assistant", "user"]
+    assert "label: Input should be 'good' or 'bad'" in last[-1]["content"]
+
+
+def test_an_answer_that_never_fits_is_a_row_error(server: ModelServer) -> None:
+    server.behave = lambda _prompt, _nth: chat('{"label": ', finish_reason="length")
+    with pytest.raises(OutputMismatch, match=r"no Verdict: .*max_tokens is too small.*it was '\{"):
+        ask(server, StructuredOutputJob(output_schema=Verdict), "x")
+    assert len(server.bodies) == 2
+
+
+def test_servers_without_guided_decoding(server: ModelServer) -> None:
+    server.behave = lambda _prompt, _nth: chat(json.dumps(GOOD))
+    ask(server, StructuredOutputJob(output_schema=Verdict, guided="none"), "x")
+    assert "response_format" not in server.bodies[-1]
+    assert '"score"' in server.bodies[-1]["messages"][0]["content"]
+    ask(server, StructuredOutputJob(output_schema=Verdict, guided="guided_json"), "x")
+    assert server.bodies[-1]["guided_json"] == Verdict.model_json_schema()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "needs an output_schema with types"),
+        ({"output_schema": "nowhere:Model"}, "cannot be imported"),
+        ({"output_schema": Verdict, "guided": "yes"}, "guided is 'yes'"),
+        ({"output_schema": Verdict, "repairs": -1}, "repairs must be"),
+    ],
+)
+def test_shapes_that_are_wrong(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        StructuredOutputJob(**options)
