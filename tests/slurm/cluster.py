@@ -121,10 +121,11 @@ class SlurmCluster:
         their connections closed; a node that says nothing any more is one that is `cut`.
         """
         self._kill(node, signal.SIGKILL)
-        for step in self.steps(node):
-            for process in [*_children(step), step]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        killed = [one for step in self.steps(node) for one in [*_children(step), step]]
+        for process in killed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(killed, timeout=10)  # by then its farewells are on their way
         self.network.lose(node)
 
     def stop_slurmd(self, node: str) -> None:
