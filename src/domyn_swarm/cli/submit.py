@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from domyn_swarm.swarm.snapshot import JobSnapshot
 
 
+_CHAT, _TEMPLATE = "domyn_swarm.jobs:ChatCompletionJob", "domyn_swarm.jobs:TemplateJob"
+
+
 class OutputMode(StrEnum):
     """What becomes of the input's columns in the output."""
 
@@ -60,7 +63,7 @@ def submit(
     target: Annotated[str, typer.Option("--output", metavar="PATH", help="Where answers go.")],
     job: Annotated[
         str, typer.Argument(metavar="[MODULE:CLASS]", help="The job; a chat job when left out.")
-    ] = "domyn_swarm.jobs:ChatCompletionJob",
+    ] = _CHAT,
     name: SwarmOption = None,
     config: ConfigOption = None,
     endpoint: Annotated[
@@ -94,6 +97,15 @@ def submit(
         str,
         typer.Option("--job-kwargs", metavar="JSON", help="Options of the job and its requests."),
     ] = "{}",
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", metavar="TEMPLATE", help="What to ask, over the row's {{ columns }}."
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEMPLATE", help="The system message.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=0, help="Only the first so many rows.")
     ] = None,
@@ -159,8 +171,9 @@ def submit(
 
     if sum(given is not None for given in (name, config, endpoint)) > 1:
         raise typer.BadParameter("--name, --config and --endpoint exclude each other.")
+    templates = {"prompt": prompt, "system": system}
     request = JobRequest(
-        job=job,
+        job=_TEMPLATE if job == _CHAT and prompt is not None else job,
         swarm=swarm_name(config) if config else name,
         endpoint=endpoint,
         model=model,
@@ -172,7 +185,10 @@ def submit(
         fingerprint=fingerprint.value,
         output_mode=None if output_mode is None else output_mode.value,
         shard_output=shard_output,
-        job_kwargs=parse_json_object(job_kwargs),
+        job_kwargs={
+            **parse_json_object(job_kwargs),
+            **{name: text for name, text in templates.items() if text is not None},
+        },
         limit=limit,
         name=job_name,
         external_id=external_id,

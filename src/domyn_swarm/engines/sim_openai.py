@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from domyn_swarm.engines.sim import REPLY_TOKENS, sim_reply
+from domyn_swarm.engines.sim_json import instance_of
 
 _EMBEDDING_DIMENSIONS = 8
 
@@ -27,10 +28,14 @@ class Question:
     stream: bool
     stream_usage: bool
     chat: bool
+    logprobs: bool = False
+    shape: dict[str, Any] | None = None  # JSON schema of the answer
 
     @property
     def answer(self) -> str:
         """The text of every choice."""
+        if self.shape is not None:
+            return json.dumps(instance_of(self.shape, sim_reply(self.prompt, REPLY_TOKENS)))
         return sim_reply(self.prompt, self.max_tokens or REPLY_TOKENS)
 
     @property
@@ -54,6 +59,8 @@ class Question:
         content: dict[str, Any] = {"text": self.answer}
         if self.chat:
             content = {"message": {"role": "assistant", "content": self.answer}}
+        if self.logprobs:
+            content["logprobs"] = {"content": _logprobs(self.answer)}
         choices = [
             {"index": index, **content, "finish_reason": self.finish_reason}
             for index in range(self.n)
@@ -93,6 +100,8 @@ def question(body: dict[str, Any], *, chat: bool) -> Question:
         stream=body.get("stream") is True,
         stream_usage=isinstance(options, dict) and options.get("include_usage") is True,
         chat=chat,
+        logprobs=chat and body.get("logprobs") is True,
+        shape=_shape(body),
     )
 
 
@@ -119,6 +128,23 @@ def embeddings(found: list[str], model: str) -> dict[str, Any]:
     tokens = sum(len(text.split()) for text in found)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "model": model, "data": data, "usage": usage}
+
+
+def _logprobs(answer: str) -> list[dict[str, Any]]:
+    """A number between -1 and 0 for each word, derived from it."""
+    digests = [(word, hashlib.blake2b(word.encode(), digest_size=1)) for word in answer.split()]
+    return [{"token": word, "logprob": -digest.digest()[0] / 256} for word, digest in digests]
+
+
+def _shape(body: dict[str, Any]) -> dict[str, Any] | None:
+    wanted = body.get("response_format")
+    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+        return None
+    named = wanted.get("json_schema")
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if not isinstance(schema, dict):
+        raise BadRequest("response_format.json_schema.schema must be an object")
+    return schema
 
 
 def _last_message(body: dict[str, Any]) -> str:
