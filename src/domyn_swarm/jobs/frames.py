@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domyn_swarm.batch.dataset import BATCH_ROWS, Dataset, TableDataset, open_dataset
+from domyn_swarm.batch.dataset import Dataset, ParquetDataset, open_dataset
+from domyn_swarm.batch.spool import spooled
+from domyn_swarm.batch.table_dataset import TableDataset
+from domyn_swarm.data.base import DataBackend
 from domyn_swarm.data.registry import backend_named, backend_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_RESULTS = "results.parquet"  # of a lazy frame, in the job's checkpoint
 
 
 @dataclass(frozen=True)
@@ -21,22 +27,43 @@ class FrameEnds:
 
     name: str
     dataset: Dataset
-    build: Callable[[pa.Schema, Iterator[pa.RecordBatch]], Any]
+    build: Callable[[pa.Schema, Iterator[pa.RecordBatch], Path | None], Any]
+    """A frame of the results; a lazy one reads them from the folder, where there is one."""
 
 
 @contextlib.contextmanager
-def ends_of(data: Any, scratch: Path) -> Iterator[FrameEnds]:  # noqa: ANN401 - a frame or a path
+def ends_of(data: Any, limit: int | None) -> Iterator[FrameEnds]:  # noqa: ANN401 - a frame or a path
     """A frame of any supported kind; files at a path come back as an Arrow table.
+
+    Args:
+        data: the frame or path.
+        limit: no more rows than these are wanted of it.
 
     Raises:
         ConfigError: it is neither.
         InvalidInput: a column's type, or the files, cannot be read.
     """
-    del scratch
     if isinstance(data, str | Path):
-        yield FrameEnds(str(data), open_dataset(str(data)), backend_named("arrow").build)
+        arrow = backend_named("arrow")
+        dataset = open_dataset(str(data))
+        yield FrameEnds(str(data), dataset, lambda schema, rows, _: arrow.build(schema, rows))
         return
-    backend = backend_of(data)
-    schema = backend.schema(data)
-    dataset = TableDataset.of(schema, backend.batches(data, BATCH_ROWS))
-    yield FrameEnds(f"<{backend.name}>", dataset, backend.build)
+    backend: DataBackend[Any] = backend_of(data)
+    frame = data if limit is None else backend.head(data, limit)
+
+    def build(schema: pa.Schema, batches: Iterator[pa.RecordBatch], folder: Path | None) -> Any:  # noqa: ANN401 - a frame
+        if backend.lazy and folder is not None:
+            results = spooled(schema, batches, folder / _RESULTS)
+            return backend.read([str(results)], "parquet", {})
+        return backend.build(schema, batches, frame)
+
+    schema = backend.schema(frame)
+    with contextlib.ExitStack() as stack:
+        rows: Dataset
+        if backend.lazy:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="domyn-swarm-"))
+            spool = spooled(schema, backend.batches(frame), Path(folder) / "rows.parquet")
+            rows = ParquetDataset([spool])
+        else:
+            rows = TableDataset.of(schema, backend.batches(frame))
+        yield FrameEnds(f"<{backend.name}>", rows, build)

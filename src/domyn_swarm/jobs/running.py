@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import secrets
 import tempfile
 import threading
@@ -28,7 +27,7 @@ from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.frames import FrameEnds, ends_of
 from domyn_swarm.jobs.hooks import HookEvents, Hooks
 from domyn_swarm.jobs.preparation import check_rows, plan_of
-from domyn_swarm.jobs.program import access_of, event_loop
+from domyn_swarm.jobs.program import access_of, event_loop, key_of_environment
 from domyn_swarm.jobs.progress_line import ProgressLine
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.logs import get_logger
@@ -37,8 +36,6 @@ from domyn_swarm.paths import checkpoints_dir
 
 _log = get_logger(__name__)
 _T = TypeVar("_T")
-
-KEY_VARIABLES = ("DOMYN_SWARM_API_TOKEN", "OPENAI_API_KEY")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +86,8 @@ class Endpoint:
 
     @classmethod
     def at(cls, url: str, model: str, api_key: str | None) -> Endpoint:
-        """Any OpenAI endpoint; without a key, that of the environment (`KEY_VARIABLES`)."""
-        found = (os.environ.get(name) for name in KEY_VARIABLES)
-        key = api_key or next((one for one in found if one), None)
-        return cls({"endpoint_url": url, "model": model}, key)
+        """Any OpenAI endpoint; without a key, that of the environment."""
+        return cls({"endpoint_url": url, "model": model}, api_key or key_of_environment())
 
 
 async def arun(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettings) -> Any:  # noqa: ANN401 - a frame
@@ -109,14 +104,15 @@ async def arun(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettin
         root = settings.checkpoint_dir or checkpoints_dir()
         if not settings.checkpoint:
             root = stack.enter_context(tempfile.TemporaryDirectory(prefix="domyn-swarm-"))
-        ends = stack.enter_context(ends_of(data, Path(root)))
+        ends = stack.enter_context(ends_of(data, settings.limit))
         spec = _spec(job, endpoint, settings, str(root), ends.name)
         plan = await asyncio.to_thread(plan_of, spec, job, ends.dataset)
         plan = replace(plan, publishes=False)
         await asyncio.to_thread(check_rows, plan)
         plan.output.check_names(ends.dataset)
         await _settle(job, spec, endpoint, plan, settings)
-        return await asyncio.to_thread(_collect, plan, ends)
+        kept = plan.folder if settings.checkpoint else None
+        return await asyncio.to_thread(_collect, plan, ends, kept)
 
 
 def run(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettings) -> Any:  # noqa: ANN401 - a frame
@@ -226,11 +222,11 @@ async def _until_over(running: asyncio.Future[bool], batch: BatchRun) -> None:
         raise
 
 
-def _collect(plan: BatchPlan, ends: FrameEnds) -> Any:  # noqa: ANN401 - a frame
+def _collect(plan: BatchPlan, ends: FrameEnds, kept: Path | None) -> Any:  # noqa: ANN401 - a frame
     with settled_results(plan, errors=False) as results:
         if results.rows < results.rows_total:
             raise JobError(
                 f"{results.rows_total - results.rows} results cannot be read again.",
                 hint="Run it once more: only those rows are asked.",
             )
-        return ends.build(results.schema, results.batches())
+        return ends.build(results.schema, results.batches(), kept)

@@ -12,6 +12,7 @@ from domyn_swarm.errors import ConfigError, JobError, StateError
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
+from domyn_swarm.swarm.job_access import swarm_access
 from domyn_swarm.swarm.job_request import JobRequest
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.submitter import JobSubmitter, spec_of
@@ -79,6 +80,22 @@ class DomynLLMSwarm:
     def model(self) -> str:
         """The model it serves."""
         return self._live.plan.model
+
+    def run(self, job: SwarmJob, data: Any, **settings: Any) -> Any:  # noqa: ANN401 - a frame
+        """Ask every row of a frame in this process; return a frame of the same kind.
+
+        Args:
+            job: the job.
+            data: a frame, or the path of files; see `SwarmJob.run`.
+            **settings: as `SwarmJob.run`.
+
+        Raises:
+            SwarmError: something is wrong with the job or the data (nothing was asked), the swarm
+                has no endpoint, or the run cannot go on (what is settled is kept).
+        """
+        from domyn_swarm.jobs.running import Endpoint, run, settings_of
+
+        return run(job, data, Endpoint(swarm_access(self._live)), settings_of(settings))
 
     def submit_job(
         self,

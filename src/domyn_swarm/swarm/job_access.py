@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.errors import ConfigError, StateError
+from domyn_swarm.jobs.program import key_of_environment
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_request import JobRequest
@@ -38,7 +37,7 @@ def endpoint_access(request: JobRequest, paths: JobPaths) -> dict[str, str | Non
             "A job needs a swarm, or --endpoint and --model.",
             hint="Name a live swarm with --name, see `domyn-swarm swarm list`.",
         )
-    key = os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("OPENAI_API_KEY")
+    key = key_of_environment()
     key_file = paths.root / "api_key"
     if key:
         write_private(key_file, key)

@@ -1,0 +1,61 @@
+"""Arrow tables, which need no conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG
+from domyn_swarm.data.calls import check_options, failures_named
+
+_FORMATS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "arrow": "ipc"}
+
+
+class ArrowBackend:
+    """`pyarrow.Table`."""
+
+    name = "arrow"
+    lazy = False
+
+    def accepts(self, data: object) -> bool:
+        """See `DataBackend`."""
+        return isinstance(data, pa.Table)
+
+    def schema(self, frame: pa.Table) -> pa.Schema:
+        """See `DataBackend`."""
+        return frame.schema.remove_metadata()
+
+    def batches(self, frame: pa.Table) -> Iterator[pa.RecordBatch]:
+        """See `DataBackend`."""
+        yield from frame.replace_schema_metadata(None).to_batches(max_chunksize=BATCH_ROWS)
+
+    def build(
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        like: pa.Table | None = None,  # noqa: ARG002 - its columns are in the batches as they are
+    ) -> pa.Table:
+        """See `DataBackend`."""
+        return pa.Table.from_batches(batches, schema)
+
+    def head(self, frame: pa.Table, rows: int) -> pa.Table:
+        """See `DataBackend`."""
+        return frame.slice(0, rows)
+
+    def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pa.Table:
+        """See `DataBackend`; the options are those of `pyarrow.dataset.dataset`."""
+        from pyarrow import dataset
+
+        check_options(dataset.dataset, options, READ_FLAG)
+        with failures_named("Arrow cannot read", files, READ_FLAG):
+            given = {"format": _FORMATS[kind], **options}
+            return dataset.dataset(list(files), **given).to_table()
+
+    def write(self, frame: pa.Table, path: str, options: dict[str, Any]) -> None:
+        """See `DataBackend`; the options are those of `pyarrow.parquet.write_table`."""
+        import pyarrow.parquet as pq
+
+        with failures_named("Arrow cannot write", [path], WRITE_FLAG):
+            pq.write_table(frame, path, **options)

@@ -1,0 +1,163 @@
+"""pandas data frames.
+
+A missing value of pandas (NaN, NaT, None, NA) is null on the way in. On the way out columns have
+the dtypes that pandas itself prefers; numbers and flags with missing ones are nullable (`Int64`,
+`boolean`), and what pandas has no dtype for (lists, structs, decimals, dates, …) is Arrow's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG
+from domyn_swarm.data.calls import check_options, failures_named
+from domyn_swarm.data.types import refuse_types
+from domyn_swarm.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_READERS = {
+    "parquet": "read_parquet",
+    "csv": "read_csv",
+    "jsonl": "read_json",
+    "arrow": "read_feather",
+}
+
+
+class PandasBackend:
+    """`pandas.DataFrame`."""
+
+    name = "pandas"
+    lazy = False
+
+    def accepts(self, data: object) -> bool:
+        """See `DataBackend`."""
+        pandas = sys.modules.get("pandas")
+        return pandas is not None and isinstance(data, pandas.DataFrame)
+
+    def schema(self, frame: pd.DataFrame) -> pa.Schema:
+        """See `DataBackend`."""
+        return _table(frame).schema
+
+    def batches(self, frame: pd.DataFrame) -> Iterator[pa.RecordBatch]:
+        """See `DataBackend`."""
+        yield from _table(frame).to_batches(max_chunksize=BATCH_ROWS)
+
+    def build(
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        like: pd.DataFrame | None = None,
+    ) -> pd.DataFrame:
+        """See `DataBackend`."""
+        import pandas as pd
+
+        table = pa.Table.from_batches(batches, schema)
+        if like is None:
+            return pd.DataFrame({name: _series(table.column(name)) for name in schema.names})
+        kept = [name for name in schema.names if name in like.columns]
+        frame = like.iloc[: table.num_rows][kept].copy()
+        for name in schema.names:
+            if name not in kept:
+                frame[name] = _series(table.column(name)).array
+        return frame[schema.names]
+
+    def head(self, frame: pd.DataFrame, rows: int) -> pd.DataFrame:
+        """See `DataBackend`."""
+        return frame.iloc[:rows]
+
+    def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pd.DataFrame:
+        """See `DataBackend`; the options are those of `pandas.read_parquet` and its like."""
+        import pandas as pd
+
+        reader = getattr(pd, _READERS[kind])
+        check_options(reader, options, READ_FLAG)
+        given = {"lines": True, **options} if kind == "jsonl" else options
+        with failures_named("pandas cannot read", files, READ_FLAG):
+            frames = [reader(file, **given) for file in files]
+            return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
+
+    def write(self, frame: pd.DataFrame, path: str, options: dict[str, Any]) -> None:
+        """See `DataBackend`; the options are those of `pandas.DataFrame.to_parquet`."""
+        with failures_named("pandas cannot write", [path], WRITE_FLAG):
+            frame.to_parquet(path, **{"index": False, **options})
+
+
+def _table(frame: pd.DataFrame) -> pa.Table:
+    odd = [name for name in frame.columns if not isinstance(name, str)]
+    if odd:
+        raise InvalidInput(
+            f"The column {odd[0]!r} has no name that is text.",
+            hint="Rename the columns: df.columns = df.columns.map(str).",
+        )
+    _refuse_twice(frame)
+    columns = [_column(frame[name], name) for name in frame.columns]
+    table = pa.table(dict(zip(frame.columns, columns, strict=True)))
+    refuse_types(table.schema, lambda kind: isinstance(kind, pa.BaseExtensionType), "Arrow")
+    return table
+
+
+def _refuse_twice(frame: pd.DataFrame) -> None:
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise InvalidInput(
+            f"The input has the column {twice[0]!r} more than once.",
+            hint="Rename one of them.",
+        )
+
+
+def _column(series: pd.Series[Any], name: str) -> pa.Array | pa.ChunkedArray:
+    try:
+        return pa.array(series, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(
+            f"The column {name!r} ({series.dtype}) holds values of no one type: "
+            f"{str(error).splitlines()[0]}.",
+            hint=f'Give it one: df["{name}"] = df["{name}"].astype(...).',
+        ) from error
+
+
+def _series(column: pa.ChunkedArray) -> pd.Series[Any]:
+    """One column as pandas has it, with no value of another type than the column's."""
+    import pandas as pd
+
+    kind, missing = column.type, column.null_count > 0
+    if _is_pandas_own(kind) and not (missing and _is_exact(kind)):
+        return column.to_pandas()
+    if missing and _is_exact(kind):
+        nullable = pd.BooleanDtype() if pa.types.is_boolean(kind) else _nullable(kind)
+        return column.to_pandas(types_mapper={kind: nullable}.get)
+    return column.to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def _is_exact(kind: pa.DataType) -> bool:
+    """Whether NumPy has the type, but with no room for a missing value."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+
+
+def _is_pandas_own(kind: pa.DataType) -> bool:
+    return any(
+        is_it(kind)
+        for is_it in (
+            pa.types.is_integer,
+            pa.types.is_boolean,
+            pa.types.is_floating,
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_string_view,
+            pa.types.is_timestamp,
+            pa.types.is_duration,
+            pa.types.is_dictionary,
+        )
+    )
+
+
+def _nullable(kind: pa.DataType) -> Any:  # noqa: ANN401 - a dtype of pandas
+    import pandas as pd
+
+    return pd.api.types.pandas_dtype(str(kind).replace("int", "Int").replace("uI", "UI"))

@@ -1,0 +1,168 @@
+"""polars frames, eager and lazy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG
+from domyn_swarm.data.calls import check_options, failures_named
+from domyn_swarm.data.types import refuse_types
+from domyn_swarm.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_SCANNERS = {
+    "parquet": "scan_parquet",
+    "csv": "scan_csv",
+    "jsonl": "scan_ndjson",
+    "arrow": "scan_ipc",
+}
+
+
+class PolarsBackend:
+    """`polars.DataFrame`."""
+
+    name = "polars"
+    lazy = False
+
+    def accepts(self, data: object) -> bool:
+        """See `DataBackend`."""
+        polars = sys.modules.get("polars")
+        return polars is not None and isinstance(data, polars.DataFrame)
+
+    def schema(self, frame: pl.DataFrame) -> pa.Schema:
+        """See `DataBackend`."""
+        return _arrow(frame.head(0)).schema
+
+    def batches(self, frame: pl.DataFrame) -> Iterator[pa.RecordBatch]:
+        """See `DataBackend`."""
+        yield from _arrow(frame).to_batches(max_chunksize=BATCH_ROWS)
+
+    def build(
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        like: pl.DataFrame | None = None,
+    ) -> pl.DataFrame:
+        """See `DataBackend`."""
+        import polars as pl
+
+        kept = [name for name in schema.names if like is not None and name in like.columns]
+        made = pa.schema([field for field in schema if field.name not in kept])
+        refuse_types(made, _has_no_place, "polars")
+        table = pa.Table.from_batches(batches, schema)
+        frame = pl.DataFrame(pl.from_arrow(table.select(made.names)))
+        if like is None or not kept:
+            return frame
+        head = like.head(table.num_rows).select(kept)
+        return pl.concat([head, frame], how="horizontal").select(schema.names)
+
+    def head(self, frame: pl.DataFrame, rows: int) -> pl.DataFrame:
+        """See `DataBackend`."""
+        return frame.head(rows)
+
+    def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pl.DataFrame:
+        """See `DataBackend`; the options are those of `polars.scan_parquet` and its like."""
+        with failures_named("polars cannot read", files, READ_FLAG):
+            return LazyPolarsBackend().read(files, kind, options).collect()
+
+    def write(self, frame: pl.DataFrame, path: str, options: dict[str, Any]) -> None:
+        """See `DataBackend`; the options are those of `polars.DataFrame.write_parquet`."""
+        check_options(frame.write_parquet, options, WRITE_FLAG)
+        with failures_named("polars cannot write", [path], WRITE_FLAG):
+            frame.write_parquet(path, **options)
+
+
+class LazyPolarsBackend:
+    """`polars.LazyFrame`: rows are computed as they are needed, and never all in memory."""
+
+    name = "polars"
+    lazy = True
+
+    def accepts(self, data: object) -> bool:
+        """See `DataBackend`."""
+        polars = sys.modules.get("polars")
+        return polars is not None and isinstance(data, polars.LazyFrame)
+
+    def schema(self, frame: pl.LazyFrame) -> pa.Schema:
+        """See `DataBackend`."""
+        with failures_named("polars cannot compute", ["the frame"], READ_FLAG):
+            columns = frame.collect_schema()
+        return _arrow(columns.to_frame()).schema
+
+    def batches(self, frame: pl.LazyFrame) -> Iterator[pa.RecordBatch]:
+        """See `DataBackend`."""
+        with failures_named("polars cannot compute", ["the frame"], READ_FLAG):
+            for part in frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
+                yield from _arrow(part).to_batches(max_chunksize=BATCH_ROWS)
+
+    def build(
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        like: pl.LazyFrame | None = None,  # noqa: ARG002 - computing it again may order it anew
+    ) -> pl.LazyFrame:
+        """See `DataBackend`."""
+        return PolarsBackend().build(schema, batches).lazy()
+
+    def head(self, frame: pl.LazyFrame, rows: int) -> pl.LazyFrame:
+        """See `DataBackend`."""
+        return frame.head(rows)
+
+    def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pl.LazyFrame:
+        """See `DataBackend`; the options are those of `polars.scan_parquet` and its like."""
+        import polars as pl
+
+        scanner = getattr(pl, _SCANNERS[kind])
+        check_options(scanner, options, READ_FLAG)
+        with failures_named("polars cannot read", files, READ_FLAG):
+            scanned: pl.LazyFrame = scanner(list(files), **options)
+            scanned.collect_schema()
+            return scanned
+
+    def write(self, frame: pl.LazyFrame, path: str, options: dict[str, Any]) -> None:
+        """See `DataBackend`; the options are those of `polars.LazyFrame.sink_parquet`."""
+        check_options(frame.sink_parquet, options, WRITE_FLAG)
+        with failures_named("polars cannot write", [path], WRITE_FLAG):
+            frame.sink_parquet(path, **options)
+
+
+def _arrow(frame: pl.DataFrame) -> pa.Table:
+    objects = [name for name, kind in frame.schema.items() if kind.base_type().__name__ == "Object"]
+    if objects:
+        raise InvalidInput(
+            f"The column {objects[0]!r} holds Python objects, which have no Arrow type.",
+            hint="Cast it first.",
+        )
+    return frame.to_arrow()
+
+
+def _has_no_place(kind: pa.DataType) -> bool:
+    """Types that polars reads as others, or not at all."""
+    if pa.types.is_dictionary(kind):
+        return not pa.types.is_string(kind.value_type) and not pa.types.is_large_string(
+            kind.value_type
+        )
+    if pa.types.is_timestamp(kind) or pa.types.is_duration(kind):
+        return bool(kind.unit == "s")
+    if pa.types.is_decimal(kind):
+        return not pa.types.is_decimal128(kind)
+    if pa.types.is_time(kind):
+        return not kind.equals(pa.time64("ns"))
+    return isinstance(kind, pa.BaseExtensionType) or any(
+        is_it(kind)
+        for is_it in (
+            pa.types.is_fixed_size_binary,
+            pa.types.is_date64,
+            pa.types.is_list_view,
+            pa.types.is_large_list_view,
+            pa.types.is_union,
+            pa.types.is_interval,
+            pa.types.is_run_end_encoded,
+        )
+    )

@@ -1,0 +1,59 @@
+"""Which library a frame belongs to."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from domyn_swarm.data.arrow_backend import ArrowBackend
+from domyn_swarm.data.base import DataBackend
+from domyn_swarm.data.pandas_backend import PandasBackend
+from domyn_swarm.data.polars_backend import LazyPolarsBackend, PolarsBackend
+from domyn_swarm.errors import ConfigError
+
+NAMES = ("arrow", "pandas", "polars")
+
+
+def backend_of(data: object) -> DataBackend[Any]:
+    """The backend of a frame.
+
+    Raises:
+        ConfigError: it is no frame of a library that is known here.
+    """
+    backends: tuple[DataBackend[Any], ...] = (
+        ArrowBackend(),
+        PandasBackend(),
+        PolarsBackend(),
+        LazyPolarsBackend(),
+    )
+    for backend in backends:
+        if backend.accepts(data):
+            return backend
+    kind = type(data)
+    raise ConfigError(
+        f"{kind.__module__}.{kind.__qualname__} is no frame of {', '.join(NAMES)}.",
+        hint="Give a frame of one of these, or the path of files.",
+    )
+
+
+def backend_named(name: str) -> DataBackend[Any]:
+    """The backend that reads files for a job; polars' is the lazy one.
+
+    Raises:
+        ConfigError: there is none of that name, or its library is not installed.
+    """
+    backends: dict[str, DataBackend[Any]] = {
+        "arrow": ArrowBackend(),
+        "pandas": PandasBackend(),
+        "polars": LazyPolarsBackend(),
+    }
+    if name not in backends:
+        raise ConfigError(
+            f"There is no data backend {name!r}.", hint=f"Choose one of {', '.join(NAMES)}."
+        )
+    if name != "arrow" and importlib.util.find_spec(name) is None:
+        raise ConfigError(
+            f"The data backend {name} needs {name}, which is not installed.",
+            hint=f"pip install 'domyn-swarm[{name}]'",
+        )
+    return backends[name]
