@@ -113,6 +113,8 @@ def _refuse_twice(frame: pd.DataFrame) -> None:
 
 def _column(series: pd.Series[Any], name: str) -> pa.Array | pa.ChunkedArray:
     try:
+        if series.dtype == "category":
+            return _dictionary(series)
         return pa.array(series, from_pandas=True)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(
@@ -122,11 +124,27 @@ def _column(series: pd.Series[Any], name: str) -> pa.Array | pa.ChunkedArray:
         ) from error
 
 
+def _dictionary(series: pd.Series[Any]) -> pa.DictionaryArray:
+    """As Arrow would make it, but that it forgets the type of categories that are none."""
+    codes = series.cat.codes.to_numpy()
+    return pa.DictionaryArray.from_arrays(
+        pa.array(codes, mask=codes == -1),
+        pa.array(series.cat.categories, from_pandas=True),
+        ordered=series.cat.ordered,
+    )
+
+
 def _series(column: pa.ChunkedArray) -> pd.Series[Any]:
     """One column as pandas has it, with no value of another type than the column's."""
     import pandas as pd
 
     kind, missing = column.type, column.null_count > 0
+    if pa.types.is_dictionary(kind):
+        series = column.to_pandas()
+        if len(series.cat.categories):
+            return series
+        none = _series(pa.chunked_array([], kind.value_type))  # else they would be of no type
+        return series.cat.set_categories(pd.Index(none), ordered=kind.ordered)
     if _is_pandas_own(kind) and not (missing and _is_exact(kind)):
         return column.to_pandas()
     if missing and _is_exact(kind):
@@ -152,7 +170,6 @@ def _is_pandas_own(kind: pa.DataType) -> bool:
             pa.types.is_string_view,
             pa.types.is_timestamp,
             pa.types.is_duration,
-            pa.types.is_dictionary,
         )
     )
 

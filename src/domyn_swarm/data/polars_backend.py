@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG
 from domyn_swarm.data.calls import check_options, failures_named
-from domyn_swarm.data.types import refuse_types
+from domyn_swarm.data.types import holds, refuse_types
 from domyn_swarm.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class PolarsBackend:
         made = pa.schema([field for field in schema if field.name not in kept])
         refuse_types(made, _has_no_place, "polars")
         table = pa.Table.from_batches(batches, schema)
-        frame = pl.DataFrame(pl.from_arrow(table.select(made.names)))
+        frame = pl.DataFrame(pl.from_arrow(_copied(table.select(made.names))))
         if like is None or not kept:
             return frame
         head = like.head(table.num_rows).select(kept)
@@ -140,6 +140,13 @@ def _arrow(frame: pl.DataFrame) -> pa.Table:
             hint="Cast it first.",
         )
     return frame.to_arrow()
+
+
+def _copied(table: pa.Table) -> pa.Table:
+    """The table with no fixed-size list that is a slice of another, which polars 2.1 misreads."""
+    if any(holds(kind, pa.types.is_fixed_size_list) for kind in table.schema.types):
+        return table.take(pa.array(range(table.num_rows), pa.int64())).combine_chunks()
+    return table
 
 
 def _has_no_place(kind: pa.DataType) -> bool:
