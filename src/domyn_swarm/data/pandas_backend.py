@@ -127,9 +127,12 @@ def _column(series: pd.Series[Any], name: str) -> pa.Array | pa.ChunkedArray:
 def _dictionary(series: pd.Series[Any]) -> pa.DictionaryArray:
     """As Arrow would make it, but that it forgets the type of categories that are none."""
     codes = series.cat.codes.to_numpy()
+    categories = pa.array(series.cat.categories, from_pandas=True)
+    if isinstance(categories, pa.ChunkedArray):
+        categories = categories.combine_chunks()
     return pa.DictionaryArray.from_arrays(
         pa.array(codes, mask=codes == -1),
-        pa.array(series.cat.categories, from_pandas=True),
+        categories,
         ordered=series.cat.ordered,
     )
 
