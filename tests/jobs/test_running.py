@@ -1,0 +1,316 @@
+"""A job over a frame, in this process: the same engine, checkpoint and resume as when submitted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from domyn_swarm import job
+from domyn_swarm.batch.rows import RowError
+from domyn_swarm.data.registry import backend_of
+from domyn_swarm.errors import ConfigError, InvalidInput
+from domyn_swarm.jobs import ChatCompletionJob
+from domyn_swarm.jobs.hooks import SettledRow
+from model_server import KEY, Answer, ModelServer
+
+FRAMES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "arrow": pa.table,
+    "pandas": pd.DataFrame,
+    "polars": pl.DataFrame,
+    "polars-lazy": pl.LazyFrame,
+}
+
+
+@job(input_columns=["prompt"], output_schema={"answer": str, "size": int})
+async def shout(item: str, client: Any, model: str) -> dict[str, Any]:
+    reply = await client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": item}]
+    )
+    text = reply.choices[0].message.content
+    return {"answer": text, "size": len(text)}
+
+
+@pytest.fixture
+def asked(server: ModelServer) -> Callable[..., Any]:
+    """Runs `shout`, or the job given, with the server's endpoint and key."""
+
+    def run(data: Any, one: Any = shout, **settings: Any) -> Any:
+        settings = {"progress": False, **settings}
+        return one.run(data, endpoint=server.url, model="m", api_key=KEY, **settings)
+
+    return run
+
+
+def columns(rows: int, start: int = 0) -> dict[str, Any]:
+    numbers = range(start, start + rows)
+    return {"n": list(numbers), "prompt": [f"p{n}" for n in numbers]}
+
+
+def rows_of(frame: Any) -> list[dict[str, Any]]:
+    backend = backend_of(frame)
+    return pa.Table.from_batches(backend.batches(frame), backend.schema(frame)).to_pylist()
+
+
+def expected(rows: int) -> list[dict[str, Any]]:
+    return [
+        {"n": n, "prompt": f"p{n}", "answer": f"P{n}", "size": len(f"p{n}")} for n in range(rows)
+    ]
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+@pytest.mark.parametrize("rows", [0, 1, 500])
+def test_a_frame_comes_back_as_the_same_kind(
+    asked: Callable[..., Any], server: ModelServer, kind: str, rows: int
+) -> None:
+    frame = FRAMES[kind](columns(500))
+    frame = backend_of(frame).head(frame, rows)
+    out = asked(frame)
+    assert type(out) is type(frame)
+    assert rows_of(out) == expected(rows)
+    assert sum(server.asked.values()) == rows
+    assert rows_of(asked(frame)) == expected(rows)
+    assert sum(server.asked.values()) == rows
+
+
+def test_what_one_library_began_another_goes_on_with(
+    asked: Callable[..., Any], server: ModelServer
+) -> None:
+    for at, make in enumerate(FRAMES.values(), 1):
+        assert rows_of(asked(make(columns(100 * at)))) == expected(100 * at)
+    assert set(server.asked.values()) == {1}
+    assert len(server.asked) == 400
+
+
+def test_files_come_back_as_an_arrow_table(
+    asked: Callable[..., Any], server: ModelServer, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table(columns(30)), tmp_path / "in.parquet")
+    assert asked(tmp_path / "in.parquet").to_pylist() == expected(30)
+    assert asked(str(tmp_path / "in.parquet"), limit=7).to_pylist() == expected(7)
+    assert asked(pd.DataFrame(columns(30)), limit=3).to_dict("records") == expected(3)
+    assert sum(server.asked.values()) == 30
+
+
+def test_rows_without_an_answer_say_why(asked: Callable[..., Any], server: ModelServer) -> None:
+    server.behave = lambda prompt, _: Answer(status=400 if prompt == "p1" else 200)
+    out = asked(pl.DataFrame(columns(3)))
+    assert out["_error"].is_null().to_list() == [True, False, True]
+    assert out["_error"][1]["status"] == 400
+    assert out["answer"].to_list() == ["P0", None, "P2"]
+    server.behave = lambda _prompt, _nth: Answer()
+    assert "_error" in asked(pl.DataFrame(columns(3))).columns
+    assert asked(pl.DataFrame(columns(3)), retry_failed=True).rows(named=True) == expected(3)
+    assert server.asked == {"p0": 1, "p1": 2, "p2": 1}
+
+
+def test_without_progress_it_is_silent_and_the_hooks_fire(
+    asked: Callable[..., Any], server: ModelServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.behave = lambda prompt, _: Answer(status=400 if prompt == "p5" else 200)
+    progress: list[tuple[int, int | None]] = []
+    batches: list[SettledRow] = []
+    errors: list[tuple[int, RowError]] = []
+    asked(
+        pa.table(columns(20)),
+        on_progress=lambda done, total: progress.append((done, total)),
+        on_batch=batches.extend,
+        on_row_error=lambda row, error: errors.append((row, error)),
+        on_cancel=lambda: pytest.fail("nobody cancelled"),
+    )
+    assert capfd.readouterr() == ("", "")
+    assert progress[-1] == (20, 20)
+    assert sorted(one.row for one in batches) == list(range(20))
+    by_row = {one.row: one for one in batches}
+    assert by_row[3].output == {"answer": "P3", "size": 2}
+    assert by_row[5].output is None
+    assert [(row, error.status) for row, error in errors] == [(5, 400)]
+
+
+def test_with_progress_it_says_how_far_it_is(
+    asked: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked(pa.table(columns(20)), progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "shout: 20/20 rows" in err
+
+
+def test_without_a_checkpoint_nothing_is_left_behind(
+    asked: Callable[..., Any], server: ModelServer, swarm_home: Path, tmp_path: Path
+) -> None:
+    for make in FRAMES.values():
+        assert rows_of(asked(make(columns(5)), checkpoint=False)) == expected(5)
+    assert not swarm_home.exists()
+    assert not list(tmp_path.iterdir())
+    assert set(server.asked.values()) == {len(FRAMES)}
+
+
+def test_a_checkpoint_of_ones_own_and_a_tag(
+    asked: Callable[..., Any], server: ModelServer, tmp_path: Path, swarm_home: Path
+) -> None:
+    table = pa.table(columns(5))
+    asked(table, checkpoint_dir=tmp_path / "mine")
+    asked(table, checkpoint_dir=tmp_path / "mine", tag="again")
+    asked(table, checkpoint_dir=tmp_path / "mine", resume=False)
+    assert set(server.asked.values()) == {3}
+    assert len(list((tmp_path / "mine").iterdir())) == 2
+    assert not swarm_home.exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "why"),
+    [
+        ({"text": ["a"]}, {}, "'prompt'"),
+        ({"prompt": ["a", "b"], "id": [1, 1]}, {"id_column": "id"}, "row 0"),
+        ({"prompt": ["a", "b"], "id": [1, None]}, {"id_column": "id"}, "null in row 1"),
+        ({"prompt": ["a"], "answer": ["b"]}, {}, "'answer'"),
+    ],
+)
+def test_wrong_data_is_refused_before_the_first_request(
+    asked: Callable[..., Any],
+    server: ModelServer,
+    data: dict[str, Any],
+    settings: dict[str, Any],
+    why: str,
+) -> None:
+    for make in FRAMES.values():
+        with pytest.raises(InvalidInput, match=why):
+            asked(make(data), shout(**settings))
+    assert not server.asked
+
+
+def test_what_run_does_not_know_is_refused(asked: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="'temperature'"):
+        asked(pa.table(columns(1)), temperature=1)
+    with pytest.raises(ConfigError, match=r"builtins\.list"):
+        asked(["a"])
+
+
+async def test_in_a_notebook_where_a_loop_runs_already(
+    asked: Callable[..., Any], server: ModelServer
+) -> None:
+    assert rows_of(asked(pa.table(columns(10)))) == expected(10)
+    with pytest.raises(InvalidInput, match="'prompt'"):
+        asked(pa.table({"x": [1]}))
+    out = await shout.arun(
+        pa.table(columns(10)), endpoint=server.url, model="m", api_key=KEY, progress=False
+    )
+    assert rows_of(out) == expected(10)
+    assert sum(server.asked.values()) == 10
+
+
+async def test_cancelled_it_keeps_what_was_answered(server: ModelServer) -> None:
+    server.behave = lambda _prompt, _nth: Answer(delay_s=0.05)
+    cancelled = asyncio.Event()
+    done = asyncio.Event()
+
+    def on_progress(rows: int, _total: int | None) -> None:
+        if rows >= 20:
+            done.set()
+
+    one = shout(max_concurrency=8)
+    where: dict[str, Any] = {"endpoint": server.url, "model": "m", "api_key": KEY}
+    running = asyncio.create_task(
+        one.arun(
+            pa.table(columns(400)),
+            **where,
+            progress=False,
+            on_progress=on_progress,
+            on_cancel=cancelled.set,
+        )
+    )
+    await asyncio.wait_for(done.wait(), 30)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert cancelled.is_set()
+    before = sum(server.answered.values())
+    assert 20 <= before < 400
+    server.behave = lambda _prompt, _nth: Answer()
+    out = await one.arun(pa.table(columns(400)), **where, progress=False)
+    assert rows_of(out) == expected(400)
+    assert set(server.asked.values()) == {1}
+
+
+def test_a_hook_that_fails_ends_the_run_and_keeps_the_rows(
+    asked: Callable[..., Any], server: ModelServer
+) -> None:
+    server.behave = lambda _prompt, _nth: Answer(delay_s=0.02)
+
+    def fail(_rows: list[SettledRow]) -> None:
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        asked(pa.table(columns(300)), shout(max_concurrency=4), on_batch=fail)
+    assert sum(server.asked.values()) < 300
+    assert rows_of(asked(pa.table(columns(300)), shout(max_concurrency=64))) == expected(300)
+    assert set(server.asked.values()) == {1}
+
+
+SCRIPT = """
+import sys
+import pandas as pd
+from domyn_swarm.jobs import ChatCompletionJob
+
+frame = pd.DataFrame({"prompt": [f"p{n}" for n in range(300)]})
+one = ChatCompletionJob(input_columns=["prompt"], output_columns=["answer"], max_concurrency=4)
+out = one.run(frame, endpoint=sys.argv[1], model="m", api_key="the-key")
+print(len(out), out["answer"].isna().sum())
+"""
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_or_killed_it_goes_on_where_it_was(
+    server: ModelServer, tmp_path: Path, blow: signal.Signals
+) -> None:
+    server.behave = lambda _prompt, _nth: Answer(delay_s=0.03)
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    command = [sys.executable, str(script), server.url]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ})
+    deadline = time.monotonic() + 60
+    while sum(server.answered.values()) < 20 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first.send_signal(blow)
+    first.communicate(timeout=60)
+    assert first.returncode != 0
+    server.behave = lambda _prompt, _nth: Answer()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert again.stdout.split() == ["300", "0"]
+    asked_twice = sum(times > 1 for times in server.asked.values())
+    assert asked_twice <= (0 if blow is signal.SIGINT else 4)
+
+
+def test_a_lazy_frame_of_results_is_read_from_the_checkpoint(
+    asked: Callable[..., Any], swarm_home: Path
+) -> None:
+    out = asked(pl.LazyFrame(columns(10)))
+    assert str(swarm_home) in out.explain()
+    assert out.select(pl.col("size").sum()).collect().item() == 20
+
+
+def test_the_key_comes_from_the_environment(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table(columns(2))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    one = ChatCompletionJob(input_columns=["prompt"], output_columns=["answer"])
+    out = one.run(table, endpoint=f"{server.url}/v1", model="m", progress=False)
+    assert out["answer"].to_pylist() == ["P0", "P1"]
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    out = one.run(table, endpoint=server.url, model="m", progress=False, tag="other")
+    assert {error["status"] for error in out["_error"].to_pylist()} == {401}
