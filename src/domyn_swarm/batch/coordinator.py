@@ -8,10 +8,8 @@ those without a result go to another.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -26,9 +24,7 @@ from domyn_swarm.batch.link import (
     Counted,
     Failed,
     Limit,
-    Link,
     NoMoreRows,
-    Report,
     Stop,
     Wanted,
     pack,
@@ -36,6 +32,8 @@ from domyn_swarm.batch.link import (
 from domyn_swarm.batch.runner import Events, RunPolicy
 from domyn_swarm.batch.source import PendingRows
 from domyn_swarm.batch.tally import Counters, Tally
+from domyn_swarm.batch.work import WorkerPlan
+from domyn_swarm.batch.worker_process import WorkerProcess
 from domyn_swarm.errors import JobError
 from domyn_swarm.logs import get_logger
 
@@ -50,30 +48,28 @@ _LAST_SHARE = 4  # a handful is at most this part of what each worker will still
 class _Worker:
     """One process, as the coordinator sees it."""
 
-    process: asyncio.subprocess.Process
-    link: Link[Report]
+    process: WorkerProcess
     counters: Counters = field(default_factory=Counters)
     held: dict[int, PendingRows] = field(default_factory=dict)  # handfuls that are not settled
     limit: int = 0
 
 
 class Coordinator:
-    """Runs rows through `count` processes started as `command(descriptor)`. Use it once."""
+    """Runs rows through worker processes. Use it once."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         policy: RunPolicy,
-        command: Callable[[int], Sequence[str]],
+        workers: WorkerPlan,
         *,
-        count: int,
         tally: Tally,
         events: Events,
     ) -> None:
         self._checkpoint = checkpoint
         self._policy = policy
-        self._command = command
-        self._count = count
+        self._start_process = workers.start
+        self._count = workers.count
         self._tally = tally
         self._events = events
         self._workers: list[_Worker] = []
@@ -96,7 +92,7 @@ class Coordinator:
             share = max(1, limit // living + (at < limit % living))
             if share != worker.limit:
                 worker.limit = share
-                worker.link.say(Limit(share))
+                worker.process.link.say(Limit(share))
 
     def stop(self) -> None:
         """Take no more rows; `run` returns when those in flight are settled or out of grace."""
@@ -127,40 +123,32 @@ class Coordinator:
                     task.cancel()
                 await asyncio.gather(stopping, *self._tasks, return_exceptions=True)
                 for worker in self._workers:
-                    with contextlib.suppress(ProcessLookupError):
-                        worker.process.kill()
+                    worker.process.kill()
         if self._fatal is not None:
             raise self._fatal
 
     async def _stop_when_told(self) -> None:
         await self._stopping.wait()
         for worker in self._workers:
-            worker.link.say(Stop())
+            worker.process.link.say(Stop())
         await asyncio.sleep(self._policy.grace_s + _END_S)
         for worker in self._workers:
-            _log.warning("worker process %d does not end; killing it", worker.process.pid)
-            with contextlib.suppress(ProcessLookupError):
-                worker.process.kill()
+            _log.warning("%s does not end; killing it", worker.process.name)
+            worker.process.kill()
 
     # -- workers ---------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *self._command(theirs.fileno()), pass_fds=[theirs.fileno()]
-            )
-        link: Link[Report] = Link(*await asyncio.open_unix_connection(sock=ours), Report)  # type: ignore[arg-type]
-        worker = _Worker(process, link)
+        worker = _Worker(await self._start_process())
         self._workers.append(worker)
         worker.limit = max(1, self.limit // self._count)
-        link.say(Begin(*self._checkpoint.writer(), worker.limit))
+        worker.process.link.say(Begin(*self._checkpoint.writer(), worker.limit))
         self.set_limit(self.limit)
         self._tasks.add(asyncio.create_task(self._attend(worker)))
 
     async def _attend(self, worker: _Worker) -> None:
         """Serve one worker until it has ended, however it ends."""
-        async for report in worker.link.listen():
+        async for report in worker.process.link.listen():
             match report:
                 case Wanted(rows=rows):
                     await self._hand_out(worker, rows)
@@ -170,11 +158,11 @@ class Coordinator:
                     self._count_in(worker, counters)
                 case Failed(message=message, hint=hint):
                     self._give_up(JobError(message, hint=hint))
-        code = await worker.process.wait()
+        code = await worker.process.ended()
         self._workers.remove(worker)
         gone = msgspec.structs.replace(worker.counters, in_flight=0, paused=None)
         self._count_in(worker, gone)
-        await worker.link.close()
+        await worker.process.link.close()
         if self._stopping.is_set():
             return
         if code != 0 or worker.held:
@@ -185,7 +173,7 @@ class Coordinator:
     async def _replace(self, worker: _Worker, code: int) -> None:
         """Take back what a dead worker held and did not settle; start another for it."""
         self._deaths += 1
-        _log.warning("worker process %d ended with %d; replacing it", worker.process.pid, code)
+        _log.warning("%s ended with %d; replacing it", worker.process.name, code)
         if self._deaths > _DEATHS:
             self._give_up(
                 JobError(
@@ -219,7 +207,7 @@ class Coordinator:
     async def _hand_out(self, worker: _Worker, rows: int) -> None:
         await self._fill()
         if self._stopping.is_set() or not self._ready:
-            worker.link.say(NoMoreRows())
+            worker.process.link.say(NoMoreRows())
             return
         size = min(rows, self._fair_share())
         pending = self._ready.popleft()
@@ -229,7 +217,7 @@ class Coordinator:
         self._handfuls += 1
         self._handed_out += len(pending.ordinals)
         worker.held[self._handfuls] = pending
-        worker.link.say(pack(self._handfuls, pending))
+        worker.process.link.say(pack(self._handfuls, pending))
 
     def _fair_share(self) -> int:
         """Handfuls shrink towards the end, so that no worker holds rows that another could do."""

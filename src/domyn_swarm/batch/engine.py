@@ -182,8 +182,7 @@ class BatchRun:
             running = Coordinator(
                 checkpoint,
                 work.run_policy,
-                workers.command,
-                count=workers.count,
+                workers,
                 tally=self._tally,
                 events=self._events,
             )

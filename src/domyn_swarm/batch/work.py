@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from domyn_swarm.batch.runner import Encode, RunPolicy
 from domyn_swarm.batch.session import RetryPolicy
+from domyn_swarm.batch.worker_process import WorkerProcess
 
 
 @dataclass(frozen=True)
@@ -26,4 +27,4 @@ class WorkerPlan:
     """Processes that share a run's work."""
 
     count: int
-    command: Callable[[int], Sequence[str]]  # the command of one, given its end of the link
+    start: Callable[[], Awaitable[WorkerProcess]]

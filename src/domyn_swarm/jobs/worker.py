@@ -22,6 +22,7 @@ from domyn_swarm.batch.runner import Events
 from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkerPlan
+from domyn_swarm.batch.worker_process import start_local
 from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, SwarmError
 from domyn_swarm.jobs.preparation import Prepared, prepare
 from domyn_swarm.jobs.program import access_of, event_loop_runner, read_spec
@@ -101,8 +102,7 @@ class _Worker:
 
     async def _run_plan(self, prepared: Prepared) -> bool:
         work = replace(prepared.plan.work, notice=lambda text: _log.warning("%s", text))
-        workers = None if self._spec.workers == 1 else WorkerPlan(self._spec.workers, self._command)
-        plan = replace(prepared.plan, work=work, workers=workers)
+        plan = replace(prepared.plan, work=work, workers=self._workers())
         run = BatchRun(plan, self._tally, Events())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -124,6 +124,11 @@ class _Worker:
             self._reporter.progress()
             run.keep_account(self._spec.job_id)
             await asyncio.sleep(_PROGRESS_S)
+
+    def _workers(self) -> WorkerPlan | None:
+        if self._spec.workers == 1:
+            return None
+        return WorkerPlan(self._spec.workers, lambda: start_local(self._command))
 
     def _command(self, descriptor: int) -> list[str]:
         program = [sys.executable, "-m", "domyn_swarm.jobs.range_worker"]
