@@ -158,10 +158,13 @@ def test_its_frames_are_known_by_their_kind(backend: DataBackend[Any]) -> None:
     assert (found.name, found.lazy) == (backend.name, backend.lazy)
 
 
-def test_the_head_is_the_first_rows(backend: DataBackend[Any]) -> None:
+def test_a_part_is_some_rows_of_some_columns(backend: DataBackend[Any]) -> None:
     frame = made(backend, numbered(10))
-    assert read(backend, backend.head(frame, 3)).to_pylist() == numbered(3).to_pylist()
-    assert read(backend, backend.head(frame, 30)).num_rows == 10
+    assert backend.rows(frame) == 10
+    part = read(backend, backend.part(frame, None, 3, 4))
+    assert part.to_pylist() == numbered(10).slice(3, 4).to_pylist()
+    part = read(backend, backend.part(frame, ["text"], 8, 30))
+    assert part.to_pylist() == [{"text": "row 8"}, {"text": "row 9"}]
 
 
 def test_results_go_beside_the_columns_of_a_frame(backend: DataBackend[Any]) -> None:
@@ -182,7 +185,7 @@ def test_what_it_writes_it_reads(backend: DataBackend[Any], tmp_path: Path) -> N
     twice = backend.read([path, path], "parquet", {})
     assert read(backend, twice).num_rows == 8000
     some = backend.read([path], "parquet", {})
-    assert read(backend, backend.head(some, 2)).num_rows == 2
+    assert read(backend, backend.part(some, None, 0, 2)).num_rows == 2
 
 
 TEXTS: dict[str, Callable[[Path], object]] = {

@@ -77,7 +77,7 @@ def test_a_frame_comes_back_as_the_same_kind(
     asked: Callable[..., Any], server: ModelServer, kind: str, rows: int
 ) -> None:
     frame = FRAMES[kind](columns(500))
-    frame = backend_of(frame).head(frame, rows)
+    frame = backend_of(frame).part(frame, None, 0, rows)
     out = asked(frame)
     assert type(out) is type(frame)
     assert rows_of(out) == expected(rows)

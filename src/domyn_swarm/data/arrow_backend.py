@@ -40,9 +40,16 @@ class ArrowBackend:
         """See `DataBackend`."""
         return pa.Table.from_batches(batches, schema)
 
-    def head(self, frame: pa.Table, rows: int) -> pa.Table:
+    def rows(self, frame: pa.Table) -> int:
         """See `DataBackend`."""
-        return frame.slice(0, rows)
+        return frame.num_rows
+
+    def part(
+        self, frame: pa.Table, columns: Sequence[str] | None, start: int, rows: int
+    ) -> pa.Table:
+        """See `DataBackend`."""
+        chosen = frame if columns is None else frame.select(list(columns))
+        return chosen.slice(start, rows)
 
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pa.Table:
         """See `DataBackend`; the options are those of `pyarrow.dataset.dataset`."""

@@ -51,8 +51,11 @@ class DataBackend(Protocol[Frame]):
             InvalidInput: a column would lose its type; it is named.
         """
 
-    def head(self, frame: Frame, rows: int) -> Frame:
-        """The first rows."""
+    def rows(self, frame: Frame) -> int:
+        """How many there are."""
+
+    def part(self, frame: Frame, columns: Sequence[str] | None, start: int, rows: int) -> Frame:
+        """The rows from `start` on, `rows` of them or fewer, and only the columns named."""
 
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> Frame:
         """A frame of files, as the library itself reads them.

@@ -67,9 +67,16 @@ class PandasBackend:
                 frame[name] = _series(table.column(name)).array
         return frame[schema.names]
 
-    def head(self, frame: pd.DataFrame, rows: int) -> pd.DataFrame:
+    def rows(self, frame: pd.DataFrame) -> int:
         """See `DataBackend`."""
-        return frame.iloc[:rows]
+        return len(frame)
+
+    def part(
+        self, frame: pd.DataFrame, columns: Sequence[str] | None, start: int, rows: int
+    ) -> pd.DataFrame:
+        """See `DataBackend`."""
+        chosen = frame if columns is None else frame[list(columns)]
+        return chosen.iloc[start : start + rows]
 
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pd.DataFrame:
         """See `DataBackend`; the options are those of `pandas.read_parquet` and its like."""

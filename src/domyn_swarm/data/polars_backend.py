@@ -62,9 +62,16 @@ class PolarsBackend:
         head = like.head(table.num_rows).select(kept)
         return pl.concat([head, frame], how="horizontal").select(schema.names)
 
-    def head(self, frame: pl.DataFrame, rows: int) -> pl.DataFrame:
+    def rows(self, frame: pl.DataFrame) -> int:
         """See `DataBackend`."""
-        return frame.head(rows)
+        return frame.height
+
+    def part(
+        self, frame: pl.DataFrame, columns: Sequence[str] | None, start: int, rows: int
+    ) -> pl.DataFrame:
+        """See `DataBackend`."""
+        chosen = frame if columns is None else frame.select(columns)
+        return chosen.slice(start, rows)
 
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pl.DataFrame:
         """See `DataBackend`; the options are those of `polars.scan_parquet` and its like."""
@@ -110,9 +117,19 @@ class LazyPolarsBackend:
         """See `DataBackend`."""
         return PolarsBackend().build(schema, batches).lazy()
 
-    def head(self, frame: pl.LazyFrame, rows: int) -> pl.LazyFrame:
+    def rows(self, frame: pl.LazyFrame) -> int:
         """See `DataBackend`."""
-        return frame.head(rows)
+        import polars as pl
+
+        with failures_named("polars cannot compute", ["the frame"], READ_FLAG):
+            return int(frame.select(pl.len()).collect(engine="streaming").item())
+
+    def part(
+        self, frame: pl.LazyFrame, columns: Sequence[str] | None, start: int, rows: int
+    ) -> pl.LazyFrame:
+        """See `DataBackend`."""
+        chosen = frame if columns is None else frame.select(columns)
+        return chosen.slice(start, rows)
 
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pl.LazyFrame:
         """See `DataBackend`; the options are those of `polars.scan_parquet` and its like."""

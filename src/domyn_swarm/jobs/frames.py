@@ -49,7 +49,7 @@ def ends_of(data: Any, limit: int | None) -> Iterator[FrameEnds]:  # noqa: ANN40
         yield FrameEnds(str(data), dataset, lambda schema, rows, _: arrow.build(schema, rows))
         return
     backend: DataBackend[Any] = backend_of(data)
-    frame = data if limit is None else backend.head(data, limit)
+    frame = data if limit is None else backend.part(data, None, 0, limit)
 
     def build(schema: pa.Schema, batches: Iterator[pa.RecordBatch], folder: Path | None) -> Any:  # noqa: ANN401 - a frame
         if backend.lazy and folder is not None:
