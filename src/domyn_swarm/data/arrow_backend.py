@@ -42,7 +42,8 @@ class ArrowBackend:
 
     def rows(self, frame: pa.Table) -> int:
         """See `DataBackend`."""
-        return frame.num_rows
+        rows: int = frame.num_rows
+        return rows
 
     def part(
         self, frame: pa.Table, columns: Sequence[str] | None, start: int, rows: int
