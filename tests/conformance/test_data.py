@@ -20,9 +20,11 @@ from domyn_swarm.data.arrow_backend import ArrowBackend
 from domyn_swarm.data.base import BATCH_ROWS, DataBackend
 from domyn_swarm.data.pandas_backend import PandasBackend
 from domyn_swarm.data.polars_backend import LazyPolarsBackend, PolarsBackend
+from domyn_swarm.data.ray_backend import RayBackend
 from domyn_swarm.data.registry import backend_named, backend_of
 from domyn_swarm.data.types import plain_type
 from domyn_swarm.errors import ConfigError, InvalidInput
+from ray_fixtures import RayCluster
 
 ROME = dt.datetime(2026, 11, 24, 12, 30, 15, 123000, tzinfo=ZoneInfo("Europe/Rome"))
 DEEP = pa.list_(pa.struct([("word", pa.string()), ("scores", pa.list_(pa.float64()))]))
@@ -79,12 +81,20 @@ BACKENDS = [
     BackendUnderTest("pandas", PandasBackend()),
     BackendUnderTest("polars", PolarsBackend(), POLARS_GAPS),
     BackendUnderTest("polars-lazy", LazyPolarsBackend(), POLARS_GAPS),
+    BackendUnderTest("ray", RayBackend(), {"file.arrow": "Ray has no reader for them"}),
+]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's, of its own settings
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda one: one.name)
 def under_test(request: pytest.FixtureRequest) -> BackendUnderTest:
     one: BackendUnderTest = request.param
+    if one.name == "ray":
+        request.getfixturevalue("ray_cluster")
     return one
 
 
@@ -178,11 +188,13 @@ def test_results_go_beside_the_columns_of_a_frame(backend: DataBackend[Any]) -> 
 
 
 def test_what_it_writes_it_reads(backend: DataBackend[Any], tmp_path: Path) -> None:
-    path = str(tmp_path / "rows.parquet")
+    path, other = str(tmp_path / "rows.parquet"), str(tmp_path / "other.parquet")
     table = numbered(4000)
-    backend.write(made(backend, table), path, {"compression": "zstd"})
+    frame = backend.build(table.schema, table.to_batches())
+    backend.write(frame, path, {"compression": "zstd"})
+    backend.write(frame, other, {})
     assert read(backend, backend.read([path], "parquet", {})).to_pylist() == table.to_pylist()
-    twice = backend.read([path, path], "parquet", {})
+    twice = backend.read([path, other], "parquet", {})
     assert read(backend, twice).num_rows == 8000
     some = backend.read([path], "parquet", {})
     assert read(backend, backend.part(some, None, 0, 2)).num_rows == 2
@@ -196,9 +208,13 @@ TEXTS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-def test_other_kinds_of_files(backend: DataBackend[Any], tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"rows.{kind}"
+def test_other_kinds_of_files(under_test: BackendUnderTest, tmp_path: Path, kind: str) -> None:
+    path, backend = tmp_path / f"rows.{kind}", under_test.backend
     TEXTS[kind](path)
+    if f"file.{kind}" in under_test.gaps:
+        with pytest.raises(InvalidInput, match=f".{kind}"):
+            backend.read([str(path)], kind, {})
+        return
     found = read(backend, backend.read([str(path)], kind, {}))
     assert found.to_pylist() == [{"n": 1, "text": "a"}, {"n": 2, "text": "b"}]
 
@@ -208,15 +224,22 @@ def test_wrong_options_and_files_are_one_clear_error(
 ) -> None:
     path = tmp_path / "rows.parquet"
     path.write_text("no Parquet")
-    with pytest.raises(InvalidInput, match="'colums'"):
+    with pytest.raises(InvalidInput, match="colums"):
         read(backend, backend.read([str(path)], "csv", {"colums": ["n"]}))
     with pytest.raises(InvalidInput, match="cannot read"):
         read(backend, backend.read([str(path)], "parquet", {}))
 
 
-def test_frames_of_one_library_become_those_of_another() -> None:
+def test_frames_of_one_library_become_those_of_another(ray_cluster: RayCluster) -> None:
     table = table_of([name for name in COLUMNS if name not in POLARS_GAPS])
-    chain = [PandasBackend(), PolarsBackend(), LazyPolarsBackend(), ArrowBackend(), PandasBackend()]
+    chain: list[DataBackend[Any]] = [
+        PandasBackend(),
+        PolarsBackend(),
+        RayBackend(),
+        LazyPolarsBackend(),
+        ArrowBackend(),
+        PandasBackend(),
+    ]
     frame = made(chain[0], table)
     for one, next_one in pairwise(chain):
         schema = one.schema(frame)

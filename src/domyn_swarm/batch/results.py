@@ -70,7 +70,7 @@ def settled_results(plan: BatchPlan, *, errors: bool = True) -> Iterator[Results
         JobError: the job has no checkpoint.
     """
     with opened_index(plan) as index:
-        types, rows, failed = _survey(plan.dataset, plan.output, index, plan.limit)
+        types, rows, failed = survey(plan.dataset, plan.output, index, plan.limit)
         fields = output_fields(plan.dataset, plan.output, types, errors=errors or failed > 0)
         schema = pa.schema(fields)
         yield Results(
@@ -78,11 +78,11 @@ def settled_results(plan: BatchPlan, *, errors: bool = True) -> Iterator[Results
             rows=rows,
             rows_failed=failed,
             rows_total=plan.rows,
-            batches=lambda: _settled(plan, index, schema),
+            batches=lambda: settled_rows(plan.dataset, plan.output, index, plan.limit, schema),
         )
 
 
-def _survey(
+def survey(
     dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None
 ) -> tuple[dict[str, pa.DataType], int, int]:
     """The answers' types so far, how many rows are settled, and how many of them failed."""
@@ -99,14 +99,16 @@ def _survey(
     return types | found, rows, failed
 
 
-def _settled(plan: BatchPlan, index: RowIndex, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    kept = plan.output.kept_columns(plan.dataset)
-    keys = plan.output.keys
-    columns = list(dict.fromkeys([*kept, *keys.columns]))
-    for batch, values in joined(plan.dataset, columns, keys, index, plan.limit):
+def settled_rows(
+    dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """The rows that have a result, in input order, with the columns of `schema`."""
+    kept = plan.kept_columns(dataset)
+    columns = list(dict.fromkeys([*kept, *plan.keys.columns]))
+    for batch, values in joined(dataset, columns, plan.keys, index, limit):
         chosen = np.flatnonzero([value is not None for value in values])
         if not len(chosen):
             continue
         inputs = batch.select(kept).take(pa.array(chosen)).columns if kept else []
-        outputs = output_columns([values[at] for at in chosen], plan.output.schema, schema)
+        outputs = output_columns([values[at] for at in chosen], plan.schema, schema)
         yield pa.RecordBatch.from_arrays([*inputs, *outputs], schema=schema)

@@ -40,9 +40,16 @@ def failures_named(doing: str, files: Sequence[str], flag: str) -> Iterator[None
     except SwarmError:
         raise
     except Exception as error:  # the border to a library and its user's options
-        told = str(error).strip().splitlines()
         where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
         raise InvalidInput(
-            f"{doing} {where}: {told[0] if told else type(error).__name__}",
+            f"{doing} {where}: {_told(error)}",
             hint=f"Check the file and {flag}.",
         ) from error
+
+
+def _told(error: BaseException) -> str:
+    """The line of an error that says why; of one that came from another machine, the last."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if "ray::" in lines[0] else lines[0]

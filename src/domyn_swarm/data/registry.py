@@ -9,9 +9,10 @@ from domyn_swarm.data.arrow_backend import ArrowBackend
 from domyn_swarm.data.base import DataBackend
 from domyn_swarm.data.pandas_backend import PandasBackend
 from domyn_swarm.data.polars_backend import LazyPolarsBackend, PolarsBackend
+from domyn_swarm.data.ray_backend import RayBackend
 from domyn_swarm.errors import ConfigError
 
-NAMES = ("arrow", "pandas", "polars")
+NAMES = ("arrow", "pandas", "polars", "ray")
 
 
 def backend_of(data: object) -> DataBackend[Any]:
@@ -25,6 +26,7 @@ def backend_of(data: object) -> DataBackend[Any]:
         PandasBackend(),
         PolarsBackend(),
         LazyPolarsBackend(),
+        RayBackend(),
     )
     for backend in backends:
         if backend.accepts(data):
@@ -46,6 +48,7 @@ def backend_named(name: str) -> DataBackend[Any]:
         "arrow": ArrowBackend(),
         "pandas": PandasBackend(),
         "polars": LazyPolarsBackend(),
+        "ray": RayBackend(),
     }
     if name not in backends:
         raise ConfigError(

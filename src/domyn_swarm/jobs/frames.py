@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from domyn_swarm.batch.dataset import Dataset, ParquetDataset, open_dataset
+from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.results import settled_results
 from domyn_swarm.batch.spool import spooled
 from domyn_swarm.batch.table_dataset import TableDataset
+from domyn_swarm.batch.work import WorkerPlan
 from domyn_swarm.data.base import DataBackend
 from domyn_swarm.data.registry import backend_named, backend_of
+from domyn_swarm.errors import JobError
+from domyn_swarm.jobs.spec import JobSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,14 +26,55 @@ if TYPE_CHECKING:
 _RESULTS = "results.parquet"  # of a lazy frame, in the job's checkpoint
 
 
+class FrameEnds(Protocol):
+    """Rows in, workers for them, and what the caller gets for the results."""
+
+    @property
+    def name(self) -> str:
+        """What stands for the input's path."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The rows."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the rows are worked on by processes of other machines."""
+
+    def workers(self, spec: JobSpec) -> contextlib.AbstractAsyncContextManager[WorkerPlan | None]:
+        """Who works on the rows; None: this process."""
+
+    def collect(self, spec: JobSpec, plan: BatchPlan, kept: Path | None) -> Any:  # noqa: ANN401 - a frame
+        """A frame of the results. A lazy one may read them from the folder, where there is one.
+
+        Raises:
+            JobError: some results cannot be read.
+        """
+
+
 @dataclass(frozen=True)
-class FrameEnds:
-    """Rows in, and how results become what the caller gets."""
+class LocalEnds:
+    """Rows of this process."""
 
     name: str
     dataset: Dataset
     build: Callable[[pa.Schema, Iterator[pa.RecordBatch], Path | None], Any]
-    """A frame of the results; a lazy one reads them from the folder, where there is one."""
+    elsewhere: bool = False
+
+    @contextlib.asynccontextmanager
+    async def workers(self, spec: JobSpec) -> AsyncIterator[None]:  # noqa: ARG002
+        """See `FrameEnds`."""
+        yield None
+
+    def collect(self, spec: JobSpec, plan: BatchPlan, kept: Path | None) -> Any:  # noqa: ANN401, ARG002 - a frame
+        """See `FrameEnds`."""
+        with settled_results(plan, errors=False) as results:
+            if results.rows < results.rows_total:
+                raise JobError(
+                    f"{results.rows_total - results.rows} results cannot be read again.",
+                    hint="Run it once more: only those rows are asked.",
+                )
+            return self.build(results.schema, results.batches(), kept)
 
 
 @contextlib.contextmanager
@@ -46,24 +92,32 @@ def ends_of(data: Any, limit: int | None) -> Iterator[FrameEnds]:  # noqa: ANN40
     if isinstance(data, str | Path):
         arrow = backend_named("arrow")
         dataset = open_dataset(str(data))
-        yield FrameEnds(str(data), dataset, lambda schema, rows, _: arrow.build(schema, rows))
+        yield LocalEnds(str(data), dataset, lambda schema, rows, _: arrow.build(schema, rows))
         return
     backend: DataBackend[Any] = backend_of(data)
     frame = data if limit is None else backend.part(data, None, 0, limit)
+    if backend.name == "ray":
+        from domyn_swarm.jobs.ray.ends import RayEnds
 
-    def build(schema: pa.Schema, batches: Iterator[pa.RecordBatch], folder: Path | None) -> Any:  # noqa: ANN401 - a frame
+        yield RayEnds(frame)
+        return
+    with contextlib.ExitStack() as stack:
+        yield _local_ends(backend, frame, stack)
+
+
+def _local_ends(backend: DataBackend[Any], frame: Any, stack: contextlib.ExitStack) -> LocalEnds:  # noqa: ANN401
+    def build(schema: pa.Schema, batches: Iterator[pa.RecordBatch], folder: Path | None) -> Any:  # noqa: ANN401
         if backend.lazy and folder is not None:
             results = spooled(schema, batches, folder / _RESULTS)
             return backend.read([str(results)], "parquet", {})
         return backend.build(schema, batches, frame)
 
     schema = backend.schema(frame)
-    with contextlib.ExitStack() as stack:
-        rows: Dataset
-        if backend.lazy:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="domyn-swarm-"))
-            spool = spooled(schema, backend.batches(frame), Path(folder) / "rows.parquet")
-            rows = ParquetDataset([spool])
-        else:
-            rows = TableDataset.of(schema, backend.batches(frame))
-        yield FrameEnds(f"<{backend.name}>", rows, build)
+    rows: Dataset
+    if backend.lazy:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="domyn-swarm-"))
+        spool = spooled(schema, backend.batches(frame), Path(folder) / "rows.parquet")
+        rows = ParquetDataset([spool])
+    else:
+        rows = TableDataset.of(schema, backend.batches(frame))
+    return LocalEnds(f"<{backend.name}>", rows, build)

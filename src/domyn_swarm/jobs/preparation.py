@@ -69,9 +69,19 @@ def make_plan(spec: JobSpec) -> Prepared:
         ConfigError: the job class or a parameter is not usable.
         InvalidInput: the input cannot be read, or lacks a column.
     """
+    return load_plan(spec, open_dataset(spec.input))
+
+
+def load_plan(spec: JobSpec, dataset: Dataset) -> Prepared:
+    """The job and its plan over rows.
+
+    Raises:
+        ConfigError: the job class or a parameter is not usable.
+        InvalidInput: the rows lack a column.
+    """
     job = _load(spec, {**spec.job_kwargs, **spec.override})
     first = _as_first_asked(spec, job)
-    return Prepared(job, plan_of(spec, job, open_dataset(spec.input), first=first))
+    return Prepared(job, plan_of(spec, job, dataset, first=first))
 
 
 def plan_of(

@@ -26,12 +26,21 @@ def read_spec(paths: JobPaths) -> JobSpec:
         ConfigError: this node's domyn-swarm is older than the submitter's.
     """
     spec = JobSpec.model_validate_json(paths.spec.read_text())
+    check_version(spec)
+    return spec
+
+
+def check_version(spec: JobSpec) -> None:
+    """Refuse a job that is newer than this program.
+
+    Raises:
+        ConfigError: this node's domyn-swarm is older than the submitter's.
+    """
     if _parts(__version__) < _parts(spec.min_version):
         raise ConfigError(
             f"This node has domyn-swarm {__version__}; the job came from {spec.min_version}.",
             hint="Install the same version on the nodes, or set backend.venv_path.",
         )
-    return spec
 
 
 def _parts(version: str) -> list[int]:

@@ -10,13 +10,14 @@ import signal
 import socket
 import sys
 from asyncio import get_running_loop, open_unix_connection
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from domyn_swarm.batch.access import open_session
 from domyn_swarm.batch.link import Link, Order
 from domyn_swarm.batch.range_worker import RangeWorker
+from domyn_swarm.batch.remote_worker import Connection
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.errors import JobError
 from domyn_swarm.jobs.preparation import load_work
@@ -33,9 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure("INFO")
     folder, descriptor = sys.argv[1:] if arguments is None else arguments
     spec = read_spec(JobPaths(Path(folder)))
+    return work_over(spec, lambda: _at(int(descriptor)))
+
+
+async def _at(descriptor: int) -> Connection:
+    return await open_unix_connection(sock=socket.socket(fileno=descriptor))
+
+
+def work_over(spec: JobSpec, connect: Callable[[], Awaitable[Connection]]) -> int:
+    """Work for the coordinator at the other end of a connection; return the exit code."""
     with event_loop_runner() as runner:
         try:
-            runner.run(_work(spec, int(descriptor)))
+            runner.run(_work(spec, connect))
         except JobError as error:  # the coordinator was told
             _log.error("%s", error)
             return 1
@@ -44,12 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def _work(spec: JobSpec, descriptor: int) -> None:
+async def _work(spec: JobSpec, connect: Callable[[], Awaitable[Connection]]) -> None:
     job, keys, work = load_work(spec)
     work = replace(work, notice=lambda text: _log.warning("%s", text))
     tally = Tally()
-    connection = await open_unix_connection(sock=socket.socket(fileno=descriptor))
-    link: Link[Order] = Link(*connection, Order)  # type: ignore[arg-type]
+    link: Link[Order] = Link(*await connect(), Order)  # type: ignore[arg-type]
     worker = RangeWorker(link, keys, tally)
     loop = get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

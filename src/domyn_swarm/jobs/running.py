@@ -12,27 +12,27 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from domyn_swarm import __version__
 from domyn_swarm.batch.engine import BatchPlan, BatchRun
-from domyn_swarm.batch.results import settled_results
 from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.tally import Tally
-from domyn_swarm.errors import ConfigError, JobError
+from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
-from domyn_swarm.jobs.frames import FrameEnds, ends_of
+from domyn_swarm.jobs.frames import ends_of
 from domyn_swarm.jobs.hooks import HookEvents, Hooks
+from domyn_swarm.jobs.loading import import_path_of, reference_to
 from domyn_swarm.jobs.preparation import check_rows, plan_of
 from domyn_swarm.jobs.program import access_of, event_loop, key_of_environment
 from domyn_swarm.jobs.progress_line import ProgressLine
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.logs import get_logger
 from domyn_swarm.net.openai import OpenAIClient
-from domyn_swarm.paths import checkpoints_dir
+from domyn_swarm.paths import checkpoints_dir, private_dir, write_private
 
 _log = get_logger(__name__)
 _T = TypeVar("_T")
@@ -101,18 +101,63 @@ async def arun(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettin
             cannot go on (what is settled is kept).
     """
     with contextlib.ExitStack() as stack:
-        root = settings.checkpoint_dir or checkpoints_dir()
-        if not settings.checkpoint:
-            root = stack.enter_context(tempfile.TemporaryDirectory(prefix="domyn-swarm-"))
-        ends = stack.enter_context(ends_of(data, settings.limit))
+        ends = await asyncio.to_thread(stack.enter_context, ends_of(data, settings.limit))
+        root = stack.enter_context(_checkpoint_root(settings, shared=ends.elsewhere))
         spec = _spec(job, endpoint, settings, str(root), ends.name)
+        if ends.elsewhere:
+            _check_hooks(settings.hooks)
+            spec = stack.enter_context(_travelling(spec, job, endpoint))
         plan = await asyncio.to_thread(plan_of, spec, job, ends.dataset)
         plan = replace(plan, publishes=False)
         await asyncio.to_thread(check_rows, plan)
         plan.output.check_names(ends.dataset)
-        await _settle(job, spec, endpoint, plan, settings)
+        async with ends.workers(spec) as workers:
+            await _settle(job, spec, endpoint, replace(plan, workers=workers), settings)
         kept = plan.folder if settings.checkpoint else None
-        return await asyncio.to_thread(_collect, plan, ends, kept)
+        return await asyncio.to_thread(ends.collect, spec, plan, kept)
+
+
+@contextlib.contextmanager
+def _checkpoint_root(settings: RunSettings, *, shared: bool) -> Iterator[Path]:
+    """Where the checkpoint lies. `shared`: other machines see the folders that users chose."""
+    chosen = Path(settings.checkpoint_dir or checkpoints_dir())
+    if settings.checkpoint:
+        yield chosen
+        return
+    existed = chosen.exists()
+    with tempfile.TemporaryDirectory(
+        prefix="domyn-swarm-", dir=private_dir(chosen) if shared else None
+    ) as scratch:
+        yield Path(scratch)
+    if shared and not existed:
+        chosen.rmdir()
+
+
+@contextlib.contextmanager
+def _travelling(spec: JobSpec, job: SwarmJob, endpoint: Endpoint) -> Iterator[JobSpec]:
+    """The spec with all that other machines need: the job by name or source, the key in a file."""
+    found = reference_to(job)
+    told: dict[str, Any] = {
+        "job": found.job,
+        "job_source": found.source,
+        "job_kwargs": found.kwargs,
+        "import_path": None if found.source else import_path_of(found.job),
+    }
+    root = private_dir(Path(spec.checkpoint_root))
+    with tempfile.TemporaryDirectory(prefix="key-", dir=root) as folder:
+        if endpoint.key:
+            told["api_key_file"] = str(Path(folder) / "api_key")
+            write_private(Path(folder) / "api_key", endpoint.key)
+        yield JobSpec.model_validate({**spec.model_dump(), **told})
+
+
+def _check_hooks(hooks: Hooks) -> None:
+    for name in ("on_batch", "on_row_error"):
+        if getattr(hooks, name) is not None:
+            raise ConfigError(
+                f"{name} does not fire for a Ray Dataset: its rows never come to this process.",
+                hint="Use on_progress, or look at the results.",
+            )
 
 
 def run(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettings) -> Any:  # noqa: ANN401 - a frame
@@ -220,13 +265,3 @@ async def _until_over(running: asyncio.Future[bool], batch: BatchRun) -> None:
         batch.stop()
         await running
         raise
-
-
-def _collect(plan: BatchPlan, ends: FrameEnds, kept: Path | None) -> Any:  # noqa: ANN401 - a frame
-    with settled_results(plan, errors=False) as results:
-        if results.rows < results.rows_total:
-            raise JobError(
-                f"{results.rows_total - results.rows} results cannot be read again.",
-                hint="Run it once more: only those rows are asked.",
-            )
-        return ends.build(results.schema, results.batches(), kept)

@@ -40,7 +40,7 @@ class JobSpec(Record):
     shard_output: bool = False
     limit: int | None = None
     max_concurrency: int | Literal["auto"] | None = None
-    workers: int = Field(1, ge=1)
+    workers: int | None = Field(None, ge=1)  # None: one here, or one for each node of Ray's
     retries: int | None = None
     timeout_s: float | None = None
     max_failures: str | None = None
@@ -51,6 +51,9 @@ class JobSpec(Record):
     resume: bool = True
     retry_failed: bool = False
     checkpointing: bool = True
+    data_backend: Literal["arrow", "pandas", "polars", "ray"] | None = None
+    backend_read_kwargs: dict[str, Any] = Field(default_factory=dict)
+    ray_address: str | None = None
     resources: JobResources = JobResources()
     min_version: str  # of domyn-swarm, that of the submitter; the worker checks
 

@@ -126,7 +126,7 @@ class _Worker:
             await asyncio.sleep(_PROGRESS_S)
 
     def _workers(self) -> WorkerPlan | None:
-        if self._spec.workers == 1:
+        if self._spec.workers in (None, 1):
             return None
         return WorkerPlan(self._spec.workers, lambda: start_local(self._command))
 

@@ -32,7 +32,10 @@ class JobRequest(Record):
     name: str | None = None
     external_id: str | None = None
     max_concurrency: int | Literal["auto"] | None = None
-    workers: int = Field(1, ge=1, le=256)
+    workers: int | None = Field(None, ge=1, le=256)  # None: one, or one for each node of Ray's
+    data_backend: Literal["arrow", "pandas", "polars", "ray"] | None = None
+    backend_read_kwargs: dict[str, Any] = Field(default_factory=dict)
+    ray_address: str | None = None
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)
     max_failures: str | None = None  # "20" rows or "5%"

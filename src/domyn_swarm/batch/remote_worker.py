@@ -1,0 +1,133 @@
+"""Workers on other machines: they call their coordinator, and both ends prove who they are.
+
+The listener sends a nonce (32 bytes); the caller answers with the id it was given (16) and
+HMAC-SHA256 of nonce and id under the secret it was given with it (32); the listener answers with
+HMAC-SHA256 of id and nonce. From then on both ends speak as over a socket pair (see `link`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import secrets
+from dataclasses import dataclass, field
+from typing import Self
+
+from domyn_swarm.batch.link import Link, Report
+
+_NONCE_BYTES, _ID_BYTES, _PROOF_BYTES = 32, 16, 32
+_HANDSHAKE_S = 10.0
+_MOST_STRANGERS = 64  # callers at once that have not proved anything
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What a worker needs to call: it is told nobody else."""
+
+    host: str
+    port: int
+    worker: bytes = field(default_factory=lambda: secrets.token_bytes(_ID_BYTES))
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+
+    def proof(self, *parts: bytes) -> bytes:
+        """That one knows the secret."""
+        return hmac.digest(self.secret, b"".join(parts), "sha256")
+
+
+class WorkerListener:
+    """A port where the workers of one run call. Nobody else gets a word out of it but a nonce."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._expected: dict[bytes, tuple[Invitation, asyncio.Future[Connection]]] = {}
+        self._strangers = 0
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        """Listen on this host's address, on a port that is free."""
+        self._server = await asyncio.start_server(self._meet, self._host, 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Listen no more; links that were made stay."""
+        if self._server is not None:
+            self._server.close()
+
+    def invite(self) -> Invitation:
+        """An invitation for one worker."""
+        if self._server is None:
+            raise RuntimeError("the listener is not open")
+        host, port = self._server.sockets[0].getsockname()[:2]
+        invitation = Invitation(host, port)
+        met = asyncio.get_running_loop().create_future()
+        self._expected[invitation.worker] = invitation, met
+        return invitation
+
+    async def met(self, invitation: Invitation, within_s: float) -> Link[Report]:
+        """The link to the worker that was invited, once it has called.
+
+        Raises:
+            TimeoutError: it did not call.
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                connection = await self._expected[invitation.worker][1]
+        finally:
+            del self._expected[invitation.worker]
+        return Link(*connection, Report)  # type: ignore[arg-type]
+
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._strangers >= _MOST_STRANGERS:
+            writer.close()
+            return
+        self._strangers += 1
+        try:
+            async with asyncio.timeout(_HANDSHAKE_S):
+                known = await self._prove(reader, writer)
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
+            known = False
+        finally:
+            self._strangers -= 1
+        if not known:
+            writer.close()
+
+    async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        writer.write(nonce)
+        worker = await reader.readexactly(_ID_BYTES)
+        proof = await reader.readexactly(_PROOF_BYTES)
+        invitation, met = self._expected.get(worker, (None, None))
+        if invitation is None or met is None or met.done():
+            return False
+        if not hmac.compare_digest(proof, invitation.proof(nonce, worker)):
+            return False
+        writer.write(invitation.proof(worker, nonce))
+        met.set_result((reader, writer))
+        return True
+
+
+async def call(invitation: Invitation) -> Connection:
+    """The worker's end: call the coordinator that sent the invitation.
+
+    Raises:
+        ConnectionError: nobody is there, or somebody else.
+    """
+    try:
+        async with asyncio.timeout(_HANDSHAKE_S):
+            reader, writer = await asyncio.open_connection(invitation.host, invitation.port)
+            with contextlib.ExitStack() as stack:
+                stack.callback(writer.close)
+                nonce = await reader.readexactly(_NONCE_BYTES)
+                writer.write(invitation.worker + invitation.proof(nonce, invitation.worker))
+                proof = await reader.readexactly(_PROOF_BYTES)
+                if not hmac.compare_digest(proof, invitation.proof(invitation.worker, nonce)):
+                    raise ConnectionError("another program listens there")
+                stack.pop_all()
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        raise ConnectionError(
+            f"no coordinator at {invitation.host}:{invitation.port}: {error!r}"
+        ) from error
+    return reader, writer

@@ -1,0 +1,189 @@
+"""Ray Datasets, whose rows lie in blocks all over a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG
+from domyn_swarm.data.calls import check_options, failures_named
+from domyn_swarm.data.types import refuse_types
+from domyn_swarm.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import ray.data
+
+_READERS = {"parquet": "read_parquet", "csv": "read_csv", "jsonl": "read_json"}
+_BLOCK_ROWS = 64 * BATCH_ROWS
+
+
+class RayBackend:
+    """`ray.data.Dataset`."""
+
+    name = "ray"
+    lazy = True
+
+    def accepts(self, data: object) -> bool:
+        """See `DataBackend`."""
+        dataset = getattr(sys.modules.get("ray.data"), "Dataset", None)
+        return dataset is not None and isinstance(data, dataset)
+
+    def schema(self, frame: ray.data.Dataset) -> pa.Schema:
+        """See `DataBackend`."""
+        return blocks_of(frame).schema
+
+    def batches(self, frame: ray.data.Dataset) -> Iterator[pa.RecordBatch]:
+        """See `DataBackend`."""
+        blocks = blocks_of(frame)
+        yield from blocks.batches(None, 0, blocks.rows)
+
+    def build(
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        like: ray.data.Dataset | None = None,  # noqa: ARG002 - its columns are in the batches
+    ) -> ray.data.Dataset:
+        """See `DataBackend`."""
+        import ray.data
+
+        tables, waiting, rows = [], [], 0
+        for batch in batches:
+            waiting.append(batch)
+            rows += batch.num_rows
+            if rows >= _BLOCK_ROWS:
+                tables.append(ray.put(pa.Table.from_batches(waiting, schema)))
+                waiting, rows = [], 0
+        if waiting or not tables:
+            tables.append(ray.put(pa.Table.from_batches(waiting, schema)))
+        return ray.data.from_arrow_refs(tables)
+
+    def rows(self, frame: ray.data.Dataset) -> int:
+        """See `DataBackend`."""
+        return int(frame.count())
+
+    def part(
+        self, frame: ray.data.Dataset, columns: Sequence[str] | None, start: int, rows: int
+    ) -> ray.data.Dataset:
+        """See `DataBackend`."""
+        chosen = frame if columns is None else frame.select_columns(list(columns))
+        head = chosen.limit(start + rows)
+        return head.split_at_indices([start])[1] if start else head
+
+    def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> ray.data.Dataset:
+        """See `DataBackend`; the options are those of `ray.data.read_parquet` and its like."""
+        import ray.data
+
+        if kind not in _READERS:
+            raise InvalidInput(
+                f"Ray has no reader for .{kind} files.", hint="Convert them to Parquet."
+            )
+        reader = getattr(ray.data, _READERS[kind])
+        check_options(reader, options, READ_FLAG)
+        with failures_named("Ray cannot read", files, READ_FLAG):
+            return reader(list(files), **options)
+
+    def write(self, frame: ray.data.Dataset, path: str, options: dict[str, Any]) -> None:
+        """See `DataBackend`; a folder of files, and the options of `write_parquet`."""
+        check_options(frame.write_parquet, options, WRITE_FLAG)
+        with failures_named("Ray cannot write", [path], WRITE_FLAG):
+            frame.write_parquet(path, **options)
+
+
+@dataclass(frozen=True)
+class RayBlock:
+    """One block, which may lie on any node."""
+
+    ref: Any  # ray.ObjectRef[pa.Table]
+    rows: int
+    first: int  # the position of its first row in the dataset
+
+
+class RayBlocks:
+    """A dataset whose rows are computed, in an order that stays."""
+
+    def __init__(self, blocks: Sequence[RayBlock], schema: pa.Schema) -> None:
+        self.blocks = blocks
+        self.schema = schema
+
+    @cached_property
+    def rows(self) -> int:
+        """How many there are."""
+        return sum(block.rows for block in self.blocks)
+
+    def batches(
+        self, columns: Sequence[str] | None, start: int, stop: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows in order; only the columns named leave the nodes that hold them.
+
+        The next block is fetched while one is worked on.
+        """
+        import ray
+
+        names = self.schema.names if columns is None else list(columns)
+        schema = pa.schema([self.schema.field(name) for name in names])
+        wanted = [one for one in self.blocks if one.first < stop and one.first + one.rows > start]
+        fetch = ray.remote(num_cpus=0)(_columns_of)
+        ahead: list[Any] = []
+        for at in range(len(wanted)):
+            ahead += [fetch.remote(one.ref, schema) for one in wanted[at + len(ahead) : at + 2]]
+            block, table = wanted[at], ray.get(ahead.pop(0))
+            inside = max(0, start - block.first)
+            part = table.slice(inside, stop - block.first - inside)
+            yield from part.to_batches(max_chunksize=BATCH_ROWS)
+
+
+def _columns_of(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    return table.select(schema.names).replace_schema_metadata(None).cast(schema)
+
+
+def blocks_of(frame: ray.data.Dataset) -> RayBlocks:
+    """Compute a dataset; its rows stay on the cluster.
+
+    Raises:
+        InvalidInput: blocks do not agree on a column, or it has no Arrow type; it is named.
+    """
+    import ray
+
+    with failures_named("Ray cannot compute", ["the dataset"], READ_FLAG):
+        with _in_order():
+            refs = frame.materialize().to_arrow_refs()
+        look = ray.remote(num_cpus=0)(_facts_of)
+        facts = ray.get([look.remote(ref) for ref in refs])
+    blocks, first = [], 0
+    for ref, (rows, _) in zip(refs, facts, strict=True):
+        blocks.append(RayBlock(ref, rows, first))
+        first += rows
+    filled = [schema for rows, schema in facts if rows] or [schema for _, schema in facts]
+    try:
+        schema = pa.unify_schemas(filled) if filled else pa.schema([])
+    except pa.ArrowException as error:
+        raise InvalidInput(
+            f"The dataset's blocks have columns of several types: {error}",
+            hint="Cast them: ds.map_batches(..., batch_format='pyarrow').",
+        ) from error
+    refuse_types(schema, lambda kind: isinstance(kind, pa.BaseExtensionType), "Arrow")
+    return RayBlocks(blocks, schema)
+
+
+@contextlib.contextmanager
+def _in_order() -> Iterator[None]:
+    """Have blocks come in the order of what they are made of, and no bars drawn."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    before = context.execution_options.preserve_order, context.enable_progress_bars
+    context.execution_options.preserve_order, context.enable_progress_bars = True, False
+    try:
+        yield
+    finally:
+        context.execution_options.preserve_order, context.enable_progress_bars = before
+
+
+def _facts_of(table: pa.Table) -> tuple[int, pa.Schema]:
+    return table.num_rows, table.schema.remove_metadata()

@@ -1,0 +1,79 @@
+"""The connection to a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from domyn_swarm.errors import ConfigError, PlatformError
+
+ADDRESS_VARIABLES = ("DOMYN_SWARM_RAY_ADDRESS", "RAY_ADDRESS")
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Be connected to a cluster: that of this process if it is, else the one at the address.
+
+    Without an address that of the environment counts, and without that a cluster of this
+    machine alone, which ends with the context.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        PlatformError: nothing answers there.
+    """
+    ray = _ray()
+    if ray.is_initialized():
+        yield
+        return
+    found = (address, *(os.environ.get(name) for name in ADDRESS_VARIABLES))
+    where = next((one for one in found if one), "local")
+    try:
+        ray.init(
+            where,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            namespace="domyn-swarm",
+            **({"include_dashboard": False} if where == "local" else {}),
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise PlatformError(
+            f"There is no Ray cluster at {where}: {str(error).splitlines()[0]}",
+            hint="See `ray status`; give --ray-address auto, host:port or ray://host:port.",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _ray() -> Any:  # noqa: ANN401 - the module, which has no types
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "The data backend ray needs Ray, which is not installed.",
+            hint="pip install 'domyn-swarm[ray]', here and on the cluster's nodes",
+        ) from error
+    return ray
+
+
+def own_host(address: str | None) -> str:
+    """The address of this machine as the cluster's nodes see it."""
+    ray = _ray()
+    if address is None or not address.startswith("ray://"):
+        return str(ray.util.get_node_ip_address())
+    there = urlsplit(address)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((there.hostname or "localhost", there.port or 10001))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+def living_nodes() -> int:
+    """How many nodes of the cluster have a CPU to give."""
+    nodes = _ray().nodes()
+    return sum(1 for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1)

@@ -1,0 +1,117 @@
+"""Actors of a Ray cluster as the workers of a run.
+
+They run the program of any worker: rows come from the coordinator when there is room for them, and
+results go into the checkpoint, which therefore has to lie where all nodes see it. A node that dies
+takes its actors with it; the coordinator starts others, and what they held goes to those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from domyn_swarm.batch.link import Link, Report
+from domyn_swarm.batch.remote_worker import Invitation, WorkerListener, call
+from domyn_swarm.batch.work import WorkerPlan
+from domyn_swarm.errors import JobError, PlatformError
+from domyn_swarm.jobs.program import check_version
+from domyn_swarm.jobs.range_worker import work_over
+from domyn_swarm.jobs.ray.cluster import living_nodes, own_host
+from domyn_swarm.jobs.spec import JobSpec
+
+_START_S = 120.0  # Ray may have to start a process, and import what it runs
+
+
+class RayWorker:
+    """One actor, and the link that it has called."""
+
+    def __init__(self, actor: Any, ending: asyncio.Future[int], link: Link[Report]) -> None:  # noqa: ANN401 - Ray's
+        self.link = link
+        self._actor = actor
+        self._ending = ending
+
+    @property
+    def name(self) -> str:
+        """The actor's id."""
+        return f"Ray actor {self._actor._actor_id.hex()[:8]}"
+
+    async def ended(self) -> int:
+        """See `WorkerProcess`; 1 when its node or its process died."""
+        import ray
+
+        try:
+            return await self._ending
+        except ray.exceptions.RayError:
+            return 1
+
+    def kill(self) -> None:
+        """See `WorkerProcess`."""
+        import ray
+
+        ray.kill(self._actor)
+
+
+@contextlib.asynccontextmanager
+async def ray_workers(spec: JobSpec) -> AsyncIterator[WorkerPlan]:
+    """Workers on the cluster that this process is connected to; one for each node by default."""
+    async with WorkerListener(own_host(spec.ray_address)) as listener:
+
+        async def start() -> RayWorker:
+            return await _start(spec, listener)
+
+        yield WorkerPlan(spec.workers or max(1, living_nodes()), start)
+
+
+async def _start(spec: JobSpec, listener: WorkerListener) -> RayWorker:
+    import ray
+
+    invitation = listener.invite()
+    options = {"num_cpus": 1, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+    actor = ray.remote(**options)(_Actor).remote()
+    work = actor.work.remote(spec.model_dump_json(), invitation)
+    ending = asyncio.wrap_future(work.future())
+    calling = asyncio.ensure_future(listener.met(invitation, _START_S))
+    await asyncio.wait({ending, calling}, return_when=asyncio.FIRST_COMPLETED)
+    if not calling.done():
+        calling.cancel()
+        raise _not_begun(ending.exception(), invitation)
+    try:
+        return RayWorker(actor, ending, await calling)
+    except TimeoutError as error:
+        ray.kill(actor)
+        free = ray.available_resources().get("CPU", 0)
+        raise PlatformError(
+            f"Ray has no room for a worker: for {_START_S:.0f} s none began, and {free:g} CPUs "
+            "are free.",
+            hint="A worker needs one CPU. Ask for fewer with --workers, or free some.",
+        ) from error
+
+
+def _not_begun(error: BaseException | None, invitation: Invitation) -> JobError:
+    if error is None:
+        return JobError(
+            "A worker of the Ray cluster does not reach this machine at "
+            f"{invitation.host}:{invitation.port}.",
+            hint="The cluster's nodes must be let in, on any port.",
+        )
+    told = str(getattr(error, "cause", None) or error).strip().splitlines()
+    return JobError(
+        f"A worker of the Ray cluster cannot begin: {told[-1]}",
+        hint="All nodes need the same domyn-swarm, the job's module, and the folders of the "
+        "checkpoint and the swarm: a shared file system.",
+    )
+
+
+class _Actor:
+    """What runs on the cluster. Ray makes an actor of it."""
+
+    def work(self, spec_json: str, invitation: Invitation) -> int:
+        """Work until there are no more rows; return the exit code."""
+        spec = JobSpec.model_validate_json(spec_json)
+        check_version(spec)
+        if not Path(spec.checkpoint_root).is_dir():
+            raise JobError(f"{spec.checkpoint_root} does not exist on this node.")
+        return work_over(spec, lambda: call(invitation))
