@@ -11,7 +11,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm.batch.dataset import BATCH_ROWS, check_columns, check_ids, open_dataset
+from domyn_swarm.batch.dataset import BATCH_ROWS, check_columns
+from domyn_swarm.batch.opening import open_dataset
+from domyn_swarm.batch.row_ids import check_ids
 from domyn_swarm.errors import InvalidInput
 
 
@@ -74,8 +76,8 @@ def test_what_is_no_input(tmp_path: Path) -> None:
     for name, words in (
         ("x.txt", "inputs are files of one kind"),
         ("gone.parquet", "There is no input"),
-        ("bad.jsonl", "cannot be read as .jsonl"),
-        ("bad.csv", "cannot be read as .csv"),
+        ("bad.jsonl", "bad.jsonl, line 2, is no JSON object"),
+        ("bad.csv", "cannot be read as CSV"),
     ):
         with pytest.raises(InvalidInput, match=words):
             open_dataset(str(tmp_path / name))

@@ -48,8 +48,8 @@ def failures_named(doing: str, files: Sequence[str], flag: str) -> Iterator[None
 
 
 def _told(error: BaseException) -> str:
-    """The line of an error that says why; of one that came from another machine, the last."""
+    """The line of an error that says why: of what it began with, and not of who passed it on."""
+    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = cause
     lines = str(error).strip().splitlines()
-    if not lines:
-        return type(error).__name__
-    return lines[-1] if "ray::" in lines[0] else lines[0]
+    return lines[0] if lines else type(error).__name__

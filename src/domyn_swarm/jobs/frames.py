@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from domyn_swarm.batch.dataset import Dataset, ParquetDataset, open_dataset
+from domyn_swarm.batch.dataset import Dataset, ParquetDataset
 from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.opening import open_dataset
 from domyn_swarm.batch.results import settled_results
 from domyn_swarm.batch.spool import spooled
 from domyn_swarm.batch.table_dataset import TableDataset

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm.batch.dataset import Dataset, check_columns, check_ids, open_dataset
+from domyn_swarm.batch.dataset import Dataset, check_columns
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.manifest import JobFacts, without_secrets
 from domyn_swarm.batch.publish import OutputPlan
+from domyn_swarm.batch.row_ids import check_ids
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.runner import RunPolicy
 from domyn_swarm.batch.session import RetryPolicy
 from domyn_swarm.batch.work import WorkPlan
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
+from domyn_swarm.jobs.inputs import open_input
 from domyn_swarm.jobs.loading import load_job
 from domyn_swarm.jobs.spec import JobSpec
 
@@ -69,7 +71,7 @@ def make_plan(spec: JobSpec) -> Prepared:
         ConfigError: the job class or a parameter is not usable.
         InvalidInput: the input cannot be read, or lacks a column.
     """
-    return load_plan(spec, open_dataset(spec.input))
+    return load_plan(spec, open_input(spec))
 
 
 def load_plan(spec: JobSpec, dataset: Dataset) -> Prepared:

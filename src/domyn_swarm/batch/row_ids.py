@@ -1,0 +1,70 @@
+"""Ids of rows: every row has one, and no two have the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from domyn_swarm.batch.dataset import Dataset
+from domyn_swarm.errors import InvalidInput
+
+
+def check_ids(dataset: Dataset, column: str, *, limit: int | None) -> None:
+    """Refuse null and duplicate ids; memory: 8 bytes a row.
+
+    Raises:
+        InvalidInput: names the row or the id, or the column's type if nothing of it can be one.
+    """
+    _check_type(dataset.schema.field(column))
+    hashes = []
+    start = 0
+    for batch in dataset.batches([column], limit=limit):
+        _check_present(batch.column(0), column, start)
+        values = batch.column(0).to_pylist()
+        hashes.append(np.fromiter(map(hash, values), np.int64, batch.num_rows))
+        start += batch.num_rows
+    if not hashes:
+        return
+    ordered = np.sort(np.concatenate(hashes))
+    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    if suspects:
+        _refuse_duplicates(dataset, column, suspects, limit)
+
+
+def _check_type(field: pa.Field) -> None:
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if pa.types.is_nested(kind):
+        raise InvalidInput(
+            f"The column {field.name!r} ({field.type}) cannot name rows.",
+            hint="Ids are numbers, text, bytes, dates or times.",
+        )
+
+
+def _check_present(values: pa.Array, column: str, start: int) -> None:
+    absent = values.is_null(nan_is_null=True)
+    if absent.true_count:
+        at = absent.to_pylist().index(True)
+        told = "null" if values[at].as_py() is None else "not a number"
+        raise InvalidInput(
+            f"The id in column {column!r} is {told} in row {start + at}.",
+            hint="Every row needs an id; leave --id-column out to use positions.",
+        )
+
+
+def _refuse_duplicates(
+    dataset: Dataset, column: str, suspects: set[int], limit: int | None
+) -> None:
+    """Tell ids that are equal from ids whose hashes merely are."""
+    seen: dict[object, int] = {}
+    row = 0
+    for batch in dataset.batches([column], limit=limit):
+        for value in batch.column(0).to_pylist():
+            if hash(value) in suspects:
+                if value in seen:
+                    raise InvalidInput(
+                        f"The id {value!r} in column {column!r} stands in row {seen[value]} "
+                        f"and in row {row}.",
+                        hint="Ids must be unique; leave --id-column out to use positions.",
+                    )
+                seen[value] = row
+            row += 1

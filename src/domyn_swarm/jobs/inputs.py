@@ -1,0 +1,65 @@
+"""A job's input as the job's data backend reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from domyn_swarm.batch.dataset import Dataset
+from domyn_swarm.batch.input_files import files_of
+from domyn_swarm.batch.opening import open_dataset
+from domyn_swarm.batch.table_dataset import TableDataset
+from domyn_swarm.data.base import KINDS, DataBackend
+from domyn_swarm.data.registry import backend_named
+from domyn_swarm.errors import ConfigError, InvalidInput
+from domyn_swarm.jobs.spec import JobSpec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class ScanDataset:
+    """Rows of files that a library scans anew each time, and never has all in memory."""
+
+    def __init__(self, backend: DataBackend[Any], frame: Any) -> None:  # noqa: ANN401 - a frame
+        self._backend = backend
+        self._frame = frame
+        self.schema = backend.schema(frame)
+        self.rows = backend.rows(frame)
+
+    def batches(
+        self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """See `Dataset.batches`."""
+        end = self.rows if limit is None else min(limit, self.rows)
+        if end > start:
+            wanted = self._backend.part(self._frame, columns, start, end - start)
+            yield from self._backend.batches(wanted)
+
+
+def open_input(spec: JobSpec) -> Dataset:
+    """The job's rows.
+
+    Raises:
+        ConfigError: options are given that nothing reads.
+        InvalidInput: the input cannot be read so.
+    """
+    if spec.data_backend is None:
+        if spec.backend_read_kwargs:
+            raise ConfigError(
+                "--backend-read-kwargs are for a library that reads the input.",
+                hint="Name it: --data-backend pandas, polars, arrow or ray.",
+            )
+        return open_dataset(spec.input)
+    backend = backend_named(spec.data_backend)
+    files = files_of(spec.input)
+    if files[0].kind not in KINDS or files[0].packing:
+        raise InvalidInput(
+            f"{files[0]} is of no kind that --data-backend reads.",
+            hint="Leave --data-backend out: the file is read without it.",
+        )
+    names = [str(file) for file in files]
+    frame = backend.read(names, files[0].kind, spec.backend_read_kwargs)
+    if backend.lazy:
+        return ScanDataset(backend, frame)
+    return TableDataset.of(backend.schema(frame), backend.batches(frame))

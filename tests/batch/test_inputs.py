@@ -1,0 +1,359 @@
+"""What an input may be called, what kinds of files there are, and which types their rows have."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import gzip
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+
+from domyn_swarm.batch.dataset import BATCH_ROWS, Dataset
+from domyn_swarm.batch.input_files import files_of
+from domyn_swarm.batch.opening import open_dataset, open_line_dataset
+from domyn_swarm.batch.row_ids import check_ids
+from domyn_swarm.batch.table_dataset import TableDataset
+from domyn_swarm.errors import InvalidInput
+
+
+def rows_of(dataset: Dataset, columns: list[str] | None = None, **window: int) -> list[Any]:
+    batches = list(dataset.batches(columns, **window))
+    assert all(batch.num_rows <= BATCH_ROWS for batch in batches)
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+def numbered(rows: int, start: int = 0) -> pa.Table:
+    numbers = range(start, start + rows)
+    return pa.table({"n": list(numbers), "text": [f"é {n}" for n in numbers]})
+
+
+def as_parquet(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path)
+
+
+def as_csv(table: pa.Table, path: Path) -> None:
+    lines = [",".join(table.schema.names)]
+    lines += [",".join(map(str, row.values())) for row in table.to_pylist()]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def as_tsv(table: pa.Table, path: Path) -> None:
+    as_csv(table, path)
+    path.write_text(path.read_text().replace(",", "\t"))
+
+
+def as_jsonl(table: pa.Table, path: Path) -> None:
+    import json
+
+    path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+
+
+def as_arrow(table: pa.Table, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1000)
+
+
+def as_stream(table: pa.Table, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=5000)
+
+
+def packed(write: Callable[[pa.Table, Path], None], packing: str) -> Callable[..., None]:
+    def wrote(table: pa.Table, path: Path) -> None:
+        write(table, path)
+        with pa.output_stream(str(path) + ".packed", compression=packing) as out:
+            out.write(path.read_bytes())
+        path.with_name(path.name + ".packed").replace(path)
+
+    return wrote
+
+
+KINDS: dict[str, Callable[[pa.Table, Path], None]] = {
+    "parquet": as_parquet,
+    "csv": as_csv,
+    "tsv": as_tsv,
+    "jsonl": as_jsonl,
+    "ndjson": as_jsonl,
+    "arrow": as_arrow,
+    "ipc": as_stream,
+    "feather": lambda table, path: pyarrow.feather.write_feather(table, str(path)),
+    "csv.gz": packed(as_csv, "gzip"),
+    "jsonl.gz": packed(as_jsonl, "gzip"),
+    "jsonl.zst": packed(as_jsonl, "zstd"),
+    "csv.bz2": packed(as_csv, "bz2"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_read_from_anywhere_to_anywhere(kind: str, tmp_path: Path) -> None:
+    table = numbered(3 * BATCH_ROWS + 7)
+    KINDS[kind](table, tmp_path / f"in.{kind}")
+    dataset = open_dataset(str(tmp_path / f"in.{kind}"))
+    assert dataset.rows == table.num_rows
+    assert dataset.schema.names == ["n", "text"]
+    assert rows_of(dataset) == table.to_pylist()
+    assert rows_of(dataset, ["n"], start=2040, limit=2060) == [{"n": n} for n in range(2040, 2060)]
+    assert rows_of(dataset, start=table.num_rows - 1) == table.to_pylist()[-1:]
+    assert rows_of(dataset, limit=0) == []
+    for part in range(2):
+        KINDS[kind](numbered(5, start=5 * part), tmp_path / f"part-{part}.{kind}")
+    both = open_dataset(str(tmp_path / f"part-*.{kind}"))
+    assert rows_of(both) == numbered(10).to_pylist()
+    assert rows_of(both, start=7, limit=9) == numbered(2, start=7).to_pylist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_read_through_fsspec(kind: str, tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for part in range(2):
+        KINDS[kind](numbered(5, start=5 * part), tmp_path / f"part-{part}.{kind}")
+        memory.pipe(f"/rows/part-{part}.{kind}", (tmp_path / f"part-{part}.{kind}").read_bytes())
+    try:
+        for source in (
+            "memory://rows",
+            f"memory://rows/*.{kind}",
+            f"memory://rows/part-{{0..1}}.{kind}",
+        ):
+            assert rows_of(open_dataset(source)) == numbered(10).to_pylist()
+        assert rows_of(open_dataset(f"memory://rows/part-1.{kind}")) == numbered(5, 5).to_pylist()
+        assert rows_of(open_dataset(f"file://{tmp_path}/part-0.{kind}")) == numbered(5).to_pylist()
+    finally:
+        memory.rm("/rows", recursive=True)
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec's HTTP session, left to its end
+def test_rows_come_over_http(web: str, tmp_path: Path) -> None:
+    as_parquet(numbered(10), tmp_path / "in.parquet")
+    as_jsonl(numbered(10), tmp_path / "in.jsonl")
+    assert rows_of(open_dataset(f"{web}/in.parquet")) == numbered(10).to_pylist()
+    assert rows_of(open_dataset(f"{web}/in.jsonl")) == numbered(10).to_pylist()
+    with pytest.raises(InvalidInput, match=r"gone\.parquet"):
+        open_dataset(f"{web}/gone.parquet")
+
+
+def names(source: str) -> list[str]:
+    return [Path(str(file)).name for file in files_of(source)]
+
+
+def test_brace_ranges_name_files_in_order(tmp_path: Path) -> None:
+    for name in ("a_0008", "a_0009", "a_0010", "b_1", "b_2", "b_10", "x_a", "x_b"):
+        as_parquet(numbered(1), tmp_path / f"{name}.parquet")
+    folder = str(tmp_path)
+    assert names(f"{folder}/a_{{0008..0010}}.parquet") == [
+        f"a_{n}.parquet" for n in ("0008", "0009", "0010")
+    ]
+    assert names(f"{folder}/b_{{1-2}}.parquet") == ["b_1.parquet", "b_2.parquet"]
+    assert names(f"{folder}/b_{{2..1}}.parquet") == ["b_2.parquet", "b_1.parquet"]
+    assert names(f"{folder}/x_{{b,a}}.parquet") == [
+        "x_b.parquet",
+        "x_a.parquet",
+    ]
+    assert names(f"{folder}/{{a_00,b_}}*.parquet") == [
+        *("a_0008.parquet", "a_0009.parquet", "a_0010.parquet"),
+        *("b_1.parquet", "b_10.parquet", "b_2.parquet"),
+    ]
+    with pytest.raises(InvalidInput, match=r"missing: .*b_3.parquet, .*b_4.parquet"):
+        files_of(f"{folder}/b_{{1-4}}.parquet")
+    with pytest.raises(InvalidInput, match="There is no input"):
+        files_of(f"{folder}/c_{{1-4}}.parquet")
+    with pytest.raises(InvalidInput, match="more than"):
+        files_of(f"{folder}/{{0..9999}}_{{0..9999}}.parquet")
+    as_parquet(numbered(1), tmp_path / "odd_{1-2}.parquet")
+    assert names(f"{folder}/odd_{{1-2}}.parquet") == ["odd_{1-2}.parquet"]
+
+
+def test_a_folder_holds_files_of_one_kind_and_what_does_not_count(tmp_path: Path) -> None:
+    as_parquet(numbered(3), tmp_path / "part-0.parquet")
+    for name in ("_manifest.json", "_SUCCESS", ".part-1.parquet.partial", "_part.parquet", "notes"):
+        (tmp_path / name).write_text("{}")
+    assert rows_of(open_dataset(str(tmp_path))) == numbered(3).to_pylist()
+    as_csv(numbered(3), tmp_path / "other.csv")
+    with pytest.raises(InvalidInput, match="one kind"):
+        open_dataset(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidInput, match="no input"):
+        open_dataset(str(tmp_path / "empty"))
+
+
+def test_csv_columns_hold_every_value_wherever_it_stands(tmp_path: Path) -> None:
+    rows = 200_000  # several of the reader's blocks
+    head = ["whole,part,code,none,date"]
+    body = [f"{n},{n},{n},,2026-11-24" for n in range(rows)]
+    tail = ["1,2.5,A7,5,2026-11-25"]
+    (tmp_path / "in.csv").write_text("\n".join([*head, *body, *tail]) + "\n")
+    dataset = open_dataset(str(tmp_path / "in.csv"))
+    assert dataset.schema.types == [
+        pa.int64(),
+        pa.float64(),
+        pa.string(),
+        pa.int64(),
+        pa.date32(),
+    ]
+    [last] = rows_of(dataset, start=rows)
+    day = dt.date(2026, 11, 25)
+    assert last == {"whole": 1, "part": 2.5, "code": "A7", "none": 5, "date": day}
+    assert rows_of(dataset, ["code"], limit=1) == [{"code": "0"}]
+
+
+def test_a_later_csv_file_widens_the_columns_of_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("a,b\n1,x\n")
+    (tmp_path / "2.csv").write_text("a,b\n1.5,y\n")
+    (tmp_path / "3.csv").write_text("a,b\nmany,\n")
+    assert rows_of(open_dataset(str(tmp_path / "{1,2}.csv"))) == [
+        {"a": 1.0, "b": "x"},
+        {"a": 1.5, "b": "y"},
+    ]
+    assert [row["a"] for row in rows_of(open_dataset(str(tmp_path)))] == ["1", "1.5", "many"]
+    (tmp_path / "4.csv").write_text("a,c\n1,2\n")
+    with pytest.raises(InvalidInput, match="a, c instead of a, b"):
+        open_dataset(str(tmp_path))
+
+
+def test_quoted_csv_cells_keep_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text('text,n\n"two\nlines, ""said""",1\n')
+    assert rows_of(open_dataset(str(tmp_path / "in.csv"))) == [
+        {"text": 'two\nlines, "said"', "n": 1}
+    ]
+
+
+def test_json_lines_hold_every_value_wherever_it_stands(tmp_path: Path) -> None:
+    plain = '{"n": 1, "deep": {"a": 1}, "tags": []}\n' * (2 * BATCH_ROWS)
+    late = '{"n": 2.5, "deep": {"b": [true]}, "tags": ["x"], "new": null, "big": 1e300}\n\n'
+    odd = '{"n": 3, "new": {"x": 1}, "tags": ["y", null]}\n{"big": "text"}'
+    (tmp_path / "in.jsonl").write_text(plain + late + odd)
+    dataset = open_dataset(str(tmp_path / "in.jsonl"))
+    first, *_ = rows_of(dataset, limit=1)
+    assert first == {
+        "n": 1.0,
+        "deep": {"a": 1, "b": None},
+        "tags": [],
+        "new": None,
+        "big": None,
+    }
+    last = rows_of(dataset, start=2 * BATCH_ROWS)
+    assert [row["n"] for row in last] == [2.5, 3.0, None]
+    assert [row["deep"] for row in last] == [{"a": None, "b": [True]}, None, None]
+    assert [row["tags"] for row in last] == [["x"], ["y", None], None]
+    assert [row["new"] for row in last] == [None, {"x": 1}, None]
+    assert [row["big"] for row in last] == ["1e300", None, "text"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": 1\n', "line 2, is no JSON object"),
+        ("a.jsonl", b"[1]\n", "line 1, is no JSON object"),
+        ("a.jsonl", b'{"a": "\xff"}\n', "line 1"),
+        ("a.jsonl", b"", "is empty"),
+        ("a.csv", b"", "is empty"),
+        ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 1000)[:-20], "cannot be read as CSV"),
+        ("a.csv.gz", b"no gzip", "cannot be read as CSV"),
+        ("a.csv", b"a,b\n1,2\n3\n", "cannot be read as CSV"),
+        ("a.csv", b"a,a\n1,2\n", "'a' more than once"),
+        ("a.csv", b"a\n\xff\xfe\n", ""),
+        ("a.parquet", b"PAR1", "cannot be read as Parquet"),
+        ("a.arrow", b"ARROW1", "cannot be read as Arrow"),
+        ("a.arrow", b"", "cannot be read as Arrow"),
+        ("a.doc", b"x", "one kind"),
+        ("a.parquet.gz", b"x", "one kind"),
+        ("a.txt", b"x", "one kind"),
+    ],
+)
+def test_a_file_that_is_no_input_says_which_and_why(
+    name: str, content: bytes, why: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    if not why:  # bytes that are no text are still a column
+        assert open_dataset(str(tmp_path / name)).schema.types == [pa.binary()]
+        return
+    with pytest.raises(InvalidInput, match=why) as raised:
+        open_dataset(str(tmp_path / name))
+    assert name in str(raised.value)
+
+
+def test_files_without_rows(tmp_path: Path) -> None:
+    (tmp_path / "0.csv").write_text("a,b\n")
+    empty = open_dataset(str(tmp_path / "0.csv"))
+    assert (empty.rows, empty.schema.names, rows_of(empty)) == (0, ["a", "b"], [])
+    (tmp_path / "1.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "2.csv").write_text("")
+    assert rows_of(open_dataset(str(tmp_path))) == [{"a": 1, "b": 2}]
+    as_parquet(numbered(0), tmp_path / "none.parquet")
+    assert rows_of(open_dataset(str(tmp_path / "none.parquet"))) == []
+    as_arrow(numbered(0), tmp_path / "none.arrow")
+    assert rows_of(open_dataset(str(tmp_path / "none.arrow"))) == []
+
+
+def test_what_cannot_be_reached_says_what_it_takes() -> None:
+    with pytest.raises(InvalidInput, match="s3fs"):
+        open_dataset("s3://bucket/in.parquet")
+    with pytest.raises(InvalidInput, match="nothere"):
+        open_dataset("nothere://x/in.parquet")
+
+
+def test_lines_are_rows_with_one_column(tmp_path: Path) -> None:
+    lines = [f'{{"n": {n}}}' for n in range(3 * BATCH_ROWS)]
+    (tmp_path / "in.jsonl").write_text(
+        "\n".join(lines[:4000]) + "\n\n  \n" + "\n".join(lines[4000:])
+    )
+    dataset = open_line_dataset(str(tmp_path / "in.jsonl"))
+    assert dataset.rows == len(lines)
+    assert rows_of(dataset) == [{"line": line} for line in lines]
+    assert rows_of(dataset, start=4000, limit=4001) == [{"line": lines[4000]}]
+    (tmp_path / "in.txt").write_bytes(b"good\n\xff\n")
+    with pytest.raises(InvalidInput, match=r"in\.txt, line 2, is not UTF-8"):
+        open_line_dataset(str(tmp_path / "in.txt"))
+
+
+IDS: dict[str, pa.Array] = {
+    "int": pa.array([1, 2, 3]),
+    "text": pa.array(["1", "2", "é"]),
+    "large": pa.array(["1", "2", "3"], pa.large_string()),
+    "category": pa.array(["a", "b", "c"]).dictionary_encode(),
+    "float": pa.array([1.0, 1.5, float("inf")]),
+    "bytes": pa.array([b"1", b"2", b""]),
+    "date": pa.array([dt.date(2026, 1, day) for day in (1, 2, 3)]),
+    "time": pa.array([1, 2, 3], pa.timestamp("us", "UTC")),
+    "decimal": pa.array(["1.0", "1.5", "2"]).cast(pa.decimal128(5, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_ids_of_every_type_are_checked(kind: str) -> None:
+    ids = IDS[kind]
+    check_ids(TableDataset(pa.table({"id": ids})), "id", limit=None)
+    twice = pa.concat_arrays([ids, ids.slice(1, 1)])
+    with pytest.raises(InvalidInput, match="row 1 and in row 3"):
+        check_ids(TableDataset(pa.table({"id": twice})), "id", limit=None)
+    check_ids(TableDataset(pa.table({"id": twice})), "id", limit=3)
+    absent = pa.concat_arrays([ids, pa.nulls(1, ids.type)])
+    with pytest.raises(InvalidInput, match="null in row 3"):
+        check_ids(TableDataset(pa.table({"id": absent})), "id", limit=None)
+
+
+def test_what_cannot_name_a_row_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="not a number in row 1"):
+        check_ids(TableDataset(pa.table({"id": [1.0, float("nan")]})), "id", limit=None)
+    for nested in (pa.array([[1], [2]]), pa.array([{"a": 1}, {"a": 2}])):
+        with pytest.raises(InvalidInput, match="cannot name rows"):
+            check_ids(TableDataset(pa.table({"id": nested})), "id", limit=None)
