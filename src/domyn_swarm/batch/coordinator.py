@@ -51,7 +51,9 @@ class _Worker:
     process: WorkerProcess
     counters: Counters = field(default_factory=Counters)
     held: dict[int, PendingRows] = field(default_factory=dict)  # handfuls that are not settled
-    limit: int = 0
+    share: int = 0  # of the calls that all together may have in flight
+    limit: int = 0  # that it was told; 0: it has not begun
+    calls: int = 0  # that it may have in flight: more than the limit until it has followed that
 
 
 class Coordinator:
@@ -89,10 +91,33 @@ class Coordinator:
         self.limit = self._tally.limit = limit
         living = len(self._workers)
         for at, worker in enumerate(self._workers):
-            share = max(1, limit // living + (at < limit % living))
-            if share != worker.limit:
-                worker.limit = share
-                worker.process.link.say(Limit(share))
+            worker.share = max(1, limit // living + (at < limit % living))
+            if worker.limit > worker.share:
+                worker.limit = worker.share
+                worker.process.link.say(Limit(worker.limit))
+        self._give_out()
+
+    def _give_out(self) -> None:
+        """Let workers have more calls as others, whose share shrank, come to have fewer."""
+        free = self.limit - sum(worker.calls for worker in self._workers)
+        for worker in self._workers:
+            more = min(worker.share - worker.limit, free)
+            if more <= 0:
+                continue
+            begins = not worker.limit
+            worker.limit += more
+            free -= max(0, worker.limit - worker.calls)
+            worker.calls = max(worker.calls, worker.limit)
+            link = worker.process.link
+            if begins:
+                link.say(Begin(*self._checkpoint.writer(), worker.limit))
+            else:
+                link.say(Limit(worker.limit))
+
+    def _note_calls(self, worker: _Worker, limit: int, calls: int) -> None:
+        if limit == worker.limit:  # else this was said before it heard of its limit
+            worker.calls = max(limit, calls)
+            self._give_out()
 
     def stop(self) -> None:
         """Take no more rows; `run` returns when those in flight are settled or out of grace."""
@@ -141,8 +166,6 @@ class Coordinator:
     async def _start(self) -> None:
         worker = _Worker(await self._start_process())
         self._workers.append(worker)
-        worker.limit = max(1, self.limit // self._count)
-        worker.process.link.say(Begin(*self._checkpoint.writer(), worker.limit))
         self.set_limit(self.limit)
         self._tasks.add(asyncio.create_task(self._attend(worker)))
 
@@ -152,7 +175,8 @@ class Coordinator:
             match report:
                 case Wanted(rows=rows):
                     await self._hand_out(worker, rows)
-                case Counted(counters=counters, settled=settled):
+                case Counted(counters=counters, settled=settled, limit=limit, calls=calls):
+                    self._note_calls(worker, limit, calls)
                     for number in settled:
                         worker.held.pop(number, None)
                     self._count_in(worker, counters)

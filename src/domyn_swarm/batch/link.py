@@ -74,6 +74,8 @@ class Counted(msgspec.Struct, tag=True, frozen=True):
 
     counters: Counters
     settled: list[int]
+    limit: int  # that it was told last
+    calls: int  # that it has in flight; more than the limit until those above it are back
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):

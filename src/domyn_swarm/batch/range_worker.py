@@ -155,4 +155,6 @@ class RangeWorker(Events):
 
     def _tell(self) -> None:
         settled, self._settled = self._settled, []
-        self._link.say(Counted(self._tally.counters(), settled))
+        runner = self._runner
+        limit, calls = (0, 0) if runner is None else (runner.limit, runner.calls)
+        self._link.say(Counted(self._tally.counters(), settled, limit, calls))

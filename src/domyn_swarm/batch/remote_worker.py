@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from domyn_swarm.batch.link import Link, Report
+from domyn_swarm.logs import get_logger
+
+_log = get_logger(__name__)
 
 _NONCE_BYTES, _ID_BYTES, _PROOF_BYTES = 32, 16, 32
 _HANDSHAKE_S = 10.0
@@ -43,7 +46,7 @@ class WorkerListener:
     def __init__(self, host: str) -> None:
         self._host = host
         self._expected: dict[bytes, tuple[Invitation, asyncio.Future[Connection]]] = {}
-        self._strangers = 0
+        self._meetings: set[asyncio.Task[None] | None] = set()  # with who has not proved anything
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -55,6 +58,10 @@ class WorkerListener:
         """Listen no more; links that were made stay."""
         if self._server is not None:
             self._server.close()
+        left = [meeting for meeting in self._meetings if meeting is not None]
+        for meeting in left:
+            meeting.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def invite(self) -> Invitation:
         """An invitation for one worker."""
@@ -80,19 +87,19 @@ class WorkerListener:
         return Link(*connection, Report)  # type: ignore[arg-type]
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._strangers >= _MOST_STRANGERS:
-            writer.close()
-            return
-        self._strangers += 1
+        meeting = asyncio.current_task()
+        known = False
         try:
-            async with asyncio.timeout(_HANDSHAKE_S):
-                known = await self._prove(reader, writer)
+            if meeting is not None and len(self._meetings) < _MOST_STRANGERS:
+                self._meetings.add(meeting)
+                async with asyncio.timeout(_HANDSHAKE_S):
+                    known = await self._prove(reader, writer)
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
-            known = False
+            _log.info("a stranger called at the port of the workers")
         finally:
-            self._strangers -= 1
-        if not known:
-            writer.close()
+            self._meetings.discard(meeting)
+            if not known:
+                writer.close()
 
     async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         nonce = secrets.token_bytes(_NONCE_BYTES)

@@ -115,6 +115,11 @@ class Runner:
             slot.add_done_callback(self._left)
 
     @property
+    def calls(self) -> int:
+        """How many calls are in flight, or about to be."""
+        return len(self._slots)
+
+    @property
     def _over(self) -> bool:
         """Whether no slot takes another row."""
         used_up = self._exhausted and not self._ready

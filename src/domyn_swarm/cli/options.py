@@ -31,6 +31,15 @@ class Placement(StrEnum):
     JOB = "job"
 
 
+class DataBackendName(StrEnum):
+    """Libraries of frames."""
+
+    ARROW = "arrow"
+    PANDAS = "pandas"
+    POLARS = "polars"
+    RAY = "ray"
+
+
 FormatOption = Annotated[
     Format, typer.Option("--format", "-o", help="How to print it.", show_default=True)
 ]
@@ -188,6 +197,22 @@ def chosen_format(output: Format, as_json: bool, as_yaml: bool) -> Format:
     if as_json:
         return Format.JSON
     return Format.YAML if as_yaml else output
+
+
+DataBackendOption = Annotated[
+    DataBackendName | None,
+    typer.Option("--data-backend", help="The library that reads the input; ray: works on it too."),
+]
+ReadKwargsOption = Annotated[
+    str,
+    typer.Option(
+        "--backend-read-kwargs", metavar="JSON", help="Options of that library's own reader."
+    ),
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option("--ray-address", metavar="ADDRESS", help="The cluster of --data-backend ray."),
+]
 
 
 def parse_json_object(value: str) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def blocks_of(frame: ray.data.Dataset) -> RayBlocks:
     import ray
 
     with failures_named("Ray cannot compute", ["the dataset"], READ_FLAG):
-        with _in_order():
+        with _in_order(frame):
             refs = frame.materialize().to_arrow_refs()
         look = ray.remote(num_cpus=0)(_facts_of)
         facts = ray.get([look.remote(ref) for ref in refs])
@@ -172,11 +172,9 @@ def blocks_of(frame: ray.data.Dataset) -> RayBlocks:
 
 
 @contextlib.contextmanager
-def _in_order() -> Iterator[None]:
+def _in_order(frame: ray.data.Dataset) -> Iterator[None]:
     """Have blocks come in the order of what they are made of, and no bars drawn."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
+    context = frame.context  # a dataset keeps the settings of its beginning
     before = context.execution_options.preserve_order, context.enable_progress_bars
     context.execution_options.preserve_order, context.enable_progress_bars = True, False
     try:

@@ -38,18 +38,25 @@ class ScanDataset:
 
 
 def open_input(spec: JobSpec) -> Dataset:
-    """The job's rows.
+    """The job's rows, as this machine reads them: what Ray reads has to be the same.
 
     Raises:
         ConfigError: options are given that nothing reads.
         InvalidInput: the input cannot be read so.
     """
+    if spec.ray_address and spec.data_backend != "ray":
+        raise ConfigError(
+            "--ray-address is for --data-backend ray.", hint="Give both, or take it out."
+        )
     if spec.data_backend is None:
         if spec.backend_read_kwargs:
             raise ConfigError(
                 "--backend-read-kwargs are for a library that reads the input.",
                 hint="Name it: --data-backend pandas, polars, arrow or ray.",
             )
+        return open_dataset(spec.input)
+    if spec.data_backend == "ray":
+        backend_named("ray")
         return open_dataset(spec.input)
     backend = backend_named(spec.data_backend)
     files = files_of(spec.input)

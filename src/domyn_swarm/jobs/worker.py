@@ -8,15 +8,16 @@ SIGTERM and SIGINT: rows in flight are given a grace period, everything finished
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm.batch.engine import BatchRun
+from domyn_swarm.batch.engine import BatchPlan, BatchRun
 from domyn_swarm.batch.identity import nearest
 from domyn_swarm.batch.runner import Events
 from domyn_swarm.batch.sink import beside
@@ -31,7 +32,7 @@ from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.model import JobAccount
 from domyn_swarm.net.openai import OpenAIClient
-from domyn_swarm.paths import JobPaths
+from domyn_swarm.paths import JobPaths, private_dir
 
 _log = get_logger(__name__)
 _PROGRESS_S = 1.0
@@ -85,6 +86,11 @@ class _Worker:
             )
         return self._exit_code(error)
 
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether other machines write into the checkpoint."""
+        return self._spec.data_backend == "ray"
+
     def _exit_code(self, error: SwarmError | None) -> int:
         if error is not None:
             return error.exit_code
@@ -96,39 +102,49 @@ class _Worker:
         if self._spec.checkpointing:
             self._tell_differences()
             return await self._run_plan(self._prepared)
-        with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as scratch:
+        shared = private_dir(Path(self._spec.checkpoint_root)) if self._elsewhere else None
+        with tempfile.TemporaryDirectory(prefix="domyn-swarm-", dir=shared) as scratch:
             plan = replace(self._prepared.plan, checkpoint_root=Path(scratch))
             return await self._run_plan(replace(self._prepared, plan=plan))
 
     async def _run_plan(self, prepared: Prepared) -> bool:
         work = replace(prepared.plan.work, notice=lambda text: _log.warning("%s", text))
-        plan = replace(prepared.plan, work=work, workers=self._workers())
-        run = BatchRun(plan, self._tally, Events())
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, run, number)
+        async with self._shared_out(replace(prepared.plan, work=work)) as plan:
+            run = BatchRun(plan, self._tally, Events())
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stop, run, number)
 
-        def transform(client: OpenAIClient) -> Callable[[list[Any]], Awaitable[Sequence[Any]]]:
-            prepared.job.bind(client, self._spec.model)
-            return prepared.job.transform_items
+            def transform(client: OpenAIClient) -> Callable[[list[Any]], Awaitable[Sequence[Any]]]:
+                prepared.job.bind(client, self._spec.model)
+                return prepared.job.transform_items
 
-        self._reporter.state = "running"
-        try:
-            async with beside(self._report(run)):
-                return await run.run(access_of(self._spec), transform)
-        finally:
-            self._account = run.keep_account(self._spec.job_id, ended=True)
+            self._reporter.state = "running"
+            try:
+                async with beside(self._report(run)):
+                    return await run.run(access_of(self._spec), transform)
+            finally:
+                self._account = run.keep_account(self._spec.job_id, ended=True)
+
+    @contextlib.asynccontextmanager
+    async def _shared_out(self, plan: BatchPlan) -> AsyncIterator[BatchPlan]:
+        """The plan with those who work on its rows: this process, others here, or a cluster's."""
+        if self._elsewhere:
+            from domyn_swarm.jobs.ray.run import over_cluster
+
+            async with over_cluster(self._spec, plan) as shared:
+                yield shared
+        elif self._spec.workers in (None, 1):
+            yield plan
+        else:
+            workers = WorkerPlan(self._spec.workers, lambda: start_local(self._command))
+            yield replace(plan, workers=workers)
 
     async def _report(self, run: BatchRun) -> None:
         while True:
             self._reporter.progress()
             run.keep_account(self._spec.job_id)
             await asyncio.sleep(_PROGRESS_S)
-
-    def _workers(self) -> WorkerPlan | None:
-        if self._spec.workers in (None, 1):
-            return None
-        return WorkerPlan(self._spec.workers, lambda: start_local(self._command))
 
     def _command(self, descriptor: int) -> list[str]:
         program = [sys.executable, "-m", "domyn_swarm.jobs.range_worker"]

@@ -23,6 +23,7 @@ from domyn_swarm.jobs.ray.cluster import living_nodes, own_host
 from domyn_swarm.jobs.spec import JobSpec
 
 _START_S = 120.0  # Ray may have to start a process, and import what it runs
+_STARTS, _AGAIN_S = 5, 2.0  # Ray takes some seconds to see that a node is gone
 
 
 class RayWorker:
@@ -66,6 +67,15 @@ async def ray_workers(spec: JobSpec) -> AsyncIterator[WorkerPlan]:
 
 
 async def _start(spec: JobSpec, listener: WorkerListener) -> RayWorker:
+    """An actor that has called; another one where a node takes it with it meanwhile."""
+    for _ in range(_STARTS - 1):
+        with contextlib.suppress(_NodeDied):
+            return await _start_once(spec, listener)
+        await asyncio.sleep(_AGAIN_S)
+    return await _start_once(spec, listener)
+
+
+async def _start_once(spec: JobSpec, listener: WorkerListener) -> RayWorker:
     import ray
 
     invitation = listener.invite()
@@ -73,11 +83,15 @@ async def _start(spec: JobSpec, listener: WorkerListener) -> RayWorker:
     actor = ray.remote(**options)(_Actor).remote()
     work = actor.work.remote(spec.model_dump_json(), invitation)
     ending = asyncio.wrap_future(work.future())
+    ending.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, or not
     calling = asyncio.ensure_future(listener.met(invitation, _START_S))
     await asyncio.wait({ending, calling}, return_when=asyncio.FIRST_COMPLETED)
     if not calling.done():
         calling.cancel()
-        raise _not_begun(ending.exception(), invitation)
+        error = ending.exception()
+        died = isinstance(error, ray.exceptions.RayActorError)
+        kind = _NodeDied if died else JobError
+        raise _not_begun(kind, error, invitation)
     try:
         return RayWorker(actor, ending, await calling)
     except TimeoutError as error:
@@ -90,15 +104,21 @@ async def _start(spec: JobSpec, listener: WorkerListener) -> RayWorker:
         ) from error
 
 
-def _not_begun(error: BaseException | None, invitation: Invitation) -> JobError:
+class _NodeDied(JobError):
+    """The actor's node died before the actor began; another one may do."""
+
+
+def _not_begun(
+    kind: type[JobError], error: BaseException | None, invitation: Invitation
+) -> JobError:
     if error is None:
-        return JobError(
+        return kind(
             "A worker of the Ray cluster does not reach this machine at "
             f"{invitation.host}:{invitation.port}.",
             hint="The cluster's nodes must be let in, on any port.",
         )
     told = str(getattr(error, "cause", None) or error).strip().splitlines()
-    return JobError(
+    return kind(
         f"A worker of the Ray cluster cannot begin: {told[-1]}",
         hint="All nodes need the same domyn-swarm, the job's module, and the folders of the "
         "checkpoint and the swarm: a shared file system.",

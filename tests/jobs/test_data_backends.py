@@ -1,0 +1,136 @@
+"""Submitted jobs whose input another library reads: `--data-backend`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from domyn_swarm.errors import ConfigError, InvalidInput
+from domyn_swarm.jobs.preparation import prepare
+from domyn_swarm.jobs.worker import main
+from model_server import Answer, Bench, ModelServer
+from ray_fixtures import RayCluster
+
+BACKENDS = ["arrow", "pandas", "polars"]
+
+
+def worked(bench: Bench, **changes: Any) -> int:
+    return main([str(bench.job_folder(bench.spec(**changes)))])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_reads_the_same_rows_and_resumes_the_same_checkpoint(
+    bench: Bench, server: ModelServer, backend: str
+) -> None:
+    bench.write(3000)
+    assert worked(bench, limit=100) == 0
+    assert worked(bench, data_backend=backend) == 0
+    rows = [{"n": n, "prompt": f"p{n}", "answer": f"P{n}"} for n in range(3000)]
+    assert bench.output() == rows
+    assert set(server.asked.values()) == {1}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_takes_the_readers_own_options(bench: Bench, backend: str) -> None:
+    bench.write(10)
+    options = {
+        "arrow": {"partitioning": None},
+        "pandas": {"columns": ["prompt"]},
+        "polars": {"n_rows": 7},
+    }[backend]
+    assert worked(bench, data_backend=backend, backend_read_kwargs=options) == 0
+    rows = bench.output()
+    assert len(rows) == (7 if backend == "polars" else 10)
+    assert ("n" in rows[0]) == (backend != "pandas")
+
+
+def test_text_and_workers(bench: Bench, server: ModelServer) -> None:
+    lines = [json.dumps({"n": n, "prompt": f"p{n}"}) for n in range(500)]
+    (bench.folder / "in.jsonl").write_text("\n".join(lines) + "\n")
+    source = str(bench.folder / "in.jsonl")
+    assert worked(bench, input=source, data_backend="polars", workers=2) == 0
+    assert [row["answer"] for row in bench.output()] == [f"P{n}" for n in range(500)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"backend_read_kwargs": {"columns": ["n"]}}, "--data-backend"),
+        ({"ray_address": "auto"}, "--data-backend ray"),
+        ({"data_backend": "pandas", "backend_read_kwargs": {"colums": []}}, "colums"),
+        ({"data_backend": "polars", "backend_read_kwargs": {"colums": []}}, "colums"),
+        ({"data_backend": "arrow", "backend_read_kwargs": {"colums": []}}, "colums"),
+        ({"data_backend": "pandas", "backend_read_kwargs": {"columns": ["n"]}}, "'prompt'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_job_is_recorded(
+    bench: Bench, changes: dict[str, Any], why: str
+) -> None:
+    bench.write(5)
+    with pytest.raises((ConfigError, InvalidInput), match=why):
+        prepare(bench.spec(**changes))
+
+
+def test_compressed_text_needs_no_library(bench: Bench) -> None:
+    (bench.folder / "in.tsv").write_text("prompt\nx\n")
+    with pytest.raises(InvalidInput, match="Leave --data-backend out"):
+        prepare(bench.spec(input=str(bench.folder / "in.tsv"), data_backend="pandas"))
+
+
+@pytest.fixture
+def ray_bench(bench: Bench, ray_cluster: RayCluster) -> Bench:
+    return bench
+
+
+RAY = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
+)
+
+
+@RAY
+def test_ray_works_on_a_submitted_job(ray_bench: Bench, server: ModelServer) -> None:
+    for part in range(3):
+        ray_bench.write(200, f"part-{part}.parquet", start=200 * part)
+    source = str(ray_bench.folder / "part-{0..2}.parquet")
+    assert worked(ray_bench, input=source, limit=50) == 0
+    server.behave = lambda prompt, _: Answer(status=400 if prompt == "p7" else 200)
+    code = worked(ray_bench, input=source, data_backend="ray", max_concurrency=16)
+    table = pq.read_table(ray_bench.folder / "out.parquet")
+    assert table["answer"].to_pylist() == [f"P{n}" for n in range(600)]
+    assert code == 0
+    assert set(server.asked.values()) == {1}
+
+
+@RAY
+def test_ray_may_not_read_other_rows(ray_bench: Bench, server: ModelServer) -> None:
+    ray_bench.write(20)
+    table = pa.table({"prompt": ["a"]})
+    pq.write_table(table, ray_bench.folder / "other.parquet")
+    options = {"columns": ["n"]}
+    assert worked(ray_bench, data_backend="ray", backend_read_kwargs=options) == 2
+    assert not server.asked
+    told = json.loads((ray_bench.folder / "job" / "result.json").read_text())
+    assert "--backend-read-kwargs" in told["error"]
+
+
+@RAY
+def test_no_cluster_is_a_clear_error(
+    bench: Bench, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    bench.write(5)
+    assert worked(bench, data_backend="ray", ray_address="10.0.0.1:6379") == 4
+    told = json.loads((bench.folder / "job" / "result.json").read_text())
+    assert "no Ray cluster at 10.0.0.1:6379" in told["error"]
+    assert not server.asked
