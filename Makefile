@@ -6,6 +6,7 @@
 #   make test-vllm    a real vLLM on the CPU, 2.5 GB to install
 #   make slurm-up     a Slurm cluster on this machine to play with; make slurm-down ends it;
 #                     NET=1: its nodes have addresses of their own (root), else all are 127.0.0.1
+#   make docs         builds the documentation into site/ (strict links); make docs-serve shows it
 #   make bench        measures the engine and appends to benchmarks/RESULTS.md
 #   make PYTHON=...   the interpreter to build .venv with (3.11 or newer)
 
@@ -19,7 +20,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-slow test-vllm check bench clean slurm-packages slurm-up slurm-down
+.PHONY: help setup quickstart test test-slow test-vllm check docs docs-serve bench clean slurm-packages slurm-up slurm-down
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -79,9 +80,15 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 # Ten minutes on two cores; quiet ones, since figures move with whatever else runs.
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py --write
 
 clean:
-	rm -rf .venv .quickstart .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .quickstart site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

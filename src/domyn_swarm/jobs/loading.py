@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -108,15 +108,18 @@ def reference_to(job: SwarmJob) -> JobReference:
     return JobReference(f"source:{definition_of(job).__name__}", kwargs, source_of(job))
 
 
-def import_path_of(reference: str) -> str | None:
-    """The `sys.path` entry that holds a job's module, for the worker; None when it is installed.
+def import_path_of(reference: str, kwargs: Mapping[str, Any] | None = None) -> str | None:
+    """The `sys.path` entry that holds what a job is made of, for the worker: its module, and that
+    of an `output_schema` that is named; None when both are installed.
 
     The current folder counts, as it does for `python -m`.
     """
     from pathlib import Path
 
-    name = reference.partition(":")[0].split(".")[0]
+    schema = (kwargs or {}).get("output_schema")
     here = Path.cwd()
-    if (here / f"{name}.py").exists() or (here / name).is_dir():
-        return str(here)
+    for one in (reference, schema if isinstance(schema, str) else ""):
+        name = one.partition(":")[0].split(".")[0]
+        if name and ((here / f"{name}.py").exists() or (here / name).is_dir()):
+            return str(here)
     return None

@@ -141,7 +141,7 @@ def _travelling(spec: JobSpec, job: SwarmJob, endpoint: Endpoint) -> Iterator[Jo
         "job": found.job,
         "job_source": found.source,
         "job_kwargs": found.kwargs,
-        "import_path": None if found.source else import_path_of(found.job),
+        "import_path": import_path_of("" if found.source else found.job, found.kwargs),
     }
     root = private_dir(Path(spec.checkpoint_root))
     with tempfile.TemporaryDirectory(prefix="key-", dir=root) as folder:

@@ -180,7 +180,9 @@ class JobSubmitter:
                 **where,
                 "job_id": job_id,
                 "name": request.name or request.job.rpartition(":")[2],
-                "import_path": None if request.job_source else import_path_of(request.job),
+                "import_path": import_path_of(
+                    "" if request.job_source else request.job, request.job_kwargs
+                ),
                 "input": _absolute(request.input),
                 "output": _absolute(request.output),
                 "checkpoint_root": str(Path(checkpoint_root).absolute()),

@@ -1,0 +1,172 @@
+"""Pages of the site that are made from the code, so that they cannot go stale.
+
+A hook of MkDocs: it adds the pages to the files of a build, nothing is written beside the sources.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from domyn_swarm import errors, paths
+from domyn_swarm.cli.app import app
+from domyn_swarm.config.models import json_schema
+from domyn_swarm.paths import JobPaths, SwarmPaths
+
+Command = TyperCommand | TyperGroup
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages; called by MkDocs once a build."""
+    for path, page in PAGES.items():
+        files.append(File.generated(config, path, content=page()))
+    return files
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+def options_page() -> str:
+    """Every command with its arguments and options, as `--help` tells them."""
+    root = get_command(app)
+    lines = ["# Every option", "", "As `domyn-swarm COMMAND --help` prints it.", ""]
+    for path, command in _commands(root, "domyn-swarm"):
+        context = command.context_class(command, info_name=path)
+        lines += [f"## {path}", "", "```text", command.get_help(context).strip(), "```", ""]
+    return "\n".join(lines)
+
+
+def _commands(command: Command, path: str) -> Iterator[tuple[str, Command]]:
+    if not isinstance(command, TyperGroup):
+        yield path, command
+        return
+    for name in sorted(command.commands):
+        yield from _commands(command.commands[name], f"{path} {name}")
+
+
+# -- configuration -------------------------------------------------------------------------------
+
+
+def keys_page() -> str:
+    """Every key of a configuration file: type, default, what it does, by section."""
+    schema = json_schema()
+    sections = {"DomynLLMSwarmConfig": schema, **schema.get("$defs", {})}
+    lines = [
+        "# Every key",
+        "",
+        "Of a configuration file, by section. What the sections are for stands in",
+        "[Configuration](../configuration.md).",
+        "",
+    ]
+    for name, section in sections.items():
+        if "properties" not in section:
+            continue
+        lines += [f"## {name}", "", section.get("description", "").split("\n\n")[0], ""]
+        lines += ["| key | type | default | |", "|---|---|---|---|"]
+        required = set(section.get("required", ()))
+        for key, field in section["properties"].items():
+            default = "required" if key in required else _default(field)
+            what = field.get("description", "").replace("\n", " ")
+            lines.append(f"| `{key}` | {_type(field)} | {default} | {what} |".replace("  ", " "))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _default(field: dict[str, Any]) -> str:
+    if field.get("default") in (None, {}, [], ""):
+        return ""
+    return f"`{field['default']}`" if not isinstance(field["default"], dict) else ""
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in field or "const" in field:
+        return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    for several in ("anyOf", "oneOf", "allOf"):
+        if several in field:
+            names = [_type(one) for one in field[several] if one.get("type") != "null"]
+            return " or ".join(dict.fromkeys(names))
+    if field.get("type") == "array":
+        return f"list of {_type(field.get('items', {}))}"
+    words = {"string": "text", "integer": "whole number", "object": "mapping", "boolean": "yes/no"}
+    return words.get(field.get("type", ""), field.get("type", "anything"))
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+
+def errors_page() -> str:
+    """Every kind of error with the exit code it ends a command with."""
+    kinds = [
+        kind
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.SwarmError) and kind is not errors.SwarmError
+    ]
+    lines = [
+        "# Errors and what to do",
+        "",
+        "Each is printed as one message (`error: …`: what is wrong, and where) and a hint",
+        "(`hint: …`: what to do next). The exit code tells scripts of which kind it is. Often seen",
+        "messages, with causes: [When something goes wrong](../troubleshooting.md).",
+        "",
+        "| exit code | error | what it says |",
+        "|---|---|---|",
+    ]
+    for kind in sorted(kinds, key=lambda kind: (kind.exit_code, kind.__mro__[1].__name__)):
+        meaning = " ".join((inspect.getdoc(kind) or "").split())
+        lines.append(f"| {kind.exit_code} | `{kind.__name__}` | {meaning} |")
+    return "\n".join([*lines, ""])
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def files_page() -> str:
+    """Every file and folder, with what it holds."""
+    swarm = paths.SwarmPaths(Path("<home_directory>/swarms/<name>"))
+    job = paths.JobPaths(Path("<home_directory>/swarms/<name>/jobs/<id>"))
+    lines = [
+        "# Files on disk",
+        "",
+        "Folders are 0700, keys are 0600. `home_directory` is `$DOMYN_SWARM_HOME` unless the",
+        "configuration says otherwise.",
+        "",
+        "| path | what |",
+        "|---|---|",
+        f"| `$DOMYN_SWARM_HOME/swarm.db` | {_summary(paths.database_path)} |",
+        f"| `$DOMYN_SWARM_HOME/checkpoints/` | {_summary(paths.checkpoints_dir)} |",
+    ]
+    lines += _paths_of(swarm)
+    return "\n".join([*lines, *_paths_of(job), ""])
+
+
+def _paths_of(value: SwarmPaths | JobPaths) -> Iterator[str]:
+    numbers = {"replica": "<replica>", "rank": "<rank>", "tag": "<tag>", "job_id": "<id>"}
+    for name, member in vars(type(value)).items():
+        if isinstance(member, property):
+            yield f"| `{getattr(value, name)}` | {_summary(member.fget)} |"
+        elif inspect.isfunction(member) and not name.startswith("_"):
+            names = list(inspect.signature(member).parameters)[1:]
+            place = member(value, *(numbers[one] for one in names))
+            yield f"| `{getattr(place, 'root', place)}` | {_summary(member)} |"
+
+
+def _summary(thing: object) -> str:
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/options.md": options_page,
+    "reference/keys.md": keys_page,
+    "reference/errors.md": errors_page,
+    "reference/files.md": files_page,
+}

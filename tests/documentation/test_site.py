@@ -1,0 +1,53 @@
+"""The documentation site: it builds with strict links, and its reference is the code's."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    folder = tmp_path_factory.mktemp("site")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def test_it_builds_with_strict_links(site: Path) -> None:
+    assert (site / "index.html").is_file()
+    assert (site / "how-to" / "resume-and-retry" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("page", "what"),
+    [
+        ("options", ("domyn-swarm job submit", "--max-concurrency", "domyn-swarm down")),
+        ("keys", ("DomynLLMSwarmConfig", "wait_endpoint_s", "drain_before_end_s", "1200")),
+        ("errors", ("CheckpointBusy", "Another driver holds this job", "SwarmNotFound")),
+        ("files", ("swarm.db", "secrets/api_key", "serving/endpoint.json", "progress.json")),
+    ],
+)
+def test_the_reference_is_made_from_the_code(site: Path, page: str, what: tuple[str, ...]) -> None:
+    text = (site / "reference" / page / "index.html").read_text(encoding="utf-8")
+    assert [one for one in what if one not in text] == []
+
+
+def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in site.rglob("*.html"))
+    assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', pages)
