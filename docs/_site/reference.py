@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from domyn_swarm import errors, paths
+from domyn_swarm import engines, errors, paths
 from domyn_swarm.cli.app import app
 from domyn_swarm.config.models import json_schema
 from domyn_swarm.paths import JobPaths, SwarmPaths
@@ -127,6 +127,23 @@ def errors_page() -> str:
     return "\n".join([*lines, ""])
 
 
+def causes_page() -> str:
+    """What every engine's log is searched for when it has ended."""
+    lines = [
+        "# Causes of death",
+        "",
+        "When an engine has ended, the end of its log is searched for these. After a cause that may",
+        "pass the engine is started again; for the others that cannot help: the replica stays down.",
+        "",
+    ]
+    for name in engines.names():
+        lines += [f"## {name}", "", "| cause | what to do | tried again |", "|---|---|---|"]
+        for one in engines.get(name).failure_patterns:
+            lines.append(f"| {one.cause} | {one.hint} | {'yes' if one.retryable else 'no'} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 # -- files -------------------------------------------------------------------------------------
 
 
@@ -168,5 +185,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/options.md": options_page,
     "reference/keys.md": keys_page,
     "reference/errors.md": errors_page,
+    "reference/causes.md": causes_page,
     "reference/files.md": files_page,
 }

@@ -40,6 +40,7 @@ def test_it_builds_with_strict_links(site: Path) -> None:
         ("options", ("domyn-swarm job submit", "--max-concurrency", "domyn-swarm down")),
         ("keys", ("DomynLLMSwarmConfig", "wait_endpoint_s", "drain_before_end_s", "1200")),
         ("errors", ("CheckpointBusy", "Another driver holds this job", "SwarmNotFound")),
+        ("causes", ("llamacpp", "the GPU ran out of memory", "the model was not found")),
         ("files", ("swarm.db", "secrets/api_key", "serving/endpoint.json", "progress.json")),
     ],
 )
