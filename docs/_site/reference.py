@@ -132,8 +132,8 @@ def causes_page() -> str:
     lines = [
         "# Causes of death",
         "",
-        "When an engine has ended, the end of its log is searched for these. After a cause that may",
-        "pass the engine is started again; for the others that cannot help: the replica stays down.",
+        "When an engine has ended, the end of its log is searched for these. After a cause that",
+        "may pass the engine is started again; for the others that cannot help: it stays down.",
         "",
     ]
     for name in engines.names():
