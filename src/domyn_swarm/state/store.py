@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, delete, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, Engine, RowMapping, Select, delete, insert, or_, select, update
 
 from domyn_swarm.errors import JobNotFound, StateError, SwarmExists, SwarmNotFound
 from domyn_swarm.model import (
@@ -28,7 +27,7 @@ from domyn_swarm.model import (
 from domyn_swarm.paths import database_path
 from domyn_swarm.state.database import open_database, translated
 from domyn_swarm.state.records import JobRecord, SwarmRecord
-from domyn_swarm.state.tables import HandleRow, JobRow, SwarmRow
+from domyn_swarm.state.tables import HANDLES, JOBS, SWARMS
 
 
 class SwarmStore:
@@ -49,11 +48,11 @@ class SwarmStore:
         return cls(open_database(chosen), chosen)
 
     @contextmanager
-    def _session(self, *, writes: bool = False) -> Iterator[Session]:
+    def _transaction(self, *, writes: bool = False) -> Iterator[Connection]:
         with translated(self._path):
             engine = self._engine.execution_options(writes=writes)
-            with Session(engine) as session, session.begin():
-                yield session
+            with engine.begin() as connection:
+                yield connection
 
     # -- swarms --------------------------------------------------------------------------------
 
@@ -63,28 +62,20 @@ class SwarmStore:
         Raises:
             SwarmExists: a live swarm has the name.
         """
-        with self._session(writes=True) as session:
-            old = session.scalars(select(SwarmRow).where(SwarmRow.name == record.name)).first()
-            if old is not None and SwarmPhase(old.phase).live:
+        fields = record.model_dump(mode="json", exclude={"parts"})
+        moments = {"created_at": _text(record.created_at), "updated_at": _text(record.updated_at)}
+        with self._transaction(writes=True) as connection:
+            old = _first(connection, select(SWARMS).where(SWARMS.c.name == record.name))
+            if old is not None and SwarmPhase(old["phase"]).live:
                 raise SwarmExists(
-                    f"A swarm named {record.name!r} is {old.phase}.",
+                    f"A swarm named {record.name!r} is {old['phase']}.",
                     hint=f"Stop it with `domyn-swarm down {record.name}`, or choose another name.",
                 )
             if old is not None:
-                session.execute(delete(SwarmRow).where(SwarmRow.tag == old.tag))
-            fields = record.model_dump(exclude={"parts", "created_at", "updated_at", "phase"})
-            session.add(
-                SwarmRow(
-                    **fields,
-                    phase=record.phase.value,
-                    created_at=_text(record.created_at),
-                    updated_at=_text(record.updated_at),
-                )
-            )
-            session.flush()
-            session.add_all(
-                HandleRow(tag=record.tag, part_json=json.dumps(part)) for part in record.parts
-            )
+                connection.execute(delete(SWARMS).where(SWARMS.c.tag == old["tag"]))
+            connection.execute(insert(SWARMS).values({**fields, **moments}))
+            for part in record.parts:
+                _add_part(connection, record.tag, part)
 
     def attach_part(self, tag: str, part: dict[str, Any]) -> None:
         """Add one thing that the platform runs for the swarm.
@@ -92,10 +83,9 @@ class SwarmStore:
         Raises:
             StateError: there is no swarm with this tag.
         """
-        with self._session(writes=True) as session:
-            row = self._by_tag(session, tag)
-            row.updated_at = _text(utc_now())
-            session.add(HandleRow(tag=tag, part_json=json.dumps(part)))
+        with self._transaction(writes=True) as connection:
+            self._change(connection, tag)
+            _add_part(connection, tag, part)
 
     def set_plan(self, tag: str, plan_json: str) -> None:
         """Record another plan of a live swarm.
@@ -103,10 +93,8 @@ class SwarmStore:
         Raises:
             StateError: there is no swarm with this tag.
         """
-        with self._session(writes=True) as session:
-            row = self._by_tag(session, tag)
-            row.plan_json = plan_json
-            row.updated_at = _text(utc_now())
+        with self._transaction(writes=True) as connection:
+            self._change(connection, tag, plan_json=plan_json)
 
     def set_phase(self, tag: str, phase: SwarmPhase, detail: str = "") -> None:
         """Move a swarm to another phase; a detail, where given, replaces the last one.
@@ -114,33 +102,33 @@ class SwarmStore:
         Raises:
             StateError: the transition is not legal, or there is no such swarm.
         """
-        with self._session(writes=True) as session:
-            row = self._by_tag(session, tag)
-            current = SwarmPhase(row.phase)
-            check_transition(f"The swarm {row.name!r}", current, phase, SWARM_TRANSITIONS)
-            row.phase = phase.value
-            row.detail = detail or row.detail
-            row.updated_at = _text(utc_now())
+        with self._transaction(writes=True) as connection:
+            row = self._change(connection, tag)
+            current = SwarmPhase(row["phase"])
+            check_transition(f"The swarm {row['name']!r}", current, phase, SWARM_TRANSITIONS)
+            self._change(connection, tag, phase=phase.value, detail=detail or row["detail"])
 
     def set_stopped(self, tag: str, detail: str = "") -> None:
         """Record that nothing of the swarm runs any more, whatever its phase was. Idempotent, so
         that several programs may find out at once; a swarm that was replaced is no matter.
         """
-        with self._session(writes=True) as session:
-            row = session.get(SwarmRow, tag)
-            if row is None or not SwarmPhase(row.phase).live:
+        with self._transaction(writes=True) as connection:
+            row = _first(connection, select(SWARMS).where(SWARMS.c.tag == tag))
+            if row is None or not SwarmPhase(row["phase"]).live:
                 return
-            row.phase = SwarmPhase.STOPPED.value
-            row.detail = detail or row.detail
-            row.updated_at = _text(utc_now())
+            stopped = SwarmPhase.STOPPED.value
+            self._change(connection, tag, phase=stopped, detail=detail or row["detail"])
 
     @staticmethod
-    def _by_tag(session: Session, tag: str) -> SwarmRow:
-        row = session.get(SwarmRow, tag)
+    def _change(connection: Connection, tag: str, **values: str) -> RowMapping:
+        """Change a swarm's row; return it as it was."""
+        row = _first(connection, select(SWARMS).where(SWARMS.c.tag == tag))
         if row is None:
             raise StateError(
                 f"No swarm carries the tag {tag!r}.", hint="It was replaced by a newer one."
             )
+        changed = {**values, "updated_at": _text(utc_now())}
+        connection.execute(update(SWARMS).where(SWARMS.c.tag == tag).values(changed))
         return row
 
     def swarm(self, name: str) -> SwarmRecord:
@@ -149,51 +137,33 @@ class SwarmStore:
         Raises:
             SwarmNotFound: there is none; close names are suggested.
         """
-        with self._session() as session:
-            row = session.scalars(select(SwarmRow).where(SwarmRow.name == name)).first()
-            if row is None:
-                raise SwarmNotFound(name, session.scalars(select(SwarmRow.name)).all())
-            return self._swarm_record(session, row)
+        with self._transaction() as connection:
+            found = _swarm_records(connection, select(SWARMS).where(SWARMS.c.name == name))
+            if not found:
+                raise SwarmNotFound(name, connection.scalars(select(SWARMS.c.name)).all())
+            return found[0]
 
     def swarms(self, *, include_stopped: bool = False) -> list[SwarmRecord]:
         """All swarms, the oldest first."""
-        query = select(SwarmRow).order_by(SwarmRow.created_at, SwarmRow.name)
+        query = select(SWARMS).order_by(SWARMS.c.created_at, SWARMS.c.name)
         if not include_stopped:
-            query = query.where(SwarmRow.phase != SwarmPhase.STOPPED.value)
-        with self._session() as session:
-            return [self._swarm_record(session, row) for row in session.scalars(query).all()]
-
-    @staticmethod
-    def _swarm_record(session: Session, row: SwarmRow) -> SwarmRecord:
-        query = select(HandleRow).where(HandleRow.tag == row.tag).order_by(HandleRow.number)
-        return SwarmRecord(
-            name=row.name,
-            tag=row.tag,
-            backend=row.backend,
-            phase=SwarmPhase(row.phase),
-            detail=row.detail,
-            swarm_dir=row.swarm_dir,
-            plan_json=row.plan_json,
-            parts=tuple(json.loads(one.part_json) for one in session.scalars(query).all()),
-            created_at=datetime.fromisoformat(row.created_at),
-            updated_at=datetime.fromisoformat(row.updated_at),
-        )
+            query = query.where(SWARMS.c.phase != SwarmPhase.STOPPED.value)
+        with self._transaction() as connection:
+            return _swarm_records(connection, query)
 
     # -- jobs ------------------------------------------------------------------------------------
 
     def create_job(self, record: JobRecord) -> None:
         """Record a new job."""
-        with self._session(writes=True) as session:
-            fields = record.model_dump(exclude={"handle", "submitted_at", "ended_at", "status"})
-            session.add(
-                JobRow(
-                    **fields,
-                    status=record.status.value,
-                    handle_json=record.handle.model_dump_json() if record.handle else None,
-                    submitted_at=_text(record.submitted_at),
-                    ended_at=_text(record.ended_at) if record.ended_at else None,
-                )
-            )
+        fields = record.model_dump(mode="json", exclude={"handle"})
+        row = {
+            **fields,
+            "handle_json": record.handle.model_dump_json() if record.handle else None,
+            "submitted_at": _text(record.submitted_at),
+            "ended_at": _text(record.ended_at) if record.ended_at else None,
+        }
+        with self._transaction(writes=True) as connection:
+            connection.execute(insert(JOBS).values(row))
 
     def set_job_handle(self, job_id: str, handle: JobHandle) -> None:
         """Keep how the platform knows the job.
@@ -201,8 +171,10 @@ class SwarmStore:
         Raises:
             JobNotFound: there is no such job.
         """
-        with self._session(writes=True) as session:
-            self._job_row(session, job_id).handle_json = handle.model_dump_json()
+        with self._transaction(writes=True) as connection:
+            found = self._job_row(connection, job_id)["job_id"]
+            query = update(JOBS).where(JOBS.c.job_id == found)
+            connection.execute(query.values(handle_json=handle.model_dump_json()))
 
     def set_job_status(
         self,
@@ -218,16 +190,17 @@ class SwarmStore:
             JobNotFound: there is no such job.
             StateError: the transition is not legal.
         """
-        with self._session(writes=True) as session:
-            row = self._job_row(session, job_id)
-            current = JobStatus(row.status)
+        with self._transaction(writes=True) as connection:
+            row = self._job_row(connection, job_id)
+            current = JobStatus(row["status"])
             if current.final and status is current:
                 return
             check_transition(f"The job {job_id}", current, status, JOB_TRANSITIONS)
-            row.status = status.value
-            row.exit_code = exit_code
+            changed: dict[str, Any] = {"status": status.value, "exit_code": exit_code}
             if status.final:
-                row.ended_at = _text(ended_at or utc_now())
+                changed["ended_at"] = _text(ended_at or utc_now())
+            query = update(JOBS).where(JOBS.c.job_id == row["job_id"])
+            connection.execute(query.values(changed))
 
     def job(self, ref: str) -> JobRecord:
         """A job by its id or external id; of several with one external id the newest.
@@ -235,28 +208,47 @@ class SwarmStore:
         Raises:
             JobNotFound: there is none.
         """
-        with self._session() as session:
-            return _job_record(self._job_row(session, ref))
+        with self._transaction() as connection:
+            return _job_record(self._job_row(connection, ref))
 
     @staticmethod
-    def _job_row(session: Session, ref: str) -> JobRow:
+    def _job_row(connection: Connection, ref: str) -> RowMapping:
         query = (
-            select(JobRow)
-            .where(or_(JobRow.job_id == ref, JobRow.external_id == ref))
-            .order_by(JobRow.job_id != ref, JobRow.submitted_at.desc())
+            select(JOBS)
+            .where(or_(JOBS.c.job_id == ref, JOBS.c.external_id == ref))
+            .order_by(JOBS.c.job_id != ref, JOBS.c.submitted_at.desc())
         )
-        row = session.scalars(query).first()
+        row = _first(connection, query)
         if row is None:
             raise JobNotFound(f"There is no job {ref!r}.", hint="See `domyn-swarm job list`.")
         return row
 
     def jobs(self, swarm: str | None = None) -> list[JobRecord]:
         """All jobs, or those of one swarm, the oldest first."""
-        query = select(JobRow).order_by(JobRow.submitted_at, JobRow.job_id)
+        query = select(JOBS).order_by(JOBS.c.submitted_at, JOBS.c.job_id)
         if swarm is not None:
-            query = query.where(JobRow.swarm == swarm)
-        with self._session() as session:
-            return [_job_record(row) for row in session.scalars(query).all()]
+            query = query.where(JOBS.c.swarm == swarm)
+        with self._transaction() as connection:
+            return [_job_record(row) for row in connection.execute(query).mappings()]
+
+
+def _first(connection: Connection, query: Select[Any]) -> RowMapping | None:
+    return connection.execute(query).mappings().first()
+
+
+def _add_part(connection: Connection, tag: str, part: dict[str, Any]) -> None:
+    connection.execute(insert(HANDLES).values(tag=tag, part_json=json.dumps(part)))
+
+
+def _swarm_records(connection: Connection, query: Select[Any]) -> list[SwarmRecord]:
+    """The swarms of a query, with their parts: two questions, however many there are."""
+    rows = connection.execute(query).mappings().all()
+    tags = query.with_only_columns(SWARMS.c.tag).order_by(None)
+    parts: dict[str, list[Any]] = {row["tag"]: [] for row in rows}
+    handles = select(HANDLES).where(HANDLES.c.tag.in_(tags)).order_by(HANDLES.c.number)
+    for one in connection.execute(handles).mappings():
+        parts[one["tag"]].append(json.loads(one["part_json"]))
+    return [SwarmRecord.model_validate({**row, "parts": parts[row["tag"]]}) for row in rows]
 
 
 def _text(moment: datetime) -> str:
@@ -264,20 +256,8 @@ def _text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def _job_record(row: JobRow) -> JobRecord:
-    handle = None if row.handle_json is None else JobHandle.model_validate_json(row.handle_json)
-    return JobRecord(
-        job_id=row.job_id,
-        external_id=row.external_id,
-        name=row.name,
-        swarm=row.swarm,
-        platform=row.platform,
-        status=JobStatus(row.status),
-        job_dir=row.job_dir,
-        input=row.input,
-        output=row.output,
-        handle=handle,
-        submitted_at=datetime.fromisoformat(row.submitted_at),
-        ended_at=None if row.ended_at is None else datetime.fromisoformat(row.ended_at),
-        exit_code=row.exit_code,
-    )
+def _job_record(row: RowMapping) -> JobRecord:
+    fields = dict(row)
+    handle_json = fields.pop("handle_json")
+    handle = None if handle_json is None else JobHandle.model_validate_json(handle_json)
+    return JobRecord.model_validate({**fields, "handle": handle})

@@ -1,61 +1,53 @@
-"""The tables, as the newest migration leaves them."""
+"""The tables, as the newest migration leaves them. Plain tables: an object mapper would double what
+reading them costs a command.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import ForeignKey, Index, Integer, MetaData, String, Text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
 NEWEST_REVISION = "0001"
 
+METADATA = MetaData()
 
-class Base(DeclarativeBase):
-    """All tables of the state database."""
+SWARMS = Table(  # see `records.SwarmRecord`; times are ISO 8601 in UTC
+    "swarms",
+    METADATA,
+    Column("tag", String, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("backend", String, nullable=False),
+    Column("phase", String, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("swarm_dir", Text, nullable=False),
+    Column("plan_json", Text, nullable=False),
+    Column("created_at", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+)
 
-    metadata = MetaData()
+HANDLES = Table(  # what the platform runs for a swarm, in the order in which it was started
+    "handles",
+    METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("tag", String, ForeignKey("swarms.tag", ondelete="CASCADE"), nullable=False, index=True),
+    Column("part_json", Text, nullable=False),
+)
 
-
-class SwarmRow(Base):
-    """See `records.SwarmRecord`. Times are ISO 8601 in UTC."""
-
-    __tablename__ = "swarms"
-
-    tag: Mapped[str] = mapped_column(String, primary_key=True)
-    name: Mapped[str] = mapped_column(String, unique=True)
-    backend: Mapped[str] = mapped_column(String)
-    phase: Mapped[str] = mapped_column(String)
-    detail: Mapped[str] = mapped_column(Text)
-    swarm_dir: Mapped[str] = mapped_column(Text)
-    plan_json: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[str] = mapped_column(String)
-    updated_at: Mapped[str] = mapped_column(String)
-
-
-class HandleRow(Base):
-    """One thing that the platform runs for a swarm, in the order in which it was started."""
-
-    __tablename__ = "handles"
-
-    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
-    tag: Mapped[str] = mapped_column(ForeignKey("swarms.tag", ondelete="CASCADE"), index=True)
-    part_json: Mapped[str] = mapped_column(Text)
-
-
-class JobRow(Base):
-    """See `records.JobRecord`."""
-
-    __tablename__ = "jobs"
-    __table_args__ = (Index("jobs_by_swarm", "swarm"), Index("jobs_by_external_id", "external_id"))
-
-    job_id: Mapped[str] = mapped_column(String, primary_key=True)
-    external_id: Mapped[str | None] = mapped_column(String)
-    name: Mapped[str] = mapped_column(String)
-    swarm: Mapped[str | None] = mapped_column(String)
-    platform: Mapped[str] = mapped_column(String)
-    status: Mapped[str] = mapped_column(String)
-    job_dir: Mapped[str] = mapped_column(Text)
-    input: Mapped[str] = mapped_column(Text)
-    output: Mapped[str | None] = mapped_column(Text)
-    handle_json: Mapped[str | None] = mapped_column(Text)
-    submitted_at: Mapped[str] = mapped_column(String, index=True)
-    ended_at: Mapped[str | None] = mapped_column(String)
-    exit_code: Mapped[int | None] = mapped_column(Integer)
+JOBS = Table(  # see `records.JobRecord`
+    "jobs",
+    METADATA,
+    Column("job_id", String, primary_key=True),
+    Column("external_id", String),
+    Column("name", String, nullable=False),
+    Column("swarm", String),
+    Column("platform", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("job_dir", Text, nullable=False),
+    Column("input", Text, nullable=False),
+    Column("output", Text),
+    Column("handle_json", Text),
+    Column("submitted_at", String, nullable=False, index=True),
+    Column("ended_at", String),
+    Column("exit_code", Integer),
+    Index("jobs_by_swarm", "swarm"),
+    Index("jobs_by_external_id", "external_id"),
+)
