@@ -14,9 +14,12 @@ from domyn_swarm.errors import EXIT_FAILED_ROWS, StateError
 
 
 class Record(BaseModel):
-    """A frozen, serialisable value. Unknown fields are refused."""
+    """A frozen, serialisable value. Unknown fields are refused.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Its validator is built on first use: a command needs few of the records that it imports.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 def utc_now() -> datetime:
@@ -92,6 +95,9 @@ class JobStatus(StrEnum):
         """The code `job wait` and an attached `job submit` end with."""
         return {JobStatus.SUCCEEDED: 0, JobStatus.PARTIAL: 7}.get(self, 6)
 
+
+Fingerprint = Literal["full", "sample", "off"]
+"""How many rows' inputs are compared with those that were answered: all, one in 64, or none."""
 
 _JOB_ENDS = frozenset(status for status in JobStatus if status.final)
 JOB_TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {

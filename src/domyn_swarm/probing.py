@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -90,6 +88,8 @@ def http_json(url: str, *, key: str | None = None, timeout_s: float = 5.0) -> ob
         OSError: no answer, or a status other than 200.
         ValueError: the answer is not JSON.
     """
+    import urllib.request
+
     request = urllib.request.Request(url)
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domyn_swarm.batch.frames import FrameKeys, FrameRef, read_keys, read_values, scan_frames
-from domyn_swarm.batch.row_keys import Digests, Fingerprint, RowKeys, agree, search_keys
+from domyn_swarm.batch.row_keys import Digests, RowKeys, agree, search_keys
 from domyn_swarm.batch.rows import RowValue
 from domyn_swarm.batch.segments import checkpoint_files, file_order, void_path
+from domyn_swarm.model import Fingerprint
 
 _CACHED_FRAMES = 64
 _CACHED_VALUES = 12  # decoded, a megabyte or more each

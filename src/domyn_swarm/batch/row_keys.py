@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-Fingerprint = Literal["full", "sample", "off"]
-"""How many rows' inputs are compared with those that were answered: all, one in 64, or none."""
+from domyn_swarm.model import Fingerprint
 
 Digests = NDArray[np.uint64]  # shape (rows, 2)
 

@@ -1,4 +1,6 @@
-"""`.env` in `$DOMYN_SWARM_HOME` and nowhere else: the current folder decides nothing."""
+"""What the environment says. `.env` is read in `$DOMYN_SWARM_HOME` and nowhere else: the current
+folder decides nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,3 +19,8 @@ def load_dotenv() -> None:
     for name, value in dotenv_values(path, interpolate=False).items():
         if value is not None:
             os.environ.setdefault(name, value)
+
+
+def key_of_environment() -> str | None:
+    """The key of an endpoint that is not a swarm's."""
+    return os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("OPENAI_API_KEY")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -78,11 +77,6 @@ def _allow_many_files() -> None:
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def key_of_environment() -> str | None:
-    """The key of an endpoint that is not a swarm's."""
-    return os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("OPENAI_API_KEY")
 
 
 def access_of(spec: JobSpec) -> EndpointAccess:

@@ -21,13 +21,14 @@ from domyn_swarm import __version__
 from domyn_swarm.batch.engine import BatchPlan, BatchRun
 from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.config.environment import key_of_environment
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.frames import ends_of
 from domyn_swarm.jobs.hooks import HookEvents, Hooks
 from domyn_swarm.jobs.loading import import_path_of, reference_to
 from domyn_swarm.jobs.preparation import check_rows, plan_of
-from domyn_swarm.jobs.program import access_of, event_loop, key_of_environment
+from domyn_swarm.jobs.program import access_of, event_loop
 from domyn_swarm.jobs.progress_line import ProgressLine
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.logs import get_logger

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from domyn_swarm.batch.row_keys import Fingerprint
-from domyn_swarm.model import JobAccount, Record
+from domyn_swarm.model import Fingerprint, JobAccount, Record
 from domyn_swarm.planning.resources import JobResources
 
 
@@ -54,7 +53,7 @@ class JobSpec(Record):
     data_backend: Literal["arrow", "pandas", "polars", "ray"] | None = None
     backend_read_kwargs: dict[str, Any] = Field(default_factory=dict)
     ray_address: str | None = None
-    resources: JobResources = JobResources()
+    resources: JobResources = Field(default_factory=JobResources)
     min_version: str  # of domyn-swarm, that of the submitter; the worker checks
 
 

@@ -74,7 +74,11 @@ class LiveSwarm:
     record: SwarmRecord
     plan: DeploymentPlan
     paths: SwarmPaths
-    backend: ServingBackend
+
+    @property
+    def backend(self) -> ServingBackend:
+        """The platform it runs on, ready to be asked; not needed to tell what its record says."""
+        return serving_backend(self.record.backend)
 
     @property
     def handle(self) -> ServingHandle:
@@ -99,5 +103,4 @@ def rehydrate(record: SwarmRecord) -> LiveSwarm:
         record=record,
         plan=DeploymentPlan.model_validate_json(record.plan_json),
         paths=SwarmPaths(Path(record.swarm_dir)),
-        backend=serving_backend(record.backend),
     )

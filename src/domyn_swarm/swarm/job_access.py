@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.config.environment import key_of_environment
 from domyn_swarm.errors import ConfigError, StateError
-from domyn_swarm.jobs.program import key_of_environment
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_request import JobRequest

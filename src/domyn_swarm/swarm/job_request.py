@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from domyn_swarm.model import Record
+from domyn_swarm.model import Fingerprint, Record
 from domyn_swarm.planning.resources import JobResources
 
 
@@ -24,7 +24,7 @@ class JobRequest(Record):
     input_columns: tuple[str, ...] = ()
     output_columns: tuple[str, ...] = ()
     id_column: str | None = None
-    fingerprint: Literal["full", "sample", "off"] = "full"
+    fingerprint: Fingerprint = "full"
     output_mode: Literal["append", "replace", "io_only"] | None = None
     shard_output: bool = False  # a folder of Parquet files instead of one
     job_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -45,7 +45,7 @@ class JobRequest(Record):
     checkpoint_seconds: float | None = Field(None, gt=0)
     resume: bool = True
     checkpointing: bool = True
-    resources: JobResources = JobResources()
+    resources: JobResources = Field(default_factory=JobResources)
     down_after: bool = False  # the swarm ends itself once the job has ended
 
 
@@ -57,7 +57,7 @@ class ScriptRequest(Record):
     swarm: str | None = None
     name: str | None = None
     external_id: str | None = None
-    resources: JobResources = JobResources()
+    resources: JobResources = Field(default_factory=JobResources)
     down_after: bool = False
 
 
@@ -70,4 +70,6 @@ class JobChanges(Record):
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)
     max_failures: str | None = None
-    resources: JobResources = JobResources()  # what is not said here is as it was
+    resources: JobResources = Field(
+        default_factory=JobResources
+    )  # what is not said here is as it was

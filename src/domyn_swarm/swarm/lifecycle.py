@@ -9,10 +9,10 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from domyn_swarm import engines
 from domyn_swarm.backends.base import Part
-from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml
 from domyn_swarm.errors import (
     LaunchError,
     PlatformError,
@@ -23,7 +23,6 @@ from domyn_swarm.errors import (
 )
 from domyn_swarm.model import SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
-from domyn_swarm.planning.builder import PlanBuilder
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.layout import lay_out
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -32,6 +31,9 @@ from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate, serving_backend
 from domyn_swarm.swarm.readiness import launch_error, readiness
 from domyn_swarm.swarm.reconcile import claim_launch, reconcile
+
+if TYPE_CHECKING:
+    from domyn_swarm.config import DomynLLMSwarmConfig
 
 OnChange = Callable[[Observation], None]
 
@@ -49,6 +51,8 @@ class SwarmLifecycle:
         Raises:
             ConfigError: the engine, the model or the layout is not possible here.
         """
+        from domyn_swarm.planning.builder import PlanBuilder
+
         plan = PlanBuilder(config, config.name or _generated_name(config.model)).build()
         serving_backend(plan.backend)
         return plan, _context(plan, f"{plan.name}.{secrets.token_hex(6)}")
@@ -95,6 +99,8 @@ class SwarmLifecycle:
         self, config: DomynLLMSwarmConfig, plan: DeploymentPlan, context: DeploymentContext
     ) -> LiveSwarm:
         """The intent, before any side effect but the folder it is written to."""
+        from domyn_swarm.config import dump_yaml
+
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         now = utc_now()
         record = SwarmRecord(

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import socket
 
-import psutil
-
 from domyn_swarm.backends.base import Part
 from domyn_swarm.backends.endpoint.view import read_ended
 from domyn_swarm.errors import PlatformError
@@ -75,6 +73,8 @@ def claim_launch(paths: SwarmPaths, tag: str) -> None:
     """Write down that this process is bringing the swarm up: before there is a record of it, so
     that nobody writes off a swarm of which nothing runs *yet*.
     """
+    import psutil
+
     me = psutil.Process()
     document = {"host": socket.gethostname(), "pid": me.pid, "started_at": me.create_time()}
     write_private(paths.launcher(tag), json.dumps(document))
@@ -88,6 +88,8 @@ def being_launched(swarm: LiveSwarm) -> bool:
         return False
     if launcher["host"] != socket.gethostname():
         return True  # its machine knows better
+    import psutil
+
     try:
         began = psutil.Process(launcher["pid"]).create_time()
     except psutil.NoSuchProcess:
