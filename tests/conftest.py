@@ -18,7 +18,7 @@ settings.load_profile("project")
 def swarm_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh `$DOMYN_SWARM_HOME` that does not exist yet; no setting of the caller's leaks in."""
     home = tmp_path / "swarm-home"
-    for name in ("LOG_LEVEL", "DEFAULTS", "API_TOKEN", "MAIL_USER"):
+    for name in ("LOG_LEVEL", "LOG_FORMAT", "DEFAULTS", "API_TOKEN", "MAIL_USER"):
         monkeypatch.delenv(f"DOMYN_SWARM_{name}", raising=False)
     monkeypatch.setenv("DOMYN_SWARM_HOME", str(home))
     return home

@@ -89,14 +89,9 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 
 def test_every_command_is_in_the_reference() -> None:
-    from domyn_swarm.cli.app import app
-
-    def paths(group, prefix):
-        for command in group.registered_commands:
-            yield f"{prefix} {command.name or command.callback.__name__}"
-        for sub in group.registered_groups:
-            yield from paths(sub.typer_instance, f"{prefix} {sub.name}")
+    from command_tree import commands
 
     reference = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    missing = [path for path in paths(app, "domyn-swarm") if f"`{path}" not in reference]
+    paths = [" ".join(("domyn-swarm", *words)) for words in commands()]
+    missing = [path for path in paths if f"`{path}" not in reference]
     assert missing == []

@@ -1,13 +1,50 @@
-"""One logging configuration for every program: to stderr or a file, never to stdout."""
+"""One logging configuration for every program: to stderr or a file, never to stdout.
+
+Lines are for people, or with `DOMYN_SWARM_LOG_FORMAT=json` one JSON object each: `at`, `level`,
+`logger`, `message`, and where there was one the traceback as `error`.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from domyn_swarm.errors import ConfigError
+
+LEVEL_VARIABLE = "DOMYN_SWARM_LOG_LEVEL"
+FORMAT_VARIABLE = "DOMYN_SWARM_LOG_FORMAT"
+FORMATS = ("text", "json")
 
 _ROOT = "domyn_swarm"
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _JsonLines(logging.Formatter):
+    """Each record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg] # not generic when it runs
+    """Ours, known by its kind: there is never a second one."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -15,18 +52,38 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.startswith(_ROOT) else f"{_ROOT}.{name}")
 
 
-def configure(level: str | None = None) -> None:
-    """Send our loggers to stderr, once; calling again only changes the level.
+def configure(default_level: str = "WARNING", environ: Mapping[str, str] = os.environ) -> None:
+    """Send our loggers to stderr, once; calling again only changes level and format.
 
-    `level` wins over `DOMYN_SWARM_LOG_LEVEL`; the default is WARNING.
+    `DOMYN_SWARM_LOG_LEVEL` wins over the program's default, and `DOMYN_SWARM_LOG_FORMAT` says how
+    lines look. A program that has given our loggers a handler of its own keeps it alone.
+
+    Raises:
+        ConfigError: one of the variables is none of the values it may have.
     """
+    level = _chosen(environ, LEVEL_VARIABLE, default_level, _LEVELS, str.upper)
+    form = _chosen(environ, FORMAT_VARIABLE, "text", FORMATS, str.lower)
     logger = logging.getLogger(_ROOT)
-    chosen = (level or os.environ.get("DOMYN_SWARM_LOG_LEVEL") or "WARNING").upper()
-    if chosen not in logging.getLevelNamesMapping():
-        chosen = "WARNING"
-    logger.setLevel(chosen)
+    logger.setLevel(level)
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(_FORMAT))
-        logger.addHandler(handler)
+        logger.addHandler(_Stderr())
         logger.propagate = False
+    for handler in logger.handlers:
+        if isinstance(handler, _Stderr):
+            handler.setFormatter(_JsonLines() if form == "json" else logging.Formatter(_TEXT))
+
+
+def _chosen(
+    environ: Mapping[str, str],
+    variable: str,
+    default: str,
+    allowed: tuple[str, ...],
+    spelled: Callable[[str], str],
+) -> str:
+    value = spelled(environ.get(variable) or default)
+    if value not in allowed:
+        raise ConfigError(
+            f"{variable} is {environ[variable]!r}, which is none of {', '.join(allowed)}.",
+            hint=f"Set it to one of them, or unset {variable}.",
+        )
+    return value

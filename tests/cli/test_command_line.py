@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from command_tree import commands
+
 HEAVY = {
     *("aiohttp", "alembic", "asyncio", "fsspec", "grpc", "jinja2", "msgspec", "numpy", "pandas"),
     *("polars", "psutil", "pyarrow", "pydantic", "pyreqwest", "rich", "smg", "sqlalchemy"),
@@ -50,19 +52,6 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
     assert set(json.loads(done.stderr)) & HEAVY <= allowed
 
 
-def commands() -> list[list[str]]:
-    """Every command of the program."""
-    from domyn_swarm.cli.app import app
-
-    def walk(group, prefix):
-        for command in group.registered_commands:
-            yield [*prefix, command.name or command.callback.__name__]
-        for sub in group.registered_groups:
-            yield from walk(sub.typer_instance, [*prefix, sub.name])
-
-    return list(walk(app, []))
-
-
 def test_every_command_helps_with_an_example() -> None:
     from typer.testing import CliRunner
 
@@ -73,6 +62,15 @@ def test_every_command_helps_with_an_example() -> None:
         shown = CliRunner().invoke(app, [*command, "--help"])
         assert shown.exit_code == 0, command
         assert re.search(r"Example: .*domyn-swarm", " ".join(shown.output.split())), command
+
+
+def test_the_root_says_of_each_command_what_the_command_says_of_itself() -> None:
+    from domyn_swarm.cli.app import COMMANDS
+    from domyn_swarm.cli.lazy import build
+
+    for entry in COMMANDS:
+        told = build(entry.name, entry.place).help.split("\n\n")[0]
+        assert " ".join(told.split()) == entry.purpose
 
 
 def test_version_is_the_package_s() -> None:

@@ -5,37 +5,92 @@ Nothing heavy is imported here or at the top of a command module: `--help` is in
 
 from __future__ import annotations
 
+import os
 import sys
+from enum import StrEnum
+from typing import Annotated
 
 import typer
 
-from domyn_swarm.cli import jobs, planning, swarms, version
 from domyn_swarm.cli.console import say
+from domyn_swarm.cli.lazy import Entry, root_group
 from domyn_swarm.errors import EXIT_BUG, EXIT_INTERRUPTED, SwarmError
+from domyn_swarm.logs import FORMAT_VARIABLE, configure
+
+_CLI = "domyn_swarm.cli"
+COMMANDS = (
+    Entry("up", f"{_CLI}.swarms:up", "Bring a swarm up; print its name."),
+    Entry("status", f"{_CLI}.swarms:status", "Show a swarm's phase, endpoint, replicas and jobs."),
+    Entry(
+        "down",
+        f"{_CLI}.swarms:down",
+        "Stop swarms, and verify that nothing of them runs any more.",
+    ),
+    Entry(
+        "scale", f"{_CLI}.swarms:scale", "Have a live swarm run N replicas; print how it stands."
+    ),
+    Entry("endpoint", f"{_CLI}.swarms:endpoint", "Print where a swarm answers and how to call it."),
+    Entry(
+        "logs",
+        f"{_CLI}.swarms:logs",
+        "Print the logs of a swarm: its replicas', or another part's.",
+    ),
+    Entry(
+        "plan",
+        f"{_CLI}.planning:plan",
+        "Show what `up` would do: layout, GPUs, GPU-hours, the engine's command, every script.",
+    ),
+    Entry(
+        "doctor",
+        f"{_CLI}.planning:doctor",
+        "Check this machine, and with -c the site, for what a swarm needs; name each problem's "
+        "fix.",
+    ),
+    Entry("swarm", f"{_CLI}.swarms:swarm_app", "All swarms, and more about one."),
+    Entry("job", f"{_CLI}.jobs:job_app", "Jobs: a dataset through a swarm."),
+    Entry(
+        "version",
+        f"{_CLI}.version:version",
+        "Print the version, and those of the programs it works with.",
+    ),
+)
 
 app = typer.Typer(
     name="domyn-swarm",
+    cls=root_group(COMMANDS),
     help="Replicas of an LLM server behind one endpoint, and resumable batch jobs through it.",
     epilog="First steps: domyn-swarm up -c config.yaml; domyn-swarm job submit --help",
     no_args_is_help=True,
     rich_markup_mode=None,  # Rich costs more than the whole rest of --help
     pretty_exceptions_enable=False,
 )
-swarms.register(app)
-planning.register(app)
-app.add_typer(swarms.swarm_app, name="swarm")
-app.add_typer(jobs.job_app, name="job")
-app.command("version")(version.version)
+
+
+class LogFormat(StrEnum):
+    """How the lines of the log look, on stderr."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@app.callback()
+def _root(
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option("--log-format", help="How lines of the log look on stderr; text by default."),
+    ] = None,
+) -> None:
+    if log_format is not None:
+        os.environ[FORMAT_VARIABLE] = log_format.value  # what is started here writes so, too
+    configure()
 
 
 def main() -> None:
     """Run the command line and leave with its exit code; errors are printed here, once."""
     from domyn_swarm.config import load_dotenv
-    from domyn_swarm.logs import configure
 
-    load_dotenv()
-    configure()
     try:
+        load_dotenv()
         app()
     except SwarmError as error:
         say(f"error: {error.message}")

@@ -44,7 +44,7 @@ def status(
 
     Example: domyn-swarm job status nightly-run --json
     """
-    from domyn_swarm.cli.views import show_job
+    from domyn_swarm.cli.job_views import show_job
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
@@ -63,7 +63,7 @@ def list_jobs(
 
     Example: domyn-swarm job list --name my-swarm
     """
-    from domyn_swarm.cli.views import show_jobs
+    from domyn_swarm.cli.job_views import show_jobs
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
@@ -89,8 +89,8 @@ def wait(
 
     Example: domyn-swarm job submit … -d | domyn-swarm job wait --handle-json -
     """
+    from domyn_swarm.cli.job_views import show_job
     from domyn_swarm.cli.progress import rows
-    from domyn_swarm.cli.views import show_job
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
@@ -116,7 +116,7 @@ def cancel(
 
     Example: domyn-swarm job cancel nightly-run
     """
-    from domyn_swarm.cli.views import show_job
+    from domyn_swarm.cli.job_views import show_job
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
@@ -141,7 +141,7 @@ def failures(
 
     Example: domyn-swarm job failures nightly-run --export failed.parquet
     """
-    from domyn_swarm.cli.views import show_failures
+    from domyn_swarm.cli.job_views import show_failures
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
@@ -164,7 +164,7 @@ def verify(
 
     Example: domyn-swarm job verify nightly-run
     """
-    from domyn_swarm.cli.views import show_verification
+    from domyn_swarm.cli.job_views import show_verification
     from domyn_swarm.errors import JobError
     from domyn_swarm.services.jobs import JobService
 
@@ -205,7 +205,7 @@ def results(
 
     Example: domyn-swarm job results nightly-run --partial --export so-far.jsonl
     """
-    from domyn_swarm.cli.views import show_results
+    from domyn_swarm.cli.job_views import show_results
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)

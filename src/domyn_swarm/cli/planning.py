@@ -72,9 +72,3 @@ def doctor(
     show_examination(found, form)
     if not found.well:
         raise typer.Exit(PlatformError.exit_code)
-
-
-def register(app: typer.Typer) -> None:
-    """Give the program's root its commands."""
-    app.command("plan")(plan)
-    app.command("doctor")(doctor)

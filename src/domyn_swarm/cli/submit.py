@@ -261,7 +261,7 @@ def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
 
 def _summarise(job: JobSnapshot) -> None:
     """Say how it ended, and where to look."""
-    from domyn_swarm.cli.views import account_text, rows_text
+    from domyn_swarm.cli.job_views import account_text, rows_text
 
     say(f"{job.job_id} {job.status.value}: {rows_text(job)} rows")
     if job.account is not None and job.account.requests:

@@ -310,16 +310,5 @@ def logs(
             sys.stdout.flush()
 
 
-def register(app: typer.Typer) -> None:
-    """Give the program's root, and `swarm`, their commands."""
-    for name, command in (
-        ("up", up),
-        ("status", status),
-        ("down", down),
-        ("scale", scale),
-        ("endpoint", endpoint),
-        ("logs", logs),
-    ):
-        app.command(name)(command)
-    swarm_app.command("list")(list_swarms)
-    swarm_app.command("logs")(logs)
+swarm_app.command("list")(list_swarms)
+swarm_app.command("logs")(logs)

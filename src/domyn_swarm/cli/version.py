@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from domyn_swarm import __version__
 from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
-
-_ENGINES_AND_ROUTER = ("smg", "xllamacpp", "vllm")
 
 
 def version(
@@ -26,15 +23,14 @@ def version(
     if short:
         typer.echo(__version__)
         return
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as version_of
+    from domyn_swarm.cli.rendering import plain, print_pairs, print_record
+    from domyn_swarm.services.versions import versions
 
-    from domyn_swarm.cli.views import show_facts
-
-    facts = {"domyn-swarm": __version__, "python": sys.version.split()[0]}
-    for name in _ENGINES_AND_ROUTER:
-        try:
-            facts[name] = version_of(name)
-        except PackageNotFoundError:
-            facts[name] = "not installed"
-    show_facts(facts, chosen_format(output, as_json, as_yaml))
+    form = chosen_format(output, as_json, as_yaml)
+    found = versions()
+    if form is not Format.TABLE:
+        print_record(found, form)
+        return
+    facts = plain(found)
+    del facts["schema_version"]
+    print_pairs((name, value or "not installed") for name, value in facts.items())

@@ -12,6 +12,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.swarm.job_request import JobChanges, JobRequest, ScriptRequest
 
 __all__ = [
+    "DownReport",
     "DownResult",
     "EndpointInfo",
     "JobChanges",
@@ -40,6 +41,7 @@ class UpRequest(Record):
 class UpResult(Record):
     """A swarm that is up, or (with `wait=False`) on its way."""
 
+    schema_version: Literal[1] = 1
     name: str
     endpoint: str | None
     ready: bool
@@ -65,6 +67,13 @@ class DownResult(Record):
     stopped: bool
     error: str | None = None
     hint: str | None = None
+
+
+class DownReport(Record):
+    """What `down` did to each swarm."""
+
+    schema_version: Literal[1] = 1
+    swarms: tuple[DownResult, ...]
 
 
 class EndpointInfo(Record):

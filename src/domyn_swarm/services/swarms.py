@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from domyn_swarm.backends.endpoint.view import read_address
-from domyn_swarm.config import DomynLLMSwarmConfig, load
-from domyn_swarm.config.backends import time_limit_s
 from domyn_swarm.errors import StateError, SwarmError, SwarmNotFound
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -29,6 +27,9 @@ from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.survey import job_snapshot, snapshot_of, take_snapshot
+
+if TYPE_CHECKING:
+    from domyn_swarm.config import DomynLLMSwarmConfig
 
 _PROBES_AT_ONCE = 16
 
@@ -61,6 +62,8 @@ class SwarmService:
             ConfigError: the file, a flag, or the layout is wrong.
             PlatformError: the platform would not take it, or cannot be asked.
         """
+        from domyn_swarm.config.backends import time_limit_s
+
         plan, context = SwarmLifecycle.plan(_config(request))
         backend = serving_backend(plan.backend)
         gpus = plan.layout.replicas * plan.layout.gpus_per_replica
@@ -126,6 +129,8 @@ class SwarmService:
         records = self._store.swarms()
         if not probe:
             return [snapshot_of(record) for record in records]
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(_PROBES_AT_ONCE, thread_name_prefix="probe") as pool:
             seen = pool.map(self._look, records)
         return [snapshot for snapshot in seen if snapshot.phase.live]
@@ -193,6 +198,8 @@ class SwarmService:
 
 
 def _config(request: UpRequest) -> DomynLLMSwarmConfig:
+    from domyn_swarm.config import load
+
     return load(
         request.config,
         overrides=request.overrides,

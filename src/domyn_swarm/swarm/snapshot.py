@@ -80,3 +80,17 @@ class SwarmSnapshot(Record):
     def replicas_ready(self) -> int:
         """How many replicas take requests."""
         return sum(replica.serving for replica in self.replicas)
+
+
+class SwarmList(Record):
+    """Swarms, the oldest first."""
+
+    schema_version: Literal[1] = 1
+    swarms: tuple[SwarmSnapshot, ...]
+
+
+class JobList(Record):
+    """Jobs, the newest last."""
+
+    schema_version: Literal[1] = 1
+    jobs: tuple[JobSnapshot, ...]

@@ -1,0 +1,141 @@
+"""What the commands about jobs print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from domyn_swarm.cli.options import Format
+from domyn_swarm.cli.rendering import State, print_pairs, print_record, print_table
+from domyn_swarm.swarm.snapshot import JobList
+
+if TYPE_CHECKING:
+    from domyn_swarm.batch.verification import OutputVerification
+    from domyn_swarm.model import JobAccount
+    from domyn_swarm.services.requests import JobFailures, JobResults
+    from domyn_swarm.swarm.snapshot import JobSnapshot
+
+_CELL_CHARACTERS = 200  # of a row's value; --export and --json have all of it
+
+
+def show_job(job: JobSnapshot, output: Format) -> None:
+    """One job."""
+    if output is not Format.TABLE:
+        print_record(job, output)
+        return
+    pairs = [
+        ("job", f"{job.job_id} ({job.name})"),
+        ("status", job.status.value + (f": {job.message}" if job.message else "")),
+        ("swarm", job.swarm or "-"),
+        ("rows", rows_text(job)),
+        ("tokens", f"{job.prompt_tokens} in, {job.completion_tokens} out"),
+        *([("cost", account_text(job.account))] if job.account else []),
+        ("input", job.input),
+        ("output", job.output or "-"),
+        ("log", job.log_path),
+    ]
+    print_pairs(pairs)
+
+
+def show_jobs(jobs: Sequence[JobSnapshot], output: Format) -> None:
+    """Jobs, a line each."""
+    if output is Format.TABLE:
+        print_jobs(jobs)
+    else:
+        print_record(JobList(jobs=tuple(jobs)), output)
+
+
+def show_failures(failures: JobFailures, output: Format) -> None:
+    """The failed rows of a job, by what their errors have in common."""
+    if output is not Format.TABLE:
+        print_record(failures, output)
+        return
+    print_table(
+        ("rows", "status", "example row", "example"),
+        [
+            (
+                str(group.rows),
+                "-" if group.status is None else str(group.status),
+                str(group.example_row),
+                group.example_message,
+            )
+            for group in failures.groups
+        ],
+    )
+
+
+def show_verification(found: OutputVerification, output: Format) -> None:
+    """What of an output was checked; what is wrong with it is for stderr."""
+    if output is not Format.TABLE:
+        print_record(found, output)
+        return
+    written_by = "" if found.written_by == found.job_id else f", written by {found.written_by}"
+    print_pairs(
+        [
+            ("output", found.output + written_by),
+            ("files", f"{found.files}, {found.bytes} bytes, by their checksums"),
+            ("rows", f"{found.rows}, {found.rows_failed} of them failed"),
+            ("compared", ", ".join(found.columns_compared) or "no column is the input's"),
+            ("whole", "yes" if found.whole else "NO"),
+        ]
+    )
+
+
+def show_results(results: JobResults, output: Format) -> None:
+    """The first rows of a job's output."""
+    if output is not Format.TABLE:
+        print_record(results, output)
+        return
+    if results.first_rows:
+        names = tuple(results.columns)
+        print_table(names, [[_cell(row[name]) for name in names] for row in results.first_rows])
+
+
+def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = "-" if value is None else " ".join(text.split())
+    return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
+
+
+def rows_text(job: JobSnapshot) -> str:
+    """How far a job is, in words."""
+    total = "?" if job.rows_total is None else str(job.rows_total)
+    failed = f", {job.rows_failed} failed" if job.rows_failed else ""
+    speed = f", {job.rows_per_s:.1f} rows/s" if job.rows_per_s and not job.status.final else ""
+    return f"{job.rows_done}/{total}{failed}{speed}"
+
+
+def account_text(account: JobAccount) -> str:
+    """What a job did over all its runs, in words."""
+    parts = [f"{account.requests} requests in {account.wall_s:.1f} s"]
+    if account.runs > 1:
+        parts[0] += f" and {account.runs} runs"
+    if account.rows_per_s:
+        parts.append(f"{account.rows_per_s:.1f} rows/s")
+    if account.completion_tokens_per_s:
+        parts.append(f"{account.completion_tokens_per_s:.0f} tokens/s")
+    if account.latency_p50_s is not None and account.latency_p99_s is not None:
+        parts.append(f"latency {account.latency_p50_s:.2f} s (99 %: {account.latency_p99_s:.2f} s)")
+    again = account.retries + account.turned_away + account.lost_in_flight
+    if again:
+        parts.append(f"{again} sent again")
+    return ", ".join(parts)
+
+
+def print_jobs(jobs: Iterable[JobSnapshot]) -> None:
+    """The table of jobs."""
+    print_table(
+        ("job", "name", "swarm", "status", "rows", "output"),
+        [
+            (
+                job.job_id,
+                job.name,
+                job.swarm or "-",
+                State(job.status.value),
+                rows_text(job),
+                job.output or "-",
+            )
+            for job in jobs
+        ],
+    )

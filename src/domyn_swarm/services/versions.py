@@ -1,0 +1,43 @@
+"""Which versions of our own program and of those it works with are installed."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from domyn_swarm import __version__
+from domyn_swarm.model import Record
+
+
+class Versions(Record):
+    """Versions by the names of the packages; None: not installed."""
+
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
+
+    schema_version: Literal[1] = 1
+    domyn_swarm: str = Field(alias="domyn-swarm")
+    python: str
+    smg: str | None
+    xllamacpp: str | None
+    vllm: str | None
+
+
+def versions() -> Versions:
+    """What is installed here."""
+    return Versions(
+        domyn_swarm=__version__,
+        python=sys.version.split()[0],
+        smg=_version_of("smg"),
+        xllamacpp=_version_of("xllamacpp"),
+        vllm=_version_of("vllm"),
+    )
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
