@@ -13,10 +13,10 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from typer.core import TyperCommand, TyperGroup
-from typer.main import get_command
 
 from domyn_swarm import engines, errors, paths
-from domyn_swarm.cli.app import app
+from domyn_swarm.cli.app import COMMANDS
+from domyn_swarm.cli.lazy import build
 from domyn_swarm.config.models import json_schema
 from domyn_swarm.paths import JobPaths, SwarmPaths
 
@@ -35,11 +35,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def options_page() -> str:
     """Every command with its arguments and options, as `--help` tells them."""
-    root = get_command(app)
     lines = ["# Every option", "", "As `domyn-swarm COMMAND --help` prints it.", ""]
-    for path, command in _commands(root, "domyn-swarm"):
-        context = command.context_class(command, info_name=path)
-        lines += [f"## {path}", "", "```text", command.get_help(context).strip(), "```", ""]
+    for entry in sorted(COMMANDS):
+        root = build(entry.name, entry.place)
+        for path, command in _commands(root, f"domyn-swarm {entry.name}"):
+            context = command.context_class(command, info_name=path)
+            lines += [f"## {path}", "", "```text", command.get_help(context).strip(), "```", ""]
     return "\n".join(lines)
 
 
