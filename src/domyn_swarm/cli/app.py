@@ -46,6 +46,12 @@ COMMANDS = (
         "Check this machine, and with -c the site, for what a swarm needs; name each problem's "
         "fix.",
     ),
+    Entry(
+        "top",
+        f"{_CLI}.top.command:top",
+        "Watch a swarm live: replicas, tokens per second, queue, jobs with rows per second and "
+        "ETA.",
+    ),
     Entry("swarm", f"{_CLI}.swarms:swarm_app", "All swarms, and more about one."),
     Entry("job", f"{_CLI}.jobs:job_app", "Jobs: a dataset through a swarm."),
     Entry(

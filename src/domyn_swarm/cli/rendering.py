@@ -31,6 +31,11 @@ _COLOURS = {
 }
 
 
+def colour(state: str) -> str:
+    """The colour of a state, a phase or a verdict; nothing for other words."""
+    return _COLOURS.get(state, "")
+
+
 class State(str):
     """A word that a terminal shows in the colour of what it means."""
 
@@ -95,8 +100,7 @@ def _rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
         table.add_column(column, overflow="fold")
     for row in rows:
         cells = (
-            Text(value, style=_COLOURS.get(value, "")) if isinstance(value, State) else value
-            for value in row
+            Text(value, style=colour(value)) if isinstance(value, State) else value for value in row
         )
         table.add_row(*cells)
     return table

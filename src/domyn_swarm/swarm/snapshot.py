@@ -21,6 +21,8 @@ class ReplicaSnapshot(Record):
     reason: str | None = None
     requests_running: float | None = None
     requests_waiting: float | None = None
+    tokens_per_s: float | None = None
+    kv_cache_usage: float | None = None
     node: str | None = None
     expires_at: datetime | None = None  # when the platform ends it, or starts it anew
 

@@ -1,0 +1,1 @@
+"""The live view: a Textual screen over the services."""

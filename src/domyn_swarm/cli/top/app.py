@@ -1,0 +1,248 @@
+"""The live view of one swarm: replicas, jobs, what failed, and keys to act."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import ClassVar
+
+from rich.text import Text
+from textual import work
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.coordinate import Coordinate
+from textual.widgets import DataTable, Footer, Static
+
+from domyn_swarm.cli.rendering import colour
+from domyn_swarm.cli.top import rows
+from domyn_swarm.cli.top.screens import AskReplicas, LogScreen, Question
+from domyn_swarm.cli.top.source import Source
+from domyn_swarm.errors import SwarmError
+from domyn_swarm.model import FailureGroup, utc_now
+from domyn_swarm.swarm.snapshot import JobSnapshot, SwarmSnapshot
+
+Rows = list[tuple[str, tuple[str, ...]]]
+_COLOURED = 1  # both tables tell a state in their second column
+
+
+class TopApp(App[None]):
+    """Looks at its swarm every so many seconds and shows what it saw. Starts and stops nothing
+    without being told to and, for what costs something, being told twice.
+    """
+
+    TITLE = "domyn-swarm top"
+    ENABLE_COMMAND_PALETTE = False
+    CSS = """
+    #summary { height: auto; padding: 0 1; }
+    #replicas { height: 2fr; }
+    #jobs { height: 1fr; min-height: 4; }
+    #chosen { height: auto; max-height: 6; padding: 0 1; }
+    #problem { height: auto; padding: 0 1; color: $text-error; }
+    .dim { color: $text-muted; }
+    .title { padding: 0 1; text-style: bold; }
+    Question, AskReplicas { align: center middle; }
+    .box { width: 64; max-width: 90%; height: auto; padding: 1 2; border: solid $accent;
+           background: $surface; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "Quit"),
+        Binding("l", "log", "Log"),
+        Binding("e", "endpoint_log", "Endpoint's log"),
+        Binding("s", "scale", "Scale"),
+        Binding("c", "cancel", "Cancel job"),
+        Binding("r", "refresh", "Refresh"),
+    ]
+
+    def __init__(self, source: Source, *, every_s: float = 2.0) -> None:
+        super().__init__()
+        self._source = source
+        self._every_s = every_s
+        self._swarm: SwarmSnapshot | None = None
+        self._looking = False
+        self._failures: dict[str, tuple[int, tuple[FailureGroup, ...]]] = {}
+
+    @property
+    def swarm(self) -> SwarmSnapshot | None:
+        """What was seen last."""
+        return self._swarm
+
+    def compose(self) -> ComposeResult:
+        """Summary, replicas, jobs, the chosen job, the keys."""
+        yield Static("Looking …", id="summary", markup=False)
+        yield DataTable(id="replicas", cursor_type="row", zebra_stripes=True, cell_padding=1)
+        yield DataTable(id="jobs", cursor_type="row", zebra_stripes=True, cell_padding=1)
+        yield Static("", id="chosen", markup=False)
+        yield Static("", id="problem", markup=False)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Name the columns and begin to look."""
+        for table, columns in (("#replicas", rows.REPLICA_COLUMNS), ("#jobs", rows.JOB_COLUMNS)):
+            for column in columns:
+                self.query_one(table, DataTable).add_column(column, key=column)
+        self.action_refresh()
+        self.set_interval(self._every_s, self.action_refresh)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def action_refresh(self) -> None:
+        """Look now, unless the last look is not back yet."""
+        if not self._looking:
+            self._looking = True
+            self.look()
+
+    @work(thread=True, group="look")
+    def look(self) -> None:
+        """Ask for a snapshot; on a thread, because platforms are slow to answer."""
+        try:
+            swarm = self._source.look()
+        except SwarmError as error:
+            self.call_from_thread(self._tell, str(error))
+            return
+        finally:
+            self._looking = False
+        self.call_from_thread(self._show, swarm, utc_now())
+
+    def _show(self, swarm: SwarmSnapshot, now: datetime) -> None:
+        self._swarm = swarm
+        self.title = swarm.name
+        lines = rows.summary(swarm, now.astimezone(UTC))
+        self.query_one("#summary", Static).update(
+            "\n".join([f"{swarm.name}  {lines[0]}", *lines[1:]])
+        )
+        _fill(
+            self.query_one("#replicas", DataTable),
+            [(str(one.index), rows.replica_row(one)) for one in swarm.replicas],
+        )
+        _fill(
+            self.query_one("#jobs", DataTable),
+            [(job.job_id, rows.job_row(job)) for job in reversed(swarm.jobs)],
+        )
+        self._tell("")
+        self._show_chosen()
+
+    def _tell(self, problem: str) -> None:
+        self.query_one("#problem", Static).update(problem)
+
+    # -- the chosen job --------------------------------------------------------------------------
+
+    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
+        """Another replica or job was chosen."""
+        del event
+        self._show_chosen()
+
+    def _chosen_replica(self) -> list[str]:
+        """Why the chosen replica is as it is, where the table has no room to say it."""
+        chosen = _chosen(self.query_one("#replicas", DataTable))
+        replicas = self._swarm.replicas if self._swarm is not None else ()
+        return [
+            f"replica {one.index}: {one.reason}"
+            for one in replicas
+            if str(one.index) == chosen and one.reason
+        ]
+
+    def _chosen_job(self) -> JobSnapshot | None:
+        chosen = _chosen(self.query_one("#jobs", DataTable))
+        jobs = self._swarm.jobs if self._swarm is not None else ()
+        return next((job for job in jobs if job.job_id == chosen), None)
+
+    def _show_chosen(self) -> None:
+        job, lines = self._chosen_job(), self._chosen_replica()
+        text = self.query_one("#chosen", Static)
+        if job is None:
+            text.update("\n".join([*lines, "no jobs"]))
+            return
+        seen, groups = self._failures.get(job.job_id, (0, ()))
+        if job.output is not None and job.rows_failed != seen:
+            self.group_failures(job)
+        text.update("\n".join([*lines, *rows.failure_lines(job, groups)]))
+
+    @work(thread=True, exclusive=True, group="failures")
+    def group_failures(self, job: JobSnapshot) -> None:
+        """Read the checkpoint of the chosen job, only when more of its rows have failed."""
+        try:
+            groups = self._source.failures(job.job_id)
+        except SwarmError as error:
+            self.call_from_thread(self._tell, str(error))
+            groups = ()
+        self._failures[job.job_id] = (job.rows_failed, groups)
+        self.call_from_thread(self._show_chosen)
+
+    # -- acting ------------------------------------------------------------------------------------
+
+    def action_log(self) -> None:
+        """Open the log of the chosen replica."""
+        chosen = _chosen(self.query_one("#replicas", DataTable))
+        if chosen is not None:
+            index = int(chosen)
+            self.push_screen(LogScreen(f"replica {index}", lambda: self._source.log(index)))
+
+    def action_endpoint_log(self) -> None:
+        """Open the log of the endpoint."""
+        self.push_screen(LogScreen("endpoint", lambda: self._source.log(None)))
+
+    @work
+    async def action_scale(self) -> None:
+        """Ask for a number and, with it, for a yes."""
+        if self._swarm is None:
+            return
+        now = self._swarm.replicas_wanted
+        wanted = await self.push_screen_wait(AskReplicas(now))
+        if wanted is None or wanted == now:
+            return
+        question = f"Scale {self._swarm.name} from {now} to {wanted} replicas?"
+        if await self.push_screen_wait(Question(question)):
+            self.act(lambda: self._source.scale(wanted))
+
+    @work
+    async def action_cancel(self) -> None:
+        """Cancel the chosen job, after a yes."""
+        job = self._chosen_job()
+        if job is None or job.status.final:
+            self._tell("Choose a job that runs.")
+            return
+        question = f"Cancel {job.job_id} ({job.name})? Rows that are done stay done."
+        if await self.push_screen_wait(Question(question)):
+            self.act(lambda: self._source.cancel(job.job_id))
+
+    @work(thread=True, group="act")
+    def act(self, what: Callable[[], None]) -> None:
+        """Do it on a thread and look again."""
+        try:
+            what()
+        except SwarmError as error:
+            self.call_from_thread(self._tell, str(error))
+            return
+        self.call_from_thread(self.action_refresh)
+
+
+def _chosen(table: DataTable[Text]) -> str | None:
+    if not table.row_count:
+        return None
+    key = table.coordinate_to_cell_key(Coordinate(table.cursor_row, 0)).row_key
+    return key.value
+
+
+def _styled(cells: tuple[str, ...]) -> list[Text]:
+    """Text, so that no cell is taken for markup; a state in its colour."""
+    return [
+        Text(cell, style=colour(cell) if column == _COLOURED else "")
+        for column, cell in enumerate(cells)
+    ]
+
+
+def _fill(table: DataTable[Text], wanted: Rows) -> None:
+    """Have the table show these rows, by key; the cursor stays on its row."""
+    chosen = _chosen(table)
+    if [key.value for key in table.rows] == [key for key, _ in wanted]:
+        for key, cells in wanted:
+            for column, cell in zip(table.columns, _styled(cells), strict=True):
+                if table.get_cell(key, column) != cell:
+                    table.update_cell(key, column, cell, update_width=True)
+        return
+    table.clear()
+    for key, cells in wanted:
+        table.add_row(*_styled(cells), key=key)
+    keys = [key for key, _ in wanted]
+    if chosen in keys:
+        table.move_cursor(row=keys.index(chosen))

@@ -1,0 +1,99 @@
+"""From a snapshot to the text of the live view. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from domyn_swarm.model import FailureGroup
+from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
+
+REPLICA_COLUMNS = ("replica", "state", "run", "wait", "tok/s", "KV", "restarts", "node, cause")
+JOB_COLUMNS = ("job", "status", "rows", "failed", "rows/s", "left", "tokens")
+_NONE = "-"
+_MESSAGE_CHARACTERS = 200
+
+
+def summary(swarm: SwarmSnapshot, now: datetime) -> list[str]:
+    """The lines above the tables: what serves, where, how busy."""
+    serving = [one for one in swarm.replicas if one.serving]
+    busy = [
+        f"{swarm.replicas_ready} of {swarm.replicas_wanted} replicas ready",
+        f"{number(total(one.requests_running for one in serving))} running",
+        f"{number(total(one.requests_waiting for one in serving))} waiting",
+        f"{number(total(one.tokens_per_s for one in serving))} tokens/s",
+    ]
+    if swarm.expires_at is not None:
+        busy.append(f"ends in {duration((swarm.expires_at - now).total_seconds())}")
+    phase = swarm.phase.value if swarm.observed in ("unknown", "not_probed") else swarm.observed
+    lines = [
+        f"{phase}  {swarm.endpoint or 'no endpoint'}",
+        f"{swarm.model} ({swarm.engine} on {swarm.backend})",
+        ", ".join(busy),
+    ]
+    return [*lines, swarm.detail] if swarm.detail and phase != "ready" else lines
+
+
+def replica_row(one: ReplicaSnapshot) -> tuple[str, ...]:
+    """A line of the table of replicas, by `REPLICA_COLUMNS`."""
+    return (
+        str(one.index),
+        f"{one.state.value} (stale)" if one.stale else one.state.value,
+        number(one.requests_running),
+        number(one.requests_waiting),
+        number(one.tokens_per_s),
+        _NONE if one.kv_cache_usage is None else f"{one.kv_cache_usage:.0%}",
+        str(one.restarts),
+        one.reason or one.node or "",
+    )
+
+
+def job_row(job: JobSnapshot) -> tuple[str, ...]:
+    """A line of the table of jobs, by `JOB_COLUMNS`."""
+    total_rows = "?" if job.rows_total is None else str(job.rows_total)
+    return (
+        job.external_id or job.name,
+        job.status.value,
+        f"{job.rows_done}/{total_rows}",
+        str(job.rows_failed),
+        _NONE if job.rows_per_s is None or job.status.final else f"{job.rows_per_s:.1f}",
+        _NONE if job.eta_s is None else duration(job.eta_s),
+        number(job.prompt_tokens + job.completion_tokens),
+    )
+
+
+def failure_lines(job: JobSnapshot, groups: Sequence[FailureGroup], most: int = 4) -> list[str]:
+    """What stands under the tables about the chosen job."""
+    lines = [f"{job.job_id}: {job.message}"] if job.message else []
+    for group in groups[:most]:
+        status = "" if group.status is None else f"{group.status} "
+        said = " ".join(group.example_message.split())[:_MESSAGE_CHARACTERS]
+        lines.append(f"{group.rows} x {status}{said} (row {group.example_row})")
+    if len(groups) > most:
+        rest = sum(group.rows for group in groups[most:])
+        lines.append(f"{rest} more of {len(groups) - most} other kinds")
+    return lines or [f"{job.job_id}: no failed rows"]
+
+
+def total(values: Iterable[float | None]) -> float | None:
+    """The sum of what is known; None when nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def number(value: float | None) -> str:
+    """A count in few characters: 950, 12.3k, 4.5M."""
+    if value is None:
+        return _NONE
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= size:
+            return f"{value / (1e3 if unit == 'k' else size):.1f}{unit}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """A time in few characters: 0:07:31, 2 d 03:10."""
+    minutes, left = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02}:{minutes:02}" if days else f"{hours}:{minutes:02}:{left:02}"

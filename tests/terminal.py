@@ -1,0 +1,84 @@
+"""A program in a terminal: what it shows, and keys for it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-9;?<>=]*[a-zA-Z]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[P_].*?\x1b\\|.)"
+)
+
+
+class Terminal:
+    """A program that has a terminal of its own; killed when the block is left."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], *, columns: int = 80
+    ) -> None:
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        self.process = subprocess.Popen(
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**environment, "TERM": "xterm-256color"},
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self._said = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+    @property
+    def text(self) -> str:
+        """Everything it has shown, without colours and movements."""
+        return _ESCAPES.sub("", self._said.decode("utf-8", "replace"))
+
+    def until(self, wanted: str, *, timeout_s: float = 60.0) -> None:
+        """Read until it has shown this."""
+        end = time.monotonic() + timeout_s
+        while wanted not in self.text:
+            assert time.monotonic() < end, f"{wanted!r} was not shown:\n{self.text}"
+            self._read()
+
+    def press(self, keys: str) -> None:
+        """Type."""
+        os.write(self._ours, keys.encode())
+
+    def ended(self, *, timeout_s: float = 60.0) -> int:
+        """Its exit code, once it has ended."""
+        end = time.monotonic() + timeout_s
+        while self.process.poll() is None:
+            assert time.monotonic() < end, f"it did not end:\n{self.text}"
+            self._read()
+        return int(self.process.returncode)
+
+    def _read(self) -> None:
+        if select.select([self._ours], [], [], 0.1)[0]:
+            try:
+                self._said += os.read(self._ours, 65536)
+            except OSError:  # the other end is closed
+                time.sleep(0.05)
