@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from domyn_swarm import engines, errors, paths
 from domyn_swarm.cli.app import COMMANDS
 from domyn_swarm.cli.lazy import build
-from domyn_swarm.config.models import json_schema
+from domyn_swarm.config.models import DomynLLMSwarmConfig
 from domyn_swarm.paths import JobPaths, SwarmPaths
 
 Command = TyperCommand | TyperGroup
@@ -57,7 +57,7 @@ def _commands(command: Command, path: str) -> Iterator[tuple[str, Command]]:
 
 def keys_page() -> str:
     """Every key of a configuration file: type, default, what it does, by section."""
-    schema = json_schema()
+    schema = DomynLLMSwarmConfig.model_json_schema()
     sections = {"DomynLLMSwarmConfig": schema, **schema.get("$defs", {})}
     lines = [
         "# Every key",

@@ -6,7 +6,8 @@ reaches the top of a command is a bug of ours: traceback, exit code 70.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 EXIT_OK = 0
@@ -29,10 +30,26 @@ class SwarmError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """One thing in a configuration that cannot be used, and what to write instead."""
+
+    place: str  # `file:line`, a file, or a flag
+    key: str  # dotted; empty where it is about no key
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.place, self.key, self.message) if part)
+
+
 class ConfigError(SwarmError):
     """What the user wrote (file, flag, environment) cannot be used; nothing was started."""
 
     exit_code = 2
+
+    def __init__(self, message: str, *, hint: str = "", mistakes: Sequence[Mistake] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.mistakes = tuple(mistakes)  # of a file: each one by itself
 
 
 class StateError(SwarmError):

@@ -104,48 +104,85 @@ TimeLimit = Annotated[str, AfterValidator(_time_limit)]
 class LocalConfig(Section):
     """Replicas are processes on this machine that outlive the command line."""
 
-    type: Literal["local"] = "local"
+    type: Literal["local"] = Field("local", description="this machine")
 
 
 class SlurmEndpointConfig(Section):
     """The small CPU-only job that holds router and collector."""
 
-    partition: str | None = None
-    qos: str | None = None
-    cpus_per_task: int = Field(2, ge=1)
-    mem: Memory = "8G"
-    wall_time: TimeLimit | None = None
-    port: int | None = Field(None, ge=1, le=65535)
-    timeout_s: float = Field(600.0, gt=0)
+    partition: str | None = Field(None, description="empty: that of the replicas")
+    qos: str | None = Field(None, description="empty: that of the replicas")
+    cpus_per_task: int = Field(2, ge=1, description="CPUs of the job")
+    mem: Memory = Field("8G", description="its memory, such as 8G; followed jobs run in it")
+    wall_time: TimeLimit | None = Field(
+        None, description="its time limit, not shorter than the replicas'; empty: theirs"
+    )
+    port: int | None = Field(
+        None, ge=1, le=65535, description="where it listens; empty: any free one"
+    )
+    timeout_s: float = Field(
+        600.0, gt=0, description="seconds until the endpoint must listen once its job runs"
+    )
 
 
 class SlurmConfig(Section):
     """Replicas are tasks of Slurm jobs."""
 
-    type: Literal["slurm"] = "slurm"
-    partition: str
-    account: str | None = None
-    qos: str | None = None
-    time_limit: TimeLimit = "36:00:00"
-    node_list: str | None = None
-    exclude_nodes: str | None = None
-    modules: tuple[str, ...] = ()
-    preamble: tuple[str, ...] = ()
-    container: Literal["apptainer", "singularity", "enroot", "pyxis", "none"] = "apptainer"
-    container_args: tuple[str, ...] = ()
-    mounts: dict[str, str] = Field(default_factory=dict)
-    venv_path: str | None = None
-    env: Env = Field(default_factory=dict)
-    requeue: bool = True
-    drain_before_end_s: int = Field(300, ge=0)
-    packing: Literal["auto", "replica", "node"] = "auto"
-    mail_user: str | None = Field(
-        default_factory=lambda: os.environ.get("DOMYN_SWARM_MAIL_USER") or None
+    type: Literal["slurm"] = Field("slurm", description="a Slurm cluster")
+    partition: str = Field(description="of the replicas; `sinfo` lists them")
+    account: str | None = Field(
+        None, description="that the GPU-hours are billed to; empty: your default"
     )
-    template_path: str | None = None
-    requires_ray: bool = False
-    ray_port: int = Field(6379, ge=1, le=65535)
-    ray_dashboard_port: int = Field(8265, ge=1, le=65535)
+    qos: str | None = Field(None, description="empty: the site's default")
+    time_limit: TimeLimit = Field(
+        "36:00:00", description="of each replica: 36:00:00, 90 (minutes) or 2-12:00:00 (days)"
+    )
+    node_list: str | None = Field(
+        None, description="only these nodes, as sbatch takes them: node[01-04]"
+    )
+    exclude_nodes: str | None = Field(None, description="none of these nodes")
+    modules: tuple[str, ...] = Field((), description="environment modules to load on the nodes")
+    preamble: tuple[str, ...] = Field(
+        (), description="more lines of the scripts' head, such as '#SBATCH --constraint=a100'"
+    )
+    container: Literal["apptainer", "singularity", "enroot", "pyxis", "none"] = Field(
+        "apptainer", description="what runs `image`; none: the node's own programs"
+    )
+    container_args: tuple[str, ...] = Field(
+        (), description="more arguments of the container program"
+    )
+    mounts: dict[str, str] = Field(
+        default_factory=dict,
+        description="folders of the nodes in the container: {/outside: /inside}",
+    )
+    venv_path: str | None = Field(
+        None, description="the Python environment on the nodes; empty: the one that submits"
+    )
+    env: Env = Field(default_factory=dict, description="environment of the batch scripts")
+    requeue: bool = Field(
+        True, description="whether replicas go back into the queue when they lose their node"
+    )
+    drain_before_end_s: int = Field(
+        300,
+        ge=0,
+        description="seconds before the time limit at which a replica stops taking requests",
+    )
+    packing: Literal["auto", "replica", "node"] = Field(
+        "auto",
+        description="one replica per task (replica), a node's worth (node), or as the site needs",
+    )
+    mail_user: str | None = Field(
+        default_factory=lambda: os.environ.get("DOMYN_SWARM_MAIL_USER") or None,
+        description="whom Slurm mails; empty: DOMYN_SWARM_MAIL_USER",
+    )
+    template_path: str | None = Field(
+        None, description="a template of yours instead of the built-in batch script"
+    )
+    requires_ray: bool = Field(
+        False, description="whether a replica over several nodes is a Ray cluster"
+    )
+    ray_port: int = Field(6379, ge=1, le=65535, description="where Ray's first node listens")
+    ray_dashboard_port: int = Field(8265, ge=1, le=65535, description="of Ray's dashboard")
     endpoint: SlurmEndpointConfig = SlurmEndpointConfig()
 
     @field_validator("drain_before_end_s")
@@ -170,41 +207,59 @@ class SlurmConfig(Section):
 class LeptonMount(Section):
     """A path of the workspace's storage inside the container."""
 
-    path: str
-    mount_path: str
+    path: str = Field(description="in the workspace's storage")
+    mount_path: str = Field(description="in the container")
 
 
 class LeptonJobConfig(Section):
     """How jobs run in the workspace."""
 
-    image: str | None = None
-    resource_shape: str = "cpu.small"
-    allowed_dedicated_node_groups: tuple[str, ...] = ()
-    allowed_nodes: tuple[str, ...] = ()
-    mounts: tuple[LeptonMount, ...] = ()
-    env: Env = Field(default_factory=dict)
-    image_pull_secrets: tuple[str, ...] = ()
+    image: str | None = Field(None, description="container image; empty: `image` of the swarm")
+    resource_shape: str = Field(
+        "cpu.small", description="the machine, as the workspace names its shapes"
+    )
+    allowed_dedicated_node_groups: tuple[str, ...] = Field(
+        (), description="node groups that it may run on; empty: any"
+    )
+    allowed_nodes: tuple[str, ...] = Field((), description="nodes that it may run on; empty: any")
+    mounts: tuple[LeptonMount, ...] = Field(
+        (), description="storage to mount: [{path: /outside, mount_path: /inside}]"
+    )
+    env: Env = Field(default_factory=dict, description="environment variables")
+    image_pull_secrets: tuple[str, ...] = Field(
+        (), description="workspace secrets for pulling the image"
+    )
 
 
 class LeptonEndpointConfig(Section):
     """How the endpoint runs in the workspace."""
 
-    image: str | None = None
-    resource_shape: str = "gpu.8xh200"
-    allowed_dedicated_node_groups: tuple[str, ...] = ()
-    allowed_nodes: tuple[str, ...] = ()
-    mounts: tuple[LeptonMount, ...] = ()
-    env: Env = Field(default_factory=dict)
-    api_token_secret_name: str | None = None
-    image_pull_secrets: tuple[str, ...] = ()
+    image: str | None = Field(None, description="container image; empty: `image` of the swarm")
+    resource_shape: str = Field(
+        "gpu.8xh200", description="the machine, as the workspace names its shapes"
+    )
+    allowed_dedicated_node_groups: tuple[str, ...] = Field(
+        (), description="node groups that it may run on; empty: any"
+    )
+    allowed_nodes: tuple[str, ...] = Field((), description="nodes that it may run on; empty: any")
+    mounts: tuple[LeptonMount, ...] = Field(
+        (), description="storage to mount: [{path: /outside, mount_path: /inside}]"
+    )
+    env: Env = Field(default_factory=dict, description="environment variables")
+    api_token_secret_name: str | None = Field(
+        None, description="the workspace secret that holds the clients' key"
+    )
+    image_pull_secrets: tuple[str, ...] = Field(
+        (), description="workspace secrets for pulling the image"
+    )
 
 
 class LeptonConfig(Section):
     """The endpoint and the jobs are NVIDIA DGX Cloud Lepton's own."""
 
-    type: Literal["lepton"] = "lepton"
-    workspace_id: str | None = None  # else `LEPTON_WORKSPACE_ID`
-    env: Env = Field(default_factory=dict)
+    type: Literal["lepton"] = Field("lepton", description="NVIDIA DGX Cloud Lepton")
+    workspace_id: str | None = Field(None, description="empty: LEPTON_WORKSPACE_ID")
+    env: Env = Field(default_factory=dict, description="environment variables of endpoint and jobs")
     endpoint: LeptonEndpointConfig = LeptonEndpointConfig()
     job: LeptonJobConfig = LeptonJobConfig()
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from domyn_swarm.config.backends import WrongNames
+from domyn_swarm.config.mistakes import validated
 from domyn_swarm.config.models import DomynLLMSwarmConfig
 from domyn_swarm.config.sources import (
     Key,
@@ -25,30 +23,14 @@ from domyn_swarm.config.sources import (
     from_override,
     merge,
     read_yaml,
-    written,
+    value_at,
 )
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.paths import home
 
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
-_BACKENDS = ("local", "slurm", "lepton")
-_UNIONS = ("backend", "args")  # pydantic puts the branch behind these keys
-_EXPECTED = {
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "tuple_type": "a list",
-    "dict_type": "a mapping of keys",
-    "model_type": "a mapping of keys",
-    "model_attributes_type": "a mapping of keys",
-    "path_type": "a path",
+_VARIABLES: Mapping[Key, str] = {  # of the environment, that stand behind some keys
+    ("home_directory",): "DOMYN_SWARM_HOME",
+    ("backend", "mail_user"): "DOMYN_SWARM_MAIL_USER",
 }
 
 
@@ -78,13 +60,7 @@ def load(
     for flag, value in (("name", name), ("replicas", replicas)):
         if value is not None:
             layer = merge(layer, from_flag(flag, value))
-    layer.values = written(layer.values)
-    try:
-        config = DomynLLMSwarmConfig.model_validate(layer.values)
-    except ValidationError as error:
-        raise _config_error([*layer.mistakes, *_lines(error, layer, path)], path) from error
-    if layer.mistakes:
-        raise _config_error(layer.mistakes, path)
+    config = validated(DomynLLMSwarmConfig, layer, path)
     return LoadedConfig(config, dict(_provenance(config, layer)))
 
 
@@ -93,12 +69,15 @@ def dump_yaml(config: DomynLLMSwarmConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def defaults_path() -> Path:
+    """`$DOMYN_SWARM_DEFAULTS`, else `defaults.yaml` in the home; it need not exist."""
+    return Path(os.environ.get("DOMYN_SWARM_DEFAULTS") or home() / "defaults.yaml").absolute()
+
+
 def _defaults() -> list[Path]:
-    named = os.environ.get("DOMYN_SWARM_DEFAULTS")
-    if named:
-        return [Path(named)]
-    path = home() / "defaults.yaml"
-    return [path] if path.exists() else []
+    path = defaults_path()
+    named = bool(os.environ.get("DOMYN_SWARM_DEFAULTS"))  # one that is named has to be there
+    return [path] if named or path.exists() else []
 
 
 def _read_all(paths: Sequence[Path]) -> tuple[Layer, Layer]:
@@ -112,7 +91,8 @@ def _read_all(paths: Sequence[Path]) -> tuple[Layer, Layer]:
             errors.append(error)
     if errors:
         message = "\n".join(error.message for error in errors)
-        raise ConfigError(message, hint=errors[0].hint) from errors[0]
+        mistakes = [mistake for error in errors for mistake in error.mistakes]
+        raise ConfigError(message, hint=errors[0].hint, mistakes=mistakes) from errors[0]
     return (layers[0] if len(layers) > 1 else Layer(), layers[-1])
 
 
@@ -122,96 +102,14 @@ def _provenance(config: DomynLLMSwarmConfig, layer: Layer) -> Iterator[tuple[str
             for key, value in values.items():
                 yield from walk(value, (*at, key))
         else:
-            yield dotted(at), layer.places.get(at, "built-in")
+            yield dotted(at), _source(at, layer)
 
     yield from walk(config.model_dump(mode="json"), ())
 
 
-# -- mistakes in words ------------------------------------------------------------------------
-
-
-def _config_error(lines: Sequence[str], path: Path) -> ConfigError:
-    count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
-    return ConfigError(
-        "\n".join([f"{path}: {count} in the configuration:", *(f"  {line}" for line in lines)]),
-        hint="Nothing was started. docs/configuration.md lists every key.",
-    )
-
-
-def _lines(error: ValidationError, layer: Layer, path: Path) -> list[str]:
-    """One line for each mistake, in the order in which the keys were written."""
-    order = {key: number for number, key in enumerate(layer.places)}
-    found: list[tuple[int, str]] = []
-    for detail in error.errors():
-        key = _key(detail["loc"])
-        for at, words in _words(detail, key, layer):
-            written_at = _written(at, layer)
-            place = layer.places.get(written_at, str(path))
-            found.append((order.get(written_at, -1), f"{place}: {dotted(at)}: {words}"))
-    return [line for _, line in sorted(found, key=lambda one: one[0])]
-
-
-def _key(location: Key) -> Key:
-    """Pydantic's location without what is no key of the file."""
-    if location[-1:] == ("[key]",):
-        location = location[:-1]
-    return location[:1] + location[2:] if location[:1] in [(one,) for one in _UNIONS] else location
-
-
-def _written(key: Key, layer: Layer) -> Key:
-    """The key, or the innermost section around it that was written."""
-    while key and key not in layer.places:
-        key = key[:-1]
-    return key
-
-
-def _words(detail: ErrorDetails, key: Key, layer: Layer) -> Iterator[tuple[Key, str]]:
-    """What is wrong and what to write, at each key that it is about."""
-    kind = detail["type"]
-    mistake = detail.get("ctx", {}).get("error")
-    if isinstance(mistake, WrongNames):
-        yield from (((*key, name), mistake.why) for name in mistake.names)
-    elif kind == "value_error":
-        yield key, str(mistake)
-    elif kind == "extra_forbidden":
-        yield key, _unknown(key, layer)
-    elif kind == "missing":
-        yield key, "is required"
-    elif kind in ("union_tag_invalid", "union_tag_not_found"):
-        yield (*key, "type"), f"must be one of {', '.join(_BACKENDS)}"
-    else:
-        message = detail["msg"].replace("Input should be ", "must be ", 1)
-        expected = f"must be {_EXPECTED[kind]}" if kind in _EXPECTED else message
-        given = detail["input"]
-        shown = "" if isinstance(given, Mapping | list | tuple) else f", not {given!r}"
-        yield key, f"{expected}{shown}"
-
-
-def _unknown(key: Key, layer: Layer) -> str:
-    name, backend = str(key[-1]), layer.values.get("backend")
-    known = _known_keys(key[:-1], backend)
-    close = get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"unknown key; did you mean {close[0]}?"
-    for section in ("backend", "router", "watchdog"):
-        if name in _known_keys((section,), backend):
-            return f"unknown key here; it belongs under {section}"
-    return f"unknown key; {dotted(key[:-1])} takes {', '.join(known)}" if key[1:] else "unknown key"
-
-
-def _known_keys(at: Key, backend: object) -> list[str]:
-    """The keys that a section takes; `backend` those of the platform that was chosen."""
-    models: list[type[BaseModel]] = [DomynLLMSwarmConfig]
-    for part in at:
-        fields = [model.model_fields.get(str(part)) for model in models]
-        models = [
-            found
-            for one in fields
-            if one is not None
-            for found in (get_args(one.annotation) or (one.annotation,))
-            if isinstance(found, type) and issubclass(found, BaseModel)
-        ]
-        if part == "backend" and isinstance(backend, Mapping):
-            chosen = backend.get("type")
-            models = [model for model in models if model.model_fields["type"].default == chosen]
-    return [name for model in models for name in model.model_fields]
+def _source(key: Key, layer: Layer) -> str:
+    """Where the value of a key comes from; a key without a value stands for what is built in."""
+    if value_at(layer.values, key) is not None and key in layer.places:
+        return layer.places[key]
+    variable = _VARIABLES.get(key, "")
+    return f"${variable}" if os.environ.get(variable) else "built-in"

@@ -64,14 +64,27 @@ Words = Annotated[
 class RouterConfig(Section):
     """How the endpoint distributes requests."""
 
-    policy: Literal["least_load", "power_of_two", "cache_aware", "round_robin", "random"] = (
-        "least_load"
+    policy: Literal["least_load", "power_of_two", "cache_aware", "round_robin", "random"] = Field(
+        "least_load", description="how a request's replica is chosen"
     )
-    max_concurrent: int = Field(8192, ge=1)
-    queue_size: int = Field(8192, ge=0)
-    retries: int = Field(1, ge=0, le=1)
-    tls_cert: ExistingFile | None = None
-    tls_key: ExistingFile | None = Field(None, validate_default=True)
+    max_concurrent: int = Field(
+        8192,
+        ge=1,
+        description="requests in flight over all replicas; those beyond wait in the queue",
+    )
+    queue_size: int = Field(
+        8192, ge=0, description="requests that may wait; those beyond are answered 429"
+    )
+    retries: int = Field(
+        1,
+        ge=0,
+        le=1,
+        description="attempts as the router counts them: 0 and 1 repeat nothing that a row caused",
+    )
+    tls_cert: ExistingFile | None = Field(
+        None, description="certificate of the endpoint (PEM); given together with tls_key"
+    )
+    tls_key: ExistingFile | None = Field(None, validate_default=True, description="its private key")
 
     @field_validator("tls_key")
     @classmethod
@@ -84,33 +97,59 @@ class RouterConfig(Section):
 class NotifyConfig(Section):
     """Who is told when a job ends or a swarm expires."""
 
-    url: Annotated[str | None, NotYet] = None
+    url: Annotated[str | None, NotYet] = Field(
+        None, description="a webhook that is told when a job ends or a swarm expires"
+    )
 
 
 class WatchdogRayConfig(Section):
     """Supervision of a replica's Ray cluster."""
 
-    enabled: bool = False
-    expected_tp: int | None = Field(None, ge=1)
-    probe_timeout_s: float = Field(120.0, gt=0)
-    status_grace_s: float = Field(10.0, ge=0)
-    probe_interval_s: float = Field(30.0, gt=0)
+    enabled: bool = Field(False, description="supervise Ray")
+    expected_tp: int | None = Field(
+        None, ge=1, description="GPUs that Ray must have; empty: the replica's"
+    )
+    probe_timeout_s: float = Field(
+        120.0, gt=0, description="seconds until an answer of Ray is given up"
+    )
+    status_grace_s: float = Field(
+        10.0, ge=0, description="seconds that Ray may miss capacity before it counts as lost"
+    )
+    probe_interval_s: float = Field(30.0, gt=0, description="seconds between looks at Ray")
 
 
 class WatchdogConfig(Section):
     """How each replica is watched. Seconds throughout."""
 
-    probe_interval: float = Field(30.0, gt=0)
-    http_path: str | None = None
-    http_timeout: float = Field(2.0, gt=0)
-    readiness_timeout: float = Field(600.0, gt=0)
-    restart_policy: Literal["on-failure", "always", "never"] = "on-failure"
-    unhealthy_restart_after: float = Field(120.0, ge=0)
-    max_restarts: int = Field(3, ge=0)
-    restart_backoff_initial: float = Field(5.0, ge=0)
-    restart_backoff_max: float = Field(60.0, ge=0, validate_default=True)
-    kill_grace_seconds: float = Field(10.0, ge=0)
-    progress_timeout: float | None = Field(None, gt=0)
+    probe_interval: float = Field(
+        30.0, gt=0, description="seconds between probes of a ready engine"
+    )
+    http_path: str | None = Field(None, description="what is probed; empty: what the engine offers")
+    http_timeout: float = Field(2.0, gt=0, description="seconds until a probe is given up")
+    readiness_timeout: float = Field(
+        600.0, gt=0, description="seconds until a starting engine must be ready"
+    )
+    restart_policy: Literal["on-failure", "always", "never"] = Field(
+        "on-failure", description="when an engine that ended is started again"
+    )
+    unhealthy_restart_after: float = Field(
+        120.0, ge=0, description="seconds of failing probes before a restart"
+    )
+    max_restarts: int = Field(3, ge=0, description="restarts after which a replica is given up")
+    restart_backoff_initial: float = Field(
+        5.0,
+        ge=0,
+        description="seconds before the first restart; each further one waits twice as long",
+    )
+    restart_backoff_max: float = Field(
+        60.0, ge=0, validate_default=True, description="seconds that a restart waits at most"
+    )
+    kill_grace_seconds: float = Field(10.0, ge=0, description="seconds between SIGTERM and SIGKILL")
+    progress_timeout: float | None = Field(
+        None,
+        gt=0,
+        description="seconds without a token while requests wait: then the engine is restarted",
+    )
     ray: WatchdogRayConfig = WatchdogRayConfig()
 
     @field_validator("restart_backoff_max")
@@ -125,27 +164,50 @@ class WatchdogConfig(Section):
 class DomynLLMSwarmConfig(Section):
     """One swarm, as its user describes it."""
 
-    model: str = Field(min_length=1)
-    name: Annotated[str, AfterValidator(check_name)] | None = None
-    revision: str | None = None
-    engine: EngineName = "vllm"
-    replicas: int = Field(1, ge=1, le=10_000)
-    min_ready: int = Field(1, ge=1)
-    gpus_per_node: int = Field(4, ge=0, le=64)
-    gpus_per_replica: int | None = Field(None, ge=0, validate_default=True)
-    cpus_per_task: int | None = Field(None, ge=1)
-    memory_gb: float | None = Field(None, gt=0)
-    image: str | None = None
-    args: Words = ()
-    port: int = Field(8000, ge=1, le=65535)
-    wait_endpoint_s: float = Field(1200.0, gt=0)
-    idle_timeout_s: float | None = Field(None, gt=0)
-    env: Env = Field(default_factory=dict)
-    home_directory: AbsolutePath = Field(default_factory=home)
-    engine_options: dict[str, Any] = Field(default_factory=dict)
+    model: str = Field(min_length=1, description="a name that the engine knows, or a path")
+    name: Annotated[str, AfterValidator(check_name)] | None = Field(
+        None, description="of the swarm; empty: one is generated at each start"
+    )
+    revision: str | None = Field(None, description="of the model")
+    engine: EngineName = Field("vllm", description="the program that serves the model")
+    replicas: int = Field(1, ge=1, le=10_000, description="how many servers; exactly that many")
+    min_ready: int = Field(1, ge=1, description="how many must answer before `up` returns")
+    gpus_per_node: int = Field(4, ge=0, le=64, description="GPUs of one machine")
+    gpus_per_replica: int | None = Field(
+        None,
+        ge=0,
+        validate_default=True,
+        description="empty: 1 for vllm and sglang, 0 for the others",
+    )
+    cpus_per_task: int | None = Field(None, ge=1, description="CPUs of one replica")
+    memory_gb: float | None = Field(None, gt=0, description="gigabytes of memory of one replica")
+    image: str | None = Field(None, description="container image, where the platform uses them")
+    args: Words = Field((), description="more arguments of the engine: a string or a list")
+    port: int = Field(
+        8000, ge=1, le=65535, description="where the search for a free port of an engine begins"
+    )
+    wait_endpoint_s: float = Field(
+        1200.0,
+        gt=0,
+        description="seconds that `up` waits, counted from the first replica that runs",
+    )
+    idle_timeout_s: float | None = Field(
+        None, gt=0, description="seconds without a request after which the swarm ends itself"
+    )
+    env: Env = Field(
+        default_factory=dict,
+        description="environment of the engines; secrets are refused: export them in your shell",
+    )
+    home_directory: AbsolutePath = Field(
+        default_factory=home, description="where the swarm's folder lies; empty: $DOMYN_SWARM_HOME"
+    )
+    engine_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of the engine `command` or `sim`: see docs/configuration.md",
+    )
     router: RouterConfig = RouterConfig()
     notify: NotifyConfig = NotifyConfig()
-    backend: BackendConfig
+    backend: BackendConfig = Field(description="where it runs")
     watchdog: WatchdogConfig = WatchdogConfig()
 
     @classmethod
@@ -210,8 +272,3 @@ class DomynLLMSwarmConfig(Section):
             except ValueError as error:
                 raise ValueError(f"is not a command line: {error}; or write a list") from error
         return value
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a configuration file, for editors."""
-    return DomynLLMSwarmConfig.model_json_schema()

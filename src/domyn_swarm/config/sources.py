@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import ConfigError, Mistake
 
 Key = tuple[str | int, ...]
 
@@ -29,7 +29,7 @@ class Layer:
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)
-    mistakes: list[str] = field(default_factory=list)  # that leave the rest readable
+    mistakes: list[Mistake] = field(default_factory=list)  # that leave the rest readable
 
 
 def read_yaml(path: Path) -> Layer:
@@ -41,13 +41,11 @@ def read_yaml(path: Path) -> Layer:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error.strerror}.", hint="Check the path given with -c."
-        ) from error
+        hint = "Check the path that was given."
+        raise _unreadable(str(path), f"cannot be read: {error.strerror}", hint) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: is not text in UTF-8 (byte {error.start}).", hint="Save it as UTF-8."
-        ) from error
+        words = f"is not text in UTF-8 (byte {error.start})"
+        raise _unreadable(str(path), words, "Save it as UTF-8.") from error
     return parse_yaml(text, str(path))
 
 
@@ -59,29 +57,35 @@ def parse_yaml(text: str, source: str) -> Layer:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(
-            f"{source}{line}: not YAML: {error.problem}.",
-            hint="Check indentation and quotation marks on this line and above it.",
+        raise _unreadable(
+            f"{source}{line}",
+            f"not YAML: {error.problem}",
+            "Check indentation and quotation marks on this line and above it.",
         ) from error
     except yaml.reader.ReaderError as error:
         number = text.count("\n", 0, error.position) + 1
         character = f"U+{ord(text[error.position]):04X}"
-        raise ConfigError(
-            f"{source}:{number}: not YAML: holds the control character {character}.",
-            hint="Take it out.",
-        ) from error
+        words = f"not YAML: holds the control character {character}"
+        raise _unreadable(f"{source}:{number}", words, "Take it out.") from error
     except RecursionError as error:
-        raise ConfigError(f"{source}: is nested too deeply, or an alias holds itself.") from error
+        words = "is nested too deeply, or an alias holds itself"
+        raise _unreadable(source, words, "Write it out.") from error
     if node is None or not isinstance(values, dict):
         found = "empty" if values is None else "a list" if isinstance(values, list) else "text"
-        raise ConfigError(
-            f"{source}: is {found}, not a mapping of keys.",
-            hint="A configuration begins with, for example, `model: my/model`.",
+        raise _unreadable(
+            source,
+            f"is {found}, not a mapping of keys",
+            "A configuration begins with, for example, `model: my/model`.",
         )
     layer.values = values
     layer.places |= _places(node, source)
     _spell_out_backend(layer)
     return layer
+
+
+def _unreadable(place: str, words: str, hint: str) -> ConfigError:
+    mistake = Mistake(place, "", words)
+    return ConfigError(f"{mistake}.", hint=hint, mistakes=[mistake])
 
 
 def _construct(text: str, source: str, layer: Layer, at: Key = ()) -> tuple[yaml.Node | None, Any]:
@@ -96,14 +100,14 @@ def _construct(text: str, source: str, layer: Layer, at: Key = ()) -> tuple[yaml
         loader.dispose()
 
 
-def _prepare(node: yaml.Node, source: str, at: Key = ()) -> Iterator[str]:
+def _prepare(node: yaml.Node, source: str, at: Key = ()) -> Iterator[Mistake]:
     """Make text of plain scalars; tell of keys that stand twice, of which YAML takes the last."""
     line = node.start_mark.line + 1
     if isinstance(node, yaml.ScalarNode):
         if node.tag in _TYPED and at[:1] != (_OPAQUE,):
             node.tag = _TEXT
         if "\0" in node.value:
-            yield f"{source}:{line}: {dotted(at)}: holds a NUL character; take it out"
+            yield Mistake(f"{source}:{line}", dotted(at), "holds a NUL character; take it out")
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield from _prepare(item, source, (*at, index))
@@ -114,7 +118,7 @@ def _prepare(node: yaml.Node, source: str, at: Key = ()) -> Iterator[str]:
             here = (*at, name)
             if name in seen:
                 first = f"stands twice, first on line {seen[name]}; remove one"
-                yield f"{source}:{line}: {dotted(here)}: {first}"
+                yield Mistake(f"{source}:{line}", dotted(here), first)
             seen.setdefault(name, line)
             if key.tag in _TYPED:
                 key.tag = _TEXT
@@ -140,12 +144,14 @@ def from_override(text: str) -> Layer:
     name, equals, value = text.partition("=")
     names = name.strip().split(".")
     if not equals or not all(names):
-        return Layer(mistakes=[f"--set {text}: write key=value, for example replicas=4"])
+        words = "write key=value, for example replicas=4"
+        return Layer(mistakes=[Mistake(f"--set {text}", "", words)])
     layer = Layer()
     try:
         _, parsed = _construct(value, f"--set {text}", layer, tuple(names))
     except (yaml.YAMLError, RecursionError):
-        layer.mistakes.append(f"--set {text}: the value is not YAML; put it in quotation marks")
+        words = "the value is not YAML; put it in quotation marks"
+        layer.mistakes.append(Mistake(f"--set {text}", "", words))
         return layer
     values: Any = parsed if value.strip() else ""
     for part in reversed(names):
@@ -194,10 +200,11 @@ def merge(lower: Layer, upper: Layer) -> Layer:
 
 
 def _backend_type(layer: Layer) -> object:
-    return _at(layer.values, ("backend", "type"))
+    return value_at(layer.values, ("backend", "type"))
 
 
-def _at(values: Any, key: Key) -> Any:  # noqa: ANN401 - YAML
+def value_at(values: Any, key: Key) -> Any:  # noqa: ANN401 - YAML
+    """What stands at a key; None where nothing does."""
     for part in key:
         try:
             values = values[part]
@@ -207,9 +214,9 @@ def _at(values: Any, key: Key) -> Any:  # noqa: ANN401 - YAML
 
 
 def _replaces(lower: Any, upper: Any, key: Key) -> bool:  # noqa: ANN401 - YAML
-    new = _at(upper, key)
+    new = value_at(upper, key)
     if new is None:
-        return not isinstance(_at(lower, key), Mapping)
+        return not isinstance(value_at(lower, key), Mapping)
     return not isinstance(new, Mapping)
 
 

@@ -1,0 +1,149 @@
+"""What pydantic finds wrong, in words for whoever wrote the file: each at its line and key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from domyn_swarm.config.backends import WrongNames
+from domyn_swarm.config.sources import Key, Layer, dotted, written
+from domyn_swarm.errors import ConfigError, Mistake
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_BACKENDS = ("local", "slurm", "lepton")
+_UNIONS = ("backend", "args")  # pydantic puts the branch behind these keys
+_EXPECTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of keys",
+    "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
+    "path_type": "a path",
+}
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def validated(model: type[_Model], layer: Layer, path: Path) -> _Model:
+    """What a layer says, as the model means it; `path` is named where no place is known.
+
+    Raises:
+        ConfigError: every mistake at once.
+    """
+    try:
+        found = model.model_validate(written(layer.values))
+    except ValidationError as error:
+        raise config_error(
+            [*layer.mistakes, *_mistakes(error, model, layer, path)], path
+        ) from error
+    if layer.mistakes:
+        raise config_error(layer.mistakes, path)
+    return found
+
+
+def config_error(mistakes: Sequence[Mistake], path: Path) -> ConfigError:
+    """All of a file's mistakes as one error."""
+    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    lines = [f"{path}: {count} in the configuration:", *(f"  {one}" for one in mistakes)]
+    return ConfigError(
+        "\n".join(lines),
+        hint="Nothing was started. docs/configuration.md lists every key.",
+        mistakes=mistakes,
+    )
+
+
+def _mistakes(
+    error: ValidationError, model: type[BaseModel], layer: Layer, path: Path
+) -> list[Mistake]:
+    """One for each thing that is wrong, in the order in which the keys were written."""
+    order = {key: number for number, key in enumerate(layer.places)}
+    found: list[tuple[int, Mistake]] = []
+    for detail in error.errors():
+        key = _key(detail["loc"])
+        for at, words in _words(detail, key, model, layer):
+            written_at = _written(at, layer)
+            place = layer.places.get(written_at, str(path))
+            found.append((order.get(written_at, -1), Mistake(place, dotted(at), words)))
+    return [mistake for _, mistake in sorted(found, key=lambda one: one[0])]
+
+
+def _key(location: Key) -> Key:
+    """Pydantic's location without what is no key of the file."""
+    if location[-1:] == ("[key]",):
+        location = location[:-1]
+    return location[:1] + location[2:] if location[:1] in [(one,) for one in _UNIONS] else location
+
+
+def _written(key: Key, layer: Layer) -> Key:
+    """The key, or the innermost section around it that was written."""
+    while key and key not in layer.places:
+        key = key[:-1]
+    return key
+
+
+def _words(
+    detail: ErrorDetails, key: Key, model: type[BaseModel], layer: Layer
+) -> Iterator[tuple[Key, str]]:
+    """What is wrong and what to write, at each key that it is about."""
+    kind = detail["type"]
+    mistake = detail.get("ctx", {}).get("error")
+    if isinstance(mistake, WrongNames):
+        yield from (((*key, name), mistake.why) for name in mistake.names)
+    elif kind == "value_error":
+        yield key, str(mistake)
+    elif kind == "extra_forbidden":
+        yield key, _unknown(key, model, layer)
+    elif kind == "missing":
+        yield key, "is required"
+    elif kind in ("union_tag_invalid", "union_tag_not_found"):
+        yield (*key, "type"), f"must be one of {', '.join(_BACKENDS)}"
+    else:
+        message = detail["msg"].replace("Input should be ", "must be ", 1)
+        expected = f"must be {_EXPECTED[kind]}" if kind in _EXPECTED else message
+        given = detail["input"]
+        shown = "" if isinstance(given, Mapping | list | tuple) else f", not {given!r}"
+        yield key, f"{expected}{shown}"
+
+
+def _unknown(key: Key, model: type[BaseModel], layer: Layer) -> str:
+    name, backend = str(key[-1]), layer.values.get("backend")
+    known = _known_keys(model, key[:-1], backend)
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"unknown key; did you mean {close[0]}?"
+    for section in ("backend", "router", "watchdog"):
+        if name in _known_keys(model, (section,), backend):
+            return f"unknown key here; it belongs under {section}"
+    return f"unknown key; {dotted(key[:-1])} takes {', '.join(known)}" if key[1:] else "unknown key"
+
+
+def _known_keys(root: type[BaseModel], at: Key, backend: object) -> list[str]:
+    """The keys that a section takes; `backend` those of the platform that was chosen."""
+    models = [root]
+    for part in at:
+        fields = [model.model_fields.get(str(part)) for model in models]
+        models = [
+            found
+            for one in fields
+            if one is not None
+            for found in (get_args(one.annotation) or (one.annotation,))
+            if isinstance(found, type) and issubclass(found, BaseModel)
+        ]
+        if part == "backend" and isinstance(backend, Mapping):
+            chosen = backend.get("type")
+            models = [model for model in models if model.model_fields["type"].default == chosen]
+    return [name for model in models for name in model.model_fields]

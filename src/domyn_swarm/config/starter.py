@@ -1,0 +1,155 @@
+"""A commented configuration file to begin with, made from the models: it cannot go stale.
+
+Explanations begin with `# `, keys that may be taken in with `#` alone: without that sign they say
+what holds anyway.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from textwrap import wrap
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from domyn_swarm.config.backends import LeptonConfig, LocalConfig, SlurmConfig
+from domyn_swarm.config.mistakes import config_error
+from domyn_swarm.config.models import DomynLLMSwarmConfig
+from domyn_swarm.config.sources import Key, Layer, from_override, merge
+
+PLATFORMS: Mapping[str, type[BaseModel]] = {
+    "local": LocalConfig,
+    "slurm": SlurmConfig,
+    "lepton": LeptonConfig,
+}
+_BEGIN: Mapping[str, dict[str, Any]] = {
+    "local": {
+        "model": "smollm2-135m-instruct",
+        "engine": "llamacpp",
+        "backend": {"type": "local"},
+    },
+    "slurm": {
+        "model": "Qwen/Qwen2.5-7B-Instruct",
+        "engine": "vllm",
+        "backend": {"type": "slurm", "partition": "gpu"},
+    },
+    "lepton": {
+        "model": "Qwen/Qwen2.5-7B-Instruct",
+        "engine": "vllm",
+        "backend": {"type": "lepton"},
+    },
+}
+_WIDTH = 98
+_PLAIN = re.compile(r"-?[0-9][0-9.:]*|true|false")
+
+
+def starter(platform: str, overrides: Sequence[str] = ()) -> str:
+    """A configuration for a platform; the keys of `overrides` (`key=value`) are set.
+
+    Raises:
+        ConfigError: an override is no `key=value`. Whether keys and values can be is the loader's
+            to say: they stand in the text as they were given.
+    """
+    layer = Layer(dict(_BEGIN[platform]))
+    for text in overrides:
+        layer = merge(layer, from_override(text))
+    if layer.mistakes:
+        raise config_error(layer.mistakes, Path("the new configuration"))
+    return commented(platform, layer.values, f"A swarm: domyn-swarm up -c FILE ({platform})")
+
+
+def commented(platform: str, values: Mapping[str, Any], title: str) -> str:
+    """Every key of a platform's configuration as YAML: those of `values` set, the others as
+    comments.
+    """
+    head = [
+        f"# {title}",
+        "# A key behind `#` holds as it stands: take the sign away to write another value.",
+        "",
+    ]
+    body = _section(DomynLLMSwarmConfig, values, (), platform, active=True)
+    return "\n".join([*head, *body]) + "\n"
+
+
+def _section(
+    model: type[BaseModel], values: Mapping[str, Any], at: Key, platform: str, *, active: bool
+) -> Iterator[str]:
+    """The lines of a section: its own keys, then the sections in it."""
+    indent = "  " * len(at)
+    mark = "" if active else "#"
+    fields = model.model_fields
+    below = {name: found for name in fields if (found := _model_of(fields[name], name, platform))}
+    for name, field in fields.items():
+        if name not in below:
+            yield from _commented(f"{indent}# ", _about(field))
+            given = name in values
+            value = values[name] if given else _default(field)
+            yield f"{mark if given else '#'}{indent}{name}:{_scalar(value)}"
+    for name in values.keys() - fields.keys():  # for the loader to refuse
+        yield f"{mark}{indent}{name}:{_scalar(values[name])}"
+    for name, inner in below.items():
+        found = values.get(name)
+        yield ""
+        yield from _commented(f"{indent}# ", _doc(inner))
+        if name in values and not isinstance(found, Mapping):
+            yield f"{mark}{indent}{name}:{_scalar(found)}"
+            continue
+        yield f"{mark if name in values else '#'}{indent}{name}:"
+        shown = active and name in values
+        yield from _section(inner, found or {}, (*at, name), platform, active=shown)
+
+
+def _model_of(field: FieldInfo, name: str, platform: str) -> type[BaseModel] | None:
+    if name == "backend":
+        return PLATFORMS[platform]
+    found = field.annotation
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+
+
+def _about(field: FieldInfo) -> str:
+    """What a key means, and which values it takes where they are few."""
+    words = field.description or ""
+    choices = _choices(field.annotation)
+    return f"{words} ({' | '.join(choices)})" if len(choices) > 1 else words
+
+
+def _choices(annotation: Any) -> list[str]:  # noqa: ANN401 - a type
+    if get_origin(annotation) is Literal:
+        return [str(one) for one in get_args(annotation)]
+    if isinstance(annotation, UnionType):
+        return [choice for one in get_args(annotation) for choice in _choices(one)]
+    return []
+
+
+def _default(field: FieldInfo) -> Any:  # noqa: ANN401 - a key's value
+    """What holds without the key; None where that depends on something else."""
+    if field.default is not PydanticUndefined:
+        return list(field.default) if isinstance(field.default, tuple) else field.default
+    made: Any = field.default_factory() if field.default_factory else None  # type: ignore[call-arg]
+    return made if made == {} else None
+
+
+def _scalar(value: Any) -> str:  # noqa: ANN401 - a key's value
+    if value is None:
+        return ""
+    if isinstance(value, str) and _PLAIN.fullmatch(value):
+        return f" {value}"  # the loader reads it as it is written
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    text = yaml.safe_dump(
+        value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False
+    )
+    return " " + text.removesuffix("...\n").strip()
+
+
+def _doc(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").split("\n\n")[0].split())
+
+
+def _commented(prefix: str, words: str) -> list[str]:
+    return [prefix + line for line in wrap(words, _WIDTH - len(prefix))]
