@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.options import (
     ConcurrencyOption,
     CpusOption,
@@ -29,7 +30,6 @@ from domyn_swarm.cli.options import (
     parse_json_object,
     resources_of,
 )
-from domyn_swarm.cli.submit import follow
 
 
 def resume(

@@ -20,7 +20,7 @@ from domyn_swarm.logs import FORMAT_VARIABLE, configure
 _CLI = "domyn_swarm.cli"
 COMMANDS = (
     Entry("up", f"{_CLI}.swarms:up", "Bring a swarm up; print its name."),
-    Entry("status", f"{_CLI}.swarms:status", "Show a swarm's phase, endpoint, replicas and jobs."),
+    Entry("status", f"{_CLI}.looking:status", "Show a swarm's phase, endpoint, replicas and jobs."),
     Entry(
         "down",
         f"{_CLI}.swarms:down",
@@ -29,10 +29,12 @@ COMMANDS = (
     Entry(
         "scale", f"{_CLI}.swarms:scale", "Have a live swarm run N replicas; print how it stands."
     ),
-    Entry("endpoint", f"{_CLI}.swarms:endpoint", "Print where a swarm answers and how to call it."),
+    Entry(
+        "endpoint", f"{_CLI}.looking:endpoint", "Print where a swarm answers and how to call it."
+    ),
     Entry(
         "logs",
-        f"{_CLI}.swarms:logs",
+        f"{_CLI}.logs:logs",
         "Print the logs of a swarm: its replicas', or another part's.",
     ),
     Entry(

@@ -1,8 +1,7 @@
-"""Commands about jobs that exist: how they are, what came of them, and once more."""
+"""Commands about jobs that exist: status, list, wait, cancel; and the group `job`."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +20,7 @@ from domyn_swarm.cli.options import (
     chosen_format,
     chosen_job,
 )
+from domyn_swarm.cli.outcomes import failures, results, verify
 from domyn_swarm.cli.script import submit_script
 from domyn_swarm.cli.submit import submit
 
@@ -29,6 +29,9 @@ job_app.command("submit")(submit)
 job_app.command("submit-script")(submit_script)
 job_app.command("resume")(resume)
 job_app.command("retry-failed")(retry_failed)
+job_app.command("failures")(failures)
+job_app.command("verify")(verify)
+job_app.command("results")(results)
 
 
 @job_app.command()
@@ -122,100 +125,3 @@ def cancel(
     form = chosen_format(output, as_json, as_yaml)
     which = chosen_job(ref, external_id, handle_json)
     show_job(JobService().cancel(which), form)
-
-
-@job_app.command()
-def failures(
-    ref: RefArgument = None,
-    external_id: ExternalIdOption = None,
-    handle_json: HandleOption = None,
-    export: Annotated[
-        Path | None,
-        typer.Option("--export", metavar="FILE", help="Write the failed rows as Parquet."),
-    ] = None,
-    output: FormatOption = Format.TABLE,
-    as_json: JsonOption = False,
-    as_yaml: YamlOption = False,
-) -> None:
-    """Group a job's failed rows by their errors, with an example of each.
-
-    Example: domyn-swarm job failures nightly-run --export failed.parquet
-    """
-    from domyn_swarm.cli.job_views import show_failures
-    from domyn_swarm.services.jobs import JobService
-
-    form = chosen_format(output, as_json, as_yaml)
-    which = chosen_job(ref, external_id, handle_json)
-    show_failures(JobService().failures(which, export=export), form)
-
-
-@job_app.command()
-def verify(
-    ref: RefArgument = None,
-    external_id: ExternalIdOption = None,
-    handle_json: HandleOption = None,
-    output: FormatOption = Format.TABLE,
-    as_json: JsonOption = False,
-    as_yaml: YamlOption = False,
-) -> None:
-    """Check that a job's output is whole: every file intact, every input row once and in order.
-
-    Exits with 6 when anything is wrong, and says what.
-
-    Example: domyn-swarm job verify nightly-run
-    """
-    from domyn_swarm.cli.job_views import show_verification
-    from domyn_swarm.errors import JobError
-    from domyn_swarm.services.jobs import JobService
-
-    form = chosen_format(output, as_json, as_yaml)
-    found = JobService().verify(chosen_job(ref, external_id, handle_json))
-    show_verification(found, form)
-    for finding in found.findings:
-        say(f"error: {finding}")
-    if found.findings_left_out:
-        say(f"error: and {found.findings_left_out} more.")
-    if not found.whole:
-        raise typer.Exit(JobError.exit_code)
-
-
-@job_app.command()
-def results(
-    ref: RefArgument = None,
-    external_id: ExternalIdOption = None,
-    handle_json: HandleOption = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="The rows that are settled by now, from a checkpoint.")
-    ] = False,
-    export: Annotated[
-        Path | None,
-        typer.Option(
-            "--export", metavar="FILE", help="Write all rows as .parquet, .jsonl or .csv."
-        ),
-    ] = None,
-    rows: Annotated[
-        int | None,
-        typer.Option("-n", min=0, metavar="ROWS", help="Show so many; 10, or with --export none."),
-    ] = None,
-    output: FormatOption = Format.TABLE,
-    as_json: JsonOption = False,
-    as_yaml: YamlOption = False,
-) -> None:
-    """Show the first rows of a job's output, or write all of them to a file.
-
-    Example: domyn-swarm job results nightly-run --partial --export so-far.jsonl
-    """
-    from domyn_swarm.cli.job_views import show_results
-    from domyn_swarm.services.jobs import JobService
-
-    form = chosen_format(output, as_json, as_yaml)
-    which = chosen_job(ref, external_id, handle_json)
-    shown = (10 if export is None else 0) if rows is None else rows
-    found = JobService().show_results(which, partial=partial, rows=shown, export=export)
-    show_results(found, form)
-    missing = found.rows_total - found.rows
-    say(
-        f"{found.rows} rows, {found.rows_failed} of them failed"
-        + (f"; {missing} more have no result yet" if missing else "")
-        + (f"; written to {export}" if export else "")
-    )

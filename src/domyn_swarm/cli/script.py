@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.options import (
     ConfigOption,
     CpusOption,
@@ -23,7 +24,6 @@ from domyn_swarm.cli.options import (
     resources_of,
     swarm_name,
 )
-from domyn_swarm.cli.submit import follow
 
 
 def submit_script(

@@ -1,14 +1,15 @@
-"""Commands about swarms: up, status, down, list, endpoint, logs."""
+"""Commands that change swarms: up, down, scale; and the group `swarm`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from domyn_swarm.cli.console import confirm, interactive, say
+from domyn_swarm.cli.logs import logs
+from domyn_swarm.cli.looking import list_swarms
 from domyn_swarm.cli.options import (
     ConfigOption,
     Format,
@@ -25,15 +26,6 @@ if TYPE_CHECKING:
     from domyn_swarm.services.requests import UpRequest, UpResult
 
 swarm_app = typer.Typer(help="All swarms, and more about one.", no_args_is_help=True)
-
-NameArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[NAME]",
-        help="The swarm; may be left out when only one is live.",
-        autocompletion=complete_swarm,
-    ),
-]
 
 
 def up(
@@ -126,23 +118,6 @@ def _down_quietly(name: str) -> None:
         say(f"{name} is stopped." if result.stopped else f"{name}: {result.error}")
 
 
-def status(
-    name: NameArgument = None,
-    output: FormatOption = Format.TABLE,
-    as_json: JsonOption = False,
-    as_yaml: YamlOption = False,
-) -> None:
-    """Show a swarm's phase, endpoint, replicas and jobs.
-
-    Example: domyn-swarm status my-swarm --json
-    """
-    from domyn_swarm.cli.views import show_swarm
-    from domyn_swarm.services.swarms import SwarmService
-
-    form = chosen_format(output, as_json, as_yaml)
-    show_swarm(SwarmService().status(name), form)
-
-
 def down(
     names: Annotated[
         list[str] | None, typer.Argument(help="The swarms.", autocompletion=complete_swarm)
@@ -210,104 +185,6 @@ def _agreed(what: str, everything: bool) -> bool:
     if everything:
         raise typer.BadParameter("--all without a terminal needs -y.")
     return True
-
-
-def list_swarms(
-    probe: Annotated[
-        bool,
-        typer.Option("--probe/--no-probe", help="Ask the platforms, or read the records only."),
-    ] = True,
-    output: FormatOption = Format.TABLE,
-    as_json: JsonOption = False,
-    as_yaml: YamlOption = False,
-) -> None:
-    """List the swarms.
-
-    Example: domyn-swarm swarm list --no-probe
-    """
-    from domyn_swarm.cli.views import show_swarms
-    from domyn_swarm.services.swarms import SwarmService
-
-    form = chosen_format(output, as_json, as_yaml)
-    show_swarms(SwarmService().list(probe=probe), form)
-
-
-def endpoint(
-    name: Annotated[str, typer.Argument(help="The swarm.", autocompletion=complete_swarm)],
-    env: Annotated[
-        bool, typer.Option("--env", help="Print exports for curl and the OpenAI clients.")
-    ] = False,
-    show_key: Annotated[
-        bool, typer.Option("--show-key", help="With --env: the key itself, not its file.")
-    ] = False,
-    output: FormatOption = Format.TABLE,
-    as_json: JsonOption = False,
-    as_yaml: YamlOption = False,
-) -> None:
-    """Print where a swarm answers and how to call it.
-
-    Example: eval "$(domyn-swarm endpoint my-swarm --env)"
-    """
-    import shlex
-
-    from domyn_swarm.cli.views import show_endpoint
-    from domyn_swarm.services.swarms import SwarmService
-
-    if show_key and not env:
-        raise typer.BadParameter("--show-key goes with --env.")
-    form = chosen_format(output, as_json, as_yaml)
-    info = SwarmService().endpoint(name)
-    if not env:
-        show_endpoint(info, form)
-        return
-    path = shlex.quote(str(info.key_file))
-    key = shlex.quote(info.key_file.read_text().strip()) if show_key else f'"$(cat {path})"'
-    typer.echo(f"export OPENAI_BASE_URL={shlex.quote(info.url + '/v1')}")
-    typer.echo(f"export OPENAI_API_KEY={key}")
-    typer.echo(f"export MODEL={shlex.quote(info.model)}")
-
-
-def logs(
-    name: Annotated[str, typer.Argument(help="The swarm.", autocompletion=complete_swarm)],
-    replica: Annotated[
-        int | None, typer.Argument(min=0, help="One replica; all when left out.")
-    ] = None,
-    of_endpoint: Annotated[
-        bool, typer.Option("--endpoint", help="The endpoint's log: router and collector.")
-    ] = False,
-    of_watchdog: Annotated[bool, typer.Option("--watchdog", help="The watchdogs' logs.")] = False,
-    job: Annotated[str | None, typer.Option("--job", metavar="ID", help="A job's log.")] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows.")] = False,
-    last_lines: Annotated[
-        int, typer.Option("-n", "--lines", min=0, help="How many lines from the end.")
-    ] = 200,
-) -> None:
-    """Print the logs of a swarm: its replicas', or another part's.
-
-    Example: domyn-swarm logs my-swarm 0 -f
-    """
-    from domyn_swarm.services.requests import LogRequest
-    from domyn_swarm.services.swarms import SwarmService
-
-    if sum((of_endpoint, of_watchdog, job is not None)) > 1:
-        raise typer.BadParameter("--endpoint, --watchdog and --job exclude each other.")
-    source = (
-        "endpoint" if of_endpoint else "watchdog" if of_watchdog else "job" if job else "replica"
-    )
-    request = LogRequest.model_validate(
-        {
-            "name": name,
-            "source": source,
-            "replica": replica,
-            "job_id": job,
-            "last_lines": last_lines,
-            "follow": follow,
-        }
-    )
-    for line in SwarmService().logs(request):
-        typer.echo(line.rstrip("\n"))
-        if follow:
-            sys.stdout.flush()
 
 
 swarm_app.command("list")(list_swarms)

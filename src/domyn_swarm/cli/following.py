@@ -1,0 +1,63 @@
+"""Staying with a job that was just submitted: its handle, its bar, its end, Ctrl-C."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from domyn_swarm.cli.console import say
+from domyn_swarm.errors import EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from domyn_swarm.model import JobHandle
+    from domyn_swarm.swarm.snapshot import JobSnapshot
+
+
+def follow(handle: JobHandle, *, detach: bool, no_progress: bool) -> None:
+    """Print the handle as one line of JSON; unless detached, end as the job ends."""
+    typer.echo(handle.model_dump_json())
+    sys.stdout.flush()
+    if not detach:
+        final = _follow(handle, bar=not no_progress)
+        _summarise(final)
+        raise typer.Exit(final.status.exit_code)
+
+
+def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
+    """Wait for the job's end. Ctrl-C stops the job; a second one leaves it to stop on its own."""
+    from domyn_swarm.cli.progress import rows
+    from domyn_swarm.services.jobs import JobService
+
+    service = JobService()
+    try:
+        with rows(bar=bar) as on_progress:
+            return service.wait(handle, on_progress=on_progress)
+    except KeyboardInterrupt:
+        say(
+            f"\nInterrupted: {handle.job_id} finishes the rows in flight and stops. "
+            "Ctrl-C again to leave it alone."
+        )
+    try:
+        stopped = service.cancel(handle)
+    except KeyboardInterrupt:
+        say(f"Left alone. See how it went: domyn-swarm job status {handle.job_id}")
+    else:
+        say(f"Stopped after {stopped.rows_done} rows. The same command goes on from there.")
+    raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _summarise(job: JobSnapshot) -> None:
+    """Say how it ended, and where to look."""
+    from domyn_swarm.cli.job_views import account_text, rows_text
+
+    say(f"{job.job_id} {job.status.value}: {rows_text(job)} rows")
+    if job.account is not None and job.account.requests:
+        say(account_text(job.account))
+    if job.message:
+        say(job.message)
+    if job.status.exit_code in (0, 7):
+        say(f"output: {job.output}")
+    else:
+        say(f"log: {job.log_path}")
