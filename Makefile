@@ -7,6 +7,7 @@
 #   make slurm-up     a Slurm cluster on this machine to play with; make slurm-down ends it;
 #                     NET=1: its nodes have addresses of their own (root), else all are 127.0.0.1
 #   make docs         builds the documentation into site/ (strict links); make docs-serve shows it
+#   make golden       promise anew what commands print as JSON: after a change that is meant
 #   make bench        measures the engine and appends to benchmarks/RESULTS.md
 #   make PYTHON=...   the interpreter to build .venv with (3.11 or newer)
 
@@ -20,7 +21,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-slow test-vllm check docs docs-serve bench clean slurm-packages slurm-up slurm-down
+.PHONY: help setup quickstart test test-slow test-vllm check golden docs docs-serve bench clean slurm-packages slurm-up slurm-down
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -85,6 +86,9 @@ docs: $(READY)
 
 docs-serve: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+golden: $(READY)
+	$(BIN)/python tests/schemas.py
 
 # Ten minutes on two cores; quiet ones, since figures move with whatever else runs.
 bench: $(READY)

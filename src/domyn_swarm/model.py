@@ -222,6 +222,11 @@ class ReplicaReport(Record):
     exit_code: int | None = None
     requests_running: float | None = None
     requests_waiting: float | None = None
+    prompt_tokens: float | None = Field(None, ge=0)  # since the engine started
+    generated_tokens: float | None = Field(None, ge=0)
+    kv_cache_usage: float | None = Field(None, ge=0)  # 1: full
+    sampled_at: float | None = None  # when the engine said so; seconds of the watchdog's clock
+    tokens_per_s: float | None = None  # generated; set by the collector, from two samples
     incarnation: str = Field(max_length=64)  # one per watchdog process
     sequence: int = Field(ge=0)  # counts up within an incarnation
     reported_at: datetime | None = None  # set by the collector, its own clock

@@ -67,6 +67,7 @@ class Spec(NamedTuple):
     running_metric: str | None
     waiting_metric: str | None
     progress_metrics: list[str]
+    reported_metrics: dict[str, str]
     first_request: dict[str, Any] | None
     failure_patterns: list[dict[str, Any]]
     probe_interval: float
@@ -701,10 +702,8 @@ class Watchdog:
         except OSError:
             return {}
         metrics = parse_metrics(text.decode("utf-8", "replace")) if status == 200 else {}
-        self._reporter.note(
-            requests_running=metrics.get(spec.running_metric or ""),
-            requests_waiting=metrics.get(spec.waiting_metric or ""),
-        )
+        told = {field: metrics.get(name) for field, name in spec.reported_metrics.items()}
+        self._reporter.note(sampled_at=time.monotonic(), **told)
         return metrics
 
     def _drain(self, engine: Engine) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+import schemas
 from command_line import PROGRAM, wait_for
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ SWARM_KEYS = {
 }
 REPLICA_KEYS = {
     *("index", "state", "stale", "url", "http_status", "last_seen_s", "restarts", "reason"),
-    *("requests_running", "requests_waiting", "node", "expires_at"),
+    *("requests_running", "requests_waiting", "prompt_tokens", "generated_tokens"),
+    *("tokens_per_s", "kv_cache_usage", "node", "expires_at"),
 }
 JOB_KEYS = {
     *("schema_version", "job_id", "external_id", "name", "swarm", "status", "rows_total"),
@@ -53,6 +55,15 @@ def both_ready(standing: Standing) -> dict[str, Any]:
     return found
 
 
+def generated(swarm: dict[str, Any]) -> dict[str, Any] | None:
+    """The status once every replica has told of its tokens and one has written some."""
+    told = [(one["generated_tokens"], one["kv_cache_usage"]) for one in swarm["replicas"]]
+    complete = all(None not in one for one in told)
+    rates = [one["tokens_per_s"] for one in swarm["replicas"]]
+    written = complete and sum(tokens for tokens, _ in told) > 0
+    return swarm if written and all(rate is not None and rate >= 0 for rate in rates) else None
+
+
 def call(url: str, key: str | None = None) -> int:
     """The status of a chat request."""
     body = {"model": "sim-model", "messages": [{"role": "user", "content": "hello"}]}
@@ -71,7 +82,8 @@ def call(url: str, key: str | None = None) -> int:
 def test_the_keys_of_status_are_a_promise(standing: Standing) -> None:
     cli, job = standing.cli, standing.job("promise", 3)
     handle = json.loads(cli.ok(*job.submission("--name", "demo")))
-    seen = both_ready(standing)
+    both_ready(standing)
+    seen = wait_for(lambda: generated(standing.cli.json("status", "demo")))
     assert set(seen) == SWARM_KEYS
     assert seen["schema_version"] == 1
     assert (seen["phase"], seen["observed"]) == ("ready", "ready")
@@ -162,3 +174,6 @@ def test_a_refused_row_carries_its_error_and_the_job_ends_with_7(standing: Stand
     assert answers[1]["_error"]["status"] == 400
     assert [row["_error"] is None for row in answers] == [True, False, True, True]
     assert len(standing.sim.asked("refused: question number 1")) == 1  # never repeated
+    failures = standing.cli.json("job", "failures", json.loads(done.stdout)["job_id"])
+    schemas.fits(failures, "job failures")
+    assert [group["rows"] for group in failures["groups"]] == [1]

@@ -158,6 +158,11 @@ class Bench:
             "running_metric": "running",
             "waiting_metric": "waiting",
             "progress_metrics": ["tokens"],
+            "reported_metrics": {
+                "requests_running": "running",
+                "requests_waiting": "waiting",
+                "generated_tokens": "tokens",
+            },
             "first_request": first,
             "failure_patterns": [],
             "probe_interval": 0.2,

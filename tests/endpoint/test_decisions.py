@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from domyn_swarm import watchdog
-from domyn_swarm.backends.endpoint.replicas import ReplicaTable
+from domyn_swarm.backends.endpoint.replicas import ReplicaTable, tokens_per_s
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.backends.endpoint.spec import build_endpoint_spec
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec
@@ -98,6 +98,36 @@ def test_metrics_add_up_over_labels():
     found = watchdog.parse_metrics(text)
     assert found["x"] == 5.5
     assert found["ns:y"] == 100
+
+
+def test_the_rate_of_tokens_is_that_between_two_samples_of_one_engine():
+    def report(sequence: int, tokens: float | None, sampled_at: float, **more: Any):
+        fields = {"engine_pid": 7, "incarnation": "a", **more}
+        return ReplicaReport(
+            replica=0,
+            state=ReplicaState.READY,
+            sequence=sequence,
+            generated_tokens=tokens,
+            sampled_at=sampled_at,
+            **fields,
+        )
+
+    table = ReplicaTable(1, stale_after_s=10)
+    rates = []
+    for one in (
+        report(1, 100, 50.0),
+        report(2, 400, 60.0),
+        report(3, 400, 60.0),  # a heartbeat between two samples
+        report(4, 400, 70.0),
+        report(5, None, 80.0),  # the engine did not say
+    ):
+        table.take(one, 0.0, utc_now())
+        rates.append(table.last(0).tokens_per_s)
+    assert rates == [None, 30.0, 30.0, 0.0, None]
+    first = report(1, 100, 50.0)
+    assert tokens_per_s(first, report(2, 400, 60.0, engine_pid=8)) is None
+    assert tokens_per_s(first, report(2, 400, 60.0, incarnation="b")) is None
+    assert tokens_per_s(first, report(2, 20, 60.0)) is None
 
 
 def test_an_old_incarnation_never_comes_back():

@@ -381,8 +381,8 @@ def progress(server: Running, engine: str, model: str) -> float:
     spec = engines.get(engine).serving_spec(PlanBuilder(config, "demo").build())
     assert spec.running_metric is not None
     assert spec.waiting_metric is not None
-    server.metric(spec.running_metric)
-    server.metric(spec.waiting_metric)
+    for name in spec.reported_metrics.values():
+        server.metric(name)
     return sum(server.metric(name) for name in spec.progress_metrics)
 
 

@@ -13,6 +13,7 @@ health_path              GET, 2xx means alive
 metrics_path             GET, Prometheus text; none: nothing is known of requests
 running_metric, waiting_metric, progress_metrics
                          names in it (see `planning.context.ServingSpec`)
+reported_metrics         what of it is reported: field of the report, name in it
 first_request            path and body; a status below 500 is needed before the first `ready`
 failure_patterns         known causes of death, searched in the log's tail
 probe_interval, startup_probe_interval, http_timeout
@@ -112,6 +113,7 @@ def build_watchdog_spec(
         "running_metric": serving.running_metric,
         "waiting_metric": serving.waiting_metric,
         "progress_metrics": list(serving.progress_metrics),
+        "reported_metrics": serving.reported_metrics,
         "first_request": None if first is None else first.model_dump(mode="json"),
         "failure_patterns": [known.model_dump() for known in serving.failure_patterns],
         **watchdog.model_dump(exclude={"http_path"}),

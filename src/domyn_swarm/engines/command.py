@@ -21,6 +21,9 @@ class CommandOptions(EngineOptions):
     metrics_path: str | None = None
     running_metric: str | None = None
     waiting_metric: str | None = None
+    prompt_tokens_metric: str | None = None
+    generated_tokens_metric: str | None = None
+    kv_cache_metric: str | None = None
     key_env: str | None = None  # which environment variable it reads its API key from
     env: Env = Field(default_factory=dict)
 
@@ -63,5 +66,8 @@ class Command:
             metrics_path=options.metrics_path,
             running_metric=options.running_metric,
             waiting_metric=options.waiting_metric,
+            prompt_tokens_metric=options.prompt_tokens_metric,
+            generated_tokens_metric=options.generated_tokens_metric,
+            kv_cache_metric=options.kv_cache_metric,
             failure_patterns=self.failure_patterns,
         )

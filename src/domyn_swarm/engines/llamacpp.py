@@ -72,6 +72,8 @@ class LlamaCpp:
             key_env="LLAMACPP_API_KEY",
             running_metric="llamacpp:requests_processing",
             waiting_metric="llamacpp:requests_deferred",
+            prompt_tokens_metric="llamacpp:prompt_tokens_total",
+            generated_tokens_metric="llamacpp:tokens_predicted_total",
             # Not tokens_predicted_total: it stands still until an answer is complete.
             progress_metrics=("llamacpp:n_decode_total",),
             first_request=_first_request(plan.model, embeds="--embedding" in flags),

@@ -64,6 +64,9 @@ class SGLang:
             key_env="SGLANG_SERVER_KEY",
             running_metric="sglang:num_running_reqs",
             waiting_metric="sglang:num_queue_reqs",
+            prompt_tokens_metric="sglang:prompt_tokens_total",
+            generated_tokens_metric="sglang:generation_tokens_total",
+            kv_cache_metric="sglang:token_usage",
             # generation_tokens_total alone stands still until an answer is complete, and older
             # versions do not have the first.
             progress_metrics=(

@@ -44,10 +44,28 @@ class ServingSpec(Record):
     metrics_path: str | None = "/metrics"
     running_metric: str | None = None  # gauge: requests being served
     waiting_metric: str | None = None  # gauge: requests queued in the engine
+    prompt_tokens_metric: str | None = None  # counter: tokens read
+    generated_tokens_metric: str | None = None  # counter: tokens written
+    kv_cache_metric: str | None = None  # gauge: how full the KV cache is, 0 to 1
     progress_metrics: tuple[str, ...] = ()  # counters that move when tokens come out
     first_request: FirstRequest | None = None
     failure_patterns: tuple[FailurePattern, ...] = ()
     max_num_seqs: int | None = None  # how many requests run at once, when the engine is told
+
+    @property
+    def reported_metrics(self) -> dict[str, str]:
+        """What a watchdog tells of the engine's metrics: field of its report → name of the metric.
+
+        What the engine does not have is left out.
+        """
+        fields = {
+            "requests_running": self.running_metric,
+            "requests_waiting": self.waiting_metric,
+            "prompt_tokens": self.prompt_tokens_metric,
+            "generated_tokens": self.generated_tokens_metric,
+            "kv_cache_usage": self.kv_cache_metric,
+        }
+        return {field: name for field, name in fields.items() if name is not None}
 
 
 class DeploymentContext(Record):

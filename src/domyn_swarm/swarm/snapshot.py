@@ -21,8 +21,10 @@ class ReplicaSnapshot(Record):
     reason: str | None = None
     requests_running: float | None = None
     requests_waiting: float | None = None
-    tokens_per_s: float | None = None
-    kv_cache_usage: float | None = None
+    prompt_tokens: float | None = None  # since the engine started; null: it does not tell
+    generated_tokens: float | None = None
+    tokens_per_s: float | None = None  # generated, between its last two samples
+    kv_cache_usage: float | None = None  # 1: full
     node: str | None = None
     expires_at: datetime | None = None  # when the platform ends it, or starts it anew
 

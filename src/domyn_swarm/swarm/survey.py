@@ -21,6 +21,8 @@ from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.readiness import age_s, is_stale, readiness, report_of
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 
+_TOLD = set(ReplicaSnapshot.model_fields) & set(ReplicaReport.model_fields)
+
 _T = TypeVar("_T", JobProgress, JobResult)
 
 
@@ -93,18 +95,9 @@ def _replica(view: CollectorView | None, index: int) -> ReplicaSnapshot:
     report: ReplicaReport | None = None if view is None else report_of(view, index)
     if view is None or report is None:
         return ReplicaSnapshot(index=index, state=ReplicaState.PENDING, stale=False)
+    told = report.model_dump(include=_TOLD)
     return ReplicaSnapshot(
-        index=index,
-        state=report.state,
-        stale=is_stale(view, report),
-        url=report.url,
-        http_status=report.http_status,
-        last_seen_s=age_s(view, report),
-        restarts=report.restarts,
-        reason=report.reason,
-        requests_running=report.requests_running,
-        requests_waiting=report.requests_waiting,
-        node=report.node,
+        index=index, stale=is_stale(view, report), last_seen_s=age_s(view, report), **told
     )
 
 

@@ -48,7 +48,9 @@ class ReplicaTable:
             del known[:-_INCARNATIONS_KEPT]
         elif report.sequence <= self._reports[index].sequence:
             return Verdict.LATE
-        self._reports[index] = report.model_copy(update={"reported_at": at})
+        rate = tokens_per_s(self._reports.get(index), report)
+        changes = {"reported_at": at, "tokens_per_s": rate}
+        self._reports[index] = report.model_copy(update=changes)
         self._heard_at[index] = now
         return Verdict.TAKEN
 
@@ -81,3 +83,20 @@ class ReplicaTable:
             and report.url is not None
             and now - self._heard_at[report.replica] <= self._stale_after_s
         )
+
+
+def tokens_per_s(before: ReplicaReport | None, now: ReplicaReport) -> float | None:
+    """How fast an engine wrote between two samples of its counter, by its watchdog's clock; None
+    when there are no two of one engine. A report that repeats a sample repeats the rate.
+    """
+    if before is None or before.incarnation != now.incarnation:
+        return None
+    earlier, later = before.sampled_at, now.sampled_at
+    if earlier is None or later is None or before.engine_pid != now.engine_pid:
+        return None
+    if later == earlier:
+        return before.tokens_per_s
+    if before.generated_tokens is None or now.generated_tokens is None:
+        return None
+    written = now.generated_tokens - before.generated_tokens
+    return written / (later - earlier) if written >= 0 and later > earlier else None

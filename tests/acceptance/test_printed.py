@@ -1,0 +1,74 @@
+"""What every command really prints fits its promised schema, in JSON and in YAML."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from command_line import CommandLine, wait_for, write_sim_config
+from domyn_swarm.cli.app import app
+from schemas import PRINTS, fits
+
+if TYPE_CHECKING:
+    from acceptance.conftest import Standing
+
+
+def arguments(command: str, job_id: str, config: Path) -> list[str]:
+    """What a command is asked for about the swarm `demo` and a job of its."""
+    about: dict[str, list[str]] = {
+        "status": ["demo"],
+        "endpoint": ["demo"],
+        "plan": ["-c", str(config)],
+        "doctor": ["-c", str(config)],
+        "job list": ["--name", "demo"],
+        "version": [],
+        "swarm list": [],
+    }
+    return [*command.split(), *about.get(command, [job_id])]
+
+
+CHANGING = {"up", "down", "scale"}
+READING = sorted(
+    command
+    for command, record in PRINTS.items()
+    if record != "job-handle" and command not in CHANGING
+)
+
+
+@pytest.fixture(scope="module")
+def job_id(standing: Standing) -> str:
+    """A job that has ended; the handles of its submissions fit theirs."""
+    job = standing.job("printed", 3)
+    handle = json.loads(standing.cli.ok(*job.submission("--name", "demo")))
+    fits(handle, "job submit")
+    again = standing.cli.ok("job", "retry-failed", handle["job_id"])
+    fits(json.loads(again), "job retry-failed")
+    return str(handle["job_id"])
+
+
+@pytest.mark.parametrize("command", READING)
+def test_a_command_prints_what_it_promises(standing: Standing, job_id: str, command: str) -> None:
+    asked = arguments(command, job_id, standing.sim.path)
+    done = standing.cli(*asked, "--json")
+    assert done.returncode == 0, done.stderr
+    fits(json.loads(done.stdout), command)
+    told = CliRunner(env={"DOMYN_SWARM_HOME": str(standing.cli.home)})
+    as_yaml = told.invoke(app, [*asked, "--yaml"])
+    fits(yaml.safe_load(as_yaml.stdout), command)
+    assert told.invoke(app, asked).stdout.strip() not in ("", as_yaml.stdout.strip())
+
+
+def test_what_a_swarm_goes_through_is_printed_as_promised(cli: CommandLine, tmp_path: Path) -> None:
+    config = write_sim_config(tmp_path, "passing")
+    up = cli.json("up", "-c", config.path, "--no-wait")
+    fits(up, "up")
+    fits(cli.json("status", "passing"), "status")
+    fits(cli.json("swarm", "list"), "swarm list")
+    wait_for(lambda: cli.json("status", "passing")["observed"] == "ready")
+    fits(cli.json("scale", "passing", 2), "scale")
+    fits(cli.json("down", "passing"), "down")
