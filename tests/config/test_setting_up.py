@@ -67,7 +67,7 @@ def test_a_starter_takes_values_of_any_look(tmp_path: Path) -> None:
         "watchdog.ray.expected_tp=8",
         "args=[--a, 'b c']",
     ]
-    path = written(tmp_path / "x.yaml", starter("slurm", overrides))
+    path = written(tmp_path / "x.yaml", starter("slurm", {"name": "mine"}, overrides))
     config: Any = load(path).config
     assert (config.model, config.revision, config.replicas) == ("it's: #1", "1.10", 3)
     assert config.args == ("--a", "b c")
@@ -75,13 +75,16 @@ def test_a_starter_takes_values_of_any_look(tmp_path: Path) -> None:
     assert config.watchdog.ray.expected_tp == 8
 
 
-def test_a_starter_with_a_wrong_key_is_refused_by_the_loader(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.yaml", starter("local", ["replcas=3", "router.policy=best"]))
+def test_what_cannot_be_in_a_starter_is_told_by_its_flag() -> None:
     with pytest.raises(ConfigError) as caught:
-        load(path)
-    assert [mistake.key for mistake in caught.value.mistakes] == ["replcas", "router.policy"]
-    with pytest.raises(ConfigError, match="write key=value"):
-        starter("local", ["replicas"])
+        starter("local", {"replicas": 0, "backend.partition": "p"}, ["replcas=3", "router"])
+    told = {mistake.place: mistake.key for mistake in caught.value.mistakes}
+    assert told == {
+        "--set router": "",
+        "--replicas": "replicas",
+        "--partition": "backend.partition",
+        "--set replcas": "replcas",
+    }
 
 
 ANSWERS = {
@@ -120,7 +123,7 @@ def test_every_answer_reaches_the_configuration_and_says_so(
         assert meaning
         required = {"backend.partition": "other"} if platform == "slurm" else {}
         answers = {**required, key: ANSWERS[key]}
-        defaults.write_text(defaults_text(platform, answers, defaults))
+        defaults.write_text(defaults_text(platform, answers))
         loaded = load(swarm)
         line = int(loaded.provenance[key].removeprefix(f"{defaults}:"))
         assert key.rpartition(".")[2] in defaults.read_text().splitlines()[line - 1]
@@ -130,11 +133,11 @@ def test_every_answer_reaches_the_configuration_and_says_so(
         assert str(found) == ANSWERS[key]
 
 
-def test_wrong_answers_are_all_told(tmp_path: Path) -> None:
+def test_wrong_answers_are_all_told() -> None:
     answers = {"backend.time_limit": "soon", "gpus_per_node": "many", "engine": "vlm"}
     with pytest.raises(ConfigError) as caught:
-        defaults_text("slurm", answers, tmp_path / "defaults.yaml")
-    assert {mistake.key for mistake in caught.value.mistakes} == set(answers)
+        defaults_text("slurm", answers, ["replcas=1"])
+    assert {mistake.key for mistake in caught.value.mistakes} == {*answers, "replcas"}
 
 
 def test_where_a_value_comes_from_is_told_also_of_the_environment(

@@ -37,6 +37,8 @@ COMMANDS = (
         f"{_CLI}.logs:logs",
         "Print the logs of a swarm: its replicas', or another part's.",
     ),
+    Entry("init", f"{_CLI}.setting_up:init_app", "Files to begin with."),
+    Entry("config", f"{_CLI}.setting_up:config_app", "What a configuration file may hold."),
     Entry(
         "plan",
         f"{_CLI}.planning:plan",
@@ -67,7 +69,7 @@ app = typer.Typer(
     name="domyn-swarm",
     cls=root_group(COMMANDS),
     help="Replicas of an LLM server behind one endpoint, and resumable batch jobs through it.",
-    epilog="First steps: domyn-swarm up -c config.yaml; domyn-swarm job submit --help",
+    epilog="First steps: domyn-swarm init config --output swarm.yaml; domyn-swarm up -c swarm.yaml",
     no_args_is_help=True,
     rich_markup_mode=None,  # Rich costs more than the whole rest of --help
     pretty_exceptions_enable=False,

@@ -25,3 +25,12 @@ def confirm(question: str) -> bool:
     except KeyboardInterrupt:
         return False
     return answer.strip().lower() in ("y", "yes")
+
+
+def ask(question: str) -> str:
+    """Ask on stderr for a line; empty means no answer. Ctrl-C and the end of input interrupt."""
+    typer.echo(f"{question}: ", err=True, nl=False)
+    answer = sys.stdin.readline()
+    if not answer:
+        raise KeyboardInterrupt
+    return answer.strip()

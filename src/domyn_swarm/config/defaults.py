@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from domyn_swarm.config.mistakes import validated
 from domyn_swarm.config.models import DomynLLMSwarmConfig
-from domyn_swarm.config.sources import Layer, merge, parse_yaml
-from domyn_swarm.config.starter import PLATFORMS, commented
+from domyn_swarm.config.sources import Layer, merge
+from domyn_swarm.config.starter import PLATFORMS, commented, layer_of
 
 _EVERYWHERE = ("engine", "env.HF_HOME", "home_directory")
 _ASKED: Mapping[str, tuple[str, ...]] = {
@@ -56,20 +56,20 @@ def _description(key: str, platform: str) -> str:
     return str(model.model_fields[name].description)
 
 
-def defaults_text(platform: str, answers: Mapping[str, str], path: Path) -> str:
-    """The content of the file at `path`: the answers by dotted key, everything else as comments.
+def defaults_text(
+    platform: str, answers: Mapping[str, object], overrides: Sequence[str] = ()
+) -> str:
+    """The content of the file: the answers by dotted key and the overrides (`key=value`);
+    everything else as comments.
 
     Raises:
-        ConfigError: every answer that cannot be, with its line in that file.
+        ConfigError: every answer and override that cannot be.
     """
-    values: dict[str, Any] = {"backend": {"type": platform}}
-    for key, answer in answers.items():
-        *sections, name = key.split(".")
-        at = values
-        for part in sections:
-            at = at.setdefault(part, {})
-        at[name] = str(Path(answer).expanduser().absolute()) if name == "home_directory" else answer
-    text = commented(platform, values, "What every swarm of yours has unless its own file differs")
-    least = {"model": "any", "backend": {"type": platform, **_REQUIRED.get(platform, {})}}
-    validated(DomynLLMSwarmConfig, merge(Layer(least), parse_yaml(text, str(path))), path)
-    return text
+    given = merge(Layer({"backend": {"type": platform}}), layer_of(answers, overrides))
+    folder = given.values.get("home_directory")
+    if isinstance(folder, str):  # the file holds wherever it is read from
+        given.values["home_directory"] = str(Path(folder).expanduser().absolute())
+    least = Layer({"model": "any", "backend": {"type": platform, **_REQUIRED.get(platform, {})}})
+    validated(DomynLLMSwarmConfig, merge(least, given), Path("The new defaults"))
+    title = "What every swarm of yours has unless its own file differs"
+    return commented(platform, given.values, title)

@@ -162,9 +162,14 @@ def from_override(text: str) -> Layer:
     return layer
 
 
-def from_flag(name: str, value: object) -> Layer:
-    """A layer from a flag of its own, such as `--replicas`."""
-    return Layer({name: value}, {(name,): f"--{name}"})
+def from_flag(key: str, value: object) -> Layer:
+    """A layer from a flag of its own: `--replicas`, or `--time-limit` for `backend.time_limit`."""
+    names = tuple(key.split("."))
+    flag = "--" + names[-1].replace("_", "-").lower()
+    values: Any = value
+    for part in reversed(names):
+        values = {part: values}
+    return Layer(values, {names[: n + 1]: flag for n in range(len(names))})
 
 
 def _spell_out_backend(layer: Layer) -> None:

@@ -19,9 +19,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from domyn_swarm.config.backends import LeptonConfig, LocalConfig, SlurmConfig
-from domyn_swarm.config.mistakes import config_error
+from domyn_swarm.config.mistakes import validated
 from domyn_swarm.config.models import DomynLLMSwarmConfig
-from domyn_swarm.config.sources import Key, Layer, from_override, merge
+from domyn_swarm.config.sources import Key, Layer, from_flag, from_override, merge
 
 PLATFORMS: Mapping[str, type[BaseModel]] = {
     "local": LocalConfig,
@@ -49,19 +49,27 @@ _WIDTH = 98
 _PLAIN = re.compile(r"-?[0-9][0-9.:]*|true|false")
 
 
-def starter(platform: str, overrides: Sequence[str] = ()) -> str:
-    """A configuration for a platform; the keys of `overrides` (`key=value`) are set.
+def starter(
+    platform: str, flags: Mapping[str, object] | None = None, overrides: Sequence[str] = ()
+) -> str:
+    """A configuration for a platform, with `flags` (by dotted key) and `overrides` (`key=value`).
 
     Raises:
-        ConfigError: an override is no `key=value`. Whether keys and values can be is the loader's
-            to say: they stand in the text as they were given.
+        ConfigError: every flag and override that cannot be.
     """
-    layer = Layer(dict(_BEGIN[platform]))
+    layer = merge(Layer(dict(_BEGIN[platform])), layer_of(flags or {}, overrides))
+    validated(DomynLLMSwarmConfig, layer, Path("The new configuration"))
+    return commented(platform, layer.values, f"A swarm: domyn-swarm up -c FILE ({platform})")
+
+
+def layer_of(flags: Mapping[str, object], overrides: Sequence[str]) -> Layer:
+    """What flags and overrides say together."""
+    layer = Layer()
+    for key, value in flags.items():
+        layer = merge(layer, from_flag(key, value))
     for text in overrides:
         layer = merge(layer, from_override(text))
-    if layer.mistakes:
-        raise config_error(layer.mistakes, Path("the new configuration"))
-    return commented(platform, layer.values, f"A swarm: domyn-swarm up -c FILE ({platform})")
+    return layer
 
 
 def commented(platform: str, values: Mapping[str, Any], title: str) -> str:
@@ -91,15 +99,10 @@ def _section(
             given = name in values
             value = values[name] if given else _default(field)
             yield f"{mark if given else '#'}{indent}{name}:{_scalar(value)}"
-    for name in values.keys() - fields.keys():  # for the loader to refuse
-        yield f"{mark}{indent}{name}:{_scalar(values[name])}"
     for name, inner in below.items():
         found = values.get(name)
         yield ""
         yield from _commented(f"{indent}# ", _doc(inner))
-        if name in values and not isinstance(found, Mapping):
-            yield f"{mark}{indent}{name}:{_scalar(found)}"
-            continue
         yield f"{mark if name in values else '#'}{indent}{name}:"
         shown = active and name in values
         yield from _section(inner, found or {}, (*at, name), platform, active=shown)

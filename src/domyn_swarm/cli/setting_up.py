@@ -1,0 +1,310 @@
+"""Commands that make files and look at them: init config, init defaults, config schema|check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from domyn_swarm.cli.console import ask, interactive, say
+from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
+from domyn_swarm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from domyn_swarm.services.setting_up import ConfigReport, SettingUp
+
+init_app = typer.Typer(help="Files to begin with.", no_args_is_help=True)
+config_app = typer.Typer(help="What a configuration file may hold.", no_args_is_help=True)
+
+
+class Platform(StrEnum):
+    """Where swarms run."""
+
+    LOCAL = "local"
+    SLURM = "slurm"
+    LEPTON = "lepton"
+
+
+PlatformOption = Annotated[Platform, typer.Option("--platform", help="Where it runs.")]
+EngineOption = Annotated[str | None, typer.Option("--engine", help="The program that serves it.")]
+ImageOption = Annotated[str | None, typer.Option("--image", help="Container image.")]
+GpusOption = Annotated[
+    int | None, typer.Option("--gpus-per-node", min=0, help="GPUs of one machine.")
+]
+PartitionOption = Annotated[str | None, typer.Option("--partition", help="Slurm: of the replicas.")]
+AccountOption = Annotated[str | None, typer.Option("--account", help="Slurm: who is billed.")]
+QosOption = Annotated[str | None, typer.Option("--qos", help="Slurm: quality of service.")]
+LimitOption = Annotated[
+    str | None, typer.Option("--time-limit", help="Slurm: of each replica, such as 36:00:00.")
+]
+ContainerOption = Annotated[
+    str | None, typer.Option("--container", help="Slurm: what runs the image.")
+]
+WorkspaceOption = Annotated[
+    str | None, typer.Option("--workspace-id", metavar="ID", help="Lepton: your workspace.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other key; repeatable."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace a file that exists.")]
+
+
+@init_app.command("config")
+def init_config(
+    platform: PlatformOption = Platform.LOCAL,
+    model: Annotated[str | None, typer.Option("--model", help="Name or path.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The swarm's name.")] = None,
+    replicas: Annotated[int | None, typer.Option("--replicas", "-r", min=1)] = None,
+    engine: EngineOption = None,
+    image: ImageOption = None,
+    gpus_per_node: GpusOption = None,
+    partition: PartitionOption = None,
+    account: AccountOption = None,
+    qos: QosOption = None,
+    time_limit: LimitOption = None,
+    container: ContainerOption = None,
+    workspace_id: WorkspaceOption = None,
+    settings: SetOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Write it there, not to stdout."),
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Make a commented configuration with every key; it is valid as it is.
+
+    Without --output it goes to stdout; with it the file's path does. A file that exists is not
+    replaced without --force. Exits with 2 when a flag cannot be, or the file exists.
+
+    Example: domyn-swarm init config --platform slurm --partition gpu --output swarm.yaml
+    """
+    from domyn_swarm.services.setting_up import SettingUp, new_config
+
+    request = SettingUp(
+        platform=platform.value,
+        flags=_given(
+            {
+                "model": model,
+                "name": name,
+                "replicas": replicas,
+                "engine": engine,
+                "image": image,
+                "gpus_per_node": gpus_per_node,
+                "backend.partition": partition,
+                "backend.account": account,
+                "backend.qos": qos,
+                "backend.time_limit": time_limit,
+                "backend.container": container,
+                "backend.workspace_id": workspace_id,
+            }
+        ),
+        overrides=tuple(settings or ()),
+        output=output,
+        force=force,
+    )
+    text = new_config(request)
+    if platform is Platform.SLURM and not any("partition" in one for one in _names(request)):
+        say("backend.partition is a guess: `sinfo` lists yours.")
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    say(f"Bring it up with: domyn-swarm up -c {output}")
+    typer.echo(output)
+
+
+@init_app.command("defaults")
+def init_defaults(
+    platform: Annotated[
+        Platform | None, typer.Option("--platform", help="Where your swarms run.")
+    ] = None,
+    engine: EngineOption = None,
+    image: ImageOption = None,
+    gpus_per_node: GpusOption = None,
+    partition: PartitionOption = None,
+    account: AccountOption = None,
+    qos: QosOption = None,
+    time_limit: LimitOption = None,
+    container: ContainerOption = None,
+    workspace_id: WorkspaceOption = None,
+    venv_path: Annotated[
+        str | None, typer.Option("--venv-path", help="Slurm: the Python environment on the nodes.")
+    ] = None,
+    mail_user: Annotated[
+        str | None, typer.Option("--mail-user", metavar="ADDRESS", help="Slurm: who gets mail.")
+    ] = None,
+    hf_home: Annotated[
+        str | None, typer.Option("--hf-home", metavar="DIR", help="Where models are kept.")
+    ] = None,
+    home_directory: Annotated[
+        str | None, typer.Option("--home-directory", metavar="DIR", help="Where swarms' files lie.")
+    ] = None,
+    settings: SetOption = None,
+    force: ForceOption = False,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Write down what all swarms of yours have in common; print the file's path.
+
+    On a terminal, without flags, it asks; an empty answer leaves a key as it is built in. The file
+    is $DOMYN_SWARM_DEFAULTS, else defaults.yaml in the home. `domyn-swarm config check FILE
+    --provenance` shows what comes from it. Exits with 2 when an answer cannot be, or the file
+    exists and --force is not given.
+
+    Example: domyn-swarm init defaults --platform slurm --partition gpu --account my-project
+    """
+    from domyn_swarm.cli.rendering import print_record
+    from domyn_swarm.services.setting_up import SettingUp, new_defaults
+
+    form = chosen_format(output, as_json, as_yaml)
+    flags = _given(
+        {
+            "engine": engine,
+            "image": image,
+            "gpus_per_node": gpus_per_node,
+            "backend.partition": partition,
+            "backend.account": account,
+            "backend.qos": qos,
+            "backend.time_limit": time_limit,
+            "backend.container": container,
+            "backend.workspace_id": workspace_id,
+            "backend.venv_path": venv_path,
+            "backend.mail_user": mail_user,
+            "env.HF_HOME": hf_home,
+            "home_directory": home_directory,
+        }
+    )
+    if platform is None and not flags and not settings:
+        platform, flags = _answers(force=force)
+    request = SettingUp(
+        platform=(platform or Platform.LOCAL).value,
+        flags=flags,
+        overrides=tuple(settings or ()),
+        force=force,
+    )
+    written = new_defaults(request)
+    say("Written. A swarm's own file and --set win over it.")
+    if form is Format.TABLE:
+        typer.echo(written.path)
+    else:
+        print_record(written, form)
+
+
+def _names(request: SettingUp) -> list[str]:
+    return [*request.flags, *(one.partition("=")[0] for one in request.overrides)]
+
+
+def _given(flags: Mapping[str, str | int | None]) -> dict[str, str]:
+    return {key: str(value) for key, value in flags.items() if value is not None}
+
+
+def _answers(*, force: bool) -> tuple[Platform, dict[str, str]]:
+    """Ask a person for everything; a wrong answer is told and asked again."""
+    from domyn_swarm.services.setting_up import asked_keys, check_answers, defaults_place
+
+    if not interactive():
+        raise typer.BadParameter("without a terminal give --platform and what else shall hold.")
+    defaults_place(force=force)  # before a dozen questions, not after
+    choices = " | ".join(one.value for one in Platform)
+    while (chosen := ask(f"Where do your swarms run ({choices})")) not in list(Platform):
+        say(f"  One of {choices}, please.")
+    platform = Platform(chosen)
+    answers: dict[str, str] = {}
+    for key, meaning in asked_keys(platform.value).items():
+        while answer := ask(f"{key}, {meaning}"):
+            wrong = [
+                one.message
+                for one in check_answers(platform.value, {**answers, key: answer})
+                if one.key == key
+            ]
+            if not wrong:
+                answers[key] = answer
+                break
+            say(f"  {'; '.join(wrong)}")
+    return platform, answers
+
+
+@config_app.command("schema")
+def schema(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Write it there, not to stdout."),
+    ] = None,
+) -> None:
+    """Print the JSON Schema of a configuration, for editors that complete and check YAML.
+
+    With the YAML language server, the first line of a file names it:
+    `# yaml-language-server: $schema=domyn-swarm.schema.json`. It is good for defaults.yaml, too.
+
+    Example: domyn-swarm config schema --output domyn-swarm.schema.json
+    """
+    from domyn_swarm.services.setting_up import json_schema
+
+    text = json.dumps(json_schema(), indent=2)
+    if output is None:
+        typer.echo(text)
+        return
+    try:
+        output.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{output} cannot be written: {error.strerror}.", hint="Choose another place."
+        ) from error
+    typer.echo(output)
+
+
+@config_app.command("check")
+def check(
+    config: Annotated[Path, typer.Argument(metavar="FILE", help="The swarm's YAML file.")],
+    settings: SetOption = None,
+    provenance: Annotated[
+        bool, typer.Option("--provenance", help="Show every key with where its value comes from.")
+    ] = False,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Look for every mistake in a configuration, all at once; start nothing.
+
+    Each has its file, line and key, what is wrong and what to write instead. Exits with 2 when
+    there is one. JSON and YAML also carry every key with its value and where that comes from.
+
+    Example: domyn-swarm config check swarm.yaml --provenance
+    """
+    from domyn_swarm.cli.rendering import print_record
+    from domyn_swarm.services.setting_up import CheckRequest, check_config
+
+    form = chosen_format(output, as_json, as_yaml)
+    report = check_config(CheckRequest(config=config, overrides=tuple(settings or ())))
+    if form is Format.TABLE:
+        _show(report, provenance=provenance)
+    else:
+        print_record(report, form)
+    if not report.valid:
+        count = len(report.mistakes)
+        say(f"{config}: {count} mistake{'' if count == 1 else 's'}; nothing was started.")
+        raise typer.Exit(ConfigError.exit_code)
+
+
+def _show(report: ConfigReport, *, provenance: bool) -> None:
+    from domyn_swarm.cli.rendering import print_table
+
+    if not report.valid:
+        rows = [
+            (f"{one.source}:{one.line}" if one.line else one.source, one.key or "", one.message)
+            for one in report.mistakes
+        ]
+        print_table(("where", "key", "what is wrong, what to write"), rows)
+        return
+    if not provenance:
+        typer.echo(f"{report.config} is valid")
+        return
+    settings = [
+        (one.key, json.dumps(one.value, ensure_ascii=False), one.source) for one in report.settings
+    ]
+    print_table(("key", "value", "from"), settings)

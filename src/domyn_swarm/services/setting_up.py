@@ -1,0 +1,194 @@
+"""What comes before a swarm: a first configuration, the defaults, and whether a file is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from domyn_swarm.config.defaults import asked_keys, defaults_text
+from domyn_swarm.config.loading import LoadedConfig, defaults_path, load
+from domyn_swarm.config.schema import json_schema
+from domyn_swarm.config.starter import starter
+from domyn_swarm.errors import ConfigError, Mistake
+from domyn_swarm.model import Record
+from domyn_swarm.paths import write_private
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+
+__all__ = [
+    "CheckRequest",
+    "ConfigMistake",
+    "ConfigReport",
+    "NewDefaults",
+    "Setting",
+    "SettingUp",
+    "asked_keys",
+    "check_answers",
+    "check_config",
+    "defaults_place",
+    "json_schema",
+    "new_config",
+    "new_defaults",
+]
+
+Platform = Literal["local", "slurm", "lepton"]
+
+
+class SettingUp(Record):
+    """A file to make. Where it cannot be written nothing is."""
+
+    platform: Platform
+    flags: dict[str, str] = Field(default_factory=dict)  # by dotted key
+    overrides: tuple[str, ...] = ()  # `key=value`, as `--set` takes them
+    output: Path | None = None  # None: a configuration is not written, defaults have their place
+    force: bool = False  # replace what is there
+
+
+class NewDefaults(Record):
+    """The defaults file that was written."""
+
+    schema_version: Literal[1] = 1
+    path: Path
+    platform: Platform
+    settings: dict[str, str]  # what was answered, by dotted key
+
+
+class CheckRequest(Record):
+    """A configuration to look at."""
+
+    config: Path
+    overrides: tuple[str, ...] = ()
+
+
+class ConfigMistake(Record):
+    """One thing that cannot be used, and what to write instead."""
+
+    source: str  # the file, or the flag
+    line: int | None
+    key: str | None  # dotted; None: it is about no key
+    message: str
+
+
+class Setting(Record):
+    """What holds for one key, and where it comes from."""
+
+    key: str
+    value: Any
+    source: str  # `file:line`, a flag, `$VARIABLE`, or `built-in`
+
+
+class ConfigReport(Record):
+    """Whether a configuration can be brought up, as far as that can be seen without doing so."""
+
+    schema_version: Literal[1] = 1
+    config: Path
+    valid: bool
+    mistakes: tuple[ConfigMistake, ...] = ()
+    settings: tuple[Setting, ...] = ()  # of a valid one
+
+
+def new_config(request: SettingUp) -> str:
+    """A commented configuration, valid as it is; written to `output` where that is given.
+
+    Raises:
+        ConfigError: a flag or an override cannot be, or the file exists or cannot be written.
+    """
+    text = starter(request.platform, request.flags, request.overrides)
+    if request.output is not None:
+        _write(request.output, text, force=request.force)
+    return text
+
+
+def new_defaults(request: SettingUp) -> NewDefaults:
+    """Write the defaults file.
+
+    Raises:
+        ConfigError: an answer cannot be, or the file exists or cannot be written.
+    """
+    path = defaults_place(force=request.force)
+    text = defaults_text(request.platform, request.flags, request.overrides)
+    try:
+        write_private(path, text)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    pairs = (one.partition("=") for one in request.overrides)
+    settings = {**request.flags, **{key.strip(): value for key, _, value in pairs}}
+    return NewDefaults(path=path, platform=request.platform, settings=settings)
+
+
+def defaults_place(*, force: bool) -> Path:
+    """Where the defaults file belongs.
+
+    Raises:
+        ConfigError: there is one already, and it shall not be replaced.
+    """
+    path = defaults_path()
+    if path.exists() and not force:
+        raise _exists(path)
+    return path
+
+
+def check_answers(platform: Platform, answers: Mapping[str, str]) -> tuple[Mistake, ...]:
+    """What is wrong with the answers so far."""
+    try:
+        defaults_text(platform, answers)
+    except ConfigError as error:
+        return error.mistakes
+    return ()
+
+
+def check_config(request: CheckRequest) -> ConfigReport:
+    """Look for every mistake in a configuration: its keys, its layout, its engine's options."""
+    try:
+        loaded = load(request.config, overrides=request.overrides)
+        SwarmLifecycle.plan(loaded.config)
+    except ConfigError as error:
+        found = error.mistakes or [Mistake(str(request.config), "", str(error).replace("\n", " "))]
+        told = tuple(map(_mistake, found))
+        return ConfigReport(config=request.config, valid=False, mistakes=told)
+    return ConfigReport(config=request.config, valid=True, settings=tuple(_settings(loaded)))
+
+
+def _mistake(found: Mistake) -> ConfigMistake:
+    source, colon, line = found.place.rpartition(":")
+    numbered = bool(colon) and line.isdecimal()
+    return ConfigMistake(
+        source=source if numbered else found.place,
+        line=int(line) if numbered else None,
+        key=found.key or None,
+        message=found.message,
+    )
+
+
+def _settings(loaded: LoadedConfig) -> Iterator[Setting]:
+    values = loaded.config.model_dump(mode="json")
+    for key, source in loaded.provenance.items():
+        yield Setting(key=key, value=_at(values, key), source=source)
+
+
+def _at(values: Any, key: str) -> Any:  # noqa: ANN401 - a configuration as JSON
+    """The value at a dotted key; names of variables hold no dot, those of options may."""
+    if not isinstance(values, Mapping) or not key:
+        return values
+    name = next(one for one in values if f"{key}.".startswith(f"{one}."))
+    return _at(values[name], key[len(str(name)) + 1 :])
+
+
+def _write(path: Path, text: str, *, force: bool) -> None:
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _exists(path: Path) -> ConfigError:
+    return ConfigError(f"{path} exists.", hint="Give --force to replace it.")
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{path} cannot be written: {error.strerror}.", hint="Choose another place.")
