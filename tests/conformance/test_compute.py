@@ -243,7 +243,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_signatures_are_the_protocols(backend: ComputeBackend) -> None:
-    for name in ("submit", "find", "probe", "wait", "cancel"):
+    for name in ("submit", "find", "probe", "wait", "fetch_log", "cancel"):
         theirs = inspect.signature(getattr(ComputeBackend, name)).parameters
         ours = inspect.signature(getattr(type(backend), name)).parameters
         assert [(p.name, p.kind, p.default) for p in ours.values()] == [

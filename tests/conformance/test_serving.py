@@ -15,7 +15,6 @@ import pytest
 
 from domyn_swarm import engines
 from domyn_swarm.backends.base import Part, ServingBackend, ServingHandle
-from domyn_swarm.backends.endpoint.view import read_address, read_view
 from domyn_swarm.backends.local import LocalServing
 from domyn_swarm.backends.slurm import SlurmServing
 from domyn_swarm.config import DomynLLMSwarmConfig
@@ -116,7 +115,7 @@ def deploy(under_test: BackendUnderTest, swarm_home: Path) -> Iterator[Callable[
     yield make
     for deployment in made:
         deployment.backend.delete(deployment.anything)
-        assert deployment.backend.find(deployment.context.tag) == []
+        assert deployment.backend.find(deployment.anything) == []
 
 
 def until(probe: Callable[[], bool], within_s: float = 30.0) -> None:
@@ -128,7 +127,7 @@ def until(probe: Callable[[], bool], within_s: float = 30.0) -> None:
 
 
 def ready_replicas(deployment: Deployment) -> int:
-    view = read_view(deployment.paths)
+    view = deployment.backend.view(deployment.anything)
     reports = view.replicas if view else ()
     return sum(report.state is ReplicaState.READY for report in reports)
 
@@ -151,7 +150,7 @@ def test_a_launched_swarm_serves_and_is_gone_when_deleted(
     assert tuple(deployment.recorded) == handle.parts
     until(lambda: ready_replicas(deployment) == 2)
     until(lambda: deployment.backend.probe(handle).phase is Phase.READY)
-    address = read_address(deployment.paths)
+    address = deployment.backend.address(handle)
     assert address is not None
     key = deployment.paths.api_key.read_text()
     until(lambda: endpoint_probe(address.url, key)().phase is Phase.READY)
@@ -159,7 +158,7 @@ def test_a_launched_swarm_serves_and_is_gone_when_deleted(
     assert set(parts) == {part.platform_id for part in handle.parts}
     deployment.backend.delete(handle)
     assert deployment.backend.probe(handle).phase is Phase.STOPPED
-    assert deployment.backend.find(deployment.context.tag) == []
+    assert deployment.backend.find(deployment.anything) == []
     deployment.backend.delete(handle)  # idempotent
 
 
@@ -176,7 +175,7 @@ def test_a_swarm_grows_and_shrinks(deploy: Callable[..., Deployment]) -> None:
         backend.scale(plan, deployment.context, handle, deployment.recorded.append)
 
     def running() -> set[int]:
-        found = deployment.backend.find(deployment.context.tag)
+        found = deployment.backend.find(deployment.anything)
         return {part.index for one in found for part in one.parts if part.kind == "replica"}
 
     scale(4)
@@ -187,14 +186,14 @@ def test_a_swarm_grows_and_shrinks(deploy: Callable[..., Deployment]) -> None:
     scale(1)
     until(lambda: ready_replicas(deployment) == 1)
     until(lambda: running() == {0})
-    view = read_view(deployment.paths)
+    view = deployment.backend.view(deployment.anything)
     assert view is not None
     assert [report.replica for report in view.replicas] == [0]
 
 
 def test_what_was_never_launched_is_stopped(deploy: Callable[..., Deployment]) -> None:
     deployment = deploy()
-    assert deployment.backend.find(deployment.context.tag) == []
+    assert deployment.backend.find(deployment.anything) == []
     assert deployment.backend.probe(deployment.anything).phase is Phase.STOPPED
     deployment.backend.delete(deployment.anything)
 
@@ -203,11 +202,11 @@ def test_everything_is_found_by_the_tag_alone(deploy: Callable[..., Deployment])
     deployment, other = deploy("one", replicas=2), deploy("two")
     handle = deployment.up()
     other_handle = other.up()
-    [found] = deployment.backend.find(deployment.context.tag)
+    [found] = deployment.backend.find(deployment.anything)
     assert found.parts == handle.parts
     deployment.backend.delete(deployment.anything)
     assert deployment.backend.probe(handle).phase is Phase.STOPPED
-    assert other.backend.find(other.context.tag)[0].parts == other_handle.parts
+    assert other.backend.find(other.anything)[0].parts == other_handle.parts
 
 
 def test_a_launch_that_breaks_off_leaves_nothing_unrecorded(
@@ -222,7 +221,7 @@ def test_a_launch_that_breaks_off_leaves_nothing_unrecorded(
 
     with pytest.raises(PlatformError, match="broken off"):
         deployment.backend.launch(deployment.plan, deployment.context, record)
-    [found] = deployment.backend.find(deployment.context.tag)
+    [found] = deployment.backend.find(deployment.anything)
     assert [part for part in found.parts if part in deployment.recorded] == deployment.recorded
     assert {submission(part) for part in found.parts} == {
         submission(part) for part in deployment.recorded
@@ -250,7 +249,17 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_signatures_are_the_protocols(under_test: BackendUnderTest) -> None:
-    for name in ("launch", "probe", "probe_parts", "expiries", "find", "delete"):
+    for name in (
+        "launch",
+        "probe",
+        "probe_parts",
+        "expiries",
+        "address",
+        "view",
+        "fetch_logs",
+        "find",
+        "delete",
+    ):
         theirs = inspect.signature(getattr(ServingBackend, name)).parameters
         ours = inspect.signature(getattr(type(under_test.make()), name)).parameters
         assert [(p.name, p.kind, p.default) for p in ours.values()] == [

@@ -83,7 +83,7 @@ def test_who_starts_a_swarm_from_within_a_job_does_not_mark_it_as_the_job(
     process = start(tmp_path, SLEEPS, env)
     until(lambda: processes.carrying(processes.TAG, tag))
     assert processes.carrying(processes.JOB, "outer-job") == {}
-    [found] = LocalServing().find(tag)
+    [found] = LocalServing().find(ServingHandle(platform="local", tag=tag, swarm_dir=""))
     assert [part.process for part in found.parts] == [process]
 
 
@@ -109,9 +109,10 @@ def test_what_lost_its_leader_is_found_and_ended(tmp_path: Path, tag: str) -> No
     os.kill(leader.pid, signal.SIGKILL)
     until(lambda: not processes.alive(leader))
     backend = LocalServing()
-    assert [found.parts for found in backend.find(tag)] == [()]
-    backend.delete(ServingHandle(platform="local", tag=tag, swarm_dir=str(tmp_path)))
-    assert backend.find(tag) == []
+    handle = ServingHandle(platform="local", tag=tag, swarm_dir=str(tmp_path))
+    assert [found.parts for found in backend.find(handle)] == [()]
+    backend.delete(handle)
+    assert backend.find(handle) == []
 
 
 def test_each_replica_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
+from domyn_swarm.swarm.factory import rehydrate
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.readiness import is_stale
 from domyn_swarm.swarm.reconcile import reconcile
@@ -33,6 +34,7 @@ UP = """
 import sys
 sys.path.insert(0, {tests!r})
 from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.factory import rehydrate
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from local_swarms import config
 SwarmLifecycle(SwarmStore.open()).up(config(**{keys!r}))
@@ -92,7 +94,7 @@ def test_up_killed_at_a_moment_leaves_nothing_unrecorded(
     if found is None:
         assert moment == "folder"  # killed before the record: then before any side effect
         return
-    running = [part for one in LocalServing().find(found.tag) for part in one.parts]
+    running = [part for one in LocalServing().find(rehydrate(found).handle) for part in one.parts]
     listed = SwarmService().list()
     assert [one.name for one in listed] == (["demo"] if running else [])
     after = record()

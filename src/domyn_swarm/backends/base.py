@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field
 
 from domyn_swarm.backends.checks import Check
+from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress
 from domyn_swarm.errors import StateError
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, Record
 from domyn_swarm.paths import JobPaths
@@ -53,6 +54,8 @@ class PartRecorder(Protocol):
 
 class ServingBackend(Protocol):
     """An endpoint with replicas behind it."""
+
+    supervised: bool  # an endpoint program of ours looks after the swarm, and can end it
 
     def launch(
         self, plan: DeploymentPlan, ctx: DeploymentContext, record: PartRecorder
@@ -111,8 +114,27 @@ class ServingBackend(Protocol):
             PlatformError: it cannot be asked.
         """
 
-    def find(self, tag: str) -> list[ServingHandle]:
-        """What carries this swarm's tag on the platform, recorded or not."""
+    def address(self, handle: ServingHandle) -> EndpointAddress | None:
+        """Where the endpoint listens now; None: nowhere yet, or not any more.
+
+        What it returns also lies in `serving/endpoint.json`, for programs that cannot ask.
+        """
+
+    def view(self, handle: ServingHandle) -> CollectorView | None:
+        """The replicas as whoever watches them reports them; None: nothing is known yet."""
+
+    def fetch_logs(
+        self, handle: ServingHandle, replicas: Sequence[int], *, follow: bool = False
+    ) -> None:
+        """See that the engine logs of these replicas are files of the swarm's folder; what there
+        is none of is left out. With `follow` they go on growing as long as this process lives.
+
+        Raises:
+            PlatformError: the platform has them and does not give them.
+        """
+
+    def find(self, handle: ServingHandle) -> list[ServingHandle]:
+        """What carries the handle's tag on the platform, recorded or not."""
 
     def delete(self, handle: ServingHandle) -> None:
         """Stop everything of the handle and everything with its tag; verify. Idempotent.
@@ -133,6 +155,7 @@ class ComputeSpec(Record):
     env: dict[str, str] = Field(default_factory=dict)  # no secrets: paths of key files only
     cwd: str
     job_dir: str
+    files: tuple[str, ...] = ()  # that it reads and writes, beside its own folder: paths or URLs
     resources: JobResources = JobResources()
     platform_options: dict[str, Any] = Field(default_factory=dict)  # the validated backend section
 
@@ -161,6 +184,13 @@ class ComputeBackend(Protocol):
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
         """Block until the job has ended, or until the timeout; return its status then."""
+
+    def fetch_log(self, handle: JobHandle, *, follow: bool = False) -> None:
+        """See that what the job printed is in its log file; see `ServingBackend.fetch_logs`.
+
+        Raises:
+            PlatformError: the platform has it and does not give it.
+        """
 
     def cancel(self, handle: JobHandle, *, grace_s: float = 30.0) -> None:
         """End this job and no other: SIGTERM first, so that it flushes. Idempotent.

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.errors import StateError, SwarmError, SwarmNotFound
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -86,7 +85,7 @@ class SwarmService:
             timeout_s=request.timeout_s,
             on_change=on_change,
         )
-        address = read_address(swarm.paths)
+        address = swarm.backend.address(swarm.handle)
         return UpResult(
             name=swarm.record.name,
             endpoint=None if address is None else address.url,
@@ -173,7 +172,7 @@ class SwarmService:
         """
         record = self._now(self._store.swarm(name or self.only_live()))
         swarm = rehydrate(record)
-        address = read_address(swarm.paths) if record.phase.live else None
+        address = swarm.backend.address(swarm.handle) if record.phase.live else None
         if address is None:
             raise StateError(
                 f"The swarm {record.name} is {record.phase.value} and has no endpoint.",
@@ -192,8 +191,14 @@ class SwarmService:
         Raises:
             StateError: there is no such log.
         """
-        record = self._store.swarm(request.name)
-        files = _log_files(SwarmPaths(Path(record.swarm_dir)), request, rehydrate(record).plan)
+        swarm = rehydrate(self._store.swarm(request.name))
+        if request.source == "job":
+            JobSubmitter(self._store).fetch_log(request.job_id or "", follow=request.follow)
+        elif request.source == "replica" and swarm.record.phase.live:
+            whole = range(swarm.plan.layout.replicas)
+            wanted = whole if request.replica is None else [request.replica]
+            swarm.backend.fetch_logs(swarm.handle, wanted, follow=request.follow)
+        files = _log_files(swarm.paths, request, swarm.plan)
         return LogReader(files, request.last_lines).lines(follow=request.follow)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.config.environment import key_of_environment
 from domyn_swarm.errors import ConfigError, StateError
 from domyn_swarm.paths import JobPaths, write_private
@@ -16,7 +15,8 @@ def swarm_access(swarm: LiveSwarm) -> dict[str, str | None]:
     Raises:
         StateError: it has no endpoint now.
     """
-    if read_address(swarm.paths) is None:
+    address = swarm.backend.address(swarm.handle)
+    if address is None:
         raise StateError(
             f"The swarm {swarm.record.name} is {swarm.record.phase.value} and has no endpoint.",
             hint=f"See `domyn-swarm status {swarm.record.name}`.",
@@ -26,7 +26,7 @@ def swarm_access(swarm: LiveSwarm) -> dict[str, str | None]:
         "revision": swarm.plan.revision,
         "endpoint_file": str(swarm.paths.endpoint),
         "api_key_file": str(swarm.paths.api_key),
-        "collector_key_file": str(swarm.paths.collector_key),
+        "collector_key_file": str(swarm.paths.collector_key) if address.collector_url else None,
     }
 
 
@@ -50,5 +50,5 @@ def endpoint_access(request: JobRequest, paths: JobPaths) -> dict[str, str | Non
 
 def endpoint_url(swarm: LiveSwarm) -> str:
     """Where its endpoint listens now; nothing when it does not."""
-    address = read_address(swarm.paths)
+    address = swarm.backend.address(swarm.handle)
     return "" if address is None else address.url

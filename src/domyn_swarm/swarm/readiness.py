@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 
 from domyn_swarm import engines
 from domyn_swarm.backends.base import read_tail
-from domyn_swarm.backends.endpoint.view import CollectorView, read_address, read_view
+from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.engines import Diagnosis
-from domyn_swarm.errors import LaunchError, NotReady, ReplicaFailed
+from domyn_swarm.errors import LaunchError, NotReady, PlatformError, ReplicaFailed
 from domyn_swarm.model import FINAL_REPLICA_STATES, ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
 from domyn_swarm.swarm.factory import LiveSwarm
@@ -33,7 +34,7 @@ def readiness(swarm: LiveSwarm) -> Probe:
 
 
 def _replicas(swarm: LiveSwarm) -> Observation:
-    view = read_view(swarm.paths)
+    view = swarm.backend.view(swarm.handle)
     ended = ended_replicas(swarm)
     probes: list[Probe] = [
         partial(_replica, view, replica, replica in ended)
@@ -88,7 +89,7 @@ def is_stale(view: CollectorView, report: ReplicaReport) -> bool:
 
 
 def _endpoint(swarm: LiveSwarm) -> Observation:
-    address = read_address(swarm.paths)
+    address = swarm.backend.address(swarm.handle)
     if address is None:
         return Observation(Phase.STARTING, "the endpoint has not said where it listens yet")
     try:
@@ -103,7 +104,9 @@ def _endpoint(swarm: LiveSwarm) -> Observation:
 
 def launch_error(swarm: LiveSwarm, seen: Observation) -> LaunchError:
     """Why the swarm did not come up, from reports and logs."""
-    view = read_view(swarm.paths)
+    with contextlib.suppress(PlatformError):
+        swarm.backend.fetch_logs(swarm.handle, range(swarm.plan.layout.replicas))
+    view = swarm.backend.view(swarm.handle)
     failed = [
         report for report in (view.replicas if view else ()) if report.state in FINAL_REPLICA_STATES
     ]

@@ -48,7 +48,7 @@ def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
         record = store.swarm(record.name)
         swarm = rehydrate(record)
     seen = swarm.backend.probe(swarm.handle)
-    if seen.phase is not Phase.STOPPED or being_launched(swarm) or swarm.backend.find(record.tag):
+    if seen.phase is not Phase.STOPPED or being_launched(swarm) or swarm.backend.find(swarm.handle):
         return record
     ended = read_ended(swarm.paths, record.tag)
     why = f"{record.phase.value}, then ended: {seen.detail}"
@@ -63,7 +63,7 @@ def _all_recorded(swarm: LiveSwarm) -> bool:
 
 
 def _found(swarm: LiveSwarm) -> list[Part]:
-    return [part for handle in swarm.backend.find(swarm.record.tag) for part in handle.parts]
+    return [part for handle in swarm.backend.find(swarm.handle) for part in handle.parts]
 
 
 # -- who is bringing it up ---------------------------------------------------------------------

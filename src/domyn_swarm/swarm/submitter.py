@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
@@ -41,11 +42,9 @@ class JobSubmitter:
             StateError: the swarm has no endpoint.
             PlatformError: the worker could not be started; the job is recorded as failed.
         """
+        if request.down_after:
+            _check_down_after(swarm)
         spec, paths = self._spec(request, swarm)
-        if request.down_after and swarm is None:
-            raise ConfigError(
-                "There is no swarm to shut down after the job: take out --down-after."
-            )
         handle = self._start(spec, paths, swarm, request.external_id)
         if request.down_after and swarm is not None:
             _end_after(swarm, handle)
@@ -59,6 +58,8 @@ class JobSubmitter:
             StateError: the swarm has no endpoint.
             PlatformError: it could not be started; the job is recorded as failed.
         """
+        if request.down_after:
+            _check_down_after(swarm)
         where, job_id = swarm_access(swarm), _new_id()
         script = request.script.absolute()
         argv = [*_program(script), *request.args]
@@ -74,7 +75,7 @@ class JobSubmitter:
             output=None,
             submitted_at=utc_now(),
         )
-        compute = _compute_spec(record, request.resources, swarm).model_copy(
+        compute = _compute_spec(record, request.resources, swarm, (str(script),)).model_copy(
             update={
                 "argv": tuple(argv),
                 "env": {
@@ -139,7 +140,8 @@ class JobSubmitter:
 
         prepare(spec)
         record = _record(spec, paths, swarm, external_id)
-        compute = _compute_spec(record, spec.resources, swarm)
+        files = (spec.input, spec.output, spec.checkpoint_root)
+        compute = _compute_spec(record, spec.resources, swarm, files)
         self._backend(record).check(compute)
         private_dir(paths.root)
         write_private(paths.spec, spec.model_dump_json(indent=2))
@@ -236,6 +238,17 @@ class JobSubmitter:
         status = self._backend(record).wait(record.handle, timeout_s=timeout_s)
         return self._settle(record, status)
 
+    def fetch_log(self, job_id: str, *, follow: bool = False) -> None:
+        """See that what a job printed is in its log file.
+
+        Raises:
+            JobNotFound: there is no such job.
+            PlatformError: the platform has it and does not give it.
+        """
+        record = self._store.job(job_id)
+        if record.handle is not None and not record.status.final:
+            self._backend(record).fetch_log(record.handle, follow=follow)
+
     def cancel(self, record: JobRecord) -> JobRecord:
         """End this job alone; what it finished is kept.
 
@@ -255,6 +268,9 @@ class JobSubmitter:
         if status is record.status:
             return record
         ended = _exit_record(record)
+        if status.final and record.handle is not None:
+            with contextlib.suppress(PlatformError):  # the last moment that it surely has the log
+                self._backend(record).fetch_log(record.handle)
         self._store.set_job_status(
             record.job_id,
             status,
@@ -341,6 +357,21 @@ def _program(script: Path) -> list[str]:
     return [str(script)]
 
 
+def _check_down_after(swarm: LiveSwarm | None) -> None:
+    """Refuse to promise an end that nobody would bring about.
+
+    Raises:
+        ConfigError: there is no swarm, or nothing of ours runs beside it that could end it.
+    """
+    if swarm is None:
+        raise ConfigError("There is no swarm to shut down after the job: take out --down-after.")
+    if not swarm.backend.supervised:
+        raise ConfigError(
+            f"On {swarm.record.backend} no program of ours can shut the swarm down after the job.",
+            hint="Take out --down-after and run `domyn-swarm down`, or set idle_timeout_s.",
+        )
+
+
 def _end_after(swarm: LiveSwarm, handle: JobHandle) -> None:
     """Have the endpoint program end the swarm once the job has ended."""
     file = swarm.paths.down_after / f"{handle.job_id}.json"
@@ -348,7 +379,7 @@ def _end_after(swarm: LiveSwarm, handle: JobHandle) -> None:
 
 
 def _compute_spec(
-    record: JobRecord, resources: JobResources, swarm: LiveSwarm | None
+    record: JobRecord, resources: JobResources, swarm: LiveSwarm | None, files: tuple[str, ...]
 ) -> ComputeSpec:
     return ComputeSpec(
         job_id=record.job_id,
@@ -358,6 +389,7 @@ def _compute_spec(
         argv=(sys.executable, "-m", "domyn_swarm.jobs.worker", record.job_dir),
         cwd=str(Path.cwd()),
         job_dir=record.job_dir,
+        files=files,
         resources=resources,
         platform_options={} if swarm is None else swarm.plan.backend_options,
     )

@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from domyn_swarm.backends.base import read_tail
-from domyn_swarm.backends.endpoint.view import CollectorView, read_address, read_view
+from domyn_swarm.backends.endpoint.view import CollectorView, read_address
 from domyn_swarm.errors import PlatformError, SwarmError
 from domyn_swarm.jobs.spec import JobProgress, JobResult
 from domyn_swarm.model import JobStatus, ReplicaReport, ReplicaState
@@ -41,12 +41,19 @@ def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSn
         seen = readiness(swarm)()
     except SwarmError as error:
         seen = Observation(Phase.UNKNOWN, error.message)
-    view, ends = read_view(swarm.paths), _expiries(swarm)
+    view, ends = _view(swarm), _expiries(swarm)
     replicas = tuple(
         _replica(view, index).model_copy(update={"expires_at": ends.get(index)})
         for index in range(swarm.plan.layout.replicas)
     )
     return _snapshot(swarm, seen, replicas, jobs)
+
+
+def _view(swarm: LiveSwarm) -> CollectorView | None:
+    try:
+        return swarm.backend.view(swarm.handle)
+    except PlatformError:
+        return None
 
 
 def _expiries(swarm: LiveSwarm) -> dict[int, datetime]:

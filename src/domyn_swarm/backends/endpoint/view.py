@@ -16,9 +16,9 @@ class EndpointAddress(Record):
     """Where a swarm's endpoint listens: `serving/endpoint.json`, rewritten whenever it moves."""
 
     url: str  # for clients, without /v1
-    collector_url: str
-    node: str
-    process: ProcessId
+    collector_url: str | None = None  # None: the platform reports on the replicas
+    node: str = ""
+    process: ProcessId | None = None  # None: no program of ours
 
 
 class CollectorView(Record):
@@ -67,7 +67,7 @@ def read_view(paths: SwarmPaths) -> CollectorView | None:
 
 def _asked(paths: SwarmPaths) -> CollectorView | None:
     address = read_address(paths)
-    if address is None:
+    if address is None or address.collector_url is None:
         return None
     try:
         key = paths.collector_key.read_text().strip()

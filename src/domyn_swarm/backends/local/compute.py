@@ -77,6 +77,9 @@ class LocalCompute:
         wait_until(probe, deadline=Deadline(limit_s), every_s=0.1)
         return seen[-1]
 
+    def fetch_log(self, handle: JobHandle, *, follow: bool = False) -> None:
+        """See `ComputeBackend.fetch_log`: the job writes it there itself."""
+
     def cancel(self, handle: JobHandle, *, grace_s: float = 30.0) -> None:
         """See `ComputeBackend.cancel`. The wrapper is told, and tells the program."""
         if self.probe(handle).final and not self._left(handle.job_id):

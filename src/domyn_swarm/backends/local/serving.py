@@ -11,6 +11,7 @@ from pathlib import Path
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
 from domyn_swarm.backends.checks import Check
+from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec, build_endpoint_spec
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.local import processes
@@ -28,7 +29,7 @@ _REPLICA_MARGIN_S = 10.0
 _ENDPOINT_GRACE_S = 10.0
 
 
-class LocalServing:
+class LocalServing(OwnEndpoint):
     """See `ServingBackend`."""
 
     def launch(
@@ -76,7 +77,7 @@ class LocalServing:
         wanted = plan.layout.replicas
         running = {
             part.index: part
-            for found in self.find(handle.tag)
+            for found in self.find(handle)
             for part in found.parts
             if part.kind == "replica"
         }
@@ -134,9 +135,9 @@ class LocalServing:
         """See `ServingBackend.expiries`."""
         return {}
 
-    def find(self, tag: str) -> list[ServingHandle]:
+    def find(self, handle: ServingHandle) -> list[ServingHandle]:
         """See `ServingBackend.find`. Parts are what was launched, not what they started."""
-        found = processes.carrying(processes.TAG, tag)
+        found = processes.carrying(processes.TAG, handle.tag)
         serving = {process: env for process, env in found.items() if _kind(env) != "job"}
         if not serving:
             return []
@@ -146,7 +147,7 @@ class LocalServing:
             if kind in ("endpoint", "replica") and processes.leads_a_session(process):
                 parts.append(_part(kind, int(index), process))
         parts.sort(key=lambda part: (part.kind, part.index))
-        return [ServingHandle(platform="local", tag=tag, swarm_dir="", parts=tuple(parts))]
+        return [handle.model_copy(update={"parts": tuple(parts)})]
 
     def delete(self, handle: ServingHandle) -> None:
         """See `ServingBackend.delete`."""

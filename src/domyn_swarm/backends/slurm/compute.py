@@ -114,6 +114,9 @@ class SlurmCompute:
         wait_until(probe, deadline=Deadline(limit_s), every_s=1.0)
         return seen[-1]
 
+    def fetch_log(self, handle: JobHandle, *, follow: bool = False) -> None:
+        """See `ComputeBackend.fetch_log`: the job writes it there itself."""
+
     def cancel(self, handle: JobHandle, *, grace_s: float = 30.0) -> None:
         """See `ComputeBackend.cancel`. The wrapper is told, and tells the program; told a second
         time it kills the program and writes that down.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
 from domyn_swarm.backends.checks import Check
+from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Ending
@@ -31,7 +32,7 @@ from domyn_swarm.probing import Observation, Phase
 _FRESH_S = 1.0
 
 
-class SlurmServing:
+class SlurmServing(OwnEndpoint):
     """See `ServingBackend`."""
 
     def __init__(self, slurm: Slurm | None = None) -> None:
@@ -148,16 +149,16 @@ class SlurmServing:
             if job is not None and job.going and job.limit is not None
         }
 
-    def find(self, tag: str) -> list[ServingHandle]:
+    def find(self, handle: ServingHandle) -> list[ServingHandle]:
         """See `ServingBackend.find`. Jobs that are over are not told of."""
-        jobs = self._live(tag, at_most_s=_FRESH_S)
+        jobs = self._live(handle.tag, at_most_s=_FRESH_S)
         if not jobs:  # the swarm may be written off: what began a moment ago must be seen
-            jobs = self._live(tag, at_most_s=0.0)
+            jobs = self._live(handle.tag, at_most_s=0.0)
         parts = [part for one in jobs for part in _parts_of(one)]
         if not parts:
             return []
         parts.sort(key=lambda part: (part.kind, part.index))
-        return [ServingHandle(platform="slurm", tag=tag, swarm_dir="", parts=tuple(parts))]
+        return [handle.model_copy(update={"parts": tuple(parts)})]
 
     def _seen(self, handle: ServingHandle) -> dict[Part, SlurmJob | None]:
         """The job in each part's place: the one that is not over, whatever its id; else its own."""
