@@ -116,7 +116,8 @@ class ModelServer:
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(text)}
         self.answered[prompt] += 1
         document = {"choices": [choice], "usage": usage} if answer.body is None else answer.body
-        return web.Response(body=json.dumps(document).encode(), content_type="application/json")
+        body = json.dumps(document).encode()
+        return web.Response(body=body, content_type="application/json", headers=answer.headers)
 
 
 def prompt_of(body: dict[str, Any]) -> str:

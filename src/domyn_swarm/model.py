@@ -194,6 +194,44 @@ class JobAccount(Record):
     latency_p99_s: float | None
 
 
+class Histogram(Record):
+    """Observations by upper bounds, each included; those above the last one are counted last."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]  # one more than there are bounds
+    total: float  # of all observations
+
+
+class JobProgress(Record):
+    """How far a job is; `progress.json`, rewritten by its worker about once a second."""
+
+    schema_version: Literal[1] = 1
+    state: Literal["starting", "running", "paused", "publishing", "ended"]
+    message: str | None = None
+    name: str = ""
+    model: str = ""
+    checkpoint: str | None = None  # its folder; None: it keeps none
+    rows_total: int | None = None
+    rows_done: int = 0  # settled, those of earlier runs and failed ones included
+    rows_failed: int = 0
+    rows_per_s: float | None = None
+    eta_s: float | None = None
+    in_flight: int = 0
+    limit: int | None = None  # of requests in flight
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    # From here on, of this run alone.
+    run_answered: int = 0
+    run_failed: int = 0
+    requests: int = 0
+    retries: int = 0
+    turned_away: int = 0
+    latency_s: Histogram | None = None  # of requests
+    prompt_sizes: Histogram | None = None  # tokens
+    completion_sizes: Histogram | None = None
+    updated_at: datetime
+
+
 class FailureGroup(Record):
     """Failed rows whose errors differ in numbers only, with one of them as an example."""
 

@@ -12,7 +12,8 @@ import pytest
 
 from domyn_swarm.batch.accounting import read_accounts, sum_up
 from domyn_swarm.batch.failure_limit import FREE_RETRIES, FailureLimit
-from domyn_swarm.batch.tally import LatencyHistogram, Tally
+from domyn_swarm.batch.observations import LatencyHistogram
+from domyn_swarm.batch.tally import Tally
 from domyn_swarm.jobs.worker import main
 
 

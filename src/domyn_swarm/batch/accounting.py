@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
 
-from domyn_swarm.batch.tally import Counters, LatencyHistogram, Tally
-from domyn_swarm.model import JobAccount
+from domyn_swarm.batch.observations import LatencyHistogram
+from domyn_swarm.batch.tally import Counters, Tally
+from domyn_swarm.model import JobAccount, utc_now
 from domyn_swarm.paths import write_private
 
 _NAME = re.compile(r"^run-\d{6}\.json$")
@@ -28,14 +30,22 @@ class RunAccount(msgspec.Struct, frozen=True):
     wall_s: float  # since it began to work
     ended: bool
     override: dict[str, object] = {}  # parameters that this run changed (`job retry-failed`)
+    retry_failed: bool = False  # it asked again what earlier runs gave up
+    began_at: datetime | None = None
 
 
 def account_of(
-    tally: Tally, job_id: str, override: dict[str, object], *, ended: bool
+    tally: Tally,
+    job_id: str,
+    override: dict[str, object],
+    *,
+    ended: bool,
+    retry_failed: bool = False,
 ) -> RunAccount:
     """A run as it is now."""
     wall_s = round(time.monotonic() - tally.began, 3)
-    return RunAccount(job_id, tally.counters(), wall_s, ended, override)
+    began_at = utc_now() - timedelta(seconds=wall_s)
+    return RunAccount(job_id, tally.counters(), wall_s, ended, override, retry_failed, began_at)
 
 
 def write_account(folder: Path, generation: int, account: RunAccount) -> None:

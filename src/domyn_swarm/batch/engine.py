@@ -79,7 +79,13 @@ class BatchRun:
         if self._checkpoint is None:
             return None
         folder, generation = self._checkpoint.folder, self._checkpoint.generation
-        account = account_of(self._tally, job_id, dict(self._plan.override), ended=ended)
+        account = account_of(
+            self._tally,
+            job_id,
+            dict(self._plan.override),
+            ended=ended,
+            retry_failed=self._plan.retry_failed,
+        )
         try:
             write_account(folder, generation, account)
             return sum_up(read_accounts(folder)) if ended else None

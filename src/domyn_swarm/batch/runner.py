@@ -20,6 +20,7 @@ import msgspec
 
 from domyn_swarm.batch.failure_limit import DEFAULT_LIMIT, FailureLimit
 from domyn_swarm.batch.limiter import FIRST_LIMIT
+from domyn_swarm.batch.observations import SlowRow
 from domyn_swarm.batch.rows import Result, Row, RowError, RowTrace, RowValue, current_trace
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.logs import get_logger
@@ -253,6 +254,10 @@ class Runner:
             trace.completion_tokens,
             round(latency_s, 4),
         )
+        if latency_s > self._tally.slowest.floor_s:
+            tokens, failed = trace.completion_tokens, bool(error)
+            slow = SlowRow(kept.latency_s, row.ordinal, trace.attempts, tokens, failed)
+            self._tally.slowest.add(slow)
         self._settled.append(Result(row.ordinal, row.digest, kept))
         if len(self._settled) * _FLUSH_SHARE >= self.limit:
             self._flush()

@@ -192,7 +192,8 @@ class RequestSession:
             reply = await self._client.request("POST", self._gate.url + path, encoded, limit_s)
             if reply.status >= 300:
                 raise error_from_status(reply.status, reply.body, reply.retry_after_s)
-            self._account(reply.body, time.perf_counter() - began)
+            latency_s = time.perf_counter() - began
+            self._tally.count_reply(latency_s, *self._note(reply.body), reply.served_by)
             return reply.body
 
         return await self._with_retries(attempt)
@@ -229,6 +230,7 @@ class RequestSession:
 
     async def _events(self, path: str, encoded: bytes, limit_s: float) -> AsyncIterator[bytes]:
         pending, began = b"", time.perf_counter()
+        prompt = completion = 0
         url = self._gate.url + path
         async for chunk in self._client.stream(url, encoded, limit_s):
             if isinstance(chunk, HttpReply):
@@ -240,10 +242,12 @@ class RequestSession:
                 if not line.startswith(b"data:"):
                     continue
                 if payload == b"[DONE]":
-                    self._tally.latency.add(time.perf_counter() - began)
+                    latency_s = time.perf_counter() - began
+                    self._tally.count_reply(latency_s, prompt, completion, None)
                     return
                 if b'"usage"' in payload or b'"finish_reason"' in payload:
-                    self._note(payload)
+                    asked, told = self._note(payload)
+                    prompt, completion = prompt + asked, completion + told
                 yield payload
         raise ConnectionBroken("the stream broke off before its end")
 
@@ -277,12 +281,10 @@ class RequestSession:
                 self._tally.count_retry(type(error).__name__, str(error))
                 await asyncio.sleep(self._policy.backoff_s(failures))
 
-    def _account(self, body: bytes | memoryview, latency_s: float) -> None:
-        self._note(body)
-        self._tally.latency.add(latency_s)
-
-    def _note(self, body: bytes | memoryview) -> None:
-        """Count a reply's tokens; keep why it ended where that is asked for."""
+    def _note(self, body: bytes | memoryview) -> tuple[int, int]:
+        """A reply's tokens, prompt's and completion's; they go to the row's trace, and why the
+        reply ended where that is asked for.
+        """
         trace = current_trace.get()
         try:
             if trace is None or trace.finish_reasons is None:
@@ -294,13 +296,12 @@ class RequestSession:
         except msgspec.DecodeError as error:
             raise BadReply(f"the reply is not what the API promises: {error}") from error
         if usage is None:
-            return
+            return 0, 0
         prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
-        self._tally.prompt_tokens += prompt
-        self._tally.completion_tokens += completion
         if trace is not None:
             trace.prompt_tokens += prompt
             trace.completion_tokens += completion
+        return prompt, completion
 
 
 class _Patience:

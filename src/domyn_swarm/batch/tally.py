@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections import Counter
@@ -12,47 +11,18 @@ from typing import TypeVar
 
 import msgspec
 
+from domyn_swarm.batch.observations import (
+    LatencyHistogram,
+    ReplicaShare,
+    ReplicaShares,
+    SizeHistogram,
+    SlowestRows,
+    SlowRow,
+)
+
 _Key = TypeVar("_Key", int, str)
 _NUMBERS = re.compile(r"\d+")
 _SIGNATURES = 200  # different ones that are counted apart; the rest is "other"
-
-
-class LatencyHistogram:
-    """Quantiles in constant memory: buckets that grow by 5 %, from 0.1 ms up."""
-
-    _BASE_S = 1e-4
-    _LOG_STEP = math.log(1.05)
-
-    def __init__(self) -> None:
-        self._buckets: Counter[int] = Counter()
-        self._count = 0
-
-    def add(self, seconds: float) -> None:
-        """Count one request."""
-        bucket = int(math.log(max(seconds, self._BASE_S) / self._BASE_S) / self._LOG_STEP)
-        self._buckets[bucket] += 1
-        self._count += 1
-
-    @property
-    def counts(self) -> dict[int, int]:
-        """How many requests fell into each bucket."""
-        return dict(self._buckets)
-
-    def merge(self, counts: Mapping[int, int]) -> None:
-        """Count what another histogram counted; `counts` are its buckets."""
-        self._buckets.update(counts)
-        self._count += sum(counts.values())
-
-    def quantile(self, share: float) -> float | None:
-        """The latency (seconds, within 5 %) that `share` of the requests stayed below."""
-        if not self._count:
-            return None
-        left = share * self._count
-        for bucket in sorted(self._buckets):
-            left -= self._buckets[bucket]
-            if left <= 0:
-                break
-        return self._BASE_S * math.exp((bucket + 1) * self._LOG_STEP)
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -66,6 +36,11 @@ class Counters(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency: dict[int, int] = {}
+    latency_s: float = 0.0  # of all requests together
+    prompt_sizes: dict[int, int] = {}
+    completion_sizes: dict[int, int] = {}
+    replicas: dict[str, ReplicaShare] = {}
+    slowest: list[SlowRow] = []
     failures: dict[str, int] = {}
     repeated: dict[str, int] = {}
     in_flight: int = 0
@@ -80,6 +55,7 @@ _SUMS = (
     "turned_away",
     "prompt_tokens",
     "completion_tokens",
+    "latency_s",
     "in_flight",
 )
 
@@ -100,6 +76,11 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
+    latency_s: float = 0.0
+    prompt_sizes: SizeHistogram = field(default_factory=SizeHistogram)
+    completion_sizes: SizeHistogram = field(default_factory=SizeHistogram)
+    replicas: ReplicaShares = field(default_factory=ReplicaShares)
+    slowest: SlowestRows = field(default_factory=SlowestRows)
     failures: Counter[str] = field(default_factory=Counter)  # failed rows by signature
     repeated: Counter[str] = field(default_factory=Counter)  # retries by signature
     began: float = field(default_factory=time.monotonic)
@@ -108,6 +89,23 @@ class Tally:
     limit: int | None = None  # calls that may be in flight
     running: float | None = None  # at the whole endpoint, by its own gauges
     waiting: float | None = None
+
+    def count_reply(
+        self, latency_s: float, prompt_tokens: int, completion_tokens: int, replica: str | None
+    ) -> None:
+        """Count an answer; `replica` is who gave it, where that is known."""
+        self.latency.add(latency_s)
+        self.latency_s += latency_s
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+        self.prompt_sizes.add(prompt_tokens)
+        self.completion_sizes.add(completion_tokens)
+        if replica is not None:
+            share = self.replicas[replica]
+            share.answers += 1
+            share.prompt_tokens += prompt_tokens
+            share.completion_tokens += completion_tokens
+            share.latency_s += latency_s
 
     def count_failure(self, kind: str, message: str) -> None:
         """Count a failed row by its signature: the error without the numbers that differ."""
@@ -125,6 +123,10 @@ class Tally:
         return Counters(
             **sums,
             latency=self.latency.counts,
+            prompt_sizes=dict(self.prompt_sizes.counts),
+            completion_sizes=dict(self.completion_sizes.counts),
+            replicas=self.replicas.copied(),
+            slowest=self.slowest.rows,
             failures=dict(self.failures),
             repeated=dict(self.repeated),
             paused=self.paused,
@@ -135,6 +137,11 @@ class Tally:
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(now, name) - getattr(before, name))
         self.latency.merge(_grown(now.latency, before.latency))
+        self.prompt_sizes.merge(_grown(now.prompt_sizes, before.prompt_sizes))
+        self.completion_sizes.merge(_grown(now.completion_sizes, before.completion_sizes))
+        self.replicas.add(now.replicas, before.replicas)
+        if now.slowest != before.slowest:
+            self.slowest.merge(now.slowest)
         self.failures.update(_grown(now.failures, before.failures))
         self.repeated.update(_grown(now.repeated, before.repeated))
         if self.first_row_at is None and (now.in_flight or now.rows_answered or now.rows_failed):

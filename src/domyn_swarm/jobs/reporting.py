@@ -8,14 +8,18 @@ import time
 from pathlib import Path
 
 from domyn_swarm.batch.tally import Tally
-from domyn_swarm.jobs.spec import JobProgress, JobResult
+from domyn_swarm.jobs.spec import JobResult, JobSpec
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import JobAccount, utc_now
+from domyn_swarm.model import JobAccount, JobProgress, utc_now
 from domyn_swarm.paths import JobPaths, write_private
 
 _log = get_logger(__name__)
 
 _TRACE_LINES = 1000  # a second apart at first; a long run's lines are further apart
+# As OpenTelemetry's semantic conventions for generative AI advise for
+# gen_ai.client.operation.duration and gen_ai.client.token.usage
+_LATENCY_BOUNDS_S = tuple(0.01 * 2**power for power in range(14))
+_TOKEN_BOUNDS = tuple(4.0**power for power in range(14))
 
 
 class Reporter:
@@ -24,9 +28,14 @@ class Reporter:
     A full disk ends a run where results are written, not here.
     """
 
-    def __init__(self, paths: JobPaths, tally: Tally) -> None:
+    def __init__(
+        self, paths: JobPaths, tally: Tally, spec: JobSpec | None = None, kept: Path | None = None
+    ) -> None:
+        """`kept` is the checkpoint's folder, where there is one that stays."""
         self.state = "starting"
         self._paths = paths
+        self._spec = spec
+        self._kept = kept
         self._tally = tally
         self._traced_s = -1.0
 
@@ -38,6 +47,7 @@ class Reporter:
             {
                 "state": state,
                 "message": tally.paused,
+                **self._told(),
                 "rows_total": tally.rows_total,
                 "rows_done": tally.rows_done,
                 "rows_failed": tally.all_failed,
@@ -47,6 +57,16 @@ class Reporter:
                 "limit": tally.limit,
                 "prompt_tokens": tally.prompt_tokens,
                 "completion_tokens": tally.completion_tokens,
+                "run_answered": tally.rows_answered,
+                "run_failed": tally.rows_failed,
+                "requests": tally.requests,
+                "retries": tally.retries,
+                "turned_away": tally.turned_away,
+                "latency_s": tally.latency.within(_LATENCY_BOUNDS_S, tally.latency_s),
+                "prompt_sizes": tally.prompt_sizes.within(_TOKEN_BOUNDS, tally.prompt_tokens),
+                "completion_sizes": tally.completion_sizes.within(
+                    _TOKEN_BOUNDS, tally.completion_tokens
+                ),
                 "updated_at": utc_now(),
             }
         )
@@ -56,6 +76,12 @@ class Reporter:
         except OSError as error:
             _log.warning("cannot tell how far the job is: %s", error)
 
+    def _told(self) -> dict[str, str | None]:
+        if self._spec is None:
+            return {}
+        kept = None if self._kept is None else str(self._kept)
+        return {"name": self._spec.name, "model": self._spec.model, "checkpoint": kept}
+
     def _trace(self) -> None:
         tally = self._tally
         at_s = time.monotonic() - tally.began
@@ -63,7 +89,8 @@ class Reporter:
             return
         self._traced_s = at_s
         line = {
-            "at_s": round(at_s, 3),
+            "at": round(time.time(), 3),  # seconds since the epoch
+            "at_s": round(at_s, 3),  # since the run began
             "rows_done": tally.rows_done,
             "rows_failed": tally.all_failed,
             "in_flight": tally.in_flight,

@@ -1,8 +1,7 @@
-"""What a worker is told (`job.json`) and what it tells (`progress.json`, `result.json`)."""
+"""What a worker is told (`job.json`) and what it tells at the end (`result.json`)."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import Field
@@ -55,24 +54,6 @@ class JobSpec(Record):
     ray_address: str | None = None
     resources: JobResources = Field(default_factory=JobResources)
     min_version: str  # of domyn-swarm, that of the submitter; the worker checks
-
-
-class JobProgress(Record):
-    """How far a job is; `progress.json`, rewritten about once a second."""
-
-    schema_version: Literal[1] = 1
-    state: Literal["starting", "running", "paused", "publishing", "ended"]
-    message: str | None = None
-    rows_total: int | None = None
-    rows_done: int = 0  # settled, those of earlier runs and failed ones included
-    rows_failed: int = 0
-    rows_per_s: float | None = None
-    eta_s: float | None = None
-    in_flight: int = 0
-    limit: int | None = None  # of requests in flight
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    updated_at: datetime
 
 
 class JobResult(Record):

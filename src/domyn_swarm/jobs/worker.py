@@ -60,10 +60,11 @@ class _Worker:
         self._spec = spec
         self._paths = paths
         self._tally = Tally()
-        self._reporter = Reporter(paths, self._tally)
         self._signal: int | None = None
         self._account: JobAccount | None = None
         self._prepared = prepare(spec)
+        kept = self._prepared.plan.folder if spec.checkpointing else None
+        self._reporter = Reporter(paths, self._tally, spec, kept)
 
     async def run(self) -> int:
         """Run to the end, whatever it is; return the exit code."""

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from domyn_swarm.net.errors import CannotConnect, ConnectionBroken, RequestTimeout
 
 CONNECT_TIMEOUT_S = 10.0
+_SERVED_BY = "x-smg-routed-worker-id"  # the router's word for the replica that it chose
 
 
 class HttpReply(NamedTuple):
@@ -22,6 +23,7 @@ class HttpReply(NamedTuple):
     status: int
     body: bytes | memoryview
     retry_after_s: float | None
+    served_by: str | None = None  # the replica, where a router tells
 
 
 class HttpClient(Protocol):
@@ -109,7 +111,7 @@ class ReqwestClient:
             raise self._translate(error) from error
         status = reply.status
         header = reply.get_header("retry-after") if status >= 400 else None
-        return HttpReply(status, content, parse_retry_after(header))
+        return HttpReply(status, content, parse_retry_after(header), reply.get_header(_SERVED_BY))
 
     async def stream(
         self, url: str, body: bytes, timeout_s: float
@@ -173,8 +175,9 @@ class AiohttpClient:
                 method, url, data=body, timeout=timeout, allow_redirects=False
             ) as reply:
                 content = await reply.read()
-                header = reply.headers.get("retry-after")
-                return HttpReply(reply.status, content, parse_retry_after(header))
+                headers = reply.headers
+                after_s = parse_retry_after(headers.get("retry-after"))
+                return HttpReply(reply.status, content, after_s, headers.get(_SERVED_BY))
         except (self._aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._translate(error) from error
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from domyn_swarm.backends.base import read_tail
 from domyn_swarm.backends.endpoint.view import CollectorView, read_address
 from domyn_swarm.errors import PlatformError, SwarmError
-from domyn_swarm.jobs.spec import JobProgress, JobResult
-from domyn_swarm.model import JobStatus, ReplicaReport, ReplicaState
+from domyn_swarm.jobs.spec import JobResult
+from domyn_swarm.model import JobProgress, JobStatus, ReplicaReport, ReplicaState
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord

@@ -1,0 +1,170 @@
+"""What a run keeps of its requests beside sums: bounded, and cheap for each of them."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from domyn_swarm.model import Histogram
+
+_SLOWEST_KEPT = 20
+_REPLICAS_KEPT = 4096  # told apart, by their URLs; the rest is "other"
+
+
+class LatencyHistogram:
+    """Quantiles in constant memory: buckets that grow by 5 %, from 0.1 ms up."""
+
+    _BASE_S = 1e-4
+    _LOG_STEP = math.log(1.05)
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+        self._count = 0
+
+    def add(self, seconds: float) -> None:
+        """Count one request."""
+        bucket = int(math.log(max(seconds, self._BASE_S) / self._BASE_S) / self._LOG_STEP)
+        self._buckets[bucket] += 1
+        self._count += 1
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """How many requests fell into each bucket."""
+        return dict(self._buckets)
+
+    def merge(self, counts: Mapping[int, int]) -> None:
+        """Count what another histogram counted; `counts` are its buckets."""
+        self._buckets.update(counts)
+        self._count += sum(counts.values())
+
+    @classmethod
+    def upper_s(cls, bucket: int) -> float:
+        """The latency below which everything in a bucket is."""
+        return cls._BASE_S * math.exp((bucket + 1) * cls._LOG_STEP)
+
+    def quantile(self, share: float) -> float | None:
+        """The latency (seconds, within 5 %) that `share` of the requests stayed below."""
+        if not self._count:
+            return None
+        left = share * self._count
+        for bucket in sorted(self._buckets):
+            left -= self._buckets[bucket]
+            if left <= 0:
+                break
+        return self.upper_s(bucket)
+
+    def within(self, bounds: Sequence[float], total_s: float) -> Histogram:
+        """The same by other bounds (seconds), each off by 5 % at most."""
+        found = {self.upper_s(bucket): count for bucket, count in self._buckets.items()}
+        return _by_bounds(found, bounds, total_s)
+
+
+class SizeHistogram:
+    """Numbers of tokens by powers of two: bucket `n` holds what is at most 2 ** n."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+
+    def add(self, tokens: int) -> None:
+        """Count one reply."""
+        self.counts[(tokens - 1).bit_length() if tokens > 1 else 0] += 1
+
+    def merge(self, counts: Mapping[int, int]) -> None:
+        """Count what another one counted."""
+        self.counts.update(counts)
+
+    def within(self, bounds: Sequence[float], total: int) -> Histogram:
+        """The same by other bounds, exactly where those are powers of two."""
+        return _by_bounds({2.0**bucket: n for bucket, n in self.counts.items()}, bounds, total)
+
+
+def _by_bounds(found: Mapping[float, int], bounds: Sequence[float], total: float) -> Histogram:
+    counts = [0] * (len(bounds) + 1)
+    for upper, count in found.items():
+        at = next((at for at, bound in enumerate(bounds) if upper <= bound * 1.0001), len(bounds))
+        counts[at] += count
+    return Histogram(bounds=tuple(bounds), counts=tuple(counts), total=total)
+
+
+class ReplicaShare(msgspec.Struct):
+    """What one replica did of a run: replies, what they held, and how long they took together."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latency_s: float = 0.0
+
+    def add(self, now: ReplicaShare, before: ReplicaShare) -> None:
+        """Count what came between two of its states."""
+        self.answers += now.answers - before.answers
+        self.prompt_tokens += now.prompt_tokens - before.prompt_tokens
+        self.completion_tokens += now.completion_tokens - before.completion_tokens
+        self.latency_s += now.latency_s - before.latency_s
+
+
+_NOTHING = ReplicaShare()
+
+
+class ReplicaShares(dict[str, ReplicaShare]):
+    """By the replicas' URLs."""
+
+    def __missing__(self, url: str) -> ReplicaShare:
+        if len(self) >= _REPLICAS_KEPT and url != "other":
+            return self["other"]
+        share = self[url] = ReplicaShare()
+        return share
+
+    def copied(self) -> dict[str, ReplicaShare]:
+        """As it is now."""
+        return {url: msgspec.structs.replace(share) for url, share in self.items()}
+
+    def add(
+        self, now: Mapping[str, ReplicaShare], before: Mapping[str, ReplicaShare] | None = None
+    ) -> None:
+        """Count what a worker did between two of its reports."""
+        for url, share in now.items():
+            self[url].add(share, (before or {}).get(url, _NOTHING))
+
+
+class SlowRow(msgspec.Struct, frozen=True, order=True):
+    """A row that took long, retries and waiting included."""
+
+    latency_s: float
+    row: int  # its position in the input
+    attempts: int
+    completion_tokens: int
+    failed: bool
+
+
+class SlowestRows:
+    """The slowest rows of a run. `floor_s`: what is not slower is not among them."""
+
+    def __init__(self, rows: Iterable[SlowRow] = ()) -> None:
+        self.floor_s = 0.0
+        self._heap: list[SlowRow] = []
+        self.merge(rows)
+
+    def add(self, row: SlowRow) -> None:
+        """Take a row in if it is one of them."""
+        if len(self._heap) < _SLOWEST_KEPT:
+            heapq.heappush(self._heap, row)
+        else:
+            heapq.heappushpop(self._heap, row)
+        if len(self._heap) == _SLOWEST_KEPT:
+            self.floor_s = self._heap[0].latency_s
+
+    def merge(self, rows: Iterable[SlowRow]) -> None:
+        """Take in those of another; one that is known already counts once."""
+        known = set(self._heap)
+        for row in rows:
+            if row not in known and (row.latency_s > self.floor_s or not self.floor_s):
+                self.add(row)
+
+    @property
+    def rows(self) -> list[SlowRow]:
+        """The slowest first."""
+        return sorted(self._heap, reverse=True)
