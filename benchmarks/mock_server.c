@@ -129,6 +129,7 @@ static void answer(int fd, int64_t row) {
         (long long)row, (long long)row, padding);
     int whole = snprintf(reply, sizeof reply,
                          "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+                         "x-smg-routed-worker-id: http://127.0.0.1:8000\r\n"
                          "content-length: %d\r\n\r\n%s",
                          length, body);
     send_all(fd, reply, (size_t)whole);

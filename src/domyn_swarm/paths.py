@@ -1,11 +1,12 @@
 """Where everything lies. Properties only: nothing here creates, reads or writes a file.
 
-The exceptions are `private_dir` and `write_private`, the two ways to create what only its owner
-may read.
+The exceptions are `private_dir`, `write_private` and `write_private_once`, the ways to create what
+only its owner may read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -49,6 +50,21 @@ def write_private(path: Path, text: str) -> None:
         raise
 
 
+def write_private_once(path: Path, text: str) -> None:
+    """As `write_private`, unless the file is there already; of several writers one wins."""
+    if path.exists():
+        return
+    private_dir(path.parent)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(temporary)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class JobPaths:
     """One job's folder."""
@@ -84,6 +100,11 @@ class JobPaths:
     def trace(self) -> Path:
         """How the run went, a line about every second: `trace.jsonl`."""
         return self.root / "trace.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The job as a page for people: `report.html`."""
+        return self.root / "report.html"
 
     @property
     def result(self) -> Path:
@@ -130,6 +151,20 @@ class SwarmPaths:
     def collector_key(self) -> Path:
         """The watchdogs' key to the collector, 0600; never the clients'."""
         return self.root / "secrets" / "collector_key"
+
+    @property
+    def metrics_key(self) -> Path:
+        """The scrapers' key, 0600: one for all swarms of a home, since Prometheus has one for each
+        list of targets. It reads metrics and nothing else.
+        """
+        return self.root.parent.parent / "secrets" / "metrics_key"
+
+    @property
+    def scrape_targets(self) -> Path:
+        """A folder for all swarms of a home: where to scrape each, as Prometheus'
+        `file_sd_configs` want it; their patterns know one folder only.
+        """
+        return self.root.parent.parent / "prometheus"
 
     @property
     def ray_token(self) -> Path:

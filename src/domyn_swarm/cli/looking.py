@@ -70,6 +70,9 @@ def endpoint(
     show_key: Annotated[
         bool, typer.Option("--show-key", help="With --env: the key itself, not its file.")
     ] = False,
+    scrape: Annotated[
+        bool, typer.Option("--scrape", help="Print what Prometheus is to be told, as YAML.")
+    ] = False,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
@@ -80,11 +83,15 @@ def endpoint(
     """
     import shlex
 
+    from domyn_swarm.cli.rendering import print_document
     from domyn_swarm.cli.views import show_endpoint
     from domyn_swarm.services.swarms import SwarmService
 
     if show_key and not env:
         raise typer.BadParameter("--show-key goes with --env.")
+    if scrape:
+        print_document(SwarmService().scrape_config(name), Format.YAML)
+        return
     form = chosen_format(output, as_json, as_yaml)
     info = SwarmService().endpoint(name)
     if not env:

@@ -102,6 +102,15 @@ class NotifyConfig(Section):
     )
 
 
+class MetricsConfig(Section):
+    """Where Prometheus finds what the endpoint tells, beside scraping it. Folders of the node that
+    the endpoint runs on.
+    """
+
+    textfile_dir: AbsolutePath | None = None
+    discovery_dir: AbsolutePath | None = None
+
+
 class WatchdogRayConfig(Section):
     """Supervision of a replica's Ray cluster."""
 
@@ -206,6 +215,7 @@ class DomynLLMSwarmConfig(Section):
         description="of the engine `command` or `sim`: see docs/configuration.md",
     )
     router: RouterConfig = RouterConfig()
+    metrics: MetricsConfig = MetricsConfig()
     notify: NotifyConfig = NotifyConfig()
     backend: BackendConfig = Field(description="where it runs")
     watchdog: WatchdogConfig = WatchdogConfig()

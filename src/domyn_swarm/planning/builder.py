@@ -8,7 +8,14 @@ from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.config.models import default_gpus
 from domyn_swarm.planning.layout import lay_out
-from domyn_swarm.planning.plan import DeploymentPlan, Layout, Resources, RouterPlan, WatchdogPlan
+from domyn_swarm.planning.plan import (
+    DeploymentPlan,
+    Layout,
+    MetricsPlan,
+    Resources,
+    RouterPlan,
+    WatchdogPlan,
+)
 
 
 class PlanBuilder:
@@ -50,6 +57,7 @@ class PlanBuilder:
             idle_timeout_s=config.idle_timeout_s,
             router=RouterPlan.model_validate(config.router.model_dump()),
             watchdog=self._watchdog(layout),
+            metrics=MetricsPlan.model_validate(config.metrics.model_dump()),
             backend_options=backend,
         )
 

@@ -42,6 +42,13 @@ class RouterPlan(Record):
     tls_key: Path | None
 
 
+class MetricsPlan(Record):
+    """Where the endpoint program leaves files for Prometheus beside answering scrapes."""
+
+    textfile_dir: Path | None = None
+    discovery_dir: Path | None = None
+
+
 class RayPlan(Record):
     """How the Ray cluster of a replica on several nodes is watched; seconds throughout."""
 
@@ -90,4 +97,5 @@ class DeploymentPlan(Record):
     idle_timeout_s: float | None = None
     router: RouterPlan
     watchdog: WatchdogPlan
+    metrics: MetricsPlan = MetricsPlan()
     backend_options: dict[str, Any] = Field(default_factory=dict)  # the validated backend section

@@ -84,6 +84,8 @@ class EndpointInfo(Record):
     url: str  # without /v1
     model: str
     key_file: Path
+    metrics_url: str  # Prometheus text; asks for a key of its own
+    metrics_key_file: Path
 
 
 class JobFailures(Record):

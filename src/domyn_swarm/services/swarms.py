@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from domyn_swarm.errors import StateError, SwarmError, SwarmNotFound
 from domyn_swarm.paths import SwarmPaths
@@ -183,7 +183,23 @@ class SwarmService:
             url=address.url,
             model=swarm.plan.model,
             key_file=swarm.paths.api_key,
+            metrics_url=f"{address.collector_url}/metrics",
+            metrics_key_file=swarm.paths.metrics_key,
         )
+
+    def scrape_config(self, name: str | None) -> dict[str, Any]:
+        """What Prometheus is to be told (`prometheus.yml`), once for this swarm and all others of
+        its home: the files that are watched say where each is now.
+        """
+        swarm = rehydrate(self._store.swarm(name or self.only_live()))
+        folder = swarm.plan.metrics.discovery_dir or swarm.paths.scrape_targets
+        scraped = {
+            "job_name": "domyn-swarm",
+            "honor_labels": True,
+            "authorization": {"credentials_file": str(swarm.paths.metrics_key)},
+            "file_sd_configs": [{"files": [str(folder / "domyn-swarm-*.json")]}],
+        }
+        return {"scrape_configs": [scraped]}
 
     def logs(self, request: LogRequest) -> Iterator[str]:
         """The last lines of a swarm's logs; with `follow` new ones as they come, without end.

@@ -22,7 +22,7 @@ from domyn_swarm.errors import (
     SwarmNotFound,
 )
 from domyn_swarm.model import SwarmPhase, utc_now
-from domyn_swarm.paths import SwarmPaths, private_dir, write_private
+from domyn_swarm.paths import SwarmPaths, private_dir, write_private, write_private_once
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.layout import lay_out
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -121,6 +121,7 @@ class SwarmLifecycle:
         write_private(paths.plan, plan.model_dump_json(indent=2))
         write_private(paths.api_key, _chosen_key() or secrets.token_urlsafe(32))
         write_private(paths.collector_key, secrets.token_urlsafe(32))
+        write_private_once(paths.metrics_key, secrets.token_urlsafe(32))
         return rehydrate(record)
 
     def _make_room(self, name: str) -> None:

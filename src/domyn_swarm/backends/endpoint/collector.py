@@ -26,6 +26,7 @@ _log = get_logger(__name__)
 MAX_BODY_BYTES = 65_536
 _TICK_S = 1.0  # staleness is looked at so often
 _WRITE_VIEW_EVERY_S = 5.0  # and replicas.json refreshed so often when only times changed
+_METRICS, _METRICS_TYPE = "/metrics", "text/plain; version=0.0.4; charset=utf-8"
 _REPLY_WAIT_S = 2.0  # a report waits so long for the manifest to be written
 _AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
 _STATUS = {Verdict.UNKNOWN: 404, Verdict.SUPERSEDED: 409}
@@ -74,13 +75,21 @@ class Collector:
 
     # -- HTTP ---------------------------------------------------------------------------------
 
-    def app(self) -> web.Application:
-        """The routes; everything but `/health` asks for the collector's key."""
+    def app(self, metrics: Callable[[], Awaitable[bytes]] | None = None) -> web.Application:
+        """The routes. `/health` asks for no key, `/metrics` for that of the metrics, every other
+        one for the collector's.
+        """
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._keyed])
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/replicas", self._replicas)
         app.router.add_get("/v1/gauges", self._gauges_now)
         app.router.add_post("/v1/report", self._report)
+        if metrics is not None:
+
+            async def tell(_request: web.Request) -> web.Response:
+                return web.Response(body=await metrics(), headers={"Content-Type": _METRICS_TYPE})
+
+            app.router.add_get(_METRICS, tell)
         return app
 
     @web.middleware
@@ -88,13 +97,24 @@ class Collector:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        allowed = hmac.compare_digest(given, b"Bearer " + self._key)
+        scraped = request.path == _METRICS
+        key = self._metrics_key() if scraped else self._key
+        allowed = key and hmac.compare_digest(given, b"Bearer " + key)
         if not allowed and request.path != "/health":
-            reply: web.StreamResponse = _error(401, "the collector's key is missing or wrong")
+            whose = "metrics'" if scraped else "collector's"
+            reply: web.StreamResponse = _error(401, f"the {whose} key is missing or wrong")
         else:
             reply = await self._answer(request, handler)
         reply.force_close()
         return reply
+
+    def _metrics_key(self) -> bytes:
+        """Read each time, so that it can be changed; empty, nobody gets in."""
+        file = self._spec.metrics_key_file
+        try:
+            return b"" if file is None else file.read_text().strip().encode()
+        except OSError:
+            return b""
 
     async def _answer(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -165,6 +185,11 @@ class Collector:
     def resize(self, replicas: int) -> None:
         """So many replicas are wanted from now on."""
         self._table.resize(replicas)
+
+    @property
+    def replicas_wanted(self) -> int:
+        """How many there shall be."""
+        return self._table.wanted
 
     def all_serve(self) -> bool:
         """Whether every replica that is wanted takes requests."""

@@ -17,7 +17,8 @@ from aiohttp import web
 from domyn_swarm.backends.endpoint import connections, ports
 from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
-from domyn_swarm.backends.endpoint.router import Router, RouterSettings
+from domyn_swarm.backends.endpoint.router import Router, RouterFigures, RouterSettings
+from domyn_swarm.backends.endpoint.scraping import Discovery, SwarmMetrics
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.supervision import Platform, Supervision
 from domyn_swarm.backends.endpoint.view import EndpointAddress
@@ -104,13 +105,22 @@ class RouterProcess:
 
     async def activity(self) -> Activity | None:
         """What the router says of its use; None when it cannot be asked."""
+        text = await self._metrics()
+        return None if text is None else self._router.activity(text)
+
+    async def figures(self) -> RouterFigures | None:
+        """What it has counted; None when it cannot be asked."""
+        text = await self._metrics()
+        return None if text is None else await asyncio.to_thread(self._router.figures, text)
+
+    async def _metrics(self) -> str | None:
         url = f"http://127.0.0.1:{self._metrics_port}/metrics"
         try:
             async with (
                 aiohttp.ClientSession(timeout=_METRICS_TIMEOUT) as session,
                 session.get(url) as reply,
             ):
-                return self._router.activity(await reply.text())
+                return await reply.text()
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
 
@@ -144,20 +154,26 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     collector = Collector(spec, paths, router.manifest, router.settle_s)
-    runner = web.AppRunner(collector.app())
+    discovery = Discovery(paths, spec.discovery_dir)
+
+    def moved(port: int) -> None:
+        address = _address(spec, port, collector_port)
+        write_private(paths.endpoint, address.model_dump_json(indent=2))
+        discovery.announce(address.collector_url.partition("//")[2])
+
+    process = RouterProcess(router, spec, paths, moved)
+    metrics = SwarmMetrics(spec, paths, collector, process.figures)
+    runner = web.AppRunner(collector.app(metrics.text))
     await runner.setup()
     host = spec.host or "0.0.0.0"  # noqa: S104 - no address given: every interface
     server, collector_port = await connections.serve(runner, host)
-
-    def moved(port: int) -> None:
-        _write_address(paths, spec, port, collector_port)
-
-    process = RouterProcess(router, spec, paths, moved)
     tasks = [
         asyncio.create_task(process.run()),
         asyncio.create_task(collector.keep_files()),
         asyncio.create_task(collector.keep_checking()),
     ]
+    if spec.textfile_dir is not None:
+        tasks.append(asyncio.create_task(metrics.keep_textfile(spec.textfile_dir)))
     if platform is not None:
         supervision = Supervision(paths, platform, collector, process.activity)
         tasks.append(asyncio.create_task(supervision.run()))
@@ -166,6 +182,7 @@ async def serve(
     _log.info("stopping")
     tasks[0].cancel()
     paths.endpoint.unlink(missing_ok=True)  # nobody shall take another program for us
+    discovery.withdraw()
     await process.stop(at_work=collector.any_at_work())
     for task in tasks[1:]:
         task.cancel()
@@ -177,17 +194,16 @@ async def serve(
         ended.result()  # a bug ended it: say which
 
 
-def _write_address(paths: SwarmPaths, spec: EndpointSpec, port: int, collector_port: int) -> None:
+def _address(spec: EndpointSpec, port: int, collector_port: int) -> EndpointAddress:
     name = spec.host or os.environ.get(ADDRESS_VARIABLE) or socket.gethostname()
     scheme = "https" if spec.tls_cert else "http"
     started_at = psutil.Process().create_time()
-    address = EndpointAddress(
+    return EndpointAddress(
         url=f"{scheme}://{name}:{port}",
         collector_url=f"http://{name}:{collector_port}",
         node=socket.gethostname(),
         process=ProcessId(pid=os.getpid(), started_at=started_at),
     )
-    write_private(paths.endpoint, address.model_dump_json(indent=2))
 
 
 def main(paths: SwarmPaths, platform: Platform | None = None) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from domyn_swarm.backends.endpoint.activity import Activity
-from domyn_swarm.model import Record
+from domyn_swarm.model import Histogram, Record
 
 
 class RouterSettings(Record):
@@ -28,6 +28,15 @@ class RouterSettings(Record):
     shutdown_grace_s: int
 
 
+class RouterFigures(NamedTuple):
+    """What a router has counted since it started."""
+
+    given: Mapping[str, float]  # requests, by the URL of the replica that got them
+    in_flight: Mapping[str, float]  # of those, now
+    responses: Mapping[tuple[str, str], float]  # by path and status
+    durations: Mapping[tuple[str, str], Histogram]  # seconds, by operation and model
+
+
 class Router(Protocol):
     """A router program. It asks clients for the key and sends it on to the replicas.
 
@@ -45,3 +54,6 @@ class Router(Protocol):
 
     def activity(self, metrics: str) -> Activity:
         """What its metrics (Prometheus text) say of its use."""
+
+    def figures(self, metrics: str) -> RouterFigures:
+        """What else they say."""

@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from domyn_swarm.backends.endpoint.activity import Activity
-from domyn_swarm.backends.endpoint.router import RouterSettings
+from domyn_swarm.backends.endpoint.router import RouterFigures, RouterSettings
 
 _DAY_S = 86_400  # requests end by the clients' own time-outs, not by the router's
 _PR_SET_PDEATHSIG = 1
@@ -64,6 +64,12 @@ class SmgRouter:
             requests=sum(map(float, _POSTS.findall(metrics))),
             in_flight=sum(map(float, _ACTIVE.findall(metrics))),
         )
+
+    def figures(self, metrics: str) -> RouterFigures:
+        """See `Router.figures`."""
+        from domyn_swarm.backends.endpoint.smg_figures import read_figures
+
+        return read_figures(metrics)
 
 
 def router_arguments(settings: RouterSettings, api_key: str) -> dict[str, Any]:

@@ -35,6 +35,13 @@ class EndpointSpec(Record):
     tls_key: Path | None
     api_key_file: Path
     collector_key_file: Path
+    # From here on, of its metrics.
+    metrics_key_file: Path | None = None  # None: nobody may scrape them
+    textfile_dir: Path | None = None
+    discovery_dir: Path | None = None
+    model: str = ""
+    engine: str = ""
+    backend: str = ""
 
 
 def build_endpoint_spec(
@@ -55,5 +62,10 @@ def build_endpoint_spec(
         idle_timeout_s=plan.idle_timeout_s,
         api_key_file=paths.api_key,
         collector_key_file=paths.collector_key,
+        metrics_key_file=paths.metrics_key,
+        model=plan.model,
+        engine=plan.engine,
+        backend=plan.backend,
+        **plan.metrics.model_dump(),
         **plan.router.model_dump(),
     )
