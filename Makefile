@@ -21,7 +21,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-slow test-vllm check golden docs docs-serve bench clean slurm-packages slurm-up slurm-down
+.PHONY: help setup quickstart test test-slow test-vllm check golden docs docs-serve bench clean slurm-packages monitoring-packages slurm-up slurm-down
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -43,7 +43,7 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
 
-test: $(READY) slurm-packages
+test: $(READY) slurm-packages monitoring-packages
 	$(BIN)/pytest
 
 test-slow: $(READY) slurm-packages
@@ -68,6 +68,9 @@ SLURM_FOLDER ?= /tmp/domyn-swarm-slurm
 
 slurm-packages:
 	@sh tests/slurm/install.sh
+
+monitoring-packages:
+	@sh tests/monitoring/install.sh
 
 slurm-up: $(READY) slurm-packages
 	@cd tests && ../$(BIN)/python -m slurm.cluster up $(if $(NET),--net) $(SLURM_FOLDER)

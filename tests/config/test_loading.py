@@ -190,6 +190,8 @@ KEYS: dict[str, tuple[str, Any]] = {
     "wait_endpoint_s": ("60", 60.0),
     "env": ("{A: on, B: 1_000, C: 2024-01-01}", {"A": "on", "B": "1_000", "C": "2024-01-01"}),
     "home_directory": ("/x/y", Path("/x/y")),
+    "metrics.textfile_dir": ("/var/prom", Path("/var/prom")),
+    "metrics.discovery_dir": ("/srv/targets", Path("/srv/targets")),
     "engine_options": ("{a: 1, b: [true, 1.5]}", {"a": 1, "b": [True, 1.5]}),
     "router.policy": ("cache_aware", "cache_aware"),
     "router.max_concurrent": ("9", 9),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -108,12 +109,6 @@ def prometheus_config(cli: CommandLine, folder: Path) -> str:
     return yaml.safe_dump(config)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
     folder = tmp_path_factory.mktemp("monitored")
@@ -121,32 +116,39 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
     (folder / "textfile").mkdir()
     config = folder / "watched.yaml"
     config.write_text(CONFIG.format(textfile=folder / "textfile"))
-    cli.ok("up", "-c", config)
-    job = write_job(folder, "watched", 100_000)
-    handle = json.loads(
-        cli.ok(*job.submission("--name", "watched", "--max-concurrency", "12", "-d"))
-    )
-    (folder / "prometheus.yml").write_text(prometheus_config(cli, folder))
-    url = f"127.0.0.1:{free_port()}"
-    with (folder / "prometheus.log").open("wb") as log:
-        server = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={url}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
     try:
-        seen = Monitored(cli, f"http://{url}", folder / "textfile", handle)
-        wait_for(lambda: _up(seen), timeout_s=WITHIN_S)
-        yield seen
+        cli.ok("up", "-c", config)
+        job = write_job(folder, "watched", 100_000)
+        limits = ("--name", "watched", "--max-concurrency", "12")
+        handle = json.loads(cli.ok(*job.submission(*limits, "-d")))
+        (folder / "prometheus.yml").write_text(prometheus_config(cli, folder))
+        with prometheus(folder) as url:
+            seen = Monitored(cli, url, folder / "textfile", handle)
+            wait_for(lambda: _up(seen), timeout_s=WITHIN_S)
+            yield seen
+    finally:
+        cli.clean_up()
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path) -> Iterator[str]:
+    """The server, by the configuration in a folder; its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [
+        "prometheus",
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+    ]
+    with (folder / "prometheus.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield f"http://{address}"
     finally:
         server.terminate()
         server.wait(30)
-        cli.clean_up()
 
 
 def _up(seen: Monitored) -> bool:

@@ -44,7 +44,11 @@ class State(str):
 
 def print_record(record: Record, output: Format) -> None:
     """Print a record as JSON or YAML."""
-    data = plain(record)
+    print_document(plain(record), output)
+
+
+def print_document(data: dict[str, Any], output: Format) -> None:
+    """Print any other document so."""
     if output is Format.JSON:
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         return
