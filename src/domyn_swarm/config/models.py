@@ -107,8 +107,13 @@ class MetricsConfig(Section):
     the endpoint runs on.
     """
 
-    textfile_dir: AbsolutePath | None = None
-    discovery_dir: AbsolutePath | None = None
+    textfile_dir: AbsolutePath | None = Field(
+        None, description="where node_exporter's textfile collector looks; a file is kept there"
+    )
+    discovery_dir: AbsolutePath | None = Field(
+        None,
+        description="where Prometheus looks for targets (file_sd), instead of the home's own folder",
+    )
 
 
 class WatchdogRayConfig(Section):
