@@ -195,7 +195,7 @@ def test_logs_are_read_and_followed(
         file.flush()
         file.write("line\n")
     assert next(following) == "half a line"
-    with pytest.raises(StateError, match="no such log"):
+    with pytest.raises(StateError, match="no job"):
         list(service.logs(LogRequest(name="demo", source="job", job_id="nope")))
 
 
