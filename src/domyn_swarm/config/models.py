@@ -112,7 +112,7 @@ class MetricsConfig(Section):
     )
     discovery_dir: AbsolutePath | None = Field(
         None,
-        description="where Prometheus looks for targets (file_sd), instead of the home's own folder",
+        description="where Prometheus looks for targets (file_sd), not the home's own folder",
     )
 
 
