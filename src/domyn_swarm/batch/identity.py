@@ -58,13 +58,19 @@ def nearest(root: Path, identity: JobIdentity) -> tuple[str, list[str]] | None:
     """The existing checkpoint of the same job class that differs least, and how it differs."""
     candidates = []
     for path in sorted(root.glob(f"*/{_FILE}")):
-        try:
-            fields = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        if fields.get("job") == identity.fields.get("job"):
+        fields = read_fields(path.parent)
+        if fields is not None and fields.get("job") == identity.fields.get("job"):
             candidates.append((identity.differences(fields), path.parent.name))
     if not candidates:
         return None
     differences, name = min(candidates, key=lambda found: (len(found[0]), found[1]))
     return name, differences
+
+
+def read_fields(folder: Path) -> dict[str, Any] | None:
+    """What a checkpoint says it is; None when that cannot be read."""
+    try:
+        fields = json.loads((folder / _FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return fields if isinstance(fields, dict) else None

@@ -43,6 +43,11 @@ class Holder:
     released: bool
 
     @property
+    def surely_alive(self) -> bool:
+        """Whether it is on this machine and its process runs."""
+        return self.host == _host() and not self.surely_gone
+
+    @property
     def surely_gone(self) -> bool:
         """Whether it was on this machine and its process has ended."""
         if self.host != _host():
@@ -87,6 +92,21 @@ class Lease:
                 _write(self._folder, self.generation, self._counter, released=True)
             except OSError as error:
                 _log.warning("cannot release the lease in %s: %s", self._folder, error)
+
+    def abandon(self) -> None:
+        """Stop counting without letting anybody in: for a holder that removes the folder."""
+        self._ended.set()
+        self._thread.join()
+
+
+def holder_of(folder: Path) -> Holder | None:
+    """Who holds a checkpoint; None when nobody does, as far as can be seen at once.
+
+    Of a holder on another machine only time would tell (see `acquire`).
+    """
+    generation = _highest(folder)
+    found = _read(folder, generation) if generation else None
+    return None if found is None or found.released or found.surely_gone else found
 
 
 def acquire(folder: Path, *, silent_s: float = SILENT_S) -> Lease:

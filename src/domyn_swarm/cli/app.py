@@ -40,6 +40,11 @@ COMMANDS = (
     Entry("init", f"{_CLI}.setting_up:init_app", "Files to begin with."),
     Entry("config", f"{_CLI}.setting_up:config_app", "What a configuration file may hold."),
     Entry(
+        "checkpoints",
+        f"{_CLI}.checkpoints:checkpoints_app",
+        "What jobs have left to go on with.",
+    ),
+    Entry(
         "plan",
         f"{_CLI}.planning:plan",
         "Show what `up` would do: layout, GPUs, GPU-hours, the engine's command, every script.",

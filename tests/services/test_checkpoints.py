@@ -1,0 +1,214 @@
+"""Checkpoints in a home: what is told of them, and what may be removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import PROGRAM, CommandLine, wait_for, worker_of
+from domyn_swarm.errors import StateError
+from domyn_swarm.model import JobStatus
+from domyn_swarm.paths import checkpoints_dir
+from domyn_swarm.services.checkpoints import (
+    CheckpointQuery,
+    list_checkpoints,
+    remove_checkpoints,
+)
+from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.requests import JobRequest
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> JobService:
+    monkeypatch.setenv("DOMYN_SWARM_API_TOKEN", "the-key")
+    return JobService()
+
+
+@pytest.fixture
+def cli(swarm_home: Path) -> CommandLine:
+    return CommandLine(swarm_home)
+
+
+def request(bench: Any, **changes: Any) -> JobRequest:
+    fields = {
+        "endpoint": bench.server.url,
+        "model": "m",
+        "input": str(bench.folder / "in.parquet"),
+        "output": str(bench.folder / "out.parquet"),
+        "input_columns": ("prompt",),
+        "output_columns": ("answer",),
+        "retries": 0,
+    }
+    return JobRequest.model_validate({**fields, **changes})
+
+
+def test_they_are_told_of_and_removed_by_identity_job_or_age(
+    service: JobService, bench: Any, answer: Any, cli: CommandLine
+) -> None:
+    bench.write(30)
+    bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p7" else 200)
+    first = service.submit(request(bench, name="first", external_id="mine"))
+    assert service.wait(first).status is JobStatus.PARTIAL
+    other = {"output": str(bench.folder / "other.parquet"), "checkpoint_tag": "other", "limit": 5}
+    second = service.submit(request(bench, name="second", **other))
+    service.wait(second)
+    again = service.retry_failed(first)
+    service.wait(again)
+
+    listed = cli.json("checkpoints", "list")
+    assert listed["schema_version"] == 1
+    assert listed["root"] == str(checkpoints_dir())
+    assert listed["bytes"] == sum(one["bytes"] for one in listed["checkpoints"]) > 0
+    by_name = {one["job_name"]: one for one in listed["checkpoints"]}
+    assert by_name["first"]["job_ids"] == [first.job_id, again.job_id]
+    assert (by_name["first"]["rows_done"], by_name["first"]["rows_failed"]) == (30, 1)
+    assert (by_name["second"]["rows_done"], by_name["second"]["tag"]) == (5, "other")
+    assert by_name["first"]["output"] == str(bench.folder / "out.parquet")
+    assert {one["lease"] for one in listed["checkpoints"]} == {"free"}
+    one, two = (by_name[name]["identity"] for name in ("first", "second"))
+    for ref in (one, one[:8], first.job_id, again.job_id, "mine"):
+        found = list_checkpoints(CheckpointQuery(refs=(ref,))).checkpoints
+        assert [each.identity for each in found] == [one], ref
+    table = cli.ok("checkpoints", "list")
+    assert one in table
+    assert "30, 1 failed" in table
+
+    month = time.time() - 40 * 86400
+    for path in (checkpoints_dir() / two).iterdir():
+        os.utime(path, (month, month))
+    os.utime(checkpoints_dir() / two, (month, month))
+    assert list_checkpoints(CheckpointQuery(refs=(one,), older_than_days=30)).checkpoints == ()
+    removed = cli.json("checkpoints", "rm", "--older-than", 30, "-y")
+    assert [each["identity"] for each in removed["checkpoints"]] == [two]
+    assert removed["bytes_freed"] == by_name["second"]["bytes"]
+    assert [path.name for path in checkpoints_dir().iterdir()] == [one]
+
+    assert cli.ok("checkpoints", "rm", "mine", "-y") == f"{one} removed\n"
+    assert list(checkpoints_dir().iterdir()) == []
+    bench.server.asked.clear()
+    service.wait(service.submit(request(bench)))
+    assert sum(bench.server.asked.values()) == 30
+
+
+def test_one_that_is_held_stays_and_the_job_ends_well(
+    service: JobService, bench: Any, answer: Any, cli: CommandLine
+) -> None:
+    bench.write(200)
+    bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.2)
+    handle = service.submit(request(bench, max_concurrency=4))
+    wait_for(lambda: sum(bench.server.answered.values()) > 10)
+    (held,) = cli.json("checkpoints", "list")["checkpoints"]
+    assert held["lease"] == "held"
+    assert held["holder"].startswith("process ")
+    refused = cli("checkpoints", "rm", handle.job_id, "-y", "--json")
+    assert refused.returncode == 3
+    (kept,) = json.loads(refused.stdout)["checkpoints"]
+    assert not kept["removed"]
+    assert "is being run by process" in refused.stderr
+    bench.server.behave = lambda _prompt, _nth: answer()
+    assert service.wait(handle).status is JobStatus.SUCCEEDED
+    assert set(bench.server.asked.values()) == {1}
+
+
+def test_that_of_a_killed_job_is_free_and_what_a_killed_removal_left_goes_too(
+    service: JobService, bench: Any, answer: Any, cli: CommandLine
+) -> None:
+    bench.write(200)
+    bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.2)
+    handle = service.submit(request(bench, max_concurrency=4))
+    wait_for(lambda: sum(bench.server.answered.values()) > 10)
+    worker_of({"job_dir": handle.job_dir}).kill()
+    assert service.wait(handle).status is JobStatus.FAILED
+    (left,) = cli.json("checkpoints", "list")["checkpoints"]
+    assert left["lease"] == "free"
+    assert 0 < left["rows_done"] < 200
+    leftover = checkpoints_dir() / f".removed-{'0' * 24}-aa"
+    leftover.mkdir()
+    (leftover / "x").write_text("")
+    cli.ok("checkpoints", "rm", left["identity"][:6], "-y")
+    assert list(checkpoints_dir().iterdir()) == []
+
+
+def test_a_holder_on_another_machine_is_watched_before_anything_goes(tmp_path: Path) -> None:
+    folder = tmp_path / ("ab" * 12)
+    folder.mkdir()
+    ended = threading.Event()
+
+    def beat() -> None:
+        counter = 0
+        while not ended.wait(0.2):
+            counter += 1
+            document = {"host": "elsewhere", "pid": 1, "started_at": 0.0, "released": False}
+            new = folder / "new"
+            new.write_text(json.dumps({**document, "counter": counter}))
+            new.rename(folder / "lease-000001.json")
+
+    holder = threading.Thread(target=beat)
+    holder.start()
+    try:
+        wait_for((folder / "lease-000001.json").exists)
+        listed = list_checkpoints(CheckpointQuery(root=tmp_path))
+        (found,) = listed.checkpoints
+        assert (found.lease, found.holder) == ("claimed", "process 1 on elsewhere")
+        assert (found.job, found.rows_done) == (None, 0)
+        (kept,) = remove_checkpoints(listed).checkpoints
+        assert not kept.removed
+        assert "elsewhere" in str(kept.error)
+    finally:
+        ended.set()
+        holder.join()
+    assert folder.is_dir()
+
+
+def test_what_means_none_or_several_removes_none(tmp_path: Path, cli: CommandLine) -> None:
+    for name in ("abcd" + "0" * 20, "abcd" + "1" * 20):
+        (tmp_path / name).mkdir()
+    (tmp_path / "key-notes").mkdir()
+    folder = ("--checkpoint-dir", tmp_path)
+    assert len(cli.json("checkpoints", "list", *folder)["checkpoints"]) == 2
+    for ref, said in (
+        ("abcd", "means 2"),
+        ("abc", "no checkpoint"),
+        ("key-notes", "no checkpoint"),
+    ):
+        done = cli("checkpoints", "rm", ref, "-y", *folder)
+        assert done.returncode == 3
+        assert said in done.stderr
+    for words in (["abcd0"], ["--older-than", "1"]):
+        done = cli("checkpoints", "rm", *words, *folder)
+        assert done.returncode == 2
+        assert "needs -y" in done.stderr
+    assert cli("checkpoints", "rm", "-y", *folder).returncode == 2
+    assert len(list(tmp_path.glob("abcd*"))) == 2
+    with pytest.raises(StateError):
+        list_checkpoints(CheckpointQuery(root=tmp_path / "nowhere", refs=("abcd",)))
+    assert cli.json("checkpoints", "list")["checkpoints"] == []
+    assert not cli.home.exists()
+
+
+@pytest.mark.parametrize(("said", "code", "left"), [("n", 1, 1), ("y", 0, 0)])
+def test_a_person_is_asked(
+    tmp_path: Path, cli: CommandLine, said: str, code: int, left: int
+) -> None:
+    (tmp_path / ("ab" * 12)).mkdir()
+    primary, secondary = pty.openpty()
+    with subprocess.Popen(
+        [PROGRAM, "checkpoints", "rm", "abab", "--checkpoint-dir", str(tmp_path)],
+        stdin=secondary,
+        stdout=subprocess.DEVNULL,
+        stderr=secondary,
+        env=cli.environment,
+    ) as asked:
+        os.close(secondary)
+        os.write(primary, f"{said}\n".encode())
+        assert asked.wait(60) == code
+    os.close(primary)
+    assert len(list(tmp_path.glob("ab*"))) == left
