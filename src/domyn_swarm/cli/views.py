@@ -141,7 +141,8 @@ def show_endpoint(info: EndpointInfo, output: Format) -> None:
             ("base URL", f"{info.url}/v1"),
             ("model", info.model),
             ("key file", str(info.key_file)),
-            ("metrics", f"{info.metrics_url} (key file: {info.metrics_key_file})"),
+            ("metrics", info.metrics_url or "-"),
+            ("metrics' key file", str(info.metrics_key_file or "-")),
         ]
     )
     typer.echo(f"\n{curl}")

@@ -84,8 +84,8 @@ class EndpointInfo(Record):
     url: str  # without /v1
     model: str
     key_file: Path
-    metrics_url: str  # Prometheus text; asks for a key of its own
-    metrics_key_file: Path
+    metrics_url: str | None  # Prometheus text; None: it has none of ours
+    metrics_key_file: Path | None  # it asks for a key of its own
 
 
 class JobFailures(Record):

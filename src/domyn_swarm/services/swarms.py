@@ -183,15 +183,23 @@ class SwarmService:
             url=address.url,
             model=swarm.plan.model,
             key_file=swarm.paths.api_key,
-            metrics_url=f"{address.collector_url}/metrics",
-            metrics_key_file=swarm.paths.metrics_key,
+            metrics_url=f"{address.collector_url}/metrics" if address.collector_url else None,
+            metrics_key_file=swarm.paths.metrics_key if address.collector_url else None,
         )
 
     def scrape_config(self, name: str | None) -> dict[str, Any]:
         """What Prometheus is to be told (`prometheus.yml`), once for this swarm and all others of
         its home: the files that are watched say where each is now.
+
+        Raises:
+            StateError: the platform watches the replicas, so that there is nothing to scrape.
         """
         swarm = rehydrate(self._store.swarm(name or self.only_live()))
+        if swarm.plan.backend == "lepton":
+            raise StateError(
+                f"{swarm.record.name} runs on Lepton and has no metrics of ours.",
+                hint="See Lepton's own dashboards.",
+            )
         folder = swarm.plan.metrics.discovery_dir or swarm.paths.scrape_targets
         scraped = {
             "job_name": "domyn-swarm",

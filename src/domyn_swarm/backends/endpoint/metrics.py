@@ -110,6 +110,22 @@ def _replicas(swarm: str, view: CollectorView) -> Iterator[Metric]:
         labels,
         ((words, one.requests_running) for words, one in reported),
     )
+    yield counter(
+        "replica_tokens",
+        "Tokens that a replica's engine has read and written since it started.",
+        (*labels, "gen_ai_token_type"),
+        (
+            ((*words, kind), tokens)
+            for words, one in reported
+            for kind, tokens in (("input", one.prompt_tokens), ("output", one.generated_tokens))
+        ),
+    )
+    yield gauge(
+        "replica_kv_cache_usage_ratio",
+        "How full a replica's KV cache is; 1: full.",
+        labels,
+        ((words, one.kv_cache_usage) for words, one in reported),
+    )
     yield gauge(
         "replica_requests_waiting",
         "Requests that wait in a replica's engine, as of its last report.",

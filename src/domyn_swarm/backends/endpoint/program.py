@@ -159,7 +159,7 @@ async def serve(
     def moved(port: int) -> None:
         address = _address(spec, port, collector_port)
         write_private(paths.endpoint, address.model_dump_json(indent=2))
-        discovery.announce(address.collector_url.partition("//")[2])
+        discovery.announce(f"{_name(spec)}:{collector_port}")
 
     process = RouterProcess(router, spec, paths, moved)
     metrics = SwarmMetrics(spec, paths, collector, process.figures)
@@ -195,7 +195,7 @@ async def serve(
 
 
 def _address(spec: EndpointSpec, port: int, collector_port: int) -> EndpointAddress:
-    name = spec.host or os.environ.get(ADDRESS_VARIABLE) or socket.gethostname()
+    name = _name(spec)
     scheme = "https" if spec.tls_cert else "http"
     started_at = psutil.Process().create_time()
     return EndpointAddress(
@@ -204,6 +204,11 @@ def _address(spec: EndpointSpec, port: int, collector_port: int) -> EndpointAddr
         node=socket.gethostname(),
         process=ProcessId(pid=os.getpid(), started_at=started_at),
     )
+
+
+def _name(spec: EndpointSpec) -> str:
+    """Where others reach this node."""
+    return spec.host or os.environ.get(ADDRESS_VARIABLE) or socket.gethostname()
 
 
 def main(paths: SwarmPaths, platform: Platform | None = None) -> None:
