@@ -37,6 +37,7 @@ COMMANDS = (
         f"{_CLI}.logs:logs",
         "Print the logs of a swarm: its replicas', or another part's.",
     ),
+    Entry("pool", f"{_CLI}.pools:pool_app", "Several swarms from one file."),
     Entry("init", f"{_CLI}.setting_up:init_app", "Files to begin with."),
     Entry("config", f"{_CLI}.setting_up:config_app", "What a configuration file may hold."),
     Entry(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from domyn_swarm.services.requests import DownResult, EndpointInfo, PlanReport, UpResult
     from domyn_swarm.swarm.snapshot import ReplicaSnapshot, SwarmSnapshot
 
+SWARM_COLUMNS = ("name", "phase", "replicas", "model", "backend", "endpoint", "since")
+
 
 def show_plan(report: PlanReport, output: Format) -> None:
     """What `up` would do."""
@@ -97,21 +99,20 @@ def show_swarms(swarms: Sequence[SwarmSnapshot], output: Format) -> None:
     if output is not Format.TABLE:
         print_record(SwarmList(swarms=tuple(swarms)), output)
         return
-    print_table(
-        ("name", "phase", "replicas", "model", "backend", "endpoint", "since"),
-        [
-            (
-                swarm.name,
-                State(_phase(swarm)),
-                f"{'?' if swarm.observed == 'not_probed' else swarm.replicas_ready}"
-                f"/{swarm.replicas_wanted}",
-                swarm.model,
-                swarm.backend,
-                swarm.endpoint or "-",
-                moment(swarm.created_at),
-            )
-            for swarm in swarms
-        ],
+    print_table(SWARM_COLUMNS, map(swarm_cells, swarms))
+
+
+def swarm_cells(swarm: SwarmSnapshot) -> tuple[str, ...]:
+    """One swarm as a line under `SWARM_COLUMNS`."""
+    ready = "?" if swarm.observed == "not_probed" else swarm.replicas_ready
+    return (
+        swarm.name,
+        State(_phase(swarm)),
+        f"{ready}/{swarm.replicas_wanted}",
+        swarm.model,
+        swarm.backend,
+        swarm.endpoint or "-",
+        moment(swarm.created_at),
     )
 
 

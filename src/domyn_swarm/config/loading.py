@@ -45,16 +45,17 @@ class LoadedConfig:
 def load(
     path: Path,
     *,
+    upper: Layer | None = None,
     overrides: Sequence[str] = (),
     name: str | None = None,
     replicas: int | None = None,
 ) -> LoadedConfig:
-    """The configuration in `path`, with all layers.
+    """The configuration in `path`, with all layers; `upper` is what another file says over it.
 
     Raises:
         ConfigError: every mistake at once, each with file and line, key, and what to write.
     """
-    layer = merge(*_read_all([*_defaults(), path]))
+    layer = merge(merge(*_read_all([*_defaults(), path])), upper or Layer())
     for text in overrides:
         layer = merge(layer, from_override(text))
     for flag, value in (("name", name), ("replicas", replicas)):

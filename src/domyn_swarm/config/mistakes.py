@@ -135,6 +135,8 @@ def _known_keys(root: type[BaseModel], at: Key, backend: object) -> list[str]:
     """The keys that a section takes; `backend` those of the platform that was chosen."""
     models = [root]
     for part in at:
+        if isinstance(part, int):  # an item of a list, whose model is the list's
+            continue
         fields = [model.model_fields.get(str(part)) for model in models]
         models = [
             found

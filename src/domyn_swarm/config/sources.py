@@ -104,7 +104,7 @@ def _prepare(node: yaml.Node, source: str, at: Key = ()) -> Iterator[Mistake]:
     """Make text of plain scalars; tell of keys that stand twice, of which YAML takes the last."""
     line = node.start_mark.line + 1
     if isinstance(node, yaml.ScalarNode):
-        if node.tag in _TYPED and at[:1] != (_OPAQUE,):
+        if node.tag in _TYPED and _OPAQUE not in at:
             node.tag = _TEXT
         if "\0" in node.value:
             yield Mistake(f"{source}:{line}", dotted(at), "holds a NUL character; take it out")
@@ -170,6 +170,19 @@ def from_flag(key: str, value: object) -> Layer:
     for part in reversed(names):
         values = {part: values}
     return Layer(values, {names[: n + 1]: flag for n in range(len(names))})
+
+
+def section_of(layer: Layer, at: Key) -> Layer:
+    """What stands in one mapping of a file, as a layer of its own; each key keeps its place."""
+    values = value_at(layer.values, at)
+    places = {
+        key[len(at) :]: place
+        for key, place in layer.places.items()
+        if len(key) > len(at) and key[: len(at)] == at
+    }
+    section = Layer(dict(values) if isinstance(values, Mapping) else {}, places)
+    _spell_out_backend(section)
+    return section
 
 
 def _spell_out_backend(layer: Layer) -> None:

@@ -30,12 +30,13 @@ from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate, serving_backend
 from domyn_swarm.swarm.readiness import launch_error, readiness
-from domyn_swarm.swarm.reconcile import claim_launch, reconcile
+from domyn_swarm.swarm.reconcile import all_recorded, being_launched, claim_launch, reconcile
 
 if TYPE_CHECKING:
     from domyn_swarm.config import DomynLLMSwarmConfig
 
 OnChange = Callable[[Observation], None]
+Interrupted = Callable[[], bool]
 
 
 class SwarmLifecycle:
@@ -65,11 +66,13 @@ class SwarmLifecycle:
         timeout_s: float | None = None,
         on_change: OnChange | None = None,
         keep_interrupted: bool = True,
+        interrupted: Interrupted | None = None,
     ) -> LiveSwarm:
         """Launch a swarm; with `wait` return when `min_ready` replicas answer.
 
         Interrupted, it leaves what runs and a record that `status` and `down` understand; without
-        `keep_interrupted` it stops what it started.
+        `keep_interrupted` it stops what it started. Where no signal can reach it (in a thread),
+        `interrupted` says that it shall end so.
 
         Raises:
             SwarmExists: a live swarm has the name.
@@ -84,7 +87,9 @@ class SwarmLifecycle:
             swarm = self._record(config, plan, context)
             try:
                 swarm = self._launch(swarm, context)
-                return self._await_ready(swarm, timeout_s, on_change) if wait else swarm
+                if not wait:
+                    return swarm
+                return self._await_ready(swarm, timeout_s, on_change, interrupted)
             except SwarmError as error:
                 self._give_up(swarm, error)
                 raise
@@ -94,6 +99,57 @@ class SwarmLifecycle:
                 raise
         finally:
             paths.launcher(context.tag).unlink(missing_ok=True)
+
+    def complete(
+        self,
+        config: DomynLLMSwarmConfig,
+        *,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        on_change: OnChange | None = None,
+        interrupted: Interrupted | None = None,
+    ) -> LiveSwarm:
+        """As `up`, whatever became of an earlier one: a swarm of that name that is up or coming up
+        is taken as it is; one that was launched in part, or is failing or stopping, is stopped and
+        launched anew.
+
+        Raises:
+            LaunchError: it did not come up; unless somebody else launches it, it has been stopped.
+            PlatformError: it could not be started, or what was there could not be stopped.
+        """
+        try:
+            swarm = self.attach(str(config.name))
+        except SwarmNotFound:
+            return self.up(
+                config, wait=wait, timeout_s=timeout_s, on_change=on_change, interrupted=interrupted
+            )
+        phase = swarm.record.phase
+        going = phase is SwarmPhase.LAUNCHING and (being_launched(swarm) or all_recorded(swarm))
+        if phase is SwarmPhase.READY or (going and not wait):
+            return swarm
+        if going:
+            return self._join(swarm, timeout_s, on_change, interrupted)
+        self.down(swarm.record.name)
+        return self.up(
+            config, wait=wait, timeout_s=timeout_s, on_change=on_change, interrupted=interrupted
+        )
+
+    def _join(
+        self,
+        swarm: LiveSwarm,
+        timeout_s: float | None,
+        on_change: OnChange | None,
+        interrupted: Interrupted | None,
+    ) -> LiveSwarm:
+        """Wait for a swarm that somebody launched. When whoever did so is gone, its failure is
+        ours to clean up.
+        """
+        try:
+            return self._await_ready(swarm, timeout_s, on_change, interrupted)
+        except SwarmError as error:
+            if not being_launched(swarm):
+                self._give_up(swarm, error)
+            raise
 
     def _record(
         self, config: DomynLLMSwarmConfig, plan: DeploymentPlan, context: DeploymentContext
@@ -159,10 +215,21 @@ class SwarmLifecycle:
         return swarm.with_record(record)
 
     def _await_ready(
-        self, swarm: LiveSwarm, timeout_s: float | None, on_change: OnChange | None
+        self,
+        swarm: LiveSwarm,
+        timeout_s: float | None,
+        on_change: OnChange | None,
+        interrupted: Interrupted | None = None,
     ) -> LiveSwarm:
+        look = readiness(swarm)
+
+        def probe() -> Observation:
+            if interrupted is not None and interrupted():
+                raise KeyboardInterrupt
+            return look()
+
         deadline = Deadline(swarm.plan.wait_endpoint_s, overall_s=timeout_s)
-        seen = wait_until(readiness(swarm), deadline=deadline, every_s=0.3, on_change=on_change)
+        seen = wait_until(probe, deadline=deadline, every_s=0.3, on_change=on_change)
         swarm = self._still_wanted(swarm)
         if seen.phase is Phase.READY:
             self._store.set_phase(swarm.record.tag, SwarmPhase.READY)

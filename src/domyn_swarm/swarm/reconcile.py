@@ -40,7 +40,7 @@ def reconcile(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
 def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
     swarm = rehydrate(record)
     known = {part.platform_id for part in swarm.handle.parts}
-    if record.phase is SwarmPhase.LAUNCHING and not _all_recorded(swarm):
+    if record.phase is SwarmPhase.LAUNCHING and not all_recorded(swarm):
         for part in _found(swarm):
             if part.platform_id not in known:
                 _log.info("adopting %s %d of %s", part.kind, part.index, record.name)
@@ -56,7 +56,7 @@ def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
     return store.swarm(record.name)
 
 
-def _all_recorded(swarm: LiveSwarm) -> bool:
+def all_recorded(swarm: LiveSwarm) -> bool:
     """Whether whoever launched it got to the end: then there is nothing to look for."""
     kinds = [part.kind for part in swarm.handle.parts]
     return "endpoint" in kinds and kinds.count("replica") >= swarm.plan.layout.replicas

@@ -1,0 +1,141 @@
+"""Brings several swarms up side by side, and tells what became of each.
+
+A pool has no record of its own: its swarms are found by their names, so that nothing of it is lost
+whenever this process ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.errors import SwarmError
+from domyn_swarm.model import Record, utc_now
+from domyn_swarm.probing import Observation
+from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.factory import LiveSwarm
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+
+if TYPE_CHECKING:
+    from domyn_swarm.config.pool import PooledSwarm
+
+OnPoolChange = Callable[[str, Observation], None]
+_LOOK_EVERY_S = 0.2
+
+
+class PoolOutcome(Record):
+    """What became of one swarm of a pool."""
+
+    name: str
+    config: Path
+    outcome: Literal[
+        "up", "launched", "already_up", "failed", "not_started", "interrupted", "stopped"
+    ]
+    endpoint: str | None = None
+    note: str | None = None
+    error: str | None = None
+    hint: str | None = None
+
+
+class PoolLauncher:
+    """Brings swarms up, so many at once."""
+
+    def __init__(
+        self,
+        store: SwarmStore,
+        *,
+        max_parallel: int,
+        wait_ready: bool = True,
+        timeout_s: float | None = None,
+        on_change: OnPoolChange | None = None,
+    ) -> None:
+        self._lifecycle = SwarmLifecycle(store)
+        self._max_parallel = max_parallel
+        self._wait_ready = wait_ready
+        self._timeout_s = timeout_s
+        self._on_change = on_change
+        self._stop = threading.Event()
+
+    def up(
+        self, swarms: Sequence[PooledSwarm], *, all_or_nothing: bool
+    ) -> tuple[list[PoolOutcome], bool]:
+        """Bring them up; what is up already stays. Returns each one's outcome, and whether this
+        was interrupted (Ctrl-C): then what was launched keeps running.
+
+        One that fails does not keep the others; with `all_or_nothing` it ends the whole, and what
+        was launched here is stopped again.
+        """
+        interrupted = False
+        threads = ThreadPoolExecutor(self._max_parallel, thread_name_prefix="pool")
+        with threads:
+            tasks = [threads.submit(self._one, swarm) for swarm in swarms]
+            try:
+                self._watch(tasks, all_or_nothing=all_or_nothing)
+            except KeyboardInterrupt:
+                interrupted = True
+                self._stop.set()
+        outcomes = [task.result() for task in tasks]
+        failed = any(one.outcome == "failed" for one in outcomes)
+        if all_or_nothing and failed and not interrupted:
+            outcomes = [self._taken_back(one) for one in outcomes]
+        return outcomes, interrupted
+
+    def _watch(self, tasks: Sequence[Future[PoolOutcome]], *, all_or_nothing: bool) -> None:
+        """Return when all are done. Short waits, so that a signal is heard at once."""
+        left = set(tasks)
+        while left:
+            done, left = wait(left, _LOOK_EVERY_S)
+            if all_or_nothing and any(task.result().outcome == "failed" for task in done):
+                self._stop.set()
+
+    def _one(self, swarm: PooledSwarm) -> PoolOutcome:
+        told = PoolOutcome(name=swarm.name, config=swarm.path, outcome="not_started")
+        if self._stop.is_set():
+            return told
+        began = utc_now()
+        try:
+            live = self._lifecycle.complete(
+                swarm.config,
+                wait=self._wait_ready,
+                timeout_s=self._timeout_s,
+                on_change=self._hook(swarm.name),
+                interrupted=self._stop.is_set,
+            )
+        except KeyboardInterrupt:
+            return told.model_copy(update={"outcome": "interrupted"})
+        except SwarmError as error:
+            failed = {"outcome": "failed", "error": error.message, "hint": error.hint}
+            return told.model_copy(update=failed)
+        return told.model_copy(
+            update=self._came_up(live, swarm, ours=live.record.created_at >= began)
+        )
+
+    def _came_up(self, live: LiveSwarm, swarm: PooledSwarm, *, ours: bool) -> dict[str, object]:
+        address = read_address(live.paths)
+        found = "up" if self._wait_ready else "launched"
+        wanted = self._lifecycle.plan(swarm.config)[0]
+        other = None if live.plan == wanted else "it runs as it was launched, not as its file says"
+        return {
+            "outcome": found if ours else "already_up",
+            "endpoint": None if address is None else address.url,
+            "note": other,
+        }
+
+    def _hook(self, name: str) -> Callable[[Observation], None] | None:
+        told = self._on_change
+        return None if told is None else lambda seen: told(name, seen)
+
+    def _taken_back(self, one: PoolOutcome) -> PoolOutcome:
+        """Stop what this call launched; what was up before stays."""
+        if one.outcome not in ("up", "launched", "interrupted"):
+            return one
+        try:
+            self._lifecycle.down(one.name)
+        except SwarmError as error:
+            failed = {"outcome": "failed", "error": error.message, "hint": error.hint}
+            return one.model_copy(update=failed)
+        return one.model_copy(update={"outcome": "stopped", "endpoint": None})
