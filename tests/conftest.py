@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,12 @@ def swarm_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(f"DOMYN_SWARM_{name}", raising=False)
     monkeypatch.setenv("DOMYN_SWARM_HOME", str(home))
     return home
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_left_open() -> Iterator[None]:
+    """What a module left open is an error of that module, not of the test that runs when Python
+    happens to collect garbage.
+    """
+    yield
+    gc.collect()

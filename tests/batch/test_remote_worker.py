@@ -41,6 +41,7 @@ async def test_who_does_not_know_the_secret_gets_nothing() -> None:
         with pytest.raises(ConnectionError):  # an invitation is for one
             await call(invitation)
         connection[1].close()
+        await connection[1].wait_closed()
         await link.close()
 
 
@@ -49,12 +50,18 @@ async def test_a_worker_finds_out_an_impostor() -> None:
         writer.write(b"n" * 32)
         await reader.readexactly(48)
         writer.write(b"p" * 32)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        gone.set()
 
+    gone = asyncio.Event()
     server = await asyncio.start_server(pretend, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(ConnectionError, match="another program"):
             await call(Invitation("127.0.0.1", port))
+        await gone.wait()  # both ends: a socket that is left open fails some later test
 
 
 async def test_strangers_keep_nobody_out() -> None:

@@ -99,7 +99,9 @@ class WorkerListener:
         finally:
             self._meetings.discard(meeting)
             if not known:
-                writer.close()
+                writer.transport.abort()  # a stranger has no right to what is not sent yet
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
 
     async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         nonce = secrets.token_bytes(_NONCE_BYTES)
