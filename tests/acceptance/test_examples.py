@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -49,9 +47,8 @@ def test_every_example_is_played() -> None:
 
 def test_summarise_csv(model: CommandLine, tmp_path: Path) -> None:
     folder, said = typed("summarise-csv", model, tmp_path)
-    with (folder / "summaries.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["id"] for row in rows] == ["1", "2", "3", "4"]
+    rows = pq.read_table(folder / "summaries.parquet").to_pylist()
+    assert [row["id"] for row in rows] == [1, 2, 3, 4]
     assert all(row["summary"] for row in rows)
     assert "Tides" in said
 
@@ -66,8 +63,7 @@ def test_judge_pairs(model: CommandLine, tmp_path: Path) -> None:
 
 def test_translate_conversations(model: CommandLine, tmp_path: Path) -> None:
     folder, _ = typed("translate-conversations", model, tmp_path)
-    rows = [json.loads(line) for line in (folder / "translated.jsonl").open(encoding="utf-8")]
-    for row in rows:
+    for row in pq.read_table(folder / "translated.parquet").to_pylist():
         roles = [message["role"] for message in row["messages"]]
         assert [message["role"] for message in row["translation"]] == roles
         assert all(message["content"] for message in row["translation"])
