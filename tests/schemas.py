@@ -19,6 +19,7 @@ GOLDEN = Path(__file__).parent / "golden"
 _REQUESTS = "domyn_swarm.services.requests"
 _SNAPSHOT = "domyn_swarm.swarm.snapshot"
 RECORDS = {
+    "description": "domyn_swarm.services.description:SwarmDescription",
     "deletions": f"{_REQUESTS}:DownReport",
     "endpoint": f"{_REQUESTS}:EndpointInfo",
     "examination": "domyn_swarm.services.doctor:Examination",
@@ -45,6 +46,7 @@ PRINTS = {
     "doctor": "examination",
     "version": "versions",
     "swarm list": "swarms",
+    "swarm describe": "description",
     "job submit": "job-handle",
     "job submit-script": "job-handle",
     "job resume": "job-handle",

@@ -28,6 +28,7 @@ def arguments(command: str, job_id: str, config: Path) -> list[str]:
         "job list": ["--name", "demo"],
         "version": [],
         "swarm list": [],
+        "swarm describe": ["demo"],
     }
     return [*command.split(), *about.get(command, [job_id])]
 

@@ -30,6 +30,7 @@ from domyn_swarm.model import JobStatus, ReplicaState, SwarmPhase
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import Phase, endpoint_probe
 from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.logs import swarm_logs
 from domyn_swarm.services.requests import JobRequest, LogRequest, UpRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
@@ -184,19 +185,21 @@ def test_logs_are_read_and_followed(
     service = SwarmService()
     assert service.up(UpRequest(config=path, overrides=("watchdog.probe_interval=1",))).ready
     until(lambda: service.status("demo").replicas_ready == 2)
-    lines = list(service.logs(LogRequest(name="demo")))
+    lines = list(swarm_logs(LogRequest(name="demo")))
     assert any(line.startswith("[replica 0] simulating m") for line in lines)
     assert any(line.startswith("[replica 1] simulating m") for line in lines)
-    assert list(service.logs(LogRequest(name="demo", replica=0, last_lines=1)))
-    following = service.logs(LogRequest(name="demo", replica=0, last_lines=0, follow=True))
+    assert list(swarm_logs(LogRequest(name="demo", replica=0, last_lines=1)))
+    following = swarm_logs(LogRequest(name="demo", replica=0, last_lines=0, follow=True))
     log = SwarmPaths.of(swarm_home, "demo").engine_log(0)
     with log.open("a") as file:
         file.write("half a ")
         file.flush()
         file.write("line\n")
     assert next(following) == "half a line"
-    with pytest.raises(StateError, match="no job"):
-        list(service.logs(LogRequest(name="demo", source="job", job_id="nope")))
+    with pytest.raises(StateError, match="no such log"):
+        swarm_logs(LogRequest(name="demo", replica=7))
+    with pytest.raises(StateError, match="no job 'nope'"):
+        swarm_logs(LogRequest(name="demo", source="job", job_id="nope"))
 
 
 def test_a_job_on_an_endpoint_that_is_not_ours(

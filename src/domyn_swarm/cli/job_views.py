@@ -98,12 +98,18 @@ def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
     return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
 
 
-def rows_text(job: JobSnapshot) -> str:
+def rows_text(job: JobSnapshot, *, speed: bool = True) -> str:
     """How far a job is, in words."""
     total = "?" if job.rows_total is None else str(job.rows_total)
     failed = f", {job.rows_failed} failed" if job.rows_failed else ""
-    speed = f", {job.rows_per_s:.1f} rows/s" if job.rows_per_s and not job.status.final else ""
-    return f"{job.rows_done}/{total}{failed}{speed}"
+    moves = speed and job.rows_per_s and not job.status.final
+    return f"{job.rows_done}/{total}{failed}" + (f", {job.rows_per_s:.1f} rows/s" if moves else "")
+
+
+def job_line(job: JobSnapshot) -> str:
+    """One job in a line."""
+    said = f": {job.message}" if job.message else ""
+    return f"{job.job_id} {job.status.value}: {rows_text(job, speed=False)} rows{said}"
 
 
 def account_text(account: JobAccount) -> str:

@@ -1,4 +1,4 @@
-"""Commands about jobs that exist: status, list, wait, cancel; and the group `job`."""
+"""Commands about jobs that exist: status, list, wait, cancel, logs; and the group `job`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from domyn_swarm.cli.again import resume, retry_failed
 from domyn_swarm.cli.console import say
+from domyn_swarm.cli.logs import FollowOption, LinesOption
 from domyn_swarm.cli.options import (
     ExternalIdOption,
     Format,
@@ -23,6 +24,7 @@ from domyn_swarm.cli.options import (
 from domyn_swarm.cli.outcomes import failures, results, verify
 from domyn_swarm.cli.script import submit_script
 from domyn_swarm.cli.submit import submit
+from domyn_swarm.cli.watching import EveryOption, WatchOption
 
 job_app = typer.Typer(help="Jobs: a dataset through a swarm.", no_args_is_help=True)
 job_app.command("submit")(submit)
@@ -34,43 +36,86 @@ job_app.command("verify")(verify)
 job_app.command("results")(results)
 
 
+RefreshOption = Annotated[
+    bool,
+    typer.Option("--refresh", help="Ask the scheduler, too; else the records and files are read."),
+]
+
+
 @job_app.command()
 def status(
     ref: RefArgument = None,
     external_id: ExternalIdOption = None,
     handle_json: HandleOption = None,
+    refresh: RefreshOption = False,
+    watch: WatchOption = False,
+    every: EveryOption = 1.0,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
     """Show how far a job is, or how it ended.
 
-    Example: domyn-swarm job status nightly-run --json
+    Read from its record and its own files; --refresh asks the scheduler, which knows of a node that
+    died. --watch does so, too, and follows it to its end.
+
+    Example: domyn-swarm job status nightly-run --watch
     """
-    from domyn_swarm.cli.job_views import show_job
+    from domyn_swarm.cli.job_views import job_line, show_job
+    from domyn_swarm.cli.watching import Watch
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
     which = chosen_job(ref, external_id, handle_json)
-    show_job(JobService().status(which), form)
+    service = JobService()
+    if not watch:
+        show_job(service.status(which, refresh=refresh), form)
+        return
+    Watch(
+        look=lambda: service.status(which, refresh=True),
+        show=lambda seen: show_job(seen, Format.TABLE),
+        line=job_line,
+        ended=lambda seen: seen.status.final,
+        every_s=every,
+    ).run(form)
 
 
 @job_app.command("list")
 def list_jobs(
     name: SwarmOption = None,
+    refresh: RefreshOption = False,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
     """List the jobs, of one swarm or of all.
 
-    Example: domyn-swarm job list --name my-swarm
+    Example: domyn-swarm job list --name my-swarm --refresh
     """
     from domyn_swarm.cli.job_views import show_jobs
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
-    show_jobs(JobService().list(swarm=name), form)
+    show_jobs(JobService().list(swarm=name, refresh=refresh), form)
+
+
+@job_app.command()
+def logs(
+    ref: RefArgument = None,
+    external_id: ExternalIdOption = None,
+    handle_json: HandleOption = None,
+    follow: FollowOption = False,
+    last_lines: LinesOption = 200,
+) -> None:
+    """Print a job's log; with -f go on until the job has ended.
+
+    Example: domyn-swarm job logs nightly-run -f
+    """
+    from domyn_swarm.cli.logs import print_lines
+    from domyn_swarm.services.logs import job_log
+
+    which = chosen_job(ref, external_id, handle_json)
+    print_lines(job_log(which, last_lines=last_lines, follow=follow))
 
 
 @job_app.command()

@@ -1,13 +1,19 @@
-"""The command `logs`."""
+"""The command `logs`, and what commands that print logs share."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from domyn_swarm.cli.options import complete_swarm
+
+FollowOption = Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows.")]
+LinesOption = Annotated[
+    int, typer.Option("-n", "--lines", min=0, help="How many lines from the end.")
+]
 
 
 def logs(
@@ -20,20 +26,24 @@ def logs(
     ] = False,
     of_watchdog: Annotated[bool, typer.Option("--watchdog", help="The watchdogs' logs.")] = False,
     job: Annotated[str | None, typer.Option("--job", metavar="ID", help="A job's log.")] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows.")] = False,
-    last_lines: Annotated[
-        int, typer.Option("-n", "--lines", min=0, help="How many lines from the end.")
-    ] = 200,
+    follow: FollowOption = False,
+    last_lines: LinesOption = 200,
 ) -> None:
     """Print the logs of a swarm: its replicas', or another part's.
 
+    Those of several replicas are merged in the order of time, each line with its replica; what the
+    watchdogs say of the replicas' states stands between. -n counts lines of each replica. With -f
+    it goes on until the swarm has ended; Ctrl-C exits with 130.
+
     Example: domyn-swarm logs my-swarm 0 -f
     """
+    from domyn_swarm.services.logs import swarm_logs
     from domyn_swarm.services.requests import LogRequest
-    from domyn_swarm.services.swarms import SwarmService
 
     if sum((of_endpoint, of_watchdog, job is not None)) > 1:
         raise typer.BadParameter("--endpoint, --watchdog and --job exclude each other.")
+    if replica is not None and (of_endpoint or job is not None):
+        raise typer.BadParameter("a replica goes with --watchdog only.")
     source = (
         "endpoint" if of_endpoint else "watchdog" if of_watchdog else "job" if job else "replica"
     )
@@ -47,7 +57,11 @@ def logs(
             "follow": follow,
         }
     )
-    for line in SwarmService().logs(request):
-        typer.echo(line.rstrip("\n"))
-        if follow:
-            sys.stdout.flush()
+    print_lines(swarm_logs(request))
+
+
+def print_lines(lines: Iterator[str]) -> None:
+    """Print lines as they come: whoever reads a pipe sees each at once."""
+    for line in lines:
+        typer.echo(line)
+        sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Commands that look at swarms: status, list, endpoint."""
+"""Commands that look at swarms: status, list, describe, endpoint."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from domyn_swarm.cli.options import (
     chosen_format,
     complete_swarm,
 )
+from domyn_swarm.cli.watching import EveryOption, WatchOption
 
 NameArgument = Annotated[
     str | None,
@@ -27,19 +28,53 @@ NameArgument = Annotated[
 
 def status(
     name: NameArgument = None,
+    watch: WatchOption = False,
+    every: EveryOption = 2.0,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
     """Show a swarm's phase, endpoint, replicas and jobs.
 
-    Example: domyn-swarm status my-swarm --json
+    With --watch a terminal shows them live; in a pipe each change is a line, with --json one of
+    JSON. It ends with the swarm, or with Ctrl-C (exit 130).
+
+    Example: domyn-swarm status my-swarm --watch
     """
-    from domyn_swarm.cli.views import show_swarm
+    from domyn_swarm.cli.views import show_swarm, swarm_line
+    from domyn_swarm.cli.watching import Watch
     from domyn_swarm.services.swarms import SwarmService
 
     form = chosen_format(output, as_json, as_yaml)
-    show_swarm(SwarmService().status(name), form)
+    service = SwarmService()
+    if not watch:
+        show_swarm(service.status(name), form)
+        return
+    chosen = name or service.only_live()
+    Watch(
+        look=lambda: service.status(chosen),
+        show=lambda seen: show_swarm(seen, Format.TABLE),
+        line=swarm_line,
+        ended=lambda seen: not seen.phase.live,
+        every_s=every,
+    ).run(form)
+
+
+def describe(
+    name: NameArgument = None,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Show everything about one swarm: configuration, plan, parts, files, replicas, jobs.
+
+    Example: domyn-swarm swarm describe my-swarm --json
+    """
+    from domyn_swarm.cli.views import show_description
+    from domyn_swarm.services.description import describe as describe_swarm
+
+    form = chosen_format(output, as_json, as_yaml)
+    show_description(describe_swarm(name), form)
 
 
 def list_swarms(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from domyn_swarm.model import Record
+
+_collected: ContextVar[list[Table] | None] = ContextVar("collected", default=None)
 
 _COLOURS = {
     **dict.fromkeys(("ready", "succeeded", "ok"), "green"),
@@ -55,6 +59,23 @@ def print_document(data: dict[str, Any], output: Format) -> None:
     import yaml
 
     typer.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), nl=False)
+
+
+def print_line(record: Record) -> None:
+    """Print a record as one line of JSON."""
+    typer.echo(json.dumps(plain(record), ensure_ascii=False))
+    sys.stdout.flush()
+
+
+@contextmanager
+def collected() -> Iterator[list[Table]]:
+    """Collect the tables that are drawn meanwhile instead of printing them; for live displays."""
+    tables: list[Table] = []
+    before = _collected.set(tables)
+    try:
+        yield tables
+    finally:
+        _collected.reset(before)
 
 
 def plain(record: Record) -> dict[str, Any]:
@@ -122,6 +143,10 @@ def _rich_pairs(pairs: Iterable[tuple[str, str]]) -> Table:
 
 
 def _draw(table: Table) -> None:
+    collecting = _collected.get()
+    if collecting is not None:
+        collecting.append(table)
+        return
     from rich.console import Console
 
     Console(markup=False, highlight=False, emoji=False).print(table)

@@ -9,7 +9,7 @@ import typer
 
 from domyn_swarm.cli.console import confirm, interactive, say
 from domyn_swarm.cli.logs import logs
-from domyn_swarm.cli.looking import list_swarms
+from domyn_swarm.cli.looking import describe, list_swarms
 from domyn_swarm.cli.options import (
     ConfigOption,
     Format,
@@ -188,4 +188,5 @@ def _agreed(what: str, everything: bool) -> bool:
 
 
 swarm_app.command("list")(list_swarms)
+swarm_app.command("describe")(describe)
 swarm_app.command("logs")(logs)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from domyn_swarm.cli.job_views import print_jobs
+from domyn_swarm.cli.job_views import print_jobs, rows_text
 from domyn_swarm.cli.options import Format
 from domyn_swarm.cli.rendering import State, moment, print_pairs, print_record, print_table
 from domyn_swarm.swarm.snapshot import SwarmList
 
 if TYPE_CHECKING:
+    from domyn_swarm.services.description import SwarmDescription
     from domyn_swarm.services.doctor import Examination
     from domyn_swarm.services.requests import DownResult, EndpointInfo, PlanReport, UpResult
     from domyn_swarm.swarm.snapshot import ReplicaSnapshot, SwarmSnapshot
@@ -114,6 +115,61 @@ def swarm_cells(swarm: SwarmSnapshot) -> tuple[str, ...]:
         swarm.endpoint or "-",
         moment(swarm.created_at),
     )
+
+
+def swarm_line(swarm: SwarmSnapshot) -> str:
+    """One swarm in a line."""
+    states = ", ".join(
+        f"{one.index} {one.state.value}{' (stale)' if one.stale else ''}" for one in swarm.replicas
+    )
+    jobs = "".join(
+        f"; {job.job_id} {job.status.value} {rows_text(job, speed=False)}"
+        for job in swarm.jobs
+        if not job.status.final
+    )
+    ready = f"{swarm.replicas_ready} of {swarm.replicas_wanted} ready"
+    return f"{swarm.name} {_phase(swarm)}: {ready}" + (f" ({states})" if states else "") + jobs
+
+
+def show_description(found: SwarmDescription, output: Format) -> None:
+    """Everything about one swarm."""
+    if output is not Format.TABLE:
+        print_record(found, output)
+        return
+    show_swarm(found.swarm, Format.TABLE)
+    layout = found.plan.layout
+    print_pairs(
+        [
+            ("layout", f"{layout.replicas} replicas of {layout.gpus_per_replica} GPUs"),
+            ("nodes, at most", str(layout.nodes)),
+            ("engine's command", shlex.join(found.engine_command)),
+            ("tag", found.tag),
+            *((name.replace("_", " "), str(path)) for name, path in found.paths.items()),
+        ]
+    )
+    if found.parts:
+        print_table(
+            ("part", "id", "state", "ends"),
+            [
+                (
+                    one.kind if one.kind == "endpoint" else f"{one.kind} {one.index}",
+                    one.platform_id,
+                    State(one.observed) if not one.detail else f"{one.observed}: {one.detail}",
+                    moment(one.expires_at) if one.expires_at else "-",
+                )
+                for one in found.parts
+            ],
+        )
+    print_pairs(("asked: " + name, value) for name, value in _flat(found.config))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A nested configuration as dotted keys, without those that nobody set."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value not in (None, "", []):
+            yield f"{prefix}{name}", str(value)
 
 
 def show_down(results: Sequence[DownResult], output: Format) -> None:

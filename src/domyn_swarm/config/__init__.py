@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from domyn_swarm.config.environment import load_dotenv
-    from domyn_swarm.config.loading import LoadedConfig, dump_yaml, load
+    from domyn_swarm.config.loading import LoadedConfig, dump_yaml, load, read_dump
     from domyn_swarm.config.models import DomynLLMSwarmConfig
 
-__all__ = ["DomynLLMSwarmConfig", "LoadedConfig", "dump_yaml", "load", "load_dotenv"]
+__all__ = [
+    "DomynLLMSwarmConfig",
+    "LoadedConfig",
+    "dump_yaml",
+    "load",
+    "load_dotenv",
+    "read_dump",
+]
 
 _HOMES = {
     "DomynLLMSwarmConfig": "domyn_swarm.config.models",
@@ -18,6 +25,7 @@ _HOMES = {
     "dump_yaml": "domyn_swarm.config.loading",
     "load": "domyn_swarm.config.loading",
     "load_dotenv": "domyn_swarm.config.environment",
+    "read_dump": "domyn_swarm.config.loading",
 }
 
 

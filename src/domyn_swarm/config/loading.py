@@ -70,6 +70,15 @@ def dump_yaml(config: DomynLLMSwarmConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def read_dump(path: Path) -> dict[str, Any]:
+    """What `dump_yaml` wrote; nothing where there is no such file."""
+    try:
+        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return values
+
+
 def defaults_path() -> Path:
     """`$DOMYN_SWARM_DEFAULTS`, else `defaults.yaml` in the home; it need not exist."""
     return Path(os.environ.get("DOMYN_SWARM_DEFAULTS") or home() / "defaults.yaml").absolute()

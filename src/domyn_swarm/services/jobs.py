@@ -60,17 +60,22 @@ class JobService:
         name = request.swarm or SwarmService(self._store).only_live()
         return self._submitter.submit_script(request, SwarmLifecycle(self._store).attach(name))
 
-    def status(self, ref: JobRef) -> JobSnapshot:
-        """A job as it is now.
+    def status(self, ref: JobRef, *, refresh: bool = True) -> JobSnapshot:
+        """A job as it is now; without `refresh` as its record and its own files tell it.
 
         Raises:
             JobNotFound: there is none of that id.
         """
-        return job_snapshot(self._submitter.refresh(self._record(ref)))
+        return job_snapshot(self._seen(self._record(ref), refresh))
 
-    def list(self, swarm: str | None = None) -> list[JobSnapshot]:
-        """All jobs, or those of one swarm, the newest last."""
-        return [job_snapshot(self._submitter.refresh(job)) for job in self._store.jobs(swarm)]
+    def list(self, swarm: str | None = None, *, refresh: bool = True) -> list[JobSnapshot]:
+        """All jobs, or those of one swarm, the newest last; the scheduler is asked once for all,
+        and without `refresh` not at all.
+        """
+        return [job_snapshot(self._seen(job, refresh)) for job in self._store.jobs(swarm)]
+
+    def _seen(self, record: JobRecord, refresh: bool) -> JobRecord:
+        return self._submitter.refresh(record) if refresh else self._submitter.recall(record)
 
     def wait(
         self,

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from domyn_swarm.errors import StateError, SwarmError, SwarmNotFound
-from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
-from domyn_swarm.services.log_reader import LogReader
 from domyn_swarm.services.requests import (
     DownResult,
     EndpointInfo,
-    LogRequest,
     PlanReport,
     UpRequest,
     UpResult,
@@ -209,22 +205,6 @@ class SwarmService:
         }
         return {"scrape_configs": [scraped]}
 
-    def logs(self, request: LogRequest) -> Iterator[str]:
-        """The last lines of a swarm's logs; with `follow` new ones as they come, without end.
-
-        Raises:
-            StateError: there is no such log.
-        """
-        swarm = rehydrate(self._store.swarm(request.name))
-        if request.source == "job":
-            JobSubmitter(self._store).fetch_log(request.job_id or "", follow=request.follow)
-        elif request.source == "replica" and swarm.record.phase.live:
-            whole = range(swarm.plan.layout.replicas)
-            wanted = whole if request.replica is None else [request.replica]
-            swarm.backend.fetch_logs(swarm.handle, wanted, follow=request.follow)
-        files = _log_files(swarm.paths, request, swarm.plan)
-        return LogReader(files, request.last_lines).lines(follow=request.follow)
-
 
 def _config(request: UpRequest) -> DomynLLMSwarmConfig:
     from domyn_swarm.config import load
@@ -235,22 +215,3 @@ def _config(request: UpRequest) -> DomynLLMSwarmConfig:
         name=request.name,
         replicas=request.replicas,
     ).config
-
-
-def _log_files(paths: SwarmPaths, request: LogRequest, plan: DeploymentPlan) -> dict[str, Path]:
-    """Which files a request is about, by the label their lines carry when there are several."""
-    if request.source == "endpoint":
-        files = {"endpoint": paths.endpoint_log, "router": paths.router_log}
-    elif request.source == "job":
-        files = {"job": paths.job(request.job_id or "").log}
-    else:
-        wanted = range(plan.layout.replicas) if request.replica is None else [request.replica]
-        choose = paths.watchdog_log if request.source == "watchdog" else paths.engine_log
-        files = {f"replica {index}": choose(index) for index in wanted}
-    present = {label: path for label, path in files.items() if path.exists()}
-    if not present and not request.follow:
-        raise StateError(
-            f"There is no such log of {request.name} at {next(iter(files.values()))}.",
-            hint=f"See what there is under {paths.logs}.",
-        )
-    return files

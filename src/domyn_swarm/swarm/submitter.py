@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
-import sys
 import time
 from pathlib import Path
 
 from domyn_swarm import __version__
-from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
+from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, read_exit
 from domyn_swarm.errors import ConfigError, PlatformError, StateError
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
+from domyn_swarm.model import JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, write_private
-from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, compute_backend
 from domyn_swarm.swarm.job_access import endpoint_access, endpoint_url, swarm_access
+from domyn_swarm.swarm.job_records import (
+    check_down_after,
+    compute_spec,
+    end_after,
+    new_record,
+    platform_of,
+    program_of,
+)
 from domyn_swarm.swarm.job_request import JobChanges, JobRequest, ScriptRequest
 
 _log = get_logger(__name__)
@@ -43,11 +48,11 @@ class JobSubmitter:
             PlatformError: the worker could not be started; the job is recorded as failed.
         """
         if request.down_after:
-            _check_down_after(swarm)
+            check_down_after(swarm)
         spec, paths = self._spec(request, swarm)
         handle = self._start(spec, paths, swarm, request.external_id)
         if request.down_after and swarm is not None:
-            _end_after(swarm, handle)
+            end_after(swarm, handle)
         return handle
 
     def submit_script(self, request: ScriptRequest, swarm: LiveSwarm) -> JobHandle:
@@ -59,23 +64,23 @@ class JobSubmitter:
             PlatformError: it could not be started; the job is recorded as failed.
         """
         if request.down_after:
-            _check_down_after(swarm)
+            check_down_after(swarm)
         where, job_id = swarm_access(swarm), _new_id()
         script = request.script.absolute()
-        argv = [*_program(script), *request.args]
+        argv = [*program_of(script), *request.args]
         record = JobRecord(
             job_id=job_id,
             external_id=request.external_id,
             name=request.name or script.name,
             swarm=swarm.record.name,
-            platform=_platform(request.resources, swarm),
+            platform=platform_of(request.resources, swarm),
             status=JobStatus.PENDING,
             job_dir=str(swarm.paths.job(job_id).root),
             input=str(script),
             output=None,
             submitted_at=utc_now(),
         )
-        compute = _compute_spec(record, request.resources, swarm, (str(script),)).model_copy(
+        compute = compute_spec(record, request.resources, swarm, (str(script),)).model_copy(
             update={
                 "argv": tuple(argv),
                 "env": {
@@ -89,7 +94,7 @@ class JobSubmitter:
         self._backend(record).check(compute)
         handle = self._run(record, compute)
         if request.down_after:
-            _end_after(swarm, handle)
+            end_after(swarm, handle)
         return handle
 
     def resubmit(
@@ -139,9 +144,9 @@ class JobSubmitter:
         from domyn_swarm.jobs.preparation import prepare
 
         prepare(spec)
-        record = _record(spec, paths, swarm, external_id)
+        record = new_record(spec, paths, swarm, external_id)
         files = (spec.input, spec.output, spec.checkpoint_root)
-        compute = _compute_spec(record, spec.resources, swarm, files)
+        compute = compute_spec(record, spec.resources, swarm, files)
         self._backend(record).check(compute)
         private_dir(paths.root)
         write_private(paths.spec, spec.model_dump_json(indent=2))
@@ -210,6 +215,23 @@ class JobSubmitter:
             return record
         return self._settle(record, status)
 
+    def recall(self, record: JobRecord) -> JobRecord:
+        """The record as the job's own files complete it.
+
+        Who knows more is asked only where that is cheap, or needed: this machine about its own
+        processes, and a scheduler about a job that failed, since it may have killed it.
+        """
+        handle = record.handle
+        if record.status.final or (handle is not None and handle.process is not None):
+            return self.refresh(record)
+        paths = JobPaths(Path(record.job_dir))
+        ended = read_exit(paths.exit)
+        if ended is not None:
+            failed = ended.status is JobStatus.FAILED
+            return self.refresh(record) if failed else self._settle(record, ended.status)
+        begun = record.status is JobStatus.PENDING and paths.progress.exists()
+        return self._settle(record, JobStatus.RUNNING) if begun else record
+
     def _look_for(self, record: JobRecord) -> JobRecord:
         """The submitter is at work, or died: before the platform had the job, or after."""
         found = self._backend(record).find(record.job_id, record.job_dir)
@@ -267,10 +289,10 @@ class JobSubmitter:
     def _settle(self, record: JobRecord, status: JobStatus) -> JobRecord:
         if status is record.status:
             return record
-        ended = _exit_record(record)
         if status.final and record.handle is not None:
             with contextlib.suppress(PlatformError):  # the last moment that it surely has the log
                 self._backend(record).fetch_log(record.handle)
+        ended = read_exit(JobPaths(Path(record.job_dir)).exit)
         self._store.set_job_status(
             record.job_id,
             status,
@@ -278,14 +300,6 @@ class JobSubmitter:
             ended_at=(ended.ended_at if ended else utc_now()) if status.final else None,
         )
         return self._store.job(record.job_id)
-
-
-def _exit_record(record: JobRecord) -> ExitRecord | None:
-    path = JobPaths(Path(record.job_dir)).exit
-    try:
-        return ExitRecord.model_validate_json(path.read_text())
-    except FileNotFoundError:
-        return None
 
 
 def _absolute(path: str) -> str:
@@ -316,80 +330,3 @@ def spec_of(record: JobRecord) -> JobSpec:
             f"What the job {record.job_id} was told is not readable at {path}.",
             hint="Submit it again with all its flags: rows that are done are not asked again.",
         ) from error
-
-
-def _record(
-    spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
-) -> JobRecord:
-    return JobRecord(
-        job_id=spec.job_id,
-        external_id=external_id,
-        name=spec.name,
-        swarm=None if swarm is None else swarm.record.name,
-        platform=_platform(spec.resources, swarm),
-        status=JobStatus.PENDING,
-        job_dir=str(paths.root),
-        input=spec.input,
-        output=spec.output,
-        submitted_at=utc_now(),
-    )
-
-
-def _platform(resources: JobResources, swarm: LiveSwarm | None) -> str:
-    here = swarm is None or resources.placement == "here"
-    return "local" if here or swarm is None else swarm.record.backend
-
-
-def _program(script: Path) -> list[str]:
-    """How a user's program is run.
-
-    Raises:
-        ConfigError: there is none, or it cannot be run.
-    """
-    if not script.is_file():
-        raise ConfigError(f"There is no file {script}.")
-    if script.suffix == ".py":
-        return [sys.executable, str(script)]
-    if not os.access(script, os.X_OK):
-        raise ConfigError(
-            f"{script} is neither a .py file nor executable.", hint=f"chmod +x {script}"
-        )
-    return [str(script)]
-
-
-def _check_down_after(swarm: LiveSwarm | None) -> None:
-    """Refuse to promise an end that nobody would bring about.
-
-    Raises:
-        ConfigError: there is no swarm, or nothing of ours runs beside it that could end it.
-    """
-    if swarm is None:
-        raise ConfigError("There is no swarm to shut down after the job: take out --down-after.")
-    if not swarm.backend.supervised:
-        raise ConfigError(
-            f"On {swarm.record.backend} no program of ours can shut the swarm down after the job.",
-            hint="Take out --down-after and run `domyn-swarm down`, or set idle_timeout_s.",
-        )
-
-
-def _end_after(swarm: LiveSwarm, handle: JobHandle) -> None:
-    """Have the endpoint program end the swarm once the job has ended."""
-    file = swarm.paths.down_after / f"{handle.job_id}.json"
-    write_private(file, handle.model_dump_json())
-
-
-def _compute_spec(
-    record: JobRecord, resources: JobResources, swarm: LiveSwarm | None, files: tuple[str, ...]
-) -> ComputeSpec:
-    return ComputeSpec(
-        job_id=record.job_id,
-        swarm=record.swarm,
-        tag=None if swarm is None else swarm.record.tag,
-        external_id=record.external_id,
-        argv=(sys.executable, "-m", "domyn_swarm.jobs.worker", record.job_dir),
-        cwd=str(Path.cwd()),
-        job_dir=record.job_dir,
-        files=files,
-        resources=resources,
-        platform_options={} if swarm is None else swarm.plan.backend_options,
-    )

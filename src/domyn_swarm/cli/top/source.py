@@ -6,6 +6,7 @@ from typing import Protocol
 
 from domyn_swarm.model import FailureGroup
 from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.logs import swarm_logs
 from domyn_swarm.services.requests import LogRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
@@ -76,7 +77,7 @@ class Services:
             replica=replica,
             last_lines=_LOG_LINES,
         )
-        return list(self._swarms.logs(request))
+        return list(swarm_logs(request))
 
     def scale(self, replicas: int) -> None:
         """See `Source`."""

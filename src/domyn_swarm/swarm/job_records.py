@@ -1,0 +1,96 @@
+"""What a job is to the database and to its platform, before it is submitted."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from domyn_swarm.backends.base import ComputeSpec
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.model import JobHandle, JobStatus, utc_now
+from domyn_swarm.paths import JobPaths, write_private
+from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.state import JobRecord
+from domyn_swarm.swarm.factory import LiveSwarm
+
+
+def new_record(
+    spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
+) -> JobRecord:
+    """The record of a job that is about to be submitted."""
+    return JobRecord(
+        job_id=spec.job_id,
+        external_id=external_id,
+        name=spec.name,
+        swarm=None if swarm is None else swarm.record.name,
+        platform=platform_of(spec.resources, swarm),
+        status=JobStatus.PENDING,
+        job_dir=str(paths.root),
+        input=spec.input,
+        output=spec.output,
+        submitted_at=utc_now(),
+    )
+
+
+def platform_of(resources: JobResources, swarm: LiveSwarm | None) -> str:
+    """Where a job runs."""
+    here = swarm is None or resources.placement == "here"
+    return "local" if here or swarm is None else swarm.record.backend
+
+
+def program_of(script: Path) -> list[str]:
+    """How a user's program is run.
+
+    Raises:
+        ConfigError: there is none, or it cannot be run.
+    """
+    if not script.is_file():
+        raise ConfigError(f"There is no file {script}.")
+    if script.suffix == ".py":
+        return [sys.executable, str(script)]
+    if not os.access(script, os.X_OK):
+        raise ConfigError(
+            f"{script} is neither a .py file nor executable.", hint=f"chmod +x {script}"
+        )
+    return [str(script)]
+
+
+def check_down_after(swarm: LiveSwarm | None) -> None:
+    """Refuse to promise an end that nobody would bring about.
+
+    Raises:
+        ConfigError: there is no swarm, or nothing of ours runs beside it that could end it.
+    """
+    if swarm is None:
+        raise ConfigError("There is no swarm to shut down after the job: take out --down-after.")
+    if not swarm.backend.supervised:
+        raise ConfigError(
+            f"On {swarm.record.backend} no program of ours can shut the swarm down after the job.",
+            hint="Take out --down-after and run `domyn-swarm down`, or set idle_timeout_s.",
+        )
+
+
+def end_after(swarm: LiveSwarm, handle: JobHandle) -> None:
+    """Have the endpoint program end the swarm once the job has ended."""
+    file = swarm.paths.down_after / f"{handle.job_id}.json"
+    write_private(file, handle.model_dump_json())
+
+
+def compute_spec(
+    record: JobRecord, resources: JobResources, swarm: LiveSwarm | None, files: tuple[str, ...]
+) -> ComputeSpec:
+    """What the platform is told of a job."""
+    return ComputeSpec(
+        job_id=record.job_id,
+        swarm=record.swarm,
+        tag=None if swarm is None else swarm.record.tag,
+        external_id=record.external_id,
+        argv=(sys.executable, "-m", "domyn_swarm.jobs.worker", record.job_dir),
+        cwd=str(Path.cwd()),
+        job_dir=record.job_dir,
+        files=files,
+        resources=resources,
+        platform_options={} if swarm is None else swarm.plan.backend_options,
+    )
