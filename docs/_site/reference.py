@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from prometheus_client.core import Metric
 from typer.core import TyperCommand, TyperGroup
 
 from domyn_swarm import engines, errors, paths
+from domyn_swarm.backends.endpoint.job_progress import FollowedJob
+from domyn_swarm.backends.endpoint.metrics import Readings
+from domyn_swarm.backends.endpoint.router import RouterFigures
+from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.cli.app import COMMANDS
 from domyn_swarm.cli.lazy import build
 from domyn_swarm.config.models import DomynLLMSwarmConfig
+from domyn_swarm.model import JobProgress, ReplicaReport, ReplicaState
 from domyn_swarm.paths import JobPaths, SwarmPaths
 
 Command = TyperCommand | TyperGroup
@@ -145,6 +153,47 @@ def causes_page() -> str:
     return "\n".join(lines)
 
 
+# -- metrics ----------------------------------------------------------------------------------
+
+
+def metrics_page() -> str:
+    """Every family that a swarm tells Prometheus, as the code that tells it has it."""
+    lines = [
+        "# Metrics",
+        "",
+        "What a swarm tells Prometheus. How to scrape it: [monitoring](../monitoring.md).",
+        "",
+        "| metric | kind | labels | |",
+        "|---|---|---|---|",
+    ]
+    for family in _families():
+        suffix = "_total" if family.type == "counter" else ""
+        labels = ", ".join(f"`{label}`" for label in _labels(family))
+        about = family.documentation
+        lines.append(f"| `{family.name}{suffix}` | {family.type} | {labels} | {about} |")
+    return "\n".join([*lines, ""])
+
+
+def _families() -> Iterator[Metric]:
+    now = datetime.now(UTC)
+    report = ReplicaReport(replica=0, state=ReplicaState.READY, incarnation="", sequence=0)
+    progress = JobProgress(state="running", updated_at=now)
+    yield from Readings(
+        swarm="",
+        spec=EndpointSpec.model_construct(model="", engine="", backend=""),
+        replicas_wanted=1,
+        view=CollectorView(replicas=(report,), taken_at=now, stale_after_s=1.0),
+        router=RouterFigures({}, {}, {}, {}),
+        jobs=(FollowedJob(job_id="", progress=progress),),
+    ).collect()
+
+
+def _labels(family: Metric) -> tuple[str, ...]:
+    """Known to the library's classes of families, by a name that it keeps to itself."""
+    names: tuple[str, ...] = family._labelnames
+    return names
+
+
 # -- files -------------------------------------------------------------------------------------
 
 
@@ -188,4 +237,5 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/errors.md": errors_page,
     "reference/causes.md": causes_page,
     "reference/files.md": files_page,
+    "reference/metrics.md": metrics_page,
 }

@@ -41,6 +41,7 @@ def test_it_builds_with_strict_links(site: Path) -> None:
         ("keys", ("DomynLLMSwarmConfig", "wait_endpoint_s", "drain_before_end_s", "1200")),
         ("errors", ("CheckpointBusy", "Another driver holds this job", "SwarmNotFound")),
         ("causes", ("llamacpp", "the GPU ran out of memory", "the model was not found")),
+        ("metrics", ("domyn_swarm_job_rows_done_total", "outcome", "gen_ai_client_token_usage")),
         ("files", ("swarm.db", "secrets/api_key", "serving/endpoint.json", "progress.json")),
     ],
 )
