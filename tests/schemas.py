@@ -18,7 +18,14 @@ GOLDEN = Path(__file__).parent / "golden"
 
 _REQUESTS = "domyn_swarm.services.requests"
 _SNAPSHOT = "domyn_swarm.swarm.snapshot"
+_POOLS = "domyn_swarm.services.pools"
+_CHECKPOINTS = "domyn_swarm.services.checkpoints"
+_SETTING_UP = "domyn_swarm.services.setting_up"
 RECORDS = {
+    "checkpoint-removals": f"{_CHECKPOINTS}:RemovalReport",
+    "checkpoints": f"{_CHECKPOINTS}:CheckpointList",
+    "config-report": f"{_SETTING_UP}:ConfigReport",
+    "defaults": f"{_SETTING_UP}:NewDefaults",
     "description": "domyn_swarm.services.description:SwarmDescription",
     "deletions": f"{_REQUESTS}:DownReport",
     "endpoint": f"{_REQUESTS}:EndpointInfo",
@@ -31,12 +38,22 @@ RECORDS = {
     "launch": f"{_REQUESTS}:UpResult",
     "output-verification": "domyn_swarm.batch.verification:OutputVerification",
     "plan": f"{_REQUESTS}:PlanReport",
+    "pool": f"{_POOLS}:PoolStatus",
+    "pool-deletions": f"{_POOLS}:PoolDownReport",
+    "pool-launch": f"{_POOLS}:PoolUpReport",
     "swarm": f"{_SNAPSHOT}:SwarmSnapshot",
     "swarms": f"{_SNAPSHOT}:SwarmList",
     "versions": "domyn_swarm.services.versions:Versions",
 }
 
 PRINTS = {
+    "init defaults": "defaults",
+    "config check": "config-report",
+    "checkpoints list": "checkpoints",
+    "checkpoints rm": "checkpoint-removals",
+    "pool up": "pool-launch",
+    "pool status": "pool",
+    "pool down": "pool-deletions",
     "up": "launch",
     "status": "swarm",
     "down": "deletions",

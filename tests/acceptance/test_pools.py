@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine, wait_for, write_sim_config
+from schemas import fits
 
 SLOW_S = 3
 
@@ -43,6 +44,7 @@ def test_up_status_down(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.Mo
     )
     monkeypatch.chdir("/")  # its configurations are found beside it
     report = cli.json("pool", "up", pool)
+    fits(report, "pool up")
     assert (report["schema_version"], report["pool"], report["interrupted"]) == (1, "fleet", False)
     assert outcomes(report) == {"alpha": "up", "fleet-2": "up", "beta": "up"}
     plan = json.loads((cli.home / "swarms" / "alpha" / "plan.json").read_text())
@@ -50,6 +52,7 @@ def test_up_status_down(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.Mo
     assert (plan["layout"]["replicas"], plan["min_ready"], plan["env"]["A"]) == (2, 2, "1.10")
 
     status = cli.json("pool", "status", pool)
+    fits(status, "pool status")
     assert [one["name"] for one in status["swarms"]] == ["alpha", "fleet-2", "beta"]
     assert {one["snapshot"]["observed"] for one in status["swarms"]} == {"ready"}
     endpoints = [one["snapshot"]["endpoint"] for one in status["swarms"]]
@@ -69,7 +72,9 @@ def test_up_status_down(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.Mo
         "beta stopped",
     ]
     assert cli.processes() == []
-    assert cli.json("pool", "down", pool)["swarms"][0]["stopped"]
+    again = cli.json("pool", "down", pool)
+    fits(again, "pool down")
+    assert again["swarms"][0]["stopped"]
 
 
 def test_what_came_up_stays_when_another_fails_unless_all_or_nothing(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from command_line import PROGRAM, CommandLine
+from schemas import fits
 
 
 @pytest.fixture
@@ -97,6 +98,7 @@ def test_every_default_takes_effect_and_tells_where_it_comes_from(
     written = cli.json(
         "init", "defaults", "--platform", "slurm", *words, "--set", "watchdog.max_restarts=7"
     )
+    fits(written, "init defaults")
     defaults = Path(written["path"])
     assert defaults == cli.home / "defaults.yaml"
     assert defaults.stat().st_mode & 0o777 == 0o600

@@ -24,6 +24,7 @@ from domyn_swarm.services.checkpoints import (
 )
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
+from schemas import fits
 
 
 @pytest.fixture
@@ -87,6 +88,7 @@ def test_they_are_told_of_and_removed_by_identity_job_or_age(
     os.utime(checkpoints_dir() / two, (month, month))
     assert list_checkpoints(CheckpointQuery(refs=(one,), older_than_days=30)).checkpoints == ()
     removed = cli.json("checkpoints", "rm", "--older-than", 30, "-y")
+    fits(removed, "checkpoints rm")
     assert [each["identity"] for each in removed["checkpoints"]] == [two]
     assert removed["bytes_freed"] == by_name["second"]["bytes"]
     assert [path.name for path in checkpoints_dir().iterdir()] == [one]
