@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
+import shlex
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -13,6 +16,7 @@ from domyn_swarm.model import Record
 from domyn_swarm.planning.plan import DeploymentPlan
 
 _LEAST_FREE_GB = 2.0
+_TRIED_BYTES = 64 * 1024
 _MODULES = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "xllamacpp"}
 _INSTALL = {"vllm": "pip install vllm", "sglang": "pip install sglang"}
 
@@ -41,15 +45,44 @@ def failed(name: str, detail: str, fix: str) -> Check:
     return Check(name=name, status="failed", detail=detail, fix=fix)
 
 
-def check_folder(name: str, folder: Path) -> Check:
-    """Whether files can be written there, and whether there is room for some."""
+def check_folder(name: str, folder: Path, setting: str = "home_directory") -> Check:
+    """Whether files can be written there, and whether there is room for some. `setting`: what
+    chooses another place.
+    """
     existing = next(one for one in (folder, *folder.parents) if one.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        return failed(name, f"{existing} cannot be written to", "Choose another home_directory.")
+    if not existing.is_dir():
+        return failed(name, f"{existing} is no folder", f"Move it away, or set another {setting}.")
+    try:  # asked of the disk itself: rights may be another machine's to judge, room a quota's
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".domyn-swarm-") as file:
+            file.write(b"0" * _TRIED_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "Make room there" if full else f"Correct its permissions (owner {_owner(existing)})"
+        why = f"{existing} cannot be written to: {error.strerror}"
+        return failed(name, why, f"{fix}, or set another {setting}.")
     free_gb = shutil.disk_usage(existing).free / 1e9
     if free_gb < _LEAST_FREE_GB:
         return warning(name, f"{free_gb:.1f} GB are free at {existing}", "Make room there.")
     return ok(name, f"{folder}, {free_gb:.0f} GB free")
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # a user of another machine
+        return str(path.stat().st_uid)
+
+
+def check_private(name: str, path: Path, holds: str) -> Check:
+    """Whether nobody else may read what lies there."""
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        wanted = "700" if path.is_dir() else "600"
+        words = f"others may read {path} (mode {mode:03o}), which holds {holds}"
+        return warning(name, words, f"chmod {wanted} {shlex.quote(str(path))}")
+    return ok(name, f"{path} is its owner's alone")
 
 
 def check_model(plan: DeploymentPlan) -> Iterator[Check]:

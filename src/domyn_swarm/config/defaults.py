@@ -8,7 +8,7 @@ from typing import Any
 
 from domyn_swarm.config.mistakes import validated
 from domyn_swarm.config.models import DomynLLMSwarmConfig
-from domyn_swarm.config.sources import Layer, merge
+from domyn_swarm.config.sources import Layer, merge, read_yaml, value_at
 from domyn_swarm.config.starter import PLATFORMS, commented, layer_of
 
 _EVERYWHERE = ("engine", "env.HF_HOME", "home_directory")
@@ -69,7 +69,22 @@ def defaults_text(
     folder = given.values.get("home_directory")
     if isinstance(folder, str):  # the file holds wherever it is read from
         given.values["home_directory"] = str(Path(folder).expanduser().absolute())
-    least = Layer({"model": "any", "backend": {"type": platform, **_REQUIRED.get(platform, {})}})
-    validated(DomynLLMSwarmConfig, merge(least, given), Path("The new defaults"))
+    _validate(given, Path("The new defaults"))
     title = "What every swarm of yours has unless its own file differs"
     return commented(platform, given.values, title)
+
+
+def check_defaults(path: Path) -> None:
+    """Whether the file may stand under any configuration.
+
+    Raises:
+        ConfigError: every mistake in it, each at its line.
+    """
+    _validate(read_yaml(path), path)
+
+
+def _validate(layer: Layer, path: Path) -> None:
+    """With the least that a swarm's own file has to add."""
+    platform = value_at(layer.values, ("backend", "type")) or "local"
+    backend = {"type": platform, **_REQUIRED.get(str(platform), {})}
+    validated(DomynLLMSwarmConfig, merge(Layer({"model": "any", "backend": backend}), layer), path)

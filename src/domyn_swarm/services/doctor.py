@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from domyn_swarm import __version__
-from domyn_swarm.backends.checks import Check, check_folder, failed, ok
+from domyn_swarm.backends.checks import Check, check_folder, check_private, failed, ok
 from domyn_swarm.config import load
-from domyn_swarm.errors import PlatformError, SwarmError
+from domyn_swarm.config.defaults import check_defaults
+from domyn_swarm.config.loading import defaults_path
+from domyn_swarm.errors import ConfigError, PlatformError, SwarmError
 from domyn_swarm.model import Record
 from domyn_swarm.paths import home
 from domyn_swarm.state import SwarmStore
@@ -32,12 +35,8 @@ class Examination(Record):
 
 
 def examine(config: Path | None) -> Examination:
-    """Look at this machine, and with a configuration at what it asks for. Starts nothing.
-
-    Raises:
-        ConfigError: the configuration itself is wrong.
-    """
-    checks = list(_machine())
+    """Look at this machine, and with a configuration at what it asks for. Starts nothing."""
+    checks = [*_machine(), *_defaults()]
     if config is not None:
         checks += _swarm(config)
     return Examination(checks=tuple(checks))
@@ -46,7 +45,12 @@ def examine(config: Path | None) -> Examination:
 def _machine() -> Iterator[Check]:
     python = ".".join(map(str, sys.version_info[:3]))
     yield ok("domyn-swarm", f"{__version__}, Python {python} at {sys.executable}")
-    yield check_folder("home", home())
+    yield check_folder("home", home(), "DOMYN_SWARM_HOME")
+    if home().is_dir():
+        yield check_private("privacy", home(), "keys and records")
+    variables = home() / ".env"
+    if variables.is_file():
+        yield check_private("privacy", variables, "what you put there, tokens perhaps")
     try:
         swarms = SwarmStore.open().swarms()
         yield ok("database", f"{len(swarms)} live swarms")
@@ -58,9 +62,45 @@ def _machine() -> Iterator[Check]:
         yield ok("router", "smg is installed")
 
 
+def _defaults() -> Iterator[Check]:
+    """The defaults file by itself: a mistake there is one of every swarm."""
+    path = defaults_path()
+    if not path.exists():
+        named = bool(os.environ.get("DOMYN_SWARM_DEFAULTS"))
+        fix = "Correct or unset DOMYN_SWARM_DEFAULTS, or run `domyn-swarm init defaults`."
+        yield (
+            failed("defaults", f"there is no {path}", fix)
+            if named
+            else ok("defaults", f"none ({path})")
+        )
+        return
+    try:
+        check_defaults(path)
+    except ConfigError as error:
+        yield from _mistakes("defaults", error)
+        return
+    yield ok("defaults", f"{path} is valid")
+
+
+def _mistakes(name: str, error: ConfigError) -> Iterator[Check]:
+    fix = error.hint or "Correct it."
+    if not error.mistakes:
+        yield failed(name, error.message, fix)
+    for mistake in error.mistakes:
+        yield failed(name, str(mistake), fix)
+
+
 def _swarm(path: Path) -> Iterator[Check]:
-    config = load(path).config
-    plan, context = SwarmLifecycle.plan(config)
+    try:
+        config = load(path).config
+    except ConfigError as error:
+        yield from _mistakes("configuration", error)
+        return
+    try:
+        plan, context = SwarmLifecycle.plan(config)
+    except ConfigError as error:  # the engine, its model, or the layout
+        yield from _mistakes("configuration", error)
+        return
     yield ok("configuration", f"{path} is valid")
     backend = serving_backend(plan.backend)
     found = list(backend.checks(plan))

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
-from domyn_swarm.backends.checks import Check, check_engine, check_model, failed, ok
+from domyn_swarm.backends.checks import Check, check_engine, check_folder, check_model, failed, ok
 from domyn_swarm.backends.endpoint.ports import is_free
 from domyn_swarm.backends.local.serving import HOST
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -18,6 +18,7 @@ def site_checks(plan: DeploymentPlan) -> Iterator[Check]:
     """Every check of one swarm."""
     yield from check_model(plan)
     yield from check_engine(plan, None)
+    yield check_folder("home_directory", plan.home_directory)
     yield _gpus(plan)
     free = next(
         (one for one in range(plan.port_from, plan.port_from + _PORTS) if is_free(HOST, one)), None

@@ -1,0 +1,130 @@
+"""The doctor of a machine: each problem is named, with what to do about it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from command_line import CommandLine
+from domyn_swarm.backends.checks import Check
+from domyn_swarm.services.doctor import examine
+
+
+def wrong(config: Path | None = None) -> dict[str, Check]:
+    return {check.name: check for check in examine(config).checks if check.status != "ok"}
+
+
+def written(folder: Path, *lines: str) -> Path:
+    path = folder / "swarm.yaml"
+    path.write_text("\n".join(["name: s", "backend: local", *lines]) + "\n")
+    return path
+
+
+def test_a_healthy_machine(tmp_path: Path) -> None:
+    found = examine(written(tmp_path, "model: m", "engine: sim"))
+    assert found.well
+    assert all((check.status == "ok") == (check.fix is None) for check in found.checks)
+
+
+def test_a_model_that_is_not_there_and_how_to_get_it(tmp_path: Path) -> None:
+    found = wrong(written(tmp_path, "model: /nowhere/model.gguf", "engine: llamacpp"))
+    assert "/nowhere/model.gguf" in found["configuration"].detail
+    assert "smollm2-135m-instruct" in str(found["configuration"].fix)
+
+
+def test_every_mistake_is_a_finding_beside_the_machine_s(cli: CommandLine, tmp_path: Path) -> None:
+    path = written(tmp_path, "replcas: 2", "port: high")
+    done = cli("doctor", "-c", path, "--json")
+    assert done.returncode == 4
+    checks = json.loads(done.stdout)["checks"]
+    told = [one["detail"] for one in checks if one["name"] == "configuration"]
+    assert [text.split(": ")[1] for text in told] == ["model", "replcas", "port"]
+    assert f"{path}:3" in told[1]
+    assert {"home", "database", "router", "defaults"} <= {one["name"] for one in checks}
+
+
+@pytest.fixture
+def cli(swarm_home: Path) -> CommandLine:
+    return CommandLine(swarm_home)
+
+
+def test_defaults_that_are_wrong_or_missing(
+    swarm_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm_home.mkdir(mode=0o700)
+    (swarm_home / "defaults.yaml").write_text("backend: {type: slurm, acount: me}\n")
+    found = wrong()["defaults"]
+    assert f"{swarm_home / 'defaults.yaml'}:1: backend.acount: unknown key" in found.detail
+    (swarm_home / "defaults.yaml").write_text("backend: {type: slurm, account: me}\n")
+    assert wrong() == {}
+    monkeypatch.setenv("DOMYN_SWARM_DEFAULTS", str(tmp_path / "gone.yaml"))
+    assert "DOMYN_SWARM_DEFAULTS" in str(wrong()["defaults"].fix)
+
+
+def test_what_others_may_read(swarm_home: Path) -> None:
+    swarm_home.mkdir(mode=0o700)
+    (swarm_home / ".env").write_text("HF_TOKEN=x\n")
+    (swarm_home / ".env").chmod(0o644)
+    found = wrong()["privacy"]
+    assert found.status == "warning"
+    assert found.fix == f"chmod 600 {swarm_home / '.env'}"
+    (swarm_home / ".env").chmod(0o600)
+    swarm_home.chmod(0o755)
+    assert wrong()["privacy"].fix == f"chmod 700 {swarm_home}"
+
+
+def test_a_home_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DOMYN_SWARM_HOME", str(tmp_path / "file"))
+    found = wrong()
+    assert "is no folder" in found["home"].detail
+    assert found["database"].status == "failed"
+    monkeypatch.setenv("DOMYN_SWARM_HOME", "/proc/domyn-swarm")  # not even root may write there
+    found = wrong()
+    assert "cannot be written to" in found["home"].detail
+    assert "DOMYN_SWARM_HOME" in str(found["home"].fix)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB without room for more."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system needs more rights than this user has")
+    try:
+        filler = folder / "filler"
+        with pytest.raises(OSError, match="No space"):
+            filler.write_bytes(b"0" * (8 << 20))
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(full_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = full_disk / "swarms"
+    path = written(tmp_path, "model: m", "engine: sim", f"home_directory: {folder}")
+    found = wrong(path)["home_directory"]
+    assert found.status == "failed"
+    assert "No space left" in found.detail
+    assert "Make room" in str(found.fix)
+    monkeypatch.setenv("DOMYN_SWARM_HOME", str(folder))
+    found = wrong()
+    assert "No space left" in found["home"].detail
+    assert found["database"].status == "failed"
+    assert found["database"].fix
+
+
+def test_ports_that_are_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path = written(tmp_path, "model: m", "engine: sim", f"port: {port}")
+        detail = next(one.detail for one in examine(path).checks if one.name == "ports")
+        assert detail.endswith("is free")
+        assert not detail.startswith(f"{port} ")
