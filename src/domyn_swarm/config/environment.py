@@ -24,3 +24,8 @@ def load_dotenv() -> None:
 def key_of_environment() -> str | None:
     """The key of an endpoint that is not a swarm's."""
     return os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("OPENAI_API_KEY")
+
+
+def ray_address_of_environment() -> str | None:
+    """The Ray cluster of jobs that name none."""
+    return os.environ.get("DOMYN_SWARM_RAY_ADDRESS") or os.environ.get("RAY_ADDRESS")

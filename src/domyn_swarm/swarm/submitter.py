@@ -9,6 +9,7 @@ from pathlib import Path
 
 from domyn_swarm import __version__
 from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, read_exit
+from domyn_swarm.config.environment import ray_address_of_environment
 from domyn_swarm.errors import ConfigError, PlatformError, StateError
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.logs import get_logger
@@ -181,6 +182,8 @@ class JobSubmitter:
             }
         )
         checkpoint_root = asked.pop("checkpoint_dir") or checkpoints_dir()
+        if request.data_backend == "ray":  # the worker's environment may be another one
+            asked["ray_address"] = request.ray_address or ray_address_of_environment()
         spec = JobSpec.model_validate(
             {
                 **asked,
