@@ -33,6 +33,7 @@ RECORDS = {
     "job": f"{_SNAPSHOT}:JobSnapshot",
     "job-failures": f"{_REQUESTS}:JobFailures",
     "job-handle": "domyn_swarm.model:JobHandle",
+    "job-report": "domyn_swarm.services.report_records:JobReport",
     "job-results": f"{_REQUESTS}:JobResults",
     "jobs": f"{_SNAPSHOT}:JobList",
     "launch": f"{_REQUESTS}:UpResult",
@@ -74,6 +75,7 @@ PRINTS = {
     "job cancel": "job",
     "job failures": "job-failures",
     "job verify": "output-verification",
+    "job report": "job-report",
     "job results": "job-results",
 }
 

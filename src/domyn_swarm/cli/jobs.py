@@ -21,7 +21,7 @@ from domyn_swarm.cli.options import (
     chosen_format,
     chosen_job,
 )
-from domyn_swarm.cli.outcomes import failures, results, verify
+from domyn_swarm.cli.outcomes import failures, report, results, verify
 from domyn_swarm.cli.script import submit_script
 from domyn_swarm.cli.submit import submit
 from domyn_swarm.cli.watching import EveryOption, WatchOption
@@ -32,6 +32,7 @@ job_app.command("submit-script")(submit_script)
 job_app.command("resume")(resume)
 job_app.command("retry-failed")(retry_failed)
 job_app.command("failures")(failures)
+job_app.command("report")(report)
 job_app.command("verify")(verify)
 job_app.command("results")(results)
 

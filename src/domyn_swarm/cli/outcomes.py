@@ -45,6 +45,32 @@ def failures(
     show_failures(JobService().failures(which, export=export), form)
 
 
+def report(
+    ref: RefArgument = None,
+    external_id: ExternalIdOption = None,
+    handle_json: HandleOption = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Where to; else into the job's folder."),
+    ] = None,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Write a page about a job, one HTML file with plots; print where it is.
+
+    Example: domyn-swarm job report nightly-run --output nightly.html
+    """
+    from domyn_swarm.cli.rendering import print_record
+    from domyn_swarm.services.jobs import JobService
+
+    form = chosen_format(Format.TABLE, as_json, as_yaml)
+    written = JobService().report(chosen_job(ref, external_id, handle_json), output=page)
+    if form is Format.TABLE:
+        typer.echo(written.path)
+    else:
+        print_record(written, form)
+
+
 def verify(
     ref: RefArgument = None,
     external_id: ExternalIdOption = None,

@@ -93,6 +93,7 @@ class Reporter:
             "at_s": round(at_s, 3),  # since the run began
             "rows_done": tally.rows_done,
             "rows_failed": tally.all_failed,
+            "settled": tally.rows_answered + tally.rows_failed,  # by this run
             "in_flight": tally.in_flight,
             "limit": tally.limit,
             "running": tally.running,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from domyn_swarm.batch.results import Results
     from domyn_swarm.batch.verification import OutputVerification
+    from domyn_swarm.services.report_records import JobReport
 
 JobRef = str | JobHandle
 _PROGRESS_EVERY_S = 0.5
@@ -161,6 +162,23 @@ class JobService:
             groups=tuple(groups),
             exported=export,
         )
+
+    def report(self, ref: JobRef, *, output: Path | None = None) -> JobReport:
+        """Write a page about a job, ended or not: one HTML file that needs nothing else.
+
+        Args:
+            ref: the job.
+            output: where; in the job's folder when it is not said.
+
+        Raises:
+            SwarmError: the job's files cannot be read, or the page cannot be written.
+        """
+        from domyn_swarm.services.reports import ReportGatherer, written
+
+        record = self._submitter.refresh(self._record(ref))
+        gathered = ReportGatherer(self._store, record, output).gather()
+        written(gathered)
+        return gathered.report
 
     def verify(self, ref: JobRef) -> OutputVerification:
         """Check that a job's output is whole: files, counts, every input row once and in order.

@@ -12,7 +12,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from domyn_swarm.backends.endpoint.gauges import EngineGauges
-from domyn_swarm.backends.endpoint.history import History
+from domyn_swarm.backends.endpoint.history import EVENTS_TOLD, History
 from domyn_swarm.backends.endpoint.reachability import CHECK_S, Reachability
 from domyn_swarm.backends.endpoint.replicas import ReplicaTable, Verdict
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
@@ -27,6 +27,7 @@ MAX_BODY_BYTES = 65_536
 _TICK_S = 1.0  # staleness is looked at so often
 _WRITE_VIEW_EVERY_S = 5.0  # and replicas.json refreshed so often when only times changed
 _METRICS, _METRICS_TYPE = "/metrics", "text/plain; version=0.0.4; charset=utf-8"
+_SILENT = "it fell silent; no requests go there"
 _REPLY_WAIT_S = 2.0  # a report waits so long for the manifest to be written
 _AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
 _STATUS = {Verdict.UNKNOWN: 404, Verdict.SUPERSEDED: 409}
@@ -56,6 +57,7 @@ class Collector:
         )
         self._unwritten: list[ReplicaReport] = []
         self._listed: tuple[str, ...] | None = None  # in the manifest on disk; None: not ours yet
+        self._silent: set[str] = set()  # URLs taken off it without a word of their replicas
         self._left_at: dict[str, float] = {}  # when a URL was last taken off the disk
         self._view_written_at = 0.0
         self._view_changed = True
@@ -83,6 +85,7 @@ class Collector:
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/replicas", self._replicas)
         app.router.add_get("/v1/gauges", self._gauges_now)
+        app.router.add_get("/v1/history", self._events)
         app.router.add_post("/v1/report", self._report)
         if metrics is not None:
 
@@ -132,6 +135,11 @@ class Collector:
 
     async def _replicas(self, _request: web.Request) -> web.Response:
         return web.Response(text=self.view().model_dump_json(), content_type="application/json")
+
+    async def _events(self, request: web.Request) -> web.Response:
+        since = request.query.get("since", "")
+        found = await asyncio.to_thread(self._history.read, since, EVENTS_TOLD)
+        return web.json_response({"events": found})
 
     async def _gauges_now(self, _request: web.Request) -> web.Response:
         found = await self._gauges.read(self._serving())
@@ -236,6 +244,7 @@ class Collector:
             await asyncio.to_thread(
                 write_private, self._paths.router_manifest, self._manifest(serving)
             )
+            self._note_routing(set(self._listed or ()), set(serving))
             async with self._synced:
                 gone = set(self._listed or ()) - set(serving)
                 self._left_at.update(dict.fromkeys(gone, time.monotonic()))
@@ -252,6 +261,21 @@ class Collector:
         changes, self._unwritten = self._unwritten, []
         if changes:
             await asyncio.to_thread(self._history.append, changes)
+
+    def _note_routing(self, before: set[str], now: set[str]) -> None:
+        """Write down replicas that fell silent: of those alone nobody reports a change."""
+        for report in self._table.reports():
+            if report.url is None or report.state is not ReplicaState.READY:
+                continue
+            change: dict[str, object] = {"reported_at": utc_now()}
+            if report.url in before - now:
+                self._silent.add(report.url)
+                change |= {"state": ReplicaState.UNHEALTHY, "reason": _SILENT}
+            elif report.url in now - before and report.url in self._silent:
+                self._silent.discard(report.url)
+            else:
+                continue
+            self._unwritten.append(report.model_copy(update=change))
 
     async def close(self) -> None:
         """Write what is not written yet."""

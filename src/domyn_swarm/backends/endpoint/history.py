@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ReplicaReport
@@ -13,6 +14,7 @@ from domyn_swarm.model import ReplicaReport
 _log = get_logger(__name__)
 
 ROWS_KEPT = 20_000
+EVENTS_TOLD = 2_000  # at most, to one reader
 _PRUNE_EVERY = 500
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replica_status (
@@ -38,6 +40,10 @@ _COLUMNS = (
 _INSERT = (
     f"INSERT INTO replica_status ({', '.join(_COLUMNS)}) "  # noqa: S608 - names of our own
     f"VALUES ({', '.join(':' + name for name in _COLUMNS)})"
+)
+_READ = (
+    f"SELECT {', '.join(_COLUMNS)} FROM replica_status "  # noqa: S608 - names of our own
+    "WHERE reported_at >= ? ORDER BY id DESC LIMIT ?"
 )
 _PRUNE = "DELETE FROM replica_status WHERE id <= (SELECT MAX(id) FROM replica_status) - ?"
 
@@ -72,6 +78,19 @@ class History:
         except sqlite3.Error as error:
             _log.warning("cannot write %s: %s", self._path, error)
             self.close()
+
+    def read(self, since: str, most: int) -> list[dict[str, Any]]:
+        """The newest changes since a moment (ISO 8601, UTC), the oldest first; none when the file
+        cannot be read.
+        """
+        with self._lock:
+            try:
+                connection = self._connection = self._connection or self._open()
+                rows = connection.execute(_READ, (since, most)).fetchall()
+            except sqlite3.Error as error:
+                _log.warning("cannot read %s: %s", self._path, error)
+                return []
+        return [dict(zip(_COLUMNS, row, strict=True)) for row in reversed(rows)]
 
     def _open(self) -> sqlite3.Connection:
         # One thread at a time, but not always the same. WAL is not safe on network file systems

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from domyn_swarm.model import ProcessId, Record, ReplicaReport, utc_now
 from domyn_swarm.paths import SwarmPaths
@@ -28,6 +30,24 @@ class CollectorView(Record):
     taken_at: datetime
     stale_after_s: float  # a report older than this at `taken_at` is not to be believed
     tag: str = ""  # of the swarm
+
+
+class ReplicaEvent(BaseModel):
+    """A change of a replica's state, as the collector wrote it down."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    reported_at: datetime
+    replica: int
+    state: str
+    reason: str | None = None
+    restarts: int = 0
+    url: str | None = None
+    node: str | None = None
+
+
+class _History(Record):
+    events: tuple[ReplicaEvent, ...]
 
 
 class Ended(Record):
@@ -83,3 +103,34 @@ def _written(paths: SwarmPaths) -> CollectorView | None:
     except (OSError, ValueError):
         return None
     return view.model_copy(update={"taken_at": max(view.taken_at, utc_now())})
+
+
+def read_history(paths: SwarmPaths, since: datetime) -> tuple[ReplicaEvent, ...]:
+    """What the replicas went through since a moment, the oldest first; the newest when it is much.
+
+    The collector tells; its file is opened only when it has shut down.
+    """
+    from urllib.parse import urlencode
+
+    moment = since.astimezone(UTC).isoformat()
+    address = read_address(paths)
+    if address is None:
+        return _History.model_validate({"events": _old_history(paths, moment)}).events
+    try:
+        key = paths.collector_key.read_text().strip()
+        url = f"{address.collector_url}/v1/history?{urlencode({'since': moment})}"
+        return _History.model_validate(http_json(url, key=key, timeout_s=_ASK_TIMEOUT_S)).events
+    except (OSError, ValueError):
+        return ()
+
+
+def _old_history(paths: SwarmPaths, moment: str) -> list[dict[str, Any]]:
+    from domyn_swarm.backends.endpoint.history import EVENTS_TOLD, History
+
+    if not paths.watchdog_db.exists():
+        return []
+    history = History(paths.watchdog_db)
+    try:
+        return history.read(moment, EVENTS_TOLD)
+    finally:
+        history.close()

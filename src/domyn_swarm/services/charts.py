@@ -1,0 +1,215 @@
+"""Geometry of plots: numbers to coordinates of SVG. Draws nothing, knows no colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+WIDTH, HEIGHT = 860.0, 220.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 30.0, 38.0, 30.0
+_TICKS = 5
+_NEAR = 125.0  # closer than this two labels would meet
+_LABEL_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A line of the grid."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series: the path's `d`, a name, and the class it is drawn by."""
+
+    name: str
+    kind: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar, and what it says when one points at it."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment worth a vertical line; `label` is empty where there is no room for it."""
+
+    x: float
+    label_y: float
+    label: str
+    title: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One plot, ready to be drawn."""
+
+    title: str
+    unit: str
+    xs: tuple[Tick, ...]
+    ys: tuple[Tick, ...]
+    lines: tuple[Line, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    width: float = WIDTH
+    height: float = HEIGHT
+    left: float = _LEFT
+    right: float = WIDTH - _RIGHT
+    top: float = _TOP
+    bottom: float = HEIGHT - _BOTTOM
+
+
+Scale = Callable[[float], float]
+Steps = Sequence[tuple[float, float, float | None]]
+"""From, to, and the value between; None: not known."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """What one line shows."""
+
+    name: str
+    kind: str
+    steps: Steps
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Something that happened at a place of the x axis."""
+
+    at: float
+    label: str
+    title: str
+    kind: str
+
+
+def over_time(
+    title: str, unit: str, whole_s: float, series: Sequence[Series], moments: Iterable[Moment] = ()
+) -> Chart | None:
+    """Steps over seconds; None when there is nothing to draw."""
+    values = [value for one in series for *_, value in one.steps if value is not None]
+    if not values or whole_s <= 0:
+        return None
+    highest = max(*values, 1e-9)
+    ticks = _ticks(highest)
+    top = max(highest, ticks[-1])
+
+    def x(seconds: float) -> float:
+        return _LEFT + (WIDTH - _RIGHT - _LEFT) * min(1.0, max(0.0, seconds / whole_s))
+
+    def y(value: float) -> float:
+        return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - _TOP) * value / top
+
+    return Chart(
+        title=title,
+        unit=unit,
+        xs=tuple(Tick(x(at), duration(at)) for at in _times(whole_s)),
+        ys=tuple(Tick(y(at), number(at)) for at in ticks),
+        lines=tuple(Line(one.name, one.kind, _path(one.steps, x, y)) for one in series),
+        marks=_marks(moments, x),
+    )
+
+
+def histogram(title: str, unit: str, bins: Sequence[tuple[str, int]]) -> Chart | None:
+    """Counts of neighbouring bins, each with the label of its upper bound; None: all are empty."""
+    if not any(count for _, count in bins):
+        return None
+    highest = max(count for _, count in bins)
+    ticks = _ticks(highest, whole=True)
+    top = max(float(highest), ticks[-1])
+    room = (WIDTH - _RIGHT - _LEFT) / len(bins)
+    floor = HEIGHT - _BOTTOM
+    whole = sum(count for _, count in bins)
+    bars, labels = [], []
+    every = max(1, math.ceil(len(bins) / 10))
+    for at, (label, count) in enumerate(bins):
+        high = (floor - _TOP) * count / top
+        share = f"{count:,} ({count / whole:.1%}) up to {label}"
+        bars.append(Bar(_LEFT + at * room + 1, floor - high, max(1.0, room - 2), high, share))
+        if at % every == every - 1 or len(bins) <= every:
+            labels.append(Tick(_LEFT + (at + 1) * room, label))
+    ys = tuple(Tick(floor - (floor - _TOP) * at / top, number(at)) for at in ticks)
+    return Chart(title=title, unit=unit, xs=tuple(labels), ys=ys, bars=tuple(bars))
+
+
+def _path(steps: Steps, x: Scale, y: Scale) -> str:
+    words, drawing = [], False
+    for begin, end, value in steps:
+        if value is None:
+            drawing = False
+            continue
+        high = y(value)
+        words.append(f"{'L' if drawing else 'M'}{x(begin):.1f} {high:.1f}")
+        words.append(f"L{x(end):.1f} {high:.1f}")
+        drawing = True
+    return " ".join(words)
+
+
+def _marks(moments: Iterable[Moment], x: Scale) -> tuple[Mark, ...]:
+    """Labels that would meet go above each other, those of the first moments first."""
+    marks: list[Mark] = []
+    rows: list[list[float]] = [[] for _ in range(_LABEL_ROWS)]
+    for one in moments:
+        at = x(one.at)
+        row = next((row for row in rows if all(abs(at - other) >= _NEAR for other in row)), None)
+        label_y = _TOP - 10 - 13 * (0 if row is None else rows.index(row))
+        marks.append(Mark(at, label_y, "" if row is None else one.label, one.title, one.kind))
+        if row is not None:
+            row.append(at)
+    return tuple(marks)
+
+
+def _ticks(top: float, *, whole: bool = False) -> list[float]:
+    """Round numbers from 0 to about `top`."""
+    rough = max(top, 1e-9) / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    step = max(1.0, step) if whole else step
+    return [step * at for at in range(int(top / step + 0.001) + 1)] + (
+        [] if abs(top / step - round(top / step)) < 0.001 else [step * (int(top / step) + 1)]
+    )
+
+
+_STEPS_S = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400)
+
+
+def _times(whole_s: float) -> list[float]:
+    step = next(
+        (one for one in _STEPS_S if whole_s / one <= 10), 86400 * math.ceil(whole_s / 864e3)
+    )
+    return [step * at for at in range(int(whole_s / step) + 1)]
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: `90 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 0.1 and seconds:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    if seconds < 7200:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, rest = divmod(round(seconds / 60), 60)
+    if hours < 48:
+        return f"{hours} h {rest} min" if rest else f"{hours} h"
+    return f"{hours / 24:.3g} days"
+
+
+def number(value: float) -> str:
+    """A number as people read it: `12,000`, `1.5 M`, `0.03`."""
+    for size, unit in ((1e9, " G"), (1e6, " M")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"

@@ -1,0 +1,139 @@
+"""How the runs of a job went over time, from the lines that their workers left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import msgspec
+
+from domyn_swarm.batch.accounting import RunAccount
+from domyn_swarm.paths import JobPaths
+
+_POINTS = 400  # on one plot, over all runs
+_SAME_RUN_S = 5.0  # what a worker says of its start, in two files
+
+
+class TraceLine(msgspec.Struct):
+    """One line of `trace.jsonl`."""
+
+    at_s: float
+    at: float = 0.0
+    settled: int = 0
+    in_flight: int = 0
+    limit: int | None = None
+    running: float | None = None
+    waiting: float | None = None
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Between two moments of one run; times are seconds of work since the first run began."""
+
+    from_s: float
+    to_s: float
+    rows_per_s: float
+    tokens_per_s: float
+    in_flight: int
+    limit: int | None
+    running: float | None
+    waiting: float | None
+
+
+@dataclass(frozen=True)
+class Course:
+    """All runs, one after the other: the time between them is left out."""
+
+    stretches: tuple[tuple[Stretch, ...], ...]  # of each run
+    begins_s: tuple[float, ...]  # of each run
+    whole_s: float
+    runs: tuple[RunAccount, ...]
+
+    def place_of(self, moment: datetime) -> float | None:
+        """Where a moment lies on the axis; None: no run was at work."""
+        for begin_s, run in zip(self.begins_s, self.runs, strict=True):
+            if run.began_at is not None:
+                since = moment - run.began_at
+                if timedelta() <= since <= timedelta(seconds=run.wall_s):
+                    return begin_s + since.total_seconds()
+        return None
+
+
+def read_trace(job_dir: Path) -> list[list[TraceLine]]:
+    """The lines of a job's folder, those of each run apart."""
+    runs: list[list[TraceLine]] = []
+    decoder = msgspec.json.Decoder(TraceLine)
+    try:
+        with JobPaths(job_dir).trace.open("rb") as file:
+            for text in file:
+                try:
+                    line = decoder.decode(text)
+                except msgspec.DecodeError:  # the worker was killed while it wrote
+                    continue
+                if not runs or line.at_s < runs[-1][-1].at_s:
+                    runs.append([])
+                runs[-1].append(line)
+    except OSError:
+        return []
+    return runs
+
+
+def course_of(runs: Sequence[RunAccount], traces: Sequence[Sequence[TraceLine]]) -> Course:
+    """Runs and the traces of all their folders, put together by when they began."""
+    begins, stretches, so_far = [], [], 0.0
+    whole_s = sum(run.wall_s for run in runs)
+    for run in runs:
+        begins.append(so_far)
+        most = max(2, round(_POINTS * run.wall_s / whole_s)) if whole_s else 2
+        stretches.append(tuple(_stretches(run, _trace_of(run, traces), so_far, most)))
+        so_far += run.wall_s
+    return Course(tuple(stretches), tuple(begins), whole_s, tuple(runs))
+
+
+def _trace_of(run: RunAccount, traces: Sequence[Sequence[TraceLine]]) -> Sequence[TraceLine]:
+    if run.began_at is None:
+        return ()
+    began = run.began_at.timestamp()
+    near = [(abs(lines[0].at - lines[0].at_s - began), lines) for lines in traces if lines]
+    apart_s, lines = min(near, key=lambda one: one[0], default=(_SAME_RUN_S, ()))
+    return lines if apart_s < _SAME_RUN_S else ()
+
+
+def _stretches(
+    run: RunAccount, lines: Sequence[TraceLine], begin_s: float, most: int
+) -> list[Stretch]:
+    if not lines:
+        return []
+    counted = run.counters
+    last = TraceLine(
+        at_s=run.wall_s,
+        settled=counted.rows_answered + counted.rows_failed,
+        completion_tokens=counted.completion_tokens,
+    )
+    step = max(run.wall_s / most, 0.5)
+    found: list[Stretch] = []
+    before = TraceLine(at_s=0.0)
+    for line in [*lines, last]:
+        passed_s = line.at_s - before.at_s
+        if passed_s < step and line is not last:
+            continue
+        if passed_s <= 0:
+            break
+        busy = line if line is not last else lines[-1]
+        found.append(
+            Stretch(
+                from_s=begin_s + before.at_s,
+                to_s=begin_s + line.at_s,
+                rows_per_s=max(0, line.settled - before.settled) / passed_s,
+                tokens_per_s=max(0, line.completion_tokens - before.completion_tokens) / passed_s,
+                in_flight=busy.in_flight,
+                limit=busy.limit,
+                running=busy.running,
+                waiting=busy.waiting,
+            )
+        )
+        before = line
+    return found

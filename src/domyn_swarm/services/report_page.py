@@ -1,0 +1,153 @@
+"""The report of a job as one HTML file that needs nothing else. The only home of Jinja for pages.
+
+Everything is escaped: rows, errors and names are other people's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from domyn_swarm import __version__
+from domyn_swarm.services.charts import (
+    Chart,
+    Moment,
+    Series,
+    Steps,
+    duration,
+    histogram,
+    number,
+    over_time,
+)
+from domyn_swarm.services.course import Course
+from domyn_swarm.services.report_records import EventReport, JobReport
+from domyn_swarm.services.reports import GatheredReport
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_EVENTS_SHOWN = 200
+_BAD = ("failed", "unhealthy", "restarting", "exited")
+
+
+def render(gathered: GatheredReport) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, duration=duration, moment=_moment)
+    report, course = gathered.report, gathered.course
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        job=report.job,
+        account=report.account,
+        version=__version__,
+        course_charts=_course_charts(report, course),
+        latency_chart=_latency_chart(report),
+        sizes_chart=_sizes_chart(report),
+        events=report.events[-_EVENTS_SHOWN:],
+        events_left_out=max(0, len(report.events) - _EVENTS_SHOWN),
+        killed=_killed(report),
+    )
+
+
+def _moment(at: datetime | None) -> str:
+    return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _killed(report: JobReport) -> list[bool]:
+    """Of each run: whether it ended without a word. One that is at work has not ended."""
+    live = not report.job.status.final
+    last = len(report.runs) - 1
+    return [not run.ended and not (live and at == last) for at, run in enumerate(report.runs)]
+
+
+def _course_charts(report: JobReport, course: Course) -> list[Chart]:
+    moments = [*_begins(report, course), *_replica_moments(report.events, course)]
+    whole_s = course.whole_s
+
+    def series(name: str, kind: str, field: str) -> Series:
+        steps: Steps = [
+            (one.from_s, one.to_s, getattr(one, field)) for run in course.stretches for one in run
+        ]
+        return Series(name, kind, steps)
+
+    charts = [
+        over_time("Throughput", "rows/s", whole_s, [series("rows/s", "a", "rows_per_s")], moments),
+        over_time(
+            "Concurrency",
+            "requests",
+            whole_s,
+            _known(
+                series("limit", "muted", "limit"),
+                series("in flight", "a", "in_flight"),
+                series("running in all engines", "b", "running"),
+                series("waiting in all engines", "c", "waiting"),
+            ),
+            moments,
+        ),
+        over_time(
+            "Tokens", "tokens/s", whole_s, [series("tokens/s", "b", "tokens_per_s")], moments
+        ),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _known(*series: Series) -> list[Series]:
+    return [one for one in series if any(value is not None for *_, value in one.steps)]
+
+
+def _begins(report: JobReport, course: Course) -> list[Moment]:
+    """Where each run but the first begins, and what ended the one before it."""
+    killed = _killed(report)
+    moments = []
+    for at, (begin_s, run) in enumerate(zip(course.begins_s, report.runs, strict=True)):
+        if not at:
+            continue
+        before = report.runs[at - 1]
+        title = f"run {at + 1} begins"
+        if run.began_at is not None and before.began_at is not None:
+            gap = run.began_at - before.began_at - timedelta(seconds=before.wall_s)
+            title += f", {duration(max(0.0, gap.total_seconds()))} after the last"
+        label = f"{'killed, ' if killed[at - 1] else ''}run {at + 1}"
+        moments.append(Moment(begin_s, label, title, "bad" if killed[at - 1] else "run"))
+    return moments
+
+
+def _replica_moments(events: Sequence[EventReport], course: Course) -> list[Moment]:
+    moments = []
+    for event in events:
+        place = course.place_of(event.at)
+        if place is not None and (event.state in _BAD or event.state == "ready"):
+            bad = event.state in _BAD
+            title = f"replica {event.replica} {event.state}: {event.reason or ''}"
+            label = f"replica {event.replica} {event.state}"
+            moments.append(Moment(place, label, title, "bad" if bad else "good"))
+    return moments
+
+
+def _latency_chart(report: JobReport) -> Chart | None:
+    found = report.latency_s
+    if found is None:
+        return None
+    bins = [
+        (duration(bound), count) for bound, count in zip(found.bounds, found.counts, strict=False)
+    ]
+    return histogram("Latency of requests", "requests", bins)
+
+
+def _sizes_chart(report: JobReport) -> Chart | None:
+    found = report.completion_sizes
+    if found is None:
+        return None
+    bins: list[tuple[str, Any]] = [
+        (number(bound), count) for bound, count in zip(found.bounds, found.counts, strict=False)
+    ]
+    first = next((at for at, (_, count) in enumerate(bins) if count), 0)
+    return histogram("Tokens of a reply", "replies", bins[first:])
