@@ -48,12 +48,12 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
     (folder / "eventful.yaml").write_text(CONFIG)
     try:
         cli.ok("up", "-c", folder / "eventful.yaml")
-        job = write_job(folder, "eventful", 600)
+        job = write_job(folder, "eventful", 900)
         submission = job.submission("--name", "eventful", "--max-concurrency", "8", "-d")
         handle = json.loads(cli.ok(*submission))
         wait_for(lambda: rows_done(handle) >= 80)
         _kill_replica(cli, 1)
-        wait_for(lambda: _state(cli, 1) != "ready")
+        wait_for(lambda: _routed(cli) == 1)
         done = rows_done(handle)
         wait_for(lambda: rows_done(handle) >= done + 40)
         worker_of(handle).send_signal(signal.SIGKILL)
@@ -71,9 +71,11 @@ def _report(cli: CommandLine, replica: int) -> dict[str, Any]:
     return dict(found)
 
 
-def _state(cli: CommandLine, replica: int) -> str:
-    [found] = [one for one in cli.json("status", "eventful")["replicas"] if one["index"] == replica]
-    return "stale" if found["stale"] else str(found["state"])
+def _routed(cli: CommandLine) -> int:
+    """How many replicas the router may use."""
+    return len(
+        json.loads((cli.home / "swarms/eventful/serving/router.json").read_text())["workers"]
+    )
 
 
 def _kill_replica(cli: CommandLine, replica: int) -> None:
@@ -102,16 +104,17 @@ def test_the_report_tells_what_happened(reported: dict[str, Any]) -> None:
     assert (first["ended"], second["ended"]) == (False, True)
     assert 0 < first["lost_in_flight"] <= 8
     assert first["job_id"] != second["job_id"]
-    assert reported["account"]["rows_failed"] == 120
-    assert [(one["rows"], one["status"]) for one in reported["failures"]] == [(120, 400)]
+    assert 160 < reported["account"]["rows_failed"] <= 180  # a second of the killed run is missing
+    assert [(one["rows"], one["status"]) for one in reported["failures"]] == [(180, 400)]
     causes = {one["cause"]: one["requests"] for one in reported["redone"]}
     assert causes["in flight when a run was killed"] == first["lost_in_flight"]
     assert causes["after an error"] > 0
     lost = [one for one in reported["events"] if one["replica"] == 1]
     assert "unhealthy" in [one["state"] for one in lost]
     shares = {one["replica"]: one["answers"] for one in reported["shares"]}
-    assert 0 < shares[1] < shares[0]  # half of the time there was one of them
-    assert sum(shares.values()) == pytest.approx(480, abs=16)
+    assert 0 < shares[1] < shares[0]  # it was there for the first of the rows
+    # The answers of a killed run's last second are in no account
+    assert sum(shares.values()) == pytest.approx(720, abs=90)
     assert reported["gpu_hours"] == 0
     assert reported["replica_hours"] > 0
 
