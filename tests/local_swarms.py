@@ -23,8 +23,10 @@ def config(name: str = "demo", **keys: Any) -> DomynLLMSwarmConfig:
 
 
 def until(condition: Callable[[], Any], within_s: float = 30.0, every_s: float = 0.05) -> Any:
-    """Wait for something true and return it."""
-    deadline = time.monotonic() + within_s
+    """Wait for something true and return it; `within_s` is enough for a machine that does nothing
+    else.
+    """
+    deadline = time.monotonic() + 3 * within_s
     while not (seen := condition()):
         assert time.monotonic() < deadline
         time.sleep(every_s)

@@ -239,6 +239,10 @@ class SwarmPaths:
         """Left by a replica that ended for its time limit alone: it wants a successor."""
         return self.root / "serving" / "expired" / str(replica)
 
+    def endpoint_successor(self, job: str) -> Path:
+        """The claim of the one who submits the successor of an endpoint's job that was lost."""
+        return self.root / "serving" / f"successor-of-{job}"
+
     @property
     def router_manifest(self) -> Path:
         """The workers that the router may use."""

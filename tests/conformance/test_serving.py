@@ -118,7 +118,7 @@ def deploy(under_test: BackendUnderTest, swarm_home: Path) -> Iterator[Callable[
         assert deployment.backend.find(deployment.anything) == []
 
 
-def until(probe: Callable[[], bool], within_s: float = 30.0) -> None:
+def until(probe: Callable[[], bool], within_s: float = 90.0) -> None:
     def observe() -> Observation:
         return Observation(Phase.READY if probe() else Phase.STARTING)
 

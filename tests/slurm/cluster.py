@@ -161,6 +161,21 @@ class SlurmCluster:
         finally:
             self.network.close()
 
+    def tidy(self) -> None:
+        """End all jobs, and have every daemon running and every node idle, whatever was done to
+        them. What cannot be mended is left to whoever comes next.
+        """
+        if not _listens(self._port):
+            self.start_controller()
+        self.run("scancel", "--quiet", "--user", getpass.getuser())
+        for node in self.node_names:
+            if node not in self._started or self._started[node].poll() is not None:
+                self.start_node(node)
+        if not self._within(15, self._all_idle):
+            nodes = f"nodename={','.join(self.node_names)}"
+            self.run("scontrol", "update", nodes, "state=resume")
+            self._within(30, self._all_idle)
+
     def sweep(self) -> None:
         """Kill every process that belongs to this cluster, known by its folder or environment."""
         for process in psutil.process_iter():

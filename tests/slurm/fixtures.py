@@ -7,7 +7,6 @@ asks for one: `namespaces` (fails where that is impossible) or `loopback`.
 
 from __future__ import annotations
 
-import getpass
 import os
 import shutil
 import tempfile
@@ -21,6 +20,17 @@ from slurm.cluster import SlurmCluster, missing_programs
 from slurm.namespaces import Namespaces
 
 NETWORK = "DOMYN_SWARM_TEST_SLURM_NETWORK"
+
+
+# Each of these waits for a scheduler, several times, on a machine that may be busy.
+PATIENCE_S = 420
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        waits = "slurm" in getattr(item, "fixturenames", ())
+        if waits and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(PATIENCE_S))
 
 
 def net_wanted() -> bool:
@@ -65,4 +75,4 @@ def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Itera
     for name in ("SLURM_CONF", "PATH", "HWLOC_COMPONENTS"):
         monkeypatch.setenv(name, slurm_cluster.env[name])
     yield slurm_cluster
-    slurm_cluster.run("scancel", "--quiet", "--user", getpass.getuser())
+    slurm_cluster.tidy()

@@ -37,7 +37,7 @@ def test_a_followed_job_is_a_step_of_the_endpoint(
     handle = jobs.submit(request(tmp_path, 400, resources=ATTACHED))
     assert (handle.platform_id, handle.step) == (endpoint_job(slurm), "0")
     assert len(jobs_of(slurm)) == 3  # no job of its own
-    assert jobs.wait(handle, timeout_s=60).status is JobStatus.SUCCEEDED
+    assert jobs.wait(handle, timeout_s=240).status is JobStatus.SUCCEEDED
     assert all_answered(tmp_path, 400)
 
 
@@ -55,9 +55,9 @@ def test_steps_and_jobs_side_by_side_and_one_step_is_cancelled(up: Up, tmp_path:
     until(lambda: all(jobs.status(handle).rows_done > 20 for handle in handles.values()))
     assert jobs.cancel(handles["step"]).status is JobStatus.CANCELLED
     for name in ("other step", "job"):
-        assert jobs.wait(handles[name], timeout_s=90).status is JobStatus.SUCCEEDED
+        assert jobs.wait(handles[name], timeout_s=240).status is JobStatus.SUCCEEDED
         assert all_answered(folders[name], 1000)
-    again = jobs.wait(jobs.resume(handles["step"]), timeout_s=90)
+    again = jobs.wait(jobs.resume(handles["step"]), timeout_s=240)
     assert again.status is JobStatus.SUCCEEDED
     assert again.account is not None
     assert again.account.requests == 1000
@@ -122,7 +122,7 @@ def test_the_callers_own_slurm_variables_change_nothing(
         folder = tmp_path / str(number)
         folder.mkdir()
         asked = request(folder, 20, resources=JobResources(detached=detached))
-        assert jobs.wait(jobs.submit(asked), timeout_s=60).status is JobStatus.SUCCEEDED
+        assert jobs.wait(jobs.submit(asked), timeout_s=240).status is JobStatus.SUCCEEDED
 
 
 def test_a_step_outlives_the_command_that_follows_it(up: Up, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_step_outlives_the_command_that_follows_it(up: Up, tmp_path: Path) -> 
         until(lambda: JobService().status(handle).rows_done > 20)
         os.killpg(following.pid, signal.SIGKILL)
     assert handle.step is not None
-    assert JobService().wait(handle, timeout_s=60).status is JobStatus.SUCCEEDED
+    assert JobService().wait(handle, timeout_s=240).status is JobStatus.SUCCEEDED
     assert all_answered(tmp_path, 800)
 
 
@@ -155,11 +155,11 @@ def test_a_step_ends_with_the_endpoint_and_loses_nothing(
     else:
         SwarmLifecycle(SwarmStore.open()).down("demo")
         up(min_ready=2)
-    ended = jobs.wait(handle, timeout_s=40).status
+    ended = jobs.wait(handle, timeout_s=240).status
     assert ended is (JobStatus.TIMED_OUT if event == "moves" else JobStatus.CANCELLED)
     until(lambda: jobs_of(slurm).get(endpoint_job(slurm)) == "RUNNING")
     until(lambda: _resumed(jobs, handle))
-    again = jobs.wait(jobs.list()[-1].job_id, timeout_s=90)
+    again = jobs.wait(jobs.list()[-1].job_id, timeout_s=240)
     assert again.status is JobStatus.SUCCEEDED
     assert again.account is not None
     assert again.account.rows_answered == 1500
@@ -205,7 +205,7 @@ def test_each_wait_tells_the_truth_about_its_own_job(
         job = {} if how == "good" else {"job": "ends:Ends", "job_kwargs": {"how": how}}
         asked = request(folder, 200, resources=JobResources(detached=detached), **job)
         handles[how] = jobs.submit(asked)
-    ends = {how: jobs.wait(handle, timeout_s=60) for how, handle in handles.items()}
+    ends = {how: jobs.wait(handle, timeout_s=240) for how, handle in handles.items()}
     assert ends["good"].status is JobStatus.SUCCEEDED
     assert (ends["exit"].status, ends["exit"].exit_code) == (JobStatus.FAILED, 3)
     assert ends["memory"].status is JobStatus.OUT_OF_MEMORY

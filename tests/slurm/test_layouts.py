@@ -32,7 +32,7 @@ def test_a_replica_spans_two_nodes(up: Up, slurm: SlurmCluster, tmp_path: Path) 
     assert [nodes_of(slurm, task(slurm, index)) for index in range(2)] == [2, 2]
     assert "joined" in replica_log(0, "node-1.log")
     jobs = JobService()
-    ended = jobs.wait(jobs.submit(request(tmp_path, 200)), timeout_s=60)
+    ended = jobs.wait(jobs.submit(request(tmp_path, 200)), timeout_s=240)
     assert ended.status is JobStatus.SUCCEEDED
     assert all_answered(tmp_path, 200)
 
@@ -59,7 +59,7 @@ def test_a_lost_node_of_a_replica_brings_it_back_whole(
         slurm.run("scancel", "--signal=KILL", step)
         until(lambda: jobs_of(slurm).get(victim) == "PENDING", 30)
     try:
-        assert jobs.wait(handle, timeout_s=120).status is JobStatus.SUCCEEDED
+        assert jobs.wait(handle, timeout_s=240).status is JobStatus.SUCCEEDED
         assert all_answered(tmp_path, 1500)
         until(lambda: ready() == 1, 60)
     finally:
@@ -85,7 +85,7 @@ def test_whole_nodes_hold_several_replicas(up: Up, slurm: SlurmCluster, tmp_path
     until(lambda: jobs.status(handle).rows_done > 100)
     slurm.run("scancel", "--batch", "--signal=USR1", task(slurm, 0))
     until(lambda: jobs_of(slurm)[task(slurm, 0)] == "PENDING")
-    ended = jobs.wait(handle, timeout_s=90)
+    ended = jobs.wait(handle, timeout_s=240)
     assert ended.account is not None
     assert (ended.status, ended.account.retries) == (JobStatus.SUCCEEDED, 0)
     until(lambda: ready() == 5)
@@ -122,7 +122,7 @@ def test_a_site_without_requeueing_gets_successors(
     try:
         until(lambda: [one for one in jobs_of(slurm) if one.endswith("_1") and one != lost], 60)
         until(lambda: ready() == 2, 60)
-        ended = jobs.wait(handle, timeout_s=120)
+        ended = jobs.wait(handle, timeout_s=240)
         assert ended.status is JobStatus.SUCCEEDED
         assert all_answered(tmp_path, 1500)
     finally:
@@ -144,7 +144,7 @@ def test_scaling_under_a_job_fails_no_request(up: Up, slurm: SlurmCluster, tmp_p
     until(lambda: len(jobs_of(slurm)) == 2)  # the endpoint and a replica
     service.scale("demo", 4)
     until(lambda: ready() == 4)
-    ended = jobs.wait(handle, timeout_s=90)
+    ended = jobs.wait(handle, timeout_s=240)
     assert ended.account is not None
     assert (ended.status, ended.account.retries) == (JobStatus.SUCCEEDED, 0)
 
@@ -161,6 +161,6 @@ def test_an_unused_swarm_gives_its_nodes_back(up: Up, slurm: SlurmCluster) -> No
 def test_a_swarm_ends_after_its_job(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None:
     up(min_ready=1)
     handle = JobService().submit(request(tmp_path, 100, down_after=True))
-    assert JobService().wait(handle, timeout_s=60).status is JobStatus.SUCCEEDED
+    assert JobService().wait(handle, timeout_s=240).status is JobStatus.SUCCEEDED
     until(lambda: jobs_of(slurm) == {}, 60)
     assert all_answered(tmp_path, 100)

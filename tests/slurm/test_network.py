@@ -146,7 +146,7 @@ def test_replicas_on_two_nodes_have_the_same_port(
     assert len({place.port for place in places}) == 1
     jobs = JobService()
     handle = jobs.submit(request(tmp_path, 300))
-    assert jobs.wait(handle, timeout_s=60).status is JobStatus.SUCCEEDED
+    assert jobs.wait(handle, timeout_s=240).status is JobStatus.SUCCEEDED
     assert all_answered(tmp_path, 300)
 
 
@@ -171,7 +171,7 @@ def test_a_node_of_the_swarm_is_cut_off_and_the_job_goes_on(
     up(min_ready=2, gpus_per_replica=4)
     handle, endpoint, replica = started(apart, tmp_path)
     with cut_off(apart, {"replica": replica, "endpoint": endpoint}[victim]):
-        ended = JobService().wait(handle, timeout_s=120)
+        ended = JobService().wait(handle, timeout_s=240)
         assert (ended.status, ended.rows_failed) == (JobStatus.SUCCEEDED, 0)
         assert all_answered(tmp_path, ROWS)
         until(lambda: ready() == 2, 60)
@@ -188,7 +188,7 @@ def test_a_job_whose_node_is_cut_off_is_resumed_and_no_row_is_lost(
     with cut_off(apart, node_of(apart, handle.platform_id)):
         until(lambda: jobs.status(handle).status is JobStatus.FAILED, 60)
     until(lambda: _resumed(jobs, handle))
-    again = jobs.wait(jobs.list()[-1].job_id, timeout_s=60)
+    again = jobs.wait(jobs.list()[-1].job_id, timeout_s=240)
     assert (again.status, again.rows_failed) == (JobStatus.SUCCEEDED, 0)
     assert all_answered(tmp_path, ROWS)
 

@@ -55,7 +55,7 @@ def config(**keys: Any) -> DomynLLMSwarmConfig:
 def up(slurm: SlurmCluster) -> Iterator[Up]:
     started: list[str] = []
 
-    def bring(*, timeout_s: float | None = 90.0, wait: bool = True, **keys: Any) -> SwarmService:
+    def bring(*, timeout_s: float | None = 180.0, wait: bool = True, **keys: Any) -> SwarmService:
         made = config(**keys)
         started.append(str(made.name))
         SwarmLifecycle(SwarmStore.open()).up(made, timeout_s=timeout_s, wait=wait)
@@ -67,7 +67,8 @@ def up(slurm: SlurmCluster) -> Iterator[Up]:
 
 
 def until(condition: Callable[[], Any], within_s: float = 40.0) -> Any:
-    deadline = time.monotonic() + within_s
+    """`within_s` is enough for a machine that does nothing else; this one may be busy."""
+    deadline = time.monotonic() + 3 * within_s
     while not (value := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.3)
@@ -125,7 +126,7 @@ def test_a_job_runs_through_a_swarm_and_down_leaves_nothing(
     assert max(nodes.count(node) for node in nodes) <= 2
     jobs = JobService()
     handle = jobs.submit(request(tmp_path, 300))
-    assert jobs.wait(handle, timeout_s=60).status is JobStatus.SUCCEEDED
+    assert jobs.wait(handle, timeout_s=240).status is JobStatus.SUCCEEDED
     assert all_answered(tmp_path, 300)
     SwarmLifecycle(SwarmStore.open()).down("demo")
     assert jobs_of(slurm) == {}
@@ -152,7 +153,7 @@ def test_a_replica_near_its_time_limit_drains_comes_back_and_no_request_fails(
     until(lambda: jobs.status(handle).rows_done > 100)
     slurm.run("scancel", "--batch", "--signal=USR1", task(slurm, 0))
     until(lambda: jobs_of(slurm)[task(slurm, 0)] == "PENDING")
-    ended = jobs.wait(handle, timeout_s=90)
+    ended = jobs.wait(handle, timeout_s=240)
     assert ended.status is JobStatus.SUCCEEDED
     assert ended.account is not None
     assert (ended.account.requests, ended.account.retries) == (1500, 0)
@@ -180,7 +181,7 @@ def test_a_replica_that_is_taken_away_comes_back_and_no_row_fails(
         slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     try:
         until(lambda: jobs_of(slurm).get(victim) != "RUNNING", 30)
-        ended = jobs.wait(handle, timeout_s=120)
+        ended = jobs.wait(handle, timeout_s=240)
         assert ended.status is JobStatus.SUCCEEDED
         assert all_answered(tmp_path, 1200)
         until(lambda: ready() == 2, 90)
@@ -200,7 +201,7 @@ def test_the_endpoint_comes_back_elsewhere_and_the_job_goes_on(
     until(lambda: jobs.status(handle).rows_done > 100)
     endpoint = next(one for one in jobs_of(slurm) if "_" not in one)
     slurm.run("scontrol", "requeue", endpoint)
-    ended = jobs.wait(handle, timeout_s=120)
+    ended = jobs.wait(handle, timeout_s=240)
     assert ended.status is JobStatus.SUCCEEDED
     assert ended.rows_failed == 0
     assert all_answered(tmp_path, 1500)
@@ -220,7 +221,7 @@ def test_the_controller_is_restarted_under_a_job(
     assert seen.observed == "unknown"
     assert seen.replicas_ready == 2  # the collector still knows
     slurm.start_controller()
-    assert jobs.wait(handle, timeout_s=90).status is JobStatus.SUCCEEDED
+    assert jobs.wait(handle, timeout_s=240).status is JobStatus.SUCCEEDED
     assert all_answered(tmp_path, 1000)
     until(lambda: service.status("demo").observed == "ready")
 
@@ -235,7 +236,7 @@ def test_a_slurmd_that_dies_takes_no_job_with_it(
     node = slurm.run("squeue", "-h", "-j", task(slurm, 1), "-o", "%N").stdout.strip()
     slurm.stop_slurmd(node)
     try:
-        ended = jobs.wait(handle, timeout_s=90)
+        ended = jobs.wait(handle, timeout_s=240)
         assert ended.status is JobStatus.SUCCEEDED
         assert all_answered(tmp_path, 600)
     finally:
@@ -257,7 +258,7 @@ def test_an_endpoint_that_an_admin_cancels_under_a_job(
     SwarmLifecycle(SwarmStore.open()).down("demo")
     assert jobs.status(handle).status is JobStatus.CANCELLED
     up(min_ready=2)
-    ended = jobs.wait(jobs.resume(handle), timeout_s=90)
+    ended = jobs.wait(jobs.resume(handle), timeout_s=240)
     assert ended.status is JobStatus.SUCCEEDED
     assert ended.account is not None
     assert ended.account.rows_answered == 1200
@@ -396,10 +397,10 @@ def test_two_jobs_and_one_is_cancelled(up: Up, tmp_path: Path) -> None:
     other = jobs.submit(request(folders[1], 400, checkpoint_tag="b"))
     until(lambda: jobs.status(one).rows_done > 50 and jobs.status(other).rows_done > 50)
     assert jobs.cancel(one).status is JobStatus.CANCELLED
-    assert jobs.wait(other, timeout_s=60).status is JobStatus.SUCCEEDED
+    assert jobs.wait(other, timeout_s=240).status is JobStatus.SUCCEEDED
     done = jobs.status(one).rows_done
     again = jobs.resume(one)
-    ended = jobs.wait(again, timeout_s=90)
+    ended = jobs.wait(again, timeout_s=240)
     assert ended.status is JobStatus.SUCCEEDED
     assert ended.account is not None
     assert ended.account.requests == 3000  # over both runs: what the first had done stays done
@@ -414,9 +415,9 @@ def test_a_job_near_its_time_limit_finishes_what_is_in_flight(
     handle = jobs.submit(request(tmp_path, 3000))
     until(lambda: jobs.status(handle).rows_done > 50)
     slurm.run("scancel", "--batch", "--signal=USR1", handle.platform_id)
-    ended = jobs.wait(handle, timeout_s=40)
+    ended = jobs.wait(handle, timeout_s=240)
     assert ended.status is JobStatus.TIMED_OUT
-    again = jobs.wait(jobs.resume(handle), timeout_s=90)
+    again = jobs.wait(jobs.resume(handle), timeout_s=240)
     assert again.status is JobStatus.SUCCEEDED
     assert again.account is not None
     assert again.account.requests == 3000

@@ -15,6 +15,7 @@ from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
+    STEP_ACCOUNT_FORMAT,
     STEP_FORMAT,
     Allocation,
     SlurmJob,
@@ -127,13 +128,14 @@ class Slurm:
         """
         return self._queue.now(at_most_s)
 
-    def steps(self) -> dict[str, SlurmJob]:
-        """Every step of this user that runs; its name stands where jobs have their comment.
+    def steps(self, at_most_s: float = math.inf) -> Jobs:
+        """Every step of this user that runs; its name stands where jobs have their comment. See
+        `queue`.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        return self._steps.now()
+        return self._steps.now(at_most_s)
 
     def expect_change(self) -> None:
         """Look at jobs and steps anew, and often: something is about to begin or to end."""
@@ -172,13 +174,17 @@ class Slurm:
         ask = [one for one in ids if now - self._asked_at.get(one, -math.inf) >= _ASK_AGAIN_S]
         if self._accounting and ask:
             self._asked_at.update(dict.fromkeys(ask, now))
-            self._remembered.update(self._sacct(ask))
+            steps = [one for one in ask if "." in one]
+            self._remembered |= self._sacct(steps, STEP_ACCOUNT_FORMAT)
+            self._remembered |= self._sacct([*set(ask).difference(steps)], ACCOUNT_FORMAT)
         return {one: self._remembered[one] for one in ids if one in self._remembered}
 
-    def _sacct(self, ids: Sequence[str]) -> Jobs:
+    def _sacct(self, ids: Sequence[str], form: str) -> Jobs:
+        if not ids:
+            return {}
         command = ["sacct", "--noheader", "--parsable2", "--jobs", ",".join(ids)]
         try:
-            done = self._run([*command, "--format", ACCOUNT_FORMAT])
+            done = self._run([*command, "--format", form])
         except (CommandMissing, PlatformUnavailable):
             return {}
         self._accounting = done.returncode == 0
@@ -241,10 +247,17 @@ class Slurm:
         lines = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
         return [(account, qos.split(",")) for account, qos, *_ in lines]
 
-    def gives_whole_nodes(self, partition: str) -> bool:
-        """Whether jobs of a partition share no node with others, whatever they ask for."""
-        done = self._run(["scontrol", "--oneliner", "show", "partition", partition])
-        return done.returncode == 0 and "OverSubscribe=EXCLUSIVE" in done.stdout
+    def gives_whole_nodes(self, partitions: str) -> bool:
+        """Whether jobs of a partition share no node with others, whatever they ask for. Of several
+        (`a,b`), whichever has room first: whether they do so in each.
+        """
+        shown = [
+            self._run(["scontrol", "--oneliner", "show", "partition", one])
+            for one in partitions.split(",")
+        ]
+        return all(
+            done.returncode == 0 and "OverSubscribe=EXCLUSIVE" in done.stdout for done in shown
+        )
 
     def node_address(self, node: str) -> str | None:
         """Where the scheduler itself reaches a node; None when it does not say."""

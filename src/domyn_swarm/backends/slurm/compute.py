@@ -62,7 +62,7 @@ class SlurmCompute:
         for job in self._slurm.queue(_LOOK_S).values():
             if job.comment.startswith(TAG_PREFIX) and job.comment.endswith(f"/job/{job_id}"):
                 return _handle(job_id, job_dir, job.id)
-        for step in self._slurm.steps().values():
+        for step in self._slurm.steps(_LOOK_S).values():
             if step.comment == job_name(job_id):
                 return _handle(job_id, job_dir, step.id)
         return _handle(job_id, job_dir, "") if JobPaths(Path(job_dir)).exit.exists() else None
@@ -76,7 +76,7 @@ class SlurmCompute:
         ended = read_exit(Path(handle.exit_path))
         if ended is not None and ended.status is not JobStatus.FAILED:
             return ended.status
-        job = self._slurm.jobs([_id(handle)]).get(_id(handle))
+        job = self._seen(handle)
         if ended is None and job is not None and not job.over:
             return job.job_status
         if _killed_for_memory(JobPaths(Path(handle.job_dir))):
@@ -140,12 +140,21 @@ class SlurmCompute:
             ended = ExitRecord(code=None, signal=number, started_at=now, ended_at=now)
             write_private(Path(handle.exit_path), ended.model_dump_json())
 
-    def _goes_on(self, handle: JobHandle) -> bool:
+    def _seen(self, handle: JobHandle) -> SlurmJob | None:
+        """The job as Slurm has it. An allocation that was requeued numbers its steps anew: one of
+        the same number may be another job's.
+        """
         job = self._slurm.jobs([_id(handle)]).get(_id(handle))
+        if job is not None and handle.step is not None and job.comment != job_name(handle.job_id):
+            return None
+        return job
+
+    def _goes_on(self, handle: JobHandle) -> bool:
+        job = self._seen(handle)
         return job is not None and not job.over
 
     def _ends(self, handle: JobHandle, within_s: float) -> bool:
-        job = self._slurm.jobs([_id(handle)]).get(_id(handle))
+        job = self._seen(handle)
         if job is not None and job.waiting:  # nothing runs that could be told to end
             self._slurm.cancel([_id(handle)])
         deadline = time.monotonic() + within_s

@@ -1,7 +1,8 @@
 """The endpoint: `python -m domyn_swarm.backends.slurm.endpoint_task <swarm folder>` in its job.
 
-Starts router and collector under the address by which nodes reach this one. Before the time limit
-it goes back into the queue: it comes back elsewhere, under the same swarm.
+Starts router and collector under the address by which nodes reach this one, and again should they
+be killed. Before the time limit it goes back into the queue: it comes back elsewhere, under the
+same swarm.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from domyn_swarm.backends.endpoint.program import ADDRESS_VARIABLE
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.layout import JOB_PREFIX, slurm_config
-from domyn_swarm.backends.slurm.task import Child, Task, node_address, requeue
+from domyn_swarm.backends.slurm.task import Child, Task, come_back, node_address
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.paths import SwarmPaths
@@ -23,6 +24,12 @@ from domyn_swarm.planning.plan import DeploymentPlan
 _log = get_logger(__name__)
 
 _JOBS_END_S = 30.0  # of the warning's minute
+_BUG = 1  # the exit code of a traceback
+_KILLED = 128  # exit codes above it are those of signals
+_BACKOFF_FIRST_S = 1.0
+_BACKOFF_MAX_S = 60.0
+_STABLE_S = 300.0
+_MOST_DEATHS = 10  # in a row, none of them stable
 
 
 def main(swarm_dir: str) -> int:
@@ -30,23 +37,41 @@ def main(swarm_dir: str) -> int:
     os.umask(0o077)
     configure("INFO")
     paths = SwarmPaths(Path(swarm_dir))
+    plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
     job = os.environ["SLURM_JOB_ID"]
     task = Task(before_end=lambda: _end_jobs(job))
     command = [sys.executable, "-m", "domyn_swarm.backends.endpoint", str(paths.root), "slurm"]
-    task.start(Child(command, {ADDRESS_VARIABLE: node_address()}, sys.stderr.buffer))
-    code = task.wait()
-    if task.goes_back:
-        _come_back(job, paths)
+    child = Child(command, {ADDRESS_VARIABLE: node_address()}, sys.stderr.buffer)
+    code = _keep_running(task, child)
+    come_back(
+        task,
+        job,
+        by_requeue=slurm_config(plan).requeue,
+        successor=lambda: _log.info("the successor is %s", Slurm().submit(paths.endpoint_script)),
+    )
     return code
 
 
-def _come_back(job: str, paths: SwarmPaths) -> None:
-    """Another time, on whatever node: by requeueing, or where that is not wanted by a successor."""
-    plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
-    if slurm_config(plan).requeue:
-        requeue(job)
-    else:
-        Slurm().submit(paths.endpoint_script)
+def _keep_running(task: Task, child: Child) -> int:
+    """Run the program until it ends, or died too often of a signal (perhaps for its memory) or of
+    a bug.
+    """
+    backoff_s, deaths = _BACKOFF_FIRST_S, 0
+    while True:
+        began = time.monotonic()
+        task.start(child)
+        code = task.wait()
+        if time.monotonic() - began >= _STABLE_S:
+            backoff_s, deaths = _BACKOFF_FIRST_S, 0
+        deaths += 1
+        died = code == _BUG or code > _KILLED
+        if not died or task.told or deaths == _MOST_DEATHS:
+            return code
+        _log.error("the endpoint died (code %d); again in %g s", code, backoff_s)
+        task.rest(backoff_s)
+        if task.told:
+            return code
+        backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
 
 
 def _end_jobs(endpoint: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.base import read_exit
@@ -21,7 +22,7 @@ _log = get_logger(__name__)
 
 # Ended through no fault of the replica. Slurm brings some back itself, where it may requeue them,
 # and gets the time to.
-_LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
+LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
 _SLURM_ACTS_S = 20.0
 _SAME_LOSS_S = 10.0  # asked again within so long, it is about the same replicas
 _AGAIN_S = 60.0
@@ -55,14 +56,19 @@ class SlurmPlatform:
         per_task = next((one.per_task for one in tasks), 1)
         for group in range(math.ceil(replicas / per_task)):
             own = [one for one in tasks if one.group == group]
-            if own and all(one.job.over for one in own) and self._wants_successor(own[-1]):
+            if all(one.job.over for one in own) and self._wants_successor(group, own):
                 self._submit(group)
 
-    def _wants_successor(self, last: TaggedJob) -> bool:
-        marker = self._paths.expired(last.group)
-        if marker.exists() and marker.read_text().strip() == last.job.id:
-            return True
-        if last.job.state not in _LOST:
+    def _wants_successor(self, group: int, own: Sequence[TaggedJob]) -> bool:
+        """Whether a task, of which nothing is left, did not fail. One that Slurm has forgotten may
+        have left word.
+        """
+        marker = self._paths.expired(group)
+        ended = marker.read_text().strip() if marker.exists() else None
+        if not own or ended == own[-1].job.id:
+            return ended is not None
+        last = own[-1]
+        if last.job.state not in LOST:
             return False
         since = self._lost_since.setdefault(last.job.id, time.monotonic())
         return time.monotonic() - since >= self._slurm_acts_s
@@ -73,6 +79,7 @@ class SlurmPlatform:
             return
         self._submitted_at[group] = now
         array = self._slurm.submit(self._paths.replica_script, array=[group])
+        self._paths.expired(group).unlink(missing_ok=True)  # its word is kept
         _log.info("task %d of the replicas has a successor: %s", group, array)
 
     def job_over(self, handle: JobHandle) -> bool:

@@ -17,13 +17,13 @@ from pathlib import Path
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.slurm.containers import inside
 from domyn_swarm.backends.slurm.layout import slurm_config
+from domyn_swarm.backends.slurm.lost_endpoint import LostEndpoint
 from domyn_swarm.backends.slurm.task import (
     Child,
     Task,
+    come_back,
     node_address,
     open_log,
-    requeue,
-    still_wanted,
 )
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
@@ -53,10 +53,9 @@ class ReplicaTask:
             shared = self._join_nodes(first) if self._plan.layout.nodes_per_replica > 1 else {}
             for index in range(first, min(first + self._per_task, self._plan.layout.replicas)):
                 self._start_watchdog(index, {**shared, **self._gpus(index - first)})
-            code = self._task.wait()
+            code = self._task.wait(LostEndpoint(self._paths).look)
         _log.info("task %d: its watchdogs ended with %d", self._group, code)
-        if self._task.goes_back:
-            self._come_back()
+        self._come_back()
         return code
 
     def _gpus(self, place: int) -> dict[str, str]:
@@ -109,16 +108,14 @@ class ReplicaTask:
         return inside(self._plan, program, self._paths)
 
     def _come_back(self) -> None:
-        """Another time: by requeueing, or where that is not wanted by a successor, for which the
-        endpoint program looks.
-        """
+        """Another time: by requeueing, or by a successor, for which the endpoint program looks."""
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{self._group}"
-        if not still_wanted(job):
-            _log.info("%s is being ended and does not come back", job)
-        elif slurm_config(self._plan).requeue:
-            requeue(job)
-        else:
-            write_private(self._paths.expired(self._group), job)
+        come_back(
+            self._task,
+            job,
+            by_requeue=slurm_config(self._plan).requeue,
+            successor=lambda: write_private(self._paths.expired(self._group), job),
+        )
 
 
 def main(swarm_dir: str, per_task: int) -> int:

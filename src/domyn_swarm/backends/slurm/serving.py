@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_
 from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Ending
 from domyn_swarm.backends.slurm.folder import (
@@ -37,6 +39,7 @@ class SlurmServing(OwnEndpoint):
 
     def __init__(self, slurm: Slurm | None = None) -> None:
         self._slurm = slurm or Slurm()
+        self._silent_since: dict[str, float] = {}  # endpoints' jobs that run and do not listen yet
 
     def launch(
         self, plan: DeploymentPlan, ctx: DeploymentContext, record: PartRecorder
@@ -97,6 +100,7 @@ class SlurmServing(OwnEndpoint):
     ) -> None:
         """See `ServingBackend.scale`. Added replicas are a new array of the kept script."""
         paths = SwarmPaths(Path(handle.swarm_dir))
+        self._slurm.expect_change()  # the endpoint may have replaced a replica a moment ago
         replicas = [one for one in self._tagged(handle.tag) if one.kind == "replica"]
         per_task = next((one.per_task for one in replicas), 1)
         before = EndpointSpec.model_validate_json(paths.endpoint_spec.read_text()).replicas
@@ -124,9 +128,28 @@ class SlurmServing(OwnEndpoint):
         except PlatformError as error:
             return Observation(Phase.UNKNOWN, error.message)
         places = {(part.kind, part.index): job for part, job in seen.items()}
-        return _whole(
-            [job for (kind, _), job in places.items() if kind == "endpoint"],
-            [job for (kind, _), job in places.items() if kind == "replica"],
+        endpoint = [job for (kind, _), job in places.items() if kind == "endpoint"]
+        replicas = [job for (kind, _), job in places.items() if kind == "replica"]
+        return self._silent(endpoint, handle) or _whole(endpoint, replicas)
+
+    def _silent(
+        self, endpoint: Sequence[SlurmJob | None], handle: ServingHandle
+    ) -> Observation | None:
+        """A failure once the endpoint's job has run for `endpoint.timeout_s`, as far as this
+        process has seen, and has never said where it listens.
+        """
+        running = [job for job in endpoint if job is not None and job.state == "RUNNING"]
+        paths = SwarmPaths(Path(handle.swarm_dir))
+        if not running or read_address(paths) is not None:
+            return None
+        now = time.monotonic()
+        silent_s = now - self._silent_since.setdefault(running[0].id, now)
+        plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
+        limit_s = slurm_config(plan).endpoint.timeout_s
+        if silent_s < limit_s:
+            return None
+        return Observation(
+            Phase.FAILED, f"the endpoint's job has run for {limit_s:g} s and does not listen"
         )
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
@@ -186,13 +209,15 @@ class SlurmServing(OwnEndpoint):
 
     def delete(self, handle: ServingHandle) -> None:
         """See `ServingBackend.delete`: jobs first, then replicas, then the endpoint, and what that
-        may have submitted meanwhile.
+        may have submitted meanwhile, or went back into the queue.
         """
         known = {
             kind: [part.platform_id for part in handle.parts if part.kind == kind]
             for kind in ("replica", "endpoint")
         }
-        Ending(self._slurm, handle.tag, known).end("job", "replica", "endpoint", "replica")
+        Ending(self._slurm, handle.tag, known).end(
+            "job", "replica", "endpoint", "replica", "endpoint"
+        )
 
 
 def _check_scale(wanted: int, before: int, per_task: int) -> None:

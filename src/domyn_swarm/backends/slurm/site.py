@@ -67,11 +67,12 @@ def _names(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
         "partition": config.partition,
         "endpoint.partition": config.endpoint.partition or config.partition,
     }.items():
-        if partition in partitions:
+        unknown = [one for one in partition.split(",") if one not in partitions]
+        if not unknown:
             yield ok(f"backend.{key}", partition)
         else:
             there = ", ".join(sorted(partitions))
-            yield failed(f"backend.{key}", f"there is no {partition!r}", f"Choose one of: {there}")
+            yield failed(f"backend.{key}", f"there is no {unknown[0]!r}", f"Choose from: {there}")
     associations = slurm.associations(getpass.getuser())
     for key, wanted, known in (
         ("account", config.account, {account for account, _ in associations}),

@@ -142,6 +142,7 @@ def _time(text: str) -> datetime | None:
 QUEUE_FORMAT = "%i|%T|%r|%N|%e|%k"
 STEP_FORMAT = "%i|RUNNING||%N|N/A|%j"
 ACCOUNT_FORMAT = "JobID,State,Reason,NodeList,End,Comment"
+STEP_ACCOUNT_FORMAT = "JobID,State,Reason,NodeList,End,JobName"
 
 
 def parse_queue(text: str) -> Iterator[SlurmJob]:

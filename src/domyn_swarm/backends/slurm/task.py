@@ -18,21 +18,26 @@ from types import FrameType
 from typing import IO, NamedTuple
 
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.errors import PlatformError
+from domyn_swarm.errors import CommandMissing, PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.watchdog import LOST_NODE
 
 _log = get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
-_LOOK_S = 0.5
+_LOOK_S = 0.2
 _REQUEUE_S = 120.0  # from `scontrol requeue` until Slurm ends this task
+_AGAIN_S = 3.0  # a controller that does not answer is asked again
 
 
 def node_address() -> str:
     """Where other nodes reach this one: as the scheduler does, else by its name."""
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    address = Slurm().node_address(name) or name
+    try:
+        address = Slurm().node_address(name) or name
+    except PlatformError as error:  # a controller that restarts is no reason not to serve
+        _log.warning("this node's address is not told: %s", error.message)
+        address = name
     try:
         socket.getaddrinfo(address, None)
     except OSError:
@@ -90,23 +95,37 @@ class Task:
             preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
         )
         (self._companions if child.companion else self._children).append(process)
-        if self.warned or self._stopped:  # it came before there was a child to tell
+        if self.told:  # it came before there was a child to tell
             self._hand_on()
 
-    def wait(self) -> int:
+    def wait(self, meanwhile: Callable[[], None] = lambda: None) -> int:
         """Wait for the end of all programs; the first exit code that is not 0, 128 + the number
-        for a signal. A companion that ends before them is their end too.
+        for a signal. A companion that ends before them is their end too. `meanwhile` is called
+        again and again.
         """
-        while self._companions and any(child.poll() is None for child in self._children):
+        while any(child.poll() is None for child in self._children):
             self.lost_companion = any(one.poll() is not None for one in self._companions)
             if self.lost_companion:  # told again and again: there is nothing left to drain
                 self._hand_on()
+            meanwhile()
             time.sleep(_LOOK_S)
         for companion in self._companions:
             companion.terminate()
         codes = [child.wait() for child in self._children]
+        self._children, self._companions = [], []
         self.lost_companion = self.lost_companion or LOST_NODE in codes
         return next((code if code > 0 else 128 - code for code in codes if code), 0)
+
+    @property
+    def told(self) -> bool:
+        """Whether its programs were told to end: by a warning, or by whoever ends the task."""
+        return self.warned or self._stopped
+
+    def rest(self, seconds: float) -> None:
+        """Do nothing for so long, or until the task is told to end."""
+        deadline = time.monotonic() + seconds
+        while not self._stopped and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
 
     @property
     def goes_back(self) -> bool:
@@ -116,23 +135,37 @@ class Task:
         return (self.warned or self.lost_companion) and not self._stopped
 
 
-def still_wanted(job: str) -> bool:
-    """Whether the job runs on, as far as Slurm is concerned. One that somebody cancels loses its
-    steps first, which looks like a lost node: it must not come back.
+def come_back(task: Task, job: str, *, by_requeue: bool, successor: Callable[[], None]) -> None:
+    """Have a task that ended before its time run on another time: by requeueing, for which Slurm
+    ends it; where that is not wanted, or Slurm refuses it, by `successor`.
+
+    A task that somebody cancels loses its steps first, which looks like a lost node: it does not
+    come back. While the controller does not answer, it is asked until the task is ended.
     """
-    try:
-        seen = Slurm().jobs([job]).get(job)
-    except PlatformError:
-        return False
+    while task.goes_back:
+        try:
+            if not _still_wanted(job):
+                _log.info("%s is being ended and does not come back", job)
+                return
+            if by_requeue and Slurm().requeue(job):
+                task.rest(_REQUEUE_S)
+                return
+            if _still_wanted(job):  # else somebody else has put it back meanwhile
+                successor()
+            return
+        except CommandMissing as error:
+            _log.error("%s cannot ask for its way back: %s", job, error.message)
+            successor()
+            return
+        except PlatformError as error:
+            _log.warning("%s asks again for its way back: %s", job, error.message)
+            task.rest(_AGAIN_S)
+
+
+def _still_wanted(job: str) -> bool:
+    """Whether the job runs on, as far as Slurm is concerned."""
+    seen = Slurm().jobs([job]).get(job)
     return seen is not None and seen.state == "RUNNING"
-
-
-def requeue(job: str) -> None:
-    """Go back into the queue; Slurm ends this task meanwhile."""
-    if not Slurm().requeue(job):
-        _log.error("Slurm did not take %s back into the queue", job)
-        return
-    time.sleep(_REQUEUE_S)
 
 
 def open_log(path: Path) -> IO[bytes]:
