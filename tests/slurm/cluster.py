@@ -99,9 +99,9 @@ class SlurmCluster:
         """The names of the nodes."""
         return [f"n{number}" for number in range(1, self.nodes + 1)]
 
-    def start_controller(self) -> None:
-        """Start slurmctld and wait until it listens."""
-        self._spawn("slurmctld", "-D")
+    def start_controller(self, *, forget: bool = False) -> None:
+        """Start slurmctld and wait until it listens; with `forget` it knows of no job any more."""
+        self._spawn("slurmctld", "-D", *(["-c"] if forget else []))
         self._until("slurmctld", lambda: _listens(self._port))
 
     def stop_controller(self) -> None:
@@ -287,7 +287,7 @@ class SlurmCluster:
         self._until("slurmdbd", lambda: _listens(self._port + 1))
 
     def _write_files(self) -> None:
-        from slurm.configuration import slurm_conf, slurmdbd_conf, task_prolog
+        from slurm.configuration import mail_program, slurm_conf, slurmdbd_conf, task_prolog
 
         modes = {"": 0o755, "etc": 0o755, "run": 0o755, "log": 0o755, "spool": 0o755}
         for name, mode in {**modes, "dev": 0o755, "state": 0o700, "private": 0o700}.items():
@@ -299,9 +299,10 @@ class SlurmCluster:
         port = self.folder / "run/port"
         port.write_text(str(_free_ports(self.nodes + 2)))
         (self.folder / "etc/slurm.conf").write_text(slurm_conf(self, self._port))
-        prolog = self.folder / "etc/task_prolog.sh"
-        prolog.write_text(task_prolog(self))
-        prolog.chmod(0o755)
+        for name, text in {"task_prolog": task_prolog(self), "mail": mail_program(self)}.items():
+            script = self.folder / f"etc/{name}.sh"
+            script.write_text(text)
+            script.chmod(0o755)
         for number in range(self.gpus):
             device = self.folder / f"dev/gpu{number}"
             device.unlink(missing_ok=True)

@@ -15,10 +15,11 @@ from domyn_swarm.errors import ConfigError, SwarmError
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from slurm.cluster import SlurmCluster
-from slurm.test_swarm import Up, all_answered, jobs_of, request, until, up
+from slurm.test_swarm import Up, all_answered, jobs_of, request, task, until, up
 
 __all__ = ["up"]  # a fixture
 
@@ -102,6 +103,92 @@ def test_flags_reach_slurm(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None:
     for expected in ("NumCPUs=3 ", "TRES=cpu=3,mem=900M", "TimeLimit=00:30:00", "MailUser=me@here"):
         assert expected in shown
     JobService().cancel(handle)
+
+
+@pytest.mark.parametrize(
+    ("asked", "step"),
+    [
+        (JobResources(placement="job"), None),
+        (JobResources(detached=True, placement="step"), "0"),
+    ],
+    ids=["followed, as a job", "detached, as a step"],
+)
+def test_placement_overrides_either(
+    up: Up, slurm: SlurmCluster, tmp_path: Path, asked: JobResources, step: str | None
+) -> None:
+    up(min_ready=2)
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 100, resources=asked))
+    assert handle.step == step
+    assert (handle.platform_id == endpoint_job(slurm)) is (step is not None)
+    assert jobs.wait(handle, timeout_s=240).status is JobStatus.SUCCEEDED
+    assert all_answered(tmp_path, 100)
+
+
+SCRIPT = """
+import json, os, sys, urllib.request
+key = open(os.environ["DOMYN_SWARM_API_KEY_FILE"]).read().strip()
+body = {"model": os.environ["MODEL"], "messages": [{"role": "user", "content": "hi"}]}
+ask = urllib.request.Request(
+    os.environ["ENDPOINT"] + "/v1/chat/completions",
+    json.dumps(body).encode(),
+    {"Authorization": "Bearer " + key, "Content-Type": "application/json"},
+)
+with urllib.request.urlopen(ask, timeout=60) as reply:
+    print(json.dumps({"status": reply.status, "argv": sys.argv[1:]}))
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("how", [(), ("-d",)], ids=["step", "job"])
+def test_a_users_own_program_gets_its_words_and_its_outcome_is_told(
+    up: Up, slurm: SlurmCluster, tmp_path: Path, how: tuple[str, ...]
+) -> None:
+    up(min_ready=1)
+    program = tmp_path / "my 'own' $(program).py"
+    program.write_text(SCRIPT)
+    words = ["a b,c", "$HOME `id` $(id)", "--flag=\"x\" 'y'", "two\nlines", ""]
+    command = [PROGRAM, "job", "submit-script", str(program), "--name", "demo", *how, "--", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if how else 6), done.stderr
+    handle = JobHandle.model_validate_json(done.stdout.splitlines()[0])
+    assert (handle.step is None) is bool(how)
+    seen = JobService().wait(handle, timeout_s=240)
+    assert (seen.status, seen.exit_code) == (JobStatus.FAILED, 3)
+    told = Path(handle.log_path).read_text().strip().splitlines()[-1]
+    assert json.loads(told) == {"status": 200, "argv": words}
+
+
+def test_mail_goes_where_it_was_asked_for(
+    up: Up, slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOMYN_SWARM_MAIL_USER", "ops@here")
+    up(min_ready=2)
+    jobs = JobService()
+    handles = {}
+    for who in (None, "me@here"):  # the second is no step: Slurm mails about jobs only
+        folder = tmp_path / str(who)
+        folder.mkdir()
+        asked = JobResources(detached=who is None, mail_user=who)
+        handles[who] = jobs.submit(request(folder, 20, resources=asked))
+        assert jobs.wait(handles[who], timeout_s=240).status is JobStatus.SUCCEEDED
+    slurm.run("scontrol", "requeue", task(slurm, 0))
+    slurm.run("scontrol", "requeue", endpoint_job(slurm))
+    box = slurm.folder / "log/mail"
+    expected = [
+        ("ops@here", f"job-{handles[None].job_id} Ended"),
+        ("me@here", f"job-{handles['me@here'].job_id} Ended"),
+        ("ops@here", "demo-replicas"),
+        ("ops@here", "demo-endpoint"),
+    ]
+    for who, what in expected:
+
+        def arrived(who: str = who, what: str = what) -> bool:
+            lines = box.read_text().splitlines() if box.exists() else []
+            return any(line.startswith(f"{who}: ") and what in line for line in lines)
+
+        until(arrived)
+    until(lambda: SwarmService().status("demo").observed == "ready", 60)
 
 
 def test_the_callers_own_slurm_variables_change_nothing(

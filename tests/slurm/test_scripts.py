@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -107,37 +106,3 @@ def test_a_sites_own_template_is_used_and_its_mistakes_are_told(tmp_path: Path) 
     template.write_text("exec {{ comand }}\n")
     with pytest.raises(ConfigError, match="'comand' is undefined"):
         script.render("batch.sh.j2", template)
-
-
-def test_with_accounting_the_end_of_a_job_is_known_when_the_controller_forgot_it(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import shutil
-    import tempfile
-
-    from slurm.cluster import missing_programs
-
-    if missing_programs(accounting=True):
-        pytest.skip("NO SLURM ACCOUNTING: slurmdbd or mariadbd is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    cluster = SlurmCluster(folder, nodes=1, accounting=True)
-    try:
-        cluster.start()
-        for name in ("SLURM_CONF", "PATH", "HWLOC_COMPONENTS"):
-            monkeypatch.setenv(name, cluster.env[name])
-        script = folder / "job.sh"
-        script.write_text("#!/bin/bash\n#SBATCH --output=/dev/null\nexit 3\n")
-        slurm = Slurm()
-        job = slurm.submit(script)
-        deadline = time.monotonic() + 30
-        while not (seen := Slurm().jobs([job]).get(job)) or not seen.over:
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
-        monkeypatch.setattr(slurm, "queue", lambda _at_most_s: {})  # as after MinJobAge
-        while job not in (found := slurm.jobs([job])):
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
-        assert found[job].state == "FAILED"
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)

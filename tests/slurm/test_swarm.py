@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ import pytest
 
 from command_line import PROGRAM
 from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml
-from domyn_swarm.errors import LaunchError
 from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
@@ -287,78 +285,6 @@ def test_a_swarm_in_the_queue_keeps_its_place(up: Up, slurm: SlurmCluster) -> No
     assert service.status("demo").observed == "queued"
     slurm.run("scancel", other)
     until(lambda: ready() == 2)
-
-
-def test_all_replicas_fail_and_everything_is_freed(up: Up, slurm: SlurmCluster) -> None:
-    options = {"fail_start": "torch.cuda.OutOfMemoryError: CUDA out of memory."}
-    with pytest.raises(LaunchError, match=r"2 of 2 replicas failed: .*memory"):
-        up(engine_options=options)
-    assert jobs_of(slurm) == {}
-
-
-def test_replicas_that_slurm_kills_for_their_memory_say_so(up: Up, slurm: SlurmCluster) -> None:
-    greedy = "import time; kept = b'x' * 900_000_000; time.sleep(60)"
-    options = {"argv": ["{python}", "-c", greedy, "{port}"]}
-    with pytest.raises(LaunchError, match=r"[Ee]xceeded .*memory limit"):
-        up(engine="command", gpus_per_replica=0, memory_gb=0.5, engine_options=options)
-    assert jobs_of(slurm) == {}
-
-
-@pytest.mark.parametrize("victim", ["demo-endpoint", "demo-replicas"])
-def test_jobs_that_an_admin_cancels_end_the_waiting(
-    up: Up, slurm: SlurmCluster, victim: str
-) -> None:
-    up(wait=False, engine_options={"start_s": 60})
-    until(lambda: "PENDING" not in jobs_of(slurm).values())
-    slurm.run("scancel", "--name", victim)
-    until(lambda: SwarmService().status("demo").observed == "failed", 30)
-
-
-def test_what_slurm_refuses_is_one_clear_error(up: Up, slurm: SlurmCluster) -> None:
-    from domyn_swarm.errors import SubmitRejected
-
-    with pytest.raises(SubmitRejected, match="Invalid partition") as refused:
-        up(backend={"partition": "nowhere"})
-    assert "endpoint.sh" in refused.value.hint
-    assert jobs_of(slurm) == {}
-    assert SwarmService().status("demo").phase is SwarmPhase.STOPPED
-
-
-def test_values_arrive_as_they_were_written(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None:
-    odd = "a b,c $HOME `id` \"q\" 'p' \\ $(x) % é\ttab"
-    record = tmp_path / "requests.jsonl"
-    up(
-        replicas=1,
-        env={"ODD": odd},
-        backend={"env": {"ODDER": odd}},
-        engine="command",
-        gpus_per_replica=0,
-        engine_options={
-            "argv": [
-                *("{python}", "-c", ENV_SERVER, str(record), odd, "{port}"),
-            ]
-        },
-    )
-    told = json.loads(record.read_text().splitlines()[0])
-    assert told == {"ODD": odd, "ODDER": odd, "argument": odd}
-
-
-ENV_SERVER = """
-import http.server, json, os, sys
-record, argument, port = sys.argv[1:]
-with open(record, "a") as file:
-    known = {name: os.environ.get(name) for name in ("ODD", "ODDER")}
-    file.write(json.dumps({**known, "argument": argument}) + chr(10))
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = json.dumps({"data": [{"id": "m"}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    do_POST = do_GET
-http.server.ThreadingHTTPServer(("0.0.0.0", int(port)), Handler).serve_forever()
-"""
 
 
 def test_a_machine_without_slurm_still_lists_its_swarms(

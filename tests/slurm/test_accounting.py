@@ -1,0 +1,96 @@
+"""A site with accounting: what the controller forgot, and who may use what."""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conformance.test_compute import DETACHED, make_spec, start_endpoint, until
+from domyn_swarm.backends.slurm import SlurmCompute
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.config import dump_yaml
+from domyn_swarm.model import JobStatus
+from domyn_swarm.services.doctor import examine
+from slurm.cluster import SlurmCluster, missing_programs
+from slurm.test_swarm import config
+
+
+@pytest.fixture(scope="module")
+def accounting_cluster() -> Iterator[SlurmCluster]:
+    if missing_programs(accounting=True):
+        pytest.skip("NO SLURM ACCOUNTING: slurmdbd or mariadbd is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    cluster = SlurmCluster(folder, nodes=1, accounting=True)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def accounted(accounting_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
+    for name in ("SLURM_CONF", "PATH", "HWLOC_COMPONENTS"):
+        monkeypatch.setenv(name, accounting_cluster.env[name])
+    return accounting_cluster
+
+
+def test_the_end_of_a_job_is_known_when_the_controller_forgot_it(
+    accounted: SlurmCluster, tmp_path: Path
+) -> None:
+    compute = SlurmCompute()
+    detached = make_spec(tmp_path, "import time; time.sleep(60)").model_copy(update=DETACHED)
+    handle = compute.submit(detached)
+    until(lambda: compute.probe(handle) is JobStatus.RUNNING)
+    accounted.run("scancel", "--signal=KILL", "--full", handle.platform_id)  # no exit record
+
+    def accounted_for() -> bool:
+        told = accounted.run("sacct", "-n", "-P", "-j", handle.platform_id, "-o", "State").stdout
+        return bool(told.strip()) and "RUNNING" not in told
+
+    until(accounted_for)
+    accounted.stop_controller()
+    accounted.start_controller(forget=True)
+    assert accounted.run("squeue", "-h", "--states=all").stdout == ""
+    known = Slurm().jobs([handle.platform_id])[handle.platform_id]
+    assert known.over
+    assert SlurmCompute().probe(handle).final
+
+
+def test_the_doctor_knows_accounts_and_qos(accounted: SlurmCluster, tmp_path: Path) -> None:
+    user = getpass.getuser()
+    for words in (
+        ["account", "research"],
+        ["qos", "patient"],
+        ["user", user, "account=research", "qos=patient,normal"],
+    ):
+        done = accounted.run("sacctmgr", "-i", "add", *words)
+        assert done.returncode == 0, done.stderr + done.stdout
+    path = tmp_path / "swarm.yaml"
+
+    def checks(account: str, qos: str) -> dict[str, tuple[str, str]]:
+        path.write_text(dump_yaml(config(backend={"account": account, "qos": qos})))
+        return {one.name: (one.status, str(one.fix)) for one in examine(path).checks}
+
+    good = checks("research", "patient")
+    assert good["accounting"][0] == good["backend.account"][0] == good["backend.qos"][0] == "ok"
+    wrong = checks("reserch", "hasty")
+    assert wrong["backend.account"] == ("failed", "Choose one of: research")
+    assert wrong["backend.qos"] == ("failed", "Choose one of: normal, patient")
+
+
+def test_a_step_is_accounted_under_its_own_name(accounted: SlurmCluster, tmp_path: Path) -> None:
+    endpoint, compute = start_endpoint(accounted), SlurmCompute()
+    spec = make_spec(tmp_path, "raise SystemExit(3)").model_copy(update={"tag": "tag-of-a-swarm"})
+    handle = compute.submit(spec)
+    assert compute.wait(handle, timeout_s=60) is JobStatus.FAILED
+    step = f"{endpoint}.0"
+    until(lambda: step in (slurm := Slurm()).jobs([step]) and slurm.jobs([step])[step].over)
+    assert Slurm().jobs([step])[step].comment == f"job-{spec.job_id}"
+    accounted.run("scancel", endpoint)

@@ -1,0 +1,183 @@
+"""Who brings back what Slurm does not: replicas, endpoints, and those who look for them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from domyn_swarm.backends.slurm.platform import SlurmPlatform
+from domyn_swarm.model import JobStatus
+from domyn_swarm.paths import SwarmPaths, write_private
+from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.swarms import SwarmService
+from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.factory import scheduler
+from slurm.cluster import SlurmCluster
+from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, until, up
+
+__all__ = ["up"]  # a fixture
+
+
+def endpoint_job(slurm: SlurmCluster) -> str:
+    return next((one for one in jobs_of(slurm) if "_" not in one), "")
+
+
+def node_of(slurm: SlurmCluster, job: str) -> str:
+    return slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
+
+
+def swarm_paths() -> SwarmPaths:
+    return SwarmPaths(Path(SwarmService().status("demo").swarm_dir))
+
+
+def program(module: str, job: str) -> psutil.Process:
+    """Our program that runs in one of Slurm's jobs or tasks."""
+    number, _, index = job.partition("_")
+    for process in psutil.process_iter():
+        try:
+            if ["-m", module] != process.cmdline()[1:3]:
+                continue
+            told = process.environ()
+        except psutil.Error:
+            continue
+        own = told.get("SLURM_ARRAY_JOB_ID", told.get("SLURM_JOB_ID"))
+        if own == number and told.get("SLURM_ARRAY_TASK_ID", "") == index:
+            return process
+    raise AssertionError(f"no {module} in {job}")
+
+
+def test_an_endpoint_that_is_killed_starts_again_in_its_job(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    up(min_ready=2)
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 1500))
+    until(lambda: jobs.status(handle).rows_done > 100)
+    job = endpoint_job(slurm)
+    os.kill(program("domyn_swarm.backends.endpoint", job).pid, signal.SIGKILL)
+    ended = jobs.wait(handle, timeout_s=240)
+    assert (ended.status, ended.rows_failed) == (JobStatus.SUCCEEDED, 0)
+    assert all_answered(tmp_path, 1500)
+    assert endpoint_job(slurm) == job
+    until(lambda: ready() == 2)
+    assert "the endpoint died (code 137)" in swarm_paths().endpoint_log.read_text()
+
+
+def test_where_slurm_refuses_to_requeue_there_is_a_successor(up: Up, slurm: SlurmCluster) -> None:
+    up(min_ready=2)
+    for first in (task(slurm, 0), endpoint_job(slurm)):
+        slurm.run("scontrol", "update", f"jobid={first}", "requeue=0")  # as some sites do
+        _, _, index = first.partition("_")
+        slurm.run("scancel", "--batch", "--signal=USR1", first)
+
+        def succeeded(first: str = first, index: str = index) -> bool:
+            return any(
+                one != first and one.partition("_")[2] == index and state == "RUNNING"
+                for one, state in jobs_of(slurm).items()
+            )
+
+        until(succeeded, 60)
+        assert first not in jobs_of(slurm)
+        until(lambda: ready() == 2, 60)
+    assert len(jobs_of(slurm)) == 3
+
+
+def test_a_lost_endpoint_that_may_not_be_requeued_is_replaced_by_its_replicas(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    # The endpoint has a node for itself: whole nodes of GPUs are taken first.
+    up(min_ready=2, gpus_per_replica=4, backend={"requeue": False})
+    lost = endpoint_job(slurm)
+    for index in range(2):  # a replica of the same node is lost with it
+        node_of(slurm, task(slurm, index))
+    node = node_of(slurm, lost)
+    jobs = JobService()
+    slurm.run("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+    handle = jobs.submit(request(tmp_path, 1500))
+    until(lambda: jobs.status(handle).rows_done > 100)
+    slurm.crash_node(node)
+    slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    until(lambda: endpoint_job(slurm) not in ("", lost), 60)
+    ended = jobs.wait(handle, timeout_s=240)
+    assert (ended.status, ended.rows_failed) == (JobStatus.SUCCEEDED, 0)
+    assert all_answered(tmp_path, 1500)
+    until(lambda: ready() == 2, 60)
+    assert sum("_" not in one for one in jobs_of(slurm)) == 1  # one successor, not one of each
+    assert SwarmService().status("demo").observed == "ready"
+
+
+def test_a_controller_that_is_away_at_the_time_limit_loses_no_replica(
+    up: Up, slurm: SlurmCluster
+) -> None:
+    up(min_ready=2)
+    victim = task(slurm, 0)
+    process = program("domyn_swarm.backends.slurm.replica_task", victim)
+    log = swarm_paths().slurm_logs / "replica-0.log"
+    slurm.stop_controller()
+    try:
+        os.kill(process.pid, signal.SIGUSR1)  # slurmd warns without the controller
+        until(lambda: "asks again for its way back" in log.read_text(), 60)
+    finally:
+        slurm.start_controller()
+    until(lambda: "Restarts=1 " in slurm.run("scontrol", "-o", "show", "job", victim).stdout, 60)
+    until(lambda: ready() == 2, 60)
+
+
+def test_a_task_that_slurm_forgot_and_that_left_word_has_a_successor(
+    up: Up, slurm: SlurmCluster
+) -> None:
+    up(wait=False, replicas=1)
+    SwarmService().down(["demo"])
+    paths, tag = swarm_paths(), SwarmStore.open().swarm("demo").tag
+    platform = SlurmPlatform(paths, f"{tag}.later")  # of which Slurm knows nothing
+    platform.replace_lost(1)
+    assert jobs_of(slurm) == {}  # it may have failed
+    write_private(paths.expired(0), "99999_0")
+    platform.replace_lost(1)
+    assert len(jobs_of(slurm)) == 1
+    assert not paths.expired(0).exists()
+    slurm.run("scancel", "--name", "demo-replicas")
+    until(lambda: jobs_of(slurm) == {})
+    SlurmPlatform(paths, f"{tag}.later").replace_lost(1)
+    assert jobs_of(slurm) == {}
+
+
+def test_down_ends_what_began_since_it_was_last_looked(up: Up, slurm: SlurmCluster) -> None:
+    """As a job that another process submits while this one's look at the queue is old."""
+    up(wait=False)
+    look = scheduler()
+    until(lambda: len(jobs_of(slurm)) == 3)
+    for _ in range(3):  # rarer by now
+        look.queue(at_most_s=0)
+    tag = SwarmStore.open().swarm("demo").tag
+    size = ["--mem=100M", "--time=5", "--output=/dev/null", "--job-name=demo-late"]
+    comment = f"--comment=domyn-swarm/{tag}/job/late"
+    slurm.run("sbatch", *size, comment, "--wrap=sleep 600")
+    SwarmService().down(["demo"])
+    assert jobs_of(slurm) == {}
+
+
+def test_down_holds_against_a_replica_that_goes_back_into_the_queue(
+    up: Up, slurm: SlurmCluster
+) -> None:
+    up(min_ready=2)
+    for one in [task(slurm, 0), endpoint_job(slurm)]:
+        slurm.run("scancel", "--batch", "--signal=USR1", one)
+    SwarmService().down(["demo"])
+    time.sleep(2)
+    assert jobs_of(slurm) == {}
+
+
+@pytest.mark.parametrize("victim", ["endpoint", "replica"])
+def test_what_an_admin_cancels_does_not_come_back(up: Up, slurm: SlurmCluster, victim: str) -> None:
+    up(min_ready=2, backend={"requeue": False})
+    one = endpoint_job(slurm) if victim == "endpoint" else task(slurm, 1)
+    slurm.run("scancel", one)
+    until(lambda: one not in jobs_of(slurm))
+    time.sleep(6)
+    assert len(jobs_of(slurm)) == 2

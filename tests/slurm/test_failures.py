@@ -1,0 +1,117 @@
+"""What fails on the real cluster is told with its cause, and holds no nodes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from domyn_swarm.errors import LaunchError, SubmitRejected
+from domyn_swarm.model import SwarmPhase
+from domyn_swarm.services.swarms import SwarmService
+from slurm.cluster import SlurmCluster
+from slurm.test_swarm import Up, jobs_of, until, up
+from slurm.test_values import ENV_SERVER
+
+__all__ = ["up"]  # a fixture
+
+
+def test_all_replicas_fail_and_everything_is_freed(up: Up, slurm: SlurmCluster) -> None:
+    options = {"fail_start": "torch.cuda.OutOfMemoryError: CUDA out of memory."}
+    with pytest.raises(LaunchError, match=r"2 of 2 replicas failed: .*memory"):
+        up(engine_options=options)
+    assert jobs_of(slurm) == {}
+
+
+HALF = """
+import os, sys
+if os.environ["SLURM_ARRAY_TASK_ID"] == "1":
+    sys.exit("CUDA error: no kernel image is available for execution on the device")
+server = [sys.executable, "-c", os.environ["SERVER"], "/dev/null", "x", sys.argv[1]]
+os.execv(sys.executable, server)
+"""
+
+
+def test_a_task_that_fails_for_ever_is_told_of_and_the_others_serve(
+    up: Up, slurm: SlurmCluster
+) -> None:
+    service = up(
+        engine="command",
+        gpus_per_replica=0,
+        env={"SERVER": ENV_SERVER},
+        engine_options={"argv": ["{python}", "-c", HALF, "{port}"]},
+        watchdog={
+            "probe_interval": 1,
+            "kill_grace_seconds": 3,
+            "max_restarts": 2,
+            "restart_backoff_initial": 0.2,
+            "restart_backoff_max": 0.2,
+        },
+    )
+    until(lambda: sorted(jobs_of(slurm).values()) == ["RUNNING", "RUNNING"])  # its task has ended
+    until(lambda: service.status("demo").replicas[1].state == "failed")
+    seen = service.status("demo")
+    assert (seen.observed, seen.replicas_ready) == ("ready", 1)
+    assert seen.replicas[1].restarts == 2
+    time.sleep(5)  # the endpoint looks every two seconds: a replica that failed has no successor
+    told = slurm.run("squeue", "-h", "-r", "--states=all", "-n", "demo-replicas", "-o", "%i %V")
+    arrays = {line.split("_")[0] for line in told.stdout.splitlines()}
+    assert len(arrays & {one.split("_")[0] for one in jobs_of(slurm)}) == 1
+    assert len(jobs_of(slurm)) == 2
+
+
+TEMPLATE = """\
+#!/bin/bash
+{% for option in sbatch -%}
+#SBATCH {{ option }}
+{% endfor -%}
+{% for name, value in env.items() -%}
+export {{ name }}={{ value | quote }}
+{% endfor -%}
+{% if "endpoint" in command[2] -%}
+sleep {{ 600 }}
+{% endif -%}
+exec {{ command | map("quote") | join(" ") }}
+"""
+
+
+def test_an_endpoint_that_never_listens_ends_the_waiting(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    """By a template of the site's, whose endpoint comes to nothing."""
+    template = tmp_path / "site.j2"
+    template.write_text(TEMPLATE)
+    backend = {
+        "template_path": str(template),
+        "endpoint": {"mem": "1000M", "cpus_per_task": 1, "timeout_s": 3},
+    }
+    with pytest.raises(LaunchError, match="endpoint's job has run for 3 s and does not listen"):
+        up(backend=backend)
+    assert jobs_of(slurm) == {}
+
+
+def test_replicas_that_slurm_kills_for_their_memory_say_so(up: Up, slurm: SlurmCluster) -> None:
+    greedy = "import time; kept = b'x' * 900_000_000; time.sleep(60)"
+    options = {"argv": ["{python}", "-c", greedy, "{port}"]}
+    with pytest.raises(LaunchError, match=r"[Ee]xceeded .*memory limit"):
+        up(engine="command", gpus_per_replica=0, memory_gb=0.5, engine_options=options)
+    assert jobs_of(slurm) == {}
+
+
+@pytest.mark.parametrize("victim", ["demo-endpoint", "demo-replicas"])
+def test_jobs_that_an_admin_cancels_end_the_waiting(
+    up: Up, slurm: SlurmCluster, victim: str
+) -> None:
+    up(wait=False, engine_options={"start_s": 60})
+    until(lambda: "PENDING" not in jobs_of(slurm).values())
+    slurm.run("scancel", "--name", victim)
+    until(lambda: SwarmService().status("demo").observed == "failed", 30)
+
+
+def test_what_slurm_refuses_is_one_clear_error(up: Up, slurm: SlurmCluster) -> None:
+    with pytest.raises(SubmitRejected, match="Invalid partition") as refused:
+        up(backend={"partition": "nowhere"})
+    assert "endpoint.sh" in refused.value.hint
+    assert jobs_of(slurm) == {}
+    assert SwarmService().status("demo").phase is SwarmPhase.STOPPED

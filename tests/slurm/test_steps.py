@@ -1,0 +1,58 @@
+"""Steps in an allocation that was requeued: their numbers are given again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from conformance.test_compute import (
+    DRAINS,
+    SHARED_TAG,
+    log,
+    make_spec,
+    start_endpoint,
+    until,
+)
+from domyn_swarm.backends.slurm import SlurmCompute
+from domyn_swarm.model import JobHandle, JobStatus
+from slurm.cluster import SlurmCluster
+
+
+def started(compute: SlurmCompute, folder: Path) -> JobHandle:
+    spec = make_spec(folder, DRAINS).model_copy(update={"tag": SHARED_TAG})
+    handle = compute.submit(spec)
+    until(lambda: "on" in log(handle))
+    return handle
+
+
+def kill_wrapper(handle: JobHandle) -> None:
+    """So that nothing is written of the job's end."""
+    [wrapper] = [
+        process
+        for process in psutil.process_iter()
+        if "domyn_swarm.backends.exit_wrapper" in (words := process.cmdline())
+        and handle.exit_path in words
+    ]
+    wrapper.kill()
+
+
+def test_a_step_is_not_taken_for_another_of_its_number(slurm: SlurmCluster, tmp_path: Path) -> None:
+    endpoint, compute = start_endpoint(slurm), SlurmCompute()
+    first = started(compute, tmp_path)
+    kill_wrapper(first)
+    until(lambda: "drained" in log(first))
+    slurm.run("scontrol", "requeue", endpoint)
+
+    def state() -> str:
+        return slurm.run("squeue", "-h", "-j", endpoint, "-o", "%T").stdout.strip()
+
+    until(lambda: state() == "PENDING")
+    until(lambda: state() == "RUNNING")
+    second = started(compute, tmp_path)
+    assert (first.platform_id, first.step) == (second.platform_id, second.step)
+    assert compute.probe(first) is JobStatus.FAILED
+    compute.cancel(first)
+    assert compute.probe(second) is JobStatus.RUNNING
+    compute.cancel(second)
+    assert compute.probe(second) is JobStatus.CANCELLED

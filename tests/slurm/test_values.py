@@ -1,0 +1,64 @@
+"""What a configuration holds, on its way to the nodes of the real cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from domyn_swarm.model import JobStatus
+from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.services.jobs import JobService
+from slurm.cluster import SlurmCluster
+from slurm.test_swarm import Up, all_answered, request, up
+
+__all__ = ["up"]  # a fixture
+
+ENV_SERVER = """
+import http.server, json, os, sys
+record, argument, port = sys.argv[1:]
+with open(record, "a") as file:
+    known = {name: os.environ.get(name) for name in ("ODD", "ODDER")}
+    file.write(json.dumps({**known, "argument": argument}) + chr(10))
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"data": [{"id": "m"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    do_POST = do_GET
+http.server.ThreadingHTTPServer(("0.0.0.0", int(port)), Handler).serve_forever()
+"""
+
+
+def test_a_home_of_any_name(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None:
+    home = tmp_path / "a 'b' \"c\" $(id) `d` %j %% é, {x}"
+    up(min_ready=2, home_directory=home)
+    jobs = JobService()
+    for detached in (True, False):
+        folder = tmp_path / f"{detached}"
+        folder.mkdir()
+        asked = request(folder, 50, resources=JobResources(detached=detached))
+        assert jobs.wait(jobs.submit(asked), timeout_s=240).status is JobStatus.SUCCEEDED
+        assert all_answered(folder, 50)
+    logs = [path.name for path in (home / "swarms/demo/logs/slurm").iterdir()]
+    assert sorted(logs) == ["replica-0.log", "replica-1.log"]
+
+
+def test_values_arrive_as_they_were_written(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None:
+    odd = "a b,c $HOME `id` \"q\" 'p' \\ $(x) % é\ttab"
+    record = tmp_path / "requests.jsonl"
+    up(
+        replicas=1,
+        env={"ODD": odd},
+        backend={"env": {"ODDER": odd}},
+        engine="command",
+        gpus_per_replica=0,
+        engine_options={
+            "argv": [
+                *("{python}", "-c", ENV_SERVER, str(record), odd, "{port}"),
+            ]
+        },
+    )
+    told = json.loads(record.read_text().splitlines()[0])
+    assert told == {"ODD": odd, "ODDER": odd, "argument": odd}
