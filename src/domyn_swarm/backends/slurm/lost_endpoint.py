@@ -59,7 +59,7 @@ class LostEndpoint:
 
     def _reached(self) -> bool:
         address = read_address(self._paths)
-        if address is None:
+        if address is None or address.collector_url is None:
             return False
         place = urlsplit(address.collector_url)
         try:
