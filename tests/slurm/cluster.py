@@ -171,10 +171,14 @@ class SlurmCluster:
         for node in self.node_names:
             if node not in self._started or self._started[node].poll() is not None:
                 self.start_node(node)
-        if not self._within(15, self._all_idle):
-            nodes = f"nodename={','.join(self.node_names)}"
-            self.run("scontrol", "update", nodes, "state=resume")
-            self._within(30, self._all_idle)
+        self._within(45, self._mended, every_s=0.3)
+
+    def _mended(self) -> bool:
+        shown = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").stdout.splitlines()
+        for node, state in (line.split() for line in shown):
+            if state.startswith(("down", "drain")):
+                self.run("scontrol", "update", f"nodename={node}", "state=resume")
+        return self._all_idle()
 
     def sweep(self) -> None:
         """Kill every process that belongs to this cluster, known by its folder or environment."""
@@ -262,12 +266,12 @@ class SlurmCluster:
             raise RuntimeError(f"not in {within_s:g} s: {what}; see {self.folder / 'log'}")
 
     @staticmethod
-    def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    def _within(seconds: float, condition: Callable[[], bool], every_s: float = 0.03) -> bool:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(0.03)
+            time.sleep(every_s)
         return True
 
     def _start_accounting(self) -> None:

@@ -66,11 +66,11 @@ def test_the_end_of_a_job_is_known_when_the_controller_forgot_it(
 def test_the_doctor_knows_accounts_and_qos(accounted: SlurmCluster, tmp_path: Path) -> None:
     user = getpass.getuser()
     for words in (
-        ["account", "research"],
-        ["qos", "patient"],
-        ["user", user, "account=research", "qos=patient,normal"],
+        ["add", "account", "research"],
+        ["add", "qos", "patient"],
+        ["add", "user", user, "account=research"],
     ):
-        done = accounted.run("sacctmgr", "-i", "add", *words)
+        done = accounted.run("sacctmgr", "-i", *words)
         assert done.returncode == 0, done.stderr + done.stdout
     path = tmp_path / "swarm.yaml"
 

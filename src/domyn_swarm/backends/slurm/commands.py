@@ -237,15 +237,20 @@ class Slurm:
 
     def associations(self, user: str) -> list[tuple[str, list[str]]]:
         """The accounts of a user and what QoS each may use; nothing without accounting."""
-        form = ["--noheader", "--parsable2", "format=Account,QOS"]
+        lines = self._sacctmgr("associations", f"user={user}", "format=Account,QOS")
+        split = [line.split("|") for line in lines if "|" in line]
+        return [(account, [one for one in qos.split(",") if one]) for account, qos, *_ in split]
+
+    def qos(self) -> list[str]:
+        """The names of all QoS that there are; nothing without accounting."""
+        return [line.strip() for line in self._sacctmgr("qos", "format=Name") if line.strip()]
+
+    def _sacctmgr(self, *what: str) -> list[str]:
         try:
-            done = self._run(["sacctmgr", "show", "associations", f"user={user}", *form])
+            done = self._run(["sacctmgr", "--noheader", "--parsable2", "show", *what])
         except (CommandMissing, PlatformUnavailable):
             return []
-        if done.returncode != 0:
-            return []
-        lines = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
-        return [(account, qos.split(",")) for account, qos, *_ in lines]
+        return done.stdout.splitlines() if done.returncode == 0 else []
 
     def gives_whole_nodes(self, partitions: str) -> bool:
         """Whether jobs of a partition share no node with others, whatever they ask for. Of several

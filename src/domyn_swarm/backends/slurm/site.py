@@ -42,7 +42,8 @@ def site_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
     yield ok("commands", ", ".join(_NEEDED))
     yield _accounting()
     try:
-        yield from _names(config, slurm)
+        yield from _partitions(config, slurm)
+        yield from _associations(config, slurm)
     except PlatformError as error:
         yield failed("controller", error.message, error.hint or "Ask again in a while.")
     yield check_folder("home_directory", plan.home_directory)
@@ -61,7 +62,7 @@ def _accounting() -> Check:
     return ok("accounting", "sacct is there")
 
 
-def _names(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
+def _partitions(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
     partitions = slurm.names("partition")
     for key, partition in {
         "partition": config.partition,
@@ -73,10 +74,20 @@ def _names(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
         else:
             there = ", ".join(sorted(partitions))
             yield failed(f"backend.{key}", f"there is no {unknown[0]!r}", f"Choose from: {there}")
+
+
+def _associations(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
+    """Account and QoS, as far as there is accounting."""
     associations = slurm.associations(getpass.getuser())
+    accounts = {account for account, _ in associations}
+    allowed = {
+        qos for account, names in associations for qos in names if config.account in (None, account)
+    }
+    qos = allowed or set(slurm.qos())  # where nobody says who may use what, it must exist
     for key, wanted, known in (
-        ("account", config.account, {account for account, _ in associations}),
-        ("qos", config.qos, {qos for _, names in associations for qos in names}),
+        ("account", config.account, accounts),
+        ("qos", config.qos, qos),
+        ("endpoint.qos", config.endpoint.qos, qos),
     ):
         if wanted is None or not known:
             continue
@@ -85,7 +96,7 @@ def _names(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
         else:
             yield failed(
                 f"backend.{key}",
-                f"you have no {key} {wanted!r}",
+                f"you have no {key.rpartition('.')[2]} {wanted!r}",
                 f"Choose one of: {', '.join(sorted(known))}",
             )
 
