@@ -19,6 +19,7 @@ _JOB_WARNING_S = 120  # and a job is told to finish; short ones later
 IMAGE_PYTHON = "python3"
 JOB_PREFIX = "job-"
 _SERVING_MAIL = "FAIL,REQUEUE,TIME_LIMIT"
+_REPLICA_MAIL = f"{_SERVING_MAIL},ARRAY_TASKS"  # of each task, not of the array as a whole
 
 
 def job_name(job_id: str) -> str:
@@ -81,7 +82,7 @@ def replica_script(
             "ntasks-per-node": 1,
             **_replica_size(plan, per_task),
             "signal": f"B:USR1@{warned}" if warned else None,
-            **_mail(config.mail_user, _SERVING_MAIL),
+            **_mail(config.mail_user, _REPLICA_MAIL),
         },
         flags=[*(["--exclusive"] if per_task > 1 else []), _requeue(config)],
         preamble=config.preamble,
