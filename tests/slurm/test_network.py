@@ -236,8 +236,8 @@ def test_nothing_is_left_of_a_cluster_beside_another(apart: SlurmCluster, folder
         other.crash_node("n2")
         assert len(namespaces(folder)) == 1
         other.start_node("n2")
+        assert len(namespaces(folder)) == 2  # perhaps under the number of the one that is gone
         made |= namespaces(folder)
-        assert len(made) == 3
         other.crash_node("n2")
     finally:
         other.stop()
