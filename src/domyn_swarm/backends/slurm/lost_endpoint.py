@@ -32,10 +32,13 @@ _ASK_MAX_S = 600.0
 
 
 class LostEndpoint:
-    """Looks from one task, whenever it is called and it is time."""
+    """Looks from one task, whenever it is called and it is time. An endpoint that is not reached
+    for `gone_s` may be lost.
+    """
 
-    def __init__(self, paths: SwarmPaths) -> None:
+    def __init__(self, paths: SwarmPaths, gone_s: float = _GONE_S) -> None:
         self._paths = paths
+        self._gone_s = gone_s
         self._reached_at = time.monotonic()
         self._next_look = 0.0
         self._next_question = 0.0
@@ -49,7 +52,7 @@ class LostEndpoint:
         self._next_look = now + _LOOK_S
         if self._reached():
             self._reached_at, self._rest_s = now, _ASK_S
-        elif now - self._reached_at >= _GONE_S and now >= self._next_question:
+        elif now - self._reached_at >= self._gone_s and now >= self._next_question:
             self._next_question = now + self._rest_s * random.uniform(1.0, 1.5)  # noqa: S311
             self._rest_s = min(2 * self._rest_s, _ASK_MAX_S)
             try:
