@@ -56,6 +56,15 @@ async def test_statuses_and_retry_after_come_through(
     assert (reply.status, reply.retry_after_s) == (503, 7.0)
 
 
+async def test_the_router_says_who_answered(client: HttpClient, server: Any, answer: Any) -> None:
+    reply = await client.request("POST", server.url + CHAT, BODY, 5.0)
+    assert reply.served_by is None
+    replica = "http://10.0.0.7:8000"
+    server.behave = lambda _prompt, _nth: answer(headers={"x-smg-routed-worker-id": replica})
+    reply = await client.request("POST", server.url + CHAT, BODY, 5.0)
+    assert reply.served_by == replica
+
+
 async def test_nobody_listens(client: HttpClient) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
