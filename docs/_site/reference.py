@@ -217,7 +217,13 @@ def files_page() -> str:
 
 
 def _paths_of(value: SwarmPaths | JobPaths) -> Iterator[str]:
-    numbers = {"replica": "<replica>", "rank": "<rank>", "tag": "<tag>", "job_id": "<id>"}
+    numbers = {
+        "replica": "<replica>",
+        "rank": "<rank>",
+        "tag": "<tag>",
+        "job_id": "<id>",
+        "job": "<job>",
+    }
     for name, member in vars(type(value)).items():
         if isinstance(member, property):
             yield f"| `{getattr(value, name)}` | {_summary(member.fget)} |"

@@ -42,7 +42,7 @@ _BEGIN: Mapping[str, dict[str, Any]] = {
     "lepton": {
         "model": "Qwen/Qwen2.5-7B-Instruct",
         "engine": "vllm",
-        "backend": {"type": "lepton"},
+        "backend": {"type": "lepton", "endpoint": {"image": "vllm/vllm-openai:latest"}},
     },
 }
 _WIDTH = 98
