@@ -50,15 +50,20 @@ def net_wanted() -> bool:
     return True
 
 
-@pytest.fixture(scope="session")
-def slurm_cluster() -> Iterator[SlurmCluster]:
-    """Four nodes with four GPUs each, without accounting."""
-    missing = missing_programs()
+def need_programs(*, accounting: bool = False) -> None:
+    """Skip what Slurm is not installed for, loudly; in CI that is a failure."""
+    missing = missing_programs(accounting=accounting)
     if missing:
         why = f"Slurm is not installed ({', '.join(missing)}): `make slurm-packages` does it"
         if os.environ.get("CI"):
             pytest.fail(why)
         pytest.skip(f"NO SLURM TESTS: {why}")
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """Four nodes with four GPUs each, without accounting."""
+    need_programs()
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # sockets' paths must be short
     cluster = SlurmCluster(folder, net=net_wanted())
     try:

@@ -16,14 +16,14 @@ from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.config import dump_yaml
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.doctor import examine
-from slurm.cluster import SlurmCluster, missing_programs
+from slurm.cluster import SlurmCluster
+from slurm.fixtures import need_programs
 from slurm.test_swarm import config
 
 
 @pytest.fixture(scope="module")
 def accounting_cluster() -> Iterator[SlurmCluster]:
-    if missing_programs(accounting=True):
-        pytest.skip("NO SLURM ACCOUNTING: slurmdbd or mariadbd is not installed")
+    need_programs(accounting=True)
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     cluster = SlurmCluster(folder, nodes=1, accounting=True)
     try:
