@@ -106,3 +106,9 @@ def test_a_sites_own_template_is_used_and_its_mistakes_are_told(tmp_path: Path) 
     template.write_text("exec {{ comand }}\n")
     with pytest.raises(ConfigError, match="'comand' is undefined"):
         script.render("batch.sh.j2", template)
+
+
+def test_the_documentation_shows_the_built_in_template() -> None:
+    root = Path(__file__).parents[2]
+    shown = (root / "docs/slurm.md").read_text().partition("```jinja\n")[2].partition("```")[0]
+    assert shown == (root / "src/domyn_swarm/backends/slurm/templates/batch.sh.j2").read_text()
