@@ -162,3 +162,28 @@ def test_structured_output(served: Served) -> None:
     assert table.schema.field("score").type == pa.float64()
     assert table.schema.field("sure").type == pa.bool_()
     assert table["score"].null_count + table["sure"].null_count == 0
+
+
+def test_batch_files(served: Served) -> None:
+    """Three kinds of requests in one file."""
+    chat = {"messages": MESSAGES[:2], "max_tokens": 8, "model": "gpt-4o"}
+    bodies = {
+        "say": ("/v1/chat/completions", chat),
+        "go on": ("/v1/completions", {"prompt": "The sky is", "max_tokens": 8}),
+        "embed": ("/v1/embeddings", {"input": "The sky"}),
+    }
+    requests = [
+        {"custom_id": name, "method": "POST", "url": url, "body": body}
+        for name, (url, body) in bodies.items()
+    ]
+    source, target = served.folder / "requests.jsonl", served.folder / "replies.parquet"
+    source.write_text("".join(json.dumps(one) + "\n" for one in requests), encoding="utf-8")
+    submission = ["--name", served.engine, "--input", source, "--output", target, "--no-progress"]
+    served.cli.ok("job", "submit", "domyn_swarm.jobs:BatchFileJob", *submission)
+    rows = pq.read_table(target).to_pylist()
+    replies = [json.loads(row["response"]) for row in rows]
+    assert [row["custom_id"] for row in rows] == list(bodies)
+    assert [one["status_code"] for one in replies] == [200, 200, 200]
+    assert replies[0]["body"]["choices"][0]["message"]["content"]
+    assert replies[1]["body"]["choices"][0]["text"]
+    assert len(replies[2]["body"]["data"][0]["embedding"]) > 2

@@ -19,7 +19,7 @@ import pytest
 
 from domyn_swarm.batch.dataset import BATCH_ROWS, Dataset
 from domyn_swarm.batch.input_files import files_of
-from domyn_swarm.batch.opening import open_dataset, open_line_dataset
+from domyn_swarm.batch.opening import open_dataset
 from domyn_swarm.batch.row_ids import check_ids
 from domyn_swarm.batch.table_dataset import TableDataset
 from domyn_swarm.errors import InvalidInput
@@ -309,20 +309,6 @@ def test_what_cannot_be_reached_says_what_it_takes() -> None:
         open_dataset("s3://bucket/in.parquet")
     with pytest.raises(InvalidInput, match="nothere"):
         open_dataset("nothere://x/in.parquet")
-
-
-def test_lines_are_rows_with_one_column(tmp_path: Path) -> None:
-    lines = [f'{{"n": {n}}}' for n in range(3 * BATCH_ROWS)]
-    (tmp_path / "in.jsonl").write_text(
-        "\n".join(lines[:4000]) + "\n\n  \n" + "\n".join(lines[4000:])
-    )
-    dataset = open_line_dataset(str(tmp_path / "in.jsonl"))
-    assert dataset.rows == len(lines)
-    assert rows_of(dataset) == [{"line": line} for line in lines]
-    assert rows_of(dataset, start=4000, limit=4001) == [{"line": lines[4000]}]
-    (tmp_path / "in.txt").write_bytes(b"good\n\xff\n")
-    with pytest.raises(InvalidInput, match=r"in\.txt, line 2, is not UTF-8"):
-        open_line_dataset(str(tmp_path / "in.txt"))
 
 
 IDS: dict[str, pa.Array] = {

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 from domyn_swarm.batch.arrow_dataset import ArrowDataset
 from domyn_swarm.batch.dataset import Dataset, ParquetDataset
-from domyn_swarm.batch.input_files import files_of
-from domyn_swarm.batch.text_dataset import open_csv, open_json_lines, open_lines
+from domyn_swarm.batch.input_files import InputFile, files_of
+from domyn_swarm.batch.text_dataset import open_csv, open_json_lines
 
 
-def open_dataset(source: str) -> Dataset:
+@dataclass(frozen=True)
+class LineFiles:
+    """What the lines of a job's `.jsonl` files are, where they are no objects of columns."""
+
+    open: Callable[[Sequence[InputFile]], Dataset]
+
+
+def open_dataset(source: str, lines: LineFiles | None = None) -> Dataset:
     """Open an input: a file or URL, a folder, a glob, or a brace range.
 
     Raises:
@@ -21,15 +31,6 @@ def open_dataset(source: str) -> Dataset:
         case "arrow":
             return ArrowDataset(files)
         case "jsonl":
-            return open_json_lines(files)
+            return lines.open(files) if lines else open_json_lines(files)
         case kind:
             return open_csv(files, "\t" if kind == "tsv" else ",")
-
-
-def open_line_dataset(source: str) -> Dataset:
-    """Open text files of which every line is a row (see `open_lines`).
-
-    Raises:
-        InvalidInput: nothing is there, or it cannot be read.
-    """
-    return open_lines(files_of(source, kinds=("jsonl", "txt")))

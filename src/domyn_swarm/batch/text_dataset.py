@@ -1,4 +1,4 @@
-"""CSV, TSV and JSON Lines files, compressed or not, and files of which each line is a row.
+"""CSV, TSV and JSON Lines files, compressed or not.
 
 Opening reads everything once: rows are counted, a bad line is found before the first request, and
 types are settled that hold every value, wherever in the files it stands.
@@ -23,7 +23,6 @@ from domyn_swarm.batch.dataset import BATCH_ROWS
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.errors import InvalidInput
 
-LINE_COLUMN = "line"
 _CHUNK_BYTES = 1 << 20
 _CSV_FAILURE = re.compile(r"In CSV column #(\d+): .*conversion error to ([\w\[\]]+)")
 
@@ -193,7 +192,7 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 def _objects(file: InputFile) -> Iterator[list[dict[str, Any]]]:
     decode = msgspec.json.Decoder(dict[str, Any]).decode
-    for number, lines in _lines(file):
+    for number, lines in numbered_lines(file):
         objects = []
         for at, line in enumerate(lines):
             if not line or line.isspace():
@@ -212,35 +211,7 @@ def _objects(file: InputFile) -> Iterator[list[dict[str, Any]]]:
 # -- lines ---------------------------------------------------------------------------------------
 
 
-def open_lines(files: Sequence[InputFile]) -> TextDataset:
-    """Files of which each line that is not blank is a row, with the one column `line`.
-
-    Raises:
-        InvalidInput: a file cannot be read, or a line is not UTF-8; file and line are named.
-    """
-    schema = pa.schema([(LINE_COLUMN, pa.string())])
-    rows = sum(block.num_rows for file in files for block in _line_blocks(file, schema))
-    return TextDataset(files, schema, rows, lambda file: _line_blocks(file, schema))
-
-
-def _line_blocks(file: InputFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for number, lines in _lines(file):
-        texts = []
-        for at, line in enumerate(lines):
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                raise InvalidInput(
-                    f"{file}, line {number + at}, is not UTF-8: {error.reason}.",
-                    hint="Convert the file: iconv -f latin1 -t utf-8.",
-                ) from error
-            if text and not text.isspace():
-                texts.append(text)
-        if texts:
-            yield pa.RecordBatch.from_arrays([pa.array(texts, pa.string())], schema=schema)
-
-
-def _lines(file: InputFile) -> Iterator[tuple[int, list[bytes]]]:
+def numbered_lines(file: InputFile) -> Iterator[tuple[int, list[bytes]]]:
     """Lines without their ends, many at a time, each lot with the number of its first, from 1."""
     number, lot, rest = 1, [], b""
     with _named(file, "text"), file.stream() as stream:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.base import SwarmJob
+    from domyn_swarm.jobs.batch_file import BatchFileJob
     from domyn_swarm.jobs.chat import (
         ChatCompletionJob,
         ChatCompletionPerplexityJob,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from domyn_swarm.jobs.structured import StructuredOutputJob
 
 __all__ = [
+    "BatchFileJob",
     "ChatCompletionJob",
     "ChatCompletionPerplexityJob",
     "CompletionJob",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BatchFileJob": "domyn_swarm.jobs.batch_file",
     "ChatCompletionJob": "domyn_swarm.jobs.chat",
     "ChatCompletionPerplexityJob": "domyn_swarm.jobs.chat",
     "CompletionJob": "domyn_swarm.jobs.completion",

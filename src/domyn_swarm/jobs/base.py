@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from domyn_swarm.batch.arrow_types import type_name
+from domyn_swarm.batch.opening import LineFiles
 from domyn_swarm.batch.runner import Encode
 from domyn_swarm.batch.schema import Declared, OutputSchema
 from domyn_swarm.errors import ConfigError
@@ -31,6 +32,8 @@ class SwarmJob:
     """Stands for the class's source in the job's identity: raise it when answers change."""
     rows_per_call: int = 1
     """How many items `transform_items` is given at once, at most."""
+    lines: ClassVar[LineFiles | None] = None
+    """What the lines of `.jsonl` files are; None: objects of the columns."""
 
     client: OpenAIClient
     model: str

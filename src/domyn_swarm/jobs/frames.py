@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from domyn_swarm.batch.dataset import Dataset, ParquetDataset
 from domyn_swarm.batch.engine import BatchPlan
-from domyn_swarm.batch.opening import open_dataset
+from domyn_swarm.batch.opening import LineFiles, open_dataset
 from domyn_swarm.batch.results import settled_results
 from domyn_swarm.batch.spool import spooled
 from domyn_swarm.batch.table_dataset import TableDataset
@@ -79,12 +79,17 @@ class LocalEnds:
 
 
 @contextlib.contextmanager
-def ends_of(data: Any, limit: int | None) -> Iterator[FrameEnds]:  # noqa: ANN401 - a frame or a path
+def ends_of(
+    data: Any,  # noqa: ANN401 - a frame or a path
+    limit: int | None,
+    lines: LineFiles | None = None,
+) -> Iterator[FrameEnds]:
     """A frame of any supported kind; files at a path come back as an Arrow table.
 
     Args:
         data: the frame or path.
         limit: no more rows than these are wanted of it.
+        lines: how the job reads JSON Lines.
 
     Raises:
         ConfigError: it is neither.
@@ -92,7 +97,7 @@ def ends_of(data: Any, limit: int | None) -> Iterator[FrameEnds]:  # noqa: ANN40
     """
     if isinstance(data, str | Path):
         arrow = backend_named("arrow")
-        dataset = open_dataset(str(data))
+        dataset = open_dataset(str(data), lines)
         yield LocalEnds(str(data), dataset, lambda schema, rows, _: arrow.build(schema, rows))
         return
     backend: DataBackend[Any] = backend_of(data)

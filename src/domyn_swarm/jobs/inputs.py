@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.input_files import files_of
-from domyn_swarm.batch.opening import open_dataset
+from domyn_swarm.batch.opening import LineFiles, open_dataset
 from domyn_swarm.batch.table_dataset import TableDataset
 from domyn_swarm.data.base import KINDS, DataBackend
 from domyn_swarm.data.registry import backend_named
@@ -37,8 +37,12 @@ class ScanDataset:
             yield from self._backend.batches(wanted)
 
 
-def open_input(spec: JobSpec) -> Dataset:
+def open_input(spec: JobSpec, lines: LineFiles | None = None) -> Dataset:
     """The job's rows, as this machine reads them: what Ray reads has to be the same.
+
+    Args:
+        spec: the job, as it was told.
+        lines: how the job reads JSON Lines, where no other library does.
 
     Raises:
         ConfigError: options are given that nothing reads.
@@ -54,7 +58,7 @@ def open_input(spec: JobSpec) -> Dataset:
                 "--backend-read-kwargs are for a library that reads the input.",
                 hint="Name it: --data-backend pandas, polars, arrow or ray.",
             )
-        return open_dataset(spec.input)
+        return open_dataset(spec.input, lines)
     if spec.data_backend == "ray":
         backend_named("ray")
         return open_dataset(spec.input)

@@ -71,7 +71,8 @@ def make_plan(spec: JobSpec) -> Prepared:
         ConfigError: the job class or a parameter is not usable.
         InvalidInput: the input cannot be read, or lacks a column.
     """
-    return load_plan(spec, open_input(spec))
+    job = _load_for(spec)
+    return _prepared(spec, job, open_input(spec, job.lines))
 
 
 def load_plan(spec: JobSpec, dataset: Dataset) -> Prepared:
@@ -81,7 +82,10 @@ def load_plan(spec: JobSpec, dataset: Dataset) -> Prepared:
         ConfigError: the job class or a parameter is not usable.
         InvalidInput: the rows lack a column.
     """
-    job = _load(spec, {**spec.job_kwargs, **spec.override})
+    return _prepared(spec, _load_for(spec), dataset)
+
+
+def _prepared(spec: JobSpec, job: SwarmJob, dataset: Dataset) -> Prepared:
     first = _as_first_asked(spec, job)
     return Prepared(job, plan_of(spec, job, dataset, first=first))
 
@@ -135,7 +139,7 @@ def load_work(spec: JobSpec) -> tuple[SwarmJob, RowKeys, WorkPlan]:
     Raises:
         ConfigError: the job class or a parameter is not usable.
     """
-    job = _load(spec, {**spec.job_kwargs, **spec.override})
+    job = _load_for(spec)
     return job, *_work_of(filled(spec, job), job)
 
 
@@ -182,6 +186,11 @@ def _as_first_asked(spec: JobSpec, job: SwarmJob) -> SwarmJob:
             hint="Failed rows can be asked again with other parameters, not for other columns.",
         )
     return first
+
+
+def _load_for(spec: JobSpec) -> SwarmJob:
+    """The job as this run asks it."""
+    return _load(spec, {**spec.job_kwargs, **spec.override})
 
 
 def _load(spec: JobSpec, job_kwargs: dict[str, Any]) -> SwarmJob:

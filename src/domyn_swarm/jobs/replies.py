@@ -70,9 +70,16 @@ class Embeddings(msgspec.Struct):
     data: list[Embedding]
 
 
+class Named(msgspec.Struct):
+    """Any reply, as far as it says which it is."""
+
+    id: str | None = None
+
+
 chat = msgspec.json.Decoder(ChatCompletion)
 completion = msgspec.json.Decoder(Completion)
 embeddings = msgspec.json.Decoder(Embeddings)
+named = msgspec.json.Decoder(Named)
 
 
 def decoded(decoder: msgspec.json.Decoder[_Reply], body: bytes | memoryview) -> _Reply:

@@ -102,7 +102,8 @@ async def arun(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettin
             cannot go on (what is settled is kept).
     """
     with contextlib.ExitStack() as stack:
-        ends = await asyncio.to_thread(stack.enter_context, ends_of(data, settings.limit))
+        opening = ends_of(data, settings.limit, job.lines)
+        ends = await asyncio.to_thread(stack.enter_context, opening)
         root = stack.enter_context(_checkpoint_root(settings, shared=ends.elsewhere))
         spec = _spec(job, endpoint, settings, str(root), ends.name)
         if ends.elsewhere:

@@ -1,0 +1,84 @@
+"""`BatchFileJob`: files of OpenAI's Batch API, answered by a swarm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from domyn_swarm.batch.opening import LineFiles
+from domyn_swarm.batch.request_files import (
+    BODY_COLUMN,
+    ID_COLUMN,
+    REPLY_COLUMN,
+    URL_COLUMN,
+    open_requests,
+)
+from domyn_swarm.jobs.base import SwarmJob
+from domyn_swarm.jobs.prompted import without_nulls
+from domyn_swarm.jobs.replies import decoded, named
+
+_PATHS = "/v1/"
+
+
+class BatchFileJob(SwarmJob):
+    """Requests of an OpenAI Batch file sent as they stand, and their replies as they come.
+
+    A `.jsonl` input has a request on each line (`custom_id`, `method`, `url`, `body`), as in
+    https://platform.openai.com/docs/guides/batch. Other inputs, and frames, have columns
+    `custom_id`, `url` and `body` (an object or JSON text). What comes out has `custom_id` and
+    `response`, which is JSON text. Rows are known by their `custom_id`.
+
+    keep_model: send the model that the request names; else it is the swarm's.
+
+    What else is given goes to the requests that do not say it themselves.
+    """
+
+    input_columns = (URL_COLUMN, BODY_COLUMN)
+    output_schema = {REPLY_COLUMN: str}
+    id_column = ID_COLUMN
+    output_mode = "replace"
+    lines = LineFiles(open_requests)
+    version = "1"
+
+    def __init__(self, *, keep_model: bool = False, **options: Any) -> None:
+        """See the class."""
+        super().__init__(**options)
+        self.keep_model = keep_model
+        extra = self.params.pop("extra_body", None) or {}
+        self.params = {**self.params, **extra}
+
+    def described(self) -> dict[str, Any]:
+        """See `SwarmJob.described`."""
+        return {**super().described(), "keep_model": self.keep_model}
+
+    async def transform_item(self, item: Any) -> str:  # noqa: ANN401 - the columns'
+        """The reply with its status, as JSON."""
+        url, body = self._url(item), self._body(item)
+        reply = await self.client.transport.post(url, body)
+        request_id = msgspec.json.encode(decoded(named, reply).id or "").decode()
+        text = msgspec.json.format(bytes(reply), indent=-1).decode()  # a line has no line breaks
+        return f'{{"status_code":200,"request_id":{request_id},"body":{text}}}'
+
+    def _url(self, item: dict[str, Any]) -> str:
+        url = item[self.input_columns[0]]
+        if not isinstance(url, str) or not url.startswith(_PATHS):
+            raise ValueError(f"the url is {url!r:.80} and does not begin with {_PATHS!r}")
+        return url
+
+    def _body(self, item: dict[str, Any]) -> dict[str, Any]:
+        given = item[self.input_columns[1]]
+        body = msgspec.json.decode(given) if isinstance(given, str) else _without_nulls(given)
+        if not isinstance(body, dict):
+            raise ValueError(f"the body is {given!r:.80}, not an object")
+        if body.get("stream"):
+            raise ValueError("a batch has no streams: take 'stream' out of the body")
+        named_model = body.get("model") if self.keep_model else None
+        return {**self.params, **body, "model": named_model or self.model}
+
+
+def _without_nulls(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """An object without the keys that only other rows' objects have, however deep."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in without_nulls(value).items()}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,202 @@
+"""OpenAI Batch files: what is sent and written, and what other inputs make of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from domyn_swarm.data.registry import backend_of
+from domyn_swarm.errors import InvalidInput
+from domyn_swarm.jobs import BatchFileJob
+from domyn_swarm.jobs.outputs import verify_output
+from domyn_swarm.jobs.preparation import prepare
+from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker import main
+from model_server import KEY, Answer, Bench, ModelServer
+
+CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
+
+
+def chat(custom_id: str, text: str, **more: Any) -> dict[str, Any]:
+    body = {"model": "gpt-4o", "messages": [{"role": "user", "content": text}], **more}
+    return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}
+
+
+# Types that no column would hold: content as text and as parts, a parameter of two kinds.
+REQUESTS = [
+    chat("a", "one", stop="x", tools=[{"type": "function", "function": {"enum": ["a", None]}}]),
+    chat("b", "two", stop=["x", "y"]),
+    {
+        "custom_id": "c",
+        "method": "POST",
+        "url": EMBED,
+        "body": {"input": ["three", "four"], "encoding_format": None},
+    },
+    {
+        **chat("d", ""),
+        "body": {"messages": [{"role": "user", "content": [{"type": "text", "text": "é"}]}]},
+    },
+]
+
+
+def written(folder: Path, requests: list[Any], name: str = "in.jsonl") -> str:
+    lines = [one if isinstance(one, str) else json.dumps(one) for one in requests]
+    (folder / name).write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    return str(folder / name)
+
+
+def spec_of(bench: Bench, source: str, **changes: Any) -> JobSpec:
+    changes = {
+        "job": "domyn_swarm.jobs:BatchFileJob",
+        "input_columns": (),
+        "output_columns": (),
+        **changes,
+    }
+    return bench.spec(input=source, **changes)
+
+
+def worked(bench: Bench, spec: JobSpec) -> int:
+    return main([str(bench.job_folder(spec))])
+
+
+def replies(bench: Bench) -> list[dict[str, Any]]:
+    rows = bench.output()
+    for row in rows:
+        row["response"] = row["response"] and json.loads(row["response"])
+    return rows
+
+
+def test_requests_are_sent_as_they_stand_and_replies_come_back_as_they_are(
+    bench: Bench, server: ModelServer
+) -> None:
+    reply = {"id": "r-1", "object": "x", "data": [1.0, None, 12345678901234567890, "a\nb"]}
+    server.behave = lambda _prompt, _nth: Answer(body=reply)
+    spec = spec_of(bench, written(bench.folder, REQUESTS))
+    assert worked(bench, spec) == 0
+    sent = {json.dumps(body, sort_keys=True) for body in server.bodies}
+    assert sent == {json.dumps({**one["body"], "model": "m"}, sort_keys=True) for one in REQUESTS}
+    rows = replies(bench)
+    assert [row["custom_id"] for row in rows] == ["a", "b", "c", "d"]
+    for row in rows:
+        assert row["response"] == {"status_code": 200, "request_id": "r-1", "body": reply}
+        assert [*row] == ["custom_id", "response"]
+    assert verify_output(spec).whole
+    assert worked(bench, spec) == 0
+    assert len(server.bodies) == 4
+
+
+def test_what_fails_is_told_and_can_be_asked_again(bench: Bench, server: ModelServer) -> None:
+    def behave(prompt: str, _nth: int) -> Answer:
+        return Answer(status=400 if prompt == "two" else 200, reset=prompt == "one")
+
+    server.behave = behave
+    source = written(bench.folder, REQUESTS[:3])
+    spec = spec_of(bench, source, retries=0)
+    assert worked(bench, spec) == 7
+    broken, refused, answered = replies(bench)
+    assert broken["response"] is None
+    assert broken["_error"]["type"] == "ConnectionBroken"
+    assert refused["_error"]["status"] == 400
+    assert "status 400 for two" in refused["_error"]["message"]
+    assert answered["response"]["status_code"] == 200
+    found = verify_output(spec)
+    assert (found.whole, found.rows_failed, found.columns_compared) == (True, 2, ("custom_id",))
+    server.behave = lambda _prompt, _nth: Answer()
+    assert worked(bench, spec_of(bench, source, retry_failed=True)) == 0
+    assert [one["response"]["status_code"] for one in replies(bench)] == [*(200, 200, 200)]
+    assert len(server.bodies) == 5
+
+
+def test_the_requests_model_and_defaults(bench: Bench, server: ModelServer) -> None:
+    source = written(bench.folder, [chat("a", "one", temperature=0.5), chat("b", "two")])
+    kwargs = {"keep_model": True, "temperature": 0, "extra_body": {"top_k": 2}}
+    assert worked(bench, spec_of(bench, source, job_kwargs=kwargs)) == 0
+    bodies = {body["messages"][0]["content"]: body for body in server.bodies}
+    assert [bodies[name]["temperature"] for name in ("one", "two")] == [0.5, 0]
+    assert {(body["model"], body["top_k"]) for body in server.bodies} == {("gpt-4o", 2)}
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("[]", "line 2, is no request of a batch: Expected `object`"),
+        ('{"custom_id": "b", "body": {}}', "missing required field `url`"),
+        ({**chat("b", "x"), "method": "GET"}, "method is 'GET'"),
+        ({**chat("b", "x"), "url": "http://e.com/v1/x"}, "does not begin with '/v1/'"),
+        ({**chat("b", "x"), "body": "x"}, "body is no object"),
+        ({**chat("b", "x"), "custom_id": 5}, "custom_id"),
+        (chat("a", "x"), "custom_id"),  # twice
+    ],
+)
+def test_a_line_that_is_no_request_is_refused_before_anything_is_asked(
+    bench: Bench, server: ModelServer, line: Any, why: str
+) -> None:
+    source = written(bench.folder, [chat("a", "one"), line])
+    with pytest.raises(InvalidInput) as caught:
+        prepare(spec_of(bench, source))
+    assert why in caught.value.message
+    assert not server.bodies
+
+
+def test_streams_are_row_errors(bench: Bench) -> None:
+    source = written(bench.folder, [chat("a", "one", stream=True), chat("b", "two")])
+    assert worked(bench, spec_of(bench, source)) == 7
+    first, second = replies(bench)
+    assert "no streams" in first["_error"]["message"]
+    assert second["_error"] is None
+
+
+@pytest.mark.parametrize("backend", [None, "arrow", "pandas", "polars"])
+def test_every_library_reads_them_and_parquet_has_columns(
+    bench: Bench, server: ModelServer, backend: str | None
+) -> None:
+    source = written(bench.folder, [chat("a", "one", stop="x"), chat("b", "two")])
+    target = str(bench.folder / "out.parquet")
+    kwargs = {"keep": ["usage"]}
+    spec = spec_of(bench, source, output=target, data_backend=backend, job_kwargs=kwargs)
+    assert worked(bench, spec) == 0
+    assert [body.get("stop") for body in server.bodies] in (["x", None], [None, "x"])
+    assert all(body.keys() <= {"messages", "stop", "model"} for body in server.bodies)
+    rows = pq.read_table(target).to_pylist()
+    assert [row["custom_id"] for row in rows] == ["a", "b"]
+    assert [json.loads(row["response"])["body"]["usage"]["prompt_tokens"] for row in rows] == [3, 3]
+    assert [row["prompt_tokens"] for row in rows] == [3, 3]
+
+
+FRAMES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "arrow": pa.table,
+    "pandas": pd.DataFrame,
+    "polars": pl.DataFrame,
+    "polars-lazy": pl.LazyFrame,
+}
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+def test_frames(server: ModelServer, kind: str) -> None:
+    requests = [chat("a", "one", stop="x"), chat("b", "two")]
+    columns = {name: [one[name] for one in requests] for name in ("custom_id", "url", "body")}
+    frame = FRAMES[kind](columns)
+    out = BatchFileJob().run(frame, endpoint=server.url, model="m", api_key=KEY, progress=False)
+    assert type(out) is type(frame)
+    backend = backend_of(out)
+    rows = pa.Table.from_batches(backend.batches(out), backend.schema(out)).to_pylist()
+    assert [[*row] for row in rows] == [["custom_id", "response"]] * 2
+    texts = [
+        json.loads(row["response"])["body"]["choices"][0]["message"]["content"] for row in rows
+    ]
+    assert texts == ["ONE", "TWO"]
+
+
+def test_a_path_in_python(server: ModelServer, tmp_path: Path) -> None:
+    source = written(tmp_path, REQUESTS)
+    out = BatchFileJob().run(source, endpoint=server.url, model="m", api_key=KEY, progress=False)
+    assert out.column_names == ["custom_id", "response"]
+    assert out.num_rows == 4
