@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.errors import SwarmError
 from domyn_swarm.model import Record, utc_now
 from domyn_swarm.probing import Observation
@@ -53,6 +53,7 @@ class PoolLauncher:
         timeout_s: float | None = None,
         on_change: OnPoolChange | None = None,
     ) -> None:
+        self._store = store
         self._lifecycle = SwarmLifecycle(store)
         self._max_parallel = max_parallel
         self._wait_ready = wait_ready
@@ -105,22 +106,21 @@ class PoolLauncher:
                 on_change=self._hook(swarm.name),
                 interrupted=self._stop.is_set,
             )
-        except KeyboardInterrupt:
-            return told.model_copy(update={"outcome": "interrupted"})
+            return told.model_copy(update=self._came_up(live, swarm, began))
+        except KeyboardInterrupt:  # while it came up, so there is a record
+            ours = self._store.swarm(swarm.name).created_at >= began
+            return told.model_copy(update={"outcome": "interrupted" if ours else "already_up"})
         except SwarmError as error:
             failed = {"outcome": "failed", "error": error.message, "hint": error.hint}
             return told.model_copy(update=failed)
-        return told.model_copy(
-            update=self._came_up(live, swarm, ours=live.record.created_at >= began)
-        )
 
-    def _came_up(self, live: LiveSwarm, swarm: PooledSwarm, *, ours: bool) -> dict[str, object]:
-        address = read_address(live.paths)
+    def _came_up(self, live: LiveSwarm, swarm: PooledSwarm, began: datetime) -> dict[str, object]:
+        address = live.backend.address(live.handle)
         found = "up" if self._wait_ready else "launched"
         wanted = self._lifecycle.plan(swarm.config)[0]
         other = None if live.plan == wanted else "it runs as it was launched, not as its file says"
         return {
-            "outcome": found if ours else "already_up",
+            "outcome": found if live.record.created_at >= began else "already_up",
             "endpoint": None if address is None else address.url,
             "note": other,
         }
