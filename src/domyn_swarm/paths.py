@@ -160,6 +160,11 @@ class SwarmPaths:
         return self.root.parent.parent / "secrets" / "metrics_key"
 
     @property
+    def public_name(self) -> str:
+        """What its files are called in folders where several users' swarms meet."""
+        return f"domyn-swarm-{os.getuid()}-{self.root.name}"
+
+    @property
     def scrape_targets(self) -> Path:
         """A folder for all swarms of a home: where to scrape each, as Prometheus'
         `file_sd_configs` want it; their patterns know one folder only.

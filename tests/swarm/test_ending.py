@@ -7,6 +7,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -136,3 +137,18 @@ def test_what_is_not_up_cannot_be_scaled(lifecycle: SwarmLifecycle) -> None:
     lifecycle.down("demo")
     with pytest.raises(StateError, match="is stopped and cannot be scaled"):
         SwarmService().scale("demo", 2)
+
+
+def test_a_swarm_that_is_down_is_no_target_of_prometheus_even_if_its_endpoint_was_killed(
+    lifecycle: SwarmLifecycle, tmp_path: Path
+) -> None:
+    (tmp_path / "textfile").mkdir()
+    swarm = lifecycle.up(config(metrics={"textfile_dir": tmp_path / "textfile"}), timeout_s=60)
+    [target] = swarm.paths.scrape_targets.iterdir()
+    until(lambda: list((tmp_path / "textfile").glob("*.prom")))
+    address = json.loads(swarm.paths.endpoint.read_text())
+    psutil.Process(address["process"]["pid"]).kill()
+    assert target.exists()
+    lifecycle.down("demo")
+    assert not target.exists()
+    assert list((tmp_path / "textfile").iterdir()) == []

@@ -262,12 +262,13 @@ class SwarmLifecycle:
         """
         record = reconcile(self._store, self._store.swarm(name))
         swarm = rehydrate(record)
-        if not record.phase.live:
-            return swarm
-        self._store.set_phase(record.tag, SwarmPhase.STOPPING)
-        swarm.backend.delete(swarm.handle)
-        self._store.set_phase(record.tag, SwarmPhase.STOPPED)
-        return swarm.with_record(self._store.swarm(name))
+        if record.phase.live:
+            self._store.set_phase(record.tag, SwarmPhase.STOPPING)
+            swarm.backend.delete(swarm.handle)
+            self._store.set_phase(record.tag, SwarmPhase.STOPPED)
+            swarm = swarm.with_record(self._store.swarm(name))
+        _withdraw_metrics(swarm)
+        return swarm
 
     def scale(self, name: str, replicas: int) -> LiveSwarm:
         """Have a live swarm run so many replicas: more join as they become ready, those beyond
@@ -352,3 +353,14 @@ def _clear_last_run(paths: SwarmPaths, tag: str) -> None:
     paths.watchdog_db.unlink(missing_ok=True)
     for launcher in set(paths.root.glob("launcher-*.json")) - {paths.launcher(tag)}:
         launcher.unlink(missing_ok=True)
+
+
+def _withdraw_metrics(swarm: LiveSwarm) -> None:
+    """An endpoint that was killed left its files: it is no target any more, and no alarm."""
+    told, name = swarm.plan.metrics, swarm.paths.public_name
+    left = [(told.discovery_dir or swarm.paths.scrape_targets) / f"{name}.json"]
+    if told.textfile_dir is not None:
+        left.append(told.textfile_dir / f"{name}.prom")
+    for file in left:
+        with contextlib.suppress(OSError):  # of another machine, as a rule
+            file.unlink(missing_ok=True)

@@ -38,6 +38,7 @@ class SwarmMetrics:
     ) -> None:
         self._spec = spec
         self._name = paths.root.name
+        self._public_name = paths.public_name
         self._collector = collector
         self._router = router
         self._jobs = JobsFolder(paths.jobs)
@@ -68,7 +69,7 @@ class SwarmMetrics:
 
     async def keep_textfile(self, folder: Path) -> None:
         """Write the file for node_exporter until cancelled; then take it away."""
-        path = folder / f"{public_name(self._name)}.prom"
+        path = folder / f"{self._public_name}.prom"
         try:
             while True:
                 try:
@@ -89,7 +90,7 @@ class Discovery:
     def __init__(self, paths: SwarmPaths, folder: Path | None) -> None:
         self._name = paths.root.name
         self._folder = private_dir(paths.scrape_targets) if folder is None else folder
-        self._path = self._folder / f"{public_name(self._name)}.json"
+        self._path = self._folder / f"{paths.public_name}.json"
 
     def announce(self, target: str) -> None:
         """The collector is at `target` (host:port) from now on."""
@@ -103,11 +104,6 @@ class Discovery:
         """There is nothing to scrape any more."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
-
-
-def public_name(swarm: str) -> str:
-    """A file name where several users' swarms meet."""
-    return f"domyn-swarm-{os.getuid()}-{swarm}"
 
 
 def _write_public(path: Path, content: bytes) -> None:
