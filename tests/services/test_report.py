@@ -100,14 +100,16 @@ def test_a_job_that_runs_has_a_page_of_now(service: JobService, bench: Any, answ
         report = service.report("mine")
         return report if report.account and report.account.rows_answered > 8 else None
 
-    report = until(some_done, 60)
-    assert report.job.status is JobStatus.RUNNING
-    assert [run.ended for run in report.runs] == [False]
-    assert report.runs[0].lost_in_flight == 0
-    page = report.path.read_text()
-    assert "at work" in page
-    assert "killed, with" not in page
-    service.cancel("mine")
+    try:
+        report = until(some_done, 60)
+        assert report.job.status is JobStatus.RUNNING
+        assert [run.ended for run in report.runs] == [False]
+        assert report.runs[0].lost_in_flight == 0
+        page = report.path.read_text()
+        assert "at work" in page
+        assert "killed, with" not in page
+    finally:
+        service.cancel("mine")
 
 
 def test_a_job_without_a_checkpoint_and_a_page_without_room(
