@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from command_line import CommandLine, wait_for, write_sim_config
 from domyn_swarm.cli.app import app
+from domyn_swarm.paths import SwarmPaths
 from schemas import PRINTS, fits
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ def arguments(command: str, job_id: str, config: Path) -> list[str]:
         "checkpoints list": [],
         "job list": ["--name", "demo"],
         "version": [],
+        "db upgrade": [],
+        "db stamp": [],
+        "db prune": [],
         "swarm list": [],
         "swarm describe": ["demo"],
     }
@@ -75,10 +79,13 @@ def test_a_command_prints_what_it_promises(standing: Standing, job_id: str, comm
 
 def test_what_a_swarm_goes_through_is_printed_as_promised(cli: CommandLine, tmp_path: Path) -> None:
     config = write_sim_config(tmp_path, "passing")
-    up = cli.json("up", "-c", config.path, "--no-wait")
-    fits(up, "up")
+    fits(cli.json("--log-format", "json", "up", "-c", config.path, "--no-wait"), "up")
     fits(cli.json("status", "passing"), "status")
     fits(cli.json("swarm", "list"), "swarm list")
     wait_for(lambda: cli.json("status", "passing")["observed"] == "ready")
     fits(cli.json("scale", "passing", 2), "scale")
     fits(cli.json("down", "passing"), "down")
+    log = SwarmPaths.of(cli.home, "passing").endpoint_log  # it writes as `up` was told to
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert lines
+    assert all({"at", "level", "logger", "message"} <= set(line) for line in lines)

@@ -64,6 +64,7 @@ COMMANDS = (
     ),
     Entry("swarm", f"{_CLI}.swarms:swarm_app", "All swarms, and more about one."),
     Entry("job", f"{_CLI}.jobs:job_app", "Jobs: a dataset through a swarm."),
+    Entry("db", f"{_CLI}.database:db_app", "The state database."),
     Entry(
         "version",
         f"{_CLI}.version:version",

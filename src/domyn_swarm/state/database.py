@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DatabaseError, OperationalError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from domyn_swarm.errors import StateError
 from domyn_swarm.paths import private_dir
@@ -34,14 +34,23 @@ def open_database(path: Path) -> Engine:
         StateError: the file is no database, is from a newer version, or cannot be written.
     """
     _create_private(path)
-    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
+    engine = connectable(path)
+    with translated(path):
+        with engine.connect() as connection:
+            revision = revision_of(connection)
+        if revision != NEWEST_REVISION:  # else Alembic, which is a third of a second, stays out
+            from domyn_swarm.state.revisions import upgrade
+
+            upgrade(engine, path)
+    return engine
+
+
+def connectable(path: Path | None) -> Engine:
+    """An engine over a file as it is, or over memory: nothing is created or upgraded."""
+    url = URL.create("sqlite", database=None if path is None else str(path))
+    engine = create_engine(url, poolclass=StaticPool if path is None else NullPool)
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
-    with translated(path), engine.connect() as connection:
-        revision = _revision(connection)
-        connection.rollback()
-        if revision != NEWEST_REVISION:
-            _upgrade(engine, path)
     return engine
 
 
@@ -99,7 +108,8 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _revision(connection: Connection) -> str | None:
+def revision_of(connection: Connection) -> str | None:
+    """The revision that a database says it has; None: it says none."""
     tables = connection.execute(
         text("SELECT name FROM sqlite_master WHERE name = 'alembic_version'")
     ).all()
@@ -109,24 +119,27 @@ def _revision(connection: Connection) -> str | None:
     return None if row is None else str(row[0])
 
 
-def _upgrade(engine: Engine, path: Path) -> None:
-    """Run the missing migrations in one transaction; who comes second finds nothing to do."""
-    from alembic import command
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
+def read_revision(path: Path) -> str | None:
+    """The revision that the database in a file says it has; None: none, or there is no file.
 
-    config = Config()
-    scripts = str(Path(__file__).parent / "migrations")
-    config.set_main_option("script_location", scripts.replace("%", "%%"))  # it interpolates
-    config.set_main_option("path_separator", "os")
-    with engine.connect().execution_options(writes=True) as connection, connection.begin():
-        revision = _revision(connection)
-        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-        if revision is not None and revision not in known:
-            raise StateError(
-                f"{path} is from a newer domyn-swarm (revision {revision}).",
-                hint="Upgrade domyn-swarm, or set DOMYN_SWARM_HOME to another folder.",
-            )
-        if revision != NEWEST_REVISION:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+    Raises:
+        StateError: it is no database.
+    """
+    if not path.exists():
+        return None
+    with translated(path), connectable(path).connect() as connection:
+        return revision_of(connection)
+
+
+def stamp_revision(path: Path, revision: str | None) -> None:
+    """Write down of which revision a database is; None: the newest.
+
+    Raises:
+        StateError: there is no database, no such revision, or its tables are not those.
+    """
+    from domyn_swarm.state.revisions import stamp
+
+    if not path.is_file():
+        raise StateError(f"There is no state database at {path}.", hint="Nothing to stamp.")
+    with translated(path):
+        stamp(connectable(path), path, revision or NEWEST_REVISION)

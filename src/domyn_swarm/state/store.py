@@ -119,6 +119,18 @@ class SwarmStore:
             stopped = SwarmPhase.STOPPED.value
             self._change(connection, tag, phase=stopped, detail=detail or row["detail"])
 
+    def delete_stopped(self, tag: str) -> bool:
+        """Forget a swarm that is stopped, and the jobs of its name; False: it is not stopped any
+        more, or a newer one of its name has taken its place.
+        """
+        with self._transaction(writes=True) as connection:
+            row = _first(connection, select(SWARMS).where(SWARMS.c.tag == tag))
+            if row is None or SwarmPhase(row["phase"]).live:
+                return False
+            connection.execute(delete(SWARMS).where(SWARMS.c.tag == tag))
+            connection.execute(delete(JOBS).where(JOBS.c.swarm == row["name"]))
+            return True
+
     @staticmethod
     def _change(connection: Connection, tag: str, **values: str) -> RowMapping:
         """Change a swarm's row; return it as it was."""

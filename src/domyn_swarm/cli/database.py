@@ -1,0 +1,87 @@
+"""Commands about the state database."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from domyn_swarm.cli.console import confirm, interactive, say
+from domyn_swarm.cli.options import (
+    Format,
+    FormatOption,
+    JsonOption,
+    YamlOption,
+    chosen_format,
+)
+
+db_app = typer.Typer(help="The state database.", no_args_is_help=True)
+
+
+@db_app.command()
+def upgrade(
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Bring the state database to the newest revision, as every command does on first use.
+
+    One of a newer domyn-swarm is refused, and left alone.
+
+    Example: domyn-swarm db upgrade
+    """
+    from domyn_swarm.cli.database_views import show_revision
+    from domyn_swarm.services.database import DatabaseService
+
+    form = chosen_format(output, as_json, as_yaml)
+    show_revision(DatabaseService().upgrade(), form)
+
+
+@db_app.command()
+def stamp(
+    revision: Annotated[
+        str | None,
+        typer.Argument(metavar="[REVISION]", help="The newest when left out."),
+    ] = None,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Write down of which revision the database is, when it lost that; its tables must agree.
+
+    Example: domyn-swarm db stamp
+    """
+    from domyn_swarm.cli.database_views import show_revision
+    from domyn_swarm.services.database import DatabaseService
+
+    form = chosen_format(output, as_json, as_yaml)
+    show_revision(DatabaseService().stamp(revision), form)
+
+
+@db_app.command()
+def prune(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove, and do not ask.")] = False,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Forget swarms that are over: their records, folders (logs, keys, scripts) and ended jobs.
+
+    Shows what would go, and asks; without a terminal it removes only with --yes. What lives, or
+    could not be asked, stays. Outputs and checkpoints are never touched.
+
+    Example: domyn-swarm db prune
+    """
+    from domyn_swarm.cli.database_views import show_prune
+    from domyn_swarm.services.database import DatabaseService
+
+    form = chosen_format(output, as_json, as_yaml)
+    service = DatabaseService()
+    found = service.prunable()
+    if not yes:
+        show_prune(found, form)
+        asked = bool(found.swarms) and interactive() and form is Format.TABLE
+        if not (asked and confirm(f"Remove {len(found.swarms)} swarms?")):
+            say("Nothing was removed." + (" Add --yes to remove them." if found.swarms else ""))
+            return
+    show_prune(service.prune(found), form)

@@ -1,0 +1,148 @@
+"""Forgets swarms that are over: their records, their folders, their jobs. Never what may live."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.errors import SwarmError
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import Record
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
+from domyn_swarm.swarm.factory import rehydrate
+from domyn_swarm.swarm.reconcile import reconcile
+from domyn_swarm.swarm.submitter import JobSubmitter
+
+_log = get_logger(__name__)
+
+
+class PrunableSwarm(Record):
+    """A swarm of which nothing runs: what there is of it to forget."""
+
+    name: str
+    tag: str
+    stopped_at: datetime
+    swarm_dir: str
+    jobs: tuple[str, ...]  # ended ones; their records and folders go with it
+
+
+class KeptSwarm(Record):
+    """A swarm that stays."""
+
+    name: str
+    why: str
+
+
+class PruneReport(Record):
+    """What `db prune` would do, or did. Outputs and checkpoints are never touched."""
+
+    schema_version: Literal[1] = 1
+    removed: bool  # False: nothing was, this is what would be
+    swarms: tuple[PrunableSwarm, ...]
+    kept: tuple[KeptSwarm, ...]
+
+
+def survey_prunable(store: SwarmStore) -> PruneReport:
+    """What may be forgotten, and what stays and why. Each swarm's platform is asked."""
+    found = [_judged(store, record) for record in store.swarms(include_stopped=True)]
+    return PruneReport(
+        removed=False,
+        swarms=tuple(one for one in found if isinstance(one, PrunableSwarm)),
+        kept=tuple(one for one in found if isinstance(one, KeptSwarm)),
+    )
+
+
+def prune(store: SwarmStore, wanted: PruneReport) -> PruneReport:
+    """Forget what a survey found, unless it has changed since."""
+    gone, kept = [], list(wanted.kept)
+    for swarm in wanted.swarms:
+        why = _forget(store, swarm)
+        if why is None:
+            gone.append(swarm)
+        else:
+            kept.append(KeptSwarm(name=swarm.name, why=why))
+    return PruneReport(removed=True, swarms=tuple(gone), kept=tuple(kept))
+
+
+def _judged(store: SwarmStore, record: SwarmRecord) -> PrunableSwarm | KeptSwarm:
+    try:
+        why = _elsewhere(record)
+        if why is None:
+            record = reconcile(store, record)
+            jobs = [JobSubmitter(store).refresh(job) for job in store.jobs(record.name)]
+            why = _reason_to_keep(record) or _reason_of_jobs(record, jobs)
+    except (SwarmError, ValueError) as error:  # it is silent, or a record is of another version
+        why = f"it could not be asked: {str(error).splitlines()[0]}"
+    if why is not None:
+        return KeptSwarm(name=record.name, why=why)
+    return PrunableSwarm(
+        name=record.name,
+        tag=record.tag,
+        stopped_at=record.updated_at,
+        swarm_dir=record.swarm_dir,
+        jobs=tuple(job.job_id for job in jobs),
+    )
+
+
+def _elsewhere(record: SwarmRecord) -> str | None:
+    """Processes of another machine, which shares this home, cannot be seen from here."""
+    address = read_address(SwarmPaths(Path(record.swarm_dir)))
+    here = socket.gethostname()
+    if record.backend != "local" or address is None or address.node == here:
+        return None
+    return f"it runs on {address.node}, which cannot be asked from {here}"
+
+
+def _reason_to_keep(record: SwarmRecord) -> str | None:
+    folder = Path(record.swarm_dir)
+    if record.phase.live:
+        return f"it is {record.phase.value}"
+    if (folder.parent.name, folder.name) != ("swarms", record.name):
+        return f"its folder {folder} is none that we make"
+    if any(folder.glob("launcher-*.json")):
+        return "somebody is bringing up another one of its name"
+    left = rehydrate(record).backend.find(record.tag)
+    parts = [f"{part.kind} {part.index}" for handle in left for part in handle.parts]
+    return f"something of it still runs: {', '.join(parts)}" if left else None
+
+
+def _reason_of_jobs(record: SwarmRecord, jobs: Sequence[JobRecord]) -> str | None:
+    for job in jobs:
+        if not job.status.final:
+            return f"its job {job.job_id} is {job.status.value}, as far as is known"
+        if job.output and Path(job.output).is_relative_to(record.swarm_dir):
+            return f"its folder holds the output {job.output}"
+    return None
+
+
+def _forget(store: SwarmStore, swarm: PrunableSwarm) -> str | None:
+    """Why not, or None. The folder is set aside first: a new swarm of that name gets a new one."""
+    folder = Path(swarm.swarm_dir)
+    aside = folder.with_name(f".pruned-{swarm.tag}")
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:
+        pass  # gone before, or an earlier attempt set it aside
+    except OSError as error:
+        return f"its folder cannot be removed: {error.strerror}"
+    if not store.delete_stopped(swarm.tag):
+        if not folder.exists() and aside.exists():
+            aside.rename(folder)
+        return "it is not stopped any more"
+    _remove(aside)
+    return None
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        _log.warning("%s is left: %s", folder, error)
