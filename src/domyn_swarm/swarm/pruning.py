@@ -107,7 +107,8 @@ def _reason_to_keep(record: SwarmRecord) -> str | None:
         return f"its folder {folder} is none that we make"
     if any(folder.glob("launcher-*.json")):
         return "somebody is bringing up another one of its name"
-    left = rehydrate(record).backend.find(record.tag)
+    swarm = rehydrate(record)
+    left = swarm.backend.find(swarm.handle)
     parts = [f"{part.kind} {part.index}" for handle in left for part in handle.parts]
     return f"something of it still runs: {', '.join(parts)}" if left else None
 
