@@ -63,6 +63,18 @@ def complete_swarm(incomplete: str) -> list[str]:
     ]
 
 
+def complete_job(incomplete: str) -> list[str]:
+    """Ids of the jobs that begin so, the newest first, for shell completion; nothing is created."""
+    from domyn_swarm.paths import database_path
+
+    if not database_path().exists():
+        return []
+    from domyn_swarm.state import SwarmStore
+
+    ids = [job.job_id for job in SwarmStore.open().jobs()]
+    return [job_id for job_id in reversed(ids) if job_id.startswith(incomplete)]
+
+
 SwarmOption = Annotated[
     str | None,
     typer.Option(
@@ -75,7 +87,12 @@ SwarmOption = Annotated[
 
 
 RefArgument = Annotated[
-    str | None, typer.Argument(metavar="[JOB]", help="The job's id, or its external id.")
+    str | None,
+    typer.Argument(
+        metavar="[JOB]",
+        help="The job's id, or its external id.",
+        autocompletion=complete_job,
+    ),
 ]
 ExternalIdOption = Annotated[
     str | None, typer.Option("--external-id", metavar="ID", help="The id you gave the job.")

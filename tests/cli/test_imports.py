@@ -1,0 +1,75 @@
+"""What a command imports: its CPU time is mostly that, and modules do not vary as times do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import command_line
+from domyn_swarm.model import JobStatus, utc_now
+from domyn_swarm.state import JobRecord, SwarmStore
+
+NEVER = {
+    *("alembic", "numpy", "pyarrow", "pandas", "polars", "ray", "fsspec", "jinja2", "aiohttp"),
+    *("pyreqwest", "smg", "sqlalchemy.orm", "uvloop", "msgspec", "textual", "leptonai"),
+}
+PROGRAM = """
+import json, sys
+from domyn_swarm.cli.app import main
+sys.argv = ["domyn-swarm", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+sys.stderr.write(json.dumps(sorted(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        (["swarm", "list", "--no-probe"], {"rich", "psutil", "yaml", "domyn_swarm.config.models"}),
+        (["swarm", "list", "--no-probe", "--json"], {"rich", "psutil", "yaml"}),
+        (["job", "list"], {"rich", "yaml"}),
+        (["db", "prune"], {"rich", "yaml"}),
+    ],
+)
+def test_a_command_that_reads_the_state_imports_what_it_needs(
+    command: list[str], more: set[str]
+) -> None:
+    SwarmStore.open()
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    imported = set(json.loads(done.stderr[done.stderr.rindex("[") :]))
+    assert imported & (NEVER | more) == set()
+
+
+def test_job_ids_are_completed_in_a_shell() -> None:
+    for job_id in ("20260101-a", "20260102-b"):
+        SwarmStore.open().create_job(
+            JobRecord(
+                job_id=job_id,
+                name="n",
+                swarm=None,
+                platform="local",
+                status=JobStatus.SUCCEEDED,
+                job_dir="/x",
+                input="i",
+                output="o",
+                submitted_at=utc_now(),
+            )
+        )
+    script = (
+        f'_DOMYN_SWARM_COMPLETE=complete_bash COMP_WORDS="domyn-swarm job status 2026" '
+        f'COMP_CWORD=3 "{command_line.PROGRAM}"'
+    )
+    told = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["20260102-b", "20260101-a"]
