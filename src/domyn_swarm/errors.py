@@ -85,6 +85,10 @@ class CommandMissing(PlatformError):
     """A program that the platform needs is not on PATH."""
 
 
+class MissingExtra(PlatformError):
+    """An optional part of this program is not installed; the hint says how to install it."""
+
+
 class SubmitRejected(PlatformError):
     """The platform refused the submission."""
 

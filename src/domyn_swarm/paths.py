@@ -226,6 +226,11 @@ class SwarmPaths:
         return self.root / "serving" / "endpoint.json"
 
     @property
+    def workspace(self) -> Path:
+        """The workspace of a cloud that the swarm was launched in."""
+        return self.root / "serving" / "workspace.json"
+
+    @property
     def replicas(self) -> Path:
         """The collector's last view, for readers when it cannot be asked."""
         return self.root / "serving" / "replicas.json"

@@ -81,8 +81,10 @@ def at_least(needed: int, *probes: Probe) -> Probe:
     return probe
 
 
-def http_json(url: str, *, key: str | None = None, timeout_s: float = 5.0) -> object:
-    """GET a small JSON document.
+def http_json(
+    url: str, *, key: str | None = None, timeout_s: float = 5.0, use_proxy: bool = False
+) -> object:
+    """GET a small JSON document; `use_proxy`: as the environment says.
 
     Raises:
         OSError: no answer, or a status other than 200.
@@ -93,17 +95,20 @@ def http_json(url: str, *, key: str | None = None, timeout_s: float = 5.0) -> ob
     request = urllib.request.Request(url)
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    proxies = urllib.request.ProxyHandler(None if use_proxy else {})
+    opener = urllib.request.build_opener(proxies)
     with opener.open(request, timeout=timeout_s) as reply:
         return json.loads(reply.read(4_000_000))
 
 
-def endpoint_probe(url: str, key: str, *, timeout_s: float = 5.0) -> Probe:
+def endpoint_probe(url: str, key: str, *, timeout_s: float = 5.0, use_proxy: bool = False) -> Probe:
     """Ready once the OpenAI endpoint at `url` lists at least one model."""
 
     def probe() -> Observation:
         try:
-            listing = http_json(f"{url}/v1/models", key=key, timeout_s=timeout_s)
+            listing = http_json(
+                f"{url}/v1/models", key=key, timeout_s=timeout_s, use_proxy=use_proxy
+            )
         except (OSError, ValueError) as error:
             return Observation(Phase.STARTING, f"{url} does not answer yet ({error})")
         if isinstance(listing, dict) and listing.get("data"):

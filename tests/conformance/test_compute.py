@@ -18,10 +18,14 @@ import psutil
 import pytest
 
 from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
+from domyn_swarm.backends.lepton import LeptonCompute
+from domyn_swarm.backends.lepton.names import secret_name
 from domyn_swarm.backends.local import LocalCompute
 from domyn_swarm.backends.slurm import SlurmCompute
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.planning.resources import JobResources
+from lepton.fixtures import SECTION
+from lepton.workspace import StandIn
 from slurm.cluster import SlurmCluster
 
 
@@ -41,6 +45,7 @@ BACKENDS = [
     BackendUnderTest("local", LocalCompute),
     BackendUnderTest("slurm", SlurmCompute, DETACHED),
     BackendUnderTest("slurm-step", SlurmCompute, {"tag": SHARED_TAG}),
+    BackendUnderTest("lepton", LeptonCompute, {"tag": SHARED_TAG, "platform_options": SECTION}),
 ]
 ASKS: dict[str, Any] = {}  # of the backend under test
 SLURM = {"type": "slurm", "partition": "main", "endpoint": {"mem": "1000M", "cpus_per_task": 1}}
@@ -53,6 +58,10 @@ def backend(request: pytest.FixtureRequest) -> ComputeBackend:
         slurm: SlurmCluster = request.getfixturevalue("slurm")
         if under_test.name == "slurm-step":
             start_endpoint(slurm)
+    if under_test.name == "lepton":
+        lepton: StandIn = request.getfixturevalue("lepton")
+        lepton.secrets[secret_name(SHARED_TAG)] = "the-key"
+        lepton.grace_s = 2.0
     ASKS.clear()
     ASKS.update(under_test.asks)
     case = request.node.originalname.removeprefix("test_")
@@ -112,7 +121,8 @@ def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def log(handle: JobHandle) -> str:
+def log(backend: ComputeBackend, handle: JobHandle) -> str:
+    backend.fetch_log(handle)
     path = Path(handle.log_path)
     return path.read_text() if path.exists() else ""
 
@@ -146,7 +156,7 @@ def test_a_program_that_is_not_there_has_failed(backend: ComputeBackend, tmp_pat
     spec = make_spec(tmp_path, "").model_copy(update={"argv": ("/nowhere/program",)})
     handle = backend.submit(spec)
     assert backend.wait(handle, timeout_s=60) is JobStatus.FAILED
-    assert "cannot start /nowhere/program" in log(handle)
+    assert "cannot start /nowhere/program" in log(backend, handle)
 
 
 def test_waiting_ends_with_the_time_out(backend: ComputeBackend, tmp_path: Path) -> None:
@@ -163,16 +173,16 @@ def test_a_job_whose_time_is_up_finishes_and_says_so(
     resources = spec.resources.model_copy(update={"time_limit_s": 2.0})
     handle = backend.submit(spec.model_copy(update={"resources": resources}))
     assert backend.wait(handle, timeout_s=90) is JobStatus.TIMED_OUT
-    assert "drained" in log(handle)
+    assert "drained" in log(backend, handle)
 
 
 def test_cancel_ends_this_job_and_no_other(backend: ComputeBackend, tmp_path: Path) -> None:
     first = backend.submit(make_spec(tmp_path, DRAINS))
     second = backend.submit(make_spec(tmp_path, DRAINS))
-    until(lambda: "on" in log(first) and "on" in log(second))
+    until(lambda: "on" in log(backend, first) and "on" in log(backend, second))
     backend.cancel(first)
     assert backend.probe(first) is JobStatus.CANCELLED
-    assert "drained" in log(first)
+    assert "drained" in log(backend, first)
     assert backend.probe(second) is JobStatus.RUNNING
     backend.cancel(second)
     backend.cancel(second)  # idempotent
@@ -183,7 +193,7 @@ def test_cancel_ends_a_program_that_will_not_listen(
     backend: ComputeBackend, tmp_path: Path
 ) -> None:
     handle = backend.submit(make_spec(tmp_path, STUBBORN))
-    until(lambda: "on" in log(handle))
+    until(lambda: "on" in log(backend, handle))
     backend.cancel(handle, grace_s=1)
     assert backend.probe(handle) is JobStatus.CANCELLED
     assert '"signal": 9' in Path(handle.exit_path).read_text()
@@ -199,7 +209,7 @@ def test_a_job_whose_handle_was_lost_is_found(backend: ComputeBackend, tmp_path:
     spec = make_spec(tmp_path, DRAINS)
     assert backend.find(spec.job_id, spec.job_dir) is None
     handle = backend.submit(spec)
-    until(lambda: "on" in log(handle))
+    until(lambda: "on" in log(backend, handle))
     found = backend.find(spec.job_id, spec.job_dir)
     assert found is not None
     assert (found.platform_id, found.step) == (handle.platform_id, handle.step)
@@ -216,7 +226,7 @@ def test_environment_and_folder_arrive(backend: ComputeBackend, tmp_path: Path) 
     spec = make_spec(tmp_path, program).model_copy(update={"env": {"ODD": odd}})
     handle = backend.submit(spec)
     assert backend.wait(handle, timeout_s=60) is JobStatus.SUCCEEDED
-    assert log(handle).splitlines() == [odd, str(tmp_path)]
+    assert log(backend, handle).splitlines() == [odd, str(tmp_path)]
 
 
 def test_a_job_survives_the_process_that_submitted_it(
@@ -238,7 +248,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL, done.stderr
     handle = JobHandle.model_validate_json(done.stdout)
     assert backend.wait(handle, timeout_s=60) is JobStatus.SUCCEEDED
-    assert "still here" in log(handle)
+    assert "still here" in log(backend, handle)
 
 
 def test_signatures_are_the_protocols(backend: ComputeBackend) -> None:
@@ -254,10 +264,10 @@ def test_a_lost_wrapper_ends_the_program_and_is_a_failure(tmp_path: Path) -> Non
     """Local only: the wrapper is killed, and with it the record of how the program ended."""
     backend = LocalCompute()
     handle = backend.submit(make_spec(tmp_path, DRAINS))
-    until(lambda: "on" in log(handle))
+    until(lambda: "on" in log(backend, handle))
     assert handle.process is not None
     [program] = psutil.Process(handle.process.pid).children()
     os.kill(handle.process.pid, signal.SIGKILL)
     until(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE)
-    assert "drained" in log(handle)
+    assert "drained" in log(backend, handle)
     assert backend.wait(handle, timeout_s=60) is JobStatus.FAILED

@@ -15,6 +15,7 @@ import pytest
 
 from domyn_swarm import engines
 from domyn_swarm.backends.base import Part, ServingBackend, ServingHandle
+from domyn_swarm.backends.lepton import LeptonServing
 from domyn_swarm.backends.local import LocalServing
 from domyn_swarm.backends.slurm import SlurmServing
 from domyn_swarm.config import DomynLLMSwarmConfig
@@ -26,6 +27,7 @@ from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.layout import lay_out
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Deadline, Observation, Phase, endpoint_probe, wait_until
+from lepton.fixtures import SECTION
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ BACKENDS = [
             "endpoint": {"mem": "1000M", "cpus_per_task": 1},
         },
     ),
+    BackendUnderTest("lepton", LeptonServing, SECTION),
+    BackendUnderTest("lepton-new-api", LeptonServing, SECTION),
 ]
 
 
@@ -79,6 +83,8 @@ def under_test(request: pytest.FixtureRequest) -> BackendUnderTest:
     found: BackendUnderTest = request.param
     if found.name == "slurm":
         request.getfixturevalue("slurm")
+    if found.name.startswith("lepton"):
+        request.getfixturevalue("lepton").new_api = found.name == "lepton-new-api"
     case = request.node.originalname.removeprefix("test_")
     if case in found.gaps:
         request.applymarker(pytest.mark.xfail(strict=True, reason=found.gaps[case]))

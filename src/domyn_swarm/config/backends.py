@@ -45,10 +45,15 @@ class WrongNames(ValueError):
         super().__init__(f"{', '.join(self.names)} {why}")
 
 
-def _environment(env: dict[str, str]) -> dict[str, str]:
+def _variables(env: dict[str, str]) -> dict[str, str]:
     unusable = [name for name in env if not _NAME.fullmatch(name)]
     if unusable:
         raise WrongNames(unusable, "is no name of a variable: use letters, digits and _")
+    return env
+
+
+def _environment(env: dict[str, str]) -> dict[str, str]:
+    _variables(env)
     secret = [name for name in env if _SECRET.search(name) and not _PLACE.search(name)]
     if secret:
         raise WrongNames(
@@ -97,6 +102,7 @@ def _time_limit(value: str) -> str:
 
 
 Env = Annotated[dict[str, str], AfterValidator(_environment)]
+SecretEnv = Annotated[dict[str, str], AfterValidator(_variables)]
 Memory = Annotated[str, AfterValidator(_memory)]
 TimeLimit = Annotated[str, AfterValidator(_time_limit)]
 
@@ -208,6 +214,7 @@ class LeptonMount(Section):
     """A path of the workspace's storage inside the container."""
 
     path: str = Field(description="in the workspace's storage")
+    volume: str = Field(description="which storage: node-local, or node-nfs:NAME and the like")
     mount_path: str = Field(description="in the container")
 
 
@@ -226,6 +233,10 @@ class LeptonJobConfig(Section):
         (), description="storage to mount: [{path: /outside, mount_path: /inside}]"
     )
     env: Env = Field(default_factory=dict, description="environment variables")
+    secret_env: SecretEnv = Field(
+        default_factory=dict,
+        description="environment variables from workspace secrets: {NAME: secret}",
+    )
     image_pull_secrets: tuple[str, ...] = Field(
         (), description="workspace secrets for pulling the image"
     )
@@ -246,12 +257,24 @@ class LeptonEndpointConfig(Section):
         (), description="storage to mount: [{path: /outside, mount_path: /inside}]"
     )
     env: Env = Field(default_factory=dict, description="environment variables")
+    secret_env: SecretEnv = Field(
+        default_factory=dict,
+        description="environment variables from workspace secrets: {NAME: secret}",
+    )
     api_token_secret_name: str | None = Field(
         None, description="the workspace secret that holds the clients' key"
     )
     image_pull_secrets: tuple[str, ...] = Field(
         (), description="workspace secrets for pulling the image"
     )
+
+    @property
+    def gpus(self) -> int | None:
+        """How many GPUs the shape has, by its name (`gpu.8xh200`, `gpu.a10`); None: unknown."""
+        found = re.fullmatch(r"gpu\.(?:(\d+)x)?[\w-]+", self.resource_shape)
+        if found is None:
+            return 0 if self.resource_shape.startswith("cpu.") else None
+        return int(found[1] or 1)
 
 
 class LeptonConfig(Section):

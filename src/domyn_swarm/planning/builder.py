@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from domyn_swarm.config import DomynLLMSwarmConfig
-from domyn_swarm.config.backends import SlurmConfig
+from domyn_swarm.config.backends import LeptonConfig, SlurmConfig
 from domyn_swarm.config.models import default_gpus
 from domyn_swarm.planning.layout import lay_out
 from domyn_swarm.planning.plan import (
@@ -32,11 +32,12 @@ class PlanBuilder:
             ConfigError: the layout is impossible.
         """
         config = self._config
-        gpus = config.gpus_per_replica
-        if gpus is None:
-            gpus = default_gpus(config.engine)
-        layout = lay_out(config.replicas, gpus, config.gpus_per_node)
+        gpus, gpus_per_node = self._gpus()
+        layout = lay_out(config.replicas, gpus, gpus_per_node)
         backend = config.backend.model_dump(mode="json")
+        for asked in (backend.get("endpoint"), backend.get("job")):
+            if asked is not None and "image" in asked and asked["image"] is None:
+                asked["image"] = config.image
         platform_env = backend.get("env", {})
         return DeploymentPlan(
             name=self._name,
@@ -60,6 +61,18 @@ class PlanBuilder:
             metrics=MetricsPlan.model_validate(config.metrics.model_dump()),
             backend_options=backend,
         )
+
+    def _gpus(self) -> tuple[int, int]:
+        """Of a replica and of a node. On Lepton a node is what the resource shape has, and a
+        replica has it to itself.
+        """
+        config = self._config
+        gpus = config.gpus_per_replica
+        whole = config.backend.endpoint.gpus if isinstance(config.backend, LeptonConfig) else None
+        if gpus is None:
+            gpus = default_gpus(config.engine)
+            gpus = whole if whole and gpus else gpus
+        return gpus, max(config.gpus_per_node, whole or 0)
 
     def _watchdog(self, layout: Layout) -> WatchdogPlan:
         """Ray is watched where a replica's nodes are held together by it."""

@@ -32,6 +32,10 @@ def serving_backend(platform: str) -> ServingBackend:
         from domyn_swarm.backends.slurm import SlurmServing
 
         return SlurmServing(scheduler())
+    if platform == "lepton":
+        from domyn_swarm.backends.lepton import LeptonServing
+
+        return LeptonServing()
     raise _unknown(platform)
 
 
@@ -50,6 +54,10 @@ def compute_backend(platform: str) -> ComputeBackend:
         from domyn_swarm.backends.slurm import SlurmCompute
 
         return SlurmCompute(scheduler())
+    if platform == "lepton":
+        from domyn_swarm.backends.lepton import LeptonCompute
+
+        return LeptonCompute()
     raise _unknown(platform)
 
 
@@ -62,9 +70,7 @@ def scheduler() -> Slurm:
 
 
 def _unknown(platform: str) -> ConfigError:
-    return ConfigError(
-        f"The backend {platform!r} is not built yet.", hint="Use the backend local or slurm."
-    )
+    return ConfigError(f"There is no backend {platform!r}.", hint="Use local, slurm or lepton.")
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,9 @@ class SwarmLifecycle:
         from domyn_swarm.planning.builder import PlanBuilder
 
         plan = PlanBuilder(config, config.name or _generated_name(config.model)).build()
-        serving_backend(plan.backend)
-        return plan, _context(plan, f"{plan.name}.{secrets.token_hex(6)}")
+        context = _context(plan, f"{plan.name}.{secrets.token_hex(6)}")
+        serving_backend(plan.backend).scripts(plan, context)  # what cannot be is told at once
+        return plan, context
 
     def up(
         self,

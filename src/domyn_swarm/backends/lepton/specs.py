@@ -1,0 +1,214 @@
+"""What is asked of the workspace, as its API takes it. Pure: from plan and config to documents.
+
+No document holds a secret: keys are referred to by the name of the workspace secret.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from domyn_swarm.backends.base import ComputeSpec, exit_wrapper
+from domyn_swarm.backends.lepton import names
+from domyn_swarm.config.backends import LeptonConfig, LeptonEndpointConfig, LeptonJobConfig
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.planning.context import DeploymentContext
+from domyn_swarm.planning.plan import DeploymentPlan
+
+Document = dict[str, Any]
+PYTHON = "python3"  # of the images: the submitter's interpreter is not there
+_EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - a container's own
+_KEEP_JOB_S = 3 * 86400  # after its end, for its logs; it costs nothing any more
+
+
+def section(options: Mapping[str, Any]) -> LeptonConfig:
+    """The backend's section out of a plan, or of a job's options."""
+    return LeptonConfig.model_validate(options or {"type": "lepton"})
+
+
+def key_secret(config: LeptonConfig, tag: str) -> str:
+    """The workspace secret that holds the clients' key."""
+    return config.endpoint.api_token_secret_name or names.secret_name(tag)
+
+
+def endpoint_spec(plan: DeploymentPlan, ctx: DeploymentContext) -> Document:
+    """The deployment that is the swarm's endpoint, with its replicas.
+
+    Raises:
+        ConfigError: the platform cannot serve it that way, or no image is named.
+    """
+    config = section(plan.backend_options)
+    asked, serving = config.endpoint, ctx.serving_spec
+    _check_servable(plan, asked)
+    key = key_secret(config, ctx.tag)
+    env = {**config.env, **serving.env, **asked.env, names.TAG: ctx.tag}
+    secrets = dict(asked.secret_env)
+    if serving.key_env is not None:
+        secrets[serving.key_env] = key
+    spec = {
+        "container": {
+            "image": asked.image or plan.image,
+            "command": _engine_command(plan, ctx),
+            "ports": [{"container_port": plan.port_from}],
+        },
+        "resource_requirement": {
+            "resource_shape": asked.resource_shape,
+            "min_replicas": plan.layout.replicas,
+            **_affinity(asked),
+        },
+        "envs": _envs(env, secrets),
+        "mounts": _mounts(asked),
+        "image_pull_secrets": list(asked.image_pull_secrets),
+        "api_tokens": [{"value_from": {"token_name_ref": key}}],
+        # An engine that loads its model does not listen yet, and is not to be restarted for it.
+        "health": {"liveness": {"initial_delay_seconds": int(plan.watchdog.readiness_timeout)}},
+    }
+    if plan.idle_timeout_s is not None:
+        spec["auto_scaler"] = {"scale_down": {"no_traffic_timeout": int(plan.idle_timeout_s)}}
+    name = names.deployment_name(ctx.tag)
+    return {"metadata": {"id": name, "name": name}, "spec": spec}
+
+
+def replicas_patch(replicas: int) -> Document:
+    """The change that `scale` asks for."""
+    return {"spec": {"resource_requirement": {"min_replicas": replicas}}}
+
+
+def job_spec(spec: ComputeSpec) -> Document:
+    """One program of a job, under the wrapper that writes down how it ended.
+
+    Raises:
+        ConfigError: no image is named, or its files do not reach it.
+    """
+    config = section(spec.platform_options)
+    asked = config.job
+    check_job(spec, config)
+    env = {**config.env, **asked.env, **spec.env}
+    secrets = dict(asked.secret_env)
+    labels = {names.JOB_LABEL: names.digest(spec.job_id)}
+    if spec.tag is not None:
+        labels[names.TAG_LABEL] = names.digest(spec.tag)
+        secrets["DOMYN_SWARM_API_TOKEN"] = key_secret(config, spec.tag)
+    name = names.job_name(spec.job_id)
+    return {
+        "metadata": {"id": name, "name": name, "labels": labels},
+        "spec": {
+            "resource_shape": asked.resource_shape,
+            **_affinity(asked),
+            "container": {"image": asked.image, "command": _job_command(spec, asked)},
+            "envs": _envs(env, secrets),
+            "mounts": _mounts(asked),
+            "image_pull_secrets": list(asked.image_pull_secrets),
+            "completions": 1,
+            "parallelism": 1,
+            "max_failure_retry": 0,  # going on is the checkpoint's business, and costs no row twice
+            "ttl_seconds_after_finished": _KEEP_JOB_S,
+        },
+    }
+
+
+def check_job(spec: ComputeSpec, config: LeptonConfig) -> None:
+    """Refuse what a job of the workspace cannot be given.
+
+    Raises:
+        ConfigError: it is asked for.
+    """
+    asked = spec.resources
+    if asked.placement == "step" or asked.mail_user is not None:
+        what = "step of the endpoint" if asked.placement == "step" else "mail"
+        raise ConfigError(f"Lepton has no {what} for jobs.", hint="Leave the flag out.")
+    if asked.cpus is not None or asked.memory_gb is not None:
+        raise ConfigError(
+            "On Lepton a job's shape says how many CPUs and how much memory it has.",
+            hint=f"Set backend.job.resource_shape (now {config.job.resource_shape}).",
+        )
+    if config.job.image is None:
+        raise ConfigError(
+            "backend.job.image names no container image for the job.",
+            hint="Name one in which domyn-swarm is installed, or use --run-here.",
+        )
+    lost = [one for one in (spec.job_dir, *spec.files) if not _reaches(one, config.job)]
+    if lost:
+        places = ", ".join(mount.mount_path for mount in config.job.mounts) or "nothing"
+        raise ConfigError(
+            f"A job in the workspace would not see {lost[0]}: backend.job.mounts mounts {places}.",
+            hint="Mount shared storage under the path it has here (and home_directory in it), "
+            "or drive the endpoint from this machine with --run-here.",
+        )
+
+
+def _check_servable(plan: DeploymentPlan, asked: LeptonEndpointConfig) -> None:
+    if asked.image is None and plan.image is None:
+        raise ConfigError(
+            "backend.endpoint.image names no container image for the engine.",
+            hint=f"Name one that holds {plan.engine}.",
+        )
+    if plan.layout.nodes_per_replica > 1:
+        raise ConfigError(
+            f"A replica of {plan.layout.gpus_per_replica} GPUs would need "
+            f"{plan.layout.nodes_per_replica} nodes; on Lepton it is one container.",
+            hint="Set gpus_per_node to what the resource shape has, or lower gpus_per_replica.",
+        )
+    has, wanted = asked.gpus, plan.layout.gpus_per_replica
+    if has is not None and wanted not in (0, has):
+        raise ConfigError(
+            f"backend.endpoint.resource_shape {asked.resource_shape} has {has} GPUs, "
+            f"but gpus_per_replica is {wanted}.",
+            hint="A replica has its shape to itself: make the two agree, or leave out "
+            "gpus_per_replica.",
+        )
+
+
+def _engine_command(plan: DeploymentPlan, ctx: DeploymentContext) -> list[str]:
+    """Exact tokens only, as `ServingSpec` promises."""
+    values = {"{python}": PYTHON, "{host}": _EVERY_ADDRESS, "{port}": str(plan.port_from)}
+
+    def filled(word: str) -> str:
+        for place, value in values.items():
+            word = word.replace(place, value)
+        return word
+
+    return [filled(word) for word in ctx.serving_spec.argv]
+
+
+def _job_command(spec: ComputeSpec, asked: LeptonJobConfig) -> list[str]:
+    argv = [PYTHON if word == sys.executable else word for word in spec.argv]
+    folder = spec.cwd if _reaches(spec.cwd, asked) else spec.job_dir
+    return exit_wrapper(PYTHON, spec.model_copy(update={"cwd": folder}), argv)
+
+
+def _reaches(place: str, asked: LeptonJobConfig) -> bool:
+    """Whether the job sees it under the same name: a URL, or in what is mounted."""
+    if re.match(r"[A-Za-z][\w+.-]*://", place):
+        return True
+    inside = PurePosixPath(posixpath.normpath(place))
+    return any(inside.is_relative_to(mount.mount_path) for mount in asked.mounts)
+
+
+def _affinity(asked: LeptonEndpointConfig | LeptonJobConfig) -> Document:
+    affinity = {
+        "allowed_dedicated_node_groups": list(asked.allowed_dedicated_node_groups),
+        "allowed_nodes_in_node_group": list(asked.allowed_nodes),
+    }
+    chosen = {name: value for name, value in affinity.items() if value}
+    return {"affinity": chosen} if chosen else {}
+
+
+def _envs(values: Mapping[str, str], secrets: Mapping[str, str]) -> list[Document]:
+    plain = [{"name": name, "value": value} for name, value in values.items()]
+    kept = [
+        {"name": name, "value_from": {"secret_name_ref": secret}}
+        for name, secret in secrets.items()
+    ]
+    return [*plain, *kept]
+
+
+def _mounts(asked: LeptonEndpointConfig | LeptonJobConfig) -> list[Document]:
+    return [
+        {"path": mount.path, "from": mount.volume, "mount_path": mount.mount_path}
+        for mount in asked.mounts
+    ]

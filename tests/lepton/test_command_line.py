@@ -1,0 +1,197 @@
+"""The installed command against a workspace: the whole journey, and nothing secret left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from command_line import CommandLine, Job, wait_for, write_job
+from lepton.fixtures import section
+from lepton.workspace import TOKEN, StandIn
+
+
+@pytest.fixture
+def cli(lepton: StandIn, swarm_home: Path) -> Iterator[CommandLine]:
+    line = CommandLine(swarm_home)
+    yield line
+    assert line("down", "--all", "-y").returncode == 0
+
+
+def write_config(folder: Path, **keys: object) -> Path:
+    path = folder / "demo.yaml"
+    config = {
+        "name": "demo",
+        "model": "sim-model",
+        "engine": "sim",
+        "backend": section(folder),
+        **keys,
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def submit(cli: CommandLine, job: Job, *more: str) -> dict:
+    line = cli.ok(*job.submission("--name", "demo", "--detach", *more))
+    return json.loads(line.strip().splitlines()[-1])
+
+
+def test_up_submit_status_logs_scale_down(
+    cli: CommandLine, lepton: StandIn, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, replicas=2, min_ready=2)
+    assert cli.ok("up", "-c", config) == "demo\n"
+    seen = cli.json("status", "demo")
+    [deployment] = lepton.deployments.values()
+    assert deployment.gateway is not None
+    assert seen["endpoint"] == deployment.gateway.url
+    assert [one["state"] for one in seen["replicas"]] == ["ready", "ready"]
+    assert {one["node"] for one in seen["replicas"]} == {"node-1"}
+    [(secret, key)] = lepton.secrets.items()
+    assert deployment.document["spec"]["api_tokens"] == [{"value_from": {"token_name_ref": secret}}]
+
+    job = write_job(tmp_path, "in-the-workspace", 20)
+    handle = submit(cli, job)
+    assert handle["platform"] == "lepton"
+    assert cli("job", "wait", handle["job_id"]).returncode == 0
+    job.assert_complete()
+    assert cli.json("job", "status", handle["job_id"])["status"] == "succeeded"
+    assert cli.ok("logs", "demo", "--job", handle["job_id"]).strip()
+    [ran] = lepton.jobs.values()
+    names = {one["name"]: one for one in ran.document["spec"]["envs"]}
+    assert names["DOMYN_SWARM_API_TOKEN"]["value_from"] == {"secret_name_ref": secret}
+
+    here = write_job(tmp_path, "from-here", 5)
+    assert submit(cli, here, "--run-here")["platform"] == "local"
+    wait_for(here.target.exists)
+    assert pq.read_table(here.target).num_rows == 5
+
+    logs = cli.ok("logs", "demo")
+    assert "[replica 0] simulating sim-model" in logs
+    assert "[replica 1] simulating sim-model" in logs
+
+    cli.ok("scale", "demo", "3")
+    wait_for(lambda: len(deployment.containers) == 3)
+    wait_for(lambda: cli.json("status", "demo")["replicas_ready"] == 3)
+    cli.ok("scale", "demo", "1")
+    wait_for(lambda: len(deployment.containers) == 1)
+
+    assert cli.ok("down", "demo") == "demo stopped\n"
+    assert cli.ok("down", "demo") == "demo stopped\n"
+    assert lepton.deployments == {}
+    assert lepton.secrets == {}
+    assert_nowhere(tmp_path, [key, TOKEN])
+
+
+def assert_nowhere(folder: Path, secrets: list[str]) -> None:
+    """Files of any kind: home, logs, database, what the containers wrote."""
+    files = [one for one in folder.rglob("*") if one.is_file()]
+    assert any(one.name == "swarm.db" for one in files)
+    found = [
+        str(one) for one in files if any(secret.encode() in one.read_bytes() for secret in secrets)
+    ]
+    assert found == []
+
+
+def test_while_it_runs_the_key_lies_in_one_private_file(
+    cli: CommandLine, lepton: StandIn, tmp_path: Path
+) -> None:
+    lepton.new_api = True
+    cli.ok("up", "-c", write_config(tmp_path))
+    [key] = lepton.secrets.values()
+    holding = [
+        one for one in tmp_path.rglob("*") if one.is_file() and key.encode() in one.read_bytes()
+    ]
+    assert [one.name for one in holding] == ["api_key"]
+    assert holding[0].stat().st_mode & 0o777 == 0o600
+    assert key not in cli.ok("endpoint", "demo")
+    job = write_job(tmp_path, "cancelled", 4000)
+    handle = submit(cli, job, "--max-concurrency", "1")
+    wait_for(lambda: cli.json("job", "status", handle["job_id"])["status"] == "running")
+    cli.ok("job", "cancel", handle["job_id"])
+    assert cli.json("job", "status", handle["job_id"])["status"] == "cancelled"
+
+
+def test_down_ends_the_jobs_that_still_run(
+    cli: CommandLine, lepton: StandIn, tmp_path: Path
+) -> None:
+    lepton.grace_s = 3.0
+    config = write_config(tmp_path, engine_options={"latency_s": 5.0})
+    cli.ok("up", "-c", config)
+    submit(cli, write_job(tmp_path, "long", 500), "--max-concurrency", "1")
+    [job] = lepton.jobs.values()
+    wait_for(lambda: job.process is not None or job.state() == "")
+    cli.ok("down", "demo")
+    assert job.process is not None
+    assert job.process.poll() is not None
+    assert lepton.deployments == {}
+
+
+def test_what_cannot_be_is_said_before_anything_is_created(
+    cli: CommandLine, lepton: StandIn, tmp_path: Path
+) -> None:
+    unnamed = {"type": "lepton", "endpoint": {"resource_shape": "cpu.small"}}
+    done = cli("up", "-c", write_config(tmp_path, backend=unnamed))
+    assert done.returncode == 2
+    assert "backend.endpoint.image" in done.stderr
+    eight = {"type": "lepton", "endpoint": {"image": "i"}}
+    done = cli("up", "-c", write_config(tmp_path, backend=eight, gpus_per_replica=1))
+    assert done.returncode == 2
+    assert "has 8 GPUs" in done.stderr
+    assert lepton.asked == []
+
+    nothing = section(tmp_path)
+    nothing["job"] = {"image": "domyn-swarm:1"}
+    cli.ok("up", "-c", write_config(tmp_path, backend=nothing))
+    job = write_job(tmp_path, "unmounted", 3)
+    done = cli(*job.submission("--name", "demo"))
+    assert done.returncode == 2
+    assert "--run-here" in done.stderr
+    done = cli(*job.submission("--name", "demo", "--run-here", "--down-after"))
+    assert done.returncode == 2
+    assert "--down-after" in done.stderr
+    assert lepton.jobs == {}
+    assert cli.json("job", "list")["jobs"] == []
+
+
+def test_a_plan_prints_what_would_be_asked(
+    cli: CommandLine, lepton: StandIn, tmp_path: Path
+) -> None:
+    report = cli.json("plan", "-c", write_config(tmp_path))
+    document = json.loads(report["scripts"]["endpoint.json"])
+    assert document["spec"]["container"]["image"] == "engines:1"
+    assert lepton.asked == []
+
+
+def test_doctor_looks_at_the_workspace(
+    cli: CommandLine, lepton: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path)
+    checks = {one["name"]: one for one in cli.json("doctor", "-c", config)["checks"]}
+    assert checks["workspace"]["status"] == "ok"
+    assert checks["jobs"]["status"] == "ok"
+    monkeypatch.setenv("LEPTONAI_API_TOKEN", "expired")
+    done = cli("doctor", "-c", config)
+    assert done.returncode != 0
+    assert "does not accept the token" in done.stdout + done.stderr
+    assert "expired" not in (done.stdout + done.stderr).replace("may have expired", "")
+
+
+def test_an_engine_that_cannot_start_says_why(
+    cli: CommandLine, lepton: StandIn, tmp_path: Path
+) -> None:
+    options = {"fail_start": "simulated failure of the engine"}
+    config = write_config(tmp_path, engine_options=options)
+    up = cli.start("up", "-c", str(config))
+    [deployment] = wait_for(lambda: list(lepton.deployments.values()))
+    wait_for(lambda: deployment.containers[0].process.poll() is not None)
+    deployment.reasons[0] = ("ConfigError", "the container ends at once")
+    _, said = up.communicate(timeout=90)
+    assert up.returncode == 5
+    assert "the simulator was told to fail" in said
+    assert lepton.deployments == {}
+    assert lepton.secrets == {}
