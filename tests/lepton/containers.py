@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import os
@@ -104,10 +105,12 @@ class Gateway:
                     }
                     there.request(self.command, self.path, body, headers)
                     reply = there.getresponse()
-                    self._reply(reply.status, reply.read())
+                    status, said = reply.status, reply.read()
                     there.close()
                 except OSError:
-                    self._reply(502, b'{"error": "replica"}')
+                    status, said = 502, b'{"error": "replica"}'
+                with contextlib.suppress(OSError):  # the client is gone
+                    self._reply(status, said)
 
             def _reply(self, status: int, body: bytes) -> None:
                 self.send_response(status)

@@ -60,10 +60,17 @@ def test_up_submit_status_logs_scale_down(
     assert cli("job", "wait", handle["job_id"]).returncode == 0
     job.assert_complete()
     assert cli.json("job", "status", handle["job_id"])["status"] == "succeeded"
-    assert cli.ok("logs", "demo", "--job", handle["job_id"]).strip()
     [ran] = lepton.jobs.values()
     names = {one["name"]: one for one in ran.document["spec"]["envs"]}
     assert names["DOMYN_SWARM_API_TOKEN"]["value_from"] == {"secret_name_ref": secret}
+
+    script = tmp_path / "greet.py"
+    script.write_text("import os; print('hello', os.environ['MODEL'], os.environ['ENDPOINT'])")
+    printed = cli.ok("job", "submit-script", script, "--name", "demo", "--detach")
+    script_id = json.loads(printed.strip().splitlines()[-1])["job_id"]
+    assert cli("job", "wait", script_id).returncode == 0
+    said = cli.ok("logs", "demo", "--job", script_id)
+    assert said == f"hello sim-model {deployment.gateway.url}\n"
 
     here = write_job(tmp_path, "from-here", 5)
     assert submit(cli, here, "--run-here")["platform"] == "local"

@@ -22,6 +22,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 Document = dict[str, Any]
 PYTHON = "python3"  # of the images: the submitter's interpreter is not there
 _EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - a container's own
+_LIVE_LOGS = {"PYTHONUNBUFFERED": "1"}  # else the platform sees what is printed much later
 _KEEP_JOB_S = 3 * 86400  # after its end, for its logs; it costs nothing any more
 
 
@@ -45,7 +46,7 @@ def endpoint_spec(plan: DeploymentPlan, ctx: DeploymentContext) -> Document:
     asked, serving = config.endpoint, ctx.serving_spec
     _check_servable(plan, asked)
     key = key_secret(config, ctx.tag)
-    env = {**config.env, **serving.env, **asked.env, names.TAG: ctx.tag}
+    env = {**_LIVE_LOGS, **config.env, **serving.env, **asked.env, names.TAG: ctx.tag}
     secrets = dict(asked.secret_env)
     if serving.key_env is not None:
         secrets[serving.key_env] = key
@@ -87,7 +88,7 @@ def job_spec(spec: ComputeSpec) -> Document:
     config = section(spec.platform_options)
     asked = config.job
     check_job(spec, config)
-    env = {**config.env, **asked.env, **spec.env}
+    env = {**_LIVE_LOGS, **config.env, **asked.env, **spec.env}
     secrets = dict(asked.secret_env)
     labels = {names.JOB_LABEL: names.digest(spec.job_id)}
     if spec.tag is not None:

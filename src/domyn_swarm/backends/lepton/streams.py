@@ -16,14 +16,14 @@ _log = get_logger(__name__)
 
 
 def save(chunks: Iterator[str], path: Path) -> None:
-    """Replace a log by what there is of it now; an empty answer replaces nothing."""
+    """Replace a log by what there is of it now; an empty answer replaces no log."""
     private_dir(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.writelines(chunks)
             size = file.tell()
-        if size:
+        if size or not path.exists():
             Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)

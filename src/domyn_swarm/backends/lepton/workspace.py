@@ -21,6 +21,7 @@ _log = get_logger(__name__)
 _PAUSES_S = (0.5, 1.0, 2.0)  # between attempts
 _LONGEST_PAUSE_S = 10.0
 _GONE, _CONFLICT, _BUSY = 404, 409, 429
+_BY_CLASS = {"WorkspaceUnauthorizedError": 401, "WorkspaceForbiddenError": 403}
 _RIGHTS = {401: "does not accept the token", 403: "does not allow this"}
 _LOG_IDLE_S = 1.0  # a stream that says nothing for so long has said what there is
 
@@ -244,8 +245,10 @@ class Taken(PlatformError):
 
 
 def _status(error: Exception) -> int:
-    """Of HTTP; 0: there is none."""
+    """Of HTTP; 0: there is none. Of the workspace as a whole the SDK tells it by the class."""
     response = getattr(error, "response", None)
+    if type(error).__name__ in _BY_CLASS:
+        return _BY_CLASS[type(error).__name__]
     return 0 if response is None else int(response.status_code)
 
 
