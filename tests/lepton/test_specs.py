@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,7 +143,6 @@ def test_the_sdks_own_models_and_checks_take_them() -> None:
     [component] = legacy_to_http_endpoint(sent)["spec"]["components"]
     assert component["min_replicas"] == 2
     with warnings.catch_warnings(record=True) as said:
-        kit.client.__module__  # noqa: B018 - the SDK is whole
         made = kit.job.model_validate(specs.job_spec(job()))
         validate_job_create(made)
     assert said == []
@@ -164,7 +163,7 @@ def test_names_fit_whatever_the_swarm_is_called(tag: str) -> None:
     [
         ({"endpoint": {}}, {}, "backend.endpoint.image"),
         ({}, {"gpus_per_replica": 1}, "has 8 GPUs"),
-        ({}, {"gpus_per_replica": 16}, "needs? 2 nodes|would need 2 nodes"),
+        ({}, {"gpus_per_replica": 16}, "would need 2 nodes"),
     ],
 )
 def test_what_the_platform_cannot_serve_is_refused(
@@ -214,12 +213,9 @@ def test_the_tested_versions_are_taken() -> None:
     assert sdk.version() == "0.47.1"
 
 
-def test_the_sdk_is_not_imported_before_it_is_used(tmp_path: Path) -> None:
-    import subprocess
-
-    program = (
-        "import sys; import domyn_swarm.backends.lepton; print('leptonai' in sys.modules);"
-        "sys.modules['importlib.metadata'].version = None"
+def test_the_sdk_is_not_imported_before_it_is_used() -> None:
+    program = "import sys, domyn_swarm.backends.lepton; print('leptonai' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.startswith("False")
+    assert done.stdout == "False\n"

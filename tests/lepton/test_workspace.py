@@ -23,7 +23,10 @@ def asking(lepton: StandIn, token: str = TOKEN, timeout_s: float = 5.0) -> Works
 def job_document(name: str = "job-1") -> dict:
     labels = {names.JOB_LABEL: names.digest(name)}
     container = {"image": "i", "command": ["python3", "-c", "print('hello')"]}
-    return {"metadata": {"id": name, "labels": labels}, "spec": {"container": container}}
+    return {
+        "metadata": {"id": name, "name": name, "labels": labels},
+        "spec": {"container": container},
+    }
 
 
 @pytest.mark.parametrize(
