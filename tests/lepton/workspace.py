@@ -334,21 +334,20 @@ def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
         def _stream(self, path: Path, process: Any) -> None:
             """The log from its beginning, and on until its container has ended."""
             self.send_response(200)
-            self.send_header("Connection", "close")
+            self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            self.close_connection = True
             try:
                 with path.open("rb") as file:
                     while True:
                         over = process.poll() is not None
                         if data := file.read():
-                            self.wfile.write(data)
-                            self.wfile.flush()
+                            self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
                         elif over:
+                            self.wfile.write(b"0\r\n\r\n")
                             return
                         time.sleep(0.02)
             except OSError:
-                return
+                self.close_connection = True
 
         do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _handle  # noqa: N815 - the library's
 
