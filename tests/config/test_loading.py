@@ -254,6 +254,7 @@ LEPTON: dict[str, tuple[str, Any]] = {
             "allowed_dedicated_node_groups": ("[a]", ("a",)),
             "allowed_nodes": ("[1]", ("1",)),
             "env": ("{B: no}", {"B": "no"}),
+            "secret_env": ("{TOKEN: s}", {"TOKEN": "s"}),
             "image_pull_secrets": ("[s]", ("s",)),
         }.items()
     },
