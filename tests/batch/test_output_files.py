@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm.batch.manifest import Manifest, read_manifest, without_secrets
-from domyn_swarm.batch.output_files import SHARD_ROWS, OutputPlace, PartWriter, shard_name
+from domyn_swarm.batch.output_files import SHARD_ROWS, OutputPlace, shard_name
+from domyn_swarm.batch.part_writer import PartWriter
 from domyn_swarm.errors import OutputExists
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.worker import main

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm.batch.exporting import check_export, export, plain_rows
+from domyn_swarm.batch.exporting import check_export, export
 from domyn_swarm.batch.results import Results
+from domyn_swarm.batch.text_forms import plain_rows
 from domyn_swarm.errors import ConfigError, JobError
 from domyn_swarm.jobs.outputs import opened_results
 from domyn_swarm.jobs.worker import main

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from domyn_swarm.batch.file_systems import reaching
 from domyn_swarm.errors import InvalidInput
 
 _KINDS = {
@@ -163,11 +164,8 @@ def _found(source: str, kinds: Sequence[str]) -> list[InputFile]:
 
 
 def _found_elsewhere(source: str, kinds: Sequence[str]) -> list[InputFile]:
-    import fsspec
-
     protocol = source.partition("://")[0]
-    try:
-        system, path = fsspec.core.url_to_fs(source)
+    with reaching(source) as (system, path):
         if protocol not in {"http", "https"} and system.isdir(path):
             names = sorted(one["name"] for one in system.ls(path) if one["type"] == "file")
             inside = [InputFile(name, system, protocol) for name in names]
@@ -176,17 +174,6 @@ def _found_elsewhere(source: str, kinds: Sequence[str]) -> list[InputFile]:
             return [InputFile(path, system, _protocol_of(path, protocol))]
         names = sorted(system.glob(path)) if glob.has_magic(path) else []
         return [InputFile(str(name), system, protocol) for name in names]
-    except ImportError as error:
-        raise InvalidInput(
-            f"{source}: {error}", hint=f"Install what {protocol}:// needs where the job runs."
-        ) from error
-    except ValueError as error:
-        raise InvalidInput(f"{source}: {error}.") from error
-    except Exception as error:  # file systems raise errors of libraries of their own
-        raise InvalidInput(
-            f"{source} cannot be reached: {str(error).splitlines()[0] if str(error) else error!r}",
-            hint="Check the address and your credentials for it.",
-        ) from error
 
 
 def _protocol_of(path: str, protocol: str) -> str:

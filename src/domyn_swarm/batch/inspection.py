@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.index import RowIndex, open_index
-from domyn_swarm.batch.output_files import PartWriter, written_whole
+from domyn_swarm.batch.output_files import written_whole
+from domyn_swarm.batch.part_writer import PartWriter
 from domyn_swarm.batch.publish import error_decoder, joined
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE

@@ -24,7 +24,15 @@ def open_dataset(source: str, lines: LineFiles | None = None) -> Dataset:
     Raises:
         InvalidInput: nothing is there, or it cannot be read.
     """
-    files = files_of(source)
+    return dataset_of(files_of(source), lines)
+
+
+def dataset_of(files: Sequence[InputFile], lines: LineFiles | None = None) -> Dataset:
+    """Open files of one kind.
+
+    Raises:
+        InvalidInput: one of them cannot be read.
+    """
     match files[0].kind:
         case "parquet":
             return ParquetDataset(files)

@@ -2,34 +2,33 @@
 
 One file is replaced by one rename. A folder of shards is swapped by two, the old one being put
 aside in between: a crash right there leaves the old output beside its place and the next run puts
-it back. Nothing that this job did not write is ever replaced or removed.
+it back. Nothing that this job did not write is ever replaced or removed: a file is this job's when
+its Parquet metadata says so, or when a manifest of this job names it with its checksum.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from domyn_swarm.batch.manifest import MANIFEST_NAME, OutputFile, manifest_path, read_manifest
-from domyn_swarm.errors import JobError, OutputExists
+from domyn_swarm.batch.input_files import InputFile
+from domyn_swarm.batch.manifest import MANIFEST_NAME, Manifest, manifest_path, read_manifest
+from domyn_swarm.batch.part_writer import OpenSink, ParquetSink, TextSink
+from domyn_swarm.batch.text_forms import FORMS
+from domyn_swarm.batch.written_files import is_named, written_identity
+from domyn_swarm.errors import InvalidInput, JobError, OutputExists
 
 SHARD_ROWS = 250_000
 """Rows in each shard of `--shard-output`; the last one has what is left."""
 
-IDENTITY_KEY = b"domyn_swarm.identity"
-_GROUP_ROWS = 64 * 1024
-_GROUP_BYTES = 16 * 1024 * 1024  # what is held in memory before it becomes a row group
+KIND_OF_SUFFIX = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
 _SHARD_NAME = re.compile(r"^part-\d{5,}\.parquet$")
 
 
@@ -38,118 +37,100 @@ def shard_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-class PartWriter:
-    """Parquet files in a folder from batches of any size: full row groups, at least one file."""
-
-    def __init__(
-        self,
-        folder: Path,
-        schema: pa.Schema,
-        name_of: Callable[[int], str],
-        file_rows: int | None = None,
-    ) -> None:
-        """Write `name_of(0)`, `name_of(1)`, … of `file_rows` rows each; None: one file."""
-        self.files: list[OutputFile] = []
-        self.schema = schema
-        self._folder = folder
-        self._name_of = name_of
-        self._most_rows = file_rows
-        self._writer: pq.ParquetWriter | None = None
-        self._written = 0  # rows in the open file
-        self._buffer: list[pa.RecordBatch] = []
-        self._buffered_rows = self._buffered_bytes = 0
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Append rows of the writer's schema."""
-        while batch.num_rows:
-            room = _GROUP_ROWS - self._buffered_rows
-            if self._most_rows is not None:
-                room = min(room, self._most_rows - self._written - self._buffered_rows)
-            piece, batch = batch.slice(0, room), batch.slice(room)
-            self._buffer.append(piece)
-            self._buffered_rows += piece.num_rows
-            self._buffered_bytes += piece.nbytes
-            if self._buffered_rows >= _GROUP_ROWS or self._buffered_bytes >= _GROUP_BYTES:
-                self._flush()
-            if self._written + self._buffered_rows == self._most_rows:
-                self._close_file()
-
-    def finish(self) -> list[OutputFile]:
-        """Write what is left; what was written, in order."""
-        if self._buffer or self._writer is not None or not self.files:
-            self._close_file()
-        return self.files
-
-    def _open(self) -> pq.ParquetWriter:
-        if self._writer is None:
-            path = self._folder / self._name_of(len(self.files))
-            self._writer = pq.ParquetWriter(path, self.schema, compression="zstd")
-        return self._writer
-
-    def _flush(self) -> None:
-        table = pa.Table.from_batches(self._buffer, self.schema)
-        self._open().write_table(table, row_group_size=_GROUP_ROWS)
-        self._written += self._buffered_rows
-        self._buffer, self._buffered_rows, self._buffered_bytes = [], 0, 0
-
-    def _close_file(self) -> None:
-        if self._buffer:
-            self._flush()
-        self._open().close()
-        self._writer = None
-        path = self._folder / self._name_of(len(self.files))
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = path.stat().st_size
-        self.files.append(OutputFile(name=path.name, rows=self._written, bytes=size, sha256=digest))
-        self._written = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._writer is not None:  # given up half-way: the folder goes anyway
-            with contextlib.suppress(OSError):
-                self._writer.close()
+def opener_of(kind: str) -> OpenSink:
+    """What writes files of a kind."""
+    return ParquetSink if kind == "parquet" else functools.partial(TextSink, FORMS[kind])
 
 
-@dataclass(frozen=True)
-class OutputPlace:
+class Place(Protocol):
     """Where an output of one job identity goes: one file, or a folder of shards."""
 
-    path: Path
-    sharded: bool
-    identity: str
-
     @property
-    def manifest(self) -> Path:
-        """Where its manifest lies."""
-        return manifest_path(self.path, sharded=self.sharded)
+    def names(self) -> tuple[str, str]:
+        """The file's name, and the manifest's."""
 
     def check(self) -> None:
         """Refuse to replace anything that this job did not write.
 
         Raises:
             OutputExists: names what stands in the way.
+            InvalidInput: nothing can be written there.
         """
+
+    def stage(self) -> contextlib.AbstractContextManager[Path]:
+        """A fresh folder to write its files in; gone afterwards."""
+
+    def put(self, stage: Path) -> None:
+        """Move what was written in the stage into place, the manifest last.
+
+        Raises:
+            OutputExists: something foreign has come to lie there meanwhile.
+            OSError: it cannot be written.
+        """
+
+    def manifest(self) -> Manifest | None:
+        """What the output that lies there says of itself; None: there is none."""
+
+    def files(self, manifest: Manifest) -> list[InputFile]:
+        """The files that a manifest names, in the order of their rows."""
+
+    def surplus(self, manifest: Manifest) -> list[str]:
+        """Parquet files among the shards that the manifest does not name."""
+
+
+@dataclass(frozen=True)
+class OutputPlace:
+    """See `Place`: on a file system of this machine."""
+
+    path: Path
+    sharded: bool
+    identity: str
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """See `Place`."""
+        return self.path.name, self._manifest.name
+
+    @property
+    def _manifest(self) -> Path:
+        return manifest_path(self.path, sharded=self.sharded)
+
+    def manifest(self) -> Manifest | None:
+        """See `Place`."""
+        return read_manifest(self._manifest)
+
+    def files(self, manifest: Manifest) -> list[InputFile]:
+        """See `Place`."""
+        folder = self.path if self.sharded else self.path.parent
+        return [InputFile(str(folder / file.name)) for file in manifest.files]
+
+    def surplus(self, manifest: Manifest) -> list[str]:
+        """See `Place`."""
+        known = {file.name for file in manifest.files}
+        found = {path.name for path in self.path.glob("*.parquet")} if self.sharded else set()
+        return sorted(found - known)
+
+    def check(self) -> None:
+        """See `Place`."""
         found = self._foreign_shard() if self.sharded else self._foreign_file()
         if found is not None:
             raise OutputExists(
                 f"{found} exists and is not this job's output.",
                 hint="Move it away or choose another --output.",
             )
+        parents = self.path.absolute().parents
+        there = next(one for one in parents if one.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise InvalidInput(
+                f"The output {self.path} cannot be written: {there} is no folder to write in.",
+                hint="Choose another --output, or mend the folder's permissions.",
+            )
 
     def _foreign_file(self) -> Path | None:
-        if self.path.exists() and written_identity(self.path) != self.identity:
+        if self.path.exists() and not self._wrote(self.path):
             return self.path
-        if self.manifest.exists() and read_manifest(self.manifest) is None:
-            return self.manifest
+        if self._manifest.exists() and self.manifest() is None:
+            return self._manifest
         return None
 
     def _foreign_shard(self) -> Path | None:
@@ -158,31 +139,52 @@ class OutputPlace:
         return next((one for one in sorted(self.path.iterdir()) if not self._wrote(one)), None)
 
     def _wrote(self, path: Path) -> bool:
-        if path.name == MANIFEST_NAME:
+        if self.sharded and path.name == MANIFEST_NAME:
             manifest = read_manifest(path)
             return manifest is not None and manifest.job.identity == self.identity
-        return bool(_SHARD_NAME.match(path.name)) and written_identity(path) == self.identity
+        if not path.is_file() or (self.sharded and not is_shard_name(path.name)):
+            return False
+        file = InputFile(str(path))
+        return written_identity(file) == self.identity or any(
+            is_named(file, read_manifest(one), self.identity) for one in self._manifests()
+        )
+
+    def _manifests(self) -> list[Path]:
+        """The one in place, and those that a kill kept from getting there."""
+        return [self._manifest, *(left / self._manifest.name for left in self._left())]
+
+    def _left(self) -> list[Path]:
+        """Stages of runs of this job that are at work or were killed."""
+        prefix = f".{self.path.name}.{self.identity}."
+        inside = self.path.parent.iterdir() if self.path.parent.is_dir() else ()
+        return [
+            one for one in inside if one.name.startswith(prefix) and one.name.endswith(".partial")
+        ]
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[Path]:
-        """A fresh folder beside the output to write its files in; gone afterwards.
-
-        What a killed run of this job left is mended first.
-        """
-        parent, mine = self.path.parent, self._aside.name.removesuffix(".replaced")
+        """See `Place`. It is beside the output; what a killed run of this job left is mended."""
+        parent = self.path.parent
         parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.iterdir():
+        for left in self._left():
             # No other driver of this identity is at work: the lease of its checkpoint says so.
-            if left.name.startswith(f"{mine}.") and left.name.endswith(".partial"):
-                shutil.rmtree(left)
+            self._finish_move(left)
+            shutil.rmtree(left)
         if self._aside.exists() and not self.path.exists():
             self._aside.rename(self.path)
-        stage = parent / f"{mine}.{os.getpid()}.partial"
+        stage = parent / f".{self.path.name}.{self.identity}.{os.getpid()}.partial"
         stage.mkdir()
         try:
             yield stage
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+    def _finish_move(self, stage: Path) -> None:
+        """Put the manifest of a file that is in place where it belongs."""
+        waiting = stage / self._manifest.name
+        in_place = InputFile(str(self.path))
+        if not self.sharded and is_named(in_place, read_manifest(waiting), self.identity):
+            waiting.replace(self._manifest)
 
     @property
     def _aside(self) -> Path:
@@ -190,18 +192,14 @@ class OutputPlace:
         return self.path.with_name(f".{self.path.name}.{self.identity}.replaced")
 
     def put(self, stage: Path) -> None:
-        """Move what was written in the stage into place, the manifest last.
-
-        Raises:
-            OutputExists: something foreign has come to lie there meanwhile.
-        """
+        """See `Place`."""
         self.check()
         sync_folder(stage)
         if self.sharded:
             self._swap(stage)
         else:
             (stage / self.path.name).replace(self.path)
-            (stage / self.manifest.name).replace(self.manifest)
+            (stage / self._manifest.name).replace(self._manifest)
         sync_folder(self.path.parent)
 
     def _swap(self, stage: Path) -> None:
@@ -236,14 +234,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def written_identity(path: Path) -> str | None:
-    """The identity of the job that wrote a Parquet file; None when it is none of ours."""
-    try:
-        metadata = pq.read_metadata(path).metadata or {}
-    except (pa.ArrowException, OSError):
-        return None
-    found = metadata.get(IDENTITY_KEY)
-    return None if found is None else found.decode()
+def is_shard_name(name: str) -> bool:
+    """Whether a file's name is one that `shard_name` gives."""
+    return bool(_SHARD_NAME.match(name))
 
 
 def write_synced(path: Path, text: str) -> None:

@@ -6,9 +6,11 @@ over the results, so that no batch can disagree with another.
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import msgspec
@@ -30,16 +32,19 @@ from domyn_swarm.batch.manifest import (
     versions,
 )
 from domyn_swarm.batch.output_files import (
-    IDENTITY_KEY,
+    KIND_OF_SUFFIX,
     SHARD_ROWS,
-    OutputPlace,
-    PartWriter,
+    Place,
+    opener_of,
     shard_name,
     write_synced,
 )
+from domyn_swarm.batch.part_writer import LibrarySink, OpenSink, PartWriter, WriteFile
+from domyn_swarm.batch.remote_output import place_of
 from domyn_swarm.batch.row_keys import Digests, RowKeys, agree
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE, OutputSchema
+from domyn_swarm.batch.written_files import IDENTITY_KEY
 from domyn_swarm.errors import InvalidInput, JobError
 from domyn_swarm.model import utc_now
 
@@ -60,19 +65,32 @@ class ResultsMissing(Exception):
 class OutputPlan:
     """Which columns the output has, where it goes, and what its manifest says of the job."""
 
-    path: Path
+    target: str  # a path or URL
     mode: OutputMode
     keys: RowKeys
     schema: OutputSchema
     job: JobFacts
     input_path: str
     sharded: bool = False  # a folder of files instead of one
+    write: WriteFile | None = None  # how a library writes each file; None: as usual
 
     @property
-    def place(self) -> OutputPlace:
-        """Where the files lie; a link to a folder of shards is followed."""
-        path = self.path.resolve() if self.sharded else self.path
-        return OutputPlace(path, self.sharded, self.job.identity)
+    def place(self) -> Place:
+        """Where the files lie."""
+        return place_of(self.target, sharded=self.sharded, identity=self.job.identity)
+
+    @property
+    def kind(self) -> str:
+        """What the files hold, by their name; nothing when that is not known."""
+        suffix = PurePosixPath(self.target).suffix
+        return "parquet" if self.sharded else KIND_OF_SUFFIX.get(suffix, "")
+
+    @property
+    def open_sink(self) -> OpenSink:
+        """What writes each file."""
+        if self.write is None:
+            return opener_of(self.kind)
+        return functools.partial(LibrarySink, self.write)
 
     def kept_columns(self, dataset: Dataset) -> list[str]:
         """The input columns that the output keeps, in the input's order."""
@@ -89,17 +107,31 @@ class OutputPlan:
 
         Raises:
             InvalidInput: an output column has the name of a kept input column, or the path's
-                kind is not supported.
+                kind is not supported, or a library does not write such a file.
             OutputExists: something this job did not write lies at the path.
         """
-        if self.path.suffix != ".parquet" and not self.sharded:
+        if not self.kind:
             raise InvalidInput(
-                f"The output {self.path} is not a .parquet file.",
-                hint="Give --output a path that ends in .parquet, or write a folder of shards "
-                "with --shard-output.",
+                f"The output {self.target} is of no kind that can be written.",
+                hint=f"Give --output a path that ends in one of {', '.join(KIND_OF_SUFFIX)}, or "
+                "write a folder of shards with --shard-output.",
             )
         self.check_names(dataset)
         self.place.check()
+        if self.write is not None:
+            self._try_writing(self.write, dataset)
+
+    def _try_writing(self, write: WriteFile, dataset: Dataset) -> None:
+        """Write a file without rows, with what is known of the columns."""
+        kept = [dataset.schema.field(name) for name in self.kept_columns(dataset)]
+        with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
+            path = Path(folder) / "empty.parquet"
+            write(pa.schema(kept).empty_table(), path)
+            if not path.is_file():
+                raise InvalidInput(
+                    "--backend-write-kwargs: that library then writes no single file.",
+                    hint="Leave out what makes it write a folder; --shard-output makes one.",
+                )
 
     def check_names(self, dataset: Dataset) -> None:
         """Refuse columns that there would be twice.
@@ -130,11 +162,12 @@ def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | No
     fields = output_fields(dataset, plan, types, errors=failed > 0)
     schema = pa.schema(fields, metadata={IDENTITY_KEY: plan.job.identity.encode()})
     place = plan.place
-    name_of = shard_name if plan.sharded else lambda _: place.path.name
+    name, manifest_name = place.names
+    name_of = shard_name if plan.sharded else lambda _: name
     try:
         with place.stage() as stage:
             rows_per_file = SHARD_ROWS if plan.sharded else None
-            with PartWriter(stage, schema, name_of, rows_per_file) as writer:
+            with PartWriter(stage, schema, name_of, rows_per_file, plan.open_sink) as writer:
                 counts = _write_rows(writer, dataset, plan, index, limit)
                 files = writer.finish()
             manifest = Manifest(
@@ -143,19 +176,25 @@ def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | No
                 input=InputFacts(path=plan.input_path, rows=dataset.rows),
                 limit=limit,
                 output_mode=plan.mode,
-                columns=columns_of(pq.read_schema(stage / files[0].name)),  # as readers find them
+                columns=columns_of(_as_read(stage / files[0].name, schema)),
                 files=tuple(files),
                 versions=versions(),
                 created_at=utc_now(),
             )
-            write_synced(stage / place.manifest.name, manifest.model_dump_json(indent=2) + "\n")
+            write_synced(stage / manifest_name, manifest.model_dump_json(indent=2) + "\n")
             place.put(stage)
-    except OSError as error:
+    except (OSError, InvalidInput) as error:
+        told = error.message if isinstance(error, InvalidInput) else f"{error.strerror or error}."
         raise JobError(
-            f"Cannot write the output {plan.path}: {error.strerror or error}.",
+            f"Cannot write the output {plan.target}: {told}",
             hint="Mend that and submit the same job again: no row will be asked twice.",
         ) from error
     return failed
+
+
+def _as_read(path: Path, schema: pa.Schema) -> pa.Schema:
+    """The columns as readers find them: Parquet has not all of Arrow's types."""
+    return pq.read_schema(path) if path.suffix == ".parquet" else schema
 
 
 def output_fields(

@@ -6,19 +6,22 @@ A batch at a time: nothing here holds more than one, but for `Results.table`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from domyn_swarm.batch.dataset import Dataset, ParquetDataset
+from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.index import RowIndex
+from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.inspection import opened_index
 from domyn_swarm.batch.manifest import Manifest
+from domyn_swarm.batch.opening import dataset_of
+from domyn_swarm.batch.output_files import Place
 from domyn_swarm.batch.publish import OutputPlan, joined, output_columns, output_fields, widen
+from domyn_swarm.batch.table_dataset import TableDataset
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,13 @@ class Results:
         return pa.Table.from_batches(chosen, self.schema)
 
 
-def written_results(manifest: Manifest, folder: Path) -> Results:
-    """An output that was published.
+def written_results(manifest: Manifest, place: Place) -> Results:
+    """An output that was published; the types of text are those that its values look like.
 
     Raises:
         InvalidInput: a file of it is gone or damaged.
     """
-    written = ParquetDataset([folder / file.name for file in manifest.files])
+    written = _opened(manifest, place.files(manifest))
     return Results(
         schema=written.schema,
         rows=written.rows,
@@ -57,6 +60,13 @@ def written_results(manifest: Manifest, folder: Path) -> Results:
         rows_total=manifest.rows,
         batches=written.batches,
     )
+
+
+def _opened(manifest: Manifest, files: Sequence[InputFile]) -> Dataset:
+    if files[0].kind == "jsonl" and not manifest.rows:  # there is no line that names the columns
+        names = [(column.name, pa.null()) for column in manifest.columns]
+        return TableDataset(pa.schema(names).empty_table())
+    return dataset_of(files)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from pyarrow import csv
 from domyn_swarm.batch.arrow_types import fit, type_of, unify
 from domyn_swarm.batch.dataset import BATCH_ROWS
 from domyn_swarm.batch.input_files import InputFile
+from domyn_swarm.batch.text_forms import CSV_BLOCK_BYTES
 from domyn_swarm.errors import InvalidInput
 
 _CHUNK_BYTES = 1 << 20
@@ -132,6 +133,7 @@ def _csv_blocks(
     with _named(file, "CSV"), file.stream() as stream:
         yield from csv.open_csv(
             stream,
+            read_options=csv.ReadOptions(block_size=CSV_BLOCK_BYTES),
             parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=types),
         )

@@ -6,10 +6,8 @@ Everything is read once, a batch at a time. What answers are worth is not looked
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,11 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.dataset import Dataset, ParquetDataset
+from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.engine import BatchPlan
-from domyn_swarm.batch.manifest import Manifest, OutputFile, read_manifest
+from domyn_swarm.batch.input_files import InputFile
+from domyn_swarm.batch.manifest import Manifest, OutputFile
+from domyn_swarm.batch.output_files import Place
 from domyn_swarm.batch.publish import columns_of, without_answer
 from domyn_swarm.batch.schema import ERROR_COLUMN
+from domyn_swarm.batch.text_forms import FORMS
+from domyn_swarm.batch.text_output import opened_output
+from domyn_swarm.batch.written_files import size_and_digest
 from domyn_swarm.errors import InvalidInput, JobError
 from domyn_swarm.model import Record
 
@@ -52,20 +55,19 @@ def verify(plan: BatchPlan) -> OutputVerification:
         JobError: there is no manifest to check it against.
     """
     place = plan.output.place
-    manifest = read_manifest(place.manifest)
+    manifest = place.manifest()
     if manifest is None:
         raise JobError(
-            f"There is no manifest at {place.manifest}.",
+            f"There is no manifest {place.names[1]} of {plan.output.target}.",
             hint="The job has not written its output yet, or the manifest was moved away.",
         )
-    folder = place.path if place.sharded else place.path.parent
-    check = _Check(plan, manifest, folder)
+    check = _Check(plan, manifest, place)
     check.run()
     findings = check.findings
     return OutputVerification(
         job_id=plan.output.job.id,
         written_by=manifest.job.id,
-        output=str(plan.output.path),
+        output=plan.output.target,
         whole=not findings,
         files=len(manifest.files),
         bytes=sum(file.bytes for file in manifest.files),
@@ -80,14 +82,16 @@ def verify(plan: BatchPlan) -> OutputVerification:
 class _Check:
     """One look at one output."""
 
-    def __init__(self, plan: BatchPlan, manifest: Manifest, folder: Path) -> None:
+    def __init__(self, plan: BatchPlan, manifest: Manifest, place: Place) -> None:
         self.findings: list[str] = []
         self.rows = 0
         self.failed = 0
         self.compared: list[str] = []
         self._plan = plan
         self._manifest = manifest
-        self._folder = folder
+        self._place = place
+        self._files = place.files(manifest)
+        self._form = None if plan.output.kind == "parquet" else FORMS[plan.output.kind]
         self._differing: dict[str, tuple[int, int]] = {}  # column: first row, how many
 
     def run(self) -> None:
@@ -96,13 +100,18 @@ class _Check:
         if self.findings:
             return
         self._check_input()
-        self._check_surplus()
-        damaged = [file for file in self._manifest.files if not self._check_file(file)]
-        if damaged and not all((self._folder / file.name).exists() for file in damaged):
+        self.findings += [
+            f"{name} is not one of the output's files."
+            for name in self._place.surplus(self._manifest)
+        ]
+        seen = [
+            self._check_file(told, file)
+            for told, file in zip(self._manifest.files, self._files, strict=True)
+        ]
+        if not all(seen):
             return
         try:
-            written = ParquetDataset([self._folder / file.name for file in self._manifest.files])
-            self._check_rows(written)
+            self._check_rows(opened_output(self._manifest, self._files, self._form))
         except InvalidInput as error:
             self.findings.append(error.message)
         except (pa.ArrowException, OSError) as error:
@@ -128,30 +137,20 @@ class _Check:
                 "output was written."
             )
 
-    def _check_surplus(self) -> None:
-        if self._plan.output.sharded:
-            known = {file.name for file in self._manifest.files}
-            found = {path.name for path in self._folder.glob("*.parquet")}
-            self.findings += [
-                f"{name} is not one of the output's files." for name in sorted(found - known)
-            ]
-
-    def _check_file(self, file: OutputFile) -> bool:
-        path = self._folder / file.name
+    def _check_file(self, told: OutputFile, file: InputFile) -> bool:
+        """Whether it is there to be looked at further, changed or not."""
         try:
-            size = path.stat().st_size
-            with path.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            size, digest = size_and_digest(file)
         except OSError as error:
-            self.findings.append(f"{file.name} cannot be read: {error.strerror}.")
+            self.findings.append(f"{told.name} cannot be read: {error.strerror or error}.")
             return False
-        if size != file.bytes:
-            self.findings.append(f"{file.name} has {size} bytes instead of {file.bytes}.")
-        elif digest != file.sha256:
-            self.findings.append(f"{file.name} has changed since it was written: its checksum.")
-        return size == file.bytes and digest == file.sha256
+        if size != told.bytes:
+            self.findings.append(f"{told.name} has {size} bytes instead of {told.bytes}.")
+        elif digest != told.sha256:
+            self.findings.append(f"{told.name} has changed since it was written: its checksum.")
+        return True
 
-    def _check_rows(self, written: ParquetDataset) -> None:
+    def _check_rows(self, written: Dataset) -> None:
         self._check_columns(written)
         self._check_counts(written)
         output = dataclasses.replace(self._plan.output, mode=self._manifest.output_mode)
@@ -163,17 +162,17 @@ class _Check:
         if self.compared:
             self._compare(self._plan.dataset, written)
 
-    def _check_columns(self, written: ParquetDataset) -> None:
+    def _check_columns(self, written: Dataset) -> None:
         found = [(one.name, one.type) for one in columns_of(written.schema)]
         told = [(one.name, one.type) for one in self._manifest.columns]
-        if found != told:
+        if self._form is None and found != told:  # text has no types, and names are compared
             self.findings.append(f"The columns are {_listed(found)} instead of {_listed(told)}.")
-        for file in self._manifest.files:
-            rows = ParquetDataset([self._folder / file.name]).rows
-            if rows != file.rows:
-                self.findings.append(f"{file.name} has {rows} rows instead of {file.rows}.")
+        for told_of, file in zip(self._manifest.files, self._files, strict=True):
+            rows = opened_output(self._manifest, [file], self._form).rows
+            if rows != told_of.rows:
+                self.findings.append(f"{told_of.name} has {rows} rows instead of {told_of.rows}.")
 
-    def _check_counts(self, written: ParquetDataset) -> None:
+    def _check_counts(self, written: Dataset) -> None:
         """Rows without an answer carry an error, and there are as many as the manifest says."""
         manifest = self._manifest
         self.rows = written.rows
@@ -207,10 +206,11 @@ class _Check:
                 f"{manifest.rows_empty} that were answered with nothing."
             )
 
-    def _compare(self, source: Dataset, written: ParquetDataset) -> None:
+    def _compare(self, source: Dataset, written: Dataset) -> None:
         ours = source.batches(self.compared, limit=self._manifest.limit)
         start = 0
-        for inputs, outputs in _side_by_side(ours, written.batches(self.compared)):
+        for given, outputs in _side_by_side(ours, written.batches(self.compared)):
+            inputs = given if self._form is None else self._form.formed(given)
             for name in self.compared:
                 rows = differing(inputs.column(name), outputs.column(name))
                 if len(rows):

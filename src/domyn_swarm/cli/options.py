@@ -226,6 +226,12 @@ ReadKwargsOption = Annotated[
         "--backend-read-kwargs", metavar="JSON", help="Options of that library's own reader."
     ),
 ]
+WriteKwargsOption = Annotated[
+    str,
+    typer.Option(
+        "--backend-write-kwargs", metavar="JSON", help="Options of its writer of Parquet."
+    ),
+]
 RayAddressOption = Annotated[
     str | None,
     typer.Option("--ray-address", metavar="ADDRESS", help="The cluster of --data-backend ray."),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.input_files import files_of
 from domyn_swarm.batch.opening import LineFiles, open_dataset
+from domyn_swarm.batch.part_writer import WriteFile
 from domyn_swarm.batch.table_dataset import TableDataset
 from domyn_swarm.data.base import KINDS, DataBackend
 from domyn_swarm.data.registry import backend_named
@@ -35,6 +37,34 @@ class ScanDataset:
         if end > start:
             wanted = self._backend.part(self._frame, columns, start, end - start)
             yield from self._backend.batches(wanted)
+
+
+def writer_of(spec: JobSpec) -> WriteFile | None:
+    """How the job's library writes a file of the output, where it was given options for that.
+
+    Raises:
+        ConfigError: nothing takes them.
+    """
+    options = spec.backend_write_kwargs
+    if not options:
+        return None
+    if spec.data_backend is None:
+        raise ConfigError(
+            "--backend-write-kwargs are for a library that writes the output.",
+            hint="Name it: --data-backend pandas, polars, arrow or ray.",
+        )
+    if not (spec.shard_output or spec.output.endswith(".parquet")):
+        raise ConfigError(
+            f"--backend-write-kwargs are for Parquet, and {spec.output} is none.",
+            hint="Name the output .parquet, or take them out.",
+        )
+    # Ray hands the options of its writer to Arrow's, and results are written where the job runs.
+    backend = backend_named("arrow" if spec.data_backend == "ray" else spec.data_backend)
+
+    def write(rows: pa.Table, path: Path) -> None:
+        backend.write(backend.build(rows.schema, rows.to_batches()), str(path), options)
+
+    return write
 
 
 def open_input(spec: JobSpec, lines: LineFiles | None = None) -> Dataset:

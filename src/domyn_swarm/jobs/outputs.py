@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
-from domyn_swarm.batch.manifest import Manifest, manifest_path, read_manifest
+from domyn_swarm.batch.manifest import Manifest
+from domyn_swarm.batch.remote_output import place_of
 from domyn_swarm.batch.results import Results, settled_results, written_results
 from domyn_swarm.batch.verification import OutputVerification, verify
 from domyn_swarm.errors import JobError
@@ -42,15 +42,20 @@ def opened_results(spec: JobSpec, status: JobStatus, *, partial: bool) -> Iterat
         with settled_results(make_plan(spec).plan) as results:
             yield results
         return
-    output, finished = Path(spec.output), status in (JobStatus.SUCCEEDED, JobStatus.PARTIAL)
-    manifest = read_manifest(manifest_path(output, sharded=spec.shard_output))
+    finished = status in (JobStatus.SUCCEEDED, JobStatus.PARTIAL)
+    place = place_of(spec.output, sharded=spec.shard_output, identity="")
+    manifest = place.manifest()
     if manifest is None or not _is_of(manifest, spec, finished=finished):
-        what = f"has no output at {output} any more" if finished else "has not published its output"
+        what = (
+            f"has no output at {spec.output} any more"
+            if finished
+            else "has not published its output"
+        )
         raise JobError(
             f"The job {spec.job_id} {what}.",
             hint="--partial (in Python partial=True) reads what is settled from its checkpoint.",
         )
-    yield written_results(manifest, output if spec.shard_output else output.parent)
+    yield written_results(manifest, place)
 
 
 def _is_of(manifest: Manifest, spec: JobSpec, *, finished: bool) -> bool:

@@ -20,7 +20,7 @@ from domyn_swarm.batch.session import RetryPolicy
 from domyn_swarm.batch.work import WorkPlan
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
-from domyn_swarm.jobs.inputs import open_input
+from domyn_swarm.jobs.inputs import open_input, writer_of
 from domyn_swarm.jobs.loading import load_job
 from domyn_swarm.jobs.spec import JobSpec
 
@@ -112,13 +112,14 @@ def plan_of(
         check_columns(dataset, [keys.id_column], "--id-column")
     identity = identity_of(spec, first or job)
     output = OutputPlan(
-        path=Path(spec.output),
+        target=spec.output,
         mode=spec.output_mode or "append",
         keys=keys,
         schema=job.schema(),
         job=_facts(spec, identity),
         input_path=spec.input,
         sharded=spec.shard_output,
+        write=writer_of(spec),
     )
     return BatchPlan(
         dataset=dataset,

@@ -114,14 +114,14 @@ class Reporter:
         checkpoint: Path | None,
         account: JobAccount | None,
         *,
-        output: Path | None,
+        output: str | None,
         error: str | None,
     ) -> None:
         """The run's own account; None for what it does not have."""
         tally = self._tally
         result = JobResult(
             checkpoint=None if checkpoint is None else str(checkpoint),
-            output=None if output is None else str(output),
+            output=output,
             rows_total=tally.rows_total,
             rows_done=tally.rows_done,
             rows_failed=tally.all_failed,

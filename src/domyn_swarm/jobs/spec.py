@@ -51,6 +51,7 @@ class JobSpec(Record):
     checkpointing: bool = True
     data_backend: Literal["arrow", "pandas", "polars", "ray"] | None = None
     backend_read_kwargs: dict[str, Any] = Field(default_factory=dict)
+    backend_write_kwargs: dict[str, Any] = Field(default_factory=dict)
     ray_address: str | None = None
     resources: JobResources = Field(default_factory=JobResources)
     min_version: str  # of domyn-swarm, that of the submitter; the worker checks

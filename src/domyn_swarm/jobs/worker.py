@@ -82,7 +82,7 @@ class _Worker:
             self._reporter.result(
                 plan.folder if self._spec.checkpointing else None,
                 self._account,
-                output=plan.output.path if published else None,
+                output=plan.output.target if published else None,
                 error=None if error is None else str(error),
             )
         return self._exit_code(error)

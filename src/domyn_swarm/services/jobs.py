@@ -209,8 +209,9 @@ class JobService:
         Raises:
             SwarmError: as `results`, or the file cannot be written.
         """
-        from domyn_swarm.batch.exporting import check_export, plain_rows
+        from domyn_swarm.batch.exporting import check_export
         from domyn_swarm.batch.exporting import export as write
+        from domyn_swarm.batch.text_forms import plain_rows
 
         record = self._record(ref)
         if export is not None:

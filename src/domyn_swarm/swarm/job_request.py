@@ -26,7 +26,7 @@ class JobRequest(Record):
     id_column: str | None = None
     fingerprint: Fingerprint = "full"
     output_mode: Literal["append", "replace", "io_only"] | None = None
-    shard_output: bool = False  # a folder of Parquet files instead of one
+    shard_output: bool = False  # a folder of Parquet files instead of one file
     job_kwargs: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=0)
     name: str | None = None
@@ -35,6 +35,7 @@ class JobRequest(Record):
     workers: int | None = Field(None, ge=1, le=256)  # None: one, or one for each node of Ray's
     data_backend: Literal["arrow", "pandas", "polars", "ray"] | None = None
     backend_read_kwargs: dict[str, Any] = Field(default_factory=dict)
+    backend_write_kwargs: dict[str, Any] = Field(default_factory=dict)
     ray_address: str | None = None
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)
