@@ -10,6 +10,7 @@
 #   make docs         builds the documentation into site/ (strict links); make docs-serve shows it
 #   make golden       promise anew what commands print as JSON: after a change that is meant
 #   make bench        measures the engine and appends to benchmarks/RESULTS.md
+#   make bench-data   the same for the data backends
 #   make PYTHON=...   the interpreter to build .venv with (3.11 or newer)
 
 SHELL := /bin/bash
@@ -22,7 +23,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-slow test-vllm test-lepton check golden docs docs-serve bench clean slurm-packages monitoring-packages slurm-up slurm-down
+.PHONY: help setup quickstart test test-slow test-vllm test-lepton check golden docs docs-serve bench bench-data clean slurm-packages monitoring-packages slurm-up slurm-down
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -109,6 +110,9 @@ golden: $(READY)
 # Ten minutes on two cores; quiet ones, since figures move with whatever else runs.
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py --write
+
+bench-data: $(READY)
+	$(BIN)/python benchmarks/data_backends.py --write
 
 clean:
 	rm -rf .venv .quickstart site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

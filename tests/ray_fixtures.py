@@ -12,7 +12,7 @@ import pytest
 
 @dataclass
 class RayCluster:
-    """A head without a CPU to give, and nodes with one each."""
+    """A head without a CPU to give, and nodes with two each."""
 
     cluster: Any
     nodes: list[Any] = field(default_factory=list)
@@ -22,7 +22,7 @@ class RayCluster:
         return str(self.cluster.address)
 
     def add_node(self) -> None:
-        self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=100_000_000))
+        self.nodes.append(self.cluster.add_node(num_cpus=2, object_store_memory=100_000_000))
 
     def kill_node(self) -> None:
         """All processes of one node, at once."""

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from domyn_swarm.batch.row_keys import python_values
 from domyn_swarm.jobs.worker import main
 
 
@@ -26,6 +27,21 @@ def change(bench: Any, rows: int, changed: list[int], order: list[int] | None = 
         }
     )
     pq.write_table(table if order is None else table.take(order), bench.folder / "in.parquet")
+
+
+def test_times_of_nanoseconds_are_those_of_microseconds_or_text() -> None:
+    ones = [1_000, None, 2**60, 2**60 + 1]
+    for kind, coarse in (
+        (pa.timestamp("ns", "UTC"), pa.timestamp("us", "UTC")),
+        (pa.duration("ns"), pa.duration("us")),
+        (pa.time64("ns"), pa.time64("us")),
+    ):
+        fine = [one if one is None else one % (86_400 * 10**9) for one in ones]
+        values = python_values(pa.array(fine, kind))
+        whole = [one if one is None else one // 1000 for one in fine]
+        assert values[:3] == pa.array(whole, coarse).to_pylist()[:3]
+        assert isinstance(values[3], str)
+        assert values[3] != python_values(pa.array([fine[3] + 1], kind))[0]
 
 
 @pytest.mark.parametrize("id_column", [None, "n"])

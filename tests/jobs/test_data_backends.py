@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -79,6 +80,22 @@ def test_compressed_text_needs_no_library(bench: Bench) -> None:
     (bench.folder / "in.tsv").write_text("prompt\nx\n")
     with pytest.raises(InvalidInput, match="Leave --data-backend out"):
         prepare(bench.spec(input=str(bench.folder / "in.tsv"), data_backend="pandas"))
+
+
+@pytest.mark.parametrize("backend", ["arrow", "pandas"])
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_fsspec_urls(bench: Bench, backend: str, kind: str) -> None:
+    """polars and Ray have file systems of their own."""
+    memory = fsspec.filesystem("memory")
+    content = {"parquet": bench.write(20).read_bytes(), "csv": b"n,prompt\n0,p0\n"}[kind]
+    memory.pipe(f"/backends/in.{kind}", content)
+    try:
+        assert worked(bench, input=f"memory://backends/*.{kind}", data_backend=backend) == 0
+        assert bench.output()[0] == {"n": 0, "prompt": "p0", "answer": "P0"}
+        with pytest.raises(InvalidInput, match="polars cannot read memory://backends"):
+            prepare(bench.spec(input=f"memory://backends/in.{kind}", data_backend="polars"))
+    finally:
+        memory.rm("/backends", recursive=True)
 
 
 @pytest.fixture

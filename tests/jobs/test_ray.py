@@ -101,22 +101,37 @@ def test_failed_rows_say_why_and_are_asked_again(
 
 
 def test_a_node_that_dies_costs_what_was_in_flight(
-    asked: Callable[..., Any], server: ModelServer, ray_cluster: RayCluster
+    asked: Callable[..., Any],
+    server: ModelServer,
+    ray_cluster: RayCluster,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Its rows lay on the nodes, in blocks that are made again; nobody has room for its worker."""
+    import ray.data
+
+    from domyn_swarm.jobs.ray import workers
+
     server.behave = lambda _prompt, _nth: Answer(delay_s=0.05)
     ray_cluster.add_node()
+    rows = ray.data.range(900, override_num_blocks=9).map_batches(
+        lambda table: table.rename_columns(["n"]).append_column(
+            "prompt", pa.array([f"p{n}" for n in table.column(0).to_pylist()])
+        ),
+        batch_format="pyarrow",
+    )
     killed = threading.Event()
 
     def kill() -> None:
         deadline = time.monotonic() + 60
         while sum(server.answered.values()) < 150 and time.monotonic() < deadline:
             time.sleep(0.01)
+        monkeypatch.setattr(workers, "_START_S", 1.0)  # the others go on meanwhile
         ray_cluster.kill_node()
         killed.set()
 
     killer = threading.Thread(target=kill)
     killer.start()
-    out = asked(dataset(900), options={"max_concurrency": 12})
+    out = asked(rows, options={"max_concurrency": 12})
     killer.join()
     assert killed.is_set()
     assert out.take_all() == expected(900)
@@ -164,7 +179,7 @@ def test_a_cluster_without_room_says_so(
     monkeypatch.setattr(workers, "_START_S", 3.0)
     rows = dataset(10).materialize()
     hog = ray.remote(num_cpus=1)(lambda: time.sleep(60))
-    hogs = [hog.remote() for _ in ray_cluster.nodes]
+    hogs = [hog.remote() for _ in range(2 * len(ray_cluster.nodes))]
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU", 0) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -34,7 +34,7 @@ from domyn_swarm.batch.source import PendingRows
 from domyn_swarm.batch.tally import Counters, Tally
 from domyn_swarm.batch.work import WorkerPlan
 from domyn_swarm.batch.worker_process import WorkerProcess
-from domyn_swarm.errors import JobError
+from domyn_swarm.errors import JobError, PlatformError
 from domyn_swarm.logs import get_logger
 
 _log = get_logger(__name__)
@@ -84,6 +84,7 @@ class Coordinator:
         self._deaths = 0
         self._fatal: BaseException | None = None
         self._stopping = asyncio.Event()
+        self._over = asyncio.Event()  # nobody has to be employed any more
         self.limit = policy.concurrency or FIRST_LIMIT
 
     def set_limit(self, limit: int) -> None:
@@ -122,8 +123,12 @@ class Coordinator:
     def stop(self) -> None:
         """Take no more rows; `run` returns when those in flight are settled or out of grace."""
         if not self._stopping.is_set():
-            self._stopping.set()
+            self._end()
             self._events.on_cancel()
+
+    def _end(self) -> None:
+        self._stopping.set()
+        self._over.set()
 
     async def run(self, source: Iterator[PendingRows]) -> None:
         """Settle every row of the source, or as many as until `stop`.
@@ -138,7 +143,7 @@ class Coordinator:
             try:
                 await self._fill()
                 for _ in range(min(self._count, self.limit) if self._ready else 0):
-                    await self._start()
+                    self._tasks.add(asyncio.create_task(self._employ()))
                 while self._tasks:
                     await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
                     self._tasks = {task for task in self._tasks if not _finished(task)}
@@ -163,11 +168,40 @@ class Coordinator:
 
     # -- workers ---------------------------------------------------------------------------------
 
-    async def _start(self) -> None:
-        worker = _Worker(await self._start_process())
-        self._workers.append(worker)
-        self.set_limit(self.limit)
-        self._tasks.add(asyncio.create_task(self._attend(worker)))
+    async def _employ(self) -> None:
+        """Have one worker from its start to its end, unless nothing is left for it."""
+        process = await self._started()
+        if process is not None:
+            worker = _Worker(process)
+            self._workers.append(worker)
+            self.set_limit(self.limit)
+            await self._attend(worker)
+
+    async def _started(self) -> WorkerProcess | None:
+        """A worker; None when the run is over before there is room for one.
+
+        Raises:
+            PlatformError: there is no room, and nobody else is at work.
+        """
+        while not self._nothing_left():
+            starting = asyncio.ensure_future(self._start_process())
+            over = asyncio.ensure_future(self._over.wait())
+            try:
+                await asyncio.wait({starting, over}, return_when=asyncio.FIRST_COMPLETED)
+                if starting.done():
+                    return starting.result()
+            except PlatformError as error:
+                if not self._workers:
+                    raise
+                _log.warning("%s Going on with %d workers.", error.message, len(self._workers))
+            finally:
+                over.cancel()
+                starting.cancel()
+        return None
+
+    def _nothing_left(self) -> bool:
+        """Rows that workers hold come back only with a death, and then another one is employed."""
+        return self._stopping.is_set() or (self._exhausted and not self._ready)
 
     async def _attend(self, worker: _Worker) -> None:
         """Serve one worker until it has ended, however it ends."""
@@ -209,7 +243,9 @@ class Coordinator:
             return
         held = list(worker.held.values())
         self._ready.extendleft(reversed(await asyncio.to_thread(self._unsettled, held)))
-        await self._start()
+        if not self._stopping.is_set():
+            self._over.clear()
+        self._tasks.add(asyncio.create_task(self._employ()))
 
     def _unsettled(self, held: Sequence[PendingRows]) -> list[PendingRows]:
         index = self._checkpoint.look()
@@ -231,6 +267,7 @@ class Coordinator:
     async def _hand_out(self, worker: _Worker, rows: int) -> None:
         await self._fill()
         if self._stopping.is_set() or not self._ready:
+            self._over.set()
             worker.process.link.say(NoMoreRows())
             return
         size = min(rows, self._fair_share())
@@ -281,7 +318,7 @@ class Coordinator:
     def _give_up(self, error: BaseException) -> None:
         if self._fatal is None:
             self._fatal = error
-            self._stopping.set()
+            self._end()
 
 
 def _some(pending: PendingRows, at: np.ndarray[tuple[int], np.dtype[np.int64]]) -> PendingRows:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from domyn_swarm.batch.dataset import Dataset
+from domyn_swarm.batch.row_keys import python_values
 from domyn_swarm.errors import InvalidInput
 
 
@@ -20,7 +21,7 @@ def check_ids(dataset: Dataset, column: str, *, limit: int | None) -> None:
     start = 0
     for batch in dataset.batches([column], limit=limit):
         _check_present(batch.column(0), column, start)
-        values = batch.column(0).to_pylist()
+        values = python_values(batch.column(0))
         hashes.append(np.fromiter(map(hash, values), np.int64, batch.num_rows))
         start += batch.num_rows
     if not hashes:
@@ -58,7 +59,7 @@ def _refuse_duplicates(
     seen: dict[object, int] = {}
     row = 0
     for batch in dataset.batches([column], limit=limit):
-        for value in batch.column(0).to_pylist():
+        for value in python_values(batch.column(0)):
             if hash(value) in suspects:
                 if value in seen:
                     raise InvalidInput(

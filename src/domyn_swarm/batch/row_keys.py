@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from domyn_swarm.model import Fingerprint
@@ -50,7 +51,7 @@ class RowKeys:
 
     def items(self, batch: pa.RecordBatch) -> list[Any]:
         """What a job is given for each row: the one column's value, or a dict of several."""
-        columns: list[list[Any]] = [batch.column(name).to_pylist() for name in self.input_columns]
+        columns = [python_values(batch.column(name)) for name in self.input_columns]
         if len(columns) == 1:
             return columns[0]
         names = self.input_columns
@@ -65,7 +66,7 @@ class RowKeys:
             digests[:, 0] = _BY_POSITION
             sampled_by = np.arange(start, start + batch.num_rows, dtype=np.uint64)
         else:
-            digests[:, 0] = _hashes(batch.column(self.id_column).to_pylist())
+            digests[:, 0] = _hashes(python_values(batch.column(self.id_column)))
             sampled_by = digests[:, 0]
         if self.fingerprint == "full":
             digests[:, 1] = _hashes(self.items(batch) if items is None else items)
@@ -73,6 +74,33 @@ class RowKeys:
             sampled = np.flatnonzero(sampled_by % _SAMPLED == 0)
             digests[sampled, 1] = _hashes(self.items(batch.take(pa.array(sampled, pa.int64()))))
         return digests
+
+
+def python_values(column: pa.Array) -> list[Any]:
+    """The values of a column, whichever libraries are installed.
+
+    Python's own times have no nanoseconds: those that have are text, with all their digits. The
+    others are the same values as in a column of microseconds.
+    """
+    kind = column.type
+    if not pa.types.is_temporal(kind) or getattr(kind, "unit", None) != "ns":
+        values: list[Any] = column.to_pylist()
+        return values
+    whole = column.cast(_in_microseconds(kind), safe=False)
+    odd = pc.not_equal(whole.cast(kind), column).fill_null(False)
+    values = whole.to_pylist()
+    for at in np.flatnonzero(odd.to_numpy(zero_copy_only=False)).tolist():
+        one = column[at]
+        values[at] = (
+            f"{one.value} ns" if pa.types.is_duration(kind) else one.cast(pa.string()).as_py()
+        )
+    return values
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us")
 
 
 def _hashes(values: Sequence[Any]) -> NDArray[np.uint64]:

@@ -54,12 +54,14 @@ class ArrowBackend:
 
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pa.Table:
         """See `DataBackend`; the options are those of `pyarrow.dataset.dataset`."""
+        import fsspec
         from pyarrow import dataset
 
         check_options(dataset.dataset, options, READ_FLAG)
         with failures_named("Arrow cannot read", files, READ_FLAG):
-            given = {"format": _FORMATS[kind], **options}
-            return dataset.dataset(list(files), **given).to_table()
+            given = {"format": _FORMATS[kind], **_where(files), **options}
+            paths = [fsspec.core.strip_protocol(file) for file in files]
+            return dataset.dataset(paths, **given).to_table()
 
     def write(self, frame: pa.Table, path: str, options: dict[str, Any]) -> None:
         """See `DataBackend`; the options are those of `pyarrow.parquet.write_table`."""
@@ -67,3 +69,12 @@ class ArrowBackend:
 
         with failures_named("Arrow cannot write", [path], WRITE_FLAG):
             pq.write_table(frame, path, **options)
+
+
+def _where(files: Sequence[str]) -> dict[str, Any]:
+    """The file system that URLs name; paths need none."""
+    import fsspec
+
+    if "://" not in files[0]:
+        return {}
+    return {"filesystem": fsspec.core.url_to_fs(files[0])[0]}

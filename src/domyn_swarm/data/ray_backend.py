@@ -14,13 +14,17 @@ import pyarrow as pa
 from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG
 from domyn_swarm.data.calls import check_options, failures_named
 from domyn_swarm.data.types import refuse_types
-from domyn_swarm.errors import InvalidInput
+from domyn_swarm.errors import InvalidInput, PlatformError, SwarmError
+from domyn_swarm.logs import get_logger
 
 if TYPE_CHECKING:
     import ray.data
 
 _READERS = {"parquet": "read_parquet", "csv": "read_csv", "jsonl": "read_json"}
 _BLOCK_ROWS = 64 * BATCH_ROWS
+_PATIENCE_S = 60.0
+
+_log = get_logger(__name__)
 
 
 class RayBackend:
@@ -132,10 +136,38 @@ class RayBlocks:
         ahead: list[Any] = []
         for at in range(len(wanted)):
             ahead += [fetch.remote(one.ref, schema) for one in wanted[at + len(ahead) : at + 2]]
-            block, table = wanted[at], ray.get(ahead.pop(0))
+            block, table = wanted[at], got(ahead.pop(0))
             inside = max(0, start - block.first)
             part = table.slice(inside, stop - block.first - inside)
             yield from part.to_batches(max_chunksize=BATCH_ROWS)
+
+
+def got(refs: Any) -> Any:  # noqa: ANN401 - one reference or several
+    """What references stand for.
+
+    Raises:
+        PlatformError: the cluster lost it.
+        SwarmError: what the task raised that made it.
+    """
+    import ray
+
+    try:
+        waited_for = refs if isinstance(refs, list) else [refs]
+        while (
+            waited_for and ray.wait(waited_for, num_returns=len(waited_for), timeout=_PATIENCE_S)[1]
+        ):
+            free = ray.available_resources().get("CPU", 0)
+            _log.warning("waiting for rows of the Ray cluster; %g of its CPUs are free", free)
+        return ray.get(refs)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SwarmError):
+            raise error.cause from error
+        raise
+    except ray.exceptions.RayError as error:
+        raise PlatformError(
+            f"The Ray cluster lost rows: {str(error).strip().splitlines()[0]}",
+            hint="Run it once more: rows that are settled are not asked again.",
+        ) from error
 
 
 def _columns_of(table: pa.Table, schema: pa.Schema) -> pa.Table:

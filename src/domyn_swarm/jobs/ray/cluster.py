@@ -73,7 +73,11 @@ def own_host(address: str | None) -> str:
         return str(probe.getsockname()[0])
 
 
-def living_nodes() -> int:
-    """How many nodes of the cluster have a CPU to give."""
-    nodes = _ray().nodes()
-    return sum(1 for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1)
+def fitting_workers() -> int:
+    """One for each node with a CPU to give, but that one CPU of the cluster is left, if possible.
+
+    Whoever makes blocks of a dead node again needs a CPU while the workers have theirs.
+    """
+    nodes = [float(node["Resources"].get("CPU", 0)) for node in _ray().nodes() if node["Alive"]]
+    fit = sum(cpus >= 1 for cpus in nodes)
+    return max(1, min(fit, int(sum(nodes)) - 1))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from domyn_swarm.batch.block_join import BlockFacts, block_facts, common_schema, join_block
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.table_dataset import TableDataset
-from domyn_swarm.data.ray_backend import RayBlocks
+from domyn_swarm.data.ray_backend import RayBlocks, got
 from domyn_swarm.jobs.preparation import load_plan
 from domyn_swarm.jobs.spec import JobSpec
 
@@ -38,13 +38,14 @@ def joined_blocks(spec: JobSpec, plan: BatchPlan, blocks: RayBlocks) -> Any:  # 
 
     Raises:
         JobError: some rows have no result.
+        PlatformError: the cluster lost some of them.
     """
     import ray
     import ray.data
 
     told = spec.model_dump_json()
     look = ray.remote(num_cpus=1)(_facts)
-    facts = ray.get([look.remote(told, one.ref, one.first) for one in blocks.blocks])
+    facts = got([look.remote(told, one.ref, one.first) for one in blocks.blocks])
     schema = common_schema(plan, facts)
     join = ray.remote(num_cpus=1)(_joined)
     refs = [join.remote(told, one.ref, one.first, schema) for one in blocks.blocks]

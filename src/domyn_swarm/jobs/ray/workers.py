@@ -19,7 +19,7 @@ from domyn_swarm.batch.work import WorkerPlan
 from domyn_swarm.errors import JobError, PlatformError
 from domyn_swarm.jobs.program import check_version
 from domyn_swarm.jobs.range_worker import work_over
-from domyn_swarm.jobs.ray.cluster import living_nodes, own_host
+from domyn_swarm.jobs.ray.cluster import fitting_workers, own_host
 from domyn_swarm.jobs.spec import JobSpec
 
 _START_S = 120.0  # Ray may have to start a process, and import what it runs
@@ -57,13 +57,13 @@ class RayWorker:
 
 @contextlib.asynccontextmanager
 async def ray_workers(spec: JobSpec) -> AsyncIterator[WorkerPlan]:
-    """Workers on the cluster that this process is connected to; one for each node by default."""
+    """Workers on the cluster that this process is connected to; by default as many as it suits."""
     async with WorkerListener(own_host(spec.ray_address)) as listener:
 
         async def start() -> RayWorker:
             return await _start(spec, listener)
 
-        yield WorkerPlan(spec.workers or max(1, living_nodes()), start)
+        yield WorkerPlan(spec.workers or fitting_workers(), start)
 
 
 async def _start(spec: JobSpec, listener: WorkerListener) -> RayWorker:
@@ -85,14 +85,12 @@ async def _start_once(spec: JobSpec, listener: WorkerListener) -> RayWorker:
     ending = asyncio.wrap_future(work.future())
     ending.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, or not
     calling = asyncio.ensure_future(listener.met(invitation, _START_S))
-    await asyncio.wait({ending, calling}, return_when=asyncio.FIRST_COMPLETED)
-    if not calling.done():
-        calling.cancel()
-        error = ending.exception()
-        died = isinstance(error, ray.exceptions.RayActorError)
-        kind = _NodeDied if died else JobError
-        raise _not_begun(kind, error, invitation)
     try:
+        await asyncio.wait({ending, calling}, return_when=asyncio.FIRST_COMPLETED)
+        if not calling.done():
+            error = ending.exception()
+            died = isinstance(error, ray.exceptions.RayActorError)
+            raise _not_begun(_NodeDied if died else JobError, error, invitation)
         return RayWorker(actor, ending, await calling)
     except TimeoutError as error:
         ray.kill(actor)
@@ -102,6 +100,11 @@ async def _start_once(spec: JobSpec, listener: WorkerListener) -> RayWorker:
             "are free.",
             hint="A worker needs one CPU. Ask for fewer with --workers, or free some.",
         ) from error
+    except BaseException:
+        ray.kill(actor)
+        raise
+    finally:
+        calling.cancel()
 
 
 class _NodeDied(JobError):
