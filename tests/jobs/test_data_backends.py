@@ -62,6 +62,7 @@ def test_text_and_workers(bench: Bench, server: ModelServer) -> None:
     [
         ({"backend_read_kwargs": {"columns": ["n"]}}, "--data-backend"),
         ({"ray_address": "auto"}, "--data-backend ray"),
+        ({"data_backend": "ray", "ray_address": "ray://head:10001"}, "Ray's client"),
         ({"data_backend": "pandas", "backend_read_kwargs": {"colums": []}}, "colums"),
         ({"data_backend": "polars", "backend_read_kwargs": {"colums": []}}, "colums"),
         ({"data_backend": "arrow", "backend_read_kwargs": {"colums": []}}, "colums"),

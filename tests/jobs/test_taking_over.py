@@ -12,13 +12,13 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pytest
 
-from domyn_swarm import job
 from domyn_swarm.data.arrow_backend import ArrowBackend
 from domyn_swarm.data.base import DataBackend
 from domyn_swarm.data.pandas_backend import PandasBackend
 from domyn_swarm.data.polars_backend import LazyPolarsBackend, PolarsBackend
 from domyn_swarm.data.ray_backend import RayBackend
 from domyn_swarm.data.registry import backend_of
+from domyn_swarm.jobs import TemplateJob
 from model_server import KEY, ModelServer
 from ray_fixtures import RayCluster
 
@@ -38,14 +38,8 @@ STEP = 7
 ROME = ZoneInfo("Europe/Rome")
 
 
-@job(
-    input_columns=["prompt", "at", "price", "kind", "deep", "maybe", "nanos"],
-    output_schema={"answer": str},
-)
-async def shout(item: dict[str, Any], client: Any, model: str) -> dict[str, Any]:
-    messages = [{"role": "user", "content": item["prompt"]}]
-    reply = await client.chat.completions.create(model=model, messages=messages)
-    return {"answer": reply.choices[0].message.content}
+PROMPT = "{{ prompt }}{% if at or price or kind or deep or maybe or nanos %}{% endif %}"
+shout = TemplateJob(prompt=PROMPT, output_columns=["answer"])  # which reads all of them
 
 
 def table(rows: int) -> pa.Table:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG
 from domyn_swarm.data.calls import check_options, failures_named
 from domyn_swarm.data.types import refuse_types
-from domyn_swarm.errors import InvalidInput, PlatformError, SwarmError
+from domyn_swarm.errors import ConfigError, InvalidInput, PlatformError, SwarmError
 from domyn_swarm.logs import get_logger
 
 if TYPE_CHECKING:
@@ -179,9 +179,15 @@ def blocks_of(frame: ray.data.Dataset) -> RayBlocks:
 
     Raises:
         InvalidInput: blocks do not agree on a column, or it has no Arrow type; it is named.
+        ConfigError: this process is a client of the cluster, not one of its own.
     """
     import ray
 
+    if ray.util.client.ray.is_connected():
+        raise ConfigError(
+            "Datasets do not go over the protocol of Ray's client (ray://).",
+            hint='Run on a machine of the cluster: ray.init("auto").',
+        )
     with failures_named("Ray cannot compute", ["the dataset"], READ_FLAG):
         with _in_order(frame):
             refs = frame.materialize().to_arrow_refs()

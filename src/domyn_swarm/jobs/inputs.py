@@ -14,6 +14,7 @@ from domyn_swarm.batch.table_dataset import TableDataset
 from domyn_swarm.data.base import KINDS, DataBackend
 from domyn_swarm.data.registry import backend_named
 from domyn_swarm.errors import ConfigError, InvalidInput
+from domyn_swarm.jobs.ray.cluster import check_address
 from domyn_swarm.jobs.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def open_input(spec: JobSpec, lines: LineFiles | None = None) -> Dataset:
         lines: how the job reads JSON Lines, where no other library does.
 
     Raises:
-        ConfigError: options are given that nothing reads.
+        ConfigError: options are given that nothing reads, or an address that cannot be.
         InvalidInput: the input cannot be read so.
     """
     if spec.ray_address and spec.data_backend != "ray":
@@ -91,6 +92,7 @@ def open_input(spec: JobSpec, lines: LineFiles | None = None) -> Dataset:
         return open_dataset(spec.input, lines)
     if spec.data_backend == "ray":
         backend_named("ray")
+        check_address(spec.ray_address or "")
         return open_dataset(spec.input)
     backend = backend_named(spec.data_backend)
     files = files_of(spec.input)

@@ -5,14 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from domyn_swarm.errors import ConfigError, PlatformError
 
 ADDRESS_VARIABLES = ("DOMYN_SWARM_RAY_ADDRESS", "RAY_ADDRESS")
+
+
+def check_address(address: str) -> None:
+    """Refuse the address of a port for Ray's client.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"{address}: datasets do not go over the protocol of Ray's client.",
+            hint="Run the job on a machine of the cluster: --ray-address auto, or host:port.",
+        )
 
 
 @contextlib.contextmanager
@@ -23,7 +34,7 @@ def connected(address: str | None) -> Iterator[None]:
     machine alone, which ends with the context.
 
     Raises:
-        ConfigError: Ray is not installed.
+        ConfigError: Ray is not installed, or the address is one for its client.
         PlatformError: nothing answers there.
     """
     ray = _ray()
@@ -32,6 +43,7 @@ def connected(address: str | None) -> Iterator[None]:
         return
     found = (address, *(os.environ.get(name) for name in ADDRESS_VARIABLES))
     where = next((one for one in found if one), "local")
+    check_address(where)
     try:
         ray.init(
             where,
@@ -43,7 +55,7 @@ def connected(address: str | None) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise PlatformError(
             f"There is no Ray cluster at {where}: {str(error).splitlines()[0]}",
-            hint="See `ray status`; give --ray-address auto, host:port or ray://host:port.",
+            hint="See `ray status`; give --ray-address auto, or host:port.",
         ) from error
     try:
         yield
@@ -62,15 +74,9 @@ def _ray() -> Any:  # noqa: ANN401 - the module, which has no types
     return ray
 
 
-def own_host(address: str | None) -> str:
+def own_host() -> str:
     """The address of this machine as the cluster's nodes see it."""
-    ray = _ray()
-    if address is None or not address.startswith("ray://"):
-        return str(ray.util.get_node_ip_address())
-    there = urlsplit(address)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((there.hostname or "localhost", there.port or 10001))  # sends nothing
-        return str(probe.getsockname()[0])
+    return str(_ray().util.get_node_ip_address())
 
 
 def fitting_workers() -> int:

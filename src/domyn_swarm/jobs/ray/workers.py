@@ -58,7 +58,7 @@ class RayWorker:
 @contextlib.asynccontextmanager
 async def ray_workers(spec: JobSpec) -> AsyncIterator[WorkerPlan]:
     """Workers on the cluster that this process is connected to; by default as many as it suits."""
-    async with WorkerListener(own_host(spec.ray_address)) as listener:
+    async with WorkerListener(own_host()) as listener:
 
         async def start() -> RayWorker:
             return await _start(spec, listener)
