@@ -1,4 +1,4 @@
-"""OpenAI Batch files: what is sent and written, and what other inputs make of it."""
+"""OpenAI Batch files in and out: what is sent and written, and what other inputs make of it."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def spec_of(bench: Bench, source: str, **changes: Any) -> JobSpec:
         "job": "domyn_swarm.jobs:BatchFileJob",
         "input_columns": (),
         "output_columns": (),
+        "output": str(bench.folder / "out.jsonl"),
         **changes,
     }
     return bench.spec(input=source, **changes)
@@ -67,11 +68,8 @@ def worked(bench: Bench, spec: JobSpec) -> int:
     return main([str(bench.job_folder(spec))])
 
 
-def replies(bench: Bench) -> list[dict[str, Any]]:
-    rows = bench.output()
-    for row in rows:
-        row["response"] = row["response"] and json.loads(row["response"])
-    return rows
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_requests_are_sent_as_they_stand_and_replies_come_back_as_they_are(
@@ -83,17 +81,22 @@ def test_requests_are_sent_as_they_stand_and_replies_come_back_as_they_are(
     assert worked(bench, spec) == 0
     sent = {json.dumps(body, sort_keys=True) for body in server.bodies}
     assert sent == {json.dumps({**one["body"], "model": "m"}, sort_keys=True) for one in REQUESTS}
-    rows = replies(bench)
+    rows = lines_of(bench.folder / "out.jsonl")
     assert [row["custom_id"] for row in rows] == ["a", "b", "c", "d"]
+    assert {row["id"][:10] for row in rows} == {"batch_req_"}
+    assert len({row["id"] for row in rows}) == 4
     for row in rows:
         assert row["response"] == {"status_code": 200, "request_id": "r-1", "body": reply}
-        assert [*row] == ["custom_id", "response"]
+        assert row["error"] is None
+        assert len(row) == 4
     assert verify_output(spec).whole
     assert worked(bench, spec) == 0
     assert len(server.bodies) == 4
 
 
-def test_what_fails_is_told_and_can_be_asked_again(bench: Bench, server: ModelServer) -> None:
+def test_what_fails_is_told_as_openai_tells_it_and_can_be_asked_again(
+    bench: Bench, server: ModelServer
+) -> None:
     def behave(prompt: str, _nth: int) -> Answer:
         return Answer(status=400 if prompt == "two" else 200, reset=prompt == "one")
 
@@ -101,18 +104,29 @@ def test_what_fails_is_told_and_can_be_asked_again(bench: Bench, server: ModelSe
     source = written(bench.folder, REQUESTS[:3])
     spec = spec_of(bench, source, retries=0)
     assert worked(bench, spec) == 7
-    broken, refused, answered = replies(bench)
+    broken, refused, answered = lines_of(bench.folder / "out.jsonl")
     assert broken["response"] is None
-    assert broken["_error"]["type"] == "ConnectionBroken"
-    assert refused["_error"]["status"] == 400
-    assert "status 400 for two" in refused["_error"]["message"]
+    assert broken["error"]["code"] == "ConnectionBroken"
+    assert refused["error"] is None
+    assert refused["response"]["status_code"] == 400
+    assert "status 400 for two" in refused["response"]["body"]["error"]["message"]
     assert answered["response"]["status_code"] == 200
     found = verify_output(spec)
     assert (found.whole, found.rows_failed, found.columns_compared) == (True, 2, ("custom_id",))
     server.behave = lambda _prompt, _nth: Answer()
     assert worked(bench, spec_of(bench, source, retry_failed=True)) == 0
-    assert [one["response"]["status_code"] for one in replies(bench)] == [*(200, 200, 200)]
+    assert [one["response"]["status_code"] for one in lines_of(bench.folder / "out.jsonl")] == [
+        *(200, 200, 200)
+    ]
     assert len(server.bodies) == 5
+
+
+def test_an_output_that_was_changed_is_found(bench: Bench) -> None:
+    spec = spec_of(bench, written(bench.folder, REQUESTS[:2]))
+    assert worked(bench, spec) == 0
+    path = bench.folder / "out.jsonl"
+    path.write_text(path.read_text().replace('"custom_id":"b"', '"custom_id":"x"'))
+    assert any("'custom_id' is not the input's" in one for one in verify_output(spec).findings)
 
 
 def test_the_requests_model_and_defaults(bench: Bench, server: ModelServer) -> None:
@@ -149,9 +163,9 @@ def test_a_line_that_is_no_request_is_refused_before_anything_is_asked(
 def test_streams_are_row_errors(bench: Bench) -> None:
     source = written(bench.folder, [chat("a", "one", stream=True), chat("b", "two")])
     assert worked(bench, spec_of(bench, source)) == 7
-    first, second = replies(bench)
-    assert "no streams" in first["_error"]["message"]
-    assert second["_error"] is None
+    first, second = lines_of(bench.folder / "out.jsonl")
+    assert "no streams" in first["error"]["message"]
+    assert second["error"] is None
 
 
 @pytest.mark.parametrize("backend", [None, "arrow", "pandas", "polars"])

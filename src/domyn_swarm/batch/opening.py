@@ -9,6 +9,7 @@ from domyn_swarm.batch.arrow_dataset import ArrowDataset
 from domyn_swarm.batch.dataset import Dataset, ParquetDataset
 from domyn_swarm.batch.input_files import InputFile, files_of
 from domyn_swarm.batch.text_dataset import open_csv, open_json_lines
+from domyn_swarm.batch.text_forms import TextForm
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class LineFiles:
     """What the lines of a job's `.jsonl` files are, where they are no objects of columns."""
 
     open: Callable[[Sequence[InputFile]], Dataset]
+    form: TextForm
 
 
 def open_dataset(source: str, lines: LineFiles | None = None) -> Dataset:

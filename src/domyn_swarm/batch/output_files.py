@@ -21,7 +21,7 @@ from typing import Protocol
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.manifest import MANIFEST_NAME, Manifest, manifest_path, read_manifest
 from domyn_swarm.batch.part_writer import OpenSink, ParquetSink, TextSink
-from domyn_swarm.batch.text_forms import FORMS
+from domyn_swarm.batch.text_forms import FORMS, TextForm
 from domyn_swarm.batch.written_files import is_named, written_identity
 from domyn_swarm.errors import InvalidInput, JobError, OutputExists
 
@@ -37,9 +37,9 @@ def shard_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def opener_of(kind: str) -> OpenSink:
-    """What writes files of a kind."""
-    return ParquetSink if kind == "parquet" else functools.partial(TextSink, FORMS[kind])
+def opener_of(kind: str, form: TextForm | None = None) -> OpenSink:
+    """What writes files of a kind; text in a form of its own, if given."""
+    return ParquetSink if kind == "parquet" else functools.partial(TextSink, form or FORMS[kind])
 
 
 class Place(Protocol):

@@ -44,6 +44,7 @@ from domyn_swarm.batch.remote_output import place_of
 from domyn_swarm.batch.row_keys import Digests, RowKeys, agree
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE, OutputSchema
+from domyn_swarm.batch.text_forms import FORMS, TextForm
 from domyn_swarm.batch.written_files import IDENTITY_KEY
 from domyn_swarm.errors import InvalidInput, JobError
 from domyn_swarm.model import utc_now
@@ -73,6 +74,7 @@ class OutputPlan:
     input_path: str
     sharded: bool = False  # a folder of files instead of one
     write: WriteFile | None = None  # how a library writes each file; None: as usual
+    lines: TextForm | None = None  # how the job writes JSON Lines; None: an object of the columns
 
     @property
     def place(self) -> Place:
@@ -86,10 +88,16 @@ class OutputPlan:
         return "parquet" if self.sharded else KIND_OF_SUFFIX.get(suffix, "")
 
     @property
+    def form(self) -> TextForm | None:
+        """What the files' text looks like; None for Parquet."""
+        lines = self.lines if self.kind == "jsonl" else None
+        return lines or FORMS.get(self.kind)
+
+    @property
     def open_sink(self) -> OpenSink:
         """What writes each file."""
         if self.write is None:
-            return opener_of(self.kind)
+            return opener_of(self.kind, self.form)
         return functools.partial(LibrarySink, self.write)
 
     def kept_columns(self, dataset: Dataset) -> list[str]:

@@ -65,7 +65,7 @@ class JsonLines:
             other = next((row for row in rows if [*row] != [*names]), None)
             if other is not None:
                 raise ValueError(f"a row has the columns {', '.join(other)}")
-            columns = [[_canonical(row[name]) for row in rows] for name in names]
+            columns = [[canonical(row[name]) for row in rows] for name in names]
             arrays = [pa.array(values, pa.string()) for values in columns]
             yield pa.RecordBatch.from_arrays(arrays, names=list(names))
 
@@ -131,7 +131,8 @@ def _one(parts: Iterable[pa.RecordBatch], names: Sequence[str]) -> pa.RecordBatc
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _canonical(value: Any) -> str | None:  # noqa: ANN401 - JSON
+def canonical(value: Any) -> str | None:  # noqa: ANN401 - JSON
+    """A value as text that is the same for equal values; null stays null."""
     return None if value is None else _encoder.encode(value).decode()
 
 

@@ -22,7 +22,6 @@ from domyn_swarm.batch.manifest import Manifest, OutputFile
 from domyn_swarm.batch.output_files import Place
 from domyn_swarm.batch.publish import columns_of, without_answer
 from domyn_swarm.batch.schema import ERROR_COLUMN
-from domyn_swarm.batch.text_forms import FORMS
 from domyn_swarm.batch.text_output import opened_output
 from domyn_swarm.batch.written_files import size_and_digest
 from domyn_swarm.errors import InvalidInput, JobError
@@ -91,7 +90,7 @@ class _Check:
         self._manifest = manifest
         self._place = place
         self._files = place.files(manifest)
-        self._form = None if plan.output.kind == "parquet" else FORMS[plan.output.kind]
+        self._form = plan.output.form
         self._differing: dict[str, tuple[int, int]] = {}  # column: first row, how many
 
     def run(self) -> None:

@@ -12,6 +12,7 @@ from domyn_swarm.batch.request_files import (
     ID_COLUMN,
     REPLY_COLUMN,
     URL_COLUMN,
+    ReplyLines,
     open_requests,
 )
 from domyn_swarm.jobs.base import SwarmJob
@@ -24,9 +25,10 @@ _PATHS = "/v1/"
 class BatchFileJob(SwarmJob):
     """Requests of an OpenAI Batch file sent as they stand, and their replies as they come.
 
-    A `.jsonl` input has a request on each line (`custom_id`, `method`, `url`, `body`), as in
+    A `.jsonl` input has a request on each line (`custom_id`, `method`, `url`, `body`), a `.jsonl`
+    output a reply (`id`, `custom_id`, `response`, `error`), as in
     https://platform.openai.com/docs/guides/batch. Other inputs, and frames, have columns
-    `custom_id`, `url` and `body` (an object or JSON text). What comes out has `custom_id` and
+    `custom_id`, `url` and `body` (an object or JSON text), and come back with `custom_id` and
     `response`, which is JSON text. Rows are known by their `custom_id`.
 
     keep_model: send the model that the request names; else it is the swarm's.
@@ -38,7 +40,7 @@ class BatchFileJob(SwarmJob):
     output_schema = {REPLY_COLUMN: str}
     id_column = ID_COLUMN
     output_mode = "replace"
-    lines = LineFiles(open_requests)
+    lines = LineFiles(open_requests, ReplyLines())
     version = "1"
 
     def __init__(self, *, keep_model: bool = False, **options: Any) -> None:

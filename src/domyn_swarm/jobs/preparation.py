@@ -120,6 +120,7 @@ def plan_of(
         input_path=spec.input,
         sharded=spec.shard_output,
         write=writer_of(spec),
+        lines=None if job.lines is None else job.lines.form,
     )
     return BatchPlan(
         dataset=dataset,
