@@ -55,7 +55,7 @@ def test_results_before_the_end_and_after_it(service: JobService, bench: Any, an
     assert len(stopped.first_rows) == 2
     with pytest.raises(JobError, match="has not published its output"):
         service.results(handle)
-    with pytest.raises(JobError, match="no manifest at"):
+    with pytest.raises(JobError, match="There is no manifest"):
         service.verify(handle)
 
     bench.server.behave = lambda _prompt, _nth: answer()
