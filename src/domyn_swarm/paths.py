@@ -82,6 +82,11 @@ class JobPaths:
         return self.root / "exit.json"
 
     @property
+    def notify(self) -> Path:
+        """Whom our wrapper tells how it ended, if anybody: `notify.json`."""
+        return self.root / "notify.json"
+
+    @property
     def progress(self) -> Path:
         """How far it is: `progress.json`, rewritten by the worker."""
         return self.root / "progress.json"
@@ -170,6 +175,11 @@ class SwarmPaths:
         `file_sd_configs` want it; their patterns know one folder only.
         """
         return self.root.parent.parent / "prometheus"
+
+    @property
+    def notify_url(self) -> Path:
+        """The webhook that is told what happens, 0600: its URL may hold a secret."""
+        return self.root / "secrets" / "notify_url"
 
     @property
     def ray_token(self) -> Path:

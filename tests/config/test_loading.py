@@ -107,7 +107,7 @@ replicas: 1
 env:
   HF_TOKEN: hf_hidden
   not a name: 1
-notify: {url: "http://x"}
+notify: {url: "ftp://x"}
 tls_cert: x
 """
     said = mistakes(text, tmp_path, overrides=["port", "port=high"])
@@ -130,7 +130,7 @@ tls_cert: x
         "not end with a hyphen, at most 40",
         "  bad.yaml:14: min_ready: 2 is more than replicas (1)",
         "  bad.yaml:19: env.not a name: is no name of a variable: use letters, digits and _",
-        "  bad.yaml:20: notify.url: this version does not act on it yet: take it out",
+        "  bad.yaml:20: notify.url: must be a URL that begins with http:// or https://",
         "  bad.yaml:21: tls_cert: unknown key here; it belongs under router",
         "  --set port: port: must be a whole number, not 'high'",
     ]
@@ -362,7 +362,7 @@ def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path)
         ),
         (
             "model: a\nbackend: local\nnotify: {url: x}\n",
-            "bad.yaml:3: notify.url: this version",
+            "bad.yaml:3: notify.url: must be a URL",
         ),
         (
             "model: a\nbackend: {type: local, partition: p}\n",

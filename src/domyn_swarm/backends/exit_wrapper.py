@@ -4,7 +4,8 @@
 
 SIGTERM and SIGINT are handed on; when its time is up the program is told to end, and killed a
 minute later. The record (`model.ExitRecord`) appears whole or not at all;
-then the wrapper ends the same way as the program. Imports nothing heavy: it runs beside every job.
+then a webhook is told where the swarm has one, and
+the wrapper ends the same way as the program. Imports nothing heavy: it runs beside every job.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from domyn_swarm.paths import write_private
+from domyn_swarm.paths import JobPaths, write_private
 
 _PR_SET_PDEATHSIG = 1
 _LIMIT = "--time-limit="
@@ -52,11 +54,13 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         print(f"cannot start {program[0]}: {error}", file=sys.stderr)  # noqa: T201 - the job's log
         _record(Path(exit_path), 127, began, told)
+        _tell(JobPaths(Path(exit_path).parent))
         return 127
     if told:  # before there was a program to tell
         child.send_signal(_meaning(told))
     code = child.wait()
     _record(Path(exit_path), code, began, told)
+    _tell(JobPaths(Path(exit_path).parent))
     return code if code >= 0 else 128 - code
 
 
@@ -91,6 +95,41 @@ def _record(path: Path, code: int, began: datetime, told: Sequence[int]) -> None
         "ended_at": datetime.now(UTC).isoformat(),
     }
     write_private(path, json.dumps(document))
+
+
+def _tell(paths: JobPaths) -> None:
+    """Tell the swarm's webhook, if it has one. The job has ended: who ends us now may."""
+    try:
+        told = json.loads(paths.notify.read_text())
+    except (OSError, ValueError):
+        return
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    from domyn_swarm.backends.notification import notify
+    from domyn_swarm.model import ExitRecord
+
+    ended = ExitRecord.model_validate_json(paths.exit.read_text())
+    rows = ("rows_total", "rows_done", "rows_failed")
+    result = _result(paths)
+    notify(
+        Path(told["url_file"]),
+        "job_ended",
+        **told["facts"],
+        status=ended.status.value,
+        exit_code=ended.code,
+        **{name: result.get(name) for name in rows},
+        message=result.get("error"),
+    )
+
+
+def _result(paths: JobPaths) -> dict[str, Any]:
+    """The worker's own account; nothing where it was killed, or is a program of the user's."""
+    try:
+        found: dict[str, Any] = json.loads(paths.result.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 if __name__ == "__main__":

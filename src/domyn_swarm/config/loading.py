@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from domyn_swarm.config.mistakes import validated
-from domyn_swarm.config.models import DomynLLMSwarmConfig
+from domyn_swarm.config.models import HIDDEN, REVEALED, DomynLLMSwarmConfig
 from domyn_swarm.config.sources import (
     Key,
     Layer,
@@ -67,15 +67,18 @@ def load(
 
 def dump_yaml(config: DomynLLMSwarmConfig) -> str:
     """The whole configuration as YAML that `load` reads back as the same."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = config.model_dump(mode="json", context=REVEALED)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def read_dump(path: Path) -> dict[str, Any]:
-    """What `dump_yaml` wrote; nothing where there is no such file."""
+    """What `dump_yaml` wrote, without its secrets; nothing where there is no such file."""
     try:
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
+    if values.get("notify", {}).get("url"):
+        values["notify"]["url"] = HIDDEN
     return values
 
 

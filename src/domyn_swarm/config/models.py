@@ -6,8 +6,18 @@ import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    FieldSerializationInfo,
+    Tag,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
 
 from domyn_swarm.config.backends import BackendConfig, Env, Section
 from domyn_swarm.paths import home
@@ -45,16 +55,17 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _nothing_yet(value: object) -> object:
-    if value is not None:
-        raise ValueError("this version does not act on it yet: take it out")
+def _webhook(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be a URL that begins with http:// or https://")
     return value
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 ExistingFile = Annotated[AbsolutePath, AfterValidator(_existing)]
-# A setting that is accepted and then ignored would cost someone GPU hours.
-NotYet = AfterValidator(_nothing_yet)
+HIDDEN = "**********"  # what is shown of a secret
+REVEALED = {"secrets": True}  # the context in which a dump holds them
 Words = Annotated[
     Annotated[str, Tag("text")] | Annotated[tuple[str, ...], Tag("list")],
     Discriminator(lambda value: "text" if isinstance(value, str | int | float) else "list"),
@@ -94,14 +105,6 @@ class RouterConfig(Section):
         return value
 
 
-class NotifyConfig(Section):
-    """Who is told when a job ends or a swarm expires."""
-
-    url: Annotated[str | None, NotYet] = Field(
-        None, description="a webhook that is told when a job ends or a swarm expires"
-    )
-
-
 class MetricsConfig(Section):
     """Where Prometheus finds what the endpoint tells, beside scraping it. Folders of the node that
     the endpoint runs on.
@@ -114,6 +117,21 @@ class MetricsConfig(Section):
         None,
         description="where Prometheus looks for targets (file_sd), not the home's own folder",
     )
+
+
+class NotifyConfig(Section):
+    """Who is told when a job ends, and when a swarm fails or ends itself."""
+
+    url: Annotated[str | None, AfterValidator(lambda url: url and _webhook(url))] = Field(
+        None,
+        repr=False,
+        description="a webhook that is sent JSON when a job ends or the swarm fails or ends itself",
+    )
+
+    @field_serializer("url", when_used="json-unless-none")
+    def _hidden(self, value: str, info: FieldSerializationInfo) -> str:
+        """Such URLs hold a secret as a rule: only `dump_yaml` has it."""
+        return value if info.context == REVEALED else HIDDEN
 
 
 class WatchdogRayConfig(Section):

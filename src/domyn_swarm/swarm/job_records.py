@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -76,6 +77,17 @@ def end_after(swarm: LiveSwarm, handle: JobHandle) -> None:
     """Have the endpoint program end the swarm once the job has ended."""
     file = swarm.paths.down_after / f"{handle.job_id}.json"
     write_private(file, handle.model_dump_json())
+
+
+def tell_end(record: JobRecord, swarm: LiveSwarm | None) -> None:
+    """Have the wrapper around the job tell the swarm's webhook how it ended, if it has one."""
+    if swarm is None or not swarm.paths.notify_url.exists():
+        return
+    told = {
+        "url_file": str(swarm.paths.notify_url),
+        "facts": {"swarm": record.swarm, "job_id": record.job_id, "name": record.name},
+    }
+    write_private(JobPaths(Path(record.job_dir)).notify, json.dumps(told))
 
 
 def compute_spec(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from domyn_swarm import engines
 from domyn_swarm.backends.base import Part
+from domyn_swarm.backends.notification import notify
 from domyn_swarm.errors import (
     LaunchError,
     PlatformError,
@@ -93,6 +94,8 @@ class SwarmLifecycle:
                 return self._await_ready(swarm, timeout_s, on_change, interrupted)
             except SwarmError as error:
                 self._give_up(swarm, error)
+                name = swarm.record.name
+                notify(swarm.paths.notify_url, "swarm_failed", swarm=name, message=error.message)
                 raise
             except KeyboardInterrupt:
                 if not keep_interrupted:
@@ -177,6 +180,8 @@ class SwarmLifecycle:
         write_private(paths.config, dump_yaml(config))
         write_private(paths.plan, plan.model_dump_json(indent=2))
         write_private(paths.api_key, _chosen_key() or secrets.token_urlsafe(32))
+        if config.notify.url:
+            write_private(paths.notify_url, config.notify.url)
         write_private(paths.collector_key, secrets.token_urlsafe(32))
         write_private_once(paths.metrics_key, secrets.token_urlsafe(32))
         return rehydrate(record)

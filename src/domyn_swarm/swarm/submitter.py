@@ -26,6 +26,7 @@ from domyn_swarm.swarm.job_records import (
     new_record,
     platform_of,
     program_of,
+    tell_end,
 )
 from domyn_swarm.swarm.job_request import JobChanges, JobRequest, ScriptRequest
 
@@ -93,6 +94,7 @@ class JobSubmitter:
             }
         )
         self._backend(record).check(compute)
+        tell_end(record, swarm)
         handle = self._run(record, compute)
         if request.down_after:
             end_after(swarm, handle)
@@ -151,6 +153,7 @@ class JobSubmitter:
         self._backend(record).check(compute)
         private_dir(paths.root)
         write_private(paths.spec, spec.model_dump_json(indent=2))
+        tell_end(record, swarm)
         return self._run(record, compute)
 
     def _run(self, record: JobRecord, compute: ComputeSpec) -> JobHandle:

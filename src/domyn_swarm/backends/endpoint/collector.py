@@ -190,6 +190,11 @@ class Collector:
         """Whether some replica may have requests in flight."""
         return any(report.state in _AT_WORK for report in self._table.reports())
 
+    def failures(self) -> list[str]:
+        """Why replicas were given up, of those that were."""
+        failed = [one for one in self._table.reports() if one.state is ReplicaState.FAILED]
+        return [one.reason or "unknown" for one in failed]
+
     def resize(self, replicas: int) -> None:
         """So many replicas are wanted from now on."""
         self._table.resize(replicas)

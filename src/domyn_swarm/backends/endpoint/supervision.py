@@ -13,6 +13,7 @@ from domyn_swarm.backends.endpoint.activity import Activity, Idleness
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import Ended
+from domyn_swarm.backends.notification import notify
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle, utc_now
@@ -64,6 +65,7 @@ class Supervision:
         self._collector = collector
         self._activity = activity
         self._idleness = Idleness(time.monotonic())
+        self._failure_told = False
 
     async def run(self) -> None:
         """Return when the swarm has ended itself, and has said why."""
@@ -80,6 +82,7 @@ class Supervision:
         self._collector.resize(spec.replicas)
         if not self._collector.all_serve():  # else there is nothing to ask the platform about
             await asyncio.to_thread(self._platform.replace_lost, spec.replicas)
+        await self._tell_failure(spec)
         reason = await self._reason_to_end(spec.idle_timeout_s)
         if reason is None:
             return False
@@ -87,7 +90,22 @@ class Supervision:
         await asyncio.to_thread(self._platform.end_rest)
         ended = Ended(tag=spec.tag, reason=reason, at=utc_now())
         await asyncio.to_thread(write_private, self._paths.ended, ended.model_dump_json())
+        await self._tell("swarm_ended", reason)
         return True
+
+    async def _tell_failure(self, spec: EndpointSpec) -> None:
+        """Tell once that no replica will serve again; `up` tells it itself while it waits."""
+        reasons = self._collector.failures()
+        launching = self._paths.launcher(spec.tag).exists()
+        if self._failure_told or launching or len(reasons) < spec.replicas:
+            return
+        self._failure_told = True
+        await self._tell("swarm_failed", f"all replicas failed: {reasons[0]}")
+
+    async def _tell(self, event: str, message: str) -> None:
+        name = self._paths.root.name
+        url_file = self._paths.notify_url
+        await asyncio.to_thread(notify, url_file, event, swarm=name, message=message)
 
     async def _reason_to_end(self, idle_timeout_s: float | None) -> str | None:
         now = time.monotonic()
