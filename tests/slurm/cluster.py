@@ -121,7 +121,8 @@ class SlurmCluster:
         their connections closed; a node that says nothing any more is one that is `cut`.
         """
         self._kill(node, signal.SIGKILL)
-        killed = [one for step in self.steps(node) for one in [*_children(step), step]]
+        # Parents first: one that sees its child die tells the controller, as no lost node does.
+        killed = [one for step in self.steps(node) for one in [step, *_children(step)]]
         for process in killed:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
