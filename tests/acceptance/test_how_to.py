@@ -9,7 +9,8 @@ import pytest
 from command_line import CommandLine
 from typed_pages import type_out
 
-HOW_TO = sorted((Path(__file__).parents[2] / "docs" / "how-to").glob("*.md"))
+DOCS = Path(__file__).parents[2] / "docs"
+HOW_TO = [*sorted((DOCS / "how-to").glob("*.md")), DOCS / "pools.md", DOCS / "monitoring.md"]
 
 
 @pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
