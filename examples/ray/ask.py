@@ -8,7 +8,9 @@ from domyn_swarm import DomynLLMSwarm
 from domyn_swarm.jobs import TemplateJob
 
 # Your cluster where RAY_ADDRESS names one, else one of this machine's own.
-ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
+ray.init(
+    address=os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False, include_dashboard=False
+)
 ray.data.DataContext.get_current().enable_progress_bars = False
 
 words = ["red", "green", "blue", "yellow", "black", "white"]
