@@ -44,6 +44,31 @@ def submit(cli: CommandLine, job: Job, *more: str) -> dict:
     return json.loads(line.strip().splitlines()[-1])
 
 
+def test_a_log_is_followed_as_it_grows(cli: CommandLine, tmp_path: Path) -> None:
+    cli.ok("up", "-c", write_config(tmp_path))
+    go, script = tmp_path / "go", tmp_path / "talks.py"
+    script.write_text(
+        "import pathlib, time\n"
+        "print('before', flush=True)\n"
+        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)\n"
+        "print('after', flush=True)\n"
+    )
+    printed = cli.ok("job", "submit-script", script, "--name", "demo", "--detach")
+    job_id = json.loads(printed.strip().splitlines()[-1])["job_id"]
+    with cli.start("job", "logs", job_id, "-f") as following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == "before\n"
+        go.touch()
+        assert following.stdout.read() == "after\n"  # and it ends with the job
+    assert following.returncode == 0
+    with cli.start("logs", "demo", "0", "-f") as following:
+        assert following.stdout is not None
+        said = [following.stdout.readline(), following.stdout.readline()]
+        assert "simulating sim-model" in "".join(said)
+        cli.ok("down", "demo")  # which ends it
+    assert following.returncode == 0
+
+
 def test_up_submit_status_logs_scale_down(
     cli: CommandLine, lepton: StandIn, tmp_path: Path
 ) -> None:
