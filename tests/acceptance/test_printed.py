@@ -46,6 +46,7 @@ ELSEWHERE = {
     "pool up",
     "pool status",
     "pool down",
+    "job submit --dry-run",
 }  # in tests of theirs
 READING = sorted(
     command

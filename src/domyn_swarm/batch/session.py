@@ -323,7 +323,7 @@ class _Patience:
         now = time.monotonic()
         if isinstance(error, BackPressure):
             self._pressed_since = self._pressed_since or now
-            if now - self._pressed_since > self._policy.pressure_limit_s:
+            if now - self._pressed_since >= self._policy.pressure_limit_s:
                 raise error
             self._tally.turned_away += 1
             told = error.retry_after_s

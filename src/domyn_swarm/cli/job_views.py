@@ -12,6 +12,7 @@ from domyn_swarm.swarm.snapshot import JobList
 
 if TYPE_CHECKING:
     from domyn_swarm.batch.verification import OutputVerification
+    from domyn_swarm.jobs.dry_run import DryRun
     from domyn_swarm.model import JobAccount
     from domyn_swarm.services.requests import JobFailures, JobResults
     from domyn_swarm.swarm.snapshot import JobSnapshot
@@ -92,8 +93,56 @@ def show_results(results: JobResults, output: Format) -> None:
         print_table(names, [[_cell(row[name]) for name in names] for row in results.first_rows])
 
 
+def show_dry_run(found: DryRun, output: Format) -> None:
+    """What a job would be, what its first row sent and came to, and what the rest may take."""
+    if output is not Format.TABLE:
+        print_record(found, output)
+        return
+    settled = "?" if found.rows_settled is None else str(found.rows_settled)
+    print_pairs(
+        [
+            ("job", found.job),
+            ("swarm", found.swarm or "-"),
+            ("endpoint", f"{found.endpoint} ({found.model})"),
+            ("input", found.input),
+            ("output", found.output),
+            ("rows", f"{found.rows_total}, {settled} of them settled"),
+            *_first_row(found),
+            ("estimate", _estimate_text(found)),
+        ]
+    )
+
+
+def _first_row(found: DryRun) -> list[tuple[str, str]]:
+    if found.latency_s is None:
+        return [("first row", "there is none: nothing was sent")]
+    tokens = f"{found.prompt_tokens} tokens in, {found.completion_tokens} out"
+    pairs = [("sent", f"POST {one.path} {_json(one.body)}") for one in found.requests]
+    pairs += [(name, _cell(value)) for name, value in (found.answer or {}).items()]
+    if found.error is not None:
+        pairs.append(("error", f"{found.error.type}: {found.error.message}"))
+    return [*pairs, ("first row", f"{tokens}, {found.latency_s:.2f} s")]
+
+
+def _estimate_text(found: DryRun) -> str:
+    estimate = found.estimate
+    if estimate is None:
+        return "none"
+    if estimate.prompt_tokens is None:
+        return f"{estimate.requests} requests; the endpoint does not tell its tokens"
+    return (
+        f"roughly {estimate.requests} requests, {estimate.prompt_tokens} tokens in and "
+        f"{estimate.completion_tokens} out, as the first row and the length of "
+        f"{estimate.inputs_compared} inputs have it"
+    )
+
+
+def _json(value: Any) -> str:  # noqa: ANN401 - JSON
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else _json(value)
     text = "-" if value is None else " ".join(text.split())
     return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
 

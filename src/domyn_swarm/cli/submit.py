@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from domyn_swarm.cli.options import (
     DataBackendOption,
     DetachOption,
     DownAfterOption,
+    Format,
     MailOption,
     MaxFailuresOption,
     MemOption,
@@ -35,6 +36,9 @@ from domyn_swarm.cli.options import (
     resources_of,
     swarm_name,
 )
+
+if TYPE_CHECKING:
+    from domyn_swarm.services.requests import JobRequest
 
 _CHAT, _TEMPLATE = "domyn_swarm.jobs:ChatCompletionJob", "domyn_swarm.jobs:TemplateJob"
 
@@ -159,6 +163,15 @@ def submit(
     down_after: DownAfterOption = False,
     detach: DetachOption = False,
     no_progress: NoProgressOption = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check all, ask the first row, estimate the rest; submit nothing."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what --dry-run found as JSON.")
+    ] = False,
 ) -> None:
     """Push a dataset through a swarm; print the job's handle as one line of JSON.
 
@@ -172,6 +185,10 @@ def submit(
 
     if sum(given is not None for given in (name, config, endpoint)) > 1:
         raise typer.BadParameter("--name, --config and --endpoint exclude each other.")
+    if dry_run and (detach or down_after):
+        raise typer.BadParameter("--dry-run submits nothing: leave --detach and --down-after out.")
+    if as_json and not dry_run:
+        raise typer.BadParameter("--json is for --dry-run: the handle of a job is JSON anyway.")
     templates = {"prompt": prompt, "system": system}
     request = JobRequest(
         job=_TEMPLATE if job == _CHAT and prompt is not None else job,
@@ -219,4 +236,22 @@ def submit(
             mail_user=mail_user,
         ),
     )
-    follow(JobService().submit(request), detach=detach, no_progress=no_progress)
+    if dry_run:
+        _rehearse(request, Format.JSON if as_json else Format.TABLE)
+    else:
+        follow(JobService().submit(request), detach=detach, no_progress=no_progress)
+
+
+def _rehearse(request: JobRequest, output: Format) -> None:
+    """Print what a dry run finds; end with 6 when the row failed."""
+    from domyn_swarm.cli.console import say
+    from domyn_swarm.cli.job_views import show_dry_run
+    from domyn_swarm.errors import JobError
+    from domyn_swarm.services.jobs import JobService
+
+    found = JobService().dry_run(request)
+    show_dry_run(found, output)
+    if found.error is not None:
+        say(f"The first row failed: {found.error.message}")
+        raise typer.Exit(JobError.exit_code)
+    say("Nothing was submitted.")

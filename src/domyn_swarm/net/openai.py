@@ -217,6 +217,10 @@ class OpenAIClient:
         """The same client with another time limit per request, in seconds."""
         return OpenAIClient(self.transport, self._address, timeout_s=timeout)
 
+    def through(self, wrap: Callable[[Transport], Transport]) -> OpenAIClient:
+        """The same client, with something between it and what carries its requests."""
+        return OpenAIClient(wrap(self.transport), self._address)
+
     @property
     def openai(self) -> AsyncOpenAI:
         """OpenAI's own client for this endpoint, with its own retries and at its own cost.

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
     from domyn_swarm.batch.results import Results
     from domyn_swarm.batch.verification import OutputVerification
+    from domyn_swarm.jobs.dry_run import DryRun
     from domyn_swarm.services.report_records import JobReport
+    from domyn_swarm.swarm.factory import LiveSwarm
 
 JobRef = str | JobHandle
 _PROGRESS_EVERY_S = 0.5
@@ -47,10 +49,33 @@ class JobService:
         Raises:
             SwarmError: something is wrong; see `JobSubmitter.submit`. Nothing was asked.
         """
+        return self._submitter.submit(request, self._swarm_of(request))
+
+    def dry_run(self, request: JobRequest) -> DryRun:
+        """Check all that `submit` does and ask the first row in this process; leave nothing.
+
+        A row that fails is told in the record; it is asked once.
+
+        Raises:
+            SwarmError: as `submit`; nothing was asked.
+            PlatformUnavailable: nobody serves at the endpoint.
+            JobError: the row did not end in time.
+        """
+        from domyn_swarm.config.environment import key_of_environment
+        from domyn_swarm.jobs.dry_run import dry_run
+
+        swarm = self._swarm_of(request)
+        spec, prepared = self._submitter.check(request, swarm)
+        if swarm is not None:
+            return dry_run(spec, prepared, swarm=swarm.record.name)
+        spec = spec.model_copy(update={"api_key_file": None})
+        return dry_run(spec, prepared, key=key_of_environment())
+
+    def _swarm_of(self, request: JobRequest) -> LiveSwarm | None:
         if request.endpoint is not None:
-            return self._submitter.submit(request, None)
+            return None
         name = request.swarm or SwarmService(self._store).only_live()
-        return self._submitter.submit(request, SwarmLifecycle(self._store).attach(name))
+        return SwarmLifecycle(self._store).attach(name)
 
     def submit_script(self, request: ScriptRequest) -> JobHandle:
         """Run a program beside a swarm (the only live one when none is named).

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from domyn_swarm.config.environment import key_of_environment
 from domyn_swarm.errors import ConfigError, StateError
+from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_request import JobRequest
@@ -31,21 +34,28 @@ def swarm_access(swarm: LiveSwarm) -> dict[str, str | None]:
 
 
 def endpoint_access(request: JobRequest, paths: JobPaths) -> dict[str, str | None]:
-    """An endpoint that is not ours; its key comes from the environment into a private file."""
+    """An endpoint that is not ours; its key comes from the environment: see `keep_key`."""
     if request.endpoint is None or request.model is None:
         raise ConfigError(
             "A job needs a swarm, or --endpoint and --model.",
             hint="Name a live swarm with --name, see `domyn-swarm swarm list`.",
         )
-    key = key_of_environment()
-    key_file = paths.root / "api_key"
-    if key:
-        write_private(key_file, key)
     return {
         "model": request.model,
         "endpoint_url": request.endpoint,
-        "api_key_file": str(key_file) if key else None,
+        "api_key_file": str(_key_file(paths)) if key_of_environment() else None,
     }
+
+
+def keep_key(spec: JobSpec, paths: JobPaths) -> None:
+    """Write the key of an endpoint that is not ours where the job looks for it."""
+    key = key_of_environment()
+    if key and spec.api_key_file == str(_key_file(paths)):
+        write_private(_key_file(paths), key)
+
+
+def _key_file(paths: JobPaths) -> Path:
+    return paths.root / "api_key"
 
 
 def endpoint_url(swarm: LiveSwarm) -> str:

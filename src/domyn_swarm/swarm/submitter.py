@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from domyn_swarm import __version__
 from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, read_exit
@@ -18,7 +19,7 @@ from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, writ
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, compute_backend
-from domyn_swarm.swarm.job_access import endpoint_access, endpoint_url, swarm_access
+from domyn_swarm.swarm.job_access import endpoint_access, endpoint_url, keep_key, swarm_access
 from domyn_swarm.swarm.job_records import (
     check_down_after,
     compute_spec,
@@ -29,6 +30,9 @@ from domyn_swarm.swarm.job_records import (
     tell_end,
 )
 from domyn_swarm.swarm.job_request import JobChanges, JobRequest, ScriptRequest
+
+if TYPE_CHECKING:
+    from domyn_swarm.jobs.preparation import Prepared
 
 _log = get_logger(__name__)
 
@@ -56,6 +60,20 @@ class JobSubmitter:
         if request.down_after and swarm is not None:
             end_after(swarm, handle)
         return handle
+
+    def check(self, request: JobRequest, swarm: LiveSwarm | None) -> tuple[JobSpec, Prepared]:
+        """Check all that `submit` does, write nothing. Raises as `submit`.
+
+        The key file that the spec of a foreign endpoint names does not exist.
+        """
+        from domyn_swarm.jobs.preparation import prepare
+
+        if request.down_after:
+            check_down_after(swarm)
+        spec, paths = self._spec(request, swarm)
+        prepared = prepare(spec)
+        self._checked_compute(spec, paths, swarm, request.external_id)
+        return spec, prepared
 
     def submit_script(self, request: ScriptRequest, swarm: LiveSwarm) -> JobHandle:
         """Run a user's program beside a swarm, told where the endpoint is.
@@ -147,14 +165,22 @@ class JobSubmitter:
         from domyn_swarm.jobs.preparation import prepare
 
         prepare(spec)
+        record, compute = self._checked_compute(spec, paths, swarm, external_id)
+        private_dir(paths.root)
+        keep_key(spec, paths)
+        write_private(paths.spec, spec.model_dump_json(indent=2))
+        tell_end(record, swarm)
+        return self._run(record, compute)
+
+    def _checked_compute(
+        self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
+    ) -> tuple[JobRecord, ComputeSpec]:
+        """What is to be recorded and submitted, which the platform can give."""
         record = new_record(spec, paths, swarm, external_id)
         files = (spec.input, spec.output, spec.checkpoint_root)
         compute = compute_spec(record, spec.resources, swarm, files)
         self._backend(record).check(compute)
-        private_dir(paths.root)
-        write_private(paths.spec, spec.model_dump_json(indent=2))
-        tell_end(record, swarm)
-        return self._run(record, compute)
+        return record, compute
 
     def _run(self, record: JobRecord, compute: ComputeSpec) -> JobHandle:
         """Record the intent, then start it."""

@@ -1,0 +1,317 @@
+"""A job's first row, asked once in this process, and what all of them may cost.
+
+The row goes through the job's own code and the run's own border to it, but nothing is kept, and
+nobody is waited for: an endpoint that does not serve is an error at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import msgspec
+
+from domyn_swarm.batch.access import EndpointAccess, open_session
+from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.inspection import opened_index
+from domyn_swarm.batch.manifest import without_secrets
+from domyn_swarm.batch.rows import Result, Row, RowError, RowValue
+from domyn_swarm.batch.runner import Events, Runner, RunPolicy
+from domyn_swarm.batch.session import RetryPolicy
+from domyn_swarm.batch.source import named_rows, pending_rows
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.errors import JobError, PlatformUnavailable
+from domyn_swarm.jobs.preparation import Prepared
+from domyn_swarm.jobs.program import access_of, event_loop
+from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.model import Record
+from domyn_swarm.net.openai import OpenAIClient, Transport
+
+_REQUEST_S = 120.0  # where --timeout says nothing
+_ROW_S = 600.0  # all requests of the row
+_COMPARED_ROWS = 200
+_COUNTED_ROWS = 1_000_000  # of more rows it is not cheap to find the settled ones
+_TEXT_CHARACTERS = 500
+_LIST_ITEMS = 20
+
+
+class SentRequest(Record):
+    """A request of the row, without secrets; long texts and lists are cut."""
+
+    path: str
+    body: dict[str, Any]
+
+
+class RowFailure(Record):
+    """Why the row has no answer, as the `_error` column would say it."""
+
+    type: str
+    status: int | None
+    message: str
+
+
+class CostEstimate(Record):
+    """What the rows left may take if they are like the first one: a rough guess."""
+
+    requests: int
+    prompt_tokens: int | None  # None: the endpoint does not tell its tokens
+    completion_tokens: int | None
+    inputs_compared: int  # by whose mean length the prompt tokens were corrected
+
+
+class DryRun(Record):
+    """A job as it would be submitted, and what became of its first row."""
+
+    schema_version: Literal[1] = 1
+    job: str
+    swarm: str | None
+    endpoint: str  # without /v1
+    model: str
+    input: str
+    output: str
+    rows_total: int
+    rows_settled: int | None  # of them, in the job's checkpoint; None: too many to count here
+    requests: tuple[SentRequest, ...] = ()
+    answer: dict[str, Any] | None = None  # by output column
+    error: RowFailure | None = None
+    prompt_tokens: int = 0  # of this row
+    completion_tokens: int = 0
+    latency_s: float | None = None  # None: nothing was asked
+    estimate: CostEstimate | None = None  # None: the row failed, or no row is left
+
+
+def dry_run(
+    spec: JobSpec, prepared: Prepared, *, swarm: str | None = None, key: str | None = None
+) -> DryRun:
+    """Ask the first row of a checked job; write nothing. Without rows nothing is asked.
+
+    Args:
+        spec: the job.
+        prepared: the same, checked.
+        swarm: the name of its swarm.
+        key: the endpoint's, where the spec names no file of it.
+
+    Raises:
+        PlatformUnavailable: nobody serves at the endpoint.
+        JobError: the row did not end in time, or the swarm's endpoint is not known.
+    """
+    access = access_of(spec)
+    access = replace(access, key=key or access.key, meter=None)
+    plan = prepared.plan
+    found = DryRun(
+        job=spec.job,
+        swarm=swarm,
+        endpoint=access.locate(),
+        model=spec.model,
+        input=spec.input,
+        output=spec.output,
+        rows_total=plan.rows,
+        rows_settled=_rows_settled(spec, plan),
+    )
+    if not plan.rows:
+        return found
+    keys = plan.output.keys
+    row = next(named_rows(plan.dataset, keys, 1, {0})).rows(keys)[0]
+    with event_loop() as runner:
+        value, sent = runner.run(_ask(spec, prepared, row, access))
+    told = found.model_copy(
+        update={
+            "requests": tuple(_shown(one, access.key) for one in sent),
+            "prompt_tokens": value.prompt_tokens,
+            "completion_tokens": value.completion_tokens,
+            "latency_s": value.latency_s,
+        }
+    )
+    if value.error:
+        return told.model_copy(update={"error": _failure(value, access.key)})
+    estimate = _estimate(told, prepared, row, sent)
+    answer = msgspec.json.decode(value.output)
+    return told.model_copy(update={"answer": answer, "estimate": estimate})
+
+
+def _rows_settled(spec: JobSpec, plan: BatchPlan) -> int | None:
+    if not (spec.resume and spec.checkpointing and plan.folder.is_dir()):
+        return 0
+    if plan.rows > _COUNTED_ROWS:
+        return None
+    tally = Tally()
+    with opened_index(plan) as index:
+        for _ in pending_rows(plan.dataset, plan.output.keys, index, plan.limit, tally):
+            pass
+    return tally.rows_resumed
+
+
+# -- the row ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sent:
+    path: str
+    body: dict[str, Any]
+
+
+class _Recorder:
+    """A `Transport` that writes down what it passes on."""
+
+    def __init__(self, inner: Transport, sent: list[_Sent]) -> None:
+        self._inner = inner
+        self._sent = sent
+
+    async def post(
+        self, path: str, body: dict[str, Any], timeout_s: float | None = None
+    ) -> bytes | memoryview:
+        """See `Transport.post`."""
+        self._write_down(path, body)
+        return await self._inner.post(path, body, timeout_s)
+
+    def post_stream(
+        self, path: str, body: dict[str, Any], timeout_s: float | None = None
+    ) -> AsyncIterator[bytes]:
+        """See `Transport.post_stream`."""
+        self._write_down(path, body)
+        return self._inner.post_stream(path, body, timeout_s)
+
+    async def get(self, path: str) -> bytes | memoryview:
+        """See `Transport.get`."""
+        return await self._inner.get(path)
+
+    def _write_down(self, path: str, body: dict[str, Any]) -> None:
+        self._sent.append(_Sent(path, without_secrets(body)))  # a copy: jobs may go on with theirs
+
+
+class _Kept:
+    """A `Sink` in memory."""
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+
+    def append(self, results: Sequence[Result]) -> None:
+        """See `Sink.append`."""
+        self.results += results
+
+
+async def _ask(
+    spec: JobSpec, prepared: Prepared, row: Row, access: EndpointAccess
+) -> tuple[RowValue, list[_Sent]]:
+    sent: list[_Sent] = []
+    away: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def notice(_text: str) -> None:
+        if not away.done():
+            away.set_result(None)
+
+    policy = RetryPolicy(retries=0, timeout_s=spec.timeout_s or _REQUEST_S, pressure_limit_s=0.0)
+    async with open_session(access, policy, Tally(), notice) as (client, _):
+        recorded = client.through(lambda inner: _Recorder(inner, sent))
+        asked = asyncio.create_task(_settle(spec, prepared, row, recorded))
+        try:
+            either: set[asyncio.Future[Any]] = {asked, away}
+            await asyncio.wait(either, timeout=_ROW_S, return_when=asyncio.FIRST_COMPLETED)
+            if asked.done():
+                return asked.result(), sent
+        finally:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+    if away.done():
+        raise PlatformUnavailable(
+            f"Nobody serves at the endpoint {access.locate()}; the first row has no answer.",
+            hint="Is it up? See `domyn-swarm status`, or check --endpoint.",
+        )
+    raise JobError(
+        f"The first row did not end within {_ROW_S:g} s.",
+        hint="Give its requests a limit with --timeout, or look at what the job waits for.",
+    )
+
+
+async def _settle(spec: JobSpec, prepared: Prepared, row: Row, client: OpenAIClient) -> RowValue:
+    job, work = prepared.job, prepared.plan.work
+    job.bind(client, spec.model)
+    kept = _Kept()
+    policy = RunPolicy(
+        concurrency=1, finish_reasons=work.run_policy.finish_reasons, failure_limit=None
+    )
+    runner = Runner(
+        job.transform_items, kept, policy, encode=work.encode, tally=Tally(), events=Events()
+    )
+    await runner.run(iter([[row]]))
+    return kept.results[0].value
+
+
+# -- what is told of it ----------------------------------------------------------------------------
+
+
+def _failure(value: RowValue, key: str | None) -> RowFailure:
+    error = msgspec.json.decode(value.error, type=RowError)
+    return RowFailure(type=error.type, status=error.status, message=_without(error.message, key))
+
+
+def _shown(sent: _Sent, key: str | None) -> SentRequest:
+    return SentRequest(path=sent.path, body=_cut(sent.body, key))
+
+
+def _cut(value: Any, key: str | None) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(value, str):
+        text = _without(value, key)
+        left = len(text) - _TEXT_CHARACTERS
+        return text if left <= 0 else f"{text[:_TEXT_CHARACTERS]}… ({left} characters more)"
+    if isinstance(value, dict):
+        return {name: _cut(inner, key) for name, inner in value.items()}
+    if isinstance(value, list):
+        left = len(value) - _LIST_ITEMS
+        shown = [_cut(inner, key) for inner in value[:_LIST_ITEMS]]
+        return shown if left <= 0 else [*shown, f"… ({left} more)"]
+    return value
+
+
+def _without(text: str, key: str | None) -> str:
+    return text.replace(key, "***") if key else text
+
+
+def _estimate(
+    found: DryRun, prepared: Prepared, row: Row, sent: Sequence[_Sent]
+) -> CostEstimate | None:
+    """The row's usage times the rows left. What a row's input adds to its requests is taken from
+    the mean length of the first inputs, the rest (the system message, the template) as it is here.
+    """
+    rows = found.rows_total - (found.rows_settled or 0)
+    if not rows:
+        return None
+    compared, mean = _mean_characters(prepared.plan)
+    asked = sum(_characters(one.body) for one in sent)
+    prompt_share = 1.0
+    if asked:
+        prompt_share = max(0.0, asked - _characters(row.item) + mean) / asked
+    calls = math.ceil(rows / prepared.job.rows_per_call)
+    told = found.prompt_tokens or found.completion_tokens
+    return CostEstimate(
+        requests=calls * len(sent),
+        prompt_tokens=round(rows * found.prompt_tokens * prompt_share) if told else None,
+        completion_tokens=rows * found.completion_tokens if told else None,
+        inputs_compared=compared,
+    )
+
+
+def _mean_characters(plan: BatchPlan) -> tuple[int, float]:
+    """How many inputs were looked at, and their mean length."""
+    keys, most = plan.output.keys, min(plan.rows, _COMPARED_ROWS)
+    lengths = [
+        _characters(item)
+        for batch in plan.dataset.batches(keys.columns, limit=most)
+        for item in keys.items(batch)
+    ]
+    return len(lengths), sum(lengths) / len(lengths)
+
+
+def _characters(value: Any) -> int:  # noqa: ANN401 - JSON
+    """Those of all texts in it."""
+    if isinstance(value, str):
+        return len(value)
+    inner: Iterable[Any] = ()
+    if isinstance(value, dict):
+        inner = value.values()
+    elif isinstance(value, list | tuple):
+        inner = value
+    return sum(map(_characters, inner))
