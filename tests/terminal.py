@@ -38,6 +38,7 @@ class Terminal:
         )
         os.close(theirs)
         self._said = b""
+        self._pressed = 0  # how much it had shown when a key was pressed last
 
     def __enter__(self) -> Self:
         return self
@@ -54,8 +55,8 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """Everything it has shown, without colours and movements."""
-        return _ESCAPES.sub("", self._said.decode("utf-8", "replace"))
+        """What it has shown since a key was pressed last, without colours and movements."""
+        return _ESCAPES.sub("", self._said[self._pressed :].decode("utf-8", "replace"))
 
     def until(self, wanted: str, *, timeout_s: float = 60.0) -> None:
         """Read until it has shown this."""
@@ -66,6 +67,7 @@ class Terminal:
 
     def press(self, keys: str) -> None:
         """Type."""
+        self._pressed = len(self._said)
         os.write(self._ours, keys.encode())
 
     def ended(self, *, timeout_s: float = 60.0) -> int:

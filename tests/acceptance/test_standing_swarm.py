@@ -100,7 +100,9 @@ def test_the_keys_of_status_are_a_promise(standing: Standing) -> None:
 
 def test_nobody_is_served_without_the_key(standing: Standing) -> None:
     info = standing.cli.json("endpoint", "demo")
-    assert set(info) == {"schema_version", "name", "url", "model", "key_file"}
+    assert set(info) == {
+        *("schema_version", "name", "url", "model", "key_file", "metrics_url", "metrics_key_file"),
+    }
     key = Path(info["key_file"]).read_text(encoding="utf-8").strip()
     chat = f"{info['url']}/v1/chat/completions"
     assert call(chat) == 401
