@@ -22,7 +22,7 @@ from slurm.cluster import SlurmCluster
 def started(compute: SlurmCompute, folder: Path) -> JobHandle:
     spec = make_spec(folder, DRAINS).model_copy(update={"tag": SHARED_TAG})
     handle = compute.submit(spec)
-    until(lambda: "on" in log(handle))
+    until(lambda: "on" in log(compute, handle))
     return handle
 
 
@@ -38,7 +38,7 @@ def test_a_step_is_not_taken_for_another_of_its_number(slurm: SlurmCluster, tmp_
     endpoint, compute = start_endpoint(slurm), SlurmCompute()
     first = started(compute, tmp_path)
     kill_wrapper(first)
-    until(lambda: "drained" in log(first))
+    until(lambda: "drained" in log(compute, first))
     slurm.run("scontrol", "requeue", endpoint)
 
     def state() -> str:
