@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml, load
@@ -553,6 +553,8 @@ def test_times_that_are_none(text: str) -> None:
         },
     )
 )
+@example({"image": "\x85"})
+@example({"image": "a\u2028b\u00e9"})
 def test_what_is_dumped_is_read_back_as_the_same(
     tmp_path_factory: pytest.TempPathFactory, keys: dict[str, Any]
 ) -> None:

@@ -66,9 +66,12 @@ def load(
 
 
 def dump_yaml(config: DomynLLMSwarmConfig) -> str:
-    """The whole configuration as YAML that `load` reads back as the same."""
+    """The whole configuration as YAML that `load` reads back as the same.
+
+    In ASCII: what YAML takes for line breaks beyond those (U+0085, U+2028) would not come back.
+    """
     values = config.model_dump(mode="json", context=REVEALED)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def read_dump(path: Path) -> dict[str, Any]:
