@@ -218,54 +218,44 @@ class LeptonMount(Section):
     mount_path: str = Field(description="in the container")
 
 
-class LeptonJobConfig(Section):
-    """How jobs run in the workspace."""
+class _LeptonPlace(Section):
+    """What runs in the workspace, and where."""
 
     image: str | None = Field(None, description="container image; empty: `image` of the swarm")
+    resource_shape: str = Field(description="the machine, as the workspace names its shapes")
+    allowed_dedicated_node_groups: tuple[str, ...] = Field(
+        (), description="node groups that it may run on; empty: any"
+    )
+    allowed_nodes: tuple[str, ...] = Field((), description="nodes that it may run on; empty: any")
+    mounts: tuple[LeptonMount, ...] = Field(
+        (), description="storage to mount: [{volume: name, path: /outside, mount_path: /inside}]"
+    )
+    env: Env = Field(default_factory=dict, description="environment variables")
+    secret_env: SecretEnv = Field(
+        default_factory=dict,
+        description="environment variables from workspace secrets: {NAME: secret}",
+    )
+    image_pull_secrets: tuple[str, ...] = Field(
+        (), description="workspace secrets for pulling the image"
+    )
+
+
+class LeptonJobConfig(_LeptonPlace):
+    """How jobs run in the workspace."""
+
     resource_shape: str = Field(
         "cpu.small", description="the machine, as the workspace names its shapes"
     )
-    allowed_dedicated_node_groups: tuple[str, ...] = Field(
-        (), description="node groups that it may run on; empty: any"
-    )
-    allowed_nodes: tuple[str, ...] = Field((), description="nodes that it may run on; empty: any")
-    mounts: tuple[LeptonMount, ...] = Field(
-        (), description="storage to mount: [{path: /outside, mount_path: /inside}]"
-    )
-    env: Env = Field(default_factory=dict, description="environment variables")
-    secret_env: SecretEnv = Field(
-        default_factory=dict,
-        description="environment variables from workspace secrets: {NAME: secret}",
-    )
-    image_pull_secrets: tuple[str, ...] = Field(
-        (), description="workspace secrets for pulling the image"
-    )
 
 
-class LeptonEndpointConfig(Section):
+class LeptonEndpointConfig(_LeptonPlace):
     """How the endpoint runs in the workspace."""
 
-    image: str | None = Field(None, description="container image; empty: `image` of the swarm")
     resource_shape: str = Field(
         "gpu.8xh200", description="the machine, as the workspace names its shapes"
     )
-    allowed_dedicated_node_groups: tuple[str, ...] = Field(
-        (), description="node groups that it may run on; empty: any"
-    )
-    allowed_nodes: tuple[str, ...] = Field((), description="nodes that it may run on; empty: any")
-    mounts: tuple[LeptonMount, ...] = Field(
-        (), description="storage to mount: [{path: /outside, mount_path: /inside}]"
-    )
-    env: Env = Field(default_factory=dict, description="environment variables")
-    secret_env: SecretEnv = Field(
-        default_factory=dict,
-        description="environment variables from workspace secrets: {NAME: secret}",
-    )
     api_token_secret_name: str | None = Field(
         None, description="the workspace secret that holds the clients' key"
-    )
-    image_pull_secrets: tuple[str, ...] = Field(
-        (), description="workspace secrets for pulling the image"
     )
 
     @property
