@@ -106,7 +106,8 @@ def test_a_lost_endpoint_that_may_not_be_requeued_is_replaced_by_its_replicas(
     until(lambda: ready() == 2, 60)
     running = [one for one, state in jobs_of(slurm).items() if state == "RUNNING"]
     assert sum("_" not in one for one in running) == 1  # one successor, not one of each
-    assert SwarmService().status("demo").observed == "ready"
+    seen = SwarmService().status("demo")
+    assert (seen.observed, seen.replicas_ready) == ("ready", 2), seen.detail
 
 
 def test_a_controller_that_is_away_at_the_time_limit_loses_no_replica(

@@ -18,13 +18,15 @@ from domyn_swarm.swarm.factory import LiveSwarm
 def readiness(swarm: LiveSwarm) -> Probe:
     """Ready once the platform runs it, `min_ready` replicas report ready, and the URL answers.
 
-    A platform that was last seen to queue it is behind what the replicas and the URL say.
+    A scheduler's look may be old: where it has the swarm wait, or has lost a part that was replaced
+    since, it is behind what the replicas and the URL say.
     """
 
     def probe() -> Observation:
         platform = swarm.backend.probe(swarm.handle)
         replicas, endpoint = _replicas(swarm), _endpoint(swarm)
-        if platform.phase is Phase.QUEUED and replicas.phase is endpoint.phase is Phase.READY:
+        behind = platform.phase in (Phase.QUEUED, Phase.FAILED)
+        if behind and replicas.phase is endpoint.phase is Phase.READY:
             platform = Observation(Phase.READY)
         return all_of(
             platform=lambda: platform, replicas=lambda: replicas, endpoint=lambda: endpoint
@@ -60,15 +62,19 @@ def _replica(view: CollectorView | None, replica: int, ended: bool) -> Observati
     report = None if view is None else report_of(view, replica)
     if report is not None and report.state in FINAL_REPLICA_STATES:
         return Observation(Phase.FAILED, f"replica {replica}: {report.reason or report.state}")
+    if view is not None and report is not None and _is_ready(view, report):
+        return Observation(Phase.READY)  # its successor may be: a look at the queue can be older
     if ended:
         return Observation(Phase.FAILED, f"replica {replica}: its watchdog has ended")
     if view is None:
         return Observation(Phase.STARTING, "the collector does not answer yet")
     if report is None:
         return Observation(Phase.STARTING, f"replica {replica} has not reported yet")
-    if report.state is ReplicaState.READY and not is_stale(view, report):
-        return Observation(Phase.READY)
     return Observation(Phase.STARTING, f"replica {replica} is {report.state}")
+
+
+def _is_ready(view: CollectorView, report: ReplicaReport) -> bool:
+    return report.state is ReplicaState.READY and not is_stale(view, report)
 
 
 def report_of(view: CollectorView, replica: int) -> ReplicaReport | None:

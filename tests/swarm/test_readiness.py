@@ -1,0 +1,36 @@
+"""What a swarm is said to be, from looks of different ages."""
+
+from __future__ import annotations
+
+import pytest
+
+from domyn_swarm.backends.base import ServingHandle
+from domyn_swarm.backends.local import LocalServing
+from domyn_swarm.probing import Observation, Phase
+from domyn_swarm.swarm import factory
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from domyn_swarm.swarm.readiness import readiness
+from local_swarms import config
+
+
+class OldLook(LocalServing):
+    """A platform whose scheduler still tells of parts that were lost and replaced since."""
+
+    def probe(self, handle: ServingHandle) -> Observation:
+        return Observation(Phase.FAILED, f"{len(handle.parts)} jobs lost their nodes")
+
+    def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
+        lost = Observation(Phase.FAILED, "lost its node")
+        return {part.platform_id: lost for part in handle.parts}
+
+
+def test_what_serves_is_ready_whatever_an_old_look_says(
+    lifecycle: SwarmLifecycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm = lifecycle.up(config(replicas=2, min_ready=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(factory, "serving_backend", lambda _backend: OldLook())
+        seen = readiness(swarm)()
+        assert (seen.phase, seen.detail) == (Phase.READY, "platform")
+        swarm.paths.endpoint.unlink()  # nobody finds it: then it is as the platform says
+        assert readiness(swarm)().phase is Phase.FAILED
