@@ -33,18 +33,29 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(found["language"], title[1] if title else None, found["text"])
 
 
-def type_out(page: Path, folder: Path, environment: Mapping[str, str]) -> str:
+def type_out(
+    page: Path,
+    folder: Path,
+    environment: Mapping[str, str],
+    instead: Mapping[str, str] | None = None,
+) -> str:
     """Write the page's files into a folder and type what it tells there; everything printed.
 
-    Typing ends with the first command that fails, and that fails the test.
+    Typing ends with the first command that fails, and that fails the test. `instead` holds what
+    stands in the files for things that this machine has not.
     """
     typed = []
+    left = dict(instead or {})
     for block in blocks(page):
         if block.title:
-            (folder / block.title).write_text(block.text, encoding="utf-8")
+            text = block.text
+            for word in [one for one in left if one in text]:
+                text = text.replace(word, left.pop(word))
+            (folder / block.title).write_text(text, encoding="utf-8")
         elif block.language == "sh":
             typed.append(block.text)
     assert typed, f"{page} tells nothing to type"
+    assert not left, f"{page} has no {list(left)} any more"
     done = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", "\n".join(typed)],
         cwd=folder,

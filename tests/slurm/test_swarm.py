@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,10 +114,21 @@ def all_answered(folder: Path, rows: int) -> bool:
     return table.num_rows == rows and table.column("result").null_count == 0
 
 
+def scraped(target: Path, key: Path) -> str:
+    """The metrics of a swarm, asked for as Prometheus is told to."""
+    [group] = json.loads(target.read_text())
+    headers = {"Authorization": f"Bearer {key.read_text().strip()}"}
+    asked = urllib.request.Request(f"http://{group['targets'][0]}/metrics", headers=headers)
+    with urllib.request.urlopen(asked, timeout=10) as reply:
+        return str(reply.read().decode())
+
+
 def test_a_job_runs_through_a_swarm_and_down_leaves_nothing(
-    up: Up, slurm: SlurmCluster, tmp_path: Path
+    up: Up, slurm: SlurmCluster, swarm_home: Path, tmp_path: Path
 ) -> None:
-    service = up(replicas=5, gpus_per_replica=2, min_ready=5)
+    (textfiles := tmp_path / "textfiles").mkdir()
+    metrics = {"textfile_dir": textfiles}
+    service = up(replicas=5, gpus_per_replica=2, min_ready=5, metrics=metrics)
     assert len(jobs_of(slurm)) == 6
     seen = service.status("demo")
     assert seen.expires_at is not None
@@ -126,9 +140,23 @@ def test_a_job_runs_through_a_swarm_and_down_leaves_nothing(
     handle = jobs.submit(request(tmp_path, 300))
     assert jobs.wait(handle, timeout_s=240).status is JobStatus.SUCCEEDED
     assert all_answered(tmp_path, 300)
+    [target] = (swarm_home / "prometheus").glob("domyn-swarm-*.json")
+    told = scraped(target, swarm_home / "secrets/metrics_key").splitlines()
+    of = f'job_id="{handle.job_id}"'
+    for pattern in (
+        *(rf'domyn_swarm_replica_state{{replica="{n}",state="ready",.*}} 1.0' for n in range(5)),
+        r"domyn_swarm_replicas_serving{.*} 5.0",  # as the router has it
+        r"domyn_swarm_router_up{.*} 1.0",
+        r'domyn_swarm_router_responses_total{.*status_code="200".*} \d{3}.0',
+        rf'domyn_swarm_job_rows_done_total{{{of},.*outcome="answered".*}} 300.0',
+    ):
+        assert any(re.fullmatch(pattern, line) for line in told), (pattern, told)
+    [textfile] = textfiles.iterdir()
+    assert 'domyn_swarm_replicas_wanted{swarm="demo"} 5.0' in textfile.read_text()
     SwarmLifecycle(SwarmStore.open()).down("demo")
     assert jobs_of(slurm) == {}
     assert service.status("demo").phase is SwarmPhase.STOPPED
+    assert [*textfiles.iterdir(), *target.parent.iterdir()] == []
 
 
 def test_each_replica_has_gpus_of_its_own(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None:
