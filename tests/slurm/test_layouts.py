@@ -11,6 +11,7 @@ from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
+from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import scheduler
 from slurm.cluster import SlurmCluster
 from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, until, up
@@ -99,9 +100,22 @@ def test_packing_can_be_asked_for_and_scales_by_nodes(up: Up, slurm: SlurmCluste
     service.scale("demo", 4)
     until(lambda: ready() == 4)
     assert len(jobs_of(slurm)) == 3
-    service.scale("demo", 2)
+    replace_behind_our_back(slurm, task(slurm, 1))
+    service.scale("demo", 2)  # ends the successor, of which the last look does not know
     until(lambda: len(jobs_of(slurm)) == 2)
     assert service.status("demo").observed == "ready"
+
+
+def replace_behind_our_back(slurm: SlurmCluster, job: str) -> None:
+    """As the endpoint program replaces a task while this process' look at the queue is old."""
+    for _ in range(8):  # rarer each time that nothing has changed
+        scheduler().queue(at_most_s=0)
+    slurm.run("scancel", job)
+    until(lambda: job not in jobs_of(slurm) and ready() == 2)
+    script = SwarmPaths(Path(SwarmStore.open().swarm("demo").swarm_dir)).replica_script
+    group = job.partition("_")[2]
+    slurm.run("sbatch", f"--array={group}", str(script))
+    until(lambda: ready() == 4)  # by the collector, which looks at no queue
 
 
 def test_a_site_without_requeueing_gets_successors(
