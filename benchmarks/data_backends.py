@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -40,10 +39,10 @@ class Bench:
         with serving(self._program) as mock:
             words = [kind, mock.url, str(source), "256", *more]
             command = [sys.executable, str(HERE / "frame_run.py"), *words]
-            told = source.with_name(f"told-{os.urandom(4).hex()}.json")
-            with told.open("w") as out:
-                measured = measure(command, stdout=out, stderr=subprocess.DEVNULL)
-            assert measured.code == 0, kind
+            told, said = source.with_name("told.json"), source.with_name("said.txt")
+            with told.open("w") as out, said.open("w") as errors:
+                measured = measure(command, stdout=out, stderr=errors)
+            assert measured.code == 0, f"{kind}: {said.read_text()[-2000:]}"
             found = dict(json.loads(told.read_text()))
             found["rows_per_s"] = rows / span_s(mock)
             found["first_s"] = mock.stats()["first_at"] - found["began_at"]

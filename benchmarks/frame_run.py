@@ -8,12 +8,13 @@ of the whole `run`; CPU of this process and of those that it started. CPUS is fo
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pyarrow as pa
@@ -64,17 +65,44 @@ def _converted(frame: Any, result: Any) -> tuple[float, float]:  # noqa: ANN401 
     return into_s, time.monotonic() - began
 
 
-def _cpu_s() -> float:
-    """Of this process and all that it started, those that still run included."""
-    children = psutil.Process().children(recursive=True)
-    total = sum(os.times()[:4])
-    for child in children:
-        try:
-            times = child.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
+class Cpu:
+    """Seconds of this process and, where asked for, of all that it starts. These are looked at
+    now and then: Ray's are gone when the work is done, and nobody adds up what they took.
+    """
+
+    _EVERY_S = 0.2  # what an ended process took after the last look is lost
+
+    def __init__(self, *, of_all: bool) -> None:
+        self._of_all = of_all
+        self._took: dict[int, float] = {}
+        self._over = threading.Event()
+        self._looking = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin to look."""
+        self._note()
+        self._before = sum(self._took.values())
+        self._looking.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Look once more."""
+        self._over.set()
+        self._looking.join()
+        self._note()
+        self.seconds = sum(self._took.values()) - self._before
+
+    def _look(self) -> None:
+        while not self._over.wait(self._EVERY_S):
+            self._note()
+
+    def _note(self) -> None:
+        own = psutil.Process()
+        others = own.children(recursive=True) if self._of_all else []
+        for process in (own, *others):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                self._took[process.pid] = times.user + times.system
 
 
 def main() -> None:
@@ -87,14 +115,14 @@ def main() -> None:
     frame = _read(kind, source)
     told["read_s"] = time.monotonic() - began
     job = ChatCompletionJob(input_columns=["prompt"], max_concurrency=int(concurrency))
-    before = _cpu_s()
-    told["began_at"] = began = time.monotonic()
     root = Path(source).parent / "checkpoints"
-    result = job.run(
-        frame, endpoint=url, model="mock", progress=False, checkpoint_dir=root, tag=kind
-    )
-    told["run_s"] = time.monotonic() - began
-    told["cpu_s"] = _cpu_s() - before
+    with Cpu(of_all=kind == "ray") as cpu:
+        told["began_at"] = began = time.monotonic()
+        result = job.run(
+            frame, endpoint=url, model="mock", progress=False, checkpoint_dir=root, tag=kind
+        )
+        told["run_s"] = time.monotonic() - began
+    told["cpu_s"] = cpu.seconds
     if kind not in {"ray", "polars-lazy"}:  # those two never have all rows here
         told["into_s"], told["back_s"] = _converted(frame, result)
     print(json.dumps(told))

@@ -35,7 +35,7 @@ def connected(address: str | None) -> Iterator[None]:
 
     Raises:
         ConfigError: Ray is not installed, or the address is one for its client.
-        PlatformError: nothing answers there.
+        PlatformError: nothing answers there, or none can be started here.
     """
     ray = _ray()
     if ray.is_initialized():
@@ -52,15 +52,26 @@ def connected(address: str | None) -> Iterator[None]:
             namespace="domyn-swarm",
             **({"include_dashboard": False} if where == "local" else {}),
         )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise PlatformError(
-            f"There is no Ray cluster at {where}: {str(error).splitlines()[0]}",
-            hint="See `ray status`; give --ray-address auto, or host:port.",
-        ) from error
+    except Exception as error:  # Ray has a bare one for a node that takes too long to start
+        raise _no_cluster(where, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_cluster(where: str, error: Exception) -> PlatformError:
+    told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if where == "local":
+        return PlatformError(
+            f"Ray cannot start a cluster on this machine: {told}",
+            hint="Ray gives it 30 s. On a machine too busy for that, start one beforehand "
+            "(ray start --head) and give --ray-address auto.",
+        )
+    return PlatformError(
+        f"There is no Ray cluster at {where}: {told}",
+        hint="See `ray status`; give --ray-address auto, or host:port.",
+    )
 
 
 def _ray() -> Any:  # noqa: ANN401 - the module, which has no types
