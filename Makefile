@@ -23,7 +23,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-slow test-vllm test-lepton check golden docs docs-serve bench bench-data clean slurm-packages monitoring-packages slurm-up slurm-down
+.PHONY: help setup quickstart test test-slow test-vllm test-lepton check golden docs docs-serve bench bench-data clean slurm-packages monitoring-packages shell-packages slurm-up slurm-down
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -46,7 +46,7 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
 
-test: $(READY) slurm-packages monitoring-packages
+test: $(READY) slurm-packages monitoring-packages shell-packages
 	$(BIN)/pytest
 
 test-slow: $(READY) slurm-packages
@@ -85,6 +85,9 @@ slurm-packages:
 
 monitoring-packages:
 	@sh tests/monitoring/install.sh
+
+shell-packages:
+	@sh tests/cli/install.sh
 
 slurm-up: $(READY) slurm-packages
 	@cd tests && ../$(BIN)/python -m slurm.cluster up $(if $(NET),--net) $(SLURM_FOLDER)

@@ -168,16 +168,6 @@ def test_a_bug_shows_its_traceback_and_exits_70(tmp_path: Path) -> None:
     assert "Traceback" in done.stderr
 
 
-def test_completion_offers_nothing_and_creates_nothing_in_an_empty_home(swarm_home: Path) -> None:
-    done = run(
-        _DOMYN_SWARM_COMPLETE="complete_bash",
-        COMP_WORDS="domyn-swarm status ",
-        COMP_CWORD="2",
-    )
-    assert done.stdout.strip() == ""
-    assert not swarm_home.exists()
-
-
 def test_the_two_names_are_one_program() -> None:
     short = Path(sys.executable).with_name("dswarm")
     done = subprocess.run([short, "--help"], capture_output=True, text=True, check=True)

@@ -8,9 +8,7 @@ import sys
 
 import pytest
 
-import command_line
-from domyn_swarm.model import JobStatus, utc_now
-from domyn_swarm.state import JobRecord, SwarmStore
+from domyn_swarm.state import SwarmStore
 
 NEVER = {
     *("alembic", "numpy", "pyarrow", "pandas", "polars", "ray", "fsspec", "jinja2", "aiohttp"),
@@ -50,26 +48,3 @@ def test_a_command_that_reads_the_state_imports_what_it_needs(
     )
     imported = set(json.loads(done.stderr[done.stderr.rindex("[") :]))
     assert imported & (NEVER | more) == set()
-
-
-def test_job_ids_are_completed_in_a_shell() -> None:
-    for job_id in ("20260101-a", "20260102-b"):
-        SwarmStore.open().create_job(
-            JobRecord(
-                job_id=job_id,
-                name="n",
-                swarm=None,
-                platform="local",
-                status=JobStatus.SUCCEEDED,
-                job_dir="/x",
-                input="i",
-                output="o",
-                submitted_at=utc_now(),
-            )
-        )
-    script = (
-        f'_DOMYN_SWARM_COMPLETE=complete_bash COMP_WORDS="domyn-swarm job status 2026" '
-        f'COMP_CWORD=3 "{command_line.PROGRAM}"'
-    )
-    told = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["20260102-b", "20260101-a"]

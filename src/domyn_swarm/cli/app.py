@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from domyn_swarm.cli import completion
+from domyn_swarm.cli.completion import InstallOption, ShowOption
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.lazy import Entry, root_group
 from domyn_swarm.errors import EXIT_BUG, EXIT_INTERRUPTED, SwarmError
@@ -78,6 +80,7 @@ app = typer.Typer(
     help="Replicas of an LLM server behind one endpoint, and resumable batch jobs through it.",
     epilog="First steps: domyn-swarm init config --output swarm.yaml; domyn-swarm up -c swarm.yaml",
     no_args_is_help=True,
+    add_completion=False,  # ours are options of the root
     rich_markup_mode=None,  # Rich costs more than the whole rest of --help
     pretty_exceptions_enable=False,
 )
@@ -96,6 +99,8 @@ def _root(
         LogFormat | None,
         typer.Option("--log-format", help="How lines of the log look on stderr; text by default."),
     ] = None,
+    install_completion: InstallOption = None,  # noqa: ARG001 - its callback does it
+    show_completion: ShowOption = None,  # noqa: ARG001 - as above
 ) -> None:
     if log_format is not None:
         os.environ[FORMAT_VARIABLE] = log_format.value  # what is started here writes so, too
@@ -108,6 +113,7 @@ def main() -> None:
 
     try:
         load_dotenv()
+        completion.prepare()
         app()
     except SwarmError as error:
         say(f"error: {error.message}")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from domyn_swarm.cli.completion import with_shell
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -36,6 +38,9 @@ def root_group(entries: Iterable[Entry]) -> type[TyperGroup]:
             super().__init__(**attributes)
             for name, purpose in purposes.items():
                 self.add_command(TyperCommand(name, help=purpose, rich_markup_mode=None))
+
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Typer's
+            return super().parse_args(ctx, with_shell(args))
 
         def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - Typer's
             name, command, rest = super().resolve_command(ctx, args)

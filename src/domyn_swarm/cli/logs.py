@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from domyn_swarm.cli.options import complete_swarm
+from domyn_swarm.cli import candidates
 
 FollowOption = Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows.")]
 LinesOption = Annotated[
@@ -17,7 +17,7 @@ LinesOption = Annotated[
 
 
 def logs(
-    name: Annotated[str, typer.Argument(help="The swarm.", autocompletion=complete_swarm)],
+    name: Annotated[str, typer.Argument(help="The swarm.", autocompletion=candidates.swarms)],
     replica: Annotated[
         int | None, typer.Argument(min=0, help="One replica; all when left out.")
     ] = None,
@@ -25,7 +25,15 @@ def logs(
         bool, typer.Option("--endpoint", help="The endpoint's log: router and collector.")
     ] = False,
     of_watchdog: Annotated[bool, typer.Option("--watchdog", help="The watchdogs' logs.")] = False,
-    job: Annotated[str | None, typer.Option("--job", metavar="ID", help="A job's log.")] = None,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            "--job",
+            metavar="ID",
+            help="A job's log.",
+            autocompletion=candidates.jobs_of_swarm,
+        ),
+    ] = None,
     follow: FollowOption = False,
     last_lines: LinesOption = 200,
 ) -> None:

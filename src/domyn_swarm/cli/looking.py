@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
+from domyn_swarm.cli import candidates
 from domyn_swarm.cli.options import (
     Format,
     FormatOption,
     JsonOption,
     YamlOption,
     chosen_format,
-    complete_swarm,
 )
 from domyn_swarm.cli.watching import EveryOption, WatchOption
 
@@ -21,7 +21,7 @@ NameArgument = Annotated[
     typer.Argument(
         metavar="[NAME]",
         help="The swarm; may be left out when only one is live.",
-        autocompletion=complete_swarm,
+        autocompletion=candidates.swarms,
     ),
 ]
 
@@ -98,7 +98,7 @@ def list_swarms(
 
 
 def endpoint(
-    name: Annotated[str, typer.Argument(help="The swarm.", autocompletion=complete_swarm)],
+    name: Annotated[str, typer.Argument(help="The swarm.", autocompletion=candidates.swarms)],
     env: Annotated[
         bool, typer.Option("--env", help="Print exports for curl and the OpenAI clients.")
     ] = False,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from domyn_swarm.cli import candidates
+
 if TYPE_CHECKING:
     from domyn_swarm.model import JobHandle
     from domyn_swarm.planning.resources import JobResources
@@ -50,38 +52,13 @@ ConfigOption = Annotated[
 ]
 
 
-def complete_swarm(incomplete: str) -> list[str]:
-    """Names of the live swarms that begin so, for shell completion; nothing is created."""
-    from domyn_swarm.paths import database_path
-
-    if not database_path().exists():
-        return []
-    from domyn_swarm.services.swarms import SwarmService
-
-    return [
-        seen.name for seen in SwarmService().list(probe=False) if seen.name.startswith(incomplete)
-    ]
-
-
-def complete_job(incomplete: str) -> list[str]:
-    """Ids of the jobs that begin so, the newest first, for shell completion; nothing is created."""
-    from domyn_swarm.paths import database_path
-
-    if not database_path().exists():
-        return []
-    from domyn_swarm.state import SwarmStore
-
-    ids = [job.job_id for job in SwarmStore.open().jobs()]
-    return [job_id for job_id in reversed(ids) if job_id.startswith(incomplete)]
-
-
 SwarmOption = Annotated[
     str | None,
     typer.Option(
         "--name",
         metavar="SWARM",
         help="The swarm; may be left out when only one is live.",
-        autocompletion=complete_swarm,
+        autocompletion=candidates.swarms,
     ),
 ]
 
@@ -91,11 +68,17 @@ RefArgument = Annotated[
     typer.Argument(
         metavar="[JOB]",
         help="The job's id, or its external id.",
-        autocompletion=complete_job,
+        autocompletion=candidates.jobs,
     ),
 ]
 ExternalIdOption = Annotated[
-    str | None, typer.Option("--external-id", metavar="ID", help="The id you gave the job.")
+    str | None,
+    typer.Option(
+        "--external-id",
+        metavar="ID",
+        help="The id you gave the job.",
+        autocompletion=candidates.external_ids,
+    ),
 ]
 HandleOption = Annotated[
     str | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from domyn_swarm.cli import candidates
 from domyn_swarm.cli.console import confirm, interactive, say
 from domyn_swarm.cli.logs import logs
 from domyn_swarm.cli.looking import describe, list_swarms
@@ -17,7 +18,6 @@ from domyn_swarm.cli.options import (
     JsonOption,
     YamlOption,
     chosen_format,
-    complete_swarm,
     swarm_name,
 )
 from domyn_swarm.errors import EXIT_INTERRUPTED, PlatformError, SwarmNotFound
@@ -120,7 +120,7 @@ def _down_quietly(name: str) -> None:
 
 def down(
     names: Annotated[
-        list[str] | None, typer.Argument(help="The swarms.", autocompletion=complete_swarm)
+        list[str] | None, typer.Argument(help="The swarms.", autocompletion=candidates.swarms)
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every live swarm.")] = False,
     config: ConfigOption = None,
@@ -158,7 +158,7 @@ def down(
 
 def scale(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The swarm.", autocompletion=complete_swarm)
+        str, typer.Argument(metavar="NAME", help="The swarm.", autocompletion=candidates.swarms)
     ],
     replicas: Annotated[int, typer.Argument(min=1, metavar="N", help="How many it shall run.")],
     output: FormatOption = Format.TABLE,

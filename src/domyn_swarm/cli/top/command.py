@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from domyn_swarm.cli import candidates
 from domyn_swarm.cli.console import interactive
-from domyn_swarm.cli.options import complete_swarm
 from domyn_swarm.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ def top(
         typer.Argument(
             metavar="[NAME]",
             help="The swarm; may be left out when only one is live.",
-            autocompletion=complete_swarm,
+            autocompletion=candidates.swarms,
         ),
     ] = None,
     every: Annotated[
