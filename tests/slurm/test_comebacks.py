@@ -22,6 +22,8 @@ from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, un
 
 __all__ = ["up"]  # a fixture
 
+ENDPOINT = "domyn_swarm.backends.endpoint"
+
 
 def endpoint_job(slurm: SlurmCluster) -> str:
     return next((one for one in jobs_of(slurm) if "_" not in one), "")
@@ -36,7 +38,12 @@ def swarm_paths() -> SwarmPaths:
 
 
 def program(module: str, job: str) -> psutil.Process:
-    """Our program that runs in one of Slurm's jobs or tasks."""
+    """Our program in one of Slurm's jobs or tasks, once it runs."""
+    found: psutil.Process = until(lambda: _program(module, job))
+    return found
+
+
+def _program(module: str, job: str) -> psutil.Process | None:
     number, _, index = job.partition("_")
     for process in psutil.process_iter():
         try:
@@ -48,7 +55,7 @@ def program(module: str, job: str) -> psutil.Process:
         own = told.get("SLURM_ARRAY_JOB_ID", told.get("SLURM_JOB_ID"))
         if own == number and told.get("SLURM_ARRAY_TASK_ID", "") == index:
             return process
-    raise AssertionError(f"no {module} in {job}")
+    return None
 
 
 def test_an_endpoint_that_is_killed_starts_again_in_its_job(
@@ -59,13 +66,34 @@ def test_an_endpoint_that_is_killed_starts_again_in_its_job(
     handle = jobs.submit(request(tmp_path, 800))
     until(lambda: jobs.status(handle).rows_done > 50)
     job = endpoint_job(slurm)
-    os.kill(program("domyn_swarm.backends.endpoint", job).pid, signal.SIGKILL)
+    os.kill(program(ENDPOINT, job).pid, signal.SIGKILL)
     ended = jobs.wait(handle, timeout_s=240)
     assert (ended.status, ended.rows_failed) == (JobStatus.SUCCEEDED, 0)
     assert all_answered(tmp_path, 800)
     assert endpoint_job(slurm) == job
     until(lambda: ready() == 2)
     assert "the endpoint died (code 137)" in swarm_paths().endpoint_log.read_text()
+
+
+def test_an_endpoint_whose_job_fails_is_brought_back_a_few_times(
+    up: Up, slurm: SlurmCluster
+) -> None:
+    up(min_ready=2)
+    paths = swarm_paths()
+    for earlier in (0, 2):
+        for number in range(earlier):
+            write_private(paths.endpoint_successor(f"earlier-{number}"), "FAILED")
+        job = endpoint_job(slurm)
+        os.kill(program("domyn_swarm.backends.slurm.endpoint_task", job).pid, signal.SIGKILL)
+        until(lambda job=job: job not in jobs_of(slurm) and not _program(ENDPOINT, job))
+        LostEndpoint(paths, gone_s=0).look()  # as the replicas' tasks do after 20 s
+        if earlier:  # the third within an hour had a successor
+            assert endpoint_job(slurm) == ""
+            os.utime(paths.endpoint_successor("earlier-0"), (0, 0))
+            LostEndpoint(paths, gone_s=0).look()
+        assert endpoint_job(slurm) not in ("", job)
+        until(paths.endpoint.exists)
+    until(lambda: SwarmService().status("demo").observed == "ready")
 
 
 def test_where_slurm_refuses_to_requeue_there_is_a_successor(up: Up, slurm: SlurmCluster) -> None:

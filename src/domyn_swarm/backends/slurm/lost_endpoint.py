@@ -1,4 +1,5 @@
-"""Brings back an endpoint that Slurm does not: with `requeue: false`, or where it refuses to.
+"""Brings back an endpoint that Slurm does not: with `requeue: false`, or where it refuses to; and
+one whose job failed, a few times: what is wrong may be its node, or be wrong everywhere.
 
 The replicas' tasks look for it: who else still runs then? The first to claim a lost endpoint
 submits its successor, and no other.
@@ -29,6 +30,9 @@ _CONNECT_S = 3.0
 _GONE_S = 20.0  # not reached for so long; Slurm acts itself where it may
 _ASK_S = 30.0  # then Slurm is asked, ever more seldom: an endpoint may wait for its turn for hours
 _ASK_MAX_S = 600.0
+_FAILED = frozenset({"FAILED", "OUT_OF_MEMORY"})  # one that ends on purpose is COMPLETED, CANCELLED
+_MOST_FAILURES = 3
+_FAILURES_COUNT_S = 3600.0
 
 
 class LostEndpoint:
@@ -75,17 +79,30 @@ class LostEndpoint:
         tag = EndpointSpec.model_validate_json(self._paths.endpoint_spec.read_text()).tag
         slurm = Slurm()
         seen = [one.job for one in tagged(slurm.queue().values(), tag) if one.kind == "endpoint"]
-        if not seen or any(not job.over for job in seen) or seen[-1].state not in LOST:
+        if not seen or any(not job.over for job in seen):
             return
-        self._succeed(slurm, seen[-1])
+        last = seen[-1]
+        if last.state in LOST or (last.state in _FAILED and self._failures() < _MOST_FAILURES):
+            self._succeed(slurm, last)
+
+    def _failures(self) -> int:
+        """How many that failed have had successors lately."""
+        pattern = self._paths.endpoint_successor("*")
+        since = time.time() - _FAILURES_COUNT_S
+        return sum(
+            claim.read_text() in _FAILED and claim.stat().st_mtime > since
+            for claim in pattern.parent.glob(pattern.name)
+        )
 
     def _succeed(self, slurm: Slurm, lost: SlurmJob) -> None:
         claim = self._paths.endpoint_successor(lost.id)
         try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         except FileExistsError:
             return
-        _log.warning("the endpoint's job %s is lost: it %s", lost.id, lost.observation.detail)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(lost.state)
+        _log.warning("the endpoint's job %s is gone: it %s", lost.id, lost.observation.detail)
         try:
             _log.info("its successor is %s", slurm.submit(self._paths.endpoint_script))
         except PlatformError:  # another time, whoever it is
