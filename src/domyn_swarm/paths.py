@@ -259,6 +259,11 @@ class SwarmPaths:
         """Left by a replica that ended for its time limit alone: it wants a successor."""
         return self.root / "serving" / "expired" / str(replica)
 
+    @property
+    def endpoint_leaves(self) -> Path:
+        """The job of an endpoint whose time is up: what begins in its allocation ends with it."""
+        return self.root / "serving" / "endpoint-leaves"
+
     def endpoint_successor(self, job: str) -> Path:
         """The claim of the one who submits the successor of an endpoint's job that was lost."""
         return self.root / "serving" / f"successor-of-{job}"

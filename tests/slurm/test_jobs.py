@@ -245,21 +245,19 @@ def test_a_step_ends_with_the_endpoint_and_loses_nothing(
     ended = jobs.wait(handle, timeout_s=240).status
     assert ended is (JobStatus.TIMED_OUT if event == "moves" else JobStatus.CANCELLED)
     until(lambda: jobs_of(slurm).get(endpoint_job(slurm)) == "RUNNING")
-    until(lambda: _resumed(jobs, handle))
-    again = jobs.wait(jobs.list()[-1].job_id, timeout_s=240)
-    assert again.status is JobStatus.SUCCEEDED
+    again = jobs.wait(until(lambda: _resumed(jobs, handle)), timeout_s=240)
+    assert again.status is JobStatus.SUCCEEDED, again.message
     assert again.account is not None
     assert again.account.rows_answered == 1500
     assert again.account.requests <= 1500 + 2 * 16  # those in flight, at most
     assert all_answered(tmp_path, 1500)
 
 
-def _resumed(jobs: JobService, handle: JobHandle) -> bool:
+def _resumed(jobs: JobService, handle: JobHandle) -> JobHandle | None:
     try:
-        jobs.resume(handle)
+        return jobs.resume(handle)
     except SwarmError:  # the endpoint is not back yet
-        return False
-    return True
+        return None
 
 
 FAILING = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
+import pytest
 
 from conformance.test_compute import (
     DRAINS,
@@ -15,7 +16,9 @@ from conformance.test_compute import (
     until,
 )
 from domyn_swarm.backends.slurm import SlurmCompute
+from domyn_swarm.errors import PlatformUnavailable
 from domyn_swarm.model import JobHandle, JobStatus
+from domyn_swarm.paths import SwarmPaths
 from slurm.cluster import SlurmCluster
 
 
@@ -32,6 +35,21 @@ def kill_wrapper(handle: JobHandle) -> None:
         words = process.info["cmdline"] or []
         if "domyn_swarm.backends.exit_wrapper" in words and handle.exit_path in words:
             process.kill()
+
+
+def test_no_step_begins_in_an_allocation_that_is_about_to_end(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    endpoint, compute = start_endpoint(slurm), SlurmCompute()
+    spec = make_spec(tmp_path, DRAINS).model_copy(update={"tag": SHARED_TAG})
+    leaves = SwarmPaths(Path(spec.job_dir).parents[1]).endpoint_leaves
+    leaves.parent.mkdir(parents=True)
+    leaves.write_text(endpoint)
+    with pytest.raises(PlatformUnavailable, match="has reached its time limit") as refused:
+        compute.submit(spec)
+    assert "--placement job" in refused.value.hint
+    leaves.write_text("1")  # the one before
+    compute.check(spec)
 
 
 def test_a_step_is_not_taken_for_another_of_its_number(slurm: SlurmCluster, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from domyn_swarm.backends.slurm.layout import JOB_PREFIX, slurm_config
 from domyn_swarm.backends.slurm.task import Child, Task, come_back, node_address
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import configure, get_logger
-from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.plan import DeploymentPlan
 
 _log = get_logger(__name__)
@@ -39,7 +39,8 @@ def main(swarm_dir: str) -> int:
     paths = SwarmPaths(Path(swarm_dir))
     plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
     job = os.environ["SLURM_JOB_ID"]
-    task = Task(before_end=lambda: _end_jobs(job))
+    paths.endpoint_leaves.unlink(missing_ok=True)  # of its run before, if that was in this job
+    task = Task(before_end=lambda: _end_jobs(job, paths))
     command = [sys.executable, "-m", "domyn_swarm.backends.endpoint", str(paths.root), "slurm"]
     child = Child(command, {ADDRESS_VARIABLE: node_address()}, sys.stderr.buffer)
     code = _keep_running(task, child)
@@ -74,12 +75,13 @@ def _keep_running(task: Task, child: Child) -> int:
         backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
 
 
-def _end_jobs(endpoint: str) -> None:
+def _end_jobs(endpoint: str, paths: SwarmPaths) -> None:
     """Tell the jobs in this allocation, which end with it, that their time is up, while what they
     have in flight can still be answered.
     """
     slurm = Slurm()
     try:
+        write_private(paths.endpoint_leaves, endpoint)  # from now on none begins
         slurm.signal_steps(endpoint, "USR1")
         deadline = time.monotonic() + _JOBS_END_S
         while time.monotonic() < deadline and any(
@@ -87,8 +89,8 @@ def _end_jobs(endpoint: str) -> None:
             for step, job in slurm.steps().items()
         ):
             time.sleep(1.0)
-    except PlatformError as error:
-        _log.warning("jobs of this allocation were not told that it ends: %s", error.message)
+    except (PlatformError, OSError) as error:
+        _log.warning("jobs of this allocation were not told that it ends: %s", error)
 
 
 if __name__ == "__main__":

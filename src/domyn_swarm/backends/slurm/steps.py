@@ -18,7 +18,7 @@ from domyn_swarm.backends.slurm.layout import job_name, step_script
 from domyn_swarm.backends.slurm.states import Allocation
 from domyn_swarm.backends.slurm.tagged import tagged
 from domyn_swarm.errors import ConfigError, PlatformUnavailable, SubmitRejected
-from domyn_swarm.paths import JobPaths, private_dir, write_private
+from domyn_swarm.paths import JobPaths, SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.resources import SrunResources
 
 _START_S = 60.0
@@ -107,9 +107,20 @@ class Steps:
         jobs = tagged(self._slurm.queue(at_most_s=0.0).values(), spec.tag or "-")
         for one in reversed(jobs):  # an older one may still be completing
             if one.kind == "endpoint" and one.job.state == "RUNNING":
+                _refuse_leaving(one.job.id, spec)
                 return one.job.id
         raise PlatformUnavailable(
             "The endpoint's job does not run now, so no job can share its allocation.",
+            hint="Wait for it (`domyn-swarm status`), or use --placement job.",
+        )
+
+
+def _refuse_leaving(endpoint: str, spec: ComputeSpec) -> None:
+    leaves = SwarmPaths(Path(spec.job_dir).parents[1]).endpoint_leaves
+    if leaves.exists() and leaves.read_text() == endpoint:
+        raise PlatformUnavailable(
+            "The endpoint's job has reached its time limit and comes back elsewhere: a job that "
+            "begins in its allocation would end with it.",
             hint="Wait for it (`domyn-swarm status`), or use --placement job.",
         )
 
