@@ -74,15 +74,18 @@ def test_the_doctor_knows_accounts_and_qos(accounted: SlurmCluster, tmp_path: Pa
         assert done.returncode == 0, done.stderr + done.stdout
     path = tmp_path / "swarm.yaml"
 
-    def checks(account: str, qos: str) -> dict[str, tuple[str, str]]:
-        path.write_text(dump_yaml(config(backend={"account": account, "qos": qos})))
+    def checks(account: str, qos: str, endpoint_qos: str) -> dict[str, tuple[str, str]]:
+        backend = {"account": account, "qos": qos, "endpoint": {"qos": endpoint_qos}}
+        path.write_text(dump_yaml(config(backend=backend)))
         return {one.name: (one.status, str(one.fix)) for one in examine(path).checks}
 
-    good = checks("research", "patient")
-    assert good["accounting"][0] == good["backend.account"][0] == good["backend.qos"][0] == "ok"
-    wrong = checks("reserch", "hasty")
+    good = checks("research", "patient", "normal")
+    asked = ("accounting", "backend.account", "backend.qos", "backend.endpoint.qos")
+    assert [good[name][0] for name in asked] == ["ok"] * 4
+    wrong = checks("reserch", "hasty", "lazy")
     assert wrong["backend.account"] == ("failed", "Choose one of: research")
     assert wrong["backend.qos"] == ("failed", "Choose one of: normal, patient")
+    assert wrong["backend.endpoint.qos"] == ("failed", "Choose one of: normal, patient")
 
 
 def test_a_step_is_accounted_under_its_own_name(accounted: SlurmCluster, tmp_path: Path) -> None:

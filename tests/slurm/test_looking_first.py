@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from command_line import PROGRAM
+from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.config import dump_yaml
 from domyn_swarm.errors import LaunchError, SubmitRejected
 from domyn_swarm.services.doctor import examine
@@ -116,6 +118,32 @@ def test_doctor_names_each_problem_and_its_fix(slurm: SlurmCluster, tmp_path: Pa
     )
     assert done.returncode == 4
     assert "there is no 'nowhere'" in done.stdout
+
+
+def test_doctor_knows_each_of_several_partitions(slurm: SlurmCluster, tmp_path: Path) -> None:
+    several = {"partition": "whole,main", "endpoint": {"partition": "urgent,main"}}
+    seen = found(written(tmp_path, gpus_per_replica=2, backend=several))
+    assert seen["backend.partition"] == seen["backend.endpoint.partition"] == "ok"
+    assert seen["rehearsal"] == "ok"
+    assert not Slurm().gives_whole_nodes("whole,main")  # it may come to either
+    several["partition"] = "main,nowhere"
+    wrong = [one for one in examine(written(tmp_path, backend=several)).checks if one.fix]
+    told = {one.name: one.detail for one in wrong if one.status == "failed"}
+    assert told["backend.partition"] == "there is no 'nowhere'"
+    assert "backend.endpoint.partition" not in told
+
+
+def test_doctor_warns_where_nothing_keeps_accounts(
+    slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (few := tmp_path / "bin").mkdir()
+    for name in ("sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo"):
+        (few / name).symlink_to(str(shutil.which(name)))
+    path = written(tmp_path)
+    monkeypatch.setenv("PATH", str(few))
+    seen = found(path)
+    assert (seen["commands"], seen["accounting"]) == ("ok", "warning")
+    assert "failed" not in seen.values()
 
 
 def test_doctor_away_from_slurm(
