@@ -60,6 +60,17 @@ def test_a_dataset_comes_back_as_one_in_order(
     assert sum(server.asked.values()) == rows
 
 
+def test_blocks_that_lost_all_their_rows_are_left_out(asked: Callable[..., Any]) -> None:
+    """As a filter leaves them: without columns too."""
+
+    def odd(row: dict[str, Any]) -> list[dict[str, Any]]:
+        return [row] if row["n"] // 10 % 2 else []
+
+    assert asked(dataset(40, blocks=4).flat_map(odd)).take_all() == [
+        row for row in expected(40) if odd(row)
+    ]
+
+
 def test_results_lie_on_the_nodes(asked: Callable[..., Any]) -> None:
     out = asked(dataset(200, blocks=4))
     assert len(out.to_arrow_refs()) == 4

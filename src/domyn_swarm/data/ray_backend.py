@@ -195,7 +195,8 @@ def blocks_of(frame: ray.data.Dataset) -> RayBlocks:
         facts = ray.get([look.remote(ref) for ref in refs])
     blocks, first = [], 0
     for ref, (rows, _) in zip(refs, facts, strict=True):
-        blocks.append(RayBlock(ref, rows, first))
+        if rows:  # a block that a filter emptied has lost its columns too
+            blocks.append(RayBlock(ref, rows, first))
         first += rows
     filled = [schema for rows, schema in facts if rows] or [schema for _, schema in facts]
     try:
