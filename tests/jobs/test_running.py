@@ -295,6 +295,31 @@ def test_interrupted_or_killed_it_goes_on_where_it_was(
     assert asked_twice <= (0 if blow is signal.SIGINT else 4)
 
 
+THREADS = """
+import asyncio, sys
+import pyarrow as pa
+from domyn_swarm.jobs import ChatCompletionJob
+
+table = pa.table({"prompt": [f"p{n}" for n in range(50)]})
+one = ChatCompletionJob(input_columns=["prompt"], output_columns=["answer"])
+where = {"endpoint": sys.argv[1], "model": "m", "api_key": "the-key", "checkpoint": False}
+
+async def several():
+    for _ in range(4):
+        one.run(table, **where, progress=False)
+
+asyncio.run(several())
+"""
+
+
+def test_a_process_that_lives_on_may_run_as_often_as_it_likes(server: ModelServer) -> None:
+    """Each run has a thread of its own, as in a notebook; what the first loads outlives it."""
+    for _ in range(2):
+        command = [sys.executable, "-c", THREADS, server.url]
+        subprocess.run(command, capture_output=True, timeout=120, check=True)
+    assert set(server.asked.values()) == {8}
+
+
 def test_a_lazy_frame_of_results_is_read_from_the_checkpoint(
     asked: Callable[..., Any], swarm_home: Path
 ) -> None:

@@ -6,8 +6,12 @@ its wheel is missing. Both sit behind `HttpClient` and behave alike.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import NamedTuple, Protocol
 
@@ -58,8 +62,32 @@ def open_client(key: str | None, *, use_proxy: bool) -> HttpClient:
     if key:
         headers["authorization"] = f"Bearer {key}"
     if importlib.util.find_spec("pyreqwest") is not None:
+        _load_to_stay("pyreqwest.client")
         return ReqwestClient(headers, use_proxy=use_proxy)
     return AiohttpClient(headers, use_proxy=use_proxy)
+
+
+def _load_to_stay(module: str) -> None:
+    """Import a module in a thread that does not end before the process does.
+
+    pyreqwest's allocator (mimalloc 3.3) takes the thread that loads it for the process's main
+    one: once that has ended, it crashes in whichever thread gets its id next. Jobs in a notebook
+    run in a thread each, and would take the kernel with them on the second run.
+    """
+    if module in sys.modules or threading.current_thread() is threading.main_thread():
+        importlib.import_module(module)
+        return
+    loaded: Future[object] = Future()
+
+    def load() -> None:
+        try:
+            loaded.set_result(importlib.import_module(module))
+        except BaseException as error:  # noqa: BLE001 - raised by whoever waits
+            loaded.set_exception(error)
+        threading.Event().wait()
+
+    threading.Thread(target=load, name=f"loaded {module}", daemon=True).start()
+    loaded.result()
 
 
 def parse_retry_after(value: str | None) -> float | None:

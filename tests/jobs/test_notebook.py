@@ -1,0 +1,94 @@
+"""A job in the cells of a real notebook kernel: interrupted, it keeps what it has and goes on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import KernelManager, start_new_kernel
+
+from model_server import Answer, ModelServer
+
+_PATIENCE_S = 120.0
+
+FRAME = """
+import pandas as pd
+from domyn_swarm.jobs import ChatCompletionJob
+
+frame = pd.DataFrame({"prompt": [f"p{n}" for n in range(300)]})
+one = ChatCompletionJob(input_columns=["prompt"], output_columns=["answer"], max_concurrency=4)
+"""
+WHERE = 'frame, endpoint=URL, model="m", api_key="the-key", progress=False'
+CELLS = {
+    f"out = one.run({WHERE})": "KeyboardInterrupt",
+    f"out = await one.arun({WHERE})": "CancelledError",  # so the kernel ends what is awaited
+}
+
+
+class Notebook:
+    """A kernel, and what its cells say."""
+
+    def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
+        self.manager = manager
+        self._client = client
+        self.printed = ""
+
+    def run(self, cell: str, meanwhile: Callable[[], None] | None = None) -> dict[str, Any]:
+        """The reply to a cell; `meanwhile` happens once it has begun."""
+        number = self._client.execute(cell)
+        if meanwhile is not None:
+            meanwhile()
+        deadline = time.monotonic() + _PATIENCE_S
+        while (left := deadline - time.monotonic()) > 0:
+            reply = self._client.get_shell_msg(timeout=left)
+            if reply["parent_header"]["msg_id"] == number:
+                return dict(reply["content"])
+        raise TimeoutError(cell)
+
+    def value(self, expression: str) -> str:
+        """What an expression is, as Python writes it."""
+        asked = {"value": expression}
+        reply = self._client.execute(
+            "", user_expressions=asked, reply=True, timeout=_PATIENCE_S, silent=True
+        )
+        return str(reply["content"]["user_expressions"]["value"]["data"]["text/plain"])
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> Iterator[Notebook]:
+    folders = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")
+    env = {**os.environ, **{name: str(tmp_path / name.lower()) for name in folders}}
+    manager, client = start_new_kernel(startup_timeout=_PATIENCE_S, env=env, cwd=str(tmp_path))
+    try:
+        yield Notebook(manager, client)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.parametrize(("cell", "ended_by"), CELLS.items(), ids=["run", "arun"])
+def test_an_interrupted_cell_keeps_its_rows_and_goes_on_when_run_again(
+    notebook: Notebook, server: ModelServer, cell: str, ended_by: str
+) -> None:
+    server.behave = lambda _prompt, _nth: Answer(delay_s=0.03)
+    assert notebook.run(f"URL = {server.url!r}\n{FRAME}")["status"] == "ok"
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while sum(server.answered.values()) < 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        notebook.manager.interrupt_kernel()
+
+    reply = notebook.run(cell, interrupt)
+    assert (reply["status"], reply["ename"]) == ("error", ended_by)
+    assert 20 <= sum(server.answered.values()) < 300
+    server.behave = lambda _prompt, _nth: Answer()
+    assert notebook.run(cell)["status"] == "ok"
+    answers = " ".join(f"P{n}" for n in range(300))
+    assert notebook.value("' '.join(out['answer'])") == repr(answers)
+    assert set(server.asked.values()) == {1}
