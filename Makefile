@@ -46,8 +46,11 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
 
+# Tests on the Slurm cluster wait for it most of the time: two processes, each with a cluster.
+EVERY_TIME := not slow and not vllm
 test: $(READY) slurm-packages monitoring-packages shell-packages
-	$(BIN)/pytest
+	$(BIN)/pytest -m "cluster and $(EVERY_TIME)" -n 2 --dist worksteal
+	$(BIN)/pytest -m "not cluster and $(EVERY_TIME)"
 
 test-slow: $(READY) slurm-packages
 	$(BIN)/pytest -s -m slow

@@ -28,8 +28,10 @@ PATIENCE_S = 420
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        waits = "slurm" in getattr(item, "fixturenames", ())
-        if waits and item.get_closest_marker("timeout") is None:
+        if "slurm" not in getattr(item, "fixturenames", ()) and "[slurm" not in item.name:
+            continue
+        item.add_marker(pytest.mark.cluster)
+        if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(PATIENCE_S))
 
 

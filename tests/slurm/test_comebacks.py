@@ -52,6 +52,8 @@ def _program(module: str, job: str) -> psutil.Process | None:
             told = process.environ()
         except psutil.Error:
             continue
+        if told.get("SLURM_CONF") != os.environ["SLURM_CONF"]:
+            continue  # another cluster's, which counts its jobs alike
         own = told.get("SLURM_ARRAY_JOB_ID", told.get("SLURM_JOB_ID"))
         if own == number and told.get("SLURM_ARRAY_TASK_ID", "") == index:
             return process
