@@ -72,6 +72,27 @@ def test_ends_of_jobs_and_of_an_idle_swarm_are_told(cli: CommandLine, tmp_path: 
         assert hook.of("swarm_failed") == []
 
 
+def test_a_swarm_that_nobody_uses_any_more_gives_all_back_and_tells(
+    cli: CommandLine, tmp_path: Path
+) -> None:
+    sim = write_sim_config(tmp_path, replicas=2)
+    with Webhook() as hook:
+        settings = ("--set", f"notify.url={hook.url}", "--set", "idle_timeout_s=8")
+        cli.ok("up", "-c", sim.path, *settings)
+        job = write_job(tmp_path, "used", 3)
+        cli.ok(*job.submission("--name", "demo"))
+        job.assert_complete()
+        [ended] = wait_for(lambda: hook.of("swarm_ended"), timeout_s=120)
+        assert ended.keys() == {"schema_version", "event", "at", "swarm", "message"}
+        assert (ended["schema_version"], ended["swarm"]) == (1, "demo")
+        assert ended["message"] == "nobody has used it for 8 s"
+        wait_for(lambda: cli.processes() == [])
+        seen = cli.json("status", "demo")
+        assert (seen["phase"], seen["detail"]) == ("stopped", f"ended itself: {ended['message']}")
+        assert [one["event"] for one in hook.taken] == ["job_ended", "swarm_ended"]
+        assert cli("job", "submit", "--name", "demo", *job.submission()[2:]).returncode == 3
+
+
 def assert_hidden(cli: CommandLine) -> None:
     """The URL is in two files that only their owner reads, and in no process's arguments."""
     files = [one for one in cli.home.rglob("*") if one.is_file()]

@@ -80,15 +80,21 @@ def test_mail_goes_to_who_is_named_unless_the_file_says_otherwise(
     path = tmp_path / "swarm.yaml"
     path.write_text("model: m\nname: s\nbackend: {type: slurm, partition: p, container: none}\n")
 
-    def mailed(**variables: str) -> set[str]:
-        scripts = json.loads(run(cli, "plan", "-c", path, "--json", **variables).stdout)["scripts"]
+    def mailed(*flags: str, **variables: str) -> list[str]:
+        """Whom each script has mailed."""
+        planned = run(cli, "plan", "-c", path, "--json", *flags, **variables)
+        scripts = json.loads(planned.stdout)["scripts"]
         lines = [line for text in scripts.values() for line in text.splitlines()]
-        return {line.partition("--mail-user=")[2] for line in lines if "--mail-user=" in line}
+        return [line.partition("--mail-user=")[2] for line in lines if "--mail-user=" in line]
 
-    assert mailed() == set()
-    assert mailed(DOMYN_SWARM_MAIL_USER="me@example.org") == {"me@example.org"}
+    variable = {"DOMYN_SWARM_MAIL_USER": "me@example.org"}
+    assert mailed() == []
+    assert mailed(**variable) == ["me@example.org"] * 2  # the replicas' and the endpoint's
+    cli.ok("init", "defaults", "--platform", "slurm", "--mail-user", "we@example.org")
+    assert mailed(**variable) == ["we@example.org"] * 2
     path.write_text(path.read_text().replace("partition: p", "partition: p, mail_user: a@b.c"))
-    assert mailed(DOMYN_SWARM_MAIL_USER="me@example.org") == {"a@b.c"}
+    assert mailed(**variable) == ["a@b.c"] * 2
+    assert mailed("--set", "backend.mail_user=set@b.c", **variable) == ["set@b.c"] * 2
 
 
 def answer(url: str, key: str) -> int:

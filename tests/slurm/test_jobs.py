@@ -191,6 +191,38 @@ def test_mail_goes_where_it_was_asked_for(
     until(lambda: SwarmService().status("demo").observed == "ready", 60)
 
 
+def test_mail_of_every_command_that_submits_goes_to_whom_it_names(
+    up: Up, slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOMYN_SWARM_MAIL_USER", "nobody@here")  # the swarm's own is stronger
+    up(backend={"mail_user": "ops@here"})
+    asked = request(tmp_path, 5)
+    program = tmp_path / "program.py"
+    program.write_text("print('done')")
+
+    def submit(*words: str) -> str:
+        command = [PROGRAM, "job", *words, "--no-progress"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return JobHandle.model_validate_json(done.stdout.splitlines()[0]).job_id
+
+    rows = ["--name", "demo", "--input", asked.input, "--output", asked.output]
+    mail = "--mail-user"
+    first = submit("submit", *rows, "--input-column", "prompt", mail, "rows@here")
+    sent = {
+        first: "rows@here",
+        submit("resume", first): "rows@here",  # as the job that it goes on with
+        submit("resume", first, mail, "again@here"): "again@here",
+        submit("retry-failed", first, mail, "failed@here"): "failed@here",
+        submit("submit-script", str(program), mail, "script@here"): "script@here",
+        submit("submit-script", str(program), "--placement", "job"): "ops@here",
+    }
+    box = slurm.folder / "log/mail"
+    for job_id, who in sent.items():
+        until(lambda: box.exists() and f"job-{job_id} " in box.read_text())  # noqa: B023
+        [line] = [one for one in box.read_text().splitlines() if f"job-{job_id} " in one]
+        assert line.startswith(f"{who}: ")
+
+
 def test_the_callers_own_slurm_variables_change_nothing(
     up: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
