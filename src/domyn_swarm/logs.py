@@ -73,6 +73,11 @@ def configure(default_level: str = "WARNING", environ: Mapping[str, str] = os.en
             handler.setFormatter(_JsonLines() if form == "json" else logging.Formatter(_TEXT))
 
 
+def variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that say how to log, for programs elsewhere, which may not inherit them."""
+    return {name: environ[name] for name in (LEVEL_VARIABLE, FORMAT_VARIABLE) if environ.get(name)}
+
+
 def _chosen(
     environ: Mapping[str, str],
     variable: str,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import PROGRAM, CommandLine, write_job, write_sim_config
+from command_line import PROGRAM, CommandLine, wait_for, write_job, write_sim_config
 
 
 def run(
@@ -72,6 +72,45 @@ def test_the_log_level_may_stand_in_the_home(cli: CommandLine, content: str, see
     )
     assert ("a detail" in done.stderr) is seen
     assert "a detail" not in done.stdout
+
+
+FAILS = """
+from domyn_swarm import job
+
+@job(output_schema=["answer"])
+async def fails(item, client, model):
+    raise ValueError("no luck")
+"""
+
+
+def logged(path: Path) -> list[dict[str, str]]:
+    """The lines of a log, each of which has to be JSON."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_how_to_log_reaches_every_program_that_is_started(cli: CommandLine, tmp_path: Path) -> None:
+    sim, job = write_sim_config(tmp_path), write_job(tmp_path, "unlucky", 3)
+    (tmp_path / "mine.py").write_text(FAILS)
+
+    def logs(*words: object) -> subprocess.CompletedProcess[str]:
+        form = ("--log-format", "json")
+        return run(cli, *form, *words, cwd=tmp_path, DOMYN_SWARM_LOG_LEVEL="debug")
+
+    try:
+        up = logs("up", "-c", sim.path, "--set", "notify.url=http://127.0.0.1:9/")
+        assert up.returncode == 0, up.stderr
+        done = logs(*job.submission("mine:fails", "--workers", "2"))
+        assert done.returncode == 7, done.stderr
+        log = Path(cli.json("job", "list")["jobs"][0]["log_path"])
+        unheard = "the webhook did not take the event job_ended"  # says the wrapper around it
+        wait_for(lambda: unheard in [one["message"] for one in logged(log)])
+    finally:
+        cli.clean_up()
+    rows = [one for one in logged(log) if one["level"] == "debug"]  # of the workers' processes
+    assert len(rows) == 3
+    assert all("ValueError: no luck" in one["error"] for one in rows)
+    endpoint = logged(cli.home / "swarms" / "demo" / "logs" / "endpoint" / "endpoint.log")
+    assert "info" in {one["level"] for one in endpoint}
 
 
 def test_mail_goes_to_who_is_named_unless_the_file_says_otherwise(

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,36 @@ def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Itera
         monkeypatch.setenv(name, slurm_cluster.env[name])
     yield slurm_cluster
     slurm_cluster.tidy()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What Slurm's own commands were asked since it was cleared."""
+
+    log: Path
+
+    def of(self, command: str) -> list[str]:
+        """The arguments of each call of a command."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line.partition(" ")[2] for line in lines if line.split(" ")[0] == command]
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.log.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Has Slurm's commands that tell of jobs write down that they were called. Comes after the
+    fixture that puts a cluster on PATH.
+    """
+    log, folder = tmp_path / "asked.log", tmp_path / "asked-bin"
+    folder.mkdir()
+    for command in ("squeue", "sacct", "scontrol"):
+        program = folder / command
+        program.write_text(
+            f'#!/bin/sh\necho "{command} $*" >> "{log}"\nexec {shutil.which(command)} "$@"\n'
+        )
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return Asked(log)

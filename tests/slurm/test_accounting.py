@@ -17,7 +17,7 @@ from domyn_swarm.config import dump_yaml
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.doctor import examine
 from slurm.cluster import SlurmCluster
-from slurm.fixtures import need_programs
+from slurm.fixtures import Asked, need_programs
 from slurm.test_swarm import config
 
 
@@ -61,6 +61,35 @@ def test_the_end_of_a_job_is_known_when_the_controller_forgot_it(
     known = Slurm().jobs([handle.platform_id])[handle.platform_id]
     assert known.over
     assert SlurmCompute().probe(handle).final
+
+
+def test_accounting_is_asked_once_about_all_that_the_controller_forgot(
+    accounted: SlurmCluster, tmp_path: Path, asked: Asked
+) -> None:
+    compute, handles = SlurmCompute(), []
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        spec = make_spec(folder, "import time; time.sleep(60)").model_copy(update=DETACHED)
+        handles.append(compute.submit(spec))
+    ids = [one.platform_id for one in handles]
+    until(lambda: set(compute.probe_all(handles).values()) == {JobStatus.RUNNING})
+    accounted.run("scancel", *ids)
+
+    def accounted_for() -> bool:
+        told = accounted.run("sacct", "-n", "-P", "-X", "-j", ",".join(ids), "-o", "State").stdout
+        return len(told.split()) >= len(ids) and "RUNNING" not in told
+
+    until(accounted_for)
+    accounted.stop_controller()
+    accounted.start_controller(forget=True)
+    for one in handles:  # as if its node had died with it
+        Path(one.exit_path).unlink(missing_ok=True)
+    asked.clear()
+    found = SlurmCompute().probe_all(handles)
+    assert found == {one.job_id: JobStatus.CANCELLED for one in handles}
+    assert 1 <= len(asked.of("squeue")) <= 2  # a second look is for one that is 5 s old
+    assert len(asked.of("sacct")) == 1
 
 
 def test_the_doctor_knows_accounts_and_qos(accounted: SlurmCluster, tmp_path: Path) -> None:

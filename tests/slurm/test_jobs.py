@@ -13,12 +13,14 @@ import pytest
 from command_line import PROGRAM
 from domyn_swarm.errors import ConfigError, SwarmError
 from domyn_swarm.model import JobHandle, JobStatus
+from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from slurm.cluster import SlurmCluster
+from slurm.fixtures import Asked
 from slurm.test_swarm import Up, all_answered, jobs_of, request, task, until, up
 
 __all__ = ["up"]  # a fixture
@@ -159,6 +161,37 @@ def test_a_users_own_program_gets_its_words_and_its_outcome_is_told(
     assert json.loads(told) == {"status": 200, "argv": words}
 
 
+def test_a_list_of_jobs_asks_slurm_once_about_all_of_them(
+    up: Up, slurm: SlurmCluster, tmp_path: Path, asked: Asked
+) -> None:
+    up()
+    jobs, handles = JobService(), []
+    for number in range(6):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        how = JobResources(detached=number % 2 == 0)  # jobs and steps
+        handles.append(
+            jobs.submit(request(folder, 5000, checkpoint_tag=folder.name, resources=how))
+        )
+    until(lambda: all(jobs.status(one).status is JobStatus.RUNNING for one in handles))
+    for command, calls in (
+        (["list", "--refresh"], (1, 1)),
+        (["list", "--name", "demo"], (0, 0)),  # the records and files alone
+        (["status", handles[0].job_id, "--refresh"], (1, 0)),
+    ):
+        asked.clear()
+        told = subprocess.run(
+            [PROGRAM, "job", *command, "--json"], capture_output=True, text=True, check=True
+        )
+        assert told.stdout.count('"running"') == (6 if command[0] == "list" else 1)
+        queue = asked.of("squeue")
+        steps = [one for one in queue if "--steps" in one]
+        assert (len(queue) - len(steps), len(steps)) == calls
+        assert asked.of("sacct") == asked.of("scontrol") == []
+    for one in handles:
+        jobs.cancel(one)
+
+
 def test_mail_goes_where_it_was_asked_for(
     up: Up, slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +254,28 @@ def test_mail_of_every_command_that_submits_goes_to_whom_it_names(
         until(lambda: box.exists() and f"job-{job_id} " in box.read_text())  # noqa: B023
         [line] = [one for one in box.read_text().splitlines() if f"job-{job_id} " in one]
         assert line.startswith(f"{who}: ")
+
+
+def test_how_to_log_reaches_the_nodes_where_the_environment_does_not(
+    up: Up, slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOMYN_SWARM_LOG_FORMAT", "json")
+    needed = {name: slurm.env[name] for name in ("SLURM_CONF", "PATH", "HWLOC_COMPONENTS")}
+    up(backend={"preamble": ["--export=NONE"], "env": needed})
+    jobs = JobService()
+    for detached in (False, True):
+        folder = tmp_path / str(detached)
+        folder.mkdir()
+        how = JobResources(detached=detached)
+        handle = jobs.submit(request(folder, 5, input_columns=("prompt",), resources=how))
+        assert jobs.wait(handle, timeout_s=240).status is JobStatus.SUCCEEDED
+    swarm = SwarmStore.open().swarm("demo")
+    paths = SwarmPaths(Path(swarm.swarm_dir))
+    for log in (paths.endpoint_log, paths.slurm_logs / "replica-0.log"):
+        lines = log.read_text().splitlines()
+        ours = [json.loads(line) for line in lines if line.startswith("{")]
+        assert "info" in {one["level"] for one in ours}
+        assert not [line for line in lines if " INFO domyn_swarm" in line]
 
 
 def test_the_callers_own_slurm_variables_change_nothing(

@@ -6,7 +6,7 @@ Membership is proven by the conformance suite (`tests/conformance`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,13 +15,16 @@ from pydantic import Field
 
 from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress
-from domyn_swarm.errors import StateError
+from domyn_swarm.errors import PlatformError, StateError
+from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, Record
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.probing import Observation
+
+_log = get_logger(__name__)
 
 _TAIL_BYTES = 64 * 1024
 
@@ -182,6 +185,11 @@ class ComputeBackend(Protocol):
     def probe(self, handle: JobHandle) -> JobStatus:
         """The job's own status: from its exit record first, then from the platform."""
 
+    def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
+        """The statuses of many jobs by their ids, as `probe` tells them, with as few questions to
+        the platform as it allows. One that cannot be asked for now is left out; the log says why.
+        """
+
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
         """Block until the job has ended, or until the timeout; return its status then."""
 
@@ -198,6 +206,19 @@ class ComputeBackend(Protocol):
         Raises:
             PlatformError: it still runs.
         """
+
+
+def probe_each(
+    probe: Callable[[JobHandle], JobStatus], handles: Sequence[JobHandle]
+) -> dict[str, JobStatus]:
+    """`ComputeBackend.probe_all` where the platform is asked for each job by itself."""
+    found = {}
+    for handle in handles:
+        try:
+            found[handle.job_id] = probe(handle)
+        except PlatformError as error:
+            _log.warning("%s cannot be asked for: %s", handle.job_id, error.message)
+    return found
 
 
 def refuse_draining(left: Sequence[str]) -> None:

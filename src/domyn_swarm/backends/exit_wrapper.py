@@ -107,8 +107,10 @@ def _tell(paths: JobPaths) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     from domyn_swarm.backends.notification import notify
+    from domyn_swarm.logs import configure
     from domyn_swarm.model import ExitRecord
 
+    configure("INFO")
     ended = ExitRecord.model_validate_json(paths.exit.read_text())
     rows = ("rows_total", "rows_done", "rows_failed")
     result = _result(paths)

@@ -92,16 +92,17 @@ class JobService:
         Raises:
             JobNotFound: there is none of that id.
         """
-        return job_snapshot(self._seen(self._record(ref), refresh))
+        record = self._record(ref)
+        seen = self._submitter.refresh(record) if refresh else self._submitter.recall(record)
+        return job_snapshot(seen)
 
     def list(self, swarm: str | None = None, *, refresh: bool = True) -> list[JobSnapshot]:
         """All jobs, or those of one swarm, the newest last; the scheduler is asked once for all,
         and without `refresh` not at all.
         """
-        return [job_snapshot(self._seen(job, refresh)) for job in self._store.jobs(swarm)]
-
-    def _seen(self, record: JobRecord, refresh: bool) -> JobRecord:
-        return self._submitter.refresh(record) if refresh else self._submitter.recall(record)
+        jobs = self._store.jobs(swarm)
+        seen = self._submitter.refresh_all(jobs) if refresh else map(self._submitter.recall, jobs)
+        return [job_snapshot(job) for job in seen]
 
     def wait(
         self,

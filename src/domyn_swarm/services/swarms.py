@@ -97,8 +97,8 @@ class SwarmService:
             StateError: no name was given, and not exactly one swarm is live.
         """
         swarm = SwarmLifecycle(self._store).attach(name or self.only_live())
-        submitter = JobSubmitter(self._store)
-        records = [submitter.refresh(job) for job in self._store.jobs(swarm.record.name)]
+        jobs = self._store.jobs(swarm.record.name)
+        records = JobSubmitter(self._store).refresh_all(jobs)
         return take_snapshot(swarm, [job_snapshot(record) for record in records])
 
     def only_live(self) -> str:

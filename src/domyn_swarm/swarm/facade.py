@@ -161,8 +161,7 @@ class DomynLLMSwarm:
     def snapshot(self) -> SwarmSnapshot:
         """What it looks like now: serving, replicas, jobs."""
         self._swarm = self._lifecycle.attach(self.name)
-        submitter = JobSubmitter(self._store)
-        jobs = [submitter.refresh(job) for job in self._store.jobs(self.name)]
+        jobs = JobSubmitter(self._store).refresh_all(self._store.jobs(self.name))
         return take_snapshot(self._swarm, [job_snapshot(job) for job in jobs])
 
     def scale(self, replicas: int) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from domyn_swarm import logs
 from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.spec import JobSpec
@@ -100,6 +101,7 @@ def compute_spec(
         tag=None if swarm is None else swarm.record.tag,
         external_id=record.external_id,
         argv=(sys.executable, "-m", "domyn_swarm.jobs.worker", record.job_dir),
+        env=logs.variables(),
         cwd=str(Path.cwd()),
         job_dir=record.job_dir,
         files=files,

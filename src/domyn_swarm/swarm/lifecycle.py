@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from domyn_swarm import engines
+from domyn_swarm import engines, logs
 from domyn_swarm.backends.base import Part
 from domyn_swarm.backends.notification import notify
 from domyn_swarm.errors import (
@@ -333,6 +333,7 @@ def _context(plan: DeploymentPlan, tag: str) -> DeploymentContext:
     return DeploymentContext(
         tag=tag,
         serving_spec=engines.get(plan.engine).serving_spec(plan),
+        shared_env=logs.variables(),
         timeout_s=plan.wait_endpoint_s,
         interpreter=sys.executable,
     )

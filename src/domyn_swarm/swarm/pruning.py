@@ -75,7 +75,7 @@ def _judged(store: SwarmStore, record: SwarmRecord) -> PrunableSwarm | KeptSwarm
         why = _elsewhere(record)
         if why is None:
             record = reconcile(store, record)
-            jobs = [JobSubmitter(store).refresh(job) for job in store.jobs(record.name)]
+            jobs = JobSubmitter(store).refresh_all(store.jobs(record.name))
             why = _reason_to_keep(record) or _reason_of_jobs(record, jobs)
     except (SwarmError, ValueError) as error:  # it is silent, or a record is of another version
         why = f"it could not be asked: {str(error).splitlines()[0]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,10 +101,12 @@ class JobSubmitter:
             output=None,
             submitted_at=utc_now(),
         )
-        compute = compute_spec(record, request.resources, swarm, (str(script),)).model_copy(
+        compute = compute_spec(record, request.resources, swarm, (str(script),))
+        compute = compute.model_copy(
             update={
                 "argv": tuple(argv),
                 "env": {
+                    **compute.env,
                     "ENDPOINT": endpoint_url(swarm),
                     "MODEL": swarm.plan.model,
                     "DOMYN_SWARM_API_KEY_FILE": str(where["api_key_file"]),
@@ -234,18 +237,26 @@ class JobSubmitter:
 
     def refresh(self, record: JobRecord) -> JobRecord:
         """The record with the job's true status, asked where it runs."""
-        if record.status.final:
-            return record
-        if record.handle is None:
-            record = self._look_for(record)
-        if record.handle is None:
-            return record
-        try:
-            status = self._backend(record).probe(record.handle)
-        except PlatformError as error:  # it cannot be asked now: what is known stays
-            _log.warning("%s cannot be asked for: %s", record.job_id, error.message)
-            return record
-        return self._settle(record, status)
+        return self.refresh_all([record])[0]
+
+    def refresh_all(self, records: Sequence[JobRecord]) -> list[JobRecord]:
+        """As `refresh` for each of them; a platform is asked once for all of its jobs. What cannot
+        be asked for now stays as it is known.
+        """
+        records = [
+            self._look_for(one) if one.handle is None and not one.status.final else one
+            for one in records
+        ]
+        asked: dict[str, list[JobHandle]] = {}
+        for one in records:
+            if one.handle is not None and not one.status.final:
+                asked.setdefault(one.platform, []).append(one.handle)
+        told: dict[str, JobStatus] = {}
+        for platform, handles in asked.items():
+            told |= compute_backend(platform).probe_all(handles)
+        return [
+            self._settle(one, told[one.job_id]) if one.job_id in told else one for one in records
+        ]
 
     def recall(self, record: JobRecord) -> JobRecord:
         """The record as the job's own files complete it.
@@ -266,7 +277,11 @@ class JobSubmitter:
 
     def _look_for(self, record: JobRecord) -> JobRecord:
         """The submitter is at work, or died: before the platform had the job, or after."""
-        found = self._backend(record).find(record.job_id, record.job_dir)
+        try:
+            found = self._backend(record).find(record.job_id, record.job_dir)
+        except PlatformError as error:
+            _log.warning("%s cannot be looked for: %s", record.job_id, error.message)
+            return record
         if found is not None:
             known = {"swarm": record.swarm, "external_id": record.external_id}
             self._store.set_job_handle(record.job_id, found.model_copy(update=known))

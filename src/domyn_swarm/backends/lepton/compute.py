@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec, read_exit
+from domyn_swarm.backends.base import ComputeSpec, probe_each, read_exit
 from domyn_swarm.backends.lepton import specs, states, streams
 from domyn_swarm.backends.lepton.credentials import Credentials, credentials, place_of, swarm_of
 from domyn_swarm.backends.lepton.workspace import JobSeen, Workspace
@@ -60,6 +60,10 @@ class LeptonCompute:
         job = self._job(handle)
         status = _status(handle, job)
         return _recorded(handle, status) if status.final else status
+
+    def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
+        """See `ComputeBackend.probe_all`."""
+        return probe_each(self.probe, handles)
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
         """See `ComputeBackend.wait`. A workspace that does not answer is asked again."""

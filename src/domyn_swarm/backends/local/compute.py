@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec, exit_wrapper, read_exit
+from domyn_swarm.backends.base import ComputeSpec, exit_wrapper, probe_each, read_exit
 from domyn_swarm.backends.local import processes
 from domyn_swarm.errors import ConfigError, PlatformError
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, utc_now
@@ -64,6 +65,10 @@ class LocalCompute:
             return JobStatus.RUNNING
         ended = read_exit(Path(handle.exit_path))  # written while the processes were counted
         return JobStatus.FAILED if ended is None else ended.status
+
+    def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
+        """See `ComputeBackend.probe_all`."""
+        return probe_each(self.probe, handles)
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
         """See `ComputeBackend.wait`."""

@@ -6,6 +6,7 @@ import re
 import signal
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeSpec, read_exit, read_tail
@@ -15,9 +16,12 @@ from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.steps import Steps
 from domyn_swarm.backends.slurm.tagged import TAG_PREFIX
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable
+from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_dir, write_private
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
+
+_log = get_logger(__name__)
 
 _OUT_OF_MEMORY = re.compile(
     r"slurmstepd.*error: .*(?:exceeded (?:\w+ )?memory limit|oom.kill)", re.IGNORECASE
@@ -76,28 +80,30 @@ class SlurmCompute:
         ended = read_exit(Path(handle.exit_path))
         if ended is not None and ended.status is not JobStatus.FAILED:
             return ended.status
-        job = self._seen(handle)
-        if ended is None and job is not None and not job.over:
-            return job.job_status
-        if _killed_for_memory(JobPaths(Path(handle.job_dir))):
-            return JobStatus.OUT_OF_MEMORY
-        if ended is not None:  # perhaps Slurm killed it, and knows why
-            known = job is not None and job.over and job.state != "COMPLETED"
-            return job.job_status if known and job is not None else ended.status
-        return self._ended_unrecorded(handle, job)
+        return _judged(handle, ended, self._seen(handle), time.monotonic() + _RECORD_S)
 
-    @staticmethod
-    def _ended_unrecorded(handle: JobHandle, job: SlurmJob | None) -> JobStatus:
-        """Over without a record, which may not be visible here yet: then Slurm's word holds."""
-        if job is not None and job.job_status not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
-            return job.job_status
-        deadline = time.monotonic() + _RECORD_S
-        while time.monotonic() < deadline:
-            ended = read_exit(Path(handle.exit_path))
-            if ended is not None:
-                return ended.status
-            time.sleep(_LOOK_S)
-        return JobStatus.FAILED
+    def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
+        """See `ComputeBackend.probe_all`: Slurm is asked for all of them at once."""
+        records = {handle.job_id: read_exit(Path(handle.exit_path)) for handle in handles}
+        found: dict[str, JobStatus] = {
+            job_id: ended.status
+            for job_id, ended in records.items()
+            if ended is not None and ended.status is not JobStatus.FAILED
+        }
+        left = [handle for handle in handles if handle.job_id not in found]
+        if not left:
+            return found
+        try:
+            jobs = self._slurm.jobs([_id(handle) for handle in left])
+        except PlatformError as error:
+            _log.warning("%d jobs cannot be asked for: %s", len(left), error.message)
+            return found
+        until = time.monotonic() + _RECORD_S
+        for handle in left:
+            found[handle.job_id] = _judged(
+                handle, records[handle.job_id], _own(handle, jobs), until
+            )
+        return found
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
         """See `ComputeBackend.wait`. A scheduler that does not answer is asked again."""
@@ -141,13 +147,7 @@ class SlurmCompute:
             write_private(Path(handle.exit_path), ended.model_dump_json())
 
     def _seen(self, handle: JobHandle) -> SlurmJob | None:
-        """The job as Slurm has it. An allocation that was requeued numbers its steps anew: one of
-        the same number may be another job's.
-        """
-        job = self._slurm.jobs([_id(handle)]).get(_id(handle))
-        if job is not None and handle.step is not None and job.comment != job_name(handle.job_id):
-            return None
-        return job
+        return _own(handle, self._slurm.jobs([_id(handle)]))
 
     def _goes_on(self, handle: JobHandle) -> bool:
         job = self._seen(handle)
@@ -164,6 +164,35 @@ class SlurmCompute:
             time.sleep(_LOOK_S)
             self._slurm.expect_change()
         return True
+
+
+def _judged(
+    handle: JobHandle, ended: ExitRecord | None, job: SlurmJob | None, until: float
+) -> JobStatus:
+    """What became of a job that has no record of its end, or one of a failure."""
+    if ended is None and job is not None and not job.over:
+        return job.job_status
+    if _killed_for_memory(JobPaths(Path(handle.job_dir))):
+        return JobStatus.OUT_OF_MEMORY
+    if ended is not None:  # perhaps Slurm killed it, and knows why
+        known = job is not None and job.over and job.state != "COMPLETED"
+        return job.job_status if known and job is not None else ended.status
+    # Over without a record, which may not be visible here yet: then Slurm's word holds.
+    if job is not None and job.job_status not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+        return job.job_status
+    while (ended := read_exit(Path(handle.exit_path))) is None and time.monotonic() < until:
+        time.sleep(_LOOK_S)
+    return JobStatus.FAILED if ended is None else ended.status
+
+
+def _own(handle: JobHandle, jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:
+    """The job as Slurm has it. An allocation that was requeued numbers its steps anew: one of the
+    same number may be another job's.
+    """
+    job = jobs.get(_id(handle))
+    if job is not None and handle.step is not None and job.comment != job_name(handle.job_id):
+        return None
+    return job
 
 
 def _killed_for_memory(paths: JobPaths) -> bool:
