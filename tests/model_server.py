@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.services.requests import JobRequest
 
 KEY = "the-key"
 
@@ -171,6 +172,20 @@ class Bench:
             "min_version": "0.0.0",
         }
         return JobSpec(**{**fields, **changes})
+
+    def request(self, **changes: Any) -> JobRequest:
+        """The same as a person submits it, with an id of their own."""
+        fields: dict[str, Any] = {
+            "endpoint": self.server.url,
+            "model": "m",
+            "input": str(self.folder / "in.parquet"),
+            "output": str(self.folder / "out.parquet"),
+            "input_columns": ("prompt",),
+            "output_columns": ("answer",),
+            "retries": 0,
+            "external_id": "mine",
+        }
+        return JobRequest.model_validate({**fields, **changes})
 
     def job_folder(self, spec: JobSpec) -> Path:
         folder = self.folder / "job"

@@ -23,14 +23,7 @@ from domyn_swarm.services.checkpoints import (
     remove_checkpoints,
 )
 from domyn_swarm.services.jobs import JobService
-from domyn_swarm.services.requests import JobRequest
 from schemas import fits
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> JobService:
-    monkeypatch.setenv("DOMYN_SWARM_API_TOKEN", "the-key")
-    return JobService()
 
 
 @pytest.fixture
@@ -38,28 +31,15 @@ def cli(swarm_home: Path) -> CommandLine:
     return CommandLine(swarm_home)
 
 
-def request(bench: Any, **changes: Any) -> JobRequest:
-    fields = {
-        "endpoint": bench.server.url,
-        "model": "m",
-        "input": str(bench.folder / "in.parquet"),
-        "output": str(bench.folder / "out.parquet"),
-        "input_columns": ("prompt",),
-        "output_columns": ("answer",),
-        "retries": 0,
-    }
-    return JobRequest.model_validate({**fields, **changes})
-
-
 def test_they_are_told_of_and_removed_by_identity_job_or_age(
     service: JobService, bench: Any, answer: Any, cli: CommandLine
 ) -> None:
     bench.write(30)
     bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p7" else 200)
-    first = service.submit(request(bench, name="first", external_id="mine"))
+    first = service.submit(bench.request(name="first"))
     assert service.wait(first).status is JobStatus.PARTIAL
     other = {"output": str(bench.folder / "other.parquet"), "checkpoint_tag": "other", "limit": 5}
-    second = service.submit(request(bench, name="second", **other))
+    second = service.submit(bench.request(name="second", external_id=None, **other))
     service.wait(second)
     again = service.retry_failed(first)
     service.wait(again)
@@ -96,7 +76,7 @@ def test_they_are_told_of_and_removed_by_identity_job_or_age(
     assert cli.ok("checkpoints", "rm", "mine", "-y") == f"{one} removed\n"
     assert list(checkpoints_dir().iterdir()) == []
     bench.server.asked.clear()
-    service.wait(service.submit(request(bench)))
+    service.wait(service.submit(bench.request()))
     assert sum(bench.server.asked.values()) == 30
 
 
@@ -105,7 +85,7 @@ def test_one_that_is_held_stays_and_the_job_ends_well(
 ) -> None:
     bench.write(200)
     bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.2)
-    handle = service.submit(request(bench, max_concurrency=4))
+    handle = service.submit(bench.request(max_concurrency=4))
     wait_for(lambda: sum(bench.server.answered.values()) > 10)
     (held,) = cli.json("checkpoints", "list")["checkpoints"]
     assert held["lease"] == "held"
@@ -125,7 +105,7 @@ def test_that_of_a_killed_job_is_free_and_what_a_killed_removal_left_goes_too(
 ) -> None:
     bench.write(200)
     bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.2)
-    handle = service.submit(request(bench, max_concurrency=4))
+    handle = service.submit(bench.request(max_concurrency=4))
     wait_for(lambda: sum(bench.server.answered.values()) > 10)
     worker_of({"job_dir": handle.job_dir}).kill()
     assert service.wait(handle).status is JobStatus.FAILED

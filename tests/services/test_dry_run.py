@@ -11,30 +11,11 @@ import pytest
 
 from domyn_swarm.errors import ConfigError, InvalidInput, PlatformUnavailable
 from domyn_swarm.services.jobs import JobService
-from domyn_swarm.services.requests import JobRequest
 
 
 def tree(folder: Path) -> set[Path]:
     """Everything in a folder but what SQLite keeps beside its database while it is open."""
     return {path for path in folder.rglob("*") if path.suffix not in (".db-wal", ".db-shm")}
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> JobService:
-    monkeypatch.setenv("OPENAI_API_KEY", "the-key")
-    return JobService()
-
-
-def request(bench: Any, **changes: Any) -> JobRequest:
-    fields = {
-        "endpoint": bench.server.url,
-        "model": "m",
-        "input": str(bench.folder / "in.parquet"),
-        "output": str(bench.folder / "out.parquet"),
-        "input_columns": ("prompt",),
-        "output_columns": ("answer",),
-    }
-    return JobRequest.model_validate({**fields, **changes})
 
 
 def test_one_row_is_asked_shown_and_counted_up_and_nothing_is_left(
@@ -44,7 +25,7 @@ def test_one_row_is_asked_shown_and_counted_up_and_nothing_is_left(
     pq.write_table(pa.table({"prompt": prompts}), bench.folder / "in.parquet")
     before = tree(bench.folder)
     secret = {"system": "s" * 600, "api_key": "hidden", "user": "the-key", "max_tokens": 5}
-    found = service.dry_run(request(bench, job_kwargs=secret))
+    found = service.dry_run(bench.request(job_kwargs=secret))
 
     assert tree(bench.folder) == before
     assert service.list() == []
@@ -71,7 +52,7 @@ def test_one_row_is_asked_shown_and_counted_up_and_nothing_is_left(
 def test_prompts_of_other_lengths_change_the_estimate(service: JobService, bench: Any) -> None:
     prompts = ["a" * 1000, *["b" * 3000] * 99]
     pq.write_table(pa.table({"prompt": prompts}), bench.folder / "in.parquet")
-    found = service.dry_run(request(bench, limit=50))
+    found = service.dry_run(bench.request(limit=50))
     assert found.rows_total == 50
     assert found.estimate is not None
     assert found.estimate.inputs_compared == 50
@@ -83,19 +64,19 @@ def test_settled_rows_are_no_part_of_the_estimate(
 ) -> None:
     bench.write(10)
     bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p3" else 200)
-    service.wait(service.submit(request(bench, limit=6)))
+    service.wait(service.submit(bench.request(limit=6)))
     bench.server.asked.clear()
     before = tree(bench.folder)
-    found = service.dry_run(request(bench))
+    found = service.dry_run(bench.request())
     assert tree(bench.folder) == before
     assert bench.server.asked == {"p0": 1}
     assert (found.rows_total, found.rows_settled) == (10, 6)
     assert found.estimate is not None
     assert found.estimate.requests == 4
-    again = service.dry_run(request(bench, resume=False))
+    again = service.dry_run(bench.request(resume=False))
     assert again.rows_settled == 0
-    service.wait(service.submit(request(bench)))
-    over = service.dry_run(request(bench))
+    service.wait(service.submit(bench.request()))
+    over = service.dry_run(bench.request())
     assert (over.rows_settled, over.estimate) == (10, None)
 
 
@@ -105,7 +86,7 @@ def test_a_row_that_fails_is_asked_once_and_says_why(
 ) -> None:
     bench.write(3)
     bench.server.behave = lambda _prompt, _nth: answer(status=status)
-    found = service.dry_run(request(bench, retries=5))
+    found = service.dry_run(bench.request(retries=5))
     assert bench.server.asked == {"p0": 1}
     assert found.error is not None
     assert found.error.status == status
@@ -119,7 +100,7 @@ def test_a_reply_that_takes_too_long_is_the_rows_error(
 ) -> None:
     bench.write(3)
     bench.server.behave = lambda _prompt, _nth: answer(delay_s=2.0)
-    found = service.dry_run(request(bench, timeout_s=0.2))
+    found = service.dry_run(bench.request(timeout_s=0.2))
     assert found.error is not None
     assert found.error.type == "RequestTimeout"
     assert bench.server.asked == {"p0": 1}
@@ -136,14 +117,14 @@ def test_an_endpoint_without_anybody_behind_it_is_one_error(
     if not listens:
         bench.server.stop()
     with pytest.raises(PlatformUnavailable, match="Nobody serves at the endpoint http"):
-        service.dry_run(request(bench))
+        service.dry_run(bench.request())
     assert tree(bench.folder) == before
     assert sum(bench.server.asked.values()) == listens
 
 
 def test_without_rows_nothing_is_sent(service: JobService, bench: Any) -> None:
     bench.write(3)
-    found = service.dry_run(request(bench, limit=0))
+    found = service.dry_run(bench.request(limit=0))
     assert (found.rows_total, found.requests, found.latency_s) == (0, (), None)
     assert (found.answer, found.error, found.estimate) == (None, None, None)
     assert not bench.server.asked
@@ -168,7 +149,7 @@ def test_what_is_refused_is_refused_before_anything_is_asked_or_written(
     bench.write(3)
     before = tree(bench.folder)
     with pytest.raises(error):
-        getattr(service, operation)(request(bench, **changes))
+        getattr(service, operation)(bench.request(**changes))
     assert tree(bench.folder) == before
     assert not bench.server.asked
 
@@ -177,7 +158,7 @@ def test_every_request_of_a_row_is_shown_as_it_was_sent(service: JobService, ben
     turns = [[{"role": "user", "content": "first"}, {"role": "user", "content": "second"}]]
     pq.write_table(pa.table({"prompt": turns}), bench.folder / "in.parquet")
     job = "domyn_swarm.jobs:MultiTurnChatCompletionJob"
-    found = service.dry_run(request(bench, job=job, output_columns=()))
+    found = service.dry_run(bench.request(job=job, output_columns=()))
     assert found.error is None, found.error
     assert [len(one.body["messages"]) for one in found.requests] == [1, 3]
     assert found.estimate is not None

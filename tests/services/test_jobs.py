@@ -11,27 +11,6 @@ import pytest
 from domyn_swarm.errors import JobError, StateError
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.jobs import JobService
-from domyn_swarm.services.requests import JobRequest
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> JobService:
-    monkeypatch.setenv("DOMYN_SWARM_API_TOKEN", "the-key")
-    return JobService()
-
-
-def request(bench: Any, **changes: Any) -> JobRequest:
-    fields = {
-        "endpoint": bench.server.url,
-        "model": "m",
-        "input": str(bench.folder / "in.parquet"),
-        "output": str(bench.folder / "out.parquet"),
-        "input_columns": ("prompt",),
-        "output_columns": ("answer",),
-        "retries": 0,
-        "external_id": "mine",
-    }
-    return JobRequest.model_validate({**fields, **changes})
 
 
 def test_failed_rows_are_grouped_exported_and_asked_again_alone(
@@ -40,7 +19,7 @@ def test_failed_rows_are_grouped_exported_and_asked_again_alone(
     bench.write(30)
     bad = {"p3": 400, "p7": 400, "p20": 500}
     bench.server.behave = lambda prompt, _nth: answer(status=bad.get(prompt, 200))
-    service.submit(request(bench))
+    service.submit(bench.request())
     assert service.wait("mine").status is JobStatus.PARTIAL
 
     exported = bench.folder / "failed.parquet"
@@ -78,7 +57,7 @@ def test_failed_rows_are_grouped_exported_and_asked_again_alone(
 def test_a_cancelled_job_is_resumed(service: JobService, bench: Any, answer: Any) -> None:
     bench.write(300)
     bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.1)
-    handle = service.submit(request(bench, max_concurrency=8))
+    handle = service.submit(bench.request(max_concurrency=8))
     while sum(bench.server.answered.values()) < 20:
         assert not service.status(handle).status.final
     with pytest.raises(StateError, match=r"is (running|pending)"):
@@ -93,7 +72,7 @@ def test_a_cancelled_job_is_resumed(service: JobService, bench: Any, answer: Any
 
 def test_what_cannot_be_resumed_says_why(service: JobService, bench: Any) -> None:
     bench.write(3)
-    handle = service.submit(request(bench, checkpointing=False))
+    handle = service.submit(bench.request(checkpointing=False))
     service.wait(handle)
     with pytest.raises(StateError, match="kept no checkpoint"):
         service.retry_failed(handle)

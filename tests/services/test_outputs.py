@@ -16,31 +16,15 @@ from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
 
 
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> JobService:
-    monkeypatch.setenv("DOMYN_SWARM_API_TOKEN", "the-key")
-    return JobService()
-
-
-def request(bench: Any, **changes: Any) -> JobRequest:
-    fields = {
-        "endpoint": bench.server.url,
-        "model": "m",
-        "input": str(bench.folder / "in.parquet"),
-        "output": str(bench.folder / "out"),
-        "shard_output": True,
-        "input_columns": ("prompt",),
-        "output_columns": ("answer",),
-        "retries": 0,
-        "external_id": "mine",
-    }
-    return JobRequest.model_validate({**fields, **changes})
+def sharded(bench: Any, **changes: Any) -> JobRequest:
+    folder = str(bench.folder / "out")
+    return bench.request(**{"output": folder, "shard_output": True, **changes})
 
 
 def test_results_before_the_end_and_after_it(service: JobService, bench: Any, answer: Any) -> None:
     bench.write(200)
     bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.1)
-    handle = service.submit(request(bench, max_concurrency=8))
+    handle = service.submit(sharded(bench, max_concurrency=8))
     while sum(bench.server.answered.values()) < 20:
         assert not service.status(handle).status.final
     with pytest.raises(JobError, match="has not published its output"):

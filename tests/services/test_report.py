@@ -19,35 +19,14 @@ from domyn_swarm.model import JobProgress, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.services.charts import Moment, Series, duration, histogram, number, over_time
 from domyn_swarm.services.jobs import JobService
-from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.state import JobRecord, SwarmStore
 from local_swarms import until
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> JobService:
-    monkeypatch.setenv("DOMYN_SWARM_API_TOKEN", "the-key")
-    return JobService()
-
-
-def request(bench: Any, **changes: Any) -> JobRequest:
-    fields = {
-        "endpoint": bench.server.url,
-        "model": "m",
-        "input": str(bench.folder / "in.parquet"),
-        "output": str(bench.folder / "out.parquet"),
-        "input_columns": ("prompt",),
-        "output_columns": ("answer",),
-        "retries": 0,
-        "external_id": "mine",
-    }
-    return JobRequest.model_validate({**fields, **changes})
 
 
 @pytest.mark.parametrize("rows", [0, 1, 40])
 def test_a_job_of_any_size_has_a_page(service: JobService, bench: Any, rows: int) -> None:
     bench.write(rows)
-    service.submit(request(bench))
+    service.submit(bench.request())
     assert service.wait("mine").status is JobStatus.SUCCEEDED
     report = service.report("mine")
     assert report.path == Path(report.job.log_path).parents[1] / "report.html"
@@ -74,7 +53,7 @@ def test_failures_are_grouped_and_what_others_wrote_is_escaped(
         return answer(status=500 if (prompt, nth) == ("p5", 1) else 200)
 
     bench.server.behave = behave
-    service.submit(request(bench, retries=2, name=evil))
+    service.submit(bench.request(retries=2, name=evil))
     assert service.wait("mine").status is JobStatus.PARTIAL
     report = service.report("mine", output=bench.folder / "deep" / "page.html")
     page = report.path.read_text()
@@ -94,7 +73,7 @@ def test_failures_are_grouped_and_what_others_wrote_is_escaped(
 def test_a_job_that_runs_has_a_page_of_now(service: JobService, bench: Any, answer: Any) -> None:
     bench.write(200)
     bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.2)
-    service.submit(request(bench, max_concurrency=4))
+    service.submit(bench.request(max_concurrency=4))
 
     def some_done() -> Any:
         report = service.report("mine")
@@ -116,7 +95,7 @@ def test_a_job_without_a_checkpoint_and_a_page_without_room(
     service: JobService, bench: Any
 ) -> None:
     bench.write(3)
-    service.submit(request(bench, checkpointing=False))
+    service.submit(bench.request(checkpointing=False))
     assert service.wait("mine").status is JobStatus.SUCCEEDED
     assert "nothing to tell of its rows" in service.report("mine").path.read_text()
     (bench.folder / "file").write_text("")
