@@ -159,6 +159,16 @@ def test_a_program_that_is_not_there_has_failed(backend: ComputeBackend, tmp_pat
     assert "cannot start /nowhere/program" in log(backend, handle)
 
 
+def test_many_are_told_of_at_once(backend: ComputeBackend, tmp_path: Path) -> None:
+    programs = (SLEEP, "print('done')", "raise SystemExit(3)")
+    handles = [backend.submit(make_spec(tmp_path, program)) for program in programs]
+    wanted = (JobStatus.RUNNING, JobStatus.SUCCEEDED, JobStatus.FAILED)
+    expected = dict(zip((one.job_id for one in handles), wanted, strict=True))
+    until(lambda: backend.probe_all(handles) == expected)
+    assert backend.probe_all([]) == {}
+    backend.cancel(handles[0])
+
+
 def test_waiting_ends_with_the_time_out(backend: ComputeBackend, tmp_path: Path) -> None:
     handle = backend.submit(make_spec(tmp_path, SLEEP))
     until(lambda: backend.probe(handle) is JobStatus.RUNNING)
@@ -252,7 +262,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_signatures_are_the_protocols(backend: ComputeBackend) -> None:
-    for name in ("submit", "find", "probe", "wait", "fetch_log", "cancel"):
+    for name in ("submit", "find", "probe", "probe_all", "wait", "fetch_log", "cancel"):
         theirs = inspect.signature(getattr(ComputeBackend, name)).parameters
         ours = inspect.signature(getattr(type(backend), name)).parameters
         assert [(p.name, p.kind, p.default) for p in ours.values()] == [
