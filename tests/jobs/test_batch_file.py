@@ -21,6 +21,7 @@ from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.jobs.worker import main
 from model_server import KEY, Answer, Bench, ModelServer
+from ray_fixtures import RayCluster
 
 CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
 
@@ -207,6 +208,55 @@ def test_frames(server: ModelServer, kind: str) -> None:
         json.loads(row["response"])["body"]["choices"][0]["message"]["content"] for row in rows
     ]
     assert texts == ["ONE", "TWO"]
+
+
+RAY = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
+)
+
+
+@RAY
+def test_a_ray_cluster_answers_them_and_goes_on_where_it_was(
+    bench: Bench, server: ModelServer, ray_cluster: RayCluster
+) -> None:
+    requests = [chat(f"id-{n}", f"text {n}", **({"stop": "x"} if n % 2 else {})) for n in range(60)]
+    source = written(bench.folder, requests)
+    server.behave = lambda prompt, _: Answer(status=400 if prompt == "text 7" else 200)
+    spec = spec_of(bench, source, data_backend="ray", retries=0)
+    assert worked(bench, spec) == 7
+    sent = {json.dumps(body, sort_keys=True) for body in server.bodies}
+    assert sent == {json.dumps({**one["body"], "model": "m"}, sort_keys=True) for one in requests}
+    rows = lines_of(bench.folder / "out.jsonl")
+    assert [row["custom_id"] for row in rows] == [f"id-{n}" for n in range(60)]
+    assert [row["response"]["status_code"] for row in rows] == [*[200] * 7, 400, *[200] * 52]
+    texts = [row["response"]["body"]["choices"][0]["message"]["content"] for row in rows[:7]]
+    assert texts == [f"TEXT {n}" for n in range(7)]
+    assert verify_output(spec).rows_failed == 1
+    server.behave = lambda _prompt, _nth: Answer()
+    again = spec_of(bench, source, data_backend="ray", retry_failed=True)
+    assert worked(bench, again) == 0
+    assert {row["response"]["status_code"] for row in lines_of(bench.folder / "out.jsonl")} == {200}
+    assert len(server.bodies) == 61
+
+
+@RAY
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_ray_dataset(server: ModelServer, ray_cluster: RayCluster, as_text: bool) -> None:
+    import ray.data
+
+    requests = [chat("a", "one", stop="x"), chat("b", "two")]
+    columns = {name: [one[name] for one in requests] for name in ("custom_id", "url", "body")}
+    if as_text:
+        columns["body"] = [json.dumps(body) for body in columns["body"]]
+    frame = ray.data.from_arrow(pa.table(columns))
+    out = BatchFileJob().run(frame, endpoint=server.url, model="m", api_key=KEY, progress=False)
+    rows = out.take_all()
+    assert [[*row] for row in rows] == [["custom_id", "response"]] * 2
+    texts = [
+        json.loads(row["response"])["body"]["choices"][0]["message"]["content"] for row in rows
+    ]
+    assert texts == ["ONE", "TWO"]
+    assert sorted(body.get("stop", "") for body in server.bodies) == ["", "x"]
 
 
 def test_a_path_in_python(server: ModelServer, tmp_path: Path) -> None:
