@@ -18,11 +18,11 @@ HERE = Path(__file__).parent
 _INPUT_PROGRAM = """
 import sys
 import pyarrow as pa, pyarrow.parquet as pq
-path, rows, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+path, rows, width, group = sys.argv[1], *map(int, sys.argv[2:])
 schema = pa.schema([("prompt", pa.string())])
 with pq.ParquetWriter(path, schema) as writer:
-    for start in range(0, rows, 50_000):
-        numbers = range(start, min(start + 50_000, rows))
+    for start in range(0, rows, group):
+        numbers = range(start, min(start + group, rows))
         column = [f"row={number}; " + "y" * width for number in numbers]
         writer.write_table(pa.table({"prompt": column}, schema=schema))
 """
@@ -76,9 +76,9 @@ def serving(
         child.stdin.close()
 
 
-def write_input(path: Path, rows: int, width: int = 590) -> None:
+def write_input(path: Path, rows: int, width: int = 590, *, group_rows: int = 50_000) -> None:
     """Prompts of about 600 characters, written in another process: its memory is not ours."""
-    words = [str(path), str(rows), str(width)]
+    words = [str(path), str(rows), str(width), str(group_rows)]
     subprocess.run([sys.executable, "-c", _INPUT_PROGRAM, *words], check=True)
 
 

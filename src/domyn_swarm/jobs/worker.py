@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import tempfile
@@ -168,4 +169,7 @@ class _Worker:
 
 
 if __name__ == "__main__":
+    # polars would read ahead as many row groups as the machine has threads for, and hold them all;
+    # requests take so long that one is enough. It asks for this each time that it opens a file.
+    os.environ.setdefault("POLARS_ROW_GROUP_PREFETCH_SIZE", "1")
     sys.exit(main())
