@@ -124,6 +124,15 @@ def test_ray_works_on_a_submitted_job(ray_bench: Bench, server: ModelServer) -> 
 
 
 @RAY
+def test_ray_forgets_the_columns_of_a_file_without_rows(ray_bench: Bench) -> None:
+    (ray_bench.folder / "in.csv").write_text("n,prompt\n")
+    source = str(ray_bench.folder / "in.csv")
+    assert worked(ray_bench, input=source, data_backend="ray") == 0
+    table = pq.read_table(ray_bench.folder / "out.parquet")
+    assert (table.num_rows, table.schema.names) == (0, ["n", "prompt", "answer"])
+
+
+@RAY
 def test_ray_may_not_read_other_rows(ray_bench: Bench, server: ModelServer) -> None:
     ray_bench.write(20)
     table = pa.table({"prompt": ["a"]})

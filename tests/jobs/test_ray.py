@@ -71,6 +71,23 @@ def test_blocks_that_lost_all_their_rows_are_left_out(asked: Callable[..., Any])
     ]
 
 
+@pytest.mark.filterwarnings("ignore:Use 'expr'")
+@pytest.mark.parametrize(
+    ("emptied", "columns"),
+    [
+        (lambda rows: rows.filter(lambda _: False), ["n", "prompt"]),
+        (lambda rows: rows.limit(0), ["n", "prompt"]),
+        (lambda rows: rows.flat_map(lambda _: []), ["prompt", "id"]),  # forgotten: what is read
+    ],
+)
+def test_a_dataset_may_have_lost_all_its_rows(
+    asked: Callable[..., Any], server: ModelServer, emptied: Any, columns: list[str]
+) -> None:
+    out = asked(emptied(dataset(40)), options={"id_column": "id"} if "id" in columns else {})
+    assert (out.count(), server.asked) == (0, {})
+    assert out.schema().names == [*columns, "answer"]
+
+
 def test_results_lie_on_the_nodes(asked: Callable[..., Any]) -> None:
     out = asked(dataset(200, blocks=4))
     assert len(out.to_arrow_refs()) == 4

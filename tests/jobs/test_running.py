@@ -86,6 +86,16 @@ def test_a_frame_comes_back_as_the_same_kind(
     assert sum(server.asked.values()) == rows
 
 
+def test_a_frame_without_rows_may_have_no_columns(
+    asked: Callable[..., Any], server: ModelServer
+) -> None:
+    for frame in (pd.DataFrame([]), pl.DataFrame(), pa.table({})):
+        out = asked(frame)
+        assert (type(out), rows_of(out)) == (type(frame), [])
+        assert list(backend_of(out).schema(out).names) == ["prompt", "answer", "size"]
+    assert not server.asked
+
+
 def test_what_one_library_began_another_goes_on_with(
     asked: Callable[..., Any], server: ModelServer
 ) -> None:

@@ -198,9 +198,11 @@ def blocks_of(frame: ray.data.Dataset) -> RayBlocks:
         if rows:  # a block that a filter emptied has lost its columns too
             blocks.append(RayBlock(ref, rows, first))
         first += rows
-    filled = [schema for rows, schema in facts if rows] or [schema for _, schema in facts]
+    told = [schema for rows, schema in facts if rows] or [
+        schema for _, schema in facts if schema.names
+    ]
     try:
-        schema = pa.unify_schemas(filled) if filled else pa.schema([])
+        schema = pa.unify_schemas(told or [_planned_schema(frame)])
     except pa.ArrowException as error:
         raise InvalidInput(
             f"The dataset's blocks have columns of several types: {error}",
@@ -208,6 +210,15 @@ def blocks_of(frame: ray.data.Dataset) -> RayBlocks:
         ) from error
     refuse_types(schema, lambda kind: isinstance(kind, pa.BaseExtensionType), "Arrow")
     return RayBlocks(blocks, schema)
+
+
+def _planned_schema(frame: ray.data.Dataset) -> pa.Schema:
+    """The columns of a dataset without rows, as far as Ray knows them without computing it."""
+    planned = frame.schema(fetch_if_missing=False)
+    columns = [] if planned is None else zip(planned.names, planned.types, strict=True)
+    return pa.schema(
+        (name, kind if isinstance(kind, pa.DataType) else pa.null()) for name, kind in columns
+    )
 
 
 @contextlib.contextmanager

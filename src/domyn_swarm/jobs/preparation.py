@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from domyn_swarm.batch.dataset import Dataset, check_columns
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.failure_limit import FailureLimit
@@ -17,6 +19,7 @@ from domyn_swarm.batch.row_ids import check_ids
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.runner import RunPolicy
 from domyn_swarm.batch.session import RetryPolicy
+from domyn_swarm.batch.table_dataset import TableDataset
 from domyn_swarm.batch.work import WorkPlan
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
@@ -107,6 +110,8 @@ def plan_of(
     """
     spec = filled(spec, job)
     keys, work = _work_of(spec, job)
+    if not dataset.rows and not dataset.schema.names:  # as libraries leave what they filtered out
+        dataset = TableDataset(pa.schema((name, pa.null()) for name in keys.columns).empty_table())
     check_columns(dataset, keys.input_columns, "--input-column")
     if keys.id_column is not None:
         check_columns(dataset, [keys.id_column], "--id-column")

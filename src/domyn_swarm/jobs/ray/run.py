@@ -30,8 +30,9 @@ async def over_cluster(spec: JobSpec, plan: BatchPlan) -> AsyncIterator[BatchPla
         names = [str(file) for file in files]
         frame = RayBackend().read(names, files[0].kind, spec.backend_read_kwargs)
         blocks = await asyncio.to_thread(blocks_of, frame)
+        dataset = RayDataset(blocks) if blocks.rows else plan.dataset  # Ray forgets the columns
         if blocks.rows != plan.dataset.rows or not set(plan.output.keys.columns) <= set(
-            blocks.schema.names
+            dataset.schema.names
         ):
             raise InvalidInput(
                 f"Ray reads {blocks.rows} rows ({', '.join(blocks.schema.names)}) of {spec.input}, "
@@ -39,4 +40,4 @@ async def over_cluster(spec: JobSpec, plan: BatchPlan) -> AsyncIterator[BatchPla
                 hint="--backend-read-kwargs may not change which rows there are.",
             )
         async with ray_workers(spec) as workers:
-            yield replace(plan, dataset=RayDataset(blocks), workers=workers)
+            yield replace(plan, dataset=dataset, workers=workers)
