@@ -17,7 +17,7 @@ import pytest
 from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.endpoint.view import CollectorView, read_view
 from domyn_swarm.backends.local import LocalCompute, LocalServing
-from domyn_swarm.backends.local.processes import JOB, TAG, carrying
+from domyn_swarm.backends.local.processes import JOB, TAG, alive, carrying
 from domyn_swarm.errors import LaunchError, ReplicaFailed, StateError, SwarmNotFound
 from domyn_swarm.model import JobStatus, ReplicaReport, ReplicaState, SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
@@ -206,9 +206,11 @@ def test_what_a_dead_collector_saw_last_does_not_stay_fresh(swarm_home: Path) ->
 
 def test_a_swarm_that_died_without_a_word_has_no_endpoint(lifecycle: SwarmLifecycle) -> None:
     with_parts = lifecycle.up(config("dead"))
-    for process in carrying(TAG, with_parts.record.tag):
+    killed = list(carrying(TAG, with_parts.record.tag))
+    for process in killed:
         os.kill(process.pid, signal.SIGKILL)
     until(lambda: not carrying(TAG, with_parts.record.tag))
+    until(lambda: not any(map(alive, killed)))  # one that ends loses its environment first
     with pytest.raises(StateError, match="dead is stopped and has no endpoint"):
         SwarmService().endpoint("dead")
 
