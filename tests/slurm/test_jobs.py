@@ -13,7 +13,7 @@ import pytest
 from command_line import PROGRAM
 from domyn_swarm.errors import ConfigError, SwarmError
 from domyn_swarm.model import JobHandle, JobStatus
-from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
@@ -269,6 +269,8 @@ def test_how_to_log_reaches_the_nodes_where_the_environment_does_not(
         how = JobResources(detached=detached)
         handle = jobs.submit(request(folder, 5, input_columns=("prompt",), resources=how))
         assert jobs.wait(handle, timeout_s=240).status is JobStatus.SUCCEEDED
+        script = JobPaths(Path(handle.job_dir)).script.read_text()
+        assert ("#SBATCH --export=NONE" in script) is detached
     swarm = SwarmStore.open().swarm("demo")
     paths = SwarmPaths(Path(swarm.swarm_dir))
     for log in (paths.endpoint_log, paths.slurm_logs / "replica-0.log"):

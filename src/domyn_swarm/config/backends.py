@@ -149,7 +149,9 @@ class SlurmConfig(Section):
     exclude_nodes: str | None = Field(None, description="none of these nodes")
     modules: tuple[str, ...] = Field((), description="environment modules to load on the nodes")
     preamble: tuple[str, ...] = Field(
-        (), description="more lines of the scripts' head, such as '#SBATCH --constraint=a100'"
+        (),
+        description="more lines of the scripts' head, such as '#SBATCH --reservation=x'; the "
+        "endpoint and jobs of their own have them unless endpoint.partition is set",
     )
     container: Literal["apptainer", "singularity", "enroot", "pyxis", "none"] = Field(
         "apptainer", description="what runs `image`; none: the node's own programs"

@@ -135,7 +135,7 @@ def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPa
             **_mail(config.mail_user, _SERVING_MAIL),
         },
         flags=[_requeue(config)],
-        preamble=config.preamble if own.partition is None else (),
+        preamble=_preamble(config),
         modules=config.modules,
         env={**ctx.shared_env, **config.env},
     )
@@ -190,9 +190,15 @@ def job_script(spec: ComputeSpec) -> BatchScript:
             **_mail(asked.mail_user or config.mail_user, "END,FAIL,TIME_LIMIT"),
         },
         flags=["--no-requeue"],
+        preamble=_preamble(config),
         modules=config.modules,
         env={**config.env, **spec.env},
     )
+
+
+def _preamble(config: SlurmConfig) -> tuple[str, ...]:
+    """What a site asks for in the replicas' partition, for what else runs there."""
+    return config.preamble if config.endpoint.partition is None else ()
 
 
 def _mail(user: str | None, kinds: str) -> dict[str, str | None]:
