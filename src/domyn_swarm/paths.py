@@ -259,6 +259,14 @@ class SwarmPaths:
         """Left by a replica that ended for its time limit alone: it wants a successor."""
         return self.root / "serving" / "expired" / str(replica)
 
+    def at_work(self, task: int) -> Path:
+        """The job of a task of the replicas that runs; one that ends by itself takes it away."""
+        return self.root / "serving" / "at-work" / str(task)
+
+    def killed(self, task: int) -> Path:
+        """The jobs of a task that were killed and have successors, in a row."""
+        return self.root / "serving" / "killed" / str(task)
+
     @property
     def endpoint_leaves(self) -> Path:
         """The job of an endpoint whose time is up: what begins in its allocation ends with it."""

@@ -23,6 +23,7 @@ from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, un
 __all__ = ["up"]  # a fixture
 
 ENDPOINT = "domyn_swarm.backends.endpoint"
+REPLICA = "domyn_swarm.backends.slurm.replica_task"
 
 
 def endpoint_job(slurm: SlurmCluster) -> str:
@@ -98,6 +99,48 @@ def test_an_endpoint_whose_job_fails_is_brought_back_a_few_times(
     until(lambda: SwarmService().status("demo").observed == "ready")
 
 
+def test_a_replica_that_is_killed_comes_back_and_no_row_fails(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    up(min_ready=2)
+    paths = swarm_paths()
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 800))
+    until(lambda: jobs.status(handle).rows_done > 50)
+    first = task(slurm, 1)
+    kill_task(slurm)
+    assert task(slurm, 1) != first
+    ended = jobs.wait(handle, timeout_s=240)
+    assert (ended.status, ended.rows_failed) == (JobStatus.SUCCEEDED, 0)
+    assert all_answered(tmp_path, 800)
+    until(lambda: ready() == 2)
+    second = task(slurm, 1)
+    kill_task(slurm, watchdog=True)
+    assert paths.killed(1).read_text().split() == [first, second]
+    third = task(slurm, 1)
+    write_private(paths.killed(1), "a b c")
+    kill_task(slurm, ran_long=True)
+    assert paths.killed(1).read_text() == third
+    write_private(paths.killed(1), "a b c")
+    kill_task(slurm)
+    assert len(jobs_of(slurm)) == 2  # it is given up
+
+
+def kill_task(slurm: SlurmCluster, *, watchdog: bool = False, ran_long: bool = False) -> None:
+    """SIGKILL for the second task or its watchdog, and what the endpoint does 20 s later."""
+    paths, tag = swarm_paths(), SwarmStore.open().swarm("demo").tag
+    job = task(slurm, 1)
+    process = program(REPLICA, job)
+    at_work = paths.at_work(1)
+    until(lambda: at_work.exists() and at_work.read_text() == job)
+    if ran_long:
+        os.utime(at_work, (0, 0))
+    victim = until(process.children)[0] if watchdog else process
+    os.kill(victim.pid, signal.SIGKILL)
+    until(lambda: job not in jobs_of(slurm))
+    SlurmPlatform(paths, tag, killed_s=0).replace_lost(2)
+
+
 def test_where_slurm_refuses_to_requeue_there_is_a_successor(up: Up, slurm: SlurmCluster) -> None:
     up(min_ready=2)
     for first in (task(slurm, 0), endpoint_job(slurm)):
@@ -145,7 +188,7 @@ def test_a_controller_that_is_away_at_the_time_limit_loses_no_replica(
 ) -> None:
     up(min_ready=2)
     victim = task(slurm, 0)
-    process = program("domyn_swarm.backends.slurm.replica_task", victim)
+    process = program(REPLICA, victim)
     log = swarm_paths().slurm_logs / "replica-0.log"
     slurm.stop_controller()
     try:

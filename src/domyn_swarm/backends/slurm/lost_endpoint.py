@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.platform import LOST
+from domyn_swarm.backends.slurm.platform import FAILED, LOST
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.tagged import tagged
 from domyn_swarm.errors import PlatformError
@@ -30,7 +30,6 @@ _CONNECT_S = 3.0
 _GONE_S = 20.0  # not reached for so long; Slurm acts itself where it may
 _ASK_S = 30.0  # then Slurm is asked, ever more seldom: an endpoint may wait for its turn for hours
 _ASK_MAX_S = 600.0
-_FAILED = frozenset({"FAILED", "OUT_OF_MEMORY"})  # one that ends on purpose is COMPLETED, CANCELLED
 _MOST_FAILURES = 3
 _FAILURES_COUNT_S = 3600.0
 
@@ -82,7 +81,7 @@ class LostEndpoint:
         if not seen or any(not job.over for job in seen):
             return
         last = seen[-1]
-        if last.state in LOST or (last.state in _FAILED and self._failures() < _MOST_FAILURES):
+        if last.state in LOST or (last.state in FAILED and self._failures() < _MOST_FAILURES):
             self._succeed(slurm, last)
 
     def _failures(self) -> int:
@@ -90,7 +89,7 @@ class LostEndpoint:
         pattern = self._paths.endpoint_successor("*")
         since = time.time() - _FAILURES_COUNT_S
         return sum(
-            claim.read_text() in _FAILED and claim.stat().st_mtime > since
+            claim.read_text() in FAILED and claim.stat().st_mtime > since
             for claim in pattern.parent.glob(pattern.name)
         )
 

@@ -11,6 +11,7 @@ from domyn_swarm.backends.base import read_exit
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.ending import Ending
+from domyn_swarm.backends.slurm.killed_task import KilledTask
 from domyn_swarm.backends.slurm.layout import slurm_config
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.logs import get_logger
@@ -23,7 +24,9 @@ _log = get_logger(__name__)
 # Ended through no fault of the replica. Slurm brings some back itself, where it may requeue them,
 # and gets the time to.
 LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
+FAILED = frozenset({"FAILED", "OUT_OF_MEMORY"})  # what ends on purpose is COMPLETED, CANCELLED
 _SLURM_ACTS_S = 20.0
+_KILLED_S = 20.0  # so long after one was killed: whoever waits for the swarm hears of it first
 _SAME_LOSS_S = 10.0  # asked again within so long, it is about the same replicas
 _AGAIN_S = 60.0
 _RARELY_S = 30.0  # every swarm has an endpoint that asks, for as long as replicas wait
@@ -32,8 +35,10 @@ _RARELY_S = 30.0  # every swarm has an endpoint that asks, for as long as replic
 class SlurmPlatform:
     """See `Platform`."""
 
-    def __init__(self, paths: SwarmPaths, tag: str) -> None:
+    def __init__(self, paths: SwarmPaths, tag: str, killed_s: float = _KILLED_S) -> None:
+        """`killed_s`: how long a task that was killed is left alone."""
         self._paths = paths
+        self._killed_s = killed_s
         self._tag = tag
         self._slurm = Slurm(_RARELY_S)
         self._compute = SlurmCompute(self._slurm)
@@ -45,7 +50,7 @@ class SlurmPlatform:
 
     def replace_lost(self, replicas: int) -> None:
         """See `Platform.replace_lost`. A replica that ended with its time limit says so in a file;
-        of the others Slurm does.
+        of the others Slurm does, but of those that were killed.
         """
         now = time.monotonic()
         if now - self._asked_at > _SAME_LOSS_S:  # all served until now: what is known is too old
@@ -67,11 +72,15 @@ class SlurmPlatform:
         ended = marker.read_text().strip() if marker.exists() else None
         if not own or ended == own[-1].job.id:
             return ended is not None
-        last = own[-1]
-        if last.job.state not in LOST:
+        last = own[-1].job
+        killed = KilledTask(self._paths, group, last.id) if last.state in FAILED else None
+        if last.state not in LOST and not (killed and killed.found):
             return False
-        since = self._lost_since.setdefault(last.job.id, time.monotonic())
-        return time.monotonic() - since >= self._slurm_acts_s
+        since = self._lost_since.setdefault(last.id, time.monotonic())
+        patience_s = self._killed_s if killed else self._slurm_acts_s
+        if time.monotonic() - since < patience_s:
+            return False
+        return killed is None or killed.once_more()
 
     def _submit(self, group: int) -> None:
         now = time.monotonic()

@@ -3,13 +3,14 @@
 Starts a watchdog for each replica of the task, inside the container where there is one; of a
 replica on several nodes, on the first of them, and on the others what its engine runs there.
 Before the time limit they drain, and the task goes back into the queue; so it does when one of its
-nodes is lost.
+nodes is lost. A task, or a watchdog, that is killed leaves a file that says so: see `killed_task`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 
 _log = get_logger(__name__)
 
+_KILLED = 128 + signal.SIGKILL
 NODE_PORT = "DOMYN_SWARM_NODE_PORT"  # where the other nodes of a replica reach its first one
 
 
@@ -42,6 +44,7 @@ class ReplicaTask:
         self._plan = plan
         self._group = group
         self._per_task = per_task
+        self._job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{group}"
         self._address = node_address()
         self._task = Task()
         self._logs = contextlib.ExitStack()
@@ -49,6 +52,7 @@ class ReplicaTask:
     def run(self) -> int:
         """To the end of all; return the exit code."""
         first = self._group * self._per_task
+        self._note_at_work()
         with self._logs:
             shared = self._join_nodes(first) if self._plan.layout.nodes_per_replica > 1 else {}
             for index in range(first, min(first + self._per_task, self._plan.layout.replicas)):
@@ -56,7 +60,15 @@ class ReplicaTask:
             code = self._task.wait(LostEndpoint(self._paths).look)
         _log.info("task %d: its watchdogs ended with %d", self._group, code)
         self._come_back()
+        if code != _KILLED or self._task.told:
+            self._paths.at_work(self._group).unlink(missing_ok=True)
         return code
+
+    def _note_at_work(self) -> None:
+        try:
+            write_private(self._paths.at_work(self._group), self._job)
+        except OSError as error:  # a full disk is no reason not to serve
+            _log.warning("if task %d is killed, it has no successor: %s", self._group, error)
 
     def _gpus(self, place: int) -> dict[str, str]:
         """The scheduler binds a task's GPUs; those that share a task share them out."""
@@ -109,12 +121,11 @@ class ReplicaTask:
 
     def _come_back(self) -> None:
         """Another time: by requeueing, or by a successor, for which the endpoint program looks."""
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{self._group}"
         come_back(
             self._task,
-            job,
+            self._job,
             by_requeue=slurm_config(self._plan).requeue,
-            successor=lambda: write_private(self._paths.expired(self._group), job),
+            successor=lambda: write_private(self._paths.expired(self._group), self._job),
         )
 
 

@@ -1,0 +1,47 @@
+"""A task of the replicas that was killed, by its node's OOM killer or by somebody. Slurm does not
+tell it from one that failed for good: it is one that has not taken its file away.
+"""
+
+from __future__ import annotations
+
+import time
+
+from domyn_swarm.logs import get_logger
+from domyn_swarm.paths import SwarmPaths, write_private
+
+_log = get_logger(__name__)
+
+_MOST_IN_A_ROW = 3
+_LONG_S = 3600.0  # one that ran for so long is worth as many successors as the first
+
+
+class KilledTask:
+    """`job` is the last of the task's, and failed."""
+
+    def __init__(self, paths: SwarmPaths, task: int, job: str) -> None:
+        self._at_work = paths.at_work(task)
+        self._replaced = paths.killed(task)
+        self._job = job
+
+    @property
+    def found(self) -> bool:
+        """Whether it was killed, and is not given up."""
+        try:
+            return self._at_work.read_text() == self._job
+        except FileNotFoundError:
+            return False
+
+    def once_more(self) -> bool:
+        """Whether it gets a successor, which is counted; else it is given up, for ever."""
+        ran_s = time.time() - self._at_work.stat().st_mtime
+        before = self._replaced.read_text().split() if self._replaced.exists() else []
+        before = [] if ran_s >= _LONG_S else before
+        if self._job in before:  # the successor could not be submitted
+            return True
+        if len(before) >= _MOST_IN_A_ROW:
+            _log.error("%s was killed, as before it %s: given up", self._job, ", ".join(before))
+            self._at_work.unlink(missing_ok=True)
+            return False
+        _log.warning("%s was killed", self._job)
+        write_private(self._replaced, "\n".join([*before, self._job]))
+        return True
