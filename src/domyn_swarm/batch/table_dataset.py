@@ -39,6 +39,11 @@ class TableDataset:
         """
         return cls(pa.Table.from_batches(batches, schema))
 
+    @classmethod
+    def without_rows(cls, columns: Iterable[str]) -> TableDataset:
+        """No rows, whose columns have no type."""
+        return cls(pa.schema((name, pa.null()) for name in columns).empty_table())
+
     def batches(
         self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
     ) -> Iterator[pa.RecordBatch]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from domyn_swarm.batch.dataset import Dataset, check_columns
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.failure_limit import FailureLimit
@@ -111,7 +109,7 @@ def plan_of(
     spec = filled(spec, job)
     keys, work = _work_of(spec, job)
     if not dataset.rows and not dataset.schema.names:  # as libraries leave what they filtered out
-        dataset = TableDataset(pa.schema((name, pa.null()) for name in keys.columns).empty_table())
+        dataset = TableDataset.without_rows(keys.columns)
     check_columns(dataset, keys.input_columns, "--input-column")
     if keys.id_column is not None:
         check_columns(dataset, [keys.id_column], "--id-column")
