@@ -44,14 +44,14 @@ def per_row() -> float:
     def plain() -> None:
         latency, prompt, completion = LatencyHistogram(), 0, 0
         for _ in range(_ROWS):
-            latency.add(0.1)
+            latency.add((0.1,))
             prompt += 600
             completion += 300
 
     def watched() -> None:
         tally = Tally()
         for row in range(_ROWS):
-            tally.count_reply(0.1, 600, 300, "http://10.0.0.1:8000")
+            tally.replies.count(0.1, 600, 300, "http://10.0.0.1:8000")
             if tally.slowest.floor_s < 0.1:
                 tally.slowest.add(SlowRow(0.1, row, 1, 300, failed=False))
 
@@ -62,7 +62,7 @@ def progress_ms() -> float:
     """What a worker writes once a second."""
     tally = Tally(rows_total=1_000_000)
     for row in range(5_000):
-        tally.count_reply(
+        tally.replies.count(
             0.01 * (row % 700 + 1), 600 + row % 999, 300 + row % 777, f"http://{row % 16}"
         )
     with tempfile.TemporaryDirectory() as folder:

@@ -39,12 +39,12 @@ def test_a_run_accounts_for_requests_tokens_and_time(bench: Any, answer: Any) ->
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_runs_of_a_job_add_up_and_a_kill_is_seen(bench: Any, answer: Any, workers: int) -> None:
-    bench.write(400)
+    bench.write(600)  # of which 100 a second are answered
     bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.1)
     folder = bench.job_folder(bench.spec(max_concurrency=10, workers=workers))
     job = subprocess.Popen([sys.executable, "-m", "domyn_swarm.jobs.worker", str(folder)])
     deadline = time.monotonic() + 30
-    while bench.server.answered.total() < 200 and time.monotonic() < deadline:
+    while bench.server.answered.total() < 400 and time.monotonic() < deadline:
         time.sleep(0.01)
     job.kill()
     job.wait(10)
@@ -52,9 +52,10 @@ def test_the_runs_of_a_job_add_up_and_a_kill_is_seen(bench: Any, answer: Any, wo
     account = result(bench)["account"]
     assert account["runs"] == 2
     assert 0 < account["lost_in_flight"] <= 10
-    assert 300 <= account["rows_answered"] <= 400  # the last second before the kill is not known
+    # not known of the killed run: its last second, and what workers had not told yet
+    assert 400 <= account["rows_answered"] <= 600
     asked = bench.server.asked.total()
-    assert asked - 120 <= account["requests"] <= asked
+    assert asked - 220 <= account["requests"] <= asked
 
 
 def test_the_course_of_a_run_is_kept(bench: Any, answer: Any) -> None:
@@ -82,8 +83,8 @@ def test_a_torn_account_is_left_out(bench: Any) -> None:
 def test_histograms_add_up() -> None:
     one, other, both = LatencyHistogram(), LatencyHistogram(), LatencyHistogram()
     for number in range(1, 101):
-        (one if number % 3 else other).add(number / 100)
-        both.add(number / 100)
+        (one if number % 3 else other).add((number / 100,))
+        both.add((number / 100,))
     one.merge(other.counts)
     for share in (0.1, 0.5, 0.99):
         assert one.quantile(share) == both.quantile(share)

@@ -15,14 +15,14 @@ from domyn_swarm.batch.observations import (
     SlowestRows,
     SlowRow,
 )
+from domyn_swarm.batch.replies import Replies
 from domyn_swarm.jobs.worker import main
 from domyn_swarm.model import JobProgress
 
 
 def test_sizes_are_counted_by_powers_of_two_and_told_by_any_bounds() -> None:
     sizes = SizeHistogram()
-    for tokens in (0, 1, 2, 3, 4, 5, 16, 17, 4096, 70_000):
-        sizes.add(tokens)
+    sizes.add((0, 1, 2, 3, 4, 5, 16, 17, 4096, 70_000))
     told = sizes.within((1.0, 4.0, 16.0, 64.0, 4096.0), 74_144)
     assert told.counts == (2, 3, 2, 1, 1, 1)
     assert told.total == 74_144
@@ -30,9 +30,25 @@ def test_sizes_are_counted_by_powers_of_two_and_told_by_any_bounds() -> None:
 
 def test_a_latency_is_told_by_other_bounds_within_five_percent() -> None:
     latency = LatencyHistogram()
-    for seconds in (0.001, 0.0094, 0.5, 0.6, 100.0):
-        latency.add(seconds)
+    latency.add((0.001, 0.0094, 0.5, 0.6, 100.0))
     assert latency.within((0.01, 0.64, 50.0), 101.1).counts == (2, 2, 0, 1)
+
+
+def test_replies_are_added_up_whenever_somebody_looks() -> None:
+    replies = Replies()
+    for number in range(2500):
+        replies.count(0.25, number, 2, None if number % 5 == 0 else f"r{number % 2}")
+        if number == 10:
+            assert replies.sums.prompt_tokens == sum(range(11))
+    sums = replies.sums
+    assert (sums.prompt_tokens, sums.completion_tokens) == (sum(range(2500)), 5000)
+    assert sums.latency_s == 625.0
+    assert sums.latency.counts == {160: 2500}
+    assert sums.prompt_sizes.counts.total() == sums.completion_sizes.counts.total() == 2500
+    shares = sums.replicas
+    assert {name: share.answers for name, share in shares.items()} == {"r0": 1000, "r1": 1000}
+    assert shares["r1"].prompt_tokens == sum(one for one in range(1, 2500, 2) if one % 5)
+    assert shares["r1"].latency_s == 250.0
 
 
 def test_only_the_slowest_rows_are_kept_and_each_once() -> None:

@@ -101,8 +101,9 @@ async def test_streams(ours: OpenAIClient, theirs: openai.AsyncOpenAI, tally: Ta
     async with await theirs.chat.completions.create(**asked) as stream:
         other = [told(chunk) async for chunk in stream]
     assert mine == other
-    assert tally.completion_tokens == mine[-1]["usage"]["completion_tokens"] > 0
-    assert tally.latency.quantile(0.5) is not None
+    replies = tally.replies.sums
+    assert replies.completion_tokens == mine[-1]["usage"]["completion_tokens"] > 0
+    assert replies.latency.quantile(0.5) is not None
 
 
 async def test_errors(ours: OpenAIClient, theirs: openai.AsyncOpenAI) -> None:

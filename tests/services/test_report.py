@@ -153,7 +153,7 @@ def test_a_million_rows_take_a_page_as_small_and_as_soon_as_any(
 ) -> None:
     latency = LatencyHistogram()
     for number_of in range(1, 2000):
-        latency.add(number_of / 100)
+        latency.add((number_of / 100,))
     counters = Counters(
         rows_answered=1_000_000,
         requests=1_000_050,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
-import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -18,18 +19,14 @@ _REPLICAS_KEPT = 4096  # told apart, by their URLs; the rest is "other"
 class LatencyHistogram:
     """Quantiles in constant memory: buckets that grow by 5 %, from 0.1 ms up."""
 
-    _BASE_S = 1e-4
-    _LOG_STEP = math.log(1.05)
+    _UPPER_S = tuple(1e-4 * 1.05 ** (bucket + 1) for bucket in range(500))  # the last: 45 days
 
     def __init__(self) -> None:
         self._buckets: Counter[int] = Counter()
-        self._count = 0
 
-    def add(self, seconds: float) -> None:
-        """Count one request."""
-        bucket = int(math.log(max(seconds, self._BASE_S) / self._BASE_S) / self._LOG_STEP)
-        self._buckets[bucket] += 1
-        self._count += 1
+    def add(self, seconds: Iterable[float]) -> None:
+        """Count requests that took so long."""
+        self._buckets.update(map(partial(bisect_right, self._UPPER_S), seconds))
 
     @property
     def counts(self) -> dict[int, int]:
@@ -39,18 +36,17 @@ class LatencyHistogram:
     def merge(self, counts: Mapping[int, int]) -> None:
         """Count what another histogram counted; `counts` are its buckets."""
         self._buckets.update(counts)
-        self._count += sum(counts.values())
 
     @classmethod
     def upper_s(cls, bucket: int) -> float:
         """The latency below which everything in a bucket is."""
-        return cls._BASE_S * math.exp((bucket + 1) * cls._LOG_STEP)
+        return cls._UPPER_S[min(bucket, len(cls._UPPER_S) - 1)]
 
     def quantile(self, share: float) -> float | None:
         """The latency (seconds, within 5 %) that `share` of the requests stayed below."""
-        if not self._count:
+        if not self._buckets:
             return None
-        left = share * self._count
+        left = share * self._buckets.total()
         for bucket in sorted(self._buckets):
             left -= self._buckets[bucket]
             if left <= 0:
@@ -69,9 +65,10 @@ class SizeHistogram:
     def __init__(self) -> None:
         self.counts: Counter[int] = Counter()
 
-    def add(self, tokens: int) -> None:
-        """Count one reply."""
-        self.counts[(tokens - 1).bit_length() if tokens > 1 else 0] += 1
+    def add(self, tokens: Iterable[int]) -> None:
+        """Count replies of so many tokens."""
+        for size, count in Counter(tokens).items():
+            self.counts[(size - 1).bit_length() if size > 1 else 0] += count
 
     def merge(self, counts: Mapping[int, int]) -> None:
         """Count what another one counted."""

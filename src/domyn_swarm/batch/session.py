@@ -193,7 +193,7 @@ class RequestSession:
             if reply.status >= 300:
                 raise error_from_status(reply.status, reply.body, reply.retry_after_s)
             latency_s = time.perf_counter() - began
-            self._tally.count_reply(latency_s, *self._note(reply.body), reply.served_by)
+            self._tally.replies.count(latency_s, *self._note(reply.body), reply.served_by)
             return reply.body
 
         return await self._with_retries(attempt)
@@ -243,7 +243,7 @@ class RequestSession:
                     continue
                 if payload == b"[DONE]":
                     latency_s = time.perf_counter() - began
-                    self._tally.count_reply(latency_s, prompt, completion, None)
+                    self._tally.replies.count(latency_s, prompt, completion, None)
                     return
                 if b'"usage"' in payload or b'"finish_reason"' in payload:
                     asked, told = self._note(payload)

@@ -11,14 +11,8 @@ from typing import TypeVar
 
 import msgspec
 
-from domyn_swarm.batch.observations import (
-    LatencyHistogram,
-    ReplicaShare,
-    ReplicaShares,
-    SizeHistogram,
-    SlowestRows,
-    SlowRow,
-)
+from domyn_swarm.batch.observations import ReplicaShare, SlowestRows, SlowRow
+from domyn_swarm.batch.replies import Replies
 
 _Key = TypeVar("_Key", int, str)
 _NUMBERS = re.compile(r"\d+")
@@ -47,17 +41,8 @@ class Counters(msgspec.Struct, frozen=True):
     paused: str | None = None
 
 
-_SUMS = (
-    "rows_answered",
-    "rows_failed",
-    "requests",
-    "retries",
-    "turned_away",
-    "prompt_tokens",
-    "completion_tokens",
-    "latency_s",
-    "in_flight",
-)
+_SUMS = ("rows_answered", "rows_failed", "requests", "retries", "turned_away", "in_flight")
+_REPLY_SUMS = ("prompt_tokens", "completion_tokens", "latency_s")
 
 
 @dataclass
@@ -73,13 +58,7 @@ class Tally:
     requests: int = 0
     retries: int = 0
     turned_away: int = 0  # back-pressure replies
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    latency: LatencyHistogram = field(default_factory=LatencyHistogram)
-    latency_s: float = 0.0
-    prompt_sizes: SizeHistogram = field(default_factory=SizeHistogram)
-    completion_sizes: SizeHistogram = field(default_factory=SizeHistogram)
-    replicas: ReplicaShares = field(default_factory=ReplicaShares)
+    replies: Replies = field(default_factory=Replies)
     slowest: SlowestRows = field(default_factory=SlowestRows)
     failures: Counter[str] = field(default_factory=Counter)  # failed rows by signature
     repeated: Counter[str] = field(default_factory=Counter)  # retries by signature
@@ -89,23 +68,6 @@ class Tally:
     limit: int | None = None  # calls that may be in flight
     running: float | None = None  # at the whole endpoint, by its own gauges
     waiting: float | None = None
-
-    def count_reply(
-        self, latency_s: float, prompt_tokens: int, completion_tokens: int, replica: str | None
-    ) -> None:
-        """Count an answer; `replica` is who gave it, where that is known."""
-        self.latency.add(latency_s)
-        self.latency_s += latency_s
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += completion_tokens
-        self.prompt_sizes.add(prompt_tokens)
-        self.completion_sizes.add(completion_tokens)
-        if replica is not None:
-            share = self.replicas[replica]
-            share.answers += 1
-            share.prompt_tokens += prompt_tokens
-            share.completion_tokens += completion_tokens
-            share.latency_s += latency_s
 
     def count_failure(self, kind: str, message: str) -> None:
         """Count a failed row by its signature: the error without the numbers that differ."""
@@ -119,13 +81,14 @@ class Tally:
 
     def counters(self) -> Counters:
         """What was counted so far, to be told to a coordinator."""
-        sums = {name: getattr(self, name) for name in _SUMS}
+        replies = self.replies.sums
         return Counters(
-            **sums,
-            latency=self.latency.counts,
-            prompt_sizes=dict(self.prompt_sizes.counts),
-            completion_sizes=dict(self.completion_sizes.counts),
-            replicas=self.replicas.copied(),
+            **{name: getattr(self, name) for name in _SUMS},
+            **{name: getattr(replies, name) for name in _REPLY_SUMS},
+            latency=replies.latency.counts,
+            prompt_sizes=dict(replies.prompt_sizes.counts),
+            completion_sizes=dict(replies.completion_sizes.counts),
+            replicas=replies.replicas.copied(),
             slowest=self.slowest.rows,
             failures=dict(self.failures),
             repeated=dict(self.repeated),
@@ -134,12 +97,15 @@ class Tally:
 
     def add(self, now: Counters, before: Counters) -> None:
         """Count what a worker did between two of its reports."""
-        for name in _SUMS:
-            setattr(self, name, getattr(self, name) + getattr(now, name) - getattr(before, name))
-        self.latency.merge(_grown(now.latency, before.latency))
-        self.prompt_sizes.merge(_grown(now.prompt_sizes, before.prompt_sizes))
-        self.completion_sizes.merge(_grown(now.completion_sizes, before.completion_sizes))
-        self.replicas.add(now.replicas, before.replicas)
+        replies = self.replies.sums
+        for owner, names in ((self, _SUMS), (replies, _REPLY_SUMS)):
+            for name in names:
+                more = getattr(now, name) - getattr(before, name)
+                setattr(owner, name, getattr(owner, name) + more)
+        replies.latency.merge(_grown(now.latency, before.latency))
+        replies.prompt_sizes.merge(_grown(now.prompt_sizes, before.prompt_sizes))
+        replies.completion_sizes.merge(_grown(now.completion_sizes, before.completion_sizes))
+        replies.replicas.add(now.replicas, before.replicas)
         if now.slowest != before.slowest:
             self.slowest.merge(now.slowest)
         self.failures.update(_grown(now.failures, before.failures))

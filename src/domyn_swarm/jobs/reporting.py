@@ -41,7 +41,7 @@ class Reporter:
 
     def progress(self) -> None:
         """How far the job is, now."""
-        tally = self._tally
+        tally, replies = self._tally, self._tally.replies.sums
         state = "paused" if tally.paused and self.state == "running" else self.state
         progress = JobProgress.model_validate(
             {
@@ -55,17 +55,17 @@ class Reporter:
                 "eta_s": tally.eta_s(),
                 "in_flight": tally.in_flight,
                 "limit": tally.limit,
-                "prompt_tokens": tally.prompt_tokens,
-                "completion_tokens": tally.completion_tokens,
+                "prompt_tokens": replies.prompt_tokens,
+                "completion_tokens": replies.completion_tokens,
                 "run_answered": tally.rows_answered,
                 "run_failed": tally.rows_failed,
                 "requests": tally.requests,
                 "retries": tally.retries,
                 "turned_away": tally.turned_away,
-                "latency_s": tally.latency.within(_LATENCY_BOUNDS_S, tally.latency_s),
-                "prompt_sizes": tally.prompt_sizes.within(_TOKEN_BOUNDS, tally.prompt_tokens),
-                "completion_sizes": tally.completion_sizes.within(
-                    _TOKEN_BOUNDS, tally.completion_tokens
+                "latency_s": replies.latency.within(_LATENCY_BOUNDS_S, replies.latency_s),
+                "prompt_sizes": replies.prompt_sizes.within(_TOKEN_BOUNDS, replies.prompt_tokens),
+                "completion_sizes": replies.completion_sizes.within(
+                    _TOKEN_BOUNDS, replies.completion_tokens
                 ),
                 "updated_at": utc_now(),
             }
@@ -83,7 +83,7 @@ class Reporter:
         return {"name": self._spec.name, "model": self._spec.model, "checkpoint": kept}
 
     def _trace(self) -> None:
-        tally = self._tally
+        tally, replies = self._tally, self._tally.replies.sums
         at_s = time.monotonic() - tally.began
         if self.state != "running" or at_s - self._traced_s < at_s / _TRACE_LINES:
             return
@@ -101,8 +101,8 @@ class Reporter:
             "requests": tally.requests,
             "retries": tally.retries,
             "turned_away": tally.turned_away,
-            "prompt_tokens": tally.prompt_tokens,
-            "completion_tokens": tally.completion_tokens,
+            "prompt_tokens": replies.prompt_tokens,
+            "completion_tokens": replies.completion_tokens,
             "paused": tally.paused is not None,
         }
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
