@@ -223,6 +223,7 @@ def _paths_of(value: SwarmPaths | JobPaths) -> Iterator[str]:
         "tag": "<tag>",
         "job_id": "<id>",
         "job": "<job>",
+        "task": "<n>",
     }
     for name, member in vars(type(value)).items():
         if isinstance(member, property):
