@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,17 @@ from domyn_swarm.jobs.preparation import prepare
 
 def run_worker(bench: Any, **changes: Any) -> tuple[int, dict[str, Any]]:
     folder = bench.job_folder(bench.spec(**changes))
-    command = [sys.executable, "-m", "domyn_swarm.jobs.worker", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
+    command = [sys.executable, "-X", "faulthandler", "-m", "domyn_swarm.jobs.worker", str(folder)]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        _, said = worker.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        worker.send_signal(signal.SIGABRT)  # it tells where each of its threads is
+        _, said = worker.communicate()
+        pytest.fail(f"{(folder / 'progress.json').read_text()}\n{said}")
+    assert "Traceback" not in said, said
     result = json.loads((folder / "result.json").read_text())
-    return done.returncode, {**result, "log": done.stderr}
+    return worker.returncode, {**result, "log": said}
 
 
 def test_rows_come_out_in_input_order_with_their_answers(bench: Any) -> None:
