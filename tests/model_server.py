@@ -77,7 +77,7 @@ class ModelServer:
         app.router.add_post("/v1/{path:.*}", self._post)
         self._runner = web.AppRunner(app, shutdown_timeout=0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=2048).start()
         self.port = self._runner.addresses[0][1]
 
     async def _stop(self) -> None:
