@@ -105,7 +105,7 @@ def _installed(shell: Shell) -> list[Path]:
         if start is None:
             return [script]
         line = f"source {shlex.quote(str(script))}"
-        known = start.read_text(encoding="utf-8").splitlines() if start.exists() else [""]
+        known = start.read_text("utf-8", "replace").splitlines() if start.exists() else [""]
         if line not in known:
             with start.open("a", encoding="utf-8") as file:
                 file.write(f"\n{line}\n")

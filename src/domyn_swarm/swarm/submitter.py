@@ -236,17 +236,27 @@ class JobSubmitter:
     # -- afterwards ------------------------------------------------------------------------------
 
     def refresh(self, record: JobRecord) -> JobRecord:
-        """The record with the job's true status, asked where it runs."""
-        return self.refresh_all([record])[0]
+        """The record with the job's true status, asked where it runs.
+
+        Raises:
+            PlatformError: whether the platform has it at all cannot be asked.
+        """
+        return self._asked([self._look_for(record)])[0]
 
     def refresh_all(self, records: Sequence[JobRecord]) -> list[JobRecord]:
         """As `refresh` for each of them; a platform is asked once for all of its jobs. What cannot
         be asked for now stays as it is known.
         """
-        records = [
-            self._look_for(one) if one.handle is None and not one.status.final else one
-            for one in records
-        ]
+        found = []
+        for one in records:
+            try:
+                found.append(self._look_for(one))
+            except PlatformError as error:
+                _log.warning("%s cannot be looked for: %s", one.job_id, error.message)
+                found.append(one)
+        return self._asked(found)
+
+    def _asked(self, records: Sequence[JobRecord]) -> list[JobRecord]:
         asked: dict[str, list[JobHandle]] = {}
         for one in records:
             if one.handle is not None and not one.status.final:
@@ -276,12 +286,12 @@ class JobSubmitter:
         return self._settle(record, JobStatus.RUNNING) if begun else record
 
     def _look_for(self, record: JobRecord) -> JobRecord:
-        """The submitter is at work, or died: before the platform had the job, or after."""
-        try:
-            found = self._backend(record).find(record.job_id, record.job_dir)
-        except PlatformError as error:
-            _log.warning("%s cannot be looked for: %s", record.job_id, error.message)
+        """Without a handle the submitter is at work, or died: before the platform had the job, or
+        after.
+        """
+        if record.handle is not None or record.status.final:
             return record
+        found = self._backend(record).find(record.job_id, record.job_dir)
         if found is not None:
             known = {"swarm": record.swarm, "external_id": record.external_id}
             self._store.set_job_handle(record.job_id, found.model_copy(update=known))

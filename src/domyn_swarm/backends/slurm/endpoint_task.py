@@ -82,6 +82,9 @@ def _end_jobs(endpoint: str, paths: SwarmPaths) -> None:
     slurm = Slurm()
     try:
         write_private(paths.endpoint_leaves, endpoint)  # from now on none begins
+    except OSError as error:
+        _log.warning("jobs may still begin in this allocation: %s", error)
+    try:
         slurm.signal_steps(endpoint, "USR1")
         deadline = time.monotonic() + _JOBS_END_S
         while time.monotonic() < deadline and any(
@@ -89,8 +92,8 @@ def _end_jobs(endpoint: str, paths: SwarmPaths) -> None:
             for step, job in slurm.steps().items()
         ):
             time.sleep(1.0)
-    except (PlatformError, OSError) as error:
-        _log.warning("jobs of this allocation were not told that it ends: %s", error)
+    except PlatformError as error:
+        _log.warning("jobs of this allocation were not told that it ends: %s", error.message)
 
 
 if __name__ == "__main__":

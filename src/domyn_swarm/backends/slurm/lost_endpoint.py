@@ -99,11 +99,11 @@ class LostEndpoint:
             descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         except FileExistsError:
             return
-        with os.fdopen(descriptor, "w") as file:
-            file.write(lost.state)
         _log.warning("the endpoint's job %s is gone: it %s", lost.id, lost.observation.detail)
         try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(lost.state)
             _log.info("its successor is %s", slurm.submit(self._paths.endpoint_script))
-        except PlatformError:  # another time, whoever it is
+        except (PlatformError, OSError):  # another time, whoever it is
             claim.unlink(missing_ok=True)
             raise

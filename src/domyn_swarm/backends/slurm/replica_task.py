@@ -51,17 +51,25 @@ class ReplicaTask:
 
     def run(self) -> int:
         """To the end of all; return the exit code."""
-        first = self._group * self._per_task
         self._note_at_work()
+        try:
+            code = self._serve()
+        except Exception:  # one that fails is not one that was killed
+            self._paths.at_work(self._group).unlink(missing_ok=True)
+            raise
+        self._come_back()
+        if code != _KILLED or self._task.told:
+            self._paths.at_work(self._group).unlink(missing_ok=True)
+        return code
+
+    def _serve(self) -> int:
+        first = self._group * self._per_task
         with self._logs:
             shared = self._join_nodes(first) if self._plan.layout.nodes_per_replica > 1 else {}
             for index in range(first, min(first + self._per_task, self._plan.layout.replicas)):
                 self._start_watchdog(index, {**shared, **self._gpus(index - first)})
             code = self._task.wait(LostEndpoint(self._paths).look)
         _log.info("task %d: its watchdogs ended with %d", self._group, code)
-        self._come_back()
-        if code != _KILLED or self._task.told:
-            self._paths.at_work(self._group).unlink(missing_ok=True)
         return code
 
     def _note_at_work(self) -> None:

@@ -116,8 +116,11 @@ class Steps:
 
 
 def _refuse_leaving(endpoint: str, spec: ComputeSpec) -> None:
-    leaves = SwarmPaths(Path(spec.job_dir).parents[1]).endpoint_leaves
-    if leaves.exists() and leaves.read_text() == endpoint:
+    try:
+        leaving = SwarmPaths(Path(spec.job_dir).parents[1]).endpoint_leaves.read_text()
+    except FileNotFoundError:
+        return
+    if leaving == endpoint:
         raise PlatformUnavailable(
             "The endpoint's job has reached its time limit and comes back elsewhere: a job that "
             "begins in its allocation would end with it.",
