@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.platform import FAILED, LOST
-from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.backends.slurm.states import BROKEN, LOST, SlurmJob
 from domyn_swarm.backends.slurm.tagged import tagged
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
@@ -81,7 +80,7 @@ class LostEndpoint:
         if not seen or any(not job.over for job in seen):
             return
         last = seen[-1]
-        if last.state in LOST or (last.state in FAILED and self._failures() < _MOST_FAILURES):
+        if last.state in LOST or (last.state in BROKEN and self._failures() < _MOST_FAILURES):
             self._succeed(slurm, last)
 
     def _failures(self) -> int:
@@ -89,7 +88,7 @@ class LostEndpoint:
         pattern = self._paths.endpoint_successor("*")
         since = time.time() - _FAILURES_COUNT_S
         return sum(
-            claim.read_text() in FAILED and claim.stat().st_mtime > since
+            claim.read_text() in BROKEN and claim.stat().st_mtime > since
             for claim in pattern.parent.glob(pattern.name)
         )
 

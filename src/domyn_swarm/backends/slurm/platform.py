@@ -13,6 +13,7 @@ from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.ending import Ending
 from domyn_swarm.backends.slurm.killed_task import KilledTask
 from domyn_swarm.backends.slurm.layout import slurm_config
+from domyn_swarm.backends.slurm.states import BROKEN, LOST
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle
@@ -21,11 +22,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 
 _log = get_logger(__name__)
 
-# Ended through no fault of the replica. Slurm brings some back itself, where it may requeue them,
-# and gets the time to.
-LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
-FAILED = frozenset({"FAILED", "OUT_OF_MEMORY"})  # what ends on purpose is COMPLETED, CANCELLED
-_SLURM_ACTS_S = 20.0
+_SLURM_ACTS_S = 20.0  # what is lost Slurm gets the time to bring back itself
 _KILLED_S = 20.0  # so long after one was killed: whoever waits for the swarm hears of it first
 _SAME_LOSS_S = 10.0  # asked again within so long, it is about the same replicas
 _AGAIN_S = 60.0
@@ -73,7 +70,7 @@ class SlurmPlatform:
         if not own or ended == own[-1].job.id:
             return ended is not None
         last = own[-1].job
-        killed = KilledTask(self._paths, group, last.id) if last.state in FAILED else None
+        killed = KilledTask(self._paths, group, last.id) if last.state in BROKEN else None
         if last.state not in LOST and not (killed and killed.found):
             return False
         since = self._lost_since.setdefault(last.id, time.monotonic())

@@ -24,12 +24,10 @@ _HOPELESS = frozenset(
     }
 )
 _ENDED = frozenset({"COMPLETED", "CANCELLED"})
-_FAILED = frozenset(
-    {
-        *("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"),
-        "REVOKED",
-    }
-)
+# Ended through no fault of what ran. Slurm brings some back itself, where it may requeue them.
+LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
+BROKEN = frozenset({"FAILED", "OUT_OF_MEMORY"})  # what ends on purpose is COMPLETED, CANCELLED
+_FAILED = LOST | BROKEN | {"DEADLINE", "REVOKED"}
 _MEANS = {
     "TIMEOUT": "reached its time limit",
     "NODE_FAIL": "lost its node",
