@@ -7,20 +7,13 @@ from typing import Annotated
 
 import typer
 
-from domyn_swarm.cli import candidates
 from domyn_swarm.cli.console import interactive
+from domyn_swarm.cli.looking import NameArgument
 from domyn_swarm.errors import ConfigError
 
 
 def top(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[NAME]",
-            help="The swarm; may be left out when only one is live.",
-            autocompletion=candidates.swarms,
-        ),
-    ] = None,
+    name: NameArgument = None,
     every: Annotated[
         float, typer.Option("--every", min=0.5, metavar="S", help="Seconds between two looks.")
     ] = 2.0,
