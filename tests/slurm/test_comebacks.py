@@ -109,13 +109,16 @@ def test_a_replica_that_is_killed_comes_back_and_no_row_fails(
     until(lambda: jobs.status(handle).rows_done > 50)
     first = task(slurm, 1)
     kill_task(slurm)
-    assert task(slurm, 1) != first
+    second = task(slurm, 1)
+    assert second != first
     ended = jobs.wait(handle, timeout_s=240)
     assert (ended.status, ended.rows_failed) == (JobStatus.SUCCEEDED, 0)
     assert all_answered(tmp_path, 800)
     until(lambda: ready() == 2)
-    second = task(slurm, 1)
-    kill_task(slurm, watchdog=True)
+    for _ in range(4):  # within an hour: started again three times
+        kill_watchdog(second)
+    until(lambda: second not in jobs_of(slurm))
+    SlurmPlatform(paths, SwarmStore.open().swarm("demo").tag, killed_s=0).replace_lost(2)
     assert paths.killed(1).read_text().split() == [first, second]
     third = task(slurm, 1)
     write_private(paths.killed(1), "a b c")
@@ -126,16 +129,49 @@ def test_a_replica_that_is_killed_comes_back_and_no_row_fails(
     assert len(jobs_of(slurm)) == 2  # it is given up
 
 
-def kill_task(slurm: SlurmCluster, *, watchdog: bool = False, ran_long: bool = False) -> None:
-    """SIGKILL for the second task or its watchdog, and what the endpoint does 20 s later."""
+def test_a_watchdog_that_is_killed_starts_again_beside_its_neighbours(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    up(replicas=2, gpus_per_replica=2, min_ready=2, backend={"packing": "node"})
+    before = set(jobs_of(slurm))
+    jobs = JobService()
+    handle = jobs.submit(request(tmp_path, 800))
+    until(lambda: jobs.status(handle).rows_done > 50)
+    neighbour, killed = watchdogs(task(slurm, 0))
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: killed not in watchdogs(task(slurm, 0)) and ready() == 2)
+    ended = jobs.wait(handle, timeout_s=240)
+    assert (ended.status, ended.rows_failed) == (JobStatus.SUCCEEDED, 0)
+    assert all_answered(tmp_path, 800)
+    assert neighbour in watchdogs(task(slurm, 0))
+    assert set(jobs_of(slurm)) == before
+    gpus = swarm_paths().engine_log(1).read_text()
+    assert gpus.count("CUDA_VISIBLE_DEVICES=2,3") == 2
+
+
+def watchdogs(job: str) -> list[int]:
+    """The task's, in the order in which they began."""
+    running = _program(REPLICA, job)
+    children = running.children() if running else []
+    return [one.pid for one in sorted(children, key=psutil.Process.create_time)]
+
+
+def kill_watchdog(job: str) -> None:
+    """SIGKILL for that of the second task, until another one or nothing is there."""
+    (victim,) = until(lambda: watchdogs(job))
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: victim not in watchdogs(job))
+
+
+def kill_task(slurm: SlurmCluster, *, ran_long: bool = False) -> None:
+    """SIGKILL for the second task, and what the endpoint does 20 s later."""
     paths, tag = swarm_paths(), SwarmStore.open().swarm("demo").tag
     job = task(slurm, 1)
-    process = program(REPLICA, job)
+    victim = program(REPLICA, job)
     at_work = paths.at_work(1)
     until(lambda: at_work.exists() and at_work.read_text() == job)
     if ran_long:
         os.utime(at_work, (0, 0))
-    victim = until(process.children)[0] if watchdog else process
     os.kill(victim.pid, signal.SIGKILL)
     until(lambda: job not in jobs_of(slurm))
     SlurmPlatform(paths, tag, killed_s=0).replace_lost(2)

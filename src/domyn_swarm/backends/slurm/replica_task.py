@@ -3,14 +3,14 @@
 Starts a watchdog for each replica of the task, inside the container where there is one; of a
 replica on several nodes, on the first of them, and on the others what its engine runs there.
 Before the time limit they drain, and the task goes back into the queue; so it does when one of its
-nodes is lost. A task, or a watchdog, that is killed leaves a file that says so: see `killed_task`.
+nodes is lost. A watchdog that is killed starts again, with its engine; a task that is killed, or
+whose watchdogs are again and again, leaves a file that says so: see `killed_task`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -20,6 +20,7 @@ from domyn_swarm.backends.slurm.containers import inside
 from domyn_swarm.backends.slurm.layout import slurm_config
 from domyn_swarm.backends.slurm.lost_endpoint import LostEndpoint
 from domyn_swarm.backends.slurm.task import (
+    KILLED,
     Child,
     Task,
     come_back,
@@ -32,7 +33,6 @@ from domyn_swarm.planning.plan import DeploymentPlan
 
 _log = get_logger(__name__)
 
-_KILLED = 128 + signal.SIGKILL
 NODE_PORT = "DOMYN_SWARM_NODE_PORT"  # where the other nodes of a replica reach its first one
 
 
@@ -58,7 +58,7 @@ class ReplicaTask:
             self._paths.at_work(self._group).unlink(missing_ok=True)
             raise
         self._come_back()
-        if code != _KILLED or self._task.told:
+        if code != KILLED or self._task.told:
             self._paths.at_work(self._group).unlink(missing_ok=True)
         return code
 
@@ -89,7 +89,8 @@ class ReplicaTask:
         told = str(self._paths.watchdog_spec(index))
         command = self._inside(str(self._paths.watchdog_program), told, self._address)
         _log.info("replica %d on %s: %s", index, self._address, " ".join(command))
-        self._task.start(Child(command, env, log))
+        alone = self._plan.layout.nodes_per_replica == 1  # else its nodes begin together
+        self._task.start(Child(command, env, log, again=alone))
 
     def _join_nodes(self, index: int) -> dict[str, str]:
         """Start what the other nodes of the replica run, and what the first needs for them."""

@@ -28,6 +28,9 @@ _PR_SET_PDEATHSIG = 1
 _LOOK_S = 0.2
 _REQUEUE_S = 120.0  # from `scontrol requeue` until Slurm ends this task
 _AGAIN_S = 3.0  # a controller that does not answer is asked again
+KILLED = 128 + signal.SIGKILL
+_MOST_KILLED = 3  # times that a program is started again
+_WITHIN_S = 3600.0
 
 
 def node_address() -> str:
@@ -52,6 +55,53 @@ class Child(NamedTuple):
     env: Mapping[str, str]
     log: IO[bytes]
     companion: bool = False  # it serves the others: told to end after them, and they end with it
+    again: bool = False  # it is started again when it is killed, a few times within an hour
+
+
+class _Running:
+    """A child as it runs."""
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+        self.process = _started(child)
+        self._killed_at: list[float] = []
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    @property
+    def code(self) -> int:
+        """How it ended: its exit code, or 128 + the number of a signal."""
+        code = self.process.wait()
+        return code if code >= 0 else 128 - code
+
+    def again_if_killed(self) -> None:
+        """Start it once more should it have been killed, but not for ever."""
+        if not (self.child.again and self.ended and self.code == KILLED):
+            return
+        now = time.monotonic()
+        self._killed_at = [one for one in self._killed_at if now - one < _WITHIN_S]
+        if len(self._killed_at) == _MOST_KILLED:
+            return
+        self._killed_at.append(now)
+        try:
+            _log.warning("process %d was killed; it starts again", self.process.pid)
+            self.process = _started(self.child)
+        except OSError as error:  # the task's other programs are not to end for it
+            _log.error("it does not: %s", error)
+
+
+def _started(child: Child) -> subprocess.Popen[bytes]:
+    """The program runs; it ends with this task, however that ends."""
+    return subprocess.Popen(
+        child.command,
+        env={**os.environ, **child.env},
+        stdin=subprocess.DEVNULL,
+        stdout=child.log,
+        stderr=child.log,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
+    )
 
 
 class Task:
@@ -64,8 +114,8 @@ class Task:
         self.warned = False  # the time limit is near
         self._before_end = before_end
         self._stopped = False
-        self._children: list[subprocess.Popen[bytes]] = []
-        self._companions: list[subprocess.Popen[bytes]] = []
+        self._children: list[_Running] = []
+        self._companions: list[_Running] = []
         self.lost_companion = False
         signal.signal(signal.SIGUSR1, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
@@ -81,20 +131,12 @@ class Task:
 
     def _hand_on(self) -> None:
         for child in self._children:
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
+            if not child.ended:
+                child.process.send_signal(signal.SIGTERM)
 
     def start(self, child: Child) -> None:
         """Start a program; it ends with this task, however that ends."""
-        process = subprocess.Popen(
-            child.command,
-            env={**os.environ, **child.env},
-            stdin=subprocess.DEVNULL,
-            stdout=child.log,
-            stderr=child.log,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
-        )
-        (self._companions if child.companion else self._children).append(process)
+        (self._companions if child.companion else self._children).append(_Running(child))
         if self.told:  # it came before there was a child to tell
             self._hand_on()
 
@@ -103,18 +145,26 @@ class Task:
         for a signal. A companion that ends before them is their end too. `meanwhile` is called
         again and again.
         """
-        while any(child.poll() is None for child in self._children):
-            self.lost_companion = any(one.poll() is not None for one in self._companions)
+        while self._any_left():
+            self.lost_companion = any(one.ended for one in self._companions)
             if self.lost_companion:  # told again and again: there is nothing left to drain
                 self._hand_on()
             meanwhile()
             time.sleep(_LOOK_S)
         for companion in self._companions:
-            companion.terminate()
-        codes = [child.wait() for child in self._children]
+            companion.process.terminate()
+        codes = [child.code for child in self._children]
         self._children, self._companions = [], []
         self.lost_companion = self.lost_companion or LOST_NODE in codes
-        return next((code if code > 0 else 128 - code for code in codes if code), 0)
+        return next((code for code in codes if code), 0)
+
+    def _any_left(self) -> bool:
+        if not self.told:
+            for child in self._children:
+                child.again_if_killed()
+                if self.told:  # as it was started: it is not among those who were told
+                    self._hand_on()
+        return not all(child.ended for child in self._children)
 
     @property
     def told(self) -> bool:
