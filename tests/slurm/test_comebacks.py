@@ -236,7 +236,7 @@ def test_a_controller_that_is_away_at_the_time_limit_loses_no_replica(
     until(lambda: ready() == 2, 60)
 
 
-def test_a_task_that_slurm_forgot_and_that_left_word_has_a_successor(
+def test_a_task_that_slurm_forgot_and_that_left_word_or_was_killed_has_a_successor(
     up: Up, slurm: SlurmCluster
 ) -> None:
     up(wait=False, replicas=1)
@@ -253,6 +253,13 @@ def test_a_task_that_slurm_forgot_and_that_left_word_has_a_successor(
     until(lambda: jobs_of(slurm) == {})
     SlurmPlatform(paths, f"{tag}.later").replace_lost(1)
     assert jobs_of(slurm) == {}
+    write_private(paths.at_work(0), "99999_0")  # as of one that was killed
+    SlurmPlatform(paths, f"{tag}.later").replace_lost(1)
+    assert jobs_of(slurm) == {}  # or that has just begun
+    os.utime(paths.at_work(0), (0, 0))
+    SlurmPlatform(paths, f"{tag}.later").replace_lost(1)
+    assert len(jobs_of(slurm)) == 1
+    assert paths.killed(0).read_text() == "99999_0"
 
 
 def test_down_ends_what_began_since_it_was_last_looked(up: Up, slurm: SlurmCluster) -> None:

@@ -12,16 +12,30 @@ from domyn_swarm.paths import SwarmPaths, write_private
 _log = get_logger(__name__)
 
 _MOST_IN_A_ROW = 3
+_LOOKED_S = 120.0  # no look at the queue is so old
 _LONG_S = 3600.0  # one that ran for so long is worth as many successors as the first
 
 
 class KilledTask:
-    """`job` is the last of the task's, and failed."""
+    """`job` is the last of the task's, and failed or is not known any more."""
 
     def __init__(self, paths: SwarmPaths, task: int, job: str) -> None:
         self._at_work = paths.at_work(task)
         self._replaced = paths.killed(task)
         self._job = job
+
+    @classmethod
+    def forgotten(cls, paths: SwarmPaths, task: int) -> KilledTask | None:
+        """One of which Slurm knows no job any more, as it does minutes after its end (`MinJobAge`).
+
+        Not one that began a moment ago: the look at the queue may be older.
+        """
+        at_work = paths.at_work(task)
+        try:
+            job, began = at_work.read_text(), at_work.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        return cls(paths, task, job) if time.time() - began >= _LOOKED_S else None
 
     @property
     def found(self) -> bool:

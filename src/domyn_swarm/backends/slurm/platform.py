@@ -67,8 +67,11 @@ class SlurmPlatform:
         """
         marker = self._paths.expired(group)
         ended = marker.read_text().strip() if marker.exists() else None
-        if not own or ended == own[-1].job.id:
-            return ended is not None
+        if not own:
+            killed = KilledTask.forgotten(self._paths, group)
+            return ended is not None or (killed is not None and killed.once_more())
+        if ended == own[-1].job.id:
+            return True
         last = own[-1].job
         killed = KilledTask(self._paths, group, last.id) if last.state in BROKEN else None
         if last.state not in LOST and not (killed and killed.found):
