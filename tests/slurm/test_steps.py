@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import psutil
@@ -16,9 +17,11 @@ from conformance.test_compute import (
     until,
 )
 from domyn_swarm.backends.slurm import SlurmCompute
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.layout import job_name
 from domyn_swarm.errors import PlatformUnavailable
 from domyn_swarm.model import JobHandle, JobStatus
-from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.paths import JobPaths, SwarmPaths
 from slurm.cluster import SlurmCluster
 
 
@@ -48,8 +51,20 @@ def test_no_step_begins_in_an_allocation_that_is_about_to_end(
     with pytest.raises(PlatformUnavailable, match="has reached its time limit") as refused:
         compute.submit(spec)
     assert "--placement job" in refused.value.hint
-    leaves.write_text("1")  # the one before
+    leaves.write_text("0")  # the one before
     compute.check(spec)
+    began = JobPaths(Path(spec.job_dir)).srun_log
+
+    def leave_meanwhile() -> None:
+        until(began.exists)
+        leaves.write_text(endpoint)
+
+    meanwhile = threading.Thread(target=leave_meanwhile)
+    meanwhile.start()
+    with pytest.raises(PlatformUnavailable, match="has reached its time limit"):
+        compute.submit(spec)
+    meanwhile.join()
+    until(lambda: job_name(spec.job_id) not in [one.comment for one in Slurm().steps().values()])
 
 
 def test_a_step_is_not_taken_for_another_of_its_number(slurm: SlurmCluster, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ class Steps:
 
         Raises:
             ConfigError: it does not fit.
+            PlatformUnavailable: the endpoint does not run, or its time is up.
             SubmitRejected: Slurm did not start it.
         """
         resources = self._resources(spec)
@@ -64,7 +65,9 @@ class Steps:
             )
         _sruns[:] = [*(one for one in _sruns if one.poll() is None), srun]
         try:
-            return self._started(resources, srun, paths)
+            step = self._started(resources, srun, paths)
+            _refuse_leaving(resources.allocation, spec)  # those who were warned did not know of it
+            return step
         except BaseException:  # what is reported as not started must not run
             srun.terminate()
             raise
