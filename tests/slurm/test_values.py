@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from domyn_swarm.model import JobStatus
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from slurm.cluster import SlurmCluster
+from slurm.test_comebacks import endpoint_job, program
 from slurm.test_swarm import Up, all_answered, request, up
 
 __all__ = ["up"]  # a fixture
@@ -45,13 +48,16 @@ def test_a_home_of_any_name(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None
     assert sorted(logs) == ["replica-0.log", "replica-1.log"]
 
 
-def test_values_arrive_as_they_were_written(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_values_arrive_as_they_were_written(
+    up: Up, slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOMYN_SWARM_LOG_LEVEL", "DEBUG")
     odd = "a b,c $HOME `id` \"q\" 'p' \\ $(x) % é\ttab"
     record = tmp_path / "requests.jsonl"
     up(
         replicas=1,
         env={"ODD": odd},
-        backend={"env": {"ODDER": odd}},
+        backend={"env": {"ODDER": odd, "DOMYN_SWARM_LOG_LEVEL": "ERROR"}},
         engine="command",
         gpus_per_replica=0,
         engine_options={
@@ -62,3 +68,5 @@ def test_values_arrive_as_they_were_written(up: Up, slurm: SlurmCluster, tmp_pat
     )
     told = json.loads(record.read_text().splitlines()[0])
     assert told == {"ODD": odd, "ODDER": odd, "argument": odd}
+    endpoint = program("domyn_swarm.backends.slurm.endpoint_task", endpoint_job(slurm))
+    assert endpoint.environ()["DOMYN_SWARM_LOG_LEVEL"] == "DEBUG"  # the shell's, as in jobs

@@ -87,7 +87,7 @@ def replica_script(
         flags=[*(["--exclusive"] if per_task > 1 else []), _requeue(config)],
         preamble=config.preamble,
         modules=config.modules,
-        env={**ctx.shared_env, **config.env},
+        env={**config.env, **ctx.shared_env},
     )
 
 
@@ -137,7 +137,7 @@ def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPa
         flags=[_requeue(config)],
         preamble=_preamble(config),
         modules=config.modules,
-        env={**ctx.shared_env, **config.env},
+        env={**config.env, **ctx.shared_env},
     )
 
 
