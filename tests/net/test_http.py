@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -83,6 +85,29 @@ async def test_a_reset_connection(client: HttpClient, server: Any, answer: Any) 
     server.behave = lambda _prompt, _nth: answer(reset=True)
     with pytest.raises(ConnectionBroken):
         await client.request("POST", server.url + CHAT, BODY, 5.0)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_task_that_is_cancelled_as_its_answer_comes_ends(
+    client: HttpClient, server: Any, answer: Any, streamed: bool
+) -> None:
+    server.behave = lambda _prompt, _nth: answer(delay_s=0.1)
+    answered = []
+
+    async def ask() -> None:
+        if streamed:
+            answered.extend([one async for one in client.stream(server.url + CHAT, BODY, 5.0)])
+        else:
+            answered.append(await client.request("POST", server.url + CHAT, BODY, 5.0))
+
+    for _ in range(10):
+        asking = asyncio.create_task(ask())
+        await asyncio.sleep(0.05)
+        time.sleep(0.15)  # noqa: ASYNC251 - the answer comes while the loop does something else
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    assert answered == []
 
 
 async def test_a_stream_yields_chunks_or_the_failed_reply(

@@ -40,8 +40,10 @@ class SyncedSink:
     async def keep_syncing(self, every_s: float) -> None:
         """Sync until cancelled; what the last sync missed is synced when the journal closes."""
         while True:
+            # Not `wait_for`: before Python 3.12 it may swallow the task's own cancellation.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._enough.wait(), every_s)
+                async with asyncio.timeout(every_s):
+                    await self._enough.wait()
             self._enough.clear()
             if self._unsynced:
                 self._unsynced = 0

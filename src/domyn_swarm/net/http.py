@@ -6,6 +6,7 @@ its wheel is missing. Both sit behind `HttpClient` and behave alike.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import sys
@@ -100,6 +101,27 @@ def parse_retry_after(value: str | None) -> float | None:
         return 1.0
 
 
+class _Cancellations:
+    """Of the running task, since this was made.
+
+    A call of pyreqwest whose answer has come returns it to a task that was cancelled meanwhile, as
+    if it had not been: who asks again and again would do so for ever, and whoever waits for its
+    end with it.
+    """
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._before = self._count()
+
+    def _count(self) -> int:
+        return 0 if self._task is None else self._task.cancelling()
+
+    def check(self) -> None:
+        """Raise what the library has swallowed."""
+        if self._count() > self._before:
+            raise asyncio.CancelledError
+
+
 class ReqwestClient:
     """`HttpClient` over pyreqwest."""
 
@@ -129,6 +151,7 @@ class ReqwestClient:
         self, method: str, url: str, body: bytes | None, timeout_s: float
     ) -> HttpReply:
         """See `HttpClient.request`."""
+        cancellations = _Cancellations()
         builder = self._client.request(method, url).timeout(self._timeout(timeout_s))
         if body is not None:
             builder = builder.body_bytes(body)
@@ -136,7 +159,9 @@ class ReqwestClient:
             reply = await builder.build().send()
             content = memoryview(await reply.bytes())
         except self._errors.RequestError as error:
+            cancellations.check()
             raise self._translate(error) from error
+        cancellations.check()
         status = reply.status
         header = reply.get_header("retry-after") if status >= 400 else None
         return HttpReply(status, content, parse_retry_after(header), reply.get_header(_SERVED_BY))
@@ -145,17 +170,25 @@ class ReqwestClient:
         self, url: str, body: bytes, timeout_s: float
     ) -> AsyncIterator[bytes | HttpReply]:
         """See `HttpClient.stream`."""
+        cancellations = _Cancellations()
         builder = self._client.post(url).timeout(self._timeout(timeout_s)).body_bytes(body)
         try:
             async with builder.build_streamed() as reply:
+                cancellations.check()
                 if reply.status >= 400:
                     header = reply.get_header("retry-after")
                     content = memoryview(await reply.bytes())
                     yield HttpReply(reply.status, content, parse_retry_after(header))
                     return
-                while (chunk := await reply.body_reader.read_chunk()) is not None:
+                while True:
+                    cancellations = _Cancellations()
+                    chunk = await reply.body_reader.read_chunk()
+                    cancellations.check()
+                    if chunk is None:
+                        return
                     yield bytes(chunk)
         except self._errors.RequestError as error:
+            cancellations.check()
             raise self._translate(error) from error
 
     def _translate(self, error: Exception) -> Exception:
