@@ -317,3 +317,30 @@ def test_a_reader_waits_for_a_writer(store: SwarmStore, swarm_home: Path) -> Non
     blocker.close()
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 0, errors
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_who_is_interrupted_holds_no_lock(
+    store: SwarmStore, swarm_home: Path, writes: bool
+) -> None:
+    store.create_swarm(swarm())
+    usual = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    interruptions = 0
+    try:
+        for moment in range(1, 120):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, moment * 2e-5)
+                for _ in range(3):
+                    if writes:
+                        store.attach_part("demo.1", {"kind": "replica", "index": moment})
+                    else:
+                        store.swarm("demo")
+                time.sleep(0.01)
+            except KeyboardInterrupt:
+                interruptions += 1
+                with sqlite3.connect(swarm_home / "swarm.db", timeout=0) as other:
+                    other.execute("BEGIN IMMEDIATE")  # while it is handled
+                other.close()
+    finally:
+        signal.signal(signal.SIGALRM, usual)
+    assert interruptions == 119

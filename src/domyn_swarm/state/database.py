@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
@@ -94,6 +96,26 @@ def translated(path: Path) -> Iterator[None]:
             f"{path} is not a usable state database: {error.orig}.",
             hint="Move it away; `down` still finds what runs by the swarms' folders and tags.",
         ) from error
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Have Ctrl-C wait for the end of the block: a transaction that it breaks off may leave a
+    connection that holds the lock for as long as the interruption is handled, in which others, and
+    we ourselves, want to write.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield  # it does not come here, or raises nothing
+        return
+    came: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda _number, frame: came.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if came:
+            usual(signal.SIGINT, came[0])
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
