@@ -11,12 +11,15 @@ import importlib
 import importlib.util
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Future
+from contextlib import AsyncExitStack
 from datetime import timedelta
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from domyn_swarm.net.errors import CannotConnect, ConnectionBroken, RequestTimeout
+
+_T = TypeVar("_T")
 
 CONNECT_TIMEOUT_S = 10.0
 _SERVED_BY = "x-smg-routed-worker-id"  # the router's word for the replica that it chose
@@ -101,24 +104,18 @@ def parse_retry_after(value: str | None) -> float | None:
         return 1.0
 
 
-class _Cancellations:
-    """Of the running task, since this was made.
+async def _heeding_cancellation(call: Awaitable[_T]) -> _T:
+    """What a call of pyreqwest returns or raises, unless the task is cancelled meanwhile.
 
-    A call of pyreqwest whose answer has come returns it to a task that was cancelled meanwhile, as
-    if it had not been: who asks again and again would do so for ever, and whoever waits for its
-    end with it.
+    One whose answer has come returns it even then, as if nothing had been: who asks again and
+    again would do so for ever, and whoever waits for its end with it.
     """
-
-    def __init__(self) -> None:
-        self._task = asyncio.current_task()
-        self._before = self._count()
-
-    def _count(self) -> int:
-        return 0 if self._task is None else self._task.cancelling()
-
-    def check(self) -> None:
-        """Raise what the library has swallowed."""
-        if self._count() > self._before:
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    try:
+        return await call
+    finally:
+        if task is not None and task.cancelling() > before:
             raise asyncio.CancelledError
 
 
@@ -151,17 +148,14 @@ class ReqwestClient:
         self, method: str, url: str, body: bytes | None, timeout_s: float
     ) -> HttpReply:
         """See `HttpClient.request`."""
-        cancellations = _Cancellations()
         builder = self._client.request(method, url).timeout(self._timeout(timeout_s))
         if body is not None:
             builder = builder.body_bytes(body)
         try:
-            reply = await builder.build().send()
-            content = memoryview(await reply.bytes())
+            reply = await _heeding_cancellation(builder.build().send())
+            content = memoryview(await _heeding_cancellation(reply.bytes()))
         except self._errors.RequestError as error:
-            cancellations.check()
             raise self._translate(error) from error
-        cancellations.check()
         status = reply.status
         header = reply.get_header("retry-after") if status >= 400 else None
         return HttpReply(status, content, parse_retry_after(header), reply.get_header(_SERVED_BY))
@@ -170,25 +164,20 @@ class ReqwestClient:
         self, url: str, body: bytes, timeout_s: float
     ) -> AsyncIterator[bytes | HttpReply]:
         """See `HttpClient.stream`."""
-        cancellations = _Cancellations()
         builder = self._client.post(url).timeout(self._timeout(timeout_s)).body_bytes(body)
         try:
-            async with builder.build_streamed() as reply:
-                cancellations.check()
+            async with AsyncExitStack() as stack:
+                opening = stack.enter_async_context(builder.build_streamed())
+                reply = await _heeding_cancellation(opening)
                 if reply.status >= 400:
                     header = reply.get_header("retry-after")
-                    content = memoryview(await reply.bytes())
+                    content = memoryview(await _heeding_cancellation(reply.bytes()))
                     yield HttpReply(reply.status, content, parse_retry_after(header))
                     return
-                while True:
-                    cancellations = _Cancellations()
-                    chunk = await reply.body_reader.read_chunk()
-                    cancellations.check()
-                    if chunk is None:
-                        return
+                read = reply.body_reader.read_chunk
+                while (chunk := await _heeding_cancellation(read())) is not None:
                     yield bytes(chunk)
         except self._errors.RequestError as error:
-            cancellations.check()
             raise self._translate(error) from error
 
     def _translate(self, error: Exception) -> Exception:
