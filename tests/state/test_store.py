@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -319,10 +320,15 @@ def test_a_reader_waits_for_a_writer(store: SwarmStore, swarm_home: Path) -> Non
     assert child.returncode == 0, errors
 
 
-@pytest.mark.parametrize("writes", [True, False])
-def test_who_is_interrupted_holds_no_lock(
-    store: SwarmStore, swarm_home: Path, writes: bool
-) -> None:
+USES: dict[str, Callable[[SwarmStore], object]] = {
+    "open": lambda _store: SwarmStore.open(),
+    "read": lambda store: store.swarm("demo"),
+    "write": lambda store: store.attach_part("demo.1", {"kind": "replica", "index": 0}),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_who_is_interrupted_holds_no_lock(store: SwarmStore, swarm_home: Path, use: str) -> None:
     store.create_swarm(swarm())
     usual = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     interruptions = 0
@@ -331,10 +337,7 @@ def test_who_is_interrupted_holds_no_lock(
             try:
                 signal.setitimer(signal.ITIMER_REAL, moment * 2e-5)
                 for _ in range(3):
-                    if writes:
-                        store.attach_part("demo.1", {"kind": "replica", "index": moment})
-                    else:
-                        store.swarm("demo")
+                    USES[use](store)
                 time.sleep(0.01)
             except KeyboardInterrupt:
                 interruptions += 1

@@ -80,26 +80,7 @@ def _not_ours(path: Path, why: str) -> StateError:
 
 
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn what SQLite says into what a user can act on."""
-    try:
-        yield
-    except OperationalError as error:
-        raise StateError(
-            f"The state database {path} cannot be used: {error.orig}.",
-            hint="Another program may hold it, or the disk may be full; try again.",
-        ) from error
-    except DatabaseError as error:
-        if type(error) is not DatabaseError:  # a broken constraint is a bug, not a broken file
-            raise
-        raise StateError(
-            f"{path} is not a usable state database: {error.orig}.",
-            hint="Move it away; `down` still finds what runs by the swarms' folders and tags.",
-        ) from error
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
+def _uninterrupted() -> Iterator[None]:
     """Have Ctrl-C wait for the end of the block: a transaction that it breaks off may leave a
     connection that holds the lock for as long as the interruption is handled, in which others, and
     we ourselves, want to write.
@@ -116,6 +97,26 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, usual)
         if came:
             usual(signal.SIGINT, came[0])
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn what SQLite says into what a user can act on; Ctrl-C waits for the end of the block."""
+    try:
+        with _uninterrupted():
+            yield
+    except OperationalError as error:
+        raise StateError(
+            f"The state database {path} cannot be used: {error.orig}.",
+            hint="Another program may hold it, or the disk may be full; try again.",
+        ) from error
+    except DatabaseError as error:
+        if type(error) is not DatabaseError:  # a broken constraint is a bug, not a broken file
+            raise
+        raise StateError(
+            f"{path} is not a usable state database: {error.orig}.",
+            hint="Move it away; `down` still finds what runs by the swarms' folders and tags.",
+        ) from error
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:

@@ -25,7 +25,7 @@ from domyn_swarm.model import (
     utc_now,
 )
 from domyn_swarm.paths import database_path
-from domyn_swarm.state.database import open_database, translated, uninterrupted
+from domyn_swarm.state.database import open_database, translated
 from domyn_swarm.state.records import JobRecord, SwarmRecord
 from domyn_swarm.state.tables import HANDLES, JOBS, SWARMS
 
@@ -49,7 +49,7 @@ class SwarmStore:
 
     @contextmanager
     def _transaction(self, *, writes: bool = False) -> Iterator[Connection]:
-        with translated(self._path), uninterrupted():
+        with translated(self._path):
             engine = self._engine.execution_options(writes=writes)
             with engine.begin() as connection:
                 yield connection
