@@ -330,6 +330,8 @@ USES: dict[str, Callable[[SwarmStore], object]] = {
 @pytest.mark.parametrize("use", USES)
 def test_who_is_interrupted_holds_no_lock(store: SwarmStore, swarm_home: Path, use: str) -> None:
     store.create_swarm(swarm())
+    # A suite started in the background has Ctrl-C ignored, as its shell asked for.
+    usual_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     usual = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     interruptions = 0
     try:
@@ -346,4 +348,5 @@ def test_who_is_interrupted_holds_no_lock(store: SwarmStore, swarm_home: Path, u
                 other.close()
     finally:
         signal.signal(signal.SIGALRM, usual)
+        signal.signal(signal.SIGINT, usual_interrupt)
     assert interruptions == 119
