@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml, load
 from domyn_swarm.config.backends import SlurmConfig, time_limit_s
+from domyn_swarm.config.preamble import check_line
 from domyn_swarm.config.sources import parse_yaml
 from domyn_swarm.errors import ConfigError
 
@@ -378,6 +380,12 @@ def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path)
             "  endpoint: {wall_time: '23:59:59'}\n",
             "bad.yaml:6: backend.endpoint: wall_time must not be shorter than the replicas' 1-0",
         ),
+        (
+            "model: a\nbackend:\n  type: slurm\n  partition: p\n  preamble:\n"
+            "    - --reservation=x\n    - '#SBATCH --exclusive -t 5'\n",
+            "bad.yaml:7: backend.preamble.1: '#SBATCH --exclusive -t 5' sets --time, as "
+            "domyn-swarm itself does: use time_limit",
+        ),
         ("model: a\nbackend: local\nreplicas: 0\n", "bad.yaml:3: replicas: must be greater"),
         ("model: a\nbackend: local\nport: 70000\n", "bad.yaml:3: port"),
         ("model: a\nbackend: local\nargs: {a: 1}\n", "bad.yaml:3: args"),
@@ -385,6 +393,30 @@ def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path)
 )
 def test_mistakes(text: str, words: str, tmp_path: Path) -> None:
     assert words in mistakes(text, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--no-requeue", "sets --no-requeue, as domyn-swarm itself does: leave it out"),
+        ("#SBATCH --comm=mine", "sets --comment"),
+        ("-J mine", "sets --job-name"),
+        ("-N2", "sets --nodes"),
+        ("-p gpu", "sets --partition, as domyn-swarm itself does: use partition"),
+        ("module load x", "is no line of options"),
+        ("#SBATCH --reservation='x", "is no line of options"),
+        ("# --reservation=x", "is no line of options"),
+        ("--reservation=x\nrm -r /", "holds a line break"),
+    ],
+)
+def test_lines_of_a_preamble_that_cannot_be(line: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        check_line(line)
+
+
+@pytest.mark.parametrize("line", ["--time-min=5", "--constraint a100", "-C a100 --export=NONE"])
+def test_other_options_are_a_sites_own(line: str) -> None:
+    assert check_line(line) == line
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

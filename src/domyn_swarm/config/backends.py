@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from domyn_swarm.config.preamble import check_line
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(
     r"(?:^|_)(?:TOKEN|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|(?:API|ACCESS|PRIVATE)_?KEY)"
@@ -148,10 +150,10 @@ class SlurmConfig(Section):
     )
     exclude_nodes: str | None = Field(None, description="none of these nodes")
     modules: tuple[str, ...] = Field((), description="environment modules to load on the nodes")
-    preamble: tuple[str, ...] = Field(
+    preamble: tuple[Annotated[str, AfterValidator(check_line)], ...] = Field(
         (),
         description="more lines of the scripts' head, such as '#SBATCH --reservation=x'; the "
-        "endpoint and jobs of their own have them unless endpoint.partition is set",
+        "endpoint and jobs of their own have them (but for GPUs) unless endpoint.partition is set",
     )
     container: Literal["apptainer", "singularity", "enroot", "pyxis", "none"] = Field(
         "apptainer", description="what runs `image`; none: the node's own programs"

@@ -10,6 +10,7 @@ from domyn_swarm.backends.base import ComputeSpec, exit_wrapper
 from domyn_swarm.backends.slurm.scripts import BatchScript
 from domyn_swarm.backends.slurm.tagged import comment_of
 from domyn_swarm.config.backends import SlurmConfig, time_limit_s
+from domyn_swarm.config.preamble import asks_for_gpus
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -197,8 +198,10 @@ def job_script(spec: ComputeSpec) -> BatchScript:
 
 
 def _preamble(config: SlurmConfig) -> tuple[str, ...]:
-    """What a site asks for in the replicas' partition, for what else runs there."""
-    return config.preamble if config.endpoint.partition is None else ()
+    """What a site asks for in the replicas' partition, for what else runs there without a GPU."""
+    if config.endpoint.partition is not None:
+        return ()
+    return tuple(line for line in config.preamble if not asks_for_gpus(line))
 
 
 def _mail(user: str | None, kinds: str) -> dict[str, str | None]:
