@@ -16,6 +16,17 @@ settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
 
+@pytest.hookimpl(trylast=True)  # after the order was shuffled
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ray's cluster takes a tenth of two cores even when idle: what needs it comes last."""
+    items.sort(key=_needs_ray)
+
+
+def _needs_ray(item: pytest.Item) -> bool:
+    fixtures = getattr(item, "fixturenames", ())
+    return "ray_cluster" in fixtures or item.get_closest_marker("ray") is not None
+
+
 @pytest.fixture(autouse=True)
 def swarm_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh `$DOMYN_SWARM_HOME` that does not exist yet; no setting of the caller's leaks in."""

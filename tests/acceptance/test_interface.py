@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from command_line import CommandLine, wait_for, write_sim_config
+from domyn_swarm.cli.app import app
 
 if TYPE_CHECKING:
     from acceptance.conftest import Standing
@@ -66,13 +68,14 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("command", list(FLAGS))
-def test_a_command_has_its_flags_and_an_example(
-    command: str, cli: CommandLine, swarm_home: Path
-) -> None:
-    told = cli.ok(*command.split(), "--help")
+def test_a_command_has_its_flags_and_an_example(command: str, swarm_home: Path) -> None:
+    # In this process: forty that start anew cost a minute.
+    shown = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    told = shown.output
     there = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", told))
     assert [flag for flag in FLAGS[command].split() if flag not in there] == []
-    assert f"Example: domyn-swarm {command}" in " ".join(told.split()) or "Example:" in told
+    assert "Example:" in told
     assert not swarm_home.exists()  # help touches nothing
 
 

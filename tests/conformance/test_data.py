@@ -81,7 +81,10 @@ BACKENDS = [
     BackendUnderTest("pandas", PandasBackend()),
     BackendUnderTest("polars", PolarsBackend(), POLARS_GAPS),
     BackendUnderTest("polars-lazy", LazyPolarsBackend(), POLARS_GAPS),
-    BackendUnderTest("ray", RayBackend(), {"file.arrow": "Ray has no reader for them"}),
+    pytest.param(
+        BackendUnderTest("ray", RayBackend(), {"file.arrow": "Ray has no reader for them"}),
+        marks=pytest.mark.ray,
+    ),
 ]
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's, of its own settings
@@ -90,7 +93,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda one: one.name)
+@pytest.fixture(params=BACKENDS, ids=lambda one: str(one.name))
 def under_test(request: pytest.FixtureRequest) -> BackendUnderTest:
     one: BackendUnderTest = request.param
     if one.name == "ray":
