@@ -169,8 +169,8 @@ def test_the_job_class_of_the_readme_runs(standing: Standing) -> None:
 
 
 def test_a_refused_row_carries_its_error_and_the_job_ends_with_7(standing: Standing) -> None:
-    job = standing.job("refused", 4)
-    before = len(standing.sim.asked("refused: question number 1"))
+    job = standing.job("refused here", 4)
+    before = len(standing.sim.asked("refused here: question number 1"))
     done = standing.cli(*job.submission("--name", "demo"))
     assert done.returncode == 7, done.stderr
     assert "1 failed" in done.stderr
@@ -178,7 +178,7 @@ def test_a_refused_row_carries_its_error_and_the_job_ends_with_7(standing: Stand
     assert [row["result"] is None for row in answers] == [False, True, False, False]
     assert answers[1]["_error"]["status"] == 400
     assert [row["_error"] is None for row in answers] == [True, False, True, True]
-    asked = len(standing.sim.asked("refused: question number 1"))
+    asked = len(standing.sim.asked("refused here: question number 1"))
     assert asked == before + 1  # never repeated
     failures = standing.cli.json("job", "failures", json.loads(done.stdout)["job_id"])
     schemas.fits(failures, "job failures")

@@ -35,8 +35,10 @@ def test_targets_and_textfile_come_and_go_with_the_endpoint(bench: Bench) -> Non
         model="m",
     )
     address = bench.address()
-    until(lambda: len(list(shared.iterdir())) == 2, "both files")
-    [targets, textfile] = sorted(shared.iterdir())
+    # By their names: while one is written, another of its kind lies beside it.
+    until(lambda: {one.suffix for one in shared.iterdir()} == {".json", ".prom"}, "both files")
+    [targets] = shared.glob("*.json")
+    [textfile] = shared.glob("*.prom")
     [group] = json.loads(targets.read_text())
     assert group["targets"] == [address.collector_url.removeprefix("http://")]
     assert group["labels"] == {"swarm": "swarm"}
