@@ -136,7 +136,7 @@ def write_sim_config(
         f"  latency_s: {latency_s}",
         "  slots: 8",
         f"  record: {record}",
-        "  errors: [{match: '^refused.*: question number 1$', status: 400}]",
+        "  errors: [{match: '^refused( here)?: question number 1$', status: 400}]",
         "watchdog: {probe_interval: 1}",
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

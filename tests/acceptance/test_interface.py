@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 from command_line import CommandLine, wait_for, write_sim_config
-from domyn_swarm.cli.app import app
+from domyn_swarm.cli.app import main
 
 if TYPE_CHECKING:
     from acceptance.conftest import Standing
@@ -68,11 +67,18 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("command", list(FLAGS))
-def test_a_command_has_its_flags_and_an_example(command: str, swarm_home: Path) -> None:
-    # In this process: forty that start anew cost a minute.
-    shown = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
-    assert shown.exit_code == 0
-    told = shown.output
+def test_a_command_has_its_flags_and_an_example(
+    command: str,
+    swarm_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # The whole program, but in this process: forty that start anew cost a minute.
+    monkeypatch.setattr("sys.argv", ["domyn-swarm", *command.split(), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
     there = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", told))
     assert [flag for flag in FLAGS[command].split() if flag not in there] == []
     assert "Example:" in told

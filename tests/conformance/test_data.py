@@ -93,7 +93,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda one: str(one.name))
+@pytest.fixture(params=BACKENDS, ids=lambda one: one.name)
 def under_test(request: pytest.FixtureRequest) -> BackendUnderTest:
     one: BackendUnderTest = request.param
     if one.name == "ray":
