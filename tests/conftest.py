@@ -16,15 +16,12 @@ settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
 
-@pytest.hookimpl(trylast=True)  # after the order was shuffled
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ray's cluster takes a tenth of two cores even when idle: what needs it comes last."""
-    items.sort(key=_needs_ray)
-
-
-def _needs_ray(item: pytest.Item) -> bool:
-    fixtures = getattr(item, "fixturenames", ())
-    return "ray_cluster" in fixtures or item.get_closest_marker("ray") is not None
+    """What uses Ray's cluster is marked so."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(autouse=True)

@@ -32,8 +32,10 @@ class RayCluster:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[RayCluster]:
     """Two nodes, and this process connected to them."""
-    with warnings.catch_warnings():  # Ray warns of its own settings
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as settings:
+        warnings.simplefilter("ignore")  # Ray warns of its own settings
+        # Else each read of Parquet starts 32 processes for the footers: 11 s on two cores.
+        settings.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "2")
         import ray
         import ray.data
         from ray.cluster_utils import Cluster

@@ -34,6 +34,8 @@ NOT_TYPED = {
     "job submit --down-after": "ends the swarm that the page goes on with: see test_layouts.py",
     "--placement step|job": "either is what its line of the page gets anyway: see test_jobs.py",
     "--gres=gpu:N": "sbatch's own",
+    "--comment": "sbatch's own",
+    "--requeue": "sbatch's own",
     "--nnodes": "vLLM's own",
 }
 
