@@ -25,7 +25,8 @@ AccountingStoragePass={folder}/run/munge.sock
 AccountingStorageTRES=gres/gpu"""
     prolog = f"TaskProlog={folder}/etc/task_prolog.sh" if cluster.net else ""
     gres = f" Gres=gpu:{cluster.gpus}" if cluster.gpus else ""
-    # cred_expire is also how long a requeued job waits: 120 s by default
+    # cred_expire is also how long a requeued job waits: 120 s by default. In less than a busy
+    # machine takes to start a step, no step starts.
     return f"""\
 ClusterName=test
 SlurmctldHost={host}({controller})
@@ -33,7 +34,7 @@ SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/run/munge.sock,cred_expire=5
+AuthInfo=socket={folder}/run/munge.sock,cred_expire=10
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
+import pytest
 
 from domyn_swarm.backends.slurm.lost_endpoint import LostEndpoint
 from domyn_swarm.backends.slurm.platform import SlurmPlatform
@@ -194,6 +196,28 @@ def test_where_slurm_refuses_to_requeue_there_is_a_successor(up: Up, slurm: Slur
         until(lambda first=first: first not in jobs_of(slurm))
         until(lambda: ready() == 2, 60)
     assert len(jobs_of(slurm)) == 3
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+def test_a_replica_whose_time_is_up_while_others_wait_does_not_end_the_swarm(
+    up: Up, slurm: SlurmCluster, requeue: bool
+) -> None:
+    wanted = ["--gres=gpu:4", "--nodes=3", "--ntasks-per-node=1", "--time=5"]
+    other = slurm.run("sbatch", "--parsable", *wanted, "--wrap=srun sleep 200").stdout.strip()
+    until(lambda: slurm.run("squeue", "-h", "-j", other, "-o", "%T").stdout.strip() == "RUNNING")
+    keys = {"gpus_per_replica": 4, "min_ready": 2, "backend": {"requeue": requeue}}
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(up, **keys)
+        try:
+            until(lambda: SwarmStore.open().swarms() and ready() == 1)
+            first = task(slurm, 0)
+            slurm.run("scancel", "--batch", "--signal=USR1", first)
+            until(lambda: jobs_of(slurm).get(first) != "RUNNING")
+            until(lambda: jobs_of(slurm)[task(slurm, 0)] in ("PENDING", "RUNNING"))
+        finally:
+            slurm.run("scancel", other)
+        coming.result()
+    assert ready() == 2
 
 
 def test_a_lost_endpoint_that_may_not_be_requeued_is_replaced_by_its_replicas(

@@ -97,13 +97,14 @@ def test_the_scripts_of_a_swarm(node: Node, place: str, env: dict[str, str]) -> 
 
 
 def test_what_the_site_says_of_gpus_is_for_replicas_alone(node: Node, tmp_path: Path) -> None:
-    typed, other = "#SBATCH --gres=gpu:a100:1", "#SBATCH --reservation=x"
-    plan, context = planned(node, tmp_path, backend={"preamble": [typed, other]})
+    options = ("--gres=gpu:a100:1", "-G 1", "--mem-per-g=4G", "--tres-per-task gres/gpu:1")
+    gpus, other = [f"#SBATCH {one}" for one in options], "#SBATCH --reservation=x"
+    plan, context = planned(node, tmp_path, backend={"preamble": [*gpus, other]})
     paths = SwarmPaths.of(plan.home_directory, plan.name)
     scripts = folder.render_scripts(plan, context, paths, 1)
     replicas, endpoint = (scripts[name].splitlines() for name in ("replicas.sh", "endpoint.sh"))
-    assert [line for line in (typed, other) if line in replicas] == [typed, other]
-    assert [line for line in (typed, other) if line in endpoint] == [other]
+    assert [line for line in (*gpus, other) if line in replicas] == [*gpus, other]
+    assert [line for line in (*gpus, other) if line in endpoint] == [other]
 
 
 @SLOW

@@ -34,7 +34,7 @@ _SHORT = {
     "w": "nodelist",
     "x": "exclude",
 }
-_GPUS = re.compile(r"-G|--(?:gres|gpu|cpus-per-gpu|mem-per-gpu|ntasks-per-gpu)")
+_GPUS = re.compile(r"-G|--gres|--gpu|--(?:cpus|mem|ntasks)-per-g|.*gres[:/]gpu")
 
 
 def options_of(line: str) -> list[str]:

@@ -10,7 +10,7 @@ from domyn_swarm.backends.base import read_tail
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.engines import Diagnosis
 from domyn_swarm.errors import LaunchError, NotReady, PlatformError, ReplicaFailed
-from domyn_swarm.model import FINAL_REPLICA_STATES, ReplicaReport, ReplicaState
+from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
 from domyn_swarm.swarm.factory import LiveSwarm
 
@@ -60,7 +60,7 @@ def ended_replicas(swarm: LiveSwarm) -> frozenset[int]:
 
 def _replica(view: CollectorView | None, replica: int, ended: bool) -> Observation:
     report = None if view is None else report_of(view, replica)
-    if report is not None and report.state in FINAL_REPLICA_STATES:
+    if report is not None and _has_failed(report, ended=ended):
         return Observation(Phase.FAILED, f"replica {replica}: {report.reason or report.state}")
     if view is not None and report is not None and _is_ready(view, report):
         return Observation(Phase.READY)  # its successor may be: a look at the queue can be older
@@ -71,6 +71,13 @@ def _replica(view: CollectorView | None, replica: int, ended: bool) -> Observati
     if report is None:
         return Observation(Phase.STARTING, f"replica {replica} has not reported yet")
     return Observation(Phase.STARTING, f"replica {replica} is {report.state}")
+
+
+def _has_failed(report: ReplicaReport, *, ended: bool) -> bool:
+    """One that ended as asked has not, as long as the platform has a place for it: a time limit or
+    a lost node sent it back into the queue.
+    """
+    return report.state is ReplicaState.FAILED or (report.state is ReplicaState.EXITED and ended)
 
 
 def _is_ready(view: CollectorView, report: ReplicaReport) -> bool:
@@ -112,9 +119,11 @@ def launch_error(swarm: LiveSwarm, seen: Observation) -> LaunchError:
     """Why the swarm did not come up, from reports and logs."""
     with contextlib.suppress(PlatformError):
         swarm.backend.fetch_logs(swarm.handle, range(swarm.plan.layout.replicas))
-    view = swarm.backend.view(swarm.handle)
+    view, ended = swarm.backend.view(swarm.handle), ended_replicas(swarm)
     failed = [
-        report for report in (view.replicas if view else ()) if report.state in FINAL_REPLICA_STATES
+        report
+        for report in (view.replicas if view else ())
+        if _has_failed(report, ended=report.replica in ended)
     ]
     if failed:
         return _replica_error(swarm, failed)

@@ -153,16 +153,14 @@ class SlurmServing(OwnEndpoint):
         )
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
-        """See `ServingBackend.probe_parts`."""
+        """See `ServingBackend.probe_parts`. A replica that left word for a successor waits."""
         try:
             seen = self._seen(handle)
         except PlatformError as error:
             unknown = Observation(Phase.UNKNOWN, error.message)
             return {part.platform_id: unknown for part in handle.parts}
-        gone = Observation(Phase.STOPPED, "Slurm does not know it any more")
-        return {
-            part.platform_id: gone if job is None else job.observation for part, job in seen.items()
-        }
+        paths = SwarmPaths(Path(handle.swarm_dir))
+        return {part.platform_id: _of_part(part, job, paths) for part, job in seen.items()}
 
     def expiries(self, handle: ServingHandle) -> dict[str, datetime]:
         """See `ServingBackend.expiries`."""
@@ -263,6 +261,16 @@ def _whole(endpoint: list[SlurmJob | None], replicas: list[SlurmJob | None]) -> 
     if hopeless:
         return Observation(Phase.FAILED, f"Slurm will not run it ({_reasons(hopeless)})")
     return Observation(Phase.QUEUED, f"{len(waiting)} jobs wait ({_reasons(waiting)})")
+
+
+def _of_part(part: Part, job: SlurmJob | None, paths: SwarmPaths) -> Observation:
+    if part.kind == "replica" and _over(job):
+        task = int(part.platform_id.rpartition("_")[2])
+        if paths.expired(task).exists():
+            return Observation(Phase.QUEUED, "its time was up; its successor is to come")
+    if job is None:
+        return Observation(Phase.STOPPED, "Slurm does not know it any more")
+    return job.observation
 
 
 def _over(job: SlurmJob | None) -> bool:
