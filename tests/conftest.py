@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def swarm_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(f"DOMYN_SWARM_{name}", raising=False)
     monkeypatch.setenv("DOMYN_SWARM_HOME", str(home))
     return home
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A program run within a test takes our loggers for itself: the next one may listen to them."""
+    logger = logging.getLogger("domyn_swarm")
+    before = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:], level, logger.propagate = before
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True, scope="module")

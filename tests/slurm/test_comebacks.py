@@ -220,6 +220,29 @@ def test_a_replica_whose_time_is_up_while_others_wait_does_not_end_the_swarm(
     assert ready() == 2
 
 
+def test_a_swarm_does_not_fail_while_a_lost_replica_is_replaced(
+    up: Up, slurm: SlurmCluster
+) -> None:
+    service = up(min_ready=2, gpus_per_replica=4, backend={"requeue": False})
+    spared = node_of(slurm, endpoint_job(slurm))
+    lost = next(one for one in (task(slurm, 0), task(slurm, 1)) if node_of(slurm, one) != spared)
+    node, place = node_of(slurm, lost), lost.partition("_")[2]
+    seen: set[str] = set()
+
+    def replaced() -> bool:
+        seen.add(service.status("demo").observed)
+        return task(slurm, int(place)) != lost and ready() == 2
+
+    slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    try:
+        until(lambda: lost not in jobs_of(slurm))
+        until(lambda: len(jobs_of(slurm)) == 3)
+        until(replaced, 60)
+    finally:
+        slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+    assert "failed" not in seen
+
+
 def test_a_lost_endpoint_that_may_not_be_requeued_is_replaced_by_its_replicas(
     up: Up, slurm: SlurmCluster, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from domyn_swarm.backends.slurm.folder import (
     write_watchdog_specs,
 )
 from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
-from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.backends.slurm.states import TAKEN, SlurmJob
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.errors import PlatformError, StateError
 from domyn_swarm.paths import SwarmPaths
@@ -155,12 +155,30 @@ class SlurmServing(OwnEndpoint):
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
         """See `ServingBackend.probe_parts`. A replica that left word for a successor waits."""
         try:
-            seen = self._seen(handle)
+            seen, coming = self._seen(handle), self._successors(handle)
         except PlatformError as error:
             unknown = Observation(Phase.UNKNOWN, error.message)
             return {part.platform_id: unknown for part in handle.parts}
+        return {part.platform_id: _of_part(job, part in coming) for part, job in seen.items()}
+
+    def _successors(self, handle: ServingHandle) -> set[Part]:
+        """The replicas whose jobs are over and that the endpoint program submits anew, as far as
+        can be told from outside.
+        """
         paths = SwarmPaths(Path(handle.swarm_dir))
-        return {part.platform_id: _of_part(part, job, paths) for part, job in seen.items()}
+        last = {
+            part.index: one.job
+            for one in self._tagged(handle.tag)
+            for part in _parts_of(one)
+            if one.kind == "replica"
+        }
+        taken = {index for index, job in last.items() if job.state in TAKEN}
+        return {
+            part
+            for part in handle.parts
+            if part.kind == "replica"
+            and (part.index in taken or paths.expired(_task_of(part)).exists())
+        }
 
     def expiries(self, handle: ServingHandle) -> dict[str, datetime]:
         """See `ServingBackend.expiries`."""
@@ -263,14 +281,16 @@ def _whole(endpoint: list[SlurmJob | None], replicas: list[SlurmJob | None]) -> 
     return Observation(Phase.QUEUED, f"{len(waiting)} jobs wait ({_reasons(waiting)})")
 
 
-def _of_part(part: Part, job: SlurmJob | None, paths: SwarmPaths) -> Observation:
-    if part.kind == "replica" and _over(job):
-        task = int(part.platform_id.rpartition("_")[2])
-        if paths.expired(task).exists():
-            return Observation(Phase.QUEUED, "its time was up; its successor is to come")
+def _of_part(job: SlurmJob | None, successor: bool) -> Observation:
+    if successor and _over(job):
+        return Observation(Phase.QUEUED, "its job has ended, and a successor is to come")
     if job is None:
         return Observation(Phase.STOPPED, "Slurm does not know it any more")
     return job.observation
+
+
+def _task_of(part: Part) -> int:
+    return int(part.platform_id.rpartition("_")[2])
 
 
 def _over(job: SlurmJob | None) -> bool:

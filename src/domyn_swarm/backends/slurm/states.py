@@ -26,6 +26,7 @@ _HOPELESS = frozenset(
 _ENDED = frozenset({"COMPLETED", "CANCELLED"})
 # Ended through no fault of what ran. Slurm brings some back itself, where it may requeue them.
 LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
+TAKEN = LOST - {"TIMEOUT"}  # by Slurm, before their time
 BROKEN = frozenset({"FAILED", "OUT_OF_MEMORY"})  # what ends on purpose is COMPLETED, CANCELLED
 _FAILED = LOST | BROKEN | {"DEADLINE", "REVOKED"}
 _MEANS = {
