@@ -153,7 +153,7 @@ class SlurmServing(OwnEndpoint):
         )
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
-        """See `ServingBackend.probe_parts`. A replica that left word for a successor waits."""
+        """See `ServingBackend.probe_parts`. A replica whose successor is to come waits."""
         try:
             seen, coming = self._seen(handle), self._successors(handle)
         except PlatformError as error:
