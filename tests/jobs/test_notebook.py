@@ -40,7 +40,7 @@ class Notebook:
 
     def run(self, cell: str, meanwhile: Callable[[], None] | None = None) -> dict[str, Any]:
         """The reply to a cell; `meanwhile` happens once it has begun."""
-        number = self._client.execute(cell)
+        number = self._client.execute(cell, stop_on_error=False)  # or what comes next is aborted
         if meanwhile is not None:
             meanwhile()
         deadline = time.monotonic() + _PATIENCE_S

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ NETWORK = "DOMYN_SWARM_TEST_SLURM_NETWORK"
 
 # Each of these waits for a scheduler, several times, on a machine that may be busy.
 PATIENCE_S = 420
+_LAST_LINES = 25
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +35,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.cluster)
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(PATIENCE_S))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails tells what its cluster and its swarms' programs said last: the fixtures
+    are about to take all of it away.
+    """
+    report = yield
+    given = getattr(item, "funcargs", {})
+    if report.when == "call" and report.failed and "slurm" in given:
+        cluster, home = given["slurm"], given["swarm_home"]
+        jobs = cluster.run("squeue", "-a", "-r", "-t", "all", "-o", "%i %j %T %r %N").stdout
+        report.sections.append(("Slurm's jobs", jobs))
+        ours = (log for name in ("slurm/*", "watchdog.log") for log in home.rglob(name))
+        for log in [cluster.folder / "log/slurmctld.log", *sorted(ours)]:
+            report.sections.append((str(log), _end_of(log)))
+    return report
+
+
+def _end_of(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
 
 
 def net_wanted() -> bool:

@@ -203,7 +203,8 @@ def _resumed(jobs: JobService, handle: JobHandle) -> bool:
 
 def links(bridge: str) -> list[str]:
     """A bridge and all that is plugged into it."""
-    return [name for name in psutil.net_if_addrs() if name.startswith((f"{bridge}n", bridge))]
+    found = psutil.net_if_addrs()  # dswarm1 is not the family of dswarm12
+    return [name for name in found if name == bridge or name.startswith(f"{bridge}n")]
 
 
 def namespaces(folder: Path | None = None) -> set[str]:
