@@ -65,7 +65,7 @@ def test_interrupting_up_says_what_keeps_running(cli: CommandLine, tmp_path: Pat
     up = cli.start("up", "-c", write_sim_config(tmp_path).path, *SLOW_START)
     wait_for(lambda: cli.json("swarm", "list", "--no-probe")["swarms"])
     up.send_signal(signal.SIGINT)
-    stdout, said = up.communicate(timeout=30)
+    stdout, said = up.communicate(timeout=60)
     assert up.returncode == 130, said
     assert stdout == ""
     assert "domyn-swarm down demo" in said

@@ -263,7 +263,6 @@ def test_a_foreign_output_is_not_overwritten(bench: Any) -> None:
 def test_auto_concurrency_climbs_to_what_the_server_can_do(bench: Any, answer: Any) -> None:
     bench.write(4000)
     bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.1)
-    code, result = run_worker(bench)
+    code, _ = run_worker(bench)
     assert code == 0
-    assert bench.server.most_at_once > 64
-    assert result["account"]["wall_s"] < 4000 * 0.1 / 64  # faster than where it began
+    assert bench.server.most_at_once > 64  # where it began

@@ -188,7 +188,7 @@ def test_sigterm_lets_requests_finish_and_removes_the_address(bench: Bench):
         until(lambda: served_by(replica, "slow:1.5:last"), "a request in flight")
         bench.programs[0].send_signal(signal.SIGTERM)
         assert asked.result()[0] == 200
-    assert bench.programs[0].wait(15) == 0
+    assert bench.programs[0].wait(60) == 0
     assert read_address(bench.paths) is None
     assert bench.view() is not None  # from the file
 
@@ -198,7 +198,7 @@ def test_a_configured_port_is_used_and_a_taken_one_is_one_clear_error(bench: Ben
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        assert bench.start_endpoint(port=port).wait(20) == 4
+        assert bench.start_endpoint(port=port).wait(60) == 4
     text = (bench.scratch / "endpoint.log").read_text()
     assert f"Port {port} for the endpoint is taken" in text
     assert "Traceback" not in text

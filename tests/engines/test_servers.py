@@ -200,7 +200,7 @@ def test_sim_frees_the_slot_of_a_client_that_leaves(tmp_path: Path) -> None:
     options = {"slots": 1, "errors": [{"match": "stuck", "hang": True}], "record": str(record)}
     with sim(tmp_path, **options) as server:
         with pytest.raises(TimeoutError):
-            server.ask("/v1/completions", {"model": "m", "prompt": "stuck"}, timeout_s=0.3)
+            server.ask("/v1/completions", {"model": "m", "prompt": "stuck"}, timeout_s=1.0)
         assert server.chat("next")[0] == 200
         assert server.metric("vllm:num_requests_running") == 0
     kept = [json.loads(line) for line in record.read_text().splitlines()]
@@ -208,9 +208,9 @@ def test_sim_frees_the_slot_of_a_client_that_leaves(tmp_path: Path) -> None:
 
 
 def test_sim_has_slots_and_tells_who_waits(tmp_path: Path) -> None:
-    with sim(tmp_path, latency_s=0.8, slots=2) as server:
+    with sim(tmp_path, latency_s=2.0, slots=2) as server:
         threads = in_threads(5, lambda number: server.chat(f"p{number}"))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while server.metric("vllm:num_requests_waiting") != 3:
             assert time.monotonic() < deadline
         assert server.metric("vllm:num_requests_running") == 2
@@ -272,7 +272,7 @@ def test_sim_crashes_and_freezes_when_told(tmp_path: Path) -> None:
         assert server.chat("one")[0] == 200
         with pytest.raises(OSError, match=r"Remote end|reset"):
             server.chat("two")
-        assert server.process.wait(10) == 13
+        assert server.process.wait(60) == 13
     with sim(tmp_path, freeze_after_requests=1) as server:
         assert server.chat("one")[0] == 200
         with pytest.raises(TimeoutError):
@@ -282,13 +282,13 @@ def test_sim_crashes_and_freezes_when_told(tmp_path: Path) -> None:
 
 def test_sim_finishes_what_is_in_flight(tmp_path: Path) -> None:
     statuses: list[int] = []
-    with sim(tmp_path, latency_s=1.8) as server:  # longer than the HTTP server's own patience
+    with sim(tmp_path, latency_s=3.0) as server:  # longer than the HTTP server's own patience
         threads = in_threads(4, lambda number: statuses.append(server.chat(f"p{number}")[0]))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while server.metric("vllm:num_requests_running") != 4:
             assert time.monotonic() < deadline
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
         for thread in threads:
             thread.join()
     assert statuses == [200] * 4
@@ -363,7 +363,7 @@ def test_llamacpp_answers_wants_its_key_and_drains(tmp_path: Path) -> None:
             statuses.append(server.chat(f"Tell me {number} stories.", max_tokens=40)[0])
 
         threads = in_threads(3, ask)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while server.metric("llamacpp:requests_processing") < 2:
             assert time.monotonic() < deadline
         server.process.send_signal(signal.SIGTERM)
@@ -406,7 +406,7 @@ def test_llamacpp_shows_progress_before_an_answer_is_complete(tmp_path: Path) ->
         with urllib.request.urlopen(request, timeout=30) as reply:
             assert reply.readline().startswith(b"data: ")  # the prompt has been read
             seen = set()
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 30
             while len(seen) < 3:
                 assert time.monotonic() < deadline
                 seen.add(progress(server, "llamacpp", "smollm2-135m-instruct"))
