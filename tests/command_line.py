@@ -17,6 +17,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from slurm.processes import running
+
 PROGRAM = str(Path(sys.executable).with_name("domyn-swarm"))
 
 
@@ -79,7 +81,7 @@ class CommandLine:
     def processes(self) -> list[psutil.Process]:
         """Everything alive that has this home in its arguments or its environment."""
         mark = str(self.home)
-        return [one for one in psutil.process_iter() if _mentions(one, mark)]
+        return [one for one in running() if _mentions(one, mark)]
 
     def clean_up(self) -> None:
         """Stop everything; what is left then fails the test, and is killed."""
@@ -189,7 +191,7 @@ def worker_of(handle: dict[str, Any]) -> psutil.Process:
     """The process that does a job's work (not the wrapper that records how it ends)."""
 
     def found() -> psutil.Process | None:
-        for one in psutil.process_iter():
+        for one in running():
             try:
                 words = one.cmdline()
             except psutil.Error:

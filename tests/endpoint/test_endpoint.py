@@ -23,6 +23,7 @@ import psutil
 from domyn_swarm.backends.endpoint import ports
 from domyn_swarm.backends.endpoint.view import read_address
 from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench, Replica, runs, until
+from slurm.processes import running
 
 
 def ask(url: str, prompt: str, key: str | None = API_KEY) -> tuple[int, str]:
@@ -88,7 +89,7 @@ def test_only_with_the_key_and_the_key_is_nowhere_to_be_seen(bench: Bench):
     direct = bench.view().replicas[0].url
     assert ask(direct, "secret", key=None)[0] == 401
     assert served_by(replica, "secret") == 0
-    for process in psutil.process_iter():
+    for process in running():
         try:
             line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
         except OSError:

@@ -22,7 +22,7 @@ from domyn_swarm.model import ProcessId
 SLEEPS = "import time; time.sleep(60)"
 
 
-def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
+def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline
@@ -49,6 +49,28 @@ def test_a_later_process_with_the_same_pid_is_a_stranger(tmp_path: Path, tag: st
     processes.send([earlier], signal.SIGKILL)
     assert processes.end(lambda: [earlier], grace_s=1)
     assert processes.alive(process)
+
+
+def test_who_got_the_number_of_an_earlier_process_is_known_as_itself(
+    tmp_path: Path, tag: str
+) -> None:
+    process = first = start(tmp_path, SLEEPS, {processes.TAG: tag})
+    assert [*processes.carrying(processes.TAG, tag)] == [first]
+    for _ in range(100):  # somebody else may get the number
+        processes.send([process], signal.SIGKILL)
+        until(lambda process=process: not processes.alive(process))
+        try:
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(first.pid - 1))
+        except OSError as error:
+            pytest.skip(f"who is to choose the next process' number must be root: {error}")
+        process = start(tmp_path, SLEEPS, {processes.TAG: tag})
+        if process.pid == first.pid:
+            break
+    assert process.pid == first.pid
+    assert [*processes.carrying(processes.TAG, tag)] == [process]
+    assert processes.in_sessions([process.pid]) == [process]
+    assert processes.end(lambda: processes.carrying(processes.TAG, tag), grace_s=5)
+    assert not processes.alive(process)
 
 
 def test_an_ended_child_is_reaped_and_somebody_elses_is_left_to_them(

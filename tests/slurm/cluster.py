@@ -26,6 +26,7 @@ import psutil
 
 from slurm.namespaces import Namespaces
 from slurm.network import PATH, Loopback, Network
+from slurm.processes import running
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "sacct")
@@ -183,7 +184,7 @@ class SlurmCluster:
 
     def sweep(self) -> None:
         """Kill every process that belongs to this cluster, known by its folder or environment."""
-        for process in psutil.process_iter():
+        for process in running():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 if process.pid != os.getpid() and self._is_ours(process):
                     for one in [*_children(process), process]:
@@ -214,7 +215,7 @@ class SlurmCluster:
     def steps(self, node: str = "") -> list[psutil.Process]:
         """What Slurm runs, on a node or on all: the parents of what belongs to jobs."""
         found = []
-        for process in psutil.process_iter():
+        for process in running():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 named = process.name().startswith("slurmstepd")
                 if named and Path(process.cwd()).is_relative_to(self.folder / "spool" / node):

@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from slurm.network import PATH
+from slurm.processes import running
 
 _ENV = {**os.environ, "PATH": PATH}
 _TOOLS = ("ip", "unshare", "nsenter", "mount", "hostname")
@@ -207,7 +208,7 @@ class Namespaces:
 
     def _processes(self) -> Iterator[psutil.Process]:
         """At least one of every node: what was started for it is in its folder."""
-        for process in psutil.process_iter():
+        for process in running():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 if Path(process.cwd()).is_relative_to(self._folder / "spool"):
                     yield process

@@ -20,6 +20,7 @@ from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import scheduler
 from slurm.cluster import SlurmCluster
+from slurm.processes import running
 from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, until, up
 
 __all__ = ["up"]  # a fixture
@@ -48,7 +49,7 @@ def program(module: str, job: str) -> psutil.Process:
 
 def _program(module: str, job: str) -> psutil.Process | None:
     number, _, index = job.partition("_")
-    for process in psutil.process_iter():
+    for process in running():
         try:
             if ["-m", module] != process.cmdline()[1:3]:
                 continue
@@ -153,8 +154,8 @@ def test_a_watchdog_that_is_killed_starts_again_beside_its_neighbours(
 
 def watchdogs(job: str) -> list[int]:
     """The task's, in the order in which they began."""
-    running = _program(REPLICA, job)
-    children = running.children() if running else []
+    program = _program(REPLICA, job)
+    children = program.children() if program else []
     return [one.pid for one in sorted(children, key=psutil.Process.create_time)]
 
 
@@ -260,8 +261,8 @@ def test_a_lost_endpoint_that_may_not_be_requeued_is_replaced_by_its_replicas(
     assert (ended.status, ended.rows_failed) == (JobStatus.SUCCEEDED, 0)
     assert all_answered(tmp_path, 1500)
     until(lambda: ready() == 2, 60)
-    running = [one for one, state in jobs_of(slurm).items() if state == "RUNNING"]
-    assert sum("_" not in one for one in running) == 1  # one successor, not one of each
+    on = [one for one, state in jobs_of(slurm).items() if state == "RUNNING"]
+    assert sum("_" not in one for one in on) == 1  # one successor, not one of each
     seen = SwarmService().status("demo")
     assert (seen.observed, seen.replicas_ready) == ("ready", 2), seen.detail
 

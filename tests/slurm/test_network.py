@@ -20,6 +20,7 @@ from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from slurm.cluster import SlurmCluster
+from slurm.processes import running
 from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, until, up
 
 __all__ = ["up"]  # a fixture
@@ -210,7 +211,7 @@ def links(bridge: str) -> list[str]:
 def namespaces(folder: Path | None = None) -> set[str]:
     """The network namespaces of all processes, or of those whose place is in a folder."""
     found = set()
-    for process in psutil.process_iter():
+    for process in running():
         with contextlib.suppress(OSError, psutil.Error):
             if folder is None or Path(process.cwd()).is_relative_to(folder):
                 found.add(str(Path(f"/proc/{process.pid}/ns/net").readlink()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from domyn_swarm.errors import PlatformUnavailable
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from slurm.cluster import SlurmCluster
+from slurm.processes import running
 
 
 def started(compute: SlurmCompute, folder: Path) -> JobHandle:
@@ -34,10 +36,11 @@ def started(compute: SlurmCompute, folder: Path) -> JobHandle:
 
 def kill_wrapper(handle: JobHandle) -> None:
     """So that nothing is written of the job's end."""
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if "domyn_swarm.backends.exit_wrapper" in words and handle.exit_path in words:
-            process.kill()
+    for process in running():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if "domyn_swarm.backends.exit_wrapper" in words and handle.exit_path in words:
+                process.kill()
 
 
 def test_no_step_begins_in_an_allocation_that_is_about_to_end(

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from slurm.fixtures import need_programs
+from slurm.processes import running
 
 USER = "nobody"
 # Reading is granted: this Python may lie in root's home.
@@ -71,7 +72,7 @@ def test_without_root_the_nodes_are_the_loopback(folder: Path) -> None:
 
 
 def running_in(folder: Path) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
+    for process in running():
         with contextlib.suppress(psutil.Error):
             if Path(process.cwd()).is_relative_to(folder):
                 yield process

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -85,10 +85,19 @@ def alive(process: ProcessId) -> bool:
     return False
 
 
+def running() -> Iterator[psutil.Process]:
+    """Every process of this machine. `psutil.process_iter` remembers those that it has seen: of a
+    pid that is used again it may hold the earlier process, with its start time.
+    """
+    for pid in psutil.pids():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            yield psutil.Process(pid)
+
+
 def carrying(name: str, value: str) -> dict[ProcessId, dict[str, str]]:
     """Every live process whose environment holds `name=value`, with its environment."""
     found = {}
-    for process in psutil.process_iter():
+    for process in running():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if process.pid == os.getpid():
                 continue
@@ -110,7 +119,7 @@ def leads_a_session(process: ProcessId) -> bool:
 def in_sessions(leaders: Collection[int]) -> list[ProcessId]:
     """Every other live process in the sessions that these pids lead or led."""
     found = []
-    for process in psutil.process_iter():
+    for process in running():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if process.pid == os.getpid() or os.getsid(process.pid) not in leaders:
                 continue
