@@ -127,7 +127,7 @@ class ProcessId(Record):
     """A process of this machine. The start time tells it from a later one with the same pid."""
 
     pid: int
-    started_at: float  # seconds since the epoch, as psutil's create_time()
+    started_at: float  # seconds since this machine's boot
 
 
 class JobHandle(Record):

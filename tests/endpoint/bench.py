@@ -110,7 +110,7 @@ class CollectorThread:
         await runner.setup()
         server, port = await connections.serve(runner, "127.0.0.1")
         self.url = f"http://127.0.0.1:{port}"
-        process = ProcessId(pid=1, started_at=0)
+        process = ProcessId(pid=1, started_at=-1.0)
         address = EndpointAddress(url=self.url, collector_url=self.url, node="n", process=process)
         write_private(self._paths.endpoint, address.model_dump_json())
         files = asyncio.create_task(collector.keep_files())

@@ -17,6 +17,7 @@ from domyn_swarm.backends.base import ServingHandle
 from domyn_swarm.backends.local import LocalServing, processes
 from domyn_swarm.backends.local.serving import visible_gpus
 from domyn_swarm.errors import CommandMissing, PlatformError
+from domyn_swarm.identity import identify
 from domyn_swarm.model import ProcessId
 
 SLEEPS = "import time; time.sleep(60)"
@@ -116,7 +117,7 @@ def test_a_process_that_hides_its_environment_is_ended_with_its_session(
     script = "env -i sleep 60 & echo $!; wait"
     leader = processes.spawn(["/bin/sh", "-c", script], env, tmp_path / "log")
     until(lambda: (tmp_path / "log").read_text().strip())
-    hidden = processes.identify(int((tmp_path / "log").read_text()))
+    hidden = identify(int((tmp_path / "log").read_text()))
     until(lambda: psutil.Process(hidden.pid).name() == "sleep")
     assert hidden not in processes.carrying(processes.TAG, tag)
     LocalServing().delete(ServingHandle(platform="local", tag=tag, swarm_dir=str(tmp_path)))

@@ -135,7 +135,7 @@ def test_nothing_goes_that_lives_or_could_not_be_asked(swarm_home: Path, tmp_pat
         "url": "http://a:1",
         "collector_url": "http://a:2",
         "node": "another-machine",
-        "process": {"pid": 1, "started_at": 1.0},
+        "process": {"pid": 1, "started_at": -1.0},
     }
     write_private(SwarmPaths(kept["away"]).endpoint, json.dumps(address))
     no_slurm = {"PATH": str(tmp_path)}

@@ -19,10 +19,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from domyn_swarm.errors import CheckpointBusy, JobError
+from domyn_swarm.identity import still_there, this_process
 from domyn_swarm.logs import get_logger
+from domyn_swarm.model import ProcessId
 from domyn_swarm.paths import write_private
 
 _NAME = re.compile(r"^lease-(\d{6})\.json$")
@@ -50,12 +50,8 @@ class Holder:
     @property
     def surely_gone(self) -> bool:
         """Whether it was on this machine and its process has ended."""
-        if self.host != _host():
-            return False
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.started_at) > 1.0
-        except psutil.NoSuchProcess:
-            return True
+        process = ProcessId(pid=self.pid, started_at=self.started_at)
+        return self.host == _host() and not still_there(process)
 
 
 class Lease:
@@ -186,16 +182,8 @@ def _write(folder: Path, generation: int, counter: int, *, released: bool) -> No
 
 
 def _document(counter: int, *, released: bool) -> str:
-    me = psutil.Process()
-    return json.dumps(
-        {
-            "host": _host(),
-            "pid": me.pid,
-            "started_at": me.create_time(),
-            "counter": counter,
-            "released": released,
-        }
-    )
+    told = {"host": _host(), "counter": counter, "released": released}
+    return json.dumps({**told, **this_process().model_dump()})
 
 
 def _read(folder: Path, generation: int) -> Holder | None:

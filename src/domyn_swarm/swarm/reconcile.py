@@ -13,7 +13,7 @@ from domyn_swarm.backends.base import Part
 from domyn_swarm.backends.endpoint.view import read_ended
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import SwarmPhase
+from domyn_swarm.model import ProcessId, SwarmPhase
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.probing import Phase
 from domyn_swarm.state import SwarmRecord, SwarmStore
@@ -73,10 +73,9 @@ def claim_launch(paths: SwarmPaths, tag: str) -> None:
     """Write down that this process is bringing the swarm up: before there is a record of it, so
     that nobody writes off a swarm of which nothing runs *yet*.
     """
-    import psutil
+    from domyn_swarm.identity import this_process
 
-    me = psutil.Process()
-    document = {"host": socket.gethostname(), "pid": me.pid, "started_at": me.create_time()}
+    document = {"host": socket.gethostname(), **this_process().model_dump()}
     write_private(paths.launcher(tag), json.dumps(document))
 
 
@@ -88,10 +87,6 @@ def being_launched(swarm: LiveSwarm) -> bool:
         return False
     if launcher["host"] != socket.gethostname():
         return True  # its machine knows better
-    import psutil
+    from domyn_swarm.identity import still_there
 
-    try:
-        began = psutil.Process(launcher["pid"]).create_time()
-    except psutil.NoSuchProcess:
-        return False
-    return abs(began - float(launcher["started_at"])) < 1.0
+    return still_there(ProcessId(pid=launcher["pid"], started_at=launcher["started_at"]))

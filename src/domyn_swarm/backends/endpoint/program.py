@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 
 import aiohttp
-import psutil
 from aiohttp import web
 
 from domyn_swarm.backends.endpoint import connections, ports
@@ -23,8 +22,8 @@ from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.supervision import Platform, Supervision
 from domyn_swarm.backends.endpoint.view import EndpointAddress
 from domyn_swarm.errors import StateError
+from domyn_swarm.identity import this_process
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import ProcessId
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 
 _log = get_logger(__name__)
@@ -197,12 +196,11 @@ async def serve(
 def _address(spec: EndpointSpec, port: int, collector_port: int) -> EndpointAddress:
     name = _name(spec)
     scheme = "https" if spec.tls_cert else "http"
-    started_at = psutil.Process().create_time()
     return EndpointAddress(
         url=f"{scheme}://{name}:{port}",
         collector_url=f"http://{name}:{collector_port}",
         node=socket.gethostname(),
-        process=ProcessId(pid=os.getpid(), started_at=started_at),
+        process=this_process(),
     )
 
 

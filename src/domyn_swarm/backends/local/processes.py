@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from domyn_swarm.errors import CommandMissing, PlatformError
+from domyn_swarm.identity import identify, still_there
 from domyn_swarm.model import ProcessId
 from domyn_swarm.paths import private_dir
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
@@ -25,7 +26,6 @@ TAG = "DOMYN_SWARM_TAG"
 PART = "DOMYN_SWARM_PART"
 JOB = "DOMYN_SWARM_JOB"
 _OURS = frozenset({TAG, PART, JOB})
-_START_TOLERANCE_S = 1.0
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> ProcessId:
@@ -59,24 +59,18 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> Proces
         raise CommandMissing(f"There is no program {argv[0]}.") from error
     except OSError as error:
         raise PlatformError(f"Cannot start {argv[0]}: {error.strerror}.") from error
-    return identify(pid)
-
-
-def identify(pid: int) -> ProcessId:
-    """The process that has this pid now; start time 0 when it has already gone."""
     try:
-        return ProcessId(pid=pid, started_at=psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
+        return identify(pid)
+    except psutil.NoSuchProcess:  # ended and reaped
         return ProcessId(pid=pid, started_at=0.0)
 
 
 def alive(process: ProcessId) -> bool:
     """Whether exactly this process still runs. A zombie does not, and is reaped if it is ours."""
+    if not still_there(process):
+        return False  # or a later one: not ours to ask anything of
     try:
-        found = psutil.Process(process.pid)
-        if abs(found.create_time() - process.started_at) >= _START_TOLERANCE_S:
-            return False  # a later one: not ours to ask anything of
-        if found.status() != psutil.STATUS_ZOMBIE:
+        if psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
             return True
     except psutil.NoSuchProcess:
         return False
@@ -103,8 +97,7 @@ def carrying(name: str, value: str) -> dict[ProcessId, dict[str, str]]:
                 continue
             environment = process.environ()
             if environment.get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
-                known = ProcessId(pid=process.pid, started_at=process.create_time())
-                found[known] = environment
+                found[identify(process.pid)] = environment
     return found
 
 
@@ -124,7 +117,7 @@ def in_sessions(leaders: Collection[int]) -> list[ProcessId]:
             if process.pid == os.getpid() or os.getsid(process.pid) not in leaders:
                 continue
             if process.status() != psutil.STATUS_ZOMBIE:
-                found.append(ProcessId(pid=process.pid, started_at=process.create_time()))
+                found.append(identify(process.pid))
     return found
 
 
