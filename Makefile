@@ -46,14 +46,13 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
 
-# What runs two processes side by side has a Slurm cluster for each. Ray's cluster takes a tenth of two
-# cores even when idle: its tests come last. All three run, whatever fails.
+# A Slurm cluster for each of three processes: they wait more than they work. Ray's cluster takes a tenth
+# of two cores even when idle: its tests come last. All three run, whatever fails.
 EVERY_TIME := not slow and not vllm
-TWO := -n 2 --dist worksteal
 test: $(READY) slurm-packages monitoring-packages shell-packages
 	@failed=0; \
-	$(BIN)/pytest -m "cluster and $(EVERY_TIME)" $(TWO) || failed=1; \
-	$(BIN)/pytest -m "not cluster and not ray and $(EVERY_TIME)" $(TWO) || failed=1; \
+	$(BIN)/pytest -m "cluster and $(EVERY_TIME)" -n 3 --dist worksteal || failed=1; \
+	$(BIN)/pytest -m "not cluster and not ray and $(EVERY_TIME)" -n 2 --dist worksteal || failed=1; \
 	$(BIN)/pytest -m "ray and $(EVERY_TIME)" || failed=1; \
 	exit $$failed
 
