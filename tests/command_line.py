@@ -17,7 +17,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from slurm.processes import running
+from domyn_swarm.identity import running
 
 PROGRAM = str(Path(sys.executable).with_name("domyn-swarm"))
 

@@ -22,8 +22,8 @@ import psutil
 
 from domyn_swarm.backends.endpoint import ports
 from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.identity import running
 from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench, Replica, runs, until
-from slurm.processes import running
 
 
 def ask(url: str, prompt: str, key: str | None = API_KEY) -> tuple[int, str]:

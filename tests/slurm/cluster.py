@@ -24,9 +24,9 @@ from pathlib import Path
 
 import psutil
 
+from domyn_swarm.identity import running
 from slurm.namespaces import Namespaces
 from slurm.network import PATH, Loopback, Network
-from slurm.processes import running
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "sacct")

@@ -7,8 +7,10 @@ asks for one: `namespaces` (fails where that is impossible) or `loopback`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Generator, Iterator
@@ -42,18 +44,23 @@ def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A test that fails tells what its cluster and its swarms' programs said last: the fixtures
-    are about to take all of it away.
+    are about to take all of it away. A controller that is down, or a log that goes meanwhile, is
+    no reason to end all tests.
     """
     report = yield
     given = getattr(item, "funcargs", {})
     if report.when == "call" and report.failed and "slurm" in given:
-        cluster, home = given["slurm"], given["swarm_home"]
-        jobs = cluster.run("squeue", "-a", "-r", "-t", "all", "-o", "%i %j %T %r %N").stdout
-        report.sections.append(("Slurm's jobs", jobs))
-        ours = (log for name in ("slurm/*", "watchdog.log") for log in home.rglob(name))
-        for log in [cluster.folder / "log/slurmctld.log", *sorted(ours)]:
-            report.sections.append((str(log), _end_of(log)))
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            report.sections.extend(_told(given["slurm"], given["swarm_home"]))
     return report
+
+
+def _told(cluster: SlurmCluster, home: Path) -> Iterator[tuple[str, str]]:
+    ours = [log for name in ("slurm/*", "watchdog.log") for log in home.rglob(name)]
+    for log in [cluster.folder / "log/slurmctld.log", *sorted(ours)]:
+        yield str(log), _end_of(log)
+    jobs = cluster.run("squeue", "-a", "-r", "-t", "all", "-o", "%i %j %T %r %N")
+    yield "Slurm's jobs", jobs.stdout + jobs.stderr
 
 
 def _end_of(log: Path) -> str:

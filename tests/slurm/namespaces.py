@@ -23,8 +23,8 @@ from pathlib import Path
 
 import psutil
 
+from domyn_swarm.identity import running
 from slurm.network import PATH
-from slurm.processes import running
 
 _ENV = {**os.environ, "PATH": PATH}
 _TOOLS = ("ip", "unshare", "nsenter", "mount", "hostname")

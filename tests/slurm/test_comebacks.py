@@ -13,6 +13,7 @@ import pytest
 
 from domyn_swarm.backends.slurm.lost_endpoint import LostEndpoint
 from domyn_swarm.backends.slurm.platform import SlurmPlatform
+from domyn_swarm.identity import running
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.services.jobs import JobService
@@ -20,7 +21,6 @@ from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import scheduler
 from slurm.cluster import SlurmCluster
-from slurm.processes import running
 from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, until, up
 
 __all__ = ["up"]  # a fixture

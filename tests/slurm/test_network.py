@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from domyn_swarm.errors import SwarmError
+from domyn_swarm.identity import running
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from slurm.cluster import SlurmCluster
-from slurm.processes import running
 from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, until, up
 
 __all__ = ["up"]  # a fixture

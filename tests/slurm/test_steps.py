@@ -21,10 +21,10 @@ from domyn_swarm.backends.slurm import SlurmCompute
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.layout import job_name
 from domyn_swarm.errors import PlatformUnavailable
+from domyn_swarm.identity import running
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from slurm.cluster import SlurmCluster
-from slurm.processes import running
 
 
 def started(compute: SlurmCompute, folder: Path) -> JobHandle:

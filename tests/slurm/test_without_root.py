@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from domyn_swarm.identity import running
 from slurm.fixtures import need_programs
-from slurm.processes import running
 
 USER = "nobody"
 # Reading is granted: this Python may lie in root's home.

@@ -50,8 +50,9 @@ class Holder:
     @property
     def surely_gone(self) -> bool:
         """Whether it was on this machine and its process has ended."""
-        process = ProcessId(pid=self.pid, started_at=self.started_at)
-        return self.host == _host() and not still_there(process)
+        return self.host == _host() and not still_there(
+            ProcessId(pid=self.pid, started_at=self.started_at)
+        )
 
 
 class Lease:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from domyn_swarm.errors import CommandMissing, PlatformError
-from domyn_swarm.identity import identify, still_there
+from domyn_swarm.identity import identify, running, still_there
 from domyn_swarm.model import ProcessId
 from domyn_swarm.paths import private_dir
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
@@ -77,15 +77,6 @@ def alive(process: ProcessId) -> bool:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(process.pid, os.WNOHANG)
     return False
-
-
-def running() -> Iterator[psutil.Process]:
-    """Every process of this machine. `psutil.process_iter` remembers those that it has seen: of a
-    pid that is used again it may hold the earlier process, with its start time.
-    """
-    for pid in psutil.pids():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            yield psutil.Process(pid)
 
 
 def carrying(name: str, value: str) -> dict[ProcessId, dict[str, str]]:
