@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["model_server", "ray_fixtures", "lepton.fixtures", "slurm.fixtures"]
+pytest_plugins = ["patience", "model_server", "ray_fixtures", "lepton.fixtures", "slurm.fixtures"]
 
 # A shared machine may be slow at any moment: time is no reason to fail an example.
 settings.register_profile("project", deadline=None)
