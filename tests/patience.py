@@ -96,6 +96,6 @@ def until(condition: Callable[[], T], *, every_s: float = 0.05) -> T:
 async def until_async(condition: Callable[[], Any], *, every_s: float = 0.01) -> Any:
     """As `until`, for a test whose event loop must go on meanwhile."""
     async with asyncio.timeout(limit_s()):
-        while not (value := condition()):
+        while not (value := condition()):  # noqa: ASYNC110 - conditions signal nothing
             await asyncio.sleep(every_s)
     return value
