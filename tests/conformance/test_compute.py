@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
-from domyn_swarm.backends.lepton import LeptonCompute
+from domyn_swarm.backends.lepton.compute import LeptonCompute
 from domyn_swarm.backends.lepton.names import secret_name
-from domyn_swarm.backends.local import LocalCompute
-from domyn_swarm.backends.slurm import SlurmCompute
+from domyn_swarm.backends.local.compute import LocalCompute
+from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.planning.resources import JobResources
 from lepton.fixtures import SECTION

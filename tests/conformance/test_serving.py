@@ -15,9 +15,9 @@ import pytest
 
 from domyn_swarm import engines
 from domyn_swarm.backends.base import Part, ServingBackend, ServingHandle
-from domyn_swarm.backends.lepton import LeptonServing
-from domyn_swarm.backends.local import LocalServing
-from domyn_swarm.backends.slurm import SlurmServing
+from domyn_swarm.backends.lepton.serving import LeptonServing
+from domyn_swarm.backends.local.serving import LocalServing
+from domyn_swarm.backends.slurm.serving import SlurmServing
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import ReplicaState

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from domyn_swarm import watchdog
+from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
 from domyn_swarm.backends.endpoint.replicas import ReplicaTable, tokens_per_s
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
-from domyn_swarm.backends.endpoint.spec import build_endpoint_spec
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.model import ReplicaReport, ReplicaState, utc_now

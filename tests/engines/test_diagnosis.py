@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from domyn_swarm import engines
+from domyn_swarm.engines.base import diagnose
 from domyn_swarm.watchdog import diagnose as watchdog_diagnose
 
 # What a healthy vLLM prints, in words that causes of death use too.
@@ -149,7 +150,7 @@ LOGS = [
 def test_a_cause_is_read_from_the_log(engine: str, line: str, cause: str) -> None:
     patterns = engines.get(engine).failure_patterns
     log = f"{HEALTHY}{line}\nTraceback (most recent call last):\n  File 'x', line 1\n"
-    found = engines.diagnose(patterns, log)
+    found = diagnose(patterns, log)
     assert found is not None
     assert cause in found.cause
     assert found.line == line.strip()
@@ -163,21 +164,18 @@ def test_a_cause_is_read_from_the_log(engine: str, line: str, cause: str) -> Non
 def test_every_known_cause_is_tried_here(engine: str) -> None:
     patterns = engines.get(engine).failure_patterns
     lines = [line for name, line, _ in LOGS if name == engine]
-    found = {one.cause for line in lines if (one := engines.diagnose(patterns, line)) is not None}
+    found = {one.cause for line in lines if (one := diagnose(patterns, line)) is not None}
     assert found == {known.cause for known in patterns}
 
 
 @pytest.mark.parametrize("engine", engines.names())
 def test_a_healthy_log_has_no_cause(engine: str) -> None:
-    found = [
-        engines.diagnose(engines.get(engine).failure_patterns, line)
-        for line in HEALTHY.splitlines()
-    ]
+    found = [diagnose(engines.get(engine).failure_patterns, line) for line in HEALTHY.splitlines()]
     assert found == [None] * len(found)
 
 
 def test_the_last_line_that_tells_is_shown() -> None:
-    found = engines.diagnose(
+    found = diagnose(
         engines.get("command").failure_patterns,
         "ModuleNotFoundError: No module named 'a'\nModuleNotFoundError: No module named 'b'\nbye",
     )

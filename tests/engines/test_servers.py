@@ -23,7 +23,8 @@ import pytest
 
 from domyn_swarm import engines
 from domyn_swarm.config import DomynLLMSwarmConfig
-from domyn_swarm.engines.sim import sim_reply
+from domyn_swarm.engines.base import Diagnosis, diagnose
+from domyn_swarm.engines.sim_reply import sim_reply
 from domyn_swarm.planning.builder import PlanBuilder
 
 needs_llamacpp = pytest.mark.skipif(
@@ -307,7 +308,7 @@ def test_sim_that_is_told_to_fail_is_diagnosed() -> None:
     done = sim_that_ends("--options", options, "--", "--max-model-len", "10")
     assert done.returncode == 9
     assert "ignored arguments: --max-model-len 10" in done.stdout
-    found = engines.diagnose(engines.get("sim").failure_patterns, done.stderr)
+    found = diagnose(engines.get("sim").failure_patterns, done.stderr)
     assert found is not None
     assert "no luck" in found.line
 
@@ -331,7 +332,7 @@ def test_sim_on_a_busy_port_is_diagnosed() -> None:
         port = str(taken.getsockname()[1])
         done = sim_that_ends("--port", port)
     assert done.returncode == 1
-    found = engines.diagnose(engines.get("sim").failure_patterns, done.stderr)
+    found = diagnose(engines.get("sim").failure_patterns, done.stderr)
     assert found is not None
     assert "port is taken" in found.cause
     assert found.retryable
@@ -426,7 +427,7 @@ def test_llamacpp_embeds(tmp_path: Path) -> None:
         assert server.chat("hello", max_tokens=1)[0] == 200
 
 
-def llamacpp_that_ends(model: str, *flags: str) -> tuple[int, engines.Diagnosis | None]:
+def llamacpp_that_ends(model: str, *flags: str) -> tuple[int, Diagnosis | None]:
     program = [sys.executable, "-m", "domyn_swarm.engines.llamacpp_server", "--alias", "m"]
     done = subprocess.run(
         [*program, "--host", "127.0.0.1", "--model", model, *flags],
@@ -437,7 +438,7 @@ def llamacpp_that_ends(model: str, *flags: str) -> tuple[int, engines.Diagnosis 
     )
     log = done.stdout + done.stderr
     assert "Traceback" not in log
-    return done.returncode, engines.diagnose(engines.get("llamacpp").failure_patterns, log)
+    return done.returncode, diagnose(engines.get("llamacpp").failure_patterns, log)
 
 
 @needs_llamacpp

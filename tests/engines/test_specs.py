@@ -183,7 +183,7 @@ def test_replicas_on_one_machine_cannot_have_the_same_port() -> None:
             "engine_options.env: Value error, MY_TOKEN looks like a secret",
         ),
         ("sim", {"errors": [{"rate": 2}]}, "engine_options.errors.0.rate"),
-        ("sim", {"latency": 1}, "engine_options.latency: Extra inputs"),
+        ("sim", {"latency": 1}, "engine_options.latency: Unexpected keyword argument"),
         ("sim", {"errors": [{"match": "("}]}, "is no regular expression"),
         ("vllm", {"slots": 3}, "takes no engine_options, but got slots"),
     ],

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from conformance.test_compute import DETACHED, make_spec, start_endpoint, until
-from domyn_swarm.backends.slurm import SlurmCompute
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.config import dump_yaml
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.doctor import examine

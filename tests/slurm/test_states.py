@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from domyn_swarm.backends.slurm.job_status import job_status
 from domyn_swarm.backends.slurm.states import SlurmJob, latest, parse_allocation, parse_queue
 from domyn_swarm.model import JobStatus
 from domyn_swarm.probing import Phase
@@ -31,7 +32,7 @@ STATES = {
 @pytest.mark.parametrize("state", STATES)
 def test_every_state_has_a_meaning(state: str) -> None:
     job = SlurmJob("7_0", state, "Resources", "n1", "N/A", "c")
-    assert (job.observation.phase, job.job_status) == STATES[state]
+    assert (job.observation.phase, job_status(job)) == STATES[state]
 
 
 def test_lines_of_squeue_and_sacct() -> None:

@@ -17,9 +17,9 @@ from conformance.test_compute import (
     start_endpoint,
     until,
 )
-from domyn_swarm.backends.slurm import SlurmCompute
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.layout import job_name
+from domyn_swarm.backends.slurm.compute import SlurmCompute
+from domyn_swarm.backends.slurm.tagged import job_name
 from domyn_swarm.errors import PlatformUnavailable
 from domyn_swarm.identity import running
 from domyn_swarm.model import JobHandle, JobStatus

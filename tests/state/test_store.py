@@ -298,7 +298,10 @@ def test_a_home_that_cannot_be_made_is_refused(
         SwarmStore.open()
 
 
-def test_opening_an_up_to_date_database_does_without_alembic(store: SwarmStore) -> None:
+@pytest.mark.parametrize("new", [True, False], ids=["new", "there"])
+def test_opening_an_up_to_date_database_does_without_alembic(swarm_home: Path, new: bool) -> None:
+    if not new:
+        SwarmStore.open()
     program = (
         "import sys; from domyn_swarm.state import SwarmStore; SwarmStore.open().swarms();"
         "print('alembic' in sys.modules)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from domyn_swarm.backends.base import ServingHandle
-from domyn_swarm.backends.local import LocalServing
+from domyn_swarm.backends.local.serving import LocalServing
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.swarm import factory
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle

@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from domyn_swarm.model import Fingerprint
@@ -86,6 +85,8 @@ def python_values(column: pa.Array) -> list[Any]:
     if not pa.types.is_temporal(kind) or getattr(kind, "unit", None) != "ns":
         values: list[Any] = column.to_pylist()
         return values
+    import pyarrow.compute as pc  # here: columns with nanoseconds are rare
+
     whole = column.cast(_in_microseconds(kind), safe=False)
     odd = pc.not_equal(whole.cast(kind), column).fill_null(False)
     values = whole.to_pylist()

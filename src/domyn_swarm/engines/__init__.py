@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from domyn_swarm.engines.base import Diagnosis, Engine, diagnose
 from domyn_swarm.errors import ConfigError
 
-__all__ = ["Diagnosis", "Engine", "diagnose", "get", "names"]
+if TYPE_CHECKING:  # the servers in this package need no plan
+    from domyn_swarm.engines.base import Engine
 
 _HOMES = {
     "vllm": "VLLM",
@@ -31,6 +31,8 @@ def get(name: str) -> Engine:
         ConfigError: there is none.
     """
     if name not in _HOMES:
+        from difflib import get_close_matches
+
         close = get_close_matches(name, _HOMES, n=1)
         hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(_HOMES)}."
         raise ConfigError(f"There is no engine {name!r}.", hint=hint)

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from domyn_swarm.engines.llamacpp import DEFAULT_SLOTS
-
+DEFAULT_SLOTS = 4
 _DRAIN_S = 60.0
 _DRAIN_POLL_S = 0.05
 _BUSY = re.compile(r"^llamacpp:requests_(?:processing|deferred)(?:\{[^}]*\})? +([0-9.eE+]+)", re.M)

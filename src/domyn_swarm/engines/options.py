@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from domyn_swarm.errors import ConfigError
 
@@ -15,17 +15,18 @@ class EngineOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-_O = TypeVar("_O", bound=EngineOptions)
+_O = TypeVar("_O")
 
 
 def parse_options(kind: type[_O], engine: str, given: dict[str, Any]) -> _O:
-    """The options of an engine.
+    """The options of an engine, a model or a dataclass.
 
     Raises:
         ConfigError: every mistake at once.
     """
+    validator = TypeAdapter(kind)
     try:
-        return kind.model_validate(given)
+        return validator.validate_python(given)
     except ValidationError as error:
         lines = [
             f"  engine_options.{'.'.join(map(str, one['loc']))}: {one['msg']}"
@@ -33,7 +34,7 @@ def parse_options(kind: type[_O], engine: str, given: dict[str, Any]) -> _O:
         ]
         raise ConfigError(
             "\n".join([f"engine_options do not fit the engine {engine!r}:", *lines]),
-            hint=f"It takes: {', '.join(kind.model_fields)}.",
+            hint=f"It takes: {', '.join(validator.json_schema()['properties'])}.",
         ) from error
 
 

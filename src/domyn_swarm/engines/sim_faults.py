@@ -10,7 +10,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from domyn_swarm.engines.sim import READY_PROMPT, ErrorRule, SimOptions
+from domyn_swarm.engines.sim_options import ErrorRule, SimOptions
+from domyn_swarm.engines.sim_reply import READY_PROMPT
 
 CRASH_EXIT_CODE = 13
 

@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from domyn_swarm.engines.sim import REPLY_TOKENS, sim_reply
 from domyn_swarm.engines.sim_json import instance_of
+from domyn_swarm.engines.sim_reply import REPLY_TOKENS, sim_reply
 
 _EMBEDDING_DIMENSIONS = 8
 

@@ -21,13 +21,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
-from pydantic import ValidationError
 
 from domyn_swarm.engines import sim_openai
-from domyn_swarm.engines.sim import ErrorRule, SimOptions
 from domyn_swarm.engines.sim_faults import Faults
 from domyn_swarm.engines.sim_nodes import Nodes, follow
 from domyn_swarm.engines.sim_openai import BadRequest, Question
+from domyn_swarm.engines.sim_options import ErrorRule, SimOptions, read_options
 
 _DRAIN_S = 60.0
 _STEP_S = 0.05  # the token counter moves so often during an answer; finer steps only cost time
@@ -287,8 +286,8 @@ async def serve(flags: argparse.Namespace) -> None:
 
 def _options(text: str) -> SimOptions:
     try:
-        return SimOptions.model_validate_json(text)
-    except ValidationError as error:
+        return read_options(text)
+    except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"invalid: {error}") from error
 
 

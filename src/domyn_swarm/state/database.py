@@ -22,9 +22,14 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from domyn_swarm.errors import StateError
 from domyn_swarm.paths import private_dir
-from domyn_swarm.state.tables import NEWEST_REVISION
+from domyn_swarm.state.tables import METADATA, NEWEST_REVISION
 
 BUSY_TIMEOUT_S = 15.0
+_VERSION_TABLE = """
+CREATE TABLE alembic_version (
+    version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+)
+"""
 
 _creating = threading.Lock()  # no thread connects before the new file's creator has closed it
 
@@ -40,6 +45,7 @@ def open_database(path: Path) -> Engine:
     with translated(path):
         with engine.connect() as connection:
             revision = revision_of(connection)
+        revision = revision or _create_tables(engine)
         if revision != NEWEST_REVISION:  # else Alembic, which is a third of a second, stays out
             from domyn_swarm.state.revisions import upgrade
 
@@ -70,6 +76,20 @@ def _create_private(path: Path) -> None:
         raise _not_ours(path, str(error.strerror)) from error
     if not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
         raise _not_ours(path, "it is no file that you may read and write")
+
+
+def _create_tables(engine: Engine) -> str | None:
+    """The newest tables, as the migrations make them, where there are none yet; the revision after
+    that. Who comes second finds them there.
+    """
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        if not connection.execute(text("SELECT 1 FROM sqlite_master")).all():
+            METADATA.create_all(connection, checkfirst=False)
+            connection.execute(text(_VERSION_TABLE))
+            connection.execute(
+                text("INSERT INTO alembic_version VALUES (:newest)"), {"newest": NEWEST_REVISION}
+            )
+        return revision_of(connection)
 
 
 def _not_ours(path: Path, why: str) -> StateError:

@@ -25,15 +25,15 @@ def serving_backend(platform: str) -> ServingBackend:
         ConfigError: this version has no such platform.
     """
     if platform == "local":
-        from domyn_swarm.backends.local import LocalServing
+        from domyn_swarm.backends.local.serving import LocalServing
 
         return LocalServing()
     if platform == "slurm":
-        from domyn_swarm.backends.slurm import SlurmServing
+        from domyn_swarm.backends.slurm.serving import SlurmServing
 
         return SlurmServing(scheduler())
     if platform == "lepton":
-        from domyn_swarm.backends.lepton import LeptonServing
+        from domyn_swarm.backends.lepton.serving import LeptonServing
 
         return LeptonServing()
     raise _unknown(platform)
@@ -47,15 +47,15 @@ def compute_backend(platform: str) -> ComputeBackend:
         ConfigError: this version has no such platform.
     """
     if platform == "local":
-        from domyn_swarm.backends.local import LocalCompute
+        from domyn_swarm.backends.local.compute import LocalCompute
 
         return LocalCompute()
     if platform == "slurm":
-        from domyn_swarm.backends.slurm import SlurmCompute
+        from domyn_swarm.backends.slurm.compute import SlurmCompute
 
         return SlurmCompute(scheduler())
     if platform == "lepton":
-        from domyn_swarm.backends.lepton import LeptonCompute
+        from domyn_swarm.backends.lepton.compute import LeptonCompute
 
         return LeptonCompute()
     raise _unknown(platform)

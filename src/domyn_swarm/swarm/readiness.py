@@ -8,7 +8,7 @@ from functools import partial
 from domyn_swarm import engines
 from domyn_swarm.backends.base import read_tail
 from domyn_swarm.backends.endpoint.view import CollectorView
-from domyn_swarm.engines import Diagnosis
+from domyn_swarm.engines.base import Diagnosis, diagnose
 from domyn_swarm.errors import LaunchError, NotReady, PlatformError, ReplicaFailed
 from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
@@ -166,4 +166,4 @@ def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport]) -> ReplicaFail
 def diagnosis(swarm: LiveSwarm, replica: int) -> Diagnosis | None:
     """What a replica's log says of its end."""
     engine = engines.get(swarm.plan.engine)
-    return engines.diagnose(engine.failure_patterns, read_tail(swarm.paths.engine_log(replica)))
+    return diagnose(engine.failure_patterns, read_tail(swarm.paths.engine_log(replica)))

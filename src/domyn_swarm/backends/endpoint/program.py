@@ -15,6 +15,7 @@ from aiohttp import web
 
 from domyn_swarm.backends.endpoint import connections, ports
 from domyn_swarm.backends.endpoint.activity import Activity
+from domyn_swarm.backends.endpoint.address import own_address
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.router import Router, RouterFigures, RouterSettings
 from domyn_swarm.backends.endpoint.scraping import Discovery, SwarmMetrics
@@ -30,7 +31,6 @@ _log = get_logger(__name__)
 
 SHUTDOWN_GRACE_S = 5
 _KILL_AFTER_S = SHUTDOWN_GRACE_S + 2.0
-ADDRESS_VARIABLE = "DOMYN_SWARM_NODE_ADDRESS"  # where others reach this node, if not by its name
 _BACKOFF_FIRST_S = 0.5
 _BACKOFF_MAX_S = 10.0
 _STABLE_S = 60.0
@@ -206,7 +206,7 @@ def _address(spec: EndpointSpec, port: int, collector_port: int) -> EndpointAddr
 
 def _name(spec: EndpointSpec) -> str:
     """Where others reach this node."""
-    return spec.host or os.environ.get(ADDRESS_VARIABLE) or socket.gethostname()
+    return spec.host or own_address()
 
 
 def main(paths: SwarmPaths, platform: Platform | None = None) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.job_progress import JobsFolder
-from domyn_swarm.backends.endpoint.metrics import Readings, exposition
 from domyn_swarm.backends.endpoint.router import RouterFigures
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.logs import get_logger
@@ -55,6 +54,9 @@ class SwarmMetrics:
             return self._text
 
     async def _read(self) -> bytes:
+        # here: where nobody scrapes, the Prometheus library is not needed
+        from domyn_swarm.backends.endpoint.metrics import Readings, exposition
+
         router = await self._router()
         jobs = await asyncio.to_thread(self._jobs.read, utc_now())
         readings = Readings(

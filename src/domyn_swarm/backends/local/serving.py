@@ -11,8 +11,9 @@ from pathlib import Path
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
 from domyn_swarm.backends.checks import Check
+from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
-from domyn_swarm.backends.endpoint.spec import EndpointSpec, build_endpoint_spec
+from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, watchdog_source

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeSpec, read_exit, read_tail
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.layout import job_name, job_script
+from domyn_swarm.backends.slurm.job_status import job_status
+from domyn_swarm.backends.slurm.layout import job_script
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.steps import Steps
-from domyn_swarm.backends.slurm.tagged import TAG_PREFIX
+from domyn_swarm.backends.slurm.tagged import TAG_PREFIX, job_name
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
@@ -171,15 +172,15 @@ def _judged(
 ) -> JobStatus:
     """What became of a job that has no record of its end, or one of a failure."""
     if ended is None and job is not None and not job.over:
-        return job.job_status
+        return job_status(job)
     if _killed_for_memory(JobPaths(Path(handle.job_dir))):
         return JobStatus.OUT_OF_MEMORY
     if ended is not None:  # perhaps Slurm killed it, and knows why
         known = job is not None and job.over and job.state != "COMPLETED"
-        return job.job_status if known and job is not None else ended.status
+        return job_status(job) if known and job is not None else ended.status
     # Over without a record, which may not be visible here yet: then Slurm's word holds.
-    if job is not None and job.job_status not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
-        return job.job_status
+    if job is not None and job_status(job) not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+        return job_status(job)
     while (ended := read_exit(Path(handle.exit_path))) is None and time.monotonic() < until:
         time.sleep(_LOOK_S)
     return JobStatus.FAILED if ended is None else ended.status

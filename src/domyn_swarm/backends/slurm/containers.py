@@ -9,39 +9,38 @@ import os
 import sys
 from collections.abc import Sequence
 
-from domyn_swarm.backends.slurm.layout import IMAGE_PYTHON, slurm_config
+from domyn_swarm.backends.slurm.task_plan import TaskPlan
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.paths import SwarmPaths
-from domyn_swarm.planning.plan import DeploymentPlan
 
+IMAGE_PYTHON = "python3"
 # Enroot takes no variable in by itself; the engine's own are in the watchdog's spec.
 _TAKEN_IN = ("CUDA_VISIBLE_DEVICES", "DOMYN_SWARM_NODE_PORT", "HF_HOME", "HF_TOKEN")
 
 
-def inside(plan: DeploymentPlan, program: Sequence[str], paths: SwarmPaths) -> list[str]:
+def inside(plan: TaskPlan, program: Sequence[str], paths: SwarmPaths) -> list[str]:
     """The command that runs a Python program where the engine lives. The swarm's folder, and a
     model that is a folder, are the same in there.
 
     Raises:
         ConfigError: the container needs an image and there is none.
     """
-    config = slurm_config(plan)
-    if config.container == "none":
+    if plan.container == "none":
         return [sys.executable, *program]
     if plan.image is None:
         raise ConfigError(
-            f"backend.container is {config.container}, but there is no image.",
+            f"backend.container is {plan.container}, but there is no image.",
             hint="Set image, or backend.container: none when the engine is installed on the nodes.",
         )
     places = {str(paths.root): str(paths.root)}
     if plan.model.startswith("/"):
         places[plan.model] = plan.model
-    mounts = [f"{source}:{target}" for source, target in {**places, **config.mounts}.items()]
-    more, python = config.container_args, [IMAGE_PYTHON, *program]
-    if config.container in ("apptainer", "singularity"):
+    mounts = [f"{source}:{target}" for source, target in {**places, **plan.mounts}.items()]
+    more, python = plan.container_args, [IMAGE_PYTHON, *program]
+    if plan.container in ("apptainer", "singularity"):
         binds = [f"--bind={mount}" for mount in mounts]
-        return [config.container, "exec", "--nv", *binds, *more, plan.image, *python]
-    if config.container == "enroot":
+        return [plan.container, "exec", "--nv", *binds, *more, plan.image, *python]
+    if plan.container == "enroot":
         binds = [f"--mount={mount}" for mount in mounts]
         taken = [f"--env={name}" for name in _TAKEN_IN if name in os.environ]
         return ["enroot", "start", *binds, *taken, *more, plan.image, *python]

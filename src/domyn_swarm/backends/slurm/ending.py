@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.layout import JOB_PREFIX
-from domyn_swarm.backends.slurm.tagged import tagged
+from domyn_swarm.backends.slurm.tagged import JOB_PREFIX, tagged
 from domyn_swarm.errors import PlatformError
 
 _JOB_GRACE_S = 30.0

@@ -12,14 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-from domyn_swarm.backends.endpoint.program import ADDRESS_VARIABLE
+from domyn_swarm.backends.endpoint.address import ADDRESS_VARIABLE
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.layout import JOB_PREFIX, slurm_config
+from domyn_swarm.backends.slurm.tagged import JOB_PREFIX
 from domyn_swarm.backends.slurm.task import Child, Task, come_back, node_address
+from domyn_swarm.backends.slurm.task_plan import read_task_plan
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
-from domyn_swarm.planning.plan import DeploymentPlan
 
 _log = get_logger(__name__)
 
@@ -37,7 +37,7 @@ def main(swarm_dir: str) -> int:
     os.umask(0o077)
     configure("INFO")
     paths = SwarmPaths(Path(swarm_dir))
-    plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
+    plan = read_task_plan(paths)
     job = os.environ["SLURM_JOB_ID"]
     paths.endpoint_leaves.unlink(missing_ok=True)  # of its run before, if that was in this job
     task = Task(before_end=lambda: _end_jobs(job, paths))
@@ -47,7 +47,7 @@ def main(swarm_dir: str) -> int:
     come_back(
         task,
         job,
-        by_requeue=slurm_config(plan).requeue,
+        by_requeue=plan.requeue,
         successor=lambda: _log.info("the successor is %s", Slurm().submit(paths.endpoint_script)),
     )
     return code

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm.backends.endpoint.spec import build_endpoint_spec
+from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
 from domyn_swarm.backends.slurm.layout import (
     endpoint_script,
     engine_python,

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeSpec, exit_wrapper
+from domyn_swarm.backends.slurm.containers import IMAGE_PYTHON
 from domyn_swarm.backends.slurm.scripts import BatchScript
-from domyn_swarm.backends.slurm.tagged import comment_of
+from domyn_swarm.backends.slurm.tagged import comment_of, job_name
 from domyn_swarm.config.backends import SlurmConfig, time_limit_s
 from domyn_swarm.config.preamble import asks_for_gpus
 from domyn_swarm.paths import JobPaths, SwarmPaths
@@ -17,15 +18,8 @@ from domyn_swarm.planning.plan import DeploymentPlan
 
 _ENDPOINT_WARNING_S = 60  # before its time limit the endpoint goes back into the queue
 _JOB_WARNING_S = 120  # and a job is told to finish; short ones later
-IMAGE_PYTHON = "python3"
-JOB_PREFIX = "job-"
 _SERVING_MAIL = "FAIL,REQUEUE,TIME_LIMIT"
 _REPLICA_MAIL = f"{_SERVING_MAIL},ARRAY_TASKS"  # of each task, not of the array as a whole
-
-
-def job_name(job_id: str) -> str:
-    """What Slurm calls a job, or its step."""
-    return f"{JOB_PREFIX}{job_id}"
 
 
 def slurm_config(plan: DeploymentPlan) -> SlurmConfig:

@@ -7,14 +7,13 @@ submits its successor, and no other.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
 import time
 from urllib.parse import urlsplit
 
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
-from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.states import BROKEN, LOST, SlurmJob
 from domyn_swarm.backends.slurm.tagged import tagged
@@ -59,22 +58,20 @@ class LostEndpoint:
             self._rest_s = min(2 * self._rest_s, _ASK_MAX_S)
             try:
                 self._bring_back()
-            except (PlatformError, OSError, ValueError) as error:
+            except (PlatformError, OSError, ValueError, KeyError) as error:
                 _log.warning("cannot look for the endpoint now: %s", error)
 
     def _reached(self) -> bool:
-        address = read_address(self._paths)
-        if address is None or address.collector_url is None:
-            return False
-        place = urlsplit(address.collector_url)
-        try:
+        try:  # plain JSON: a task does without the models that readers of addresses have
+            address = json.loads(self._paths.endpoint.read_text())
+            place = urlsplit(address["collector_url"] or "")
             socket.create_connection((place.hostname or "", place.port or 0), _CONNECT_S).close()
-        except OSError:
+        except (OSError, ValueError, KeyError):
             return False
         return True
 
     def _bring_back(self) -> None:
-        tag = EndpointSpec.model_validate_json(self._paths.endpoint_spec.read_text()).tag
+        tag = json.loads(self._paths.endpoint_spec.read_text())["tag"]
         slurm = Slurm()
         seen = [one.job for one in tagged(slurm.queue().values(), tag) if one.kind == "endpoint"]
         if not seen or any(not job.over for job in seen):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from domyn_swarm.backends.slurm.containers import inside
 from domyn_swarm.backends.slurm.task import Child, Task, open_log
+from domyn_swarm.backends.slurm.task_plan import read_task_plan
 from domyn_swarm.logs import configure
 from domyn_swarm.paths import SwarmPaths
-from domyn_swarm.planning.plan import DeploymentPlan
 
 
 def main(swarm_dir: str, replica: int, head: str, port: str) -> int:
@@ -22,7 +22,7 @@ def main(swarm_dir: str, replica: int, head: str, port: str) -> int:
     os.umask(0o077)
     configure("INFO")
     paths = SwarmPaths(Path(swarm_dir))
-    plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
+    plan = read_task_plan(paths)
     rank = int(os.environ["SLURM_PROCID"]) + 1
     program = [str(paths.follower_program), str(paths.follower_spec), head, port, str(rank)]
     task = Task()

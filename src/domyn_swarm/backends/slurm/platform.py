@@ -12,13 +12,12 @@ from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.ending import Ending
 from domyn_swarm.backends.slurm.killed_task import KilledTask
-from domyn_swarm.backends.slurm.layout import slurm_config
 from domyn_swarm.backends.slurm.states import BROKEN, LOST
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
+from domyn_swarm.backends.slurm.task_plan import read_task_plan
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle
 from domyn_swarm.paths import SwarmPaths
-from domyn_swarm.planning.plan import DeploymentPlan
 
 _log = get_logger(__name__)
 
@@ -42,8 +41,7 @@ class SlurmPlatform:
         self._lost_since: dict[str, float] = {}  # by job
         self._submitted_at: dict[int, float] = {}  # by task
         self._asked_at = -math.inf
-        plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
-        self._slurm_acts_s = _SLURM_ACTS_S if slurm_config(plan).requeue else 0.0
+        self._slurm_acts_s = _SLURM_ACTS_S if read_task_plan(paths).requeue else 0.0
 
     def replace_lost(self, replicas: int) -> None:
         """See `Platform.replace_lost`. A replica that ended with its time limit says so in a file;

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.slurm.containers import inside
-from domyn_swarm.backends.slurm.layout import slurm_config
 from domyn_swarm.backends.slurm.lost_endpoint import LostEndpoint
 from domyn_swarm.backends.slurm.task import (
     KILLED,
@@ -27,9 +26,9 @@ from domyn_swarm.backends.slurm.task import (
     node_address,
     open_log,
 )
+from domyn_swarm.backends.slurm.task_plan import TaskPlan, read_task_plan
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
-from domyn_swarm.planning.plan import DeploymentPlan
 
 _log = get_logger(__name__)
 
@@ -39,7 +38,7 @@ NODE_PORT = "DOMYN_SWARM_NODE_PORT"  # where the other nodes of a replica reach 
 class ReplicaTask:
     """One task of the array, on the first of its nodes."""
 
-    def __init__(self, paths: SwarmPaths, plan: DeploymentPlan, group: int, per_task: int) -> None:
+    def __init__(self, paths: SwarmPaths, plan: TaskPlan, group: int, per_task: int) -> None:
         self._paths = paths
         self._plan = plan
         self._group = group
@@ -65,8 +64,8 @@ class ReplicaTask:
     def _serve(self) -> int:
         first = self._group * self._per_task
         with self._logs:
-            shared = self._join_nodes(first) if self._plan.layout.nodes_per_replica > 1 else {}
-            for index in range(first, min(first + self._per_task, self._plan.layout.replicas)):
+            shared = self._join_nodes(first) if self._plan.nodes_per_replica > 1 else {}
+            for index in range(first, min(first + self._per_task, self._plan.replicas)):
                 self._start_watchdog(index, {**shared, **self._gpus(index - first)})
             code = self._task.wait(LostEndpoint(self._paths).look)
         _log.info("task %d: its watchdogs ended with %d", self._group, code)
@@ -82,14 +81,14 @@ class ReplicaTask:
         """The scheduler binds a task's GPUs; those that share a task share them out."""
         if self._per_task == 1:
             return {}
-        return visible_gpus(self._plan.layout.gpus_per_replica, place)
+        return visible_gpus(self._plan.gpus_per_replica, place)
 
     def _start_watchdog(self, index: int, env: dict[str, str]) -> None:
         log = self._logs.enter_context(open_log(self._paths.watchdog_log(index)))
         told = str(self._paths.watchdog_spec(index))
         command = self._inside(str(self._paths.watchdog_program), told, self._address)
         _log.info("replica %d on %s: %s", index, self._address, " ".join(command))
-        alone = self._plan.layout.nodes_per_replica == 1  # else its nodes begin together
+        alone = self._plan.nodes_per_replica == 1  # else its nodes begin together
         self._task.start(Child(command, env, log, again=alone))
 
     def _join_nodes(self, index: int) -> dict[str, str]:
@@ -102,7 +101,7 @@ class ReplicaTask:
                 str(self._paths.follower_program), told, self._address, port, "0"
             )
             self._task.start(Child(command, {}, log, companion=True))
-        others = self._plan.layout.nodes_per_replica - 1
+        others = self._plan.nodes_per_replica - 1
         cpus = os.environ.get("SLURM_CPUS_PER_TASK")
         step = [
             *("srun", "--overlap", f"--nodes={others}", f"--ntasks={others}"),
@@ -118,9 +117,8 @@ class ReplicaTask:
         return {NODE_PORT: port}
 
     def _node_port(self) -> int:
-        config = slurm_config(self._plan)
-        if config.requires_ray:
-            return config.ray_port
+        if self._plan.requires_ray:
+            return self._plan.ray_port
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.bind(("", 0))
             return int(probe.getsockname()[1])
@@ -133,7 +131,7 @@ class ReplicaTask:
         come_back(
             self._task,
             self._job,
-            by_requeue=slurm_config(self._plan).requeue,
+            by_requeue=self._plan.requeue,
             successor=lambda: write_private(self._paths.expired(self._group), self._job),
         )
 
@@ -143,7 +141,7 @@ def main(swarm_dir: str, per_task: int) -> int:
     os.umask(0o077)
     configure("INFO")
     paths = SwarmPaths(Path(swarm_dir))
-    plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
+    plan = read_task_plan(paths)
     return ReplicaTask(paths, plan, int(os.environ["SLURM_ARRAY_TASK_ID"]), per_task).run()
 
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from domyn_swarm.errors import ConfigError
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -41,6 +39,8 @@ class BatchScript:
         Raises:
             ConfigError: the site's template cannot be used, or a value fits no `#SBATCH` line.
         """
+        import jinja2
+
         chosen = _TEMPLATES / template if site_template is None else site_template
         environment = jinja2.Environment(
             undefined=jinja2.StrictUndefined,

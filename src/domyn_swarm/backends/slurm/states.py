@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from domyn_swarm.model import JobStatus
 from domyn_swarm.probing import Observation, Phase
 
 _WAITING = frozenset(
@@ -38,15 +37,6 @@ _MEANS = {
     "PREEMPTED": "was preempted",
     "CANCELLED": "was cancelled",
     "REVOKED": "was revoked",
-}
-_JOB_ENDS = {
-    "COMPLETED": JobStatus.SUCCEEDED,
-    "CANCELLED": JobStatus.CANCELLED,
-    "PREEMPTED": JobStatus.CANCELLED,
-    "REVOKED": JobStatus.CANCELLED,
-    "TIMEOUT": JobStatus.TIMED_OUT,
-    "DEADLINE": JobStatus.TIMED_OUT,
-    "OUT_OF_MEMORY": JobStatus.OUT_OF_MEMORY,
 }
 
 
@@ -96,15 +86,6 @@ class SlurmJob(NamedTuple):
             phase = Phase.STOPPED if self.state in _ENDED else Phase.FAILED
             return Observation(phase, _MEANS.get(self.state, f"ended ({self.state})"))
         return Observation(Phase.UNKNOWN, f"is in the state {self.state}")
-
-    @property
-    def job_status(self) -> JobStatus:
-        """The state of a job that left no exit record."""
-        if self.waiting:
-            return JobStatus.PENDING
-        if self.over:
-            return _JOB_ENDS.get(self.state, JobStatus.FAILED)
-        return JobStatus.RUNNING
 
 
 class Allocation(NamedTuple):

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.slurm.commands import Slurm, submitting_environment
-from domyn_swarm.backends.slurm.layout import job_name, step_script
+from domyn_swarm.backends.slurm.layout import step_script
 from domyn_swarm.backends.slurm.states import Allocation
-from domyn_swarm.backends.slurm.tagged import tagged
+from domyn_swarm.backends.slurm.tagged import job_name, tagged
 from domyn_swarm.errors import ConfigError, PlatformUnavailable, SubmitRejected
 from domyn_swarm.paths import JobPaths, SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.resources import SrunResources

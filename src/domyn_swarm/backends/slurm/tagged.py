@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from domyn_swarm.backends.slurm.states import SlurmJob
 
 TAG_PREFIX = "domyn-swarm"
+JOB_PREFIX = "job-"
 
 
 class TaggedJob(NamedTuple):
@@ -34,6 +35,11 @@ class TaggedJob(NamedTuple):
 def comment_of(tag: str, what: str) -> str:
     """What a job carries to be found by its swarm's tag."""
     return f"{TAG_PREFIX}/{tag}/{what}"
+
+
+def job_name(job_id: str) -> str:
+    """What Slurm calls a job, and the comment of its step."""
+    return f"{JOB_PREFIX}{job_id}"
 
 
 def tagged(jobs: Iterable[SlurmJob], tag: str) -> list[TaggedJob]:

@@ -20,7 +20,6 @@ from typing import IO, NamedTuple
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.errors import CommandMissing, PlatformError
 from domyn_swarm.logs import get_logger
-from domyn_swarm.watchdog import LOST_NODE
 
 _log = get_logger(__name__)
 
@@ -155,8 +154,9 @@ class Task:
             companion.process.terminate()
         codes = [child.code for child in self._children]
         self._children, self._companions = [], []
-        self.lost_companion = self.lost_companion or LOST_NODE in codes
-        return next((code for code in codes if code), 0)
+        failed = [code for code in codes if code]
+        self.lost_companion = self.lost_companion or _lost_node(failed)
+        return next(iter(failed), 0)
 
     def _any_left(self) -> bool:
         if not self.told:
@@ -183,6 +183,15 @@ class Task:
         time.
         """
         return (self.warned or self.lost_companion) and not self._stopped
+
+
+def _lost_node(codes: Sequence[int]) -> bool:
+    """Whether a watchdog said so by its exit code."""
+    if not codes:
+        return False
+    from domyn_swarm.watchdog import LOST_NODE  # here: a watchdog's imports cost more than a task's
+
+    return LOST_NODE in codes
 
 
 def come_back(task: Task, job: str, *, by_requeue: bool, successor: Callable[[], None]) -> None:

@@ -1,0 +1,39 @@
+"""The endpoint program's spec, from a plan. The program itself reads the spec and no plan."""
+
+from __future__ import annotations
+
+from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.watchdog_spec import heartbeat_s
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.planning.context import DeploymentContext
+from domyn_swarm.planning.plan import DeploymentPlan
+
+_HEARTBEATS_MISSED = 3
+_STALE_AT_LEAST_S = 10.0
+
+
+def build_endpoint_spec(
+    plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, *, host: str
+) -> EndpointSpec:
+    """The spec of a swarm's endpoint program."""
+    endpoint = plan.backend_options.get("endpoint") or {}
+    return EndpointSpec(
+        tag=ctx.tag,
+        host=host,
+        port=endpoint.get("port"),
+        replicas=plan.layout.replicas,
+        stale_after_s=max(_STALE_AT_LEAST_S, _HEARTBEATS_MISSED * heartbeat_s(plan)),
+        health_path=plan.watchdog.http_path or ctx.serving_spec.health_path,
+        metrics_path=ctx.serving_spec.metrics_path,
+        running_metric=ctx.serving_spec.running_metric,
+        waiting_metric=ctx.serving_spec.waiting_metric,
+        idle_timeout_s=plan.idle_timeout_s,
+        api_key_file=paths.api_key,
+        collector_key_file=paths.collector_key,
+        metrics_key_file=paths.metrics_key,
+        model=plan.model,
+        engine=plan.engine,
+        backend=plan.backend,
+        **plan.metrics.model_dump(),
+        **plan.router.model_dump(),
+    )
