@@ -2,6 +2,8 @@
 #
 #   make quickstart   a swarm of two small models answers some prompts: the whole tool in minutes
 #   make test         all tests          make check   lint, format, types, floors
+#   make test-fast    the tests that need no cluster and no installed command: minutes, before a commit
+#   make test-often   the same N times in other orders, beside busy loops (OF=all: all tests)
 #   make test-slow    true time limits of Slurm, ten minutes
 #   make test-vllm    a real vLLM on the CPU, 2.5 GB to install
 #   make test-lepton  the Lepton backend with the SDK as users get it, 418 MB to install
@@ -23,7 +25,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-slow test-vllm test-lepton check golden docs docs-serve bench bench-data clean slurm-packages monitoring-packages shell-packages slurm-up slurm-down
+.PHONY: help setup quickstart test test-fast test-often test-slow test-vllm test-lepton check golden docs docs-serve bench bench-data clean slurm-packages monitoring-packages shell-packages slurm-up slurm-down
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -46,15 +48,27 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
 
-# A Slurm cluster for each of three processes: they wait more than they work. Ray's cluster takes a tenth
-# of two cores even when idle: its tests come last. All three run, whatever fails.
-EVERY_TIME := not slow and not vllm
+# One run of pytest over several processes, more than there are cores: while tests wait for schedulers,
+# others work. What waits long begins first (tests/lanes.py). Bytecode is kept, also where the
+# environment says otherwise: without it each of thousands of starts compiles our modules again.
+unexport PYTHONDONTWRITEBYTECODE
+PROCESSES ?= 6
+RUN := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder --durations=10
 test: $(READY) slurm-packages monitoring-packages shell-packages
-	@failed=0; \
-	$(BIN)/pytest -m "cluster and $(EVERY_TIME)" -n 3 --dist worksteal || failed=1; \
-	$(BIN)/pytest -m "not cluster and not ray and $(EVERY_TIME)" -n 2 --dist worksteal || failed=1; \
-	$(BIN)/pytest -m "ray and $(EVERY_TIME)" || failed=1; \
-	exit $$failed
+	$(RUN) -n $(PROCESSES)
+
+# What needs no scheduler, no Ray, no browser, no installed command: before each commit.
+test-fast: $(READY)
+	$(RUN) -n 2 -m fast
+
+# Again and again, in other orders, beside two busy loops: what fails by chance has a cause.
+#   make test-often N=10            make test-often N=5 OF=all
+N ?= 10
+OF ?= fast
+OFTEN_fast := -n 2 -m fast
+OFTEN_all := -n $(PROCESSES)
+test-often: $(READY) slurm-packages monitoring-packages shell-packages
+	$(BIN)/python tests/often.py $(N) --dist loadgroup --no-loadscope-reorder $(OFTEN_$(OF))
 
 test-slow: $(READY) slurm-packages
 	$(BIN)/pytest -s -m slow
