@@ -133,12 +133,6 @@ def test_up_prints_the_name_alone_and_down_leaves_nothing(cli: CommandLine, tmp_
     assert cli.processes() == []
 
 
-def test_down_by_the_file(cli: CommandLine, tmp_path: Path) -> None:
-    sim = write_sim_config(tmp_path)
-    cli.ok("up", "-c", sim.path)
-    assert "stopped" in cli.ok("down", "-c", sim.path, "-y")
-
-
 def test_endpoint_tells_how_to_be_asked(standing: Standing) -> None:
     told = standing.cli.json("endpoint", "demo")
     key = Path(told["key_file"]).read_text().strip()

@@ -87,7 +87,9 @@ def test_what_a_swarm_goes_through_is_printed_as_promised(cli: CommandLine, tmp_
     until(lambda: cli.json("status", "passing")["observed"] == "ready")
     scaled = cli.installed("scale", "passing", 2, "--json")
     fits(json.loads(scaled.stdout), "scale")
-    fits(cli.json("down", "passing"), "down")
+    ended = cli.json("down", "-c", config.path, "-y")  # by its file
+    fits(ended, "down")
+    assert "stopped" in json.dumps(ended)
     log = SwarmPaths.of(cli.home, "passing").endpoint_log  # it writes as `up` was told to
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     assert lines
