@@ -6,9 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +14,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from command_server import PROGRAM, command_server
 from domyn_swarm.identity import running
-
-PROGRAM = str(Path(sys.executable).with_name("domyn-swarm"))
-
-
-def wait_for(what: Callable[[], Any], *, timeout_s: float = 60.0) -> Any:
-    """Poll until `what` gives something true, and return it."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not seen within {timeout_s} s")
+from patience import limit_s, until
 
 
 @dataclass(frozen=True)
@@ -43,16 +30,18 @@ class CommandLine:
         """What its processes are given."""
         return {**os.environ, "DOMYN_SWARM_HOME": str(self.home)}
 
-    def __call__(
-        self, *args: object, stdin: str = "", timeout_s: float = 120.0
-    ) -> subprocess.CompletedProcess[str]:
-        """Run to the end."""
+    def __call__(self, *args: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run to the end, forked from a process that has imported the program."""
+        return command_server().run([*map(str, args)], self.environment, stdin)
+
+    def installed(self, *args: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """The same through the installed script, from the start of Python on."""
         return subprocess.run(
             [PROGRAM, *map(str, args)],
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=limit_s(),
             check=False,
             env=self.environment,
         )
@@ -85,7 +74,7 @@ class CommandLine:
 
     def clean_up(self) -> None:
         """Stop everything; what is left then fails the test, and is killed."""
-        done = self("down", "--all", "-y")
+        done = self.installed("down", "--all", "-y")
         left = self.processes()
         names = [" ".join(one.cmdline())[:200] for one in left]
         for one in left:
@@ -201,4 +190,4 @@ def worker_of(handle: dict[str, Any]) -> psutil.Process:
                 return children[0] if children else one
         return None
 
-    return wait_for(found)
+    return until(found)

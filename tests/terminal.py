@@ -11,9 +11,11 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
+
+from patience import until
 
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-9;?<>=]*[a-zA-Z]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[P_].*?\x1b\\|.)"
@@ -58,25 +60,28 @@ class Terminal:
         """What it has shown since a key was pressed last, without colours and movements."""
         return _ESCAPES.sub("", self._said[self._pressed :].decode("utf-8", "replace"))
 
-    def until(self, wanted: str, *, timeout_s: float = 60.0) -> None:
+    def until(self, wanted: str) -> None:
         """Read until it has shown this."""
-        end = time.monotonic() + timeout_s
-        while wanted not in self.text:
-            assert time.monotonic() < end, f"{wanted!r} was not shown:\n{self.text}"
-            self._read()
+        self._read_until(lambda: wanted in self.text, f"{wanted!r} was not shown")
 
     def press(self, keys: str) -> None:
         """Type."""
         self._pressed = len(self._said)
         os.write(self._ours, keys.encode())
 
-    def ended(self, *, timeout_s: float = 60.0) -> int:
+    def ended(self) -> int:
         """Its exit code, once it has ended."""
-        end = time.monotonic() + timeout_s
-        while self.process.poll() is None:
-            assert time.monotonic() < end, f"it did not end:\n{self.text}"
-            self._read()
+        self._read_until(lambda: self.process.poll() is not None, "it did not end")
         return int(self.process.returncode)
+
+    def _read_until(self, condition: Callable[[], bool], otherwise: str) -> None:
+        def reached() -> bool:
+            return condition() or (self._read() or condition())
+
+        try:
+            until(reached, every_s=0.0)
+        except AssertionError as error:
+            raise AssertionError(f"{otherwise}:\n{self.text}") from error
 
     def _read(self) -> None:
         if select.select([self._ours], [], [], 0.1)[0]:

@@ -31,7 +31,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
 
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as started:
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as started:
         yield started
         started.kill()
 

@@ -13,7 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from patience import limit_s
+
 _BLOCK = re.compile(r"^```(?P<language>\w+)(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
+_PAGES = 3  # a page starts and stops swarms, one after the other
 _TITLE = re.compile(r'title="([^"]+)"')
 
 
@@ -63,7 +66,7 @@ def type_out(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=170,
+        timeout=_PAGES * limit_s(),
         check=False,
         env={**environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from command_line import CommandLine, Job, SimConfig, write_job, write_sim_config
+from patience import scaled
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
     """Two simulated replicas, up for the whole session."""
     folder = tmp_path_factory.mktemp("standing")
     line = CommandLine(folder / "home")
-    sim = write_sim_config(folder, replicas=2, latency_s=0.1)
-    assert line.ok("up", "-c", sim.path) == "demo\n"  # the first run of a fresh home
+    sim = write_sim_config(folder, replicas=2, latency_s=scaled(0.1))
+    done = line.installed("up", "-c", sim.path)  # the first run of a fresh home
+    assert (done.returncode, done.stdout) == (0, "demo\n"), done.stderr
     yield Standing(line, sim, folder)
     line.clean_up()

@@ -15,14 +15,13 @@ import pytest
 
 from command_line import CommandLine
 
-ENGINES = {
-    "sim": {"engine": "sim", "model": "sim-model", "cpus_per_task": 1},
-    "real": {
-        "engine": "llamacpp",
-        "model": "smollm2-135m-instruct",
-        "args": "--embedding",
-        "cpus_per_task": 1,
-    },
+REAL = {
+    "name": "real",
+    "backend": {"type": "local"},
+    "engine": "llamacpp",
+    "model": "smollm2-135m-instruct",
+    "args": "--embedding",
+    "cpus_per_task": 1,
 }
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -40,16 +39,17 @@ ROWS = {
 
 @dataclass(frozen=True)
 class Served:
-    """A swarm of one replica, and rows to ask it."""
+    """A swarm, and rows to ask it."""
 
     engine: str
+    name: str
     cli: CommandLine
     folder: Path
 
     def answers(self, job: str, *flags: str, **kwargs: Any) -> pa.Table:
         """The output of a job over the rows."""
         output = self.folder / "out.parquet"
-        command = ["job", "submit", f"domyn_swarm.jobs:{job}", "--name", self.engine]
+        command = ["job", "submit", f"domyn_swarm.jobs:{job}", "--name", self.name]
         command += ["--input", str(self.folder / "in.parquet"), "--output", str(output)]
         told = {"max_tokens": 24, "temperature": 0, **kwargs}
         if job == "EmbeddingJob":
@@ -62,7 +62,7 @@ class Served:
         return table
 
 
-@pytest.fixture(scope="module", params=list(ENGINES))
+@pytest.fixture(scope="module", params=["sim", "real"])
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
@@ -70,11 +70,13 @@ def served(
         pytest.skip("needs the embedded engine and its model: make setup")
     folder = tmp_path_factory.mktemp(request.param)
     pq.write_table(pa.table(ROWS), folder / "in.parquet")
-    fields = {"name": request.param, "backend": {"type": "local"}, **ENGINES[request.param]}
-    (folder / "swarm.yaml").write_text(json.dumps(fields))  # JSON is YAML
+    if request.param == "sim":
+        yield Served("sim", "demo", request.getfixturevalue("standing").cli, folder)
+        return
+    (folder / "swarm.yaml").write_text(json.dumps(REAL))  # JSON is YAML
     line = CommandLine(folder / "home")
     line.ok("up", "-c", folder / "swarm.yaml")
-    yield Served(request.param, line, folder)
+    yield Served("real", "real", line, folder)
     line.clean_up()
 
 
@@ -178,7 +180,7 @@ def test_batch_files(served: Served) -> None:
     ]
     source, target = served.folder / "requests.jsonl", served.folder / "replies.jsonl"
     source.write_text("".join(json.dumps(one) + "\n" for one in requests), encoding="utf-8")
-    submission = ["--name", served.engine, "--input", source, "--output", target, "--no-progress"]
+    submission = ["--name", served.name, "--input", source, "--output", target, "--no-progress"]
     served.cli.ok("job", "submit", "domyn_swarm.jobs:BatchFileJob", *submission)
     said, gone_on, embedded = map(json.loads, target.read_text(encoding="utf-8").splitlines())
     replies = [one["response"] for one in (said, gone_on, embedded)]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +20,9 @@ from domyn_swarm.data.ray_backend import RayBackend
 from domyn_swarm.jobs import ChatCompletionJob
 from ray_fixtures import RayCluster
 
+if TYPE_CHECKING:
+    from acceptance.conftest import Standing
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's, of its own settings
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -32,7 +34,7 @@ TABLE = pa.table({"id": list(range(ROWS)), "messages": [f"say {n}" for n in rang
 
 @dataclass(frozen=True)
 class Served:
-    """A swarm of one replica, and rows to ask it."""
+    """A swarm, and rows to ask it."""
 
     cli: CommandLine
     folder: Path
@@ -40,7 +42,7 @@ class Served:
     def submit(self, output: str, *flags: object) -> str:
         """Submit over the rows, and have the output verified; the job's id."""
         output = output if "://" in output else str(self.folder / output)
-        command: list[object] = ["job", "submit", "--name", "data", "--no-progress", *flags]
+        command: list[object] = ["job", "submit", "--name", "demo", "--no-progress", *flags]
         command += ["--input", self.folder / "in.parquet", "--output", output]
         job_id = str(json.loads(self.cli.ok(*command))["job_id"])
         self.cli.ok("job", "verify", job_id)
@@ -48,15 +50,10 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(standing: Standing, tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp("data")
     pq.write_table(TABLE, folder / "in.parquet")
-    fields = {"name": "data", "backend": "local", "engine": "sim", "model": "m", "cpus_per_task": 1}
-    (folder / "swarm.yaml").write_text(json.dumps(fields))  # JSON is YAML
-    line = CommandLine(folder / "home")
-    line.ok("up", "-c", folder / "swarm.yaml")
-    yield Served(line, folder)
-    line.clean_up()
+    return Served(standing.cli, folder)
 
 
 def test_outputs_of_every_kind_hold_the_same_rows(served: Served) -> None:
@@ -77,7 +74,7 @@ def test_outputs_of_every_kind_hold_the_same_rows(served: Served) -> None:
 
 
 def test_what_no_backend_takes_is_a_usage_error(served: Served) -> None:
-    command = ["job", "submit", "--name", "data", "--input", served.folder / "in.parquet"]
+    command = ["job", "submit", "--name", "demo", "--input", served.folder / "in.parquet"]
     for flags, said in (
         (["--output", "s3://bucket/out.parquet"], "pip install s3fs"),
         (["--output", "o.parquet", "--backend-write-kwargs", "{}x"], "not JSON"),
@@ -99,7 +96,7 @@ def test_frames_of_every_library_through_a_swarm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DOMYN_SWARM_HOME", str(served.cli.home))
-    swarm = DomynLLMSwarm.attach("data")
+    swarm = DomynLLMSwarm.attach("demo")
     frame = backend.build(TABLE.schema, TABLE.to_batches())
     found = swarm.run(ChatCompletionJob(), frame, progress=False)
     assert type(found) is type(frame)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 import pytest
 
-from command_line import CommandLine, wait_for, write_sim_config
+from command_line import CommandLine, write_sim_config
+from patience import until
 
 if TYPE_CHECKING:
     from acceptance.conftest import Standing
@@ -120,7 +121,7 @@ def test_up_prints_the_name_alone_and_down_leaves_nothing(cli: CommandLine, tmp_
     assert cli.json("swarm", "list")["swarms"] == []
     flags = ("--name", "other", "-r", 2, "--set", "min_ready=2", "--no-wait")
     assert cli.ok("up", "-c", sim.path, *flags) == "other\n"
-    wait_for(lambda: cli.json("status", "other")["observed"] == "ready")
+    until(lambda: cli.json("status", "other")["observed"] == "ready")
     assert len(cli.json("status")["replicas"]) == 2  # the only one that lives needs no name
     taken = cli("up", "-c", sim.path, "--name", "other")
     assert taken.returncode == 3
@@ -130,12 +131,6 @@ def test_up_prints_the_name_alone_and_down_leaves_nothing(cli: CommandLine, tmp_
     assert cli.ok("down", "other", "-y").split() == ["other", "stopped"]  # again: nothing to do
     assert cli("down", "--all", "-y").returncode == 0
     assert cli.processes() == []
-
-
-def test_down_by_the_file(cli: CommandLine, tmp_path: Path) -> None:
-    sim = write_sim_config(tmp_path)
-    cli.ok("up", "-c", sim.path)
-    assert "stopped" in cli.ok("down", "-c", sim.path, "-y")
 
 
 def test_endpoint_tells_how_to_be_asked(standing: Standing) -> None:
@@ -163,12 +158,12 @@ def test_a_job_by_each_of_its_names(standing: Standing) -> None:
     assert cli.json("job", "results", "by-name", "--partial")["rows"] == 12
     assert cli.json("job", "verify", "by-name")["whole"] is True
     assert cli.json("job", "failures", "by-name")["rows_failed"] == 0
-    again = json.loads(cli.ok("job", "resume", job_id, "--no-progress"))
+    again = json.loads(cli.installed("job", "resume", job_id, "--no-progress").stdout)
     assert again["job_id"] != job_id
     done = cli.json("job", "status", again["job_id"])
     assert (done["status"], done["rows_done"]) == ("succeeded", 12)
-    logs = cli.ok("logs", "demo", "--job", job_id, "-n", 5)
-    assert logs == cli.ok("job", "logs", job_id, "-n", 5)
+    logs = cli.installed("logs", "demo", "--job", job_id, "-n", 5).stdout
+    assert logs == cli.installed("job", "logs", job_id, "-n", 5).stdout
 
 
 def test_failed_rows_are_told_and_asked_again(standing: Standing, tmp_path: Path) -> None:

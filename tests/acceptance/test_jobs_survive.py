@@ -7,7 +7,8 @@ import signal
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from command_line import rows_done, wait_for, worker_of, write_sim_config
+from command_line import rows_done, worker_of, write_sim_config
+from patience import limit_s, scaled, until
 
 if TYPE_CHECKING:
     from acceptance.conftest import Standing
@@ -17,22 +18,22 @@ SLOWLY = ("--name", "demo", "--max-concurrency", str(IN_FLIGHT))
 
 
 def test_a_killed_worker_costs_only_the_rows_in_flight(standing: Standing) -> None:
-    cli, job = standing.cli, standing.job("kill", 150)
+    cli, job = standing.cli, standing.job("kill", 200)
     first = json.loads(cli.ok(*job.submission(*SLOWLY, "-d")))
-    wait_for(lambda: rows_done(first) >= 20)
+    until(lambda: rows_done(first) >= 20)
     worker_of(first).send_signal(signal.SIGKILL)
     assert cli("job", "wait", first["job_id"]).returncode == 6
     assert cli.json("job", "status", first["job_id"])["status"] == "failed"
     assert not job.target.exists()
-    assert 20 <= len(standing.sim.asked("kill")) < 150
+    assert 20 <= len(standing.sim.asked("kill")) < 200
 
     again = cli(*job.submission(*SLOWLY))
 
     assert again.returncode == 0, again.stderr
     job.assert_complete()
     asked = Counter(standing.sim.asked("kill"))
-    assert len(asked) == 150
-    assert sum(asked.values()) <= 150 + IN_FLIGHT
+    assert len(asked) == 200
+    assert sum(asked.values()) <= 200 + IN_FLIGHT
 
     before = standing.sim.asked("kill")
     cli.ok(*job.submission(*SLOWLY))
@@ -41,11 +42,11 @@ def test_a_killed_worker_costs_only_the_rows_in_flight(standing: Standing) -> No
 
 def test_another_swarm_goes_on_where_the_first_ended(standing: Standing) -> None:
     cli, job = standing.cli, standing.job("succession", 160)
-    first = write_sim_config(standing.folder, "first", latency_s=0.1)
+    first = write_sim_config(standing.folder, "first", latency_s=scaled(0.3))
     cli.ok("up", "-c", first.path)
     slowly_first = ("--name", "first", *SLOWLY[2:])
     handle = json.loads(cli.ok(*job.submission(*slowly_first, "--id-column", "id", "-d")))
-    wait_for(lambda: rows_done(handle) >= 10)
+    until(lambda: rows_done(handle) >= 10)
     cli.ok("down", "first")
     assert cli.json("job", "status", handle["job_id"])["status"] not in ("pending", "running")
     assert 10 <= len(standing.sim.asked("succession")) < 160
@@ -59,17 +60,17 @@ def test_another_swarm_goes_on_where_the_first_ended(standing: Standing) -> None
 
 
 def test_ctrl_c_stops_the_job_and_the_same_command_goes_on(standing: Standing) -> None:
-    cli, job = standing.cli, standing.job("interrupted", 80)
+    cli, job = standing.cli, standing.job("interrupted", 160)
     attached = cli.start(*job.submission(*SLOWLY))
     assert attached.stdout is not None
     handle = json.loads(attached.stdout.readline())
-    wait_for(lambda: rows_done(handle) >= 8)
+    until(lambda: rows_done(handle) >= 8)
     attached.send_signal(signal.SIGINT)
-    _, said = attached.communicate(timeout=60)
+    _, said = attached.communicate(timeout=limit_s())
     assert attached.returncode == 130, said
     assert "The same command goes on from there" in said
     assert cli.json("job", "status", handle["job_id"])["status"] == "cancelled"
-    assert len(standing.sim.asked("interrupted")) < 80
+    assert len(standing.sim.asked("interrupted")) < 160
 
     cli.ok(*job.submission(*SLOWLY))
 

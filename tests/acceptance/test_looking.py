@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from command_line import PROGRAM, CommandLine, wait_for, worker_of, write_sim_config
+from command_line import PROGRAM, CommandLine, worker_of, write_sim_config
+from patience import limit_s, until
 from schemas import fits
 from terminal import Terminal
 
@@ -33,7 +34,7 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self._reader.join(30)
+        self._reader.join(limit_s())
         self.process.communicate()
 
     def _read(self) -> None:
@@ -43,15 +44,15 @@ class Running:
 
     def until(self, *wanted: str) -> str:
         """Wait for a line that holds all of this, and return it."""
-        found: str = wait_for(
+        found: str = until(
             lambda: next((one for one in self.lines if all(word in one for word in wanted)), None)
         )
         return found
 
     def ended(self) -> int:
         """Its exit code, once it has ended and everything is read."""
-        code = self.process.wait(60)
-        self._reader.join(30)
+        code = self.process.wait(limit_s())
+        self._reader.join(limit_s())
         return code
 
     def interrupted(self) -> int:
@@ -131,14 +132,14 @@ def test_watching_is_live_in_a_terminal_and_ctrl_c_ends_it(standing: Standing) -
 
 
 def test_job_status_watch_follows_it_to_its_end(standing: Standing) -> None:
-    job = standing.job("watched", 40)
+    job = standing.job("watched", 100)
     submitted = standing.cli.ok(*job.submission("--name", "demo", "-d", "--max-concurrency", "2"))
     ref = json.loads(submitted)["job_id"]
     watch = standing.cli("job", "status", ref, "--watch", "--every", "0.3")
     assert watch.returncode == 0
     lines = watch.stdout.splitlines()
     assert len(lines) > 2
-    assert lines[-1] == f"{ref} succeeded: 40/40 rows"
+    assert lines[-1] == f"{ref} succeeded: 100/100 rows"
     last = standing.cli.ok("job", "status", ref, "--watch", "--json")
     assert json.loads(last)["status"] == "succeeded"
     assert last.count("\n") == 1
@@ -149,7 +150,7 @@ def test_a_job_that_was_killed_is_seen_with_and_without_asking(standing: Standin
     submitted = standing.cli.ok(*job.submission("--name", "demo", "-d", "--max-concurrency", "1"))
     handle = json.loads(submitted)
     worker_of(handle).parent().kill()  # the wrapper, which would have written down the end
-    listed = wait_for(
+    listed = until(
         lambda: [
             one
             for one in standing.cli.json("job", "list", "--refresh")["jobs"]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from command_line import CommandLine, wait_for, write_job, write_sim_config
+from command_line import CommandLine, write_job, write_sim_config
 from domyn_swarm.backends.notification import LONGEST_S, notify
+from patience import scaled, until
 from webhook import Webhook
 
 
@@ -56,7 +57,7 @@ def test_ends_of_jobs_and_of_an_idle_swarm_are_told(cli: CommandLine, tmp_path: 
         cli.ok("up", "-c", sim.path, *settings)
         assert cli(*write_job(tmp_path, "refused", 4).submission("--name", "demo")).returncode == 7
         assert cli("job", "submit-script", script, "--name", "demo").returncode == 6
-        ends = wait_for(lambda: len(hook.of("job_ended")) == 2 and hook.of("job_ended"))
+        ends = until(lambda: len(hook.of("job_ended")) == 2 and hook.of("job_ended"))
         rows = [(one["status"], one["rows_done"], one["rows_failed"]) for one in ends]
         assert rows == [("partial", 4, 1), ("failed", None, None)]
         assert [one["exit_code"] for one in ends] == [7, 3]
@@ -67,7 +68,7 @@ def test_ends_of_jobs_and_of_an_idle_swarm_are_told(cli: CommandLine, tmp_path: 
 
         last = write_job(tmp_path, "last", 2)
         cli.ok(*last.submission("--name", "demo", "--down-after"))
-        [ended] = wait_for(lambda: hook.of("swarm_ended"), timeout_s=120)
+        [ended] = until(lambda: hook.of("swarm_ended"))
         assert "jobs that it was kept for are over" in ended["message"]
         assert hook.of("swarm_failed") == []
 
@@ -76,17 +77,18 @@ def test_a_swarm_that_nobody_uses_any_more_gives_all_back_and_tells(
     cli: CommandLine, tmp_path: Path
 ) -> None:
     sim = write_sim_config(tmp_path, replicas=2)
+    idle_s = round(scaled(8))  # longer than the way from `up` to the job
     with Webhook() as hook:
-        settings = ("--set", f"notify.url={hook.url}", "--set", "idle_timeout_s=8")
+        settings = ("--set", f"notify.url={hook.url}", "--set", f"idle_timeout_s={idle_s}")
         cli.ok("up", "-c", sim.path, *settings)
         job = write_job(tmp_path, "used", 3)
         cli.ok(*job.submission("--name", "demo"))
         job.assert_complete()
-        [ended] = wait_for(lambda: hook.of("swarm_ended"), timeout_s=120)
+        [ended] = until(lambda: hook.of("swarm_ended"))
         assert ended.keys() == {"schema_version", "event", "at", "swarm", "message"}
         assert (ended["schema_version"], ended["swarm"]) == (1, "demo")
-        assert ended["message"] == "nobody has used it for 8 s"
-        wait_for(lambda: cli.processes() == [])
+        assert ended["message"] == f"nobody has used it for {idle_s} s"
+        until(lambda: cli.processes() == [])
         seen = cli.json("status", "demo")
         assert (seen["phase"], seen["detail"]) == ("stopped", f"ended itself: {ended['message']}")
         assert [one["event"] for one in hook.taken] == ["job_ended", "swarm_ended"]
@@ -102,7 +104,7 @@ def assert_hidden(cli: CommandLine) -> None:
     assert not [one for one in cli.processes() if "hush-hush" in " ".join(one.cmdline())]
 
 
-@pytest.mark.parametrize("answers", [{"status": 500}, {"hangs_s": 60.0}])
+@pytest.mark.parametrize("answers", [{"status": 500}, {"hangs_s": 10 * LONGEST_S}])
 def test_a_receiver_that_fails_changes_nothing(
     cli: CommandLine, tmp_path: Path, answers: dict[str, float]
 ) -> None:
@@ -113,7 +115,7 @@ def test_a_receiver_that_fails_changes_nothing(
         handle = json.loads(cli.ok(*job.submission("--name", "demo")))
         job.assert_complete()
         assert cli.json("job", "status", handle["job_id"])["status"] == "succeeded"
-        wait_for(lambda: hook.of("job_ended"))
+        until(lambda: hook.of("job_ended"))
         cli.ok("down", "demo", "-y")
         assert cli.processes() == []
 
@@ -131,7 +133,7 @@ def test_a_swarm_that_fails_is_told_by_up_or_by_its_endpoint(
         assert cli("up", *flags).returncode == 5
         assert len(hook.of("swarm_failed")) == 1
         cli.ok("up", *flags, "--no-wait")
-        wait_for(lambda: len(hook.of("swarm_failed")) == 2)
+        until(lambda: len(hook.of("swarm_failed")) == 2)
         assert {one["swarm"] for one in hook.taken} == {"demo"}
         cli.ok("down", "demo", "-y")
         assert len(hook.taken) == 2

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from command_line import CommandLine, wait_for, write_sim_config
+from command_line import CommandLine, write_sim_config
+from patience import limit_s, until
 from schemas import fits
 
 SLOW_S = 3
@@ -119,7 +120,7 @@ def test_killed_in_the_middle_it_is_found_completed_and_stopped(
         "  - {config: unnamed.yaml, name: third}",
     )
     up = cli.start("pool", "up", pool)
-    wait_for(lambda: recorded(cli) >= {"alpha", "second"})
+    until(lambda: recorded(cli) >= {"alpha", "second"})
     up.kill()
     up.communicate()
     found = {one["name"]: one["snapshot"] for one in cli.json("pool", "status", pool)["swarms"]}
@@ -145,13 +146,13 @@ def test_interrupted_it_says_what_runs_and_starts_nothing_more(
         tmp_path,
         "max_parallel: 1",
         "swarms:",
-        "  - {config: alpha.yaml, overrides: {engine_options: {start_s: 60}}}",
+        "  - {config: alpha.yaml, overrides: {engine_options: {start_s: 600}}}",
         "  - {config: unnamed.yaml, name: second}",
     )
     up = cli.start("pool", "up", pool, "--json")
-    wait_for(lambda: "alpha" in recorded(cli))
+    until(lambda: "alpha" in recorded(cli))
     up.send_signal(signal.SIGINT)
-    stdout, said = up.communicate(timeout=60)
+    stdout, said = up.communicate(timeout=limit_s())
     assert up.returncode == 130, said
     report = json.loads(stdout)
     assert report["interrupted"]

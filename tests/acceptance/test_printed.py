@@ -10,9 +10,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from command_line import CommandLine, wait_for, write_sim_config
+from command_line import CommandLine, write_sim_config
 from domyn_swarm.cli.app import app
 from domyn_swarm.paths import SwarmPaths
+from patience import until
 from schemas import PRINTS, fits
 
 if TYPE_CHECKING:
@@ -59,17 +60,17 @@ READING = sorted(
 def job_id(standing: Standing) -> str:
     """A job that has ended; the handles of its submissions fit theirs."""
     job = standing.job("printed", 3)
-    handle = json.loads(standing.cli.ok(*job.submission("--name", "demo")))
+    handle = json.loads(standing.cli.installed(*job.submission("--name", "demo")).stdout)
     fits(handle, "job submit")
-    again = standing.cli.ok("job", "retry-failed", handle["job_id"])
-    fits(json.loads(again), "job retry-failed")
+    again = standing.cli.installed("job", "retry-failed", handle["job_id"])
+    fits(json.loads(again.stdout), "job retry-failed")
     return str(handle["job_id"])
 
 
 @pytest.mark.parametrize("command", READING)
 def test_a_command_prints_what_it_promises(standing: Standing, job_id: str, command: str) -> None:
     asked = arguments(command, job_id, standing.sim.path)
-    done = standing.cli(*asked, "--json")
+    done = standing.cli.installed(*asked, "--json")
     assert done.returncode == 0, done.stderr
     fits(json.loads(done.stdout), command)
     told = CliRunner(env={"DOMYN_SWARM_HOME": str(standing.cli.home)})
@@ -83,9 +84,12 @@ def test_what_a_swarm_goes_through_is_printed_as_promised(cli: CommandLine, tmp_
     fits(cli.json("--log-format", "json", "up", "-c", config.path, "--no-wait"), "up")
     fits(cli.json("status", "passing"), "status")
     fits(cli.json("swarm", "list"), "swarm list")
-    wait_for(lambda: cli.json("status", "passing")["observed"] == "ready")
-    fits(cli.json("scale", "passing", 2), "scale")
-    fits(cli.json("down", "passing"), "down")
+    until(lambda: cli.json("status", "passing")["observed"] == "ready")
+    scaled = cli.installed("scale", "passing", 2, "--json")
+    fits(json.loads(scaled.stdout), "scale")
+    ended = cli.json("down", "-c", config.path, "-y")  # by its file
+    fits(ended, "down")
+    assert "stopped" in json.dumps(ended)
     log = SwarmPaths.of(cli.home, "passing").endpoint_log  # it writes as `up` was told to
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     assert lines

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from patience import limit_s
+
 if TYPE_CHECKING:
     from acceptance.conftest import Standing
 
@@ -93,7 +95,7 @@ def test_the_python_of_a_page_runs(page: Path, standing: Standing, tmp_path: Pat
         env={**standing.cli.environment, "DOMYN_SWARM_API_TOKEN": key},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=2 * limit_s(),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from command_line import CommandLine, rows_done, wait_for, worker_of, write_job
+from command_line import CommandLine, rows_done, worker_of, write_job
+from patience import until
 
 ROWS = 24
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "config.yaml"
@@ -27,7 +28,7 @@ def test_up_submit_kill_submit_down(cli: CommandLine, tmp_path: Path) -> None:
         *("--job-kwargs", '{"system": "Answer briefly.", "temperature": 0.2, "max_tokens": 16}'),
     )
     first = json.loads(cli.ok(*command, "-d"))
-    wait_for(lambda: rows_done(first) >= 4)
+    until(lambda: rows_done(first) >= 4)
     worker_of(first).send_signal(signal.SIGKILL)
     assert cli("job", "wait", first["job_id"]).returncode == 6
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from command_line import CommandLine, write_job, write_sim_config
+if TYPE_CHECKING:
+    from acceptance.conftest import Standing
 
 ASK = """
 import json, os, sys, urllib.request
@@ -16,18 +18,17 @@ request = urllib.request.Request(
     json.dumps(body).encode(),
     {"Authorization": "Bearer " + key, "Content-Type": "application/json"},
 )
-with urllib.request.urlopen(request, timeout=30) as reply:
+with urllib.request.urlopen(request) as reply:
     print("answered", json.load(reply)["choices"][0]["message"]["content"])
 sys.exit(int(sys.argv[2]))
 """
 
 
-def test_a_script_is_told_where_the_model_is(cli: CommandLine, tmp_path: Path) -> None:
-    sim = write_sim_config(tmp_path)
-    cli.ok("up", "-c", sim.path)
+def test_a_script_is_told_where_the_model_is(standing: Standing, tmp_path: Path) -> None:
+    cli = standing.cli
     (tmp_path / "ask.py").write_text(ASK)
     submit = ("job", "submit-script", tmp_path / "ask.py", "--job-name", "mine")
-    handle = json.loads(cli.ok(*submit, "--", "a b $HOME", "0"))
+    handle = json.loads(cli.installed(*submit, "--", "a b $HOME", "0").stdout)
     assert "answered" in Path(handle["log_path"]).read_text()
     seen = cli.json("job", "status", handle["job_id"])
     assert (seen["status"], seen["name"], seen["output"]) == ("succeeded", "mine", None)
@@ -41,24 +42,21 @@ def test_a_script_is_told_where_the_model_is(cli: CommandLine, tmp_path: Path) -
     assert "There is no file" in missing.stderr
 
 
-def test_a_job_runs_here(cli: CommandLine, tmp_path: Path) -> None:
-    sim = write_sim_config(tmp_path)
-    cli.ok("up", "-c", sim.path)
-    job = write_job(tmp_path, "here", 20)
-    handle = json.loads(cli.ok(*job.submission("--run-here")))
+def test_a_job_runs_here(standing: Standing) -> None:
+    job = standing.job("here", 20)
+    handle = json.loads(standing.cli.ok(*job.submission("--run-here")))
     assert handle["platform"] == "local"
     job.assert_complete()
 
 
-def test_a_laptop_gives_jobs_no_cpus_of_their_own(cli: CommandLine, tmp_path: Path) -> None:
-    sim = write_sim_config(tmp_path)
-    cli.ok("up", "-c", sim.path)
-    job = write_job(tmp_path, "cpus", 20)
+def test_a_laptop_gives_jobs_no_cpus_of_their_own(standing: Standing) -> None:
+    cli, job = standing.cli, standing.job("cpus", 20)
+    before = cli.json("job", "list")
     refused = cli(*job.submission("--cpus", "4", "--mem", "8G"))
     assert refused.returncode == 2
     assert "no cpus and no memory_gb" in refused.stderr
-    assert cli("job", "list", "--json").stdout.count("job_id") == 0
     for flags in (("--mem", "much"), ("--time", "soon"), ("--placement", "step", "--run-here")):
         assert cli(*job.submission(*flags)).returncode == 2
+    assert cli.json("job", "list") == before
     limited = cli(*job.submission("--time", "10"))
     assert limited.returncode == 0

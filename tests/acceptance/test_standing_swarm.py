@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 import schemas
-from command_line import PROGRAM, wait_for
+from command_line import PROGRAM
+from patience import limit_s, until
 
 if TYPE_CHECKING:
     from acceptance.conftest import Standing
@@ -51,7 +52,7 @@ def both_ready(standing: Standing) -> dict[str, Any]:
         ready = [one for one in swarm["replicas"] if one["state"] == "ready" and not one["stale"]]
         return swarm if len(ready) == 2 else None
 
-    found: dict[str, Any] = wait_for(seen)
+    found: dict[str, Any] = until(seen)
     return found
 
 
@@ -72,7 +73,7 @@ def call(url: str, key: str | None = None) -> int:
         headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=limit_s()) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as refusal:
         with refusal:
@@ -83,7 +84,7 @@ def test_the_keys_of_status_are_a_promise(standing: Standing) -> None:
     cli, job = standing.cli, standing.job("promise", 3)
     handle = json.loads(cli.ok(*job.submission("--name", "demo")))
     both_ready(standing)
-    seen = wait_for(lambda: generated(standing.cli.json("status", "demo")))
+    seen = until(lambda: generated(standing.cli.json("status", "demo")))
     assert set(seen) == SWARM_KEYS
     assert seen["schema_version"] == 1
     assert (seen["phase"], seen["observed"]) == ("ready", "ready")

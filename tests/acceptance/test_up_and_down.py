@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from command_line import PROGRAM, CommandLine, wait_for, write_sim_config
+from command_line import PROGRAM, CommandLine, write_sim_config
+from patience import limit_s, scaled, until
 
-SLOW_START = ("--set", "engine_options.start_s=60")
+SLOW_START = ("--set", f"engine_options.start_s={limit_s()}")
 
 
 def test_a_generated_name_a_taken_port_and_the_name_again(cli: CommandLine, tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_a_generated_name_a_taken_port_and_the_name_again(cli: CommandLine, tmp_
         port = taken.getsockname()[1]
         name = cli.ok("up", "-c", unnamed.path, "--no-wait", "--set", f"port={port}").strip()
         assert name
-        seen = wait_for(
+        seen = until(
             lambda: (one := cli.json("status"))["observed"] == "ready" and one  # the only live one
         )
     assert seen["name"] == name
@@ -52,7 +53,7 @@ def test_up_killed_at_any_moment_leaves_nothing_unrecorded(
     cli: CommandLine, tmp_path: Path, after_s: float
 ) -> None:
     up = cli.start("up", "-c", write_sim_config(tmp_path, replicas=2).path)
-    time.sleep(after_s)  # the moment is the point of this test
+    time.sleep(scaled(after_s))  # the moment is the point: whichever it is, the test holds
     up.kill()
     up.communicate()
     listed = [one["name"] for one in cli.json("swarm", "list")["swarms"]]
@@ -63,9 +64,9 @@ def test_up_killed_at_any_moment_leaves_nothing_unrecorded(
 
 def test_interrupting_up_says_what_keeps_running(cli: CommandLine, tmp_path: Path) -> None:
     up = cli.start("up", "-c", write_sim_config(tmp_path).path, *SLOW_START)
-    wait_for(lambda: cli.json("swarm", "list", "--no-probe")["swarms"])
+    until(lambda: cli.json("swarm", "list", "--no-probe")["swarms"])
     up.send_signal(signal.SIGINT)
-    stdout, said = up.communicate(timeout=60)
+    stdout, said = up.communicate(timeout=limit_s())
     assert up.returncode == 130, said
     assert stdout == ""
     assert "domyn-swarm down demo" in said
@@ -83,13 +84,13 @@ def test_a_person_who_interrupts_up_may_have_it_stopped(cli: CommandLine, tmp_pa
         env=cli.environment,
     ) as up:
         os.close(secondary)
-        wait_for(lambda: cli.json("swarm", "list", "--no-probe")["swarms"])
+        until(lambda: cli.json("swarm", "list", "--no-probe")["swarms"])
         up.send_signal(signal.SIGINT)
         said = b""
         while b"Stop demo" not in said:
             said += os.read(primary, 4096)
         os.write(primary, b"y\n")
-        assert up.wait(60) == 130
+        assert up.wait(limit_s()) == 130
         assert up.stdout is not None
         assert up.stdout.read() == b""
     os.close(primary)

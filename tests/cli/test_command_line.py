@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from command_line import CommandLine
 from command_tree import commands
+from patience import limit_s
 
 HEAVY = {
     *("aiohttp", "alembic", "asyncio", "fsspec", "grpc", "jinja2", "msgspec", "numpy", "pandas"),
@@ -28,7 +30,7 @@ def run(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit_s(),
         check=False,
         env={**os.environ, **env},
     )
@@ -45,7 +47,11 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
         "sys.stderr.write(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=limit_s(),
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     allowed = set() if args == ["--help"] else {"pydantic"}  # Typer's own, below the root
@@ -110,7 +116,7 @@ def test_version_is_the_package_s() -> None:
 def test_usage_errors_exit_2_and_name_what_is_wrong(
     args: list[str], said: str, swarm_home: Path
 ) -> None:
-    done = run(*args)
+    done = CommandLine(swarm_home)(*args)
     assert done.returncode == 2, done
     assert said in " ".join(done.stderr.split())
     assert done.stdout == ""
@@ -133,9 +139,10 @@ def test_an_error_is_one_message_and_a_hint(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_swarm_or_job_exits_3() -> None:
+def test_an_unknown_swarm_or_job_exits_3(swarm_home: Path) -> None:
+    cli = CommandLine(swarm_home)
     for args in (["status", "ghost"], ["endpoint", "ghost"], ["logs", "ghost"], ["down", "ghost"]):
-        done = run(*args)
+        done = cli(*args)
         assert done.returncode == 3, done
         assert "ghost" in done.stderr
         assert done.stdout == ""
@@ -161,7 +168,11 @@ def test_a_bug_shows_its_traceback_and_exits_70(tmp_path: Path) -> None:
         "app.main()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", broken], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", broken],
+        capture_output=True,
+        text=True,
+        timeout=limit_s(),
+        check=False,
     )
     assert done.returncode == 70
     assert "RuntimeError: unforeseen" in done.stderr

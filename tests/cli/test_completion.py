@@ -12,6 +12,7 @@ import pytest
 from command_line import PROGRAM
 from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
+from patience import limit_s
 from terminal import Terminal
 
 BACKSLASH = "\\"
@@ -109,7 +110,7 @@ def install(shell: str, environment: dict[str, str]) -> list[str]:
         [needed(shell), "-c", "domyn-swarm --install-completion; exit"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit_s(),
         check=True,
         env=environment,
     )
@@ -145,7 +146,7 @@ def test_fish_completes(folder: Path, environment: dict[str, str]) -> None:
         input="".join(f"{line}\n" for line in ENDINGS),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=limit_s(),
         check=True,
         cwd=folder,
         env=environment,

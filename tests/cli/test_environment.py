@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from command_line import PROGRAM, CommandLine, wait_for, write_job, write_sim_config
+from command_line import PROGRAM, CommandLine, write_job, write_sim_config
+from patience import limit_s, until
 
 
 def run(
@@ -25,7 +26,7 @@ def run(
         [PROGRAM, *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=limit_s(),
         check=False,
         cwd=cwd,
         env={**cli.environment, **variables},
@@ -66,7 +67,7 @@ def test_the_log_level_may_stand_in_the_home(cli: CommandLine, content: str, see
         [sys.executable, "-c", LOGS],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit_s(),
         check=True,
         env=cli.environment,
     )
@@ -103,7 +104,7 @@ def test_how_to_log_reaches_every_program_that_is_started(cli: CommandLine, tmp_
         assert done.returncode == 7, done.stderr
         log = Path(cli.json("job", "list")["jobs"][0]["log_path"])
         unheard = "the webhook did not take the event job_ended"  # says the wrapper around it
-        wait_for(lambda: unheard in [one["message"] for one in logged(log)])
+        until(lambda: unheard in [one["message"] for one in logged(log)])
     finally:
         cli.clean_up()
     rows = [one for one in logged(log) if one["level"] == "debug"]  # of the workers' processes
@@ -146,7 +147,7 @@ def answer(url: str, key: str) -> int:
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=30) as reply:
+        with opener.open(request, timeout=limit_s()) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as error:
         with error:

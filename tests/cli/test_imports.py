@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from domyn_swarm.state import SwarmStore
+from patience import limit_s
 
 NEVER = {
     *("alembic", "numpy", "pyarrow", "pandas", "polars", "ray", "fsspec", "jinja2", "aiohttp"),
@@ -43,7 +44,7 @@ def test_a_command_that_reads_the_state_imports_what_it_needs(
         [sys.executable, "-c", PROGRAM, *command],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit_s(),
         check=True,
     )
     imported = set(json.loads(done.stderr[done.stderr.rindex("[") :]))

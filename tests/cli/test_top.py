@@ -16,6 +16,7 @@ from domyn_swarm.cli.top.rows import duration, failure_lines, number
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import FailureGroup, JobStatus, ReplicaState, SwarmPhase
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
+from patience import until_async
 
 BEGAN = datetime(2026, 11, 26, 8, 0, tzinfo=UTC)
 STATES = {
@@ -136,11 +137,9 @@ class Recording:
 
 async def settled(pilot: Any, app: TopApp) -> None:
     """Wait until the view has shown what its source says."""
-    for _ in range(500):
-        await pilot.pause(0.02)
-        if app.swarm is not None and not app.workers._workers:
-            return
-    raise AssertionError("it never came to rest")
+    await pilot.pause()
+    await until_async(lambda: app.swarm is not None and not app.workers._workers)
+    await pilot.pause()
 
 
 def text_of(app: TopApp, widget: str) -> str:
@@ -223,12 +222,13 @@ async def test_logs_open_and_close() -> None:
     async with app.run_test() as pilot:
         await settled(pilot, app)
         await pilot.press("down", "l")
-        for _ in range(250):
-            await pilot.pause(0.02)
-            if any("line 2 of 1" in line.text for line in app.screen.query_one("RichLog").lines):
-                break
-        else:
-            raise AssertionError("the log was not shown")
+        await until_async(
+            lambda: any(
+                "line 2 of 1" in line.text
+                for log in app.screen.query("RichLog")
+                for line in log.lines
+            )
+        )
         await pilot.press("escape")
         await pilot.pause()
         assert app.screen.query("#replicas")

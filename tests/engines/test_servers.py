@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import importlib.util
 import json
 import os
@@ -26,6 +27,7 @@ from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.engines.base import Diagnosis, diagnose
 from domyn_swarm.engines.sim_reply import sim_reply
 from domyn_swarm.planning.builder import PlanBuilder
+from patience import limit_s, scaled, until
 
 needs_llamacpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None
@@ -43,7 +45,7 @@ class Running:
     log: Path
 
     def ask(
-        self, path: str, body: Any = None, *, key: str | None = "k", timeout_s: float = 30
+        self, path: str, body: Any = None, *, key: str | None = "k", timeout_s: float | None = None
     ) -> tuple[int, bytes]:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data)
@@ -51,11 +53,26 @@ class Running:
         if key is not None:
             request.add_header("authorization", f"Bearer {key}")
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+            with urllib.request.urlopen(request, timeout=timeout_s or limit_s()) as reply:
                 return reply.status, reply.read()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read()
+
+    @contextlib.contextmanager
+    def asking(self, path: str, body: Any) -> Iterator[None]:
+        """A request without an end, which is given up at the end of the block."""
+        there = http.client.HTTPConnection("127.0.0.1", self.port)
+        headers = {"content-type": "application/json", "authorization": "Bearer k"}
+        with contextlib.closing(there):
+            there.request("POST", path, json.dumps(body), headers)
+            yield
+
+    def healthy(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        with contextlib.suppress(OSError):
+            return self.ask("/health")[0] == 200
+        return False
 
     def chat(self, prompt: str, **more: Any) -> tuple[int, Any]:
         messages = [{"role": "user", "content": prompt}]
@@ -86,14 +103,7 @@ def running(module: str, key_env: str, tmp_path: Path, *flags: str) -> Iterator[
         )
     server = Running(process, port, log)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                if server.ask("/health")[0] == 200:
-                    break
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(server.healthy)
         yield server
     finally:
         process.kill()
@@ -187,21 +197,25 @@ def test_sim_takes_its_time_for_each_token(stream: bool, tmp_path: Path) -> None
         messages = [{"role": "user", "content": "hello"}]
         body = {"model": "m", "messages": messages, "stream": stream, "max_tokens": 10}
         started = time.monotonic()
-        thread = threading.Thread(target=server.ask, args=("/v1/chat/completions", body))
-        thread.start()
-        seen = set()
-        while thread.is_alive():
-            seen.add(server.metric("vllm:generation_tokens_total"))
+        assert server.ask("/v1/chat/completions", body)[0] == 200
         assert time.monotonic() - started >= 0.5
-        assert len(seen & {1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0}) >= 3  # it moves
+        endless = {**body, "max_tokens": 1_000_000}
+        with server.asking("/v1/chat/completions", endless):
+            seen: set[float] = set()
+
+            def moved() -> bool:
+                seen.add(server.metric("vllm:generation_tokens_total"))
+                return len(seen) >= 3
+
+            until(moved)
 
 
 def test_sim_frees_the_slot_of_a_client_that_leaves(tmp_path: Path) -> None:
     record = tmp_path / "asked.jsonl"
     options = {"slots": 1, "errors": [{"match": "stuck", "hang": True}], "record": str(record)}
     with sim(tmp_path, **options) as server:
-        with pytest.raises(TimeoutError):
-            server.ask("/v1/completions", {"model": "m", "prompt": "stuck"}, timeout_s=1.0)
+        with server.asking("/v1/completions", {"model": "m", "prompt": "stuck"}):
+            until(lambda: server.metric("vllm:num_requests_running") == 1)
         assert server.chat("next")[0] == 200
         assert server.metric("vllm:num_requests_running") == 0
     kept = [json.loads(line) for line in record.read_text().splitlines()]
@@ -209,11 +223,9 @@ def test_sim_frees_the_slot_of_a_client_that_leaves(tmp_path: Path) -> None:
 
 
 def test_sim_has_slots_and_tells_who_waits(tmp_path: Path) -> None:
-    with sim(tmp_path, latency_s=2.0, slots=2) as server:
+    with sim(tmp_path, latency_s=scaled(2.0), slots=2) as server:
         threads = in_threads(5, lambda number: server.chat(f"p{number}"))
-        deadline = time.monotonic() + 30
-        while server.metric("vllm:num_requests_waiting") != 3:
-            assert time.monotonic() < deadline
+        until(lambda: server.metric("vllm:num_requests_waiting") == 3)
         assert server.metric("vllm:num_requests_running") == 2
         for thread in threads:
             thread.join()
@@ -273,23 +285,22 @@ def test_sim_crashes_and_freezes_when_told(tmp_path: Path) -> None:
         assert server.chat("one")[0] == 200
         with pytest.raises(OSError, match=r"Remote end|reset"):
             server.chat("two")
-        assert server.process.wait(60) == 13
+        assert server.process.wait(limit_s()) == 13
     with sim(tmp_path, freeze_after_requests=1) as server:
         assert server.chat("one")[0] == 200
         with pytest.raises(TimeoutError):
-            server.ask("/v1/completions", {"model": "m", "prompt": "two"}, timeout_s=0.5)
+            server.ask("/v1/completions", {"model": "m", "prompt": "two"}, timeout_s=0.5)  # silence
         assert server.ask("/health")[0] == 200
 
 
 def test_sim_finishes_what_is_in_flight(tmp_path: Path) -> None:
     statuses: list[int] = []
-    with sim(tmp_path, latency_s=3.0) as server:  # longer than the HTTP server's own patience
+    latency_s = scaled(3.0)  # longer than the HTTP server's own patience
+    with sim(tmp_path, latency_s=latency_s) as server:
         threads = in_threads(4, lambda number: statuses.append(server.chat(f"p{number}")[0]))
-        deadline = time.monotonic() + 30
-        while server.metric("vllm:num_requests_running") != 4:
-            assert time.monotonic() < deadline
+        until(lambda: server.metric("vllm:num_requests_running") == 4)
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
+        assert server.process.wait(limit_s()) == 0
         for thread in threads:
             thread.join()
     assert statuses == [200] * 4
@@ -299,7 +310,7 @@ def sim_that_ends(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "domyn_swarm.engines.sim_server", "--model", "m"]
     where = ["--host", "127.0.0.1", "--port", "1"]
     return subprocess.run(
-        [*command, *where, *flags], capture_output=True, text=True, check=False, timeout=30
+        [*command, *where, *flags], capture_output=True, text=True, check=False, timeout=limit_s()
     )
 
 
@@ -364,11 +375,9 @@ def test_llamacpp_answers_wants_its_key_and_drains(tmp_path: Path) -> None:
             statuses.append(server.chat(f"Tell me {number} stories.", max_tokens=40)[0])
 
         threads = in_threads(3, ask)
-        deadline = time.monotonic() + 30
-        while server.metric("llamacpp:requests_processing") < 2:
-            assert time.monotonic() < deadline
+        until(lambda: server.metric("llamacpp:requests_processing") >= 2)
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
+        assert server.process.wait(limit_s()) == 0
         for thread in threads:
             thread.join()
     assert statuses == [200] * 3
@@ -404,13 +413,15 @@ def test_llamacpp_shows_progress_before_an_answer_is_complete(tmp_path: Path) ->
             f"http://127.0.0.1:{server.port}/v1/completions", json.dumps(body).encode()
         )
         request.add_header("authorization", "Bearer k")
-        with urllib.request.urlopen(request, timeout=30) as reply:
+        with urllib.request.urlopen(request, timeout=limit_s()) as reply:
             assert reply.readline().startswith(b"data: ")  # the prompt has been read
-            seen = set()
-            deadline = time.monotonic() + 30
-            while len(seen) < 3:
-                assert time.monotonic() < deadline
+            seen = {progress(server, "llamacpp", "smollm2-135m-instruct")}
+
+            def moved() -> bool:
                 seen.add(progress(server, "llamacpp", "smollm2-135m-instruct"))
+                return len(seen) >= 3
+
+            until(moved)
             assert server.metric("llamacpp:requests_processing") == 1
 
 
@@ -434,7 +445,7 @@ def llamacpp_that_ends(model: str, *flags: str) -> tuple[int, Diagnosis | None]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=limit_s(),
     )
     log = done.stdout + done.stderr
     assert "Traceback" not in log

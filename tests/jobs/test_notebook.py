@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager, start_new_kernel
 
 from model_server import Answer, ModelServer
-
-_PATIENCE_S = 120.0
+from patience import limit_s, scaled, until
 
 FRAME = """
 import pandas as pd
@@ -43,18 +41,16 @@ class Notebook:
         number = self._client.execute(cell, stop_on_error=False)  # or what comes next is aborted
         if meanwhile is not None:
             meanwhile()
-        deadline = time.monotonic() + _PATIENCE_S
-        while (left := deadline - time.monotonic()) > 0:
-            reply = self._client.get_shell_msg(timeout=left)
-            if reply["parent_header"]["msg_id"] == number:
-                return dict(reply["content"])
-        raise TimeoutError(cell)
+        reply = self._client.get_shell_msg(timeout=limit_s())
+        while reply["parent_header"]["msg_id"] != number:
+            reply = self._client.get_shell_msg(timeout=limit_s())
+        return dict(reply["content"])
 
     def value(self, expression: str) -> str:
         """What an expression is, as Python writes it."""
         asked = {"value": expression}
         reply = self._client.execute(
-            "", user_expressions=asked, reply=True, timeout=_PATIENCE_S, silent=True
+            "", user_expressions=asked, reply=True, timeout=limit_s(), silent=True
         )
         return str(reply["content"]["user_expressions"]["value"]["data"]["text/plain"])
 
@@ -63,7 +59,7 @@ class Notebook:
 def notebook(tmp_path: Path) -> Iterator[Notebook]:
     folders = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")
     env = {**os.environ, **{name: str(tmp_path / name.lower()) for name in folders}}
-    manager, client = start_new_kernel(startup_timeout=_PATIENCE_S, env=env, cwd=str(tmp_path))
+    manager, client = start_new_kernel(startup_timeout=limit_s(), env=env, cwd=str(tmp_path))
     try:
         yield Notebook(manager, client)
     finally:
@@ -75,14 +71,14 @@ def notebook(tmp_path: Path) -> Iterator[Notebook]:
 def test_an_interrupted_cell_keeps_its_rows_and_goes_on_when_run_again(
     notebook: Notebook, server: ModelServer, cell: str, ended_by: str
 ) -> None:
-    server.behave = lambda _prompt, _nth: Answer(delay_s=0.03)
+    server.behave = lambda _prompt, _nth: Answer(delay_s=scaled(0.03))
+    server.answers_at_most = 20
     assert notebook.run(f"URL = {server.url!r}\n{FRAME}")["status"] == "ok"
 
     def interrupt() -> None:
-        deadline = time.monotonic() + _PATIENCE_S
-        while sum(server.answered.values()) < 20 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: server.answered.total() == 20)
         notebook.manager.interrupt_kernel()
+        server.answers_at_most = None
 
     reply = notebook.run(cell, interrupt)
     assert (reply["status"], reply["ename"]) == ("error", ended_by)

@@ -14,6 +14,7 @@ import pytest
 from domyn_swarm.errors import ConfigError, InvalidInput, JobError
 from domyn_swarm.jobs import ChatCompletionJob
 from model_server import KEY, Answer, ModelServer
+from patience import limit_s, until
 from ray_fixtures import RayCluster
 
 pytestmark = [
@@ -140,6 +141,7 @@ def test_a_node_that_dies_costs_what_was_in_flight(
     from domyn_swarm.jobs.ray import workers
 
     server.behave = lambda _prompt, _nth: Answer(delay_s=0.05)
+    server.answers_at_most = 150
     ray_cluster.add_node()
     rows = ray.data.range(900, override_num_blocks=9).map_batches(
         lambda table: table.rename_columns(["n"]).append_column(
@@ -150,12 +152,13 @@ def test_a_node_that_dies_costs_what_was_in_flight(
     killed = threading.Event()
 
     def kill() -> None:
-        deadline = time.monotonic() + 60
-        while sum(server.answered.values()) < 150 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        monkeypatch.setattr(workers, "_START_S", 1.0)  # the others go on meanwhile
-        ray_cluster.kill_node()
-        killed.set()
+        try:
+            until(lambda: server.answered.total() == 150)
+            monkeypatch.setattr(workers, "_START_S", 1.0)  # the others go on meanwhile
+            ray_cluster.kill_node()
+            killed.set()
+        finally:
+            server.answers_at_most = None
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -206,12 +209,11 @@ def test_a_cluster_without_room_says_so(
 
     monkeypatch.setattr(workers, "_START_S", 3.0)
     rows = dataset(10).materialize()
-    hog = ray.remote(num_cpus=1)(lambda: time.sleep(60))
+    room_s = limit_s()  # until there is room again: longer than the wait for it
+    hog = ray.remote(num_cpus=1)(lambda: time.sleep(room_s))
     hogs = [hog.remote() for _ in range(2 * len(ray_cluster.nodes))]
-    deadline = time.monotonic() + 30
-    while ray.available_resources().get("CPU", 0) and time.monotonic() < deadline:
-        time.sleep(0.1)
     try:
+        until(lambda: not ray.available_resources().get("CPU", 0))
         with pytest.raises((PlatformError, JobError), match="no room"):
             asked(rows)
     finally:

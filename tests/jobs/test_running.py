@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from domyn_swarm.errors import ConfigError, InvalidInput
 from domyn_swarm.jobs import ChatCompletionJob
 from domyn_swarm.jobs.hooks import SettledRow
 from model_server import KEY, Answer, ModelServer
+from patience import limit_s, scaled, until
 
 FRAMES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "arrow": pa.table,
@@ -225,6 +225,7 @@ async def test_in_a_notebook_where_a_loop_runs_already(
 
 async def test_cancelled_it_keeps_what_was_answered(server: ModelServer) -> None:
     server.behave = lambda _prompt, _nth: Answer(delay_s=0.05)
+    server.answers_at_most = 100
     cancelled = asyncio.Event()
     done = asyncio.Event()
 
@@ -243,8 +244,9 @@ async def test_cancelled_it_keeps_what_was_answered(server: ModelServer) -> None
             on_cancel=cancelled.set,
         )
     )
-    await asyncio.wait_for(done.wait(), 30)
+    await asyncio.wait_for(done.wait(), limit_s())
     running.cancel()
+    server.answers_at_most = None
     with pytest.raises(asyncio.CancelledError):
         await running
     assert cancelled.is_set()
@@ -287,19 +289,19 @@ print(len(out), out["answer"].isna().sum())
 def test_interrupted_or_killed_it_goes_on_where_it_was(
     server: ModelServer, tmp_path: Path, blow: signal.Signals
 ) -> None:
-    server.behave = lambda _prompt, _nth: Answer(delay_s=0.03)
+    server.behave = lambda _prompt, _nth: Answer(delay_s=scaled(0.03))
+    server.answers_at_most = 20
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     command = [sys.executable, str(script), server.url]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ})
-    deadline = time.monotonic() + 60
-    while sum(server.answered.values()) < 20 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: server.answered.total() == 20)
     first.send_signal(blow)
-    first.communicate(timeout=60)
+    server.answers_at_most = None
+    first.communicate(timeout=limit_s())
     assert first.returncode != 0
     server.behave = lambda _prompt, _nth: Answer()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=limit_s(), check=True)
     assert again.stdout.split() == ["300", "0"]
     asked_twice = sum(times > 1 for times in server.asked.values())
     assert asked_twice <= (0 if blow is signal.SIGINT else 4)
@@ -326,7 +328,7 @@ def test_a_process_that_lives_on_may_run_as_often_as_it_likes(server: ModelServe
     """Each run has a thread of its own, as in a notebook; what the first loads outlives it."""
     for _ in range(2):
         command = [sys.executable, "-c", THREADS, server.url]
-        subprocess.run(command, capture_output=True, timeout=120, check=True)
+        subprocess.run(command, capture_output=True, timeout=limit_s(), check=True)
     assert set(server.asked.values()) == {8}
 
 

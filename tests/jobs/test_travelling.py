@@ -17,6 +17,7 @@ from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.chat import ChatCompletionJob
 from domyn_swarm.jobs.loading import load_job, reference_to
 from domyn_swarm.jobs.travelling import source_of
+from patience import limit_s
 
 SCRIPT = '''
 import json
@@ -71,7 +72,7 @@ def test_the_jobs_of_a_script_travel(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     ran = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, script], capture_output=True, text=True, check=True, timeout=limit_s()
     )
     judged, reversed_ = map(__import__("json").loads, ran.stdout.splitlines())
     assert judged[0] == "source:judge"

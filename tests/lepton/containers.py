@@ -21,6 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from patience import limit_s
+
 TIMES_S = {"queued": 0.1, "starting": 0.2, "deleting": 0.3}
 
 
@@ -69,7 +71,7 @@ class Container:
         if self.process.poll() is not None:
             return False
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=limit_s()):
                 return True
         except (OSError, urllib.error.URLError):
             return False
@@ -97,7 +99,7 @@ class Gateway:
 
             def _hand_on(self, replica: Container, body: bytes) -> None:
                 try:
-                    there = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=60)
+                    there = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=limit_s())
                     headers = {
                         name: value
                         for name, value in self.headers.items()

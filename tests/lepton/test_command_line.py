@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from command_line import CommandLine, Job, wait_for, write_job
+from command_line import CommandLine, Job, write_job
 from lepton.fixtures import section
 from lepton.workspace import TOKEN, StandIn
+from patience import limit_s, until
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_up_submit_status_logs_scale_down(
 
     here = write_job(tmp_path, "from-here", 5)
     assert submit(cli, here, "--run-here")["platform"] == "local"
-    wait_for(here.target.exists)
+    until(here.target.exists)
     assert pq.read_table(here.target).num_rows == 5
 
     logs = cli.ok("logs", "demo")
@@ -111,10 +112,10 @@ def test_up_submit_status_logs_scale_down(
     assert "[replica 1] simulating sim-model" in logs
 
     cli.ok("scale", "demo", "3")
-    wait_for(lambda: len(deployment.containers) == 3)
-    wait_for(lambda: ready(cli) == 3)
+    until(lambda: len(deployment.containers) == 3)
+    until(lambda: ready(cli) == 3)
     cli.ok("scale", "demo", "1")
-    wait_for(lambda: len(deployment.containers) == 1)
+    until(lambda: len(deployment.containers) == 1)
 
     assert cli.ok("down", "demo") == "demo stopped\n"
     assert cli.ok("down", "demo") == "demo stopped\n"
@@ -148,7 +149,7 @@ def test_while_it_runs_the_key_lies_in_one_private_file(
     job = write_job(tmp_path, "cancelled", 4000)
     handle = submit(cli, job, "--max-concurrency", "1")
     [ran] = lepton.jobs.values()
-    wait_for(lambda: ran.state() in ("Running", "Failed"))
+    until(lambda: ran.state() in ("Running", "Failed"))
     assert ran.state() == "Running", ran.log.read_text()
     cli.ok("job", "cancel", handle["job_id"])
     assert cli.json("job", "status", handle["job_id"])["status"] == "cancelled"
@@ -162,7 +163,7 @@ def test_down_ends_the_jobs_that_still_run(
     cli.ok("up", "-c", config)
     submit(cli, write_job(tmp_path, "long", 500), "--max-concurrency", "1")
     [job] = lepton.jobs.values()
-    wait_for(lambda: job.process is not None or job.state() == "")
+    until(lambda: job.process is not None or job.state() == "")
     cli.ok("down", "demo")
     assert job.process is not None
     assert job.process.poll() is not None
@@ -225,10 +226,10 @@ def test_an_engine_that_cannot_start_says_why(
     options = {"fail_start": "simulated failure of the engine"}
     config = write_config(tmp_path, engine_options=options)
     up = cli.start("up", "-c", str(config))
-    [deployment] = wait_for(lambda: list(lepton.deployments.values()))
-    wait_for(lambda: deployment.containers[0].process.poll() is not None)
+    [deployment] = until(lambda: list(lepton.deployments.values()))
+    until(lambda: deployment.containers[0].process.poll() is not None)
     deployment.reasons[0] = ("ConfigError", "the container ends at once")
-    _, said = up.communicate(timeout=90)
+    _, said = up.communicate(timeout=limit_s())
     assert up.returncode == 5
     assert "the simulator was told to fail" in said
     assert lepton.deployments == {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,12 @@ from domyn_swarm.backends.lepton.workspace import Workspace
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, SubmitRejected
 from domyn_swarm.model import JobHandle, JobStatus, utc_now
 from lepton.workspace import ID, TOKEN, Fault, StandIn
+from patience import limit_s, scaled
 
 
-def asking(lepton: StandIn, token: str = TOKEN, timeout_s: float = 5.0) -> Workspace:
-    return Workspace(Credentials(workspace_id=ID, url=lepton.url, token=token), timeout_s=timeout_s)
+def asking(lepton: StandIn, token: str = TOKEN, timeout_s: float | None = None) -> Workspace:
+    known = Credentials(workspace_id=ID, url=lepton.url, token=token)
+    return Workspace(known, timeout_s=timeout_s or limit_s())
 
 
 def job_document(name: str = "job-1") -> dict:
@@ -59,14 +60,14 @@ def test_a_wrong_token_is_told_from_a_workspace_without_features(lepton: StandIn
     [
         Fault("GET /usersecrets", 429, times=2, headers={"Retry-After": "0"}),
         Fault("GET /usersecrets", 500, times=1),
-        Fault("GET /usersecrets", delay_s=1.5, times=1),
+        Fault("GET /usersecrets", delay_s=scaled(1.5), times=1),
     ],
     ids=["busy", "broken", "slow"],
 )
 def test_what_fails_for_a_moment_is_asked_again(lepton: StandIn, fault: Fault) -> None:
     lepton.secrets["a"] = "b"
     lepton.faults = [fault]
-    assert asking(lepton, timeout_s=1.0).secrets() == {"a"}
+    assert asking(lepton, timeout_s=scaled(1.0)).secrets() == {"a"}
     assert lepton.asked.count("GET /usersecrets") >= 2
 
 
@@ -135,9 +136,7 @@ def test_without_shared_files_the_platforms_word_holds(
     lepton.jobs[created].forced = "a state of tomorrow"
     with pytest.raises(PlatformUnavailable, match="does not say"):
         backend.probe(handle)
-    began = time.monotonic()
     assert backend.wait(handle, timeout_s=0.5) is JobStatus.PENDING
-    assert time.monotonic() - began < 30
     lepton.jobs[created].forced = None
 
 

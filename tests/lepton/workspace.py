@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton.containers import Deployment, Job
+from patience import scaled
 
 TOKEN = "workspace-token-that-nobody-may-write-down"
 ID = "stand-in"
@@ -55,7 +56,7 @@ class StandIn:
         self.jobs: dict[str, Job] = {}
         self.faults: list[Fault] = []
         self.asked: list[str] = []
-        self.grace_s = 30.0
+        self.grace_s = scaled(30)
         self.crowded = False
         self.lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -74,7 +75,7 @@ class StandIn:
             one.close()
         self.deployments, self.jobs = {}, {}
         self.secrets, self.faults, self.asked = {}, [], []
-        self.new_api, self.crowded, self.grace_s = False, False, 30.0
+        self.new_api, self.crowded, self.grace_s = False, False, scaled(30)
 
     def secret(self, name: str) -> str:
         if name not in self.secrets:

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -19,15 +18,9 @@ from domyn_swarm.backends.local.serving import LocalServing, visible_gpus
 from domyn_swarm.errors import CommandMissing, PlatformError
 from domyn_swarm.identity import identify
 from domyn_swarm.model import ProcessId
+from patience import limit_s, until
 
-SLEEPS = "import time; time.sleep(60)"
-
-
-def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+WAITS = "import signal; signal.pause()"
 
 
 @pytest.fixture
@@ -43,7 +36,7 @@ def start(folder: Path, program: str, env: dict[str, str]) -> ProcessId:
 
 
 def test_a_later_process_with_the_same_pid_is_a_stranger(tmp_path: Path, tag: str) -> None:
-    process = start(tmp_path, SLEEPS, {processes.TAG: tag})
+    process = start(tmp_path, WAITS, {processes.TAG: tag})
     earlier = process.model_copy(update={"started_at": process.started_at - 100})
     assert processes.alive(process)
     assert not processes.alive(earlier)
@@ -55,7 +48,7 @@ def test_a_later_process_with_the_same_pid_is_a_stranger(tmp_path: Path, tag: st
 def test_who_got_the_number_of_an_earlier_process_is_known_as_itself(
     tmp_path: Path, tag: str
 ) -> None:
-    process = first = start(tmp_path, SLEEPS, {processes.TAG: tag})
+    process = first = start(tmp_path, WAITS, {processes.TAG: tag})
     assert [*processes.carrying(processes.TAG, tag)] == [first]
     for _ in range(100):  # somebody else may get the number
         processes.send([process], signal.SIGKILL)
@@ -64,13 +57,13 @@ def test_who_got_the_number_of_an_earlier_process_is_known_as_itself(
             Path("/proc/sys/kernel/ns_last_pid").write_text(str(first.pid - 1))
         except OSError as error:
             pytest.skip(f"who is to choose the next process' number must be root: {error}")
-        process = start(tmp_path, SLEEPS, {processes.TAG: tag})
+        process = start(tmp_path, WAITS, {processes.TAG: tag})
         if process.pid == first.pid:
             break
     assert process.pid == first.pid
     assert [*processes.carrying(processes.TAG, tag)] == [process]
     assert processes.in_sessions([process.pid]) == [process]
-    assert processes.end(lambda: processes.carrying(processes.TAG, tag), grace_s=5)
+    assert processes.end(lambda: processes.carrying(processes.TAG, tag), grace_s=limit_s())
     assert not processes.alive(process)
 
 
@@ -103,7 +96,7 @@ def test_who_starts_a_swarm_from_within_a_job_does_not_mark_it_as_the_job(
     monkeypatch.setenv(processes.JOB, "outer-job")
     monkeypatch.setenv(processes.TAG, "outer-tag")
     env = {processes.TAG: tag, processes.PART: "replica-0"}
-    process = start(tmp_path, SLEEPS, env)
+    process = start(tmp_path, WAITS, env)
     until(lambda: processes.carrying(processes.TAG, tag))
     assert processes.carrying(processes.JOB, "outer-job") == {}
     [found] = LocalServing().find(ServingHandle(platform="local", tag=tag, swarm_dir=""))
@@ -114,7 +107,7 @@ def test_a_process_that_hides_its_environment_is_ended_with_its_session(
     tmp_path: Path, tag: str
 ) -> None:
     env = {processes.TAG: tag, processes.PART: "endpoint-0"}
-    script = "env -i sleep 60 & echo $!; wait"
+    script = "env -i sleep infinity & echo $!; wait"
     leader = processes.spawn(["/bin/sh", "-c", script], env, tmp_path / "log")
     until(lambda: (tmp_path / "log").read_text().strip())
     hidden = identify(int((tmp_path / "log").read_text()))
@@ -127,7 +120,7 @@ def test_a_process_that_hides_its_environment_is_ended_with_its_session(
 
 def test_what_lost_its_leader_is_found_and_ended(tmp_path: Path, tag: str) -> None:
     env = {processes.TAG: tag, processes.PART: "replica-0"}
-    leader = processes.spawn(["/bin/sh", "-c", "sleep 60 & wait"], env, tmp_path / "log")
+    leader = processes.spawn(["/bin/sh", "-c", "sleep infinity & wait"], env, tmp_path / "log")
     until(lambda: psutil.Process(leader.pid).children())
     os.kill(leader.pid, signal.SIGKILL)
     until(lambda: not processes.alive(leader))

@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,10 +21,10 @@ import psutil
 import pytest
 import yaml
 
-from command_line import CommandLine, wait_for, write_job
+from command_line import CommandLine, write_job
+from patience import limit_s, until
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "grafana"
-WITHIN_S = 90.0
 
 pytestmark = pytest.mark.skipif(
     shutil.which("promtool") is None or shutil.which("prometheus") is None,
@@ -62,7 +61,7 @@ class Monitored:
     def ask(self, path: str, **query: str) -> Any:
         """Prometheus' API."""
         where = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(where, timeout=10) as reply:
+        with urllib.request.urlopen(where, timeout=limit_s()) as reply:
             document = json.load(reply)
         assert document["status"] == "success"
         return document["data"]
@@ -124,7 +123,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
         (folder / "prometheus.yml").write_text(prometheus_config(cli, folder))
         with prometheus(folder) as url:
             seen = Monitored(cli, url, folder / "textfile", handle)
-            wait_for(lambda: _up(seen), timeout_s=WITHIN_S)
+            until(lambda: _up(seen))
             yield seen
     finally:
         cli.clean_up()
@@ -148,7 +147,7 @@ def prometheus(folder: Path) -> Iterator[str]:
         yield f"http://{address}"
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(limit_s())
 
 
 def _up(seen: Monitored) -> bool:
@@ -163,7 +162,7 @@ def _status(url: str, key: str | None) -> int:
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=limit_s()) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as refusal:
         return refusal.code
@@ -188,7 +187,7 @@ def test_the_text_is_what_prometheus_asks_for(monitored: Monitored) -> None:
         text = found[0].read_text() if found else ""
         return text if "domyn_swarm_job_rows_done_total{" in text else None
 
-    text = wait_for(told, timeout_s=WITHIN_S)
+    text = until(told)
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )
@@ -222,7 +221,7 @@ def _processes_of(monitored: Monitored, replica: int) -> tuple[psutil.Process, p
             return None
         return psutil.Process(report["watchdog_pid"]), psutil.Process(report["engine_pid"])
 
-    found: tuple[psutil.Process, psutil.Process] = wait_for(alive, timeout_s=WITHIN_S)
+    found: tuple[psutil.Process, psutil.Process] = until(alive)
     return found
 
 
@@ -247,10 +246,7 @@ def test_every_query_of_every_dashboard_has_an_answer(monitored: Monitored) -> N
                 del wanting[title]
         return not wanting
 
-    end = time.monotonic() + WITHIN_S
-    while not all_answered() and time.monotonic() < end:
-        time.sleep(1)
-    assert wanting == {}
+    until(all_answered, every_s=1.0)
 
 
 def test_what_is_stored_is_true(monitored: Monitored) -> None:
@@ -260,7 +256,7 @@ def test_what_is_stored_is_true(monitored: Monitored) -> None:
             one["metric"]["outcome"]: float(one["value"][1]) for one in monitored.query(expression)
         }
 
-    wait_for(lambda: shares().get("answered", 0) > 300, timeout_s=WITHIN_S)
+    until(lambda: shares().get("answered", 0) > 300)
     found = shares()
     assert found["resumed"] == 0
     assert found["failed"] / (found["failed"] + found["answered"]) == pytest.approx(0.2, abs=0.03)
@@ -280,10 +276,10 @@ def test_an_alert_fires_when_a_replica_dies(monitored: Monitored) -> None:
             if one["labels"]["alertname"] == "SwarmReplicaLost" and one["state"] == "firing"
         }
 
-    wait_for(lambda: "1" not in firing(), timeout_s=WITHIN_S)
+    until(lambda: "1" not in firing())
     watchdog, engine = _processes_of(monitored, 1)
     watchdog.kill()
     engine.kill()
-    wait_for(lambda: "1" in firing(), timeout_s=WITHIN_S)
+    until(lambda: "1" in firing())
     stale = monitored.query('domyn_swarm_replica_state{state="stale",replica="1"} == 1')
     assert len(stale) == 1

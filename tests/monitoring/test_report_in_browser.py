@@ -16,14 +16,15 @@ from typing import Any
 import psutil
 import pytest
 
-from command_line import CommandLine, rows_done, wait_for, worker_of, write_job
+from command_line import CommandLine, rows_done, worker_of, write_job
+from patience import limit_s, scaled, until
 
 pytestmark = pytest.mark.skipif(
     shutil.which("chromium") is None,
     reason="Chromium is not installed: `make monitoring-packages` where there is apt",
 )
 
-CONFIG = """
+CONFIG = f"""
 name: eventful
 model: sim-model
 engine: sim
@@ -31,12 +32,12 @@ replicas: 2
 min_ready: 2
 backend: local
 engine_options:
-  latency_s: 0.1
+  latency_s: {scaled(0.1)}
   slots: 8
   errors:
-    - {match: "[05]$", status: 400}
-    - {match: "1$", status: 500, times: 1}
-watchdog: {probe_interval: 1, restart_backoff_initial: 0.1}
+    - {{match: "[05]$", status: 400}}
+    - {{match: "1$", status: 500, times: 1}}
+watchdog: {{probe_interval: 1, restart_backoff_initial: 0.1}}
 """
 
 
@@ -51,11 +52,11 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
         job = write_job(folder, "eventful", 900)
         submission = job.submission("--name", "eventful", "--max-concurrency", "8", "-d")
         handle = json.loads(cli.ok(*submission))
-        wait_for(lambda: rows_done(handle) >= 80)
+        until(lambda: rows_done(handle) >= 80)
         _kill_replica(cli, 1)
-        wait_for(lambda: _routed(cli) == 1)
+        until(lambda: _routed(cli) == 1)
         done = rows_done(handle)
-        wait_for(lambda: rows_done(handle) >= done + 40)
+        until(lambda: rows_done(handle) >= done + 40)
         worker_of(handle).send_signal(signal.SIGKILL)
         assert cli("job", "wait", handle["job_id"]).returncode == 6
         assert cli("job", "resume", handle["job_id"], "--no-progress").returncode == 7
@@ -92,7 +93,7 @@ def browse(*flags: str, page: str, profile: Path) -> str:
         [*command, f"--user-data-dir={profile}", *flags, f"file://{page}"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=limit_s(),
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from domyn_swarm.batch.session import RetryPolicy
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.net.errors import ConnectionBroken, RequestRefused
 from domyn_swarm.net.openai import OpenAIClient
+from patience import limit_s, until
 
 MESSAGES = [{"role": "user", "content": "one two three"}]
 
@@ -30,12 +30,15 @@ def url() -> Iterator[str]:
     place = ["--host", "127.0.0.1", "--port", str(port), "--options", "{}"]
     with subprocess.Popen([*program, *place], stdout=subprocess.DEVNULL) as server:
         found = f"http://127.0.0.1:{port}"
-        for _ in range(200):
+
+        def healthy() -> bool:
             try:
-                urllib.request.urlopen(f"{found}/health", timeout=1).close()
-                break
+                urllib.request.urlopen(f"{found}/health", timeout=limit_s()).close()
             except OSError:
-                time.sleep(0.05)
+                return False
+            return True
+
+        until(healthy)
         yield found
         server.terminate()
 

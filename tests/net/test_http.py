@@ -30,6 +30,7 @@ from domyn_swarm.net.http import (
     ReqwestClient,
     parse_retry_after,
 )
+from patience import limit_s, until, until_async
 
 CHAT = "/v1/chat/completions"
 BODY = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode()
@@ -45,7 +46,7 @@ async def client(request: pytest.FixtureRequest) -> AsyncIterator[HttpClient]:
 
 
 async def test_a_reply_is_whole(client: HttpClient, server: Any) -> None:
-    reply = await client.request("POST", server.url + CHAT, BODY, 5.0)
+    reply = await client.request("POST", server.url + CHAT, BODY, limit_s())
     assert reply.status == 200
     assert json.loads(bytes(reply.body))["choices"][0]["message"]["content"] == "HELLO"
 
@@ -54,16 +55,16 @@ async def test_statuses_and_retry_after_come_through(
     client: HttpClient, server: Any, answer: Any
 ) -> None:
     server.behave = lambda _prompt, _nth: answer(status=503, headers={"retry-after": "7"})
-    reply = await client.request("POST", server.url + CHAT, BODY, 5.0)
+    reply = await client.request("POST", server.url + CHAT, BODY, limit_s())
     assert (reply.status, reply.retry_after_s) == (503, 7.0)
 
 
 async def test_the_router_says_who_answered(client: HttpClient, server: Any, answer: Any) -> None:
-    reply = await client.request("POST", server.url + CHAT, BODY, 5.0)
+    reply = await client.request("POST", server.url + CHAT, BODY, limit_s())
     assert reply.served_by is None
     replica = "http://10.0.0.7:8000"
     server.behave = lambda _prompt, _nth: answer(headers={"x-smg-routed-worker-id": replica})
-    reply = await client.request("POST", server.url + CHAT, BODY, 5.0)
+    reply = await client.request("POST", server.url + CHAT, BODY, limit_s())
     assert reply.served_by == replica
 
 
@@ -72,11 +73,11 @@ async def test_nobody_listens(client: HttpClient) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(CannotConnect):
-        await client.request("GET", f"http://127.0.0.1:{port}/", None, 5.0)
+        await client.request("GET", f"http://127.0.0.1:{port}/", None, limit_s())
 
 
 async def test_no_reply_in_time(client: HttpClient, server: Any, answer: Any) -> None:
-    server.behave = lambda _prompt, _nth: answer(delay_s=5.0)
+    server.behave = lambda _prompt, _nth: answer(delay_s=limit_s())
     with pytest.raises(RequestTimeout):
         await client.request("POST", server.url + CHAT, BODY, 0.2)
 
@@ -84,26 +85,30 @@ async def test_no_reply_in_time(client: HttpClient, server: Any, answer: Any) ->
 async def test_a_reset_connection(client: HttpClient, server: Any, answer: Any) -> None:
     server.behave = lambda _prompt, _nth: answer(reset=True)
     with pytest.raises(ConnectionBroken):
-        await client.request("POST", server.url + CHAT, BODY, 5.0)
+        await client.request("POST", server.url + CHAT, BODY, limit_s())
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_task_that_is_cancelled_as_its_answer_comes_ends(
-    client: HttpClient, server: Any, answer: Any, streamed: bool
+    client: HttpClient, server: Any, streamed: bool
 ) -> None:
-    server.behave = lambda _prompt, _nth: answer(delay_s=0.1)
     answered = []
 
     async def ask() -> None:
         if streamed:
-            answered.extend([one async for one in client.stream(server.url + CHAT, BODY, 5.0)])
+            answered.extend(
+                [one async for one in client.stream(server.url + CHAT, BODY, limit_s())]
+            )
         else:
-            answered.append(await client.request("POST", server.url + CHAT, BODY, 5.0))
+            answered.append(await client.request("POST", server.url + CHAT, BODY, limit_s()))
 
-    for _ in range(10):
+    for number in range(1, 11):
+        server.answers_at_most = number - 1
         asking = asyncio.create_task(ask())
-        await asyncio.sleep(0.05)
-        time.sleep(0.15)  # noqa: ASYNC251 - the answer comes while the loop does something else
+        await until_async(lambda number=number: server.asked.total() == number)
+        server.answers_at_most = number  # the answer comes while the loop does something else
+        until(lambda number=number: server.answered.total() == number)
+        time.sleep(0.05)  # noqa: ASYNC251 - for its way; the test holds without
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
@@ -113,10 +118,10 @@ async def test_a_task_that_is_cancelled_as_its_answer_comes_ends(
 async def test_a_stream_yields_chunks_or_the_failed_reply(
     client: HttpClient, server: Any, answer: Any
 ) -> None:
-    chunks = [chunk async for chunk in client.stream(server.url + CHAT, BODY, 5.0)]
+    chunks = [chunk async for chunk in client.stream(server.url + CHAT, BODY, limit_s())]
     assert b"HELLO" in b"".join(chunk for chunk in chunks if isinstance(chunk, bytes))
     server.behave = lambda _prompt, _nth: answer(status=400)
-    [reply] = [chunk async for chunk in client.stream(server.url + CHAT, BODY, 5.0)]
+    [reply] = [chunk async for chunk in client.stream(server.url + CHAT, BODY, limit_s())]
     assert isinstance(reply, HttpReply)
     assert reply.status == 400
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from command_line import PROGRAM, CommandLine, wait_for, worker_of
+from command_line import PROGRAM, CommandLine, rows_done, worker_of
 from domyn_swarm.errors import StateError
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import checkpoints_dir
@@ -23,6 +23,7 @@ from domyn_swarm.services.checkpoints import (
     remove_checkpoints,
 )
 from domyn_swarm.services.jobs import JobService
+from patience import limit_s, until
 from schemas import fits
 
 
@@ -81,12 +82,12 @@ def test_they_are_told_of_and_removed_by_identity_job_or_age(
 
 
 def test_one_that_is_held_stays_and_the_job_ends_well(
-    service: JobService, bench: Any, answer: Any, cli: CommandLine
+    service: JobService, bench: Any, cli: CommandLine
 ) -> None:
     bench.write(200)
-    bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.2)
+    bench.server.answers_at_most = 10
     handle = service.submit(bench.request(max_concurrency=4))
-    wait_for(lambda: sum(bench.server.answered.values()) > 10)
+    until(lambda: bench.server.answered.total() == 10)
     (held,) = cli.json("checkpoints", "list")["checkpoints"]
     assert held["lease"] == "held"
     assert held["holder"].startswith("process ")
@@ -95,18 +96,18 @@ def test_one_that_is_held_stays_and_the_job_ends_well(
     (kept,) = json.loads(refused.stdout)["checkpoints"]
     assert not kept["removed"]
     assert "is being run by process" in refused.stderr
-    bench.server.behave = lambda _prompt, _nth: answer()
+    bench.server.answers_at_most = None
     assert service.wait(handle).status is JobStatus.SUCCEEDED
     assert set(bench.server.asked.values()) == {1}
 
 
 def test_that_of_a_killed_job_is_free_and_what_a_killed_removal_left_goes_too(
-    service: JobService, bench: Any, answer: Any, cli: CommandLine
+    service: JobService, bench: Any, cli: CommandLine
 ) -> None:
     bench.write(200)
-    bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.2)
+    bench.server.answers_at_most = 40
     handle = service.submit(bench.request(max_concurrency=4))
-    wait_for(lambda: sum(bench.server.answered.values()) > 10)
+    until(lambda: rows_done({"job_dir": handle.job_dir}) > 10)
     worker_of({"job_dir": handle.job_dir}).kill()
     assert service.wait(handle).status is JobStatus.FAILED
     (left,) = cli.json("checkpoints", "list")["checkpoints"]
@@ -136,7 +137,7 @@ def test_a_holder_on_another_machine_is_watched_before_anything_goes(tmp_path: P
     holder = threading.Thread(target=beat)
     holder.start()
     try:
-        wait_for((folder / "lease-000001.json").exists)
+        until((folder / "lease-000001.json").exists)
         listed = list_checkpoints(CheckpointQuery(root=tmp_path))
         (found,) = listed.checkpoints
         assert (found.lease, found.holder) == ("claimed", "process 1 on elsewhere")
@@ -191,6 +192,6 @@ def test_a_person_is_asked(
     ) as asked:
         os.close(secondary)
         os.write(primary, f"{said}\n".encode())
-        assert asked.wait(60) == code
+        assert asked.wait(limit_s()) == code
     os.close(primary)
     assert len(list(tmp_path.glob("ab*"))) == left

@@ -11,6 +11,7 @@ import pytest
 
 from domyn_swarm.errors import ConfigError, InvalidInput, PlatformUnavailable
 from domyn_swarm.services.jobs import JobService
+from patience import limit_s
 
 
 def tree(folder: Path) -> set[Path]:
@@ -99,7 +100,7 @@ def test_a_reply_that_takes_too_long_is_the_rows_error(
     service: JobService, bench: Any, answer: Any
 ) -> None:
     bench.write(3)
-    bench.server.behave = lambda _prompt, _nth: answer(delay_s=2.0)
+    bench.server.behave = lambda _prompt, _nth: answer(delay_s=limit_s())
     found = service.dry_run(bench.request(timeout_s=0.2))
     assert found.error is not None
     assert found.error.type == "RequestTimeout"

@@ -11,6 +11,7 @@ import pytest
 from domyn_swarm.errors import JobError, StateError
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.jobs import JobService
+from patience import scaled, until
 
 
 def test_failed_rows_are_grouped_exported_and_asked_again_alone(
@@ -56,13 +57,14 @@ def test_failed_rows_are_grouped_exported_and_asked_again_alone(
 
 def test_a_cancelled_job_is_resumed(service: JobService, bench: Any, answer: Any) -> None:
     bench.write(300)
-    bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.1)
+    bench.server.behave = lambda _prompt, _nth: answer(delay_s=scaled(0.1))
+    bench.server.answers_at_most = 20
     handle = service.submit(bench.request(max_concurrency=8))
-    while sum(bench.server.answered.values()) < 20:
-        assert not service.status(handle).status.final
+    until(lambda: bench.server.answered.total() == 20)
     with pytest.raises(StateError, match=r"is (running|pending)"):
         service.resume(handle)
     assert service.failures(handle).rows_failed == 0  # while it runs
+    bench.server.answers_at_most = None
     assert service.cancel(handle).status is JobStatus.CANCELLED
     bench.server.behave = lambda _prompt, _nth: answer()
     assert service.wait(service.resume(handle)).status is JobStatus.SUCCEEDED

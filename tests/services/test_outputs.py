@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,6 +15,7 @@ from domyn_swarm.errors import JobError, JobNotFound
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
+from patience import scaled, until
 
 
 def sharded(bench: Any, **changes: Any) -> JobRequest:
@@ -22,20 +24,25 @@ def sharded(bench: Any, **changes: Any) -> JobRequest:
 
 
 def test_results_before_the_end_and_after_it(service: JobService, bench: Any, answer: Any) -> None:
-    bench.write(200)
-    bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.1)
+    bench.write(400)
+    bench.server.behave = lambda _prompt, _nth: answer(delay_s=scaled(0.1))
+    bench.server.answers_at_most = 100
     handle = service.submit(sharded(bench, max_concurrency=8))
-    while sum(bench.server.answered.values()) < 20:
-        assert not service.status(handle).status.final
+    until(lambda: bench.server.answered.total() == 100)
     with pytest.raises(JobError, match="has not published its output"):
         service.results(handle)
-    while not (so_far := service.results(handle, partial=True)).num_rows:
-        assert not service.status(handle).status.final
+
+    def some() -> pa.Table | None:
+        found = service.results(handle, partial=True)
+        return found if found.num_rows else None
+
+    so_far = until(some)
     for row in so_far.to_pylist():
         assert (row["answer"], row["_error"]) == (f"P{row['n']}", None)
+    bench.server.answers_at_most = None
     assert service.cancel(handle).status is JobStatus.CANCELLED
     stopped = service.show_results("mine", partial=True, rows=2)
-    assert so_far.num_rows <= stopped.rows < stopped.rows_total == 200
+    assert so_far.num_rows <= stopped.rows < stopped.rows_total == 400
     assert len(stopped.first_rows) == 2
     with pytest.raises(JobError, match="has not published its output"):
         service.results(handle)
@@ -46,12 +53,12 @@ def test_results_before_the_end_and_after_it(service: JobService, bench: Any, an
     again = service.resume(handle)
     assert service.wait(again).status is JobStatus.SUCCEEDED
     table = service.results(again)
-    assert table.column("answer").to_pylist() == [f"P{number}" for number in range(200)]
+    assert table.column("answer").to_pylist() == [f"P{number}" for number in range(400)]
     assert service.verify(again).whole
     exported = bench.folder / "all.jsonl"
     told = service.show_results(again, rows=0, export=exported)
-    assert (told.rows, told.first_rows, told.exported) == (200, (), exported)
-    assert len(exported.read_text().splitlines()) == 200
+    assert (told.rows, told.first_rows, told.exported) == (400, (), exported)
+    assert len(exported.read_text().splitlines()) == 400
 
 
 def test_the_command_line_verifies_and_shows(

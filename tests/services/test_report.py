@@ -20,7 +20,7 @@ from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.services.charts import Moment, Series, duration, histogram, number, over_time
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.state import JobRecord, SwarmStore
-from local_swarms import until
+from patience import until
 
 
 @pytest.mark.parametrize("rows", [0, 1, 40])
@@ -73,6 +73,7 @@ def test_failures_are_grouped_and_what_others_wrote_is_escaped(
 def test_a_job_that_runs_has_a_page_of_now(service: JobService, bench: Any, answer: Any) -> None:
     bench.write(200)
     bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.2)
+    bench.server.answers_at_most = 40
     service.submit(bench.request(max_concurrency=4))
 
     def some_done() -> Any:
@@ -80,7 +81,7 @@ def test_a_job_that_runs_has_a_page_of_now(service: JobService, bench: Any, answ
         return report if report.account and report.account.rows_answered > 8 else None
 
     try:
-        report = until(some_done, 60)
+        report = until(some_done)
         assert report.job.status is JobStatus.RUNNING
         assert [run.ended for run in report.runs] == [False]
         assert report.runs[0].lost_in_flight == 0
@@ -88,6 +89,7 @@ def test_a_job_that_runs_has_a_page_of_now(service: JobService, bench: Any, answ
         assert "at work" in page
         assert "killed, with" not in page
     finally:
+        bench.server.answers_at_most = None
         service.cancel("mine")
 
 

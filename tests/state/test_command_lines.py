@@ -11,6 +11,7 @@ from domyn_swarm.model import SwarmPhase, utc_now
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from local_swarms import config
+from patience import limit_s
 
 SWARMS, JOBS = 40, 60
 
@@ -55,7 +56,7 @@ def test_command_lines_that_find_the_same_out_at_once_neither_fail_nor_lose_anyt
         env=cli.environment,
     )
     for child in [*looking, *reading, writing]:
-        _, errors = child.communicate(timeout=120)
+        _, errors = child.communicate(timeout=limit_s())
         assert (child.returncode, errors) == (0, "")
     assert store.swarms() == []
     assert len(store.swarms(include_stopped=True)) == SWARMS

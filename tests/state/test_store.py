@@ -17,6 +17,7 @@ import pytest
 from domyn_swarm.errors import JobNotFound, StateError, SwarmExists, SwarmNotFound
 from domyn_swarm.model import JobHandle, JobStatus, SwarmPhase, utc_now
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
+from patience import limit_s
 
 
 def swarm(name: str = "demo", **changes: Any) -> SwarmRecord:
@@ -185,7 +186,7 @@ def test_a_home_may_have_any_name(tmp_path: Path, name: str) -> None:
 def test_many_processes_open_a_fresh_home_at_once() -> None:
     program = "from domyn_swarm.state import SwarmStore; print(len(SwarmStore.open().swarms()))"
     for child in [python(program) for _ in range(8)]:
-        out, errors = child.communicate(timeout=60)
+        out, errors = child.communicate(timeout=limit_s())
         assert (out, child.returncode) == ("0\n", 0), errors
 
 
@@ -209,7 +210,7 @@ def adding(label: str, count: int) -> subprocess.Popen[str]:
 
 def test_two_writers_at_once_lose_nothing() -> None:
     for child in [adding("a", 40), adding("b", 40)]:
-        _, errors = child.communicate(timeout=60)
+        _, errors = child.communicate(timeout=limit_s())
         assert child.returncode == 0, errors
     assert len(SwarmStore.open().jobs()) == 80
 
@@ -236,7 +237,7 @@ def test_opening_leaves_the_locks_of_this_process_alone(
         "rival.execute('BEGIN IMMEDIATE')"
     )
     command = [sys.executable, "-c", program, str(swarm_home / "swarm.db")]
-    rival = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    rival = subprocess.run(command, capture_output=True, text=True, timeout=limit_s(), check=False)
     holder.execute("ROLLBACK")
     holder.close()
     assert "database is locked" in rival.stderr
@@ -306,19 +307,23 @@ def test_opening_an_up_to_date_database_does_without_alembic(swarm_home: Path, n
         "import sys; from domyn_swarm.state import SwarmStore; SwarmStore.open().swarms();"
         "print('alembic' in sys.modules)"
     )
-    out, errors = python(program).communicate(timeout=60)
+    out, errors = python(program).communicate(timeout=limit_s())
     assert out == "False\n", errors
 
 
 def test_a_reader_waits_for_a_writer(store: SwarmStore, swarm_home: Path) -> None:
     blocker = sqlite3.connect(swarm_home / "swarm.db", isolation_level=None)
     blocker.execute("BEGIN EXCLUSIVE")
-    child = python("from domyn_swarm.state import SwarmStore; SwarmStore.open().swarms()")
-    time.sleep(1.0)
+    child = python(
+        "from domyn_swarm.state import SwarmStore; print(flush=True); SwarmStore.open().swarms()"
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    time.sleep(0.5)  # it goes on to wait: a longer proof that it does not end would be none either
     assert child.poll() is None
     blocker.execute("COMMIT")
     blocker.close()
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=limit_s())
     assert child.returncode == 0, errors
 
 
