@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from command_server import PROGRAM, command_server
+import warm
 from domyn_swarm.identity import running
 from patience import limit_s, until
+
+PROGRAM = str(Path(sys.executable).with_name("domyn-swarm"))
+_ENTRY = "domyn_swarm.cli.app:main"  # as the installed script has it
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class CommandLine:
 
     def __call__(self, *args: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run to the end, forked from a process that has imported the program."""
-        return command_server().run([*map(str, args)], self.environment, stdin)
+        return warm.run(_ENTRY, [*map(str, args)], self.environment, stdin)
 
     def installed(self, *args: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """The same through the installed script, from the start of Python on."""

@@ -1,55 +1,67 @@
-"""Processes of ours that need not import everything first: forked from one that has.
+"""Programs under test without their start: forked from a process that has imported them.
 
 Half a second of each start goes into imports. A fork server (`multiprocessing`'s) has them done,
-and forks: what runs is a process of its own with an environment, files and an exit code of its own,
-and a SIGKILL hits it as any other. What it starts itself it starts as ever.
+and forks: what runs is a process of its own with the arguments, environment, folder, files and exit
+code that it is given, and a SIGKILL hits it as any other. What it starts itself it starts as ever.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import forkserver
 from pathlib import Path
+
+import pytest
 
 from patience import limit_s
 
+_KEPT = ("PATH", "HOME", "LANG")  # no setting of the test that happens to start the server
+_SCRIPTS = str(Path(sys.executable).parent)
+_TESTS = str(Path(__file__).parent)
 _PRELOADED = [
     "warm",
     "pandas",  # Arrow imports it where it is installed
     "pyarrow.parquet",
+    "rich.table",
     "sqlalchemy.dialects.sqlite.pysqlite",
-    "yaml",
-    "domyn_swarm.backends.local",
-    "domyn_swarm.cli.app",
+    "domyn_swarm.backends.local.compute",
+    "domyn_swarm.backends.local.serving",
+    "domyn_swarm.cli.checkpoints",
     "domyn_swarm.cli.jobs",
+    "domyn_swarm.cli.logs",
     "domyn_swarm.cli.looking",
+    "domyn_swarm.cli.pools",
+    "domyn_swarm.cli.rendering",
+    "domyn_swarm.cli.setting_up",
     "domyn_swarm.cli.swarms",
     "domyn_swarm.cli.views",
     "domyn_swarm.engines.sim",
     "domyn_swarm.jobs.chat",
     "domyn_swarm.jobs.range_worker",
     "domyn_swarm.jobs.worker",
-    "domyn_swarm.services.jobs",
-    "domyn_swarm.services.swarms",
+    "domyn_swarm.services.doctor",
 ]
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program's function (`module:name`), its words, and where it reads and writes."""
+    """A program's function (`module:name`), and what a process of it is given."""
 
     entry: str
     words: Sequence[str]
-    stdin: Path
-    stdout: Path
-    stderr: Path
     env: Mapping[str, str]
+    stdin: str
+    stdout: str
+    stderr: str
     folder: str
 
 
@@ -59,6 +71,7 @@ class Process:
     def __init__(self, program: Program) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
+        _start_server()
         self._process = context.Process(target=_become, args=(program,))
         self._process.start()
         self.pid: int = self._process.pid or 0
@@ -100,24 +113,50 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
+def run(
+    entry: str, words: Sequence[str], env: Mapping[str, str], stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, in the current folder, and read what it printed."""
+    with tempfile.TemporaryDirectory(prefix="run-") as folder:
+        given, out, err = (Path(folder) / name for name in ("in", "out", "err"))
+        for path in (given, out, err):
+            path.write_text(stdin if path is given else "", encoding="utf-8")
+        program = Program(entry, words, env, str(given), str(out), str(err), str(Path.cwd()))
+        code = Process(program).wait()
+        return subprocess.CompletedProcess(
+            [entry, *words], code, out.read_text("utf-8"), err.read_text("utf-8")
+        )
+
+
+def _start_server() -> None:
+    with pytest.MonkeyPatch.context() as environment:
+        for name in set(os.environ).difference(_KEPT):
+            environment.delenv(name)
+        forkserver.ensure_running()
+
+
 def _become(program: Program) -> None:
     """In the fork: what `execve` would have set, then the program."""
     os.environ.clear()
     os.environ.update(program.env)
     os.chdir(program.folder)
+    written = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for number, path, flags in (
         (0, program.stdin, os.O_RDONLY),
-        (1, program.stdout, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
-        (2, program.stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+        (1, program.stdout, written),
+        (2, program.stderr, written),
     ):
         opened = os.open(path, flags, 0o600)
         os.dup2(opened, number)
         os.close(opened)
-    sys.stdin, sys.stdout, sys.stderr = (
-        os.fdopen(0, "r", closefd=False),
-        os.fdopen(1, "w", closefd=False),
-        os.fdopen(2, "w", buffering=1, closefd=False),
-    )
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
     sys.argv = [program.entry, *program.words]
+    ours = {"", _TESTS, program.folder}
+    sys.path[:] = [_SCRIPTS, *(one for one in sys.path if one not in ours)]
     module, _, name = program.entry.partition(":")
-    sys.exit(getattr(import_module(module), name)())
+    try:
+        sys.exit(getattr(import_module(module), name)())
+    finally:
+        atexit._run_exitfuncs()
