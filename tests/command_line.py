@@ -34,9 +34,10 @@ def wait_for(what: Callable[[], Any], *, timeout_s: float = 60.0) -> Any:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """`domyn-swarm` with one home."""
+    """`domyn-swarm` with one home: that of the environment which runs the tests, or another."""
 
     home: Path
+    program: str = PROGRAM
 
     @property
     def environment(self) -> dict[str, str]:
@@ -48,7 +49,7 @@ class CommandLine:
     ) -> subprocess.CompletedProcess[str]:
         """Run to the end."""
         return subprocess.run(
-            [PROGRAM, *map(str, args)],
+            [self.program, *map(str, args)],
             input=stdin,
             capture_output=True,
             text=True,
@@ -70,7 +71,7 @@ class CommandLine:
     def start(self, *args: object) -> subprocess.Popen[str]:
         """Run in the background."""
         return subprocess.Popen(
-            [PROGRAM, *map(str, args)],
+            [self.program, *map(str, args)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

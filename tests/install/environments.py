@@ -1,0 +1,53 @@
+"""Virtual environments with nothing in them but what a test installs."""
+
+from __future__ import annotations
+
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+from install.packages import pins, run
+
+_PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One of them; the pip of the tests' own environment installs into it."""
+
+    folder: Path
+
+    @classmethod
+    def made(cls, folder: Path) -> Environment:
+        """Make an empty one."""
+        venv.create(folder, symlinks=True)
+        return cls(folder)
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin/python"
+
+    @property
+    def program(self) -> str:
+        """The installed command."""
+        return str(self.folder / "bin/domyn-swarm")
+
+    def install(self, *requirements: str, constraints: Path | None = None) -> None:
+        """Install with pip; dependencies that do not go together are an error."""
+        held = ("-c", constraints) if constraints else ()
+        run(*_PIP, self.python, "install", "--quiet", *held, *requirements)
+        run(*_PIP, self.python, "check")
+
+    def versions(self) -> dict[str, str]:
+        """What is installed in it."""
+        return pins(run(*_PIP, self.python, "list", "--format", "freeze"))
+
+    def run(self, *arguments: str | Path, cwd: Path | None = None) -> str:
+        """Run its interpreter, which must end with 0; its stdout."""
+        return run(self.python, *arguments, cwd=cwd)
+
+    def megabytes(self) -> float:
+        """How much of the disk it takes."""
+        return sum(one.lstat().st_size for one in self.folder.rglob("*")) / 1e6
