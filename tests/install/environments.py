@@ -10,11 +10,12 @@ from pathlib import Path
 from install.packages import pins, run
 
 _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python")
+_UV = (Path(sys.executable).with_name("uv"), "pip")
 
 
 @dataclass(frozen=True)
 class Environment:
-    """One of them; the pip of the tests' own environment installs into it."""
+    """One of them; pip or uv of the tests' own environment install into it."""
 
     folder: Path
 
@@ -34,15 +35,19 @@ class Environment:
         """The installed command."""
         return str(self.folder / "bin/domyn-swarm")
 
-    def install(self, *requirements: str, constraints: Path | None = None) -> None:
-        """Install with pip; dependencies that do not go together are an error."""
+    def install_with_pip(self, *requirements: str, constraints: Path) -> None:
+        """Install as the documentation says."""
+        run(*_PIP, self.python, "install", "--quiet", "-c", constraints, *requirements)
+
+    def install_with_uv(self, *requirements: str, constraints: Path | None = None) -> None:
+        """Install what pip would, with a tenth of its work: files are linked from uv's cache."""
         held = ("-c", constraints) if constraints else ()
-        run(*_PIP, self.python, "install", "--quiet", *held, *requirements)
-        run(*_PIP, self.python, "check")
+        run(*_UV, "install", "--quiet", "--python", self.python, *held, *requirements)
 
     def versions(self) -> dict[str, str]:
-        """What is installed in it."""
-        return pins(run(*_PIP, self.python, "list", "--format", "freeze"))
+        """What is installed in it; packages that do not go together are an error."""
+        run(*_UV, "check", "--quiet", "--python", self.python)
+        return pins(run(*_UV, "list", "--format", "freeze", "--python", self.python))
 
     def run(self, *arguments: str | Path, cwd: Path | None = None) -> str:
         """Run its interpreter, which must end with 0; its stdout."""

@@ -1,4 +1,4 @@
-"""The command and every extra, installed by pip into an environment with nothing else in it."""
+"""The command and every extra, installed into an environment with nothing else in it."""
 
 from __future__ import annotations
 
@@ -38,13 +38,16 @@ TOOLS = (
 
 @contextmanager
 def installed(
-    folder: Path, *requirements: str, constraints: Path | None = None
+    folder: Path, *requirements: str, constraints: Path | None = None, pip: bool = False
 ) -> Iterator[Environment]:
-    """An environment with that in it; it is gone afterwards, and says what it took."""
+    """An environment with that in it, by pip or uv; says what it took, and is gone afterwards."""
     began = time.monotonic()
     environment = Environment.made(folder)
     try:
-        environment.install(*requirements, constraints=constraints)
+        if pip and constraints:
+            environment.install_with_pip(*requirements, constraints=constraints)
+        else:
+            environment.install_with_uv(*requirements, constraints=constraints)
         took_s = time.monotonic() - began
         print(f"\n{took_s:.0f} s, {environment.megabytes():.0f} MB", end=" ")
         yield environment
@@ -114,7 +117,9 @@ def test_it_works_with(
 ) -> None:
     wanted = packages.requirement(*filter(None, [extra]))
     with (
-        installed(elsewhere / "venv", wanted, constraints=constraints) as environment,
+        installed(
+            elsewhere / "venv", wanted, constraints=constraints, pip=constraints is not None
+        ) as environment,
         up(environment, swarm_home, elsewhere) as cli,
     ):
         assert_works(environment, cli, elsewhere)
@@ -123,8 +128,9 @@ def test_it_works_with(
 
 
 def test_it_works_from_the_sdist(packages: Packages, swarm_home: Path, elsewhere: Path) -> None:
+    sdist = str(packages.sdist)
     with (
-        installed(elsewhere / "venv", str(packages.sdist), constraints=CONSTRAINTS) as environment,
+        installed(elsewhere / "venv", sdist, constraints=CONSTRAINTS, pip=True) as environment,
         up(environment, swarm_home, elsewhere) as cli,
     ):
         assert_works(environment, cli, elsewhere)
