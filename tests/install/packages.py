@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -37,17 +38,23 @@ class Packages:
 def run(*command: str | Path, cwd: Path | None = None) -> str:
     """Run to the end, which must be 0; its stdout. The limit of the test is that of the command."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
+    with subprocess.Popen(
         [*map(str, command)],
         cwd=cwd,
         env=environment,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return done.stdout
+        start_new_session=True,
+    ) as process:
+        try:
+            stdout, stderr = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # pip works in a process of its own process
+            raise
+    assert process.returncode == 0, f"{command}\n{stdout}{stderr}"
+    return stdout
 
 
 def build(checkout: Path, folder: Path) -> Packages:
