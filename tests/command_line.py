@@ -25,9 +25,10 @@ _ENTRY = "domyn_swarm.cli.app:main"  # as the installed script has it
 
 @dataclass(frozen=True)
 class CommandLine:
-    """`domyn-swarm` with one home."""
+    """`domyn-swarm` with one home: that of the environment which runs the tests, or another."""
 
     home: Path
+    program: str = PROGRAM
 
     @property
     def environment(self) -> dict[str, str]:
@@ -35,13 +36,15 @@ class CommandLine:
         return {**os.environ, "DOMYN_SWARM_HOME": str(self.home)}
 
     def __call__(self, *args: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run to the end, forked from a process that has imported the program."""
+        """Run to the end; ours is forked from a process that has imported it."""
+        if self.program != PROGRAM:
+            return self.installed(*args, stdin=stdin)
         return warm.run(_ENTRY, [*map(str, args)], self.environment, stdin)
 
     def installed(self, *args: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """The same through the installed script, from the start of Python on."""
         return subprocess.run(
-            [PROGRAM, *map(str, args)],
+            [self.program, *map(str, args)],
             input=stdin,
             capture_output=True,
             text=True,
@@ -63,7 +66,7 @@ class CommandLine:
     def start(self, *args: object) -> subprocess.Popen[str]:
         """Run in the background."""
         return subprocess.Popen(
-            [PROGRAM, *map(str, args)],
+            [self.program, *map(str, args)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -10,19 +10,18 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["patience", "model_server", "ray_fixtures", "lepton.fixtures", "slurm.fixtures"]
+pytest_plugins = [
+    "lanes",
+    "patience",
+    "model_server",
+    "ray_fixtures",
+    "lepton.fixtures",
+    "slurm.fixtures",
+]
 
 # A shared machine may be slow at any moment: time is no reason to fail an example.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
-
-
-@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What uses Ray's cluster is marked so."""
-    for item in items:
-        if "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(autouse=True)
