@@ -18,13 +18,6 @@ pytest_plugins = [
     "lepton.fixtures",
     "slurm.fixtures",
 ]
-    "lanes",
-    "patience",
-    "model_server",
-    "ray_fixtures",
-    "lepton.fixtures",
-    "slurm.fixtures",
-]
 
 # A shared machine may be slow at any moment: time is no reason to fail an example.
 settings.register_profile("project", deadline=None)
