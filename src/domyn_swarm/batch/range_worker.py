@@ -68,13 +68,15 @@ class RangeWorker(Events):
             transform, sink, policy, encode=work.encode, tally=self._tally, events=self
         )
         try:
-            async with beside(sink.keep_syncing(work.sync_s), self._report()):
-                await self._until_over(runner, policy.rows_per_call, orders)
+            try:
+                async with beside(sink.keep_syncing(work.sync_s), self._report()):
+                    await self._until_over(runner, policy.rows_per_call, orders)
+            finally:
+                await asyncio.to_thread(journal.close)
         except JobError as error:
             self._link.say(Failed(error.message, error.hint))
             raise
         finally:
-            await asyncio.to_thread(journal.close)
             self._tell()
 
     async def _until_over(
