@@ -19,6 +19,7 @@ from typing import Any, ParamSpec
 _P = ParamSpec("_P")
 _BEGAN_S = 1_000_000.0  # as on a machine that runs for days: 0 would hide what takes it for "never"
 _EPOCH_S = 1_800_000_000.0
+_loops: list[asyncio.AbstractEventLoop] = []  # those of the tests that run
 
 
 class VirtualClock:
@@ -113,11 +114,15 @@ def in_virtual_time(
     @functools.wraps(test)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-            runner.run(test(*args, **kwargs))
+            _loops.append(runner.get_loop())
+            try:
+                runner.run(test(*args, **kwargs))
+            finally:
+                _loops.pop()
 
     return run
 
 
 def now_s() -> float:
-    """The running loop's time."""
-    return asyncio.get_running_loop().time()
+    """The time of the loop of this test; threads that it waits for may ask as well."""
+    return _loops[-1].time()
