@@ -104,9 +104,7 @@ def rests(asked: list[float]) -> list[float]:
     return [round(later - earlier - TRIP_S, 6) for earlier, later in pairwise(asked)]
 
 
-def job(
-    endpoint: Endpoint, locate: Callable[[], str] = lambda: "http://a", **policy: float
-) -> Job:
+def job(endpoint: Endpoint, locate: Callable[[], str] = lambda: "http://a", **policy: float) -> Job:
     return Job(endpoint, RetryPolicy(**policy), locate)
 
 

@@ -245,9 +245,7 @@ async def test_a_torn_spec_is_read_again(bench: Bench) -> None:
     swarm.report(0, "ready")
     whole = swarm.paths.endpoint_spec.read_text()
     Path(swarm.paths.endpoint_spec).write_text(whole[:20])
-    asyncio.get_running_loop().call_later(
-        300, lambda: swarm.paths.endpoint_spec.write_text(whole)
-    )
+    asyncio.get_running_loop().call_later(300, lambda: swarm.paths.endpoint_spec.write_text(whole))
     ended_s = await swarm.ends_after()
     assert ended_s is not None
     assert ended_s >= 300

@@ -150,9 +150,7 @@ def acquire(folder: Path, *, silent_s: float = SILENT_S, clock: Clock = time) ->
     return _claim(folder, generation + 1, clock).start()
 
 
-def _watch(
-    folder: Path, generation: int, holder: Holder, silent_s: float, clock: Clock
-) -> None:
+def _watch(folder: Path, generation: int, holder: Holder, silent_s: float, clock: Clock) -> None:
     """Return when the holder's counter has stood still for `silent_s`, or it has let go."""
     began = clock.monotonic()
     while clock.monotonic() - began < silent_s:
