@@ -177,7 +177,7 @@ def test_a_driver_that_was_succeeded_and_one_that_cannot_renew_its_lease_stop(
     checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
     checkpoint.append([result(0)])
     (checkpoint.folder / "lease-000002.json").write_text("{}")
-    until(lambda: checkpoint._lease.lost.is_set())
+    until(checkpoint._lease.lost.is_set)
     with pytest.raises(JobError, match="Another driver took over"):
         checkpoint.append([result(1)])
     checkpoint._lease.succeeded = False
@@ -194,7 +194,7 @@ def test_what_the_disk_refuses_only_as_it_is_synced_is_an_error_of_the_job(
     fsync = os.fsync
 
     def refuse(descriptor: int) -> None:
-        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".journal"):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".journal":
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
         fsync(descriptor)
 

@@ -367,8 +367,10 @@ async def test_a_worker_killed_in_the_middle_of_a_row_has_that_row_asked_again(
     tmp_path: Path,
 ) -> None:
     whole = Run(tmp_path, lambda _nth: scripted(row_s=1.0), rows=100)
-    asyncio.get_running_loop().call_later(3.5, lambda: whole.started[2].kill())
-    await whole.run()
+    running = asyncio.create_task(whole.run())
+    await asyncio.sleep(3.5)
+    whole.started[2].kill()
+    await running
     assert whole.kept == Counter(range(100))
     assert sorted(whole.asked.values())[-2:] == [1, 2]
 
@@ -381,7 +383,7 @@ def test_ten_deaths_are_an_accident_and_more_are_not(
     async def run() -> None:
         whole = Run(tmp_path, lambda nth: scripted(dies_at=20 if nth < deaths else None), rows=1000)
         if ends:
-            with pytest.raises(JobError, match="11 worker processes died.*exit code 9"):
+            with pytest.raises(JobError, match=r"11 worker processes died.*exit code 9"):
                 await whole.run()
             assert all(worker.killed_at is None for worker in whole.started)  # told to stop
         else:

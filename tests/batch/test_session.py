@@ -306,5 +306,5 @@ async def test_an_endpoint_that_cannot_be_asked_for_ends_the_run_and_names_the_c
         post=lambda _nth: CannotConnect("refused"), models=lambda: CannotConnect("refused")
     )
     work = job(endpoint, locate)
-    with pytest.raises(JobError, match="Cannot ask whether the endpoint.*nowhere"):
+    with pytest.raises(JobError, match=r"Cannot ask whether the endpoint.*nowhere"):
         await work.rows(20)

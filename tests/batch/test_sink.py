@@ -71,10 +71,14 @@ async def test_a_run_that_ends_as_enough_was_kept_ends() -> None:
 async def test_results_that_cannot_be_synced_end_the_run() -> None:
     sink = SyncedSink(Keeper(refuses=True), 1000)
     began = now_s()
-    with pytest.raises(JobError, match="Disk quota exceeded"):
+
+    async def run() -> None:
         async with beside(sink.keep_syncing(1.0)):
             sink.append([RESULT])
             await asyncio.sleep(3600)
+
+    with pytest.raises(JobError, match="Disk quota exceeded"):
+        await run()
     assert now_s() - began < 3600
 
 
@@ -97,10 +101,13 @@ async def test_of_two_errors_that_of_the_run_is_raised() -> None:
         finally:
             raise ValueError("while it is ended")
 
-    with pytest.raises(TooManyFailures):
+    async def run() -> None:
         async with beside(fails()):
             await asyncio.sleep(1)
             raise TooManyFailures("too many rows failed", hint="")
+
+    with pytest.raises(TooManyFailures):
+        await run()
 
 
 @in_virtual_time

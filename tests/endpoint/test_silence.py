@@ -125,7 +125,7 @@ async def test_drained_is_said_once_the_router_has_had_its_time(bench: Bench) ->
         await asyncio.sleep(1)
         swarm.report(0, "draining")
         began = now_s()
-        while not await swarm.collector._is_drained(url(0)):
+        while not await swarm.collector._is_drained(url(0)):  # noqa: ASYNC110 - as a watchdog
             await asyncio.sleep(0.05)
         assert SETTLE_S <= now_s() - began <= SETTLE_S + 0.2
         assert await swarm.collector._is_drained(url(1))  # it never was in

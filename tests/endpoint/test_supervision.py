@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,7 +110,7 @@ async def test_a_swarm_that_nobody_uses_ends_after_its_idle_time(bench: Bench) -
     "used",
     [
         lambda at: Activity(requests=at // 590, in_flight=0),  # one request in ten minutes
-        lambda at: Activity(requests=1, in_flight=1),  # one that takes an hour
+        lambda _at: Activity(requests=1, in_flight=1),  # one that takes an hour
         lambda _at: None,  # the router cannot be asked: no sign of idleness
     ],
 )
@@ -243,9 +242,10 @@ async def test_a_swarm_that_is_scaled_is_supervised_by_its_new_size(bench: Bench
 async def test_a_torn_spec_is_read_again(bench: Bench) -> None:
     swarm = Swarm(bench, idle_timeout_s=60.0)
     swarm.report(0, "ready")
-    whole = swarm.paths.endpoint_spec.read_text()
-    Path(swarm.paths.endpoint_spec).write_text(whole[:20])
-    asyncio.get_running_loop().call_later(300, lambda: swarm.paths.endpoint_spec.write_text(whole))
+    spec = swarm.paths.endpoint_spec
+    whole = spec.read_text()
+    write_private(spec, whole[:20])
+    asyncio.get_running_loop().call_later(300, write_private, spec, whole)
     ended_s = await swarm.ends_after()
     assert ended_s is not None
     assert ended_s >= 300

@@ -58,8 +58,8 @@ class Holder:
 
 
 class Lease:
-    """A held lease, once its file is there. `lost` is set when the holder must stop writing: a later
-    generation exists (`succeeded`), or the lease could not be renewed for so long that one may.
+    """A held lease. `lost` is set when the holder must stop writing: a later generation exists
+    (`succeeded`), or the lease could not be renewed for so long that one may.
     """
 
     def __init__(self, folder: Path, generation: int, clock: Clock = time) -> None:
