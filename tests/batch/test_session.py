@@ -130,6 +130,20 @@ async def test_ten_minutes_without_an_endpoint_cost_no_row_an_attempt() -> None:
 
 
 @in_virtual_time
+async def test_outages_use_up_no_retries() -> None:
+    outcomes = [ConnectionBroken("reset")] * 5 + [HttpReply(500, b"no", None), ANSWER]
+    endpoint = Endpoint(post=lambda nth: outcomes[nth - 1])
+
+    def models() -> Outcome:
+        lost = len(endpoint.posts) <= 5 and len(endpoint.looks) % 2 == 1  # each for one look
+        return CannotConnect("refused") if lost else MODELS
+
+    endpoint.models = models
+    [trace] = await job(endpoint, retries=1, backoff_initial_s=0.1).rows(1)
+    assert (trace.attempts, trace.failures) == (7, 1)
+
+
+@in_virtual_time
 async def test_requests_that_were_in_flight_as_it_went_count_as_attempts() -> None:
     back_at = now_s() + 60.0
     endpoint = Endpoint(
@@ -200,6 +214,22 @@ def test_which_endpoints_are_waited_for(models: Outcome, readiness: int, waits: 
                 await work.rows(1)
             assert len(endpoint.posts) == 3
             assert now_s() < back_at
+
+    run()
+
+
+@pytest.mark.parametrize("status", [404, 500, 502, 503, 504])
+def test_what_a_router_without_replicas_says_is_an_outage_and_no_row_error(status: int) -> None:
+    @in_virtual_time
+    async def run() -> None:
+        back_at = now_s() + 600.0
+        nobody = HttpReply(status, b"no worker", None)
+        endpoint = Endpoint(
+            post=lambda _nth: ANSWER if now_s() >= back_at else nobody,
+            models=lambda: MODELS if now_s() >= back_at else NO_MODELS,
+        )
+        traces = await job(endpoint, retries=0).rows(50)
+        assert {trace.failures for trace in traces} == {0}
 
     run()
 
