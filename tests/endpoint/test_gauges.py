@@ -15,7 +15,7 @@ import pytest
 
 from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench
 from endpoint.test_collector import Client, report
-from patience import until
+from patience import limit_s, until
 
 METRICS = {"metrics_path": "/metrics", "running_metric": "e:run", "waiting_metric": "e:wait"}
 
@@ -117,7 +117,7 @@ def test_a_replica_whose_port_is_gone_leaves_the_router_before_it_is_stale(
     place = urlsplit(bench.address().collector_url)
     for index, engine in enumerate(engines):
         body = json.dumps(report(index, url=engine.url)).encode()
-        connection = HTTPConnection(str(place.hostname), place.port, timeout=10)
+        connection = HTTPConnection(str(place.hostname), place.port, timeout=limit_s())
         key = {"Authorization": f"Bearer {COLLECTOR_KEY}"}
         connection.request("POST", "/v1/report", body, key)
         assert connection.getresponse().status == 200

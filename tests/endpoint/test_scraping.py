@@ -15,12 +15,12 @@ from domyn_swarm.backends.endpoint.job_progress import JobsFolder
 from domyn_swarm.model import JobProgress, utc_now
 from domyn_swarm.paths import JobPaths, write_private, write_private_once
 from endpoint.bench import Bench
-from patience import until
+from patience import limit_s, until
 
 
 def scrape(url: str, key: str) -> str:
     request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"})
-    with urllib.request.urlopen(request, timeout=10) as reply:
+    with urllib.request.urlopen(request, timeout=limit_s()) as reply:
         assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         return str(reply.read().decode())
 
