@@ -21,6 +21,8 @@ from urllib.request import Request, urlopen
 import psutil
 
 from domyn_swarm.backends.endpoint import ports
+from domyn_swarm.backends.endpoint.activity import Activity
+from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.identity import running
 from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench, Replica, runs
@@ -179,6 +181,33 @@ def test_sigkill_of_the_program_leaves_no_router(bench: Bench):
     (router,) = until(program.children)
     bench.programs[0].kill()
     until(lambda: not runs(router.pid))
+
+
+def activity(bench: Bench) -> Activity:
+    """What the router itself says of its use, to whom asks on its own port for that."""
+    (router,) = psutil.Process(bench.programs[0].pid).children()
+    served = urlsplit(bench.address().url).port
+    listening = {one.laddr.port for one in router.net_connections() if one.status == "LISTEN"}
+    for port in listening - {served}:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=limit_s()) as reply:
+            return SmgRouter().activity(reply.read().decode())
+    raise AssertionError(f"no port of its own: {listening}")
+
+
+def test_the_router_counts_what_is_use_of_the_endpoint_and_nothing_else(bench: Bench):
+    url, _ = start(bench, 1)
+    until(lambda: activity(bench).in_flight == 0)
+    before = activity(bench).requests
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    with urlopen(Request(f"{url}/v1/models", headers=headers), timeout=limit_s()) as reply:
+        assert reply.status == 200
+    assert ask(url, "hello")[0] == 200
+    until(lambda: activity(bench).requests == before + 1)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, url, "slow:2.0")
+        until(lambda: activity(bench).in_flight == 1)
+        assert asked.result()[0] == 200
+    until(lambda: activity(bench) == Activity(before + 2, 0))
 
 
 def test_sigterm_lets_requests_finish_and_removes_the_address(bench: Bench):

@@ -55,7 +55,7 @@ def test_targets_and_textfile_come_and_go_with_the_endpoint(bench: Bench) -> Non
             scrape(address.collector_url, key)
 
     endpoint.terminate()
-    assert endpoint.wait(60) == 0
+    assert endpoint.wait(limit_s()) == 0
     assert list(shared.iterdir()) == []
 
 
