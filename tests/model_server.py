@@ -18,6 +18,7 @@ from aiohttp import web
 
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.services.requests import JobRequest
+from patience import limit_s
 
 KEY = "the-key"
 
@@ -43,8 +44,10 @@ class ModelServer:
         self.answered: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.most_at_once = 0
+        self.answers_at_most: int | None = None  # further requests wait until it is changed
         self.serving = True  # False: a router that knows of no replica
         self._at_once = 0
+        self._answering: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -57,7 +60,7 @@ class ModelServer:
         return f"http://127.0.0.1:{self.port}"
 
     def _call(self, work: Awaitable[None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(20)  # type: ignore[arg-type]
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(limit_s())  # type: ignore[arg-type]
 
     def start(self) -> None:
         self._call(self._start())
@@ -66,6 +69,8 @@ class ModelServer:
         self._call(self._stop())
 
     def end(self) -> None:
+        """Stop without waiting for what is still being answered."""
+        self._call(self._abandon())
         self.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -79,6 +84,10 @@ class ModelServer:
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=2048).start()
         self.port = self._runner.addresses[0][1]
+
+    async def _abandon(self) -> None:
+        for one in self._answering:
+            one.cancel()
 
     async def _stop(self) -> None:
         if self._runner is not None:
@@ -95,16 +104,25 @@ class ModelServer:
         prompt = prompt_of(body)
         self.bodies.append(body)
         self.asked[prompt] += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:
             return await self._answer(request, prompt, self.behave(prompt, self.asked[prompt]))
         finally:
             self._at_once -= 1
+            self._answering.discard(task)
+
+    def _held_back(self) -> bool:
+        return self.answers_at_most is not None and self.answered.total() >= self.answers_at_most
 
     async def _answer(self, request: web.Request, prompt: str, answer: Answer) -> web.Response:
         if answer.delay_s:
             await asyncio.sleep(answer.delay_s)
+        while self._held_back():  # noqa: ASYNC110 - another thread sets it
+            await asyncio.sleep(0.01)
         if answer.reset:
             assert request.transport is not None
             request.transport.abort()
