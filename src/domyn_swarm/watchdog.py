@@ -98,9 +98,10 @@ class Restarts:
         self._recent = 0
         self.total = 0
 
-    def forgive(self) -> None:
-        """The engine served well for long: what came before no longer counts."""
-        self._recent = 0
+    def served(self, seconds: float) -> None:
+        """The engine has been ready for so long: from a time on, its past no longer counts."""
+        if seconds >= STABLE_S:
+            self._recent = 0
 
     def next_delay(self, clean: bool) -> float | None:
         """Seconds to wait before the next start; None: it stays down."""
@@ -192,38 +193,59 @@ def ray_gpus(text: str) -> float | None:
     return float(found.group(1)) if found else None
 
 
+class RayNodes:
+    """Judges what Ray says of its nodes over time: whether all were ever there, and still are."""
+
+    def __init__(self, ray: dict[str, Any]) -> None:
+        self._ray = ray
+        self._missing_since: float | None = None
+        self.complete = False
+        self.lost: str | None = None
+
+    def saw(self, gpus: float | None, now: float) -> None:
+        """Take in one answer; None: Ray did not say."""
+        enough = gpus is not None and gpus >= self._ray["gpus"]
+        self.complete = self.complete or enough
+        if enough or not self.complete:
+            self._missing_since = None
+            return
+        since = self._missing_since = now if self._missing_since is None else self._missing_since
+        if now - since >= self._ray["status_grace_s"]:
+            has = "none" if gpus is None else "%g" % gpus
+            self.lost = "Ray lost nodes: %s of %d GPUs are left" % (has, self._ray["gpus"])
+
+    def next_question_s(self) -> float:
+        """Seconds until Ray is asked again."""
+        hurry = not self.complete or self._missing_since is not None
+        every_s = float(self._ray["probe_interval_s"])
+        return min(1.0, every_s) if hurry else every_s
+
+
 class RayCluster(threading.Thread):
     """Asks Ray, now and then, whether the replica's nodes are all there."""
 
     def __init__(self, ray: dict[str, Any], env: dict[str, str]) -> None:
         super().__init__(daemon=True, name="ray")
         self._ray, self._env = ray, dict(os.environ, **env)
-        self._complete = False
-        self.lost: str | None = None
+        self._nodes = RayNodes(ray)
+
+    @property
+    def lost(self) -> str | None:
+        """Why the replica must be started anew, once it must."""
+        return self._nodes.lost
 
     def run(self) -> None:
         """Until nodes that were there are missing for longer than the grace period."""
-        missing_since = None  # type: float | None
         while self.lost is None:
-            gpus = self._ask()
-            now = time.monotonic()
-            enough = gpus is not None and gpus >= self._ray["gpus"]
-            self._complete = self._complete or enough
-            missing_since = None if enough or not self._complete else missing_since or now
-            if missing_since is not None and now - missing_since >= self._ray["status_grace_s"]:
-                has = "none" if gpus is None else "%g" % gpus
-                self.lost = "Ray lost nodes: %s of %d GPUs are left" % (has, self._ray["gpus"])
-            hurry = not self._complete or missing_since is not None
-            time.sleep(
-                min(1.0, self._ray["probe_interval_s"]) if hurry else self._ray["probe_interval_s"]
-            )
+            self._nodes.saw(self._ask(), time.monotonic())
+            time.sleep(self._nodes.next_question_s())
 
     def wait_until_complete(self, stopped: Callable[[], bool], timeout_s: float) -> bool:
         """Wait for all nodes: an engine that starts without them fails."""
         deadline = time.monotonic() + timeout_s
-        while not self._complete and not stopped() and time.monotonic() < deadline:
+        while not self._nodes.complete and not stopped() and time.monotonic() < deadline:
             time.sleep(0.2)
-        return self._complete
+        return self._nodes.complete
 
     def _ask(self) -> float | None:
         try:
@@ -654,8 +676,8 @@ class Watchdog:
                 now = time.monotonic()
                 due = now + health.next_probe_s()
                 self._enter(health.state)
-                if health.ready_since is not None and now - health.ready_since >= STABLE_S:
-                    self._restarts.forgive()
+                if health.ready_since is not None:
+                    self._restarts.served(now - health.ready_since)
             why = health.reason_to_restart(now) or (self._ray.lost if self._ray else None)
             if why is not None:
                 return why

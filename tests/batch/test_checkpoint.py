@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from domyn_swarm.batch import lease
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.frames import encode_frame, read_results, scan_frames
 from domyn_swarm.batch.identity import JobIdentity
@@ -21,6 +23,7 @@ from domyn_swarm.batch.row_keys import Digests, RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
 from domyn_swarm.batch.segments import checkpoint_files, seal, void_path
 from domyn_swarm.errors import CheckpointBusy, JobError
+from patience import until
 
 IDENTITY = JobIdentity({"job": "m:J", "params": {"temperature": 0.1}})
 
@@ -127,7 +130,10 @@ def test_a_changed_input_does_not_match(tmp_path: Path) -> None:
         frames.close()
 
 
-def test_a_second_holder_is_refused_and_a_released_lease_is_free(tmp_path: Path) -> None:
+def test_a_second_holder_is_refused_and_a_released_lease_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.01)
     first = Checkpoint(tmp_path, IDENTITY, KEYS)
     with pytest.raises(CheckpointBusy, match=str(os.getpid())):
         Checkpoint(tmp_path, IDENTITY, KEYS)
@@ -139,6 +145,7 @@ def test_a_killed_holder_is_succeeded_at_once_and_its_rows_are_kept(tmp_path: Pa
     program = f"""
 import os, signal, sys
 from pathlib import Path
+from domyn_swarm.batch import lease
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.journal import Journal
@@ -163,6 +170,48 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
         Checkpoint(tmp_path / "file", IDENTITY, KEYS)
 
 
+def test_a_driver_that_was_succeeded_and_one_that_cannot_renew_its_lease_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.01)
+    checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
+    checkpoint.append([result(0)])
+    (checkpoint.folder / "lease-000002.json").write_text("{}")
+    until(checkpoint._lease.lost.is_set)
+    with pytest.raises(JobError, match="Another driver took over"):
+        checkpoint.append([result(1)])
+    checkpoint._lease.succeeded = False
+    with pytest.raises(JobError, match="cannot be renewed"):
+        checkpoint.append([result(1)])
+    checkpoint.close()
+
+
+def test_what_the_disk_refuses_only_as_it_is_synced_is_an_error_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As network file systems do; everything is closed all the same, and what is there is read."""
+
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".journal":
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        fsync(descriptor)
+
+    checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
+    checkpoint.append([result(7)])
+    monkeypatch.setattr(os, "fsync", refuse)
+    for ask in (checkpoint.sync, checkpoint.close):
+        with pytest.raises(JobError, match=r"Cannot write the checkpoint .*[Qq]uota"):
+            ask()
+    monkeypatch.undo()
+    again = Checkpoint(tmp_path, IDENTITY, KEYS)
+    index = again.index()
+    assert index.match(7, as_matrix([7])).found.all()
+    index.frames.close()
+    again.close()
+
+
 def test_differences_are_told_field_by_field() -> None:
     other = JobIdentity({"job": "m:J", "params": {"temperature": 0.7, "top_p": 1}})
     assert other.digest != IDENTITY.digest
@@ -170,28 +219,6 @@ def test_differences_are_told_field_by_field() -> None:
         "params.temperature: 0.1 → 0.7",
         "params.top_p: null → 1",
     ]
-
-
-def test_of_many_that_want_the_lease_at_once_one_gets_it(tmp_path: Path) -> None:
-    program = f"""
-import time
-from pathlib import Path
-from domyn_swarm.batch.lease import acquire
-from domyn_swarm.errors import CheckpointBusy
-try:
-    lease = acquire(Path({str(tmp_path)!r}), silent_s=3.0)
-    print("held", flush=True)
-    time.sleep(6)
-    assert not lease.lost.is_set()
-    lease.release()
-except CheckpointBusy:
-    print("busy", flush=True)
-"""
-    command = [sys.executable, "-c", program]
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    said = sorted(child.communicate(timeout=60)[0].strip() for child in children)
-    assert said == ["busy", "busy", "busy", "held"]
-    assert [child.returncode for child in children] == [0] * 4
 
 
 def test_many_short_runs_leave_few_files_and_every_row(tmp_path: Path) -> None:

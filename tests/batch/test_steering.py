@@ -1,10 +1,16 @@
-"""Gauges out of Prometheus texts."""
+"""Gauges out of Prometheus texts, and what a run shows its limiter of them, in virtual time."""
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass, field
+
 import pytest
 
-from domyn_swarm.batch.steering import Gauges, parse_gauges
+from domyn_swarm.batch.limiter import Limiter
+from domyn_swarm.batch.steering import Gauges, ReadGauges, parse_gauges, steer
+from domyn_swarm.batch.tally import Tally
+from virtual_time import in_virtual_time, now_s
 
 
 @pytest.mark.parametrize(
@@ -29,3 +35,79 @@ from domyn_swarm.batch.steering import Gauges, parse_gauges
 )
 def test_gauges_are_summed(text: bytes, gauges: Gauges | None) -> None:
     assert parse_gauges(text) == gauges
+
+
+@dataclass
+class Job:
+    """A run that always has as many calls in flight as it may, and a server of so many slots."""
+
+    slots: int
+    service_s: float
+    limit: int = 64
+    tally: Tally = field(default_factory=Tally)
+    judged: list[tuple[float, int]] = field(default_factory=list)
+
+    def set_limit(self, limit: int) -> None:
+        self.judged.append((now_s(), limit))
+        self.limit = limit
+
+    async def serve(self) -> None:
+        answered = 0.0
+        while True:
+            self.tally.in_flight = self.limit
+            await asyncio.sleep(0.05)
+            answered += min(self.limit, self.slots) / self.service_s * 0.05
+            self.tally.rows_answered = int(answered)
+
+    async def gauges(self) -> Gauges:
+        return Gauges(min(self.limit, self.slots), max(0, self.limit - self.slots))
+
+    async def steered(self, seconds: float, gauges: ReadGauges | None = None) -> None:
+        work = [self.serve(), steer(self, self.tally, Limiter(), gauges)]
+        tasks = [asyncio.create_task(one) for one in work]
+        await asyncio.sleep(seconds)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("with_gauges", [False, True])
+@pytest.mark.parametrize(("slots", "service_s"), [(500, 1.0), (500, 20.0), (16, 5.0)])
+def test_concurrency_comes_to_rest_at_what_the_server_can_do(
+    slots: int, service_s: float, with_gauges: bool
+) -> None:
+    @in_virtual_time
+    async def run() -> None:
+        job = Job(slots, service_s)
+        await job.steered(3600, job.gauges if with_gauges else None)
+        late = sorted(limit for at, limit in job.judged[len(job.judged) // 2 :])
+        assert 0.9 * slots <= late[len(late) // 2] <= 1.7 * slots + 7
+
+    run()
+
+
+@in_virtual_time
+async def test_a_window_is_long_enough_to_say_something_and_a_minute_at_most() -> None:
+    quick, slow, stuck = Job(1000, 0.5), Job(64, 20.0), Job(64, 1e9)
+    for job, least_s, most_s in ((quick, 0.5, 1.2), (slow, 30.0, 60.2), (stuck, 60.0, 60.2)):
+        began = now_s()
+        await job.steered(61)
+        assert least_s <= job.judged[0][0] - began <= most_s
+
+
+@in_virtual_time
+async def test_gauges_are_read_every_second_however_slow_the_rows_are() -> None:
+    job = Job(64, 1e9)
+    began = now_s()
+    await job.steered(10.1, job.gauges)
+    assert len(job.judged) == 10
+    assert job.judged[0][0] - began == pytest.approx(1.0)
+    assert (job.tally.running, job.tally.waiting) == await job.gauges()
+
+
+@in_virtual_time
+async def test_while_the_run_is_paused_nothing_is_judged() -> None:
+    job = Job(64, 0.1)
+    job.tally.paused = "the endpoint does not answer"
+    await job.steered(600)
+    assert job.judged == []

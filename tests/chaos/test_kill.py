@@ -7,11 +7,12 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from patience import limit_s, until
 
 CONCURRENCY = 16
 
@@ -24,21 +25,27 @@ def start(bench: Any, **changes: Any) -> subprocess.Popen[str]:
 
 def finish(bench: Any, **changes: Any) -> int:
     with start(bench, **changes) as worker:
-        _, log = worker.communicate(timeout=120)
+        _, log = worker.communicate(timeout=limit_s())
         assert "Traceback" not in log, log
         return worker.returncode
 
 
 def wait_until_answered(bench: Any, count: int, worker: subprocess.Popen[str]) -> None:
-    while sum(bench.server.answered.values()) < count and worker.poll() is None:
-        time.sleep(0.002)
+    until(
+        lambda: bench.server.answered.total() >= count or worker.poll() is not None, every_s=0.002
+    )
+
+
+def wait_until_paused(bench: Any) -> None:
+    progress = Path(bench.folder / "job" / "progress.json")
+    until(lambda: json.loads(progress.read_text())["state"] == "paused")
 
 
 def check_output(bench: Any, rows: int) -> None:
     assert [row["answer"] for row in bench.output()] == [f"P{n}" for n in range(rows)]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_sigkill_loses_only_rows_in_flight(bench: Any, answer: Any, seed: int) -> None:
     rows = 600
     bench.write(rows)
@@ -64,7 +71,7 @@ def test_sigterm_finishes_rows_in_flight_and_keeps_them(bench: Any, answer: Any)
     with start(bench) as worker:
         wait_until_answered(bench, 50, worker)
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(60) == 128 + signal.SIGTERM
+        assert worker.wait(limit_s()) == 128 + signal.SIGTERM
     result = json.loads((bench.folder / "job" / "result.json").read_text())
     assert result["output"] is None
     assert result["rows_done"] == sum(bench.server.answered.values())
@@ -109,26 +116,11 @@ def test_the_endpoint_disappears_and_the_job_waits(bench: Any, answer: Any) -> N
     with start(bench, retries=1) as worker:
         wait_until_answered(bench, 60, worker)
         bench.server.stop()
-        progress = Path(bench.folder / "job" / "progress.json")
-        deadline = time.monotonic() + 60
-        while json.loads(progress.read_text())["state"] != "paused":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(1.0)
+        wait_until_paused(bench)
         bench.server.start()
-        _, log = worker.communicate(timeout=60)
+        _, log = worker.communicate(timeout=limit_s())
     assert worker.returncode == 0, log
     assert "does not answer; waiting for it" in log
-    check_output(bench, rows)
-
-
-def test_a_storm_of_429_costs_no_row(bench: Any, answer: Any) -> None:
-    rows = 120
-    bench.write(rows)
-    bench.server.behave = lambda _prompt, nth: (
-        answer(status=429, headers={"retry-after": "0.05"}) if nth <= 3 else answer()
-    )
-    assert finish(bench, retries=0) == 0
     check_output(bench, rows)
 
 
@@ -157,20 +149,17 @@ def test_a_full_disk_is_one_clear_error_and_resumable(bench: Any, tmp_path: Path
         subprocess.run(["umount", str(small)], check=True)
 
 
-@pytest.mark.parametrize("status", [404, 503])
-def test_a_router_without_replicas_is_an_outage_and_no_row_error(
-    bench: Any, answer: Any, status: int
-) -> None:
+def test_a_router_without_replicas_is_an_outage_and_no_row_error(bench: Any, answer: Any) -> None:
     rows = 200
     bench.write(rows)
     bench.server.behave = lambda _prompt, _nth: answer(
-        delay_s=0.005, status=200 if bench.server.serving else status
+        delay_s=0.005, status=200 if bench.server.serving else 404
     )
     with start(bench, retries=0) as worker:
         wait_until_answered(bench, 40, worker)
         bench.server.serving = False
-        time.sleep(2.0)
+        wait_until_paused(bench)
         bench.server.serving = True
-        _, log = worker.communicate(timeout=60)
+        _, log = worker.communicate(timeout=limit_s())
     assert worker.returncode == 0, log
     check_output(bench, rows)

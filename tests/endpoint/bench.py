@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,21 +29,11 @@ from domyn_swarm.backends.endpoint.view import (
 )
 from domyn_swarm.model import ProcessId
 from domyn_swarm.paths import SwarmPaths, write_private
+from patience import limit_s, until
 
 ENGINE = Path(__file__).with_name("engine_program.py")
 API_KEY = "the-clients-key"
 COLLECTOR_KEY = "the-collectors-key"
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 15.0) -> Any:
-    """Poll until the condition holds; its value. `timeout_s` is enough for a machine that does
-    nothing else.
-    """
-    deadline = time.monotonic() + 4 * timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not in {4 * timeout_s} s: {what}"
-        time.sleep(0.03)
-    return value
 
 
 def runs(pid: int) -> bool:
@@ -85,9 +73,9 @@ class Replica:
     def starts(self) -> list[int]:
         return [int(line.split()[0]) for line in self.lines("starts")]
 
-    def wait(self, timeout_s: float = 15.0) -> int:
+    def wait(self) -> int:
         assert self.process is not None
-        return self.process.wait(timeout_s)
+        return self.process.wait(limit_s())
 
 
 class CollectorThread:
@@ -102,7 +90,7 @@ class CollectorThread:
         self.url = ""
         started: Future[None] = Future()
         self._served = asyncio.run_coroutine_threadsafe(self._serve(started), self._loop)
-        started.result(10)
+        started.result(limit_s())
 
     async def _serve(self, started: Future[None]) -> None:
         collector = Collector(self._spec, self._paths, SmgRouter().manifest, settle_s=0.3)
@@ -124,7 +112,7 @@ class CollectorThread:
 
     def end(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._served.result(10)
+        self._served.result(limit_s())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -170,7 +158,7 @@ class Bench:
             "probe_interval": 0.2,
             "startup_probe_interval": 0.1,
             "http_timeout": 0.5,
-            "readiness_timeout": 20.0,
+            "readiness_timeout": limit_s(),
             "restart_policy": "on-failure",
             "unhealthy_restart_after": 1.5,
             "max_restarts": 3,
@@ -181,7 +169,7 @@ class Bench:
             "progress_timeout": None,
             "ray": None,
             "heartbeat_seconds": 0.3,
-            "final_report_seconds": 15.0,
+            "final_report_seconds": limit_s(),
         }
         path = self.paths.watchdog_spec(index)
         write_private(path, json.dumps({**spec, **changes}))
@@ -220,7 +208,7 @@ class Bench:
         return self.programs[-1]
 
     def address(self) -> EndpointAddress:
-        found = until(lambda: read_address(self.paths), "the endpoint's address")
+        found = until(lambda: read_address(self.paths))
         assert isinstance(found, EndpointAddress)
         return found
 
@@ -234,8 +222,8 @@ class Bench:
                 return report.state.value
         return "unreported"
 
-    def until_state(self, state: str, index: int = 0, timeout_s: float = 15.0) -> None:
-        until(lambda: self.state(index) == state, f"replica {index} {state}", timeout_s)
+    def until_state(self, state: str, index: int = 0) -> None:
+        until(lambda: self.state(index) == state, every_s=0.03)
 
     def end(self) -> None:
         for collector in self.collectors:
@@ -246,13 +234,14 @@ class Bench:
             if one.poll() is None:
                 one.send_signal(signal.SIGCONT)
                 one.kill()
-            one.wait(30)
-        deadline = time.monotonic() + 30
-        while (left := [one for one in mine if runs(one.pid)]) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        for one in left:
-            one.kill()
-        assert not left, f"processes outlived their parents: {left}"
+            one.wait(limit_s())
+        try:
+            until(lambda: not any(runs(one.pid) for one in mine), every_s=0.02)
+        finally:
+            left = [one for one in mine if runs(one.pid)]
+            for one in left:
+                one.kill()
+            assert not left, f"processes outlived their parents: {left}"
 
 
 def _family(pid: int) -> list[psutil.Process]:

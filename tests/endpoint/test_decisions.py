@@ -40,10 +40,101 @@ def spec(bench: Bench) -> watchdog.Spec:
 def test_pauses_double_up_to_the_longest_and_a_stable_engine_is_forgiven(spec: watchdog.Spec):
     restarts = watchdog.Restarts(spec)
     assert [restarts.next_delay(clean=False) for _ in range(7)] == [5, 10, 20, 40, 60, 60, None]
-    restarts.forgive()
+    restarts.served(watchdog.STABLE_S - 1)
+    assert restarts.next_delay(clean=False) is None
+    restarts.served(watchdog.STABLE_S)
     assert restarts.next_delay(clean=False) == 5
     assert restarts.total == 7
     assert restarts.next_delay(clean=True) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "clean", "starts"),
+    [
+        ("on-failure", True, 0),
+        ("on-failure", False, 2),
+        ("never", False, 0),
+        ("never", True, 0),
+        ("always", True, 2),
+        ("always", False, 2),
+    ],
+)
+def test_policies(spec: watchdog.Spec, policy: str, clean: bool, starts: int):
+    restarts = watchdog.Restarts(spec._replace(restart_policy=policy, max_restarts=2))
+    delays = [restarts.next_delay(clean) for _ in range(4)]
+    assert delays == [5, 10][:starts] + [None] * (4 - starts)
+    assert restarts.total == starts
+
+
+@pytest.mark.parametrize(("serves_s", "given_up_after"), [(30, 6), (599, 6), (600, None)])
+def test_an_engine_that_keeps_dying_is_given_up_unless_it_served_long_in_between(
+    spec: watchdog.Spec, serves_s: int, given_up_after: int | None
+):
+    """A day of it: `max_restarts` counts those without ten good minutes in between."""
+    restarts, now = watchdog.Restarts(spec), 0.0
+    while now < 24 * 3600:
+        health = watchdog.Health(spec, now)
+        now += 20
+        health.probed(now, True, 0, None)
+        now += serves_s
+        restarts.served(now - health.ready_since)
+        delay = restarts.next_delay(clean=False)
+        if delay is None:
+            break
+        now += delay
+    assert (None if now >= 24 * 3600 else restarts.total) == given_up_after
+
+
+def test_an_unhealthy_engine_that_recovers_in_time_is_left_alone(spec: watchdog.Spec):
+    health = watchdog.Health(spec, now=0)
+    health.probed(10, True, 0, None)
+    for bout in range(100, 3600, 200):  # sick for 110 s, well, sick again
+        for now in (bout, bout + 1, bout + 110):
+            health.probed(now, False, 0, None)
+            assert health.reason_to_restart(now) is None
+        assert health.state == "unhealthy"
+        health.probed(bout + 111, True, 0, None)
+        assert health.state == "ready"
+
+
+RAY = {"gpus": 8, "status_grace_s": 60, "probe_interval_s": 30, "probe_timeout_s": 5}
+
+
+@pytest.mark.parametrize(
+    ("seen", "lost_at"),
+    [
+        ({0: None, 300: 4, 3600: 4}, None),  # they have not joined: no loss, whatever it takes
+        ({0: 8, 3600: 16}, None),
+        ({0: 8, 100: 4, 159: 8, 200: 4, 259: 8}, None),  # each time back within the grace period
+        ({0: 8, 100: 4}, 160),
+        ({0: 8, 100: None}, 160),  # Ray itself is gone
+        ({0: 8, 100: 4, 130: None, 150: 4}, 160),
+        ({0: 2, 50: 8, 100: 7}, 160),
+    ],
+)
+def test_nodes_that_were_there_are_lost_after_the_grace_period(
+    seen: dict[int, float | None], lost_at: int | None
+):
+    nodes, gpus, found = watchdog.RayNodes(RAY), None, None
+    for now in range(4000):
+        gpus = seen.get(now, gpus)
+        nodes.saw(gpus, float(now))
+        if found is None and nodes.lost:
+            found = now
+    assert found == lost_at
+    if lost_at is not None:
+        assert "of 8 GPUs are left" in str(nodes.lost)
+
+
+def test_ray_is_asked_often_while_nodes_are_missing(spec: watchdog.Spec):
+    nodes = watchdog.RayNodes(RAY)
+    assert nodes.next_question_s() == 1.0
+    nodes.saw(8, 0.0)
+    assert nodes.next_question_s() == 30.0
+    nodes.saw(None, 30.0)
+    assert nodes.next_question_s() == 1.0
+    nodes.saw(8, 31.0)
+    assert nodes.next_question_s() == 30.0
 
 
 def test_one_missed_probe_is_no_illness(spec: watchdog.Spec):

@@ -21,15 +21,18 @@ from urllib.request import Request, urlopen
 import psutil
 
 from domyn_swarm.backends.endpoint import ports
+from domyn_swarm.backends.endpoint.activity import Activity
+from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.identity import running
-from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench, Replica, runs, until
+from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench, Replica, runs
+from patience import limit_s, until
 
 
 def ask(url: str, prompt: str, key: str | None = API_KEY) -> tuple[int, str]:
     """One chat request; status 0: no reply."""
     parts = urlsplit(url)
-    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=limit_s())
     headers = {"Content-Type": "application/json"}
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
@@ -57,7 +60,7 @@ def burst(url: str) -> set[int]:
 def routed(url: str) -> set[str]:
     """Where the router itself says that it sends requests."""
     headers = {"Authorization": f"Bearer {API_KEY}"}
-    with urlopen(Request(f"{url}/workers", headers=headers), timeout=5) as reply:
+    with urlopen(Request(f"{url}/workers", headers=headers), timeout=limit_s()) as reply:
         workers = json.load(reply)["workers"]
     return {worker["url"] for worker in workers if worker["status"] == "ready"}
 
@@ -68,7 +71,7 @@ def start(bench: Bench, replicas: int, **changes: float) -> tuple[str, list[Repl
     started = [bench.replica(index, **changes).start() for index in range(replicas)]
     for index in range(replicas):
         bench.until_state("ready", index)
-        until(lambda one=started[index]: hit(url, one), f"replica {index} behind the router")
+        until(lambda one=started[index]: hit(url, one))
     return url, started
 
 
@@ -135,7 +138,7 @@ def test_replicas_join_and_leave_without_a_failed_request(bench: Bench):
     bench.until_state("exited", 0)
     joined = bench.replica(2).start()
     bench.until_state("ready", 2)
-    until(lambda: len(joined.lines("asked")) > 20, "requests at the new replica")
+    until(lambda: len(joined.lines("asked")) > 20)
     stop.set()
     for one in loads:
         one.join()
@@ -147,9 +150,7 @@ def test_a_killed_replica_leaves_and_only_what_was_at_it_fails(bench: Bench):
     url, replicas = start(bench, 2)
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(ask, url, f"slow:0.6:{number}") for number in range(8)]
-        until(
-            lambda: all(served_by(one, "slow:0.6:0") or one.lines("asked") for one in replicas), ""
-        )
+        until(lambda: all(served_by(one, "slow:0.6:0") or one.lines("asked") for one in replicas))
         time.sleep(0.3)
         place = bench.view().replicas[0].url
         replicas[0].process.kill()  # and with it its engine
@@ -159,8 +160,8 @@ def test_a_killed_replica_leaves_and_only_what_was_at_it_fails(bench: Bench):
     assert all("call_upstream" in reply for reply in lost), lost
     executed = Counter(line for one in replicas for line in one.lines("asked"))
     assert max(executed[f"slow:0.6:{number}"] for number in range(8)) <= 2
-    until(lambda: place not in bench.paths.router_manifest.read_text(), "stale, then out", 6)
-    until(lambda: place not in routed(url), "the router follows", 2)
+    until(lambda: place not in bench.paths.router_manifest.read_text())
+    until(lambda: place not in routed(url))
     assert burst(url) | burst(url) == {200}
 
 
@@ -169,7 +170,7 @@ def test_a_killed_router_comes_back_at_the_same_place(bench: Bench):
     program = psutil.Process(bench.programs[0].pid)
     (router,) = program.children()
     router.kill()
-    until(lambda: ask(url, "again")[0] == 200, "the router again")
+    until(lambda: ask(url, "again")[0] == 200)
     assert bench.address().url == url
 
 
@@ -177,19 +178,46 @@ def test_sigkill_of_the_program_leaves_no_router(bench: Bench):
     bench.start_endpoint()
     bench.address()
     program = psutil.Process(bench.programs[0].pid)
-    (router,) = until(program.children, "the router")
+    (router,) = until(program.children)
     bench.programs[0].kill()
-    until(lambda: not runs(router.pid), "the router's end", 5)
+    until(lambda: not runs(router.pid))
+
+
+def activity(bench: Bench) -> Activity:
+    """What the router itself says of its use, to whom asks on its own port for that."""
+    (router,) = psutil.Process(bench.programs[0].pid).children()
+    served = urlsplit(bench.address().url).port
+    listening = {one.laddr.port for one in router.net_connections() if one.status == "LISTEN"}
+    for port in listening - {served}:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=limit_s()) as reply:
+            return SmgRouter().activity(reply.read().decode())
+    raise AssertionError(f"no port of its own: {listening}")
+
+
+def test_the_router_counts_what_is_use_of_the_endpoint_and_nothing_else(bench: Bench):
+    url, _ = start(bench, 1)
+    until(lambda: activity(bench).in_flight == 0)
+    before = activity(bench).requests
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    with urlopen(Request(f"{url}/v1/models", headers=headers), timeout=limit_s()) as reply:
+        assert reply.status == 200
+    assert ask(url, "hello")[0] == 200
+    until(lambda: activity(bench).requests == before + 1)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, url, "slow:2.0")
+        until(lambda: activity(bench).in_flight == 1)
+        assert asked.result()[0] == 200
+    until(lambda: activity(bench) == Activity(before + 2, 0))
 
 
 def test_sigterm_lets_requests_finish_and_removes_the_address(bench: Bench):
     url, (replica,) = start(bench, 1)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask, url, "slow:1.5:last")
-        until(lambda: served_by(replica, "slow:1.5:last"), "a request in flight")
+        until(lambda: served_by(replica, "slow:1.5:last"))
         bench.programs[0].send_signal(signal.SIGTERM)
         assert asked.result()[0] == 200
-    assert bench.programs[0].wait(60) == 0
+    assert bench.programs[0].wait(limit_s()) == 0
     assert read_address(bench.paths) is None
     assert bench.view() is not None  # from the file
 
@@ -199,7 +227,7 @@ def test_a_configured_port_is_used_and_a_taken_one_is_one_clear_error(bench: Ben
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        assert bench.start_endpoint(port=port).wait(60) == 4
+        assert bench.start_endpoint(port=port).wait(limit_s()) == 4
     text = (bench.scratch / "endpoint.log").read_text()
     assert f"Port {port} for the endpoint is taken" in text
     assert "Traceback" not in text
@@ -215,9 +243,9 @@ def test_a_moved_endpoint_is_found_by_its_watchdogs(bench: Bench):
     before = bench.address()
     bench.start_endpoint()
     url = until(
-        lambda: (now := read_address(bench.paths)) != before and now is not None and now.url, "move"
+        lambda: (now := read_address(bench.paths)) != before and now is not None and now.url
     )
-    until(lambda: ask(url, "hello")[0] == 200, "the replica at the new endpoint")
+    until(lambda: ask(url, "hello")[0] == 200)
     assert len(replica.starts) == 1
 
 
@@ -237,6 +265,6 @@ def test_a_frozen_replica_leaves_the_router(bench: Bench):
     url, replicas = start(bench, 2, unhealthy_restart_after=60.0)
     os.kill(replicas[0].starts[0], signal.SIGSTOP)
     place = bench.view().replicas[0].url
-    until(lambda: place not in bench.paths.router_manifest.read_text(), "out of the manifest")
-    until(lambda: place not in routed(url), "the router follows", 2)
+    until(lambda: place not in bench.paths.router_manifest.read_text())
+    until(lambda: place not in routed(url))
     assert burst(url) | burst(url) == {200}

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench, until
+from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench
 from endpoint.test_collector import Client, report
+from patience import limit_s, until
 
 METRICS = {"metrics_path": "/metrics", "running_metric": "e:run", "waiting_metric": "e:wait"}
 
@@ -116,14 +117,14 @@ def test_a_replica_whose_port_is_gone_leaves_the_router_before_it_is_stale(
     place = urlsplit(bench.address().collector_url)
     for index, engine in enumerate(engines):
         body = json.dumps(report(index, url=engine.url)).encode()
-        connection = HTTPConnection(str(place.hostname), place.port, timeout=10)
+        connection = HTTPConnection(str(place.hostname), place.port, timeout=limit_s())
         key = {"Authorization": f"Bearer {COLLECTOR_KEY}"}
         connection.request("POST", "/v1/report", body, key)
         assert connection.getresponse().status == 200
         connection.close()
     manifest = bench.paths.router_manifest
-    until(lambda: manifest.exists() and manifest.read_text().count("127.0.0.1") == 2, "both")
+    until(lambda: manifest.exists() and manifest.read_text().count("127.0.0.1") == 2)
     engines[0].shutdown()
     engines[0].server_close()
-    until(lambda: engines[0].url not in manifest.read_text(), "one is out", 12)
+    until(lambda: engines[0].url not in manifest.read_text())
     assert engines[1].url in manifest.read_text()

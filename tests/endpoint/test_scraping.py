@@ -14,12 +14,13 @@ import pytest
 from domyn_swarm.backends.endpoint.job_progress import JobsFolder
 from domyn_swarm.model import JobProgress, utc_now
 from domyn_swarm.paths import JobPaths, write_private, write_private_once
-from endpoint.bench import Bench, until
+from endpoint.bench import Bench
+from patience import limit_s, until
 
 
 def scrape(url: str, key: str) -> str:
     request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"})
-    with urllib.request.urlopen(request, timeout=10) as reply:
+    with urllib.request.urlopen(request, timeout=limit_s()) as reply:
         assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         return str(reply.read().decode())
 
@@ -36,7 +37,7 @@ def test_targets_and_textfile_come_and_go_with_the_endpoint(bench: Bench) -> Non
     )
     address = bench.address()
     # By their names: while one is written, another of its kind lies beside it.
-    until(lambda: {one.suffix for one in shared.iterdir()} == {".json", ".prom"}, "both files")
+    until(lambda: {one.suffix for one in shared.iterdir()} == {".json", ".prom"})
     [targets] = shared.glob("*.json")
     [textfile] = shared.glob("*.prom")
     [group] = json.loads(targets.read_text())
@@ -54,7 +55,7 @@ def test_targets_and_textfile_come_and_go_with_the_endpoint(bench: Bench) -> Non
             scrape(address.collector_url, key)
 
     endpoint.terminate()
-    assert endpoint.wait(60) == 0
+    assert endpoint.wait(limit_s()) == 0
     assert list(shared.iterdir()) == []
 
 
@@ -62,7 +63,7 @@ def test_a_folder_that_cannot_be_written_does_not_end_the_endpoint(bench: Bench)
     bench.start_endpoint(textfile_dir="/nowhere", discovery_dir="/nowhere")
     bench.address()
     log = bench.scratch / "endpoint.log"
-    until(lambda: log.read_text().count("cannot write /nowhere") >= 2, "two warnings")
+    until(lambda: log.read_text().count("cannot write /nowhere") >= 2)
     assert bench.programs[0].poll() is None
 
 

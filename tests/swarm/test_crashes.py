@@ -29,7 +29,8 @@ from domyn_swarm.swarm.factory import rehydrate
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.readiness import is_stale
 from domyn_swarm.swarm.reconcile import reconcile
-from local_swarms import config, until
+from local_swarms import config
+from patience import limit_s, until
 
 UP = """
 import sys
@@ -137,7 +138,7 @@ def test_nobody_writes_off_a_swarm_that_is_being_launched(
         found = [reconcile(store, found[0])]
         assert found[0].phase.live
         found = store.swarms()
-    _, stderr = up.communicate(timeout=60)
+    _, stderr = up.communicate(timeout=limit_s())
     assert up.returncode == 0, stderr
     assert early > 0
     assert store.swarm("demo").phase is SwarmPhase.READY
@@ -169,7 +170,7 @@ def test_an_interrupted_with_block_stops_what_it_started(lifecycle: SwarmLifecyc
     block = start(WITH_BLOCK, engine_options={"start_s": 60})
     until(lambda: parts_recorded(2)(SwarmPaths(Path())))
     block.send_signal(signal.SIGINT)
-    stdout, stderr = block.communicate(timeout=60)
+    stdout, stderr = block.communicate(timeout=limit_s())
     assert (stdout, stderr.strip().splitlines()[-1]) == ("", "KeyboardInterrupt")
     found = record()
     assert found is not None
@@ -219,7 +220,7 @@ def test_a_swarm_that_died_without_a_word_has_no_endpoint(lifecycle: SwarmLifecy
 def test_two_swarms_come_up_side_by_side(lifecycle: SwarmLifecycle) -> None:
     ups = [start(UP, name=name, replicas=2, min_ready=2) for name in ("one", "two")]
     for up in ups:
-        _, stderr = up.communicate(timeout=60)
+        _, stderr = up.communicate(timeout=limit_s())
         assert up.returncode == 0, stderr
     one, two = (SwarmService().status(name) for name in ("one", "two"))
     assert (one.replicas_ready, two.replicas_ready) == (2, 2)

@@ -35,7 +35,8 @@ from domyn_swarm.services.requests import JobRequest, LogRequest, UpRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config, until
+from local_swarms import config
+from patience import until
 
 
 def write_rows(path: Path, count: int) -> None:

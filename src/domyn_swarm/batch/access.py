@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from domyn_swarm.batch.session import EndpointGate, RequestSession, RetryPolicy
+from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.steering import ReadGauges, meter_reader, metrics_reader
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.net.http import open_client
@@ -50,9 +51,9 @@ async def open_session(
         gauges = metrics_reader(http, lambda: gate.url)
     try:
         session = RequestSession(http, gate, policy, tally)
-        yield OpenAIClient(session, lambda: (gate.url, access.key)), gauges
+        async with beside(gate.keep_knocking()):
+            yield OpenAIClient(session, lambda: (gate.url, access.key)), gauges
     finally:
         if asked is not None:
             await asked.close()
-        await gate.close()
         await http.close()

@@ -66,11 +66,18 @@ class Checkpoint:
             raise
 
     def index(self) -> RowIndex:
-        """What is settled, as of now. The caller closes `frames` when done."""
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        """What is settled, as of now. The caller closes `frames` when done.
+
+        Raises:
+            JobError: the disk does not take what was appended last.
+        """
+        self._close_journal()
         return self.look()
+
+    def _close_journal(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
 
     def look(self) -> RowIndex:
         """What is settled, as of now, while writers go on. The caller closes `frames`."""
@@ -87,12 +94,18 @@ class Checkpoint:
         return self._lease.generation
 
     def check_held(self) -> None:
-        """Raise JobError when another driver took the checkpoint over."""
-        if self._lease.lost.is_set():
+        """Raise JobError when another driver took the checkpoint over, or may do so by now."""
+        if not self._lease.lost.is_set():
+            return
+        if self._lease.succeeded:
             raise JobError(
                 f"Another driver took over the checkpoint {self.folder}; this one stops.",
                 hint="It was silent for too long (suspended?). The other one goes on.",
             )
+        raise JobError(
+            f"The lease of the checkpoint {self.folder} cannot be renewed; this driver stops.",
+            hint="Check that disk and submit the same job again: what is finished is kept.",
+        )
 
     def tidy(self) -> None:
         """Join what earlier drivers left in many small files. May run beside everything else."""
@@ -129,13 +142,21 @@ class Checkpoint:
             void_path(self.folder, file_order(path)[0]).touch(mode=0o600)
 
     def sync(self) -> None:
-        """Have everything that was appended survive a loss of power."""
+        """Have everything that was appended survive a loss of power.
+
+        Raises:
+            JobError: the disk does not take it.
+        """
         if self._journal is not None:
             self._journal.sync()
 
     def close(self) -> None:
-        """Seal the journal and let the next driver in. Idempotent."""
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
-        self._lease.release()
+        """Seal the journal and let the next driver in. Idempotent.
+
+        Raises:
+            JobError: the disk does not take what was appended last.
+        """
+        try:
+            self._close_journal()
+        finally:
+            self._lease.release()

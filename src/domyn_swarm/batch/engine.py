@@ -143,6 +143,7 @@ class BatchRun:
         for _ in range(_MENDING_ROUNDS):
             if self._stop_early or not plan.publishes:
                 return
+            checkpoint.check_held()
             with _opened(checkpoint.index()) as index:
                 try:
                     await asyncio.to_thread(publish, plan.dataset, plan.output, index, plan.limit)

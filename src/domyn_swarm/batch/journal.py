@@ -62,23 +62,26 @@ class Journal:
                 os.ftruncate(self._descriptor, self._bytes)
                 raise OSError(None, f"only {written} of {len(frame)} bytes were taken")
         except OSError as error:
-            raise JobError(
-                f"Cannot write the checkpoint {self._path}: {error.strerror or error}.",
-                hint="Make room and submit the same job again: what is finished is kept.",
-            ) from error
+            raise _cannot_write(self._path, error) from error
         self._bytes += len(frame)
         self._rows += len(results)
         if self._rows >= JOURNAL_ROWS or self._bytes >= JOURNAL_BYTES:
             self._rotate()
 
     def sync(self) -> None:
-        """Have everything that was appended survive a loss of power."""
+        """Have everything that was appended survive a loss of power.
+
+        Raises:
+            JobError: the disk does not take it: network file systems say only now that it is full.
+        """
         with self._lock:
             if self._descriptor < 0:
                 return  # closed, and synced then
             descriptor = os.dup(self._descriptor)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
         finally:
             os.close(descriptor)
 
@@ -98,15 +101,25 @@ class Journal:
             _log.warning("cannot seal %s: %s", journal, error)
 
     def close(self) -> None:
-        """Sync, close, and seal what is left. Every row stays readable if sealing fails."""
+        """Sync, close, and seal what is left. Every row stays readable if sealing fails.
+
+        Raises:
+            JobError: the disk does not take what was appended last. All is closed nevertheless.
+        """
         try:
             self.sync()
-        except OSError as error:  # the rows are in the file all the same, for whoever reads it now
-            _log.warning("cannot sync %s: %s", self._path, error)
-        with self._lock:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        self._sealing.append(self._sealer.submit(self._seal, self._path))
-        self._sealer.shutdown(wait=True)
-        for sealed in self._sealing:
-            sealed.result()
+        finally:
+            with self._lock:
+                os.close(self._descriptor)
+                self._descriptor = -1
+            self._sealing.append(self._sealer.submit(self._seal, self._path))
+            self._sealer.shutdown(wait=True)
+            for sealed in self._sealing:
+                sealed.result()
+
+
+def _cannot_write(path: Path, error: OSError) -> JobError:
+    return JobError(
+        f"Cannot write the checkpoint {path}: {error.strerror or error}.",
+        hint="Make room and submit the same job again: what is finished is kept.",
+    )

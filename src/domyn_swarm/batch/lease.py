@@ -24,10 +24,12 @@ from domyn_swarm.identity import still_there, this_process
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ProcessId
 from domyn_swarm.paths import write_private
+from domyn_swarm.probing import Clock
 
 _NAME = re.compile(r"^lease-(\d{6})\.json$")
 BEAT_S = 2.0
 SILENT_S = 15.0  # a counter that stands still for so long has no living holder
+_UNRENEWED_S = SILENT_S - 2 * BEAT_S  # a holder stops before anybody may take it for dead
 
 _log = get_logger(__name__)
 
@@ -56,34 +58,56 @@ class Holder:
 
 
 class Lease:
-    """A held lease. `lost` is set when a later generation exists: the holder must stop writing."""
+    """A held lease. `lost` is set when the holder must stop writing: a later generation exists
+    (`succeeded`), or the lease could not be renewed for so long that one may.
+    """
 
-    def __init__(self, folder: Path, generation: int) -> None:
+    def __init__(self, folder: Path, generation: int, clock: Clock = time) -> None:
         self.generation = generation
         self.lost = threading.Event()
+        self.succeeded = False
         self._folder = folder
         self._counter = 0
+        self._clock = clock
+        self._renewed_at = clock.monotonic()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
 
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT_S):
-            if _highest(self._folder) > self.generation:
+    def start(self) -> Lease:
+        """Renew it every `BEAT_S` seconds from now on, in a thread of its own."""
+        self._thread.start()
+        return self
+
+    def _keep_beating(self) -> None:
+        try:
+            while not self.lost.is_set() and not self._ended.wait(BEAT_S):
+                self.beat()
+        finally:
+            if not self._ended.is_set():  # whatever ended it, nobody renews the lease now
                 self.lost.set()
-                return
-            self._counter += 1
-            try:
-                _write(self._folder, self.generation, self._counter, released=False)
-            except OSError as error:  # a full disk is the journal's to report
-                _log.warning("cannot renew the lease in %s: %s", self._folder, error)
+
+    def beat(self) -> None:
+        """Renew it, or find out that it is lost."""
+        try:
+            self.succeeded = _highest(self._folder) > self.generation
+            if not self.succeeded:
+                _write(self._folder, self.generation, self._counter + 1, released=False)
+        except OSError as error:  # a full disk is the journal's to report
+            _log.warning("cannot renew the lease in %s: %s", self._folder, error)
+            if self._clock.monotonic() - self._renewed_at >= _UNRENEWED_S:
+                self.lost.set()
+            return
+        if self.succeeded:
+            self.lost.set()
+            return
+        self._counter += 1
+        self._renewed_at = self._clock.monotonic()
 
     def release(self) -> None:
         """Let the next driver in without waiting. Idempotent."""
         if self._ended.is_set():
             return
-        self._ended.set()
-        self._thread.join()
+        self._stop_beating()
         if not self.lost.is_set():
             try:
                 _write(self._folder, self.generation, self._counter, released=True)
@@ -92,8 +116,12 @@ class Lease:
 
     def abandon(self) -> None:
         """Stop counting without letting anybody in: for a holder that removes the folder."""
+        self._stop_beating()
+
+    def _stop_beating(self) -> None:
         self._ended.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
 
 def holder_of(folder: Path) -> Holder | None:
@@ -106,8 +134,8 @@ def holder_of(folder: Path) -> Holder | None:
     return None if found is None or found.released or found.surely_gone else found
 
 
-def acquire(folder: Path, *, silent_s: float = SILENT_S) -> Lease:
-    """Hold the checkpoint in `folder`.
+def acquire(folder: Path, *, silent_s: float = SILENT_S, clock: Clock = time) -> Lease:
+    """Hold the checkpoint in `folder`; the lease is renewed until it is released or lost.
 
     Waits at most `silent_s` to find out whether a holder on another machine still lives.
 
@@ -118,23 +146,23 @@ def acquire(folder: Path, *, silent_s: float = SILENT_S) -> Lease:
     generation = _highest(folder)
     holder = _read(folder, generation) if generation else None
     if holder is not None and not holder.released and not holder.surely_gone:
-        _watch(folder, generation, holder, silent_s)
-    return _claim(folder, generation + 1)
+        _watch(folder, generation, holder, silent_s, clock)
+    return _claim(folder, generation + 1, clock).start()
 
 
-def _watch(folder: Path, generation: int, holder: Holder, silent_s: float) -> None:
+def _watch(folder: Path, generation: int, holder: Holder, silent_s: float, clock: Clock) -> None:
     """Return when the holder's counter has stood still for `silent_s`, or it has let go."""
-    began = time.monotonic()
-    while time.monotonic() - began < silent_s:
+    began = clock.monotonic()
+    while clock.monotonic() - began < silent_s:
         now = _read(folder, generation)
         if now is None or now.released or now.surely_gone:
             return
         if now.counter != holder.counter or _highest(folder) != generation:
             raise _busy(folder, holder)
-        time.sleep(0.2)
+        clock.sleep(0.2)
 
 
-def _claim(folder: Path, generation: int) -> Lease:
+def _claim(folder: Path, generation: int, clock: Clock) -> Lease:
     """Become the holder: the file appears with its content, and only if there is none yet."""
     path = _path(folder, generation)
     mine = folder / f".lease-{os.getpid()}-{secrets.token_hex(4)}"
@@ -153,7 +181,7 @@ def _claim(folder: Path, generation: int) -> Lease:
         ) from error
     for stale in range(1, generation):
         _path(folder, stale).unlink(missing_ok=True)
-    return Lease(folder, generation)
+    return Lease(folder, generation, clock)
 
 
 def _busy(folder: Path, holder: Holder | None) -> CheckpointBusy:

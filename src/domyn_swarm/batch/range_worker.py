@@ -14,7 +14,6 @@ from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.link import (
     Begin,
     Counted,
-    Failed,
     Limit,
     Link,
     NoMoreRows,
@@ -29,7 +28,6 @@ from domyn_swarm.batch.runner import Events, Runner, Transform
 from domyn_swarm.batch.sink import SyncedSink, beside
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkPlan
-from domyn_swarm.errors import JobError
 
 _REPORT_S = 0.25
 _LOOK_UP_S = 0.1
@@ -54,7 +52,7 @@ class RangeWorker(Events):
         """Settle what the coordinator hands out.
 
         Raises:
-            JobError: results cannot be kept; the coordinator knows.
+            JobError: results cannot be kept.
             ConnectionError: the coordinator is gone, so nobody wants the rest.
         """
         orders = self._link.listen()
@@ -70,12 +68,11 @@ class RangeWorker(Events):
         try:
             async with beside(sink.keep_syncing(work.sync_s), self._report()):
                 await self._until_over(runner, policy.rows_per_call, orders)
-        except JobError as error:
-            self._link.say(Failed(error.message, error.hint))
-            raise
         finally:
-            await asyncio.to_thread(journal.close)
-            self._tell()
+            try:
+                await asyncio.to_thread(journal.close)
+            finally:
+                self._tell()
 
     async def _until_over(
         self, runner: Runner, rows_per_call: int, orders: AsyncIterator[Order]

@@ -101,8 +101,8 @@ class EndpointGate:
         self._on_state = on_state
         self._open = asyncio.Event()
         self._open.set()
-        self._knocking: asyncio.Task[None] | None = None
-        self._checked_at = -1.0
+        self._closed = asyncio.Event()
+        self._checked_at: float | None = None
         self._asking = asyncio.Lock()
         self.url = locate()
 
@@ -116,18 +116,19 @@ class EndpointGate:
 
         `final`: the row would be given up otherwise, so what was true a moment ago is not enough.
         """
-        asked_at = time.monotonic()
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
         async with self._asking:
             if not self._open.is_set():
                 return True
             believed_s = 0.0 if final else _BELIEVED_S
-            if self._checked_at > asked_at - believed_s:
+            if self._checked_at is not None and self._checked_at > asked_at - believed_s:
                 return False  # it served, as another row has just found out
             if await self._serves():
-                self._checked_at = time.monotonic()
+                self._checked_at = loop.time()
                 return False
             self._open.clear()
-            self._knocking = asyncio.create_task(self._knock())
+            self._closed.set()
             return True
 
     async def _serves(self) -> bool:
@@ -143,8 +144,26 @@ class EndpointGate:
             return False
         return readiness.status != 503
 
+    async def keep_knocking(self) -> None:
+        """Open the gate again whenever it was closed, until cancelled. Runs beside the rows.
+
+        Raises:
+            JobError: it cannot be found out whether the endpoint answers; rows would wait for ever.
+        """
+        while True:
+            await self._closed.wait()
+            self._closed.clear()
+            try:
+                await self._knock()
+            except Exception as error:
+                raise JobError(
+                    f"Cannot ask whether the endpoint {self.url} answers: {error!r}.",
+                    hint="Submit the same job again: what is finished is kept.",
+                ) from error
+
     async def _knock(self) -> None:
-        began = time.monotonic()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         self._on_state(f"the endpoint {self.url} does not answer; waiting for it")
         wait_s = 0.2
         while True:
@@ -154,15 +173,9 @@ class EndpointGate:
                 self.url = self._locate()
             if await self._serves():
                 break
-        _log.info("the endpoint answers again after %.1f s", time.monotonic() - began)
+        _log.info("the endpoint answers again after %.1f s", loop.time() - began)
         self._on_state(None)
         self._open.set()
-
-    async def close(self) -> None:
-        """Stop knocking."""
-        if self._knocking is not None:
-            self._knocking.cancel()
-            await asyncio.gather(self._knocking, return_exceptions=True)
 
 
 class RequestSession:
@@ -320,7 +333,7 @@ class _Patience:
         Raises:
             BackPressure: it was turned away for too long.
         """
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         if isinstance(error, BackPressure):
             self._pressed_since = self._pressed_since or now
             if now - self._pressed_since >= self._policy.pressure_limit_s:

@@ -18,7 +18,11 @@ class Keeper(Protocol):
         """Keep results: the death of the process loses none."""
 
     def sync(self) -> None:
-        """Have them survive a loss of power."""
+        """Have them survive a loss of power.
+
+        Raises:
+            JobError: the disk does not take them.
+        """
 
 
 class SyncedSink:
@@ -38,7 +42,11 @@ class SyncedSink:
             self._enough.set()
 
     async def keep_syncing(self, every_s: float) -> None:
-        """Sync until cancelled; what the last sync missed is synced when the journal closes."""
+        """Sync until cancelled; what the last sync missed is synced when the journal closes.
+
+        Raises:
+            JobError: the disk does not take the results.
+        """
         while True:
             # Not `wait_for`: before Python 3.12 it may swallow the task's own cancellation.
             with contextlib.suppress(TimeoutError):
@@ -52,11 +60,24 @@ class SyncedSink:
 
 @asynccontextmanager
 async def beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run endless work while the body runs."""
-    tasks = [asyncio.create_task(one) for one in work]
+    """Run work while the body runs, which cancels what has not ended by then.
+
+    An error of the work cancels the body and is raised in its place; an error of the body itself
+    comes before those.
+    """
+    failure: BaseException | None = None
     try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+            try:
+                yield
+            except Exception as error:
+                failure = error
+                raise
+            finally:
+                for task in tasks:
+                    task.cancel()
+    except BaseExceptionGroup as failures:
+        failure = failure or failures.exceptions[0]
+    if failure is not None:
+        raise failure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
@@ -107,13 +106,14 @@ async def steer(runner: Steered, tally: Tally, limiter: Limiter, gauges: ReadGau
 
 async def _observe(tally: Tally, gauges: ReadGauges | None) -> tuple[Window, Gauges | None]:
     """One window: long enough that its throughput means something."""
-    began = time.monotonic()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     settled, turned_away = tally.rows_answered + tally.rows_failed, tally.turned_away
     in_flight = []
     while True:
         await asyncio.sleep(WINDOW_S / 4)
         in_flight.append(tally.in_flight)
-        elapsed = time.monotonic() - began
+        elapsed = loop.time() - began
         done = tally.rows_answered + tally.rows_failed - settled
         enough = max(_LEAST_SETTLED, 2 * in_flight[-1])
         if elapsed >= _LONGEST_S or (elapsed >= WINDOW_S and done >= enough):
@@ -122,7 +122,7 @@ async def _observe(tally: Tally, gauges: ReadGauges | None) -> tuple[Window, Gau
             break
     reading = await gauges() if gauges is not None else None
     window = Window(
-        time.monotonic() - began,
+        loop.time() - began,
         tally.rows_answered + tally.rows_failed - settled,
         tally.turned_away - turned_away,
         sum(in_flight) / len(in_flight),

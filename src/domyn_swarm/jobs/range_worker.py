@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from domyn_swarm.batch.access import open_session
-from domyn_swarm.batch.link import Link, Order
+from domyn_swarm.batch.link import Failed, Link, Order
 from domyn_swarm.batch.range_worker import RangeWorker
 from domyn_swarm.batch.remote_worker import Connection
 from domyn_swarm.batch.tally import Tally
@@ -67,6 +67,9 @@ async def _work(spec: JobSpec, connect: Callable[[], Awaitable[Connection]]) -> 
         async with open_session(access_of(spec), work.retry_policy, tally, work.notice) as session:
             job.bind(session[0], spec.model)
             await worker.run(job.transform_items, work)
+    except JobError as error:
+        link.say(Failed(error.message, error.hint))
+        raise
     finally:
         await link.close()
 

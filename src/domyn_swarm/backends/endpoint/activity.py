@@ -29,7 +29,3 @@ class Idleness:
             self._used_at = now
         self._requests = None if activity is None else activity.requests
         return now - self._used_at
-
-    def reset(self, now: float) -> None:
-        """Begin anew: nobody could have used it until now."""
-        self._used_at = now

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import time
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -73,7 +72,7 @@ class Collector:
         except (OSError, ValueError):
             return
         if view.tag == self._spec.tag:
-            self._table.restore(view.replicas, time.monotonic())
+            self._table.restore(view.replicas, _now())
 
     # -- HTTP ---------------------------------------------------------------------------------
 
@@ -153,14 +152,19 @@ class Collector:
             report = ReplicaReport.model_validate_json(body)
         except ValidationError as error:
             return _error(400, f"not a report: {error.error_count()} fields are wrong")
-        before = self._table.last(report.replica)
-        verdict = self._table.take(report, time.monotonic(), utc_now())
+        verdict = self.take(report)
         if verdict in _STATUS:
             return _error(_STATUS[verdict], f"{verdict.value} replica {report.replica}")
-        if verdict is Verdict.TAKEN:
-            self._note(before, report.replica)
         drained = report.state is ReplicaState.DRAINING and await self._is_drained(report.url)
         return web.json_response({"verdict": verdict.value, "drained": drained})
+
+    def take(self, report: ReplicaReport) -> Verdict:
+        """Believe a report unless it is of the past; files follow within moments."""
+        before = self._table.last(report.replica)
+        verdict = self._table.take(report, _now(), utc_now())
+        if verdict is Verdict.TAKEN:
+            self._note(before, report.replica)
+        return verdict
 
     def _note(self, before: ReplicaReport | None, replica: int) -> None:
         now = self._table.last(replica)
@@ -184,7 +188,7 @@ class Collector:
         except TimeoutError:
             return False
         left_at = self._left_at.get(url)
-        return left_at is None or time.monotonic() - left_at >= self._settle_s
+        return left_at is None or _now() - left_at >= self._settle_s
 
     def any_at_work(self) -> bool:
         """Whether some replica may have requests in flight."""
@@ -206,7 +210,7 @@ class Collector:
 
     def all_serve(self) -> bool:
         """Whether every replica that is wanted takes requests."""
-        return len(self._table.serving(time.monotonic())) >= self._table.wanted
+        return len(self._table.serving(_now())) >= self._table.wanted
 
     def view(self) -> CollectorView:
         """What is believed now."""
@@ -235,12 +239,12 @@ class Collector:
         """Look whether the replicas' ports answer, until cancelled."""
         while True:
             await asyncio.sleep(CHECK_S)
-            if await self._reachability.check(self._table.serving(time.monotonic())):
+            if await self._reachability.check(self._table.serving(_now())):
                 self._news.set()
 
     def _serving(self) -> tuple[str, ...]:
         """Where the router may send requests now."""
-        urls = self._table.serving(time.monotonic())
+        urls = self._table.serving(_now())
         return tuple(url for url in urls if self._reachability.reachable(url))
 
     async def _sync(self) -> None:
@@ -252,14 +256,14 @@ class Collector:
             self._note_routing(set(self._listed or ()), set(serving))
             async with self._synced:
                 gone = set(self._listed or ()) - set(serving)
-                self._left_at.update(dict.fromkeys(gone, time.monotonic()))
+                self._left_at.update(dict.fromkeys(gone, _now()))
                 self._listed = serving
                 self._synced.notify_all()
             _log.info("the router may use %d replicas: %s", len(serving), ", ".join(serving))
-        age = time.monotonic() - self._view_written_at
+        age = _now() - self._view_written_at
         if self._view_changed or age >= _WRITE_VIEW_EVERY_S:
             self._view_changed = False
-            self._view_written_at = time.monotonic()
+            self._view_written_at = _now()
             await asyncio.to_thread(
                 write_private, self._paths.replicas, self.view().model_dump_json(indent=2)
             )
@@ -291,6 +295,11 @@ class Collector:
         except OSError as error:
             _log.warning("cannot write: %s", error)
         self._history.close()
+
+
+def _now() -> float:
+    """Seconds of the loop's clock, by which all of this is judged."""
+    return asyncio.get_running_loop().time()
 
 
 def _same_story(before: ReplicaReport, now: ReplicaReport) -> bool:

@@ -7,8 +7,9 @@ import contextlib
 import os
 import signal
 import socket
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import aiohttp
 from aiohttp import web
@@ -52,29 +53,68 @@ def load_spec(paths: SwarmPaths) -> EndpointSpec:
         ) from error
 
 
+class Process(Protocol):
+    """A program that was started, as `asyncio.subprocess.Process`."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended; None while it runs."""
+
+    async def wait(self) -> int:
+        """Its exit code, once it has ended."""
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+
+StartProcess = Callable[[Sequence[str], Path], Awaitable[Process]]
+"""Starts a command whose output goes to the end of a file."""
+
+
+async def _start_process(argv: Sequence[str], log: Path) -> Process:
+    private_dir(log.parent)
+    with log.open("ab") as output:
+        return await asyncio.create_subprocess_exec(
+            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
+        )
+
+
 class RouterProcess:
     """Keeps a router running until it is told to stop. `moved` is told the port it listens on."""
 
     def __init__(
-        self, router: Router, spec: EndpointSpec, paths: SwarmPaths, moved: Callable[[int], None]
+        self,
+        router: Router,
+        spec: EndpointSpec,
+        paths: SwarmPaths,
+        moved: Callable[[int], None],
+        start: StartProcess = _start_process,
     ) -> None:
         self._router = router
+        self._start = start
         self._spec = spec
         self._paths = paths
         self._moved = moved
         self._host = spec.host or "0.0.0.0"  # noqa: S104 - no address given: every interface
         self._port = ports.router_port(self._host, spec.port)
         self._metrics_port = 0
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
 
     async def run(self) -> None:
         """Start it, again with back-off whenever it ends, until cancelled."""
-        backoff_s = _BACKOFF_FIRST_S
+        loop, backoff_s = asyncio.get_running_loop(), _BACKOFF_FIRST_S
         while True:
             self._moved(self._port)
-            started = time.monotonic()
+            started = loop.time()
             code = await self._once()
-            backoff_s = _BACKOFF_FIRST_S if time.monotonic() - started > _STABLE_S else backoff_s
+            backoff_s = _BACKOFF_FIRST_S if loop.time() - started > _STABLE_S else backoff_s
             _log.warning("the router ended (code %s); next start in %g s", code, backoff_s)
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
@@ -91,14 +131,7 @@ class RouterProcess:
             shutdown_grace_s=SHUTDOWN_GRACE_S,
             **self._spec.model_dump(include=set(RouterSettings.model_fields) - {"host", "port"}),
         )
-        private_dir(self._paths.router_log.parent)
-        with self._paths.router_log.open("ab") as output:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._router.argv(settings),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
+        self._process = await self._start(self._router.argv(settings), self._paths.router_log)
         _log.info("the router is process %d on port %d", self._process.pid, self._port)
         return await self._process.wait()
 

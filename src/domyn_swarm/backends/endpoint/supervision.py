@@ -5,7 +5,6 @@ lost are replaced, and a swarm that nobody needs any more ends itself.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -64,7 +63,9 @@ class Supervision:
         self._platform = platform
         self._collector = collector
         self._activity = activity
-        self._idleness = Idleness(time.monotonic())
+        now = asyncio.get_running_loop().time()
+        self._idleness = Idleness(now)
+        self._unusable_at = now  # when no replica was at work last
         self._failure_told = False
 
     async def run(self) -> None:
@@ -108,13 +109,14 @@ class Supervision:
         await asyncio.to_thread(notify, url_file, event, swarm=name, message=message)
 
     async def _reason_to_end(self, idle_timeout_s: float | None) -> str | None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         idle_s = self._idleness.saw(await self._activity(), now)
         if idle_s >= _AFTER_JOBS_S and await asyncio.to_thread(self._jobs_over):
             return "the jobs that it was kept for are over"
-        if not self._collector.any_at_work():  # it waits in the queue, or comes up
-            self._idleness.reset(now)
-        elif idle_timeout_s is not None and idle_s >= idle_timeout_s:
+        if not self._collector.any_at_work():  # nobody can use it: it waits in the queue, comes up
+            self._unusable_at = now
+        unused_s = min(idle_s, now - self._unusable_at)
+        if idle_timeout_s is not None and unused_s >= idle_timeout_s:
             return f"nobody has used it for {idle_timeout_s:g} s"
         return None
 

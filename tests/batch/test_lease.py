@@ -1,0 +1,205 @@
+"""Who holds a checkpoint, in virtual time: holders on other machines are known by their counter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from domyn_swarm.batch import lease as leases
+from domyn_swarm.batch.lease import BEAT_S, SILENT_S, Lease, acquire, holder_of
+from domyn_swarm.errors import CheckpointBusy
+from domyn_swarm.identity import this_process
+from patience import limit_s, until
+from virtual_time import VirtualClock
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+class Elsewhere:
+    """A holder on another machine: its file, as it comes here."""
+
+    def __init__(self, folder: Path, generation: int = 1) -> None:
+        self.path = folder / f"lease-{generation:06d}.json"
+        self.counter = 0
+        self.write()
+
+    def write(self, **changes: object) -> None:
+        process = this_process().model_dump()
+        document = {"host": "elsewhere", "counter": self.counter, "released": False, **process}
+        self.path.write_text(json.dumps({**document, **changes}))
+
+    def beat(self) -> None:
+        self.counter += 1
+        self.write()
+
+
+@pytest.fixture
+def held() -> Iterator[list[Lease]]:
+    """Leases that end with the test."""
+    made: list[Lease] = []
+    yield made
+    for lease in made:
+        lease.release()
+
+
+def test_a_holder_that_is_silent_for_fifteen_seconds_is_succeeded_and_not_before(
+    tmp_path: Path, clock: VirtualClock, held: list[Lease]
+) -> None:
+    Elsewhere(tmp_path)
+    began = clock.now
+    held.append(acquire(tmp_path, clock=clock))
+    assert SILENT_S <= clock.now - began <= SILENT_S + 1
+    assert held[0].generation == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["lease-000002.json"]
+
+
+@pytest.mark.parametrize("every_s", [BEAT_S, 7.0, SILENT_S - 0.5])
+def test_a_holder_that_beats_however_slowly_is_left_alone(
+    tmp_path: Path, clock: VirtualClock, every_s: float
+) -> None:
+    holder = Elsewhere(tmp_path)
+    clock.every(every_s, holder.beat)
+    began = clock.now
+    with pytest.raises(CheckpointBusy, match=f"process {os.getpid()} on elsewhere"):
+        acquire(tmp_path, clock=clock)
+    assert clock.now - began <= every_s + 1  # the first beat says it
+    assert [path.name for path in tmp_path.iterdir()] == [holder.path.name]
+
+
+@pytest.mark.parametrize("after_s", [0.0, 4.0, 14.0])
+def test_a_holder_that_lets_go_is_succeeded_then(
+    tmp_path: Path, clock: VirtualClock, held: list[Lease], after_s: float
+) -> None:
+    holder = Elsewhere(tmp_path)
+    clock.after(after_s, lambda: holder.write(released=True))
+    began = clock.now
+    held.append(acquire(tmp_path, clock=clock))
+    assert clock.now - began <= after_s + 1
+    assert held[0].generation == 2
+
+
+def test_a_holder_of_this_machine_is_succeeded_as_soon_as_its_process_is_gone(
+    tmp_path: Path, clock: VirtualClock, held: list[Lease]
+) -> None:
+    holder = Elsewhere(tmp_path)
+    holder.write(host=leases._host(), started_at=1.0)  # another process had that number
+    began = clock.now
+    assert holder_of(tmp_path) is None
+    held.append(acquire(tmp_path, clock=clock))
+    assert clock.now == began
+
+
+def test_of_two_that_wait_for_a_silent_holder_one_gets_it(
+    tmp_path: Path, clock: VirtualClock, held: list[Lease]
+) -> None:
+    Elsewhere(tmp_path)
+    clock.after(SILENT_S - 2, lambda: Elsewhere(tmp_path, generation=2))  # it began earlier
+    with pytest.raises(CheckpointBusy):
+        acquire(tmp_path, clock=clock)
+
+
+def test_a_held_lease_is_renewed_and_told_apart_from_one_that_was_taken_over(
+    tmp_path: Path, clock: VirtualClock
+) -> None:
+    lease = Lease(tmp_path, 1, clock)
+    for beats in range(1, 4):
+        lease.beat()
+        assert leases._read(tmp_path, 1).counter == beats
+    assert not lease.lost.is_set()
+    Elsewhere(tmp_path, generation=2)
+    lease.beat()
+    assert lease.lost.is_set()
+    assert lease.succeeded
+    assert leases._read(tmp_path, 1).counter == 3
+    lease.release()
+    assert not leases._read(tmp_path, 1).released
+
+
+@pytest.mark.parametrize(("fails_s", "lost"), [(2, False), (8, False), (12, True), (60, True)])
+def test_a_lease_that_cannot_be_renewed_is_lost_before_another_may_take_it(
+    tmp_path: Path, clock: VirtualClock, fails_s: float, lost: bool
+) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    lease = Lease(folder, 1, clock)
+    lease.beat()
+    away = folder.rename(tmp_path / "away")  # as a file system that went away
+    began = clock.now
+    while clock.now - began < fails_s and not lease.lost.is_set():
+        clock.sleep(BEAT_S)
+        lease.beat()
+    assert lease.lost.is_set() is lost
+    assert not lease.succeeded
+    assert clock.now - began < SILENT_S
+    away.rename(folder)
+    if not lost:
+        clock.sleep(BEAT_S)
+        lease.beat()
+        assert leases._read(folder, 1).counter == 2
+        folder.rename(tmp_path / "away")
+        clock.sleep(9)  # it counts from the last time that it was renewed
+        lease.beat()
+        assert not lease.lost.is_set()
+        clock.sleep(BEAT_S)
+        lease.beat()
+        assert lease.lost.is_set()
+
+
+def test_the_thread_that_renews_it_outlives_an_error_and_says_its_own_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leases, "BEAT_S", 0.01)
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    lease = acquire(folder)
+    until(lambda: leases._read(folder, 1).counter > 1)
+    away = folder.rename(tmp_path / "away")
+    until(lambda: "cannot renew the lease" in caplog.text)
+    away.rename(folder)
+    before = leases._read(folder, 1).counter
+    until(lambda: leases._read(folder, 1).counter > before + 1)
+    assert not lease.lost.is_set()
+    (folder / "lease-000002.json").write_text("{}")
+    assert lease.lost.wait(limit_s())
+
+
+def test_of_many_processes_that_want_the_lease_at_once_one_gets_it(tmp_path: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from domyn_swarm.batch.lease import acquire
+from domyn_swarm.errors import CheckpointBusy
+print("here", flush=True)
+sys.stdin.readline()
+try:
+    lease = acquire(Path({str(tmp_path)!r}))
+    print("held", flush=True)
+    sys.stdin.readline()
+    assert not lease.lost.is_set()
+    lease.release()
+except CheckpointBusy:
+    print("busy", flush=True)
+"""
+    command = [sys.executable, "-c", program]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    children = [subprocess.Popen(command, **pipes) for _ in range(4)]
+    for child in children:
+        assert child.stdout.readline() == "here\n"
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    said = [child.stdout.readline().strip() for child in children]
+    for child in children:
+        child.communicate("end\n", timeout=limit_s())
+    assert sorted(said) == ["busy", "busy", "busy", "held"]
+    assert [child.returncode for child in children] == [0] * 4
+    acquire(tmp_path).release()  # the last one let go

@@ -1,0 +1,352 @@
+"""What a request is forgiven, and how a lost endpoint is waited for, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+
+from domyn_swarm.batch.rows import RowTrace, current_trace
+from domyn_swarm.batch.session import EndpointGate, RequestSession, RetryPolicy
+from domyn_swarm.batch.sink import beside
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.errors import JobError
+from domyn_swarm.net.errors import (
+    BackPressure,
+    CannotConnect,
+    ConnectionBroken,
+    RequestRefused,
+    RequestTimeout,
+    ServerFailed,
+)
+from domyn_swarm.net.http import HttpReply
+from virtual_time import in_virtual_time, now_s
+
+MODELS = HttpReply(200, b'{"data": [{"id": "m"}]}', None)
+NO_MODELS = HttpReply(200, b'{"data": []}', None)
+ANSWER = HttpReply(200, b'{"usage": {"prompt_tokens": 2, "completion_tokens": 3}}', None)
+AWAY = HttpReply(502, b"call_upstream_connection_failed", None)
+LOST = HttpReply(502, b"call_upstream_error", None)
+BUSY = HttpReply(429, b"busy", None)
+
+TRIP_S = 1 / 128  # of each request
+
+Outcome = HttpReply | Exception
+
+
+@dataclass
+class Endpoint:
+    """An `HttpClient` to an endpoint that a test programs; when it was asked what."""
+
+    post: Callable[[int], Outcome] = lambda _nth: ANSWER
+    models: Callable[[], Outcome] = lambda: MODELS
+    readiness: Callable[[], Outcome] = lambda: HttpReply(404, b"", None)
+    posts: list[float] = field(default_factory=list)
+    looks: list[tuple[float, str]] = field(default_factory=list)
+
+    async def request(
+        self, method: str, url: str, _body: bytes | None, _timeout_s: float
+    ) -> HttpReply:
+        await asyncio.sleep(TRIP_S)
+        if method == "POST":
+            self.posts.append(now_s())
+            outcome = self.post(len(self.posts))
+        elif url.endswith("/readiness"):
+            outcome = self.readiness()
+        else:
+            self.looks.append((now_s(), url))
+            outcome = self.models()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def stream(self, _url: str, _body: bytes, _limit_s: float) -> AsyncIterator[bytes | HttpReply]:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        return
+
+
+@dataclass
+class Job:
+    """Rows in front of an endpoint, with the gate's knocking beside them."""
+
+    endpoint: Endpoint
+    policy: RetryPolicy
+    locate: Callable[[], str]
+    tally: Tally = field(default_factory=Tally)
+    states: list[str | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.gate = EndpointGate(self.endpoint, self.locate, self.policy, self.states.append)
+        self.session = RequestSession(self.endpoint, self.gate, self.policy, self.tally)
+
+    async def row(self) -> RowTrace:
+        trace = RowTrace()
+        current_trace.set(trace)  # of this task alone
+        try:
+            await self.session.post("/v1/chat/completions", {"model": "m"})
+        except Exception as error:
+            error.trace = trace
+            raise
+        return trace
+
+    async def rows(self, count: int) -> list[RowTrace]:
+        async with beside(self.gate.keep_knocking()):
+            return await asyncio.gather(*[self.row() for _ in range(count)])
+
+
+def rests(asked: list[float]) -> list[float]:
+    """The pauses between a reply and the next request, but for rounding."""
+    return [round(later - earlier - TRIP_S, 6) for earlier, later in pairwise(asked)]
+
+
+def job(endpoint: Endpoint, locate: Callable[[], str] = lambda: "http://a", **policy: float) -> Job:
+    return Job(endpoint, RetryPolicy(**policy), locate)
+
+
+@in_virtual_time
+async def test_ten_minutes_without_an_endpoint_cost_no_row_an_attempt() -> None:
+    back_at = now_s() + 600.0
+    refused = CannotConnect("refused")
+    endpoint = Endpoint(
+        post=lambda _nth: ANSWER if now_s() >= back_at else refused,
+        models=lambda: MODELS if now_s() >= back_at else refused,
+    )
+    work = job(endpoint, retries=0)
+    traces = await work.rows(100)
+    assert [trace.attempts for trace in traces] == [1] * 100
+    assert (work.tally.retries, work.tally.requests) == (0, 200)
+    assert back_at <= now_s() <= back_at + work.policy.knock_max_s + 0.1
+    assert work.states == ["the endpoint http://a does not answer; waiting for it", None]
+    looks = [at for at, _ in endpoint.looks]
+    pauses = rests(looks)
+    assert pauses[0] == pytest.approx(0.2, abs=0.02)  # soon, as most are back soon,
+    assert max(pauses) == pytest.approx(5.0, abs=0.02)  # and then one for all rows
+    assert len(looks) < 140
+
+
+@in_virtual_time
+async def test_outages_use_up_no_retries() -> None:
+    outcomes = [ConnectionBroken("reset")] * 5 + [HttpReply(500, b"no", None), ANSWER]
+    endpoint = Endpoint(post=lambda nth: outcomes[nth - 1])
+
+    def models() -> Outcome:
+        lost = len(endpoint.posts) <= 5 and len(endpoint.looks) % 2 == 1  # each for one look
+        return CannotConnect("refused") if lost else MODELS
+
+    endpoint.models = models
+    [trace] = await job(endpoint, retries=1, backoff_initial_s=0.1).rows(1)
+    assert (trace.attempts, trace.failures) == (7, 1)
+
+
+@in_virtual_time
+async def test_requests_that_were_in_flight_as_it_went_count_as_attempts() -> None:
+    back_at = now_s() + 60.0
+    endpoint = Endpoint(
+        post=lambda nth: ANSWER if nth > 1 else ConnectionBroken("reset"),
+        models=lambda: MODELS if now_s() >= back_at else CannotConnect("refused"),
+    )
+    [trace] = await job(endpoint, retries=0).rows(1)
+    assert (trace.attempts, trace.failures) == (2, 0)
+
+
+@in_virtual_time
+async def test_an_endpoint_that_moves_is_found_where_it_is_now() -> None:
+    began = now_s()
+
+    def locate() -> str:
+        if now_s() < began + 1:
+            return "http://old"
+        if now_s() < began + 30:
+            raise JobError("nowhere", hint="")
+        return "http://new"
+
+    def posted(_nth: int) -> Outcome:
+        return ANSWER if work.gate.url == "http://new" else CannotConnect("refused")
+
+    def models() -> Outcome:
+        return MODELS if work.gate.url == "http://new" else CannotConnect("refused")
+
+    endpoint = Endpoint(post=posted, models=models)
+    work = job(endpoint, locate, retries=0)
+    await work.rows(3)
+    assert now_s() - began <= 30 + 5
+    assert {url for _, url in endpoint.looks} == {
+        "http://old/v1/models",
+        "http://new/v1/models",
+    }
+
+
+@pytest.mark.parametrize(
+    ("models", "readiness", "waits"),
+    [
+        (MODELS, 200, False),
+        (MODELS, 404, False),  # no router: an engine alone
+        (MODELS, 503, True),  # a router without a replica
+        (NO_MODELS, 200, True),
+        (HttpReply(404, b"", None), 404, False),
+        (HttpReply(401, b"", None), 200, False),
+        (HttpReply(429, b"", None), 200, True),
+        (HttpReply(502, b"", None), 200, True),
+        (CannotConnect("refused"), 200, True),
+        (RequestTimeout("slow"), 200, True),
+    ],
+)
+def test_which_endpoints_are_waited_for(models: Outcome, readiness: int, waits: bool) -> None:
+    @in_virtual_time
+    async def run() -> None:
+        back_at = now_s() + 60.0
+        endpoint = Endpoint(
+            post=lambda _nth: ANSWER if now_s() >= back_at else HttpReply(500, b"no", None),
+            models=lambda: MODELS if now_s() >= back_at else models,
+            readiness=lambda: HttpReply(200 if now_s() >= back_at else readiness, b"", None),
+        )
+        work = job(endpoint, retries=2, backoff_initial_s=0.1)
+        if waits:
+            [trace] = await work.rows(1)
+            assert trace.failures == 0
+        else:
+            with pytest.raises(ServerFailed):
+                await work.rows(1)
+            assert len(endpoint.posts) == 3
+            assert now_s() < back_at
+
+    run()
+
+
+@pytest.mark.parametrize("status", [404, 500, 502, 503, 504])
+def test_what_a_router_without_replicas_says_is_an_outage_and_no_row_error(status: int) -> None:
+    @in_virtual_time
+    async def run() -> None:
+        back_at = now_s() + 600.0
+        nobody = HttpReply(status, b"no worker", None)
+        endpoint = Endpoint(
+            post=lambda _nth: ANSWER if now_s() >= back_at else nobody,
+            models=lambda: MODELS if now_s() >= back_at else NO_MODELS,
+        )
+        traces = await job(endpoint, retries=0).rows(50)
+        assert {trace.failures for trace in traces} == {0}
+
+    run()
+
+
+@in_virtual_time
+async def test_many_rows_that_fail_at_once_look_at_the_endpoint_once_in_half_a_second() -> None:
+    endpoint = Endpoint(post=lambda nth: ANSWER if nth > 200 else HttpReply(500, b"no", None))
+    work = job(endpoint, retries=1, backoff_initial_s=0.0)
+    await work.rows(200)
+    assert len(endpoint.looks) == 1
+
+
+@in_virtual_time
+async def test_an_endpoint_that_served_a_moment_ago_is_not_looked_at_again() -> None:
+    began = now_s()
+    endpoint = Endpoint(post=lambda nth: ANSWER if nth % 2 == 0 else HttpReply(500, b"no", None))
+    work = job(endpoint, retries=1, backoff_initial_s=0.0)
+    for at_s in (0.0, 0.2, 0.4, 2.0):
+        await asyncio.sleep(began + at_s - now_s())
+        await work.row()  # fails once
+    assert [round(at - began, 1) for at, _ in endpoint.looks] == [0.0, 2.0]
+
+
+@in_virtual_time
+async def test_the_last_attempt_of_a_row_is_not_given_up_on_hearsay() -> None:
+    endpoint = Endpoint(post=lambda _nth: HttpReply(500, b"no", None))
+    with pytest.raises(ServerFailed):
+        await job(endpoint, retries=1, backoff_initial_s=0.0).rows(1)
+    assert len(endpoint.looks) == 2  # though the first was a moment ago
+
+
+@in_virtual_time
+async def test_pauses_between_retries_grow_up_to_the_longest() -> None:
+    endpoint = Endpoint(post=lambda _nth: RequestTimeout("slow"))
+    work = job(endpoint, retries=300, backoff_initial_s=0.5, backoff_max_s=30.0)
+    with pytest.raises(RequestTimeout):
+        await work.rows(1)
+    assert len(endpoint.posts) == 301
+    pauses = rests(endpoint.posts)
+    for failures, pause in enumerate(pauses[:7]):
+        assert 0 <= pause <= min(30.0, 0.5 * 2**failures)
+    assert max(pauses) <= 30.0
+    assert 10 < sum(pauses[10:]) / len(pauses[10:]) < 20  # all of the range is used
+    assert work.tally.retries == 300
+
+
+@in_virtual_time
+async def test_what_the_row_caused_is_sent_once() -> None:
+    endpoint = Endpoint(post=lambda _nth: HttpReply(400, b"bad", None))
+    with pytest.raises(RequestRefused):
+        await job(endpoint, retries=5).rows(1)
+    assert len(endpoint.posts) == 1
+
+
+@pytest.mark.parametrize("told_s", [None, 0.0, 7.0])
+def test_back_pressure_is_waited_out_without_an_attempt_and_for_an_hour_at_most(
+    told_s: float | None,
+) -> None:
+    @in_virtual_time
+    async def run() -> None:
+        began = now_s()
+        busy = HttpReply(429, b"busy", told_s)
+        endpoint = Endpoint(post=lambda _nth: ANSWER if now_s() > began + 3500 else busy)
+        work = job(endpoint, retries=0)
+        await work.rows(1)
+        least_s = 1.0 if told_s is None else told_s
+        pauses = rests(endpoint.posts)
+        assert all(least_s <= pause <= least_s + 0.25 for pause in pauses)
+        assert (work.tally.retries, work.tally.turned_away) == (0, len(pauses))
+
+        began = now_s()
+        endpoint.post = lambda _nth: busy
+        with pytest.raises(BackPressure):
+            await work.rows(1)
+        assert 3600 <= now_s() - began <= 3600 + least_s + 0.3
+
+    run()
+
+
+@in_virtual_time
+async def test_a_replica_that_is_away_costs_nothing_for_a_minute_and_then_attempts() -> None:
+    began = now_s()
+    endpoint = Endpoint(post=lambda _nth: AWAY)
+    work = job(endpoint, retries=2, backoff_initial_s=0.1)
+    with pytest.raises(ConnectionBroken) as raised:
+        await work.rows(1)
+    trace = raised.value.trace
+    assert trace.failures == 3
+    assert trace.attempts == 0  # no engine has seen it
+    forgiven, counted = endpoint.posts[:-3], endpoint.posts[-3:]
+    assert forgiven[-1] - began < 60.1
+    assert counted[0] - began > 59.9
+    looking_s = 2 * TRIP_S  # whether the endpoint is gone, unless that was just found out
+    assert all(0.1 <= pause <= 1.0 + looking_s for pause in rests(forgiven))
+
+
+@in_virtual_time
+async def test_the_first_replica_lost_under_a_request_is_forgiven_and_no_other() -> None:
+    endpoint = Endpoint(post=lambda _nth: LOST)
+    work = job(endpoint, retries=1, backoff_initial_s=0.1)
+    with pytest.raises(ConnectionBroken):
+        await work.rows(1)
+    assert len(endpoint.posts) == 3
+    assert work.tally.retries == 1
+
+
+@in_virtual_time
+async def test_an_endpoint_that_cannot_be_asked_for_ends_the_run_and_names_the_cause() -> None:
+    """Nobody else opens the gate: rows would wait behind it for ever."""
+    places = iter(["http://a"])
+
+    def locate() -> str:
+        return next(places, "") or str(int("nowhere"))
+
+    endpoint = Endpoint(
+        post=lambda _nth: CannotConnect("refused"), models=lambda: CannotConnect("refused")
+    )
+    work = job(endpoint, locate)
+    with pytest.raises(JobError, match=r"Cannot ask whether the endpoint.*nowhere"):
+        await work.rows(20)

@@ -1,0 +1,128 @@
+"""Time that passes when nobody works: an hour of waiting costs a test milliseconds.
+
+Two forms, for the two ways in which our code waits. `VirtualClock` stands in for the module `time`
+where code is given a `Clock`. `in_virtual_time` runs a test in an event loop whose time jumps to
+the next timer as soon as nothing else is left to do. Threads that the loop waits for
+(`asyncio.to_thread`) and sockets take no time there; processes do, so they have no place in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import heapq
+import itertools
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec
+
+_P = ParamSpec("_P")
+_BEGAN_S = 1_000_000.0  # as on a machine that runs for days: 0 would hide what takes it for "never"
+_EPOCH_S = 1_800_000_000.0
+_loops: list[asyncio.AbstractEventLoop] = []  # those of the tests that run
+
+
+class VirtualClock:
+    """A `probing.Clock`: `sleep` returns at once, that much later."""
+
+    def __init__(self) -> None:
+        self.now = _BEGAN_S
+        self._numbers = itertools.count()
+        self._due: list[tuple[float, int, Callable[[], object]]] = []
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment."""
+        return self.now
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return _EPOCH_S + self.now - _BEGAN_S
+
+    def sleep(self, seconds: float, /) -> None:
+        """Let that much time pass, and in it do what is due (see `after`)."""
+        until = self.now + max(0.0, seconds)
+        while self._due and self._due[0][0] <= until:
+            at, _, action = heapq.heappop(self._due)
+            self.now = max(self.now, at)
+            action()
+        self.now = max(self.now, until)
+
+    def after(self, seconds: float, action: Callable[[], object]) -> None:
+        """Do something while others sleep."""
+        heapq.heappush(self._due, (self.now + seconds, next(self._numbers), action))
+
+    def every(self, seconds: float, action: Callable[[], object]) -> None:
+        """Do something again and again while others sleep."""
+
+        def again() -> None:
+            action()
+            self.after(seconds, again)
+
+        self.after(seconds, again)
+
+
+class _Selector(selectors.DefaultSelector):
+    """Waits for no time: says how long it would have waited instead."""
+
+    def __init__(self, passed: Callable[[float], None], busy: Callable[[], bool]) -> None:
+        super().__init__()
+        self._passed = passed
+        self._busy = busy
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """What is ready now; when nothing is, time passes, unless a thread still works."""
+        ready = super().select(0)
+        if ready or (timeout is not None and timeout <= 0):
+            return ready
+        if timeout is None or self._busy():
+            return super().select(None)  # the thread wakes the loop when it is done
+        self._passed(timeout)
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop in virtual time."""
+
+    def __init__(self) -> None:
+        self._now = _BEGAN_S
+        self._threads = 0
+        super().__init__(_Selector(self._pass, lambda: self._threads > 0))
+
+    def time(self) -> float:
+        """Seconds of the virtual clock."""
+        return self._now
+
+    def _pass(self, seconds: float) -> None:
+        self._now += seconds
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+        """As every loop does; time stands still until it is done."""
+        self._threads += 1
+        running = super().run_in_executor(executor, func, *args)
+        running.add_done_callback(self._thread_ended)
+        return running
+
+    def _thread_ended(self, _: object) -> None:
+        self._threads -= 1
+
+
+def in_virtual_time(
+    test: Callable[_P, Coroutine[Any, Any, None]],
+) -> Callable[_P, None]:
+    """Make a test of a coroutine one that runs in a `VirtualLoop`."""
+
+    @functools.wraps(test)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            _loops.append(runner.get_loop())
+            try:
+                runner.run(test(*args, **kwargs))
+            finally:
+                _loops.pop()
+
+    return run
+
+
+def now_s() -> float:
+    """The time of the loop of this test; threads that it waits for may ask as well."""
+    return _loops[-1].time()
