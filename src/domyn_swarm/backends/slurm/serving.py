@@ -23,13 +23,14 @@ from domyn_swarm.backends.slurm.folder import (
     write_watchdog_specs,
 )
 from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
+from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import TAKEN, SlurmJob
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.errors import PlatformError, StateError
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
-from domyn_swarm.probing import Observation, Phase
+from domyn_swarm.probing import Clock, Observation, Phase
 
 _FRESH_S = 1.0
 
@@ -37,8 +38,9 @@ _FRESH_S = 1.0
 class SlurmServing(OwnEndpoint):
     """See `ServingBackend`."""
 
-    def __init__(self, slurm: Slurm | None = None) -> None:
+    def __init__(self, slurm: Scheduler | None = None, clock: Clock = time) -> None:
         self._slurm = slurm or Slurm()
+        self._clock = clock
         self._silent_since: dict[str, float] = {}  # endpoints' jobs that run and do not listen yet
 
     def launch(
@@ -89,7 +91,7 @@ class SlurmServing(OwnEndpoint):
         """See `ServingBackend.checks`."""
         from domyn_swarm.backends.slurm.site import site_checks
 
-        return site_checks(plan, self._slurm)
+        return site_checks(plan, Slurm())
 
     def scale(
         self,
@@ -142,7 +144,7 @@ class SlurmServing(OwnEndpoint):
         paths = SwarmPaths(Path(handle.swarm_dir))
         if not running or read_address(paths) is not None:
             return None
-        now = time.monotonic()
+        now = self._clock.monotonic()
         silent_s = now - self._silent_since.setdefault(running[0].id, now)
         plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
         limit_s = slurm_config(plan).endpoint.timeout_s
@@ -231,7 +233,7 @@ class SlurmServing(OwnEndpoint):
             kind: [part.platform_id for part in handle.parts if part.kind == kind]
             for kind in ("replica", "endpoint")
         }
-        Ending(self._slurm, handle.tag, known).end(
+        Ending(self._slurm, handle.tag, known, self._clock).end(
             "job", "replica", "endpoint", "replica", "endpoint"
         )
 
