@@ -33,7 +33,8 @@ _SURELY_S = 1.0
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
 _UNREACHABLE = re.compile(
     r"unable to contact slurm controller|socket timed out|connection refused|slurmctld.*not respond"
-    r"|unable to establish a configuration source|transport endpoint is not connected",
+    r"|unable to establish a configuration source|transport endpoint is not connected"
+    r"|unexpected message received",  # `scontrol requeue`: no message at all
     re.IGNORECASE,
 )
 _NO_NODE = "Requested node configuration is not available"
