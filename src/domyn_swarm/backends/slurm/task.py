@@ -165,8 +165,8 @@ class Task:
     def heed(self) -> None:
         """Do what is to be done before the end, once, should the time limit be near."""
         if self.warned and self._before_end is not None:
-            before_end, self._before_end = self._before_end, None
-            before_end()
+            self._before_end()
+            self._before_end = None
             self._hand_on()
 
     def _hand_on(self) -> None:
