@@ -28,7 +28,7 @@ def look_out(swarm: ScriptedSwarm, tasks: int = 1) -> list[LostEndpoint]:
 
 
 def look(
-    swarm: ScriptedSwarm, tasks: Sequence[LostEndpoint], for_s: float
+    swarm: ScriptedSwarm, tasks: Sequence[LostEndpoint], for_s: float, every_s: float = 2.5
 ) -> list[tuple[float, str]]:
     """Each task looks all the time; when which endpoint was submitted."""
     began = swarm.clock.monotonic()
@@ -40,7 +40,7 @@ def look(
         new = [one.job.id for one in swarm.tagged("endpoint") if one.job.id not in known]
         known.update(new)
         found += [(passed_s, one) for one in new]
-        swarm.clock.sleep(2.5)
+        swarm.clock.sleep(every_s)
     return found
 
 
@@ -103,7 +103,7 @@ def test_an_endpoint_that_is_lost_anew_is_not_asked_for_as_rarely_as_the_last(
     listening.close()
     swarm.cluster.room = False
     swarm.cluster.lose(swarm.endpoint)
-    look(swarm, [task], 5 * HOUR_S)  # by now it asks every ten minutes or more
+    look(swarm, [task], 5 * HOUR_S, every_s=20.0)  # by now it asks every ten minutes or more
     swarm.cluster.room = True
     swarm.clock.until(swarm.all_run)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -135,7 +135,7 @@ def test_an_endpoint_that_waits_for_a_day_is_asked_for_every_ten_minutes_or_less
     swarm.cluster.room = False
     swarm.cluster.lose(swarm.endpoint)
     swarm.cluster.looks.clear()
-    assert look(swarm, [task], 24 * HOUR_S) == []
+    assert look(swarm, [task], 24 * HOUR_S, every_s=10.0) == []
     asked = swarm.cluster.looks
     pauses_s = [later - earlier for earlier, later in pairwise(asked)]
     assert pauses_s[0] < 60.0
@@ -150,7 +150,7 @@ def test_one_that_fails_again_and_again_is_given_up(swarm: ScriptedSwarm) -> Non
         swarm.cluster.end(swarm.endpoint, "FAILED")
         came.append(len(look(swarm, tasks, 250.0)))
     assert came == [1, 1, 1, 0]
-    assert look(swarm, tasks, 3 * HOUR_S) == []
+    assert look(swarm, tasks, HOUR_S, every_s=10.0) == []
 
 
 @pytest.mark.parametrize(("lives_s", "states"), [(1800.0, ["FAILED"]), (60.0, ["NODE_FAIL"])])
@@ -220,4 +220,4 @@ def test_an_admin_who_ends_the_successor_gets_no_other(swarm: ScriptedSwarm) -> 
     swarm.cluster.end(swarm.endpoint, "NODE_FAIL")
     assert len(look(swarm, tasks, 100.0)) == 1
     swarm.cluster.end(swarm.endpoint, "CANCELLED")  # by an admin, who wants none
-    assert look(swarm, tasks, 5 * HOUR_S) == []
+    assert look(swarm, tasks, HOUR_S) == []
