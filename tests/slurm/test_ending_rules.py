@@ -105,10 +105,11 @@ def test_what_begins_since_the_last_look_is_ended(swarm: ScriptedSwarm) -> None:
         slurm.queue()
         swarm.clock.sleep(15.0)
     slurm.queue()
-    submit_job_that_waits(swarm)  # by another process
+    job = submit_job(swarm)  # by another process
     assert len(slurm.queue()) == 3  # which this one has not seen
     Ending(slurm, TAG, {}, swarm.clock).end("job", "replica", "endpoint")
     assert swarm.cluster.live() == {}
+    assert swarm.cluster.signals == [(job, "TERM")]  # it had its time, too
 
 
 def test_what_begins_while_it_ends_is_ended(swarm: ScriptedSwarm) -> None:

@@ -105,6 +105,7 @@ def test_what_became_of_a_job(
 
 
 def test_a_job_that_waits_or_runs_is_not_judged(job: ScriptedJob) -> None:
+    job.paths.log.write_text("slurmstepd: error: Detected 1 oom_kill event")  # of a child's
     assert job.compute.probe(job.handle) is JobStatus.RUNNING
     assert job.cluster.requeue(job.id)
     job.clock.sleep(20.0)

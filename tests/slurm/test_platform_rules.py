@@ -23,7 +23,12 @@ def platform(swarm: ScriptedSwarm, slurm: ScriptedSlurm | None = None) -> SlurmP
 
 
 def look_after(
-    swarm: ScriptedSwarm, asked: SlurmPlatform, for_s: float, replicas: int = 2
+    swarm: ScriptedSwarm,
+    asked: SlurmPlatform,
+    for_s: float,
+    *,
+    replicas: int = 2,
+    every_s: float = 2.0,
 ) -> list[tuple[float, str]]:
     """As the endpoint program does, every two seconds; when which tasks were submitted."""
     began = swarm.clock.monotonic()
@@ -35,7 +40,7 @@ def look_after(
         new = sorted(swarm.cluster.jobs.keys() - known)
         known.update(new)
         found += [(passed_s, one) for one in new]
-        swarm.clock.sleep(2.0)
+        swarm.clock.sleep(every_s)
     return found
 
 
@@ -141,7 +146,8 @@ def kill(swarm: ScriptedSwarm, asked: SlurmPlatform, *, ran_s: float) -> bool:
 def test_a_task_that_is_killed_again_and_again_is_given_up(swarm: ScriptedSwarm) -> None:
     asked = platform(swarm)
     assert [kill(swarm, asked, ran_s=60) for _ in range(4)] == [True, True, True, False]
-    assert look_after(swarm, asked, 600.0) == []  # for ever, even once Slurm has forgotten it
+    # for ever, even once Slurm has forgotten it
+    assert look_after(swarm, asked, 3 * HOUR_S, every_s=20.0) == []
     assert look_after(swarm, platform(swarm), 600.0) == []  # and whoever asks
 
 
