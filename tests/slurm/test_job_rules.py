@@ -216,7 +216,9 @@ def test_a_job_that_goes_back_into_the_queue_as_it_is_told_is_cancelled_there(
 ) -> None:
     job.cluster.room = False
     job.cluster.on_signal = lambda *_: job.cluster.lose(job.id)
+    began = job.clock.monotonic()
     job.compute.cancel(job.handle)
+    assert job.clock.monotonic() - began < 2
     assert job.id not in job.cluster.live()
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from domyn_swarm.backends.endpoint.view import EndpointAddress
+from domyn_swarm.backends.slurm.platform import SlurmPlatform
 from domyn_swarm.backends.slurm.serving import SlurmServing
 from domyn_swarm.errors import StateError
 from domyn_swarm.paths import write_private
 from domyn_swarm.probing import Phase
 from slurm.scripted import ScriptedCluster
-from slurm.scripted_swarm import Launch, ScriptedSwarm
+from slurm.scripted_swarm import TAG, Launch, ScriptedSwarm
 
 
 def serving(swarm: ScriptedSwarm) -> SlurmServing:
@@ -140,6 +141,37 @@ def test_a_replica_whose_successor_is_to_come_waits(
     parts = serving(swarm).probe_parts(swarm.handle)
     assert parts[swarm.task(1)].phase is phase
     assert parts[swarm.task(0)].phase is Phase.READY
+
+
+@pytest.mark.parametrize("tenths", range(0, 20, 3))
+def test_a_successor_that_was_just_submitted_is_never_missed(launch: Launch, tenths: int) -> None:
+    """The word of a time limit is taken away then, and the last look may be older."""
+    swarm = launch(requeue=False)
+    lost = swarm.task(0)
+    asked = serving(swarm)
+    endpoint = SlurmPlatform(swarm.paths, TAG, slurm=swarm.cluster.process(30.0), clock=swarm.clock)
+    asked.probe_parts(swarm.handle)
+    swarm.leave(swarm.paths.expired(0), lost)
+    swarm.cluster.end(lost, "COMPLETED")
+    swarm.clock.sleep(5.0)
+    phases = []
+    for tenth in range(40):
+        phases.append(asked.probe_parts(swarm.handle)[lost].phase)
+        if tenth == tenths:
+            endpoint.replace_lost(2)
+        swarm.clock.sleep(0.1)
+    assert {*phases[:-1]} <= {Phase.QUEUED, Phase.READY}
+    assert phases[-1] is Phase.READY
+
+
+def test_what_has_failed_for_good_is_not_asked_about_each_time(swarm: ScriptedSwarm) -> None:
+    say(swarm, {"1": "FAILED"})
+    asked = serving(swarm)
+    swarm.cluster.looks.clear()
+    for _ in range(600):
+        assert asked.probe_parts(swarm.handle)[swarm.task(1)].phase is Phase.FAILED
+        swarm.clock.sleep(0.3)
+    assert len(swarm.cluster.looks) < 25  # in three minutes
 
 
 def test_a_successor_stands_in_the_place_of_what_it_replaces(swarm: ScriptedSwarm) -> None:

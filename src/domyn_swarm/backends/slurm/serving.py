@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class SlurmServing(OwnEndpoint):
     def __init__(self, slurm: Scheduler | None = None, clock: Clock = time) -> None:
         self._slurm = slurm or Slurm()
         self._clock = clock
+        self._surely_ended: set[str] = set()  # replicas' jobs without a successor
         self._silent_since: dict[str, float] = {}  # endpoints' jobs that run and do not listen yet
 
     def launch(
@@ -158,10 +159,26 @@ class SlurmServing(OwnEndpoint):
         """See `ServingBackend.probe_parts`. A replica whose successor is to come waits."""
         try:
             seen, coming = self._seen(handle), self._successors(handle)
+            if self._any_doubtful(seen, coming):
+                self._slurm.queue(at_most_s=0.0)
+                seen, coming = self._seen(handle), self._successors(handle)
         except PlatformError as error:
             unknown = Observation(Phase.UNKNOWN, error.message)
             return {part.platform_id: unknown for part in handle.parts}
         return {part.platform_id: _of_part(job, part in coming) for part, job in seen.items()}
+
+    def _any_doubtful(self, seen: Mapping[Part, SlurmJob | None], coming: Collection[Part]) -> bool:
+        """Whether a replica seems to have ended without a word for the first time. The word is
+        taken away once the successor is submitted, which a look from before does not show.
+        """
+        ended = {
+            job.id
+            for part, job in seen.items()
+            if part.kind == "replica" and job is not None and job.over and part not in coming
+        }
+        doubtful = ended - self._surely_ended
+        self._surely_ended |= doubtful
+        return bool(doubtful)
 
     def _successors(self, handle: ServingHandle) -> set[Part]:
         """The replicas whose jobs are over and that the endpoint program submits anew, as far as
