@@ -10,6 +10,7 @@ from pathlib import Path
 
 _STARTED_AT = 1_000_000_000.0  # files are written later than that, by the real clock
 _LONGEST_S = 60 * 86_400.0
+_MOST_SLEEPS = 300_000
 
 
 class VirtualClock:
@@ -22,6 +23,7 @@ class VirtualClock:
         self._passed_s = 0.0
         self._planned: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
+        self._sleeps = 0
 
     def monotonic(self) -> float:
         return 5_000.0 + self._passed_s
@@ -32,7 +34,9 @@ class VirtualClock:
     def sleep(self, seconds: float, /) -> None:
         """Let time pass, and do what was planned for it on the way."""
         until = self._passed_s + seconds
+        self._sleeps += 1
         assert until < _LONGEST_S, "it waits for ever"
+        assert self._sleeps < _MOST_SLEEPS, "it waits for ever"
         while self._planned and self._planned[0][0] <= until:
             at, _, action = heapq.heappop(self._planned)
             self._pass_to(at)
