@@ -282,7 +282,9 @@ def test_a_job_that_is_told_to_end_starts_no_endpoint_again(
     task: Task, programs: Programs, clock: VirtualClock, told: Callable[[], None]
 ) -> None:
     clock.after(30.0, told)
+    began = clock.monotonic()
     assert keep_running(task, programs.child("endpoint"), clock) == 143
+    assert clock.monotonic() - began < 31.6  # with no pause for a next one
     assert len(programs.runs["endpoint"]) == 1
 
 
