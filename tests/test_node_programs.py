@@ -26,7 +26,7 @@ TYPER = {"annotated_doc", "shellingham", "typer"}
 
 GROUND = {"errors", "logs", "paths"}
 TASK = {*GROUND, "backends.slurm", "probing"}
-JOB = {*GROUND, "batch", "data", "identity", "jobs", "model", "net", "planning"}
+JOB = {*GROUND, "batch", "data", "identity", "jobs", "model", "net", "planning", "probing"}
 
 
 class Loads(NamedTuple):

@@ -12,23 +12,30 @@ import asyncio
 import functools
 import heapq
 import itertools
+import os
 import selectors
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, ParamSpec
 
 _P = ParamSpec("_P")
 _BEGAN_S = 1_000_000.0  # as on a machine that runs for days: 0 would hide what takes it for "never"
-_EPOCH_S = 1_800_000_000.0
+_EPOCH_S = 1_000_000_000.0  # real files are written later than that, by far more than `LONGEST_S`
+LONGEST_S = 60 * 86_400.0
+_MOST_SLEEPS = 300_000
 _loops: list[asyncio.AbstractEventLoop] = []  # those of the tests that run
 
 
 class VirtualClock:
-    """A `probing.Clock`: `sleep` returns at once, that much later."""
+    """A `probing.Clock`: `sleep` returns at once, that much later. Code that sleeps for months, or
+    without end, fails its test.
+    """
 
     def __init__(self) -> None:
         self.now = _BEGAN_S
         self._numbers = itertools.count()
         self._due: list[tuple[float, int, Callable[[], object]]] = []
+        self._sleeps = 0
 
     def monotonic(self) -> float:
         """Seconds since some fixed moment."""
@@ -41,11 +48,14 @@ class VirtualClock:
     def sleep(self, seconds: float, /) -> None:
         """Let that much time pass, and in it do what is due (see `after`)."""
         until = self.now + max(0.0, seconds)
+        self._sleeps += 1
+        assert until < _BEGAN_S + LONGEST_S, "it waits for ever"
+        assert self._sleeps < _MOST_SLEEPS, "it waits for ever"
         while self._due and self._due[0][0] <= until:
             at, _, action = heapq.heappop(self._due)
-            self.now = max(self.now, at)
+            self._pass_to(max(self.now, at))
             action()
-        self.now = max(self.now, until)
+        self._pass_to(max(self.now, until))
 
     def after(self, seconds: float, action: Callable[[], object]) -> None:
         """Do something while others sleep."""
@@ -59,6 +69,38 @@ class VirtualClock:
             self.after(seconds, again)
 
         self.after(seconds, again)
+
+    def until(self, condition: Callable[[], bool], *, every_s: float = 0.5) -> None:
+        """Let time pass until a condition is true."""
+        while not condition():
+            self.sleep(every_s)
+
+    def _pass_to(self, now: float) -> None:
+        self.now = now
+
+
+class FilingClock(VirtualClock):
+    """Files in `folder` are dated by it: as of the moment before time next passes; until then such
+    a file is from the future, and surely new.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def _pass_to(self, now: float) -> None:
+        if now != self.now:
+            self._date(self._folder)
+            self.now = now
+
+    def _date(self, folder: Path | str) -> None:
+        if not os.path.isdir(folder):  # noqa: PTH112 - this runs a thousand times in an hour
+            return
+        for entry in os.scandir(folder):
+            if entry.is_dir():
+                self._date(entry.path)
+            elif entry.stat().st_mtime > _EPOCH_S + LONGEST_S:
+                os.utime(entry, (self.time(), self.time()))
 
 
 class _Selector(selectors.DefaultSelector):

@@ -42,10 +42,13 @@ Probe = Callable[[], Observation]
 
 
 class Clock(Protocol):
-    """The two calls that waiting needs; a virtual one stands in for tests."""
+    """The calls that waiting needs; a virtual one stands in for tests."""
 
     def monotonic(self) -> float:
         """Seconds since some fixed moment."""
+
+    def time(self) -> float:
+        """Seconds since the epoch, as files are dated."""
 
     def sleep(self, seconds: float, /) -> None:
         """Let that much time pass."""

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from domyn_swarm.backends.slurm import looking
 from domyn_swarm.backends.slurm.looking import Jobs, Look
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.errors import PlatformUnavailable
+from virtual_time import FilingClock
 
 
 class Scheduler:
-    """Counts how often it is asked; its clock moves when told."""
+    """Counts how often it is asked."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.asked = 0
         self.state = "RUNNING"
-        self.now = 0.0
-        monkeypatch.setattr(looking, "time", self)
-
-    def monotonic(self) -> float:
-        return self.now
 
     def ask(self) -> Jobs:
         self.asked += 1
@@ -30,33 +25,37 @@ class Scheduler:
 
 
 @pytest.fixture
-def scheduler(monkeypatch: pytest.MonkeyPatch) -> Scheduler:
-    return Scheduler(monkeypatch)
+def scheduler() -> Scheduler:
+    return Scheduler()
 
 
-def test_all_who_ask_at_once_share_one_look(scheduler: Scheduler) -> None:
-    look = Look(scheduler.ask)
+@pytest.fixture
+def look(scheduler: Scheduler, clock: FilingClock) -> Look:
+    return Look(scheduler.ask, clock=clock)
+
+
+def test_all_who_ask_at_once_share_one_look(scheduler: Scheduler, look: Look) -> None:
     assert [look.now()["1"].state for _ in range(100)] == ["RUNNING"] * 100
     assert scheduler.asked == 1
 
 
-def test_it_is_asked_ever_less_while_nothing_changes(scheduler: Scheduler) -> None:
-    look = Look(scheduler.ask)
-    for tenth in range(6000):
-        scheduler.now = tenth / 10
+def test_it_is_asked_ever_less_while_nothing_changes(
+    scheduler: Scheduler, look: Look, clock: FilingClock
+) -> None:
+    for _ in range(6000):
         look.now()
+        clock.sleep(0.1)
     assert scheduler.asked < 50  # in ten minutes
     scheduler.state = "COMPLETED"
-    scheduler.now += 15
+    clock.sleep(15.0)
     look.now()
     before = scheduler.asked
-    scheduler.now += 1  # after a change it looks again soon
+    clock.sleep(1.0)  # after a change it looks again soon
     look.now()
     assert scheduler.asked == before + 1
 
 
-def test_an_expected_change_is_looked_for_at_once(scheduler: Scheduler) -> None:
-    look = Look(scheduler.ask)
+def test_an_expected_change_is_looked_for_at_once(scheduler: Scheduler, look: Look) -> None:
     look.now()
     scheduler.state = "COMPLETED"
     assert look.now()["1"].state == "RUNNING"
@@ -64,21 +63,25 @@ def test_an_expected_change_is_looked_for_at_once(scheduler: Scheduler) -> None:
     assert look.now()["1"].state == "COMPLETED"
 
 
-def test_a_scheduler_that_does_not_answer_is_not_asked_by_everyone(scheduler: Scheduler) -> None:
+def test_a_scheduler_that_does_not_answer_is_not_asked_by_everyone(
+    scheduler: Scheduler, look: Look, clock: FilingClock
+) -> None:
     scheduler.state = "away"
-    look = Look(scheduler.ask)
     for _ in range(10):
         with pytest.raises(PlatformUnavailable):
             look.now()
     assert scheduler.asked == 1
-    scheduler.state, scheduler.now = "RUNNING", 5.0
+    scheduler.state = "RUNNING"
+    clock.sleep(5.0)
     assert look.now()["1"].state == "RUNNING"
 
 
-def test_who_must_be_sure_asks_for_a_fresh_look(scheduler: Scheduler) -> None:
-    look = Look(scheduler.ask)
-    for scheduler.now in (0.0, 1.0, 3.0, 6.0, 10.0):  # rarer by now
+def test_who_must_be_sure_asks_for_a_fresh_look(
+    scheduler: Scheduler, look: Look, clock: FilingClock
+) -> None:
+    for pause_s in (1.0, 2.0, 3.0, 4.0, 2.0):  # rarer by now
         look.now()
-    scheduler.state, scheduler.now = "COMPLETED", 12.0
+        clock.sleep(pause_s)
+    scheduler.state = "COMPLETED"
     assert look.now()["1"].state == "RUNNING"
     assert look.now(at_most_s=1.0)["1"].state == "COMPLETED"

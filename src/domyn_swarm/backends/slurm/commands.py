@@ -24,6 +24,7 @@ from domyn_swarm.backends.slurm.states import (
     parse_queue,
 )
 from domyn_swarm.errors import CommandMissing, PlatformUnavailable, SubmitRejected
+from domyn_swarm.probing import Clock
 
 _TIMEOUT_S = 60.0
 _UNKNOWN_S = 5.0  # a job that is not known is looked for so often
@@ -32,7 +33,8 @@ _SURELY_S = 1.0
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
 _UNREACHABLE = re.compile(
     r"unable to contact slurm controller|socket timed out|connection refused|slurmctld.*not respond"
-    r"|unable to establish a configuration source|transport endpoint is not connected",
+    r"|unable to establish a configuration source|transport endpoint is not connected"
+    r"|unexpected message received",  # `scontrol requeue`: no message at all
     re.IGNORECASE,
 )
 _NO_NODE = "Requested node configuration is not available"
@@ -55,12 +57,13 @@ def submitting_environment() -> dict[str, str]:
 class Slurm:
     """The scheduler as its commands show it. Threads may share one."""
 
-    def __init__(self, longest_s: float = LONGEST_S) -> None:
+    def __init__(self, longest_s: float = LONGEST_S, clock: Clock = time) -> None:
         """`longest_s`: how old a look may become while nothing changes."""
+        self._clock = clock
         self._queue = Look(
-            lambda: self._squeue("--array", "--states=all", form=QUEUE_FORMAT), longest_s
+            lambda: self._squeue("--array", "--states=all", form=QUEUE_FORMAT), longest_s, clock
         )
-        self._steps = Look(lambda: self._squeue("--steps", form=STEP_FORMAT))
+        self._steps = Look(lambda: self._squeue("--steps", form=STEP_FORMAT), clock=clock)
         self._accounting = True
         self._remembered: Jobs = {}
         self._asked_at: dict[str, float] = {}
@@ -169,7 +172,7 @@ class Slurm:
         """What accounting remembers of jobs that the controller forgot; nothing without it. It is
         asked once a minute for a job that it does not know.
         """
-        now = time.monotonic()
+        now = self._clock.monotonic()
         ids = [one for one in ids if _ID.fullmatch(one)]
         ask = [one for one in ids if now - self._asked_at.get(one, -math.inf) >= _ASK_AGAIN_S]
         if self._accounting and ask:

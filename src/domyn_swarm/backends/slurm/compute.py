@@ -13,6 +13,7 @@ from domyn_swarm.backends.base import ComputeSpec, read_exit, read_tail
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.job_status import job_status
 from domyn_swarm.backends.slurm.layout import job_script
+from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.steps import Steps
 from domyn_swarm.backends.slurm.tagged import TAG_PREFIX, job_name
@@ -20,7 +21,7 @@ from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_dir, write_private
-from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
+from domyn_swarm.probing import Clock, Deadline, Observation, Phase, wait_until
 
 _log = get_logger(__name__)
 
@@ -36,9 +37,10 @@ _RECORD_S = 10.0  # from the job's end until its exit record is surely seen on a
 class SlurmCompute:
     """See `ComputeBackend`."""
 
-    def __init__(self, slurm: Slurm | None = None) -> None:
+    def __init__(self, slurm: Scheduler | None = None, clock: Clock = time) -> None:
         self._slurm = slurm or Slurm()
-        self._steps = Steps(self._slurm)
+        self._clock = clock
+        self._steps = Steps(self._slurm, clock)
 
     def check(self, spec: ComputeSpec) -> None:
         """See `ComputeBackend.check`."""
@@ -81,7 +83,8 @@ class SlurmCompute:
         ended = read_exit(Path(handle.exit_path))
         if ended is not None and ended.status is not JobStatus.FAILED:
             return ended.status
-        return _judged(handle, ended, self._seen(handle), time.monotonic() + _RECORD_S)
+        until = self._clock.monotonic() + _RECORD_S
+        return self._judged(handle, ended, self._seen(handle), until)
 
     def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
         """See `ComputeBackend.probe_all`: Slurm is asked for all of them at once."""
@@ -99,11 +102,10 @@ class SlurmCompute:
         except PlatformError as error:
             _log.warning("%d jobs cannot be asked for: %s", len(left), error.message)
             return found
-        until = time.monotonic() + _RECORD_S
+        until = self._clock.monotonic() + _RECORD_S
         for handle in left:
-            found[handle.job_id] = _judged(
-                handle, records[handle.job_id], _own(handle, jobs), until
-            )
+            job = _own(handle, jobs)
+            found[handle.job_id] = self._judged(handle, records[handle.job_id], job, until)
         return found
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
@@ -118,7 +120,7 @@ class SlurmCompute:
             return Observation(Phase.READY if seen[-1].final else Phase.STARTING)
 
         limit_s = _FOREVER_S if timeout_s is None else timeout_s
-        wait_until(probe, deadline=Deadline(limit_s), every_s=1.0)
+        wait_until(probe, deadline=Deadline(limit_s), every_s=1.0, clock=self._clock)
         return seen[-1]
 
     def fetch_log(self, handle: JobHandle, *, follow: bool = False) -> None:
@@ -158,32 +160,32 @@ class SlurmCompute:
         job = self._seen(handle)
         if job is not None and job.waiting:  # nothing runs that could be told to end
             self._slurm.cancel([_id(handle)])
-        deadline = time.monotonic() + within_s
+        deadline = self._clock.monotonic() + within_s
         while self._goes_on(handle):
-            if time.monotonic() >= deadline:
+            if self._clock.monotonic() >= deadline:
                 return False
-            time.sleep(_LOOK_S)
+            self._clock.sleep(_LOOK_S)
             self._slurm.expect_change()
         return True
 
-
-def _judged(
-    handle: JobHandle, ended: ExitRecord | None, job: SlurmJob | None, until: float
-) -> JobStatus:
-    """What became of a job that has no record of its end, or one of a failure."""
-    if ended is None and job is not None and not job.over:
-        return job_status(job)
-    if _killed_for_memory(JobPaths(Path(handle.job_dir))):
-        return JobStatus.OUT_OF_MEMORY
-    if ended is not None:  # perhaps Slurm killed it, and knows why
-        known = job is not None and job.over and job.state != "COMPLETED"
-        return job_status(job) if known and job is not None else ended.status
-    # Over without a record, which may not be visible here yet: then Slurm's word holds.
-    if job is not None and job_status(job) not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
-        return job_status(job)
-    while (ended := read_exit(Path(handle.exit_path))) is None and time.monotonic() < until:
-        time.sleep(_LOOK_S)
-    return JobStatus.FAILED if ended is None else ended.status
+    def _judged(
+        self, handle: JobHandle, ended: ExitRecord | None, job: SlurmJob | None, until: float
+    ) -> JobStatus:
+        """What became of a job that has no record of its end, or one of a failure."""
+        if ended is None and job is not None and not job.over:
+            return job_status(job)
+        if _killed_for_memory(JobPaths(Path(handle.job_dir))):
+            return JobStatus.OUT_OF_MEMORY
+        if ended is not None:  # perhaps Slurm killed it, and knows why
+            known = job is not None and job.over and job.state != "COMPLETED"
+            return job_status(job) if known and job is not None else ended.status
+        # Over without a record, which may not be visible here yet: then Slurm's word holds.
+        if job is not None and job_status(job) not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+            return job_status(job)
+        record = Path(handle.exit_path)
+        while (ended := read_exit(record)) is None and self._clock.monotonic() < until:
+            self._clock.sleep(_LOOK_S)
+        return JobStatus.FAILED if ended is None else ended.status
 
 
 def _own(handle: JobHandle, jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:

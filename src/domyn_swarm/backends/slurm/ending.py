@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.tagged import JOB_PREFIX, tagged
 from domyn_swarm.errors import PlatformError
+from domyn_swarm.probing import Clock
 
 _JOB_GRACE_S = 30.0
 _END_S = 90.0  # from scancel until nothing runs: KillWait (30 s as a rule), and some nodes are slow
@@ -20,8 +21,15 @@ class Ending:
     the tag from its jobs.
     """
 
-    def __init__(self, slurm: Slurm, tag: str, known: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self,
+        slurm: Scheduler,
+        tag: str,
+        known: Mapping[str, Sequence[str]],
+        clock: Clock = time,
+    ) -> None:
         self._slurm = slurm
+        self._clock = clock
         self._tag = tag
         self._known = known
 
@@ -73,10 +81,10 @@ class Ending:
         return left
 
     def _until(self, condition: Callable[[], bool], within_s: float) -> bool:
-        deadline = time.monotonic() + within_s
+        deadline = self._clock.monotonic() + within_s
         while not condition():
-            if time.monotonic() >= deadline:
+            if self._clock.monotonic() >= deadline:
                 return False
-            time.sleep(_LOOK_S)
+            self._clock.sleep(_LOOK_S)
             self._slurm.expect_change()
         return True

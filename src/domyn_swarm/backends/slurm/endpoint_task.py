@@ -14,12 +14,14 @@ from pathlib import Path
 
 from domyn_swarm.backends.endpoint.address import ADDRESS_VARIABLE
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.tagged import JOB_PREFIX
 from domyn_swarm.backends.slurm.task import Child, Task, come_back, node_address
 from domyn_swarm.backends.slurm.task_plan import read_task_plan
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
+from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
@@ -40,10 +42,10 @@ def main(swarm_dir: str) -> int:
     plan = read_task_plan(paths)
     job = os.environ["SLURM_JOB_ID"]
     paths.endpoint_leaves.unlink(missing_ok=True)  # of its run before, if that was in this job
-    task = Task(before_end=lambda: _end_jobs(job, paths))
+    task = Task(before_end=lambda: end_jobs(Slurm(), job, paths))
     command = [sys.executable, "-m", "domyn_swarm.backends.endpoint", str(paths.root), "slurm"]
     child = Child(command, {ADDRESS_VARIABLE: node_address()}, sys.stderr.buffer)
-    code = _keep_running(task, child)
+    code = keep_running(task, child)
     come_back(
         task,
         job,
@@ -53,16 +55,16 @@ def main(swarm_dir: str) -> int:
     return code
 
 
-def _keep_running(task: Task, child: Child) -> int:
+def keep_running(task: Task, child: Child, clock: Clock = time) -> int:
     """Run the program until it ends, or died too often of a signal (perhaps for its memory) or of
     a bug.
     """
     backoff_s, deaths = _BACKOFF_FIRST_S, 0
     while True:
-        began = time.monotonic()
+        began = clock.monotonic()
         task.start(child)
         code = task.wait()
-        if time.monotonic() - began >= _STABLE_S:
+        if clock.monotonic() - began >= _STABLE_S:
             backoff_s, deaths = _BACKOFF_FIRST_S, 0
         deaths += 1
         died = code == _BUG or code > _KILLED
@@ -75,23 +77,22 @@ def _keep_running(task: Task, child: Child) -> int:
         backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
 
 
-def _end_jobs(endpoint: str, paths: SwarmPaths) -> None:
+def end_jobs(slurm: Scheduler, endpoint: str, paths: SwarmPaths, clock: Clock = time) -> None:
     """Tell the jobs in this allocation, which end with it, that their time is up, while what they
     have in flight can still be answered.
     """
-    slurm = Slurm()
     try:
         write_private(paths.endpoint_leaves, endpoint)  # from now on none begins
     except OSError as error:
         _log.warning("jobs may still begin in this allocation: %s", error)
     try:
         slurm.signal_steps(endpoint, "USR1")
-        deadline = time.monotonic() + _JOBS_END_S
-        while time.monotonic() < deadline and any(
+        deadline = clock.monotonic() + _JOBS_END_S
+        while clock.monotonic() < deadline and any(
             step.startswith(f"{endpoint}.") and job.comment.startswith(JOB_PREFIX)
             for step, job in slurm.steps().items()
         ):
-            time.sleep(1.0)
+            clock.sleep(1.0)
     except PlatformError as error:
         _log.warning("jobs of this allocation were not told that it ends: %s", error.message)
 

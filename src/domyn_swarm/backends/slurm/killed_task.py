@@ -8,6 +8,7 @@ import time
 
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
+from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
@@ -19,13 +20,14 @@ _LONG_S = 3600.0  # one that ran for so long is worth as many successors as the 
 class KilledTask:
     """`job` is the last of the task's, and failed or is not known any more."""
 
-    def __init__(self, paths: SwarmPaths, task: int, job: str) -> None:
+    def __init__(self, paths: SwarmPaths, task: int, job: str, clock: Clock = time) -> None:
         self._at_work = paths.at_work(task)
         self._replaced = paths.killed(task)
         self._job = job
+        self._clock = clock
 
     @classmethod
-    def forgotten(cls, paths: SwarmPaths, task: int) -> KilledTask | None:
+    def forgotten(cls, paths: SwarmPaths, task: int, clock: Clock = time) -> KilledTask | None:
         """One of which Slurm knows no job any more, as it does minutes after its end (`MinJobAge`).
 
         Not one that began a moment ago: the look at the queue may be older.
@@ -35,7 +37,7 @@ class KilledTask:
             job, began = at_work.read_text(), at_work.stat().st_mtime
         except FileNotFoundError:
             return None
-        return cls(paths, task, job) if time.time() - began >= _LOOKED_S else None
+        return cls(paths, task, job, clock) if clock.time() - began >= _LOOKED_S else None
 
     @property
     def found(self) -> bool:
@@ -47,7 +49,7 @@ class KilledTask:
 
     def once_more(self) -> bool:
         """Whether it gets a successor, which is counted; else it is given up, for ever."""
-        ran_s = time.time() - self._at_work.stat().st_mtime
+        ran_s = self._clock.time() - self._at_work.stat().st_mtime
         before = self._replaced.read_text().split() if self._replaced.exists() else []
         before = [] if ran_s >= _LONG_S else before
         if self._job in before:  # the successor could not be submitted

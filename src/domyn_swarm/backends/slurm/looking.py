@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.errors import PlatformError
+from domyn_swarm.probing import Clock
 
 _FIRST_S = 1.0
 LONGEST_S = 15.0
@@ -24,9 +25,12 @@ class Look:
     share is asked 4 times a minute by a process that waits. A refusal is remembered alike.
     """
 
-    def __init__(self, ask: Callable[[], Jobs], longest_s: float = LONGEST_S) -> None:
+    def __init__(
+        self, ask: Callable[[], Jobs], longest_s: float = LONGEST_S, clock: Clock = time
+    ) -> None:
         self._ask = ask
         self._longest_s = longest_s
+        self._clock = clock
         self._lock = threading.Lock()
         self._seen: Jobs | PlatformError = {}
         self._asked_at = -math.inf
@@ -39,7 +43,7 @@ class Look:
             PlatformError: the scheduler cannot be asked.
         """
         with self._lock:
-            age_s = time.monotonic() - self._asked_at
+            age_s = self._clock.monotonic() - self._asked_at
             if age_s >= min(self._good_for_s, at_most_s):
                 self._look()
             if isinstance(self._seen, PlatformError):
@@ -56,7 +60,7 @@ class Look:
             isinstance(before, PlatformError) or before == self._seen
         )
         self._good_for_s = min(self._longest_s, self._good_for_s * _GROWS) if same else _FIRST_S
-        self._asked_at = time.monotonic()
+        self._asked_at = self._clock.monotonic()
 
     def expect_change(self) -> None:
         """Something was submitted or ended: what is known is too old, and look often."""

@@ -8,18 +8,21 @@ submits its successor, and no other.
 from __future__ import annotations
 
 import json
-import os
+import math
 import random
 import socket
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import BROKEN, LOST, SlurmJob
 from domyn_swarm.backends.slurm.tagged import tagged
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
@@ -28,32 +31,48 @@ _CONNECT_S = 3.0
 _GONE_S = 20.0  # not reached for so long; Slurm acts itself where it may
 _ASK_S = 30.0  # then Slurm is asked, ever more seldom: an endpoint may wait for its turn for hours
 _ASK_MAX_S = 600.0
+_CLAIMED_S = 120.0  # no claimant takes so long to submit: one that has not by then was killed
+_MOST_CLAIMS = 3  # of one lost job
 _MOST_FAILURES = 3
 _FAILURES_COUNT_S = 3600.0
 
 
 class LostEndpoint:
     """Looks from one task, whenever it is called and it is time. An endpoint that is not reached
-    for `gone_s` may be lost.
+    for `gone_s` may be lost. The tasks see so at the same moment: each waits a while by chance, up
+    to `gone_s` again, before it asks Slurm.
     """
 
-    def __init__(self, paths: SwarmPaths, gone_s: float = _GONE_S) -> None:
+    def __init__(
+        self,
+        paths: SwarmPaths,
+        gone_s: float = _GONE_S,
+        *,
+        slurm: Scheduler | None = None,
+        clock: Clock = time,
+    ) -> None:
         self._paths = paths
         self._gone_s = gone_s
-        self._reached_at = time.monotonic()
-        self._next_look = 0.0
-        self._next_question = 0.0
+        self._slurm = slurm or Slurm()
+        self._clock = clock
+        self._next_look = -math.inf
         self._rest_s = _ASK_S
+        self._expect(clock.monotonic())
+
+    def _expect(self, reached_at: float) -> None:
+        self._rest_s = _ASK_S
+        patience_s = self._gone_s * random.uniform(1.0, 2.0)  # noqa: S311
+        self._next_question = reached_at + patience_s
 
     def look(self) -> None:
         """Submit the endpoint's script again if it was lost. Raises nothing."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now < self._next_look:
             return
         self._next_look = now + _LOOK_S
         if self._reached():
-            self._reached_at, self._rest_s = now, _ASK_S
-        elif now - self._reached_at >= self._gone_s and now >= self._next_question:
+            self._expect(now)
+        elif now >= self._next_question:
             self._next_question = now + self._rest_s * random.uniform(1.0, 1.5)  # noqa: S311
             self._rest_s = min(2 * self._rest_s, _ASK_MAX_S)
             try:
@@ -72,34 +91,48 @@ class LostEndpoint:
 
     def _bring_back(self) -> None:
         tag = json.loads(self._paths.endpoint_spec.read_text())["tag"]
-        slurm = Slurm()
-        seen = [one.job for one in tagged(slurm.queue().values(), tag) if one.kind == "endpoint"]
+        jobs = tagged(self._slurm.queue(at_most_s=0.0).values(), tag)
+        seen = [one.job for one in jobs if one.kind == "endpoint"]
         if not seen or any(not job.over for job in seen):
             return
         last = seen[-1]
         if last.state in LOST or (last.state in BROKEN and self._failures() < _MOST_FAILURES):
-            self._succeed(slurm, last)
+            self._succeed(last)
 
     def _failures(self) -> int:
         """How many that failed have had successors lately."""
         pattern = self._paths.endpoint_successor("*")
-        since = time.time() - _FAILURES_COUNT_S
+        since = self._clock.time() - _FAILURES_COUNT_S
         return sum(
             claim.read_text() in BROKEN and claim.stat().st_mtime > since
             for claim in pattern.parent.glob(pattern.name)
         )
 
-    def _succeed(self, slurm: Slurm, lost: SlurmJob) -> None:
-        claim = self._paths.endpoint_successor(lost.id)
-        try:
-            descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        except FileExistsError:
+    def _succeed(self, lost: SlurmJob) -> None:
+        claim = self._claimed(lost)
+        if claim is None:
             return
         _log.warning("the endpoint's job %s is gone: it %s", lost.id, lost.observation.detail)
         try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(lost.state)
-            _log.info("its successor is %s", slurm.submit(self._paths.endpoint_script))
+            claim.write_text(lost.state)
+            _log.info("its successor is %s", self._slurm.submit(self._paths.endpoint_script))
         except (PlatformError, OSError):  # another time, whoever it is
             claim.unlink(missing_ok=True)
             raise
+
+    def _claimed(self, lost: SlurmJob) -> Path | None:
+        """A claim that is this task's alone; None while another one's is good. That of one who was
+        killed before its successor came is left behind: the next claim has another name, so that
+        of several who see so one gets it.
+        """
+        for number in range(_MOST_CLAIMS):
+            name = f"{lost.id}-{number}" if number else lost.id
+            claim = self._paths.endpoint_successor(name)
+            try:
+                claim.touch(0o600, exist_ok=False)
+            except FileExistsError:
+                if self._clock.time() - claim.stat().st_mtime < _CLAIMED_S:
+                    return None
+            else:
+                return claim
+        return None

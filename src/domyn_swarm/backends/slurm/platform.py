@@ -12,12 +12,14 @@ from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.ending import Ending
 from domyn_swarm.backends.slurm.killed_task import KilledTask
+from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import BROKEN, LOST
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.backends.slurm.task_plan import read_task_plan
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle
 from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
@@ -31,13 +33,22 @@ _RARELY_S = 30.0  # every swarm has an endpoint that asks, for as long as replic
 class SlurmPlatform:
     """See `Platform`."""
 
-    def __init__(self, paths: SwarmPaths, tag: str, killed_s: float = _KILLED_S) -> None:
+    def __init__(
+        self,
+        paths: SwarmPaths,
+        tag: str,
+        killed_s: float = _KILLED_S,
+        *,
+        slurm: Scheduler | None = None,
+        clock: Clock = time,
+    ) -> None:
         """`killed_s`: how long a task that was killed is left alone."""
         self._paths = paths
         self._killed_s = killed_s
         self._tag = tag
-        self._slurm = Slurm(_RARELY_S)
-        self._compute = SlurmCompute(self._slurm)
+        self._clock = clock
+        self._slurm = slurm or Slurm(_RARELY_S)
+        self._compute = SlurmCompute(self._slurm, clock)
         self._lost_since: dict[str, float] = {}  # by job
         self._submitted_at: dict[int, float] = {}  # by task
         self._asked_at = -math.inf
@@ -47,7 +58,7 @@ class SlurmPlatform:
         """See `Platform.replace_lost`. A replica that ended with its time limit says so in a file;
         of the others Slurm does, but of those that were killed.
         """
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now - self._asked_at > _SAME_LOSS_S:  # all served until now: what is known is too old
             self._slurm.expect_change()
         self._asked_at = now
@@ -66,22 +77,24 @@ class SlurmPlatform:
         marker = self._paths.expired(group)
         ended = marker.read_text().strip() if marker.exists() else None
         if not own:
-            killed = KilledTask.forgotten(self._paths, group)
+            killed = KilledTask.forgotten(self._paths, group, self._clock)
             return ended is not None or (killed is not None and killed.once_more())
         if ended == own[-1].job.id:
             return True
         last = own[-1].job
-        killed = KilledTask(self._paths, group, last.id) if last.state in BROKEN else None
+        killed = None
+        if last.state in BROKEN:
+            killed = KilledTask(self._paths, group, last.id, self._clock)
         if last.state not in LOST and not (killed and killed.found):
             return False
-        since = self._lost_since.setdefault(last.id, time.monotonic())
+        since = self._lost_since.setdefault(last.id, self._clock.monotonic())
         patience_s = self._killed_s if killed else self._slurm_acts_s
-        if time.monotonic() - since < patience_s:
+        if self._clock.monotonic() - since < patience_s:
             return False
         return killed is None or killed.once_more()
 
     def _submit(self, group: int) -> None:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now - self._submitted_at.get(group, -_AGAIN_S) < _AGAIN_S:
             return
         self._submitted_at[group] = now
@@ -97,4 +110,4 @@ class SlurmPlatform:
 
     def end_rest(self) -> None:
         """See `Platform.end_rest`."""
-        Ending(self._slurm, self._tag, {}).end("job", "replica")
+        Ending(self._slurm, self._tag, {}, self._clock).end("job", "replica")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -23,13 +23,14 @@ from domyn_swarm.backends.slurm.folder import (
     write_watchdog_specs,
 )
 from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
+from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import TAKEN, SlurmJob
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.errors import PlatformError, StateError
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
-from domyn_swarm.probing import Observation, Phase
+from domyn_swarm.probing import Clock, Observation, Phase
 
 _FRESH_S = 1.0
 
@@ -37,8 +38,10 @@ _FRESH_S = 1.0
 class SlurmServing(OwnEndpoint):
     """See `ServingBackend`."""
 
-    def __init__(self, slurm: Slurm | None = None) -> None:
+    def __init__(self, slurm: Scheduler | None = None, clock: Clock = time) -> None:
         self._slurm = slurm or Slurm()
+        self._clock = clock
+        self._surely_ended: set[str] = set()  # replicas' jobs without a successor
         self._silent_since: dict[str, float] = {}  # endpoints' jobs that run and do not listen yet
 
     def launch(
@@ -89,7 +92,7 @@ class SlurmServing(OwnEndpoint):
         """See `ServingBackend.checks`."""
         from domyn_swarm.backends.slurm.site import site_checks
 
-        return site_checks(plan, self._slurm)
+        return site_checks(plan, Slurm())
 
     def scale(
         self,
@@ -142,7 +145,7 @@ class SlurmServing(OwnEndpoint):
         paths = SwarmPaths(Path(handle.swarm_dir))
         if not running or read_address(paths) is not None:
             return None
-        now = time.monotonic()
+        now = self._clock.monotonic()
         silent_s = now - self._silent_since.setdefault(running[0].id, now)
         plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
         limit_s = slurm_config(plan).endpoint.timeout_s
@@ -156,10 +159,26 @@ class SlurmServing(OwnEndpoint):
         """See `ServingBackend.probe_parts`. A replica whose successor is to come waits."""
         try:
             seen, coming = self._seen(handle), self._successors(handle)
+            if self._any_doubtful(seen, coming):
+                self._slurm.queue(at_most_s=0.0)
+                seen, coming = self._seen(handle), self._successors(handle)
         except PlatformError as error:
             unknown = Observation(Phase.UNKNOWN, error.message)
             return {part.platform_id: unknown for part in handle.parts}
         return {part.platform_id: _of_part(job, part in coming) for part, job in seen.items()}
+
+    def _any_doubtful(self, seen: Mapping[Part, SlurmJob | None], coming: Collection[Part]) -> bool:
+        """Whether a replica seems to have ended without a word for the first time. The word is
+        taken away once the successor is submitted, which a look from before does not show.
+        """
+        ended = {
+            job.id
+            for part, job in seen.items()
+            if part.kind == "replica" and job is not None and job.over and part not in coming
+        }
+        doubtful = ended - self._surely_ended
+        self._surely_ended |= doubtful
+        return bool(doubtful)
 
     def _successors(self, handle: ServingHandle) -> set[Part]:
         """The replicas whose jobs are over and that the endpoint program submits anew, as far as
@@ -231,7 +250,7 @@ class SlurmServing(OwnEndpoint):
             kind: [part.platform_id for part in handle.parts if part.kind == kind]
             for kind in ("replica", "endpoint")
         }
-        Ending(self._slurm, handle.tag, known).end(
+        Ending(self._slurm, handle.tag, known, self._clock).end(
             "job", "replica", "endpoint", "replica", "endpoint"
         )
 

@@ -9,28 +9,63 @@ from __future__ import annotations
 import math
 import subprocess
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from domyn_swarm.backends.base import ComputeSpec
-from domyn_swarm.backends.slurm.commands import Slurm, submitting_environment
+from domyn_swarm.backends.slurm.commands import submitting_environment
 from domyn_swarm.backends.slurm.layout import step_script
-from domyn_swarm.backends.slurm.states import Allocation
+from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.tagged import job_name, tagged
 from domyn_swarm.errors import ConfigError, PlatformUnavailable, SubmitRejected
 from domyn_swarm.paths import JobPaths, SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.resources import SrunResources
+from domyn_swarm.probing import Clock
 
 _START_S = 60.0
 _FIRST_LOOK_S = 0.2  # then ever more seldom
 _sruns: list[subprocess.Popen[bytes]] = []  # reaped when the next one starts
 
 
+class Srun(Protocol):
+    """An `srun` that was started: the step lives as long as it does."""
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+
+    def terminate(self) -> None:
+        """Tell it to end."""
+
+
+def _start_srun(resources: SrunResources, paths: JobPaths) -> Srun:
+    with paths.srun_log.open("wb") as log:
+        srun = subprocess.Popen(
+            [*resources.argv(), "/bin/bash", str(paths.script)],
+            env=submitting_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+        )
+    _sruns[:] = [*(one for one in _sruns if one.poll() is None), srun]
+    return srun
+
+
 class Steps:
     """Starts steps for jobs; what becomes of one is asked as of any other job."""
 
-    def __init__(self, slurm: Slurm) -> None:
+    def __init__(
+        self,
+        slurm: Scheduler,
+        clock: Clock = time,
+        start_srun: Callable[[SrunResources, JobPaths], Srun] = _start_srun,
+    ) -> None:
+        """`start_srun`: runs the job's script as a step of these resources."""
         self._slurm = slurm
+        self._clock = clock
+        self._start_srun = start_srun
 
     def check(self, spec: ComputeSpec) -> None:
         """Refuse what does not fit into the endpoint's allocation, with the numbers.
@@ -53,17 +88,7 @@ class Steps:
         paths = JobPaths(Path(spec.job_dir))
         private_dir(paths.log.parent)
         write_private(paths.script, step_script(spec).render("step.sh.j2"))
-        with paths.srun_log.open("wb") as log:
-            srun = subprocess.Popen(
-                [*resources.argv(), "/bin/bash", str(paths.script)],
-                env=submitting_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                start_new_session=True,
-            )
-        _sruns[:] = [*(one for one in _sruns if one.poll() is None), srun]
+        srun = self._start_srun(resources, paths)
         try:
             step = self._started(resources, srun, paths)
             _refuse_leaving(resources.allocation, spec)  # those who were warned did not know of it
@@ -72,18 +97,16 @@ class Steps:
             srun.terminate()
             raise
 
-    def _started(
-        self, resources: SrunResources, srun: subprocess.Popen[bytes], paths: JobPaths
-    ) -> str:
-        deadline, wait_s = time.monotonic() + _START_S, _FIRST_LOOK_S
-        while time.monotonic() < deadline:
+    def _started(self, resources: SrunResources, srun: Srun, paths: JobPaths) -> str:
+        deadline, wait_s = self._clock.monotonic() + _START_S, _FIRST_LOOK_S
+        while self._clock.monotonic() < deadline:
             self._slurm.expect_change()
             for step in self._slurm.steps().values():
                 if step.comment == resources.name:
                     return step.id
             if srun.poll() is not None:
                 break
-            time.sleep(wait_s)
+            self._clock.sleep(wait_s)
             wait_s = min(2.0, 1.5 * wait_s)
         if paths.exit.exists():  # it was over before it could be seen
             return f"{resources.allocation}.+"
@@ -98,7 +121,14 @@ class Steps:
         allocation = self._slurm.allocation(endpoint)
         asked = spec.resources
         memory_mb = None if asked.memory_gb is None else math.ceil(asked.memory_gb * 1024)
-        _check_fits(allocation, asked.cpus, memory_mb, asked.time_limit_s)
+        left_s = math.inf
+        if allocation.ends_at is not None:
+            left_s = allocation.ends_at.timestamp() - self._clock.time()
+        _check_fits(
+            ("CPUs", asked.cpus, allocation.cpus, "endpoint.cpus_per_task"),
+            ("MB of memory", memory_mb, allocation.memory_mb, "endpoint.mem"),
+            ("s of time", asked.time_limit_s, left_s, "endpoint.wall_time"),
+        )
         return SrunResources(
             allocation=endpoint,
             name=job_name(spec.job_id),
@@ -131,17 +161,8 @@ def _refuse_leaving(endpoint: str, spec: ComputeSpec) -> None:
         )
 
 
-def _check_fits(
-    allocation: Allocation, cpus: int | None, memory_mb: int | None, time_limit_s: float | None
-) -> None:
-    left_s = math.inf
-    if allocation.ends_at is not None:
-        left_s = (allocation.ends_at - datetime.now(UTC)).total_seconds()
-    known = [
-        ("CPUs", cpus, allocation.cpus, "endpoint.cpus_per_task"),
-        ("MB of memory", memory_mb, allocation.memory_mb, "endpoint.mem"),
-        ("s of time", time_limit_s, left_s, "endpoint.wall_time"),
-    ]
+def _check_fits(*known: tuple[str, float | None, float | None, str]) -> None:
+    """Each is what, how much is wanted, how much is there, and the key that gives more."""
     for what, wanted, there, key in known:
         if wanted is not None and there is not None and wanted > there:
             raise ConfigError(

@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.errors import CommandMissing, PlatformError
 from domyn_swarm.logs import get_logger
+from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
@@ -57,12 +59,46 @@ class Child(NamedTuple):
     again: bool = False  # it is started again when it is killed, a few times within an hour
 
 
+class Process(Protocol):
+    """What a task asks of a program that it runs."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def poll(self) -> int | None:
+        """Its exit code, or minus the number of a signal; None while it runs."""
+
+    def wait(self) -> int:
+        """The same, once it has ended."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send a signal to it; nothing once it has ended."""
+
+    def terminate(self) -> None:
+        """Tell it to end."""
+
+
+def _start_process(child: Child) -> Process:
+    """The program runs; it ends with this task, however that ends."""
+    return subprocess.Popen(
+        child.command,
+        env={**os.environ, **child.env},
+        stdin=subprocess.DEVNULL,
+        stdout=child.log,
+        stderr=child.log,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
+    )
+
+
 class _Running:
     """A child as it runs."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, start: Callable[[Child], Process], clock: Clock) -> None:
         self.child = child
-        self.process = _started(child)
+        self._start = start
+        self._clock = clock
+        self.process = start(child)
         self._killed_at: list[float] = []
 
     @property
@@ -79,39 +115,36 @@ class _Running:
         """Start it once more should it have been killed, but not for ever."""
         if not (self.child.again and self.ended and self.code == KILLED):
             return
-        now = time.monotonic()
+        now = self._clock.monotonic()
         self._killed_at = [one for one in self._killed_at if now - one < _WITHIN_S]
         if len(self._killed_at) == _MOST_KILLED:
             return
         self._killed_at.append(now)
         try:
             _log.warning("process %d was killed; it starts again", self.process.pid)
-            self.process = _started(self.child)
+            self.process = self._start(self.child)
         except OSError as error:  # the task's other programs are not to end for it
             _log.error("it does not: %s", error)
-
-
-def _started(child: Child) -> subprocess.Popen[bytes]:
-    """The program runs; it ends with this task, however that ends."""
-    return subprocess.Popen(
-        child.command,
-        env={**os.environ, **child.env},
-        stdin=subprocess.DEVNULL,
-        stdout=child.log,
-        stderr=child.log,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
-    )
 
 
 class Task:
     """Runs programs and hands signals on to them.
 
-    `before_end` is called when the time limit is near, before the programs are told to end.
+    `before_end` is called when the time limit is near, before the programs are told to end: not by
+    the signal's handler, but where the task waits. `start` starts a program.
     """
 
-    def __init__(self, before_end: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        before_end: Callable[[], None] | None = None,
+        *,
+        clock: Clock = time,
+        start: Callable[[Child], Process] = _start_process,
+    ) -> None:
         self.warned = False  # the time limit is near
         self._before_end = before_end
+        self._clock = clock
+        self._start = start
         self._stopped = False
         self._children: list[_Running] = []
         self._companions: list[_Running] = []
@@ -121,12 +154,19 @@ class Task:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
-            if self._before_end is not None and not self.warned:
-                self._before_end()
             self.warned = True
+            if self._before_end is not None:  # it takes its time: see `heed`
+                return
         else:
             self._stopped = True
         self._hand_on()
+
+    def heed(self) -> None:
+        """Do what is to be done before the end, once, should the time limit be near."""
+        if self.warned and self._before_end is not None:
+            self._before_end()
+            self._before_end = None
+            self._hand_on()
 
     def _hand_on(self) -> None:
         for child in self._children:
@@ -135,7 +175,9 @@ class Task:
 
     def start(self, child: Child) -> None:
         """Start a program; it ends with this task, however that ends."""
-        (self._companions if child.companion else self._children).append(_Running(child))
+        (self._companions if child.companion else self._children).append(
+            _Running(child, self._start, self._clock)
+        )
         if self.told:  # it came before there was a child to tell
             self._hand_on()
 
@@ -149,7 +191,9 @@ class Task:
             if self.lost_companion:  # told again and again: there is nothing left to drain
                 self._hand_on()
             meanwhile()
-            time.sleep(_LOOK_S)
+            self._clock.sleep(_LOOK_S)
+            self.heed()
+        self.heed()  # the warning came as the last of them ended
         for companion in self._companions:
             companion.process.terminate()
         codes = [child.code for child in self._children]
@@ -173,9 +217,10 @@ class Task:
 
     def rest(self, seconds: float) -> None:
         """Do nothing for so long, or until the task is told to end."""
-        deadline = time.monotonic() + seconds
-        while not self._stopped and time.monotonic() < deadline:
-            time.sleep(_LOOK_S)
+        deadline = self._clock.monotonic() + seconds
+        while not self._stopped and self._clock.monotonic() < deadline:
+            self._clock.sleep(_LOOK_S)
+            self.heed()
 
     @property
     def goes_back(self) -> bool:
@@ -194,22 +239,31 @@ def _lost_node(codes: Sequence[int]) -> bool:
     return LOST_NODE in codes
 
 
-def come_back(task: Task, job: str, *, by_requeue: bool, successor: Callable[[], None]) -> None:
+def come_back(
+    task: Task,
+    job: str,
+    *,
+    by_requeue: bool,
+    successor: Callable[[], None],
+    slurm: Scheduler | None = None,
+) -> None:
     """Have a task that ended before its time run on another time: by requeueing, for which Slurm
     ends it; where that is not wanted, or Slurm refuses it, by `successor`.
 
     A task that somebody cancels loses its steps first, which looks like a lost node: it does not
     come back. While the controller does not answer, it is asked until the task is ended.
     """
+    slurm = slurm or Slurm()
     while task.goes_back:
+        task.heed()
         try:
-            if not _still_wanted(job):
+            if not _still_wanted(slurm, job):
                 _log.info("%s is being ended and does not come back", job)
                 return
-            if by_requeue and Slurm().requeue(job):
+            if by_requeue and slurm.requeue(job):
                 task.rest(_REQUEUE_S)
                 return
-            if _still_wanted(job):  # else somebody else has put it back meanwhile
+            if _still_wanted(slurm, job):  # else somebody else has put it back meanwhile
                 successor()
             return
         except CommandMissing as error:
@@ -221,9 +275,10 @@ def come_back(task: Task, job: str, *, by_requeue: bool, successor: Callable[[],
             task.rest(_AGAIN_S)
 
 
-def _still_wanted(job: str) -> bool:
+def _still_wanted(slurm: Scheduler, job: str) -> bool:
     """Whether the job runs on, as far as Slurm is concerned."""
-    seen = Slurm().jobs([job]).get(job)
+    slurm.expect_change()  # what is known may be too old
+    seen = slurm.jobs([job]).get(job)
     return seen is not None and seen.state == "RUNNING"
 
 

@@ -1,0 +1,54 @@
+"""What the rules by which things end and come back on Slurm ask of it: a queue and a few orders.
+
+`Slurm` gives them by Slurm's commands. A rule takes one of these and a `Clock`, and nothing else
+that moves: its tests let hours of a scripted queue pass in milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from domyn_swarm.backends.slurm.looking import Jobs
+from domyn_swarm.backends.slurm.states import Allocation, SlurmJob
+
+
+class Scheduler(Protocol):
+    """The queue of one user. Every call raises `CommandMissing` or `PlatformUnavailable` while the
+    scheduler cannot be asked.
+    """
+
+    def test(self, script: Path) -> str:
+        """See `Slurm.test`."""
+
+    def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
+        """See `Slurm.submit`."""
+
+    def queue(self, at_most_s: float = math.inf) -> Jobs:
+        """See `Slurm.queue`."""
+
+    def jobs(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
+        """See `Slurm.jobs`."""
+
+    def steps(self, at_most_s: float = math.inf) -> Jobs:
+        """See `Slurm.steps`."""
+
+    def expect_change(self) -> None:
+        """See `Slurm.expect_change`."""
+
+    def allocation(self, job: str) -> Allocation:
+        """See `Slurm.allocation`."""
+
+    def gives_whole_nodes(self, partitions: str) -> bool:
+        """See `Slurm.gives_whole_nodes`."""
+
+    def cancel(self, ids: Sequence[str], *, signal: str | None = None) -> None:
+        """See `Slurm.cancel`."""
+
+    def signal_steps(self, job: str, signal: str) -> None:
+        """See `Slurm.signal_steps`."""
+
+    def requeue(self, job: str) -> bool:
+        """See `Slurm.requeue`."""

@@ -1,0 +1,267 @@
+"""What became of a job, from its record and what Slurm says; how it is waited for and ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from domyn_swarm.backends.slurm.compute import SlurmCompute
+from domyn_swarm.errors import PlatformError, PlatformUnavailable
+from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
+from domyn_swarm.paths import JobPaths, write_private
+from slurm.scripted_swarm import TAG, ScriptedSwarm
+
+
+class ScriptedJob:
+    """A job of a swarm that runs, as one process sees it."""
+
+    def __init__(self, swarm: ScriptedSwarm, name: str = "j", *, step: bool = False) -> None:
+        self.swarm = swarm
+        self.cluster = swarm.cluster
+        self.clock = swarm.clock
+        self.paths = JobPaths(swarm.paths.jobs / name)
+        self.paths.log.parent.mkdir(parents=True)
+        self.compute = SlurmCompute(swarm.cluster.process(), swarm.clock)
+        if step:
+            self.id, _, number = self.cluster.start_step(swarm.endpoint, f"job-{name}").partition(
+                "."
+            )
+        else:
+            number = ""
+            self.paths.script.write_text(f"#SBATCH --comment=domyn-swarm/{TAG}/job/{name}\n")
+            self.id = swarm.cluster.process().submit(self.paths.script)
+            swarm.clock.until(lambda: self.cluster.live()[self.id] == "RUNNING")
+        self.handle = JobHandle(
+            job_id=name,
+            swarm="demo",
+            platform="slurm",
+            platform_id=self.id,
+            step=number or None,
+            job_dir=str(self.paths.root),
+            log_path=str(self.paths.log),
+            exit_path=str(self.paths.exit),
+            submitted_at=utc_now(),
+        )
+
+    def record(self, code: int | None, **more: object) -> None:
+        """What its wrapper writes at its end."""
+        now = utc_now()
+        ended = {"code": code, "started_at": now, "ended_at": now, **more}
+        write_private(self.paths.exit, ExitRecord.model_validate(ended).model_dump_json())
+
+    def end(self, state: str, code: int | None = None, **more: object) -> None:
+        self.cluster.end(self.id, state)
+        if code is not None:
+            self.record(code, **more)
+
+
+@pytest.fixture
+def job(swarm: ScriptedSwarm) -> ScriptedJob:
+    return ScriptedJob(swarm)
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "said", "status", "within_s"),
+    [
+        # its own record is the first truth
+        ("COMPLETED", 0, "", JobStatus.SUCCEEDED, 0),
+        ("FAILED", 0, "", JobStatus.SUCCEEDED, 0),
+        ("FAILED", 7, "", JobStatus.PARTIAL, 0),
+        ("CANCELLED", 143, "", JobStatus.CANCELLED, 0),
+        # but of a failure Slurm may know the reason
+        ("FAILED", 1, "", JobStatus.FAILED, 0),
+        ("COMPLETED", 1, "", JobStatus.FAILED, 0),
+        ("OUT_OF_MEMORY", 137, "", JobStatus.OUT_OF_MEMORY, 0),
+        ("TIMEOUT", 137, "", JobStatus.TIMED_OUT, 0),
+        ("PREEMPTED", 1, "", JobStatus.CANCELLED, 0),
+        ("FAILED", 137, "slurmstepd: error: Step 1.0 exceeded memory limit", "out", 0),
+        # without a record Slurm's word holds, where it says more than that it is over
+        ("TIMEOUT", None, "", JobStatus.TIMED_OUT, 0),
+        ("CANCELLED", None, "", JobStatus.CANCELLED, 0),
+        ("OUT_OF_MEMORY", None, "", JobStatus.OUT_OF_MEMORY, 0),
+        ("FAILED", None, "slurmstepd: error: Detected 1 oom_kill event", "out", 0),
+        # else the record may not be visible here yet
+        ("COMPLETED", None, "", JobStatus.FAILED, 10),
+        ("FAILED", None, "", JobStatus.FAILED, 10),
+        ("NODE_FAIL", None, "", JobStatus.FAILED, 10),
+    ],
+)
+def test_what_became_of_a_job(
+    job: ScriptedJob,
+    *,
+    state: str,
+    code: int | None,
+    said: str,
+    status: JobStatus | str,
+    within_s: float,
+) -> None:
+    job.paths.log.write_text(said)
+    job.end(state, code)
+    began = job.clock.monotonic()
+    assert job.compute.probe(job.handle) is (JobStatus.OUT_OF_MEMORY if said else status)
+    assert within_s <= job.clock.monotonic() - began <= within_s + 0.5
+    assert job.compute.probe_all([job.handle]) == {"j": job.compute.probe(job.handle)}
+
+
+def test_a_job_that_waits_or_runs_is_not_judged(job: ScriptedJob) -> None:
+    job.paths.log.write_text("slurmstepd: error: Detected 1 oom_kill event")  # of a child's
+    assert job.compute.probe(job.handle) is JobStatus.RUNNING
+    assert job.cluster.requeue(job.id)
+    job.clock.sleep(20.0)
+    assert job.compute.probe(job.handle) is JobStatus.PENDING
+
+
+@pytest.mark.parametrize(("appears_s", "status"), [(8.0, "succeeded"), (12.0, "failed")])
+def test_a_record_on_another_node_has_ten_seconds_to_be_seen(
+    job: ScriptedJob, appears_s: float, status: str
+) -> None:
+    job.end("COMPLETED")
+    job.clock.after(appears_s, lambda: job.record(0))
+    assert job.compute.probe(job.handle).value == status
+
+
+def test_a_hundred_jobs_without_a_record_are_waited_for_once(swarm: ScriptedSwarm) -> None:
+    jobs = [ScriptedJob(swarm, f"j{number}") for number in range(100)]
+    for one in jobs:
+        one.end("FAILED")
+    before, began = len(swarm.cluster.looks), swarm.clock.monotonic()
+    found = jobs[0].compute.probe_all([one.handle for one in jobs])
+    assert set(found.values()) == {JobStatus.FAILED}
+    assert len(found) == 100
+    assert swarm.clock.monotonic() - began <= 10.5
+    assert len(swarm.cluster.looks) - before == 1
+
+
+def test_a_job_that_slurm_forgot_is_what_it_wrote(job: ScriptedJob) -> None:
+    job.end("COMPLETED", 0)
+    job.clock.sleep(job.cluster.min_job_age_s + 1)
+    assert job.compute.probe(job.handle) is JobStatus.SUCCEEDED
+    job.paths.exit.unlink()
+    assert job.compute.probe(job.handle) is JobStatus.FAILED
+
+
+def test_a_controller_that_is_away_is_no_end_of_a_job(job: ScriptedJob) -> None:
+    job.cluster.away(600.0)
+    with pytest.raises(PlatformUnavailable):
+        job.compute.probe(job.handle)
+    assert job.compute.probe_all([job.handle]) == {}
+    job.record(0)  # which needs no controller
+    assert job.compute.probe(job.handle) is JobStatus.SUCCEEDED
+
+
+def test_waiting_goes_on_while_the_controller_is_away(job: ScriptedJob) -> None:
+    job.clock.after(30.0, lambda: job.cluster.away(600.0))
+    job.clock.after(900.0, lambda: job.end("TIMEOUT"))
+    began = job.clock.monotonic()
+    assert job.compute.wait(job.handle) is JobStatus.TIMED_OUT
+    assert 900 <= job.clock.monotonic() - began <= 920
+
+
+def test_waiting_for_hours_asks_four_times_a_minute(job: ScriptedJob) -> None:
+    before = len(job.cluster.looks)
+    job.clock.after(3 * 3600.0, lambda: job.end("COMPLETED", 0))
+    assert job.compute.wait(job.handle) is JobStatus.SUCCEEDED
+    assert len(job.cluster.looks) - before < 3 * 60 * 4 + 20
+
+
+def test_waiting_ends_with_its_time_out_and_the_job_does_not(job: ScriptedJob) -> None:
+    began = job.clock.monotonic()
+    assert job.compute.wait(job.handle, timeout_s=50.0) is JobStatus.RUNNING
+    assert 50 <= job.clock.monotonic() - began <= 52
+    assert job.id in job.cluster.live()
+
+
+def obeys(job: ScriptedJob, after: int, takes_s: float = 3.0) -> Callable[[str, str], None]:
+    """Its wrapper: ends once it was told so many times."""
+    told = 0
+
+    def on_signal(one: str, _signal: str) -> None:
+        nonlocal told
+        told += one.startswith(job.id)
+        if told == after:
+            job.clock.after(takes_s, lambda: job.end("COMPLETED", 143))
+
+    return on_signal
+
+
+@pytest.mark.parametrize(
+    ("told", "within_s", "state"),
+    [(1, (3, 5), "COMPLETED"), (2, (33, 36), "COMPLETED"), (9, (40, 44), "CANCELLED")],
+)
+def test_a_cancelled_job_is_told_then_told_again_then_ended(
+    job: ScriptedJob, told: int, within_s: tuple[float, float], state: str
+) -> None:
+    job.cluster.on_signal = obeys(job, told)
+    began = job.clock.monotonic()
+    job.compute.cancel(job.handle)
+    assert within_s[0] <= job.clock.monotonic() - began <= within_s[1]
+    assert job.cluster.signals == [(job.id, "TERM")] * min(told, 2)
+    assert job.cluster.jobs[job.id].state == state
+    assert job.compute.probe(job.handle) is JobStatus.CANCELLED
+
+
+def test_a_job_that_waits_is_cancelled_at_once_and_says_so(job: ScriptedJob) -> None:
+    job.cluster.room = False
+    job.cluster.lose(job.id)
+    began = job.clock.monotonic()
+    job.compute.cancel(job.handle)
+    assert job.clock.monotonic() == began
+    job.clock.sleep(job.cluster.min_job_age_s + 1)
+    assert job.compute.probe(job.handle) is JobStatus.CANCELLED  # though Slurm has forgotten it
+
+
+def test_a_job_that_goes_back_into_the_queue_as_it_is_told_is_cancelled_there(
+    job: ScriptedJob,
+) -> None:
+    job.cluster.room = False
+    job.cluster.on_signal = lambda *_: job.cluster.lose(job.id)
+    began = job.clock.monotonic()
+    job.compute.cancel(job.handle)
+    assert job.clock.monotonic() - began < 2
+    assert job.id not in job.cluster.live()
+
+
+def test_a_node_that_does_not_let_go_is_reported(job: ScriptedJob) -> None:
+    job.cluster.stubborn.add(job.id)
+    job.cluster.kill_wait_s = 600.0
+    with pytest.raises(PlatformError, match=f"still has the job j as {job.id}"):
+        job.compute.cancel(job.handle)
+
+
+def test_cancelling_what_is_over_changes_nothing(job: ScriptedJob) -> None:
+    job.end("COMPLETED", 0)
+    job.compute.cancel(job.handle)
+    assert job.cluster.signals == []
+    assert job.compute.probe(job.handle) is JobStatus.SUCCEEDED
+
+
+def test_a_step_is_not_taken_for_another_of_its_number(swarm: ScriptedSwarm) -> None:
+    """An allocation that was requeued numbers its steps anew."""
+    first = ScriptedJob(swarm, "first", step=True)
+    assert first.compute.probe(first.handle) is JobStatus.RUNNING
+    swarm.cluster.lose(swarm.endpoint)
+    swarm.clock.sleep(200.0)
+    second = ScriptedJob(swarm, "second", step=True)
+    assert (first.handle.platform_id, first.handle.step) == (
+        second.handle.platform_id,
+        second.handle.step,
+    )
+    assert first.compute.probe(first.handle) is JobStatus.FAILED
+    first.compute.cancel(first.handle)
+    assert second.compute.probe(second.handle) is JobStatus.RUNNING
+    assert swarm.cluster.signals == []
+
+
+def test_a_job_is_found_again_by_its_number_in_any_process(swarm: ScriptedSwarm) -> None:
+    job = ScriptedJob(swarm, "own")
+    step = ScriptedJob(swarm, "shared", step=True)
+    anew = SlurmCompute(swarm.cluster.process(), swarm.clock)
+    for one in (job, step):
+        found = anew.find(one.handle.job_id, one.handle.job_dir)
+        assert found is not None
+        assert (found.platform_id, found.step) == (one.id, one.handle.step)
+    assert anew.find("neither", str(swarm.paths.jobs / "neither")) is None
+    job.end("COMPLETED", 0)
+    swarm.clock.sleep(swarm.cluster.min_job_age_s + 1)
+    assert anew.find("own", job.handle.job_dir) is not None  # its record is there

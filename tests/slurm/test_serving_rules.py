@@ -1,0 +1,250 @@
+"""What a swarm is said to be from what Slurm has of it, and how it is scaled: in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+
+from domyn_swarm.backends.endpoint.view import EndpointAddress
+from domyn_swarm.backends.slurm.platform import SlurmPlatform
+from domyn_swarm.backends.slurm.serving import SlurmServing
+from domyn_swarm.errors import StateError
+from domyn_swarm.paths import write_private
+from domyn_swarm.probing import Phase
+from slurm.scripted import ScriptedCluster
+from slurm.scripted_swarm import TAG, Launch, ScriptedSwarm
+
+
+def serving(swarm: ScriptedSwarm) -> SlurmServing:
+    return SlurmServing(swarm.cluster.process(), swarm.clock)
+
+
+def say(swarm: ScriptedSwarm, states: dict[str, str], reason: str = "Resources") -> None:
+    for place, state in states.items():
+        one = swarm.endpoint if place == "endpoint" else swarm.task(int(place))
+        swarm.cluster.room = False
+        if state != "RUNNING":
+            swarm.cluster.end(one, state)
+            swarm.cluster.jobs[one].reason = reason
+
+
+@pytest.mark.parametrize(
+    ("states", "phase", "said"),
+    [
+        ({}, Phase.READY, "2 replicas run, 0 jobs wait"),
+        ({"1": "PENDING"}, Phase.READY, "1 replicas run, 1 jobs wait"),
+        ({"1": "FAILED"}, Phase.READY, "1 replicas run, 0 jobs wait"),
+        ({"0": "PENDING", "1": "PENDING"}, Phase.QUEUED, "2 jobs wait (Resources)"),
+        ({"endpoint": "PENDING"}, Phase.QUEUED, "1 jobs wait (Resources)"),
+        ({"endpoint": "CANCELLED"}, Phase.FAILED, "the endpoint's job was cancelled"),
+        ({"endpoint": "NODE_FAIL"}, Phase.FAILED, "the endpoint's job lost its node"),
+        (
+            {"0": "CANCELLED", "1": "CANCELLED"},
+            Phase.FAILED,
+            "every replica has ended: one was cancelled",
+        ),
+        (
+            {"0": "FAILED", "1": "OUT_OF_MEMORY"},
+            Phase.FAILED,
+            "every replica has ended: one ran out of memory",
+        ),
+        (
+            {"endpoint": "CANCELLED", "0": "COMPLETED", "1": "FAILED"},
+            Phase.STOPPED,
+            "none of its jobs is in the queue",
+        ),
+    ],
+)
+def test_what_its_jobs_are_together(
+    swarm: ScriptedSwarm, states: dict[str, str], phase: Phase, said: str
+) -> None:
+    say(swarm, states)
+    seen = serving(swarm).probe(swarm.handle)
+    assert (seen.phase, seen.detail) == (phase, said)
+
+
+@pytest.mark.parametrize(
+    ("reason", "phase"),
+    [
+        ("Priority", Phase.QUEUED),
+        ("QOSMaxGRESPerUser", Phase.QUEUED),
+        ("PartitionTimeLimit", Phase.FAILED),
+        ("BadConstraints", Phase.FAILED),
+    ],
+)
+def test_what_waits_for_what_will_not_come_has_failed(
+    swarm: ScriptedSwarm, reason: str, phase: Phase
+) -> None:
+    say(swarm, {"0": "PENDING", "1": "PENDING"}, reason)
+    assert serving(swarm).probe(swarm.handle).phase is phase
+
+
+def test_what_cannot_be_asked_is_unknown_and_known_again_later(swarm: ScriptedSwarm) -> None:
+    asked = serving(swarm)
+    swarm.cluster.away(600.0)
+    assert asked.probe(swarm.handle).phase is Phase.UNKNOWN
+    assert {one.phase for one in asked.probe_parts(swarm.handle).values()} == {Phase.UNKNOWN}
+    swarm.clock.sleep(600.0)
+    assert asked.probe(swarm.handle).phase is Phase.READY
+
+
+def test_an_endpoint_that_runs_and_never_listens_has_failed(launch: Launch) -> None:
+    swarm = launch(endpoint={"mem": "1000M", "cpus_per_task": 1, "timeout_s": 120})
+    asked = serving(swarm)
+    began = swarm.clock.monotonic()
+    while (seen := asked.probe(swarm.handle)).phase is Phase.READY:
+        swarm.clock.sleep(1.0)
+    assert seen.detail == "the endpoint's job has run for 120 s and does not listen"
+    assert swarm.clock.monotonic() - began == 120
+
+
+def test_its_time_counts_from_when_it_runs_and_for_each_job_anew(launch: Launch) -> None:
+    swarm = launch(endpoint={"mem": "1000M", "cpus_per_task": 1, "timeout_s": 120})
+    asked = serving(swarm)
+    for _ in range(3):
+        asked.probe(swarm.handle)
+        swarm.clock.sleep(100.0)
+        assert asked.probe(swarm.handle).phase is Phase.READY
+        swarm.cluster.room = False
+        swarm.cluster.end(swarm.endpoint, "NODE_FAIL")
+        swarm.cluster.process().submit(swarm.paths.endpoint_script)
+        asked.probe(swarm.handle)
+        swarm.clock.sleep(3600.0)
+        assert asked.probe(swarm.handle).phase is Phase.QUEUED
+        swarm.cluster.room = True
+        swarm.clock.sleep(20.0)
+    address = EndpointAddress(url="http://n1:1")
+    write_private(swarm.paths.endpoint, address.model_dump_json())
+    swarm.clock.sleep(600.0)
+    assert asked.probe(swarm.handle).phase is Phase.READY  # it listens
+
+
+@pytest.mark.parametrize(
+    ("state", "expired", "phase"),
+    [
+        ("RUNNING", False, Phase.READY),
+        ("PENDING", False, Phase.QUEUED),
+        ("NODE_FAIL", False, Phase.QUEUED),  # a successor is to come
+        ("PREEMPTED", False, Phase.QUEUED),
+        ("COMPLETED", True, Phase.QUEUED),
+        ("TIMEOUT", True, Phase.QUEUED),
+        ("COMPLETED", False, Phase.STOPPED),
+        ("CANCELLED", False, Phase.STOPPED),
+        ("FAILED", False, Phase.FAILED),
+    ],
+)
+def test_a_replica_whose_successor_is_to_come_waits(
+    swarm: ScriptedSwarm, state: str, expired: bool, phase: Phase
+) -> None:
+    say(swarm, {"1": state})
+    if expired:
+        swarm.leave(swarm.paths.expired(1), swarm.task(1))
+    parts = serving(swarm).probe_parts(swarm.handle)
+    assert parts[swarm.task(1)].phase is phase
+    assert parts[swarm.task(0)].phase is Phase.READY
+
+
+@pytest.mark.parametrize("tenths", range(0, 20, 3))
+def test_a_successor_that_was_just_submitted_is_never_missed(launch: Launch, tenths: int) -> None:
+    """The word of a time limit is taken away then, and the last look may be older."""
+    swarm = launch(requeue=False)
+    lost = swarm.task(0)
+    asked = serving(swarm)
+    endpoint = SlurmPlatform(swarm.paths, TAG, slurm=swarm.cluster.process(30.0), clock=swarm.clock)
+    asked.probe_parts(swarm.handle)
+    swarm.leave(swarm.paths.expired(0), lost)
+    swarm.cluster.end(lost, "COMPLETED")
+    swarm.clock.sleep(5.0)
+    phases = []
+    for tenth in range(40):
+        phases.append(asked.probe_parts(swarm.handle)[lost].phase)
+        if tenth == tenths:
+            endpoint.replace_lost(2)
+        swarm.clock.sleep(0.1)
+    assert {*phases[:-1]} <= {Phase.QUEUED, Phase.READY}
+    assert phases[-1] is Phase.READY
+
+
+def test_what_has_failed_for_good_is_not_asked_about_each_time(swarm: ScriptedSwarm) -> None:
+    say(swarm, {"1": "FAILED"})
+    asked = serving(swarm)
+    swarm.cluster.looks.clear()
+    for _ in range(600):
+        assert asked.probe_parts(swarm.handle)[swarm.task(1)].phase is Phase.FAILED
+        swarm.clock.sleep(0.3)
+    assert len(swarm.cluster.looks) < 25  # in three minutes
+
+
+def test_a_successor_stands_in_the_place_of_what_it_replaces(swarm: ScriptedSwarm) -> None:
+    lost = swarm.task(1)
+    swarm.cluster.end(lost, "NODE_FAIL")
+    swarm.cluster.process().submit(swarm.paths.replica_script, array=[1])
+    swarm.clock.sleep(5.0)
+    asked = serving(swarm)
+    assert asked.probe_parts(swarm.handle)[lost].phase is Phase.READY
+    [found] = asked.find(swarm.handle)
+    assert {part.platform_id for part in found.parts} == {
+        *(swarm.endpoint, swarm.task(0), swarm.task(1)),
+    }
+
+
+def test_a_swarm_that_slurm_forgot_has_ended(swarm: ScriptedSwarm) -> None:
+    asked = serving(swarm)
+    asked.delete(swarm.handle)
+    swarm.clock.sleep(swarm.cluster.min_job_age_s + 1)
+    assert asked.find(swarm.handle) == []
+    assert asked.probe(swarm.handle).phase is Phase.STOPPED
+    assert {one.phase for one in asked.probe_parts(swarm.handle).values()} == {Phase.STOPPED}
+
+
+def scale(swarm: ScriptedSwarm, asked: SlurmServing, replicas: int) -> None:
+    layout = swarm.plan.layout.model_copy(update={"replicas": replicas})
+    swarm.plan = swarm.plan.model_copy(update={"layout": layout})
+    asked.scale(swarm.plan, swarm.ctx, swarm.handle, lambda _part: None)
+
+
+def test_it_grows_by_what_is_missing_and_shrinks_by_what_is_too_much(
+    swarm: ScriptedSwarm,
+) -> None:
+    asked = serving(swarm)
+    swarm.cluster.end(swarm.task(0), "FAILED")
+    scale(swarm, asked, 4)
+    swarm.clock.sleep(5.0)
+    groups = sorted(one.group for one in swarm.tagged("replica") if not one.job.over)
+    assert groups == [0, 1, 2, 3]
+    scale(swarm, asked, 1)
+    assert sorted(swarm.cluster.signals) == [(swarm.task(n), "TERM") for n in (1, 2, 3)]
+
+
+def test_it_ends_a_successor_that_it_has_not_seen_yet(swarm: ScriptedSwarm) -> None:
+    """The endpoint program has replaced a task while this process' look is old."""
+    asked = serving(swarm)
+    for _ in range(10):
+        asked.probe(swarm.handle)
+        swarm.clock.sleep(15.0)
+    swarm.cluster.end(swarm.task(1), "NODE_FAIL")
+    swarm.cluster.process().submit(swarm.paths.replica_script, array=[1])
+    swarm.clock.sleep(2.0)
+    scale(swarm, asked, 1)
+    assert swarm.cluster.signals == [(swarm.task(1), "TERM")]
+
+
+def test_what_drains_yet_is_not_scaled_into(swarm: ScriptedSwarm) -> None:
+    asked = serving(swarm)
+    scale(swarm, asked, 1)
+    with pytest.raises(StateError, match="have not ended yet"):
+        scale(swarm, asked, 2)
+    swarm.cluster.end(swarm.task(1), "COMPLETED")
+    scale(swarm, asked, 2)
+    assert swarm.live(swarm.task(1))
+
+
+def test_whole_nodes_are_filled_and_scaled_as_such(
+    launch: Launch, scripted: ScriptedCluster
+) -> None:
+    scripted.whole_nodes.add("main")
+    packed = launch(replicas=4, gpus_per_replica=2)
+    assert len([one for one in packed.tagged("replica") if not one.job.over]) == 2
+    with pytest.raises(StateError, match="holds 2 replicas: 4 cannot become 3"):
+        scale(packed, serving(packed), 3)
+    scale(packed, serving(packed), 6)
+    assert len([one for one in packed.tagged("replica") if not one.job.over]) == 3
