@@ -16,11 +16,15 @@ import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm.cluster import SlurmCluster, missing_programs
+from slurm.cluster import CLIENT_VARIABLES, SlurmCluster, missing_programs
 from slurm.namespaces import Namespaces
+
+if TYPE_CHECKING:
+    from slurm.swarms import Up
 
 NETWORK = "DOMYN_SWARM_TEST_SLURM_NETWORK"
 
@@ -104,11 +108,32 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
-    """The cluster, as this process' own; its jobs of one test do not outlive it."""
-    for name in ("SLURM_CONF", "PATH", "HWLOC_COMPONENTS"):
+    """The cluster, as this process' own; its jobs of one test do not outlive it, but for those of
+    a swarm that stands for all tests of a module.
+    """
+    for name in CLIENT_VARIABLES:
         monkeypatch.setenv(name, slurm_cluster.env[name])
     yield slurm_cluster
     slurm_cluster.tidy()
+
+
+@pytest.fixture
+def up(slurm: SlurmCluster) -> Iterator[Up]:
+    """Bring up swarms of the test's own; they end with it."""
+    from slurm import swarms  # what it imports is for these tests alone
+    from domyn_swarm.services.swarms import SwarmService
+
+    started: list[str] = []
+
+    def bring(*, wait: bool = True, **keys: Any) -> SwarmService:
+        made = swarms.config(**keys)
+        started.append(str(made.name))
+        swarms.bring_up(made, wait=wait)
+        return SwarmService()
+
+    yield bring
+    for name in started:
+        swarms.down(name)
 
 
 @dataclass(frozen=True)
