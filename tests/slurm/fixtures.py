@@ -120,8 +120,8 @@ def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.fixture
 def up(slurm: SlurmCluster) -> Iterator[Up]:
     """Bring up swarms of the test's own; they end with it."""
-    from slurm import swarms  # what it imports is for these tests alone
     from domyn_swarm.services.swarms import SwarmService
+    from slurm import swarms  # what it imports is for these tests alone
 
     started: list[str] = []
 

@@ -19,7 +19,7 @@ from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.state import SwarmStore
 from patience import limit_s
-from slurm.cluster import SlurmCluster
+from slurm.cluster import CLIENT_VARIABLES, SlurmCluster
 from slurm.fixtures import Asked
 from slurm.swarms import (
     Standing,
@@ -322,7 +322,7 @@ def test_how_to_log_reaches_the_nodes_where_the_environment_does_not(
     up: Up, slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOMYN_SWARM_LOG_FORMAT", "json")
-    needed = {name: slurm.env[name] for name in ("SLURM_CONF", "PATH", "HWLOC_COMPONENTS")}
+    needed = {name: slurm.env[name] for name in CLIENT_VARIABLES}
     up(name="logs", replicas=1, backend={"preamble": ["--export=NONE"], "env": needed})
     jobs = JobService()
     for detached in (False, True):

@@ -15,7 +15,6 @@ from conformance.test_compute import (
     log,
     make_spec,
     start_endpoint,
-    until,
 )
 from domyn_swarm.backends.slurm import SlurmCompute
 from domyn_swarm.backends.slurm.commands import Slurm
@@ -25,6 +24,7 @@ from domyn_swarm.identity import running
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from slurm.cluster import SlurmCluster
+from slurm.swarms import came_back, until
 
 
 def started(compute: SlurmCompute, folder: Path) -> JobHandle:
@@ -76,12 +76,7 @@ def test_a_step_is_not_taken_for_another_of_its_number(slurm: SlurmCluster, tmp_
     kill_wrapper(first)
     until(lambda: "drained" in log(compute, first))
     slurm.run("scontrol", "requeue", endpoint)
-
-    def state() -> str:
-        return slurm.run("squeue", "-h", "-j", endpoint, "-o", "%T").stdout.strip()
-
-    until(lambda: state() == "PENDING")
-    until(lambda: state() == "RUNNING")
+    until(lambda: came_back(slurm, endpoint))
     second = started(compute, tmp_path)
     assert (first.platform_id, first.step) == (second.platform_id, second.step)
     assert compute.probe(first) is JobStatus.FAILED

@@ -16,7 +16,6 @@ import pytest
 from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
-from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import scheduler
 from patience import limit_s
@@ -257,13 +256,12 @@ def test_a_swarm_keeps_its_place_in_the_queue_and_its_replicas_join_one_by_one(
     does not fail for it.
     """
     others = [occupied(slurm, 3), occupied(slurm, 1)]
-    keys = {"replicas": 3, "gpus_per_replica": 4, "min_ready": 3, "wait_endpoint_s": 2}
+    keys = {"replicas": 3, "gpus_per_replica": 4, "min_ready": 3}
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(up, **keys, backend={"requeue": False})
         try:
             until(lambda: SwarmStore.open().swarms() and len(jobs_of(slurm)) == 4)
-            time.sleep(4)  # longer than it may take once it is its turn
-            assert observed() == "queued"
+            until(lambda: observed() == "queued")
             slurm.run("scancel", others[1])
             until(lambda: ready() == 1)
             assert sorted(jobs_of(slurm).values()) == ["PENDING", "PENDING", "RUNNING", "RUNNING"]

@@ -13,9 +13,7 @@ from domyn_swarm.model import JobStatus
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from slurm.cluster import SlurmCluster
-from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, until, up
-
-__all__ = ["up"]  # a fixture
+from slurm.swarms import Up, all_answered, jobs_of, ready, request, task, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -50,7 +48,7 @@ def test_replicas_and_endpoint_reach_their_limits_under_a_job(
     assert all_answered(tmp_path, rows)
     assert min(restarted) >= 1
     assert ended.account.rows_failed == 0
-    until(lambda: ready() == 2, 90)
+    until(lambda: ready() == 2)
     assert service.status("demo").observed == "ready"
 
 
