@@ -39,7 +39,7 @@ REPLICA_TASK = "domyn_swarm.backends.slurm.replica_task"
 
 def until(condition: Callable[[], Any]) -> Any:
     """`patience.until`, at the pace of conditions of which most start one of Slurm's commands."""
-    return patience.until(condition, every_s=0.2)
+    return patience.until(condition, every_s=0.3)
 
 
 # -- swarms ----------------------------------------------------------------------------------------

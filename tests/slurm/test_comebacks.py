@@ -49,9 +49,10 @@ def test_what_is_killed_comes_back_and_no_row_fails(
     # A watchdog: it starts again, with its GPUs, beside its neighbour.
     neighbour, killed = watchdogs(task(slurm, 0))
     os.kill(killed, signal.SIGKILL)
-    until(lambda: killed not in watchdogs(task(slurm, 0)) and ready() == 3)
-    assert neighbour in watchdogs(task(slurm, 0))
-    assert paths.engine_log(1).read_text().count("CUDA_VISIBLE_DEVICES=2,3") == 2
+    until(lambda: paths.engine_log(1).read_text().count("CUDA_VISIBLE_DEVICES=2,3") == 2)
+    until(lambda: ready() == 3)
+    assert neighbour in (left := watchdogs(task(slurm, 0)))
+    assert killed not in left
     job.goes_on()
 
     # The endpoint: it starts again in its job.
@@ -101,10 +102,11 @@ def test_a_site_without_requeueing_gets_successors(
     up: Up, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
     service = up(min_ready=2, gpus_per_replica=4, backend={"requeue": False})
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
 
     def replaced(place: int, gone: str) -> bool:
-        seen.add(service.status("demo").observed)
+        now = service.status("demo")
+        seen[now.observed] = now.detail
         return [one for one in jobs_of(slurm) if one.endswith(f"_{place}")] != [gone]
 
     # A replica near its time limit.
@@ -118,11 +120,12 @@ def test_a_site_without_requeueing_gets_successors(
     job.goes_on()
 
     # A replica whose node is lost; the endpoint is elsewhere.
+    seen.clear()
     first = task(slurm, gone)
     with lost(slurm, node_of(slurm, first)):
         until(lambda: first not in jobs_of(slurm))
         until(lambda: replaced(gone, first) and ready() == 2)
-    assert "failed" not in seen
+    assert "failed" not in seen, seen
     job.goes_on()
 
     # The endpoint near its time limit.
