@@ -30,11 +30,33 @@ NETWORK = "DOMYN_SWARM_TEST_SLURM_NETWORK"
 
 _LAST_LINES = 25
 
+# Which modules follow each other in one process; each lane takes about as long as the others.
+_LANES = {
+    **dict.fromkeys(("test_swarm.py", "test_failures.py", "test_page.py", "test_compute.py"), 0),
+    **dict.fromkeys(("test_jobs.py", "test_layouts.py", "test_values.py"), 1),
+    **dict.fromkeys(("test_network.py", "test_comebacks.py", "test_serving.py"), 2),
+    "": 2,  # the small ones
+}
 
+
+@pytest.hookimpl(tryfirst=True)  # before marks choose tests, and groups processes
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what asks a cluster, and have each module do so in one process: its tests share a
+    swarm, and each process starts a cluster of its own.
+    """
     for item in items:
-        if "slurm" in getattr(item, "fixturenames", ()) or "[slurm" in item.name:
+        if _asks_a_cluster(item):
             item.add_marker(pytest.mark.cluster)
+        if item.get_closest_marker("cluster"):
+            lane = _LANES.get(item.path.name, _LANES[""])
+            item.add_marker(pytest.mark.xdist_group(f"slurm-{lane}"))
+
+
+def _asks_a_cluster(item: pytest.Item) -> bool:
+    asked = {"slurm", "slurm_cluster", "accounting_cluster"}
+    if not asked.isdisjoint(getattr(item, "fixturenames", ())):
+        return True
+    return item.path.parent.name == "conformance" and "[slurm" in item.name
 
 
 @pytest.hookimpl(wrapper=True)
