@@ -71,7 +71,7 @@ def pytest_runtest_makereport(
     given = getattr(item, "funcargs", {})
     if report.when == "call" and report.failed and "slurm" in given:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            report.sections.extend(_told(given["slurm"], given["swarm_home"]))
+            report.sections.extend(_told(given["slurm"], Path(os.environ["DOMYN_SWARM_HOME"])))
     return report
 
 

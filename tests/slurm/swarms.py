@@ -137,6 +137,12 @@ def warn(slurm: SlurmCluster, job: str) -> None:
     slurm.run("scancel", "--batch", "--signal=USR1", job)
 
 
+def restarts(slurm: SlurmCluster, job: str) -> int:
+    """How often a job has gone back into the queue."""
+    shown = slurm.run("scontrol", "-o", "show", "job", job).stdout
+    return int(shown.partition("Restarts=")[2].split()[0])
+
+
 def came_back(slurm: SlurmCluster, job: str) -> bool:
     """Whether a job that goes back into the queue has been started again. Slurm would have it wait
     until its credentials have expired: that wait is cut short.

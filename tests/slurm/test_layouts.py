@@ -22,6 +22,7 @@ from slurm.swarms import (
     lost,
     ready,
     request,
+    restarts,
     submit_held,
     swarm_paths,
     task,
@@ -51,14 +52,14 @@ def test_a_replica_over_two_nodes_that_loses_one_comes_back_whole(
     # What its engine runs on the other node is killed.
     [step] = [one for one in scheduler().steps() if one.startswith(victim) and "batch" not in one]
     slurm.run("scancel", "--signal=KILL", step)
-    until(lambda: jobs_of(slurm).get(victim) == "PENDING")
+    until(lambda: restarts(slurm, victim) == 1)
     until(lambda: came_back(slurm, victim) and ready() == 1)
     assert len(nodes_of(slurm, victim)) == 2
     job.goes_on()
 
     # The other node itself is lost.
     with lost(slurm, nodes_of(slurm, victim)[1]):
-        until(lambda: jobs_of(slurm).get(victim) != "RUNNING")
+        until(lambda: restarts(slurm, victim) == 2)
         until(lambda: came_back(slurm, victim) and ready() == 1)
         job.goes_on()
         done = job.release()
@@ -79,7 +80,7 @@ def test_whole_nodes_hold_several_replicas(up: Up, slurm: SlurmCluster, tmp_path
     assert "CUDA_VISIBLE_DEVICES=2,3" in replica_log(1, "engine.log")
     job, victim = submit_held(tmp_path), task(slurm, 0)
     warn(slurm, victim)
-    until(lambda: jobs_of(slurm)[victim] == "PENDING")
+    until(lambda: restarts(slurm, victim) == 1)
     job.goes_on()
     done = job.release()
     assert done.account is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import patience
 from conformance.test_compute import (
     DRAINS,
     SHARED_TAG,
@@ -59,7 +60,7 @@ def test_no_step_begins_in_an_allocation_that_is_about_to_end(
     began = JobPaths(Path(spec.job_dir)).srun_log
 
     def leave_meanwhile() -> None:
-        until(began.exists)
+        patience.until(began.exists, every_s=0.01)  # before the step has begun
         leaves.write_text(endpoint)
 
     meanwhile = threading.Thread(target=leave_meanwhile)

@@ -35,6 +35,7 @@ from slurm.swarms import (
     program,
     ready,
     request,
+    restarts,
     resumed,
     submit_held,
     swarm_paths,
@@ -110,7 +111,7 @@ def test_replicas_that_slurm_takes_away_come_back_and_no_row_fails(
     first, second = task(slurm, 0), task(slurm, 1)
     job = submit_held(tmp_path / "drained")
     warn(slurm, first)
-    until(lambda: jobs_of(slurm)[first] == "PENDING")
+    until(lambda: restarts(slurm, first) == 1)
     job.goes_on()
     done = job.release()
     assert done.status is JobStatus.SUCCEEDED
@@ -122,7 +123,7 @@ def test_replicas_that_slurm_takes_away_come_back_and_no_row_fails(
     # An admin requeues it.
     job = submit_held(tmp_path / "taken", 400)
     slurm.run("scontrol", "requeue", second)
-    until(lambda: jobs_of(slurm)[second] == "PENDING")
+    until(lambda: restarts(slurm, second) == 1)
     job.goes_on()
     until(lambda: came_back(slurm, second) and ready() == 2)
     until(lambda: mailed(slurm, "of-replicas@here", "demo-replicas"))
@@ -130,13 +131,13 @@ def test_replicas_that_slurm_takes_away_come_back_and_no_row_fails(
     # Somebody who matters more takes its node.
     wanted = ["--partition=urgent", f"--nodelist={node_of(slurm, first)}", "--gres=gpu:4"]
     slurm.run("sbatch", "--job-name=other", "--time=1", *wanted, "--wrap=exec sleep 1")
-    until(lambda: jobs_of(slurm)[first] != "RUNNING")
+    until(lambda: restarts(slurm, first) == 2)
     job.goes_on()
     until(lambda: came_back(slurm, first) and ready() == 2)
 
     # Its node is lost.
     with lost(slurm, node_of(slurm, second)):
-        until(lambda: jobs_of(slurm)[second] != "RUNNING")
+        until(lambda: restarts(slurm, second) == 2)
         job.goes_on()
         until(lambda: came_back(slurm, second) and ready() == 2)
     done = job.release()
@@ -267,7 +268,7 @@ def test_a_swarm_keeps_its_place_in_the_queue_and_its_replicas_join_one_by_one(
                 one for one, state in jobs_of(slurm).items() if state == "RUNNING" and "_" in one
             ]
             warn(slurm, first)
-            until(lambda: jobs_of(slurm)[first] == "PENDING")
+            until(lambda: restarts(slurm, first) == 1)
             assert not coming.done()
         finally:
             slurm.run("scancel", *others)

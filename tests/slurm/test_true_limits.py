@@ -14,7 +14,7 @@ from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from patience import limit_s, scaled
 from slurm.cluster import SlurmCluster
-from slurm.swarms import Up, all_answered, jobs_of, ready, request, task, until
+from slurm.swarms import Up, all_answered, jobs_of, ready, request, restarts, task, until
 
 MOST_S = scaled(800)  # Slurm's own minutes, and what runs meanwhile
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(MOST_S + limit_s())]
@@ -22,12 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(MOST_S + limit_s())]
 # Slurm looks every half minute: the warning may come that much earlier than asked.
 LIMITS = {"time_limit": "00:02:00", "drain_before_end_s": 30}
 ENDPOINT = {"mem": "1000M", "cpus_per_task": 1, "wall_time": "00:03:00"}
-
-
-def starts(slurm: SlurmCluster, job: str) -> int:
-    """How often a job has been started again."""
-    shown = slurm.run("scontrol", "-o", "show", "job", job).stdout
-    return int(shown.split("Restarts=")[1].split()[0])
 
 
 def test_replicas_and_endpoint_reach_their_limits_under_a_job(
@@ -43,7 +37,7 @@ def test_replicas_and_endpoint_reach_their_limits_under_a_job(
     began = time.monotonic()
     ended = jobs.wait(handle, timeout_s=MOST_S)
     print(f"the job took {time.monotonic() - began:.0f} s: {ended.account}")
-    restarted = [starts(slurm, one) for one in [*replicas, endpoint]]
+    restarted = [restarts(slurm, one) for one in [*replicas, endpoint]]
     print(f"restarts of the replicas and of the endpoint: {restarted}")
     assert ended.status is JobStatus.SUCCEEDED
     assert ended.account is not None
