@@ -168,8 +168,8 @@ class SlurmCluster:
             self.network.close()
 
     def tidy(self) -> None:
-        """End all jobs but those that are kept, and have every daemon running and every node in
-        use, whatever was done to them. What cannot be mended is left to whoever comes next.
+        """End all jobs but those that are kept, and have every daemon running and every node
+        usable. What cannot be repaired is left to the next test.
         """
         if not _listens(self._port):
             self.start_controller()
@@ -211,10 +211,7 @@ class SlurmCluster:
         return in_job and environment.get("SLURM_CONF") == self.env["SLURM_CONF"]
 
     def run(
-        self,
-        *command: str,
-        timeout_s: float | None = None,
-        env: Mapping[str, str] | None = None,
+        self, *command: str, timeout_s: float | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's commands against this cluster."""
         return subprocess.run(

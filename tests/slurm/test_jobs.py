@@ -39,7 +39,6 @@ from slurm.swarms import (
 
 STEP, JOB = JobResources(), JobResources(detached=True)
 
-# What Slurm's commands would listen to.
 CALLERS_OWN = {
     "SBATCH_PARTITION": "nowhere",
     "SLURM_MEM_PER_CPU": "1",
