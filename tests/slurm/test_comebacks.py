@@ -107,7 +107,10 @@ def test_a_site_without_requeueing_gets_successors(
     def replaced(place: int, gone: str) -> bool:
         now = service.status("demo")
         seen[now.observed] = now.detail
-        return [one for one in jobs_of(slurm) if one.endswith(f"_{place}")] != [gone]
+        return any(
+            one.endswith(f"_{place}") and one != gone and state == "RUNNING"
+            for one, state in jobs_of(slurm).items()
+        )
 
     # A replica near its time limit.
     job = submit_held(tmp_path / "replicas", 300)
