@@ -10,11 +10,20 @@ run is many short tests.
 from __future__ import annotations
 
 import pytest
+from _pytest.nodeid import coerce_node_id
 
+# Modules that ask a Slurm cluster; each lane takes about as long as the others.
+_CLUSTERS = {
+    **dict.fromkeys(("test_swarm.py", "test_failures.py", "test_page.py", "test_compute.py"), 0),
+    **dict.fromkeys(("test_jobs.py", "test_layouts.py", "test_values.py"), 1),
+    **dict.fromkeys(("test_network.py", "test_comebacks.py", "test_serving.py"), 2),
+    "": 2,  # the small ones
+}
+_CLUSTER_FIXTURES = {"slurm", "slurm_cluster", "accounting_cluster"}
 _WHOLE = ("acceptance", "documentation", "install", "monitoring")  # folders: installed programs
 _COMMANDS = ("PROGRAM", "CommandLine", "Terminal")  # names of modules that drive the command
 _NOT_FAST = ("cluster", "ray", "slow", "vllm", "install")  # marks
-_FIRST = ("slurm", "conformance", "jobs", "acceptance", "monitoring", "chaos")  # folders, in order
+_FIRST = ("jobs", "acceptance", "monitoring", "chaos", "batch")  # folders, in order
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -22,30 +31,48 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     fixtures = getattr(item, "fixturenames", ())
     if "ray_cluster" in fixtures:
         item.add_marker(pytest.mark.ray)
-    if "slurm" in fixtures or "[slurm" in item.name:
+    if _asks_a_cluster(item):
         item.add_marker(pytest.mark.cluster)
     if not any(item.get_closest_marker(name) for name in _NOT_FAST) and _is_of_one_process(item):
         item.add_marker(pytest.mark.fast)
 
 
 @pytest.hookimpl(trylast=True)  # after the shuffling: within a lane its order stays
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its lane, and put lanes in order."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            lane = "ray" if item.get_closest_marker("ray") else item.location[0]
-            item.add_marker(pytest.mark.xdist_group(lane))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put lanes in order, and name each test's where processes run side by side.
+
+    What follows `@` in a test's id is its lane for `--dist loadgroup`. pytest-xdist 3.8 writes it
+    to an attribute that pytest 9.2 does not read.
+    """
     items.sort(key=_precedence)
+    if config.getoption("loadgroup", default=False):
+        for item in items:
+            item._id = coerce_node_id(f"{item.nodeid}@{_lane(item)}")
+            assert item.nodeid.endswith(f"@{_lane(item)}")
 
 
-def _folder(item: pytest.Item) -> str:
-    return item.location[0].split("/")[1]
+def _asks_a_cluster(item: pytest.Item) -> bool:
+    if not _CLUSTER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+        return True
+    return _folder(item) == "conformance" and "[slurm" in item.name
 
 
 def _is_of_one_process(item: pytest.Item) -> bool:
     """Whether it drives our functions, not the installed command."""
     module = getattr(item, "module", None)
     return _folder(item) not in _WHOLE and not any(hasattr(module, name) for name in _COMMANDS)
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.location[0].split("/")[1]
+
+
+def _lane(item: pytest.Item) -> str:
+    if item.get_closest_marker("cluster"):
+        return f"slurm-{_CLUSTERS.get(item.path.name, _CLUSTERS[''])}"
+    if item.get_closest_marker("ray"):
+        return "ray"
+    return item.location[0]
 
 
 def _precedence(item: pytest.Item) -> int:

@@ -8,8 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.planning.resources import JobResources
 from lepton.fixtures import SECTION
 from lepton.workspace import StandIn
+from patience import limit_s, until
 from slurm.cluster import SlurmCluster
 
 
@@ -55,9 +55,9 @@ SLURM = {"type": "slurm", "partition": "main", "endpoint": {"mem": "1000M", "cpu
 def backend(request: pytest.FixtureRequest) -> ComputeBackend:
     under_test: BackendUnderTest = request.param
     if under_test.name.startswith("slurm"):
-        slurm: SlurmCluster = request.getfixturevalue("slurm")
+        request.getfixturevalue("slurm")
         if under_test.name == "slurm-step":
-            start_endpoint(slurm)
+            request.getfixturevalue("allocation")
     if under_test.name == "lepton":
         lepton: StandIn = request.getfixturevalue("lepton")
         lepton.secrets[secret_name(SHARED_TAG)] = "the-key"
@@ -70,11 +70,21 @@ def backend(request: pytest.FixtureRequest) -> ComputeBackend:
     return under_test.make()
 
 
+@pytest.fixture(scope="module")
+def allocation(slurm_cluster: SlurmCluster) -> Iterator[str]:
+    """One endpoint's for all steps of this module."""
+    job = start_endpoint(slurm_cluster)
+    slurm_cluster.keeps.add(job)
+    yield job
+    slurm_cluster.keeps.clear()
+    slurm_cluster.run("scancel", job)
+
+
 def start_endpoint(slurm: SlurmCluster) -> str:
     """An allocation as a swarm's endpoint has one; return its id once it runs."""
-    size = ["--ntasks=1", "--cpus-per-task=2", "--mem=1000M", "--time=10", "--output=/dev/null"]
+    size = ["--ntasks=1", "--cpus-per-task=2", "--mem=1000M", "--time=60", "--output=/dev/null"]
     comment = f"--comment=domyn-swarm/{SHARED_TAG}/endpoint"
-    command = ["sbatch", "--parsable", *size, comment, "--wrap=sleep 600"]
+    command = ["sbatch", "--parsable", *size, comment, "--wrap=exec sleep 3600"]
     job = slurm.run(*command).stdout.strip()
     until(lambda: slurm.run("squeue", "-h", "-j", job, "-o", "%T").stdout.strip() == "RUNNING")
     return job
@@ -96,12 +106,12 @@ def make_spec(folder: Path, program: str) -> ComputeSpec:
     return ComputeSpec(**{**fields, **ASKS})
 
 
-SLEEP = "import time; time.sleep(60)"
+SLEEP = "import time; time.sleep(600)"
 STUBBORN = """
 import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("on", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 DRAINS = """
 import signal, sys, time
@@ -110,15 +120,8 @@ def drain(*_):
     sys.exit(143)
 signal.signal(signal.SIGTERM, drain)
 print("on", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
-
-
-def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def log(backend: ComputeBackend, handle: JobHandle) -> str:
@@ -140,7 +143,7 @@ def test_the_outcome_is_the_programs_own(
     backend: ComputeBackend, tmp_path: Path, program: str, status: JobStatus, code: int
 ) -> None:
     handle = backend.submit(make_spec(tmp_path, program))
-    assert backend.wait(handle, timeout_s=60) is status
+    assert backend.wait(handle, timeout_s=limit_s()) is status
     assert backend.probe(handle) is status
     assert f'"code": {code}' in Path(handle.exit_path).read_text()
 
@@ -148,14 +151,14 @@ def test_the_outcome_is_the_programs_own(
 def test_a_killed_program_has_failed(backend: ComputeBackend, tmp_path: Path) -> None:
     program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     handle = backend.submit(make_spec(tmp_path, program))
-    assert backend.wait(handle, timeout_s=60) is JobStatus.FAILED
+    assert backend.wait(handle, timeout_s=limit_s()) is JobStatus.FAILED
     assert '"signal": 9' in Path(handle.exit_path).read_text()
 
 
 def test_a_program_that_is_not_there_has_failed(backend: ComputeBackend, tmp_path: Path) -> None:
     spec = make_spec(tmp_path, "").model_copy(update={"argv": ("/nowhere/program",)})
     handle = backend.submit(spec)
-    assert backend.wait(handle, timeout_s=60) is JobStatus.FAILED
+    assert backend.wait(handle, timeout_s=limit_s()) is JobStatus.FAILED
     assert "cannot start /nowhere/program" in log(backend, handle)
 
 
@@ -182,7 +185,7 @@ def test_a_job_whose_time_is_up_finishes_and_says_so(
     spec = make_spec(tmp_path, DRAINS)
     resources = spec.resources.model_copy(update={"time_limit_s": 2.0})
     handle = backend.submit(spec.model_copy(update={"resources": resources}))
-    assert backend.wait(handle, timeout_s=90) is JobStatus.TIMED_OUT
+    assert backend.wait(handle, timeout_s=limit_s()) is JobStatus.TIMED_OUT
     assert "drained" in log(backend, handle)
 
 
@@ -235,7 +238,7 @@ def test_environment_and_folder_arrive(backend: ComputeBackend, tmp_path: Path) 
     program = "import os; print(os.environ['ODD']); print(os.getcwd())"
     spec = make_spec(tmp_path, program).model_copy(update={"env": {"ODD": odd}})
     handle = backend.submit(spec)
-    assert backend.wait(handle, timeout_s=60) is JobStatus.SUCCEEDED
+    assert backend.wait(handle, timeout_s=limit_s()) is JobStatus.SUCCEEDED
     assert log(backend, handle).splitlines() == [odd, str(tmp_path)]
 
 
@@ -257,7 +260,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     handle = JobHandle.model_validate_json(done.stdout)
-    assert backend.wait(handle, timeout_s=60) is JobStatus.SUCCEEDED
+    assert backend.wait(handle, timeout_s=limit_s()) is JobStatus.SUCCEEDED
     assert "still here" in log(backend, handle)
 
 
@@ -280,4 +283,4 @@ def test_a_lost_wrapper_ends_the_program_and_is_a_failure(tmp_path: Path) -> Non
     os.kill(handle.process.pid, signal.SIGKILL)
     until(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE)
     assert "drained" in log(backend, handle)
-    assert backend.wait(handle, timeout_s=60) is JobStatus.FAILED
+    assert backend.wait(handle, timeout_s=limit_s()) is JobStatus.FAILED

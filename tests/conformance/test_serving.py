@@ -26,8 +26,9 @@ from domyn_swarm.planning.builder import PlanBuilder
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.layout import lay_out
 from domyn_swarm.planning.plan import DeploymentPlan
-from domyn_swarm.probing import Deadline, Observation, Phase, endpoint_probe, wait_until
+from domyn_swarm.probing import Phase, endpoint_probe
 from lepton.fixtures import SECTION
+from patience import limit_s, until
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def deploy(under_test: BackendUnderTest, swarm_home: Path) -> Iterator[Callable[
         context = DeploymentContext(
             tag=f"{name}.{secrets.token_hex(4)}",
             serving_spec=engines.get("sim").serving_spec(plan),
-            timeout_s=60,
+            timeout_s=limit_s(),
             interpreter=sys.executable,
         )
         made.append(Deployment(under_test.make(), plan, context, paths))
@@ -122,14 +123,6 @@ def deploy(under_test: BackendUnderTest, swarm_home: Path) -> Iterator[Callable[
     for deployment in made:
         deployment.backend.delete(deployment.anything)
         assert deployment.backend.find(deployment.anything) == []
-
-
-def until(probe: Callable[[], bool], within_s: float = 90.0) -> None:
-    def observe() -> Observation:
-        return Observation(Phase.READY if probe() else Phase.STARTING)
-
-    seen = wait_until(observe, deadline=Deadline(within_s), every_s=0.1)
-    assert seen.phase is Phase.READY
 
 
 def ready_replicas(deployment: Deployment) -> int:

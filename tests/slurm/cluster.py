@@ -25,11 +25,14 @@ from pathlib import Path
 import psutil
 
 from domyn_swarm.identity import running
+from patience import limit_s
 from slurm.namespaces import Namespaces
 from slurm.network import PATH, Loopback, Network
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "sacct")
+CLIENT_VARIABLES = ("SLURM_CONF", "PATH", "HWLOC_COMPONENTS")  # by which commands reach a cluster
+_FAREWELL_S = 5.0  # for what ends by itself; the rest is killed
 _DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd", "slurmdbd", "mariadbd")
 
 
@@ -64,6 +67,7 @@ class SlurmCluster:
         conf = str(self.folder / "etc/slurm.conf")
         # Slurm's x86 topology probe binds itself to each CPU in turn, in every step.
         self.env = {**kept, "SLURM_CONF": conf, "PATH": PATH, "HWLOC_COMPONENTS": "-x86"}
+        self.keeps: set[str] = set()  # jobs and tasks that `tidy` leaves alone
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self.network: Network = Loopback(self.node_names)
         if self.net:
@@ -127,7 +131,7 @@ class SlurmCluster:
         for process in killed:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(killed, timeout=10)  # by then its farewells are on their way
+        psutil.wait_procs(killed, timeout=limit_s())  # by then its farewells are on their way
         self.network.lose(node)
 
     def stop_slurmd(self, node: str) -> None:
@@ -155,8 +159,8 @@ class SlurmCluster:
         try:
             if _listens(self._port):
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.run("scancel", "--user", getpass.getuser(), timeout_s=5)
-                    self._within(5, lambda: not self.steps())
+                    self.run("scancel", "--user", getpass.getuser(), timeout_s=_FAREWELL_S)
+                    self._within(_FAREWELL_S, lambda: not self.steps())
             for name in [*self.node_names, "slurmctld", "slurmdbd", "mariadbd", "munged"]:
                 self._kill(name, signal.SIGTERM)
             self.sweep()
@@ -164,23 +168,32 @@ class SlurmCluster:
             self.network.close()
 
     def tidy(self) -> None:
-        """End all jobs, and have every daemon running and every node idle, whatever was done to
-        them. What cannot be mended is left to whoever comes next.
+        """End all jobs but those that are kept, and have every daemon running and every node
+        usable. What cannot be repaired is left to the next test.
         """
         if not _listens(self._port):
             self.start_controller()
-        self.run("scancel", "--quiet", "--user", getpass.getuser())
         for node in self.node_names:
             if node not in self._started or self._started[node].poll() is not None:
                 self.start_node(node)
-        self._within(45, self._mended, every_s=0.3)
+        self._within(limit_s(), self._mended, every_s=0.1)
 
     def _mended(self) -> bool:
-        shown = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").stdout.splitlines()
-        for node, state in (line.split() for line in shown):
+        states = self._node_states()
+        for node, state in states.items():
             if state.startswith(("down", "drain")):
                 self.run("scontrol", "update", f"nodename={node}", "state=resume")
-        return self._all_idle()
+        over = self._cancel_all_but_kept()
+        usable = {"idle", "mixed", "allocated"} if self.keeps else {"idle"}
+        return over and len(states) == self.nodes and set(states.values()) <= usable
+
+    def _cancel_all_but_kept(self) -> bool:
+        """Whether nothing was left to cancel."""
+        lines = self.run("squeue", "-h", "-r", "-o", "%i %T").stdout.splitlines()
+        left = {job: state for job, state in map(str.split, lines) if job not in self.keeps}
+        if doomed := [job for job, state in left.items() if state != "COMPLETING"]:
+            self.run("scancel", "--quiet", *doomed)
+        return not left
 
     def sweep(self) -> None:
         """Kill every process that belongs to this cluster, known by its folder or environment."""
@@ -198,7 +211,7 @@ class SlurmCluster:
         return in_job and environment.get("SLURM_CONF") == self.env["SLURM_CONF"]
 
     def run(
-        self, *command: str, timeout_s: float = 30.0, env: Mapping[str, str] | None = None
+        self, *command: str, timeout_s: float | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's commands against this cluster."""
         return subprocess.run(
@@ -208,7 +221,7 @@ class SlurmCluster:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=timeout_s or limit_s(),
             check=False,
         )
 
@@ -254,18 +267,22 @@ class SlurmCluster:
             return
         process.send_signal(number)
         try:
-            process.wait(10)
+            process.wait(_FAREWELL_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(10)
+            process.wait()
 
     def _all_idle(self) -> bool:
-        lines = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").stdout.splitlines()
-        return len(lines) == self.nodes and all(line.split()[1:] == ["idle"] for line in lines)
+        states = self._node_states()
+        return len(states) == self.nodes and set(states.values()) == {"idle"}
 
-    def _until(self, what: str, condition: Callable[[], bool], within_s: float = 30.0) -> None:
-        if not self._within(within_s, condition):
-            raise RuntimeError(f"not in {within_s:g} s: {what}; see {self.folder / 'log'}")
+    def _node_states(self) -> dict[str, str]:
+        lines = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").stdout.splitlines()
+        return dict(line.split(maxsplit=1) for line in lines)
+
+    def _until(self, what: str, condition: Callable[[], bool]) -> None:
+        if not self._within(limit_s(), condition):
+            raise RuntimeError(f"not in {limit_s():g} s: {what}; see {self.folder / 'log'}")
 
     @staticmethod
     def _within(seconds: float, condition: Callable[[], bool], every_s: float = 0.03) -> bool:

@@ -16,21 +16,19 @@ import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm.cluster import SlurmCluster, missing_programs
+from slurm.cluster import CLIENT_VARIABLES, SlurmCluster, missing_programs
 from slurm.namespaces import Namespaces
+
+if TYPE_CHECKING:
+    from slurm.swarms import Up
 
 NETWORK = "DOMYN_SWARM_TEST_SLURM_NETWORK"
 
 _LAST_LINES = 25
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "slurm" in getattr(item, "fixturenames", ()) or "[slurm" in item.name:
-            item.add_marker(pytest.mark.cluster)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -45,7 +43,7 @@ def pytest_runtest_makereport(
     given = getattr(item, "funcargs", {})
     if report.when == "call" and report.failed and "slurm" in given:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            report.sections.extend(_told(given["slurm"], given["swarm_home"]))
+            report.sections.extend(_told(given["slurm"], Path(os.environ["DOMYN_SWARM_HOME"])))
     return report
 
 
@@ -104,11 +102,32 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
-    """The cluster, as this process' own; its jobs of one test do not outlive it."""
-    for name in ("SLURM_CONF", "PATH", "HWLOC_COMPONENTS"):
+    """The cluster, as this process' own; its jobs of one test do not outlive it, but for those of
+    a swarm that stands for all tests of a module.
+    """
+    for name in CLIENT_VARIABLES:
         monkeypatch.setenv(name, slurm_cluster.env[name])
     yield slurm_cluster
     slurm_cluster.tidy()
+
+
+@pytest.fixture
+def up(slurm: SlurmCluster) -> Iterator[Up]:
+    """Bring up swarms of the test's own; they end with it."""
+    from domyn_swarm.services.swarms import SwarmService
+    from slurm import swarms  # what it imports is for these tests alone
+
+    started: list[str] = []
+
+    def bring(*, wait: bool = True, **keys: Any) -> SwarmService:
+        made = swarms.config(**keys)
+        started.append(str(made.name))
+        swarms.bring_up(made, wait=wait)
+        return SwarmService()
+
+    yield bring
+    for name in started:
+        swarms.down(name)
 
 
 @dataclass(frozen=True)

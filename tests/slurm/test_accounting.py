@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from conformance.test_compute import DETACHED, make_spec, start_endpoint, until
+from conformance.test_compute import DETACHED, make_spec, start_endpoint
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.config import dump_yaml
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.doctor import examine
-from slurm.cluster import SlurmCluster
+from patience import limit_s
+from slurm.cluster import CLIENT_VARIABLES, SlurmCluster
 from slurm.fixtures import Asked, need_programs
-from slurm.test_swarm import config
+from slurm.swarms import config, until
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def accounting_cluster() -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def accounted(accounting_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
-    for name in ("SLURM_CONF", "PATH", "HWLOC_COMPONENTS"):
+    for name in CLIENT_VARIABLES:
         monkeypatch.setenv(name, accounting_cluster.env[name])
     return accounting_cluster
 
@@ -121,7 +122,7 @@ def test_a_step_is_accounted_under_its_own_name(accounted: SlurmCluster, tmp_pat
     endpoint, compute = start_endpoint(accounted), SlurmCompute()
     spec = make_spec(tmp_path, "raise SystemExit(3)").model_copy(update={"tag": "tag-of-a-swarm"})
     handle = compute.submit(spec)
-    assert compute.wait(handle, timeout_s=60) is JobStatus.FAILED
+    assert compute.wait(handle, timeout_s=limit_s()) is JobStatus.FAILED
     step = f"{endpoint}.0"
     until(lambda: step in (slurm := Slurm()).jobs([step]) and slurm.jobs([step])[step].over)
     assert Slurm().jobs([step])[step].comment == f"job-{spec.job_id}"

@@ -11,18 +11,8 @@ from domyn_swarm.errors import LaunchError, SubmitRejected
 from domyn_swarm.model import SwarmPhase
 from domyn_swarm.services.swarms import SwarmService
 from slurm.cluster import SlurmCluster
-from slurm.test_swarm import Up, jobs_of, until, up
+from slurm.swarms import Up, jobs_of, observed, until
 from slurm.test_values import ENV_SERVER
-
-__all__ = ["up"]  # a fixture
-
-
-def test_all_replicas_fail_and_everything_is_freed(up: Up, slurm: SlurmCluster) -> None:
-    options = {"fail_start": "torch.cuda.OutOfMemoryError: CUDA out of memory."}
-    with pytest.raises(LaunchError, match=r"2 of 2 replicas failed: .*memory"):
-        up(engine_options=options)
-    assert jobs_of(slurm) == {}
-
 
 HALF = """
 import os, sys
@@ -92,21 +82,24 @@ def test_an_endpoint_that_never_listens_ends_the_waiting(
 
 
 def test_replicas_that_slurm_kills_for_their_memory_say_so(up: Up, slurm: SlurmCluster) -> None:
-    greedy = "import time; kept = b'x' * 900_000_000; time.sleep(60)"
+    greedy = "import time; kept = b'x' * 900_000_000; time.sleep(600)"
     options = {"argv": ["{python}", "-c", greedy, "{port}"]}
     with pytest.raises(LaunchError, match=r"[Ee]xceeded .*memory limit"):
-        up(engine="command", gpus_per_replica=0, memory_gb=0.5, engine_options=options)
+        up(
+            engine="command",
+            replicas=1,
+            gpus_per_replica=0,
+            memory_gb=0.5,
+            engine_options=options,
+        )
     assert jobs_of(slurm) == {}
 
 
-@pytest.mark.parametrize("victim", ["demo-endpoint", "demo-replicas"])
-def test_jobs_that_an_admin_cancels_end_the_waiting(
-    up: Up, slurm: SlurmCluster, victim: str
-) -> None:
-    up(wait=False, engine_options={"start_s": 60})
+def test_replicas_that_an_admin_cancels_end_the_waiting(up: Up, slurm: SlurmCluster) -> None:
+    up(wait=False, replicas=1, engine_options={"start_s": 600})
     until(lambda: "PENDING" not in jobs_of(slurm).values())
-    slurm.run("scancel", "--name", victim)
-    until(lambda: SwarmService().status("demo").observed == "failed", 30)
+    slurm.run("scancel", "--name", "demo-replicas")
+    until(lambda: observed() == "failed")
 
 
 def test_what_slurm_refuses_is_one_clear_error(up: Up, slurm: SlurmCluster) -> None:

@@ -19,8 +19,9 @@ from domyn_swarm.services.doctor import examine
 from domyn_swarm.services.requests import UpRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
+from patience import limit_s
 from slurm.cluster import SlurmCluster
-from slurm.test_swarm import config, jobs_of, until
+from slurm.swarms import config, jobs_of, until
 
 
 def written(folder: Path, **keys: Any) -> Path:
@@ -79,7 +80,7 @@ def test_nodes_that_are_away_for_a_while_refuse_nothing(
         (tmp_path / "other").mkdir()
         never = written(tmp_path / "other", cpus_per_task=64)  # sbatch takes it all the same
         with pytest.raises(LaunchError, match="Slurm will not run it"):
-            SwarmService().up(UpRequest(config=never, timeout_s=60))
+            SwarmService().up(UpRequest(config=never, timeout_s=limit_s()))
         assert jobs_of(slurm) == {}
     finally:
         slurm.run("scontrol", "update", nodes, "state=resume")

@@ -15,22 +15,32 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from domyn_swarm.errors import SwarmError
 from domyn_swarm.identity import running
-from domyn_swarm.model import JobHandle, JobStatus
+from domyn_swarm.model import JobStatus
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
+from patience import limit_s
 from slurm.cluster import SlurmCluster
-from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, until, up
+from slurm.swarms import (
+    HeldJob,
+    Up,
+    all_answered,
+    ended,
+    endpoint_job,
+    node_of,
+    ready,
+    resumed,
+    submit_held,
+    taking_nothing,
+    task,
+    until,
+)
 
-__all__ = ["up"]  # a fixture
-
-ROWS = 1200  # ten seconds of work
 SERVER = """
 import socket, sys, time
 with socket.create_server((sys.argv[1], int(sys.argv[2]))):
     print("on", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 PORT = 5001
 
@@ -53,10 +63,6 @@ def folder() -> Iterator[Path]:
 
 def address(slurm: SlurmCluster, node: str) -> str:
     return slurm.run("scontrol", "show", "node", node).stdout.split("NodeAddr=")[1].split()[0]
-
-
-def node_of(slurm: SlurmCluster, job: str) -> str:
-    return slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
 
 
 def state(slurm: SlurmCluster, node: str) -> str:
@@ -84,21 +90,17 @@ def serving(slurm: SlurmCluster, node: str, host: str = "0.0.0.0") -> Iterator[N
 
 
 @contextlib.contextmanager
-def cut_off(slurm: SlurmCluster, node: str) -> Iterator[None]:
-    """The node is away; afterwards it is back, and what it had not heard to end has ended."""
-    slurm.cut(node)
+def cut_off(slurm: SlurmCluster, *nodes: str) -> Iterator[None]:
+    """The nodes are away; afterwards they are back, and what had not heard to end has ended."""
+    for node in nodes:
+        slurm.cut(node)
     try:
         yield
     finally:
-        slurm.mend(node)
-    until(lambda: state(slurm, node) == "idle" and not slurm.steps(node), 60)
-
-
-@contextlib.contextmanager
-def taking_nothing(slurm: SlurmCluster, nodes: str) -> Iterator[None]:
-    slurm.run("scontrol", "update", f"nodename={nodes}", "state=drain", "reason=test")
-    yield
-    slurm.run("scontrol", "update", f"nodename={nodes}", "state=resume")
+        for node in nodes:
+            slurm.mend(node)
+    for node in nodes:
+        until(lambda node=node: state(slurm, node) == "idle" and not slurm.steps(node))
 
 
 def test_nodes_have_names_and_addresses_of_their_own(apart: SlurmCluster) -> None:
@@ -136,70 +138,61 @@ def test_a_node_is_the_same_when_only_its_slurmd_was_killed(apart: SlurmCluster)
         assert reached(address(apart, "n2"))
 
 
-def test_replicas_on_two_nodes_have_the_same_port(
+def test_nodes_of_a_swarm_are_cut_off_and_its_jobs_go_on(
     up: Up, apart: SlurmCluster, tmp_path: Path
 ) -> None:
+    """One of a replica and one of a job, then the endpoint's. What is cut off goes on by itself,
+    until it is back and is ended.
+    """
     up(min_ready=2, gpus_per_replica=4)
+    replicas = [node_of(apart, task(apart, index)) for index in range(2)]
     places = [urlsplit(str(one.url)) for one in SwarmService().status("demo").replicas]
-    nodes = [node_of(apart, task(apart, index)) for index in range(2)]
-    assert [place.hostname for place in places] == [address(apart, node) for node in nodes]
+    assert [place.hostname for place in places] == [address(apart, node) for node in replicas]
     assert len({place.hostname for place in places}) == 2
     assert len({place.port for place in places}) == 1
-    jobs = JobService()
-    handle = jobs.submit(request(tmp_path, 300))
-    assert jobs.wait(handle, timeout_s=240).status is JobStatus.SUCCEEDED
-    assert all_answered(tmp_path, 300)
+
+    # A replica's node and the node of one of two jobs.
+    home = node_of(apart, endpoint_job(apart))
+    [replica] = set(replicas) - {home}
+    with taking_nothing(apart, f"{home},{replica}"):
+        job = submit_held(tmp_path / "goes on", 300)
+    with taking_nothing(apart, f"{home},{replica},{node_of(apart, job.handle.platform_id)}"):
+        lost = submit_held(tmp_path / "is cut off")
+    with cut_off(apart, replica, node_of(apart, lost.handle.platform_id)):
+        job.goes_on()
+        until(lambda: JobService().status(lost.handle).status is JobStatus.FAILED)
+        until(lambda: ready() == 2)
+        finished(job)
+    healthy()
+    (lost.folder / "released").touch()
+    done = ended(resumed(lost.handle))
+    assert (done.status, done.rows_failed) == (JobStatus.SUCCEEDED, 0)
+    assert all_answered(lost.folder, lost.rows)
+
+    # The endpoint's.
+    home = node_of(apart, endpoint_job(apart))
+    with taking_nothing(apart, home):
+        job = submit_held(tmp_path / "endpoint", 200)
+    with cut_off(apart, home):
+        before = job.progress.requests
+        until(lambda: endpoint_job(apart) and node_of(apart, endpoint_job(apart)) not in ("", home))
+        job.goes_on()
+        assert job.progress.requests > before
+        until(lambda: ready() == 2)
+        finished(job)
+    healthy()
 
 
-def started(apart: SlurmCluster, folder: Path) -> tuple[JobHandle, str, str]:
-    """A job under way, on a node where nothing else is; the endpoint's node; a replica's.
-
-    The endpoint shares its node with another replica.
-    """
-    jobs = JobService()
-    endpoint = node_of(apart, next(one for one in jobs_of(apart) if "_" not in one))
-    nodes = {node_of(apart, task(apart, index)) for index in range(2)}
-    with taking_nothing(apart, ",".join({endpoint, *nodes})):
-        handle = jobs.submit(request(folder, ROWS))
-        until(lambda: jobs.status(handle).rows_done > 100)
-    return handle, endpoint, next(iter(nodes - {endpoint}))
+def finished(job: HeldJob) -> None:
+    done = job.release()
+    assert (done.status, done.rows_failed) == (JobStatus.SUCCEEDED, 0), done.message
+    assert all_answered(job.folder, job.rows)
 
 
-@pytest.mark.parametrize("victim", ["replica", "endpoint"])
-def test_a_node_of_the_swarm_is_cut_off_and_the_job_goes_on(
-    up: Up, apart: SlurmCluster, tmp_path: Path, victim: str
-) -> None:
-    up(min_ready=2, gpus_per_replica=4)
-    handle, endpoint, replica = started(apart, tmp_path)
-    with cut_off(apart, {"replica": replica, "endpoint": endpoint}[victim]):
-        ended = JobService().wait(handle, timeout_s=240)
-        assert (ended.status, ended.rows_failed) == (JobStatus.SUCCEEDED, 0)
-        assert all_answered(tmp_path, ROWS)
-        until(lambda: ready() == 2, 60)
-    seen = SwarmService().status("demo")  # not what the lost ones tell when they are heard again
+def healthy() -> None:
+    """As the swarm is, not as the lost ones tell when they are heard again."""
+    seen = SwarmService().status("demo")
     assert (seen.observed, seen.replicas_ready) == ("ready", 2)
-
-
-def test_a_job_whose_node_is_cut_off_is_resumed_and_no_row_is_lost(
-    up: Up, apart: SlurmCluster, tmp_path: Path
-) -> None:
-    up(min_ready=2, gpus_per_replica=4)
-    jobs = JobService()
-    handle, _, _ = started(apart, tmp_path)
-    with cut_off(apart, node_of(apart, handle.platform_id)):
-        until(lambda: jobs.status(handle).status is JobStatus.FAILED, 60)
-    until(lambda: _resumed(jobs, handle))
-    again = jobs.wait(jobs.list()[-1].job_id, timeout_s=240)
-    assert (again.status, again.rows_failed) == (JobStatus.SUCCEEDED, 0)
-    assert all_answered(tmp_path, ROWS)
-
-
-def _resumed(jobs: JobService, handle: JobHandle) -> bool:
-    try:
-        jobs.resume(handle)
-    except SwarmError:  # the run before holds its checkpoint for some seconds
-        return False
-    return True
 
 
 def links(bridge: str) -> list[str]:
@@ -268,7 +261,7 @@ def test_a_cluster_is_stopped_by_another_process(apart: SlurmCluster, folder: Pa
         program = [sys.executable, "-m", "slurm.cluster", *words]
         tests = Path(__file__).parents[1]
         return subprocess.run(
-            program, cwd=tests, capture_output=True, text=True, check=True, timeout=60
+            program, cwd=tests, capture_output=True, text=True, check=True, timeout=limit_s()
         ).stdout
 
     try:

@@ -14,7 +14,7 @@ import pytest
 from command_line import CommandLine
 from domyn_swarm.state import SwarmStore
 from slurm.cluster import SlurmCluster
-from slurm.test_swarm import jobs_of
+from slurm.swarms import jobs_of
 from typed_pages import type_out
 
 PAGE = Path(__file__).parents[2] / "docs/slurm.md"

@@ -10,7 +10,7 @@ from command_line import PROGRAM, CommandLine, write_sim_config
 from domyn_swarm.config import dump_yaml
 from schemas import fits
 from slurm.cluster import SlurmCluster
-from slurm.test_swarm import config, jobs_of
+from slurm.swarms import config, jobs_of
 
 
 def test_what_cannot_be_stopped_is_told_and_keeps_no_other(

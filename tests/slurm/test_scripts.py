@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.scripts import BatchScript, sbatch_word
 from domyn_swarm.errors import ConfigError
+from patience import limit_s
 from slurm.cluster import SlurmCluster
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=40)
@@ -36,7 +37,7 @@ def test_words_and_environment_arrive_unchanged(words: list[str], env: dict[str,
         env=env,
     )
     text = script.render("batch.sh.j2")
-    done = subprocess.run(["bash", "-c", text], capture_output=True, check=True, timeout=30)
+    done = subprocess.run(["bash", "-c", text], capture_output=True, check=True, timeout=limit_s())
     assert json.loads(done.stdout) == {"argv": words, "env": env}
 
 
@@ -48,7 +49,7 @@ def test_they_arrive_unchanged_in_a_step_too(
     log = tmp_path_factory.mktemp("a 'folder'") / "$(x) out.log"
     command = [sys.executable, "-c", TELL, *words]
     step = BatchScript(name="n", comment="", output=log, command=command, env=env)
-    subprocess.run(["bash", "-c", step.render("step.sh.j2")], check=True, timeout=30)
+    subprocess.run(["bash", "-c", step.render("step.sh.j2")], check=True, timeout=limit_s())
     assert json.loads(log.read_text()) == {"argv": words, "env": env}
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+import patience
 from conformance.test_compute import (
     DRAINS,
     SHARED_TAG,
     log,
     make_spec,
     start_endpoint,
-    until,
 )
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
@@ -25,6 +25,7 @@ from domyn_swarm.identity import running
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from slurm.cluster import SlurmCluster
+from slurm.swarms import came_back, until
 
 
 def started(compute: SlurmCompute, folder: Path) -> JobHandle:
@@ -59,7 +60,7 @@ def test_no_step_begins_in_an_allocation_that_is_about_to_end(
     began = JobPaths(Path(spec.job_dir)).srun_log
 
     def leave_meanwhile() -> None:
-        until(began.exists)
+        patience.until(began.exists, every_s=0.01)  # before the step has begun
         leaves.write_text(endpoint)
 
     meanwhile = threading.Thread(target=leave_meanwhile)
@@ -76,12 +77,7 @@ def test_a_step_is_not_taken_for_another_of_its_number(slurm: SlurmCluster, tmp_
     kill_wrapper(first)
     until(lambda: "drained" in log(compute, first))
     slurm.run("scontrol", "requeue", endpoint)
-
-    def state() -> str:
-        return slurm.run("squeue", "-h", "-j", endpoint, "-o", "%T").stdout.strip()
-
-    until(lambda: state() == "PENDING")
-    until(lambda: state() == "RUNNING")
+    until(lambda: came_back(slurm, endpoint))
     second = started(compute, tmp_path)
     assert (first.platform_id, first.step) == (second.platform_id, second.step)
     assert compute.probe(first) is JobStatus.FAILED

@@ -12,22 +12,16 @@ import pytest
 from domyn_swarm.model import JobStatus
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
+from patience import limit_s, scaled
 from slurm.cluster import SlurmCluster
-from slurm.test_swarm import Up, all_answered, jobs_of, ready, request, task, until, up
+from slurm.swarms import Up, all_answered, jobs_of, ready, request, restarts, task, until
 
-__all__ = ["up"]  # a fixture
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+MOST_S = scaled(800)  # Slurm's own minutes, and what runs meanwhile
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(MOST_S + limit_s())]
 
 # Slurm looks every half minute: the warning may come that much earlier than asked.
 LIMITS = {"time_limit": "00:02:00", "drain_before_end_s": 30}
 ENDPOINT = {"mem": "1000M", "cpus_per_task": 1, "wall_time": "00:03:00"}
-
-
-def starts(slurm: SlurmCluster, job: str) -> int:
-    """How often a job has been started again."""
-    shown = slurm.run("scontrol", "-o", "show", "job", job).stdout
-    return int(shown.split("Restarts=")[1].split()[0])
 
 
 def test_replicas_and_endpoint_reach_their_limits_under_a_job(
@@ -41,16 +35,16 @@ def test_replicas_and_endpoint_reach_their_limits_under_a_job(
     patient = JobResources(detached=True, time_limit_s=1200)
     handle = jobs.submit(request(tmp_path, rows, resources=patient))
     began = time.monotonic()
-    ended = jobs.wait(handle, timeout_s=800)
+    ended = jobs.wait(handle, timeout_s=MOST_S)
     print(f"the job took {time.monotonic() - began:.0f} s: {ended.account}")
-    restarted = [starts(slurm, one) for one in [*replicas, endpoint]]
+    restarted = [restarts(slurm, one) for one in [*replicas, endpoint]]
     print(f"restarts of the replicas and of the endpoint: {restarted}")
     assert ended.status is JobStatus.SUCCEEDED
     assert ended.account is not None
     assert all_answered(tmp_path, rows)
     assert min(restarted) >= 1
     assert ended.account.rows_failed == 0
-    until(lambda: ready() == 2, 90)
+    until(lambda: ready() == 2)
     assert service.status("demo").observed == "ready"
 
 
@@ -61,12 +55,12 @@ def test_a_job_reaches_its_own_limit_and_goes_on(
     jobs = JobService()
     asked = JobResources(detached=True, time_limit_s=120)
     handle = jobs.submit(request(tmp_path, 30_000, resources=asked))
-    ended = jobs.wait(handle, timeout_s=240)
+    ended = jobs.wait(handle, timeout_s=MOST_S)
     assert ended.status is JobStatus.TIMED_OUT
     done = ended.rows_done
-    again = jobs.wait(jobs.resume(handle), timeout_s=240)
+    again = jobs.wait(jobs.resume(handle), timeout_s=MOST_S)
     while again.status is JobStatus.TIMED_OUT:
-        again = jobs.wait(jobs.resume(again.job_id), timeout_s=240)
+        again = jobs.wait(jobs.resume(again.job_id), timeout_s=MOST_S)
     assert again.status is JobStatus.SUCCEEDED
     assert again.account is not None
     print(f"{done} rows in the first run; {again.account}")

@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.model import JobStatus
-from domyn_swarm.planning.resources import JobResources
-from domyn_swarm.services.jobs import JobService
 from slurm.cluster import SlurmCluster
-from slurm.test_comebacks import endpoint_job, program
-from slurm.test_swarm import Up, all_answered, request, up
-
-__all__ = ["up"]  # a fixture
+from slurm.swarms import ENDPOINT_TASK, Up, endpoint_job, program
 
 ENV_SERVER = """
 import http.server, json, os, sys
@@ -32,20 +26,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_POST = do_GET
 http.server.ThreadingHTTPServer(("0.0.0.0", int(port)), Handler).serve_forever()
 """
-
-
-def test_a_home_of_any_name(up: Up, slurm: SlurmCluster, tmp_path: Path) -> None:
-    home = tmp_path / "a 'b' \"c\" $(id) `d` %j %% é, {x}"
-    up(min_ready=2, home_directory=home)
-    jobs = JobService()
-    for detached in (True, False):
-        folder = tmp_path / f"{detached}"
-        folder.mkdir()
-        asked = request(folder, 50, resources=JobResources(detached=detached))
-        assert jobs.wait(jobs.submit(asked), timeout_s=240).status is JobStatus.SUCCEEDED
-        assert all_answered(folder, 50)
-    logs = [path.name for path in (home / "swarms/demo/logs/slurm").iterdir()]
-    assert sorted(logs) == ["replica-0.log", "replica-1.log"]
 
 
 def test_values_arrive_as_they_were_written(
@@ -68,5 +48,5 @@ def test_values_arrive_as_they_were_written(
     )
     told = json.loads(record.read_text().splitlines()[0])
     assert told == {"ODD": odd, "ODDER": odd, "argument": odd}
-    endpoint = program("domyn_swarm.backends.slurm.endpoint_task", endpoint_job(slurm))
+    endpoint = program(ENDPOINT_TASK, endpoint_job(slurm))
     assert endpoint.environ()["DOMYN_SWARM_LOG_LEVEL"] == "DEBUG"  # the shell's, as in jobs

@@ -21,6 +21,7 @@ from domyn_swarm.planning.builder import PlanBuilder
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.planning.resources import JobResources
+from patience import limit_s
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs", "Cc")), max_size=30)
 LINES = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=30)
@@ -47,7 +48,7 @@ class Node:
     def run(self, script: str) -> dict[str, Any]:
         """What the script started."""
         self._record.unlink(missing_ok=True)
-        subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=30)
+        subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=limit_s())
         return dict(json.loads(self._record.read_text()))
 
 
@@ -162,7 +163,7 @@ def test_what_a_watchdog_is_told_reaches_the_engine(
     ended = subprocess.run(
         [sys.executable, str(program), str(paths.watchdog_spec(0)), "127.0.0.1"],
         capture_output=True,
-        timeout=30,
+        timeout=limit_s(),
         check=False,
     )
     assert ended.returncode in (0, 1), ended.stderr

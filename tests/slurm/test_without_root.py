@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from domyn_swarm.identity import running
+from patience import limit_s
 from slurm.fixtures import need_programs
 
 USER = "nobody"
@@ -27,6 +28,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from slurm.cluster import SlurmCluster
+from patience import limit_s
 from slurm.fixtures import net_wanted
 
 cluster = SlurmCluster(Path(sys.argv[1]), nodes=2, net=net_wanted())
@@ -48,6 +50,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
+@pytest.mark.cluster
 @pytest.mark.skipif(os.geteuid() != 0, reason="all other tests of the cluster are this test")
 def test_without_root_the_nodes_are_the_loopback(folder: Path) -> None:
     need_programs()
@@ -61,7 +64,7 @@ def test_without_root_the_nodes_are_the_loopback(folder: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=limit_s(),
         check=False,
     )
     assert done.returncode == 0, done.stderr
