@@ -8,55 +8,57 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from command_line import rows_done, worker_of, write_sim_config
-from patience import limit_s, scaled, until
+from patience import limit_s, until
 
 if TYPE_CHECKING:
     from acceptance.conftest import Standing
 
 IN_FLIGHT = 4
+ROWS = 40
 SLOWLY = ("--name", "demo", "--max-concurrency", str(IN_FLIGHT))
 
 
 def test_a_killed_worker_costs_only_the_rows_in_flight(standing: Standing) -> None:
-    cli, job = standing.cli, standing.job("kill", 200)
-    first = json.loads(cli.ok(*job.submission(*SLOWLY, "-d")))
-    until(lambda: rows_done(first) >= 20)
-    worker_of(first).send_signal(signal.SIGKILL)
-    assert cli("job", "wait", first["job_id"]).returncode == 6
+    cli, job = standing.cli, standing.job("held kill", ROWS)
+    with standing.sim.held():
+        first = json.loads(cli.ok(*job.submission(*SLOWLY, "-d")))
+        until(lambda: rows_done(first) == 10)
+        worker_of(first).send_signal(signal.SIGKILL)
+        assert cli("job", "wait", first["job_id"]).returncode == 6
     assert cli.json("job", "status", first["job_id"])["status"] == "failed"
     assert not job.target.exists()
-    assert 20 <= len(standing.sim.asked("kill")) < 200
+    until(lambda: len(standing.sim.asked("held kill")) == 10 + IN_FLIGHT)
 
     again = cli(*job.submission(*SLOWLY))
 
     assert again.returncode == 0, again.stderr
     job.assert_complete()
-    asked = Counter(standing.sim.asked("kill"))
-    assert len(asked) == 200
-    assert sum(asked.values()) <= 200 + IN_FLIGHT
+    asked = Counter(standing.sim.asked("held kill"))
+    assert len(asked) == ROWS
+    assert sum(asked.values()) <= ROWS + IN_FLIGHT
 
-    before = standing.sim.asked("kill")
+    before = standing.sim.asked("held kill")
     cli.ok(*job.submission(*SLOWLY))
-    assert standing.sim.asked("kill") == before  # a finished job asks nothing
+    assert standing.sim.asked("held kill") == before  # a finished job asks nothing
 
 
 def test_another_swarm_goes_on_where_the_first_ended(standing: Standing) -> None:
-    cli, job = standing.cli, standing.job("succession", 160)
-    first = write_sim_config(standing.folder, "first", latency_s=scaled(0.3))
+    cli, job = standing.cli, standing.job("held succession", ROWS)
+    first = write_sim_config(standing.folder, "first", latency_s=0.05)
     cli.ok("up", "-c", first.path)
     slowly_first = ("--name", "first", *SLOWLY[2:])
-    handle = json.loads(cli.ok(*job.submission(*slowly_first, "--id-column", "id", "-d")))
-    until(lambda: rows_done(handle) >= 10)
-    cli.ok("down", "first")
+    with standing.sim.held():
+        handle = json.loads(cli.ok(*job.submission(*slowly_first, "--id-column", "id", "-d")))
+        until(lambda: rows_done(handle) == 10)
+        cli.ok("down", "first")
     assert cli.json("job", "status", handle["job_id"])["status"] not in ("pending", "running")
-    assert 10 <= len(standing.sim.asked("succession")) < 160
 
     cli.ok(*job.submission(*SLOWLY, "--id-column", "id"))
 
     job.assert_complete()
-    asked = Counter(standing.sim.asked("succession"))
-    assert len(asked) == 160
-    assert sum(asked.values()) <= 160 + IN_FLIGHT
+    asked = Counter(standing.sim.asked("held succession"))
+    assert len(asked) == ROWS
+    assert sum(asked.values()) <= ROWS + IN_FLIGHT
 
 
 def test_ctrl_c_stops_the_job_and_the_same_command_goes_on(standing: Standing) -> None:

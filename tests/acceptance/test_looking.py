@@ -146,10 +146,13 @@ def test_job_status_watch_follows_it_to_its_end(standing: Standing) -> None:
 
 
 def test_a_job_that_was_killed_is_seen_with_and_without_asking(standing: Standing) -> None:
-    job = standing.job("killed", 100)
-    submitted = standing.cli.ok(*job.submission("--name", "demo", "-d", "--max-concurrency", "1"))
-    handle = json.loads(submitted)
-    worker_of(handle).parent().kill()  # the wrapper, which would have written down the end
+    job = standing.job("held killed", 20)
+    with standing.sim.held():
+        submitted = standing.cli.ok(*job.submission("--name", "demo", "-d"))
+        handle = json.loads(submitted)
+        worker = worker_of(handle)
+        worker.parent().kill()  # the wrapper, which would have written down the end
+        until(lambda: not Path(f"/proc/{worker.pid}").exists())
     listed = until(
         lambda: [
             one

@@ -28,6 +28,7 @@ class ErrorRule:
     status: int = field(default=500, metadata={"ge": 400, "le": 599})
     retry_after_s: float | None = field(default=None, metadata={"ge": 0})
     hang: bool = False  # no answer, ever
+    held_by: str | None = None  # a file: while it exists there is no answer, then the usual one
     reset: bool = False  # the connection is torn down
 
     def __post_init__(self) -> None:

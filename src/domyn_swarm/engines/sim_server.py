@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -29,6 +30,7 @@ from domyn_swarm.engines.sim_openai import BadRequest, Question
 from domyn_swarm.engines.sim_options import ErrorRule, SimOptions, read_options
 
 _DRAIN_S = 60.0
+_HELD_LOOK_S = 0.05
 _STEP_S = 0.05  # the token counter moves so often during an answer; finer steps only cost time
 _KEY = web.AppKey("key", str)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -168,6 +170,9 @@ class Simulator:
                     await asyncio.Event().wait()
                 await asyncio.sleep(self._latency_s())
                 rule = self._faults.rule(prompt)
+                if rule is not None and rule.held_by is not None:
+                    await _released(Path(rule.held_by))
+                    rule = None
                 reply = await answer() if rule is None else await _fault(rule, request)
             if rule is None or not rule.reset:
                 status = reply.status
@@ -209,6 +214,11 @@ async def _body(request: web.Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise BadRequest("the body is not a JSON object")
     return body
+
+
+async def _released(file: Path) -> None:
+    while file.exists():  # noqa: ASYNC110, ASYNC240 - nobody says when; a local file
+        await asyncio.sleep(_HELD_LOOK_S)
 
 
 async def _fault(rule: ErrorRule, request: web.Request) -> web.Response:
