@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing import forkserver
 from pathlib import Path
@@ -69,6 +69,8 @@ class Process:
     """A forked process; the part of `subprocess.Popen` that tests use."""
 
     def __init__(self, program: Program) -> None:
+        env = dict(program.env)
+        program = replace(program, env=env)  # `os.environ` cannot be sent
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
         _start_server()
@@ -126,6 +128,34 @@ def run(
         return subprocess.CompletedProcess(
             [entry, *words], code, out.read_text("utf-8"), err.read_text("utf-8")
         )
+
+
+def run_code(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """As `python -c CODE WORDS`, to its end."""
+    return run("warm:_execute", [code, *words], os.environ)
+
+
+def start_worker(job_folder: Path) -> Process:
+    """The worker of a job, as `python -m domyn_swarm.jobs.worker FOLDER`; `said` reads its log."""
+    log = str(_log_of(job_folder))
+    words = [str(job_folder)]
+    entry = "domyn_swarm.jobs.worker:main"
+    return Process(Program(entry, words, os.environ, os.devnull, log, log, str(Path.cwd())))
+
+
+def said(job_folder: Path) -> str:
+    """What the workers of a job have logged."""
+    log = _log_of(job_folder)
+    return log.read_text("utf-8") if log.exists() else ""
+
+
+def _log_of(job_folder: Path) -> Path:
+    return job_folder.with_name(f"{job_folder.name}.said")
+
+
+def _execute() -> None:
+    code = sys.argv.pop(1)
+    exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
 
 
 def _start_server() -> None:

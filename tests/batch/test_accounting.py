@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from typing import Any
 
 import pytest
 
+import warm
 from domyn_swarm.batch.accounting import read_accounts, sum_up
 from domyn_swarm.batch.failure_limit import FREE_RETRIES, FailureLimit
 from domyn_swarm.batch.observations import LatencyHistogram
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.jobs.worker import main
+from patience import until
 
 
 def result(bench: Any) -> dict[str, Any]:
@@ -42,12 +41,10 @@ def test_the_runs_of_a_job_add_up_and_a_kill_is_seen(bench: Any, answer: Any, wo
     bench.write(600)  # of which 100 a second are answered
     bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.1)
     folder = bench.job_folder(bench.spec(max_concurrency=10, workers=workers))
-    job = subprocess.Popen([sys.executable, "-m", "domyn_swarm.jobs.worker", str(folder)])
-    deadline = time.monotonic() + 60
-    while bench.server.answered.total() < 400 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    job = warm.start_worker(folder)
+    until(lambda: bench.server.answered.total() >= 400, every_s=0.01)
     job.kill()
-    job.wait(10)
+    job.wait()
     assert main([str(folder)]) == 0
     account = result(bench)["account"]
     assert account["runs"] == 2

@@ -7,8 +7,6 @@ import itertools
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import warm
 from domyn_swarm.batch.manifest import Manifest, read_manifest, without_secrets
 from domyn_swarm.batch.output_files import SHARD_ROWS, OutputPlace, shard_name
 from domyn_swarm.batch.part_writer import PartWriter
@@ -312,11 +311,10 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_or_is_mended(
     for step, limit in itertools.product(range(100), (250, 150)):  # so that old and new differ
         before = sum(file.rows for file in _files(bench, sharded)) if out.exists() else 0
         folder = bench.job_folder(bench.spec(**changes, limit=limit))
-        command = [sys.executable, "-c", _KILLED_AT, str(folder), str(step)]
-        done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+        done = warm.run_code(_KILLED_AT, str(folder), str(step))
         if done.returncode == 0:
             break
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        assert done.returncode == -signal.SIGKILL, done.stderr
         rows = pq.read_table(out).num_rows if out.exists() else None
         assert rows in (None, before, limit)
         assert rows is None or is_whole(out, rows)
@@ -356,10 +354,9 @@ def test_killed_at_arbitrary_moments_while_it_publishes(bench: Any) -> None:
     changes = {**shards(bench), "max_concurrency": 256}
     assert run(bench, **changes) == 0
     out = bench.folder / "out"
-    command = [sys.executable, "-m", "domyn_swarm.jobs.worker"]
     for delay_s in (0.0, 0.05, 0.1, 0.2, 0.4):
         folder = bench.job_folder(bench.spec(**changes))
-        with subprocess.Popen([*command, str(folder)], stderr=subprocess.DEVNULL) as worker:
+        with warm.start_worker(folder) as worker:
             while not leftovers(bench) and worker.poll() is None:
                 time.sleep(0.005)
             time.sleep(delay_s)

@@ -7,8 +7,6 @@ import datetime as dt
 import json
 import math
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import warm
 from domyn_swarm.batch.manifest import read_manifest
 from domyn_swarm.errors import ConfigError, InvalidInput, OutputExists
 from domyn_swarm.jobs.outputs import opened_results, verify_output
@@ -149,11 +148,10 @@ def test_text_survives_a_kill_at_every_step_of_publishing(bench: Any) -> None:
     for step in range(50):
         limit = 40 if step % 2 == 0 else 20
         folder = bench.job_folder(bench.spec(**changes, limit=limit))
-        command = [sys.executable, "-c", _KILLED_AT, str(folder), str(step)]
-        done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+        done = warm.run_code(_KILLED_AT, str(folder), str(step))
         if done.returncode == 0:
             break
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        assert done.returncode == -signal.SIGKILL, done.stderr
         assert not out.exists() or len(rows_of(out)) in (20, 40)
         assert run(bench, **changes, limit=limit) == 0
         assert len(rows_of(out)) == limit

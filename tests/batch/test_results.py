@@ -6,8 +6,6 @@ import csv
 import json
 import math
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import warm
 from domyn_swarm.batch.exporting import check_export, export
 from domyn_swarm.batch.results import Results
 from domyn_swarm.batch.text_forms import plain_rows
@@ -51,8 +50,7 @@ def stopped(bench: Any, answer: Any) -> dict[str, Any]:
 
     bench.server.behave = behave
     folder = bench.job_folder(bench.spec(max_concurrency=25))
-    command = [sys.executable, "-m", "domyn_swarm.jobs.worker", str(folder)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as worker:
+    with warm.start_worker(folder) as worker:
         while sum(bench.server.answered.values()) < 60:
             assert worker.poll() is None
             time.sleep(0.01)

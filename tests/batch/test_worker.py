@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import warm
 from domyn_swarm.errors import InvalidInput, OutputExists
 from domyn_swarm.jobs.preparation import prepare
 from patience import limit_s, until
@@ -20,17 +20,11 @@ from patience import limit_s, until
 
 def run_worker(bench: Any, **changes: Any) -> tuple[int, dict[str, Any]]:
     folder = bench.job_folder(bench.spec(**changes))
-    command = [sys.executable, "-X", "faulthandler", "-m", "domyn_swarm.jobs.worker", str(folder)]
-    worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        _, said = worker.communicate(timeout=limit_s())
-    except subprocess.TimeoutExpired:
-        worker.send_signal(signal.SIGABRT)  # it tells where each of its threads is
-        _, said = worker.communicate()
-        pytest.fail(f"{(folder / 'progress.json').read_text()}\n{said}")
+    before = len(warm.said(folder))
+    code = warm.start_worker(folder).wait()
+    said = warm.said(folder)[before:]
     assert "Traceback" not in said, said
-    result = json.loads((folder / "result.json").read_text())
-    return worker.returncode, {**result, "log": said}
+    return code, {**json.loads((folder / "result.json").read_text()), "log": said}
 
 
 def test_rows_come_out_in_input_order_with_their_answers(bench: Any) -> None:

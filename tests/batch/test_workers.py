@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from typing import Any
 
 import psutil
 import pytest
 
+import warm
 from domyn_swarm.jobs.worker import main
 from patience import limit_s, until
 
 
-def start(bench: Any, **changes: Any) -> subprocess.Popen[bytes]:
-    folder = bench.job_folder(bench.spec(**changes))
-    command = [sys.executable, "-m", "domyn_swarm.jobs.worker", str(folder)]
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
+def start(bench: Any, **changes: Any) -> warm.Process:
+    return warm.start_worker(bench.job_folder(bench.spec(**changes)))
 
 
-def workers(job: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def workers(job: warm.Process) -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process(job.pid).children()
@@ -61,7 +57,7 @@ def test_a_killed_worker_is_replaced_and_costs_rows_in_flight_only(bench: Any, a
     job = start(bench, workers=2, max_concurrency=20)
     until(lambda: bench.server.answered.total() > 300)
     workers(job)[0].kill()
-    assert job.wait(limit_s()) == 0
+    assert job.wait() == 0
     assert right(bench, 2000)
     assert bench.server.asked.total() <= 2000 + 20
 
@@ -75,10 +71,10 @@ def test_a_killed_coordinator_takes_its_workers_along_and_the_next_goes_on(
     until(lambda: bench.server.answered.total() > 500)
     children = workers(job)
     job.kill()
-    job.wait(limit_s())
+    job.wait()
     _, alive = psutil.wait_procs(children, timeout=limit_s())
     assert not alive
-    assert start(bench, workers=3, max_concurrency=20).wait(limit_s()) == 0
+    assert start(bench, workers=3, max_concurrency=20).wait() == 0
     assert right(bench, 2000)
     assert bench.server.asked.total() <= 2000 + 20
 
@@ -92,8 +88,8 @@ def test_all_of_them_killed_at_once(bench: Any, answer: Any) -> None:
         family = [*workers(job), job]
         for process in family:
             os.kill(process.pid, signal.SIGKILL)
-        job.wait(limit_s())
-    assert start(bench, workers=1, max_concurrency=20).wait(limit_s()) == 0
+        job.wait()
+    assert start(bench, workers=1, max_concurrency=20).wait() == 0
     assert right(bench, 1500)
     assert bench.server.asked.total() <= 1500 + 3 * 20
 
@@ -103,12 +99,12 @@ def test_sigterm_finishes_what_is_in_flight_in_every_worker(bench: Any, answer: 
     bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.2)
     job = start(bench, workers=2, max_concurrency=20)
     until(lambda: bench.server.answered.total() > 50)
-    job.terminate()
-    assert job.wait(limit_s()) == 128 + signal.SIGTERM
+    job.send_signal(signal.SIGTERM)
+    assert job.wait() == 128 + signal.SIGTERM
     asked = bench.server.asked.total()
     assert bench.server.answered.total() == asked
     bench.server.behave = lambda _prompt, _nth: answer()
-    assert start(bench, workers=2, max_concurrency=20).wait(limit_s()) == 0
+    assert start(bench, workers=2, max_concurrency=20).wait() == 0
     assert bench.server.asked.total() == 2000
     assert right(bench, 2000)
 
@@ -134,8 +130,8 @@ def test_a_worker_that_cannot_write_ends_the_job(bench: Any, answer: Any) -> Non
     limit = psutil.RLIMIT_FSIZE
     for child in workers(job):
         child.rlimit(limit, (4096, 4096))
-    assert job.wait(limit_s()) == 6
-    log = (bench.folder / "job" / "log").read_text()
+    assert job.wait() == 6
+    log = warm.said(bench.folder / "job")
     assert "Cannot write the checkpoint" in log
-    assert start(bench, workers=2, max_concurrency=10).wait(limit_s()) == 0
+    assert start(bench, workers=2, max_concurrency=10).wait() == 0
     assert right(bench, 5000)

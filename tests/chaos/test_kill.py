@@ -6,31 +6,30 @@ import json
 import random
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from patience import limit_s, until
+import warm
+from patience import until
 
 CONCURRENCY = 16
 
 
-def start(bench: Any, **changes: Any) -> subprocess.Popen[str]:
+def start(bench: Any, **changes: Any) -> warm.Process:
     folder = bench.job_folder(bench.spec(max_concurrency=CONCURRENCY, **changes))
-    command = [sys.executable, "-m", "domyn_swarm.jobs.worker", str(folder)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return warm.start_worker(folder)
 
 
 def finish(bench: Any, **changes: Any) -> int:
-    with start(bench, **changes) as worker:
-        _, log = worker.communicate(timeout=limit_s())
-        assert "Traceback" not in log, log
-        return worker.returncode
+    code = start(bench, **changes).wait()
+    log = warm.said(bench.folder / "job")
+    assert "Traceback" not in log, log
+    return code
 
 
-def wait_until_answered(bench: Any, count: int, worker: subprocess.Popen[str]) -> None:
+def wait_until_answered(bench: Any, count: int, worker: warm.Process) -> None:
     until(
         lambda: bench.server.answered.total() >= count or worker.poll() is not None, every_s=0.002
     )
@@ -71,7 +70,7 @@ def test_sigterm_finishes_rows_in_flight_and_keeps_them(bench: Any, answer: Any)
     with start(bench) as worker:
         wait_until_answered(bench, 50, worker)
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(limit_s()) == 128 + signal.SIGTERM
+        assert worker.wait() == 128 + signal.SIGTERM
     result = json.loads((bench.folder / "job" / "result.json").read_text())
     assert result["output"] is None
     assert result["rows_done"] == sum(bench.server.answered.values())
@@ -118,7 +117,7 @@ def test_the_endpoint_disappears_and_the_job_waits(bench: Any, answer: Any) -> N
         bench.server.stop()
         wait_until_paused(bench)
         bench.server.start()
-        _, log = worker.communicate(timeout=limit_s())
+    log = warm.said(bench.folder / "job")
     assert worker.returncode == 0, log
     assert "does not answer; waiting for it" in log
     check_output(bench, rows)
@@ -134,11 +133,9 @@ def test_a_full_disk_is_one_clear_error_and_resumable(bench: Any, tmp_path: Path
         pytest.skip("a small file system needs the right to mount one")
     try:
         folder = bench.job_folder(bench.spec(checkpoint_root=str(small), max_concurrency=256))
-        command = [sys.executable, "-m", "domyn_swarm.jobs.worker", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 6
-        assert "Cannot write the checkpoint" in done.stderr
-        assert "Traceback" not in done.stderr
+        assert warm.start_worker(folder).wait() == 6
+        assert "Cannot write the checkpoint" in warm.said(folder)
+        assert "Traceback" not in warm.said(folder)
         grow = ["mount", "-o", "remount,size=64m", str(small)]
         subprocess.run(grow, check=True)
         assert finish(bench, checkpoint_root=str(small)) == 0
@@ -160,6 +157,5 @@ def test_a_router_without_replicas_is_an_outage_and_no_row_error(bench: Any, ans
         bench.server.serving = False
         wait_until_paused(bench)
         bench.server.serving = True
-        _, log = worker.communicate(timeout=limit_s())
-    assert worker.returncode == 0, log
+    assert worker.returncode == 0, warm.said(bench.folder / "job")
     check_output(bench, rows)
