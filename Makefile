@@ -53,7 +53,7 @@ quickstart: $(READY)
 # others work. What waits long begins first (tests/lanes.py). Bytecode is kept, also where the
 # environment says otherwise: without it each of thousands of starts compiles our modules again.
 unexport PYTHONDONTWRITEBYTECODE
-PROCESSES ?= 6
+PROCESSES ?= 4
 RUN := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder --durations=10
 test: $(READY) slurm-packages monitoring-packages shell-packages
 	$(RUN) -n $(PROCESSES)

@@ -70,15 +70,17 @@ def _folder(item: pytest.Item) -> str:
 def _lane(item: pytest.Item) -> str:
     if item.get_closest_marker("cluster"):
         return f"slurm-{_CLUSTERS.get(item.path.name, _CLUSTERS[''])}"
-    if item.get_closest_marker("ray"):
-        return "ray"
+    if item.get_closest_marker("ray") or (_folder(item) == "acceptance" and "ray" in item.name):
+        return "ray"  # two clusters of Ray side by side take most of two cores
+    if "standing" in getattr(item, "fixturenames", ()):
+        return "standing"
     return item.location[0]
 
 
 def _precedence(item: pytest.Item) -> int:
     if item.get_closest_marker("cluster"):
         return -2
-    if item.get_closest_marker("ray"):
+    if _lane(item) == "ray":
         return -1
     folder = _folder(item)
     return _FIRST.index(folder) if folder in _FIRST else len(_FIRST)
