@@ -105,10 +105,8 @@ class Restarts:
 
     def next_delay(self, clean: bool) -> float | None:
         """Seconds to wait before the next start; None: it stays down."""
-        spec = self._spec
-        wanted = spec.restart_policy == "always" or (
-            spec.restart_policy == "on-failure" and not clean
-        )
+        spec, policy = self._spec, self._spec.restart_policy
+        wanted = policy == "always" or (policy == "on-failure" and not clean)
         if not wanted or self._recent >= spec.max_restarts:
             return None
         delay = min(spec.restart_backoff_initial * 2.0**self._recent, spec.restart_backoff_max)
@@ -159,9 +157,8 @@ class Health:
             return "unhealthy for %g s" % spec.unhealthy_restart_after if late else None
         if spec.progress_timeout and self._stuck_since is not None:
             late = now - self._stuck_since >= spec.progress_timeout
-            return (
-                "no progress for %g s while requests wait" % spec.progress_timeout if late else None
-            )
+            said = "no progress for %g s while requests wait" % spec.progress_timeout
+            return said if late else None
         return None
 
     def next_probe_s(self) -> float:
@@ -206,11 +203,8 @@ class RayNodes:
         """Take in one answer; None: Ray did not say."""
         enough = gpus is not None and gpus >= self._ray["gpus"]
         self.complete = self.complete or enough
-        if enough or not self.complete:
-            self._missing_since = None
-            return
-        since = self._missing_since = now if self._missing_since is None else self._missing_since
-        if now - since >= self._ray["status_grace_s"]:
+        self._missing_since = (self._missing_since or now) if self.complete and not enough else None
+        if self._missing_since and now - self._missing_since >= self._ray["status_grace_s"]:
             has = "none" if gpus is None else "%g" % gpus
             self.lost = "Ray lost nodes: %s of %d GPUs are left" % (has, self._ray["gpus"])
 
@@ -220,42 +214,28 @@ class RayNodes:
         every_s = float(self._ray["probe_interval_s"])
         return min(1.0, every_s) if hurry else every_s
 
-
-class RayCluster(threading.Thread):
-    """Asks Ray, now and then, whether the replica's nodes are all there."""
-
-    def __init__(self, ray: dict[str, Any], env: dict[str, str]) -> None:
-        super().__init__(daemon=True, name="ray")
-        self._ray, self._env = ray, dict(os.environ, **env)
-        self._nodes = RayNodes(ray)
-
-    @property
-    def lost(self) -> str | None:
-        """Why the replica must be started anew, once it must."""
-        return self._nodes.lost
-
-    def run(self) -> None:
-        """Until nodes that were there are missing for longer than the grace period."""
-        while self.lost is None:
-            self._nodes.saw(self._ask(), time.monotonic())
-            time.sleep(self._nodes.next_question_s())
-
     def wait_until_complete(self, stopped: Callable[[], bool], timeout_s: float) -> bool:
         """Wait for all nodes: an engine that starts without them fails."""
         deadline = time.monotonic() + timeout_s
-        while not self._nodes.complete and not stopped() and time.monotonic() < deadline:
+        while not self.complete and not stopped() and time.monotonic() < deadline:
             time.sleep(0.2)
-        return self._nodes.complete
+        return self.complete
 
-    def _ask(self) -> float | None:
-        try:
-            limit_s, nowhere = self._ray["probe_timeout_s"], subprocess.DEVNULL
-            said = subprocess.check_output(
-                ["ray", "status"], stderr=nowhere, timeout=limit_s, env=self._env
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return ray_gpus(said.decode("utf-8", "replace"))
+
+def watch_nodes(nodes: RayNodes, ray: dict[str, Any], env: dict[str, str]) -> None:
+    """Ask Ray, now and then, until nodes that were there are missing for too long."""
+    while nodes.lost is None:
+        nodes.saw(_ask_ray(ray["probe_timeout_s"], env), time.monotonic())
+        time.sleep(nodes.next_question_s())
+
+
+def _ask_ray(limit_s: float, env: dict[str, str]) -> float | None:
+    quiet, known = subprocess.DEVNULL, dict(os.environ, **env)
+    try:
+        said = subprocess.check_output(["ray", "status"], stderr=quiet, timeout=limit_s, env=known)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ray_gpus(said.decode("utf-8", "replace"))
 
 
 def diagnose(patterns: list[dict[str, Any]], tail: str) -> dict[str, Any] | None:
@@ -572,7 +552,7 @@ class Watchdog:
         self._reporter = reporter
         self._guard = guard
         self._ports = Ports(spec.host)
-        self._ray = RayCluster(spec.ray, spec.env) if spec.ray else None
+        self._nodes = RayNodes(spec.ray) if spec.ray else None
         self._restarts = Restarts(spec)
         self._stops = 0
         self._base = ""
@@ -603,10 +583,11 @@ class Watchdog:
 
     def run(self) -> int:
         """Until the end; returns the exit code."""
-        if self._ray is not None:
-            self._ray.start()
+        if self._nodes is not None:
+            watched = (self._nodes, self._spec.ray, self._spec.env)
+            threading.Thread(target=watch_nodes, args=watched, daemon=True, name="ray").start()
         while True:
-            if self._ray is not None and not self._join_ray(self._ray):
+            if self._nodes is not None and not self._join_ray(self._nodes):
                 return self._lose_node("the other nodes did not join Ray in time")
             try:
                 engine = self._start()
@@ -616,10 +597,10 @@ class Watchdog:
             if self._stops:
                 self._drain(engine)
                 return self._end("exited", "stopped as asked", exit_code=engine.poll())
-            if self._ray is not None and self._ray.lost:
-                self._enter("draining", reason=self._ray.lost)
+            if self._nodes is not None and self._nodes.lost:
+                self._enter("draining", reason=self._nodes.lost)
                 self._stop_engine(engine)
-                return self._lose_node(self._ray.lost)
+                return self._lose_node(self._nodes.lost)
             code = engine.poll()
             if code is None:
                 log("restarting the engine: %s" % why)
@@ -639,10 +620,9 @@ class Watchdog:
             if self._stops:
                 return self._end("exited", "stopped as asked", exit_code=code)
 
-    def _join_ray(self, ray: RayCluster) -> bool:
-        return bool(self._stops) or ray.wait_until_complete(
-            lambda: self._stops > 0, self._spec.readiness_timeout
-        )
+    def _join_ray(self, nodes: RayNodes) -> bool:
+        grace_s = self._spec.readiness_timeout
+        return bool(self._stops) or nodes.wait_until_complete(lambda: self._stops > 0, grace_s)
 
     def _lose_node(self, reason: str) -> int:
         """End without a final state: whoever runs this starts the replica anew, with its nodes."""
@@ -678,7 +658,7 @@ class Watchdog:
                 self._enter(health.state)
                 if health.ready_since is not None:
                     self._restarts.served(now - health.ready_since)
-            why = health.reason_to_restart(now) or (self._ray.lost if self._ray else None)
+            why = health.reason_to_restart(now) or (self._nodes.lost if self._nodes else None)
             if why is not None:
                 return why
             self._sleep(min(due - now, 1.0))
