@@ -81,6 +81,11 @@ def test_they_are_told_of_and_removed_by_identity_job_or_age(
     assert sum(bench.server.asked.values()) == 30
 
 
+def _listed(cli: CommandLine, job_id: str) -> list[dict[str, Any]]:
+    checkpoints: list[dict[str, Any]] = cli.json("checkpoints", "list")["checkpoints"]
+    return [one for one in checkpoints if job_id in one["job_ids"]]
+
+
 def test_one_that_is_held_stays_and_the_job_ends_well(
     service: JobService, bench: Any, cli: CommandLine
 ) -> None:
@@ -88,7 +93,7 @@ def test_one_that_is_held_stays_and_the_job_ends_well(
     bench.server.answers_at_most = 10
     handle = service.submit(bench.request(max_concurrency=4))
     until(lambda: bench.server.answered.total() == 10)
-    (held,) = cli.json("checkpoints", "list")["checkpoints"]
+    (held,) = until(lambda: _listed(cli, handle.job_id))  # a run notes its job after a moment
     assert held["lease"] == "held"
     assert held["holder"].startswith("process ")
     refused = cli("checkpoints", "rm", handle.job_id, "-y", "--json")

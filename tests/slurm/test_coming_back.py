@@ -345,7 +345,7 @@ class ComingBack:
 
     def _end_with_job(self) -> None:
         live = self.swarm.live(self.job)
-        if live is None or live.state != "RUNNING":
+        if live is None or not live.seen.runs_on:
             cancel()
         else:
             self.swarm.clock.after(0.5, self._end_with_job)
@@ -366,6 +366,17 @@ def test_a_task_goes_back_into_the_queue_which_ends_it(swarm: ScriptedSwarm) -> 
     one = coming_back(swarm)
     assert one.go() < 5
     assert (restarted(one), one.successors) == (True, 0)
+
+
+@pytest.mark.parametrize("by_requeue", [True, False])
+def test_it_comes_back_also_while_its_warning_is_under_way(
+    swarm: ScriptedSwarm, by_requeue: bool
+) -> None:
+    """Its programs may end before Slurm has heard from all nodes that the signal arrived."""
+    one = coming_back(swarm)
+    swarm.cluster.jobs[one.job].state = "SIGNALING"
+    one.go(by_requeue=by_requeue)
+    assert (restarted(one), one.successors) == ((True, 0) if by_requeue else (False, 1))
 
 
 def test_one_that_was_not_warned_asks_nothing(swarm: ScriptedSwarm) -> None:

@@ -15,6 +15,7 @@ STATES = {
     "REQUEUE_HOLD": (Phase.QUEUED, JobStatus.PENDING),
     "SUSPENDED": (Phase.QUEUED, JobStatus.PENDING),
     "RUNNING": (Phase.READY, JobStatus.RUNNING),
+    "SIGNALING": (Phase.READY, JobStatus.RUNNING),
     "COMPLETING": (Phase.READY, JobStatus.RUNNING),
     "COMPLETED": (Phase.STOPPED, JobStatus.SUCCEEDED),
     "CANCELLED": (Phase.STOPPED, JobStatus.CANCELLED),
@@ -33,6 +34,11 @@ STATES = {
 def test_every_state_has_a_meaning(state: str) -> None:
     job = SlurmJob("7_0", state, "Resources", "n1", "N/A", "c")
     assert (job.observation.phase, job_status(job)) == STATES[state]
+
+
+def test_one_that_is_signalled_runs_on_and_one_that_is_ended_does_not() -> None:
+    runs_on = {one for one in STATES if SlurmJob("7", one, "", "n1", "N/A", "c").runs_on}
+    assert runs_on == {"RUNNING", "SIGNALING"}
 
 
 def test_lines_of_squeue_and_sacct() -> None:

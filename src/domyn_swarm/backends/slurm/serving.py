@@ -141,7 +141,7 @@ class SlurmServing(OwnEndpoint):
         """A failure once the endpoint's job has run for `endpoint.timeout_s`, as far as this
         process has seen, and has never said where it listens.
         """
-        running = [job for job in endpoint if job is not None and job.state == "RUNNING"]
+        running = [job for job in endpoint if job is not None and job.runs_on]
         paths = SwarmPaths(Path(handle.swarm_dir))
         if not running or read_address(paths) is not None:
             return None

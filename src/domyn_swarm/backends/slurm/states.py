@@ -16,6 +16,7 @@ _WAITING = frozenset(
     }
 )
 _GOING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING", "STOPPED"})
+_UNTOUCHED = frozenset({"RUNNING", "SIGNALING", "RESIZING"})
 _HOPELESS = frozenset(
     {
         *("PartitionConfig", "PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints"),
@@ -59,6 +60,13 @@ class SlurmJob(NamedTuple):
     def going(self) -> bool:
         """Whether something of it runs."""
         return self.state in _GOING
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether it runs and Slurm is not ending it. While a signal is under way to it, as that of
+        its time limit, its state is SIGNALING.
+        """
+        return self.state in _UNTOUCHED
 
     @property
     def over(self) -> bool:

@@ -139,7 +139,7 @@ class Steps:
     def _endpoint(self, spec: ComputeSpec) -> str:
         jobs = tagged(self._slurm.queue(at_most_s=0.0).values(), spec.tag or "-")
         for one in reversed(jobs):  # an older one may still be completing
-            if one.kind == "endpoint" and one.job.state == "RUNNING":
+            if one.kind == "endpoint" and one.job.runs_on:
                 _refuse_leaving(one.job.id, spec)
                 return one.job.id
         raise PlatformUnavailable(

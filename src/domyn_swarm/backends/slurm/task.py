@@ -279,7 +279,7 @@ def _still_wanted(slurm: Scheduler, job: str) -> bool:
     """Whether the job runs on, as far as Slurm is concerned."""
     slurm.expect_change()  # what is known may be too old
     seen = slurm.jobs([job]).get(job)
-    return seen is not None and seen.state == "RUNNING"
+    return seen is not None and seen.runs_on
 
 
 def open_log(path: Path) -> IO[bytes]:
