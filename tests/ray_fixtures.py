@@ -9,6 +9,14 @@ from typing import Any
 
 import pytest
 
+RAY_SETTINGS = {
+    # Else each read of Parquet starts 32 processes for the footers: 11 s on two cores.
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "2",
+    # Else a process that was idle for a second ends, and the next task starts another.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    "RAY_kill_idle_workers_interval_ms": "0",
+}
+
 
 @dataclass
 class RayCluster:
@@ -34,11 +42,8 @@ def ray_cluster() -> Iterator[RayCluster]:
     """Two nodes, and this process connected to them."""
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as settings:
         warnings.simplefilter("ignore")  # Ray warns of its own settings
-        # Else each read of Parquet starts 32 processes for the footers: 11 s on two cores.
-        settings.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "2")
-        # Else a process that was idle for a second ends, and the next task starts another.
-        settings.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
-        settings.setenv("RAY_kill_idle_workers_interval_ms", "0")
+        for name, value in RAY_SETTINGS.items():
+            settings.setenv(name, value)
         import ray
         import ray.data
         from ray.cluster_utils import Cluster

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patience import limit_s
+from ray_fixtures import RAY_SETTINGS
 
 _BLOCK = re.compile(r"^```(?P<language>\w+)(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
 _PAGES = 3  # a page starts and stops swarms, one after the other
@@ -68,7 +69,11 @@ def type_out(
         text=True,
         timeout=_PAGES * limit_s(),
         check=False,
-        env={**environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        env={
+            **environment,
+            **RAY_SETTINGS,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
 from command_line import PROGRAM, CommandLine, write_sim_config
-from patience import limit_s, scaled, until
+from patience import limit_s, until
 
 SLOW_START = ("--set", f"engine_options.start_s={limit_s()}")
 
@@ -48,12 +47,12 @@ def test_a_dry_run_starts_and_records_nothing(cli: CommandLine, tmp_path: Path) 
     assert cli.processes() == []
 
 
-@pytest.mark.parametrize("after_s", [0.6, 0.9, 1.3])
 def test_up_killed_at_any_moment_leaves_nothing_unrecorded(
-    cli: CommandLine, tmp_path: Path, after_s: float
+    cli: CommandLine, tmp_path: Path
 ) -> None:
+    """Moment by moment: swarm/test_crashes."""
     up = cli.start("up", "-c", write_sim_config(tmp_path, replicas=2).path)
-    time.sleep(scaled(after_s))  # the moment is the point: whichever it is, the test holds
+    time.sleep(random.uniform(0.3, 1.5))  # whichever moment it is, the test holds
     up.kill()
     up.communicate()
     listed = [one["name"] for one in cli.json("swarm", "list")["swarms"]]

@@ -110,15 +110,15 @@ def test_sigterm_finishes_what_is_in_flight_in_every_worker(bench: Any, answer: 
 
 
 def test_a_wholesale_failure_stops_all_workers(bench: Any, answer: Any) -> None:
-    bench.write(20_000)
+    bench.write(6_000)
     bench.server.behave = lambda _prompt, _nth: answer(status=400, delay_s=0.005)
     folder = bench.job_folder(bench.spec(workers=2, max_concurrency=20))
     assert main([str(folder)]) == 6
-    assert bench.server.asked.total() < 5_000
+    assert bench.server.asked.total() < 4_000
     assert "rows failed and 0 were answered" in (folder / "result.json").read_text()
     bench.server.behave = lambda _prompt, _nth: answer()
     assert main([str(folder)]) == 0
-    assert right(bench, 20_000)
+    assert right(bench, 6_000)
 
 
 def test_a_worker_that_cannot_write_ends_the_job(bench: Any, answer: Any) -> None:
