@@ -18,7 +18,7 @@ from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import scheduler
-from patience import limit_s
+from patience import limit_s, scaled
 from slurm.cluster import SlurmCluster
 from slurm.swarms import (
     REPLICA_TASK,
@@ -164,7 +164,7 @@ def test_slurms_own_daemons_go_away_under_a_job(
     # The controller is away while a replica's time is up: it asks again for its way back.
     victim = program(REPLICA_TASK, first)
     log = swarm_paths().slurm_logs / "replica-0.log"
-    time.sleep(1.5)  # else the controller may forget what was submitted last
+    time.sleep(scaled(1.5))  # else the controller may forget what was submitted last
     slurm.stop_controller()
     try:
         scheduler().expect_change()  # its last look may be good for seconds yet
@@ -185,7 +185,7 @@ def test_slurms_own_daemons_go_away_under_a_job(
     for one in (first, endpoint_job(slurm)):
         warn(slurm, one)
     down()
-    time.sleep(2)
+    time.sleep(scaled(2))
     assert jobs_of(slurm) == {}
 
 

@@ -158,7 +158,7 @@ def test_down_while_up_is_at_work(lifecycle: SwarmLifecycle, parts: int) -> None
     launching.start()
     until(lambda: parts_recorded(parts)(SwarmPaths(Path())), every_s=0.0)
     assert SwarmService().down(["demo"])[0].stopped
-    launching.join(60)
+    launching.join(limit_s())
     assert ["was stopped while it was coming up" in str(error) for error in ended] == [True]
     found = record()
     assert found is not None
