@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import warm
-from domyn_swarm.identity import running
 from patience import limit_s, until
+from process_list import running
 
 PROGRAM = str(Path(sys.executable).with_name("domyn-swarm"))
 _ENTRY = "domyn_swarm.cli.app:main"  # as the installed script has it

@@ -4,9 +4,7 @@ clock may be set meanwhile: by NTP, by hand, after a laptop slept.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 
 import psutil
 
@@ -42,12 +40,3 @@ def still_there(process: ProcessId) -> bool:
         return abs(identify(process.pid).started_at - process.started_at) < _TOLERANCE_S
     except psutil.NoSuchProcess:
         return False
-
-
-def running() -> Iterator[psutil.Process]:
-    """Every process of this machine. `psutil.process_iter` remembers those that it has seen: of a
-    pid that is used again it may hold the earlier one, with its start time; that cannot be killed.
-    """
-    for pid in psutil.pids():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            yield psutil.Process(pid)

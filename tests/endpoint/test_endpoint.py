@@ -24,9 +24,9 @@ from domyn_swarm.backends.endpoint import ports
 from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.backends.endpoint.view import read_address
-from domyn_swarm.identity import running
 from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench, Replica, runs
 from patience import limit_s, until
+from process_list import running
 
 
 def ask(url: str, prompt: str, key: str | None = API_KEY) -> tuple[int, str]:

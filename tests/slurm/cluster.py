@@ -24,8 +24,8 @@ from pathlib import Path
 
 import psutil
 
-from domyn_swarm.identity import running
 from patience import limit_s
+from process_list import running
 from slurm.namespaces import Namespaces
 from slurm.network import PATH, Loopback, Network
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from domyn_swarm.identity import running
+from process_list import running
 from slurm.network import PATH
 
 _ENV = {**os.environ, "PATH": PATH}

@@ -17,7 +17,6 @@ import pytest
 import patience
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.errors import SwarmError
-from domyn_swarm.identity import running
 from domyn_swarm.model import JobHandle, JobProgress
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.resources import JobResources
@@ -28,6 +27,7 @@ from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import JobSnapshot
 from patience import limit_s
+from process_list import running
 from slurm.cluster import CLIENT_VARIABLES, SlurmCluster
 
 Up = Callable[..., SwarmService]

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from domyn_swarm.identity import running
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from patience import limit_s
+from process_list import running
 from slurm.cluster import SlurmCluster
 from slurm.swarms import (
     HeldJob,

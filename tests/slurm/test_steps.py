@@ -21,9 +21,9 @@ from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.tagged import job_name
 from domyn_swarm.errors import PlatformUnavailable
-from domyn_swarm.identity import running
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import JobPaths, SwarmPaths
+from process_list import running
 from slurm.cluster import SlurmCluster
 from slurm.swarms import came_back, until
 

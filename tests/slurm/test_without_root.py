@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from domyn_swarm.identity import running
 from patience import limit_s
+from process_list import running
 from slurm.fixtures import need_programs
 
 USER = "nobody"
