@@ -45,9 +45,7 @@ def test_a_task_that_fails_for_ever_is_told_of_and_the_others_serve(
     seen = service.status("demo")
     assert (seen.observed, seen.replicas_ready) == ("ready", 1)
     assert seen.replicas[1].restarts == 2
-    time.sleep(
-        scaled(5)
-    )  # the endpoint looks every two seconds: a replica that failed has no successor
+    time.sleep(scaled(5))  # the endpoint looks every two seconds, and submits no successor
     told = slurm.run("squeue", "-h", "-r", "--states=all", "-n", "demo-replicas", "-o", "%i %V")
     arrays = {line.split("_")[0] for line in told.stdout.splitlines()}
     assert len(arrays & {one.split("_")[0] for one in jobs_of(slurm)}) == 1
