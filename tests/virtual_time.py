@@ -123,11 +123,12 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop in virtual time."""
+    """An event loop in virtual time. What waits without end in it fails its test."""
 
     def __init__(self) -> None:
         self._now = _BEGAN_S
         self._threads = 0
+        self._passes = 0
         super().__init__(_Selector(self._pass, lambda: self._threads > 0))
 
     def time(self) -> float:
@@ -136,6 +137,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _pass(self, seconds: float) -> None:
         self._now += seconds
+        self._passes += 1
+        assert self._now < _BEGAN_S + LONGEST_S, "it waits for ever"
+        assert self._passes < _MOST_SLEEPS, "it waits for ever"
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
         """As every loop does; time stands still until it is done."""
