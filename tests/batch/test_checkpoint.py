@@ -6,8 +6,10 @@ import errno
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +20,13 @@ from domyn_swarm.batch.frames import encode_frame, read_results, scan_frames
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex, open_index
 from domyn_swarm.batch.journal import Journal
-from domyn_swarm.batch.merging import MOST_FILES, join
+from domyn_swarm.batch.merging import MOST_FILES, join, merge_earlier
 from domyn_swarm.batch.row_keys import Digests, RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
 from domyn_swarm.batch.segments import checkpoint_files, seal, void_path
 from domyn_swarm.errors import CheckpointBusy, JobError
+from domyn_swarm.jobs.preparation import prepare
+from domyn_swarm.jobs.worker import main
 from patience import until
 
 IDENTITY = JobIdentity({"job": "m:J", "params": {"temperature": 0.1}})
@@ -90,6 +94,27 @@ def test_sealing_sorts_keeps_every_row_and_survives_a_crash_in_between(tmp_path:
     matches = PositionalIndex(frames).match(0, as_matrix(range(100)))
     assert matches.found.all()
     frames.close()
+
+
+def test_a_segment_is_on_the_disk_before_its_journal_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a loss of power takes rows that were synced as they were appended."""
+    synced: list[tuple[int, list[str]]] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        synced.append((size, sorted(path.name for path in tmp_path.iterdir())))
+        fsync(descriptor)
+
+    journal = Journal(tmp_path, generation=1)
+    journal.append([result(number) for number in range(100)])
+    monkeypatch.setattr(os, "fsync", note)
+    journal.close()
+    [segment] = checkpoint_files(tmp_path)
+    name = f"{segment.stem}.journal"
+    assert synced[1:] == [(segment.stat().st_size, [name, f"{segment.stem}.sealing"])]
 
 
 @pytest.mark.parametrize("by_id", [False, True])
@@ -212,6 +237,26 @@ def test_what_the_disk_refuses_only_as_it_is_synced_is_an_error_of_the_job(
     again.close()
 
 
+def test_of_a_damaged_file_those_rows_are_asked_again_and_no_others(bench: Any) -> None:
+    """Their keys are whole, so it shows as the output is written, and not before."""
+    bench.write(2300)  # more than one batch of the input
+    plan = prepare(bench.spec()).plan
+    [first, second] = plan.dataset.batches(["prompt"])
+    keys = plan.output.keys
+    asked = [*keys.digests(first, 0), *keys.digests(second, first.num_rows)]
+    value = RowValue(b'{"answer":"kept"}', b"", 1, 2, 3, 0.5)
+    results = [Result(number, one.tobytes(), value) for number, one in enumerate(asked)]
+    frames = [encode_frame(results[at : at + 100], compress=True) for at in range(0, 2300, 100)]
+    frames[21] = frames[21][:-1] + bytes([frames[21][-1] ^ 1])  # the end of its values
+    plan.folder.mkdir(parents=True)
+    (plan.folder / "000001-000-00000000.segment").write_bytes(b"".join(frames))
+    assert main([str(bench.job_folder(bench.spec()))]) == 0
+    damaged = range(2100, 2200)
+    assert bench.server.asked == Counter(f"p{number}" for number in damaged)
+    answers = [row["answer"] for row in bench.output()]
+    assert answers == [f"P{number}" if number in damaged else "kept" for number in range(2300)]
+
+
 def test_differences_are_told_field_by_field() -> None:
     other = JobIdentity({"job": "m:J", "params": {"temperature": 0.7, "top_p": 1}})
     assert other.digest != IDENTITY.digest
@@ -254,6 +299,25 @@ def test_a_long_run_leaves_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert frames.rows == 5_000
     assert PositionalIndex(frames).match(0, as_matrix(range(5_000))).found.all()
     frames.close()
+
+
+@pytest.mark.parametrize("void_first", [False, True])
+def test_errors_that_count_are_not_joined_with_void_ones(tmp_path: Path, void_first: bool) -> None:
+    """Not even where the files on both sides of the boundary would be the cheapest to join."""
+    half = MOST_FILES // 2
+    for generation in range(1, 2 * half + 1):
+        away = abs(generation - half - 0.5)
+        journal = Journal(tmp_path, generation)
+        journal.append([result(generation, failed=True)] * round(1 + 10 * away))
+        journal.close()
+        if (generation <= half) is void_first:
+            void_path(tmp_path, generation).touch()
+    merge_earlier(tmp_path, 2 * half + 1)
+    assert len(checkpoint_files(tmp_path)) < 2 * half
+    index = open_index(tmp_path, KEYS)
+    found = index.match(1, as_matrix(range(1, 2 * half + 1))).found.tolist()
+    assert found == [not void_first] * half + [void_first] * half
+    index.frames.close()
 
 
 def test_a_crash_while_files_are_joined_loses_and_doubles_nothing(tmp_path: Path) -> None:
