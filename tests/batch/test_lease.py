@@ -98,6 +98,36 @@ def test_a_holder_of_this_machine_is_succeeded_as_soon_as_its_process_is_gone(
     assert clock.now == began
 
 
+def test_a_holder_on_another_machine_is_not_looked_for_among_the_processes_of_this_one(
+    tmp_path: Path, clock: VirtualClock
+) -> None:
+    holder = Elsewhere(tmp_path)
+    holder.write(started_at=1.0)  # no process here is the one with that number
+    clock.after(9.0, lambda: holder.write(started_at=1.0, counter=1))
+    assert holder_of(tmp_path) is not None
+    with pytest.raises(CheckpointBusy, match="on elsewhere"):
+        acquire(tmp_path, clock=clock)
+
+
+def test_of_two_that_claim_the_lease_of_a_silent_holder_at_once_one_gets_it(
+    tmp_path: Path, held: list[Lease]
+) -> None:
+    class Rival(VirtualClock):
+        """Another one claims after this one has looked for the last time."""
+
+        def monotonic(self) -> float:
+            if self.now - began >= SILENT_S:
+                Elsewhere(tmp_path, generation=2)
+            return super().monotonic()
+
+    Elsewhere(tmp_path)
+    clock = Rival()
+    began = clock.now
+    with pytest.raises(CheckpointBusy, match="on elsewhere"):
+        held.append(acquire(tmp_path, clock=clock))
+    assert leases._read(tmp_path, 2).host == "elsewhere"
+
+
 def test_of_two_that_wait_for_a_silent_holder_one_gets_it(
     tmp_path: Path, clock: VirtualClock, held: list[Lease]
 ) -> None:
@@ -170,6 +200,28 @@ def test_the_thread_that_renews_it_outlives_an_error_and_says_its_own_end(
     assert not lease.lost.is_set()
     (folder / "lease-000002.json").write_text("{}")
     assert lease.lost.wait(limit_s())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_lease_whose_thread_ends_by_a_bug_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(VirtualClock):
+        """Fails from the second time on that it is asked."""
+
+        asked = 0
+
+        def monotonic(self) -> float:
+            self.asked += 1
+            if self.asked > 1:
+                raise RuntimeError("no clock")
+            return super().monotonic()
+
+    monkeypatch.setattr(leases, "BEAT_S", 0.01)
+    lease = Lease(tmp_path, 1, Broken()).start()
+    lease._thread.join(limit_s())
+    assert lease.lost.is_set()
+    assert not lease.succeeded
 
 
 def test_of_many_processes_that_want_the_lease_at_once_one_gets_it(tmp_path: Path) -> None:
