@@ -18,6 +18,7 @@ from domyn_swarm.batch.link import (
     Failed,
     Link,
     Order,
+    Rows,
 )
 from domyn_swarm.batch.tally import Counters
 from domyn_swarm.errors import JobError, PlatformError, TooManyFailures
@@ -45,6 +46,22 @@ async def test_the_end_waits_for_no_slow_worker(tmp_path: Path) -> None:
     await whole.run()
     alone_s = 2000 * 0.1 / 3
     assert now_s() - began < alone_s + 20
+
+
+@in_virtual_time
+async def test_however_many_rows_a_worker_wants_it_gets_few_towards_the_end(tmp_path: Path) -> None:
+    """Each has room for all rows, and one is five times slower than the others."""
+    behaviours = [scripted(row_s=0.5), *[scripted(row_s=0.1)] * 3]
+    whole = Run(tmp_path, lambda nth: behaviours[nth], rows=2000, limit=8000)
+    began = now_s()
+    await whole.run()
+    together_s = 2000 / (3 / 0.1 + 1 / 0.5)
+    assert now_s() - began < together_s + 2
+    heard = [order for one in whole.started for order in one.heard if isinstance(order, Rows)]
+    heard.sort(key=lambda order: order.number)
+    sizes = [len(order.pending().ordinals) for order in heard]
+    assert sizes[0] > 100  # as long as there are many
+    assert sizes[-10:] == [1] * 10
 
 
 @in_virtual_time

@@ -92,6 +92,15 @@ def test_two_jobs_on_one_endpoint_come_to_rest_beside_each_other() -> None:
     assert abs(first.limit - before[0]) <= 0.2 * before[0] + 2
 
 
+def test_two_jobs_that_make_room_leave_the_server_busy() -> None:
+    """Each gives up its share of the surplus, not all of it."""
+    first, second = Limiter(first=150), Limiter(first=150)
+    server = Server(128, limiters=[first, second])
+    for _ in range(20):
+        server.step(gauges=True)
+        assert 128 <= first.limit + second.limit < 180
+
+
 def test_turned_away_requests_shrink_it_at_once() -> None:
     limiter = Limiter(first=100)
     assert limiter.judge(Window(1.0, 50, 5, 100.0)) == 70

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
 
 from domyn_swarm.batch.limiter import Limiter
-from domyn_swarm.batch.steering import Gauges, ReadGauges, parse_gauges, steer
+from domyn_swarm.batch.steering import Gauges, ReadGauges, meter_reader, parse_gauges, steer
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.errors import JobError
+from domyn_swarm.net.errors import RequestTimeout
+from domyn_swarm.net.http import HttpReply
 from virtual_time import in_virtual_time, now_s
 
 
@@ -35,6 +40,56 @@ from virtual_time import in_virtual_time, now_s
 )
 def test_gauges_are_summed(text: bytes, gauges: Gauges | None) -> None:
     assert parse_gauges(text) == gauges
+
+
+class Collector:
+    """An `HttpClient` to a collector that says the same each time."""
+
+    def __init__(self, reply: HttpReply | Exception) -> None:
+        self.reply = reply
+
+    async def request(
+        self, method: str, url: str, _body: bytes | None, _timeout_s: float
+    ) -> HttpReply:
+        assert (method, url) == ("GET", "http://collector/v1/gauges")
+        if isinstance(self.reply, Exception):
+            raise self.reply
+        return self.reply
+
+    def stream(self, _url: str, _body: bytes, _limit_s: float) -> AsyncIterator[bytes | HttpReply]:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        return
+
+
+def metered(replicas: int, answered: int) -> HttpReply:
+    told = {"running": 3.0, "waiting": 4.0, "replicas": replicas, "answered": answered}
+    return HttpReply(200, json.dumps(told).encode(), None)
+
+
+@pytest.mark.parametrize(
+    ("reply", "gauges"),
+    [
+        (metered(2, 2), Gauges(3.0, 4.0)),
+        (metered(2, 1), None),  # what the other does is not known
+        (metered(0, 0), None),
+        (HttpReply(404, b"", None), None),
+        (HttpReply(200, b"?", None), None),
+        (RequestTimeout("slow"), None),
+    ],
+)
+async def test_a_swarms_gauges_are_believed_when_all_its_replicas_answered(
+    reply: HttpReply | Exception, gauges: Gauges | None
+) -> None:
+    assert await meter_reader(Collector(reply), lambda: "http://collector")() == gauges
+
+
+async def test_a_collector_that_is_nowhere_now_has_no_gauges() -> None:
+    def locate() -> str:
+        raise JobError("nowhere", hint="")
+
+    assert await meter_reader(Collector(metered(1, 1)), locate)() is None
 
 
 @dataclass
