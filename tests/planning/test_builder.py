@@ -78,6 +78,25 @@ def test_the_users_environment_wins_over_the_platforms() -> None:
     assert build(backend=backend, env={"A": "user"}).env == {"A": "user", "B": "2"}
 
 
+@pytest.mark.parametrize(
+    ("gpus_per_replica", "requires_ray", "ray", "expected"),
+    [
+        (8, True, {}, 8),  # of all nodes, not of one
+        (8, False, {"enabled": True}, 8),
+        (8, True, {"expected_tp": 6}, 6),
+        (8, False, {}, None),
+        (4, True, {"enabled": True}, None),  # on one node there is nothing to hold together
+    ],
+)
+def test_the_watchdog_expects_the_gpus_of_all_nodes_where_ray_holds_them_together(
+    gpus_per_replica: int, requires_ray: bool, ray: dict[str, Any], expected: int | None
+) -> None:
+    backend = {"type": "slurm", "partition": "p", "requires_ray": requires_ray}
+    sizes = {"gpus_per_replica": gpus_per_replica, "gpus_per_node": 4}
+    found = build(backend=backend, watchdog={"ray": ray}, **sizes).watchdog.ray
+    assert (found and found.gpus) == expected
+
+
 @given(st.sampled_from(["vllm", "sim"]), st.none() | st.integers(0, 40), st.integers(0, 16))
 def test_a_valid_configuration_always_has_a_layout(
     engine: str, per_replica: int | None, per_node: int

@@ -137,6 +137,28 @@ def test_the_scripts_of_a_job(
     assert node.run(layout.step_script(spec).render("step.sh.j2")) == expected
 
 
+@pytest.mark.parametrize(
+    ("limit_s", "minutes", "warned_s"),
+    [(3600.0, 60, 120), (90.0, 2, 30), (60.0, 1, 15), (None, "36:00:00", 120)],
+)
+def test_a_job_asks_slurm_for_whole_minutes_and_is_warned_before_they_end(
+    tmp_path: Path, limit_s: float | None, minutes: int | str, warned_s: int
+) -> None:
+    spec = ComputeSpec(
+        job_id="1",
+        swarm="demo",
+        tag="demo.1",
+        argv=("true",),
+        cwd="/",
+        job_dir=str(tmp_path),
+        resources=JobResources(time_limit_s=limit_s),
+        platform_options={"type": "slurm", "partition": "p", "time_limit": "36:00:00"},
+    )
+    lines = layout.job_script(spec).render("batch.sh.j2").splitlines()
+    assert f"#SBATCH --time={minutes}" in lines
+    assert f"#SBATCH --signal=B:USR1@{warned_s}" in lines
+
+
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(words=st.lists(LINES, max_size=3), env=ENVIRONMENTS)
 def test_what_a_watchdog_is_told_reaches_the_engine(
