@@ -4,6 +4,7 @@
 #   make test         all tests          make check   lint, format, types, floors
 #   make test-fast    the tests that need no cluster and no installed command: minutes, before a commit
 #   make test-often   the same N times in other orders, beside busy loops (OF=all: all tests)
+#   make test-mutants  faults planted by hand, each of which the fast tests must notice (KIND=lease)
 #   make test-slow    true time limits of Slurm, ten minutes
 #   make test-vllm    a real vLLM on the CPU, 2.5 GB to install
 #   make test-lepton  the Lepton backend with the SDK as users get it, 418 MB to install
@@ -26,7 +27,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-fast test-often test-slow test-vllm test-lepton test-install check golden docs docs-serve bench bench-data clean slurm-packages monitoring-packages shell-packages slurm-up slurm-down
+.PHONY: help setup quickstart test test-fast test-often test-mutants test-slow test-vllm test-lepton test-install check golden docs docs-serve bench bench-data clean slurm-packages monitoring-packages shell-packages slurm-up slurm-down
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -70,6 +71,12 @@ OFTEN_fast := -n 2 -m fast
 OFTEN_all := -n $(PROCESSES)
 test-often: $(READY) slurm-packages monitoring-packages shell-packages
 	$(BIN)/python tests/often.py $(N) --dist loadgroup --no-loadscope-reorder $(OFTEN_$(OF))
+
+# Whether the fast tests can fail: faults in a copy of the sources, one at a time (tests/mutants.toml).
+#   make test-mutants KIND=lease
+KIND ?=
+test-mutants: $(READY)
+	$(BIN)/python tests/mutants.py $(KIND)
 
 test-slow: $(READY) slurm-packages
 	$(BIN)/pytest -s -m slow
