@@ -191,13 +191,16 @@ def verdict(copy: Copy, mutant: Mutant) -> str:
 def _harness_is_wrong(copy: Copy, mutants: Sequence[Mutant]) -> str | None:
     """Why verdicts would mean nothing."""
     killers = dict.fromkeys(node for mutant in mutants for node in mutant.killed_by)
-    failed = copy.failures(*killers)
-    if failed:
-        return f"without a fault these fail: {', '.join(failed)}"
-    for mutant in mutants[:1]:
-        with copy.changed(mutant.file, copy.read(mutant.file) + "# a comment\n"):
-            if copy.failures(*mutant.killed_by):
+    first = mutants[0]
+    try:
+        failed = copy.failures(*killers)
+        if failed:
+            return f"without a fault these fail: {', '.join(failed)}"
+        with copy.changed(first.file, copy.read(first.file) + "# a comment\n"):
+            if copy.failures(*first.killed_by):
                 return "a comment is killed"
+    except RuntimeError as error:
+        return str(error)
     return None
 
 
@@ -208,6 +211,9 @@ def main(words: Sequence[str]) -> int:
         for mutant in read_mutants()
         if not words or any(word in f"{mutant.kind} {mutant.name}" for word in words)
     ]
+    if not chosen:
+        print("there is no such fault")
+        return 1
     import patience
 
     patience.pytest_configure()  # once for all runs

@@ -31,7 +31,7 @@ _PROGRAM = "import domyn_swarm.config, domyn_swarm.state"
 T = TypeVar("T")
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Measure once per run, in the process that starts the others: they inherit the variable."""
     if VARIABLE not in os.environ:
         os.environ[VARIABLE] = f"{_measured():.2f}"
