@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -192,9 +193,15 @@ def test_the_thread_that_renews_it_outlives_an_error_and_says_its_own_end(
     folder.mkdir()
     lease = acquire(folder)
     until(lambda: leases._read(folder, 1).counter > 1)
-    away = folder.rename(tmp_path / "away")
-    until(lambda: "cannot renew the lease" in caplog.text)
-    away.rename(folder)
+    numbers = itertools.count()
+
+    def renewal_failed() -> bool:
+        if folder.exists():  # a write that was under way has made it anew
+            folder.rename(tmp_path / f"away-{next(numbers)}")
+        return "cannot renew the lease" in caplog.text
+
+    until(renewal_failed)
+    (tmp_path / "away-0").rename(folder)
     before = leases._read(folder, 1).counter
     until(lambda: leases._read(folder, 1).counter > before + 1)
     assert not lease.lost.is_set()
