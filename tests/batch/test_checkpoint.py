@@ -266,6 +266,26 @@ def test_differences_are_told_field_by_field() -> None:
     ]
 
 
+def test_a_journal_that_is_sealed_just_as_it_is_opened_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a coordinator does that looks for a dead worker's rows while others go on."""
+    path = tmp_path / "000001-000-00000000.journal"
+    path.write_bytes(encode_frame([result(0), result(1)]))
+    opened = os.open
+
+    def sealed_then(name: Path, flags: int, mode: int = 0o777) -> int:
+        descriptor = opened(name, flags, mode)
+        if name == path:
+            path.unlink()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", sealed_then)
+    frames = FrameFiles(tmp_path)
+    assert PositionalIndex(frames).match(0, as_matrix(range(2))).found.all()
+    frames.close()
+
+
 def test_many_short_runs_leave_few_files_and_every_row(tmp_path: Path) -> None:
     for number in range(100):
         checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)

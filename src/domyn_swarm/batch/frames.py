@@ -140,13 +140,23 @@ class SortedFrames:
 
 def scan_frames(path: Path) -> Iterator[FrameRef]:
     """The whole frames from the start of a file, up to the first that is cut or damaged."""
-    size = path.stat().st_size
     with path.open("rb", buffering=1 << 16) as file:
-        offset = 0
-        while (ref := _read_header(file, offset)) is not None and ref.end <= size:
-            yield ref
-            offset = ref.end
-            file.seek(offset)
+        yield from _scan(file)
+
+
+def scan_descriptor(descriptor: int) -> list[FrameRef]:
+    """The same of an open file, whatever its path leads to by now."""
+    with os.fdopen(os.dup(descriptor), "rb", buffering=1 << 16) as file:
+        return list(_scan(file))
+
+
+def _scan(file: BinaryIO) -> Iterator[FrameRef]:
+    size = os.fstat(file.fileno()).st_size
+    offset = 0
+    while (ref := _read_header(file, offset)) is not None and ref.end <= size:
+        yield ref
+        offset = ref.end
+        file.seek(offset)
 
 
 def _read_header(file: BinaryIO, offset: int) -> FrameRef | None:

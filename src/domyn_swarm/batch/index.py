@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.frames import FrameKeys, FrameRef, read_keys, read_values, scan_frames
+from domyn_swarm.batch.frames import FrameKeys, FrameRef, read_keys, read_values, scan_descriptor
 from domyn_swarm.batch.row_keys import Digests, RowKeys, agree, search_keys
 from domyn_swarm.batch.rows import RowValue
 from domyn_swarm.batch.segments import checkpoint_files, file_order, void_path
@@ -82,7 +82,7 @@ class FrameFiles:
                 continue
             self._descriptors.append(descriptor)
             self._void.append(void_path(folder, file_order(path)[0]).exists())
-            found = list(scan_frames(path))
+            found = scan_descriptor(descriptor)
             self.refs.extend(found)
             self._file_of.extend([len(self._descriptors) - 1] * len(found))
         self.first = np.array([ref.first_ordinal for ref in self.refs], np.int64)
