@@ -144,12 +144,10 @@ def restarts(slurm: SlurmCluster, job: str) -> int:
 
 
 def came_back(slurm: SlurmCluster, job: str) -> bool:
-    """Whether a job that goes back into the queue has been started again. Slurm would have it wait
-    until its credentials have expired: that wait is cut short.
+    """Whether a job that goes back into the queue has been started again. Slurm has it wait until
+    its credentials have expired; on the node that it was on, it could not start before.
     """
     shown = slurm.run("scontrol", "-o", "show", "job", job).stdout
-    if "JobState=PENDING" in shown:
-        slurm.run("scontrol", "update", f"jobid={job}", "starttime=now")
     return "JobState=RUNNING" in shown and "Restarts=0 " not in shown
 
 
