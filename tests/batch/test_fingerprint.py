@@ -92,3 +92,32 @@ def test_positions_alone_are_skipped_without_reading(bench: Any) -> None:
     pq.write_table(table, path, row_group_size=3_000)
     assert run(bench, fingerprint="off", limit=20_030) == 40
     assert [row["answer"] for row in bench.output()] == [f"P{n}" for n in range(20_030)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "another"},
+        {"revision": "2"},
+        {"job": "domyn_swarm.jobs:TemplateJob", "job_kwargs": {"prompt": "{{ prompt }}"}},
+    ],
+    ids=["model", "revision", "job"],
+)
+def test_answers_of_one_model_and_job_are_those_of_no_other(
+    bench: Any, changes: dict[str, Any]
+) -> None:
+    bench.write(20)
+    assert run(bench) == 20
+    other = {**changes, "output": str(bench.folder / "other.parquet")}
+    assert run(bench, **other) == 20
+    assert run(bench, **other) == 0
+    assert run(bench) == 0  # and those of the first are still there
+
+
+def test_a_changed_prompt_asks_all_rows_again(bench: Any) -> None:
+    bench.write(20)
+    template = {"job": "domyn_swarm.jobs:TemplateJob"}
+    for number, prompt in enumerate(("Say {{ prompt }}", "Shout {{ prompt }}")):
+        output = str(bench.folder / f"{number}.parquet")
+        assert run(bench, **template, job_kwargs={"prompt": prompt}, output=output) == 20
+    assert bench.output("1.parquet")[3]["answer"] == "SHOUT P3"

@@ -22,7 +22,7 @@ from domyn_swarm import job
 from domyn_swarm.batch.rows import RowError
 from domyn_swarm.data.registry import backend_of
 from domyn_swarm.errors import ConfigError, InvalidInput
-from domyn_swarm.jobs import ChatCompletionJob
+from domyn_swarm.jobs import ChatCompletionJob, MultiTurnChatCompletionJob
 from domyn_swarm.jobs.hooks import SettledRow
 from model_server import KEY, Answer, ModelServer
 from patience import limit_s, scaled, until
@@ -276,7 +276,7 @@ def test_a_hook_that_fails_ends_the_run_and_keeps_the_rows(
 SCRIPT = """
 import sys
 import pandas as pd
-from domyn_swarm.jobs import ChatCompletionJob
+from domyn_swarm.jobs import ChatCompletionJob, MultiTurnChatCompletionJob
 
 frame = pd.DataFrame({"prompt": [f"p{n}" for n in range(300)]})
 one = ChatCompletionJob(input_columns=["prompt"], output_columns=["answer"], max_concurrency=4)
@@ -310,7 +310,7 @@ def test_interrupted_or_killed_it_goes_on_where_it_was(
 THREADS = """
 import asyncio, sys
 import pyarrow as pa
-from domyn_swarm.jobs import ChatCompletionJob
+from domyn_swarm.jobs import ChatCompletionJob, MultiTurnChatCompletionJob
 
 table = pa.table({"prompt": [f"p{n}" for n in range(50)]})
 one = ChatCompletionJob(input_columns=["prompt"], output_columns=["answer"])
@@ -351,3 +351,47 @@ def test_the_key_comes_from_the_environment(
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     out = one.run(table, endpoint=server.url, model="m", progress=False, tag="other")
     assert {error["status"] for error in out["_error"].to_pylist()} == {401}
+
+
+@job(input_columns=["n"], output_schema=["value"])
+async def drifting(item: int) -> dict[str, Any]:
+    """Whole numbers, then fractions; with nothing before there is something."""
+    values: list[Any] = [None, item, item + 0.5]
+    return {"value": values[min(item // 700, 2)]}
+
+
+@job(input_columns=["n"], output_schema=["value"])
+async def appearing(item: int) -> dict[str, Any]:
+    """Nothing, then structures, then ones with another field."""
+    values: list[Any] = [None, {"a": item}, {"a": item, "b": "x"}]
+    return {"value": values[min(item // 700, 2)]}
+
+
+def test_types_of_answers_may_drift_from_batch_to_batch(asked: Callable[..., Any]) -> None:
+    told = asked(pa.table(columns(2100)), drifting)["value"]
+    assert told.type == pa.float64()
+    assert told.to_pylist() == [
+        *([None] * 700),
+        *map(float, range(700, 1400)),
+        *(n + 0.5 for n in range(1400, 2100)),
+    ]
+    told = asked(pa.table(columns(2100)), appearing)["value"].to_pylist()
+    assert told[699:701] == [None, {"a": 700, "b": None}]
+    assert told[2099] == {"a": 2099, "b": "x"}
+
+
+def test_a_conversation_without_a_question_is_an_error_of_its_row(
+    asked: Callable[..., Any], server: ModelServer
+) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    talks = [[system, {"role": "user", "content": f"p{n}"}] for n in range(3)]
+    talks[1] = [system]
+    rows = asked(pa.table({"messages": talks}), MultiTurnChatCompletionJob()).to_pylist()
+    assert [row["conversation"] and row["conversation"][-1]["content"] for row in rows] == [
+        "P0",
+        None,
+        "P2",
+    ]
+    assert "no user or tool message" in rows[1]["_error"]["message"]
+    assert [row["_error"] for row in (rows[0], rows[2])] == [None, None]
+    assert server.asked.total() == 2
