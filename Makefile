@@ -61,13 +61,13 @@ test: $(READY) slurm-packages monitoring-packages shell-packages
 
 # What needs no scheduler, no Ray, no browser, no installed command: before each commit.
 test-fast: $(READY)
-	$(RUN) -n 2 -m fast
+	$(RUN) -n $(PROCESSES) -m fast
 
 # Again and again, in other orders, beside two busy loops: what fails by chance has a cause.
 #   make test-often N=10            make test-often N=5 OF=all
 N ?= 10
 OF ?= fast
-OFTEN_fast := -n 2 -m fast
+OFTEN_fast := -n $(PROCESSES) -m fast
 OFTEN_all := -n $(PROCESSES)
 test-often: $(READY) slurm-packages monitoring-packages shell-packages
 	$(BIN)/python tests/often.py $(N) --dist loadgroup --no-loadscope-reorder $(OFTEN_$(OF))
