@@ -23,7 +23,7 @@ _CLUSTER_FIXTURES = {"slurm", "slurm_cluster", "accounting_cluster"}
 _WHOLE = ("acceptance", "documentation", "install", "monitoring")  # folders: installed programs
 _COMMANDS = ("PROGRAM", "CommandLine", "Terminal")  # names of modules that drive the command
 _NOT_FAST = ("cluster", "ray", "slow", "vllm", "install")  # marks
-_FIRST = ("jobs", "acceptance", "monitoring", "chaos", "batch")  # folders, in order
+_FIRST = ("swarm", "jobs", "acceptance", "monitoring", "chaos", "batch")  # folders, in order
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
