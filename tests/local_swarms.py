@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import patience
@@ -24,8 +23,3 @@ def config(name: str = "demo", **keys: Any) -> DomynLLMSwarmConfig:
         **keys,
     }
     return DomynLLMSwarmConfig.model_validate(fields)
-
-
-def until(condition: Callable[[], Any], within_s: float = 0.0, every_s: float = 0.05) -> Any:
-    """`patience.until`, for callers that still pass a limit, which is not heeded."""
-    return patience.until(condition, every_s=every_s)

@@ -23,7 +23,8 @@ def main(parent: str, key_file: str, told: str) -> None:
     from smg.launch_router import launch_router
     from smg.router_args import RouterArgs
 
-    launch_router(RouterArgs(**json.loads(told), api_key=Path(key_file).read_text().strip()))
+    key = Path(key_file).read_text("utf-8").strip()
+    launch_router(RouterArgs(**json.loads(told), api_key=key))
 
 
 if __name__ == "__main__":

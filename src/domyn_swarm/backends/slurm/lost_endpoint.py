@@ -82,7 +82,7 @@ class LostEndpoint:
 
     def _reached(self) -> bool:
         try:  # plain JSON: a task does without the models that readers of addresses have
-            address = json.loads(self._paths.endpoint.read_text())
+            address = json.loads(self._paths.endpoint.read_text("utf-8"))
             place = urlsplit(address["collector_url"] or "")
             socket.create_connection((place.hostname or "", place.port or 0), _CONNECT_S).close()
         except (OSError, ValueError, KeyError):
@@ -90,7 +90,7 @@ class LostEndpoint:
         return True
 
     def _bring_back(self) -> None:
-        tag = json.loads(self._paths.endpoint_spec.read_text())["tag"]
+        tag = json.loads(self._paths.endpoint_spec.read_text("utf-8"))["tag"]
         jobs = tagged(self._slurm.queue(at_most_s=0.0).values(), tag)
         seen = [one.job for one in jobs if one.kind == "endpoint"]
         if not seen or any(not job.over for job in seen):

@@ -39,7 +39,7 @@ def read_task_plan(paths: SwarmPaths) -> TaskPlan:
         StateError: it lacks what a task needs.
     """
     try:
-        plan = json.loads(paths.plan.read_text())
+        plan = json.loads(paths.plan.read_text("utf-8"))
         layout, backend = plan["layout"], plan["backend_options"]
         return TaskPlan(
             model=plan["model"],
