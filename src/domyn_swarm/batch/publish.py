@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from domyn_swarm.batch.arrow_arrays import array, flags
 from domyn_swarm.batch.arrow_types import fit, type_of, unify
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.index import RowIndex
@@ -255,7 +256,7 @@ def _write_rows(
 
 def without_answer(batch: pa.RecordBatch, names: Sequence[str]) -> NDArray[np.bool_]:
     """Which rows have null in every one of the answer columns."""
-    nulls = [batch.column(name).is_null().to_numpy(zero_copy_only=False) for name in names]
+    nulls = [flags(batch.column(name).is_null()) for name in names]
     rows: NDArray[np.bool_] = np.logical_and.reduce(nulls)
     return rows
 
@@ -339,7 +340,7 @@ def output_columns(
     ]
     kinds = {name: arrow.field(name).type for name in schema.names}
     arrays = [
-        pa.array([fit(row.get(name), kind) for row in rows], kind) for name, kind in kinds.items()
+        array([fit(row.get(name), kind) for row in rows], kind) for name, kind in kinds.items()
     ]
     if ERROR_COLUMN in arrow.names:
         errors = [

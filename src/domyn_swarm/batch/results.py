@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from domyn_swarm.batch.arrow_arrays import indices
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.index import RowIndex
@@ -119,6 +120,6 @@ def settled_rows(
         chosen = np.flatnonzero([value is not None for value in values])
         if not len(chosen):
             continue
-        inputs = batch.select(kept).take(pa.array(chosen)).columns if kept else []
+        inputs = batch.select(kept).take(indices(chosen)).columns if kept else []
         outputs = output_columns([values[at] for at in chosen], plan.schema, schema)
         yield pa.RecordBatch.from_arrays([*inputs, *outputs], schema=schema)

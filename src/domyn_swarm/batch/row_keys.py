@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from domyn_swarm.batch.arrow_arrays import flags, indices
 from domyn_swarm.model import Fingerprint
 
 Digests = NDArray[np.uint64]  # shape (rows, 2)
@@ -71,7 +72,7 @@ class RowKeys:
             digests[:, 1] = _hashes(self.items(batch) if items is None else items)
         elif self.fingerprint == "sample":
             sampled = np.flatnonzero(sampled_by % _SAMPLED == 0)
-            digests[sampled, 1] = _hashes(self.items(batch.take(pa.array(sampled, pa.int64()))))
+            digests[sampled, 1] = _hashes(self.items(batch.take(indices(sampled))))
         return digests
 
 
@@ -88,9 +89,9 @@ def python_values(column: pa.Array) -> list[Any]:
     import pyarrow.compute as pc  # here: columns with nanoseconds are rare
 
     whole = column.cast(_in_microseconds(kind), safe=False)
-    odd = pc.not_equal(whole.cast(kind), column).fill_null(False)
+    odd = pc.not_equal(whole.cast(kind), column)
     values = whole.to_pylist()
-    for at in np.flatnonzero(odd.to_numpy(zero_copy_only=False)).tolist():
+    for at in np.flatnonzero(flags(odd)).tolist():
         one = column[at]
         values[at] = (
             f"{one.value} ns" if pa.types.is_duration(kind) else one.cast(pa.string()).as_py()
