@@ -46,7 +46,6 @@ _PRELOADED = [
     "pandas",  # Arrow imports it where it is installed
     "pyarrow.parquet",
     "rich.table",
-    "sqlalchemy.dialects.sqlite.pysqlite",
     "domyn_swarm.backends.local.compute",
     "domyn_swarm.backends.local.serving",
     "domyn_swarm.cli.checkpoints",
