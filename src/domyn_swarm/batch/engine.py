@@ -22,6 +22,7 @@ from domyn_swarm.batch.runner import Events, Runner, Transform
 from domyn_swarm.batch.sink import SyncedSink, beside
 from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows
 from domyn_swarm.batch.steering import ReadGauges, steer
+from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkerPlan, WorkPlan
 from domyn_swarm.errors import JobError, TooManyFailures
@@ -123,7 +124,9 @@ class BatchRun:
                 checkpoint.forget()
             elif plan.retry_failed:
                 checkpoint.void_earlier_failures()
-            session = open_session(access, work.retry_policy, self._tally, work.notice)
+            suspects = Suspects()
+            suspects.keep_in(checkpoint.folder)
+            session = open_session(access, work.retry_policy, self._tally, work.notice, suspects)
             tidying = asyncio.to_thread(checkpoint.tidy)
             async with session as (client, gauges), beside(tidying):
                 await self._settle_all(checkpoint, make_transform(client), gauges)

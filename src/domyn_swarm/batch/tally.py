@@ -27,6 +27,8 @@ class Counters(msgspec.Struct, frozen=True):
     requests: int = 0
     retries: int = 0
     turned_away: int = 0
+    timed_out: int = 0
+    rows_shut_out: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency: dict[int, int] = {}
@@ -41,7 +43,10 @@ class Counters(msgspec.Struct, frozen=True):
     paused: str | None = None
 
 
-_SUMS = ("rows_answered", "rows_failed", "requests", "retries", "turned_away", "in_flight")
+_SUMS = (
+    *("rows_answered", "rows_failed", "rows_shut_out"),
+    *("requests", "retries", "turned_away", "timed_out", "in_flight"),
+)
 _REPLY_SUMS = ("prompt_tokens", "completion_tokens", "latency_s")
 
 
@@ -58,6 +63,8 @@ class Tally:
     requests: int = 0
     retries: int = 0
     turned_away: int = 0  # back-pressure replies
+    timed_out: int = 0  # requests that got no reply within their limit
+    rows_shut_out: int = 0  # of those that failed: turned away, or without a reply in time
     replies: Replies = field(default_factory=Replies)
     slowest: SlowestRows = field(default_factory=SlowestRows)
     failures: Counter[str] = field(default_factory=Counter)  # failed rows by signature
@@ -69,9 +76,13 @@ class Tally:
     running: float | None = None  # at the whole endpoint, by its own gauges
     waiting: float | None = None
 
-    def count_failure(self, kind: str, message: str) -> None:
-        """Count a failed row by its signature: the error without the numbers that differ."""
+    def count_failure(self, kind: str, message: str, *, shut_out: bool = False) -> None:
+        """Count a failed row by its signature: the error without the numbers that differ.
+
+        `shut_out`: the error is one that every row gets when something is wrong with the endpoint.
+        """
         self.rows_failed += 1
+        self.rows_shut_out += shut_out
         _count(self.failures, failure_signature(kind, message))
 
     def count_retry(self, kind: str, message: str) -> None:

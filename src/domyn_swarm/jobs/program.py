@@ -85,14 +85,20 @@ def access_of(spec: JobSpec) -> EndpointAccess:
     key = _key_of(spec)
     if spec.endpoint_file is None:
         url = (spec.endpoint_url or "").rstrip("/").removesuffix("/v1")
-        return EndpointAccess(lambda: url, key, use_proxy=True)
+        return EndpointAccess(lambda: url, key, use_proxy=True, key_now=lambda: _key_of(spec))
     place = Path(spec.endpoint_file)
     meter = None
     if spec.collector_key_file is not None:
         collector_key = Path(spec.collector_key_file).read_text().strip()
         meter = Meter(_locator(place, "collector_url"), collector_key)
     outside = spec.collector_key_file is None  # the platform's own endpoint: the world is between
-    return EndpointAccess(_locator(place, "url"), key, meter=meter, use_proxy=outside)
+    return EndpointAccess(
+        _locator(place, "url"),
+        key,
+        meter=meter,
+        use_proxy=outside,
+        key_now=lambda: _key_of(spec),
+    )
 
 
 def _key_of(spec: JobSpec) -> str | None:
