@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -198,7 +198,13 @@ class RequestSession:
             return traffic
         if deaths < ALONE_AFTER:
             return traffic.among(lambda: self._suspects.few)
-        return traffic.alone()
+        return self._alone()
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        async with self._gate.traffic.alone():
+            await asyncio.sleep(self._suspects.rest_s(self._now()))
+            yield
 
     def _note(self, body: bytes | memoryview) -> tuple[int, int]:
         """A reply's tokens, prompt's and completion's; they go to the row's trace, and why the

@@ -24,6 +24,7 @@ GUILTY_AFTER = 3
 # While a dead replica is still believed in, somebody hears of it at least so often; a replica that
 # comes back takes longer than that.
 _SAME_DEATH_S = 1.2
+_LEAVES_S = 3.0  # within so long an engine that its watchdog saw die has left the router
 _FILE = "suspects.txt"
 
 
@@ -80,14 +81,22 @@ class Suspects:
         """
         death = self._deaths.get(server)
         if death is None or alive or now - death.last_heard_at > _SAME_DEATH_S:
-            death = Death(server, now, now)
+            death = self._deaths[server] = Death(server, now, now)
+            return death
         self._deaths[server] = death._replace(last_heard_at=now)
-        return death if sent_at <= death.heard_at else None
+        return death if sent_at < death.heard_at else None
 
     def death_of(self, server: str | None, since: float) -> Death | None:
         """The last death of this server, if somebody heard of it since then."""
         death = self._deaths.get(server)
         return death if death is not None and death.last_heard_at >= since else None
+
+    def rest_s(self, now: float) -> float:
+        """How long to wait until a request reaches no replica that is known to be dead: what fails
+        then was in flight.
+        """
+        heard = [one.last_heard_at for one in self._deaths.values() if one.server is not None]
+        return max(0.0, max(heard, default=now - _LEAVES_S) + _LEAVES_S - now)
 
     def all_back(self) -> None:
         """The endpoint serves again: whoever fails from now on was alive."""
