@@ -7,7 +7,7 @@ import pytest
 from batch.mortal_engines import ANSWER, Engines, Run, reply
 from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.standing import brief
-from domyn_swarm.net.errors import error_from_status, page_instead
+from domyn_swarm.net.errors import RequestRefused, error_from_status, page_instead
 from domyn_swarm.net.http import HttpReply
 from virtual_time import in_virtual_time, now_s
 
@@ -136,8 +136,8 @@ async def test_a_kind_of_request_that_never_was_answered_fails_beside_others() -
     engines = Engines(1, routed=False)
     work = Run(engines, 4)
     await work(rows(8))
-    with pytest.raises(Exception, match="HTTP 404"):
-        engines.judge = lambda _: reply(404, "no such path")
+    engines.judge = lambda _: reply(404, "no such path")
+    with pytest.raises(RequestRefused, match="HTTP 404"):
         await work.session.post("/v1/rerank", {"model": "m", "prompt": "x"})
 
 
