@@ -45,6 +45,7 @@ class ModelServer:
         self.bodies: list[dict[str, Any]] = []
         self.most_at_once = 0
         self.answers_at_most: int | None = None  # further requests wait until it is changed
+        self.key = KEY
         self.serving = True  # False: a router that knows of no replica
         self._at_once = 0
         self._answering: set[asyncio.Task[Any]] = set()
@@ -98,7 +99,7 @@ class ModelServer:
         return web.json_response({"object": "list", "data": [{"id": "m"}] * self.serving})
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
-        if request.headers.get("authorization") != f"Bearer {KEY}":
+        if request.headers.get("authorization") != f"Bearer {self.key}":
             return web.json_response({"error": {"message": "no key"}}, status=401)
         body = await request.json()
         prompt = prompt_of(body)

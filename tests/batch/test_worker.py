@@ -15,6 +15,7 @@ import pytest
 import warm
 from domyn_swarm.errors import InvalidInput, OutputExists
 from domyn_swarm.jobs.preparation import prepare
+from model_server import KEY
 from patience import limit_s, until
 
 
@@ -153,6 +154,53 @@ def test_a_wholesale_failure_stops_early_and_its_rows_are_asked_again(
     bench.server.behave = lambda _prompt, _nth: answer()
     assert run_worker(bench)[0] == 0
     assert len(bench.output()) == 2000
+
+
+def test_a_wrong_key_ends_the_run_at_once_and_the_right_one_goes_on(bench: Any) -> None:
+    bench.write(40)
+    bench.server.key = "another"
+    code, result = run_worker(bench)
+    assert code == 6
+    assert "RequestRefused: HTTP #: no key" in result["error"]
+    assert "Look at the key" in result["error"]
+    bench.server.key = KEY
+    code, result = run_worker(bench)
+    assert (code, result["rows_failed"]) == (0, 0)
+    assert set(bench.server.asked.values()) == {1}
+
+
+def test_a_key_that_is_withdrawn_pauses_the_job_until_its_file_holds_another(bench: Any) -> None:
+    bench.write(200)
+    bench.server.answers_at_most = 60
+    spec = bench.spec(max_concurrency=8)
+    folder = bench.job_folder(spec)
+    worker = warm.start_worker(folder)
+    until(lambda: bench.server.answered.total() == 60)
+    bench.server.key = "another"
+    bench.server.answers_at_most = None
+
+    def paused() -> str | None:
+        told = json.loads((folder / "progress.json").read_text())
+        return told["message"] if told["state"] == "paused" else None
+
+    message = until(paused)
+    assert "HTTP 401: no key" in message
+    assert "Is the key right" in message
+    Path(spec.api_key_file).write_text("another")
+    assert worker.wait() == 0
+    assert [row["answer"] for row in bench.output()] == [f"P{n}" for n in range(200)]
+    assert message in warm.said(folder)
+
+
+def test_requests_without_a_reply_in_time_are_told_of(bench: Any, answer: Any) -> None:
+    bench.write(6)
+    bench.server.behave = lambda _prompt, _nth: answer(delay_s=60.0)
+    code, result = run_worker(bench, timeout_s=0.3)
+    assert code == 6
+    assert "the limit of --timeout" in result["error"]
+    assert bench.server.asked.total() <= 12
+    told = json.loads((bench.folder / "job" / "progress.json").read_text())
+    assert "requests got no reply within the limit of 0.3 s (--timeout" in told["message"]
 
 
 def test_max_failures(bench: Any, answer: Any) -> None:

@@ -115,6 +115,7 @@ class BatchRun:
         """
         plan, work = self._plan, self._plan.work
         self._tally.rows_total = plan.rows
+        self._tally.timeout_s = work.retry_policy.timeout_s
         checkpoint = await asyncio.to_thread(
             Checkpoint, plan.checkpoint_root, plan.identity, plan.output.keys
         )

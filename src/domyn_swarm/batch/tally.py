@@ -72,6 +72,7 @@ class Tally:
     began: float = field(default_factory=time.monotonic)
     first_row_at: float | None = None
     paused: str | None = None  # why, while it is
+    timeout_s: float | None = None  # the limit of a request, where the run has one for all
     limit: int | None = None  # calls that may be in flight
     running: float | None = None  # at the whole endpoint, by its own gauges
     waiting: float | None = None
@@ -123,6 +124,18 @@ class Tally:
         self.repeated.update(_grown(now.repeated, before.repeated))
         if self.first_row_at is None and (now.in_flight or now.rows_answered or now.rows_failed):
             self.first_row_at = time.monotonic()
+
+    @property
+    def remark(self) -> str | None:
+        """What a person who looks should know, though the run goes on."""
+        if not self.timed_out:
+            return None
+        limit = "" if self.timeout_s is None else f" of {self.timeout_s:g} s"
+        about = 1 << (self.timed_out.bit_length() - 1)  # news when it has doubled, no sooner
+        return (
+            f"{about} or more requests got no reply within the limit{limit} (--timeout sets it, "
+            "--timeout-retries how often such a row is asked again)"
+        )
 
     @property
     def rows_done(self) -> int:

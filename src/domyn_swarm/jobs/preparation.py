@@ -163,6 +163,9 @@ def _work_of(spec: JobSpec, job: SwarmJob) -> tuple[RowKeys, WorkPlan]:
         retry_policy=RetryPolicy(
             retries=retry.retries if spec.retries is None else spec.retries,
             timeout_s=spec.timeout_s or retry.timeout_s,
+            timeout_retries=(
+                retry.timeout_retries if spec.timeout_retries is None else spec.timeout_retries
+            ),
         ),
         encode=job.encoder(),
         sync_rows=spec.checkpoint_interval or WorkPlan.sync_rows,
