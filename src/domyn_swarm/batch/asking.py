@@ -203,7 +203,8 @@ class Asking:
             told = error.retry_after_s
             await asyncio.sleep((1.0 if told is None else told) + random.uniform(0, 0.25))  # noqa: S311 - jitter
             return True
-        if isinstance(error, ReplicaLost) and not self._lost:
+        first = isinstance(error, ReplicaLost) and not self._lost
+        if first and not isinstance(error, ReplicaAway):
             self._lost = True
             await asyncio.sleep(self._policy.backoff_s(1))
             return True
