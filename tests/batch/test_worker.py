@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,37 @@ def test_a_key_that_is_withdrawn_pauses_the_job_until_its_file_holds_another(ben
     assert worker.wait() == 0
     assert [row["answer"] for row in bench.output()] == [f"P{n}" for n in range(200)]
     assert message in warm.said(folder)
+
+
+def vectors(texts: int) -> dict[str, Any]:
+    return {"data": [{"index": at, "embedding": [1.0]} for at in range(texts)]}
+
+
+@pytest.mark.parametrize("job", ["ChatCompletionJob", "EmbeddingJob"])
+def test_a_row_that_kills_a_server_is_found(bench: Any, answer: Any, job: str) -> None:
+    """The server is down for a moment after it, with everything that was in flight, and so are the
+    rows that were in the same request.
+    """
+    bench.write(40)
+    deaths = []
+    batched = job == "EmbeddingJob"
+
+    def behave(prompt: str, _nth: int) -> Any:
+        texts = prompt.split("|")
+        if "p9" not in texts:
+            return answer(delay_s=0.05, body=vectors(len(texts)) if batched else None)
+        deaths.append(threading.Thread(target=bench.server.die))
+        deaths[-1].start()
+        return answer(delay_s=60.0)
+
+    bench.server.behave = behave
+    asked = {"job_kwargs": {"batch_size": 8}} if batched else {}
+    code, result = run_worker(bench, job=f"domyn_swarm.jobs:{job}", max_concurrency=12, **asked)
+    for one in deaths:
+        one.join()
+    assert (code, result["rows_failed"], len(deaths)) == (7, 1, 3)
+    assert bench.output()[9]["_error"]["type"] == "DeadlyRow"
+    assert result["retries"] == 0
 
 
 def test_requests_without_a_reply_in_time_are_told_of(bench: Any, answer: Any) -> None:
