@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from domyn_swarm.batch.access import EndpointAccess, open_session
+from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.schema import OutputMismatch
-from domyn_swarm.batch.session import RetryPolicy
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs import (

@@ -5,6 +5,7 @@
                       <generation>-<writer>-<sequence>.journal | .segment
                       run-<generation>.json    what that run did and cost
                       <generation>.void        results of this generation's failed rows are void
+                      suspects.txt             rows that were in flight as engines died
 
 It lives outside every swarm, so that another swarm goes on where the last one's time ended.
 """
@@ -22,6 +23,7 @@ from domyn_swarm.batch.merging import merge_earlier
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result
 from domyn_swarm.batch.segments import checkpoint_files, file_order, seal, void_path
+from domyn_swarm.batch.suspects import forget_suspects
 from domyn_swarm.errors import JobError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import private_dir
@@ -120,6 +122,7 @@ class Checkpoint:
             path.unlink()
         for path in self.folder.glob("*.void"):
             path.unlink()
+        forget_suspects(self.folder)
 
     def append(self, results: Sequence[Result]) -> None:
         """Keep results; a killed process loses none of them.
@@ -140,6 +143,7 @@ class Checkpoint:
         """Give up the errors that every driver before this one recorded."""
         for path in checkpoint_files(self.folder):
             void_path(self.folder, file_order(path)[0]).touch(mode=0o600)
+        forget_suspects(self.folder)
 
     def sync(self) -> None:
         """Have everything that was appended survive a loss of power.

@@ -22,6 +22,7 @@ from domyn_swarm.batch.runner import Events, Runner, Transform
 from domyn_swarm.batch.sink import SyncedSink, beside
 from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows
 from domyn_swarm.batch.steering import ReadGauges, steer
+from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkerPlan, WorkPlan
 from domyn_swarm.errors import JobError, TooManyFailures
@@ -114,6 +115,7 @@ class BatchRun:
         """
         plan, work = self._plan, self._plan.work
         self._tally.rows_total = plan.rows
+        self._tally.timeout_s = work.retry_policy.timeout_s
         checkpoint = await asyncio.to_thread(
             Checkpoint, plan.checkpoint_root, plan.identity, plan.output.keys
         )
@@ -123,7 +125,9 @@ class BatchRun:
                 checkpoint.forget()
             elif plan.retry_failed:
                 checkpoint.void_earlier_failures()
-            session = open_session(access, work.retry_policy, self._tally, work.notice)
+            suspects = Suspects()
+            suspects.keep_in(checkpoint.folder)
+            session = open_session(access, work.retry_policy, self._tally, work.notice, suspects)
             tidying = asyncio.to_thread(checkpoint.tidy)
             async with session as (client, gauges), beside(tidying):
                 await self._settle_all(checkpoint, make_transform(client), gauges)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -52,10 +53,18 @@ class Result(NamedTuple):
 class RowTrace:
     """What the requests of one row (or of one call over several rows) cost so far."""
 
-    __slots__ = ("attempts", "completion_tokens", "failures", "finish_reasons", "prompt_tokens")
+    __slots__ = (
+        "attempts",
+        "completion_tokens",
+        "failures",
+        "finish_reasons",
+        "prompt_tokens",
+        "rows",
+    )
 
-    def __init__(self, *, finish_reasons: bool = False) -> None:
+    def __init__(self, rows: Sequence[Row] = (), *, finish_reasons: bool = False) -> None:
         """With `finish_reasons` those of the last reply's choices are kept, else they are None."""
+        self.rows = rows
         self.finish_reasons: list[str | None] | None = [] if finish_reasons else None
         self.attempts = 0
         self.failures = 0
@@ -68,13 +77,17 @@ class RowTrace:
             return [self]
         shares = []
         for row in range(rows):
-            share = RowTrace()
+            share = RowTrace(self.rows[row : row + 1])
             share.attempts, share.failures = self.attempts, self.failures
             share.finish_reasons = self.finish_reasons
             share.prompt_tokens = _part(self.prompt_tokens, rows, row)
             share.completion_tokens = _part(self.completion_tokens, rows, row)
             shares.append(share)
         return shares
+
+
+class OneByOne(Exception):
+    """The rows of a call have to be asked each in a call of its own: one of them kills engines."""
 
 
 def _part(whole: int, parts: int, at: int) -> int:

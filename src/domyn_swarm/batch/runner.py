@@ -21,7 +21,15 @@ import msgspec
 from domyn_swarm.batch.failure_limit import DEFAULT_LIMIT, FailureLimit
 from domyn_swarm.batch.limiter import FIRST_LIMIT
 from domyn_swarm.batch.observations import SlowRow
-from domyn_swarm.batch.rows import Result, Row, RowError, RowTrace, RowValue, current_trace
+from domyn_swarm.batch.rows import (
+    OneByOne,
+    Result,
+    Row,
+    RowError,
+    RowTrace,
+    RowValue,
+    current_trace,
+)
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.logs import get_logger
 from domyn_swarm.net.errors import RequestError
@@ -219,7 +227,7 @@ class Runner:
                 await self._kept
 
     async def _call(self, rows: list[Row]) -> None:
-        trace = RowTrace(finish_reasons=self._policy.finish_reasons)
+        trace = RowTrace(rows, finish_reasons=self._policy.finish_reasons)
         token = current_trace.set(trace)
         began = time.perf_counter()
         values: Sequence[Any]
@@ -227,6 +235,10 @@ class Runner:
             values = await self._transform([row.item for row in rows])
             if len(values) != len(rows):
                 raise ValueError(f"the job returned {len(values)} values for {len(rows)} items")
+        except OneByOne:
+            for row in rows:
+                await self._call([row])
+            return
         except Exception as error:  # noqa: BLE001 - the border to users' code: its errors are data
             values = [error] * len(rows)
         finally:
@@ -272,7 +284,8 @@ class Runner:
             _log.debug("row %d failed", row.ordinal, exc_info=cause)
         message = str(cause)[:2000] or type(cause).__name__
         error = RowError(type(cause).__name__, status, message, trace.attempts)
-        self._tally.count_failure(error.type, message)
+        shut_out = isinstance(cause, RequestError) and cause.may_meet_all
+        self._tally.count_failure(error.type, message, shut_out=shut_out)
         self._events.on_row_error(row, error)
         return msgspec.json.encode(error)
 

@@ -27,6 +27,8 @@ class Counters(msgspec.Struct, frozen=True):
     requests: int = 0
     retries: int = 0
     turned_away: int = 0
+    timed_out: int = 0
+    rows_shut_out: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency: dict[int, int] = {}
@@ -41,7 +43,10 @@ class Counters(msgspec.Struct, frozen=True):
     paused: str | None = None
 
 
-_SUMS = ("rows_answered", "rows_failed", "requests", "retries", "turned_away", "in_flight")
+_SUMS = (
+    *("rows_answered", "rows_failed", "rows_shut_out"),
+    *("requests", "retries", "turned_away", "timed_out", "in_flight"),
+)
 _REPLY_SUMS = ("prompt_tokens", "completion_tokens", "latency_s")
 
 
@@ -58,6 +63,8 @@ class Tally:
     requests: int = 0
     retries: int = 0
     turned_away: int = 0  # back-pressure replies
+    timed_out: int = 0  # requests that got no reply within their limit
+    rows_shut_out: int = 0  # of those that failed: turned away, or without a reply in time
     replies: Replies = field(default_factory=Replies)
     slowest: SlowestRows = field(default_factory=SlowestRows)
     failures: Counter[str] = field(default_factory=Counter)  # failed rows by signature
@@ -65,13 +72,18 @@ class Tally:
     began: float = field(default_factory=time.monotonic)
     first_row_at: float | None = None
     paused: str | None = None  # why, while it is
+    timeout_s: float | None = None  # the limit of a request, where the run has one for all
     limit: int | None = None  # calls that may be in flight
     running: float | None = None  # at the whole endpoint, by its own gauges
     waiting: float | None = None
 
-    def count_failure(self, kind: str, message: str) -> None:
-        """Count a failed row by its signature: the error without the numbers that differ."""
+    def count_failure(self, kind: str, message: str, *, shut_out: bool = False) -> None:
+        """Count a failed row by its signature: the error without the numbers that differ.
+
+        `shut_out`: the error is one that every row gets when something is wrong with the endpoint.
+        """
         self.rows_failed += 1
+        self.rows_shut_out += shut_out
         _count(self.failures, failure_signature(kind, message))
 
     def count_retry(self, kind: str, message: str) -> None:
@@ -112,6 +124,18 @@ class Tally:
         self.repeated.update(_grown(now.repeated, before.repeated))
         if self.first_row_at is None and (now.in_flight or now.rows_answered or now.rows_failed):
             self.first_row_at = time.monotonic()
+
+    @property
+    def remark(self) -> str | None:
+        """What a person who looks should know, though the run goes on."""
+        if not self.timed_out:
+            return None
+        limit = "" if self.timeout_s is None else f" of {self.timeout_s:g} s"
+        about = 1 << (self.timed_out.bit_length() - 1)  # news when it has doubled, no sooner
+        return (
+            f"{about} or more requests got no reply within the limit{limit} (--timeout sets it, "
+            "--timeout-retries how often such a row is asked again)"
+        )
 
     @property
     def rows_done(self) -> int:

@@ -121,6 +121,12 @@ RetriesOption = Annotated[
 TimeoutOption = Annotated[
     float | None, typer.Option("--timeout", min=0.001, metavar="S", help="Seconds per request.")
 ]
+TimeoutRetriesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--timeout-retries", min=0, help="Repeats, of those, after no reply came in time."
+    ),
+]
 MaxFailuresOption = Annotated[
     str | None,
     typer.Option("--max-failures", metavar="N|P%", help="Stop when more rows than this fail."),

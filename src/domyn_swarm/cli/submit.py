@@ -29,6 +29,7 @@ from domyn_swarm.cli.options import (
     SwarmOption,
     TimeOption,
     TimeoutOption,
+    TimeoutRetriesOption,
     WorkersOption,
     WriteKwargsOption,
     concurrency_of,
@@ -125,6 +126,7 @@ def submit(
     ray_address: RayAddressOption = None,
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
+    timeout_retries: TimeoutRetriesOption = None,
     max_failures: MaxFailuresOption = None,
     checkpoint_dir: Annotated[
         Path | None,
@@ -218,6 +220,7 @@ def submit(
         ray_address=ray_address,
         retries=retries,
         timeout_s=timeout,
+        timeout_retries=timeout_retries,
         max_failures=max_failures,
         checkpoint_dir=checkpoint_dir,
         checkpoint_tag=checkpoint_tag,

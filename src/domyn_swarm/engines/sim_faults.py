@@ -37,10 +37,14 @@ class Faults:
         self._requests += 1
         crash_after = self._options.crash_after_requests
         if crash_after is not None and self._requests > crash_after:
-            print("simulated crash", file=sys.stderr, flush=True)  # noqa: T201 - the engine's log
-            os._exit(CRASH_EXIT_CODE)
+            self.crash()
         freeze_after = self._options.freeze_after_requests
         return freeze_after is not None and self._requests > freeze_after
+
+    def crash(self) -> None:
+        """End the process at once."""
+        print("simulated crash", file=sys.stderr, flush=True)  # noqa: T201 - the engine's log
+        os._exit(CRASH_EXIT_CODE)
 
     def rule(self, prompt: str) -> ErrorRule | None:
         """The first rule that applies to this request."""

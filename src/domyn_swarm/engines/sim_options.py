@@ -30,6 +30,7 @@ class ErrorRule:
     hang: bool = False  # no answer, ever
     held_by: str | None = None  # a file: while it exists there is no answer, then the usual one
     reset: bool = False  # the connection is torn down
+    crash: bool = False  # the server ends, with everything that is in flight
 
     def __post_init__(self) -> None:
         """Raises ValueError: `match` cannot be searched."""

@@ -170,6 +170,9 @@ class Simulator:
                     await asyncio.Event().wait()
                 await asyncio.sleep(self._latency_s())
                 rule = self._faults.rule(prompt)
+                if rule is not None and rule.crash:
+                    self._faults.record(prompt, None)
+                    self._faults.crash()
                 if rule is not None and rule.held_by is not None:
                     await _released(Path(rule.held_by))
                     rule = None

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import msgspec
 
 from domyn_swarm.batch.access import EndpointAccess, open_session
+from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.inspection import opened_index
 from domyn_swarm.batch.manifest import without_secrets
 from domyn_swarm.batch.rows import Result, Row, RowError, RowValue
 from domyn_swarm.batch.runner import Events, Runner, RunPolicy
-from domyn_swarm.batch.session import RetryPolicy
 from domyn_swarm.batch.source import named_rows, pending_rows
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.errors import JobError, PlatformUnavailable

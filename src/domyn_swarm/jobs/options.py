@@ -22,6 +22,7 @@ class JobOptions(Record):
     max_concurrency: int | Literal["auto"] | None = Field(None)
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)
+    timeout_retries: int | None = Field(None, ge=0)
     max_failures: str | int | None = None  # "20" rows, or "5%"
     checkpoint_interval: int | None = Field(None, ge=1)
     checkpoint_seconds: float | None = Field(None, gt=0)

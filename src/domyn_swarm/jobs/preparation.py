@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.dataset import Dataset, check_columns
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.failure_limit import FailureLimit
@@ -16,7 +17,6 @@ from domyn_swarm.batch.publish import OutputPlan
 from domyn_swarm.batch.row_ids import check_ids
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.runner import RunPolicy
-from domyn_swarm.batch.session import RetryPolicy
 from domyn_swarm.batch.table_dataset import TableDataset
 from domyn_swarm.batch.work import WorkPlan
 from domyn_swarm.errors import ConfigError
@@ -163,6 +163,9 @@ def _work_of(spec: JobSpec, job: SwarmJob) -> tuple[RowKeys, WorkPlan]:
         retry_policy=RetryPolicy(
             retries=retry.retries if spec.retries is None else spec.retries,
             timeout_s=spec.timeout_s or retry.timeout_s,
+            timeout_retries=(
+                retry.timeout_retries if spec.timeout_retries is None else spec.timeout_retries
+            ),
         ),
         encode=job.encoder(),
         sync_rows=spec.checkpoint_interval or WorkPlan.sync_rows,

@@ -71,6 +71,6 @@ class ProgressLine:
             parts.append(f"{rate:.1f} rows/s")
         if left_s:
             parts.append(f"{left_s:.0f} s left")
-        if tally.paused:
-            parts.append(tally.paused)
+        if told := tally.paused or tally.remark:
+            parts.append(told)
         return ", ".join(parts)

@@ -42,11 +42,11 @@ class Reporter:
     def progress(self) -> None:
         """How far the job is, now."""
         tally, replies = self._tally, self._tally.replies.sums
-        state = "paused" if tally.paused and self.state == "running" else self.state
+        paused = tally.paused if self.state == "running" else None
         progress = JobProgress.model_validate(
             {
-                "state": state,
-                "message": tally.paused,
+                "state": "paused" if paused else self.state,
+                "message": paused or tally.remark,
                 **self._told(),
                 "rows_total": tally.rows_total,
                 "rows_done": tally.rows_done,

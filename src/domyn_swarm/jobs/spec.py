@@ -41,6 +41,7 @@ class JobSpec(Record):
     workers: int | None = Field(None, ge=1)  # None: one here, or one for each node of Ray's
     retries: int | None = None
     timeout_s: float | None = None
+    timeout_retries: int | None = None
     max_failures: str | None = None
     checkpoint_root: str
     checkpoint_tag: str | None = None

@@ -39,6 +39,7 @@ class JobRequest(Record):
     ray_address: str | None = None
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)
+    timeout_retries: int | None = Field(None, ge=0)
     max_failures: str | None = None  # "20" rows or "5%"
     checkpoint_dir: Path | None = None
     checkpoint_tag: str | None = None
@@ -70,6 +71,7 @@ class JobChanges(Record):
     workers: int | None = Field(None, ge=1, le=256)
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)
+    timeout_retries: int | None = Field(None, ge=0)
     max_failures: str | None = None
     resources: JobResources = Field(
         default_factory=JobResources

@@ -113,7 +113,7 @@ def job_snapshot(record: JobRecord) -> JobSnapshot:
     paths = JobPaths(Path(record.job_dir))
     progress = _read(paths.progress, JobProgress)
     result = _read(paths.result, JobResult)
-    message = progress.message if progress and not record.status.final else None
+    message = progress.message if progress else None
     if record.status.final and record.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
         message = (result.error if result else None) or _last_line(paths.log)
     live = record.status is JobStatus.RUNNING

@@ -219,6 +219,7 @@ class Collector:
             taken_at=utc_now(),
             stale_after_s=self._spec.stale_after_s,
             tag=self._spec.tag,
+            wanted=self._table.wanted,
         )
 
     # -- files --------------------------------------------------------------------------------
