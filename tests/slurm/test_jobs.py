@@ -292,9 +292,12 @@ from domyn_swarm import SwarmJob
 class Ends(SwarmJob):
     input_columns = ["prompt"]
     output_schema = ["out"]
+    def __init__(self, *, how, **options):
+        super().__init__(**options)
+        self.how = how
     async def transform_item(self, item):
         import os, time
-        if self.params["how"] == "memory":
+        if self.how == "memory":
             self.kept = b"x" * 1_500_000_000
             time.sleep(600)
         os._exit(3)

@@ -90,7 +90,7 @@ class SwarmJob:
         self.options: JobOptions = job_options({**of_class, **chosen})
         self.params = given
         kind = type(self)
-        check_parameters(kind.__name__, given, self.known_parameters(), arguments_of(kind))
+        check_parameters(kind.__name__, given, self.known_parameters() | arguments_of(kind))
 
     def __call__(self, **changes: Any) -> Self:
         """The same job with these set, besides what was given before."""

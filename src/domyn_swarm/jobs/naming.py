@@ -23,43 +23,40 @@ _SHORT = 6  # but short ones are alike by chance
 _OUR_JOBS = "domyn_swarm.jobs."
 
 
-def arguments_of(kind: type) -> set[str]:
+def arguments_of(kind: type) -> frozenset[str]:
     """What the constructors of a job's class, and of those above it, take by name."""
-    return {
+    return frozenset(
         name
         for one in kind.__mro__
         if "__init__" in vars(one)
         for name, argument in inspect.signature(vars(one)["__init__"]).parameters.items()
         if argument.kind in (argument.KEYWORD_ONLY, argument.POSITIONAL_OR_KEYWORD)
-    } - {"self"}
+    ) - {"self"}
 
 
-def check_parameters(
-    job: str, given: Iterable[str], known: Iterable[str], arguments: Iterable[str] = ()
-) -> None:
+def check_parameters(job: str, given: Iterable[str], known: frozenset[str]) -> None:
     """Refuse parameters that nobody knows.
 
     Args:
         job: its name.
         given: the names of what goes to its requests.
         known: those that are known.
-        arguments: other names that may be meant.
 
     Raises:
         ConfigError: names one, and what may be meant.
     """
-    known = frozenset(known)
     for name in given:
-        if name in known:
-            continue
-        close = parameters.meant(name, {*known, *arguments, *_OF_EVERY_JOB})
-        hint = f"Did you mean {close!r}?" if close else _where_it_belongs(name, known)
-        raise ConfigError(f"The job {job} has no parameter {name!r}.", hint=hint)
+        if name not in known:
+            raise ConfigError(
+                f"The job {job} has no parameter {name!r}.", hint=_instead(name, known)
+            )
 
 
-def _where_it_belongs(name: str, known: frozenset[str]) -> str:
+def _instead(name: str, known: frozenset[str]) -> str:
     if name in parameters.ASKED:
         return "The job makes that part of a request itself, of its rows."
+    if close := parameters.meant(name, known | _OF_EVERY_JOB):
+        return f"Did you mean {close!r}?"
     if BODY not in known:
         return f"It has: {', '.join(sorted(known)) or 'none'}."
     return (
@@ -75,7 +72,7 @@ def check_attributes(kind: type, bases: Iterable[type]) -> None:
         ConfigError: names it, and what may be meant.
     """
     ours = {one for base in bases for one in base.__mro__ if one.__module__.startswith(_OUR_JOBS)}
-    arguments = set().union(*map(arguments_of, ours)) - _OF_CLASS
+    arguments = frozenset[str]().union(*map(arguments_of, ours)) - _OF_CLASS
     options = [name for name in sorted(_OF_CLASS | arguments) if len(name) > _SHORT]
     for name in _own_values(kind):
         if name in arguments:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_ALIKE = 0.7  # as a ratio; less is chance
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -86,7 +88,12 @@ RESPONSES = _names(
 ALL = CHAT | COMPLETIONS | EMBEDDINGS | RESPONSES
 
 
+_ONE_LIMIT = _names("max_tokens max_completion_tokens max_output_tokens max_new_tokens n_predict")
+"""What APIs and programs call the most tokens of an answer."""
+
+
 def meant(name: str, known: Iterable[str]) -> str | None:
-    """The known name that this one is probably a misspelling of."""
-    close = difflib.get_close_matches(name, sorted(known), 1)
+    """The known name that this one is probably a misspelling of, or that stands for the same."""
+    same = sorted(_ONE_LIMIT & {*known}, reverse=True) if name in _ONE_LIMIT else []
+    close = same or difflib.get_close_matches(name, sorted(known), 1, _ALIKE)
     return close[0] if close else None
