@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from domyn_swarm.batch.replicas import ReplicaClient, Replicas
 from domyn_swarm.batch.session import EndpointGate, RequestSession, RetryPolicy
 from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.steering import ReadGauges, meter_reader, metrics_reader
 from domyn_swarm.batch.tally import Tally
-from domyn_swarm.net.http import open_client
+from domyn_swarm.net.http import HttpClient, open_client
 from domyn_swarm.net.openai import OpenAIClient
 
 
@@ -30,6 +31,9 @@ class EndpointAccess:
     key: str | None
     use_proxy: bool = False
     meter: Meter | None = None  # None: the endpoint's own /metrics, where it has them
+    model: str | None = (
+        None  # of a swarm whose replicas may be asked themselves; they share the key
+    )
 
 
 @asynccontextmanager
@@ -45,13 +49,19 @@ async def open_session(
 
     gate = EndpointGate(http, access.locate, policy, on_state)
     asked = None if access.meter is None else open_client(access.meter.key, use_proxy=False)
+    carrier: HttpClient = http
+    work = [gate.keep_knocking()]
     if access.meter is not None and asked is not None:
         gauges = meter_reader(asked, access.meter.locate)
+        if access.model is not None:
+            replicas = Replicas(asked, access.meter.locate)
+            carrier = ReplicaClient(http, replicas, access.model)
+            work.append(replicas.keep_looking())
     else:
         gauges = metrics_reader(http, lambda: gate.url)
     try:
-        session = RequestSession(http, gate, policy, tally)
-        async with beside(gate.keep_knocking()):
+        session = RequestSession(carrier, gate, policy, tally)
+        async with beside(*work):
             yield OpenAIClient(session, lambda: (gate.url, access.key)), gauges
     finally:
         if asked is not None:

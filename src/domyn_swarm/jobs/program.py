@@ -92,7 +92,9 @@ def access_of(spec: JobSpec) -> EndpointAccess:
         collector_key = Path(spec.collector_key_file).read_text().strip()
         meter = Meter(_locator(place, "collector_url"), collector_key)
     outside = spec.collector_key_file is None  # the platform's own endpoint: the world is between
-    return EndpointAccess(_locator(place, "url"), key, meter=meter, use_proxy=outside)
+    return EndpointAccess(
+        _locator(place, "url"), key, meter=meter, model=spec.model, use_proxy=outside
+    )
 
 
 def _key_of(spec: JobSpec) -> str | None:

@@ -55,7 +55,8 @@ class _Missing(StrictUndefined):
             return super()._undefined_message
         if isinstance(inside, dict):
             return f"an object has no {name!r}; it has: {', '.join(map(str, inside)) or 'nothing'}"
-        kind = {str: "text", list: "a list"}.get(type(inside), f"a {type(inside).__name__}")
+        kinds: dict[type, str] = {str: "text", list: "a list"}
+        kind = kinds.get(type(inside), f"a {type(inside).__name__}")
         return f"{kind} has no {name!r}"
 
 
