@@ -82,30 +82,30 @@ class Replicas:
         """
         while True:
             await self._wanted.wait()
-            if await self._look():
-                self._judge_reach()
+            await self._look()
+            self._judge_reach()
             await asyncio.sleep(_LOOK_S)
             if not self._in_flight.total() and self._now() - self._used_at > _UNUSED_S:
                 self._wanted.clear()
                 self._looked.clear()
 
-    async def _look(self) -> bool:
-        """Whether the collector named some; else what was known goes on to hold."""
+    async def _look(self) -> None:
+        named = True
         try:
             url = f"{self._locate()}/v1/replicas?for=requests"
             reply = await self._collector.request("GET", url, None, _ASK_TIMEOUT_S)
             self._ready = msgspec.json.decode(reply.body, type=_View).ready()
         except (RequestError, JobError, msgspec.DecodeError):
-            return False
-        finally:
-            self._away.clear()
-            self._looked.set()
-        return bool(self._ready)
+            named = False  # what was known goes on to hold: who is lost is noticed by connecting
+        if not named or not self._ready:
+            self._refused_at.clear()  # it is the swarm that is away
+        elif self._refused:
+            self._refused_at.append(self._now())
+        self._refused = False
+        self._away.clear()
+        self._looked.set()
 
     def _judge_reach(self) -> None:
-        if self._refused:
-            self._refused = False
-            self._refused_at.append(self._now())
         looks = self._refused_at
         if len(looks) >= _LOOKS_REFUSED and looks[-1] - looks[0] >= _REFUSED_S:
             raise JobError(
