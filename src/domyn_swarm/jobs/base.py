@@ -35,7 +35,7 @@ class SwarmJob:
     output_schema: Declared = ("result",)
     output_cols: Sequence[str] = ()
     """Names for the columns of the schema, in their order; without a schema, all columns."""
-    api: ClassVar[frozenset[str]] = parameters.ALL
+    request_parameters: ClassVar[frozenset[str]] = parameters.ALL
     """The parameters that its requests can have, besides `extra_body`."""
     version: ClassVar[str | None] = None
     """Stands for the class's source in the job's identity: raise it when answers change."""
@@ -113,7 +113,7 @@ class SwarmJob:
 
     def known_parameters(self) -> frozenset[str]:
         """What may be given to it besides its arguments and options: it goes to the requests."""
-        return self.api | {BODY, "model"}
+        return self.request_parameters | {BODY, "model"}
 
     def bind(self, client: OpenAIClient, model: str) -> None:
         """Give the job its endpoint, before the first row."""

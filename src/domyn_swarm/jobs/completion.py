@@ -17,7 +17,7 @@ class CompletionJob(PromptedJob):
     input_columns = ("prompt",)
     output_schema = {"result": str}
     version = "1"
-    api = COMPLETIONS
+    request_parameters = COMPLETIONS
 
     async def transform_item(self, item: Any) -> str:  # noqa: ANN401 - the columns'
         """The text of the first choice."""

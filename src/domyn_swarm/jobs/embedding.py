@@ -22,7 +22,7 @@ class EmbeddingJob(PromptedJob):
     input_columns = ("text",)
     output_schema = {"embedding": list[float]}
     version = "1"
-    api = EMBEDDINGS
+    request_parameters = EMBEDDINGS
 
     def __init__(self, *, batch_size: int = 32, **options: Any) -> None:
         """Options besides: those of `PromptedJob`; the rest (`dimensions`) goes to the requests."""

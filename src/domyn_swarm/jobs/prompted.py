@@ -24,7 +24,7 @@ class PromptedJob(SwarmJob):
         own): `["temperature"]`, or `{"temperature": "column"}`; `extra_body` holds objects.
     """
 
-    api = CHAT
+    request_parameters = CHAT
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class PromptedJob(SwarmJob):
     def check(self) -> None:
         """See `SwarmJob.check`: here a template has no column, so that all rows are the same."""
         super().check()
-        check_class_parameters(type(self), self.api, self.params)
+        check_class_parameters(type(self), self.request_parameters, self.params)
         if not self.input_columns:
             raise ConfigError(
                 "The prompt uses no column, so every row would be asked the same.",
