@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+_encoder = msgspec.json.Encoder()
 _SHOWN_AS_TEXT = (int, Decimal, dt.date, dt.time, dt.timedelta)
 
 
@@ -57,20 +58,22 @@ def json_of(value: Any) -> str:  # noqa: ANN401 - a row's value
     Raises:
         ValueError: JSON has no form for it.
     """
-    if value is None:
-        return "null"
+    return _encoder.encode(_as_json(value)).decode()
+
+
+def _as_json(value: Any) -> Any:  # noqa: ANN401 - a row's value
+    """The same of what the encoder knows, with numbers that are written already."""
+    if value is None or isinstance(value, bool | str):
+        return value
     if isinstance(value, dict):
-        inner = [f"{_quoted(str(name))}:{json_of(one)}" for name, one in value.items()]
-        return f"{{{','.join(inner)}}}"
+        return {str(name): _as_json(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(json_of, value))}]"
+        return [_as_json(one) for one in value]
     if isinstance(value, float) and math.isinf(value):
         raise ValueError("JSON has no infinite numbers, and a prompt shows lists as JSON")
-    if isinstance(value, str):
-        return _quoted(value)
     if isinstance(value, dt.date | dt.time):
-        return _quoted(value.isoformat())
-    return _quoted(str(value)) if isinstance(value, dt.timedelta) else text_of(value)
+        return value.isoformat()
+    return str(value) if isinstance(value, dt.timedelta) else msgspec.Raw(text_of(value).encode())
 
 
 def _number(value: float) -> str:
@@ -80,10 +83,6 @@ def _number(value: float) -> str:
     if math.isnan(value):
         raise NullInPrompt("a value in the prompt is null")
     return str(value)
-
-
-def _quoted(text: str) -> str:
-    return msgspec.json.encode(str(text)).decode()
 
 
 def _refusal(value: Any) -> ValueError:  # noqa: ANN401 - whatever it is
