@@ -63,8 +63,10 @@ def json_of(value: Any) -> str:  # noqa: ANN401 - a row's value
 
 def _as_json(value: Any) -> Any:  # noqa: ANN401 - a row's value
     """The same of what the encoder knows, with numbers that are written already."""
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str(value)  # plain: Jinja marks what it has escaped
     if isinstance(value, dict):
         return {str(name): _as_json(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
