@@ -286,6 +286,21 @@ def test_a_step_outlives_the_command_that_follows_it(standing: Standing, tmp_pat
     assert all_answered(tmp_path, 100)
 
 
+def test_what_the_router_refuses_reaches_the_replicas_from_any_node(
+    standing: Standing, tmp_path: Path
+) -> None:
+    jobs, refused = JobService(), {"job_kwargs": {"top_k": 0}}  # by the router, not by engines
+    asked = {
+        name: request(tmp_path / name, 20, resources=where, **refused)
+        for name, where in {"job": JOB, "step": STEP}.items()
+    }
+    handles = {name: jobs.submit(one) for name, one in asked.items()}
+    for name, handle in handles.items():
+        done = ended(handle)
+        assert (done.status, done.rows_failed) == (JobStatus.SUCCEEDED, 0), name
+        assert all_answered(tmp_path / name, 20)
+
+
 FAILING = """
 from domyn_swarm import SwarmJob
 
