@@ -31,9 +31,7 @@ class EndpointAccess:
     key: str | None
     use_proxy: bool = False
     meter: Meter | None = None  # None: the endpoint's own /metrics, where it has them
-    model: str | None = (
-        None  # of a swarm whose replicas may be asked themselves; they share the key
-    )
+    model: str | None = None  # of a swarm whose replicas have the same key
 
 
 @asynccontextmanager
