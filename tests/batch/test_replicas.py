@@ -203,12 +203,35 @@ async def test_a_lost_replica_is_told_as_the_router_tells_it_and_left_alone() ->
                 *[driver.ask() for _ in range(8)], return_exceptions=True
             )
             assert [type(one) for one in answers if isinstance(one, Exception)] == [told] * 4
+            sent = swarm.sent[A]
             await asyncio.gather(*[driver.ask() for _ in range(8)])
-            assert swarm.sent[A] == 4
+            assert swarm.sent[A] == sent
             await asyncio.sleep(1.0)
         swarm.answer = lambda _url: RequestTimeout("no reply in time")
         with pytest.raises(RequestTimeout):
             await driver.ask()
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [(None, None), (ConnectionBroken, ReplicaLost), (CannotConnect, ReplicaAway)],
+)
+@in_virtual_time
+async def test_a_connection_that_breaks_is_tried_once_more(
+    second: type[Exception] | None, told: type[Exception] | None
+) -> None:
+    """An engine that died under the request does not listen any more; any other is alive."""
+    swarm = Swarm(states={A: "ready"})
+    driver = Driver(swarm)
+    outcomes = [ConnectionBroken("reset"), None if second is None else second("gone")]
+    swarm.answer = lambda _url: outcomes[swarm.sent[A] - 1]
+    async with beside(driver.replicas.keep_looking()):
+        if told is None:
+            assert (await driver.ask()).status == 200
+        else:
+            with pytest.raises(told, match="gone"):
+                await driver.ask()
+    assert swarm.sent[A] == 2
 
 
 @in_virtual_time

@@ -120,7 +120,7 @@ class Replicas:
         """The replica for one request, while it lasts.
 
         Raises:
-            ReplicaAway: none is ready, or it could not be connected to.
+            ReplicaAway: none is ready, or nobody listens there.
             ReplicaLost: the connection to it broke.
         """
         replica = await self._take()
@@ -171,7 +171,10 @@ class ReplicaClient:
         if body is None or is_plain(path, body, self._model):
             return await self._endpoint.request(method, url, body, timeout_s)
         async with self._replicas.one() as replica:
-            reply = await self._endpoint.request(method, replica + path, body, timeout_s)
+            try:
+                reply = await self._endpoint.request(method, replica + path, body, timeout_s)
+            except ConnectionBroken:  # once more, as the router: it may be the connection alone
+                reply = await self._endpoint.request(method, replica + path, body, timeout_s)
         return reply._replace(served_by=replica)
 
     async def stream(
