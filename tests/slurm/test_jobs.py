@@ -286,15 +286,33 @@ def test_a_step_outlives_the_command_that_follows_it(standing: Standing, tmp_pat
     assert all_answered(tmp_path, 100)
 
 
+def test_what_the_router_refuses_reaches_the_replicas_from_any_node(
+    standing: Standing, tmp_path: Path
+) -> None:
+    jobs, refused = JobService(), {"job_kwargs": {"top_k": 0}}  # by the router, not by engines
+    asked = {
+        name: request(tmp_path / name, 20, resources=where, **refused)
+        for name, where in {"job": JOB, "step": STEP}.items()
+    }
+    handles = {name: jobs.submit(one) for name, one in asked.items()}
+    for name, handle in handles.items():
+        done = ended(handle)
+        assert (done.status, done.rows_failed) == (JobStatus.SUCCEEDED, 0), name
+        assert all_answered(tmp_path / name, 20)
+
+
 FAILING = """
 from domyn_swarm import SwarmJob
 
 class Ends(SwarmJob):
     input_columns = ["prompt"]
     output_schema = ["out"]
+    def __init__(self, *, how, **options):
+        super().__init__(**options)
+        self.how = how
     async def transform_item(self, item):
         import os, time
-        if self.params["how"] == "memory":
+        if self.how == "memory":
             self.kept = b"x" * 1_500_000_000
             time.sleep(600)
         os._exit(3)

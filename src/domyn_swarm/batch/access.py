@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.gate import ALONE, EndpointGate
+from domyn_swarm.batch.replicas import ReplicaClient, Replicas
 from domyn_swarm.batch.session import RequestSession
 from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.steering import ReadGauges, fate_reader, meter_reader, metrics_reader
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
-from domyn_swarm.net.http import open_client
+from domyn_swarm.net.http import HttpClient, open_client
 from domyn_swarm.net.openai import OpenAIClient
 
 
@@ -37,6 +38,7 @@ class EndpointAccess:
     use_proxy: bool = False
     meter: Meter | None = None  # None: the endpoint's own /metrics, where it has them
     key_now: Callable[[], str | None] | None = None  # None: it does not change
+    model: str | None = None  # of a swarm whose replicas have the same key
 
 
 @asynccontextmanager
@@ -73,16 +75,23 @@ async def open_session(
 
     meter, fate = access.meter, None
     asked = None if meter is None else open_client(meter.key, use_proxy=False)
+    carrier, replicas = http, None
     if meter is not None and asked is not None:
         fate = fate_reader(asked, meter.locate)
-    gate = EndpointGate(http, locate, on_state, suspects, knock_max_s=policy.knock_max_s, fate=fate)
+        if access.model is not None:
+            replicas = Replicas(asked, meter.locate)
+            carrier = ReplicaClient(http, replicas, access.model)
+    gate = EndpointGate(
+        carrier, locate, on_state, suspects, knock_max_s=policy.knock_max_s, fate=fate
+    )
     if meter is not None and asked is not None:
         gauges = meter_reader(asked, meter.locate)
     else:
         gauges = metrics_reader(http, lambda: gate.url)
+    work = [gate.keep_knocking(), *([replicas.keep_looking()] if replicas else [])]
     try:
-        session = RequestSession(http, gate, policy, tally)
-        async with beside(gate.keep_knocking()):
+        session = RequestSession(carrier, gate, policy, tally)
+        async with beside(*work):
             yield OpenAIClient(session, lambda: (gate.url, key)), gauges
     finally:
         if asked is not None:

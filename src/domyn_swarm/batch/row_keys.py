@@ -80,9 +80,12 @@ def python_values(column: pa.Array) -> list[Any]:
     """The values of a column, whichever libraries are installed.
 
     Python's own times have no nanoseconds: those that have are text, with all their digits. The
-    others are the same values as in a column of microseconds.
+    others are the same values as in a column of microseconds. Numbers of single precision are the
+    shortest that are the same in single precision: 0.1, not 0.10000000149011612.
     """
     kind = column.type
+    if (as_text := _with(kind, pa.string())) != kind:
+        column = column.cast(as_text).cast(_with(kind, pa.float64()))
     if not pa.types.is_temporal(kind) or getattr(kind, "unit", None) != "ns":
         values: list[Any] = column.to_pylist()
         return values
@@ -97,6 +100,19 @@ def python_values(column: pa.Array) -> list[Any]:
             f"{one.value} ns" if pa.types.is_duration(kind) else one.cast(pa.string()).as_py()
         )
     return values
+
+
+def _with(kind: pa.DataType, single: pa.DataType) -> pa.DataType:
+    """A type with another one for numbers of single precision, however deep they are."""
+    if pa.types.is_float32(kind):
+        return single
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_with(kind.value_type, single)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_with(kind.value_type, single)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_with(field.type, single)) for field in kind])
+    return kind
 
 
 def _in_microseconds(kind: pa.DataType) -> pa.DataType:

@@ -9,11 +9,20 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from domyn_swarm.engines.sim_options import ErrorRule, SimOptions
 from domyn_swarm.engines.sim_reply import READY_PROMPT
 
 CRASH_EXIT_CODE = 13
+
+
+class Asked(NamedTuple):
+    """A request as it came."""
+
+    path: str
+    body: dict[str, Any]
+    prompt: str  # what of the body the faults and the answer go by
 
 
 class Faults:
@@ -57,10 +66,15 @@ class Faults:
                     return rule
         return None
 
-    def record(self, prompt: str, status: int | None) -> None:
-        """Append what became of a request. None: the client got no answer."""
-        if self._record is not None and prompt != READY_PROMPT:
-            entry = {"prompt": prompt, "status": status}
+    def record(self, asked: Asked, status: int | None) -> None:
+        """Append a request and what became of it. None: the client got no answer."""
+        if self._record is not None and asked.prompt != READY_PROMPT:
+            entry = {
+                "prompt": asked.prompt,
+                "status": status,
+                "path": asked.path,
+                "body": asked.body,
+            }
             os.write(self._record, json.dumps(entry).encode() + b"\n")
 
 

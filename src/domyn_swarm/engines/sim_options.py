@@ -54,7 +54,8 @@ class SimOptions:
     slots: int = field(default=64, metadata={"ge": 1})  # requests at once; the others wait
     start_s: float = field(default=0.0, metadata={"ge": 0})  # until /health answers
     errors: tuple[ErrorRule, ...] = ()
-    record: str | None = None  # file that a JSON line is appended to for each request
+    # file that a JSON line is appended to for each request: prompt, status, path, body
+    record: str | None = None
     fail_start: str | None = None  # printed before the server ends, instead of starting
     fail_start_exit_code: int = field(default=1, metadata={"ge": 1, "le": 255})
     crash_after_requests: int | None = field(default=None, metadata={"ge": 1})

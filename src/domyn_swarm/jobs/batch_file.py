@@ -16,7 +16,8 @@ from domyn_swarm.batch.request_files import (
     open_requests,
 )
 from domyn_swarm.jobs.base import SwarmJob
-from domyn_swarm.jobs.prompted import without_nulls
+from domyn_swarm.jobs.naming import BODY
+from domyn_swarm.jobs.prompted import extra_fields, without_nulls
 from domyn_swarm.jobs.replies import decoded, named
 
 _PATHS = "/v1/"
@@ -47,7 +48,7 @@ class BatchFileJob(SwarmJob):
         """See the class."""
         super().__init__(**options)
         self.keep_model = keep_model
-        extra = self.params.pop("extra_body", None) or {}
+        extra = extra_fields(self.params.pop(BODY, None))
         self.params = {**self.params, **extra}
 
     def described(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from domyn_swarm.jobs.prompted import PromptedJob
 from domyn_swarm.jobs.replies import completion, decoded
 from domyn_swarm.net.errors import BadReply
 from domyn_swarm.net.openai import COMPLETIONS_PATH
+from domyn_swarm.net.parameters import COMPLETIONS
 
 
 class CompletionJob(PromptedJob):
@@ -16,6 +17,7 @@ class CompletionJob(PromptedJob):
     input_columns = ("prompt",)
     output_schema = {"result": str}
     version = "1"
+    request_parameters = COMPLETIONS
 
     async def transform_item(self, item: Any) -> str:  # noqa: ANN401 - the columns'
         """The text of the first choice."""

@@ -99,7 +99,7 @@ def dry_run(
         JobError: the row did not end in time, or the swarm's endpoint is not known.
     """
     access = access_of(spec)
-    access = replace(access, key=key or access.key, meter=None)
+    access = replace(access, key=key or access.key)
     plan = prepared.plan
     found = DryRun(
         job=spec.job,

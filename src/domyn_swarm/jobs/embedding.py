@@ -9,6 +9,7 @@ from domyn_swarm.jobs.prompted import PromptedJob
 from domyn_swarm.jobs.replies import decoded, embeddings
 from domyn_swarm.net.errors import BadReply, RequestError
 from domyn_swarm.net.openai import EMBEDDINGS_PATH
+from domyn_swarm.net.parameters import EMBEDDINGS
 
 
 class EmbeddingJob(PromptedJob):
@@ -21,6 +22,7 @@ class EmbeddingJob(PromptedJob):
     input_columns = ("text",)
     output_schema = {"embedding": list[float]}
     version = "1"
+    request_parameters = EMBEDDINGS
 
     def __init__(self, *, batch_size: int = 32, **options: Any) -> None:
         """Options besides: those of `PromptedJob`; the rest (`dimensions`) goes to the requests."""

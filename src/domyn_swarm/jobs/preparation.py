@@ -110,6 +110,7 @@ def plan_of(
     keys, work = _work_of(spec, job)
     if not dataset.rows and not dataset.schema.names:  # as libraries leave what they filtered out
         dataset = TableDataset.without_rows(keys.columns)
+    job.check_columns(dataset.schema.names)
     check_columns(dataset, keys.input_columns, "--input-column")
     if keys.id_column is not None:
         check_columns(dataset, [keys.id_column], "--id-column")

@@ -98,6 +98,7 @@ def access_of(spec: JobSpec) -> EndpointAccess:
         _locator(place, "url"),
         key,
         meter=meter,
+        model=spec.model,
         use_proxy=outside,
         key_now=key_now,
     )
