@@ -75,7 +75,8 @@ async def open_session(
 
     meter, fate = access.meter, None
     asked = None if meter is None else open_client(meter.key, use_proxy=False)
-    carrier, replicas = http, None
+    carrier: HttpClient = http
+    replicas = None
     if meter is not None and asked is not None:
         fate = fate_reader(asked, meter.locate)
         if access.model is not None:

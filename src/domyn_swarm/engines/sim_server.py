@@ -182,7 +182,7 @@ class Simulator:
                 await asyncio.sleep(self._latency_s())
                 rule = self._faults.rule(prompt)
                 if rule is not None and rule.crash:
-                    self._faults.record(prompt, None)
+                    self._faults.record(asked, None)
                     self._faults.crash()
                 if rule is not None and rule.held_by is not None:
                     await _released(Path(rule.held_by))
