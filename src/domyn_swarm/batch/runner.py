@@ -23,7 +23,9 @@ from domyn_swarm.batch.limiter import FIRST_LIMIT
 from domyn_swarm.batch.observations import SlowRow
 from domyn_swarm.batch.rows import Result, Row, RowError, RowTrace, RowValue, current_trace
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.verdicts import Reading, outcome_of, verdict_of
 from domyn_swarm.logs import get_logger
+from domyn_swarm.model import Accept
 from domyn_swarm.net.errors import RequestError
 
 _log = get_logger(__name__)
@@ -72,7 +74,7 @@ class RunPolicy:
 
     concurrency: int | None  # calls in flight; None: the limiter finds it
     rows_per_call: int = 1
-    finish_reasons: bool = False  # are kept in each call's trace
+    accept: Accept | None = None  # which answers count
     grace_s: float = 20.0  # how long requests in flight may take once the run is told to stop
     failure_limit: FailureLimit | None = DEFAULT_LIMIT  # None: somebody else judges
 
@@ -102,6 +104,7 @@ class Runner:
         self._fatal: BaseException | None = None
         self._settled: list[Result] = []
         self._kept: asyncio.Future[None] | None = None  # done once `_settled` is handed over
+        self._reading = Reading(policy.accept)
         self._stopping = asyncio.Event()
         self._slots: set[asyncio.Task[None]] = set()
         self._all_left = asyncio.Event()
@@ -219,7 +222,7 @@ class Runner:
                 await self._kept
 
     async def _call(self, rows: list[Row]) -> None:
-        trace = RowTrace(finish_reasons=self._policy.finish_reasons)
+        trace = RowTrace()
         token = current_trace.set(trace)
         began = time.perf_counter()
         values: Sequence[Any]
@@ -236,16 +239,15 @@ class Runner:
             self._settle(row, value, share, latency_s)
 
     def _settle(self, row: Row, value: Any, trace: RowTrace, latency_s: float) -> None:  # noqa: ANN401 - whatever a job returns
-        output, error = b"", b""
+        output, error, code = b"", b"", trace.code
         if not isinstance(value, BaseException):
             try:
                 output = self._encode(value, trace, latency_s)
             except ValueError as mismatch:
                 value = mismatch
         if isinstance(value, BaseException):
-            error = self._failure(row, value, trace)
-        else:
-            self._tally.rows_answered += 1
+            code = 0 if isinstance(value, RequestError) else code  # it says why, not earlier replies
+            error = msgspec.json.encode(_row_error(row, value, trace))
         kept = RowValue(
             output,
             error,
@@ -253,9 +255,11 @@ class Runner:
             trace.prompt_tokens,
             trace.completion_tokens,
             round(latency_s, 4),
+            code,
         )
+        failed = self._count(row, kept)
         if latency_s > self._tally.slowest.floor_s:
-            tokens, failed = trace.completion_tokens, bool(error)
+            tokens = trace.completion_tokens
             slow = SlowRow(kept.latency_s, row.ordinal, trace.attempts, tokens, failed)
             self._tally.slowest.add(slow)
         self._settled.append(Result(row.ordinal, row.digest, kept))
@@ -266,15 +270,17 @@ class Runner:
             self._kept = loop.create_future()
             loop.call_later(_FLUSH_AFTER_S, self._flush)
 
-    def _failure(self, row: Row, cause: BaseException, trace: RowTrace) -> bytes:
-        status = cause.status if isinstance(cause, RequestError) else None
-        if not isinstance(cause, RequestError):
-            _log.debug("row %d failed", row.ordinal, exc_info=cause)
-        message = str(cause)[:2000] or type(cause).__name__
-        error = RowError(type(cause).__name__, status, message, trace.attempts)
-        self._tally.count_failure(error.type, message)
+    def _count(self, row: Row, kept: RowValue) -> bool:
+        """Count a settled row; whether it counts as failed."""
+        self._tally.verdicts[verdict_of(outcome_of(kept))] += 1
+        told = self._reading.judged(kept).error
+        if not told:
+            self._tally.rows_answered += 1
+            return False
+        error = msgspec.json.decode(told, type=RowError)
+        self._tally.count_failure(error.type, error.message)
         self._events.on_row_error(row, error)
-        return msgspec.json.encode(error)
+        return True
 
     def _flush(self) -> None:
         if not self._settled:
@@ -291,10 +297,19 @@ class Runner:
         limit = self._policy.failure_limit
         if limit is not None and (why := limit.reason_to_stop(self._tally)) is not None:
             self._give_up(why)
-        self._events.on_batch(results)
+        judged = self._reading.judged
+        self._events.on_batch([one._replace(value=judged(one.value)) for one in results])
         self._events.on_progress(self._tally.rows_done, self._tally.rows_total)
 
     def _give_up(self, error: BaseException) -> None:
         if self._fatal is None:
             self._fatal = error
             self._stopping.set()
+
+
+def _row_error(row: Row, cause: BaseException, trace: RowTrace) -> RowError:
+    status = cause.status if isinstance(cause, RequestError) else None
+    if not isinstance(cause, RequestError):
+        _log.debug("row %d failed", row.ordinal, exc_info=cause)
+    message = str(cause)[:2000] or type(cause).__name__
+    return RowError(type(cause).__name__, status, message, trace.attempts)

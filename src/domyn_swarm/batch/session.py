@@ -36,6 +36,7 @@ from domyn_swarm.net.errors import (
     error_from_status,
 )
 from domyn_swarm.net.http import HttpClient, HttpReply
+from domyn_swarm.net.replies import ReplyFacts, StreamedReply, read_reply
 
 _log = get_logger(__name__)
 _T = TypeVar("_T")
@@ -63,25 +64,7 @@ class RetryPolicy:
         return random.uniform(0, bound)  # noqa: S311 - jitter
 
 
-class _UsageFields(msgspec.Struct):
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
-
-
-class _WithUsage(msgspec.Struct):
-    usage: _UsageFields | None = None
-
-
-class _Choice(msgspec.Struct):
-    finish_reason: str | None = None
-
-
-class _WithReasons(_WithUsage):
-    choices: list[_Choice] = []
-
-
-_usage_decoder = msgspec.json.Decoder(_WithUsage)
-_reasons_decoder = msgspec.json.Decoder(_WithReasons)
+_TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")  # of 0: a prompt is measured, not answered
 _encoder = msgspec.json.Encoder()
 
 
@@ -206,7 +189,8 @@ class RequestSession:
             if reply.status >= 300:
                 raise error_from_status(reply.status, reply.body, reply.retry_after_s)
             latency_s = time.perf_counter() - began
-            self._tally.replies.count(latency_s, *self._note(reply.body), reply.served_by)
+            facts = read_reply(path, reply.body)
+            self._note(facts, body, latency_s, reply.served_by)
             return reply.body
 
         return await self._with_retries(attempt)
@@ -230,7 +214,7 @@ class RequestSession:
         encoded = _encoder.encode(body)
 
         async def attempt() -> tuple[bytes, AsyncIterator[bytes]]:
-            events = self._events(path, encoded, timeout_s or self._policy.timeout_s)
+            events = self._events(path, body, encoded, timeout_s or self._policy.timeout_s)
             try:
                 return await anext(events), events
             except StopAsyncIteration:
@@ -241,9 +225,10 @@ class RequestSession:
         async for event in rest:
             yield event
 
-    async def _events(self, path: str, encoded: bytes, limit_s: float) -> AsyncIterator[bytes]:
-        pending, began = b"", time.perf_counter()
-        prompt = completion = 0
+    async def _events(
+        self, path: str, body: dict[str, Any], encoded: bytes, limit_s: float
+    ) -> AsyncIterator[bytes]:
+        pending, began, reply = b"", time.perf_counter(), StreamedReply()
         url = self._gate.url + path
         async for chunk in self._client.stream(url, encoded, limit_s):
             if isinstance(chunk, HttpReply):
@@ -255,13 +240,11 @@ class RequestSession:
                 if not line.startswith(b"data:"):
                     continue
                 if payload == b"[DONE]":
-                    latency_s = time.perf_counter() - began
-                    self._tally.replies.count(latency_s, prompt, completion, None)
+                    self._note(reply.facts(), body, time.perf_counter() - began, None)
                     return
-                if b'"usage"' in payload or b'"finish_reason"' in payload:
-                    asked, told = self._note(payload)
-                    prompt, completion = prompt + asked, completion + told
+                reply.add(payload)
                 yield payload
+        reply.add_rest(pending)
         raise ConnectionBroken("the stream broke off before its end")
 
     async def _with_retries(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
@@ -294,27 +277,16 @@ class RequestSession:
                 self._tally.count_retry(type(error).__name__, str(error))
                 await asyncio.sleep(self._policy.backoff_s(failures))
 
-    def _note(self, body: bytes | memoryview) -> tuple[int, int]:
-        """A reply's tokens, prompt's and completion's; they go to the row's trace, and why the
-        reply ended where that is asked for.
-        """
+    def _note(
+        self, facts: ReplyFacts, asked: dict[str, Any], latency_s: float, served_by: str | None
+    ) -> None:
+        """Count a reply, and add it to the row's trace."""
+        tokens = facts.prompt_tokens, facts.completion_tokens
+        self._tally.replies.count(latency_s, *tokens, served_by)
         trace = current_trace.get()
-        try:
-            if trace is None or trace.finish_reasons is None:
-                usage = _usage_decoder.decode(body).usage
-            else:
-                reply = _reasons_decoder.decode(body)
-                usage, reasons = reply.usage, [one.finish_reason for one in reply.choices]
-                trace.finish_reasons = reasons if any(reasons) else trace.finish_reasons
-        except msgspec.DecodeError as error:
-            raise BadReply(f"the reply is not what the API promises: {error}") from error
-        if usage is None:
-            return 0, 0
-        prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
         if trace is not None:
-            trace.prompt_tokens += prompt
-            trace.completion_tokens += completion
-        return prompt, completion
+            wants_words = 0 not in (asked.get(name) for name in _TOKEN_LIMITS)
+            trace.note(facts if wants_words else ReplyFacts(*tokens, facts.finish_reasons))
 
 
 class _Patience:

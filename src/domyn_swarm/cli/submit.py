@@ -10,6 +10,7 @@ import typer
 
 from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.options import (
+    AcceptOption,
     ConcurrencyOption,
     ConfigOption,
     CpusOption,
@@ -126,6 +127,7 @@ def submit(
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
     max_failures: MaxFailuresOption = None,
+    accept: AcceptOption = None,
     checkpoint_dir: Annotated[
         Path | None,
         typer.Option("--checkpoint-dir", metavar="DIR", help="Where checkpoints lie."),
@@ -219,6 +221,7 @@ def submit(
         retries=retries,
         timeout_s=timeout,
         max_failures=max_failures,
+        accept=None if accept is None else accept.value,
         checkpoint_dir=checkpoint_dir,
         checkpoint_tag=checkpoint_tag,
         checkpoint_interval=checkpoint_interval,

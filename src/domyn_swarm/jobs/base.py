@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from domyn_swarm.batch.arrow_types import type_name
@@ -13,6 +13,7 @@ from domyn_swarm.batch.schema import Declared, OutputSchema
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.identity import source_digest
 from domyn_swarm.jobs.options import OPTIONS, JobOptions, job_options, kept_columns, kept_values
+from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net.openai import OpenAIClient
 
 
@@ -116,6 +117,14 @@ class SwarmJob:
                 f"The job {self.label} does nothing with its rows.",
                 hint="Write: async def transform_item(self, item)",
             )
+
+    def remarks(self, verdicts: Mapping[ReplyVerdict, int]) -> list[str]:
+        """What is worth saying of rows that came out so, a sentence or two each.
+
+        Args:
+            verdicts: how many rows are what.
+        """
+        return []
 
     def schema(self) -> OutputSchema:
         """The output columns, those that `keep` adds included.

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from domyn_swarm.batch.rows import RowTrace
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.model import Record
+from domyn_swarm.model import Accept, Record
 
 Kept = Literal["finish_reason", "usage", "latency"]
 
@@ -25,6 +25,7 @@ class JobOptions(Record):
     max_failures: str | int | None = None  # "20" rows, or "5%"
     checkpoint_interval: int | None = Field(None, ge=1)
     checkpoint_seconds: float | None = Field(None, gt=0)
+    accept: Accept | None = None
     keep: tuple[Kept, ...] = ()
 
 

@@ -1,0 +1,232 @@
+"""What a reply of status 200 came to: its tokens, why it ended, whether anything was said.
+
+A 200 may carry an error, break off, be refused, or say nothing; every request of a job is looked at
+here, whoever makes what of its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from domyn_swarm.model import ReplyVerdict
+from domyn_swarm.net.errors import BadReply, error_in_reply
+from domyn_swarm.net.openai import CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH
+
+# Servers say it in OpenAI's words, and in their own.
+_CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
+_REFUSED = frozenset({"content_filter", "refusal", "safety", "recitation", "sensitive"})
+_TOOLS = frozenset({"tool_calls", "function_call"})
+_BROKEN = frozenset({"error", "abort", "network_error", "insufficient_system_resource"})
+
+_ANSWERS = {CHAT_PATH: "choices", COMPLETIONS_PATH: "choices", EMBEDDINGS_PATH: "embeddings"}
+_THINKING = frozenset({"thinking", "reasoning", "redacted_thinking"})
+_WORDS_SHOWN = 200
+
+ENDINGS = (
+    ReplyVerdict.COMPLETE,
+    ReplyVerdict.TOOL_CALLS,
+    ReplyVerdict.CUT,
+    ReplyVerdict.REFUSED,
+)
+"""How an answer ends, from the best to the worst."""
+
+
+class ReplyFacts(NamedTuple):
+    """One reply. Of several choices the worst ending counts, and one that is silent."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reasons: tuple[str | None, ...] = ()
+    ending: ReplyVerdict = ReplyVerdict.COMPLETE
+    silent: bool = False
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+
+
+class _Message(msgspec.Struct):
+    content: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
+
+
+class _Choice(msgspec.Struct):
+    index: Any = 0
+    message: _Message | None = None
+    delta: _Message | None = None  # of a stream
+    text: Any = None  # of a completion
+    finish_reason: Any = None
+    error: Any = None
+
+
+class _Reply(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    data: Any = None
+    usage: _Usage | None = None
+    error: Any = None
+    object: Any = None
+    message: Any = None
+    detail: Any = None
+    code: Any = None
+    status: Any = None
+    incomplete_details: dict[str, Any] | None = None
+
+
+_decoder = msgspec.json.Decoder(_Reply)
+
+
+def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
+    """What the whole reply to a request at `path` came to.
+
+    Raises:
+        RequestError: it is an error after all; which one is as its code says.
+        BadReply: it is not what the API promises.
+    """
+    reply = _decoded(body)
+    _raise_error(reply)
+    if path in _ANSWERS:
+        _check_shape(path, reply, body)
+    facts = _facts([_Heard(one) for one in reply.choices or ()], reply.usage)
+    if reply.status == "incomplete":  # of `/v1/responses`
+        word = str((reply.incomplete_details or {}).get("reason"))
+        facts = facts._replace(finish_reasons=(word,), ending=_ending(word))
+    return facts
+
+
+class StreamedReply:
+    """A reply that comes in chunks."""
+
+    def __init__(self) -> None:
+        self._heard: dict[Any, _Heard] = {}
+        self._prompt_tokens = self._completion_tokens = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Take one chunk in. Raises as `read_reply`."""
+        reply = _decoded(chunk)
+        _raise_error(reply)
+        for one in reply.choices or ():
+            known = self._heard.get(one.index)
+            heard = _Heard(one)
+            self._heard[one.index] = heard if known is None else known.joined(heard)
+        if reply.usage is not None:
+            self._prompt_tokens += reply.usage.prompt_tokens or 0
+            self._completion_tokens += reply.usage.completion_tokens or 0
+
+    def add_rest(self, rest: bytes) -> None:
+        """Take in what stood behind the last event: some servers send an error as a plain reply."""
+        if rest.lstrip().startswith(b"{"):
+            self.add(rest)
+
+    def facts(self) -> ReplyFacts:
+        """What all of it came to."""
+        usage = _Usage(self._prompt_tokens, self._completion_tokens)
+        # A stream without a choice has said nothing; it cannot be asked again any more.
+        return _facts(self._heard.values(), usage)._replace(
+            **({} if self._heard else {"silent": True})
+        )
+
+
+class _Heard:
+    """One choice, or a piece of one."""
+
+    __slots__ = ("ending", "finish_reason", "said")
+
+    def __init__(self, choice: _Choice) -> None:
+        reason = choice.finish_reason
+        self.finish_reason: str | None = None if reason is None else str(reason)
+        word = "" if self.finish_reason is None else self.finish_reason.lower()
+        if word in _BROKEN:
+            words = f"the server broke the answer off (finish_reason {self.finish_reason})"
+            raise error_in_reply(words, choice.error)
+        message = choice.message or choice.delta or _Message()
+        calls = bool(message.tool_calls or message.function_call)
+        spoken = message.content if choice.text is None else choice.text
+        self.said = _says(spoken) or _says(message.refusal) or calls or bool(message.audio)
+        self.ending = _ending(word, refusal=_says(message.refusal), calls=calls)
+
+    def joined(self, later: _Heard) -> _Heard:
+        """Both pieces together."""
+        self.finish_reason = later.finish_reason or self.finish_reason
+        self.ending = max(self.ending, later.ending, key=ENDINGS.index)
+        self.said = self.said or later.said
+        return self
+
+
+def _ending(word: str, *, refusal: bool = False, calls: bool = False) -> ReplyVerdict:
+    if refusal or word in _REFUSED:
+        return ReplyVerdict.REFUSED
+    if word in _CUT:
+        return ReplyVerdict.CUT
+    return ReplyVerdict.TOOL_CALLS if calls or word in _TOOLS else ReplyVerdict.COMPLETE
+
+
+def _says(content: Any) -> bool:  # noqa: ANN401 - JSON
+    """Whether there is anything but space and thinking in it."""
+    if isinstance(content, str):
+        return bool(content) and not content.isspace()
+    if isinstance(content, list):
+        return any(map(_part_says, content))
+    return bool(content)
+
+
+def _part_says(part: Any) -> bool:  # noqa: ANN401 - JSON
+    if not isinstance(part, dict):
+        return _says(part)
+    if part.get("type") in _THINKING:
+        return False
+    told = [part[name] for name in ("text", "refusal") if name in part]
+    return any(map(_says, told)) if told else True
+
+
+def _facts(heard: Iterable[_Heard], usage: _Usage | None) -> ReplyFacts:
+    choices = list(heard)
+    return ReplyFacts(
+        0 if usage is None else usage.prompt_tokens or 0,
+        0 if usage is None else usage.completion_tokens or 0,
+        tuple(one.finish_reason for one in choices),
+        max((one.ending for one in choices), key=ENDINGS.index, default=ReplyVerdict.COMPLETE),
+        not all(one.said for one in choices),
+    )
+
+
+def _decoded(body: bytes | memoryview) -> _Reply:
+    try:
+        return _decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise _bad(str(error), body) from error
+
+
+def _raise_error(reply: _Reply) -> None:
+    """Raise what a reply says went wrong, if it says so."""
+    if reply.error:
+        raise error_in_reply("the reply is an error", reply.error)
+    if reply.object == "error":
+        raise error_in_reply("the reply is an error", _complaint(reply))
+
+
+def _check_shape(path: str, reply: _Reply, body: bytes | memoryview) -> None:
+    chat = path == CHAT_PATH
+    answers = reply.data if path == EMBEDDINGS_PATH else reply.choices
+    if not answers and (complaint := _complaint(reply))["message"]:
+        raise error_in_reply("the reply is an error", complaint)
+    if not answers:
+        raise _bad(f"it has no {_ANSWERS[path]}", body)
+    for one in reply.choices or ():
+        if (one.message if chat else one.text) is None and not one.error:
+            raise _bad(f"a choice has no {'message' if chat else 'text'}", body)
+
+
+def _complaint(reply: _Reply) -> dict[str, Any]:
+    return {"message": reply.message or reply.detail, "code": reply.code}
+
+
+def _bad(what: str, body: bytes | memoryview) -> BadReply:
+    shown = bytes(body[:_WORDS_SHOWN]).decode("utf-8", "replace").strip()
+    return BadReply(f"the reply is not what the API promises: {what}; it begins {shown!r}")
