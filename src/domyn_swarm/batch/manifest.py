@@ -76,7 +76,9 @@ class RowCounts(Record):
     rows: int
     rows_failed: int  # they carry an `_error`
     rows_empty: int  # answered, and every answer column is null
-    verdicts: dict[ReplyVerdict, int] = {}  # all rows by what their answers are
+    verdicts: dict[ReplyVerdict, int] = Field(
+        default_factory=dict
+    )  # all rows by what their answers are
     tokens: TokenCounts
 
 

@@ -246,7 +246,8 @@ class Runner:
             except ValueError as mismatch:
                 value = mismatch
         if isinstance(value, BaseException):
-            code = 0 if isinstance(value, RequestError) else code  # it says why, not earlier replies
+            if isinstance(value, RequestError):
+                code = 0  # it says why there is no answer; earlier replies do not
             error = msgspec.json.encode(_row_error(row, value, trace))
         kept = RowValue(
             output,

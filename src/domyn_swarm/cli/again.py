@@ -127,7 +127,7 @@ def retry_failed(
     With --class those whose answers are so, failed or not. What a row has stays until something
     better comes. Where there is nothing to retry it says so and exits with 3.
 
-    Example: domyn-swarm job retry-failed nightly-run --class cut --job-kwargs '{"max_tokens": 4000}'
+    Example: domyn-swarm job retry-failed nightly --class cut --job-kwargs '{"max_tokens": 4000}'
     """
     from domyn_swarm.model import verdicts_named
     from domyn_swarm.services.jobs import JobService

@@ -54,10 +54,10 @@ def _summarise(job: JobSnapshot) -> None:
 
     say(f"{job.job_id} {job.status.value}: {rows_text(job)} rows")
     if told := verdicts_text(job.verdicts):
-        again = sorted(name.value for name, rows in job.verdicts.items() if rows and name != "complete")
+        classes = ",".join(sorted({name.value for name in job.verdicts} - {"complete"}))
         say(
-            f"answers: {told}; `domyn-swarm job retry-failed {job.job_id} "
-            f"--class {','.join(again)}` asks those again"
+            f"answers: {told}; `domyn-swarm job retry-failed {job.job_id} --class {classes}` asks "
+            "those again"
         )
     for remark in job.remarks:
         say(remark)

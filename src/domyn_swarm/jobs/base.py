@@ -118,7 +118,7 @@ class SwarmJob:
                 hint="Write: async def transform_item(self, item)",
             )
 
-    def remarks(self, verdicts: Mapping[ReplyVerdict, int]) -> list[str]:
+    def remarks(self, verdicts: Mapping[ReplyVerdict, int]) -> list[str]:  # noqa: ARG002
         """What is worth saying of rows that came out so, a sentence or two each.
 
         Args:

@@ -40,8 +40,8 @@ class EmbeddingJob(PromptedJob):
         at = [index for index, one in enumerate(answers) if isinstance(one, str)]
         body = self.body(rows[0])
         found = await self._embed(body, [answers[index] for index in at])
-        for index, vector in zip(at, found, strict=True):
-            answers[index] = vector
+        for index, answer in zip(at, found, strict=True):
+            answers[index] = answer
         return answers
 
     def _text(self, columns: dict[str, Any]) -> str | ValueError:

@@ -1,4 +1,4 @@
-"""The JSON in what a model said: behind its thinking, in a fence, among words, before end tokens."""
+"""The JSON in what a model said: behind thinking, in a fence, among words, before end tokens."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ class ProgressLine:
         parts = [f"{self._name}: {tally.rows_done}/{tally.rows_total or 0} rows"]
         if tally.all_failed:
             parts.append(f"{tally.all_failed} failed")
-        kept = {ReplyVerdict.COMPLETE, ReplyVerdict.ERROR}
-        parts += [f"{rows} {one.value}" for one, rows in tally.all_verdicts.items() if one not in kept]
+        told = {*tally.all_verdicts} - {ReplyVerdict.COMPLETE, ReplyVerdict.ERROR}
+        parts += [f"{tally.all_verdicts[one]} {one.value}" for one in sorted(told)]
         rate, left_s = tally.rows_per_s(), tally.eta_s()
         if rate:
             parts.append(f"{rate:.1f} rows/s")

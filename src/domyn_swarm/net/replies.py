@@ -6,7 +6,7 @@ here, whoever makes what of its answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,9 +21,10 @@ _REFUSED = frozenset({"content_filter", "refusal", "safety", "recitation", "sens
 _TOOLS = frozenset({"tool_calls", "function_call"})
 _BROKEN = frozenset({"error", "abort", "network_error", "insufficient_system_resource"})
 
-_ANSWERS = {CHAT_PATH: "choices", COMPLETIONS_PATH: "choices", EMBEDDINGS_PATH: "embeddings"}
+_KNOWN_PATHS = frozenset({CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH})
 _THINKING = frozenset({"thinking", "reasoning", "redacted_thinking"})
 _WORDS_SHOWN = 200
+_NO_DATA = tuple(map(msgspec.Raw, (b"", b"null", b"[]")))
 
 ENDINGS = (
     ReplyVerdict.COMPLETE,
@@ -68,7 +69,7 @@ class _Choice(msgspec.Struct):
 
 class _Reply(msgspec.Struct):
     choices: list[_Choice] | None = None
-    data: Any = None
+    data: msgspec.Raw = msgspec.Raw(b"")  # many numbers: not read here
     usage: _Usage | None = None
     error: Any = None
     object: Any = None
@@ -79,6 +80,7 @@ class _Reply(msgspec.Struct):
     incomplete_details: dict[str, Any] | None = None
 
 
+_NOTHING = _Message()
 _decoder = msgspec.json.Decoder(_Reply)
 
 
@@ -91,9 +93,9 @@ def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
     """
     reply = _decoded(body)
     _raise_error(reply)
-    if path in _ANSWERS:
+    if path in _KNOWN_PATHS:
         _check_shape(path, reply, body)
-    facts = _facts([_Heard(one) for one in reply.choices or ()], reply.usage)
+    facts = _facts([_heard(one) for one in reply.choices or ()], reply.usage)
     if reply.status == "incomplete":  # of `/v1/responses`
         word = str((reply.incomplete_details or {}).get("reason"))
         facts = facts._replace(finish_reasons=(word,), ending=_ending(word))
@@ -113,7 +115,7 @@ class StreamedReply:
         _raise_error(reply)
         for one in reply.choices or ():
             known = self._heard.get(one.index)
-            heard = _Heard(one)
+            heard = _heard(one)
             self._heard[one.index] = heard if known is None else known.joined(heard)
         if reply.usage is not None:
             self._prompt_tokens += reply.usage.prompt_tokens or 0
@@ -127,36 +129,38 @@ class StreamedReply:
     def facts(self) -> ReplyFacts:
         """What all of it came to."""
         usage = _Usage(self._prompt_tokens, self._completion_tokens)
-        # A stream without a choice has said nothing; it cannot be asked again any more.
-        return _facts(self._heard.values(), usage)._replace(
-            **({} if self._heard else {"silent": True})
-        )
+        facts = _facts(list(self._heard.values()), usage)
+        return facts if self._heard else facts._replace(silent=True)  # it has said nothing
 
 
-class _Heard:
+class _Heard(NamedTuple):
     """One choice, or a piece of one."""
 
-    __slots__ = ("ending", "finish_reason", "said")
-
-    def __init__(self, choice: _Choice) -> None:
-        reason = choice.finish_reason
-        self.finish_reason: str | None = None if reason is None else str(reason)
-        word = "" if self.finish_reason is None else self.finish_reason.lower()
-        if word in _BROKEN:
-            words = f"the server broke the answer off (finish_reason {self.finish_reason})"
-            raise error_in_reply(words, choice.error)
-        message = choice.message or choice.delta or _Message()
-        calls = bool(message.tool_calls or message.function_call)
-        spoken = message.content if choice.text is None else choice.text
-        self.said = _says(spoken) or _says(message.refusal) or calls or bool(message.audio)
-        self.ending = _ending(word, refusal=_says(message.refusal), calls=calls)
+    finish_reason: str | None
+    ending: ReplyVerdict
+    said: bool
 
     def joined(self, later: _Heard) -> _Heard:
         """Both pieces together."""
-        self.finish_reason = later.finish_reason or self.finish_reason
-        self.ending = max(self.ending, later.ending, key=ENDINGS.index)
-        self.said = self.said or later.said
-        return self
+        return _Heard(
+            later.finish_reason or self.finish_reason,
+            max(self.ending, later.ending, key=ENDINGS.index),
+            self.said or later.said,
+        )
+
+
+def _heard(choice: _Choice) -> _Heard:
+    reason = None if choice.finish_reason is None else str(choice.finish_reason)
+    word = "" if reason is None else reason.lower()
+    if word in _BROKEN:
+        words = f"the server broke the answer off (finish_reason {reason})"
+        raise error_in_reply(words, choice.error)
+    message = choice.message or choice.delta or _NOTHING
+    spoken = message.content if choice.text is None else choice.text
+    calls = bool(message.tool_calls or message.function_call)
+    refusal = message.refusal is not None and _says(message.refusal)
+    said = _says(spoken) or refusal or calls or bool(message.audio)
+    return _Heard(reason, _ending(word, refusal=refusal, calls=calls), said)
 
 
 def _ending(word: str, *, refusal: bool = False, calls: bool = False) -> ReplyVerdict:
@@ -185,13 +189,16 @@ def _part_says(part: Any) -> bool:  # noqa: ANN401 - JSON
     return any(map(_says, told)) if told else True
 
 
-def _facts(heard: Iterable[_Heard], usage: _Usage | None) -> ReplyFacts:
-    choices = list(heard)
+def _facts(choices: Sequence[_Heard], usage: _Usage | None) -> ReplyFacts:
+    told = (0, 0) if usage is None else (usage.prompt_tokens or 0, usage.completion_tokens or 0)
+    if len(choices) == 1:  # by far the commonest
+        [one] = choices
+        return ReplyFacts(*told, (one.finish_reason,), one.ending, not one.said)
+    endings = [one.ending for one in choices]
     return ReplyFacts(
-        0 if usage is None else usage.prompt_tokens or 0,
-        0 if usage is None else usage.completion_tokens or 0,
+        *told,
         tuple(one.finish_reason for one in choices),
-        max((one.ending for one in choices), key=ENDINGS.index, default=ReplyVerdict.COMPLETE),
+        max(endings, key=ENDINGS.index, default=ReplyVerdict.COMPLETE),
         not all(one.said for one in choices),
     )
 
@@ -212,13 +219,13 @@ def _raise_error(reply: _Reply) -> None:
 
 
 def _check_shape(path: str, reply: _Reply, body: bytes | memoryview) -> None:
-    chat = path == CHAT_PATH
-    answers = reply.data if path == EMBEDDINGS_PATH else reply.choices
-    if not answers and (complaint := _complaint(reply))["message"]:
-        raise error_in_reply("the reply is an error", complaint)
-    if not answers:
-        raise _bad(f"it has no {_ANSWERS[path]}", body)
-    for one in reply.choices or ():
+    embeds, chat = path == EMBEDDINGS_PATH, path == CHAT_PATH
+    if reply.data in _NO_DATA if embeds else not reply.choices:
+        complaint = _complaint(reply)
+        if complaint["message"]:
+            raise error_in_reply("the reply is an error", complaint)
+        raise _bad(f"it has no {'embeddings' if embeds else 'choices'}", body)
+    for one in () if embeds else reply.choices or ():
         if (one.message if chat else one.text) is None and not one.error:
             raise _bad(f"a choice has no {'message' if chat else 'text'}", body)
 

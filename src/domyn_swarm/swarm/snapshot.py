@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
+from pydantic import Field
+
 from domyn_swarm.model import (
     JobAccount,
     JobStatus,
@@ -53,7 +55,7 @@ class JobSnapshot(Record):
     rows_total: int | None = None  # None: not known yet
     rows_done: int = 0  # settled, failed rows and rows from earlier runs included
     rows_failed: int = 0
-    verdicts: dict[ReplyVerdict, int] = {}  # the settled rows by what their answers are
+    verdicts: dict[ReplyVerdict, int] = Field(default_factory=dict)  # settled rows, by answers
     rows_per_s: float | None = None
     eta_s: float | None = None
     prompt_tokens: int = 0
