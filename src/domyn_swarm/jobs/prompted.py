@@ -86,9 +86,8 @@ class PromptedJob(SwarmJob):
         cut = verdicts.get(ReplyVerdict.CUT)
         if not cut or not {*_TOKEN_LIMITS}.isdisjoint({*self.params, *self.param_columns}):
             return []
-        return [
-            f"{cut} answers were cut by the server's own token limit: the job gives no max_tokens."
-        ]
+        were = "answer was" if cut == 1 else "answers were"
+        return [f"{cut} {were} cut by the server's own token limit: the job gives no max_tokens."]
 
     def columns_of(self, item: Any) -> dict[str, Any]:  # noqa: ANN401 - the columns'
         """The row's columns by name, however many there are."""
