@@ -76,7 +76,8 @@ def test_of_several_choices_the_worst_counts() -> None:
     both = [*said({"content": "a"})["choices"], *said({"content": ""}, "length")["choices"]]
     usage = {"prompt_tokens": 3, "completion_tokens": None}
     facts = facts_of({"choices": both, "usage": usage})
-    assert facts == ReplyFacts(3, 0, ("stop", "length"), facts.ending, silent=True)
+    assert facts == ReplyFacts(3, 0, ("stop", "length"), facts.code)
+    assert facts.silent
     assert facts.ending == "cut"
 
 

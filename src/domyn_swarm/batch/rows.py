@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from domyn_swarm.net.replies import ENDINGS, ReplyFacts
+from domyn_swarm.net.replies import ReplyFacts, worst
 
 
 class Row(NamedTuple):
@@ -75,8 +75,7 @@ class RowTrace:
         self.completion_tokens += facts.completion_tokens
         if facts.finish_reasons:
             self.finish_reasons = facts.finish_reasons
-        ending = max(self.code >> 1, ENDINGS.index(facts.ending))
-        self.code = ending << 1 | (self.code & 1) | facts.silent
+        self.code = worst(self.code, facts.code) if self.code else facts.code
 
     def shares(self, rows: int) -> list[RowTrace]:
         """What of it falls to each of the call's rows: the tokens are divided, and add up."""

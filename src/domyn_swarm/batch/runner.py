@@ -23,7 +23,7 @@ from domyn_swarm.batch.limiter import FIRST_LIMIT
 from domyn_swarm.batch.observations import SlowRow
 from domyn_swarm.batch.rows import Result, Row, RowError, RowTrace, RowValue, current_trace
 from domyn_swarm.batch.tally import Tally
-from domyn_swarm.batch.verdicts import Reading, outcome_of, verdict_of
+from domyn_swarm.batch.verdicts import Reading, outcome_of
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Accept
 from domyn_swarm.net.errors import RequestError
@@ -103,6 +103,7 @@ class Runner:
         self._exhausted = False
         self._fatal: BaseException | None = None
         self._settled: list[Result] = []
+        self._judged: list[Result] = []  # the same as they count
         self._kept: asyncio.Future[None] | None = None  # done once `_settled` is handed over
         self._reading = Reading(policy.accept)
         self._stopping = asyncio.Event()
@@ -258,12 +259,15 @@ class Runner:
             round(latency_s, 4),
             code,
         )
-        failed = self._count(row, kept)
+        counts = self._count(row, kept)
+        failed = bool(counts.error)
         if latency_s > self._tally.slowest.floor_s:
             tokens = trace.completion_tokens
             slow = SlowRow(kept.latency_s, row.ordinal, trace.attempts, tokens, failed)
             self._tally.slowest.add(slow)
-        self._settled.append(Result(row.ordinal, row.digest, kept))
+        result = Result(row.ordinal, row.digest, kept)
+        self._settled.append(result)
+        self._judged.append(result if counts is kept else result._replace(value=counts))
         if len(self._settled) * _FLUSH_SHARE >= self.limit:
             self._flush()
         elif self._kept is None:
@@ -271,22 +275,23 @@ class Runner:
             self._kept = loop.create_future()
             loop.call_later(_FLUSH_AFTER_S, self._flush)
 
-    def _count(self, row: Row, kept: RowValue) -> bool:
-        """Count a settled row; whether it counts as failed."""
-        self._tally.verdicts[verdict_of(outcome_of(kept))] += 1
-        told = self._reading.judged(kept).error
-        if not told:
+    def _count(self, row: Row, kept: RowValue) -> RowValue:
+        """Count a settled row; return what it counts as."""
+        self._tally.outcomes[outcome_of(kept)] += 1
+        judged = self._reading.judged(kept) if kept.code else kept
+        if judged.error:
+            error = msgspec.json.decode(judged.error, type=RowError)
+            self._tally.count_failure(error.type, error.message)
+            self._events.on_row_error(row, error)
+        else:
             self._tally.rows_answered += 1
-            return False
-        error = msgspec.json.decode(told, type=RowError)
-        self._tally.count_failure(error.type, error.message)
-        self._events.on_row_error(row, error)
-        return True
+        return judged
 
     def _flush(self) -> None:
         if not self._settled:
             return
         results, self._settled = self._settled, []
+        judged, self._judged = self._judged, []
         kept, self._kept = self._kept, None
         if kept is not None and not kept.done():
             kept.set_result(None)  # the slots go on after this callback, when all is handed over
@@ -298,8 +303,7 @@ class Runner:
         limit = self._policy.failure_limit
         if limit is not None and (why := limit.reason_to_stop(self._tally)) is not None:
             self._give_up(why)
-        judged = self._reading.judged
-        self._events.on_batch([one._replace(value=judged(one.value)) for one in results])
+        self._events.on_batch(judged)
         self._events.on_progress(self._tally.rows_done, self._tally.rows_total)
 
     def _give_up(self, error: BaseException) -> None:

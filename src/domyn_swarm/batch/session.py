@@ -284,9 +284,11 @@ class RequestSession:
         tokens = facts.prompt_tokens, facts.completion_tokens
         self._tally.replies.count(latency_s, *tokens, served_by)
         trace = current_trace.get()
-        if trace is not None:
-            wants_words = 0 not in (asked.get(name) for name in _TOKEN_LIMITS)
-            trace.note(facts if wants_words else ReplyFacts(*tokens, facts.finish_reasons))
+        if trace is None:
+            return
+        if facts.code and 0 in (asked.get(name) for name in _TOKEN_LIMITS):
+            facts = facts._replace(code=0)
+        trace.note(facts)
 
 
 class _Patience:

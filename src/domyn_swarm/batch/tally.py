@@ -13,6 +13,7 @@ import msgspec
 
 from domyn_swarm.batch.observations import ReplicaShare, SlowestRows, SlowRow
 from domyn_swarm.batch.replies import Replies
+from domyn_swarm.batch.verdicts import verdict_of
 from domyn_swarm.model import ReplyVerdict
 
 _Key = TypeVar("_Key", int, str)
@@ -37,7 +38,7 @@ class Counters(msgspec.Struct, frozen=True):
     replicas: dict[str, ReplicaShare] = {}
     slowest: list[SlowRow] = []
     failures: dict[str, int] = {}
-    verdicts: dict[str, int] = {}
+    outcomes: dict[int, int] = {}
     repeated: dict[str, int] = {}
     in_flight: int = 0
     paused: str | None = None
@@ -64,7 +65,7 @@ class Tally:
     replies: Replies = field(default_factory=Replies)
     slowest: SlowestRows = field(default_factory=SlowestRows)
     failures: Counter[str] = field(default_factory=Counter)  # failed rows by signature
-    verdicts: Counter[ReplyVerdict] = field(default_factory=Counter)  # of rows of this run
+    outcomes: Counter[int] = field(default_factory=Counter)  # of rows of this run: see `verdicts`
     repeated: Counter[str] = field(default_factory=Counter)  # retries by signature
     began: float = field(default_factory=time.monotonic)
     first_row_at: float | None = None
@@ -102,7 +103,7 @@ class Tally:
             replicas=replies.replicas.copied(),
             slowest=self.slowest.rows,
             failures=dict(self.failures),
-            verdicts={verdict.value: rows for verdict, rows in self.verdicts.items()},
+            outcomes=dict(self.outcomes),
             repeated=dict(self.repeated),
             paused=self.paused,
         )
@@ -121,8 +122,7 @@ class Tally:
         if now.slowest != before.slowest:
             self.slowest.merge(now.slowest)
         self.failures.update(_grown(now.failures, before.failures))
-        grown = _grown(now.verdicts, before.verdicts)
-        self.verdicts.update({ReplyVerdict(name): rows for name, rows in grown.items()})
+        self.outcomes.update(_grown(now.outcomes, before.outcomes))
         self.repeated.update(_grown(now.repeated, before.repeated))
         if self.first_row_at is None and (now.in_flight or now.rows_answered or now.rows_failed):
             self.first_row_at = time.monotonic()
@@ -144,7 +144,10 @@ class Tally:
         """Settled rows by what their answers are, those of earlier runs included."""
         if self._published is not None:
             return dict(self._published[1])
-        return dict(self.resumed_verdicts + self.verdicts)  # a sum of counters has no zeros
+        found = Counter(self.resumed_verdicts)
+        for outcome, rows in self.outcomes.items():
+            found[verdict_of(outcome)] += rows
+        return {verdict: rows for verdict, rows in found.items() if rows}
 
     def rows_per_s(self) -> float | None:
         """Rows this run settled per second since it took its first."""

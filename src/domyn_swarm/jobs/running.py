@@ -260,6 +260,8 @@ async def _settle(
             await _until_over(asyncio.ensure_future(batch.run(access, transform)), batch)
     finally:
         line.end()
+        for remark in job.remarks(tally.all_verdicts):
+            line.notice(remark)
         batch.keep_account(spec.job_id, ended=True)
     events.raise_failure()
 

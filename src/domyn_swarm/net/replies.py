@@ -32,7 +32,9 @@ ENDINGS = (
     ReplyVerdict.CUT,
     ReplyVerdict.REFUSED,
 )
-"""How an answer ends, from the best to the worst."""
+"""How an answer ends, from the best to the worst. Their places are kept in checkpoints."""
+
+_TOOLS_PLACE, _CUT_PLACE, _REFUSED_PLACE = 1, 2, 3
 
 
 class ReplyFacts(NamedTuple):
@@ -41,8 +43,17 @@ class ReplyFacts(NamedTuple):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish_reasons: tuple[str | None, ...] = ()
-    ending: ReplyVerdict = ReplyVerdict.COMPLETE
-    silent: bool = False
+    code: int = 0  # the place of the ending among `ENDINGS`, above a bit that says: silent
+
+    @property
+    def ending(self) -> ReplyVerdict:
+        """How the answer ended."""
+        return ENDINGS[self.code >> 1]
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was said."""
+        return bool(self.code & 1)
 
 
 class _Usage(msgspec.Struct):
@@ -98,7 +109,7 @@ def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
     facts = _facts([_heard(one) for one in reply.choices or ()], reply.usage)
     if reply.status == "incomplete":  # of `/v1/responses`
         word = str((reply.incomplete_details or {}).get("reason"))
-        facts = facts._replace(finish_reasons=(word,), ending=_ending(word))
+        facts = facts._replace(finish_reasons=(word,), code=_place(word) << 1)
     return facts
 
 
@@ -130,45 +141,53 @@ class StreamedReply:
         """What all of it came to."""
         usage = _Usage(self._prompt_tokens, self._completion_tokens)
         facts = _facts(list(self._heard.values()), usage)
-        return facts if self._heard else facts._replace(silent=True)  # it has said nothing
+        return facts if self._heard else facts._replace(code=1)  # it has said nothing
 
 
 class _Heard(NamedTuple):
     """One choice, or a piece of one."""
 
     finish_reason: str | None
-    ending: ReplyVerdict
+    ending: int  # its place among `ENDINGS`
     said: bool
+
+    @property
+    def code(self) -> int:
+        """See `ReplyFacts`."""
+        return self.ending << 1 | (not self.said)
 
     def joined(self, later: _Heard) -> _Heard:
         """Both pieces together."""
         return _Heard(
             later.finish_reason or self.finish_reason,
-            max(self.ending, later.ending, key=ENDINGS.index),
+            max(self.ending, later.ending),
             self.said or later.said,
         )
 
 
 def _heard(choice: _Choice) -> _Heard:
-    reason = None if choice.finish_reason is None else str(choice.finish_reason)
-    word = "" if reason is None else reason.lower()
-    if word in _BROKEN:
-        words = f"the server broke the answer off (finish_reason {reason})"
-        raise error_in_reply(words, choice.error)
+    reason = choice.finish_reason
     message = choice.message or choice.delta or _NOTHING
     spoken = message.content if choice.text is None else choice.text
     calls = bool(message.tool_calls or message.function_call)
     refusal = message.refusal is not None and _says(message.refusal)
     said = _says(spoken) or refusal or calls or bool(message.audio)
-    return _Heard(reason, _ending(word, refusal=refusal, calls=calls), said)
+    if reason is None or reason == "stop":  # by far the commonest
+        return _Heard(reason, _place("", refusal=refusal, calls=calls), said)
+    word = str(reason).lower()
+    if word in _BROKEN:
+        words = f"the server broke the answer off (finish_reason {reason})"
+        raise error_in_reply(words, choice.error)
+    return _Heard(str(reason), _place(word, refusal=refusal, calls=calls), said)
 
 
-def _ending(word: str, *, refusal: bool = False, calls: bool = False) -> ReplyVerdict:
+def _place(word: str, *, refusal: bool = False, calls: bool = False) -> int:
+    """Of an ending among `ENDINGS`."""
     if refusal or word in _REFUSED:
-        return ReplyVerdict.REFUSED
+        return _REFUSED_PLACE
     if word in _CUT:
-        return ReplyVerdict.CUT
-    return ReplyVerdict.TOOL_CALLS if calls or word in _TOOLS else ReplyVerdict.COMPLETE
+        return _CUT_PLACE
+    return _TOOLS_PLACE if calls or word in _TOOLS else 0
 
 
 def _says(content: Any) -> bool:  # noqa: ANN401 - JSON
@@ -190,17 +209,20 @@ def _part_says(part: Any) -> bool:  # noqa: ANN401 - JSON
 
 
 def _facts(choices: Sequence[_Heard], usage: _Usage | None) -> ReplyFacts:
-    told = (0, 0) if usage is None else (usage.prompt_tokens or 0, usage.completion_tokens or 0)
-    if len(choices) == 1:  # by far the commonest
-        [one] = choices
-        return ReplyFacts(*told, (one.finish_reason,), one.ending, not one.said)
-    endings = [one.ending for one in choices]
-    return ReplyFacts(
-        *told,
-        tuple(one.finish_reason for one in choices),
-        max(endings, key=ENDINGS.index, default=ReplyVerdict.COMPLETE),
-        not all(one.said for one in choices),
-    )
+    prompt, completion = 0, 0
+    if usage is not None:
+        prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
+    if len(choices) == 1:
+        return ReplyFacts(prompt, completion, (choices[0].finish_reason,), choices[0].code)
+    code = 0
+    for one in choices:
+        code = worst(code, one.code)
+    return ReplyFacts(prompt, completion, tuple(one.finish_reason for one in choices), code)
+
+
+def worst(one: int, other: int) -> int:
+    """The code of two answers together."""
+    return max(one >> 1, other >> 1) << 1 | (one | other) & 1
 
 
 def _decoded(body: bytes | memoryview) -> _Reply:
