@@ -13,10 +13,13 @@ import pyarrow as pa
 import pytest
 
 from domyn_swarm.batch.access import EndpointAccess, open_session
-from domyn_swarm.batch.index import FrameFiles, PositionalIndex
+from domyn_swarm.batch.checkpoint import Checkpoint
+from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.index import FrameFiles, PositionalIndex, RowIndex
 from domyn_swarm.batch.inspection import group_failures
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.manifest import read_manifest
+from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, RowTrace, RowValue, current_trace
 from domyn_swarm.batch.segments import checkpoint_files
 from domyn_swarm.batch.session import RetryPolicy
@@ -199,6 +202,44 @@ def test_an_error_in_a_reply_is_asked_again_and_told(odd: Any) -> None:
     assert odd.output()[2]["answer"] == "P2"
 
 
+def test_structured_output_has_the_verdict_of_the_reply_that_decided(odd: Any) -> None:
+    good = '{"answer": "a"}'
+    told = {
+        "p0": [('{"answ', "length")],
+        "p1": [("no JSON", "stop"), (good, "stop")],
+        "p2": [(good, "length")],
+        "p3": [("no JSON", "stop"), ("nor here", "stop")],
+        "p4": [("", "content_filter")],
+        "p5": [("", "stop"), ("", "stop")],
+    }
+
+    def behave(prompt: str, _nth: int) -> Answer:
+        asked = odd.server.bodies[-1]["messages"]
+        content, reason = told.get(asked[0]["content"], [(good, "stop")])[len(asked) // 2]
+        return Answer(
+            body={"choices": [{"message": {"content": content}, "finish_reason": reason}]}
+        )
+
+    odd.server.behave = behave
+    kwargs = {"output_schema": {"answer": "str"}}
+    job = {"job": "domyn_swarm.jobs:StructuredOutputJob", "job_kwargs": kwargs}
+    code, result = worked(odd, **job, output_columns=(), max_concurrency=1)
+    assert (code, set(failed(odd))) == (7, {0, 3, 4, 5})
+    assert result["verdicts"] == {"cut": 1, "error": 1, "refused": 1, "empty": 1, "complete": 6}
+    assert len(odd.server.bodies) == ROWS + 3
+
+
+def test_a_conversation_that_called_tools_is_of_that_class(bench: Any) -> None:
+    bench.write(2)
+    bench.server.behave = lambda prompt, _nth: Answer(
+        body={"choices": [ODD[5]]} if prompt == "p1" else None
+    )
+    job = {"job": "domyn_swarm.jobs:MultiTurnChatCompletionJob", "output_columns": ()}
+    code, result = worked(bench, **job)
+    assert (code, result["verdicts"]) == (7, {"complete": 1, "tool_calls": 1})
+    assert "called tools" in bench.output()[1]["_error"]["message"]
+
+
 class Own(SwarmJob):
     """What people write."""
 
@@ -324,6 +365,32 @@ def test_an_outcome_that_a_later_version_may_write_is_read_as_well() -> None:
     counted = count_verdicts(np.arange(256, dtype=np.uint8))
     assert sum(counted.values()) == 256
     assert all(accepted(code, "any") for code in range(128))
+
+
+def test_rows_that_are_asked_again_are_pending_until_this_run_has_asked_them(tmp_path: Any) -> None:
+    identity, rows = JobIdentity({"job": "m:J"}), RowKeys(["text"], None)
+    keys = np.array([[row + 1, 1] for row in range(3)], np.uint64)
+
+    def kept(row: int, text: bytes, code: int) -> Result:
+        return Result(row, keys[row].tobytes(), RowValue(text, b"", 1, 0, 0, 0.1, code))
+
+    def found(index: RowIndex) -> list[bool]:
+        settled = index.match(0, keys).found.tolist()
+        index.frames.close()
+        return settled
+
+    first = Checkpoint(tmp_path, identity, rows)
+    first.append([kept(0, b'"old"', 4), kept(1, b'"old"', 4), kept(2, b'"all"', 0)])
+    first.close()
+    again = Checkpoint(tmp_path, identity, rows, again=frozenset({V.CUT}))
+    assert found(again.settled()) == [False, False, True]
+    again.append([kept(0, b'"cut again"', 4)])
+    assert found(again.settled()) == [True, False, True]  # also for the rows of a dead worker
+    assert found(again.index()) == [True, True, True]
+    again.close()
+    third = Checkpoint(tmp_path, identity, rows)  # as when that run was killed
+    assert found(third.settled()) == [True, True, True]
+    third.close()
 
 
 def test_of_answers_that_do_not_count_the_later_one_is_told(tmp_path: Any) -> None:
