@@ -99,12 +99,27 @@ def test_where_there_is_nothing_to_retry_nothing_is_started(
     assert service.wait("mine").status is JobStatus.SUCCEEDED
     with pytest.raises(NothingToRetry, match="no row of ChatCompletionJob is failed") as told:
         service.retry_failed("mine")
-    assert "job resume" in told.value.hint
+    assert "--class" in told.value.hint
     changes = JobChanges(retry_classes=(ReplyVerdict.CUT, ReplyVerdict.EMPTY))
     with pytest.raises(NothingToRetry, match="is cut or empty"):
         service.retry_failed("mine", changes=changes)
     assert len(service.list()) == 1
     assert bench.server.asked.total() == 4
+
+
+def test_rows_of_a_run_that_stopped_are_asked_with_other_parameters(
+    service: JobService, bench: Any, answer: Any
+) -> None:
+    bench.write(5)
+    bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p3" else 200)
+    service.submit(bench.request(max_failures="0", max_concurrency=1))
+    assert service.wait("mine").status is JobStatus.FAILED
+    bench.server.behave = lambda _prompt, _nth: answer()
+    changes = JobChanges(override={"max_tokens": 9})
+    assert service.wait(service.retry_failed("mine", changes=changes)).status is (
+        JobStatus.SUCCEEDED
+    )
+    assert bench.server.asked["p3"] == 2
 
 
 def test_a_cancelled_job_is_resumed(service: JobService, bench: Any, answer: Any) -> None:

@@ -109,7 +109,8 @@ def group_failures(plan: BatchPlan) -> list[FailureGroup]:
 
 
 def asks_again(plan: BatchPlan) -> bool:
-    """Whether some settled row of the input is one that the plan asks again.
+    """Whether the input has a row that the plan asks again. Without a choice of verdicts a row that
+    has no result is one, too: a run that stopped because too many rows failed left them so.
 
     Raises:
         JobError: the job has no checkpoint.
@@ -119,7 +120,8 @@ def asks_again(plan: BatchPlan) -> bool:
     with opened_index(plan) as index:
         for batch in plan.dataset.batches(plan.output.keys.columns, limit=plan.limit):
             found = index.match(start, plan.output.keys.digests(batch, start))
-            if again[found.outcome[found.found]].any():
+            chosen = again[found.outcome[found.found]].any()
+            if chosen or not (plan.again or found.found.all()):
                 return True
             start += batch.num_rows
     return False

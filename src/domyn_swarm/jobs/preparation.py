@@ -70,7 +70,7 @@ def check_retried(plan: BatchPlan) -> None:
     """Refuse to ask rows again where there are none; reads the input until it finds one.
 
     Raises:
-        NothingToRetry: no settled row is of those that the plan asks again.
+        NothingToRetry: there is none.
         JobError: the job has no checkpoint.
     """
     if plan.again is None or asks_again(plan):
@@ -79,8 +79,7 @@ def check_retried(plan: BatchPlan) -> None:
     raise NothingToRetry(
         f"There is nothing to retry: no row of {plan.output.job.name} is {what}. "
         "Nothing was started.",
-        hint="`domyn-swarm job status` tells what its rows are, --class asks some of them again; "
-        "rows without a result are asked by `domyn-swarm job resume`.",
+        hint="`domyn-swarm job status` tells what its rows are; --class NAME asks some again.",
     )
 
 

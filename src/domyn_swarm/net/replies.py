@@ -167,6 +167,8 @@ class _Heard(NamedTuple):
 
 def _heard(choice: _Choice) -> _Heard:
     reason = choice.finish_reason
+    if choice.error:
+        raise error_in_reply("the server broke the answer off", choice.error)
     message = choice.message or choice.delta or _NOTHING
     spoken = message.content if choice.text is None else choice.text
     calls = bool(message.tool_calls or message.function_call)
@@ -176,8 +178,7 @@ def _heard(choice: _Choice) -> _Heard:
         return _Heard(reason, _place("", refusal=refusal, calls=calls), said)
     word = str(reason).lower()
     if word in _BROKEN:
-        words = f"the server broke the answer off (finish_reason {reason})"
-        raise error_in_reply(words, choice.error)
+        raise error_in_reply(f"the server broke the answer off (finish_reason {reason})", None)
     return _Heard(str(reason), _place(word, refusal=refusal, calls=calls), said)
 
 
@@ -193,10 +194,17 @@ def _place(word: str, *, refusal: bool = False, calls: bool = False) -> int:
 def _says(content: Any) -> bool:  # noqa: ANN401 - JSON
     """Whether there is anything but space and thinking in it."""
     if isinstance(content, str):
-        return bool(content) and not content.isspace()
+        blank = not content or content.isspace()
+        return not blank and not (content[0] == "<" and _only_thinks(content))
     if isinstance(content, list):
         return any(map(_part_says, content))
     return bool(content)
+
+
+def _only_thinks(content: str) -> bool:
+    """Whether there is nothing behind a model's thinking, which may not have ended."""
+    _, ended, behind = content.rpartition("</think>")
+    return content.startswith("<think>") and not (ended and behind.strip())
 
 
 def _part_says(part: Any) -> bool:  # noqa: ANN401 - JSON
