@@ -143,7 +143,10 @@ class ModelServer:
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "text": text}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(text)}
         self.answered[prompt] += 1
-        document = {"choices": [choice], "usage": usage} if answer.body is None else answer.body
+        answers = {"choices": [choice]}
+        if request.path.endswith("/embeddings"):
+            answers = {"data": [{"index": 0, "embedding": [0.5]}]}
+        document = {**answers, "usage": usage} if answer.body is None else answer.body
         body = json.dumps(document).encode()
         return web.Response(body=body, content_type="application/json", headers=answer.headers)
 

@@ -30,7 +30,12 @@ from virtual_time import in_virtual_time, now_s
 
 MODELS = HttpReply(200, b'{"data": [{"id": "m"}]}', None)
 NO_MODELS = HttpReply(200, b'{"data": []}', None)
-ANSWER = HttpReply(200, b'{"usage": {"prompt_tokens": 2, "completion_tokens": 3}}', None)
+ANSWER = HttpReply(
+    200,
+    b'{"choices": [{"message": {"content": "a"}}], '
+    b'"usage": {"prompt_tokens": 2, "completion_tokens": 3}}',
+    None,
+)
 AWAY = HttpReply(502, b"call_upstream_connection_failed", None)
 LOST = HttpReply(502, b"call_upstream_error", None)
 BUSY = HttpReply(429, b"busy", None)

@@ -251,12 +251,13 @@ def test_mail_of_every_command_that_submits_goes_to_whom_it_names(
     rows = ["--name", "demo", "--input", asked.input, "--output", asked.output]
     rows += ["--checkpoint-tag", "mail"]
     mail = "--mail-user"
-    first = submit("submit", *rows, "--input-column", "prompt", mail, "rows@here")
+    short = ["--job-kwargs", '{"max_tokens": 1}']  # so that there is something to ask again
+    first = submit("submit", *rows, "--input-column", "prompt", *short, mail, "rows@here")
     sent = {
         first: "rows@here",
         submit("resume", first): "rows@here",  # as the job that it goes on with
         submit("resume", first, mail, "again@here"): "again@here",
-        submit("retry-failed", first, mail, "failed@here"): "failed@here",
+        submit("retry-failed", first, "--class", "cut", mail, "failed@here"): "failed@here",
         submit("submit-script", str(program), mail, "script@here"): "script@here",
         submit("submit-script", str(program), "--placement", "job"): "ops@here",
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -46,9 +47,10 @@ from domyn_swarm.batch.row_keys import Digests, RowKeys, agree
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE, OutputSchema
 from domyn_swarm.batch.text_forms import FORMS, TextForm
+from domyn_swarm.batch.verdicts import outcome_of, verdict_of
 from domyn_swarm.batch.written_files import IDENTITY_KEY
 from domyn_swarm.errors import InvalidInput, JobError
-from domyn_swarm.model import utc_now
+from domyn_swarm.model import ReplyVerdict, utc_now
 
 OutputMode = Literal["append", "replace", "io_only"]
 
@@ -157,8 +159,8 @@ class OutputPlan:
             )
 
 
-def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None) -> int:
-    """Write the output and its manifest; return how many rows carry an error.
+def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None) -> RowCounts:
+    """Write the output and its manifest; return what its rows came to.
 
     The output appears whole or not at all.
 
@@ -198,7 +200,7 @@ def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | No
             f"Cannot write the output {plan.target}: {told}",
             hint="Mend that and submit the same job again: no row will be asked twice.",
         ) from error
-    return failed
+    return counts
 
 
 def _as_read(path: Path, schema: pa.Schema) -> pa.Schema:
@@ -234,6 +236,7 @@ def _write_rows(
     columns = list(dict.fromkeys([*kept, *plan.keys.columns]))
     missing: set[int] = set()
     start = failed = empty = prompt = completion = 0
+    verdicts: Counter[ReplyVerdict] = Counter()
     for batch, values in joined(dataset, columns, plan.keys, index, limit):
         missing.update(start + at for at, value in enumerate(values) if value is None)
         start += batch.num_rows
@@ -243,6 +246,7 @@ def _write_rows(
         outputs = output_columns(values, plan.schema, writer.schema)
         whole = pa.RecordBatch.from_arrays([*inputs, *outputs], schema=writer.schema)
         writer.write(whole)
+        verdicts.update(verdict_of(outcome_of(value)) for value in values if value is not None)
         errors = [value for value in values if value is not None and value.error]
         failed += len(errors)
         empty += int(without_answer(whole, plan.schema.names).sum()) - len(errors)
@@ -251,7 +255,9 @@ def _write_rows(
     if missing:
         raise ResultsMissing(missing)
     tokens = TokenCounts(prompt=prompt, completion=completion)
-    return RowCounts(rows=start, rows_failed=failed, rows_empty=empty, tokens=tokens)
+    return RowCounts(
+        rows=start, rows_failed=failed, rows_empty=empty, verdicts=dict(verdicts), tokens=tokens
+    )
 
 
 def without_answer(batch: pa.RecordBatch, names: Sequence[str]) -> NDArray[np.bool_]:

@@ -38,29 +38,12 @@ from domyn_swarm.net.errors import (
     page_instead,
 )
 from domyn_swarm.net.http import HttpClient, HttpReply
+from domyn_swarm.net.replies import ReplyFacts, StreamedReply, read_reply
 
 _T = TypeVar("_T")
 
 
-class _UsageFields(msgspec.Struct):
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
-
-
-class _WithUsage(msgspec.Struct):
-    usage: _UsageFields | None = None
-
-
-class _Choice(msgspec.Struct):
-    finish_reason: str | None = None
-
-
-class _WithReasons(_WithUsage):
-    choices: list[_Choice] = []
-
-
-_usage_decoder = msgspec.json.Decoder(_WithUsage)
-_reasons_decoder = msgspec.json.Decoder(_WithReasons)
+_TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")  # of 0: a prompt is measured, not answered
 _encoder = msgspec.json.Encoder()
 
 
@@ -96,10 +79,10 @@ class RequestSession:
                 raise _failed(reply)
             latency_s = time.perf_counter() - began
             try:
-                noted = self._note(reply.body)
+                facts = read_reply(path, reply.body)
             except BadReply as error:
                 raise page_instead(reply.body, reply.served_by) or error from error
-            self._tally.replies.count(latency_s, *noted, reply.served_by)
+            self._note(facts, body, latency_s, reply.served_by)
             self._gate.standing.answered(kind, reply.served_by, sent_at, self._now(), encoded)
             return reply.body
 
@@ -126,7 +109,7 @@ class RequestSession:
         limit_s = timeout_s or self._policy.timeout_s
 
         async def attempt(sent_at: float) -> tuple[bytes, AsyncIterator[bytes]]:
-            events = self._events(path, encoded, limit_s)
+            events = self._events(path, body, encoded, limit_s)
             try:
                 first = await anext(events)
             except StopAsyncIteration:
@@ -139,9 +122,10 @@ class RequestSession:
         async for event in rest:
             yield event
 
-    async def _events(self, path: str, encoded: bytes, limit_s: float) -> AsyncIterator[bytes]:
-        pending, began = b"", time.perf_counter()
-        prompt = completion = 0
+    async def _events(
+        self, path: str, body: dict[str, Any], encoded: bytes, limit_s: float
+    ) -> AsyncIterator[bytes]:
+        pending, began, reply = b"", time.perf_counter(), StreamedReply()
         url = self._gate.url + path
         async for chunk in self._client.stream(url, encoded, limit_s):
             if isinstance(chunk, HttpReply):
@@ -153,13 +137,11 @@ class RequestSession:
                 if not line.startswith(b"data:"):
                     continue
                 if payload == b"[DONE]":
-                    latency_s = time.perf_counter() - began
-                    self._tally.replies.count(latency_s, prompt, completion, None)
+                    self._note(reply.facts(), body, time.perf_counter() - began, None)
                     return
-                if b'"usage"' in payload or b'"finish_reason"' in payload:
-                    asked, told = self._note(payload)
-                    prompt, completion = prompt + asked, completion + told
+                reply.add(payload)
                 yield payload
+        reply.add_rest(pending)
         raise ConnectionBroken("the stream broke off before its end")
 
     async def _with_retries(
@@ -206,27 +188,18 @@ class RequestSession:
             await asyncio.sleep(self._suspects.rest_s(self._now()))
             yield
 
-    def _note(self, body: bytes | memoryview) -> tuple[int, int]:
-        """A reply's tokens, prompt's and completion's; they go to the row's trace, and why the
-        reply ended where that is asked for.
-        """
+    def _note(
+        self, facts: ReplyFacts, asked: dict[str, Any], latency_s: float, served_by: str | None
+    ) -> None:
+        """Count a reply, and add it to the row's trace."""
+        tokens = facts.prompt_tokens, facts.completion_tokens
+        self._tally.replies.count(latency_s, *tokens, served_by)
         trace = current_trace.get()
-        try:
-            if trace is None or trace.finish_reasons is None:
-                usage = _usage_decoder.decode(body).usage
-            else:
-                reply = _reasons_decoder.decode(body)
-                usage, reasons = reply.usage, [one.finish_reason for one in reply.choices]
-                trace.finish_reasons = reasons if any(reasons) else trace.finish_reasons
-        except msgspec.DecodeError as error:
-            raise BadReply(f"the reply is not what the API promises: {error}") from error
-        if usage is None:
-            return 0, 0
-        prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
-        if trace is not None:
-            trace.prompt_tokens += prompt
-            trace.completion_tokens += completion
-        return prompt, completion
+        if trace is None:
+            return
+        if facts.code and 0 in (asked.get(name) for name in _TOKEN_LIMITS):
+            facts = facts._replace(code=0)
+        trace.note(facts)
 
 
 def _failed(reply: HttpReply) -> RequestError:

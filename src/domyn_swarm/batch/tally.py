@@ -13,6 +13,8 @@ import msgspec
 
 from domyn_swarm.batch.observations import ReplicaShare, SlowestRows, SlowRow
 from domyn_swarm.batch.replies import Replies
+from domyn_swarm.batch.verdicts import verdict_of
+from domyn_swarm.model import ReplyVerdict
 
 _Key = TypeVar("_Key", int, str)
 _NUMBERS = re.compile(r"\d+")
@@ -38,6 +40,7 @@ class Counters(msgspec.Struct, frozen=True):
     replicas: dict[str, ReplicaShare] = {}
     slowest: list[SlowRow] = []
     failures: dict[str, int] = {}
+    outcomes: dict[int, int] = {}
     repeated: dict[str, int] = {}
     in_flight: int = 0
     paused: str | None = None
@@ -57,6 +60,7 @@ class Tally:
     rows_total: int | None = None
     rows_resumed: int = 0  # settled by earlier runs
     resumed_failed: int = 0  # of those: with an error
+    resumed_verdicts: Counter[ReplyVerdict] = field(default_factory=Counter)  # of those
     rows_answered: int = 0  # by this run
     rows_failed: int = 0  # by this run
     in_flight: int = 0
@@ -68,6 +72,7 @@ class Tally:
     replies: Replies = field(default_factory=Replies)
     slowest: SlowestRows = field(default_factory=SlowestRows)
     failures: Counter[str] = field(default_factory=Counter)  # failed rows by signature
+    outcomes: Counter[int] = field(default_factory=Counter)  # of rows of this run: see `verdicts`
     repeated: Counter[str] = field(default_factory=Counter)  # retries by signature
     began: float = field(default_factory=time.monotonic)
     first_row_at: float | None = None
@@ -76,6 +81,13 @@ class Tally:
     limit: int | None = None  # calls that may be in flight
     running: float | None = None  # at the whole endpoint, by its own gauges
     waiting: float | None = None
+    _published: tuple[int, Mapping[ReplyVerdict, int]] | None = None
+
+    def published(self, rows_failed: int, verdicts: Mapping[ReplyVerdict, int]) -> None:
+        """Take what the output holds for the truth: an earlier answer may be better than the one
+        that a row got when it was asked again.
+        """
+        self._published = rows_failed, verdicts
 
     def count_failure(self, kind: str, message: str, *, shut_out: bool = False) -> None:
         """Count a failed row by its signature: the error without the numbers that differ.
@@ -103,6 +115,7 @@ class Tally:
             replicas=replies.replicas.copied(),
             slowest=self.slowest.rows,
             failures=dict(self.failures),
+            outcomes=dict(self.outcomes),
             repeated=dict(self.repeated),
             paused=self.paused,
         )
@@ -121,6 +134,7 @@ class Tally:
         if now.slowest != before.slowest:
             self.slowest.merge(now.slowest)
         self.failures.update(_grown(now.failures, before.failures))
+        self.outcomes.update(_grown(now.outcomes, before.outcomes))
         self.repeated.update(_grown(now.repeated, before.repeated))
         if self.first_row_at is None and (now.in_flight or now.rows_answered or now.rows_failed):
             self.first_row_at = time.monotonic()
@@ -145,7 +159,19 @@ class Tally:
     @property
     def all_failed(self) -> int:
         """Settled rows that carry an error, those of earlier runs included."""
+        if self._published is not None:
+            return self._published[0]
         return self.resumed_failed + self.rows_failed
+
+    @property
+    def all_verdicts(self) -> dict[ReplyVerdict, int]:
+        """Settled rows by what their answers are, those of earlier runs included."""
+        if self._published is not None:
+            return dict(self._published[1])
+        found = Counter(self.resumed_verdicts)
+        for outcome, rows in self.outcomes.items():
+            found[verdict_of(outcome)] += rows
+        return {verdict: rows for verdict, rows in found.items() if rows}
 
     def rows_per_s(self) -> float | None:
         """Rows this run settled per second since it took its first."""

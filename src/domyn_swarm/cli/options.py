@@ -205,6 +205,22 @@ def chosen_format(output: Format, as_json: bool, as_yaml: bool) -> Format:
     return Format.YAML if as_yaml else output
 
 
+class AcceptName(StrEnum):
+    """Which answers count."""
+
+    COMPLETE = "complete"
+    ANY = "any"
+
+
+AcceptOption = Annotated[
+    AcceptName | None,
+    typer.Option(
+        "--accept",
+        help="Which answers count: complete ones, or any. Left out: all that say something, "
+        "and refusals; of structured output complete ones.",
+    ),
+]
+
 DataBackendOption = Annotated[
     DataBackendName | None,
     typer.Option("--data-backend", help="The library that reads the input; ray: works on it too."),

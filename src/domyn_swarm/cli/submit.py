@@ -10,6 +10,7 @@ import typer
 
 from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.options import (
+    AcceptOption,
     ConcurrencyOption,
     ConfigOption,
     CpusOption,
@@ -128,6 +129,7 @@ def submit(
     timeout: TimeoutOption = None,
     timeout_retries: TimeoutRetriesOption = None,
     max_failures: MaxFailuresOption = None,
+    accept: AcceptOption = None,
     checkpoint_dir: Annotated[
         Path | None,
         typer.Option("--checkpoint-dir", metavar="DIR", help="Where checkpoints lie."),
@@ -222,6 +224,7 @@ def submit(
         timeout_s=timeout,
         timeout_retries=timeout_retries,
         max_failures=max_failures,
+        accept=None if accept is None else accept.value,
         checkpoint_dir=checkpoint_dir,
         checkpoint_tag=checkpoint_tag,
         checkpoint_interval=checkpoint_interval,

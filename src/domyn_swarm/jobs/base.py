@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from domyn_swarm.batch.arrow_types import type_name
@@ -14,6 +14,7 @@ from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.identity import source_digest
 from domyn_swarm.jobs.naming import BODY, arguments_of, check_attributes, check_parameters
 from domyn_swarm.jobs.options import OPTIONS, JobOptions, job_options, kept_columns, kept_values
+from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net import parameters
 from domyn_swarm.net.openai import OpenAIClient
 
@@ -146,6 +147,14 @@ class SwarmJob:
         Raises:
             InvalidInput: names one, and those that may be meant.
         """
+
+    def remarks(self, verdicts: Mapping[ReplyVerdict, int]) -> list[str]:  # noqa: ARG002
+        """What is worth saying of rows that came out so, a sentence or two each.
+
+        Args:
+            verdicts: how many rows are what.
+        """
+        return []
 
     def schema(self) -> OutputSchema:
         """The output columns, those that `keep` adds included.

@@ -32,6 +32,8 @@ class BatchFileJob(SwarmJob):
     `custom_id`, `url` and `body` (an object or JSON text), and come back with `custom_id` and
     `response`, which is JSON text. Rows are known by their `custom_id`.
 
+    What the replies say is counted (`job status`, `job failures`); all of them count as answers.
+
     keep_model: send the model that the request names; else it is the swarm's.
 
     What else is given goes to the requests that do not say it themselves.
@@ -41,6 +43,7 @@ class BatchFileJob(SwarmJob):
     output_schema = {REPLY_COLUMN: str}
     id_column = ID_COLUMN
     output_mode = "replace"
+    accept = "any"
     lines = LineFiles(open_requests, ReplyLines())
     version = "1"
 

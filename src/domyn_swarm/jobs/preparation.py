@@ -12,6 +12,7 @@ from domyn_swarm.batch.dataset import Dataset, check_columns
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.inspection import asks_again
 from domyn_swarm.batch.manifest import JobFacts, without_secrets
 from domyn_swarm.batch.publish import OutputPlan
 from domyn_swarm.batch.row_ids import check_ids
@@ -19,7 +20,7 @@ from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.runner import RunPolicy
 from domyn_swarm.batch.table_dataset import TableDataset
 from domyn_swarm.batch.work import WorkPlan
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import ConfigError, NothingToRetry
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.inputs import open_input, writer_of
 from domyn_swarm.jobs.loading import load_job
@@ -63,6 +64,23 @@ def check_rows(plan: BatchPlan) -> None:
     id_column = plan.output.keys.id_column
     if id_column is not None:
         check_ids(plan.dataset, id_column, limit=plan.limit)
+
+
+def check_retried(plan: BatchPlan) -> None:
+    """Refuse to ask rows again where there are none; reads the input until it finds one.
+
+    Raises:
+        NothingToRetry: there is none.
+        JobError: the job has no checkpoint.
+    """
+    if plan.again is None or asks_again(plan):
+        return
+    what = " or ".join(sorted(plan.again)) or "failed"
+    raise NothingToRetry(
+        f"There is nothing to retry: no row of {plan.output.job.name} is {what}. "
+        "Nothing was started.",
+        hint="`domyn-swarm job status` tells what its rows are; --class NAME asks some again.",
+    )
 
 
 def make_plan(spec: JobSpec) -> Prepared:
@@ -134,7 +152,7 @@ def plan_of(
         work=work,
         limit=spec.limit,
         resume=spec.resume,
-        retry_failed=spec.retry_failed,
+        again=frozenset(spec.retry_classes) if spec.retry_failed else None,
         override=spec.override,
     )
 
@@ -158,7 +176,7 @@ def _work_of(spec: JobSpec, job: SwarmJob) -> tuple[RowKeys, WorkPlan]:
         run_policy=RunPolicy(
             concurrency=concurrency,
             rows_per_call=job.rows_per_call,
-            finish_reasons="finish_reason" in job.options.keep,
+            accept=spec.accept,
             failure_limit=parse_failure_limit(spec.max_failures),
         ),
         retry_policy=RetryPolicy(

@@ -9,7 +9,10 @@ from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.naming import BODY, check_class_parameters, check_parameters
 from domyn_swarm.jobs.prompts import PromptTemplate
+from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net.parameters import CHAT
+
+_TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 class PromptedJob(SwarmJob):
@@ -89,6 +92,14 @@ class PromptedJob(SwarmJob):
             "system": None if self.system is None else self.system.text,
             "param_columns": self.param_columns,
         }
+
+    def remarks(self, verdicts: Mapping[ReplyVerdict, int]) -> list[str]:
+        """See `SwarmJob.remarks`: here answers were cut at a limit that nobody chose."""
+        cut = verdicts.get(ReplyVerdict.CUT)
+        if not cut or not {*_TOKEN_LIMITS}.isdisjoint({*self.params, *self.param_columns}):
+            return []
+        were = "answer was" if cut == 1 else "answers were"
+        return [f"{cut} {were} cut by the server's own token limit: the job gives no max_tokens."]
 
     def columns_of(self, item: Any) -> dict[str, Any]:  # noqa: ANN401 - the columns'
         """The row's columns by name, however many there are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 # smg's codes: the connection to a replica broke, or there was none to be had
 _LOST_REPLICA = b"call_upstream_"
@@ -124,17 +125,13 @@ def error_from_status(
     """The error that a reply with this status (300 and above) stands for."""
     text = bytes(body[:4096])
     message = f"HTTP {status}: {_message_of(text)}"
-    kind: type[RequestError] = RequestRefused
     if status >= 500 and _LOST_REPLICA in text:
         lost = ReplicaAway if _NO_REPLICA in text else ReplicaLost
         named = _REPLICA_URL.search(text)
         return lost(message, status=status, server=named[0].decode() if named else server)
-    if status == 429 or (status == 503 and retry_after_s is not None):
-        kind = BackPressure
-    elif status >= 500 and _ENGINE_DEAD.search(text):
+    kind = _kind_of(status, retry_after_s)
+    if kind is ServerFailed and _ENGINE_DEAD.search(text):
         kind = EngineDead
-    elif status == 408 or status >= 500:
-        kind = ServerFailed
     barred = status < 400 or status in _DOORS
     return kind(message, status=status, retry_after_s=retry_after_s, server=server, barred=barred)
 
@@ -148,6 +145,54 @@ def page_instead(body: bytes | memoryview, server: str | None) -> RequestError |
     return BadReply(
         f"a web page came instead of an answer: {words}", status=200, server=server, barred=True
     )
+
+
+# What servers call errors that have no number, by what it would be.
+_STATUS_OF_WORD = {
+    "rate_limit": 429,
+    "too_many_requests": 429,
+    "resource_exhausted": 429,
+    "invalid_request": 400,
+    "bad_request": 400,
+    "badrequest": 400,
+    "invalid_argument": 400,
+    "context_length": 400,
+    "content_filter": 400,
+    "authentication": 401,
+    "unauthorized": 401,
+    "permission": 403,
+    "not_found": 404,
+    "notfound": 404,
+}
+
+
+def error_in_reply(what: str, told: Any) -> RequestError:  # noqa: ANN401 - JSON
+    """The error that stands in a reply of status 200: what its code says it is, in its words.
+
+    Without a code that is known it is the server's, and asking again may help.
+    """
+    fields = told if isinstance(told, dict) else {"message": told}
+    names = [fields.get(name) for name in ("code", "status", "type")]
+    status = next(filter(None, map(_status_of, names)), None)
+    words = fields.get("message") or (told if told else "")
+    message = f"{what}: {words}"[:600] if words else what
+    if status is not None:
+        message += f" (code {status})"
+    return _kind_of(status or 500, None)(message, status=status, barred=status in _DOORS)
+
+
+def _status_of(name: Any) -> int | None:  # noqa: ANN401 - JSON
+    """The HTTP status that a code or type of an error stands for, if it stands for one."""
+    text = str(name).lower()
+    if text.isdecimal():
+        return int(text) if 400 <= int(text) <= 599 else None
+    return next((status for word, status in _STATUS_OF_WORD.items() if word in text), None)
+
+
+def _kind_of(status: int, retry_after_s: float | None) -> type[RequestError]:
+    if status == 429 or (status == 503 and retry_after_s is not None):
+        return BackPressure
+    return ServerFailed if status == 408 or status >= 500 else RequestRefused
 
 
 def _message_of(body: bytes) -> str:

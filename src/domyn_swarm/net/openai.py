@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.net import parameters
-from domyn_swarm.net.errors import BadReply, ServerFailed
+from domyn_swarm.net.errors import BadReply
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -50,7 +50,7 @@ class Transport(Protocol):
         """The payloads of a server-sent event stream, without `data:` and `[DONE]`.
 
         Raises:
-            RequestError: it breaks off before `[DONE]`.
+            RequestError: it breaks off before `[DONE]`, or an event says what went wrong.
         """
 
     async def get(self, path: str) -> bytes | memoryview:
@@ -126,10 +126,7 @@ class Stream:
         return self
 
     async def __anext__(self) -> Reply:
-        chunk = _decode(await anext(self._payloads))
-        if "error" in chunk and "choices" not in chunk:
-            raise ServerFailed(f"the stream ended with an error: {chunk.model_dump()['error']}")
-        return chunk
+        return _decode(await anext(self._payloads))
 
     async def __aenter__(self) -> Stream:
         return self
