@@ -26,7 +26,10 @@ from virtual_time import now_s
 
 TRIP_S = 1 / 128
 POISON = "poison"
-ANSWER = b'{"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}'
+ANSWER = (
+    b'{"choices": [{"text": "ok", "finish_reason": "stop"}],'
+    b' "usage": {"prompt_tokens": 1, "completion_tokens": 1}}'
+)
 
 
 def reply(status: int, message: str, server: str | None = None) -> HttpReply:

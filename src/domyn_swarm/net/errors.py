@@ -178,7 +178,8 @@ def error_in_reply(what: str, told: Any) -> RequestError:  # noqa: ANN401 - JSON
     message = f"{what}: {words}"[:600] if words else what
     if status is not None:
         message += f" (code {status})"
-    return _kind_of(status or 500, None)(message, status=status, barred=status in _DOORS)
+    kind = _kind_of(status or 500, None)
+    return kind(message, status=status, barred=status in _DOORS)
 
 
 def _status_of(name: Any) -> int | None:  # noqa: ANN401 - JSON
