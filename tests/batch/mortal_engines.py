@@ -164,7 +164,7 @@ class Run:
     suspects: Suspects = field(default_factory=Suspects)
     tally: Tally = field(default_factory=Tally)
     states: list[str | None] = field(default_factory=list)
-    outcomes: dict[str, BaseException | None] = field(default_factory=dict)
+    outcomes: dict[str, RequestError | None] = field(default_factory=dict)
     took: dict[str, RowTrace] = field(default_factory=dict)
 
     async def __call__(self, prompts: Sequence[str]) -> None:

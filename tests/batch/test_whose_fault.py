@@ -104,17 +104,23 @@ def test_another_server_at_a_dead_replicas_port_fails_no_row(answer_s: float, st
     run()
 
 
-@in_virtual_time
-async def test_a_wrong_key_at_the_beginning_fails_rows_at_once() -> None:
+@pytest.mark.parametrize("what", SHUT)
+def test_a_door_that_is_shut_at_the_beginning_fails_rows_at_once(what: str) -> None:
     """A handful of them ends the run: see `FailureLimit`."""
-    began = now_s()
-    engines = Engines(1, routed=False, judge=lambda _: reply(401, "invalid key"))
-    work = Run(engines, 16)
-    await work(rows(20))
-    assert set(work.failed.values()) == {"RequestRefused"}
-    assert now_s() - began < 1.0
-    assert work.states == []
-    assert set(engines.asked.values()) == {1}
+
+    @in_virtual_time
+    async def run() -> None:
+        began = now_s()
+        engines = Engines(1, routed=False, judge=lambda _: SHUT[what][0])
+        work = Run(engines, 16)
+        await work(rows(20))
+        assert len(work.failed) == 20
+        assert all(error is not None and error.may_meet_all for error in work.outcomes.values())
+        assert now_s() - began < 1.0
+        assert work.states == []
+        assert set(engines.asked.values()) == {1}
+
+    run()
 
 
 @in_virtual_time

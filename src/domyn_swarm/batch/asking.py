@@ -83,7 +83,7 @@ class Asking:
             OneByOne: the rows of the call have to be asked each by itself.
         """
         now = asyncio.get_running_loop().time()
-        final = not error.retryable or self._trace.failures >= self._policy.retries
+        final = error.barred or not error.retryable or self._trace.failures >= self._policy.retries
         gone = _may_be_outage(error) and await self._gate.gone(final=final)
         if await self._engine_died(error, sent_at, now, gone=gone):
             return
@@ -93,7 +93,7 @@ class Asking:
             return
         if error.may_meet_all and await self._is_not_the_rows(error, sent_at):
             return
-        if not error.retryable:
+        if error.barred or not error.retryable:
             raise error
         if await self._forgiven(error):
             return
