@@ -146,7 +146,6 @@ def test_another_judgement_asks_nothing_again(odd: Any) -> None:
     ("classes", "rows", "how"),
     [
         ((), {0, 2}, {}),
-        ((), {0, 2}, {"workers": 2}),
         (("cut",), {0, 1}, {}),
         (("cut",), {0, 1}, {"id_column": "n", "workers": 2}),
         (("empty",), {2}, {"id_column": "n"}),
