@@ -146,7 +146,6 @@ def test_another_judgement_asks_nothing_again(odd: Any) -> None:
     ("classes", "rows", "how"),
     [
         ((), {0, 2}, {}),
-        ((), {0, 2}, {"workers": 2}),
         (("cut",), {0, 1}, {}),
         (("cut",), {0, 1}, {"id_column": "n", "workers": 2}),
         (("empty",), {2}, {"id_column": "n"}),
@@ -251,6 +250,34 @@ class Own(SwarmJob):
             model=self.model, messages=[{"role": "user", "content": item}]
         )
         return json.loads(reply.choices[0].message.content), 1
+
+
+class Together(SwarmJob):
+    """Several rows in a call, each with a request."""
+
+    input_columns = ("prompt",)
+    output_schema = ("answer",)
+    rows_per_call = 3
+
+    async def transform_items(self, items: list[Any]) -> list[Any]:
+        async def ask(item: str) -> Any:
+            reply = await self.client.chat.completions.create(
+                model=self.model, messages=[{"role": "user", "content": item}]
+            )
+            return reply.choices[0].message.content
+
+        return await asyncio.gather(*map(ask, items))
+
+
+def test_a_row_does_not_fail_for_the_silence_of_those_in_its_call(server: ModelServer) -> None:
+    server.behave = lambda prompt, _nth: Answer(text="" if prompt == "b" else None)
+    where = {"endpoint": server.url, "model": "m", "api_key": KEY}
+    table = pa.table({"prompt": ["a", "b", "c"]})
+    out = Together().run(table, **where, progress=False, checkpoint=False)
+    assert out["answer"].to_pylist() == ["A", None, "C"]
+    assert [error and error["type"] for error in out["_error"].to_pylist()] == [
+        *(None, "AnswerEmpty", None)
+    ]
 
 
 def test_jobs_of_ones_own_have_verdicts_too(server: ModelServer, tmp_path: Any) -> None:

@@ -249,6 +249,8 @@ class Runner:
             current_trace.reset(token)
         latency_s = time.perf_counter() - began
         for row, value, share in zip(rows, values, trace.shares(len(rows)), strict=True):
+            if len(rows) > 1 and not _is_blank(value):
+                share.code &= ~1  # whose reply was silent is not known: not this row's
             self._settle(row, value, share, latency_s)
 
     def _settle(self, row: Row, value: Any, trace: RowTrace, latency_s: float) -> None:  # noqa: ANN401 - whatever a job returns
@@ -323,6 +325,10 @@ class Runner:
         if self._fatal is None:
             self._fatal = error
             self._stopping.set()
+
+
+def _is_blank(value: Any) -> bool:  # noqa: ANN401 - whatever a job returns
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _row_error(row: Row, cause: BaseException, trace: RowTrace) -> RowError:
