@@ -31,6 +31,7 @@ from domyn_swarm.net.http import HttpClient, HttpReply
 _LOOK_S = 1.0
 _ASK_TIMEOUT_S = 5.0
 _UNUSED_S = 10.0  # so long after the last request it is not looked any more
+_DIES_S = 0.1  # so long after its connections broke, an engine that dies does not listen any more
 _LOOKS_REFUSED = 3  # so often the collector named replicas, and none could be connected to,
 _REFUSED_S = 8.0  # over so long: a dead one is named for less
 
@@ -174,6 +175,7 @@ class ReplicaClient:
             try:
                 reply = await self._endpoint.request(method, replica + path, body, timeout_s)
             except ConnectionBroken:  # once more, as the router: it may be the connection alone
+                await asyncio.sleep(_DIES_S)
                 reply = await self._endpoint.request(method, replica + path, body, timeout_s)
         return reply._replace(served_by=replica)
 
