@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Protocol
 
 from domyn_swarm.batch.input_files import InputFile
-from domyn_swarm.batch.manifest import MANIFEST_NAME, Manifest, manifest_path, read_manifest
+from domyn_swarm.batch.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    earlier_path,
+    manifest_of,
+    manifest_path,
+    read_manifest,
+)
 from domyn_swarm.batch.part_writer import OpenSink, ParquetSink, TextSink
 from domyn_swarm.batch.text_forms import FORMS, TextForm
 from domyn_swarm.batch.written_files import is_named, written_identity
@@ -97,7 +104,7 @@ class OutputPlace:
 
     def manifest(self) -> Manifest | None:
         """See `Place`."""
-        return read_manifest(self._manifest)
+        return manifest_of(self.path, sharded=self.sharded)
 
     def files(self, manifest: Manifest) -> list[InputFile]:
         """See `Place`."""
@@ -129,7 +136,7 @@ class OutputPlace:
     def _foreign_file(self) -> Path | None:
         if self.path.exists() and not self._wrote(self.path):
             return self.path
-        if self._manifest.exists() and self.manifest() is None:
+        if self._manifest.exists() and read_manifest(self._manifest) is None:
             return self._manifest
         return None
 
@@ -151,7 +158,8 @@ class OutputPlace:
 
     def _manifests(self) -> list[Path]:
         """The one in place, and those that a kill kept from getting there."""
-        return [self._manifest, *(left / self._manifest.name for left in self._left())]
+        beside = [self._manifest, earlier_path(self.path)]
+        return [*beside, *(left / self._manifest.name for left in self._left())]
 
     def _left(self) -> list[Path]:
         """Stages of runs of this job that are at work or were killed."""
@@ -198,9 +206,19 @@ class OutputPlace:
         if self.sharded:
             self._swap(stage)
         else:
+            earlier = self._earlier()
             (stage / self.path.name).replace(self.path)
             (stage / self._manifest.name).replace(self._manifest)
+            if earlier is not None:
+                earlier.unlink(missing_ok=True)
         sync_folder(self.path.parent)
+
+    def _earlier(self) -> Path | None:
+        """A manifest of this file by an earlier version, which the new one takes the place of."""
+        path = earlier_path(self.path)
+        found = read_manifest(path)
+        named = found is not None and found.files[0].name == self.path.name
+        return path if named and not self._manifest.exists() else None
 
     def _swap(self, stage: Path) -> None:
         if not self.path.exists():

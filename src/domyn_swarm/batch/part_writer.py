@@ -13,6 +13,7 @@ from typing import Protocol, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from domyn_swarm.batch.json_values import as_text, without_json
 from domyn_swarm.batch.manifest import OutputFile
 from domyn_swarm.batch.text_forms import TextForm
 
@@ -84,17 +85,17 @@ class LibrarySink:
     def __init__(self, write: WriteFile, path: Path, schema: pa.Schema) -> None:
         self._write = write
         self._path = path
-        self._schema = schema
-        self._parts: list[pa.Table] = []
+        self._schema = without_json(schema)
+        self._parts: list[pa.RecordBatch] = []
 
     def write(self, rows: pa.Table) -> None:
         """See `FileSink`."""
-        self._parts.append(rows)
+        self._parts += [as_text(batch) for batch in rows.to_batches()]
 
     def close(self) -> None:
         """See `FileSink`."""
         parts, self._parts = self._parts, []
-        self._write(pa.concat_tables([self._schema.empty_table(), *parts]), self._path)
+        self._write(pa.Table.from_batches(parts, self._schema), self._path)
 
     def abandon(self) -> None:
         """See `FileSink`."""

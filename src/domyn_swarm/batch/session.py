@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from domyn_swarm.batch.json_values import json_of
 from domyn_swarm.batch.rows import current_trace
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.errors import JobError
@@ -82,7 +83,7 @@ class _WithReasons(_WithUsage):
 
 _usage_decoder = msgspec.json.Decoder(_WithUsage)
 _reasons_decoder = msgspec.json.Decoder(_WithReasons)
-_encoder = msgspec.json.Encoder()
+_encoder = msgspec.json.Encoder(enc_hook=json_of)
 
 
 class EndpointGate:

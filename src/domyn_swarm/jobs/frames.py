@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from domyn_swarm.batch.dataset import Dataset, ParquetDataset
+from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.json_values import as_text, without_json
 from domyn_swarm.batch.opening import LineFiles, open_dataset
+from domyn_swarm.batch.parquet_dataset import ParquetDataset
 from domyn_swarm.batch.results import settled_results
 from domyn_swarm.batch.spool import spooled
 from domyn_swarm.batch.table_dataset import TableDataset
@@ -113,6 +115,8 @@ def ends_of(
 
 def _local_ends(backend: DataBackend[Any], frame: Any, stack: contextlib.ExitStack) -> LocalEnds:  # noqa: ANN401
     def build(schema: pa.Schema, batches: Iterator[pa.RecordBatch], folder: Path | None) -> Any:  # noqa: ANN401
+        if backend.name != "arrow":  # the others have no type for JSON
+            schema, batches = without_json(schema), map(as_text, batches)
         if backend.lazy and folder is not None:
             results = spooled(schema, batches, folder / _RESULTS)
             return backend.read([str(results)], "parquet", {})

@@ -12,7 +12,7 @@ from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.manifest import JobFacts, without_secrets
-from domyn_swarm.batch.publish import OutputPlan
+from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.row_ids import check_ids
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.runner import RunPolicy
@@ -168,7 +168,9 @@ def _work_of(spec: JobSpec, job: SwarmJob) -> tuple[RowKeys, WorkPlan]:
         sync_rows=spec.checkpoint_interval or WorkPlan.sync_rows,
         sync_s=spec.checkpoint_seconds or WorkPlan.sync_s,
     )
-    return RowKeys(tuple(job.input_columns), spec.id_column, spec.fingerprint), work
+    return RowKeys(
+        tuple(job.input_columns), spec.id_column, spec.fingerprint, as_request=job.as_request
+    ), work
 
 
 def filled(spec: JobSpec, job: SwarmJob) -> JobSpec:

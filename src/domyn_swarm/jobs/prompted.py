@@ -22,6 +22,8 @@ class PromptedJob(SwarmJob):
         own): `["temperature"]`, or `{"temperature": "column"}`.
     """
 
+    as_request = True
+
     def __init__(
         self,
         *,
@@ -109,16 +111,9 @@ class PromptedJob(SwarmJob):
         if isinstance(asked, str):
             messages: list[Any] = [{"role": "user", "content": asked}]
         elif isinstance(asked, list) and asked:
-            messages = [without_nulls(one) for one in asked]
+            messages = list(asked)
         else:
             raise ValueError(f"messages must be text or a list of messages, not {asked!r:.80}")
         if self.system is None:
             return messages
         return [{"role": "system", "content": self.system.render(columns)}, *messages]
-
-
-def without_nulls(message: Any) -> Any:  # noqa: ANN401 - a message
-    """A message without the keys that only other rows' messages have."""
-    if not isinstance(message, dict):
-        return message
-    return {name: value for name, value in message.items() if value is not None}
