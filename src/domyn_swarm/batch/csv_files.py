@@ -20,7 +20,7 @@ from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.lots import BATCH_ROWS, LOT_BYTES
 from domyn_swarm.batch.problems import Problems
 from domyn_swarm.batch.reading import CellType, Reading
-from domyn_swarm.batch.text_dataset import TextDataset, opened_text
+from domyn_swarm.batch.text_dataset import TextDataset, not_encoded, opened_text
 from domyn_swarm.errors import InvalidInput
 
 _CELL_BYTES = 1 << 28  # of one cell, lest a quotation mark that is not closed fill the memory
@@ -85,8 +85,9 @@ def open_csv(files: Sequence[InputFile], kind: str, reading: Reading) -> TextDat
 
 def _reader(text: io.TextIOBase, form: _Form) -> Iterator[list[str]]:
     csv.field_size_limit(_CELL_BYTES)  # of the whole process: there is no other
-    quoting = csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
-    return csv.reader(text, delimiter=form.delimiter, quoting=quoting, strict=True)
+    if form.quoted:
+        return csv.reader(text, delimiter=form.delimiter, strict=True)
+    return csv.reader(text, delimiter=form.delimiter, quoting=csv.QUOTE_NONE, strict=True)
 
 
 def _blocks(
@@ -105,12 +106,10 @@ def _blocks(
 
 def _lots(file: InputFile, form: _Form) -> Iterator[list[list[str]]]:
     """The rows below the header, not all in memory."""
-    with opened_text(file, form.encoding, "CSV") as stream:
-        text = io.TextIOWrapper(stream, "utf-8", newline="")
-        reader = _reader(text, form)
+    with opened_text(file, form.encoding, "CSV") as text:
         lot, size, header = list[list[str]](), 0, True
         try:
-            for row in reader:
+            for row in _reader(text, form):
                 if not row:
                     continue
                 if header:
@@ -123,6 +122,8 @@ def _lots(file: InputFile, form: _Form) -> Iterator[list[list[str]]]:
                     lot, size = [], 0
         except csv.Error as error:  # it has changed since it was opened
             raise InvalidInput(f"{file} cannot be read as CSV: {error}.", hint=_MEND) from error
+        except UnicodeDecodeError as error:
+            raise not_encoded(file, error) from error
         if lot:
             yield lot
 
@@ -136,8 +137,11 @@ def _look(
     """The names in the first line that is not blank, and how many rows are below it."""
     try:
         return _Look(file, form, types, problems).run("strict")
-    except UnicodeDecodeError:  # the same once more, to tell all cells that it is about
-        return _Look(file, form, types, problems).run("surrogateescape")
+    except UnicodeDecodeError as error:
+        try:  # the same once more, to tell all cells that it is about
+            return _Look(file, form, types, problems).run("surrogateescape")
+        except UnicodeDecodeError:  # an encoding whose bytes cannot be told apart so
+            raise not_encoded(file, error) from error
 
 
 class _Look:
@@ -160,8 +164,7 @@ class _Look:
             UnicodeDecodeError: the text is in another encoding, and errors are strict.
         """
         rows = last = 0
-        with opened_text(self._file, self._form.encoding, "CSV") as stream:
-            text = io.TextIOWrapper(stream, "utf-8", errors, newline="")
+        with opened_text(self._file, self._form.encoding, "CSV", errors) as text:
             reader = _reader(text, self._form)
             while True:
                 try:
@@ -232,7 +235,8 @@ class _Look:
             if bad is not None:
                 byte = ord(bad) - 0xDC00
                 column = name.encode("utf-8", "replace").decode()
-                self._add(line, f"the column {column!r} is not UTF-8: byte 0x{byte:02x}", _ENCODE)
+                what = f"the column {column!r} is not {self._form.encoding}: byte 0x{byte:02x}"
+                self._add(line, what.replace("utf-8", "UTF-8"), _ENCODE)
         for at, name, kind in self._typed:
             if row is not self._header and wrong_cell(row[at], kind):
                 self._add(

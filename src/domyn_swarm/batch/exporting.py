@@ -40,11 +40,7 @@ def export(results: Results, path: Path) -> None:
         JobError: it cannot be written; nothing of it is left.
     """
     kind = KIND_OF_SUFFIX[path.suffix.lower()]
-    if kind == "parquet":
-        schema, _ = for_parquet(results.schema)
-        batches = (typed(batch, schema) for batch in results.untyped())
-    else:
-        schema, batches = results.raw, results.untyped()
+    schema = for_parquet(results.schema)[0] if kind == "parquet" else results.raw
     # Without the metadata that makes a file a job's output: an export may not be replaced by one.
     schema = schema.remove_metadata()
     with (
@@ -53,6 +49,6 @@ def export(results: Results, path: Path) -> None:
             path.parent, schema, lambda _: temporary.name, open_sink=opener_of(kind)
         ) as writer,
     ):
-        for batch in batches:
-            writer.write(batch.replace_schema_metadata(None))
+        for batch in results.untyped():
+            writer.write(typed(batch.replace_schema_metadata(None), schema))
         writer.finish()

@@ -18,7 +18,7 @@ from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.json_values import JSON, json_array
 from domyn_swarm.batch.lots import BATCH_ROWS, LOT_BYTES
 from domyn_swarm.batch.problems import Problems
-from domyn_swarm.batch.text_dataset import TextDataset, opened_text
+from domyn_swarm.batch.text_dataset import TextDataset, not_encoded, opened_bytes, opened_text
 from domyn_swarm.errors import InvalidInput
 
 _T = TypeVar("_T")
@@ -152,21 +152,35 @@ def numbered_lines(file: InputFile, encoding: str = "utf-8") -> Iterator[tuple[i
     """
     number, lot, size = 1, list[bytes](), 0
     rest: list[bytes] = []  # of a line whose end is not read yet
-    with opened_text(file, encoding, "text") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            begun, *others = chunk.split(b"\n")
-            rest.append(begun)
-            if not others:
-                _check_length(file, number + len(lot), rest)
-                continue
-            whole, rest = [b"".join(rest), *others[:-1]], [others[-1]]
-            for line in whole:
-                lot.append(line)
-                size += len(line)
-                if size >= LOT_BYTES or len(lot) >= BATCH_ROWS:
-                    yield number, lot
-                    number, lot, size = number + len(lot), [], 0
+    for chunk in _chunks(file, encoding):
+        begun, *others = chunk.split(b"\n")
+        rest.append(begun)
+        if not others:
+            _check_length(file, number + len(lot), rest)
+            continue
+        whole, rest = [b"".join(rest), *others[:-1]], [others[-1]]
+        for line in whole:
+            lot.append(line)
+            size += len(line)
+            if size >= LOT_BYTES or len(lot) >= BATCH_ROWS:
+                yield number, lot
+                number, lot, size = number + len(lot), [], 0
     yield number, [*lot, *([last] if (last := b"".join(rest)) else [])]
+
+
+def _chunks(file: InputFile, encoding: str) -> Iterator[bytes]:
+    """The content of a file as UTF-8."""
+    if encoding == "utf-8":
+        with opened_bytes(file, encoding, "text") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                yield chunk
+        return
+    with opened_text(file, encoding, "text") as text:
+        try:
+            while part := text.read(_CHUNK_BYTES):
+                yield part.encode()
+        except UnicodeDecodeError as error:
+            raise not_encoded(file, error) from error
 
 
 def _check_length(file: InputFile, number: int, parts: Sequence[bytes]) -> None:

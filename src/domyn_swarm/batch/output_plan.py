@@ -139,18 +139,22 @@ class OutputPlan:
             for batch in dataset.batches(kept.columns, limit=_SAMPLED)
         ]
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
-            why = self._failure(dataset, Path(folder), fields, sample)
+
+            def failure(ats: Sequence[int]) -> InvalidInput | None:
+                some = [[columns[at] for at in ats] for columns in sample]
+                return self._failure(dataset, Path(folder), [fields[at] for at in ats], some)
+
+            why = failure(range(len(fields)))
             if why is None:
                 return
-            for at, field in enumerate(fields):
-                alone = [[columns[at]] for columns in sample]
-                if self._failure(dataset, Path(folder), [field], alone) is not None:
-                    raise InvalidInput(
-                        f"The column {field.name!r} ({field.type}) cannot be written to "
-                        f"{self.target}: {why}",
-                        hint="Leave it out (--output-mode), convert it, or choose another form.",
-                    )
-        raise InvalidInput(f"{self.target} cannot be written: {why}")
+            odd = [at for at in range(len(fields)) if failure([at]) is not None]
+        if len(odd) == len(fields):
+            raise why
+        raise InvalidInput(
+            f"The column {fields[odd[0]].name!r} ({fields[odd[0]].type}) cannot be written to "
+            f"{self.target}: {why.message}",
+            hint="Leave it out (--output-mode), convert it, or choose another form.",
+        )
 
     def _failure(
         self,
@@ -158,7 +162,7 @@ class OutputPlan:
         folder: Path,
         fields: Sequence[pa.Field],
         sample: Sequence[Sequence[pa.Array]],
-    ) -> str | None:
+    ) -> InvalidInput | None:
         """Why some columns cannot be written; None: they can."""
         raw = pa.schema(fields)
         batches = [pa.RecordBatch.from_arrays(columns, schema=raw) for columns in sample if columns]
@@ -175,9 +179,10 @@ class OutputPlan:
                     writer.write(typed(batch, schema))
                 writer.finish()
         except InvalidInput as error:
-            return error.message
+            return error
         except Exception as error:  # noqa: BLE001 - a library's, about columns of any type
-            return (str(error) or type(error).__name__).splitlines()[0]
+            told = (str(error) or type(error).__name__).splitlines()[0]
+            return InvalidInput(f"{self.target} cannot be written: {told}")
         return None
 
     @property

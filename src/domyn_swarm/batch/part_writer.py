@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from domyn_swarm.batch.json_values import as_text, without_json
 from domyn_swarm.batch.manifest import OutputFile
 from domyn_swarm.batch.text_forms import TextForm
+from domyn_swarm.errors import InvalidInput
 
 _GROUP_ROWS = 64 * 1024
 _GROUP_BYTES = 16 * 1024 * 1024  # what is held in memory before it is written
@@ -96,6 +97,11 @@ class LibrarySink:
         """See `FileSink`."""
         parts, self._parts = self._parts, []
         self._write(pa.Table.from_batches(parts, self._schema), self._path)
+        if not self._path.is_file():
+            raise InvalidInput(
+                "--backend-write-kwargs: that library then writes no single file.",
+                hint="Leave out what makes it write a folder; --shard-output makes one.",
+            )
 
     def abandon(self) -> None:
         """See `FileSink`."""

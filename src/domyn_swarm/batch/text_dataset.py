@@ -69,11 +69,23 @@ def row_column_of(dataset: Any) -> str | None:  # noqa: ANN401 - any `Dataset`
 
 
 @contextlib.contextmanager
-def opened_text(file: InputFile, encoding: str, kind: str) -> Iterator[BinaryIO]:
-    """A file's content, decompressed, as UTF-8 without a byte order mark.
+def opened_text(
+    file: InputFile, encoding: str, kind: str, errors: str = "strict"
+) -> Iterator[io.TextIOWrapper]:
+    """A file's text, decompressed, without a byte order mark; line ends are as they are.
 
     Raises:
-        InvalidInput: it cannot be read, or is in another encoding; it is named.
+        InvalidInput: it cannot be read, or is UTF-16 by its first bytes; it is named.
+        UnicodeDecodeError: it is not of the encoding, and `errors` are strict.
+    """
+    with opened_bytes(file, encoding, kind) as stream:
+        yield io.TextIOWrapper(stream, encoding, errors, newline="")
+
+
+@contextlib.contextmanager
+def opened_bytes(file: InputFile, encoding: str, kind: str) -> Iterator[BinaryIO]:
+    """A file's content, decompressed, without a byte order mark of UTF-8. Raises as `opened_text`,
+    which looks at the bytes.
     """
     with named_errors(file, kind), file.stream() as stream:
         head = stream.read(3)
@@ -82,10 +94,8 @@ def opened_text(file: InputFile, encoding: str, kind: str) -> Iterator[BinaryIO]
                 f"{file} is UTF-16, not UTF-8.",
                 hint="Name its encoding: --encoding utf-16.",
             )
-        whole = cast(
-            "BinaryIO", io.BufferedReader(_Beginning(b"" if head == _BOM else head, stream))
-        )
-        yield whole if encoding == "utf-8" else cast("BinaryIO", _Recoded(whole, encoding))
+        head = b"" if head == _BOM and encoding == "utf-8" else head
+        yield cast("BinaryIO", io.BufferedReader(_Beginning(head, stream)))
 
 
 class _Beginning(io.RawIOBase):
@@ -106,15 +116,12 @@ class _Beginning(io.RawIOBase):
         return len(given)
 
 
-class _Recoded:
-    """Text of another encoding as UTF-8."""
-
-    def __init__(self, stream: BinaryIO, encoding: str) -> None:
-        self._text = io.TextIOWrapper(stream, encoding, newline="")
-
-    def read(self, size: int) -> bytes:
-        """About as many bytes; none at the end."""
-        return self._text.read(size).encode()
+def not_encoded(file: InputFile, error: UnicodeDecodeError) -> InvalidInput:
+    """What to tell of a file that is not of its encoding."""
+    return InvalidInput(
+        f"{file} is not {error.encoding}: {error.reason}.",
+        hint="Name its encoding: --encoding cp1252 (Windows), latin-1, utf-16.",
+    )
 
 
 @contextlib.contextmanager
@@ -122,15 +129,10 @@ def named_errors(file: InputFile, kind: str) -> Iterator[None]:
     """Errors of reading a file, as what a user can do about them.
 
     Raises:
-        InvalidInput: whatever else was raised, with the file's name.
+        InvalidInput: it cannot be read; names the file.
     """
     try:
         yield
-    except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"{file} is not {error.encoding}: {error.reason} at byte {error.start}.",
-            hint="Name its encoding: --encoding cp1252 (Windows), latin-1, utf-16.",
-        ) from error
     except (pa.ArrowException, OSError, EOFError) as error:
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = "Check the path and its permissions; mend that line, or convert the file."

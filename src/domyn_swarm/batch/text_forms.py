@@ -97,7 +97,7 @@ class JsonLines:
 
     def _read_row(self, line: bytes, names: Sequence[str]) -> dict[str, bytes | msgspec.Raw]:
         row: dict[str, Any] = dict(_split(line))
-        if self._row in names:
+        if self._row is not None and self._row in names:
             own = {name: row.pop(name) for name in list(row) if name not in names}
             row[self._row] = _encoder.encode(own)
         if row.keys() != {*names} or (self._row is None and [*row] != [*names]):
@@ -223,7 +223,7 @@ def _csv_schema(schema: pa.Schema) -> pa.Schema:
 
 def _is_odd(kind: pa.DataType) -> bool:
     """Whether CSV has no form for it."""
-    return not any(is_plain(kind) for is_plain in _WITH_CSV_FORM)
+    return pa.types.is_interval(kind) or not any(is_it(kind) for is_it in _WITH_CSV_FORM)
 
 
 def _as_text(column: pa.Array) -> pa.Array:
