@@ -22,6 +22,8 @@ ARROW_TYPES: dict[CellType, pa.DataType] = {
 _INT = re.compile(r"[+-]?\d{1,30}", re.ASCII)
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII | re.IGNORECASE)
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
+_FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+([eE][+-]?\d+)?", re.ASCII)
 _decode = msgspec.json.Decoder().decode
 
 
@@ -57,3 +59,30 @@ def _value(cell: str, kind: CellType) -> Any:  # noqa: ANN401 - of any of the ty
     if kind == "bool":
         return _BOOLS[cell.lower()]
     return int(cell) if kind == "int" else float(cell)
+
+
+class CellShape:
+    """Which type the cells of a column have, where they are to tell it.
+
+    Whole numbers as programs write them (`00123` and `+5` are none), numbers, `true` and `false`.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[CellType] = set()
+
+    def add(self, cell: str | None) -> None:
+        """Take one more cell; an empty one says nothing."""
+        if not cell or "text" in self._seen:
+            return
+        if _WHOLE.fullmatch(cell):
+            self._seen.add("int")
+        elif _FRACTION.fullmatch(cell):
+            self._seen.add("float")
+        else:
+            self._seen.add("bool" if cell in {"true", "false", "True", "False"} else "text")
+
+    def cell_type(self) -> CellType:
+        """The type that all cells have."""
+        if self._seen == {"int", "float"}:
+            return "float"
+        return next(iter(self._seen)) if len(self._seen) == 1 else "text"

@@ -135,25 +135,27 @@ def _look(
     file: InputFile, form: _Form, types: dict[str, CellType], problems: Problems
 ) -> tuple[list[str], int]:
     """The names in the first line that is not blank, and how many rows are below it."""
+    look = _Look(file, form, types)
     try:
-        return _Look(file, form, types, problems).run("strict")
+        header, rows = look.run("strict")
     except UnicodeDecodeError as error:
+        look = _Look(file, form, types)
         try:  # the same once more, to tell all cells that it is about
-            return _Look(file, form, types, problems).run("surrogateescape")
+            header, rows = look.run("surrogateescape")
         except UnicodeDecodeError:  # an encoding whose bytes cannot be told apart so
             raise not_encoded(file, error) from error
+    problems.take(look.problems)
+    return header, rows
 
 
 class _Look:
     """One look at one file."""
 
-    def __init__(
-        self, file: InputFile, form: _Form, types: dict[str, CellType], problems: Problems
-    ) -> None:
+    def __init__(self, file: InputFile, form: _Form, types: dict[str, CellType]) -> None:
+        self.problems = Problems()
         self._file = file
         self._form = form
         self._types = types
-        self._problems = problems
         self._header: list[str] = []
         self._typed: list[tuple[int, str, CellType]] = []
 
@@ -184,7 +186,7 @@ class _Look:
                 last = reader.line_num  # type: ignore[attr-defined]
 
     def _add(self, line: int, problem: str, hint: str = _MEND) -> None:
-        self._problems.add(f"{self._file}, line {line}: {problem}.", hint)
+        self.problems.add(f"{self._file}, line {line}: {problem}.", hint)
 
     def _failed(self, line: int, told: str) -> bool:
         """Tell what the reader says of the row that begins in a line; whether that was the end."""

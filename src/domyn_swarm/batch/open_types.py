@@ -6,34 +6,45 @@ a type for which a file has no place becomes JSON text. Which do, and why, is to
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from domyn_swarm.batch.cell_types import ARROW_TYPES, CellShape, as_array
 from domyn_swarm.batch.column_values import python_values
 from domyn_swarm.batch.json_shapes import Shape
 from domyn_swarm.batch.json_values import JSON, is_json, json_array, json_values
+from domyn_swarm.batch.reading import CellType
+
+_TYPES_OF_CELLS: dict[pa.DataType, CellType] = {
+    ARROW_TYPES[kind]: kind for kind in ("int", "float", "bool")
+}
 
 
 class OpenTypes:
     """The columns of a schema whose values have to be looked at, and what was seen of them."""
 
-    def __init__(self, schema: pa.Schema) -> None:
+    def __init__(self, schema: pa.Schema, cells: Sequence[str] = ()) -> None:
+        """`cells` are columns of text whose values are to tell their types."""
         self._shapes = {field.name: Shape() for field in schema if is_json(field.type)}
+        self._cells = {name: CellShape() for name in cells if name in schema.names}
 
     @property
     def names(self) -> list[str]:
         """The columns."""
-        return list(self._shapes)
+        return [*self._shapes, *self._cells]
 
     def look(self, batch: pa.RecordBatch) -> None:
         """Take the values of a batch that has the columns."""
         for name, shape in self._shapes.items():
             for value in () if shape.why else json_values(batch.column(name)):
                 shape.add(value)
+        for name, cells in self._cells.items():
+            for cell in batch.column(name).to_pylist():
+                cells.add(cell)
 
     def merge(self, other: Self) -> None:
         """Take what another one has seen of the same columns."""
@@ -42,13 +53,10 @@ class OpenTypes:
 
     def settled(self, schema: pa.Schema) -> pa.Schema:
         """The schema with the types of what was seen."""
-        return pa.schema(
-            [
-                field.with_type(self._shapes[field.name].arrow()) if is_json(field.type) else field
-                for field in schema
-            ],
-            metadata=schema.metadata,
-        )
+        kinds = {name: shape.arrow() for name, shape in self._shapes.items()}
+        kinds |= {name: ARROW_TYPES[cells.cell_type()] for name, cells in self._cells.items()}
+        fields = [field.with_type(kinds.get(field.name, field.type)) for field in schema]
+        return pa.schema(fields, metadata=schema.metadata)
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -93,6 +101,8 @@ def typed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def typed_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """A column as one of the type that was settled for it."""
+    if pa.types.is_string(column.type) and kind in _TYPES_OF_CELLS:
+        return as_array(column.to_pylist(), _TYPES_OF_CELLS[kind])
     if is_json(column.type) == is_json(kind):
         return column
     if is_json(kind):

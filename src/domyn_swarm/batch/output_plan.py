@@ -23,7 +23,7 @@ from domyn_swarm.batch.part_writer import LibrarySink, OpenSink, PartWriter, Wri
 from domyn_swarm.batch.remote_output import place_of
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.schema import ERROR_COLUMN, OutputSchema
-from domyn_swarm.batch.text_dataset import row_column_of
+from domyn_swarm.batch.text_dataset import is_csv, row_column_of
 from domyn_swarm.batch.text_forms import FORMS, JsonLines, TextForm
 from domyn_swarm.errors import InvalidInput
 
@@ -45,6 +45,7 @@ class OutputPlan:
     sharded: bool = False  # a folder of files instead of one
     write: WriteFile | None = None  # how a library writes each file; None: as usual
     lines: TextForm | None = None  # how the job writes JSON Lines; None: an object of the columns
+    infer_types: bool = False  # of the cells of CSV that are kept
 
     @property
     def place(self) -> Place:
@@ -89,7 +90,10 @@ class OutputPlan:
 
     def rows(self, dataset: Dataset, index: RowIndex, limit: int | None) -> OutputRows:
         """The rows that have a result, as the files have them but for open types."""
-        return OutputRows(dataset, self.keys, self.kept(dataset), self.schema, index, limit)
+        kept = self.kept(dataset)
+        cells = kept.columns if self.infer_types else []
+        text = [name for name in cells if dataset.schema.field(name).type == pa.string()]
+        return OutputRows(dataset, self.keys, kept, self.schema, index, limit, text)
 
     def check(self, dataset: Dataset) -> None:
         """Refuse an output that cannot be written, before anything is asked.
@@ -104,6 +108,11 @@ class OutputPlan:
                 f"The output {self.target} is of no kind that can be written.",
                 hint=f"Give --output a path that ends in one of {', '.join(KIND_OF_SUFFIX)}, or "
                 "write a folder of shards with --shard-output.",
+            )
+        if self.infer_types and not (self.has_types and is_csv(dataset)):
+            raise InvalidInput(
+                "--infer-types is for CSV that becomes Parquet.",
+                hint="Leave it out, or name the output .parquet.",
             )
         self.check_names(dataset)
         self.place.check()

@@ -50,6 +50,11 @@ class OutputRows:
     answers: OutputSchema
     index: RowIndex
     limit: int | None
+    cells: Sequence[str] = ()  # kept columns of text that get the types that their values have
+
+    def open_types(self) -> OpenTypes:
+        """The columns whose types their values tell, before any was looked at."""
+        return OpenTypes(self.schema(errors=False), self.cells)
 
     def schema(self, *, errors: bool) -> pa.Schema:
         """The columns: those kept of the input, the answers, and the errors if asked for."""
@@ -58,7 +63,7 @@ class OutputRows:
     def survey(self) -> Survey:
         """A look at all results, and at the values of the columns whose types are open."""
         schema = self.schema(errors=False)
-        types = OpenTypes(schema)
+        types = self.open_types()
         rows = failed = 0
         fields = [field for field in schema if field.name in types.names]
         for batch, values in self.with_results(pa.schema(fields)):

@@ -22,6 +22,13 @@ class Problems:
             self._found.append(problem)
             self._hints[hint] = None
 
+    def take(self, other: Problems) -> None:
+        """All problems of another, behind these."""
+        room = max(0, _SHOWN - len(self._found))
+        self._found += other._found[:room]
+        self._hints |= other._hints
+        self._count += other._count
+
     def check(self) -> None:
         """Refuse the input if there was any.
 

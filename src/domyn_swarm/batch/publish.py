@@ -108,7 +108,7 @@ def _looked_at(rows: OutputRows, plan: OutputPlan) -> tuple[int, OpenTypes]:
     """How many rows failed, and what is to be known of open types; values are read for these
     alone.
     """
-    types = OpenTypes(rows.schema(errors=False))
+    types = rows.open_types()
     if plan.has_types and types.names:
         found = rows.survey()
         return found.rows_failed, found.types

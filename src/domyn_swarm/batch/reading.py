@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
+from domyn_swarm.errors import ConfigError
 from domyn_swarm.model import Record
 
 CellType = Literal["text", "int", "float", "bool", "json"]
@@ -38,3 +40,20 @@ class Reading(Record):
         if named is not None and (len(named) != 1 or named in '"\r\n'):
             raise ValueError(f"{delimiter!r} is not one character; such are ';', '|' and tab")
         return named
+
+
+def reading_of(given: Mapping[str, Any]) -> Reading:
+    """A reading from what a user wrote.
+
+    Raises:
+        ConfigError: there is no such encoding, delimiter or type.
+    """
+    try:
+        return Reading.model_validate(given)
+    except ValidationError as error:
+        told = error.errors(include_url=False)[0]
+        field = ".".join(map(str, told["loc"]))
+        raise ConfigError(
+            f"{field}: {str(told['msg']).removeprefix('Value error, ')}.",
+            hint="Types are text, int, float, bool and json.",
+        ) from error

@@ -63,6 +63,11 @@ class TextDataset:
             first += rows
 
 
+def is_csv(dataset: Any) -> bool:  # noqa: ANN401 - any `Dataset`
+    """Whether rows are the cells of text."""
+    return isinstance(dataset, TextDataset) and dataset.row_column is None
+
+
 def row_column_of(dataset: Any) -> str | None:  # noqa: ANN401 - any `Dataset`
     """The column that holds a dataset's rows as the JSON that they were written in, if any."""
     return dataset.row_column if isinstance(dataset, TextDataset) else None

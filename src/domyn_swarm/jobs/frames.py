@@ -14,6 +14,7 @@ from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.json_values import as_text, without_json
 from domyn_swarm.batch.opening import LineFiles, open_dataset
 from domyn_swarm.batch.parquet_dataset import ParquetDataset
+from domyn_swarm.batch.reading import Reading
 from domyn_swarm.batch.results import settled_results
 from domyn_swarm.batch.spool import spooled
 from domyn_swarm.batch.table_dataset import TableDataset
@@ -85,6 +86,7 @@ def ends_of(
     data: Any,  # noqa: ANN401 - a frame or a path
     limit: int | None,
     lines: LineFiles | None = None,
+    reading: Reading | None = None,
 ) -> Iterator[FrameEnds]:
     """A frame of any supported kind; files at a path come back as an Arrow table.
 
@@ -92,6 +94,7 @@ def ends_of(
         data: the frame or path.
         limit: no more rows than these are wanted of it.
         lines: how the job reads JSON Lines.
+        reading: how files are to be read.
 
     Raises:
         ConfigError: it is neither.
@@ -99,7 +102,7 @@ def ends_of(
     """
     if isinstance(data, str | Path):
         arrow = backend_named("arrow")
-        dataset = open_dataset(str(data), lines)
+        dataset = open_dataset(str(data), lines, reading)
         yield LocalEnds(str(data), dataset, lambda schema, rows, _: arrow.build(schema, rows))
         return
     backend: DataBackend[Any] = backend_of(data)

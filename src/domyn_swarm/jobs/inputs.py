@@ -89,13 +89,13 @@ def open_input(spec: JobSpec, lines: LineFiles | None = None) -> Dataset:
                 "--backend-read-kwargs are for a library that reads the input.",
                 hint="Name it: --data-backend pandas, polars, arrow or ray.",
             )
-        return open_dataset(spec.input, lines)
+        return open_dataset(spec.input, lines, spec)
     if spec.data_backend == "ray":
         backend_named("ray")
         check_address(spec.ray_address or "")
-        return open_dataset(spec.input)
+        return open_dataset(spec.input, reading=spec)
     backend = backend_named(spec.data_backend)
-    files = files_of(spec.input)
+    files = files_of(spec.input, recursive=spec.recursive)
     if files[0].kind not in KINDS or files[0].packing:
         raise InvalidInput(
             f"{files[0]} is of no kind that --data-backend reads.",

@@ -124,6 +124,7 @@ def plan_of(
         sharded=spec.shard_output,
         write=writer_of(spec),
         lines=None if job.lines is None else job.lines.form,
+        infer_types=spec.infer_types,
     )
     return BatchPlan(
         dataset=dataset,
