@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm.batch.column_values import python_values
-from domyn_swarm.batch.input_files import files_of
+from domyn_swarm.batch.input_facts import InputFacts, Look
+from domyn_swarm.batch.input_files import InputFile, files_of
 from domyn_swarm.batch.lots import LOT_BYTES
 from domyn_swarm.batch.opening import open_dataset
 from domyn_swarm.batch.reading import Reading
@@ -299,3 +300,44 @@ def test_whole_numbers_that_are_no_fractions_are_refused_beside_them(tmp_path: P
     pq.write_table(pa.table({"x": [0.5]}), tmp_path / "1.parquet")
     with pytest.raises(InvalidInput, match=r"column 'x' is int64 in .*0\.parquet and fractions"):
         open_dataset(str(tmp_path))
+
+
+# -- looks that are taken once -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_a_file_is_looked_at_once_for_as_long_as_it_is_the_same(kind: str, tmp_path: Path) -> None:
+    def fill(name: str, rows: int) -> None:
+        table = pa.table({"n": [str(n) for n in range(rows)]})
+        if kind == "parquet":
+            pq.write_table(table, tmp_path / name)
+        elif kind == "csv":
+            write(tmp_path, name, "n\n" + "".join(f"{n}\n" for n in range(rows)))
+        else:
+            write(tmp_path, name, "".join(f'{{"n": "{n}"}}\n' for n in range(rows)))
+
+    fill(f"0.{kind}", 3)
+    fill(f"1.{kind}", 4)
+    facts = InputFacts()
+    source = str(tmp_path / f"*.{kind}")
+    assert open_dataset(source, facts=facts).rows == 7
+    facts.save(tmp_path / "facts")
+    kept = InputFacts.load(tmp_path / "facts")
+    looked: list[str] = []
+
+    def look(file: InputFile) -> Look:
+        looked.append(file.path.rpartition("/")[2])
+        return Look(pa.schema([]), 1)
+
+    assert [one.rows for one in kept.looks(files_of(source), look)] == [3, 4]
+    assert looked == []
+    again = open_dataset(source, facts=kept)
+    assert [row for batch in again.batches() for row in python_values(batch["n"])] == [
+        *("0", "1", "2"),
+        *("0", "1", "2", "3"),
+    ]
+    fill(f"1.{kind}", 5)
+    assert [one.rows for one in kept.looks(files_of(source), look)] == [3, 1]
+    assert looked == [f"1.{kind}"]
+    (tmp_path / "facts").write_bytes(b"none of ours")
+    assert open_dataset(source, facts=InputFacts.load(tmp_path / "facts")).rows == 8

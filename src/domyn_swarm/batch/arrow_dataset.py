@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from domyn_swarm.batch.input_facts import InputFacts, Look
 from domyn_swarm.batch.input_files import InputFile
-from domyn_swarm.batch.looking import looked_at
 from domyn_swarm.batch.lots import lots
 from domyn_swarm.batch.shard_schemas import as_schema, common_schema
 from domyn_swarm.errors import InvalidInput
@@ -20,17 +20,17 @@ _MAGIC = b"ARROW1"  # of files; streams begin with a message
 class ArrowDataset:
     """See `batch.dataset.Dataset`."""
 
-    def __init__(self, files: Sequence[InputFile]) -> None:
-        """Look at every file.
+    def __init__(self, files: Sequence[InputFile], facts: InputFacts | None = None) -> None:
+        """Look at every file that is not known.
 
         Raises:
             InvalidInput: one cannot be read, or has other columns; it is named.
         """
         self._files = files
-        found = looked_at(files, _look)
-        self._rows = [rows for _, rows in found]
+        looks = (facts or InputFacts()).looks(files, _look, side_by_side=len(files) > 1)
+        self._rows = [look.rows for look in looks]
         self.rows = sum(self._rows)
-        schemas = [schema for schema, _ in found]
+        schemas = [look.schema for look in looks]
         self.schema = common_schema(list(zip(files, schemas, strict=True)))
 
     def batches(
@@ -55,10 +55,10 @@ class ArrowDataset:
             first += rows
 
 
-def _look(file: InputFile) -> tuple[pa.Schema, int]:
+def _look(file: InputFile) -> Look:
     with _opened(file) as reader:
         rows = sum(block.num_rows for block in _of(reader))
-        return reader.schema.remove_metadata(), rows
+        return Look(reader.schema.remove_metadata(), rows)
 
 
 def _blocks(file: InputFile) -> Iterator[pa.RecordBatch]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from domyn_swarm.batch.cell_types import ARROW_TYPES, as_array, wrong_cell
+from domyn_swarm.batch.input_facts import InputFacts, Look
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.lots import BATCH_ROWS, LOT_BYTES
 from domyn_swarm.batch.problems import Problems
@@ -41,7 +42,9 @@ class _Form:
     chosen: bool  # the delimiter, by the user
 
 
-def open_csv(files: Sequence[InputFile], kind: str, reading: Reading) -> TextDataset:
+def open_csv(
+    files: Sequence[InputFile], kind: str, reading: Reading, facts: InputFacts | None = None
+) -> TextDataset:
     """Files with the same columns. In TSV quotation marks are characters like any other.
 
     Raises:
@@ -52,10 +55,11 @@ def open_csv(files: Sequence[InputFile], kind: str, reading: Reading) -> TextDat
     form = _Form(reading.delimiter or usual, kind != "tsv", reading.encoding, chosen)
     problems = Problems()
     header: list[str] = []
-    rows = []
-    for file in files:
-        found, count = _look(file, form, reading.types, problems)
-        rows.append(count)
+    looks = (facts or InputFacts()).looks(
+        files, lambda file: _look(file, form, reading.types, problems)
+    )
+    for file, look in zip(files, looks, strict=True):
+        found = look.schema.names
         if found and header and found != header:
             named = ", ".join(header)
             problems.add(
@@ -77,6 +81,7 @@ def open_csv(files: Sequence[InputFile], kind: str, reading: Reading) -> TextDat
         )
     kinds = {name: reading.types.get(name, "text") for name in header}
     schema = pa.schema([(name, ARROW_TYPES[kind]) for name, kind in kinds.items()])
+    rows = [look.rows for look in looks]
     return TextDataset(files, schema, rows, functools.partial(_blocks, form=form, kinds=kinds))
 
 
@@ -131,9 +136,7 @@ def _lots(file: InputFile, form: _Form) -> Iterator[list[list[str]]]:
 # -- what is wrong with a file -------------------------------------------------------------------
 
 
-def _look(
-    file: InputFile, form: _Form, types: dict[str, CellType], problems: Problems
-) -> tuple[list[str], int]:
+def _look(file: InputFile, form: _Form, types: dict[str, CellType], problems: Problems) -> Look:
     """The names in the first line that is not blank, and how many rows are below it."""
     look = _Look(file, form, types)
     try:
@@ -145,7 +148,8 @@ def _look(
         except UnicodeDecodeError:  # an encoding whose bytes cannot be told apart so
             raise not_encoded(file, error) from error
     problems.take(look.problems)
-    return header, rows
+    names = [name.encode("utf-8", "replace").decode() for name in header]
+    return Look(pa.schema([(name, pa.string()) for name in names]), rows)
 
 
 class _Look:

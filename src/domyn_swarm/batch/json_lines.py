@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 import pyarrow as pa
 
+from domyn_swarm.batch.input_facts import InputFacts, Look
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.json_values import JSON, json_array
 from domyn_swarm.batch.lots import BATCH_ROWS, LOT_BYTES
@@ -44,6 +45,7 @@ def open_json_lines(
     encoding: str = "utf-8",
     check: CheckLine | None = None,
     columns: Sequence[str] = (),
+    facts: InputFacts | None = None,
 ) -> TextDataset:
     """Files with one JSON object on each line. A row that lacks a key of others has null there.
 
@@ -52,14 +54,18 @@ def open_json_lines(
         encoding: of their text.
         check: what else each line has to be.
         columns: those that count; none: all.
+        facts: what is known of the files.
 
     Raises:
         InvalidInput: lines are no JSON objects, or not what `check` takes; each is named.
     """
-    names: dict[str, None] = {}
     problems = Problems()
-    rows = [_look(file, encoding, check, names, problems) for file in files]
+    looks = (facts or InputFacts()).looks(
+        files, lambda file: _look(file, encoding, check, problems)
+    )
     problems.check()
+    names = dict.fromkeys(name for look in looks for name in look.schema.names)
+    rows = [look.rows for look in looks]
     if not any(rows):
         raise InvalidInput(
             f"{files[0]} is empty: there is nothing that names its columns.",
@@ -77,10 +83,10 @@ def _look(
     file: InputFile,
     encoding: str,
     check: CheckLine | None,
-    names: dict[str, None],
     problems: Problems,
-) -> int:
-    """Add a file's names and problems to those that are known; how many rows it has."""
+) -> Look:
+    """All keys of a file's objects, and how many there are; problems are added to the others."""
+    names: dict[str, None] = {}
     rows = 0
     for number, line in _numbered(file, encoding):
         rows += 1
@@ -94,7 +100,7 @@ def _look(
             problems.add(f"{file}, line {number}, {_reason(line, error)}.", _hint(error, check))
         else:
             names.update(dict.fromkeys(row))
-    return rows
+    return Look(pa.schema([(name, JSON) for name in names]), rows)
 
 
 def _numbered(file: InputFile, encoding: str) -> Iterator[tuple[int, bytes]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from domyn_swarm.batch.arrow_dataset import ArrowDataset
 from domyn_swarm.batch.csv_files import open_csv
 from domyn_swarm.batch.dataset import Dataset
+from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile, files_of
 from domyn_swarm.batch.json_lines import CheckLine, open_json_lines
 from domyn_swarm.batch.parquet_dataset import ParquetDataset
@@ -26,21 +27,33 @@ class LineFiles:
 
 
 def open_dataset(
-    source: str, lines: LineFiles | None = None, reading: Reading | None = None
+    source: str,
+    lines: LineFiles | None = None,
+    reading: Reading | None = None,
+    facts: InputFacts | None = None,
 ) -> Dataset:
     """Open an input: a file or URL, a folder, a glob, or a brace range.
+
+    Args:
+        source: what a user calls it.
+        lines: what a job says of JSON Lines.
+        reading: what the user says of the files.
+        facts: what is known of them, and will be.
 
     Raises:
         InvalidInput: nothing is there, or it cannot be read.
     """
     reading = reading or Reading()
-    return dataset_of(files_of(source, recursive=reading.recursive), lines, reading)
+    return dataset_of(files_of(source, recursive=reading.recursive), lines, reading, facts)
 
 
 def dataset_of(
-    files: Sequence[InputFile], lines: LineFiles | None = None, reading: Reading | None = None
+    files: Sequence[InputFile],
+    lines: LineFiles | None = None,
+    reading: Reading | None = None,
+    facts: InputFacts | None = None,
 ) -> Dataset:
-    """Open files of one kind.
+    """Open files of one kind; see `open_dataset`.
 
     Raises:
         InvalidInput: one of them cannot be read, or the reading is of no use for its kind.
@@ -49,15 +62,14 @@ def dataset_of(
     _check_use(reading, kind)
     match kind:
         case "parquet":
-            return ParquetDataset(files)
+            return ParquetDataset(files, facts)
         case "arrow":
-            return ArrowDataset(files)
+            return ArrowDataset(files, facts)
         case "jsonl":
-            if lines is None:
-                return open_json_lines(files, reading.encoding)
-            return open_json_lines(files, reading.encoding, lines.check, lines.columns)
+            check, columns = (lines.check, lines.columns) if lines else (None, ())
+            return open_json_lines(files, reading.encoding, check, columns, facts)
         case _:
-            return open_csv(files, kind, reading)
+            return open_csv(files, kind, reading, facts)
 
 
 def _check_use(reading: Reading, kind: str) -> None:

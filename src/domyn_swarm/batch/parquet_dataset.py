@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from domyn_swarm.batch.input_facts import InputFacts, Look
 from domyn_swarm.batch.input_files import InputFile
-from domyn_swarm.batch.looking import looked_at
 from domyn_swarm.batch.lots import lots, rows_of_a_lot
 from domyn_swarm.batch.shard_schemas import as_schema, common_schema
 from domyn_swarm.errors import InvalidInput
@@ -20,31 +19,30 @@ _EXACT = 1 << 53  # whole numbers up to here are fractions as well
 class ParquetDataset:
     """One Parquet file, or several with the same columns (see `common_schema`), in their order."""
 
-    def __init__(self, files: Sequence[InputFile | Path]) -> None:
-        """Look at every footer, many side by side.
+    def __init__(self, files: Sequence[InputFile], facts: InputFacts | None = None) -> None:
+        """Look at the footers that are not known, many side by side.
 
         Raises:
             InvalidInput: a file cannot be read, or has other columns.
         """
         self._files = files
-        found = looked_at(files, _look)
-        self._rows = [rows for _, rows, _ in found]
+        looks = (facts or InputFacts()).looks(files, _look, side_by_side=len(files) > 1)
+        self._rows = [look.rows for look in looks]
         self.rows = sum(self._rows)
-        schemas = [(file, one[0]) for file, one in zip(files, found, strict=True)]
-        self.schema = common_schema(schemas)
-        large = {name for _, _, names in found for name in names}
-        for file, schema in schemas:
-            for field in schema:
-                if field.name in large and pa.types.is_integer(field.type):
-                    self._check_exact(file, field)
+        self.schema = common_schema(
+            [(file, look.schema) for file, look in zip(files, looks, strict=True)]
+        )
+        for file, look in zip(files, looks, strict=True):
+            self._check_exact(file, look)
 
-    def _check_exact(self, file: InputFile | Path, field: pa.Field) -> None:
-        if pa.types.is_floating(self.schema.field(field.name).type):
-            raise InvalidInput(
-                f"The column {field.name!r} is {field.type} in {file} and fractions in another "
-                "file, which have no place for all of its whole numbers.",
-                hint="Give only files with one schema, or convert them first.",
-            )
+    def _check_exact(self, file: InputFile, look: Look) -> None:
+        for name in look.inexact:
+            if pa.types.is_floating(self.schema.field(name).type):
+                raise InvalidInput(
+                    f"The column {name!r} is {look.schema.field(name).type} in {file} and "
+                    "fractions in another file, which have no place for all of its whole numbers.",
+                    hint="Give only files with one schema, or convert them first.",
+                )
 
     def batches(
         self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
@@ -63,18 +61,17 @@ class ParquetDataset:
             first += rows
 
 
-def _look(file: InputFile | Path) -> tuple[pa.Schema, int, list[str]]:
-    """Columns, rows, and which columns of whole numbers may have some that no fraction equals."""
+def _look(file: InputFile) -> Look:
     with _open(file) as opened:
         schema = opened.schema_arrow.remove_metadata()
-        large = [
+        inexact = [
             field.name
             for field in schema
             if pa.types.is_integer(field.type)
             and field.type.bit_width == 64
             and not _is_small(opened.metadata, field.name)
         ]
-        return schema, opened.metadata.num_rows, large
+        return Look(schema, opened.metadata.num_rows, inexact)
 
 
 def _is_small(metadata: pq.FileMetaData, name: str) -> bool:
@@ -89,9 +86,7 @@ def _is_small(metadata: pq.FileMetaData, name: str) -> bool:
     return True
 
 
-def _read(
-    file: InputFile | Path, columns: list[str], start: int, end: int
-) -> Iterator[pa.RecordBatch]:
+def _read(file: InputFile, columns: list[str], start: int, end: int) -> Iterator[pa.RecordBatch]:
     """The rows of one file from `start` up to `end`, in lots."""
     first = 0
     with _open(file) as opened:
@@ -113,9 +108,9 @@ def _read(
             first += group.num_rows
 
 
-def _open(file: InputFile | Path) -> pq.ParquetFile:
+def _open(file: InputFile) -> pq.ParquetFile:
     try:
-        source = file.open() if isinstance(file, InputFile) and file.system else str(file)
+        source = file.open() if file.system else file.path
         # pre_buffer would hold the whole file's column chunks in memory.
         return pq.ParquetFile(source, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:

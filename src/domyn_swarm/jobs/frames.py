@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.json_values import as_text, without_json
 from domyn_swarm.batch.opening import LineFiles, open_dataset
 from domyn_swarm.batch.parquet_dataset import ParquetDataset
@@ -130,7 +131,7 @@ def _local_ends(backend: DataBackend[Any], frame: Any, stack: contextlib.ExitSta
     if backend.lazy:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="domyn-swarm-"))
         spool = spooled(schema, backend.batches(frame), Path(folder) / "rows.parquet")
-        rows = ParquetDataset([spool])
+        rows = ParquetDataset([InputFile(str(spool))])
     else:
         rows = TableDataset.of(schema, backend.batches(frame))
     return LocalEnds(f"<{backend.name}>", rows, build)

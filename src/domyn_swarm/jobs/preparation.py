@@ -11,6 +11,7 @@ from domyn_swarm.batch.dataset import Dataset, check_columns
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.manifest import JobFacts, without_secrets
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.row_ids import check_ids
@@ -39,15 +40,15 @@ class Prepared:
         return self.plan.rows
 
 
-def prepare(spec: JobSpec) -> Prepared:
-    """Check a job against its input and output.
+def prepare(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
+    """Check a job against its input and output. `facts` are what is known of the input's files.
 
     Raises:
         ConfigError: the job class or a parameter is not usable.
         InvalidInput: the input cannot be read, lacks a column, or has null or duplicate ids.
         OutputExists: something else lies where the output goes.
     """
-    prepared = make_plan(spec)
+    prepared = make_plan(spec, facts)
     plan = prepared.plan
     check_rows(plan)
     plan.output.check(plan.dataset)
@@ -65,7 +66,7 @@ def check_rows(plan: BatchPlan) -> None:
         check_ids(plan.dataset, id_column, limit=plan.limit)
 
 
-def make_plan(spec: JobSpec) -> Prepared:
+def make_plan(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
     """The job and its plan, with the checks that cost nothing.
 
     Raises:
@@ -73,7 +74,7 @@ def make_plan(spec: JobSpec) -> Prepared:
         InvalidInput: the input cannot be read, or lacks a column.
     """
     job = _load_for(spec)
-    return _prepared(spec, job, open_input(spec, job.lines))
+    return _prepared(spec, job, open_input(spec, job.lines, facts))
 
 
 def load_plan(spec: JobSpec, dataset: Dataset) -> Prepared:

@@ -165,13 +165,16 @@ class JobSubmitter:
     def _start(
         self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
     ) -> JobHandle:
+        from domyn_swarm.batch.input_facts import InputFacts
         from domyn_swarm.jobs.preparation import prepare
 
-        prepare(spec)
+        facts = InputFacts()
+        prepare(spec, facts)
         record, compute = self._checked_compute(spec, paths, swarm, external_id)
         private_dir(paths.root)
         keep_key(spec, paths)
         write_private(paths.spec, spec.model_dump_json(indent=2))
+        facts.save(paths.input_facts)
         tell_end(record, swarm)
         return self._run(record, compute)
 
