@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from domyn_swarm.batch.json_values import JSON, json_array
 from domyn_swarm.batch.reading import CellType
+from domyn_swarm.batch.text_arrays import text_array
 
 ARROW_TYPES: dict[CellType, pa.DataType] = {
     "text": pa.string(),
@@ -32,7 +33,7 @@ def as_array(cells: Sequence[str], kind: CellType) -> pa.Array:
     cell is null.
     """
     if kind == "text":
-        return pa.array(cells, pa.string())
+        return text_array(cells)
     if kind == "json":
         return json_array([cell.encode() if cell else None for cell in cells])
     return pa.array([_value(cell, kind) if cell else None for cell in cells], ARROW_TYPES[kind])

@@ -107,7 +107,7 @@ class InputFacts:
             try:
                 for each in pool.map(one, files) if side_by_side else map(one, files):
                     found.append(each)
-                    if time.monotonic() - told > _TELL_S:
+                    if len(found) < len(files) and time.monotonic() - told > _TELL_S:
                         told = time.monotonic()
                         _log.warning("looked at %d of %d files", len(found), len(files))
             except BaseException:

@@ -13,6 +13,8 @@ from typing import Any, Self
 import msgspec
 import pyarrow as pa
 
+from domyn_swarm.batch.text_arrays import encoded_array
+
 JSON: pa.DataType = pa.json_()
 """The type of a column of JSON text; null is a value that is not there, or null."""
 
@@ -50,7 +52,7 @@ def is_json(kind: pa.DataType) -> bool:
 def json_array(values: Iterable[Any]) -> pa.Array:
     """A column of JSON from encoded values (`msgspec.Raw`, bytes), None where there is none."""
     texts = [None if one is None or (text := bytes(one)) == _NULL else text for one in values]
-    return pa.ExtensionArray.from_storage(JSON, pa.array(texts, pa.string()))
+    return pa.ExtensionArray.from_storage(JSON, encoded_array(texts))
 
 
 def json_texts(column: pa.Array) -> list[str | None]:
