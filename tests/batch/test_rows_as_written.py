@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,46 @@ def test_every_file_that_can_be_read_can_be_written(rows: Rows) -> None:
     told = manifest_of(rows.folder / "odd.arrow.parquet", sharded=False)
     assert told is not None
     assert "Parquet has no place" in str(told.columns[1].note)
+
+
+def test_nulls_of_structs_are_not_sent(rows: Rows) -> None:
+    """Arrow's structs have every field in every row."""
+    messages = [
+        [{"role": "user", "content": "a", "name": "bob"}],
+        [{"role": "user", "content": "b"}],
+    ]
+    pq.write_table(pa.table({"messages": messages}), rows.folder / "in.parquet")
+    asked = rows.run("in.parquet", "out.parquet", input_columns=("messages",))
+    assert [body["messages"] for body in asked] == messages
+    rows.write("in.jsonl", *(json.dumps({"messages": one}) for one in messages))
+    assert rows.run("in.jsonl", "out.jsonl", input_columns=("messages",)) == []  # the same rows
+
+
+def test_types_of_cells_are_inferred_where_that_is_asked(rows: Rows) -> None:
+    rows.write(
+        "in.csv", "prompt,i,f,b,t,z", "p0,1,1,true,x,007", "p1,-20,1.50,False,,1", "p2,,,,2,"
+    )
+    rows.run("in.csv", "out.parquet", infer_types=True)
+    table = pq.read_table(rows.folder / "out.parquet")
+    kinds = [pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.string()]
+    assert table.schema.types[:6] == kinds
+    assert table["i"].to_pylist() == [1, -20, None]
+    assert table["f"].to_pylist() == [1.0, 1.5, None]
+    assert table["z"].to_pylist() == ["007", "1", ""]
+    assert rows.whole("in.csv", "out.parquet", infer_types=True)
+    with pytest.raises(InvalidInput, match="--infer-types is for CSV"):
+        prepare(rows.spec("in.csv", "out.jsonl", infer_types=True))
+
+
+def test_an_output_for_which_there_is_no_room_is_refused(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows.write("in.jsonl", *(f'{{"prompt": "{n}"}}' for n in range(10)))
+    room = shutil.disk_usage(rows.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room._replace(free=100))
+    with pytest.raises(InvalidInput, match="has room for"):
+        prepare(rows.spec("in.jsonl", "out.jsonl"))
+    prepare(rows.spec("in.jsonl", "out.jsonl", limit=3))
 
 
 def test_columns_of_one_name_are_refused(rows: Rows) -> None:

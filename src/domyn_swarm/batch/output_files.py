@@ -13,6 +13,7 @@ import functools
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +57,15 @@ class Place(Protocol):
     def names(self) -> tuple[str, str]:
         """The file's name, and the manifest's."""
 
-    def check(self) -> None:
+    def check(self, least_bytes: int = 0) -> None:
         """Refuse to replace anything that this job did not write.
+
+        Args:
+            least_bytes: what the output will have at least.
 
         Raises:
             OutputExists: names what stands in the way.
-            InvalidInput: nothing can be written there.
+            InvalidInput: nothing can be written there, or there is no room for it.
         """
 
     def stage(self) -> contextlib.AbstractContextManager[Path]:
@@ -117,7 +121,7 @@ class OutputPlace:
         found = {path.name for path in self.path.glob("*.parquet")} if self.sharded else set()
         return sorted(found - known)
 
-    def check(self) -> None:
+    def check(self, least_bytes: int = 0) -> None:
         """See `Place`."""
         found = self._foreign_shard() if self.sharded else self._foreign_file()
         if found is not None:
@@ -127,10 +131,20 @@ class OutputPlace:
             )
         parents = self.path.absolute().parents
         there = next(one for one in parents if one.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                pass
+            room_bytes = shutil.disk_usage(there).free
+        except OSError as error:
             raise InvalidInput(
-                f"The output {self.path} cannot be written: {there} is no folder to write in.",
+                f"The output {self.path} cannot be written: {there}: {error.strerror}.",
                 hint="Choose another --output, or mend the folder's permissions.",
+            ) from error
+        if room_bytes < least_bytes:
+            raise InvalidInput(
+                f"The output {self.path} will have {least_bytes / 1e9:.1f} GB or more, and "
+                f"{there} has room for {room_bytes / 1e9:.1f} GB.",
+                hint="Make room, or choose another --output.",
             )
 
     def _foreign_file(self) -> Path | None:

@@ -23,7 +23,7 @@ from domyn_swarm.batch.part_writer import LibrarySink, OpenSink, PartWriter, Wri
 from domyn_swarm.batch.remote_output import place_of
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.schema import ERROR_COLUMN, OutputSchema
-from domyn_swarm.batch.text_dataset import is_csv, row_column_of
+from domyn_swarm.batch.text_dataset import is_csv, row_column_of, text_bytes
 from domyn_swarm.batch.text_forms import FORMS, JsonLines, TextForm
 from domyn_swarm.errors import InvalidInput
 
@@ -95,7 +95,7 @@ class OutputPlan:
         text = [name for name in cells if dataset.schema.field(name).type == pa.string()]
         return OutputRows(dataset, self.keys, kept, self.schema, index, limit, text)
 
-    def check(self, dataset: Dataset) -> None:
+    def check(self, dataset: Dataset, limit: int | None = None) -> None:
         """Refuse an output that cannot be written, before anything is asked.
 
         Raises:
@@ -115,7 +115,7 @@ class OutputPlan:
                 hint="Leave it out, or name the output .parquet.",
             )
         self.check_names(dataset)
-        self.place.check()
+        self.place.check(self._least_bytes(dataset, limit))
         self._try_writing(dataset)
 
     def check_names(self, dataset: Dataset) -> None:
@@ -137,6 +137,13 @@ class OutputPlan:
             raise InvalidInput(
                 f"The input has the column {twice[0]!r} more than once.", hint="Rename one of them."
             )
+
+    def _least_bytes(self, dataset: Dataset, limit: int | None) -> int:
+        """What text that keeps all text of the input has at least; of others nothing is known."""
+        if self.has_types or self.mode != "append" or not dataset.rows:
+            return 0
+        rows = dataset.rows if limit is None else min(limit, dataset.rows)
+        return text_bytes(dataset) * rows // dataset.rows
 
     def _try_writing(self, dataset: Dataset) -> None:
         """Write a file with the first rows of the input, by the very writer of the output."""

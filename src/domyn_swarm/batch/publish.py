@@ -28,7 +28,7 @@ from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.output_rows import OutputRows, without_answer
 from domyn_swarm.batch.part_writer import PartWriter
 from domyn_swarm.batch.written_files import IDENTITY_KEY
-from domyn_swarm.errors import InvalidInput, JobError, OutputExists
+from domyn_swarm.errors import JobError, SwarmError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import utc_now
 
@@ -50,17 +50,17 @@ def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | No
 
     Raises:
         ResultsMissing: rows without a readable result; nothing was written.
-        OutputExists: something this job did not write has come to lie at the path.
-        JobError: the output cannot be written.
+        JobError: the output cannot be written, or something this job did not write has come to
+            lie at the path.
     """
     try:
         return _publish(dataset, plan, index, limit)
-    except (ResultsMissing, OutputExists, JobError):
+    except ResultsMissing:
         raise
     except Exception as error:  # a library's, about a value or a disk: all answers are kept
         _log.debug("publishing failed", exc_info=error)
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, InvalidInput):
+        if isinstance(error, SwarmError):
             told = error.message
         elif isinstance(error, OSError):
             told = f"{error.strerror or error}."

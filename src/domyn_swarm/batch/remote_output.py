@@ -69,7 +69,7 @@ class RemotePlace:
         with reaching(f"{self._folder}/{name}") as (system, path):
             return InputFile(path, system, self.url.partition("://")[0])
 
-    def check(self) -> None:
+    def check(self, least_bytes: int = 0) -> None:  # noqa: ARG002 - stores do not tell their room
         """See `Place`."""
         if self.url.partition("://")[0] in _READ_ONLY:
             raise InvalidInput(

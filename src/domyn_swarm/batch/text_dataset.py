@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -61,6 +62,18 @@ class TextDataset:
                     if at >= min(end, first + rows):
                         break
             first += rows
+
+    def file_bytes(self) -> int:
+        """The size of its files that are on this machine and not compressed."""
+        plain = [file for file in self._files if file.system is None and not file.packing]
+        return sum(Path(file.path).stat().st_size for file in plain)
+
+
+def text_bytes(dataset: Any) -> int:  # noqa: ANN401 - any `Dataset`
+    """How many bytes of text a dataset is read from, as far as they are on this machine and not
+    compressed.
+    """
+    return dataset.file_bytes() if isinstance(dataset, TextDataset) else 0
 
 
 def is_csv(dataset: Any) -> bool:  # noqa: ANN401 - any `Dataset`

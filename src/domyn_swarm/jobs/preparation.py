@@ -51,7 +51,7 @@ def prepare(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
     prepared = make_plan(spec, facts)
     plan = prepared.plan
     check_rows(plan)
-    plan.output.check(plan.dataset)
+    plan.output.check(plan.dataset, plan.limit)
     return prepared
 
 
