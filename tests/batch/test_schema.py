@@ -16,7 +16,7 @@ from domyn_swarm.batch.arrow_types import fit, type_name
 from domyn_swarm.batch.column_values import python_values
 from domyn_swarm.batch.json_shapes import Shape
 from domyn_swarm.batch.json_values import JSON as JSON_TYPE
-from domyn_swarm.batch.json_values import json_array
+from domyn_swarm.batch.json_values import WrittenFloat, json_array
 from domyn_swarm.batch.open_types import OpenTypes, typed
 from domyn_swarm.batch.schema import OutputMismatch, OutputSchema
 from domyn_swarm.errors import ConfigError
@@ -229,3 +229,11 @@ def test_kept_columns_come_last_and_are_not_the_jobs() -> None:
     }
     with pytest.raises(ConfigError, match="each once"):
         OutputSchema(["latency_s"], {"latency_s": float})
+
+
+def test_numbers_as_written_are_numbers() -> None:
+    number = WrittenFloat("3.10")
+    assert OutputSchema(["a"]).encode({"x": [number]}) == b'{"a":{"x":[3.10]}}'
+    assert OutputSchema({"a": float, "b": list[float]}).encode((number, [number])) == (
+        b'{"a":3.1,"b":[3.1]}'
+    )

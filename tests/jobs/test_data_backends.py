@@ -59,6 +59,20 @@ def test_cells_are_their_text_whoever_reads_them(bench: Bench, backend: str) -> 
     assert [(row["code"], row["prompt"]) for row in bench.output()] == rows
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_and_dates_are_those_of_the_file_whoever_reads_them(
+    bench: Bench, backend: str
+) -> None:
+    rows = [{"prompt": f"p{n}", "third": n / 3, "date": f"2026-01-0{n}"} for n in range(1, 9)]
+    (bench.folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source, target = str(bench.folder / "in.jsonl"), str(bench.folder / "out.jsonl")
+    assert worked(bench, input=source, output=target, data_backend=backend) == 0
+    written = [json.loads(one) for one in (bench.folder / "out.jsonl").read_text().splitlines()]
+    dates = [str(row["date"]).partition("T")[0] for row in written]
+    assert dates == [row["date"] for row in rows]
+    assert [row["third"] for row in written] == [row["third"] for row in rows]
+
+
 def test_text_and_workers(bench: Bench, server: ModelServer) -> None:
     lines = [json.dumps({"n": n, "prompt": f"p{n}"}) for n in range(500)]
     (bench.folder / "in.jsonl").write_text("\n".join(lines) + "\n")

@@ -67,6 +67,15 @@ def json_values(column: pa.Array, *, written: bool = False) -> list[Any]:
     return [None if text is None else decode(text) for text in column.storage.to_pylist()]
 
 
+def plain_numbers(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """A value with Python's own numbers, for those who do not know `WrittenFloat`."""
+    if isinstance(value, WrittenFloat):
+        return float(value)
+    if isinstance(value, dict):
+        return {name: plain_numbers(one) for name, one in value.items()}
+    return [plain_numbers(one) for one in value] if isinstance(value, list) else value
+
+
 def json_of(value: Any) -> Any:  # noqa: ANN401 - for an encoder
     """What msgspec encodes for a type that it does not know (`enc_hook`): numbers as they were
     written.

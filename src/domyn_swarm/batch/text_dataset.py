@@ -17,6 +17,7 @@ from domyn_swarm.errors import InvalidInput
 Read = Callable[[InputFile, Sequence[str]], Iterator[pa.RecordBatch]]
 """A file's rows with the named columns, in order."""
 
+_BUFFER_BYTES = 1 << 18
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -113,7 +114,7 @@ def opened_bytes(file: InputFile, encoding: str, kind: str) -> Iterator[BinaryIO
                 hint="Name its encoding: --encoding utf-16.",
             )
         head = b"" if head == _BOM and encoding == "utf-8" else head
-        yield cast("BinaryIO", io.BufferedReader(_Beginning(head, stream)))
+        yield cast("BinaryIO", io.BufferedReader(_Beginning(head, stream), _BUFFER_BYTES))
 
 
 class _Beginning(io.RawIOBase):

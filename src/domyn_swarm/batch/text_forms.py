@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from domyn_swarm.batch.column_values import python_values
-from domyn_swarm.batch.json_values import is_json, json_of, json_texts, json_values
+from domyn_swarm.batch.json_values import is_json, json_texts, json_values
 
 _CHUNK_BYTES = 1 << 20
 _BLOCK_BYTES = (4 << 20, 64 << 20, 1 << 30)  # a block has to hold the largest row
@@ -28,14 +28,7 @@ _WITH_CSV_FORM = (
 )
 
 
-def _hook(value: Any) -> Any:  # noqa: ANN401 - for an encoder
-    try:
-        return json_of(value)
-    except TypeError:
-        return str(value)
-
-
-_encoder = msgspec.json.Encoder(enc_hook=_hook)
+_encoder = msgspec.json.Encoder(enc_hook=str)
 _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 

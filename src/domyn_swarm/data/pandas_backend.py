@@ -30,7 +30,7 @@ _READERS = {
 # What is written in a file, not what it may be meant for.
 _AS_WRITTEN: dict[str, dict[str, Any]] = {
     "csv": {"dtype": str, "keep_default_na": False},
-    "jsonl": {"lines": True, "convert_dates": False, "precise_float": True},
+    "jsonl": {"lines": True, "dtype": False, "precise_float": True},
 }
 
 
