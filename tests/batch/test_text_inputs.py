@@ -212,6 +212,24 @@ def test_lots_have_so_many_bytes_and_long_lines_are_read_in_parts(tmp_path: Path
     assert [len(one) for (one,) in rows_of(long)] == [3 * LOT_BYTES, 1]
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("a.csv", "a,b\n1,2\n", "a,b\n1\n"),
+        ("b.csv", "a\n1\n", 'a\n"1\n'),
+        ("c.csv", "a\n1\n", "a\n\xff\n"),
+        ("d.jsonl", '{"a": 1}\n', '{"a": 1\n'),
+    ],
+)
+def test_a_file_that_changes_after_it_was_opened_is_an_error(
+    name: str, before: str, after: str, tmp_path: Path
+) -> None:
+    dataset = open_dataset(str(write(tmp_path, name, before)))
+    write(tmp_path, name, after.encode("latin-1"))
+    with pytest.raises(InvalidInput, match=name):
+        list(dataset.batches())
+
+
 # -- folders -------------------------------------------------------------------------------------
 
 

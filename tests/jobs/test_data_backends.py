@@ -91,6 +91,7 @@ def test_text_and_workers(bench: Bench, server: ModelServer) -> None:
         ({"data_backend": "polars", "backend_read_kwargs": {"colums": []}}, "colums"),
         ({"data_backend": "arrow", "backend_read_kwargs": {"colums": []}}, "colums"),
         ({"data_backend": "pandas", "backend_read_kwargs": {"columns": ["n"]}}, "'prompt'"),
+        ({"data_backend": "pandas", "encoding": "cp1252"}, "--encoding, --delimiter and --types"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_job_is_recorded(

@@ -101,8 +101,13 @@ def _blocks(
     at = [list(kinds).index(name) for name in columns]
     schema = pa.schema([(name, ARROW_TYPES[kinds[name]]) for name in columns])
     for rows in _lots(file, form):
-        cells = list(zip(*rows, strict=True))
-        arrays = [as_array(cells[one], kinds[name]) for one, name in zip(at, columns, strict=True)]
+        try:
+            cells = list(zip(*rows, strict=True))
+            arrays = [
+                as_array(cells[one], kinds[name]) for one, name in zip(at, columns, strict=True)
+            ]
+        except (ValueError, IndexError) as error:
+            raise InvalidInput(f"{file} has changed since it was opened: {error}.") from error
         if arrays:
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
         else:
@@ -125,8 +130,8 @@ def _lots(file: InputFile, form: _Form) -> Iterator[list[list[str]]]:
                 if len(lot) >= BATCH_ROWS or size >= LOT_BYTES:
                     yield lot
                     lot, size = [], 0
-        except csv.Error as error:  # it has changed since it was opened
-            raise InvalidInput(f"{file} cannot be read as CSV: {error}.", hint=_MEND) from error
+        except csv.Error as error:
+            raise InvalidInput(f"{file} has changed since it was opened: {error}.") from error
         except UnicodeDecodeError as error:
             raise not_encoded(file, error) from error
         if lot:

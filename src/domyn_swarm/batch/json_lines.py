@@ -124,14 +124,12 @@ def _blocks(
     file: InputFile, columns: Sequence[str], *, encoding: str, row_column: str
 ) -> Iterator[pa.RecordBatch]:
     fields = [(name, JSON) for name in columns]
-    for number, lines in numbered_lines(file, encoding):
+    for _, lines in numbered_lines(file, encoding):
         texts = [line for line in lines if line and not line.isspace()]
         try:
             rows = [_split(text) for text in texts]
-        except ValueError as error:  # it has changed since it was opened
-            raise InvalidInput(
-                f"{file}, from line {number} on, is no JSON Lines: {error}."
-            ) from error
+        except ValueError as error:
+            raise InvalidInput(f"{file} has changed since it was opened: {error}.") from error
         if rows:
             columned = [
                 json_array(map(bytes.strip, texts))

@@ -85,8 +85,12 @@ def as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     if batch.schema.equals(schema):
         return batch
     fields = [field for field in schema if field.name in batch.schema.names]
-    columns = [batch.column(field.name).cast(field.type) for field in fields]
+    columns = [_cast(batch.column(field.name), field.type) for field in fields]
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    return column if column.type.equals(kind) else column.cast(kind)
 
 
 def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:

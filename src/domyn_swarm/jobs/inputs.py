@@ -94,6 +94,12 @@ def open_input(
                 hint="Name it: --data-backend pandas, polars, arrow or ray.",
             )
         return open_dataset(spec.input, lines, spec, facts)
+    if spec.encoding != "utf-8" or spec.delimiter is not None or spec.types:
+        raise ConfigError(
+            "--encoding, --delimiter and --types are for files that no library reads.",
+            hint=f"Give {spec.data_backend} its own with --backend-read-kwargs, or leave "
+            "--data-backend out.",
+        )
     if spec.data_backend == "ray":
         backend_named("ray")
         check_address(spec.ray_address or "")
