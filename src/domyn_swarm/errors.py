@@ -140,4 +140,8 @@ class TooManyFailures(JobError):
 
 
 class OutputExists(JobError):
-    """The output path is taken by something this job did not write."""
+    """The output path is taken by something this job did not write: refused before the first
+    request.
+    """
+
+    exit_code = 2

@@ -77,6 +77,11 @@ class JobPaths:
         return self.root / "job.json"
 
     @property
+    def input_facts(self) -> Path:
+        """What the submitter found of the input's files: `input.facts`."""
+        return self.root / "input.facts"
+
+    @property
     def exit(self) -> Path:
         """How it ended: `exit.json`, written by our wrapper."""
         return self.root / "exit.json"

@@ -51,7 +51,7 @@ def test_every_example_is_played() -> None:
 def test_summarise_csv(model: CommandLine, tmp_path: Path) -> None:
     folder, said = typed("summarise-csv", model, tmp_path)
     rows = pq.read_table(folder / "summaries.parquet").to_pylist()
-    assert [row["id"] for row in rows] == [1, 2, 3, 4]
+    assert [row["id"] for row in rows] == ["1", "2", "3", "4"]
     assert all(row["summary"] for row in rows)
     assert "Tides" in said
 
@@ -105,7 +105,7 @@ def test_first_path(cli: CommandLine, tmp_path: Path) -> None:
     folder, said = typed("first-path", cli, tmp_path)
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    assert [row["id"] for row in rows] == [1, 2, 3]
+    assert [row["id"] for row in rows] == ["1", "2", "3"]
     assert all(row["result"] for row in rows)
     assert "it says:" in said
     assert (folder / "report.html").stat().st_size > 1000

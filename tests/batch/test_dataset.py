@@ -11,7 +11,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm.batch.dataset import BATCH_ROWS, check_columns
+from domyn_swarm.batch.column_values import python_values
+from domyn_swarm.batch.dataset import check_columns
+from domyn_swarm.batch.lots import BATCH_ROWS
 from domyn_swarm.batch.opening import open_dataset
 from domyn_swarm.batch.row_ids import check_ids
 from domyn_swarm.errors import InvalidInput
@@ -50,7 +52,7 @@ def test_a_file_is_read_in_order_in_batches(
     for _ in range(2):  # more than once
         batches = list(dataset.batches(["text"]))
         assert max(batch.num_rows for batch in batches) <= BATCH_ROWS
-        texts = [text for batch in batches for text in batch.column(0).to_pylist()]
+        texts = [text for batch in batches for text in python_values(batch.column(0))]
         assert texts == [f"t {number}" for number in range(rows)]
     limited = list(dataset.batches(limit=10))
     assert sum(batch.num_rows for batch in limited) == 10
@@ -65,7 +67,7 @@ def test_folders_and_globs_are_read_in_the_order_of_names(
     suffix = next(tmp_path.iterdir()).suffix
     for source in (str(tmp_path), str(tmp_path / f"part-*{suffix}")):
         dataset = open_dataset(source)
-        found = [one for batch in dataset.batches(["n"]) for one in batch.column(0).to_pylist()]
+        found = [int(one) for batch in dataset.batches(["n"]) for one in python_values(batch["n"])]
         assert found == list(range(30))
 
 
@@ -77,13 +79,13 @@ def test_what_is_no_input(tmp_path: Path) -> None:
         ("x.txt", "inputs are files of one kind"),
         ("gone.parquet", "There is no input"),
         ("bad.jsonl", "bad.jsonl, line 2, is no JSON object"),
-        ("bad.csv", "cannot be read as CSV"),
+        ("bad.csv", "bad.csv, line 3: the row has 1 cells, and there are 2 columns"),
     ):
         with pytest.raises(InvalidInput, match=words):
             open_dataset(str(tmp_path / name))
     write_parquet(tmp_path / "one", numbers(0, 3))
     pq.write_table(pa.table({"other": [1]}), tmp_path / "two.parquet")
-    with pytest.raises(InvalidInput, match="other columns or types"):
+    with pytest.raises(InvalidInput, match="no column 'n', 'text', which"):
         open_dataset(str(tmp_path / "*.parquet"))
 
 

@@ -207,7 +207,7 @@ def test_the_manifest_tells_all_and_is_right_after_resumes(bench: Any, answer: A
     bench.server.behave = lambda _prompt, _nth: answer()
     kwargs = {"temperature": 0.5}
     assert run(bench, job_id="j2", name="again", limit=30) == 7
-    found = manifest_of(bench.folder / "out.manifest.json")
+    found = manifest_of(bench.folder / "out.parquet.manifest.json")
     assert (found.job.id, found.job.name, found.job.model) == ("j2", "again", "m")
     assert found.job.job_class == "domyn_swarm.jobs:ChatCompletionJob"
     assert (found.input.path, found.input.rows) == (str(bench.folder / "in.parquet"), 40)
@@ -228,7 +228,10 @@ def test_the_manifest_tells_all_and_is_right_after_resumes(bench: Any, answer: A
     assert found.job.identity_fields == json.loads((folder / "identity.json").read_text())
     other = {"output": str(bench.folder / "b.parquet"), "job_kwargs": kwargs}
     assert run(bench, **other) == 0
-    assert manifest_of(bench.folder / "b.manifest.json").job.identity_fields["params"] == kwargs
+    assert (
+        manifest_of(bench.folder / "b.parquet.manifest.json").job.identity_fields["params"]
+        == kwargs
+    )
 
 
 def test_a_row_that_was_answered_with_nothing_is_counted(bench: Any, answer: Any) -> None:
@@ -236,14 +239,14 @@ def test_a_row_that_was_answered_with_nothing_is_counted(bench: Any, answer: Any
     nothing = {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}}]}
     bench.server.behave = lambda prompt, _nth: answer(body=nothing if prompt == "p1" else None)
     code = run(bench)
-    found = manifest_of(bench.folder / "out.manifest.json")
+    found = manifest_of(bench.folder / "out.parquet.manifest.json")
     assert (code, found.rows_failed, found.rows_empty) in {(0, 0, 1), (7, 1, 0)}
 
 
 def test_a_foreign_manifest_is_not_overwritten(bench: Any) -> None:
     bench.write(3)
-    (bench.folder / "out.manifest.json").write_text("{}")
-    with pytest.raises(OutputExists, match=r"out\.manifest\.json"):
+    (bench.folder / "out.parquet.manifest.json").write_text("{}")
+    with pytest.raises(OutputExists, match=r"out\.parquet\.manifest\.json"):
         prepare(bench.spec())
 
 
@@ -332,7 +335,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_or_is_mended(
 
 
 def _files(bench: Any, sharded: bool) -> Any:
-    name = "out/_manifest.json" if sharded else "out.manifest.json"
+    name = "out/_manifest.json" if sharded else "out.parquet.manifest.json"
     return manifest_of(bench.folder / name).files
 
 

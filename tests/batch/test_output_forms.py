@@ -238,7 +238,7 @@ def test_rows_come_from_a_url_and_go_to_one(bench: Any, store: Any, suffix: str)
     store.pipe("/bucket/in.parquet", bench.write(300).read_bytes())
     changes = {"input": "memory://bucket/in.parquet", "output": f"memory://bucket/out.{suffix}"}
     assert run(bench, **changes) == 0
-    assert names_at(store) == sorted(["in.parquet", "out.manifest.json", f"out.{suffix}"])
+    assert names_at(store) == sorted(["in.parquet", f"out.{suffix}", f"out.{suffix}.manifest.json"])
     assert findings(bench, **changes) == []
     with opened_results(bench.spec(**changes), JobStatus.SUCCEEDED, partial=False) as results:
         assert results.table().column("answer").to_pylist() == [f"P{n}" for n in range(300)]
@@ -279,8 +279,8 @@ def test_nothing_foreign_at_a_url_is_replaced(bench: Any, store: Any) -> None:
         with pytest.raises(OutputExists, match=f"memory://bucket/out.{suffix}"):
             prepare(bench.spec(output=f"memory://bucket/out.{suffix}"))
         store.rm(f"/bucket/out.{suffix}")
-    store.pipe("/bucket/out.manifest.json", b"{}")
-    with pytest.raises(OutputExists, match=r"out\.manifest\.json"):
+    store.pipe("/bucket/out.parquet.manifest.json", b"{}")
+    with pytest.raises(OutputExists, match=r"out\.parquet\.manifest\.json"):
         prepare(bench.spec(output="memory://bucket/out.parquet"))
 
 
@@ -288,14 +288,14 @@ def test_a_run_that_died_while_it_sent_knows_its_file_again(bench: Any, store: A
     bench.write(20)
     changes = {"output": "memory://bucket/out.jsonl"}
     assert run(bench, **changes) == 0
-    manifest = store.cat("/bucket/out.manifest.json")
+    manifest = store.cat("/bucket/out.jsonl.manifest.json")
     identity = json.loads(manifest)["job"]["identity"]
-    store.rm("/bucket/out.manifest.json")  # as it is right before the last step
+    store.rm("/bucket/out.jsonl.manifest.json")  # as it is right before the last step
     with pytest.raises(OutputExists):
         prepare(bench.spec(**changes))
     store.pipe(f"/bucket/.out.jsonl.{identity}.manifest.json", manifest)
     assert run(bench, **changes) == 0
-    assert names_at(store) == ["out.jsonl", "out.manifest.json"]
+    assert names_at(store) == ["out.jsonl", "out.jsonl.manifest.json"]
 
 
 @pytest.mark.parametrize(
@@ -327,4 +327,4 @@ def test_a_local_url_is_a_url_as_well(bench: Any) -> None:
     bench.write(5)
     assert run(bench, output=f"file://{bench.folder}/deep/out.parquet") == 0
     assert len(bench.output("deep/out.parquet")) == 5
-    assert read_manifest(bench.folder / "deep" / "out.manifest.json") is not None
+    assert read_manifest(bench.folder / "deep" / "out.parquet.manifest.json") is not None

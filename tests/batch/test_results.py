@@ -16,6 +16,7 @@ import pytest
 
 import warm
 from domyn_swarm.batch.exporting import check_export, export
+from domyn_swarm.batch.open_types import OpenTypes
 from domyn_swarm.batch.results import Results
 from domyn_swarm.batch.text_forms import plain_rows
 from domyn_swarm.errors import ConfigError, JobError
@@ -188,8 +189,12 @@ ODD = pa.table(
 )
 
 
+def results_of(batches: Any) -> Results:
+    return Results(3, 0, 3, ODD.schema, batches, lambda: OpenTypes(ODD.schema))
+
+
 def odd_results() -> Results:
-    return Results(ODD.schema, 3, 0, 3, lambda: iter(ODD.to_batches()))
+    return results_of(lambda: iter(ODD.to_batches()))
 
 
 def test_everything_that_arrow_knows_can_be_exported(tmp_path: Path) -> None:
@@ -234,7 +239,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     for suffix in ("parquet", "jsonl", "csv"):
         with pytest.raises(JobError, match="No space left"):
-            export(Results(ODD.schema, 3, 0, 3, broken), tmp_path / f"x.{suffix}")
+            export(results_of(broken), tmp_path / f"x.{suffix}")
     with pytest.raises(JobError, match="Cannot write"):
         export(odd_results(), tmp_path / "nowhere" / "x.csv")
     assert list(tmp_path.iterdir()) == []

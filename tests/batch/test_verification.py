@@ -54,7 +54,7 @@ def part(bench: Any, changes: dict[str, Any]) -> Path:
 
 
 def manifest(bench: Any, changes: dict[str, Any]) -> Path:
-    return bench.folder / ("out/_manifest.json" if changes else "out.manifest.json")
+    return bench.folder / ("out/_manifest.json" if changes else "out.parquet.manifest.json")
 
 
 def test_an_output_that_is_whole_passes(bench: Any, published: dict[str, Any]) -> None:

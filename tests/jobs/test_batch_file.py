@@ -143,7 +143,7 @@ def test_the_requests_model_and_defaults(bench: Bench, server: ModelServer) -> N
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("[]", "line 2, is no request of a batch: Expected `object`"),
+        ("[]", "line 2, is no JSON object: Expected `object`"),
         ('{"custom_id": "b", "body": {}}', "missing required field `url`"),
         ({**chat("b", "x"), "method": "GET"}, "method is 'GET'"),
         ({**chat("b", "x"), "url": "http://e.com/v1/x"}, "does not begin with '/v1/'"),

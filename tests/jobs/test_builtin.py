@@ -71,7 +71,7 @@ def test_text_messages_system_and_parameters(server: ModelServer) -> None:
         "top_k": 3,
     }
     assert ask(server, ChatCompletionJob(), [{**user("a"), "name": None}]) == "A"
-    assert server.bodies[-1]["messages"] == [user("a")]
+    assert server.bodies[-1]["messages"] == [{**user("a"), "name": None}]
 
 
 def test_prompts_over_columns(server: ModelServer) -> None:

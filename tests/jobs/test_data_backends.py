@@ -49,6 +49,30 @@ def test_it_takes_the_readers_own_options(bench: Bench, backend: str) -> None:
     assert ("n" in rows[0]) == (backend != "pandas")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cells_are_their_text_whoever_reads_them(bench: Bench, backend: str) -> None:
+    rows = [("00123", "p0"), ("n/a", "p1"), ("TRUE", "p2"), ("", "p3"), ("1e5", "p4")]
+    text = "".join(f'"{code}",{prompt}\n' for code, prompt in rows)
+    (bench.folder / "in.csv").write_text("code,prompt\n" + text)
+    source = str(bench.folder / "in.csv")
+    assert worked(bench, input=source, data_backend=backend) == 0
+    assert [(row["code"], row["prompt"]) for row in bench.output()] == rows
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_and_dates_are_those_of_the_file_whoever_reads_them(
+    bench: Bench, backend: str
+) -> None:
+    rows = [{"prompt": f"p{n}", "third": n / 3, "date": f"2026-01-0{n}"} for n in range(1, 9)]
+    (bench.folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source, target = str(bench.folder / "in.jsonl"), str(bench.folder / "out.jsonl")
+    assert worked(bench, input=source, output=target, data_backend=backend) == 0
+    written = [json.loads(one) for one in (bench.folder / "out.jsonl").read_text().splitlines()]
+    dates = [str(row["date"]).partition("T")[0] for row in written]
+    assert dates == [row["date"] for row in rows]
+    assert [row["third"] for row in written] == [row["third"] for row in rows]
+
+
 def test_text_and_workers(bench: Bench, server: ModelServer) -> None:
     lines = [json.dumps({"n": n, "prompt": f"p{n}"}) for n in range(500)]
     (bench.folder / "in.jsonl").write_text("\n".join(lines) + "\n")
@@ -67,6 +91,7 @@ def test_text_and_workers(bench: Bench, server: ModelServer) -> None:
         ({"data_backend": "polars", "backend_read_kwargs": {"colums": []}}, "colums"),
         ({"data_backend": "arrow", "backend_read_kwargs": {"colums": []}}, "colums"),
         ({"data_backend": "pandas", "backend_read_kwargs": {"columns": ["n"]}}, "'prompt'"),
+        ({"data_backend": "pandas", "encoding": "cp1252"}, "--encoding, --delimiter and --types"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_job_is_recorded(
@@ -92,7 +117,8 @@ def test_fsspec_urls(bench: Bench, backend: str, kind: str) -> None:
     memory.pipe(f"/backends/in.{kind}", content)
     try:
         assert worked(bench, input=f"memory://backends/*.{kind}", data_backend=backend) == 0
-        assert bench.output()[0] == {"n": 0, "prompt": "p0", "answer": "P0"}
+        number = "0" if kind == "csv" else 0
+        assert bench.output()[0] == {"n": number, "prompt": "p0", "answer": "P0"}
         with pytest.raises(InvalidInput, match="polars cannot read memory://backends"):
             prepare(bench.spec(input=f"memory://backends/in.{kind}", data_backend="polars"))
     finally:

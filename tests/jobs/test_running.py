@@ -376,8 +376,8 @@ def test_types_of_answers_may_drift_from_batch_to_batch(asked: Callable[..., Any
         *(n + 0.5 for n in range(1400, 2100)),
     ]
     told = asked(pa.table(columns(2100)), appearing)["value"].to_pylist()
-    assert told[699:701] == [None, {"a": 700, "b": None}]
-    assert told[2099] == {"a": 2099, "b": "x"}
+    assert told[699:701] == [None, '{"a":700}']  # no struct holds both without loss
+    assert told[2099] == '{"a":2099,"b":"x"}'
 
 
 def test_a_conversation_without_a_question_is_an_error_of_its_row(

@@ -8,8 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from domyn_swarm.batch.dataset import BATCH_ROWS
+from domyn_swarm.batch.input_facts import InputFacts, Look
 from domyn_swarm.batch.input_files import InputFile
+from domyn_swarm.batch.lots import lots
+from domyn_swarm.batch.shard_schemas import as_schema, common_schema
 from domyn_swarm.errors import InvalidInput
 
 _MAGIC = b"ARROW1"  # of files; streams begin with a message
@@ -18,52 +20,45 @@ _MAGIC = b"ARROW1"  # of files; streams begin with a message
 class ArrowDataset:
     """See `batch.dataset.Dataset`."""
 
-    def __init__(self, files: Sequence[InputFile]) -> None:
-        """Look at every file.
+    def __init__(self, files: Sequence[InputFile], facts: InputFacts | None = None) -> None:
+        """Look at every file that is not known.
 
         Raises:
             InvalidInput: one cannot be read, or has other columns; it is named.
         """
         self._files = files
-        self._rows: list[int] = []
-        self.schema = pa.schema([])
-        for file in files:
-            schema, rows = _look(file)
-            if file is files[0]:
-                self.schema = schema
-            elif schema != self.schema:
-                raise InvalidInput(
-                    f"{file} has other columns or types than {files[0]}.",
-                    hint="Give only files with one schema, or convert them first.",
-                )
-            self._rows.append(rows)
+        looks = (facts or InputFacts()).looks(files, _look, side_by_side=len(files) > 1)
+        self._rows = [look.rows for look in looks]
         self.rows = sum(self._rows)
+        schemas = [look.schema for look in looks]
+        self.schema = common_schema(list(zip(files, schemas, strict=True)))
 
     def batches(
         self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
     ) -> Iterator[pa.RecordBatch]:
         """See `Dataset.batches`. Files before `start` are not read."""
         end = self.rows if limit is None else min(limit, self.rows)
+        names = self.schema.names if columns is None else list(columns)
+        schema = pa.schema([self.schema.field(name) for name in names])
         first = 0
         for file, rows in zip(self._files, self._rows, strict=True):
             if first >= end:
                 return
-            if first + rows <= start:
-                first += rows
-                continue
-            for block in _blocks(file):
-                for at in range(max(0, start - first), block.num_rows, BATCH_ROWS):
-                    if first + at >= end:
+            at = first
+            if first + rows > start:
+                for block in _blocks(file):
+                    for batch in lots(block, names, start - at, end - at):
+                        yield as_schema(batch, schema)
+                    at += block.num_rows
+                    if at >= end:
                         return
-                    batch = block.slice(at, min(BATCH_ROWS, end - first - at))
-                    yield batch if columns is None else batch.select(list(columns))
-                first += block.num_rows
+            first += rows
 
 
-def _look(file: InputFile) -> tuple[pa.Schema, int]:
+def _look(file: InputFile) -> Look:
     with _opened(file) as reader:
         rows = sum(block.num_rows for block in _of(reader))
-        return reader.schema.remove_metadata(), rows
+        return Look(reader.schema.remove_metadata(), rows)
 
 
 def _blocks(file: InputFile) -> Iterator[pa.RecordBatch]:

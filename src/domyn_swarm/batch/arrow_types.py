@@ -1,11 +1,11 @@
-"""Arrow types of answers: from what a schema declares, or from the values themselves."""
+"""Arrow types of answers from what a schema declares."""
 
 from __future__ import annotations
 
 import datetime as dt
 import enum
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import (
     Annotated,
     Any,
@@ -22,6 +22,8 @@ import msgspec
 import pyarrow as pa
 from pydantic import BaseModel
 
+from domyn_swarm.batch.json_shapes import Shape
+from domyn_swarm.batch.json_values import is_json
 from domyn_swarm.errors import ConfigError
 
 _SCALARS: dict[Any, pa.DataType] = {
@@ -42,12 +44,6 @@ _NAMES: dict[str, Any] = {
     "datetime": dt.datetime,
     "date": dt.date,
     "dict": dict,
-}
-_JSON_SCALARS = {
-    str: pa.string(),
-    bool: pa.bool_(),
-    float: pa.float64(),
-    type(None): pa.null(),
 }
 JSON_TEXT = pa.string()
 """The type of what has no fixed shape: it is kept as JSON."""
@@ -153,44 +149,12 @@ def fields_of(annotation: Any) -> dict[str, Any] | None:  # noqa: ANN401 - a typ
     return get_type_hints(annotation) if is_typeddict(annotation) else None
 
 
-def _common(values: Sequence[Any]) -> pa.DataType:
-    kind = pa.null()
+def _common(values: Iterable[Any]) -> pa.DataType:
+    shape = Shape()
     for value in values:
-        kind = unify(kind, type_of(value))
-    return kind
-
-
-def type_of(value: Any) -> pa.DataType:  # noqa: ANN401 - JSON
-    """The narrowest Arrow type that holds a JSON value."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return pa.int64() if -(2**63) <= value < 2**63 else pa.float64()
-    if isinstance(value, list):
-        inner = pa.null()
-        for item in value:
-            inner = unify(inner, type_of(item))
-        return pa.list_(inner)
-    if isinstance(value, dict):
-        return pa.struct([(name, type_of(item)) for name, item in value.items()])
-    return _JSON_SCALARS[type(value)]
-
-
-def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The narrowest type that holds both; JSON text (string) where nothing else does."""
-    if one.equals(other) or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    numbers = (pa.int64(), pa.float64())
-    if one in numbers and other in numbers:
-        return pa.float64()
-    if pa.types.is_list(one) and pa.types.is_list(other):
-        return pa.list_(unify(one.value_type, other.value_type))
-    if pa.types.is_struct(one) and pa.types.is_struct(other):
-        fields = {field.name: field.type for field in one}
-        for field in other:
-            fields[field.name] = unify(fields.get(field.name, pa.null()), field.type)
-        return pa.struct(list(fields.items()))
-    return JSON_TEXT
+        shape.add(value)
+    kind = shape.arrow()
+    return JSON_TEXT if is_json(kind) else kind
 
 
 def fit(value: Any, kind: pa.DataType) -> Any:  # noqa: ANN401 - JSON

@@ -7,28 +7,21 @@ the same columns; then each is joined alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
-from domyn_swarm.batch.arrow_types import unify
+from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.index import FrameFiles, Matches, RowIndex
 from domyn_swarm.batch.inspection import opened_index
-from domyn_swarm.batch.publish import output_fields
-from domyn_swarm.batch.results import settled_rows, survey
+from domyn_swarm.batch.json_values import as_text, without_json
+from domyn_swarm.batch.open_types import OpenTypes, typed
+from domyn_swarm.batch.output_rows import OutputRows, Survey, answer_schema
+from domyn_swarm.batch.results import settled_batches
 from domyn_swarm.batch.row_keys import Digests
+from domyn_swarm.batch.schema import ERROR_COLUMN
 from domyn_swarm.batch.table_dataset import TableDataset
 from domyn_swarm.errors import JobError
-
-
-@dataclass(frozen=True)
-class BlockFacts:
-    """What one block's results are like."""
-
-    types: dict[str, pa.DataType]  # of the answers
-    rows: int  # that are settled
-    rows_failed: int  # of them
 
 
 class _ShiftedIndex:
@@ -44,14 +37,18 @@ class _ShiftedIndex:
         return self._index.match(self._first + first_ordinal, digests)
 
 
-def block_facts(plan: BatchPlan, block: pa.Table, first: int) -> BlockFacts:
+def block_facts(plan: BatchPlan, block: pa.Table, first: int) -> Survey:
     """Look at the results of the rows `first, first + 1, …`, which the block holds."""
     with opened_index(plan) as index:
-        rows, shifted = TableDataset(block), _ShiftedIndex(index, first)
-        return BlockFacts(*survey(rows, plan.output, shifted, None))
+        return _rows(plan, TableDataset(block), _ShiftedIndex(index, first)).survey()
 
 
-def common_schema(plan: BatchPlan, facts: Sequence[BlockFacts]) -> pa.Schema:
+def _rows(plan: BatchPlan, dataset: Dataset, index: RowIndex) -> OutputRows:
+    kept = plan.output.kept_columns(dataset)
+    return OutputRows(dataset, plan.output.keys, kept, plan.output.schema, index, None)
+
+
+def common_schema(plan: BatchPlan, facts: Sequence[Survey]) -> pa.Schema:
     """The columns of all blocks; with one for errors where any row has one.
 
     Raises:
@@ -63,16 +60,19 @@ def common_schema(plan: BatchPlan, facts: Sequence[BlockFacts]) -> pa.Schema:
             f"{missing} results cannot be read again.",
             hint="Run it once more: only those rows are asked.",
         )
-    types = {name: kind or pa.null() for name, kind in plan.output.schema.arrow.items()}
-    for one in facts:
-        types = {name: unify(known, one.types[name]) for name, known in types.items()}
     failed = any(one.rows_failed for one in facts)
-    return pa.schema(output_fields(plan.dataset, plan.output, types, errors=failed))
+    kept = plan.output.kept_columns(plan.dataset).fields
+    raw = answer_schema(kept, plan.output.schema, errors=failed)
+    types = OpenTypes(raw)
+    for one in facts:
+        types.merge(one.types)
+    return types.settled(raw)
 
 
 def join_block(plan: BatchPlan, block: pa.Table, first: int, schema: pa.Schema) -> pa.Table:
-    """The block's rows with their results."""
+    """The block's rows with their results, in the types of a schema; text for JSON."""
     with opened_index(plan) as index:
-        shifted = _ShiftedIndex(index, first)
-        batches = settled_rows(TableDataset(block), plan.output, shifted, None, schema)
-        return pa.Table.from_batches(batches, schema)
+        rows = _rows(plan, TableDataset(block), _ShiftedIndex(index, first))
+        raw = rows.schema(errors=ERROR_COLUMN in schema.names)
+        batches = [as_text(typed(batch, schema)) for batch in settled_batches(rows, raw)]
+        return pa.Table.from_batches(batches, without_json(schema))

@@ -17,7 +17,8 @@ from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.limiter import Limiter
-from domyn_swarm.batch.publish import OutputPlan, ResultsMissing, publish
+from domyn_swarm.batch.output_plan import OutputPlan
+from domyn_swarm.batch.publish import ResultsMissing, publish
 from domyn_swarm.batch.runner import Events, Runner, Transform
 from domyn_swarm.batch.sink import SyncedSink, beside
 from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows

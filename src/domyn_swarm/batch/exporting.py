@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from domyn_swarm.batch.open_types import for_parquet, typed
 from domyn_swarm.batch.output_files import KIND_OF_SUFFIX, opener_of, written_whole
 from domyn_swarm.batch.part_writer import PartWriter
 from domyn_swarm.batch.results import Results
@@ -17,7 +18,7 @@ def check_export(path: Path, taken: Sequence[Path] = ()) -> None:
     Raises:
         ConfigError: names the kinds, or what the path belongs to.
     """
-    if path.suffix not in KIND_OF_SUFFIX:
+    if path.suffix.lower() not in KIND_OF_SUFFIX:
         raise ConfigError(
             f"{path} is of no kind that can be written.",
             hint=f"Give a name that ends in one of {', '.join(KIND_OF_SUFFIX)}.",
@@ -33,16 +34,21 @@ def check_export(path: Path, taken: Sequence[Path] = ()) -> None:
 def export(results: Results, path: Path) -> None:
     """Write results to a file by its suffix (see `check_export`); one that is there is replaced.
 
+    What Parquet has no type for is JSON text there; so no type is a reason to fail.
+
     Raises:
         JobError: it cannot be written; nothing of it is left.
     """
+    kind = KIND_OF_SUFFIX[path.suffix.lower()]
+    schema = for_parquet(results.schema)[0] if kind == "parquet" else results.raw
     # Without the metadata that makes a file a job's output: an export may not be replaced by one.
-    schema = results.schema.remove_metadata()
-    open_sink = opener_of(KIND_OF_SUFFIX[path.suffix])
+    schema = schema.remove_metadata()
     with (
         written_whole(path) as temporary,
-        PartWriter(path.parent, schema, lambda _: temporary.name, open_sink=open_sink) as writer,
+        PartWriter(
+            path.parent, schema, lambda _: temporary.name, open_sink=opener_of(kind)
+        ) as writer,
     ):
-        for batch in results.batches():
-            writer.write(batch.replace_schema_metadata(None))
+        for batch in results.untyped():
+            writer.write(typed(batch.replace_schema_metadata(None), schema))
         writer.finish()

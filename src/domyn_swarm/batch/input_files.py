@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import gzip
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
 from domyn_swarm.batch.file_systems import reaching
 from domyn_swarm.errors import InvalidInput
+from domyn_swarm.logs import get_logger
+
+_log = get_logger(__name__)
 
 _KINDS = {
     ".parquet": "parquet",
@@ -27,6 +32,7 @@ _KINDS = {
 }
 _PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _TEXTS = ("csv", "tsv", "jsonl", "txt")
+_CACHE = re.compile(r"cache-[0-9a-f]{8,}\w*\.arrow")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)|(\d+)-(\d+)")
 _MOST_FILES = 1_000_000
@@ -48,13 +54,13 @@ class InputFile:
     @property
     def packing(self) -> str | None:
         """How it is compressed, by its name."""
-        return _PACKED.get(PurePosixPath(self.path).suffix)
+        return _PACKED.get(PurePosixPath(self.path).suffix.lower())
 
     @property
     def kind(self) -> str:
         """What it holds, by its name: a kind of rows, `txt`, or nothing that is known."""
         name = PurePosixPath(self.path)
-        suffix = name.with_suffix("").suffix if self.packing else name.suffix
+        suffix = (name.with_suffix("") if self.packing else name).suffix.lower()
         kind = "txt" if suffix == ".txt" else _KINDS.get(suffix, "")
         return "" if self.packing and kind not in _TEXTS else kind
 
@@ -69,24 +75,36 @@ class InputFile:
         opened: BinaryIO = self.system.open(self.path, "rb")
         return opened
 
-    def stream(self) -> pa.NativeFile:
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[BinaryIO]:
         """Its content, decompressed.
 
         Raises:
             OSError: it cannot be opened.
         """
-        file = pa.PythonFile(self.open(), "r")
-        return file if self.packing is None else pa.CompressedInputStream(file, self.packing)
+        with contextlib.closing(self.open()) as file:
+            if self.packing is None:
+                yield file
+            elif self.packing == "gzip":  # Python's: archives may have zeros behind them
+                with gzip.GzipFile(fileobj=file) as content:
+                    yield cast("BinaryIO", content)
+            else:
+                with pa.CompressedInputStream(pa.PythonFile(file, "r"), self.packing) as unpacked:
+                    yield unpacked
 
 
-def files_of(source: str, *, kinds: Sequence[str] = tuple(_KINDS.values())) -> list[InputFile]:
+def files_of(source: str, *, recursive: bool = False) -> list[InputFile]:
     """The files in their order: of a range as it says, else by name.
 
+    A folder's files are those in it, with `recursive` those in its sub-folders too; what is left
+    out of it is told in the log.
+
     Raises:
-        InvalidInput: there are none, a file of a range is missing, or they are of several kinds.
+        InvalidInput: there are none, a file of a range is missing, a link leads nowhere, or they
+            are of several kinds.
     """
-    exact = _found(source, kinds)
-    files = exact if exact or "{" not in source else _ranged(source, kinds)
+    exact = _found(source, recursive)
+    files = exact if exact or "{" not in source else _ranged(source, recursive)
     if not files:
         raise InvalidInput(
             f"There is no input at {source}.",
@@ -94,7 +112,7 @@ def files_of(source: str, *, kinds: Sequence[str] = tuple(_KINDS.values())) -> l
             "'part_{0001..0100}.parquet'.",
         )
     found = {file.kind for file in files}
-    if len(found) > 1 or not found <= set(kinds):
+    if len(found) > 1 or not found <= {*_KINDS.values()}:
         raise InvalidInput(
             f"{source}: inputs are files of one kind: {', '.join(_KINDS)}; text ones may end in "
             f"{', '.join(_PACKED)}.",
@@ -103,11 +121,11 @@ def files_of(source: str, *, kinds: Sequence[str] = tuple(_KINDS.values())) -> l
     return files
 
 
-def _ranged(source: str, kinds: Sequence[str]) -> list[InputFile]:
+def _ranged(source: str, recursive: bool) -> list[InputFile]:
     files: list[InputFile] = []
     missing: list[str] = []
     for name in _expanded(source):
-        found = _found(name, kinds)
+        found = _found(name, recursive)
         if not found and not glob.has_magic(name):
             missing.append(name)
         files += found
@@ -150,26 +168,39 @@ def _choices(inside: str) -> Iterator[str]:
         yield str(number).zfill(padded)
 
 
-def _found(source: str, kinds: Sequence[str]) -> list[InputFile]:
+def _found(source: str, recursive: bool) -> list[InputFile]:
     """What one path, folder or glob stands for; nothing where there is nothing."""
     if "://" in source:
-        return _found_elsewhere(source, kinds)
+        return _found_elsewhere(source, recursive)
     path = Path(source)
     if path.is_dir():
-        inside = [InputFile(str(one)) for one in sorted(path.iterdir()) if one.is_file()]
-        return [one for one in inside if _counts(one, kinds)]
+        folder = _Folder(source, recursive)
+        inside = sorted(path.rglob("*") if recursive else path.iterdir())
+        for one in inside:
+            if one.is_dir():
+                folder.add_folder(one.relative_to(path).as_posix())
+            else:
+                broken = not one.exists()
+                folder.add(InputFile(str(one)), one.relative_to(path).as_posix(), broken=broken)
+        return folder.chosen()
     if path.exists():
         return [InputFile(source)]
     return [InputFile(name) for name in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207 - absolute patterns
 
 
-def _found_elsewhere(source: str, kinds: Sequence[str]) -> list[InputFile]:
+def _found_elsewhere(source: str, recursive: bool) -> list[InputFile]:
     protocol = source.partition("://")[0]
     with reaching(source) as (system, path):
         if protocol not in {"http", "https"} and system.isdir(path):
-            names = sorted(one["name"] for one in system.ls(path) if one["type"] == "file")
-            inside = [InputFile(name, system, protocol) for name in names]
-            return [one for one in inside if _counts(one, kinds)]
+            folder = _Folder(source, recursive)
+            listed = system.find(path, detail=True).values() if recursive else system.ls(path)
+            for one in sorted(listed, key=lambda found: str(found["name"])):
+                inside = one["name"].rstrip("/").removeprefix(path.rstrip("/")).lstrip("/")
+                if one["type"] == "file":
+                    folder.add(InputFile(one["name"], system, protocol), inside)
+                elif inside:
+                    folder.add_folder(inside)
+            return folder.chosen()
         if system.exists(path):
             return [InputFile(path, system, _protocol_of(path, protocol))]
         names = sorted(system.glob(path)) if glob.has_magic(path) else []
@@ -180,6 +211,58 @@ def _protocol_of(path: str, protocol: str) -> str:
     return "" if path.startswith(f"{protocol}://") else protocol
 
 
-def _counts(file: InputFile, kinds: Sequence[str]) -> bool:
-    """Whether a file of a folder is one of its rows: not a manifest, nor another's leavings."""
-    return file.kind in kinds and not PurePosixPath(file.path).name.startswith(("_", "."))
+class _Folder:
+    """What is in a folder: its rows, and what is left out, which is told.
+
+    Names that begin with `_` or `.` do not count: manifests, and what others leave beside rows.
+    """
+
+    def __init__(self, source: str, recursive: bool) -> None:
+        self._source = source
+        self._recursive = recursive
+        self._files: list[InputFile] = []
+        self._folders: list[str] = []
+        self._others: list[str] = []
+        self._caches: list[str] = []
+
+    def add(self, file: InputFile, inside: str, *, broken: bool = False) -> None:
+        """One file, by its path in the folder.
+
+        Raises:
+            InvalidInput: it is a link that leads nowhere.
+        """
+        if any(part.startswith(("_", ".")) for part in inside.split("/")):
+            return
+        if file.kind not in {*_KINDS.values()}:
+            self._others.append(inside)
+        elif _CACHE.fullmatch(inside.rpartition("/")[2]):
+            self._caches.append(inside)
+        elif broken:
+            raise InvalidInput(
+                f"{file} is a link that leads nowhere.", hint="Mend it, or take it out."
+            )
+        else:
+            self._files.append(file)
+
+    def add_folder(self, inside: str) -> None:
+        """One sub-folder."""
+        if not self._recursive and not inside.startswith(("_", ".")):
+            self._folders.append(inside)
+
+    def chosen(self) -> list[InputFile]:
+        """The files in their order; the rest is told in one line."""
+        told = [
+            _named(self._folders, "sub-folders, which --recursive reads"),
+            _named(self._others, "files of other kinds"),
+            _named(self._caches, "caches of Hugging Face"),
+        ]
+        if any(told):
+            _log.warning("%s: left out are %s", self._source, "; ".join(filter(None, told)))
+        return self._files
+
+
+def _named(names: Sequence[str], what: str) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{what} ({', '.join(names[:3])}{more})"

@@ -13,9 +13,10 @@ import pyarrow as pa
 from domyn_swarm.batch.arrow_arrays import indices
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.index import RowIndex, open_index
+from domyn_swarm.batch.open_types import OpenTypes, for_parquet, typed
 from domyn_swarm.batch.output_files import written_whole
+from domyn_swarm.batch.output_rows import error_decoder, joined
 from domyn_swarm.batch.part_writer import PartWriter
-from domyn_swarm.batch.publish import error_decoder, joined
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE
 from domyn_swarm.batch.tally import failure_signature
@@ -128,6 +129,10 @@ def asks_again(plan: BatchPlan) -> bool:
     return False
 
 
+def _failed_rows(plan: BatchPlan) -> Iterator[BadRow]:
+    return (row for row in bad_rows(plan) if not row.kept)
+
+
 def export_failures(plan: BatchPlan, path: Path) -> int:
     """Write the failed rows, whole, with their errors, as Parquet; return how many there are.
 
@@ -135,16 +140,21 @@ def export_failures(plan: BatchPlan, path: Path) -> int:
         JobError: the job has no checkpoint, or the file cannot be written; none is left.
     """
     names = plan.dataset.schema.names
-    schema = plan.dataset.schema.append(pa.field(ERROR_COLUMN, ERROR_TYPE))
+    raw = plan.dataset.schema.append(pa.field(ERROR_COLUMN, ERROR_TYPE))
+    types = OpenTypes(raw)
+    for row in _failed_rows(plan) if types.names else ():
+        types.look(row.batch.slice(row.at, 1))
+    schema, _ = for_parquet(types.settled(raw))
     rows = 0
     with (
         written_whole(path) as temporary,
         PartWriter(path.parent, schema, lambda _: temporary.name) as writer,
     ):
-        for row in filter(lambda one: not one.kept, bad_rows(plan)):
+        for row in _failed_rows(plan):
             inputs = row.batch.select(names).take(indices([row.at]))  # a slice keeps the batch
             error = pa.array([msgspec.structs.asdict(row.error)], ERROR_TYPE)
-            writer.write(pa.RecordBatch.from_arrays([*inputs.columns, error], schema=schema))
+            whole = pa.RecordBatch.from_arrays([*inputs.columns, error], schema=raw)
+            writer.write(typed(whole, schema))
             rows += 1
         writer.finish()
     return rows

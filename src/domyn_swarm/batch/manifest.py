@@ -1,4 +1,4 @@
-"""What an output says about itself: `_manifest.json` by shards, `<stem>.manifest.json` by a file.
+"""What an output says about itself: `_manifest.json` by shards, `<name>.manifest.json` by a file.
 
 It names the job, its input and every file with its checksum, so that `job verify` and whoever gets
 the output can tell whether it is whole. It holds no secrets: it travels with the output.
@@ -21,6 +21,7 @@ from domyn_swarm import __version__
 from domyn_swarm.model import Record, ReplyVerdict
 
 MANIFEST_NAME = "_manifest.json"  # readers of a folder of Parquet files skip such names
+_SUFFIX = ".manifest.json"
 _FILE_NAME = r"^\.*[^/.][^/]*$"  # a name, never a path: what is read lies beside the manifest
 _SECRET = re.compile(
     r"api[_-]?key|secret|passw|authori[sz]ation|cookie|(?:access|auth|api|hf|bearer)[_-]?token|^token$",
@@ -59,6 +60,7 @@ class ColumnFacts(Record):
 
     name: str
     type: str
+    note: str | None = None  # why its values are JSON text
 
 
 class OutputFile(Record):
@@ -98,7 +100,21 @@ class Manifest(RowCounts):
 
 def manifest_path(output: Path, *, sharded: bool) -> Path:
     """Where the manifest of an output lies."""
-    return output / MANIFEST_NAME if sharded else output.with_suffix(".manifest.json")
+    return output / MANIFEST_NAME if sharded else output.with_name(f"{output.name}{_SUFFIX}")
+
+
+def earlier_path(output: Path) -> Path:
+    """Where the manifest of a file lay in earlier versions, for all files of one stem."""
+    return output.with_suffix(_SUFFIX)
+
+
+def manifest_of(output: Path, *, sharded: bool) -> Manifest | None:
+    """The manifest of an output, wherever the version that wrote it put it."""
+    found = read_manifest(manifest_path(output, sharded=sharded))
+    if found is not None or sharded:
+        return found
+    earlier = read_manifest(earlier_path(output))
+    return earlier if earlier and earlier.files[0].name == output.name else None
 
 
 def read_manifest(path: Path) -> Manifest | None:

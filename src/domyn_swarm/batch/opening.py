@@ -2,45 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from domyn_swarm.batch.arrow_dataset import ArrowDataset
-from domyn_swarm.batch.dataset import Dataset, ParquetDataset
+from domyn_swarm.batch.csv_files import open_csv
+from domyn_swarm.batch.dataset import Dataset
+from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile, files_of
-from domyn_swarm.batch.text_dataset import open_csv, open_json_lines
+from domyn_swarm.batch.json_lines import CheckLine, open_json_lines
+from domyn_swarm.batch.parquet_dataset import ParquetDataset
+from domyn_swarm.batch.reading import Reading
 from domyn_swarm.batch.text_forms import TextForm
+from domyn_swarm.errors import InvalidInput
 
 
 @dataclass(frozen=True)
 class LineFiles:
-    """What the lines of a job's `.jsonl` files are, where they are no objects of columns."""
+    """What the lines of a job's `.jsonl` files are besides objects, and how it writes them."""
 
-    open: Callable[[Sequence[InputFile]], Dataset]
+    columns: Sequence[str]  # the keys that count
+    check: CheckLine
     form: TextForm
 
 
-def open_dataset(source: str, lines: LineFiles | None = None) -> Dataset:
+def open_dataset(
+    source: str,
+    lines: LineFiles | None = None,
+    reading: Reading | None = None,
+    facts: InputFacts | None = None,
+) -> Dataset:
     """Open an input: a file or URL, a folder, a glob, or a brace range.
+
+    Args:
+        source: what a user calls it.
+        lines: what a job says of JSON Lines.
+        reading: what the user says of the files.
+        facts: what is known of them, and will be.
 
     Raises:
         InvalidInput: nothing is there, or it cannot be read.
     """
-    return dataset_of(files_of(source), lines)
+    reading = reading or Reading()
+    return dataset_of(files_of(source, recursive=reading.recursive), lines, reading, facts)
 
 
-def dataset_of(files: Sequence[InputFile], lines: LineFiles | None = None) -> Dataset:
-    """Open files of one kind.
+def dataset_of(
+    files: Sequence[InputFile],
+    lines: LineFiles | None = None,
+    reading: Reading | None = None,
+    facts: InputFacts | None = None,
+) -> Dataset:
+    """Open files of one kind; see `open_dataset`.
 
     Raises:
-        InvalidInput: one of them cannot be read.
+        InvalidInput: one of them cannot be read, or the reading is of no use for its kind.
     """
-    match files[0].kind:
+    reading, kind = reading or Reading(), files[0].kind
+    _check_use(reading, kind)
+    match kind:
         case "parquet":
-            return ParquetDataset(files)
+            return ParquetDataset(files, facts)
         case "arrow":
-            return ArrowDataset(files)
+            return ArrowDataset(files, facts)
         case "jsonl":
-            return lines.open(files) if lines else open_json_lines(files)
-        case kind:
-            return open_csv(files, "\t" if kind == "tsv" else ",")
+            check, columns = (lines.check, lines.columns) if lines else (None, ())
+            return open_json_lines(files, reading.encoding, check, columns, facts)
+        case _:
+            return open_csv(files, kind, reading, facts)
+
+
+def _check_use(reading: Reading, kind: str) -> None:
+    for flag, given, kinds in (
+        ("--encoding", reading.encoding != "utf-8", ("csv", "tsv", "jsonl")),
+        ("--delimiter", reading.delimiter is not None, ("csv", "tsv")),
+        ("--types", bool(reading.types), ("csv", "tsv")),
+    ):
+        if given and kind not in kinds:
+            raise InvalidInput(
+                f"{flag} is for {' and '.join(kinds)}; the input is {kind}.", hint="Leave it out."
+            )

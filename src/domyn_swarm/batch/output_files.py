@@ -13,13 +13,21 @@ import functools
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from domyn_swarm.batch.input_files import InputFile
-from domyn_swarm.batch.manifest import MANIFEST_NAME, Manifest, manifest_path, read_manifest
+from domyn_swarm.batch.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    earlier_path,
+    manifest_of,
+    manifest_path,
+    read_manifest,
+)
 from domyn_swarm.batch.part_writer import OpenSink, ParquetSink, TextSink
 from domyn_swarm.batch.text_forms import FORMS, TextForm
 from domyn_swarm.batch.written_files import is_named, written_identity
@@ -49,12 +57,15 @@ class Place(Protocol):
     def names(self) -> tuple[str, str]:
         """The file's name, and the manifest's."""
 
-    def check(self) -> None:
+    def check(self, least_bytes: int = 0) -> None:
         """Refuse to replace anything that this job did not write.
+
+        Args:
+            least_bytes: what the output will have at least.
 
         Raises:
             OutputExists: names what stands in the way.
-            InvalidInput: nothing can be written there.
+            InvalidInput: nothing can be written there, or there is no room for it.
         """
 
     def stage(self) -> contextlib.AbstractContextManager[Path]:
@@ -97,7 +108,7 @@ class OutputPlace:
 
     def manifest(self) -> Manifest | None:
         """See `Place`."""
-        return read_manifest(self._manifest)
+        return manifest_of(self.path, sharded=self.sharded)
 
     def files(self, manifest: Manifest) -> list[InputFile]:
         """See `Place`."""
@@ -110,7 +121,7 @@ class OutputPlace:
         found = {path.name for path in self.path.glob("*.parquet")} if self.sharded else set()
         return sorted(found - known)
 
-    def check(self) -> None:
+    def check(self, least_bytes: int = 0) -> None:
         """See `Place`."""
         found = self._foreign_shard() if self.sharded else self._foreign_file()
         if found is not None:
@@ -120,16 +131,26 @@ class OutputPlace:
             )
         parents = self.path.absolute().parents
         there = next(one for one in parents if one.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                pass
+            room_bytes = shutil.disk_usage(there).free
+        except OSError as error:
             raise InvalidInput(
-                f"The output {self.path} cannot be written: {there} is no folder to write in.",
+                f"The output {self.path} cannot be written: {there}: {error.strerror}.",
                 hint="Choose another --output, or mend the folder's permissions.",
+            ) from error
+        if room_bytes < least_bytes:
+            raise InvalidInput(
+                f"The output {self.path} will have {least_bytes / 1e9:.1f} GB or more, and "
+                f"{there} has room for {room_bytes / 1e9:.1f} GB.",
+                hint="Make room, or choose another --output.",
             )
 
     def _foreign_file(self) -> Path | None:
         if self.path.exists() and not self._wrote(self.path):
             return self.path
-        if self._manifest.exists() and self.manifest() is None:
+        if self._manifest.exists() and read_manifest(self._manifest) is None:
             return self._manifest
         return None
 
@@ -151,7 +172,8 @@ class OutputPlace:
 
     def _manifests(self) -> list[Path]:
         """The one in place, and those that a kill kept from getting there."""
-        return [self._manifest, *(left / self._manifest.name for left in self._left())]
+        beside = [self._manifest, earlier_path(self.path)]
+        return [*beside, *(left / self._manifest.name for left in self._left())]
 
     def _left(self) -> list[Path]:
         """Stages of runs of this job that are at work or were killed."""
@@ -198,9 +220,19 @@ class OutputPlace:
         if self.sharded:
             self._swap(stage)
         else:
+            earlier = self._earlier()
             (stage / self.path.name).replace(self.path)
             (stage / self._manifest.name).replace(self._manifest)
+            if earlier is not None:
+                earlier.unlink(missing_ok=True)
         sync_folder(self.path.parent)
+
+    def _earlier(self) -> Path | None:
+        """A manifest of this file by an earlier version, which the new one takes the place of."""
+        path = earlier_path(self.path)
+        found = read_manifest(path)
+        named = found is not None and found.files[0].name == self.path.name
+        return path if named and not self._manifest.exists() else None
 
     def _swap(self, stage: Path) -> None:
         if not self.path.exists():

@@ -13,8 +13,10 @@ from typing import Protocol, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from domyn_swarm.batch.json_values import as_text, without_json
 from domyn_swarm.batch.manifest import OutputFile
 from domyn_swarm.batch.text_forms import TextForm
+from domyn_swarm.errors import InvalidInput
 
 _GROUP_ROWS = 64 * 1024
 _GROUP_BYTES = 16 * 1024 * 1024  # what is held in memory before it is written
@@ -84,17 +86,22 @@ class LibrarySink:
     def __init__(self, write: WriteFile, path: Path, schema: pa.Schema) -> None:
         self._write = write
         self._path = path
-        self._schema = schema
-        self._parts: list[pa.Table] = []
+        self._schema = without_json(schema)
+        self._parts: list[pa.RecordBatch] = []
 
     def write(self, rows: pa.Table) -> None:
         """See `FileSink`."""
-        self._parts.append(rows)
+        self._parts += [as_text(batch) for batch in rows.to_batches()]
 
     def close(self) -> None:
         """See `FileSink`."""
         parts, self._parts = self._parts, []
-        self._write(pa.concat_tables([self._schema.empty_table(), *parts]), self._path)
+        self._write(pa.Table.from_batches(parts, self._schema), self._path)
+        if not self._path.is_file():
+            raise InvalidInput(
+                "--backend-write-kwargs: that library then writes no single file.",
+                hint="Leave out what makes it write a folder; --shard-output makes one.",
+            )
 
     def abandon(self) -> None:
         """See `FileSink`."""

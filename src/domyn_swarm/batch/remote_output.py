@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from domyn_swarm.batch.file_systems import reaching
 from domyn_swarm.batch.input_files import InputFile
-from domyn_swarm.batch.manifest import MANIFEST_NAME, Manifest, manifest_path
+from domyn_swarm.batch.manifest import MANIFEST_NAME, Manifest, earlier_path, manifest_path
 from domyn_swarm.batch.output_files import OutputPlace, Place, is_shard_name
 from domyn_swarm.batch.written_files import is_named, written_identity
 from domyn_swarm.errors import InvalidInput, OutputExists
@@ -69,7 +69,7 @@ class RemotePlace:
         with reaching(f"{self._folder}/{name}") as (system, path):
             return InputFile(path, system, self.url.partition("://")[0])
 
-    def check(self) -> None:
+    def check(self, least_bytes: int = 0) -> None:  # noqa: ARG002 - stores do not tell their room
         """See `Place`."""
         if self.url.partition("://")[0] in _READ_ONLY:
             raise InvalidInput(
@@ -115,7 +115,8 @@ class RemotePlace:
             return False
         file = self._file(name)
         return written_identity(file) == self.identity or any(
-            is_named(file, self._read(one), self.identity) for one in (self.names[1], self._pending)
+            is_named(file, self._read(one), self.identity)
+            for one in (self.names[1], self._earlier, self._pending)
         )
 
     def _read(self, name: str) -> Manifest | None:
@@ -127,7 +128,15 @@ class RemotePlace:
 
     def manifest(self) -> Manifest | None:
         """See `Place`."""
-        return self._read(self.names[1])
+        found = self._read(self.names[1])
+        if found is not None or self.sharded:
+            return found
+        earlier = self._read(self._earlier)
+        return earlier if earlier and earlier.files[0].name == self.names[0] else None
+
+    @property
+    def _earlier(self) -> str:
+        return earlier_path(Path(self.names[0])).name
 
     def files(self, manifest: Manifest) -> list[InputFile]:
         """See `Place`."""

@@ -1,7 +1,6 @@
 """Files of OpenAI's Batch API: requests, one a line, and their replies.
 
-The forms are those of https://platform.openai.com/docs/guides/batch. Requests keep their JSON as it
-stands: a table's types would not hold the parameters of all lines, and would add nulls to them.
+The forms are those of https://platform.openai.com/docs/guides/batch.
 """
 
 from __future__ import annotations
@@ -13,18 +12,13 @@ from typing import Any, BinaryIO
 import msgspec
 import pyarrow as pa
 
-from domyn_swarm.batch.input_files import InputFile
+from domyn_swarm.batch.arrow_arrays import array
+from domyn_swarm.batch.column_values import python_values
+from domyn_swarm.batch.json_lines import NotAsAgreed
+from domyn_swarm.batch.opening import LineFiles
 from domyn_swarm.batch.schema import ERROR_COLUMN
-from domyn_swarm.batch.text_dataset import TextDataset, numbered_lines
-from domyn_swarm.batch.text_forms import JsonLines, canonical, printable
-from domyn_swarm.errors import InvalidInput
 
 ID_COLUMN, URL_COLUMN, BODY_COLUMN, REPLY_COLUMN = "custom_id", "url", "body", "response"
-_SCHEMA = pa.schema([(name, pa.string()) for name in (ID_COLUMN, URL_COLUMN, BODY_COLUMN)])
-_HINT = (
-    'Every line is such as {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", '
-    '"body": {"messages": [...]}}.'
-)
 _CHUNK_BYTES = 1 << 20
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
@@ -36,42 +30,23 @@ class _Request(msgspec.Struct):
     method: str = "POST"
 
 
-def open_requests(files: Sequence[InputFile]) -> TextDataset:
-    """Requests, as columns `custom_id`, `url` and `body`, which is JSON text.
+_decode_request = msgspec.json.Decoder(_Request).decode
 
-    Raises:
-        InvalidInput: a line is no request; file and line are named.
+
+def _check_request(line: bytes) -> None:
+    """Every line is such as {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
+    "body": {"messages": [...]}}.
     """
-    rows = sum(block.num_rows for file in files for block in _blocks(file))
-    return TextDataset(files, _SCHEMA, rows, _blocks)
-
-
-def _blocks(file: InputFile) -> Iterator[pa.RecordBatch]:
-    decode = msgspec.json.Decoder(_Request).decode
-    for number, lines in numbered_lines(file):
-        requests = []
-        for at, line in enumerate(lines):
-            if not line or line.isspace():
-                continue
-            try:
-                requests.append(_checked(decode(line)))
-            except ValueError as error:
-                raise InvalidInput(
-                    f"{file}, line {number + at}, is no request of a batch: {error}.", hint=_HINT
-                ) from error
-        if requests:
-            yield pa.RecordBatch.from_pylist(requests, _SCHEMA)
-
-
-def _checked(request: _Request) -> dict[str, str]:
-    body = bytes(request.body)
-    if request.method != "POST":
-        raise ValueError(f"method is {request.method!r}, not 'POST'")
-    if not request.url.startswith("/v1/"):
-        raise ValueError(f"url is {request.url!r} and does not begin with '/v1/'")
-    if not body.lstrip().startswith(b"{"):
-        raise ValueError("body is no object")
-    return {ID_COLUMN: request.custom_id, URL_COLUMN: request.url, BODY_COLUMN: body.decode()}
+    try:
+        request = _decode_request(line)
+        if request.method != "POST":
+            raise ValueError(f"method is {request.method!r}, not 'POST'")
+        if not request.url.startswith("/v1/"):
+            raise ValueError(f"url is {request.url!r} and does not begin with '/v1/'")
+        if not bytes(request.body).lstrip().startswith(b"{"):
+            raise ValueError("body is no object")
+    except ValueError as error:
+        raise NotAsAgreed(f"is no request of a batch: {error}") from error
 
 
 class ReplyLines:
@@ -87,7 +62,11 @@ class ReplyLines:
 
     def body(self, batch: pa.RecordBatch) -> bytes:
         """See `TextForm`."""
-        rows = [_line(row) for row in printable(batch).to_pylist()]
+        columns = [python_values(column) for column in batch.columns]
+        names = batch.schema.names
+        rows = [
+            _line(dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)
+        ]
         return _encoder.encode_lines(rows) if rows else b""
 
     def read(self, file: BinaryIO, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -97,13 +76,24 @@ class ReplyLines:
             rows = [_row(decode(line)) for line in lines]
             if any(missing := {*names} - {*row} for row in rows):
                 raise ValueError(f"a row lacks {', '.join(sorted(missing))}")
-            columns = [[canonical(row[name]) for row in rows] for name in names]
-            arrays = [pa.array(values, pa.string()) for values in columns]
+            columns = [[_canonical(row[name]) for row in rows] for name in names]
+            arrays = [array(values, pa.string()) for values in columns]
             yield pa.RecordBatch.from_arrays(arrays, names=list(names))
 
     def formed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """See `TextForm`."""
-        return JsonLines().formed(batch)
+        columns = [map(_canonical, python_values(column)) for column in batch.columns]
+        arrays = [array(list(texts), pa.string()) for texts in columns]
+        return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+
+
+REQUESTS = LineFiles((ID_COLUMN, URL_COLUMN, BODY_COLUMN), _check_request, ReplyLines())
+"""What the lines of such files are, and how their answers are written."""
+
+
+def _canonical(value: Any) -> str | None:  # noqa: ANN401 - JSON
+    """A value as text that is the same for equal values; null stays null."""
+    return None if value is None else _encoder.encode(value).decode()
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:

@@ -6,34 +6,47 @@ A batch at a time: nothing here holds more than one, but for `Results.table`.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
-from domyn_swarm.batch.arrow_arrays import indices
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.engine import BatchPlan
-from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.inspection import opened_index
 from domyn_swarm.batch.manifest import Manifest
+from domyn_swarm.batch.open_types import OpenTypes, typed
 from domyn_swarm.batch.opening import dataset_of
 from domyn_swarm.batch.output_files import Place
-from domyn_swarm.batch.publish import OutputPlan, joined, output_columns, output_fields, widen
+from domyn_swarm.batch.output_rows import OutputRows
 from domyn_swarm.batch.table_dataset import TableDataset
 
 
 @dataclass(frozen=True)
 class Results:
-    """Rows in input order with the columns of the output, readable for as long as they are open."""
+    """Rows in input order with the columns of the output, readable for as long as they are open.
 
-    schema: pa.Schema
+    In `untyped` rows, columns whose types only their values tell are JSON.
+    """
+
     rows: int
     rows_failed: int  # of them
     rows_total: int  # that the job is about
-    batches: Callable[[], Iterator[pa.RecordBatch]]  # may be called more than once
+    raw: pa.Schema
+    untyped: Callable[[], Iterator[pa.RecordBatch]]  # may be called more than once
+    look: Callable[[], OpenTypes]  # at the values of all rows
+
+    @functools.cached_property
+    def schema(self) -> pa.Schema:
+        """The columns with their types."""
+        return self.look().settled(self.raw)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows, with the columns of `schema`."""
+        for batch in self.untyped():
+            yield typed(batch, self.schema)
 
     def table(self, most_rows: int | None = None) -> pa.Table:
         """The first rows, or all, in memory."""
@@ -48,18 +61,26 @@ class Results:
 
 
 def written_results(manifest: Manifest, place: Place) -> Results:
-    """An output that was published; the types of text are those that its values look like.
+    """An output that was published; JSON has the types that its values have, CSV is text.
 
     Raises:
         InvalidInput: a file of it is gone or damaged.
     """
     written = _opened(manifest, place.files(manifest))
+
+    def look() -> OpenTypes:
+        types = OpenTypes(written.schema)
+        for batch in written.batches(types.names) if types.names else ():
+            types.look(batch)
+        return types
+
     return Results(
-        schema=written.schema,
         rows=written.rows,
         rows_failed=manifest.rows_failed,
         rows_total=manifest.rows,
-        batches=written.batches,
+        raw=written.schema,
+        untyped=written.batches,
+        look=look,
     )
 
 
@@ -81,45 +102,28 @@ def settled_results(plan: BatchPlan, *, errors: bool = True) -> Iterator[Results
         JobError: the job has no checkpoint.
     """
     with opened_index(plan) as index:
-        types, rows, failed = survey(plan.dataset, plan.output, index, plan.limit)
-        fields = output_fields(plan.dataset, plan.output, types, errors=errors or failed > 0)
-        schema = pa.schema(fields)
+        rows = OutputRows(
+            plan.dataset,
+            plan.output.keys,
+            plan.output.kept_columns(plan.dataset),
+            plan.output.schema,
+            index,
+            plan.limit,
+        )
+        found = rows.survey()
+        raw = rows.schema(errors=errors or found.rows_failed > 0)
         yield Results(
-            schema=schema,
-            rows=rows,
-            rows_failed=failed,
+            rows=found.rows,
+            rows_failed=found.rows_failed,
             rows_total=plan.rows,
-            batches=lambda: settled_rows(plan.dataset, plan.output, index, plan.limit, schema),
+            raw=raw,
+            untyped=lambda: settled_batches(rows, raw),
+            look=lambda: found.types,
         )
 
 
-def survey(
-    dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None
-) -> tuple[dict[str, pa.DataType], int, int]:
-    """The answers' types so far, how many rows are settled, and how many of them failed."""
-    types = {name: pa.null() if kind is None else kind for name, kind in plan.schema.arrow.items()}
-    found = {name: pa.null() for name, kind in plan.schema.arrow.items() if kind is None}
-    rows = failed = 0
-    for _, values in joined(dataset, plan.keys.columns, plan.keys, index, limit):
-        settled = [value for value in values if value is not None]
-        rows += len(settled)
-        failed += sum(bool(value.error) for value in settled)
-        for value in settled if found else ():
-            if not value.error:
-                widen(found, value)
-    return types | found, rows, failed
-
-
-def settled_rows(
-    dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None, schema: pa.Schema
-) -> Iterator[pa.RecordBatch]:
-    """The rows that have a result, in input order, with the columns of `schema`."""
-    kept = plan.kept_columns(dataset)
-    columns = list(dict.fromkeys([*kept, *plan.keys.columns]))
-    for batch, values in joined(dataset, columns, plan.keys, index, limit):
-        chosen = np.flatnonzero([value is not None for value in values])
-        if not len(chosen):
-            continue
-        inputs = batch.select(kept).take(indices(chosen)).columns if kept else []
-        outputs = output_columns([values[at] for at in chosen], plan.schema, schema)
-        yield pa.RecordBatch.from_arrays([*inputs, *outputs], schema=schema)
+def settled_batches(rows: OutputRows, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows that have a result, in batches that have some."""
+    for batch, _ in rows.with_results(schema):
+        if batch.num_rows:
+            yield batch

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
+from domyn_swarm.batch.column_values import python_values
 from domyn_swarm.batch.dataset import Dataset
-from domyn_swarm.batch.row_keys import python_values
+from domyn_swarm.batch.json_values import is_json
 from domyn_swarm.errors import InvalidInput
 
 
@@ -22,6 +25,8 @@ def check_ids(dataset: Dataset, column: str, *, limit: int | None) -> None:
     for batch in dataset.batches([column], limit=limit):
         _check_present(batch.column(0), column, start)
         values = python_values(batch.column(0))
+        if is_json(batch.column(0).type):
+            _check_plain(values, column, start)
         hashes.append(np.fromiter(map(hash, values), np.int64, batch.num_rows))
         start += batch.num_rows
     if not hashes:
@@ -41,8 +46,18 @@ def _check_type(field: pa.Field) -> None:
         )
 
 
+def _check_plain(values: Sequence[object], column: str, start: int) -> None:
+    """JSON has a type for each value."""
+    for at, value in enumerate(values):
+        if isinstance(value, list | dict):
+            raise InvalidInput(
+                f"The id in column {column!r} is a list or an object in row {start + at}.",
+                hint="Ids are numbers or text.",
+            )
+
+
 def _check_present(values: pa.Array, column: str, start: int) -> None:
-    absent = values.is_null(nan_is_null=True)
+    absent = values.is_null(nan_is_null=pa.types.is_floating(values.type))
     if absent.true_count:
         at = absent.to_pylist().index(True)
         told = "null" if values[at].as_py() is None else "not a number"

@@ -17,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.arrow_arrays import flags, indices
+from domyn_swarm.batch.arrow_arrays import indices
+from domyn_swarm.batch.column_values import python_values
+from domyn_swarm.batch.json_values import WrittenFloat
 from domyn_swarm.model import Fingerprint
 
 Digests = NDArray[np.uint64]  # shape (rows, 2)
@@ -27,7 +29,16 @@ _SAMPLED = np.uint64(64)
 _BY_POSITION = np.uint64(1)
 _MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication by it loses nothing
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=str)
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - for an encoder
+    """What stands for a value that MessagePack does not know: a number is itself, however written,
+    lest it differ from the same number of another file.
+    """
+    return float(value) if isinstance(value, WrittenFloat) else str(value)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+_LARGE = b"\xc1"  # begins no MessagePack
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class RowKeys:
     input_columns: Sequence[str]
     id_column: str | None
     fingerprint: Fingerprint = "full"
+    as_request: bool = False  # what the job is given; see `python_values`
 
     @property
     def columns(self) -> list[str]:
@@ -51,7 +63,10 @@ class RowKeys:
 
     def items(self, batch: pa.RecordBatch) -> list[Any]:
         """What a job is given for each row: the one column's value, or a dict of several."""
-        columns = [python_values(batch.column(name)) for name in self.input_columns]
+        columns = [
+            python_values(batch.column(name), as_request=self.as_request)
+            for name in self.input_columns
+        ]
         if len(columns) == 1:
             return columns[0]
         names = self.input_columns
@@ -76,55 +91,21 @@ class RowKeys:
         return digests
 
 
-def python_values(column: pa.Array) -> list[Any]:
-    """The values of a column, whichever libraries are installed.
-
-    Python's own times have no nanoseconds: those that have are text, with all their digits. The
-    others are the same values as in a column of microseconds. Numbers of single precision are the
-    shortest that are the same in single precision: 0.1, not 0.10000000149011612.
-    """
-    kind = column.type
-    if (as_text := _with(kind, pa.string())) != kind:
-        column = column.cast(as_text).cast(_with(kind, pa.float64()))
-    if not pa.types.is_temporal(kind) or getattr(kind, "unit", None) != "ns":
-        values: list[Any] = column.to_pylist()
-        return values
-    import pyarrow.compute as pc  # here: columns with nanoseconds are rare
-
-    whole = column.cast(_in_microseconds(kind), safe=False)
-    odd = pc.not_equal(whole.cast(kind), column)
-    values = whole.to_pylist()
-    for at in np.flatnonzero(flags(odd)).tolist():
-        one = column[at]
-        values[at] = (
-            f"{one.value} ns" if pa.types.is_duration(kind) else one.cast(pa.string()).as_py()
-        )
-    return values
-
-
-def _with(kind: pa.DataType, single: pa.DataType) -> pa.DataType:
-    """A type with another one for numbers of single precision, however deep they are."""
-    if pa.types.is_float32(kind):
-        return single
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_with(kind.value_type, single)))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_with(kind.value_type, single)))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_with(field.type, single)) for field in kind])
-    return kind
-
-
-def _in_microseconds(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_timestamp(kind):
-        return pa.timestamp("us", kind.tz)
-    return pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us")
-
-
 def _hashes(values: Sequence[Any]) -> NDArray[np.uint64]:
     encode, blake = _encoder.encode, hashlib.blake2b
-    raw = b"".join([blake(encode(value), digest_size=8).digest() for value in values])
+    try:
+        raw = b"".join([blake(encode(value), digest_size=8).digest() for value in values])
+    except OverflowError:  # MessagePack ends with 64 bits
+        raw = b"".join([_hash(value) for value in values])
     return np.frombuffer(raw, "<u8")
+
+
+def _hash(value: Any) -> bytes:  # noqa: ANN401 - JSON
+    try:
+        encoded = _encoder.encode(value)
+    except OverflowError:
+        encoded = _LARGE + msgspec.json.encode(value, enc_hook=_plain)
+    return hashlib.blake2b(encoded, digest_size=8).digest()
 
 
 def agree(stored: Digests, asked: Digests) -> NDArray[np.bool_]:

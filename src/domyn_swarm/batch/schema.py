@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from domyn_swarm.batch.arrow_types import annotation_of, arrow_type, fields_of
+from domyn_swarm.batch.json_values import json_of, plain_numbers
 from domyn_swarm.errors import ConfigError
 
 ERROR_COLUMN = "_error"
@@ -83,7 +84,7 @@ class OutputSchema:
             if given is None or type(given) is kind:
                 continue  # by far the commonest, and conversion costs as much as all the rest
             try:
-                columns[name] = msgspec.convert(given, kind, strict=True, dec_hook=_model_of)
+                columns[name] = _converted(given, kind)
             except msgspec.ValidationError as error:
                 raise OutputMismatch(f"output column {name!r}: {error}") from error
         if kept:
@@ -107,6 +108,14 @@ class OutputSchema:
         raise OutputMismatch(
             f"the job returned {type(value).__name__}, not values for {self.answered}"
         )
+
+
+def _converted(value: Any, kind: Any) -> Any:  # noqa: ANN401 - whatever a job returns
+    try:
+        return msgspec.convert(value, kind, strict=True, dec_hook=_model_of)
+    except msgspec.ValidationError:
+        plain = plain_numbers(value)  # an item's own may be among them
+        return msgspec.convert(plain, kind, strict=True, dec_hook=_model_of)
 
 
 def _made(model: type[BaseModel], value: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever a job returns
@@ -148,7 +157,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON
         return value.model_dump()
     if hasattr(value, "tolist"):  # numpy
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    return json_of(value)
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)

@@ -26,6 +26,7 @@ import msgspec
 
 from domyn_swarm.batch.asking import Asking, Request, RetryPolicy
 from domyn_swarm.batch.gate import EndpointGate
+from domyn_swarm.batch.json_values import json_of
 from domyn_swarm.batch.rows import RowTrace, current_trace
 from domyn_swarm.batch.standing import Kind, kind_of
 from domyn_swarm.batch.suspects import ALONE_AFTER
@@ -44,7 +45,7 @@ _T = TypeVar("_T")
 
 
 _TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")  # of 0: a prompt is measured, not answered
-_encoder = msgspec.json.Encoder()
+_encoder = msgspec.json.Encoder(enc_hook=json_of)
 
 
 class RequestSession:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
-from domyn_swarm.batch.dataset import BATCH_ROWS
-from domyn_swarm.errors import InvalidInput
+from domyn_swarm.batch.lots import BATCH_ROWS, lots
+from domyn_swarm.batch.shard_schemas import check_names
 
 
 class TableDataset:
@@ -20,12 +19,7 @@ class TableDataset:
         Raises:
             InvalidInput: two columns have one name.
         """
-        twice = [name for name, times in Counter(table.schema.names).items() if times > 1]
-        if twice:
-            raise InvalidInput(
-                f"The input has {', '.join(map(repr, twice))} more than once.",
-                hint="Rename one of those columns.",
-            )
+        check_names(table.schema, "The input")
         self._table = table
         self.schema = table.schema.remove_metadata()
         self.rows = table.num_rows
@@ -51,4 +45,5 @@ class TableDataset:
         end = self.rows if limit is None else min(limit, self.rows)
         chosen = self._table if columns is None else self._table.select(list(columns))
         wanted = chosen.slice(start, max(0, end - start)).replace_schema_metadata(None)
-        yield from wanted.to_batches(max_chunksize=BATCH_ROWS)
+        for batch in wanted.to_batches(max_chunksize=BATCH_ROWS):
+            yield from lots(batch, None, 0, batch.num_rows)

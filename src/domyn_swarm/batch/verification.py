@@ -5,23 +5,28 @@ Everything is read once, a batch at a time. What answers are worth is not looked
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from domyn_swarm.batch.arrow_arrays import flags
+from domyn_swarm.batch.column_values import python_values, without_nulls
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.manifest import Manifest, OutputFile
+from domyn_swarm.batch.open_types import typed_column
 from domyn_swarm.batch.output_files import Place
-from domyn_swarm.batch.publish import columns_of, without_answer
+from domyn_swarm.batch.output_rows import without_answer
+from domyn_swarm.batch.publish import columns_of
 from domyn_swarm.batch.schema import ERROR_COLUMN
 from domyn_swarm.batch.text_output import opened_output
 from domyn_swarm.batch.written_files import size_and_digest
@@ -91,7 +96,10 @@ class _Check:
         self._manifest = manifest
         self._place = place
         self._files = place.files(manifest)
-        self._form = plan.output.form
+        self._form = plan.output.form(plan.dataset)
+        output = dataclasses.replace(plan.output, mode=manifest.output_mode)
+        self._kept = output.kept(plan.dataset)
+        self._as_rows = self._kept.columns != self._kept.names
         self._differing: dict[str, tuple[int, int]] = {}  # column: first row, how many
 
     def run(self) -> None:
@@ -111,11 +119,20 @@ class _Check:
         if not all(seen):
             return
         try:
-            self._check_rows(opened_output(self._manifest, self._files, self._form))
+            self._check_rows(opened_output(self._names, self._files, self._form))
         except InvalidInput as error:
             self.findings.append(error.message)
         except (pa.ArrowException, OSError) as error:
             self.findings.append(f"The output cannot be read: {str(error).splitlines()[0]}")
+
+    @property
+    def _names(self) -> list[str]:
+        """The output's columns, as its form reads them."""
+        told = [column.name for column in self._manifest.columns]
+        if not self._as_rows:
+            return told
+        answers = {*self._plan.output.schema.names, ERROR_COLUMN}
+        return [*self._kept.columns, *(name for name in told if name in answers)]
 
     def _check_origin(self) -> None:
         manifest, plan = self._manifest, self._plan
@@ -153,14 +170,14 @@ class _Check:
     def _check_rows(self, written: Dataset) -> None:
         self._check_columns(written)
         self._check_counts(written)
-        output = dataclasses.replace(self._plan.output, mode=self._manifest.output_mode)
-        kept = output.kept_columns(self._plan.dataset)
-        self.compared = [name for name in kept if name in written.schema.names]
+        there = written.schema.names
+        compared = [name for name in self._kept.columns if name in there]
         self.findings += [
-            f"The column {name!r} is missing." for name in kept if name not in self.compared
+            f"The column {name!r} is missing." for name in self._kept.columns if name not in there
         ]
-        if self.compared:
-            self._compare(self._plan.dataset, written)
+        self.compared = self._kept.names if self._as_rows else compared
+        if compared:
+            self._compare(compared, written)
 
     def _check_columns(self, written: Dataset) -> None:
         found = [(one.name, one.type) for one in columns_of(written.schema)]
@@ -168,7 +185,7 @@ class _Check:
         if self._form is None and found != told:  # text has no types, and names are compared
             self.findings.append(f"The columns are {_listed(found)} instead of {_listed(told)}.")
         for told_of, file in zip(self._manifest.files, self._files, strict=True):
-            rows = opened_output(self._manifest, [file], self._form).rows
+            rows = opened_output(self._names, [file], self._form).rows
             if rows != told_of.rows:
                 self.findings.append(f"{told_of.name} has {rows} rows instead of {told_of.rows}.")
 
@@ -206,22 +223,29 @@ class _Check:
                 f"{manifest.rows_empty} that were answered with nothing."
             )
 
-    def _compare(self, source: Dataset, written: Dataset) -> None:
-        ours = source.batches(self.compared, limit=self._manifest.limit)
+    def _compare(self, names: Sequence[str], written: Dataset) -> None:
+        schema = pa.schema(self._kept.fields)
+        given = (
+            pa.RecordBatch.from_arrays(self._kept.of(batch), schema=schema)
+            for batch in self._plan.dataset.batches(self._kept.columns, limit=self._manifest.limit)
+        )
         start = 0
-        for given, outputs in _side_by_side(ours, written.batches(self.compared)):
-            inputs = given if self._form is None else self._form.formed(given)
-            for name in self.compared:
+        for batch, outputs in _side_by_side(given, written.batches(names)):
+            inputs = batch if self._form is None else self._form.formed(batch)
+            for name in names:
                 rows = differing(inputs.column(name), outputs.column(name))
+                if self._plan.output.kind == "jsonl":
+                    rows = _other_values(inputs.column(name), outputs.column(name), rows)
                 if len(rows):
                     first, count = self._differing.get(name, (start + int(rows[0]), 0))
                     self._differing[name] = first, count + len(rows)
             start += inputs.num_rows
         changed = "rows were changed, dropped or moved in one of the two"
-        self.findings += [
-            f"Column {name!r} is not the input's in {count} rows, the first at {first}: {changed}."
-            for name, (first, count) in self._differing.items()
-        ]
+        for name, (first, count) in self._differing.items():
+            what = "What the input's rows hold" if self._as_rows else f"Column {name!r}"
+            self.findings.append(
+                f"{what} is not the input's in {count} rows, the first at {first}: {changed}."
+            )
 
 
 def _at_most(rows: int, limit: int | None) -> int:
@@ -245,7 +269,12 @@ def _side_by_side(
 
 
 def differing(one: pa.Array, other: pa.Array) -> NDArray[np.int64]:
-    """The positions at which two columns of one length differ. NaN equals NaN, null equals null."""
+    """The positions at which two columns of one length differ. NaN equals NaN, null equals null.
+
+    The one may be of open type (see `open_types`), and the other of the type that it was given.
+    """
+    with contextlib.suppress(pa.ArrowException, TypeError, ValueError, OverflowError):
+        one = typed_column(one, other.type)
     if one.type == other.type:
         if one.equals(other):
             return np.empty(0, np.int64)
@@ -258,8 +287,20 @@ def differing(one: pa.Array, other: pa.Array) -> NDArray[np.int64]:
             if pa.types.is_floating(one.type):
                 rows &= ~(flags(pc.is_nan(one)) & flags(pc.is_nan(other)))
             return np.flatnonzero(rows)
-    pairs = zip(one.to_pylist(), other.to_pylist(), strict=True)
+    pairs = zip(python_values(one), python_values(other), strict=True)
     return np.flatnonzero([not _same(left, right) for left, right in pairs])
+
+
+def _other_values(one: pa.Array, other: pa.Array, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of rows whose JSON differs, those whose values do: another library reads rows with nulls for
+    keys of other rows, and with types of its own.
+    """
+    pairs = ((one[at].as_py(), other[at].as_py()) for at in rows.tolist())
+    return rows[[not _same(_value(left), _value(right)) for left, right in pairs]]
+
+
+def _value(text: str | None) -> Any:  # noqa: ANN401 - JSON
+    return None if text is None else without_nulls(msgspec.json.decode(text))
 
 
 def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - values of a column

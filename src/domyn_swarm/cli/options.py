@@ -243,6 +243,44 @@ RayAddressOption = Annotated[
 ]
 
 
+EncodingOption = Annotated[
+    str, typer.Option("--encoding", metavar="NAME", help="Of text files: cp1252, utf-16, …")
+]
+DelimiterOption = Annotated[
+    str | None,
+    typer.Option("--delimiter", metavar="CHARACTER", help="Of CSV and TSV: ';', '|', tab."),
+]
+TypesOption = Annotated[
+    str,
+    typer.Option(
+        "--types",
+        metavar="COLUMN=TYPE,…",
+        help="Of CSV's columns: int, float, bool, json; the others are text.",
+    ),
+]
+RecursiveOption = Annotated[
+    bool, typer.Option("--recursive", help="Read a folder's sub-folders as well.")
+]
+
+
+def reading_options(
+    encoding: str, delimiter: str | None, types: str, *, recursive: bool
+) -> dict[str, Any]:
+    """The fields of a request that say how its files are to be read; else a usage error."""
+    from domyn_swarm.batch.reading import reading_of
+
+    pairs = [one.rpartition("=") for one in types.split(",") if one.strip()]
+    if any(not name or not kind for name, _, kind in pairs):
+        raise typer.BadParameter(f"--types {types!r}: write COLUMN=TYPE,COLUMN=TYPE.")
+    given = {
+        "encoding": encoding,
+        "delimiter": delimiter,
+        "types": {name.strip(): kind.strip() for name, _, kind in pairs},
+        "recursive": recursive,
+    }
+    return reading_of(given).model_dump()
+
+
 def parse_json_object(value: str) -> dict[str, Any]:
     """A JSON object from a flag's value; anything else is a usage error."""
     try:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG
 from domyn_swarm.data.calls import check_options, failures_named
 
-_FORMATS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "arrow": "ipc"}
+_FORMATS = {"parquet": "parquet", "jsonl": "json", "arrow": "ipc"}
 
 
 class ArrowBackend:
@@ -59,7 +59,8 @@ class ArrowBackend:
 
         check_options(dataset.dataset, options, READ_FLAG)
         with failures_named("Arrow cannot read", files, READ_FLAG):
-            given = {"format": _FORMATS[kind], **_where(files), **options}
+            form = _csv_format() if kind == "csv" else _FORMATS[kind]
+            given = {"format": form, **_where(files), **options}
             paths = [fsspec.core.strip_protocol(file) for file in files]
             return dataset.dataset(paths, **given).to_table()
 
@@ -69,6 +70,21 @@ class ArrowBackend:
 
         with failures_named("Arrow cannot write", [path], WRITE_FLAG):
             pq.write_table(frame, path, **options)
+
+
+def _csv_format() -> Any:  # noqa: ANN401 - of a library without types
+    from pyarrow import csv, dataset
+
+    return dataset.CsvFileFormat(
+        parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=cells_as_text()
+    )
+
+
+def cells_as_text() -> Any:  # noqa: ANN401 - of a library without types
+    """Options of Arrow's reader of CSV by which each cell is its text."""
+    from pyarrow import csv
+
+    return csv.ConvertOptions(default_column_type=pa.string())
 
 
 def _where(files: Sequence[str]) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class DataBackend(Protocol[Frame]):
         """The rows from `start` on, `rows` of them or fewer, and only the columns named."""
 
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> Frame:
-        """A frame of files, as the library itself reads them.
+        """A frame of files, as the library itself reads them; cells of CSV are their text, unless
+        the options say otherwise.
 
         Args:
             files: paths or URLs, in order.

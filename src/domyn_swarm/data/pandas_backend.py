@@ -27,6 +27,11 @@ _READERS = {
     "jsonl": "read_json",
     "arrow": "read_feather",
 }
+# What is written in a file, not what it may be meant for.
+_AS_WRITTEN: dict[str, dict[str, Any]] = {
+    "csv": {"dtype": str, "keep_default_na": False},
+    "jsonl": {"lines": True, "dtype": False, "precise_float": True},
+}
 
 
 class PandasBackend:
@@ -84,7 +89,7 @@ class PandasBackend:
 
         reader = getattr(pd, _READERS[kind])
         check_options(reader, options, READ_FLAG)
-        given = {"lines": True, **options} if kind == "jsonl" else options
+        given = {**_AS_WRITTEN.get(kind, {}), **options}
         with failures_named("pandas cannot read", files, READ_FLAG):
             frames = [reader(file, **given) for file in files]
             return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)

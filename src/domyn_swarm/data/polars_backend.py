@@ -138,7 +138,9 @@ class LazyPolarsBackend:
         scanner = getattr(pl, _SCANNERS[kind])
         check_options(scanner, options, READ_FLAG)
         with failures_named("polars cannot read", files, READ_FLAG):
-            scanned: pl.LazyFrame = scanner(list(files), **options)
+            as_text = {"infer_schema": False, "empty_string_is_null": False}
+            given = {**(as_text if kind == "csv" else {}), **options}
+            scanned: pl.LazyFrame = scanner(list(files), **given)
             scanned.collect_schema()
             return scanned
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from domyn_swarm.data.arrow_backend import cells_as_text
 from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG
 from domyn_swarm.data.calls import check_options, failures_named
 from domyn_swarm.data.types import refuse_types
@@ -90,7 +91,8 @@ class RayBackend:
         reader = getattr(ray.data, _READERS[kind])
         check_options(reader, options, READ_FLAG)
         with failures_named("Ray cannot read", files, READ_FLAG):
-            return reader(list(files), **options)
+            as_text = {"convert_options": cells_as_text()} if kind == "csv" else {}
+            return reader(list(files), **{**as_text, **options})
 
     def write(self, frame: ray.data.Dataset, path: str, options: dict[str, Any]) -> None:
         """See `DataBackend`; a folder of files, and the options of `write_parquet`."""

@@ -42,6 +42,9 @@ class SwarmJob:
     """Stands for the class's source in the job's identity: raise it when answers change."""
     rows_per_call: int = 1
     """How many items `transform_items` is given at once, at most."""
+    as_request: ClassVar[bool] = False
+    """Whether items are what a request takes: fractions of JSON remember how they were written
+    (`WrittenFloat`), and structs of Parquet and frames come without their nulls."""
     lines: ClassVar[LineFiles | None] = None
     """What the lines of `.jsonl` files are; None: objects of the columns."""
 

@@ -6,18 +6,16 @@ from typing import Any
 
 import msgspec
 
-from domyn_swarm.batch.opening import LineFiles
 from domyn_swarm.batch.request_files import (
     BODY_COLUMN,
     ID_COLUMN,
     REPLY_COLUMN,
+    REQUESTS,
     URL_COLUMN,
-    ReplyLines,
-    open_requests,
 )
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.naming import BODY
-from domyn_swarm.jobs.prompted import extra_fields, without_nulls
+from domyn_swarm.jobs.prompted import extra_fields
 from domyn_swarm.jobs.replies import decoded, named
 
 _PATHS = "/v1/"
@@ -44,7 +42,8 @@ class BatchFileJob(SwarmJob):
     id_column = ID_COLUMN
     output_mode = "replace"
     accept = "any"
-    lines = LineFiles(open_requests, ReplyLines())
+    lines = REQUESTS
+    as_request = True
     version = "1"
 
     def __init__(self, *, keep_model: bool = False, **options: Any) -> None:
@@ -74,17 +73,10 @@ class BatchFileJob(SwarmJob):
 
     def _body(self, item: dict[str, Any]) -> dict[str, Any]:
         given = item[self.input_columns[1]]
-        body = msgspec.json.decode(given) if isinstance(given, str) else _without_nulls(given)
+        body = msgspec.json.decode(given) if isinstance(given, str) else given
         if not isinstance(body, dict):
             raise ValueError(f"the body is {given!r:.80}, not an object")
         if body.get("stream"):
             raise ValueError("a batch has no streams: take 'stream' out of the body")
         named_model = body.get("model") if self.keep_model else None
         return {**self.params, **body, "model": named_model or self.model}
-
-
-def _without_nulls(value: Any) -> Any:  # noqa: ANN401 - JSON
-    """An object without the keys that only other rows' objects have, however deep."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(one) for key, one in without_nulls(value).items()}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.jobs.prompted import PromptedJob, without_nulls
+from domyn_swarm.jobs.prompted import PromptedJob
 from domyn_swarm.jobs.replies import choices
 from domyn_swarm.net.openai import CHAT_PATH
 
@@ -96,7 +96,7 @@ class MultiTurnTranslationJob(PromptedJob):
         instruction = {"role": "system", "content": self._instruction(columns)}
         seen: list[dict[str, Any]] = []
         translated = []
-        for turn in map(without_nulls, turns):
+        for turn in turns:
             text = turn.get("content") if isinstance(turn, dict) else None
             if _role(turn) not in self.roles or not isinstance(text, str) or not text.strip():
                 translated.append(turn)

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from domyn_swarm.batch.dataset import Dataset, ParquetDataset
+from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.input_files import InputFile
+from domyn_swarm.batch.json_values import as_text, without_json
 from domyn_swarm.batch.opening import LineFiles, open_dataset
+from domyn_swarm.batch.parquet_dataset import ParquetDataset
+from domyn_swarm.batch.reading import Reading
 from domyn_swarm.batch.results import settled_results
 from domyn_swarm.batch.spool import spooled
 from domyn_swarm.batch.table_dataset import TableDataset
@@ -83,6 +87,7 @@ def ends_of(
     data: Any,  # noqa: ANN401 - a frame or a path
     limit: int | None,
     lines: LineFiles | None = None,
+    reading: Reading | None = None,
 ) -> Iterator[FrameEnds]:
     """A frame of any supported kind; files at a path come back as an Arrow table.
 
@@ -90,6 +95,7 @@ def ends_of(
         data: the frame or path.
         limit: no more rows than these are wanted of it.
         lines: how the job reads JSON Lines.
+        reading: how files are to be read.
 
     Raises:
         ConfigError: it is neither.
@@ -97,7 +103,7 @@ def ends_of(
     """
     if isinstance(data, str | Path):
         arrow = backend_named("arrow")
-        dataset = open_dataset(str(data), lines)
+        dataset = open_dataset(str(data), lines, reading)
         yield LocalEnds(str(data), dataset, lambda schema, rows, _: arrow.build(schema, rows))
         return
     backend: DataBackend[Any] = backend_of(data)
@@ -113,6 +119,8 @@ def ends_of(
 
 def _local_ends(backend: DataBackend[Any], frame: Any, stack: contextlib.ExitStack) -> LocalEnds:  # noqa: ANN401
     def build(schema: pa.Schema, batches: Iterator[pa.RecordBatch], folder: Path | None) -> Any:  # noqa: ANN401
+        if backend.name != "arrow":  # the others have no type for JSON
+            schema, batches = without_json(schema), map(as_text, batches)
         if backend.lazy and folder is not None:
             results = spooled(schema, batches, folder / _RESULTS)
             return backend.read([str(results)], "parquet", {})
@@ -123,7 +131,7 @@ def _local_ends(backend: DataBackend[Any], frame: Any, stack: contextlib.ExitSta
     if backend.lazy:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="domyn-swarm-"))
         spool = spooled(schema, backend.batches(frame), Path(folder) / "rows.parquet")
-        rows = ParquetDataset([spool])
+        rows = ParquetDataset([InputFile(str(spool))])
     else:
         rows = TableDataset.of(schema, backend.batches(frame))
     return LocalEnds(f"<{backend.name}>", rows, build)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domyn_swarm.batch.dataset import Dataset
+from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import files_of
 from domyn_swarm.batch.opening import LineFiles, open_dataset
 from domyn_swarm.batch.part_writer import WriteFile
@@ -68,12 +69,15 @@ def writer_of(spec: JobSpec) -> WriteFile | None:
     return write
 
 
-def open_input(spec: JobSpec, lines: LineFiles | None = None) -> Dataset:
+def open_input(
+    spec: JobSpec, lines: LineFiles | None = None, facts: InputFacts | None = None
+) -> Dataset:
     """The job's rows, as this machine reads them: what Ray reads has to be the same.
 
     Args:
         spec: the job, as it was told.
         lines: how the job reads JSON Lines, where no other library does.
+        facts: what is known of the files, and will be.
 
     Raises:
         ConfigError: options are given that nothing reads, or an address that cannot be.
@@ -89,13 +93,19 @@ def open_input(spec: JobSpec, lines: LineFiles | None = None) -> Dataset:
                 "--backend-read-kwargs are for a library that reads the input.",
                 hint="Name it: --data-backend pandas, polars, arrow or ray.",
             )
-        return open_dataset(spec.input, lines)
+        return open_dataset(spec.input, lines, spec, facts)
+    if spec.encoding != "utf-8" or spec.delimiter is not None or spec.types:
+        raise ConfigError(
+            "--encoding, --delimiter and --types are for files that no library reads.",
+            hint=f"Give {spec.data_backend} its own with --backend-read-kwargs, or leave "
+            "--data-backend out.",
+        )
     if spec.data_backend == "ray":
         backend_named("ray")
         check_address(spec.ray_address or "")
-        return open_dataset(spec.input)
+        return open_dataset(spec.input, reading=spec, facts=facts)
     backend = backend_named(spec.data_backend)
-    files = files_of(spec.input)
+    files = files_of(spec.input, recursive=spec.recursive)
     if files[0].kind not in KINDS or files[0].packing:
         raise InvalidInput(
             f"{files[0]} is of no kind that --data-backend reads.",

@@ -12,9 +12,10 @@ from domyn_swarm.batch.dataset import Dataset, check_columns
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.inspection import asks_again
 from domyn_swarm.batch.manifest import JobFacts, without_secrets
-from domyn_swarm.batch.publish import OutputPlan
+from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.row_ids import check_ids
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.runner import RunPolicy
@@ -40,18 +41,18 @@ class Prepared:
         return self.plan.rows
 
 
-def prepare(spec: JobSpec) -> Prepared:
-    """Check a job against its input and output.
+def prepare(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
+    """Check a job against its input and output. `facts` are what is known of the input's files.
 
     Raises:
         ConfigError: the job class or a parameter is not usable.
         InvalidInput: the input cannot be read, lacks a column, or has null or duplicate ids.
         OutputExists: something else lies where the output goes.
     """
-    prepared = make_plan(spec)
+    prepared = make_plan(spec, facts)
     plan = prepared.plan
     check_rows(plan)
-    plan.output.check(plan.dataset)
+    plan.output.check(plan.dataset, plan.limit)
     return prepared
 
 
@@ -83,7 +84,7 @@ def check_retried(plan: BatchPlan) -> None:
     )
 
 
-def make_plan(spec: JobSpec) -> Prepared:
+def make_plan(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
     """The job and its plan, with the checks that cost nothing.
 
     Raises:
@@ -91,7 +92,7 @@ def make_plan(spec: JobSpec) -> Prepared:
         InvalidInput: the input cannot be read, or lacks a column.
     """
     job = _load_for(spec)
-    return _prepared(spec, job, open_input(spec, job.lines))
+    return _prepared(spec, job, open_input(spec, job.lines, facts))
 
 
 def load_plan(spec: JobSpec, dataset: Dataset) -> Prepared:
@@ -143,6 +144,7 @@ def plan_of(
         sharded=spec.shard_output,
         write=writer_of(spec),
         lines=None if job.lines is None else job.lines.form,
+        infer_types=spec.infer_types,
     )
     return BatchPlan(
         dataset=dataset,
@@ -190,7 +192,9 @@ def _work_of(spec: JobSpec, job: SwarmJob) -> tuple[RowKeys, WorkPlan]:
         sync_rows=spec.checkpoint_interval or WorkPlan.sync_rows,
         sync_s=spec.checkpoint_seconds or WorkPlan.sync_s,
     )
-    return RowKeys(tuple(job.input_columns), spec.id_column, spec.fingerprint), work
+    return RowKeys(
+        tuple(job.input_columns), spec.id_column, spec.fingerprint, as_request=job.as_request
+    ), work
 
 
 def filled(spec: JobSpec, job: SwarmJob) -> JobSpec:

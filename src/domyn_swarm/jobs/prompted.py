@@ -28,6 +28,7 @@ class PromptedJob(SwarmJob):
     """
 
     request_parameters = CHAT
+    as_request = True
 
     def __init__(
         self,
@@ -139,7 +140,7 @@ class PromptedJob(SwarmJob):
         if isinstance(asked, str):
             messages: list[Any] = [{"role": "user", "content": asked}]
         elif isinstance(asked, list) and asked:
-            messages = [without_nulls(one) for one in asked]
+            messages = list(asked)
         else:
             raise ValueError(f"messages must be text or a list of messages, not {asked!r:.80}")
         if self.system is None:
@@ -159,10 +160,3 @@ def extra_fields(given: Any) -> Mapping[str, Any]:  # noqa: ANN401 - checked her
             hint="""For example {"extra_body": {"top_k": 20}}.""",
         )
     return given or {}
-
-
-def without_nulls(message: Any) -> Any:  # noqa: ANN401 - a message
-    """A message without the keys that only other rows' messages have."""
-    if not isinstance(message, dict):
-        return message
-    return {name: value for name, value in message.items() if value is not None}

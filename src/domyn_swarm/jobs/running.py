@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from domyn_swarm import __version__
 from domyn_swarm.batch.engine import BatchPlan, BatchRun
+from domyn_swarm.batch.reading import Reading, reading_of
 from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.config.environment import key_of_environment
@@ -59,7 +60,22 @@ class RunSettings:
     """Only the first so many rows."""
     progress: bool = True
     """Tell on stderr how far it is."""
+    encoding: str = "utf-8"
+    """Of text files, where rows are given by their path; so are the next three."""
+    delimiter: str | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
+    recursive: bool = False
     hooks: Hooks = field(default_factory=Hooks)
+
+    @property
+    def reading(self) -> Reading:
+        """How files are to be read.
+
+        Raises:
+            ConfigError: they cannot be read so.
+        """
+        names = ("encoding", "delimiter", "types", "recursive")
+        return reading_of({name: getattr(self, name) for name in names})
 
 
 def settings_of(given: dict[str, Any]) -> RunSettings:
@@ -105,7 +121,7 @@ async def arun(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettin
             cannot go on (what is settled is kept).
     """
     with contextlib.ExitStack() as stack:
-        opening = ends_of(data, settings.limit, job.lines)
+        opening = ends_of(data, settings.limit, job.lines, settings.reading)
         ends = await asyncio.to_thread(stack.enter_context, opening)
         root = stack.enter_context(_checkpoint_root(settings, shared=ends.elsewhere))
         spec = _spec(job, endpoint, settings, str(root), ends.name)

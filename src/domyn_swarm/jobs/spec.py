@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from domyn_swarm.batch.reading import Reading
 from domyn_swarm.model import Accept, Fingerprint, JobAccount, Record, ReplyVerdict
 from domyn_swarm.planning.resources import JobResources
 
 
-class JobSpec(Record):
+class JobSpec(Reading):
     """Everything a worker needs, without secrets. Written before the job is submitted."""
 
     schema_version: Literal[1] = 1
@@ -36,6 +37,7 @@ class JobSpec(Record):
     # From here on, None: as the job says, or as usual.
     output_mode: Literal["append", "replace", "io_only"] | None = None
     shard_output: bool = False
+    infer_types: bool = False
     limit: int | None = None
     max_concurrency: int | Literal["auto"] | None = None
     workers: int | None = Field(None, ge=1)  # None: one here, or one for each node of Ray's

@@ -20,6 +20,7 @@ from typing import Any
 
 from domyn_swarm.batch.engine import BatchPlan, BatchRun
 from domyn_swarm.batch.identity import nearest
+from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.runner import Events
 from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.tally import Tally
@@ -63,7 +64,7 @@ class _Worker:
         self._tally = Tally()
         self._signal: int | None = None
         self._account: JobAccount | None = None
-        self._prepared = prepare(spec)
+        self._prepared = prepare(spec, InputFacts.load(paths.input_facts))
         kept = self._prepared.plan.folder if spec.checkpointing else None
         self._reporter = Reporter(paths, self._tally, spec, kept)
 

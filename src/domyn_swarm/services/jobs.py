@@ -244,6 +244,7 @@ class JobService:
         """
         from domyn_swarm.batch.exporting import check_export
         from domyn_swarm.batch.exporting import export as write
+        from domyn_swarm.batch.publish import columns_of
         from domyn_swarm.batch.text_forms import plain_rows
 
         record = self._record(ref)
@@ -258,7 +259,7 @@ class JobService:
                 rows=results.rows,
                 rows_failed=results.rows_failed,
                 rows_total=results.rows_total,
-                columns={field.name: str(field.type) for field in results.schema},
+                columns={one.name: one.type for one in columns_of(results.schema)},
                 first_rows=tuple(plain_rows(results.table(rows))),
                 exported=export,
             )

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from domyn_swarm.batch.reading import Reading
 from domyn_swarm.model import Accept, Fingerprint, Record, ReplyVerdict
 from domyn_swarm.planning.resources import JobResources
 
 
-class JobRequest(Record):
+class JobRequest(Reading):
     """Submit a job. Fields are `job submit`'s flags; None: as the job has it, or as usual."""
 
     job: str = "domyn_swarm.jobs:ChatCompletionJob"
@@ -27,6 +28,7 @@ class JobRequest(Record):
     fingerprint: Fingerprint = "full"
     output_mode: Literal["append", "replace", "io_only"] | None = None
     shard_output: bool = False  # a folder of Parquet files instead of one file
+    infer_types: bool = False  # CSV that becomes Parquet: types for its columns
     job_kwargs: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=0)
     name: str | None = None

@@ -166,13 +166,16 @@ class JobSubmitter:
     def _start(
         self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
     ) -> JobHandle:
+        from domyn_swarm.batch.input_facts import InputFacts
         from domyn_swarm.jobs.preparation import check_retried, prepare
 
-        check_retried(prepare(spec).plan)
+        facts = InputFacts()
+        check_retried(prepare(spec, facts).plan)
         record, compute = self._checked_compute(spec, paths, swarm, external_id)
         private_dir(paths.root)
         keep_key(spec, paths)
         write_private(paths.spec, spec.model_dump_json(indent=2))
+        facts.save(paths.input_facts)
         tell_end(record, swarm)
         return self._run(record, compute)
 

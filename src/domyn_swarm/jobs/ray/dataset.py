@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from domyn_swarm.batch.block_join import BlockFacts, block_facts, common_schema, join_block
+from domyn_swarm.batch.block_join import block_facts, common_schema, join_block
 from domyn_swarm.batch.engine import BatchPlan
+from domyn_swarm.batch.json_values import without_json
+from domyn_swarm.batch.output_rows import Survey
 from domyn_swarm.batch.table_dataset import TableDataset
 from domyn_swarm.data.ray_backend import RayBlocks, got
 from domyn_swarm.jobs.preparation import load_plan
@@ -49,10 +51,10 @@ def joined_blocks(spec: JobSpec, plan: BatchPlan, blocks: RayBlocks) -> Any:  # 
     schema = common_schema(plan, facts)
     join = ray.remote(num_cpus=1)(_joined)
     refs = [join.remote(told, one.ref, one.first, schema) for one in blocks.blocks]
-    return ray.data.from_arrow_refs(refs or [ray.put(schema.empty_table())])
+    return ray.data.from_arrow_refs(refs or [ray.put(without_json(schema).empty_table())])
 
 
-def _facts(spec_json: str, block: pa.Table, first: int) -> BlockFacts:
+def _facts(spec_json: str, block: pa.Table, first: int) -> Survey:
     return block_facts(_plan(spec_json, block), block, first)
 
 

@@ -26,7 +26,7 @@ async def over_cluster(spec: JobSpec, plan: BatchPlan) -> AsyncIterator[BatchPla
         InvalidInput: Ray reads other rows than those that were checked.
     """
     with connected(spec.ray_address):
-        files = files_of(spec.input)
+        files = files_of(spec.input, recursive=spec.recursive)
         names = [str(file) for file in files]
         frame = RayBackend().read(names, files[0].kind, spec.backend_read_kwargs)
         blocks = await asyncio.to_thread(blocks_of, frame)

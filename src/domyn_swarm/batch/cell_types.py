@@ -1,0 +1,89 @@
+"""Types for the cells of CSV, where a user asks for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from domyn_swarm.batch.arrow_arrays import text_array
+from domyn_swarm.batch.json_values import JSON, json_array
+from domyn_swarm.batch.reading import CellType
+
+ARROW_TYPES: dict[CellType, pa.DataType] = {
+    "text": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "json": JSON,
+}
+_INT = re.compile(r"[+-]?\d{1,30}", re.ASCII)
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII | re.IGNORECASE)
+_BOOLS = {"true": True, "false": False, "1": True, "0": False}
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
+_FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+([eE][+-]?\d+)?", re.ASCII)
+_decode = msgspec.json.Decoder().decode
+
+
+def as_array(cells: Sequence[str], kind: CellType) -> pa.Array:
+    """A column of cells that have the type (see `wrong_cell`); in other types than text, an empty
+    cell is null.
+    """
+    if kind == "text":
+        return text_array(cells)
+    if kind == "json":
+        return json_array([cell.encode() if cell else None for cell in cells])
+    return pa.array([_value(cell, kind) if cell else None for cell in cells], ARROW_TYPES[kind])
+
+
+def wrong_cell(cell: str, kind: CellType) -> bool:
+    """Whether a cell is not of the type."""
+    if not cell or kind == "text":
+        return False
+    if kind == "int":
+        return not _INT.fullmatch(cell) or not -(2**63) <= int(cell) < 2**63
+    if kind == "float":
+        return not _FLOAT.fullmatch(cell)
+    if kind == "bool":
+        return cell.lower() not in _BOOLS
+    try:
+        _decode(cell)
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _value(cell: str, kind: CellType) -> Any:  # noqa: ANN401 - of any of the types
+    if kind == "bool":
+        return _BOOLS[cell.lower()]
+    return int(cell) if kind == "int" else float(cell)
+
+
+class CellShape:
+    """Which type the cells of a column have, where they are to tell it.
+
+    Whole numbers as programs write them (`00123` and `+5` are none), numbers, `true` and `false`.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[CellType] = set()
+
+    def add(self, cell: str | None) -> None:
+        """Take one more cell; an empty one says nothing."""
+        if not cell or "text" in self._seen:
+            return
+        if _WHOLE.fullmatch(cell):
+            self._seen.add("int")
+        elif _FRACTION.fullmatch(cell):
+            self._seen.add("float")
+        else:
+            self._seen.add("bool" if cell in {"true", "false", "True", "False"} else "text")
+
+    def cell_type(self) -> CellType:
+        """The type that all cells have."""
+        if self._seen == {"int", "float"}:
+            return "float"
+        return next(iter(self._seen)) if len(self._seen) == 1 else "text"

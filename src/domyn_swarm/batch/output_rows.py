@@ -1,0 +1,163 @@
+"""The rows of an output: each input row joined with its result, in input order.
+
+A batch at a time. Columns whose types are open are JSON here: see `open_types`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from domyn_swarm.batch.arrow_arrays import array, flags, indices
+from domyn_swarm.batch.arrow_types import fit
+from domyn_swarm.batch.dataset import Dataset
+from domyn_swarm.batch.index import RowIndex
+from domyn_swarm.batch.json_values import JSON, is_json, json_array
+from domyn_swarm.batch.kept_columns import KeptColumns
+from domyn_swarm.batch.open_types import OpenTypes
+from domyn_swarm.batch.row_keys import Digests, RowKeys, agree
+from domyn_swarm.batch.rows import RowError, RowValue
+from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE, OutputSchema
+
+error_decoder = msgspec.json.Decoder(RowError)
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+Joined = tuple[pa.RecordBatch, list[RowValue | None]]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the results of some rows are like."""
+
+    types: OpenTypes
+    rows: int  # that are settled
+    rows_failed: int  # of them
+
+
+@dataclass(frozen=True)
+class OutputRows:
+    """The rows of an input that have a result, with the kept columns and the answers."""
+
+    dataset: Dataset
+    keys: RowKeys
+    kept: KeptColumns
+    answers: OutputSchema
+    index: RowIndex
+    limit: int | None
+    cells: Sequence[str] = ()  # kept columns of text that get the types that their values have
+
+    def open_types(self) -> OpenTypes:
+        """The columns whose types their values tell, before any was looked at."""
+        return OpenTypes(self.schema(errors=False), self.cells)
+
+    def schema(self, *, errors: bool) -> pa.Schema:
+        """The columns: those kept of the input, the answers, and the errors if asked for."""
+        return answer_schema(self.kept.fields, self.answers, errors=errors)
+
+    def survey(self) -> Survey:
+        """A look at all results, and at the values of the columns whose types are open."""
+        schema = self.schema(errors=False)
+        types = self.open_types()
+        rows = failed = 0
+        fields = [field for field in schema if field.name in types.names]
+        for batch, values in self.with_results(pa.schema(fields)):
+            types.look(batch)
+            settled = [value for value in values if value is not None]
+            rows += len(settled)
+            failed += sum(bool(value.error) for value in settled)
+        return Survey(types, rows, failed)
+
+    def joined(self, columns: Sequence[str] = ()) -> Iterator[Joined]:
+        """Batches of the input with these columns and those of the keys, with each row's result."""
+        wanted = list(dict.fromkeys([*columns, *self.keys.columns]))
+        return joined(self.dataset, wanted, self.keys, self.index, self.limit)
+
+    def with_results(self, schema: pa.Schema) -> Iterator[Joined]:
+        """Batches of the input, and the rows of those that have a result, with the columns of
+        `schema`, which is `self.schema` or a part of it; and all results of the batch.
+        """
+        kept = [field for field in self.kept.fields if field.name in schema.names]
+        for batch, values in self.joined([field.name for field in kept]):
+            chosen = np.flatnonzero([value is not None for value in values])
+            inputs = self.kept.of(batch) if kept else []
+            if len(chosen) < len(values):
+                inputs = [column.take(indices(chosen)) for column in inputs]
+            settled = [value for value in values if value is not None]
+            outputs = _outputs(settled, list(schema)[len(inputs) :])
+            yield pa.RecordBatch.from_arrays([*inputs, *outputs], schema=schema), values
+
+
+def answer_schema(kept: Sequence[pa.Field], answers: OutputSchema, *, errors: bool) -> pa.Schema:
+    """Columns of the input, and behind them the answers, and the errors if asked for."""
+    fields = [*kept, *(pa.field(name, kind or JSON) for name, kind in answers.arrow.items())]
+    return pa.schema([*fields, pa.field(ERROR_COLUMN, ERROR_TYPE)] if errors else fields)
+
+
+def joined(
+    dataset: Dataset,
+    columns: Sequence[str],
+    keys: RowKeys,
+    index: RowIndex,
+    limit: int | None,
+) -> Iterator[Joined]:
+    """Input batches of `columns` (the keys' among them) with each row's result.
+
+    None where there is no readable one.
+    """
+    start = 0
+    for batch in dataset.batches(columns, limit=limit):
+        yield batch, _results(index, start, keys.digests(batch, start))
+        start += batch.num_rows
+
+
+def _results(index: RowIndex, start: int, digests: Digests) -> list[RowValue | None]:
+    matches = index.match(start, digests)
+    values: list[RowValue | None] = [None] * len(digests)
+    for frame in np.unique(matches.frame[matches.found]).tolist():
+        keys = index.frames.keys(frame)
+        if keys is None:
+            continue  # damaged
+        here = np.flatnonzero(matches.frame == frame)
+        rows = matches.row[here]
+        same = agree(keys.digests[rows], digests[here])  # or another row whose key is alike
+        for at, row in zip(here[same].tolist(), rows[same].tolist(), strict=True):
+            values[at] = index.frames.value(frame, row)
+    return values
+
+
+def _outputs(values: Sequence[RowValue], fields: Sequence[pa.Field]) -> list[pa.Array]:
+    """The columns behind the input's: answers, and the errors where there are any."""
+    answers = [value.output or b"{}" for value in values]
+    is_open = {field.name: is_json(field.type) for field in fields if field.name != ERROR_COLUMN}
+    raw = [_split(one) for one in answers] if any(is_open.values()) else []
+    decoded = [_decode(one) for one in answers] if not all(is_open.values()) else []
+    arrays = []
+    for field in fields:
+        name, kind = field.name, field.type
+        if name == ERROR_COLUMN:
+            arrays.append(pa.array([_error(value) for value in values], ERROR_TYPE))
+        elif is_open[name]:
+            arrays.append(json_array([row.get(name) for row in raw]))
+        else:
+            arrays.append(array([fit(row.get(name), kind) for row in decoded], kind))
+    return arrays
+
+
+def _error(value: RowValue) -> dict[str, Any] | None:
+    if not value.error:
+        return None
+    return msgspec.structs.asdict(error_decoder.decode(value.error))
+
+
+def without_answer(batch: pa.RecordBatch, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Which rows have null in every one of the answer columns."""
+    nulls = [flags(batch.column(name).is_null()) for name in names]
+    rows: NDArray[np.bool_] = np.logical_and.reduce(nulls)
+    return rows

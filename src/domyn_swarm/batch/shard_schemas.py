@@ -1,0 +1,147 @@
+"""Files that are parts of one table: the columns that all of them have, and what tells them apart.
+
+What only says how values lie in a file makes no difference: nulls for a type, whether nulls may be,
+dictionaries, the width of offsets and of whole numbers, the order of columns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from domyn_swarm.errors import InvalidInput
+
+_HINT = "Give only files with one schema, or convert them first."
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+
+
+def check_names(schema: pa.Schema, file: object) -> None:
+    """Refuse columns that cannot be told apart.
+
+    Raises:
+        InvalidInput: two have one name.
+    """
+    twice = [name for name, times in Counter(schema.names).items() if times > 1]
+    if twice:
+        raise InvalidInput(
+            f"{file} has the column {twice[0]!r} more than once.", hint="Rename one of them."
+        )
+
+
+def common_schema(schemas: Sequence[tuple[Any, pa.Schema]]) -> pa.Schema:
+    """The columns of all files, in the order of the first, in types that hold every value.
+
+    Raises:
+        InvalidInput: a file has other columns, or values of another kind; the column is named.
+    """
+    first, known = schemas[0]
+    check_names(known, first)
+    kinds = {field.name: field.type for field in known}
+    seen = {known}
+    for file, schema in schemas[1:]:
+        if schema in seen:
+            continue
+        seen.add(schema)
+        check_names(schema, file)
+        _check_same_names(first, kinds, file, schema)
+        for field in schema:
+            kind = _wider(kinds[field.name], field.type)
+            if kind is None:
+                raise InvalidInput(
+                    f"The column {field.name!r} is {field.type} in {file} and "
+                    f"{kinds[field.name]} in {first} or another file.",
+                    hint=_HINT,
+                )
+            kinds[field.name] = kind
+    return pa.schema(list(kinds.items()))
+
+
+def _check_same_names(
+    first: object, kinds: dict[str, pa.DataType], file: object, schema: pa.Schema
+) -> None:
+    for has, lacks, names in (
+        (first, file, [name for name in kinds if name not in schema.names]),
+        (file, first, [name for name in schema.names if name not in kinds]),
+    ):
+        if names:
+            raise InvalidInput(
+                f"{lacks} has no column {', '.join(map(repr, names))}, which {has} has: they have "
+                "other columns or types.",
+                hint=_HINT,
+            )
+
+
+def as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch with the types and the order of columns of a common schema; it may lack some.
+
+    Raises:
+        ArrowInvalid: a value does not fit, which `common_schema` cannot see of whole numbers that
+            have more than 53 bits in a column of fractions.
+    """
+    if batch.schema.equals(schema):
+        return batch
+    fields = [field for field in schema if field.name in batch.schema.names]
+    columns = [_cast(batch.column(field.name), field.type) for field in fields]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    return column if column.type.equals(kind) else column.cast(kind)
+
+
+def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """A type that holds the values of both as they are; None: there is none."""
+    if one.equals(other) or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if pa.types.is_dictionary(one) or pa.types.is_dictionary(other):
+        return _wider(_undictionaried(one), _undictionaried(other))
+    for kinds, made in ((_TEXTS, pa.large_string()), (_BYTES, pa.large_binary())):
+        if _is_any(one, kinds) and _is_any(other, kinds):
+            return made
+    if _is_number(one) and _is_number(other):
+        return _wider_number(one, other)
+    return _wider_nested(one, other)
+
+
+def _undictionaried(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_any(kind: pa.DataType, kinds: Sequence[Callable[[pa.DataType], bool]]) -> bool:
+    return any(is_it(kind) for is_it in kinds)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _wider_number(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_floating(one) or pa.types.is_floating(other):
+        return pa.float64()
+    if pa.types.is_unsigned_integer(one) == pa.types.is_unsigned_integer(other):
+        return one if one.bit_width > other.bit_width else other
+    unsigned = one if pa.types.is_unsigned_integer(one) else other
+    return pa.int64() if unsigned.bit_width < 64 else None
+
+
+def _wider_nested(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if _is_list(one) and _is_list(other):
+        inner = _wider(one.value_type, other.value_type)
+        return None if inner is None else pa.large_list(inner)
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        fields = {field.name: field.type for field in other}
+        if [field.name for field in one] != list(fields):
+            return None
+        inner = {field.name: _wider(field.type, fields[field.name]) for field in one}
+        return None if None in inner.values() else pa.struct(list(inner.items()))
+    return None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))

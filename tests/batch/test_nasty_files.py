@@ -1,0 +1,260 @@
+"""Our readers beside others, over what generators come up with: the same rows, or refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from domyn_swarm.batch.column_values import python_values
+from domyn_swarm.batch.json_values import json_texts
+from domyn_swarm.batch.opening import open_dataset
+from domyn_swarm.batch.text_dataset import row_column_of
+from domyn_swarm.batch.text_forms import FORMS
+from domyn_swarm.errors import InvalidInput
+from domyn_swarm.jobs.worker import main
+
+# `tmp_path` is one folder for all examples: each writes the same file anew.
+examples = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+CELL = st.text(st.sampled_from("\",;\t\r\n\\ ab'é\u2028\x00#=0"), max_size=6) | st.text(max_size=4)
+
+
+def read(path: Path) -> tuple[list[str], list[tuple[Any, ...]]]:
+    dataset = open_dataset(str(path))
+    rows: list[tuple[Any, ...]] = []
+    for batch in dataset.batches():
+        rows += zip(*map(python_values, batch.columns), strict=True)
+    return dataset.schema.names, rows
+
+
+@examples
+@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(CELL, min_size=n, max_size=n))))
+def test_whatever_csv_writes_comes_back_cell_for_cell(
+    tmp_path: Path, rows: list[list[str]]
+) -> None:
+    names = [f"c{n}" for n in range(len(rows[0]) if rows else 1)]
+    path = tmp_path / "in.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([names, *rows])
+    assert read(path) == (names, [tuple(row) for row in rows])
+    form = FORMS["csv"]
+    batches = list(open_dataset(str(path)).batches())
+    schema = pa.schema([(name, pa.string()) for name in names])
+    written = form.head(schema) + b"".join(form.body(batch) for batch in batches)
+    text = io.StringIO(written.decode(), newline="")
+    assert list(csv.reader(text)) == [names, *rows]
+
+
+@examples
+@given(st.lists(st.dictionaries(st.text(max_size=4), JSON, max_size=4), min_size=1))
+def test_whatever_json_writes_is_that_rows_own(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    path = tmp_path / "in.jsonl"
+    ascii_too = [json.dumps(row, ensure_ascii=bool(n % 2)) for n, row in enumerate(rows)]
+    path.write_text("\n".join(ascii_too), encoding="utf-8")
+    dataset = open_dataset(str(path))
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    assert dataset.schema.names == names
+    assert read(path)[1] == (
+        [tuple(row.get(name) for name in names) for row in rows] if names else []
+    )
+    row_column = row_column_of(dataset)
+    assert row_column is not None
+    texts = [
+        text for batch in dataset.batches([row_column]) for text in json_texts(batch.column(0))
+    ]
+    assert texts == ascii_too
+
+
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(JSON, min_size=60, max_size=60))
+def test_any_json_is_sent_and_written_as_it_is(bench: Any, values: list[Any]) -> None:
+    lines = [json.dumps({"prompt": f"p{n}", "v": value}) for n, value in enumerate(values)]
+    (bench.folder / "in.jsonl").write_text("\n".join(lines))
+    bench.server.bodies.clear()
+    spec = bench.spec(
+        input=str(bench.folder / "in.jsonl"),
+        output=str(bench.folder / "out.jsonl"),
+        job_kwargs={"param_columns": {"metadata": "v"}},
+        checkpointing=False,
+    )
+    assert main([str(bench.job_folder(spec))]) == 0
+    sent = {body["messages"][0]["content"]: body.get("metadata") for body in bench.server.bodies}
+    assert sent == {f"p{n}": value for n, value in enumerate(values)}
+    written = (bench.folder / "out.jsonl").read_text().splitlines()
+    answers = [f',"answer":"P{n}"}}' for n in range(len(values))]
+    assert written == [line[:-1] + more for line, more in zip(lines, answers, strict=True)]
+
+
+# -- beside other readers ------------------------------------------------------------------------
+
+CSV_PIECES = [
+    *('"', '""', ",", "\n", "\r\n", "\r", "a", "b1", " ", "\t", ";", "é", "\x00", "'", "\\", "#"),
+    *(
+        '"a,b"',
+        '"x\ny"',
+        '"q""q"',
+        ',"',
+        '",',
+        "\n\n",
+        "NA",
+        "1e5",
+        "00",
+        "\ufeff",
+        '"a"b',
+        "\u2028",
+    ),
+]
+JSON_PIECES = [
+    *(
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        ",",
+        '"a"',
+        '"b"',
+        '"a":',
+        '"b":1',
+        "1",
+        "-0",
+        "1.50",
+        "1e400",
+        "NaN",
+    ),
+    *("true", "null", "\n", "\r\n", " ", '"\\ud800"', '"\\ud83d\\ude00"', "18446744073709551617"),
+    *('{"a":1}', '{"a":1,"a":2}', '{"b":[1,{}]}\n', '"é"', "\ufeff", "\x00", "01", '{"a":"x"}\n'),
+]
+HARMS = ["NaN", '"\\ud800"', "1e400", "01", "123456789012345678901234567890"]
+
+
+def nasty(pieces: list[str], seed: int) -> str:
+    choose = random.Random(seed)
+    return "".join(choose.choice(pieces) for _ in range(choose.randint(1, 14)))
+
+
+def nasty_lines(seed: int) -> str:
+    """Mostly objects, with here and there a piece that may break them."""
+    choose = random.Random(seed)
+    values = ["1", "-0", "1.50", "2e3", "null", "[]", "{}", '"é"', '"\\u0000"', '"x"', *HARMS]
+    lines = []
+    for _ in range(choose.randint(1, 3)):
+        members = [
+            f'"{choose.choice("abé")}"{choose.choice((":", " : "))}{choose.choice(values)}'
+            for _ in range(choose.randint(0, 3))
+        ]
+        lines.append("{" + ",".join(members) + "}" + choose.choice(("", " ", "\r", "\n")))
+    if seed % 3 == 0:
+        lines.insert(choose.randint(0, len(lines)), choose.choice(JSON_PIECES))
+    return "\n".join(lines)
+
+
+def by_csv(text: str) -> list[list[str]] | None:
+    try:
+        rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True))
+    except csv.Error:
+        return None
+    return [row for row in rows if row]
+
+
+def by_pandas(content: bytes) -> list[list[str]] | None:
+    try:
+        frame = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, index_col=False)
+    except ValueError:
+        return None
+    return [list(map(str, frame.columns)), *frame.to_numpy().tolist()]
+
+
+def by_polars(content: bytes) -> list[list[str]] | None:
+    try:
+        frame = pl.read_csv(
+            content, infer_schema=False, empty_string_is_null=False, raise_if_empty=True
+        )
+    except pl.exceptions.PolarsError:
+        return None
+    return [frame.columns, *map(list, frame.rows())]
+
+
+def test_csv_is_what_others_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    accepted = 0
+    for seed in range(1000):
+        text = "a,b\n" * (seed % 2) + nasty(CSV_PIECES, seed)
+        content = text.encode()
+        path.write_bytes(content)
+        try:
+            names, rows = read(path)
+        except InvalidInput:
+            continue
+        accepted += 1
+        ours = [names, *map(list, rows)]
+        assert ours == by_csv(text), text
+        others = by_pandas(content), by_polars(content)
+        if others[0] == others[1] and others[0] is not None:
+            assert ours == others[0], text
+    assert accepted > 100
+
+
+def test_json_lines_are_what_others_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    accepted = 0
+    for seed in range(1000):
+        text = nasty_lines(seed)
+        path.write_bytes(text.encode())
+        try:
+            names, rows = read(path)
+        except InvalidInput:
+            continue
+        accepted += 1
+        lines = text.removeprefix("\ufeff").split("\n")
+        told = [json.loads(line) for line in lines if line.strip()]
+        ours = [tuple(one.get(name) for name in names) for one in told] if names else []
+        assert rows == ours, text
+        assert [*dict.fromkeys(key for one in told for key in one)] == names
+    assert accepted > 100
+
+
+def test_json_lines_of_one_kind_are_what_frames_read(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    told = [{"a": n, "b": f"x{n}", "c": n / 4, "d": [n], "e": {"f": n % 2 == 0}} for n in range(50)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in told))
+    names, rows = read(path)
+    ours = [dict(zip(names, row, strict=True)) for row in rows]
+    assert ours == pd.read_json(path, lines=True).to_dict("records")
+    assert ours == pl.read_ndjson(path).to_dicts()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_cut_anywhere_is_refused_or_its_beginning(seed: int, tmp_path: Path) -> None:
+    """A file that arrived in part: a row is never half of one."""
+    whole = [{"a": f"é {n}", "b": [n, "x"]} for n in range(3 + seed)]
+    content = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in whole).encode()
+    path = tmp_path / "in.jsonl"
+    for size in range(1, len(content)):
+        path.write_bytes(content[:size])
+        try:
+            names, rows = read(path)
+        except InvalidInput:
+            continue
+        assert [dict(zip(names, row, strict=True)) for row in rows] == whole[: len(rows)]
