@@ -112,6 +112,12 @@ class FrameFiles:
         """Rows in all frames, those that later frames supersede included."""
         return sum(ref.rows for ref in self.refs)
 
+    @property
+    def holds_failures(self) -> bool:
+        """Whether any row was ever given up; the input need not be read to know that none was."""
+        every = (self.keys(frame) for frame in range(len(self.refs)))
+        return any(keys is not None and keys.failed.any() for keys in every)
+
     def keys(self, frame: int) -> FrameKeys | None:
         """The keys of a frame; None when they are damaged."""
         if frame not in self._keys:

@@ -174,6 +174,8 @@ def _write_rows(
 
 
 def _count_failures(rows: OutputRows) -> int:
+    if not rows.index.frames.holds_failures:
+        return 0
     failed = start = 0
     for batch in rows.dataset.batches(rows.keys.columns, limit=rows.limit):
         matches = rows.index.match(start, rows.keys.digests(batch, start))

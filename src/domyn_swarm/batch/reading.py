@@ -52,8 +52,8 @@ def reading_of(given: Mapping[str, Any]) -> Reading:
         return Reading.model_validate(given)
     except ValidationError as error:
         told = error.errors(include_url=False)[0]
-        field = ".".join(map(str, told["loc"]))
+        flag = " ".join(map(str, told["loc"]))
         raise ConfigError(
-            f"{field}: {str(told['msg']).removeprefix('Value error, ')}.",
+            f"--{flag}: {str(told['msg']).removeprefix('Value error, ')}.",
             hint="Types are text, int, float, bool and json.",
         ) from error
