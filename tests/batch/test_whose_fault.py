@@ -36,12 +36,13 @@ def test_a_door_that_shuts_for_all_pauses_the_rows_until_it_opens(what: str, slo
         shut_at = now_s() + 10.0
         open_at = shut_at + 600.0
         engines = Engines(1, routed=False, judge=lambda _: said if _shut() else None)
+        engines.answer_s, engines.jitter_s = 0.5, 0.4
 
         def _shut() -> bool:
             return shut_at <= now_s() < open_at
 
         work = Run(engines, slots)
-        await work(rows(200))
+        await work(rows(60 * slots))
         assert work.failed == {}
         assert open_at < now_s()
         paused = [one for one in work.states if one]
@@ -52,7 +53,7 @@ def test_a_door_that_shuts_for_all_pauses_the_rows_until_it_opens(what: str, slo
         assert engines.probes < 140  # one in five seconds, for one token
         assert work.tally.retries == 0
         assert max(trace.attempts for trace in work.took.values()) == 1  # what was let in
-        assert engines.asked.total() <= 200 + slots + engines.probes
+        assert engines.asked.total() <= 61 * slots + engines.probes
 
     run()
 
