@@ -16,6 +16,7 @@ SHUT = {
     "a key that is withdrawn": (reply(401, "invalid key"), "HTTP 401: invalid key", "the key"),
     "no right any more": (reply(403, "forbidden"), "HTTP 403", "allowed"),
     "no credit": (reply(402, "pay"), "HTTP 402", "credit"),
+    "no quota": (reply(429, "insufficient_quota"), "HTTP 429", "credit"),
     "a model that is gone": (reply(404, "no model `m`"), "no model `m`", "served under its name"),
     "a redirect": (HttpReply(302, b"", None), "HTTP 302", "login page"),
     "a login page": (PAGE, "a web page came instead of an answer: Log in Please log in.", "login"),

@@ -88,6 +88,7 @@ class EndpointGate:
         self._trouble = _Trouble("")
         self._checked_at: float | None = None
         self._asking = asyncio.Lock()
+        self._probing = asyncio.Lock()  # another one: a probe may take as long as a row
         self._probed: tuple[float, Kind, _Said] | None = None
         self.standing = Standing()
         self.traffic = Traffic(self._tell_alone)
@@ -103,9 +104,10 @@ class EndpointGate:
         self._on_state(ALONE if begins else None)
 
     def _close(self, trouble: _Trouble) -> None:
-        self._trouble = trouble
-        self._open.clear()
-        self._closed.set()
+        if self._open.is_set():
+            self._trouble = trouble
+            self._open.clear()
+            self._closed.set()
 
     # -- nobody answers --------------------------------------------------------------------------
 
@@ -161,7 +163,7 @@ class EndpointGate:
         body = self.standing.known(kind)
         if body is None:
             return Fault.ROW  # others ask otherwise, and are answered
-        async with self._asking:
+        async with self._probing:
             if not self._open.is_set():
                 return Fault.ALL
             return await self._by_a_probe(error, _Probe(kind, body, limit_s), since)
@@ -304,7 +306,7 @@ def remedy(error: RequestError) -> str:
     """What a person can do about a request that was turned away."""
     if error.status in (401, 407):
         return "Is the key right, and still valid?"
-    if error.status in (402, 403):
+    if error.status in (402, 403, 429):
         return "Is the key still allowed to ask this model, and is there credit?"
     if error.status == 404:
         return "Is this model still served under its name, and at this path?"

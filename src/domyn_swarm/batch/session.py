@@ -142,10 +142,14 @@ class RequestSession:
     async def _events(self, path: str, encoded: bytes, limit_s: float) -> AsyncIterator[bytes]:
         pending, began = b"", time.perf_counter()
         prompt = completion = 0
+        heard = False
         url = self._gate.url + path
         async for chunk in self._client.stream(url, encoded, limit_s):
             if isinstance(chunk, HttpReply):
                 raise _failed(chunk)
+            if not (pending or heard) and (page := page_instead(chunk, None)) is not None:
+                raise page
+            heard = True
             pending += chunk
             *lines, pending = pending.split(b"\n")
             for line in lines:

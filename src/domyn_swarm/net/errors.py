@@ -9,6 +9,9 @@ _LOST_REPLICA = b"call_upstream_"
 _NO_REPLICA = b"call_upstream_connection_failed"
 _REPLICA_URL = re.compile(rb"https?://[^/\s\"')]+")
 
+# OpenAI's code for an account without credit: nothing becomes of waiting
+_NO_CREDIT = b"insufficient_quota"
+
 # vLLM's words when the process that computes has died behind the one that answers
 _ENGINE_DEAD = re.compile(rb"EngineDead|EngineCore")
 
@@ -129,13 +132,15 @@ def error_from_status(
         lost = ReplicaAway if _NO_REPLICA in text else ReplicaLost
         named = _REPLICA_URL.search(text)
         return lost(message, status=status, server=named[0].decode() if named else server)
-    if status == 429 or (status == 503 and retry_after_s is not None):
+    barred = status < 400 or status in _DOORS or (status == 429 and _NO_CREDIT in text)
+    if barred:
+        kind = RequestRefused
+    elif status == 429 or (status == 503 and retry_after_s is not None):
         kind = BackPressure
     elif status >= 500 and _ENGINE_DEAD.search(text):
         kind = EngineDead
     elif status == 408 or status >= 500:
         kind = ServerFailed
-    barred = status < 400 or status in _DOORS
     return kind(message, status=status, retry_after_s=retry_after_s, server=server, barred=barred)
 
 
