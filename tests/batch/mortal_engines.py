@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ class Engines:
     answer_s: float = 2.0
     dies_after_s: float = 0.3
     restart_s: float = 20.0
+    jitter_s: float = 0.0  # requests overtake each other by so much on their way
     leaves_s: float = 2.0  # how long the router believes in a dead one
     judge: Callable[[str], HttpReply | float | None] = lambda _prompt: None
     asked: Counter[str] = field(default_factory=Counter)
@@ -77,7 +79,7 @@ class Engines:
     async def request(
         self, method: str, url: str, body: bytes | None, timeout_s: float
     ) -> HttpReply:
-        await asyncio.sleep(TRIP_S)
+        await asyncio.sleep(TRIP_S + random.uniform(0.0, self.jitter_s))
         if method == "POST":
             return await self._post(json.loads(body or b""), timeout_s)
         alive = [one for one in self.engines if now_s() >= one.back_at]

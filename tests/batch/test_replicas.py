@@ -19,6 +19,7 @@ from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import (
     CannotConnect,
     ConnectionBroken,
+    NobodyThere,
     ReplicaAway,
     ReplicaLost,
     RequestTimeout,
@@ -196,7 +197,7 @@ async def test_a_lost_replica_is_told_as_the_router_tells_it_and_left_alone() ->
     swarm = Swarm()
     driver = Driver(swarm)
     async with beside(driver.replicas.keep_looking()):
-        for error, told in ((ConnectionBroken, ReplicaLost), (CannotConnect, ReplicaAway)):
+        for error, told in ((ConnectionBroken, ReplicaLost), (CannotConnect, NobodyThere)):
             swarm.answer = lambda url, error=error: error("gone") if url == A else None
             swarm.sent.clear()
             answers = await asyncio.gather(
@@ -229,8 +230,9 @@ async def test_a_connection_that_breaks_is_tried_once_more(
         if told is None:
             assert (await driver.ask()).status == 200
         else:
-            with pytest.raises(told, match="gone"):
+            with pytest.raises(told, match="gone") as raised:
                 await driver.ask()
+            assert (raised.type, raised.value.server) == (told, A)
     assert swarm.sent[A] == 2
 
 
@@ -248,7 +250,7 @@ async def test_what_is_known_holds_while_the_collector_is_away() -> None:
 async def test_no_replica_at_all_is_waited_for_by_whoever_asks_again() -> None:
     driver = Driver(Swarm(states={A: "starting"}))
     async with beside(driver.replicas.keep_looking()):
-        assert set(await driver.keep_asking(60.0)) == {ReplicaAway}
+        assert set(await driver.keep_asking(60.0)) == {NobodyThere}
 
 
 @in_virtual_time
@@ -272,7 +274,7 @@ async def test_a_replica_that_dies_ends_no_run() -> None:
             await driver.keep_asking(2.0)
             assert await driver.keep_asking(5.0) == []
             swarm.answer = lambda _url: CannotConnect("refused")
-            assert set(await driver.keep_asking(6.0)) == {ReplicaAway}
+            assert set(await driver.keep_asking(6.0)) == {NobodyThere}
             swarm.states[A] = "starting"
             await driver.keep_asking(20.0)
             swarm.states[A], swarm.answer = "ready", lambda _url: None

@@ -16,6 +16,7 @@ SHUT = {
     "a key that is withdrawn": (reply(401, "invalid key"), "HTTP 401: invalid key", "the key"),
     "no right any more": (reply(403, "forbidden"), "HTTP 403", "allowed"),
     "no credit": (reply(402, "pay"), "HTTP 402", "credit"),
+    "no quota": (reply(429, "insufficient_quota"), "HTTP 429", "credit"),
     "a model that is gone": (reply(404, "no model `m`"), "no model `m`", "served under its name"),
     "a redirect": (HttpReply(302, b"", None), "HTTP 302", "login page"),
     "a login page": (PAGE, "a web page came instead of an answer: Log in Please log in.", "login"),
@@ -36,12 +37,13 @@ def test_a_door_that_shuts_for_all_pauses_the_rows_until_it_opens(what: str, slo
         shut_at = now_s() + 10.0
         open_at = shut_at + 600.0
         engines = Engines(1, routed=False, judge=lambda _: said if _shut() else None)
+        engines.answer_s, engines.jitter_s = 0.5, 0.4
 
         def _shut() -> bool:
             return shut_at <= now_s() < open_at
 
         work = Run(engines, slots)
-        await work(rows(200))
+        await work(rows(60 * slots))
         assert work.failed == {}
         assert open_at < now_s()
         paused = [one for one in work.states if one]
@@ -52,7 +54,7 @@ def test_a_door_that_shuts_for_all_pauses_the_rows_until_it_opens(what: str, slo
         assert engines.probes < 140  # one in five seconds, for one token
         assert work.tally.retries == 0
         assert max(trace.attempts for trace in work.took.values()) == 1  # what was let in
-        assert engines.asked.total() <= 200 + slots + engines.probes
+        assert engines.asked.total() <= 61 * slots + engines.probes
 
     run()
 

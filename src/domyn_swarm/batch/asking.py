@@ -18,6 +18,7 @@ from domyn_swarm.net.errors import (
     ConnectionBroken,
     DeadlyRow,
     EngineDead,
+    NobodyThere,
     ReplicaAway,
     ReplicaLost,
     RequestError,
@@ -88,10 +89,10 @@ class Asking:
         if await self._engine_died(error, sent_at, now, gone=gone):
             return
         if gone:
-            if isinstance(error, CannotConnect):
+            if error.barred or isinstance(error, CannotConnect):  # no engine has seen it
                 self._trace.attempts -= 1
             return
-        if error.may_meet_all and await self._is_not_the_rows(error, sent_at):
+        if error.may_meet_all and await self._is_not_the_rows(error, sent_at, now):
             return
         if error.barred or not error.retryable:
             raise error
@@ -125,6 +126,9 @@ class Asking:
         know it, too, is over by then.
         """
         death = None
+        if isinstance(error, NobodyThere):
+            self._trace.attempts -= 1
+            return gone or await self._waited_for_the_router()
         if isinstance(error, ReplicaAway | EngineDead):
             last = self._suspects.death_of(error.server, 0.0)
             alive = last is not None and self._gate.standing.alive_since(
@@ -167,14 +171,15 @@ class Asking:
 
     # -- what may break for every row ------------------------------------------------------------
 
-    async def _is_not_the_rows(self, error: RequestError, sent_at: float) -> bool:
+    async def _is_not_the_rows(self, error: RequestError, sent_at: float, now: float) -> bool:
         timed_out = isinstance(error, RequestTimeout)
         self._tally.timed_out += timed_out
-        if timed_out or self._refused_since is None:
-            self._refused_since = sent_at
-        fault = await self._gate.whose_fault(
-            error, self._request.kind, self._refused_since, self._request.limit_s
-        )
+        kind, limit_s = self._request.kind, self._request.limit_s
+        if timed_out:  # others' answers of the first half may be those of a server that lived
+            self._refused_since = sent_at + limit_s / 2
+        elif self._refused_since is None:
+            self._refused_since = now
+        fault = await self._gate.whose_fault(error, kind, self._refused_since, limit_s)
         if fault is Fault.ROW:
             return False
         if fault is Fault.REPLICA:

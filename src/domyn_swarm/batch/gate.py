@@ -88,6 +88,7 @@ class EndpointGate:
         self._trouble = _Trouble("")
         self._checked_at: float | None = None
         self._asking = asyncio.Lock()
+        self._probing = asyncio.Lock()  # another one: a probe may take as long as a row
         self._probed: tuple[float, Kind, _Said] | None = None
         self.standing = Standing()
         self.traffic = Traffic(self._tell_alone)
@@ -103,9 +104,10 @@ class EndpointGate:
         self._on_state(ALONE if begins else None)
 
     def _close(self, trouble: _Trouble) -> None:
-        self._trouble = trouble
-        self._open.clear()
-        self._closed.set()
+        if self._open.is_set():
+            self._trouble = trouble
+            self._open.clear()
+            self._closed.set()
 
     # -- nobody answers --------------------------------------------------------------------------
 
@@ -145,36 +147,37 @@ class EndpointGate:
     # -- somebody answers, but not to rows -------------------------------------------------------
 
     async def whose_fault(
-        self, error: RequestError, kind: Kind, sent_at: float, limit_s: float
+        self, error: RequestError, kind: Kind, since: float, limit_s: float
     ) -> Fault:
-        """Whose fault it is that a request, sent at that time, was turned away or timed out.
+        """Whose fault it is that a request was turned away, or timed out: the row's if others are
+        answered since that time.
 
         When it is everybody's, the gate is closed by then: rows wait, and are asked again.
         """
-        if self._is_of_the_row(error, kind, sent_at):
+        if self._is_of_the_row(error, kind, since):
             return Fault.ROW
         if not self.standing.proven:
-            return await self._before_any_answer(error, kind, sent_at, limit_s)
+            return await self._before_any_answer(error, kind, since, limit_s)
         if error.server is not None and self._others_are_answered():
             return Fault.REPLICA
         body = self.standing.known(kind)
         if body is None:
             return Fault.ROW  # others ask otherwise, and are answered
-        async with self._asking:
+        async with self._probing:
             if not self._open.is_set():
                 return Fault.ALL
-            return await self._by_a_probe(error, _Probe(kind, body, limit_s), sent_at)
+            return await self._by_a_probe(error, _Probe(kind, body, limit_s), since)
 
-    async def _by_a_probe(self, error: RequestError, probe: _Probe, sent_at: float) -> Fault:
+    async def _by_a_probe(self, error: RequestError, probe: _Probe, since: float) -> Fault:
         timed_out = isinstance(error, RequestTimeout)
         if not timed_out:  # a token is enough to see whether the door is open
             body = brief(probe.kind.path, probe.body)
             probe = _Probe(probe.kind, body, min(probe.limit_s, _PROBE_S))
-        said = await self._said_since(sent_at, probe)
+        said = await self._said_since(since, probe)
         if said is (_Said.NOTHING if timed_out else _Said.BARRED):
             self._close(_Trouble(self._words(error), probe))
             return Fault.ALL
-        if timed_out or self._is_of_the_row(error, probe.kind, sent_at):
+        if timed_out or self._is_of_the_row(error, probe.kind, since):
             return Fault.ROW
         return Fault.REPLICA
 
@@ -182,14 +185,14 @@ class EndpointGate:
         now = asyncio.get_running_loop().time()
         return self.standing.answered_since(now - _OTHERS_S)
 
-    def _is_of_the_row(self, error: RequestError, kind: Kind, sent_at: float) -> bool:
+    def _is_of_the_row(self, error: RequestError, kind: Kind, since: float) -> bool:
         """Whether others are answered at the same time."""
         if isinstance(error, RequestTimeout):
-            return self.standing.answered_since(sent_at)
-        return self.standing.serves(kind, error.server, sent_at)
+            return self.standing.answered_since(since)
+        return self.standing.serves(kind, error.server, since)
 
     async def _before_any_answer(
-        self, error: RequestError, kind: Kind, sent_at: float, limit_s: float
+        self, error: RequestError, kind: Kind, since: float, limit_s: float
     ) -> Fault:
         """The same while nothing was answered in this run: what is in flight may be yet."""
         if isinstance(error, RequestTimeout):
@@ -197,7 +200,7 @@ class EndpointGate:
         while not self.standing.proven and self.traffic.in_flight:  # noqa: ASYNC110 - seldom
             await asyncio.sleep(_LOOK_S)
         if self.standing.proven:
-            return await self.whose_fault(error, kind, sent_at, limit_s)
+            return await self.whose_fault(error, kind, since, limit_s)
         return Fault.ROW if error.server is None else Fault.REPLICA
 
     async def _said_since(self, moment: float, probe: _Probe) -> _Said:
@@ -303,7 +306,7 @@ def remedy(error: RequestError) -> str:
     """What a person can do about a request that was turned away."""
     if error.status in (401, 407):
         return "Is the key right, and still valid?"
-    if error.status in (402, 403):
+    if error.status in (402, 403, 429):
         return "Is the key still allowed to ask this model, and is there credit?"
     if error.status == 404:
         return "Is this model still served under its name, and at this path?"

@@ -22,6 +22,7 @@ from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import (
     CannotConnect,
     ConnectionBroken,
+    NobodyThere,
     ReplicaAway,
     ReplicaLost,
     RequestError,
@@ -121,7 +122,7 @@ class Replicas:
         """The replica for one request, while it lasts.
 
         Raises:
-            ReplicaAway: none is ready, or nobody listens there.
+            NobodyThere: none is ready, or nobody listens there; nothing was sent.
             ReplicaLost: the connection to it broke.
         """
         replica = await self._take()
@@ -129,10 +130,13 @@ class Replicas:
             yield replica
             self._refused = False
             self._refused_at.clear()
+        except ReplicaAway:
+            self._away.add(replica)
+            raise
         except CannotConnect as error:
             self._refused = True
             self._away.add(replica)
-            raise ReplicaAway(f"{replica}: {error.message}", server=replica) from error
+            raise NobodyThere(f"{replica}: {error.message}", server=replica) from error
         except ConnectionBroken as error:
             self._away.add(replica)
             raise ReplicaLost(f"{replica}: {error.message}", server=replica) from error
@@ -146,7 +150,7 @@ class Replicas:
         await self._looked.wait()
         ready = [url for url in self._ready if url not in self._away]
         if not ready:
-            raise ReplicaAway("no replica is ready")
+            raise NobodyThere("no replica is ready")
         replica = min(ready, key=lambda url: (self._in_flight[url], random.random()))  # noqa: S311 - a tie
         self._in_flight[replica] += 1
         return replica
@@ -166,7 +170,7 @@ class ReplicaClient:
         """See `HttpClient.request`.
 
         Raises:
-            ReplicaAway, ReplicaLost: as the router says it, but of the replica that was chosen.
+            ReplicaAway: it died under the request; and as `Replicas.one`.
         """
         path = _path_of(url)
         if body is None or is_plain(path, body, self._model):
@@ -176,7 +180,10 @@ class ReplicaClient:
                 reply = await self._endpoint.request(method, replica + path, body, timeout_s)
             except ConnectionBroken:  # once more, as the router: it may be the connection alone
                 await asyncio.sleep(_DIES_S)
-                reply = await self._endpoint.request(method, replica + path, body, timeout_s)
+                try:
+                    reply = await self._endpoint.request(method, replica + path, body, timeout_s)
+                except CannotConnect as error:
+                    raise ReplicaAway(f"{replica}: {error.message}", server=replica) from error
         return reply._replace(served_by=replica)
 
     async def stream(

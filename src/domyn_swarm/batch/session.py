@@ -127,10 +127,14 @@ class RequestSession:
         self, path: str, body: dict[str, Any], encoded: bytes, limit_s: float
     ) -> AsyncIterator[bytes]:
         pending, began, reply = b"", time.perf_counter(), StreamedReply()
+        heard = False
         url = self._gate.url + path
         async for chunk in self._client.stream(url, encoded, limit_s):
             if isinstance(chunk, HttpReply):
                 raise _failed(chunk)
+            if not heard and (page := page_instead(chunk, None)) is not None:
+                raise page
+            heard = True
             pending += chunk
             *lines, pending = pending.split(b"\n")
             for line in lines:

@@ -2,8 +2,8 @@
 
 What breaks for every row (a key that stops working, a model that is gone, a server that got stuck)
 looks like what one row causes. The difference is whether others of the same kind are answered at
-the same time, by the same replica: an answer to a request that was sent before the failed one says
-nothing of now.
+the same time, by the same replica: an answer to a request that was sent before the other one was
+turned away says nothing of the time after it.
 """
 
 from __future__ import annotations

@@ -10,6 +10,9 @@ _LOST_REPLICA = b"call_upstream_"
 _NO_REPLICA = b"call_upstream_connection_failed"
 _REPLICA_URL = re.compile(rb"https?://[^/\s\"')]+")
 
+# OpenAI's code for an account without credit: nothing becomes of waiting
+_NO_CREDIT = b"insufficient_quota"
+
 # vLLM's words when the process that computes has died behind the one that answers
 _ENGINE_DEAD = re.compile(rb"EngineDead|EngineCore")
 
@@ -68,6 +71,10 @@ class ReplicaAway(ReplicaLost):
     """The router could not connect to a replica that it still believed in. It says the same of
     requests that were in flight as the replica died: it sends those once more.
     """
+
+
+class NobodyThere(ReplicaAway):
+    """Nobody listens where a replica was, and it was asked itself: nothing was sent."""
 
 
 class RequestTimeout(RequestError):
@@ -129,10 +136,10 @@ def error_from_status(
         lost = ReplicaAway if _NO_REPLICA in text else ReplicaLost
         named = _REPLICA_URL.search(text)
         return lost(message, status=status, server=named[0].decode() if named else server)
-    kind = _kind_of(status, retry_after_s)
+    barred = status < 400 or status in _DOORS or (status == 429 and _NO_CREDIT in text)
+    kind = RequestRefused if barred else _kind_of(status, retry_after_s)
     if kind is ServerFailed and _ENGINE_DEAD.search(text):
         kind = EngineDead
-    barred = status < 400 or status in _DOORS
     return kind(message, status=status, retry_after_s=retry_after_s, server=server, barred=barred)
 
 

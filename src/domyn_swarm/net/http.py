@@ -47,7 +47,7 @@ class HttpClient(Protocol):
         """
 
     def stream(self, url: str, body: bytes, timeout_s: float) -> AsyncIterator[bytes | HttpReply]:
-        """POST and yield the body's chunks as they come; a status of 400 or above is yielded
+        """POST and yield the body's chunks as they come; a status of 300 or above is yielded
         whole, as one `HttpReply`.
         """
 
@@ -185,7 +185,7 @@ class ReqwestClient:
             async with AsyncExitStack() as stack:
                 opening = stack.enter_async_context(builder.build_streamed())
                 reply = await _heeding_cancellation(opening)
-                if reply.status >= 400:
+                if reply.status >= 300:
                     header = reply.get_header("retry-after")
                     content = memoryview(await _heeding_cancellation(reply.bytes()))
                     yield HttpReply(reply.status, content, parse_retry_after(header))
@@ -261,7 +261,7 @@ class AiohttpClient:
             async with self._session.post(
                 url, data=body, headers=self._headers, timeout=timeout, allow_redirects=False
             ) as reply:
-                if reply.status >= 400:
+                if reply.status >= 300:
                     header = reply.headers.get("retry-after")
                     content = await reply.read()
                     yield HttpReply(reply.status, content, parse_retry_after(header))
