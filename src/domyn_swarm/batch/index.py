@@ -116,7 +116,7 @@ class FrameFiles:
     def holds_failures(self) -> bool:
         """Whether any row was ever given up; the input need not be read to know that none was."""
         every = (self.keys(frame) for frame in range(len(self.refs)))
-        return any(keys is not None and keys.failed.any() for keys in every)
+        return any(keys is not None and self.reading.failed[keys.outcomes].any() for keys in every)
 
     def keys(self, frame: int) -> FrameKeys | None:
         """The keys of a frame; None when they are damaged."""
