@@ -108,7 +108,7 @@ def test_answers_are_counted_and_accepted_as_asked(
     assert answers[1] == (None if 1 in refused else "half")
     assert answers[3] == (None if 3 in refused else "I will not.")
     assert 5 in refused or json.loads(answers[5])["tool_calls"] == CALLS
-    manifest = read_manifest(odd.folder / "out.manifest.json")
+    manifest = read_manifest(odd.folder / "out.parquet.manifest.json")
     assert manifest is not None
     assert (manifest.verdicts, manifest.rows_failed) == (COUNTED, len(refused))
     spec = odd.spec(accept=accept)

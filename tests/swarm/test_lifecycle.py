@@ -67,7 +67,7 @@ def test_a_swarm_for_a_with_block(
             patch.setitem(sys.modules, "pandas", None)  # as if it were not installed
             with pytest.raises(ConfigError, match="need pandas"):
                 swarm.results(handle.job_id)
-        with pytest.raises(JobError, match="failed"):
+        with pytest.raises(JobError, match="cannot be written"):
             swarm.submit_job(
                 ChatCompletionJob(temperature=1),
                 input_path=tmp_path / "in.parquet",
