@@ -89,6 +89,8 @@ class EndpointGate:
         self._checked_at: float | None = None
         self._asking = asyncio.Lock()
         self._probing = asyncio.Lock()  # another one: a probe may take as long as a row
+        self._alone = False
+        self._told: str | None = None
         self._probed: tuple[float, Kind, _Said] | None = None
         self.standing = Standing()
         self.traffic = Traffic(self._tell_alone)
@@ -101,7 +103,16 @@ class EndpointGate:
             await self._open.wait()
 
     def _tell_alone(self, begins: bool) -> None:
-        self._on_state(ALONE if begins else None)
+        self._alone = begins
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say why rows wait, or that they do not any more, where that is news."""
+        waiting = ALONE if self._alone else None
+        text = waiting if self._open.is_set() else self._trouble.text
+        if text != self._told:
+            self._told = text
+            self._on_state(text)
 
     def _close(self, trouble: _Trouble) -> None:
         if self._open.is_set():
@@ -274,7 +285,7 @@ class EndpointGate:
     async def _knock(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self._on_state(self._trouble.text)
+        self._tell()
         wait_s = 0.2
         while True:
             await asyncio.sleep(wait_s)
@@ -285,9 +296,9 @@ class EndpointGate:
                 break
             await self._look_at_its_fate()
         _log.info("the endpoint answers again after %.1f s", loop.time() - began)
-        self._on_state(None)
         self.suspects.all_back()
         self._open.set()
+        self._tell()
 
     async def _mended(self, probe: _Probe | None) -> bool:
         return await self._serves() and (probe is None or await self._ask(probe) is _Said.ANSWERED)
