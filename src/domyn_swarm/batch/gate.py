@@ -91,16 +91,20 @@ class EndpointGate:
         self._probing = asyncio.Lock()  # another one: a probe may take as long as a row
         self._alone = False
         self._told: str | None = None
-        self._probed: tuple[float, Kind, _Said] | None = None
+        self._probed: tuple[float, _Probe, _Said] | None = None
         self.standing = Standing()
         self.traffic = Traffic(self._tell_alone)
         self.suspects = suspects
         self.url = locate()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the endpoint answers, as far as is known."""
+        return self._open.is_set()
+
     async def passed(self) -> None:
-        """Return once the endpoint answers, as far as is known."""
-        if not self._open.is_set():
-            await self._open.wait()
+        """Return once it is open."""
+        await self._open.wait()
 
     def _tell_alone(self, begins: bool) -> None:
         self._alone = begins
@@ -217,8 +221,8 @@ class EndpointGate:
     async def _said_since(self, moment: float, probe: _Probe) -> _Said:
         """What a probe of this kind said that was sent since then."""
         if self._probed is not None:
-            sent_at, kind, said = self._probed
-            if sent_at >= moment and kind == probe.kind and said is not _Said.NOTHING:
+            sent_at, asked, said = self._probed
+            if sent_at >= moment and asked == probe and said is not _Said.NOTHING:
                 return said
         return await self._ask(probe)
 
@@ -246,7 +250,7 @@ class EndpointGate:
                 self.standing.answered(
                     probe.kind, reply.served_by, sent_at, loop.time(), probe.body
                 )
-        self._probed = sent_at, probe.kind, said
+        self._probed = sent_at, probe, said
         return said
 
     def _words(self, error: RequestError) -> str:

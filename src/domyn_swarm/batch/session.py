@@ -172,7 +172,8 @@ class RequestSession:
         asking: Asking | None = None
         while True:
             async with self._turn(trace):
-                await self._gate.passed()
+                if not self._gate.is_open:
+                    await self._gate.passed()
                 self._tally.requests += 1
                 if trace is not None:
                     trace.attempts += 1
