@@ -12,8 +12,8 @@ Facts, measured with smg 1.13.0 against servers that count what they execute:
   or the other, what could not connect afterwards the second; both name its URL. A 401 or 403 of a
   replica passes through with the header that names it. At 2 a lost replica costs no failed
   request (0 of 384), but 408, 429, 500, 502, 503 and 504 of a living one are repeated too, 50 ms
-  later, whatever `Retry-After` says; a replica's `retryable_status_codes` change nothing. One layer alone may
-  repeat what a row caused, and that is the driver: 1 is the default.
+  later, whatever `Retry-After` says; a replica's `retryable_status_codes` change nothing. One
+  layer alone may repeat what a row caused, and that is the driver: 1 is the default.
 - The circuit breaker counts 5xx replies that rows caused: ten of them take a good replica out,
   sixty take out all. Off; a dead replica leaves by the manifest, within 30 ms of its change.
 - Overload protection leaves busy replicas out, which is what batch work makes of all of them. Off.
