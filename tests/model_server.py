@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -69,13 +68,6 @@ class ModelServer:
 
     def stop(self) -> None:
         self._call(self._stop())
-
-    def die(self) -> None:
-        """Break off everything that is being answered, be gone for a moment, and come back."""
-        self._call(self._abandon())
-        self.stop()
-        time.sleep(0.3)
-        self.start()
 
     def end(self) -> None:
         """Stop without waiting for what is still being answered."""

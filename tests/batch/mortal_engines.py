@@ -121,7 +121,7 @@ class Engines:
             async with asyncio.timeout(self.dies_after_s if POISON in prompt else takes_s):
                 async with asyncio.timeout(limit_s):
                     await died.wait()
-            return self._unreachable(engine)
+            return self._unreachable(engine, broke=True)
         except TimeoutError:
             if POISON in prompt:
                 return self._die(engine)
@@ -138,12 +138,15 @@ class Engines:
         engine.back_at = now_s() + self.restart_s
         engine.died.set()
         engine.died = asyncio.Event()
-        return self._unreachable(engine)
+        return self._unreachable(engine, broke=True)
 
-    def _unreachable(self, engine: Engine) -> HttpReply:
+    def _unreachable(self, engine: Engine, *, broke: bool = False) -> HttpReply:
         if not self.routed:
             raise ConnectionBroken("reset")
-        words = f"call_upstream_connection_failed: error sending request for url ({engine.url}/v1)"
+        # The router sends what broke off once more; what it says depends on how that fails.
+        lost = broke and random.random() < 0.3
+        code = "request_error" if lost else "connection_failed"
+        words = f"call_upstream_{code}: error sending request for url ({engine.url}/v1)"
         return HttpReply(500, words.encode(), None)
 
     def stream(self, _url: str, _body: bytes, _limit_s: float) -> AsyncIterator[bytes | HttpReply]:

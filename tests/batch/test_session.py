@@ -11,7 +11,7 @@ import pytest
 
 from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.gate import EndpointGate
-from domyn_swarm.batch.rows import RowTrace, current_trace
+from domyn_swarm.batch.rows import Row, RowTrace, current_trace
 from domyn_swarm.batch.session import RequestSession
 from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.suspects import Suspects
@@ -21,6 +21,7 @@ from domyn_swarm.net.errors import (
     BackPressure,
     CannotConnect,
     ConnectionBroken,
+    DeadlyRow,
     RequestRefused,
     RequestTimeout,
     ServerFailed,
@@ -342,13 +343,18 @@ async def test_a_replica_that_is_away_costs_nothing_for_a_minute_and_then_attemp
 
 
 @in_virtual_time
-async def test_the_first_replica_lost_under_a_request_is_forgiven_and_no_other() -> None:
+async def test_a_replica_that_is_lost_under_a_row_three_times_is_the_rows_fault() -> None:
     endpoint = Endpoint(post=lambda _nth: LOST)
-    work = job(endpoint, retries=1, backoff_initial_s=0.1)
-    with pytest.raises(ConnectionBroken):
-        await work.rows(1)
+    work = job(endpoint, retries=0, backoff_initial_s=0.1)
+    current_trace.set(RowTrace([Row(0, bytes(16), None)]))
+    with pytest.raises(DeadlyRow):
+        await work.session.post("/v1/chat/completions", {"model": "m"})
     assert len(endpoint.posts) == 3
-    assert work.tally.retries == 1
+    assert work.tally.retries == 0
+    endpoint.posts.clear()
+    with pytest.raises(ConnectionBroken):
+        await work.row()  # a request of no row
+    assert len(endpoint.posts) == 1
 
 
 @in_virtual_time

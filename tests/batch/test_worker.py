@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -192,35 +193,51 @@ def test_a_key_that_is_withdrawn_pauses_the_job_until_its_file_holds_another(ben
     assert message in warm.said(folder)
 
 
-def vectors(texts: int) -> dict[str, Any]:
-    return {"data": [{"index": at, "embedding": [1.0]} for at in range(texts)]}
+class Supervisor(threading.Thread):
+    """Starts a server again whenever it has died."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.deaths = 0
+        self._over = False
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        options = json.dumps({"latency_s": 0.05, "errors": [{"match": r"\bp9\b", "crash": True}]})
+        place = ("--host", "127.0.0.1", "--port", str(self.port))
+        program = [sys.executable, "-m", "domyn_swarm.engines.sim_server", "--model", "m", *place]
+        while not self._over:
+            self._server = subprocess.Popen([*program, "--options", options])
+            self.deaths += self._server.wait() == 13
+
+    def end(self) -> None:
+        self._over = True
+        if self._server is not None:
+            self._server.kill()
+        self.join()
 
 
-@pytest.mark.parametrize("job", ["ChatCompletionJob", "EmbeddingJob"])
-def test_a_row_that_kills_a_server_is_found(bench: Any, answer: Any, job: str) -> None:
-    """The server is down for a moment after it, with everything that was in flight, and so are the
-    rows that were in the same request.
-    """
+def test_a_row_that_kills_a_server_is_found_also_among_those_of_one_request(bench: Any) -> None:
     bench.write(40)
-    deaths = []
-    batched = job == "EmbeddingJob"
-
-    def behave(prompt: str, _nth: int) -> Any:
-        texts = prompt.split("|")
-        if "p9" not in texts:
-            return answer(delay_s=0.05, body=vectors(len(texts)) if batched else None)
-        deaths.append(threading.Thread(target=bench.server.die))
-        deaths[-1].start()
-        return answer(delay_s=60.0)
-
-    bench.server.behave = behave
-    asked = {"job_kwargs": {"batch_size": 8}} if batched else {}
-    code, result = run_worker(bench, job=f"domyn_swarm.jobs:{job}", max_concurrency=12, **asked)
-    for one in deaths:
-        one.join()
-    assert (code, result["rows_failed"], len(deaths)) == (7, 1, 3)
+    served = Supervisor()
+    served.start()
+    try:
+        code, result = run_worker(
+            bench,
+            endpoint_url=f"http://127.0.0.1:{served.port}",
+            job="domyn_swarm.jobs:EmbeddingJob",
+            job_kwargs={"batch_size": 8},
+            max_concurrency=3,
+        )
+    finally:
+        served.end()
+    assert (code, result["rows_failed"], result["retries"]) == (7, 1, 0)
+    assert served.deaths == 3
     assert bench.output()[9]["_error"]["type"] == "DeadlyRow"
-    assert result["retries"] == 0
+    assert sum(row["answer"] is not None for row in bench.output()) == 39
 
 
 def test_requests_without_a_reply_in_time_are_told_of(bench: Any, answer: Any) -> None:

@@ -74,7 +74,6 @@ class Asking:
         self._pressed_since: float | None = None
         self._away_since: float | None = None
         self._refused_since: float | None = None
-        self._lost = False
 
     async def failed(self, error: RequestError, sent_at: float) -> None:
         """Return when it is time for another attempt.
@@ -129,12 +128,15 @@ class Asking:
         if isinstance(error, NobodyThere):
             self._trace.attempts -= 1
             return gone or await self._waited_for_the_router()
-        if isinstance(error, ReplicaAway | EngineDead):
+        broke = isinstance(error, ReplicaLost) and not isinstance(error, ReplicaAway)
+        if isinstance(error, ReplicaAway | EngineDead) or (broke and self._trace.rows):
             last = self._suspects.death_of(error.server, 0.0)
             alive = last is not None and self._gate.standing.alive_since(
                 error.server, last.last_heard_at
             )
             death = self._suspects.died_under(error.server, sent_at, now, alive=alive)
+            if death is None and broke:  # it was at work after all
+                death = self._suspects.died_under(error.server, sent_at, now, alive=True)
             if death is None:
                 self._trace.attempts -= 1
                 return gone or await self._waited_for_the_router()
@@ -207,11 +209,6 @@ class Asking:
             self._tally.turned_away += 1
             told = error.retry_after_s
             await asyncio.sleep((1.0 if told is None else told) + random.uniform(0, 0.25))  # noqa: S311 - jitter
-            return True
-        first = isinstance(error, ReplicaLost) and not self._lost
-        if first and not isinstance(error, ReplicaAway):
-            self._lost = True
-            await asyncio.sleep(self._policy.backoff_s(1))
             return True
         return False
 

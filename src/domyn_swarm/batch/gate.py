@@ -89,19 +89,34 @@ class EndpointGate:
         self._checked_at: float | None = None
         self._asking = asyncio.Lock()
         self._probing = asyncio.Lock()  # another one: a probe may take as long as a row
-        self._probed: tuple[float, Kind, _Said] | None = None
+        self._alone = False
+        self._told: str | None = None
+        self._probed: tuple[float, _Probe, _Said] | None = None
         self.standing = Standing()
         self.traffic = Traffic(self._tell_alone)
         self.suspects = suspects
         self.url = locate()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the endpoint answers, as far as is known."""
+        return self._open.is_set()
+
     async def passed(self) -> None:
-        """Return once the endpoint answers, as far as is known."""
-        if not self._open.is_set():
-            await self._open.wait()
+        """Return once it is open."""
+        await self._open.wait()
 
     def _tell_alone(self, begins: bool) -> None:
-        self._on_state(ALONE if begins else None)
+        self._alone = begins
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say why rows wait, or that they do not any more, where that is news."""
+        waiting = ALONE if self._alone else None
+        text = waiting if self._open.is_set() else self._trouble.text
+        if text != self._told:
+            self._told = text
+            self._on_state(text)
 
     def _close(self, trouble: _Trouble) -> None:
         if self._open.is_set():
@@ -206,8 +221,8 @@ class EndpointGate:
     async def _said_since(self, moment: float, probe: _Probe) -> _Said:
         """What a probe of this kind said that was sent since then."""
         if self._probed is not None:
-            sent_at, kind, said = self._probed
-            if sent_at >= moment and kind == probe.kind and said is not _Said.NOTHING:
+            sent_at, asked, said = self._probed
+            if sent_at >= moment and asked == probe and said is not _Said.NOTHING:
                 return said
         return await self._ask(probe)
 
@@ -235,7 +250,7 @@ class EndpointGate:
                 self.standing.answered(
                     probe.kind, reply.served_by, sent_at, loop.time(), probe.body
                 )
-        self._probed = sent_at, probe.kind, said
+        self._probed = sent_at, probe, said
         return said
 
     def _words(self, error: RequestError) -> str:
@@ -274,7 +289,7 @@ class EndpointGate:
     async def _knock(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self._on_state(self._trouble.text)
+        self._tell()
         wait_s = 0.2
         while True:
             await asyncio.sleep(wait_s)
@@ -285,9 +300,9 @@ class EndpointGate:
                 break
             await self._look_at_its_fate()
         _log.info("the endpoint answers again after %.1f s", loop.time() - began)
-        self._on_state(None)
         self.suspects.all_back()
         self._open.set()
+        self._tell()
 
     async def _mended(self, probe: _Probe | None) -> bool:
         return await self._serves() and (probe is None or await self._ask(probe) is _Said.ANSWERED)

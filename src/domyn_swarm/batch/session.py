@@ -4,8 +4,7 @@
 - Turned away as all others may be (401, 403, 404, a page): whose fault that is, `gate` finds out.
   The row's own is raised; what breaks for all pauses them all.
 - Connection errors, 408, 5xx: repeated with exponential back-off and full jitter (AWS
-  architecture blog, "Exponential backoff and jitter"), at most `retries` times per row; the first
-  time that the router loses the connection to a replica is not counted.
+  architecture blog, "Exponential backoff and jitter"), at most `retries` times per row.
 - No reply in time: repeated `timeout_retries` times; the same limit cuts the same answer again.
 - 429, and 503 with `Retry-After`: back-pressure; waited out and repeated, bounded on its own.
 - Nobody answers at the endpoint: every row pauses behind one gate while one task knocks; nothing
@@ -156,7 +155,8 @@ class RequestSession:
         asking: Asking | None = None
         while True:
             async with self._turn(trace):
-                await self._gate.passed()
+                if not self._gate.is_open:
+                    await self._gate.passed()
                 self._tally.requests += 1
                 if trace is not None:
                     trace.attempts += 1

@@ -8,10 +8,12 @@ Facts, measured with smg 1.13.0 against servers that count what they execute:
 - `retry_max_retries` counts attempts. At 1 every reply of a living replica passes through once,
   whatever its status; a request whose connection breaks before a reply is sent once more to the
   same replica, and then answered 500 with the code `call_upstream_request_error` or
-  `call_upstream_connection_failed`. At 2 a lost replica costs no failed request (0 of 384), but
-  408, 429, 500, 502, 503 and 504 of a living one are repeated too, 50 ms later, whatever
-  `Retry-After` says; a replica's `retryable_status_codes` change nothing. One layer alone may
-  repeat what a row caused, and that is the driver: 1 is the default.
+  `call_upstream_connection_failed`: what was in flight as a replica's process died gets the one
+  or the other, what could not connect afterwards the second; both name its URL. A 401 or 403 of a
+  replica passes through with the header that names it. At 2 a lost replica costs no failed
+  request (0 of 384), but 408, 429, 500, 502, 503 and 504 of a living one are repeated too, 50 ms
+  later, whatever `Retry-After` says; a replica's `retryable_status_codes` change nothing. One
+  layer alone may repeat what a row caused, and that is the driver: 1 is the default.
 - The circuit breaker counts 5xx replies that rows caused: ten of them take a good replica out,
   sixty take out all. Off; a dead replica leaves by the manifest, within 30 ms of its change.
 - Overload protection leaves busy replicas out, which is what batch work makes of all of them. Off.
