@@ -28,16 +28,16 @@ CheckLine = Callable[[bytes], None]
 """What else the lines of a job have to be; raises `NotAsAgreed`. Its docstring says it to users."""
 
 
-class NotAsAgreed(ValueError):
-    """A line is an object, but not one that a job takes; says what it is."""
-
-
 _CHUNK_BYTES = 1 << 20
 _LINE_BYTES = 1 << 30
 _DEPTH = 200  # what is nested deeper, many programs do not read
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class NotAsAgreed(ValueError):
+    """A line is an object, but not one that a job takes; says what it is."""
 
 
 def open_json_lines(
