@@ -107,6 +107,19 @@ def test_a_conversation_is_sent_as_its_own_row_has_it(rows: Rows) -> None:
     assert rows.whole("in.jsonl", "out.parquet", input_columns=("messages",))
 
 
+def test_a_column_of_json_stays_one(rows: Rows) -> None:
+    """Parquet's own: its values are each row's, and what becomes of it is what it was."""
+    texts = ['{"a": 1.50}', '{"a": 2}', None]
+    table = pa.table({"prompt": ["x", "y", "z"], "j": pa.array(texts, pa.json_())})
+    pq.write_table(table, rows.folder / "in.parquet")
+    assert rows.prompts("in.parquet", "out.parquet", "{{ j.a if j else prompt }}") == [
+        *("1.50", "2", "z")
+    ]
+    assert pq.read_table(rows.folder / "out.parquet")["j"] == table["j"]
+    kwargs = {**TEMPLATE, "job_kwargs": {"prompt": "{{ j.a if j else prompt }}"}}
+    assert rows.whole("in.parquet", "out.parquet", **kwargs)
+
+
 def test_conversations_that_mix_text_and_parts_are_the_next_jobs_conversations(rows: Rows) -> None:
     parts = [{"type": "text", "text": "What is it?"}]
     rows.write("in.jsonl", json.dumps({"messages": [{"role": "user", "content": parts}]}))

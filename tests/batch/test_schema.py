@@ -38,7 +38,7 @@ JSON = st.recursive(
 def settled(*values: Any) -> tuple[pa.Array, str]:
     """A column of values in the type that holds them all, and why it is JSON."""
     raw = pa.RecordBatch.from_arrays([json_array(map(msgspec.json.encode, values))], names=["v"])
-    types = OpenTypes(raw.schema)
+    types = OpenTypes(["v"])
     types.look(raw)
     batch = typed(raw, types.settled(raw.schema))
     return batch.column(0), types.reasons.get("v", "")

@@ -25,12 +25,12 @@ _TYPES_OF_CELLS: dict[pa.DataType, CellType] = {
 
 
 class OpenTypes:
-    """The columns of a schema whose values have to be looked at, and what was seen of them."""
+    """Columns whose values have to be looked at, and what was seen of them."""
 
-    def __init__(self, schema: pa.Schema, cells: Sequence[str] = ()) -> None:
-        """`cells` are columns of text whose values are to tell their types."""
-        self._shapes = {field.name: Shape() for field in schema if is_json(field.type)}
-        self._cells = {name: CellShape() for name in cells if name in schema.names}
+    def __init__(self, json: Sequence[str] = (), cells: Sequence[str] = ()) -> None:
+        """`json` are columns of JSON, `cells` such of text."""
+        self._shapes = {name: Shape() for name in json}
+        self._cells = {name: CellShape() for name in cells}
 
     @property
     def names(self) -> list[str]:
