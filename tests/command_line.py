@@ -22,7 +22,7 @@ from patience import limit_s, until
 from process_list import running
 
 PROGRAM = str(Path(sys.executable).with_name("domyn-swarm"))
-_ENTRY = "domyn_swarm.cli.app:main"  # as the installed script has it
+ENTRY = "domyn_swarm.cli.app:main"  # as the installed script has it
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CommandLine:
         """Run to the end; ours is forked from a process that has imported it."""
         if self.program != PROGRAM:
             return self.installed(*args, stdin=stdin)
-        return warm.run(_ENTRY, [*map(str, args)], self.environment, stdin)
+        return warm.run(ENTRY, [*map(str, args)], self.environment, stdin)
 
     def installed(self, *args: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """The same through the installed script, from the start of Python on."""
@@ -83,7 +83,7 @@ class CommandLine:
 
     def clean_up(self) -> None:
         """Stop everything; what is left then fails the test, and is killed."""
-        done = self.installed("down", "--all", "-y")
+        done = self("down", "--all", "-y")
         left = self.processes()
         names = [" ".join(one.cmdline())[:200] for one in left]
         for one in left:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import warm
+from command_line import ENTRY
 from patience import limit_s
 from ray_fixtures import RAY_SETTINGS
 
@@ -45,8 +47,9 @@ def type_out(
 ) -> str:
     """Write the page's files into a folder and type what it tells there; everything printed.
 
-    Typing ends with the first command that fails, and that fails the test. `instead` holds what
-    stands in the files for things that this machine has not.
+    Typing ends with the first command that fails, and that fails the test. `domyn-swarm` is forked
+    from a process that has imported it. `instead` holds what stands in the files for things that
+    this machine has not.
     """
     typed = []
     left = dict(instead or {})
@@ -60,20 +63,18 @@ def type_out(
             typed.append(block.text)
     assert typed, f"{page} tells nothing to type"
     assert not left, f"{page} has no {list(left)} any more"
-    done = subprocess.run(
-        ["bash", "-euxo", "pipefail", "-c", "\n".join(typed)],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=_PAGES * limit_s(),
-        check=False,
-        env={
-            **environment,
-            **RAY_SETTINGS,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        },
-    )
+    with warm.doorway("domyn-swarm", ENTRY) as programs:
+        path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-euxo", "pipefail", "-c", "\n".join(typed)],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_PAGES * limit_s(),
+            check=False,
+            env={**environment, **RAY_SETTINGS, "PATH": path},
+        )
     assert done.returncode == 0, done.stdout
     return done.stdout

@@ -8,17 +8,21 @@ code that it is given, and a SIGKILL hits it as any other. What it starts itself
 from __future__ import annotations
 
 import atexit
+import json
 import multiprocessing
 import os
 import signal
+import socketserver
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing import forkserver
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -27,12 +31,21 @@ from patience import limit_s
 _KEPT = ("PATH", "HOME", "LANG")  # no setting of the test that happens to start the server
 _SCRIPTS = str(Path(sys.executable).parent)
 _TESTS = str(Path(__file__).parent)
+_CALL = """\
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as door:
+    door.connect(%r)
+    files = [f"/proc/{os.getpid()}/fd/{number}" for number in range(3)]
+    asked = [sys.argv[1:], dict(os.environ), os.getcwd(), files]
+    door.sendall(json.dumps(asked).encode())
+    door.shutdown(socket.SHUT_WR)
+    sys.exit(int(door.makefile().read()))
+"""
 _PRELOADED = [
     "warm",
     "pandas",  # Arrow imports it where it is installed
     "pyarrow.parquet",
     "rich.table",
-    "sqlalchemy.dialects.sqlite.pysqlite",
     "domyn_swarm.backends.local.compute",
     "domyn_swarm.backends.local.serving",
     "domyn_swarm.cli.checkpoints",
@@ -133,6 +146,38 @@ def run(
 def run_code(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     """As `python -c CODE WORDS`, to its end."""
     return run("warm:_execute", [code, *words], os.environ)
+
+
+@contextmanager
+def doorway(name: str, entry: str) -> Iterator[Path]:
+    """A folder for PATH with a program that scripts can call as if it were installed.
+
+    The program says here what it was called with; it is forked, with the caller's files, and ends
+    for the caller with the fork's exit code.
+    """
+    with tempfile.TemporaryDirectory(prefix="door-") as folder:
+        door = Path(folder) / "door"
+        program = Path(folder) / name
+        program.write_text(f"#!{sys.executable} -IS\n{_CALL % str(door)}", encoding="utf-8")
+        program.chmod(0o700)
+        with _Door(str(door), _answerer(entry)) as server:
+            Thread(target=server.serve_forever, args=(0.05,)).start()
+            yield Path(folder)
+            server.shutdown()
+
+
+class _Door(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = False  # each call is seen to its end
+
+
+def _answerer(entry: str) -> type[socketserver.StreamRequestHandler]:
+    class Answerer(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            words, env, folder, (stdin, stdout, stderr) = json.loads(self.rfile.read())
+            code = Process(Program(entry, words, env, stdin, stdout, stderr, folder)).wait()
+            self.wfile.write(str(code).encode())
+
+    return Answerer
 
 
 def start_worker(job_folder: Path) -> Process:

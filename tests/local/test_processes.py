@@ -45,6 +45,14 @@ def test_a_later_process_with_the_same_pid_is_a_stranger(tmp_path: Path, tag: st
     assert processes.alive(process)
 
 
+def test_what_a_process_carries_shows_as_soon_as_it_is_started(tmp_path: Path, tag: str) -> None:
+    for _ in range(200):  # most are asked while the kernel still puts their environment there
+        process = processes.spawn(["/bin/sleep", "1000"], {processes.TAG: tag}, tmp_path / "log")
+        assert [*processes.carrying(processes.TAG, tag)] == [process]
+        processes.send([process], signal.SIGKILL)
+        until(lambda process=process: not processes.alive(process))
+
+
 def test_who_got_the_number_of_an_earlier_process_is_known_as_itself(
     tmp_path: Path, tag: str
 ) -> None:

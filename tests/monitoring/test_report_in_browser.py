@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
     reason="Chromium is not installed: `make monitoring-packages` where there is apt",
 )
 
-CONFIG = f"""
+CONFIG = """
 name: eventful
 model: sim-model
 engine: sim
@@ -32,11 +32,13 @@ replicas: 2
 min_ready: 2
 backend: local
 engine_options:
-  latency_s: {scaled(0.1)}
+  latency_s: {latency_s}
   slots: 8
   errors:
     - {{match: "[05]$", status: 400}}
     - {{match: "1$", status: 500, times: 1}}
+    - {{match: "number [234][0-9][0-9]$", held_by: {folder}/from-200}}
+    - {{match: "number [5-8][0-9][0-9]$", held_by: {folder}/from-500}}
 watchdog: {{probe_interval: 1, restart_backoff_initial: 0.1}}
 """
 
@@ -46,7 +48,10 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
     """The report, as `--json` prints it, of a job that was killed and lost a replica."""
     folder = tmp_path_factory.mktemp("eventful")
     cli = CommandLine(folder / "home")
-    (folder / "eventful.yaml").write_text(CONFIG)
+    (folder / "eventful.yaml").write_text(CONFIG.format(latency_s=scaled(0.1), folder=folder))
+    holds = [folder / f"from-{row}" for row in (200, 500)]  # else it might end before it is killed
+    for hold in holds:
+        hold.touch()
     try:
         cli.ok("up", "-c", folder / "eventful.yaml")
         job = write_job(folder, "eventful", 900)
@@ -56,8 +61,10 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
         _kill_replica(cli, 1)
         until(lambda: _routed(cli) == 1)
         done = rows_done(handle)
+        holds[0].unlink()
         until(lambda: rows_done(handle) >= done + 40)
         worker_of(handle).send_signal(signal.SIGKILL)
+        holds[1].unlink()
         assert cli("job", "wait", handle["job_id"]).returncode == 6
         assert cli("job", "resume", handle["job_id"], "--no-progress").returncode == 7
         last = cli.json("job", "list")["jobs"][-1]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+import os
+import shutil
 from pathlib import Path
 
 import psutil
 import pytest
 
-import patience
 from conformance.test_compute import (
     DRAINS,
     SHARED_TAG,
@@ -22,7 +22,7 @@ from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.tagged import job_name
 from domyn_swarm.errors import PlatformUnavailable
 from domyn_swarm.model import JobHandle, JobStatus
-from domyn_swarm.paths import JobPaths, SwarmPaths
+from domyn_swarm.paths import SwarmPaths
 from process_list import running
 from slurm.cluster import SlurmCluster
 from slurm.swarms import came_back, until
@@ -45,7 +45,7 @@ def kill_wrapper(handle: JobHandle) -> None:
 
 
 def test_no_step_begins_in_an_allocation_that_is_about_to_end(
-    slurm: SlurmCluster, tmp_path: Path
+    slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint, compute = start_endpoint(slurm), SlurmCompute()
     spec = make_spec(tmp_path, DRAINS).model_copy(update={"tag": SHARED_TAG})
@@ -57,17 +57,13 @@ def test_no_step_begins_in_an_allocation_that_is_about_to_end(
     assert "--placement job" in refused.value.hint
     leaves.write_text("0")  # the one before
     compute.check(spec)
-    began = JobPaths(Path(spec.job_dir)).srun_log
-
-    def leave_meanwhile() -> None:
-        patience.until(began.exists, every_s=0.01)  # before the step has begun
-        leaves.write_text(endpoint)
-
-    meanwhile = threading.Thread(target=leave_meanwhile)
-    meanwhile.start()
+    real = shutil.which("srun")
+    srun = tmp_path / "srun"  # by the time that a step is asked for, the endpoint is leaving
+    srun.write_text(f'#!/bin/sh\nprintf %s {endpoint} > "{leaves}"\nexec {real} "$@"\n')
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(PlatformUnavailable, match="has reached its time limit"):
         compute.submit(spec)
-    meanwhile.join()
     until(lambda: job_name(spec.job_id) not in [one.comment for one in Slurm().steps().values()])
 
 

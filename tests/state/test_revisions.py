@@ -13,9 +13,8 @@ import pytest
 from command_line import CommandLine
 from domyn_swarm.errors import StateError
 from domyn_swarm.state import SwarmStore, read_revision, stamp_revision
-from domyn_swarm.state.database import connectable
 from domyn_swarm.state.revisions import known_revisions, upgrade
-from domyn_swarm.state.tables import NEWEST_REVISION
+from domyn_swarm.state.schema import NEWEST_REVISION
 
 MOMENT = "2026-01-01T12:00:00.000000+00:00"
 ROWS: dict[str, dict[str, Any]] = {  # of the columns that there are, those that a revision has
@@ -53,7 +52,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 def made_by_alembic(path: Path, revision: str) -> None:
     """A database as the domyn-swarm of that revision left it, with a row in every table."""
     path.parent.mkdir(mode=0o700)
-    upgrade(connectable(path), path, to=revision)
+    upgrade(path, to=revision)
     with opened(path) as connection:
         for table, row in ROWS.items():
             known = {column[1] for column in connection.execute(f"PRAGMA table_info({table})")}
@@ -77,7 +76,7 @@ def test_the_tables_of_a_new_database_are_those_that_the_newest_migration_makes(
     SwarmStore.open()
     assert known_revisions()[-1] == NEWEST_REVISION
     migrated = tmp_path / "migrated.db"
-    upgrade(connectable(migrated), migrated)
+    upgrade(migrated)
     assert statements(swarm_home / "swarm.db") == statements(migrated)
     assert read_revision(swarm_home / "swarm.db") == NEWEST_REVISION
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from domyn_swarm.batch.arrow_arrays import flags
 from domyn_swarm.batch.json_values import is_json, json_values
 
 
@@ -44,9 +45,9 @@ def _of_nanoseconds(column: pa.Array) -> list[Any]:
 
     kind = column.type
     whole = column.cast(_in_microseconds(kind), safe=False)
-    odd = pc.not_equal(whole.cast(kind), column).fill_null(False)
+    odd = pc.not_equal(whole.cast(kind), column)
     values: list[Any] = whole.to_pylist()
-    for at in np.flatnonzero(odd.to_numpy(zero_copy_only=False)).tolist():
+    for at in np.flatnonzero(flags(odd)).tolist():
         one = column[at]
         values[at] = f"{one.value} ns" if pa.types.is_duration(kind) else _text(one)
     return values

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 
+from domyn_swarm.batch.arrow_arrays import indices
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.limiter import FIRST_LIMIT
 from domyn_swarm.batch.link import (
@@ -322,9 +322,7 @@ class Coordinator:
 
 
 def _some(pending: PendingRows, at: np.ndarray[tuple[int], np.dtype[np.int64]]) -> PendingRows:
-    return PendingRows(
-        pending.ordinals[at], pending.digests[at], pending.columns.take(pa.array(at, pa.int64()))
-    )
+    return PendingRows(pending.ordinals[at], pending.digests[at], pending.columns.take(indices(at)))
 
 
 def _finished(task: asyncio.Task[None]) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pyarrow as pa
 
+from domyn_swarm.batch.arrow_arrays import indices
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.index import RowIndex, open_index
 from domyn_swarm.batch.open_types import OpenTypes, for_parquet, typed
@@ -115,7 +116,7 @@ def export_failures(plan: BatchPlan, path: Path) -> int:
         PartWriter(path.parent, schema, lambda _: temporary.name) as writer,
     ):
         for row in failed_rows(plan):
-            inputs = row.batch.select(names).take(pa.array([row.at]))  # a slice keeps the batch
+            inputs = row.batch.select(names).take(indices([row.at]))  # a slice keeps the batch
             error = pa.array([msgspec.structs.asdict(row.error)], ERROR_TYPE)
             whole = pa.RecordBatch.from_arrays([*inputs.columns, error], schema=raw)
             writer.write(typed(whole, schema))

@@ -13,7 +13,7 @@ from typing import Any, Self
 import msgspec
 import pyarrow as pa
 
-from domyn_swarm.batch.text_arrays import encoded_array
+from domyn_swarm.batch.arrow_arrays import texts
 
 JSON: pa.DataType = pa.json_()
 """The type of a column of JSON text; null is a value that is not there, or null."""
@@ -51,14 +51,14 @@ def is_json(kind: pa.DataType) -> bool:
 
 def json_array(values: Iterable[Any]) -> pa.Array:
     """A column of JSON from encoded values (`msgspec.Raw`, bytes), None where there is none."""
-    texts = [None if one is None or (text := bytes(one)) == _NULL else text for one in values]
-    return pa.ExtensionArray.from_storage(JSON, encoded_array(texts))
+    encoded = [None if one is None or (text := bytes(one)) == _NULL else text for one in values]
+    return pa.ExtensionArray.from_storage(JSON, texts(encoded))
 
 
 def json_texts(column: pa.Array) -> list[str | None]:
     """The JSON text of each row."""
-    texts: list[str | None] = column.storage.to_pylist()
-    return texts
+    found: list[str | None] = column.storage.to_pylist()
+    return found
 
 
 def json_values(column: pa.Array, *, written: bool = False) -> list[Any]:

@@ -13,6 +13,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from domyn_swarm.batch.arrow_arrays import array
 from domyn_swarm.batch.cell_types import ARROW_TYPES, CellShape, as_array
 from domyn_swarm.batch.column_values import python_values
 from domyn_swarm.batch.json_shapes import Shape
@@ -107,7 +108,7 @@ def typed_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return column
     if is_json(kind):
         return json_array(_encoded(python_values(column)))
-    return pa.array(json_values(column), kind)
+    return array(json_values(column), kind)
 
 
 def _encoded(values: Iterable[object]) -> list[bytes | None]:

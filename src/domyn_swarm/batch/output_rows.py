@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from domyn_swarm.batch.arrow_arrays import array, flags, indices
 from domyn_swarm.batch.arrow_types import fit
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.index import RowIndex
@@ -88,7 +89,7 @@ class OutputRows:
             chosen = np.flatnonzero([value is not None for value in values])
             inputs = self.kept.of(batch) if kept else []
             if len(chosen) < len(values):
-                inputs = [column.take(pa.array(chosen)) for column in inputs]
+                inputs = [column.take(indices(chosen)) for column in inputs]
             settled = [value for value in values if value is not None]
             outputs = _outputs(settled, list(schema)[len(inputs) :])
             yield pa.RecordBatch.from_arrays([*inputs, *outputs], schema=schema), values
@@ -146,7 +147,7 @@ def _outputs(values: Sequence[RowValue], fields: Sequence[pa.Field]) -> list[pa.
         elif is_open[name]:
             arrays.append(json_array([row.get(name) for row in raw]))
         else:
-            arrays.append(pa.array([fit(row.get(name), kind) for row in decoded], kind))
+            arrays.append(array([fit(row.get(name), kind) for row in decoded], kind))
     return arrays
 
 
@@ -158,6 +159,6 @@ def _error(value: RowValue) -> dict[str, Any] | None:
 
 def without_answer(batch: pa.RecordBatch, names: Sequence[str]) -> NDArray[np.bool_]:
     """Which rows have null in every one of the answer columns."""
-    nulls = [batch.column(name).is_null().to_numpy(zero_copy_only=False) for name in names]
+    nulls = [flags(batch.column(name).is_null()) for name in names]
     rows: NDArray[np.bool_] = np.logical_and.reduce(nulls)
     return rows

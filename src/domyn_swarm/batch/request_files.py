@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import msgspec
 import pyarrow as pa
 
+from domyn_swarm.batch.arrow_arrays import array
 from domyn_swarm.batch.column_values import python_values
 from domyn_swarm.batch.json_lines import NotAsAgreed
 from domyn_swarm.batch.opening import LineFiles
@@ -76,13 +77,13 @@ class ReplyLines:
             if any(missing := {*names} - {*row} for row in rows):
                 raise ValueError(f"a row lacks {', '.join(sorted(missing))}")
             columns = [[_canonical(row[name]) for row in rows] for name in names]
-            arrays = [pa.array(values, pa.string()) for values in columns]
+            arrays = [array(values, pa.string()) for values in columns]
             yield pa.RecordBatch.from_arrays(arrays, names=list(names))
 
     def formed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """See `TextForm`."""
         columns = [map(_canonical, python_values(column)) for column in batch.columns]
-        arrays = [pa.array(list(texts), pa.string()) for texts in columns]
+        arrays = [array(list(texts), pa.string()) for texts in columns]
         return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
 
 

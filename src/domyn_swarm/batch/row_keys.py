@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from domyn_swarm.batch.arrow_arrays import indices
 from domyn_swarm.batch.column_values import python_values
 from domyn_swarm.batch.json_values import WrittenFloat
 from domyn_swarm.model import Fingerprint
@@ -86,7 +87,7 @@ class RowKeys:
             digests[:, 1] = _hashes(self.items(batch) if items is None else items)
         elif self.fingerprint == "sample":
             sampled = np.flatnonzero(sampled_by % _SAMPLED == 0)
-            digests[sampled, 1] = _hashes(self.items(batch.take(pa.array(sampled, pa.int64()))))
+            digests[sampled, 1] = _hashes(self.items(batch.take(indices(sampled))))
         return digests
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from domyn_swarm.batch.arrow_arrays import indices
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.row_keys import DIGEST_BYTES, Digests, RowKeys
@@ -68,7 +69,7 @@ def _chosen(
     if len(chosen) == batch.num_rows:
         return PendingRows(start + chosen, digests, batch, items)
     some = None if items is None else [items[at] for at in chosen.tolist()]
-    return PendingRows(start + chosen, digests[chosen], batch.take(pa.array(chosen)), some)
+    return PendingRows(start + chosen, digests[chosen], batch.take(indices(chosen)), some)
 
 
 def _first_to_look_at(

@@ -15,6 +15,7 @@ import msgspec
 import pyarrow as pa
 from pyarrow import csv
 
+from domyn_swarm.batch.arrow_arrays import array
 from domyn_swarm.batch.column_values import python_values
 from domyn_swarm.batch.json_values import is_json, json_texts, json_values
 
@@ -85,7 +86,7 @@ class JsonLines:
         while lines := file.readlines(_CHUNK_BYTES):
             rows = [self._read_row(line, names) for line in lines]
             columns = [[_text_of(row[name]) for row in rows] for name in names]
-            arrays = [pa.array(texts, pa.string()) for texts in columns]
+            arrays = [array(texts, pa.string()) for texts in columns]
             yield pa.RecordBatch.from_arrays(arrays, names=list(names))
 
     def _read_row(self, line: bytes, names: Sequence[str]) -> dict[str, bytes | msgspec.Raw]:
@@ -222,8 +223,8 @@ def _is_odd(kind: pa.DataType) -> bool:
 def _as_text(column: pa.Array) -> pa.Array:
     if is_json(column.type):
         pairs = zip(json_texts(column), json_values(column), strict=True)
-        return pa.array([one if isinstance(one, str) else text for text, one in pairs], pa.string())
-    return pa.array([_text(value) for value in python_values(column)], pa.string())
+        return array([one if isinstance(one, str) else text for text, one in pairs], pa.string())
+    return array([_text(value) for value in python_values(column)], pa.string())
 
 
 def _text(value: Any) -> str | None:  # noqa: ANN401 - a value of a column

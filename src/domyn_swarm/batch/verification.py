@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from domyn_swarm.batch.arrow_arrays import flags
 from domyn_swarm.batch.column_values import python_values, without_nulls
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.engine import BatchPlan
@@ -278,13 +279,13 @@ def differing(one: pa.Array, other: pa.Array) -> NDArray[np.int64]:
         if one.equals(other):
             return np.empty(0, np.int64)
         try:
-            unequal = pc.not_equal(one, other).fill_null(False)
+            unequal = pc.not_equal(one, other)
         except pa.ArrowNotImplementedError:  # nested
             pass
         else:
-            rows = _flags(unequal) | (_flags(one.is_null()) != _flags(other.is_null()))
+            rows = flags(unequal) | (flags(one.is_null()) != flags(other.is_null()))
             if pa.types.is_floating(one.type):
-                rows &= ~(_flags(pc.is_nan(one)) & _flags(pc.is_nan(other)))
+                rows &= ~(flags(pc.is_nan(one)) & flags(pc.is_nan(other)))
             return np.flatnonzero(rows)
     pairs = zip(python_values(one), python_values(other), strict=True)
     return np.flatnonzero([not _same(left, right) for left, right in pairs])
@@ -300,11 +301,6 @@ def _other_values(one: pa.Array, other: pa.Array, rows: NDArray[np.int64]) -> ND
 
 def _value(text: str | None) -> Any:  # noqa: ANN401 - JSON
     return None if text is None else without_nulls(msgspec.json.decode(text))
-
-
-def _flags(array: pa.Array) -> NDArray[np.bool_]:
-    flags: NDArray[np.bool_] = array.fill_null(False).to_numpy(zero_copy_only=False)
-    return flags
 
 
 def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - values of a column

@@ -1,7 +1,8 @@
 """Opens the state database: created and upgraded on first use, safe with several programs at once.
 
 The rollback journal is used and not WAL, whose shared memory is not safe on the network file
-systems that cluster homes are. Writers queue for up to `BUSY_TIMEOUT_S`.
+systems that cluster homes are. Writers queue for up to `BUSY_TIMEOUT_S`. Commands are short: the
+standard library's driver is used as it is, and Alembic only where a migration has to be run.
 """
 
 from __future__ import annotations
@@ -14,52 +15,59 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-from sqlalchemy import URL, Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DatabaseError, OperationalError
-from sqlalchemy.pool import NullPool, StaticPool
 
 from domyn_swarm.errors import StateError
 from domyn_swarm.paths import private_dir
-from domyn_swarm.state.tables import METADATA, NEWEST_REVISION
+from domyn_swarm.state.schema import NEWEST_REVISION, STATEMENTS
 
 BUSY_TIMEOUT_S = 15.0
-_VERSION_TABLE = """
-CREATE TABLE alembic_version (
-    version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
-)
-"""
 
 _creating = threading.Lock()  # no thread connects before the new file's creator has closed it
 
 
-def open_database(path: Path) -> Engine:
-    """An engine over an up-to-date database.
+def open_database(path: Path) -> None:
+    """Have an up-to-date database at `path`.
 
     Raises:
         StateError: the file is no database, is from a newer version, or cannot be written.
     """
     _create_private(path)
-    engine = connectable(path)
-    with translated(path):
-        with engine.connect() as connection:
-            revision = revision_of(connection)
-        revision = revision or _create_tables(engine)
-        if revision != NEWEST_REVISION:  # else Alembic, which is a third of a second, stays out
-            from domyn_swarm.state.revisions import upgrade
+    with transaction(path) as connection:
+        revision = revision_of(connection)
+    revision = revision or _create_tables(path)
+    if revision != NEWEST_REVISION:  # else Alembic, which is a third of a second, stays out
+        from domyn_swarm.state.revisions import upgrade
 
-            upgrade(engine, path)
-    return engine
+        upgrade(path)
 
 
-def connectable(path: Path | None) -> Engine:
-    """An engine over a file as it is, or over memory: nothing is created or upgraded."""
-    url = URL.create("sqlite", database=None if path is None else str(path))
-    engine = create_engine(url, poolclass=StaticPool if path is None else NullPool)
-    event.listen(engine, "connect", _configure)
-    event.listen(engine, "begin", _begin)
-    return engine
+@contextlib.contextmanager
+def transaction(path: Path, *, writes: bool = False) -> Iterator[sqlite3.Connection]:
+    """One transaction on the database as it is: committed at the end of the block, taken back
+    where that raises.
+
+    Raises:
+        StateError: the file is no database, or cannot be used.
+    """
+    with _translated(path), contextlib.closing(connect(str(path))) as connection:
+        # Taking the write lock at once queues writers; a lock taken later could only fail.
+        connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+        try:
+            yield connection
+            if connection.in_transaction:  # else Alembic has committed it
+                connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:  # else SQLite has taken it back itself
+                connection.execute("ROLLBACK")
+            raise
+
+
+def connect(database: str) -> sqlite3.Connection:
+    """A connection to a file, or to memory; whoever uses it begins its transactions."""
+    connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
 
 
 def _create_private(path: Path) -> None:
@@ -78,17 +86,15 @@ def _create_private(path: Path) -> None:
         raise _not_ours(path, "it is no file that you may read and write")
 
 
-def _create_tables(engine: Engine) -> str | None:
+def _create_tables(path: Path) -> str | None:
     """The newest tables, as the migrations make them, where there are none yet; the revision after
     that. Who comes second finds them there.
     """
-    with engine.connect().execution_options(writes=True) as connection, connection.begin():
-        if not connection.execute(text("SELECT 1 FROM sqlite_master")).all():
-            METADATA.create_all(connection, checkfirst=False)
-            connection.execute(text(_VERSION_TABLE))
-            connection.execute(
-                text("INSERT INTO alembic_version VALUES (:newest)"), {"newest": NEWEST_REVISION}
-            )
+    with transaction(path, writes=True) as connection:
+        if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
+            for statement in STATEMENTS:
+                connection.execute(statement)
+            connection.execute("INSERT INTO alembic_version VALUES (?)", (NEWEST_REVISION,))
         return revision_of(connection)
 
 
@@ -120,45 +126,31 @@ def _uninterrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
+def _translated(path: Path) -> Iterator[None]:
     """Turn what SQLite says into what a user can act on; Ctrl-C waits for the end of the block."""
     try:
         with _uninterrupted():
             yield
-    except OperationalError as error:
+    except sqlite3.OperationalError as error:
         raise StateError(
-            f"The state database {path} cannot be used: {error.orig}.",
+            f"The state database {path} cannot be used: {error}.",
             hint="Another program may hold it, or the disk may be full; try again.",
         ) from error
-    except DatabaseError as error:
-        if type(error) is not DatabaseError:  # a broken constraint is a bug, not a broken file
+    except sqlite3.DatabaseError as error:
+        if type(error) is not sqlite3.DatabaseError:  # a broken constraint is a bug
             raise
         raise StateError(
-            f"{path} is not a usable state database: {error.orig}.",
+            f"{path} is not a usable state database: {error}.",
             hint="Move it away; `down` still finds what runs by the swarms' folders and tags.",
         ) from error
 
 
-def _configure(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None  # transactions are begun by `_begin`, not by the driver
-    connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
-    connection.execute("PRAGMA foreign_keys = ON")
-
-
-def _begin(connection: Connection) -> None:
-    # Taking the write lock at once queues writers; a lock taken later could only fail.
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def revision_of(connection: Connection) -> str | None:
+def revision_of(connection: sqlite3.Connection) -> str | None:
     """The revision that a database says it has; None: it says none."""
-    tables = connection.execute(
-        text("SELECT name FROM sqlite_master WHERE name = 'alembic_version'")
-    ).all()
-    if not tables:
+    tables = "SELECT name FROM sqlite_master WHERE name = 'alembic_version'"
+    if connection.execute(tables).fetchone() is None:
         return None
-    row: Any = connection.execute(text("SELECT version_num FROM alembic_version")).first()
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     return None if row is None else str(row[0])
 
 
@@ -170,7 +162,7 @@ def read_revision(path: Path) -> str | None:
     """
     if not path.exists():
         return None
-    with translated(path), connectable(path).connect() as connection:
+    with transaction(path) as connection:
         return revision_of(connection)
 
 
@@ -184,5 +176,4 @@ def stamp_revision(path: Path, revision: str | None) -> None:
 
     if not path.is_file():
         raise StateError(f"There is no state database at {path}.", hint="Nothing to stamp.")
-    with translated(path):
-        stamp(connectable(path), path, revision or NEWEST_REVISION)
+    stamp(path, revision or NEWEST_REVISION)

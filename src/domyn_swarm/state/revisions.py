@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, inspect
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import StaticPool
 
 from domyn_swarm.errors import StateError
-from domyn_swarm.state.database import connectable, revision_of
-from domyn_swarm.state.tables import NEWEST_REVISION
+from domyn_swarm.state.database import connect, revision_of, transaction
+from domyn_swarm.state.schema import NEWEST_REVISION
 
 _Shape = dict[str, set[str]]  # table → its columns
 
@@ -22,13 +27,14 @@ def known_revisions() -> list[str]:
     return [script.revision for script in scripts.walk_revisions()][::-1]
 
 
-def upgrade(engine: Engine, path: Path, *, to: str = NEWEST_REVISION) -> None:
+def upgrade(path: Path, *, to: str = NEWEST_REVISION) -> None:
     """Run the missing migrations in one transaction; who comes second finds nothing to do.
 
     Raises:
-        StateError: the database is from a newer version, or holds tables and says no revision.
+        StateError: the database is from a newer version, holds tables and says no revision, or
+            cannot be used.
     """
-    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+    with transaction(path, writes=True) as connection:
         revision = revision_of(connection)
         if revision is None and _shape(connection):
             raise StateError(
@@ -41,10 +47,11 @@ def upgrade(engine: Engine, path: Path, *, to: str = NEWEST_REVISION) -> None:
                 hint="Upgrade domyn-swarm, or set DOMYN_SWARM_HOME to another folder.",
             )
         if revision != to:
-            command.upgrade(_config(connection), to)
+            with _through_alembic(connection) as config:
+                command.upgrade(config, to)
 
 
-def stamp(engine: Engine, path: Path, revision: str) -> None:
+def stamp(path: Path, revision: str) -> None:
     """Write down of which revision a database is, without changing its tables.
 
     Raises:
@@ -55,32 +62,55 @@ def stamp(engine: Engine, path: Path, revision: str) -> None:
             f"There is no revision {revision!r}.",
             hint=f"There are: {', '.join(known_revisions())}.",
         )
-    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+    with transaction(path, writes=True) as connection:
         if _shape(connection) != _shape_of(revision):
             raise StateError(
                 f"The tables of {path} are not those of revision {revision}.",
                 hint=f"Try another one of {', '.join(known_revisions())}; nothing was changed.",
             )
-        command.stamp(_config(connection), revision, purge=True)
+        with _through_alembic(connection) as config:
+            command.stamp(config, revision, purge=True)
 
 
 def _shape_of(revision: str) -> _Shape:
     """What Alembic makes of nothing."""
-    engine = connectable(None)
-    upgrade(engine, Path(":memory:"), to=revision)
-    with engine.connect() as connection:
-        found = _shape(connection)
-    engine.dispose()
-    return found
+    with contextlib.closing(connect(":memory:")) as connection:
+        with _through_alembic(connection) as config:
+            command.upgrade(config, revision)
+        return _shape(connection)
 
 
-def _shape(connection: Connection) -> _Shape:
-    seen = inspect(connection)
+def _shape(connection: sqlite3.Connection) -> _Shape:
+    tables = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    ).fetchall()
     return {
-        table: {column["name"] for column in seen.get_columns(table)}
-        for table in seen.get_table_names()
-        if table != "alembic_version"
+        name: {
+            column["name"]
+            for column in connection.execute("SELECT name FROM pragma_table_info(?)", (name,))
+        }
+        for (name,) in tables
+        if name != "alembic_version"
     }
+
+
+@contextlib.contextmanager
+def _through_alembic(connection: sqlite3.Connection) -> Iterator[Config]:
+    """What Alembic's commands are given to work on this connection, in its transaction, which is
+    committed at the end of the block.
+
+    Raises:
+        sqlite3.Error: as SQLite raised it.
+    """
+    engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
+    with engine.connect() as wrapped:
+        try:
+            yield _config(wrapped)
+            wrapped.commit()
+        except DBAPIError as error:
+            if isinstance(error.orig, sqlite3.Error):
+                raise error.orig from error
+            raise
 
 
 def _config(connection: Connection | None = None) -> Config:

@@ -6,13 +6,12 @@ Every method is one transaction. Nodes never open this file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import Connection, Engine, RowMapping, Select, delete, insert, or_, select, update
+from sqlite3 import Connection, Row
+from typing import Any, LiteralString
 
 from domyn_swarm.errors import JobNotFound, StateError, SwarmExists, SwarmNotFound
 from domyn_swarm.model import (
@@ -25,16 +24,15 @@ from domyn_swarm.model import (
     utc_now,
 )
 from domyn_swarm.paths import database_path
-from domyn_swarm.state.database import open_database, translated
+from domyn_swarm.state.database import open_database, transaction
 from domyn_swarm.state.records import JobRecord, SwarmRecord
-from domyn_swarm.state.tables import HANDLES, JOBS, SWARMS
 
 
 class SwarmStore:
     """Swarms, what they run, and jobs."""
 
-    def __init__(self, engine: Engine, path: Path) -> None:
-        self._engine = engine
+    def __init__(self, path: Path) -> None:
+        """`path`: of an up-to-date database."""
         self._path = path
 
     @classmethod
@@ -45,14 +43,11 @@ class SwarmStore:
             StateError: it cannot be used.
         """
         chosen = database_path() if path is None else path
-        return cls(open_database(chosen), chosen)
+        open_database(chosen)
+        return cls(chosen)
 
-    @contextmanager
-    def _transaction(self, *, writes: bool = False) -> Iterator[Connection]:
-        with translated(self._path):
-            engine = self._engine.execution_options(writes=writes)
-            with engine.begin() as connection:
-                yield connection
+    def _transaction(self, *, writes: bool = False) -> AbstractContextManager[Connection]:
+        return transaction(self._path, writes=writes)
 
     # -- swarms --------------------------------------------------------------------------------
 
@@ -65,15 +60,15 @@ class SwarmStore:
         fields = record.model_dump(mode="json", exclude={"parts"})
         moments = {"created_at": _text(record.created_at), "updated_at": _text(record.updated_at)}
         with self._transaction(writes=True) as connection:
-            old = _first(connection, select(SWARMS).where(SWARMS.c.name == record.name))
+            old = _swarm_row(connection, "name", record.name)
             if old is not None and SwarmPhase(old["phase"]).live:
                 raise SwarmExists(
                     f"A swarm named {record.name!r} is {old['phase']}.",
                     hint=f"Stop it with `domyn-swarm down {record.name}`, or choose another name.",
                 )
             if old is not None:
-                connection.execute(delete(SWARMS).where(SWARMS.c.tag == old["tag"]))
-            connection.execute(insert(SWARMS).values({**fields, **moments}))
+                connection.execute("DELETE FROM swarms WHERE tag = ?", (old["tag"],))
+            _insert(connection, "swarms", {**fields, **moments})
             for part in record.parts:
                 _add_part(connection, record.tag, part)
 
@@ -113,7 +108,7 @@ class SwarmStore:
         that several programs may find out at once; a swarm that was replaced is no matter.
         """
         with self._transaction(writes=True) as connection:
-            row = _first(connection, select(SWARMS).where(SWARMS.c.tag == tag))
+            row = _swarm_row(connection, "tag", tag)
             if row is None or not SwarmPhase(row["phase"]).live:
                 return
             stopped = SwarmPhase.STOPPED.value
@@ -124,23 +119,23 @@ class SwarmStore:
         more, or a newer one of its name has taken its place.
         """
         with self._transaction(writes=True) as connection:
-            row = _first(connection, select(SWARMS).where(SWARMS.c.tag == tag))
+            row = _swarm_row(connection, "tag", tag)
             if row is None or SwarmPhase(row["phase"]).live:
                 return False
-            connection.execute(delete(SWARMS).where(SWARMS.c.tag == tag))
-            connection.execute(delete(JOBS).where(JOBS.c.swarm == row["name"]))
+            connection.execute("DELETE FROM swarms WHERE tag = ?", (tag,))
+            connection.execute("DELETE FROM jobs WHERE swarm = ?", (row["name"],))
             return True
 
     @staticmethod
-    def _change(connection: Connection, tag: str, **values: str) -> RowMapping:
+    def _change(connection: Connection, tag: str, **values: str) -> Row:
         """Change a swarm's row; return it as it was."""
-        row = _first(connection, select(SWARMS).where(SWARMS.c.tag == tag))
+        row = _swarm_row(connection, "tag", tag)
         if row is None:
             raise StateError(
                 f"No swarm carries the tag {tag!r}.", hint="It was replaced by a newer one."
             )
         changed = {**values, "updated_at": _text(utc_now())}
-        connection.execute(update(SWARMS).where(SWARMS.c.tag == tag).values(changed))
+        _update(connection, "swarms", ("tag", tag), changed)
         return row
 
     def swarm(self, name: str) -> SwarmRecord:
@@ -150,18 +145,18 @@ class SwarmStore:
             SwarmNotFound: there is none; close names are suggested.
         """
         with self._transaction() as connection:
-            found = _swarm_records(connection, select(SWARMS).where(SWARMS.c.name == name))
+            found = _swarm_records(connection, "name = ?", name)
             if not found:
-                raise SwarmNotFound(name, connection.scalars(select(SWARMS.c.name)).all())
+                names = connection.execute("SELECT name FROM swarms").fetchall()
+                raise SwarmNotFound(name, [row["name"] for row in names])
             return found[0]
 
     def swarms(self, *, include_stopped: bool = False) -> list[SwarmRecord]:
         """All swarms, the oldest first."""
-        query = select(SWARMS).order_by(SWARMS.c.created_at, SWARMS.c.name)
-        if not include_stopped:
-            query = query.where(SWARMS.c.phase != SwarmPhase.STOPPED.value)
         with self._transaction() as connection:
-            return _swarm_records(connection, query)
+            if include_stopped:
+                return _swarm_records(connection, "TRUE")
+            return _swarm_records(connection, "phase != ?", SwarmPhase.STOPPED.value)
 
     # -- jobs ------------------------------------------------------------------------------------
 
@@ -175,7 +170,7 @@ class SwarmStore:
             "ended_at": _text(record.ended_at) if record.ended_at else None,
         }
         with self._transaction(writes=True) as connection:
-            connection.execute(insert(JOBS).values(row))
+            _insert(connection, "jobs", row)
 
     def set_job_handle(self, job_id: str, handle: JobHandle) -> None:
         """Keep how the platform knows the job.
@@ -185,8 +180,8 @@ class SwarmStore:
         """
         with self._transaction(writes=True) as connection:
             found = self._job_row(connection, job_id)["job_id"]
-            query = update(JOBS).where(JOBS.c.job_id == found)
-            connection.execute(query.values(handle_json=handle.model_dump_json()))
+            changed = {"handle_json": handle.model_dump_json()}
+            _update(connection, "jobs", ("job_id", found), changed)
 
     def set_job_status(
         self,
@@ -211,8 +206,7 @@ class SwarmStore:
             changed: dict[str, Any] = {"status": status.value, "exit_code": exit_code}
             if status.final:
                 changed["ended_at"] = _text(ended_at or utc_now())
-            query = update(JOBS).where(JOBS.c.job_id == row["job_id"])
-            connection.execute(query.values(changed))
+            _update(connection, "jobs", ("job_id", row["job_id"]), changed)
 
     def job(self, ref: str) -> JobRecord:
         """A job by its id or external id; of several with one external id the newest.
@@ -224,41 +218,61 @@ class SwarmStore:
             return _job_record(self._job_row(connection, ref))
 
     @staticmethod
-    def _job_row(connection: Connection, ref: str) -> RowMapping:
-        query = (
-            select(JOBS)
-            .where(or_(JOBS.c.job_id == ref, JOBS.c.external_id == ref))
-            .order_by(JOBS.c.job_id != ref, JOBS.c.submitted_at.desc())
-        )
-        row = _first(connection, query)
+    def _job_row(connection: Connection, ref: str) -> Row:
+        query = """
+            SELECT * FROM jobs WHERE job_id = :ref OR external_id = :ref
+            ORDER BY job_id != :ref, submitted_at DESC LIMIT 1
+        """
+        row: Row | None = connection.execute(query, {"ref": ref}).fetchone()
         if row is None:
             raise JobNotFound(f"There is no job {ref!r}.", hint="See `domyn-swarm job list`.")
         return row
 
     def jobs(self, swarm: str | None = None) -> list[JobRecord]:
         """All jobs, or those of one swarm, the oldest first."""
-        query = select(JOBS).order_by(JOBS.c.submitted_at, JOBS.c.job_id)
-        if swarm is not None:
-            query = query.where(JOBS.c.swarm == swarm)
+        query = """
+            SELECT * FROM jobs WHERE :swarm IS NULL OR swarm = :swarm
+            ORDER BY submitted_at, job_id
+        """
         with self._transaction() as connection:
-            return [_job_record(row) for row in connection.execute(query).mappings()]
+            return [_job_record(row) for row in connection.execute(query, {"swarm": swarm})]
 
 
-def _first(connection: Connection, query: Select[Any]) -> RowMapping | None:
-    return connection.execute(query).mappings().first()
+def _insert(connection: Connection, table: LiteralString, row: Mapping[str, Any]) -> None:
+    names, values = ", ".join(row), ", ".join(f":{name}" for name in row)
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({values})", row)  # noqa: S608 - columns
+
+
+def _update(
+    connection: Connection,
+    table: LiteralString,
+    key: tuple[LiteralString, str],
+    changed: Mapping[str, Any],
+) -> None:
+    """Change the row whose column has that value."""
+    column, value = key
+    settings = ", ".join(f"{name} = ?" for name in changed)
+    query = f"UPDATE {table} SET {settings} WHERE {column} = ?"  # noqa: S608 - columns of ours
+    connection.execute(query, (*changed.values(), value))
 
 
 def _add_part(connection: Connection, tag: str, part: dict[str, Any]) -> None:
-    connection.execute(insert(HANDLES).values(tag=tag, part_json=json.dumps(part)))
+    _insert(connection, "handles", {"tag": tag, "part_json": json.dumps(part)})
 
 
-def _swarm_records(connection: Connection, query: Select[Any]) -> list[SwarmRecord]:
-    """The swarms of a query, with their parts: two questions, however many there are."""
-    rows = connection.execute(query).mappings().all()
-    tags = query.with_only_columns(SWARMS.c.tag).order_by(None)
+def _swarm_row(connection: Connection, column: LiteralString, value: str) -> Row | None:
+    query = f"SELECT * FROM swarms WHERE {column} = ?"  # noqa: S608 - a column of ours
+    row: Row | None = connection.execute(query, (value,)).fetchone()
+    return row
+
+
+def _swarm_records(connection: Connection, where: LiteralString, *values: str) -> list[SwarmRecord]:
+    """Swarms, the oldest first, with their parts: two questions, however many there are."""
+    chosen = f"FROM swarms WHERE {where}"
+    rows = connection.execute(f"SELECT * {chosen} ORDER BY created_at, name", values).fetchall()
     parts: dict[str, list[Any]] = {row["tag"]: [] for row in rows}
-    handles = select(HANDLES).where(HANDLES.c.tag.in_(tags)).order_by(HANDLES.c.number)
-    for one in connection.execute(handles).mappings():
+    handles = f"SELECT * FROM handles WHERE tag IN (SELECT tag {chosen}) ORDER BY number"  # noqa: S608 - as above
+    for one in connection.execute(handles, values):
         parts[one["tag"]].append(json.loads(one["part_json"]))
     return [SwarmRecord.model_validate({**row, "parts": parts[row["tag"]]}) for row in rows]
 
@@ -268,7 +282,7 @@ def _text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def _job_record(row: RowMapping) -> JobRecord:
+def _job_record(row: Row) -> JobRecord:
     fields = dict(row)
     handle_json = fields.pop("handle_json")
     handle = None if handle_json is None else JobHandle.model_validate_json(handle_json)

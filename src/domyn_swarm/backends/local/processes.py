@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,8 @@ PART = "DOMYN_SWARM_PART"
 JOB = "DOMYN_SWARM_JOB"
 _OURS = frozenset({TAG, PART, JOB})
 _LINUX = sys.platform == "linux"
+_STARTS_WITHIN_MS = 1000  # however busy the machine is
+_KERNEL_THREAD = 0x00200000  # PF_KTHREAD of the kernel's sched.h: it never has an environment
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> ProcessId:
@@ -103,10 +106,27 @@ def _may_carry(pid: int, mark: bytes) -> bool:
     if not _LINUX:
         return True
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123 - a Path costs as much again
-            return mark in file.read()
+        for _ in range(_STARTS_WITHIN_MS):
+            with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123 - a Path costs as much again
+                environment = file.read()
+            if environment or not _is_starting(pid):
+                return mark in environment
+            time.sleep(0.001)
     except OSError:  # it has ended, or belongs to another user
-        return False
+        pass
+    return False
+
+
+def _is_starting(pid: int) -> bool:
+    """Whether `execve` has replaced a process's memory and not yet put its environment there.
+
+    By proc(5), /proc/PID/stat. Whoever started it goes on at the first of the two, so that a
+    process may be looked for before it shows what it carries.
+    """
+    with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - as above
+        fields = file.read().rpartition(b")")[2].split()  # behind the name, from the third on
+    state, flags, environment_ends = fields[0], int(fields[6]), int(fields[48])
+    return state not in (b"Z", b"X") and not flags & _KERNEL_THREAD and environment_ends == 0
 
 
 def leads_a_session(process: ProcessId) -> bool:

@@ -1,0 +1,78 @@
+"""Arrow arrays of texts and positions, made from their buffers, and booleans read from them.
+
+`pa.array` and `Array.to_numpy` import pandas at their first call wherever it is installed: a
+quarter of a second and 50 MB that a job's process needs for nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+_NUMBERS: dict[pa.DataType, set[type]] = {pa.int64(): {int}, pa.float64(): {int, float}}
+_MOST_BYTES = 2**31 - 1  # of one array: its offsets have 32 bits
+
+
+def array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """What `pa.array(values, kind)` makes, without pandas where `kind` is text or 64-bit numbers.
+
+    Raises:
+        pa.ArrowException, TypeError, OverflowError: a value is not of this type.
+    """
+    if kind == pa.string() and all(value is None or type(value) is str for value in values):
+        return texts([None if value is None else value.encode() for value in values])
+    number = _NUMBERS.get(kind)
+    if number and all(value is None or type(value) in number for value in values):
+        return _numbers(values, kind)
+    return pa.array(values, kind)
+
+
+def _numbers(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    known = np.fromiter((value is not None for value in values), np.bool_, len(values))
+    zeros = (0 if value is None else value for value in values)
+    whole = np.fromiter(zeros, np.int64 if kind == pa.int64() else np.float64, len(values))
+    return pa.Array.from_buffers(kind, len(values), [_validity(known), pa.py_buffer(whole)])
+
+
+def _validity(known: NDArray[np.bool_]) -> pa.Buffer | None:
+    return None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
+
+
+def texts(values: Sequence[bytes | None]) -> pa.Array:
+    """Text from its UTF-8, which is not checked.
+
+    Raises:
+        pa.ArrowCapacityError: more than 2 GB in one array.
+    """
+    sizes = [0 if value is None else len(value) for value in values]
+    ends = np.fromiter(itertools.accumulate(sizes, initial=0), np.int64, len(values) + 1)
+    if ends[-1] > _MOST_BYTES:
+        raise pa.ArrowCapacityError(f"{ends[-1]:,} bytes of text are too much for one array")
+    known = np.fromiter((value is not None for value in values), np.bool_, len(values))
+    whole = b"".join(value for value in values if value is not None)
+    buffers = [
+        _validity(known),
+        pa.py_buffer(ends.astype(np.int32)),
+        pa.py_buffer(whole),
+    ]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
+
+
+def indices(values: Sequence[int] | NDArray[np.int64]) -> pa.Array:
+    """Positions, as `take` wants them."""
+    whole = np.ascontiguousarray(values, np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(whole), [None, pa.py_buffer(whole)])
+
+
+def flags(column: pa.Array) -> NDArray[np.bool_]:
+    """Where a column of booleans is true."""
+    if not len(column):
+        return np.zeros(0, np.bool_)
+    known = column.fill_null(False)
+    bits = np.unpackbits(np.frombuffer(known.buffers()[1], np.uint8), bitorder="little")
+    return bits[known.offset : known.offset + len(known)].astype(np.bool_)
