@@ -97,7 +97,8 @@ def _look(
             if check is not None:
                 check(line)
         except (ValueError, RecursionError) as error:
-            problems.add(f"{file}, line {number}, {_reason(line, error)}.", _hint(error, check))
+            if not problems.counted():  # to find good words takes its time
+                problems.add(f"{file}, line {number}, {_reason(line, error)}.", _hint(error, check))
         else:
             names.update(dict.fromkeys(row))
     return Look(pa.schema([(name, JSON) for name in names]), rows)
