@@ -120,6 +120,16 @@ def test_a_column_of_json_stays_one(rows: Rows) -> None:
     assert rows.whole("in.parquet", "out.parquet", **kwargs)
 
 
+def test_what_is_no_json_in_a_column_of_json_is_its_text(rows: Rows) -> None:
+    texts = ["[1,\n 2]", "no JSON", "1e400"]
+    table = pa.table({"prompt": ["x", "y", "z"], "j": pa.array(texts, pa.json_())})
+    pq.write_table(table, rows.folder / "in.parquet")
+    assert rows.prompts("in.parquet", "out.jsonl", "{{ j }}") == ["[1,2]", "no JSON", "1e400"]
+    lines = rows.lines("out.jsonl")
+    assert [json.loads(line)["j"] for line in lines[:2]] == [[1, 2], "no JSON"]
+    assert '"j":1e400,' in lines[2]
+
+
 def test_conversations_that_mix_text_and_parts_are_the_next_jobs_conversations(rows: Rows) -> None:
     parts = [{"type": "text", "text": "What is it?"}]
     rows.write("in.jsonl", json.dumps({"messages": [{"role": "user", "content": parts}]}))

@@ -20,6 +20,7 @@ JSON: pa.DataType = pa.json_()
 
 _NULL = b"null"
 _plain = msgspec.json.Decoder().decode
+_raw = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class WrittenFloat(float):
@@ -62,9 +63,29 @@ def json_texts(column: pa.Array) -> list[str | None]:
 
 
 def json_values(column: pa.Array, *, written: bool = False) -> list[Any]:
-    """The value of each row; with `written`, fractions are `WrittenFloat`."""
+    """The value of each row; with `written`, fractions are `WrittenFloat`.
+
+    Of a column that others wrote, what is no JSON is the text that it is.
+    """
     decode = _written if written else _plain
-    return [None if text is None else decode(text) for text in column.storage.to_pylist()]
+    values = []
+    for text in json_texts(column):
+        try:
+            values.append(None if text is None else decode(text))
+        except (ValueError, RecursionError):
+            values.append(text)
+    return values
+
+
+def raw_json(text: str) -> msgspec.Raw:
+    """The text of a value as what is encoded to it, on one line."""
+    try:
+        raw = _raw(text)
+    except (ValueError, RecursionError):
+        return msgspec.Raw(msgspec.json.encode(text))
+    if "\n" in text or "\r" in text:
+        return msgspec.Raw(msgspec.json.format(text, indent=-1))
+    return raw
 
 
 def plain_numbers(value: Any) -> Any:  # noqa: ANN401 - JSON

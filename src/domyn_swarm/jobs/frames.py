@@ -22,7 +22,7 @@ from domyn_swarm.batch.table_dataset import TableDataset
 from domyn_swarm.batch.work import WorkerPlan
 from domyn_swarm.data.base import DataBackend
 from domyn_swarm.data.registry import backend_named, backend_of
-from domyn_swarm.errors import JobError
+from domyn_swarm.errors import ConfigError, JobError
 from domyn_swarm.jobs.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -106,6 +106,11 @@ def ends_of(
         dataset = open_dataset(str(data), lines, reading)
         yield LocalEnds(str(data), dataset, lambda schema, rows, _: arrow.build(schema, rows))
         return
+    if reading not in (None, Reading()):
+        raise ConfigError(
+            "encoding, delimiter, types and recursive are for files, and these are no files.",
+            hint="Leave them out, or give the path of the files.",
+        )
     backend: DataBackend[Any] = backend_of(data)
     frame = data if limit is None else backend.part(data, None, 0, limit)
     if backend.name == "ray":
