@@ -208,7 +208,7 @@ def test_files_are_read_as_they_are_said_to_be(asked: Callable[..., Any], tmp_pa
     source.write_text("id;prompt\n007;café\n", encoding="cp1252")
     reading = {"encoding": "cp1252", "delimiter": ";", "types": {"id": "int"}}
     out = asked(source, **reading)
-    assert out.to_pylist() == [{"id": 7, "prompt": "café", "answer": "CAFÉ"}]
+    assert out.to_pylist() == [{"id": 7, "prompt": "café", "answer": "CAFÉ", "size": 4}]
     with pytest.raises(ConfigError, match="utf-99"):
         asked(source, encoding="utf-99")
     with pytest.raises(ConfigError, match="these are no files"):
