@@ -190,7 +190,7 @@ ODD = pa.table(
 
 
 def results_of(batches: Any) -> Results:
-    return Results(3, 0, 3, ODD.schema, batches, lambda: OpenTypes(ODD.schema))
+    return Results(3, 0, 3, ODD.schema, batches, OpenTypes)
 
 
 def odd_results() -> Results:

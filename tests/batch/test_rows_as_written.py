@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from domyn_swarm.batch.exporting import export
 from domyn_swarm.batch.manifest import manifest_of
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.jobs.outputs import opened_results, verify_output
@@ -104,6 +105,29 @@ def test_a_conversation_is_sent_as_its_own_row_has_it(rows: Rows) -> None:
     )
     assert [body["messages"] for body in again] == [body["messages"] for body in asked]
     assert rows.whole("in.jsonl", "out.parquet", input_columns=("messages",))
+
+
+def test_a_column_of_json_stays_one(rows: Rows) -> None:
+    """Parquet's own: its values are each row's, and what becomes of it is what it was."""
+    texts = ['{"a": 1.50}', '{"a": 2}', None]
+    table = pa.table({"prompt": ["x", "y", "z"], "j": pa.array(texts, pa.json_())})
+    pq.write_table(table, rows.folder / "in.parquet")
+    assert rows.prompts("in.parquet", "out.parquet", "{{ j.a if j else prompt }}") == [
+        *("1.50", "2", "z")
+    ]
+    assert pq.read_table(rows.folder / "out.parquet")["j"] == table["j"]
+    kwargs = {**TEMPLATE, "job_kwargs": {"prompt": "{{ j.a if j else prompt }}"}}
+    assert rows.whole("in.parquet", "out.parquet", **kwargs)
+
+
+def test_what_is_no_json_in_a_column_of_json_is_its_text(rows: Rows) -> None:
+    texts = ["[1,\n 2]", "no JSON", "1e400"]
+    table = pa.table({"prompt": ["x", "y", "z"], "j": pa.array(texts, pa.json_())})
+    pq.write_table(table, rows.folder / "in.parquet")
+    assert rows.prompts("in.parquet", "out.jsonl", "{{ j }}") == ["[1,2]", "no JSON", "1e400"]
+    lines = rows.lines("out.jsonl")
+    assert [json.loads(line)["j"] for line in lines[:2]] == [[1, 2], "no JSON"]
+    assert '"j":1e400,' in lines[2]
 
 
 def test_conversations_that_mix_text_and_parts_are_the_next_jobs_conversations(rows: Rows) -> None:
@@ -233,8 +257,6 @@ def test_results_of_any_shape_can_be_exported_and_read(rows: Rows) -> None:
     rows.write("in.jsonl", '{"prompt": "a", "m": {}}', '{"prompt": "b", "m": [1, "x", {}]}')
     spec = rows.spec("in.jsonl", "out.jsonl")
     rows.run("in.jsonl", "out.jsonl")
-    from domyn_swarm.batch.exporting import export
-
     for partial in (True, False):
         with opened_results(spec, JobStatus.SUCCEEDED, partial=partial) as results:
             for suffix in ("parquet", "jsonl", "csv"):
@@ -332,6 +354,28 @@ def test_an_output_for_which_there_is_no_room_is_refused(
     with pytest.raises(InvalidInput, match="has room for"):
         prepare(rows.spec("in.jsonl", "out.jsonl"))
     prepare(rows.spec("in.jsonl", "out.jsonl", limit=3))
+
+
+def test_an_output_that_could_not_be_written_is_written_later_without_asking(rows: Rows) -> None:
+    rows.write("in.jsonl", *(f'{{"prompt": "p{n}"}}' for n in range(5)))
+    target = rows.folder / "out.jsonl"
+
+    def put_in_the_way(_prompt: str, _nth: int) -> Any:
+        target.write_text("somebody else's")
+        return _ok()
+
+    rows.bench.server.behave = put_in_the_way
+    spec = rows.spec("in.jsonl", "out.jsonl")
+    assert main([str(rows.bench.job_folder(spec))]) == 6
+    told = json.loads((rows.folder / "job" / "result.json").read_text())
+    assert told["error"].startswith(f"Cannot write the output {target}: {target} exists and is not")
+    assert "no row will be asked twice" in told["error"]
+    with opened_results(spec, JobStatus.FAILED, partial=True) as results:
+        export(results, rows.folder / "export.parquet")
+    assert pq.read_table(rows.folder / "export.parquet").num_rows == 5
+    target.unlink()
+    assert rows.run("in.jsonl", "out.jsonl") == []
+    assert rows.whole("in.jsonl", "out.jsonl")
 
 
 def test_columns_of_one_name_are_refused(rows: Rows) -> None:

@@ -38,7 +38,7 @@ JSON = st.recursive(
 def settled(*values: Any) -> tuple[pa.Array, str]:
     """A column of values in the type that holds them all, and why it is JSON."""
     raw = pa.RecordBatch.from_arrays([json_array(map(msgspec.json.encode, values))], names=["v"])
-    types = OpenTypes(raw.schema)
+    types = OpenTypes(["v"])
     types.look(raw)
     batch = typed(raw, types.settled(raw.schema))
     return batch.column(0), types.reasons.get("v", "")
@@ -112,6 +112,8 @@ def test_what_is_nested_without_end_stays_json() -> None:
         (["a", "b"], {"b": 2}, {"b": 2}),
         ({"a": str, "b": float}, {"a": "x", "b": 1}, {"a": "x", "b": 1}),
         ({"a": str}, None, {"a": None}),
+        ({"a": str, "b": int}, ("1" * 30, 2**63 - 1), {"a": "1" * 30, "b": 2**63 - 1}),
+        (["a"], 2**70, {"a": 2**70}),
     ],
 )
 def test_values_become_columns(declared: Any, value: Any, columns: dict[str, Any]) -> None:
@@ -126,6 +128,8 @@ def test_values_become_columns(declared: Any, value: Any, columns: dict[str, Any
         (["a", "b"], {"c": 1}),
         ({"a": int}, "x"),
         ({"a": list[str]}, [1]),
+        ({"a": int}, 2**63),
+        ({"a": list[int]}, [1, -(2**63) - 1]),
         (["a"], object()),
     ],
 )

@@ -17,12 +17,12 @@ from domyn_swarm.batch.input_facts import InputFacts, Look
 from domyn_swarm.batch.input_files import InputFile, files_of
 from domyn_swarm.batch.lots import LOT_BYTES
 from domyn_swarm.batch.opening import open_dataset
-from domyn_swarm.batch.reading import Reading
+from domyn_swarm.batch.reading import InputReading
 from domyn_swarm.errors import InvalidInput
 
 
 def rows_of(source: Path, **reading: Any) -> list[tuple[Any, ...]]:
-    dataset = open_dataset(str(source), reading=Reading.model_validate(reading))
+    dataset = open_dataset(str(source), reading=InputReading.model_validate(reading))
     found: list[tuple[Any, ...]] = []
     for batch in dataset.batches():
         found += zip(*map(python_values, batch.columns), strict=True)
@@ -174,7 +174,7 @@ def test_an_encoding_and_a_delimiter_are_those_that_are_named(tmp_path: Path) ->
 )
 def test_a_reading_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"utf-99|;;|types"):
-        Reading.model_validate(wrong)
+        InputReading.model_validate(wrong)
 
 
 def test_cells_have_the_types_that_are_asked_for(tmp_path: Path) -> None:

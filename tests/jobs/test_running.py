@@ -203,6 +203,18 @@ def test_wrong_data_is_refused_before_the_first_request(
     assert not server.asked
 
 
+def test_files_are_read_as_they_are_said_to_be(asked: Callable[..., Any], tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("id;prompt\n007;café\n", encoding="cp1252")
+    reading = {"encoding": "cp1252", "delimiter": ";", "types": {"id": "int"}}
+    out = asked(source, **reading)
+    assert out.to_pylist() == [{"id": 7, "prompt": "café", "answer": "CAFÉ", "size": 4}]
+    with pytest.raises(ConfigError, match="utf-99"):
+        asked(source, encoding="utf-99")
+    with pytest.raises(ConfigError, match="these are no files"):
+        asked(pa.table(columns(2)), encoding="cp1252")
+
+
 def test_what_run_does_not_know_is_refused(asked: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="'temperature'"):
         asked(pa.table(columns(1)), temperature=1)

@@ -63,7 +63,7 @@ def common_schema(plan: BatchPlan, facts: Sequence[Survey]) -> pa.Schema:
     failed = any(one.rows_failed for one in facts)
     kept = plan.output.kept_columns(plan.dataset).fields
     raw = answer_schema(kept, plan.output.schema, errors=failed)
-    types = OpenTypes(raw)
+    types = OpenTypes([name for name, kind in plan.output.schema.arrow.items() if kind is None])
     for one in facts:
         types.merge(one.types)
     return types.settled(raw)

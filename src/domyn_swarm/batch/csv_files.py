@@ -1,7 +1,7 @@
 """CSV and TSV: every cell is its text.
 
 Opening reads everything once: rows are counted, and what is no such file is told, with its line,
-before the first request. Cells have types only where a user says so (`Reading.types`).
+before the first request. Cells have types only where a user says so (`InputReading.types`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from domyn_swarm.batch.input_facts import InputFacts, Look
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.lots import BATCH_ROWS, LOT_BYTES
 from domyn_swarm.batch.problems import Problems
-from domyn_swarm.batch.reading import CellType, Reading
+from domyn_swarm.batch.reading import CellType, InputReading
 from domyn_swarm.batch.text_dataset import TextDataset, not_encoded, opened_text
 from domyn_swarm.errors import InvalidInput
 
@@ -43,7 +43,7 @@ class _Form:
 
 
 def open_csv(
-    files: Sequence[InputFile], kind: str, reading: Reading, facts: InputFacts | None = None
+    files: Sequence[InputFile], kind: str, reading: InputReading, facts: InputFacts | None = None
 ) -> TextDataset:
     """Files with the same columns. In TSV quotation marks are characters like any other.
 

@@ -120,7 +120,8 @@ def _version(file: InputFile) -> str:
     """What changes when the file does; nothing where that cannot be known."""
     try:
         if file.system is not None:
-            return str(file.system.ukey(file.path))
+            named = "" if "http" in file.system.protocol else file.system.ukey(file.path)
+            return str(named)  # fsspec takes what HTTP serves for what never changes
         found = os.stat(file.path)  # noqa: PTH116 - ten thousand times
     except Exception:  # noqa: BLE001 - file systems raise errors of libraries of their own
         return ""

@@ -20,6 +20,7 @@ from domyn_swarm.batch.part_writer import PartWriter
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE
 from domyn_swarm.batch.tally import failure_signature
+from domyn_swarm.batch.text_dataset import open_columns
 from domyn_swarm.batch.verdicts import Reading, error_of, outcome_of, verdict_of
 from domyn_swarm.errors import JobError
 from domyn_swarm.model import FailureGroup, ReplyVerdict
@@ -141,7 +142,7 @@ def export_failures(plan: BatchPlan, path: Path) -> int:
     """
     names = plan.dataset.schema.names
     raw = plan.dataset.schema.append(pa.field(ERROR_COLUMN, ERROR_TYPE))
-    types = OpenTypes(raw)
+    types = OpenTypes(open_columns(plan.dataset))
     for row in _failed_rows(plan) if types.names else ():
         types.look(row.batch.slice(row.at, 1))
     schema, _ = for_parquet(types.settled(raw))

@@ -28,16 +28,16 @@ CheckLine = Callable[[bytes], None]
 """What else the lines of a job have to be; raises `NotAsAgreed`. Its docstring says it to users."""
 
 
-class NotAsAgreed(ValueError):
-    """A line is an object, but not one that a job takes; says what it is."""
-
-
 _CHUNK_BYTES = 1 << 20
 _LINE_BYTES = 1 << 30
 _DEPTH = 200  # what is nested deeper, many programs do not read
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class NotAsAgreed(ValueError):
+    """A line is an object, but not one that a job takes; says what it is."""
 
 
 def open_json_lines(
@@ -97,7 +97,8 @@ def _look(
             if check is not None:
                 check(line)
         except (ValueError, RecursionError) as error:
-            problems.add(f"{file}, line {number}, {_reason(line, error)}.", _hint(error, check))
+            if not problems.counted():  # to find good words takes its time
+                problems.add(f"{file}, line {number}, {_reason(line, error)}.", _hint(error, check))
         else:
             names.update(dict.fromkeys(row))
     return Look(pa.schema([(name, JSON) for name in names]), rows)

@@ -13,13 +13,14 @@ from typing import Any, Self
 import msgspec
 import pyarrow as pa
 
-from domyn_swarm.batch.arrow_arrays import encoded_array
+from domyn_swarm.batch.arrow_arrays import texts
 
 JSON: pa.DataType = pa.json_()
 """The type of a column of JSON text; null is a value that is not there, or null."""
 
 _NULL = b"null"
 _plain = msgspec.json.Decoder().decode
+_raw = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class WrittenFloat(float):
@@ -51,20 +52,40 @@ def is_json(kind: pa.DataType) -> bool:
 
 def json_array(values: Iterable[Any]) -> pa.Array:
     """A column of JSON from encoded values (`msgspec.Raw`, bytes), None where there is none."""
-    texts = [None if one is None or (text := bytes(one)) == _NULL else text for one in values]
-    return pa.ExtensionArray.from_storage(JSON, encoded_array(texts))
+    encoded = [None if one is None or (text := bytes(one)) == _NULL else text for one in values]
+    return pa.ExtensionArray.from_storage(JSON, texts(encoded))
 
 
 def json_texts(column: pa.Array) -> list[str | None]:
     """The JSON text of each row."""
-    texts: list[str | None] = column.storage.to_pylist()
-    return texts
+    found: list[str | None] = column.storage.to_pylist()
+    return found
 
 
 def json_values(column: pa.Array, *, written: bool = False) -> list[Any]:
-    """The value of each row; with `written`, fractions are `WrittenFloat`."""
+    """The value of each row; with `written`, fractions are `WrittenFloat`.
+
+    Of a column that others wrote, what is no JSON is the text that it is.
+    """
     decode = _written if written else _plain
-    return [None if text is None else decode(text) for text in column.storage.to_pylist()]
+    values = []
+    for text in json_texts(column):
+        try:
+            values.append(None if text is None else decode(text))
+        except (ValueError, RecursionError):
+            values.append(text)
+    return values
+
+
+def raw_json(text: str) -> msgspec.Raw:
+    """The text of a value as what is encoded to it, on one line."""
+    try:
+        raw = _raw(text)
+    except (ValueError, RecursionError):
+        return msgspec.Raw(msgspec.json.encode(text))
+    if "\n" in text or "\r" in text:
+        return msgspec.Raw(msgspec.json.format(text, indent=-1))
+    return raw
 
 
 def plain_numbers(value: Any) -> Any:  # noqa: ANN401 - JSON

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.json_values import JSON, json_array, json_texts
-from domyn_swarm.batch.text_dataset import row_column_of
+from domyn_swarm.batch.text_dataset import open_columns, row_column_of
 
 _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -20,6 +20,7 @@ class KeptColumns:
     names: what users call them.
     fields: the columns that they are in the output, before their types are settled.
     columns: what has to be read of the input for them.
+    open: those whose types only their values tell.
     """
 
     def __init__(self, dataset: Dataset, names: Sequence[str], *, as_rows: bool) -> None:
@@ -32,6 +33,7 @@ class KeptColumns:
         else:
             self.fields = [pa.field(row, JSON)]
         self.columns = [field.name for field in self.fields]
+        self.open = [name for name in open_columns(dataset) if name in self.columns]
 
     def of(self, batch: pa.RecordBatch) -> list[pa.Array]:
         """The columns of a batch of the input that has them among others."""

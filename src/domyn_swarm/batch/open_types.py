@@ -13,6 +13,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from domyn_swarm.batch.arrow_arrays import array
 from domyn_swarm.batch.cell_types import ARROW_TYPES, CellShape, as_array
 from domyn_swarm.batch.column_values import python_values
 from domyn_swarm.batch.json_shapes import Shape
@@ -25,12 +26,12 @@ _TYPES_OF_CELLS: dict[pa.DataType, CellType] = {
 
 
 class OpenTypes:
-    """The columns of a schema whose values have to be looked at, and what was seen of them."""
+    """Columns whose values have to be looked at, and what was seen of them."""
 
-    def __init__(self, schema: pa.Schema, cells: Sequence[str] = ()) -> None:
-        """`cells` are columns of text whose values are to tell their types."""
-        self._shapes = {field.name: Shape() for field in schema if is_json(field.type)}
-        self._cells = {name: CellShape() for name in cells if name in schema.names}
+    def __init__(self, json: Sequence[str] = (), cells: Sequence[str] = ()) -> None:
+        """`json` are columns of JSON, `cells` such of text."""
+        self._shapes = {name: Shape() for name in json}
+        self._cells = {name: CellShape() for name in cells}
 
     @property
     def names(self) -> list[str]:
@@ -107,7 +108,7 @@ def typed_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return column
     if is_json(kind):
         return json_array(_encoded(python_values(column)))
-    return pa.array(json_values(column), kind)
+    return array(json_values(column), kind)
 
 
 def _encoded(values: Iterable[object]) -> list[bytes | None]:

@@ -12,7 +12,7 @@ from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile, files_of
 from domyn_swarm.batch.json_lines import CheckLine, open_json_lines
 from domyn_swarm.batch.parquet_dataset import ParquetDataset
-from domyn_swarm.batch.reading import Reading
+from domyn_swarm.batch.reading import InputReading
 from domyn_swarm.batch.text_forms import TextForm
 from domyn_swarm.errors import InvalidInput
 
@@ -29,7 +29,7 @@ class LineFiles:
 def open_dataset(
     source: str,
     lines: LineFiles | None = None,
-    reading: Reading | None = None,
+    reading: InputReading | None = None,
     facts: InputFacts | None = None,
 ) -> Dataset:
     """Open an input: a file or URL, a folder, a glob, or a brace range.
@@ -43,14 +43,14 @@ def open_dataset(
     Raises:
         InvalidInput: nothing is there, or it cannot be read.
     """
-    reading = reading or Reading()
+    reading = reading or InputReading()
     return dataset_of(files_of(source, recursive=reading.recursive), lines, reading, facts)
 
 
 def dataset_of(
     files: Sequence[InputFile],
     lines: LineFiles | None = None,
-    reading: Reading | None = None,
+    reading: InputReading | None = None,
     facts: InputFacts | None = None,
 ) -> Dataset:
     """Open files of one kind; see `open_dataset`.
@@ -58,7 +58,7 @@ def dataset_of(
     Raises:
         InvalidInput: one of them cannot be read, or the reading is of no use for its kind.
     """
-    reading, kind = reading or Reading(), files[0].kind
+    reading, kind = reading or InputReading(), files[0].kind
     _check_use(reading, kind)
     match kind:
         case "parquet":
@@ -72,7 +72,7 @@ def dataset_of(
             return open_csv(files, kind, reading, facts)
 
 
-def _check_use(reading: Reading, kind: str) -> None:
+def _check_use(reading: InputReading, kind: str) -> None:
     for flag, given, kinds in (
         ("--encoding", reading.encoding != "utf-8", ("csv", "tsv", "jsonl")),
         ("--delimiter", reading.delimiter is not None, ("csv", "tsv")),

@@ -134,16 +134,16 @@ class OutputPlace:
         try:
             with tempfile.TemporaryFile(dir=there):
                 pass
-            room_bytes = shutil.disk_usage(there).free
+            room = shutil.disk_usage(there)
         except OSError as error:
             raise InvalidInput(
                 f"The output {self.path} cannot be written: {there}: {error.strerror}.",
                 hint="Choose another --output, or mend the folder's permissions.",
             ) from error
-        if room_bytes < least_bytes:
+        if room.total and room.free < least_bytes:  # some file systems do not tell
             raise InvalidInput(
                 f"The output {self.path} will have {least_bytes / 1e9:.1f} GB or more, and "
-                f"{there} has room for {room_bytes / 1e9:.1f} GB.",
+                f"{there} has room for {room.free / 1e9:.1f} GB.",
                 hint="Make room, or choose another --output.",
             )
 

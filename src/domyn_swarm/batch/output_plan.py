@@ -182,7 +182,7 @@ class OutputPlan:
         """Why some columns cannot be written; None: they can."""
         raw = pa.schema(fields)
         batches = [pa.RecordBatch.from_arrays(columns, schema=raw) for columns in sample if columns]
-        types = OpenTypes(raw)
+        types = OpenTypes([name for name in self.kept(dataset).open if name in raw.names])
         for batch in batches:
             types.look(batch)
         schema, _ = self.typed_schema(raw, types)

@@ -55,7 +55,8 @@ class OutputRows:
 
     def open_types(self) -> OpenTypes:
         """The columns whose types their values tell, before any was looked at."""
-        return OpenTypes(self.schema(errors=False), self.cells)
+        answers = [name for name, kind in self.answers.arrow.items() if kind is None]
+        return OpenTypes([*self.kept.open, *answers], self.cells)
 
     def schema(self, *, errors: bool) -> pa.Schema:
         """The columns: those kept of the input, the answers, and the errors if asked for."""

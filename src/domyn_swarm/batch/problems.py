@@ -17,10 +17,17 @@ class Problems:
 
     def add(self, problem: str, hint: str) -> None:
         """One more: what and where, and what to do about it."""
+        if self.counted():
+            return
         self._count += 1
-        if len(self._found) < _SHOWN:
-            self._found.append(problem)
-            self._hints[hint] = None
+        self._found.append(problem)
+        self._hints[hint] = None
+
+    def counted(self) -> bool:
+        """Count one more without words, where enough are known; whether it was."""
+        full = len(self._found) >= _SHOWN
+        self._count += full
+        return full
 
     def take(self, other: Problems) -> None:
         """All problems of another, behind these."""

@@ -14,7 +14,7 @@ from domyn_swarm.model import Record
 CellType = Literal["text", "int", "float", "bool", "json"]
 
 
-class Reading(Record):
+class InputReading(Record):
     """What a user says of the input. Nothing of it is guessed from the files."""
 
     encoding: str = "utf-8"  # of text files
@@ -42,14 +42,14 @@ class Reading(Record):
         return named
 
 
-def reading_of(given: Mapping[str, Any]) -> Reading:
+def reading_of(given: Mapping[str, Any]) -> InputReading:
     """A reading from what a user wrote.
 
     Raises:
         ConfigError: there is no such encoding, delimiter or type.
     """
     try:
-        return Reading.model_validate(given)
+        return InputReading.model_validate(given)
     except ValidationError as error:
         told = error.errors(include_url=False)[0]
         flag = " ".join(map(str, told["loc"]))

@@ -22,6 +22,7 @@ from domyn_swarm.batch.opening import dataset_of
 from domyn_swarm.batch.output_files import Place
 from domyn_swarm.batch.output_rows import OutputRows
 from domyn_swarm.batch.table_dataset import TableDataset
+from domyn_swarm.batch.text_dataset import open_columns
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def written_results(manifest: Manifest, place: Place) -> Results:
     written = _opened(manifest, place.files(manifest))
 
     def look() -> OpenTypes:
-        types = OpenTypes(written.schema)
+        types = OpenTypes(open_columns(written))
         for batch in written.batches(types.names) if types.names else ():
             types.look(batch)
         return types

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,12 @@ import msgspec
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
-from domyn_swarm.batch.arrow_types import annotation_of, arrow_type, fields_of
+from domyn_swarm.batch.arrow_arrays import array
+from domyn_swarm.batch.arrow_types import annotation_of, arrow_type, fields_of, fit
 from domyn_swarm.batch.json_values import json_of, plain_numbers
 from domyn_swarm.errors import ConfigError
 
+_LONG = re.compile(rb"\d{19}")  # what 64 bits may have no place for
 ERROR_COLUMN = "_error"
 ERROR_TYPE = pa.struct(
     [
@@ -90,9 +93,22 @@ class OutputSchema:
         if kept:
             columns |= kept
         try:
-            return _encoder.encode(columns)
+            encoded = _encoder.encode(columns)
         except (TypeError, ValueError, OverflowError) as error:
             raise OutputMismatch(f"the output is not JSON: {error}") from error
+        if _LONG.search(encoded):
+            self._check_fit(encoded)
+        return encoded
+
+    def _check_fit(self, encoded: bytes) -> None:
+        """Refuse numbers for which a declared type has no place, wherever they stand in it."""
+        columns = msgspec.json.decode(encoded)
+        for name, kind in self.arrow.items():
+            try:
+                if kind is not None:
+                    array([fit(columns.get(name), kind)], kind)
+            except (pa.ArrowException, OverflowError) as error:
+                raise OutputMismatch(f"output column {name!r} ({kind}): {error}") from error
 
     def _columns(self, value: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever a job returns
         if isinstance(value, dict):

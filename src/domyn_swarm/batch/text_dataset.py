@@ -82,6 +82,11 @@ def is_csv(dataset: Any) -> bool:  # noqa: ANN401 - any `Dataset`
     return isinstance(dataset, TextDataset) and dataset.row_column is None
 
 
+def open_columns(dataset: Any) -> list[str]:  # noqa: ANN401 - any `Dataset`
+    """The columns whose types only their values tell: those of JSON Lines."""
+    return [] if row_column_of(dataset) is None else list(dataset.schema.names)
+
+
 def row_column_of(dataset: Any) -> str | None:  # noqa: ANN401 - any `Dataset`
     """The column that holds a dataset's rows as the JSON that they were written in, if any."""
     return dataset.row_column if isinstance(dataset, TextDataset) else None

@@ -17,7 +17,7 @@ from pyarrow import csv
 
 from domyn_swarm.batch.arrow_arrays import array
 from domyn_swarm.batch.column_values import python_values
-from domyn_swarm.batch.json_values import is_json, json_texts, json_values
+from domyn_swarm.batch.json_values import is_json, json_texts, json_values, raw_json
 
 _CHUNK_BYTES = 1 << 20
 _BLOCK_BYTES = (4 << 20, 64 << 20, 1 << 30)  # a block has to hold the largest row
@@ -108,18 +108,12 @@ def _json_column(column: pa.Array) -> list[Any]:
     """The values of a column, as what is encoded to their JSON."""
     if not is_json(column.type):
         return python_values(_printable(column))
-    return [
-        None if text is None else msgspec.Raw(_on_one_line(text)) for text in json_texts(column)
-    ]
-
-
-def _on_one_line(text: str) -> str:
-    return msgspec.json.format(text, indent=-1) if "\n" in text or "\r" in text else text
+    return [None if text is None else raw_json(text) for text in json_texts(column)]
 
 
 def _joined(own: str | None, others: bytes) -> bytes:
-    """One object of the members of two."""
-    inside = _on_one_line(own or "{}").strip()[1:-1].strip()
+    """One object of the members of two; the own ones are text of a line."""
+    inside = (own or "{}").strip()[1:-1].strip()
     if not inside or len(others) == len(b"{}"):
         return b"{" + inside.encode() + b"}" if inside else others
     return b"{" + inside.encode() + b"," + others[1:]

@@ -15,14 +15,14 @@ from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.json_values import as_text, without_json
 from domyn_swarm.batch.opening import LineFiles, open_dataset
 from domyn_swarm.batch.parquet_dataset import ParquetDataset
-from domyn_swarm.batch.reading import Reading
+from domyn_swarm.batch.reading import InputReading
 from domyn_swarm.batch.results import settled_results
 from domyn_swarm.batch.spool import spooled
 from domyn_swarm.batch.table_dataset import TableDataset
 from domyn_swarm.batch.work import WorkerPlan
 from domyn_swarm.data.base import DataBackend
 from domyn_swarm.data.registry import backend_named, backend_of
-from domyn_swarm.errors import JobError
+from domyn_swarm.errors import ConfigError, JobError
 from domyn_swarm.jobs.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def ends_of(
     data: Any,  # noqa: ANN401 - a frame or a path
     limit: int | None,
     lines: LineFiles | None = None,
-    reading: Reading | None = None,
+    reading: InputReading | None = None,
 ) -> Iterator[FrameEnds]:
     """A frame of any supported kind; files at a path come back as an Arrow table.
 
@@ -106,6 +106,11 @@ def ends_of(
         dataset = open_dataset(str(data), lines, reading)
         yield LocalEnds(str(data), dataset, lambda schema, rows, _: arrow.build(schema, rows))
         return
+    if reading not in (None, InputReading()):
+        raise ConfigError(
+            "encoding, delimiter, types and recursive are for files, and these are no files.",
+            hint="Leave them out, or give the path of the files.",
+        )
     backend: DataBackend[Any] = backend_of(data)
     frame = data if limit is None else backend.part(data, None, 0, limit)
     if backend.name == "ray":

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from domyn_swarm import __version__
 from domyn_swarm.batch.engine import BatchPlan, BatchRun
-from domyn_swarm.batch.reading import Reading, reading_of
+from domyn_swarm.batch.reading import InputReading, reading_of
 from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.config.environment import key_of_environment
@@ -68,7 +68,7 @@ class RunSettings:
     hooks: Hooks = field(default_factory=Hooks)
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> InputReading:
         """How files are to be read.
 
         Raises:

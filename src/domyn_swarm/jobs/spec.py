@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from domyn_swarm.batch.reading import Reading
+from domyn_swarm.batch.reading import InputReading
 from domyn_swarm.model import Accept, Fingerprint, JobAccount, Record, ReplyVerdict
 from domyn_swarm.planning.resources import JobResources
 
 
-class JobSpec(Reading):
+class JobSpec(InputReading):
     """Everything a worker needs, without secrets. Written before the job is submitted."""
 
     schema_version: Literal[1] = 1

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from domyn_swarm.batch.reading import Reading
+from domyn_swarm.batch.reading import InputReading
 from domyn_swarm.model import Accept, Fingerprint, Record, ReplyVerdict
 from domyn_swarm.planning.resources import JobResources
 
 
-class JobRequest(Reading):
+class JobRequest(InputReading):
     """Submit a job. Fields are `job submit`'s flags; None: as the job has it, or as usual."""
 
     job: str = "domyn_swarm.jobs:ChatCompletionJob"
