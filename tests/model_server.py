@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class ModelServer:
         self.bodies: list[dict[str, Any]] = []
         self.most_at_once = 0
         self.answers_at_most: int | None = None  # further requests wait until it is changed
+        self.key = KEY
         self.serving = True  # False: a router that knows of no replica
         self._at_once = 0
         self._answering: set[asyncio.Task[Any]] = set()
@@ -67,6 +69,13 @@ class ModelServer:
 
     def stop(self) -> None:
         self._call(self._stop())
+
+    def die(self) -> None:
+        """Break off everything that is being answered, be gone for a moment, and come back."""
+        self._call(self._abandon())
+        self.stop()
+        time.sleep(0.3)
+        self.start()
 
     def end(self) -> None:
         """Stop without waiting for what is still being answered."""
@@ -98,7 +107,7 @@ class ModelServer:
         return web.json_response({"object": "list", "data": [{"id": "m"}] * self.serving})
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
-        if request.headers.get("authorization") != f"Bearer {KEY}":
+        if request.headers.get("authorization") != f"Bearer {self.key}":
             return web.json_response({"error": {"message": "no key"}}, status=401)
         body = await request.json()
         prompt = prompt_of(body)
@@ -134,7 +143,10 @@ class ModelServer:
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "text": text}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(text)}
         self.answered[prompt] += 1
-        document = {"choices": [choice], "usage": usage} if answer.body is None else answer.body
+        answers = {"choices": [choice]}
+        if request.path.endswith("/embeddings"):
+            answers = {"data": [{"index": 0, "embedding": [0.5]}]}
+        document = {**answers, "usage": usage} if answer.body is None else answer.body
         body = json.dumps(document).encode()
         return web.Response(body=body, content_type="application/json", headers=answer.headers)
 

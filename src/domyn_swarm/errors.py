@@ -58,6 +58,10 @@ class StateError(SwarmError):
     exit_code = 3
 
 
+class NothingToRetry(StateError):
+    """No row of a job is one of those that are to be asked again."""
+
+
 class SwarmNotFound(StateError):
     """No swarm has that name; close names are suggested."""
 

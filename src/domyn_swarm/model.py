@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from domyn_swarm.errors import EXIT_FAILED_ROWS, StateError
+from domyn_swarm.errors import EXIT_FAILED_ROWS, ConfigError, StateError
 
 
 class Record(BaseModel):
@@ -95,6 +95,37 @@ class JobStatus(StrEnum):
         """The code `job wait` and an attached `job submit` end with."""
         return {JobStatus.SUCCEEDED: 0, JobStatus.PARTIAL: 7}.get(self, 6)
 
+
+class ReplyVerdict(StrEnum):
+    """What a row's answer is, as far as its replies say."""
+
+    COMPLETE = "complete"
+    CUT = "cut"  # at a token limit
+    EMPTY = "empty"  # it ended as it should, and says nothing
+    REFUSED = "refused"  # by the model, or by a filter
+    TOOL_CALLS = "tool_calls"
+    ERROR = "error"  # there is none: the requests failed, or the job's own code
+
+
+def verdicts_named(names: str | Sequence[str]) -> tuple[ReplyVerdict, ...]:
+    """Verdicts that rows can be asked again for, by their names; commas separate them, too.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    words = names.split(",") if isinstance(names, str) else ",".join(names).split(",")
+    known = {one.value: one for one in ReplyVerdict if one is not ReplyVerdict.COMPLETE}
+    found = [known.get(word.strip()) for word in words if names]
+    if None in found:
+        raise ConfigError(
+            f"{words[found.index(None)].strip()!r} is no class of rows that can be asked again.",
+            hint=f"There are {', '.join(known)}.",
+        )
+    return tuple(dict.fromkeys(one for one in found if one is not None))
+
+
+Accept = Literal["complete", "any"]
+"""Which answers count. Else: all that say something, and refusals."""
 
 Fingerprint = Literal["full", "sample", "off"]
 """How many rows' inputs are compared with those that were answered: all, one in 64, or none."""
@@ -214,6 +245,7 @@ class JobProgress(Record):
     rows_total: int | None = None
     rows_done: int = 0  # settled, those of earlier runs and failed ones included
     rows_failed: int = 0
+    verdicts: dict[ReplyVerdict, int] = {}  # the settled rows by what their answers are
     rows_per_s: float | None = None
     eta_s: float | None = None
     in_flight: int = 0
@@ -233,9 +265,13 @@ class JobProgress(Record):
 
 
 class FailureGroup(Record):
-    """Failed rows whose errors differ in numbers only, with one of them as an example."""
+    """Failed rows whose errors differ in numbers only, with one of them as an example; or rows
+    whose answers are alike in that they are not complete, and count all the same.
+    """
 
     signature: str
+    verdict: ReplyVerdict = ReplyVerdict.ERROR
+    kept: bool = False  # the rows count as answered
     rows: int
     status: int | None  # of HTTP, when there was one
     example_row: int  # its position in the input

@@ -15,6 +15,7 @@ import pytest
 
 from command_line import CommandLine, write_sim_config
 from patience import until
+from schemas import fits
 
 if TYPE_CHECKING:
     from acceptance.conftest import Standing
@@ -36,7 +37,7 @@ FLAGS = {
     "swarm describe": PRINTS,
     "job submit": f"--name -c --config --input --output --input-column --output-column --id-column "
     "--output-mode --job-kwargs --prompt --system --limit --job-name --max-concurrency --retries "
-    "--timeout --max-failures --checkpoint-dir --checkpoint-tag --checkpoint-interval "
+    "--timeout --max-failures --accept --checkpoint-dir --checkpoint-tag --checkpoint-interval "
     "--checkpoint-seconds --no-resume --no-checkpointing --workers --shard-output --data-backend "
     "--backend-read-kwargs --backend-write-kwargs --ray-address --fingerprint --down-after "
     f"{ATTACH}",
@@ -46,9 +47,9 @@ FLAGS = {
     "job wait": f"{REF} {PRINTS}",
     "job cancel": f"{REF} {PRINTS}",
     "job logs": f"-f -n {REF}",
-    "job resume": REF,
+    "job resume": f"--accept {REF}",
     "job results": f"--partial {REF} {PRINTS}",
-    "job retry-failed": REF,
+    "job retry-failed": f"--class --accept {REF}",
     "job failures": f"--export {REF} {PRINTS}",
     "job verify": f"{REF} {PRINTS}",
     "job report": REF,
@@ -178,6 +179,7 @@ def test_failed_rows_are_told_and_asked_again(standing: Standing, tmp_path: Path
     asked = len(standing.sim.asked("refused"))
     again = cli("job", "retry-failed", "some", "--job-kwargs", '{"temperature": 0.5}')
     assert again.returncode == 7  # it is refused for good
+    fits(json.loads(again.stdout), "job retry-failed")
     assert len(standing.sim.asked("refused")) == asked + 1
 
 

@@ -58,12 +58,10 @@ READING = sorted(
 
 @pytest.fixture(scope="module")
 def job_id(standing: Standing) -> str:
-    """A job that has ended; the handles of its submissions fit theirs."""
+    """A job that has ended; the handle of its submission fits."""
     job = standing.job("printed", 3)
     handle = json.loads(standing.cli.installed(*job.submission("--name", "demo")).stdout)
     fits(handle, "job submit")
-    again = standing.cli.installed("job", "retry-failed", handle["job_id"])
-    fits(json.loads(again.stdout), "job retry-failed")
     return str(handle["job_id"])
 
 

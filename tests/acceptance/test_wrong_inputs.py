@@ -81,6 +81,10 @@ def test_a_job_that_cannot_be(standing: Standing) -> None:
     assert "nosuch" in refused(cli, 2, *right, "nosuch:Job")
     assert "ghost" in refused(cli, 3, *with_instead("demo", "ghost"))
     assert "20x" in refused(cli, 2, *right, "--max-failures", "20x")
+    unknown = refused(cli, 2, *right, "--job-kwargs", '{"max_tokns": 5}')
+    assert "Did you mean 'max_tokens'" in unknown
+    assert "{{ prompt }}" in refused(cli, 2, *right, "--system", "{{ promt }}")
+    assert "trim" in refused(cli, 2, *right, "--system", "{{ prompt.strip() }}")
     assert standing.sim.asked("impossible") == []
     assert cli.json("job", "list") == before
     assert not job.target.exists()

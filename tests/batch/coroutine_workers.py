@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.coordinator import Coordinator
 from domyn_swarm.batch.failure_limit import FailureLimit
@@ -38,7 +39,6 @@ from domyn_swarm.batch.range_worker import RangeWorker
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
 from domyn_swarm.batch.runner import Events, RunPolicy
-from domyn_swarm.batch.session import RetryPolicy
 from domyn_swarm.batch.source import PendingRows
 from domyn_swarm.batch.tally import Counters, Tally
 from domyn_swarm.batch.work import WorkerPlan, WorkPlan

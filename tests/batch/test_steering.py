@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 import pytest
 
 from domyn_swarm.batch.limiter import Limiter
-from domyn_swarm.batch.steering import Gauges, ReadGauges, meter_reader, parse_gauges, steer
+from domyn_swarm.batch.steering import (
+    Gauges,
+    ReadGauges,
+    fate_reader,
+    meter_reader,
+    parse_gauges,
+    steer,
+)
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import RequestTimeout
@@ -51,7 +58,8 @@ class Collector:
     async def request(
         self, method: str, url: str, _body: bytes | None, _timeout_s: float
     ) -> HttpReply:
-        assert (method, url) == ("GET", "http://collector/v1/gauges")
+        assert method == "GET"
+        assert url in ("http://collector/v1/gauges", "http://collector/v1/replicas")
         if isinstance(self.reply, Exception):
             raise self.reply
         return self.reply
@@ -90,6 +98,40 @@ async def test_a_collector_that_is_nowhere_now_has_no_gauges() -> None:
         raise JobError("nowhere", hint="")
 
     assert await meter_reader(Collector(metered(1, 1)), locate)() is None
+
+
+def view(wanted: int | None, *states: str) -> HttpReply:
+    replicas = [
+        {"replica": number, "state": state, "reason": "out of memory"}
+        for number, state in enumerate(states)
+    ]
+    document = {"replicas": replicas, "taken_at": "2026-01-01T00:00:00Z"}
+    if wanted is not None:
+        document["wanted"] = wanted
+    return HttpReply(200, json.dumps(document).encode(), None)
+
+
+@pytest.mark.parametrize(
+    ("reply", "failed"),
+    [
+        (view(2, "failed", "failed"), True),
+        (view(1, "failed", "ready"), True),  # scaled down: the other one drains
+        (view(2, "failed", "ready"), False),
+        (view(2, "failed"), False),  # the other one waits in the queue
+        (view(2, "exited", "failed"), False),  # its successor is on the way
+        (view(None, "failed"), False),  # an older collector
+        (HttpReply(500, b"no", None), False),
+        (HttpReply(200, b"no JSON", None), False),
+        (RequestTimeout("slow"), False),
+    ],
+)
+async def test_a_swarm_has_failed_when_all_replicas_that_are_wanted_have(
+    reply: HttpReply | Exception, failed: bool
+) -> None:
+    why = await fate_reader(Collector(reply), lambda: "http://collector")()
+    assert (why is not None) is failed
+    if why is not None:
+        assert "out of memory" in why
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import warm
 from domyn_swarm.errors import InvalidInput, OutputExists
 from domyn_swarm.jobs.preparation import prepare
+from model_server import KEY
 from patience import limit_s, until
 
 
@@ -122,10 +124,9 @@ def test_passing_trouble_is_retried(bench: Any, answer: Any) -> None:
     bench.server.behave = lambda prompt, nth: firsts.get(prompt, answer()) if nth == 1 else answer()
     code, result = run_worker(bench)
     rows = {row["prompt"]: row for row in bench.output()}
-    assert code == 7  # a 200 with a body that is no chat completion is that row's error
-    assert rows["p4"]["_error"]["type"] == "BadReply"
-    assert all(rows[f"p{n}"]["answer"] == f"P{n}" for n in (0, 1, 2, 3, 5, 6, 7))
-    assert result["retries"] == 2
+    assert code == 0
+    assert all(rows[f"p{n}"]["answer"] == f"P{n}" for n in range(8))
+    assert result["retries"] == 3  # a reply of 200 that is no chat completion is one of them
 
 
 def test_a_replica_that_has_not_left_the_router_yet_costs_no_attempts(
@@ -153,6 +154,84 @@ def test_a_wholesale_failure_stops_early_and_its_rows_are_asked_again(
     bench.server.behave = lambda _prompt, _nth: answer()
     assert run_worker(bench)[0] == 0
     assert len(bench.output()) == 2000
+
+
+def test_a_wrong_key_ends_the_run_at_once_and_the_right_one_goes_on(bench: Any) -> None:
+    bench.write(40)
+    bench.server.key = "another"
+    code, result = run_worker(bench)
+    assert code == 6
+    assert "RequestRefused: HTTP #: no key" in result["error"]
+    assert "Look at the key" in result["error"]
+    bench.server.key = KEY
+    code, result = run_worker(bench)
+    assert (code, result["rows_failed"]) == (0, 0)
+    assert set(bench.server.asked.values()) == {1}
+
+
+def test_a_key_that_is_withdrawn_pauses_the_job_until_its_file_holds_another(bench: Any) -> None:
+    bench.write(200)
+    bench.server.answers_at_most = 60
+    spec = bench.spec(max_concurrency=8)
+    folder = bench.job_folder(spec)
+    worker = warm.start_worker(folder)
+    until(lambda: bench.server.answered.total() == 60)
+    bench.server.key = "another"
+    bench.server.answers_at_most = None
+
+    def paused() -> str | None:
+        told = json.loads((folder / "progress.json").read_text())
+        return told["message"] if told["state"] == "paused" else None
+
+    message = until(paused)
+    assert "HTTP 401: no key" in message
+    assert "Is the key right" in message
+    Path(spec.api_key_file).write_text("another")
+    assert worker.wait() == 0
+    assert [row["answer"] for row in bench.output()] == [f"P{n}" for n in range(200)]
+    assert message in warm.said(folder)
+
+
+def vectors(texts: int) -> dict[str, Any]:
+    return {"data": [{"index": at, "embedding": [1.0]} for at in range(texts)]}
+
+
+@pytest.mark.parametrize("job", ["ChatCompletionJob", "EmbeddingJob"])
+def test_a_row_that_kills_a_server_is_found(bench: Any, answer: Any, job: str) -> None:
+    """The server is down for a moment after it, with everything that was in flight, and so are the
+    rows that were in the same request.
+    """
+    bench.write(40)
+    deaths = []
+    batched = job == "EmbeddingJob"
+
+    def behave(prompt: str, _nth: int) -> Any:
+        texts = prompt.split("|")
+        if "p9" not in texts:
+            return answer(delay_s=0.05, body=vectors(len(texts)) if batched else None)
+        deaths.append(threading.Thread(target=bench.server.die))
+        deaths[-1].start()
+        return answer(delay_s=60.0)
+
+    bench.server.behave = behave
+    asked = {"job_kwargs": {"batch_size": 8}} if batched else {}
+    code, result = run_worker(bench, job=f"domyn_swarm.jobs:{job}", max_concurrency=12, **asked)
+    for one in deaths:
+        one.join()
+    assert (code, result["rows_failed"], len(deaths)) == (7, 1, 3)
+    assert bench.output()[9]["_error"]["type"] == "DeadlyRow"
+    assert result["retries"] == 0
+
+
+def test_requests_without_a_reply_in_time_are_told_of(bench: Any, answer: Any) -> None:
+    bench.write(6)
+    bench.server.behave = lambda _prompt, _nth: answer(delay_s=60.0)
+    code, result = run_worker(bench, timeout_s=0.3)
+    assert code == 6
+    assert "the limit of --timeout" in result["error"]
+    assert bench.server.asked.total() <= 12
+    told = json.loads((bench.folder / "job" / "progress.json").read_text())
+    assert "requests got no reply within the limit of 0.3 s (--timeout" in told["message"]
 
 
 def test_max_failures(bench: Any, answer: Any) -> None:

@@ -118,6 +118,16 @@ def test_reports_of_the_past_are_ignored(client: Client):
     assert replicas[0]["reported_at"] is not None
 
 
+def test_a_driver_is_told_of_the_replicas_that_take_requests(client: Client) -> None:
+    for replica, state in enumerate(("ready", "starting", "draining")):
+        assert client.report(replica, state=state)[0] == 200
+    told = client.send("GET", "/v1/replicas?for=requests")[1]
+    assert [(one["replica"], one["url"]) for one in told["replicas"]] == [
+        (0, "http://127.0.0.1:9000")
+    ]
+    assert len(client.send("GET", "/v1/replicas")[1]["replicas"]) == 3
+
+
 def test_the_manifest_lists_who_is_ready(bench: Bench, client: Client):
     client.report(0)
     client.report(1)

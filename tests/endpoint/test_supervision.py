@@ -14,6 +14,7 @@ from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.backends.endpoint.supervision import Supervision
+from domyn_swarm.batch.sink import beside
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import JobHandle, ReplicaReport, ReplicaState, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
@@ -127,6 +128,21 @@ def test_a_swarm_that_is_used_or_may_be_stays(
         assert swarm.platform.ended == 0
 
     run()
+
+
+@in_virtual_time
+async def test_a_job_that_sends_to_the_replicas_themselves_uses_the_swarm(bench: Bench) -> None:
+    swarm = Swarm(bench, idle_timeout_s=600.0)
+    swarm.report(0, "ready")
+
+    async def job() -> None:
+        """It asks for replicas while it has requests, for an hour."""
+        for _ in range(60):
+            await asyncio.sleep(60)
+            swarm.collector.drivers_looked += 1
+
+    async with beside(job()):
+        assert await swarm.ends_after(2 * HOUR_S) == pytest.approx(4200, abs=4)
 
 
 @in_virtual_time

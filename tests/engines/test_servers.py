@@ -219,7 +219,22 @@ def test_sim_frees_the_slot_of_a_client_that_leaves(tmp_path: Path) -> None:
         assert server.chat("next")[0] == 200
         assert server.metric("vllm:num_requests_running") == 0
     kept = [json.loads(line) for line in record.read_text().splitlines()]
-    assert kept == [{"prompt": "stuck", "status": None}, {"prompt": "next", "status": 200}]
+    assert [(one["prompt"], one["status"]) for one in kept] == [("stuck", None), ("next", 200)]
+
+
+def test_sim_writes_down_what_it_gets_on_any_path(tmp_path: Path) -> None:
+    record = tmp_path / "asked.jsonl"
+    asked = [
+        ("/v1/score", {"model": "m", "text_1": "é", "text_2": ["a"], "zzz": {"deep": [None, 1.5]}}),
+        ("/tokenize", {"model": "m", "prompt": "x"}),
+        ("/v1/completions", {"model": "m", "prompt": [1, 2]}),
+        ("/v1/embeddings", {"model": "m", "input": "x", "normalize": False}),
+    ]
+    with sim(tmp_path, record=str(record)) as server:
+        for path, body in asked:
+            assert server.ask(path, body)[0] == 200
+    kept = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [(one["path"], one["body"]) for one in kept] == asked
 
 
 def test_sim_has_slots_and_tells_who_waits(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_requests_are_sent_as_they_stand_and_replies_come_back_as_they_are(
     bench: Bench, server: ModelServer
 ) -> None:
     reply = {"id": "r-1", "object": "x", "data": [1.0, None, 12345678901234567890, "a\nb"]}
+    reply["choices"] = [{"message": {"content": "a", "more": [1.0, None]}}]
     server.behave = lambda _prompt, _nth: Answer(body=reply)
     spec = spec_of(bench, written(bench.folder, REQUESTS))
     assert worked(bench, spec) == 0

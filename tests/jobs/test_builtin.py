@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel
 
 from domyn_swarm.batch.access import EndpointAccess, open_session
+from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.schema import OutputMismatch
-from domyn_swarm.batch.session import RetryPolicy
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs import (
@@ -27,6 +28,7 @@ from domyn_swarm.jobs import (
     SwarmJob,
     TemplateJob,
 )
+from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net.errors import BadReply, RequestError
 from model_server import KEY, Answer, ModelServer
 
@@ -81,13 +83,6 @@ def test_prompts_over_columns(server: ModelServer) -> None:
         ask(server, job, {"a": None, "b": None, "c": 1})
 
 
-def test_a_prompt_can_do_nothing_but_make_text(server: ModelServer) -> None:
-    for evil in ("{{ a.__class__.__mro__ }}", "{{ a.append(1) }}", "{{ a['x'] }}"):
-        with pytest.raises(ValueError, match="the prompt cannot be made"):
-            ask(server, TemplateJob(prompt=evil), [])
-    assert server.bodies == []
-
-
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -116,6 +111,29 @@ def test_completions(server: ModelServer) -> None:
     assert ask(server, CompletionJob(prompt="{{ a }}!"), "go") == "GO!"
     with pytest.raises(ValueError, match="the prompt is int, not text"):
         ask(server, CompletionJob(), 5)
+
+
+def test_the_limit_of_completions_has_its_own_name() -> None:
+    for options in ({"max_completion_tokens": 5}, {"extra_body": {"max_completion_tokens": 5}}):
+        with pytest.raises(ConfigError, match="max_completion_tokens") as refused:
+            CompletionJob(**options).check()
+        assert "max_tokens" in refused.value.hint
+    CompletionJob(max_tokens=5).check()
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        (CompletionJob(), "3 answers were cut by the server's own token limit.*16 tokens"),
+        (ChatCompletionJob(), "3 answers were cut by the server's own token limit"),
+        (ChatCompletionJob(max_tokens=5), None),
+        (ChatCompletionJob(param_columns=["max_completion_tokens"]), None),
+    ],
+)
+def test_a_limit_that_nobody_chose_is_told(job: SwarmJob, told: str | None) -> None:
+    found = " ".join(job.remarks({ReplyVerdict.CUT: 3, ReplyVerdict.COMPLETE: 1}))
+    assert re.search(told, found) if told else found == ""
+    assert job.remarks({ReplyVerdict.COMPLETE: 4}) == []
 
 
 # -- several answers, perplexity -----------------------------------------------------------------
@@ -152,6 +170,32 @@ def test_perplexity(server: ModelServer) -> None:
         ask(server, ChatCompletionPerplexityJob(), "q")
 
 
+CALLS = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+@pytest.mark.parametrize(
+    ("message", "answer"),
+    [
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "ab"),
+        ({"content": [{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "a"}]}, "a"),
+        ({"content": [{"type": "image", "url": "u"}]}, '[{"type":"image","url":"u"}]'),
+        ({"content": None, "refusal": "I will not."}, "I will not."),
+        ({"content": "", "refusal": None}, ""),
+        (
+            {"content": None, "tool_calls": CALLS},
+            json.dumps({"role": "assistant", "tool_calls": CALLS}, separators=(",", ":")),
+        ),
+        (
+            {"content": "so", "function_call": {"name": "f"}},
+            '{"role":"assistant","content":"so","function_call":{"name":"f"}}',
+        ),
+    ],
+)
+def test_what_is_kept_of_a_message(server: ModelServer, message: Any, answer: str) -> None:
+    server.behave = lambda _prompt, _nth: Answer(body={"choices": [{"message": message}]})
+    assert ask(server, ChatCompletionJob(), "q") == answer
+
+
 # -- conversations -------------------------------------------------------------------------------
 
 
@@ -171,6 +215,26 @@ def test_every_turn_is_answered(server: ModelServer) -> None:
     assert [len(body["messages"]) for body in server.bodies] == [2, 5, 7]
     with pytest.raises(ValueError, match="no user or tool message"):
         ask(server, MultiTurnChatCompletionJob(), turns[:1])
+
+
+@pytest.mark.parametrize(
+    "job", [MultiTurnChatCompletionJob(), MultiTurnTranslationJob(target_language="Italian")]
+)
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"content": None, "tool_calls": CALLS}, "called tools"),
+        ({"content": None}, "said nothing"),
+        ({"content": " "}, "said nothing"),
+    ],
+)
+def test_a_conversation_does_not_go_on_with_nothing(
+    server: ModelServer, job: SwarmJob, message: Any, reason: str
+) -> None:
+    server.behave = lambda _prompt, _nth: Answer(body={"choices": [{"message": message}]})
+    with pytest.raises(ValueError, match=reason):
+        ask(server, job, [user("one"), user("two")])
+    assert len(server.bodies) == 1
 
 
 def test_conversations_are_translated(server: ModelServer) -> None:
@@ -222,6 +286,67 @@ def test_one_text_that_is_refused_takes_no_other_with_it(server: ModelServer) ->
     assert "no text to embed" in str(empty)
 
 
+def brittle(prompt: str, nth: int) -> Answer:
+    """One vector for each text; texts that break something do it for all that come with them."""
+    texts = prompt.split("|")
+    if "broken" in texts:
+        return Answer(status=500)
+    if "short" in texts and len(texts) > 1:
+        return Answer(body={"data": [{"index": 0, "embedding": [1.0]}]})
+    if "twice" in texts:
+        data = [{"index": 0, "embedding": [1.0]} for _ in texts]
+        return Answer(body={"data": data}) if len(texts) > 1 else Answer(body={"data": data[:1]})
+    odd = {"none": None, "empty": [], "null": [None], "huge": [1e999], "text": "AAAA"}
+    found: list[Any] = [odd.get(text, [float(len(text))]) for text in texts]
+    if "nan" in texts:  # Python's server writes what is no JSON
+        found[texts.index("nan")] = [math.nan]
+    return Answer(body={"data": [{"index": at, "embedding": one} for at, one in enumerate(found)]})
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("broken", "HTTP 500"),
+        ("nan", "not what the API promises"),
+        ("none", "Expected `array`"),
+        ("null", "Expected `float`"),
+        ("text", "Expected `array`"),
+        ("huge", "not what the API promises"),
+        ("empty", "the embedding is empty"),
+    ],
+)
+def test_whatever_one_text_breaks_the_others_get_their_vectors(
+    server: ModelServer, bad: str, reason: str
+) -> None:
+    server.behave = brittle
+    texts = [f"text {number}" for number in range(64)]
+    texts[17] = bad
+    answers = ask(server, EmbeddingJob(batch_size=64), *texts)
+    wrong = answers.pop(17)
+    assert isinstance(wrong, BadReply | RequestError)
+    assert reason in str(wrong)
+    assert answers == [[float(len(text))] for text in texts if text != bad]
+    assert len(server.bodies) <= 13  # halves, not one by one
+
+
+def test_vectors_that_cannot_be_told_apart_are_asked_for_again(server: ModelServer) -> None:
+    server.behave = brittle
+    for bad in ("short", "twice"):
+        answers = ask(server, EmbeddingJob(), "a", bad, "ccc")
+        assert (answers[0], answers[2]) == ([1.0], [3.0])
+        assert isinstance(answers[1], list)
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_what_is_wrong_with_every_text_is_not_asked_in_halves(
+    server: ModelServer, status: int
+) -> None:
+    server.behave = lambda _prompt, _nth: Answer(status=status)
+    answers = ask(server, EmbeddingJob(), "a", "b", "c", "d")
+    assert [one.status for one in answers] == [status] * 4
+    assert len(server.bodies) == 1
+
+
 # -- structured output ---------------------------------------------------------------------------
 
 
@@ -262,10 +387,42 @@ def test_an_answer_that_does_not_fit_is_sent_back(server: ModelServer) -> None:
 
 
 def test_an_answer_that_never_fits_is_a_row_error(server: ModelServer) -> None:
-    server.behave = lambda _prompt, _nth: chat('{"label": ', finish_reason="length")
-    with pytest.raises(OutputMismatch, match=r"no Verdict: .*max_tokens is too small.*it was '\{"):
+    server.behave = lambda _prompt, _nth: chat('{"label": ')
+    with pytest.raises(OutputMismatch, match=r"no Verdict: .*EOF.*it was '\{"):
         ask(server, StructuredOutputJob(output_schema=Verdict), "x")
     assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (chat('{"label": ', finish_reason="length"), "cut at its token limit: max_tokens"),
+        (chat(f"{json.dumps(GOOD)} and", finish_reason="length"), "cut at its token limit"),
+        (chat("Sorry.", finish_reason="content_filter"), "refused"),
+        (
+            Answer(body={"choices": [{"message": {"refusal": "I will not say that."}}]}),
+            "refused.*it was 'I will not say that.'",
+        ),
+        (
+            Answer(body={"choices": [{"message": {"tool_calls": [{"id": "1"}]}}]}),
+            "calls of tools",
+        ),
+    ],
+)
+def test_an_answer_that_would_end_the_same_again_is_not_sent_back(
+    server: ModelServer, reply: Answer, reason: str
+) -> None:
+    server.behave = lambda _prompt, _nth: reply
+    with pytest.raises(OutputMismatch, match=reason):
+        ask(server, StructuredOutputJob(output_schema=Verdict, repairs=3), "x")
+    assert len(server.bodies) == 1
+
+
+def test_json_behind_thinking_is_one_request(server: ModelServer) -> None:
+    text = f"<think>maybe {json.dumps({**GOOD, 'label': 'bad'})}</think>\n{json.dumps(GOOD)}"
+    server.behave = lambda _prompt, _nth: chat(text)
+    assert ask(server, StructuredOutputJob(output_schema=Verdict), "x") == Verdict(**GOOD)
+    assert len(server.bodies) == 1
 
 
 def test_servers_without_guided_decoding(server: ModelServer) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from domyn_swarm.backends.endpoint.ports import free_port
 from domyn_swarm.batch.access import EndpointAccess, open_session
-from domyn_swarm.batch.session import RetryPolicy
+from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.net.errors import ConnectionBroken, RequestRefused
 from domyn_swarm.net.openai import OpenAIClient

@@ -19,9 +19,12 @@ from domyn_swarm.batch.merging import join
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
 from domyn_swarm.batch.segments import checkpoint_files, file_order, seal, void_path
+from domyn_swarm.batch.verdicts import Reading, accepted, outcome_of
+from domyn_swarm.model import Accept
 
 ROWS = 12  # few, so that rows collide
 VERSIONS = 3
+CODES = (0, 0, 1, 4, 6)  # complete, empty, cut, refused
 
 
 def digest(row: int, version: int) -> bytes:
@@ -39,8 +42,12 @@ class Claim:
     row: int
     version: int  # of the row's input
     failed: bool
+    code: int  # of an answer: what was said of it
     text: bytes
     generation: int
+
+    def counts_as_failed(self, accept: Accept | None) -> bool:
+        return self.failed or not accepted(self.code, accept)
 
 
 @dataclass
@@ -55,8 +62,9 @@ class Driver:
 
 
 class CheckpointMachine(RuleBasedStateMachine):
-    @initialize()
-    def begin(self) -> None:
+    @initialize(accept=st.sampled_from([None, "any", "complete"]))
+    def begin(self, accept: Accept | None) -> None:
+        self.accept = accept
         self.folder = Path(tempfile.mkdtemp())
         self.kept: list[Claim] = []  # of drivers that are gone, weakest first
         self.voided: set[int] = set()
@@ -77,17 +85,21 @@ class CheckpointMachine(RuleBasedStateMachine):
 
     @rule(
         rows=st.lists(
-            st.tuples(st.integers(0, ROWS - 1), st.integers(0, VERSIONS - 1), st.booleans()),
+            st.tuples(
+                st.integers(0, ROWS - 1),
+                st.integers(0, VERSIONS - 1),
+                st.sampled_from([None, *CODES]),
+            ),
             min_size=1,
             max_size=4,
         )
     )
-    def append(self, rows: list[tuple[int, int, bool]]) -> None:
+    def append(self, rows: list[tuple[int, int, int | None]]) -> None:
         claims = []
-        for row, version, failed in rows:
+        for row, version, code in rows:
             self.number += 1
             text = b'{"n":%d}' % self.number
-            claims.append(Claim(row, version, failed, text, self.generation))
+            claims.append(Claim(row, version, code is None, code or 0, text, self.generation))
         self.driver.journal.append(
             [
                 Result(
@@ -96,7 +108,7 @@ class CheckpointMachine(RuleBasedStateMachine):
                     RowValue(
                         b"" if claim.failed else claim.text,
                         claim.text if claim.failed else b"",
-                        *(1, 0, 0, 0.1),
+                        *(1, 0, 0, 0.1, claim.code),
                     ),
                 )
                 for claim in claims
@@ -156,19 +168,25 @@ class CheckpointMachine(RuleBasedStateMachine):
         for claim in [*self.kept, *current]:
             if (claim.row, claim.version) != (row, version):
                 continue
-            if claim.failed and (
-                claim.generation in self.voided or (best is not None and not best.failed)
+            if claim.counts_as_failed(self.accept) and (
+                claim.generation in self.voided
+                or (best is not None and not best.counts_as_failed(self.accept))
             ):
                 continue
             best = claim
-        return None if best is None else (best.failed, best.text)
+        if best is None:
+            return None
+        failed = best.counts_as_failed(self.accept)
+        # of an answer that does not count nothing is told but that
+        return (failed, best.text if best.failed or not failed else b"")
 
     @invariant()
     def the_index_knows_what_the_dictionary_knows(self) -> None:
         if not hasattr(self, "folder"):
             return
         for by_id in (False, True):
-            index = open_index(self.folder, RowKeys(["text"], "id" if by_id else None))
+            keys = RowKeys(["text"], "id" if by_id else None)
+            index = open_index(self.folder, keys, Reading(self.accept))
             for version in range(VERSIONS):
                 digests = np.array([row_digest(row, version) for row in range(ROWS)])
                 matches = index.match(0, digests)
@@ -178,7 +196,9 @@ class CheckpointMachine(RuleBasedStateMachine):
                         value = index.frames.value(int(matches.frame[row]), int(matches.row[row]))
                         assert value is not None
                         failed = bool(matches.failed[row])
-                        found = (failed, value.error if failed else value.output)
+                        assert failed or matches.outcome[row] == outcome_of(value)
+                        text = value.error if failed else value.output
+                        found = (failed, text if text.startswith(b'{"n"') else b"")
                     assert found == self._expected(row, version), (by_id, row, version)
             index.frames.close()
 

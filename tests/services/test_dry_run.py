@@ -25,7 +25,8 @@ def test_one_row_is_asked_shown_and_counted_up_and_nothing_is_left(
     prompts = ["a" * 10, *["b" * 30] * 3]
     pq.write_table(pa.table({"prompt": prompts}), bench.folder / "in.parquet")
     before = tree(bench.folder)
-    secret = {"system": "s" * 600, "api_key": "hidden", "user": "the-key", "max_tokens": 5}
+    secret = {"system": "s" * 600, "user": "the-key", "max_tokens": 5}
+    secret["extra_body"] = {"api_key": "hidden"}
     found = service.dry_run(bench.request(job_kwargs=secret))
 
     assert tree(bench.folder) == before

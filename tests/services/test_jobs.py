@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm.errors import JobError, StateError
-from domyn_swarm.model import JobStatus
+from domyn_swarm.errors import JobError, NothingToRetry, StateError
+from domyn_swarm.model import JobStatus, ReplyVerdict
 from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.requests import JobChanges
 from patience import scaled, until
 
 
@@ -53,6 +54,72 @@ def test_failed_rows_are_grouped_exported_and_asked_again_alone(
     assert set(bench.server.asked) == {"p7"}
     assert "_error" not in pq.read_schema(bench.folder / "out.parquet").names
     assert service.failures("mine").groups == ()
+
+
+def test_rows_without_a_complete_answer_are_counted_and_asked_again_by_class(
+    service: JobService, bench: Any, answer: Any
+) -> None:
+    bench.write(6)
+    cut = {"message": {"content": "half"}, "finish_reason": "length"}
+    replies = {"p1": answer(body={"choices": [cut]}), "p2": answer(text="")}
+    bench.server.behave = lambda prompt, _nth: replies.get(prompt, answer())
+    service.submit(bench.request())
+    told = service.wait("mine")
+    assert (told.status, told.rows_failed) == (JobStatus.PARTIAL, 1)
+    assert told.verdicts == {"complete": 4, "cut": 1, "empty": 1}
+    assert told.remarks == (
+        "1 answer was cut by the server's own token limit: the job gives no max_tokens.",
+    )
+    failures = service.failures("mine")
+    assert failures.rows_failed == 1
+    assert [(one.verdict, one.kept, one.rows, one.example_row) for one in failures.groups] == [
+        ("empty", False, 1, 2),
+        ("cut", True, 1, 1),
+    ]
+    page = service.report("mine").path.read_text(encoding="utf-8")
+    assert "4 complete" in page
+    assert "1 cut" in page
+    assert "the job gives no max_tokens" in page
+
+    bench.server.asked.clear()
+    bench.server.behave = lambda _prompt, _nth: answer()
+    changes = JobChanges(retry_classes=(ReplyVerdict.CUT,), override={"max_tokens": 400})
+    again = service.wait(service.retry_failed("mine", changes=changes))
+    assert bench.server.asked == {"p1": 1}
+    assert again.verdicts == {"complete": 5, "empty": 1}
+    assert again.remarks == ()
+    assert bench.output()[1]["answer"] == "P1"
+
+
+def test_where_there_is_nothing_to_retry_nothing_is_started(
+    service: JobService, bench: Any
+) -> None:
+    bench.write(4)
+    service.submit(bench.request())
+    assert service.wait("mine").status is JobStatus.SUCCEEDED
+    with pytest.raises(NothingToRetry, match="no row of ChatCompletionJob is failed") as told:
+        service.retry_failed("mine")
+    assert "--class" in told.value.hint
+    changes = JobChanges(retry_classes=(ReplyVerdict.CUT, ReplyVerdict.EMPTY))
+    with pytest.raises(NothingToRetry, match="is cut or empty"):
+        service.retry_failed("mine", changes=changes)
+    assert len(service.list()) == 1
+    assert bench.server.asked.total() == 4
+
+
+def test_rows_of_a_run_that_stopped_are_asked_with_other_parameters(
+    service: JobService, bench: Any, answer: Any
+) -> None:
+    bench.write(5)
+    bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p3" else 200)
+    service.submit(bench.request(max_failures="0", max_concurrency=1))
+    assert service.wait("mine").status is JobStatus.FAILED
+    bench.server.behave = lambda _prompt, _nth: answer()
+    changes = JobChanges(override={"max_tokens": 9})
+    assert service.wait(service.retry_failed("mine", changes=changes)).status is (
+        JobStatus.SUCCEEDED
+    )
+    assert bench.server.asked["p3"] == 2
 
 
 def test_a_cancelled_job_is_resumed(service: JobService, bench: Any, answer: Any) -> None:

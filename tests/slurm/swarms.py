@@ -262,7 +262,10 @@ from domyn_swarm.jobs import ChatCompletionJob
 class Held(ChatCompletionJob):
     def __init__(self, *, released, rows, **options):
         self.released, self.left = Path(released), rows
-        super().__init__(released=released, rows=rows, **options)
+        super().__init__(**options)
+
+    def described(self):
+        return {**super().described(), "released": str(self.released)}
 
     async def transform_item(self, item):
         self.left -= 1

@@ -251,12 +251,13 @@ def test_mail_of_every_command_that_submits_goes_to_whom_it_names(
     rows = ["--name", "demo", "--input", asked.input, "--output", asked.output]
     rows += ["--checkpoint-tag", "mail"]
     mail = "--mail-user"
-    first = submit("submit", *rows, "--input-column", "prompt", mail, "rows@here")
+    short = ["--job-kwargs", '{"max_tokens": 1}']  # so that there is something to ask again
+    first = submit("submit", *rows, "--input-column", "prompt", *short, mail, "rows@here")
     sent = {
         first: "rows@here",
         submit("resume", first): "rows@here",  # as the job that it goes on with
         submit("resume", first, mail, "again@here"): "again@here",
-        submit("retry-failed", first, mail, "failed@here"): "failed@here",
+        submit("retry-failed", first, "--class", "cut", mail, "failed@here"): "failed@here",
         submit("submit-script", str(program), mail, "script@here"): "script@here",
         submit("submit-script", str(program), "--placement", "job"): "ops@here",
     }
@@ -286,15 +287,33 @@ def test_a_step_outlives_the_command_that_follows_it(standing: Standing, tmp_pat
     assert all_answered(tmp_path, 100)
 
 
+def test_what_the_router_refuses_reaches_the_replicas_from_any_node(
+    standing: Standing, tmp_path: Path
+) -> None:
+    jobs, refused = JobService(), {"job_kwargs": {"top_k": 0}}  # by the router, not by engines
+    asked = {
+        name: request(tmp_path / name, 20, resources=where, **refused)
+        for name, where in {"job": JOB, "step": STEP}.items()
+    }
+    handles = {name: jobs.submit(one) for name, one in asked.items()}
+    for name, handle in handles.items():
+        done = ended(handle)
+        assert (done.status, done.rows_failed) == (JobStatus.SUCCEEDED, 0), name
+        assert all_answered(tmp_path / name, 20)
+
+
 FAILING = """
 from domyn_swarm import SwarmJob
 
 class Ends(SwarmJob):
     input_columns = ["prompt"]
     output_schema = ["out"]
+    def __init__(self, *, how, **options):
+        super().__init__(**options)
+        self.how = how
     async def transform_item(self, item):
         import os, time
-        if self.params["how"] == "memory":
+        if self.how == "memory":
             self.kept = b"x" * 1_500_000_000
             time.sleep(600)
         os._exit(3)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from domyn_swarm.batch.session import EndpointGate, RequestSession, RetryPolicy
+from domyn_swarm.batch.asking import RetryPolicy
+from domyn_swarm.batch.gate import ALONE, EndpointGate
+from domyn_swarm.batch.replicas import ReplicaClient, Replicas
+from domyn_swarm.batch.session import RequestSession
 from domyn_swarm.batch.sink import beside
-from domyn_swarm.batch.steering import ReadGauges, meter_reader, metrics_reader
+from domyn_swarm.batch.steering import ReadGauges, fate_reader, meter_reader, metrics_reader
+from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
-from domyn_swarm.net.http import open_client
+from domyn_swarm.net.http import HttpClient, open_client
 from domyn_swarm.net.openai import OpenAIClient
 
 
@@ -24,35 +29,71 @@ class Meter:
 
 @dataclass(frozen=True)
 class EndpointAccess:
-    """Where requests go. `locate` is asked again whenever nobody answers."""
+    """Where requests go. `locate` is asked again whenever nobody answers, or lets them in, and
+    `key_now` with it.
+    """
 
     locate: Callable[[], str]
     key: str | None
     use_proxy: bool = False
     meter: Meter | None = None  # None: the endpoint's own /metrics, where it has them
+    key_now: Callable[[], str | None] | None = None  # None: it does not change
+    model: str | None = None  # of a swarm whose replicas have the same key
 
 
 @asynccontextmanager
 async def open_session(
-    access: EndpointAccess, policy: RetryPolicy, tally: Tally, notice: Callable[[str], None]
+    access: EndpointAccess,
+    policy: RetryPolicy,
+    tally: Tally,
+    notice: Callable[[str], None],
+    suspects: Suspects | None = None,
 ) -> AsyncIterator[tuple[OpenAIClient, ReadGauges]]:
     """The client that a job is given, and what its endpoint is asked for its load."""
     http = open_client(access.key, use_proxy=access.use_proxy)
+    suspects = Suspects() if suspects is None else suspects
+    key = access.key
+
+    alone_said = False
 
     def on_state(paused: str | None) -> None:
-        tally.paused = paused
-        notice(paused or "the endpoint answers again; going on")
+        nonlocal alone_said
+        before, tally.paused = tally.paused, paused
+        if ALONE not in (before, paused):
+            notice(paused or "the endpoint answers again; going on")
+        elif not alone_said:  # it comes and goes
+            alone_said = True
+            notice(ALONE)
 
-    gate = EndpointGate(http, access.locate, policy, on_state)
-    asked = None if access.meter is None else open_client(access.meter.key, use_proxy=False)
-    if access.meter is not None and asked is not None:
-        gauges = meter_reader(asked, access.meter.locate)
+    def locate() -> str:
+        nonlocal key
+        if access.key_now is not None:
+            with contextlib.suppress(OSError):  # it is being replaced
+                key = access.key_now()
+            http.use_key(key)
+        return access.locate()
+
+    meter, fate = access.meter, None
+    asked = None if meter is None else open_client(meter.key, use_proxy=False)
+    carrier: HttpClient = http
+    replicas = None
+    if meter is not None and asked is not None:
+        fate = fate_reader(asked, meter.locate)
+        if access.model is not None:
+            replicas = Replicas(asked, meter.locate)
+            carrier = ReplicaClient(http, replicas, access.model)
+    gate = EndpointGate(
+        carrier, locate, on_state, suspects, knock_max_s=policy.knock_max_s, fate=fate
+    )
+    if meter is not None and asked is not None:
+        gauges = meter_reader(asked, meter.locate)
     else:
         gauges = metrics_reader(http, lambda: gate.url)
+    work = [gate.keep_knocking(), *([replicas.keep_looking()] if replicas else [])]
     try:
-        session = RequestSession(http, gate, policy, tally)
-        async with beside(gate.keep_knocking()):
-            yield OpenAIClient(session, lambda: (gate.url, access.key)), gauges
+        session = RequestSession(carrier, gate, policy, tally)
+        async with beside(*work):
+            yield OpenAIClient(session, lambda: (gate.url, key)), gauges
     finally:
         if asked is not None:
             await asked.close()

@@ -5,6 +5,7 @@
                       <generation>-<writer>-<sequence>.journal | .segment
                       run-<generation>.json    what that run did and cost
                       <generation>.void        results of this generation's failed rows are void
+                      suspects.txt             rows that were in flight as engines died
 
 It lives outside every swarm, so that another swarm goes on where the last one's time ended.
 """
@@ -21,9 +22,12 @@ from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.merging import merge_earlier
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result
-from domyn_swarm.batch.segments import checkpoint_files, file_order, seal, void_path
+from domyn_swarm.batch.segments import checkpoint_files, seal, void_path
+from domyn_swarm.batch.suspects import forget_suspects
+from domyn_swarm.batch.verdicts import Reading
 from domyn_swarm.errors import JobError
 from domyn_swarm.logs import get_logger
+from domyn_swarm.model import Accept, ReplyVerdict
 from domyn_swarm.paths import private_dir
 
 _log = get_logger(__name__)
@@ -32,8 +36,24 @@ _log = get_logger(__name__)
 class Checkpoint:
     """The results of one job identity, held by this process until `close`."""
 
-    def __init__(self, root: Path, identity: JobIdentity, keys: RowKeys) -> None:
+    def __init__(
+        self,
+        root: Path,
+        identity: JobIdentity,
+        keys: RowKeys,
+        *,
+        accept: Accept | None = None,
+        again: frozenset[ReplyVerdict] | None = None,
+    ) -> None:
         """Take the lease and make everything earlier drivers left readable.
+
+        Args:
+            root: where checkpoints lie.
+            identity: the job's.
+            keys: by what its rows are known.
+            accept: which answers count.
+            again: what earlier drivers' results must be for their rows to be pending once more;
+                empty: failed. They stay until better ones come.
 
         Raises:
             CheckpointBusy: another driver holds it.
@@ -51,6 +71,8 @@ class Checkpoint:
         self._journal: Journal | None = None
         self._writers = 0
         self._lease = leases.acquire(self.folder)
+        self._published = Reading(accept)
+        self._pending = Reading(accept, again, self._lease.generation)
         try:
             identity.write(self.folder)
             for path in checkpoint_files(self.folder):
@@ -66,22 +88,22 @@ class Checkpoint:
             raise
 
     def index(self) -> RowIndex:
-        """What is settled, as of now. The caller closes `frames` when done.
+        """What there is to be published, as of now. The caller closes `frames` when done.
 
         Raises:
             JobError: the disk does not take what was appended last.
         """
         self._close_journal()
-        return self.look()
+        return open_index(self.folder, self._keys, self._published)
+
+    def settled(self) -> RowIndex:
+        """What need not be asked, as of now, while writers go on. The caller closes `frames`."""
+        return open_index(self.folder, self._keys, self._pending)
 
     def _close_journal(self) -> None:
         journal, self._journal = self._journal, None
         if journal is not None:
             journal.close()
-
-    def look(self) -> RowIndex:
-        """What is settled, as of now, while writers go on. The caller closes `frames`."""
-        return open_index(self.folder, self._keys)
 
     def writer(self) -> tuple[str, int, int]:
         """The folder, the generation and a number of its own for another process that writes."""
@@ -120,6 +142,7 @@ class Checkpoint:
             path.unlink()
         for path in self.folder.glob("*.void"):
             path.unlink()
+        forget_suspects(self.folder)
 
     def append(self, results: Sequence[Result]) -> None:
         """Keep results; a killed process loses none of them.
@@ -135,11 +158,6 @@ class Checkpoint:
     def void_failures(self) -> None:
         """Give up the errors that this driver recorded: a later run asks those rows again."""
         void_path(self.folder, self._lease.generation).touch(mode=0o600)
-
-    def void_earlier_failures(self) -> None:
-        """Give up the errors that every driver before this one recorded."""
-        for path in checkpoint_files(self.folder):
-            void_path(self.folder, file_order(path)[0]).touch(mode=0o600)
 
     def sync(self) -> None:
         """Have everything that was appended survive a loss of power.

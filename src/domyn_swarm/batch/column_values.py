@@ -15,13 +15,17 @@ def python_values(column: pa.Array, *, as_request: bool = False) -> list[Any]:
     """The values of a column, whichever libraries are installed.
 
     Python's own times have no nanoseconds and end with the year 9999: those beyond are text, with
-    all their digits. The others are the same values as in a column of microseconds.
+    all their digits. The others are the same values as in a column of microseconds. Numbers of
+    single precision are the shortest that are the same in single precision: 0.1, not
+    0.10000000149011612.
 
     With `as_request` they are as a request is to have them: the fractions of JSON as they were
     written, and structs without their nulls, since Arrow's structs have every field in every row.
     """
     if is_json(column.type):
         return json_values(column, written=as_request)
+    if (as_text := _with(column.type, pa.string())) != column.type:
+        column = column.cast(as_text).cast(_with(column.type, pa.float64()))
     if pa.types.is_temporal(column.type) and getattr(column.type, "unit", None) == "ns":
         return _of_nanoseconds(column)
     try:
@@ -38,6 +42,19 @@ def without_nulls(value: Any) -> Any:  # noqa: ANN401 - a value of a column
     if isinstance(value, dict):
         return {key: without_nulls(one) for key, one in value.items() if one is not None}
     return [without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
+def _with(kind: pa.DataType, single: pa.DataType) -> pa.DataType:
+    """A type with another one for numbers of single precision, however deep they are."""
+    if pa.types.is_float32(kind):
+        return single
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_with(kind.value_type, single)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_with(kind.value_type, single)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_with(field.type, single)) for field in kind])
+    return kind
 
 
 def _of_nanoseconds(column: pa.Array) -> list[Any]:

@@ -248,7 +248,7 @@ class Coordinator:
         self._tasks.add(asyncio.create_task(self._employ()))
 
     def _unsettled(self, held: Sequence[PendingRows]) -> list[PendingRows]:
-        index = self._checkpoint.look()
+        index = self._checkpoint.settled()
         try:
             left = []
             for pending in held:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -28,11 +29,14 @@ def check_columns(dataset: Dataset, columns: Sequence[str], what: str) -> None:
     """Refuse columns that the input does not have.
 
     Raises:
-        InvalidInput: names the missing ones and those that are there.
+        InvalidInput: names the missing ones, what may be meant, and those that are there.
     """
     missing = [name for name in columns if name not in dataset.schema.names]
     if missing:
+        there = dataset.schema.names
+        close = difflib.get_close_matches(missing[0], there, 1)
+        meant = f"Did you mean {close[0]!r}? " if close else ""
         raise InvalidInput(
             f"The input has no column {', '.join(map(repr, missing))} ({what}).",
-            hint=f"It has: {', '.join(dataset.schema.names)}.",
+            hint=f"{meant}It has: {', '.join(there)}.",
         )

@@ -23,11 +23,12 @@ from domyn_swarm.batch.runner import Events, Runner, Transform
 from domyn_swarm.batch.sink import SyncedSink, beside
 from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows
 from domyn_swarm.batch.steering import ReadGauges, steer
+from domyn_swarm.batch.suspects import Suspects, forget_suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkerPlan, WorkPlan
 from domyn_swarm.errors import JobError, TooManyFailures
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import JobAccount
+from domyn_swarm.model import Accept, JobAccount, ReplyVerdict
 from domyn_swarm.net.openai import OpenAIClient
 
 _log = get_logger(__name__)
@@ -47,7 +48,7 @@ class BatchPlan:
     workers: WorkerPlan | None = None  # None: the rows are worked on in this process
     limit: int | None = None
     resume: bool = True
-    retry_failed: bool = False  # ask rows again that earlier runs gave up
+    again: frozenset[ReplyVerdict] | None = None  # settled rows to ask again; empty: the failed
     override: Mapping[str, Any] = field(default_factory=dict)  # parameters this run changed
     publishes: bool = True  # False: whoever runs it reads the results from the checkpoint
 
@@ -55,6 +56,11 @@ class BatchPlan:
     def folder(self) -> Path:
         """Where the checkpoint lies."""
         return self.checkpoint_root / self.identity.digest
+
+    @property
+    def accept(self) -> Accept | None:
+        """Which answers count."""
+        return self.work.run_policy.accept
 
     @property
     def rows(self) -> int:
@@ -85,7 +91,7 @@ class BatchRun:
             job_id,
             dict(self._plan.override),
             ended=ended,
-            retry_failed=self._plan.retry_failed,
+            retry_failed=self._plan.again is not None,
         )
         try:
             write_account(folder, generation, account)
@@ -115,16 +121,24 @@ class BatchRun:
         """
         plan, work = self._plan, self._plan.work
         self._tally.rows_total = plan.rows
+        self._tally.timeout_s = work.retry_policy.timeout_s
         checkpoint = await asyncio.to_thread(
-            Checkpoint, plan.checkpoint_root, plan.identity, plan.output.keys
+            Checkpoint,
+            plan.checkpoint_root,
+            plan.identity,
+            plan.output.keys,
+            accept=plan.accept,
+            again=plan.again,
         )
         self._checkpoint = checkpoint
         try:
             if not plan.resume:
                 checkpoint.forget()
-            elif plan.retry_failed:
-                checkpoint.void_earlier_failures()
-            session = open_session(access, work.retry_policy, self._tally, work.notice)
+            elif plan.again is not None:
+                forget_suspects(checkpoint.folder)
+            suspects = Suspects()
+            suspects.keep_in(checkpoint.folder)
+            session = open_session(access, work.retry_policy, self._tally, work.notice, suspects)
             tidying = asyncio.to_thread(checkpoint.tidy)
             async with session as (client, gauges), beside(tidying):
                 await self._settle_all(checkpoint, make_transform(client), gauges)
@@ -137,7 +151,7 @@ class BatchRun:
     ) -> None:
         """Run, publish, and ask again whatever turned out to be unreadable."""
         plan = self._plan
-        with _opened(checkpoint.index()) as index:
+        with _opened(checkpoint.settled()) as index:
             keys = plan.output.keys
             source = pending_rows(plan.dataset, keys, index, plan.limit, self._tally)
             await self._run(checkpoint, transform, gauges, source)
@@ -147,10 +161,13 @@ class BatchRun:
             checkpoint.check_held()
             with _opened(checkpoint.index()) as index:
                 try:
-                    await asyncio.to_thread(publish, plan.dataset, plan.output, index, plan.limit)
+                    counts = await asyncio.to_thread(
+                        publish, plan.dataset, plan.output, index, plan.limit
+                    )
                 except ResultsMissing as missing:
                     ordinals = missing.ordinals
                 else:
+                    self._tally.published(counts.rows_failed, counts.verdicts)
                     return
             plan.work.notice(f"{len(ordinals)} results cannot be read; asking those rows again")
             self._tally.rows_resumed -= min(len(ordinals), self._tally.rows_resumed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.errors import TooManyFailures
 
+SHUT_OUT = 5  # rows turned away or without a reply in time, and not one answer
 WHOLESALE_FAILURES = 50  # so many failed rows and not one answer: something is wrong with all
 FREE_RETRIES = 1000  # of a run, before they are compared with its requests
 RETRY_SHARE = 2 / 3  # of the requests: not one in three is answered
@@ -21,27 +22,32 @@ class FailureLimit:
 
     def reason_to_stop(self, tally: Tally) -> TooManyFailures | None:
         """Why the run must stop now, if it must."""
-        if self._exceeded(tally.rows_failed, tally.rows_answered):
+        if self._exceeded(tally):
             return _too_many_failed(tally)
         if tally.retries > max(FREE_RETRIES, RETRY_SHARE * tally.requests):
             return _too_many_repeated(tally)
         return None
 
-    def _exceeded(self, failed: int, answered: int) -> bool:
+    def _exceeded(self, tally: Tally) -> bool:
+        failed, answered = tally.rows_failed, tally.rows_answered
         if self.rows is not None:
             return failed > self.rows
         if self.share is not None:
             settled = failed + answered
             return settled >= WHOLESALE_FAILURES and failed > self.share * settled
-        return failed >= WHOLESALE_FAILURES and answered == 0
+        all_of_them = failed >= WHOLESALE_FAILURES or tally.rows_shut_out >= SHUT_OUT
+        return all_of_them and answered == 0
 
 
 def _too_many_failed(tally: Tally) -> TooManyFailures:
     signature, count = tally.failures.most_common(1)[0]
+    remedy = "Mend the cause"
+    if tally.rows_shut_out and not tally.rows_answered:
+        remedy = "Look at the key, the model's name, the URL, and --timeout,"
     return TooManyFailures(
         f"{tally.rows_failed} rows failed and {tally.rows_answered} were answered; "
         f"the commonest error, {count} times: {signature}",
-        hint="Mend the cause and submit the same job again: answered rows are kept, the failed "
+        hint=f"{remedy} and submit the same job again: answered rows are kept, the failed "
         "ones are asked again. --max-failures sets how many may fail.",
     )
 

@@ -5,7 +5,7 @@ large frames, each sorted by ordinal. A frame is
 
     header   magic, codec, row count, lengths and checksums of both parts, length of the values when
              unpacked, smallest and largest ordinal
-    keys     ordinals (8 bytes each), digests (16 each), failed flags (1 each)
+    keys     ordinals (8 bytes each), digests (16 each), outcomes (1 each)
     values   MessagePack list of `RowValue`, compressed in segments
 
 so that keys are read without touching values, and a file cut at any byte loses only the frames
@@ -29,6 +29,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from domyn_swarm.batch.rows import Result, RowValue
+from domyn_swarm.batch.verdicts import outcome_of
 
 _MAGIC = b"DSF1"
 _HEADER = struct.Struct("<4sBxxxIIIIIIQQ")
@@ -74,17 +75,17 @@ class FrameKeys:
 
     ordinals: NDArray[np.uint64]
     digests: NDArray[np.uint64]  # shape (rows, 2)
-    failed: NDArray[np.uint8]
+    outcomes: NDArray[np.uint8]  # see `verdicts`
 
 
 def encode_frame(results: Sequence[Result], *, compress: bool = False) -> bytes:
     """One frame that holds the results in the order given. There must be at least one."""
     ordinals = array("Q", [result.ordinal for result in results])
     digests = b"".join([result.digest for result in results])
-    failed = bytes([1 if result.value.error else 0 for result in results])
+    outcomes = bytes([outcome_of(result.value) for result in results])
     values = _encoder.encode([result.value for result in results])
     span = min(ordinals), max(ordinals)
-    return _frame(ordinals.tobytes() + digests + failed, values, span, compress=compress)
+    return _frame(ordinals.tobytes() + digests + outcomes, values, span, compress=compress)
 
 
 def _frame(keys: bytes, values: bytes, span: tuple[int, int], *, compress: bool) -> bytes:
@@ -124,7 +125,7 @@ class SortedFrames:
         if keys:
             self._ordinals = np.concatenate([one.ordinals for one in keys])
             self._digests = np.concatenate([one.digests for one in keys])
-            self._failed = np.concatenate([one.failed for one in keys])
+            self._outcomes = np.concatenate([one.outcomes for one in keys])
             self._order = np.argsort(self._ordinals, kind="stable")
 
     def frames(self, frame_rows: int) -> Iterator[bytes]:
@@ -132,7 +133,7 @@ class SortedFrames:
         for start in range(0, self.rows, frame_rows):
             at = self._order[start : start + frame_rows]
             ordinals = self._ordinals[at]
-            parts = (ordinals, self._digests[at], self._failed[at])
+            parts = (ordinals, self._digests[at], self._outcomes[at])
             values = _encoder.encode([self._values[row] for row in at.tolist()])
             span = int(ordinals[0]), int(ordinals[-1])
             yield _frame(b"".join(part.tobytes() for part in parts), values, span, compress=True)

@@ -19,19 +19,28 @@ from domyn_swarm.batch.frames import FrameKeys, FrameRef, read_keys, read_values
 from domyn_swarm.batch.row_keys import Digests, RowKeys, agree, search_keys
 from domyn_swarm.batch.rows import RowValue
 from domyn_swarm.batch.segments import checkpoint_files, file_order, void_path
+from domyn_swarm.batch.verdicts import Reading
 from domyn_swarm.model import Fingerprint
 
 _CACHED_FRAMES = 64
 _CACHED_VALUES = 12  # decoded, a megabyte or more each
+# A place in one number: whether it counts as answered, the frame, the row in it, the outcome.
 _ANSWERED = np.uint64(1 << 63)
+_FRAME_AT = np.uint64(32)
+_ROW_AT = np.uint64(8)
+_ROW_MASK = np.uint64((1 << 24) - 1)
+_AS_USUAL = Reading()
 
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """For each row of a window: the frame and the row in it, or -1; and whether it failed."""
+    """For each row of a window: the frame and the row in it, or -1; what it came to, and whether
+    that counts as failed.
+    """
 
     frame: NDArray[np.int64]
     row: NDArray[np.int64]
+    outcome: NDArray[np.uint8]
     failed: NDArray[np.bool_]
 
     @property
@@ -59,20 +68,21 @@ class FrameFiles:
     """
 
     @classmethod
-    def open(cls, folder: Path) -> FrameFiles:
+    def open(cls, folder: Path, reading: Reading = _AS_USUAL) -> FrameFiles:
         """The files as they are; opened again when a journal was sealed in between."""
         while True:
             listed = checkpoint_files(folder)
-            frames = cls(folder)
+            frames = cls(folder, reading)
             if checkpoint_files(folder) == listed:
                 return frames
             frames.close()
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reading: Reading = _AS_USUAL) -> None:
+        self.reading = reading
         self._descriptors: list[int] = []
         self.refs: list[FrameRef] = []
         self._file_of: list[int] = []
-        self._void: list[bool] = []  # per file: its errors do not count
+        self._ignored: list[NDArray[np.uint8] | None] = []  # per file: outcomes that do not count
         self._keys: OrderedDict[int, FrameKeys | None] = OrderedDict()
         self._values: OrderedDict[int, list[RowValue] | None] = OrderedDict()
         for path in checkpoint_files(folder):
@@ -81,12 +91,21 @@ class FrameFiles:
             except FileNotFoundError:  # sealed meanwhile; its segment follows or is listed
                 continue
             self._descriptors.append(descriptor)
-            self._void.append(void_path(folder, file_order(path)[0]).exists())
+            self._ignored.append(self._ignored_of(folder, file_order(path)[0]))
             found = scan_descriptor(descriptor)
             self.refs.extend(found)
             self._file_of.extend([len(self._descriptors) - 1] * len(found))
         self.first = np.array([ref.first_ordinal for ref in self.refs], np.int64)
         self.last = np.array([ref.last_ordinal for ref in self.refs], np.int64)
+
+    def _ignored_of(self, folder: Path, generation: int) -> NDArray[np.uint8] | None:
+        void = void_path(folder, generation).exists()
+        again = self.reading.again is not None and generation < self.reading.before
+        if void and again:
+            return self.reading.failed | self.reading.asked_again
+        if void:
+            return self.reading.failed
+        return self.reading.asked_again if again else None
 
     @property
     def rows(self) -> int:
@@ -97,23 +116,25 @@ class FrameFiles:
     def holds_failures(self) -> bool:
         """Whether any row was ever given up; the input need not be read to know that none was."""
         every = (self.keys(frame) for frame in range(len(self.refs)))
-        return any(keys is not None and keys.failed.any() for keys in every)
+        return any(keys is not None and self.reading.failed[keys.outcomes].any() for keys in every)
 
     def keys(self, frame: int) -> FrameKeys | None:
         """The keys of a frame; None when they are damaged."""
         if frame not in self._keys:
             file = self._file_of[frame]
             keys = read_keys(self._descriptors[file], self.refs[frame])
-            if keys is not None and self._void[file]:
-                answered = np.where(keys.failed[:, None] != 0, np.uint64(0), keys.digests)
-                keys = FrameKeys(keys.ordinals, answered, keys.failed)  # zero: no row's digest
+            ignored = self._ignored[file]
+            if keys is not None and ignored is not None:
+                out = ignored[keys.outcomes][:, None] != 0
+                digests = np.where(out, np.uint64(0), keys.digests)  # zero: no row's digest
+                keys = FrameKeys(keys.ordinals, digests, keys.outcomes)
             self._keys[frame] = keys
             if len(self._keys) > _CACHED_FRAMES:
                 self._keys.popitem(last=False)
         return self._keys[frame]
 
     def value(self, frame: int, row: int) -> RowValue | None:
-        """One result; None when its frame is damaged."""
+        """One result as it counts; None when its frame is damaged."""
         if frame in self._values:
             self._values.move_to_end(frame)
         else:
@@ -122,7 +143,7 @@ class FrameFiles:
             if len(self._values) > _CACHED_VALUES:
                 self._values.popitem(last=False)
         values = self._values[frame]
-        return None if values is None else values[row]
+        return None if values is None else self.reading.judged(values[row])
 
     def close(self) -> None:
         """Close the files."""
@@ -133,7 +154,10 @@ class FrameFiles:
 
 def _no_matches(rows: int) -> Matches:
     return Matches(
-        np.full(rows, -1, np.int64), np.full(rows, -1, np.int64), np.zeros(rows, np.bool_)
+        np.full(rows, -1, np.int64),
+        np.full(rows, -1, np.int64),
+        np.zeros(rows, np.uint8),
+        np.zeros(rows, np.bool_),
     )
 
 
@@ -159,23 +183,25 @@ class PositionalIndex:
             inside = np.flatnonzero((at >= 0) & (at < rows))
             at = at[inside]
             same = agree(keys.digests[inside], digests[at])
-            failed = keys.failed[inside] != 0
+            outcomes = keys.outcomes[inside]
+            failed = self.frames.reading.failed[outcomes] != 0
             # An answer is never given up for an error; otherwise the later claim wins.
             better = same & (~failed | (found.frame[at] < 0) | found.failed[at])
             # Errors first: of a row that stands twice in a frame the last assignment stays.
             order = np.argsort(~failed[better], kind="stable")
-            at, inside, failed = at[better][order], inside[better][order], failed[better][order]
-            found.frame[at] = frame
-            found.row[at] = inside
-            found.failed[at] = failed
+            chosen = np.flatnonzero(better)[order]
+            found.frame[at[chosen]] = frame
+            found.row[at[chosen]] = inside[chosen]
+            found.outcome[at[chosen]] = outcomes[chosen]
+            found.failed[at[chosen]] = failed[chosen]
         return found
 
 
 class IdIndex:
     """A row is settled when its id and its inputs match, wherever it stands.
 
-    In memory a 64-bit key stands for both, and 8 bytes for the place; the reader of a result
-    compares the whole digest (`agree`).
+    In memory a 64-bit key stands for both, and 8 bytes for the place and the outcome; the reader of
+    a result compares the whole digest (`agree`).
     """
 
     def __init__(self, frames: FrameFiles, fingerprint: Fingerprint = "full") -> None:
@@ -186,9 +212,12 @@ class IdIndex:
             found = frames.keys(frame)
             if found is not None:
                 rows = np.flatnonzero(found.digests[:, 0]).astype(np.uint64)  # void ones: zero
-                answered = np.where(found.failed[rows] != 0, np.uint64(0), _ANSWERED)
+                outcomes = found.outcomes[rows]
+                failed = frames.reading.failed[outcomes] != 0
+                answered = np.where(failed, np.uint64(0), _ANSWERED)
                 keys.append(search_keys(found.digests[rows], fingerprint))
-                places.append(answered | (np.uint64(frame) << np.uint64(32)) | rows)
+                place = (np.uint64(frame) << _FRAME_AT) | (rows << _ROW_AT) | outcomes
+                places.append(answered | place)
         key, place = np.concatenate(keys), np.concatenate(places)
         # By key, answers behind errors, later claims behind earlier ones; the last of each wins.
         order = np.lexsort((place, key))
@@ -208,9 +237,10 @@ class IdIndex:
         rows = np.flatnonzero(hit | known)
         place = self._places[np.where(hit, at, by_id)[rows]]
         found.failed[rows] = place < _ANSWERED
+        found.outcome[rows] = place.astype(np.uint8)
         place &= _ANSWERED - np.uint64(1)
-        found.frame[rows] = (place >> np.uint64(32)).astype(np.int64)
-        found.row[rows] = (place & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        found.frame[rows] = (place >> _FRAME_AT).astype(np.int64)
+        found.row[rows] = ((place >> _ROW_AT) & _ROW_MASK).astype(np.int64)
         return found
 
     def _find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -219,7 +249,7 @@ class IdIndex:
         return at, self._keys[at] == keys
 
 
-def open_index(folder: Path, keys: RowKeys) -> RowIndex:
+def open_index(folder: Path, keys: RowKeys, reading: Reading = _AS_USUAL) -> RowIndex:
     """What is settled in a checkpoint now, whoever holds it. The caller closes `frames`."""
-    frames = FrameFiles.open(folder)
+    frames = FrameFiles.open(folder, reading)
     return PositionalIndex(frames) if keys.id_column is None else IdIndex(frames, keys.fingerprint)

@@ -21,16 +21,19 @@ from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE
 from domyn_swarm.batch.tally import failure_signature
 from domyn_swarm.batch.text_dataset import open_columns
+from domyn_swarm.batch.verdicts import Reading, error_of, outcome_of, verdict_of
 from domyn_swarm.errors import JobError
-from domyn_swarm.model import FailureGroup
+from domyn_swarm.model import FailureGroup, ReplyVerdict
 
 
 @dataclass(frozen=True)
-class FailedRow:
-    """One row that was given up, with its batch of the input."""
+class BadRow:
+    """One row that was given up, or whose answer is not complete, with its batch of the input."""
 
     ordinal: int
-    error: RowError
+    verdict: ReplyVerdict
+    error: RowError  # of an answer that counts: what is wrong with it nevertheless
+    kept: bool  # the answer counts
     batch: pa.RecordBatch
     at: int  # in the batch
 
@@ -49,7 +52,7 @@ def opened_index(plan: BatchPlan) -> Iterator[RowIndex]:
             hint="The job has not begun, ran with --no-checkpointing, or its checkpoint was "
             "removed.",
         )
-    index = open_index(folder, plan.output.keys)
+    index = open_index(folder, plan.output.keys, Reading(plan.accept))
     try:
         yield index
     finally:
@@ -68,34 +71,67 @@ def settled_batches(plan: BatchPlan) -> Iterator[tuple[pa.RecordBatch, list[RowV
         yield from joined(plan.dataset, columns, keys, index, plan.limit)
 
 
-def failed_rows(plan: BatchPlan) -> Iterator[FailedRow]:
-    """The rows that carry an error, in input order. Raises as `settled_batches`."""
+def bad_rows(plan: BatchPlan) -> Iterator[BadRow]:
+    """The rows that carry an error, and those whose answers are not complete, in input order.
+    Raises as `settled_batches`.
+    """
     start = 0
     for batch, values in settled_batches(plan):
         for at, value in enumerate(values):
-            if value is not None and value.error:
-                yield FailedRow(start + at, error_decoder.decode(value.error), batch, at)
+            if value is None or not (value.error or value.code):
+                continue
+            told = value.error
+            error = error_decoder.decode(told) if told else error_of(value.code, value.attempts)
+            verdict = verdict_of(outcome_of(value))
+            yield BadRow(start + at, verdict, error, not told, batch, at)
         start += batch.num_rows
 
 
 def group_failures(plan: BatchPlan) -> list[FailureGroup]:
-    """The failed rows by signature, the commonest first. Raises as `settled_batches`."""
-    groups: dict[str, FailureGroup] = {}
-    for row in failed_rows(plan):
-        signature = failure_signature(row.error.type, row.error.message)
-        known = groups.get(signature)
-        groups[signature] = (
+    """The failed rows by signature, the commonest first, and then answers that count though they
+    are not complete. Raises as `settled_batches`.
+    """
+    groups: dict[tuple[bool, str], FailureGroup] = {}
+    for row in bad_rows(plan):
+        key = row.kept, failure_signature(row.error.type, row.error.message)
+        known = groups.get(key)
+        groups[key] = (
             known.model_copy(update={"rows": known.rows + 1})
             if known is not None
             else FailureGroup(
-                signature=signature,
+                signature=key[1],
+                verdict=row.verdict,
+                kept=row.kept,
                 rows=1,
                 status=row.error.status,
                 example_row=row.ordinal,
                 example_message=row.error.message,
             )
         )
-    return sorted(groups.values(), key=lambda group: (-group.rows, group.example_row))
+    return sorted(groups.values(), key=lambda one: (one.kept, -one.rows, one.example_row))
+
+
+def asks_again(plan: BatchPlan) -> bool:
+    """Whether the input has a row that the plan asks again. Without a choice of verdicts a row that
+    has no result is one, too: a run that stopped because too many rows failed left them so.
+
+    Raises:
+        JobError: the job has no checkpoint.
+    """
+    again = Reading(plan.accept, plan.again).asked_again
+    start = 0
+    with opened_index(plan) as index:
+        for batch in plan.dataset.batches(plan.output.keys.columns, limit=plan.limit):
+            found = index.match(start, plan.output.keys.digests(batch, start))
+            chosen = again[found.outcome[found.found]].any()
+            if chosen or not (plan.again or found.found.all()):
+                return True
+            start += batch.num_rows
+    return False
+
+
+def _failed_rows(plan: BatchPlan) -> Iterator[BadRow]:
+    return (row for row in bad_rows(plan) if not row.kept)
 
 
 def export_failures(plan: BatchPlan, path: Path) -> int:
@@ -107,7 +143,7 @@ def export_failures(plan: BatchPlan, path: Path) -> int:
     names = plan.dataset.schema.names
     raw = plan.dataset.schema.append(pa.field(ERROR_COLUMN, ERROR_TYPE))
     types = OpenTypes(open_columns(plan.dataset))
-    for row in failed_rows(plan) if types.names else ():
+    for row in _failed_rows(plan) if types.names else ():
         types.look(row.batch.slice(row.at, 1))
     schema, _ = for_parquet(types.settled(raw))
     rows = 0
@@ -115,7 +151,7 @@ def export_failures(plan: BatchPlan, path: Path) -> int:
         written_whole(path) as temporary,
         PartWriter(path.parent, schema, lambda _: temporary.name) as writer,
     ):
-        for row in failed_rows(plan):
+        for row in _failed_rows(plan):
             inputs = row.batch.select(names).take(indices([row.at]))  # a slice keeps the batch
             error = pa.array([msgspec.structs.asdict(row.error)], ERROR_TYPE)
             whole = pa.RecordBatch.from_arrays([*inputs.columns, error], schema=raw)

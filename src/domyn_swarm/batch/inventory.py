@@ -94,7 +94,7 @@ def _count(folder: Path) -> tuple[int, int]:
             where = np.where(by_position, keys.ordinals * _POSITION_MIXER, np.uint64(0))
             rows = search_keys(keys.digests, "full") ^ where
             counted = keys.digests[:, 0] != 0  # zero: its error does not count any more
-            failed = keys.failed != 0
+            failed = keys.outcomes & 1 != 0
             answered.append(rows[counted & ~failed])
             given_up.append(rows[counted & failed])
     good = np.unique(np.concatenate(answered))

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from domyn_swarm import __version__
-from domyn_swarm.model import Record
+from domyn_swarm.model import Record, ReplyVerdict
 
 MANIFEST_NAME = "_manifest.json"  # readers of a folder of Parquet files skip such names
 _SUFFIX = ".manifest.json"
@@ -78,6 +78,9 @@ class RowCounts(Record):
     rows: int
     rows_failed: int  # they carry an `_error`
     rows_empty: int  # answered, and every answer column is null
+    verdicts: dict[ReplyVerdict, int] = Field(
+        default_factory=dict
+    )  # all rows by what their answers are
     tokens: TokenCounts
 
 

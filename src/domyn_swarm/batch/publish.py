@@ -6,6 +6,7 @@ first pass over the rows, so that no batch can disagree with another.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,10 +28,11 @@ from domyn_swarm.batch.output_files import SHARD_ROWS, shard_name, write_synced
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.output_rows import OutputRows, without_answer
 from domyn_swarm.batch.part_writer import PartWriter
+from domyn_swarm.batch.verdicts import outcome_of, verdict_of
 from domyn_swarm.batch.written_files import IDENTITY_KEY
 from domyn_swarm.errors import JobError, SwarmError
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import utc_now
+from domyn_swarm.model import ReplyVerdict, utc_now
 
 _log = get_logger(__name__)
 
@@ -43,8 +45,8 @@ class ResultsMissing(Exception):
         self.ordinals = ordinals
 
 
-def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None) -> int:
-    """Write the output and its manifest; return how many rows carry an error.
+def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None) -> RowCounts:
+    """Write the output and its manifest; return what its rows came to.
 
     The output appears whole or not at all.
 
@@ -71,7 +73,7 @@ def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | No
         ) from error
 
 
-def _publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None) -> int:
+def _publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None) -> RowCounts:
     rows = plan.rows(dataset, index, limit)
     failed, types = _looked_at(rows, plan)
     raw = rows.schema(errors=failed > 0)
@@ -101,7 +103,7 @@ def _publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | N
         )
         write_synced(stage / manifest_name, manifest.model_dump_json(indent=2) + "\n")
         place.put(stage)
-    return failed
+    return counts
 
 
 def _looked_at(rows: OutputRows, plan: OutputPlan) -> tuple[int, OpenTypes]:
@@ -150,12 +152,14 @@ def _write_rows(
     """Every input row with its answer; raises `ResultsMissing` when some have none."""
     missing: set[int] = set()
     start = failed = empty = prompt = completion = 0
+    verdicts: Counter[ReplyVerdict] = Counter()
     for batch, values in rows.with_results(raw):
         missing.update(start + at for at, value in enumerate(values) if value is None)
         start += len(values)
         if missing:
             continue
         writer.write(typed(batch, writer.schema))
+        verdicts.update(verdict_of(outcome_of(value)) for value in values if value is not None)
         errors = sum(bool(value.error) for value in values if value is not None)
         failed += errors
         empty += int(without_answer(batch, answers).sum()) - errors
@@ -164,7 +168,9 @@ def _write_rows(
     if missing:
         raise ResultsMissing(missing)
     tokens = TokenCounts(prompt=prompt, completion=completion)
-    return RowCounts(rows=start, rows_failed=failed, rows_empty=empty, tokens=tokens)
+    return RowCounts(
+        rows=start, rows_failed=failed, rows_empty=empty, verdicts=dict(verdicts), tokens=tokens
+    )
 
 
 def _count_failures(rows: OutputRows) -> int:

@@ -26,6 +26,7 @@ from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, Row
 from domyn_swarm.batch.runner import Events, Runner, Transform
 from domyn_swarm.batch.sink import SyncedSink, beside
+from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkPlan
 
@@ -37,10 +38,13 @@ _MOST_WANTED = 256
 class RangeWorker(Events):
     """The worker's end of the link: a source of rows, a listener, a reporter. Use it once."""
 
-    def __init__(self, link: Link[Order], keys: RowKeys, tally: Tally) -> None:
+    def __init__(
+        self, link: Link[Order], keys: RowKeys, tally: Tally, suspects: Suspects | None = None
+    ) -> None:
         self._link = link
         self._keys = keys
         self._tally = tally
+        self._suspects = suspects
         self._handfuls: queue.SimpleQueue[Rows | None] = queue.SimpleQueue()
         self._of: dict[int, int] = {}  # ordinal → its handful
         self._left: Counter[int] = Counter()  # rows of each handful that are not settled
@@ -59,6 +63,8 @@ class RangeWorker(Events):
         begin = await anext(orders, None)
         if not isinstance(begin, Begin):
             raise ConnectionError("the coordinator is gone")
+        if self._suspects is not None:
+            self._suspects.keep_in(Path(begin.folder))
         journal = Journal(Path(begin.folder), begin.generation, begin.writer)
         sink = SyncedSink(journal, work.sync_rows)
         policy = replace(work.run_policy, concurrency=begin.limit, failure_limit=None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import msgspec
+
+from domyn_swarm.net.replies import ReplyFacts, worst
 
 
 class Row(NamedTuple):
@@ -25,6 +28,7 @@ class RowValue(msgspec.Struct, array_like=True, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     latency_s: float
+    code: int = 0  # what its replies said of the answer: see `verdicts`
 
 
 class RowError(msgspec.Struct, frozen=True):
@@ -52,15 +56,28 @@ class Result(NamedTuple):
 class RowTrace:
     """What the requests of one row (or of one call over several rows) cost so far."""
 
-    __slots__ = ("attempts", "completion_tokens", "failures", "finish_reasons", "prompt_tokens")
+    __slots__ = (
+        *("attempts", "code", "completion_tokens", "failures", "finish_reasons"),
+        *("prompt_tokens", "rows"),
+    )
 
-    def __init__(self, *, finish_reasons: bool = False) -> None:
-        """With `finish_reasons` those of the last reply's choices are kept, else they are None."""
-        self.finish_reasons: list[str | None] | None = [] if finish_reasons else None
+    def __init__(self, rows: Sequence[Row] = ()) -> None:
+        """Nothing was asked yet for these rows."""
+        self.rows = rows
+        self.finish_reasons: tuple[str | None, ...] = ()  # of the last reply's choices
+        self.code = 0  # of the replies together: see `verdicts`
         self.attempts = 0
         self.failures = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
+
+    def note(self, facts: ReplyFacts) -> None:
+        """Add up what one more reply was: the worst ending counts, and silence."""
+        self.prompt_tokens += facts.prompt_tokens
+        self.completion_tokens += facts.completion_tokens
+        if facts.finish_reasons:
+            self.finish_reasons = facts.finish_reasons
+        self.code = worst(self.code, facts.code) if self.code else facts.code
 
     def shares(self, rows: int) -> list[RowTrace]:
         """What of it falls to each of the call's rows: the tokens are divided, and add up."""
@@ -68,13 +85,18 @@ class RowTrace:
             return [self]
         shares = []
         for row in range(rows):
-            share = RowTrace()
+            share = RowTrace(self.rows[row : row + 1])
             share.attempts, share.failures = self.attempts, self.failures
             share.finish_reasons = self.finish_reasons
+            share.code = self.code
             share.prompt_tokens = _part(self.prompt_tokens, rows, row)
             share.completion_tokens = _part(self.completion_tokens, rows, row)
             shares.append(share)
         return shares
+
+
+class OneByOne(Exception):
+    """The rows of a call have to be asked each in a call of its own: one of them kills engines."""
 
 
 def _part(whole: int, parts: int, at: int) -> int:
@@ -82,3 +104,12 @@ def _part(whole: int, parts: int, at: int) -> int:
 
 
 current_trace: ContextVar[RowTrace | None] = ContextVar("current_trace", default=None)
+
+
+def set_aside_replies() -> None:
+    """Have what the row's replies were so far not count against its answer: another one takes
+    their place, or the job has found all that it needs in them.
+    """
+    trace = current_trace.get()
+    if trace is not None:
+        trace.code = 0

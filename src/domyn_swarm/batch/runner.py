@@ -21,9 +21,19 @@ import msgspec
 from domyn_swarm.batch.failure_limit import DEFAULT_LIMIT, FailureLimit
 from domyn_swarm.batch.limiter import FIRST_LIMIT
 from domyn_swarm.batch.observations import SlowRow
-from domyn_swarm.batch.rows import Result, Row, RowError, RowTrace, RowValue, current_trace
+from domyn_swarm.batch.rows import (
+    OneByOne,
+    Result,
+    Row,
+    RowError,
+    RowTrace,
+    RowValue,
+    current_trace,
+)
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.verdicts import Reading, outcome_of
 from domyn_swarm.logs import get_logger
+from domyn_swarm.model import Accept
 from domyn_swarm.net.errors import RequestError
 
 _log = get_logger(__name__)
@@ -72,7 +82,7 @@ class RunPolicy:
 
     concurrency: int | None  # calls in flight; None: the limiter finds it
     rows_per_call: int = 1
-    finish_reasons: bool = False  # are kept in each call's trace
+    accept: Accept | None = None  # which answers count
     grace_s: float = 20.0  # how long requests in flight may take once the run is told to stop
     failure_limit: FailureLimit | None = DEFAULT_LIMIT  # None: somebody else judges
 
@@ -101,7 +111,9 @@ class Runner:
         self._exhausted = False
         self._fatal: BaseException | None = None
         self._settled: list[Result] = []
+        self._judged: list[Result] = []  # the same as they count
         self._kept: asyncio.Future[None] | None = None  # done once `_settled` is handed over
+        self._reading = Reading(policy.accept)
         self._stopping = asyncio.Event()
         self._slots: set[asyncio.Task[None]] = set()
         self._all_left = asyncio.Event()
@@ -219,7 +231,7 @@ class Runner:
                 await self._kept
 
     async def _call(self, rows: list[Row]) -> None:
-        trace = RowTrace(finish_reasons=self._policy.finish_reasons)
+        trace = RowTrace(rows)
         token = current_trace.set(trace)
         began = time.perf_counter()
         values: Sequence[Any]
@@ -227,25 +239,31 @@ class Runner:
             values = await self._transform([row.item for row in rows])
             if len(values) != len(rows):
                 raise ValueError(f"the job returned {len(values)} values for {len(rows)} items")
+        except OneByOne:
+            for row in rows:
+                await self._call([row])
+            return
         except Exception as error:  # noqa: BLE001 - the border to users' code: its errors are data
             values = [error] * len(rows)
         finally:
             current_trace.reset(token)
         latency_s = time.perf_counter() - began
         for row, value, share in zip(rows, values, trace.shares(len(rows)), strict=True):
+            if len(rows) > 1 and not _is_blank(value):
+                share.code &= ~1  # whose reply was silent is not known: not this row's
             self._settle(row, value, share, latency_s)
 
     def _settle(self, row: Row, value: Any, trace: RowTrace, latency_s: float) -> None:  # noqa: ANN401 - whatever a job returns
-        output, error = b"", b""
+        output, error, code = b"", b"", trace.code
         if not isinstance(value, BaseException):
             try:
                 output = self._encode(value, trace, latency_s)
             except ValueError as mismatch:
                 value = mismatch
         if isinstance(value, BaseException):
-            error = self._failure(row, value, trace)
-        else:
-            self._tally.rows_answered += 1
+            if isinstance(value, RequestError):
+                code = 0  # it says why there is no answer; earlier replies do not
+            error = msgspec.json.encode(_row_error(row, value, trace))
         kept = RowValue(
             output,
             error,
@@ -253,12 +271,18 @@ class Runner:
             trace.prompt_tokens,
             trace.completion_tokens,
             round(latency_s, 4),
+            code,
         )
+        shut_out = isinstance(value, RequestError) and value.may_meet_all
+        counts = self._count(row, kept, shut_out=shut_out)
+        failed = bool(counts.error)
         if latency_s > self._tally.slowest.floor_s:
-            tokens, failed = trace.completion_tokens, bool(error)
+            tokens = trace.completion_tokens
             slow = SlowRow(kept.latency_s, row.ordinal, trace.attempts, tokens, failed)
             self._tally.slowest.add(slow)
-        self._settled.append(Result(row.ordinal, row.digest, kept))
+        result = Result(row.ordinal, row.digest, kept)
+        self._settled.append(result)
+        self._judged.append(result if counts is kept else result._replace(value=counts))
         if len(self._settled) * _FLUSH_SHARE >= self.limit:
             self._flush()
         elif self._kept is None:
@@ -266,20 +290,23 @@ class Runner:
             self._kept = loop.create_future()
             loop.call_later(_FLUSH_AFTER_S, self._flush)
 
-    def _failure(self, row: Row, cause: BaseException, trace: RowTrace) -> bytes:
-        status = cause.status if isinstance(cause, RequestError) else None
-        if not isinstance(cause, RequestError):
-            _log.debug("row %d failed", row.ordinal, exc_info=cause)
-        message = str(cause)[:2000] or type(cause).__name__
-        error = RowError(type(cause).__name__, status, message, trace.attempts)
-        self._tally.count_failure(error.type, message)
-        self._events.on_row_error(row, error)
-        return msgspec.json.encode(error)
+    def _count(self, row: Row, kept: RowValue, *, shut_out: bool) -> RowValue:
+        """Count a settled row; return what it counts as."""
+        self._tally.outcomes[outcome_of(kept)] += 1
+        judged = self._reading.judged(kept) if kept.code else kept
+        if judged.error:
+            error = msgspec.json.decode(judged.error, type=RowError)
+            self._tally.count_failure(error.type, error.message, shut_out=shut_out)
+            self._events.on_row_error(row, error)
+        else:
+            self._tally.rows_answered += 1
+        return judged
 
     def _flush(self) -> None:
         if not self._settled:
             return
         results, self._settled = self._settled, []
+        judged, self._judged = self._judged, []
         kept, self._kept = self._kept, None
         if kept is not None and not kept.done():
             kept.set_result(None)  # the slots go on after this callback, when all is handed over
@@ -291,10 +318,22 @@ class Runner:
         limit = self._policy.failure_limit
         if limit is not None and (why := limit.reason_to_stop(self._tally)) is not None:
             self._give_up(why)
-        self._events.on_batch(results)
+        self._events.on_batch(judged)
         self._events.on_progress(self._tally.rows_done, self._tally.rows_total)
 
     def _give_up(self, error: BaseException) -> None:
         if self._fatal is None:
             self._fatal = error
             self._stopping.set()
+
+
+def _is_blank(value: Any) -> bool:  # noqa: ANN401 - whatever a job returns
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _row_error(row: Row, cause: BaseException, trace: RowTrace) -> RowError:
+    status = cause.status if isinstance(cause, RequestError) else None
+    if not isinstance(cause, RequestError):
+        _log.debug("row %d failed", row.ordinal, exc_info=cause)
+    message = str(cause)[:2000] or type(cause).__name__
+    return RowError(type(cause).__name__, status, message, trace.attempts)

@@ -16,6 +16,7 @@ from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.row_keys import DIGEST_BYTES, Digests, RowKeys
 from domyn_swarm.batch.rows import Row
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.verdicts import count_verdicts
 
 _SKIP_ROWS = 8 * 1024
 
@@ -56,6 +57,7 @@ def _settled(index: RowIndex, start: int, digests: Digests, tally: Tally) -> NDA
     matches = index.match(start, digests)
     tally.rows_resumed += int(matches.found.sum())
     tally.resumed_failed += int((matches.found & matches.failed).sum())
+    tally.resumed_verdicts.update(count_verdicts(matches.outcome[matches.found]))
     return matches.found
 
 

@@ -95,6 +95,39 @@ def meter_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
     return read
 
 
+class _Replica(msgspec.Struct):
+    replica: int
+    state: str
+    reason: str | None = None
+
+
+class _View(msgspec.Struct):
+    replicas: list[_Replica]
+    wanted: int | None = None
+
+
+def fate_reader(
+    client: HttpClient, locate: Callable[[], str]
+) -> Callable[[], Awaitable[str | None]]:
+    """Why no replica of a swarm will serve again, by its collector; None: as far as it knows, one
+    may. A replica that failed was restarted as often as its watchdog may.
+    """
+
+    async def read() -> str | None:
+        try:
+            reply = await client.request("GET", f"{locate()}/v1/replicas", None, 5.0)
+            view = msgspec.json.decode(reply.body, type=_View) if reply.status == 200 else None
+        except (RequestError, JobError, msgspec.DecodeError):
+            return None
+        failed = [one for one in view.replicas if one.state == "failed"] if view else []
+        if view is None or not view.wanted or len(failed) < view.wanted:
+            return None
+        first = failed[0]
+        return f"all its replicas failed, replica {first.replica}: {first.reason or 'it ended'}"
+
+    return read
+
+
 async def steer(runner: Steered, tally: Tally, limiter: Limiter, gauges: ReadGauges | None) -> None:
     """Judge one window after the other until cancelled."""
     while True:

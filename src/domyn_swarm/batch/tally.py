@@ -13,6 +13,8 @@ import msgspec
 
 from domyn_swarm.batch.observations import ReplicaShare, SlowestRows, SlowRow
 from domyn_swarm.batch.replies import Replies
+from domyn_swarm.batch.verdicts import verdict_of
+from domyn_swarm.model import ReplyVerdict
 
 _Key = TypeVar("_Key", int, str)
 _NUMBERS = re.compile(r"\d+")
@@ -27,6 +29,8 @@ class Counters(msgspec.Struct, frozen=True):
     requests: int = 0
     retries: int = 0
     turned_away: int = 0
+    timed_out: int = 0
+    rows_shut_out: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency: dict[int, int] = {}
@@ -36,12 +40,16 @@ class Counters(msgspec.Struct, frozen=True):
     replicas: dict[str, ReplicaShare] = {}
     slowest: list[SlowRow] = []
     failures: dict[str, int] = {}
+    outcomes: dict[int, int] = {}
     repeated: dict[str, int] = {}
     in_flight: int = 0
     paused: str | None = None
 
 
-_SUMS = ("rows_answered", "rows_failed", "requests", "retries", "turned_away", "in_flight")
+_SUMS = (
+    *("rows_answered", "rows_failed", "rows_shut_out"),
+    *("requests", "retries", "turned_away", "timed_out", "in_flight"),
+)
 _REPLY_SUMS = ("prompt_tokens", "completion_tokens", "latency_s")
 
 
@@ -52,26 +60,42 @@ class Tally:
     rows_total: int | None = None
     rows_resumed: int = 0  # settled by earlier runs
     resumed_failed: int = 0  # of those: with an error
+    resumed_verdicts: Counter[ReplyVerdict] = field(default_factory=Counter)  # of those
     rows_answered: int = 0  # by this run
     rows_failed: int = 0  # by this run
     in_flight: int = 0
     requests: int = 0
     retries: int = 0
     turned_away: int = 0  # back-pressure replies
+    timed_out: int = 0  # requests that got no reply within their limit
+    rows_shut_out: int = 0  # of those that failed: turned away, or without a reply in time
     replies: Replies = field(default_factory=Replies)
     slowest: SlowestRows = field(default_factory=SlowestRows)
     failures: Counter[str] = field(default_factory=Counter)  # failed rows by signature
+    outcomes: Counter[int] = field(default_factory=Counter)  # of rows of this run: see `verdicts`
     repeated: Counter[str] = field(default_factory=Counter)  # retries by signature
     began: float = field(default_factory=time.monotonic)
     first_row_at: float | None = None
     paused: str | None = None  # why, while it is
+    timeout_s: float | None = None  # the limit of a request, where the run has one for all
     limit: int | None = None  # calls that may be in flight
     running: float | None = None  # at the whole endpoint, by its own gauges
     waiting: float | None = None
+    _published: tuple[int, Mapping[ReplyVerdict, int]] | None = None
 
-    def count_failure(self, kind: str, message: str) -> None:
-        """Count a failed row by its signature: the error without the numbers that differ."""
+    def published(self, rows_failed: int, verdicts: Mapping[ReplyVerdict, int]) -> None:
+        """Take what the output holds for the truth: an earlier answer may be better than the one
+        that a row got when it was asked again.
+        """
+        self._published = rows_failed, verdicts
+
+    def count_failure(self, kind: str, message: str, *, shut_out: bool = False) -> None:
+        """Count a failed row by its signature: the error without the numbers that differ.
+
+        `shut_out`: the error is one that every row gets when something is wrong with the endpoint.
+        """
         self.rows_failed += 1
+        self.rows_shut_out += shut_out
         _count(self.failures, failure_signature(kind, message))
 
     def count_retry(self, kind: str, message: str) -> None:
@@ -91,6 +115,7 @@ class Tally:
             replicas=replies.replicas.copied(),
             slowest=self.slowest.rows,
             failures=dict(self.failures),
+            outcomes=dict(self.outcomes),
             repeated=dict(self.repeated),
             paused=self.paused,
         )
@@ -109,9 +134,22 @@ class Tally:
         if now.slowest != before.slowest:
             self.slowest.merge(now.slowest)
         self.failures.update(_grown(now.failures, before.failures))
+        self.outcomes.update(_grown(now.outcomes, before.outcomes))
         self.repeated.update(_grown(now.repeated, before.repeated))
         if self.first_row_at is None and (now.in_flight or now.rows_answered or now.rows_failed):
             self.first_row_at = time.monotonic()
+
+    @property
+    def remark(self) -> str | None:
+        """What a person who looks should know, though the run goes on."""
+        if not self.timed_out:
+            return None
+        limit = "" if self.timeout_s is None else f" of {self.timeout_s:g} s"
+        about = 1 << (self.timed_out.bit_length() - 1)  # news when it has doubled, no sooner
+        return (
+            f"{about} or more requests got no reply within the limit{limit} (--timeout sets it, "
+            "--timeout-retries how often such a row is asked again)"
+        )
 
     @property
     def rows_done(self) -> int:
@@ -121,7 +159,19 @@ class Tally:
     @property
     def all_failed(self) -> int:
         """Settled rows that carry an error, those of earlier runs included."""
+        if self._published is not None:
+            return self._published[0]
         return self.resumed_failed + self.rows_failed
+
+    @property
+    def all_verdicts(self) -> dict[ReplyVerdict, int]:
+        """Settled rows by what their answers are, those of earlier runs included."""
+        if self._published is not None:
+            return dict(self._published[1])
+        found = Counter(self.resumed_verdicts)
+        for outcome, rows in self.outcomes.items():
+            found[verdict_of(outcome)] += rows
+        return {verdict: rows for verdict, rows in found.items() if rows}
 
     def rows_per_s(self) -> float | None:
         """Rows this run settled per second since it took its first."""

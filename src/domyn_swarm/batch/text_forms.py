@@ -197,8 +197,7 @@ def _one(parts: Iterable[pa.RecordBatch], names: Sequence[str]) -> pa.RecordBatc
     schema = pa.schema([(name, pa.string()) for name in names])
     table = pa.Table.from_batches(parts, schema).combine_chunks()
     arrays = [
-        column.chunk(0) if column.num_chunks else pa.array([], column.type)
-        for column in table.columns
+        column.chunk(0) if column.num_chunks else array([], column.type) for column in table.columns
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 

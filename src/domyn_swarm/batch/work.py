@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.runner import Encode, RunPolicy
-from domyn_swarm.batch.session import RetryPolicy
 from domyn_swarm.batch.worker_process import WorkerProcess
 
 

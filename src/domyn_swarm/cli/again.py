@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from domyn_swarm.cli import candidates
 from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.options import (
+    AcceptOption,
     ConcurrencyOption,
     CpusOption,
     DetachOption,
@@ -24,6 +26,7 @@ from domyn_swarm.cli.options import (
     SwarmOption,
     TimeOption,
     TimeoutOption,
+    TimeoutRetriesOption,
     WorkersOption,
     chosen_job,
     concurrency_of,
@@ -41,7 +44,9 @@ def resume(
     workers: WorkersOption = None,
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
+    timeout_retries: TimeoutRetriesOption = None,
     max_failures: MaxFailuresOption = None,
+    accept: AcceptOption = None,
     placement: PlacementOption = None,
     run_here: RunHereOption = False,
     cpus: CpusOption = None,
@@ -66,7 +71,9 @@ def resume(
         workers=workers,
         retries=retries,
         timeout_s=timeout,
+        timeout_retries=timeout_retries,
         max_failures=max_failures,
+        accept=None if accept is None else accept.value,
         resources=resources_of(
             detached=detach,
             placement=placement,
@@ -87,6 +94,16 @@ def retry_failed(
     external_id: ExternalIdOption = None,
     handle_json: HandleOption = None,
     name: SwarmOption = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="NAME[,NAME]",
+            help="Rows whose answers are cut, empty, refused, tool_calls or error; repeatable. "
+            "Left out: all that failed.",
+            autocompletion=candidates.verdicts,
+        ),
+    ] = None,
     job_kwargs: Annotated[
         str,
         typer.Option(
@@ -97,7 +114,9 @@ def retry_failed(
     workers: WorkersOption = None,
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
+    timeout_retries: TimeoutRetriesOption = None,
     max_failures: MaxFailuresOption = None,
+    accept: AcceptOption = None,
     placement: PlacementOption = None,
     run_here: RunHereOption = False,
     cpus: CpusOption = None,
@@ -109,18 +128,25 @@ def retry_failed(
 ) -> None:
     """Ask the rows again that a job gave up, and no others; other parameters may help them.
 
-    Example: domyn-swarm job retry-failed nightly-run --job-kwargs '{"max_tokens": 4000}'
+    With --class those whose answers are so, failed or not. What a row has stays until something
+    better comes. Where there is nothing to retry it says so and exits with 3.
+
+    Example: domyn-swarm job retry-failed nightly --class cut --job-kwargs '{"max_tokens": 4000}'
     """
+    from domyn_swarm.model import verdicts_named
     from domyn_swarm.services.jobs import JobService
     from domyn_swarm.services.requests import JobChanges
 
     changes = JobChanges(
+        retry_classes=verdicts_named(classes or ()),
         override=parse_json_object(job_kwargs),
         max_concurrency=None if max_concurrency is None else concurrency_of(max_concurrency),
         workers=workers,
         retries=retries,
         timeout_s=timeout,
+        timeout_retries=timeout_retries,
         max_failures=max_failures,
+        accept=None if accept is None else accept.value,
         resources=resources_of(
             detached=detach,
             placement=placement,

@@ -33,6 +33,20 @@ def external_ids(incomplete: str) -> Candidates:
     return _ids(incomplete, external=True)
 
 
+def verdicts(incomplete: str) -> Candidates:
+    """What rows can be asked again for; behind a comma one more."""
+    from domyn_swarm.model import ReplyVerdict
+
+    before, comma, word = incomplete.rpartition(",")
+    names = [one.value for one in ReplyVerdict if one is not ReplyVerdict.COMPLETE]
+    taken = before.split(",")
+    return [
+        (before + comma + name, f"rows whose answer is {name}")
+        for name in names
+        if name.startswith(word) and name not in taken
+    ]
+
+
 def jobs_of_swarm(context: typer.Context, incomplete: str) -> Candidates:
     """Ids of the jobs of the swarm that the command is about, the newest first."""
     # An option without its value ends the reading of the line: the name is still unread then.

@@ -50,9 +50,17 @@ def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
 
 def _summarise(job: JobSnapshot) -> None:
     """Say how it ended, and where to look."""
-    from domyn_swarm.cli.job_views import account_text, rows_text
+    from domyn_swarm.cli.job_views import account_text, rows_text, verdicts_text
 
     say(f"{job.job_id} {job.status.value}: {rows_text(job)} rows")
+    if told := verdicts_text(job.verdicts):
+        classes = ",".join(sorted({name.value for name in job.verdicts} - {"complete"}))
+        say(
+            f"answers: {told}; `domyn-swarm job retry-failed {job.job_id} --class {classes}` asks "
+            "those again"
+        )
+    for remark in job.remarks:
+        say(remark)
     if job.account is not None and job.account.requests:
         say(account_text(job.account))
     if job.message:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from domyn_swarm.cli.options import Format
@@ -13,7 +13,7 @@ from domyn_swarm.swarm.snapshot import JobList
 if TYPE_CHECKING:
     from domyn_swarm.batch.verification import OutputVerification
     from domyn_swarm.jobs.dry_run import DryRun
-    from domyn_swarm.model import JobAccount
+    from domyn_swarm.model import JobAccount, ReplyVerdict
     from domyn_swarm.services.requests import JobFailures, JobResults
     from domyn_swarm.swarm.snapshot import JobSnapshot
 
@@ -30,6 +30,8 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         ("status", job.status.value + (f": {job.message}" if job.message else "")),
         ("swarm", job.swarm or "-"),
         ("rows", rows_text(job)),
+        *([("answers", verdicts_text(job.verdicts))] if verdicts_text(job.verdicts) else []),
+        *[("note", remark) for remark in job.remarks],
         ("tokens", f"{job.prompt_tokens} in, {job.completion_tokens} out"),
         *([("cost", account_text(job.account))] if job.account else []),
         ("input", job.input),
@@ -48,15 +50,18 @@ def show_jobs(jobs: Sequence[JobSnapshot], output: Format) -> None:
 
 
 def show_failures(failures: JobFailures, output: Format) -> None:
-    """The failed rows of a job, by what their errors have in common."""
+    """The failed rows of a job, by what their errors have in common, and answers that count though
+    they are not complete.
+    """
     if output is not Format.TABLE:
         print_record(failures, output)
         return
     print_table(
-        ("rows", "status", "example row", "example"),
+        ("rows", "answers", "status", "example row", "example"),
         [
             (
                 str(group.rows),
+                f"{group.verdict.value}, kept" if group.kept else group.verdict.value,
                 "-" if group.status is None else str(group.status),
                 str(group.example_row),
                 group.example_message,
@@ -121,7 +126,9 @@ def _first_row(found: DryRun) -> list[tuple[str, str]]:
     pairs += [(name, _cell(value)) for name, value in (found.answer or {}).items()]
     if found.error is not None:
         pairs.append(("error", f"{found.error.type}: {found.error.message}"))
-    return [*pairs, ("first row", f"{tokens}, {found.latency_s:.2f} s")]
+    verdict = "?" if found.verdict is None else found.verdict.value
+    pairs.append(("first row", f"{verdict}; {tokens}, {found.latency_s:.2f} s"))
+    return [*pairs, *[("note", remark) for remark in found.remarks]]
 
 
 def _estimate_text(found: DryRun) -> str:
@@ -153,6 +160,14 @@ def rows_text(job: JobSnapshot, *, speed: bool = True) -> str:
     failed = f", {job.rows_failed} failed" if job.rows_failed else ""
     moves = speed and job.rows_per_s and not job.status.final
     return f"{job.rows_done}/{total}{failed}" + (f", {job.rows_per_s:.1f} rows/s" if moves else "")
+
+
+def verdicts_text(verdicts: Mapping[ReplyVerdict, int]) -> str:
+    """What the answers of a job are, in words; nothing where all are complete."""
+    found = {name: rows for name, rows in verdicts.items() if rows}
+    if not found.keys() - {"complete"}:
+        return ""
+    return ", ".join(f"{rows} {name.value}" for name, rows in sorted(found.items()))
 
 
 def job_line(job: JobSnapshot) -> str:

@@ -121,6 +121,12 @@ RetriesOption = Annotated[
 TimeoutOption = Annotated[
     float | None, typer.Option("--timeout", min=0.001, metavar="S", help="Seconds per request.")
 ]
+TimeoutRetriesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--timeout-retries", min=0, help="Repeats, of those, after no reply came in time."
+    ),
+]
 MaxFailuresOption = Annotated[
     str | None,
     typer.Option("--max-failures", metavar="N|P%", help="Stop when more rows than this fail."),
@@ -198,6 +204,22 @@ def chosen_format(output: Format, as_json: bool, as_yaml: bool) -> Format:
         return Format.JSON
     return Format.YAML if as_yaml else output
 
+
+class AcceptName(StrEnum):
+    """Which answers count."""
+
+    COMPLETE = "complete"
+    ANY = "any"
+
+
+AcceptOption = Annotated[
+    AcceptName | None,
+    typer.Option(
+        "--accept",
+        help="Which answers count: complete ones, or any. Left out: all that say something, "
+        "and refusals; of structured output complete ones.",
+    ),
+]
 
 DataBackendOption = Annotated[
     DataBackendName | None,

@@ -10,6 +10,7 @@ import typer
 
 from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.options import (
+    AcceptOption,
     ConcurrencyOption,
     ConfigOption,
     CpusOption,
@@ -32,6 +33,7 @@ from domyn_swarm.cli.options import (
     SwarmOption,
     TimeOption,
     TimeoutOption,
+    TimeoutRetriesOption,
     TypesOption,
     WorkersOption,
     WriteKwargsOption,
@@ -138,7 +140,9 @@ def submit(
     ray_address: RayAddressOption = None,
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
+    timeout_retries: TimeoutRetriesOption = None,
     max_failures: MaxFailuresOption = None,
+    accept: AcceptOption = None,
     checkpoint_dir: Annotated[
         Path | None,
         typer.Option("--checkpoint-dir", metavar="DIR", help="Where checkpoints lie."),
@@ -233,7 +237,9 @@ def submit(
         ray_address=ray_address,
         retries=retries,
         timeout_s=timeout,
+        timeout_retries=timeout_retries,
         max_failures=max_failures,
+        accept=None if accept is None else accept.value,
         checkpoint_dir=checkpoint_dir,
         checkpoint_tag=checkpoint_tag,
         checkpoint_interval=checkpoint_interval,

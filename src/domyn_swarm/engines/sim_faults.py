@@ -9,11 +9,20 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from domyn_swarm.engines.sim_options import ErrorRule, SimOptions
 from domyn_swarm.engines.sim_reply import READY_PROMPT
 
 CRASH_EXIT_CODE = 13
+
+
+class Asked(NamedTuple):
+    """A request as it came."""
+
+    path: str
+    body: dict[str, Any]
+    prompt: str  # what of the body the faults and the answer go by
 
 
 class Faults:
@@ -37,10 +46,14 @@ class Faults:
         self._requests += 1
         crash_after = self._options.crash_after_requests
         if crash_after is not None and self._requests > crash_after:
-            print("simulated crash", file=sys.stderr, flush=True)  # noqa: T201 - the engine's log
-            os._exit(CRASH_EXIT_CODE)
+            self.crash()
         freeze_after = self._options.freeze_after_requests
         return freeze_after is not None and self._requests > freeze_after
+
+    def crash(self) -> None:
+        """End the process at once."""
+        print("simulated crash", file=sys.stderr, flush=True)  # noqa: T201 - the engine's log
+        os._exit(CRASH_EXIT_CODE)
 
     def rule(self, prompt: str) -> ErrorRule | None:
         """The first rule that applies to this request."""
@@ -53,10 +66,15 @@ class Faults:
                     return rule
         return None
 
-    def record(self, prompt: str, status: int | None) -> None:
-        """Append what became of a request. None: the client got no answer."""
-        if self._record is not None and prompt != READY_PROMPT:
-            entry = {"prompt": prompt, "status": status}
+    def record(self, asked: Asked, status: int | None) -> None:
+        """Append a request and what became of it. None: the client got no answer."""
+        if self._record is not None and asked.prompt != READY_PROMPT:
+            entry = {
+                "prompt": asked.prompt,
+                "status": status,
+                "path": asked.path,
+                "body": asked.body,
+            }
             os.write(self._record, json.dumps(entry).encode() + b"\n")
 
 

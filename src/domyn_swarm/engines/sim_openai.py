@@ -94,7 +94,7 @@ def question(body: dict[str, Any], *, chat: bool) -> Question:
     options = body.get("stream_options")
     return Question(
         model=str(body.get("model")),
-        prompt=_last_message(body) if chat else _text(body.get("prompt"), "prompt"),
+        prompt=_last_message(body) if chat else _prompt(body.get("prompt")),
         max_tokens=_count(body, "max_completion_tokens") or _count(body, "max_tokens"),
         n=_count(body, "n") or 1,
         stream=body.get("stream") is True,
@@ -130,6 +130,11 @@ def embeddings(found: list[str], model: str) -> dict[str, Any]:
     return {"object": "list", "model": model, "data": data, "usage": usage}
 
 
+def nothing(model: str) -> dict[str, Any]:
+    """The reply to a request of a kind that the simulator does not answer: its record is all."""
+    return {"object": "simulated", "model": model, "data": []}
+
+
 def _logprobs(answer: str) -> list[dict[str, Any]]:
     """A number between -1 and 0 for each word, derived from it."""
     digests = [(word, hashlib.blake2b(word.encode(), digest_size=1)) for word in answer.split()]
@@ -153,6 +158,12 @@ def _last_message(body: dict[str, Any]) -> str:
         raise BadRequest("messages must be a list of messages")
     content = messages[-1].get("content")
     return json.dumps(content) if isinstance(content, list) else _text(content, "content")
+
+
+def _prompt(value: object) -> str:
+    """A prompt; token ids stand for themselves."""
+    ids = isinstance(value, list) and value and all(type(one) is int for one in value)
+    return json.dumps(value) if ids else _text(value, "prompt")
 
 
 def _text(value: object, name: str) -> str:

@@ -30,6 +30,7 @@ class ErrorRule:
     hang: bool = False  # no answer, ever
     held_by: str | None = None  # a file: while it exists there is no answer, then the usual one
     reset: bool = False  # the connection is torn down
+    crash: bool = False  # the server ends, with everything that is in flight
 
     def __post_init__(self) -> None:
         """Raises ValueError: `match` cannot be searched."""
@@ -53,7 +54,8 @@ class SimOptions:
     slots: int = field(default=64, metadata={"ge": 1})  # requests at once; the others wait
     start_s: float = field(default=0.0, metadata={"ge": 0})  # until /health answers
     errors: tuple[ErrorRule, ...] = ()
-    record: str | None = None  # file that a JSON line is appended to for each request
+    # file that a JSON line is appended to for each request: prompt, status, path, body
+    record: str | None = None
     fail_start: str | None = None  # printed before the server ends, instead of starting
     fail_start_exit_code: int = field(default=1, metadata={"ge": 1, "le": 255})
     crash_after_requests: int | None = field(default=None, metadata={"ge": 1})

@@ -24,7 +24,7 @@ from typing import Any
 from aiohttp import web
 
 from domyn_swarm.engines import sim_openai
-from domyn_swarm.engines.sim_faults import Faults
+from domyn_swarm.engines.sim_faults import Asked, Faults
 from domyn_swarm.engines.sim_nodes import Nodes, follow
 from domyn_swarm.engines.sim_openai import BadRequest, Question
 from domyn_swarm.engines.sim_options import ErrorRule, SimOptions, read_options
@@ -99,10 +99,21 @@ class Simulator:
             self._prompt_tokens += reply["usage"]["prompt_tokens"]
             return web.json_response(reply)
 
-        return await self._serve(request, str(body.get("model")), "\n".join(texts), answer)
+        return await self._serve(request, Asked(request.path, body, "\n".join(texts)), answer)
+
+    async def others(self, request: web.Request) -> web.StreamResponse:
+        """POST of anything else: an answer without content."""
+        body = await _body(request)
+
+        async def answer() -> web.Response:
+            return web.json_response(sim_openai.nothing(self._model))
+
+        prompt = json.dumps(body, ensure_ascii=False)
+        return await self._serve(request, Asked(request.path, body, prompt), answer)
 
     async def _complete(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
-        asked = sim_openai.question(await _body(request), chat=chat)
+        body = await _body(request)
+        asked = sim_openai.question(body, chat=chat)
 
         async def answer() -> web.StreamResponse:
             self._answers += 1
@@ -117,7 +128,7 @@ class Simulator:
             await self._generate(len(asked.answer.split()), choices=asked.n)
             return web.json_response(asked.reply(envelope))
 
-        return await self._serve(request, asked.model, asked.prompt, answer)
+        return await self._serve(request, Asked(request.path, body, asked.prompt), answer)
 
     async def _stream(
         self, request: web.Request, asked: Question, envelope: dict[str, Any]
@@ -154,12 +165,12 @@ class Simulator:
     async def _serve(
         self,
         request: web.Request,
-        model: str,
-        prompt: str,
+        asked: Asked,
         answer: Callable[[], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
         if not self._ready:
             return _error(503, "starting")
+        prompt, model = asked.prompt, asked.body.get("model")
         if model != self._model:
             return _error(404, f"The model `{model}` does not exist.")
         frozen = self._faults.arrive(prompt)
@@ -170,6 +181,9 @@ class Simulator:
                     await asyncio.Event().wait()
                 await asyncio.sleep(self._latency_s())
                 rule = self._faults.rule(prompt)
+                if rule is not None and rule.crash:
+                    self._faults.record(asked, None)
+                    self._faults.crash()
                 if rule is not None and rule.held_by is not None:
                     await _released(Path(rule.held_by))
                     rule = None
@@ -179,7 +193,7 @@ class Simulator:
             self._succeeded += status == 200
             return reply
         finally:
-            self._faults.record(prompt, status)
+            self._faults.record(asked, status)
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -265,6 +279,7 @@ def make_app(simulator: Simulator, key: str) -> web.Application:
             web.post("/v1/chat/completions", simulator.chat),
             web.post("/v1/completions", simulator.completions),
             web.post("/v1/embeddings", simulator.embeddings),
+            web.post("/{path:.*}", simulator.others),
         ]
     )
     return app

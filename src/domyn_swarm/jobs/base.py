@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from domyn_swarm.batch.arrow_types import type_name
@@ -12,7 +12,10 @@ from domyn_swarm.batch.runner import Encode
 from domyn_swarm.batch.schema import Declared, OutputSchema
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.identity import source_digest
+from domyn_swarm.jobs.naming import BODY, arguments_of, check_attributes, check_parameters
 from domyn_swarm.jobs.options import OPTIONS, JobOptions, job_options, kept_columns, kept_values
+from domyn_swarm.model import ReplyVerdict
+from domyn_swarm.net import parameters
 from domyn_swarm.net.openai import OpenAIClient
 
 
@@ -22,12 +25,19 @@ class SwarmJob:
     Subclasses set `input_columns` and `output_schema` and write `transform_item`, or
     `transform_items` where several rows belong into one request. While a run is on, `self.client`
     (the shape of OpenAI's) and `self.model` are there, and `self.params` holds what else was
-    given to the constructor: parameters for the requests. The options of every job (see
-    `JobOptions`) can be given to the constructor, or be set in the class.
+    given to the constructor: parameters for the requests, of those that an API knows. The options
+    of every job (see `JobOptions`) can be given to the constructor, or be set in the class.
+
+    Raises:
+        ConfigError: a class is defined with an attribute that looks like an option and is none.
     """
 
     input_columns: Sequence[str] = ("text",)
     output_schema: Declared = ("result",)
+    output_cols: Sequence[str] = ()
+    """Names for the columns of the schema, in their order; without a schema, all columns."""
+    request_parameters: ClassVar[frozenset[str]] = parameters.ALL
+    """The parameters that its requests can have, besides `extra_body`."""
     version: ClassVar[str | None] = None
     """Stands for the class's source in the job's identity: raise it when answers change."""
     rows_per_call: int = 1
@@ -49,32 +59,42 @@ class SwarmJob:
         job.given = given
         return job
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Refuse what looks like an option and is none."""
+        super().__init_subclass__(**keywords)
+        check_attributes(cls, cls.__bases__)
+
     def __init__(
         self,
         *,
         input_columns: Sequence[str] | None = None,
         output_schema: Declared | None = None,
         output_columns: Sequence[str] | None = None,
+        output_cols: Sequence[str] | None = None,
         **given: Any,
     ) -> None:
         """Take other columns than the class's, options, and parameters for the requests.
 
-        `output_columns` renames the columns of the schema, in their order.
+        `output_columns` (or `output_cols`) renames the columns of the schema, in their order.
 
         Raises:
-            ConfigError: an option is wrong, or the new names are not as many as the columns.
+            ConfigError: an option is wrong, nobody knows a parameter, or the new names are not as
+                many as the columns.
         """
         if input_columns:
-            names = (input_columns,) if isinstance(input_columns, str) else input_columns
-            self.input_columns = tuple(names)
+            columns = (input_columns,) if isinstance(input_columns, str) else input_columns
+            self.input_columns = tuple(columns)
         if output_schema is not None:
             self.output_schema = output_schema
-        if output_columns:
-            self.output_schema = _renamed(self.schema(), self.output_schema, output_columns)
+        names = output_columns or output_cols or self.output_cols
+        if names:
+            self.output_schema = self._renamed((names,) if isinstance(names, str) else names)
         of_class = {name: getattr(self, name) for name in OPTIONS if hasattr(type(self), name)}
         chosen = {name: given.pop(name) for name in OPTIONS & given.keys()}
         self.options: JobOptions = job_options({**of_class, **chosen})
         self.params = given
+        kind = type(self)
+        check_parameters(kind.__name__, given, self.known_parameters() | arguments_of(kind))
 
     def __call__(self, **changes: Any) -> Self:
         """The same job with these set, besides what was given before."""
@@ -94,6 +114,10 @@ class SwarmJob:
         An answer that is an exception is that row's error.
         """
         return [await self.transform_item(item) for item in items]
+
+    def known_parameters(self) -> frozenset[str]:
+        """What may be given to it besides its arguments and options: it goes to the requests."""
+        return self.request_parameters | {BODY, "model"}
 
     def bind(self, client: OpenAIClient, model: str) -> None:
         """Give the job its endpoint, before the first row."""
@@ -119,6 +143,21 @@ class SwarmJob:
                 f"The job {self.label} does nothing with its rows.",
                 hint="Write: async def transform_item(self, item)",
             )
+
+    def check_columns(self, there: Sequence[str]) -> None:
+        """Find columns that the job's own texts name and the input lacks.
+
+        Raises:
+            InvalidInput: names one, and those that may be meant.
+        """
+
+    def remarks(self, verdicts: Mapping[ReplyVerdict, int]) -> list[str]:  # noqa: ARG002
+        """What is worth saying of rows that came out so, a sentence or two each.
+
+        Args:
+            verdicts: how many rows are what.
+        """
+        return []
 
     def schema(self) -> OutputSchema:
         """The output columns, those that `keep` adds included.
@@ -211,19 +250,22 @@ class SwarmJob:
         names = {name: type_name(kind) for name, kind in schema.items()}
         return {**self.given, "output_schema": names}
 
-
-def _renamed(known: OutputSchema, schema: Declared, names: Sequence[str]) -> Declared:
-    if len(names) != len(known.answered):
-        raise ConfigError(
-            f"The job has {len(known.answered)} output columns ({', '.join(known.answered)}), "
-            f"but {len(names)} names were given.",
-            hint="Repeat --output-column once for each, in that order.",
-        )
-    if isinstance(schema, type):
-        raise ConfigError(
-            f"The columns of {schema.__name__} are its fields' names and cannot be renamed.",
-            hint="Take out --output-column, or rename the fields.",
-        )
-    if isinstance(schema, dict):
-        return dict(zip(names, schema.values(), strict=True))
-    return tuple(names)
+    def _renamed(self, names: Sequence[str]) -> Declared:
+        """The output schema with other names for its columns."""
+        schema, known = self.output_schema, self.schema()
+        if schema == SwarmJob.output_schema:
+            return tuple(names)
+        if len(names) != len(known.answered):
+            raise ConfigError(
+                f"The job has {len(known.answered)} output columns ({', '.join(known.answered)}), "
+                f"but {len(names)} names were given.",
+                hint="Repeat --output-column once for each, in that order.",
+            )
+        if isinstance(schema, type):
+            raise ConfigError(
+                f"The columns of {schema.__name__} are its fields' names and cannot be renamed.",
+                hint="Take out --output-column, or rename the fields.",
+            )
+        if isinstance(schema, dict):
+            return dict(zip(names, schema.values(), strict=True))
+        return tuple(names)

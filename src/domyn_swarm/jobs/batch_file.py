@@ -14,6 +14,8 @@ from domyn_swarm.batch.request_files import (
     URL_COLUMN,
 )
 from domyn_swarm.jobs.base import SwarmJob
+from domyn_swarm.jobs.naming import BODY
+from domyn_swarm.jobs.prompted import extra_fields
 from domyn_swarm.jobs.replies import decoded, named
 
 _PATHS = "/v1/"
@@ -28,6 +30,8 @@ class BatchFileJob(SwarmJob):
     `custom_id`, `url` and `body` (an object or JSON text), and come back with `custom_id` and
     `response`, which is JSON text. Rows are known by their `custom_id`.
 
+    What the replies say is counted (`job status`, `job failures`); all of them count as answers.
+
     keep_model: send the model that the request names; else it is the swarm's.
 
     What else is given goes to the requests that do not say it themselves.
@@ -37,6 +41,7 @@ class BatchFileJob(SwarmJob):
     output_schema = {REPLY_COLUMN: str}
     id_column = ID_COLUMN
     output_mode = "replace"
+    accept = "any"
     lines = REQUESTS
     as_request = True
     version = "1"
@@ -45,7 +50,7 @@ class BatchFileJob(SwarmJob):
         """See the class."""
         super().__init__(**options)
         self.keep_model = keep_model
-        extra = self.params.pop("extra_body", None) or {}
+        extra = extra_fields(self.params.pop(BODY, None))
         self.params = {**self.params, **extra}
 
     def described(self) -> dict[str, Any]:

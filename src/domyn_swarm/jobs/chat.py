@@ -16,8 +16,8 @@ from domyn_swarm.net.openai import CHAT_PATH
 class ChatCompletionJob(PromptedJob):
     """One answer to the conversation in the input column (default `messages`), or to the prompt.
 
-    With `parse_reasoning` a second column `reasoning` keeps what a reasoning parser of the server
-    set apart.
+    Calls of tools are kept as the message's JSON, a refusal as its words. With `parse_reasoning` a
+    second column `reasoning` keeps what a reasoning parser of the server set apart.
     """
 
     input_columns: Sequence[str] = ("messages",)
@@ -36,13 +36,11 @@ class ChatCompletionJob(PromptedJob):
         return {**super().described(), "parse_reasoning": self.parse_reasoning}
 
     async def transform_item(self, item: Any) -> Any:  # noqa: ANN401 - the columns'
-        """The content of the first choice; with `parse_reasoning` also the reasoning."""
+        """What the first choice says; with `parse_reasoning` also the reasoning."""
         columns = self.columns_of(item)
         body = {**self.body(columns), "messages": self.messages(columns)}
         message = choices(await self.client.transport.post(CHAT_PATH, body))[0].message
-        if self.parse_reasoning:
-            return message.content, message.reasoning_content or message.reasoning
-        return message.content
+        return (message.answer, message.thoughts) if self.parse_reasoning else message.answer
 
 
 class TemplateJob(ChatCompletionJob):
@@ -84,7 +82,7 @@ class MultiChatCompletionJob(PromptedJob):
         return {**super().described(), "n": self.n}
 
     async def transform_item(self, item: Any) -> list[str | None]:  # noqa: ANN401 - the columns'
-        """The contents of all choices."""
+        """What all choices say."""
         columns = self.columns_of(item)
         body = {**self.body(columns), "messages": self.messages(columns)}
         answers: list[str | None] = []
@@ -92,7 +90,7 @@ class MultiChatCompletionJob(PromptedJob):
             left = self.n - len(answers)
             again = {"seed": body["seed"] + len(answers)} if answers and "seed" in body else {}
             reply = await self.client.transport.post(CHAT_PATH, {**body, "n": left, **again})
-            answers += [one.message.content for one in choices(reply)[:left]]
+            answers += [one.message.answer for one in choices(reply)[:left]]
         return answers
 
 
@@ -112,13 +110,15 @@ class ChatCompletionPerplexityJob(PromptedJob):
     version = "1"
 
     async def transform_item(self, item: Any) -> tuple[str | None, float, float]:  # noqa: ANN401 - the columns'
-        """The first choice's content and perplexities."""
+        """What the first choice says, and its perplexities."""
         columns = self.columns_of(item)
         body = {**self.body(columns), "messages": self.messages(columns), "logprobs": True}
         choice = choices(await self.client.transport.post(CHAT_PATH, body))[0]
+        if not choice.message.text:
+            raise ValueError("there is no text whose perplexity could be told")
         logprobs = sorted(_logprobs(choice))
         half = logprobs[: math.ceil(len(logprobs) / 2)]
-        return choice.message.content, perplexity(logprobs), perplexity(half)
+        return choice.message.answer, perplexity(logprobs), perplexity(half)
 
 
 def _logprobs(choice: Choice) -> list[float]:

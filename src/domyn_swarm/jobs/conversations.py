@@ -18,7 +18,7 @@ class MultiTurnChatCompletionJob(PromptedJob):
 
     The messages keep their order. After each `user` or `tool` message the model is asked with all
     that stands before, and its reply is put there; column `conversation`. A conversation without
-    such a message is a row error.
+    such a message is a row error, and so is one in which the model says nothing or calls tools.
     """
 
     input_columns = ("messages",)
@@ -36,8 +36,7 @@ class MultiTurnChatCompletionJob(PromptedJob):
             said.append(turn)
             if _role(turn) in _ASKING:
                 reply = await self.client.transport.post(CHAT_PATH, {**body, "messages": said})
-                answer = choices(reply)[0].message.content
-                said.append({"role": "assistant", "content": answer})
+                said.append({"role": "assistant", "content": _spoken(reply)})
         return said
 
 
@@ -105,7 +104,7 @@ class MultiTurnTranslationJob(PromptedJob):
             context = seen[-2 * self.context_turns :] if self.context_turns else []
             messages = [instruction, *context, {"role": "user", "content": text}]
             reply = await self.client.transport.post(CHAT_PATH, {**body, "messages": messages})
-            answer = choices(reply)[0].message.content
+            answer = _spoken(reply)
             seen += [messages[-1], {"role": "assistant", "content": answer}]
             translated.append({**turn, "content": answer})
         return translated
@@ -119,6 +118,20 @@ class MultiTurnTranslationJob(PromptedJob):
             "translation alone. Do not reply to what the message says. Keep its formatting, "
             "names, numbers and code."
         )
+
+
+def _spoken(reply: bytes | memoryview) -> str:
+    """What the assistant said, to be sent on.
+
+    Raises:
+        ValueError: nothing that a conversation can go on with; a row error.
+    """
+    message = choices(reply)[0].message
+    if message.calls:
+        raise ValueError("the model called tools, which nobody answers: take tools out of the job")
+    if not (message.text or "").strip():
+        raise ValueError("the model said nothing, and the conversation cannot go on without it")
+    return message.text or ""
 
 
 def _role(message: Any) -> str | None:  # noqa: ANN401 - a message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, get_type_hints, overload
@@ -23,8 +22,8 @@ Function = Callable[..., Awaitable[Any]]
 class FunctionJob(SwarmJob):
     """A job whose `transform_item` is a function: `item`, `client` and `model` as it names them.
 
-    Its other keyword arguments are the job's parameters; what it takes as `**params` besides goes
-    wherever the function sends it.
+    Its other keyword arguments are the job's parameters; what it takes as `**params` besides, of
+    those that an API knows, goes wherever the function sends it.
     """
 
     function: Function
@@ -50,6 +49,15 @@ class FunctionJob(SwarmJob):
         """See `SwarmJob.described`."""
         source = self.version_given or function_digest(self.function)
         return {**super().described(), "source": source}
+
+    def known_parameters(self) -> frozenset[str]:
+        """See `SwarmJob.known_parameters`: those of the function, and where it takes `**params`
+        those that an API knows.
+        """
+        taken = inspect.signature(self.function).parameters.values()
+        open_ended = any(one.kind is one.VAR_KEYWORD for one in taken)
+        own = frozenset(_parameters(self.function))
+        return own | super().known_parameters() if open_ended else own
 
     def check(self) -> None:
         """See `SwarmJob.check`: here a parameter is missing that the function cannot do without."""
@@ -78,18 +86,9 @@ def _parameters(function: Function) -> dict[str, inspect.Parameter]:
 
 
 def _checked(function: Function, given: dict[str, Any]) -> dict[str, Any]:
-    known = _parameters(function)
-    open_ended = any(
-        one.kind is one.VAR_KEYWORD for one in inspect.signature(function).parameters.values()
-    )
+    """What is given, as the function's annotations have it."""
+    hints = get_type_hints(function) if given.keys() & _parameters(function).keys() else {}
     name = function.__qualname__
-    for unknown in [] if open_ended else given.keys() - known.keys():
-        close = difflib.get_close_matches(unknown, known, 1)
-        raise ConfigError(
-            f"The job {name} has no parameter {unknown!r}.",
-            hint=f"Did you mean {close[0]!r}?" if close else f"It has: {', '.join(known) or '-'}.",
-        )
-    hints = get_type_hints(function) if given.keys() & known.keys() else {}
     return {one: _typed(name, one, value, hints.get(one)) for one, value in given.items()}
 
 

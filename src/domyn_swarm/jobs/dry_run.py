@@ -15,19 +15,20 @@ from typing import Any, Literal
 import msgspec
 
 from domyn_swarm.batch.access import EndpointAccess, open_session
+from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.inspection import opened_index
 from domyn_swarm.batch.manifest import without_secrets
 from domyn_swarm.batch.rows import Result, Row, RowError, RowValue
 from domyn_swarm.batch.runner import Events, Runner, RunPolicy
-from domyn_swarm.batch.session import RetryPolicy
 from domyn_swarm.batch.source import named_rows, pending_rows
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.verdicts import Reading, outcome_of, verdict_of
 from domyn_swarm.errors import JobError, PlatformUnavailable
 from domyn_swarm.jobs.preparation import Prepared
 from domyn_swarm.jobs.program import access_of, event_loop
 from domyn_swarm.jobs.spec import JobSpec
-from domyn_swarm.model import Record
+from domyn_swarm.model import Record, ReplyVerdict
 from domyn_swarm.net.openai import OpenAIClient, Transport
 
 _REQUEST_S = 120.0  # where --timeout says nothing
@@ -76,6 +77,8 @@ class DryRun(Record):
     rows_settled: int | None  # of them, in the job's checkpoint; None: too many to count here
     requests: tuple[SentRequest, ...] = ()
     answer: dict[str, Any] | None = None  # by output column
+    verdict: ReplyVerdict | None = None  # what the answer is; None: nothing was asked
+    remarks: tuple[str, ...] = ()  # worth knowing of how it came out
     error: RowFailure | None = None
     prompt_tokens: int = 0  # of this row
     completion_tokens: int = 0
@@ -99,7 +102,7 @@ def dry_run(
         JobError: the row did not end in time, or the swarm's endpoint is not known.
     """
     access = access_of(spec)
-    access = replace(access, key=key or access.key, meter=None)
+    access = replace(access, key=key or access.key)
     plan = prepared.plan
     found = DryRun(
         job=spec.job,
@@ -117,8 +120,12 @@ def dry_run(
     row = next(named_rows(plan.dataset, keys, 1, {0})).rows(keys)[0]
     with event_loop() as runner:
         value, sent = runner.run(_ask(spec, prepared, row, access))
+    value = Reading(plan.accept).judged(value)
+    verdict = verdict_of(outcome_of(value))
     told = found.model_copy(
         update={
+            "verdict": verdict,
+            "remarks": tuple(prepared.job.remarks({verdict: 1})),
             "requests": tuple(_shown(one, access.key) for one in sent),
             "prompt_tokens": value.prompt_tokens,
             "completion_tokens": value.completion_tokens,
@@ -230,9 +237,7 @@ async def _settle(spec: JobSpec, prepared: Prepared, row: Row, client: OpenAICli
     job, work = prepared.job, prepared.plan.work
     job.bind(client, spec.model)
     kept = _Kept()
-    policy = RunPolicy(
-        concurrency=1, finish_reasons=work.run_policy.finish_reasons, failure_limit=None
-    )
+    policy = RunPolicy(concurrency=1, accept=work.run_policy.accept, failure_limit=None)
     runner = Runner(
         job.transform_items, kept, policy, encode=work.encode, tally=Tally(), events=Events()
     )

@@ -7,10 +7,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from domyn_swarm.batch.rows import RowTrace
+from domyn_swarm.batch.verdicts import verdict_of
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.model import Record
+from domyn_swarm.model import Accept, Record
 
-Kept = Literal["finish_reason", "usage", "latency"]
+Kept = Literal["finish_reason", "verdict", "usage", "latency"]
 
 
 class JobOptions(Record):
@@ -22,9 +23,11 @@ class JobOptions(Record):
     max_concurrency: int | Literal["auto"] | None = Field(None)
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)
+    timeout_retries: int | None = Field(None, ge=0)
     max_failures: str | int | None = None  # "20" rows, or "5%"
     checkpoint_interval: int | None = Field(None, ge=1)
     checkpoint_seconds: float | None = Field(None, gt=0)
+    accept: Accept | None = None
     keep: tuple[Kept, ...] = ()
 
 
@@ -57,6 +60,8 @@ def kept_columns(keep: tuple[Kept, ...]) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     if "finish_reason" in keep:
         columns["finish_reason"] = str
+    if "verdict" in keep:
+        columns["verdict"] = str
     if "usage" in keep:
         columns |= {"prompt_tokens": int, "completion_tokens": int}
     if "latency" in keep:
@@ -69,6 +74,8 @@ def kept_values(keep: tuple[Kept, ...], trace: RowTrace, latency_s: float) -> di
     values: dict[str, Any] = {}
     if "finish_reason" in keep:
         values["finish_reason"] = trace.finish_reasons[0] if trace.finish_reasons else None
+    if "verdict" in keep:
+        values["verdict"] = verdict_of(trace.code << 1).value
     if "usage" in keep:
         values["prompt_tokens"] = trace.prompt_tokens
         values["completion_tokens"] = trace.completion_tokens

@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.dataset import Dataset, check_columns
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.input_facts import InputFacts
+from domyn_swarm.batch.inspection import asks_again
 from domyn_swarm.batch.manifest import JobFacts, without_secrets
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.row_ids import check_ids
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.runner import RunPolicy
-from domyn_swarm.batch.session import RetryPolicy
 from domyn_swarm.batch.table_dataset import TableDataset
 from domyn_swarm.batch.work import WorkPlan
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import ConfigError, NothingToRetry
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.inputs import open_input, writer_of
 from domyn_swarm.jobs.loading import load_job
@@ -64,6 +65,23 @@ def check_rows(plan: BatchPlan) -> None:
     id_column = plan.output.keys.id_column
     if id_column is not None:
         check_ids(plan.dataset, id_column, limit=plan.limit)
+
+
+def check_retried(plan: BatchPlan) -> None:
+    """Refuse to ask rows again where there are none; reads the input until it finds one.
+
+    Raises:
+        NothingToRetry: there is none.
+        JobError: the job has no checkpoint.
+    """
+    if plan.again is None or asks_again(plan):
+        return
+    what = " or ".join(sorted(plan.again)) or "failed"
+    raise NothingToRetry(
+        f"There is nothing to retry: no row of {plan.output.job.name} is {what}. "
+        "Nothing was started.",
+        hint="`domyn-swarm job status` tells what its rows are; --class NAME asks some again.",
+    )
 
 
 def make_plan(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
@@ -111,6 +129,7 @@ def plan_of(
     keys, work = _work_of(spec, job)
     if not dataset.rows and not dataset.schema.names:  # as libraries leave what they filtered out
         dataset = TableDataset.without_rows(keys.columns)
+    job.check_columns(dataset.schema.names)
     check_columns(dataset, keys.input_columns, "--input-column")
     if keys.id_column is not None:
         check_columns(dataset, [keys.id_column], "--id-column")
@@ -135,7 +154,7 @@ def plan_of(
         work=work,
         limit=spec.limit,
         resume=spec.resume,
-        retry_failed=spec.retry_failed,
+        again=frozenset(spec.retry_classes) if spec.retry_failed else None,
         override=spec.override,
     )
 
@@ -159,12 +178,15 @@ def _work_of(spec: JobSpec, job: SwarmJob) -> tuple[RowKeys, WorkPlan]:
         run_policy=RunPolicy(
             concurrency=concurrency,
             rows_per_call=job.rows_per_call,
-            finish_reasons="finish_reason" in job.options.keep,
+            accept=spec.accept,
             failure_limit=parse_failure_limit(spec.max_failures),
         ),
         retry_policy=RetryPolicy(
             retries=retry.retries if spec.retries is None else spec.retries,
             timeout_s=spec.timeout_s or retry.timeout_s,
+            timeout_retries=(
+                retry.timeout_retries if spec.timeout_retries is None else spec.timeout_retries
+            ),
         ),
         encode=job.encoder(),
         sync_rows=spec.checkpoint_interval or WorkPlan.sync_rows,

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from domyn_swarm import __version__
@@ -83,16 +84,24 @@ def _allow_many_files() -> None:
 def access_of(spec: JobSpec) -> EndpointAccess:
     """How the job reaches its endpoint."""
     key = _key_of(spec)
+    key_now = None if spec.api_key_file is None else partial(_key_of, spec)
     if spec.endpoint_file is None:
         url = (spec.endpoint_url or "").rstrip("/").removesuffix("/v1")
-        return EndpointAccess(lambda: url, key, use_proxy=True)
+        return EndpointAccess(lambda: url, key, use_proxy=True, key_now=key_now)
     place = Path(spec.endpoint_file)
     meter = None
     if spec.collector_key_file is not None:
         collector_key = Path(spec.collector_key_file).read_text().strip()
         meter = Meter(_locator(place, "collector_url"), collector_key)
     outside = spec.collector_key_file is None  # the platform's own endpoint: the world is between
-    return EndpointAccess(_locator(place, "url"), key, meter=meter, use_proxy=outside)
+    return EndpointAccess(
+        _locator(place, "url"),
+        key,
+        meter=meter,
+        model=spec.model,
+        use_proxy=outside,
+        key_now=key_now,
+    )
 
 
 def _key_of(spec: JobSpec) -> str | None:

@@ -7,6 +7,7 @@ import sys
 import time
 
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.model import ReplyVerdict
 
 _DRAW_S = 0.5
 _LINE_S = 10.0  # where a line cannot be drawn over, so often
@@ -66,11 +67,13 @@ class ProgressLine:
         parts = [f"{self._name}: {tally.rows_done}/{tally.rows_total or 0} rows"]
         if tally.all_failed:
             parts.append(f"{tally.all_failed} failed")
+        noted = {*tally.all_verdicts} - {ReplyVerdict.COMPLETE, ReplyVerdict.ERROR}
+        parts += [f"{tally.all_verdicts[one]} {one.value}" for one in sorted(noted)]
         rate, left_s = tally.rows_per_s(), tally.eta_s()
         if rate:
             parts.append(f"{rate:.1f} rows/s")
         if left_s:
             parts.append(f"{left_s:.0f} s left")
-        if tally.paused:
-            parts.append(tally.paused)
+        if told := tally.paused or tally.remark:
+            parts.append(told)
         return ", ".join(parts)

@@ -7,7 +7,12 @@ from typing import Any
 
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
+from domyn_swarm.jobs.naming import BODY, check_class_parameters, check_parameters
 from domyn_swarm.jobs.prompts import PromptTemplate
+from domyn_swarm.model import ReplyVerdict
+from domyn_swarm.net.parameters import CHAT
+
+_TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 class PromptedJob(SwarmJob):
@@ -19,9 +24,10 @@ class PromptedJob(SwarmJob):
         asked: text, or a list of messages.
     system: a template too, put before it as the system message.
     param_columns: columns that hold parameters of the request, row by row (nulls leave the job's
-        own): `["temperature"]`, or `{"temperature": "column"}`.
+        own): `["temperature"]`, or `{"temperature": "column"}`; `extra_body` holds objects.
     """
 
+    request_parameters = CHAT
     as_request = True
 
     def __init__(
@@ -45,7 +51,8 @@ class PromptedJob(SwarmJob):
             named if isinstance(named, Mapping) else zip(named, named, strict=True)
         )
         super().__init__(input_columns=self._columns(input_columns), **options)
-        extra = self.params.pop("extra_body", None) or {}
+        check_parameters(type(self).__name__, self.param_columns, self.known_parameters())
+        extra = extra_fields(self.params.pop(BODY, None))
         self.params = {**self.params, **extra}
 
     def _columns(self, given: Sequence[str] | str | None) -> tuple[str, ...]:
@@ -65,11 +72,18 @@ class PromptedJob(SwarmJob):
     def check(self) -> None:
         """See `SwarmJob.check`: here a template has no column, so that all rows are the same."""
         super().check()
+        check_class_parameters(type(self), self.request_parameters, self.params)
         if not self.input_columns:
             raise ConfigError(
                 "The prompt uses no column, so every row would be asked the same.",
                 hint="Name a column in it: {{ column }}.",
             )
+
+    def check_columns(self, there: Sequence[str]) -> None:
+        """See `SwarmJob.check_columns`."""
+        for template in (self.prompt, self.system):
+            if template is not None:
+                template.check_columns(there)
 
     def described(self) -> dict[str, Any]:
         """See `SwarmJob.described`."""
@@ -80,6 +94,14 @@ class PromptedJob(SwarmJob):
             "param_columns": self.param_columns,
         }
 
+    def remarks(self, verdicts: Mapping[ReplyVerdict, int]) -> list[str]:
+        """See `SwarmJob.remarks`: here answers were cut at a limit that nobody chose."""
+        cut = verdicts.get(ReplyVerdict.CUT)
+        if not cut or not {*_TOKEN_LIMITS}.isdisjoint({*self.params, *self.param_columns}):
+            return []
+        were = "answer was" if cut == 1 else "answers were"
+        return [f"{cut} {were} cut by the server's own token limit: the job gives no max_tokens."]
+
     def columns_of(self, item: Any) -> dict[str, Any]:  # noqa: ANN401 - the columns'
         """The row's columns by name, however many there are."""
         if len(self.input_columns) == 1:
@@ -88,11 +110,18 @@ class PromptedJob(SwarmJob):
         return columns
 
     def body(self, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """Model and parameters of the row's request."""
+        """Model and parameters of the row's request.
+
+        Raises:
+            ConfigError: a column with `extra_body` holds something else than objects; a row error.
+        """
         body = {"model": self.model, **self.params}
         for name, column in self.param_columns.items():
-            if columns[column] is not None:
-                body[name] = columns[column]
+            value = columns[column]
+            if name == BODY:
+                body.update(extra_fields(value))
+            elif value is not None:
+                body[name] = value
         return body
 
     def asked(self, columns: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the column's
@@ -117,3 +146,17 @@ class PromptedJob(SwarmJob):
         if self.system is None:
             return messages
         return [{"role": "system", "content": self.system.render(columns)}, *messages]
+
+
+def extra_fields(given: Any) -> Mapping[str, Any]:  # noqa: ANN401 - checked here
+    """The fields of an `extra_body`.
+
+    Raises:
+        ConfigError: it is no object.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(
+            f"extra_body must be an object of fields, not {given!r:.80}.",
+            hint="""For example {"extra_body": {"top_k": 20}}.""",
+        )
+    return given or {}

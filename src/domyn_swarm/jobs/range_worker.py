@@ -18,6 +18,7 @@ from domyn_swarm.batch.access import open_session
 from domyn_swarm.batch.link import Failed, Link, Order
 from domyn_swarm.batch.range_worker import RangeWorker
 from domyn_swarm.batch.remote_worker import Connection
+from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.errors import JobError
 from domyn_swarm.jobs.preparation import load_work
@@ -59,12 +60,14 @@ async def _work(spec: JobSpec, connect: Callable[[], Awaitable[Connection]]) -> 
     work = replace(work, notice=lambda text: _log.warning("%s", text))
     tally = Tally()
     link: Link[Order] = Link(*await connect(), Order)  # type: ignore[arg-type]
-    worker = RangeWorker(link, keys, tally)
+    suspects = Suspects()
+    worker = RangeWorker(link, keys, tally, suspects)
     loop = get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)
     try:
-        async with open_session(access_of(spec), work.retry_policy, tally, work.notice) as session:
+        policy, access = work.retry_policy, access_of(spec)
+        async with open_session(access, policy, tally, work.notice, suspects) as session:
             job.bind(session[0], spec.model)
             await worker.run(job.transform_items, work)
     except JobError as error:

@@ -1,14 +1,19 @@
-"""Replies of the API, as far as the built-in jobs read them."""
+"""Replies of the API, as far as the built-in jobs read them. Whether they are answers is known by
+then: `net.replies` has looked at them.
+"""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from domyn_swarm.net.errors import BadReply
 
 _Reply = TypeVar("_Reply")
+
+_TEXTS = frozenset({"text", "output_text"})
+_THINKING = frozenset({"thinking", "reasoning"})
 
 
 class TokenLogprob(msgspec.Struct):
@@ -26,9 +31,41 @@ class Logprobs(msgspec.Struct):
 class Message(msgspec.Struct):
     """What the assistant said. Reasoning has had two names."""
 
-    content: str | None = None
+    content: str | list[dict[str, Any]] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[Any] | None = None
+    function_call: dict[str, Any] | None = None
+
+    @property
+    def calls(self) -> bool:
+        """Whether it calls tools."""
+        return bool(self.tool_calls or self.function_call)
+
+    @property
+    def text(self) -> str | None:
+        """What was said: text, the texts of its parts, or the words of a refusal."""
+        if isinstance(self.content, list):
+            return _joined(self.content) or self.refusal
+        return self.content or self.refusal or self.content
+
+    @property
+    def answer(self) -> str | None:
+        """What is kept of it: its text, or with calls of tools the message's JSON."""
+        if not self.calls:
+            return self.text
+        told = {
+            name: getattr(self, name)
+            for name in ("content", "tool_calls", "function_call")
+            if getattr(self, name) is not None
+        }
+        return msgspec.json.encode({"role": "assistant", **told}).decode()
+
+    @property
+    def thoughts(self) -> str | None:
+        """What a reasoning parser of the server set apart."""
+        return self.reasoning_content or self.reasoning
 
 
 class Choice(msgspec.Struct):
@@ -58,10 +95,10 @@ class Completion(msgspec.Struct):
 
 
 class Embedding(msgspec.Struct):
-    """The vector of one input."""
+    """The vector of one input, not read yet."""
 
-    embedding: list[float]
-    index: int = 0
+    embedding: msgspec.Raw
+    index: int | None = None
 
 
 class Embeddings(msgspec.Struct):
@@ -79,11 +116,14 @@ class Named(msgspec.Struct):
 chat = msgspec.json.Decoder(ChatCompletion)
 completion = msgspec.json.Decoder(Completion)
 embeddings = msgspec.json.Decoder(Embeddings)
+vector = msgspec.json.Decoder(list[float])
 named = msgspec.json.Decoder(Named)
 
 
-def decoded(decoder: msgspec.json.Decoder[_Reply], body: bytes | memoryview) -> _Reply:
-    """A reply's body.
+def decoded(
+    decoder: msgspec.json.Decoder[_Reply], body: bytes | memoryview | msgspec.Raw
+) -> _Reply:
+    """A reply's body, or a part of it.
 
     Raises:
         BadReply: it is not what the API promises.
@@ -98,9 +138,15 @@ def choices(body: bytes | memoryview) -> list[Choice]:
     """The answers of a chat completion, at least one.
 
     Raises:
-        BadReply: there is none.
+        BadReply: they are not of the form that the API promises.
     """
-    found = decoded(chat, body).choices
-    if not found:
-        raise BadReply("the reply has no choice")
-    return found
+    return decoded(chat, body).choices
+
+
+def _joined(parts: list[dict[str, Any]]) -> str | None:
+    """The text of a message's parts; their JSON where some of them are no text."""
+    said = [part for part in parts if part.get("type") not in _THINKING]
+    texts = [part.get("text") for part in said]
+    if any(part.get("type", "text") not in _TEXTS for part in said):
+        return msgspec.json.encode(said).decode()
+    return "".join(text for text in texts if isinstance(text, str)) or None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from domyn_swarm.batch.tally import Tally
@@ -42,15 +43,16 @@ class Reporter:
     def progress(self) -> None:
         """How far the job is, now."""
         tally, replies = self._tally, self._tally.replies.sums
-        state = "paused" if tally.paused and self.state == "running" else self.state
+        paused = tally.paused if self.state == "running" else None
         progress = JobProgress.model_validate(
             {
-                "state": state,
-                "message": tally.paused,
+                "state": "paused" if paused else self.state,
+                "message": paused or tally.remark,
                 **self._told(),
                 "rows_total": tally.rows_total,
                 "rows_done": tally.rows_done,
                 "rows_failed": tally.all_failed,
+                "verdicts": tally.all_verdicts,
                 "rows_per_s": tally.rows_per_s(),
                 "eta_s": tally.eta_s(),
                 "in_flight": tally.in_flight,
@@ -116,6 +118,7 @@ class Reporter:
         *,
         output: str | None,
         error: str | None,
+        remarks: Sequence[str] = (),
     ) -> None:
         """The run's own account; None for what it does not have."""
         tally = self._tally
@@ -125,10 +128,12 @@ class Reporter:
             rows_total=tally.rows_total,
             rows_done=tally.rows_done,
             rows_failed=tally.all_failed,
+            verdicts=tally.all_verdicts,
             rows_resumed=tally.rows_resumed,
             requests=tally.requests,
             retries=tally.retries,
             account=account,
+            remarks=tuple(remarks),
             error=error,
         )
         try:

@@ -33,6 +33,7 @@ from domyn_swarm.jobs.program import access_of, event_loop
 from domyn_swarm.jobs.progress_line import ProgressLine
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.logs import get_logger
+from domyn_swarm.model import verdicts_named
 from domyn_swarm.net.openai import OpenAIClient
 from domyn_swarm.paths import checkpoints_dir, private_dir, write_private
 
@@ -53,6 +54,8 @@ class RunSettings:
     """False: ask every row again."""
     retry_failed: bool = False
     """Ask rows again that an earlier run gave up."""
+    retry_class: str | Sequence[str] = ()
+    """Ask rows again by what their answers are: `"cut"`, `["empty", "refused"]`, …"""
     limit: int | None = None
     """Only the first so many rows."""
     progress: bool = True
@@ -235,6 +238,7 @@ def _raise(error: BaseException) -> Any:  # noqa: ANN401 - it never returns
 def _spec(
     job: SwarmJob, endpoint: Endpoint, settings: RunSettings, root: str, data: str
 ) -> JobSpec:
+    classes = verdicts_named(settings.retry_class)
     told = {
         "job_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
         "name": job.options.name or job.label,
@@ -244,7 +248,8 @@ def _spec(
         "checkpoint_root": str(Path(root).absolute()),
         "checkpoint_tag": settings.tag,
         "resume": settings.resume,
-        "retry_failed": settings.retry_failed,
+        "retry_failed": settings.retry_failed or bool(classes),
+        "retry_classes": classes,
         "limit": settings.limit,
         "min_version": __version__,
     }
@@ -271,6 +276,8 @@ async def _settle(
             await _until_over(asyncio.ensure_future(batch.run(access, transform)), batch)
     finally:
         line.end()
+        for remark in job.remarks(tally.all_verdicts):
+            line.notice(remark)
         batch.keep_account(spec.job_id, ended=True)
     events.raise_failure()
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from domyn_swarm.batch.reading import InputReading
-from domyn_swarm.model import Fingerprint, JobAccount, Record
+from domyn_swarm.model import Accept, Fingerprint, JobAccount, Record, ReplyVerdict
 from domyn_swarm.planning.resources import JobResources
 
 
@@ -43,13 +43,16 @@ class JobSpec(InputReading):
     workers: int | None = Field(None, ge=1)  # None: one here, or one for each node of Ray's
     retries: int | None = None
     timeout_s: float | None = None
+    timeout_retries: int | None = None
     max_failures: str | None = None
+    accept: Accept | None = None
     checkpoint_root: str
     checkpoint_tag: str | None = None
     checkpoint_interval: int | None = None
     checkpoint_seconds: float | None = None
     resume: bool = True
     retry_failed: bool = False
+    retry_classes: tuple[ReplyVerdict, ...] = ()  # of settled rows; none: whatever failed
     checkpointing: bool = True
     data_backend: Literal["arrow", "pandas", "polars", "ray"] | None = None
     backend_read_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -68,8 +71,10 @@ class JobResult(Record):
     rows_total: int | None = None
     rows_done: int = 0
     rows_failed: int = 0
+    verdicts: dict[ReplyVerdict, int] = {}  # the settled rows by what their answers are
     rows_resumed: int = 0  # settled by earlier runs
     requests: int = 0  # of this run
     retries: int = 0
     account: JobAccount | None = None  # of all runs; None: this one did not begin
+    remarks: tuple[str, ...] = ()  # worth knowing of how its rows came out
     error: str | None = None  # why the run did not come to its end

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Literal
@@ -11,13 +10,21 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError, create_model
 
 from domyn_swarm.batch.arrow_types import annotation_of
+from domyn_swarm.batch.rows import set_aside_replies
 from domyn_swarm.batch.schema import Declared, OutputMismatch, reasons
 from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.json_answers import SeveralAnswers, found_answer
 from domyn_swarm.jobs.prompted import PromptedJob
 from domyn_swarm.jobs.replies import choices
+from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net.openai import CHAT_PATH
+from domyn_swarm.net.replies import read_reply
 
-_FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
+_AT_ONCE = {
+    ReplyVerdict.CUT: "it was cut at its token limit: max_tokens is too small",
+    ReplyVerdict.REFUSED: "the model refused, or a filter took the answer",
+    ReplyVerdict.TOOL_CALLS: "it is calls of tools",
+}
 
 
 class StructuredOutputJob(PromptedJob):
@@ -25,14 +32,17 @@ class StructuredOutputJob(PromptedJob):
 
     The shape is a pydantic model, `"module:Model"`, or names with types. Its JSON schema goes with
     the request, so that a server with guided decoding can answer nothing else; the answer is
-    validated, and its fields are the output columns. An answer that does not fit is sent back
-    with the reasons, `repairs` times; then it is a row error.
+    validated, and its fields are the output columns. JSON is found behind thinking, in fences and
+    among words. An answer that does not fit is sent back with the reasons, `repairs` times; then it
+    is a row error. One that was cut, refused, or calls tools is a row error at once: the same
+    request would end the same.
 
     guided: how the server is told: `json_schema` (OpenAI's `response_format`; vLLM, llama.cpp,
         SGLang), `guided_json` (older vLLM), or `none`: the schema is put into the prompt.
     """
 
     input_columns = ("messages",)
+    accept = "complete"
     version = "1"
 
     def __init__(
@@ -77,15 +87,23 @@ class StructuredOutputJob(PromptedJob):
         messages = [*self._instruction(), *self.messages(columns)]
         for repair in range(self.repairs + 1):
             reply = await self.client.transport.post(CHAT_PATH, {**body, "messages": messages})
-            choice = choices(reply)[0]
-            text = choice.message.content or ""
+            ending = read_reply(CHAT_PATH, reply).ending
+            text = choices(reply)[0].message.text or ""
+            cut = ending in (ReplyVerdict.CUT, ReplyVerdict.REFUSED)
             try:
-                return self.shape.model_validate_json(_unfenced(text))
+                answer = found_answer(text, self.shape.model_validate_json, cut=cut)
             except ValidationError as error:
                 why = reasons(error)
-            if choice.finish_reason == "length":
-                why += " (the answer was cut: max_tokens is too small)"
+            except SeveralAnswers as error:
+                why = str(error)
+            else:
+                set_aside_replies()
+                return answer
+            if ending is not ReplyVerdict.COMPLETE:
+                why = f"{_AT_ONCE[ending]} ({why})"
+                break
             if repair < self.repairs:
+                set_aside_replies()
                 messages = [*messages, *_sent_back(text, why)]
         raise OutputMismatch(
             f"the answer is no {self.shape.__name__}: {why}; it was {text[:200]!r}"
@@ -107,12 +125,6 @@ class StructuredOutputJob(PromptedJob):
 def _sent_back(text: str, why: str) -> list[dict[str, str]]:
     asked = f"This does not fit the schema: {why}. Answer again, with valid JSON alone."
     return [{"role": "assistant", "content": text}, {"role": "user", "content": asked}]
-
-
-def _unfenced(text: str) -> str:
-    """An answer without the Markdown fence that models like to put around JSON."""
-    fenced = _FENCE.match(text)
-    return fenced[1] if fenced else text
 
 
 def _model_of(declared: Declared | str) -> type[BaseModel]:

@@ -86,6 +86,7 @@ class _Worker:
                 self._account,
                 output=plan.output.target if published else None,
                 error=None if error is None else str(error),
+                remarks=self._prepared.job.remarks(self._tally.all_verdicts),
             )
         return self._exit_code(error)
 

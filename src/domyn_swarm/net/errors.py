@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 # smg's codes: the connection to a replica broke, or there was none to be had
 _LOST_REPLICA = b"call_upstream_"
 _NO_REPLICA = b"call_upstream_connection_failed"
+_REPLICA_URL = re.compile(rb"https?://[^/\s\"')]+")
+
+# OpenAI's code for an account without credit: nothing becomes of waiting
+_NO_CREDIT = b"insufficient_quota"
+
+# vLLM's words when the process that computes has died behind the one that answers
+_ENGINE_DEAD = re.compile(rb"EngineDead|EngineCore")
+
+# No key, nothing paid, not allowed, no such model or path: what a row may cause, and what every row
+# is told once a key is withdrawn or a model is gone. A redirect leads to a login page.
+_DOORS = frozenset({401, 402, 403, 404, 405, 407, 410})
 
 
 class RequestError(Exception):
@@ -13,12 +27,28 @@ class RequestError(Exception):
     retryable = False
 
     def __init__(
-        self, message: str, *, status: int | None = None, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        server: str | None = None,
+        barred: bool = False,
     ) -> None:
+        """`server` is the replica that failed it, where a router tells; `barred`: it was turned
+        away as every other request may be, before anybody looked at what it asks.
+        """
         super().__init__(message)
         self.message = message
         self.status = status
         self.retry_after_s = retry_after_s
+        self.server = server
+        self.barred = barred
+
+    @property
+    def may_meet_all(self) -> bool:
+        """Whether this is what every request meets when something is wrong with the endpoint."""
+        return self.barred
 
 
 class CannotConnect(RequestError):
@@ -38,13 +68,24 @@ class ReplicaLost(ConnectionBroken):
 
 
 class ReplicaAway(ReplicaLost):
-    """The router could not connect to a replica that it still believed in: nothing was executed."""
+    """The router could not connect to a replica that it still believed in. It says the same of
+    requests that were in flight as the replica died: it sends those once more.
+    """
+
+
+class NobodyThere(ReplicaAway):
+    """Nobody listens where a replica was, and it was asked itself: nothing was sent."""
 
 
 class RequestTimeout(RequestError):
     """No complete reply in time."""
 
     retryable = True
+
+    @property
+    def may_meet_all(self) -> bool:
+        """See `RequestError.may_meet_all`."""
+        return True
 
 
 class RequestRefused(RequestError):
@@ -63,27 +104,103 @@ class ServerFailed(RequestError):
     retryable = True
 
 
+class EngineDead(ServerFailed):
+    """The server answers, and says that the engine behind it has died under the request."""
+
+
 class BadReply(RequestError):
     """A 200 whose body is not what the API promises."""
 
     retryable = True
 
 
+class DeadlyRow(RequestError):
+    """Engines died again and again while they answered this row, at last this row alone."""
+
+
+def no_reply_in_time(limit_s: float) -> RequestTimeout:
+    """The error of a request that got no complete reply within its limit."""
+    return RequestTimeout(f"no reply within {limit_s:g} s, the limit of --timeout or of the call")
+
+
 def error_from_status(
-    status: int, body: bytes | memoryview, retry_after_s: float | None
+    status: int,
+    body: bytes | memoryview,
+    retry_after_s: float | None,
+    server: str | None = None,
 ) -> RequestError:
-    """The error that a reply with this status (400 and above) stands for."""
+    """The error that a reply with this status (300 and above) stands for."""
     text = bytes(body[:4096])
     message = f"HTTP {status}: {_message_of(text)}"
-    kind: type[RequestError] = RequestRefused
     if status >= 500 and _LOST_REPLICA in text:
         lost = ReplicaAway if _NO_REPLICA in text else ReplicaLost
-        return lost(message, status=status)
+        named = _REPLICA_URL.search(text)
+        return lost(message, status=status, server=named[0].decode() if named else server)
+    barred = status < 400 or status in _DOORS or (status == 429 and _NO_CREDIT in text)
+    kind = RequestRefused if barred else _kind_of(status, retry_after_s)
+    if kind is ServerFailed and _ENGINE_DEAD.search(text):
+        kind = EngineDead
+    return kind(message, status=status, retry_after_s=retry_after_s, server=server, barred=barred)
+
+
+def page_instead(body: bytes | memoryview, server: str | None) -> RequestError | None:
+    """The error of a 200 that is a web page: a login or a proxy's notice; None: it is none."""
+    text = bytes(body[:4096]).lstrip()
+    if not text.startswith(b"<"):
+        return None
+    words = " ".join(re.sub(r"<[^>]*>", " ", text.decode("utf-8", "replace")).split())[:160]
+    return BadReply(
+        f"a web page came instead of an answer: {words}", status=200, server=server, barred=True
+    )
+
+
+# What servers call errors that have no number, by what it would be.
+_STATUS_OF_WORD = {
+    "rate_limit": 429,
+    "too_many_requests": 429,
+    "resource_exhausted": 429,
+    "invalid_request": 400,
+    "bad_request": 400,
+    "badrequest": 400,
+    "invalid_argument": 400,
+    "context_length": 400,
+    "content_filter": 400,
+    "authentication": 401,
+    "unauthorized": 401,
+    "permission": 403,
+    "not_found": 404,
+    "notfound": 404,
+}
+
+
+def error_in_reply(what: str, told: Any) -> RequestError:  # noqa: ANN401 - JSON
+    """The error that stands in a reply of status 200: what its code says it is, in its words.
+
+    Without a code that is known it is the server's, and asking again may help.
+    """
+    fields = told if isinstance(told, dict) else {"message": told}
+    names = [fields.get(name) for name in ("code", "status", "type")]
+    status = next(filter(None, map(_status_of, names)), None)
+    words = fields.get("message") or (told if told else "")
+    message = f"{what}: {words}"[:600] if words else what
+    if status is not None:
+        message += f" (code {status})"
+    kind = _kind_of(status or 500, None)
+    return kind(message, status=status, barred=status in _DOORS)
+
+
+def _status_of(name: Any) -> int | None:  # noqa: ANN401 - JSON
+    """The HTTP status that a code or type of an error stands for, if it stands for one."""
+    text = str(name).lower()
+    if text.isdecimal():
+        return int(text) if 400 <= int(text) <= 599 else None
+    return next((status for word, status in _STATUS_OF_WORD.items() if word in text), None)
+
+
+def _kind_of(status: int, retry_after_s: float | None) -> type[RequestError]:
     if status == 429 or (status == 503 and retry_after_s is not None):
-        kind = BackPressure
-    elif status == 408 or status >= 500:
-        kind = ServerFailed
-    return kind(message, status=status, retry_after_s=retry_after_s)
+        return BackPressure
+    return ServerFailed if status == 408 or status >= 500 else RequestRefused
 
 
 def _message_of(body: bytes) -> str:

@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import NamedTuple, Protocol, TypeVar
 
-from domyn_swarm.net.errors import CannotConnect, ConnectionBroken, RequestTimeout
+from domyn_swarm.net.errors import CannotConnect, ConnectionBroken, no_reply_in_time
 
 _T = TypeVar("_T")
 
@@ -47,9 +47,12 @@ class HttpClient(Protocol):
         """
 
     def stream(self, url: str, body: bytes, timeout_s: float) -> AsyncIterator[bytes | HttpReply]:
-        """POST and yield the body's chunks as they come; a status of 400 or above is yielded
+        """POST and yield the body's chunks as they come; a status of 300 or above is yielded
         whole, as one `HttpReply`.
         """
+
+    def use_key(self, key: str | None) -> None:
+        """Send another key from now on; nothing happens where it is the same."""
 
     async def close(self) -> None:
         """Close every connection."""
@@ -62,13 +65,15 @@ def open_client(key: str | None, *, use_proxy: bool) -> HttpClient:
         key: sent as a bearer token with every request.
         use_proxy: obey HTTP(S)_PROXY. Swarms' own endpoints are inside the cluster: never.
     """
-    headers = {"content-type": "application/json"}
-    if key:
-        headers["authorization"] = f"Bearer {key}"
     if importlib.util.find_spec("pyreqwest") is not None:
         _load_to_stay("pyreqwest.client")
-        return ReqwestClient(headers, use_proxy=use_proxy)
-    return AiohttpClient(headers, use_proxy=use_proxy)
+        return ReqwestClient(_headers(key), use_proxy=use_proxy)
+    return AiohttpClient(_headers(key), use_proxy=use_proxy)
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    headers = {"content-type": "application/json"}
+    return {**headers, "authorization": f"Bearer {key}"} if key else headers
 
 
 def _load_to_stay(module: str) -> None:
@@ -124,8 +129,16 @@ class ReqwestClient:
 
     def __init__(self, headers: dict[str, str], *, use_proxy: bool) -> None:
         from pyreqwest import exceptions
+
+        self._use_proxy = use_proxy
+        self._errors = exceptions
+        self._timeouts: dict[float, timedelta] = {}
+        self._open(headers)
+
+    def _open(self, headers: dict[str, str]) -> None:
         from pyreqwest.client import ClientBuilder
 
+        self._headers = headers
         builder = (
             ClientBuilder()
             .default_headers(headers)
@@ -135,9 +148,12 @@ class ReqwestClient:
             .tcp_nodelay(enabled=True)
             .pool_idle_timeout(timedelta(seconds=20))
         )
-        self._client = (builder if use_proxy else builder.no_proxy()).build()
-        self._errors = exceptions
-        self._timeouts: dict[float, timedelta] = {}
+        self._client = (builder if self._use_proxy else builder.no_proxy()).build()
+
+    def use_key(self, key: str | None) -> None:
+        """See `HttpClient.use_key`."""
+        if _headers(key) != self._headers:
+            self._open(_headers(key))  # what is in flight keeps the old client until it has ended
 
     def _timeout(self, timeout_s: float) -> timedelta:
         if timeout_s not in self._timeouts:
@@ -155,7 +171,7 @@ class ReqwestClient:
             reply = await _heeding_cancellation(builder.build().send())
             content = memoryview(await _heeding_cancellation(reply.bytes()))
         except self._errors.RequestError as error:
-            raise self._translate(error) from error
+            raise self._translate(error, timeout_s) from error
         status = reply.status
         header = reply.get_header("retry-after") if status >= 400 else None
         return HttpReply(status, content, parse_retry_after(header), reply.get_header(_SERVED_BY))
@@ -169,7 +185,7 @@ class ReqwestClient:
             async with AsyncExitStack() as stack:
                 opening = stack.enter_async_context(builder.build_streamed())
                 reply = await _heeding_cancellation(opening)
-                if reply.status >= 400:
+                if reply.status >= 300:
                     header = reply.get_header("retry-after")
                     content = memoryview(await _heeding_cancellation(reply.bytes()))
                     yield HttpReply(reply.status, content, parse_retry_after(header))
@@ -178,16 +194,16 @@ class ReqwestClient:
                 while (chunk := await _heeding_cancellation(read())) is not None:
                     yield bytes(chunk)
         except self._errors.RequestError as error:
-            raise self._translate(error) from error
+            raise self._translate(error, timeout_s) from error
 
-    def _translate(self, error: Exception) -> Exception:
+    def _translate(self, error: Exception, timeout_s: float) -> Exception:
         causes = _causes(error)
         # By its classes the library calls every time-out and every reset one of connecting; the
         # causes tell the true ones.
         if any("(Connect)" in cause for cause in causes):
             return CannotConnect(f"cannot connect: {causes[-1]}")
         if isinstance(error, self._errors.RequestTimeoutError):
-            return RequestTimeout("no reply in time")
+            return no_reply_in_time(timeout_s)
         return ConnectionBroken(f"connection broken: {causes[-1]}")
 
     async def close(self) -> None:
@@ -208,9 +224,9 @@ class AiohttpClient:
         import aiohttp
 
         self._aiohttp = aiohttp
+        self._headers = headers
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=20),
-            headers=headers,
             trust_env=use_proxy,
             auto_decompress=True,
         )
@@ -222,14 +238,19 @@ class AiohttpClient:
         timeout = self._aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         try:
             async with self._session.request(
-                method, url, data=body, timeout=timeout, allow_redirects=False
+                method,
+                url,
+                data=body,
+                headers=self._headers,
+                timeout=timeout,
+                allow_redirects=False,
             ) as reply:
                 content = await reply.read()
                 headers = reply.headers
                 after_s = parse_retry_after(headers.get("retry-after"))
                 return HttpReply(reply.status, content, after_s, headers.get(_SERVED_BY))
         except (self._aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._translate(error) from error
+            raise self._translate(error, timeout_s) from error
 
     async def stream(
         self, url: str, body: bytes, timeout_s: float
@@ -238,9 +259,9 @@ class AiohttpClient:
         timeout = self._aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         try:
             async with self._session.post(
-                url, data=body, timeout=timeout, allow_redirects=False
+                url, data=body, headers=self._headers, timeout=timeout, allow_redirects=False
             ) as reply:
-                if reply.status >= 400:
+                if reply.status >= 300:
                     header = reply.headers.get("retry-after")
                     content = await reply.read()
                     yield HttpReply(reply.status, content, parse_retry_after(header))
@@ -248,15 +269,19 @@ class AiohttpClient:
                 async for chunk in reply.content.iter_any():
                     yield chunk
         except (self._aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._translate(error) from error
+            raise self._translate(error, timeout_s) from error
 
-    def _translate(self, error: Exception) -> Exception:
+    def use_key(self, key: str | None) -> None:
+        """See `HttpClient.use_key`."""
+        self._headers = _headers(key)
+
+    def _translate(self, error: Exception, timeout_s: float) -> Exception:
         if isinstance(
             error, self._aiohttp.ClientConnectorError | self._aiohttp.ConnectionTimeoutError
         ):
             return CannotConnect(f"cannot connect: {error}")
         if isinstance(error, TimeoutError):
-            return RequestTimeout("no reply in time")
+            return no_reply_in_time(timeout_s)
         return ConnectionBroken(f"connection broken: {error or type(error).__name__}")
 
     async def close(self) -> None:

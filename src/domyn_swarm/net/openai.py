@@ -1,8 +1,8 @@
 """A client with the shape of OpenAI's, over raw JSON: no object models on the hot path.
 
 `client.chat.completions.create(...)`, `client.completions`, `client.embeddings` and `client.models`
-take what OpenAI's take (unknown parameters travel as they are, `extra_body` is merged in) and their
-replies have the same attributes. `client.openai` is the official client, for who needs the rest.
+take what OpenAI's and vLLM's take (`extra_body` is merged in, whatever it holds) and their replies
+have the same attributes. `client.openai` is the official client, for who needs the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.net.errors import BadReply, ServerFailed
+from domyn_swarm.net import parameters
+from domyn_swarm.net.errors import BadReply
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -22,6 +23,11 @@ COMPLETIONS_PATH = "/v1/completions"
 EMBEDDINGS_PATH = "/v1/embeddings"
 MODELS_PATH = "/v1/models"
 
+_KNOWN = {
+    CHAT_PATH: parameters.CHAT | parameters.ASKED,
+    COMPLETIONS_PATH: parameters.COMPLETIONS | parameters.ASKED,
+    EMBEDDINGS_PATH: parameters.EMBEDDINGS | parameters.ASKED,
+}
 _NOT_GIVEN = frozenset({"NotGiven", "Omit"})  # the names of OpenAI's marks for "leave it out"
 _NOT_OURS = ("extra_headers", "extra_query")
 
@@ -44,7 +50,7 @@ class Transport(Protocol):
         """The payloads of a server-sent event stream, without `data:` and `[DONE]`.
 
         Raises:
-            RequestError: it breaks off before `[DONE]`.
+            RequestError: it breaks off before `[DONE]`, or an event says what went wrong.
         """
 
     async def get(self, path: str) -> bytes | memoryview:
@@ -120,10 +126,7 @@ class Stream:
         return self
 
     async def __anext__(self) -> Reply:
-        chunk = _decode(await anext(self._payloads))
-        if "error" in chunk and "choices" not in chunk:
-            raise ServerFailed(f"the stream ended with an error: {chunk.model_dump()['error']}")
-        return chunk
+        return _decode(await anext(self._payloads))
 
     async def __aenter__(self) -> Stream:
         return self
@@ -169,15 +172,22 @@ class _Resource:
         body = {
             name: value for name, value in params.items() if type(value).__name__ not in _NOT_GIVEN
         }
-        for name in _NOT_OURS:
-            if name in body:
-                raise ValueError(f"{name} is not supported here; client.openai has it")
+        for name in body.keys() - _KNOWN[self._path]:
+            raise ValueError(_why_unknown(name, _KNOWN[self._path]))
         body.update(extra_body or {})
         if stream is True:
             return Stream(
                 self._transport.post_stream(self._path, {**body, "stream": True}, timeout_s)
             )
         return _decode(await self._transport.post(self._path, body, timeout_s))
+
+
+def _why_unknown(name: str, known: frozenset[str]) -> str:
+    if name in _NOT_OURS:
+        return f"{name} is not supported here; client.openai has it"
+    close = parameters.meant(name, known)
+    meant = f"; did you mean {close!r}?" if close else "; extra_body takes it to the server"
+    return f"no request has a parameter {name!r}{meant}"
 
 
 class _Models:

@@ -148,9 +148,15 @@ class JobService:
     def retry_failed(
         self, ref: JobRef, *, swarm: str | None = None, changes: JobChanges | None = None
     ) -> JobHandle:
-        """As `resume`, and the rows that carry an error are asked again.
+        """As `resume`, and the rows that failed are asked again; with `changes.retry_classes` those
+        whose answers are of these verdicts instead, failed or not.
 
         With `changes.override` they are asked with other parameters; the job's checkpoint notes it.
+        What they had stays until something better comes.
+
+        Raises:
+            NothingToRetry: there is no such row; nothing was started.
+            SwarmError: as `resume`.
         """
         return self._again(ref, swarm, changes, retry_failed=True)
 
@@ -165,7 +171,8 @@ class JobService:
         )
 
     def failures(self, ref: JobRef, *, export: Path | None = None) -> JobFailures:
-        """The failed rows of a job, ended or not, by what their errors have in common.
+        """The failed rows of a job, ended or not, by what their errors have in common, and answers
+        that count though they are not complete.
 
         Args:
             ref: the job.
@@ -184,7 +191,7 @@ class JobService:
             export_failures(plan, export)
         return JobFailures(
             job_id=record.job_id,
-            rows_failed=sum(group.rows for group in groups),
+            rows_failed=sum(group.rows for group in groups if not group.kept),
             groups=tuple(groups),
             exported=export,
         )

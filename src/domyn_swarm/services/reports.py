@@ -18,7 +18,7 @@ from domyn_swarm.batch.observations import (
 )
 from domyn_swarm.errors import JobError, JobNotFound, SwarmError, SwarmNotFound
 from domyn_swarm.jobs.spec import JobSpec
-from domyn_swarm.model import FailureGroup, Histogram, JobProgress, utc_now
+from domyn_swarm.model import FailureGroup, Histogram, JobProgress, ReplyVerdict, utc_now
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.plan import Layout
 from domyn_swarm.services.course import Course, TraceLine, course_of, read_trace
@@ -165,7 +165,7 @@ class ReportGatherer:
         from domyn_swarm.batch.inspection import group_failures
         from domyn_swarm.jobs.preparation import make_plan
 
-        if not job_snapshot(self._record).rows_failed:
+        if not set(job_snapshot(self._record).verdicts) - {ReplyVerdict.COMPLETE}:
             return [], None
         try:
             return group_failures(make_plan(spec).plan)[:_GROUPS_SHOWN], None

@@ -89,12 +89,14 @@ class EndpointInfo(Record):
 
 
 class JobFailures(Record):
-    """The rows of a job that carry an error, by what their errors have in common."""
+    """The rows of a job that carry an error, by what their errors have in common; behind them those
+    whose answers count though they are not complete.
+    """
 
     schema_version: Literal[1] = 1
     job_id: str
     rows_failed: int
-    groups: tuple[FailureGroup, ...]  # the commonest first
+    groups: tuple[FailureGroup, ...]  # of each kind the commonest first
     exported: Path | None = None  # the failed rows with their errors
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from domyn_swarm.batch.reading import InputReading
-from domyn_swarm.model import Fingerprint, Record
+from domyn_swarm.model import Accept, Fingerprint, Record, ReplyVerdict
 from domyn_swarm.planning.resources import JobResources
 
 
@@ -41,7 +41,9 @@ class JobRequest(InputReading):
     ray_address: str | None = None
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)
+    timeout_retries: int | None = Field(None, ge=0)
     max_failures: str | None = None  # "20" rows or "5%"
+    accept: Accept | None = None  # which answers count
     checkpoint_dir: Path | None = None
     checkpoint_tag: str | None = None
     checkpoint_interval: int | None = Field(None, ge=1)
@@ -72,7 +74,10 @@ class JobChanges(Record):
     workers: int | None = Field(None, ge=1, le=256)
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)
+    timeout_retries: int | None = Field(None, ge=0)
     max_failures: str | None = None
+    accept: Accept | None = None
+    retry_classes: tuple[ReplyVerdict, ...] = ()  # of settled rows; none: whatever failed
     resources: JobResources = Field(
         default_factory=JobResources
     )  # what is not said here is as it was

@@ -5,7 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from domyn_swarm.model import JobAccount, JobStatus, Record, ReplicaState, SwarmPhase
+from pydantic import Field
+
+from domyn_swarm.model import (
+    JobAccount,
+    JobStatus,
+    Record,
+    ReplicaState,
+    ReplyVerdict,
+    SwarmPhase,
+)
 
 
 class ReplicaSnapshot(Record):
@@ -46,6 +55,7 @@ class JobSnapshot(Record):
     rows_total: int | None = None  # None: not known yet
     rows_done: int = 0  # settled, failed rows and rows from earlier runs included
     rows_failed: int = 0
+    verdicts: dict[ReplyVerdict, int] = Field(default_factory=dict)  # settled rows, by answers
     rows_per_s: float | None = None
     eta_s: float | None = None
     prompt_tokens: int = 0
@@ -54,6 +64,7 @@ class JobSnapshot(Record):
     output: str | None
     account: JobAccount | None = None  # of all its runs, once one has ended
     message: str | None = None  # paused, failed: why
+    remarks: tuple[str, ...] = ()  # worth knowing of how its rows came out
     exit_code: int | None = None  # the program's own
     submitted_at: datetime
     ended_at: datetime | None = None

@@ -131,11 +131,12 @@ class JobSubmitter:
     ) -> JobHandle:
         """The same job once more, under an id of its own; settled rows are not asked again.
 
-        With `retry_failed` the rows that carry an error are, and with the parameters in
-        `changes.override`, which leave the job's identity as it is.
+        With `retry_failed` the rows that failed are, or those of `changes.retry_classes`, and with
+        the parameters in `changes.override`, which leave the job's identity as it is.
 
         Raises:
             ConfigError: the swarm serves another model than the job asked.
+            NothingToRetry: with `retry_failed`, no row is to be asked again.
             StateError: the job's files are gone, or it keeps no checkpoint.
         """
         if not record.status.final:
@@ -166,10 +167,10 @@ class JobSubmitter:
         self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
     ) -> JobHandle:
         from domyn_swarm.batch.input_facts import InputFacts
-        from domyn_swarm.jobs.preparation import prepare
+        from domyn_swarm.jobs.preparation import check_retried, prepare
 
         facts = InputFacts()
-        prepare(spec, facts)
+        check_retried(prepare(spec, facts).plan)
         record, compute = self._checked_compute(spec, paths, swarm, external_id)
         private_dir(paths.root)
         keep_key(spec, paths)

@@ -113,7 +113,7 @@ def job_snapshot(record: JobRecord) -> JobSnapshot:
     paths = JobPaths(Path(record.job_dir))
     progress = _read(paths.progress, JobProgress)
     result = _read(paths.result, JobResult)
-    message = progress.message if progress and not record.status.final else None
+    message = progress.message if progress else None
     if record.status.final and record.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
         message = (result.error if result else None) or _last_line(paths.log)
     live = record.status is JobStatus.RUNNING
@@ -126,6 +126,7 @@ def job_snapshot(record: JobRecord) -> JobSnapshot:
         rows_total=progress.rows_total if progress else None,
         rows_done=progress.rows_done if progress else 0,
         rows_failed=progress.rows_failed if progress else 0,
+        verdicts=progress.verdicts if progress else {},
         rows_per_s=progress.rows_per_s if progress else None,
         eta_s=progress.eta_s if progress and live else None,
         prompt_tokens=progress.prompt_tokens if progress else 0,
@@ -134,6 +135,7 @@ def job_snapshot(record: JobRecord) -> JobSnapshot:
         output=record.output,
         account=result.account if result else None,
         message=message,
+        remarks=result.remarks if result else (),
         exit_code=record.exit_code,
         submitted_at=record.submitted_at,
         ended_at=record.ended_at,

@@ -54,6 +54,7 @@ class Collector:
         self._gauges = EngineGauges(
             spec.metrics_path, spec.running_metric, spec.waiting_metric, spec.api_key_file
         )
+        self.drivers_looked = 0  # how often a job asked for replicas to send requests to
         self._unwritten: list[ReplicaReport] = []
         self._listed: tuple[str, ...] | None = None  # in the manifest on disk; None: not ours yet
         self._silent: set[str] = set()  # URLs taken off it without a word of their replicas
@@ -132,8 +133,14 @@ class Collector:
     async def _health(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
-    async def _replicas(self, _request: web.Request) -> web.Response:
-        return web.Response(text=self.view().model_dump_json(), content_type="application/json")
+    async def _replicas(self, request: web.Request) -> web.Response:
+        view = self.view()
+        if "for" in request.query:  # requests: somebody sends them without the router
+            self.drivers_looked += 1
+            serving = self._serving()
+            able = tuple(one for one in view.replicas if one.url in serving)
+            view = view.model_copy(update={"replicas": able})
+        return web.Response(text=view.model_dump_json(), content_type="application/json")
 
     async def _events(self, request: web.Request) -> web.Response:
         since = request.query.get("since", "")
@@ -219,6 +226,7 @@ class Collector:
             taken_at=utc_now(),
             stale_after_s=self._spec.stale_after_s,
             tag=self._spec.tag,
+            wanted=self._table.wanted,
         )
 
     # -- files --------------------------------------------------------------------------------

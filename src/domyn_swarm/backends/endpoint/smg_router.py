@@ -20,6 +20,8 @@ Facts, measured with smg 1.13.0 against servers that count what they execute:
   it joins again within two seconds.
 - Without any replica known the reply is 404 `model_not_found`; with replicas that are all
   unhealthy or leaving it is 503 `no_available_workers`.
+- It reads requests into types of its own and writes them anew: fields are dropped, added, refused
+  (`batch/plain_requests`, and the table in `docs/client.md`).
 - At log level info every request is logged: warn.
 """
 

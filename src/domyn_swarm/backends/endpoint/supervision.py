@@ -110,7 +110,7 @@ class Supervision:
 
     async def _reason_to_end(self, idle_timeout_s: float | None) -> str | None:
         now = asyncio.get_running_loop().time()
-        idle_s = self._idleness.saw(await self._activity(), now)
+        idle_s = self._idleness.saw(await self._use(), now)
         if idle_s >= _AFTER_JOBS_S and await asyncio.to_thread(self._jobs_over):
             return "the jobs that it was kept for are over"
         if not self._collector.any_at_work():  # nobody can use it: it waits in the queue, comes up
@@ -119,6 +119,12 @@ class Supervision:
         if idle_timeout_s is not None and unused_s >= idle_timeout_s:
             return f"nobody has used it for {idle_timeout_s:g} s"
         return None
+
+    async def _use(self) -> Activity | None:
+        """What the router has done, and jobs that send to the replicas themselves."""
+        seen = await self._activity()
+        looked = self._collector.drivers_looked
+        return None if seen is None else seen._replace(requests=seen.requests + looked)
 
     def _jobs_over(self) -> bool:
         """Whether there are jobs to end after (`--down-after`), and each has ended."""

@@ -30,6 +30,7 @@ class CollectorView(Record):
     taken_at: datetime
     stale_after_s: float  # a report older than this at `taken_at` is not to be believed
     tag: str = ""  # of the swarm
+    wanted: int | None = None  # replicas
 
 
 class ReplicaEvent(BaseModel):

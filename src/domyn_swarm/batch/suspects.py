@@ -1,0 +1,138 @@
+"""Which row kills engines: judged by what was in flight as they died.
+
+A row under which one engine died is asked again among few, one under which two died alone: nothing
+else is in flight then. If a third engine dies, it is the row. The rows that were beside it lose
+nothing but time, and no row costs more than three engines, whatever runs it took: what is known
+lies beside the checkpoint. Requests that could not connect are no suspects.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from domyn_swarm.batch.rows import Row
+from domyn_swarm.logs import get_logger
+
+_log = get_logger(__name__)
+
+ALONE_AFTER = 2  # engines that died under a row
+GUILTY_AFTER = 3
+# While a dead replica is still believed in, somebody hears of it at least so often; a replica that
+# comes back takes longer than that.
+_SAME_DEATH_S = 1.2
+_LEAVES_S = 3.0  # within so long an engine that its watchdog saw die has left the router
+_FILE = "suspects.txt"
+
+
+class Death(NamedTuple):
+    """The end of an engine, as far as requests told."""
+
+    server: str | None
+    heard_at: float  # first
+    last_heard_at: float
+
+
+class Suspects:
+    """Rows by how many engines died under them. Times are the event loop's."""
+
+    def __init__(self) -> None:
+        self._marks: dict[bytes, int] = {}
+        self._marked_for: dict[bytes, Death] = {}
+        self._deaths: dict[str | None, Death] = {}
+        self._file: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self._marks)
+
+    def keep_in(self, folder: Path) -> None:
+        """Go on with what earlier runs knew, and keep what this one finds out."""
+        self._file = folder / _FILE
+        try:
+            lines = self._file.read_text("ascii").split()
+        except (OSError, ValueError):
+            return
+        for line in lines:
+            if len(line) == 32:  # else a line that was cut off
+                row = bytes.fromhex(line)
+                self._marks[row] = self._marks.get(row, 0) + 1
+
+    def deaths_under(self, rows: Sequence[Row]) -> int:
+        """How many engines died under one of these rows."""
+        return max((self._marks.get(row.digest, 0) for row in rows), default=0)
+
+    @property
+    def few(self) -> int:
+        """How many of the rows may be in flight under which one engine died: when the next one
+        dies, about as many are left to be asked one by one.
+        """
+        return max(1, math.isqrt(len(self._marks)))
+
+    def died_under(
+        self, server: str | None, sent_at: float, now: float, *, alive: bool = False
+    ) -> Death | None:
+        """The death of the engine that had this request in flight, which was not answered.
+
+        None: the engine had been dead before it was sent. `alive`: it has served since it was last
+        heard to be dead.
+        """
+        death = self._deaths.get(server)
+        if death is None or alive or now - death.last_heard_at > _SAME_DEATH_S:
+            death = self._deaths[server] = Death(server, now, now)
+            return death
+        self._deaths[server] = death._replace(last_heard_at=now)
+        return death if sent_at < death.heard_at else None
+
+    def death_of(self, server: str | None, since: float) -> Death | None:
+        """The last death of this server, if somebody heard of it since then."""
+        death = self._deaths.get(server)
+        return death if death is not None and death.last_heard_at >= since else None
+
+    def rest_s(self, now: float) -> float:
+        """How long to wait until a request reaches no replica that is known to be dead: what fails
+        then was in flight.
+        """
+        heard = [one.last_heard_at for one in self._deaths.values() if one.server is not None]
+        return max(0.0, max(heard, default=now - _LEAVES_S) + _LEAVES_S - now)
+
+    def all_back(self) -> None:
+        """The endpoint serves again: whoever fails from now on was alive."""
+        self._deaths.clear()
+
+    def mark(self, rows: Sequence[Row], death: Death) -> int:
+        """Note that the engine died under these rows; how many did so by now."""
+        new = []
+        for row in rows:
+            before = self._marked_for.get(row.digest)
+            if before is None or before[:2] != death[:2]:  # it may have had several in flight
+                self._marked_for[row.digest] = death
+                self._marks[row.digest] = self._marks.get(row.digest, 0) + 1
+                new.append(row.digest)
+        self._keep(new)
+        return self.deaths_under(rows)
+
+    def answered(self, rows: Sequence[Row]) -> None:
+        """A request of these rows was answered: one row alone is no suspect any more."""
+        if len(rows) == 1:
+            self._marks.pop(rows[0].digest, None)
+
+    def _keep(self, rows: Iterable[bytes]) -> None:
+        if self._file is None:
+            return
+        lines = "".join(f"{row.hex()}\n" for row in rows).encode("ascii")
+        try:
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                os.write(descriptor, lines)
+            finally:
+                os.close(descriptor)
+        except OSError as error:  # a full disk ends a run where results are written
+            _log.warning("cannot note in %s under which rows an engine died: %s", self._file, error)
+
+
+def forget_suspects(folder: Path) -> None:
+    """Ask all rows as if no engine had ever died."""
+    (folder / _FILE).unlink(missing_ok=True)

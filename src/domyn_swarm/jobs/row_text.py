@@ -1,0 +1,98 @@
+"""How the values of a row stand in a prompt: text as it is, numbers as they were written, objects
+and lists as JSON.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+_encoder = msgspec.json.Encoder()
+_SHOWN_AS_TEXT = (int, Decimal, dt.date, dt.time, dt.timedelta)
+
+
+class NullInPrompt(ValueError):
+    """A value that is null would become words of the prompt."""
+
+
+def without_nan(value: Any) -> Any:  # noqa: ANN401 - a row's value
+    """The value with null for every number that is none: that is what tables have for missing."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, list):
+        return [without_nan(one) for one in value]
+    if isinstance(value, dict):
+        return {name: without_nan(one) for name, one in value.items()}
+    return value
+
+
+def text_of(value: Any) -> str:  # noqa: ANN401 - a row's value, or what a template made of it
+    """A value as it stands in a prompt.
+
+    Raises:
+        NullInPrompt: it is null.
+        ValueError: it is bytes, or an object of Python's.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise NullInPrompt("a value in the prompt is null")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, _SHOWN_AS_TEXT):
+        return str(value)
+    if isinstance(value, list | tuple | dict):
+        return json_of(value)
+    raise _refusal(value)
+
+
+def json_of(value: Any) -> str:  # noqa: ANN401 - a row's value
+    """A value as JSON without spaces; numbers are as they were written, times are text.
+
+    Raises:
+        ValueError: JSON has no form for it.
+    """
+    return _encoder.encode(_as_json(value)).decode()
+
+
+def _as_json(value: Any) -> Any:  # noqa: ANN401 - a row's value
+    """The same of what the encoder knows, with numbers that are written already."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)  # plain: Jinja marks what it has escaped
+    if isinstance(value, dict):
+        return {str(name): _as_json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(one) for one in value]
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError("JSON has no infinite numbers, and a prompt shows lists as JSON")
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    return str(value) if isinstance(value, dt.timedelta) else msgspec.Raw(text_of(value).encode())
+
+
+def _number(value: float) -> str:
+    """A number as its file wrote it where that is known (`str` of such a number says so), else the
+    shortest text that is this number.
+    """
+    if math.isnan(value):
+        raise NullInPrompt("a value in the prompt is null")
+    return str(value)
+
+
+def _refusal(value: Any) -> ValueError:  # noqa: ANN401 - whatever it is
+    if isinstance(value, bytes | bytearray | memoryview):
+        return ValueError("bytes cannot stand in a prompt: make the column text first")
+    kind = type(value).__name__
+    if kind == "generator":
+        return ValueError(
+            "a filter's values cannot stand in a prompt: end with `| list` or `| join`"
+        )
+    return ValueError(f"a {kind} cannot stand in a prompt")

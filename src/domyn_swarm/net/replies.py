@@ -1,0 +1,269 @@
+"""What a reply of status 200 came to: its tokens, why it ended, whether anything was said.
+
+A 200 may carry an error, break off, be refused, or say nothing; every request of a job is looked at
+here, whoever makes what of its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from domyn_swarm.model import ReplyVerdict
+from domyn_swarm.net.errors import BadReply, error_in_reply
+from domyn_swarm.net.openai import CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH
+
+# Servers say it in OpenAI's words, and in their own.
+_CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
+_REFUSED = frozenset({"content_filter", "refusal", "safety", "recitation", "sensitive"})
+_TOOLS = frozenset({"tool_calls", "function_call"})
+_BROKEN = frozenset({"error", "abort", "network_error", "insufficient_system_resource"})
+
+_KNOWN_PATHS = frozenset({CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH})
+_THINKING = frozenset({"thinking", "reasoning", "redacted_thinking"})
+_WORDS_SHOWN = 200
+_NO_DATA = tuple(map(msgspec.Raw, (b"", b"null", b"[]")))
+
+ENDINGS = (
+    ReplyVerdict.COMPLETE,
+    ReplyVerdict.TOOL_CALLS,
+    ReplyVerdict.CUT,
+    ReplyVerdict.REFUSED,
+)
+"""How an answer ends, from the best to the worst. Their places are kept in checkpoints."""
+
+_TOOLS_PLACE, _CUT_PLACE, _REFUSED_PLACE = 1, 2, 3
+
+
+class ReplyFacts(NamedTuple):
+    """One reply. Of several choices the worst ending counts, and one that is silent."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reasons: tuple[str | None, ...] = ()
+    code: int = 0  # the place of the ending among `ENDINGS`, above a bit that says: silent
+
+    @property
+    def ending(self) -> ReplyVerdict:
+        """How the answer ended."""
+        return ENDINGS[self.code >> 1]
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was said."""
+        return bool(self.code & 1)
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+
+
+class _Message(msgspec.Struct):
+    content: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
+
+
+class _Choice(msgspec.Struct):
+    index: Any = 0
+    message: _Message | None = None
+    delta: _Message | None = None  # of a stream
+    text: Any = None  # of a completion
+    finish_reason: Any = None
+    error: Any = None
+
+
+class _Reply(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    data: msgspec.Raw = msgspec.Raw(b"")  # many numbers: not read here
+    usage: _Usage | None = None
+    error: Any = None
+    object: Any = None
+    message: Any = None
+    detail: Any = None
+    code: Any = None
+    status: Any = None
+    incomplete_details: dict[str, Any] | None = None
+
+
+_NOTHING = _Message()
+_decoder = msgspec.json.Decoder(_Reply)
+
+
+def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
+    """What the whole reply to a request at `path` came to.
+
+    Raises:
+        RequestError: it is an error after all; which one is as its code says.
+        BadReply: it is not what the API promises.
+    """
+    reply = _decoded(body)
+    _raise_error(reply)
+    if path in _KNOWN_PATHS:
+        _check_shape(path, reply, body)
+    facts = _facts([_heard(one) for one in reply.choices or ()], reply.usage)
+    if reply.status == "incomplete":  # of `/v1/responses`
+        word = str((reply.incomplete_details or {}).get("reason"))
+        facts = facts._replace(finish_reasons=(word,), code=_place(word) << 1)
+    return facts
+
+
+class StreamedReply:
+    """A reply that comes in chunks."""
+
+    def __init__(self) -> None:
+        self._heard: dict[Any, _Heard] = {}
+        self._prompt_tokens = self._completion_tokens = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Take one chunk in. Raises as `read_reply`."""
+        reply = _decoded(chunk)
+        _raise_error(reply)
+        for one in reply.choices or ():
+            known = self._heard.get(one.index)
+            heard = _heard(one)
+            self._heard[one.index] = heard if known is None else known.joined(heard)
+        if reply.usage is not None:
+            self._prompt_tokens += reply.usage.prompt_tokens or 0
+            self._completion_tokens += reply.usage.completion_tokens or 0
+
+    def add_rest(self, rest: bytes) -> None:
+        """Take in what stood behind the last event: some servers send an error as a plain reply."""
+        if rest.lstrip().startswith(b"{"):
+            self.add(rest)
+
+    def facts(self) -> ReplyFacts:
+        """What all of it came to."""
+        usage = _Usage(self._prompt_tokens, self._completion_tokens)
+        facts = _facts(list(self._heard.values()), usage)
+        return facts if self._heard else facts._replace(code=1)  # it has said nothing
+
+
+class _Heard(NamedTuple):
+    """One choice, or a piece of one."""
+
+    finish_reason: str | None
+    ending: int  # its place among `ENDINGS`
+    said: bool
+
+    @property
+    def code(self) -> int:
+        """See `ReplyFacts`."""
+        return self.ending << 1 | (not self.said)
+
+    def joined(self, later: _Heard) -> _Heard:
+        """Both pieces together."""
+        return _Heard(
+            later.finish_reason or self.finish_reason,
+            max(self.ending, later.ending),
+            self.said or later.said,
+        )
+
+
+def _heard(choice: _Choice) -> _Heard:
+    reason = choice.finish_reason
+    if choice.error:
+        raise error_in_reply("the server broke the answer off", choice.error)
+    message = choice.message or choice.delta or _NOTHING
+    spoken = message.content if choice.text is None else choice.text
+    calls = bool(message.tool_calls or message.function_call)
+    refusal = message.refusal is not None and _says(message.refusal)
+    said = _says(spoken) or refusal or calls or bool(message.audio)
+    if reason is None or reason == "stop":  # by far the commonest
+        return _Heard(reason, _place("", refusal=refusal, calls=calls), said)
+    word = str(reason).lower()
+    if word in _BROKEN:
+        raise error_in_reply(f"the server broke the answer off (finish_reason {reason})", None)
+    return _Heard(str(reason), _place(word, refusal=refusal, calls=calls), said)
+
+
+def _place(word: str, *, refusal: bool = False, calls: bool = False) -> int:
+    """Of an ending among `ENDINGS`."""
+    if refusal or word in _REFUSED:
+        return _REFUSED_PLACE
+    if word in _CUT:
+        return _CUT_PLACE
+    return _TOOLS_PLACE if calls or word in _TOOLS else 0
+
+
+def _says(content: Any) -> bool:  # noqa: ANN401 - JSON
+    """Whether there is anything but space and thinking in it."""
+    if isinstance(content, str):
+        blank = not content or content.isspace()
+        return not blank and not (content[0] == "<" and _only_thinks(content))
+    if isinstance(content, list):
+        return any(map(_part_says, content))
+    return bool(content)
+
+
+def _only_thinks(content: str) -> bool:
+    """Whether there is nothing behind a model's thinking, which may not have ended."""
+    _, ended, behind = content.rpartition("</think>")
+    return content.startswith("<think>") and not (ended and behind.strip())
+
+
+def _part_says(part: Any) -> bool:  # noqa: ANN401 - JSON
+    if not isinstance(part, dict):
+        return _says(part)
+    if part.get("type") in _THINKING:
+        return False
+    told = [part[name] for name in ("text", "refusal") if name in part]
+    return any(map(_says, told)) if told else True
+
+
+def _facts(choices: Sequence[_Heard], usage: _Usage | None) -> ReplyFacts:
+    prompt, completion = 0, 0
+    if usage is not None:
+        prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
+    if len(choices) == 1:
+        return ReplyFacts(prompt, completion, (choices[0].finish_reason,), choices[0].code)
+    code = 0
+    for one in choices:
+        code = worst(code, one.code)
+    return ReplyFacts(prompt, completion, tuple(one.finish_reason for one in choices), code)
+
+
+def worst(one: int, other: int) -> int:
+    """The code of two answers together."""
+    return max(one >> 1, other >> 1) << 1 | (one | other) & 1
+
+
+def _decoded(body: bytes | memoryview) -> _Reply:
+    try:
+        return _decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise _bad(str(error), body) from error
+
+
+def _raise_error(reply: _Reply) -> None:
+    """Raise what a reply says went wrong, if it says so."""
+    if reply.error:
+        raise error_in_reply("the reply is an error", reply.error)
+    if reply.object == "error":
+        raise error_in_reply("the reply is an error", _complaint(reply))
+
+
+def _check_shape(path: str, reply: _Reply, body: bytes | memoryview) -> None:
+    embeds, chat = path == EMBEDDINGS_PATH, path == CHAT_PATH
+    if reply.data in _NO_DATA if embeds else not reply.choices:
+        complaint = _complaint(reply)
+        if complaint["message"]:
+            raise error_in_reply("the reply is an error", complaint)
+        raise _bad(f"it has no {'embeddings' if embeds else 'choices'}", body)
+    for one in () if embeds else reply.choices or ():
+        if (one.message if chat else one.text) is None and not one.error:
+            raise _bad(f"a choice has no {'message' if chat else 'text'}", body)
+
+
+def _complaint(reply: _Reply) -> dict[str, Any]:
+    return {"message": reply.message or reply.detail, "code": reply.code}
+
+
+def _bad(what: str, body: bytes | memoryview) -> BadReply:
+    shown = bytes(body[:_WORDS_SHOWN]).decode("utf-8", "replace").strip()
+    return BadReply(f"the reply is not what the API promises: {what}; it begins {shown!r}")

@@ -1,0 +1,85 @@
+"""What the command line says of answers that are not complete, and how it asks for them again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from domyn_swarm.cli.app import app
+from domyn_swarm.cli.candidates import verdicts
+from domyn_swarm.errors import ConfigError, NothingToRetry
+from model_server import KEY, Answer
+
+CUT = {"message": {"content": "half"}, "text": "half", "finish_reason": "length"}
+
+
+def run(*words: object) -> Result:
+    return CliRunner(env={"DOMYN_SWARM_API_TOKEN": KEY}).invoke(app, [*map(str, words)])
+
+
+def submission(bench: Any, *more: object) -> list[object]:
+    source, target = bench.folder / "in.parquet", bench.folder / "out.parquet"
+    where = ["--endpoint", bench.server.url, "--model", "m", "--no-progress"]
+    rows = ["--input", source, "--output", target, "--input-column", "prompt"]
+    return ["job", "submit", *more, *where, *rows]
+
+
+def test_answers_that_are_not_complete_are_told_and_asked_again(bench: Any) -> None:
+    bench.write(6)
+    bodies = {"p1": {"choices": [CUT]}, "p2": {"choices": [CUT]}, "p4": {"choices": []}}
+    bench.server.behave = lambda prompt, _nth: Answer(body=bodies.get(prompt))
+    completions = "domyn_swarm.jobs:CompletionJob"
+    done = run(*submission(bench, completions, "--external-id", "mine", "--retries", 0))
+    assert done.exit_code == 7, done.output
+    job_id = json.loads(done.stdout)["job_id"]
+    assert "answers: 3 complete, 2 cut, 1 error; `domyn-swarm job retry-failed" in done.stderr
+    assert f"{job_id} --class cut,error` asks those again" in done.stderr
+    assert "2 answers were cut by the server's own token limit" in done.stderr
+    assert "16 tokens" in done.stderr
+    shown = run("job", "status", "mine").stdout
+    assert "3 complete, 2 cut, 1 error" in shown
+    assert "16 tokens" in shown
+    assert json.loads(run("job", "status", "mine", "--json").stdout)["verdicts"]["cut"] == 2
+    assert "cut, kept" in run("job", "failures", "mine").stdout
+
+    bench.server.asked.clear()
+    bench.server.behave = lambda _prompt, _nth: Answer()
+    kwargs = '{"max_tokens": 100}'
+    again = run("job", "retry-failed", job_id, "--class", "cut,error", "--job-kwargs", kwargs)
+    assert again.exit_code == 0, again.output
+    assert set(bench.server.asked) == {"p1", "p2", "p4"}
+    assert "answers:" not in again.stderr  # all are complete
+
+    nothing = run("job", "retry-failed", job_id)
+    assert isinstance(nothing.exception, NothingToRetry)
+    assert (nothing.stdout, nothing.exception.exit_code) == ("", 3)
+    wrong = run("job", "retry-failed", job_id, "--class", "short")
+    assert isinstance(wrong.exception, ConfigError)
+    assert "cut, empty, refused, tool_calls, error" in wrong.exception.hint
+    bad = run(*submission(bench, "--accept", "nothing"))
+    assert bad.exit_code == 2
+    assert "complete" in bad.stderr
+
+
+@pytest.mark.parametrize(("accept", "code"), [("any", 0), ("complete", 7)])
+def test_a_dry_run_says_what_the_answer_is(bench: Any, accept: str, code: int) -> None:
+    bench.write(1)
+    bench.server.behave = lambda _prompt, _nth: Answer(body={"choices": [CUT]})
+    completions = "domyn_swarm.jobs:CompletionJob"
+    tried = run(*submission(bench, completions, "--accept", accept, "--dry-run"))
+    assert tried.exit_code == (6 if code else 0)
+    assert "cut; 0 tokens in" in tried.stdout
+    assert "1 answer was cut by the server's own token limit" in tried.stdout
+    told = json.loads(run(*submission(bench, "--accept", accept, "--dry-run", "--json")).stdout)
+    assert (told["verdict"], told["error"] is None) == ("cut", accept == "any")
+
+
+def test_classes_are_completed_one_by_one() -> None:
+    assert [name for name, _ in verdicts("e")] == ["empty", "error"]
+    assert [name for name, _ in verdicts("empty,")] == [
+        *("empty,cut", "empty,refused", "empty,tool_calls", "empty,error")
+    ]

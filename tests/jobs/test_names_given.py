@@ -1,0 +1,214 @@
+"""Names that a job is given: what somebody knows is taken, what nobody knows is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any
+
+import pytest
+
+from domyn_swarm import SwarmJob, job
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs import (
+    BatchFileJob,
+    ChatCompletionJob,
+    CompletionJob,
+    EmbeddingJob,
+    StructuredOutputJob,
+    TemplateJob,
+)
+from domyn_swarm.jobs.loading import load_job
+from domyn_swarm.net import parameters
+from domyn_swarm.net.openai import OpenAIClient
+from jobs.test_builtin import ask
+from model_server import ModelServer
+
+
+@job
+async def answered(
+    item: str, client: OpenAIClient, model: str, *, words: int = 5, **params: Any
+) -> str:
+    """A job whose parameters go on to the request."""
+    asked = [{"role": "user", "content": f"{words} {item}"}]
+    reply = await client.chat.completions.create(model=model, messages=asked, **params)
+    return str(reply.choices[0].message.content)
+
+
+@job
+async def closed(item: str, *, words: int = 5) -> str:
+    """A job that takes what it names."""
+    return item * words
+
+
+class Styled(SwarmJob):
+    """A job of a user's own with an argument of its own."""
+
+    greetings = ("hello", "hi")
+    temperature = 0.5
+
+    def __init__(self, *, style: str = "plain", **options: Any) -> None:
+        super().__init__(style=style, **options)
+
+    async def transform_item(self, item: Any) -> str:
+        return f"{self.greetings[0]} {item} {self.params['style']} {self.temperature}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "reason"),
+    [
+        (ChatCompletionJob, {"max_tokns": 5}, "no parameter 'max_tokns'.*\n.*mean 'max_tokens'"),
+        (ChatCompletionJob, {"input_column_name": "x"}, "no parameter.*\n.*mean 'input_columns'"),
+        (ChatCompletionJob, {"max_concurency": 5}, "no parameter.*\n.*mean 'max_concurrency'"),
+        (ChatCompletionJob, {"parse_resoning": True}, "no parameter.*\n.*mean 'parse_reasoning'"),
+        (ChatCompletionJob, {"zzz": 5}, "no parameter 'zzz'.*\n.*extra_body"),
+        (ChatCompletionJob, {"messages": []}, "makes that part of a request itself"),
+        (ChatCompletionJob, {"stream": True}, "makes that part of a request itself"),
+        (ChatCompletionJob, {"param_columns": ["temprature"]}, "mean 'temperature'"),
+        (ChatCompletionJob, {"param_columns": {"zzz": "z"}}, "no parameter 'zzz'"),
+        (ChatCompletionJob, {"extra_body": 5}, "extra_body must be an object"),
+        (CompletionJob, {"max_completion_tokens": 5}, "mean 'max_tokens'"),
+        (EmbeddingJob, {"dimension": 5}, "mean 'dimensions'"),
+        (EmbeddingJob, {"temperature": 1}, "no parameter 'temperature'"),
+        (TemplateJob, {"promt": "{{ a }}"}, "mean 'prompt'"),
+        (StructuredOutputJob, {"output_schema": {"a": "int"}, "repair": 1}, "mean 'repairs'"),
+        (BatchFileJob, {"keep_modell": True}, "mean 'keep_model'"),
+        (Styled, {"stile": "x"}, "job Styled has no parameter 'stile'.*\n.*mean 'style'"),
+        (Styled, {"wordiness": 5}, "argument of its function or of its class's __init__"),
+        (answered, {"max_tokns": 5}, "job answered has no parameter.*\n.*mean 'max_tokens'"),
+        (answered, {"wrods": 5}, "mean 'words'"),
+        (
+            closed,
+            {"max_tokens": 5},
+            "job closed has no parameter 'max_tokens'.*\n.*It has: .*words",
+        ),
+    ],
+)
+def test_what_nobody_knows_is_refused(kind: Any, given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        kind(**given)
+
+
+def test_the_same_from_a_submission() -> None:
+    for name in ("ChatCompletionJob", "BatchFileJob"):
+        with pytest.raises(ConfigError, match="Did you mean 'max_tokens'"):
+            load_job(f"domyn_swarm.jobs:{name}", {"max_tokns": 5})
+
+
+def test_what_somebody_knows_reaches_the_server(server: ModelServer) -> None:
+    known = {"temperature": 0.7, "top_k": 5, "chat_template_kwargs": {"enable_thinking": False}}
+    ask(server, ChatCompletionJob(**known, extra_body={"mirostat": 2}), "q")
+    assert known.items() <= server.bodies[-1].items()
+    assert server.bodies[-1]["mirostat"] == 2
+    assert "extra_body" not in server.bodies[-1]
+    ask(server, answered(words=2, seed=3, extra_body={"zzz": 1}), "q")
+    assert (server.bodies[-1]["seed"], server.bodies[-1]["zzz"]) == (3, 1)
+    assert ask(server, Styled(style="fine", temperature=1), "you") == "hello you fine 0.5"
+
+
+def test_a_column_may_hold_what_only_the_server_knows(server: ModelServer) -> None:
+    given = ChatCompletionJob(param_columns=["extra_body", "seed"], extra_body={"a": 1})
+    ask(server, given, {"messages": "q", "extra_body": {"zzz": 2}, "seed": None})
+    ask(server, given, {"messages": "q", "extra_body": None, "seed": 4})
+    assert [{*body} - {"model", "messages"} for body in server.bodies] == [
+        {"a", "zzz"},
+        {"a", "seed"},
+    ]
+    with pytest.raises(ConfigError, match="must be an object"):
+        ask(server, given, {"messages": "q", "extra_body": "zzz", "seed": 4})
+
+
+def test_a_client_takes_what_the_api_knows(server: ModelServer) -> None:
+    with pytest.raises(ValueError, match="'max_tokns'; did you mean 'max_tokens'"):
+        ask(server, answered_wrongly(), "q")
+    assert server.bodies == []
+
+
+@job
+async def answered_wrongly(item: str, client: OpenAIClient, model: str) -> Any:
+    """A slip in a job's own code."""
+    return await client.completions.create(model=model, prompt=item, max_tokns=5)
+
+
+def test_the_list_has_what_openais_client_takes() -> None:
+    openai = pytest.importorskip("openai")
+    client = openai.AsyncOpenAI(api_key="none")
+    own = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+    for resource, known in (
+        (client.chat.completions, parameters.CHAT),
+        (client.completions, parameters.COMPLETIONS),
+        (client.embeddings, parameters.EMBEDDINGS),
+        (client.responses, parameters.RESPONSES),
+    ):
+        taken = {*inspect.signature(resource.create).parameters} - own
+        assert taken <= known | parameters.ASKED
+    asyncio.run(client.close())
+
+
+# -- attributes of classes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "reason"),
+    [
+        (SwarmJob, "max_concurency", "Did you mean 'max_concurrency'"),
+        (SwarmJob, "input_column", "Did you mean 'input_columns'"),
+        (SwarmJob, "output_column", "Did you mean 'output_col"),
+        (SwarmJob, "timeout", "Did you mean 'timeout_s'"),
+        (SwarmJob, "rows_per_cal", "Did you mean 'rows_per_call'"),
+        (ChatCompletionJob, "system", r"no effect.*\n.*Mine\(system=...\)"),
+        (ChatCompletionJob, "param_column", "Did you mean 'param_columns'"),
+        (EmbeddingJob, "batch_size", "no effect"),
+    ],
+)
+def test_an_attribute_that_looks_like_an_option(base: type, name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Mine.{name}\b[\s\S]*{reason}"):
+        type("Mine", (base,), {name: "x"})
+
+
+def test_a_parameter_as_an_attribute_that_nothing_reads() -> None:
+    class Mine(ChatCompletionJob):
+        temperature = 0.2
+
+    with pytest.raises(ConfigError, match=r"Mine.temperature would have no effect[\s\S]*Mine\("):
+        Mine().check()
+    Mine(temperature=0.3).check()
+
+    class Reads(Mine):
+        async def transform_item(self, item: Any) -> Any:
+            self.params["temperature"] = self.temperature
+            return await super().transform_item(item)
+
+    Reads().check()
+
+
+def test_attributes_of_ones_own(server: ModelServer) -> None:
+    assert ask(server, Styled(), "you") == "hello you plain 0.5"
+
+    class Mine(Styled):
+        names = ("a", "b")
+        prompt = "{}"
+        style = "mine"
+        retries = 3
+
+    assert Mine().options.retries == 3
+
+
+def test_names_of_output_columns(server: ModelServer) -> None:
+    class Both(SwarmJob):
+        output_cols = ("first", "second")
+
+        async def transform_item(self, item: str) -> tuple[str, str]:
+            return item, item
+
+    class One(ChatCompletionJob):
+        output_cols = "answer"
+
+    assert Both().schema().names == ["first", "second"]
+    assert One().schema().names == ["answer"]
+    assert ChatCompletionJob(output_cols=["said"]).schema().names == ["said"]
+    assert One(output_columns=["said"]).schema().names == ["said"]
+    with pytest.raises(ConfigError, match=r"1 output columns \(result\), but 2 names"):
+        ChatCompletionJob(output_cols=["a", "b"])
+    with pytest.raises(ConfigError, match="2 output columns"):
+        One(parse_reasoning=True)

@@ -1,0 +1,144 @@
+"""Jobs on a swarm whose engines die of a row, or whose dead replica's port a stranger takes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from domyn_swarm.backends.endpoint.view import read_view
+from domyn_swarm.model import JobStatus, ReplicaReport
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.requests import JobRequest
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from local_swarms import config
+from patience import until
+
+QUICK = {"probe_interval": 1, "restart_backoff_initial": 0.1}
+
+
+def request(folder: Path, rows: int, poison: int | None = None, **changes: Any) -> JobRequest:
+    """A job of so many rows, of which one may be deadly."""
+    prompts = [f"p{number}" + " POISON" * (number == poison) for number in range(rows)]
+    pq.write_table(pa.table({"prompt": prompts}), folder / "in.parquet")
+    fields = {
+        "swarm": "demo",
+        "input": str(folder / "in.parquet"),
+        "output": str(folder / "out.parquet"),
+        "input_columns": ("prompt",),
+        "external_id": "mine",
+        **changes,
+    }
+    return JobRequest.model_validate(fields)
+
+
+def asked(record: Path) -> Counter[str]:
+    return Counter(json.loads(line)["prompt"] for line in record.read_text().splitlines())
+
+
+def test_a_row_that_kills_engines_is_found_and_a_swarm_that_failed_ends_the_job(
+    lifecycle: SwarmLifecycle, tmp_path: Path
+) -> None:
+    record = tmp_path / "asked.jsonl"
+    deadly = [{"match": "POISON", "crash": True}]
+    options = {"latency_s": 0.05, "record": str(record), "errors": deadly}
+    service = JobService()
+    lifecycle.up(config(engine_options=options, watchdog={**QUICK, "max_restarts": 1}))
+    service.submit(request(tmp_path, 200, poison=30, max_concurrency=16))
+    ended = service.wait("mine")
+    assert ended.status is JobStatus.FAILED
+    assert "The swarm has failed" in (ended.message or "")
+    assert "the engine exited with code 13" in (ended.message or "")
+    assert asked(record)["p30 POISON"] == 2
+    lifecycle.down("demo")
+
+    lifecycle.up(config(replicas=2, min_ready=2, engine_options=options, watchdog=QUICK))
+    ended = service.wait(service.resume("mine"))
+    assert (ended.status, ended.rows_failed) == (JobStatus.PARTIAL, 1)
+    assert asked(record)["p30 POISON"] == 3
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    [failed] = [row for row in rows if row["_error"] is not None]
+    assert (failed["prompt"], failed["_error"]["type"]) == ("p30 POISON", "DeadlyRow")
+    assert sum(row["result"] is not None for row in rows) == 199
+
+
+class _Stranger(BaseHTTPRequestHandler):
+    """Healthy, and with a key of its own."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        return
+
+    def do_GET(self) -> None:
+        self._say(200 if self.path == "/health" else 401)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.turned_away += 1  # type: ignore[attr-defined]
+        self._say(401)
+
+    def _say(self, status: int) -> None:
+        body = b'{"error": {"message": "who are you?"}}'
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextlib.contextmanager
+def stranger(url: str) -> Iterator[Any]:
+    """Another server where a replica was."""
+    place = urlsplit(url)
+    ThreadingHTTPServer.allow_reuse_address = True
+    server: Any = ThreadingHTTPServer((place.hostname or "", place.port or 0), _Stranger)
+    server.turned_away = 0
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def report(paths: SwarmPaths, replica: int) -> ReplicaReport:
+    view = until(lambda: read_view(paths))
+    return next(one for one in view.replicas if one.replica == replica)
+
+
+def test_another_server_at_a_dead_replicas_port_fails_no_row(
+    lifecycle: SwarmLifecycle, tmp_path: Path
+) -> None:
+    options = {"latency_s": 0.05, "slots": 8}
+    swarm = lifecycle.up(config(replicas=2, min_ready=2, engine_options=options, watchdog=QUICK))
+    service = JobService()
+    service.submit(request(tmp_path, 3000, max_concurrency=12))
+    until(lambda: service.status("mine").rows_done > 100)
+    dead = report(swarm.paths, 1)
+    assert dead.watchdog_pid is not None
+    assert dead.engine_pid is not None
+    assert dead.url is not None
+    engine = psutil.Process(dead.engine_pid)
+    os.kill(dead.watchdog_pid, signal.SIGKILL)
+    os.kill(dead.engine_pid, signal.SIGKILL)
+    until(lambda: not engine.is_running())
+    with stranger(dead.url) as server:
+        ended = service.wait("mine")
+        assert server.turned_away > 0
+    assert (ended.status, ended.rows_failed) == (JobStatus.SUCCEEDED, 0)
+    assert ended.rows_done == 3000
