@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domyn_swarm.batch import arrow_arrays
-from domyn_swarm.batch.arrow_arrays import array, flags, indices, texts
+from domyn_swarm.batch.arrow_arrays import array, encoded_array, flags, indices, text_array
 
 
 @given(st.lists(st.none() | st.text(max_size=5)))
@@ -31,6 +31,13 @@ def test_fractions_are_those_of_arrow(values: list[float | None]) -> None:
     made = array(values, pa.float64())
     made.validate(full=True)
     assert made.equals(pa.array(values, pa.float64()))
+
+
+@given(st.lists(st.text(max_size=5)))
+def test_texts_without_nulls_are_those_of_arrow(values: list[str]) -> None:
+    made = text_array(values)
+    made.validate(full=True)
+    assert made.equals(pa.array(values, pa.string()))
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1)))
@@ -56,7 +63,7 @@ def test_what_is_no_text_is_refused_as_by_arrow() -> None:
 def test_more_text_than_an_array_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrow_arrays, "_MOST_BYTES", 3)
     with pytest.raises(pa.ArrowCapacityError, match="4 bytes of text"):
-        texts([b"ab", None, b"cd"])
+        encoded_array([b"ab", None, b"cd"])
 
 
 @given(st.lists(st.none() | st.booleans()), st.integers(0, 9))

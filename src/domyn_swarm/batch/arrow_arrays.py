@@ -6,7 +6,6 @@ quarter of a second and 50 MB that a job's process needs for nothing else.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ def array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         pa.ArrowException, TypeError, OverflowError: a value is not of this type.
     """
     if kind == pa.string() and all(value is None or type(value) is str for value in values):
-        return texts([None if value is None else value.encode() for value in values])
+        return encoded_array([None if value is None else value.encode() for value in values])
     number = _NUMBERS.get(kind)
     if number and all(value is None or type(value) in number for value in values):
         return _numbers(values, kind)
@@ -36,31 +35,42 @@ def _numbers(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     known = np.fromiter((value is not None for value in values), np.bool_, len(values))
     zeros = (0 if value is None else value for value in values)
     whole = np.fromiter(zeros, np.int64 if kind == pa.int64() else np.float64, len(values))
-    return pa.Array.from_buffers(kind, len(values), [_validity(known), pa.py_buffer(whole)])
+    valid = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(whole)])
 
 
-def _validity(known: NDArray[np.bool_]) -> pa.Buffer | None:
-    return None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
-
-
-def texts(values: Sequence[bytes | None]) -> pa.Array:
-    """Text from its UTF-8, which is not checked.
+def text_array(cells: Sequence[str]) -> pa.Array:
+    """A column of text, none of it null.
 
     Raises:
         pa.ArrowCapacityError: more than 2 GB in one array.
     """
-    sizes = [0 if value is None else len(value) for value in values]
-    ends = np.fromiter(itertools.accumulate(sizes, initial=0), np.int64, len(values) + 1)
-    if ends[-1] > _MOST_BYTES:
-        raise pa.ArrowCapacityError(f"{ends[-1]:,} bytes of text are too much for one array")
-    known = np.fromiter((value is not None for value in values), np.bool_, len(values))
-    whole = b"".join(value for value in values if value is not None)
-    buffers = [
-        _validity(known),
-        pa.py_buffer(ends.astype(np.int32)),
-        pa.py_buffer(whole),
-    ]
-    return pa.Array.from_buffers(pa.string(), len(values), buffers)
+    joined = "".join(cells)
+    if joined.isascii():
+        return _text_array(joined.encode(), [len(cell) for cell in cells])
+    return encoded_array([cell.encode() for cell in cells])
+
+
+def encoded_array(texts: Sequence[bytes | None]) -> pa.Array:
+    """A column of text from its UTF-8, which is not checked; None is null.
+
+    Raises:
+        pa.ArrowCapacityError: more than 2 GB in one array.
+    """
+    if None not in texts:
+        return _text_array(b"".join(texts), [len(text) for text in texts])  # type: ignore[arg-type]
+    known = [text or b"" for text in texts]
+    valid = np.packbits([text is not None for text in texts], bitorder="little")
+    return _text_array(b"".join(known), [len(text) for text in known], pa.py_buffer(valid))
+
+
+def _text_array(data: bytes, lengths: list[int], valid: pa.Buffer | None = None) -> pa.Array:
+    if len(data) > _MOST_BYTES:
+        raise pa.ArrowCapacityError(f"{len(data):,} bytes of text are too much for one array")
+    ends = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=ends[1:])
+    buffers = [valid, pa.py_buffer(ends), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.string(), len(lengths), buffers)
 
 
 def indices(values: Sequence[int] | NDArray[np.int64]) -> pa.Array:

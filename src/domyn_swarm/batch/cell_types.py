@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from domyn_swarm.batch.arrow_arrays import array, texts
+from domyn_swarm.batch.arrow_arrays import array, text_array
 from domyn_swarm.batch.json_values import JSON, json_array
 from domyn_swarm.batch.reading import CellType
 
@@ -33,7 +33,7 @@ def as_array(cells: Sequence[str], kind: CellType) -> pa.Array:
     cell is null.
     """
     if kind == "text":
-        return texts([cell.encode() for cell in cells])
+        return text_array(cells)
     if kind == "json":
         return json_array([cell.encode() if cell else None for cell in cells])
     return array([_value(cell, kind) if cell else None for cell in cells], ARROW_TYPES[kind])

@@ -13,7 +13,7 @@ from typing import Any, Self
 import msgspec
 import pyarrow as pa
 
-from domyn_swarm.batch.arrow_arrays import texts
+from domyn_swarm.batch.arrow_arrays import encoded_array
 
 JSON: pa.DataType = pa.json_()
 """The type of a column of JSON text; null is a value that is not there, or null."""
@@ -53,7 +53,7 @@ def is_json(kind: pa.DataType) -> bool:
 def json_array(values: Iterable[Any]) -> pa.Array:
     """A column of JSON from encoded values (`msgspec.Raw`, bytes), None where there is none."""
     encoded = [None if one is None or (text := bytes(one)) == _NULL else text for one in values]
-    return pa.ExtensionArray.from_storage(JSON, texts(encoded))
+    return pa.ExtensionArray.from_storage(JSON, encoded_array(encoded))
 
 
 def json_texts(column: pa.Array) -> list[str | None]:
