@@ -41,6 +41,7 @@ JOB_KEYS = {
     *("schema_version", "job_id", "external_id", "name", "swarm", "status", "rows_total"),
     *("rows_done", "rows_failed", "rows_per_s", "eta_s", "prompt_tokens", "completion_tokens"),
     *("input", "output", "account", "message", "exit_code", "submitted_at", "ended_at", "log_path"),
+    *("verdicts", "remarks"),
 }
 
 
