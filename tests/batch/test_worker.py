@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -258,6 +259,23 @@ def test_max_failures(bench: Any, answer: Any) -> None:
     )
     assert run_worker(bench, max_failures="3", max_concurrency=4)[0] == 6
     assert run_worker(bench, max_failures="50%")[0] == 7
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [("jsonl", '{"n": 1, "prompt": "p"}\n{"n": 2.5, "prompt": "q"}\n'), ("csv", "prompt\np\nq\n")],
+)
+def test_a_job_that_does_not_use_pandas_does_not_import_it(
+    bench: Any, tmp_path: Path, suffix: str, text: str
+) -> None:
+    (bench.folder / f"in.{suffix}").write_text(text)
+    pandas = tmp_path / "first on the path" / "pandas"
+    pandas.mkdir(parents=True)
+    (pandas / "__init__.py").write_text("raise SystemExit('pandas is imported')")
+    folder = bench.job_folder(bench.spec(input=str(bench.folder / f"in.{suffix}")))
+    command = [sys.executable, "-m", "domyn_swarm.jobs.worker", str(folder)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(pandas.parent)})
+    assert [row["answer"] for row in bench.output()] == ["P", "Q"]
 
 
 def test_without_checkpointing_nothing_is_left_behind(bench: Any) -> None:

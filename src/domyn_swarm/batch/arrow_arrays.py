@@ -83,6 +83,12 @@ def flags(column: pa.Array) -> NDArray[np.bool_]:
     """Where a column of booleans is true."""
     if not len(column):
         return np.zeros(0, np.bool_)
-    known = column.fill_null(False)
-    bits = np.unpackbits(np.frombuffer(known.buffers()[1], np.uint8), bitorder="little")
-    return bits[known.offset : known.offset + len(known)].astype(np.bool_)
+    validity, values = column.buffers()
+    bits = _bits(values)
+    if validity is not None:
+        bits = bits[: column.offset + len(column)] & _bits(validity)[: column.offset + len(column)]
+    return bits[column.offset : column.offset + len(column)].astype(np.bool_)
+
+
+def _bits(buffer: pa.Buffer) -> NDArray[np.uint8]:
+    return np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little")
