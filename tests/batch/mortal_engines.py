@@ -60,6 +60,7 @@ class Engines:
     restart_s: float = 20.0
     jitter_s: float = 0.0  # requests overtake each other by so much on their way
     leaves_s: float = 2.0  # how long the router believes in a dead one
+    elsewhere: float = 0.0  # how many of the requests do not go to the least loaded one
     judge: Callable[[str], HttpReply | float | None] = lambda _prompt: None
     asked: Counter[str] = field(default_factory=Counter)
     executed: Counter[str] = field(default_factory=Counter)
@@ -101,6 +102,8 @@ class Engines:
                 return reply(503, "no_available_workers")
             raise CannotConnect("refused")
         engine = min(listed, key=lambda one: (one.in_flight, one.url))
+        if random.random() < self.elsewhere:
+            engine = random.choice(listed)
         if now_s() < engine.back_at:
             return self._unreachable(engine)
         server = engine.url if self.routed else None

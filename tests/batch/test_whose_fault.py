@@ -88,7 +88,7 @@ def test_another_server_at_a_dead_replicas_port_fails_no_row(answer_s: float, st
 
     @in_virtual_time
     async def run() -> None:
-        engines = Engines(2, answer_s=answer_s, leaves_s=0.0)
+        engines = Engines(2, answer_s=answer_s, leaves_s=0.0, elsewhere=0.2)
         work = Run(engines, 12)
 
         def judge(_prompt: str) -> None:
