@@ -212,3 +212,19 @@ def test_names_of_output_columns(server: ModelServer) -> None:
         ChatCompletionJob(output_cols=["a", "b"])
     with pytest.raises(ConfigError, match="2 output columns"):
         One(parse_reasoning=True)
+
+
+class Kept(SwarmJob):
+    """A job that keeps what it is given to itself."""
+
+    def __init__(self, *, style: str = "plain", **options: Any) -> None:
+        super().__init__(**options)
+        self.style = style
+
+
+def test_what_a_class_of_ones_own_is_given_is_part_of_the_jobs_identity() -> None:
+    plain, fine = Kept(style="plain").described(), Kept(style="fine").described()
+    assert plain != fine
+    assert {**plain, "arguments": None} == {**fine, "arguments": None}
+    assert Kept(max_concurrency=5, retries=2).described() == Kept().described()
+    assert "arguments" not in Styled(style="fine").described()  # they are among its parameters

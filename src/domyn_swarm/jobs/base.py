@@ -12,7 +12,13 @@ from domyn_swarm.batch.runner import Encode
 from domyn_swarm.batch.schema import Declared, OutputSchema
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.identity import source_digest
-from domyn_swarm.jobs.naming import BODY, arguments_of, check_attributes, check_parameters
+from domyn_swarm.jobs.naming import (
+    BODY,
+    arguments_of,
+    check_attributes,
+    check_parameters,
+    own_arguments,
+)
 from domyn_swarm.jobs.options import OPTIONS, JobOptions, job_options, kept_columns, kept_values
 from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net import parameters
@@ -177,10 +183,13 @@ class SwarmJob:
 
     def described(self) -> dict[str, Any]:
         """What of the job decides its answers: for the identity."""
+        own = own_arguments(type(self)) - self.params.keys()
+        arguments = {name: value for name, value in self.given.items() if name in own}
         return {
             "input_columns": list(self.input_columns),
             "output_schema": self.schema().described(),
             "params": self.params,
+            **({"arguments": arguments} if arguments else {}),
             "source": source_digest(type(self), SwarmJob),
         }
 

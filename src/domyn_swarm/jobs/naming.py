@@ -25,13 +25,31 @@ _OUR_JOBS = "domyn_swarm.jobs."
 
 def arguments_of(kind: type) -> frozenset[str]:
     """What the constructors of a job's class, and of those above it, take by name."""
+    return frozenset[str]().union(*map(_named, kind.__mro__))
+
+
+def _named(kind: type) -> frozenset[str]:
+    """What a class's own constructor takes by name."""
+    if "__init__" not in vars(kind):
+        return frozenset()
+    arguments = inspect.signature(vars(kind)["__init__"]).parameters.values()
     return frozenset(
-        name
-        for one in kind.__mro__
-        if "__init__" in vars(one)
-        for name, argument in inspect.signature(vars(one)["__init__"]).parameters.items()
-        if argument.kind in (argument.KEYWORD_ONLY, argument.POSITIONAL_OR_KEYWORD)
-    ) - {"self"}
+        one.name
+        for one in arguments
+        if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD) and one.name != "self"
+    )
+
+
+def _is_ours(kind: type) -> bool:
+    return kind is object or kind.__module__.startswith(_OUR_JOBS)
+
+
+def own_arguments(kind: type) -> frozenset[str]:
+    """What the constructors of a user's own classes take by name, and ours do not."""
+    own = [one for one in kind.__mro__ if not _is_ours(one)]
+    ours = [one for one in kind.__mro__ if _is_ours(one)]
+    taken = frozenset[str]().union(*(_named(one) for one in own))
+    return taken - _OF_EVERY_JOB - frozenset[str]().union(*(_named(one) for one in ours))
 
 
 def check_parameters(job: str, given: Iterable[str], known: frozenset[str]) -> None:
@@ -71,7 +89,7 @@ def check_attributes(kind: type, bases: Iterable[type]) -> None:
     Raises:
         ConfigError: names it, and what may be meant.
     """
-    ours = {one for base in bases for one in base.__mro__ if one.__module__.startswith(_OUR_JOBS)}
+    ours = {one for base in bases for one in base.__mro__ if _is_ours(one)}
     arguments = frozenset[str]().union(*map(arguments_of, ours)) - _OF_CLASS
     options = [name for name in sorted(_OF_CLASS | arguments) if len(name) > _SHORT]
     for name in _own_values(kind):
@@ -97,7 +115,7 @@ def check_class_parameters(kind: type, api: frozenset[str], given: Mapping[str, 
     Raises:
         ConfigError: names one.
     """
-    own = [one for one in kind.__mro__ if not one.__module__.startswith(_OUR_JOBS)][:-1]
+    own = [one for one in kind.__mro__ if not _is_ours(one)]
     if any(inspect.isfunction(value) for one in own for value in vars(one).values()):
         return
     for one in own:
