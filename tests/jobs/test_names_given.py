@@ -15,6 +15,7 @@ from domyn_swarm.jobs import (
     ChatCompletionJob,
     CompletionJob,
     EmbeddingJob,
+    MultiChatCompletionJob,
     StructuredOutputJob,
     TemplateJob,
 )
@@ -228,3 +229,18 @@ def test_what_a_class_of_ones_own_is_given_is_part_of_the_jobs_identity() -> Non
     assert {**plain, "arguments": None} == {**fine, "arguments": None}
     assert Kept(max_concurrency=5, retries=2).described() == Kept().described()
     assert "arguments" not in Styled(style="fine").described()  # they are among its parameters
+
+
+@pytest.mark.parametrize("given", [{"n": 3}, {"extra_body": {"n": 2}}, {"param_columns": ["n"]}])
+def test_answers_that_nobody_would_keep_are_not_asked_for(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="keeps one answer") as refused:
+        ChatCompletionJob(**given).check()
+    assert "MultiChatCompletionJob" in refused.value.hint
+    ChatCompletionJob(n=1).check()
+    MultiChatCompletionJob(n=3).check()
+
+    class Longest(ChatCompletionJob):
+        async def transform_item(self, item: Any) -> str:
+            return str(item)
+
+    Longest(n=3).check()

@@ -13,6 +13,10 @@ from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net.parameters import CHAT
 
 _TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
+_KEEPING_ONE = tuple(
+    f"domyn_swarm.jobs.{name}" for name in ("chat", "completion", "conversations", "structured")
+)
+"""Modules of jobs that keep the first of several answers."""
 
 
 class PromptedJob(SwarmJob):
@@ -72,6 +76,12 @@ class PromptedJob(SwarmJob):
     def check(self) -> None:
         """See `SwarmJob.check`: here a template has no column, so that all rows are the same."""
         super().check()
+        several = self.params.get("n") not in (None, 1) or "n" in self.param_columns
+        if several and type(self).transform_item.__module__ in _KEEPING_ONE:
+            raise ConfigError(
+                f"{type(self).__name__} keeps one answer for each row, and `n` asks for more.",
+                hint="MultiChatCompletionJob(n=...) keeps several.",
+            )
         check_class_parameters(type(self), self.request_parameters, self.params)
         if not self.input_columns:
             raise ConfigError(
