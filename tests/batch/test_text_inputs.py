@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from domyn_swarm.batch.input_facts import InputFacts, Look
 from domyn_swarm.batch.input_files import InputFile, files_of
 from domyn_swarm.batch.lots import LOT_BYTES
 from domyn_swarm.batch.opening import open_dataset
-from domyn_swarm.batch.reading import InputReading
-from domyn_swarm.errors import InvalidInput
+from domyn_swarm.batch.reading import InputReading, reading_of
+from domyn_swarm.errors import ConfigError, InvalidInput
 
 
 def rows_of(source: Path, **reading: Any) -> list[tuple[Any, ...]]:
@@ -274,9 +275,8 @@ SAME: dict[str, tuple[pa.Array, pa.Array]] = {
     "large text": (pa.array(["u"], pa.large_string()), pa.array(["v"])),
     "width": (pa.array([1], pa.int32()), pa.array([2**40])),
     "unsigned": (pa.array([1], pa.uint8()), pa.array([-1], pa.int32())),
-    "whole numbers and fractions": (pa.array([1]), pa.array([1.5])),
     "lists": (pa.array([["a"]]), pa.array([[None]])),
-    "structs": (pa.array([{"a": 1}]), pa.array([{"a": 1.5}])),
+    "structs": (pa.array([{"a": 1}], pa.struct([("a", pa.int8())])), pa.array([{"a": 2}])),
 }
 
 
@@ -313,11 +313,29 @@ def test_shards_that_differ_name_the_column(other: pa.Table, why: str, tmp_path:
         open_dataset(str(tmp_path))
 
 
-def test_whole_numbers_that_are_no_fractions_are_refused_beside_them(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"x": [2**53 + 1]}), tmp_path / "0.parquet")
+@pytest.mark.parametrize("other", [pa.array([1]), pa.array([0.1], pa.float32())])
+def test_numbers_that_would_read_otherwise_beside_fractions_are_refused(
+    other: pa.Array, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"x": other}), tmp_path / "0.parquet")
     pq.write_table(pa.table({"x": [0.5]}), tmp_path / "1.parquet")
-    with pytest.raises(InvalidInput, match=r"column 'x' is int64 in .*0\.parquet and fractions"):
+    with pytest.raises(InvalidInput, match="The column 'x' is double in"):
         open_dataset(str(tmp_path))
+
+
+def test_what_is_no_file_is_left_out_of_a_folder_and_refused_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.jsonl")
+    with pytest.raises(InvalidInput, match="is a pipe"):
+        open_dataset(str(tmp_path / "p.jsonl"))
+    write(tmp_path, "a.jsonl", '{"p": 1}\n')
+    assert rows_of(tmp_path) == [(1,)]
+
+
+@pytest.mark.parametrize("encoding", ["base64", "nonsense"])
+def test_what_is_no_encoding_of_text_is_refused(encoding: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{encoding}' is no encoding") as refused:
+        reading_of({"encoding": encoding})
+    assert refused.value.hint == ""
 
 
 # -- looks that are taken once -------------------------------------------------------------------

@@ -157,7 +157,7 @@ class Asking:
         if deaths >= GUILTY_AFTER:
             times = "three" if deaths == GUILTY_AFTER else str(deaths)
             raise DeadlyRow(
-                f"the engine died {times} times while it answered this row, at last this row alone",
+                f"the engine died {times} times while it answered this row",
                 server=error.server,
             )
 

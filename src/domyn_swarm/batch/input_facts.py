@@ -28,7 +28,6 @@ class Look(NamedTuple):
 
     schema: pa.Schema  # of text: the names, and what its cells are; empty where there is nothing
     rows: int
-    inexact: Sequence[str] = ()  # columns of whole numbers that fractions may not equal
 
 
 class _Kept(msgspec.Struct, array_like=True):
@@ -36,7 +35,6 @@ class _Kept(msgspec.Struct, array_like=True):
     version: str
     schema: int  # which of them
     rows: int
-    inexact: list[str]
 
 
 class _Document(msgspec.Struct):
@@ -58,7 +56,7 @@ class InputFacts:
             document = msgspec.msgpack.decode(path.read_bytes(), type=_Document)
             schemas = [pa.ipc.read_schema(pa.py_buffer(one)) for one in document.schemas]
             facts._known = {
-                one.path: (one.version, Look(schemas[one.schema], one.rows, one.inexact))
+                one.path: (one.version, Look(schemas[one.schema], one.rows))
                 for one in document.files
             }
         except (OSError, msgspec.DecodeError, pa.ArrowException, IndexError):
@@ -73,7 +71,7 @@ class InputFacts:
         """
         at: dict[pa.Schema, int] = {}
         files = [
-            _Kept(name, version, at.setdefault(look.schema, len(at)), look.rows, [*look.inexact])
+            _Kept(name, version, at.setdefault(look.schema, len(at)), look.rows)
             for name, (version, look) in self._known.items()
         ]
         schemas = [one.serialize().to_pybytes() for one in at]

@@ -180,9 +180,17 @@ def _found(source: str, recursive: bool) -> list[InputFile]:
             if one.is_dir():
                 folder.add_folder(one.relative_to(path).as_posix())
             else:
-                broken = not one.exists()
-                folder.add(InputFile(str(one)), one.relative_to(path).as_posix(), broken=broken)
+                name = one.relative_to(path).as_posix()
+                if one.is_file() or not one.exists():
+                    folder.add(InputFile(str(one)), name, broken=not one.exists())
+                else:
+                    folder.add_other(name)
         return folder.chosen()
+    if path.is_fifo() or path.is_socket():
+        raise InvalidInput(
+            f"{source} is a pipe, and an input is read more than once.",
+            hint="Write it to a file first.",
+        )
     if path.exists():
         return [InputFile(source)]
     return [InputFile(name) for name in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207 - absolute patterns
@@ -243,6 +251,10 @@ class _Folder:
             )
         else:
             self._files.append(file)
+
+    def add_other(self, inside: str) -> None:
+        """A pipe, a socket, a device."""
+        self._others.append(inside)
 
     def add_folder(self, inside: str) -> None:
         """One sub-folder."""

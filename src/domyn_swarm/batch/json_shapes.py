@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from domyn_swarm.batch.json_values import JSON
 
-_EXACT = 1 << 53  # whole numbers up to here are fractions as well
+_EXACT = 1 << 53  # whole numbers up to here are fractions as well; of those beyond, some
 _DIGITS = 38  # of a decimal
 _DEPTH = 32
 _KINDS = {"text": pa.string(), "true or false": pa.bool_(), "nothing": pa.null()}
@@ -33,7 +33,7 @@ class Shape:
     fractions: bool = False
     least: int = 0
     most: int = 0
-    inexact: int | None = None  # a whole number that no fraction equals
+    inexact: int | None = None  # a whole number that may equal no fraction
     items: Shape | None = None
     fields: dict[str, Shape] = field(default_factory=dict)
     why: str = ""  # there is no type
@@ -60,7 +60,7 @@ class Shape:
         elif isinstance(value, int):
             self._be("numbers")
             self.least, self.most = min(self.least, value), max(self.most, value)
-            if not -_EXACT <= value <= _EXACT and self.inexact is None and not _is_exact(value):
+            if not -_EXACT <= value <= _EXACT and self.inexact is None:
                 self.inexact = value
             self._check_numbers()
         elif isinstance(value, float):
@@ -107,7 +107,7 @@ class Shape:
 
     def _check_numbers(self) -> None:
         if self.fractions and self.inexact is not None:
-            raise NoType(f"it holds fractions, and {self.inexact}, which is none")
+            raise NoType(f"it holds fractions, and {self.inexact}, which is too large for one")
         if max(self.most, -self.least) >= 10**_DIGITS:
             raise NoType(f"it holds whole numbers of more than {_DIGITS} digits")
 
@@ -161,11 +161,3 @@ class Shape:
         if self.least >= -(2**63) and self.most < 2**63:
             return pa.int64()
         return pa.uint64() if self.least >= 0 and self.most < 2**64 else pa.decimal128(_DIGITS)
-
-
-def _is_exact(value: int) -> bool:
-    """Whether there is a fraction that equals it."""
-    try:
-        return int(float(value)) == value
-    except OverflowError:
-        return False

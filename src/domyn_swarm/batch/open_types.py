@@ -79,8 +79,8 @@ def for_parquet(schema: pa.Schema) -> tuple[pa.Schema, dict[str, str]]:
 def _has_place(field: pa.Field) -> bool:
     if not (pa.types.is_nested(field.type) or _is_rare(field.type)):
         return True
-    empty = pa.schema([field]).empty_table()
     try:
+        empty = pa.schema([field]).empty_table()
         with pq.ParquetWriter(pa.BufferOutputStream(), empty.schema) as writer:
             writer.write_table(empty)
     except pa.ArrowException:

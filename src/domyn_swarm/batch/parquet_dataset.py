@@ -13,8 +13,6 @@ from domyn_swarm.batch.lots import lots, rows_of_a_lot
 from domyn_swarm.batch.shard_schemas import as_schema, common_schema
 from domyn_swarm.errors import InvalidInput
 
-_EXACT = 1 << 53  # whole numbers up to here are fractions as well
-
 
 class ParquetDataset:
     """One Parquet file, or several with the same columns (see `common_schema`), in their order."""
@@ -32,17 +30,6 @@ class ParquetDataset:
         self.schema = common_schema(
             [(file, look.schema) for file, look in zip(files, looks, strict=True)]
         )
-        for file, look in zip(files, looks, strict=True):
-            self._check_exact(file, look)
-
-    def _check_exact(self, file: InputFile, look: Look) -> None:
-        for name in look.inexact:
-            if pa.types.is_floating(self.schema.field(name).type):
-                raise InvalidInput(
-                    f"The column {name!r} is {look.schema.field(name).type} in {file} and "
-                    "fractions in another file, which have no place for all of its whole numbers.",
-                    hint="Give only files with one schema, or convert them first.",
-                )
 
     def batches(
         self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
@@ -64,26 +51,7 @@ class ParquetDataset:
 def _look(file: InputFile) -> Look:
     with _open(file) as opened:
         schema = opened.schema_arrow.remove_metadata()
-        inexact = [
-            field.name
-            for field in schema
-            if pa.types.is_integer(field.type)
-            and field.type.bit_width == 64
-            and not _is_small(opened.metadata, field.name)
-        ]
-        return Look(schema, opened.metadata.num_rows, inexact)
-
-
-def _is_small(metadata: pq.FileMetaData, name: str) -> bool:
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        parts = (group.column(at) for at in range(group.num_columns))
-        told = next(part.statistics for part in parts if part.path_in_schema == name)
-        if told is None or not told.has_min_max:
-            return False
-        if not -_EXACT <= told.min <= told.max <= _EXACT:
-            return False
-    return True
+        return Look(schema, opened.metadata.num_rows)
 
 
 def _read(file: InputFile, columns: list[str], start: int, end: int) -> Iterator[pa.RecordBatch]:

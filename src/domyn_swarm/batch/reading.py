@@ -26,6 +26,7 @@ class InputReading(Record):
     @classmethod
     def _known(cls, encoding: str) -> str:
         try:
+            "".encode(encoding)  # some codecs are not of text
             name = codecs.lookup(encoding).name
         except LookupError:
             raise ValueError(
@@ -53,7 +54,7 @@ def reading_of(given: Mapping[str, Any]) -> InputReading:
     except ValidationError as error:
         told = error.errors(include_url=False)[0]
         flag = " ".join(map(str, told["loc"]))
+        hint = "Types are text, int, float, bool and json." if told["loc"][0] == "types" else ""
         raise ConfigError(
-            f"--{flag}: {str(told['msg']).removeprefix('Value error, ')}.",
-            hint="Types are text, int, float, bool and json.",
+            f"--{flag}: {str(told['msg']).removeprefix('Value error, ')}.", hint=hint
         ) from error

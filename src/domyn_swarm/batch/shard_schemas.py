@@ -76,12 +76,7 @@ def _check_same_names(
 
 
 def as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch with the types and the order of columns of a common schema; it may lack some.
-
-    Raises:
-        ArrowInvalid: a value does not fit, which `common_schema` cannot see of whole numbers that
-            have more than 53 bits in a column of fractions.
-    """
+    """A batch with the types and the order of columns of a common schema; it may lack some."""
     if batch.schema.equals(schema):
         return batch
     fields = [field for field in schema if field.name in batch.schema.names]
@@ -123,7 +118,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _wider_number(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if pa.types.is_floating(one) or pa.types.is_floating(other):
-        return pa.float64()
+        return None  # 1 beside 1.5 would be 1.0 in a prompt, and 0.1 of 32 bits another number
     if pa.types.is_unsigned_integer(one) == pa.types.is_unsigned_integer(other):
         return one if one.bit_width > other.bit_width else other
     unsigned = one if pa.types.is_unsigned_integer(one) else other
