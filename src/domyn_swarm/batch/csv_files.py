@@ -18,10 +18,10 @@ import pyarrow as pa
 from domyn_swarm.batch.cell_types import ARROW_TYPES, as_array, wrong_cell
 from domyn_swarm.batch.input_facts import InputFacts, Look
 from domyn_swarm.batch.input_files import InputFile
-from domyn_swarm.batch.lots import BATCH_ROWS, LOT_BYTES
+from domyn_swarm.batch.lots import BATCH_ROWS, LOT_BYTES, no_columns
 from domyn_swarm.batch.problems import Problems
 from domyn_swarm.batch.reading import CellType, InputReading
-from domyn_swarm.batch.text_dataset import TextDataset, not_encoded, opened_text
+from domyn_swarm.batch.text_dataset import NAME_ENCODING, TextDataset, not_encoded, opened_text
 from domyn_swarm.errors import InvalidInput
 
 _CELL_BYTES = 1 << 28  # of one cell, lest a quotation mark that is not closed fill the memory
@@ -29,7 +29,6 @@ _DELIMITERS = ",;\t|"
 _MEND = (
     'Mend the line: a cell with the delimiter, quotes or line breaks is quoted, "" is one quote.'
 )
-_ENCODE = "Name the file's encoding: --encoding cp1252 (Windows), latin-1, utf-16."
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def _blocks(
         if arrays:
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
         else:
-            yield pa.RecordBatch.from_struct_array(pa.array([{}] * len(rows), pa.struct([])))
+            yield no_columns(len(rows))
 
 
 def _lots(file: InputFile, form: _Form) -> Iterator[list[list[str]]]:
@@ -213,7 +212,7 @@ class _Look:
         self._header = names
         self._typed = [(at, n, self._types[n]) for at, n in enumerate(names) if n in self._types]
         if any("\0" in name for name in names):
-            self._add(line, "the columns' names hold NUL bytes: is it UTF-16?", _ENCODE)
+            self._add(line, "the columns' names hold NUL bytes: is it UTF-16?", NAME_ENCODING)
             return
         twice = [name for name, times in Counter(names).items() if times > 1 and name]
         if twice:
@@ -247,7 +246,7 @@ class _Look:
                 byte = ord(bad) - 0xDC00
                 column = name.encode("utf-8", "replace").decode()
                 what = f"the column {column!r} is not {self._form.encoding}: byte 0x{byte:02x}"
-                self._add(line, what.replace("utf-8", "UTF-8"), _ENCODE)
+                self._add(line, what.replace("utf-8", "UTF-8"), NAME_ENCODING)
         for at, name, kind in self._typed:
             if row is not self._header and wrong_cell(row[at], kind):
                 self._add(

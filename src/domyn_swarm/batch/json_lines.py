@@ -17,9 +17,15 @@ import pyarrow as pa
 from domyn_swarm.batch.input_facts import InputFacts, Look
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.json_values import JSON, json_array
-from domyn_swarm.batch.lots import BATCH_ROWS, LOT_BYTES
+from domyn_swarm.batch.lots import BATCH_ROWS, LOT_BYTES, no_columns
 from domyn_swarm.batch.problems import Problems
-from domyn_swarm.batch.text_dataset import TextDataset, not_encoded, opened_bytes, opened_text
+from domyn_swarm.batch.text_dataset import (
+    NAME_ENCODING,
+    TextDataset,
+    not_encoded,
+    opened_bytes,
+    opened_text,
+)
 from domyn_swarm.errors import InvalidInput
 
 _T = TypeVar("_T")
@@ -146,7 +152,7 @@ def _batch(
 ) -> pa.RecordBatch:
     if columns:
         return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
-    return pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))
+    return no_columns(rows)
 
 
 def numbered_lines(file: InputFile, encoding: str = "utf-8") -> Iterator[tuple[int, list[bytes]]]:
@@ -227,7 +233,7 @@ def _mistake(line: bytes, error: Exception) -> str:
 
 def _hint(error: Exception, check: CheckLine | None) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return "Name the file's encoding: --encoding cp1252 (Windows), latin-1, utf-16."
+        return NAME_ENCODING
     if check is not None and check.__doc__:
         return " ".join(check.__doc__.split())
     return 'Every line must be one object, such as {"prompt": "..."}; what is not a number is null.'

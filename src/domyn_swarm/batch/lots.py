@@ -24,3 +24,8 @@ def lots(
     most = rows_of_a_lot(chosen.num_rows, chosen.nbytes)
     for at in range(max(0, start), min(end, chosen.num_rows), most):
         yield chosen.slice(at, min(most, end - at))
+
+
+def no_columns(rows: int) -> pa.RecordBatch:
+    """A batch of so many rows of which nothing is asked."""
+    return pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -14,6 +14,8 @@ from domyn_swarm.batch.tally import Tally
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import RequestError
 from domyn_swarm.net.http import HttpClient
+
+_T = TypeVar("_T")
 
 WINDOW_S = 0.5
 _LEAST_SETTLED = 8  # a throughput over fewer rows is noise
@@ -83,16 +85,23 @@ def meter_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
     """Gauges of a swarm: its collector asks all engines. Not believed when some did not answer."""
 
     async def read() -> Gauges | None:
-        try:
-            reply = await client.request("GET", f"{locate()}/v1/gauges", None, 5.0)
-            found = msgspec.json.decode(reply.body, type=_Metered) if reply.status == 200 else None
-        except (RequestError, JobError, msgspec.DecodeError):
-            return None
+        found = await _asked(client, locate, "/v1/gauges", _Metered)
         if found is None or found.answered < found.replicas or not found.replicas:
             return None
         return Gauges(found.running, found.waiting)
 
     return read
+
+
+async def _asked(
+    client: HttpClient, locate: Callable[[], str], path: str, kind: type[_T]
+) -> _T | None:
+    """What the collector answers; None: it cannot be asked, or refuses."""
+    try:
+        reply = await client.request("GET", f"{locate()}{path}", None, 5.0)
+        return msgspec.json.decode(reply.body, type=kind) if reply.status == 200 else None
+    except (RequestError, JobError, msgspec.DecodeError):
+        return None
 
 
 class _Replica(msgspec.Struct):
@@ -114,11 +123,7 @@ def fate_reader(
     """
 
     async def read() -> str | None:
-        try:
-            reply = await client.request("GET", f"{locate()}/v1/replicas", None, 5.0)
-            view = msgspec.json.decode(reply.body, type=_View) if reply.status == 200 else None
-        except (RequestError, JobError, msgspec.DecodeError):
-            return None
+        view = await _asked(client, locate, "/v1/replicas", _View)
         failed = [one for one in view.replicas if one.state == "failed"] if view else []
         if view is None or not view.wanted or len(failed) < view.wanted:
             return None

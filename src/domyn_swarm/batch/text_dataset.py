@@ -17,6 +17,9 @@ from domyn_swarm.errors import InvalidInput
 Read = Callable[[InputFile, Sequence[str]], Iterator[pa.RecordBatch]]
 """A file's rows with the named columns, in order."""
 
+NAME_ENCODING = "Name the file's encoding: --encoding cp1252 (Windows), latin-1, utf-16."
+"""What to do about bytes that are not of the encoding."""
+
 _BUFFER_BYTES = 1 << 18
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
