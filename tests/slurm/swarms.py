@@ -35,6 +35,7 @@ Up = Callable[..., SwarmService]
 ENDPOINT = "domyn_swarm.backends.endpoint"
 ENDPOINT_TASK = "domyn_swarm.backends.slurm.endpoint_task"
 REPLICA_TASK = "domyn_swarm.backends.slurm.replica_task"
+SIM_SERVER = "domyn_swarm.engines.sim_server"
 
 
 def until(condition: Callable[[], Any]) -> Any:

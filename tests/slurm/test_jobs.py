@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from command_line import PROGRAM
@@ -19,6 +21,7 @@ from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.state import SwarmStore
 from patience import limit_s
+from process_list import running
 from slurm.cluster import CLIENT_VARIABLES, SlurmCluster
 from slurm.fixtures import Asked
 from slurm.swarms import (
@@ -81,6 +84,38 @@ def standing(
 def test_the_files_of_a_swarm_are_in_its_home_whatever_that_is_called(standing: Standing) -> None:
     logs = [path.name for path in (standing.home / "swarms/demo/logs/slurm").iterdir()]
     assert sorted(logs) == ["replica-0.log", "replica-1.log"]
+
+
+def test_the_keys_of_a_swarm_are_in_no_script_log_process_or_answer_of_slurm(
+    standing: Standing, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    handle = JobService().submit(request(tmp_path, 20))
+    assert ended(handle).status is JobStatus.SUCCEEDED
+    secrets = set(standing.home.rglob("secrets/*"))
+    assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
+    keys = {path.read_text().strip() for path in secrets}
+    shown = {
+        str(path): path.read_text(errors="replace")
+        for folder in (standing.home, tmp_path, slurm.folder / "log")
+        for path in folder.rglob("*")
+        if path.is_file() and path not in secrets
+    }
+    shown |= arguments()
+    for job in jobs_of(slurm):
+        shown[f"scontrol of {job}"] = slurm.run("scontrol", "-d", "show", "job", job).stdout
+        shown[f"script of {job}"] = slurm.run("scontrol", "write", "batch_script", job, "-").stdout
+    assert {"plan.json", "job.json"} <= {Path(name).name for name in shown}
+    assert any("endpoint_task" in text for name, text in shown.items() if name.startswith("script"))
+    assert [name for name, text in shown.items() if any(key in text for key in keys)] == []
+
+
+def arguments() -> dict[str, str]:
+    """What any user of the machine sees of its processes."""
+    seen = {}
+    for process in running():
+        with contextlib.suppress(psutil.Error):
+            seen[f"arguments of {process.pid}"] = " ".join(process.cmdline())
+    return seen
 
 
 def test_a_followed_job_is_a_step_of_the_endpoint_unless_it_is_placed_elsewhere(
