@@ -16,6 +16,7 @@ from domyn_swarm.batch.session import RequestSession
 from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.traffic import Traffic
 from domyn_swarm.net.errors import (
     CannotConnect,
     ConnectionBroken,
@@ -170,6 +171,7 @@ class Run:
     slots: int = 16
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     suspects: Suspects = field(default_factory=Suspects)
+    traffic: Traffic | None = None
     tally: Tally = field(default_factory=Tally)
     states: list[str | None] = field(default_factory=list)
     outcomes: dict[str, RequestError | None] = field(default_factory=dict)
@@ -177,7 +179,13 @@ class Run:
 
     async def __call__(self, prompts: Sequence[str]) -> None:
         """Ask all of them."""
-        gate = EndpointGate(self.engines, lambda: "http://r:1", self._state, self.suspects)
+        gate = EndpointGate(
+            self.engines,
+            lambda: "http://r:1",
+            self._state,
+            self.suspects,
+            traffic=self.traffic,
+        )
         self.gate = gate
         self.session = RequestSession(self.engines, gate, self.policy, self.tally)
         left = list(reversed(prompts))

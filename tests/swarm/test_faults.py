@@ -57,7 +57,7 @@ def test_a_row_that_kills_engines_is_found_and_a_swarm_that_failed_ends_the_job(
     options = {"latency_s": 0.05, "record": str(record), "errors": deadly}
     service = JobService()
     lifecycle.up(config(engine_options=options, watchdog={**QUICK, "max_restarts": 1}))
-    service.submit(request(tmp_path, 200, poison=30, max_concurrency=16))
+    service.submit(request(tmp_path, 200, poison=30, max_concurrency=16, workers=2))
     ended = service.wait("mine")
     assert ended.status is JobStatus.FAILED
     assert "The swarm has failed" in (ended.message or "")

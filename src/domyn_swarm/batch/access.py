@@ -15,6 +15,7 @@ from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.steering import ReadGauges, fate_reader, meter_reader, metrics_reader
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.traffic import Traffic
 from domyn_swarm.net.http import HttpClient, open_client
 from domyn_swarm.net.openai import OpenAIClient
 
@@ -48,6 +49,8 @@ async def open_session(
     tally: Tally,
     notice: Callable[[str], None],
     suspects: Suspects | None = None,
+    *,
+    traffic: Traffic | None = None,
 ) -> AsyncIterator[tuple[OpenAIClient, ReadGauges]]:
     """The client that a job is given, and what its endpoint is asked for its load."""
     http = open_client(access.key, use_proxy=access.use_proxy)
@@ -83,7 +86,13 @@ async def open_session(
             replicas = Replicas(asked, meter.locate)
             carrier = ReplicaClient(http, replicas, access.model)
     gate = EndpointGate(
-        carrier, locate, on_state, suspects, knock_max_s=policy.knock_max_s, fate=fate
+        carrier,
+        locate,
+        on_state,
+        suspects,
+        knock_max_s=policy.knock_max_s,
+        fate=fate,
+        traffic=traffic,
     )
     if meter is not None and asked is not None:
         gauges = meter_reader(asked, meter.locate)

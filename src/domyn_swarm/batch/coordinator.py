@@ -20,11 +20,14 @@ from domyn_swarm.batch.arrow_arrays import indices
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.limiter import FIRST_LIMIT
 from domyn_swarm.batch.link import (
+    Alone,
     Begin,
     Counted,
     Failed,
+    Held,
     Limit,
     NoMoreRows,
+    Order,
     Stop,
     Wanted,
     pack,
@@ -32,6 +35,7 @@ from domyn_swarm.batch.link import (
 from domyn_swarm.batch.runner import Events, RunPolicy
 from domyn_swarm.batch.source import PendingRows
 from domyn_swarm.batch.tally import Counters, Tally
+from domyn_swarm.batch.turns import Turns
 from domyn_swarm.batch.work import WorkerPlan
 from domyn_swarm.batch.worker_process import WorkerProcess
 from domyn_swarm.errors import JobError, PlatformError
@@ -44,7 +48,7 @@ _DEATHS = 10  # of workers in one run: more is no accident
 _LAST_SHARE = 4  # a handful is at most this part of what each worker will still get
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     """One process, as the coordinator sees it."""
 
@@ -82,6 +86,7 @@ class Coordinator:
         self._handfuls = 0
         self._handed_out = 0
         self._deaths = 0
+        self._turns: Turns[_Worker] = Turns(_say, lambda: asyncio.get_running_loop().time())
         self._fatal: BaseException | None = None
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()  # nobody has to be employed any more
@@ -112,6 +117,7 @@ class Coordinator:
             link = worker.process.link
             if begins:
                 link.say(Begin(*self._checkpoint.writer(), worker.limit))
+                self._turns.join(worker)
             else:
                 link.say(Limit(worker.limit))
 
@@ -214,10 +220,13 @@ class Coordinator:
                     for number in settled:
                         worker.held.pop(number, None)
                     self._count_in(worker, counters)
+                case Alone() | Held():
+                    self._turns.hear(worker, report)
                 case Failed(message=message, hint=hint):
                     self._give_up(JobError(message, hint=hint))
         code = await worker.process.ended()
         self._workers.remove(worker)
+        self._turns.leave(worker)
         gone = msgspec.structs.replace(worker.counters, in_flight=0, paused=None)
         self._count_in(worker, gone)
         await worker.process.link.close()
@@ -319,6 +328,10 @@ class Coordinator:
         if self._fatal is None:
             self._fatal = error
             self._end()
+
+
+def _say(worker: _Worker, order: Order) -> None:
+    worker.process.link.say(order)
 
 
 def _some(pending: PendingRows, at: np.ndarray[tuple[int], np.dtype[np.int64]]) -> PendingRows:

@@ -73,6 +73,7 @@ class EndpointGate:
         *,
         knock_max_s: float = 5.0,
         fate: Callable[[], Awaitable[str | None]] | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         """`fate` tells why nobody will ever answer there again; None: as far as is known, somebody
         may.
@@ -93,7 +94,8 @@ class EndpointGate:
         self._told: str | None = None
         self._probed: tuple[float, _Probe, _Said] | None = None
         self.standing = Standing()
-        self.traffic = Traffic(self._tell_alone)
+        self.traffic = traffic or Traffic()
+        self.traffic.on_wait = self._tell_alone
         self.suspects = suspects
         self.url = locate()
 

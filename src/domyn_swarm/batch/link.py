@@ -63,6 +63,23 @@ class Stop(msgspec.Struct, tag=True, frozen=True):
     """Take no more rows; end within the grace period."""
 
 
+class Hold(msgspec.Struct, tag=True, frozen=True):
+    """Begin no request, and report when none is in flight."""
+
+    number: int
+
+
+class YourTurn(msgspec.Struct, tag=True, frozen=True):
+    """Nothing of the others is in flight; requests that want to be alone may begin."""
+
+    wish: int  # that is granted
+    rest_s: float  # but only then: until then one may reach an engine that is known to be dead
+
+
+class GoOn(msgspec.Struct, tag=True, frozen=True):
+    """Requests may begin again."""
+
+
 class Wanted(msgspec.Struct, tag=True, frozen=True):
     """The worker has room for so many rows."""
 
@@ -78,6 +95,20 @@ class Counted(msgspec.Struct, tag=True, frozen=True):
     calls: int  # that it has in flight; more than the limit until those above it are back
 
 
+class Alone(msgspec.Struct, tag=True, frozen=True):
+    """The worker has requests that must have nothing beside them, or has them no more."""
+
+    wish: int  # its number; 0: no more
+    rest_s: float  # for so long a request may reach an engine that the worker knows to be dead
+
+
+class Held(msgspec.Struct, tag=True, frozen=True):
+    """Nothing of the worker is in flight; an answer to `Hold`."""
+
+    number: int  # of that
+    rest_s: float  # as in `Alone`
+
+
 class Failed(msgspec.Struct, tag=True, frozen=True):
     """The worker cannot go on, and another could not either."""
 
@@ -85,8 +116,8 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     hint: str
 
 
-Order = Begin | Rows | NoMoreRows | Limit | Stop
-Report = Wanted | Counted | Failed
+Order = Begin | Rows | NoMoreRows | Limit | Stop | Hold | YourTurn | GoOn
+Report = Wanted | Counted | Alone | Held | Failed
 
 _Told = TypeVar("_Told")
 _encoder = msgspec.msgpack.Encoder()

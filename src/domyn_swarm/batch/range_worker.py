@@ -12,8 +12,12 @@ from pathlib import Path
 
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.link import (
+    Alone,
     Begin,
     Counted,
+    GoOn,
+    Held,
+    Hold,
     Limit,
     Link,
     NoMoreRows,
@@ -21,6 +25,7 @@ from domyn_swarm.batch.link import (
     Rows,
     Stop,
     Wanted,
+    YourTurn,
 )
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, Row
@@ -28,6 +33,7 @@ from domyn_swarm.batch.runner import Events, Runner, Transform
 from domyn_swarm.batch.sink import SyncedSink, beside
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.traffic import Traffic
 from domyn_swarm.batch.work import WorkPlan
 
 _REPORT_S = 0.25
@@ -39,12 +45,19 @@ class RangeWorker(Events):
     """The worker's end of the link: a source of rows, a listener, a reporter. Use it once."""
 
     def __init__(
-        self, link: Link[Order], keys: RowKeys, tally: Tally, suspects: Suspects | None = None
+        self,
+        link: Link[Order],
+        keys: RowKeys,
+        tally: Tally,
+        suspects: Suspects | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self._link = link
         self._keys = keys
         self._tally = tally
-        self._suspects = suspects
+        self._suspects = Suspects() if suspects is None else suspects
+        self._traffic = traffic or Traffic()
+        self._traffic.colleagues = self
         self._handfuls: queue.SimpleQueue[Rows | None] = queue.SimpleQueue()
         self._of: dict[int, int] = {}  # ordinal → its handful
         self._left: Counter[int] = Counter()  # rows of each handful that are not settled
@@ -63,8 +76,7 @@ class RangeWorker(Events):
         begin = await anext(orders, None)
         if not isinstance(begin, Begin):
             raise ConnectionError("the coordinator is gone")
-        if self._suspects is not None:
-            self._suspects.keep_in(Path(begin.folder))
+        self._suspects.keep_in(Path(begin.folder))
         journal = Journal(Path(begin.folder), begin.generation, begin.writer)
         sink = SyncedSink(journal, work.sync_rows)
         policy = replace(work.run_policy, concurrency=begin.limit, failure_limit=None)
@@ -108,10 +120,27 @@ class RangeWorker(Events):
                     self._handfuls.put(None)
                 case Limit(limit=limit):
                     runner.set_limit(limit)
+                case Hold(number=number):
+                    self._traffic.hold(number)
+                case YourTurn(wish=wish, rest_s=rest_s):
+                    self._traffic.take_turn(wish, rest_s)
+                case GoOn():
+                    self._traffic.go_on()
                 case Stop():
                     self.stop()
                 case Begin():
                     raise ValueError("a run begins once")
+
+    def want_turn(self, wish: int) -> None:
+        """See `Colleagues.want_turn`."""
+        self._link.say(Alone(wish, self._rest_s()))
+
+    def say_held(self, number: int) -> None:
+        """See `Colleagues.say_held`."""
+        self._link.say(Held(number, self._rest_s()))
+
+    def _rest_s(self) -> float:
+        return self._suspects.rest_s(asyncio.get_running_loop().time())
 
     def stop(self) -> None:
         """Take no more rows, let those in flight finish."""

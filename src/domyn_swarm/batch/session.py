@@ -33,7 +33,9 @@ from domyn_swarm.batch.tally import Tally
 from domyn_swarm.net.errors import (
     BadReply,
     ConnectionBroken,
+    ReplicaLost,
     RequestError,
+    ServerFailed,
     error_from_status,
     page_instead,
 )
@@ -165,6 +167,8 @@ class RequestSession:
                     result = await attempt(sent_at)
                 except RequestError as error:
                     failure = error
+                    if isinstance(error, ReplicaLost | ServerFailed):
+                        self._suspects.broke(error.server, self._now())
                 else:
                     if self._suspects and trace is not None:
                         self._suspects.answered(trace.rows)
@@ -190,7 +194,9 @@ class RequestSession:
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
         async with self._gate.traffic.alone():
-            await asyncio.sleep(self._suspects.rest_s(self._now()))
+            now = self._now()
+            rest_s = max(self._suspects.rest_s(now), self._gate.traffic.turn_from - now)
+            await asyncio.sleep(rest_s)
             yield
 
     def _note(

@@ -43,6 +43,7 @@ class Suspects:
         self._marks: dict[bytes, int] = {}
         self._marked_for: dict[bytes, Death] = {}
         self._deaths: dict[str | None, Death] = {}
+        self._broke_at = float("-inf")
         self._file: Path | None = None
 
     def __len__(self) -> int:
@@ -96,7 +97,12 @@ class Suspects:
         then was in flight.
         """
         heard = [one.last_heard_at for one in self._deaths.values() if one.server is not None]
-        return max(0.0, max(heard, default=now - _LEAVES_S) + _LEAVES_S - now)
+        return max(0.0, max([self._broke_at, *heard]) + _LEAVES_S - now)
+
+    def broke(self, server: str | None, now: float) -> None:
+        """A request was not answered by this replica: as far as is known yet, it may be dead."""
+        if server is not None:
+            self._broke_at = now
 
     def all_back(self) -> None:
         """The endpoint serves again: whoever fails from now on was alive."""

@@ -20,6 +20,7 @@ from domyn_swarm.batch.range_worker import RangeWorker
 from domyn_swarm.batch.remote_worker import Connection
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.traffic import Traffic
 from domyn_swarm.errors import JobError
 from domyn_swarm.jobs.preparation import load_work
 from domyn_swarm.jobs.program import access_of, event_loop_runner, read_spec
@@ -60,14 +61,15 @@ async def _work(spec: JobSpec, connect: Callable[[], Awaitable[Connection]]) -> 
     work = replace(work, notice=lambda text: _log.warning("%s", text))
     tally = Tally()
     link: Link[Order] = Link(*await connect(), Order)  # type: ignore[arg-type]
-    suspects = Suspects()
-    worker = RangeWorker(link, keys, tally, suspects)
+    suspects, traffic = Suspects(), Traffic()
+    worker = RangeWorker(link, keys, tally, suspects, traffic)
     loop = get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)
     try:
         policy, access = work.retry_policy, access_of(spec)
-        async with open_session(access, policy, tally, work.notice, suspects) as session:
+        opening = open_session(access, policy, tally, work.notice, suspects, traffic=traffic)
+        async with opening as session:
             job.bind(session[0], spec.model)
             await worker.run(job.transform_items, work)
     except JobError as error:
