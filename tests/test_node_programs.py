@@ -26,7 +26,18 @@ TYPER = {"annotated_doc", "shellingham", "typer"}
 
 GROUND = {"errors", "logs", "paths"}
 TASK = {*GROUND, "backends.slurm", "probing"}
-JOB = {*GROUND, "batch", "data", "identity", "jobs", "model", "net", "planning", "probing"}
+JOB = {
+    *GROUND,
+    "batch",
+    "data",
+    "identity",
+    "jobs",
+    "model",
+    "net",
+    "open_files",
+    "planning",
+    "probing",
+}
 
 
 class Loads(NamedTuple):
@@ -46,7 +57,15 @@ PROGRAMS: Mapping[str, Loads] = {
     "backends.endpoint.smg_process": Loads(set(), {"backends.endpoint"}),
     "backends.endpoint.program": Loads(
         {*AIOHTTP, *PYDANTIC, "psutil"},
-        {*GROUND, "backends.endpoint", "backends.notification", "identity", "model", "probing"},
+        {
+            *GROUND,
+            "backends.endpoint",
+            "backends.notification",
+            "identity",
+            "model",
+            "open_files",
+            "probing",
+        },
     ),
     "engines.llamacpp_server": Loads(set(), {"engines", "errors"}),
     "engines.sglang_server": Loads(set(), {"engines", "errors"}),

@@ -1,4 +1,4 @@
-"""Keeps one program running on a node: `follower.py SPEC.json HEAD PORT RANK`.
+"""Keeps one program running on a node: `follower.py SPEC.json HEAD PORT RANK [lifeline]`.
 
 What the nodes of a replica run beside the one that serves (an engine's worker, Ray's). Standard
 library only and Python 3.8 syntax: this file is copied next to the engine and runs in whatever
@@ -8,18 +8,22 @@ this. In its arguments `{head}`, `{port}` and `{rank}` are filled in.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 AGAIN_S = 1.0
 GRACE_S = 10.0
+MOST_FILES = 65_536
 
 
 def log(text: str) -> None:
@@ -27,6 +31,15 @@ def log(text: str) -> None:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     sys.stderr.write(f"{stamp} {text}\n")
     sys.stderr.flush()
+
+
+def allow_many_files() -> None:
+    """Raise the limit of open files as far as it goes, for the program; as the watchdog does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def end_with_parent() -> None:
@@ -88,9 +101,17 @@ class Follower:
         return int(process.returncode)
 
 
+def end_with_input() -> None:
+    """Tell this process to stop when its standard input ends: whoever started it has died."""
+    while os.read(0, 512):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
     os.umask(0o077)
+    allow_many_files()
     path, head, port, rank = arguments[1:5]
     spec: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     places = {"{head}": head, "{port}": port, "{rank}": rank}
@@ -99,6 +120,8 @@ def main(arguments: list[str]) -> int:
         for name, value in places.items():
             word = word.replace(name, value)  # noqa: PLW2901 - one after the other
         argv.append(word)
+    if arguments[5:] == ["lifeline"]:
+        threading.Thread(target=end_with_input, daemon=True, name="lifeline").start()
     log(f"node {rank} of the replica whose first one is {head}: {' '.join(argv)}")
     return Follower(argv, spec["env"]).run()
 

@@ -300,6 +300,7 @@ class ReplicaReport(Record):
     generated_tokens: float | None = Field(None, ge=0)
     kv_cache_usage: float | None = Field(None, ge=0)  # 1: full
     sampled_at: float | None = None  # when the engine said so; seconds of the watchdog's clock
+    sample_age_s: float | None = Field(None, ge=0)  # how long before the report that was
     tokens_per_s: float | None = None  # generated; set by the collector, from two samples
     incarnation: str = Field(max_length=64)  # one per watchdog process
     sequence: int = Field(ge=0)  # counts up within an incarnation

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
 from typing import Protocol
 
 
@@ -85,9 +86,15 @@ def at_least(needed: int, *probes: Probe) -> Probe:
 
 
 def http_json(
-    url: str, *, key: str | None = None, timeout_s: float = 5.0, use_proxy: bool = False
+    url: str,
+    *,
+    key: str | None = None,
+    timeout_s: float = 5.0,
+    use_proxy: bool = False,
+    ca_file: Path | None = None,
 ) -> object:
-    """GET a small JSON document; `use_proxy`: as the environment says.
+    """GET a small JSON document; `use_proxy`: as the environment says; `ca_file`: certificates that
+    are trusted beside the system's.
 
     Raises:
         OSError: no answer, or a status other than 200.
@@ -99,18 +106,36 @@ def http_json(
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")
     proxies = urllib.request.ProxyHandler(None if use_proxy else {})
-    opener = urllib.request.build_opener(proxies)
+    handlers: list[urllib.request.BaseHandler] = [proxies]
+    if ca_file is not None:
+        import ssl
+
+        context = ssl.create_default_context()
+        context.load_verify_locations(ca_file)
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    opener = urllib.request.build_opener(*handlers)
     with opener.open(request, timeout=timeout_s) as reply:
         return json.loads(reply.read(4_000_000))
 
 
-def endpoint_probe(url: str, key: str, *, timeout_s: float = 5.0, use_proxy: bool = False) -> Probe:
+def endpoint_probe(
+    url: str,
+    key: str,
+    *,
+    timeout_s: float = 5.0,
+    use_proxy: bool = False,
+    ca_file: Path | None = None,
+) -> Probe:
     """Ready once the OpenAI endpoint at `url` lists at least one model."""
 
     def probe() -> Observation:
         try:
             listing = http_json(
-                f"{url}/v1/models", key=key, timeout_s=timeout_s, use_proxy=use_proxy
+                f"{url}/v1/models",
+                key=key,
+                timeout_s=timeout_s,
+                use_proxy=use_proxy,
+                ca_file=ca_file,
             )
         except (OSError, ValueError) as error:
             return Observation(Phase.STARTING, f"{url} does not answer yet ({error})")

@@ -1,4 +1,7 @@
-"""Starts one engine, watches it, restarts it, reports on it. Run as `watchdog.py SPEC.json`.
+"""Starts one engine, watches it, restarts it, reports on it.
+
+Run as `watchdog.py SPEC.json [ADDRESS [lifeline]]`: by what address this node is reached where the
+spec does not say; `lifeline`: it stops when its standard input ends.
 
 Standard library only and Python 3.8 syntax: this file is copied next to the engine and runs in
 whatever image the engine comes in. Its spec is built, and described, by `backends.watchdog_spec`.
@@ -18,9 +21,11 @@ import http.client
 import json
 import os
 import re
+import resource
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -34,9 +39,16 @@ REPORT_TIMEOUT_S = 5.0
 RETRY_REPORT_S = 1.0
 DRAIN_POLL_S = 0.2
 STOPPED_REPORT_S = 5.0  # how long an EXITED that was asked for is tried to be reported
-COLLECTOR_GONE_S = 2.0  # unreachable for so long while draining: nobody routes here any more
+COLLECTOR_ENDED_S = 2.0  # nobody has listened where it was for so long: it has ended
+STALE_S = 10.0  # the least silence after which a collector takes a replica out of the router
+ROUTER_FOLLOWS_S = 3.0  # until the router has surely followed the collector
 STABLE_S = 600.0  # an engine that was ready for so long has its restarts forgiven
 RECHECK_S = 1.0  # a failed probe is repeated so soon, and a sick engine probed so often
+BUSY_S = 20.0  # tokens, or work, that came so lately excuse an engine whose health is late
+LATE = 2.5  # times `http_timeout`: how long the metrics of an engine may take whose health is late
+SAMPLES_PER_HEARTBEAT = 1.25  # so that no figure is older than a heartbeat when it is reported
+MOST_FILES = 65_536
+WITHOUT_ENGINE = ("starting", "restarting", "exited", "failed")
 LOG_TAIL_BYTES = 65_536
 READ_LIMIT_BYTES = 4_000_000
 LOST_NODE = 3
@@ -125,6 +137,10 @@ class Health:
         self._failures = 0
         self._stuck_since: float | None = None
         self._progress: float | None = None
+        self._counted: float | None = None
+        self._moved_at: float | None = None
+        self._working = False
+        self._why = ""
         self.ready_since: float | None = None
 
     @property
@@ -134,12 +150,41 @@ class Health:
             return "starting"
         return "unhealthy" if self._failures > 1 else "ready"
 
-    def probed(self, now: float, alive: bool, waiting: float, progress: float | None) -> None:
-        """Take in one probe; `alive`: it answered as it should (the first time: with a reply)."""
-        if not alive:
-            self._failures += 1
-            self._failing_since = now if self._failing_since is None else self._failing_since
+    @property
+    def reason(self) -> str | None:
+        """What is wrong with an unhealthy engine."""
+        return self._why if self.state == "unhealthy" else None
+
+    def sampled(self, now: float, progress: float | None, running: float) -> None:
+        """Take in the engine's counters, and how many requests it works on; None: not known."""
+        if progress is None:
             return
+        began = running > 0 and not self._working
+        if began or (self._counted is not None and progress != self._counted):
+            self._moved_at = now
+        self._counted, self._working = progress, running > 0
+
+    def busy(self, now: float) -> bool:
+        """Whether tokens came lately, or requests for some."""
+        return self._moved_at is not None and now - self._moved_at <= BUSY_S
+
+    def late(self, now: float, why: str) -> None:
+        """Take in a probe that got no answer in time: no failure while tokens come, since an
+        engine that serves thousands of requests answers late.
+        """
+        if self.ready_since is not None and self.busy(now):
+            self._failures, self._failing_since = 0, None
+        else:
+            self.failed(now, why)
+
+    def failed(self, now: float, why: str) -> None:
+        """Take in a probe that showed that something is wrong."""
+        self._why = why
+        self._failures += 1
+        self._failing_since = now if self._failing_since is None else self._failing_since
+
+    def alive(self, now: float, waiting: float, progress: float | None) -> None:
+        """Take in a probe that was answered as it should be (the first time: with a reply)."""
         self._failures, self._failing_since = 0, None
         self.ready_since = now if self.ready_since is None else self.ready_since
         stuck = waiting > 0 and progress is not None and progress == self._progress
@@ -154,7 +199,8 @@ class Health:
             return "not ready after %g s" % spec.readiness_timeout if late else None
         if self._failing_since is not None and self._failures > 1:
             late = now - self._failing_since >= spec.unhealthy_restart_after
-            return "unhealthy for %g s" % spec.unhealthy_restart_after if late else None
+            said = "unhealthy for %g s: %s" % (spec.unhealthy_restart_after, self._why)
+            return said if late else None
         if spec.progress_timeout and self._stuck_since is not None:
             late = now - self._stuck_since >= spec.progress_timeout
             said = "no progress for %g s while requests wait" % spec.progress_timeout
@@ -169,6 +215,39 @@ class Health:
         if self._failures:
             return min(RECHECK_S, spec.probe_interval)
         return min(spec.probe_interval, (spec.progress_timeout or 3 * spec.probe_interval) / 3)
+
+
+class Contact:
+    """Judges over time whether the collector, and the router with it, may still send requests
+    here. The router ends with the collector's program; one that cannot be reached from here may be
+    alive, and takes a replica that is silent out of the router.
+    """
+
+    def __init__(self, heartbeat_s: float) -> None:
+        self._silence_s = max(STALE_S, 3 * heartbeat_s) + ROUTER_FOLLOWS_S
+        self._failing_since: float | None = None
+        self._ended_since: float | None = None
+
+    def answered(self) -> None:
+        """It took a report."""
+        self._failing_since = self._ended_since = None
+
+    def failed(self, now: float, ended: bool) -> None:
+        """It did not; `ended`: nobody listens there, it said that it has shut down, or that it
+        knows no such replica.
+        """
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        if not ended:
+            self._ended_since = None
+        elif self._ended_since is None:
+            self._ended_since = now
+
+    def gone(self, now: float) -> bool:
+        """Whether, as far as can be known from here, nobody sends requests here any more."""
+        if self._failing_since is None:
+            return False
+        ended = self._ended_since is not None and now - self._ended_since >= COLLECTOR_ENDED_S
+        return ended or now - self._failing_since >= self._silence_s
 
 
 def parse_metrics(text: str) -> dict[str, float]:
@@ -301,7 +380,7 @@ class Reporter(threading.Thread):
         self._changed = threading.Condition()
         self._version = self._acknowledged = 0
         self._sequence = 0
-        self._failing_since: float | None = None
+        self._contact = Contact(spec.heartbeat_seconds)
         self._complaint = ""
         self.drained = False
 
@@ -320,9 +399,8 @@ class Reporter(threading.Thread):
 
     @property
     def collector_gone(self) -> bool:
-        """Whether nobody has answered for `COLLECTOR_GONE_S`."""
-        since = self._failing_since
-        return since is not None and time.monotonic() - since >= COLLECTOR_GONE_S
+        """Whether nobody takes reports, nor sends requests here: see `Contact.gone`."""
+        return self._contact.gone(time.monotonic())
 
     def flush(self, timeout_s: float, give_up: Callable[[], bool]) -> bool:
         """Wait until the latest state has been acknowledged; False: it has not been."""
@@ -340,6 +418,8 @@ class Reporter(threading.Thread):
             with self._changed:
                 self._sequence += 1
                 version, report = self._version, dict(self._fields, sequence=self._sequence)
+            if report.get("sampled_at") is not None:
+                report["sample_age_s"] = max(0.0, time.monotonic() - report["sampled_at"])
             sent = self._send(report)
             with self._changed:
                 if sent:
@@ -352,12 +432,14 @@ class Reporter(threading.Thread):
                     self._changed.wait(rest)
 
     def _send(self, report: dict[str, Any]) -> bool:
+        unknown = False
         try:
             if self._url is None:
                 with open(self._spec.endpoint_file, encoding="utf-8") as file:
                     self._url = json.load(file)["collector_url"] + "/v1/report"
             status, answer = self._http.send(self._url, REPORT_TIMEOUT_S, report)
             if status != 200:
+                unknown = status in (404, 409)  # it knows no such replica, and sends nothing here
                 raise ConnectionError(
                     "status %d: %s" % (status, answer[:300].decode("utf-8", "replace"))
                 )
@@ -365,12 +447,14 @@ class Reporter(threading.Thread):
                 self.drained = True
         except (OSError, ValueError, KeyError) as error:
             self._url = None  # it may have moved: read the file again
-            self._failing_since = self._failing_since or time.monotonic()
+            ended = isinstance(error, (ConnectionRefusedError, FileNotFoundError))
+            self._contact.failed(time.monotonic(), ended or unknown)
             if str(error) != self._complaint:
                 log("cannot report to the collector: %s" % error)
             self._complaint = str(error)
             return False
-        self._failing_since, self._complaint = None, ""
+        self._contact.answered()
+        self._complaint = ""
         return True
 
 
@@ -380,7 +464,45 @@ def read_key(path: str) -> str:
         return file.read().strip()
 
 
-# -- ports and processes -----------------------------------------------------------------
+# -- locks, ports and processes ----------------------------------------------------------
+
+
+def lock_folder() -> str:
+    """Where this user's locks on this machine are.
+
+    Everybody may write beside it: a name that somebody else took first is left to them.
+    """
+    name = os.path.join(tempfile.gettempdir(), "domyn-swarm-%d" % os.getuid())
+    for folder in [name] + ["%s-%d" % (name, number) for number in range(1, 100)]:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        seen = os.lstat(folder)
+        private = stat.S_ISDIR(seen.st_mode) and not seen.st_mode & 0o077
+        if private and seen.st_uid == os.getuid():
+            return folder
+    return tempfile.mkdtemp(prefix="domyn-swarm-")
+
+
+def lock(folder: str, name: str) -> int | None:
+    """An open file: whoever has it open has the lock, and the kernel frees it with the last of
+    them. None: others have it.
+    """
+    file = os.open(os.path.join(folder, name), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    return file
+
+
+def allow_many_files() -> None:
+    """Raise the limit of open files, for the engine: each of its requests has one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Ports:
@@ -389,11 +511,7 @@ class Ports:
     def __init__(self, host: str) -> None:
         self._host = host
         self._locks: dict[int, int] = {}
-        self._folder = os.path.join(tempfile.gettempdir(), "domyn-swarm-%d" % os.getuid())
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        seen = os.lstat(self._folder)
-        if seen.st_uid != os.getuid() or seen.st_mode & 0o077:
-            raise OSError("%s must be a folder of yours that no one else may enter" % self._folder)
+        self._folder = lock_folder()
 
     def pick(self, first: int) -> int:
         """The port already held if it is still free, else the first free one from `first` on."""
@@ -404,14 +522,10 @@ class Ports:
         raise OSError("no free port from %d on" % first)
 
     def _lock(self, port: int) -> bool:
-        lock = os.open(os.path.join(self._folder, "port-%d" % port), os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            return False
-        self._locks[port] = lock
-        return True
+        file = lock(self._folder, "port-%d" % port)
+        if file is not None:
+            self._locks[port] = file
+        return file is not None
 
     def _free(self, port: int) -> bool:
         found = socket.getaddrinfo(self._host, port, type=socket.SOCK_STREAM)
@@ -555,6 +669,7 @@ class Watchdog:
         self._nodes = RayNodes(spec.ray) if spec.ray else None
         self._restarts = Restarts(spec)
         self._stops = 0
+        self._sampled_at = 0.0
         self._base = ""
         self._state = "starting"
         self._wake, wake_write = os.pipe()
@@ -579,6 +694,8 @@ class Watchdog:
         if state != self._state or fields:
             log("%s %s" % (state, " ".join("%s=%s" % item for item in sorted(fields.items()))))
         self._state = state
+        if state in WITHOUT_ENGINE:  # the figures were those of one that has ended
+            self._reporter.note(sampled_at=None, **dict.fromkeys(self._spec.reported_metrics))
         self._reporter.update(state=state, restarts=self._restarts.total, **fields)
 
     def run(self) -> int:
@@ -655,57 +772,90 @@ class Watchdog:
                     break
                 now = time.monotonic()
                 due = now + health.next_probe_s()
-                self._enter(health.state)
+                self._judge(health)
                 if health.ready_since is not None:
                     self._restarts.served(now - health.ready_since)
             why = health.reason_to_restart(now) or (self._nodes.lost if self._nodes else None)
             if why is not None:
                 return why
-            self._sleep(min(due - now, 1.0))
+            self._sleep(min(due - now, self._sample_if_due(health, now), 1.0))
         return None
+
+    def _judge(self, health: Health) -> None:
+        if health.state != self._state and "unhealthy" in (health.state, self._state):
+            self._enter(health.state, reason=health.reason)
+        else:
+            self._enter(health.state)
+
+    def _sample_if_due(self, health: Health, now: float) -> float:
+        """Read the figures of an engine that is up where it is time; seconds until the next."""
+        if health.ready_since is None or self._spec.metrics_path is None:
+            return 1.0
+        every_s = self._spec.heartbeat_seconds / SAMPLES_PER_HEARTBEAT
+        if now - self._sampled_at >= every_s:
+            self._sample(health, self._spec.http_timeout)
+            return every_s
+        return self._sampled_at + every_s - now
 
     def _probe(self, health: Health) -> None:
         spec = self._spec
-        alive, metrics = False, {}  # type: bool, dict[str, float]
         try:
             status, _ = self._http.send(self._base + spec.health_path, spec.http_timeout)
             self._reporter.note(http_status=status)
-            alive = 200 <= status < 300
-            if alive and health.ready_since is None:
-                alive = self._first_request()
-            if alive:
-                metrics = self._metrics()
-        except OSError:
+            wrong = None if 200 <= status < 300 else "%s answered %d" % (spec.health_path, status)
+            if wrong is None and health.ready_since is None:
+                wrong = self._first_request()
+        except socket.timeout:
             self._reporter.note(http_status=None)
-        progress = [metrics[name] for name in spec.progress_metrics if name in metrics]
-        health.probed(
-            time.monotonic(),
-            alive,
-            metrics.get(spec.waiting_metric or "", 0.0),
-            sum(progress) if progress else None,
-        )
+            self._sample(health, LATE * spec.http_timeout)
+            said = "%s did not answer within %g s" % (spec.health_path, spec.http_timeout)
+            health.late(time.monotonic(), said)
+        except OSError as error:
+            self._reporter.note(http_status=None)
+            health.failed(time.monotonic(), "%s: %s" % (spec.health_path, error))
+        else:
+            if wrong is not None:
+                health.failed(time.monotonic(), wrong)
+                return
+            waiting, progress = self._sample(health, spec.http_timeout)
+            health.alive(time.monotonic(), waiting, progress)
 
-    def _first_request(self) -> bool:
-        """Health can say yes while the first real request kills the engine."""
+    def _first_request(self) -> str | None:
+        """What is wrong with the answer: health can say yes while the first real request kills the
+        engine.
+        """
         first = self._spec.first_request
         if first is None:
-            return True
+            return None
         status, _ = self._http.send(
             self._base + first["path"], self._spec.readiness_timeout, first["body"]
         )
-        return status < 500
+        return None if status < 500 else "the first request was answered %d" % status
 
-    def _metrics(self) -> dict[str, float]:
+    def _sample(self, health: Health, timeout_s: float) -> tuple[float, float | None]:
+        """Requests that wait in the engine, and its progress, which is None where it is not known;
+        what was read is reported at once.
+        """
+        spec = self._spec
+        self._sampled_at = time.monotonic()
+        metrics = self._metrics(timeout_s)
+        counters = [metrics[name] for name in spec.progress_metrics if name in metrics]
+        progress = sum(counters) if counters else None
+        running = metrics.get(spec.running_metric or "", 0.0)
+        health.sampled(time.monotonic(), progress, running)
+        return metrics.get(spec.waiting_metric or "", 0.0), progress
+
+    def _metrics(self, timeout_s: float) -> dict[str, float]:
         spec = self._spec
         if spec.metrics_path is None:
             return {}
         try:
-            status, text = self._http.send(self._base + spec.metrics_path, spec.http_timeout)
+            status, text = self._http.send(self._base + spec.metrics_path, timeout_s)
         except OSError:
             return {}
         metrics = parse_metrics(text.decode("utf-8", "replace")) if status == 200 else {}
         told = {field: metrics.get(name) for field, name in spec.reported_metrics.items()}
-        self._reporter.note(sampled_at=time.monotonic(), **told)
+        self._reporter.update(sampled_at=time.monotonic(), **told)
         return metrics
 
     def _drain(self, engine: Engine) -> None:
@@ -729,7 +879,7 @@ class Watchdog:
         spec = self._spec
         if spec.running_metric is None:
             return True
-        metrics = self._metrics()
+        metrics = self._metrics(spec.http_timeout)
         busy = metrics.get(spec.running_metric), metrics.get(spec.waiting_metric or "", 0.0)
         return busy == (0.0, 0.0)
 
@@ -772,9 +922,17 @@ def load(path: str, address: str) -> Spec:
     return spec._replace(host=spec.host or address or socket.gethostname())
 
 
+def end_with_input() -> None:
+    """Tell this process to stop when its standard input ends: whoever started it has died."""
+    while os.read(0, 512):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
     os.umask(0o077)
+    allow_many_files()
     try:
         spec = load(arguments[1], "".join(arguments[2:3]))
         key = read_key(spec.key_file)
@@ -792,6 +950,8 @@ def main(arguments: list[str]) -> int:
         log("cannot start: %s: %s" % (type(error).__name__, error))
         return 2
     reporter.start()
+    if arguments[3:] == ["lifeline"]:
+        threading.Thread(target=end_with_input, daemon=True, name="lifeline").start()
     return watchdog.run()
 
 

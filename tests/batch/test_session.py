@@ -22,6 +22,7 @@ from domyn_swarm.net.errors import (
     CannotConnect,
     ConnectionBroken,
     DeadlyRow,
+    NoFileLeft,
     RequestRefused,
     RequestTimeout,
     ServerFailed,
@@ -323,6 +324,55 @@ def test_back_pressure_is_waited_out_without_an_attempt_and_for_an_hour_at_most(
         assert 3600 <= now_s() - began <= 3600 + least_s + 0.3
 
     run()
+
+
+@in_virtual_time
+async def test_no_server_makes_a_row_wait_longer_than_it_may_be_turned_away() -> None:
+    began = now_s()
+    hour = HttpReply(429, b"busy", 3600.0)
+    endpoint = Endpoint(post=lambda _nth: hour)
+    with pytest.raises(BackPressure):
+        await job(endpoint, pressure_limit_s=120.0).rows(1)
+    assert 120 <= now_s() - began <= 121
+    assert len(endpoint.posts) == 2  # the last one as late as it may be
+
+
+@in_virtual_time
+async def test_a_process_without_files_says_nothing_of_the_endpoint_and_costs_no_row_anything() -> (
+    None
+):
+    began = now_s()
+    full = NoFileLeft("too many open files")
+    endpoint = Endpoint(
+        post=lambda _nth: ANSWER if now_s() > began + 60 else full,
+        models=lambda: pytest.fail("there was no reason to ask"),
+    )
+    work = job(endpoint, retries=0)
+    traces = await work.rows(50)
+    assert {trace.attempts for trace in traces} == {1}
+    assert work.tally.requests == 50  # that were sent
+    assert work.tally.turned_away == 0
+    assert work.tally.repeated["NoFileLeft: too many open files"] == work.tally.retries > 0
+    assert work.states == []
+    assert 60 <= now_s() - began <= 63
+
+
+@in_virtual_time
+async def test_while_nothing_can_be_opened_the_endpoint_is_not_judged_to_be_away() -> None:
+    began = now_s()
+
+    def listing() -> Outcome:
+        return MODELS if now_s() > began + 30 else NoFileLeft("too many open files")
+
+    def answer(nth: int) -> Outcome:
+        return ConnectionBroken("broken") if nth == 1 else ANSWER
+
+    endpoint = Endpoint(post=answer, models=listing)
+    work = job(endpoint, retries=1)
+    [trace] = await work.rows(1)
+    assert trace.failures == 1
+    assert work.states == []
+    assert now_s() - began > 30
 
 
 @in_virtual_time

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from command_line import PROGRAM
+from domyn_swarm.backends.endpoint.view import CollectorView
+from domyn_swarm.cli import views
 from domyn_swarm.cli.top.app import TopApp
-from domyn_swarm.cli.top.rows import duration, failure_lines, number
+from domyn_swarm.cli.top.rows import duration, failure_lines, number, replica_row, summary
 from domyn_swarm.errors import PlatformError
-from domyn_swarm.model import FailureGroup, JobStatus, ReplicaState, SwarmPhase
+from domyn_swarm.model import FailureGroup, JobStatus, ReplicaReport, ReplicaState, SwarmPhase
+from domyn_swarm.swarm import survey
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 from patience import until_async
 
@@ -260,3 +263,35 @@ def test_without_a_terminal_it_says_what_to_use(swarm_home: Path) -> None:
     )
     assert done.returncode == 2
     assert "status --json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("sample_age_s", "age_s", "status", "row", "line"),
+    [
+        (0.5, 3.5, "8", "8", None),
+        (4.0, 7.0, "8 (7 s ago)", "8 (7 s ago)", "as of up to 7 s ago"),
+        (None, None, "8", "8", None),  # another watchdog: it does not say
+    ],
+)
+def test_figures_of_an_engine_are_live_or_shown_with_their_age(
+    sample_age_s: float | None, age_s: float | None, status: str, row: str, line: str | None
+) -> None:
+    report = ReplicaReport(
+        replica=0,
+        state=ReplicaState.READY,
+        requests_running=8.0,
+        sample_age_s=sample_age_s,
+        incarnation="a",
+        sequence=1,
+        reported_at=BEGAN,
+    )
+    view = CollectorView(
+        replicas=(report,), taken_at=BEGAN + timedelta(seconds=3), stale_after_s=12
+    )
+    one = survey._replica(view, 0)
+    assert (one.last_seen_s, one.figures_age_s) == (3.0, age_s)
+    assert views._running(one) == status
+    assert replica_row(one)[2] == row
+    told = ", ".join(summary(night().model_copy(update={"replicas": (one,)}), BEGAN))
+    assert ("s ago" in told) == (line is not None)
+    assert line is None or line in told

@@ -263,7 +263,14 @@ LEPTON: dict[str, tuple[str, Any]] = {
     "backend.endpoint.api_token_secret_name": ("t", "t"),
 }
 # Exercised by tests of their own: files that must exist, what nothing acts on yet, the type.
-ELSEWHERE = {"router.tls_cert", "router.tls_key", "idle_timeout_s", "notify.url", "backend.type"}
+ELSEWHERE = {
+    "router.tls_cert",
+    "router.tls_key",
+    "router.tls_ca",
+    "idle_timeout_s",
+    "notify.url",
+    "backend.type",
+}
 ELSEWHERE |= {"backend.endpoint.mounts", "backend.job.mounts"}
 
 
@@ -314,7 +321,8 @@ def test_every_key_is_read_as_it_was_written(
 
 
 @pytest.mark.parametrize(
-    "name", [*KEYS, "router.tls_cert", "router.tls_key", "idle_timeout_s", "notify.url"]
+    "name",
+    [*KEYS, "router.tls_cert", "router.tls_key", "router.tls_ca", "idle_timeout_s", "notify.url"],
 )
 def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path) -> None:
     good = {"model": "m", "backend.type": "slurm", "backend.partition": "p"}

@@ -1,7 +1,8 @@
 """A tiny LLM server for tests, standard library only: `engine_program.py HOST PORT CONTROL_DIR`.
 
-Files in CONTROL_DIR steer it while it runs: `health` (status), `die` (exit code, at start),
-`waiting`, `tokens` (metrics), `first` (status of a chat request). It writes there what it did.
+Files in CONTROL_DIR steer it while it runs: `health` (status), `health_delay` and `metrics_delay`
+(seconds), `die` (exit code, at start), `waiting`, `tokens` (metrics), `tokens_per_s`, `first`
+(status of a chat request), `deaf` (nobody listens any more). It writes there what it did.
 """
 
 from __future__ import annotations
@@ -49,11 +50,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/health":
+            time.sleep(float(told("health_delay", "0")))
+            note("probed", self.path)
             self.reply(int(told("health", "200")), "{}")
         elif self.path == "/v1/models":
             self.reply(200, json.dumps({"object": "list", "data": [{"id": "m"}]}))
         elif self.path == "/metrics":
-            waiting, tokens = told("waiting", "0"), told("tokens", "0")
+            time.sleep(float(told("metrics_delay", "0")))
+            waiting, tokens = told("waiting", "0"), float(told("tokens", "0"))
+            tokens += int(time.time() * float(told("tokens_per_s", "0")))
             lines = [
                 f'running{{model="m"}} {len(RUNNING)}',
                 f"waiting {waiting}",
@@ -113,4 +118,10 @@ if __name__ == "__main__":
         signal.signal(signal.SIGTERM, lambda *_: note("terms", time.time()))
     else:
         signal.signal(signal.SIGTERM, lambda *_: (note("terms", time.time()), os._exit(0)))
-    Server((HOST, PORT), Handler).serve_forever()
+    server = Server((HOST, PORT), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    while not told("deaf", ""):
+        time.sleep(0.05)
+    server.shutdown()
+    server.server_close()
+    signal.pause()

@@ -75,7 +75,7 @@ def test_an_engine_that_keeps_dying_is_given_up_unless_it_served_long_in_between
     while now < 24 * 3600:
         health = watchdog.Health(spec, now)
         now += 20
-        health.probed(now, True, 0, None)
+        health.alive(now, 0, None)
         now += serves_s
         restarts.served(now - health.ready_since)
         delay = restarts.next_delay(clean=False)
@@ -87,13 +87,13 @@ def test_an_engine_that_keeps_dying_is_given_up_unless_it_served_long_in_between
 
 def test_an_unhealthy_engine_that_recovers_in_time_is_left_alone(spec: watchdog.Spec):
     health = watchdog.Health(spec, now=0)
-    health.probed(10, True, 0, None)
+    health.alive(10, 0, None)
     for bout in range(100, 3600, 200):  # sick for 110 s, well, sick again
         for now in (bout, bout + 1, bout + 110):
-            health.probed(now, False, 0, None)
+            health.failed(now, "/health answered 503")
             assert health.reason_to_restart(now) is None
         assert health.state == "unhealthy"
-        health.probed(bout + 111, True, 0, None)
+        health.alive(bout + 111, 0, None)
         assert health.state == "ready"
 
 
@@ -140,23 +140,117 @@ def test_ray_is_asked_often_while_nodes_are_missing(spec: watchdog.Spec):
 def test_one_missed_probe_is_no_illness(spec: watchdog.Spec):
     health = watchdog.Health(spec, now=0)
     assert (health.state, health.next_probe_s()) == ("starting", 0.1)
-    health.probed(10, True, 0, None)
+    health.alive(10, 0, None)
     assert (health.state, health.next_probe_s()) == ("ready", 30)
-    health.probed(40, False, 0, None)
+    health.failed(40, "/health answered 503")
     assert (health.state, health.next_probe_s()) == ("ready", 1)
     assert health.reason_to_restart(500) is None
-    health.probed(41, False, 0, None)
-    assert health.state == "unhealthy"
+    health.failed(41, "/health answered 503")
+    assert (health.state, health.reason) == ("unhealthy", "/health answered 503")
     assert health.reason_to_restart(159) is None
-    assert health.reason_to_restart(160) == "unhealthy for 120 s"
-    health.probed(161, True, 0, None)
-    assert health.state == "ready"
+    assert health.reason_to_restart(160) == "unhealthy for 120 s: /health answered 503"
+    health.alive(161, 0, None)
+    assert (health.state, health.reason) == ("ready", None)
     assert health.reason_to_restart(1000) is None
+
+
+LATE = "/health did not answer within 2 s"
+
+
+def test_an_engine_that_answers_late_is_well_while_tokens_come(spec: watchdog.Spec):
+    """An hour under thousands of requests: no probe is answered in time."""
+    health = watchdog.Health(spec, now=0)
+    health.alive(10, 0, None)
+    for now in range(12, 3600, 4):
+        health.sampled(now, now, 9)
+        health.late(now + 2, LATE)
+        assert health.state == "ready"
+        assert health.reason_to_restart(now + 2) is None
+
+
+def test_one_whose_tokens_stopped_is_ill_when_it_goes_on_not_to_answer(spec: watchdog.Spec):
+    health = watchdog.Health(spec, now=0)
+    health.alive(10, 0, None)
+    health.sampled(12, 100, 9)
+    health.sampled(16, 200, 9)
+    found = None
+    for now in range(18, 300, 3):
+        health.sampled(now, 200, 9)  # or not at all
+        health.late(now, LATE)
+        if found is None and health.state == "unhealthy":
+            found = now
+            assert health.reason == LATE
+    assert found is not None
+    assert watchdog.BUSY_S < found - 16 <= watchdog.BUSY_S + 7
+    health.sampled(301, 300, 9)  # it was a long pause
+    health.late(303, LATE)
+    assert health.state == "ready"
+
+
+@pytest.mark.parametrize("progress", [None, 7.0])
+def test_one_that_is_idle_has_no_such_excuse(spec: watchdog.Spec, progress: float | None):
+    health = watchdog.Health(spec, now=0)
+    health.alive(10, 0, progress)
+    for now in (12, 16, 20):
+        health.sampled(now, progress, 0)
+    health.late(40, LATE)
+    assert health.state == "ready"
+    health.late(43, LATE)
+    assert (health.state, health.reason) == ("unhealthy", LATE)
+
+
+def test_one_that_has_just_been_given_work_has_time_for_the_first_token(spec: watchdog.Spec):
+    health = watchdog.Health(spec, now=0)
+    health.alive(10, 0, 5)
+    health.sampled(40, 5, 0)
+    health.sampled(44, 5, 200)
+    for now in range(46, 64, 3):
+        health.late(now, LATE)
+        assert health.state == "ready"
+    for now in (66, 69):
+        health.sampled(now, 5, 200)
+        health.late(now, LATE)
+    assert health.state == "unhealthy"
+
+
+def test_what_the_engine_itself_says_is_wrong_is_so_however_many_tokens_come(spec: watchdog.Spec):
+    health = watchdog.Health(spec, now=0)
+    health.alive(10, 0, None)
+    for now in (40, 41):
+        health.sampled(now, now, 9)
+        health.failed(now, "/health answered 503")
+    assert health.state == "unhealthy"
+
+
+@pytest.mark.parametrize(
+    ("said", "gone_at"),
+    [
+        ({0: "refused"}, 2),  # it has ended, and its router with it
+        ({0: "silent"}, 18),  # by then it has taken a replica that it does not hear out
+        ({0: "silent", 5: "refused"}, 7),
+        ({0: "refused", 1: "silent"}, 18),  # another node has its address
+        ({0: "refused", 1: "answered", 2: "refused"}, 4),
+        ({0: "silent", 10: "answered"}, None),
+    ],
+)
+def test_when_nobody_sends_requests_for_the_collector_any_more(
+    said: dict[int, str], gone_at: int | None
+):
+    contact, last, found = watchdog.Contact(heartbeat_s=5.0), "answered", None
+    for now in range(60):
+        last = said.get(now, last)
+        if last == "answered":
+            contact.answered()
+        else:
+            contact.failed(1000.0 + now, ended=last == "refused")
+        if found is None and contact.gone(1000.0 + now):
+            found = now
+    assert found == gone_at
 
 
 def test_an_engine_has_its_time_to_get_ready(spec: watchdog.Spec):
     health = watchdog.Health(spec, now=100)
-    health.probed(699, False, 0, None)
+    health.failed(699, "/health answered 503")
     assert health.reason_to_restart(699) is None
     assert health.reason_to_restart(700) == "not ready after 600 s"
 
@@ -164,23 +258,23 @@ def test_an_engine_has_its_time_to_get_ready(spec: watchdog.Spec):
 def test_progress_is_judged_only_while_requests_wait(spec: watchdog.Spec):
     health = watchdog.Health(spec, now=0)
     for now in range(0, 300, 30):
-        health.probed(now, True, 0, 7)  # idle
+        health.alive(now, 0, 7)  # idle
     assert health.reason_to_restart(300) is None
     for now in range(300, 600, 30):
-        health.probed(now, True, 3, now)  # busy
+        health.alive(now, 3, now)  # busy
     assert health.reason_to_restart(600) is None
     for now in (600, 630, 660):
-        health.probed(now, True, 3, 570)  # stuck: seen first at 600
+        health.alive(now, 3, 570)  # stuck: seen first at 600
     assert health.reason_to_restart(689) is None
     assert health.reason_to_restart(690) == "no progress for 90 s while requests wait"
-    health.probed(690, True, 3, 571)
+    health.alive(690, 3, 571)
     assert health.reason_to_restart(900) is None
 
 
 def test_engines_without_counters_are_not_judged_by_them(spec: watchdog.Spec):
     health = watchdog.Health(spec, now=0)
     for now in range(0, 600, 30):
-        health.probed(now, True, 3, None)
+        health.alive(now, 3, None)
     assert health.reason_to_restart(600) is None
 
 

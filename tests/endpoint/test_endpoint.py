@@ -261,6 +261,24 @@ def test_a_folder_without_a_spec_is_one_clear_error(bench: Bench):
     assert "Traceback" not in ended.stderr
 
 
+def test_a_busy_replica_that_says_late_that_it_is_well_goes_on_to_serve(bench: Bench):
+    """Later than the router waited once: two such answers, and it had no replica left."""
+    url, (replica,) = start(bench, 1, http_timeout=0.5)
+    place = bench.view().replicas[0].url
+    replica.tell("tokens_per_s", 1000).tell("health_delay", 6)
+    before = len(replica.lines("probed"))
+    statuses = set()
+
+    def probed() -> bool:
+        statuses.add(ask(url, "hello")[0])
+        assert routed(url) == {place}
+        return len(replica.lines("probed")) >= before + 8  # the watchdog's are among them
+
+    until(probed, every_s=0.5)
+    assert statuses == {200}
+    assert bench.state() == "ready"
+
+
 def test_a_frozen_replica_leaves_the_router(bench: Bench):
     url, replicas = start(bench, 2, unhealthy_restart_after=60.0)
     os.kill(replicas[0].starts[0], signal.SIGSTOP)

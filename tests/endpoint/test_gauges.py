@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from domyn_swarm.backends.endpoint.gauges import EngineGauges
 from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench
 from endpoint.test_collector import Client, report
 from patience import limit_s, until
@@ -97,9 +98,24 @@ def test_an_engine_that_does_not_answer_is_told_and_delays_nobody(
     client.report(1, url=engines[1].url)
     began = time.monotonic()
     gauges = client.send("GET", "/v1/gauges")[1]
-    assert (gauges["running"], gauges["replicas"], gauges["answered"]) == (5.0, 2, 1)
+    # the one that answered stands for both
+    assert (gauges["running"], gauges["replicas"], gauges["answered"]) == (10.0, 2, 1)
     assert time.monotonic() - began < engines[1].delay_s
     assert client.report(0, url=engines[0].url, sequence=2)[0] == 200
+
+
+async def test_of_hundreds_of_replicas_some_dozens_are_asked_and_stand_for_all(
+    bench: Bench, engines: list[Engine]
+) -> None:
+    gauges = EngineGauges("/metrics", "e:run", "e:wait", bench.paths.api_key)
+    try:
+        found = await gauges.read([engines[0].url] * 300)
+    finally:
+        await gauges.close()
+    assert found is not None
+    assert found.replicas == 300
+    assert engines[0].asked == found.answered <= 64
+    assert (found.running, found.waiting) == (300 * 5.0, 300 * 10.0)
 
 
 def test_engines_without_metrics_have_no_gauges(bench: Bench) -> None:

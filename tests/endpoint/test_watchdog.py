@@ -16,6 +16,7 @@ import pytest
 
 from domyn_swarm import watchdog
 from endpoint.bench import API_KEY, Bench, runs
+from open_file_limits import soft_limit
 from patience import limit_s, until
 
 
@@ -116,13 +117,107 @@ def test_an_engine_that_never_gets_ready_is_restarted(bench: Bench):
 
 def test_a_frozen_engine_is_found_and_replaced(bench: Bench):
     bench.start_collector()
-    replica = bench.replica(kill_grace_seconds=0.3).start()
+    replica = bench.replica(kill_grace_seconds=0.3, unhealthy_restart_after=4.0).start()
     bench.until_state("ready")
     os.kill(replica.starts[0], signal.SIGSTOP)
     bench.until_state("unhealthy")
     until(lambda: len(replica.starts) == 2)
     bench.until_state("ready")
     assert not runs(replica.starts[0])
+
+
+def test_an_engine_that_answers_late_but_writes_tokens_stays_in_the_router(bench: Bench):
+    """As vLLM does under thousands of requests."""
+    bench.start_collector()
+    replica = bench.replica(http_timeout=0.2).tell("tokens_per_s", 1000).start()
+    bench.until_state("ready")
+    until(lambda: (bench.view().replicas[0].tokens_per_s or 0) > 0)
+    replica.tell("metrics_delay", 0.4).tell("health_delay", 0.4)
+    before = len(replica.lines("probed"))
+    until(lambda: len(replica.lines("probed")) > before + 4)
+    report = bench.view().replicas[0]
+    assert report.http_status is None  # it was late
+    assert report.state == "ready"
+    replica.tell("tokens_per_s", 0)  # it stands
+    bench.until_state("unhealthy")
+    assert bench.view().replicas[0].reason == "/health did not answer within 0.2 s"
+    states = {state for state, _ in history(bench)}
+    assert states == {"starting", "ready", "unhealthy"}
+    replica.tell("health_delay", 0)
+    bench.until_state("ready")
+    assert bench.view().replicas[0].reason is None
+
+
+def history(bench: Bench) -> list[tuple[str, str | None]]:
+    found = sqlite3.connect(bench.paths.watchdog_db)
+    try:
+        return found.execute("SELECT state, reason FROM replica_status").fetchall()
+    finally:
+        found.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [("503", "/health answered 503"), ("gone", "/health: [Errno 111] Connection refused")],
+)
+def test_what_an_unhealthy_replica_has_is_told(bench: Bench, wrong: str, reason: str):
+    bench.start_collector()
+    replica = bench.replica(unhealthy_restart_after=limit_s()).start()
+    bench.until_state("ready")
+    if wrong == "gone":
+        replica.tell("deaf", 1)
+    else:
+        replica.tell("health", wrong)
+    bench.until_state("unhealthy")
+    assert bench.view().replicas[0].reason == reason
+
+
+def test_figures_are_as_old_as_the_report_says(bench: Bench):
+    bench.start_collector()
+    replica = bench.replica(probe_interval=limit_s(), heartbeat_seconds=0.3).start()
+    bench.until_state("ready")
+    for tokens in (10, 20):  # between two probes
+        replica.tell("tokens", tokens)
+        until(lambda tokens=tokens: bench.view().replicas[0].generated_tokens == tokens)
+    assert bench.view().replicas[0].sample_age_s < 0.3
+    replica.tell("die", 1)
+    os.kill(replica.starts[0], signal.SIGKILL)
+    bench.until_state("restarting")
+    report = bench.view().replicas[0]
+    assert (report.requests_running, report.generated_tokens, report.sample_age_s) == (None,) * 3
+
+
+def test_an_engine_may_have_as_many_files_open_as_the_system_lets_it(bench: Bench):
+    bench.start_collector()
+    with soft_limit(300):
+        replica = bench.replica().start()
+        bench.until_state("ready")
+    limits = Path(f"/proc/{replica.starts[0]}/limits").read_text()
+    [files] = [line.split()[3:5] for line in limits.splitlines() if "open files" in line]
+    assert int(files[0]) == min(int(files[1]), watchdog.MOST_FILES)
+
+
+def test_a_lock_folder_that_somebody_else_made_first_is_left_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(watchdog.tempfile, "tempdir", str(tmp_path))
+    name = tmp_path / f"domyn-swarm-{os.getuid()}"
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    name.symlink_to(tmp_path / "elsewhere")
+    open_to_all = Path(f"{name}-1")
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    Path(f"{name}-2").write_text("")
+    if os.getuid() == 0:
+        Path(f"{name}-3").mkdir(mode=0o700)
+        os.chown(f"{name}-3", 65534, 65534)
+        usable = f"{name}-4"
+    else:
+        usable = f"{name}-3"
+    assert watchdog.lock_folder() == usable == watchdog.lock_folder()
+    first, second = watchdog.Ports("127.0.0.1"), watchdog.Ports("127.0.0.1")
+    assert first.pick(22_000) != second.pick(22_000)
+    assert sorted(path.name for path in Path(usable).iterdir())[0].startswith("port-22")
 
 
 def test_an_engine_without_progress_while_requests_wait_is_restarted(bench: Bench):
@@ -197,6 +292,20 @@ def test_sigkill_of_the_watchdog_ends_the_engine_and_its_children(bench: Bench):
     left = replica.starts + [int(pid) for pid in replica.lines("children")]
     assert len(left) == 2
     until(lambda: not any(runs(pid) for pid in left))
+
+
+def test_it_ends_with_its_input_where_it_is_told_to(bench: Bench):
+    """Inside a container that a setuid program starts, no signal tells of its parent's death."""
+    bench.start_collector()
+    replica = bench.replica()
+    argv = [sys.executable, watchdog.__file__, str(replica.spec_path), "", "lifeline"]
+    replica.process = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    bench.until_state("ready")
+    assert replica.process.stdin is not None
+    replica.process.stdin.close()
+    assert replica.wait() == 0
+    assert replica.lines("terms")
+    assert bench.state() == "exited"
 
 
 def test_watchdogs_of_one_machine_never_share_a_port(bench: Bench):

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from domyn_swarm.backends.base import ServingHandle
+from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.local import processes
-from domyn_swarm.backends.local.serving import LocalServing, visible_gpus
+from domyn_swarm.backends.local.serving import LocalServing
 from domyn_swarm.errors import CommandMissing, PlatformError
 from domyn_swarm.identity import identify
 from domyn_swarm.model import ProcessId

@@ -15,6 +15,7 @@ from domyn_swarm.net.errors import (
     BackPressure,
     CannotConnect,
     ConnectionBroken,
+    NoFileLeft,
     ReplicaAway,
     ReplicaLost,
     RequestError,
@@ -30,6 +31,7 @@ from domyn_swarm.net.http import (
     ReqwestClient,
     parse_retry_after,
 )
+from open_file_limits import no_files_left
 from patience import limit_s, until, until_async
 
 CHAT = "/v1/chat/completions"
@@ -74,6 +76,21 @@ async def test_nobody_listens(client: HttpClient) -> None:
         port = free.getsockname()[1]
     with pytest.raises(CannotConnect):
         await client.request("GET", f"http://127.0.0.1:{port}/", None, limit_s())
+
+
+async def test_a_process_without_files_is_not_taken_for_an_endpoint_that_is_away(
+    client: HttpClient, server: Any
+) -> None:
+    await client.request("GET", server.url + "/v1/models", None, limit_s())  # what it opens once
+    name = server.url.replace("127.0.0.1", "localhost")
+    with no_files_left():
+        for url in (f"http://127.0.0.1:{server.port}", name):
+            asking = [client.request("POST", url + CHAT, BODY, limit_s()) for _ in range(3)]
+            ends = await asyncio.gather(*asking, return_exceptions=True)
+            # one connection may be there still, from before
+            assert {type(end) for end in ends} - {HttpReply} == {NoFileLeft}, ends
+    reply = await client.request("POST", server.url + CHAT, BODY, limit_s())
+    assert reply.status == 200
 
 
 async def test_no_reply_in_time(client: HttpClient, server: Any, answer: Any) -> None:
@@ -153,6 +170,8 @@ def test_a_replica_lost_under_a_request_is_told_by_the_router() -> None:
     assert type(error_from_status(400, body, None)) is RequestRefused
     away = body.replace(b"request_error", b"connection_failed")
     assert type(error_from_status(500, away, None)) is ReplicaAway
+    full = away.replace(b"gone", b"tcp connect error: Too many open files (os error 24)")
+    assert type(error_from_status(500, full, None)) is BackPressure  # the router is full
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,32 @@ def test_the_end_of_a_large_file_is_whole_lines(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("lines", [1, 3])
+def test_no_line_of_a_large_file_is_looked_at_again_and_again(tmp_path: Path, lines: int) -> None:
+    """Those that are wanted stand at its beginning."""
+    count = 40_000
+    large = write(tmp_path / "large", *(f"line {number} " + "x" * 50 for number in range(count)))
+    looked = 0
+
+    def wanted(line: str) -> bool:
+        nonlocal looked
+        looked += 1
+        return line.startswith(("line 1 ", "line 2 ", "line 3 "))
+
+    found = read(Log(large, "", "", wanted), lines=lines)
+    assert [line.split()[1] for line in found] == ["1", "2", "3"][-lines:]
+    assert looked <= 2 * count  # to find them, and to show them
+
+
+@pytest.mark.parametrize("last", ["", "\nend"])
+def test_lines_longer_than_what_is_read_at_a_time_are_whole(tmp_path: Path, last: str) -> None:
+    log = tmp_path / "log"
+    long = "".join(f"{number:07} " for number in range(100_000))
+    log.write_text(f"one\n{long}{last}")
+    assert read(Log(log, ""), lines=3) == ["one", long, *last.split()]
+    assert read(Log(log, ""), lines=1) == [last.strip() or long]
+
+
 class Following:
     """A reader that follows, and what it has told so far."""
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from domyn_swarm import watchdog
+from domyn_swarm.backends.slurm import replica_task
 from domyn_swarm.backends.slurm.endpoint_task import end_jobs, keep_running
+from domyn_swarm.backends.slurm.replica_task import ReplicaTask
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.task import Task, come_back
+from domyn_swarm.backends.slurm.task_plan import TaskPlan
 from domyn_swarm.errors import CommandMissing
+from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.watchdog import LOST_NODE
 from slurm.programs import FOR_EVER, KILLED, Life, Programs
 from slurm.scripted import ScriptedCluster, ScriptedSlurm
@@ -45,6 +52,23 @@ def warn() -> None:
 
 def cancel() -> None:
     signal.raise_signal(signal.SIGTERM)
+
+
+def test_tasks_of_one_node_never_hand_out_one_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other nodes are told where the first one will listen, before it does."""
+    monkeypatch.setattr(watchdog.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(replica_task, "node_address", lambda: "n1")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1")
+    plan = TaskPlan("m", None, 2, 1, 2, "none", (), {}, True, False, 6379)
+    paths = SwarmPaths(tmp_path / "swarm")
+    tasks = [ReplicaTask(paths, plan, group, 1) for group in range(3)]
+    ports = [task._node_port() for task in tasks]
+    assert len(set(ports)) == 3
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert max(ports) < low  # no connection of anybody's gets one
+    assert ReplicaTask(paths, replace(plan, requires_ray=True), 0, 1)._node_port() == 6379
 
 
 # -- programs ------------------------------------------------------------------------------------

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from domyn_swarm.errors import PlatformError
+
+_VARIABLE = "CUDA_VISIBLE_DEVICES"
+_MOST = 64  # GPUs of a machine that does not say how many it has
+_ASK_TIMEOUT_S = 30.0
 
 
 def visible_gpus(gpus_per_replica: int, replica: int) -> dict[str, str]:
     """The environment with a replica's own slice of this node's GPUs, or of those that the
-    scheduler or the caller left visible; `replica` counts on this node.
+    scheduler left visible; `replica` counts on this node.
 
     Raises:
         PlatformError: too few are visible.
@@ -18,15 +26,108 @@ def visible_gpus(gpus_per_replica: int, replica: int) -> dict[str, str]:
     if not gpus_per_replica:
         return {}
     first = replica * gpus_per_replica
-    wanted: Iterable[int] = range(first, first + gpus_per_replica)
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    allowed = _allowed()
     if allowed is None:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, wanted))}
-    devices = [one for one in allowed.split(",") if one.strip()][first : first + gpus_per_replica]
+        allowed = [str(number) for number in range(first + gpus_per_replica)]
+    devices = allowed[first : first + gpus_per_replica]
     if len(devices) < gpus_per_replica:
         raise PlatformError(
-            f"Replica {replica} needs {gpus_per_replica} GPUs, but CUDA_VISIBLE_DEVICES leaves "
+            f"Replica {replica} needs {gpus_per_replica} GPUs, but {_VARIABLE} leaves "
             f"{len(devices)} for it.",
             hint="Lower replicas or gpus_per_replica, or make more GPUs visible.",
         )
-    return {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
+    return {_VARIABLE: ",".join(devices)}
+
+
+class HeldGpus(NamedTuple):
+    """GPUs that nobody else of this user's is given."""
+
+    env: dict[str, str]
+    files: tuple[int, ...]  # open: they are held until no process has these any more
+
+
+@contextlib.contextmanager
+def held_gpus(count: int, replica: int, swarm: str) -> Iterator[HeldGpus]:
+    """So many of this machine's GPUs that no other replica of any swarm has, of those that the
+    caller left visible. They are held for the body, and beyond it by the processes that got the
+    files in it.
+
+    Raises:
+        PlatformError: too few are free.
+    """
+    from domyn_swarm.watchdog import lock, lock_folder  # here: they cost more than a Slurm task's
+
+    if not count:
+        yield HeldGpus({}, ())
+        return
+    folder = lock_folder()
+    devices = _devices()
+    with contextlib.ExitStack() as stack:
+        held: dict[str, int] = {}
+        for device in devices:
+            if len(held) < count and (file := lock(folder, _lock_name(device))) is not None:
+                stack.callback(os.close, file)
+                held[device] = file
+        if len(held) < count:
+            raise _too_few(count, replica, devices, held, folder)
+        for file in held.values():
+            os.truncate(file, 0)
+            os.pwrite(file, f"{swarm} replica {replica}".encode(), 0)
+        yield HeldGpus({_VARIABLE: ",".join(held)}, tuple(held.values()))
+
+
+def gpus_here() -> int | None:
+    """How many GPUs this machine says that it has; None: it does not say."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--list-gpus"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_ASK_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.splitlines()
+    return sum(line.startswith("GPU ") for line in lines) if done.returncode == 0 else None
+
+
+def _allowed() -> list[str] | None:
+    """What the scheduler or the caller left visible; None: whatever there is."""
+    words = os.environ.get(_VARIABLE)
+    return None if words is None else [word.strip() for word in words.split(",") if word.strip()]
+
+
+def _devices() -> Sequence[str]:
+    allowed = _allowed()
+    if allowed is not None:
+        return list(dict.fromkeys(allowed))
+    here = gpus_here()
+    return [str(number) for number in range(_MOST if here is None else here)]
+
+
+def _lock_name(device: str) -> str:
+    return "gpu-" + device.replace("/", "-")
+
+
+def _too_few(
+    count: int, replica: int, devices: Sequence[str], held: dict[str, int], folder: str
+) -> PlatformError:
+    need = f"Replica {replica} needs {count} GPUs, but"
+    if os.environ.get(_VARIABLE) is not None and len(devices) < count:
+        return PlatformError(
+            f"{need} {_VARIABLE} leaves {len(devices)} for it.",
+            hint="Lower replicas or gpus_per_replica, or make more GPUs visible.",
+        )
+    others = []
+    for device in devices:
+        if device not in held:
+            with contextlib.suppress(OSError), open(f"{folder}/{_lock_name(device)}") as file:  # noqa: PTH123 - one line of a small file
+                others.append(f"{device}: {file.read(200) or 'another swarm'}")
+    return PlatformError(
+        f"{need} {len(held)} of {len(devices)} are free ({'; '.join(others)}).",
+        hint="Bring a swarm down that has some (`domyn-swarm swarm list`), or lower replicas or "
+        "gpus_per_replica.",
+    )

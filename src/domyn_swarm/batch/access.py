@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from domyn_swarm.batch.asking import RetryPolicy
+from domyn_swarm.batch.connections import Connections
 from domyn_swarm.batch.gate import ALONE, EndpointGate
 from domyn_swarm.batch.replicas import ReplicaClient, Replicas
 from domyn_swarm.batch.session import RequestSession
@@ -40,6 +41,8 @@ class EndpointAccess:
     meter: Meter | None = None  # None: the endpoint's own /metrics, where it has them
     key_now: Callable[[], str | None] | None = None  # None: it does not change
     model: str | None = None  # of a swarm whose replicas have the same key
+    admits: Callable[[], int | None] = lambda: None  # requests that it takes from this process
+    ca_file: Callable[[], str | None] = lambda: None  # certificates to trust beside the system's
 
 
 @asynccontextmanager
@@ -53,7 +56,7 @@ async def open_session(
     traffic: Traffic | None = None,
 ) -> AsyncIterator[tuple[OpenAIClient, ReadGauges]]:
     """The client that a job is given, and what its endpoint is asked for its load."""
-    http = open_client(access.key, use_proxy=access.use_proxy)
+    http = open_client(access.key, use_proxy=access.use_proxy, ca_file=access.ca_file())
     suspects = Suspects() if suspects is None else suspects
     key = access.key
 
@@ -100,7 +103,8 @@ async def open_session(
         gauges = metrics_reader(http, lambda: gate.url)
     work = [gate.keep_knocking(), *([replicas.keep_looking()] if replicas else [])]
     try:
-        session = RequestSession(carrier, gate, policy, tally)
+        connections = Connections(access.admits(), notice)
+        session = RequestSession(carrier, gate, policy, tally, connections)
         async with beside(*work):
             yield OpenAIClient(session, lambda: (gate.url, key)), gauges
     finally:

@@ -19,6 +19,7 @@ from domyn_swarm.net.errors import (
     DeadlyRow,
     EngineDead,
     NobodyThere,
+    NoFileLeft,
     ReplicaAway,
     ReplicaLost,
     RequestError,
@@ -196,21 +197,29 @@ class Asking:
     # -- what is waited out ----------------------------------------------------------------------
 
     async def _forgiven(self, error: RequestError) -> bool:
-        """Whether to ask again without counting it; by then the pause is over.
+        """Whether the request may be sent again without counting it, once the pause is over that
+        the error asks for. Never longer than until `pressure_limit_s` is over: then it is sent a
+        last time.
 
         Raises:
-            BackPressure: it was turned away for too long.
+            BackPressure, NoFileLeft: that has been so for too long.
         """
+        if not isinstance(error, BackPressure | NoFileLeft):
+            return False
         now = asyncio.get_running_loop().time()
-        if isinstance(error, BackPressure):
-            self._pressed_since = now if self._pressed_since is None else self._pressed_since
-            if now - self._pressed_since >= self._policy.pressure_limit_s:
-                raise error
+        self._pressed_since = now if self._pressed_since is None else self._pressed_since
+        left_s = self._pressed_since + self._policy.pressure_limit_s - now
+        if left_s <= 0:
+            raise error
+        if isinstance(error, NoFileLeft):  # nothing was sent
+            self._trace.attempts -= 1
+            self._tally.requests -= 1
+            self._tally.count_retry(type(error).__name__, str(error))
+        else:
             self._tally.turned_away += 1
-            told = error.retry_after_s
-            await asyncio.sleep((1.0 if told is None else told) + random.uniform(0, 0.25))  # noqa: S311 - jitter
-            return True
-        return False
+        asked_s = 1.0 if error.retry_after_s is None else error.retry_after_s
+        await asyncio.sleep(min(asked_s + random.uniform(0, 0.25), left_s))  # noqa: S311 - jitter
+        return True
 
 
 def _broke_off(error: RequestError) -> bool:

@@ -19,12 +19,13 @@ from domyn_swarm.batch.traffic import Traffic
 from domyn_swarm.errors import JobError, SwarmError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.net.errors import (
+    NoFileLeft,
     RequestError,
     RequestTimeout,
     error_from_status,
     page_instead,
 )
-from domyn_swarm.net.http import HttpClient
+from domyn_swarm.net.http import HttpClient, HttpReply
 
 _log = get_logger(__name__)
 
@@ -32,6 +33,7 @@ _BELIEVED_S = 0.5  # how long an endpoint that served a moment ago is not asked 
 _PROBE_S = 30.0  # for one token
 _OTHERS_S = 5.0  # an answer so long ago: one replica is at fault, not the endpoint
 _LOOK_S = 0.05
+_FILES_S = 0.5  # requests that end leave files
 
 ALONE = "rows under which engines died are asked one at a time; the others wait"
 
@@ -151,15 +153,23 @@ class EndpointGate:
     async def _serves(self) -> bool:
         """Whether a model is listed and, where there is such a thing, a replica is ready."""
         try:
-            listing = await self._client.request("GET", f"{self.url}/v1/models", None, 10.0)
+            listing = await self._get("/v1/models")
             if listing.status not in (200, 404, 405):
                 return listing.status < 500 and listing.status != 429
             if listing.status == 200 and not _lists_a_model(listing.body):
                 return False
-            readiness = await self._client.request("GET", f"{self.url}/readiness", None, 10.0)
+            readiness = await self._get("/readiness")
         except RequestError:
             return False
         return readiness.status != 503
+
+    async def _get(self, path: str) -> HttpReply:
+        """Ask the endpoint; while this process can open no file, nothing is known of it."""
+        while True:
+            try:
+                return await self._client.request("GET", self.url + path, None, 10.0)
+            except NoFileLeft:
+                await asyncio.sleep(_FILES_S)
 
     # -- somebody answers, but not to rows -------------------------------------------------------
 

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from domyn_swarm.batch.asking import Asking, Request, RetryPolicy
+from domyn_swarm.batch.connections import Connections
 from domyn_swarm.batch.gate import EndpointGate
 from domyn_swarm.batch.json_values import json_of
 from domyn_swarm.batch.rows import RowTrace, current_trace
@@ -53,9 +54,16 @@ class RequestSession:
     """`net.openai.Transport` for rows: retries, pauses, and accounts to the row's trace."""
 
     def __init__(
-        self, client: HttpClient, gate: EndpointGate, policy: RetryPolicy, tally: Tally
+        self,
+        client: HttpClient,
+        gate: EndpointGate,
+        policy: RetryPolicy,
+        tally: Tally,
+        connections: Connections | None = None,
     ) -> None:
+        """`connections` bounds the requests in flight; None: as many as there are files for."""
         self._client = client
+        self._connections = connections or Connections(None, lambda _: None)
         self._gate = gate
         self._policy = policy
         self._tally = tally
@@ -156,7 +164,7 @@ class RequestSession:
         trace = current_trace.get()
         asking: Asking | None = None
         while True:
-            async with self._turn(trace):
+            async with self._connections, self._turn(trace):
                 if not self._gate.is_open:
                     await self._gate.passed()
                 self._tally.requests += 1

@@ -32,7 +32,6 @@ _WAITING = (b"waiting", b"deferred", b"num_queue_reqs")
 class _Metered(msgspec.Struct):
     running: float
     waiting: float
-    replicas: int
     answered: int
 
 
@@ -82,11 +81,11 @@ def metrics_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
 
 
 def meter_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
-    """Gauges of a swarm: its collector asks all engines. Not believed when some did not answer."""
+    """Gauges of a swarm: its collector asks engines, and makes what all have of what it hears."""
 
     async def read() -> Gauges | None:
         found = await _asked(client, locate, "/v1/gauges", _Metered)
-        if found is None or found.answered < found.replicas or not found.replicas:
+        if found is None or not found.answered:
             return None
         return Gauges(found.running, found.waiting)
 

@@ -213,6 +213,13 @@ def _phase(swarm: SwarmSnapshot) -> str:
     return swarm.observed
 
 
+def _running(one: ReplicaSnapshot) -> str:
+    if one.requests_running is None:
+        return "-"
+    old = one.old_figures_s
+    return f"{one.requests_running:.0f}" + ("" if old is None else f" ({old:.0f} s ago)")
+
+
 def _print_replicas(replicas: Iterable[ReplicaSnapshot]) -> None:
     print_table(
         ("replica", "state", "http", "last seen", "restarts", "running", "why"),
@@ -223,7 +230,7 @@ def _print_replicas(replicas: Iterable[ReplicaSnapshot]) -> None:
                 "-" if one.http_status is None else str(one.http_status),
                 "never" if one.last_seen_s is None else f"{one.last_seen_s:.0f} s ago",
                 str(one.restarts),
-                "-" if one.requests_running is None else f"{one.requests_running:.0f}",
+                _running(one),
                 one.reason or "",
             )
             for one in replicas

@@ -96,6 +96,11 @@ class RouterConfig(Section):
         None, description="certificate of the endpoint (PEM); given together with tls_key"
     )
     tls_key: ExistingFile | None = Field(None, validate_default=True, description="its private key")
+    tls_ca: ExistingFile | None = Field(
+        None,
+        description="certificates (PEM) that clients trust beside the system's: those of a private "
+        "CA; none: tls_cert itself, which may be self-signed",
+    )
 
     @field_validator("tls_key")
     @classmethod

@@ -53,6 +53,9 @@ class SimOptions:
     tokens_per_s: float | None = field(default=None, metadata={"gt": 0})
     slots: int = field(default=64, metadata={"ge": 1})  # requests at once; the others wait
     start_s: float = field(default=0.0, metadata={"ge": 0})  # until /health answers
+    # while requests run: of a server that is too busy to say soon that it is well
+    health_latency_s: float = field(default=0.0, metadata={"ge": 0})
+    metrics_latency_s: float = field(default=0.0, metadata={"ge": 0})
     errors: tuple[ErrorRule, ...] = ()
     # file that a JSON line is appended to for each request: prompt, status, path, body
     record: str | None = None

@@ -58,6 +58,7 @@ class Simulator:
 
     async def health(self, _request: web.Request) -> web.Response:
         """200 once it has started."""
+        await self._busy_for(self._options.health_latency_s)
         return web.Response(status=200 if self._ready else 503)
 
     async def models(self, _request: web.Request) -> web.Response:
@@ -67,6 +68,7 @@ class Simulator:
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """The gauges and counters that vLLM has, by its names."""
+        await self._busy_for(self._options.metrics_latency_s)
         values = [
             ("vllm:num_requests_running", "gauge", self._running),
             ("vllm:num_requests_waiting", "gauge", self._waiting),
@@ -80,6 +82,10 @@ class Simulator:
             for name, kind, value in values
         ]
         return web.Response(text="".join(lines))
+
+    async def _busy_for(self, seconds: float) -> None:
+        if seconds and self._running:
+            await asyncio.sleep(seconds)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""

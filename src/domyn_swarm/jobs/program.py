@@ -6,18 +6,16 @@ import asyncio
 import gc
 import json
 import os
-import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from domyn_swarm import __version__
+from domyn_swarm import __version__, open_files
 from domyn_swarm.batch.access import EndpointAccess, Meter
 from domyn_swarm.errors import ConfigError, JobError
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.paths import JobPaths
-
-_MOST_FILES = 65_536  # each request in flight has a connection
 
 
 def read_spec(paths: JobPaths) -> JobSpec:
@@ -51,12 +49,12 @@ def _parts(version: str) -> list[int]:
 def event_loop_runner() -> asyncio.Runner:
     """Runs a job's coroutine in a process that is there for it alone."""
     _collect_garbage_seldom()
+    open_files.raise_limit()
     return event_loop()
 
 
 def event_loop() -> asyncio.Runner:
     """Runs a coroutine on the fastest loop there is."""
-    _allow_many_files()
     try:
         import uvloop
     except ImportError:  # not on this platform: slower, otherwise the same
@@ -71,14 +69,6 @@ def _collect_garbage_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
-
-
-def _allow_many_files() -> None:
-    """Shells allow 1,024 as a rule, of what the system lets a process have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def access_of(spec: JobSpec) -> EndpointAccess:
@@ -101,7 +91,23 @@ def access_of(spec: JobSpec) -> EndpointAccess:
         model=spec.model,
         use_proxy=outside,
         key_now=key_now,
+        admits=partial(_admitted, place, spec.workers or 1),
+        ca_file=partial(_told, place, "ca_file"),
     )
+
+
+def _admitted(endpoint_file: Path, workers: int) -> int | None:
+    """How many requests the swarm's endpoint takes from each of so many workers."""
+    admits = _told(endpoint_file, "admits")
+    return None if admits is None else max(1, int(admits) // workers)
+
+
+def _told(endpoint_file: Path, field: str) -> Any:  # noqa: ANN401 - JSON
+    """What the swarm's endpoint says of itself; None: it does not, or is nowhere now."""
+    try:
+        return json.loads(endpoint_file.read_text()).get(field)
+    except (OSError, ValueError):
+        return None
 
 
 def _key_of(spec: JobSpec) -> str | None:

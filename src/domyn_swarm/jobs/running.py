@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from domyn_swarm import __version__
+from domyn_swarm import __version__, open_files
 from domyn_swarm.batch.engine import BatchPlan, BatchRun
 from domyn_swarm.batch.reading import InputReading, reading_of
 from domyn_swarm.batch.sink import beside
@@ -121,6 +121,7 @@ async def arun(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettin
             cannot go on (what is settled is kept).
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(open_files.raised())
         opening = ends_of(data, settings.limit, job.lines, settings.reading)
         ends = await asyncio.to_thread(stack.enter_context, opening)
         root = stack.enter_context(_checkpoint_root(settings, shared=ends.elsewhere))

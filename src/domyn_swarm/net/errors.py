@@ -10,6 +10,9 @@ _LOST_REPLICA = b"call_upstream_"
 _NO_REPLICA = b"call_upstream_connection_failed"
 _REPLICA_URL = re.compile(rb"https?://[^/\s\"')]+")
 
+# What Rust programs say of EMFILE and ENFILE: they could open no connection for this request
+_OUT_OF_FILES = re.compile(rb"\(os error 2[34]\)")
+
 # OpenAI's code for an account without credit: nothing becomes of waiting
 _NO_CREDIT = b"insufficient_quota"
 
@@ -53,6 +56,14 @@ class RequestError(Exception):
 
 class CannotConnect(RequestError):
     """Nobody listens: nothing was sent."""
+
+    retryable = True
+
+
+class NoFileLeft(RequestError):
+    """The process, or its machine, can open no more files: nothing was sent, and nothing is said
+    of who was to be asked.
+    """
 
     retryable = True
 
@@ -118,6 +129,11 @@ class DeadlyRow(RequestError):
     """Engines died again and again while they answered this row, at last this row alone."""
 
 
+def no_file_left() -> NoFileLeft:
+    """The error of a request for which no connection could be opened here."""
+    return NoFileLeft("no connection can be opened: too many open files (see ulimit -n)")
+
+
 def no_reply_in_time(limit_s: float) -> RequestTimeout:
     """The error of a request that got no complete reply within its limit."""
     return RequestTimeout(f"no reply within {limit_s:g} s, the limit of --timeout or of the call")
@@ -132,6 +148,8 @@ def error_from_status(
     """The error that a reply with this status (300 and above) stands for."""
     text = bytes(body[:4096])
     message = f"HTTP {status}: {_message_of(text)}"
+    if status >= 500 and _OUT_OF_FILES.search(text):  # the router's; its replicas are well
+        return BackPressure(message, status=status, retry_after_s=retry_after_s)
     if status >= 500 and _LOST_REPLICA in text:
         lost = ReplicaAway if _NO_REPLICA in text else ReplicaLost
         named = _REPLICA_URL.search(text)

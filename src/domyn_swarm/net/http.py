@@ -9,20 +9,32 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import re
+import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from domyn_swarm.net.errors import CannotConnect, ConnectionBroken, no_reply_in_time
+from domyn_swarm import open_files
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.net.errors import (
+    CannotConnect,
+    ConnectionBroken,
+    no_file_left,
+    no_reply_in_time,
+)
 
 _T = TypeVar("_T")
 
 CONNECT_TIMEOUT_S = 10.0
 _SERVED_BY = "x-smg-routed-worker-id"  # the router's word for the replica that it chose
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
+_EXHAUSTED = re.compile(rf"\(os error (?:{'|'.join(map(str, open_files.EXHAUSTED))})\)")
 
 
 class HttpReply(NamedTuple):
@@ -44,6 +56,7 @@ class HttpClient(Protocol):
 
         Raises:
             CannotConnect, ConnectionBroken, RequestTimeout: no complete reply.
+            NoFileLeft: this process can open no connection.
         """
 
     def stream(self, url: str, body: bytes, timeout_s: float) -> AsyncIterator[bytes | HttpReply]:
@@ -58,17 +71,49 @@ class HttpClient(Protocol):
         """Close every connection."""
 
 
-def open_client(key: str | None, *, use_proxy: bool) -> HttpClient:
+def open_client(key: str | None, *, use_proxy: bool, ca_file: str | None = None) -> HttpClient:
     """The cheapest client that is installed.
 
     Args:
         key: sent as a bearer token with every request.
         use_proxy: obey HTTP(S)_PROXY. Swarms' own endpoints are inside the cluster: never.
+        ca_file: certificates (PEM) that are trusted beside the system's.
+
+    Raises:
+        ConfigError: the certificates cannot be used.
     """
     if importlib.util.find_spec("pyreqwest") is not None:
         _load_to_stay("pyreqwest.client")
-        return ReqwestClient(_headers(key), use_proxy=use_proxy)
-    return AiohttpClient(_headers(key), use_proxy=use_proxy)
+        return ReqwestClient(_headers(key), use_proxy=use_proxy, ca_file=ca_file)
+    return AiohttpClient(_headers(key), use_proxy=use_proxy, ca_file=ca_file)
+
+
+def _certificates(ca_file: str) -> list[bytes]:
+    """Those of a file, each by itself.
+
+    Raises:
+        ConfigError: they cannot be used.
+    """
+    _trusting(ca_file)  # says what is wrong
+    return _CERTIFICATE.findall(Path(ca_file).read_bytes())
+
+
+def _trusting(ca_file: str) -> ssl.SSLContext:
+    """What trusts the system's certificates and those of a file.
+
+    Raises:
+        ConfigError: they cannot be used.
+    """
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(ca_file)
+    except OSError as error:  # an SSLError is one
+        raise ConfigError(
+            f"The endpoint's certificates in {ca_file} cannot be used: {error}.",
+            hint="router.tls_ca, or router.tls_cert, names a file of certificates in PEM that the "
+            "job's nodes can read.",
+        ) from error
+    return context
 
 
 def _headers(key: str | None) -> dict[str, str]:
@@ -127,10 +172,15 @@ async def _heeding_cancellation(call: Awaitable[_T]) -> _T:
 class ReqwestClient:
     """`HttpClient` over pyreqwest."""
 
-    def __init__(self, headers: dict[str, str], *, use_proxy: bool) -> None:
+    def __init__(
+        self, headers: dict[str, str], *, use_proxy: bool, ca_file: str | None = None
+    ) -> None:
         from pyreqwest import exceptions
 
         self._use_proxy = use_proxy
+        self._ca_file = ca_file
+        self._trusted = [] if ca_file is None else _certificates(ca_file)
+        self._instead: AiohttpClient | None = None
         self._errors = exceptions
         self._timeouts: dict[float, timedelta] = {}
         self._open(headers)
@@ -148,12 +198,16 @@ class ReqwestClient:
             .tcp_nodelay(enabled=True)
             .pool_idle_timeout(timedelta(seconds=20))
         )
+        for certificate in self._trusted:
+            builder = builder.add_root_certificate_pem(certificate)
         self._client = (builder if self._use_proxy else builder.no_proxy()).build()
 
     def use_key(self, key: str | None) -> None:
         """See `HttpClient.use_key`."""
         if _headers(key) != self._headers:
             self._open(_headers(key))  # what is in flight keeps the old client until it has ended
+            if self._instead is not None:
+                self._instead.use_key(key)
 
     def _timeout(self, timeout_s: float) -> timedelta:
         if timeout_s not in self._timeouts:
@@ -164,6 +218,8 @@ class ReqwestClient:
         self, method: str, url: str, body: bytes | None, timeout_s: float
     ) -> HttpReply:
         """See `HttpClient.request`."""
+        if self._instead is not None:
+            return await self._instead.request(method, url, body, timeout_s)
         builder = self._client.request(method, url).timeout(self._timeout(timeout_s))
         if body is not None:
             builder = builder.body_bytes(body)
@@ -171,6 +227,8 @@ class ReqwestClient:
             reply = await _heeding_cancellation(builder.build().send())
             content = memoryview(await _heeding_cancellation(reply.bytes()))
         except self._errors.RequestError as error:
+            if self._must_give_way(error):
+                return await self.request(method, url, body, timeout_s)
             raise self._translate(error, timeout_s) from error
         status = reply.status
         header = reply.get_header("retry-after") if status >= 400 else None
@@ -180,6 +238,10 @@ class ReqwestClient:
         self, url: str, body: bytes, timeout_s: float
     ) -> AsyncIterator[bytes | HttpReply]:
         """See `HttpClient.stream`."""
+        if self._instead is not None:
+            async for part in self._instead.stream(url, body, timeout_s):
+                yield part
+            return
         builder = self._client.post(url).timeout(self._timeout(timeout_s)).body_bytes(body)
         try:
             async with AsyncExitStack() as stack:
@@ -196,11 +258,27 @@ class ReqwestClient:
         except self._errors.RequestError as error:
             raise self._translate(error, timeout_s) from error
 
+    def _must_give_way(self, error: Exception) -> bool:
+        """Whether the other client has to do the work from now on: this one's TLS refuses a server
+        whose certificate says that it is an authority, as `openssl req -x509` makes them, although
+        it is among those to be trusted. Every session asks for a listing first: see `gate`.
+        """
+        refused = self._ca_file is not None and "CaUsedAsEndEntity" in _causes(error)[-1]
+        if refused and self._instead is None:
+            self._instead = AiohttpClient(
+                self._headers, use_proxy=self._use_proxy, ca_file=self._ca_file
+            )
+        return refused
+
     def _translate(self, error: Exception, timeout_s: float) -> Exception:
         causes = _causes(error)
         # By its classes the library calls every time-out and every reset one of connecting; the
         # causes tell the true ones.
+        if any(_EXHAUSTED.search(cause) for cause in causes):
+            return no_file_left()
         if any("(Connect)" in cause for cause in causes):
+            if _is_of_names(causes[-1]) and open_files.none_left():
+                return no_file_left()
             return CannotConnect(f"cannot connect: {causes[-1]}")
         if isinstance(error, self._errors.RequestTimeoutError):
             return no_reply_in_time(timeout_s)
@@ -209,6 +287,13 @@ class ReqwestClient:
     async def close(self) -> None:
         """See `HttpClient.close`."""
         await self._client.close()
+        if self._instead is not None:
+            await self._instead.close()
+
+
+def _is_of_names(cause: str) -> bool:
+    """Whether a name could not be resolved, which takes files, too, and hides why it failed."""
+    return "lookup" in cause or "resol" in cause
 
 
 def _causes(error: Exception) -> list[str]:
@@ -220,13 +305,17 @@ def _causes(error: Exception) -> list[str]:
 class AiohttpClient:
     """`HttpClient` over aiohttp: two to three times the CPU, the same behaviour."""
 
-    def __init__(self, headers: dict[str, str], *, use_proxy: bool) -> None:
+    def __init__(
+        self, headers: dict[str, str], *, use_proxy: bool, ca_file: str | None = None
+    ) -> None:
         import aiohttp
 
         self._aiohttp = aiohttp
         self._headers = headers
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=20),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=20, ssl=True if ca_file is None else _trusting(ca_file)
+            ),
             trust_env=use_proxy,
             auto_decompress=True,
         )
@@ -276,6 +365,11 @@ class AiohttpClient:
         self._headers = _headers(key)
 
     def _translate(self, error: Exception, timeout_s: float) -> Exception:
+        if isinstance(error, OSError) and (
+            error.errno in open_files.EXHAUSTED
+            or (isinstance(error, self._aiohttp.ClientConnectorDNSError) and open_files.none_left())
+        ):
+            return no_file_left()
         if isinstance(
             error, self._aiohttp.ClientConnectorError | self._aiohttp.ConnectionTimeoutError
         ):

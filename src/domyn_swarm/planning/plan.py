@@ -40,6 +40,7 @@ class RouterPlan(Record):
     retries: int
     tls_cert: Path | None
     tls_key: Path | None
+    tls_ca: Path | None = None
 
 
 class MetricsPlan(Record):

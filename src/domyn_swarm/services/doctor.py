@@ -9,17 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from domyn_swarm import __version__
-from domyn_swarm.backends.checks import Check, check_folder, check_private, failed, ok
+from domyn_swarm import __version__, open_files
+from domyn_swarm.backends.checks import Check, check_folder, check_private, failed, ok, warning
+from domyn_swarm.backends.endpoint.router import Admission, admission, files_needed
+from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.batch.limiter import MOST
 from domyn_swarm.config import load
 from domyn_swarm.config.defaults import check_defaults
 from domyn_swarm.config.loading import defaults_path
 from domyn_swarm.errors import ConfigError, PlatformError, SwarmError
 from domyn_swarm.model import Record
-from domyn_swarm.paths import home
+from domyn_swarm.paths import SwarmPaths, home
+from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import serving_backend
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+
+_OTHER_FILES = 128  # of a job beside its connections
 
 
 class Examination(Record):
@@ -45,6 +51,7 @@ def examine(config: Path | None) -> Examination:
 def _machine() -> Iterator[Check]:
     python = ".".join(map(str, sys.version_info[:3]))
     yield ok("domyn-swarm", f"{__version__}, Python {python} at {sys.executable}")
+    yield _files("here", open_files.limits())
     yield check_folder("home", home(), "DOMYN_SWARM_HOME")
     if home().is_dir():
         yield check_private("privacy", home(), "keys and records")
@@ -54,12 +61,52 @@ def _machine() -> Iterator[Check]:
     try:
         swarms = SwarmStore.open().swarms()
         yield ok("database", f"{len(swarms)} live swarms")
+        for swarm in swarms:
+            yield from _files_of(swarm.name, Path(swarm.swarm_dir))
     except SwarmError as error:
         yield failed("database", error.message, error.hint or "See `domyn-swarm db --help`.")
     if importlib.util.find_spec("smg") is None:
         yield failed("router", "the package smg is missing", "pip install smg")
     else:
         yield ok("router", "smg is installed")
+
+
+def _files(where: str, found: open_files.Limits) -> Check:
+    """Whether a job can have as many requests in flight as it may take."""
+    said = f"{where}: {found.soft} (soft), {found.hard} (hard); our programs raise their own"
+    if found.hard >= MOST + _OTHER_FILES:
+        return ok("open files", said)
+    return warning(
+        "open files",
+        f"{said}, too few for the {MOST} requests that a job may have in flight: it has fewer",
+        "Raise the hard limit (ulimit -Hn; limits.conf, or LimitNOFILE= of slurmd or sshd).",
+    )
+
+
+def _files_of(swarm: str, folder: Path) -> Iterator[Check]:
+    """The same of the node that a live swarm's endpoint is on, as it says itself."""
+    address = read_address(SwarmPaths(folder))
+    if address is not None and address.open_files is not None:
+        yield _files(f"on {address.node}, of {swarm}", address.open_files)
+
+
+def _router_files(plan: DeploymentPlan) -> Check:
+    """What a router could take if it ran here."""
+    wanted = Admission(plan.router.max_concurrent, plan.router.queue_size)
+    replicas, hard = plan.layout.replicas, open_files.limits().hard
+    possible = admission(wanted, hard, replicas)
+    said = (
+        f"on a node like this one the endpoint takes {possible.max_concurrent} requests at once, "
+        f"and {possible.queue_size} more wait"
+    )
+    if possible.max_concurrent >= min(MOST, wanted.max_concurrent):
+        return ok("endpoint", said)
+    return warning(
+        "endpoint",
+        f"{said}: router.max_concurrent {wanted[0]} and queue_size {wanted[1]} need "
+        f"{files_needed(wanted, replicas)} open files, a process may have {hard}",
+        "Raise the hard limit where the endpoint runs (ulimit -Hn), or lower max_concurrent.",
+    )
 
 
 def _defaults() -> Iterator[Check]:
@@ -102,6 +149,8 @@ def _swarm(path: Path) -> Iterator[Check]:
         yield from _mistakes("configuration", error)
         return
     yield ok("configuration", f"{path} is valid")
+    if plan.backend != "lepton":  # which has an endpoint of its own
+        yield _router_files(plan)
     backend = serving_backend(plan.backend)
     found = list(backend.checks(plan))
     yield from found

@@ -164,15 +164,23 @@ def _in_order(lines: Iterable[tuple[Line, str]]) -> list[tuple[Line, str]]:
 def _end_of(file: BinaryIO, lines: int, wanted: Callable[[str], bool]) -> tuple[bytes, int]:
     """The end of a file with so many wanted lines, and its size; not more is read of it."""
     size = start = file.seek(0, os.SEEK_END)
-    content = b""
-    while start > 0 and lines > 0 and _count(content, wanted) <= lines:
+    blocks: list[bytes] = []  # the last one first; whole lines, looked at once
+    rest: list[bytes] = []  # the same of what may be the end of a line that begins further up
+    found = 0
+    while start > 0 and lines > 0 and found <= lines:
         step = min(_BLOCK_BYTES, start)
         start -= step
         file.seek(start)
-        content = file.read(step) + content
-    if start > 0:  # the first line is a part of one
-        content = content[content.find(b"\n") + 1 :]
-    return content, size
+        block = file.read(step)
+        begins = block.find(b"\n") + 1 if start > 0 else 0
+        if start > 0 and not begins:
+            rest.append(block)
+            continue
+        whole = block[begins:] + b"".join(reversed(rest))
+        blocks.append(whole)
+        rest = [block[:begins]]
+        found += _count(whole, wanted)
+    return b"".join(reversed(blocks)), size
 
 
 def _count(content: bytes, wanted: Callable[[str], bool]) -> int:

@@ -109,7 +109,9 @@ def _endpoint(swarm: LiveSwarm) -> Observation:
         key = swarm.paths.api_key.read_text().strip()
     except FileNotFoundError:
         return Observation(Phase.FAILED, f"{swarm.paths.api_key} is gone")
-    return endpoint_probe(address.url, key, use_proxy=address.collector_url is None)()
+    return endpoint_probe(
+        address.url, key, use_proxy=address.collector_url is None, ca_file=address.ca_file
+    )()
 
 
 # -- what went wrong ----------------------------------------------------------------------------

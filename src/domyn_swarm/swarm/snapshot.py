@@ -16,6 +16,9 @@ from domyn_swarm.model import (
     SwarmPhase,
 )
 
+FIGURES_FRESH_S = 5.0
+"""Figures of an engine that are older than this are shown with their age."""
+
 
 class ReplicaSnapshot(Record):
     """One replica, with how old the news is."""
@@ -34,6 +37,7 @@ class ReplicaSnapshot(Record):
     generated_tokens: float | None = None
     tokens_per_s: float | None = None  # generated, between its last two samples
     kv_cache_usage: float | None = None  # 1: full
+    figures_age_s: float | None = None  # how old the engine's figures are, from requests_running on
     node: str | None = None
     expires_at: datetime | None = None  # when the platform ends it, or starts it anew
 
@@ -41,6 +45,12 @@ class ReplicaSnapshot(Record):
     def serving(self) -> bool:
         """Whether it takes requests: ready, and heard of recently."""
         return self.state is ReplicaState.READY and not self.stale
+
+    @property
+    def old_figures_s(self) -> float | None:
+        """The age of the engine's figures where it has to be told; None: they are live."""
+        age_s = self.figures_age_s
+        return age_s if age_s is not None and age_s > FIGURES_FRESH_S else None
 
 
 class JobSnapshot(Record):

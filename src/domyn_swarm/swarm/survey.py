@@ -103,8 +103,13 @@ def _replica(view: CollectorView | None, index: int) -> ReplicaSnapshot:
     if view is None or report is None:
         return ReplicaSnapshot(index=index, state=ReplicaState.PENDING, stale=False)
     told = report.model_dump(include=_TOLD)
+    seen_s, sample_s = age_s(view, report), report.sample_age_s
     return ReplicaSnapshot(
-        index=index, stale=is_stale(view, report), last_seen_s=age_s(view, report), **told
+        index=index,
+        stale=is_stale(view, report),
+        last_seen_s=seen_s,
+        figures_age_s=None if sample_s is None else seen_s + sample_s,
+        **told,
     )
 
 

@@ -26,7 +26,11 @@ MAX_BODY_BYTES = 65_536
 _TICK_S = 1.0  # staleness is looked at so often
 _WRITE_VIEW_EVERY_S = 5.0  # and replicas.json refreshed so often when only times changed
 _METRICS, _METRICS_TYPE = "/metrics", "text/plain; version=0.0.4; charset=utf-8"
-_SILENT = "it fell silent; no requests go there"
+_VIEW_AT_MOST_EVERY_S = 1.0  # that file grows with the replicas, and so does who changes
+_FRESH_S = 0.5  # a listing of the replicas is made anew so often, however many ask for it
+_SILENT = "it fell silent, no report for {0:g} s; no requests go there"
+_UNREACHABLE = "its port cannot be connected to; no requests go there"
+_NAMED = 8  # replicas that a line of the log names
 _REPLY_WAIT_S = 2.0  # a report waits so long for the manifest to be written
 _AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
 _STATUS = {Verdict.UNKNOWN: 404, Verdict.SUPERSEDED: 409}
@@ -57,10 +61,13 @@ class Collector:
         self.drivers_looked = 0  # how often a job asked for replicas to send requests to
         self._unwritten: list[ReplicaReport] = []
         self._listed: tuple[str, ...] | None = None  # in the manifest on disk; None: not ours yet
+        self._in_router: frozenset[str] = frozenset()  # the same
         self._silent: set[str] = set()  # URLs taken off it without a word of their replicas
         self._left_at: dict[str, float] = {}  # when a URL was last taken off the disk
         self._view_written_at = 0.0
         self._view_changed = True
+        self._closing = False
+        self._listings: dict[bool, tuple[float, str]] = {}  # by whether for requests: when, JSON
         self._news = asyncio.Event()
         self._synced = asyncio.Condition()
         self._key = spec.collector_key_file.read_text().strip().encode()
@@ -134,13 +141,24 @@ class Collector:
         return web.json_response({"status": "ok"})
 
     async def _replicas(self, request: web.Request) -> web.Response:
+        for_requests = "for" in request.query  # somebody sends them without the router
+        self.drivers_looked += for_requests
+        text = self._listing(for_requests=for_requests)
+        return web.Response(text=text, content_type="application/json")
+
+    def _listing(self, *, for_requests: bool) -> str:
+        """The view as JSON, no older than `_FRESH_S`, and than the last change of a state."""
+        made_at, text = self._listings.get(for_requests, (-_FRESH_S, ""))
+        if _now() - made_at < _FRESH_S:
+            return text
         view = self.view()
-        if "for" in request.query:  # requests: somebody sends them without the router
-            self.drivers_looked += 1
-            serving = self._serving()
+        if for_requests:
+            serving = frozenset(self._serving())
             able = tuple(one for one in view.replicas if one.url in serving)
             view = view.model_copy(update={"replicas": able})
-        return web.Response(text=view.model_dump_json(), content_type="application/json")
+        text = view.model_dump_json()
+        self._listings[for_requests] = _now(), text
+        return text
 
     async def _events(self, request: web.Request) -> web.Response:
         since = request.query.get("since", "")
@@ -181,6 +199,7 @@ class Collector:
         _log.info("replica %d is %s%s", replica, now.state.value, detail)
         self._unwritten.append(now)
         self._view_changed = True
+        self._listings.clear()
         self._news.set()
 
     async def _is_drained(self, url: str | None) -> bool:
@@ -190,7 +209,7 @@ class Collector:
         try:
             async with asyncio.timeout(_REPLY_WAIT_S), self._synced:
                 await self._synced.wait_for(
-                    lambda: self._listed is not None and url not in self._listed
+                    lambda: self._listed is not None and url not in self._in_router
                 )
         except TimeoutError:
             return False
@@ -208,6 +227,7 @@ class Collector:
 
     def resize(self, replicas: int) -> None:
         """So many replicas are wanted from now on."""
+        self._listings.clear()
         self._table.resize(replicas)
 
     @property
@@ -248,6 +268,7 @@ class Collector:
         while True:
             await asyncio.sleep(CHECK_S)
             if await self._reachability.check(self._table.serving(_now())):
+                self._listings.clear()
                 self._news.set()
 
     def _serving(self) -> tuple[str, ...]:
@@ -261,15 +282,18 @@ class Collector:
             await asyncio.to_thread(
                 write_private, self._paths.router_manifest, self._manifest(serving)
             )
-            self._note_routing(set(self._listed or ()), set(serving))
+            before, now = self._in_router, frozenset(serving)
+            self._note_routing(before, now)
             async with self._synced:
-                gone = set(self._listed or ()) - set(serving)
-                self._left_at.update(dict.fromkeys(gone, _now()))
-                self._listed = serving
+                self._left_at.update(dict.fromkeys(before - now, _now()))
+                self._listed, self._in_router = serving, now
                 self._synced.notify_all()
-            _log.info("the router may use %d replicas: %s", len(serving), ", ".join(serving))
+            moved = [*(f"+{url}" for url in now - before), *(f"-{url}" for url in before - now)]
+            named = ", ".join(sorted(moved)[:_NAMED]) + (", ..." if moved[_NAMED:] else "")
+            _log.info("the router may use %d replicas: %s", len(serving), named)
         age = _now() - self._view_written_at
-        if self._view_changed or age >= _WRITE_VIEW_EVERY_S:
+        due_s = _VIEW_AT_MOST_EVERY_S if self._view_changed else _WRITE_VIEW_EVERY_S
+        if age >= due_s or self._closing:
             self._view_changed = False
             self._view_written_at = _now()
             await asyncio.to_thread(
@@ -279,15 +303,19 @@ class Collector:
         if changes:
             await asyncio.to_thread(self._history.append, changes)
 
-    def _note_routing(self, before: set[str], now: set[str]) -> None:
-        """Write down replicas that fell silent: of those alone nobody reports a change."""
+    def _note_routing(self, before: frozenset[str], now: frozenset[str]) -> None:
+        """Write down replicas that fell silent, or cannot be reached: of those alone nobody reports
+        a change.
+        """
         for report in self._table.reports():
             if report.url is None or report.state is not ReplicaState.READY:
                 continue
             change: dict[str, object] = {"reported_at": utc_now()}
             if report.url in before - now:
                 self._silent.add(report.url)
-                change |= {"state": ReplicaState.UNHEALTHY, "reason": _SILENT}
+                silent = _SILENT.format(self._spec.stale_after_s)
+                why = silent if self._reachability.reachable(report.url) else _UNREACHABLE
+                change |= {"state": ReplicaState.UNHEALTHY, "reason": why}
             elif report.url in now - before and report.url in self._silent:
                 self._silent.discard(report.url)
             else:
@@ -298,7 +326,7 @@ class Collector:
         """Write what is not written yet."""
         await self._gauges.close()
         try:
-            self._view_changed = True
+            self._closing = True
             await self._sync()
         except OSError as error:
             _log.warning("cannot write: %s", error)

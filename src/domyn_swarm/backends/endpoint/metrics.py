@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -60,6 +60,13 @@ def state_of(view: CollectorView, report: ReplicaReport) -> str:
     return report.state.value
 
 
+def sampled(report: ReplicaReport) -> datetime | None:
+    """When an engine gave the figures of its replica's report; None: it gave none."""
+    if report.reported_at is None or report.sample_age_s is None:
+        return None
+    return report.reported_at - timedelta(seconds=report.sample_age_s)
+
+
 def _swarm(readings: Readings) -> Iterator[Metric]:
     spec, view = readings.spec, readings.view
     facts = {
@@ -103,6 +110,12 @@ def _replicas(swarm: str, view: CollectorView) -> Iterator[Metric]:
         "When a replica's watchdog reported last, by the collector's clock.",
         labels,
         ((words, one.reported_at.timestamp()) for words, one in reported if one.reported_at),
+    )
+    yield gauge(
+        "replica_sampled_timestamp_seconds",
+        "When a replica's engine said what the next metrics tell, by the collector's clock.",
+        labels,
+        ((words, when.timestamp()) for words, one in reported if (when := sampled(one))),
     )
     yield gauge(
         "replica_requests_running",

@@ -14,11 +14,19 @@ from typing import Protocol
 import aiohttp
 from aiohttp import web
 
+from domyn_swarm import open_files
 from domyn_swarm.backends.endpoint import connections, ports
 from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.address import own_address
 from domyn_swarm.backends.endpoint.collector import Collector
-from domyn_swarm.backends.endpoint.router import Router, RouterFigures, RouterSettings
+from domyn_swarm.backends.endpoint.router import (
+    Admission,
+    Router,
+    RouterFigures,
+    RouterSettings,
+    admission,
+    files_needed,
+)
 from domyn_swarm.backends.endpoint.scraping import Discovery, SwarmMetrics
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.supervision import Platform, Supervision
@@ -234,6 +242,9 @@ def _address(spec: EndpointSpec, port: int, collector_port: int) -> EndpointAddr
         collector_url=f"http://{name}:{collector_port}",
         node=socket.gethostname(),
         process=this_process(),
+        ca_file=spec.tls_ca or spec.tls_cert,
+        open_files=open_files.limits(),
+        admits=Admission(spec.max_concurrent, spec.queue_size).total,
     )
 
 
@@ -252,4 +263,21 @@ def main(paths: SwarmPaths, platform: Platform | None = None) -> None:
     from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 
     os.umask(0o077)
-    asyncio.run(serve(paths, load_spec(paths), SmgRouter(), platform))
+    asyncio.run(serve(paths, within_limits(load_spec(paths)), SmgRouter(), platform))
+
+
+def within_limits(spec: EndpointSpec) -> EndpointSpec:
+    """The spec with what the router can take by the files that it may have open, once this
+    process's limit is raised, which the router's inherits. What is less than was asked for is said.
+    """
+    wanted = Admission(spec.max_concurrent, spec.queue_size)
+    files = open_files.raise_limit(files_needed(wanted, spec.replicas))
+    possible = admission(wanted, files, spec.replicas)
+    if possible != wanted:
+        _log.warning(
+            "this node lets a process have %d files open (ulimit -Hn), too few for "
+            "router.max_concurrent %d and queue_size %d: the endpoint takes %d requests at once, "
+            "and %d more wait",
+            *(files, *wanted, *possible),
+        )
+    return spec.model_copy(update=possible._asdict())

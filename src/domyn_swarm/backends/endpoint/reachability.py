@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Sequence
 from urllib.parse import urlsplit
+
+from domyn_swarm import open_files
 
 CHECK_S = 2.0
 _TIMEOUT_S = 1.5
 _MISSES = 2  # in a row; one may be a busy moment
+_AT_ONCE = 64  # connections that a check has open
+# What this machine lacks: files, ports, memory. It says nothing of the other end.
+_OUR_OWN = open_files.EXHAUSTED | {errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Reachability:
@@ -29,20 +35,29 @@ class Reachability:
     async def check(self, urls: Sequence[str]) -> bool:
         """Look at every URL; whether one has become reachable or unreachable."""
         before = {url: self.reachable(url) for url in urls}
-        answers = await asyncio.gather(*[_connects(url) for url in urls])
-        self._misses = {
-            url: 0 if answers[at] else self._misses.get(url, 0) + 1 for at, url in enumerate(urls)
-        }
+        few = asyncio.Semaphore(_AT_ONCE)
+
+        async def look(url: str) -> int:
+            async with few:
+                answers = await _connects(url)
+            known = self._misses.get(url, 0)
+            return known if answers is None else 0 if answers else known + 1
+
+        misses = await asyncio.gather(*map(look, urls))
+        self._misses = dict(zip(urls, misses, strict=True))
         return any(self.reachable(url) != known for url, known in before.items())
 
 
-async def _connects(url: str) -> bool:
+async def _connects(url: str) -> bool | None:
+    """Whether somebody listens there; None: that cannot be found out from here now."""
     place = urlsplit(url)
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             _, writer = await asyncio.open_connection(place.hostname, place.port)
-    except (OSError, TimeoutError):
+    except TimeoutError:  # an OSError itself
         return False
+    except OSError as error:
+        return None if error.errno in _OUR_OWN or open_files.none_left() else False
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()

@@ -26,6 +26,7 @@ class EndpointSpec(Record):
     retries: int  # attempts per request, as the router counts (see `smg_router`)
     tls_cert: Path | None
     tls_key: Path | None
+    tls_ca: Path | None = None  # that clients trust; None: tls_cert itself
     api_key_file: Path
     collector_key_file: Path
     # From here on, of its metrics.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from domyn_swarm.model import ProcessId, Record, ReplicaReport, utc_now
+from domyn_swarm.open_files import Limits
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import http_json
 
@@ -21,6 +23,9 @@ class EndpointAddress(Record):
     collector_url: str | None = None  # None: the platform reports on the replicas
     node: str = ""
     process: ProcessId | None = None  # None: no program of ours
+    ca_file: Path | None = None  # certificates that clients trust, beside the system's
+    open_files: Limits | None = None  # of a process of ours on its node
+    admits: int | None = None  # requests at once; those beyond are turned away. None: not known
 
 
 class CollectorView(Record):

@@ -33,10 +33,13 @@ _STARTS_WITHIN_MS = 1000  # however busy the machine is
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD of the kernel's sched.h: it never has an environment
 
 
-def spawn(argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> ProcessId:
+def spawn(
+    argv: Sequence[str], env: Mapping[str, str], log_path: Path, files: Sequence[int] = ()
+) -> ProcessId:
     """Start a program in a session of its own, its output appended to `log_path`.
 
-    It inherits the environment, except what marks the caller itself as part of a swarm or job.
+    It inherits the environment, except what marks the caller itself as part of a swarm or job, and
+    no open file but `files`, under other numbers.
 
     Raises:
         CommandMissing: there is no such program.
@@ -48,6 +51,7 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> Proces
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log_path), flags, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
+        *((os.POSIX_SPAWN_DUP2, file, max(files) + 1 + at) for at, file in enumerate(files)),
     ]
     inherited = {name: value for name, value in os.environ.items() if name not in _OURS}
     defaults = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
-from domyn_swarm.backends.gpus import visible_gpus
+from domyn_swarm.backends.gpus import HeldGpus, held_gpus
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, watchdog_source
 from domyn_swarm.errors import PlatformError
@@ -41,11 +42,12 @@ class LocalServing(OwnEndpoint):
         private_dir(paths.scripts)
         shutil.copyfile(watchdog_source(), paths.watchdog_program)
         _write_endpoint_spec(plan, ctx, paths)
-        parts = [self._start_endpoint(ctx, paths)]
-        record(parts[0])
-        for replica in range(plan.layout.replicas):
-            parts.append(self._start_replica(plan, ctx, paths, replica))
-            record(parts[-1])
+        with _gpus_of(plan, range(plan.layout.replicas)) as gpus:
+            parts = [self._start_endpoint(ctx, paths)]
+            record(parts[0])
+            for replica, held in gpus.items():
+                parts.append(self._start_replica(plan, ctx, paths, replica, held))
+                record(parts[-1])
         return ServingHandle(
             platform="local", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
         )
@@ -56,8 +58,8 @@ class LocalServing(OwnEndpoint):
 
     def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[str, ...]:  # noqa: ARG002 - of the protocol
         """See `ServingBackend.rehearse`."""
-        for replica in range(plan.layout.replicas):
-            visible_gpus(plan.layout.gpus_per_replica, replica)
+        with _gpus_of(plan, range(plan.layout.replicas)):
+            pass
         return ("processes of this machine start at once",)
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
@@ -84,11 +86,10 @@ class LocalServing(OwnEndpoint):
         }
         before = EndpointSpec.model_validate_json(paths.endpoint_spec.read_text()).replicas
         refuse_draining([running[one].platform_id for one in running if before <= one < wanted])
-        for replica in range(wanted):
-            visible_gpus(plan.layout.gpus_per_replica, replica)
-        _write_endpoint_spec(plan, ctx, paths)
-        for replica in sorted(set(range(wanted)) - running.keys()):
-            record(self._start_replica(plan, ctx, paths, replica))
+        with _gpus_of(plan, sorted(set(range(wanted)) - running.keys())) as gpus:
+            _write_endpoint_spec(plan, ctx, paths)
+            for replica, held in gpus.items():
+                record(self._start_replica(plan, ctx, paths, replica, held))
         surplus = [part.process for index, part in running.items() if index >= wanted]
         processes.send([one for one in surplus if one is not None], signal.SIGTERM)
 
@@ -98,18 +99,24 @@ class LocalServing(OwnEndpoint):
         return _part("endpoint", 0, processes.spawn(argv, env, paths.endpoint_log))
 
     def _start_replica(
-        self, plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, replica: int
+        self,
+        plan: DeploymentPlan,
+        ctx: DeploymentContext,
+        paths: SwarmPaths,
+        replica: int,
+        gpus: HeldGpus,
     ) -> Part:
         spec = build_watchdog_spec(plan, ctx, paths, replica, host=HOST)
         write_private(paths.watchdog_spec(replica), json.dumps(spec, indent=2))
         argv = [ctx.interpreter, str(paths.watchdog_program), str(paths.watchdog_spec(replica))]
         env = {
             **ctx.shared_env,
-            **visible_gpus(plan.layout.gpus_per_replica, replica),
+            **gpus.env,
             processes.TAG: ctx.tag,
             processes.PART: f"replica-{replica}",
         }
-        return _part("replica", replica, processes.spawn(argv, env, paths.watchdog_log(replica)))
+        log = paths.watchdog_log(replica)
+        return _part("replica", replica, processes.spawn(argv, env, log, gpus.files))
 
     def probe(self, handle: ServingHandle) -> Observation:
         """See `ServingBackend.probe`."""
@@ -170,6 +177,22 @@ class LocalServing(OwnEndpoint):
                 f"Processes of the swarm still run: {left}.",
                 hint="They do not end on SIGKILL; see `ps`, then run `domyn-swarm down` again.",
             )
+
+
+@contextlib.contextmanager
+def _gpus_of(plan: DeploymentPlan, replicas: Iterable[int]) -> Iterator[Mapping[int, HeldGpus]]:
+    """GPUs for these replicas, for as long as they run: their watchdogs get the locks.
+
+    Raises:
+        PlatformError: too few are free; nothing is held.
+    """
+    with contextlib.ExitStack() as stack:
+        yield {
+            replica: stack.enter_context(
+                held_gpus(plan.layout.gpus_per_replica, replica, plan.name)
+            )
+            for replica in replicas
+        }
 
 
 def end_jobs_and_replicas(tag: str, paths: SwarmPaths) -> None:

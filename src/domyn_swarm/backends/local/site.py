@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 
 from domyn_swarm.backends.checks import Check, check_engine, check_folder, check_model, failed, ok
 from domyn_swarm.backends.endpoint.ports import is_free
+from domyn_swarm.backends.gpus import gpus_here
 from domyn_swarm.backends.local.serving import HOST
 from domyn_swarm.planning.plan import DeploymentPlan
 
@@ -34,12 +33,7 @@ def _gpus(plan: DeploymentPlan) -> Check:
     wanted = plan.layout.replicas * plan.layout.gpus_per_replica
     if not wanted:
         return ok("GPUs", "none are asked for")
-    there = 0
-    if shutil.which("nvidia-smi"):
-        done = subprocess.run(
-            ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False, timeout=30
-        )
-        there = done.stdout.count("GPU ") if done.returncode == 0 else 0
+    there = gpus_here() or 0
     if there < wanted:
         return failed(
             "GPUs",

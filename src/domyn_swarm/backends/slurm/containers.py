@@ -18,6 +18,18 @@ IMAGE_PYTHON = "python3"
 _TAKEN_IN = ("CUDA_VISIBLE_DEVICES", "DOMYN_SWARM_NODE_PORT", "HF_HOME", "HF_TOKEN")
 
 
+LIFELINE = "lifeline"
+"""The last word of a command of ours that is to end when its input does."""
+
+
+def loses_signals(plan: TaskPlan) -> bool:
+    """Whether a program inside is not told of the death of whoever started it: the kernel forgets
+    that for a setuid program, which starts these containers on some sites. Where Slurm does not
+    track processes by control groups, nobody else would end it.
+    """
+    return plan.container in ("apptainer", "singularity")
+
+
 def inside(plan: TaskPlan, program: Sequence[str], paths: SwarmPaths) -> list[str]:
     """The command that runs a Python program where the engine lives. The swarm's folder, and a
     model that is a folder, are the same in there.

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from domyn_swarm.backends.slurm.containers import inside
+from domyn_swarm.backends.slurm.containers import LIFELINE, inside, loses_signals
 from domyn_swarm.backends.slurm.task import Child, Task, open_log
 from domyn_swarm.backends.slurm.task_plan import read_task_plan
 from domyn_swarm.logs import configure
@@ -24,10 +24,12 @@ def main(swarm_dir: str, replica: int, head: str, port: str) -> int:
     paths = SwarmPaths(Path(swarm_dir))
     plan = read_task_plan(paths)
     rank = int(os.environ["SLURM_PROCID"]) + 1
+    lifeline = loses_signals(plan)
     program = [str(paths.follower_program), str(paths.follower_spec), head, port, str(rank)]
+    program += [LIFELINE] if lifeline else []
     task = Task()
     with open_log(paths.node_log(replica, rank)) as log:
-        task.start(Child(inside(plan, program, paths), {}, log))
+        task.start(Child(inside(plan, program, paths), {}, log, lifeline=lifeline))
         return task.wait()
 
 

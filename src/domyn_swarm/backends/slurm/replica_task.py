@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 from pathlib import Path
 
 from domyn_swarm.backends.gpus import visible_gpus
-from domyn_swarm.backends.slurm.containers import inside
+from domyn_swarm.backends.slurm.containers import LIFELINE, inside, loses_signals
 from domyn_swarm.backends.slurm.lost_endpoint import LostEndpoint
 from domyn_swarm.backends.slurm.task import (
     KILLED,
@@ -32,6 +31,8 @@ from domyn_swarm.paths import SwarmPaths, write_private
 
 _log = get_logger(__name__)
 
+_EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - where the other nodes come from
+_NODE_PORTS_FROM = 29_500
 NODE_PORT = "DOMYN_SWARM_NODE_PORT"  # where the other nodes of a replica reach its first one
 
 
@@ -89,7 +90,8 @@ class ReplicaTask:
         command = self._inside(str(self._paths.watchdog_program), told, self._address)
         _log.info("replica %d on %s: %s", index, self._address, " ".join(command))
         alone = self._plan.nodes_per_replica == 1  # else its nodes begin together
-        self._task.start(Child(command, env, log, again=alone))
+        lifeline = loses_signals(self._plan)
+        self._task.start(Child(command, env, log, again=alone, lifeline=lifeline))
 
     def _join_nodes(self, index: int) -> dict[str, str]:
         """Start what the other nodes of the replica run, and what the first needs for them."""
@@ -100,7 +102,8 @@ class ReplicaTask:
             command = self._inside(
                 str(self._paths.follower_program), told, self._address, port, "0"
             )
-            self._task.start(Child(command, {}, log, companion=True))
+            lifeline = loses_signals(self._plan)
+            self._task.start(Child(command, {}, log, companion=True, lifeline=lifeline))
         others = self._plan.nodes_per_replica - 1
         cpus = os.environ.get("SLURM_CPUS_PER_TASK")
         step = [
@@ -117,14 +120,19 @@ class ReplicaTask:
         return {NODE_PORT: port}
 
     def _node_port(self) -> int:
+        """A port of this node that no other task or watchdog of this user's is given while this
+        task runs, and below those that the system gives to connections.
+        """
         if self._plan.requires_ray:
             return self._plan.ray_port
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.bind(("", 0))
-            return int(probe.getsockname()[1])
+        from domyn_swarm.watchdog import Ports  # here: its imports cost more than a task's
+
+        self._ports = Ports(_EVERY_ADDRESS)  # its locks last as long as it does
+        return self._ports.pick(_NODE_PORTS_FROM)
 
     def _inside(self, *program: str) -> list[str]:
-        return inside(self._plan, program, self._paths)
+        lifeline = [LIFELINE] if loses_signals(self._plan) else []
+        return inside(self._plan, [*program, *lifeline], self._paths)
 
     def _come_back(self) -> None:
         """Another time: by requeueing, or by a successor, for which the endpoint program looks."""

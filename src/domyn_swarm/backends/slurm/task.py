@@ -57,6 +57,7 @@ class Child(NamedTuple):
     log: IO[bytes]
     companion: bool = False  # it serves the others: told to end after them, and they end with it
     again: bool = False  # it is started again when it is killed, a few times within an hour
+    lifeline: bool = False  # its input ends with the task: see `containers.loses_signals`
 
 
 class Process(Protocol):
@@ -84,7 +85,7 @@ def _start_process(child: Child) -> Process:
     return subprocess.Popen(
         child.command,
         env={**os.environ, **child.env},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if child.lifeline else subprocess.DEVNULL,
         stdout=child.log,
         stderr=child.log,
         preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here

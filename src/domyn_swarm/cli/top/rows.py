@@ -23,6 +23,8 @@ def summary(swarm: SwarmSnapshot, now: datetime) -> list[str]:
         f"{number(total(one.requests_waiting for one in serving))} waiting",
         f"{number(total(one.tokens_per_s for one in serving))} tokens/s",
     ]
+    if (age_s := max((one.old_figures_s or 0.0 for one in serving), default=0.0)) > 0:
+        busy.append(f"as of up to {age_s:.0f} s ago")
     if swarm.expires_at is not None:
         busy.append(f"ends in {duration((swarm.expires_at - now).total_seconds())}")
     phase = swarm.phase.value if swarm.observed in ("unknown", "not_probed") else swarm.observed
@@ -39,13 +41,19 @@ def replica_row(one: ReplicaSnapshot) -> tuple[str, ...]:
     return (
         str(one.index),
         f"{one.state.value} (stale)" if one.stale else one.state.value,
-        number(one.requests_running),
+        number(one.requests_running) + _age(one),
         number(one.requests_waiting),
         number(one.tokens_per_s),
         _NONE if one.kv_cache_usage is None else f"{one.kv_cache_usage:.0%}",
         str(one.restarts),
         one.reason or one.node or "",
     )
+
+
+def _age(one: ReplicaSnapshot) -> str:
+    """What follows the first of an engine's figures where they are not live."""
+    known = one.old_figures_s is not None and one.requests_running is not None
+    return f" ({one.old_figures_s:.0f} s ago)" if known else ""
 
 
 def job_row(job: JobSnapshot) -> tuple[str, ...]:
