@@ -90,9 +90,10 @@ def http_json(
     """GET a small JSON document; `use_proxy`: as the environment says.
 
     Raises:
-        OSError: no answer, or a status other than 200.
+        OSError: no answer, one that is no HTTP or breaks off, or a status other than 200.
         ValueError: the answer is not JSON.
     """
+    import http.client
     import urllib.request
 
     request = urllib.request.Request(url)
@@ -100,8 +101,11 @@ def http_json(
         request.add_header("Authorization", f"Bearer {key}")
     proxies = urllib.request.ProxyHandler(None if use_proxy else {})
     opener = urllib.request.build_opener(proxies)
-    with opener.open(request, timeout=timeout_s) as reply:
-        return json.loads(reply.read(4_000_000))
+    try:
+        with opener.open(request, timeout=timeout_s) as reply:
+            return json.loads(reply.read(4_000_000))
+    except http.client.HTTPException as error:
+        raise OSError(f"{url} does not speak HTTP: {error!r}") from error
 
 
 def endpoint_probe(url: str, key: str, *, timeout_s: float = 5.0, use_proxy: bool = False) -> Probe:
