@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from domyn_swarm.backends.platforms import scheduler
 from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.state import SwarmStore
-from domyn_swarm.swarm.factory import scheduler
 from patience import limit_s, scaled
 from slurm.cluster import SlurmCluster
 from slurm.swarms import (

@@ -11,6 +11,7 @@ from typing import Literal
 
 from domyn_swarm import __version__
 from domyn_swarm.backends.checks import Check, check_folder, check_private, failed, ok
+from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.config import load
 from domyn_swarm.config.defaults import check_defaults
 from domyn_swarm.config.loading import defaults_path
@@ -18,7 +19,6 @@ from domyn_swarm.errors import ConfigError, PlatformError, SwarmError
 from domyn_swarm.model import Record
 from domyn_swarm.paths import home
 from domyn_swarm.state import SwarmStore
-from domyn_swarm.swarm.factory import serving_backend
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 
 

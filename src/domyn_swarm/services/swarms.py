@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.errors import StateError, SwarmError, SwarmNotFound
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.services.requests import (
@@ -16,7 +17,7 @@ from domyn_swarm.services.requests import (
     UpResult,
 )
 from domyn_swarm.state import SwarmRecord, SwarmStore
-from domyn_swarm.swarm.factory import rehydrate, serving_backend
+from domyn_swarm.swarm.factory import rehydrate
 from domyn_swarm.swarm.lifecycle import OnChange, SwarmLifecycle
 from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot

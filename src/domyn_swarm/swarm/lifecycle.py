@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from domyn_swarm import engines, logs
 from domyn_swarm.backends.base import Part
 from domyn_swarm.backends.notification import notify
+from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.errors import (
     LaunchError,
     PlatformError,
@@ -29,7 +30,7 @@ from domyn_swarm.planning.layout import lay_out
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import SwarmRecord, SwarmStore
-from domyn_swarm.swarm.factory import LiveSwarm, rehydrate, serving_backend
+from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.readiness import launch_error, readiness
 from domyn_swarm.swarm.reconcile import all_recorded, being_launched, claim_launch, reconcile
 

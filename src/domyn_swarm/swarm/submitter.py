@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from domyn_swarm import __version__
 from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, read_exit
+from domyn_swarm.backends.platforms import compute_backend
 from domyn_swarm.config.environment import ray_address_of_environment
 from domyn_swarm.errors import ConfigError, PlatformError, StateError
 from domyn_swarm.jobs.spec import JobSpec
@@ -19,7 +20,7 @@ from domyn_swarm.model import JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, write_private
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import JobRecord, SwarmStore
-from domyn_swarm.swarm.factory import LiveSwarm, compute_backend
+from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_access import endpoint_access, endpoint_url, keep_key, swarm_access
 from domyn_swarm.swarm.job_records import (
     check_down_after,
