@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from command_line import PROGRAM
-from domyn_swarm.errors import ConfigError, SwarmError
+from domyn_swarm.errors import ConfigError, SubmissionUnknown, SwarmError
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.resources import JobResources
@@ -355,3 +356,32 @@ def test_how_to_log_reaches_the_nodes_where_the_environment_does_not(
         ours = [json.loads(line) for line in lines if line.startswith("{")]
         assert "info" in {one["level"] for one in ours}
         assert not [line for line in lines if " INFO domyn_swarm" in line]
+
+
+SILENT_SBATCH = """#!/bin/sh
+case "$*" in *--test-only*) exec {real} "$@" ;; esac
+(while [ ! -e {go} ]; do sleep 0.1; done; exec {real} "$@") > /dev/null 2>&1 &
+echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2
+exit 1
+"""
+
+
+def test_a_job_that_slurm_took_without_an_answer_is_found_again(
+    standing: Standing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = tmp_path / "bin" / "sbatch"
+    silent.parent.mkdir()
+    go = tmp_path / "go"
+    silent.write_text(SILENT_SBATCH.format(real=shutil.which("sbatch"), go=go))
+    silent.chmod(0o755)
+    jobs = JobService()
+    with monkeypatch.context() as busy:
+        busy.setenv("PATH", f"{silent.parent}:{os.environ['PATH']}")
+        with pytest.raises(SubmissionUnknown, match="Socket timed out") as caught:
+            jobs.submit(request(tmp_path / "job", 20, external_id="unanswered"))
+    assert "may have been submitted" in caught.value.hint
+    known = SwarmStore.open().job("unanswered")
+    assert (known.status, known.handle) == (JobStatus.PENDING, None)
+    go.touch()
+    assert jobs.wait("unanswered", timeout_s=limit_s()).status is JobStatus.SUCCEEDED
+    assert all_answered(tmp_path / "job", 20)

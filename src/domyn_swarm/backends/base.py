@@ -166,6 +166,8 @@ class ComputeSpec(Record):
 class ComputeBackend(Protocol):
     """Work that talks to an endpoint."""
 
+    appears_within_s: float  # a submission that broke off is not in `find` by then: it never will
+
     def check(self, spec: ComputeSpec) -> None:
         """Refuse what the platform cannot give, before anything is recorded.
 
@@ -175,7 +177,12 @@ class ComputeBackend(Protocol):
         """
 
     def submit(self, spec: ComputeSpec) -> JobHandle:
-        """Start the program so that it outlives the caller; its exit is recorded by a wrapper."""
+        """Start the program so that it outlives the caller; its exit is recorded by a wrapper.
+
+        Raises:
+            SubmissionUnknown: the platform did not answer, and may have started it. Any other
+                `SwarmError`: it certainly did not.
+        """
 
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
         """The job as the platform knows it, recorded or not; None: it never ran, or has ended

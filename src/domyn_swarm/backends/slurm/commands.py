@@ -23,7 +23,12 @@ from domyn_swarm.backends.slurm.states import (
     parse_allocation,
     parse_queue,
 )
-from domyn_swarm.errors import CommandMissing, PlatformUnavailable, SubmitRejected
+from domyn_swarm.errors import (
+    CommandMissing,
+    PlatformUnavailable,
+    SubmissionUnknown,
+    SubmitRejected,
+)
 from domyn_swarm.logs import get_logger
 from domyn_swarm.probing import Clock
 
@@ -77,11 +82,16 @@ class Slurm:
         """Submit a script, with `array` for these of its tasks; the new job's id.
 
         Raises:
-            CommandMissing, PlatformUnavailable: Slurm cannot be asked.
+            CommandMissing: there is no Slurm here.
+            SubmissionUnknown: it did not answer, and may have taken the script.
             SubmitRejected: it refused.
         """
         tasks = [] if array is None else [f"--array={','.join(map(str, array))}"]
-        done = self._run(["sbatch", "--parsable", *tasks, str(script)])
+        try:
+            done = self._run(["sbatch", "--parsable", *tasks, str(script)])
+        except PlatformUnavailable as error:
+            self._queue.expect_change()
+            raise SubmissionUnknown(error.message, hint=error.hint) from error
         if done.returncode != 0:
             raise _refused(script, _last_line(done.stderr))
         self._queue.expect_change()
