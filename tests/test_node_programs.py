@@ -46,7 +46,11 @@ PROGRAMS: Mapping[str, Loads] = {
     "backends.endpoint.smg_process": Loads(set(), {"backends.endpoint"}),
     "backends.endpoint.program": Loads(
         {*AIOHTTP, *PYDANTIC, "psutil"},
-        {*GROUND, "backends.endpoint", "backends.notification", "identity", "model", "probing"},
+        {
+            *GROUND,
+            *("backends.endpoint", "backends.notification", "claims", "identity", "model"),
+            "probing",
+        },
     ),
     "engines.llamacpp_server": Loads(set(), {"engines", "errors"}),
     "engines.sglang_server": Loads(set(), {"engines", "errors"}),

@@ -49,10 +49,12 @@ class ServingHandle(Record):
 
 
 class PartRecorder(Protocol):
-    """Called with each part the moment the platform returned its id, before the next is started."""
+    """Called the moment the platform returned ids, before anything else is started: with all parts
+    that one answer of the platform started, so that they are recorded together.
+    """
 
-    def __call__(self, part: Part, /) -> None:
-        """Attach the part to the swarm's record."""
+    def __call__(self, *parts: Part) -> None:
+        """Attach the parts to the swarm's record."""
 
 
 class ServingBackend(Protocol):
@@ -134,6 +136,11 @@ class ServingBackend(Protocol):
 
         Raises:
             PlatformError: the platform has them and does not give them.
+        """
+
+    def lost(self, handle: ServingHandle) -> str | None:
+        """Why nobody will answer at the endpoint again, whatever one waits for; None: somebody may,
+        as far as can be seen from here. Only of a swarm that was launched to its end.
         """
 
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
