@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -39,6 +39,7 @@ class EndpointAccess:
     meter: Meter | None = None  # None: the endpoint's own /metrics, where it has them
     key_now: Callable[[], str | None] | None = None  # None: it does not change
     model: str | None = None  # of a swarm whose replicas have the same key
+    fate: Callable[[], Awaitable[str | None]] | None = None  # see `EndpointGate`
 
 
 @asynccontextmanager
@@ -73,17 +74,17 @@ async def open_session(
             http.use_key(key)
         return access.locate()
 
-    meter, fate = access.meter, None
+    meter, fates = access.meter, [access.fate] if access.fate else []
     asked = None if meter is None else open_client(meter.key, use_proxy=False)
     carrier: HttpClient = http
     replicas = None
     if meter is not None and asked is not None:
-        fate = fate_reader(asked, meter.locate)
+        fates.insert(0, fate_reader(asked, meter.locate))
         if access.model is not None:
             replicas = Replicas(asked, meter.locate)
             carrier = ReplicaClient(http, replicas, access.model)
     gate = EndpointGate(
-        carrier, locate, on_state, suspects, knock_max_s=policy.knock_max_s, fate=fate
+        carrier, locate, on_state, suspects, knock_max_s=policy.knock_max_s, fates=fates
     )
     if meter is not None and asked is not None:
         gauges = meter_reader(asked, meter.locate)
