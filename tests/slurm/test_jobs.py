@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from slurm.swarms import (
     request,
     standing_swarm,
     submit_held,
+    unanswered,
     under_way,
     until,
     warn,
@@ -358,30 +358,18 @@ def test_how_to_log_reaches_the_nodes_where_the_environment_does_not(
         assert not [line for line in lines if " INFO domyn_swarm" in line]
 
 
-SILENT_SBATCH = """#!/bin/sh
-case "$*" in *--test-only*) exec {real} "$@" ;; esac
-(while [ ! -e {go} ]; do sleep 0.1; done; exec {real} "$@") > /dev/null 2>&1 &
-echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2
-exit 1
-"""
-
-
 def test_a_job_that_slurm_took_without_an_answer_is_found_again(
-    standing: Standing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    standing: Standing, tmp_path: Path
 ) -> None:
-    silent = tmp_path / "bin" / "sbatch"
-    silent.parent.mkdir()
-    go = tmp_path / "go"
-    silent.write_text(SILENT_SBATCH.format(real=shutil.which("sbatch"), go=go))
-    silent.chmod(0o755)
     jobs = JobService()
-    with monkeypatch.context() as busy:
-        busy.setenv("PATH", f"{silent.parent}:{os.environ['PATH']}")
-        with pytest.raises(SubmissionUnknown, match="Socket timed out") as caught:
-            jobs.submit(request(tmp_path / "job", 20, external_id="unanswered"))
+    with (
+        unanswered(tmp_path, "job.sh") as taken,
+        pytest.raises(SubmissionUnknown, match="Socket timed out") as caught,
+    ):
+        jobs.submit(request(tmp_path / "job", 20, external_id="unanswered"))
     assert "may have been submitted" in caught.value.hint
     known = SwarmStore.open().job("unanswered")
     assert (known.status, known.handle) == (JobStatus.PENDING, None)
-    go.touch()
+    taken.touch()
     assert jobs.wait("unanswered", timeout_s=limit_s()).status is JobStatus.SUCCEEDED
     assert all_answered(tmp_path / "job", 20)
