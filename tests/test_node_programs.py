@@ -59,10 +59,7 @@ PROGRAMS: Mapping[str, Loads] = {
         {*AIOHTTP, *PYDANTIC, "psutil"},
         {
             *GROUND,
-            "backends.endpoint",
-            "backends.notification",
-            "identity",
-            "model",
+            *("backends.endpoint", "backends.notification", "claims", "identity", "model"),
             "open_files",
             "probing",
         },

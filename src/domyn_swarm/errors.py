@@ -71,6 +71,10 @@ class SwarmNotFound(StateError):
         super().__init__(f"There is no swarm named {name!r}.", hint=hint)
 
 
+class SwarmReplaced(StateError):
+    """A newer swarm has taken the place of the one that was meant, or it was forgotten."""
+
+
 class SwarmExists(StateError):
     """A live swarm already has that name."""
 
@@ -99,6 +103,10 @@ class SubmitRejected(PlatformError):
 
 class PlatformUnavailable(PlatformError):
     """The platform did not answer; what it runs is unknown."""
+
+
+class SubmissionUnknown(PlatformUnavailable):
+    """The platform did not answer a submission: it may have taken it, and may yet."""
 
 
 class LaunchError(SwarmError):

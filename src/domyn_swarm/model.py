@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from domyn_swarm.errors import EXIT_FAILED_ROWS, ConfigError, StateError
+from domyn_swarm.errors import EXIT_FAILED_ROWS, ConfigError
 
 
 class Record(BaseModel):
@@ -141,14 +141,9 @@ JOB_TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
 _S = TypeVar("_S", bound=StrEnum)
 
 
-def check_transition(what: str, current: _S, to: _S, table: Mapping[_S, frozenset[_S]]) -> None:
-    """Refuse a transition that `table` does not list. Staying in place is always legal.
-
-    Raises:
-        StateError: the transition is illegal.
-    """
-    if to is not current and to not in table[current]:
-        raise StateError(f"{what} is {current.value} and cannot become {to.value}.")
+def may_become(current: _S, to: _S, table: Mapping[_S, frozenset[_S]]) -> bool:
+    """Whether `table` allows the transition. Staying in place is always legal."""
+    return to is current or to in table[current]
 
 
 # -- handles: how to find a thing again ---------------------------------------------------------

@@ -77,6 +77,11 @@ class JobPaths:
         return self.root / "job.json"
 
     @property
+    def submitter(self) -> Path:
+        """Which process is submitting it: `submitter.json`."""
+        return self.root / "submitter.json"
+
+    @property
     def input_facts(self) -> Path:
         """What the submitter found of the input's files: `input.facts`."""
         return self.root / "input.facts"
@@ -252,7 +257,7 @@ class SwarmPaths:
 
     @property
     def ended(self) -> Path:
-        """Why the swarm ended itself, once it has."""
+        """Why the swarm ended, once it has: by itself, or by `down`."""
         return self.root / "serving" / "ended.json"
 
     @property
@@ -272,10 +277,19 @@ class SwarmPaths:
         """The jobs of a task that were killed and have successors, in a row."""
         return self.root / "serving" / "killed" / str(task)
 
+    def submitting(self, kind: str) -> Path:
+        """A submission of the endpoint or of replicas that the scheduler has not answered yet."""
+        return self.root / "serving" / f"submitting-{kind}"
+
     @property
     def endpoint_leaves(self) -> Path:
         """The job of an endpoint whose time is up: what begins in its allocation ends with it."""
         return self.root / "serving" / "endpoint-leaves"
+
+    @property
+    def endpoint_asked(self) -> Path:
+        """Touched by a task of the replicas that asks the scheduler for a lost endpoint."""
+        return self.root / "serving" / "endpoint-asked"
 
     def endpoint_successor(self, job: str) -> Path:
         """The claim of the one who submits the successor of an endpoint's job that was lost."""

@@ -97,9 +97,10 @@ def http_json(
     are trusted beside the system's.
 
     Raises:
-        OSError: no answer, or a status other than 200.
+        OSError: no answer, one that is no HTTP or breaks off, or a status other than 200.
         ValueError: the answer is not JSON.
     """
+    import http.client
     import urllib.request
 
     request = urllib.request.Request(url)
@@ -114,8 +115,11 @@ def http_json(
         context.load_verify_locations(ca_file)
         handlers.append(urllib.request.HTTPSHandler(context=context))
     opener = urllib.request.build_opener(*handlers)
-    with opener.open(request, timeout=timeout_s) as reply:
-        return json.loads(reply.read(4_000_000))
+    try:
+        with opener.open(request, timeout=timeout_s) as reply:
+            return json.loads(reply.read(4_000_000))
+    except http.client.HTTPException as error:
+        raise OSError(f"{url} does not speak HTTP: {error!r}") from error
 
 
 def endpoint_probe(

@@ -11,6 +11,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from command_line import PROGRAM, CommandLine, write_sim_config
 from patience import limit_s, until
 
@@ -61,12 +63,17 @@ def test_up_killed_at_any_moment_leaves_nothing_unrecorded(
     assert cli.processes() == []
 
 
-def test_interrupting_up_says_what_keeps_running(cli: CommandLine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_interrupting_up_says_what_keeps_running(
+    cli: CommandLine, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     up = cli.start("up", "-c", write_sim_config(tmp_path).path, *SLOW_START)
     until(lambda: [one for one in cli.processes() if one.pid != up.pid])
-    up.send_signal(signal.SIGINT)
+    up.send_signal(number)
     stdout, said = up.communicate(timeout=limit_s())
-    assert up.returncode == 130, said
+    assert up.returncode == code, said
     assert stdout == ""
     assert "domyn-swarm down demo" in said
     assert cli.processes() != []

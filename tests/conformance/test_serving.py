@@ -69,7 +69,10 @@ class Deployment:
     recorded: list[Part] = field(default_factory=list)
 
     def up(self) -> ServingHandle:
-        return self.backend.launch(self.plan, self.context, self.recorded.append)
+        return self.backend.launch(self.plan, self.context, self.record)
+
+    def record(self, *parts: Part) -> None:
+        self.recorded += parts
 
     @property
     def anything(self) -> ServingHandle:
@@ -171,7 +174,7 @@ def test_a_swarm_grows_and_shrinks(deploy: Callable[..., Deployment]) -> None:
         plan = deployment.plan.model_copy(update={"layout": layout})
         write_private(deployment.paths.plan, plan.model_dump_json())
         backend = deployment.backend
-        backend.scale(plan, deployment.context, handle, deployment.recorded.append)
+        backend.scale(plan, deployment.context, handle, deployment.record)
 
     def running() -> set[int]:
         found = deployment.backend.find(deployment.anything)
@@ -213,9 +216,9 @@ def test_a_launch_that_breaks_off_leaves_nothing_unrecorded(
 ) -> None:
     deployment = deploy(replicas=3)
 
-    def record(part: Part) -> None:
-        deployment.recorded.append(part)
-        if len(deployment.recorded) == 2:
+    def record(*parts: Part) -> None:
+        deployment.record(*parts)
+        if len(deployment.recorded) >= 2:
             raise PlatformError("broken off")
 
     with pytest.raises(PlatformError, match="broken off"):
@@ -239,7 +242,7 @@ from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 plan = DeploymentPlan.model_validate_json({deployment.plan.model_dump_json()!r})
 context = DeploymentContext.model_validate_json({deployment.context.model_dump_json()!r})
-{kind.__name__}().launch(plan, context, lambda part: None)
+{kind.__name__}().launch(plan, context, lambda *parts: None)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
@@ -256,6 +259,7 @@ def test_signatures_are_the_protocols(under_test: BackendUnderTest) -> None:
         "address",
         "view",
         "fetch_logs",
+        "lost",
         "find",
         "delete",
     ):

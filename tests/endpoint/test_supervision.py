@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from domyn_swarm.backends.endpoint import supervision
 from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.backends.endpoint.supervision import Supervision
 from domyn_swarm.batch.sink import beside
+from domyn_swarm.claims import claim
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import JobHandle, ReplicaReport, ReplicaState, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
@@ -265,3 +267,27 @@ async def test_a_torn_spec_is_read_again(bench: Bench) -> None:
     ended_s = await swarm.ends_after()
     assert ended_s is not None
     assert ended_s >= 300
+
+
+@pytest.mark.parametrize("launched_by", ["nobody", "a process that was killed", "this process"])
+def test_a_swarm_that_fails_later_says_so_unless_somebody_waits_for_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, launched_by: str
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(supervision, "notify", lambda _file, event, **_: told.append(event))
+
+    @in_virtual_time
+    async def run() -> None:
+        swarm = Swarm(bench)
+        launcher = swarm.paths.launcher(bench.endpoint_spec(replicas=2).tag)
+        if launched_by != "nobody":
+            claim(launcher)
+        if launched_by == "a process that was killed":
+            left = {**json.loads(launcher.read_text()), "started_at": -1.0}
+            launcher.write_text(json.dumps(left))
+        for replica in range(2):
+            swarm.report(replica, "failed", reason="out of memory")
+        await swarm.ends_after(30.0)
+
+    run()
+    assert told == ([] if launched_by == "this process" else ["swarm_failed"])

@@ -60,7 +60,7 @@ class ScriptedSwarm:
         )
         write_private(self.paths.plan, self.plan.model_dump_json())
         self.serving = SlurmServing(cluster.process(), self.clock)
-        self.handle = self.serving.launch(self.plan, self.ctx, lambda _part: None)
+        self.handle = self.serving.launch(self.plan, self.ctx, lambda *_parts: None)
         for left in (self.paths.endpoint.parent, self.paths.jobs):
             left.mkdir(parents=True, exist_ok=True)
         self.clock.until(self.all_run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -194,6 +195,29 @@ def taking_nothing(slurm: SlurmCluster, nodes: str) -> Iterator[None]:
         yield
     finally:
         slurm.run("scontrol", "update", f"nodename={nodes}", "state=resume")
+
+
+UNANSWERED_SBATCH = """#!/bin/sh
+case "$*" in *--test-only*) exec {real} "$@" ;; *{script}) ;; *) exec {real} "$@" ;; esac
+(while [ ! -e {taken} ]; do sleep 0.1; done; exec {real} "$@") > /dev/null 2>&1 &
+echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2
+exit 1
+"""
+
+
+@contextmanager
+def unanswered(folder: Path, script: str) -> Iterator[Path]:
+    """A controller that is too busy to answer the submission of this script, and takes it once a
+    file is there, the one that this gives.
+    """
+    taken, stand_in = folder / "taken", folder / "bin" / "sbatch"
+    stand_in.parent.mkdir()
+    real = shutil.which("sbatch")
+    stand_in.write_text(UNANSWERED_SBATCH.format(real=real, script=script, taken=taken))
+    stand_in.chmod(0o755)
+    with pytest.MonkeyPatch.context() as busy:
+        busy.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
+        yield taken
 
 
 # -- jobs ------------------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.errors import LaunchError, SubmitRejected
+from domyn_swarm.errors import LaunchError, SubmissionUnknown, SubmitRejected
 from domyn_swarm.model import SwarmPhase
 from domyn_swarm.services.swarms import SwarmService
+from domyn_swarm.state import SwarmStore
 from patience import scaled
 from slurm.cluster import SlurmCluster
-from slurm.swarms import Up, jobs_of, observed, until
+from slurm.swarms import Up, jobs_of, observed, unanswered, until
 from slurm.test_values import ENV_SERVER
 
 HALF = """
@@ -109,3 +110,26 @@ def test_what_slurm_refuses_is_one_clear_error(up: Up, slurm: SlurmCluster) -> N
     assert "endpoint.sh" in refused.value.hint
     assert jobs_of(slurm) == {}
     assert SwarmService().status("demo").phase is SwarmPhase.STOPPED
+
+
+def test_replicas_that_slurm_takes_without_an_answer_are_not_forgotten(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    with (
+        unanswered(tmp_path, "replicas.sh") as taken,
+        pytest.raises(SubmissionUnknown, match="Socket timed out") as caught,
+    ):
+        up()
+    assert "may yet take" in caught.value.hint
+    assert "domyn-swarm down demo" in caught.value.hint
+    assert jobs_of(slurm) == {}
+    service = SwarmService()
+    assert service.status("demo").phase is SwarmPhase.FAILED  # nobody writes it off
+    [held] = service.down(["demo"])
+    assert not held.stopped
+    taken.touch()
+    until(lambda: len(jobs_of(slurm)) == 2)
+    [ended] = service.down(["demo"])
+    assert ended.stopped, ended.error
+    assert jobs_of(slurm) == {}
+    assert SwarmStore.open().swarm("demo").phase is SwarmPhase.STOPPED

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from command_line import PROGRAM
-from domyn_swarm.errors import ConfigError, SwarmError
+from domyn_swarm.errors import ConfigError, SubmissionUnknown, SwarmError
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.resources import JobResources
@@ -35,6 +35,7 @@ from slurm.swarms import (
     request,
     standing_swarm,
     submit_held,
+    unanswered,
     under_way,
     until,
     warn,
@@ -390,3 +391,20 @@ def test_how_to_log_reaches_the_nodes_where_the_environment_does_not(
         ours = [json.loads(line) for line in lines if line.startswith("{")]
         assert "info" in {one["level"] for one in ours}
         assert not [line for line in lines if " INFO domyn_swarm" in line]
+
+
+def test_a_job_that_slurm_took_without_an_answer_is_found_again(
+    standing: Standing, tmp_path: Path
+) -> None:
+    jobs = JobService()
+    with (
+        unanswered(tmp_path, "job.sh") as taken,
+        pytest.raises(SubmissionUnknown, match="Socket timed out") as caught,
+    ):
+        jobs.submit(request(tmp_path / "job", 20, external_id="unanswered"))
+    assert "may have been submitted" in caught.value.hint
+    known = SwarmStore.open().job("unanswered")
+    assert (known.status, known.handle) == (JobStatus.PENDING, None)
+    taken.touch()
+    assert jobs.wait("unanswered", timeout_s=limit_s()).status is JobStatus.SUCCEEDED
+    assert all_answered(tmp_path / "job", 20)

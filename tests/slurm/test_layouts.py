@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from domyn_swarm.backends.platforms import scheduler
 from domyn_swarm.errors import StateError
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.state import SwarmStore
-from domyn_swarm.swarm.factory import scheduler
 from slurm.cluster import SlurmCluster
 from slurm.swarms import (
     Up,

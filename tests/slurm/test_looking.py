@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Sequence
+from itertools import pairwise
+
 import pytest
 
+from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.looking import Jobs, Look
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.errors import PlatformUnavailable
@@ -85,3 +90,43 @@ def test_who_must_be_sure_asks_for_a_fresh_look(
     scheduler.state = "COMPLETED"
     assert look.now()["1"].state == "RUNNING"
     assert look.now(at_most_s=1.0)["1"].state == "COMPLETED"
+
+
+class Accounting(Slurm):
+    """Slurm whose controller remembers nothing, and whose accounting fails for a while."""
+
+    def __init__(self, clock: FilingClock, back_after_s: float) -> None:
+        super().__init__(clock=clock)
+        self.asked: list[float] = []
+        self._back_at = clock.monotonic() + back_after_s
+
+    def _run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        now = self._clock.monotonic()
+        said, code = "", 0
+        if command[0] == "sacct":
+            self.asked.append(now)
+            code = int(now < self._back_at)
+            said = "" if code else "17|COMPLETED|None|n1|2026-01-01T00:00:00|\n"
+        return subprocess.CompletedProcess(command, code, said, "slurmdbd is away" if code else "")
+
+
+def test_accounting_that_failed_is_asked_again_ever_more_seldom(clock: FilingClock) -> None:
+    slurm = Accounting(clock, back_after_s=86_400.0)
+    until_s = clock.monotonic() + 86_400.0
+    while clock.monotonic() < until_s:
+        assert slurm.jobs(["17"]) == {}
+        clock.sleep(20.0)
+    pauses_s = [later - earlier for earlier, later in pairwise(slurm.asked)]
+    assert pauses_s[0] < 90.0
+    assert all(3600.0 <= pause_s <= 3630.0 for pause_s in pauses_s[7:])
+    clock.sleep(3600.0)
+    assert slurm.jobs(["17"])["17"].state == "COMPLETED"
+
+
+def test_an_accounting_that_failed_for_a_moment_is_asked_within_a_minute(
+    clock: FilingClock,
+) -> None:
+    slurm = Accounting(clock, back_after_s=10.0)
+    assert slurm.jobs(["17"]) == {}
+    clock.sleep(60.0)
+    assert slurm.jobs(["17"])["17"].state == "COMPLETED"

@@ -129,15 +129,15 @@ def test_an_endpoint_that_is_lost_anew_is_not_asked_for_as_rarely_as_the_last(
     assert seconds <= 95.0
 
 
-def test_all_tasks_see_the_loss_at_once_and_do_not_ask_at_once(swarm: ScriptedSwarm) -> None:
+def test_all_tasks_see_the_loss_at_once_and_a_few_ask(swarm: ScriptedSwarm) -> None:
     tasks = look_out(swarm, 300)
     swarm.cluster.room = False
     swarm.cluster.lose(swarm.endpoint)
     swarm.cluster.looks.clear()
-    look(swarm, tasks, 50.0)
+    look(swarm, tasks, 90.0)
     per_moment = Counter(swarm.cluster.looks)
-    assert sum(per_moment.values()) >= 300
-    assert max(per_moment.values()) < 150
+    assert 2 <= sum(per_moment.values()) <= 20  # by 300 tasks, each of which would twice
+    assert max(per_moment.values()) == 1
 
 
 def test_an_endpoint_that_waits_for_a_day_is_asked_for_every_ten_minutes_or_less(

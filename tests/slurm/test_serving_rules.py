@@ -199,7 +199,7 @@ def test_a_swarm_that_slurm_forgot_has_ended(swarm: ScriptedSwarm) -> None:
 def scale(swarm: ScriptedSwarm, asked: SlurmServing, replicas: int) -> None:
     layout = swarm.plan.layout.model_copy(update={"replicas": replicas})
     swarm.plan = swarm.plan.model_copy(update={"layout": layout})
-    asked.scale(swarm.plan, swarm.ctx, swarm.handle, lambda _part: None)
+    asked.scale(swarm.plan, swarm.ctx, swarm.handle, lambda *_parts: None)
 
 
 def test_it_grows_by_what_is_missing_and_shrinks_by_what_is_too_much(
@@ -248,3 +248,79 @@ def test_whole_nodes_are_filled_and_scaled_as_such(
         scale(packed, serving(packed), 3)
     scale(packed, serving(packed), 6)
     assert len([one for one in packed.tagged("replica") if not one.job.over]) == 3
+
+
+# -- dead for good ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("states", "why"),
+    [
+        ({}, None),
+        ({"endpoint": "PENDING"}, None),
+        ({"endpoint": "NODE_FAIL"}, None),  # a replica submits its successor
+        ({"endpoint": "FAILED"}, None),
+        ({"endpoint": "NODE_FAIL", "0": "PENDING", "1": "FAILED"}, None),
+        ({"endpoint": "CANCELLED"}, "the endpoint's job was cancelled"),
+        ({"endpoint": "COMPLETED"}, "the endpoint's job ended (COMPLETED)"),
+        (
+            {"endpoint": "NODE_FAIL", "0": "FAILED", "1": "FAILED"},
+            "the endpoint's job lost its node",
+        ),
+        ({"0": "FAILED", "1": "FAILED"}, None),  # `scale` has them run again
+    ],
+)
+def test_whether_anybody_will_answer_again(
+    swarm: ScriptedSwarm, states: dict[str, str], why: str | None
+) -> None:
+    say(swarm, states)
+    assert serving(swarm).lost(swarm.handle) == why
+    workers = swarm.handle.model_copy(update={"parts": ()})  # who knows the tag alone
+    assert serving(swarm).lost(workers) == why
+
+
+def test_an_endpoint_that_failed_too_often_does_not_answer_again(swarm: ScriptedSwarm) -> None:
+    for number in range(3):
+        assert serving(swarm).lost(swarm.handle) is None
+        swarm.leave(swarm.paths.endpoint_successor(f"{number}"), "FAILED")
+    swarm.cluster.end(swarm.endpoint, "FAILED")
+    assert serving(swarm).lost(swarm.handle) == "the endpoint's job ended (FAILED)"
+
+
+def test_an_endpoint_that_slurm_forgot_is_brought_back_by_nobody(swarm: ScriptedSwarm) -> None:
+    swarm.cluster.end(swarm.endpoint, "NODE_FAIL")
+    swarm.clock.sleep(swarm.cluster.min_job_age_s + 1)
+    assert serving(swarm).lost(swarm.handle) == "the endpoint's job is not known any more"
+
+
+def test_its_successor_is_seen_by_who_looked_a_moment_before(swarm: ScriptedSwarm) -> None:
+    asked = serving(swarm)
+    swarm.cluster.end(swarm.endpoint, "CANCELLED")
+    asked.probe(swarm.handle)
+    swarm.cluster.process().submit(swarm.paths.endpoint_script)
+    assert asked.lost(swarm.handle) is None
+
+
+def test_who_cannot_ask_knows_of_no_end(swarm: ScriptedSwarm) -> None:
+    swarm.cluster.end(swarm.endpoint, "CANCELLED")
+    swarm.cluster.away(600.0)
+    assert serving(swarm).lost(swarm.handle) is None
+
+
+def test_all_replicas_of_an_array_are_recorded_at_once(launch: Launch) -> None:
+    swarm = launch(replicas=50)
+    recorded: list[int] = []
+    swarm.serving.launch(swarm.plan, swarm.ctx, lambda *parts: recorded.append(len(parts)))
+    assert recorded == [1, 50]
+
+
+def test_an_endpoint_that_is_dead_for_good_is_not_asked_about_each_time(
+    swarm: ScriptedSwarm,
+) -> None:
+    swarm.cluster.end(swarm.endpoint, "CANCELLED")
+    asked = serving(swarm)
+    swarm.cluster.looks.clear()
+    for _ in range(600):
+        assert asked.lost(swarm.handle) is not None
+        swarm.clock.sleep(0.3)
+    assert len(swarm.cluster.looks) < 25  # in three minutes

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from domyn_swarm.backends.platforms import scheduler
+from domyn_swarm.errors import StateError
 from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.state import SwarmStore
-from domyn_swarm.swarm.factory import scheduler
 from patience import limit_s, scaled
 from slurm.cluster import SlurmCluster
 from slurm.swarms import (
@@ -228,14 +229,18 @@ def test_an_endpoint_moves_is_cancelled_and_ends_under_jobs_and_no_row_is_lost(
     assert all_answered(step, rows)
     until(lambda: mailed(slurm, "of-endpoint@here", "demo-endpoint"))
 
-    # An admin cancels it: the swarm has failed and says why, the job waits for the user.
+    # An admin cancels it: the swarm has failed and says why, takes no job, and its jobs end.
     job = submit_held(tmp_path / "cancelled")
     slurm.run("scancel", "--name", "demo-endpoint")
     until(lambda: observed() == "failed")
-    assert "the endpoint's job was cancelled" in service.status("demo").detail
-    until(lambda: "does not answer" in str(jobs.status(job.handle).message))
+    seen = service.status("demo")
+    assert "the endpoint's job was cancelled" in seen.detail
+    with pytest.raises(StateError, match=r"demo has failed.*the endpoint's job was cancelled"):
+        jobs.submit(request(tmp_path / "refused", 1))
+    done = ended(job.handle)
+    assert done.status is JobStatus.FAILED
+    assert "The swarm has failed: the endpoint's job was cancelled" in str(done.message)
     down()
-    assert jobs.status(job.handle).status is JobStatus.CANCELLED
 
     # In the next swarm it goes on; with the swarm a step ends.
     up(min_ready=2)

@@ -58,7 +58,7 @@ def store() -> SwarmStore:
 def test_a_swarm_comes_back_as_it_was(store: SwarmStore) -> None:
     record = swarm(parts=({"kind": "endpoint", "index": 0},))
     store.create_swarm(record)
-    store.attach_part("demo.1", {"kind": "replica", "index": 0})
+    store.attach_parts("demo.1", [{"kind": "replica", "index": 0}])
     found = SwarmStore.open().swarm("demo")
     assert found.parts == ({"kind": "endpoint", "index": 0}, {"kind": "replica", "index": 0})
     unchanged = {"parts": record.parts, "updated_at": record.updated_at}
@@ -76,25 +76,55 @@ def test_names_are_unique_among_live_swarms(store: SwarmStore) -> None:
     assert store.swarm("demo").tag == "demo.2"
     assert [found.job_id for found in store.jobs("demo")] == ["j1"]
     with pytest.raises(StateError, match=r"No swarm carries the tag 'demo\.1'"):
-        store.attach_part("demo.1", {})
+        store.attach_parts("demo.1", [{}])
 
 
 def test_only_legal_transitions(store: SwarmStore) -> None:
     store.create_swarm(swarm())
-    store.set_phase("demo.1", SwarmPhase.READY)
-    with pytest.raises(StateError, match="is ready and cannot become stopped"):
-        store.set_phase("demo.1", SwarmPhase.STOPPED)
-    store.set_phase("demo.1", SwarmPhase.FAILED, "why")
-    store.set_phase("demo.1", SwarmPhase.STOPPING)
+    assert store.set_phase("demo.1", SwarmPhase.READY)
+    assert not store.set_phase("demo.1", SwarmPhase.STOPPED)
+    assert not store.set_phase("demo.1", SwarmPhase.LAUNCHING)
+    assert store.swarm("demo").phase is SwarmPhase.READY
+    assert store.set_phase("demo.1", SwarmPhase.FAILED, "why")
+    assert store.set_phase("demo.1", SwarmPhase.STOPPING)
+    assert store.set_phase("demo.1", SwarmPhase.STOPPING)
     assert store.swarm("demo").detail == "why"
     store.create_job(job())
     store.set_job_status("j1", JobStatus.RUNNING)
+    store.set_job_status("j1", JobStatus.PENDING)  # a scheduler put it back into its queue
+    assert store.job("j1").status is JobStatus.RUNNING
+
+
+@pytest.mark.parametrize("later", [one for one in JobStatus if one is not JobStatus.FAILED])
+def test_of_readers_that_judge_a_job_differently_the_first_counts(
+    store: SwarmStore, later: JobStatus
+) -> None:
+    store.create_job(job())
     store.set_job_status("j1", JobStatus.FAILED, exit_code=3)
-    with pytest.raises(StateError, match="is failed and cannot become running"):
-        store.set_job_status("j1", JobStatus.RUNNING)
     ended = store.job("j1")
+    store.set_job_status("j1", later, exit_code=0)
+    assert store.job("j1") == ended
     assert (ended.status, ended.exit_code) == (JobStatus.FAILED, 3)
     assert ended.ended_at is not None
+
+
+def test_a_swarm_that_another_program_has_stopped_or_replaced_is_no_error(
+    store: SwarmStore,
+) -> None:
+    store.create_swarm(swarm())
+    store.set_stopped("demo.1")
+    assert not store.set_phase("demo.1", SwarmPhase.STOPPING)
+    store.create_swarm(swarm(tag="demo.2"))
+    assert not store.set_phase("demo.1", SwarmPhase.READY)
+    assert store.swarm("demo").phase is SwarmPhase.LAUNCHING
+
+
+def test_a_part_that_two_programs_record_is_recorded_once(store: SwarmStore) -> None:
+    store.create_swarm(swarm())
+    parts = [{"kind": "replica", "index": number} for number in range(1000)]
+    store.attach_parts("demo.1", parts[:500])
+    store.attach_parts("demo.1", [*parts, parts[0]])
+    assert store.swarm("demo").parts == tuple(parts)
 
 
 def test_what_runs_no_more_is_stopped_from_any_phase_and_by_several_at_once(
@@ -330,7 +360,7 @@ def test_a_reader_waits_for_a_writer(store: SwarmStore, swarm_home: Path) -> Non
 USES = {
     "open": "SwarmStore.open()",
     "read": "store.swarm('demo')",
-    "write": "store.attach_part('demo.1', {'kind': 'replica', 'index': 0})",
+    "write": "store.attach_parts('demo.1', [{'kind': 'replica', 'index': 0}])",
 }
 INTERRUPTED = """
 import signal, sqlite3, sys, time

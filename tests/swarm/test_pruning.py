@@ -13,6 +13,7 @@ from typing import Any
 
 from command_line import CommandLine
 from domyn_swarm.backends.local.processes import PART, TAG
+from domyn_swarm.claims import claim
 from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
@@ -128,9 +129,12 @@ def test_nothing_goes_that_lives_or_could_not_be_asked(swarm_home: Path, tmp_pat
         "away": recorded(swarm_home, "away", SwarmPhase.READY),
     }
     recorded(swarm_home, "gone", SwarmPhase.READY)  # ended without a word: it is over, too
+    left = SwarmPaths(recorded(swarm_home, "left")).launcher("left.x")  # by an `up` that was killed
+    claim(left)
+    write_private(left, json.dumps({**json.loads(left.read_text()), "started_at": -1.0}))
     with_job(kept["busy"], JobStatus.RUNNING, tmp_path / "out.parquet")
     with_job(kept["holding"], JobStatus.SUCCEEDED, kept["holding"] / "out.parquet")
-    write_private(kept["coming"] / "launcher-x.json", "{}")
+    claim(SwarmPaths(kept["coming"]).launcher("another"))  # by this process
     address = {
         "url": "http://a:1",
         "collector_url": "http://a:2",
@@ -150,7 +154,7 @@ def test_nothing_goes_that_lives_or_could_not_be_asked(swarm_home: Path, tmp_pat
             check=True,
         )
     report = json.loads(done.stdout)
-    assert names(report, "swarms") == {"gone"}
+    assert names(report, "swarms") == {"gone", "left"}
     why = {one["name"]: one["why"] for one in report["kept"]}
     assert set(why) == set(kept)
     assert "replica 0" in why["tagged"]

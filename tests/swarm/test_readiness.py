@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+
 import pytest
 
 from domyn_swarm.backends.base import ServingHandle
 from domyn_swarm.backends.local.serving import LocalServing
-from domyn_swarm.probing import Observation, Phase
+from domyn_swarm.probing import Observation, Phase, endpoint_probe
 from domyn_swarm.swarm import factory
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.readiness import readiness
 from local_swarms import config
+from patience import limit_s
 
 
 class OldLook(LocalServing):
@@ -34,3 +38,29 @@ def test_what_serves_is_ready_whatever_an_old_look_says(
         assert (seen.phase, seen.detail) == (Phase.READY, "platform")
         swarm.paths.endpoint.unlink()  # nobody finds it: then it is as the platform says
         assert readiness(swarm)().phase is Phase.FAILED
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{]",
+    ],
+)
+def test_whatever_answers_at_the_port_is_no_crash(said: bytes) -> None:
+    """A port may be another program's by now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(65_536)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert endpoint_probe(url, "key", timeout_s=limit_s())().phase is Phase.STARTING
+        thread.join()

@@ -49,10 +49,12 @@ class ServingHandle(Record):
 
 
 class PartRecorder(Protocol):
-    """Called with each part the moment the platform returned its id, before the next is started."""
+    """Called the moment the platform returned ids, before anything else is started: with all parts
+    that one answer of the platform started, so that they are recorded together.
+    """
 
-    def __call__(self, part: Part, /) -> None:
-        """Attach the part to the swarm's record."""
+    def __call__(self, *parts: Part) -> None:
+        """Attach the parts to the swarm's record."""
 
 
 class ServingBackend(Protocol):
@@ -136,6 +138,11 @@ class ServingBackend(Protocol):
             PlatformError: the platform has them and does not give them.
         """
 
+    def lost(self, handle: ServingHandle) -> str | None:
+        """Why nobody will answer at the endpoint again, whatever one waits for; None: somebody may,
+        as far as can be seen from here. Only of a swarm that was launched to its end.
+        """
+
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
         """What carries the handle's tag on the platform, recorded or not."""
 
@@ -166,6 +173,8 @@ class ComputeSpec(Record):
 class ComputeBackend(Protocol):
     """Work that talks to an endpoint."""
 
+    appears_within_s: float  # a submission that broke off is not in `find` by then: it never will
+
     def check(self, spec: ComputeSpec) -> None:
         """Refuse what the platform cannot give, before anything is recorded.
 
@@ -175,7 +184,12 @@ class ComputeBackend(Protocol):
         """
 
     def submit(self, spec: ComputeSpec) -> JobHandle:
-        """Start the program so that it outlives the caller; its exit is recorded by a wrapper."""
+        """Start the program so that it outlives the caller; its exit is recorded by a wrapper.
+
+        Raises:
+            SubmissionUnknown: the platform did not answer, and may have started it. Any other
+                `SwarmError`: it certainly did not.
+        """
 
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
         """The job as the platform knows it, recorded or not; None: it never ran, or has ended

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -43,6 +43,7 @@ class EndpointAccess:
     model: str | None = None  # of a swarm whose replicas have the same key
     admits: Callable[[], int | None] = lambda: None  # requests that it takes from this process
     ca_file: Callable[[], str | None] = lambda: None  # certificates to trust beside the system's
+    fate: Callable[[], Awaitable[str | None]] | None = None  # see `EndpointGate`
 
 
 @asynccontextmanager
@@ -79,12 +80,12 @@ async def open_session(
             http.use_key(key)
         return access.locate()
 
-    meter, fate = access.meter, None
+    meter, fates = access.meter, [access.fate] if access.fate else []
     asked = None if meter is None else open_client(meter.key, use_proxy=False)
     carrier: HttpClient = http
     replicas = None
     if meter is not None and asked is not None:
-        fate = fate_reader(asked, meter.locate)
+        fates.insert(0, fate_reader(asked, meter.locate))
         if access.model is not None:
             replicas = Replicas(asked, meter.locate)
             carrier = ReplicaClient(http, replicas, access.model)
@@ -94,7 +95,7 @@ async def open_session(
         on_state,
         suspects,
         knock_max_s=policy.knock_max_s,
-        fate=fate,
+        fates=fates,
         traffic=traffic,
     )
     if meter is not None and asked is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -74,17 +74,17 @@ class EndpointGate:
         suspects: Suspects,
         *,
         knock_max_s: float = 5.0,
-        fate: Callable[[], Awaitable[str | None]] | None = None,
+        fates: Sequence[Callable[[], Awaitable[str | None]]] = (),
         traffic: Traffic | None = None,
     ) -> None:
-        """`fate` tells why nobody will ever answer there again; None: as far as is known, somebody
-        may.
+        """Each of `fates` tells, in a sentence without its full stop, why nobody will ever answer
+        there again; None: as far as it knows, somebody may.
         """
         self._client = client
         self._locate = locate
         self._on_state = on_state
         self._knock_max_s = knock_max_s
-        self._fate = fate
+        self._fates = fates
         self._open = asyncio.Event()
         self._open.set()
         self._closed = asyncio.Event()
@@ -320,10 +320,12 @@ class EndpointGate:
         return await self._serves() and (probe is None or await self._ask(probe) is _Said.ANSWERED)
 
     async def _look_at_its_fate(self) -> None:
-        why = None if self._fate is None else await self._fate()
-        if why is not None:
+        for fate in self._fates:
+            why = await fate()
+            if why is None:
+                continue
             raise JobError(
-                f"The swarm has failed, and nobody will answer at {self.url} again: {why}.",
+                f"{why}. Nobody will answer at {self.url} again.",
                 hint="What is finished is kept. Bring up a swarm again and go on there: "
                 "domyn-swarm job resume JOB --name SWARM",
             )

@@ -127,7 +127,8 @@ def fate_reader(
         if view is None or not view.wanted or len(failed) < view.wanted:
             return None
         first = failed[0]
-        return f"all its replicas failed, replica {first.replica}: {first.reason or 'it ended'}"
+        why = first.reason or "it ended"
+        return f"The swarm has failed: all its replicas failed, replica {first.replica}: {why}"
 
     return read
 

@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
+from types import FrameType
 
 import typer
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came where Ctrl-C is heeded: nobody is there to be asked."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
+@contextlib.contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP interrupt the block as Ctrl-C does, so that what it leaves behind is
+    said; one that whoever started us has ignored (`nohup`) stays ignored.
+    """
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [number for number, handler in usual.items() if handler is signal.SIG_DFL]
+    for number in heeded:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def say(text: str) -> None:

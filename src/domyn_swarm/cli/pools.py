@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from domyn_swarm.cli.console import confirm, interactive, say
+from domyn_swarm.cli.console import confirm, interactive, say, termination_interrupts
 from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
 from domyn_swarm.errors import EXIT_INTERRUPTED, LaunchError, PlatformError
 
@@ -63,7 +63,8 @@ def up(
         all_or_nothing=all_or_nothing,
     )
     PoolService.check(file)  # before a database is made
-    report = PoolService().up(request, on_change=_say_change)
+    with termination_interrupts():
+        report = PoolService().up(request, on_change=_say_change)
     if form is Format.TABLE:
         _show_up(report)
     else:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domyn_swarm.cli import candidates
-from domyn_swarm.cli.console import confirm, interactive, say
+from domyn_swarm.cli.console import (
+    Terminated,
+    confirm,
+    interactive,
+    say,
+    termination_interrupts,
+)
 from domyn_swarm.cli.logs import logs
 from domyn_swarm.cli.looking import describe, list_swarms
 from domyn_swarm.cli.options import (
@@ -86,24 +92,28 @@ def up(
 
 
 def _up_or_ask(request: UpRequest) -> UpResult:
-    """Bring it up; on Ctrl-C a person decides what becomes of what was started."""
+    """Bring it up; on Ctrl-C a person decides what becomes of what was started. Whoever else ends
+    the command is told what keeps running.
+    """
     from domyn_swarm.cli.progress import phases
     from domyn_swarm.services.swarms import SwarmService
 
     service = SwarmService()
     name = str(request.name)
     try:
-        with phases(name) as on_change:
+        with termination_interrupts(), phases(name) as on_change:
             return service.up(request, on_change=on_change)
-    except KeyboardInterrupt:
-        if interactive() and confirm(f"\nInterrupted. Stop {name} and free what it holds?"):
+    except KeyboardInterrupt as interruption:
+        ended = interruption if isinstance(interruption, Terminated) else None
+        asked = ended is None and interactive()
+        if asked and confirm(f"\nInterrupted. Stop {name} and free what it holds?"):
             _down_quietly(name)
         else:
             say(
                 f"Interrupted: what was started of {name} keeps running.\n"
                 f"See it with `domyn-swarm status {name}`, stop it with `domyn-swarm down {name}`."
             )
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise typer.Exit(EXIT_INTERRUPTED if ended is None else ended.exit_code) from None
 
 
 def _down_quietly(name: str) -> None:

@@ -15,6 +15,7 @@ from domyn_swarm import __version__, open_files
 from domyn_swarm.batch.access import EndpointAccess, Meter
 from domyn_swarm.errors import ConfigError, JobError
 from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.swarm_fate import SwarmFate
 from domyn_swarm.paths import JobPaths
 
 
@@ -89,6 +90,7 @@ def access_of(spec: JobSpec) -> EndpointAccess:
         key,
         meter=meter,
         model=spec.model,
+        fate=None if spec.serving is None else SwarmFate(spec.serving),
         use_proxy=outside,
         key_now=key_now,
         admits=partial(_admitted, place, spec.workers or 1),

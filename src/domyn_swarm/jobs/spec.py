@@ -25,6 +25,7 @@ class JobSpec(InputReading):
     model: str
     revision: str | None = None
     endpoint_file: str | None = None  # serving/endpoint.json: re-read when the endpoint moved
+    serving: dict[str, Any] | None = None  # `ServingHandle` of the swarm, to ask what became of it
     endpoint_url: str | None = None  # instead of a swarm's endpoint
     api_key_file: str | None = None
     collector_key_file: str | None = None  # of the swarm, to ask how busy its engines are

@@ -13,6 +13,7 @@ from domyn_swarm import __version__, open_files
 from domyn_swarm.backends.checks import Check, check_folder, check_private, failed, ok, warning
 from domyn_swarm.backends.endpoint.router import Admission, admission, files_needed
 from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.batch.limiter import MOST
 from domyn_swarm.config import load
 from domyn_swarm.config.defaults import check_defaults
@@ -22,7 +23,6 @@ from domyn_swarm.model import Record
 from domyn_swarm.paths import SwarmPaths, home
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.state import SwarmStore
-from domyn_swarm.swarm.factory import serving_backend
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 
 _OTHER_FILES = 128  # of a job beside its connections

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from domyn_swarm.errors import StateError, SwarmError, SwarmNotFound
+from domyn_swarm.backends.platforms import serving_backend
+from domyn_swarm.errors import PlatformError, StateError, SwarmError, SwarmNotFound
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.services.requests import (
     DownResult,
@@ -16,8 +18,9 @@ from domyn_swarm.services.requests import (
     UpResult,
 )
 from domyn_swarm.state import SwarmRecord, SwarmStore
-from domyn_swarm.swarm.factory import rehydrate, serving_backend
+from domyn_swarm.swarm.factory import rehydrate
 from domyn_swarm.swarm.lifecycle import OnChange, SwarmLifecycle
+from domyn_swarm.swarm.lost import check_not_lost
 from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
@@ -81,7 +84,9 @@ class SwarmService:
             timeout_s=request.timeout_s,
             on_change=on_change,
         )
-        address = swarm.backend.address(swarm.handle)
+        address = None
+        with contextlib.suppress(PlatformError):  # it is up all the same
+            address = swarm.backend.address(swarm.handle)
         return UpResult(
             name=swarm.record.name,
             endpoint=None if address is None else address.url,
@@ -154,6 +159,8 @@ class SwarmService:
             raise
         except SwarmError as error:
             return DownResult(name=name, stopped=False, error=error.message, hint=error.hint)
+        except OSError as error:
+            return DownResult(name=name, stopped=False, error=f"{error}.")
         return DownResult(name=name, stopped=True)
 
     def scale(self, name: str, replicas: int) -> SwarmSnapshot:
@@ -168,7 +175,8 @@ class SwarmService:
         """
         record = self._now(self._store.swarm(name or self.only_live()))
         swarm = rehydrate(record)
-        address = swarm.backend.address(swarm.handle) if record.phase.live else None
+        check_not_lost(swarm, "has no endpoint")
+        address = swarm.backend.address(swarm.handle)
         if address is None:
             raise StateError(
                 f"The swarm {record.name} is {record.phase.value} and has no endpoint.",

@@ -6,21 +6,21 @@ Every method is one transaction. Nodes never open this file.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from sqlite3 import Connection, Row
 from typing import Any, LiteralString
 
-from domyn_swarm.errors import JobNotFound, StateError, SwarmExists, SwarmNotFound
+from domyn_swarm.errors import JobNotFound, SwarmExists, SwarmNotFound, SwarmReplaced
 from domyn_swarm.model import (
     JOB_TRANSITIONS,
     SWARM_TRANSITIONS,
     JobHandle,
     JobStatus,
     SwarmPhase,
-    check_transition,
+    may_become,
     utc_now,
 )
 from domyn_swarm.paths import database_path
@@ -69,39 +69,39 @@ class SwarmStore:
             if old is not None:
                 connection.execute("DELETE FROM swarms WHERE tag = ?", (old["tag"],))
             _insert(connection, "swarms", {**fields, **moments})
-            for part in record.parts:
-                _add_part(connection, record.tag, part)
+            _add_parts(connection, record.tag, record.parts)
 
-    def attach_part(self, tag: str, part: dict[str, Any]) -> None:
-        """Add one thing that the platform runs for the swarm.
+    def attach_parts(self, tag: str, parts: Sequence[dict[str, Any]]) -> None:
+        """Add things that the platform runs for the swarm: all of them, or none.
 
         Raises:
-            StateError: there is no swarm with this tag.
+            SwarmReplaced: there is no swarm with this tag.
         """
         with self._transaction(writes=True) as connection:
             self._change(connection, tag)
-            _add_part(connection, tag, part)
+            _add_parts(connection, tag, parts)
 
     def set_plan(self, tag: str, plan_json: str) -> None:
         """Record another plan of a live swarm.
 
         Raises:
-            StateError: there is no swarm with this tag.
+            SwarmReplaced: there is no swarm with this tag.
         """
         with self._transaction(writes=True) as connection:
             self._change(connection, tag, plan_json=plan_json)
 
-    def set_phase(self, tag: str, phase: SwarmPhase, detail: str = "") -> None:
+    def set_phase(self, tag: str, phase: SwarmPhase, detail: str = "") -> bool:
         """Move a swarm to another phase; a detail, where given, replaces the last one.
 
-        Raises:
-            StateError: the transition is not legal, or there is no such swarm.
+        Whether it is in that phase now: not where another program has moved it on to one from which
+        none leads there, or where a newer swarm has its place. No error of whoever comes second.
         """
         with self._transaction(writes=True) as connection:
-            row = self._change(connection, tag)
-            current = SwarmPhase(row["phase"])
-            check_transition(f"The swarm {row['name']!r}", current, phase, SWARM_TRANSITIONS)
+            row = _swarm_row(connection, "tag", tag)
+            if row is None or not may_become(SwarmPhase(row["phase"]), phase, SWARM_TRANSITIONS):
+                return False
             self._change(connection, tag, phase=phase.value, detail=detail or row["detail"])
+            return True
 
     def set_stopped(self, tag: str, detail: str = "") -> None:
         """Record that nothing of the swarm runs any more, whatever its phase was. Idempotent, so
@@ -131,7 +131,7 @@ class SwarmStore:
         """Change a swarm's row; return it as it was."""
         row = _swarm_row(connection, "tag", tag)
         if row is None:
-            raise StateError(
+            raise SwarmReplaced(
                 f"No swarm carries the tag {tag!r}.", hint="It was replaced by a newer one."
             )
         changed = {**values, "updated_at": _text(utc_now())}
@@ -191,18 +191,17 @@ class SwarmStore:
         exit_code: int | None = None,
         ended_at: datetime | None = None,
     ) -> None:
-        """Move a job to another status. A job that has ended keeps how it ended.
+        """Move a job to another status, where that is legal. A job that has ended keeps how it
+        ended, whatever a later reader concludes: of two that judge differently the first counts.
 
         Raises:
             JobNotFound: there is no such job.
-            StateError: the transition is not legal.
         """
         with self._transaction(writes=True) as connection:
             row = self._job_row(connection, job_id)
             current = JobStatus(row["status"])
-            if current.final and status is current:
+            if current.final or not may_become(current, status, JOB_TRANSITIONS):
                 return
-            check_transition(f"The job {job_id}", current, status, JOB_TRANSITIONS)
             changed: dict[str, Any] = {"status": status.value, "exit_code": exit_code}
             if status.final:
                 changed["ended_at"] = _text(ended_at or utc_now())
@@ -256,8 +255,13 @@ def _update(
     connection.execute(query, (*changed.values(), value))
 
 
-def _add_part(connection: Connection, tag: str, part: dict[str, Any]) -> None:
-    _insert(connection, "handles", {"tag": tag, "part_json": json.dumps(part)})
+def _add_parts(connection: Connection, tag: str, parts: Iterable[dict[str, Any]]) -> None:
+    """Each once: whoever starts a part and whoever finds it may record it at the same time."""
+    known = connection.execute("SELECT part_json FROM handles WHERE tag = ?", (tag,))
+    seen = {row["part_json"] for row in known}
+    new = dict.fromkeys(map(json.dumps, parts))
+    rows = [(tag, part) for part in new if part not in seen]
+    connection.executemany("INSERT INTO handles (tag, part_json) VALUES (?, ?)", rows)
 
 
 def _swarm_row(connection: Connection, column: LiteralString, value: str) -> Row | None:

@@ -3,74 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from domyn_swarm.backends.base import ComputeBackend, Part, ServingBackend, ServingHandle
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.backends.base import Part, ServingBackend, ServingHandle
+from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.state import SwarmRecord
-
-if TYPE_CHECKING:
-    from domyn_swarm.backends.slurm.commands import Slurm
-
-
-@cache
-def serving_backend(platform: str) -> ServingBackend:
-    """The serving side of a platform; one for the whole process, so that it asks once for all.
-
-    Raises:
-        ConfigError: this version has no such platform.
-    """
-    if platform == "local":
-        from domyn_swarm.backends.local.serving import LocalServing
-
-        return LocalServing()
-    if platform == "slurm":
-        from domyn_swarm.backends.slurm.serving import SlurmServing
-
-        return SlurmServing(scheduler())
-    if platform == "lepton":
-        from domyn_swarm.backends.lepton.serving import LeptonServing
-
-        return LeptonServing()
-    raise _unknown(platform)
-
-
-@cache
-def compute_backend(platform: str) -> ComputeBackend:
-    """The compute side of a platform, likewise.
-
-    Raises:
-        ConfigError: this version has no such platform.
-    """
-    if platform == "local":
-        from domyn_swarm.backends.local.compute import LocalCompute
-
-        return LocalCompute()
-    if platform == "slurm":
-        from domyn_swarm.backends.slurm.compute import SlurmCompute
-
-        return SlurmCompute(scheduler())
-    if platform == "lepton":
-        from domyn_swarm.backends.lepton.compute import LeptonCompute
-
-        return LeptonCompute()
-    raise _unknown(platform)
-
-
-@cache
-def scheduler() -> Slurm:
-    """Slurm, for whoever in this process asks it."""
-    from domyn_swarm.backends.slurm.commands import Slurm
-
-    return Slurm()
-
-
-def _unknown(platform: str) -> ConfigError:
-    return ConfigError(f"There is no backend {platform!r}.", hint="Use local, slurm or lepton.")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from domyn_swarm.config.environment import key_of_environment
 from domyn_swarm.errors import ConfigError, StateError
@@ -10,22 +11,27 @@ from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_request import JobRequest
+from domyn_swarm.swarm.lost import check_not_lost
 
 
-def swarm_access(swarm: LiveSwarm) -> dict[str, str | None]:
+def swarm_access(swarm: LiveSwarm) -> dict[str, Any]:
     """What a job is told of a swarm.
 
     Raises:
-        StateError: it has no endpoint now.
+        StateError: it has no endpoint now, or none that will answer again.
     """
-    address = swarm.backend.address(swarm.handle)
+    check_not_lost(swarm, "has no endpoint")
+    handle = swarm.handle
+    address = swarm.backend.address(handle)
     if address is None:
         raise StateError(
             f"The swarm {swarm.record.name} is {swarm.record.phase.value} and has no endpoint.",
             hint=f"See `domyn-swarm status {swarm.record.name}`.",
         )
+    endpoint = tuple(part for part in handle.parts if part.kind == "endpoint")
     return {
         "model": swarm.plan.model,
+        "serving": handle.model_copy(update={"parts": endpoint}).model_dump(mode="json"),
         "revision": swarm.plan.revision,
         "endpoint_file": str(swarm.paths.endpoint),
         "api_key_file": str(swarm.paths.api_key),

@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import secrets
-import shutil
 import sys
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from domyn_swarm import engines, logs
-from domyn_swarm.backends.base import Part
+from domyn_swarm.backends.base import Part, PartRecorder
 from domyn_swarm.backends.notification import notify
+from domyn_swarm.backends.platforms import serving_backend
+from domyn_swarm.claims import RENEW_S, claim, release, renew
 from domyn_swarm.errors import (
     LaunchError,
-    PlatformError,
     StateError,
     SwarmError,
     SwarmExists,
     SwarmNotFound,
 )
 from domyn_swarm.model import SwarmPhase, utc_now
-from domyn_swarm.paths import SwarmPaths, private_dir, write_private, write_private_once
+from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.layout import lay_out
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import SwarmRecord, SwarmStore
-from domyn_swarm.swarm.factory import LiveSwarm, rehydrate, serving_backend
+from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
+from domyn_swarm.swarm.folder import note_end, withdraw_metrics, write_launch_files
+from domyn_swarm.swarm.lost import check_not_lost, why_lost
 from domyn_swarm.swarm.readiness import launch_error, readiness
-from domyn_swarm.swarm.reconcile import all_recorded, being_launched, claim_launch, reconcile
+from domyn_swarm.swarm.reconcile import (
+    all_recorded,
+    being_launched,
+    clear_launchers,
+    reconcile,
+)
 
 if TYPE_CHECKING:
     from domyn_swarm.config import DomynLLMSwarmConfig
@@ -84,25 +91,26 @@ class SwarmLifecycle:
         plan, context = self.plan(config)
         self._make_room(plan.name)
         paths = SwarmPaths.of(plan.home_directory, plan.name)
-        claim_launch(paths, context.tag)
         try:
-            swarm = self._record(config, plan, context)
+            claim(paths.launcher(context.tag))
+        except OSError as error:
+            raise _in_words(plan.name, error) from error
+        try:
+            swarm = self._record(plan, context)
             try:
+                write_launch_files(swarm, config)
                 swarm = self._launch(swarm, context)
                 if not wait:
                     return swarm
                 return self._await_ready(swarm, timeout_s, on_change, interrupted)
-            except SwarmError as error:
-                self._give_up(swarm, error)
-                name = swarm.record.name
-                notify(swarm.paths.notify_url, "swarm_failed", swarm=name, message=error.message)
-                raise
+            except Exception as error:  # noqa: BLE001 - what was started must not outlive any
+                self._fail(swarm, error)
             except KeyboardInterrupt:
                 if not keep_interrupted:
                     self._give_up(swarm, LaunchError("Interrupted."))
                 raise
         finally:
-            paths.launcher(context.tag).unlink(missing_ok=True)
+            release(paths.launcher(context.tag))
 
     def complete(
         self,
@@ -127,7 +135,7 @@ class SwarmLifecycle:
             return self.up(
                 config, wait=wait, timeout_s=timeout_s, on_change=on_change, interrupted=interrupted
             )
-        phase = swarm.record.phase
+        phase = SwarmPhase.FAILED if why_lost(swarm) else swarm.record.phase
         going = phase is SwarmPhase.LAUNCHING and (being_launched(swarm) or all_recorded(swarm))
         if phase is SwarmPhase.READY or (going and not wait):
             return swarm
@@ -150,18 +158,13 @@ class SwarmLifecycle:
         """
         try:
             return self._await_ready(swarm, timeout_s, on_change, interrupted)
-        except SwarmError as error:
-            if not being_launched(swarm):
-                self._give_up(swarm, error)
-            raise
+        except Exception as error:
+            if being_launched(swarm):
+                raise
+            self._fail(swarm, error)
 
-    def _record(
-        self, config: DomynLLMSwarmConfig, plan: DeploymentPlan, context: DeploymentContext
-    ) -> LiveSwarm:
+    def _record(self, plan: DeploymentPlan, context: DeploymentContext) -> LiveSwarm:
         """The intent, before any side effect but the folder it is written to."""
-        from domyn_swarm.config import dump_yaml
-
-        paths = SwarmPaths.of(plan.home_directory, plan.name)
         now = utc_now()
         record = SwarmRecord(
             name=plan.name,
@@ -169,21 +172,13 @@ class SwarmLifecycle:
             backend=plan.backend,
             phase=SwarmPhase.LAUNCHING,
             detail="",
-            swarm_dir=str(paths.root),
+            swarm_dir=str(SwarmPaths.of(plan.home_directory, plan.name).root),
             plan_json=plan.model_dump_json(),
             parts=(),
             created_at=now,
             updated_at=now,
         )
         self._store.create_swarm(record)
-        _clear_last_run(paths, context.tag)
-        write_private(paths.config, dump_yaml(config))
-        write_private(paths.plan, plan.model_dump_json(indent=2))
-        write_private(paths.api_key, _chosen_key() or secrets.token_urlsafe(32))
-        if config.notify.url:
-            write_private(paths.notify_url, config.notify.url)
-        write_private(paths.collector_key, secrets.token_urlsafe(32))
-        write_private_once(paths.metrics_key, secrets.token_urlsafe(32))
         return rehydrate(record)
 
     def _make_room(self, name: str) -> None:
@@ -192,18 +187,25 @@ class SwarmLifecycle:
             record = self._store.swarm(name)
         except SwarmNotFound:
             return
-        if reconcile(self._store, record).phase.live:
-            raise SwarmExists(
-                f"A swarm named {name!r} is {record.phase.value}.",
-                hint=f"Stop it with `domyn-swarm down {name}`, or choose another --name.",
-            )
+        record = reconcile(self._store, record)
+        if not record.phase.live:
+            return
+        why = why_lost(rehydrate(record))
+        state = f"is {record.phase.value}" if why is None else f"has failed: {why}"
+        raise SwarmExists(
+            f"A swarm named {name!r} {state}.",
+            hint=f"Stop it with `domyn-swarm down {name}`, or choose another --name.",
+        )
 
     def _launch(self, swarm: LiveSwarm, context: DeploymentContext) -> LiveSwarm:
-        def attach(part: Part) -> None:
-            self._store.attach_part(context.tag, part.model_dump(mode="json"))
-
-        swarm.backend.launch(swarm.plan, context, attach)
+        swarm.backend.launch(swarm.plan, context, self._recorder(context.tag))
         return self._still_wanted(swarm)
+
+    def _recorder(self, tag: str) -> PartRecorder:
+        def attach(*parts: Part) -> None:
+            self._store.attach_parts(tag, [part.model_dump(mode="json") for part in parts])
+
+        return attach
 
     def _still_wanted(self, swarm: LiveSwarm) -> LiveSwarm:
         """The swarm by its record now, unless somebody stopped it meanwhile.
@@ -228,10 +230,15 @@ class SwarmLifecycle:
         interrupted: Interrupted | None = None,
     ) -> LiveSwarm:
         look = readiness(swarm)
+        launcher, renew_at = swarm.paths.launcher(swarm.record.tag), 0.0
 
         def probe() -> Observation:
+            nonlocal renew_at
             if interrupted is not None and interrupted():
                 raise KeyboardInterrupt
+            if time.monotonic() >= renew_at:  # a swarm may wait in a queue for days
+                renew(launcher)
+                renew_at = time.monotonic() + RENEW_S
             return look()
 
         deadline = Deadline(swarm.plan.wait_endpoint_s, overall_s=timeout_s)
@@ -239,8 +246,20 @@ class SwarmLifecycle:
         swarm = self._still_wanted(swarm)
         if seen.phase is Phase.READY:
             self._store.set_phase(swarm.record.tag, SwarmPhase.READY)
-            return swarm.with_record(self._store.swarm(swarm.record.name))
+            return self._still_wanted(swarm)  # somebody may have stopped it at this moment
         raise launch_error(swarm, seen)
+
+    def _fail(self, swarm: LiveSwarm, error: Exception) -> NoReturn:
+        """Free what was started, whatever went wrong; raise what says so, and what is left."""
+        name = swarm.record.name
+        known = error if isinstance(error, SwarmError) else _in_words(name, error)
+        self._give_up(swarm, known)
+        notify(swarm.paths.notify_url, "swarm_failed", swarm=name, message=known.message)
+        if isinstance(error, OSError):
+            raise known from error
+        if error is not known:  # a bug: its traceback says more
+            error.add_note(str(known))
+        raise error
 
     def _give_up(self, swarm: LiveSwarm, error: SwarmError) -> None:
         """Free what was started, whatever the record says by now: `down` may have verified that
@@ -254,10 +273,13 @@ class SwarmLifecycle:
             self._store.set_phase(tag, SwarmPhase.FAILED, error.message)
         try:
             swarm.backend.delete(swarm.handle)
-        except PlatformError as stuck:
-            error.hint = f"{error.hint} Beware: {stuck.message} Run `down {name}`.".strip()
+        except Exception as stuck:  # noqa: BLE001 - whatever it is: what runs on must be known
+            words = stuck.message if isinstance(stuck, SwarmError) else f"{stuck!r}."
+            left = f"Beware, something of it may run on: {words} Run `domyn-swarm down {name}`."
+            error.hint = f"{error.hint} {left}".strip()
             return
-        self._store.set_stopped(tag, error.message)
+        with contextlib.suppress(StateError):  # then whoever looks next records it
+            self._store.set_stopped(tag, error.message)
 
     def down(self, name: str) -> LiveSwarm:
         """Stop a swarm and verify that nothing of it runs. Idempotent.
@@ -268,12 +290,14 @@ class SwarmLifecycle:
         """
         record = reconcile(self._store, self._store.swarm(name))
         swarm = rehydrate(record)
-        if record.phase.live:
-            self._store.set_phase(record.tag, SwarmPhase.STOPPING)
+        if record.phase.live and self._store.set_phase(record.tag, SwarmPhase.STOPPING):
             swarm.backend.delete(swarm.handle)
-            self._store.set_phase(record.tag, SwarmPhase.STOPPED)
-            swarm = swarm.with_record(self._store.swarm(name))
-        _withdraw_metrics(swarm)
+            note_end(swarm)
+            self._store.set_stopped(record.tag)
+        stopped = {"phase": SwarmPhase.STOPPED}  # here, or meanwhile by another program
+        swarm = swarm.with_record(record.model_copy(update=stopped))
+        clear_launchers(swarm.paths)
+        withdraw_metrics(swarm)
         return swarm
 
     def scale(self, name: str, replicas: int) -> LiveSwarm:
@@ -286,24 +310,16 @@ class SwarmLifecycle:
             PlatformError: a replica could not be started.
         """
         swarm = self.attach(name)
-        if swarm.record.phase not in (SwarmPhase.LAUNCHING, SwarmPhase.READY):
-            raise StateError(
-                f"The swarm {name} is {swarm.record.phase.value} and cannot be scaled.",
-                hint="Bring it up: domyn-swarm up -c FILE -r N",
-            )
+        check_not_lost(swarm, "cannot be scaled")
         layout = lay_out(
             replicas, swarm.plan.layout.gpus_per_replica, swarm.plan.layout.gpus_per_node
         )
         smaller = min(swarm.plan.min_ready, replicas)
         plan = swarm.plan.model_copy(update={"layout": layout, "min_ready": smaller})
         tag = swarm.record.tag
-
-        def attach(part: Part) -> None:
-            self._store.attach_part(tag, part.model_dump(mode="json"))
-
         write_private(swarm.paths.plan, plan.model_dump_json(indent=2))
         try:
-            swarm.backend.scale(plan, _context(plan, tag), swarm.handle, attach)
+            swarm.backend.scale(plan, _context(plan, tag), swarm.handle, self._recorder(tag))
         except StateError:
             write_private(swarm.paths.plan, swarm.plan.model_dump_json(indent=2))
             raise
@@ -323,10 +339,12 @@ class SwarmLifecycle:
     def current(self, record: SwarmRecord) -> LiveSwarm:
         """The same for a record that was read before."""
         swarm = rehydrate(reconcile(self._store, record))
-        if swarm.record.phase is SwarmPhase.LAUNCHING and readiness(swarm)().phase is Phase.READY:
-            self._store.set_phase(record.tag, SwarmPhase.READY)
-            return swarm.with_record(self._store.swarm(record.name))
-        return swarm
+        if swarm.record.phase is not SwarmPhase.LAUNCHING:
+            return swarm
+        ready = readiness(swarm)().phase is Phase.READY
+        if not (ready and self._store.set_phase(record.tag, SwarmPhase.READY)):
+            return swarm
+        return swarm.with_record(swarm.record.model_copy(update={"phase": SwarmPhase.READY}))
 
 
 def _context(plan: DeploymentPlan, tag: str) -> DeploymentContext:
@@ -339,9 +357,15 @@ def _context(plan: DeploymentPlan, tag: str) -> DeploymentContext:
     )
 
 
-def _chosen_key() -> str | None:
-    """The clients' key when the user brings one; otherwise one is generated."""
-    return os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("VLLM_API_KEY")
+def _in_words(name: str, error: Exception) -> LaunchError:
+    """An error that is not ours, in words for whoever wanted the swarm."""
+    if not isinstance(error, OSError):
+        return LaunchError(f"{name} did not come up: {error!r}.")
+    words = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    return LaunchError(
+        f"{name} did not come up: {words}.",
+        hint="Check that its folder can be written: permissions, quota, space.",
+    )
 
 
 def _generated_name(model: str) -> str:
@@ -350,24 +374,3 @@ def _generated_name(model: str) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:32].strip("-")
     slug = slug if slug[:1].isalpha() else f"m-{slug}".strip("-")
     return f"{slug}-{secrets.token_hex(2)}"
-
-
-def _clear_last_run(paths: SwarmPaths, tag: str) -> None:
-    """A name may be used again: nothing of the last swarm's serving state may be believed."""
-    private_dir(paths.root)
-    for folder in (paths.endpoint.parent, paths.scripts, paths.api_key.parent, paths.logs):
-        shutil.rmtree(folder, ignore_errors=True)
-    paths.watchdog_db.unlink(missing_ok=True)
-    for launcher in set(paths.root.glob("launcher-*.json")) - {paths.launcher(tag)}:
-        launcher.unlink(missing_ok=True)
-
-
-def _withdraw_metrics(swarm: LiveSwarm) -> None:
-    """An endpoint that was killed left its files: it is no target any more, and no alarm."""
-    told, name = swarm.plan.metrics, swarm.paths.public_name
-    left = [(told.discovery_dir or swarm.paths.scrape_targets) / f"{name}.json"]
-    if told.textfile_dir is not None:
-        left.append(told.textfile_dir / f"{name}.prom")
-    for file in left:
-        with contextlib.suppress(OSError):  # of another machine, as a rule
-            file.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ whenever this process ends.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -13,7 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from domyn_swarm.errors import SwarmError
+from domyn_swarm.errors import PlatformError, SwarmError
+from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Record, utc_now
 from domyn_swarm.probing import Observation
 from domyn_swarm.state import SwarmStore
@@ -22,6 +24,8 @@ from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 
 if TYPE_CHECKING:
     from domyn_swarm.config.pool import PooledSwarm
+
+_log = get_logger(__name__)
 
 OnPoolChange = Callable[[str, Observation], None]
 _LOOK_EVERY_S = 0.2
@@ -113,9 +117,16 @@ class PoolLauncher:
         except SwarmError as error:
             failed = {"outcome": "failed", "error": error.message, "hint": error.hint}
             return told.model_copy(update=failed)
+        except Exception as error:  # noqa: BLE001 - a bug: the outcomes of the other swarms are told all the same
+            _log.exception("bringing up %s broke off", swarm.name)
+            notes = " ".join(getattr(error, "__notes__", ()))
+            failed = {"outcome": "failed", "error": f"{error!r}", "hint": notes}
+            return told.model_copy(update=failed)
 
     def _came_up(self, live: LiveSwarm, swarm: PooledSwarm, began: datetime) -> dict[str, object]:
-        address = live.backend.address(live.handle)
+        address = None
+        with contextlib.suppress(PlatformError):  # it is up all the same
+            address = live.backend.address(live.handle)
         found = "up" if self._wait_ready else "launched"
         wanted = self._lifecycle.plan(swarm.config)[0]
         other = None if live.plan == wanted else "it runs as it was launched, not as its file says"

@@ -16,7 +16,7 @@ from domyn_swarm.model import Record
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
-from domyn_swarm.swarm.reconcile import reconcile
+from domyn_swarm.swarm.reconcile import launchers, reconcile
 from domyn_swarm.swarm.submitter import JobSubmitter
 
 _log = get_logger(__name__)
@@ -105,7 +105,7 @@ def _reason_to_keep(record: SwarmRecord) -> str | None:
         return f"it is {record.phase.value}"
     if (folder.parent.name, folder.name) != ("swarms", record.name):
         return f"its folder {folder} is none that we make"
-    if any(folder.glob("launcher-*.json")):
+    if launchers(SwarmPaths(folder)):
         return "somebody is bringing up another one of its name"
     swarm = rehydrate(record)
     left = swarm.backend.find(swarm.handle)

@@ -37,9 +37,9 @@ def readiness(swarm: LiveSwarm) -> Probe:
 
 def _replicas(swarm: LiveSwarm) -> Observation:
     view = swarm.backend.view(swarm.handle)
-    ended = ended_replicas(swarm)
+    ended, reports = ended_replicas(swarm), reports_of(view)
     probes: list[Probe] = [
-        partial(_replica, view, replica, replica in ended)
+        partial(_replica, view, reports.get(replica), replica, replica in ended)
         for replica in range(swarm.plan.layout.replicas)
     ]
     return at_least(swarm.plan.min_ready, *probes)()
@@ -58,8 +58,9 @@ def ended_replicas(swarm: LiveSwarm) -> frozenset[int]:
     return frozenset(known - going)
 
 
-def _replica(view: CollectorView | None, replica: int, ended: bool) -> Observation:
-    report = None if view is None else report_of(view, replica)
+def _replica(
+    view: CollectorView | None, report: ReplicaReport | None, replica: int, ended: bool
+) -> Observation:
     if report is not None and _has_failed(report, ended=ended):
         return Observation(Phase.FAILED, f"replica {replica}: {report.reason or report.state}")
     if view is not None and report is not None and _is_ready(view, report):
@@ -84,9 +85,9 @@ def _is_ready(view: CollectorView, report: ReplicaReport) -> bool:
     return report.state is ReplicaState.READY and not is_stale(view, report)
 
 
-def report_of(view: CollectorView, replica: int) -> ReplicaReport | None:
-    """The last report of a replica, if there was any."""
-    return next((report for report in view.replicas if report.replica == replica), None)
+def reports_of(view: CollectorView | None) -> dict[int, ReplicaReport]:
+    """The last report of each replica of which there was any."""
+    return {} if view is None else {report.replica: report for report in view.replicas}
 
 
 def age_s(view: CollectorView, report: ReplicaReport) -> float:

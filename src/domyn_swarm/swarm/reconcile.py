@@ -6,15 +6,15 @@ platform can be asked.
 
 from __future__ import annotations
 
-import json
-import socket
+from pathlib import Path
 
 from domyn_swarm.backends.base import Part
 from domyn_swarm.backends.endpoint.view import read_ended
-from domyn_swarm.errors import PlatformError
+from domyn_swarm.claims import is_held, release
+from domyn_swarm.errors import PlatformError, SwarmNotFound, SwarmReplaced
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import ProcessId, SwarmPhase
-from domyn_swarm.paths import SwarmPaths, write_private
+from domyn_swarm.model import SwarmPhase
+from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import Phase
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
@@ -35,16 +35,19 @@ def reconcile(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
     except PlatformError as error:
         _log.warning("%s cannot be looked for: %s", record.name, error.message)
         return record
+    except (SwarmNotFound, SwarmReplaced):  # by another program, meanwhile
+        return record
 
 
 def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
     swarm = rehydrate(record)
     known = {part.platform_id for part in swarm.handle.parts}
     if record.phase is SwarmPhase.LAUNCHING and not all_recorded(swarm):
-        for part in _found(swarm):
-            if part.platform_id not in known:
-                _log.info("adopting %s %d of %s", part.kind, part.index, record.name)
-                store.attach_part(record.tag, part.model_dump(mode="json"))
+        adopted = [part for part in _found(swarm) if part.platform_id not in known]
+        for part in adopted:
+            _log.info("adopting %s %d of %s", part.kind, part.index, record.name)
+        if adopted:
+            store.attach_parts(record.tag, [part.model_dump(mode="json") for part in adopted])
         record = store.swarm(record.name)
         swarm = rehydrate(record)
     seen = swarm.backend.probe(swarm.handle)
@@ -52,7 +55,9 @@ def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
         return record
     ended = read_ended(swarm.paths, record.tag)
     why = f"{record.phase.value}, then ended: {seen.detail}"
-    store.set_stopped(record.tag, why if ended is None else f"ended itself: {ended.reason}")
+    if ended is not None:
+        why = f"ended itself: {ended.reason}" if ended.by == "itself" else ended.reason
+    store.set_stopped(record.tag, why)
     return store.swarm(record.name)
 
 
@@ -69,24 +74,22 @@ def _found(swarm: LiveSwarm) -> list[Part]:
 # -- who is bringing it up ---------------------------------------------------------------------
 
 
-def claim_launch(paths: SwarmPaths, tag: str) -> None:
-    """Write down that this process is bringing the swarm up: before there is a record of it, so
-    that nobody writes off a swarm of which nothing runs *yet*.
-    """
-    from domyn_swarm.identity import this_process
-
-    document = {"host": socket.gethostname(), **this_process().model_dump()}
-    write_private(paths.launcher(tag), json.dumps(document))
-
-
 def being_launched(swarm: LiveSwarm) -> bool:
-    """Whether the process that brings the swarm up still lives, as far as can be seen from here."""
-    try:
-        launcher = json.loads(swarm.paths.launcher(swarm.record.tag).read_text())
-    except (OSError, ValueError):
-        return False
-    if launcher["host"] != socket.gethostname():
-        return True  # its machine knows better
-    from domyn_swarm.identity import still_there
+    """Whether the process that brings the swarm up still lives, as far as can be seen from here.
 
-    return still_there(ProcessId(pid=launcher["pid"], started_at=launcher["started_at"]))
+    It says so before there is a record of the swarm, so that nobody writes off a swarm of which
+    nothing runs *yet*.
+    """
+    return is_held(swarm.paths.launcher(swarm.record.tag))
+
+
+def launchers(paths: SwarmPaths) -> list[Path]:
+    """The claims in a swarm's folder, whatever its tag, of processes that live."""
+    return [path for path in paths.root.glob("launcher-*.json") if is_held(path)]
+
+
+def clear_launchers(paths: SwarmPaths) -> None:
+    """Take away what launches that were killed have left."""
+    for path in paths.root.glob("launcher-*.json"):
+        if not is_held(path):
+            release(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -11,15 +12,16 @@ from typing import TYPE_CHECKING
 
 from domyn_swarm import __version__
 from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, read_exit
+from domyn_swarm.backends.platforms import compute_backend
 from domyn_swarm.config.environment import ray_address_of_environment
-from domyn_swarm.errors import ConfigError, PlatformError, StateError
+from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, StateError
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, write_private
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import JobRecord, SwarmStore
-from domyn_swarm.swarm.factory import LiveSwarm, compute_backend
+from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_access import endpoint_access, endpoint_url, keep_key, swarm_access
 from domyn_swarm.swarm.job_records import (
     check_down_after,
@@ -31,13 +33,12 @@ from domyn_swarm.swarm.job_records import (
     tell_end,
 )
 from domyn_swarm.swarm.job_request import JobChanges, JobRequest, ScriptRequest
+from domyn_swarm.swarm.submission import give_up_unsubmitted, submit_recorded
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.preparation import Prepared
 
 _log = get_logger(__name__)
-
-_UNSUBMITTED_S = 60.0
 
 
 class JobSubmitter:
@@ -52,6 +53,7 @@ class JobSubmitter:
         Raises:
             ConfigError, InvalidInput, OutputExists: found before anything was recorded.
             StateError: the swarm has no endpoint.
+            SubmissionUnknown: the platform gave no answer; the job is recorded as pending.
             PlatformError: the worker could not be started; the job is recorded as failed.
         """
         if request.down_after:
@@ -190,16 +192,7 @@ class JobSubmitter:
         return record, compute
 
     def _run(self, record: JobRecord, compute: ComputeSpec) -> JobHandle:
-        """Record the intent, then start it."""
-        private_dir(Path(record.job_dir))
-        self._store.create_job(record)
-        try:
-            handle = self._backend(record).submit(compute)
-        except BaseException:
-            self._store.set_job_status(record.job_id, JobStatus.FAILED)
-            raise
-        self._store.set_job_handle(record.job_id, handle)
-        return handle
+        return submit_recorded(self._store, self._backend(record), record, compute)
 
     def _spec(self, request: JobRequest, swarm: LiveSwarm | None) -> tuple[JobSpec, JobPaths]:
         from domyn_swarm.jobs.loading import import_path_of
@@ -299,8 +292,8 @@ class JobSubmitter:
         if found is not None:
             known = {"swarm": record.swarm, "external_id": record.external_id}
             self._store.set_job_handle(record.job_id, found.model_copy(update=known))
-        elif (utc_now() - record.submitted_at).total_seconds() > _UNSUBMITTED_S:
-            self._store.set_job_status(record.job_id, JobStatus.FAILED)
+        else:
+            give_up_unsubmitted(self._store, self._backend(record), record)
         return self._store.job(record.job_id)
 
     def wait(self, record: JobRecord, *, timeout_s: float | None) -> JobRecord:
@@ -313,7 +306,7 @@ class JobSubmitter:
                 known = seen[-1].handle is not None or seen[-1].status.final
                 return Observation(Phase.READY if known else Phase.STARTING)
 
-            limit_s = 2 * _UNSUBMITTED_S if timeout_s is None else timeout_s
+            limit_s = math.inf if timeout_s is None else timeout_s
             wait_until(submitted, deadline=Deadline(limit_s))
         record = seen[-1]
         if record.status.final or record.handle is None:
@@ -336,11 +329,16 @@ class JobSubmitter:
         """End this job alone; what it finished is kept.
 
         Raises:
-            PlatformError: it still runs.
+            PlatformError: it still runs, or whether it was submitted at all is not known yet.
         """
         record = self.refresh(record)
-        if record.status.final or record.handle is None:
+        if record.status.final:
             return record
+        if record.handle is None:
+            raise PlatformUnavailable(
+                f"The platform does not show the job {record.job_id} yet, and may have it.",
+                hint=f"Try again in a while; see `domyn-swarm job status {record.job_id}`.",
+            )
         self._backend(record).cancel(record.handle)
         return self.refresh(record)
 

@@ -18,7 +18,8 @@ from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
-from domyn_swarm.swarm.readiness import age_s, is_stale, readiness, report_of
+from domyn_swarm.swarm.lost import why_lost
+from domyn_swarm.swarm.readiness import age_s, is_stale, readiness, reports_of
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 
 _TOLD = set(ReplicaSnapshot.model_fields) & set(ReplicaReport.model_fields)
@@ -41,12 +42,18 @@ def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSn
         seen = readiness(swarm)()
     except SwarmError as error:
         seen = Observation(Phase.UNKNOWN, error.message)
+    lost = None if seen.phase is Phase.READY else why_lost(swarm)
+    if lost is not None:
+        seen = Observation(Phase.FAILED, lost)
     view, ends = _view(swarm), _expiries(swarm)
+    reports = reports_of(view)
     replicas = tuple(
-        _replica(view, index).model_copy(update={"expires_at": ends.get(index)})
+        _replica(view, reports.get(index), index, unheard=lost is not None).model_copy(
+            update={"expires_at": ends.get(index)}
+        )
         for index in range(swarm.plan.layout.replicas)
     )
-    return _snapshot(swarm, seen, replicas, jobs)
+    return _snapshot(swarm, seen, replicas, jobs, lost=lost is not None)
 
 
 def _view(swarm: LiveSwarm) -> CollectorView | None:
@@ -76,9 +83,10 @@ def _snapshot(
     jobs: Sequence[JobSnapshot],
     *,
     probed: bool = True,
+    lost: bool = False,
 ) -> SwarmSnapshot:
     record, plan = swarm.record, swarm.plan
-    address = read_address(swarm.paths) if record.phase.live else None
+    address = read_address(swarm.paths) if record.phase.live and not lost else None
     return SwarmSnapshot(
         name=record.name,
         phase=record.phase,
@@ -98,15 +106,17 @@ def _snapshot(
     )
 
 
-def _replica(view: CollectorView | None, index: int) -> ReplicaSnapshot:
-    report: ReplicaReport | None = None if view is None else report_of(view, index)
+def _replica(
+    view: CollectorView | None, report: ReplicaReport | None, index: int, *, unheard: bool
+) -> ReplicaSnapshot:
+    """`unheard`: nobody takes its reports any more, nor sends requests there."""
     if view is None or report is None:
         return ReplicaSnapshot(index=index, state=ReplicaState.PENDING, stale=False)
     told = report.model_dump(include=_TOLD)
     seen_s, sample_s = age_s(view, report), report.sample_age_s
     return ReplicaSnapshot(
         index=index,
-        stale=is_stale(view, report),
+        stale=unheard or is_stale(view, report),
         last_seen_s=seen_s,
         figures_age_s=None if sample_s is None else seen_s + sample_s,
         **told,

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from domyn_swarm import claims
 from domyn_swarm.backends.endpoint.activity import Activity, Idleness
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
@@ -97,7 +98,7 @@ class Supervision:
     async def _tell_failure(self, spec: EndpointSpec) -> None:
         """Tell once that no replica will serve again; `up` tells it itself while it waits."""
         reasons = self._collector.failures()
-        launching = self._paths.launcher(spec.tag).exists()
+        launching = claims.is_held(self._paths.launcher(spec.tag))
         if self._failure_told or launching or len(reasons) < spec.replicas:
             return
         self._failure_told = True

@@ -57,16 +57,17 @@ class _History(Record):
 
 
 class Ended(Record):
-    """Why a swarm ended itself: `serving/ended.json`."""
+    """Why a swarm ended: `serving/ended.json`."""
 
     schema_version: Literal[1] = 1
     tag: str  # of the swarm; another one of the same name left it
+    by: Literal["itself", "down"] = "itself"
     reason: str
     at: datetime
 
 
 def read_ended(paths: SwarmPaths, tag: str) -> Ended | None:
-    """Why the swarm of this tag ended itself, if it did."""
+    """Why the swarm of this tag ended, if it did."""
     try:
         ended = Ended.model_validate_json(paths.ended.read_text())
     except (OSError, ValueError):

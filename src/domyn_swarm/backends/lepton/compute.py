@@ -12,7 +12,7 @@ from domyn_swarm.backends.base import ComputeSpec, probe_each, read_exit
 from domyn_swarm.backends.lepton import specs, states, streams
 from domyn_swarm.backends.lepton.credentials import Credentials, credentials, place_of, swarm_of
 from domyn_swarm.backends.lepton.workspace import JobSeen, Workspace
-from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable
+from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, SubmissionUnknown
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_dir, write_private
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
@@ -26,6 +26,8 @@ _KILLED_S = 60.0
 class LeptonCompute:
     """See `ComputeBackend`. A job's own record of its end comes first, where storage is shared."""
 
+    appears_within_s = 300.0
+
     def __init__(self) -> None:
         self._workspaces: dict[str, Workspace] = {}
 
@@ -37,7 +39,11 @@ class LeptonCompute:
     def submit(self, spec: ComputeSpec) -> JobHandle:
         """See `ComputeBackend.submit`."""
         private_dir(JobPaths(Path(spec.job_dir)).log.parent)
-        job = self._workspace(_credentials_for(spec)).create_job(specs.job_spec(spec))
+        workspace, document = self._workspace(_credentials_for(spec)), specs.job_spec(spec)
+        try:
+            job = workspace.create_job(document)
+        except PlatformUnavailable as error:
+            raise SubmissionUnknown(error.message, hint=error.hint) from error
         handle = _handle(spec.job_id, spec.job_dir, job)
         return handle.model_copy(update={"swarm": spec.swarm, "external_id": spec.external_id})
 

@@ -16,7 +16,7 @@ from domyn_swarm.backends.lepton import names, specs, states, streams
 from domyn_swarm.backends.lepton.credentials import Place, credentials, place_of, remember
 from domyn_swarm.backends.lepton.states import DeploymentSeen
 from domyn_swarm.backends.lepton.workspace import Workspace
-from domyn_swarm.errors import ConfigError, PlatformError
+from domyn_swarm.errors import ConfigError, PlatformError, SwarmError
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.context import DeploymentContext
@@ -55,8 +55,7 @@ class LeptonServing:
         workspace.create_deployment(document, ctx.tag)
         self._seen.pop(ctx.tag, None)
         parts = _parts(ctx.tag, plan.layout.replicas)
-        for part in parts:
-            record(part)
+        record(*parts)
         return ServingHandle(
             platform="lepton", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
         )
@@ -90,9 +89,8 @@ class LeptonServing:
         self._at(handle).patch_deployment(name, specs.replicas_patch(plan.layout.replicas))
         self._seen.pop(ctx.tag, None)
         known = {part.platform_id for part in handle.parts}
-        for part in _parts(ctx.tag, plan.layout.replicas):
-            if part.platform_id not in known:
-                record(part)
+        parts = _parts(ctx.tag, plan.layout.replicas)
+        record(*(part for part in parts if part.platform_id not in known))
 
     def probe(self, handle: ServingHandle) -> Observation:
         """See `ServingBackend.probe`."""
@@ -106,6 +104,16 @@ class LeptonServing:
     def expiries(self, handle: ServingHandle) -> dict[str, datetime]:  # noqa: ARG002 - nothing expires
         """See `ServingBackend.expiries`."""
         return {}
+
+    def lost(self, handle: ServingHandle) -> str | None:
+        """See `ServingBackend.lost`: what the workspace has stopped or does not have any more."""
+        if place_of(SwarmPaths(Path(handle.swarm_dir))) is None:
+            return None
+        try:
+            seen = states.observation(self._look(handle))
+        except SwarmError:  # who cannot ask knows of no end
+            return None
+        return seen.detail if seen.phase is Phase.STOPPED else None
 
     def address(self, handle: ServingHandle) -> EndpointAddress | None:
         """See `ServingBackend.address`."""

@@ -21,6 +21,8 @@ _WRITES_DOWN_S = 5.0  # for the wrapper to record how a killed program ended
 class LocalCompute:
     """See `ComputeBackend`. Each job is a session of its own under an exit wrapper."""
 
+    appears_within_s = 60.0
+
     def check(self, spec: ComputeSpec) -> None:
         """See `ComputeBackend.check`. A process has this machine, for as long as it may."""
         given = spec.resources.model_dump(exclude_none=True)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import signal
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.gpus import HeldGpus, held_gpus
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, watchdog_source
@@ -142,6 +144,16 @@ class LocalServing(OwnEndpoint):
     def expiries(self, handle: ServingHandle) -> dict[str, datetime]:  # noqa: ARG002 - nothing expires
         """See `ServingBackend.expiries`."""
         return {}
+
+    def lost(self, handle: ServingHandle) -> str | None:
+        """See `ServingBackend.lost`: nobody starts an endpoint program of this machine again."""
+        address = read_address(SwarmPaths(Path(handle.swarm_dir)))
+        if address is not None and address.node != socket.gethostname():
+            return None  # its processes cannot be seen from here
+        endpoint = [part for part in handle.parts if part.kind == "endpoint"]
+        if not endpoint or any(_runs(part) for part in endpoint):
+            return None
+        return "the endpoint program has ended"
 
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
         """See `ServingBackend.find`. Parts are what was launched, not what they started."""

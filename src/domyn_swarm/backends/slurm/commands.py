@@ -23,12 +23,21 @@ from domyn_swarm.backends.slurm.states import (
     parse_allocation,
     parse_queue,
 )
-from domyn_swarm.errors import CommandMissing, PlatformUnavailable, SubmitRejected
+from domyn_swarm.errors import (
+    CommandMissing,
+    PlatformUnavailable,
+    SubmissionUnknown,
+    SubmitRejected,
+)
+from domyn_swarm.logs import get_logger
 from domyn_swarm.probing import Clock
+
+_log = get_logger(__name__)
 
 _TIMEOUT_S = 60.0
 _UNKNOWN_S = 5.0  # a job that is not known is looked for so often
 _ASK_AGAIN_S = 60.0
+_ASK_AGAIN_MAX_S = 3600.0
 _SURELY_S = 1.0
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
 _UNREACHABLE = re.compile(
@@ -64,7 +73,8 @@ class Slurm:
             lambda: self._squeue("--array", "--states=all", form=QUEUE_FORMAT), longest_s, clock
         )
         self._steps = Look(lambda: self._squeue("--steps", form=STEP_FORMAT), clock=clock)
-        self._accounting = True
+        self._ask_accounting_at = -math.inf
+        self._accounting_pause_s = _ASK_AGAIN_S
         self._remembered: Jobs = {}
         self._asked_at: dict[str, float] = {}
 
@@ -72,11 +82,16 @@ class Slurm:
         """Submit a script, with `array` for these of its tasks; the new job's id.
 
         Raises:
-            CommandMissing, PlatformUnavailable: Slurm cannot be asked.
+            CommandMissing: there is no Slurm here.
+            SubmissionUnknown: it did not answer, and may have taken the script.
             SubmitRejected: it refused.
         """
         tasks = [] if array is None else [f"--array={','.join(map(str, array))}"]
-        done = self._run(["sbatch", "--parsable", *tasks, str(script)])
+        try:
+            done = self._run(["sbatch", "--parsable", *tasks, str(script)])
+        except PlatformUnavailable as error:
+            self._queue.expect_change()
+            raise SubmissionUnknown(error.message, hint=error.hint) from error
         if done.returncode != 0:
             raise _refused(script, _last_line(done.stderr))
         self._queue.expect_change()
@@ -170,28 +185,34 @@ class Slurm:
 
     def _accounted(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
         """What accounting remembers of jobs that the controller forgot; nothing without it. It is
-        asked once a minute for a job that it does not know.
+        asked once a minute for a job that it does not know, and ever more seldom while it does not
+        answer, which where there is none it never does.
         """
         now = self._clock.monotonic()
         ids = [one for one in ids if _ID.fullmatch(one)]
         ask = [one for one in ids if now - self._asked_at.get(one, -math.inf) >= _ASK_AGAIN_S]
-        if self._accounting and ask:
-            self._asked_at.update(dict.fromkeys(ask, now))
+        if ask and now >= self._ask_accounting_at:
             steps = [one for one in ask if "." in one]
-            self._remembered |= self._sacct(steps, STEP_ACCOUNT_FORMAT)
-            self._remembered |= self._sacct([*set(ask).difference(steps)], ACCOUNT_FORMAT)
+            try:
+                self._remembered |= self._sacct(steps, STEP_ACCOUNT_FORMAT)
+                self._remembered |= self._sacct([*set(ask).difference(steps)], ACCOUNT_FORMAT)
+            except (CommandMissing, PlatformUnavailable) as error:
+                _log.info("accounting does not answer: %s", error.message)
+                self._ask_accounting_at = now + self._accounting_pause_s
+                self._accounting_pause_s = min(2 * self._accounting_pause_s, _ASK_AGAIN_MAX_S)
+            else:
+                self._accounting_pause_s = _ASK_AGAIN_S
+                self._asked_at.update(dict.fromkeys(ask, now))
         return {one: self._remembered[one] for one in ids if one in self._remembered}
 
     def _sacct(self, ids: Sequence[str], form: str) -> Jobs:
         if not ids:
             return {}
         command = ["sacct", "--noheader", "--parsable2", "--jobs", ",".join(ids)]
-        try:
-            done = self._run([*command, "--format", form])
-        except (CommandMissing, PlatformUnavailable):
-            return {}
-        self._accounting = done.returncode == 0
-        found = latest(parse_queue(done.stdout)) if self._accounting else {}
+        done = self._run([*command, "--format", form])
+        if done.returncode != 0:
+            raise PlatformUnavailable(f"sacct failed: {_last_line(done.stderr)}")
+        found = latest(parse_queue(done.stdout))
         return {one: found[one] for one in ids if one in found}
 
     def cancel(self, ids: Sequence[str], *, signal: str | None = None) -> None:

@@ -31,11 +31,14 @@ _OUT_OF_MEMORY = re.compile(
 _FOREVER_S = 10 * 365 * 86400.0
 _END_S = 60.0
 _LOOK_S = 0.5
+_FIND_S = 2.0  # how old a look may be that shows no trace of a job
 _RECORD_S = 10.0  # from the job's end until its exit record is surely seen on another node
 
 
 class SlurmCompute:
     """See `ComputeBackend`."""
+
+    appears_within_s = 600.0
 
     def __init__(self, slurm: Scheduler | None = None, clock: Clock = time) -> None:
         self._slurm = slurm or Slurm()
@@ -66,10 +69,10 @@ class SlurmCompute:
 
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
         """See `ComputeBackend.find`."""
-        for job in self._slurm.queue(_LOOK_S).values():
+        for job in self._slurm.queue(_FIND_S).values():
             if job.comment.startswith(TAG_PREFIX) and job.comment.endswith(f"/job/{job_id}"):
                 return _handle(job_id, job_dir, job.id)
-        for step in self._slurm.steps(_LOOK_S).values():
+        for step in self._slurm.steps(_FIND_S).values():
             if step.comment == job_name(job_id):
                 return _handle(job_id, job_dir, step.id)
         return _handle(job_id, job_dir, "") if JobPaths(Path(job_dir)).exit.exists() else None

@@ -7,6 +7,7 @@ submits its successor, and no other.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -31,16 +32,31 @@ _CONNECT_S = 3.0
 _GONE_S = 20.0  # not reached for so long; Slurm acts itself where it may
 _ASK_S = 30.0  # then Slurm is asked, ever more seldom: an endpoint may wait for its turn for hours
 _ASK_MAX_S = 600.0
+_SHARED = 1 / 8  # of a pause: so long one task's question is that of all
 _CLAIMED_S = 120.0  # no claimant takes so long to submit: one that has not by then was killed
 _MOST_CLAIMS = 3  # of one lost job
 _MOST_FAILURES = 3
 _FAILURES_COUNT_S = 3600.0
 
 
+def comes_back(paths: SwarmPaths, ended: SlurmJob, clock: Clock) -> bool:
+    """Whether an endpoint's job that is over gets a successor: not one that somebody ended, nor one
+    that has failed a few times lately.
+    """
+    if ended.state not in BROKEN:
+        return ended.state in LOST
+    pattern = paths.endpoint_successor("*")
+    since, failures = clock.time() - _FAILURES_COUNT_S, 0
+    for claim in pattern.parent.glob(pattern.name):
+        with contextlib.suppress(FileNotFoundError):  # taken back: its successor was refused
+            failures += claim.read_text() in BROKEN and claim.stat().st_mtime > since
+    return failures < _MOST_FAILURES
+
+
 class LostEndpoint:
     """Looks from one task, whenever it is called and it is time. An endpoint that is not reached
     for `gone_s` may be lost. The tasks see so at the same moment: each waits a while by chance, up
-    to `gone_s` again, before it asks Slurm.
+    to `gone_s` again, and asks Slurm only if no other one has just done so.
     """
 
     def __init__(
@@ -73,10 +89,12 @@ class LostEndpoint:
         if self._reached():
             self._expect(now)
         elif now >= self._next_question:
-            self._next_question = now + self._rest_s * random.uniform(1.0, 1.5)  # noqa: S311
-            self._rest_s = min(2 * self._rest_s, _ASK_MAX_S)
+            rest_s = self._rest_s
+            self._next_question = now + rest_s * random.uniform(1.0, 1.5)  # noqa: S311
+            self._rest_s = min(2 * rest_s, _ASK_MAX_S)
             try:
-                self._bring_back()
+                if self._is_first_to_ask(rest_s * _SHARED):
+                    self._bring_back()
             except (PlatformError, OSError, ValueError, KeyError) as error:
                 _log.warning("cannot look for the endpoint now: %s", error)
 
@@ -89,24 +107,23 @@ class LostEndpoint:
             return False
         return True
 
+    def _is_first_to_ask(self, within_s: float) -> bool:
+        """Whether no other task has asked lately: of a thousand that see the loss a few ask."""
+        asked = self._paths.endpoint_asked
+        with contextlib.suppress(OSError):  # each asks for itself then
+            if asked.exists() and self._clock.time() - asked.stat().st_mtime < within_s:
+                return False
+            asked.touch(0o600)
+        return True
+
     def _bring_back(self) -> None:
         tag = json.loads(self._paths.endpoint_spec.read_text("utf-8"))["tag"]
         jobs = tagged(self._slurm.queue(at_most_s=0.0).values(), tag)
         seen = [one.job for one in jobs if one.kind == "endpoint"]
         if not seen or any(not job.over for job in seen):
             return
-        last = seen[-1]
-        if last.state in LOST or (last.state in BROKEN and self._failures() < _MOST_FAILURES):
-            self._succeed(last)
-
-    def _failures(self) -> int:
-        """How many that failed have had successors lately."""
-        pattern = self._paths.endpoint_successor("*")
-        since = self._clock.time() - _FAILURES_COUNT_S
-        return sum(
-            claim.read_text() in BROKEN and claim.stat().st_mtime > since
-            for claim in pattern.parent.glob(pattern.name)
-        )
+        if comes_back(self._paths, seen[-1], self._clock):
+            self._succeed(seen[-1])
 
     def _succeed(self, lost: SlurmJob) -> None:
         claim = self._claimed(lost)

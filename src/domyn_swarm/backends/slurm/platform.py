@@ -65,9 +65,12 @@ class SlurmPlatform:
         jobs = tagged(self._slurm.queue().values(), self._tag)
         tasks = [one for one in jobs if one.kind == "replica"]
         per_task = next((one.per_task for one in tasks), 1)
+        own: dict[int, list[TaggedJob]] = {}
+        for one in tasks:
+            own.setdefault(one.group, []).append(one)
         for group in range(math.ceil(replicas / per_task)):
-            own = [one for one in tasks if one.group == group]
-            if all(one.job.over for one in own) and self._wants_successor(group, own):
+            runs = own.get(group, [])
+            if all(one.job.over for one in runs) and self._wants_successor(group, runs):
                 self._submit(group)
 
     def _wants_successor(self, group: int, own: Sequence[TaggedJob]) -> bool:

@@ -23,8 +23,10 @@ from domyn_swarm.backends.slurm.folder import (
     write_watchdog_specs,
 )
 from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
+from domyn_swarm.backends.slurm.lost_endpoint import comes_back
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import TAKEN, SlurmJob
+from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, Submissions
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.errors import PlatformError, StateError
 from domyn_swarm.paths import SwarmPaths
@@ -42,6 +44,7 @@ class SlurmServing(OwnEndpoint):
         self._slurm = slurm or Slurm()
         self._clock = clock
         self._surely_ended: set[str] = set()  # replicas' jobs without a successor
+        self._surely_over: set[str] = set()  # endpoints' jobs without a successor, by a fresh look
         self._silent_since: dict[str, float] = {}  # endpoints' jobs that run and do not listen yet
 
     def launch(
@@ -53,14 +56,17 @@ class SlurmServing(OwnEndpoint):
         write_swarm(plan, ctx, paths, per_task)
         for script in (paths.endpoint_script, paths.replica_script):
             self._slurm.test(script)
-        parts = [Part(kind="endpoint", platform_id=self._slurm.submit(paths.endpoint_script))]
-        record(parts[0])
-        array = self._slurm.submit(paths.replica_script)
-        for part in _replica_parts(array, range(plan.layout.replicas), per_task):
-            parts.append(part)
-            record(part)
+        submissions = Submissions(self._slurm, paths, self._clock)
+        endpoint = Part(kind="endpoint", platform_id=submissions.submit("endpoint"))
+        record(endpoint)
+        array = submissions.submit("replica")
+        replicas = _replica_parts(array, range(plan.layout.replicas), per_task)
+        record(*replicas)
         return ServingHandle(
-            platform="slurm", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
+            platform="slurm",
+            tag=ctx.tag,
+            swarm_dir=str(paths.root),
+            parts=(endpoint, *replicas),
         )
 
     def _per_task(self, plan: DeploymentPlan) -> int:
@@ -116,10 +122,10 @@ class SlurmServing(OwnEndpoint):
         write_endpoint_spec(plan, ctx, paths)
         missing = sorted(set(range(tasks)) - live.keys())
         if missing:
-            array = self._slurm.submit(paths.replica_script, array=missing)
+            submissions = Submissions(self._slurm, paths, self._clock)
+            array = submissions.submit("replica", missing, before=replicas)
             added = [one for group in missing for one in _replicas_of(group, per_task)]
-            for part in _replica_parts(array, added, per_task):
-                record(part)
+            record(*_replica_parts(array, added, per_task))
         self._slurm.cancel([live[group] for group in live if group >= tasks], signal="TERM")
 
     # -- asking ------------------------------------------------------------------------------------
@@ -133,7 +139,10 @@ class SlurmServing(OwnEndpoint):
         places = {(part.kind, part.index): job for part, job in seen.items()}
         endpoint = [job for (kind, _), job in places.items() if kind == "endpoint"]
         replicas = [job for (kind, _), job in places.items() if kind == "replica"]
-        return self._silent(endpoint, handle) or _whole(endpoint, replicas)
+        whole = self._silent(endpoint, handle) or _whole(endpoint, replicas)
+        if whole.phase is Phase.STOPPED and (kind := self._unanswered(handle)) is not None:
+            return Observation(Phase.UNKNOWN, f"Slurm may yet take what was submitted ({kind})")
+        return whole
 
     def _silent(
         self, endpoint: Sequence[SlurmJob | None], handle: ServingHandle
@@ -207,6 +216,32 @@ class SlurmServing(OwnEndpoint):
             if job is not None and job.going and job.limit is not None
         }
 
+    def lost(self, handle: ServingHandle) -> str | None:
+        """See `ServingBackend.lost`: an endpoint's job that somebody ended, that failed too often,
+        or that no replica is there to replace.
+        """
+        own = [part.platform_id for part in handle.parts if part.kind == "endpoint"]
+        try:
+            for at_most_s in (math.inf, 0.0):  # a look from before may not show its successor
+                jobs = tagged(self._slurm.queue(at_most_s).values(), handle.tag)
+                endpoints = [one.job for one in jobs if one.kind == "endpoint"]
+                known = endpoints or [*self._slurm.jobs(own).values()]  # a site may take its tag
+                if any(not job.over for job in known):
+                    return None
+                last = known[-1].id if known else handle.tag
+                if last in self._surely_over:
+                    break
+        except PlatformError:
+            return None
+        self._surely_over.add(last)
+        looked_after = any(one.kind == "replica" and not one.job.over for one in jobs)
+        paths = SwarmPaths(Path(handle.swarm_dir))
+        if endpoints and looked_after and comes_back(paths, endpoints[-1], self._clock):
+            return None
+        if not known and not own and not jobs:
+            return None  # it cannot be told from a swarm whose jobs do not show their tag
+        return f"the endpoint's job {_told(known[-1] if known else None)}"
+
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
         """See `ServingBackend.find`. Jobs that are over are not told of."""
         jobs = self._live(handle.tag, at_most_s=_FRESH_S)
@@ -233,6 +268,10 @@ class SlurmServing(OwnEndpoint):
             for part in handle.parts
         }
 
+    def _unanswered(self, handle: ServingHandle) -> str | None:
+        submissions = Submissions(self._slurm, SwarmPaths(Path(handle.swarm_dir)), self._clock)
+        return submissions.unanswered(self._tagged(handle.tag))
+
     def _live(self, tag: str, *, at_most_s: float) -> list[TaggedJob]:
         jobs = tagged(self._slurm.queue(at_most_s).values(), tag)
         return [one for one in jobs if not one.job.over]
@@ -253,6 +292,13 @@ class SlurmServing(OwnEndpoint):
         Ending(self._slurm, handle.tag, known, self._clock).end(
             "job", "replica", "endpoint", "replica", "endpoint"
         )
+        kind = self._unanswered(handle)
+        if kind is not None:
+            raise PlatformError(
+                f"Nothing of the swarm runs, but Slurm may yet take what was submitted ({kind}) "
+                "minutes ago: it has not said whether it did.",
+                hint=f"Run `domyn-swarm down` again in {TAKEN_WITHIN_S / 60:g} minutes.",
+            )
 
 
 def _check_scale(wanted: int, before: int, per_task: int) -> None:

@@ -1,0 +1,66 @@
+"""Submissions of a swarm's jobs that Slurm may have taken without saying so: whoever submitted got
+no answer in time, or was killed while it waited for one. The job may be in the queue much later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from domyn_swarm.backends.slurm.scheduler import Scheduler
+from domyn_swarm.backends.slurm.tagged import TaggedJob
+from domyn_swarm.errors import CommandMissing, SubmitRejected
+from domyn_swarm.paths import SwarmPaths, write_private
+from domyn_swarm.probing import Clock
+
+TAKEN_WITHIN_S = 300.0  # what is not in the queue by then was not taken
+
+Kind = Literal["endpoint", "replica"]
+_KINDS: tuple[Kind, ...] = ("endpoint", "replica")
+
+
+class Submissions:
+    """Of one swarm. From before each submission until its answer a file says that it is under way,
+    and which jobs of its kind there were before.
+    """
+
+    def __init__(self, slurm: Scheduler, paths: SwarmPaths, clock: Clock) -> None:
+        self._slurm = slurm
+        self._paths = paths
+        self._clock = clock
+
+    def submit(
+        self, kind: Kind, array: Sequence[int] | None = None, *, before: Iterable[TaggedJob] = ()
+    ) -> str:
+        """Submit the script of a kind of jobs, with `array` for these of its tasks; the new job's
+        id. `before`: what there is of the swarm already.
+
+        Raises:
+            PlatformError: as `Slurm.submit`.
+        """
+        paths = self._paths
+        script = paths.endpoint_script if kind == "endpoint" else paths.replica_script
+        under_way = paths.submitting(kind)
+        write_private(under_way, " ".join(one.job.id for one in before if one.kind == kind))
+        try:
+            job = self._slurm.submit(script, array=array)
+        except (SubmitRejected, CommandMissing):
+            under_way.unlink(missing_ok=True)
+            raise
+        under_way.unlink(missing_ok=True)
+        return job
+
+    def unanswered(self, jobs: Sequence[TaggedJob]) -> Kind | None:
+        """A kind of jobs that Slurm may yet take: submitted lately, without an answer, and not
+        among these of the queue. None: there is nothing to come.
+        """
+        for kind in _KINDS:
+            try:
+                before = set(self._paths.submitting(kind).read_text().split())
+                age_s = self._clock.time() - self._paths.submitting(kind).stat().st_mtime
+            except FileNotFoundError:
+                continue
+            came = any(one.kind == kind and one.job.id not in before for one in jobs)
+            if not came and age_s < TAKEN_WITHIN_S:
+                return kind
+        return None

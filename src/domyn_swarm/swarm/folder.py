@@ -1,0 +1,77 @@
+"""What a swarm's folder holds when it is launched, and when it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from typing import TYPE_CHECKING
+
+from domyn_swarm.backends.endpoint.view import Ended, read_ended
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import utc_now
+from domyn_swarm.paths import SwarmPaths, private_dir, write_private, write_private_once
+from domyn_swarm.swarm.factory import LiveSwarm
+
+if TYPE_CHECKING:
+    from domyn_swarm.config import DomynLLMSwarmConfig
+
+_log = get_logger(__name__)
+
+
+def write_launch_files(swarm: LiveSwarm, config: DomynLLMSwarmConfig) -> None:
+    """What was asked and derived, and the keys.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from domyn_swarm.config import dump_yaml
+
+    paths = swarm.paths
+    _clear_last_run(paths, swarm.record.tag)
+    write_private(paths.config, dump_yaml(config))
+    write_private(paths.plan, swarm.plan.model_dump_json(indent=2))
+    write_private(paths.api_key, _chosen_key() or secrets.token_urlsafe(32))
+    if config.notify.url:
+        write_private(paths.notify_url, config.notify.url)
+    write_private(paths.collector_key, secrets.token_urlsafe(32))
+    write_private_once(paths.metrics_key, secrets.token_urlsafe(32))
+
+
+def _chosen_key() -> str | None:
+    """The clients' key when the user brings one; otherwise one is generated."""
+    return os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("VLLM_API_KEY")
+
+
+def _clear_last_run(paths: SwarmPaths, tag: str) -> None:
+    """A name may be used again: nothing of the last swarm's serving state may be believed."""
+    private_dir(paths.root)
+    for folder in (paths.endpoint.parent, paths.scripts, paths.api_key.parent, paths.logs):
+        shutil.rmtree(folder, ignore_errors=True)
+    paths.watchdog_db.unlink(missing_ok=True)
+    for launcher in set(paths.root.glob("launcher-*.json")) - {paths.launcher(tag)}:
+        launcher.unlink(missing_ok=True)
+
+
+def note_end(swarm: LiveSwarm) -> None:
+    """Write down that `down` ended it: jobs that run elsewhere would wait for its endpoint."""
+    paths, tag = swarm.paths, swarm.record.tag
+    if not paths.root.exists() or read_ended(paths, tag) is not None:
+        return
+    ended = Ended(tag=tag, by="down", reason="`domyn-swarm down` stopped it", at=utc_now())
+    try:
+        write_private(paths.ended, ended.model_dump_json())
+    except OSError as error:
+        _log.warning("jobs elsewhere are not told that %s ended: %s", swarm.record.name, error)
+
+
+def withdraw_metrics(swarm: LiveSwarm) -> None:
+    """An endpoint that was killed left its files: it is no target any more, and no alarm."""
+    told, name = swarm.plan.metrics, swarm.paths.public_name
+    left = [(told.discovery_dir or swarm.paths.scrape_targets) / f"{name}.json"]
+    if told.textfile_dir is not None:
+        left.append(told.textfile_dir / f"{name}.prom")
+    for file in left:
+        with contextlib.suppress(OSError):  # of another machine, as a rule
+            file.unlink(missing_ok=True)
