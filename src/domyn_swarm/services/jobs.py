@@ -210,7 +210,7 @@ class JobService:
 
         record = self._submitter.refresh(self._record(ref))
         gathered = ReportGatherer(self._store, record, output).gather()
-        written(gathered)
+        written(gathered, private=output is None)
         return gathered.report
 
     def verify(self, ref: JobRef) -> OutputVerification:
