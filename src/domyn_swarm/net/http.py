@@ -15,13 +15,20 @@ from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from domyn_swarm.net.errors import CannotConnect, ConnectionBroken, no_reply_in_time
 
+if TYPE_CHECKING:
+    from aiohttp import ClientTimeout
+    from pyreqwest.client import Client
+
 _T = TypeVar("_T")
 
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUTS_S = (10.0, 5.0, 2.0, 1.0, 0.5, 0.2)
+"""How long a connection may take to come about: the first of them that is less than the limit of
+the request, so that who cannot be reached is not taken for one that does not answer.
+"""
 _SERVED_BY = "x-smg-routed-worker-id"  # the router's word for the replica that it chose
 
 
@@ -99,6 +106,12 @@ def _load_to_stay(module: str) -> None:
     loaded.result()
 
 
+def _connect_limit_s(timeout_s: float) -> float:
+    """How long the connection of a request with this limit may take."""
+    shorter = (limit for limit in CONNECT_TIMEOUTS_S if limit < timeout_s)
+    return next(shorter, CONNECT_TIMEOUTS_S[-1])
+
+
 def parse_retry_after(value: str | None) -> float | None:
     """Seconds of a `Retry-After` header; dates are read as "now-ish": one second."""
     if value is None:
@@ -133,27 +146,36 @@ class ReqwestClient:
         self._use_proxy = use_proxy
         self._errors = exceptions
         self._timeouts: dict[float, timedelta] = {}
-        self._open(headers)
+        self._headers = headers
+        self._clients: dict[float, Client] = {}  # by how long a connection may take
 
-    def _open(self, headers: dict[str, str]) -> None:
+    def _client(self, timeout_s: float) -> Client:
+        """The client for requests of a limit; as a rule there is one for all."""
+        limit_s = _connect_limit_s(timeout_s)
+        client = self._clients.get(limit_s)
+        if client is None:
+            client = self._clients[limit_s] = self._opened(limit_s)
+        return client
+
+    def _opened(self, connect_limit_s: float) -> Client:
         from pyreqwest.client import ClientBuilder
 
-        self._headers = headers
         builder = (
             ClientBuilder()
-            .default_headers(headers)
-            .connect_timeout(timedelta(seconds=CONNECT_TIMEOUT_S))
+            .default_headers(self._headers)
+            .connect_timeout(timedelta(seconds=connect_limit_s))
             .follow_redirects(enable=False)
             .http1_only()
             .tcp_nodelay(enabled=True)
             .pool_idle_timeout(timedelta(seconds=20))
         )
-        self._client = (builder if self._use_proxy else builder.no_proxy()).build()
+        return (builder if self._use_proxy else builder.no_proxy()).build()
 
     def use_key(self, key: str | None) -> None:
         """See `HttpClient.use_key`."""
         if _headers(key) != self._headers:
-            self._open(_headers(key))  # what is in flight keeps the old client until it has ended
+            self._headers = _headers(key)
+            self._clients = {}  # what is in flight keeps the old one until it has ended
 
     def _timeout(self, timeout_s: float) -> timedelta:
         if timeout_s not in self._timeouts:
@@ -164,7 +186,7 @@ class ReqwestClient:
         self, method: str, url: str, body: bytes | None, timeout_s: float
     ) -> HttpReply:
         """See `HttpClient.request`."""
-        builder = self._client.request(method, url).timeout(self._timeout(timeout_s))
+        builder = self._client(timeout_s).request(method, url).timeout(self._timeout(timeout_s))
         if body is not None:
             builder = builder.body_bytes(body)
         try:
@@ -180,7 +202,8 @@ class ReqwestClient:
         self, url: str, body: bytes, timeout_s: float
     ) -> AsyncIterator[bytes | HttpReply]:
         """See `HttpClient.stream`."""
-        builder = self._client.post(url).timeout(self._timeout(timeout_s)).body_bytes(body)
+        builder = self._client(timeout_s).post(url)
+        builder = builder.timeout(self._timeout(timeout_s)).body_bytes(body)
         try:
             async with AsyncExitStack() as stack:
                 opening = stack.enter_async_context(builder.build_streamed())
@@ -208,7 +231,8 @@ class ReqwestClient:
 
     async def close(self) -> None:
         """See `HttpClient.close`."""
-        await self._client.close()
+        for client in self._clients.values():
+            await client.close()
 
 
 def _causes(error: Exception) -> list[str]:
@@ -231,11 +255,15 @@ class AiohttpClient:
             auto_decompress=True,
         )
 
+    def _timeout(self, timeout_s: float) -> ClientTimeout:
+        limit_s = _connect_limit_s(timeout_s)
+        return self._aiohttp.ClientTimeout(total=timeout_s, sock_connect=limit_s)
+
     async def request(
         self, method: str, url: str, body: bytes | None, timeout_s: float
     ) -> HttpReply:
         """See `HttpClient.request`."""
-        timeout = self._aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        timeout = self._timeout(timeout_s)
         try:
             async with self._session.request(
                 method,
@@ -256,7 +284,7 @@ class AiohttpClient:
         self, url: str, body: bytes, timeout_s: float
     ) -> AsyncIterator[bytes | HttpReply]:
         """See `HttpClient.stream`."""
-        timeout = self._aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        timeout = self._timeout(timeout_s)
         try:
             async with self._session.post(
                 url, data=body, headers=self._headers, timeout=timeout, allow_redirects=False
