@@ -1,7 +1,7 @@
 """Where everything lies. Properties only: nothing here creates, reads or writes a file.
 
-The exceptions are `private_dir`, `write_private` and `write_private_once`, the ways to create what
-only its owner may read.
+The exceptions are `private_dir`, `private_file`, `write_private` and `write_private_once`, the ways
+to create what only its owner may read.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ def private_dir(path: Path) -> Path:
     """Create the folder and its missing parents, readable by their owner alone."""
     for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
         missing.mkdir(exist_ok=True, mode=0o700)
+    return path
+
+
+def private_file(path: Path) -> Path:
+    """Have a file there, readable by its owner alone, that other programs append to."""
+    private_dir(path.parent)
+    path.touch(mode=0o600)
     return path
 
 

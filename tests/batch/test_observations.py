@@ -16,6 +16,7 @@ from domyn_swarm.batch.observations import (
     SlowRow,
 )
 from domyn_swarm.batch.replies import Replies
+from domyn_swarm.batch.tally import failure_signature
 from domyn_swarm.jobs.worker import main
 from domyn_swarm.model import JobProgress
 
@@ -108,3 +109,16 @@ def test_a_run_keeps_who_answered_and_what_was_slow(bench: Any, answer: Any, wor
     assert sum(progress.latency_s.counts) == 59
     assert progress.completion_sizes is not None
     assert progress.completion_sizes.total == progress.completion_tokens
+
+
+@pytest.mark.parametrize(
+    ("message", "signature"),
+    [
+        ("HTTP 401: key 4711 is unknown", "E: HTTP 401: key # is unknown"),
+        ("no reply within 2.5 s (17)", "E: no reply within 2.5 s (#)"),
+        ("row 17 of 300 s", "E: row # of # s"),
+        ("xHTTP 4012: 1", "E: xHTTP #: #"),
+    ],
+)
+def test_a_cause_keeps_the_numbers_that_are_part_of_it(message: str, signature: str) -> None:
+    assert failure_signature("E", message) == signature

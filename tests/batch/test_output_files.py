@@ -265,6 +265,49 @@ def test_secrets_do_not_travel_with_the_output() -> None:
     }
 
 
+_READ = """
+import sys
+from pathlib import Path
+from domyn_swarm.batch.input_facts import InputFacts
+from domyn_swarm.jobs.preparation import prepare
+from domyn_swarm.jobs.program import read_spec
+from domyn_swarm.jobs.worker import main
+from domyn_swarm.paths import JobPaths
+
+read, output = [], sys.argv[2]
+sys.addaudithook(lambda event, args: event == "open" and read.append(str(args[0])))
+paths, facts = JobPaths(Path(sys.argv[1])), InputFacts()
+prepare(read_spec(paths), facts)  # as who submits it does
+facts.save(paths.input_facts)
+assert main([sys.argv[1]]) == 0
+print(read.count(output))
+"""
+
+
+def test_an_output_is_known_again_by_a_look_and_read_once_if_it_was_copied(bench: Any) -> None:
+    bench.write(5)
+    out = bench.folder / "out.jsonl"
+    folder = bench.job_folder(bench.spec(output=str(out)))
+    assert main([str(folder)]) == 0
+
+    def reads() -> int:
+        done = warm.run_code(_READ, str(folder), str(out))
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    assert reads() == 0
+    shutil.copy(out, bench.folder / "copy")
+    (bench.folder / "copy").replace(out)
+    assert reads() == 1
+    assert reads() == 0
+    text = out.read_text()
+    out.write_text(text.replace("P1", "X1"))  # as long as it was
+    with pytest.raises(OutputExists):
+        prepare(bench.spec(output=str(out)))
+    out.write_text(text)
+    assert reads() == 1
+
+
 # -- crashes --------------------------------------------------------------------------------
 
 

@@ -272,6 +272,19 @@ def test_shards_at_a_url_are_replaced_the_surplus_ones_too(
         prepare(bench.spec(**changes))
 
 
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("at", ["memory://bucket/", ""])
+def test_outputs_of_one_stem_do_not_share_a_manifest(bench: Any, at: str) -> None:
+    bench.write(5)
+    at = at or f"{bench.folder}/"
+    outputs: list[dict[str, Any]] = [{"output": f"{at}out.{kind}"} for kind in ("jsonl", "csv")]
+    outputs += [{"output": f"{at}out.parquet"}, {"output": f"{at}out", "shard_output": True}]
+    for changes in outputs * 2:
+        assert run(bench, **changes) == 0
+    for changes in outputs:
+        assert findings(bench, **changes) == []
+
+
 def test_nothing_foreign_at_a_url_is_replaced(bench: Any, store: Any) -> None:
     bench.write(5)
     for suffix in ("parquet", "jsonl"):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm.batch.exporting import export
-from domyn_swarm.batch.manifest import manifest_of
+from domyn_swarm.batch.manifest import manifest_path, read_manifest
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.jobs.outputs import opened_results, verify_output
 from domyn_swarm.jobs.preparation import prepare
@@ -95,7 +95,7 @@ def test_a_conversation_is_sent_as_its_own_row_has_it(rows: Rows) -> None:
     ]
     table = pq.read_table(rows.folder / "out.parquet")
     assert [json.loads(one) for one in table["messages"].to_pylist()] == sent
-    told = manifest_of(rows.folder / "out.parquet", sharded=False)
+    told = read_manifest(manifest_path(rows.folder / "out.parquet", sharded=False))
     assert told is not None
     assert told.columns[0].type == "json"
     assert told.columns[0].note == "it holds lists and text"
@@ -311,9 +311,35 @@ def test_every_file_that_can_be_read_can_be_written(rows: Rows) -> None:
             assert rows.whole(source, target, checkpoint_tag=source)
     assert json.loads(rows.lines("bom.csv.jsonl")[0])["id"] == "1"
     assert json.loads(rows.lines("late.parquet.jsonl")[0])["t"].startswith("10000-01-01")
-    told = manifest_of(rows.folder / "odd.arrow.parquet", sharded=False)
+    told = read_manifest(manifest_path(rows.folder / "odd.arrow.parquet", sharded=False))
     assert told is not None
     assert "Parquet has no place" in str(told.columns[1].note)
+
+
+def test_times_beyond_the_years_that_arrow_writes(rows: Rows) -> None:
+    far = {
+        "s": pa.array([2**40, 10**13, None], pa.timestamp("s")),
+        "z": pa.array([-(10**13), 10**13, 0], pa.timestamp("s", "UTC")),
+        "d": pa.array([10**8, 0, -(10**8)], pa.date32()),
+        "l": pa.array([[10**13], [0], []], pa.list_(pa.timestamp("s"))),
+    }
+    table = pa.table({"prompt": ["p0", "p1", "p2"], **far})
+    source = str(rows.folder / "in.arrow")
+    with pa.OSFile(source, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    for target in ("out.jsonl", "out.csv"):
+        rows.run("in.arrow", target)
+        assert rows.whole("in.arrow", target)
+    written = [json.loads(line) for line in rows.lines("out.jsonl")]
+    assert [row["s"] for row in written] == ["36812-02-20 00:36:16", "318857-05-20 17:46:40", None]
+    assert [row["z"][:7] for row in written] == ["-314918", "318857-", "1970-01"]
+    assert written[0]["z"].endswith("Z")
+    assert [row["d"] for row in written] == ["275760-09-13", "1970-01-01", "-271821-04-20"]
+    assert written[0]["l"] == ["318857-05-20 17:46:40"]
+    with (rows.folder / "out.csv").open(newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert [row["s"] for row in cells] == ["36812-02-20 00:36:16", "318857-05-20 17:46:40", ""]
+    assert [row["d"] for row in cells] == ["275760-09-13", "1970-01-01", "-271821-04-20"]
 
 
 def test_nulls_of_structs_are_not_sent(rows: Rows) -> None:
@@ -343,6 +369,28 @@ def test_types_of_cells_are_inferred_where_that_is_asked(rows: Rows) -> None:
     assert rows.whole("in.csv", "out.parquet", infer_types=True)
     with pytest.raises(InvalidInput, match="--infer-types is for CSV"):
         prepare(rows.spec("in.csv", "out.jsonl", infer_types=True))
+
+
+def test_why_numbers_of_cells_stay_text_is_told(rows: Rows) -> None:
+    large, exact = "9223372036854775807", "9007199254740993"
+    rows.write(
+        "in.csv",
+        "prompt,most,more,mixed,words",
+        f"p0,{large},9223372036854775808,{exact},{large}9",
+        f"p1,-{large},1,0.5,x",
+    )
+    rows.run("in.csv", "out.parquet", infer_types=True)
+    table = pq.read_table(rows.folder / "out.parquet")
+    assert table["most"].to_pylist() == [int(large), -int(large)]
+    assert table["more"].to_pylist() == ["9223372036854775808", "1"]
+    assert table["mixed"].to_pylist() == [exact, "0.5"]
+    told = read_manifest(manifest_path(rows.folder / "out.parquet", sharded=False))
+    assert told is not None
+    notes = {one.name: one.note for one in told.columns if one.note}
+    assert notes.keys() == {"more", "mixed"}
+    assert "beyond 64 bits" in str(notes["more"])
+    assert "lose digits" in str(notes["mixed"])
+    assert rows.whole("in.csv", "out.parquet", infer_types=True)
 
 
 def test_an_output_for_which_there_is_no_room_is_refused(
@@ -392,16 +440,3 @@ def test_two_outputs_of_one_stem_have_a_manifest_each(rows: Rows) -> None:
     assert rows.whole("in.jsonl", "same.jsonl")
     assert rows.whole("in.jsonl", "same.csv")
     assert rows.run("in.jsonl", "same.jsonl") == []
-
-
-def test_the_manifest_of_an_earlier_version_is_read_and_replaced(rows: Rows) -> None:
-    rows.write("in.jsonl", '{"prompt": "a"}')
-    rows.run("in.jsonl", "out.jsonl")
-    earlier = rows.folder / "out.manifest.json"
-    (rows.folder / "out.jsonl.manifest.json").rename(earlier)
-    assert rows.whole("in.jsonl", "out.jsonl")
-    rows.run("in.jsonl", "out.csv")  # of the same stem: it is not touched
-    assert rows.whole("in.jsonl", "out.jsonl")
-    rows.run("in.jsonl", "out.jsonl")
-    assert not earlier.exists()
-    assert rows.whole("in.jsonl", "out.jsonl")

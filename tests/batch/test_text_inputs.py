@@ -194,6 +194,8 @@ def test_cells_have_the_types_that_are_asked_for(tmp_path: Path) -> None:
         "line 3: the column 'i' h",
         "line 4: the column 'i' h",
     ]
+    assert told[1].endswith("'1.5', which is no int.")
+    assert told[2].endswith("which has more than the 64 bits of an int.")
     with pytest.raises(InvalidInput, match="no column 'z'"):
         rows_of(source, types={"z": "int"})
 

@@ -150,7 +150,7 @@ def test_a_wholesale_failure_stops_early_and_its_rows_are_asked_again(
     bench.server.behave = lambda _prompt, _nth: answer(status=404)
     code, result = run_worker(bench, max_concurrency=16)
     assert code == 6
-    assert "RequestRefused: HTTP #: status #" in result["error"]
+    assert "RequestRefused: HTTP 404: status #" in result["error"]
     assert sum(bench.server.asked.values()) < 100
     assert not (bench.folder / "out.parquet").exists()
     bench.server.behave = lambda _prompt, _nth: answer()
@@ -163,7 +163,7 @@ def test_a_wrong_key_ends_the_run_at_once_and_the_right_one_goes_on(bench: Any) 
     bench.server.key = "another"
     code, result = run_worker(bench)
     assert code == 6
-    assert "RequestRefused: HTTP #: no key" in result["error"]
+    assert "RequestRefused: HTTP 401: no key" in result["error"]
     assert "Look at the key" in result["error"]
     bench.server.key = KEY
     code, result = run_worker(bench)
@@ -375,3 +375,16 @@ def test_auto_concurrency_climbs_to_what_the_server_can_do(bench: Any, answer: A
     code, _ = run_worker(bench)
     assert code == 0
     assert bench.server.most_at_once > 64  # where it began
+
+
+@pytest.mark.parametrize("name", ["api_key_file", "collector_key_file"])
+def test_a_key_that_is_gone_is_one_clear_error(bench: Any, name: str) -> None:
+    bench.write(3)
+    place = bench.folder / "endpoint.json"
+    place.write_text(json.dumps({"url": bench.server.url, "collector_url": bench.server.url}))
+    changes = {"endpoint_url": None, "endpoint_file": str(place), name: "/gone/key"}
+    code, result = run_worker(bench, **changes)
+    assert code == 6
+    assert "/gone/key: No such file or directory" in result["error"]
+    assert "status" in result["error"]
+    assert not bench.server.asked

@@ -233,13 +233,21 @@ def test_a_job_whose_handle_was_lost_is_found(backend: ComputeBackend, tmp_path:
     assert backend.probe(ended) is JobStatus.CANCELLED
 
 
-def test_environment_and_folder_arrive(backend: ComputeBackend, tmp_path: Path) -> None:
+def test_environment_folder_and_umask_arrive(backend: ComputeBackend, tmp_path: Path) -> None:
     odd = "a b,c $HOME `x` \"q\" 'p' \\ end"
-    program = "import os; print(os.environ['ODD']); print(os.getcwd())"
+    program = "import os; print(os.environ['ODD']); print(os.getcwd()); print(oct(os.umask(0)))"
     spec = make_spec(tmp_path, program).model_copy(update={"env": {"ODD": odd}})
-    handle = backend.submit(spec)
-    assert backend.wait(handle, timeout_s=limit_s()) is JobStatus.SUCCEEDED
-    assert log(backend, handle).splitlines() == [odd, str(tmp_path)]
+    before = os.umask(0o026)
+    try:
+        handle = backend.submit(spec)
+        assert backend.wait(handle, timeout_s=limit_s()) is JobStatus.SUCCEEDED
+        assert log(backend, handle).splitlines() == [odd, str(tmp_path), "0o26"]
+    finally:
+        os.umask(before)
+    kept = [path for path in Path(spec.job_dir).rglob("*") if path.is_file()]
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in kept} == {
+        path.name: "0o600" for path in kept
+    }
 
 
 def test_a_job_survives_the_process_that_submitted_it(

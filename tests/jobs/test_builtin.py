@@ -425,6 +425,35 @@ def test_json_behind_thinking_is_one_request(server: ModelServer) -> None:
     assert len(server.bodies) == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"response_format": {"type": "text"}},
+        {"extra_body": {"response_format": {"type": "text"}}},
+        {"param_columns": {"response_format": "a"}},
+        {"guided": "guided_json", "guided_json": {}},
+    ],
+)
+def test_a_shape_of_the_users_own_is_not_lost(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="yours would be lost") as told:
+        StructuredOutputJob(output_schema=Verdict, **options).check()
+    assert 'guided="none"' in told.value.hint
+
+
+def test_a_shape_of_one_row_is_an_error_of_that_row_and_one_without_ours_is_sent(
+    server: ModelServer,
+) -> None:
+    server.behave = lambda _prompt, _nth: chat(json.dumps(GOOD))
+    job = StructuredOutputJob(
+        output_schema=Verdict, prompt="{{ a }}", param_columns={"extra_body": "x"}
+    )
+    own = {"response_format": {"type": "json_object"}}
+    with pytest.raises(ConfigError, match="yours would be lost"):
+        ask(server, job, {"a": "x", "x": own})
+    ask(server, job(guided="none"), {"a": "x", "x": own})
+    assert server.bodies[-1]["response_format"] == own["response_format"]
+
+
 def test_servers_without_guided_decoding(server: ModelServer) -> None:
     server.behave = lambda _prompt, _nth: chat(json.dumps(GOOD))
     ask(server, StructuredOutputJob(output_schema=Verdict, guided="none"), "x")

@@ -67,7 +67,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
         holds[1].unlink()
         assert cli("job", "wait", handle["job_id"]).returncode == 6
         assert cli("job", "resume", handle["job_id"], "--no-progress").returncode == 7
-        last = cli.json("job", "list")["jobs"][-1]
+        last = cli.json("job", "list")["jobs"][0]
         yield cli.json("job", "report", last["job_id"], "--output", folder / "page.html")
     finally:
         cli.clean_up()

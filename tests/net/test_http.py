@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -68,6 +69,26 @@ async def test_the_router_says_who_answered(client: HttpClient, server: Any, ans
     server.behave = lambda _prompt, _nth: answer(headers={"x-smg-routed-worker-id": replica})
     reply = await client.request("POST", server.url + CHAT, BODY, limit_s())
     assert reply.served_by == replica
+
+
+@pytest.mark.parametrize("timeout_s", [0.4, 3.0])
+async def test_who_cannot_be_reached_is_not_one_that_does_not_answer(
+    client: HttpClient, timeout_s: float
+) -> None:
+    """Whatever the limit: a server whose queue is full drops what wants to connect, as a host does
+    that is gone.
+    """
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        with pytest.raises(CannotConnect):
+            await client.request("GET", url, None, timeout_s)
 
 
 async def test_nobody_listens(client: HttpClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from command_line import CommandLine
 from domyn_swarm.backends.checks import Check
 from domyn_swarm.services.doctor import examine
+from domyn_swarm.services.lock_check import check_locks
 
 
 def wrong(config: Path | None = None) -> dict[str, Check]:
@@ -105,6 +107,48 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_swarm_on_another_file_system_than_the_answers(full_disk: Path, tmp_path: Path) -> None:
+    (full_disk / "filler").unlink()
+    path = written(tmp_path, "model: m", "engine: sim", f"home_directory: {full_disk / 'swarms'}")
+    found = wrong(path)["checkpoints"]
+    assert found.status == "warning"
+    assert str(tmp_path / "swarm-home" / "checkpoints") in found.detail
+    assert "--checkpoint-dir" in str(found.fix)
+
+
+def test_locks_of_the_state_database(tmp_path: Path) -> None:
+    found = check_locks(tmp_path / "not-yet" / "home")
+    assert (found.status, found.fix) == ("ok", None)
+
+    def refused(*_: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")  # Lustre without flock
+
+    found = check_locks(tmp_path, lock=refused)
+    assert "there are no file locks (Function not implemented)" in found.detail
+    assert "DOMYN_SWARM_HOME" in str(found.fix)
+    found = check_locks(tmp_path, lock=lambda *_: None)  # granted, and not held
+    assert "one lock to two processes" in found.detail
+    assert found.status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [("rw,flock", None), ("rw,localflock", "localflock"), ("rw,local_lock=all", "local_lock=all")],
+)
+def test_locks_that_hold_on_one_machine_alone(
+    tmp_path: Path, options: str, told: str | None
+) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "1 0 8:1 / / rw,relatime - ext4 /dev/root rw,nolock\n"
+        f"2 1 0:9 / {tmp_path} rw,nosuid shared:1 - lustre mds:/fs {options}\n"
+        "3 1 0:8 / /elsewhere rw - nfs server:/x rw,nolock\n"
+    )
+    found = check_locks(tmp_path / "home", mounts)
+    assert (found.status == "ok") == (told is None)
+    assert told is None or f"mounted with {told}" in found.detail
 
 
 def test_a_full_disk(full_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from command_line import CommandLine
 from domyn_swarm.errors import JobError, NothingToRetry, StateError
+from domyn_swarm.jobs.spec import new_job_id
 from domyn_swarm.model import JobStatus, ReplyVerdict
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobChanges
@@ -150,3 +154,34 @@ def test_what_cannot_be_resumed_says_why(service: JobService, bench: Any) -> Non
     (Path(handle.job_dir) / "job.json").unlink()
     with pytest.raises(StateError, match="is not readable"):
         service.resume(handle)
+
+
+def test_the_newest_jobs_are_listed_first_and_the_others_counted(
+    service: JobService, bench: Any, swarm_home: Path
+) -> None:
+    bench.write(1)
+    for number in range(3):
+        service.submit(bench.request(external_id=f"e{number}"))
+        service.wait(f"e{number}")
+    assert [one.external_id for one in service.list(newest=2)] == ["e2", "e1"]
+    cli = CommandLine(swarm_home)
+    found = cli.json("job", "list", "-n", "1")
+    assert [one["external_id"] for one in found["jobs"]] == ["e2"]
+    assert found["left_out"] == 2
+    assert cli.json("job", "list", "-n", "0")["left_out"] == 0
+    assert len(cli.json("job", "list")["jobs"]) == 3
+    done = cli("job", "list", "-n", "2")
+    assert "1 older jobs are not shown" in done.stderr
+
+
+def test_ids_of_jobs_sort_by_time_where_clocks_are_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # 14 hours ahead
+    time.tzset()
+    try:
+        began = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        assert began <= new_job_id()[: len(began)] <= f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    finally:
+        monkeypatch.undo()
+        time.tzset()

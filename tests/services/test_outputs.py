@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,49 @@ from patience import scaled, until
 def sharded(bench: Any, **changes: Any) -> JobRequest:
     folder = str(bench.folder / "out")
     return bench.request(**{"output": folder, "shard_output": True, **changes})
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """Colleagues of the group may read what is written, others nothing."""
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, str]:
+    return {one.name: oct(one.stat().st_mode & 0o7777) for one in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("umask")
+def test_outputs_are_as_readable_as_other_files_and_the_rest_is_private(
+    service: JobService, bench: Any, swarm_home: Path
+) -> None:
+    shared = bench.folder / "shared"
+    shared.mkdir()
+    group = 4242 if os.geteuid() == 0 else os.getgroups()[-1]
+    os.chown(shared, -1, group)
+    shared.chmod(0o2770)
+    bench.write(20)
+    service.submit(bench.request(output=str(shared / "out.jsonl")))
+    assert service.wait("mine").status is JobStatus.SUCCEEDED
+    service.show_results("mine", export=shared / "out.csv")
+    service.report("mine", output=shared / "pages" / "page.html")
+    service.report("mine")
+    request = sharded(bench, output=str(shared / "out"), limit=5, external_id="folder")
+    service.submit(request)
+    assert service.wait("folder").status is JobStatus.SUCCEEDED
+    assert modes(shared) == {
+        "out.jsonl": "0o640",
+        "out.jsonl.manifest.json": "0o640",
+        "out.csv": "0o640",
+        "out": "0o2750",
+        "pages": "0o2750",
+    }
+    assert set(modes(shared / "out").values()) == set(modes(shared / "pages").values()) == {"0o640"}
+    assert {one.stat().st_gid for one in shared.rglob("*")} == {group}
+    private = [one for one in swarm_home.rglob("*") if one.stat().st_mode & 0o077]
+    assert private == []
 
 
 def test_results_before_the_end_and_after_it(service: JobService, bench: Any, answer: Any) -> None:

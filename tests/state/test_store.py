@@ -127,6 +127,25 @@ def test_a_part_that_two_programs_record_is_recorded_once(store: SwarmStore) -> 
     assert store.swarm("demo").parts == tuple(parts)
 
 
+def test_the_newest_jobs_and_how_many_there_are(store: SwarmStore) -> None:
+    now = utc_now()
+    for number in range(5):
+        moment = now + timedelta(seconds=number)
+        name = "demo" if number % 2 else None
+        store.create_job(job(f"j{number}", swarm=name, submitted_at=moment))
+    assert [one.job_id for one in store.jobs(newest=2)] == ["j3", "j4"]
+    assert [one.job_id for one in store.jobs("demo", newest=1)] == ["j3"]
+    assert [one.job_id for one in store.jobs()] == [f"j{number}" for number in range(5)]
+    assert (store.count_jobs(), store.count_jobs("demo")) == (5, 2)
+    before = now + timedelta(seconds=3)
+    assert [one.job_id for one in store.jobs_of_none(before)] == ["j0", "j2"]
+    assert not store.delete_ended_job("j0")
+    store.set_job_status("j0", JobStatus.FAILED)
+    assert store.delete_ended_job("j0")
+    assert not store.delete_ended_job("j0")
+    assert store.count_jobs() == 4
+
+
 def test_what_runs_no_more_is_stopped_from_any_phase_and_by_several_at_once(
     store: SwarmStore,
 ) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,48 @@ def test_what_came_alive_since_the_listing_stays(swarm_home: Path) -> None:
     assert [one.why for one in report.kept] == ["it is not stopped any more"]
     assert SwarmPaths(folder).api_key.is_file()
     assert SwarmStore.open().swarm("again").phase is SwarmPhase.LAUNCHING
+
+
+def alone(home: Path, job_id: str, status: JobStatus, days: float, output: str = "/o") -> Path:
+    """A job without a swarm that ended so long ago."""
+    folder = home / "jobs" / job_id
+    write_private(folder / "job.json", "{}")
+    then = utc_now() - timedelta(days=days)
+    store = SwarmStore.open()
+    store.create_job(
+        JobRecord(
+            job_id=job_id,
+            name="n",
+            swarm=None,
+            platform="local",
+            status=status,
+            job_dir=str(folder),
+            input="i",
+            output=output.format(folder=folder),
+            submitted_at=then - timedelta(hours=1),
+            ended_at=then if status.final else None,
+        )
+    )
+    return folder
+
+
+def test_old_jobs_without_a_swarm_go_and_others_stay(swarm_home: Path) -> None:
+    old = alone(swarm_home, "old", JobStatus.SUCCEEDED, 40)
+    young = alone(swarm_home, "young", JobStatus.FAILED, 20)
+    holding = alone(swarm_home, "holding", JobStatus.PARTIAL, 40, "{folder}/out.parquet")
+    cli = CommandLine(swarm_home)
+    found = cli.json("db", "prune")
+    assert [one["job_id"] for one in found["jobs"]] == ["old"]
+    assert [(one["job_id"], one["why"].split(" ", 3)[:3]) for one in found["kept_jobs"]] == [
+        ("holding", ["its", "folder", "holds"])
+    ]
+    table = cli("db", "prune")
+    assert "would be removed" in table.stdout
+    assert "Add --yes" in table.stderr
+    done = cli.json("db", "prune", "--yes")
+    assert [one["job_id"] for one in done["jobs"]] == ["old"]
+    assert [path.exists() for path in (old, young, holding)] == [False, True, True]
+    assert [job.job_id for job in SwarmStore.open().jobs()] == ["holding", "young"]
+    done = cli.json("db", "prune", "--yes", "--older-than", "10")
+    assert [one["job_id"] for one in done["jobs"]] == ["young"]
+    assert not young.exists()

@@ -5,7 +5,9 @@
 SIGTERM and SIGINT are handed on; when its time is up the program is told to end, and killed a
 minute later. The record (`model.ExitRecord`) appears whole or not at all;
 then a webhook is told where the swarm has one, and
-the wrapper ends the same way as the program. Imports nothing heavy: it runs beside every job.
+the wrapper ends the same way as the program. What the wrapper writes is private; the program gets
+the umask that the job was started with, so that its outputs are as readable as its user's files
+are. Imports nothing heavy: it runs beside every job.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _LIMIT = "--time-limit="
 _AFTER_LIMIT_S = 60.0
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the program; return its exit code, 128 + the number for a signal."""
+def main(arguments: Sequence[str], umask: int) -> int:
+    """Run the program with that umask; return its exit code, 128 + the number for a signal."""
     limit_s = 0.0
     if arguments and arguments[0].startswith(_LIMIT):
         limit_s, arguments = float(arguments[0].removeprefix(_LIMIT)), arguments[1:]
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, hand_on)
     signal.setitimer(signal.ITIMER_REAL, limit_s, _AFTER_LIMIT_S)
     try:
-        child = subprocess.Popen(program, cwd=folder, preexec_fn=_prepare)  # noqa: PLW1509 - no threads here
+        child = subprocess.Popen(program, cwd=folder, umask=umask, preexec_fn=_prepare)  # noqa: PLW1509 - no threads here
     except OSError as error:
         print(f"cannot start {program[0]}: {error}", file=sys.stderr)  # noqa: T201 - the job's log
         _record(Path(exit_path), 127, began, told)
@@ -135,5 +137,4 @@ def _result(paths: JobPaths) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], os.umask(0o077)))

@@ -20,11 +20,13 @@ ARROW_TYPES: dict[CellType, pa.DataType] = {
     "bool": pa.bool_(),
     "json": JSON,
 }
-_INT = re.compile(r"[+-]?\d{1,30}", re.ASCII)
+_INT = re.compile(r"[+-]?\d+", re.ASCII)
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII | re.IGNORECASE)
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
-_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
+_WHOLE = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)
 _FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+([eE][+-]?\d+)?", re.ASCII)
+_MOST_DIGITS = 19  # of a whole number of 64 bits
+_EXACT = 2**53  # up to here a fraction holds every whole number
 _decode = msgspec.json.Decoder().decode
 
 
@@ -44,7 +46,7 @@ def wrong_cell(cell: str, kind: CellType) -> bool:
     if not cell or kind == "text":
         return False
     if kind == "int":
-        return not _INT.fullmatch(cell) or not -(2**63) <= int(cell) < 2**63
+        return not _INT.fullmatch(cell) or is_beyond_int(cell)
     if kind == "float":
         return not _FLOAT.fullmatch(cell)
     if kind == "bool":
@@ -54,6 +56,14 @@ def wrong_cell(cell: str, kind: CellType) -> bool:
     except (ValueError, RecursionError):
         return True
     return False
+
+
+def is_beyond_int(cell: str) -> bool:
+    """Whether a cell is a whole number, and one that has more than 64 bits."""
+    if not _INT.fullmatch(cell):
+        return False
+    digits = cell.lstrip("+-").lstrip("0")
+    return len(digits) > _MOST_DIGITS or not -(2**63) <= int(cell) < 2**63
 
 
 def _value(cell: str, kind: CellType) -> Any:  # noqa: ANN401 - of any of the types
@@ -70,6 +80,8 @@ class CellShape:
 
     def __init__(self) -> None:
         self._seen: set[CellType] = set()
+        self._largest = 0  # of the whole numbers, without their signs
+        self._beyond_int = False
 
     def add(self, cell: str | None) -> None:
         """Take one more cell; an empty one says nothing."""
@@ -77,6 +89,10 @@ class CellShape:
             return
         if _WHOLE.fullmatch(cell):
             self._seen.add("int")
+            if is_beyond_int(cell):
+                self._beyond_int = True
+            elif not self._beyond_int:
+                self._largest = max(self._largest, abs(int(cell)))
         elif _FRACTION.fullmatch(cell):
             self._seen.add("float")
         else:
@@ -84,6 +100,19 @@ class CellShape:
 
     def cell_type(self) -> CellType:
         """The type that all cells have."""
+        if self.why is not None:
+            return "text"
         if self._seen == {"int", "float"}:
             return "float"
         return next(iter(self._seen)) if len(self._seen) == 1 else "text"
+
+    @property
+    def why(self) -> str | None:
+        """Why cells that all are numbers stay text nevertheless; None: they do not."""
+        if not self._seen <= {"int", "float"}:
+            return None
+        if self._beyond_int:
+            return "it holds whole numbers beyond 64 bits"
+        if self._largest > _EXACT and "float" in self._seen:
+            return "it holds fractions, and whole numbers that would lose digits as such"
+        return None

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from domyn_swarm.batch.arrow_arrays import flags
+from domyn_swarm.batch.arrow_arrays import array, flags
 from domyn_swarm.batch.json_values import is_json, json_values
+
+_LAST_YEAR = 32_767  # of those that Arrow writes, in both directions
+_DAY_MS = 24 * 3600 * 1000
 
 
 def python_values(column: pa.Array, *, as_request: bool = False) -> list[Any]:
@@ -90,7 +93,51 @@ def _value(one: pa.Scalar) -> Any:  # noqa: ANN401 - whatever it holds
         return _text(one)
 
 
+def time_texts(column: pa.Array) -> pa.Array:
+    """The text of dates or times, as Arrow writes them; of those beyond the years that it writes,
+    too.
+    """
+    texts = column.cast(pa.string())
+    if not has_far_years(column):
+        return texts
+    values = zip(texts.to_pylist(), column, strict=True)
+    return array([_far(one) if _is_far(one) else text for text, one in values], pa.string())
+
+
+def has_far_years(column: pa.Array) -> bool:
+    """Whether a column holds dates or times that Arrow has no text for."""
+    kind = column.type
+    if not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        return False
+    import pyarrow.compute as pc  # here: columns with times are rare
+
+    ends = pc.min_max(column)
+    return any(_is_far(ends[name]) for name in ("min", "max"))
+
+
+def _is_far(one: pa.Scalar) -> bool:
+    kind = one.type
+    if not one.is_valid or not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        return False
+    year = int(_numpy_time(one).astype("datetime64[Y]").astype(np.int64)) + 1970
+    return abs(year) > _LAST_YEAR
+
+
+def _far(one: pa.Scalar) -> str:
+    text = str(_numpy_time(one)).replace("T", " ")
+    return f"{text}Z" if pa.types.is_timestamp(one.type) and one.type.tz else text
+
+
+def _numpy_time(one: pa.Scalar) -> np.datetime64:
+    if pa.types.is_date(one.type):
+        days = one.value if pa.types.is_date32(one.type) else one.value // _DAY_MS
+        return np.datetime64(days, "D")
+    return np.datetime64(one.value, one.type.unit)
+
+
 def _text(one: pa.Scalar) -> str:
+    if _is_far(one):
+        return _far(one)
     try:
         return str(one.cast(pa.string()).as_py())
     except pa.ArrowException:  # a length of time

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from domyn_swarm.batch.cell_types import ARROW_TYPES, as_array, wrong_cell
+from domyn_swarm.batch.cell_types import ARROW_TYPES, as_array, is_beyond_int, wrong_cell
 from domyn_swarm.batch.input_facts import InputFacts, Look
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.lots import BATCH_ROWS, LOT_BYTES, no_columns
@@ -249,8 +249,10 @@ class _Look:
                 self._add(line, what.replace("utf-8", "UTF-8"), NAME_ENCODING)
         for at, name, kind in self._typed:
             if row is not self._header and wrong_cell(row[at], kind):
+                large = kind == "int" and is_beyond_int(row[at])
+                why = "has more than the 64 bits of an int" if large else f"is no {kind}"
                 self._add(
                     line,
-                    f"the column {name!r} holds {row[at]!r:.80}, which is no {kind}",
+                    f"the column {name!r} holds {row[at]!r:.80}, which {why}",
                     "Mend the cell, or leave the column out of --types: then it is text.",
                 )

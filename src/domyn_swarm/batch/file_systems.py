@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-from domyn_swarm.errors import InvalidInput, SwarmError
+from domyn_swarm.errors import InvalidInput
+
+_OURS = ("domyn_swarm", "pyarrow", "pydantic", "pydantic_core", "msgspec", "numpy")
 
 
 @contextlib.contextmanager
@@ -15,24 +18,47 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
 
     Raises:
         InvalidInput: there is no such protocol, a package that it needs is missing (it is named),
-            or the file system raised something within the context.
+            or the file system could not be reached or refused something within the context. What
+            else goes wrong there is no matter of addresses and credentials, and passes.
     """
+    system, path = _file_system(url)
+    try:
+        yield system, path
+    except Exception as error:
+        if not _of_file_system(error):
+            raise
+        raise _unreachable(url, error) from error
+
+
+def _file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
-    protocol = url.partition("://")[0]
     try:
-        yield fsspec.core.url_to_fs(url)
-    except SwarmError:
-        raise
+        system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise InvalidInput(f"{url}: {error}", hint=_installing(protocol)) from error
+        raise InvalidInput(f"{url}: {error}", hint=_installing(url.partition("://")[0])) from error
     except ValueError as error:
         raise InvalidInput(f"{url}: {error}.") from error
-    except Exception as error:  # file systems raise errors of libraries of their own
-        raise InvalidInput(
-            f"{url} cannot be reached: {str(error).splitlines()[0] if str(error) else error!r}",
-            hint="Check the address and your credentials for it.",
-        ) from error
+    except Exception as error:  # no line of ours runs in there
+        raise _unreachable(url, error) from error
+    return system, str(path)
+
+
+def _of_file_system(error: Exception) -> bool:
+    """Whether a file system says what became of a request: as the error of an operating system, or
+    as one of the library's own (of `botocore`, `aiohttp`, `google.auth`, …), which are many.
+    Python's own others, such as a TypeError, are bugs, whoever's.
+    """
+    package = type(error).__module__.partition(".")[0]
+    foreign = package not in _OURS and package not in sys.stdlib_module_names
+    return isinstance(error, OSError) or foreign
+
+
+def _unreachable(url: str, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"{url} cannot be reached: {str(error).splitlines()[0] if str(error) else error!r}",
+        hint="Check the address and your credentials for it.",
+    )
 
 
 def _installing(protocol: str) -> str:

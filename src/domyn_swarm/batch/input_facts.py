@@ -1,9 +1,11 @@
-"""What a look at each file of an input finds: taken once, kept with the job, and believed for as
-long as the file is the same.
+"""What a look at each file of a job finds, and its checksum where that is asked for: taken once,
+kept with the job, and believed for as long as the file is the same.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +18,13 @@ import pyarrow as pa
 
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.logs import get_logger
+from domyn_swarm.paths import private_file
 
 _log = get_logger(__name__)
 
 _AT_ONCE = 32  # most of a look is waiting for a disk, or for a store
 _TELL_S = 5.0
+_CHUNK_BYTES = 1 << 20
 
 
 class Look(NamedTuple):
@@ -40,13 +44,15 @@ class _Kept(msgspec.Struct, array_like=True):
 class _Document(msgspec.Struct):
     schemas: list[bytes]
     files: list[_Kept]
+    digests: dict[str, tuple[str, str]] = {}  # by path: the file's version, and its SHA-256
 
 
 class InputFacts:
-    """The looks at an input's files, those of an earlier program among them."""
+    """The looks at a job's files, those of an earlier program among them."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, Look]] = {}
+        self._digests: dict[str, tuple[str, str]] = {}
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -59,6 +65,7 @@ class InputFacts:
                 one.path: (one.version, Look(schemas[one.schema], one.rows))
                 for one in document.files
             }
+            facts._digests = document.digests
         except (OSError, msgspec.DecodeError, pa.ArrowException, IndexError):
             return cls()
         return facts
@@ -75,7 +82,26 @@ class InputFacts:
             for name, (version, look) in self._known.items()
         ]
         schemas = [one.serialize().to_pybytes() for one in at]
-        path.write_bytes(msgspec.msgpack.encode(_Document(schemas, files)))
+        private_file(path).write_bytes(
+            msgspec.msgpack.encode(_Document(schemas, files, self._digests))
+        )
+
+    def digest(self, file: InputFile) -> str:
+        """The SHA-256 of what a file holds.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        version = _version(file)
+        known = self._digests.get(str(file))
+        if version and known is not None and known[0] == version:
+            return known[1]
+        digest = hashlib.sha256()
+        with contextlib.closing(file.open()) as opened:
+            while chunk := opened.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        self._digests[str(file)] = version, digest.hexdigest()
+        return digest.hexdigest()
 
     def looks(
         self,

@@ -75,6 +75,16 @@ class InputFile:
         opened: BinaryIO = self.system.open(self.path, "rb")
         return opened
 
+    def size(self) -> int:
+        """How many bytes lie there.
+
+        Raises:
+            OSError: it cannot be asked.
+        """
+        if self.system is None:
+            return Path(self.path).stat().st_size
+        return int(self.system.size(self.path))
+
     @contextlib.contextmanager
     def stream(self) -> Iterator[BinaryIO]:
         """Its content, decompressed.

@@ -10,7 +10,7 @@ import json
 import platform
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +60,7 @@ class ColumnFacts(Record):
 
     name: str
     type: str
-    note: str | None = None  # why its values are JSON text
+    note: str | None = None  # why its values are JSON, or text though they are numbers
 
 
 class OutputFile(Record):
@@ -70,6 +70,7 @@ class OutputFile(Record):
     rows: int
     bytes: int
     sha256: str
+    modified_at: datetime | None = None  # by the file system that it was written to
 
 
 class RowCounts(Record):
@@ -98,23 +99,18 @@ class Manifest(RowCounts):
     created_at: datetime
 
 
+def modified_at(path: Path) -> datetime:
+    """When the content of a file changed last, to the microsecond.
+
+    Raises:
+        OSError: it cannot be asked.
+    """
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=path.stat().st_mtime_ns // 1000)
+
+
 def manifest_path(output: Path, *, sharded: bool) -> Path:
     """Where the manifest of an output lies."""
     return output / MANIFEST_NAME if sharded else output.with_name(f"{output.name}{_SUFFIX}")
-
-
-def earlier_path(output: Path) -> Path:
-    """Where the manifest of a file lay in earlier versions, for all files of one stem."""
-    return output.with_suffix(_SUFFIX)
-
-
-def manifest_of(output: Path, *, sharded: bool) -> Manifest | None:
-    """The manifest of an output, wherever the version that wrote it put it."""
-    found = read_manifest(manifest_path(output, sharded=sharded))
-    if found is not None or sharded:
-        return found
-    earlier = read_manifest(earlier_path(output))
-    return earlier if earlier and earlier.files[0].name == output.name else None
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -61,8 +61,9 @@ class OpenTypes:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why columns stay JSON text, by their names."""
-        return {name: shape.why for name, shape in self._shapes.items() if shape.why}
+        """Why columns stay text, JSON's or that of cells, by their names."""
+        json = {name: shape.why for name, shape in self._shapes.items() if shape.why}
+        return json | {name: cells.why for name, cells in self._cells.items() if cells.why}
 
 
 def for_parquet(schema: pa.Schema) -> tuple[pa.Schema, dict[str, str]]:

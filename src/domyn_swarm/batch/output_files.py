@@ -15,16 +15,15 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.manifest import (
     MANIFEST_NAME,
     Manifest,
-    earlier_path,
-    manifest_of,
     manifest_path,
     read_manifest,
 )
@@ -96,6 +95,7 @@ class OutputPlace:
     path: Path
     sharded: bool
     identity: str
+    facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there
 
     @property
     def names(self) -> tuple[str, str]:
@@ -108,7 +108,7 @@ class OutputPlace:
 
     def manifest(self) -> Manifest | None:
         """See `Place`."""
-        return manifest_of(self.path, sharded=self.sharded)
+        return read_manifest(self._manifest)
 
     def files(self, manifest: Manifest) -> list[InputFile]:
         """See `Place`."""
@@ -167,13 +167,13 @@ class OutputPlace:
             return False
         file = InputFile(str(path))
         return written_identity(file) == self.identity or any(
-            is_named(file, read_manifest(one), self.identity) for one in self._manifests()
+            is_named(file, read_manifest(one), self.identity, self.facts)
+            for one in self._manifests()
         )
 
     def _manifests(self) -> list[Path]:
         """The one in place, and those that a kill kept from getting there."""
-        beside = [self._manifest, earlier_path(self.path)]
-        return [*beside, *(left / self._manifest.name for left in self._left())]
+        return [self._manifest, *(left / self._manifest.name for left in self._left())]
 
     def _left(self) -> list[Path]:
         """Stages of runs of this job that are at work or were killed."""
@@ -205,7 +205,8 @@ class OutputPlace:
         """Put the manifest of a file that is in place where it belongs."""
         waiting = stage / self._manifest.name
         in_place = InputFile(str(self.path))
-        if not self.sharded and is_named(in_place, read_manifest(waiting), self.identity):
+        told = None if self.sharded else read_manifest(waiting)
+        if is_named(in_place, told, self.identity, self.facts):
             waiting.replace(self._manifest)
 
     @property
@@ -220,19 +221,9 @@ class OutputPlace:
         if self.sharded:
             self._swap(stage)
         else:
-            earlier = self._earlier()
             (stage / self.path.name).replace(self.path)
             (stage / self._manifest.name).replace(self._manifest)
-            if earlier is not None:
-                earlier.unlink(missing_ok=True)
         sync_folder(self.path.parent)
-
-    def _earlier(self) -> Path | None:
-        """A manifest of this file by an earlier version, which the new one takes the place of."""
-        path = earlier_path(self.path)
-        found = read_manifest(path)
-        named = found is not None and found.files[0].name == self.path.name
-        return path if named and not self._manifest.exists() else None
 
     def _swap(self, stage: Path) -> None:
         if not self.path.exists():

@@ -6,7 +6,7 @@ import functools
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.index import RowIndex
+from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.kept_columns import KeptColumns
 from domyn_swarm.batch.manifest import JobFacts
 from domyn_swarm.batch.open_types import OpenTypes, for_parquet, typed
@@ -46,11 +47,14 @@ class OutputPlan:
     write: WriteFile | None = None  # how a library writes each file; None: as usual
     lines: TextForm | None = None  # how the job writes JSON Lines; None: an object of the columns
     infer_types: bool = False  # of the cells of CSV that are kept
+    facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there already
 
     @property
     def place(self) -> Place:
         """Where the files lie."""
-        return place_of(self.target, sharded=self.sharded, identity=self.job.identity)
+        return place_of(
+            self.target, sharded=self.sharded, identity=self.job.identity, facts=self.facts
+        )
 
     @property
     def kind(self) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from domyn_swarm.batch.json_values import as_text, without_json
-from domyn_swarm.batch.manifest import OutputFile
+from domyn_swarm.batch.manifest import OutputFile, modified_at
 from domyn_swarm.batch.text_forms import TextForm
 from domyn_swarm.errors import InvalidInput
 
@@ -172,8 +172,15 @@ class PartWriter:
         with path.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = path.stat().st_size
-        self.files.append(OutputFile(name=path.name, rows=self._written, bytes=size, sha256=digest))
+        self.files.append(
+            OutputFile(
+                name=path.name,
+                rows=self._written,
+                bytes=path.stat().st_size,
+                sha256=digest,
+                modified_at=modified_at(path),
+            )
+        )
         self._written = 0
 
     def __enter__(self) -> Self:

@@ -79,7 +79,8 @@ def _publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | N
     raw = rows.schema(errors=failed > 0)
     schema, reasons = plan.typed_schema(raw, types)
     for name, why in reasons.items():
-        _log.warning("the column %r is written as JSON text: %s", name, why)
+        kind = "JSON text" if is_json(schema.field(name).type) else "text"
+        _log.warning("the column %r is written as %s: %s", name, kind, why)
     schema = schema.with_metadata({IDENTITY_KEY: plan.job.identity.encode()})
     place = plan.place
     name, manifest_name = place.names

@@ -10,15 +10,16 @@ import contextlib
 import secrets
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
 
 from domyn_swarm.batch.file_systems import reaching
+from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile
-from domyn_swarm.batch.manifest import MANIFEST_NAME, Manifest, earlier_path, manifest_path
+from domyn_swarm.batch.manifest import MANIFEST_NAME, Manifest, manifest_path
 from domyn_swarm.batch.output_files import OutputPlace, Place, is_shard_name
 from domyn_swarm.batch.written_files import is_named, written_identity
 from domyn_swarm.errors import InvalidInput, OutputExists
@@ -32,12 +33,17 @@ def _path(url: str) -> str:
     return str(fsspec.core.strip_protocol(url))
 
 
-def place_of(target: str, *, sharded: bool, identity: str) -> Place:
-    """Where an output goes that users call `target`; a link to a folder of shards is followed."""
+def place_of(
+    target: str, *, sharded: bool, identity: str, facts: InputFacts | None = None
+) -> Place:
+    """Where an output goes that users call `target`; a link to a folder of shards is followed.
+    `facts`: what is known of files that lie there.
+    """
+    known = InputFacts() if facts is None else facts
     if "://" in target:
-        return RemotePlace(target, sharded, identity)
+        return RemotePlace(target, sharded, identity, known)
     path = Path(target)
-    return OutputPlace(path.resolve() if sharded else path, sharded, identity)
+    return OutputPlace(path.resolve() if sharded else path, sharded, identity, known)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class RemotePlace:
     url: str
     sharded: bool
     identity: str
+    facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there
 
     @property
     def names(self) -> tuple[str, str]:
@@ -115,8 +122,8 @@ class RemotePlace:
             return False
         file = self._file(name)
         return written_identity(file) == self.identity or any(
-            is_named(file, self._read(one), self.identity)
-            for one in (self.names[1], self._earlier, self._pending)
+            is_named(file, self._read(one), self.identity, self.facts)
+            for one in (self.names[1], self._pending)
         )
 
     def _read(self, name: str) -> Manifest | None:
@@ -128,15 +135,7 @@ class RemotePlace:
 
     def manifest(self) -> Manifest | None:
         """See `Place`."""
-        found = self._read(self.names[1])
-        if found is not None or self.sharded:
-            return found
-        earlier = self._read(self._earlier)
-        return earlier if earlier and earlier.files[0].name == self.names[0] else None
-
-    @property
-    def _earlier(self) -> str:
-        return earlier_path(Path(self.names[0])).name
+        return self._read(self.names[1])
 
     def files(self, manifest: Manifest) -> list[InputFile]:
         """See `Place`."""

@@ -17,7 +17,7 @@ from domyn_swarm.batch.verdicts import verdict_of
 from domyn_swarm.model import ReplyVerdict
 
 _Key = TypeVar("_Key", int, str)
-_NUMBERS = re.compile(r"\d+")
+_NUMBERS = re.compile(r"(\bHTTP \d{3}\b|\bwithin [\d.]+ s\b)|\d+")  # the first two are the cause
 _SIGNATURES = 200  # different ones that are counted apart; the rest is "other"
 
 
@@ -199,5 +199,7 @@ def _count(counter: Counter[str], signature: str) -> None:
 
 
 def failure_signature(kind: str, message: str) -> str:
-    """What errors of one cause have in common: their kind, and their words without numbers."""
-    return f"{kind}: {_NUMBERS.sub('#', message[:160])}"
+    """What errors of one cause have in common: their kind, and their words without the numbers that
+    differ from row to row; the status of a reply and the limit of a request do not.
+    """
+    return f"{kind}: {_NUMBERS.sub(lambda found: found[1] or '#', message[:160])}"

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from domyn_swarm.batch.arrow_arrays import array
-from domyn_swarm.batch.column_values import python_values
+from domyn_swarm.batch.column_values import has_far_years, python_values, time_texts
 from domyn_swarm.batch.json_values import is_json, json_texts, json_values, raw_json
 
 _CHUNK_BYTES = 1 << 20
@@ -136,8 +136,9 @@ class Csv:
 
     def body(self, batch: pa.RecordBatch) -> bytes:
         """See `TextForm`."""
-        schema = _csv_schema(batch.schema)
-        columns = [_as_text(column) if _is_odd(column.type) else column for column in batch.columns]
+        columns = list(map(_csv_column, batch.columns))
+        kinds = [column.type for column in columns]
+        schema = pa.schema(list(zip(batch.schema.names, kinds, strict=True)))
         sink = io.BytesIO()
         with csv.CSVWriter(
             sink, schema, write_options=csv.WriteOptions(include_header=False)
@@ -202,10 +203,11 @@ def _one(parts: Iterable[pa.RecordBatch], names: Sequence[str]) -> pa.RecordBatc
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _csv_schema(schema: pa.Schema) -> pa.Schema:
-    return pa.schema(
-        [(field.name, pa.string()) if _is_odd(field.type) else field for field in schema]
-    )
+def _csv_column(column: pa.Array) -> pa.Array:
+    """A column as the writer of CSV takes it."""
+    if _is_odd(column.type):
+        return _as_text(column)
+    return time_texts(column) if has_far_years(column) else column
 
 
 def _is_odd(kind: pa.DataType) -> bool:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile
-from domyn_swarm.batch.manifest import Manifest
+from domyn_swarm.batch.manifest import Manifest, modified_at
 
 IDENTITY_KEY = b"domyn_swarm.identity"
-_CHUNK_BYTES = 1 << 20
 
 
 def written_identity(file: InputFile) -> str | None:
@@ -28,27 +28,20 @@ def written_identity(file: InputFile) -> str | None:
     return None if found is None else found.decode()
 
 
-def is_named(file: InputFile, manifest: Manifest | None, identity: str) -> bool:
-    """Whether a manifest of that job names the file as it is: with its size and checksum."""
+def is_named(file: InputFile, manifest: Manifest | None, identity: str, facts: InputFacts) -> bool:
+    """Whether a manifest of that job names the file as it is: with its size, and the moment of its
+    last change. Only where that is another one, as after copying, the file is read for its
+    checksum; once, as long as it is the same.
+    """
     if manifest is None or manifest.job.identity != identity:
         return False
     name = file.path.rpartition("/")[2]
     known = next((one for one in manifest.files if one.name == name), None)
     try:
-        return known is not None and size_and_digest(file) == (known.bytes, known.sha256)
+        if known is None or file.size() != known.bytes:
+            return False
+        if file.system is None and modified_at(Path(file.path)) == known.modified_at:
+            return True
+        return facts.digest(file) == known.sha256
     except OSError:
         return False
-
-
-def size_and_digest(file: InputFile) -> tuple[int, str]:
-    """How many bytes a file has, and their SHA-256.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest, size = hashlib.sha256(), 0
-    with contextlib.closing(file.open()) as opened:
-        while chunk := opened.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()

@@ -61,11 +61,21 @@ def stamp(
 @db_app.command()
 def prune(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove, and do not ask.")] = False,
+    older_than: Annotated[
+        float,
+        typer.Option(
+            "--older-than",
+            min=0,
+            metavar="DAYS",
+            help="How long ago jobs without a swarm have ended that go.",
+        ),
+    ] = 30.0,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """Forget swarms that are over: their records, folders (logs, keys, scripts) and ended jobs.
+    """Forget swarms that are over: their records, folders (logs, keys, scripts) and ended jobs;
+    and jobs without a swarm that ended long ago.
 
     Shows what would go, and asks; without a terminal it removes only with --yes. What lives, or
     could not be asked, stays. Outputs and checkpoints are never touched.
@@ -77,11 +87,13 @@ def prune(
 
     form = chosen_format(output, as_json, as_yaml)
     service = DatabaseService()
-    found = service.prunable()
+    found = service.prunable(jobs_older_than_days=older_than)
     if not yes:
         show_prune(found, form)
-        asked = bool(found.swarms) and interactive() and form is Format.TABLE
-        if not (asked and confirm(f"Remove {len(found.swarms)} swarms?")):
-            say("Nothing was removed." + (" Add --yes to remove them." if found.swarms else ""))
+        something = bool(found.swarms or found.jobs)
+        asked = something and interactive() and form is Format.TABLE
+        what = f"{len(found.swarms)} swarms and {len(found.jobs)} jobs without one"
+        if not (asked and confirm(f"Remove {what}?")):
+            say("Nothing was removed." + (" Add --yes to remove them." if something else ""))
             return
     show_prune(service.prune(found), form)

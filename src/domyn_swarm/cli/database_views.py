@@ -38,3 +38,10 @@ def show_prune(report: PruneReport, output: Format) -> None:
     ]
     kept = [(one.name, "kept", one.why) for one in report.kept]
     print_table(("swarm", "", "what"), [*rows, *kept])
+    jobs = [
+        (job.job_id, going, f"{job.name}, ended {moment(job.ended_at)}, {job.job_dir}")
+        for job in report.jobs
+    ]
+    kept_jobs = [(one.job_id, "kept", one.why) for one in report.kept_jobs]
+    if jobs or kept_jobs:
+        print_table(("job without a swarm", "", "what"), [*jobs, *kept_jobs])

@@ -41,12 +41,12 @@ def show_job(job: JobSnapshot, output: Format) -> None:
     print_pairs(pairs)
 
 
-def show_jobs(jobs: Sequence[JobSnapshot], output: Format) -> None:
-    """Jobs, a line each."""
+def show_jobs(jobs: Sequence[JobSnapshot], left_out: int, output: Format) -> None:
+    """Jobs, a line each; `left_out` are older ones."""
     if output is Format.TABLE:
         print_jobs(jobs)
     else:
-        print_record(JobList(jobs=tuple(jobs)), output)
+        print_record(JobList(jobs=tuple(jobs), left_out=left_out), output)
 
 
 def show_failures(failures: JobFailures, output: Format) -> None:

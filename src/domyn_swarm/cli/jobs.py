@@ -84,12 +84,15 @@ def status(
 @job_app.command("list")
 def list_jobs(
     name: SwarmOption = None,
+    newest: Annotated[
+        int, typer.Option("-n", "--newest", min=0, help="How many, the newest first; 0: all.")
+    ] = 50,
     refresh: RefreshOption = False,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """List the jobs, of one swarm or of all.
+    """List the jobs, of one swarm or of all: the newest first.
 
     Example: domyn-swarm job list --name my-swarm --refresh
     """
@@ -97,7 +100,12 @@ def list_jobs(
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
-    show_jobs(JobService().list(swarm=name, refresh=refresh), form)
+    service = JobService()
+    jobs = service.list(swarm=name, refresh=refresh, newest=newest or None)
+    left_out = service.count(name) - len(jobs) if len(jobs) == newest else 0
+    show_jobs(jobs, left_out, form)
+    if left_out:
+        say(f"{left_out} older jobs are not shown; -n 0 shows all.")
 
 
 @job_app.command()

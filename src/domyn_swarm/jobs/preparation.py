@@ -42,7 +42,7 @@ class Prepared:
 
 
 def prepare(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
-    """Check a job against its input and output. `facts` are what is known of the input's files.
+    """Check a job against its input and output. `facts` are what is known of their files.
 
     Raises:
         ConfigError: the job class or a parameter is not usable.
@@ -92,7 +92,7 @@ def make_plan(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
         InvalidInput: the input cannot be read, or lacks a column.
     """
     job = _load_for(spec)
-    return _prepared(spec, job, open_input(spec, job.lines, facts))
+    return _prepared(spec, job, open_input(spec, job.lines, facts), facts)
 
 
 def load_plan(spec: JobSpec, dataset: Dataset) -> Prepared:
@@ -105,13 +105,20 @@ def load_plan(spec: JobSpec, dataset: Dataset) -> Prepared:
     return _prepared(spec, _load_for(spec), dataset)
 
 
-def _prepared(spec: JobSpec, job: SwarmJob, dataset: Dataset) -> Prepared:
+def _prepared(
+    spec: JobSpec, job: SwarmJob, dataset: Dataset, facts: InputFacts | None = None
+) -> Prepared:
     first = _as_first_asked(spec, job)
-    return Prepared(job, plan_of(spec, job, dataset, first=first))
+    return Prepared(job, plan_of(spec, job, dataset, first=first, facts=facts))
 
 
 def plan_of(
-    spec: JobSpec, job: SwarmJob, dataset: Dataset, *, first: SwarmJob | None = None
+    spec: JobSpec,
+    job: SwarmJob,
+    dataset: Dataset,
+    *,
+    first: SwarmJob | None = None,
+    facts: InputFacts | None = None,
 ) -> BatchPlan:
     """The plan of a job over rows, with the checks that cost nothing.
 
@@ -120,6 +127,7 @@ def plan_of(
         job: what is asked.
         dataset: the rows.
         first: the job as it was first asked, where this run has other parameters.
+        facts: what is known of the files of the output that lies there.
 
     Raises:
         ConfigError: a parameter is not usable.
@@ -145,6 +153,7 @@ def plan_of(
         write=writer_of(spec),
         lines=None if job.lines is None else job.lines.form,
         infer_types=spec.infer_types,
+        facts=InputFacts() if facts is None else facts,
     )
     return BatchPlan(
         dataset=dataset,

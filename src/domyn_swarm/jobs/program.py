@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,13 @@ def _collect_garbage_seldom() -> None:
 
 
 def access_of(spec: JobSpec) -> EndpointAccess:
-    """How the job reaches its endpoint."""
-    key = _key_of(spec)
+    """How the job reaches its endpoint.
+
+    Raises:
+        JobError: a key cannot be read; its file is named.
+    """
+    with _reading_keys(spec):
+        key = _key_of(spec)
     key_now = None if spec.api_key_file is None else partial(_key_of, spec)
     if spec.endpoint_file is None:
         url = (spec.endpoint_url or "").rstrip("/").removesuffix("/v1")
@@ -82,7 +88,8 @@ def access_of(spec: JobSpec) -> EndpointAccess:
     place = Path(spec.endpoint_file)
     meter = None
     if spec.collector_key_file is not None:
-        collector_key = Path(spec.collector_key_file).read_text().strip()
+        with _reading_keys(spec):
+            collector_key = Path(spec.collector_key_file).read_text().strip()
         meter = Meter(_locator(place, "collector_url"), collector_key)
     outside = spec.collector_key_file is None  # the platform's own endpoint: the world is between
     return EndpointAccess(
@@ -110,6 +117,20 @@ def _told(endpoint_file: Path, field: str) -> Any:  # noqa: ANN401 - JSON
         return json.loads(endpoint_file.read_text()).get(field)
     except (OSError, ValueError):
         return None
+
+
+@contextlib.contextmanager
+def _reading_keys(spec: JobSpec) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "Is the swarm up? See `domyn-swarm status`, then submit the same job again."
+        if spec.endpoint_file is None:
+            hint = "Set OPENAI_API_KEY and submit the same job again."
+        raise JobError(
+            f"The key of the job's endpoint cannot be read: {error.filename}: {error.strerror}.",
+            hint=f"{hint} No row is asked twice.",
+        ) from error
 
 
 def _key_of(spec: JobSpec) -> str | None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import secrets
 import tempfile
 import threading
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -31,7 +29,7 @@ from domyn_swarm.jobs.loading import import_path_of, reference_to
 from domyn_swarm.jobs.preparation import check_rows, plan_of
 from domyn_swarm.jobs.program import access_of, event_loop
 from domyn_swarm.jobs.progress_line import ProgressLine
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.spec import JobSpec, new_job_id
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import verdicts_named
 from domyn_swarm.net.openai import OpenAIClient
@@ -241,7 +239,7 @@ def _spec(
 ) -> JobSpec:
     classes = verdicts_named(settings.retry_class)
     told = {
-        "job_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
+        "job_id": new_job_id(),
         "name": job.options.name or job.label,
         "job": job.label,
         "input": data,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any, Literal
 
 from pydantic import Field
 
 from domyn_swarm.batch.reading import InputReading
-from domyn_swarm.model import Accept, Fingerprint, JobAccount, Record, ReplyVerdict
+from domyn_swarm.model import Accept, Fingerprint, JobAccount, Record, ReplyVerdict, utc_now
 from domyn_swarm.planning.resources import JobResources
+
+
+def new_job_id() -> str:
+    """Sorts by time, which is UTC; unique on this machine and, as far as matters, on others."""
+    return f"{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 class JobSpec(InputReading):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any, Literal
 
@@ -71,6 +71,22 @@ class StructuredOutputJob(PromptedJob):
         super().__init__(output_schema=self.shape, **options)
         self._schema = self.shape.model_json_schema()
 
+    def check(self) -> None:
+        """See `SwarmJob.check`: here a parameter says how the answer is to be shaped, which the job
+        says itself.
+        """
+        super().check()
+        for name in self._guidance():
+            self._refuse_shape(name, {*self.params, *self.param_columns})
+
+    def _refuse_shape(self, name: str, given: Collection[str]) -> None:
+        if name in given:
+            raise ConfigError(
+                f"{type(self).__name__} sends a {name} of its own, made of output_schema; yours "
+                "would be lost.",
+                hint='Leave it out, or send yours alone with guided="none".',
+            )
+
     def described(self) -> dict[str, Any]:
         """See `SwarmJob.described`."""
         return {
@@ -83,7 +99,10 @@ class StructuredOutputJob(PromptedJob):
     async def transform_item(self, item: Any) -> BaseModel:  # noqa: ANN401 - the columns'
         """The answer as an instance of the model."""
         columns = self.columns_of(item)
-        body = {**self.body(columns), **self._guidance()}
+        body, guidance = self.body(columns), self._guidance()
+        for name in guidance:  # an `extra_body` of the row's own may hold it
+            self._refuse_shape(name, body)
+        body |= guidance
         messages = [*self._instruction(), *self.messages(columns)]
         for repair in range(self.repairs + 1):
             reply = await self.client.transport.post(CHAT_PATH, {**body, "messages": messages})

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from domyn_swarm import open_files
 from domyn_swarm.errors import ConfigError
@@ -29,9 +29,16 @@ from domyn_swarm.net.errors import (
     no_reply_in_time,
 )
 
+if TYPE_CHECKING:
+    from aiohttp import ClientTimeout
+    from pyreqwest.client import Client
+
 _T = TypeVar("_T")
 
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUTS_S = (10.0, 5.0, 2.0, 1.0, 0.5, 0.2)
+"""How long a connection may take to come about: the first of them that is less than the limit of
+the request, so that who cannot be reached is not taken for one that does not answer.
+"""
 _SERVED_BY = "x-smg-routed-worker-id"  # the router's word for the replica that it chose
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 _EXHAUSTED = re.compile(rf"\(os error (?:{'|'.join(map(str, open_files.EXHAUSTED))})\)")
@@ -144,6 +151,12 @@ def _load_to_stay(module: str) -> None:
     loaded.result()
 
 
+def _connect_limit_s(timeout_s: float) -> float:
+    """How long the connection of a request with this limit may take."""
+    shorter = (limit for limit in CONNECT_TIMEOUTS_S if limit < timeout_s)
+    return next(shorter, CONNECT_TIMEOUTS_S[-1])
+
+
 def parse_retry_after(value: str | None) -> float | None:
     """Seconds of a `Retry-After` header; dates are read as "now-ish": one second."""
     if value is None:
@@ -183,16 +196,24 @@ class ReqwestClient:
         self._instead: AiohttpClient | None = None
         self._errors = exceptions
         self._timeouts: dict[float, timedelta] = {}
-        self._open(headers)
+        self._headers = headers
+        self._clients: dict[float, Client] = {}  # by how long a connection may take
 
-    def _open(self, headers: dict[str, str]) -> None:
+    def _client(self, timeout_s: float) -> Client:
+        """The client for requests of a limit; as a rule there is one for all."""
+        limit_s = _connect_limit_s(timeout_s)
+        client = self._clients.get(limit_s)
+        if client is None:
+            client = self._clients[limit_s] = self._opened(limit_s)
+        return client
+
+    def _opened(self, connect_limit_s: float) -> Client:
         from pyreqwest.client import ClientBuilder
 
-        self._headers = headers
         builder = (
             ClientBuilder()
-            .default_headers(headers)
-            .connect_timeout(timedelta(seconds=CONNECT_TIMEOUT_S))
+            .default_headers(self._headers)
+            .connect_timeout(timedelta(seconds=connect_limit_s))
             .follow_redirects(enable=False)
             .http1_only()
             .tcp_nodelay(enabled=True)
@@ -200,12 +221,13 @@ class ReqwestClient:
         )
         for certificate in self._trusted:
             builder = builder.add_root_certificate_pem(certificate)
-        self._client = (builder if self._use_proxy else builder.no_proxy()).build()
+        return (builder if self._use_proxy else builder.no_proxy()).build()
 
     def use_key(self, key: str | None) -> None:
         """See `HttpClient.use_key`."""
         if _headers(key) != self._headers:
-            self._open(_headers(key))  # what is in flight keeps the old client until it has ended
+            self._headers = _headers(key)
+            self._clients = {}  # what is in flight keeps the old one until it has ended
             if self._instead is not None:
                 self._instead.use_key(key)
 
@@ -220,7 +242,7 @@ class ReqwestClient:
         """See `HttpClient.request`."""
         if self._instead is not None:
             return await self._instead.request(method, url, body, timeout_s)
-        builder = self._client.request(method, url).timeout(self._timeout(timeout_s))
+        builder = self._client(timeout_s).request(method, url).timeout(self._timeout(timeout_s))
         if body is not None:
             builder = builder.body_bytes(body)
         try:
@@ -242,7 +264,8 @@ class ReqwestClient:
             async for part in self._instead.stream(url, body, timeout_s):
                 yield part
             return
-        builder = self._client.post(url).timeout(self._timeout(timeout_s)).body_bytes(body)
+        builder = self._client(timeout_s).post(url)
+        builder = builder.timeout(self._timeout(timeout_s)).body_bytes(body)
         try:
             async with AsyncExitStack() as stack:
                 opening = stack.enter_async_context(builder.build_streamed())
@@ -286,7 +309,8 @@ class ReqwestClient:
 
     async def close(self) -> None:
         """See `HttpClient.close`."""
-        await self._client.close()
+        for client in self._clients.values():
+            await client.close()
         if self._instead is not None:
             await self._instead.close()
 
@@ -320,11 +344,15 @@ class AiohttpClient:
             auto_decompress=True,
         )
 
+    def _timeout(self, timeout_s: float) -> ClientTimeout:
+        limit_s = _connect_limit_s(timeout_s)
+        return self._aiohttp.ClientTimeout(total=timeout_s, sock_connect=limit_s)
+
     async def request(
         self, method: str, url: str, body: bytes | None, timeout_s: float
     ) -> HttpReply:
         """See `HttpClient.request`."""
-        timeout = self._aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        timeout = self._timeout(timeout_s)
         try:
             async with self._session.request(
                 method,
@@ -345,7 +373,7 @@ class AiohttpClient:
         self, url: str, body: bytes, timeout_s: float
     ) -> AsyncIterator[bytes | HttpReply]:
         """See `HttpClient.stream`."""
-        timeout = self._aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        timeout = self._timeout(timeout_s)
         try:
             async with self._session.post(
                 url, data=body, headers=self._headers, timeout=timeout, allow_redirects=False

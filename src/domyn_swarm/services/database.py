@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Literal
 
-from domyn_swarm.model import Record
+from domyn_swarm.model import Record, utc_now
 from domyn_swarm.paths import database_path
 from domyn_swarm.state import SwarmStore, read_revision, stamp_revision
 from domyn_swarm.swarm.pruning import PruneReport, prune, survey_prunable
+
+OLD_JOBS_DAYS = 30.0
+"""How long ago a job without a swarm ended that `prune` forgets, unless it is told otherwise."""
 
 
 class DatabaseRevision(Record):
@@ -44,9 +48,14 @@ class DatabaseService:
         stamp_revision(path, revision)
         return DatabaseRevision(path=str(path), before=before, now=str(read_revision(path)))
 
-    def prunable(self) -> PruneReport:
-        """What `prune` would forget, and what it would keep and why. Removes nothing."""
-        return survey_prunable(SwarmStore.open())
+    def prunable(self, *, jobs_older_than_days: float = OLD_JOBS_DAYS) -> PruneReport:
+        """What `prune` would forget, and what it would keep and why. Removes nothing.
+
+        Args:
+            jobs_older_than_days: of jobs without a swarm, those that ended so long ago.
+        """
+        before = utc_now() - timedelta(days=jobs_older_than_days)
+        return survey_prunable(SwarmStore.open(), jobs_before=before)
 
     def prune(self, wanted: PruneReport) -> PruneReport:
         """Forget what `prunable` found; what lives by now, or cannot be removed, stays."""

@@ -20,8 +20,9 @@ from domyn_swarm.config.defaults import check_defaults
 from domyn_swarm.config.loading import defaults_path
 from domyn_swarm.errors import ConfigError, PlatformError, SwarmError
 from domyn_swarm.model import Record
-from domyn_swarm.paths import SwarmPaths, home
+from domyn_swarm.paths import SwarmPaths, checkpoints_dir, home
 from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.services.lock_check import check_locks
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 
@@ -58,6 +59,7 @@ def _machine() -> Iterator[Check]:
     variables = home() / ".env"
     if variables.is_file():
         yield check_private("privacy", variables, "what you put there, tokens perhaps")
+    yield check_locks(home())
     try:
         swarms = SwarmStore.open().swarms()
         yield ok("database", f"{len(swarms)} live swarms")
@@ -137,6 +139,25 @@ def _mistakes(name: str, error: ConfigError) -> Iterator[Check]:
         yield failed(name, str(mistake), fix)
 
 
+def _checkpoints(home_directory: Path) -> Check:
+    """Where finished rows are kept: one place for all swarms, so that another one may go on.
+    Whoever puts a swarm's files on another file system may have little room there.
+    """
+    folder = checkpoints_dir()
+    if _device(folder) == _device(home_directory):
+        return ok("checkpoints", f"finished rows are kept in {folder}")
+    return warning(
+        "checkpoints",
+        f"finished rows are kept in {folder}, which is on another file system than the "
+        f"home_directory {home_directory}: its quota has to hold all answers",
+        "Set DOMYN_SWARM_HOME to a folder with room for them, or give each job a --checkpoint-dir.",
+    )
+
+
+def _device(folder: Path) -> int:
+    return next(one for one in (folder, *folder.parents) if one.exists()).stat().st_dev
+
+
 def _swarm(path: Path) -> Iterator[Check]:
     try:
         config = load(path).config
@@ -151,6 +172,7 @@ def _swarm(path: Path) -> Iterator[Check]:
     yield ok("configuration", f"{path} is valid")
     if plan.backend != "lepton":  # which has an endpoint of its own
         yield _router_files(plan)
+    yield _checkpoints(plan.home_directory)
     backend = serving_backend(plan.backend)
     found = list(backend.checks(plan))
     yield from found

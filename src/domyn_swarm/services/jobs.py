@@ -96,13 +96,19 @@ class JobService:
         seen = self._submitter.refresh(record) if refresh else self._submitter.recall(record)
         return job_snapshot(seen)
 
-    def list(self, swarm: str | None = None, *, refresh: bool = True) -> list[JobSnapshot]:
-        """All jobs, or those of one swarm, the newest last; the scheduler is asked once for all,
-        and without `refresh` not at all.
+    def list(
+        self, swarm: str | None = None, *, refresh: bool = True, newest: int | None = None
+    ) -> list[JobSnapshot]:
+        """All jobs, or those of one swarm, the newest first; the scheduler is asked once for all,
+        and without `refresh` not at all. With `newest` only so many of them are looked at.
         """
-        jobs = self._store.jobs(swarm)
+        jobs = self._store.jobs(swarm, newest=newest)[::-1]
         seen = self._submitter.refresh_all(jobs) if refresh else map(self._submitter.recall, jobs)
         return [job_snapshot(job) for job in seen]
+
+    def count(self, swarm: str | None = None) -> int:
+        """How many jobs there are, or those of one swarm."""
+        return self._store.count_jobs(swarm)
 
     def wait(
         self,
@@ -210,7 +216,7 @@ class JobService:
 
         record = self._submitter.refresh(self._record(ref))
         gathered = ReportGatherer(self._store, record, output).gather()
-        written(gathered)
+        written(gathered, private=output is None)
         return gathered.report
 
     def verify(self, ref: JobRef) -> OutputVerification:

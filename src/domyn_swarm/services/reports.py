@@ -283,18 +283,28 @@ def _sizes(accounts: Sequence[RunAccount]) -> Histogram | None:
     return sizes.within(bounds, sum(one.counters.completion_tokens for one in accounts))
 
 
-def written(gathered: GatheredReport) -> None:
+def written(gathered: GatheredReport, *, private: bool) -> None:
     """Write the page, whole or not at all.
+
+    Args:
+        gathered: what it shows.
+        private: for its owner's eyes alone; else as readable as its user's files are.
 
     Raises:
         JobError: it cannot be written there.
     """
+    from domyn_swarm.batch.output_files import written_whole
     from domyn_swarm.paths import write_private
     from domyn_swarm.services.report_page import render
 
-    path = gathered.report.path
+    path, page = gathered.report.path, render(gathered)
     try:
-        write_private(path, render(gathered))
+        if private:
+            write_private(path, page)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         raise JobError(
             f"Cannot write {path}: {error.strerror or error}.", hint="Choose another --output."

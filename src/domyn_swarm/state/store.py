@@ -227,14 +227,43 @@ class SwarmStore:
             raise JobNotFound(f"There is no job {ref!r}.", hint="See `domyn-swarm job list`.")
         return row
 
-    def jobs(self, swarm: str | None = None) -> list[JobRecord]:
-        """All jobs, or those of one swarm, the oldest first."""
+    def jobs(self, swarm: str | None = None, *, newest: int | None = None) -> list[JobRecord]:
+        """All jobs, or those of one swarm, the oldest first; of them the newest so many."""
         query = """
-            SELECT * FROM jobs WHERE :swarm IS NULL OR swarm = :swarm
+            SELECT * FROM (
+                SELECT * FROM jobs WHERE :swarm IS NULL OR swarm = :swarm
+                ORDER BY submitted_at DESC, job_id DESC LIMIT :most
+            ) ORDER BY submitted_at, job_id
+        """
+        asked = {"swarm": swarm, "most": -1 if newest is None else newest}
+        with self._transaction() as connection:
+            return [_job_record(row) for row in connection.execute(query, asked)]
+
+    def count_jobs(self, swarm: str | None = None) -> int:
+        """How many jobs there are, or those of one swarm."""
+        query = "SELECT count(*) FROM jobs WHERE :swarm IS NULL OR swarm = :swarm"
+        with self._transaction() as connection:
+            return int(connection.execute(query, {"swarm": swarm}).fetchone()[0])
+
+    def jobs_of_none(self, before: datetime) -> list[JobRecord]:
+        """Jobs without a swarm that were submitted before a moment, the oldest first."""
+        query = """
+            SELECT * FROM jobs WHERE swarm IS NULL AND submitted_at < ?
             ORDER BY submitted_at, job_id
         """
         with self._transaction() as connection:
-            return [_job_record(row) for row in connection.execute(query, {"swarm": swarm})]
+            return [_job_record(row) for row in connection.execute(query, (_text(before),))]
+
+    def delete_ended_job(self, job_id: str) -> bool:
+        """Forget a job that has ended; False: it has not, or is forgotten already."""
+        with self._transaction(writes=True) as connection:
+            row = connection.execute(
+                "SELECT status FROM jobs WHERE job_id = ?", (job_id,)
+            ).fetchone()
+            if row is None or not JobStatus(row["status"]).final:
+                return False
+            connection.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+            return True
 
 
 def _insert(connection: Connection, table: LiteralString, row: Mapping[str, Any]) -> None:

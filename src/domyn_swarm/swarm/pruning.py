@@ -1,8 +1,10 @@
-"""Forgets swarms that are over: their records, their folders, their jobs. Never what may live."""
+"""Forgets swarms that are over: their records, their folders, their jobs; and old jobs of no swarm.
+
+Never what may live.
+"""
 
 from __future__ import annotations
 
-import shutil
 import socket
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,15 +13,19 @@ from typing import Literal
 
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.errors import SwarmError
-from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Record
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
+from domyn_swarm.swarm.job_pruning import (
+    KeptJob,
+    PrunableJob,
+    forget_job,
+    remove_folder,
+    survey_jobs,
+)
 from domyn_swarm.swarm.reconcile import launchers, reconcile
 from domyn_swarm.swarm.submitter import JobSubmitter
-
-_log = get_logger(__name__)
 
 
 class PrunableSwarm(Record):
@@ -46,15 +52,22 @@ class PruneReport(Record):
     removed: bool  # False: nothing was, this is what would be
     swarms: tuple[PrunableSwarm, ...]
     kept: tuple[KeptSwarm, ...]
+    jobs: tuple[PrunableJob, ...] = ()  # of no swarm
+    kept_jobs: tuple[KeptJob, ...] = ()  # likewise, as old
 
 
-def survey_prunable(store: SwarmStore) -> PruneReport:
-    """What may be forgotten, and what stays and why. Each swarm's platform is asked."""
+def survey_prunable(store: SwarmStore, *, jobs_before: datetime) -> PruneReport:
+    """What may be forgotten, and what stays and why. Each swarm's platform is asked. Of jobs
+    without a swarm those may go that ended before a moment.
+    """
     found = [_judged(store, record) for record in store.swarms(include_stopped=True)]
+    jobs = survey_jobs(store, jobs_before)
     return PruneReport(
         removed=False,
         swarms=tuple(one for one in found if isinstance(one, PrunableSwarm)),
         kept=tuple(one for one in found if isinstance(one, KeptSwarm)),
+        jobs=tuple(one for one in jobs if isinstance(one, PrunableJob)),
+        kept_jobs=tuple(one for one in jobs if isinstance(one, KeptJob)),
     )
 
 
@@ -67,7 +80,20 @@ def prune(store: SwarmStore, wanted: PruneReport) -> PruneReport:
             gone.append(swarm)
         else:
             kept.append(KeptSwarm(name=swarm.name, why=why))
-    return PruneReport(removed=True, swarms=tuple(gone), kept=tuple(kept))
+    jobs, kept_jobs = [], list(wanted.kept_jobs)
+    for job in wanted.jobs:
+        why = forget_job(store, job)
+        if why is None:
+            jobs.append(job)
+        else:
+            kept_jobs.append(KeptJob(job_id=job.job_id, why=why))
+    return PruneReport(
+        removed=True,
+        swarms=tuple(gone),
+        kept=tuple(kept),
+        jobs=tuple(jobs),
+        kept_jobs=tuple(kept_jobs),
+    )
 
 
 def _judged(store: SwarmStore, record: SwarmRecord) -> PrunableSwarm | KeptSwarm:
@@ -136,14 +162,5 @@ def _forget(store: SwarmStore, swarm: PrunableSwarm) -> str | None:
         if not folder.exists() and aside.exists():
             aside.rename(folder)
         return "it is not stopped any more"
-    _remove(aside)
+    remove_folder(aside)
     return None
-
-
-def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        _log.warning("%s is left: %s", folder, error)

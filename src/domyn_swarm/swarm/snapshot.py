@@ -115,7 +115,8 @@ class SwarmList(Record):
 
 
 class JobList(Record):
-    """Jobs, the newest last."""
+    """Jobs, the newest first."""
 
     schema_version: Literal[1] = 1
     jobs: tuple[JobSnapshot, ...]
+    left_out: int = 0  # older ones, which were not asked for

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import secrets
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +13,7 @@ from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, read_exit
 from domyn_swarm.backends.platforms import compute_backend
 from domyn_swarm.config.environment import ray_address_of_environment
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, StateError
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.spec import JobSpec, new_job_id
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, write_private
@@ -88,7 +86,7 @@ class JobSubmitter:
         """
         if request.down_after:
             check_down_after(swarm)
-        where, job_id = swarm_access(swarm), _new_id()
+        where, job_id = swarm_access(swarm), new_job_id()
         script = request.script.absolute()
         argv = [*program_of(script), *request.args]
         record = JobRecord(
@@ -157,7 +155,7 @@ class JobSubmitter:
                 f"The swarm serves {where['model']}, but the job asked {known.model}.",
                 hint="Bring up a swarm with that model, or submit a new job.",
             )
-        job_id = _new_id()
+        job_id = new_job_id()
         again = {"job_id": job_id, "resume": True, "retry_failed": retry_failed}
         changed = changes.model_dump(exclude_none=True)
         changed["resources"] = {**known.resources.model_dump(), **changed["resources"]}
@@ -197,7 +195,7 @@ class JobSubmitter:
     def _spec(self, request: JobRequest, swarm: LiveSwarm | None) -> tuple[JobSpec, JobPaths]:
         from domyn_swarm.jobs.loading import import_path_of
 
-        job_id = _new_id()
+        job_id = new_job_id()
         if swarm is not None:
             paths = swarm.paths.job(job_id)
             where = swarm_access(swarm)
@@ -363,11 +361,6 @@ class JobSubmitter:
 
 def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).absolute())
-
-
-def _new_id() -> str:
-    """Sorts by time; unique on this machine and, as far as matters, on others."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def spec_of(record: JobRecord) -> JobSpec:

@@ -20,7 +20,7 @@ from domyn_swarm.backends.slurm.tagged import TAG_PREFIX, job_name
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
-from domyn_swarm.paths import JobPaths, private_dir, write_private
+from domyn_swarm.paths import JobPaths, private_file, write_private
 from domyn_swarm.probing import Clock, Deadline, Observation, Phase, wait_until
 
 _log = get_logger(__name__)
@@ -63,7 +63,7 @@ class SlurmCompute:
 
     def _submit_job(self, spec: ComputeSpec) -> str:
         paths = JobPaths(Path(spec.job_dir))
-        private_dir(paths.log.parent)
+        private_file(paths.log)
         write_private(paths.script, job_script(spec).render("batch.sh.j2"))
         return self._slurm.submit(paths.script)
 

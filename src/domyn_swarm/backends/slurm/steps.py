@@ -19,7 +19,7 @@ from domyn_swarm.backends.slurm.layout import step_script
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.tagged import job_name, tagged
 from domyn_swarm.errors import ConfigError, PlatformUnavailable, SubmitRejected
-from domyn_swarm.paths import JobPaths, SwarmPaths, private_dir, write_private
+from domyn_swarm.paths import JobPaths, SwarmPaths, private_file, write_private
 from domyn_swarm.planning.resources import SrunResources
 from domyn_swarm.probing import Clock
 
@@ -39,7 +39,7 @@ class Srun(Protocol):
 
 
 def _start_srun(resources: SrunResources, paths: JobPaths) -> Srun:
-    with paths.srun_log.open("wb") as log:
+    with private_file(paths.srun_log).open("wb") as log:
         srun = subprocess.Popen(
             [*resources.argv(), "/bin/bash", str(paths.script)],
             env=submitting_environment(),
@@ -86,7 +86,7 @@ class Steps:
         """
         resources = self._resources(spec)
         paths = JobPaths(Path(spec.job_dir))
-        private_dir(paths.log.parent)
+        private_file(paths.log)
         write_private(paths.script, step_script(spec).render("step.sh.j2"))
         srun = self._start_srun(resources, paths)
         try:
