@@ -14,7 +14,7 @@ from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.backends.endpoint.supervision import Supervision
-from domyn_swarm.batch.sink import beside
+from domyn_swarm.batch.background import beside
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import JobHandle, ReplicaReport, ReplicaState, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
