@@ -6,6 +6,7 @@ The URL is read from a file of mode 0600. It may hold a secret, so no message of
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import time
@@ -68,6 +69,6 @@ def _again(url: str, body: bytes, taken: threading.Event) -> bool:
         with refusal:
             _log.warning("the webhook answered %d", refusal.code)
             return refusal.code >= 500 or refusal.code in _TRIED_AGAIN
-    except (OSError, ValueError) as error:  # messages of these may have the URL
+    except (OSError, ValueError, http.client.HTTPException) as error:  # may have the URL
         _log.warning("the webhook did not answer: %s", type(error).__name__)
         return not isinstance(error, ValueError)

@@ -273,6 +273,9 @@ def come_back(
         except PlatformError as error:
             _log.warning("%s asks again for its way back: %s", job, error.message)
             task.rest(_AGAIN_S)
+        except OSError as error:  # the disk does not take the word for its successor
+            _log.warning("%s tries again to come back: %s", job, error)
+            task.rest(_AGAIN_S)
 
 
 def _still_wanted(slurm: Scheduler, job: str) -> bool:
@@ -283,9 +286,15 @@ def _still_wanted(slurm: Scheduler, job: str) -> bool:
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """A log that the next run of the task goes on with."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path.open("ab")
+    """A log that the next run of the task goes on with; the task's own where the disk has no room:
+    that is no reason not to serve.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path.open("ab")
+    except OSError as error:
+        _log.warning("cannot open %s, which goes to this log instead: %s", path, error)
+        return os.fdopen(os.dup(2), "ab")
 
 
 def _end_with_parent() -> None:
