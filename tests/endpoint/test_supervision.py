@@ -240,6 +240,23 @@ async def test_a_platform_that_does_not_answer_is_asked_again(bench: Bench) -> N
 
 
 @in_virtual_time
+async def test_a_bug_in_what_it_asks_ends_neither_it_nor_the_endpoint(bench: Bench) -> None:
+    swarm = Swarm(bench, idle_timeout_s=60.0)
+    back_at = now_s() + 600
+
+    def broken() -> Activity | None:
+        if now_s() < back_at:
+            raise KeyError("worker")
+        return Activity(0, 0)
+
+    swarm.activity = broken
+    swarm.report(0, "ready")
+    ended_s = await swarm.ends_after()
+    assert ended_s is not None
+    assert 600 <= ended_s <= 600 + 66
+
+
+@in_virtual_time
 async def test_a_swarm_that_is_scaled_is_supervised_by_its_new_size(bench: Bench) -> None:
     swarm = Swarm(bench)
     asyncio.get_running_loop().call_later(

@@ -263,18 +263,21 @@ def come_back(
             if by_requeue and slurm.requeue(job):
                 task.rest(_REQUEUE_S)
                 return
-            if _still_wanted(slurm, job):  # else somebody else has put it back meanwhile
-                successor()
-            return
+            if not _still_wanted(slurm, job):  # somebody else has put it back meanwhile
+                return
         except CommandMissing as error:
             _log.error("%s cannot ask for its way back: %s", job, error.message)
-            successor()
-            return
         except PlatformError as error:
             _log.warning("%s asks again for its way back: %s", job, error.message)
             task.rest(_AGAIN_S)
-        except OSError as error:  # the disk does not take the word for its successor
-            _log.warning("%s tries again to come back: %s", job, error)
+            continue
+        try:
+            successor()
+            return
+        except CommandMissing:  # it never comes
+            raise
+        except (OSError, PlatformError) as error:  # a full disk, a busy controller
+            _log.warning("%s asks again for its successor: %s", job, error)
             task.rest(_AGAIN_S)
 
 
