@@ -427,6 +427,28 @@ def test_a_driver_that_loses_its_job_as_it_publishes_writes_nothing(
     assert not (bench.folder / "out.parquet").exists()
 
 
+def test_a_driver_that_loses_its_job_while_it_waits_for_answers_sends_no_more(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BEAT_S", 0.02)
+    bench.server.answers_at_most = 0
+    bench.write(50)
+
+    def take_over() -> None:
+        until(lambda: bench.server.asked.total() == 4)
+        [lease] = (bench.folder / "checkpoints").glob("*/lease-*.json")
+        lease.with_name("lease-000002.json").write_text("{}")
+
+    other = threading.Thread(target=take_over)
+    other.start()
+    folder = bench.job_folder(bench.spec(max_concurrency=4))
+    assert main([str(folder)]) == 6
+    other.join()
+    error = json.loads((folder / "result.json").read_text())["error"]
+    assert error.startswith("Another driver took over the checkpoint")
+    assert bench.server.asked.total() == 4
+
+
 def test_files_are_written_and_synced_beside_the_requests(
     bench: Any, answer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
