@@ -143,6 +143,10 @@ class CheckpointBusy(JobError):
     """Another driver holds this job's lease."""
 
 
+class CheckpointLost(JobError):
+    """The driver lost its job's lease: it neither sends nor writes any more."""
+
+
 class TooManyFailures(JobError):
     """More rows failed than `--max-failures` allows; the commonest error is shown."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -27,10 +28,12 @@ MOST_FILES = 65_536
 
 
 def log(text: str) -> None:
-    """One line with the time, to stderr."""
+    """One line with the time, to stderr; lost where the disk does not take it."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    sys.stderr.write(f"{stamp} {text}\n")
-    sys.stderr.flush()
+    try:
+        os.write(2, f"{stamp} {text}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
+        return
 
 
 def allow_many_files() -> None:
@@ -76,12 +79,10 @@ class Follower:
     def run(self) -> int:
         """Until told to stop; the exit code."""
         while not self._stopped:
-            self._process = process = subprocess.Popen(
-                self._argv,
-                env=self._env,
-                stdin=subprocess.DEVNULL,
-                preexec_fn=end_with_parent,  # noqa: PLW1509 - no threads here
-            )
+            process = self._start()
+            if process is None:
+                time.sleep(AGAIN_S)
+                continue
             if self._stopped:
                 self._signal(signal.SIGTERM)
             code = self._wait(process)
@@ -89,6 +90,22 @@ class Follower:
                 log(f"the program ended with {code}; it is started again")
                 time.sleep(AGAIN_S)
         return 0
+
+    def _start(self) -> subprocess.Popen[bytes] | None:
+        """The program; None where the system has no room for it now."""
+        try:
+            self._process = subprocess.Popen(
+                self._argv,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - no threads here
+            )
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+                raise  # it never can be started
+            log(f"the program cannot be started now: {error}")
+            return None
+        return self._process
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
         ends_at: float | None = None

@@ -42,15 +42,19 @@ def private_file(path: Path) -> Path:
     return path
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file atomically (temporary file, fsync, rename), readable by its owner alone."""
+def write_private(path: Path, text: str, *, synced: bool = True) -> None:
+    """Write a file atomically (temporary file, fsync, rename), readable by its owner alone.
+
+    `synced=False` leaves the fsync out: for what is written anew every second.
+    """
     private_dir(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import http.client
 import json
@@ -52,13 +53,15 @@ WITHOUT_ENGINE = ("starting", "restarting", "exited", "failed")
 LOG_TAIL_BYTES = 65_536
 READ_LIMIT_BYTES = 4_000_000
 LOST_NODE = 3
+# What a disk or a system refuses for a while
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ENOMEM)
 
 
 def log(text: str) -> None:
-    """One line with the time, to stderr."""
+    """One line with the time, to stderr; lost where the disk does not take it."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    sys.stderr.write("%s %s\n" % (stamp, text))
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, ("%s %s\n" % (stamp, text)).encode("utf-8", "backslashreplace"))
 
 
 class Spec(NamedTuple):
@@ -312,7 +315,7 @@ def _ask_ray(limit_s: float, env: dict[str, str]) -> float | None:
     quiet, known = subprocess.DEVNULL, dict(os.environ, **env)
     try:
         said = subprocess.check_output(["ray", "status"], stderr=quiet, timeout=limit_s, env=known)
-    except (OSError, subprocess.SubprocessError):
+    except Exception:  # noqa: BLE001 - no answer, whatever kept it away
         return None
     return ray_gpus(said.decode("utf-8", "replace"))
 
@@ -445,13 +448,13 @@ class Reporter(threading.Thread):
                 )
             if report["state"] == "draining" and json.loads(answer).get("drained"):
                 self.drained = True
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # noqa: BLE001 - this thread is the replica's only word
             self._url = None  # it may have moved: read the file again
             ended = isinstance(error, (ConnectionRefusedError, FileNotFoundError))
             self._contact.failed(time.monotonic(), ended or unknown)
-            if str(error) != self._complaint:
-                log("cannot report to the collector: %s" % error)
-            self._complaint = str(error)
+            if repr(error) != self._complaint:
+                log("cannot report to the collector: %r" % error)
+            self._complaint = repr(error)
             return False
         self._contact.answered()
         self._complaint = ""
@@ -646,11 +649,12 @@ class Engine:
             kill_group(self.pid, number)
 
     def log_tail(self) -> str:
-        """The end of what this start of the engine printed."""
-        with open(self._log, "rb") as file:
+        """The end of what this start of the engine printed; empty where it cannot be read."""
+        with contextlib.suppress(OSError), open(self._log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(self._log_start, size - LOG_TAIL_BYTES))
             return file.read(LOG_TAIL_BYTES).decode("utf-8", "replace")
+        return ""
 
 
 # -- the watchdog ------------------------------------------------------------------------
@@ -709,7 +713,12 @@ class Watchdog:
             try:
                 engine = self._start()
             except OSError as error:
-                return self._end("failed", "cannot start the engine: %s" % error)
+                why_not = "cannot start the engine: %s" % error
+                if error.errno not in PASSING or self._stops:
+                    return self._end("failed", why_not)
+                self._enter("restarting", reason=why_not)
+                self._rest(self._spec.restart_backoff_max)
+                continue
             why = self._watch(engine)
             if self._stops:
                 self._drain(engine)

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from domyn_swarm.batch.asking import RetryPolicy
+from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.gate import EndpointGate
 from domyn_swarm.batch.rows import Row, RowTrace, current_trace
 from domyn_swarm.batch.session import RequestSession
-from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.traffic import Traffic

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from domyn_swarm.batch import lease
 from domyn_swarm.batch.checkpoint import Checkpoint
-from domyn_swarm.batch.frames import encode_frame, read_results, scan_frames
+from domyn_swarm.batch.frames import SortedFrames, encode_frame, read_results, scan_frames
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex, open_index
 from domyn_swarm.batch.journal import Journal
@@ -100,21 +101,25 @@ def test_a_segment_is_on_the_disk_before_its_journal_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a loss of power takes rows that were synced as they were appended."""
-    synced: list[tuple[int, list[str]]] = []
+    synced: list[tuple[str, list[str]]] = []
     fsync = os.fsync
 
     def note(descriptor: int) -> None:
-        size = os.fstat(descriptor).st_size
-        synced.append((size, sorted(path.name for path in tmp_path.iterdir())))
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name.partition("-")[0]
+        synced.append((name, sorted(path.suffix for path in tmp_path.iterdir())))
         fsync(descriptor)
 
     journal = Journal(tmp_path, generation=1)
     journal.append([result(number) for number in range(100)])
     monkeypatch.setattr(os, "fsync", note)
     journal.close()
-    [segment] = checkpoint_files(tmp_path)
-    name = f"{segment.stem}.journal"
-    assert synced[1:] == [(segment.stat().st_size, [name, f"{segment.stem}.sealing"])]
+    assert [path.suffix for path in checkpoint_files(tmp_path)] == [".segment"]
+    assert synced == [
+        ("000001", [".journal"]),
+        (tmp_path.name, [".journal"]),
+        (".unfinished", ["", ".journal"]),
+        (tmp_path.name, [".journal", ".segment"]),
+    ]
 
 
 @pytest.mark.parametrize("by_id", [False, True])
@@ -202,7 +207,7 @@ def test_a_driver_that_was_succeeded_and_one_that_cannot_renew_its_lease_stop(
     checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
     checkpoint.append([result(0)])
     (checkpoint.folder / "lease-000002.json").write_text("{}")
-    until(checkpoint._lease.lost.is_set)
+    until(lambda: not checkpoint._lease.is_held())
     with pytest.raises(JobError, match="Another driver took over"):
         checkpoint.append([result(1)])
     checkpoint._lease.succeeded = False
@@ -235,6 +240,141 @@ def test_what_the_disk_refuses_only_as_it_is_synced_is_an_error_of_the_job(
     assert index.match(7, as_matrix([7])).found.all()
     index.frames.close()
     again.close()
+
+
+def test_a_file_that_grows_no_more_is_synced_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system says once that it could not write; from then on nothing is taken for synced."""
+    monkeypatch.setattr("domyn_swarm.batch.journal.JOURNAL_ROWS", 10)
+    fsync = os.fsync
+    refused: list[str] = []
+
+    def refuse(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        if name.endswith("-00000000.journal") and not refused:
+            refused.append(name)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    journal = Journal(tmp_path, generation=1)
+    journal.append([result(number) for number in range(10)])
+    until(lambda: len(refused) > 0)
+    for ask in (journal.sync, journal.close):
+        with pytest.raises(JobError, match=r"Cannot write the checkpoint .*Input/output error"):
+            ask()
+    index = open_index(tmp_path, KEYS)
+    assert index.match(0, as_matrix(range(10))).found.all()
+    index.frames.close()
+
+
+def test_a_disk_that_is_full_says_so_and_the_file_ends_with_a_whole_frame(tmp_path: Path) -> None:
+    """A disk takes what it has room for, and says why no more only when it is asked for the rest:
+    the system's limit for the size of a file does just that.
+    """
+    journal = Journal(tmp_path, generation=1)
+    journal.append([result(0)])
+    [path] = checkpoint_files(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+    try:
+        with pytest.raises(JobError, match=r"Cannot write the checkpoint .*: File too large"):
+            journal.append([result(1)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    journal.append([result(2)])
+    journal.close()
+    index = open_index(tmp_path, KEYS)
+    assert index.match(0, as_matrix(range(3))).found.tolist() == [True, False, True]
+    index.frames.close()
+
+
+def test_nothing_is_written_behind_half_a_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    journal = Journal(tmp_path, generation=1)
+    journal.append([result(0)])
+    monkeypatch.setattr("domyn_swarm.batch.journal.write_whole", torn)
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    with pytest.raises(JobError, match="No space left on device"):
+        journal.append([result(1)])
+    monkeypatch.undo()
+    with pytest.raises(JobError, match="Input/output error"):
+        journal.append([result(2)])  # it would not be read
+    with pytest.raises(JobError, match="Input/output error"):
+        journal.close()
+
+
+def torn(descriptor: int, frame: bytes) -> None:
+    os.write(descriptor, frame[:9])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_of_two_that_seal_one_journal_neither_harms_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new driver, and a worker that outlives its own and is killed as it begins to seal."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(_self: SortedFrames, _rows: int) -> Iterator[bytes]:
+        raise Killed
+
+    journal = tmp_path / "000001-000-00000000.journal"
+    journal.write_bytes(b"".join(encode_frame([result(number)]) for number in range(100)))
+    fsync = os.fsync
+
+    def beside_another(descriptor: int) -> None:
+        fsync(descriptor)
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(SortedFrames, "frames", killed)
+        with pytest.raises(Killed):
+            seal(journal)
+
+    monkeypatch.setattr(os, "fsync", beside_another)
+    seal(journal)
+    index = open_index(tmp_path, KEYS)
+    assert index.match(0, as_matrix(range(100))).found.all()
+    index.frames.close()
+
+
+def test_what_is_appended_to_a_journal_while_it_is_sealed_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "000001-000-00000000.journal"
+    journal.write_bytes(encode_frame([result(0)]))
+    write_frames = SortedFrames.frames
+
+    def grows(self: SortedFrames, rows: int) -> Iterator[bytes]:
+        yield from write_frames(self, rows)
+        with journal.open("ab") as file:
+            file.write(encode_frame([result(self.rows)]))
+
+    monkeypatch.setattr(SortedFrames, "frames", grows)
+    seal(journal)
+    index = open_index(tmp_path, KEYS)
+    assert index.match(0, as_matrix(range(4))).found.all()  # it is tried three times
+    index.frames.close()
+    assert [path.name for path in tmp_path.iterdir()] == [journal.name]
+
+
+def test_the_files_of_a_later_driver_are_left_to_it(tmp_path: Path) -> None:
+    folder = tmp_path / IDENTITY.digest
+    folder.mkdir()
+    earlier, later = (folder / f"00000{at}-000-00000000.journal" for at in (0, 5))
+    for path in (earlier, later):
+        path.write_bytes(encode_frame([result(0)]))
+    (folder / ".unfinished-1-abcd").write_bytes(b"of one that was killed")
+    Checkpoint(tmp_path, IDENTITY, KEYS).close()
+    assert sorted(path.name for path in folder.iterdir() if path.name[0] in "0.") == [
+        earlier.with_suffix(".segment").name,
+        later.name,
+    ]
 
 
 def test_of_a_damaged_file_those_rows_are_asked_again_and_no_others(bench: Any) -> None:

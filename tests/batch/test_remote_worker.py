@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
 from domyn_swarm.batch.link import Limit, Link, Order, Wanted
 from domyn_swarm.batch.remote_worker import Invitation, WorkerListener, call
+from patience import limit_s
 
 
 async def test_an_invited_worker_is_linked_and_heard() -> None:
@@ -87,3 +90,49 @@ async def test_who_does_not_call_is_not_waited_for_forever() -> None:
             await listener.met(listener.invite(), 0.05)
     with pytest.raises(ConnectionError, match="no coordinator"):
         await call(Invitation("127.0.0.1", 1))
+
+
+# In a network of its own, which is then cut.
+CUT = """
+import asyncio, fcntl, socket, struct
+import uvloop
+from domyn_swarm.batch import remote_worker
+from domyn_swarm.batch.link import Link, Order, Wanted
+
+remote_worker._SILENT_S = 1
+
+
+def network(*, up):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        flags = 0x41 if up else 0  # IFF_UP | IFF_RUNNING
+        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", flags))  # SIOCSIFFLAGS
+
+
+async def cut():
+    network(up=True)
+    async with remote_worker.WorkerListener("127.0.0.1") as listener:
+        invitation = listener.invite()
+        connection, link = await asyncio.gather(
+            remote_worker.call(invitation), listener.met(invitation, 5)
+        )
+        theirs = Link(*connection, Order)
+        network(up=False)
+        theirs.say(Wanted(1))  # the coordinator says nothing meanwhile
+        for end in (theirs, link):
+            assert [message async for message in end.listen()] == []
+            await end.close()
+    print("noticed")
+
+
+asyncio.run(cut())
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    runner.run(cut())
+"""
+
+
+def test_a_machine_that_is_lost_without_a_word_is_noticed_at_both_ends() -> None:
+    command = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", CUT]
+    if subprocess.run([*command[:4], "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no network namespaces here")
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=limit_s())
+    assert done.stdout.split() == ["noticed", "noticed"], done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,8 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import warm
+from domyn_swarm.batch import engine
+from domyn_swarm.batch import lease as leases
+from domyn_swarm.batch.part_writer import PartWriter
 from domyn_swarm.errors import InvalidInput, OutputExists
+from domyn_swarm.jobs import worker
 from domyn_swarm.jobs.preparation import prepare
+from domyn_swarm.jobs.worker import main
 from model_server import KEY
 from patience import limit_s, until
 
@@ -388,3 +394,123 @@ def test_a_key_that_is_gone_is_one_clear_error(bench: Any, name: str) -> None:
     assert "/gone/key: No such file or directory" in result["error"]
     assert "status" in result["error"]
     assert not bench.server.asked
+
+
+def test_a_stop_while_the_output_is_written_comes_too_late(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is answered and published by then: that is what the job says."""
+    write = engine.publish
+
+    def stopped_meanwhile(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        counts = write(*arguments)
+        assert noticed.wait(limit_s())
+        return counts
+
+    noticed = threading.Event()
+    stop = engine.BatchRun.stop
+    monkeypatch.setattr(engine.BatchRun, "stop", lambda run: (stop(run), noticed.set()))
+    monkeypatch.setattr(engine, "publish", stopped_meanwhile)
+    bench.write(10)
+    folder = bench.job_folder(bench.spec())
+    assert main([str(folder)]) == 0
+    result = json.loads((folder / "result.json").read_text())
+    assert result["output"] == str(bench.folder / "out.parquet")
+    assert [row["answer"] for row in bench.output()] == [f"P{n}" for n in range(10)]
+
+
+def test_a_driver_that_loses_its_job_as_it_publishes_writes_nothing(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = PartWriter.finish
+
+    def lost_by_then(self: PartWriter) -> Any:
+        for lease in (bench.folder / "checkpoints").glob("*/lease-*.json"):
+            lease.with_name("lease-000002.json").write_text("{}")
+            monkeypatch.setattr(leases, "_UNRENEWED_S", 0.0)  # it was silent meanwhile
+        return write(self)
+
+    monkeypatch.setattr(PartWriter, "finish", lost_by_then)
+    bench.write(10)
+    folder = bench.job_folder(bench.spec())
+    assert main([str(folder)]) == 6
+    error = json.loads((folder / "result.json").read_text())["error"]
+    assert error.startswith("Another driver took over the checkpoint")
+    assert not (bench.folder / "out.parquet").exists()
+
+
+def test_a_driver_that_loses_its_job_while_it_waits_for_answers_sends_no_more(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BEAT_S", 0.02)
+    bench.server.answers_at_most = 0
+    bench.write(50)
+
+    def take_over() -> None:
+        until(lambda: bench.server.asked.total() == 4)
+        [lease] = (bench.folder / "checkpoints").glob("*/lease-*.json")
+        lease.with_name("lease-000002.json").write_text("{}")
+
+    other = threading.Thread(target=take_over)
+    other.start()
+    folder = bench.job_folder(bench.spec(max_concurrency=4))
+    assert main([str(folder)]) == 6
+    other.join()
+    error = json.loads((folder / "result.json").read_text())["error"]
+    assert error.startswith("Another driver took over the checkpoint")
+    assert bench.server.asked.total() == 4
+
+
+def test_files_are_written_and_synced_beside_the_requests(
+    bench: Any, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that takes its time holds no request up; results alone are written at once."""
+    on_the_loop: list[str] = []
+
+    def note(call: Any) -> Any:
+        def noted(descriptor: Any, *rest: Any) -> Any:
+            if threading.current_thread() is threading.main_thread() and running:
+                on_the_loop.append(f"{call.__name__} {descriptor}")
+            return call(descriptor, *rest)
+
+        return noted
+
+    running: list[bool] = []
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, note(getattr(os, name)))
+    run = engine.BatchRun.run
+
+    async def noted_run(self: Any, *arguments: Any) -> bool:
+        running.append(True)
+        try:
+            return await run(self, *arguments)
+        finally:
+            running.clear()
+
+    monkeypatch.setattr(engine.BatchRun, "run", noted_run)
+    monkeypatch.setattr(worker, "_PROGRESS_S", 0.01)
+    bench.server.behave = lambda _prompt, _nth: answer(delay_s=0.02)
+    bench.write(40)
+    assert main([str(bench.job_folder(bench.spec(max_concurrency=4)))]) == 0
+    assert on_the_loop == []
+
+
+def test_a_bug_leaves_a_reason(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise LookupError("no such thing")
+
+    monkeypatch.setattr(engine, "pending_rows", broken)
+    bench.write(1)
+    folder = bench.job_folder(bench.spec())
+    with pytest.raises(LookupError):
+        main([str(folder)])
+    assert json.loads((folder / "result.json").read_text())["error"].startswith(
+        "LookupError: no such thing"
+    )
+
+
+def test_a_job_whose_file_is_gone_says_so(tmp_path: Path) -> None:
+    assert main([str(tmp_path)]) == 6
+    error = json.loads((tmp_path / "result.json").read_text())["error"]
+    assert error.startswith(f"Cannot use {tmp_path / 'job.json'}: No such file or directory.")

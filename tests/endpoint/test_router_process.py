@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
+import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from domyn_swarm.backends.endpoint import ports
+from domyn_swarm.backends.endpoint.announcement import Announcement
 from domyn_swarm.backends.endpoint.program import SHUTDOWN_GRACE_S, RouterProcess
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
+from domyn_swarm.backends.endpoint.view import read_address
 from endpoint.bench import Bench
 from virtual_time import in_virtual_time, now_s
 
@@ -159,3 +164,63 @@ def test_how_long_it_may_take_to_end(
         assert kept.made[0].signals == signals
 
     run()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+@in_virtual_time
+async def test_what_a_full_disk_keeps_from_starting_is_started_later(
+    bench: Bench, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = itertools.count()
+
+    def make(_nth: int) -> Process:
+        if next(attempts) < 3:
+            raise OSError(number, os.strerror(number), "router.log")
+        return Process(lives_s=3600.0)
+
+    kept = Kept(bench, make)
+    await kept.run(60)
+    assert kept.pauses(0.0) == [0.5, 1, 2]
+    assert os.strerror(number) in caplog.text
+
+
+@in_virtual_time
+async def test_a_router_that_is_not_installed_ends_the_endpoint(bench: Bench) -> None:
+    def make(_nth: int) -> Process:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "python")
+
+    with pytest.raises(FileNotFoundError):
+        await Kept(bench, make).process.run()
+
+
+async def test_metrics_of_another_version_are_no_metrics(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """smg renames a label: what it says is not read, and nothing ends for it."""
+
+    async def metrics(_: RouterProcess) -> str:
+        return '# TYPE smg_worker_requests_active gauge\nsmg_worker_requests_active{peer="x"} 1\n'
+
+    monkeypatch.setattr(RouterProcess, "_metrics", metrics)
+    kept = Kept(bench, lambda _nth: Process(3600.0))
+    assert await kept.process.figures() is None
+
+
+@in_virtual_time
+async def test_an_address_that_cannot_be_written_is_written_as_soon_as_it_can(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = bench.paths
+    announcement = Announcement(paths, bench.endpoint_spec())
+    paths.endpoint.mkdir(parents=True)  # a file cannot take the place of a folder
+    keeping = asyncio.create_task(announcement.keep(4000))
+    announcement.moved(5000)
+    await asyncio.sleep(60)
+    assert "cannot write" in caplog.text
+    announcement.moved(5001)
+    paths.endpoint.rmdir()
+    await asyncio.sleep(5)
+    assert read_address(paths).url.endswith(":5001")
+    keeping.cancel()
+    announcement.withdraw()
+    assert not paths.endpoint.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import urllib.error
@@ -11,11 +12,16 @@ from typing import Any
 
 import pytest
 
+from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.job_progress import JobsFolder
+from domyn_swarm.backends.endpoint.router import RouterFigures
+from domyn_swarm.backends.endpoint.scraping import SwarmMetrics
+from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.model import JobProgress, utc_now
 from domyn_swarm.paths import JobPaths, write_private, write_private_once
 from endpoint.bench import Bench
 from patience import limit_s, until
+from virtual_time import in_virtual_time
 
 
 def scrape(url: str, key: str) -> str:
@@ -102,3 +108,22 @@ def test_jobs_are_told_until_a_quarter_of_an_hour_after_their_last_word(tmp_path
     write("2", state="running")
     assert [job.job_id for job in folder.read(utc_now())] == ["2", "3", "4"]
     assert JobsFolder(tmp_path / "none").read(utc_now()) == []
+
+
+@in_virtual_time
+async def test_metrics_that_cannot_be_had_do_not_end_the_endpoint(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken() -> RouterFigures | None:
+        raise KeyError("worker")
+
+    spec = bench.endpoint_spec()
+    collector = Collector(spec, bench.paths, SmgRouter().manifest, settle_s=1.0)
+    metrics = SwarmMetrics(spec, bench.paths, collector, broken)
+    writing = asyncio.create_task(metrics.keep_textfile(bench.scratch))
+    await asyncio.sleep(60)
+    assert not writing.done()
+    assert caplog.text.count("there are no metrics") > 1
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    await collector.close()

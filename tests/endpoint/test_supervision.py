@@ -15,7 +15,7 @@ from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.backends.endpoint.supervision import Supervision
-from domyn_swarm.batch.sink import beside
+from domyn_swarm.batch.background import beside
 from domyn_swarm.claims import claim
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import JobHandle, ReplicaReport, ReplicaState, utc_now
@@ -239,6 +239,23 @@ async def test_a_platform_that_does_not_answer_is_asked_again(bench: Bench) -> N
     assert ended_s is not None
     assert 1800 <= ended_s <= 1800 + 66
     assert len(swarm.platform.asked) >= 1
+
+
+@in_virtual_time
+async def test_a_bug_in_what_it_asks_ends_neither_it_nor_the_endpoint(bench: Bench) -> None:
+    swarm = Swarm(bench, idle_timeout_s=60.0)
+    back_at = now_s() + 600
+
+    def broken() -> Activity | None:
+        if now_s() < back_at:
+            raise KeyError("worker")
+        return Activity(0, 0)
+
+    swarm.activity = broken
+    swarm.report(0, "ready")
+    ended_s = await swarm.ends_after()
+    assert ended_s is not None
+    assert 600 <= ended_s <= 600 + 66
 
 
 @in_virtual_time

@@ -392,3 +392,14 @@ def test_nodes_that_never_join_ray_are_given_up(
     replica = bench.replica(ray=ray, readiness_timeout=1.0).start()
     assert replica.wait() == watchdog.LOST_NODE
     assert "did not join" in str(bench.view().replicas[0].reason)
+
+
+def test_a_disk_that_takes_no_log_ends_neither_the_engine_nor_its_reports(bench: Bench):
+    replica = bench.replica()
+    replica.log = Path("/dev/full")  # as stderr on a full disk: each write to it fails
+    replica.start()
+    until(lambda: len(replica.lines("asked")) > 2)  # no collector yet: that is complained of
+    bench.start_collector()
+    bench.until_state("ready")
+    replica.tell("die", 3)
+    until(lambda: len(replica.starts) > 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +16,7 @@ from domyn_swarm.backends.slurm import replica_task
 from domyn_swarm.backends.slurm.endpoint_task import end_jobs, keep_running
 from domyn_swarm.backends.slurm.replica_task import ReplicaTask
 from domyn_swarm.backends.slurm.states import SlurmJob
-from domyn_swarm.backends.slurm.task import Task, come_back
+from domyn_swarm.backends.slurm.task import Task, come_back, open_log
 from domyn_swarm.backends.slurm.task_plan import TaskPlan
 from domyn_swarm.errors import CommandMissing
 from domyn_swarm.paths import SwarmPaths
@@ -346,6 +348,7 @@ class ComingBack:
     def __init__(self, swarm: ScriptedSwarm, slurm: ScriptedSlurm, job: str) -> None:
         self.swarm = swarm
         self.successors = 0
+        self.refusals: list[Exception] = []  # before there is one
         self.slurm = slurm
         self.job = job
         self.task = Task(clock=swarm.clock)
@@ -365,6 +368,8 @@ class ComingBack:
         return self.swarm.clock.monotonic() - began
 
     def _succeed(self) -> None:
+        if self.refusals:
+            raise self.refusals.pop()
         self.successors += 1
 
     def _end_with_job(self) -> None:
@@ -501,3 +506,19 @@ def test_a_node_without_slurms_commands_leaves_word_for_a_successor(swarm: Scrip
     one = coming_back(swarm, Missing(swarm.cluster))
     assert one.go() == 0
     assert one.successors == 1
+
+
+@pytest.mark.parametrize("commands", [True, False])
+def test_a_full_disk_that_does_not_take_the_word_for_a_successor_is_asked_again(
+    swarm: ScriptedSwarm, commands: bool
+) -> None:
+    one = coming_back(swarm, None if commands else Missing(swarm.cluster))
+    one.refusals = [OSError(errno.ENOSPC, "No space left on device")] * 3
+    assert 9.0 <= one.go(by_requeue=False) <= 15.0
+    assert one.successors == 1
+
+
+def test_a_log_that_cannot_be_opened_is_the_tasks_own(tmp_path: Path) -> None:
+    (tmp_path / "logs").touch()  # no folder
+    with open_log(tmp_path / "logs" / "watchdog.log") as log:
+        assert os.path.samestat(os.fstat(log.fileno()), os.fstat(2))

@@ -12,12 +12,14 @@ are. Imports nothing heavy: it runs beside every job.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +31,7 @@ from domyn_swarm.paths import JobPaths, write_private
 _PR_SET_PDEATHSIG = 1
 _LIMIT = "--time-limit="
 _AFTER_LIMIT_S = 60.0
+_TRIES, _REST_S = 10, 1.0  # to write how it ended: a disk may be full for a moment
 
 
 def main(arguments: Sequence[str], umask: int) -> int:
@@ -96,13 +99,24 @@ def _record(path: Path, code: int, began: datetime, told: Sequence[int]) -> None
         "started_at": began.isoformat(),
         "ended_at": datetime.now(UTC).isoformat(),
     }
-    write_private(path, json.dumps(document))
+    problem: OSError | None = None
+    for _ in range(_TRIES):
+        try:
+            write_private(path, json.dumps(document))
+        except OSError as error:
+            problem = error
+            time.sleep(_REST_S)
+        else:
+            return
+    with contextlib.suppress(OSError):  # the exit code is all that is left to say it
+        print(f"cannot write {path}: {problem}", file=sys.stderr)  # noqa: T201 - the job's log
 
 
 def _tell(paths: JobPaths) -> None:
     """Tell the swarm's webhook, if it has one. The job has ended: who ends us now may."""
     try:
         told = json.loads(paths.notify.read_text())
+        record = paths.exit.read_text()
     except (OSError, ValueError):
         return
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -113,7 +127,7 @@ def _tell(paths: JobPaths) -> None:
     from domyn_swarm.model import ExitRecord
 
     configure("INFO")
-    ended = ExitRecord.model_validate_json(paths.exit.read_text())
+    ended = ExitRecord.model_validate_json(record)
     rows = ("rows_total", "rows_done", "rows_failed")
     result = _result(paths)
     notify(

@@ -69,6 +69,6 @@ def _again(url: str, body: bytes, taken: threading.Event) -> bool:
         with refusal:
             _log.warning("the webhook answered %d", refusal.code)
             return refusal.code >= 500 or refusal.code in _TRIED_AGAIN
-    except (OSError, ValueError, http.client.HTTPException) as error:  # they may have the URL
+    except (OSError, ValueError, http.client.HTTPException) as error:  # may have the URL
         _log.warning("the webhook did not answer: %s", type(error).__name__)
         return not isinstance(error, ValueError)

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from domyn_swarm.batch.asking import RetryPolicy
+from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.connections import Connections
 from domyn_swarm.batch.gate import ALONE, EndpointGate
 from domyn_swarm.batch.replicas import ReplicaClient, Replicas
 from domyn_swarm.batch.session import RequestSession
-from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.steering import ReadGauges, fate_reader, meter_reader, metrics_reader
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally

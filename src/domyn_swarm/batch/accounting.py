@@ -51,7 +51,7 @@ def account_of(
 def write_account(folder: Path, generation: int, account: RunAccount) -> None:
     """Keep the account of one run."""
     path = folder / f"run-{generation:06d}.json"
-    write_private(path, msgspec.json.encode(account).decode())
+    write_private(path, msgspec.json.encode(account).decode(), synced=account.ended)
 
 
 def read_accounts(folder: Path) -> list[RunAccount]:

@@ -12,6 +12,7 @@ It lives outside every swarm, so that another swarm goes on where the last one's
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,15 +23,23 @@ from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.merging import merge_earlier
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result
-from domyn_swarm.batch.segments import checkpoint_files, seal, void_path
+from domyn_swarm.batch.segments import (
+    checkpoint_files,
+    file_order,
+    remove_unfinished,
+    seal,
+    void_path,
+)
 from domyn_swarm.batch.suspects import forget_suspects
 from domyn_swarm.batch.verdicts import Reading
-from domyn_swarm.errors import JobError
+from domyn_swarm.errors import CheckpointLost, JobError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Accept, ReplyVerdict
 from domyn_swarm.paths import private_dir
 
 _log = get_logger(__name__)
+
+_LOOK_S = 1.0
 
 
 class Checkpoint:
@@ -75,8 +84,9 @@ class Checkpoint:
         self._pending = Reading(accept, again, self._lease.generation)
         try:
             identity.write(self.folder)
+            remove_unfinished(self.folder)
             for path in checkpoint_files(self.folder):
-                if path.suffix == ".journal":
+                if path.suffix == ".journal" and file_order(path)[0] < self.generation:
                     seal(path)
         except BaseException as error:
             self._lease.release()
@@ -116,18 +126,32 @@ class Checkpoint:
         return self._lease.generation
 
     def check_held(self) -> None:
-        """Raise JobError when another driver took the checkpoint over, or may do so by now."""
-        if not self._lease.lost.is_set():
+        """Return if this driver may send requests and write.
+
+        Raises:
+            CheckpointLost: another driver took the checkpoint over, or may do so by now.
+        """
+        if self._lease.is_held():
             return
         if self._lease.succeeded:
-            raise JobError(
+            raise CheckpointLost(
                 f"Another driver took over the checkpoint {self.folder}; this one stops.",
                 hint="It was silent for too long (suspended?). The other one goes on.",
             )
-        raise JobError(
+        raise CheckpointLost(
             f"The lease of the checkpoint {self.folder} cannot be renewed; this driver stops.",
             hint="Check that disk and submit the same job again: what is finished is kept.",
         )
+
+    async def keep_held(self) -> None:
+        """Look again and again whether it is held, until cancelled.
+
+        Raises:
+            CheckpointLost: see `check_held`.
+        """
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self.check_held()
 
     def tidy(self) -> None:
         """Join what earlier drivers left in many small files. May run beside everything else."""

@@ -157,7 +157,10 @@ class Coordinator:
                 stopping.cancel()
                 for task in self._tasks:
                     task.cancel()
-                await asyncio.gather(stopping, *self._tasks, return_exceptions=True)
+                ends = await asyncio.gather(stopping, *self._tasks, return_exceptions=True)
+                for error in ends:
+                    if isinstance(error, Exception):  # one that came as it was cancelled, too
+                        self._give_up(error)
                 for worker in self._workers:
                     worker.process.kill()
         if self._fatal is not None:

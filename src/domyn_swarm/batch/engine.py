@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from domyn_swarm.batch.access import EndpointAccess, open_session
 from domyn_swarm.batch.accounting import account_of, read_accounts, sum_up, write_account
+from domyn_swarm.batch.background import beside, in_thread
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.coordinator import Coordinator
 from domyn_swarm.batch.dataset import Dataset
+from domyn_swarm.batch.durable_files import disk_error
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.limiter import Limiter
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.publish import ResultsMissing, publish
 from domyn_swarm.batch.runner import Events, Runner, Transform
-from domyn_swarm.batch.sink import SyncedSink, beside
+from domyn_swarm.batch.sink import SyncedSink
 from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows
 from domyn_swarm.batch.steering import ReadGauges, steer
 from domyn_swarm.batch.suspects import Suspects, forget_suspects
@@ -69,6 +72,13 @@ class BatchPlan:
         return rows if self.limit is None else min(rows, self.limit)
 
 
+class _Asking(NamedTuple):
+    """How rows are asked: a session, and what a job does with its client."""
+
+    open_session: Callable[[], AbstractAsyncContextManager[tuple[OpenAIClient, ReadGauges]]]
+    make_transform: Callable[[OpenAIClient], Transform]
+
+
 class BatchRun:
     """A run that can be told to stop. Use it once."""
 
@@ -81,8 +91,11 @@ class BatchRun:
         self._limiter = Limiter()
         self._checkpoint: Checkpoint | None = None
 
-    def keep_account(self, job_id: str, *, ended: bool = False) -> JobAccount | None:
-        """Write down what this run did so far; return that of all runs. None: it has not begun."""
+    async def keep_account(self, job_id: str, *, ended: bool = False) -> JobAccount | None:
+        """Write down what this run did so far; return that of all runs once it has ended.
+
+        None: it has not begun, or that cannot be written.
+        """
         if self._checkpoint is None:
             return None
         folder, generation = self._checkpoint.folder, self._checkpoint.generation
@@ -94,8 +107,8 @@ class BatchRun:
             retry_failed=self._plan.again is not None,
         )
         try:
-            write_account(folder, generation, account)
-            return sum_up(read_accounts(folder)) if ended else None
+            await in_thread(write_account, folder, generation, account)
+            return sum_up(await in_thread(read_accounts, folder)) if ended else None
         except OSError as error:  # a full disk ends a run where results are written
             _log.warning("cannot keep the account of this run: %s", error)
             return None
@@ -122,7 +135,7 @@ class BatchRun:
         plan, work = self._plan, self._plan.work
         self._tally.rows_total = plan.rows
         self._tally.timeout_s = work.retry_policy.timeout_s
-        checkpoint = await asyncio.to_thread(
+        checkpoint = await in_thread(
             Checkpoint,
             plan.checkpoint_root,
             plan.identity,
@@ -133,62 +146,76 @@ class BatchRun:
         self._checkpoint = checkpoint
         try:
             if not plan.resume:
-                checkpoint.forget()
+                await in_thread(checkpoint.forget)
             elif plan.again is not None:
-                forget_suspects(checkpoint.folder)
+                await in_thread(forget_suspects, checkpoint.folder)
             suspects = Suspects()
             suspects.keep_in(checkpoint.folder)
-            session = open_session(access, work.retry_policy, self._tally, work.notice, suspects)
-            tidying = asyncio.to_thread(checkpoint.tidy)
-            async with session as (client, gauges), beside(tidying):
-                await self._settle_all(checkpoint, make_transform(client), gauges)
-            return not self._stop_early
+            opening = partial(
+                open_session, access, work.retry_policy, self._tally, work.notice, suspects
+            )
+            async with beside(in_thread(checkpoint.tidy)):
+                return await self._settle_all(checkpoint, _Asking(opening, make_transform))
+        except OSError as error:
+            if error.errno is None:  # no disk said that
+                raise
+            raise disk_error(error, checkpoint.folder) from error
         finally:
-            await asyncio.to_thread(checkpoint.close)
+            await in_thread(checkpoint.close)
 
-    async def _settle_all(
-        self, checkpoint: Checkpoint, transform: Transform, gauges: ReadGauges
-    ) -> None:
-        """Run, publish, and ask again whatever turned out to be unreadable."""
+    async def _settle_all(self, checkpoint: Checkpoint, asking: _Asking) -> bool:
+        """Run, publish, and ask again whatever turned out to be unreadable. True: published."""
         plan = self._plan
-        with _opened(checkpoint.settled()) as index:
+        with _opened(await in_thread(checkpoint.settled)) as index:
             keys = plan.output.keys
             source = pending_rows(plan.dataset, keys, index, plan.limit, self._tally)
-            await self._run(checkpoint, transform, gauges, source)
+            await self._run(checkpoint, asking, source)
         for _ in range(_MENDING_ROUNDS):
             if self._stop_early or not plan.publishes:
-                return
+                return False
             checkpoint.check_held()
-            with _opened(checkpoint.index()) as index:
+            with _opened(await in_thread(checkpoint.index)) as index:
                 try:
-                    counts = await asyncio.to_thread(
-                        publish, plan.dataset, plan.output, index, plan.limit
+                    counts = await in_thread(
+                        publish,
+                        plan.dataset,
+                        plan.output,
+                        index,
+                        plan.limit,
+                        checkpoint.check_held,
                     )
                 except ResultsMissing as missing:
                     ordinals = missing.ordinals
                 else:
                     self._tally.published(counts.rows_failed, counts.verdicts)
-                    return
+                    return True
             plan.work.notice(f"{len(ordinals)} results cannot be read; asking those rows again")
             self._tally.rows_resumed -= min(len(ordinals), self._tally.rows_resumed)
             again = named_rows(plan.dataset, plan.output.keys, plan.limit, ordinals)
-            await self._run(checkpoint, transform, gauges, again)
+            await self._run(checkpoint, asking, again)
         raise JobError(
             f"The checkpoint {checkpoint.folder} loses what is written to it.",
             hint="Check that disk, or choose another with --checkpoint-dir.",
         )
 
     async def _run(
+        self, checkpoint: Checkpoint, asking: _Asking, source: Iterator[PendingRows]
+    ) -> None:
+        """Settle the rows of the source. The endpoint is needed for no longer than that."""
+        if self._stop_early:
+            return
+        async with asking.open_session() as (client, gauges):
+            await self._settle(checkpoint, asking.make_transform(client), gauges, source)
+
+    async def _settle(
         self,
         checkpoint: Checkpoint,
         transform: Transform,
         gauges: ReadGauges,
         source: Iterator[PendingRows],
     ) -> None:
-        if self._stop_early:
-            return
         work, workers = self._plan.work, self._plan.workers
-        meanwhile: list[Coroutine[None, None, None]] = []
+        meanwhile: list[Coroutine[None, None, None]] = [checkpoint.keep_held()]
         running: Runner | Coordinator
         if workers is None:
             sink = SyncedSink(checkpoint, work.sync_rows)
@@ -215,20 +242,12 @@ class BatchRun:
         self._running = running
         if work.run_policy.concurrency is None:
             meanwhile.append(steer(running, self._tally, self._limiter, gauges))
-        await _settle(settling, meanwhile, checkpoint)
-
-
-async def _settle(
-    settling: Awaitable[None],
-    meanwhile: Sequence[Coroutine[None, None, None]],
-    checkpoint: Checkpoint,
-) -> None:
-    try:
-        async with beside(*meanwhile):
-            await settling
-    except TooManyFailures:
-        checkpoint.void_failures()
-        raise
+        try:
+            async with beside(*meanwhile):
+                await settling
+        except TooManyFailures:
+            await in_thread(checkpoint.void_failures)
+            raise
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ server. A holder on this very machine whose process is gone is succeeded at once
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -29,7 +30,8 @@ from domyn_swarm.probing import Clock
 _NAME = re.compile(r"^lease-(\d{6})\.json$")
 BEAT_S = 2.0
 SILENT_S = 15.0  # a counter that stands still for so long has no living holder
-_UNRENEWED_S = SILENT_S - 2 * BEAT_S  # a holder stops before anybody may take it for dead
+_UNRENEWED_S = SILENT_S / 2  # a holder that was silent for so long must not write any more
+_LOOKS = 3  # at a folder whose names were listed too early
 
 _log = get_logger(__name__)
 
@@ -58,8 +60,12 @@ class Holder:
 
 
 class Lease:
-    """A held lease. `lost` is set when the holder must stop writing: a later generation exists
-    (`succeeded`), or the lease could not be renewed for so long that one may.
+    """A held lease.
+
+    It is held for as long as it was renewed within half the time after which others may take it
+    for dead. A driver that comes later than that (suspended, or its disk hung) claims it anew, as
+    others would: whoever links the next number first has it. `lost` is set when that failed: a
+    later claim is there (`succeeded`), or the disk does not take ours.
     """
 
     def __init__(self, folder: Path, generation: int, clock: Clock = time) -> None:
@@ -67,10 +73,12 @@ class Lease:
         self.lost = threading.Event()
         self.succeeded = False
         self._folder = folder
+        self._number = generation  # of its file: a later one once it was claimed anew
         self._counter = 0
         self._clock = clock
         self._renewed_at = clock.monotonic()
         self._ended = threading.Event()
+        self._beating = threading.Lock()
         self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
 
     def start(self) -> Lease:
@@ -86,22 +94,43 @@ class Lease:
             if not self._ended.is_set():  # whatever ended it, nobody renews the lease now
                 self.lost.set()
 
+    def is_held(self) -> bool:
+        """Whether its holder may write now. Blocks while it has to be claimed anew."""
+        if not self.lost.is_set() and self._is_late:
+            self.beat()
+        return not self.lost.is_set()
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether it was not renewed for so long that it does not count any more."""
+        return self._clock.monotonic() - self._renewed_at >= _UNRENEWED_S
+
     def beat(self) -> None:
         """Renew it, or find out that it is lost."""
-        try:
-            self.succeeded = _highest(self._folder) > self.generation
-            if not self.succeeded:
-                _write(self._folder, self.generation, self._counter + 1, released=False)
-        except OSError as error:  # a full disk is the journal's to report
-            _log.warning("cannot renew the lease in %s: %s", self._folder, error)
-            if self._clock.monotonic() - self._renewed_at >= _UNRENEWED_S:
+        with self._beating:
+            began = self._clock.monotonic()
+            try:
+                self._renew()
+            except OSError as error:  # a full disk is the journal's to report
+                _log.warning("cannot renew the lease in %s: %s", self._folder, error)
+                if self._is_late:
+                    self.lost.set()
+                return
+            if self.succeeded:
                 self.lost.set()
-            return
-        if self.succeeded:
-            self.lost.set()
-            return
-        self._counter += 1
-        self._renewed_at = self._clock.monotonic()
+                return
+            self._renewed_at = began
+
+    def _renew(self) -> None:
+        if _highest(self._folder) > self._number:
+            self.succeeded = True
+        elif not self._is_late:
+            _write(self._folder, self._number, self._counter + 1, released=False)
+            self._counter += 1
+        elif _link(self._folder, self._number + 1):
+            self._number, self._counter = self._number + 1, 0
+        else:
+            self.succeeded = True
 
     def release(self) -> None:
         """Let the next driver in without waiting. Idempotent."""
@@ -110,7 +139,7 @@ class Lease:
         self._stop_beating()
         if not self.lost.is_set():
             try:
-                _write(self._folder, self.generation, self._counter, released=True)
+                _write(self._folder, self._number, self._counter, released=True)
             except OSError as error:
                 _log.warning("cannot release the lease in %s: %s", self._folder, error)
 
@@ -141,13 +170,24 @@ def acquire(folder: Path, *, silent_s: float = SILENT_S, clock: Clock = time) ->
 
     Raises:
         CheckpointBusy: another driver holds it; the message says who.
-        JobError: the folder cannot be written.
+        JobError: the folder cannot be read or written.
     """
-    generation = _highest(folder)
-    holder = _read(folder, generation) if generation else None
-    if holder is not None and not holder.released and not holder.surely_gone:
-        _watch(folder, generation, holder, silent_s, clock)
-    return _claim(folder, generation + 1, clock).start()
+    try:
+        for _ in range(_LOOKS):
+            latest = _highest(folder)
+            holder = _read(folder, latest) if latest else None
+            if holder is not None and not holder.released and not holder.surely_gone:
+                _watch(folder, latest, holder, silent_s, clock)
+            if _link(folder, latest + 1):
+                return Lease(folder, latest + 1, clock).start()
+            if _highest(folder) == latest + 1:  # else the list of names was an old one
+                break
+        raise _busy(folder, _read(folder, _highest(folder)))
+    except OSError as error:
+        raise JobError(
+            f"Cannot use the checkpoint folder {folder}: {error.strerror or error}.",
+            hint="Choose another place with --checkpoint-dir, or make room.",
+        ) from error
 
 
 def _watch(folder: Path, generation: int, holder: Holder, silent_s: float, clock: Clock) -> None:
@@ -162,26 +202,43 @@ def _watch(folder: Path, generation: int, holder: Holder, silent_s: float, clock
         clock.sleep(0.2)
 
 
-def _claim(folder: Path, generation: int, clock: Clock) -> Lease:
-    """Become the holder: the file appears with its content, and only if there is none yet."""
-    path = _path(folder, generation)
-    mine = folder / f".lease-{os.getpid()}-{secrets.token_hex(4)}"
+def _link(folder: Path, number: int) -> bool:
+    """Claim the lease under this number: its file appears with its content. False: it is another's.
+
+    The names that a network file system lists may be a minute old, but not once this process has
+    changed the folder. Who turns out to have come in below a claim leaves it alone.
+    """
+    path = _path(folder, number)
+    ours = folder / f".lease-{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        write_private(mine, _document(0, released=False))
-        try:
-            os.link(mine, path)
-        finally:
-            mine.unlink()
-    except FileExistsError:
-        raise _busy(folder, _read(folder, generation)) from None
+        write_private(ours, _document(0, released=False))
+        if not _linked(ours, path):
+            return False
+    finally:
+        with contextlib.suppress(OSError):
+            ours.unlink()
+    numbers = _numbers(folder)
+    if max(numbers) > number:
+        path.unlink()
+        return False
+    for earlier in numbers:
+        if earlier < number:
+            with contextlib.suppress(OSError):  # it does not count any more
+                _path(folder, earlier).unlink()
+    return True
+
+
+def _linked(ours: Path, path: Path) -> bool:
+    """Whether the file is ours now; a server that lost its answer says no to the one who has it."""
+    try:
+        os.link(ours, path)
     except OSError as error:
-        raise JobError(
-            f"Cannot write the checkpoint folder {folder}: {error.strerror}.",
-            hint="Choose another place with --checkpoint-dir, or make room.",
-        ) from error
-    for stale in range(1, generation):
-        _path(folder, stale).unlink(missing_ok=True)
-    return Lease(folder, generation, clock)
+        if ours.stat().st_nlink == 2:
+            return True
+        if not isinstance(error, FileExistsError):
+            raise
+        return False
+    return True
 
 
 def _busy(folder: Path, holder: Holder | None) -> CheckpointBusy:
@@ -202,8 +259,12 @@ def _path(folder: Path, generation: int) -> Path:
 
 
 def _highest(folder: Path) -> int:
+    return max(_numbers(folder), default=0)
+
+
+def _numbers(folder: Path) -> list[int]:
     found = (_NAME.match(name) for name in os.listdir(folder))  # noqa: PTH208 - names only
-    return max((int(match[1]) for match in found if match), default=0)
+    return [int(match[1]) for match in found if match]
 
 
 def _write(folder: Path, generation: int, counter: int, *, released: bool) -> None:

@@ -145,7 +145,7 @@ class Link(Generic[_Told]):
             while True:
                 [length] = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
                 yield self._decoder.decode(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, OSError):  # also of a machine that is gone
             return
 
     async def close(self) -> None:
@@ -153,7 +153,7 @@ class Link(Generic[_Told]):
         self._writer.close()
         try:
             await self._writer.wait_closed()
-        except ConnectionError:
+        except OSError:
             return
 
 

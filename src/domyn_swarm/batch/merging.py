@@ -8,14 +8,13 @@ before the others go: a crash in between leaves rows twice, which is harmless.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
 from domyn_swarm.batch.frames import encode_frame, read_results, scan_frames
-from domyn_swarm.batch.segments import checkpoint_files, file_order, void_path
+from domyn_swarm.batch.segments import checkpoint_files, file_order, new_segment, void_path
 
 MOST_FILES = 32  # of one writer, or left by earlier drivers, before some are joined
 _AT_ONCE = 16
@@ -72,17 +71,9 @@ def _cheapest(folder: Path, files: Sequence[Path]) -> Sequence[Path]:
 def join(folder: Path, files: Sequence[Path]) -> None:
     """Make one segment of several neighbours, weakest claim first."""
     *others, last = files
-    temporary = folder / f".joining-{os.getpid()}-{secrets.token_hex(4)}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    try:
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as target:
-            for path in files:
-                _copy(path, target, void=void_path(folder, file_order(path)[0]).exists())
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.replace(last)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_segment(last) as target:
+        for path in files:
+            _copy(path, target, void=void_path(folder, file_order(path)[0]).exists())
     for path in others:
         path.unlink(missing_ok=True)
 

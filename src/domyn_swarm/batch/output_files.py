@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from domyn_swarm.batch.durable_files import sync_folder
 from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.manifest import (
@@ -199,7 +200,13 @@ class OutputPlace:
         try:
             yield stage
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            if not self._is_half_moved(stage):  # else the next run of this job goes on with it
+                shutil.rmtree(stage, ignore_errors=True)
+
+    def _is_half_moved(self, stage: Path) -> bool:
+        """Whether the output is in place and its manifest is not: it alone says whose text is."""
+        moved = not self.sharded and not (stage / self.path.name).exists()
+        return moved and (stage / self._manifest.name).exists()
 
     def _finish_move(self, stage: Path) -> None:
         """Put the manifest of a file that is in place where it belongs."""
@@ -260,20 +267,3 @@ def written_whole(path: Path) -> Iterator[Path]:
 def is_shard_name(name: str) -> bool:
     """Whether a file's name is one that `shard_name` gives."""
     return bool(_SHARD_NAME.match(name))
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Write a file and have it survive a loss of power."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,12 +7,14 @@ first pass over the rows, so that no batch can disagree with another.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from domyn_swarm.batch.dataset import Dataset
+from domyn_swarm.batch.durable_files import write_synced
 from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.json_values import is_json
 from domyn_swarm.batch.manifest import (
@@ -24,13 +26,13 @@ from domyn_swarm.batch.manifest import (
     versions,
 )
 from domyn_swarm.batch.open_types import OpenTypes, typed
-from domyn_swarm.batch.output_files import SHARD_ROWS, shard_name, write_synced
+from domyn_swarm.batch.output_files import SHARD_ROWS, shard_name
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.output_rows import OutputRows, without_answer
 from domyn_swarm.batch.part_writer import PartWriter
 from domyn_swarm.batch.verdicts import outcome_of, verdict_of
 from domyn_swarm.batch.written_files import IDENTITY_KEY
-from domyn_swarm.errors import JobError, SwarmError
+from domyn_swarm.errors import CheckpointLost, JobError, SwarmError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ReplyVerdict, utc_now
 
@@ -45,19 +47,27 @@ class ResultsMissing(Exception):
         self.ordinals = ordinals
 
 
-def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None) -> RowCounts:
+def publish(
+    dataset: Dataset,
+    plan: OutputPlan,
+    index: RowIndex,
+    limit: int | None,
+    check_held: Callable[[], None] = lambda: None,
+) -> RowCounts:
     """Write the output and its manifest; return what its rows came to.
 
-    The output appears whole or not at all.
+    The output appears whole or not at all. `check_held` raises just before that where this driver
+    has lost its job.
 
     Raises:
         ResultsMissing: rows without a readable result; nothing was written.
+        CheckpointLost: another driver goes on; nothing was written.
         JobError: the output cannot be written, or something this job did not write has come to
             lie at the path.
     """
     try:
-        return _publish(dataset, plan, index, limit)
-    except ResultsMissing:
+        return _publish(dataset, plan, index, limit, check_held)
+    except (ResultsMissing, CheckpointLost):
         raise
     except Exception as error:  # a library's, about a value or a disk: all answers are kept
         _log.debug("publishing failed", exc_info=error)
@@ -73,7 +83,13 @@ def publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | No
         ) from error
 
 
-def _publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | None) -> RowCounts:
+def _publish(
+    dataset: Dataset,
+    plan: OutputPlan,
+    index: RowIndex,
+    limit: int | None,
+    check_held: Callable[[], None],
+) -> RowCounts:
     rows = plan.rows(dataset, index, limit)
     failed, types = _looked_at(rows, plan)
     raw = rows.schema(errors=failed > 0)
@@ -103,6 +119,7 @@ def _publish(dataset: Dataset, plan: OutputPlan, index: RowIndex, limit: int | N
             created_at=utc_now(),
         )
         write_synced(stage / manifest_name, manifest.model_dump_json(indent=2) + "\n")
+        check_held()
         place.put(stage)
     return counts
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from domyn_swarm.batch.background import beside, in_thread
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.link import (
     Alone,
@@ -30,7 +31,7 @@ from domyn_swarm.batch.link import (
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, Row
 from domyn_swarm.batch.runner import Events, Runner, Transform
-from domyn_swarm.batch.sink import SyncedSink, beside
+from domyn_swarm.batch.sink import SyncedSink
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.traffic import Traffic
@@ -77,7 +78,7 @@ class RangeWorker(Events):
         if not isinstance(begin, Begin):
             raise ConnectionError("the coordinator is gone")
         self._suspects.keep_in(Path(begin.folder))
-        journal = Journal(Path(begin.folder), begin.generation, begin.writer)
+        journal = await in_thread(Journal, Path(begin.folder), begin.generation, begin.writer)
         sink = SyncedSink(journal, work.sync_rows)
         policy = replace(work.run_policy, concurrency=begin.limit, failure_limit=None)
         runner = self._runner = Runner(
@@ -88,7 +89,7 @@ class RangeWorker(Events):
                 await self._until_over(runner, policy.rows_per_call, orders)
         finally:
             try:
-                await asyncio.to_thread(journal.close)
+                await in_thread(journal.close)
             finally:
                 self._tell()
 
@@ -103,6 +104,7 @@ class RangeWorker(Events):
         try:
             await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
+                listening.result()
                 raise ConnectionError("the coordinator is gone")
             await working
         finally:

@@ -49,7 +49,7 @@ _FLUSH_AFTER_S = 0.003  # or after so long
 Encode = Callable[[Any, RowTrace, float], bytes]
 """A job's value as the JSON object of the output columns, given what it cost and its seconds.
 
-Raises ValueError where the value does not fit: that row's error.
+What it raises is that row's error.
 """
 
 
@@ -117,6 +117,7 @@ class Runner:
         self._stopping = asyncio.Event()
         self._slots: set[asyncio.Task[None]] = set()
         self._all_left = asyncio.Event()
+        self._ending = False  # slots are cancelled by us from now on, not by what they call
         self.limit = policy.concurrency or FIRST_LIMIT
 
     def set_limit(self, limit: int) -> None:
@@ -171,6 +172,7 @@ class Runner:
                 await self._until_over()
             finally:
                 self._stopping.set()
+                self._ending = True
                 slots = list(self._slots)
                 for slot in slots:
                     slot.cancel()
@@ -236,14 +238,15 @@ class Runner:
         began = time.perf_counter()
         values: Sequence[Any]
         try:
-            values = await self._transform([row.item for row in rows])
+            values = list(await self._transform([row.item for row in rows]))
             if len(values) != len(rows):
                 raise ValueError(f"the job returned {len(values)} values for {len(rows)} items")
         except OneByOne:
             for row in rows:
                 await self._call([row])
             return
-        except Exception as error:  # noqa: BLE001 - the border to users' code: its errors are data
+        except BaseException as error:  # noqa: BLE001 - the border to users' code
+            self._pass_on(error)
             values = [error] * len(rows)
         finally:
             current_trace.reset(token)
@@ -253,12 +256,25 @@ class Runner:
                 share.code &= ~1  # whose reply was silent is not known: not this row's
             self._settle(row, value, share, latency_s)
 
+    def _pass_on(self, error: BaseException) -> None:
+        """Raise an error out of users' code that is meant for us; every other one is a row's: a
+        task of theirs that was cancelled, the `sys.exit` of a library, the panic of one in Rust.
+        """
+        if self._ending:  # whatever they made of the slot's end, the row was not given up
+            raise asyncio.CancelledError from error
+        if isinstance(error, KeyboardInterrupt | GeneratorExit):
+            raise error
+        task = asyncio.current_task()
+        while isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            task.uncancel()  # it cancelled itself
+
     def _settle(self, row: Row, value: Any, trace: RowTrace, latency_s: float) -> None:  # noqa: ANN401 - whatever a job returns
         output, error, code = b"", b"", trace.code
         if not isinstance(value, BaseException):
             try:
                 output = self._encode(value, trace, latency_s)
-            except ValueError as mismatch:
+            except BaseException as mismatch:  # noqa: BLE001 - as above
+                self._pass_on(mismatch)
                 value = mismatch
         if isinstance(value, BaseException):
             if isinstance(value, RequestError):
@@ -312,14 +328,13 @@ class Runner:
             kept.set_result(None)  # the slots go on after this callback, when all is handed over
         try:
             self._sink.append(results)
+            limit = self._policy.failure_limit
+            if limit is not None and (why := limit.reason_to_stop(self._tally)) is not None:
+                self._give_up(why)
+            self._events.on_batch(judged)
+            self._events.on_progress(self._tally.rows_done, self._tally.rows_total)
         except Exception as error:  # noqa: BLE001 - a callback of the loop: `run` raises it
             self._give_up(error)
-            return
-        limit = self._policy.failure_limit
-        if limit is not None and (why := limit.reason_to_stop(self._tally)) is not None:
-            self._give_up(why)
-        self._events.on_batch(judged)
-        self._events.on_progress(self._tally.rows_done, self._tally.rows_total)
 
     def _give_up(self, error: BaseException) -> None:
         if self._fatal is None:
@@ -335,5 +350,14 @@ def _row_error(row: Row, cause: BaseException, trace: RowTrace) -> RowError:
     status = cause.status if isinstance(cause, RequestError) else None
     if not isinstance(cause, RequestError):
         _log.debug("row %d failed", row.ordinal, exc_info=cause)
-    message = str(cause)[:2000] or type(cause).__name__
-    return RowError(type(cause).__name__, status, message, trace.attempts)
+    return RowError(type(cause).__name__, status, _message_of(cause), trace.attempts)
+
+
+def _message_of(cause: BaseException) -> str:
+    """What it says, as text that can be kept: a user's error may say anything, or raise another."""
+    try:
+        message = str(cause)[:2000]
+    except Exception as error:  # noqa: BLE001 - the border to users' code
+        message = f"{type(cause).__name__}, which cannot be printed: {type(error).__name__}"
+    message = message.encode("utf-8", "backslashreplace").decode()
+    return message or type(cause).__name__

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Protocol
 
+from domyn_swarm.batch.background import in_thread
 from domyn_swarm.batch.rows import Result
 
 
@@ -55,29 +55,4 @@ class SyncedSink:
             self._enough.clear()
             if self._unsynced:
                 self._unsynced = 0
-                await asyncio.to_thread(self._keeper.sync)
-
-
-@asynccontextmanager
-async def beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run work while the body runs, which cancels what has not ended by then.
-
-    An error of the work cancels the body and is raised in its place; an error of the body itself
-    comes before those.
-    """
-    failure: BaseException | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-            try:
-                yield
-            except Exception as error:
-                failure = error
-                raise
-            finally:
-                for task in tasks:
-                    task.cancel()
-    except BaseExceptionGroup as failures:
-        failure = failure or failures.exceptions[0]
-    if failure is not None:
-        raise failure
+                await in_thread(self._keeper.sync)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 
@@ -49,18 +50,16 @@ class ProgressLine:
 
     def _draw(self) -> None:
         text = self._text()
-        sys.stderr.write("\r" + text.ljust(self._drawn))
-        sys.stderr.flush()
+        _print("\r" + text.ljust(self._drawn))
         self._drawn = len(text)
 
     def _clear(self) -> None:
         if self._drawn:
-            sys.stderr.write("\r" + " " * self._drawn + "\r")
+            _print("\r" + " " * self._drawn + "\r")
             self._drawn = 0
 
     def _say(self, text: str) -> None:
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        _print(text + "\n")
 
     def _text(self) -> str:
         tally = self._tally
@@ -77,3 +76,10 @@ class ProgressLine:
         if told := tally.paused or tally.remark:
             parts.append(told)
         return ", ".join(parts)
+
+
+def _print(text: str) -> None:
+    """To stderr. A terminal that is gone, or a log on a full disk, is no reason to end a run."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()

@@ -21,7 +21,7 @@ from domyn_swarm.batch.remote_worker import Connection
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.traffic import Traffic
-from domyn_swarm.errors import JobError
+from domyn_swarm.errors import SwarmError
 from domyn_swarm.jobs.preparation import load_work
 from domyn_swarm.jobs.program import access_of, event_loop_runner, read_spec
 from domyn_swarm.jobs.spec import JobSpec
@@ -48,7 +48,7 @@ def work_over(spec: JobSpec, connect: Callable[[], Awaitable[Connection]]) -> in
     with event_loop_runner() as runner:
         try:
             runner.run(_work(spec, connect))
-        except JobError as error:  # the coordinator was told
+        except SwarmError as error:  # the coordinator knows
             _log.error("%s", error)
             return 1
         except ConnectionError:
@@ -72,7 +72,7 @@ async def _work(spec: JobSpec, connect: Callable[[], Awaitable[Connection]]) -> 
         async with opening as session:
             job.bind(session[0], spec.model)
             await worker.run(job.transform_items, work)
-    except JobError as error:
+    except SwarmError as error:
         link.say(Failed(error.message, error.hint))
         raise
     finally:

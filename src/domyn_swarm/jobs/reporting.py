@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from domyn_swarm.batch.background import in_thread
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.jobs.spec import JobResult, JobSpec
 from domyn_swarm.logs import get_logger
@@ -41,7 +42,24 @@ class Reporter:
         self._traced_s = -1.0
 
     def progress(self) -> None:
-        """How far the job is, now."""
+        """How far the job is, now. Blocks."""
+        self._write(self._progress(), self._trace_line())
+
+    async def keep_progress(self) -> None:
+        """The same from a thread: a slow disk holds no request up."""
+        await in_thread(self._write, self._progress(), self._trace_line())
+
+    def _write(self, progress: str, line: str | None) -> None:
+        try:
+            write_private(self._paths.progress, progress, synced=False)
+            if line is not None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+                with os.fdopen(os.open(self._paths.trace, flags, 0o600), "a") as file:
+                    file.write(line)
+        except OSError as error:
+            _log.warning("cannot write how far the job is: %s", error)
+
+    def _progress(self) -> str:
         tally, replies = self._tally, self._tally.replies.sums
         paused = tally.paused if self.state == "running" else None
         progress = JobProgress.model_validate(
@@ -72,11 +90,7 @@ class Reporter:
                 "updated_at": utc_now(),
             }
         )
-        try:
-            write_private(self._paths.progress, progress.model_dump_json())
-            self._trace()
-        except OSError as error:
-            _log.warning("cannot tell how far the job is: %s", error)
+        return progress.model_dump_json()
 
     def _told(self) -> dict[str, str | None]:
         if self._spec is None:
@@ -84,11 +98,11 @@ class Reporter:
         kept = None if self._kept is None else str(self._kept)
         return {"name": self._spec.name, "model": self._spec.model, "checkpoint": kept}
 
-    def _trace(self) -> None:
+    def _trace_line(self) -> str | None:
         tally, replies = self._tally, self._tally.replies.sums
         at_s = time.monotonic() - tally.began
         if self.state != "running" or at_s - self._traced_s < at_s / _TRACE_LINES:
-            return
+            return None
         self._traced_s = at_s
         line = {
             "at": round(time.time(), 3),  # seconds since the epoch
@@ -107,9 +121,7 @@ class Reporter:
             "completion_tokens": replies.completion_tokens,
             "paused": tally.paused is not None,
         }
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        with os.fdopen(os.open(self._paths.trace, flags, 0o600), "a") as file:
-            file.write(json.dumps(line) + "\n")
+        return json.dumps(line) + "\n"
 
     def result(
         self,

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from domyn_swarm import __version__, open_files
+from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.engine import BatchPlan, BatchRun
 from domyn_swarm.batch.reading import InputReading, reading_of
-from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.config.environment import key_of_environment
 from domyn_swarm.errors import ConfigError
@@ -277,7 +277,7 @@ async def _settle(
         line.end()
         for remark in job.remarks(tally.all_verdicts):
             line.notice(remark)
-        batch.keep_account(spec.job_id, ended=True)
+        await batch.keep_account(spec.job_id, ended=True)
     events.raise_failure()
 
 

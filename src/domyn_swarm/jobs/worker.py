@@ -18,11 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from domyn_swarm.batch.background import beside
+from domyn_swarm.batch.durable_files import disk_error
 from domyn_swarm.batch.engine import BatchPlan, BatchRun
 from domyn_swarm.batch.identity import nearest
 from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.runner import Events
-from domyn_swarm.batch.sink import beside
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkerPlan
 from domyn_swarm.batch.worker_process import start_local
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = JobPaths(Path(folder))
     try:
         worker = _Worker(read_spec(paths), paths)
-    except SwarmError as error:
+    except (SwarmError, OSError) as failure:
+        error = failure if isinstance(failure, SwarmError) else disk_error(failure)
         _log.error("%s", error)
         Reporter(paths, Tally()).result(None, None, output=None, error=str(error))
         return error.exit_code
@@ -70,13 +72,17 @@ class _Worker:
 
     async def run(self) -> int:
         """Run to the end, whatever it is; return the exit code."""
-        published, error = False, None
+        published, error, reason = False, None, None
         self._reporter.progress()
         try:
             published = await self._run_batch()
-        except SwarmError as failure:
-            error = failure
-            _log.error("%s", failure)
+        except (SwarmError, OSError) as failure:
+            error = failure if isinstance(failure, SwarmError) else disk_error(failure)
+            reason = str(error)
+            _log.error("%s", error)
+        except BaseException as bug:
+            reason = f"{type(bug).__name__}: {bug}\nThe job's log has the traceback."
+            raise
         finally:
             self._reporter.state = "ended"
             self._reporter.progress()
@@ -85,20 +91,20 @@ class _Worker:
                 plan.folder if self._spec.checkpointing else None,
                 self._account,
                 output=plan.output.target if published else None,
-                error=None if error is None else str(error),
+                error=reason,
                 remarks=self._prepared.job.remarks(self._tally.all_verdicts),
             )
-        return self._exit_code(error)
+        return self._exit_code(error, published=published)
 
     @property
     def _elsewhere(self) -> bool:
         """Whether other machines write into the checkpoint."""
         return self._spec.data_backend == "ray"
 
-    def _exit_code(self, error: SwarmError | None) -> int:
+    def _exit_code(self, error: SwarmError | None, *, published: bool) -> int:
         if error is not None:
             return error.exit_code
-        if self._signal is not None:
+        if self._signal is not None and not published:  # else it came when all was done
             return 128 + self._signal
         return EXIT_FAILED_ROWS if self._tally.all_failed else EXIT_OK
 
@@ -128,7 +134,7 @@ class _Worker:
                 async with beside(self._report(run)):
                     return await run.run(access_of(self._spec), transform)
             finally:
-                self._account = run.keep_account(self._spec.job_id, ended=True)
+                self._account = await run.keep_account(self._spec.job_id, ended=True)
 
     @contextlib.asynccontextmanager
     async def _shared_out(self, plan: BatchPlan) -> AsyncIterator[BatchPlan]:
@@ -146,8 +152,8 @@ class _Worker:
 
     async def _report(self, run: BatchRun) -> None:
         while True:
-            self._reporter.progress()
-            run.keep_account(self._spec.job_id)
+            await self._reporter.keep_progress()
+            await run.keep_account(self._spec.job_id)
             await asyncio.sleep(_PROGRESS_S)
 
     def _command(self, descriptor: int) -> list[str]:

@@ -259,6 +259,8 @@ class Collector:
                 await self._sync()
             except OSError as error:  # a full disk must not end the endpoint: tried again
                 _log.warning("cannot write: %s", error)
+            except Exception:  # noqa: BLE001 - the endpoint serves all the same
+                _log.exception("cannot bring the files up to date")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_S):  # wait_for may swallow a cancellation
                     await self._news.wait()
@@ -267,9 +269,12 @@ class Collector:
         """Look whether the replicas' ports answer, until cancelled."""
         while True:
             await asyncio.sleep(CHECK_S)
-            if await self._reachability.check(self._table.serving(_now())):
-                self._listings.clear()
-                self._news.set()
+            try:
+                if await self._reachability.check(self._table.serving(_now())):
+                    self._listings.clear()
+                    self._news.set()
+            except Exception:  # noqa: BLE001 - the endpoint serves all the same
+                _log.exception("cannot look whether the replicas' ports answer")
 
     def _serving(self) -> tuple[str, ...]:
         """Where the router may send requests now."""
@@ -330,7 +335,8 @@ class Collector:
             await self._sync()
         except OSError as error:
             _log.warning("cannot write: %s", error)
-        self._history.close()
+        finally:
+            self._history.close()
 
 
 def _now() -> float:

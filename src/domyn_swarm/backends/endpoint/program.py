@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
-import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -17,7 +17,7 @@ from aiohttp import web
 from domyn_swarm import open_files
 from domyn_swarm.backends.endpoint import connections, ports
 from domyn_swarm.backends.endpoint.activity import Activity
-from domyn_swarm.backends.endpoint.address import own_address
+from domyn_swarm.backends.endpoint.announcement import Announcement
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.router import (
     Admission,
@@ -27,14 +27,12 @@ from domyn_swarm.backends.endpoint.router import (
     admission,
     files_needed,
 )
-from domyn_swarm.backends.endpoint.scraping import Discovery, SwarmMetrics
+from domyn_swarm.backends.endpoint.scraping import SwarmMetrics
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.supervision import Platform, Supervision
-from domyn_swarm.backends.endpoint.view import EndpointAddress
 from domyn_swarm.errors import StateError
-from domyn_swarm.identity import this_process
 from domyn_swarm.logs import get_logger
-from domyn_swarm.paths import SwarmPaths, private_dir, write_private
+from domyn_swarm.paths import SwarmPaths, private_dir
 
 _log = get_logger(__name__)
 
@@ -43,6 +41,13 @@ _KILL_AFTER_S = SHUTDOWN_GRACE_S + 2.0
 _BACKOFF_FIRST_S = 0.5
 _BACKOFF_MAX_S = 10.0
 _STABLE_S = 60.0
+# What a disk or a system refuses for a while, and is asked for again
+_PASSING = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
+        *(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM),
+    }
+)
 _METRICS_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 
 
@@ -59,6 +64,9 @@ def load_spec(paths: SwarmPaths) -> EndpointSpec:
             f"Cannot use {paths.endpoint_spec}: {error}",
             hint="The endpoint program is started by `domyn-swarm up`, which writes this file.",
         ) from error
+
+
+_T = TypeVar("_T")
 
 
 class Process(Protocol):
@@ -114,6 +122,7 @@ class RouterProcess:
         self._port = ports.router_port(self._host, spec.port)
         self._metrics_port = 0
         self._process: Process | None = None
+        self._unread = False  # it was said that its metrics cannot be read
 
     async def run(self) -> None:
         """Start it, again with back-off whenever it ends, until cancelled."""
@@ -121,13 +130,31 @@ class RouterProcess:
         while True:
             self._moved(self._port)
             started = loop.time()
-            code = await self._once()
+            how = await self._attempt()
             backoff_s = _BACKOFF_FIRST_S if loop.time() - started > _STABLE_S else backoff_s
-            _log.warning("the router ended (code %s); next start in %g s", code, backoff_s)
+            _log.warning("the router %s; next start in %g s", how, backoff_s)
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
-            if not ports.is_free(self._host, self._port) and self._spec.port is None:
-                self._port = ports.free_port(self._host)
+            if self._spec.port is None:
+                self._port = self._free_port()
+
+    def _free_port(self) -> int:
+        """Where it was, so that clients find it there, unless somebody else has taken that."""
+        try:
+            taken = not ports.is_free(self._host, self._port)
+            return ports.free_port(self._host) if taken else self._port
+        except OSError as error:  # no descriptors, for example
+            _log.warning("no port can be looked for: %s", error)
+            return self._port
+
+    async def _attempt(self) -> str:
+        """Run it once; how that ended."""
+        try:
+            return f"ended (code {await self._once()})"
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+            return f"cannot be started ({error})"
 
     async def _once(self) -> int:
         self._metrics_port = ports.free_port("127.0.0.1")
@@ -145,13 +172,21 @@ class RouterProcess:
 
     async def activity(self) -> Activity | None:
         """What the router says of its use; None when it cannot be asked."""
-        text = await self._metrics()
-        return None if text is None else self._router.activity(text)
+        return await self._said(self._router.activity)
 
     async def figures(self) -> RouterFigures | None:
         """What it has counted; None when it cannot be asked."""
+        return await self._said(self._router.figures)
+
+    async def _said(self, read: Callable[[str], _T]) -> _T | None:
         text = await self._metrics()
-        return None if text is None else await asyncio.to_thread(self._router.figures, text)
+        try:
+            return None if text is None else await asyncio.to_thread(read, text)
+        except (KeyError, ValueError) as error:  # a router of another version
+            if not self._unread:
+                _log.warning("the router's metrics cannot be read: %r", error)
+            self._unread = True
+            return None
 
     async def _metrics(self) -> str | None:
         url = f"http://127.0.0.1:{self._metrics_port}/metrics"
@@ -161,7 +196,7 @@ class RouterProcess:
                 session.get(url) as reply,
             ):
                 return await reply.text()
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeError):
             return None
 
     async def stop(self, *, at_work: bool) -> None:
@@ -194,63 +229,36 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     collector = Collector(spec, paths, router.manifest, router.settle_s)
-    discovery = Discovery(paths, spec.discovery_dir)
-
-    def moved(port: int) -> None:
-        address = _address(spec, port, collector_port)
-        write_private(paths.endpoint, address.model_dump_json(indent=2))
-        discovery.announce(f"{_name(spec)}:{collector_port}")
-
-    process = RouterProcess(router, spec, paths, moved)
+    announcement = Announcement(paths, spec)
+    process = RouterProcess(router, spec, paths, announcement.moved)
     metrics = SwarmMetrics(spec, paths, collector, process.figures)
     runner = web.AppRunner(collector.app(metrics.text))
     await runner.setup()
     host = spec.host or "0.0.0.0"  # noqa: S104 - no address given: every interface
     server, collector_port = await connections.serve(runner, host)
-    tasks = [
-        asyncio.create_task(process.run()),
-        asyncio.create_task(collector.keep_files()),
-        asyncio.create_task(collector.keep_checking()),
-    ]
+    first = [process.run(), announcement.keep(collector_port)]
+    rest: list[Coroutine[None, None, object]] = [collector.keep_files(), collector.keep_checking()]
     if spec.textfile_dir is not None:
-        tasks.append(asyncio.create_task(metrics.keep_textfile(spec.textfile_dir)))
+        rest.append(metrics.keep_textfile(spec.textfile_dir))
     if platform is not None:
-        supervision = Supervision(paths, platform, collector, process.activity)
-        tasks.append(asyncio.create_task(supervision.run()))
+        rest.append(Supervision(paths, platform, collector, process.activity).run())
+    tasks = [asyncio.create_task(one) for one in [*first, *rest]]
     stopped = asyncio.create_task(stop.wait())
-    done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
     _log.info("stopping")
-    tasks[0].cancel()
-    paths.endpoint.unlink(missing_ok=True)  # nobody shall take another program for us
-    discovery.withdraw()
-    await process.stop(at_work=collector.any_at_work())
-    for task in tasks[1:]:
+    for task in tasks[: len(first)]:
         task.cancel()
-    await asyncio.wait(tasks)
+    announcement.withdraw()
+    await process.stop(at_work=collector.any_at_work())
+    for task in [*tasks, stopped]:
+        task.cancel()
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
     server.close()
     await runner.cleanup()
     await collector.close()
-    for ended in done - {stopped}:
-        ended.result()  # a bug ended it: say which
-
-
-def _address(spec: EndpointSpec, port: int, collector_port: int) -> EndpointAddress:
-    name = _name(spec)
-    scheme = "https" if spec.tls_cert else "http"
-    return EndpointAddress(
-        url=f"{scheme}://{name}:{port}",
-        collector_url=f"http://{name}:{collector_port}",
-        node=socket.gethostname(),
-        process=this_process(),
-        ca_file=spec.tls_ca or spec.tls_cert,
-        open_files=open_files.limits(),
-        admits=Admission(spec.max_concurrent, spec.queue_size).total,
-    )
-
-
-def _name(spec: EndpointSpec) -> str:
-    """Where others reach this node."""
-    return spec.host or own_address()
+    for error in ends:
+        if isinstance(error, Exception):  # a bug ended it: say which
+            raise error
 
 
 def main(paths: SwarmPaths, platform: Platform | None = None) -> None:

@@ -78,6 +78,8 @@ class SwarmMetrics:
                     await asyncio.to_thread(_write_public, path, await self.text())
                 except OSError as error:
                     _log.warning("cannot write %s: %s", path, error)
+                except Exception:  # noqa: BLE001 - the endpoint serves all the same
+                    _log.exception("there are no metrics for %s", path)
                 await asyncio.sleep(_TEXTFILE_EVERY_S)
         finally:
             with contextlib.suppress(OSError):
@@ -91,13 +93,15 @@ class Discovery:
 
     def __init__(self, paths: SwarmPaths, folder: Path | None) -> None:
         self._name = paths.root.name
-        self._folder = private_dir(paths.scrape_targets) if folder is None else folder
-        self._path = self._folder / f"{paths.public_name}.json"
+        self._ours = folder is None
+        self._path = (folder or paths.scrape_targets) / f"{paths.public_name}.json"
 
     def announce(self, target: str) -> None:
         """The collector is at `target` (host:port) from now on."""
         told = [{"targets": [target], "labels": {"swarm": self._name}}]
         try:
+            if self._ours:
+                private_dir(self._path.parent)
             _write_public(self._path, json.dumps(told, indent=2).encode())
         except OSError as error:
             _log.warning("cannot write %s: %s", self._path, error)

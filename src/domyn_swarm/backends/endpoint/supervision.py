@@ -78,6 +78,8 @@ class Supervision:
                     return
             except (PlatformError, OSError, ValueError) as error:  # looked at again
                 _log.warning("cannot look after the swarm now: %s", error)
+            except Exception:  # noqa: BLE001 - the endpoint serves all the same
+                _log.exception("cannot look after the swarm now")
 
     async def _look(self) -> bool:
         spec = EndpointSpec.model_validate_json(self._paths.endpoint_spec.read_text())

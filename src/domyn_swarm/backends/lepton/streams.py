@@ -78,6 +78,8 @@ def follow(chunks: Iterator[str], path: Path) -> None:
                     at += len(data)
         except (OSError, PlatformError) as error:
             _log.warning("%s is not followed any more: %s", path, error)
+        except Exception:  # noqa: BLE001 - a thread says its own end
+            _log.exception("%s is not followed any more", path)
 
     private_dir(path.parent)
     threading.Thread(target=append, name=f"follow {path.name}", daemon=True).start()

@@ -86,17 +86,22 @@ class LostEndpoint:
         if now < self._next_look:
             return
         self._next_look = now + _LOOK_S
+        try:
+            self._look(now)
+        except (PlatformError, OSError, ValueError, KeyError) as error:
+            _log.warning("cannot look for the endpoint now: %s", error)
+        except Exception:  # noqa: BLE001 - engines are not to end for it
+            _log.exception("cannot look for the endpoint now")
+
+    def _look(self, now: float) -> None:
         if self._reached():
             self._expect(now)
         elif now >= self._next_question:
             rest_s = self._rest_s
             self._next_question = now + rest_s * random.uniform(1.0, 1.5)  # noqa: S311
             self._rest_s = min(2 * rest_s, _ASK_MAX_S)
-            try:
-                if self._is_first_to_ask(rest_s * _SHARED):
-                    self._bring_back()
-            except (PlatformError, OSError, ValueError, KeyError) as error:
-                _log.warning("cannot look for the endpoint now: %s", error)
+            if self._is_first_to_ask(rest_s * _SHARED):
+                self._bring_back()
 
     def _reached(self) -> bool:
         try:  # plain JSON: a task does without the models that readers of addresses have

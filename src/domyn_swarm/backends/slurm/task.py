@@ -264,15 +264,21 @@ def come_back(
             if by_requeue and slurm.requeue(job):
                 task.rest(_REQUEUE_S)
                 return
-            if _still_wanted(slurm, job):  # else somebody else has put it back meanwhile
-                successor()
-            return
+            if not _still_wanted(slurm, job):  # somebody else has put it back meanwhile
+                return
         except CommandMissing as error:
             _log.error("%s cannot ask for its way back: %s", job, error.message)
-            successor()
-            return
         except PlatformError as error:
             _log.warning("%s asks again for its way back: %s", job, error.message)
+            task.rest(_AGAIN_S)
+            continue
+        try:
+            successor()
+            return
+        except CommandMissing:  # it never comes
+            raise
+        except (OSError, PlatformError) as error:  # a full disk, a busy controller
+            _log.warning("%s asks again for its successor: %s", job, error)
             task.rest(_AGAIN_S)
 
 
@@ -284,9 +290,15 @@ def _still_wanted(slurm: Scheduler, job: str) -> bool:
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """A log that the next run of the task goes on with."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path.open("ab")
+    """A log that the next run of the task goes on with; the task's own where the disk has no room:
+    that is no reason not to serve.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path.open("ab")
+    except OSError as error:
+        _log.warning("cannot open %s, which goes to this log instead: %s", path, error)
+        return os.fdopen(os.dup(2), "ab")
 
 
 def _end_with_parent() -> None:

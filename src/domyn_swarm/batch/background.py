@@ -1,0 +1,58 @@
+"""Work beside a run: it ends with the run, and its failure is the run's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+@asynccontextmanager
+async def beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run work while the body runs, which cancels what has not ended by then.
+
+    An error of the work cancels the body and is raised in its place; an error of the body itself
+    comes before those.
+    """
+    failure: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+            try:
+                yield
+            except Exception as error:
+                failure = error
+                raise
+            finally:
+                for task in tasks:
+                    task.cancel()
+    except BaseExceptionGroup as failures:
+        failure = failure or failures.exceptions[0]
+    if failure is not None:
+        raise failure
+
+
+async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """As `asyncio.to_thread`, but it never returns before the thread is done.
+
+    A cancellation is raised once the function has ended, and what the function raised comes before
+    it: what is written here is not written any more when the caller goes on.
+    """
+    work = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
+    running = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            try:
+                await asyncio.wait({running})
+            except asyncio.CancelledError:  # it was to be cancelled already
+                continue
+        running.result()
+        raise

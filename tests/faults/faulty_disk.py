@@ -1,0 +1,139 @@
+"""Workers on a disk on which one call fails: each is forked from a process with a library preloaded
+that counts calls under a folder, and fails the one that it is told to.
+
+Run as a program, this is that process: it reads runs from stdin, one a line, and answers with how
+each ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import select
+import subprocess
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from faults.preloaded import build
+
+_TESTS = str(Path(__file__).parents[1])
+KINDS = ("fsync", "write", "rename", "listdir", "link", "create", "unlink")  # as in `faults.c`
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The `at`-th call of a kind fails with an error; `for_ever`: and all after it."""
+
+    kind: str
+    at: int
+    error: int
+    for_ever: bool = False
+
+    def __str__(self) -> str:
+        more = " and all after it" if self.for_ever else ""
+        return f"{self.kind} {self.at}{more}: {errno.errorcode[self.error]}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a worker ended."""
+
+    code: int
+    said: str
+    calls: dict[str, int]  # by kind
+
+
+class FaultyDisk:
+    """The process that workers are forked from."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._library = build(scratch)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            env={**os.environ, "LD_PRELOAD": str(self._library), "PYTHONPATH": _TESTS},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, folder: Path, job: Path, fault: Fault | None, limit_s: float) -> Ended:
+        """Run the worker of a job folder, while calls under `folder` are counted."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        log = job.with_name("said")
+        log.write_text("")
+        asked = {"folder": str(folder), "job": str(job), "log": str(log), "library": ""}
+        asked["library"] = str(self._library)
+        self._process.stdin.write(json.dumps([asked, fault and asdict(fault)]) + "\n")
+        self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], limit_s)
+        assert ready, f"a worker hangs after {fault}: {log.read_text()}"
+        code, calls = json.loads(self._process.stdout.readline())
+        return Ended(code, log.read_text(), calls)
+
+    def end(self) -> None:
+        """End it, and a worker that hangs."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _serve() -> None:
+    _small_files()
+    for line in sys.stdin:
+        asked, fault = json.loads(line)
+        read_end, write_end = os.pipe()
+        if (child := os.fork()) == 0:
+            os.close(read_end)
+            code = _worker(asked, fault, write_end)
+            os._exit(code)
+        os.close(write_end)
+        with os.fdopen(read_end) as reader:
+            calls = reader.read()
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(json.dumps([code, json.loads(calls or "{}")]), flush=True)
+
+
+def _small_files() -> None:
+    """So that a small run has many of them: they are rotated, sealed and joined."""
+    from domyn_swarm.batch import journal, lease, merging
+    from domyn_swarm.jobs import chat, worker  # noqa: F401 - loaded once, for all
+
+    journal.JOURNAL_ROWS = 5
+    merging.MOST_FILES, merging._AT_ONCE = 3, 2
+    lease.BEAT_S = 0.05
+
+
+def _worker(asked: dict[str, str], fault: dict[str, Any] | None, write_end: int) -> int:
+    from domyn_swarm.jobs.worker import main
+
+    log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    library = ctypes.CDLL(asked["library"])
+    folder = asked["folder"].encode()
+    if fault is None:
+        library.faults_arm(folder, -1, 0, 0, 0)
+    else:
+        kind, at = KINDS.index(fault["kind"]), ctypes.c_long(fault["at"])
+        library.faults_arm(folder, kind, at, fault["error"], int(fault["for_ever"]))
+    try:
+        code = main([asked["job"]])
+    except BaseException:  # noqa: BLE001 - as a program of its own prints it
+        traceback.print_exc()
+        code = 70
+    calls = {name: int(library.faults_count(kind)) for kind, name in enumerate(KINDS)}
+    os.write(write_end, json.dumps(calls).encode())
+    return code
+
+
+if __name__ == "__main__":
+    _serve()
