@@ -13,7 +13,7 @@ from pathlib import Path
 
 from domyn_swarm.batch.frames import SortedFrames
 
-_NAME = re.compile(r"^(\d{6})-(\d{3})-(\d{8})\.(journal|segment)$")
+_NAME = re.compile(r"^(\d{6,})-(\d{3,})-(\d{8,})\.(journal|segment)$")
 SEGMENT_FRAME_ROWS = 2048
 
 
