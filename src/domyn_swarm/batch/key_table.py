@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.spilled import NumberFile, Numbers, Parts
+from domyn_swarm.batch.spilled import NumberFile, Numbers, Parts, UnnamedFile
 
 _ROWS_OF_A_BUCKET = 16  # about; a lookup halves a bucket until it has found its key
 _Keys = NDArray[np.uint64]
@@ -18,8 +17,9 @@ _Keys = NDArray[np.uint64]
 class KeyTable:
     """Keys of 64 bits, evenly spread as hashes are, with 64 bits each; of equal keys the greatest.
 
-    Memory: 16 bytes a key up to 64 MB; beyond that the table is a file, of which as much is in
-    memory as one call of `find` has looked at.
+    Memory: 16 bytes a key up to 64 MB; beyond that the table is a file, read a bucket at a time,
+    and half a byte a key says where buckets begin. (Mapped, a page that is looked at brings many
+    neighbours into memory.)
     """
 
     def __init__(
@@ -38,16 +38,14 @@ class KeyTable:
         )
         self._starts = np.zeros((1 << self._bits) + 1, np.int64 if parts.rows >> 31 else np.int32)
         self._steps = 0
-        self._map: mmap.mmap | None = None
+        self._file: UnnamedFile | None = None
         if parts.count == 1:
             [self._pairs] = self._ordered(parts)
             return
         file = NumberFile(folder, 2)
         for ordered in self._ordered(parts):
             file.append(ordered)
-        if file.rows:
-            self._map = mmap.mmap(file.file.descriptor, file.file.size, access=mmap.ACCESS_READ)
-        self._pairs = np.frombuffer(self._map or b"", np.uint64).reshape(-1, 2)
+        self._file = file.file
 
     def _ordered(self, parts: Parts) -> Iterator[Numbers]:
         """Part after part by key, one pair for each; notes where buckets begin."""
@@ -69,30 +67,44 @@ class KeyTable:
         return (keys >> np.uint64(64 - self._bits)).astype(np.int64)
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return int(self._starts[-1])
 
     def find(self, keys: _Keys) -> tuple[_Keys, NDArray[np.bool_]]:
-        """The numbers of keys, and which of the keys are there at all."""
-        if not len(self._pairs):
-            return np.zeros(len(keys), np.uint64), np.zeros(len(keys), np.bool_)
+        """The numbers of keys, and which of the keys are there at all.
+
+        Raises:
+            JobError: the disk does not give them back.
+        """
         # In ascending order, so that what lies together is looked at together.
         order = np.argsort(keys)
         wanted = keys[order]
-        bucket = self._bucket(wanted)
-        low = self._starts[bucket].astype(np.int64)
-        high = self._starts[bucket + 1].astype(np.int64)
-        known, last = self._pairs[:, 0], len(self._pairs) - 1
+        pairs, low, high = self._candidates(self._bucket(wanted))
+        if not len(pairs):
+            return np.zeros(len(keys), np.uint64), np.zeros(len(keys), np.bool_)
+        known, last = pairs[:, 0], len(pairs) - 1
         for _ in range(self._steps):
             middle = np.minimum((low + high) >> 1, last)
             less = (known[middle] < wanted) & (low < high)
             low = np.where(less, middle + 1, low)
             high = np.where(less, high, middle)
-        found = self._pairs[np.minimum(low, last)]
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
+        found = pairs[np.minimum(low, last)]
         numbers, hit = np.empty_like(keys), np.empty(len(keys), np.bool_)
         numbers[order], hit[order] = found[:, 1], found[:, 0] == wanted
         return numbers, hit
+
+    def _candidates(
+        self, buckets: NDArray[np.int64]
+    ) -> tuple[Numbers, NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs, and where those of each bucket begin and end among them."""
+        if self._file is None:
+            low, high = self._starts[buckets], self._starts[buckets + 1]
+            return self._pairs, low.astype(np.int64), high.astype(np.int64)
+        different, which = np.unique(buckets, return_inverse=True)
+        starts = self._starts[different].astype(np.int64)
+        sizes = self._starts[different + 1] - starts
+        raw = self._file.pieces((starts * 16).tolist(), (sizes * 16).tolist())
+        ends = np.cumsum(sizes)
+        return np.frombuffer(raw, np.uint64).reshape(-1, 2), (ends - sizes)[which], ends[which]
 
 
 def _ordered(pairs: Numbers) -> Numbers:

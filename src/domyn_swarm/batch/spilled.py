@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import IO
 
@@ -71,6 +72,20 @@ class UnnamedFile:
                 target, at = target[size:], at + size
         except OSError as error:
             raise _no_room(error) from error
+
+    def pieces(self, offsets: Sequence[int], sizes: Sequence[int]) -> bytes:
+        """Short pieces, joined.
+
+        Raises:
+            JobError: the disk does not give them back.
+        """
+        try:
+            found = b"".join(map(os.pread, repeat(self.descriptor), sizes, offsets))
+            if len(found) != sum(sizes):
+                raise OSError(None, "the file is shorter than it was")
+        except OSError as error:
+            raise _no_room(error) from error
+        return found
 
 
 def _temporary(folder: Path | None) -> IO[bytes]:
