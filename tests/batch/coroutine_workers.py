@@ -236,7 +236,7 @@ def scripted(
     return work
 
 
-def real(row_s: Callable[[str], float]) -> Behaviour:
+def real(row_s: Callable[[str], float], tally: Tally | None = None) -> Behaviour:
     """The real worker, over a transform that takes so long."""
 
     async def work(_worker: Worker, link: Link[Order], run: Run) -> int:
@@ -251,7 +251,7 @@ def real(row_s: Callable[[str], float]) -> Behaviour:
             return items
 
         plan = WorkPlan(run.policy, RetryPolicy(), encode=lambda *_: b"{}", sync_s=5.0)
-        await RangeWorker(link, KEYS, Tally()).run(transform, plan)
+        await RangeWorker(link, KEYS, tally or Tally()).run(transform, plan)
         return 0
 
     return work

@@ -492,3 +492,15 @@ def test_a_crash_while_files_are_joined_loses_and_doubles_nothing(tmp_path: Path
     index = open_index(tmp_path, KEYS)
     assert index.match(1, as_matrix(range(1, 6))).found.all()
     index.frames.close()
+
+
+def test_a_thousandth_writer_is_read_as_the_first(tmp_path: Path) -> None:
+    """As in a run of three days whose workers are replaced all the time."""
+    for writer in (1, 999, 1000, 12_345):
+        journal = Journal(tmp_path, 1, writer)
+        journal.append([result(writer)])
+        journal.close()
+    index = open_index(tmp_path, KEYS)
+    for writer in (1, 999, 1000, 12_345):
+        assert index.match(writer, as_matrix([writer])).found.all()
+    index.frames.close()

@@ -7,20 +7,33 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from batch.coroutine_workers import GRACE_S, Behaviour, Run, Worker, real, scripted
+from batch.coroutine_workers import (
+    GRACE_S,
+    Behaviour,
+    Died,
+    Run,
+    Worker,
+    real,
+    scripted,
+)
+from domyn_swarm.batch import index
 from domyn_swarm.batch.failure_limit import FailureLimit
+from domyn_swarm.batch.frames import FrameRef
 from domyn_swarm.batch.link import (
     Counted,
     Failed,
     Link,
     Order,
+    Report,
     Rows,
 )
-from domyn_swarm.batch.tally import Counters
+from domyn_swarm.batch.source import PendingRows
+from domyn_swarm.batch.tally import Counters, Tally
 from domyn_swarm.errors import JobError, PlatformError, TooManyFailures
 from virtual_time import in_virtual_time, now_s
 
@@ -156,22 +169,129 @@ async def test_a_worker_killed_in_the_middle_of_a_row_has_that_row_asked_again(
 
 
 @pytest.mark.parametrize(("deaths", "ends"), [(10, False), (11, True)])
-def test_ten_deaths_are_an_accident_and_more_are_not(
+def test_ten_deaths_without_a_settled_row_are_an_accident_and_more_are_not(
     tmp_path: Path, deaths: int, ends: bool
 ) -> None:
     @in_virtual_time
     async def run() -> None:
-        whole = Run(tmp_path, lambda nth: scripted(dies_at=20 if nth < deaths else None), rows=1000)
+        whole = Run(tmp_path, lambda nth: scripted(dies_at=0 if nth < deaths else None), workers=1)
         if ends:
-            with pytest.raises(JobError, match=r"11 worker processes died.*exit code 9"):
+            with pytest.raises(JobError, match=r"11 worker processes that died.*exit code 9"):
                 await whole.run()
-            assert all(worker.killed_at is None for worker in whole.started)  # told to stop
         else:
             await whole.run()
-        assert max(whole.kept.values()) == 1
-        assert whole.settled == whole.kept.total() == (len(whole.kept) if ends else 1000)
+        assert whole.settled == whole.kept.total() == (0 if ends else 1000)
 
     run()
+
+
+@in_virtual_time
+async def test_workers_that_are_preempted_for_days_are_replaced_as_often(tmp_path: Path) -> None:
+    """Each settles some rows before; now and then all are taken at once."""
+    whole = Run(tmp_path, lambda _nth: scripted(row_s=60.0, dies_at=10), rows=3000, workers=8)
+    await whole.run()
+    assert whole.kept == Counter(range(3000))
+    assert len(whole.started) > 200
+
+
+@in_virtual_time
+async def test_all_workers_taken_at_once_before_their_first_row_are_replaced(
+    tmp_path: Path,
+) -> None:
+    behaviours = {True: scripted(dies_at=0), False: scripted()}
+    whole = Run(tmp_path, lambda nth: behaviours[nth < 20], rows=200, workers=20, limit=40)
+    await whole.run()
+    assert whole.kept == Counter(range(200))
+
+
+@in_virtual_time
+async def test_a_row_that_kills_its_worker_ends_the_run_though_others_go_on(tmp_path: Path) -> None:
+    def kills(ordinal: int) -> None:
+        if ordinal == 70:
+            raise Died
+
+    whole = Run(tmp_path, lambda _nth: scripted(row=kills), rows=100_000)
+    with pytest.raises(JobError, match=r"Row 70\b.* with 11 worker .*exit code 9"):
+        await whole.run()
+    assert whole.asked[70] == 11
+    assert max(whole.kept.values()) == 1
+
+
+@in_virtual_time
+async def test_where_no_successor_settles_a_row_the_others_go_on_alone(tmp_path: Path) -> None:
+    """As with a node that is broken, and free all the time."""
+
+    async def dies(_worker: Worker, link: Link[Order], _run: Run) -> int:
+        await anext(link.listen())
+        return 1
+
+    whole = Run(
+        tmp_path, lambda nth: scripted(row_s=10.0) if nth < 3 else dies, rows=1000, workers=4
+    )
+    await whole.run()
+    assert whole.kept == Counter(range(1000))
+    assert len(whole.started) == 3 + 11
+
+
+@in_virtual_time
+async def test_for_a_dead_workers_rows_only_its_own_files_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others' may hold a hundred million rows."""
+    read: list[str] = []
+    scan = index.scan_descriptor
+
+    def noted(descriptor: int) -> list[FrameRef]:
+        read.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        return scan(descriptor)
+
+    whole = Run(tmp_path, lambda nth: scripted(dies_at=20 if nth == 1 else None))
+    settle = whole.coordinator.run
+
+    async def settle_and_note(rows: Iterator[PendingRows]) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(index, "scan_descriptor", noted)
+            await settle(rows)
+
+    monkeypatch.setattr(whole.coordinator, "run", settle_and_note)
+    await whole.run()
+    assert len({name.split("-")[1] for name in read}) == 1
+    assert whole.kept == Counter(range(1000))
+
+
+@in_virtual_time
+async def test_what_each_replica_did_is_told_seldom_and_whole(tmp_path: Path) -> None:
+    """A coordinator of many workers would do little else than read it."""
+    told: list[bool] = []
+
+    def counted(link: Link[Order], tally: Tally) -> None:
+        say = link.say
+
+        def noted(message: Order | Report) -> None:
+            if isinstance(message, Counted):
+                told.append(message.replicas is not None)
+            say(message)
+
+        link.say = noted  # type: ignore[method-assign]
+
+    def row_s(_item: str) -> float:
+        for tally in tallies:
+            tally.replies.count(0.5, 1, 2, "http://replica")
+        return 1.0
+
+    tallies: list[Tally] = []
+
+    async def work(worker: Worker, link: Link[Order], run: Run) -> int:
+        tallies.append(Tally())
+        counted(link, tallies[-1])
+        return await real(row_s, tallies[-1])(worker, link, run)
+
+    whole = Run(tmp_path, lambda _nth: work, rows=400, workers=1, limit=4)
+    await whole.run()
+    share = whole.tally.replies.sums.replicas["http://replica"]
+    assert share.answers == whole.tally.replies.sums.latency._buckets.total() == 400
+    assert len(told) > 350
+    assert sum(told) < 25
 
 
 @in_virtual_time

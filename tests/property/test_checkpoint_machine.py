@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from domyn_swarm.batch import spilled
 from domyn_swarm.batch.index import open_index
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.merging import join
@@ -62,8 +64,13 @@ class Driver:
 
 
 class CheckpointMachine(RuleBasedStateMachine):
-    @initialize(accept=st.sampled_from([None, "any", "complete"]))
-    def begin(self, accept: Accept | None) -> None:
+    @initialize(
+        accept=st.sampled_from([None, "any", "complete"]),
+        in_memory_bytes=st.sampled_from([64, 1 << 20]),
+    )
+    def begin(self, accept: Accept | None, in_memory_bytes: int) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(spilled, "IN_MEMORY_BYTES", in_memory_bytes)
         self.accept = accept
         self.folder = Path(tempfile.mkdtemp())
         self.kept: list[Claim] = []  # of drivers that are gone, weakest first
@@ -74,6 +81,7 @@ class CheckpointMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
+            self.patch.undo()
             self.driver.journal.close()
             shutil.rmtree(self.folder)
 

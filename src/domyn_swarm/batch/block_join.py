@@ -27,6 +27,8 @@ from domyn_swarm.errors import JobError
 class _ShiftedIndex:
     """An index of the whole input, asked for a block of it."""
 
+    in_order = False  # of the block
+
     def __init__(self, index: RowIndex, first: int) -> None:
         self.frames: FrameFiles = index.frames
         self._index = index

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from domyn_swarm.batch import lease as leases
 from domyn_swarm.batch.identity import JobIdentity
-from domyn_swarm.batch.index import RowIndex, open_index
+from domyn_swarm.batch.index import FrameFiles, PositionalIndex, RowIndex, open_index
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.merging import merge_earlier
 from domyn_swarm.batch.row_keys import RowKeys
@@ -109,6 +109,13 @@ class Checkpoint:
     def settled(self) -> RowIndex:
         """What need not be asked, as of now, while writers go on. The caller closes `frames`."""
         return open_index(self.folder, self._keys, self._pending)
+
+    def settled_by(self, writer: int) -> RowIndex:
+        """What one writer of this run has settled, by the ordinals of this run: only its own files
+        are read. The caller closes `frames`.
+        """
+        mine = self._lease.generation, writer
+        return PositionalIndex(FrameFiles.open(self.folder, self._pending, mine))
 
     def _close_journal(self) -> None:
         journal, self._journal = self._journal, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -37,6 +37,7 @@ from domyn_swarm.batch.source import PendingRows
 from domyn_swarm.batch.tally import Counters, Tally
 from domyn_swarm.batch.turns import Turns
 from domyn_swarm.batch.work import WorkerPlan
+from domyn_swarm.batch.worker_deaths import AfterDeath, WorkerDeaths
 from domyn_swarm.batch.worker_process import WorkerProcess
 from domyn_swarm.errors import JobError, PlatformError
 from domyn_swarm.logs import get_logger
@@ -44,7 +45,6 @@ from domyn_swarm.logs import get_logger
 _log = get_logger(__name__)
 
 _END_S = 15.0  # how long a worker may take to end beyond the grace period
-_DEATHS = 10  # of workers in one run: more is no accident
 _LAST_SHARE = 4  # a handful is at most this part of what each worker will still get
 
 
@@ -53,11 +53,13 @@ class _Worker:
     """One process, as the coordinator sees it."""
 
     process: WorkerProcess
+    writer: int = 0  # the number of its journal; 0: it has not begun
     counters: Counters = field(default_factory=Counters)
     held: dict[int, PendingRows] = field(default_factory=dict)  # handfuls that are not settled
     share: int = 0  # of the calls that all together may have in flight
     limit: int = 0  # that it was told; 0: it has not begun
     calls: int = 0  # that it may have in flight: more than the limit until it has followed that
+    leaving: bool = False  # it was told that there are no more rows
 
 
 class Coordinator:
@@ -85,7 +87,7 @@ class Coordinator:
         self._exhausted = False
         self._handfuls = 0
         self._handed_out = 0
-        self._deaths = 0
+        self._deaths = WorkerDeaths(workers.count)
         self._turns: Turns[_Worker] = Turns(_say, lambda: asyncio.get_running_loop().time())
         self._fatal: BaseException | None = None
         self._stopping = asyncio.Event()
@@ -116,7 +118,8 @@ class Coordinator:
             worker.calls = max(worker.calls, worker.limit)
             link = worker.process.link
             if begins:
-                link.say(Begin(*self._checkpoint.writer(), worker.limit))
+                folder, generation, worker.writer = self._checkpoint.writer()
+                link.say(Begin(folder, generation, worker.writer, worker.limit))
                 self._turns.join(worker)
             else:
                 link.say(Limit(worker.limit))
@@ -218,11 +221,8 @@ class Coordinator:
             match report:
                 case Wanted(rows=rows):
                     await self._hand_out(worker, rows)
-                case Counted(counters=counters, settled=settled, limit=limit, calls=calls):
-                    self._note_calls(worker, limit, calls)
-                    for number in settled:
-                        worker.held.pop(number, None)
-                    self._count_in(worker, counters)
+                case Counted():
+                    self._take_in(worker, report)
                 case Alone() | Held():
                     self._turns.hear(worker, report)
                 case Failed(message=message, hint=hint):
@@ -242,28 +242,38 @@ class Coordinator:
 
     async def _replace(self, worker: _Worker, code: int) -> None:
         """Take back what a dead worker held and did not settle; start another for it."""
-        self._deaths += 1
-        _log.warning("%s ended with %d; replacing it", worker.process.name, code)
-        if self._deaths > _DEATHS:
-            self._give_up(
-                JobError(
-                    f"{self._deaths} worker processes died, the last with exit code {code}.",
-                    hint="The job's log tells why. What is finished is kept; with --workers 1 "
-                    "the row that kills them is easier to find.",
+        left = await asyncio.to_thread(self._unsettled, worker)
+        ordinals = [one for pending in left for one in pending.ordinals.tolist()]
+        held = sum(len(pending.ordinals) for pending in worker.held.values())
+        verdict = self._deaths.count(
+            settled_any=_rows_settled(worker.counters) > 0 or len(ordinals) < held,
+            left=ordinals,
+            others=any(not one.leaving for one in self._workers),
+        )
+        self._ready.extendleft(reversed(left))
+        match verdict:
+            case AfterDeath.GIVE_UP:
+                self._give_up(self._deaths.reason(code))
+            case AfterDeath.GO_ON_WITHOUT:
+                _log.warning(
+                    "%s ended with %d, as those before it that settled nothing; going on with %d",
+                    *(worker.process.name, code, len(self._workers)),
                 )
-            )
-            return
-        held = list(worker.held.values())
-        self._ready.extendleft(reversed(await asyncio.to_thread(self._unsettled, held)))
-        if not self._stopping.is_set():
-            self._over.clear()
-        self._tasks.add(asyncio.create_task(self._employ()))
+                self.set_limit(self.limit)
+            case AfterDeath.REPLACE:
+                _log.warning("%s ended with %d; replacing it", worker.process.name, code)
+                if not self._stopping.is_set():
+                    self._over.clear()
+                self._tasks.add(asyncio.create_task(self._employ()))
 
-    def _unsettled(self, held: Sequence[PendingRows]) -> list[PendingRows]:
-        index = self._checkpoint.settled()
+    def _unsettled(self, worker: _Worker) -> list[PendingRows]:
+        """What a dead worker held and did not settle, by its own journal: nobody else had them."""
+        if not worker.held:
+            return []
+        index = self._checkpoint.settled_by(worker.writer)
         try:
             left = []
-            for pending in held:
+            for pending in worker.held.values():
                 first, last = int(pending.ordinals[0]), int(pending.ordinals[-1])
                 window = np.zeros((last - first + 1, 2), np.uint64)
                 window[pending.ordinals - first] = pending.digests
@@ -280,6 +290,7 @@ class Coordinator:
         await self._fill()
         if self._stopping.is_set() or not self._ready:
             self._over.set()
+            worker.leaving = True
             worker.process.link.say(NoMoreRows())
             return
         size = min(rows, self._fair_share())
@@ -313,8 +324,19 @@ class Coordinator:
 
     # -- counting --------------------------------------------------------------------------------
 
+    def _take_in(self, worker: _Worker, report: Counted) -> None:
+        self._note_calls(worker, report.limit, report.calls)
+        for number in report.settled:
+            settled = worker.held.pop(number, None)
+            if settled is not None:
+                self._deaths.settled(settled.ordinals.tolist())
+        replicas = worker.counters.replicas if report.replicas is None else report.replicas
+        self._count_in(worker, msgspec.structs.replace(report.counters, replicas=replicas))
+
     def _count_in(self, worker: _Worker, counters: Counters) -> None:
         before, worker.counters = worker.counters, counters
+        if _rows_settled(counters) and not _rows_settled(before):
+            self._deaths.first_rows_settled()
         self._tally.add(counters, before)
         paused = (one.counters.paused for one in self._workers)
         self._tally.paused = next((why for why in paused if why), None)
@@ -335,6 +357,10 @@ class Coordinator:
 
 def _say(worker: _Worker, order: Order) -> None:
     worker.process.link.say(order)
+
+
+def _rows_settled(counters: Counters) -> int:
+    return counters.rows_answered + counters.rows_failed
 
 
 def _some(pending: PendingRows, at: np.ndarray[tuple[int], np.dtype[np.int64]]) -> PendingRows:

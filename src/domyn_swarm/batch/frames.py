@@ -38,6 +38,7 @@ HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
 _KEY_BYTES = 8 + 16 + 1
 _PLAIN, _ZSTD = 0, 1
 _MAX_PART_BYTES = 1 << 31
+_FRAME_BYTES = 1 << 20  # of values in a large frame, unless one has more
 
 _Value = TypeVar("_Value")
 _encoder = msgspec.msgpack.Encoder()
@@ -117,7 +118,7 @@ class SortedFrames:
         self._values: list[msgspec.Raw] = []
         with path.open("rb") as file:
             for ref in scan_frames(path):
-                found, values = read_keys(file.fileno(), ref), _raw_values(file.fileno(), ref)
+                found, values = read_keys(file.fileno(), ref), read_raw_values(file.fileno(), ref)
                 if found is not None and values is not None:
                     keys.append(found)
                     self._values += values
@@ -129,9 +130,15 @@ class SortedFrames:
             self._order = np.argsort(self._ordinals, kind="stable")
 
     def frames(self, frame_rows: int) -> Iterator[bytes]:
-        """The frames, compressed, of `frame_rows` rows each."""
-        for start in range(0, self.rows, frame_rows):
+        """The frames, compressed, of at most `frame_rows` rows each, and of about a megabyte: who
+        reads rows of many writers in order has a frame of each in memory.
+        """
+        start = 0
+        while start < self.rows:
             at = self._order[start : start + frame_rows]
+            sizes = np.cumsum([memoryview(self._values[row]).nbytes for row in at.tolist()])
+            at = at[: max(1, int(np.searchsorted(sizes, _FRAME_BYTES, "right")))]
+            start += len(at)
             ordinals = self._ordinals[at]
             parts = (ordinals, self._digests[at], self._outcomes[at])
             values = _encoder.encode([self._values[row] for row in at.tolist()])
@@ -189,12 +196,24 @@ def read_keys(descriptor: int, ref: FrameRef) -> FrameKeys | None:
     )
 
 
+def packed_values(values: Sequence[msgspec.Raw]) -> tuple[bytes, int]:
+    """Values as they are kept, as one piece of bytes; and how many they are when unpacked."""
+    whole = _encoder.encode(values)
+    return _codec().compress(whole, asbytes=True), len(whole)
+
+
+def unpacked_values(packed: bytes, size: int) -> list[RowValue]:
+    """What `packed_values` packed, decoded."""
+    return _values_decoder.decode(_codec().decompress(packed, size, asbytes=True))
+
+
 def read_values(descriptor: int, ref: FrameRef) -> list[RowValue] | None:
     """The frame's values, or None when they are damaged."""
     return _decoded(descriptor, ref, _values_decoder)
 
 
-def _raw_values(descriptor: int, ref: FrameRef) -> list[msgspec.Raw] | None:
+def read_raw_values(descriptor: int, ref: FrameRef) -> list[msgspec.Raw] | None:
+    """The frame's values as they are kept, or None when they are damaged."""
     return _decoded(descriptor, ref, _raw_decoder)
 
 

@@ -1,29 +1,42 @@
 """Which rows of an input are settled, and where their results lie.
 
 `PositionalIndex` compares ordinals and digests window by window and keeps only the frames' extents
-in memory. `IdIndex` finds rows by their ids and inputs wherever they now stand, at 16 bytes a row.
+in memory. `IdIndex` finds rows by their ids and inputs wherever they now stand, in a table that
+lies in a file where it is large.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.frames import FrameKeys, FrameRef, read_keys, read_values, scan_descriptor
+from domyn_swarm.batch.byte_cache import ByteCache
+from domyn_swarm.batch.frames import (
+    FrameKeys,
+    FrameRef,
+    read_keys,
+    read_raw_values,
+    read_values,
+    scan_descriptor,
+)
+from domyn_swarm.batch.key_table import KeyTable
 from domyn_swarm.batch.row_keys import Digests, RowKeys, agree, search_keys
 from domyn_swarm.batch.rows import RowValue
 from domyn_swarm.batch.segments import checkpoint_files, file_order, void_path
 from domyn_swarm.batch.verdicts import Reading
 from domyn_swarm.model import Fingerprint
 
-_CACHED_FRAMES = 64
-_CACHED_VALUES = 12  # decoded, a megabyte or more each
+_KEYS_BYTES = 64 << 20  # of frames' keys that are kept
+DECODED_BYTES = 256 << 20  # of frames' values that are kept
+_VALUE_BYTES = 300  # what a decoded value takes beside its text
 # A place in one number: whether it counts as answered, the frame, the row in it, the outcome.
 _ANSWERED = np.uint64(1 << 63)
 _FRAME_AT = np.uint64(32)
@@ -53,12 +66,18 @@ class RowIndex(Protocol):
     """Finds the results of an input's rows."""
 
     frames: FrameFiles
+    in_order: bool  # whether a frame's extent says which of the rows it may be about
 
     def match(self, first_ordinal: int, digests: Digests) -> Matches:
         """The results of the rows `first_ordinal, first_ordinal + 1, …`.
 
         Windows may come in any order; ascending ones are cheap.
         """
+
+
+class _Decoded(NamedTuple):
+    values: list[RowValue] | None  # None: damaged
+    names: array[int]  # the first half of each row's digest
 
 
 class FrameFiles:
@@ -68,24 +87,32 @@ class FrameFiles:
     """
 
     @classmethod
-    def open(cls, folder: Path, reading: Reading = _AS_USUAL) -> FrameFiles:
-        """The files as they are; opened again when a journal was sealed in between."""
+    def open(
+        cls, folder: Path, reading: Reading = _AS_USUAL, of: tuple[int, int] | None = None
+    ) -> FrameFiles:
+        """The files as they are; opened again when a journal was sealed in between.
+
+        `of`: a generation and a writer of it, whose files alone matter.
+        """
         while True:
-            listed = checkpoint_files(folder)
-            frames = cls(folder, reading)
-            if checkpoint_files(folder) == listed:
+            listed = _files(folder, of)
+            frames = cls(folder, reading, of)
+            if _files(folder, of) == listed:
                 return frames
             frames.close()
 
-    def __init__(self, folder: Path, reading: Reading = _AS_USUAL) -> None:
+    def __init__(
+        self, folder: Path, reading: Reading = _AS_USUAL, of: tuple[int, int] | None = None
+    ) -> None:
         self.reading = reading
+        self.folder = folder  # where there is room for what is made of the results, too
         self._descriptors: list[int] = []
         self.refs: list[FrameRef] = []
         self._file_of: list[int] = []
         self._ignored: list[NDArray[np.uint8] | None] = []  # per file: outcomes that do not count
-        self._keys: OrderedDict[int, FrameKeys | None] = OrderedDict()
-        self._values: OrderedDict[int, list[RowValue] | None] = OrderedDict()
-        for path in checkpoint_files(folder):
+        self._keys: ByteCache[int, FrameKeys | None] = ByteCache(_KEYS_BYTES)
+        self._decoded: ByteCache[int, _Decoded] = ByteCache(DECODED_BYTES)
+        for path in _files(folder, of):
             try:
                 descriptor = os.open(path, os.O_RDONLY)
             except FileNotFoundError:  # sealed meanwhile; its segment follows or is listed
@@ -97,6 +124,7 @@ class FrameFiles:
             self._file_of.extend([len(self._descriptors) - 1] * len(found))
         self.first = np.array([ref.first_ordinal for ref in self.refs], np.int64)
         self.last = np.array([ref.last_ordinal for ref in self.refs], np.int64)
+        self.decoded_bytes = np.array([_decoded_bytes(ref) for ref in self.refs], np.int64)
 
     def _ignored_of(self, folder: Path, generation: int) -> NDArray[np.uint8] | None:
         void = void_path(folder, generation).exists()
@@ -115,41 +143,71 @@ class FrameFiles:
     @property
     def holds_failures(self) -> bool:
         """Whether any row was ever given up; the input need not be read to know that none was."""
-        every = (self.keys(frame) for frame in range(len(self.refs)))
-        return any(keys is not None and self.reading.failed[keys.outcomes].any() for keys in every)
+        failed = self.reading.failed
+        return any(failed[keys.outcomes].any() for _, keys in self.all_keys())
+
+    def all_keys(self) -> Iterator[tuple[int, FrameKeys]]:
+        """Each frame whose keys are whole, with them."""
+        for frame in range(len(self.refs)):
+            keys = self._read_keys(frame)
+            if keys is not None:
+                yield frame, keys
 
     def keys(self, frame: int) -> FrameKeys | None:
         """The keys of a frame; None when they are damaged."""
-        if frame not in self._keys:
-            file = self._file_of[frame]
-            keys = read_keys(self._descriptors[file], self.refs[frame])
-            ignored = self._ignored[file]
-            if keys is not None and ignored is not None:
-                out = ignored[keys.outcomes][:, None] != 0
-                digests = np.where(out, np.uint64(0), keys.digests)  # zero: no row's digest
-                keys = FrameKeys(keys.ordinals, digests, keys.outcomes)
-            self._keys[frame] = keys
-            if len(self._keys) > _CACHED_FRAMES:
-                self._keys.popitem(last=False)
-        return self._keys[frame]
+        return self._keys.get(
+            frame, lambda _: (self._read_keys(frame), self.refs[frame].keys_bytes)
+        )
 
-    def value(self, frame: int, row: int) -> RowValue | None:
-        """One result as it counts; None when its frame is damaged."""
-        if frame in self._values:
-            self._values.move_to_end(frame)
-        else:
-            descriptor = self._descriptors[self._file_of[frame]]
-            self._values[frame] = read_values(descriptor, self.refs[frame])
-            if len(self._values) > _CACHED_VALUES:
-                self._values.popitem(last=False)
-        values = self._values[frame]
-        return None if values is None else self.reading.judged(values[row])
+    def _read_keys(self, frame: int) -> FrameKeys | None:
+        file = self._file_of[frame]
+        keys = read_keys(self._descriptors[file], self.refs[frame])
+        ignored = self._ignored[file]
+        if keys is None or ignored is None:
+            return keys
+        out = ignored[keys.outcomes][:, None] != 0
+        digests = np.where(out, np.uint64(0), keys.digests)  # zero: no row's digest
+        return FrameKeys(keys.ordinals, digests, keys.outcomes)
+
+    def value(self, frame: int, row: int, name: int | None = None) -> RowValue | None:
+        """One result as it counts; None when its frame is damaged.
+
+        `name`: the first half of a digest that has to be the row's, else the result is of another
+        row. Frames that were looked at last are kept, `DECODED_BYTES` of them; see `let_go`.
+        """
+        values, names = self._decoded.get(frame, self._decode)
+        if values is None or (name is not None and names[row] != name):
+            return None
+        return self.reading.judged(values[row])
+
+    def _decode(self, frame: int) -> tuple[_Decoded, int]:
+        values = read_values(self._descriptors[self._file_of[frame]], self.refs[frame])
+        keys = self.keys(frame)
+        if values is None or keys is None:
+            return _Decoded(None, array("Q")), 0
+        names = array("Q", keys.digests[:, 0].tobytes())
+        return _Decoded(values, names), int(self.decoded_bytes[frame])
+
+    def let_go(self, needed_up_to: NDArray[np.int64], row: int) -> None:
+        """Forget decoded frames that no row from `row` on needs; `needed_up_to`: the last row for
+        each frame.
+        """
+        self._decoded.forget([frame for frame in self._decoded if needed_up_to[frame] < row])
+
+    def undecoded(self, frame: int) -> list[msgspec.Raw] | None:
+        """The results of a frame as they are kept; None when they are damaged."""
+        return read_raw_values(self._descriptors[self._file_of[frame]], self.refs[frame])
 
     def close(self) -> None:
         """Close the files."""
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
+
+
+def _files(folder: Path, of: tuple[int, int] | None) -> list[Path]:
+    files = checkpoint_files(folder)
+    return [path for path in files if of in (None, file_order(path)[:2])]
 
 
 def _no_matches(rows: int) -> Matches:
@@ -161,8 +219,14 @@ def _no_matches(rows: int) -> Matches:
     )
 
 
+def _decoded_bytes(ref: FrameRef) -> int:
+    return (ref.unpacked_bytes or ref.values_bytes) + ref.rows * _VALUE_BYTES
+
+
 class PositionalIndex:
     """A row is settled when its ordinal and its digest match."""
+
+    in_order = True
 
     def __init__(self, frames: FrameFiles) -> None:
         self.frames = frames
@@ -200,42 +264,43 @@ class PositionalIndex:
 class IdIndex:
     """A row is settled when its id and its inputs match, wherever it stands.
 
-    In memory a 64-bit key stands for both, and 8 bytes for the place and the outcome; the reader of
-    a result compares the whole digest (`agree`).
+    A 64-bit key stands for both; the reader of a result compares the digest's first half as well,
+    and so all of it: of two rows with one key and one id the inputs are equal, too.
     """
 
+    in_order = False
+
     def __init__(self, frames: FrameFiles, fingerprint: Fingerprint = "full") -> None:
+        """Reads the keys of all frames.
+
+        Raises:
+            JobError: no disk takes the table.
+        """
         self.frames = frames
         self._fingerprint = fingerprint
-        keys, places = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
-        for frame in range(len(frames.refs)):
-            found = frames.keys(frame)
-            if found is not None:
-                rows = np.flatnonzero(found.digests[:, 0]).astype(np.uint64)  # void ones: zero
-                outcomes = found.outcomes[rows]
-                failed = frames.reading.failed[outcomes] != 0
-                answered = np.where(failed, np.uint64(0), _ANSWERED)
-                keys.append(search_keys(found.digests[rows], fingerprint))
-                place = (np.uint64(frame) << _FRAME_AT) | (rows << _ROW_AT) | outcomes
-                places.append(answered | place)
-        key, place = np.concatenate(keys), np.concatenate(places)
-        # By key, answers behind errors, later claims behind earlier ones; the last of each wins.
-        order = np.lexsort((place, key))
-        key, place = key[order], place[order]
-        keep = np.ones(len(key), np.bool_)
-        keep[:-1] = key[1:] != key[:-1]
-        self._keys, self._places = key[keep], place[keep]
+        self._some_by_id = False  # results that were kept without a look at their inputs
+        self._table = KeyTable(self._rows(), frames.rows, frames.folder)
+
+    def _rows(self) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
+        """Keys and places. Answers are greater than errors, later claims than earlier ones."""
+        for frame, keys in self.frames.all_keys():
+            rows = np.flatnonzero(keys.digests[:, 0]).astype(np.uint64)  # void ones: zero
+            digests, outcomes = keys.digests[rows], keys.outcomes[rows]
+            failed = self.frames.reading.failed[outcomes] != 0
+            answered = np.where(failed, np.uint64(0), _ANSWERED)
+            place = (np.uint64(frame) << _FRAME_AT) | (rows << _ROW_AT) | outcomes
+            self._some_by_id |= bool((digests[:, 1] == 0).any())
+            yield search_keys(digests, self._fingerprint), answered | place
 
     def match(self, first_ordinal: int, digests: Digests) -> Matches:  # noqa: ARG002 - places do not matter
         """See `RowIndex.match`."""
         found = _no_matches(len(digests))
-        if not len(self._keys):
-            return found
-        at, hit = self._find(search_keys(digests, self._fingerprint))
-        # A result that was kept without a look at its inputs stands under the id alone.
-        by_id, known = self._find(digests[:, 0])
-        rows = np.flatnonzero(hit | known)
-        place = self._places[np.where(hit, at, by_id)[rows]]
+        place, hit = self._table.find(search_keys(digests, self._fingerprint))
+        if self._some_by_id and self._fingerprint != "off":  # they stand under the id alone
+            missed = np.flatnonzero(~hit)
+            place[missed], hit[missed] = self._table.find(digests[missed, 0])
+        rows = np.flatnonzero(hit)
+        place = place[rows]
         found.failed[rows] = place < _ANSWERED
         found.outcome[rows] = place.astype(np.uint8)
         place &= _ANSWERED - np.uint64(1)
@@ -243,13 +308,12 @@ class IdIndex:
         found.row[rows] = ((place >> _ROW_AT) & _ROW_MASK).astype(np.int64)
         return found
 
-    def _find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        at = np.searchsorted(self._keys, keys)
-        at[at == len(self._keys)] = 0
-        return at, self._keys[at] == keys
-
 
 def open_index(folder: Path, keys: RowKeys, reading: Reading = _AS_USUAL) -> RowIndex:
-    """What is settled in a checkpoint now, whoever holds it. The caller closes `frames`."""
+    """What is settled in a checkpoint now, whoever holds it. The caller closes `frames`.
+
+    Raises:
+        JobError: there is no room for a table of the rows.
+    """
     frames = FrameFiles.open(folder, reading)
     return PositionalIndex(frames) if keys.id_column is None else IdIndex(frames, keys.fingerprint)

@@ -14,6 +14,7 @@ from domyn_swarm.batch.arrow_arrays import indices
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.index import RowIndex, open_index
 from domyn_swarm.batch.open_types import OpenTypes, for_parquet, typed
+from domyn_swarm.batch.ordered_results import ordered_results
 from domyn_swarm.batch.output_files import written_whole
 from domyn_swarm.batch.output_rows import error_decoder, joined
 from domyn_swarm.batch.part_writer import PartWriter
@@ -68,7 +69,8 @@ def settled_batches(plan: BatchPlan) -> Iterator[tuple[pa.RecordBatch, list[RowV
     keys = plan.output.keys
     columns = list(dict.fromkeys([*plan.dataset.schema.names, *keys.columns]))
     with opened_index(plan) as index:
-        yield from joined(plan.dataset, columns, keys, index, plan.limit)
+        results = ordered_results(plan.dataset, keys, index, plan.limit)
+        yield from joined(plan.dataset, columns, results, plan.limit)
 
 
 def bad_rows(plan: BatchPlan) -> Iterator[BadRow]:

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from domyn_swarm.batch.observations import ReplicaShare
 from domyn_swarm.batch.source import PendingRows
 from domyn_swarm.batch.tally import Counters
 
@@ -87,12 +88,16 @@ class Wanted(msgspec.Struct, tag=True, frozen=True):
 
 
 class Counted(msgspec.Struct, tag=True, frozen=True):
-    """What the worker has done since it began, and which handfuls are settled since last told."""
+    """What the worker has done since it began, and which handfuls are settled since last told.
+
+    What each replica did comes apart, and seldom: there may be thousands of them.
+    """
 
     counters: Counters
     settled: list[int]
     limit: int  # that it was told last
     calls: int  # that it has in flight; more than the limit until those above it are back
+    replicas: dict[str, ReplicaShare] | None = None  # of the counters; None: as told last
 
 
 class Alone(msgspec.Struct, tag=True, frozen=True):

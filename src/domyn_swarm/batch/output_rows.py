@@ -5,6 +5,7 @@ A batch at a time. Columns whose types are open are JSON here: see `open_types`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.json_values import JSON, is_json, json_array
 from domyn_swarm.batch.kept_columns import KeptColumns
 from domyn_swarm.batch.open_types import OpenTypes
-from domyn_swarm.batch.row_keys import Digests, RowKeys, agree
+from domyn_swarm.batch.ordered_results import OrderedResults, ordered_results
+from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE, OutputSchema
 
@@ -75,10 +77,18 @@ class OutputRows:
             failed += sum(bool(value.error) for value in settled)
         return Survey(types, rows, failed)
 
+    @functools.cached_property
+    def _results(self) -> OrderedResults:
+        return ordered_results(self.dataset, self.keys, self.index, self.limit)
+
+    def count_failed(self) -> int:
+        """How many rows failed; their values are not read."""
+        return self._results.count_failed()
+
     def joined(self, columns: Sequence[str] = ()) -> Iterator[Joined]:
         """Batches of the input with these columns and those of the keys, with each row's result."""
         wanted = list(dict.fromkeys([*columns, *self.keys.columns]))
-        return joined(self.dataset, wanted, self.keys, self.index, self.limit)
+        return joined(self.dataset, wanted, self._results, self.limit)
 
     def with_results(self, schema: pa.Schema) -> Iterator[Joined]:
         """Batches of the input, and the rows of those that have a result, with the columns of
@@ -102,11 +112,7 @@ def answer_schema(kept: Sequence[pa.Field], answers: OutputSchema, *, errors: bo
 
 
 def joined(
-    dataset: Dataset,
-    columns: Sequence[str],
-    keys: RowKeys,
-    index: RowIndex,
-    limit: int | None,
+    dataset: Dataset, columns: Sequence[str], results: OrderedResults, limit: int | None
 ) -> Iterator[Joined]:
     """Input batches of `columns` (the keys' among them) with each row's result.
 
@@ -114,23 +120,8 @@ def joined(
     """
     start = 0
     for batch in dataset.batches(columns, limit=limit):
-        yield batch, _results(index, start, keys.digests(batch, start))
+        yield batch, results.of(start, batch)
         start += batch.num_rows
-
-
-def _results(index: RowIndex, start: int, digests: Digests) -> list[RowValue | None]:
-    matches = index.match(start, digests)
-    values: list[RowValue | None] = [None] * len(digests)
-    for frame in np.unique(matches.frame[matches.found]).tolist():
-        keys = index.frames.keys(frame)
-        if keys is None:
-            continue  # damaged
-        here = np.flatnonzero(matches.frame == frame)
-        rows = matches.row[here]
-        same = agree(keys.digests[rows], digests[here])  # or another row whose key is alike
-        for at, row in zip(here[same].tolist(), rows[same].tolist(), strict=True):
-            values[at] = index.frames.value(frame, row)
-    return values
 
 
 def _outputs(values: Sequence[RowValue], fields: Sequence[pa.Field]) -> list[pa.Array]:

@@ -132,7 +132,7 @@ def _looked_at(rows: OutputRows, plan: OutputPlan) -> tuple[int, OpenTypes]:
     if plan.has_types and types.names:
         found = rows.survey()
         return found.rows_failed, found.types
-    return _count_failures(rows), types
+    return rows.count_failed(), types
 
 
 def _as_read(path: Path, schema: pa.Schema) -> pa.Schema:
@@ -189,14 +189,3 @@ def _write_rows(
     return RowCounts(
         rows=start, rows_failed=failed, rows_empty=empty, verdicts=dict(verdicts), tokens=tokens
     )
-
-
-def _count_failures(rows: OutputRows) -> int:
-    if not rows.index.frames.holds_failures:
-        return 0
-    failed = start = 0
-    for batch in rows.dataset.batches(rows.keys.columns, limit=rows.limit):
-        matches = rows.index.match(start, rows.keys.digests(batch, start))
-        failed += int((matches.found & matches.failed).sum())
-        start += batch.num_rows
-    return failed

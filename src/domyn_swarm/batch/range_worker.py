@@ -38,6 +38,7 @@ from domyn_swarm.batch.traffic import Traffic
 from domyn_swarm.batch.work import WorkPlan
 
 _REPORT_S = 0.25
+_REPLICAS_S = 5.0  # between reports of what each replica did
 _LOOK_UP_S = 0.1
 _MOST_WANTED = 256
 
@@ -63,6 +64,7 @@ class RangeWorker(Events):
         self._of: dict[int, int] = {}  # ordinal → its handful
         self._left: Counter[int] = Counter()  # rows of each handful that are not settled
         self._settled: list[int] = []
+        self._replicas_told_at = -_REPLICAS_S
         self._stopped = False
         self._runner: Runner | None = None
 
@@ -91,7 +93,7 @@ class RangeWorker(Events):
             try:
                 await in_thread(journal.close)
             finally:
-                self._tell()
+                self._tell(last=True)
 
     async def _until_over(
         self, runner: Runner, rows_per_call: int, orders: AsyncIterator[Order]
@@ -187,8 +189,14 @@ class RangeWorker(Events):
             await asyncio.sleep(_REPORT_S)
             self._tell()
 
-    def _tell(self) -> None:
+    def _tell(self, *, last: bool = False) -> None:
+        now = asyncio.get_running_loop().time()
+        replicas = None
+        if last or now - self._replicas_told_at >= _REPLICAS_S:
+            self._replicas_told_at = now
+            replicas = self._tally.replies.sums.replicas.copied()
         settled, self._settled = self._settled, []
         runner = self._runner
         limit, calls = (0, 0) if runner is None else (runner.limit, runner.calls)
-        self._link.say(Counted(self._tally.counters(), settled, limit, calls))
+        counters = self._tally.counters(with_replicas=False)
+        self._link.say(Counted(counters, settled, limit, calls, replicas))

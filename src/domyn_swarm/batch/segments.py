@@ -19,7 +19,7 @@ from typing import BinaryIO
 from domyn_swarm.batch.durable_files import sync_folder
 from domyn_swarm.batch.frames import SortedFrames
 
-_NAME = re.compile(r"^(\d{6})-(\d{3})-(\d{8})\.(journal|segment)$")
+_NAME = re.compile(r"^(\d{6,})-(\d{3,})-(\d{8,})\.(journal|segment)$")
 _UNFINISHED = ".unfinished-"  # before the name of a segment that is being written
 SEGMENT_FRAME_ROWS = 2048
 _TRIES = 3  # to seal a journal that grows meanwhile

@@ -103,8 +103,8 @@ class Tally:
         self.retries += 1
         _count(self.repeated, failure_signature(kind, message))
 
-    def counters(self) -> Counters:
-        """What was counted so far, to be told to a coordinator."""
+    def counters(self, *, with_replicas: bool = True) -> Counters:
+        """What was counted so far; what each replica did may be left out."""
         replies = self.replies.sums
         return Counters(
             **{name: getattr(self, name) for name in _SUMS},
@@ -112,7 +112,7 @@ class Tally:
             latency=replies.latency.counts,
             prompt_sizes=dict(replies.prompt_sizes.counts),
             completion_sizes=dict(replies.completion_sizes.counts),
-            replicas=replies.replicas.copied(),
+            replicas=replies.replicas.copied() if with_replicas else {},
             slowest=self.slowest.rows,
             failures=dict(self.failures),
             outcomes=dict(self.outcomes),
@@ -130,7 +130,8 @@ class Tally:
         replies.latency.merge(_grown(now.latency, before.latency))
         replies.prompt_sizes.merge(_grown(now.prompt_sizes, before.prompt_sizes))
         replies.completion_sizes.merge(_grown(now.completion_sizes, before.completion_sizes))
-        replies.replicas.add(now.replicas, before.replicas)
+        if now.replicas is not before.replicas:
+            replies.replicas.add(now.replicas, before.replicas)
         if now.slowest != before.slowest:
             self.slowest.merge(now.slowest)
         self.failures.update(_grown(now.failures, before.failures))
