@@ -21,6 +21,7 @@ from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex, open_index
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.merging import MOST_FILES, join, merge_earlier
+from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import Digests, RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
 from domyn_swarm.batch.segments import checkpoint_files, seal, void_path
@@ -50,7 +51,8 @@ def result(number: int, *, failed: bool = False, version: int = 1, text: str = "
 
 
 def test_a_file_cut_at_any_byte_keeps_the_frames_before_the_cut(tmp_path: Path) -> None:
-    frames = [encode_frame([result(n), result(n + 1)], compress=n % 4 == 0) for n in (0, 2, 4, 6)]
+    pairs = [[result(n), result(n + 1)] for n in (0, 2, 4, 6)]
+    frames = [encode_frame(pair, 1, compress=at % 2 == 0) for at, pair in enumerate(pairs)]
     whole = b"".join(frames)
     ends = np.cumsum([len(frame) for frame in frames])
     path = tmp_path / "000001-000-00000000.journal"
@@ -65,7 +67,7 @@ def test_a_file_cut_at_any_byte_keeps_the_frames_before_the_cut(tmp_path: Path) 
 
 
 def test_a_flipped_byte_never_yields_a_wrong_result(tmp_path: Path) -> None:
-    whole = b"".join(encode_frame([result(n)]) for n in range(4))
+    whole = b"".join(encode_frame([result(n)], 1) for n in range(4))
     path = tmp_path / "000001-000-00000000.journal"
     for at in range(len(whole)):
         damaged = bytearray(whole)
@@ -87,10 +89,10 @@ def test_sealing_sorts_keeps_every_row_and_survives_a_crash_in_between(tmp_path:
     assert segment.stat().st_mode & 0o777 == 0o600
     # The crash: the segment is there and the journal is still there too.
     again = segment.with_suffix(".journal")
-    again.write_bytes(b"".join(encode_frame([result(number)]) for number in range(100)))
+    again.write_bytes(b"".join(encode_frame([result(number)], 1) for number in range(100)))
     seal(again)
     assert checkpoint_files(tmp_path) == [segment]
-    frames = FrameFiles(tmp_path)
+    frames = FrameFiles([ResultsFolder(tmp_path)])
     matches = PositionalIndex(frames).match(0, as_matrix(range(100)))
     assert matches.found.all()
     frames.close()
@@ -126,7 +128,7 @@ def test_answers_win_over_errors_and_later_over_earlier(tmp_path: Path, by_id: b
 
     write(1, [result(0, text='{"a":"old"}'), result(1), result(2, failed=True)])
     write(2, [result(0, text='{"a":"new"}'), result(1, failed=True), result(3, failed=True)])
-    frames = FrameFiles(tmp_path)
+    frames = FrameFiles([ResultsFolder(tmp_path)])
     index = (IdIndex if by_id else PositionalIndex)(frames)
     matches = index.match(0, as_matrix(range(5)))
     assert matches.found.tolist() == [True, True, True, True, False]
@@ -136,7 +138,7 @@ def test_answers_win_over_errors_and_later_over_earlier(tmp_path: Path, by_id: b
     assert newest.output == b'{"a":"new"}'
     frames.close()
     void_path(tmp_path, 2).touch()
-    frames = FrameFiles(tmp_path)
+    frames = FrameFiles([ResultsFolder(tmp_path)])
     index = (IdIndex if by_id else PositionalIndex)(frames)
     matches = index.match(0, as_matrix(range(5)))
     assert matches.found.tolist() == [True, True, True, False, False]
@@ -148,7 +150,7 @@ def test_a_changed_input_does_not_match(tmp_path: Path) -> None:
     journal.append([result(0), result(1)])
     journal.close()
     for index_type in (PositionalIndex, IdIndex):
-        frames = FrameFiles(tmp_path)
+        frames = FrameFiles([ResultsFolder(tmp_path)])
         changed = np.concatenate([as_matrix([0], version=9), as_matrix([1])])
         matches = index_type(frames).match(0, changed)
         assert matches.found.tolist() == [False, True]
@@ -246,7 +248,7 @@ def test_of_a_damaged_file_those_rows_are_asked_again_and_no_others(bench: Any) 
     asked = [*keys.digests(first, 0), *keys.digests(second, first.num_rows)]
     value = RowValue(b'{"answer":"kept"}', b"", 1, 2, 3, 0.5)
     results = [Result(number, one.tobytes(), value) for number, one in enumerate(asked)]
-    frames = [encode_frame(results[at : at + 100], compress=True) for at in range(0, 2300, 100)]
+    frames = [encode_frame(results[at : at + 100], 1, compress=True) for at in range(0, 2300, 100)]
     frames[21] = frames[21][:-1] + bytes([frames[21][-1] ^ 1])  # the end of its values
     plan.folder.mkdir(parents=True)
     (plan.folder / "000001-000-00000000.segment").write_bytes(b"".join(frames))
@@ -271,7 +273,7 @@ def test_a_journal_that_is_sealed_just_as_it_is_opened_is_read_all_the_same(
 ) -> None:
     """As a coordinator does that looks for a dead worker's rows while others go on."""
     path = tmp_path / "000001-000-00000000.journal"
-    path.write_bytes(encode_frame([result(0), result(1)]))
+    path.write_bytes(encode_frame([result(0), result(1)], 1))
     opened = os.open
 
     def sealed_then(name: Path, flags: int, mode: int = 0o777) -> int:
@@ -281,7 +283,7 @@ def test_a_journal_that_is_sealed_just_as_it_is_opened_is_read_all_the_same(
         return descriptor
 
     monkeypatch.setattr(os, "open", sealed_then)
-    frames = FrameFiles(tmp_path)
+    frames = FrameFiles([ResultsFolder(tmp_path)])
     assert PositionalIndex(frames).match(0, as_matrix(range(2))).found.all()
     frames.close()
 
@@ -297,7 +299,7 @@ def test_many_short_runs_leave_few_files_and_every_row(tmp_path: Path) -> None:
     folder = tmp_path / IDENTITY.digest
     assert len(checkpoint_files(folder)) <= MOST_FILES + 1
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
-    index = open_index(folder, KEYS)
+    index = open_index([ResultsFolder(folder)], KEYS)
     matches = index.match(0, as_matrix(range(100)))
     assert np.flatnonzero(~matches.found).tolist() == [0, 20, 40, 60, 80]
     assert np.flatnonzero(matches.failed).tolist() == [10, 30, 50, 70, 90]
@@ -315,7 +317,7 @@ def test_a_long_run_leaves_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for journal in journals:
         journal.close()
     assert len(checkpoint_files(tmp_path)) <= 2 * MOST_FILES
-    frames = FrameFiles(tmp_path)
+    frames = FrameFiles([ResultsFolder(tmp_path)])
     assert frames.rows == 5_000
     assert PositionalIndex(frames).match(0, as_matrix(range(5_000))).found.all()
     frames.close()
@@ -334,7 +336,7 @@ def test_errors_that_count_are_not_joined_with_void_ones(tmp_path: Path, void_fi
             void_path(tmp_path, generation).touch()
     merge_earlier(tmp_path, 2 * half + 1)
     assert len(checkpoint_files(tmp_path)) < 2 * half
-    index = open_index(tmp_path, KEYS)
+    index = open_index([ResultsFolder(tmp_path)], KEYS)
     found = index.match(1, as_matrix(range(1, 2 * half + 1))).found.tolist()
     assert found == [not void_first] * half + [void_first] * half
     index.frames.close()
@@ -349,6 +351,6 @@ def test_a_crash_while_files_are_joined_loses_and_doubles_nothing(tmp_path: Path
     join(tmp_path, checkpoint_files(tmp_path)[:4])
     for name, content in list(before.items())[:3]:  # killed before the old files went
         (tmp_path / name).write_bytes(content)
-    index = open_index(tmp_path, KEYS)
+    index = open_index([ResultsFolder(tmp_path)], KEYS)
     assert index.match(1, as_matrix(range(1, 6))).found.all()
     index.frames.close()

@@ -19,6 +19,7 @@ from domyn_swarm.batch.index import FrameFiles, PositionalIndex, RowIndex
 from domyn_swarm.batch.inspection import group_failures
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.manifest import read_manifest
+from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, RowTrace, RowValue, current_trace
 from domyn_swarm.batch.segments import checkpoint_files
@@ -440,7 +441,7 @@ def test_of_answers_that_do_not_count_the_later_one_is_told(tmp_path: Any) -> No
     keys = np.array([[row + 1, 1] for row in range(3)], np.uint64)
 
     def seen(reading: Reading) -> list[tuple[bytes, bool]]:
-        frames = FrameFiles(tmp_path, reading)
+        frames = FrameFiles([ResultsFolder(tmp_path)], reading)
         found = PositionalIndex(frames).match(0, keys)
         values = [
             frames.value(int(frame), int(row)) if frame >= 0 else None

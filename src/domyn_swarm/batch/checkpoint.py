@@ -20,6 +20,7 @@ from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import RowIndex, open_index
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.merging import merge_earlier
+from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result
 from domyn_swarm.batch.segments import checkpoint_files, seal, void_path
@@ -94,11 +95,11 @@ class Checkpoint:
             JobError: the disk does not take what was appended last.
         """
         self._close_journal()
-        return open_index(self.folder, self._keys, self._published)
+        return open_index([ResultsFolder(self.folder)], self._keys, self._published)
 
     def settled(self) -> RowIndex:
         """What need not be asked, as of now, while writers go on. The caller closes `frames`."""
-        return open_index(self.folder, self._keys, self._pending)
+        return open_index([ResultsFolder(self.folder)], self._keys, self._pending)
 
     def _close_journal(self) -> None:
         journal, self._journal = self._journal, None

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.frames import FrameKeys, FrameRef, read_keys, read_values, scan_descriptor
+from domyn_swarm.batch.frames import FrameKeys, FrameRef, read_keys, read_values
+from domyn_swarm.batch.results_folder import OpenedFile, ResultsFolder, open_folder
 from domyn_swarm.batch.row_keys import Digests, RowKeys, agree, search_keys
 from domyn_swarm.batch.rows import RowValue
-from domyn_swarm.batch.segments import checkpoint_files, file_order, void_path
+from domyn_swarm.batch.segments import void_path
 from domyn_swarm.batch.verdicts import Reading
 from domyn_swarm.model import Fingerprint
 
@@ -62,50 +63,64 @@ class RowIndex(Protocol):
 
 
 class FrameFiles:
-    """Every whole frame of a checkpoint, weakest claim first, as it was when this was opened.
-
-    Its driver may go on writing meanwhile.
+    """Every whole frame of some jobs' folders, weakest claim first, as they were when this was
+    opened. Their drivers may go on writing meanwhile.
     """
 
     @classmethod
-    def open(cls, folder: Path, reading: Reading = _AS_USUAL) -> FrameFiles:
-        """The files as they are; opened again when a journal was sealed in between."""
-        while True:
-            listed = checkpoint_files(folder)
-            frames = cls(folder, reading)
-            if checkpoint_files(folder) == listed:
-                return frames
-            frames.close()
+    def open(cls, folders: Sequence[ResultsFolder], reading: Reading = _AS_USUAL) -> FrameFiles:
+        """The files as they are, the folder with the strongest claim last."""
+        return cls(folders, reading)
 
-    def __init__(self, folder: Path, reading: Reading = _AS_USUAL) -> None:
+    def __init__(self, folders: Sequence[ResultsFolder], reading: Reading = _AS_USUAL) -> None:
         self.reading = reading
+        self.folders = folders
         self._descriptors: list[int] = []
         self.refs: list[FrameRef] = []
         self._file_of: list[int] = []
-        self._ignored: list[NDArray[np.uint8] | None] = []  # per file: outcomes that do not count
+        self._folder_of: list[int] = []
+        self._ignored: list[NDArray[np.uint8] | None] = []  # per frame: outcomes that do not count
         self._keys: OrderedDict[int, FrameKeys | None] = OrderedDict()
         self._values: OrderedDict[int, list[RowValue] | None] = OrderedDict()
-        for path in checkpoint_files(folder):
-            try:
-                descriptor = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:  # sealed meanwhile; its segment follows or is listed
-                continue
-            self._descriptors.append(descriptor)
-            self._ignored.append(self._ignored_of(folder, file_order(path)[0]))
-            found = scan_descriptor(descriptor)
-            self.refs.extend(found)
-            self._file_of.extend([len(self._descriptors) - 1] * len(found))
+        try:
+            for number, folder in enumerate(folders):
+                self._add(number, open_folder(folder))
+        except BaseException:
+            self.close()
+            raise
         self.first = np.array([ref.first_ordinal for ref in self.refs], np.int64)
         self.last = np.array([ref.last_ordinal for ref in self.refs], np.int64)
 
-    def _ignored_of(self, folder: Path, generation: int) -> NDArray[np.uint8] | None:
-        void = void_path(folder, generation).exists()
-        again = self.reading.again is not None and generation < self.reading.before
+    def _add(self, number: int, opened: Sequence[OpenedFile]) -> None:
+        folder = self.folders[number]
+        ignored: dict[int, NDArray[np.uint8] | None] = {}
+        frames = []
+        for one in opened:
+            self._descriptors.append(one.descriptor)
+            file = len(self._descriptors) - 1
+            frames += [(file, ref) for ref in one.frames if ref.generation > folder.hidden_to]
+        if not folder.own:  # the first answer of another job stays the one that counts
+            frames.reverse()
+        for file, ref in frames:
+            if ref.generation not in ignored:
+                ignored[ref.generation] = self._ignored_of(folder, ref.generation)
+            self.refs.append(ref)
+            self._file_of.append(file)
+            self._folder_of.append(number)
+            self._ignored.append(ignored[ref.generation])
+
+    def _ignored_of(self, folder: ResultsFolder, generation: int) -> NDArray[np.uint8] | None:
+        reading = self.reading
+        again = reading.again is not None
+        if not folder.own:
+            return reading.errors | reading.asked_again if again else reading.errors
+        void = not reading.void_counts and void_path(folder.path, generation).exists()
+        again = again and generation < reading.before
         if void and again:
-            return self.reading.failed | self.reading.asked_again
+            return reading.failed | reading.asked_again
         if void:
-            return self.reading.failed
-        return self.reading.asked_again if again else None
+            return reading.failed
+        return reading.asked_again if again else None
 
     @property
     def rows(self) -> int:
@@ -115,23 +130,39 @@ class FrameFiles:
     @property
     def holds_failures(self) -> bool:
         """Whether any row was ever given up; the input need not be read to know that none was."""
-        every = (self.keys(frame) for frame in range(len(self.refs)))
-        return any(keys is not None and self.reading.failed[keys.outcomes].any() for keys in every)
+        for frame in range(len(self.refs)):
+            keys = self.keys(frame)
+            if keys is not None:
+                counted = keys.outcomes[keys.digests[:, 0] != 0]
+                if self.reading.failed[counted].any():
+                    return True
+        return False
+
+    def folder_of(self, frame: int) -> ResultsFolder:
+        """Where a frame lies."""
+        return self.folders[self._folder_of[frame]]
 
     def keys(self, frame: int) -> FrameKeys | None:
         """The keys of a frame; None when they are damaged."""
         if frame not in self._keys:
-            file = self._file_of[frame]
-            keys = read_keys(self._descriptors[file], self.refs[frame])
-            ignored = self._ignored[file]
-            if keys is not None and ignored is not None:
-                out = ignored[keys.outcomes][:, None] != 0
-                digests = np.where(out, np.uint64(0), keys.digests)  # zero: no row's digest
-                keys = FrameKeys(keys.ordinals, digests, keys.outcomes)
-            self._keys[frame] = keys
+            keys = read_keys(self._descriptors[self._file_of[frame]], self.refs[frame])
+            self._keys[frame] = None if keys is None else self._counted(frame, keys)
             if len(self._keys) > _CACHED_FRAMES:
                 self._keys.popitem(last=False)
         return self._keys[frame]
+
+    def _counted(self, frame: int, keys: FrameKeys) -> FrameKeys:
+        """The keys of a frame without those of results that do not count."""
+        ignored, own = self._ignored[frame], self.folder_of(frame).own
+        if ignored is None and own:
+            return keys
+        out = np.zeros(len(keys.outcomes), np.bool_)
+        if ignored is not None:
+            out |= ignored[keys.outcomes] != 0
+        if not own:  # an id or a position names a row of one input only
+            out |= keys.digests[:, 1] == 0
+        digests = np.where(out[:, None], np.uint64(0), keys.digests)  # zero: no row's digest
+        return FrameKeys(keys.ordinals, digests, keys.outcomes)
 
     def value(self, frame: int, row: int) -> RowValue | None:
         """One result as it counts; None when its frame is damaged."""
@@ -249,7 +280,9 @@ class IdIndex:
         return at, self._keys[at] == keys
 
 
-def open_index(folder: Path, keys: RowKeys, reading: Reading = _AS_USUAL) -> RowIndex:
-    """What is settled in a checkpoint now, whoever holds it. The caller closes `frames`."""
-    frames = FrameFiles.open(folder, reading)
+def open_index(
+    folders: Sequence[ResultsFolder], keys: RowKeys, reading: Reading = _AS_USUAL
+) -> RowIndex:
+    """What is settled in some jobs' folders now, whoever holds them. The caller closes `frames`."""
+    frames = FrameFiles.open(folders, reading)
     return PositionalIndex(frames) if keys.id_column is None else IdIndex(frames, keys.fingerprint)

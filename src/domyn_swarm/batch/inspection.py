@@ -17,6 +17,7 @@ from domyn_swarm.batch.open_types import OpenTypes, for_parquet, typed
 from domyn_swarm.batch.output_files import written_whole
 from domyn_swarm.batch.output_rows import error_decoder, joined
 from domyn_swarm.batch.part_writer import PartWriter
+from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE
 from domyn_swarm.batch.tally import failure_signature
@@ -52,7 +53,7 @@ def opened_index(plan: BatchPlan) -> Iterator[RowIndex]:
             hint="The job has not begun, ran with --no-checkpointing, or its checkpoint was "
             "removed.",
         )
-    index = open_index(folder, plan.output.keys, Reading(plan.accept))
+    index = open_index([ResultsFolder(folder)], plan.output.keys, Reading(plan.accept))
     try:
         yield index
     finally:

@@ -17,6 +17,7 @@ from domyn_swarm.batch import lease as leases
 from domyn_swarm.batch.accounting import read_accounts
 from domyn_swarm.batch.identity import read_fields
 from domyn_swarm.batch.index import FrameFiles
+from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import search_keys
 from domyn_swarm.errors import JobError
 from domyn_swarm.model import Record
@@ -84,7 +85,7 @@ def _stored(folder: Path) -> StoredCheckpoint:
 
 def _count(folder: Path) -> tuple[int, int]:
     """Rows with a result, and those of them with nothing but an error."""
-    with contextlib.closing(FrameFiles.open(folder)) as frames:
+    with contextlib.closing(FrameFiles.open([ResultsFolder(folder)])) as frames:
         answered, given_up = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
         for number in range(len(frames.refs)):
             keys = frames.keys(number)

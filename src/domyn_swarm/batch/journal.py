@@ -55,7 +55,7 @@ class Journal:
             JobError: the disk does not take it (full, quota, gone); the journal ends with the
                 last whole frame and nothing before it is lost.
         """
-        frame = encode_frame(results)
+        frame = encode_frame(results, self._writer[0])
         try:
             written = os.write(self._descriptor, frame)
             if written != len(frame):

@@ -1,0 +1,70 @@
+"""One job's folder as it is read: by the job itself, or by another job of the same requests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from domyn_swarm.batch.frames import FrameRef, scan_descriptor
+from domyn_swarm.batch.segments import checkpoint_files
+
+
+@dataclass(frozen=True)
+class ResultsFolder:
+    """Where results lie, and what of them the reader takes.
+
+    Of another job's folder answers count and errors do not: an error is its own job's. There, of
+    several answers to a row the first one counts, so that what that job asks again later changes
+    nothing here; in the reader's own folder it is the last one.
+    """
+
+    path: Path
+    own: bool = True
+    hidden_to: int = 0  # generations up to this one count for nothing: they were asked again
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """One file of a folder. Whoever has it closes the descriptor."""
+
+    descriptor: int
+    frames: Sequence[FrameRef]
+
+
+def open_folder(folder: ResultsFolder) -> list[OpenedFile]:
+    """The files as they are, from the weakest claim to the strongest; opened again when a journal
+    was sealed in between. None of a folder that was removed.
+    """
+    while True:
+        opened: list[OpenedFile] = []
+        try:
+            listed = checkpoint_files(folder.path)
+            opened.extend(filter(None, map(_opened, listed)))
+            if checkpoint_files(folder.path) == listed:
+                return opened
+        except FileNotFoundError:
+            _close(opened)
+            return []
+        except BaseException:
+            _close(opened)
+            raise
+        _close(opened)
+
+
+def _opened(path: Path) -> OpenedFile | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # sealed meanwhile: the folder is listed again
+        return None
+    try:
+        return OpenedFile(descriptor, scan_descriptor(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _close(opened: Sequence[OpenedFile]) -> None:
+    for one in opened:
+        os.close(one.descriptor)
