@@ -19,6 +19,7 @@ from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.frames import encode_frame, read_results, scan_frames
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex, open_index
+from domyn_swarm.batch.job_store import Asker, JobPlace
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.merging import MOST_FILES, join, merge_earlier
 from domyn_swarm.batch.results_folder import ResultsFolder
@@ -34,6 +35,11 @@ IDENTITY = JobIdentity({"job": "m:J", "params": {"temperature": 0.1}})
 
 
 KEYS = RowKeys(["text"], None)
+ASKER = Asker("j1")
+
+
+def place(root: Path) -> JobPlace:
+    return JobPlace(root, IDENTITY, "0" * 16)
 
 
 def digest(number: int, version: int = 1) -> bytes:
@@ -161,11 +167,11 @@ def test_a_second_holder_is_refused_and_a_released_lease_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 0.01)
-    first = Checkpoint(tmp_path, IDENTITY, KEYS)
+    first = Checkpoint(place(tmp_path), KEYS, ASKER)
     with pytest.raises(CheckpointBusy, match=str(os.getpid())):
-        Checkpoint(tmp_path, IDENTITY, KEYS)
+        Checkpoint(place(tmp_path), KEYS, ASKER)
     first.close()
-    Checkpoint(tmp_path, IDENTITY, KEYS).close()
+    Checkpoint(place(tmp_path), KEYS, ASKER).close()
 
 
 def test_a_killed_holder_is_succeeded_at_once_and_its_rows_are_kept(tmp_path: Path) -> None:
@@ -175,16 +181,18 @@ from pathlib import Path
 from domyn_swarm.batch import lease
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.job_store import Asker, JobPlace
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
-held = Checkpoint(Path({str(tmp_path)!r}), JobIdentity({dict(IDENTITY.fields)!r}), {KEYS!r})
+place = JobPlace(Path({str(tmp_path)!r}), JobIdentity({dict(IDENTITY.fields)!r}), "0" * 16)
+held = Checkpoint(place, {KEYS!r}, Asker("j1"))
 held.append([Result(7, {digest(7)!r}, RowValue(b'{{"a":7}}', b"", 1, 2, 3, 0.5))])
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", program], check=False)
     assert done.returncode == -9
-    checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
+    checkpoint = Checkpoint(place(tmp_path), KEYS, ASKER)
     index = checkpoint.index()
     assert index.match(7, as_matrix([7])).found.all()
     index.frames.close()
@@ -194,14 +202,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(JobError, match="Cannot create the checkpoint folder"):
-        Checkpoint(tmp_path / "file", IDENTITY, KEYS)
+        Checkpoint(place(tmp_path / "file"), KEYS, ASKER)
 
 
 def test_a_driver_that_was_succeeded_and_one_that_cannot_renew_its_lease_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 0.01)
-    checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
+    checkpoint = Checkpoint(place(tmp_path), KEYS, ASKER)
     checkpoint.append([result(0)])
     (checkpoint.folder / "lease-000002.json").write_text("{}")
     until(checkpoint._lease.lost.is_set)
@@ -225,14 +233,14 @@ def test_what_the_disk_refuses_only_as_it_is_synced_is_an_error_of_the_job(
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
         fsync(descriptor)
 
-    checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
+    checkpoint = Checkpoint(place(tmp_path), KEYS, ASKER)
     checkpoint.append([result(7)])
     monkeypatch.setattr(os, "fsync", refuse)
     for ask in (checkpoint.sync, checkpoint.close):
         with pytest.raises(JobError, match=r"Cannot write the checkpoint .*[Qq]uota"):
             ask()
     monkeypatch.undo()
-    again = Checkpoint(tmp_path, IDENTITY, KEYS)
+    again = Checkpoint(place(tmp_path), KEYS, ASKER)
     index = again.index()
     assert index.match(7, as_matrix([7])).found.all()
     index.frames.close()
@@ -279,7 +287,7 @@ def test_a_journal_that_is_sealed_just_as_it_is_opened_is_read_all_the_same(
     def sealed_then(name: Path, flags: int, mode: int = 0o777) -> int:
         descriptor = opened(name, flags, mode)
         if name == path:
-            path.unlink()
+            path.rename(path.with_suffix(".segment"))
         return descriptor
 
     monkeypatch.setattr(os, "open", sealed_then)
@@ -290,13 +298,13 @@ def test_a_journal_that_is_sealed_just_as_it_is_opened_is_read_all_the_same(
 
 def test_many_short_runs_leave_few_files_and_every_row(tmp_path: Path) -> None:
     for number in range(100):
-        checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
+        checkpoint = Checkpoint(place(tmp_path), KEYS, ASKER)
         checkpoint.append([result(number, failed=number % 10 == 0)])
         if number % 20 == 0:
             checkpoint.void_failures()
         checkpoint.tidy()
         checkpoint.close()
-    folder = tmp_path / IDENTITY.digest
+    folder = place(tmp_path).folder
     assert len(checkpoint_files(folder)) <= MOST_FILES + 1
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
     index = open_index([ResultsFolder(folder)], KEYS)

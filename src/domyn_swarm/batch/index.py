@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domyn_swarm.batch.frames import FrameKeys, FrameRef, read_keys, read_values
-from domyn_swarm.batch.results_folder import OpenedFile, ResultsFolder, open_folder
+from domyn_swarm.batch.results_folder import OpenedFile, ResultsFolder, open_folders
 from domyn_swarm.batch.row_keys import Digests, RowKeys, agree, search_keys
 from domyn_swarm.batch.rows import RowValue
 from domyn_swarm.batch.segments import void_path
@@ -78,21 +78,18 @@ class FrameFiles:
         self._descriptors: list[int] = []
         self.refs: list[FrameRef] = []
         self._file_of: list[int] = []
-        self._folder_of: list[int] = []
         self._ignored: list[NDArray[np.uint8] | None] = []  # per frame: outcomes that do not count
         self._keys: OrderedDict[int, FrameKeys | None] = OrderedDict()
         self._values: OrderedDict[int, list[RowValue] | None] = OrderedDict()
-        try:
-            for number, folder in enumerate(folders):
-                self._add(number, open_folder(folder))
-        except BaseException:
-            self.close()
-            raise
+        folder_of: list[int] = []
+        for number, opened in enumerate(open_folders(folders)):
+            self._add(folders[number], opened)
+            folder_of += [number] * (len(self.refs) - len(folder_of))
+        self._folder_of = np.array(folder_of, np.int64)
         self.first = np.array([ref.first_ordinal for ref in self.refs], np.int64)
         self.last = np.array([ref.last_ordinal for ref in self.refs], np.int64)
 
-    def _add(self, number: int, opened: Sequence[OpenedFile]) -> None:
-        folder = self.folders[number]
+    def _add(self, folder: ResultsFolder, opened: Sequence[OpenedFile]) -> None:
         ignored: dict[int, NDArray[np.uint8] | None] = {}
         frames = []
         for one in opened:
@@ -106,7 +103,6 @@ class FrameFiles:
                 ignored[ref.generation] = self._ignored_of(folder, ref.generation)
             self.refs.append(ref)
             self._file_of.append(file)
-            self._folder_of.append(number)
             self._ignored.append(ignored[ref.generation])
 
     def _ignored_of(self, folder: ResultsFolder, generation: int) -> NDArray[np.uint8] | None:
@@ -138,9 +134,14 @@ class FrameFiles:
                     return True
         return False
 
-    def folder_of(self, frame: int) -> ResultsFolder:
-        """Where a frame lies."""
-        return self.folders[self._folder_of[frame]]
+    def count_by_folder(self, frames: NDArray[np.int64]) -> dict[ResultsFolder, int]:
+        """How many of the frames named, each as often as it is, lie in which folder."""
+        if not len(frames):
+            return {}
+        if len(self.folders) == 1:
+            return {self.folders[0]: len(frames)}
+        numbers = np.bincount(self._folder_of[frames])
+        return {self.folders[at]: int(numbers[at]) for at in np.flatnonzero(numbers).tolist()}
 
     def keys(self, frame: int) -> FrameKeys | None:
         """The keys of a frame; None when they are damaged."""
@@ -153,7 +154,7 @@ class FrameFiles:
 
     def _counted(self, frame: int, keys: FrameKeys) -> FrameKeys:
         """The keys of a frame without those of results that do not count."""
-        ignored, own = self._ignored[frame], self.folder_of(frame).own
+        ignored, own = self._ignored[frame], self.folders[int(self._folder_of[frame])].own
         if ignored is None and own:
             return keys
         out = np.zeros(len(keys.outcomes), np.bool_)

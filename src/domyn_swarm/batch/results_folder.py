@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from domyn_swarm.batch.frames import FrameRef, scan_descriptor
 from domyn_swarm.batch.segments import checkpoint_files
+from domyn_swarm.errors import JobError
+
+_MANY, _AT_ONCE = 64, 16  # most of opening a folder is waiting for a file server
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,31 @@ class OpenedFile:
 
     descriptor: int
     frames: Sequence[FrameRef]
+
+
+def open_folders(folders: Sequence[ResultsFolder]) -> list[list[OpenedFile]]:
+    """The files of each folder as they are, see `open_folder`; of many, side by side.
+
+    Raises:
+        JobError: there are more than this process may open.
+        OSError: one cannot be read.
+    """
+    workers = 1 if len(folders) < _MANY else _AT_ONCE
+    with ThreadPoolExecutor(workers, thread_name_prefix="folders") as pool:
+        opening = [pool.submit(open_folder, folder) for folder in folders]
+    try:
+        return [one.result() for one in opening]
+    except OSError as error:
+        for one in opening:
+            _close([] if one.exception() else one.result())
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise JobError(
+                f"The results of {len(folders)} jobs in {folders[-1].path.parent} are in more "
+                "files than this process may open.",
+                hint="Raise the limit (ulimit -n), or remove what nobody needs (domyn-swarm "
+                "checkpoints rm).",
+            ) from error
+        raise
 
 
 def open_folder(folder: ResultsFolder) -> list[OpenedFile]:

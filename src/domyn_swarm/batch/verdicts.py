@@ -94,6 +94,12 @@ class Reading:
         error = msgspec.json.encode(error_of(value.code, value.attempts))
         return msgspec.structs.replace(value, output=b"", error=error)
 
+    @property
+    def as_asked(self) -> Reading:
+        """Of the same job, what rows came to: also what is to be asked again."""
+        errors = not self.again or ReplyVerdict.ERROR in self.again
+        return Reading(self.accept, void_counts=errors)
+
     @cached_property
     def failed(self) -> NDArray[np.uint8]:
         """By outcome: 1 where such a row counts as failed."""
