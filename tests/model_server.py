@@ -215,6 +215,12 @@ class Bench:
         (folder / "job.json").write_text(spec.model_dump_json())
         return folder
 
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the one job that kept results."""
+        [note] = (self.folder / "checkpoints").glob("*/*/job.json")
+        return note.parent
+
     def output(self, name: str = "out.parquet") -> list[dict[str, Any]]:
         return pq.read_table(self.folder / name).to_pylist()
 

@@ -239,6 +239,7 @@ class JobProgress(Record):
     checkpoint: str | None = None  # its folder; None: it keeps none
     rows_total: int | None = None
     rows_done: int = 0  # settled, those of earlier runs and failed ones included
+    rows_resumed: int = 0  # of them: before this run
     rows_failed: int = 0
     verdicts: dict[ReplyVerdict, int] = {}  # the settled rows by what their answers are
     rows_per_s: float | None = None

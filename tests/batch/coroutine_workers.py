@@ -22,6 +22,7 @@ from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.coordinator import Coordinator
 from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.job_store import Asker, JobPlace
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.link import (
     Begin,
@@ -119,7 +120,8 @@ class Run:
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.checkpoint = Checkpoint(self.folder, JobIdentity({"job": "m:J"}), KEYS)
+        place = JobPlace(self.folder, JobIdentity({"job": "m:J"}), "0" * 16)
+        self.checkpoint = Checkpoint(place, KEYS, Asker("j1"))
         self.policy = RunPolicy(self.limit, grace_s=GRACE_S, failure_limit=self.failure_limit)
         self.tally.rows_total = self.rows
         self.coordinator = Coordinator(

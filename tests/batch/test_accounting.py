@@ -71,7 +71,7 @@ def test_the_course_of_a_run_is_kept(bench: Any, answer: Any) -> None:
 def test_a_torn_account_is_left_out(bench: Any) -> None:
     bench.write(5)
     assert main([str(bench.job_folder(bench.spec()))]) == 0
-    [checkpoint] = (bench.folder / "checkpoints").iterdir()
+    checkpoint = bench.checkpoint
     (checkpoint / "run-000009.json").write_text('{"job_id": "x", "coun')
     assert len(read_accounts(checkpoint)) == 1
     assert sum_up([]).rows_per_s is None
@@ -120,7 +120,7 @@ def test_rows_that_failed_are_asked_again_with_other_parameters(
     assert main([str(bench.job_folder(again))]) == 0
     assert bench.server.asked.total() == 63
     assert [row["answer"] for row in bench.output()] == [f"P{n}" for n in range(60)]
-    [checkpoint] = (bench.folder / "checkpoints").iterdir()
+    checkpoint = bench.checkpoint
     assert [run.override for run in read_accounts(checkpoint)] == [{}, {"max_tokens": 500}]
     assert main([str(bench.job_folder(spec))]) == 0  # the job as it was: nothing left to ask
     assert bench.server.asked.total() == 63

@@ -20,8 +20,10 @@ from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.frames import SortedFrames, encode_frame, read_results, scan_frames
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex, open_index
+from domyn_swarm.batch.job_store import Asker, JobPlace
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.merging import MOST_FILES, join, merge_earlier
+from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import Digests, RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
 from domyn_swarm.batch.segments import checkpoint_files, seal, void_path
@@ -34,6 +36,11 @@ IDENTITY = JobIdentity({"job": "m:J", "params": {"temperature": 0.1}})
 
 
 KEYS = RowKeys(["text"], None)
+ASKER = Asker("j1")
+
+
+def place(root: Path) -> JobPlace:
+    return JobPlace(root, IDENTITY, "0" * 16)
 
 
 def digest(number: int, version: int = 1) -> bytes:
@@ -51,7 +58,8 @@ def result(number: int, *, failed: bool = False, version: int = 1, text: str = "
 
 
 def test_a_file_cut_at_any_byte_keeps_the_frames_before_the_cut(tmp_path: Path) -> None:
-    frames = [encode_frame([result(n), result(n + 1)], compress=n % 4 == 0) for n in (0, 2, 4, 6)]
+    pairs = [[result(n), result(n + 1)] for n in (0, 2, 4, 6)]
+    frames = [encode_frame(pair, 1, compress=at % 2 == 0) for at, pair in enumerate(pairs)]
     whole = b"".join(frames)
     ends = np.cumsum([len(frame) for frame in frames])
     path = tmp_path / "000001-000-00000000.journal"
@@ -66,7 +74,7 @@ def test_a_file_cut_at_any_byte_keeps_the_frames_before_the_cut(tmp_path: Path) 
 
 
 def test_a_flipped_byte_never_yields_a_wrong_result(tmp_path: Path) -> None:
-    whole = b"".join(encode_frame([result(n)]) for n in range(4))
+    whole = b"".join(encode_frame([result(n)], 1) for n in range(4))
     path = tmp_path / "000001-000-00000000.journal"
     for at in range(len(whole)):
         damaged = bytearray(whole)
@@ -88,10 +96,10 @@ def test_sealing_sorts_keeps_every_row_and_survives_a_crash_in_between(tmp_path:
     assert segment.stat().st_mode & 0o777 == 0o600
     # The crash: the segment is there and the journal is still there too.
     again = segment.with_suffix(".journal")
-    again.write_bytes(b"".join(encode_frame([result(number)]) for number in range(100)))
+    again.write_bytes(b"".join(encode_frame([result(number)], 1) for number in range(100)))
     seal(again)
     assert checkpoint_files(tmp_path) == [segment]
-    frames = FrameFiles(tmp_path)
+    frames = FrameFiles([ResultsFolder(tmp_path)])
     matches = PositionalIndex(frames).match(0, as_matrix(range(100)))
     assert matches.found.all()
     frames.close()
@@ -131,7 +139,7 @@ def test_answers_win_over_errors_and_later_over_earlier(tmp_path: Path, by_id: b
 
     write(1, [result(0, text='{"a":"old"}'), result(1), result(2, failed=True)])
     write(2, [result(0, text='{"a":"new"}'), result(1, failed=True), result(3, failed=True)])
-    frames = FrameFiles(tmp_path)
+    frames = FrameFiles([ResultsFolder(tmp_path)])
     index = (IdIndex if by_id else PositionalIndex)(frames)
     matches = index.match(0, as_matrix(range(5)))
     assert matches.found.tolist() == [True, True, True, True, False]
@@ -141,7 +149,7 @@ def test_answers_win_over_errors_and_later_over_earlier(tmp_path: Path, by_id: b
     assert newest.output == b'{"a":"new"}'
     frames.close()
     void_path(tmp_path, 2).touch()
-    frames = FrameFiles(tmp_path)
+    frames = FrameFiles([ResultsFolder(tmp_path)])
     index = (IdIndex if by_id else PositionalIndex)(frames)
     matches = index.match(0, as_matrix(range(5)))
     assert matches.found.tolist() == [True, True, True, False, False]
@@ -153,7 +161,7 @@ def test_a_changed_input_does_not_match(tmp_path: Path) -> None:
     journal.append([result(0), result(1)])
     journal.close()
     for index_type in (PositionalIndex, IdIndex):
-        frames = FrameFiles(tmp_path)
+        frames = FrameFiles([ResultsFolder(tmp_path)])
         changed = np.concatenate([as_matrix([0], version=9), as_matrix([1])])
         matches = index_type(frames).match(0, changed)
         assert matches.found.tolist() == [False, True]
@@ -164,11 +172,11 @@ def test_a_second_holder_is_refused_and_a_released_lease_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 0.01)
-    first = Checkpoint(tmp_path, IDENTITY, KEYS)
+    first = Checkpoint(place(tmp_path), KEYS, ASKER)
     with pytest.raises(CheckpointBusy, match=str(os.getpid())):
-        Checkpoint(tmp_path, IDENTITY, KEYS)
+        Checkpoint(place(tmp_path), KEYS, ASKER)
     first.close()
-    Checkpoint(tmp_path, IDENTITY, KEYS).close()
+    Checkpoint(place(tmp_path), KEYS, ASKER).close()
 
 
 def test_a_killed_holder_is_succeeded_at_once_and_its_rows_are_kept(tmp_path: Path) -> None:
@@ -178,16 +186,18 @@ from pathlib import Path
 from domyn_swarm.batch import lease
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.job_store import Asker, JobPlace
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
-held = Checkpoint(Path({str(tmp_path)!r}), JobIdentity({dict(IDENTITY.fields)!r}), {KEYS!r})
+place = JobPlace(Path({str(tmp_path)!r}), JobIdentity({dict(IDENTITY.fields)!r}), "0" * 16)
+held = Checkpoint(place, {KEYS!r}, Asker("j1"))
 held.append([Result(7, {digest(7)!r}, RowValue(b'{{"a":7}}', b"", 1, 2, 3, 0.5))])
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", program], check=False)
     assert done.returncode == -9
-    checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
+    checkpoint = Checkpoint(place(tmp_path), KEYS, ASKER)
     index = checkpoint.index()
     assert index.match(7, as_matrix([7])).found.all()
     index.frames.close()
@@ -197,14 +207,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(JobError, match="Cannot create the checkpoint folder"):
-        Checkpoint(tmp_path / "file", IDENTITY, KEYS)
+        Checkpoint(place(tmp_path / "file"), KEYS, ASKER)
 
 
 def test_a_driver_that_was_succeeded_and_one_that_cannot_renew_its_lease_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 0.01)
-    checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
+    checkpoint = Checkpoint(place(tmp_path), KEYS, ASKER)
     checkpoint.append([result(0)])
     (checkpoint.folder / "lease-000002.json").write_text("{}")
     until(lambda: not checkpoint._lease.is_held())
@@ -228,14 +238,14 @@ def test_what_the_disk_refuses_only_as_it_is_synced_is_an_error_of_the_job(
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
         fsync(descriptor)
 
-    checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
+    checkpoint = Checkpoint(place(tmp_path), KEYS, ASKER)
     checkpoint.append([result(7)])
     monkeypatch.setattr(os, "fsync", refuse)
     for ask in (checkpoint.sync, checkpoint.close):
         with pytest.raises(JobError, match=r"Cannot write the checkpoint .*[Qq]uota"):
             ask()
     monkeypatch.undo()
-    again = Checkpoint(tmp_path, IDENTITY, KEYS)
+    again = Checkpoint(place(tmp_path), KEYS, ASKER)
     index = again.index()
     assert index.match(7, as_matrix([7])).found.all()
     index.frames.close()
@@ -386,7 +396,7 @@ def test_of_a_damaged_file_those_rows_are_asked_again_and_no_others(bench: Any) 
     asked = [*keys.digests(first, 0), *keys.digests(second, first.num_rows)]
     value = RowValue(b'{"answer":"kept"}', b"", 1, 2, 3, 0.5)
     results = [Result(number, one.tobytes(), value) for number, one in enumerate(asked)]
-    frames = [encode_frame(results[at : at + 100], compress=True) for at in range(0, 2300, 100)]
+    frames = [encode_frame(results[at : at + 100], 1, compress=True) for at in range(0, 2300, 100)]
     frames[21] = frames[21][:-1] + bytes([frames[21][-1] ^ 1])  # the end of its values
     plan.folder.mkdir(parents=True)
     (plan.folder / "000001-000-00000000.segment").write_bytes(b"".join(frames))
@@ -411,33 +421,33 @@ def test_a_journal_that_is_sealed_just_as_it_is_opened_is_read_all_the_same(
 ) -> None:
     """As a coordinator does that looks for a dead worker's rows while others go on."""
     path = tmp_path / "000001-000-00000000.journal"
-    path.write_bytes(encode_frame([result(0), result(1)]))
+    path.write_bytes(encode_frame([result(0), result(1)], 1))
     opened = os.open
 
     def sealed_then(name: Path, flags: int, mode: int = 0o777) -> int:
         descriptor = opened(name, flags, mode)
         if name == path:
-            path.unlink()
+            path.rename(path.with_suffix(".segment"))
         return descriptor
 
     monkeypatch.setattr(os, "open", sealed_then)
-    frames = FrameFiles(tmp_path)
+    frames = FrameFiles([ResultsFolder(tmp_path)])
     assert PositionalIndex(frames).match(0, as_matrix(range(2))).found.all()
     frames.close()
 
 
 def test_many_short_runs_leave_few_files_and_every_row(tmp_path: Path) -> None:
     for number in range(100):
-        checkpoint = Checkpoint(tmp_path, IDENTITY, KEYS)
+        checkpoint = Checkpoint(place(tmp_path), KEYS, ASKER)
         checkpoint.append([result(number, failed=number % 10 == 0)])
         if number % 20 == 0:
             checkpoint.void_failures()
         checkpoint.tidy()
         checkpoint.close()
-    folder = tmp_path / IDENTITY.digest
+    folder = place(tmp_path).folder
     assert len(checkpoint_files(folder)) <= MOST_FILES + 1
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
-    index = open_index(folder, KEYS)
+    index = open_index([ResultsFolder(folder)], KEYS)
     matches = index.match(0, as_matrix(range(100)))
     assert np.flatnonzero(~matches.found).tolist() == [0, 20, 40, 60, 80]
     assert np.flatnonzero(matches.failed).tolist() == [10, 30, 50, 70, 90]
@@ -455,7 +465,7 @@ def test_a_long_run_leaves_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for journal in journals:
         journal.close()
     assert len(checkpoint_files(tmp_path)) <= 2 * MOST_FILES
-    frames = FrameFiles(tmp_path)
+    frames = FrameFiles([ResultsFolder(tmp_path)])
     assert frames.rows == 5_000
     assert PositionalIndex(frames).match(0, as_matrix(range(5_000))).found.all()
     frames.close()
@@ -474,7 +484,7 @@ def test_errors_that_count_are_not_joined_with_void_ones(tmp_path: Path, void_fi
             void_path(tmp_path, generation).touch()
     merge_earlier(tmp_path, 2 * half + 1)
     assert len(checkpoint_files(tmp_path)) < 2 * half
-    index = open_index(tmp_path, KEYS)
+    index = open_index([ResultsFolder(tmp_path)], KEYS)
     found = index.match(1, as_matrix(range(1, 2 * half + 1))).found.tolist()
     assert found == [not void_first] * half + [void_first] * half
     index.frames.close()
@@ -486,10 +496,10 @@ def test_a_crash_while_files_are_joined_loses_and_doubles_nothing(tmp_path: Path
         journal.append([result(generation)])
         journal.close()
     before = {path.name: path.read_bytes() for path in checkpoint_files(tmp_path)}
-    join(tmp_path, checkpoint_files(tmp_path)[:4])
+    join(checkpoint_files(tmp_path)[:4])
     for name, content in list(before.items())[:3]:  # killed before the old files went
         (tmp_path / name).write_bytes(content)
-    index = open_index(tmp_path, KEYS)
+    index = open_index([ResultsFolder(tmp_path)], KEYS)
     assert index.match(1, as_matrix(range(1, 6))).found.all()
     index.frames.close()
 

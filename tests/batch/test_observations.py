@@ -90,7 +90,7 @@ def test_a_run_keeps_who_answered_and_what_was_slow(bench: Any, answer: Any, wor
 
     bench.server.behave = behave
     assert main([str(bench.job_folder(bench.spec(max_concurrency=4, workers=workers)))]) == 7
-    [checkpoint] = (bench.folder / "checkpoints").iterdir()
+    checkpoint = bench.checkpoint
     [run] = read_accounts(checkpoint)
     assert run.began_at is not None
     counted = run.counters

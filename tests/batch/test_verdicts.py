@@ -17,8 +17,10 @@ from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import FrameFiles, PositionalIndex, RowIndex
 from domyn_swarm.batch.inspection import group_failures
+from domyn_swarm.batch.job_store import Asker, JobPlace
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.manifest import read_manifest
+from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, RowTrace, RowValue, current_trace
 from domyn_swarm.batch.segments import checkpoint_files
@@ -395,7 +397,8 @@ def test_an_outcome_that_a_later_version_may_write_is_read_as_well() -> None:
 
 
 def test_rows_that_are_asked_again_are_pending_until_this_run_has_asked_them(tmp_path: Any) -> None:
-    identity, rows = JobIdentity({"job": "m:J"}), RowKeys(["text"], None)
+    place = JobPlace(tmp_path, JobIdentity({"job": "m:J"}), "0" * 16)
+    rows = RowKeys(["text"], None)
     keys = np.array([[row + 1, 1] for row in range(3)], np.uint64)
 
     def kept(row: int, text: bytes, code: int) -> Result:
@@ -406,16 +409,16 @@ def test_rows_that_are_asked_again_are_pending_until_this_run_has_asked_them(tmp
         index.frames.close()
         return settled
 
-    first = Checkpoint(tmp_path, identity, rows)
+    first = Checkpoint(place, rows, Asker("j1"))
     first.append([kept(0, b'"old"', 4), kept(1, b'"old"', 4), kept(2, b'"all"', 0)])
     first.close()
-    again = Checkpoint(tmp_path, identity, rows, again=frozenset({V.CUT}))
+    again = Checkpoint(place, rows, Asker("j1"), again=frozenset({V.CUT}))
     assert found(again.settled()) == [False, False, True]
     again.append([kept(0, b'"cut again"', 4)])
     assert found(again.settled()) == [True, False, True]  # also for the rows of a dead worker
     assert found(again.index()) == [True, True, True]
     again.close()
-    third = Checkpoint(tmp_path, identity, rows)  # as when that run was killed
+    third = Checkpoint(place, rows, Asker("j1"))  # as when that run was killed
     assert found(third.settled()) == [True, True, True]
     third.close()
 
@@ -440,7 +443,7 @@ def test_of_answers_that_do_not_count_the_later_one_is_told(tmp_path: Any) -> No
     keys = np.array([[row + 1, 1] for row in range(3)], np.uint64)
 
     def seen(reading: Reading) -> list[tuple[bytes, bool]]:
-        frames = FrameFiles(tmp_path, reading)
+        frames = FrameFiles([ResultsFolder(tmp_path)], reading)
         found = PositionalIndex(frames).match(0, keys)
         values = [
             frames.value(int(frame), int(row)) if frame >= 0 else None

@@ -83,11 +83,11 @@ def test_a_checkpoint_file_cut_anywhere_is_mended(bench: Any) -> None:
     rows = 200
     bench.write(rows)
     assert finish(bench) == 0
-    [segment] = (bench.folder / "checkpoints").glob("*/*.segment")
+    [segment] = (bench.folder / "checkpoints").glob("*/*/*.segment")
     whole = segment.read_bytes()
     for cut in (0, 1, len(whole) // 3, len(whole) - 1):
         segment.write_bytes(whole[:cut])
-        for later in (bench.folder / "checkpoints").glob("*/*.segment"):
+        for later in (bench.folder / "checkpoints").glob("*/*/*.segment"):
             if later != segment:
                 later.unlink()
         assert finish(bench) == 0
@@ -98,7 +98,7 @@ def test_values_damaged_in_place_are_asked_again(bench: Any) -> None:
     rows = 200
     bench.write(rows)
     assert finish(bench) == 0
-    [segment] = (bench.folder / "checkpoints").glob("*/*.segment")
+    [segment] = (bench.folder / "checkpoints").glob("*/*/*.segment")
     damaged = bytearray(segment.read_bytes())
     damaged[-5] ^= 0xFF
     segment.write_bytes(damaged)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from domyn_swarm.cli.app import app
 from domyn_swarm.cli.candidates import verdicts
-from domyn_swarm.errors import ConfigError, NothingToRetry
+from domyn_swarm.errors import ConfigError
 from model_server import KEY, Answer
 
 CUT = {"message": {"content": "half"}, "text": "half", "finish_reason": "length"}
@@ -55,8 +55,8 @@ def test_answers_that_are_not_complete_are_told_and_asked_again(bench: Any) -> N
     assert "answers:" not in again.stderr  # all are complete
 
     nothing = run("job", "retry-failed", job_id)
-    assert isinstance(nothing.exception, NothingToRetry)
-    assert (nothing.stdout, nothing.exception.exit_code) == ("", 3)
+    assert (nothing.stdout, nothing.exit_code) == ("", 0)
+    assert "no row of CompletionJob is failed. Nothing was started." in nothing.stderr
     wrong = run("job", "retry-failed", job_id, "--class", "short")
     assert isinstance(wrong.exception, ConfigError)
     assert "cut, empty, refused, tool_calls, error" in wrong.exception.hint

@@ -18,9 +18,10 @@ from domyn_swarm.batch import spilled
 from domyn_swarm.batch.index import open_index
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.merging import join
+from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
-from domyn_swarm.batch.segments import checkpoint_files, file_order, seal, void_path
+from domyn_swarm.batch.segments import checkpoint_files, seal, void_path
 from domyn_swarm.batch.verdicts import Reading, accepted, outcome_of
 from domyn_swarm.model import Accept
 
@@ -154,14 +155,8 @@ class CheckpointMachine(RuleBasedStateMachine):
     def join_neighbours(self, first: int, count: int) -> None:
         files = [path for path in checkpoint_files(self.folder) if path.suffix == ".segment"]
         first %= len(files) or 1
-        window = files[first : first + count]
-        joined = [file_order(path)[0] for path in window]
-        if len({one in self.voided for one in joined}) != 1:
-            return
-        join(self.folder, window)
-        for claim in self.kept:
-            if claim.generation in joined:
-                claim.generation = joined[-1]
+        if files:
+            join(self.folder, files[first : first + count])
 
     @precondition(lambda self: self.generation > 1)
     @rule(which=st.integers(1, 100))
@@ -194,7 +189,7 @@ class CheckpointMachine(RuleBasedStateMachine):
             return
         for by_id in (False, True):
             keys = RowKeys(["text"], "id" if by_id else None)
-            index = open_index(self.folder, keys, Reading(self.accept))
+            index = open_index([ResultsFolder(self.folder)], keys, Reading(self.accept))
             for version in range(VERSIONS):
                 digests = np.array([row_digest(row, version) for row in range(ROWS)])
                 matches = index.match(0, digests)

@@ -49,12 +49,14 @@ def test_they_are_told_of_and_removed_by_identity_job_or_age(
     assert listed["schema_version"] == 1
     assert listed["root"] == str(checkpoints_dir())
     assert listed["bytes"] == sum(one["bytes"] for one in listed["checkpoints"]) > 0
-    by_name = {one["job_name"]: one for one in listed["checkpoints"]}
-    assert by_name["first"]["job_ids"] == [first.job_id, again.job_id]
+    by_name = {one["jobs"][0]["job_name"]: one for one in listed["checkpoints"]}
+    [job] = by_name["first"]["jobs"]
+    assert job["job_ids"] == [first.job_id, again.job_id]
     assert (by_name["first"]["rows_done"], by_name["first"]["rows_failed"]) == (30, 1)
     assert (by_name["second"]["rows_done"], by_name["second"]["tag"]) == (5, "other")
-    assert by_name["first"]["output"] == str(bench.folder / "out.parquet")
-    assert {one["lease"] for one in listed["checkpoints"]} == {"free"}
+    assert job["input"] == str(bench.folder / "in.parquet")
+    assert job["output"] == str(bench.folder / "out.parquet")
+    assert {one["jobs"][0]["lease"] for one in listed["checkpoints"]} == {"free"}
     one, two = (by_name[name]["identity"] for name in ("first", "second"))
     for ref in (one, one[:8], first.job_id, again.job_id, "mine"):
         found = list_checkpoints(CheckpointQuery(refs=(ref,))).checkpoints
@@ -64,9 +66,8 @@ def test_they_are_told_of_and_removed_by_identity_job_or_age(
     assert "30, 1 failed" in table
 
     month = time.time() - 40 * 86400
-    for path in (checkpoints_dir() / two).iterdir():
+    for path in (checkpoints_dir() / two, *(checkpoints_dir() / two).rglob("*")):
         os.utime(path, (month, month))
-    os.utime(checkpoints_dir() / two, (month, month))
     assert list_checkpoints(CheckpointQuery(refs=(one,), older_than_days=30)).checkpoints == ()
     removed = cli.json("checkpoints", "rm", "--older-than", 30, "-y")
     fits(removed, "checkpoints rm")
@@ -83,7 +84,8 @@ def test_they_are_told_of_and_removed_by_identity_job_or_age(
 
 def _listed(cli: CommandLine, job_id: str) -> list[dict[str, Any]]:
     checkpoints: list[dict[str, Any]] = cli.json("checkpoints", "list")["checkpoints"]
-    return [one for one in checkpoints if job_id in one["job_ids"]]
+    jobs = [job for one in checkpoints for job in one["jobs"]]
+    return [job for job in jobs if job_id in job["job_ids"]]
 
 
 def test_one_that_is_held_stays_and_the_job_ends_well(
@@ -101,6 +103,7 @@ def test_one_that_is_held_stays_and_the_job_ends_well(
     (kept,) = json.loads(refused.stdout)["checkpoints"]
     assert not kept["removed"]
     assert "is being run by process" in refused.stderr
+    assert f"The job {handle.job_id} (mine) asks these rows now" in refused.stderr
     bench.server.answers_at_most = None
     assert service.wait(handle).status is JobStatus.SUCCEEDED
     assert set(bench.server.asked.values()) == {1}
@@ -116,7 +119,7 @@ def test_that_of_a_killed_job_is_free_and_what_a_killed_removal_left_goes_too(
     worker_of({"job_dir": handle.job_dir}).kill()
     assert service.wait(handle).status is JobStatus.FAILED
     (left,) = cli.json("checkpoints", "list")["checkpoints"]
-    assert left["lease"] == "free"
+    assert left["jobs"][0]["lease"] == "free"
     assert 0 < left["rows_done"] < 200
     leftover = checkpoints_dir() / f".removed-{'0' * 24}-aa"
     leftover.mkdir()
@@ -126,8 +129,8 @@ def test_that_of_a_killed_job_is_free_and_what_a_killed_removal_left_goes_too(
 
 
 def test_a_holder_on_another_machine_is_watched_before_anything_goes(tmp_path: Path) -> None:
-    folder = tmp_path / ("ab" * 12)
-    folder.mkdir()
+    folder = tmp_path / ("ab" * 12) / ("cd" * 8)
+    folder.mkdir(parents=True)
     ended = threading.Event()
 
     def beat() -> None:
@@ -145,7 +148,8 @@ def test_a_holder_on_another_machine_is_watched_before_anything_goes(tmp_path: P
         until((folder / "lease-000001.json").exists)
         listed = list_checkpoints(CheckpointQuery(root=tmp_path))
         (found,) = listed.checkpoints
-        assert (found.lease, found.holder) == ("claimed", "process 1 on elsewhere")
+        (job,) = found.jobs
+        assert (job.lease, job.holder) == ("claimed", "process 1 on elsewhere")
         assert (found.job, found.rows_done) == (None, 0)
         (kept,) = remove_checkpoints(listed).checkpoints
         assert not kept.removed
@@ -154,6 +158,47 @@ def test_a_holder_on_another_machine_is_watched_before_anything_goes(tmp_path: P
         ended.set()
         holder.join()
     assert folder.is_dir()
+
+
+def test_a_job_takes_away_what_it_was_answered_itself(
+    service: JobService, bench: Any, cli: CommandLine
+) -> None:
+    handles = {}
+    prompt = {"job": "domyn_swarm.jobs:TemplateJob", "job_kwargs": {"prompt": "{{ prompt }}"}}
+    for name, rows, start in (("a", 20, 0), ("b", 20, 10), ("c", 5, 15)):
+        source = bench.write(rows, f"{name}.parquet", start)
+        names = {"external_id": name, "id_column": "n", "output": str(bench.folder / f"{name}.csv")}
+        changes = {**prompt, **names, "input": str(source), "input_columns": ()}
+        handles[name] = service.submit(bench.request(**changes))
+        assert service.wait(handles[name]).status is JobStatus.SUCCEEDED
+    assert bench.server.asked.total() == 30
+    (listed,) = cli.json("checkpoints", "list")["checkpoints"]
+    assert listed["prompt"] == "{{ prompt }}"
+    assert listed["rows_done"] == 30
+    by_name = {job["external_id"]: job["rows_done"] for job in listed["jobs"]}
+    assert by_name == {"a": 20, "b": 10, "c": 0}
+    files = [path for path in checkpoints_dir().rglob("*") if path.is_file()]
+    assert listed["bytes"] == sum(path.stat().st_size for path in files)
+    table = cli.ok("checkpoints", "list")
+    assert "{{ prompt }}" in table
+    for name in "abc":
+        assert f"/{name}.parquet" in table
+
+    removed = cli("checkpoints", "rm", "a", "-y")
+    assert removed.returncode == 0
+    assert f"{handles['a'].job_id} (a) over" in removed.stderr
+    assert f"{handles['b'].job_id} (b) over" in removed.stderr
+    assert "has 10 rows from there" in removed.stderr
+    assert "has 5 rows from there" in removed.stderr
+    (left,) = cli.json("checkpoints", "list")["checkpoints"]
+    assert {job["external_id"] for job in left["jobs"]} == {"b", "c"}
+    bench.server.asked.clear()
+    again = service.wait(service.resume(handles["b"]))
+    assert again.status is JobStatus.SUCCEEDED
+    assert (again.rows_done, again.rows_resumed) == (20, 10)
+    assert set(bench.server.asked) == {f"p{number}" for number in range(10, 20)}
+    cli.ok("checkpoints", "rm", left["identity"][:8], "-y")
+    assert list(checkpoints_dir().iterdir()) == []
 
 
 def test_what_means_none_or_several_removes_none(tmp_path: Path, cli: CommandLine) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from command_line import CommandLine
-from domyn_swarm.errors import JobError, NothingToRetry, StateError
+from domyn_swarm.errors import CheckpointBusy, JobError, NothingToRetry, StateError
 from domyn_swarm.jobs.spec import new_job_id
 from domyn_swarm.model import JobStatus, ReplyVerdict
 from domyn_swarm.services.jobs import JobService
@@ -120,10 +120,56 @@ def test_rows_of_a_run_that_stopped_are_asked_with_other_parameters(
     assert service.wait("mine").status is JobStatus.FAILED
     bench.server.behave = lambda _prompt, _nth: answer()
     changes = JobChanges(override={"max_tokens": 9})
-    assert service.wait(service.retry_failed("mine", changes=changes)).status is (
-        JobStatus.SUCCEEDED
-    )
-    assert bench.server.asked["p3"] == 2
+    again = service.wait(service.retry_failed("mine", changes=changes))
+    assert bench.server.asked == {"p0": 1, "p1": 1, "p2": 1, "p3": 2}
+    assert again.status is JobStatus.FAILED
+    assert "1 of 5 rows have never been asked" in str(again.message)
+    assert service.wait(service.resume("mine")).status is JobStatus.SUCCEEDED
+    assert bench.server.asked == {"p0": 1, "p1": 1, "p2": 1, "p3": 2, "p4": 1}
+
+
+def test_a_retry_of_a_cancelled_job_asks_what_failed_and_no_others(
+    service: JobService, bench: Any, answer: Any
+) -> None:
+    bench.write(300)
+    bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p3" else 200)
+    bench.server.answers_at_most = 20
+    handle = service.submit(bench.request(max_concurrency=8))
+    until(lambda: bench.server.answered.total() == 20)
+    service.cancel(handle)
+    bench.server.answers_at_most = None
+    bench.server.behave = lambda _prompt, _nth: answer()
+    bench.server.asked.clear()
+    again = service.retry_failed(handle)
+    ended = service.wait(again)
+    assert bench.server.asked == {"p3": 1}
+    assert ended.status is JobStatus.FAILED
+    assert f"job resume {again.job_id}" in str(ended.message)
+    jobs = len(service.list())
+    with pytest.raises(NothingToRetry, match="is failed"):
+        service.retry_failed(again)
+    assert len(service.list()) == jobs
+    assert service.wait(service.resume(again)).status is JobStatus.SUCCEEDED
+    assert bench.output()[3]["answer"] == "P3"
+
+
+def test_rows_that_another_job_asks_now_are_refused_before_anything_is_recorded(
+    service: JobService, bench: Any, answer: Any
+) -> None:
+    bench.write(30)
+    other = str(bench.write(30, "other.parquet", start=100))
+    bench.server.answers_at_most = 5
+    handle = service.submit(bench.request(max_concurrency=4))
+    until(lambda: bench.server.answered.total() == 5)
+    with pytest.raises(CheckpointBusy) as busy:
+        service.submit(bench.request(external_id="second"))
+    assert f"The job {handle.job_id} (mine) asks these rows now" in busy.value.message
+    assert f"job cancel {handle.job_id}" in busy.value.hint
+    assert len(service.list()) == 1
+    beside = {"external_id": "beside", "input": other, "output": str(bench.folder / "o.parquet")}
+    bench.server.answers_at_most = None
+    assert service.wait(service.submit(bench.request(**beside))).status is JobStatus.SUCCEEDED
+    assert service.wait(handle).status is JobStatus.SUCCEEDED
 
 
 def test_a_cancelled_job_is_resumed(service: JobService, bench: Any, answer: Any) -> None:

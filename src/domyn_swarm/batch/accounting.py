@@ -32,6 +32,14 @@ class RunAccount(msgspec.Struct, frozen=True):
     override: dict[str, object] = {}  # parameters that this run changed (`job retry-failed`)
     retry_failed: bool = False  # it asked again what earlier runs gave up
     began_at: datetime | None = None
+    rows_resumed: int = 0  # settled before it began
+    resumed_from: dict[str, int] = {}  # of those: by other jobs, by their keys in the store
+
+    @property
+    def asked(self) -> bool:
+        """Whether it had anything to ask."""
+        one = self.counters
+        return bool(one.requests or one.rows_answered or one.rows_failed or one.in_flight)
 
 
 def account_of(
@@ -45,7 +53,17 @@ def account_of(
     """A run as it is now."""
     wall_s = round(time.monotonic() - tally.began, 3)
     began_at = utc_now() - timedelta(seconds=wall_s)
-    return RunAccount(job_id, tally.counters(), wall_s, ended, override, retry_failed, began_at)
+    return RunAccount(
+        job_id,
+        tally.counters(),
+        wall_s,
+        ended,
+        override,
+        retry_failed,
+        began_at,
+        tally.rows_resumed,
+        dict(tally.resumed_from),
+    )
 
 
 def write_account(folder: Path, generation: int, account: RunAccount) -> None:
@@ -66,8 +84,8 @@ def read_accounts(folder: Path) -> list[RunAccount]:
 
 
 def sum_up(accounts: Iterable[RunAccount]) -> JobAccount:
-    """All runs together. Rates are over the time in which a run worked."""
-    accounts = list(accounts)
+    """All runs that had anything to ask together. Rates are over the time in which one worked."""
+    accounts = [account for account in accounts if account.asked]
     counters = [account.counters for account in accounts]
     latency = LatencyHistogram()
     for one in counters:

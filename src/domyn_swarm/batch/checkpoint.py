@@ -1,26 +1,26 @@
-"""A job's results on disk: journal, segments, lease and identity in one folder.
+"""A job's results on disk: journals, segments and lease in a folder of its own.
 
-    <root>/<identity>/identity.json
-                      lease-<generation>.json
-                      <generation>-<writer>-<sequence>.journal | .segment
-                      run-<generation>.json    what that run did and cost
-                      <generation>.void        results of this generation's failed rows are void
-                      suspects.txt             rows that were in flight as engines died
+    lease-<generation>.json                            who asks
+    <generation>-<writer>-<sequence>.journal|.segment  results
+    run-<generation>.json                              what that run did and cost
+    <generation>.void                                  the errors of this run do not count
+    suspects.txt                                       rows in flight as engines died
+    job.json, hidden.json                              see `job_store`
 
-It lives outside every swarm, so that another swarm goes on where the last one's time ended.
+It lies in the store of all jobs with the same requests, outside every swarm, so that another swarm
+goes on where the last one's time ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 
-from domyn_swarm.batch import lease as leases
-from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import FrameFiles, PositionalIndex, RowIndex, open_index
+from domyn_swarm.batch.job_store import Asker, JobPlace, hold
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.merging import merge_earlier
+from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result
 from domyn_swarm.batch.segments import (
@@ -43,13 +43,15 @@ _LOOK_S = 1.0
 
 
 class Checkpoint:
-    """The results of one job identity, held by this process until `close`."""
+    """The results of one job, held by this process until `close`, beside those of others that it
+    reads.
+    """
 
     def __init__(
         self,
-        root: Path,
-        identity: JobIdentity,
+        place: JobPlace,
         keys: RowKeys,
+        asker: Asker,
         *,
         accept: Accept | None = None,
         again: frozenset[ReplyVerdict] | None = None,
@@ -57,9 +59,9 @@ class Checkpoint:
         """Take the lease and make everything earlier drivers left readable.
 
         Args:
-            root: where checkpoints lie.
-            identity: the job's.
+            place: where the job's results lie.
             keys: by what its rows are known.
+            asker: the job, for whoever comes second.
             accept: which answers count.
             again: what earlier drivers' results must be for their rows to be pending once more;
                 empty: failed. They stay until better ones come.
@@ -68,7 +70,9 @@ class Checkpoint:
             CheckpointBusy: another driver holds it.
             JobError: the folder cannot be used.
         """
-        self.folder = root / identity.digest
+        self._place = place
+        self._asker = asker
+        self.folder = place.folder
         self._keys = keys
         try:
             private_dir(self.folder)
@@ -79,11 +83,12 @@ class Checkpoint:
             ) from error
         self._journal: Journal | None = None
         self._writers = 0
-        self._lease = leases.acquire(self.folder)
+        self._lease = hold(self.folder)
         self._published = Reading(accept)
         self._pending = Reading(accept, again, self._lease.generation)
         try:
-            identity.write(self.folder)
+            place.identity.write(place.store)
+            place.note(asker)
             remove_unfinished(self.folder)
             for path in checkpoint_files(self.folder):
                 if path.suffix == ".journal" and file_order(path)[0] < self.generation:
@@ -91,11 +96,14 @@ class Checkpoint:
         except BaseException as error:
             self._lease.release()
             if isinstance(error, OSError):
-                raise JobError(
-                    f"Cannot write the checkpoint {self.folder}: {error.strerror}.",
-                    hint="Make room and submit the same job again: what is finished is kept.",
-                ) from error
+                raise self._cannot_write(error) from error
             raise
+
+    def _cannot_write(self, error: OSError) -> JobError:
+        return JobError(
+            f"Cannot write the checkpoint {self.folder}: {error.strerror}.",
+            hint="Make room and submit the same job again: what is finished is kept.",
+        )
 
     def index(self) -> RowIndex:
         """What there is to be published, as of now. The caller closes `frames` when done.
@@ -104,18 +112,27 @@ class Checkpoint:
             JobError: the disk does not take what was appended last.
         """
         self._close_journal()
-        return open_index(self.folder, self._keys, self._published)
+        return self._opened(self._published)
 
     def settled(self) -> RowIndex:
         """What need not be asked, as of now, while writers go on. The caller closes `frames`."""
-        return open_index(self.folder, self._keys, self._pending)
+        return self._opened(self._pending)
+
+    def asked_before(self) -> RowIndex:
+        """What earlier runs came to, that which is to be asked again included. The caller closes
+        `frames`.
+        """
+        return self._opened(self._pending.as_asked)
+
+    def _opened(self, reading: Reading) -> RowIndex:
+        return open_index(self._place.readable(self._keys), self._keys, reading)
 
     def settled_by(self, writer: int) -> RowIndex:
         """What one writer of this run has settled, by the ordinals of this run: only its own files
         are read. The caller closes `frames`.
         """
-        mine = self._lease.generation, writer
-        return PositionalIndex(FrameFiles.open(self.folder, self._pending, mine))
+        mine = ResultsFolder(self.folder, only=(self._lease.generation, writer))
+        return PositionalIndex(FrameFiles.open([mine], self._pending))
 
     def _close_journal(self) -> None:
         journal, self._journal = self._journal, None
@@ -167,12 +184,16 @@ class Checkpoint:
         except OSError as error:  # they stay, and are as good as fewer ones
             _log.warning("cannot join files in %s: %s", self.folder, error)
 
-    def forget(self) -> None:
-        """Remove every result: `--no-resume`."""
-        for path in checkpoint_files(self.folder):
-            path.unlink()
-        for path in self.folder.glob("*.void"):
-            path.unlink()
+    def ask_again(self) -> None:
+        """Hide from this job all results there are: `--no-resume`.
+
+        Raises:
+            JobError: the disk does not take it.
+        """
+        try:
+            self._place.hide_earlier(self._lease.generation, self._asker.job_id)
+        except OSError as error:
+            raise self._cannot_write(error) from error
         forget_suspects(self.folder)
 
     def append(self, results: Sequence[Result]) -> None:

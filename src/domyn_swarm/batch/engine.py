@@ -19,6 +19,7 @@ from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.durable_files import disk_error
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import RowIndex
+from domyn_swarm.batch.job_store import Asker, JobPlace
 from domyn_swarm.batch.limiter import Limiter
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.publish import ResultsMissing, publish
@@ -28,6 +29,7 @@ from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows
 from domyn_swarm.batch.steering import ReadGauges, steer
 from domyn_swarm.batch.suspects import Suspects, forget_suspects
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.verdicts import Reading
 from domyn_swarm.batch.work import WorkerPlan, WorkPlan
 from domyn_swarm.errors import JobError, TooManyFailures
 from domyn_swarm.logs import get_logger
@@ -47,18 +49,26 @@ class BatchPlan:
     output: OutputPlan
     identity: JobIdentity
     checkpoint_root: Path
+    job_key: str  # of the input, see `job_store`
+    asker: Asker
     work: WorkPlan
     workers: WorkerPlan | None = None  # None: the rows are worked on in this process
     limit: int | None = None
     resume: bool = True
     again: frozenset[ReplyVerdict] | None = None  # settled rows to ask again; empty: the failed
+    no_others: bool = False  # with `again`: rows that were never asked stay so
     override: Mapping[str, Any] = field(default_factory=dict)  # parameters this run changed
     publishes: bool = True  # False: whoever runs it reads the results from the checkpoint
 
     @property
+    def place(self) -> JobPlace:
+        """Where its results lie, and those of others that it reads."""
+        return JobPlace(self.checkpoint_root, self.identity, self.job_key)
+
+    @property
     def folder(self) -> Path:
         """Where the checkpoint lies."""
-        return self.checkpoint_root / self.identity.digest
+        return self.place.folder
 
     @property
     def accept(self) -> Accept | None:
@@ -137,16 +147,16 @@ class BatchRun:
         self._tally.timeout_s = work.retry_policy.timeout_s
         checkpoint = await in_thread(
             Checkpoint,
-            plan.checkpoint_root,
-            plan.identity,
+            plan.place,
             plan.output.keys,
+            plan.asker,
             accept=plan.accept,
             again=plan.again,
         )
         self._checkpoint = checkpoint
         try:
             if not plan.resume:
-                await in_thread(checkpoint.forget)
+                await in_thread(checkpoint.ask_again)
             elif plan.again is not None:
                 await in_thread(forget_suspects, checkpoint.folder)
             suspects = Suspects()
@@ -166,10 +176,14 @@ class BatchRun:
     async def _settle_all(self, checkpoint: Checkpoint, asking: _Asking) -> bool:
         """Run, publish, and ask again whatever turned out to be unreadable. True: published."""
         plan = self._plan
-        with _opened(await in_thread(checkpoint.settled)) as index:
+        opened = checkpoint.asked_before if plan.no_others else checkpoint.settled
+        with _opened(await in_thread(opened)) as index:
             keys = plan.output.keys
-            source = pending_rows(plan.dataset, keys, index, plan.limit, self._tally)
+            retried = Reading(plan.accept, plan.again).asked_again if plan.no_others else None
+            source = pending_rows(plan.dataset, keys, index, plan.limit, self._tally, again=retried)
             await self._run(checkpoint, asking, source)
+        if plan.no_others and not self._stop_early:
+            self._check_whole()
         for _ in range(_MENDING_ROUNDS):
             if self._stop_early or not plan.publishes:
                 return False
@@ -197,6 +211,19 @@ class BatchRun:
             f"The checkpoint {checkpoint.folder} loses what is written to it.",
             hint="Check that disk, or choose another with --checkpoint-dir.",
         )
+
+    def _check_whole(self) -> None:
+        """Refuse to publish where rows were never asked, which only a resume may do."""
+        tally = self._tally
+        left = (tally.rows_total or 0) - tally.rows_done
+        if left > 0:
+            now = tally.rows_answered + tally.rows_failed
+            raise JobError(
+                f"The rows to retry were asked again ({now}, of which {tally.rows_failed} failed); "
+                f"{left} of {tally.rows_total} rows have never been asked, so nothing was "
+                "published.",
+                hint=f"`domyn-swarm job resume {self._plan.asker.job_id}` asks them.",
+            )
 
     async def _run(
         self, checkpoint: Checkpoint, asking: _Asking, source: Iterator[PendingRows]

@@ -4,7 +4,7 @@ A journal is a file of many small frames, appended as rows are settled; a segmen
 large frames, each sorted by ordinal. A frame is
 
     header   magic, codec, row count, lengths and checksums of both parts, length of the values when
-             unpacked, smallest and largest ordinal
+             unpacked, the generation that wrote it, smallest and largest ordinal
     keys     ordinals (8 bytes each), digests (16 each), outcomes (1 each)
     values   MessagePack list of `RowValue`, compressed in segments
 
@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from domyn_swarm.batch.rows import Result, RowValue
 from domyn_swarm.batch.verdicts import outcome_of
 
-_MAGIC = b"DSF1"
-_HEADER = struct.Struct("<4sBxxxIIIIIIQQ")
+_MAGIC = b"DSF2"
+_HEADER = struct.Struct("<4sBxxxIIIIIIIQQ")
 _HEADER_CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
 _KEY_BYTES = 8 + 16 + 1
@@ -61,6 +61,7 @@ class FrameRef:
     keys_crc: int
     values_crc: int
     unpacked_bytes: int  # of the values; 0: they are not compressed
+    generation: int  # of the driver that wrote it, whatever file it lies in by now
     first_ordinal: int
     last_ordinal: int
 
@@ -79,17 +80,26 @@ class FrameKeys:
     outcomes: NDArray[np.uint8]  # see `verdicts`
 
 
-def encode_frame(results: Sequence[Result], *, compress: bool = False) -> bytes:
-    """One frame that holds the results in the order given. There must be at least one."""
+def encode_frame(results: Sequence[Result], generation: int, *, compress: bool = False) -> bytes:
+    """One frame that holds the results in the order given. There must be at least one.
+
+    Args:
+        results: what rows came to.
+        generation: of the driver that asked them.
+        compress: the values.
+    """
     ordinals = array("Q", [result.ordinal for result in results])
     digests = b"".join([result.digest for result in results])
     outcomes = bytes([outcome_of(result.value) for result in results])
     values = _encoder.encode([result.value for result in results])
     span = min(ordinals), max(ordinals)
-    return _frame(ordinals.tobytes() + digests + outcomes, values, span, compress=compress)
+    keys = ordinals.tobytes() + digests + outcomes
+    return _frame(keys, values, span, generation, compress=compress)
 
 
-def _frame(keys: bytes, values: bytes, span: tuple[int, int], *, compress: bool) -> bytes:
+def _frame(
+    keys: bytes, values: bytes, span: tuple[int, int], generation: int, *, compress: bool
+) -> bytes:
     unpacked_bytes = len(values)
     if compress:
         values = _codec().compress(values, asbytes=True)
@@ -102,6 +112,7 @@ def _frame(keys: bytes, values: bytes, span: tuple[int, int], *, compress: bool)
         zlib.crc32(keys),
         zlib.crc32(values),
         unpacked_bytes,
+        generation,
         *span,
     )
     return b"".join((header, _HEADER_CRC.pack(zlib.crc32(header)), keys, values))
@@ -110,18 +121,20 @@ def _frame(keys: bytes, values: bytes, span: tuple[int, int], *, compress: bool)
 class SortedFrames:
     """The results of a whole file, to be written again as few large frames sorted by ordinal.
 
-    Values are moved as they are, not decoded.
+    Values are moved as they are, not decoded. The file is of one generation.
     """
 
     def __init__(self, path: Path) -> None:
         keys: list[FrameKeys] = []
         self._values: list[msgspec.Raw] = []
+        self._generation = 0
         with path.open("rb") as file:
             for ref in scan_frames(path):
                 found, values = read_keys(file.fileno(), ref), read_raw_values(file.fileno(), ref)
                 if found is not None and values is not None:
                     keys.append(found)
                     self._values += values
+                    self._generation = ref.generation
         self.rows = len(self._values)
         if keys:
             self._ordinals = np.concatenate([one.ordinals for one in keys])
@@ -143,7 +156,8 @@ class SortedFrames:
             parts = (ordinals, self._digests[at], self._outcomes[at])
             values = _encoder.encode([self._values[row] for row in at.tolist()])
             span = int(ordinals[0]), int(ordinals[-1])
-            yield _frame(b"".join(part.tobytes() for part in parts), values, span, compress=True)
+            keys = b"".join(part.tobytes() for part in parts)
+            yield _frame(keys, values, span, self._generation, compress=True)
 
 
 def scan_frames(path: Path) -> Iterator[FrameRef]:
@@ -174,13 +188,14 @@ def _read_header(file: BinaryIO, offset: int) -> FrameRef | None:
     header, crc = raw[: _HEADER.size], _HEADER_CRC.unpack(raw[_HEADER.size :])[0]
     if zlib.crc32(header) != crc:
         return None
-    magic, codec, rows, keys, values, keys_crc, values_crc, unpacked, first, last = _HEADER.unpack(
-        header
-    )
+    magic, codec, rows, keys, values, *rest = _HEADER.unpack(header)
+    keys_crc, values_crc, unpacked, generation, first, last = rest
     if magic != _MAGIC or keys != rows * _KEY_BYTES or values > _MAX_PART_BYTES:
         return None
     packed = unpacked if codec == _ZSTD else 0
-    return FrameRef(offset, rows, keys, values, keys_crc, values_crc, packed, first, last)
+    return FrameRef(
+        offset, rows, keys, values, keys_crc, values_crc, packed, generation, first, last
+    )
 
 
 def read_keys(descriptor: int, ref: FrameRef) -> FrameKeys | None:

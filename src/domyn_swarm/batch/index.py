@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -19,18 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domyn_swarm.batch.byte_cache import ByteCache
-from domyn_swarm.batch.frames import (
-    FrameKeys,
-    FrameRef,
-    read_keys,
-    read_raw_values,
-    read_values,
-    scan_descriptor,
-)
+from domyn_swarm.batch.frames import FrameKeys, FrameRef, read_keys, read_raw_values, read_values
 from domyn_swarm.batch.key_table import KeyTable
+from domyn_swarm.batch.results_folder import OpenedFile, ResultsFolder, open_folders
 from domyn_swarm.batch.row_keys import Digests, RowKeys, agree, search_keys
 from domyn_swarm.batch.rows import RowValue
-from domyn_swarm.batch.segments import checkpoint_files, file_order, void_path
+from domyn_swarm.batch.segments import void_path
 from domyn_swarm.batch.verdicts import Reading
 from domyn_swarm.model import Fingerprint
 
@@ -81,59 +74,62 @@ class _Decoded(NamedTuple):
 
 
 class FrameFiles:
-    """Every whole frame of a checkpoint, weakest claim first, as it was when this was opened.
-
-    Its driver may go on writing meanwhile.
+    """Every whole frame of some jobs' folders, weakest claim first, as they were when this was
+    opened. Their drivers may go on writing meanwhile.
     """
 
     @classmethod
-    def open(
-        cls, folder: Path, reading: Reading = _AS_USUAL, of: tuple[int, int] | None = None
-    ) -> FrameFiles:
-        """The files as they are; opened again when a journal was sealed in between.
+    def open(cls, folders: Sequence[ResultsFolder], reading: Reading = _AS_USUAL) -> FrameFiles:
+        """The files as they are, the folder with the strongest claim last."""
+        return cls(folders, reading)
 
-        `of`: a generation and a writer of it, whose files alone matter.
-        """
-        while True:
-            listed = _files(folder, of)
-            frames = cls(folder, reading, of)
-            if _files(folder, of) == listed:
-                return frames
-            frames.close()
-
-    def __init__(
-        self, folder: Path, reading: Reading = _AS_USUAL, of: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, folders: Sequence[ResultsFolder], reading: Reading = _AS_USUAL) -> None:
         self.reading = reading
-        self.folder = folder  # where there is room for what is made of the results, too
+        self.folders = folders
+        self.folder = folders[-1].path  # where there is room for what is made of the results, too
         self._descriptors: list[int] = []
         self.refs: list[FrameRef] = []
         self._file_of: list[int] = []
-        self._ignored: list[NDArray[np.uint8] | None] = []  # per file: outcomes that do not count
+        self._ignored: list[NDArray[np.uint8] | None] = []  # per frame: outcomes that do not count
         self._keys: ByteCache[int, FrameKeys | None] = ByteCache(_KEYS_BYTES)
         self._decoded: ByteCache[int, _Decoded] = ByteCache(DECODED_BYTES)
-        for path in _files(folder, of):
-            try:
-                descriptor = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:  # sealed meanwhile; its segment follows or is listed
-                continue
-            self._descriptors.append(descriptor)
-            self._ignored.append(self._ignored_of(folder, file_order(path)[0]))
-            found = scan_descriptor(descriptor)
-            self.refs.extend(found)
-            self._file_of.extend([len(self._descriptors) - 1] * len(found))
+        folder_of: list[int] = []
+        for number, opened in enumerate(open_folders(folders)):
+            self._add(folders[number], opened)
+            folder_of += [number] * (len(self.refs) - len(folder_of))
+        self._folder_of = np.array(folder_of, np.int64)
         self.first = np.array([ref.first_ordinal for ref in self.refs], np.int64)
         self.last = np.array([ref.last_ordinal for ref in self.refs], np.int64)
         self.decoded_bytes = np.array([_decoded_bytes(ref) for ref in self.refs], np.int64)
 
-    def _ignored_of(self, folder: Path, generation: int) -> NDArray[np.uint8] | None:
-        void = void_path(folder, generation).exists()
-        again = self.reading.again is not None and generation < self.reading.before
+    def _add(self, folder: ResultsFolder, opened: Sequence[OpenedFile]) -> None:
+        ignored: dict[int, NDArray[np.uint8] | None] = {}
+        frames = []
+        for one in opened:
+            self._descriptors.append(one.descriptor)
+            file = len(self._descriptors) - 1
+            frames += [(file, ref) for ref in one.frames if ref.generation > folder.hidden_to]
+        if not folder.own:  # the first answer of another job stays the one that counts
+            frames.reverse()
+        for file, ref in frames:
+            if ref.generation not in ignored:
+                ignored[ref.generation] = self._ignored_of(folder, ref.generation)
+            self.refs.append(ref)
+            self._file_of.append(file)
+            self._ignored.append(ignored[ref.generation])
+
+    def _ignored_of(self, folder: ResultsFolder, generation: int) -> NDArray[np.uint8] | None:
+        reading = self.reading
+        again = reading.again is not None
+        if not folder.own:
+            return reading.errors | reading.asked_again if again else reading.errors
+        void = not reading.void_counts and void_path(folder.path, generation).exists()
+        again = again and generation < reading.before
         if void and again:
-            return self.reading.failed | self.reading.asked_again
+            return reading.failed | reading.asked_again
         if void:
-            return self.reading.failed
-        return self.reading.asked_again if again else None
+            return reading.failed
+        return reading.asked_again if again else None
 
     @property
     def rows(self) -> int:
@@ -144,7 +140,9 @@ class FrameFiles:
     def holds_failures(self) -> bool:
         """Whether any row was ever given up; the input need not be read to know that none was."""
         failed = self.reading.failed
-        return any(failed[keys.outcomes].any() for _, keys in self.all_keys())
+        return any(
+            failed[keys.outcomes[keys.digests[:, 0] != 0]].any() for _, keys in self.all_keys()
+        )
 
     def all_keys(self) -> Iterator[tuple[int, FrameKeys]]:
         """Each frame whose keys are whole, with them."""
@@ -153,6 +151,15 @@ class FrameFiles:
             if keys is not None:
                 yield frame, keys
 
+    def count_by_folder(self, frames: NDArray[np.int64]) -> dict[ResultsFolder, int]:
+        """How many of the frames named, each as often as it is, lie in which folder."""
+        if not len(frames):
+            return {}
+        if len(self.folders) == 1:
+            return {self.folders[0]: len(frames)}
+        numbers = np.bincount(self._folder_of[frames])
+        return {self.folders[at]: int(numbers[at]) for at in np.flatnonzero(numbers).tolist()}
+
     def keys(self, frame: int) -> FrameKeys | None:
         """The keys of a frame; None when they are damaged."""
         return self._keys.get(
@@ -160,13 +167,20 @@ class FrameFiles:
         )
 
     def _read_keys(self, frame: int) -> FrameKeys | None:
-        file = self._file_of[frame]
-        keys = read_keys(self._descriptors[file], self.refs[frame])
-        ignored = self._ignored[file]
-        if keys is None or ignored is None:
+        keys = read_keys(self._descriptors[self._file_of[frame]], self.refs[frame])
+        return None if keys is None else self._counted(frame, keys)
+
+    def _counted(self, frame: int, keys: FrameKeys) -> FrameKeys:
+        """The keys of a frame without those of results that do not count."""
+        ignored, own = self._ignored[frame], self.folders[int(self._folder_of[frame])].own
+        if ignored is None and own:
             return keys
-        out = ignored[keys.outcomes][:, None] != 0
-        digests = np.where(out, np.uint64(0), keys.digests)  # zero: no row's digest
+        out = np.zeros(len(keys.outcomes), np.bool_)
+        if ignored is not None:
+            out |= ignored[keys.outcomes] != 0
+        if not own:  # an id or a position names a row of one input only
+            out |= keys.digests[:, 1] == 0
+        digests = np.where(out[:, None], np.uint64(0), keys.digests)  # zero: no row's digest
         return FrameKeys(keys.ordinals, digests, keys.outcomes)
 
     def value(self, frame: int, row: int, name: int | None = None) -> RowValue | None:
@@ -203,11 +217,6 @@ class FrameFiles:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
-
-
-def _files(folder: Path, of: tuple[int, int] | None) -> list[Path]:
-    files = checkpoint_files(folder)
-    return [path for path in files if of in (None, file_order(path)[:2])]
 
 
 def _no_matches(rows: int) -> Matches:
@@ -309,11 +318,13 @@ class IdIndex:
         return found
 
 
-def open_index(folder: Path, keys: RowKeys, reading: Reading = _AS_USUAL) -> RowIndex:
-    """What is settled in a checkpoint now, whoever holds it. The caller closes `frames`.
+def open_index(
+    folders: Sequence[ResultsFolder], keys: RowKeys, reading: Reading = _AS_USUAL
+) -> RowIndex:
+    """What is settled in some jobs' folders now, whoever holds them. The caller closes `frames`.
 
     Raises:
         JobError: there is no room for a table of the rows.
     """
-    frames = FrameFiles.open(folder, reading)
+    frames = FrameFiles.open(folders, reading)
     return PositionalIndex(frames) if keys.id_column is None else IdIndex(frames, keys.fingerprint)

@@ -40,20 +40,24 @@ class BadRow:
 
 
 @contextlib.contextmanager
-def opened_index(plan: BatchPlan) -> Iterator[RowIndex]:
+def opened_index(plan: BatchPlan, reading: Reading | None = None) -> Iterator[RowIndex]:
     """What is settled of a job now, whether or not it runs.
+
+    Args:
+        plan: the job's.
+        reading: how results are read, where it is not as they count.
 
     Raises:
         JobError: the job has no checkpoint.
     """
-    folder = plan.checkpoint_root / plan.identity.digest
-    if not folder.is_dir():
+    if not plan.folder.is_dir():
         raise JobError(
-            f"There is no checkpoint at {folder}.",
+            f"There is no checkpoint at {plan.folder}.",
             hint="The job has not begun, ran with --no-checkpointing, or its checkpoint was "
             "removed.",
         )
-    index = open_index(folder, plan.output.keys, Reading(plan.accept))
+    keys = plan.output.keys
+    index = open_index(plan.place.readable(keys), keys, reading or Reading(plan.accept))
     try:
         yield index
     finally:
@@ -114,19 +118,17 @@ def group_failures(plan: BatchPlan) -> list[FailureGroup]:
 
 
 def asks_again(plan: BatchPlan) -> bool:
-    """Whether the input has a row that the plan asks again. Without a choice of verdicts a row that
-    has no result is one, too: a run that stopped because too many rows failed left them so.
+    """Whether the input has a row that the plan asks again.
 
     Raises:
         JobError: the job has no checkpoint.
     """
-    again = Reading(plan.accept, plan.again).asked_again
+    reading = Reading(plan.accept, plan.again)
     start = 0
-    with opened_index(plan) as index:
+    with opened_index(plan, reading.as_asked) as index:
         for batch in plan.dataset.batches(plan.output.keys.columns, limit=plan.limit):
             found = index.match(start, plan.output.keys.digests(batch, start))
-            chosen = again[found.outcome[found.found]].any()
-            if chosen or not (plan.again or found.found.all()):
+            if reading.asked_again[found.outcome[found.found]].any():
                 return True
             start += batch.num_rows
     return False

@@ -1,4 +1,6 @@
-"""What checkpoints lie in a folder: of which job, how much, held by whom; and how one goes away."""
+"""What stores of answers lie in a folder: of which jobs, how much, held by whom; and how one goes
+away.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,21 @@ import contextlib
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from domyn_swarm.batch import lease as leases
 from domyn_swarm.batch.accounting import read_accounts
 from domyn_swarm.batch.identity import read_fields
 from domyn_swarm.batch.index import FrameFiles
+from domyn_swarm.batch.job_store import hold, job_folders, read_note
+from domyn_swarm.batch.lease import Lease
+from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import search_keys
 from domyn_swarm.errors import JobError
 from domyn_swarm.model import Record
@@ -25,26 +31,43 @@ _DIGEST = re.compile(r"[0-9a-f]{24}")
 _REMOVED = ".removed-"  # before the name of a folder that is on its way out
 _POSITION_MIXER = np.uint64(0xC2B2AE3D27D4EB4F)  # odd: multiplication by it loses nothing
 
+_Rows = NDArray[np.uint64]  # one number for each different row
 
-class StoredCheckpoint(Record):
-    """One checkpoint."""
 
-    identity: str
+class StoredJob(Record):
+    """What one job has left in a store."""
+
+    key: str  # of its input
     path: Path
-    job: str | None  # its class or function; None: the driver died before it wrote that down
-    model: str | None
-    tag: str | None
+    input: str | None  # None: the driver died before it wrote that down
     job_ids: tuple[str, ...]  # the runs that wrote here, the first one first
-    rows_done: int  # different rows with a result, failed ones included
+    rows_done: int  # different rows with a result here, failed ones included
     rows_failed: int  # of those: with an error
+    takes_from: dict[str, int]  # rows that its last run took from other jobs, by their keys
     bytes: int
     last_written_at: datetime
     lease: Literal["free", "held", "claimed"]  # claimed: by a machine that is not this one
     holder: str | None  # of a lease that is not free
 
 
+class StoredCheckpoint(Record):
+    """One store: all answers to the same requests."""
+
+    identity: str
+    path: Path
+    job: str | None  # its class or function; None: the driver died before it wrote that down
+    model: str | None
+    tag: str | None
+    prompt: str | None  # None: the job has no template
+    jobs: tuple[StoredJob, ...]
+    rows_done: int  # different rows, whichever jobs asked them
+    rows_failed: int  # of those: with nothing but errors
+    bytes: int
+    last_written_at: datetime
+
+
 def stored_checkpoints(root: Path) -> Iterator[StoredCheckpoint]:
-    """Every checkpoint under `root`, by identity. Reads the keys of all rows.
+    """Every store under `root`, by identity. Reads the keys of all rows.
 
     Raises:
         JobError: the folder cannot be read.
@@ -60,21 +83,48 @@ def stored_checkpoints(root: Path) -> Iterator[StoredCheckpoint]:
             yield _stored(folder)
 
 
-def _stored(folder: Path) -> StoredCheckpoint:
-    fields: dict[str, Any] = read_fields(folder) or {}
-    found = [path.stat() for path in folder.iterdir()]
-    done, failed = _count(folder)
-    holder = leases.holder_of(folder)
-    written = max([*(one.st_mtime for one in found), folder.stat().st_mtime])
+def _stored(store: Path) -> StoredCheckpoint:
+    fields: dict[str, Any] = read_fields(store) or {}
+    jobs, answered, failed = [], [], []
+    for folder in job_folders(store):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            good, bad = _rows_in(folder)
+            jobs.append(_job(folder, len(good) + len(bad), len(bad)))
+            answered.append(good)
+            failed.append(bad)
+    good, bad = _different(answered, failed)
+    prompt = fields.get("prompt")
+    own = [path.stat() for path in store.iterdir() if path.is_file()]
+    written = [datetime.fromtimestamp(one.st_mtime, UTC) for one in [*own, store.stat()]]
     return StoredCheckpoint(
-        identity=folder.name,
-        path=folder,
+        identity=store.name,
+        path=store,
         job=fields.get("job"),
         model=fields.get("model"),
         tag=fields.get("tag"),
-        job_ids=tuple(dict.fromkeys(one.job_id for one in read_accounts(folder))),
-        rows_done=done,
-        rows_failed=failed,
+        prompt=prompt if isinstance(prompt, str) else None,
+        jobs=tuple(jobs),
+        rows_done=len(good) + len(bad),
+        rows_failed=len(bad),
+        bytes=sum(one.st_size for one in own) + sum(one.bytes for one in jobs),
+        last_written_at=max([*written, *(one.last_written_at for one in jobs)]),
+    )
+
+
+def _job(folder: Path, rows_done: int, rows_failed: int) -> StoredJob:
+    found = [path.stat() for path in folder.iterdir()]
+    written = max([*(one.st_mtime for one in found), folder.stat().st_mtime])
+    holder = leases.holder_of(folder)
+    note, accounts = read_note(folder), read_accounts(folder)
+    ids = [one.job_id for one in accounts] + ([] if note is None else [note.job_id])
+    return StoredJob(
+        key=folder.name,
+        path=folder,
+        input=None if note is None else note.input,
+        job_ids=tuple(dict.fromkeys(ids)),
+        rows_done=rows_done,
+        rows_failed=rows_failed,
+        takes_from=accounts[-1].resumed_from if accounts else {},
         bytes=sum(one.st_size for one in found),
         last_written_at=datetime.fromtimestamp(written, UTC),
         lease="free" if holder is None else "held" if holder.surely_alive else "claimed",
@@ -82,10 +132,10 @@ def _stored(folder: Path) -> StoredCheckpoint:
     )
 
 
-def _count(folder: Path) -> tuple[int, int]:
-    """Rows with a result, and those of them with nothing but an error."""
-    with contextlib.closing(FrameFiles.open(folder)) as frames:
-        answered, given_up = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+def _rows_in(folder: Path) -> tuple[_Rows, _Rows]:
+    """The rows with an answer, and those with nothing but an error."""
+    answered, failed = [], []
+    with contextlib.closing(FrameFiles.open([ResultsFolder(folder)])) as frames:
         for number in range(len(frames.refs)):
             keys = frames.keys(number)
             if keys is None:
@@ -94,24 +144,52 @@ def _count(folder: Path) -> tuple[int, int]:
             where = np.where(by_position, keys.ordinals * _POSITION_MIXER, np.uint64(0))
             rows = search_keys(keys.digests, "full") ^ where
             counted = keys.digests[:, 0] != 0  # zero: its error does not count any more
-            failed = keys.outcomes & 1 != 0
-            answered.append(rows[counted & ~failed])
-            given_up.append(rows[counted & failed])
-    good = np.unique(np.concatenate(answered))
-    bad = np.setdiff1d(np.concatenate(given_up), good)
-    return len(good) + len(bad), len(bad)
+            errors = keys.outcomes & 1 != 0
+            answered.append(rows[counted & ~errors])
+            failed.append(rows[counted & errors])
+    return _different(answered, failed)
 
 
-def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint that nobody holds. Waits to find out whether a holder elsewhere lives.
+def _different(answered: Sequence[_Rows], failed: Sequence[_Rows]) -> tuple[_Rows, _Rows]:
+    none = np.empty(0, np.uint64)
+    good = np.unique(np.concatenate([none, *answered]))
+    return good, np.setdiff1d(np.concatenate([none, *failed]), good)
+
+
+def remove_job(folder: Path) -> None:
+    """Remove what one job left in a store, when nobody holds it.
 
     Raises:
         CheckpointBusy: a driver holds it; the message says who.
         JobError: it cannot be removed.
     """
+    hold(folder).abandon()  # others still see a holder, until nothing is there
+    _remove(folder)
+
+
+def remove_store(store: Path) -> None:
+    """Remove a whole store, when nobody holds any of it.
+
+    Raises:
+        CheckpointBusy: a driver holds a job's part; the message says who. Nothing was removed.
+        JobError: it cannot be removed.
+    """
+    held: dict[Path, Lease] = {}
+    try:
+        while left := [folder for folder in job_folders(store) if folder not in held]:
+            held.update((folder, hold(folder)) for folder in left)
+    except BaseException:
+        for lease in held.values():
+            lease.release()
+        raise
+    for lease in held.values():
+        lease.abandon()
+    _remove(store)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that is held. Waits for nobody."""
     gone = folder.with_name(f"{_REMOVED}{folder.name}-{secrets.token_hex(4)}")
-    lease = leases.acquire(folder)
-    lease.abandon()  # others still see a holder, until nothing is there
     try:
         folder.rename(gone)
     except OSError as error:

@@ -73,7 +73,7 @@ class Journal:
                 last whole frame and nothing before it is lost.
         """
         self._check()
-        frame = encode_frame(results)
+        frame = encode_frame(results, self._writer[0])
         try:
             write_whole(self._descriptor, frame)
         except OSError as error:

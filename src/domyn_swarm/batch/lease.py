@@ -190,6 +190,22 @@ def acquire(folder: Path, *, silent_s: float = SILENT_S, clock: Clock = time) ->
         ) from error
 
 
+def check_silent(folder: Path, *, silent_s: float = 2 * BEAT_S + 1, clock: Clock = time) -> None:
+    """Return when nobody holds the checkpoint in `folder`, as far as `silent_s` of watching tell.
+
+    Raises:
+        CheckpointBusy: a driver holds it; the message says who.
+        FileNotFoundError: there is no such folder.
+    """
+    generation = _highest(folder)
+    holder = _read(folder, generation) if generation else None
+    if holder is None or holder.released or holder.surely_gone:
+        return
+    if holder.surely_alive:
+        raise _busy(folder, holder)
+    _watch(folder, generation, holder, silent_s, clock)
+
+
 def _watch(folder: Path, generation: int, holder: Holder, silent_s: float, clock: Clock) -> None:
     """Return when the holder's counter has stood still for `silent_s`, or it has let go."""
     began = clock.monotonic()
@@ -245,8 +261,7 @@ def _busy(folder: Path, holder: Holder | None) -> CheckpointBusy:
     who = f"process {holder.pid} on {holder.host}" if holder else "another driver"
     return CheckpointBusy(
         f"This job is being run by {who} (checkpoint {folder}).",
-        hint="Wait for it or cancel it. A different input for the same job can run beside it "
-        "with --checkpoint-tag.",
+        hint="Wait for it or cancel it. Other inputs may be asked at the same time.",
     )
 
 

@@ -1,6 +1,7 @@
 """Few files, however many rows and runs: neighbouring segments are joined into one.
 
-A frame stands for itself, so joining copies bytes; only what a void generation failed is left out.
+A frame stands for itself and says which generation wrote it, so joining copies bytes; only what a
+void generation failed is left out.
 The joined file takes the name of the last of those it replaces (temporary file, fsync, rename)
 before the others go: a crash in between leaves rows twice, which is harmless.
 """
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,14 +24,14 @@ _MOST_BYTES = 4 << 30  # a joined file that would be larger is not worth copying
 def merge_writer(folder: Path, generation: int, writer: int) -> None:
     """Join segments of one living writer, when there are many. Called by that writer alone."""
     files = [path for path in _segments(folder) if file_order(path)[:2] == (generation, writer)]
-    _merge(folder, files)
+    _merge(files)
 
 
 def merge_earlier(folder: Path, generation: int) -> None:
     """Join segments that drivers before this generation left, when there are many."""
     while True:
         files = [path for path in _segments(folder) if file_order(path)[0] < generation]
-        if not _merge(folder, files):
+        if not _merge(files):
             return
 
 
@@ -39,52 +39,42 @@ def _segments(folder: Path) -> list[Path]:
     return [path for path in checkpoint_files(folder) if path.suffix == ".segment"]
 
 
-def _merge(folder: Path, files: Sequence[Path]) -> bool:
+def _merge(files: Sequence[Path]) -> bool:
     if len(files) < MOST_FILES:
         return False
-    chosen = _cheapest(folder, files)
+    chosen = _cheapest(files)
     if not chosen:
         return False
-    join(folder, chosen)
+    join(chosen)
     return True
 
 
-def _cheapest(folder: Path, files: Sequence[Path]) -> Sequence[Path]:
-    """The neighbours that cost least to join: so a byte is copied about once per 16-fold growth.
-
-    Errors of a void generation do not count, so its files are not joined with others.
-    """
-    void = [void_path(folder, file_order(path)[0]).exists() for path in files]
-    changes = [0, *(at for at in range(1, len(files)) if void[at] != void[at - 1]), len(files)]
-    found = [
-        files[at : at + _AT_ONCE]
-        for first, last in pairwise(changes)
-        for at in range(first, max(first + 1, last - _AT_ONCE + 1))
-        if last - first > 1
-    ]
+def _cheapest(files: Sequence[Path]) -> Sequence[Path]:
+    """The neighbours that cost least to join: so a byte is copied about once per 16-fold growth."""
+    found = [files[at : at + _AT_ONCE] for at in range(max(1, len(files) - _AT_ONCE + 1))]
     sizes = {path: path.stat().st_size for path in files}
     costs = [(sum(sizes[path] for path in window), at) for at, window in enumerate(found)]
     cost, cheapest = min(costs, default=(_MOST_BYTES, -1))
     return found[cheapest] if cost < _MOST_BYTES else []
 
 
-def join(folder: Path, files: Sequence[Path]) -> None:
+def join(files: Sequence[Path]) -> None:
     """Make one segment of several neighbours, weakest claim first."""
     *others, last = files
     with new_segment(last) as target:
         for path in files:
-            _copy(path, target, void=void_path(folder, file_order(path)[0]).exists())
+            _copy(path, target)
     for path in others:
         path.unlink(missing_ok=True)
 
 
-def _copy(path: Path, target: BinaryIO, *, void: bool) -> None:
+def _copy(path: Path, target: BinaryIO) -> None:
     with path.open("rb") as source:
         for ref in scan_frames(path):
-            if void:
+            if void_path(path.parent, ref.generation).exists():
                 results = read_results(source.fileno(), ref)
                 answered = [result for result in results if not result.failed]
                 if answered:
-                    target.write(encode_frame(answered, compress=True))
+                    target.write(encode_frame(answered, ref.generation, compress=True))
             else:
                 target.write(os.pread(source.fileno(), ref.end - ref.offset, ref.offset))

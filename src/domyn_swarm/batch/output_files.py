@@ -190,7 +190,7 @@ class OutputPlace:
         parent = self.path.parent
         parent.mkdir(parents=True, exist_ok=True)
         for left in self._left():
-            # No other driver of this identity is at work: the lease of its checkpoint says so.
+            # No other job with these requests writes here now: it was refused as it was submitted.
             self._finish_move(left)
             shutil.rmtree(left)
         if self._aside.exists() and not self.path.exists():

@@ -39,26 +39,49 @@ class PendingRows:
 
 
 def pending_rows(
-    dataset: Dataset, keys: RowKeys, index: RowIndex, limit: int | None, tally: Tally
+    dataset: Dataset,
+    keys: RowKeys,
+    index: RowIndex,
+    limit: int | None,
+    tally: Tally,
+    *,
+    again: NDArray[np.uint8] | None = None,
 ) -> Iterator[PendingRows]:
-    """The rows without a result, in input order, a batch at a time; settled ones are counted."""
-    start = _first_to_look_at(dataset, keys, index, limit, tally)
+    """The rows without a result, in input order, a batch at a time; settled ones are counted.
+
+    With `again`, by outcome, the rows whose results are so instead, and those without one are left
+    out.
+    """
+    start = 0 if again is not None else _first_to_look_at(dataset, keys, index, limit, tally)
     for batch in dataset.batches(keys.columns, start=start, limit=limit):
         items = keys.items(batch) if keys.fingerprint == "full" else None
         digests = keys.digests(batch, start, items)
-        settled = _settled(index, start, digests, tally)
-        chosen = np.flatnonzero(~settled)
+        chosen = np.flatnonzero(_pending(index, start, digests, tally, again))
         if len(chosen):
             yield _chosen(batch, start, digests, chosen, items)
         start += batch.num_rows
 
 
-def _settled(index: RowIndex, start: int, digests: Digests, tally: Tally) -> NDArray[np.bool_]:
+def _pending(
+    index: RowIndex,
+    start: int,
+    digests: Digests,
+    tally: Tally,
+    again: NDArray[np.uint8] | None = None,
+) -> NDArray[np.bool_]:
     matches = index.match(start, digests)
-    tally.rows_resumed += int(matches.found.sum())
-    tally.resumed_failed += int((matches.found & matches.failed).sum())
-    tally.resumed_verdicts.update(count_verdicts(matches.outcome[matches.found]))
-    return matches.found
+    settled = matches.found
+    pending = ~settled
+    if again is not None:
+        pending = settled & (again[matches.outcome] != 0)
+        settled &= ~pending
+    tally.rows_resumed += int(settled.sum())
+    tally.resumed_failed += int((settled & matches.failed).sum())
+    tally.resumed_verdicts.update(count_verdicts(matches.outcome[settled]))
+    for folder, rows in index.frames.count_by_folder(matches.frame[settled]).items():
+        if not folder.own:
+            tally.resumed_from[folder.path.name] += rows
+    return pending
 
 
 def _chosen(
@@ -87,7 +110,7 @@ def _first_to_look_at(
         digests = np.repeat(by_position, size, axis=0)
         if not index.match(start, digests).found.all():
             return start
-        _settled(index, start, digests, tally)
+        _pending(index, start, digests, tally)
     return rows
 
 

@@ -58,7 +58,8 @@ class Tally:
     """Counters of one run."""
 
     rows_total: int | None = None
-    rows_resumed: int = 0  # settled by earlier runs
+    rows_resumed: int = 0  # settled before this run
+    resumed_from: Counter[str] = field(default_factory=Counter)  # of those: other jobs', by key
     resumed_failed: int = 0  # of those: with an error
     resumed_verdicts: Counter[ReplyVerdict] = field(default_factory=Counter)  # of those
     rows_answered: int = 0  # by this run

@@ -80,11 +80,12 @@ def error_of(code: int, attempts: int) -> RowError:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the results of a checkpoint are read."""
+    """How a job's results are read."""
 
     accept: Accept | None = None
     again: frozenset[ReplyVerdict] | None = None  # earlier results that do not count; empty: failed
     before: int = 0  # the generation that asks them again
+    void_counts: bool = False  # errors of a run that gave up for too many of them
 
     def judged(self, value: RowValue) -> RowValue:
         """A result as it counts: an answer that is not accepted is an error."""
@@ -93,10 +94,21 @@ class Reading:
         error = msgspec.json.encode(error_of(value.code, value.attempts))
         return msgspec.structs.replace(value, output=b"", error=error)
 
+    @property
+    def as_asked(self) -> Reading:
+        """Of the same job, what rows came to: also what is to be asked again."""
+        errors = not self.again or ReplyVerdict.ERROR in self.again
+        return Reading(self.accept, void_counts=errors)
+
     @cached_property
     def failed(self) -> NDArray[np.uint8]:
         """By outcome: 1 where such a row counts as failed."""
         return _failed(self.accept)
+
+    @cached_property
+    def errors(self) -> NDArray[np.uint8]:
+        """By outcome: 1 where there is no answer at all, whichever answers are accepted."""
+        return np.arange(_OUTCOMES, dtype=np.uint8) & np.uint8(1)
 
     @cached_property
     def asked_again(self) -> NDArray[np.uint8]:

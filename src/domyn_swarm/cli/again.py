@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from domyn_swarm.cli import candidates
+from domyn_swarm.cli.console import say
 from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.options import (
     AcceptOption,
@@ -129,10 +130,12 @@ def retry_failed(
     """Ask the rows again that a job gave up, and no others; other parameters may help them.
 
     With --class those whose answers are so, failed or not. What a row has stays until something
-    better comes. Where there is nothing to retry it says so and exits with 3.
+    better comes. Rows that were never asked stay so: `job resume` asks them. Where there is nothing
+    to retry it says so, starts nothing and exits with 0.
 
     Example: domyn-swarm job retry-failed nightly --class cut --job-kwargs '{"max_tokens": 4000}'
     """
+    from domyn_swarm.errors import NothingToRetry
     from domyn_swarm.model import verdicts_named
     from domyn_swarm.services.jobs import JobService
     from domyn_swarm.services.requests import JobChanges
@@ -158,5 +161,9 @@ def retry_failed(
         ),
     )
     which = chosen_job(ref, external_id, handle_json)
-    handle = JobService().retry_failed(which, swarm=name, changes=changes)
+    try:
+        handle = JobService().retry_failed(which, swarm=name, changes=changes)
+    except NothingToRetry as nothing:
+        say(f"{nothing.message}\n{nothing.hint}")
+        return
     follow(handle, detach=detach, no_progress=no_progress)

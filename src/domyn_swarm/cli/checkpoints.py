@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +13,22 @@ from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption
 from domyn_swarm.errors import StateError
 
 if TYPE_CHECKING:
-    from domyn_swarm.services.checkpoints import CheckpointList, CheckpointQuery
+    from collections.abc import Iterator
+
+    from domyn_swarm.services.checkpoints import CheckpointList, CheckpointQuery, JobEntry
+
+_SHOWN = 40  # characters of a prompt and of a path
+_NAMED = 20  # jobs, where nobody is asked
 
 checkpoints_app = typer.Typer(help="What jobs have left to go on with.", no_args_is_help=True)
 
 RefsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[REF…]", help="The beginning of an identity, or a job's id."),
+    typer.Argument(
+        metavar="[REF…]",
+        help="A job's id, for what it left; or the beginning of an identity, for all jobs with the "
+        "same requests.",
+    ),
 ]
 OlderOption = Annotated[
     float | None,
@@ -39,7 +49,8 @@ def list_command(
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """List checkpoints: of which job, how large, how many rows, when written, held by whom.
+    """List checkpoints, job by job: over which rows, how many, how large, when written, held by
+    whom. Jobs of one identity ask the same, and find each other's answers.
 
     A lease is `held` by a process of this machine that runs, `claimed` by another machine's, of
     which only `rm` finds out whether it still runs. Exits with 3 when a REF means none or several.
@@ -67,7 +78,10 @@ def remove(
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """Remove checkpoints: their jobs would ask every row again. One that is held stays.
+    """Remove checkpoints: those rows would be asked again. One that is held stays.
+
+    A job's id removes what that job was answered, and names the other jobs that took answers from
+    there; an identity removes what all its jobs were answered.
 
     A terminal is asked first, unless -y is given; without a terminal -y is needed. Exits with 3
     when a REF means none or several, or when one is held, and with 1 when you answered no.
@@ -83,16 +97,23 @@ def remove(
     if not yes and not interactive():
         raise typer.BadParameter("without a terminal it needs -y.")
     listed = list_checkpoints(_query(refs, older_than, folder))
+    if yes:
+        for line in itertools.islice(_leaving(listed), _NAMED):
+            say(line)
+    for line in _touched(listed):
+        say(line)
     if listed.checkpoints and not yes:
         _show(listed)
         rows = sum(one.rows_done for one in listed.checkpoints)
-        if not confirm(f"Remove {len(listed.checkpoints)} with {rows} finished rows?"):
+        jobs = sum(len(one.jobs) for one in listed.checkpoints)
+        if not confirm(f"Remove what {jobs} jobs left, {rows} finished rows?"):
             say("Nothing was removed.")
             raise typer.Exit(1)
     report = remove_checkpoints(listed)
     if form is Format.TABLE:
         for one in report.checkpoints:
-            typer.echo(f"{one.identity} {'removed' if one.removed else 'NOT removed'}")
+            what = one.identity if one.key is None else f"{one.identity}/{one.key}"
+            typer.echo(f"{what} {'removed' if one.removed else 'NOT removed'}")
     else:
         print_record(report, form)
     say(f"{_size(report.bytes_freed)} are free again.")
@@ -110,25 +131,63 @@ def _query(
 
 
 def _show(listed: CheckpointList) -> None:
-    from domyn_swarm.cli.rendering import moment, print_table
+    from domyn_swarm.cli.rendering import print_table
 
     rows = [
         (
             one.identity,
-            one.job_name or "-",
             (one.job or "?") + (f" ({one.tag})" if one.tag else ""),
             one.model or "?",
-            f"{one.rows_done}" + (f", {one.rows_failed} failed" if one.rows_failed else ""),
-            _size(one.bytes),
-            moment(one.last_written_at),
-            f"{one.lease} by {one.holder}" if one.holder else one.lease,
-            one.job_ids[-1] if one.job_ids else "-",
+            _start(one.prompt or "-"),
+            *cells,
         )
         for one in listed.checkpoints
+        for cells in (map(_job_cells, one.jobs) if one.jobs else [("-",) * 6])
     ]
-    columns = ("identity", "name", "job", "model", "rows", "size", "written", "lease", "last run")
-    print_table(columns, rows)
-    say(f"{len(rows)} in {listed.root}, {_size(listed.bytes)}")
+    columns = ("identity", "job", "model", "prompt")
+    of_job = ("input", "rows", "size", "written", "lease", "last run")
+    print_table((*columns, *of_job), rows)
+    say(f"{len(listed.checkpoints)} in {listed.root}, {_size(listed.bytes)}")
+
+
+def _job_cells(job: JobEntry) -> tuple[str, ...]:
+    from domyn_swarm.cli.rendering import moment
+
+    return (
+        _end(job.input or "?"),
+        f"{job.rows_done}" + (f", {job.rows_failed} failed" if job.rows_failed else ""),
+        _size(job.bytes),
+        moment(job.last_written_at),
+        f"{job.lease} by {job.holder}" if job.holder else job.lease,
+        _named(job.job_ids[-1] if job.job_ids else "-", job.external_id),
+    )
+
+
+def _leaving(listed: CheckpointList) -> Iterator[str]:
+    """Whose answers are listed, a line each."""
+    for job in (job for checkpoint in listed.checkpoints for job in checkpoint.jobs):
+        name = _named(job.job_ids[-1] if job.job_ids else job.key, job.external_id)
+        yield f"{name} over {job.input or '?'}: {job.rows_done} finished rows go."
+
+
+def _touched(listed: CheckpointList) -> Iterator[str]:
+    """Who else would miss answers of what is listed, a line each."""
+    for one in (one for checkpoint in listed.checkpoints for one in checkpoint.touched):
+        name = _named(one.job_id or one.key, one.external_id)
+        yield f"{name} over {one.input or '?'} has {one.rows} rows from there, and would ask them."
+
+
+def _named(job_id: str, external_id: str | None) -> str:
+    return f"{job_id} ({external_id})" if external_id else job_id
+
+
+def _start(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
+
+
+def _end(path: str) -> str:
+    return path if len(path) <= _SHOWN else "…" + path[1 - _SHOWN :]
 
 
 def _size(size_bytes: int) -> str:

@@ -50,9 +50,9 @@ def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
 
 def _summarise(job: JobSnapshot) -> None:
     """Say how it ended, and where to look."""
-    from domyn_swarm.cli.job_views import account_text, rows_text, verdicts_text
+    from domyn_swarm.cli.job_views import account_text, rows_text, split_text, verdicts_text
 
-    say(f"{job.job_id} {job.status.value}: {rows_text(job)} rows")
+    say(f"{job.job_id} {job.status.value}: {rows_text(job)} rows{split_text(job)}")
     if told := verdicts_text(job.verdicts):
         classes = ",".join(sorted({name.value for name in job.verdicts} - {"complete"}))
         say(

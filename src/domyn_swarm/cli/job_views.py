@@ -29,10 +29,10 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         ("job", f"{job.job_id} ({job.name})"),
         ("status", job.status.value + (f": {job.message}" if job.message else "")),
         ("swarm", job.swarm or "-"),
-        ("rows", rows_text(job)),
+        ("rows", rows_text(job) + split_text(job)),
         *([("answers", verdicts_text(job.verdicts))] if verdicts_text(job.verdicts) else []),
         *[("note", remark) for remark in job.remarks],
-        ("tokens", f"{job.prompt_tokens} in, {job.completion_tokens} out"),
+        ("tokens", tokens_text(job)),
         *([("cost", account_text(job.account))] if job.account else []),
         ("input", job.input),
         ("output", job.output or "-"),
@@ -162,6 +162,14 @@ def rows_text(job: JobSnapshot, *, speed: bool = True) -> str:
     return f"{job.rows_done}/{total}{failed}" + (f", {job.rows_per_s:.1f} rows/s" if moves else "")
 
 
+def split_text(job: JobSnapshot) -> str:
+    """Which of a job's rows this run asked, in words; nothing where it asked all that are done."""
+    if not job.rows_resumed:
+        return ""
+    now = job.rows_done - job.rows_resumed
+    return f" ({now} asked now, {job.rows_resumed} before)"
+
+
 def verdicts_text(verdicts: Mapping[ReplyVerdict, int]) -> str:
     """What the answers of a job are, in words; nothing where all are complete."""
     found = {name: rows for name, rows in verdicts.items() if rows}
@@ -176,8 +184,16 @@ def job_line(job: JobSnapshot) -> str:
     return f"{job.job_id} {job.status.value}: {rows_text(job, speed=False)} rows{said}"
 
 
+def tokens_text(job: JobSnapshot) -> str:
+    """What a job's requests took: over all its runs, once one has ended."""
+    told = job.account or job
+    return f"{told.prompt_tokens} in, {told.completion_tokens} out"
+
+
 def account_text(account: JobAccount) -> str:
     """What a job did over all its runs, in words."""
+    if not account.runs:
+        return "0 requests in 0 runs"
     parts = [f"{account.requests} requests in {account.wall_s:.1f} s"]
     if account.runs > 1:
         parts[0] += f" and {account.runs} runs"

@@ -85,7 +85,7 @@ def _messages_only() -> JobHook:
 
     def update(job: JobSnapshot) -> None:
         nonlocal last
-        if job.message and job.message != last:
+        if job.message and job.message != last and not job.status.final:  # else the end tells it
             say(f"{job.job_id}: {job.message}")
         last = job.message
 

@@ -7,6 +7,7 @@ nobody is waited for: an endpoint that does not serve is an error at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import msgspec
 from domyn_swarm.batch.access import EndpointAccess, open_session
 from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.engine import BatchPlan
-from domyn_swarm.batch.inspection import opened_index
+from domyn_swarm.batch.index import open_index
 from domyn_swarm.batch.manifest import without_secrets
 from domyn_swarm.batch.rows import Result, Row, RowError, RowValue
 from domyn_swarm.batch.runner import Events, Runner, RunPolicy
@@ -140,13 +141,17 @@ def dry_run(
 
 
 def _rows_settled(spec: JobSpec, plan: BatchPlan) -> int | None:
-    if not (spec.resume and spec.checkpointing and plan.folder.is_dir()):
+    keys = plan.output.keys
+    folders = plan.place.readable(keys)
+    known = any(one.path.is_dir() for one in folders)
+    if not (spec.resume and spec.checkpointing and known):
         return 0
     if plan.rows > _COUNTED_ROWS:
         return None
     tally = Tally()
-    with opened_index(plan) as index:
-        for _ in pending_rows(plan.dataset, plan.output.keys, index, plan.limit, tally):
+    index = open_index(folders, keys, Reading(plan.accept))
+    with contextlib.closing(index.frames):
+        for _ in pending_rows(plan.dataset, keys, index, plan.limit, tally):
             pass
     return tally.rows_resumed
 

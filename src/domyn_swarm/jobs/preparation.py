@@ -14,6 +14,7 @@ from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.inspection import asks_again
+from domyn_swarm.batch.job_store import Asker, check_free, input_key
 from domyn_swarm.batch.manifest import JobFacts, without_secrets
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.row_ids import check_ids
@@ -56,6 +57,20 @@ def prepare(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
     return prepared
 
 
+def check_submitted(spec: JobSpec, facts: InputFacts) -> None:
+    """All that can be wrong with a job as it is submitted.
+
+    Raises:
+        SwarmError: as `prepare`.
+        CheckpointBusy: another job asks the same rows now.
+        NothingToRetry: it is to ask rows again, and there are none.
+    """
+    plan = prepare(spec, facts).plan
+    if spec.checkpointing:
+        check_free(plan.folder)
+    _check_retried(plan)
+
+
 def check_rows(plan: BatchPlan) -> None:
     """The check that reads all ids.
 
@@ -67,20 +82,16 @@ def check_rows(plan: BatchPlan) -> None:
         check_ids(plan.dataset, id_column, limit=plan.limit)
 
 
-def check_retried(plan: BatchPlan) -> None:
-    """Refuse to ask rows again where there are none; reads the input until it finds one.
-
-    Raises:
-        NothingToRetry: there is none.
-        JobError: the job has no checkpoint.
-    """
-    if plan.again is None or asks_again(plan):
+def _check_retried(plan: BatchPlan) -> None:
+    """Refuse to ask rows again where there are none; reads the input until it finds one."""
+    if plan.again is None or (plan.folder.is_dir() and asks_again(plan)):
         return
     what = " or ".join(sorted(plan.again)) or "failed"
     raise NothingToRetry(
         f"There is nothing to retry: no row of {plan.output.job.name} is {what}. "
         "Nothing was started.",
-        hint="`domyn-swarm job status` tells what its rows are; --class NAME asks some again.",
+        hint="`domyn-swarm job status` tells what its rows are; --class NAME asks some again, and "
+        "`domyn-swarm job resume` those that were never asked.",
     )
 
 
@@ -160,10 +171,13 @@ def plan_of(
         output=output,
         identity=identity,
         checkpoint_root=Path(spec.checkpoint_root),
+        job_key=spec.job_key or input_key(spec.input),
+        asker=Asker(spec.job_id, spec.name, spec.external_id, spec.input),
         work=work,
         limit=spec.limit,
         resume=spec.resume,
         again=frozenset(spec.retry_classes) if spec.retry_failed else None,
+        no_others=spec.retry_failed,
         override=spec.override,
     )
 

@@ -64,6 +64,9 @@ class ProgressLine:
     def _text(self) -> str:
         tally = self._tally
         parts = [f"{self._name}: {tally.rows_done}/{tally.rows_total or 0} rows"]
+        if tally.rows_resumed:
+            parts[0] += f" ({tally.rows_done - tally.rows_resumed} asked now, "
+            parts[0] += f"{tally.rows_resumed} before)"
         if tally.all_failed:
             parts.append(f"{tally.all_failed} failed")
         noted = {*tally.all_verdicts} - {ReplyVerdict.COMPLETE, ReplyVerdict.ERROR}

@@ -69,6 +69,7 @@ class Reporter:
                 **self._told(),
                 "rows_total": tally.rows_total,
                 "rows_done": tally.rows_done,
+                "rows_resumed": tally.rows_resumed,
                 "rows_failed": tally.all_failed,
                 "verdicts": tally.all_verdicts,
                 "rows_per_s": tally.rows_per_s(),

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from domyn_swarm import __version__, open_files
 from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.engine import BatchPlan, BatchRun
+from domyn_swarm.batch.job_store import frame_key
 from domyn_swarm.batch.reading import InputReading, reading_of
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.config.environment import key_of_environment
@@ -49,11 +50,11 @@ class RunSettings:
     """False: nothing is left behind, and nothing is gone on with."""
     checkpoint_dir: str | Path | None = None
     resume: bool = True
-    """False: ask every row again."""
+    """False: ask every row again. What was answered stays for other jobs that ask the same."""
     retry_failed: bool = False
-    """Ask rows again that an earlier run gave up."""
+    """Ask rows again that an earlier run gave up, beside those that were never asked."""
     retry_class: str | Sequence[str] = ()
-    """Ask rows again by what their answers are: `"cut"`, `["empty", "refused"]`, …"""
+    """Likewise, by what their answers are: `"cut"`, `["empty", "refused"]`, …"""
     limit: int | None = None
     """Only the first so many rows."""
     progress: bool = True
@@ -128,7 +129,12 @@ async def arun(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettin
             _check_hooks(settings.hooks)
             spec = stack.enter_context(_travelling(spec, job, endpoint))
         plan = await asyncio.to_thread(plan_of, spec, job, ends.dataset)
-        plan = replace(plan, publishes=False)
+        if not isinstance(data, str | Path):
+            key = await asyncio.to_thread(frame_key, ends.dataset, plan.output.keys)
+            spec = spec.model_copy(update={"job_key": key})
+        # The frame that comes back has all rows: none may stay without a result.
+        key = spec.job_key or plan.job_key
+        plan = replace(plan, job_key=key, no_others=False, publishes=False)
         await asyncio.to_thread(check_rows, plan)
         plan.output.check_names(ends.dataset)
         async with ends.workers(spec) as workers:
@@ -242,7 +248,7 @@ def _spec(
         "job_id": new_job_id(),
         "name": job.options.name or job.label,
         "job": job.label,
-        "input": data,
+        "input": data if "://" in data or data.startswith("<") else str(Path(data).absolute()),
         "output": "",
         "checkpoint_root": str(Path(root).absolute()),
         "checkpoint_tag": settings.tag,

@@ -53,6 +53,8 @@ class JobSpec(InputReading):
     timeout_retries: int | None = None
     max_failures: str | None = None
     accept: Accept | None = None
+    external_id: str | None = None
+    job_key: str | None = None  # of the input in the store of answers; None: that of its path
     checkpoint_root: str
     checkpoint_tag: str | None = None
     checkpoint_interval: int | None = None
@@ -79,7 +81,7 @@ class JobResult(Record):
     rows_done: int = 0
     rows_failed: int = 0
     verdicts: dict[ReplyVerdict, int] = {}  # the settled rows by what their answers are
-    rows_resumed: int = 0  # settled by earlier runs
+    rows_resumed: int = 0  # settled before this run, by this job or another one that asks the same
     requests: int = 0  # of this run
     retries: int = 0
     account: JobAccount | None = None  # of all runs; None: this one did not begin

@@ -168,7 +168,7 @@ class _Worker:
     def _tell_differences(self) -> None:
         """Say why an existing checkpoint of the same job is not gone on with."""
         plan = self._prepared.plan
-        if plan.folder.exists():
+        if plan.place.store.exists():
             return
         found = nearest(plan.checkpoint_root, plan.identity)
         if found is not None:

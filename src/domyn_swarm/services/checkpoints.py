@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from domyn_swarm.batch.inventory import StoredCheckpoint, remove_checkpoint, stored_checkpoints
+from domyn_swarm.batch.inventory import (
+    StoredCheckpoint,
+    StoredJob,
+    remove_job,
+    remove_store,
+    stored_checkpoints,
+)
 from domyn_swarm.errors import StateError, SwarmError
 from domyn_swarm.model import Record, utc_now
 from domyn_swarm.paths import checkpoints_dir, database_path
@@ -23,16 +29,35 @@ _PREFIX_CHARACTERS = 4  # at least, so that nobody removes half of everything by
 class CheckpointQuery(Record):
     """Which checkpoints; all when nothing is said."""
 
-    refs: tuple[str, ...] = ()  # the beginning of an identity, a job's id or its external id
-    older_than_days: float | None = Field(None, ge=0)  # by when it was last written
+    refs: tuple[str, ...] = ()  # the beginning of an identity: whole stores; or jobs' ids
+    older_than_days: float | None = Field(None, ge=0)  # by when a store was last written
     root: Path | None = None  # None: that of the home
 
 
-class CheckpointEntry(StoredCheckpoint):
-    """One checkpoint, with what the database knows of the jobs that wrote it."""
+class JobEntry(StoredJob):
+    """What one job has left, with what the database knows of it."""
 
     job_name: str | None  # of the last run
+    external_id: str | None  # likewise
     output: str | None  # likewise
+
+
+class Touched(Record):
+    """A job that would miss answers of what is listed."""
+
+    key: str
+    job_id: str | None  # of the last run
+    external_id: str | None
+    input: str | None
+    rows: int  # that it took from there
+
+
+class CheckpointEntry(StoredCheckpoint):
+    """One store, or some jobs of it."""
+
+    jobs: tuple[JobEntry, ...]
+    whole: bool  # all jobs of the store are listed
+    touched: tuple[Touched, ...]  # jobs that are not listed
 
 
 class CheckpointList(Record):
@@ -45,9 +70,11 @@ class CheckpointList(Record):
 
 
 class Removal(Record):
-    """What became of one checkpoint."""
+    """What became of what one job had left, or of a whole store."""
 
     identity: str
+    key: str | None  # None: the whole store
+    job_ids: tuple[str, ...]
     bytes: int
     removed: bool
     error: str | None = None
@@ -70,11 +97,10 @@ def list_checkpoints(query: CheckpointQuery) -> CheckpointList:
         JobError: the folder cannot be read.
     """
     root = (query.root or checkpoints_dir()).absolute()
-    jobs = _jobs()
-    found = [_entry(one, jobs) for one in stored_checkpoints(root)]
+    records = _records()
+    found = [_entry(one, records) for one in stored_checkpoints(root)]
     if query.refs:
-        chosen = {_chosen(ref, found, jobs, root) for ref in query.refs}
-        found = [one for one in found if one.identity in chosen]
+        found = _chosen(query.refs, found, records, root)
     if query.older_than_days is not None:
         since = utc_now() - timedelta(days=query.older_than_days)
         found = [one for one in found if one.last_written_at < since]
@@ -85,26 +111,47 @@ def list_checkpoints(query: CheckpointQuery) -> CheckpointList:
 
 def remove_checkpoints(listed: CheckpointList) -> RemovalReport:
     """Remove what was listed, except what a driver holds: that stays, and is named."""
-    removals = tuple(map(_remove, listed.checkpoints))
+    removals = []
+    for one in listed.checkpoints:
+        if one.whole:
+            removals.append(_remove_store(one))
+        else:
+            removals += [_remove_job(one.identity, job) for job in one.jobs]
     freed = sum(one.bytes for one in removals if one.removed)
-    return RemovalReport(checkpoints=removals, bytes_freed=freed)
+    return RemovalReport(checkpoints=tuple(removals), bytes_freed=freed)
 
 
-def _remove(one: CheckpointEntry) -> Removal:
-    told = {"identity": one.identity, "bytes": one.bytes}
+def _remove_store(one: CheckpointEntry) -> Removal:
+    ids = tuple(job_id for job in one.jobs for job_id in job.job_ids)
+    gone = Removal(identity=one.identity, key=None, job_ids=ids, bytes=one.bytes, removed=True)
     try:
-        remove_checkpoint(one.path)
+        remove_store(one.path)
     except SwarmError as error:
-        failed = {"removed": False, "error": error.message, "hint": error.hint}
-        return Removal.model_validate({**told, **failed})
-    return Removal.model_validate({**told, "removed": True})
+        return _kept(gone, error)
+    return gone
+
+
+def _remove_job(identity: str, job: JobEntry) -> Removal:
+    gone = Removal(
+        identity=identity, key=job.key, job_ids=job.job_ids, bytes=job.bytes, removed=True
+    )
+    try:
+        remove_job(job.path)
+    except SwarmError as error:
+        return _kept(gone, error)
+    return gone
+
+
+def _kept(gone: Removal, error: SwarmError) -> Removal:
+    why = {"removed": False, "error": error.message, "hint": error.hint}
+    return gone.model_copy(update=why)
 
 
 def _last_written(one: CheckpointEntry) -> datetime:
     return one.last_written_at
 
 
-def _jobs() -> dict[str, JobRecord]:
+def _records() -> dict[str, JobRecord]:
     """Every job by its id; none when there is no database, which is not created for this."""
     if not database_path().exists():
         return {}
@@ -113,24 +160,54 @@ def _jobs() -> dict[str, JobRecord]:
     return {record.job_id: record for record in SwarmStore.open().jobs()}
 
 
-def _entry(one: StoredCheckpoint, jobs: dict[str, JobRecord]) -> CheckpointEntry:
-    known = [jobs[job_id] for job_id in one.job_ids if job_id in jobs]
+def _entry(one: StoredCheckpoint, records: Mapping[str, JobRecord]) -> CheckpointEntry:
+    jobs = tuple(_job_entry(job, records) for job in one.jobs)
+    fields = {name: getattr(one, name) for name in StoredCheckpoint.model_fields}
+    return CheckpointEntry(**{**fields, "jobs": jobs}, whole=True, touched=())
+
+
+def _job_entry(job: StoredJob, records: Mapping[str, JobRecord]) -> JobEntry:
+    known = [records[job_id] for job_id in job.job_ids if job_id in records]
     last = known[-1] if known else None
-    return CheckpointEntry(
-        **one.model_dump(),
+    return JobEntry(
+        **job.model_dump(),
         job_name=None if last is None else last.name,
+        external_id=None if last is None else last.external_id,
         output=None if last is None else last.output,
     )
 
 
 def _chosen(
-    ref: str, found: Sequence[CheckpointEntry], jobs: dict[str, JobRecord], root: Path
-) -> str:
-    ids = {ref, *(job.job_id for job in jobs.values() if job.external_id == ref)}
-    by_job = [one.identity for one in found if ids & set(one.job_ids)]
-    long_enough = len(ref) >= _PREFIX_CHARACTERS
-    by_prefix = [one.identity for one in found if long_enough and one.identity.startswith(ref)]
-    matching = by_job or by_prefix
+    refs: Sequence[str],
+    found: Sequence[CheckpointEntry],
+    records: Mapping[str, JobRecord],
+    root: Path,
+) -> list[CheckpointEntry]:
+    """The stores and jobs that are meant, each once."""
+    whole: set[str] = set()
+    keys: dict[str, set[str]] = {}
+    for ref in refs:
+        identity, key = _meant(ref, found, records, root)
+        if key is None:
+            whole.add(identity)
+        else:
+            keys.setdefault(identity, set()).add(key)
+    return [
+        one if one.identity in whole else _part(one, keys[one.identity])
+        for one in found
+        if one.identity in whole or one.identity in keys
+    ]
+
+
+def _meant(
+    ref: str, found: Sequence[CheckpointEntry], records: Mapping[str, JobRecord], root: Path
+) -> tuple[str, str | None]:
+    ids = {ref, *(job.job_id for job in records.values() if job.external_id == ref)}
+    matching: list[tuple[str, str | None]] = [
+        (one.identity, job.key) for one in found for job in one.jobs if ids & set(job.job_ids)
+    ]
+    if not matching and len(ref) >= _PREFIX_CHARACTERS:
+        matching = [(one.identity, None) for one in found if one.identity.startswith(ref)]
     if not matching:
         raise StateError(
             f"There is no checkpoint of {ref!r} in {root}.",
@@ -138,8 +215,41 @@ def _chosen(
             "`domyn-swarm checkpoints list`.",
         )
     if len(matching) > 1:
+        names = ("/".join(filter(None, one)) for one in matching)
         raise StateError(
-            f"{ref!r} means {len(matching)} checkpoints: {', '.join(matching)}.",
-            hint="Write more of its identity.",
+            f"{ref!r} means {len(matching)} checkpoints: {', '.join(names)}.",
+            hint="Write more of its identity, or a job's own id.",
         )
     return matching[0]
+
+
+def _part(one: CheckpointEntry, keys: set[str]) -> CheckpointEntry:
+    """Some jobs of a store, and who would miss their answers."""
+    chosen = tuple(job for job in one.jobs if job.key in keys)
+    if len(chosen) == len(one.jobs):
+        return one
+    touched = []
+    for job in one.jobs:
+        rows = sum(job.takes_from.get(key, 0) for key in keys)
+        if job.key not in keys and rows:
+            job_id = job.job_ids[-1] if job.job_ids else None
+            touched.append(
+                Touched(
+                    key=job.key,
+                    job_id=job_id,
+                    external_id=job.external_id,
+                    input=job.input,
+                    rows=rows,
+                )
+            )
+    return one.model_copy(
+        update={
+            "jobs": chosen,
+            "whole": False,
+            "touched": tuple(touched),
+            "rows_done": sum(job.rows_done for job in chosen),
+            "rows_failed": sum(job.rows_failed for job in chosen),
+            "bytes": sum(job.bytes for job in chosen),
+            "last_written_at": max(job.last_written_at for job in chosen),
+        }
+    )

@@ -154,7 +154,7 @@ class JobService:
     def retry_failed(
         self, ref: JobRef, *, swarm: str | None = None, changes: JobChanges | None = None
     ) -> JobHandle:
-        """As `resume`, and the rows that failed are asked again; with `changes.retry_classes` those
+        """The rows that failed are asked again, and no others; with `changes.retry_classes` those
         whose answers are of these verdicts instead, failed or not.
 
         With `changes.override` they are asked with other parameters; the job's checkpoint notes it.

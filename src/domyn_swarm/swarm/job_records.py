@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from domyn_swarm import logs
 from domyn_swarm.backends.base import ComputeSpec
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import ConfigError, OutputExists, PlatformError
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private
@@ -57,6 +59,30 @@ def program_of(script: Path) -> list[str]:
             f"{script} is neither a .py file nor executable.", hint=f"chmod +x {script}"
         )
     return [str(script)]
+
+
+def check_output(
+    output: str, jobs: Iterable[JobRecord], refresh: Callable[[JobRecord], JobRecord]
+) -> None:
+    """Refuse an output that another job is going to write.
+
+    Args:
+        output: where a new job is to write.
+        jobs: all that are known.
+        refresh: asks where a job runs how it is.
+
+    Raises:
+        OutputExists: one of them has not ended.
+    """
+    for job in jobs:
+        if job.output != output or job.status.final:
+            continue
+        with contextlib.suppress(PlatformError):  # who cannot be asked about may have ended
+            if not refresh(job).status.final:
+                raise OutputExists(
+                    f"The job {job.job_id} is going to write {output}.",
+                    hint="Wait for it, cancel it, or choose another --output.",
+                )
 
 
 def check_down_after(swarm: LiveSwarm | None) -> None:

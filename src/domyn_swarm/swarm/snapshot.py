@@ -64,6 +64,7 @@ class JobSnapshot(Record):
     status: JobStatus
     rows_total: int | None = None  # None: not known yet
     rows_done: int = 0  # settled, failed rows and rows from earlier runs included
+    rows_resumed: int = 0  # of them: before this run, by this job or another that asks the same
     rows_failed: int = 0
     verdicts: dict[ReplyVerdict, int] = Field(default_factory=dict)  # settled rows, by answers
     rows_per_s: float | None = None

@@ -23,6 +23,7 @@ from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_access import endpoint_access, endpoint_url, keep_key, swarm_access
 from domyn_swarm.swarm.job_records import (
     check_down_after,
+    check_output,
     compute_spec,
     end_after,
     new_record,
@@ -50,6 +51,7 @@ class JobSubmitter:
 
         Raises:
             ConfigError, InvalidInput, OutputExists: found before anything was recorded.
+            CheckpointBusy: another job asks the same rows now; likewise.
             StateError: the swarm has no endpoint.
             SubmissionUnknown: the platform gave no answer; the job is recorded as pending.
             PlatformError: the worker could not be started; the job is recorded as failed.
@@ -137,6 +139,7 @@ class JobSubmitter:
         Raises:
             ConfigError: the swarm serves another model than the job asked.
             NothingToRetry: with `retry_failed`, no row is to be asked again.
+            CheckpointBusy: another job asks the same rows now.
             StateError: the job's files are gone, or it keeps no checkpoint.
         """
         if not record.status.final:
@@ -167,10 +170,11 @@ class JobSubmitter:
         self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
     ) -> JobHandle:
         from domyn_swarm.batch.input_facts import InputFacts
-        from domyn_swarm.jobs.preparation import check_retried, prepare
+        from domyn_swarm.jobs.preparation import check_submitted
 
         facts = InputFacts()
-        check_retried(prepare(spec, facts).plan)
+        check_submitted(spec, facts)
+        check_output(spec.output, self._store.jobs(), self.refresh)
         record, compute = self._checked_compute(spec, paths, swarm, external_id)
         private_dir(paths.root)
         keep_key(spec, paths)
@@ -193,6 +197,7 @@ class JobSubmitter:
         return submit_recorded(self._store, self._backend(record), record, compute)
 
     def _spec(self, request: JobRequest, swarm: LiveSwarm | None) -> tuple[JobSpec, JobPaths]:
+        from domyn_swarm.batch.job_store import input_key
         from domyn_swarm.jobs.loading import import_path_of
 
         job_id = new_job_id()
@@ -204,7 +209,7 @@ class JobSubmitter:
             where = endpoint_access(request, paths)
         asked = request.model_dump(
             exclude={
-                *("swarm", "endpoint", "model", "input", "output", "name", "external_id"),
+                *("swarm", "endpoint", "model", "input", "output", "name"),
                 "down_after",
             }
         )
@@ -222,6 +227,7 @@ class JobSubmitter:
                 ),
                 "input": _absolute(request.input),
                 "output": _absolute(request.output),
+                "job_key": input_key(_absolute(request.input)),
                 "checkpoint_root": str(Path(checkpoint_root).absolute()),
                 "min_version": __version__,
             }

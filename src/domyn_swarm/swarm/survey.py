@@ -140,6 +140,7 @@ def job_snapshot(record: JobRecord) -> JobSnapshot:
         status=record.status,
         rows_total=progress.rows_total if progress else None,
         rows_done=progress.rows_done if progress else 0,
+        rows_resumed=progress.rows_resumed if progress else 0,
         rows_failed=progress.rows_failed if progress else 0,
         verdicts=progress.verdicts if progress else {},
         rows_per_s=progress.rows_per_s if progress else None,
