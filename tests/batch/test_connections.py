@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 
 from domyn_swarm import open_files
 from domyn_swarm.batch.connections import Connections
+from model_server import KEY
+from patience import limit_s
 from virtual_time import in_virtual_time
 
 
@@ -56,3 +62,38 @@ def test_no_more_are_in_flight_than_there_are_files_for_and_that_is_said_once(
         assert all(str(said) in notice for notice in notices)
 
     run()
+
+
+ASKS = """
+import asyncio, json, sys
+from domyn_swarm.batch.access import EndpointAccess, open_session
+from domyn_swarm.batch.asking import RetryPolicy
+from domyn_swarm.batch.tally import Tally
+
+url, key, requests = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+async def main():
+    tally, notices = Tally(), []
+    session = open_session(EndpointAccess(lambda: url, key), RetryPolicy(), tally, notices.append)
+    async with session as (client, _):
+        ask = client.chat.completions.create
+        prompts = [[{"role": "user", "content": str(nth)}] for nth in range(requests)]
+        await asyncio.gather(*[ask(model="m", messages=prompt) for prompt in prompts])
+    print(json.dumps([tally.requests, tally.retries, notices]))
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_with_few_files_asks_each_once(server: Any, answer: Any) -> None:
+    server.behave = lambda _prompt, _nth: answer(delay_s=0.3)
+    program = 'ulimit -Sn 160 && ulimit -Hn 160 && exec "$0" -c "$@"'
+    argv = ["/bin/sh", "-c", program, sys.executable, ASKS, server.url, KEY, "400"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=limit_s(), check=False)
+    assert done.returncode == 0, done.stderr
+    requests, retries, notices = json.loads(done.stdout)
+    assert (requests, retries) == (400, 0)
+    assert set(server.asked.values()) == {1}
+    assert 20 < server.most_at_once < 160
+    assert [notice for notice in notices if "may have 160 files open" in notice] == notices
+    assert len(notices) == 1

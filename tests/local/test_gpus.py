@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from domyn_swarm import watchdog
-from domyn_swarm.backends.gpus import held_gpus
+from domyn_swarm.backends.gpus import HeldGpus, held_gpus
 from domyn_swarm.backends.local import processes
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import ProcessId
@@ -45,15 +47,21 @@ def has_gpus(folder: Path, count: int) -> None:
     program.chmod(0o755)
 
 
+@contextlib.contextmanager
+def held(count: int, replica: int, swarm: str) -> Iterator[HeldGpus]:
+    with held_gpus(count, [replica], swarm) as found:
+        yield found[replica]
+
+
 def taken(count: int = 1) -> str:
-    with held_gpus(count, 0, "s") as held:
-        return held.env[VARIABLE]
+    with held(count, 0, "s") as gpus:
+        return gpus.env[VARIABLE]
 
 
 def test_gpus_that_are_held_are_nobody_elses() -> None:
-    with held_gpus(0, 0, "s") as none:
+    with held(0, 0, "s") as none:
         assert none == ({}, ())
-    with held_gpus(2, 0, "s") as first, held_gpus(1, 1, "s") as second:
+    with held(2, 0, "s") as first, held(1, 1, "s") as second:
         assert (first.env[VARIABLE], second.env[VARIABLE]) == ("0,1", "2")
         assert taken(3) == "3,4,5"
     assert taken() == "0"
@@ -61,15 +69,15 @@ def test_gpus_that_are_held_are_nobody_elses() -> None:
 
 def test_those_that_the_caller_left_visible_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "4, GPU-a,MIG-b/1/0")
-    with held_gpus(1, 0, "s") as first, held_gpus(2, 0, "t") as second:
+    with held(1, 0, "s") as first, held(2, 0, "t") as second:
         assert (first.env[VARIABLE], second.env[VARIABLE]) == ("4", "GPU-a,MIG-b/1/0")
-        with pytest.raises(PlatformError, match="0 of 3 are free") as raised, held_gpus(1, 0, "u"):
+        with pytest.raises(PlatformError, match="0 of 3 are free") as raised, held(1, 0, "u"):
             pass
         assert "4: s replica 0; GPU-a: t replica 0" in raised.value.message
-    with pytest.raises(PlatformError, match="leaves 3 for it"), held_gpus(4, 0, "s"):
+    with pytest.raises(PlatformError, match="leaves 3 for it"), held(4, 0, "s"):
         pass
     monkeypatch.setenv(VARIABLE, "")  # nothing may be seen
-    with pytest.raises(PlatformError, match="leaves 0 for it"), held_gpus(1, 0, "s"):
+    with pytest.raises(PlatformError, match="leaves 0 for it"), held(1, 0, "s"):
         pass
     monkeypatch.setenv(VARIABLE, "4")
     assert taken() == "4"  # what failed holds nothing
@@ -78,11 +86,30 @@ def test_those_that_the_caller_left_visible_are_shared_out(monkeypatch: pytest.M
 def test_a_machine_says_how_many_it_has(tmp_path: Path) -> None:
     has_gpus(tmp_path, 2)
     with (
-        held_gpus(1, 0, "s"),
+        held(1, 0, "s"),
         pytest.raises(PlatformError, match="1 of 2 are free"),
-        held_gpus(2, 0, "t"),
+        held(2, 0, "t"),
     ):
         pass
+
+
+def test_two_swarms_at_once_never_keep_each_other_from_what_would_do_for_one(
+    tmp_path: Path,
+) -> None:
+    has_gpus(tmp_path, 4)
+    meet = threading.Barrier(2)
+
+    def launch(name: str) -> int:
+        meet.wait(limit_s())
+        try:
+            with held_gpus(1, range(4), name) as found:
+                return len(found)
+        except PlatformError:
+            return 0
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            assert max(pool.map(launch, ("one", "two"))) == 4
 
 
 @pytest.fixture
@@ -99,7 +126,7 @@ def test_a_lock_lives_and_dies_with_the_process_that_was_given_it(
     """Four at once, as those of a pool: none inherits the lock of another."""
 
     def start(number: int) -> str:
-        with held_gpus(1, 0, f"swarm-{number}") as gpus:
+        with held(1, 0, f"swarm-{number}") as gpus:
             argv = ["/bin/sleep", "1000"]
             started.append(processes.spawn(argv, gpus.env, tmp_path / f"{number}.log", gpus.files))
             return gpus.env[VARIABLE]
@@ -113,7 +140,7 @@ def test_a_lock_lives_and_dies_with_the_process_that_was_given_it(
     )
     processes.send([victim], signal.SIGKILL)
     until(lambda: taken() == "2")
-    with held_gpus(1, 0, "t"):
+    with held(1, 0, "t"):
         assert taken() == "4"
 
 
@@ -143,7 +170,7 @@ def test_each_swarm_of_a_machine_gets_gpus_of_its_own_and_one_without_is_refused
 def test_locks_of_killed_programs_are_free(tmp_path: Path) -> None:
     program = (
         "import sys, time; from domyn_swarm.backends.gpus import held_gpus\n"
-        "with held_gpus(1, 0, 's'):\n print('held', flush=True); time.sleep(1000)"
+        "with held_gpus(1, [0], 's'):\n print('held', flush=True); time.sleep(1000)"
     )
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     try:

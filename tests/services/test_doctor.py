@@ -12,9 +12,16 @@ from pathlib import Path
 import pytest
 
 from command_line import CommandLine
+from domyn_swarm import open_files
 from domyn_swarm.backends.checks import Check
+from domyn_swarm.backends.endpoint.view import EndpointAddress
+from domyn_swarm.open_files import Limits
+from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.services.doctor import examine
 from domyn_swarm.services.lock_check import check_locks
+from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from local_swarms import config
 
 
 def wrong(config: Path | None = None) -> dict[str, Check]:
@@ -31,6 +38,32 @@ def test_a_healthy_machine(tmp_path: Path) -> None:
     found = examine(written(tmp_path, "model: m", "engine: sim"))
     assert found.well
     assert all((check.status == "ok") == (check.fix is None) for check in found.checks)
+
+
+@pytest.mark.parametrize(
+    ("hard", "warned"),
+    [(65_536, set()), (20_000, set()), (4096, {"open files", "endpoint"})],
+)
+def test_too_few_open_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard: int, warned: set[str]
+) -> None:
+    monkeypatch.setattr(open_files, "limits", lambda: open_files.Limits(1024, hard))
+    path = written(tmp_path, "model: m", "engine: sim")
+    found = [one for one in examine(path).checks if one.name in ("open files", "endpoint")]
+    assert f"here: 1024 (soft), {hard} (hard)" in found[0].detail
+    assert {one.name for one in found if one.status == "warning"} == warned
+    if "endpoint" in warned:
+        assert "takes 1343 requests at once" in found[-1].detail
+
+
+def test_the_limits_of_other_nodes_are_those_that_endpoints_say(swarm_home: Path) -> None:
+    store = SwarmStore.open()
+    plan, context = SwarmLifecycle.plan(config("far"))
+    SwarmLifecycle(store)._record(config("far"), plan, context)
+    paths = SwarmPaths.of(swarm_home, "far")
+    address = EndpointAddress(url="http://n7:1", node="n7", open_files=Limits(512, 512))
+    write_private(paths.endpoint, address.model_dump_json())
+    assert "on n7, of far: 512 (soft), 512 (hard)" in wrong()["open files"].detail
 
 
 def test_a_model_that_is_not_there_and_how_to_get_it(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -73,6 +74,32 @@ def test_a_row_that_kills_engines_is_found_and_a_swarm_that_failed_ends_the_job(
     [failed] = [row for row in rows if row["_error"] is not None]
     assert (failed["prompt"], failed["_error"]["type"]) == ("p30 POISON", "DeadlyRow")
     assert sum(row["result"] is not None for row in rows) == 199
+
+
+def test_engines_that_are_too_busy_to_say_that_they_are_well_are_left_at_work(
+    lifecycle: SwarmLifecycle, swarm_home: Path, tmp_path: Path
+) -> None:
+    record = tmp_path / "asked.jsonl"
+    options = {
+        "latency_s": 0.4,
+        "slots": 8,
+        "health_latency_s": 3.0,
+        "metrics_latency_s": 0.6,
+        "record": str(record),
+    }
+    service = JobService()
+    watchdog = {**QUICK, "http_timeout": 0.5}
+    lifecycle.up(config(replicas=2, min_ready=2, engine_options=options, watchdog=watchdog))
+    service.submit(request(tmp_path, 400, max_concurrency=32))
+    ended = service.wait("mine")
+    assert ended.status is JobStatus.SUCCEEDED
+    assert ended.account is not None
+    assert (ended.account.requests, ended.account.retries) == (400, 0)
+    assert set(asked(record).values()) == {1}
+    with sqlite3.connect(SwarmPaths.of(swarm_home, "demo").watchdog_db) as history:
+        states = {state for (state,) in history.execute("SELECT state FROM replica_status")}
+    history.close()
+    assert states <= {"starting", "ready"}
 
 
 class _Stranger(BaseHTTPRequestHandler):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from domyn_swarm.errors import PlatformError
@@ -47,33 +48,55 @@ class HeldGpus(NamedTuple):
 
 
 @contextlib.contextmanager
-def held_gpus(count: int, replica: int, swarm: str) -> Iterator[HeldGpus]:
-    """So many of this machine's GPUs that no other replica of any swarm has, of those that the
-    caller left visible. They are held for the body, and beyond it by the processes that got the
-    files in it.
+def held_gpus(
+    gpus_per_replica: int, replicas: Iterable[int], swarm: str
+) -> Iterator[dict[int, HeldGpus]]:
+    """For each of these replicas so many of this machine's GPUs that no other replica of any swarm
+    has, of those that the caller left visible. They are held for the body, and beyond it by the
+    processes that got the files in it.
 
     Raises:
-        PlatformError: too few are free.
+        PlatformError: too few are free; none is held.
     """
-    from domyn_swarm.watchdog import lock, lock_folder  # here: they cost more than a Slurm task's
-
-    if not count:
-        yield HeldGpus({}, ())
+    if not gpus_per_replica:
+        yield {replica: HeldGpus({}, ()) for replica in replicas}
         return
-    folder = lock_folder()
-    devices = _devices()
+    from domyn_swarm.watchdog import lock_folder  # here: it costs more than a Slurm task
+
+    folder, devices = lock_folder(), _devices()
     with contextlib.ExitStack() as stack:
-        held: dict[str, int] = {}
-        for device in devices:
-            if len(held) < count and (file := lock(folder, _lock_name(device))) is not None:
-                stack.callback(os.close, file)
-                held[device] = file
-        if len(held) < count:
-            raise _too_few(count, replica, devices, held, folder)
-        for file in held.values():
-            os.truncate(file, 0)
-            os.pwrite(file, f"{swarm} replica {replica}".encode(), 0)
-        yield HeldGpus({_VARIABLE: ",".join(held)}, tuple(held.values()))
+        with _turn(folder):  # else two swarms may keep each other from what would do for one
+            found = {
+                replica: _take(gpus_per_replica, replica, devices, folder, stack)
+                for replica in replicas
+            }
+            for replica, gpus in found.items():
+                for file in gpus.files:
+                    os.truncate(file, 0)
+                    os.pwrite(file, f"{swarm} replica {replica}".encode(), 0)
+        yield found
+
+
+@contextlib.contextmanager
+def _turn(folder: str) -> Iterator[None]:
+    with open(f"{folder}/gpus", "a") as file:  # noqa: PTH123 - beside the locks
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _take(
+    count: int, replica: int, devices: Sequence[str], folder: str, stack: contextlib.ExitStack
+) -> HeldGpus:
+    from domyn_swarm.watchdog import lock
+
+    held: dict[str, int] = {}
+    for device in devices:
+        if len(held) < count and (file := lock(folder, _lock_name(device))) is not None:
+            stack.callback(os.close, file)
+            held[device] = file
+    if len(held) < count:
+        raise _too_few(count, replica, devices, held, folder)
+    return HeldGpus({_VARIABLE: ",".join(held)}, tuple(held.values()))
 
 
 def gpus_here() -> int | None:

@@ -191,20 +191,15 @@ class LocalServing(OwnEndpoint):
             )
 
 
-@contextlib.contextmanager
-def _gpus_of(plan: DeploymentPlan, replicas: Iterable[int]) -> Iterator[Mapping[int, HeldGpus]]:
+def _gpus_of(
+    plan: DeploymentPlan, replicas: Iterable[int]
+) -> contextlib.AbstractContextManager[Mapping[int, HeldGpus]]:
     """GPUs for these replicas, for as long as they run: their watchdogs get the locks.
 
     Raises:
-        PlatformError: too few are free; nothing is held.
+        PlatformError: too few are free, as soon as it is entered.
     """
-    with contextlib.ExitStack() as stack:
-        yield {
-            replica: stack.enter_context(
-                held_gpus(plan.layout.gpus_per_replica, replica, plan.name)
-            )
-            for replica in replicas
-        }
+    return held_gpus(plan.layout.gpus_per_replica, replicas, plan.name)
 
 
 def end_jobs_and_replicas(tag: str, paths: SwarmPaths) -> None:
