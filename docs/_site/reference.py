@@ -224,6 +224,7 @@ def _paths_of(value: SwarmPaths | JobPaths) -> Iterator[str]:
         "job_id": "<id>",
         "job": "<job>",
         "task": "<n>",
+        "kind": "<endpoint or replica>",
     }
     for name, member in vars(type(value)).items():
         if isinstance(member, property):
