@@ -24,7 +24,7 @@ from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result
 from domyn_swarm.batch.segments import checkpoint_files, seal, void_path
 from domyn_swarm.batch.suspects import forget_suspects
-from domyn_swarm.batch.verdicts import Reading
+from domyn_swarm.batch.verdicts import AsKept, Reading
 from domyn_swarm.errors import JobError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Accept, ReplyVerdict
@@ -95,6 +95,11 @@ class Checkpoint:
         """
         self._close_journal()
         return open_index(self.folder, self._keys, self._published)
+
+    def shareable(self) -> RowIndex:
+        """As `index`; it gives results as they are kept, to be kept for other rows, too."""
+        self._close_journal()
+        return open_index(self.folder, self._keys, AsKept(self._published.accept))
 
     def settled(self) -> RowIndex:
         """What need not be asked, as of now, while writers go on. The caller closes `frames`."""

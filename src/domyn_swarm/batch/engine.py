@@ -20,11 +20,13 @@ from domyn_swarm.batch.limiter import Limiter
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.publish import ResultsMissing, publish
 from domyn_swarm.batch.runner import Events, Runner, Transform
+from domyn_swarm.batch.sharing import Shared, SharedRows, count_shared
 from domyn_swarm.batch.sink import SyncedSink, beside
 from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows
 from domyn_swarm.batch.steering import ReadGauges, steer
 from domyn_swarm.batch.suspects import Suspects, forget_suspects
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.verdicts import Reading
 from domyn_swarm.batch.work import WorkerPlan, WorkPlan
 from domyn_swarm.errors import JobError, TooManyFailures
 from domyn_swarm.logs import get_logger
@@ -49,6 +51,7 @@ class BatchPlan:
     limit: int | None = None
     resume: bool = True
     again: frozenset[ReplyVerdict] | None = None  # settled rows to ask again; empty: the failed
+    dedup: bool = False  # rows of one value share a request
     override: Mapping[str, Any] = field(default_factory=dict)  # parameters this run changed
     publishes: bool = True  # False: whoever runs it reads the results from the checkpoint
 
@@ -154,7 +157,14 @@ class BatchRun:
         with _opened(checkpoint.settled()) as index:
             keys = plan.output.keys
             source = pending_rows(plan.dataset, keys, index, plan.limit, self._tally)
+            shared: SharedRows | None = None
+            if plan.dedup:
+                shared = await asyncio.to_thread(SharedRows, plan.dataset, keys, index, plan.limit)
+                self._tally.rows_waiting = shared.waiting
+                source = shared.without(source)
             await self._run(checkpoint, transform, gauges, source)
+        if shared is not None and not self._stop_early:
+            await self._share(checkpoint, shared)
         for _ in range(_MENDING_ROUNDS):
             if self._stop_early or not plan.publishes:
                 return
@@ -177,6 +187,22 @@ class BatchRun:
             f"The checkpoint {checkpoint.folder} loses what is written to it.",
             hint="Check that disk, or choose another with --checkpoint-dir.",
         )
+
+    async def _share(self, checkpoint: Checkpoint, shared: SharedRows) -> None:
+        """Give the rows that wait for others what those came to."""
+
+        def keep_next() -> list[Shared] | None:
+            copies = next(found, None)
+            if copies is not None:
+                checkpoint.append([one.result for one in copies])
+            return copies
+
+        with _opened(checkpoint.shareable()) as index:
+            found = shared.results(index)
+            while not self._stop_early and (kept := await asyncio.to_thread(keep_next)) is not None:
+                judged = count_shared(kept, Reading(self._plan.accept), self._tally, self._events)
+                self._events.on_batch(judged)
+                self._events.on_progress(self._tally.rows_done, self._tally.rows_total)
 
     async def _run(
         self,

@@ -101,7 +101,7 @@ class KeyTable:
             return self._pairs, low.astype(np.int64), high.astype(np.int64)
         different, which = np.unique(buckets, return_inverse=True)
         starts = self._starts[different].astype(np.int64)
-        sizes = self._starts[different + 1] - starts
+        sizes = self._starts[different + 1].astype(np.int64) - starts
         raw = self._file.pieces((starts * 16).tolist(), (sizes * 16).tolist())
         ends = np.cumsum(sizes)
         return np.frombuffer(raw, np.uint64).reshape(-1, 2), (ends - sizes)[which], ends[which]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from domyn_swarm.batch.reading import InputReading
-from domyn_swarm.model import Accept, Fingerprint, JobAccount, Record, ReplyVerdict
+from domyn_swarm.model import Accept, Dedup, Fingerprint, JobAccount, Record, ReplyVerdict
 from domyn_swarm.planning.resources import JobResources
 
 
@@ -46,6 +46,7 @@ class JobSpec(InputReading):
     timeout_retries: int | None = None
     max_failures: str | None = None
     accept: Accept | None = None
+    dedup: Dedup | None = None
     checkpoint_root: str
     checkpoint_tag: str | None = None
     checkpoint_interval: int | None = None
