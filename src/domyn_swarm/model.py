@@ -127,6 +127,9 @@ def verdicts_named(names: str | Sequence[str]) -> tuple[ReplyVerdict, ...]:
 Accept = Literal["complete", "any"]
 """Which answers count. Else: all that say something, and refusals."""
 
+Dedup = Literal["greedy", "always"]
+"""Rows of one value share a request: where no answer is drawn by chance, or whatever is asked."""
+
 Fingerprint = Literal["full", "sample", "off"]
 """How many rows' inputs are compared with those that were answered: all, one in 64, or none."""
 

@@ -39,7 +39,7 @@ FLAGS = {
     "--output-mode --job-kwargs --prompt --system --limit --job-name --max-concurrency --retries "
     "--timeout --max-failures --accept --checkpoint-dir --checkpoint-tag --checkpoint-interval "
     "--checkpoint-seconds --no-resume --no-checkpointing --workers --shard-output --data-backend "
-    "--backend-read-kwargs --backend-write-kwargs --ray-address --fingerprint --down-after "
+    "--backend-read-kwargs --backend-write-kwargs --ray-address --fingerprint --dedup --down-after "
     f"{ATTACH}",
     "job submit-script": ATTACH,
     "job list": f"--refresh {PRINTS}",

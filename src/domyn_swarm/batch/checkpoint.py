@@ -31,7 +31,7 @@ from domyn_swarm.batch.segments import (
     void_path,
 )
 from domyn_swarm.batch.suspects import forget_suspects
-from domyn_swarm.batch.verdicts import Reading
+from domyn_swarm.batch.verdicts import AsKept, Reading
 from domyn_swarm.errors import CheckpointLost, JobError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Accept, ReplyVerdict
@@ -113,6 +113,11 @@ class Checkpoint:
         """
         self._close_journal()
         return self._opened(self._published)
+
+    def shareable(self) -> RowIndex:
+        """As `index`; it gives results as they are kept, to be kept for other rows, too."""
+        self._close_journal()
+        return self._opened(AsKept(self._published.accept))
 
     def settled(self) -> RowIndex:
         """What need not be asked, as of now, while writers go on. The caller closes `frames`."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from domyn_swarm.batch.arrow_arrays import indices
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.limiter import FIRST_LIMIT
 from domyn_swarm.batch.link import (
@@ -279,7 +278,7 @@ class Coordinator:
                 window[pending.ordinals - first] = pending.digests
                 found = index.match(first, window).found[pending.ordinals - first]
                 if not found.all():
-                    left.append(_some(pending, np.flatnonzero(~found)))
+                    left.append(pending.some(np.flatnonzero(~found)))
             return left
         finally:
             index.frames.close()
@@ -296,8 +295,8 @@ class Coordinator:
         size = min(rows, self._fair_share())
         pending = self._ready.popleft()
         if len(pending.ordinals) > size:
-            self._ready.appendleft(_some(pending, np.arange(size, len(pending.ordinals))))
-            pending = _some(pending, np.arange(size))
+            self._ready.appendleft(pending.some(np.arange(size, len(pending.ordinals))))
+            pending = pending.some(np.arange(size))
         self._handfuls += 1
         self._handed_out += len(pending.ordinals)
         worker.held[self._handfuls] = pending
@@ -306,7 +305,7 @@ class Coordinator:
     def _fair_share(self) -> int:
         """Handfuls shrink towards the end, so that no worker holds rows that another could do."""
         tally = self._tally
-        left = (tally.rows_total or 0) - tally.rows_resumed - self._handed_out
+        left = (tally.rows_total or 0) - tally.rows_resumed - tally.rows_waiting - self._handed_out
         size = max(1, left // (_LAST_SHARE * self._count))
         calls = -(-size // self._policy.rows_per_call)
         return calls * self._policy.rows_per_call
@@ -361,10 +360,6 @@ def _say(worker: _Worker, order: Order) -> None:
 
 def _rows_settled(counters: Counters) -> int:
     return counters.rows_answered + counters.rows_failed
-
-
-def _some(pending: PendingRows, at: np.ndarray[tuple[int], np.dtype[np.int64]]) -> PendingRows:
-    return PendingRows(pending.ordinals[at], pending.digests[at], pending.columns.take(indices(at)))
 
 
 def _finished(task: asyncio.Task[None]) -> bool:

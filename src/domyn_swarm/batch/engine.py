@@ -24,6 +24,7 @@ from domyn_swarm.batch.limiter import Limiter
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.publish import ResultsMissing, publish
 from domyn_swarm.batch.runner import Events, Runner, Transform
+from domyn_swarm.batch.sharing import Shared, SharedRows, count_shared
 from domyn_swarm.batch.sink import SyncedSink
 from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows
 from domyn_swarm.batch.steering import ReadGauges, steer
@@ -57,6 +58,7 @@ class BatchPlan:
     resume: bool = True
     again: frozenset[ReplyVerdict] | None = None  # settled rows to ask again; empty: the failed
     no_others: bool = False  # with `again`: rows that were never asked stay so
+    dedup: bool = False  # rows of one value share a request
     override: Mapping[str, Any] = field(default_factory=dict)  # parameters this run changed
     publishes: bool = True  # False: whoever runs it reads the results from the checkpoint
 
@@ -181,7 +183,16 @@ class BatchRun:
             keys = plan.output.keys
             retried = Reading(plan.accept, plan.again).asked_again if plan.no_others else None
             source = pending_rows(plan.dataset, keys, index, plan.limit, self._tally, again=retried)
+            shared: SharedRows | None = None
+            if plan.dedup:
+                shared = await in_thread(
+                    SharedRows, plan.dataset, keys, index, plan.limit, again=retried
+                )
+                self._tally.rows_waiting = shared.waiting
+                source = shared.without(source)
             await self._run(checkpoint, asking, source)
+        if shared is not None and not self._stop_early:
+            await self._share(checkpoint, shared)
         if plan.no_others and not self._stop_early:
             self._check_whole()
         for _ in range(_MENDING_ROUNDS):
@@ -211,6 +222,22 @@ class BatchRun:
             f"The checkpoint {checkpoint.folder} loses what is written to it.",
             hint="Check that disk, or choose another with --checkpoint-dir.",
         )
+
+    async def _share(self, checkpoint: Checkpoint, shared: SharedRows) -> None:
+        """Give the rows that wait for others what those came to."""
+
+        def keep_next() -> list[Shared] | None:
+            copies = next(found, None)
+            if copies is not None:
+                checkpoint.append([one.result for one in copies])
+            return copies
+
+        with _opened(await in_thread(checkpoint.shareable)) as index:
+            found = shared.results(index)
+            while not self._stop_early and (kept := await in_thread(keep_next)) is not None:
+                judged = count_shared(kept, Reading(self._plan.accept), self._tally, self._events)
+                self._events.on_batch(judged)
+                self._events.on_progress(self._tally.rows_done, self._tally.rows_total)
 
     def _check_whole(self) -> None:
         """Refuse to publish where rows were never asked, which only a resume may do."""

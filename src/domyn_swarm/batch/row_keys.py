@@ -101,11 +101,15 @@ def _hashes(values: Sequence[Any]) -> NDArray[np.uint64]:
 
 
 def _hash(value: Any) -> bytes:  # noqa: ANN401 - JSON
+    return hashlib.blake2b(encoded_value(value), digest_size=8).digest()
+
+
+def encoded_value(value: Any) -> bytes:  # noqa: ANN401 - JSON
+    """What stands for a value in its hash: the same bytes for the same value, and for no other."""
     try:
-        encoded = _encoder.encode(value)
+        return _encoder.encode(value)
     except OverflowError:
-        encoded = _LARGE + msgspec.json.encode(value, enc_hook=_plain)
-    return hashlib.blake2b(encoded, digest_size=8).digest()
+        return _LARGE + msgspec.json.encode(value, enc_hook=_plain)
 
 
 def agree(stored: Digests, asked: Digests) -> NDArray[np.bool_]:

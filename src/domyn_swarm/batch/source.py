@@ -37,6 +37,12 @@ class PendingRows:
         digests = [raw[at : at + DIGEST_BYTES] for at in range(0, len(raw), DIGEST_BYTES)]
         return list(map(Row, self.ordinals.tolist(), digests, items))
 
+    def some(self, at: NDArray[np.int64]) -> PendingRows:
+        """Those at these positions among them."""
+        items = None if self.items is None else [self.items[one] for one in at.tolist()]
+        columns = self.columns.take(indices(at))
+        return PendingRows(self.ordinals[at], self.digests[at], columns, items)
+
 
 def pending_rows(
     dataset: Dataset,
@@ -57,8 +63,9 @@ def pending_rows(
         items = keys.items(batch) if keys.fingerprint == "full" else None
         digests = keys.digests(batch, start, items)
         chosen = np.flatnonzero(_pending(index, start, digests, tally, again))
+        whole = PendingRows(np.arange(start, start + batch.num_rows), digests, batch, items)
         if len(chosen):
-            yield _chosen(batch, start, digests, chosen, items)
+            yield whole if len(chosen) == batch.num_rows else whole.some(chosen)
         start += batch.num_rows
 
 
@@ -82,19 +89,6 @@ def _pending(
         if not folder.own:
             tally.resumed_from[folder.path.name] += rows
     return pending
-
-
-def _chosen(
-    batch: pa.RecordBatch,
-    start: int,
-    digests: Digests,
-    chosen: NDArray[np.int64],
-    items: list[Any] | None,
-) -> PendingRows:
-    if len(chosen) == batch.num_rows:
-        return PendingRows(start + chosen, digests, batch, items)
-    some = None if items is None else [items[at] for at in chosen.tolist()]
-    return PendingRows(start + chosen, digests[chosen], batch.take(indices(chosen)), some)
 
 
 def _first_to_look_at(
@@ -123,5 +117,6 @@ def named_rows(
         inside = [at for at in range(batch.num_rows) if start + at in ordinals]
         if inside:
             digests = keys.digests(batch, start)
-            yield _chosen(batch, start, digests, np.array(inside, np.int64), None)
+            ordinals = np.arange(start, start + batch.num_rows)
+            yield PendingRows(ordinals, digests, batch).some(np.array(inside, np.int64))
         start += batch.num_rows

@@ -13,7 +13,8 @@ import msgspec
 
 from domyn_swarm.batch.observations import ReplicaShare, SlowestRows, SlowRow
 from domyn_swarm.batch.replies import Replies
-from domyn_swarm.batch.verdicts import verdict_of
+from domyn_swarm.batch.rows import RowError, RowValue
+from domyn_swarm.batch.verdicts import outcome_of, verdict_of
 from domyn_swarm.model import ReplyVerdict
 
 _Key = TypeVar("_Key", int, str)
@@ -60,6 +61,7 @@ class Tally:
     rows_total: int | None = None
     rows_resumed: int = 0  # settled before this run
     resumed_from: Counter[str] = field(default_factory=Counter)  # of those: other jobs', by key
+    rows_waiting: int = 0  # for what another row of the same value comes to
     resumed_failed: int = 0  # of those: with an error
     resumed_verdicts: Counter[ReplyVerdict] = field(default_factory=Counter)  # of those
     rows_answered: int = 0  # by this run
@@ -98,6 +100,17 @@ class Tally:
         self.rows_failed += 1
         self.rows_shut_out += shut_out
         _count(self.failures, failure_signature(kind, message))
+
+    def count_shared(self, kept: RowValue, counts: RowValue) -> RowError | None:
+        """Count a row that waited, as it is kept and as it counts; its error if it has one."""
+        self.rows_waiting -= 1
+        self.outcomes[outcome_of(kept)] += 1
+        if not counts.error:
+            self.rows_answered += 1
+            return None
+        error = msgspec.json.decode(counts.error, type=RowError)
+        self.count_failure(error.type, error.message)
+        return error
 
     def count_retry(self, kind: str, message: str) -> None:
         """Count a request that is sent again because of an error."""

@@ -119,6 +119,14 @@ class Reading:
         return np.array(chosen, np.uint8)
 
 
+class AsKept(Reading):
+    """Chooses among the results of a row as any reading, and gives them as they are kept."""
+
+    def judged(self, value: RowValue) -> RowValue:
+        """See `Reading.judged`."""
+        return value
+
+
 @lru_cache
 def _failed(accept: Accept | None) -> NDArray[np.uint8]:
     outcomes = range(_OUTCOMES)

@@ -66,6 +66,13 @@ class Fingerprint(StrEnum):
     OFF = "off"
 
 
+class Dedup(StrEnum):
+    """Which rows of one value share a request."""
+
+    GREEDY = "greedy"
+    ALWAYS = "always"
+
+
 def submit(
     source: Annotated[str, typer.Option("--input", metavar="PATH", help="The rows to ask.")],
     target: Annotated[str, typer.Option("--output", metavar="PATH", help="Where answers go.")],
@@ -143,6 +150,13 @@ def submit(
     timeout_retries: TimeoutRetriesOption = None,
     max_failures: MaxFailuresOption = None,
     accept: AcceptOption = None,
+    dedup: Annotated[
+        Dedup | None,
+        typer.Option(
+            "--dedup",
+            help="Rows of one value share a request: greedy, with temperature 0 only; or always.",
+        ),
+    ] = None,
     checkpoint_dir: Annotated[
         Path | None,
         typer.Option("--checkpoint-dir", metavar="DIR", help="Where checkpoints lie."),
@@ -240,6 +254,7 @@ def submit(
         timeout_retries=timeout_retries,
         max_failures=max_failures,
         accept=None if accept is None else accept.value,
+        dedup=None if dedup is None else dedup.value,
         checkpoint_dir=checkpoint_dir,
         checkpoint_tag=checkpoint_tag,
         checkpoint_interval=checkpoint_interval,

@@ -125,6 +125,13 @@ class SwarmJob:
         """What may be given to it besides its arguments and options: it goes to the requests."""
         return self.request_parameters | {BODY, "model"}
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether none of its answers is drawn by chance, as far as its parameters say."""
+        if self.lines is not None:  # each line may say otherwise
+            return False
+        return "temperature" not in self.known_parameters() or self.params.get("temperature") == 0
+
     def bind(self, client: OpenAIClient, model: str) -> None:
         """Give the job its endpoint, before the first row."""
         self.client = client

@@ -126,7 +126,7 @@ def dry_run(
     told = found.model_copy(
         update={
             "verdict": verdict,
-            "remarks": tuple(prepared.job.remarks({verdict: 1})),
+            "remarks": (*prepared.job.remarks({verdict: 1}), *_of_sharing(plan)),
             "requests": tuple(_shown(one, access.key) for one in sent),
             "prompt_tokens": value.prompt_tokens,
             "completion_tokens": value.completion_tokens,
@@ -138,6 +138,12 @@ def dry_run(
     estimate = _estimate(told, prepared, row, sent)
     answer = msgspec.json.decode(value.output)
     return told.model_copy(update={"answer": answer, "estimate": estimate})
+
+
+def _of_sharing(plan: BatchPlan) -> list[str]:
+    if not plan.dedup:
+        return []
+    return ["Rows of one value share a request (--dedup); the estimate is as if each had its own."]
 
 
 def _rows_settled(spec: JobSpec, plan: BatchPlan) -> int | None:

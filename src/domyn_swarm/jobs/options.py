@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from domyn_swarm.batch.rows import RowTrace
 from domyn_swarm.batch.verdicts import verdict_of
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.model import Accept, Record
+from domyn_swarm.model import Accept, Dedup, Record
 
 Kept = Literal["finish_reason", "verdict", "usage", "latency"]
 
@@ -28,6 +28,7 @@ class JobOptions(Record):
     checkpoint_interval: int | None = Field(None, ge=1)
     checkpoint_seconds: float | None = Field(None, gt=0)
     accept: Accept | None = None
+    dedup: Dedup | None = None
     keep: tuple[Kept, ...] = ()
 
 

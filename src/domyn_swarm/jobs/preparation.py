@@ -27,6 +27,7 @@ from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.inputs import open_input, writer_of
 from domyn_swarm.jobs.loading import load_job
 from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.model import Dedup
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def plan_of(
     check_columns(dataset, keys.input_columns, "--input-column")
     if keys.id_column is not None:
         check_columns(dataset, [keys.id_column], "--id-column")
+    check_dedup(spec.dedup, job)
     identity = identity_of(spec, first or job)
     output = OutputPlan(
         target=spec.output,
@@ -178,7 +180,24 @@ def plan_of(
         resume=spec.resume,
         again=frozenset(spec.retry_classes) if spec.retry_failed else None,
         no_others=spec.retry_failed,
+        dedup=spec.dedup is not None,
         override=spec.override,
+    )
+
+
+def check_dedup(dedup: Dedup | None, job: SwarmJob) -> None:
+    """Refuse to share answers that are drawn by chance, unless that was asked for.
+
+    Raises:
+        ConfigError: with `greedy`, the job may ask with another temperature than 0.
+    """
+    if dedup != "greedy" or job.is_greedy:
+        return
+    raise ConfigError(
+        f"--dedup greedy: {job.label} may ask with a temperature other than 0, so that equal rows "
+        "would get different answers.",
+        hint="Set temperature to 0 (--job-kwargs), or let equal rows share one answer that was "
+        "drawn by chance: --dedup always.",
     )
 
 

@@ -112,6 +112,11 @@ class PromptedJob(SwarmJob):
         were = "answer was" if cut == 1 else "answers were"
         return [f"{cut} {were} cut by the server's own token limit: the job gives no max_tokens."]
 
+    @property
+    def is_greedy(self) -> bool:
+        """See `SwarmJob.is_greedy`; here rows may have a temperature of their own."""
+        return super().is_greedy and {"temperature", BODY}.isdisjoint(self.param_columns)
+
     def columns_of(self, item: Any) -> dict[str, Any]:  # noqa: ANN401 - the columns'
         """The row's columns by name, however many there are."""
         if len(self.input_columns) == 1:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from domyn_swarm.batch.reading import InputReading
-from domyn_swarm.model import Accept, Fingerprint, JobAccount, Record, ReplyVerdict, utc_now
+from domyn_swarm.model import Accept, Dedup, Fingerprint, JobAccount, Record, ReplyVerdict, utc_now
 from domyn_swarm.planning.resources import JobResources
 
 
@@ -55,6 +55,7 @@ class JobSpec(InputReading):
     accept: Accept | None = None
     external_id: str | None = None
     job_key: str | None = None  # of the input in the store of answers; None: that of its path
+    dedup: Dedup | None = None
     checkpoint_root: str
     checkpoint_tag: str | None = None
     checkpoint_interval: int | None = None

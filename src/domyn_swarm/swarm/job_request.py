@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from domyn_swarm.batch.reading import InputReading
-from domyn_swarm.model import Accept, Fingerprint, Record, ReplyVerdict
+from domyn_swarm.model import Accept, Dedup, Fingerprint, Record, ReplyVerdict
 from domyn_swarm.planning.resources import JobResources
 
 
@@ -44,6 +44,7 @@ class JobRequest(InputReading):
     timeout_retries: int | None = Field(None, ge=0)
     max_failures: str | None = None  # "20" rows or "5%"
     accept: Accept | None = None  # which answers count
+    dedup: Dedup | None = None  # rows of one value share a request
     checkpoint_dir: Path | None = None
     checkpoint_tag: str | None = None
     checkpoint_interval: int | None = Field(None, ge=1)
