@@ -130,7 +130,7 @@ async def arun(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettin
             spec = stack.enter_context(_travelling(spec, job, endpoint))
         plan = await asyncio.to_thread(plan_of, spec, job, ends.dataset)
         if not isinstance(data, str | Path):
-            key = await asyncio.to_thread(frame_key, ends.dataset, plan.output.keys)
+            key = await asyncio.to_thread(frame_key, plan.dataset, plan.output.keys)
             spec = spec.model_copy(update={"job_key": key})
         # The frame that comes back has all rows: none may stay without a result.
         key = spec.job_key or plan.job_key
