@@ -101,6 +101,10 @@ class PlatformUnavailable(PlatformError):
     """The platform did not answer; what it runs is unknown."""
 
 
+class RunsElsewhere(PlatformError):
+    """It was started on another host, cluster or workspace, which cannot be asked from here."""
+
+
 class LaunchError(SwarmError):
     """The swarm did not come up; what was started has been stopped."""
 

@@ -12,10 +12,10 @@ import pytest
 
 from command_line import PROGRAM
 from domyn_swarm.cli.top.app import TopApp
-from domyn_swarm.cli.top.rows import duration, failure_lines, number
+from domyn_swarm.cli.top.rows import duration, failure_lines, job_row, number, summary
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import FailureGroup, JobStatus, ReplicaState, SwarmPhase
-from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
+from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot, Whereabouts
 from patience import until_async
 
 BEGAN = datetime(2026, 11, 26, 8, 0, tzinfo=UTC)
@@ -260,3 +260,12 @@ def test_without_a_terminal_it_says_what_to_use(swarm_home: Path) -> None:
     )
     assert done.returncode == 2
     assert "status --json" in done.stderr
+
+
+def test_a_swarm_of_another_cluster_is_shown_as_it_was_last_known() -> None:
+    where = Whereabouts(kind="cluster", name="alps", elsewhere=True, known_at=BEGAN)
+    seen = night(observed="elsewhere", whereabouts=where, detail="it cannot be asked from here")
+    phase, model, *_ = summary(seen, BEGAN + timedelta(seconds=90))
+    assert phase == "ready  http://n1:41873"
+    assert model.endswith("(vllm on slurm, cluster alps: not asked from here, known 0:01:30 ago)")
+    assert job_row(job(1, whereabouts=where))[1] == "running on alps"

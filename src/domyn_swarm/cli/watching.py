@@ -19,7 +19,9 @@ from domyn_swarm.cli.rendering import collected, plain, print_line
 from domyn_swarm.model import Record
 
 _T = TypeVar("_T", bound=Record)
-_AGES = frozenset({"last_seen_s", "eta_s", "rows_per_s", "requests_running", "requests_waiting"})
+_AGES = frozenset(
+    {"known_at", "last_seen_s", "eta_s", "rows_per_s", "requests_running", "requests_waiting"}
+)
 
 WatchOption = Annotated[
     bool, typer.Option("--watch", "-w", help="Go on showing it as it changes, until Ctrl-C.")

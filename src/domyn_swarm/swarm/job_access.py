@@ -10,6 +10,7 @@ from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_request import JobRequest
+from domyn_swarm.swarm.whereabouts import endpoint_address
 
 
 def swarm_access(swarm: LiveSwarm) -> dict[str, str | None]:
@@ -17,8 +18,9 @@ def swarm_access(swarm: LiveSwarm) -> dict[str, str | None]:
 
     Raises:
         StateError: it has no endpoint now.
+        RunsElsewhere: its endpoint is not reached from here.
     """
-    address = swarm.backend.address(swarm.handle)
+    address = endpoint_address(swarm)
     if address is None:
         raise StateError(
             f"The swarm {swarm.record.name} is {swarm.record.phase.value} and has no endpoint.",
@@ -60,5 +62,5 @@ def _key_file(paths: JobPaths) -> Path:
 
 def endpoint_url(swarm: LiveSwarm) -> str:
     """Where its endpoint listens now; nothing when it does not."""
-    address = swarm.backend.address(swarm.handle)
+    address = endpoint_address(swarm)
     return "" if address is None else address.url

@@ -19,10 +19,9 @@ from domyn_swarm.errors import (
     PlatformError,
     StateError,
     SwarmError,
-    SwarmExists,
     SwarmNotFound,
 )
-from domyn_swarm.model import SwarmPhase, utc_now
+from domyn_swarm.model import Reach, SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private, write_private_once
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.layout import lay_out
@@ -32,6 +31,7 @@ from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate, serving_backend
 from domyn_swarm.swarm.readiness import launch_error, readiness
 from domyn_swarm.swarm.reconcile import all_recorded, being_launched, claim_launch, reconcile
+from domyn_swarm.swarm.whereabouts import is_elsewhere, reach, refuse_elsewhere, refuse_taken
 
 if TYPE_CHECKING:
     from domyn_swarm.config import DomynLLMSwarmConfig
@@ -127,6 +127,8 @@ class SwarmLifecycle:
             return self.up(
                 config, wait=wait, timeout_s=timeout_s, on_change=on_change, interrupted=interrupted
             )
+        if is_elsewhere(swarm.record):
+            refuse_taken(swarm.record)
         phase = swarm.record.phase
         going = phase is SwarmPhase.LAUNCHING and (being_launched(swarm) or all_recorded(swarm))
         if phase is SwarmPhase.READY or (going and not wait):
@@ -172,6 +174,7 @@ class SwarmLifecycle:
             swarm_dir=str(paths.root),
             plan_json=plan.model_dump_json(),
             parts=(),
+            location=serving_backend(plan.backend).location(plan.backend_options),
             created_at=now,
             updated_at=now,
         )
@@ -192,11 +195,7 @@ class SwarmLifecycle:
             record = self._store.swarm(name)
         except SwarmNotFound:
             return
-        if reconcile(self._store, record).phase.live:
-            raise SwarmExists(
-                f"A swarm named {name!r} is {record.phase.value}.",
-                hint=f"Stop it with `domyn-swarm down {name}`, or choose another --name.",
-            )
+        refuse_taken(reconcile(self._store, record))
 
     def _launch(self, swarm: LiveSwarm, context: DeploymentContext) -> LiveSwarm:
         def attach(part: Part) -> None:
@@ -264,15 +263,19 @@ class SwarmLifecycle:
 
         Raises:
             SwarmNotFound: there is none of that name.
+            RunsElsewhere: it can only be stopped from another host or cluster.
             PlatformError: something still runs; the record stays.
         """
         record = reconcile(self._store, self._store.swarm(name))
+        refuse_elsewhere(record, "stop it", f"`domyn-swarm down {name} --forget` writes it off")
         swarm = rehydrate(record)
         if record.phase.live:
             self._store.set_phase(record.tag, SwarmPhase.STOPPING)
             swarm.backend.delete(swarm.handle)
             self._store.set_phase(record.tag, SwarmPhase.STOPPED)
             swarm = swarm.with_record(self._store.swarm(name))
+        elif _may_be_left(swarm):  # it was written off too early, or forgotten
+            swarm.backend.delete(swarm.handle)
         _withdraw_metrics(swarm)
         return swarm
 
@@ -282,10 +285,12 @@ class SwarmLifecycle:
 
         Raises:
             SwarmNotFound: there is none of that name.
+            RunsElsewhere: it can only be scaled from another host or cluster.
             StateError: it is not live, or a replica that is wanted again has not ended yet.
             PlatformError: a replica could not be started.
         """
         swarm = self.attach(name)
+        refuse_elsewhere(swarm.record, "scale it")
         if swarm.record.phase not in (SwarmPhase.LAUNCHING, SwarmPhase.READY):
             raise StateError(
                 f"The swarm {name} is {swarm.record.phase.value} and cannot be scaled.",
@@ -323,10 +328,20 @@ class SwarmLifecycle:
     def current(self, record: SwarmRecord) -> LiveSwarm:
         """The same for a record that was read before."""
         swarm = rehydrate(reconcile(self._store, record))
+        if is_elsewhere(swarm.record):
+            return swarm
         if swarm.record.phase is SwarmPhase.LAUNCHING and readiness(swarm)().phase is Phase.READY:
             self._store.set_phase(record.tag, SwarmPhase.READY)
             return swarm.with_record(self._store.swarm(record.name))
         return swarm
+
+
+def _may_be_left(swarm: LiveSwarm) -> bool:
+    """Whether something runs of a swarm that is recorded as stopped, as far as can be known."""
+    try:
+        return reach(swarm.record) is Reach.HERE and bool(swarm.backend.find(swarm.handle))
+    except SwarmError:
+        return False
 
 
 def _context(plan: DeploymentPlan, tag: str) -> DeploymentContext:

@@ -7,17 +7,17 @@ platform can be asked.
 from __future__ import annotations
 
 import json
-import socket
 
 from domyn_swarm.backends.base import Part
 from domyn_swarm.backends.endpoint.view import read_ended
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import ProcessId, SwarmPhase
+from domyn_swarm.model import Location, ProcessId, Reach, SwarmPhase
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.probing import Phase
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
+from domyn_swarm.swarm.whereabouts import reach
 
 _log = get_logger(__name__)
 
@@ -26,15 +26,22 @@ def reconcile(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
     """The record as the platform sees it.
 
     Parts that carry the tag are attached; a swarm of which nothing is left, and that nobody is
-    bringing up any more, is stopped. When the platform cannot be asked, the record stays.
+    bringing up any more, is stopped. When the platform cannot be asked, or the swarm
+    runs on another host or cluster, the record stays.
     """
     if not record.phase.live:
         return record
     try:
-        return _reconciled(store, record)
+        where = reach(record)
+        if where is Reach.HERE:
+            return _reconciled(store, record)
     except PlatformError as error:
         _log.warning("%s cannot be looked for: %s", record.name, error.message)
         return record
+    if where is Reach.ELSEWHERE:
+        return record
+    store.set_stopped(record.tag, f"{record.phase.value}, then ended: its host was restarted")
+    return store.swarm(record.name)
 
 
 def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
@@ -73,20 +80,21 @@ def claim_launch(paths: SwarmPaths, tag: str) -> None:
     """Write down that this process is bringing the swarm up: before there is a record of it, so
     that nobody writes off a swarm of which nothing runs *yet*.
     """
-    from domyn_swarm.identity import this_process
+    from domyn_swarm.identity import this_host, this_process
 
-    document = {"host": socket.gethostname(), **this_process().model_dump()}
+    document = {"location": this_host().model_dump(), **this_process().model_dump()}
     write_private(paths.launcher(tag), json.dumps(document))
 
 
 def being_launched(swarm: LiveSwarm) -> bool:
-    """Whether the process that brings the swarm up still lives, as far as can be seen from here."""
+    """Whether the process that brings the swarm up still lives, as far as is known from here."""
     try:
         launcher = json.loads(swarm.paths.launcher(swarm.record.tag).read_text())
-    except (OSError, ValueError):
+        location = Location.model_validate(launcher["location"])
+        process = ProcessId(pid=launcher["pid"], started_at=launcher["started_at"])
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    if launcher["host"] != socket.gethostname():
-        return True  # its machine knows better
-    from domyn_swarm.identity import still_there
+    from domyn_swarm.identity import host_reach, still_there
 
-    return still_there(ProcessId(pid=launcher["pid"], started_at=launcher["started_at"]))
+    where = host_reach(location)
+    return where is Reach.ELSEWHERE or (where is Reach.HERE and still_there(process))

@@ -17,6 +17,15 @@ from domyn_swarm.model import (
 )
 
 
+class Whereabouts(Record):
+    """Where a swarm or a job was started, and whether it can be asked from here."""
+
+    kind: Literal["host", "cluster", "workspace"]
+    name: str
+    elsewhere: bool | None  # it cannot: what is shown is what was known last; null: not asked
+    known_at: datetime | None = None  # of what is elsewhere: as of when it is shown
+
+
 class ReplicaSnapshot(Record):
     """One replica, with how old the news is."""
 
@@ -52,6 +61,7 @@ class JobSnapshot(Record):
     name: str
     swarm: str | None
     status: JobStatus
+    whereabouts: Whereabouts | None = None  # null: not recorded
     rows_total: int | None = None  # None: not known yet
     rows_done: int = 0  # settled, failed rows and rows from earlier runs included
     rows_failed: int = 0
@@ -77,8 +87,11 @@ class SwarmSnapshot(Record):
     schema_version: Literal[1] = 1
     name: str
     phase: SwarmPhase  # what the record says
-    observed: Literal["ready", "starting", "queued", "failed", "stopped", "unknown", "not_probed"]
+    observed: Literal[
+        "ready", "starting", "queued", "failed", "stopped", "unknown", "elsewhere", "not_probed"
+    ]
     detail: str = ""
+    whereabouts: Whereabouts | None = None  # null: not recorded
     backend: str
     engine: str
     model: str

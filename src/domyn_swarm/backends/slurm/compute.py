@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeSpec, read_exit, read_tail
+from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.job_status import job_status
 from domyn_swarm.backends.slurm.layout import job_script
@@ -34,7 +35,7 @@ _LOOK_S = 0.5
 _RECORD_S = 10.0  # from the job's end until its exit record is surely seen on another node
 
 
-class SlurmCompute:
+class SlurmCompute(OnCluster):
     """See `ComputeBackend`."""
 
     def __init__(self, slurm: Scheduler | None = None, clock: Clock = time) -> None:
