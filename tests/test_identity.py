@@ -12,7 +12,15 @@ import pytest
 
 from domyn_swarm.batch.lease import acquire
 from domyn_swarm.errors import CheckpointBusy
-from domyn_swarm.identity import identify, still_there, this_process
+from domyn_swarm.identity import (
+    INITIAL_PID_NAMESPACE,
+    host_reach,
+    identify,
+    still_there,
+    this_host,
+    this_process,
+)
+from domyn_swarm.model import Location, Reach
 
 MOVED_S = [-3600.0, -1.0, 1.0, 37.0]
 SetClock = Callable[[float], None]
@@ -68,3 +76,52 @@ def test_another_start_is_another_process_and_none_is_not_there(
     assert still_there(known)  # a zombie: nobody else gets its number
     child.wait()
     assert not still_there(known)
+
+
+HERE = Location(
+    kind="host",
+    name="login1",
+    boot_id="b1",
+    pid_namespace=INITIAL_PID_NAMESPACE,
+    machine_id="installed-once",
+)
+CONTAINER = HERE.model_copy(update={"pid_namespace": 4026532217})
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "reach"),
+    [
+        (HERE, HERE, Reach.HERE),
+        # A laptop in another network; another name for the same boot and namespace.
+        (HERE.model_copy(update={"name": "dhcp-17"}), HERE, Reach.HERE),
+        (HERE.model_copy(update={"name": "login2", "boot_id": "b2"}), HERE, Reach.ELSEWHERE),
+        # Containers see their own processes only, on one kernel and with one host name.
+        (CONTAINER, HERE, Reach.ELSEWHERE),
+        (HERE, CONTAINER, Reach.ELSEWHERE),
+        (CONTAINER, CONTAINER, Reach.HERE),
+        # The same installation under the same name was restarted.
+        (HERE.model_copy(update={"boot_id": "b0"}), HERE, Reach.OVER),
+        # But a name is no proof: another machine, an image that many run, a container each.
+        (HERE.model_copy(update={"boot_id": "b0", "machine_id": "other"}), HERE, Reach.ELSEWHERE),
+        (HERE.model_copy(update={"boot_id": "b0", "machine_id": None}), HERE, Reach.ELSEWHERE),
+        (HERE.model_copy(update={"boot_id": "b0", "name": "login2"}), HERE, Reach.ELSEWHERE),
+        (CONTAINER.model_copy(update={"boot_id": "b0"}), CONTAINER, Reach.ELSEWHERE),
+        (CONTAINER.model_copy(update={"boot_id": "b0"}), HERE, Reach.ELSEWHERE),
+        # Systems that do not say have their name alone.
+        (Location(kind="host", name="mac"), Location(kind="host", name="mac"), Reach.HERE),
+        (Location(kind="host", name="mac"), Location(kind="host", name="other"), Reach.ELSEWHERE),
+        (Location(kind="host", name="login1"), HERE, Reach.ELSEWHERE),
+        (Location(kind="cluster", name="login1"), HERE, Reach.ELSEWHERE),
+    ],
+)
+def test_what_can_be_known_of_processes_of_another_place(
+    there: Location, here: Location, reach: Reach
+) -> None:
+    assert host_reach(there, here) is reach
+
+
+def test_this_host_is_known_as_itself() -> None:
+    assert host_reach(this_host()) is Reach.HERE
+    machine_id = Path("/etc/machine-id")
+    if machine_id.exists():  # which is nobody's business
+        assert this_host().machine_id not in (None, machine_id.read_text().strip())

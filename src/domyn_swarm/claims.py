@@ -6,33 +6,32 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 from pathlib import Path
 
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import ProcessId, Record
+from domyn_swarm.model import Location, ProcessId, Reach, Record
 from domyn_swarm.paths import write_private
 
 _log = get_logger(__name__)
 
 RENEW_S = 30.0
-_STALE_S = 600.0  # without being renewed: its process is not one of this machine, and is gone
+_STALE_S = 600.0  # without being renewed: a process that cannot be seen from here is gone
 
 
 class Claim(Record):
     """Who is at work."""
 
-    host: str
+    location: Location
     pid: int
     started_at: float  # see `ProcessId`
 
 
 def claim(path: Path) -> None:
     """Say that this process is at work. One that may take longer than a few minutes renews it."""
-    from domyn_swarm.identity import this_process  # it costs what looking at records need not
+    from domyn_swarm.identity import this_host, this_process  # looking at records does without
 
-    claimed = Claim(host=socket.gethostname(), **this_process().model_dump())
+    claimed = Claim(location=this_host(), **this_process().model_dump())
     write_private(path, claimed.model_dump_json())
 
 
@@ -53,7 +52,7 @@ def release(path: Path) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether its process lives: on this machine that is seen; on another one, whether the claim
+    """Whether its process lives: where that can be seen from here; elsewhere, whether the claim
     was renewed lately. A file that is no claim is held by nobody; one that cannot be read may be.
     """
     try:
@@ -65,8 +64,10 @@ def is_held(path: Path) -> bool:
         return True
     except ValueError:
         return False
-    if found.host != socket.gethostname():
-        return age_s < _STALE_S
-    from domyn_swarm.identity import still_there
+    from domyn_swarm.identity import host_reach, still_there
 
-    return still_there(ProcessId(pid=found.pid, started_at=found.started_at))
+    where = host_reach(found.location)
+    if where is Reach.ELSEWHERE:
+        return age_s < _STALE_S
+    process = ProcessId(pid=found.pid, started_at=found.started_at)
+    return where is Reach.HERE and still_there(process)

@@ -109,6 +109,10 @@ class SubmissionUnknown(PlatformUnavailable):
     """The platform did not answer a submission: it may have taken it, and may yet."""
 
 
+class RunsElsewhere(PlatformError):
+    """It was started on another host, cluster or workspace, which cannot be asked from here."""
+
+
 class LaunchError(SwarmError):
     """The swarm did not come up; what was started has been stopped."""
 

@@ -152,6 +152,31 @@ def may_become(current: _S, to: _S, table: Mapping[_S, frozenset[_S]]) -> bool:
 # -- handles: how to find a thing again ---------------------------------------------------------
 
 
+class Reach(StrEnum):
+    """What can be known from here of something that was started at a `Location`."""
+
+    HERE = "here"  # it can be asked
+    ELSEWHERE = "elsewhere"  # it cannot: whether it still runs is unknown
+    OVER = "over"  # nothing that was started there can still run
+
+
+class Location(Record):
+    """Where something was started: where one must be, or what one must speak to, to ask about it.
+
+    Of a host also which of its boots and which of its PID namespaces (containers): a process is
+    visible only within its own. What the system does not provide is None.
+    """
+
+    kind: Literal["host", "cluster", "workspace"]  # of processes, of Slurm, of Lepton
+    name: str
+    boot_id: str | None = None
+    pid_namespace: int | None = None  # its inode
+    machine_id: str | None = None  # a digest of the installation's id
+
+    def __str__(self) -> str:
+        return f"the {self.kind} {self.name}"
+
+
 class ProcessId(Record):
     """A process of this machine. The start time tells it from a later one with the same pid."""
 
@@ -168,6 +193,7 @@ class JobHandle(Record):
     platform: str  # local, slurm, lepton
     platform_id: str  # pid, scheduler job id, job name
     process: ProcessId | None = None
+    location: Location | None = None  # None: not recorded, taken for here
     step: str | None = None
     external_id: str | None = None
     job_dir: str

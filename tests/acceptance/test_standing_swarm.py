@@ -30,6 +30,7 @@ SWARM_KEYS = {
         "expires_at",
         "swarm_dir",
         "created_at",
+        "whereabouts",
     ),
 }
 REPLICA_KEYS = {
@@ -41,7 +42,7 @@ JOB_KEYS = {
     *("schema_version", "job_id", "external_id", "name", "swarm", "status", "rows_total"),
     *("rows_done", "rows_failed", "rows_per_s", "eta_s", "prompt_tokens", "completion_tokens"),
     *("input", "output", "account", "message", "exit_code", "submitted_at", "ended_at", "log_path"),
-    *("verdicts", "remarks"),
+    *("verdicts", "remarks", "whereabouts"),
 }
 
 

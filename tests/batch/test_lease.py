@@ -15,9 +15,13 @@ import pytest
 from domyn_swarm.batch import lease as leases
 from domyn_swarm.batch.lease import BEAT_S, SILENT_S, Lease, acquire, holder_of
 from domyn_swarm.errors import CheckpointBusy, JobError
-from domyn_swarm.identity import this_process
+from domyn_swarm.identity import INITIAL_PID_NAMESPACE, this_host, this_process
+from other_hosts import OtherHost, need_namespaces
 from patience import limit_s, until
 from virtual_time import VirtualClock
+
+_HERE = this_host().model_dump(include={"boot_id", "pid_namespace", "machine_id"})
+THIS_HOST = {**_HERE, "host": this_host().name}
 
 
 @pytest.fixture
@@ -92,11 +96,76 @@ def test_a_holder_of_this_machine_is_succeeded_as_soon_as_its_process_is_gone(
     tmp_path: Path, clock: VirtualClock, held: list[Lease]
 ) -> None:
     holder = Elsewhere(tmp_path)
-    holder.write(host=leases._host(), started_at=1.0)  # another process had that number
+    holder.write(**THIS_HOST, started_at=1.0)  # another process had that number
     began = clock.now
     assert holder_of(tmp_path) is None
     held.append(acquire(tmp_path, clock=clock))
     assert clock.now == began
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"pid_namespace": 1},  # another container on this machine, under this one's name
+        {"boot_id": "another", "machine_id": "another"},  # a machine that has this one's name
+    ],
+)
+def test_a_holder_that_only_has_this_machines_name_is_left_alone(
+    tmp_path: Path, clock: VirtualClock, changed: dict[str, object]
+) -> None:
+    holder = Elsewhere(tmp_path)
+    there = {**THIS_HOST, **changed, "started_at": 1.0}  # no process here has that number
+    holder.write(**there)
+    clock.after(9.0, lambda: holder.write(**there, counter=1))
+    found = holder_of(tmp_path)
+    assert found is not None
+    assert not found.surely_alive
+    with pytest.raises(CheckpointBusy):
+        acquire(tmp_path, clock=clock)
+
+
+def test_a_holder_of_an_earlier_boot_is_succeeded_at_once(
+    tmp_path: Path, clock: VirtualClock, held: list[Lease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = this_host().model_copy(
+        update={"pid_namespace": INITIAL_PID_NAMESPACE, "machine_id": "installed-once"}
+    )
+    monkeypatch.setattr("domyn_swarm.identity.this_host", lambda: here)
+    there = here.model_dump(exclude={"kind", "name"})
+    holder = Elsewhere(tmp_path)
+    holder.write(**there | {"host": here.name, "boot_id": "the last one"})
+    began = clock.now
+    held.append(acquire(tmp_path, clock=clock))
+    assert clock.now == began
+
+
+_HOLD = """
+import sys
+from pathlib import Path
+from domyn_swarm.batch.lease import acquire
+lease = acquire(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+lease.release()
+"""
+
+
+def test_a_holder_in_another_pid_namespace_keeps_its_lease(tmp_path: Path) -> None:
+    need_namespaces()
+    container = OtherHost(tmp_path, this_host().name)
+    command = container.command(sys.executable, "-c", _HOLD, str(tmp_path))
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(CheckpointBusy):
+                acquire(tmp_path)
+        finally:
+            holder.stdin.close()
+    acquire(tmp_path).release()
 
 
 def test_a_holder_on_another_machine_is_not_looked_for_among_the_processes_of_this_one(

@@ -14,11 +14,18 @@ from command_line import PROGRAM
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.cli import views
 from domyn_swarm.cli.top.app import TopApp
-from domyn_swarm.cli.top.rows import duration, failure_lines, number, replica_row, summary
+from domyn_swarm.cli.top.rows import (
+    duration,
+    failure_lines,
+    job_row,
+    number,
+    replica_row,
+    summary,
+)
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import FailureGroup, JobStatus, ReplicaReport, ReplicaState, SwarmPhase
 from domyn_swarm.swarm import survey
-from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
+from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot, Whereabouts
 from patience import until_async
 
 BEGAN = datetime(2026, 11, 26, 8, 0, tzinfo=UTC)
@@ -288,10 +295,19 @@ def test_figures_of_an_engine_are_live_or_shown_with_their_age(
     view = CollectorView(
         replicas=(report,), taken_at=BEGAN + timedelta(seconds=3), stale_after_s=12
     )
-    one = survey._replica(view, 0)
+    one = survey._replica(view, report, 0, unheard=False)
     assert (one.last_seen_s, one.figures_age_s) == (3.0, age_s)
     assert views._running(one) == status
     assert replica_row(one)[2] == row
     told = ", ".join(summary(night().model_copy(update={"replicas": (one,)}), BEGAN))
     assert ("s ago" in told) == (line is not None)
     assert line is None or line in told
+
+
+def test_a_swarm_of_another_cluster_is_shown_as_it_was_last_known() -> None:
+    where = Whereabouts(kind="cluster", name="alps", elsewhere=True, known_at=BEGAN)
+    seen = night(observed="elsewhere", whereabouts=where, detail="it cannot be asked from here")
+    phase, model, *_ = summary(seen, BEGAN + timedelta(seconds=90))
+    assert phase == "ready  http://n1:41873"
+    assert model.endswith("(vllm on slurm, cluster alps: not asked from here, known 0:01:30 ago)")
+    assert job_row(job(1, whereabouts=where))[1] == "running on alps"

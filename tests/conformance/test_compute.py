@@ -21,7 +21,7 @@ from domyn_swarm.backends.lepton.compute import LeptonCompute
 from domyn_swarm.backends.lepton.names import secret_name
 from domyn_swarm.backends.local.compute import LocalCompute
 from domyn_swarm.backends.slurm.compute import SlurmCompute
-from domyn_swarm.model import JobHandle, JobStatus
+from domyn_swarm.model import JobHandle, JobStatus, Reach
 from domyn_swarm.planning.resources import JobResources
 from lepton.fixtures import SECTION
 from lepton.workspace import StandIn
@@ -270,6 +270,15 @@ os.kill(os.getpid(), signal.SIGKILL)
     handle = JobHandle.model_validate_json(done.stdout)
     assert backend.wait(handle, timeout_s=limit_s()) is JobStatus.SUCCEEDED
     assert "still here" in log(backend, handle)
+
+
+def test_it_knows_what_was_started_where_it_cannot_ask(
+    backend: ComputeBackend, tmp_path: Path
+) -> None:
+    here = backend.location(make_spec(tmp_path, "").platform_options)
+    assert backend.reach(here) is backend.reach(None) is Reach.HERE
+    elsewhere = here.model_copy(update={"name": "far", "boot_id": "another"})
+    assert backend.reach(elsewhere) is Reach.ELSEWHERE
 
 
 def test_signatures_are_the_protocols(backend: ComputeBackend) -> None:

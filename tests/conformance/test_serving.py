@@ -20,7 +20,7 @@ from domyn_swarm.backends.local.serving import LocalServing
 from domyn_swarm.backends.slurm.serving import SlurmServing
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.errors import PlatformError
-from domyn_swarm.model import ReplicaState
+from domyn_swarm.model import Reach, ReplicaState
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.builder import PlanBuilder
 from domyn_swarm.planning.context import DeploymentContext
@@ -248,6 +248,14 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode == -9, done.stderr
     until(lambda: ready_replicas(deployment) == 1)
+
+
+def test_it_knows_what_was_started_where_it_cannot_ask(under_test: BackendUnderTest) -> None:
+    backend = under_test.make()
+    here = backend.location(under_test.section)
+    assert backend.reach(here) is backend.reach(None) is Reach.HERE
+    elsewhere = here.model_copy(update={"name": "far", "boot_id": "another"})
+    assert backend.reach(elsewhere) is Reach.ELSEWHERE
 
 
 def test_signatures_are_the_protocols(under_test: BackendUnderTest) -> None:

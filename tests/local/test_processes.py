@@ -12,13 +12,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from domyn_swarm.backends.base import ServingHandle
+from domyn_swarm.backends.base import Part, ServingHandle
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.local import processes
+from domyn_swarm.backends.local.compute import LocalCompute
+from domyn_swarm.backends.local.platform import LocalPlatform
 from domyn_swarm.backends.local.serving import LocalServing
-from domyn_swarm.errors import CommandMissing, PlatformError
-from domyn_swarm.identity import identify
-from domyn_swarm.model import ProcessId
+from domyn_swarm.errors import CommandMissing, PlatformError, PlatformUnavailable
+from domyn_swarm.identity import identify, this_host
+from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, Location, ProcessId, utc_now
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.probing import Phase
 from patience import limit_s, until
 
 WAITS = "import signal; signal.pause()"
@@ -151,3 +155,41 @@ def test_each_replica_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # nothing may be seen
     with pytest.raises(PlatformError, match="leaves 0 for it"):
         visible_gpus(1, 0)
+
+
+def test_what_runs_on_another_host_is_neither_over_nor_ended_from_here(tmp_path: Path) -> None:
+    far = Location(kind="host", name="far", boot_id="another", pid_namespace=1)
+    gone = ProcessId(pid=2**22 - 7, started_at=1.0)  # no process here has that number
+    part = Part(kind="endpoint", platform_id=str(gone.pid), process=gone)
+    handle = ServingHandle(
+        platform="local", tag="t", swarm_dir=str(tmp_path), parts=(part,), location=far
+    )
+    seen = LocalServing().probe(handle)
+    assert (seen.phase, "the host far" in seen.detail) == (Phase.UNKNOWN, True)
+    with pytest.raises(PlatformUnavailable, match="the host far"):
+        LocalServing().delete(handle)
+    here = handle.model_copy(update={"location": this_host()})
+    assert LocalServing().probe(here).phase is Phase.STOPPED
+
+    job = JobHandle(
+        job_id="j",
+        swarm=None,
+        platform="local",
+        platform_id=str(gone.pid),
+        process=gone,
+        location=far,
+        job_dir=str(tmp_path),
+        log_path=str(tmp_path / "log"),
+        exit_path=str(tmp_path / "exit.json"),
+        submitted_at=utc_now(),
+    )
+    with pytest.raises(PlatformUnavailable, match="the host far"):
+        LocalCompute().probe(job)
+    assert LocalCompute().probe_all([job]) == {}
+    assert LocalPlatform(SwarmPaths(tmp_path), "t").job_over(job) is False
+    here_job = job.model_copy(update={"location": this_host()})
+    assert LocalCompute().probe(here_job) is JobStatus.FAILED
+    now = utc_now()
+    exit_record = ExitRecord(code=0, started_at=now, ended_at=now)
+    (tmp_path / "exit.json").write_text(exit_record.model_dump_json())
+    assert LocalCompute().probe(job) is JobStatus.SUCCEEDED

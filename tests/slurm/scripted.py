@@ -53,6 +53,7 @@ class ScriptedCluster:
         self.kill_wait_s = 30.0
         self.back_in_queue_s = 120.0
         self.min_job_age_s = 300.0
+        self.name = "test"
         self.whole_nodes: set[str] = set()  # partitions
         self.stubborn: set[str] = set()  # jobs that end by SIGKILL only
         self.allocation = Allocation(cpus=2, memory_mb=1000, ends_at=None)
@@ -177,6 +178,10 @@ class ScriptedSlurm:
         self._cluster = cluster
         self._queue = Look(self._squeue, longest_s, cluster.clock)
         self._steps = Look(self._squeue_steps, clock=cluster.clock)
+
+    def cluster(self) -> str:
+        self._cluster.refuse_while_away()
+        return self._cluster.name
 
     def test(self, script: Path) -> str:
         self._cluster.refuse_while_away()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from command_line import PROGRAM
@@ -266,9 +267,61 @@ def test_a_list_of_jobs_asks_slurm_once_about_all_of_them(
         queue = asked.of("squeue")
         steps = [one for one in queue if "--steps" in one]
         assert (len(queue) - len(steps), len(steps)) == calls
-        assert asked.of("sacct") == asked.of("scontrol") == []
+        assert asked.of("sacct") == []
+        named = ["show config"] if "--refresh" in command else []  # which cluster is it?
+        assert asked.of("scontrol") == named
     for one in handles:
         jobs.cancel(one)
+
+
+def test_a_second_cluster_with_the_same_home_leaves_all_as_it_is(
+    standing: Standing, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    asked = request(tmp_path, 1000, max_concurrency=1)
+    handle = JobService().submit(asked)
+    until(lambda: JobService().status(handle).status is JobStatus.RUNNING)
+    (other := tmp_path / "other-cluster").mkdir()
+    for name, body in {  # it has jobs of its own
+        "scontrol": "echo 'ClusterName = other'",
+        "squeue": f"echo '{handle.platform_id}|COMPLETED||n1|N/A|'",
+        "sacct": f"echo '{handle.platform_id}|CANCELLED||n1|N/A|'",
+        "scancel": "touch cancelled",
+        "sbatch": "echo 99",
+    }.items():
+        (other / name).write_text(f"#!/bin/sh\n{body}\n")
+        (other / name).chmod(0o755)
+    there = {**os.environ, "PATH": f"{other}:{os.environ['PATH']}"}
+
+    def run(*words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [PROGRAM, *words], capture_output=True, text=True, check=False, env=there, cwd=tmp_path
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    where = {"kind": "cluster", "name": "test", "elsewhere": True}
+    [listed] = json.loads(run("swarm", "list", "--json"))["swarms"]
+    assert (listed["phase"], listed["observed"]) == ("ready", "elsewhere")
+    assert where.items() <= listed["whereabouts"].items()
+    [seen] = [
+        one
+        for one in json.loads(run("job", "list", "--refresh", "--json"))["jobs"]
+        if one["job_id"] == handle.job_id
+    ]
+    assert seen["status"] == "running"
+    assert where.items() <= seen["whereabouts"].items()
+    assert "the cluster test" in run("down", "demo", "-y", code=4)
+    assert "the cluster test" in run("job", "cancel", handle.job_id, code=4)
+    rows = ["--input", asked.input, "--output", str(tmp_path / "another.parquet")]
+    submit = ["job", "submit", "--name", "demo", *rows, "--input-column", "prompt", "--limit", "3"]
+    assert "the cluster test" in run(*submit, code=4)
+    if slurm.net:  # the endpoint listens on its node's address, which is reached from here, too
+        run(*submit, "--run-here", "--no-progress")
+        assert pq.read_table(tmp_path / "another.parquet").num_rows == 3
+    assert not (tmp_path / "cancelled").exists()
+    assert JobService().status(handle, refresh=True).status is JobStatus.RUNNING
+    assert JobService().cancel(handle).status is JobStatus.CANCELLED
+    assert ready() == 2
 
 
 def test_mail_of_every_command_that_submits_goes_to_whom_it_names(

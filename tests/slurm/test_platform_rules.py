@@ -10,7 +10,7 @@ import pytest
 
 from domyn_swarm.backends.slurm.platform import SlurmPlatform
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
-from domyn_swarm.model import JobHandle, utc_now
+from domyn_swarm.model import ExitRecord, JobHandle, utc_now
 from slurm.scripted import ScriptedCluster, ScriptedSlurm
 from slurm.scripted_swarm import TAG, Launch, ScriptedSwarm
 
@@ -311,4 +311,26 @@ def test_a_job_is_over_by_its_record_or_by_slurm(swarm: ScriptedSwarm, tmp_path:
     assert not asked.job_over(handle)
     swarm.cluster.end(job, "TIMEOUT")
     swarm.clock.sleep(30.0)
+    assert asked.job_over(handle)
+
+
+def test_a_process_of_another_host_is_over_by_its_record_alone(
+    swarm: ScriptedSwarm, tmp_path: Path
+) -> None:
+    ended = tmp_path / "exit.json"
+    handle = JobHandle(
+        job_id="j",
+        swarm="demo",
+        platform="local",
+        platform_id="4711",  # no job of Slurm's has that number
+        job_dir=str(tmp_path),
+        log_path=str(tmp_path / "log"),
+        exit_path=str(ended),
+        submitted_at=utc_now(),
+    )
+    asked = platform(swarm)
+    swarm.clock.sleep(3600.0)
+    assert not asked.job_over(handle)
+    now = utc_now()
+    ended.write_text(ExitRecord(code=0, started_at=now, ended_at=now).model_dump_json())
     assert asked.job_over(handle)

@@ -39,7 +39,8 @@ def test_what_cannot_be_stopped_is_told_and_keeps_no_other(
         fits(report, "pool down")
         demo, here = report["swarms"]
         assert (demo["name"], demo["stopped"]) == ("demo", False)
-        assert "not on PATH" in demo["error"]
+        assert "runs on the cluster test" in demo["error"]
+        assert "on a login node of the cluster test" in demo["hint"]
         assert (here["name"], here["stopped"], here["error"]) == ("here", True, None)
         assert "error: demo: " in done.stderr
         assert "hint: " in done.stderr

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from domyn_swarm.errors import JobNotFound, StateError, SwarmExists, SwarmNotFound
-from domyn_swarm.model import JobHandle, JobStatus, SwarmPhase, utc_now
+from domyn_swarm.model import JobHandle, JobStatus, Location, SwarmPhase, utc_now
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from patience import limit_s
 
@@ -56,7 +56,8 @@ def store() -> SwarmStore:
 
 
 def test_a_swarm_comes_back_as_it_was(store: SwarmStore) -> None:
-    record = swarm(parts=({"kind": "endpoint", "index": 0},))
+    where = Location(kind="host", name="login1", boot_id="b", pid_namespace=7, machine_id="m")
+    record = swarm(parts=({"kind": "endpoint", "index": 0},), location=where)
     store.create_swarm(record)
     store.attach_parts("demo.1", [{"kind": "replica", "index": 0}])
     found = SwarmStore.open().swarm("demo")
@@ -175,6 +176,16 @@ def test_stopped_swarms_are_listed_only_when_asked_for(store: SwarmStore) -> Non
         store.set_phase("a.1", phase)
     assert [found.name for found in store.swarms()] == ["b"]
     assert [found.name for found in store.swarms(include_stopped=True)] == ["a", "b"]
+
+
+def test_where_something_runs_is_kept_until_it_is_forgotten(store: SwarmStore) -> None:
+    where = Location(kind="cluster", name="alps")
+    store.create_job(job("j1", location=where))
+    assert store.job("j1").location == where
+    store.create_swarm(swarm("a", location=where))
+    assert store.swarm("a").location == where
+    store.forget_location("a.1")
+    assert store.swarm("a").location is None
 
 
 def test_of_several_jobs_with_one_external_id_the_newest_is_meant(store: SwarmStore) -> None:

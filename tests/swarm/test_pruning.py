@@ -15,16 +15,24 @@ from typing import Any
 from command_line import CommandLine
 from domyn_swarm.backends.local.processes import PART, TAG
 from domyn_swarm.claims import claim
-from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
+from domyn_swarm.model import JobStatus, Location, SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from local_swarms import config
 
 SLURM = {"type": "slurm", "partition": "main", "container": "none"}
+AWAY = Location(kind="host", name="another-machine", boot_id="b", pid_namespace=1)
 
 
-def recorded(home: Path, name: str, phase: SwarmPhase = SwarmPhase.STOPPED, **keys: Any) -> Path:
+def recorded(
+    home: Path,
+    name: str,
+    phase: SwarmPhase = SwarmPhase.STOPPED,
+    *,
+    location: Location | None = None,
+    **keys: Any,
+) -> Path:
     """A swarm in the database, and its folder."""
     plan, context = SwarmLifecycle.plan(config(name, home_directory=home, **keys))
     paths = SwarmPaths.of(home, name)
@@ -36,6 +44,7 @@ def recorded(home: Path, name: str, phase: SwarmPhase = SwarmPhase.STOPPED, **ke
             phase=phase,
             swarm_dir=str(paths.root),
             plan_json=plan.model_dump_json(),
+            location=location,
             created_at=utc_now(),
             updated_at=utc_now(),
         )
@@ -45,7 +54,9 @@ def recorded(home: Path, name: str, phase: SwarmPhase = SwarmPhase.STOPPED, **ke
     return paths.root
 
 
-def with_job(folder: Path, status: JobStatus, output: Path) -> str:
+def with_job(
+    folder: Path, status: JobStatus, output: Path, *, location: Location | None = None
+) -> str:
     """A job of the swarm in that folder."""
     job_id = f"job-of-{folder.name}"
     paths = SwarmPaths(folder).job(job_id)
@@ -57,6 +68,7 @@ def with_job(folder: Path, status: JobStatus, output: Path) -> str:
             swarm=folder.name,
             platform="local",
             status=status,
+            location=location,
             job_dir=str(paths.root),
             input="i",
             output=str(output),
@@ -127,7 +139,7 @@ def test_nothing_goes_that_lives_or_could_not_be_asked(swarm_home: Path, tmp_pat
         "busy": recorded(swarm_home, "busy"),
         "holding": recorded(swarm_home, "holding"),
         "coming": recorded(swarm_home, "coming"),
-        "away": recorded(swarm_home, "away", SwarmPhase.READY),
+        "away": recorded(swarm_home, "away", SwarmPhase.READY, location=AWAY),
     }
     recorded(swarm_home, "gone", SwarmPhase.READY)  # ended without a word: it is over, too
     left = SwarmPaths(recorded(swarm_home, "left")).launcher("left.x")  # by an `up` that was killed
@@ -136,13 +148,6 @@ def test_nothing_goes_that_lives_or_could_not_be_asked(swarm_home: Path, tmp_pat
     with_job(kept["busy"], JobStatus.RUNNING, tmp_path / "out.parquet")
     with_job(kept["holding"], JobStatus.SUCCEEDED, kept["holding"] / "out.parquet")
     claim(SwarmPaths(kept["coming"]).launcher("another"))  # by this process
-    address = {
-        "url": "http://a:1",
-        "collector_url": "http://a:2",
-        "node": "another-machine",
-        "process": {"pid": 1, "started_at": -1.0},
-    }
-    write_private(SwarmPaths(kept["away"]).endpoint, json.dumps(address))
     no_slurm = {"PATH": str(tmp_path)}
     tag = SwarmStore.open().swarm("tagged").tag
     with running(tag):

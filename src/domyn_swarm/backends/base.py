@@ -6,7 +6,7 @@ Membership is proven by the conformance suite (`tests/conformance`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,7 +17,7 @@ from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress
 from domyn_swarm.errors import PlatformError, StateError
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, Record
+from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, Location, ProcessId, Reach, Record
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -46,6 +46,7 @@ class ServingHandle(Record):
     tag: str
     swarm_dir: str
     parts: tuple[Part, ...] = ()
+    location: Location | None = None  # None: not recorded, taken for here
 
 
 class PartRecorder(Protocol):
@@ -57,7 +58,29 @@ class PartRecorder(Protocol):
         """Attach the parts to the swarm's record."""
 
 
-class ServingBackend(Protocol):
+class Located(Protocol):
+    """What both sides of a platform say of the places where things run. Processes of another host
+    and jobs of another cluster are not seen from here, which does not mean that they have ended.
+    """
+
+    def location(self, options: Mapping[str, Any]) -> Location:
+        """Where something would run that is started now; `options`: the backend section.
+
+        Raises:
+            ConfigError: no workspace is configured.
+            PlatformError: the platform cannot be asked.
+        """
+
+    def reach(self, location: Location | None) -> Reach:
+        """What can be known from here of something that was started there; None: not recorded,
+        taken for here.
+
+        Raises:
+            PlatformError: the platform cannot be asked now.
+        """
+
+
+class ServingBackend(Located, Protocol):
     """An endpoint with replicas behind it."""
 
     supervised: bool  # an endpoint program of ours looks after the swarm, and can end it
@@ -170,7 +193,7 @@ class ComputeSpec(Record):
     platform_options: dict[str, Any] = Field(default_factory=dict)  # the validated backend section
 
 
-class ComputeBackend(Protocol):
+class ComputeBackend(Located, Protocol):
     """Work that talks to an endpoint."""
 
     appears_within_s: float  # a submission that broke off is not in `find` by then: it never will

@@ -4,7 +4,8 @@ Each holder owns one generation, claimed by linking `lease-<generation>.json` in
 NFS, and it fails when there is one); the highest generation is the holder. While it lives it counts
 up in that file. Whoever wants the checkpoint watches the counter by their own monotonic clock: no
 clock is compared with another machine's, no modification time is read, no lock is asked of the
-server. A holder on this very machine whose process is gone is succeeded at once.
+server. A holder on this very machine (in this boot and this PID namespace) whose process is
+gone is succeeded at once.
 """
 
 from __future__ import annotations
@@ -14,16 +15,15 @@ import json
 import os
 import re
 import secrets
-import socket
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from domyn_swarm.errors import CheckpointBusy, JobError
-from domyn_swarm.identity import still_there, this_process
+from domyn_swarm.identity import host_reach, still_there, this_host, this_process
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import ProcessId
+from domyn_swarm.model import Location, ProcessId, Reach
 from domyn_swarm.paths import write_private
 from domyn_swarm.probing import Clock
 
@@ -45,18 +45,36 @@ class Holder:
     started_at: float
     counter: int
     released: bool
+    boot_id: str | None = None
+    pid_namespace: int | None = None
+    machine_id: str | None = None
 
     @property
     def surely_alive(self) -> bool:
-        """Whether it is on this machine and its process runs."""
-        return self.host == _host() and not self.surely_gone
+        """Whether its process is visible here, and runs."""
+        return self._reach is Reach.HERE and self._runs
 
     @property
     def surely_gone(self) -> bool:
-        """Whether it was on this machine and its process has ended."""
-        return self.host == _host() and not still_there(
-            ProcessId(pid=self.pid, started_at=self.started_at)
+        """Whether its process would be visible here if it ran, or its host was restarted since."""
+        reach = self._reach
+        return reach is Reach.OVER or (reach is Reach.HERE and not self._runs)
+
+    @property
+    def _reach(self) -> Reach:
+        return host_reach(
+            Location.model_construct(
+                kind="host",
+                name=self.host,
+                boot_id=self.boot_id,
+                pid_namespace=self.pid_namespace,
+                machine_id=self.machine_id,
+            )
         )
+
+    @property
+    def _runs(self) -> bool:
+        return still_there(ProcessId(pid=self.pid, started_at=self.started_at))
 
 
 class Lease:
@@ -265,10 +283,6 @@ def _busy(folder: Path, holder: Holder | None) -> CheckpointBusy:
     )
 
 
-def _host() -> str:
-    return socket.gethostname()
-
-
 def _path(folder: Path, generation: int) -> Path:
     return folder / f"lease-{generation:06d}.json"
 
@@ -287,8 +301,15 @@ def _write(folder: Path, generation: int, counter: int, *, released: bool) -> No
 
 
 def _document(counter: int, *, released: bool) -> str:
-    told = {"host": _host(), "counter": counter, "released": released}
-    return json.dumps({**told, **this_process().model_dump()})
+    here = this_host()
+    document = {
+        "host": here.name,
+        **here.model_dump(include={"boot_id", "pid_namespace", "machine_id"}),
+        **this_process().model_dump(),
+        "counter": counter,
+        "released": released,
+    }
+    return json.dumps(document)
 
 
 def _read(folder: Path, generation: int) -> Holder | None:

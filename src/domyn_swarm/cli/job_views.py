@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from domyn_swarm.cli.options import Format
-from domyn_swarm.cli.rendering import State, print_pairs, print_record, print_table
+from domyn_swarm.cli.rendering import State, moment, print_pairs, print_record, print_table
 from domyn_swarm.swarm.snapshot import JobList
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from domyn_swarm.jobs.dry_run import DryRun
     from domyn_swarm.model import JobAccount, ReplyVerdict
     from domyn_swarm.services.requests import JobFailures, JobResults
-    from domyn_swarm.swarm.snapshot import JobSnapshot
+    from domyn_swarm.swarm.snapshot import JobSnapshot, Whereabouts
 
 _CELL_CHARACTERS = 200  # of a row's value; --export and --json have all of it
 
@@ -29,6 +29,7 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         ("job", f"{job.job_id} ({job.name})"),
         ("status", job.status.value + (f": {job.message}" if job.message else "")),
         ("swarm", job.swarm or "-"),
+        *([("where", where_text(job.whereabouts))] if job.whereabouts else []),
         ("rows", rows_text(job) + split_text(job)),
         *([("answers", verdicts_text(job.verdicts))] if verdicts_text(job.verdicts) else []),
         *[("note", remark) for remark in job.remarks],
@@ -154,6 +155,14 @@ def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
     return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
 
 
+def where_text(where: Whereabouts) -> str:
+    """Where something runs, in words; of what is elsewhere, as of when it is shown."""
+    place = f"the {where.kind} {where.name}"
+    if not where.elsewhere or where.known_at is None:
+        return place
+    return f"{place}; what was known at {moment(where.known_at)} is shown"
+
+
 def rows_text(job: JobSnapshot, *, speed: bool = True) -> str:
     """How far a job is, in words."""
     total = "?" if job.rows_total is None else str(job.rows_total)
@@ -181,7 +190,9 @@ def verdicts_text(verdicts: Mapping[ReplyVerdict, int]) -> str:
 def job_line(job: JobSnapshot) -> str:
     """One job in a line."""
     said = f": {job.message}" if job.message else ""
-    return f"{job.job_id} {job.status.value}: {rows_text(job, speed=False)} rows{said}"
+    where = job.whereabouts
+    elsewhere = f" on {where.name}" if where is not None and where.elsewhere else ""
+    return f"{job.job_id} {job.status.value}{elsewhere}: {rows_text(job, speed=False)} rows{said}"
 
 
 def tokens_text(job: JobSnapshot) -> str:
@@ -209,6 +220,14 @@ def account_text(account: JobAccount) -> str:
     return ", ".join(parts)
 
 
+def _status_text(job: JobSnapshot) -> str:
+    where = job.whereabouts
+    if where is None or not where.elsewhere:
+        return job.status.value
+    as_of = f" as of {moment(where.known_at)}" if where.known_at else ""
+    return f"{job.status.value} on {where.name}{as_of}"
+
+
 def print_jobs(jobs: Iterable[JobSnapshot]) -> None:
     """The table of jobs."""
     print_table(
@@ -218,7 +237,7 @@ def print_jobs(jobs: Iterable[JobSnapshot]) -> None:
                 job.job_id,
                 job.name,
                 job.swarm or "-",
-                State(job.status.value),
+                State(_status_text(job)),
                 rows_text(job),
                 job.output or "-",
             )

@@ -165,11 +165,22 @@ def cancel(
     ref: RefArgument = None,
     external_id: ExternalIdOption = None,
     handle_json: HandleOption = None,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget",
+            help="Stop nothing: record as failed a job that nobody can ask about any more, because "
+            "its host, container or cluster is gone for good.",
+        ),
+    ] = False,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
     """Stop one job; rows that are done stay done.
+
+    One that runs on another host or cluster is refused with where to go; with --forget it is
+    written off, when that place is gone for good.
 
     Example: domyn-swarm job cancel nightly-run
     """
@@ -178,4 +189,4 @@ def cancel(
 
     form = chosen_format(output, as_json, as_yaml)
     which = chosen_job(ref, external_id, handle_json)
-    show_job(JobService().cancel(which), form)
+    show_job(JobService().cancel(which, forget=forget), form)

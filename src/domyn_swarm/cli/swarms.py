@@ -134,6 +134,14 @@ def down(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every live swarm.")] = False,
     config: ConfigOption = None,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget",
+            help="Stop nothing: record as stopped what nobody can ask any more, because its host, "
+            "container or cluster is gone for good.",
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
@@ -142,6 +150,8 @@ def down(
     """Stop swarms, and verify that nothing of them runs any more.
 
     A terminal is asked first, unless -y is given; without a terminal, --all needs -y.
+    One that runs on another host or cluster is refused with where to go; with --forget it is
+    written off, when that place is gone for good.
     When something could not be stopped its record stays, and the exit code is 4.
 
     Example: domyn-swarm down my-swarm -y
@@ -153,12 +163,15 @@ def down(
     wanted = [*(names or ()), *([swarm_name(config)] if config else ())]
     if bool(wanted) == everything:
         raise typer.BadParameter("name the swarms, or give a file with -c, or --all.")
-    if not yes and not _agreed("every live swarm" if everything else ", ".join(wanted), everything):
-        say("Nothing was stopped.")
+    if forget and everything:
+        raise typer.BadParameter("--forget takes the names of swarms.")
+    what = "every live swarm" if everything else ", ".join(wanted)
+    if not yes and not _agreed(what, everything, forget):
+        say("Nothing was forgotten." if forget else "Nothing was stopped.")
         raise typer.Exit(1)
-    results = SwarmService().down(wanted, all_swarms=everything)
+    results = SwarmService().down(wanted, all_swarms=everything, forget=forget)
     show_down(results, form)
-    left = [result for result in results if not result.stopped]
+    left = [result for result in results if not (result.stopped or result.forgotten)]
     if left:
         raise PlatformError(
             "; ".join(f"{one.name}: {one.error or 'something of it still runs'}" for one in left),
@@ -189,9 +202,10 @@ def scale(
     show_swarm(SwarmService().scale(name, replicas), form)
 
 
-def _agreed(what: str, everything: bool) -> bool:
+def _agreed(what: str, everything: bool, forget: bool) -> bool:
     if interactive():
-        return confirm(f"Stop {what}?")
+        question = f"Forget {what}, and stop nothing that may run there?"
+        return confirm(question if forget else f"Stop {what}?")
     if everything:
         raise typer.BadParameter("--all without a terminal needs -y.")
     return True

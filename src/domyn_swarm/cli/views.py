@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from domyn_swarm.cli.job_views import print_jobs, rows_text
+from domyn_swarm.cli.job_views import print_jobs, rows_text, where_text
 from domyn_swarm.cli.options import Format
 from domyn_swarm.cli.rendering import State, moment, print_pairs, print_record, print_table
 from domyn_swarm.swarm.snapshot import SwarmList
@@ -81,6 +81,7 @@ def show_swarm(swarm: SwarmSnapshot, output: Format) -> None:
         [
             ("swarm", swarm.name),
             ("phase", _phase(swarm) + (f": {swarm.detail}" if swarm.detail else "")),
+            *([("where", where_text(swarm.whereabouts))] if swarm.whereabouts else []),
             ("endpoint", swarm.endpoint or "-"),
             ("model", f"{swarm.model} ({swarm.engine} on {swarm.backend})"),
             ("replicas", ready),
@@ -111,7 +112,7 @@ def swarm_cells(swarm: SwarmSnapshot) -> tuple[str, ...]:
         State(_phase(swarm)),
         f"{ready}/{swarm.replicas_wanted}",
         swarm.model,
-        swarm.backend,
+        _backend_text(swarm),
         swarm.endpoint or "-",
         moment(swarm.created_at),
     )
@@ -128,7 +129,10 @@ def swarm_line(swarm: SwarmSnapshot) -> str:
         if not job.status.final
     )
     ready = f"{swarm.replicas_ready} of {swarm.replicas_wanted} ready"
-    return f"{swarm.name} {_phase(swarm)}: {ready}" + (f" ({states})" if states else "") + jobs
+    where = swarm.whereabouts
+    elsewhere = f" on the {where.kind} {where.name}" if where and where.elsewhere else ""
+    phase = f"{_phase(swarm)}{elsewhere}"
+    return f"{swarm.name} {phase}: {ready}" + (f" ({states})" if states else "") + jobs
 
 
 def show_description(found: SwarmDescription, output: Format) -> None:
@@ -180,7 +184,8 @@ def show_down(results: Sequence[DownResult], output: Format) -> None:
         print_record(DownReport(swarms=tuple(results)), output)
         return
     for result in results:
-        typer.echo(f"{result.name} {'stopped' if result.stopped else 'NOT stopped'}")
+        became = "stopped" if result.stopped else "forgotten" if result.forgotten else "NOT stopped"
+        typer.echo(f"{result.name} {became}")
 
 
 def show_endpoint(info: EndpointInfo, output: Format) -> None:
@@ -207,7 +212,7 @@ def show_endpoint(info: EndpointInfo, output: Format) -> None:
 
 def _phase(swarm: SwarmSnapshot) -> str:
     """What was seen just now, where something was; else what the record says."""
-    unseen = swarm.observed in ("not_probed", "unknown")
+    unseen = swarm.observed in ("not_probed", "unknown", "elsewhere")
     if unseen or swarm.phase.value in ("failed", "stopping"):
         return swarm.phase.value
     return swarm.observed
@@ -218,6 +223,15 @@ def _running(one: ReplicaSnapshot) -> str:
         return "-"
     old = one.old_figures_s
     return f"{one.requests_running:.0f}" + ("" if old is None else f" ({old:.0f} s ago)")
+
+
+def _backend_text(swarm: SwarmSnapshot) -> str:
+    """Its platform, and of what is elsewhere also where, and as of when it is shown."""
+    where = swarm.whereabouts
+    if where is None or not where.elsewhere:
+        return swarm.backend
+    as_of = f", as of {moment(where.known_at)}" if where.known_at else ""
+    return f"{swarm.backend} on the {where.kind} {where.name}{as_of}"
 
 
 def _print_replicas(replicas: Iterable[ReplicaSnapshot]) -> None:

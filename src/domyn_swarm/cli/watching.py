@@ -19,7 +19,7 @@ from domyn_swarm.cli.rendering import collected, plain, print_line
 from domyn_swarm.model import Record
 
 _T = TypeVar("_T", bound=Record)
-_AGES = frozenset({"last_seen_s", "figures_age_s", "eta_s", "rows_per_s"})
+_AGES = frozenset({"known_at", "last_seen_s", "figures_age_s", "eta_s", "rows_per_s"})
 _AGES |= {"requests_running", "requests_waiting"}
 
 WatchOption = Annotated[

@@ -18,6 +18,7 @@ from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
+from domyn_swarm.swarm.whereabouts import is_elsewhere
 
 
 class PartDescription(Record):
@@ -68,7 +69,10 @@ def describe(name: str | None, store: SwarmStore | None = None) -> SwarmDescript
 def _parts(swarm: LiveSwarm) -> tuple[PartDescription, ...]:
     seen: dict[str, Observation] = {}
     ends: dict[str, datetime] = {}
-    if swarm.record.phase.live:
+    if is_elsewhere(swarm.record):
+        nobody = Observation(Phase.UNKNOWN, "it cannot be asked from here")
+        seen = {part.platform_id: nobody for part in swarm.handle.parts}
+    elif swarm.record.phase.live:
         try:
             seen = swarm.backend.probe_parts(swarm.handle)
             ends = swarm.backend.expiries(swarm.handle)

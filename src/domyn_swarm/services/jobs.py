@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import JobHandle
 from domyn_swarm.services.requests import (
     JobChanges,
@@ -18,9 +20,11 @@ from domyn_swarm.services.requests import (
 )
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import JobRecord, SwarmStore
+from domyn_swarm.swarm.forgetting import forget_job
+from domyn_swarm.swarm.job_files import spec_of
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import JobSnapshot
-from domyn_swarm.swarm.submitter import JobSubmitter, spec_of
+from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.survey import job_snapshot
 
 if TYPE_CHECKING:
@@ -94,7 +98,7 @@ class JobService:
         """
         record = self._record(ref)
         seen = self._submitter.refresh(record) if refresh else self._submitter.recall(record)
-        return job_snapshot(seen)
+        return job_snapshot(seen, asked=refresh)
 
     def list(
         self, swarm: str | None = None, *, refresh: bool = True, newest: int | None = None
@@ -104,7 +108,7 @@ class JobService:
         """
         jobs = self._store.jobs(swarm, newest=newest)[::-1]
         seen = self._submitter.refresh_all(jobs) if refresh else map(self._submitter.recall, jobs)
-        return [job_snapshot(job) for job in seen]
+        return [job_snapshot(job, asked=refresh) for job in seen]
 
     def count(self, swarm: str | None = None) -> int:
         """How many jobs there are, or those of one swarm."""
@@ -131,13 +135,23 @@ class JobService:
             if record.status.final or (deadline is not None and time.monotonic() >= deadline):
                 return seen
 
-    def cancel(self, ref: JobRef) -> JobSnapshot:
+    def cancel(self, ref: JobRef, *, forget: bool = False) -> JobSnapshot:
         """Stop this job alone; rows that are done stay done.
 
+        With `forget` nothing is stopped: a job that cannot be asked about, because its host or
+        cluster is gone for good, is recorded as failed.
+
         Raises:
+            RunsElsewhere: it can only be stopped from another host or cluster.
             PlatformError: it still runs.
+            StateError: with `forget`, it can be asked about from here.
         """
-        return job_snapshot(self._submitter.cancel(self._record(ref)))
+        record = self._record(ref)
+        if forget:
+            with contextlib.suppress(PlatformError):  # its files may say how it ended
+                record = self._submitter.refresh(record)
+            return job_snapshot(forget_job(self._store, record))
+        return job_snapshot(self._submitter.cancel(record), asked=True)
 
     def resume(
         self, ref: JobRef, *, swarm: str | None = None, changes: JobChanges | None = None

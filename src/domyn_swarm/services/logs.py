@@ -14,6 +14,7 @@ from domyn_swarm.services.requests import LogRequest
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
 from domyn_swarm.swarm.submitter import JobSubmitter
+from domyn_swarm.swarm.whereabouts import is_elsewhere
 
 # As `watchdog.log` has it; other lines of a watchdog are about its own work.
 _STATE = re.compile(
@@ -41,7 +42,7 @@ def swarm_logs(request: LogRequest, store: SwarmStore | None = None) -> Iterator
         return job_log(job.job_id, last_lines=request.last_lines, follow=request.follow)
     swarm = rehydrate(record)
     paths = swarm.paths
-    if request.source == "replica" and record.phase.live:
+    if request.source == "replica" and record.phase.live and not is_elsewhere(record):
         whole = range(swarm.plan.layout.replicas)
         wanted = whole if request.replica is None else [request.replica]
         swarm.backend.fetch_logs(swarm.handle, wanted, follow=request.follow)

@@ -32,8 +32,9 @@ from domyn_swarm.services.report_records import (
 )
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
-from domyn_swarm.swarm.submitter import spec_of
+from domyn_swarm.swarm.job_files import spec_of
 from domyn_swarm.swarm.survey import job_snapshot
+from domyn_swarm.swarm.whereabouts import is_elsewhere
 
 _GROUPS_SHOWN = 50
 _BINS = 40
@@ -153,11 +154,18 @@ class ReportGatherer:
 
     def _history(self) -> tuple[ReplicaEvent, ...]:
         """What the replicas of the job's swarm went through, as far as it remembers."""
-        if self._record.swarm is None:
+        if self._record.swarm is None or self._swarm_is_elsewhere(self._record.swarm):
             return ()
         return read_history(
             SwarmPaths(self._paths.root.parents[1]), datetime.min.replace(tzinfo=UTC)
         )
+
+    def _swarm_is_elsewhere(self, name: str) -> bool:
+        """Whether its collector's address is one of another host's network."""
+        try:
+            return is_elsewhere(self._store.swarm(name))
+        except SwarmNotFound:
+            return False
 
     def _failures(
         self, spec: JobSpec, accounts: Sequence[RunAccount]

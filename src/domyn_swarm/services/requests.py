@@ -65,6 +65,7 @@ class DownResult(Record):
 
     name: str
     stopped: bool
+    forgotten: bool = False  # it was not stopped: nobody can ask for it any more
     error: str | None = None
     hint: str | None = None
 

@@ -19,12 +19,14 @@ from domyn_swarm.services.requests import (
 )
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
+from domyn_swarm.swarm.forgetting import forget_swarm
 from domyn_swarm.swarm.lifecycle import OnChange, SwarmLifecycle
 from domyn_swarm.swarm.lost import check_not_lost
 from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.survey import job_snapshot, snapshot_of, take_snapshot
+from domyn_swarm.swarm.whereabouts import endpoint_address
 
 if TYPE_CHECKING:
     from domyn_swarm.config import DomynLLMSwarmConfig
@@ -104,7 +106,7 @@ class SwarmService:
         swarm = SwarmLifecycle(self._store).attach(name or self.only_live())
         jobs = self._store.jobs(swarm.record.name)
         records = JobSubmitter(self._store).refresh_all(jobs)
-        return take_snapshot(swarm, [job_snapshot(record) for record in records])
+        return take_snapshot(swarm, [job_snapshot(record, asked=True) for record in records])
 
     def only_live(self) -> str:
         """The name of the only live swarm.
@@ -141,8 +143,13 @@ class SwarmService:
     def _now(self, record: SwarmRecord) -> SwarmRecord:
         return reconcile(self._store, record)
 
-    def down(self, names: Sequence[str], *, all_swarms: bool = False) -> tuple[DownResult, ...]:
+    def down(
+        self, names: Sequence[str], *, all_swarms: bool = False, forget: bool = False
+    ) -> tuple[DownResult, ...]:
         """Stop swarms, one after the other; one that cannot be stopped does not keep the others.
+
+        With `forget` nothing is stopped: what cannot be asked, because its host or cluster is gone
+        for good, is recorded as stopped, with its jobs.
 
         Raises:
             SwarmNotFound: a name is unknown; nothing was stopped.
@@ -150,18 +157,21 @@ class SwarmService:
         chosen = [record.name for record in self._store.swarms()] if all_swarms else names
         for name in chosen:
             self._store.swarm(name)
-        return tuple(self._down_one(name) for name in dict.fromkeys(chosen))
+        return tuple(self._down_one(name, forget) for name in dict.fromkeys(chosen))
 
-    def _down_one(self, name: str) -> DownResult:
+    def _down_one(self, name: str, forget: bool) -> DownResult:
         try:
-            SwarmLifecycle(self._store).down(name)
+            if forget:
+                forget_swarm(self._store, name)
+            else:
+                SwarmLifecycle(self._store).down(name)
         except SwarmNotFound:
             raise
         except SwarmError as error:
             return DownResult(name=name, stopped=False, error=error.message, hint=error.hint)
         except OSError as error:
             return DownResult(name=name, stopped=False, error=f"{error}.")
-        return DownResult(name=name, stopped=True)
+        return DownResult(name=name, stopped=not forget, forgotten=forget)
 
     def scale(self, name: str, replicas: int) -> SwarmSnapshot:
         """Have a swarm run so many replicas; see `SwarmLifecycle.scale`."""
@@ -172,11 +182,12 @@ class SwarmService:
 
         Raises:
             StateError: it has no endpoint now.
+            RunsElsewhere: its endpoint is not reached from here.
         """
         record = self._now(self._store.swarm(name or self.only_live()))
         swarm = rehydrate(record)
         check_not_lost(swarm, "has no endpoint")
-        address = swarm.backend.address(swarm.handle)
+        address = endpoint_address(swarm)
         if address is None:
             raise StateError(
                 f"The swarm {record.name} is {record.phase.value} and has no endpoint.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from domyn_swarm.model import JobHandle, JobStatus, Record, SwarmPhase
+from domyn_swarm.model import JobHandle, JobStatus, Location, Record, SwarmPhase
 
 
 class SwarmRecord(Record):
@@ -19,6 +19,7 @@ class SwarmRecord(Record):
     swarm_dir: str
     plan_json: str
     parts: tuple[dict[str, Any], ...] = ()  # `backends.base.Part`, as JSON
+    location: Location | None = None  # None: not recorded
     created_at: datetime
     updated_at: datetime
 
@@ -36,6 +37,7 @@ class JobRecord(Record):
     input: str
     output: str | None
     handle: JobHandle | None = None
+    location: Location | None = None  # None: not recorded
     submitted_at: datetime
     ended_at: datetime | None = None
     exit_code: int | None = None

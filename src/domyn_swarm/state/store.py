@@ -19,6 +19,7 @@ from domyn_swarm.model import (
     SWARM_TRANSITIONS,
     JobHandle,
     JobStatus,
+    Location,
     SwarmPhase,
     may_become,
     utc_now,
@@ -57,8 +58,9 @@ class SwarmStore:
         Raises:
             SwarmExists: a live swarm has the name.
         """
-        fields = record.model_dump(mode="json", exclude={"parts"})
+        fields = record.model_dump(mode="json", exclude={"parts", "location"})
         moments = {"created_at": _text(record.created_at), "updated_at": _text(record.updated_at)}
+        fields |= {"location_json": _location_json(record.location), **moments}
         with self._transaction(writes=True) as connection:
             old = _swarm_row(connection, "name", record.name)
             if old is not None and SwarmPhase(old["phase"]).live:
@@ -68,7 +70,7 @@ class SwarmStore:
                 )
             if old is not None:
                 connection.execute("DELETE FROM swarms WHERE tag = ?", (old["tag"],))
-            _insert(connection, "swarms", {**fields, **moments})
+            _insert(connection, "swarms", fields)
             _add_parts(connection, record.tag, record.parts)
 
     def attach_parts(self, tag: str, parts: Sequence[dict[str, Any]]) -> None:
@@ -114,6 +116,15 @@ class SwarmStore:
             stopped = SwarmPhase.STOPPED.value
             self._change(connection, tag, phase=stopped, detail=detail or row["detail"])
 
+    def forget_location(self, tag: str) -> None:
+        """Record no longer where a swarm runs: nobody can be asked there.
+
+        Raises:
+            StateError: there is no swarm with this tag.
+        """
+        with self._transaction(writes=True) as connection:
+            self._change(connection, tag, location_json=None)
+
     def delete_stopped(self, tag: str) -> bool:
         """Forget a swarm that is stopped, and the jobs of its name; False: it is not stopped any
         more, or a newer one of its name has taken its place.
@@ -127,7 +138,7 @@ class SwarmStore:
             return True
 
     @staticmethod
-    def _change(connection: Connection, tag: str, **values: str) -> Row:
+    def _change(connection: Connection, tag: str, **values: str | None) -> Row:
         """Change a swarm's row; return it as it was."""
         row = _swarm_row(connection, "tag", tag)
         if row is None:
@@ -162,10 +173,11 @@ class SwarmStore:
 
     def create_job(self, record: JobRecord) -> None:
         """Record a new job."""
-        fields = record.model_dump(mode="json", exclude={"handle"})
+        fields = record.model_dump(mode="json", exclude={"handle", "location"})
         row = {
             **fields,
             "handle_json": record.handle.model_dump_json() if record.handle else None,
+            "location_json": _location_json(record.location),
             "submitted_at": _text(record.submitted_at),
             "ended_at": _text(record.ended_at) if record.ended_at else None,
         }
@@ -307,7 +319,13 @@ def _swarm_records(connection: Connection, where: LiteralString, *values: str) -
     handles = f"SELECT * FROM handles WHERE tag IN (SELECT tag {chosen}) ORDER BY number"  # noqa: S608 - as above
     for one in connection.execute(handles, values):
         parts[one["tag"]].append(json.loads(one["part_json"]))
-    return [SwarmRecord.model_validate({**row, "parts": parts[row["tag"]]}) for row in rows]
+    return [_swarm_record(row, parts[row["tag"]]) for row in rows]
+
+
+def _swarm_record(row: Row, parts: list[Any]) -> SwarmRecord:
+    fields = dict(row)
+    location = _location(fields.pop("location_json"))
+    return SwarmRecord.model_validate({**fields, "parts": parts, "location": location})
 
 
 def _text(moment: datetime) -> str:
@@ -315,8 +333,17 @@ def _text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
+def _location_json(location: Location | None) -> str | None:
+    return None if location is None else location.model_dump_json()
+
+
+def _location(text: str | None) -> Location | None:
+    return None if text is None else Location.model_validate_json(text)
+
+
 def _job_record(row: Row) -> JobRecord:
     fields = dict(row)
     handle_json = fields.pop("handle_json")
     handle = None if handle_json is None else JobHandle.model_validate_json(handle_json)
-    return JobRecord.model_validate({**fields, "handle": handle})
+    location = _location(fields.pop("location_json"))
+    return JobRecord.model_validate({**fields, "handle": handle, "location": location})

@@ -35,6 +35,7 @@ class LiveSwarm:
             tag=self.record.tag,
             swarm_dir=self.record.swarm_dir,
             parts=tuple(part for part in parts if part.kind != "replica" or part.index < wanted),
+            location=self.record.location,
         )
 
     def with_record(self, record: SwarmRecord) -> LiveSwarm:

@@ -12,6 +12,7 @@ from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_request import JobRequest
 from domyn_swarm.swarm.lost import check_not_lost
+from domyn_swarm.swarm.whereabouts import endpoint_address
 
 
 def swarm_access(swarm: LiveSwarm) -> dict[str, Any]:
@@ -19,15 +20,16 @@ def swarm_access(swarm: LiveSwarm) -> dict[str, Any]:
 
     Raises:
         StateError: it has no endpoint now, or none that will answer again.
+        RunsElsewhere: its endpoint is not reached from here.
     """
     check_not_lost(swarm, "has no endpoint")
-    handle = swarm.handle
-    address = swarm.backend.address(handle)
+    address = endpoint_address(swarm)
     if address is None:
         raise StateError(
             f"The swarm {swarm.record.name} is {swarm.record.phase.value} and has no endpoint.",
             hint=f"See `domyn-swarm status {swarm.record.name}`.",
         )
+    handle = swarm.handle
     endpoint = tuple(part for part in handle.parts if part.kind == "endpoint")
     return {
         "model": swarm.plan.model,
@@ -66,5 +68,5 @@ def _key_file(paths: JobPaths) -> Path:
 
 def endpoint_url(swarm: LiveSwarm) -> str:
     """Where its endpoint listens now; nothing when it does not."""
-    address = swarm.backend.address(swarm.handle)
+    address = endpoint_address(swarm)
     return "" if address is None else address.url

@@ -18,24 +18,72 @@ from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.state import JobRecord
 from domyn_swarm.swarm.factory import LiveSwarm
+from domyn_swarm.swarm.job_access import endpoint_url, swarm_access
+from domyn_swarm.swarm.job_request import ScriptRequest
+from domyn_swarm.swarm.whereabouts import location_of_new_job
 
 
 def new_record(
     spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
 ) -> JobRecord:
-    """The record of a job that is about to be submitted."""
+    """The record of a job that is about to be submitted.
+
+    Raises:
+        RunsElsewhere: it would run beside a swarm that is not here.
+        PlatformError: the platform cannot be asked where it would run.
+    """
+    platform = platform_of(spec.resources, swarm)
     return JobRecord(
         job_id=spec.job_id,
         external_id=external_id,
         name=spec.name,
         swarm=None if swarm is None else swarm.record.name,
-        platform=platform_of(spec.resources, swarm),
+        platform=platform,
+        location=location_of_new_job(platform, swarm),
         status=JobStatus.PENDING,
         job_dir=str(paths.root),
         input=spec.input,
         output=spec.output,
         submitted_at=utc_now(),
     )
+
+
+def script_job(
+    request: ScriptRequest, swarm: LiveSwarm, job_id: str
+) -> tuple[JobRecord, ComputeSpec]:
+    """The record of a user's program beside a swarm, and what its platform is told.
+
+    Raises:
+        ConfigError: there is no such program, or it cannot be run.
+        StateError: the swarm has no endpoint.
+        RunsElsewhere: the swarm, or its endpoint, cannot be used from here.
+        PlatformError: the platform cannot be asked where it would run.
+    """
+    where = swarm_access(swarm)
+    script, platform = request.script.absolute(), platform_of(request.resources, swarm)
+    argv = (*program_of(script), *request.args)
+    record = JobRecord(
+        job_id=job_id,
+        external_id=request.external_id,
+        name=request.name or script.name,
+        swarm=swarm.record.name,
+        platform=platform,
+        location=location_of_new_job(platform, swarm),
+        status=JobStatus.PENDING,
+        job_dir=str(swarm.paths.job(job_id).root),
+        input=str(script),
+        output=None,
+        submitted_at=utc_now(),
+    )
+    spec = compute_spec(record, request.resources, swarm, (str(script),))
+    env = {
+        **spec.env,
+        "ENDPOINT": endpoint_url(swarm),
+        "MODEL": swarm.plan.model,
+        "DOMYN_SWARM_API_KEY_FILE": str(where["api_key_file"]),
+        "DOMYN_SWARM_ENDPOINT_FILE": str(where["endpoint_file"]),
+    }
+    return record, spec.model_copy(update={"argv": argv, "env": env})
 
 
 def platform_of(resources: JobResources, swarm: LiveSwarm | None) -> str:

@@ -19,10 +19,9 @@ from domyn_swarm.errors import (
     LaunchError,
     StateError,
     SwarmError,
-    SwarmExists,
     SwarmNotFound,
 )
-from domyn_swarm.model import SwarmPhase, utc_now
+from domyn_swarm.model import Reach, SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.layout import lay_out
@@ -39,6 +38,7 @@ from domyn_swarm.swarm.reconcile import (
     clear_launchers,
     reconcile,
 )
+from domyn_swarm.swarm.whereabouts import is_elsewhere, reach, refuse_elsewhere, refuse_taken
 
 if TYPE_CHECKING:
     from domyn_swarm.config import DomynLLMSwarmConfig
@@ -135,6 +135,8 @@ class SwarmLifecycle:
             return self.up(
                 config, wait=wait, timeout_s=timeout_s, on_change=on_change, interrupted=interrupted
             )
+        if is_elsewhere(swarm.record):
+            refuse_taken(swarm.record)
         phase = SwarmPhase.FAILED if why_lost(swarm) else swarm.record.phase
         going = phase is SwarmPhase.LAUNCHING and (being_launched(swarm) or all_recorded(swarm))
         if phase is SwarmPhase.READY or (going and not wait):
@@ -175,6 +177,7 @@ class SwarmLifecycle:
             swarm_dir=str(SwarmPaths.of(plan.home_directory, plan.name).root),
             plan_json=plan.model_dump_json(),
             parts=(),
+            location=serving_backend(plan.backend).location(plan.backend_options),
             created_at=now,
             updated_at=now,
         )
@@ -188,14 +191,8 @@ class SwarmLifecycle:
         except SwarmNotFound:
             return
         record = reconcile(self._store, record)
-        if not record.phase.live:
-            return
-        why = why_lost(rehydrate(record))
-        state = f"is {record.phase.value}" if why is None else f"has failed: {why}"
-        raise SwarmExists(
-            f"A swarm named {name!r} {state}.",
-            hint=f"Stop it with `domyn-swarm down {name}`, or choose another --name.",
-        )
+        if record.phase.live:
+            refuse_taken(record, why_lost(rehydrate(record)))
 
     def _launch(self, swarm: LiveSwarm, context: DeploymentContext) -> LiveSwarm:
         swarm.backend.launch(swarm.plan, context, self._recorder(context.tag))
@@ -286,14 +283,18 @@ class SwarmLifecycle:
 
         Raises:
             SwarmNotFound: there is none of that name.
+            RunsElsewhere: it can only be stopped from another host or cluster.
             PlatformError: something still runs; the record stays.
         """
         record = reconcile(self._store, self._store.swarm(name))
+        refuse_elsewhere(record, "stop it", f"`domyn-swarm down {name} --forget` writes it off")
         swarm = rehydrate(record)
         if record.phase.live and self._store.set_phase(record.tag, SwarmPhase.STOPPING):
             swarm.backend.delete(swarm.handle)
             note_end(swarm)
             self._store.set_stopped(record.tag)
+        elif not record.phase.live and _may_be_left(swarm):  # written off too early, or forgotten
+            swarm.backend.delete(swarm.handle)
         stopped = {"phase": SwarmPhase.STOPPED}  # here, or meanwhile by another program
         swarm = swarm.with_record(record.model_copy(update=stopped))
         clear_launchers(swarm.paths)
@@ -306,10 +307,12 @@ class SwarmLifecycle:
 
         Raises:
             SwarmNotFound: there is none of that name.
+            RunsElsewhere: it can only be scaled from another host or cluster.
             StateError: it is not live, or a replica that is wanted again has not ended yet.
             PlatformError: a replica could not be started.
         """
         swarm = self.attach(name)
+        refuse_elsewhere(swarm.record, "scale it")
         check_not_lost(swarm, "cannot be scaled")
         layout = lay_out(
             replicas, swarm.plan.layout.gpus_per_replica, swarm.plan.layout.gpus_per_node
@@ -339,12 +342,20 @@ class SwarmLifecycle:
     def current(self, record: SwarmRecord) -> LiveSwarm:
         """The same for a record that was read before."""
         swarm = rehydrate(reconcile(self._store, record))
-        if swarm.record.phase is not SwarmPhase.LAUNCHING:
+        if swarm.record.phase is not SwarmPhase.LAUNCHING or is_elsewhere(swarm.record):
             return swarm
         ready = readiness(swarm)().phase is Phase.READY
         if not (ready and self._store.set_phase(record.tag, SwarmPhase.READY)):
             return swarm
         return swarm.with_record(swarm.record.model_copy(update={"phase": SwarmPhase.READY}))
+
+
+def _may_be_left(swarm: LiveSwarm) -> bool:
+    """Whether something runs of a swarm that is recorded as stopped, as far as can be known."""
+    try:
+        return reach(swarm.record) is Reach.HERE and bool(swarm.backend.find(swarm.handle))
+    except SwarmError:
+        return False
 
 
 def _context(plan: DeploymentPlan, tag: str) -> DeploymentContext:

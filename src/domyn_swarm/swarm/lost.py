@@ -6,16 +6,17 @@ from domyn_swarm.errors import StateError
 from domyn_swarm.model import SwarmPhase
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.reconcile import all_recorded, being_launched
+from domyn_swarm.swarm.whereabouts import is_elsewhere
 
 _MAY_SERVE = (SwarmPhase.LAUNCHING, SwarmPhase.READY)
 
 
 def why_lost(swarm: LiveSwarm) -> str | None:
     """Why nobody will answer at a swarm's endpoint again, though its record says that it is up or
-    coming up; None: somebody may.
+    coming up; None: somebody may, as far as is known here.
     """
     record = swarm.record
-    if record.phase not in _MAY_SERVE:
+    if record.phase not in _MAY_SERVE or is_elsewhere(record):
         return None
     if record.phase is SwarmPhase.LAUNCHING and (being_launched(swarm) or not all_recorded(swarm)):
         return None  # its endpoint may not have been started yet

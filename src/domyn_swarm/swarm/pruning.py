@@ -5,15 +5,13 @@ Never what may live.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.errors import SwarmError
-from domyn_swarm.model import Record
+from domyn_swarm.model import Reach, Record
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
@@ -26,6 +24,7 @@ from domyn_swarm.swarm.job_pruning import (
 )
 from domyn_swarm.swarm.reconcile import launchers, reconcile
 from domyn_swarm.swarm.submitter import JobSubmitter
+from domyn_swarm.swarm.whereabouts import is_elsewhere, place_of, reach
 
 
 class PrunableSwarm(Record):
@@ -117,12 +116,9 @@ def _judged(store: SwarmStore, record: SwarmRecord) -> PrunableSwarm | KeptSwarm
 
 
 def _elsewhere(record: SwarmRecord) -> str | None:
-    """Processes of another machine, which shares this home, cannot be seen from here."""
-    address = read_address(SwarmPaths(Path(record.swarm_dir)))
-    here = socket.gethostname()
-    if record.backend != "local" or address is None or address.node == here:
+    if not is_elsewhere(record):
         return None
-    return f"it runs on {address.node}, which cannot be asked from {here}"
+    return f"it is {record.phase.value} on {place_of(record)}, which cannot be asked from here"
 
 
 def _reason_to_keep(record: SwarmRecord) -> str | None:
@@ -134,6 +130,8 @@ def _reason_to_keep(record: SwarmRecord) -> str | None:
     if launchers(SwarmPaths(folder)):
         return "somebody is bringing up another one of its name"
     swarm = rehydrate(record)
+    if reach(record) is Reach.ELSEWHERE:
+        return f"it ran on {place_of(record)}, which cannot be asked from here what is left of it"
     left = swarm.backend.find(swarm.handle)
     parts = [f"{part.kind} {part.index}" for handle in left for part in handle.parts]
     return f"something of it still runs: {', '.join(parts)}" if left else None
@@ -142,7 +140,8 @@ def _reason_to_keep(record: SwarmRecord) -> str | None:
 def _reason_of_jobs(record: SwarmRecord, jobs: Sequence[JobRecord]) -> str | None:
     for job in jobs:
         if not job.status.final:
-            return f"its job {job.job_id} is {job.status.value}, as far as is known"
+            where = f" on {place_of(job)}" if is_elsewhere(job) else ""
+            return f"its job {job.job_id} is {job.status.value}{where}, as far as is known"
         if job.output and Path(job.output).is_relative_to(record.swarm_dir):
             return f"its folder holds the output {job.output}"
     return None

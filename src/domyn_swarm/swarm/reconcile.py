@@ -13,11 +13,12 @@ from domyn_swarm.backends.endpoint.view import read_ended
 from domyn_swarm.claims import is_held, release
 from domyn_swarm.errors import PlatformError, SwarmNotFound, SwarmReplaced
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import SwarmPhase
+from domyn_swarm.model import Reach, SwarmPhase
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import Phase
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
+from domyn_swarm.swarm.whereabouts import reach
 
 _log = get_logger(__name__)
 
@@ -26,17 +27,25 @@ def reconcile(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
     """The record as the platform sees it.
 
     Parts that carry the tag are attached; a swarm of which nothing is left, and that nobody is
-    bringing up any more, is stopped. When the platform cannot be asked, the record stays.
+    bringing up any more, is stopped. When the platform cannot be asked, or the swarm
+    runs on another host or cluster, the record stays.
     """
     if not record.phase.live:
         return record
     try:
-        return _reconciled(store, record)
+        where = reach(record)
+        if where is Reach.HERE:
+            return _reconciled(store, record)
+        if where is Reach.OVER:
+            why = f"{record.phase.value}, then ended: its host was restarted"
+            store.set_stopped(record.tag, why)
+            return store.swarm(record.name)
     except PlatformError as error:
         _log.warning("%s cannot be looked for: %s", record.name, error.message)
         return record
     except (SwarmNotFound, SwarmReplaced):  # by another program, meanwhile
         return record
+    return record
 
 
 def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:

@@ -20,6 +20,15 @@ FIGURES_FRESH_S = 5.0
 """Figures of an engine that are older than this are shown with their age."""
 
 
+class Whereabouts(Record):
+    """Where a swarm or a job was started, and whether it can be asked from here."""
+
+    kind: Literal["host", "cluster", "workspace"]
+    name: str
+    elsewhere: bool | None  # it cannot: what is shown is what was known last; null: not asked
+    known_at: datetime | None = None  # of what is elsewhere: as of when it is shown
+
+
 class ReplicaSnapshot(Record):
     """One replica, with how old the news is."""
 
@@ -62,6 +71,7 @@ class JobSnapshot(Record):
     name: str
     swarm: str | None
     status: JobStatus
+    whereabouts: Whereabouts | None = None  # null: not recorded
     rows_total: int | None = None  # None: not known yet
     rows_done: int = 0  # settled, failed rows and rows from earlier runs included
     rows_resumed: int = 0  # of them: before this run, by this job or another that asks the same
@@ -88,8 +98,11 @@ class SwarmSnapshot(Record):
     schema_version: Literal[1] = 1
     name: str
     phase: SwarmPhase  # what the record says
-    observed: Literal["ready", "starting", "queued", "failed", "stopped", "unknown", "not_probed"]
+    observed: Literal[
+        "ready", "starting", "queued", "failed", "stopped", "unknown", "elsewhere", "not_probed"
+    ]
     detail: str = ""
+    whereabouts: Whereabouts | None = None  # null: not recorded
     backend: str
     engine: str
     model: str

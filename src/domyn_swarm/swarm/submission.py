@@ -34,6 +34,7 @@ def submit_recorded(
         claim(submitter)
         store.create_job(record)
         handle = _submitted(store, backend, record, compute)
+        handle = handle.model_copy(update={"location": record.location})
         store.set_job_handle(record.job_id, handle)
     finally:
         release(submitter)

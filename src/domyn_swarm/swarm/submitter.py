@@ -15,24 +15,31 @@ from domyn_swarm.config.environment import ray_address_of_environment
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, StateError
 from domyn_swarm.jobs.spec import JobSpec, new_job_id
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import JobHandle, JobStatus, utc_now
+from domyn_swarm.model import JobHandle, JobStatus, Reach, utc_now
 from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, write_private
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
-from domyn_swarm.swarm.job_access import endpoint_access, endpoint_url, keep_key, swarm_access
+from domyn_swarm.swarm.job_access import endpoint_access, keep_key, swarm_access
+from domyn_swarm.swarm.job_files import spec_of, status_by_files
 from domyn_swarm.swarm.job_records import (
     check_down_after,
     check_output,
     compute_spec,
     end_after,
     new_record,
-    platform_of,
-    program_of,
+    script_job,
     tell_end,
 )
 from domyn_swarm.swarm.job_request import JobChanges, JobRequest, ScriptRequest
 from domyn_swarm.swarm.submission import give_up_unsubmitted, submit_recorded
+from domyn_swarm.swarm.whereabouts import (
+    is_elsewhere,
+    is_here,
+    place_of,
+    reach,
+    refuse_elsewhere,
+)
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.preparation import Prepared
@@ -88,34 +95,7 @@ class JobSubmitter:
         """
         if request.down_after:
             check_down_after(swarm)
-        where, job_id = swarm_access(swarm), new_job_id()
-        script = request.script.absolute()
-        argv = [*program_of(script), *request.args]
-        record = JobRecord(
-            job_id=job_id,
-            external_id=request.external_id,
-            name=request.name or script.name,
-            swarm=swarm.record.name,
-            platform=platform_of(request.resources, swarm),
-            status=JobStatus.PENDING,
-            job_dir=str(swarm.paths.job(job_id).root),
-            input=str(script),
-            output=None,
-            submitted_at=utc_now(),
-        )
-        compute = compute_spec(record, request.resources, swarm, (str(script),))
-        compute = compute.model_copy(
-            update={
-                "argv": tuple(argv),
-                "env": {
-                    **compute.env,
-                    "ENDPOINT": endpoint_url(swarm),
-                    "MODEL": swarm.plan.model,
-                    "DOMYN_SWARM_API_KEY_FILE": str(where["api_key_file"]),
-                    "DOMYN_SWARM_ENDPOINT_FILE": str(where["endpoint_file"]),
-                },
-            }
-        )
+        record, compute = script_job(request, swarm, new_job_id())
         self._backend(record).check(compute)
         tell_end(record, swarm)
         handle = self._run(record, compute)
@@ -143,8 +123,9 @@ class JobSubmitter:
             StateError: the job's files are gone, or it keeps no checkpoint.
         """
         if not record.status.final:
+            place = f" on {place_of(record)}" if is_elsewhere(record) else ""
             raise StateError(
-                f"The job {record.job_id} is {record.status.value}.",
+                f"The job {record.job_id} is {record.status.value}{place}.",
                 hint="Wait for its end, or cancel it first.",
             )
         known = spec_of(record)
@@ -260,7 +241,7 @@ class JobSubmitter:
     def _asked(self, records: Sequence[JobRecord]) -> list[JobRecord]:
         asked: dict[str, list[JobHandle]] = {}
         for one in records:
-            if one.handle is not None and not one.status.final:
+            if one.handle is not None and not one.status.final and is_here(one):
                 asked.setdefault(one.platform, []).append(one.handle)
         told: dict[str, JobStatus] = {}
         for platform, handles in asked.items():
@@ -290,11 +271,25 @@ class JobSubmitter:
         """Without a handle the submitter is at work, or died: before the platform had the job, or
         after.
         """
-        if record.handle is not None or record.status.final:
+        if record.status.final:
+            return record
+        try:
+            where = reach(record)
+        except PlatformError:
+            if record.handle is None:
+                raise
+            return record
+        if where is not Reach.HERE:
+            return self._settle(record, status_by_files(record, where))
+        if record.handle is not None:
             return record
         found = self._backend(record).find(record.job_id, record.job_dir)
         if found is not None:
-            known = {"swarm": record.swarm, "external_id": record.external_id}
+            known = {
+                "swarm": record.swarm,
+                "external_id": record.external_id,
+                "location": record.location,
+            }
             self._store.set_job_handle(record.job_id, found.model_copy(update=known))
         else:
             give_up_unsubmitted(self._store, self._backend(record), record)
@@ -315,8 +310,21 @@ class JobSubmitter:
         record = seen[-1]
         if record.status.final or record.handle is None:
             return record
+        if is_elsewhere(record):
+            return self._await_files(record, timeout_s)
         status = self._backend(record).wait(record.handle, timeout_s=timeout_s)
         return self._settle(record, status)
+
+    def _await_files(self, record: JobRecord, timeout_s: float | None) -> JobRecord:
+        """Wait for a job that cannot be asked about here: until its files say how it ended."""
+        seen = [record]
+
+        def ended() -> Observation:
+            seen.append(self.refresh(seen[-1]))
+            return Observation(Phase.READY if seen[-1].status.final else Phase.STARTING)
+
+        wait_until(ended, deadline=Deadline(math.inf if timeout_s is None else timeout_s))
+        return seen[-1]
 
     def fetch_log(self, job_id: str, *, follow: bool = False) -> None:
         """See that what a job printed is in its log file.
@@ -326,17 +334,22 @@ class JobSubmitter:
             PlatformError: the platform has it and does not give it.
         """
         record = self._store.job(job_id)
-        if record.handle is not None and not record.status.final:
+        if record.handle is not None and not record.status.final and not is_elsewhere(record):
             self._backend(record).fetch_log(record.handle, follow=follow)
 
     def cancel(self, record: JobRecord) -> JobRecord:
         """End this job alone; what it finished is kept.
 
         Raises:
+            RunsElsewhere: it can only be ended from another host or cluster.
             PlatformError: it still runs, or whether it was submitted at all is not known yet.
         """
         record = self.refresh(record)
         if record.status.final:
+            return record
+        forget = f"`domyn-swarm job cancel {record.job_id} --forget` writes it off"
+        refuse_elsewhere(record, "end it", forget)
+        if record.handle is None:
             return record
         if record.handle is None:
             raise PlatformUnavailable(
@@ -353,7 +366,9 @@ class JobSubmitter:
         if status is record.status:
             return record
         if status.final and record.handle is not None:
-            with contextlib.suppress(PlatformError):  # the last moment that it surely has the log
+            with contextlib.suppress(
+                ConfigError, PlatformError
+            ):  # the last moment that it surely has the log
                 self._backend(record).fetch_log(record.handle)
         ended = read_exit(JobPaths(Path(record.job_dir)).exit)
         self._store.set_job_status(
@@ -367,24 +382,3 @@ class JobSubmitter:
 
 def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).absolute())
-
-
-def spec_of(record: JobRecord) -> JobSpec:
-    """What a job was told.
-
-    Raises:
-        StateError: its files are gone.
-    """
-    path = JobPaths(Path(record.job_dir)).spec
-    if record.output is None:
-        raise StateError(
-            f"{record.job_id} ran the script {record.input}, which has no rows of ours.",
-            hint="Submit the script again.",
-        )
-    try:
-        return JobSpec.model_validate_json(path.read_text())
-    except (OSError, ValueError) as error:
-        raise StateError(
-            f"What the job {record.job_id} was told is not readable at {path}.",
-            hint="Submit it again with all its flags: rows that are done are not asked again.",
-        ) from error

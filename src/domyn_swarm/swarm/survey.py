@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from domyn_swarm.backends.base import read_tail
-from domyn_swarm.backends.endpoint.view import CollectorView, read_address
+from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.errors import PlatformError, SwarmError
 from domyn_swarm.jobs.spec import JobResult
 from domyn_swarm.model import JobProgress, JobStatus, ReplicaReport, ReplicaState
@@ -21,6 +21,7 @@ from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.lost import why_lost
 from domyn_swarm.swarm.readiness import age_s, is_stale, readiness, reports_of
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
+from domyn_swarm.swarm.whereabouts import is_elsewhere, whereabouts
 
 _TOLD = set(ReplicaSnapshot.model_fields) & set(ReplicaReport.model_fields)
 
@@ -38,6 +39,8 @@ def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSn
     if not swarm.record.phase.live:
         seen = Observation(Phase.STOPPED, swarm.record.detail)
         return _snapshot(swarm, seen, (), jobs)
+    if is_elsewhere(swarm.record):
+        return _last_known(swarm, jobs)
     try:
         seen = readiness(swarm)()
     except SwarmError as error:
@@ -54,6 +57,25 @@ def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSn
         for index in range(swarm.plan.layout.replicas)
     )
     return _snapshot(swarm, seen, replicas, jobs, lost=lost is not None)
+
+
+def _last_known(swarm: LiveSwarm, jobs: Sequence[JobSnapshot]) -> SwarmSnapshot:
+    """What its record and its files say. Nobody is asked: an address in them is of another host's
+    network, where a key must not be sent.
+    """
+    view = last_view(swarm.paths)
+    view = view if view is not None and view.tag == swarm.record.tag else None
+    reports = reports_of(view)
+    replicas = tuple(
+        _replica(view, reports.get(index), index, unheard=False)
+        for index in range(swarm.plan.layout.replicas)
+    )
+    known_at = swarm.record.updated_at if view is None else view.taken_at
+    found = _snapshot(swarm, Observation(Phase.UNKNOWN), replicas, jobs)
+    where = whereabouts(swarm.record, known_at)
+    detail = "it cannot be asked from here"
+    changed = {"observed": "elsewhere", "detail": detail, "whereabouts": where}
+    return found.model_copy(update=changed)
 
 
 def _view(swarm: LiveSwarm) -> CollectorView | None:
@@ -92,6 +114,7 @@ def _snapshot(
         phase=record.phase,
         observed=seen.phase.name.lower() if probed else "not_probed",
         detail=seen.detail or record.detail,
+        whereabouts=whereabouts(record, record.updated_at, ask=probed),
         backend=record.backend,
         engine=plan.engine,
         model=plan.model,
@@ -123,8 +146,10 @@ def _replica(
     )
 
 
-def job_snapshot(record: JobRecord) -> JobSnapshot:
-    """A job as its record and its own files tell it; its status is the record's."""
+def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
+    """A job as its record and its own files tell it; its status is the record's. `asked`: its
+    platform has been, so that it may be asked for its own name, too.
+    """
     paths = JobPaths(Path(record.job_dir))
     progress = _read(paths.progress, JobProgress)
     result = _read(paths.result, JobResult)
@@ -132,12 +157,14 @@ def job_snapshot(record: JobRecord) -> JobSnapshot:
     if record.status.final and record.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
         message = (result.error if result else None) or _last_line(paths.log)
     live = record.status is JobStatus.RUNNING
+    known_at = progress.updated_at if progress else record.submitted_at
     return JobSnapshot(
         job_id=record.job_id,
         external_id=record.external_id,
         name=record.name,
         swarm=record.swarm,
         status=record.status,
+        whereabouts=whereabouts(record, known_at, ask=asked),
         rows_total=progress.rows_total if progress else None,
         rows_done=progress.rows_done if progress else 0,
         rows_resumed=progress.rows_resumed if progress else 0,

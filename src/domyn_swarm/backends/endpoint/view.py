@@ -104,10 +104,17 @@ def _asked(paths: SwarmPaths) -> CollectorView | None:
         return None
 
 
-def _written(paths: SwarmPaths) -> CollectorView | None:
+def last_view(paths: SwarmPaths) -> CollectorView | None:
+    """The last view that the collector wrote, as old as it may be; None: it wrote none."""
     try:
-        view = CollectorView.model_validate_json(paths.replicas.read_text())
+        return CollectorView.model_validate_json(paths.replicas.read_text())
     except (OSError, ValueError):
+        return None
+
+
+def _written(paths: SwarmPaths) -> CollectorView | None:
+    view = last_view(paths)
+    if view is None:
         return None
     return view.model_copy(update={"taken_at": max(view.taken_at, utc_now())})
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from domyn_swarm.backends.base import ComputeSpec, probe_each, read_exit
 from domyn_swarm.backends.lepton import specs, states, streams
 from domyn_swarm.backends.lepton.credentials import Credentials, credentials, place_of, swarm_of
+from domyn_swarm.backends.lepton.here import InWorkspace
 from domyn_swarm.backends.lepton.workspace import JobSeen, Workspace
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, SubmissionUnknown
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
@@ -23,7 +24,7 @@ _RECORD_S = 5.0  # from the job's end until its exit record is seen on this side
 _KILLED_S = 60.0
 
 
-class LeptonCompute:
+class LeptonCompute(InWorkspace):
     """See `ComputeBackend`. A job's own record of its end comes first, where storage is shared."""
 
     appears_within_s = 300.0

@@ -14,6 +14,7 @@ from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress, read_address
 from domyn_swarm.backends.lepton import names, specs, states, streams
 from domyn_swarm.backends.lepton.credentials import Place, credentials, place_of, remember
+from domyn_swarm.backends.lepton.here import InWorkspace
 from domyn_swarm.backends.lepton.states import DeploymentSeen
 from domyn_swarm.backends.lepton.workspace import Workspace
 from domyn_swarm.errors import ConfigError, PlatformError, SwarmError
@@ -29,7 +30,7 @@ _GONE_S = 180.0
 _JOB_GRACE_S = 60.0
 
 
-class LeptonServing:
+class LeptonServing(InWorkspace):
     """See `ServingBackend`. Replicas are places of the deployment, which the platform fills."""
 
     supervised = False

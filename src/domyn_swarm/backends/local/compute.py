@@ -9,8 +9,9 @@ from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeSpec, exit_wrapper, probe_each, read_exit
 from domyn_swarm.backends.local import processes
-from domyn_swarm.errors import ConfigError, PlatformError
-from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, utc_now
+from domyn_swarm.backends.local.here import OnThisHost
+from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable
+from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, Reach, utc_now
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 
@@ -18,7 +19,7 @@ _FOREVER_S = 10 * 365 * 24 * 3600.0
 _WRITES_DOWN_S = 5.0  # for the wrapper to record how a killed program ended
 
 
-class LocalCompute:
+class LocalCompute(OnThisHost):
     """See `ComputeBackend`. Each job is a session of its own under an exit wrapper."""
 
     appears_within_s = 60.0
@@ -57,13 +58,22 @@ class LocalCompute:
         return _handle(job_id, job_dir, None) if JobPaths(Path(job_dir)).exit.exists() else None
 
     def probe(self, handle: JobHandle) -> JobStatus:
-        """See `ComputeBackend.probe`."""
+        """See `ComputeBackend.probe`.
+
+        Raises:
+            PlatformUnavailable: there is no exit record, and it was started on another host.
+        """
         ended = read_exit(Path(handle.exit_path))
         if ended is not None:
             return ended.status
-        if handle.process is not None and processes.alive(handle.process):
-            return JobStatus.RUNNING
-        if self._left(handle.job_id):
+        reach = self.reach(handle.location)
+        if reach is Reach.ELSEWHERE:
+            raise PlatformUnavailable(
+                f"The job {handle.job_id} was started on {handle.location}: whether it runs is not "
+                "seen here.",
+                hint="Ask there.",
+            )
+        if reach is Reach.HERE and self._runs(handle):
             return JobStatus.RUNNING
         ended = read_exit(Path(handle.exit_path))  # written while the processes were counted
         return JobStatus.FAILED if ended is None else ended.status
@@ -115,6 +125,11 @@ class LocalCompute:
                 f"Job {handle.job_id} still runs: processes {left}.",
                 hint="They do not end on SIGKILL; see `ps`, then cancel it again.",
             )
+
+    def _runs(self, handle: JobHandle) -> bool:
+        process = handle.process
+        known = process is not None and processes.alive(process)
+        return known or bool(self._left(handle.job_id))
 
     @staticmethod
     def _left(job_id: str) -> list[ProcessId]:

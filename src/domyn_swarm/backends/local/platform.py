@@ -7,7 +7,7 @@ from pathlib import Path
 from domyn_swarm.backends.base import read_exit
 from domyn_swarm.backends.local.compute import LocalCompute
 from domyn_swarm.backends.local.serving import end_jobs_and_replicas
-from domyn_swarm.model import JobHandle
+from domyn_swarm.model import JobHandle, Reach
 from domyn_swarm.paths import SwarmPaths
 
 
@@ -26,6 +26,9 @@ class LocalPlatform:
         """See `Platform.job_over`."""
         if read_exit(Path(handle.exit_path)) is not None:
             return True
+        there = handle.location
+        if there is not None and self._compute.reach(there) is Reach.ELSEWHERE:
+            return False  # only its own record tells
         return self._compute.probe(handle).final
 
     def end_rest(self) -> None:

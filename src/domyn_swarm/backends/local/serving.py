@@ -19,9 +19,10 @@ from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.gpus import HeldGpus, held_gpus
 from domyn_swarm.backends.local import processes
+from domyn_swarm.backends.local.here import OnThisHost
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, watchdog_source
-from domyn_swarm.errors import PlatformError
-from domyn_swarm.model import ProcessId
+from domyn_swarm.errors import PlatformError, PlatformUnavailable
+from domyn_swarm.model import ProcessId, Reach
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -33,7 +34,7 @@ _REPLICA_MARGIN_S = 10.0
 _ENDPOINT_GRACE_S = 10.0
 
 
-class LocalServing(OwnEndpoint):
+class LocalServing(OnThisHost, OwnEndpoint):
     """See `ServingBackend`."""
 
     def launch(
@@ -122,7 +123,11 @@ class LocalServing(OwnEndpoint):
 
     def probe(self, handle: ServingHandle) -> Observation:
         """See `ServingBackend.probe`."""
-        running = {part for part in handle.parts if _runs(part)}
+        reach = self.reach(handle.location)
+        if reach is Reach.ELSEWHERE:
+            return Observation(Phase.UNKNOWN, f"{handle.location} cannot be asked from here")
+        alive = () if reach is Reach.OVER else handle.parts
+        running = {part for part in alive if _runs(part)}
         replicas = sum(part.kind == "replica" for part in running)
         if not running:
             return Observation(Phase.STOPPED, "none of its processes runs")
@@ -171,6 +176,11 @@ class LocalServing(OwnEndpoint):
 
     def delete(self, handle: ServingHandle) -> None:
         """See `ServingBackend.delete`."""
+        if self.reach(handle.location) is Reach.ELSEWHERE:
+            raise PlatformUnavailable(
+                f"Its processes are those of {handle.location} and not seen here.",
+                hint="Run `domyn-swarm down` there.",
+            )
 
         def tagged() -> set[ProcessId]:
             return set(processes.carrying(processes.TAG, handle.tag))

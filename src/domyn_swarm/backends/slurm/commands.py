@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import math
 import os
 import re
@@ -25,6 +24,7 @@ from domyn_swarm.backends.slurm.states import (
 )
 from domyn_swarm.errors import (
     CommandMissing,
+    PlatformError,
     PlatformUnavailable,
     SubmissionUnknown,
     SubmitRejected,
@@ -40,6 +40,9 @@ _ASK_AGAIN_S = 60.0
 _ASK_AGAIN_MAX_S = 3600.0
 _SURELY_S = 1.0
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
+# Of `sbatch --parsable`; a site's wrapper may print more around it.
+_SUBMITTED = re.compile(r"^[ \t]*(\d+)(?:;([\w.-]+))?[ \t\r]*$", re.MULTILINE)
+_CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 _UNREACHABLE = re.compile(
     r"unable to contact slurm controller|socket timed out|connection refused|slurmctld.*not respond"
     r"|unable to establish a configuration source|transport endpoint is not connected"
@@ -69,6 +72,8 @@ class Slurm:
     def __init__(self, longest_s: float = LONGEST_S, clock: Clock = time) -> None:
         """`longest_s`: how old a look may become while nothing changes."""
         self._clock = clock
+        self._cluster: str | None = None
+        self._cluster_unknown: tuple[float, PlatformError] | None = None  # since when, and why
         self._queue = Look(
             lambda: self._squeue("--array", "--states=all", form=QUEUE_FORMAT), longest_s, clock
         )
@@ -78,13 +83,42 @@ class Slurm:
         self._remembered: Jobs = {}
         self._asked_at: dict[str, float] = {}
 
+    def cluster(self) -> str:
+        """The name of the cluster that Slurm's commands ask from here.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: Slurm cannot be asked.
+        """
+        if self._cluster is not None:
+            return self._cluster
+        now = self._clock.monotonic()
+        if self._cluster_unknown is not None and now - self._cluster_unknown[0] < _UNKNOWN_S:
+            raise self._cluster_unknown[1]
+        try:
+            self._cluster = self._named_cluster()
+        except PlatformError as error:
+            self._cluster_unknown = now, error
+            raise
+        return self._cluster
+
+    def _named_cluster(self) -> str:
+        done = self._run(["scontrol", "show", "config"])
+        named = _CLUSTER_NAME.search(done.stdout)
+        if done.returncode != 0 or named is None:
+            raise PlatformUnavailable(
+                f"scontrol does not show the cluster's name: {_last_line(done.stderr)}",
+                hint="Ask again in a while; SLURM_CLUSTERS, if set, must name one cluster.",
+            )
+        return named[1].lower()
+
     def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
         """Submit a script, with `array` for these of its tasks; the new job's id.
 
         Raises:
             CommandMissing: there is no Slurm here.
-            SubmissionUnknown: it did not answer, and may have taken the script.
-            SubmitRejected: it refused.
+            SubmissionUnknown: it did not answer, or printed no id, and may have taken the script.
+            PlatformUnavailable: it passed the job on to a cluster where it cannot be cancelled.
+            SubmitRejected: it refused, or passed the job on to a cluster that is not asked here.
         """
         tasks = [] if array is None else [f"--array={','.join(map(str, array))}"]
         try:
@@ -95,7 +129,32 @@ class Slurm:
         if done.returncode != 0:
             raise _refused(script, _last_line(done.stderr))
         self._queue.expect_change()
-        return done.stdout.strip().split(";")[0]
+        printed = _SUBMITTED.findall(done.stdout)
+        if not printed:
+            raise SubmissionUnknown(
+                f"sbatch printed no job id for {script.name}: {_last_line(done.stdout)}",
+                hint="A wrapper around sbatch may hide it. The job may be in the queue: see "
+                f"`squeue`; the script is {script}.",
+            )
+        job, cluster = printed[-1]
+        if cluster and cluster.lower() != self.cluster():
+            self._take_back(script, job, cluster)
+        return str(job)
+
+    def _take_back(self, script: Path, job: str, cluster: str) -> None:
+        """Cancel a job on a cluster where nothing could be asked about it."""
+        done = self._run(["scancel", "--quiet", f"--clusters={cluster}", job])
+        if done.returncode != 0:
+            raise PlatformUnavailable(
+                f"Slurm passed {script.name} on to the cluster {cluster} as job {job}, which "
+                f"cannot be cancelled from here: {_last_line(done.stderr)}",
+                hint=f"Cancel it there: scancel {job}",
+            )
+        raise SubmitRejected(
+            f"Slurm passed {script.name} on to the cluster {cluster}, where it was cancelled: "
+            f"the cluster that is asked from here is {self.cluster()}.",
+            hint=f"Set SLURM_CLUSTERS={cluster} to use that one.",
+        )
 
     def test(self, script: Path) -> str:
         """Ask whether a script could be submitted; Slurm's words on when and where it would run.
@@ -161,7 +220,7 @@ class Slurm:
         self._steps.expect_change()
 
     def _squeue(self, *which: str, form: str) -> Jobs:
-        command = ["squeue", "--noheader", *which, "--user", getpass.getuser(), "--format", form]
+        command = ["squeue", "--noheader", *which, "--user", str(os.getuid()), "--format", form]
         done = self._run(command)
         if done.returncode != 0:
             raise PlatformUnavailable(

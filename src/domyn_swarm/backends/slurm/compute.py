@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeSpec, read_exit, read_tail
+from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.job_status import job_status
 from domyn_swarm.backends.slurm.layout import job_script
@@ -35,7 +36,7 @@ _FIND_S = 2.0  # how old a look may be that shows no trace of a job
 _RECORD_S = 10.0  # from the job's end until its exit record is surely seen on another node
 
 
-class SlurmCompute:
+class SlurmCompute(OnCluster):
     """See `ComputeBackend`."""
 
     appears_within_s = 600.0

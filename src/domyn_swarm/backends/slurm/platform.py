@@ -109,6 +109,8 @@ class SlurmPlatform:
         """See `Platform.job_over`."""
         if read_exit(Path(handle.exit_path)) is not None:
             return True
+        if handle.platform != "slurm":  # a process of another host: only its own record tells
+            return False
         return self._compute.probe(handle).final
 
     def end_rest(self) -> None:

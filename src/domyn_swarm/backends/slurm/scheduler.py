@@ -20,6 +20,9 @@ class Scheduler(Protocol):
     scheduler cannot be asked.
     """
 
+    def cluster(self) -> str:
+        """See `Slurm.cluster`."""
+
     def test(self, script: Path) -> str:
         """See `Slurm.test`."""
 

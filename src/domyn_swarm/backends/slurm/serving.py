@@ -14,6 +14,7 @@ from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Ending
 from domyn_swarm.backends.slurm.folder import (
@@ -37,7 +38,7 @@ from domyn_swarm.probing import Clock, Observation, Phase
 _FRESH_S = 1.0
 
 
-class SlurmServing(OwnEndpoint):
+class SlurmServing(OnCluster, OwnEndpoint):
     """See `ServingBackend`."""
 
     def __init__(self, slurm: Scheduler | None = None, clock: Clock = time) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ def _partitions(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
 
 def _associations(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
     """Account and QoS, as far as there is accounting."""
-    associations = slurm.associations(getpass.getuser())
+    associations = slurm.associations(_user())
     accounts = {account for account, _ in associations}
     allowed = {
         qos for account, names in associations for qos in names if config.account in (None, account)
@@ -99,6 +100,14 @@ def _associations(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
                 f"you have no {key.rpartition('.')[2]} {wanted!r}",
                 f"Choose one of: {', '.join(sorted(known))}",
             )
+
+
+def _user() -> str:
+    """The user as whom this process runs, whatever $LOGNAME and $USER say."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container without an entry for it
+        return str(os.getuid())
 
 
 def _shared(name: str, folder: Path) -> Check:

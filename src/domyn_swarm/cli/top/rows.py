@@ -27,13 +27,22 @@ def summary(swarm: SwarmSnapshot, now: datetime) -> list[str]:
         busy.append(f"as of up to {age_s:.0f} s ago")
     if swarm.expires_at is not None:
         busy.append(f"ends in {duration((swarm.expires_at - now).total_seconds())}")
-    phase = swarm.phase.value if swarm.observed in ("unknown", "not_probed") else swarm.observed
+    unseen = swarm.observed in ("unknown", "not_probed", "elsewhere")
+    phase = swarm.phase.value if unseen else swarm.observed
     lines = [
         f"{phase}  {swarm.endpoint or 'no endpoint'}",
-        f"{swarm.model} ({swarm.engine} on {swarm.backend})",
+        f"{swarm.model} ({swarm.engine} on {swarm.backend}{_where(swarm, now)})",
         ", ".join(busy),
     ]
     return [*lines, swarm.detail] if swarm.detail and phase != "ready" else lines
+
+
+def _where(swarm: SwarmSnapshot, now: datetime) -> str:
+    where = swarm.whereabouts
+    if where is None or not where.elsewhere:
+        return ""
+    known = "" if where.known_at is None else duration((now - where.known_at).total_seconds())
+    return f", {where.kind} {where.name}: not asked from here, known {known} ago"
 
 
 def replica_row(one: ReplicaSnapshot) -> tuple[str, ...]:
@@ -61,13 +70,18 @@ def job_row(job: JobSnapshot) -> tuple[str, ...]:
     total_rows = "?" if job.rows_total is None else str(job.rows_total)
     return (
         job.external_id or job.name,
-        job.status.value,
+        f"{job.status.value}{_elsewhere(job)}",
         f"{job.rows_done}/{total_rows}",
         str(job.rows_failed),
         _NONE if job.rows_per_s is None or job.status.final else f"{job.rows_per_s:.1f}",
         _NONE if job.eta_s is None else duration(job.eta_s),
         number(job.prompt_tokens + job.completion_tokens),
     )
+
+
+def _elsewhere(job: JobSnapshot) -> str:
+    where = job.whereabouts
+    return f" on {where.name}" if where is not None and where.elsewhere else ""
 
 
 def failure_lines(job: JobSnapshot, groups: Sequence[FailureGroup], most: int = 4) -> list[str]:

@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("detail", sa.Text, nullable=False),
         sa.Column("swarm_dir", sa.Text, nullable=False),
         sa.Column("plan_json", sa.Text, nullable=False),
+        sa.Column("location_json", sa.Text),
         sa.Column("created_at", sa.String, nullable=False),
         sa.Column("updated_at", sa.String, nullable=False),
     )
@@ -44,6 +45,7 @@ def upgrade() -> None:
         sa.Column("input", sa.Text, nullable=False),
         sa.Column("output", sa.Text),
         sa.Column("handle_json", sa.Text),
+        sa.Column("location_json", sa.Text),
         sa.Column("submitted_at", sa.String, nullable=False),
         sa.Column("ended_at", sa.String),
         sa.Column("exit_code", sa.Integer),

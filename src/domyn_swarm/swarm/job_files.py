@@ -1,0 +1,48 @@
+"""What a job's own files say: how far it is where nobody can be asked, and what it was told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from domyn_swarm.backends.base import read_exit
+from domyn_swarm.errors import StateError
+from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.model import JobStatus, Reach
+from domyn_swarm.paths import JobPaths
+from domyn_swarm.state import JobRecord
+
+
+def status_by_files(record: JobRecord, where: Reach) -> JobStatus:
+    """The status of a job that is not here; that of its record where its files say no more.
+
+    Its own record of a failure is not the whole truth where a scheduler may have killed it.
+    """
+    paths = JobPaths(Path(record.job_dir))
+    ended = read_exit(paths.exit)
+    if ended is not None and (record.platform == "local" or ended.status is not JobStatus.FAILED):
+        return ended.status
+    if where is Reach.OVER:
+        return JobStatus.FAILED
+    begun = record.status is JobStatus.PENDING and paths.progress.exists()
+    return JobStatus.RUNNING if begun else record.status
+
+
+def spec_of(record: JobRecord) -> JobSpec:
+    """What a job was told.
+
+    Raises:
+        StateError: its files are gone.
+    """
+    path = JobPaths(Path(record.job_dir)).spec
+    if record.output is None:
+        raise StateError(
+            f"{record.job_id} ran the script {record.input}, which has no rows of ours.",
+            hint="Submit the script again.",
+        )
+    try:
+        return JobSpec.model_validate_json(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StateError(
+            f"What the job {record.job_id} was told is not readable at {path}.",
+            hint="Submit it again with all its flags: rows that are done are not asked again.",
+        ) from error

@@ -1,0 +1,121 @@
+"""What Slurm's commands are asked, and what is believed of what they print. No cluster: scripts of
+the commands' names stand on PATH.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from domyn_swarm.backends.slurm.cluster import OnCluster
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
+from domyn_swarm.model import Location, Reach
+
+Commands = Callable[..., Path]
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Puts scripts on PATH, by their names; returns the file with what they were called with."""
+    folder, log = tmp_path / "bin", tmp_path / "calls"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def put(**scripts: str) -> Path:
+        for name, body in scripts.items():
+            program = folder / name
+            program.write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{body}\n')
+            program.chmod(0o755)
+        return log
+
+    return put
+
+
+CONFIG = "echo 'ClusterName             = Alps'"
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "17",
+        "17;alps",
+        "*** Welcome, 3 messages ***\n17",
+        "17\nYour job was charged to account 4711",
+        "  17;alps  \nsubmitted at 12:00",
+    ],
+)
+def test_the_id_is_the_line_that_is_one(commands: Commands, tmp_path: Path, printed: str) -> None:
+    commands(sbatch=f"cat <<'END'\n{printed}\nEND", scontrol=CONFIG)
+    assert Slurm().submit(tmp_path / "job.sh") == "17"
+
+
+@pytest.mark.parametrize("printed", ["", "Submitted batch job seventeen", "17 18", "-17", "17;"])
+def test_without_an_id_it_is_unknown_what_was_submitted(
+    commands: Commands, tmp_path: Path, printed: str
+) -> None:
+    commands(sbatch=f"echo '{printed}'")
+    with pytest.raises(PlatformUnavailable, match=r"no job id for job\.sh") as caught:
+        Slurm().submit(tmp_path / "job.sh")
+    assert "squeue" in caught.value.hint
+
+
+def test_a_job_that_was_passed_on_to_a_cluster_that_is_not_asked_is_taken_back(
+    commands: Commands, tmp_path: Path
+) -> None:
+    calls = commands(sbatch="echo '17;other'", scontrol=CONFIG, scancel="true")
+    with pytest.raises(SubmitRejected, match="on to the cluster other") as caught:
+        Slurm().submit(tmp_path / "job.sh")
+    assert "SLURM_CLUSTERS=other" in caught.value.hint
+    assert "scancel --quiet --clusters=other 17" in calls.read_text()
+    commands(scancel="echo 'Unable to find cluster other' >&2; exit 1")
+    with pytest.raises(PlatformUnavailable, match="other as job 17") as stuck:
+        Slurm().submit(tmp_path / "job.sh")
+    assert "scancel 17" in stuck.value.hint
+
+
+def test_the_queue_is_asked_for_the_user_who_runs_this(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = commands(squeue="true")
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody-else")
+    Slurm().queue()
+    assert f"--user {os.getuid()} " in calls.read_text()
+    assert "somebody-else" not in calls.read_text()
+
+
+def test_the_name_of_the_cluster_is_asked_for_once(commands: Commands) -> None:
+    calls = commands(scontrol=CONFIG)
+    slurm = Slurm()
+    assert [slurm.cluster(), slurm.cluster()] == ["alps", "alps"]
+    assert calls.read_text() == "scontrol show config\n"
+
+
+def test_a_cluster_without_a_name_is_not_asked_again_and_again(commands: Commands) -> None:
+    calls = commands(scontrol="echo 'Only one cluster can be used at a time' >&2; exit 1")
+    slurm = Slurm()
+    for _ in range(3):
+        with pytest.raises(PlatformUnavailable, match="Only one cluster"):
+            slurm.cluster()
+    assert calls.read_text() == "scontrol show config\n"
+
+
+def test_jobs_of_another_cluster_are_elsewhere(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Platform(OnCluster):
+        def __init__(self) -> None:
+            self._slurm = Slurm()
+
+    commands(scontrol=CONFIG)
+    platform = Platform()
+    here = platform.location({})
+    assert (here.kind, here.name) == ("cluster", "alps")
+    assert platform.reach(here) is platform.reach(None) is Reach.HERE
+    assert platform.reach(Location(kind="cluster", name="todi")) is Reach.ELSEWHERE
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Platform().reach(here) is Reach.ELSEWHERE  # this machine has no Slurm
