@@ -140,7 +140,7 @@ def test_a_launcher_on_another_host_may_be_at_work(swarm_home: Path) -> None:
     claim(SwarmPaths(folder).launcher(swarm.record.tag))
     assert being_launched(swarm)
     text = launcher.read_text()
-    launcher.write_text(text.replace(f'"pid": {os.getpid()}', '"pid": 4194303'))
+    launcher.write_text(text.replace(f'"pid":{os.getpid()}', '"pid":4194303'))
     assert not being_launched(swarm)
     boot_id = str(this_host().boot_id)
     launcher.write_text(launcher.read_text().replace(boot_id, "another"))
