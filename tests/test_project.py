@@ -37,7 +37,7 @@ def _tracked() -> list[Path]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
     assert path.stem not in VAGUE_NAMES
-    longest = 850 if path.name == "watchdog.py" else 400  # it travels alone: one file by design
+    longest = 1000 if path.name == "watchdog.py" else 400  # it travels alone: one file by design
     assert len(path.read_text(encoding="utf-8").splitlines()) < longest
     assert ast.get_docstring(_tree(path)), "a module needs a docstring"
 

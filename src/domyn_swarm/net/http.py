@@ -10,18 +10,16 @@ import asyncio
 import importlib
 import importlib.util
 import re
-import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from domyn_swarm import open_files
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.net.certificates import certificates, trusting
 from domyn_swarm.net.errors import (
     CannotConnect,
     ConnectionBroken,
@@ -40,7 +38,6 @@ CONNECT_TIMEOUTS_S = (10.0, 5.0, 2.0, 1.0, 0.5, 0.2)
 the request, so that who cannot be reached is not taken for one that does not answer.
 """
 _SERVED_BY = "x-smg-routed-worker-id"  # the router's word for the replica that it chose
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 _EXHAUSTED = re.compile(rf"\(os error (?:{'|'.join(map(str, open_files.EXHAUSTED))})\)")
 
 
@@ -93,34 +90,6 @@ def open_client(key: str | None, *, use_proxy: bool, ca_file: str | None = None)
         _load_to_stay("pyreqwest.client")
         return ReqwestClient(_headers(key), use_proxy=use_proxy, ca_file=ca_file)
     return AiohttpClient(_headers(key), use_proxy=use_proxy, ca_file=ca_file)
-
-
-def _certificates(ca_file: str) -> list[bytes]:
-    """Those of a file, each by itself.
-
-    Raises:
-        ConfigError: they cannot be used.
-    """
-    _trusting(ca_file)  # says what is wrong
-    return _CERTIFICATE.findall(Path(ca_file).read_bytes())
-
-
-def _trusting(ca_file: str) -> ssl.SSLContext:
-    """What trusts the system's certificates and those of a file.
-
-    Raises:
-        ConfigError: they cannot be used.
-    """
-    context = ssl.create_default_context()
-    try:
-        context.load_verify_locations(ca_file)
-    except OSError as error:  # an SSLError is one
-        raise ConfigError(
-            f"The endpoint's certificates in {ca_file} cannot be used: {error}.",
-            hint="router.tls_ca, or router.tls_cert, names a file of certificates in PEM that the "
-            "job's nodes can read.",
-        ) from error
-    return context
 
 
 def _headers(key: str | None) -> dict[str, str]:
@@ -192,7 +161,7 @@ class ReqwestClient:
 
         self._use_proxy = use_proxy
         self._ca_file = ca_file
-        self._trusted = [] if ca_file is None else _certificates(ca_file)
+        self._trusted = [] if ca_file is None else certificates(ca_file)
         self._instead: AiohttpClient | None = None
         self._errors = exceptions
         self._timeouts: dict[float, timedelta] = {}
@@ -338,7 +307,7 @@ class AiohttpClient:
         self._headers = headers
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=20, ssl=True if ca_file is None else _trusting(ca_file)
+                limit=0, keepalive_timeout=20, ssl=True if ca_file is None else trusting(ca_file)
             ),
             trust_env=use_proxy,
             auto_decompress=True,
