@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from command_line import CommandLine
-from domyn_swarm.errors import CheckpointBusy, JobError, NothingToRetry, StateError
+from domyn_swarm.errors import CheckpointBusy, JobError, NothingToRetry, OutputExists, StateError
 from domyn_swarm.jobs.spec import new_job_id
 from domyn_swarm.model import JobStatus, ReplyVerdict
 from domyn_swarm.services.jobs import JobService
@@ -165,6 +165,9 @@ def test_rows_that_another_job_asks_now_are_refused_before_anything_is_recorded(
         service.submit(bench.request(external_id="second"))
     assert f"The job {handle.job_id} (mine) asks these rows now" in busy.value.message
     assert f"job cancel {handle.job_id}" in busy.value.hint
+    assert len(service.list()) == 1
+    with pytest.raises(OutputExists, match=f"{handle.job_id} is going to write"):
+        service.submit(bench.request(external_id="second", input=other))
     assert len(service.list()) == 1
     beside = {"external_id": "beside", "input": other, "output": str(bench.folder / "o.parquet")}
     bench.server.answers_at_most = None
