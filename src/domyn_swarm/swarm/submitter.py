@@ -350,8 +350,6 @@ class JobSubmitter:
         forget = f"`domyn-swarm job cancel {record.job_id} --forget` writes it off"
         refuse_elsewhere(record, "end it", forget)
         if record.handle is None:
-            return record
-        if record.handle is None:
             raise PlatformUnavailable(
                 f"The platform does not show the job {record.job_id} yet, and may have it.",
                 hint=f"Try again in a while; see `domyn-swarm job status {record.job_id}`.",
