@@ -35,14 +35,14 @@ SWARM_KEYS = {
 }
 REPLICA_KEYS = {
     *("index", "state", "stale", "url", "http_status", "last_seen_s", "restarts", "reason"),
-    *("requests_running", "requests_waiting", "prompt_tokens", "generated_tokens"),
+    *("requests_running", "requests_waiting", "prompt_tokens", "generated_tokens", "figures_age_s"),
     *("tokens_per_s", "kv_cache_usage", "node", "expires_at"),
 }
 JOB_KEYS = {
     *("schema_version", "job_id", "external_id", "name", "swarm", "status", "rows_total"),
     *("rows_done", "rows_failed", "rows_per_s", "eta_s", "prompt_tokens", "completion_tokens"),
     *("input", "output", "account", "message", "exit_code", "submitted_at", "ended_at", "log_path"),
-    *("verdicts", "remarks", "whereabouts"),
+    *("verdicts", "remarks", "rows_resumed", "whereabouts"),
 }
 
 

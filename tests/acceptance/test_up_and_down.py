@@ -69,7 +69,9 @@ def test_up_killed_at_any_moment_leaves_nothing_unrecorded(
 def test_interrupting_up_says_what_keeps_running(
     cli: CommandLine, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
+    usual = signal.signal(number, signal.SIG_DFL)  # tests under nohup ignore SIGHUP: `up` would too
     up = cli.start("up", "-c", write_sim_config(tmp_path).path, *SLOW_START)
+    signal.signal(number, usual)
     until(lambda: [one for one in cli.processes() if one.pid != up.pid])
     up.send_signal(number)
     stdout, said = up.communicate(timeout=limit_s())
