@@ -29,6 +29,7 @@ from domyn_swarm.batch.index import open_index
 from domyn_swarm.batch.manifest import JobFacts
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.publish import publish
+from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import RowValue
 from domyn_swarm.batch.schema import OutputSchema
@@ -112,7 +113,7 @@ def find(folder: Path, rows: int) -> dict[str, float]:
     """Open the index, and match every row, in shuffled order."""
     before = peak_mb()
     began = time.monotonic()
-    index = open_index(folder, RowKeys(["prompt"], "id"), Reading())
+    index = open_index([ResultsFolder(folder)], RowKeys(["prompt"], "id"), Reading())
     opened = time.monotonic()
     found, hashing_s = 0, 0.0
     for batch in SyntheticInput(rows, shuffled=True).batches():
@@ -128,7 +129,7 @@ def find(folder: Path, rows: int) -> dict[str, float]:
 
 def publish_all(folder: Path, rows: int, *, shuffled: bool) -> dict[str, float]:
     """Write an output of all rows."""
-    index = open_index(folder, RowKeys(["id"], "id"), Reading())
+    index = open_index([ResultsFolder(folder)], RowKeys(["id"], "id"), Reading())
     facts = {"id": "bench", "name": "bench", "job_class": "bench", "identity": "bench"}
     with tempfile.TemporaryDirectory() as place:
         plan = OutputPlan(

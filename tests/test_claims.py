@@ -22,7 +22,9 @@ def path(tmp_path: Path) -> Path:
 def left_by(host: str, path: Path, *, age_s: float) -> None:
     """A claim of another machine's process, renewed last so long ago."""
     claim(path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "host": host}))
+    written = json.loads(path.read_text())
+    written["location"] |= {"name": host, "boot_id": "another", "machine_id": "another"}
+    path.write_text(json.dumps(written))
     then = time.time() - age_s
     os.utime(path, (then, then))
 

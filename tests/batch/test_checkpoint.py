@@ -274,7 +274,7 @@ def test_a_file_that_grows_no_more_is_synced_too(
     for ask in (journal.sync, journal.close):
         with pytest.raises(JobError, match=r"Cannot write the checkpoint .*Input/output error"):
             ask()
-    index = open_index(tmp_path, KEYS)
+    index = open_index([ResultsFolder(tmp_path)], KEYS)
     assert index.match(0, as_matrix(range(10))).found.all()
     index.frames.close()
 
@@ -295,7 +295,7 @@ def test_a_disk_that_is_full_says_so_and_the_file_ends_with_a_whole_frame(tmp_pa
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     journal.append([result(2)])
     journal.close()
-    index = open_index(tmp_path, KEYS)
+    index = open_index([ResultsFolder(tmp_path)], KEYS)
     assert index.match(0, as_matrix(range(3))).found.tolist() == [True, False, True]
     index.frames.close()
 
@@ -336,7 +336,7 @@ def test_of_two_that_seal_one_journal_neither_harms_the_other(
         raise Killed
 
     journal = tmp_path / "000001-000-00000000.journal"
-    journal.write_bytes(b"".join(encode_frame([result(number)]) for number in range(100)))
+    journal.write_bytes(b"".join(encode_frame([result(number)], 1) for number in range(100)))
     fsync = os.fsync
 
     def beside_another(descriptor: int) -> None:
@@ -348,7 +348,7 @@ def test_of_two_that_seal_one_journal_neither_harms_the_other(
 
     monkeypatch.setattr(os, "fsync", beside_another)
     seal(journal)
-    index = open_index(tmp_path, KEYS)
+    index = open_index([ResultsFolder(tmp_path)], KEYS)
     assert index.match(0, as_matrix(range(100))).found.all()
     index.frames.close()
 
@@ -357,30 +357,30 @@ def test_what_is_appended_to_a_journal_while_it_is_sealed_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = tmp_path / "000001-000-00000000.journal"
-    journal.write_bytes(encode_frame([result(0)]))
+    journal.write_bytes(encode_frame([result(0)], 1))
     write_frames = SortedFrames.frames
 
     def grows(self: SortedFrames, rows: int) -> Iterator[bytes]:
         yield from write_frames(self, rows)
         with journal.open("ab") as file:
-            file.write(encode_frame([result(self.rows)]))
+            file.write(encode_frame([result(self.rows)], 1))
 
     monkeypatch.setattr(SortedFrames, "frames", grows)
     seal(journal)
-    index = open_index(tmp_path, KEYS)
+    index = open_index([ResultsFolder(tmp_path)], KEYS)
     assert index.match(0, as_matrix(range(4))).found.all()  # it is tried three times
     index.frames.close()
     assert [path.name for path in tmp_path.iterdir()] == [journal.name]
 
 
 def test_the_files_of_a_later_driver_are_left_to_it(tmp_path: Path) -> None:
-    folder = tmp_path / IDENTITY.digest
-    folder.mkdir()
+    folder = place(tmp_path).folder
+    folder.mkdir(parents=True)
     earlier, later = (folder / f"00000{at}-000-00000000.journal" for at in (0, 5))
     for path in (earlier, later):
-        path.write_bytes(encode_frame([result(0)]))
+        path.write_bytes(encode_frame([result(0)], 1))
     (folder / ".unfinished-1-abcd").write_bytes(b"of one that was killed")
-    Checkpoint(tmp_path, IDENTITY, KEYS).close()
+    Checkpoint(place(tmp_path), KEYS, ASKER).close()
     assert sorted(path.name for path in folder.iterdir() if path.name[0] in "0.") == [
         earlier.with_suffix(".segment").name,
         later.name,
@@ -510,7 +510,7 @@ def test_a_thousandth_writer_is_read_as_the_first(tmp_path: Path) -> None:
         journal = Journal(tmp_path, 1, writer)
         journal.append([result(writer)])
         journal.close()
-    index = open_index(tmp_path, KEYS)
+    index = open_index([ResultsFolder(tmp_path)], KEYS)
     for writer in (1, 999, 1000, 12_345):
         assert index.match(writer, as_matrix([writer])).found.all()
     index.frames.close()

@@ -21,7 +21,7 @@ from batch.coroutine_workers import (
     real,
     scripted,
 )
-from domyn_swarm.batch import index
+from domyn_swarm.batch import results_folder
 from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.frames import FrameRef
 from domyn_swarm.batch.link import (
@@ -239,7 +239,7 @@ async def test_for_a_dead_workers_rows_only_its_own_files_are_read(
 ) -> None:
     """The others' may hold a hundred million rows."""
     read: list[str] = []
-    scan = index.scan_descriptor
+    scan = results_folder.scan_descriptor
 
     def noted(descriptor: int) -> list[FrameRef]:
         read.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
@@ -250,7 +250,7 @@ async def test_for_a_dead_workers_rows_only_its_own_files_are_read(
 
     async def settle_and_note(rows: Iterator[PendingRows]) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(index, "scan_descriptor", noted)
+            patch.setattr(results_folder, "scan_descriptor", noted)
             await settle(rows)
 
     monkeypatch.setattr(whole.coordinator, "run", settle_and_note)

@@ -20,6 +20,7 @@ from domyn_swarm.batch.frames import FrameRef, encode_frame
 from domyn_swarm.batch.index import RowIndex, open_index
 from domyn_swarm.batch.journal import Journal
 from domyn_swarm.batch.ordered_results import OrderedResults, ordered_results
+from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, RowValue
 from domyn_swarm.batch.segments import checkpoint_files
@@ -57,7 +58,7 @@ def write(folder: Path, answered: Sequence[Result], writers: int, handful: int =
     for writer in range(writers):
         own = [one for one in answered if one.ordinal // handful % writers == writer]
         frames = [
-            encode_frame(own[at : at + FRAME_ROWS], compress=True)
+            encode_frame(own[at : at + FRAME_ROWS], 1, compress=True)
             for at in range(0, len(own), FRAME_ROWS)
         ]
         (folder / f"000001-{writer:03d}-00000000.segment").write_bytes(b"".join(frames))
@@ -99,7 +100,7 @@ def read(source: OrderedResults, dataset: TableDataset) -> Iterator[RowValue | N
 
 
 def opened(folder: Path, keys: RowKeys) -> RowIndex:
-    return open_index(folder, keys, Reading())
+    return open_index([ResultsFolder(folder)], keys, Reading())
 
 
 @pytest.mark.parametrize("keys", [BY_POSITION, BY_ID], ids=["position", "id"])

@@ -426,7 +426,7 @@ def test_a_driver_that_loses_its_job_as_it_publishes_writes_nothing(
     write = PartWriter.finish
 
     def lost_by_then(self: PartWriter) -> Any:
-        for lease in (bench.folder / "checkpoints").glob("*/lease-*.json"):
+        for lease in (bench.folder / "checkpoints").glob("*/*/lease-*.json"):
             lease.with_name("lease-000002.json").write_text("{}")
             monkeypatch.setattr(leases, "_UNRENEWED_S", 0.0)  # it was silent meanwhile
         return write(self)
@@ -449,7 +449,7 @@ def test_a_driver_that_loses_its_job_while_it_waits_for_answers_sends_no_more(
 
     def take_over() -> None:
         until(lambda: bench.server.asked.total() == 4)
-        [lease] = (bench.folder / "checkpoints").glob("*/lease-*.json")
+        [lease] = (bench.folder / "checkpoints").glob("*/*/lease-*.json")
         lease.with_name("lease-000002.json").write_text("{}")
 
     other = threading.Thread(target=take_over)
@@ -497,7 +497,7 @@ def test_files_are_written_and_synced_beside_the_requests(
 
 
 def test_a_bug_leaves_a_reason(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise LookupError("no such thing")
 
     monkeypatch.setattr(engine, "pending_rows", broken)

@@ -398,7 +398,7 @@ def test_a_disk_that_takes_no_log_ends_neither_the_engine_nor_its_reports(bench:
     replica = bench.replica()
     replica.log = Path("/dev/full")  # as stderr on a full disk: each write to it fails
     replica.start()
-    until(lambda: len(replica.lines("asked")) > 2)  # no collector yet: that is complained of
+    until(lambda: replica.lines("asked"))  # no collector yet: that was complained of
     bench.start_collector()
     bench.until_state("ready")
     replica.tell("die", 3)

@@ -156,7 +156,7 @@ class CheckpointMachine(RuleBasedStateMachine):
         files = [path for path in checkpoint_files(self.folder) if path.suffix == ".segment"]
         first %= len(files) or 1
         if files:
-            join(self.folder, files[first : first + count])
+            join(files[first : first + count])
 
     @precondition(lambda self: self.generation > 1)
     @rule(which=st.integers(1, 100))

@@ -59,7 +59,7 @@ def test_too_few_open_files(
 def test_the_limits_of_other_nodes_are_those_that_endpoints_say(swarm_home: Path) -> None:
     store = SwarmStore.open()
     plan, context = SwarmLifecycle.plan(config("far"))
-    SwarmLifecycle(store)._record(config("far"), plan, context)
+    SwarmLifecycle(store)._record(plan, context)
     paths = SwarmPaths.of(swarm_home, "far")
     address = EndpointAddress(url="http://n7:1", node="n7", open_files=Limits(512, 512))
     write_private(paths.endpoint, address.model_dump_json())

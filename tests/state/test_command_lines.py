@@ -48,7 +48,10 @@ def test_command_lines_that_find_the_same_out_at_once_neither_fail_nor_lose_anyt
         )
     cli = CommandLine(swarm_home)
     looking = [cli.start("swarm", "list", "--json") for _ in range(2)]
-    reading = [cli.start("swarm", "list", "--no-probe", "--json"), cli.start("job", "list")]
+    reading = [
+        cli.start("swarm", "list", "--no-probe", "--json"),
+        cli.start("job", "list", "-n", "0"),
+    ]
     writing = subprocess.Popen(
         [sys.executable, "-c", ADD_JOBS, str(JOBS)],
         stderr=subprocess.PIPE,
