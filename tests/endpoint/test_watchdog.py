@@ -401,5 +401,5 @@ def test_a_disk_that_takes_no_log_ends_neither_the_engine_nor_its_reports(bench:
     until(lambda: replica.lines("asked"))  # no collector yet: that was complained of
     bench.start_collector()
     bench.until_state("ready")
-    replica.tell("die", 3)
+    os.kill(replica.starts[0], signal.SIGKILL)
     until(lambda: len(replica.starts) > 1)
