@@ -152,4 +152,4 @@ class Reporter:
         try:
             write_private(self._paths.result, result.model_dump_json())
         except OSError as failure:  # the exit code still tells how it ended
-            _log.error("cannot write %s: %s", self._paths.result, failure)
+            _log.warning("cannot write %s: %s", self._paths.result, failure)
