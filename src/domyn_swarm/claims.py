@@ -56,7 +56,7 @@ def is_held(path: Path) -> bool:
     was renewed lately. A file that is no claim is held by nobody; one that cannot be read may be.
     """
     try:
-        found = Claim.model_validate_json(path.read_text())
+        found = Claim.model_validate_json(path.read_text("utf-8"))
         age_s = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return False

@@ -114,7 +114,7 @@ def _admitted(endpoint_file: Path, workers: int) -> int | None:
 def _told(endpoint_file: Path, field: str) -> Any:  # noqa: ANN401 - JSON
     """What the swarm's endpoint says of itself; None: it does not, or is nowhere now."""
     try:
-        return json.loads(endpoint_file.read_text()).get(field)
+        return json.loads(endpoint_file.read_text("utf-8")).get(field)
     except (OSError, ValueError):
         return None
 

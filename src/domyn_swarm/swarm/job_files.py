@@ -40,7 +40,7 @@ def spec_of(record: JobRecord) -> JobSpec:
             hint="Submit the script again.",
         )
     try:
-        return JobSpec.model_validate_json(path.read_text())
+        return JobSpec.model_validate_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise StateError(
             f"What the job {record.job_id} was told is not readable at {path}.",

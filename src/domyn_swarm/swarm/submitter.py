@@ -364,9 +364,7 @@ class JobSubmitter:
         if status is record.status:
             return record
         if status.final and record.handle is not None:
-            with contextlib.suppress(
-                ConfigError, PlatformError
-            ):  # the last moment that it surely has the log
+            with contextlib.suppress(ConfigError, PlatformError):  # it surely has the log now
                 self._backend(record).fetch_log(record.handle)
         ended = read_exit(JobPaths(Path(record.job_dir)).exit)
         self._store.set_job_status(

@@ -69,7 +69,7 @@ class Ended(Record):
 def read_ended(paths: SwarmPaths, tag: str) -> Ended | None:
     """Why the swarm of this tag ended, if it did."""
     try:
-        ended = Ended.model_validate_json(paths.ended.read_text())
+        ended = Ended.model_validate_json(paths.ended.read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return ended if ended.tag == tag else None
@@ -78,7 +78,7 @@ def read_ended(paths: SwarmPaths, tag: str) -> Ended | None:
 def read_address(paths: SwarmPaths) -> EndpointAddress | None:
     """Where the endpoint listens; None: nowhere yet, or it was shut down."""
     try:
-        return EndpointAddress.model_validate_json(paths.endpoint.read_text())
+        return EndpointAddress.model_validate_json(paths.endpoint.read_text("utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -107,7 +107,7 @@ def _asked(paths: SwarmPaths) -> CollectorView | None:
 def last_view(paths: SwarmPaths) -> CollectorView | None:
     """The last view that the collector wrote, as old as it may be; None: it wrote none."""
     try:
-        return CollectorView.model_validate_json(paths.replicas.read_text())
+        return CollectorView.model_validate_json(paths.replicas.read_text("utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -56,7 +56,7 @@ class Submissions:
         """
         for kind in _KINDS:
             try:
-                before = set(self._paths.submitting(kind).read_text().split())
+                before = set(self._paths.submitting(kind).read_text("utf-8").split())
                 age_s = self._clock.time() - self._paths.submitting(kind).stat().st_mtime
             except FileNotFoundError:
                 continue
