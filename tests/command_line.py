@@ -114,7 +114,7 @@ class SimConfig:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Jobs whose topic begins with `held` get ten answers and no more: whatever the machine's
-        speed, they are under way, and do not end.
+        speed, they are under way, and do not end. Ten, if fewer are in flight than there are slots.
         """
         file = self.record.with_name("hold")
         file.touch()

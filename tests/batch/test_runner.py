@@ -66,7 +66,7 @@ class Unprintable(Exception):
 
 
 async def library_cancels() -> None:
-    waiting = asyncio.ensure_future(asyncio.sleep(3600))
+    waiting = asyncio.ensure_future(asyncio.Event().wait())
     waiting.cancel()
     await waiting
 
@@ -75,7 +75,7 @@ async def cancels_itself() -> None:
     task = asyncio.current_task()
     assert task is not None
     task.cancel()
-    await asyncio.sleep(3600)
+    await asyncio.Event().wait()
 
 
 def raises(error: BaseException) -> None:
