@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from typer.testing import CliRunner
 
 from domyn_swarm.cli.app import app
+from patience import until
 from schemas import fits
 
 if TYPE_CHECKING:
@@ -30,8 +31,15 @@ def told(standing: Standing, *arguments: str) -> Result:
     return runner.invoke(app, arguments)
 
 
+def nothing_runs(standing: Standing) -> bool:
+    """Whether the jobs of other tests have ended, and write no file beside the dry run's."""
+    listed = standing.cli.json("job", "list", "--refresh")["jobs"]
+    return all(one["status"] not in ("pending", "running") for one in listed)
+
+
 def test_a_dry_run_asks_one_row_and_leaves_nothing(standing: Standing) -> None:
     job = standing.job("rehearsed", 5)
+    until(lambda: nothing_runs(standing))
     before = left_behind(standing)
     asked = [*job.submission("--name", "demo"), "--dry-run"]
 

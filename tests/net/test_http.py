@@ -106,9 +106,15 @@ async def test_a_process_without_files_is_not_taken_for_an_endpoint_that_is_away
     name = server.url.replace("127.0.0.1", "localhost")
     with no_files_left():
         for url in (f"http://127.0.0.1:{server.port}", name):
-            asking = [client.request("POST", url + CHAT, BODY, limit_s()) for _ in range(3)]
+            # One connection may be there still, from before: its answer waits for the others' ends.
+            server.answers_at_most = server.answered.total()
+            asking = [
+                asyncio.create_task(client.request("POST", url + CHAT, BODY, limit_s()))
+                for _ in range(3)
+            ]
+            await until_async(lambda asking=asking: sum(one.done() for one in asking) > 1)
+            server.answers_at_most = None
             ends = await asyncio.gather(*asking, return_exceptions=True)
-            # one connection may be there still, from before
             assert {type(end) for end in ends} - {HttpReply} == {NoFileLeft}, ends
     reply = await client.request("POST", server.url + CHAT, BODY, limit_s())
     assert reply.status == 200

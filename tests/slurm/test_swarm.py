@@ -43,7 +43,6 @@ from slurm.swarms import (
     swarm_paths,
     taking_nothing,
     task,
-    under_way,
     until,
     warn,
 )
@@ -196,37 +195,29 @@ def test_an_endpoint_moves_is_cancelled_and_ends_under_jobs_and_no_row_is_lost(
     up: Up, slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOMYN_SWARM_MAIL_USER", "of-endpoint@here")
-    jobs, rows = JobService(), 300
+    jobs = JobService()
     service = up(min_ready=2)
     before, home = service.status("demo").endpoint, endpoint_job(slurm)
 
-    def submit_step(name: str) -> Path:
-        folder = tmp_path / name
-        handles[name] = jobs.submit(
-            request(folder, rows, resources=JobResources(), max_concurrency=4)
-        )
-        under_way(handles[name])
-        return folder
-
-    handles = {}
     # It moves: its step ends and says why, a job of its own goes on.
-    step = submit_step("moved")
+    step = submit_held(tmp_path / "moved", resources=JobResources())
     job = submit_held(tmp_path / "goes on")
     warn(slurm, home)
-    assert ended(handles["moved"]).status is JobStatus.TIMED_OUT
+    assert ended(step.handle).status is JobStatus.TIMED_OUT
     until(lambda: came_back(slurm, home))
-    handles["moved"] = resumed(handles["moved"])
+    moved = resumed(step.handle)
     until(lambda: service.status("demo").endpoint != before)
     job.goes_on()
     done = job.release()
     assert (done.status, done.rows_failed) == (JobStatus.SUCCEEDED, 0)
     assert all_answered(job.folder, job.rows)
-    done = ended(handles["moved"])
+    (step.folder / "released").touch()
+    done = ended(moved)
     assert done.status is JobStatus.SUCCEEDED, done.message
     assert done.account is not None
-    assert done.account.rows_answered == rows
-    assert done.account.requests <= rows + 4  # those in flight, at most
-    assert all_answered(step, rows)
+    assert done.account.rows_answered == step.rows
+    assert done.account.requests <= step.rows + 8  # those in flight, at most
+    assert all_answered(step.folder, step.rows)
     until(lambda: mailed(slurm, "of-endpoint@here", "demo-endpoint"))
 
     # An admin cancels it: the swarm has failed and says why, takes no job, and its jobs end.
@@ -251,9 +242,9 @@ def test_an_endpoint_moves_is_cancelled_and_ends_under_jobs_and_no_row_is_lost(
     assert done.account.rows_answered == job.rows
     assert done.account.requests - done.account.retries <= job.rows + 8 * 3
     assert all_answered(job.folder, job.rows)
-    submit_step("ends")
+    step = submit_held(tmp_path / "ends", resources=JobResources())
     down()
-    assert jobs.status(handles["ends"]).status is JobStatus.CANCELLED
+    assert jobs.status(step.handle).status is JobStatus.CANCELLED
     assert jobs_of(slurm) == {}
 
 
