@@ -37,7 +37,6 @@ from slurm.swarms import (
     standing_swarm,
     submit_held,
     unanswered,
-    under_way,
     until,
     warn,
 )
@@ -147,26 +146,26 @@ def test_a_followed_job_is_a_step_of_the_endpoint_unless_it_is_placed_elsewhere(
 def test_steps_and_jobs_side_by_side_end_each_for_itself(
     standing: Standing, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
-    rows, jobs = 200, JobService()
+    jobs = JobService()
     kinds = {"cancelled step": STEP, "other step": STEP, "warned job": JOB}
-    handles = {
-        name: jobs.submit(request(tmp_path / name, rows, resources=asked, max_concurrency=4))
+    held = {
+        name: submit_held(tmp_path / name, resources=asked, max_concurrency=4)
         for name, asked in kinds.items()
     }
-    for handle in handles.values():
-        under_way(handle)
-    assert jobs.cancel(handles["cancelled step"]).status is JobStatus.CANCELLED
-    warn(slurm, handles["warned job"].platform_id)  # near its time limit
-    assert ended(handles["warned job"]).status is JobStatus.TIMED_OUT
-    again = {name: jobs.resume(handles[name]) for name in ("cancelled step", "warned job")}
-    assert ended(handles["other step"]).status is JobStatus.SUCCEEDED
+    assert jobs.cancel(held["cancelled step"].handle).status is JobStatus.CANCELLED
+    warn(slurm, held["warned job"].handle.platform_id)  # near its time limit
+    assert ended(held["warned job"].handle).status is JobStatus.TIMED_OUT
+    again = {name: jobs.resume(held[name].handle) for name in ("cancelled step", "warned job")}
+    for one in held.values():
+        (one.folder / "released").touch()
+    assert ended(held["other step"].handle).status is JobStatus.SUCCEEDED
     for name, handle in again.items():
         done = ended(handle)
         assert done.status is JobStatus.SUCCEEDED, name
         assert done.account is not None, name
         # Over both runs: what was in flight was finished, and what was done stayed done.
-        assert done.account.requests == rows, name
-    assert all(all_answered(tmp_path / name, rows) for name in handles)
+        assert done.account.requests == held[name].rows, name
+    assert all(all_answered(one.folder, one.rows) for one in held.values())
 
 
 @pytest.mark.parametrize(
