@@ -51,6 +51,7 @@ PROGRAMS: Mapping[str, Loads] = {
     "watchdog": Loads(set(), {"watchdog"}),
     "follower": Loads(set(), {"follower"}),
     "backends.exit_wrapper": Loads(set(), {"backends.exit_wrapper", "paths"}),
+    "backends.node_report": Loads(set(), {"backends.node_report"}),
     "backends.slurm.replica_task": Loads(set(), {*TASK, "backends.gpus"}),
     "backends.slurm.node_task": Loads(set(), TASK),
     "backends.slurm.endpoint_task": Loads(set(), {*TASK, "backends.endpoint"}),

@@ -40,6 +40,18 @@ def test_a_healthy_machine(tmp_path: Path) -> None:
     assert all((check.status == "ok") == (check.fix is None) for check in found.checks)
 
 
+def test_a_rehearsal_on_this_machine(tmp_path: Path, swarm_home: Path) -> None:
+    cli, path = CommandLine(swarm_home), written(tmp_path, "model: m", "engine: sim")
+    found = cli.json("doctor", "-c", path, "--rehearse")["checks"]
+    there = {one["name"]: one for one in found if one["name"].startswith("node")}
+    assert there["node"]["detail"] == "ran on this machine"
+    assert {one["status"] for one in there.values()} <= {"ok", "warning"}
+    assert "node: name" not in there  # nobody else calls it
+    assert list((swarm_home / "rehearsals").iterdir()) == []
+    refused = cli("doctor", "--rehearse")
+    assert (refused.returncode, "needs a configuration" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("hard", "warned"),
     [(65_536, set()), (20_000, set()), (4096, {"open files", "endpoint"})],

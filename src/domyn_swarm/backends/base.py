@@ -15,6 +15,7 @@ from pydantic import Field
 
 from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress
+from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.errors import PlatformError, StateError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, Location, ProcessId, Reach, Record
@@ -106,6 +107,17 @@ class ServingBackend(Located, Protocol):
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
         """What `doctor` looks at on this platform. Starts nothing, raises nothing."""
+
+    def checks_on_node(
+        self, plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal
+    ) -> Iterator[Check]:
+        """What a program of ours reports from a node, where it runs for a moment.
+
+        Raises:
+            ConfigError: the platform has no nodes of which that could be asked.
+            PlatformError: it could not be started, or the platform cannot be asked.
+            OSError: the swarms' folder cannot be written to.
+        """
 
     def scale(
         self,

@@ -98,7 +98,7 @@ def check_model(plan: DeploymentPlan) -> Iterator[Check]:
 
 def check_engine(plan: DeploymentPlan, python: str | None) -> Iterator[Check]:
     """Whether the engine's package is installed; `python`: of another environment."""
-    module = _MODULES.get(plan.engine)
+    module = engine_module(plan.engine)
     if module is None:
         yield ok("engine", f"{plan.engine}: nothing to install")
         return
@@ -111,5 +111,16 @@ def check_engine(plan: DeploymentPlan, python: str | None) -> Iterator[Check]:
     if found:
         yield ok("engine", f"{plan.engine} is installed in {where}")
     else:
-        fix = _INSTALL.get(plan.engine, f"pip install 'domyn-swarm[{plan.engine}]'")
-        yield failed("engine", f"{plan.engine} is not installed in {where}", f"There: {fix}")
+        yield failed(
+            "engine", f"{plan.engine} is not installed in {where}", f"There: {engine_install(plan)}"
+        )
+
+
+def engine_module(engine: str) -> str | None:
+    """What must be importable for an engine to start; None: nothing to install."""
+    return _MODULES.get(engine)
+
+
+def engine_install(plan: DeploymentPlan) -> str:
+    """The command that installs a plan's engine."""
+    return _INSTALL.get(plan.engine, f"pip install 'domyn-swarm[{plan.engine}]'")

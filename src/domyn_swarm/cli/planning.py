@@ -54,21 +54,41 @@ def plan(
 
 def doctor(
     config: ConfigOption = None,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse", help="Run a program on one node for a moment, and check what it reports."
+        ),
+    ] = False,
+    gpus: Annotated[
+        bool, typer.Option("--gpus", help="Rehearse with the GPUs of a replica.")
+    ] = False,
+    timeout_s: Annotated[
+        float,
+        typer.Option(
+            "--timeout", min=1, metavar="SECONDS", help="How long the rehearsal may wait its turn."
+        ),
+    ] = 600.0,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
     """Check this machine, and with -c the site, for what a swarm needs; name each problem's fix.
 
-    Exits with 4 when something would go wrong. Nothing is started.
+    Exits with 4 when something would go wrong. Nothing is started but the rehearsal, on request:
+    on Slurm a job of one task, one CPU and two minutes.
 
-    Example: domyn-swarm doctor -c config.yaml
+    Example: domyn-swarm doctor -c config.yaml --rehearse
     """
+    from domyn_swarm.backends.rehearsal import Rehearsal
     from domyn_swarm.cli.views import show_examination
     from domyn_swarm.services.doctor import examine
 
     form = chosen_format(output, as_json, as_yaml)
-    found = examine(config)
+    wish = None
+    if rehearse or gpus:
+        wish = Rehearsal(gpus, timeout_s, lambda said: typer.echo(said, err=True))
+    found = examine(config, wish)
     show_examination(found, form)
     if not found.well:
         raise typer.Exit(PlatformError.exit_code)

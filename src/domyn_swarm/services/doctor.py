@@ -14,6 +14,7 @@ from domyn_swarm.backends.checks import Check, check_folder, check_private, fail
 from domyn_swarm.backends.endpoint.router import Admission, admission, files_needed
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.platforms import serving_backend
+from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.batch.limiter import MOST
 from domyn_swarm.config import load
 from domyn_swarm.config.defaults import check_defaults
@@ -41,11 +42,18 @@ class Examination(Record):
         return all(check.status != "failed" for check in self.checks)
 
 
-def examine(config: Path | None) -> Examination:
-    """Look at this machine, and with a configuration at what it asks for. Starts nothing."""
+def examine(config: Path | None, rehearsal: Rehearsal | None = None) -> Examination:
+    """Look at this machine, and with a configuration at what it asks for. Starts nothing but the
+    rehearsal, if one is wished for and nothing else has failed.
+
+    Raises:
+        ConfigError: a rehearsal of nothing, or where none is possible.
+    """
+    if rehearsal is not None and config is None:
+        raise ConfigError("A rehearsal needs a configuration.", hint="Name it: -c FILE")
     checks = [*_machine(), *_defaults()]
     if config is not None:
-        checks += _swarm(config)
+        checks += _swarm(config, rehearsal)
     return Examination(checks=tuple(checks))
 
 
@@ -158,7 +166,7 @@ def _device(folder: Path) -> int:
     return next(one for one in (folder, *folder.parents) if one.exists()).stat().st_dev
 
 
-def _swarm(path: Path) -> Iterator[Check]:
+def _swarm(path: Path, rehearsal: Rehearsal | None) -> Iterator[Check]:
     try:
         config = load(path).config
     except ConfigError as error:
@@ -181,5 +189,9 @@ def _swarm(path: Path) -> Iterator[Check]:
     try:
         for said in backend.rehearse(plan, context):
             yield ok("rehearsal", said)
+        if rehearsal is not None:
+            yield from backend.checks_on_node(plan, context, rehearsal)
     except PlatformError as error:
         yield failed("rehearsal", error.message, error.hint or "Correct the configuration.")
+    except OSError as error:
+        yield failed("home_directory", str(error), "Correct it, or set another home_directory.")

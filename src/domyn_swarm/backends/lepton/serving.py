@@ -17,6 +17,7 @@ from domyn_swarm.backends.lepton.credentials import Place, credentials, place_of
 from domyn_swarm.backends.lepton.here import InWorkspace
 from domyn_swarm.backends.lepton.states import DeploymentSeen
 from domyn_swarm.backends.lepton.workspace import Workspace
+from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.errors import ConfigError, PlatformError, SwarmError
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
@@ -77,6 +78,18 @@ class LeptonServing(InWorkspace):
         from domyn_swarm.backends.lepton.site import site_checks
 
         return site_checks(plan)
+
+    def checks_on_node(
+        self,
+        plan: DeploymentPlan,  # noqa: ARG002 - of the protocol
+        ctx: DeploymentContext,  # noqa: ARG002
+        wish: Rehearsal,  # noqa: ARG002
+    ) -> Iterator[Check]:
+        """See `ServingBackend.checks_on_node`: there is nothing to try, images bring it all."""
+        raise ConfigError(
+            "The nodes of a Lepton workspace cannot be tried.",
+            hint="Leave --rehearse out; what runs there is what the image holds.",
+        )
 
     def scale(
         self,

@@ -20,6 +20,7 @@ from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.gpus import HeldGpus, held_gpus
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.here import OnThisHost
+from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, watchdog_source
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
 from domyn_swarm.model import ProcessId, Reach
@@ -70,6 +71,14 @@ class LocalServing(OnThisHost, OwnEndpoint):
         from domyn_swarm.backends.local.site import site_checks
 
         return site_checks(plan)
+
+    def checks_on_node(
+        self, plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal
+    ) -> Iterator[Check]:
+        """See `ServingBackend.checks_on_node`: a process of this machine."""
+        from domyn_swarm.backends.local.rehearsal import checks_here
+
+        return checks_here(plan, ctx, wish)
 
     def scale(
         self,

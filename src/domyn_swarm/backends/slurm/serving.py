@@ -14,6 +14,7 @@ from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Ending
@@ -100,6 +101,14 @@ class SlurmServing(OnCluster, OwnEndpoint):
         from domyn_swarm.backends.slurm.site import site_checks
 
         return site_checks(plan, Slurm())
+
+    def checks_on_node(
+        self, plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal
+    ) -> Iterator[Check]:
+        """See `ServingBackend.checks_on_node`: a job of two minutes."""
+        from domyn_swarm.backends.slurm.rehearsal import RehearsalJob
+
+        return RehearsalJob(Slurm(), wish, self._clock).checks(plan, ctx)
 
     def scale(
         self,

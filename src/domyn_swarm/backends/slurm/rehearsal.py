@@ -1,0 +1,150 @@
+"""The rehearsal as a Slurm job: one task on one node of the replicas' partition, for a moment."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from domyn_swarm.backends.checks import Check, failed, ok, warning
+from domyn_swarm.backends.node_checks import Visited, node_checks
+from domyn_swarm.backends.rehearsal import PROGRAM, Rehearsal, Visit, question, watched
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.layout import interpreter, slurm_config
+from domyn_swarm.backends.slurm.scripts import BatchScript
+from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.errors import PlatformError
+from domyn_swarm.paths import write_private
+from domyn_swarm.planning.context import DeploymentContext
+from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.probing import Clock
+
+_NAME = "domyn-swarm-rehearsal"
+_LIMIT_MINUTES = 2
+_SEEN_WITHIN_S = 20.0  # what a node wrote is seen here so much later
+_LAST_LINES = 3
+
+
+def script(
+    plan: DeploymentPlan, ctx: DeploymentContext, folder: Path, *, gpus: bool
+) -> BatchScript:
+    """The job: what replicas are given, but for their size and time."""
+    config, layout = slurm_config(plan), plan.layout
+    gres = f"gpu:{layout.tensor_parallel}" if gpus and plan.resources.gpus else None
+    return BatchScript(
+        name=_NAME,
+        comment=_NAME,
+        output=Path(str(folder).replace("%", "%%")) / "log",
+        command=[interpreter(config, ctx.interpreter), str(folder / PROGRAM), str(folder)],
+        options={
+            "partition": config.partition,
+            "account": config.account,
+            "qos": config.qos,
+            "time": str(_LIMIT_MINUTES),
+            "nodelist": config.node_list,
+            "exclude": config.exclude_nodes,
+            "nodes": 1,
+            "ntasks": 1,
+            "cpus-per-task": 1,
+            "mem": config.endpoint.mem,
+            "gres": gres,
+        },
+        flags=["--no-requeue"],
+        preamble=config.preamble,
+        modules=config.modules,
+        env={**config.env, **ctx.shared_env},
+    )
+
+
+class RehearsalJob:
+    """One job, from its submission to its end."""
+
+    def __init__(self, slurm: Slurm, wish: Rehearsal, clock: Clock = time) -> None:
+        self._slurm = slurm
+        self._wish = wish
+        self._clock = clock
+        self._job = ""
+        self._seen: SlurmJob | None = None  # by the last look
+        self._gives_up_at = self._over_at = math.inf
+        self._said = ""
+
+    def checks(self, plan: DeploymentPlan, ctx: DeploymentContext) -> Iterator[Check]:
+        """Run it and say what it found. Whatever happens, it is cancelled at the end.
+
+        Raises:
+            PlatformError: Slurm refuses it, or cannot be asked.
+            OSError: its folder cannot be written to.
+        """
+        config = slurm_config(plan)
+        runtime = None if config.container == "none" else config.container
+        asked = question(plan, runtime=runtime, image=plan.image, gpus=self._wish.gpus)
+        folder = plan.home_directory / "rehearsals" / secrets.token_hex(4)
+        with Visit(folder, asked) as visit:
+            path = folder / "rehearsal.sh"
+            site = None if config.template_path is None else Path(config.template_path)
+            text = script(plan, ctx, folder, gpus=self._wish.gpus).render("batch.sh.j2", site)
+            write_private(path, text)
+            self._job = self._slurm.submit(path)
+            self._gives_up_at = self._clock.monotonic() + self._wish.within_s
+            try:
+                yield from self._seen_through(plan, visit)
+            finally:
+                self._slurm.cancel([self._job])
+
+    def _seen_through(self, plan: DeploymentPlan, visit: Visit) -> Iterator[Check]:
+        began = self._clock.monotonic()
+        calls = list(watched(visit, self._address, self._ended, self._clock))
+        report = visit.report()
+        if report is None:
+            yield self._why_not(visit.folder)
+            return
+        took_s = self._clock.monotonic() - began
+        yield ok("node", f"job {self._job} ran on {report['node']} within {took_s:.0f} s")
+        visited = Visited(report, calls[0] if calls else None, visit.was_called)
+        yield from node_checks(plan, visited)
+
+    def _address(self, node: str) -> str:
+        return self._slurm.node_address(node) or node
+
+    def _ended(self) -> bool:
+        """Whether it is over, also for who sees files late; or has waited for long enough."""
+        try:
+            self._seen = self._slurm.jobs([self._job]).get(self._job, self._seen)
+        except PlatformError as error:  # it goes on meanwhile
+            self._tell(error.message)
+            return self._clock.monotonic() > self._gives_up_at
+        now = self._clock.monotonic()
+        if self._seen is None or self._seen.waiting:
+            self._tell(self._seen.observation.detail if self._seen else "is not in the queue yet")
+            return now > self._gives_up_at
+        if not self._seen.going:
+            self._over_at = min(self._over_at, now)
+        return now - self._over_at > _SEEN_WITHIN_S
+
+    def _tell(self, what: str) -> None:
+        if what != self._said:
+            self._said = what
+            self._wish.say(f"The rehearsal, job {self._job}: {what}")
+
+    def _why_not(self, folder: Path) -> Check:
+        """Why there is no report."""
+        if self._seen is None or self._seen.waiting:
+            why = self._seen.observation.detail if self._seen else "it is not in the queue"
+            return warning(
+                "node",
+                f"job {self._job} did not start within {self._wish.within_s:.0f} s: {why}",
+                "Try it again when there is room, or wait for longer: --timeout.",
+            )
+        ended = f"job {self._job} on {self._seen.node}: {self._seen.observation.detail}"
+        try:
+            log = (folder / "log").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return failed(
+                "node",
+                f"{ended}; it wrote nothing to {folder}, which the node does not see, it seems",
+                "Set DOMYN_SWARM_HOME or home_directory to a folder that the nodes share.",
+            )
+        last = " / ".join(log.strip().splitlines()[-_LAST_LINES:]) or "its log is empty"
+        return failed("node", f"{ended}: {last}", "Correct what its log names.")
