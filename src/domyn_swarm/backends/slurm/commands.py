@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from domyn_swarm.backends.slurm import printed
 from domyn_swarm.backends.slurm.invocation import last_line, run
 from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
 from domyn_swarm.backends.slurm.states import (
@@ -39,11 +40,7 @@ _ASK_AGAIN_S = 60.0
 _ASK_AGAIN_MAX_S = 3600.0
 _SURELY_S = 1.0
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
-# Of `sbatch --parsable`; a site's wrapper may print more around it.
-_SUBMITTED = re.compile(r"^[ \t]*(\d+)(?:;([\w.-]+))?[ \t\r]*$", re.MULTILINE)
-_CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 _NO_NODE = "Requested node configuration is not available"
-_THERE = re.compile(r"(?:idle|mixed|allocated|completing)[~#%$@+^-]*$")
 
 
 class Slurm:
@@ -83,13 +80,13 @@ class Slurm:
 
     def _named_cluster(self) -> str:
         done = run(["scontrol", "show", "config"])
-        named = _CLUSTER_NAME.search(done.stdout)
+        named = printed.cluster_name(done.stdout)
         if done.returncode != 0 or named is None:
             raise PlatformUnavailable(
                 f"scontrol does not show the cluster's name: {last_line(done.stderr)}",
                 hint="Ask again in a while; SLURM_CLUSTERS, if set, must name one cluster.",
             )
-        return named[1].lower()
+        return named
 
     def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
         """Submit a script, with `array` for these of its tasks; the new job's id.
@@ -107,19 +104,19 @@ class Slurm:
             self._queue.expect_change()
             raise SubmissionUnknown(error.message, hint=error.hint) from error
         if done.returncode != 0:
-            raise _refused(script, last_line(done.stderr))
+            raise _refused(script, printed.refusal(done.stderr, done.stdout))
         self._queue.expect_change()
-        printed = _SUBMITTED.findall(done.stdout)
-        if not printed:
+        submitted = printed.submitted(done.stdout)
+        if submitted is None:
             raise SubmissionUnknown(
                 f"sbatch printed no job id for {script.name}: {last_line(done.stdout)}",
                 hint="A wrapper around sbatch may hide it. The job may be in the queue: see "
                 f"`squeue`; the script is {script}.",
             )
-        job, cluster = printed[-1]
+        job, cluster = submitted
         if cluster and cluster.lower() != self.cluster():
             self._take_back(script, job, cluster)
-        return str(job)
+        return job
 
     def _take_back(self, script: Path, job: str, cluster: str) -> None:
         """Cancel a job on a cluster where nothing could be asked about it."""
@@ -146,9 +143,9 @@ class Slurm:
                 that only have to wait; then nothing is raised.
         """
         done = run(["sbatch", "--test-only", str(script)])
-        said = last_line(done.stderr).removeprefix("sbatch: ")
         if done.returncode == 0:
-            return said
+            return printed.start_of(done.stderr)
+        said = printed.refusal(done.stderr, done.stdout)
         away = self._nodes_away() if _NO_NODE in said else 0
         if not away:
             raise _refused(script, said)
@@ -156,8 +153,7 @@ class Slurm:
 
     def _nodes_away(self) -> int:
         done = run(["sinfo", "--noheader", "--Node", "--format", "%N %T"])
-        nodes = dict(line.split()[:2] for line in done.stdout.splitlines() if " " in line)
-        return sum(not _THERE.match(state) for state in nodes.values())
+        return printed.nodes_away(done.stdout)
 
     def jobs(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
         """Those of these jobs, array tasks and steps (`17.0`) that Slurm knows of.
@@ -296,7 +292,7 @@ class Slurm:
             raise PlatformUnavailable(
                 f"scontrol failed: {last_line(done.stderr)}", hint="Ask again in a while."
             )
-        return set(re.findall(rf"^{what.capitalize()}Name=(\S+)", done.stdout, re.MULTILINE))
+        return printed.names(what, done.stdout)
 
     def associations(self, user: str) -> list[tuple[str, list[str]]]:
         """The accounts of a user and what QoS each may use; nothing without accounting."""
@@ -324,14 +320,13 @@ class Slurm:
             for one in partitions.split(",")
         ]
         return all(
-            done.returncode == 0 and "OverSubscribe=EXCLUSIVE" in done.stdout for done in shown
+            done.returncode == 0 and printed.gives_whole_nodes(done.stdout) for done in shown
         )
 
     def node_address(self, node: str) -> str | None:
         """Where the scheduler itself reaches a node; None when it does not say."""
         done = run(["scontrol", "--oneliner", "show", "node", node])
-        found = re.search(r"\bNodeAddr=(\S+)", done.stdout) if done.returncode == 0 else None
-        return found[1] if found else None
+        return printed.node_address(done.stdout) if done.returncode == 0 else None
 
 
 def _refused(script: Path, said: str) -> SubmitRejected:
