@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.slurm import printed
-from domyn_swarm.backends.slurm.invocation import last_line, run
+from domyn_swarm.backends.slurm.invocation import last_line, run, send_signals
 from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
@@ -39,6 +39,7 @@ _UNKNOWN_S = 5.0  # a job that is not known is looked for so often
 _ASK_AGAIN_S = 60.0
 _ASK_AGAIN_MAX_S = 3600.0
 _SURELY_S = 1.0
+_AT_ONCE = 8  # scancel sends ten signals at once, and all that it repeats are among them
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
 _NO_NODE = "Requested node configuration is not available"
 
@@ -252,21 +253,21 @@ class Slurm:
 
     def cancel(self, ids: Sequence[str], *, signal: str | None = None) -> None:
         """End jobs, tasks and steps, or send a signal to them: to the batch script of a job, to
-        every process of a step. What waits in the queue cannot be told and is ended. Unknown ones
-        are no error.
+        every process of a step. What waits in the queue cannot be told and is ended, first, so
+        that it does not start meanwhile. Unknown ones are no error.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        told = {one for one in ids if signal is not None and self._runs(one)}
-        steps = [one for one in told if "." in one]
-        for how, chosen in (
-            ([f"--signal={signal}", "--batch"], [*told.difference(steps)]),
-            ([f"--signal={signal}"], steps),
-            ([], [one for one in ids if one not in told]),
-        ):
-            if chosen:
-                run(["scancel", "--quiet", *how, *chosen])
+        told = [one for one in dict.fromkeys(ids) if signal is not None and self._runs(one)]
+        if ended := [one for one in ids if one not in told]:
+            run(["scancel", "--quiet", *ended])
+        if signal is not None:
+            jobs = [one for one in told if "." not in one]
+            for first in range(0, len(jobs), _AT_ONCE):
+                send_signals(signal, jobs[first : first + _AT_ONCE])
+            if steps := [one for one in told if "." in one]:
+                run(["scancel", "--quiet", f"--signal={signal}", *steps])
         self.expect_change()
 
     def _runs(self, job: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import threading
 from collections.abc import Sequence
 
 from domyn_swarm.errors import CommandMissing, PlatformUnavailable
@@ -16,6 +17,7 @@ _UNREACHABLE = re.compile(
     r"|unexpected message received",  # `scontrol requeue`: no message at all
     re.IGNORECASE,
 )
+_REPEATS = "Job is in transitional state, retrying"  # of `scancel --verbose`, in all versions
 _STEERS = re.compile(r"(?:SLURM|SBATCH|SRUN|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
 
@@ -50,24 +52,73 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             check=False,
         )
     except FileNotFoundError as error:
-        raise CommandMissing(
-            f"{command[0]} is not on PATH: this machine does not submit to Slurm.",
-            hint="Run this on a login node, or load the module that brings Slurm's commands.",
-        ) from error
+        raise _missing(command) from error
     except subprocess.TimeoutExpired as error:
-        raise PlatformUnavailable(
-            f"{command[0]} did not answer within {_TIMEOUT_S:g} s.",
-            hint="The controller may be busy; ask again in a while.",
-        ) from error
-    if done.returncode != 0 and _UNREACHABLE.search(done.stderr):
-        raise PlatformUnavailable(
-            f"{command[0]}: {last_line(done.stderr)}",
-            hint="The controller does not answer; what it runs goes on. Ask again in a while.",
-        )
+        raise _silent(command) from error
+    _check_reached(command, done.returncode, done.stderr)
     return done
+
+
+def send_signals(signal: str, jobs: Sequence[str]) -> None:
+    """Send a signal to the batch scripts of jobs and tasks, once.
+
+    Of an array of which other tasks wait, Slurm sends the signal, reports that it could not, and
+    scancel repeats both for a minute and a half: it is ended before it does.
+
+    Raises:
+        CommandMissing, PlatformUnavailable: as `run`.
+    """
+    command = ["scancel", "--verbose", f"--signal={signal}", "--batch", *jobs]
+    try:
+        process = subprocess.Popen(
+            command,
+            env=submitting_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        raise _missing(command) from error
+    limit = threading.Timer(_TIMEOUT_S, process.kill)
+    limit.start()
+    lines: list[str] = []
+    with process:
+        for line in process.stderr or ():
+            lines.append(line)
+            if sum(_REPEATS in one for one in lines) == len(jobs):  # each was sent
+                process.terminate()
+                break
+    if not limit.is_alive():
+        raise _silent(command)
+    limit.cancel()
+    _check_reached(command, process.returncode, "".join(lines))
 
 
 def last_line(text: str) -> str:
     """The last line of what a command printed, for an error."""
     lines = text.strip().splitlines()
     return lines[-1] if lines else "it said nothing"
+
+
+def _missing(command: Sequence[str]) -> CommandMissing:
+    return CommandMissing(
+        f"{command[0]} is not on PATH: this machine does not submit to Slurm.",
+        hint="Run this on a login node, or load the module that brings Slurm's commands.",
+    )
+
+
+def _silent(command: Sequence[str]) -> PlatformUnavailable:
+    return PlatformUnavailable(
+        f"{command[0]} did not answer within {_TIMEOUT_S:g} s.",
+        hint="The controller may be busy; ask again in a while.",
+    )
+
+
+def _check_reached(command: Sequence[str], code: int, errors: str) -> None:
+    if code != 0 and _UNREACHABLE.search(errors):
+        raise PlatformUnavailable(
+            f"{command[0]}: {last_line(errors)}",
+            hint="The controller does not answer; what it runs goes on. Ask again in a while.",
+        )
