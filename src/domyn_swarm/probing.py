@@ -101,6 +101,7 @@ def http_json(
         ValueError: the answer is not JSON.
     """
     import http.client
+    import urllib.error
     import urllib.request
 
     request = urllib.request.Request(url)
@@ -118,6 +119,9 @@ def http_json(
     try:
         with opener.open(request, timeout=timeout_s) as reply:
             return json.loads(reply.read(4_000_000))
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
+        raise
     except http.client.HTTPException as error:
         raise OSError(f"{url} does not speak HTTP: {error!r}") from error
 

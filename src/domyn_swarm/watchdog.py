@@ -43,6 +43,7 @@ STOPPED_REPORT_S = 5.0  # how long an EXITED that was asked for is tried to be r
 COLLECTOR_ENDED_S = 2.0  # nobody has listened where it was for so long: it has ended
 STALE_S = 10.0  # the least silence after which a collector takes a replica out of the router
 ROUTER_FOLLOWS_S = 3.0  # until the router has surely followed the collector
+REPEATED_S = 15.0  # a SIGTERM that comes so soon after one repeats it: schedulers send it again
 STABLE_S = 600.0  # an engine that was ready for so long has its restarts forgiven
 RECHECK_S = 1.0  # a failed probe is repeated so soon, and a sick engine probed so often
 BUSY_S = 20.0  # tokens, or work, that came so lately excuse an engine whose health is late
@@ -673,6 +674,7 @@ class Watchdog:
         self._nodes = RayNodes(spec.ray) if spec.ray else None
         self._restarts = Restarts(spec)
         self._stops = 0
+        self._stopped_at = float("-inf")
         self._sampled_at = 0.0
         self._base = ""
         self._state = "starting"
@@ -685,7 +687,9 @@ class Watchdog:
         signal.signal(signal.SIGCHLD, lambda *_: None)  # only to wake up
 
     def _on_stop(self, *_: object) -> None:
-        self._stops += 1
+        now = time.monotonic()
+        if now - self._stopped_at >= REPEATED_S:
+            self._stops, self._stopped_at = self._stops + 1, now
         self._http.interrupt()
 
     def _sleep(self, seconds: float) -> None:
@@ -870,7 +874,7 @@ class Watchdog:
     def _drain(self, engine: Engine) -> None:
         """Take the replica out of the router, let its requests finish, end the engine.
 
-        A second SIGTERM skips the waiting.
+        A second SIGTERM skips the waiting, unless it comes so soon that it repeats the first.
         """
         served = self._state in ("ready", "unhealthy")
         self._enter("draining")

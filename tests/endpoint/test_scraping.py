@@ -57,8 +57,9 @@ def test_targets_and_textfile_come_and_go_with_the_endpoint(bench: Bench) -> Non
     assert scrape(address.collector_url, "another-key")
     bench.paths.metrics_key.unlink()
     for key in ("another-key", ""):
-        with pytest.raises(urllib.error.HTTPError, match="401"):
+        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
             scrape(address.collector_url, key)
+        refused.value.close()
 
     endpoint.terminate()
     assert endpoint.wait(limit_s()) == 0

@@ -262,6 +262,24 @@ def test_sigterm_drains_then_ends_the_engine(bench: Bench):
     assert bench.state() == "exited"
 
 
+def test_a_sigterm_that_is_repeated_at_once_does_not_end_requests_in_flight(bench: Bench):
+    """Schedulers send it again, and so does whoever hands it on."""
+    bench.start_collector()
+    replica = bench.replica(drain_seconds=limit_s()).start()
+    bench.until_state("ready")
+    url = f"{bench.view().replicas[0].url}/v1/chat/completions"
+    body = '{"messages": [{"content": "slow:4"}]}'
+    argv = ["curl", "-sS", "-m", str(int(limit_s())), "-H", f"Authorization: Bearer {API_KEY}"]
+    asked = subprocess.Popen([*argv, "-d", body, url], stdout=subprocess.PIPE)
+    until(lambda: "slow:4" in replica.lines("asked"))
+    for _ in range(3):
+        replica.process.send_signal(signal.SIGTERM)
+        bench.until_state("draining")
+    answer, _ = asked.communicate(timeout=limit_s())
+    assert b"slow:4" in answer
+    assert replica.wait() == 0
+
+
 def test_sigterm_to_a_stubborn_engine_ends_within_the_grace_periods(bench: Bench):
     replica = bench.replica(kill_grace_seconds=0.5, drain_seconds=0.5).tell("stubborn", 1)
     replica.tell("child", 1).start()

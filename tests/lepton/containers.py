@@ -73,7 +73,10 @@ class Container:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=limit_s()):
                 return True
-        except (OSError, urllib.error.URLError):
+        except urllib.error.HTTPError as not_yet:
+            not_yet.close()
+            return False
+        except OSError:
             return False
 
 

@@ -165,7 +165,8 @@ def _status(url: str, key: str | None) -> int:
         with urllib.request.urlopen(request, timeout=limit_s()) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as refusal:
-        return refusal.code
+        with refusal:
+            return refusal.code
 
 
 def test_metrics_are_told_to_those_with_their_key_alone(monitored: Monitored) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import getpass
 import os
 import shutil
@@ -30,7 +31,7 @@ from slurm.namespaces import Namespaces
 from slurm.network import PATH, Loopback, Network
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
-ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "sacct")
+ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "my_print_defaults", "sacct")
 CLIENT_VARIABLES = ("SLURM_CONF", "PATH", "HWLOC_COMPONENTS")  # by which commands reach a cluster
 _FAREWELL_S = 5.0  # for what ends by itself; the rest is killed
 _DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd", "slurmdbd", "mariadbd")
@@ -40,6 +41,14 @@ def missing_programs(*, accounting: bool = False) -> list[str]:
     """What of Slurm is not installed here."""
     wanted = [*PROGRAMS, *(ACCOUNTING_PROGRAMS if accounting else ())]
     return [name for name in wanted if shutil.which(name, path=PATH) is None]
+
+
+@functools.cache
+def slurm_version() -> tuple[int, ...]:
+    """The version that is installed here, as (22, 5)."""
+    path = shutil.which("slurmctld", path=PATH) or "slurmctld"
+    reported = subprocess.run([path, "-V"], capture_output=True, text=True, check=True).stdout
+    return tuple(map(int, reported.split()[-1].split(".")[:2]))
 
 
 @dataclass
@@ -55,6 +64,7 @@ class SlurmCluster:
     memory_mb: int = 16_000
     accounting: bool = False
     net: bool = False
+    settings: str = ""  # more lines of slurm.conf
     env: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -296,7 +306,8 @@ class SlurmCluster:
     def _start_accounting(self) -> None:
         """slurmdbd over a MariaDB that nobody but this user reaches: a socket in a 0700 folder."""
         private = self.folder / "private"
-        (private / "mysql").mkdir(exist_ok=True)
+        if not (private / "mysql/mysql").exists():
+            self._install_database(private / "mysql")
         self._spawn(
             "mariadbd",
             *("--no-defaults", f"--datadir={private}/mysql", f"--socket={private}/mysql.sock"),
@@ -308,6 +319,16 @@ class SlurmCluster:
         self.env["MYSQL_UNIX_PORT"] = f"{private}/mysql.sock"
         self._spawn("slurmdbd", "-D")
         self._until("slurmdbd", lambda: _listens(self._port + 1))
+
+    def _install_database(self, folder: Path) -> None:
+        """The tables of the database itself: without them slurmdbd starts, and all limits of QoS
+        and associations silently do not hold.
+        """
+        command = ["mariadb-install-db", "--no-defaults", f"--datadir={folder}", "--skip-test-db"]
+        options = ["--auth-root-authentication-method=normal", f"--user={getpass.getuser()}"]
+        done = self.run(*command, *options)
+        if done.returncode:
+            raise RuntimeError(f"no database in {folder}: {done.stdout}{done.stderr}")
 
     def _write_files(self) -> None:
         from slurm.configuration import mail_program, slurm_conf, slurmdbd_conf, task_prolog
@@ -321,7 +342,7 @@ class SlurmCluster:
         key.write_bytes(os.urandom(128))
         port = self.folder / "run/port"
         port.write_text(str(_free_ports(self.nodes + 2)))
-        (self.folder / "etc/slurm.conf").write_text(slurm_conf(self, self._port))
+        (self.folder / "etc/slurm.conf").write_text(slurm_conf(self, self._port, slurm_version()))
         for name, text in {"task_prolog": task_prolog(self), "mail": mail_program(self)}.items():
             script = self.folder / f"etc/{name}.sh"
             script.write_text(text)
@@ -332,8 +353,10 @@ class SlurmCluster:
             device.symlink_to("/dev/null")  # slurmd wants a character device
         gres = f"AutoDetect=off\nName=gpu File={self.folder}/dev/gpu[0-{self.gpus - 1}]\n"
         (self.folder / "etc/gres.conf").write_text(gres if self.gpus else "")
-        # else slurmd looks for a cgroup file system and ends where there is none
-        (self.folder / "etc/cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        # else slurmd looks for a cgroup file system and ends where there is none; 20.11 does not
+        # know the key
+        cgroups = "CgroupPlugin=cgroup/v1\n" if slurm_version() >= (21, 8) else ""
+        (self.folder / "etc/cgroup.conf").write_text(cgroups)
         database = self.folder / "etc/slurmdbd.conf"
         database.touch(0o600)
         database.write_text(slurmdbd_conf(self, self._port + 1))

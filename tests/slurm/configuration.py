@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from slurm.cluster import SlurmCluster
 
 
-def slurm_conf(cluster: SlurmCluster, port: int) -> str:
+def slurm_conf(cluster: SlurmCluster, port: int, version: tuple[int, ...]) -> str:
     """`slurm.conf`: nodes that do not exist; no cgroups, no systemd."""
     folder, user = cluster.folder, getpass.getuser()
     controller = cluster.network.controller
@@ -24,6 +24,9 @@ AccountingStoragePort={port + 1}
 AccountingStoragePass={folder}/run/munge.sock
 AccountingStorageTRES=gres/gpu"""
     prolog = f"TaskProlog={folder}/etc/task_prolog.sh" if cluster.net else ""
+    # From 23 on pings are passed on from node to node: one that is cut off takes all with it when
+    # the others have no time to be asked otherwise.
+    slurmd_timeout_s = 20 if version >= (23, 0) else 5
     gres = f" Gres=gpu:{cluster.gpus}" if cluster.gpus else ""
     # cred_expire is also how long a requeued job waits: 120 s by default. In less than a busy
     # machine takes to start a step, no step starts.
@@ -57,7 +60,7 @@ GresTypes=gpu
 SlurmdParameters=config_overrides
 ReturnToService=1
 SlurmctldTimeout=5
-SlurmdTimeout=5
+SlurmdTimeout={slurmd_timeout_s}
 KillWait=5
 MinJobAge=300
 MessageTimeout=10
@@ -70,6 +73,7 @@ SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf
 bf_window=60,bf_resolution=10
 {accounting}
 {prolog}
+{cluster.settings}
 NodeName=n[1-{cluster.nodes}] {cluster.network.places(port + 2)} Sockets=1 \
 CoresPerSocket={cluster.cpus} ThreadsPerCore=1 RealMemory={cluster.memory_mb}{gres} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 State=UP PriorityTier=1

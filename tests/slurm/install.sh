@@ -14,9 +14,9 @@ without() {
 }
 
 missing=""
-for program in slurmctld slurmd munged squeue slurmdbd mariadbd ip; do
+for program in slurmctld slurmd munged squeue slurmdbd mariadbd my_print_defaults ip; do
 	command -v "$program" >/dev/null || missing="$missing $program"
 done
 [ -n "$missing" ] || exit 0
 install_packages slurm \
-	slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core iproute2
+	slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core mariadb-client-core iproute2

@@ -77,6 +77,44 @@ def test_a_job_that_was_passed_on_to_a_cluster_that_is_not_asked_is_taken_back(
     assert "scancel 17" in stuck.value.hint
 
 
+REPEATS = "echo 'scancel: Job is in transitional state, retrying' >&2\n"
+
+
+@pytest.mark.parametrize("after", ["exec sleep 600", "exit 0"])
+def test_what_waits_is_cancelled_first_and_a_signal_is_not_repeated(
+    commands: Commands, after: str
+) -> None:
+    """Of an array of which others wait, scancel sends a signal again and again."""
+    queue = "5_0|RUNNING|None|n1|N/A|c\n5_1|RUNNING|None|n1|N/A|c\n5_2|PENDING|x||N/A|c\n"
+    verbose = f'case "$*" in *--verbose*) {2 * REPEATS}{after};; esac'
+    calls = commands(squeue=f"printf '{queue}'", scancel=verbose)
+    Slurm().cancel(["5_0", "5_1", "5_2", "5_1"], signal="TERM")
+    commands(scancel="exit 0")
+    Slurm().cancel(["5_0", "5_2"])
+    asked = [line for line in calls.read_text().splitlines() if line.startswith("scancel")]
+    assert asked == [
+        "scancel --quiet 5_2",
+        "scancel --verbose --signal=TERM --batch 5_0 5_1",
+        "scancel --quiet 5_0 5_2",
+    ]
+
+
+def test_a_controller_that_is_away_gets_no_signal_and_it_is_said(commands: Commands) -> None:
+    away = "echo 'scancel: error: Unable to contact slurm controller' >&2; exit 1"
+    commands(squeue="printf '5_0|RUNNING|None|n1|N/A|c\n'", scancel=away)
+    with pytest.raises(PlatformUnavailable, match=r"scancel: .*Unable to contact"):
+        Slurm().cancel(["5_0"], signal="TERM")
+
+
+def test_signals_to_many_are_sent_a_few_at_once(commands: Commands) -> None:
+    """scancel has ten threads, and what it repeats keeps them."""
+    queue = "".join(f"5_{index}|RUNNING|None|n1|N/A|c\n" for index in range(20))
+    calls = commands(squeue=f"printf '{queue}'", scancel="exit 0")
+    Slurm().cancel([f"5_{index}" for index in range(20)], signal="TERM")
+    asked = [line for line in calls.read_text().splitlines() if line.startswith("scancel")]
+    assert [line.count(" 5_") for line in asked] == [8, 8, 4]
+
+
 def test_the_queue_is_asked_for_the_user_who_runs_this(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:

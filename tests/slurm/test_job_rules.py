@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 
@@ -46,7 +47,7 @@ class ScriptedJob:
 
     def record(self, code: int | None, **more: object) -> None:
         """What its wrapper writes at its end."""
-        now = utc_now()
+        now = datetime.fromtimestamp(self.clock.time(), UTC)
         ended = {"code": code, "started_at": now, "ended_at": now, **more}
         write_private(self.paths.exit, ExitRecord.model_validate(ended).model_dump_json())
 
@@ -102,6 +103,33 @@ def test_what_became_of_a_job(
     assert job.compute.probe(job.handle) is (JobStatus.OUT_OF_MEMORY if said else status)
     assert within_s <= job.clock.monotonic() - began <= within_s + 0.5
     assert job.compute.probe_all([job.handle]) == {"j": job.compute.probe(job.handle)}
+
+
+def test_a_failure_is_judged_once_slurm_has_ended_the_job_and_says_why(job: ScriptedJob) -> None:
+    job.record(None, signal=9)  # the kernel killed its program: the job is completing
+    assert job.compute.probe(job.handle) is JobStatus.RUNNING
+    assert job.compute.probe_all([job.handle]) == {"j": JobStatus.RUNNING}
+    job.clock.after(3.0, lambda: job.cluster.end(job.id, "OUT_OF_MEMORY"))
+    began = job.clock.monotonic()
+    assert job.compute.wait(job.handle) is JobStatus.OUT_OF_MEMORY
+    assert job.clock.monotonic() - began < 6.0
+
+
+def test_slurm_has_two_minutes_to_say_why(job: ScriptedJob) -> None:
+    job.record(1)
+    began = job.clock.monotonic()
+    assert job.compute.wait(job.handle) is JobStatus.FAILED
+    assert 119 <= job.clock.monotonic() - began <= 122
+
+
+def test_one_that_was_stopped_for_its_memory_was_not_cancelled(job: ScriptedJob) -> None:
+    job.record(None, signal=15, stopped=True)
+    assert job.compute.probe(job.handle) is JobStatus.CANCELLED
+    job.paths.srun_log.write_text(
+        "[2026-11-29T22:10:29.169] error: StepId=8.0 exceeded memory limit (9 > 1), being killed"
+    )
+    assert job.compute.probe(job.handle) is JobStatus.OUT_OF_MEMORY
+    assert job.compute.probe_all([job.handle]) == {"j": JobStatus.OUT_OF_MEMORY}
 
 
 def test_a_job_that_waits_or_runs_is_not_judged(job: ScriptedJob) -> None:

@@ -18,7 +18,9 @@ from slurm.scripted_swarm import TAG, ScriptedSwarm
 
 
 class Srun:
-    """`srun` of one step: it begins after `begins_s`, runs for `runs_s`, or says why not."""
+    """`srun` of one step: it begins after `begins_s`, runs for `runs_s`, or says why not, and ends
+    unless it `waits`.
+    """
 
     def __init__(
         self,
@@ -27,9 +29,11 @@ class Srun:
         begins_s: float | None = 0.0,
         runs_s: float | None = None,
         says: str = "",
+        waits: bool = False,
     ) -> None:
         self._swarm = swarm
         self._begins_s, self._runs_s, self._says = begins_s, runs_s, says
+        self._waits = waits
         self.started: SrunResources | None = None
         self.terminated = False
         self._code: int | None = None
@@ -40,7 +44,7 @@ class Srun:
         self.started, self._exit = resources, paths
         paths.srun_log.write_text(self._says)
         if self._begins_s is None:
-            self._code = 1 if self._says else None
+            self._code = 1 if self._says and not self._waits else None
         elif self._begins_s == self._runs_s:
             self._end()
         else:
@@ -104,7 +108,7 @@ def test_one_that_does_not_begin_within_a_minute_is_ended(swarm: ScriptedSwarm) 
 def test_what_srun_says_is_told_at_once(swarm: ScriptedSwarm) -> None:
     srun = Srun(swarm, begins_s=None, says="srun: warning\nsrun: error: Memory is short\n")
     began = swarm.clock.monotonic()
-    with pytest.raises(SubmitRejected, match="allocation: srun: error: Memory is short"):
+    with pytest.raises(SubmitRejected, match="allocation: Memory is short"):
         steps(swarm, srun).start(a_spec(swarm))
     assert swarm.clock.monotonic() == began
 
@@ -187,11 +191,29 @@ def test_what_does_not_fit_is_refused_with_the_numbers(
     steps(swarm, srun).check(a_spec(swarm, **{**asked, "cpus": 2}))
 
 
-def test_a_step_takes_what_it_asks_for_or_all_there_is(swarm: ScriptedSwarm) -> None:
+@pytest.mark.parametrize(
+    ("asked", "cpus", "memory"),
+    [
+        ({}, "--cpus-per-task=2", "--mem=0"),  # all of it, which other steps share
+        ({"cpus": 1}, "--cpus-per-task=1", "--mem=0"),
+        ({"memory_gb": 0.5}, "--cpus-per-task=2", "--mem=512M"),
+    ],
+)
+def test_a_step_takes_what_it_asks_for_or_shares_all_there_is(
+    swarm: ScriptedSwarm, asked: dict[str, float], cpus: str, memory: str
+) -> None:
     srun = Srun(swarm)
-    steps(swarm, srun).start(a_spec(swarm, cpus=1))
+    steps(swarm, srun).start(a_spec(swarm, **asked))
     assert srun.started is not None
-    assert (srun.started.cpus, srun.started.memory_mb) == (1, 1000)
+    assert {cpus, memory} < {*srun.started.argv()}
+
+
+def test_what_keeps_a_step_waiting_is_told(swarm: ScriptedSwarm) -> None:
+    says = "srun: Job 1 step creation temporarily disabled, retrying (Requested nodes are busy)"
+    srun = Srun(swarm, begins_s=None, says=says, waits=True)
+    with pytest.raises(SubmitRejected, match="allocation: Job 1 step creation temporarily"):
+        steps(swarm, srun).start(a_spec(swarm))
+    assert srun.terminated
 
 
 def test_a_controller_that_is_away_is_no_reason_to_leave_a_step_running(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+import urllib.error
 
 import pytest
 
 from domyn_swarm.backends.base import ServingHandle
 from domyn_swarm.backends.local.serving import LocalServing
-from domyn_swarm.probing import Observation, Phase, endpoint_probe
+from domyn_swarm.probing import Observation, Phase, endpoint_probe, http_json
 from domyn_swarm.swarm import factory
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.readiness import readiness
@@ -38,6 +39,27 @@ def test_what_serves_is_ready_whatever_an_old_look_says(
         assert (seen.phase, seen.detail) == (Phase.READY, "platform")
         swarm.paths.endpoint.unlink()  # nobody finds it: then it is as the platform says
         assert readiness(swarm)().phase is Phase.FAILED
+
+
+def test_a_connection_is_closed_whatever_was_answered() -> None:
+    """Python 3.14 warns of one that is not, and a login node has few files."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ended: list[bytes] = []
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(65_536)
+                connection.sendall(b"HTTP/1.1 503 no\r\nContent-Length: 9\r\n\r\nwait")
+                ended.append(connection.recv(1))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
+            http_json(url, timeout_s=limit_s())
+        thread.join(limit_s())  # while the error is still held
+        assert ended == [b""]
+        assert refused.value.code == 503
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class SrunResources(Record):
     allocation: str  # the job whose resources it shares with whatever else runs there
     name: str
     cpus: int = Field(ge=1)
-    memory_mb: int | None = Field(None, ge=1)  # None: all that the allocation has
+    memory_mb: int | None = Field(None, ge=1)  # None: all of it, shared with others
 
     def argv(self) -> list[str]:
         """`srun` and its options, up to the program."""
@@ -44,5 +44,4 @@ class SrunResources(Record):
             f"--cpus-per-task={self.cpus}",
             f"--mem={0 if self.memory_mb is None else f'{self.memory_mb}M'}",
             "--input=none",
-            "--quiet",
         ]

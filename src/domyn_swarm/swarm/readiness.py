@@ -8,6 +8,7 @@ from functools import partial
 from domyn_swarm import engines
 from domyn_swarm.backends.base import read_tail
 from domyn_swarm.backends.endpoint.view import CollectorView
+from domyn_swarm.backends.slurm.printed import end_by_slurm
 from domyn_swarm.engines.base import Diagnosis, diagnose
 from domyn_swarm.errors import LaunchError, NotReady, PlatformError, ReplicaFailed
 from domyn_swarm.model import ReplicaReport, ReplicaState
@@ -142,11 +143,12 @@ def _ended_unreported(swarm: LiveSwarm, seen: Observation) -> LaunchError:
     """A program of ours ended without a word to the collector: its own log must tell."""
     ended = sorted(ended_replicas(swarm))
     log = swarm.paths.watchdog_log(ended[0]) if ended else swarm.paths.endpoint_log
+    tail = read_tail(log).strip().splitlines()[-1:]
     if ended:
         batch = swarm.paths.slurm_logs / f"replica-{ended[0]}.log"
-        log = batch if "slurmstepd" in read_tail(batch) else log  # Slurm killed it, and says why
-    tail = read_tail(log).strip().splitlines()
-    last = f" Its log ends with: {tail[-1]}" if tail else ""
+        if said := end_by_slurm(read_tail(batch)):
+            log, tail = batch, [said]
+    last = f" Its log ends with: {tail[0]}" if tail else ""
     message = f"{swarm.record.name} did not come up: {seen.detail}.{last}"
     kind = ReplicaFailed if ended else LaunchError
     return kind(message, hint=f"See {log}.")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from domyn_swarm.backends.slurm import printed
+from domyn_swarm.backends.slurm.invocation import last_line, run, send_signals
 from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
@@ -34,36 +35,13 @@ from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
-_TIMEOUT_S = 60.0
 _UNKNOWN_S = 5.0  # a job that is not known is looked for so often
 _ASK_AGAIN_S = 60.0
 _ASK_AGAIN_MAX_S = 3600.0
 _SURELY_S = 1.0
+_AT_ONCE = 8  # scancel sends ten signals at once, and all that it repeats are among them
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
-# Of `sbatch --parsable`; a site's wrapper may print more around it.
-_SUBMITTED = re.compile(r"^[ \t]*(\d+)(?:;([\w.-]+))?[ \t\r]*$", re.MULTILINE)
-_CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
-_UNREACHABLE = re.compile(
-    r"unable to contact slurm controller|socket timed out|connection refused|slurmctld.*not respond"
-    r"|unable to establish a configuration source|transport endpoint is not connected"
-    r"|unexpected message received",  # `scontrol requeue`: no message at all
-    re.IGNORECASE,
-)
 _NO_NODE = "Requested node configuration is not available"
-_THERE = re.compile(r"(?:idle|mixed|allocated|completing)[~#%$@+^-]*$")
-_STEERS = re.compile(r"(?:SLURM|SBATCH|SRUN|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
-_KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
-
-
-def submitting_environment() -> dict[str, str]:
-    """Ours, without the variables that change what Slurm's commands do: those of the job that we
-    may run in, and defaults of the user's that would overrule the configuration.
-    """
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in _KEPT or not _STEERS.match(name)
-    }
 
 
 class Slurm:
@@ -102,14 +80,14 @@ class Slurm:
         return self._cluster
 
     def _named_cluster(self) -> str:
-        done = self._run(["scontrol", "show", "config"])
-        named = _CLUSTER_NAME.search(done.stdout)
+        done = run(["scontrol", "show", "config"])
+        named = printed.cluster_name(done.stdout)
         if done.returncode != 0 or named is None:
             raise PlatformUnavailable(
-                f"scontrol does not show the cluster's name: {_last_line(done.stderr)}",
+                f"scontrol does not show the cluster's name: {last_line(done.stderr)}",
                 hint="Ask again in a while; SLURM_CLUSTERS, if set, must name one cluster.",
             )
-        return named[1].lower()
+        return named
 
     def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
         """Submit a script, with `array` for these of its tasks; the new job's id.
@@ -122,32 +100,32 @@ class Slurm:
         """
         tasks = [] if array is None else [f"--array={','.join(map(str, array))}"]
         try:
-            done = self._run(["sbatch", "--parsable", *tasks, str(script)])
+            done = run(["sbatch", "--parsable", *tasks, str(script)])
         except PlatformUnavailable as error:
             self._queue.expect_change()
             raise SubmissionUnknown(error.message, hint=error.hint) from error
         if done.returncode != 0:
-            raise _refused(script, _last_line(done.stderr))
+            raise _refused(script, printed.refusal(done.stderr, done.stdout))
         self._queue.expect_change()
-        printed = _SUBMITTED.findall(done.stdout)
-        if not printed:
+        submitted = printed.submitted(done.stdout)
+        if submitted is None:
             raise SubmissionUnknown(
-                f"sbatch printed no job id for {script.name}: {_last_line(done.stdout)}",
+                f"sbatch printed no job id for {script.name}: {last_line(done.stdout)}",
                 hint="A wrapper around sbatch may hide it. The job may be in the queue: see "
                 f"`squeue`; the script is {script}.",
             )
-        job, cluster = printed[-1]
+        job, cluster = submitted
         if cluster and cluster.lower() != self.cluster():
             self._take_back(script, job, cluster)
-        return str(job)
+        return job
 
     def _take_back(self, script: Path, job: str, cluster: str) -> None:
         """Cancel a job on a cluster where nothing could be asked about it."""
-        done = self._run(["scancel", "--quiet", f"--clusters={cluster}", job])
+        done = run(["scancel", "--quiet", f"--clusters={cluster}", job])
         if done.returncode != 0:
             raise PlatformUnavailable(
                 f"Slurm passed {script.name} on to the cluster {cluster} as job {job}, which "
-                f"cannot be cancelled from here: {_last_line(done.stderr)}",
+                f"cannot be cancelled from here: {last_line(done.stderr)}",
                 hint=f"Cancel it there: scancel {job}",
             )
         raise SubmitRejected(
@@ -165,19 +143,18 @@ class Slurm:
                 the same, and waits for ever. While nodes are drained or down Slurm says so of jobs
                 that only have to wait; then nothing is raised.
         """
-        done = self._run(["sbatch", "--test-only", str(script)])
-        said = _last_line(done.stderr).removeprefix("sbatch: ")
+        done = run(["sbatch", "--test-only", str(script)])
         if done.returncode == 0:
-            return said
+            return printed.start_of(done.stderr)
+        said = printed.refusal(done.stderr, done.stdout)
         away = self._nodes_away() if _NO_NODE in said else 0
         if not away:
             raise _refused(script, said)
         return f"{said} now; {away} nodes are drained or down, it can be submitted and waits"
 
     def _nodes_away(self) -> int:
-        done = self._run(["sinfo", "--noheader", "--Node", "--format", "%N %T"])
-        nodes = dict(line.split()[:2] for line in done.stdout.splitlines() if " " in line)
-        return sum(not _THERE.match(state) for state in nodes.values())
+        done = run(["sinfo", "--noheader", "--Node", "--format", "%N %T"])
+        return printed.nodes_away(done.stdout)
 
     def jobs(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
         """Those of these jobs, array tasks and steps (`17.0`) that Slurm knows of.
@@ -221,10 +198,10 @@ class Slurm:
 
     def _squeue(self, *which: str, form: str) -> Jobs:
         command = ["squeue", "--noheader", *which, "--user", str(os.getuid()), "--format", form]
-        done = self._run(command)
+        done = run(command)
         if done.returncode != 0:
             raise PlatformUnavailable(
-                f"squeue failed: {_last_line(done.stderr)}", hint="Ask again in a while."
+                f"squeue failed: {last_line(done.stderr)}", hint="Ask again in a while."
             )
         return latest(parse_queue(done.stdout))
 
@@ -234,10 +211,10 @@ class Slurm:
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked, or does not know the job.
         """
-        done = self._run(["scontrol", "--oneliner", "show", "job", job])
+        done = run(["scontrol", "--oneliner", "show", "job", job])
         if done.returncode != 0:
             raise PlatformUnavailable(
-                f"Slurm does not tell of the job {job}: {_last_line(done.stderr)}",
+                f"Slurm does not tell of the job {job}: {last_line(done.stderr)}",
                 hint="Ask again in a while.",
             )
         return parse_allocation(done.stdout)
@@ -268,29 +245,29 @@ class Slurm:
         if not ids:
             return {}
         command = ["sacct", "--noheader", "--parsable2", "--jobs", ",".join(ids)]
-        done = self._run([*command, "--format", form])
+        done = run([*command, "--format", form])
         if done.returncode != 0:
-            raise PlatformUnavailable(f"sacct failed: {_last_line(done.stderr)}")
+            raise PlatformUnavailable(f"sacct failed: {last_line(done.stderr)}")
         found = latest(parse_queue(done.stdout))
         return {one: found[one] for one in ids if one in found}
 
     def cancel(self, ids: Sequence[str], *, signal: str | None = None) -> None:
         """End jobs, tasks and steps, or send a signal to them: to the batch script of a job, to
-        every process of a step. What waits in the queue cannot be told and is ended. Unknown ones
-        are no error.
+        every process of a step. What waits in the queue cannot be told and is ended, first, so
+        that it does not start meanwhile. Unknown ones are no error.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        told = {one for one in ids if signal is not None and self._runs(one)}
-        steps = [one for one in told if "." in one]
-        for how, chosen in (
-            ([f"--signal={signal}", "--batch"], [*told.difference(steps)]),
-            ([f"--signal={signal}"], steps),
-            ([], [one for one in ids if one not in told]),
-        ):
-            if chosen:
-                self._run(["scancel", "--quiet", *how, *chosen])
+        told = [one for one in dict.fromkeys(ids) if signal is not None and self._runs(one)]
+        if ended := [one for one in ids if one not in told]:
+            run(["scancel", "--quiet", *ended])
+        if signal is not None:
+            jobs = [one for one in told if "." not in one]
+            for first in range(0, len(jobs), _AT_ONCE):
+                send_signals(signal, jobs[first : first + _AT_ONCE])
+            if steps := [one for one in told if "." in one]:
+                run(["scancel", "--quiet", f"--signal={signal}", *steps])
         self.expect_change()
 
     def _runs(self, job: str) -> bool:
@@ -299,11 +276,11 @@ class Slurm:
 
     def signal_steps(self, job: str, signal: str) -> None:
         """Send a signal to every step of a job, and not to its batch script."""
-        self._run(["scancel", "--quiet", f"--signal={signal}", job])
+        run(["scancel", "--quiet", f"--signal={signal}", job])
 
     def requeue(self, job: str) -> bool:
         """Put a running job back into the queue; whether Slurm agreed."""
-        return self._run(["scontrol", "requeue", job]).returncode == 0
+        return run(["scontrol", "requeue", job]).returncode == 0
 
     def names(self, what: str) -> set[str]:
         """The names of Slurm's partitions, or of its nodes.
@@ -311,12 +288,12 @@ class Slurm:
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        done = self._run(["scontrol", "--oneliner", "show", what])
+        done = run(["scontrol", "--oneliner", "show", what])
         if done.returncode != 0:
             raise PlatformUnavailable(
-                f"scontrol failed: {_last_line(done.stderr)}", hint="Ask again in a while."
+                f"scontrol failed: {last_line(done.stderr)}", hint="Ask again in a while."
             )
-        return set(re.findall(rf"^{what.capitalize()}Name=(\S+)", done.stdout, re.MULTILINE))
+        return printed.names(what, done.stdout)
 
     def associations(self, user: str) -> list[tuple[str, list[str]]]:
         """The accounts of a user and what QoS each may use; nothing without accounting."""
@@ -330,7 +307,7 @@ class Slurm:
 
     def _sacctmgr(self, *what: str) -> list[str]:
         try:
-            done = self._run(["sacctmgr", "--noheader", "--parsable2", "show", *what])
+            done = run(["sacctmgr", "--noheader", "--parsable2", "show", *what])
         except (CommandMissing, PlatformUnavailable):
             return []
         return done.stdout.splitlines() if done.returncode == 0 else []
@@ -340,48 +317,17 @@ class Slurm:
         (`a,b`), whichever has room first: whether they do so in each.
         """
         shown = [
-            self._run(["scontrol", "--oneliner", "show", "partition", one])
+            run(["scontrol", "--oneliner", "show", "partition", one])
             for one in partitions.split(",")
         ]
         return all(
-            done.returncode == 0 and "OverSubscribe=EXCLUSIVE" in done.stdout for done in shown
+            done.returncode == 0 and printed.gives_whole_nodes(done.stdout) for done in shown
         )
 
     def node_address(self, node: str) -> str | None:
         """Where the scheduler itself reaches a node; None when it does not say."""
-        done = self._run(["scontrol", "--oneliner", "show", "node", node])
-        found = re.search(r"\bNodeAddr=(\S+)", done.stdout) if done.returncode == 0 else None
-        return found[1] if found else None
-
-    @staticmethod
-    def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        try:
-            done = subprocess.run(
-                command,
-                env=submitting_environment(),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_TIMEOUT_S,
-                check=False,
-            )
-        except FileNotFoundError as error:
-            raise CommandMissing(
-                f"{command[0]} is not on PATH: this machine does not submit to Slurm.",
-                hint="Run this on a login node, or load the module that brings Slurm's commands.",
-            ) from error
-        except subprocess.TimeoutExpired as error:
-            raise PlatformUnavailable(
-                f"{command[0]} did not answer within {_TIMEOUT_S:g} s.",
-                hint="The controller may be busy; ask again in a while.",
-            ) from error
-        if done.returncode != 0 and _UNREACHABLE.search(done.stderr):
-            raise PlatformUnavailable(
-                f"{command[0]}: {_last_line(done.stderr)}",
-                hint="The controller does not answer; what it runs goes on. Ask again in a while.",
-            )
-        return done
+        done = run(["scontrol", "--oneliner", "show", "node", node])
+        return printed.node_address(done.stdout) if done.returncode == 0 else None
 
 
 def _refused(script: Path, said: str) -> SubmitRejected:
@@ -389,8 +335,3 @@ def _refused(script: Path, said: str) -> SubmitRejected:
         f"Slurm refused {script.name}: {said}",
         hint=f"The script is {script}. Check partition, account, qos and limits.",
     )
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else "it said nothing"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import tempfile
 import time
@@ -14,6 +13,7 @@ from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.job_status import job_status
 from domyn_swarm.backends.slurm.layout import job_script
+from domyn_swarm.backends.slurm.printed import memory_kill
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.steps import Steps
@@ -26,14 +26,12 @@ from domyn_swarm.probing import Clock, Deadline, Observation, Phase, wait_until
 
 _log = get_logger(__name__)
 
-_OUT_OF_MEMORY = re.compile(
-    r"slurmstepd.*error: .*(?:exceeded (?:\w+ )?memory limit|oom.kill)", re.IGNORECASE
-)
 _FOREVER_S = 10 * 365 * 86400.0
 _END_S = 60.0
 _LOOK_S = 0.5
 _FIND_S = 2.0  # how old a look may be that shows no trace of a job
 _RECORD_S = 10.0  # from the job's end until its exit record is surely seen on another node
+_COMPLETES_S = 120.0  # from a failure that is recorded until Slurm surely says what it knows of it
 
 
 class SlurmCompute(OnCluster):
@@ -85,8 +83,9 @@ class SlurmCompute(OnCluster):
             PlatformUnavailable: there is no exit record and Slurm does not answer.
         """
         ended = read_exit(Path(handle.exit_path))
-        if ended is not None and ended.status is not JobStatus.FAILED:
-            return ended.status
+        recorded = _recorded(handle, ended)
+        if recorded is not None:
+            return recorded
         until = self._clock.monotonic() + _RECORD_S
         return self._judged(handle, ended, self._seen(handle), until)
 
@@ -94,9 +93,9 @@ class SlurmCompute(OnCluster):
         """See `ComputeBackend.probe_all`: Slurm is asked for all of them at once."""
         records = {handle.job_id: read_exit(Path(handle.exit_path)) for handle in handles}
         found: dict[str, JobStatus] = {
-            job_id: ended.status
-            for job_id, ended in records.items()
-            if ended is not None and ended.status is not JobStatus.FAILED
+            handle.job_id: status
+            for handle in handles
+            if (status := _recorded(handle, records[handle.job_id])) is not None
         }
         left = [handle for handle in handles if handle.job_id not in found]
         if not left:
@@ -181,6 +180,10 @@ class SlurmCompute(OnCluster):
         if _killed_for_memory(JobPaths(Path(handle.job_dir))):
             return JobStatus.OUT_OF_MEMORY
         if ended is not None:  # perhaps Slurm killed it, and knows why
+            age_s = self._clock.time() - ended.ended_at.timestamp()
+            if job is not None and not job.over and age_s < _COMPLETES_S:
+                self._slurm.expect_change()
+                return JobStatus.RUNNING
             known = job is not None and job.over and job.state != "COMPLETED"
             return job_status(job) if known and job is not None else ended.status
         # Over without a record, which may not be visible here yet: then Slurm's word holds.
@@ -190,6 +193,18 @@ class SlurmCompute(OnCluster):
         while (ended := read_exit(record)) is None and self._clock.monotonic() < until:
             self._clock.sleep(_LOOK_S)
         return JobStatus.FAILED if ended is None else ended.status
+
+
+def _recorded(handle: JobHandle, ended: ExitRecord | None) -> JobStatus | None:
+    """What a record of its end alone says; None where Slurm is to be asked, of a failure too. One
+    that was told to end may have been told so for its memory.
+    """
+    if ended is None or ended.status is JobStatus.FAILED:
+        return None
+    stopped = ended.status is JobStatus.CANCELLED
+    if stopped and _killed_for_memory(JobPaths(Path(handle.job_dir))):
+        return JobStatus.OUT_OF_MEMORY
+    return ended.status
 
 
 def _own(handle: JobHandle, jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:
@@ -207,7 +222,7 @@ def _killed_for_memory(paths: JobPaths) -> bool:
 
     Without cgroups that is all it tells: the state is FAILED. A step has no state once it is over.
     """
-    return any(_OUT_OF_MEMORY.search(read_tail(path)) for path in (paths.log, paths.srun_log))
+    return any(memory_kill(read_tail(path)) for path in (paths.log, paths.srun_log))
 
 
 def _is_step(spec: ComputeSpec) -> bool:

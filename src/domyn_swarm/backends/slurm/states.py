@@ -104,13 +104,14 @@ class Allocation(NamedTuple):
     ends_at: datetime | None  # None: without a limit
 
 
-_UNITS_MB = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2, "": 1.0}
+_UNITS_MB = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2, "P": 1024.0**3, "": 1.0}
 
 
 def parse_allocation(text: str) -> Allocation:
     """The line of `scontrol --oneliner show job`."""
     cpus = re.search(r"\bNumCPUs=(\d+)", text)
-    memory = re.search(r"\bTRES=\S*\bmem=([\d.]+)([KMGT]?)", text)
+    # `TRES=` until 23.x; later versions show what was asked for and what was given
+    memory = re.search(r"\b(?:Alloc)?TRES=\S*\bmem=([\d.]+)([KMGTP]?)", text)
     ends = re.search(r"\bEndTime=(\S+)", text)
     return Allocation(
         cpus=int(cpus[1]) if cpus else 1,

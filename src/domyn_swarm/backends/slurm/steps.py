@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from domyn_swarm.backends.base import ComputeSpec
-from domyn_swarm.backends.slurm.commands import submitting_environment
+from domyn_swarm.backends.slurm.invocation import submitting_environment
 from domyn_swarm.backends.slurm.layout import step_script
+from domyn_swarm.backends.slurm.printed import refusal
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.tagged import job_name, tagged
 from domyn_swarm.errors import ConfigError, PlatformUnavailable, SubmitRejected
@@ -110,9 +111,9 @@ class Steps:
             wait_s = min(2.0, 1.5 * wait_s)
         if paths.exit.exists():  # it was over before it could be seen
             return f"{resources.allocation}.+"
-        said = paths.srun_log.read_text(errors="replace").strip().splitlines()
+        said = refusal(paths.srun_log.read_text(errors="replace"))
         raise SubmitRejected(
-            f"Slurm did not start the job in the endpoint's allocation: {(said or ['?'])[-1]}",
+            f"Slurm did not start the job in the endpoint's allocation: {said}",
             hint="Submit it with --placement job to get an allocation of its own.",
         )
 
@@ -133,7 +134,7 @@ class Steps:
             allocation=endpoint,
             name=job_name(spec.job_id),
             cpus=asked.cpus or allocation.cpus,
-            memory_mb=memory_mb or allocation.memory_mb,
+            memory_mb=memory_mb,  # all, shared: 20.11 would give a second step none of it
         )
 
     def _endpoint(self, spec: ComputeSpec) -> str:
