@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
+from domyn_swarm.backends.slurm.refusals import advice
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
@@ -387,7 +388,7 @@ class Slurm:
 def _refused(script: Path, said: str) -> SubmitRejected:
     return SubmitRejected(
         f"Slurm refused {script.name}: {said}",
-        hint=f"The script is {script}. Check partition, account, qos and limits.",
+        hint=f"The script is {script}. {advice(said)}",
     )
 
 
