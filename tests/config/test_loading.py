@@ -231,6 +231,8 @@ KEYS: dict[str, tuple[str, Any]] = {
     "backend.requeue": ("off", False),
     "backend.drain_before_end_s": ("60", 60),
     "backend.packing": ("node", "node"),
+    "backend.gres": ("gpu:a100:{n}", "gpu:a100:{n}"),
+    "backend.mem": ("480", "480"),
     "backend.mail_user": ("a@b.c", "a@b.c"),
     "backend.template_path": ("/t", "/t"),
     "backend.requires_ray": ("true", True),
@@ -507,6 +509,23 @@ def test_an_empty_value_takes_back_what_the_defaults_say(file: Path, swarm_home:
     file.write_text("model: m\nbackend: local\nimage:\nport: null\n")
     config = load(file).config
     assert (config.image, config.port) == (None, 8000)
+
+
+@pytest.mark.parametrize("key", ["backend.mem", "backend.endpoint.mem"])
+def test_memory_that_is_empty_is_not_asked_for(file: Path, swarm_home: Path, key: str) -> None:
+    swarm_home.mkdir()
+    (swarm_home / "defaults.yaml").write_text("backend: {mem: 480G, endpoint: {mem: 4G}}\n")
+    needed = {"model": "m", "backend.type": "slurm", "backend.partition": "p"}
+    file.write_text(nested(needed))
+    loaded = load(file, overrides=[f"{key}=null"])
+    assert value_of(loaded.config, key) is None
+    assert "--set" in loaded.provenance[key]
+    file.write_text(nested({**needed, key: ""}))
+    loaded = load(file)
+    assert value_of(loaded.config, key) is None
+    assert str(file) in loaded.provenance[key]
+    file.write_text(dump_yaml(loaded.config))
+    assert load(file).config == loaded.config
 
 
 def test_mistakes_of_both_files_are_told(file: Path, swarm_home: Path) -> None:

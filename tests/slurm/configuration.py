@@ -28,6 +28,7 @@ AccountingStorageTRES=gres/gpu"""
     # the others have no time to be asked otherwise.
     slurmd_timeout_s = 20 if version >= (23, 0) else 5
     gres = f" Gres=gpu:{cluster.gpus}" if cluster.gpus else ""
+    gres_types = "GresTypes=gpu" if cluster.gpus else ""  # a site without has none
     # cred_expire is also how long a requeued job waits: 120 s by default. In less than a busy
     # machine takes to start a step, no step starts.
     return f"""\
@@ -56,7 +57,7 @@ SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=500
-GresTypes=gpu
+{gres_types}
 SlurmdParameters=config_overrides
 ReturnToService=1
 SlurmctldTimeout=5

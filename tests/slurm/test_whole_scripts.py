@@ -16,6 +16,7 @@ from domyn_swarm import engines
 from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.slurm import folder, layout
 from domyn_swarm.config import DomynLLMSwarmConfig
+from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.builder import PlanBuilder
 from domyn_swarm.planning.context import DeploymentContext
@@ -106,6 +107,57 @@ def test_what_the_site_says_of_gpus_is_for_replicas_alone(node: Node, tmp_path: 
     replicas, endpoint = (scripts[name].splitlines() for name in ("replicas.sh", "endpoint.sh"))
     assert [line for line in (*gpus, other) if line in replicas] == [*gpus, other]
     assert [line for line in (*gpus, other) if line in endpoint] == [other]
+
+
+def options(script: str) -> dict[str, str]:
+    lines = [line for line in script.splitlines() if line.startswith("#SBATCH --")]
+    return {name: value for name, _, value in (line[10:].partition("=") for line in lines)}
+
+
+Asked = tuple[str | None, str | None, bool]  # GRES, memory, whole nodes
+
+
+@pytest.mark.parametrize(
+    ("backend", "per_task", "expected"),
+    [
+        ({}, 1, ("gpu:2", None, False)),
+        ({"gres": "gpu:a100:{n}"}, 1, ("gpu:a100:2", None, False)),
+        ({"gres": "gpu:a100:{n}", "packing": "node"}, 2, ("gpu:a100:4", "0", True)),
+        ({"gres": "gpu:{n},shard:1"}, 1, ("gpu:2,shard:1", None, False)),
+        ({"gres": "none"}, 2, (None, "0", True)),
+        ({"gres": "none", "mem": None}, 2, (None, None, True)),
+        ({"gres": "none", "mem": "480G"}, 2, (None, "480G", True)),
+        ({"gres": "none", "preamble": ["--gpus-per-node=2"]}, 1, (None, None, False)),
+        ({"gres": "none", "packing": "replica"}, 1, (None, None, False)),
+    ],
+)
+def test_how_a_site_is_asked_for_gpus_and_memory(
+    node: Node, tmp_path: Path, backend: dict[str, Any], per_task: int, expected: Asked
+) -> None:
+    keys = {"gpus_per_replica": 2, "gpus_per_node": 4, "replicas": 2, "backend": backend}
+    plan, context = planned(node, tmp_path, **keys)
+    assert layout.replicas_per_task(plan, whole_nodes=False) == per_task
+    paths = SwarmPaths.of(plan.home_directory, plan.name)
+    asked = options(layout.replica_script(plan, context, paths, per_task).render("batch.sh.j2"))
+    assert (asked.get("gres"), asked.get("mem"), "exclusive" in asked) == expected
+
+
+@pytest.mark.parametrize("gpus", [3, 4, 8])
+def test_a_replica_whose_gpus_nobody_binds_is_alone_on_its_nodes(
+    node: Node, tmp_path: Path, gpus: int
+) -> None:
+    keys = {"gpus_per_replica": gpus, "gpus_per_node": 4, "backend": {"gres": "none"}}
+    plan, context = planned(node, tmp_path, **keys)
+    assert layout.replicas_per_task(plan, whole_nodes=False) == 1
+    paths = SwarmPaths.of(plan.home_directory, plan.name)
+    asked = options(layout.replica_script(plan, context, paths, 1).render("batch.sh.j2"))
+    assert "exclusive" in asked
+
+
+@pytest.mark.parametrize("wrong", ["", "gpu:4", "gpu:{n}:{n}", "gpu:{n}\n", "None"])
+def test_a_template_without_the_number_is_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"with \{n\} for their number, or none"):
+        SlurmConfig(partition="p", gres=wrong)
 
 
 @SLOW

@@ -137,3 +137,7 @@ def endpoint(
     typer.echo(f"export OPENAI_BASE_URL={shlex.quote(info.url + '/v1')}")
     typer.echo(f"export OPENAI_API_KEY={key}")
     typer.echo(f"export MODEL={shlex.quote(info.model)}")
+    if info.metrics_url is not None:  # an endpoint of ours, within the site
+        host = shlex.quote(info.host)
+        typer.echo(f'export NO_PROXY={host}"${{NO_PROXY:+,$NO_PROXY}}${{no_proxy:+,$no_proxy}}"')
+        typer.echo('export no_proxy="$NO_PROXY"')

@@ -98,6 +98,16 @@ def _memory(value: str) -> str:
     return value
 
 
+def _node_memory(value: str) -> str:
+    return value if value == "0" else _memory(value)
+
+
+def _gres(value: str) -> str:
+    if value != "none" and (value.count("{n}") != 1 or not value.isprintable()):
+        raise ValueError("write how GPUs are asked for, with {n} for their number, or none")
+    return value
+
+
 def _time_limit(value: str) -> str:
     time_limit_s(value)
     return value
@@ -106,6 +116,8 @@ def _time_limit(value: str) -> str:
 Env = Annotated[dict[str, str], AfterValidator(_environment)]
 SecretEnv = Annotated[dict[str, str], AfterValidator(_variables)]
 Memory = Annotated[str, AfterValidator(_memory)]
+NodeMemory = Annotated[str, AfterValidator(_node_memory)]
+Gres = Annotated[str, AfterValidator(_gres)]
 TimeLimit = Annotated[str, AfterValidator(_time_limit)]
 
 
@@ -121,7 +133,10 @@ class SlurmEndpointConfig(Section):
     partition: str | None = Field(None, description="empty: that of the replicas")
     qos: str | None = Field(None, description="empty: that of the replicas")
     cpus_per_task: int = Field(2, ge=1, description="CPUs of the job")
-    mem: Memory = Field("8G", description="its memory, such as 8G; followed jobs run in it")
+    mem: Memory | None = Field(
+        "8G",
+        description="its memory, such as 8G; followed jobs run in it; empty: no --mem is written",
+    )
     wall_time: TimeLimit | None = Field(
         None, description="its time limit, not shorter than the replicas'; empty: theirs"
     )
@@ -180,6 +195,17 @@ class SlurmConfig(Section):
     packing: Literal["auto", "replica", "node"] = Field(
         "auto",
         description="one replica per task (replica), a node's worth (node), or as the site needs",
+    )
+    gres: Gres = Field(
+        "gpu:{n}",
+        description="how n GPUs are asked for with --gres, such as gpu:a100:{n} where types are "
+        "wanted; none: not at all, where a site has no GRES (tasks then take whole nodes) or "
+        "`preamble` asks for them",
+    )
+    mem: NodeMemory | None = Field(
+        "0",
+        description="memory of tasks that take whole nodes, such as 480G; 0: all that a node has; "
+        "empty: no --mem is written",
     )
     mail_user: str | None = Field(
         default_factory=lambda: os.environ.get("DOMYN_SWARM_MAIL_USER") or None,

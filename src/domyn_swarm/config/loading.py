@@ -16,6 +16,7 @@ import yaml
 from domyn_swarm.config.mistakes import validated
 from domyn_swarm.config.models import HIDDEN, REVEALED, DomynLLMSwarmConfig
 from domyn_swarm.config.sources import (
+    LEFT_OUT,
     Key,
     Layer,
     dotted,
@@ -124,8 +125,8 @@ def _provenance(config: DomynLLMSwarmConfig, layer: Layer) -> Iterator[tuple[str
 
 
 def _source(key: Key, layer: Layer) -> str:
-    """Where the value of a key comes from; a key without a value stands for what is built in."""
-    if value_at(layer.values, key) is not None and key in layer.places:
+    """Where the value of a key comes from; what is built in stands for a key without a value."""
+    if key in layer.places and (key in LEFT_OUT or value_at(layer.values, key) is not None):
         return layer.places[key]
     variable = _VARIABLES.get(key, "")
     return f"${variable}" if os.environ.get(variable) else "built-in"

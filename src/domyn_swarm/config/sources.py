@@ -21,6 +21,8 @@ Key = tuple[str | int, ...]
 _TEXT = "tag:yaml.org,2002:str"
 _TYPED = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
 _OPAQUE = "engine_options"
+LEFT_OUT: frozenset[Key] = frozenset({("backend", "mem"), ("backend", "endpoint", "mem")})
+"""Keys that say something when they are empty: what they are about is left out."""
 
 
 @dataclass
@@ -250,7 +252,13 @@ def _merged(lower: Any, upper: Any) -> Any:  # noqa: ANN401 - YAML
 
 
 def written(values: Any, at: Key = ()) -> Any:  # noqa: ANN401 - YAML
-    """Without the keys that have no value: they stand for what is built in."""
+    """Without the keys that have no value: they stand for what is built in, but for a few by which
+    something is left out.
+    """
     if not isinstance(values, Mapping) or at == (_OPAQUE,):
         return values
-    return {key: written(one, (*at, key)) for key, one in values.items() if one is not None}
+    return {
+        key: written(one, (*at, key))
+        for key, one in values.items()
+        if one is not None or (*at, key) in LEFT_OUT
+    }

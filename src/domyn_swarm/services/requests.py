@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -87,6 +88,11 @@ class EndpointInfo(Record):
     key_file: Path
     metrics_url: str | None  # Prometheus text; None: it has none of ours
     metrics_key_file: Path | None  # it asks for a key of its own
+
+    @property
+    def host(self) -> str:
+        """Of the URL."""
+        return urlsplit(self.url).hostname or ""
 
 
 class JobFailures(Record):

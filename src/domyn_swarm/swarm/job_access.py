@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from domyn_swarm.config.environment import key_of_environment
 from domyn_swarm.errors import ConfigError, StateError
@@ -70,3 +72,12 @@ def endpoint_url(swarm: LiveSwarm) -> str:
     """Where its endpoint listens now; nothing when it does not."""
     address = endpoint_address(swarm)
     return "" if address is None else address.url
+
+
+def exempt_from_proxy(url: str) -> dict[str, str]:
+    """Variables with which a user's program asks this endpoint itself, not through the proxy that
+    the site has for what is outside; what is exempted already stays so.
+    """
+    known = [os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")]
+    names = ",".join(dict.fromkeys(filter(None, [urlsplit(url).hostname, *known])))
+    return {"NO_PROXY": names, "no_proxy": names}

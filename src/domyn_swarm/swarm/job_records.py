@@ -18,7 +18,7 @@ from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.state import JobRecord
 from domyn_swarm.swarm.factory import LiveSwarm
-from domyn_swarm.swarm.job_access import endpoint_url, swarm_access
+from domyn_swarm.swarm.job_access import endpoint_url, exempt_from_proxy, swarm_access
 from domyn_swarm.swarm.job_request import ScriptRequest
 from domyn_swarm.swarm.whereabouts import location_of_new_job
 
@@ -76,9 +76,11 @@ def script_job(
         submitted_at=utc_now(),
     )
     spec = compute_spec(record, request.resources, swarm, (str(script),))
+    url, ours = endpoint_url(swarm), where["collector_key_file"] is not None
     env = {
         **spec.env,
-        "ENDPOINT": endpoint_url(swarm),
+        **(exempt_from_proxy(url) if ours else {}),
+        "ENDPOINT": url,
         "MODEL": swarm.plan.model,
         "DOMYN_SWARM_API_KEY_FILE": str(where["api_key_file"]),
         "DOMYN_SWARM_ENDPOINT_FILE": str(where["endpoint_file"]),

@@ -12,6 +12,7 @@ from pathlib import Path
 from domyn_swarm.backends.slurm import printed
 from domyn_swarm.backends.slurm.invocation import last_line, run, send_signals
 from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
+from domyn_swarm.backends.slurm.refusals import advice
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
@@ -333,5 +334,5 @@ class Slurm:
 def _refused(script: Path, said: str) -> SubmitRejected:
     return SubmitRejected(
         f"Slurm refused {script.name}: {said}",
-        hint=f"The script is {script}. Check partition, account, qos and limits.",
+        hint=f"The script is {script}. {advice(said)}",
     )

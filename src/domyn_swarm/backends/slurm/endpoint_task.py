@@ -14,9 +14,10 @@ from pathlib import Path
 
 from domyn_swarm.backends.endpoint.address import ADDRESS_VARIABLE
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.node_address import node_address
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.tagged import JOB_PREFIX
-from domyn_swarm.backends.slurm.task import Child, Task, come_back, node_address
+from domyn_swarm.backends.slurm.task import Child, Task, come_back
 from domyn_swarm.backends.slurm.task_plan import read_task_plan
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import configure, get_logger

@@ -42,10 +42,17 @@ def replicas_per_task(plan: DeploymentPlan, *, whole_nodes: bool) -> int:
     fit a node, where only whole nodes are given or wished for.
     """
     layout, packing = plan.layout, slurm_config(plan).packing
-    packed = packing == "node" or (packing == "auto" and whole_nodes)
+    packed = packing == "node" or (packing == "auto" and (whole_nodes or _bound_by_nobody(plan)))
     if not packed or layout.nodes_per_replica > 1 or layout.gpus_per_replica == 0:
         return 1
     return layout.gpus_per_node // layout.gpus_per_replica
+
+
+def _bound_by_nobody(plan: DeploymentPlan) -> bool:
+    """Whether Slurm gives no task GPUs of its own, so that those of a node must be one task's."""
+    config = slurm_config(plan)
+    unasked = config.gres == "none" and not any(map(asks_for_gpus, config.preamble))
+    return unasked and plan.layout.gpus_per_replica > 0
 
 
 def replica_script(
@@ -79,24 +86,34 @@ def replica_script(
             "signal": f"B:USR1@{warned}" if warned else None,
             **_mail(config.mail_user, _REPLICA_MAIL),
         },
-        flags=[*(["--exclusive"] if per_task > 1 else []), _requeue(config)],
+        flags=[*(["--exclusive"] if _whole_nodes(plan, per_task) else []), _requeue(config)],
         preamble=config.preamble,
         modules=config.modules,
         env={**config.env, **ctx.shared_env},
     )
 
 
+def _whole_nodes(plan: DeploymentPlan, per_task: int) -> bool:
+    """Whether a task shares its nodes with nobody."""
+    alone = slurm_config(plan).packing != "replica" and _bound_by_nobody(plan)
+    return per_task > 1 or alone
+
+
 def _replica_size(plan: DeploymentPlan, per_task: int) -> dict[str, str | int | None]:
     """What one node gives a task: its share, or everything."""
-    layout, resources = plan.layout, plan.resources
+    layout, resources, config = plan.layout, plan.resources, slurm_config(plan)
     if per_task > 1:
-        return {"mem": "0", "gres": f"gpu:{layout.gpus_per_node}"}
+        return {"mem": config.mem, "gres": _gres(config, layout.gpus_per_node)}
     memory_gb = resources.memory_gb
     return {
         "cpus-per-task": resources.cpus,
         "mem": None if memory_gb is None else f"{round(memory_gb * 1024)}M",
-        "gres": f"gpu:{layout.tensor_parallel}" if resources.gpus else None,
+        "gres": _gres(config, layout.tensor_parallel) if resources.gpus else None,
     }
+
+
+def _gres(config: SlurmConfig, gpus: int) -> str | None:
+    return None if config.gres == "none" else config.gres.replace("{n}", str(gpus))
 
 
 def _requeue(config: SlurmConfig) -> str:

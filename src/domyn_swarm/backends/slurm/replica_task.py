@@ -17,12 +17,12 @@ from pathlib import Path
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.slurm.containers import LIFELINE, inside, loses_signals
 from domyn_swarm.backends.slurm.lost_endpoint import LostEndpoint
+from domyn_swarm.backends.slurm.node_address import node_address
 from domyn_swarm.backends.slurm.task import (
     KILLED,
     Child,
     Task,
     come_back,
-    node_address,
     open_log,
 )
 from domyn_swarm.backends.slurm.task_plan import TaskPlan, read_task_plan

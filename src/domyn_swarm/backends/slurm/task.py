@@ -1,4 +1,4 @@
-"""What our programs inside a Slurm job share: an address, a child, the way back into the queue.
+"""What our programs inside a Slurm job share: a child, the way back into the queue.
 
 The batch script becomes the task by `exec`, so signals to the job's shell reach it: USR1 some time
 before the time limit, TERM when the job is cancelled.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,21 +31,6 @@ _AGAIN_S = 3.0  # a controller that does not answer is asked again
 KILLED = 128 + signal.SIGKILL
 _MOST_KILLED = 3  # times that a program is started again
 _WITHIN_S = 3600.0
-
-
-def node_address() -> str:
-    """Where other nodes reach this one: as the scheduler does, else by its name."""
-    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    try:
-        address = Slurm().node_address(name) or name
-    except PlatformError as error:  # a controller that restarts is no reason not to serve
-        _log.warning("this node's address is not told: %s", error.message)
-        address = name
-    try:
-        socket.getaddrinfo(address, None)
-    except OSError:
-        return socket.gethostname()
-    return address
 
 
 class Child(NamedTuple):
