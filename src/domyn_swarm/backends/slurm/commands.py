@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from domyn_swarm.backends.slurm.environment import submitting_environment
 from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
@@ -51,19 +52,6 @@ _UNREACHABLE = re.compile(
 )
 _NO_NODE = "Requested node configuration is not available"
 _THERE = re.compile(r"(?:idle|mixed|allocated|completing)[~#%$@+^-]*$")
-_STEERS = re.compile(r"(?:SLURM|SBATCH|SRUN|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
-_KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
-
-
-def submitting_environment() -> dict[str, str]:
-    """Ours, without the variables that change what Slurm's commands do: those of the job that we
-    may run in, and defaults of the user's that would overrule the configuration.
-    """
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in _KEPT or not _STEERS.match(name)
-    }
 
 
 class Slurm:

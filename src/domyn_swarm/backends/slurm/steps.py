@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from domyn_swarm.backends.base import ComputeSpec
-from domyn_swarm.backends.slurm.commands import submitting_environment
+from domyn_swarm.backends.slurm.environment import submitting_environment
 from domyn_swarm.backends.slurm.layout import step_script
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.tagged import job_name, tagged
