@@ -290,7 +290,7 @@ class SwarmPaths:
         return self.root / "serving" / "left-out.json"
 
     def at_work(self, task: int) -> Path:
-        """The job of a task of the replicas that runs; one that ends by itself takes it away."""
+        """The job of a task of the replicas that runs; one that ends by itself adds so."""
         return self.root / "serving" / "at-work" / str(task)
 
     def killed(self, task: int) -> Path:

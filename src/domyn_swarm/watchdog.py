@@ -569,7 +569,7 @@ class Watchdog:
         """End without a final state: who runs this starts the replica anew, with other nodes."""
         log(reason)
         self._enter("restarting", reason=reason, engine_pid=None)
-        self._reporter.flush(STOPPED_REPORT_S, lambda: self._reporter.collector_gone)
+        self._reporter.flush(STOPPED_REPORT_S, lambda: self._stops > 0)
         return code
 
     def _rest(self, seconds: float) -> None:

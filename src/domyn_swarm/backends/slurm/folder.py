@@ -103,4 +103,5 @@ def write_watchdog_specs(
         private_dir(paths.replica_logs(index))
         told = build_watchdog_spec(plan, on_nodes, paths, index, host="")
         told["drain_seconds"] = max(grace_s, slurm_config(plan).drain_before_end_s - 2 * grace_s)
+        told["early_deaths"] = _EARLY_DEATHS if alone else None
         write_private(paths.watchdog_spec(index), json.dumps(told, indent=2))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.slurm.containers import LIFELINE, inside, loses_signals
+from domyn_swarm.backends.slurm.killed_task import ENDED
 from domyn_swarm.backends.slurm.lost_endpoint import LostEndpoint
 from domyn_swarm.backends.slurm.task import (
     Child,
@@ -55,12 +56,12 @@ class ReplicaTask:
         try:
             code = self._serve()
         except Exception:  # one that fails is not one that was killed
-            self._paths.at_work(self._group).unlink(missing_ok=True)
+            self._note_at_work(ENDED)
             raise
         self._come_back()
         self._leave_node(code)
         if not died(code) or self._task.told:
-            self._paths.at_work(self._group).unlink(missing_ok=True)
+            self._note_at_work(ENDED)
         return code
 
     def _leave_node(self, code: int) -> None:
@@ -85,11 +86,11 @@ class ReplicaTask:
         _log.info("task %d: its watchdogs ended with %d", self._group, code)
         return code
 
-    def _note_at_work(self) -> None:
+    def _note_at_work(self, how: str = "") -> None:
         try:
-            write_private(self._paths.at_work(self._group), self._job)
+            write_private(self._paths.at_work(self._group), f"{self._job}{how}")
         except OSError as error:  # a full disk is no reason not to serve
-            _log.warning("if task %d is killed, it has no successor: %s", self._group, error)
+            _log.warning("how task %d ends cannot be told from a kill: %s", self._group, error)
 
     def _gpus(self, place: int) -> dict[str, str]:
         """The scheduler binds a task's GPUs; those that share a task share them out."""
