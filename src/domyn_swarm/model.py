@@ -324,6 +324,7 @@ class ReplicaReport(Record):
     prompt_tokens: float | None = Field(None, ge=0)  # since the engine started
     generated_tokens: float | None = Field(None, ge=0)
     kv_cache_usage: float | None = Field(None, ge=0)  # 1: full
+    loading: bool = False  # not ready yet, and its engine prints or reads from its disk
     sampled_at: float | None = None  # when the engine said so; seconds of the watchdog's clock
     sample_age_s: float | None = Field(None, ge=0)  # how long before the report that was
     tokens_per_s: float | None = None  # generated; set by the collector, from two samples

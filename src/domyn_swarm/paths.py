@@ -280,8 +280,17 @@ class SwarmPaths:
         """Left by a replica that ended for its time limit alone: it wants a successor."""
         return self.root / "serving" / "expired" / str(replica)
 
+    def elsewhere(self, task: int) -> Path:
+        """Left by a task whose engine ended again and again as it started: its job, its node."""
+        return self.root / "serving" / "elsewhere" / str(task)
+
+    @property
+    def left_out(self) -> Path:
+        """The nodes that the swarm's replicas are not started on for a while."""
+        return self.root / "serving" / "left-out.json"
+
     def at_work(self, task: int) -> Path:
-        """The job of a task of the replicas that runs; one that ends by itself takes it away."""
+        """The job of a task of the replicas that runs; one that ends by itself adds so."""
         return self.root / "serving" / "at-work" / str(task)
 
     def killed(self, task: int) -> Path:

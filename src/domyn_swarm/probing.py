@@ -6,12 +6,15 @@ Nothing else in the program polls. `wait_until` is the only loop; `all_of` compo
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
+
+_LOADED_S = 60.0  # what has loaded has still to answer
 
 
 class Phase(IntEnum):
@@ -36,6 +39,7 @@ class Observation:
 
     phase: Phase
     detail: str = ""
+    loading: bool = field(default=False, kw_only=True)  # something is on its way; see `Deadline`
     at: float = field(default_factory=time.monotonic)
 
 
@@ -62,7 +66,8 @@ def all_of(**probes: Probe) -> Probe:
         seen = {name: part() for name, part in probes.items()}
         name, least = min(seen.items(), key=lambda item: item[1].phase)
         detail = f"{name}: {least.detail}" if least.detail else name
-        return Observation(least.phase, detail)
+        loading = any(one.loading for one in seen.values())
+        return Observation(least.phase, detail, loading=loading)
 
     return probe
 
@@ -80,7 +85,7 @@ def at_least(needed: int, *probes: Probe) -> Probe:
         if len(seen) - len(lost) < needed:
             return Observation(Phase.FAILED, f"{counted}; {lost[0].detail}" if lost else counted)
         phase = max(one.phase for one in seen if not one.phase.terminal and one.phase < Phase.READY)
-        return Observation(phase, counted)
+        return Observation(phase, counted, loading=any(one.loading for one in seen))
 
     return probe
 
@@ -156,7 +161,8 @@ def endpoint_probe(
 
 @dataclass
 class Deadline:
-    """Counts from the first moment that something runs: time in the queue keeps its place.
+    """Counts from the first moment that something runs: time in the queue keeps its place. What
+    is loading is waited for: its watchdog bounds how long that may take.
 
     `overall_s` bounds everything, the queue included.
     """
@@ -165,6 +171,7 @@ class Deadline:
     overall_s: float | None = None
     _began: float | None = None
     _running_since: float | None = None
+    _loading_at: float = -math.inf
 
     def passed(self, seen: Observation, now: float) -> bool:
         """Whether time is up, given what was just seen."""
@@ -174,7 +181,11 @@ class Deadline:
             self._running_since = now
         if self.overall_s is not None and now - self._began >= self.overall_s:
             return True
-        return self._running_since is not None and now - self._running_since >= self.timeout_s
+        if seen.loading:
+            self._loading_at = now
+        if self._running_since is None or now - self._loading_at < min(_LOADED_S, self.timeout_s):
+            return False
+        return now - self._running_since >= self.timeout_s
 
 
 def wait_until(

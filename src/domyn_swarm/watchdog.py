@@ -3,13 +3,16 @@
 Run as `watchdog.py SPEC.json [ADDRESS [lifeline]]`: by what address this node is reached where the
 spec does not say; `lifeline`: it stops when its standard input ends.
 
-Standard library only and Python 3.8 syntax: this file is copied next to the engine and runs in
-whatever image the engine comes in. Its spec is built, and described, by `backends.watchdog_spec`.
+Standard library only and Python 3.8 syntax: this file and `watchdog_rules.py` are copied next to
+the engine and run in whatever image it comes in. The spec is built, and described, by
+`backends.watchdog_spec`.
 
 Guaranteed: the engine (its whole process group) never outlives the watchdog, however that dies;
 SIGTERM drains the engine before it ends; a final state is reported even to a collector that comes
 late. Exit code 0: ended as asked, 1: the engine failed, 2: the spec cannot be used, 3: one of the
-replica's nodes was lost, so that it must be started anew as a whole.
+replica's nodes was lost, so that it must be started anew as a whole, 4: the watchdog itself failed,
+by a bug or by what the system refused, which says nothing of the engine: it is to be started again,
+5: on this node the engine does not get as far as to be ready, so that it may be tried on another.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ import fcntl
 import http.client
 import json
 import os
-import re
 import resource
 import select
 import signal
@@ -32,28 +34,43 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import uuid
-from typing import Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING or __package__:
+    from domyn_swarm.watchdog_rules import (
+        RECHECK_S,
+        Contact,
+        Health,
+        Json,
+        RayNodes,
+        Restarts,
+        Spec,
+        diagnose,
+        parse_metrics,
+        ray_gpus,
+    )
+else:  # the other file lies beside this one, which is no reason for the path to say so
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    from watchdog_rules import *  # noqa: F403
 
 REPORT_TIMEOUT_S = 5.0
 RETRY_REPORT_S = 1.0
 DRAIN_POLL_S = 0.2
 STOPPED_REPORT_S = 5.0  # how long an EXITED that was asked for is tried to be reported
-COLLECTOR_ENDED_S = 2.0  # nobody has listened where it was for so long: it has ended
-STALE_S = 10.0  # the least silence after which a collector takes a replica out of the router
-ROUTER_FOLLOWS_S = 3.0  # until the router has surely followed the collector
 REPEATED_S = 15.0  # a SIGTERM that comes so soon after one repeats it: schedulers send it again
-STABLE_S = 600.0  # an engine that was ready for so long has its restarts forgiven
-RECHECK_S = 1.0  # a failed probe is repeated so soon, and a sick engine probed so often
-BUSY_S = 20.0  # tokens, or work, that came so lately excuse an engine whose health is late
+READ_BYTES = 1 << 20  # in `READS_EVERY_S`; less is no loading of a model
+READS_EVERY_S = 5.0
+LAST_WORDS_S = 60.0  # what an engine printed longer before its end does not tell why
 LATE = 2.5  # times `http_timeout`: how long the metrics of an engine may take whose health is late
 SAMPLES_PER_HEARTBEAT = 1.25  # so that no figure is older than a heartbeat when it is reported
 MOST_FILES = 65_536
 WITHOUT_ENGINE = ("starting", "restarting", "exited", "failed")
 LOG_TAIL_BYTES = 65_536
 READ_LIMIT_BYTES = 4_000_000
-LOST_NODE = 3
+FAILED, UNUSABLE, LOST_NODE, BROKEN, ELSEWHERE = 1, 2, 3, 4, 5  # exit codes
 # What a disk or a system refuses for a while
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ENOMEM)
 
@@ -65,272 +82,16 @@ def log(text: str) -> None:
         os.write(2, ("%s %s\n" % (stamp, text)).encode("utf-8", "backslashreplace"))
 
 
-class Spec(NamedTuple):
-    """What the watchdog is told; the fields are described in `backends.watchdog_spec`."""
-
-    replica: int
-    host: str
-    port_from: int
-    argv: list[str]
-    env: dict[str, str]
-    key_env: str | None
-    key_file: str
-    collector_key_file: str
-    endpoint_file: str
-    engine_log: str
-    health_path: str
-    metrics_path: str | None
-    running_metric: str | None
-    waiting_metric: str | None
-    progress_metrics: list[str]
-    reported_metrics: dict[str, str]
-    first_request: dict[str, Any] | None
-    failure_patterns: list[dict[str, Any]]
-    probe_interval: float
-    startup_probe_interval: float
-    http_timeout: float
-    readiness_timeout: float
-    restart_policy: str
-    unhealthy_restart_after: float
-    max_restarts: int
-    restart_backoff_initial: float
-    restart_backoff_max: float
-    kill_grace_seconds: float
-    drain_seconds: float
-    progress_timeout: float | None
-    ray: dict[str, Any] | None
-    heartbeat_seconds: float
-    final_report_seconds: float
-
-
-# -- pure decisions ----------------------------------------------------------------------
-
-
-class Restarts:
-    """When an engine that ended is started again. `total` counts every restart ever."""
-
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
-        self._recent = 0
-        self.total = 0
-
-    def served(self, seconds: float) -> None:
-        """The engine has been ready for so long: from a time on, its past no longer counts."""
-        if seconds >= STABLE_S:
-            self._recent = 0
-
-    def next_delay(self, clean: bool) -> float | None:
-        """Seconds to wait before the next start; None: it stays down."""
-        spec, policy = self._spec, self._spec.restart_policy
-        wanted = policy == "always" or (policy == "on-failure" and not clean)
-        if not wanted or self._recent >= spec.max_restarts:
-            return None
-        delay = min(spec.restart_backoff_initial * 2.0**self._recent, spec.restart_backoff_max)
-        self._recent += 1
-        self.total += 1
-        return float(delay)
-
-
-class Health:
-    """Judges one engine's probes over time."""
-
-    def __init__(self, spec: Spec, now: float) -> None:
-        self._spec = spec
-        self._started = now
-        self._failing_since: float | None = None
-        self._failures = 0
-        self._stuck_since: float | None = None
-        self._progress: float | None = None
-        self._counted: float | None = None
-        self._moved_at: float | None = None
-        self._working = False
-        self._why = ""
-        self.ready_since: float | None = None
-
-    @property
-    def state(self) -> str:
-        """`starting`, `ready` or `unhealthy`. One failed probe alone is no illness."""
-        if self.ready_since is None:
-            return "starting"
-        return "unhealthy" if self._failures > 1 else "ready"
-
-    @property
-    def reason(self) -> str | None:
-        """What is wrong with an unhealthy engine."""
-        return self._why if self.state == "unhealthy" else None
-
-    def sampled(self, now: float, progress: float | None, running: float) -> None:
-        """Take in the engine's counters, and how many requests it works on; None: not known."""
-        if progress is None:
-            return
-        began = running > 0 and not self._working
-        if began or (self._counted is not None and progress != self._counted):
-            self._moved_at = now
-        self._counted, self._working = progress, running > 0
-
-    def busy(self, now: float) -> bool:
-        """Whether tokens came lately, or requests for some."""
-        return self._moved_at is not None and now - self._moved_at <= BUSY_S
-
-    def late(self, now: float, why: str) -> None:
-        """Take in a probe that got no answer in time: no failure while tokens come, since an
-        engine that serves thousands of requests answers late.
-        """
-        if self.ready_since is not None and self.busy(now):
-            self._failures, self._failing_since = 0, None
-        else:
-            self.failed(now, why)
-
-    def failed(self, now: float, why: str) -> None:
-        """Take in a probe that showed that something is wrong."""
-        self._why = why
-        self._failures += 1
-        self._failing_since = now if self._failing_since is None else self._failing_since
-
-    def alive(self, now: float, waiting: float, progress: float | None) -> None:
-        """Take in a probe that was answered as it should be (the first time: with a reply)."""
-        self._failures, self._failing_since = 0, None
-        self.ready_since = now if self.ready_since is None else self.ready_since
-        stuck = waiting > 0 and progress is not None and progress == self._progress
-        self._stuck_since = (self._stuck_since or now) if stuck else None
-        self._progress = progress
-
-    def reason_to_restart(self, now: float) -> str | None:
-        """Why waiting longer is pointless, or None."""
-        spec = self._spec
-        if self.ready_since is None:
-            late = now - self._started >= spec.readiness_timeout
-            return "not ready after %g s" % spec.readiness_timeout if late else None
-        if self._failing_since is not None and self._failures > 1:
-            late = now - self._failing_since >= spec.unhealthy_restart_after
-            said = "unhealthy for %g s: %s" % (spec.unhealthy_restart_after, self._why)
-            return said if late else None
-        if spec.progress_timeout and self._stuck_since is not None:
-            late = now - self._stuck_since >= spec.progress_timeout
-            said = "no progress for %g s while requests wait" % spec.progress_timeout
-            return said if late else None
-        return None
-
-    def next_probe_s(self) -> float:
-        """Seconds until the next probe is due."""
-        spec = self._spec
-        if self.ready_since is None:
-            return spec.startup_probe_interval
-        if self._failures:
-            return min(RECHECK_S, spec.probe_interval)
-        return min(spec.probe_interval, (spec.progress_timeout or 3 * spec.probe_interval) / 3)
-
-
-class Contact:
-    """Judges over time whether the collector, and the router with it, may still send requests
-    here. The router ends with the collector's program; one that cannot be reached from here may be
-    alive, and takes a replica that is silent out of the router.
-    """
-
-    def __init__(self, heartbeat_s: float) -> None:
-        self._silence_s = max(STALE_S, 3 * heartbeat_s) + ROUTER_FOLLOWS_S
-        self._failing_since: float | None = None
-        self._ended_since: float | None = None
-
-    def answered(self) -> None:
-        """It took a report."""
-        self._failing_since = self._ended_since = None
-
-    def failed(self, now: float, ended: bool) -> None:
-        """It did not; `ended`: nobody listens there, it said that it has shut down, or that it
-        knows no such replica.
-        """
-        self._failing_since = now if self._failing_since is None else self._failing_since
-        if not ended:
-            self._ended_since = None
-        elif self._ended_since is None:
-            self._ended_since = now
-
-    def gone(self, now: float) -> bool:
-        """Whether, as far as can be known from here, nobody sends requests here any more."""
-        if self._failing_since is None:
-            return False
-        ended = self._ended_since is not None and now - self._ended_since >= COLLECTOR_ENDED_S
-        return ended or now - self._failing_since >= self._silence_s
-
-
-def parse_metrics(text: str) -> dict[str, float]:
-    """Prometheus text to name → sum over its labels."""
-    found = {}  # type: dict[str, float]
-    for line in text.splitlines():
-        match = re.match(r"([A-Za-z_:][\w:]*)(?:\{.*\})?\s+(\S+)", line)
-        if match:
-            try:
-                found[match.group(1)] = found.get(match.group(1), 0.0) + float(match.group(2))
-            except ValueError:
-                continue
-    return found
-
-
-def ray_gpus(text: str) -> float | None:
-    """How many GPUs `ray status` says that the cluster has; None: it does not say."""
-    found = re.search(r"[\d.]+/([\d.]+) GPU\b", text)
-    return float(found.group(1)) if found else None
-
-
-class RayNodes:
-    """Judges what Ray says of its nodes over time: whether all were ever there, and still are."""
-
-    def __init__(self, ray: dict[str, Any]) -> None:
-        self._ray = ray
-        self._missing_since: float | None = None
-        self.complete = False
-        self.lost: str | None = None
-
-    def saw(self, gpus: float | None, now: float) -> None:
-        """Take in one answer; None: Ray did not say."""
-        enough = gpus is not None and gpus >= self._ray["gpus"]
-        self.complete = self.complete or enough
-        self._missing_since = (self._missing_since or now) if self.complete and not enough else None
-        if self._missing_since and now - self._missing_since >= self._ray["status_grace_s"]:
-            has = "none" if gpus is None else "%g" % gpus
-            self.lost = "Ray lost nodes: %s of %d GPUs are left" % (has, self._ray["gpus"])
-
-    def next_question_s(self) -> float:
-        """Seconds until Ray is asked again."""
-        hurry = not self.complete or self._missing_since is not None
-        every_s = float(self._ray["probe_interval_s"])
-        return min(1.0, every_s) if hurry else every_s
-
-    def wait_until_complete(self, stopped: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait for all nodes: an engine that starts without them fails."""
-        deadline = time.monotonic() + timeout_s
-        while not self.complete and not stopped() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return self.complete
-
-
-def watch_nodes(nodes: RayNodes, ray: dict[str, Any], env: dict[str, str]) -> None:
+def watch_nodes(nodes: RayNodes, env: dict[str, str], limit_s: float) -> None:
     """Ask Ray, now and then, until nodes that were there are missing for too long."""
-    while nodes.lost is None:
-        nodes.saw(_ask_ray(ray["probe_timeout_s"], env), time.monotonic())
-        time.sleep(nodes.next_question_s())
-
-
-def _ask_ray(limit_s: float, env: dict[str, str]) -> float | None:
     quiet, known = subprocess.DEVNULL, dict(os.environ, **env)
-    try:
-        said = subprocess.check_output(["ray", "status"], stderr=quiet, timeout=limit_s, env=known)
-    except Exception:  # noqa: BLE001 - no answer, whatever kept it away
-        return None
-    return ray_gpus(said.decode("utf-8", "replace"))
-
-
-def diagnose(patterns: list[dict[str, Any]], tail: str) -> dict[str, Any] | None:
-    """The first known cause of failure that a line of the log's tail shows."""
-    lines = tail.splitlines()
-    for known in patterns:
-        if any(re.search(known["pattern"], line) for line in lines):
-            return dict(known)
-    return None
-
-
-# -- talking HTTP ------------------------------------------------------------------------
+    while nodes.lost is None:
+        said = b""  # no answer, whatever keeps it away
+        with contextlib.suppress(Exception):
+            asked = ["ray", "status"]
+            said = subprocess.check_output(asked, stderr=quiet, timeout=limit_s, env=known)
+        nodes.saw(ray_gpus(said.decode("utf-8", "replace")), time.monotonic())
+        time.sleep(nodes.next_question_s())
 
 
 class Http:
@@ -340,22 +101,19 @@ class Http:
         self._headers = {"Authorization": "Bearer " + key} if key else {}
         self._connection: http.client.HTTPConnection | None = None
 
-    def send(
-        self, url: str, timeout_s: float, body: dict[str, Any] | None = None
-    ) -> tuple[int, bytes]:
+    def send(self, url: str, timeout_s: float, body: Json | None = None) -> tuple[int, bytes]:
         """GET, or POST where there is a body. Raises OSError when no reply comes."""
-        parts = urlsplit(url)
-        connection = http.client.HTTPConnection(
-            parts.hostname or "", parts.port or 80, timeout=timeout_s
-        )
+        place = urlsplit(url)
+        host, port = place.hostname or "", place.port or 80
+        connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
         self._connection = connection
         try:
             headers = dict(self._headers, Connection="close")
             if body is None:
-                connection.request("GET", parts.path, headers=headers)
+                connection.request("GET", place.path, headers=headers)
             else:
                 headers["Content-Type"] = "application/json"
-                connection.request("POST", parts.path, json.dumps(body).encode(), headers)
+                connection.request("POST", place.path, json.dumps(body).encode(), headers)
             reply = connection.getresponse()
             return reply.status, reply.read(READ_LIMIT_BYTES)
         except http.client.HTTPException as error:
@@ -375,7 +133,7 @@ class Http:
 class Reporter(threading.Thread):
     """Tells the collector the latest state: changes at once, else every heartbeat."""
 
-    def __init__(self, spec: Spec, fields: dict[str, Any]) -> None:
+    def __init__(self, spec: Spec, fields: Json) -> None:
         super().__init__(daemon=True, name="reporter")
         self._spec = spec
         self._http = Http(read_key(spec.collector_key_file))
@@ -435,7 +193,7 @@ class Reporter(threading.Thread):
                 if self._version == version:
                     self._changed.wait(rest)
 
-    def _send(self, report: dict[str, Any]) -> bool:
+    def _send(self, report: Json) -> bool:
         unknown = False
         try:
             if self._url is None:
@@ -444,9 +202,8 @@ class Reporter(threading.Thread):
             status, answer = self._http.send(self._url, REPORT_TIMEOUT_S, report)
             if status != 200:
                 unknown = status in (404, 409)  # it knows no such replica, and sends nothing here
-                raise ConnectionError(
-                    "status %d: %s" % (status, answer[:300].decode("utf-8", "replace"))
-                )
+                said = answer[:300].decode("utf-8", "replace")
+                raise ConnectionError("status %d: %s" % (status, said))
             if report["state"] == "draining" and json.loads(answer).get("drained"):
                 self.drained = True
         except Exception as error:  # noqa: BLE001 - this thread is the replica's only word
@@ -466,9 +223,6 @@ def read_key(path: str) -> str:
     """The key in a file."""
     with open(path, encoding="utf-8") as file:
         return file.read().strip()
-
-
-# -- locks, ports and processes ----------------------------------------------------------
 
 
 def lock_folder() -> str:
@@ -521,15 +275,14 @@ class Ports:
         """The port already held if it is still free, else the first free one from `first` on."""
         candidates: list[int] = [*self._locks, *range(first, 65_536)]
         for port in candidates:
-            if (port in self._locks or self._lock(port)) and self._free(port):
+            if port not in self._locks:
+                file = lock(self._folder, "port-%d" % port)
+                if file is None:
+                    continue
+                self._locks[port] = file
+            if self._free(port):
                 return port
         raise OSError("no free port from %d on" % first)
-
-    def _lock(self, port: int) -> bool:
-        file = lock(self._folder, "port-%d" % port)
-        if file is not None:
-            self._locks[port] = file
-        return file is not None
 
     def _free(self, port: int) -> bool:
         found = socket.getaddrinfo(self._host, port, type=socket.SOCK_STREAM)
@@ -550,30 +303,39 @@ class Guard:
     """
 
     def __init__(self) -> None:
+        self._group = 0
+        self._start()
+
+    def _start(self) -> None:
         read_end, self._write_end = os.pipe()
-        if os.fork() == 0:
+        self._pid = os.fork()
+        if self._pid == 0:
             os.close(self._write_end)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 signal.signal(number, signal.SIG_IGN)
             os.setpgid(0, 0)
-            self._wait(read_end)
+            group, message = 0, b"0"
+            while message:
+                group = int(message.split()[-1])
+                message = os.read(read_end, 64)
+            if group:
+                kill_group(group, signal.SIGKILL)
             os._exit(0)
         os.close(read_end)
 
-    @staticmethod
-    def _wait(read_end: int) -> None:
-        group = 0
-        while True:
-            message = os.read(read_end, 64)
-            if not message:
-                break
-            group = int(message.decode().split()[-1])
-        if group:
-            kill_group(group, signal.SIGKILL)
-
     def watch(self, group: int) -> None:
         """Guard this process group from now on; 0: none."""
-        os.write(self._write_end, b"%d\n" % group)
+        self._group = group
+        with contextlib.suppress(BrokenPipeError):  # it was killed: see `keep`
+            os.write(self._write_end, b"%d\n" % group)
+
+    def keep(self) -> None:
+        """Start it again should it have been killed."""
+        if os.waitpid(self._pid, os.WNOHANG) != (0, 0):
+            log("the guard was killed and starts again")
+            os.close(self._write_end)
+            self._start()
+            self.watch(self._group)
 
 
 def kill_group(group: int, number: int) -> None:
@@ -587,15 +349,12 @@ def becoming_engine(parent: int) -> Callable[[], None]:
 
     Not a session of its own: who leads a session is a program of ours, told to stop directly.
     """
-    try:
-        prctl = ctypes.CDLL(None, use_errno=True).prctl
-    except (OSError, AttributeError):  # not Linux; the guard is there
-        prctl = None
+    system = ctypes.CDLL(None)
 
     def call() -> None:
         os.setpgid(0, 0)
-        if prctl is not None:
-            prctl(1, signal.SIGKILL)
+        with contextlib.suppress(AttributeError):  # not Linux; the guard is there
+            system.prctl(1, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
 
@@ -617,7 +376,11 @@ class Engine:
             env[spec.key_env] = key
         os.makedirs(os.path.dirname(spec.engine_log), mode=0o700, exist_ok=True)
         output = os.open(spec.engine_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._log, self._log_start = spec.engine_log, os.fstat(output).st_size
+        self._log, size = spec.engine_log, os.fstat(output).st_size
+        self._sizes = [(time.monotonic(), size)]  # of the log, over the last minute
+        self._well_at, self._well_next = size, 0
+        self._reads: dict[int, int] = {}
+        self._reads_at = 0.0
         try:
             self._process = subprocess.Popen(
                 filled,
@@ -649,16 +412,54 @@ class Engine:
         if self.poll() is None:
             kill_group(self.pid, number)
 
-    def log_tail(self) -> str:
-        """The end of what this start of the engine printed; empty where it cannot be read."""
+    def printed(self, now: float) -> bool:
+        """Whether its log has grown since the last look."""
+        before = size = self._sizes[-1][1]
+        with contextlib.suppress(OSError):
+            size = os.stat(self._log).st_size
+        self._sizes.append((now, size))
+        while len(self._sizes) > 1 and self._sizes[1][0] <= now - LAST_WORDS_S:
+            del self._sizes[0]
+        return size > before
+
+    def read(self, now: float) -> bool:
+        """Whether it has read as much lately as who loads a model does."""
+        if now - self._reads_at < READS_EVERY_S:
+            return False
+        before, self._reads, self._reads_at = self._reads, group_reads(self.pid), now
+        return sum(self._reads.values()) - sum(before.values()) >= READ_BYTES
+
+    def was_well(self, now: float) -> None:
+        """It answered as it should: what it printed until the time before says nothing of its end,
+        nor, at the first time, what it printed as it started.
+        """
+        self.printed(now)
+        size = self._sizes[-1][1]
+        self._well_at, self._well_next = self._well_next or size, size
+
+    def last_words(self, lately: bool) -> str:
+        """The end of what it printed since it was well or began; `lately`: just before its end."""
         with contextlib.suppress(OSError), open(self._log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_start, size - LOG_TAIL_BYTES))
+            begin = max(self._well_at, self._sizes[0][1] if lately else 0)
+            file.seek(max(begin, size - LOG_TAIL_BYTES))
             return file.read(LOG_TAIL_BYTES).decode("utf-8", "replace")
         return ""
 
 
-# -- the watchdog ------------------------------------------------------------------------
+def group_reads(group: int) -> dict[int, int]:
+    """How many bytes each process of a group has read; of none where the system does not say."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                with open("/proc/%s/stat" % name, "rb") as file:
+                    if int(file.read().rpartition(b")")[2].split()[2]) != group:
+                        continue
+                with open("/proc/%s/io" % name, "rb") as file:
+                    counts = dict(line.split(b": ") for line in file.read().splitlines())
+                found[int(name)] = max(int(counts[b"read_bytes"]), int(counts[b"rchar"]))
+    return found
 
 
 class Watchdog:
@@ -672,8 +473,9 @@ class Watchdog:
         self._guard = guard
         self._ports = Ports(spec.host)
         self._nodes = RayNodes(spec.ray) if spec.ray else None
+        self._health = Health(spec, time.monotonic())
         self._restarts = Restarts(spec)
-        self._stops = 0
+        self._stops = self._early_deaths = 0
         self._stopped_at = float("-inf")
         self._sampled_at = 0.0
         self._base = ""
@@ -703,17 +505,19 @@ class Watchdog:
             log("%s %s" % (state, " ".join("%s=%s" % item for item in sorted(fields.items()))))
         self._state = state
         if state in WITHOUT_ENGINE:  # the figures were those of one that has ended
-            self._reporter.note(sampled_at=None, **dict.fromkeys(self._spec.reported_metrics))
+            figures = dict.fromkeys(self._spec.reported_metrics)
+            self._reporter.note(sampled_at=None, loading=False, **figures)
         self._reporter.update(state=state, restarts=self._restarts.total, **fields)
 
     def run(self) -> int:
         """Until the end; returns the exit code."""
-        if self._nodes is not None:
-            watched = (self._nodes, self._spec.ray, self._spec.env)
-            threading.Thread(target=watch_nodes, args=watched, daemon=True, name="ray").start()
+        grace_s = self._spec.readiness_timeout
+        if self._nodes is not None and self._spec.ray is not None:
+            asked = (self._nodes, self._spec.env, self._spec.ray["probe_timeout_s"])
+            threading.Thread(target=watch_nodes, args=asked, daemon=True, name="ray").start()
         while True:
-            if self._nodes is not None and not self._join_ray(self._nodes):
-                return self._lose_node("the other nodes did not join Ray in time")
+            if self._nodes is not None and not self._nodes.joined(lambda: self._stops > 0, grace_s):
+                return self._hand_over("the other nodes did not join Ray in time", LOST_NODE)
             try:
                 engine = self._start()
             except OSError as error:
@@ -730,36 +534,47 @@ class Watchdog:
             if self._nodes is not None and self._nodes.lost:
                 self._enter("draining", reason=self._nodes.lost)
                 self._stop_engine(engine)
-                return self._lose_node(self._nodes.lost)
+                return self._hand_over(self._nodes.lost, LOST_NODE)
+            over = self._after(engine, why)
+            if over is not None:
+                return over
+
+    def _after(self, engine: Engine, why: str | None) -> int | None:
+        """See whether and when an engine that ended, or must (why), is followed by another; the
+        exit code if it is not.
+        """
+        code = engine.poll()
+        if code is None:
+            log("restarting the engine: %s" % why)
+            self._enter("restarting", reason=why)  # the router lets go of it first
+            self._stop_engine(engine)
             code = engine.poll()
-            if code is None:
-                log("restarting the engine: %s" % why)
-                self._enter("restarting", reason=why)  # the router lets go of it first
-                self._stop_engine(engine)
-                code = engine.poll()
-            known = diagnose(self._spec.failure_patterns, engine.log_tail())
-            clean = not why and code == 0
-            reason = (known["cause"] if known else None) or why or ended_as(code)
-            delay = None
-            if known is None or known["retryable"]:
-                delay = self._restarts.next_delay(clean)
-            if delay is None:
-                return self._end("exited" if clean else "failed", reason, exit_code=code)
-            self._enter("restarting", reason=reason, exit_code=code, engine_pid=None)
-            self._rest(delay)
-            if self._stops:
-                return self._end("exited", "stopped as asked", exit_code=code)
+        served, clean = self._health.ready_since is not None, not why and code == 0
+        words, killed = engine.last_words(lately=not why), not why and (code or 0) > 128
+        known = diagnose(self._spec.failure_patterns, words, served, killed)
+        reason = (known["cause"] if known else None) or why or ended_as(code)
+        hopeless = known is not None and not known["retryable"] and not served
+        slow, delay = bool(why) and not served, None
+        if not hopeless:
+            delay = self._restarts.next_delay(clean, slow)
+        self._early_deaths = 0 if served or why else self._early_deaths + 1
+        if delay is None:
+            ended = self._end("exited" if clean else "failed", reason, exit_code=code)
+            return ELSEWHERE if hopeless and self._spec.early_deaths else ended
+        if self._early_deaths == self._spec.early_deaths:
+            where = socket.gethostname()
+            reason = "%s, %d times on %s as it started" % (reason, self._early_deaths, where)
+            return self._hand_over(reason, ELSEWHERE)
+        self._enter("restarting", reason=reason, exit_code=code, engine_pid=None)
+        self._rest(delay)
+        return self._end("exited", "stopped as asked", exit_code=code) if self._stops else None
 
-    def _join_ray(self, nodes: RayNodes) -> bool:
-        grace_s = self._spec.readiness_timeout
-        return bool(self._stops) or nodes.wait_until_complete(lambda: self._stops > 0, grace_s)
-
-    def _lose_node(self, reason: str) -> int:
-        """End without a final state: whoever runs this starts the replica anew, with its nodes."""
+    def _hand_over(self, reason: str, code: int) -> int:
+        """End without a final state: who runs this starts the replica anew, with other nodes."""
         log(reason)
         self._enter("restarting", reason=reason, engine_pid=None)
-        self._reporter.flush(STOPPED_REPORT_S, lambda: self._reporter.collector_gone)
-        return LOST_NODE
+        self._reporter.flush(STOPPED_REPORT_S, lambda: self._stops > 0)
+        return code
 
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -775,9 +590,10 @@ class Watchdog:
 
     def _watch(self, engine: Engine) -> str | None:
         """Probe until the engine has ended (None), must be restarted (why), or a stop came."""
-        health = Health(self._spec, time.monotonic())
+        health = self._health = Health(self._spec, time.monotonic())
         due = time.monotonic()
         while not self._stops and engine.poll() is None:
+            self._guard.keep()
             now = time.monotonic()
             if now >= due:
                 self._probe(health)
@@ -786,25 +602,31 @@ class Watchdog:
                 now = time.monotonic()
                 due = now + health.next_probe_s()
                 self._judge(health)
-                if health.ready_since is not None:
-                    self._restarts.served(now - health.ready_since)
+                if health.well:
+                    engine.was_well(now)
+            if engine.printed(now) or (health.ready_since is None and engine.read(now)):
+                health.loaded_at = now
+            self._reporter.update(loading=health.loads(now))
             why = health.reason_to_restart(now) or (self._nodes.lost if self._nodes else None)
             if why is not None:
                 return why
-            self._sleep(min(due - now, self._sample_if_due(health, now), 1.0))
+            rest_s = self._sample_if_due(health, now)
+            if health.ready_since is not None:
+                self._restarts.served(now - health.ready_since, health.answered)
+            self._sleep(min(due - now, rest_s, 1.0))
         return None
 
     def _judge(self, health: Health) -> None:
-        if health.state != self._state and "unhealthy" in (health.state, self._state):
-            self._enter(health.state, reason=health.reason)
-        else:
-            self._enter(health.state)
+        ill = health.state != self._state and "unhealthy" in (health.state, self._state)
+        self._enter(health.state, **({"reason": health.reason} if ill else {}))
 
     def _sample_if_due(self, health: Health, now: float) -> float:
         """Read the figures of an engine that is up where it is time; seconds until the next."""
         if health.ready_since is None or self._spec.metrics_path is None:
             return 1.0
         every_s = self._spec.heartbeat_seconds / SAMPLES_PER_HEARTBEAT
+        if not health.answered:  # one that dies soon shall not have done so in vain
+            every_s = min(every_s, RECHECK_S)
         if now - self._sampled_at >= every_s:
             self._sample(health, self._spec.http_timeout)
             return every_s
@@ -840,9 +662,8 @@ class Watchdog:
         first = self._spec.first_request
         if first is None:
             return None
-        status, _ = self._http.send(
-            self._base + first["path"], self._spec.readiness_timeout, first["body"]
-        )
+        url, limit_s = self._base + first["path"], self._spec.readiness_timeout
+        status, _ = self._http.send(url, limit_s, first["body"])
         return None if status < 500 else "the first request was answered %d" % status
 
     def _sample(self, health: Health, timeout_s: float) -> tuple[float, float | None]:
@@ -917,7 +738,16 @@ class Watchdog:
 
         if not self._reporter.flush(wait_s, give_up):
             log("the collector has not heard of the end")
-        return 1 if state == "failed" else 0
+        return FAILED if state == "failed" else 0
+
+    def broke(self) -> int:
+        """After an exception that nobody expected: say so and end, and the engine with it."""
+        log("the watchdog failed:\n%s" % traceback.format_exc())
+        reason = "the watchdog failed: %r" % sys.exc_info()[1]
+        with contextlib.suppress(Exception):
+            self._enter("restarting", reason=reason[:1000], engine_pid=None)
+            self._reporter.flush(STOPPED_REPORT_S, lambda: self._reporter.collector_gone)
+        return BROKEN
 
 
 def ended_as(code: int | None) -> str:
@@ -942,6 +772,13 @@ def end_with_input() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def end_with_thread(failed: threading.ExceptHookArgs) -> None:
+    """End this process at once: without one of its threads nobody hears of the engine any more."""
+    text = "".join(traceback.format_exception(*failed[:3]))
+    log("the watchdog failed:\n%s" % text)
+    os._exit(BROKEN)
+
+
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
     os.umask(0o077)
@@ -961,11 +798,15 @@ def main(arguments: list[str]) -> int:
         watchdog = Watchdog(spec, key, reporter, guard)
     except (IndexError, OSError, ValueError, TypeError) as error:
         log("cannot start: %s: %s" % (type(error).__name__, error))
-        return 2
+        return BROKEN if isinstance(error, OSError) and error.errno in PASSING else UNUSABLE
+    threading.excepthook = end_with_thread
     reporter.start()
     if arguments[3:] == ["lifeline"]:
         threading.Thread(target=end_with_input, daemon=True, name="lifeline").start()
-    return watchdog.run()
+    try:
+        return watchdog.run()
+    except Exception:  # noqa: BLE001 - who started this must learn that the engine has not failed
+        return watchdog.broke()
 
 
 if __name__ == "__main__":

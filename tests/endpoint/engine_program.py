@@ -2,7 +2,9 @@
 
 Files in CONTROL_DIR steer it while it runs: `health` (status), `health_delay` and `metrics_delay`
 (seconds), `die` (exit code, at start), `waiting`, `tokens` (metrics), `tokens_per_s`, `first`
-(status of a chat request), `deaf` (nobody listens any more). It writes there what it did.
+(status of a chat request), `deaf` (nobody listens any more), `prints` and `reads` (it does so as if
+it loaded, and does not serve yet), `notes` (printed at first), `echoes` (prints what it is asked).
+It writes there what it did.
 """
 
 from __future__ import annotations
@@ -74,6 +76,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(401, "{}")
             return
         prompt = body["messages"][-1]["content"]
+        if told("echoes", ""):
+            print(prompt, flush=True)
         with LOCK:
             note("asked", prompt)
             RUNNING.add(threading.get_ident())
@@ -111,6 +115,13 @@ if __name__ == "__main__":
     if told("child", ""):
         grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         note("children", grandchild.pid)
+    print(told("notes", ""), flush=True)
+    while told("prints", "") or told("reads", ""):
+        if told("prints", ""):
+            print("Loading shard", flush=True)
+        else:
+            os.read(os.open("/dev/zero", os.O_RDONLY), 1 << 20)
+        time.sleep(0.1)
     if told("die", ""):
         print(told("last_words", "dying"), flush=True)
         sys.exit(int(told("die", "1")))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from domyn_swarm import watchdog
+from domyn_swarm import watchdog, watchdog_rules
 from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
 from domyn_swarm.backends.endpoint.replicas import ReplicaTable, tokens_per_s
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
@@ -23,10 +23,11 @@ from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench
 
 
 @pytest.fixture
-def spec(bench: Bench) -> watchdog.Spec:
+def spec(bench: Bench) -> watchdog_rules.Spec:
     path = bench.replica(
         probe_interval=30.0,
         readiness_timeout=600.0,
+        quiet_seconds=120.0,
         unhealthy_restart_after=120.0,
         restart_backoff_initial=5.0,
         restart_backoff_max=60.0,
@@ -37,12 +38,12 @@ def spec(bench: Bench) -> watchdog.Spec:
     return watchdog.load(str(path), "")
 
 
-def test_pauses_double_up_to_the_longest_and_a_stable_engine_is_forgiven(spec: watchdog.Spec):
-    restarts = watchdog.Restarts(spec)
+def test_pauses_double_up_to_the_longest_and_a_stable_engine_is_forgiven(spec: watchdog_rules.Spec):
+    restarts = watchdog_rules.Restarts(spec)
     assert [restarts.next_delay(clean=False) for _ in range(7)] == [5, 10, 20, 40, 60, 60, None]
-    restarts.served(watchdog.STABLE_S - 1)
+    restarts.served(watchdog_rules.STABLE_S - 1, answered=False)
     assert restarts.next_delay(clean=False) is None
-    restarts.served(watchdog.STABLE_S)
+    restarts.served(watchdog_rules.STABLE_S, answered=False)
     assert restarts.next_delay(clean=False) == 5
     assert restarts.total == 7
     assert restarts.next_delay(clean=True) is None
@@ -59,25 +60,33 @@ def test_pauses_double_up_to_the_longest_and_a_stable_engine_is_forgiven(spec: w
         ("always", False, 2),
     ],
 )
-def test_policies(spec: watchdog.Spec, policy: str, clean: bool, starts: int):
-    restarts = watchdog.Restarts(spec._replace(restart_policy=policy, max_restarts=2))
+def test_policies(spec: watchdog_rules.Spec, policy: str, clean: bool, starts: int):
+    restarts = watchdog_rules.Restarts(spec._replace(restart_policy=policy, max_restarts=2))
     delays = [restarts.next_delay(clean) for _ in range(4)]
     assert delays == [5, 10][:starts] + [None] * (4 - starts)
     assert restarts.total == starts
 
 
-@pytest.mark.parametrize(("serves_s", "given_up_after"), [(30, 6), (599, 6), (600, None)])
+@pytest.mark.parametrize(
+    ("serves_s", "tokens", "given_up_after"),
+    [
+        (30, 0, 6),
+        (599, 0, 6),
+        (600, 0, None),
+        (30, 30, 6),  # the watchdog's own request
+        (5, 500, 24),  # each time some requests are answered: four times as often
+        (599, 500, 24),
+        (600, 500, None),
+        (30, None, 6),  # engines without counters
+    ],
+)
 def test_an_engine_that_keeps_dying_is_given_up_unless_it_served_long_in_between(
-    spec: watchdog.Spec, serves_s: int, given_up_after: int | None
+    spec: watchdog_rules.Spec, serves_s: int, tokens: int | None, given_up_after: int | None
 ):
-    """A day of it: `max_restarts` counts those without ten good minutes in between."""
-    restarts, now = watchdog.Restarts(spec), 0.0
+    """A day of it, from start to death."""
+    restarts, now = watchdog_rules.Restarts(spec), 0.0
     while now < 24 * 3600:
-        health = watchdog.Health(spec, now)
-        now += 20
-        health.alive(now, 0, None)
-        now += serves_s
-        restarts.served(now - health.ready_since)
+        now = lived(restarts, spec, now, serves_s, tokens)
         delay = restarts.next_delay(clean=False)
         if delay is None:
             break
@@ -85,8 +94,37 @@ def test_an_engine_that_keeps_dying_is_given_up_unless_it_served_long_in_between
     assert (None if now >= 24 * 3600 else restarts.total) == given_up_after
 
 
-def test_an_unhealthy_engine_that_recovers_in_time_is_left_alone(spec: watchdog.Spec):
-    health = watchdog.Health(spec, now=0)
+def lived(
+    restarts: watchdog_rules.Restarts,
+    spec: watchdog_rules.Spec,
+    now: float,
+    serves_s: float,
+    tokens: int | None,
+) -> float:
+    """An engine starts, writes so many tokens, and dies; when."""
+    health = watchdog_rules.Health(spec, now)
+    now += 20
+    health.sampled(now, None if tokens is None else 4, 0)
+    health.alive(now, 0, None)
+    now += serves_s
+    health.sampled(now, None if tokens is None else 4 + tokens, 0)
+    restarts.served(now - health.ready_since, health.answered)
+    return now
+
+
+def test_deadly_requests_cost_no_restart_that_an_engine_needs_to_start(spec: watchdog_rules.Spec):
+    """Two rows that kill three engines each, and then one that does not get ready any more."""
+    spec = spec._replace(max_restarts=3)
+    restarts, now = watchdog_rules.Restarts(spec), 0.0
+    for tokens in (5000, 500, 0, 500, 0, 500):  # one may die of its first request
+        now = lived(restarts, spec, now, 5, tokens)
+        assert restarts.next_delay(clean=False) is not None
+    delays = [restarts.next_delay(clean=False) for _ in range(3)]
+    assert delays == [10, 20, None]  # it crashes as it starts
+
+
+def test_an_unhealthy_engine_that_recovers_in_time_is_left_alone(spec: watchdog_rules.Spec):
+    health = watchdog_rules.Health(spec, now=0)
     health.alive(10, 0, None)
     for bout in range(100, 3600, 200):  # sick for 110 s, well, sick again
         for now in (bout, bout + 1, bout + 110):
@@ -115,7 +153,7 @@ RAY = {"gpus": 8, "status_grace_s": 60, "probe_interval_s": 30, "probe_timeout_s
 def test_nodes_that_were_there_are_lost_after_the_grace_period(
     seen: dict[int, float | None], lost_at: int | None
 ):
-    nodes, gpus, found = watchdog.RayNodes(RAY), None, None
+    nodes, gpus, found = watchdog_rules.RayNodes(RAY), None, None
     for now in range(4000):
         gpus = seen.get(now, gpus)
         nodes.saw(gpus, float(now))
@@ -126,8 +164,8 @@ def test_nodes_that_were_there_are_lost_after_the_grace_period(
         assert "of 8 GPUs are left" in str(nodes.lost)
 
 
-def test_ray_is_asked_often_while_nodes_are_missing(spec: watchdog.Spec):
-    nodes = watchdog.RayNodes(RAY)
+def test_ray_is_asked_often_while_nodes_are_missing(spec: watchdog_rules.Spec):
+    nodes = watchdog_rules.RayNodes(RAY)
     assert nodes.next_question_s() == 1.0
     nodes.saw(8, 0.0)
     assert nodes.next_question_s() == 30.0
@@ -137,8 +175,8 @@ def test_ray_is_asked_often_while_nodes_are_missing(spec: watchdog.Spec):
     assert nodes.next_question_s() == 30.0
 
 
-def test_one_missed_probe_is_no_illness(spec: watchdog.Spec):
-    health = watchdog.Health(spec, now=0)
+def test_one_missed_probe_is_no_illness(spec: watchdog_rules.Spec):
+    health = watchdog_rules.Health(spec, now=0)
     assert (health.state, health.next_probe_s()) == ("starting", 0.1)
     health.alive(10, 0, None)
     assert (health.state, health.next_probe_s()) == ("ready", 30)
@@ -157,9 +195,9 @@ def test_one_missed_probe_is_no_illness(spec: watchdog.Spec):
 LATE = "/health did not answer within 2 s"
 
 
-def test_an_engine_that_answers_late_is_well_while_tokens_come(spec: watchdog.Spec):
+def test_an_engine_that_answers_late_is_well_while_tokens_come(spec: watchdog_rules.Spec):
     """An hour under thousands of requests: no probe is answered in time."""
-    health = watchdog.Health(spec, now=0)
+    health = watchdog_rules.Health(spec, now=0)
     health.alive(10, 0, None)
     for now in range(12, 3600, 4):
         health.sampled(now, now, 9)
@@ -168,8 +206,8 @@ def test_an_engine_that_answers_late_is_well_while_tokens_come(spec: watchdog.Sp
         assert health.reason_to_restart(now + 2) is None
 
 
-def test_one_whose_tokens_stopped_is_ill_when_it_goes_on_not_to_answer(spec: watchdog.Spec):
-    health = watchdog.Health(spec, now=0)
+def test_one_whose_tokens_stopped_is_ill_when_it_goes_on_not_to_answer(spec: watchdog_rules.Spec):
+    health = watchdog_rules.Health(spec, now=0)
     health.alive(10, 0, None)
     health.sampled(12, 100, 9)
     health.sampled(16, 200, 9)
@@ -181,15 +219,15 @@ def test_one_whose_tokens_stopped_is_ill_when_it_goes_on_not_to_answer(spec: wat
             found = now
             assert health.reason == LATE
     assert found is not None
-    assert watchdog.BUSY_S < found - 16 <= watchdog.BUSY_S + 7
+    assert watchdog_rules.BUSY_S < found - 16 <= watchdog_rules.BUSY_S + 7
     health.sampled(301, 300, 9)  # it was a long pause
     health.late(303, LATE)
     assert health.state == "ready"
 
 
 @pytest.mark.parametrize("progress", [None, 7.0])
-def test_one_that_is_idle_has_no_such_excuse(spec: watchdog.Spec, progress: float | None):
-    health = watchdog.Health(spec, now=0)
+def test_one_that_is_idle_has_no_such_excuse(spec: watchdog_rules.Spec, progress: float | None):
+    health = watchdog_rules.Health(spec, now=0)
     health.alive(10, 0, progress)
     for now in (12, 16, 20):
         health.sampled(now, progress, 0)
@@ -199,8 +237,8 @@ def test_one_that_is_idle_has_no_such_excuse(spec: watchdog.Spec, progress: floa
     assert (health.state, health.reason) == ("unhealthy", LATE)
 
 
-def test_one_that_has_just_been_given_work_has_time_for_the_first_token(spec: watchdog.Spec):
-    health = watchdog.Health(spec, now=0)
+def test_one_that_has_just_been_given_work_has_time_for_the_first_token(spec: watchdog_rules.Spec):
+    health = watchdog_rules.Health(spec, now=0)
     health.alive(10, 0, 5)
     health.sampled(40, 5, 0)
     health.sampled(44, 5, 200)
@@ -213,8 +251,10 @@ def test_one_that_has_just_been_given_work_has_time_for_the_first_token(spec: wa
     assert health.state == "unhealthy"
 
 
-def test_what_the_engine_itself_says_is_wrong_is_so_however_many_tokens_come(spec: watchdog.Spec):
-    health = watchdog.Health(spec, now=0)
+def test_what_the_engine_itself_says_is_wrong_is_so_however_many_tokens_come(
+    spec: watchdog_rules.Spec,
+):
+    health = watchdog_rules.Health(spec, now=0)
     health.alive(10, 0, None)
     for now in (40, 41):
         health.sampled(now, now, 9)
@@ -236,7 +276,7 @@ def test_what_the_engine_itself_says_is_wrong_is_so_however_many_tokens_come(spe
 def test_when_nobody_sends_requests_for_the_collector_any_more(
     said: dict[int, str], gone_at: int | None
 ):
-    contact, last, found = watchdog.Contact(heartbeat_s=5.0), "answered", None
+    contact, last, found = watchdog_rules.Contact(heartbeat_s=5.0), "answered", None
     for now in range(60):
         last = said.get(now, last)
         if last == "answered":
@@ -248,15 +288,48 @@ def test_when_nobody_sends_requests_for_the_collector_any_more(
     assert found == gone_at
 
 
-def test_an_engine_has_its_time_to_get_ready(spec: watchdog.Spec):
-    health = watchdog.Health(spec, now=100)
+def test_an_engine_has_its_time_to_get_ready(spec: watchdog_rules.Spec):
+    health = watchdog_rules.Health(spec, now=100)
     health.failed(699, "/health answered 503")
     assert health.reason_to_restart(699) is None
-    assert health.reason_to_restart(700) == "not ready after 600 s"
+    assert health.reason_to_restart(700) == (
+        "not ready after 600 s, and it neither prints nor reads any more; if it needs longer, "
+        "set watchdog.readiness_timeout: 1200"
+    )
 
 
-def test_progress_is_judged_only_while_requests_wait(spec: watchdog.Spec):
-    health = watchdog.Health(spec, now=0)
+@pytest.mark.parametrize(
+    ("loads_until", "ends_at", "why"),
+    [
+        (0, 600, "neither prints nor reads"),
+        (300, 600, "neither prints nor reads"),
+        (599, 719, "neither prints nor reads"),
+        (2000, 2120, "neither prints nor reads"),
+        (10_000, 3600, "it still loads"),  # six times the limit
+    ],
+)
+def test_an_engine_that_loads_has_longer(
+    spec: watchdog_rules.Spec, loads_until: int, ends_at: int, why: str
+):
+    health = watchdog_rules.Health(spec, now=0)
+    for now in range(10_000):
+        if now <= loads_until and now % 100 == loads_until % 100:  # with pauses
+            health.loaded_at = now
+        if (found := health.reason_to_restart(now)) is not None:
+            break
+    assert now == ends_at
+    assert why in found
+    assert "set watchdog.readiness_timeout: 1200" in found
+
+
+def test_an_engine_that_was_too_slow_twice_is_not_tried_again(spec: watchdog_rules.Spec):
+    restarts = watchdog_rules.Restarts(spec)
+    tried = [restarts.next_delay(clean=False, slow=slow) for slow in (True, False, True, True)]
+    assert tried == [5, 10, 20, None]
+
+
+def test_progress_is_judged_only_while_requests_wait(spec: watchdog_rules.Spec):
+    health = watchdog_rules.Health(spec, now=0)
     for now in range(0, 300, 30):
         health.alive(now, 0, 7)  # idle
     assert health.reason_to_restart(300) is None
@@ -271,8 +344,8 @@ def test_progress_is_judged_only_while_requests_wait(spec: watchdog.Spec):
     assert health.reason_to_restart(900) is None
 
 
-def test_engines_without_counters_are_not_judged_by_them(spec: watchdog.Spec):
-    health = watchdog.Health(spec, now=0)
+def test_engines_without_counters_are_not_judged_by_them(spec: watchdog_rules.Spec):
+    health = watchdog_rules.Health(spec, now=0)
     for now in range(0, 600, 30):
         health.alive(now, 3, None)
     assert health.reason_to_restart(600) is None
@@ -280,7 +353,7 @@ def test_engines_without_counters_are_not_judged_by_them(spec: watchdog.Spec):
 
 def test_metrics_add_up_over_labels():
     text = '# HELP x y\nx{a="1 }"} 2\nx{a="2"} 3.5 1700000000\nns:y 1e2\nbad word\nz NaN\n'
-    found = watchdog.parse_metrics(text)
+    found = watchdog_rules.parse_metrics(text)
     assert found["x"] == 5.5
     assert found["ns:y"] == 100
 
@@ -339,6 +412,30 @@ def test_serving_needs_a_fresh_report():
     assert table.serving(110.1) == ()
 
 
+@pytest.mark.parametrize("state", ["ready", "starting", "exited"])
+def test_of_two_replicas_at_one_port_the_later_one_is_there(state: str):
+    table = ReplicaTable(2, stale_after_s=10)
+
+    def take(replica: int, state: str, url: str, sequence: int = 1) -> None:
+        report = ReplicaReport(
+            replica=replica,
+            state=ReplicaState(state),
+            url=url,
+            incarnation=str(replica),
+            sequence=sequence,
+        )
+        table.take(report, 100.0, utc_now())
+
+    take(0, state, "http://x:1")
+    take(1, "starting", "http://x:1")
+    first = table.last(0)
+    assert (first.state, first.url) == ("exited" if state == "exited" else "unhealthy", None)
+    take(1, "ready", "http://x:1", 2)
+    assert table.serving(101.0) == ("http://x:1",)
+    take(0, "ready", "http://x:2", 2)  # its next engine
+    assert table.serving(101.0) == ("http://x:2", "http://x:1")
+
+
 @pytest.fixture
 def planned(tmp_path: Path) -> tuple[DeploymentPlan, DeploymentContext, SwarmPaths]:
     config = DomynLLMSwarmConfig.model_validate(
@@ -378,7 +475,7 @@ def test_the_watchdog_understands_the_spec_that_is_built(
     assert spec.heartbeat_seconds == 4
     assert spec.key_file == str(paths.api_key)
     assert spec.failure_patterns[0]["retryable"] is False
-    named_in_docs = set(watchdog.Spec._fields)
+    named_in_docs = set(watchdog_rules.Spec._fields)
     from domyn_swarm.backends import watchdog_spec
 
     assert all(name in (watchdog_spec.__doc__ or "") for name in named_in_docs)

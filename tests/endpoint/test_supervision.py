@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +34,13 @@ class Platform:
     fails: Callable[[], bool] = lambda: False
     asked: list[int] = field(default_factory=list)
     ended: int = 0
+    given_up: Sequence[int] = ()
 
-    def replace_lost(self, replicas: int) -> None:
+    def replace_lost(self, replicas: int) -> Sequence[int]:
         if self.fails():
             raise PlatformError("the scheduler does not answer", hint="")
         self.asked.append(replicas)
+        return self.given_up
 
     def job_over(self, _handle: JobHandle) -> bool:
         return self.jobs_over()
@@ -130,6 +132,21 @@ def test_a_swarm_that_is_used_or_may_be_stays(
         assert swarm.platform.ended == 0
 
     run()
+
+
+@in_virtual_time
+async def test_replicas_that_the_platform_gives_up_have_failed(bench: Bench) -> None:
+    swarm = Swarm(bench)
+    swarm.report(0, "ready")
+    swarm.report(1, "restarting", reason="broken, 2 times on n2 as it started")
+    swarm.platform.given_up = (1,)
+    await swarm.ends_after(10.0)
+    [ready, failed] = swarm.collector.view().replicas
+    assert (ready.state, failed.state) == ("ready", "failed")
+    assert swarm.collector.failures() == ["broken, 2 times on n2 as it started"]
+    swarm.platform.given_up = ()
+    swarm.report(1, "starting", incarnation="b")  # somebody starts it all the same
+    assert swarm.collector.failures() == []
 
 
 @in_virtual_time

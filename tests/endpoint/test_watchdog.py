@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import os
 import signal
 import sqlite3
@@ -12,16 +13,20 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from domyn_swarm import watchdog
-from endpoint.bench import API_KEY, Bench, runs
+from domyn_swarm import engines, watchdog
+from domyn_swarm.backends.watchdog_spec import copy_watchdog
+from endpoint.bench import API_KEY, Bench, Replica, runs
 from open_file_limits import soft_limit
-from patience import limit_s, until
+from patience import limit_s, scaled, until
 
 
-def test_it_is_one_file_of_python_3_8_and_the_standard_library():
-    tree = ast.parse(Path(watchdog.__file__).read_text(), feature_version=(3, 8))
+@pytest.mark.parametrize("name", ["watchdog.py", "watchdog_rules.py"])
+def test_it_is_python_3_8_and_the_standard_library(name: str):
+    source = Path(watchdog.__file__).with_name(name)
+    tree = ast.parse(source.read_text(), feature_version=(3, 8))
     imported = {
         name.split(".")[0]
         for node in ast.walk(tree)
@@ -33,7 +38,19 @@ def test_it_is_one_file_of_python_3_8_and_the_standard_library():
             else []
         )
     }
-    assert imported <= set(sys.stdlib_module_names)
+    assert imported - {"domyn_swarm", "watchdog_rules"} <= set(sys.stdlib_module_names)
+
+
+def test_it_runs_wherever_its_two_files_lie_together(bench: Bench, tmp_path: Path):
+    """As in an image: nothing else of ours is there, and the path does not name the folder."""
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    copy_watchdog(folder / "watchdog.py")
+    argv = [sys.executable, "-I", str(folder / "watchdog.py"), str(bench.scratch / "none.json")]
+    ended = subprocess.run(argv, cwd="/", capture_output=True, text=True, check=False)
+    assert ended.returncode == watchdog.UNUSABLE
+    assert "cannot start: FileNotFoundError" in ended.stderr
+    assert sorted(one.name for one in folder.glob("*.py")) == ["watchdog.py", "watchdog_rules.py"]
 
 
 def test_an_engine_becomes_ready_after_a_real_request(bench: Bench):
@@ -107,12 +124,56 @@ def test_a_hopeless_cause_in_the_log_ends_it_at_once(bench: Bench):
 
 def test_an_engine_that_never_gets_ready_is_restarted(bench: Bench):
     bench.start_collector()
-    replica = bench.replica(readiness_timeout=0.6, max_restarts=1).tell("health", 503).start()
+    replica = bench.replica(readiness_timeout=0.6, max_restarts=9).tell("health", 503).start()
     assert replica.wait() == 1
     report = bench.view().replicas[0]
-    assert report.restarts == 1
-    assert "not ready after 0.6 s" in report.reason
+    assert report.restarts == 1  # the second one ran into the same limit
+    assert "neither prints nor reads" in report.reason
+    assert "set watchdog.readiness_timeout: 1.2" in report.reason
     assert not any(runs(pid) for pid in replica.starts)
+
+
+@pytest.mark.parametrize("what", ["prints", "reads"])
+def test_an_engine_that_still_loads_is_waited_for(bench: Bench, what: str):
+    bench.start_collector()
+    times = {"readiness_timeout": scaled(6), "quiet_seconds": scaled(7)}
+    replica = bench.replica(**times).tell(what, 1).start()
+    until(lambda: replica.starts)
+    time.sleep(scaled(10))
+    assert len(replica.starts) == 1
+    report = bench.view().replicas[0]
+    assert (report.state, report.loading) == ("starting", True)
+    replica.tell(what, "")
+    bench.until_state("ready")
+    assert len(replica.starts) == 1
+    assert not bench.view().replicas[0].loading
+
+
+def test_an_engine_that_prints_for_ever_is_given_up(bench: Bench):
+    bench.start_collector()
+    replica = bench.replica(readiness_timeout=0.3, quiet_seconds=limit_s()).tell("prints", 1)
+    assert replica.start().wait() == 1
+    assert len(replica.starts) == 2
+    assert "it still loads" in str(bench.view().replicas[0].reason)
+
+
+def test_what_an_engine_prints_before_it_is_killed_is_not_the_cause(bench: Bench):
+    bench.start_collector()
+    known = [one.model_dump() for one in engines.get("command").failure_patterns]
+    missing = "ModuleNotFoundError: No module named 'x'"
+    replica = bench.replica(failure_patterns=known)
+    replica.tell("notes", f"WARNING Failed to import x: {missing}\nx: Permission denied")
+    replica.tell("echoes", 1).start()
+    bench.until_state("ready")
+    url = f"{bench.view().replicas[0].url}/v1/chat/completions"
+    body = json.dumps({"messages": [{"content": f"why is there\n{missing}"}]})
+    key = f"Authorization: Bearer {API_KEY}"
+    subprocess.run(["curl", "-sS", "-H", key, "-d", body, url], check=True, capture_output=True)
+    assert missing in bench.paths.engine_log(0).read_text()
+    os.kill(replica.starts[0], signal.SIGKILL)
+    until(lambda: len(replica.starts) == 2)
+    bench.until_state("ready")
+    until(lambda: ("restarting", "the engine was killed by SIGKILL") in history(bench))
 
 
 def test_a_frozen_engine_is_found_and_replaced(bench: Bench):
@@ -310,6 +371,98 @@ def test_sigkill_of_the_watchdog_ends_the_engine_and_its_children(bench: Bench):
     left = replica.starts + [int(pid) for pid in replica.lines("children")]
     assert len(left) == 2
     until(lambda: not any(runs(pid) for pid in left))
+
+
+def guard_of(replica: Replica) -> int:
+    """The watchdog's own child, once there is one."""
+
+    def found() -> int | None:
+        children = psutil.Process(replica.process.pid).children()
+        watching = [one.pid for one in children if "watchdog.py" in " ".join(one.cmdline())]
+        return watching[0] if watching else None
+
+    pid: int = until(found)
+    return pid
+
+
+def test_a_guard_that_is_killed_starts_again_and_guards(bench: Bench):
+    bench.start_collector()
+    replica = bench.replica().tell("child", 1).start()
+    bench.until_state("ready")
+    first = guard_of(replica)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: not runs(first))
+    assert guard_of(replica) != first
+    assert len(replica.starts) == 1
+    replica.process.kill()
+    left = replica.starts + [int(pid) for pid in replica.lines("children")]
+    until(lambda: not any(runs(pid) for pid in left))
+
+
+def test_a_guard_that_is_killed_with_its_engine_costs_one_restart(bench: Bench):
+    """As by the system's OOM killer: it takes what it finds."""
+    bench.start_collector()
+    replica = bench.replica().start()
+    bench.until_state("ready")
+    os.kill(replica.process.pid, signal.SIGSTOP)  # it finds out about both at once
+    for pid in (guard_of(replica), replica.starts[0]):
+        os.kill(pid, signal.SIGKILL)
+    os.kill(replica.process.pid, signal.SIGCONT)
+    until(lambda: len(replica.starts) == 2)
+    bench.until_state("ready")
+    assert replica.process.poll() is None
+
+
+def test_a_watchdog_that_fails_says_so_and_ends_with_its_engine(bench: Bench):
+    """Whoever started it tells that from an engine that failed."""
+    bench.start_collector()
+    replica = bench.replica(http_timeout="soon").start()  # a bug, where it is first used
+    assert replica.wait() == watchdog.BROKEN
+    until(lambda: not any(runs(pid) for pid in replica.starts))
+    assert bench.state() == "restarting"
+    assert "the watchdog failed: TypeError" in str(bench.view().replicas[0].reason)
+    assert "Traceback" in replica.log.read_text()
+
+
+def test_a_watchdog_ends_with_any_of_its_threads(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    gpus = fake_ray(tmp_path, monkeypatch)
+    gpus.write_text("8.0")
+    ray = {"gpus": "eight", "probe_timeout_s": 5, "status_grace_s": 1, "probe_interval_s": 1}
+    bench.start_collector()
+    replica = bench.replica(ray=ray).start()
+    assert replica.wait() == watchdog.BROKEN
+    assert "the watchdog failed" in replica.log.read_text()
+
+
+def test_a_replica_whose_port_another_one_has_is_not_taken_for_ready(bench: Bench):
+    bench.start_collector()
+    lost = bench.replica(0).start()
+    bench.until_state("ready", 0)
+    url = bench.view().replicas[0].url
+    lost.process.kill()
+    until(lambda: not runs(lost.starts[0]))
+    until(lambda: url not in bench.paths.router_manifest.read_text())
+    bench.replica(1).start()
+    bench.until_state("ready", 1)
+    first, second = bench.view().replicas
+    assert second.url == url  # the first free port, as before
+    assert (first.state, first.url) == ("unhealthy", None)
+    assert "replica 1 has its port" in str(first.reason)
+    until(lambda: url in bench.paths.router_manifest.read_text())
+    until(lambda: ("ready", 1) in changes(bench))
+    after = changes(bench)
+    assert after[after.index(("unhealthy", 0)) :].count(("ready", 0)) == 0
+
+
+def changes(bench: Bench) -> list[tuple[str, int]]:
+    """What the history says, in order: a state, and whose."""
+    found = sqlite3.connect(bench.paths.watchdog_db)
+    try:
+        return found.execute("SELECT state, replica FROM replica_status ORDER BY id").fetchall()
+    finally:
+        found.close()
 
 
 def test_it_ends_with_its_input_where_it_is_told_to(bench: Bench):

@@ -6,7 +6,7 @@ import pytest
 
 from domyn_swarm import engines
 from domyn_swarm.engines.base import diagnose
-from domyn_swarm.watchdog import diagnose as watchdog_diagnose
+from domyn_swarm.watchdog_rules import diagnose as watchdog_diagnose
 
 # What a healthy vLLM prints, in words that causes of death use too.
 HEALTHY = """\
@@ -155,9 +155,6 @@ def test_a_cause_is_read_from_the_log(engine: str, line: str, cause: str) -> Non
     assert cause in found.cause
     assert found.line == line.strip()
     assert found.hint
-    on_the_node = watchdog_diagnose([known.model_dump() for known in patterns], log)
-    assert on_the_node is not None
-    assert on_the_node["cause"] == found.cause
 
 
 @pytest.mark.parametrize("engine", engines.names())
@@ -181,3 +178,78 @@ def test_the_last_line_that_tells_is_shown() -> None:
     )
     assert found is not None
     assert found.line.endswith("'b'")
+
+
+# -- of this end, or not ---------------------------------------------------------------------------
+
+MISSING = "No module named 'x'"
+WARNED = f'WARNING 11-23 10:00:02 [x.py:1] Failed to import: ModuleNotFoundError("{MISSING}")'
+NOTES = [
+    WARNED,
+    f"(EngineCore_DP0 pid=12) WARNING 11-23 10:00:02 [x.py:1] {MISSING}",
+    f"INFO:     {MISSING}",
+    f"2026-11-29 10:00:00,123 INFO worker.py:1 -- {MISSING}",
+    f"[2026-11-29 10:00:00 TP0] WARNING x: {MISSING}",
+    f"2026-11-29T10:00:00Z WARN x: {MISSING}",
+    f"[rank0]:[W1129 10:00:00.123 ProcessGroupNCCL.cpp:1496] Warning: {MISSING}",
+    f"0.00.753.666 W load: {MISSING}",
+    f"/venv/x.py:12: UserWarning: {MISSING}",
+]
+TRACEBACK = f"""\
+Traceback (most recent call last):
+  File "/x/api.py", line 9, in <module>
+    import x
+ModuleNotFoundError: {MISSING}"""
+ERRORS = [
+    TRACEBACK,
+    f"(EngineCore_DP0 pid=12) {TRACEBACK}",
+    f"ERROR 11-23 10:00:02 [core.py:700] ModuleNotFoundError: {MISSING}",
+    f"(EngineCore_DP0 pid=12) ERROR 11-23 10:00:02 [core.py:700] {MISSING}",
+    f"0.00.753.666 E load: {MISSING}",
+    f"[2026-11-29 10:00:00 TP0] ERROR: {MISSING}",
+]
+REQUESTS = [
+    MISSING,
+    f"prompt: why does Python say ModuleNotFoundError: {MISSING}?",
+    "bash: line 1: serve: command not found",
+    "x.txt: Permission denied",
+]
+
+
+def cause(log: str, *, served: bool = False, killed: bool = False) -> str | None:
+    patterns = [known.model_dump() for known in engines.get("vllm").failure_patterns]
+    found = watchdog_diagnose(patterns, f"{HEALTHY}{log}\n", served, killed)
+    return None if found is None else str(found["cause"])
+
+
+@pytest.mark.parametrize("served", [True, False])
+@pytest.mark.parametrize("line", NOTES)
+def test_what_an_engine_only_notes_is_no_cause(line: str, served: bool) -> None:
+    assert cause(line, served=served) is None
+    assert cause(f"{line}\nRuntimeError: y", served=served) is None
+
+
+@pytest.mark.parametrize("served", [True, False])
+@pytest.mark.parametrize("lines", ERRORS)
+def test_errors_and_tracebacks_are(lines: str, served: bool) -> None:
+    after = "\n".join([f"INFO:     {number}" for number in range(20)])
+    for log in (lines, f"{lines}\n{after}", f"{WARNED}\n{lines}"):
+        assert cause(log, served=served) == "a Python module is missing"
+
+
+@pytest.mark.parametrize("line", REQUESTS)
+def test_what_may_be_of_a_request_is_none(line: str) -> None:
+    assert cause(line, served=True) is None
+    assert (
+        cause(f"ERROR 11-23 10:00:02 [x.py:1] bad request\nINFO: ok\n{line}", served=True) is None
+    )
+    assert cause(line) is not None  # an engine that never served says no more than this
+
+
+def test_the_last_lines_of_one_that_never_served_count_unless_a_signal_ended_it() -> None:
+    line = "cat: /etc/x: Permission denied"
+    assert cause(line) == "a file may not be read"
+    assert cause(line, killed=True) is None
+    assert cause("run.sh: line 3: 4711 Killed   python", killed=True) is not None
+    loading = "\n".join(f"Loading shard {number}/30" for number in range(30))
+    assert cause(f"{line}\n{loading}") is None

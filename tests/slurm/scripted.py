@@ -15,8 +15,10 @@ from pathlib import Path
 
 from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
 from domyn_swarm.backends.slurm.states import Allocation, SlurmJob
-from domyn_swarm.errors import PlatformUnavailable
+from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from virtual_time import FilingClock
+
+NODES = ("n1", "n2", "n3", "n4")
 
 
 @dataclass
@@ -32,11 +34,13 @@ class Job:
     since: float = 0.0  # it is in this state
     steps: dict[str, str] = field(default_factory=dict)  # their names
     coming: list[tuple[float, str]] = field(default_factory=list)
+    exclude: tuple[str, ...] = ()  # nodes
 
     @property
     def seen(self) -> SlurmJob:
         waits = self.state == "PENDING"
-        reason, node = (self.reason, "") if waits else ("", "n1")
+        there = next(node for node in NODES if node not in self.exclude)
+        reason, node = (self.reason, "") if waits else ("", there)
         return SlurmJob(self.id, self.state, reason, node, "N/A", self.comment)
 
 
@@ -116,7 +120,9 @@ class ScriptedCluster:
         """The states of those that are not over."""
         return {job.id: job.state for job in self.jobs.values() if not job.seen.over}
 
-    def submit(self, script: str, array: Sequence[int] | None) -> str:
+    def submit(self, script: str, array: Sequence[int] | None, exclude: Sequence[str] = ()) -> str:
+        if exclude and set(exclude) >= set(NODES):
+            raise SubmitRejected("Requested node configuration is not available", hint="")
         options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", script, re.MULTILINE))
         if array is None and "array" in options:
             first, _, last = options["array"].partition("-")
@@ -125,6 +131,7 @@ class ScriptedCluster:
         now = self.clock.monotonic()
         for task in [""] if array is None else [f"_{index}" for index in array]:
             job = Job(f"{number}{task}", options.get("comment", ""), "no-requeue" not in options)
+            job.exclude = tuple(exclude)
             job.held, job.since = "begin" in options, now
             job.coming = [(now + self.starts_s, "RUNNING")]
             self._jobs[job.id] = job
@@ -187,10 +194,19 @@ class ScriptedSlurm:
         self._cluster.refuse_while_away()
         return f"{script.name} can start now"
 
-    def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
+    def submit(
+        self, script: Path, *, array: Sequence[int] | None = None, exclude: Sequence[str] = ()
+    ) -> str:
         self._cluster.refuse_while_away()
         self._queue.expect_change()
-        return self._cluster.submit(script.read_text(), array)
+        return self._cluster.submit(script.read_text(), array, exclude)
+
+    def exclude(self, job: str, nodes: Sequence[str]) -> bool:
+        self._cluster.refuse_while_away()
+        waits = self._cluster.jobs[job].seen.waiting
+        if waits:
+            self._cluster.jobs[job].exclude = tuple(nodes)
+        return waits
 
     def queue(self, at_most_s: float = math.inf) -> Jobs:
         return self._queue.now(at_most_s)

@@ -86,6 +86,9 @@ def killed_after(*lives_s: float) -> list[Life]:
         ([(60.0, 0)], True, 1, 0),
         ([(60.0, 3)], True, 1, 3),  # it failed, which is not to be killed
         ([(60.0, -signal.SIGTERM)], True, 1, 143),
+        ([(60.0, watchdog.BROKEN), (60.0, 1)], True, 2, 1),  # it said that it failed itself
+        ([(1.0, watchdog.BROKEN)] * 4, True, 4, watchdog.BROKEN),
+        ([(60.0, -signal.SIGSEGV), (60.0, 0)], True, 2, 0),
         (killed_after(60), False, 1, 137),  # of several nodes, which begin together
         ([*killed_after(1), (60.0, 0)], True, 2, 0),
         ([*killed_after(1, 1, 1), (60.0, 0)], True, 4, 0),

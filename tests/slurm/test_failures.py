@@ -13,7 +13,7 @@ from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from patience import scaled
 from slurm.cluster import SlurmCluster
-from slurm.swarms import Up, jobs_of, observed, unanswered, until
+from slurm.swarms import Up, jobs_of, node_of, observed, ready, taking_nothing, unanswered, until
 from slurm.test_values import ENV_SERVER
 
 HALF = """
@@ -36,7 +36,7 @@ def test_a_task_that_fails_for_ever_is_told_of_and_the_others_serve(
         watchdog={
             "probe_interval": 1,
             "kill_grace_seconds": 3,
-            "max_restarts": 2,
+            "max_restarts": 1,  # it has failed before it is tried on another node
             "restart_backoff_initial": 0.2,
             "restart_backoff_max": 0.2,
         },
@@ -45,12 +45,64 @@ def test_a_task_that_fails_for_ever_is_told_of_and_the_others_serve(
     until(lambda: service.status("demo").replicas[1].state == "failed")
     seen = service.status("demo")
     assert (seen.observed, seen.replicas_ready) == ("ready", 1)
-    assert seen.replicas[1].restarts == 2
+    assert seen.replicas[1].restarts == 1
     time.sleep(scaled(5))  # the endpoint looks every two seconds, and submits no successor
     told = slurm.run("squeue", "-h", "-r", "--states=all", "-n", "demo-replicas", "-o", "%i %V")
     arrays = {line.split("_")[0] for line in told.stdout.splitlines()}
     assert len(arrays & {one.split("_")[0] for one in jobs_of(slurm)}) == 1
     assert len(jobs_of(slurm)) == 2
+
+
+BROKEN_NODE = """
+import os, sys
+if os.environ["SLURMD_NODENAME"] == "n2":
+    sys.exit("RuntimeError: CUDA error: unspecified launch failure")
+server = [sys.executable, "-c", os.environ["SERVER"], "/dev/null", "x", sys.argv[1]]
+os.execv(sys.executable, server)
+"""
+
+
+NO_PYTHON = """\
+#!/bin/bash
+{% for option in sbatch -%}
+#SBATCH {{ option }}
+{% endfor -%}
+{% for name, value in env.items() -%}
+export {{ name }}={{ value | quote }}
+{% endfor -%}
+{% if "replica" in command[2] -%}
+if [ "$SLURMD_NODENAME" = n2 ]; then exec /nowhere/bin/python; fi
+{% endif -%}
+exec {{ command | map("quote") | join(" ") }}
+"""
+
+
+@pytest.mark.parametrize("what", ["engine", "python"])
+def test_a_replica_that_does_not_start_on_one_node_serves_on_another(
+    up: Up, slurm: SlurmCluster, tmp_path: Path, what: str
+) -> None:
+    template = tmp_path / "site.j2"
+    template.write_text(NO_PYTHON)
+    broken_engine = ["{python}", "-c", BROKEN_NODE, "{port}"]
+    server = ["{python}", "-c", ENV_SERVER, "/dev/null", "x", "{port}"]
+    with taking_nothing(slurm, "n4"):  # so that n2 is tried
+        service = up(
+            replicas=3,
+            gpus_per_replica=4,  # a node each
+            engine="command",
+            env={"SERVER": ENV_SERVER},
+            engine_options={"argv": broken_engine if what == "engine" else server},
+            backend={"template_path": str(template)} if what == "python" else {},
+            watchdog={"probe_interval": 1, "kill_grace_seconds": 3, "restart_backoff_initial": 0.2},
+            wait=False,
+        )
+        until(lambda: "PENDING" not in jobs_of(slurm).values())
+    [broken] = until(lambda: service.status("demo").left_out)
+    assert broken.node == "n2"
+    assert broken.replica == 1
+    assert broken.reason
+    until(lambda: ready() == 3)
+    assert "n2" not in {node_of(slurm, one) for one in jobs_of(slurm) if "_" in one}
 
 
 TEMPLATE = """\

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from domyn_swarm.backends.endpoint.view import CollectorView
+from domyn_swarm.backends.left_out import LeftOutNodes, left_out
 from domyn_swarm.backends.slurm.platform import SlurmPlatform
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
-from domyn_swarm.model import ExitRecord, JobHandle, utc_now
+from domyn_swarm.model import ExitRecord, JobHandle, ReplicaReport, ReplicaState, utc_now
 from slurm.scripted import ScriptedCluster, ScriptedSlurm
 from slurm.scripted_swarm import TAG, Launch, ScriptedSwarm
 
@@ -170,11 +173,11 @@ class RefusesOnce(ScriptedSlurm):
         super().__init__(cluster, 30.0)
         self.refused = 0
 
-    def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
+    def submit(self, script: Path, **how: Any) -> str:
         if not self.refused:
             self.refused += 1
             raise PlatformUnavailable("Unable to contact slurm controller", hint="")
-        return super().submit(script, array=array)
+        return super().submit(script, **how)
 
 
 def test_a_successor_that_cannot_be_submitted_is_not_counted_and_tried_again(
@@ -334,3 +337,138 @@ def test_a_process_of_another_host_is_over_by_its_record_alone(
     now = utc_now()
     ended.write_text(ExitRecord(code=0, started_at=now, ended_at=now).model_dump_json())
     assert asked.job_over(handle)
+
+
+# -- a node where an engine does not get ready -----------------------------------------------------
+
+
+def report(swarm: ScriptedSwarm, states: dict[int, str]) -> None:
+    """What the collector wrote last."""
+    view = CollectorView(
+        replicas=tuple(
+            ReplicaReport(
+                replica=one,
+                state=ReplicaState(state),
+                reason="broken",
+                incarnation="i",
+                sequence=1,
+            )
+            for one, state in states.items()
+        ),
+        taken_at=utc_now(),
+        stale_after_s=15,
+    )
+    swarm.leave(swarm.paths.replicas, view.model_dump_json())
+
+
+def leaves(swarm: ScriptedSwarm, asked: SlurmPlatform, node: str) -> str | None:
+    """The engine of replica 1 does not get ready on its node; its successor, if it has one."""
+    gone = swarm.task(1)
+    swarm.leave(swarm.paths.elsewhere(1), f"{gone} {node}")
+    swarm.cluster.end(gone, "FAILED")
+    came = look_after(swarm, asked, 70.0)
+    assert not swarm.paths.elsewhere(1).exists()
+    return came[0][1] if came else None
+
+
+@pytest.mark.parametrize(
+    ("states", "moves"),
+    [
+        ({0: "ready", 1: "restarting"}, 3),
+        ({0: "starting", 1: "restarting"}, 1),  # what is wrong may be wrong everywhere
+        ({0: "ready", 1: "failed"}, 3),  # no GPU was found: there
+        ({0: "starting", 1: "failed"}, 0),
+        ({}, 1),
+    ],
+)
+def test_a_replica_is_tried_on_other_nodes_but_not_on_all_of_them(
+    swarm: ScriptedSwarm, states: dict[int, str], moves: int
+) -> None:
+    asked = platform(swarm)
+    report(swarm, states)
+    nodes = ["n1", "n2", "n3", "n4"][: moves + 1]
+    came = [leaves(swarm, asked, node) for node in nodes]
+    assert [one is not None for one in came] == [True] * moves + [False]
+    for number, one in enumerate(came[:-1], 1):
+        assert swarm.cluster.jobs[str(one)].exclude == tuple(nodes[:number])
+    if moves:
+        first, *_ = left_out(swarm.paths)
+        assert (first.node, first.replica) == ("n1", 1)
+        assert ("broken" if states else "did not get ready: see ") in first.reason
+    assert look_after(swarm, asked, HOUR_S, every_s=20.0) == []  # it has failed for good
+
+
+def test_the_node_is_left_out_by_others_too_for_an_hour(launch: Launch) -> None:
+    swarm = launch(requeue=False, exclude_nodes="n8,n9")
+    asked = platform(swarm)
+    report(swarm, {0: "ready", 1: "restarting"})
+    assert leaves(swarm, asked, "n2")
+    swarm.cluster.end(swarm.task(0), "NODE_FAIL")
+    look_after(swarm, asked, 60.0)
+    assert swarm.cluster.jobs[swarm.task(0)].exclude == ("n8,n9", "n2")
+    swarm.clock.sleep(HOUR_S)
+    swarm.cluster.end(swarm.task(0), "NODE_FAIL")
+    look_after(swarm, asked, 60.0)
+    assert swarm.cluster.jobs[swarm.task(0)].exclude == ("n8,n9",)
+    assert left_out(swarm.paths) == ()
+
+
+def test_a_successor_that_waits_for_an_hour_may_start_there_again(launch: Launch) -> None:
+    swarm = launch(exclude_nodes="n9")
+    asked = platform(swarm)
+    report(swarm, {0: "ready", 1: "restarting"})
+    swarm.cluster.room = False
+    successor = leaves(swarm, asked, "n2")
+    look_after(swarm, asked, HOUR_S - 200, every_s=20.0)
+    assert swarm.cluster.jobs[str(successor)].exclude == ("n9", "n2")
+    look_after(swarm, asked, 300.0, every_s=20.0)
+    assert swarm.cluster.jobs[str(successor)].exclude == ("n9",)
+
+
+def test_where_no_node_would_be_left_all_are_allowed(swarm: ScriptedSwarm) -> None:
+    asked = platform(swarm)
+    report(swarm, {0: "ready", 1: "restarting"})
+    for node in ("n1", "n2", "n3"):
+        LeftOutNodes(swarm.paths, swarm.clock).leave_out(node, 0, f"9{node}", "broken")
+    successor = leaves(swarm, asked, "n4")
+    assert swarm.cluster.jobs[str(successor)].exclude == ()
+
+
+def test_a_word_of_a_task_that_was_replaced_since_is_not_heeded(swarm: ScriptedSwarm) -> None:
+    swarm.leave(swarm.paths.elsewhere(1), "9_1 n2")
+    swarm.cluster.end(swarm.task(1), "FAILED")
+    assert look_after(swarm, platform(swarm), 100.0) == []
+    assert left_out(swarm.paths) == ()
+
+
+def test_a_task_that_never_began_on_its_node_is_tried_elsewhere_while_others_serve(
+    launch: Launch,
+) -> None:
+    """No file system, no Python: nothing is written, and Slurm says that it failed."""
+    swarm = launch()
+    asked = platform(swarm)
+    report(swarm, {0: "ready"})
+    first = swarm.task(1)
+    swarm.leave(swarm.paths.at_work(1), "9_1")  # another swarm of that name
+    swarm.cluster.end(first, "FAILED")
+    [(seconds, successor)] = look_after(swarm, asked, 70.0)
+    assert seconds == 20.0
+    assert swarm.cluster.jobs[successor].exclude == ("n1",)
+    [left] = left_out(swarm.paths)
+    assert (left.node, left.replica) == ("n1", 1)
+    assert "the task did not start: see " in left.reason
+    swarm.leave(swarm.paths.at_work(1), f"{successor} ended")  # its engine failed, as it says
+    swarm.cluster.end(successor, "FAILED")
+    assert look_after(swarm, asked, 100.0) == []
+
+
+def test_while_none_serves_it_has_failed_and_is_given_up_once(swarm: ScriptedSwarm) -> None:
+    asked = platform(swarm)
+    swarm.cluster.end(swarm.task(1), "FAILED")
+    given_up = []
+    for _ in range(50):
+        given_up += asked.replace_lost(2)
+        swarm.clock.sleep(2.0)
+    assert given_up == [1]
+    report(swarm, {0: "ready"})  # too late
+    assert look_after(swarm, asked, 100.0) == []

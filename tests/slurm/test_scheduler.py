@@ -17,7 +17,7 @@ import pytest
 
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.scheduler import Scheduler
-from domyn_swarm.errors import PlatformUnavailable
+from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from patience import limit_s, until
 from slurm.cluster import SlurmCluster
 from slurm.scripted import ScriptedCluster
@@ -127,6 +127,23 @@ def test_what_waits_is_cancelled_at_once_and_what_runs_takes_its_time(site: Site
     assert site.state(waits) == "CANCELLED"
     site.until(lambda: site.state(runs) == "CANCELLED")  # and is known yet
     assert site.slurm.jobs([waits, "999999"]).keys() == {waits}
+
+
+def test_a_job_starts_on_no_node_that_is_left_out(site: Site) -> None:
+    job = site.slurm.submit(site.script("x", "--exclude=n4"), exclude=["n1", "n2", "n3"])
+    site.until(lambda: site.state(job) == "RUNNING")
+    assert site.slurm.queue()[job].node == "n4"  # the order replaces what the script says
+    assert not site.slurm.exclude(job, ["n4"])
+    with pytest.raises(SubmitRejected):
+        site.slurm.submit(site.script("x"), exclude=["n1", "n2", "n3", "n4"])
+
+
+def test_one_that_waits_may_be_let_onto_other_nodes(site: Site) -> None:
+    script = site.script("x", "--begin=now+1hour")
+    array = site.slurm.submit(script, array=[2], exclude=["n1"])
+    assert site.slurm.exclude(f"{array}_2", ["n2", "n3"])
+    assert site.slurm.exclude(f"{array}_2", [])
+    assert site.state(f"{array}_2") == "PENDING"
 
 
 def test_a_signal_ends_what_waits_and_nothing_that_runs(site: Site) -> None:

@@ -229,13 +229,13 @@ def test_what_a_watchdog_is_told_reaches_the_engine(
     for key in (paths.api_key, paths.collector_key):
         write_private(key, "key")
     private_dir(paths.scripts)
-    folder.write_watchdog_specs(plan, context, paths, [0])
+    folder.write_watchdog_specs(plan, context, paths, [0], 1)
     told = json.loads(paths.watchdog_spec(0).read_text())
     told["final_report_seconds"] = 0  # there is no collector
     paths.watchdog_spec(0).write_text(json.dumps(told))
-    program = folder.watchdog_source()
+    folder.copy_watchdog(paths.watchdog_program)
     ended = subprocess.run(
-        [sys.executable, str(program), str(paths.watchdog_spec(0)), "127.0.0.1"],
+        [sys.executable, str(paths.watchdog_program), str(paths.watchdog_spec(0)), "127.0.0.1"],
         capture_output=True,
         timeout=limit_s(),
         check=False,

@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from domyn_swarm.model import JobStatus, ReplicaReport
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
+from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from local_swarms import config
 from patience import until
@@ -31,9 +32,9 @@ from patience import until
 QUICK = {"probe_interval": 1, "restart_backoff_initial": 0.1}
 
 
-def request(folder: Path, rows: int, poison: int | None = None, **changes: Any) -> JobRequest:
-    """A job of so many rows, of which one may be deadly."""
-    prompts = [f"p{number}" + " POISON" * (number == poison) for number in range(rows)]
+def request(folder: Path, rows: int, poison: Collection[int] = (), **changes: Any) -> JobRequest:
+    """A job of so many rows, of which some may be deadly."""
+    prompts = [f"p{number}" + " POISON" * (number in poison) for number in range(rows)]
     pq.write_table(pa.table({"prompt": prompts}), folder / "in.parquet")
     fields = {
         "swarm": "demo",
@@ -57,13 +58,13 @@ def test_a_row_that_kills_engines_is_found_and_a_swarm_that_failed_ends_the_job(
     deadly = [{"match": "POISON", "crash": True}]
     options = {"latency_s": 0.05, "record": str(record), "errors": deadly}
     service = JobService()
-    lifecycle.up(config(engine_options=options, watchdog={**QUICK, "max_restarts": 1}))
-    service.submit(request(tmp_path, 200, poison=30, max_concurrency=16, workers=2))
+    lifecycle.up(config(engine_options=options, watchdog={**QUICK, "max_restarts": 0}))
+    service.submit(request(tmp_path, 200, poison={30}, max_concurrency=16, workers=2))
     ended = service.wait("mine")
     assert ended.status is JobStatus.FAILED
     assert "The swarm has failed" in (ended.message or "")
     assert "the engine exited with code 13" in (ended.message or "")
-    assert asked(record)["p30 POISON"] == 2
+    assert asked(record)["p30 POISON"] == 1
     lifecycle.down("demo")
 
     lifecycle.up(config(replicas=2, min_ready=2, engine_options=options, watchdog=QUICK))
@@ -74,6 +75,24 @@ def test_a_row_that_kills_engines_is_found_and_a_swarm_that_failed_ends_the_job(
     [failed] = [row for row in rows if row["_error"] is not None]
     assert (failed["prompt"], failed["_error"]["type"]) == ("p30 POISON", "DeadlyRow")
     assert sum(row["result"] is not None for row in rows) == 199
+
+
+def test_two_rows_that_kill_engines_do_not_end_a_swarm_of_one(
+    lifecycle: SwarmLifecycle, tmp_path: Path
+) -> None:
+    record = tmp_path / "asked.jsonl"
+    deadly = [{"match": "POISON", "crash": True}]
+    options = {"latency_s": 0.1, "record": str(record), "errors": deadly}
+    lifecycle.up(config(engine_options=options, watchdog=QUICK))
+    service = JobService()
+    service.submit(request(tmp_path, 400, poison={30, 200}, max_concurrency=8))
+    ended = service.wait("mine")
+    assert (ended.status, ended.rows_failed) == (JobStatus.PARTIAL, 2), ended.message
+    counted = asked(record)
+    assert [counted[f"p{number} POISON"] for number in (30, 200)] == [3, 3]
+    assert SwarmService().status("demo").replicas[0].restarts == 6  # of three in a row
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert sum(row["result"] is not None for row in rows) == 398
 
 
 def test_engines_that_are_too_busy_to_say_that_they_are_well_are_left_at_work(

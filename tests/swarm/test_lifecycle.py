@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ from domyn_swarm.services.requests import JobRequest, LogRequest, UpRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from endpoint.bench import ENGINE
 from local_swarms import config
-from patience import until
+from patience import scaled, until
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -107,6 +109,21 @@ def test_a_swarm_that_takes_too_long_is_not_ready(lifecycle: SwarmLifecycle) -> 
     assert SwarmStore.open().swarm("demo").phase is SwarmPhase.STOPPED
 
 
+def test_up_waits_for_a_replica_that_loads(lifecycle: SwarmLifecycle, tmp_path: Path) -> None:
+    """As long as its watchdog does: see there."""
+    loads = tmp_path / "prints"
+    loads.write_text("1")
+    argv = ["{python}", str(ENGINE), "{host}", "{port}", str(tmp_path)]
+    options = {"argv": argv, "key_env": "ENGINE_KEY"}
+    wait_s = scaled(3)
+    end = threading.Timer(2 * wait_s, lambda: loads.write_text(""))
+    end.start()
+    made = config(engine="command", engine_options=options, wait_endpoint_s=wait_s)
+    lifecycle.up(made)
+    end.join()
+    assert SwarmService().status("demo").replicas[0].restarts == 0
+
+
 def test_a_live_name_is_refused_and_a_dead_one_is_not(lifecycle: SwarmLifecycle) -> None:
     swarm = lifecycle.up(config())
     with pytest.raises(SwarmExists, match="domyn-swarm down demo"):
@@ -151,8 +168,11 @@ def test_a_killed_engine_comes_back_and_a_killed_watchdog_is_not_ready(
     engine = psutil.Process(report(1).engine_pid)
     os.kill(report(1).watchdog_pid, signal.SIGKILL)
     until(lambda: not engine.is_running())
-    until(lambda: SwarmService().status("demo").replicas[1].stale)
-    assert SwarmService().status("demo").replicas_ready == 1
+    until(lambda: SwarmService().status("demo").replicas[1].state is ReplicaState.FAILED)
+    seen = SwarmService().status("demo")
+    assert seen.replicas_ready == 1
+    assert not seen.replicas[1].stale  # that it has ended is known
+    assert "ended without a word" in str(seen.replicas[1].reason)
 
 
 def test_the_user_may_bring_the_key(

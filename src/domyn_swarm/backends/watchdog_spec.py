@@ -15,12 +15,17 @@ running_metric, waiting_metric, progress_metrics
                          names in it (see `planning.context.ServingSpec`)
 reported_metrics         what of it is reported: field of the report, name in it
 first_request            path and body; a status below 500 is needed before the first `ready`
-failure_patterns         known causes of death, searched in the log's tail
+failure_patterns         known causes of death, searched in the end of the log
 probe_interval, startup_probe_interval, http_timeout
                          seconds between probes once ready, and before; bound of one probe
-readiness_timeout        seconds until an engine that is not ready is restarted
+readiness_timeout        seconds until an engine that is not ready is restarted, unless it loads
+                         (its log grows, or it reads from its disk): then six times as many
+quiet_seconds            without either for so long it does not load any more
 restart_policy           on-failure: unless it exited with 0; always; never
-max_restarts             in a row: an engine that was ready for ten minutes starts from zero
+max_restarts             in a row: an engine that answered requests starts from zero, until there
+                         were four times as many; one that was ready for ten minutes always does
+early_deaths             in a row, before it was ready, after which an engine is to be tried on
+                         another node (exit code 5); none: there is none to try
 restart_backoff_initial, restart_backoff_max
                          seconds before the first restart, doubled each time, at most
 unhealthy_restart_after  seconds of failed probes until an engine is restarted
@@ -36,6 +41,7 @@ final_report_seconds     how long a final state is tried to be reported
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +53,19 @@ from domyn_swarm.planning.plan import DeploymentPlan
 HEARTBEAT_S = 5.0
 _STARTUP_PROBE_S = 0.3
 _FINAL_REPORT_S = 60.0
+_QUIET_S = 120.0
 
 
-def watchdog_source() -> Path:
-    """The one file that replicas run.
+def copy_watchdog(program: Path) -> None:
+    """Copy what replicas run: the program, and its other file beside it.
 
     Raises:
+        OSError: it cannot be written.
         PlatformError: the installation lacks it.
     """
-    return _source("watchdog")
+    shutil.copyfile(_source("watchdog"), program)
+    rules = _source("watchdog_rules")
+    shutil.copyfile(rules, program.with_name(rules.name))
 
 
 def follower_source() -> Path:
@@ -117,8 +127,10 @@ def build_watchdog_spec(
         "first_request": None if first is None else first.model_dump(mode="json"),
         "failure_patterns": [known.model_dump() for known in serving.failure_patterns],
         **watchdog.model_dump(exclude={"http_path"}),
+        "quiet_seconds": min(_QUIET_S, watchdog.readiness_timeout, plan.wait_endpoint_s),
         "startup_probe_interval": min(_STARTUP_PROBE_S, watchdog.probe_interval),
         "drain_seconds": watchdog.kill_grace_seconds,
+        "early_deaths": None,
         "heartbeat_seconds": heartbeat_s(plan),
         "final_report_seconds": _FINAL_REPORT_S,
     }

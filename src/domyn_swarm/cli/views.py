@@ -86,6 +86,13 @@ def show_swarm(swarm: SwarmSnapshot, output: Format) -> None:
             ("model", f"{swarm.model} ({swarm.engine} on {swarm.backend})"),
             ("replicas", ready),
             *([("expires", moment(swarm.expires_at))] if swarm.expires_at else []),
+            *(
+                (
+                    "left out",
+                    f"{one.node} until {moment(one.until)} (replica {one.replica}: {one.reason})",
+                )
+                for one in swarm.left_out
+            ),
         ]
     )
     if swarm.replicas:

@@ -164,7 +164,9 @@ class WatchdogConfig(Section):
     http_path: str | None = Field(None, description="what is probed; empty: what the engine offers")
     http_timeout: float = Field(2.0, gt=0, description="seconds until a probe is given up")
     readiness_timeout: float = Field(
-        600.0, gt=0, description="seconds until a starting engine must be ready"
+        600.0,
+        gt=0,
+        description="seconds until a starting engine must be ready; one that loads has six times",
     )
     restart_policy: Literal["on-failure", "always", "never"] = Field(
         "on-failure", description="when an engine that ended is started again"
@@ -172,7 +174,9 @@ class WatchdogConfig(Section):
     unhealthy_restart_after: float = Field(
         120.0, ge=0, description="seconds of failing probes before a restart"
     )
-    max_restarts: int = Field(3, ge=0, description="restarts after which a replica is given up")
+    max_restarts: int = Field(
+        3, ge=0, description="restarts in a row after which a replica is given up"
+    )
     restart_backoff_initial: float = Field(
         5.0,
         ge=0,

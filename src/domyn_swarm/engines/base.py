@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -35,16 +34,13 @@ class Engine(Protocol):
 
 
 def diagnose(patterns: Sequence[FailurePattern], log_tail: str) -> Diagnosis | None:
-    """The first pattern (in their order) that some line of the log's tail matches, or None."""
-    lines = log_tail.splitlines()
-    for known in patterns:
-        compiled = re.compile(known.pattern)
-        for line in reversed(lines):
-            if compiled.search(line):
-                return Diagnosis(
-                    cause=known.cause,
-                    hint=known.hint,
-                    retryable=known.retryable,
-                    line=line.strip()[:500],
-                )
-    return None
+    """The first pattern (in their order) that matches what the log's tail says of an engine's end,
+    as the watchdog judges it of one that never served; None: none does.
+    """
+    from domyn_swarm import watchdog_rules
+
+    known = [one.model_dump() for one in patterns]
+    found = watchdog_rules.diagnose(known, log_tail, served=False, killed=False)
+    if found is None:
+        return None
+    return Diagnosis(**{name: found[name] for name in Diagnosis.model_fields})

@@ -15,6 +15,8 @@ from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
 from domyn_swarm.swarm.factory import LiveSwarm
 
+_ENDS = (ReplicaState.EXITED, ReplicaState.RESTARTING)
+
 
 def readiness(swarm: LiveSwarm) -> Probe:
     """Ready once the platform runs it, `min_ready` replicas report ready, and the URL answers.
@@ -72,14 +74,15 @@ def _replica(
         return Observation(Phase.STARTING, "the collector does not answer yet")
     if report is None:
         return Observation(Phase.STARTING, f"replica {replica} has not reported yet")
-    return Observation(Phase.STARTING, f"replica {replica} is {report.state}")
+    loading = report.loading and not is_stale(view, report)
+    return Observation(Phase.STARTING, f"replica {replica} is {report.state}", loading=loading)
 
 
 def _has_failed(report: ReplicaReport, *, ended: bool) -> bool:
-    """One that ended as asked has not, as long as the platform has a place for it: a time limit or
-    a lost node sent it back into the queue.
+    """One that ended as asked, or that another node was to take, has not as long as the platform
+    has a place for it: a time limit or a lost node sent it back into the queue.
     """
-    return report.state is ReplicaState.FAILED or (report.state is ReplicaState.EXITED and ended)
+    return report.state is ReplicaState.FAILED or (ended and report.state in _ENDS)
 
 
 def _is_ready(view: CollectorView, report: ReplicaReport) -> bool:
@@ -157,7 +160,7 @@ def _ended_unreported(swarm: LiveSwarm, seen: Observation) -> LaunchError:
 def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport]) -> ReplicaFailed:
     first = failed[0]
     log = swarm.paths.engine_log(first.replica)
-    found = diagnosis(swarm, first.replica)
+    found = diagnosis(swarm, first)
     counted = f"{len(failed)} of {swarm.plan.layout.replicas} replicas failed"
     if found is None:
         cause = first.reason or "the engine ended"
@@ -168,7 +171,11 @@ def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport]) -> ReplicaFail
     )
 
 
-def diagnosis(swarm: LiveSwarm, replica: int) -> Diagnosis | None:
-    """What a replica's log says of its end."""
-    engine = engines.get(swarm.plan.engine)
-    return diagnose(engine.failure_patterns, read_tail(swarm.paths.engine_log(replica)))
+def diagnosis(swarm: LiveSwarm, report: ReplicaReport) -> Diagnosis | None:
+    """What a replica's log says of its end. A watchdog has judged it, and knows which part of the
+    log is of this end: what it did not take for the cause is none.
+    """
+    known = engines.get(swarm.plan.engine).failure_patterns
+    if report.watchdog_pid is not None:
+        known = [one for one in known if one.cause == report.reason]
+    return diagnose(known, read_tail(swarm.paths.engine_log(report.replica)))

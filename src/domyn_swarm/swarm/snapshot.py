@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from domyn_swarm.backends.left_out import LeftOut
 from domyn_swarm.model import (
     JobAccount,
     JobStatus,
@@ -111,6 +112,7 @@ class SwarmSnapshot(Record):
     min_ready: int
     replicas: tuple[ReplicaSnapshot, ...] = ()
     jobs: tuple[JobSnapshot, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()  # nodes that no replica is started on for a while
     expires_at: datetime | None = None  # when the last replica that runs now ends for its limit
     swarm_dir: str
     created_at: datetime

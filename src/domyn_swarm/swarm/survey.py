@@ -11,18 +11,27 @@ from pydantic import ValidationError
 
 from domyn_swarm.backends.base import read_tail
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
+from domyn_swarm.backends.left_out import LeftOut, left_out
 from domyn_swarm.errors import PlatformError, SwarmError
 from domyn_swarm.jobs.spec import JobResult
-from domyn_swarm.model import JobProgress, JobStatus, ReplicaReport, ReplicaState
+from domyn_swarm.model import (
+    FINAL_REPLICA_STATES,
+    JobProgress,
+    JobStatus,
+    ReplicaReport,
+    ReplicaState,
+    utc_now,
+)
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.lost import why_lost
-from domyn_swarm.swarm.readiness import age_s, is_stale, readiness, reports_of
+from domyn_swarm.swarm.readiness import age_s, ended_replicas, is_stale, readiness, reports_of
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 from domyn_swarm.swarm.whereabouts import is_elsewhere, whereabouts
 
+_NO_WORD = "its watchdog ended without a word; the end of its log may say why"
 _TOLD = set(ReplicaSnapshot.model_fields) & set(ReplicaReport.model_fields)
 
 _T = TypeVar("_T", JobProgress, JobResult)
@@ -48,12 +57,12 @@ def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSn
     lost = None if seen.phase is Phase.READY else why_lost(swarm)
     if lost is not None:
         seen = Observation(Phase.FAILED, lost)
-    view, ends = _view(swarm), _expiries(swarm)
+    view, ends, ended = _view(swarm), _expiries(swarm), _ended(swarm)
     reports = reports_of(view)
     replicas = tuple(
-        _replica(view, reports.get(index), index, unheard=lost is not None).model_copy(
-            update={"expires_at": ends.get(index)}
-        )
+        _unless_ended(
+            _replica(view, reports.get(index), index, unheard=lost is not None), ended
+        ).model_copy(update={"expires_at": ends.get(index)})
         for index in range(swarm.plan.layout.replicas)
     )
     return _snapshot(swarm, seen, replicas, jobs, lost=lost is not None)
@@ -98,6 +107,23 @@ def _expiries(swarm: LiveSwarm) -> dict[int, datetime]:
     }
 
 
+def _ended(swarm: LiveSwarm) -> frozenset[int]:
+    """The replicas that run no more, as far as the platform can be asked."""
+    try:
+        return ended_replicas(swarm)
+    except PlatformError:
+        return frozenset()
+
+
+def _unless_ended(replica: ReplicaSnapshot, ended: frozenset[int]) -> ReplicaSnapshot:
+    """What the last report says, unless the platform says that nobody is there to report."""
+    silent = replica.stale and replica.state not in FINAL_REPLICA_STATES
+    if not silent or replica.index not in ended:
+        return replica
+    failed = {"state": ReplicaState.FAILED, "stale": False, "reason": replica.reason or _NO_WORD}
+    return replica.model_copy(update=failed)
+
+
 def _snapshot(
     swarm: LiveSwarm,
     seen: Observation,
@@ -123,10 +149,15 @@ def _snapshot(
         min_ready=plan.min_ready,
         replicas=replicas,
         jobs=tuple(jobs),
+        left_out=_left_out(swarm) if probed and record.phase.live else (),
         expires_at=max((one.expires_at for one in replicas if one.expires_at), default=None),
         swarm_dir=record.swarm_dir,
         created_at=record.created_at,
     )
+
+
+def _left_out(swarm: LiveSwarm) -> tuple[LeftOut, ...]:
+    return tuple(one for one in left_out(swarm.paths) if one.until > utc_now())
 
 
 def _replica(

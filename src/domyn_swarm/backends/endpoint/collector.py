@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
 from pydantic import ValidationError
@@ -224,6 +224,13 @@ class Collector:
         """Why replicas were given up, of those that were."""
         failed = [one for one in self._table.reports() if one.state is ReplicaState.FAILED]
         return [one.reason or "unknown" for one in failed]
+
+    def give_up(self, replicas: Iterable[int]) -> None:
+        """These have failed, though they hoped for another start."""
+        for replica in replicas:
+            before = self._table.last(replica)
+            self._table.give_up(replica)
+            self._note(before, replica)
 
     def resize(self, replicas: int) -> None:
         """So many replicas are wanted from now on."""

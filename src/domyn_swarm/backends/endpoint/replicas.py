@@ -9,6 +9,7 @@ from enum import StrEnum
 from domyn_swarm.model import FINAL_REPLICA_STATES, ReplicaReport, ReplicaState
 
 _INCARNATIONS_KEPT = 16
+_PORT_TAKEN = "its watchdog ended without a word, and replica {0} has its port"
 
 
 class Verdict(StrEnum):
@@ -52,7 +53,27 @@ class ReplicaTable:
         changes = {"reported_at": at, "tokens_per_s": rate}
         self._reports[index] = report.model_copy(update=changes)
         self._heard_at[index] = now
+        self._displace(report)
         return Verdict.TAKEN
+
+    def _displace(self, report: ReplicaReport) -> None:
+        """A watchdog holds its port as long as it lives: another replica that is reported there has
+        ended, and must not be taken for the one that answers there now.
+        """
+        for index, other in self._reports.items():
+            if index != report.replica and report.url is not None and other.url == report.url:
+                gone: dict[str, object] = {"url": None, "http_status": None}
+                if other.state not in FINAL_REPLICA_STATES:
+                    gone["state"] = ReplicaState.UNHEALTHY
+                    gone["reason"] = _PORT_TAKEN.format(report.replica)
+                self._reports[index] = other.model_copy(update=gone)
+
+    def give_up(self, replica: int) -> None:
+        """Nobody starts it any more; why its engine ended is what it reported last."""
+        last = self._reports.get(replica)
+        if last is not None:
+            changed = {"state": ReplicaState.FAILED}
+            self._reports[replica] = last.model_copy(update=changed)
 
     def restore(self, reports: Iterable[ReplicaReport], now: float) -> None:
         """Believe what an earlier collector of this swarm knew, until it has gone stale."""

@@ -5,7 +5,7 @@ lost are replaced, and a swarm that nobody needs any more ends itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from domyn_swarm import claims
@@ -28,8 +28,9 @@ _AFTER_JOBS_S = 15.0  # without a request, once the jobs are over that the swarm
 class Platform(Protocol):
     """What the endpoint program asks of the platform it runs on. Called from threads."""
 
-    def replace_lost(self, replicas: int) -> None:
+    def replace_lost(self, replicas: int) -> Sequence[int]:
         """See that each of the replicas has something that runs or waits for it, unless it failed.
+        Return those that are given up from now on, whatever they reported last.
 
         Raises:
             PlatformError: the platform cannot be asked.
@@ -85,7 +86,8 @@ class Supervision:
         spec = EndpointSpec.model_validate_json(self._paths.endpoint_spec.read_text())
         self._collector.resize(spec.replicas)
         if not self._collector.all_serve():  # else there is nothing to ask the platform about
-            await asyncio.to_thread(self._platform.replace_lost, spec.replicas)
+            lost = await asyncio.to_thread(self._platform.replace_lost, spec.replicas)
+            self._collector.give_up(lost)
         await self._tell_failure(spec)
         reason = await self._reason_to_end(spec.idle_timeout_s)
         if reason is None:

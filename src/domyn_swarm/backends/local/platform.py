@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.base import read_exit
@@ -19,8 +20,9 @@ class LocalPlatform:
         self._tag = tag
         self._compute = LocalCompute()
 
-    def replace_lost(self, replicas: int) -> None:
-        """See `Platform.replace_lost`: a process is lost with its machine only."""
+    def replace_lost(self, replicas: int) -> Sequence[int]:  # noqa: ARG002 - none is replaced
+        """See `Platform.replace_lost`: a watchdog that is killed stays away."""
+        return ()
 
     def job_over(self, handle: JobHandle) -> bool:
         """See `Platform.job_over`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import signal
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +20,7 @@ from domyn_swarm.backends.gpus import HeldGpus, held_gpus
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.here import OnThisHost
 from domyn_swarm.backends.rehearsal import Rehearsal
-from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, watchdog_source
+from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, copy_watchdog
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
 from domyn_swarm.model import ProcessId, Reach
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
@@ -44,7 +43,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
         """See `ServingBackend.launch`."""
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         private_dir(paths.scripts)
-        shutil.copyfile(watchdog_source(), paths.watchdog_program)
+        copy_watchdog(paths.watchdog_program)
         _write_endpoint_spec(plan, ctx, paths)
         with _gpus_of(plan, range(plan.layout.replicas)) as gpus:
             parts = [self._start_endpoint(ctx, paths)]

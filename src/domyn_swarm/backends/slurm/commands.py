@@ -90,8 +90,11 @@ class Slurm:
             )
         return named
 
-    def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
-        """Submit a script, with `array` for these of its tasks; the new job's id.
+    def submit(
+        self, script: Path, *, array: Sequence[int] | None = None, exclude: Sequence[str] = ()
+    ) -> str:
+        """Submit a script, with `array` for these of its tasks, with `exclude` on none of these
+        nodes, whatever the script says of nodes to leave out; the new job's id.
 
         Raises:
             CommandMissing: there is no Slurm here.
@@ -99,9 +102,10 @@ class Slurm:
             PlatformUnavailable: it passed the job on to a cluster where it cannot be cancelled.
             SubmitRejected: it refused, or passed the job on to a cluster that is not asked here.
         """
-        tasks = [] if array is None else [f"--array={','.join(map(str, array))}"]
+        options = [] if array is None else [f"--array={','.join(map(str, array))}"]
+        options += [f"--exclude={','.join(exclude)}"] if exclude else []
         try:
-            done = run(["sbatch", "--parsable", *tasks, str(script)])
+            done = run(["sbatch", "--parsable", *options, str(script)])
         except PlatformUnavailable as error:
             self._queue.expect_change()
             raise SubmissionUnknown(error.message, hint=error.hint) from error
@@ -282,6 +286,11 @@ class Slurm:
     def requeue(self, job: str) -> bool:
         """Put a running job back into the queue; whether Slurm agreed."""
         return run(["scontrol", "requeue", job]).returncode == 0
+
+    def exclude(self, job: str, nodes: Sequence[str]) -> bool:
+        """Have a job that waits start on any node but these; whether Slurm agreed."""
+        change = f"ExcNodeList={','.join(nodes)}"
+        return run(["scontrol", "update", f"JobId={job}", change]).returncode == 0
 
     def names(self, what: str) -> set[str]:
         """The names of Slurm's partitions, or of its nodes.

@@ -18,13 +18,15 @@ from domyn_swarm.backends.slurm.layout import (
 )
 from domyn_swarm.backends.watchdog_spec import (
     build_watchdog_spec,
+    copy_watchdog,
     engine_environment,
     follower_source,
-    watchdog_source,
 )
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
+
+_EARLY_DEATHS = 2
 
 
 def write_swarm(
@@ -34,7 +36,7 @@ def write_swarm(
     on_nodes = _for_engines(plan, ctx)
     for folder in (paths.scripts, paths.slurm_logs, paths.endpoint_log.parent):
         private_dir(folder)
-    shutil.copyfile(watchdog_source(), paths.watchdog_program)
+    copy_watchdog(paths.watchdog_program)
     if plan.watchdog.ray is not None:
         write_private(paths.ray_token, secrets.token_hex(32))
     shutil.copyfile(follower_source(), paths.follower_program)
@@ -45,7 +47,7 @@ def write_swarm(
         if argv:
             write_private(path, json.dumps(_kept_running(plan, on_nodes, paths, argv), indent=2))
     write_endpoint_spec(plan, ctx, paths)
-    write_watchdog_specs(plan, ctx, paths, range(plan.layout.replicas))
+    write_watchdog_specs(plan, ctx, paths, range(plan.layout.replicas), per_task)
     for name, text in render_scripts(plan, ctx, paths, per_task).items():
         write_private(paths.scripts / name, text)
 
@@ -85,13 +87,21 @@ def write_endpoint_spec(plan: DeploymentPlan, ctx: DeploymentContext, paths: Swa
 
 
 def write_watchdog_specs(
-    plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, replicas: Iterable[int]
+    plan: DeploymentPlan,
+    ctx: DeploymentContext,
+    paths: SwarmPaths,
+    replicas: Iterable[int],
+    per_task: int,
 ) -> None:
-    """What the watchdogs of these replicas are told."""
+    """What the watchdogs of these replicas are told. One that has a node's task for itself may be
+    tried on another node.
+    """
+    alone = per_task == 1 and plan.layout.nodes_per_replica == 1
     grace_s = plan.watchdog.kill_grace_seconds
     on_nodes = _for_engines(plan, ctx)
     for index in replicas:
         private_dir(paths.replica_logs(index))
         told = build_watchdog_spec(plan, on_nodes, paths, index, host="")
         told["drain_seconds"] = max(grace_s, slurm_config(plan).drain_before_end_s - 2 * grace_s)
+        told["early_deaths"] = _EARLY_DEATHS if alone else None
         write_private(paths.watchdog_spec(index), json.dumps(told, indent=2))

@@ -1,5 +1,5 @@
 """A task of the replicas that was killed, by its node's OOM killer or by somebody. Slurm does not
-tell it from one that failed for good: it is one that has not taken its file away.
+tell it from one that failed for good: it is one that has not written into its file that it ended.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
+ENDED = " ended"
 _MOST_IN_A_ROW = 3
 _LOOKED_S = 120.0  # no look at the queue is so old
 _LONG_S = 3600.0  # one that ran for so long is worth as many successors as the first
@@ -37,6 +38,8 @@ class KilledTask:
             job, began = at_work.read_text(), at_work.stat().st_mtime
         except FileNotFoundError:
             return None
+        if job.endswith(ENDED):
+            return None
         return cls(paths, task, job, clock) if clock.time() - began >= _LOOKED_S else None
 
     @property
@@ -44,6 +47,14 @@ class KilledTask:
         """Whether it was killed, and is not given up."""
         try:
             return self._at_work.read_text() == self._job
+        except FileNotFoundError:
+            return False
+
+    @property
+    def began(self) -> bool:
+        """Whether our program ever ran in it: on a node where it cannot, nothing is written."""
+        try:
+            return self._at_work.read_text().removesuffix(ENDED) == self._job
         except FileNotFoundError:
             return False
 
@@ -56,7 +67,7 @@ class KilledTask:
             return True
         if len(before) >= _MOST_IN_A_ROW:
             _log.error("%s was killed, as before it %s: given up", self._job, ", ".join(before))
-            self._at_work.unlink(missing_ok=True)
+            write_private(self._at_work, f"{self._job}{ENDED}")
             return False
         _log.warning("%s was killed", self._job)
         write_private(self._replaced, "\n".join([*before, self._job]))

@@ -12,10 +12,12 @@ from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.ending import Ending
 from domyn_swarm.backends.slurm.killed_task import KilledTask
+from domyn_swarm.backends.slurm.other_nodes import OtherNodes
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import BROKEN, LOST
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.backends.slurm.task_plan import read_task_plan
+from domyn_swarm.errors import SubmitRejected
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle
 from domyn_swarm.paths import SwarmPaths
@@ -52,9 +54,11 @@ class SlurmPlatform:
         self._lost_since: dict[str, float] = {}  # by job
         self._submitted_at: dict[int, float] = {}  # by task
         self._asked_at = -math.inf
-        self._slurm_acts_s = _SLURM_ACTS_S if read_task_plan(paths).requeue else 0.0
+        plan = read_task_plan(paths)
+        self._slurm_acts_s = _SLURM_ACTS_S if plan.requeue else 0.0
+        self._others = OtherNodes(paths, plan.exclude_nodes, clock)
 
-    def replace_lost(self, replicas: int) -> None:
+    def replace_lost(self, replicas: int) -> Sequence[int]:
         """See `Platform.replace_lost`. A replica that ended with its time limit says so in a file;
         of the others Slurm does, but of those that were killed.
         """
@@ -68,10 +72,14 @@ class SlurmPlatform:
         own: dict[int, list[TaggedJob]] = {}
         for one in tasks:
             own.setdefault(one.group, []).append(one)
+        self._let_in([one.job.id for one in tasks if one.job.waiting])
         for group in range(math.ceil(replicas / per_task)):
             runs = own.get(group, [])
-            if all(one.job.over for one in runs) and self._wants_successor(group, runs):
+            if not all(one.job.over for one in runs):
+                continue
+            if self._wants_successor(group, runs) or self._others.wanted(group, runs):
                 self._submit(group)
+        return self._others.given_up()
 
     def _wants_successor(self, group: int, own: Sequence[TaggedJob]) -> bool:
         """Whether a task, of which nothing is left, did not fail. One that Slurm has forgotten may
@@ -96,13 +104,28 @@ class SlurmPlatform:
             return False
         return killed is None or killed.once_more()
 
+    def _let_in(self, waiting: Sequence[str]) -> None:
+        """What waits may start on nodes again that were left out long enough."""
+        if self._others.any_over():
+            for job in waiting:
+                self._slurm.exclude(job, self._others.excluded())
+            self._others.let_in()
+
     def _submit(self, group: int) -> None:
         now = self._clock.monotonic()
         if now - self._submitted_at.get(group, -_AGAIN_S) < _AGAIN_S:
             return
         self._submitted_at[group] = now
-        array = self._slurm.submit(self._paths.replica_script, array=[group])
-        self._paths.expired(group).unlink(missing_ok=True)  # its word is kept
+        script, others = self._paths.replica_script, self._others
+        try:
+            array = self._slurm.submit(script, array=[group], exclude=others.excluded())
+        except SubmitRejected as error:  # perhaps no node is left: rather one of these than none
+            if not others.any_left_out():
+                raise
+            _log.warning("task %d may start on any node: %s", group, error.message)
+            array = self._slurm.submit(script, array=[group])
+        for word in (self._paths.expired(group), self._paths.elsewhere(group)):
+            word.unlink(missing_ok=True)  # it is kept
         _log.info("task %d of the replicas has a successor: %s", group, array)
 
     def job_over(self, handle: JobHandle) -> bool:

@@ -3,8 +3,8 @@
 Starts a watchdog for each replica of the task, inside the container where there is one; of a
 replica on several nodes, on the first of them, and on the others what its engine runs there.
 Before the time limit they drain, and the task goes back into the queue; so it does when one of its
-nodes is lost. A watchdog that is killed starts again, with its engine; a task that is killed, or
-whose watchdogs are again and again, leaves a file that says so: see `killed_task`.
+nodes is lost. A watchdog that is killed, or itself fails, starts again, with its engine; a task
+that is killed, or whose watchdogs die again and again, leaves a file: see `killed_task`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pathlib import Path
 
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.slurm.containers import LIFELINE, inside, loses_signals
+from domyn_swarm.backends.slurm.killed_task import ENDED
 from domyn_swarm.backends.slurm.lost_endpoint import LostEndpoint
 from domyn_swarm.backends.slurm.node_address import node_address
 from domyn_swarm.backends.slurm.task import (
-    KILLED,
     Child,
     Task,
     come_back,
+    died,
     open_log,
 )
 from domyn_swarm.backends.slurm.task_plan import TaskPlan, read_task_plan
@@ -55,12 +56,25 @@ class ReplicaTask:
         try:
             code = self._serve()
         except Exception:  # one that fails is not one that was killed
-            self._paths.at_work(self._group).unlink(missing_ok=True)
+            self._note_at_work(ENDED)
             raise
         self._come_back()
-        if code != KILLED or self._task.told:
-            self._paths.at_work(self._group).unlink(missing_ok=True)
+        self._leave_node(code)
+        if not died(code) or self._task.told:
+            self._note_at_work(ENDED)
         return code
+
+    def _leave_node(self, code: int) -> None:
+        """Leave word where the engine does not get ready on this node: the endpoint program may
+        try another.
+        """
+        if code in (0, 1) or self._task.told:
+            return
+        from domyn_swarm.watchdog import ELSEWHERE  # here: its imports cost more than a task's
+
+        if code == ELSEWHERE:
+            word = f"{self._job} {os.environ['SLURMD_NODENAME']}"
+            write_private(self._paths.elsewhere(self._group), word)
 
     def _serve(self) -> int:
         first = self._group * self._per_task
@@ -72,11 +86,11 @@ class ReplicaTask:
         _log.info("task %d: its watchdogs ended with %d", self._group, code)
         return code
 
-    def _note_at_work(self) -> None:
+    def _note_at_work(self, how: str = "") -> None:
         try:
-            write_private(self._paths.at_work(self._group), self._job)
+            write_private(self._paths.at_work(self._group), f"{self._job}{how}")
         except OSError as error:  # a full disk is no reason not to serve
-            _log.warning("if task %d is killed, it has no successor: %s", self._group, error)
+            _log.warning("how task %d ends cannot be told from a kill: %s", self._group, error)
 
     def _gpus(self, place: int) -> dict[str, str]:
         """The scheduler binds a task's GPUs; those that share a task share them out."""

@@ -26,8 +26,13 @@ class Scheduler(Protocol):
     def test(self, script: Path) -> str:
         """See `Slurm.test`."""
 
-    def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
+    def submit(
+        self, script: Path, *, array: Sequence[int] | None = None, exclude: Sequence[str] = ()
+    ) -> str:
         """See `Slurm.submit`."""
+
+    def exclude(self, job: str, nodes: Sequence[str]) -> bool:
+        """See `Slurm.exclude`."""
 
     def queue(self, at_most_s: float = math.inf) -> Jobs:
         """See `Slurm.queue`."""

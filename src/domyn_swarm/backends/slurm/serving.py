@@ -128,7 +128,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         live = {one.group: one.job.id for one in replicas if not one.job.over}
         _check_scale(wanted, before, per_task)
         refuse_draining([live[group] for group in live if tasks_before <= group < tasks])
-        write_watchdog_specs(plan, ctx, paths, range(before, wanted))
+        write_watchdog_specs(plan, ctx, paths, range(before, wanted), per_task)
         write_endpoint_spec(plan, ctx, paths)
         missing = sorted(set(range(tasks)) - live.keys())
         if missing:
@@ -214,8 +214,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         return {
             part
             for part in handle.parts
-            if part.kind == "replica"
-            and (part.index in taken or paths.expired(_task_of(part)).exists())
+            if part.kind == "replica" and (part.index in taken or _left_word(paths, _task_of(part)))
         }
 
     def expiries(self, handle: ServingHandle) -> dict[str, datetime]:
@@ -366,6 +365,10 @@ def _of_part(job: SlurmJob | None, successor: bool) -> Observation:
 
 def _task_of(part: Part) -> int:
     return int(part.platform_id.rpartition("_")[2])
+
+
+def _left_word(paths: SwarmPaths, task: int) -> bool:
+    return paths.expired(task).exists() or paths.elsewhere(task).exists()
 
 
 def _over(job: SlurmJob | None) -> bool:

@@ -28,8 +28,14 @@ _PR_SET_PDEATHSIG = 1
 _LOOK_S = 0.2
 _REQUEUE_S = 120.0  # from `scontrol requeue` until Slurm ends this task
 _AGAIN_S = 3.0  # a controller that does not answer is asked again
-KILLED = 128 + signal.SIGKILL
-_MOST_KILLED = 3  # times that a program is started again
+_KILLED = frozenset(
+    128 + number
+    for number in (
+        *(signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS),
+        *(signal.SIGABRT, signal.SIGILL, signal.SIGFPE),
+    )
+)
+_MOST_DEATHS = 3  # times that a program is started again
 _WITHIN_S = 3600.0
 
 
@@ -40,7 +46,7 @@ class Child(NamedTuple):
     env: Mapping[str, str]
     log: IO[bytes]
     companion: bool = False  # it serves the others: told to end after them, and they end with it
-    again: bool = False  # it is started again when it is killed, a few times within an hour
+    again: bool = False  # it is started again when it dies, a few times within an hour
     lifeline: bool = False  # its input ends with the task: see `containers.loses_signals`
 
 
@@ -84,7 +90,7 @@ class _Running:
         self._start = start
         self._clock = clock
         self.process = start(child)
-        self._killed_at: list[float] = []
+        self._died_at: list[float] = []
 
     @property
     def ended(self) -> bool:
@@ -96,17 +102,18 @@ class _Running:
         code = self.process.wait()
         return code if code >= 0 else 128 - code
 
-    def again_if_killed(self) -> None:
-        """Start it once more should it have been killed, but not for ever."""
-        if not (self.child.again and self.ended and self.code == KILLED):
+    def again_if_dead(self) -> None:
+        """Start it once more should it have died, but not for ever."""
+        if not (self.child.again and self.ended and died(self.code)):
             return
         now = self._clock.monotonic()
-        self._killed_at = [one for one in self._killed_at if now - one < _WITHIN_S]
-        if len(self._killed_at) == _MOST_KILLED:
+        self._died_at = [one for one in self._died_at if now - one < _WITHIN_S]
+        if len(self._died_at) == _MOST_DEATHS:
             return
-        self._killed_at.append(now)
+        self._died_at.append(now)
         try:
-            _log.warning("process %d was killed; it starts again", self.process.pid)
+            pid, code = self.process.pid, self.code
+            _log.warning("process %d died (code %d); it starts again", pid, code)
             self.process = self._start(self.child)
         except OSError as error:  # the task's other programs are not to end for it
             _log.error("it does not: %s", error)
@@ -190,7 +197,7 @@ class Task:
     def _any_left(self) -> bool:
         if not self.told:
             for child in self._children:
-                child.again_if_killed()
+                child.again_if_dead()
                 if self.told:  # as it was started: it is not among those who were told
                     self._hand_on()
         return not all(child.ended for child in self._children)
@@ -215,11 +222,22 @@ class Task:
         return (self.warned or self.lost_companion) and not self._stopped
 
 
+def died(code: int) -> bool:
+    """Whether a program that ended with this code was killed, or is a watchdog that itself failed:
+    what it ran is not known to be wrong.
+    """
+    if code in (0, *_KILLED):
+        return code != 0
+    from domyn_swarm.watchdog import BROKEN  # here: a watchdog's imports cost more than a task's
+
+    return code == BROKEN
+
+
 def _lost_node(codes: Sequence[int]) -> bool:
     """Whether a watchdog said so by its exit code."""
     if not codes:
         return False
-    from domyn_swarm.watchdog import LOST_NODE  # here: a watchdog's imports cost more than a task's
+    from domyn_swarm.watchdog import LOST_NODE  # here, see `died`
 
     return LOST_NODE in codes
 

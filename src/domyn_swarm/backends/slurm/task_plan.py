@@ -29,6 +29,7 @@ class TaskPlan:
     requeue: bool
     requires_ray: bool
     ray_port: int
+    exclude_nodes: str | None = None
 
 
 def read_task_plan(paths: SwarmPaths) -> TaskPlan:
@@ -53,6 +54,7 @@ def read_task_plan(paths: SwarmPaths) -> TaskPlan:
             requeue=backend["requeue"],
             requires_ray=backend["requires_ray"],
             ray_port=backend["ray_port"],
+            exclude_nodes=backend["exclude_nodes"],
         )
     except (ValueError, LookupError, TypeError) as error:
         raise StateError(

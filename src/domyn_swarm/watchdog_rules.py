@@ -1,0 +1,322 @@
+"""What a watchdog decides, over time: pure, without a clock, a file or a socket of its own.
+
+Standard library only and Python 3.8 syntax: it lies beside `watchdog.py` wherever that runs.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any, Callable, Dict, NamedTuple
+
+Json = Dict[str, Any]
+
+COLLECTOR_ENDED_S = 2.0  # nobody has listened where it was for so long: it has ended
+STALE_S = 10.0  # the least silence after which a collector takes a replica out of the router
+ROUTER_FOLLOWS_S = 3.0  # until the router has surely followed the collector
+STABLE_S = 600.0  # an engine that was ready for so long has its restarts forgiven
+ANSWERING = 4  # times `max_restarts`: so many have engines that answer requests in between
+OWN_TOKENS = 32  # the watchdog's own request accounts for so many at most
+LONGEST_START = 6  # times `readiness_timeout`: however much it prints or reads
+LAST_LINES = 10
+RECHECK_S = 1.0  # a failed probe is repeated so soon, and a sick engine probed so often
+BUSY_S = 20.0  # tokens, or work, that came so lately excuse an engine whose health is late
+
+
+class Spec(NamedTuple):
+    """What the watchdog is told; the fields are described in `backends.watchdog_spec`."""
+
+    replica: int
+    host: str
+    port_from: int
+    argv: list[str]
+    env: dict[str, str]
+    key_env: str | None
+    key_file: str
+    collector_key_file: str
+    endpoint_file: str
+    engine_log: str
+    health_path: str
+    metrics_path: str | None
+    running_metric: str | None
+    waiting_metric: str | None
+    progress_metrics: list[str]
+    reported_metrics: dict[str, str]
+    first_request: Json | None
+    failure_patterns: list[Json]
+    probe_interval: float
+    startup_probe_interval: float
+    http_timeout: float
+    readiness_timeout: float
+    quiet_seconds: float
+    restart_policy: str
+    unhealthy_restart_after: float
+    max_restarts: int
+    early_deaths: int | None
+    restart_backoff_initial: float
+    restart_backoff_max: float
+    kill_grace_seconds: float
+    drain_seconds: float
+    progress_timeout: float | None
+    ray: Json | None
+    heartbeat_seconds: float
+    final_report_seconds: float
+
+
+class Restarts:
+    """When an engine that ended is started again. `total` counts every restart ever."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._in_a_row = self._unstable = 0
+        self._slow = False
+        self.total = 0
+
+    def served(self, seconds: float, answered: bool) -> None:
+        """The engine has been ready for so long, and has answered requests: what a request kills
+        is no engine that cannot run, and from a time on no past counts.
+        """
+        if answered:
+            self._in_a_row = 0
+        if seconds >= STABLE_S:
+            self._in_a_row = self._unstable = 0
+
+    def next_delay(self, clean: bool, slow: bool = False) -> float | None:
+        """Seconds to wait before the next start; None: it stays down. `slow`: it was not ready in
+        time, which an engine that was not before will not be either.
+        """
+        slow, self._slow = slow and self._slow, slow
+        spec, policy = self._spec, self._spec.restart_policy
+        wanted = policy == "always" or (policy == "on-failure" and not clean)
+        most = spec.max_restarts
+        if slow or not wanted or self._in_a_row >= most or self._unstable >= ANSWERING * most:
+            return None
+        delay = min(spec.restart_backoff_initial * 2.0**self._in_a_row, spec.restart_backoff_max)
+        self._in_a_row += 1
+        self._unstable += 1
+        self.total += 1
+        return float(delay)
+
+
+class Health:
+    """Judges one engine's probes over time."""
+
+    def __init__(self, spec: Spec, now: float) -> None:
+        self._spec = spec
+        self._started = now
+        self._failing_since: float | None = None
+        self._failures = 0
+        self._stuck_since: float | None = None
+        self._progress: float | None = None
+        self._counted: float | None = None
+        self._at_first: float | None = None
+        self._moved_at: float | None = None
+        self._working = False
+        self._why = ""
+        self.loaded_at = now  # it printed something, or read from its disk
+        self.ready_since: float | None = None
+        self.answered = False  # requests, as far as its counters show
+
+    @property
+    def state(self) -> str:
+        """`starting`, `ready` or `unhealthy`. One failed probe alone is no illness."""
+        if self.ready_since is None:
+            return "starting"
+        return "unhealthy" if self._failures > 1 else "ready"
+
+    @property
+    def well(self) -> bool:
+        """Whether it was so when it was asked last."""
+        return self.ready_since is not None and self._failures == 0
+
+    @property
+    def reason(self) -> str | None:
+        """What is wrong with an unhealthy engine."""
+        return self._why if self.state == "unhealthy" else None
+
+    def loads(self, now: float) -> bool:
+        """Whether an engine that is not ready yet makes progress."""
+        return self.ready_since is None and now - self.loaded_at < self._spec.quiet_seconds
+
+    def sampled(self, now: float, progress: float | None, running: float) -> None:
+        """Take in the engine's counters, and how many requests it works on; None: not known."""
+        if progress is None:
+            return
+        began = running > 0 and not self._working
+        if began or (self._counted is not None and progress != self._counted):
+            self._moved_at = now
+        self._counted, self._working = progress, running > 0
+        self._at_first = progress if self._at_first is None else self._at_first
+        self.answered = self.answered or progress - self._at_first > OWN_TOKENS
+
+    def busy(self, now: float) -> bool:
+        """Whether tokens came lately, or requests for some."""
+        return self._moved_at is not None and now - self._moved_at <= BUSY_S
+
+    def late(self, now: float, why: str) -> None:
+        """Take in a probe that got no answer in time: no failure while tokens come, since an
+        engine that serves thousands of requests answers late.
+        """
+        if self.ready_since is not None and self.busy(now):
+            self._failures, self._failing_since = 0, None
+        else:
+            self.failed(now, why)
+
+    def failed(self, now: float, why: str) -> None:
+        """Take in a probe that showed that something is wrong."""
+        self._why = why
+        self._failures += 1
+        self._failing_since = now if self._failing_since is None else self._failing_since
+
+    def alive(self, now: float, waiting: float, progress: float | None) -> None:
+        """Take in a probe that was answered as it should be (the first time: with a reply)."""
+        self._failures, self._failing_since = 0, None
+        self.ready_since = now if self.ready_since is None else self.ready_since
+        stuck = waiting > 0 and progress is not None and progress == self._progress
+        self._stuck_since = (self._stuck_since or now) if stuck else None
+        self._progress = progress
+
+    def reason_to_restart(self, now: float) -> str | None:
+        """Why waiting longer is pointless, or None."""
+        spec = self._spec
+        if self.ready_since is None:
+            took_s, limit_s = now - self._started, spec.readiness_timeout
+            if took_s < limit_s or (self.loads(now) and took_s < LONGEST_START * limit_s):
+                return None
+            doing = "it still loads" if self.loads(now) else "it neither prints nor reads any more"
+            more = "if it needs longer, set watchdog.readiness_timeout: %g" % (2 * limit_s)
+            return "not ready after %.0f s, and %s; %s" % (took_s, doing, more)
+        if self._failing_since is not None and self._failures > 1:
+            late = now - self._failing_since >= spec.unhealthy_restart_after
+            said = "unhealthy for %g s: %s" % (spec.unhealthy_restart_after, self._why)
+            return said if late else None
+        if spec.progress_timeout and self._stuck_since is not None:
+            late = now - self._stuck_since >= spec.progress_timeout
+            said = "no progress for %g s while requests wait" % spec.progress_timeout
+            return said if late else None
+        return None
+
+    def next_probe_s(self) -> float:
+        """Seconds until the next probe is due."""
+        spec = self._spec
+        if self.ready_since is None:
+            return spec.startup_probe_interval
+        if self._failures:
+            return min(RECHECK_S, spec.probe_interval)
+        return min(spec.probe_interval, (spec.progress_timeout or 3 * spec.probe_interval) / 3)
+
+
+class Contact:
+    """Judges over time whether the collector, and the router with it, may still send requests
+    here. The router ends with the collector's program; one that cannot be reached from here may be
+    alive, and takes a replica that is silent out of the router.
+    """
+
+    def __init__(self, heartbeat_s: float) -> None:
+        self._silence_s = max(STALE_S, 3 * heartbeat_s) + ROUTER_FOLLOWS_S
+        self._failing_since: float | None = None
+        self._ended_since: float | None = None
+
+    def answered(self) -> None:
+        """It took a report."""
+        self._failing_since = self._ended_since = None
+
+    def failed(self, now: float, ended: bool) -> None:
+        """It did not; `ended`: nobody listens there, it said that it has shut down, or that it
+        knows no such replica.
+        """
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        if not ended:
+            self._ended_since = None
+        elif self._ended_since is None:
+            self._ended_since = now
+
+    def gone(self, now: float) -> bool:
+        """Whether, as far as can be known from here, nobody sends requests here any more."""
+        if self._failing_since is None:
+            return False
+        ended = self._ended_since is not None and now - self._ended_since >= COLLECTOR_ENDED_S
+        return ended or now - self._failing_since >= self._silence_s
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """Prometheus text to name → sum over its labels."""
+    found = {}  # type: dict[str, float]
+    for line in text.splitlines():
+        match = re.match(r"([A-Za-z_:][\w:]*)(?:\{.*\})?\s+(\S+)", line)
+        if match:
+            try:
+                found[match.group(1)] = found.get(match.group(1), 0.0) + float(match.group(2))
+            except ValueError:
+                continue
+    return found
+
+
+def ray_gpus(text: str) -> float | None:
+    """How many GPUs `ray status` says that the cluster has; None: it does not say."""
+    found = re.search(r"[\d.]+/([\d.]+) GPU\b", text)
+    return float(found.group(1)) if found else None
+
+
+class RayNodes:
+    """Judges what Ray says of its nodes over time: whether all were ever there, and still are."""
+
+    def __init__(self, ray: Json) -> None:
+        self._ray = ray
+        self._missing_since: float | None = None
+        self.complete = False
+        self.lost: str | None = None
+
+    def saw(self, gpus: float | None, now: float) -> None:
+        """Take in one answer; None: Ray did not say."""
+        enough = gpus is not None and gpus >= self._ray["gpus"]
+        self.complete = self.complete or enough
+        self._missing_since = (self._missing_since or now) if self.complete and not enough else None
+        if self._missing_since and now - self._missing_since >= self._ray["status_grace_s"]:
+            has = "none" if gpus is None else "%g" % gpus
+            self.lost = "Ray lost nodes: %s of %d GPUs are left" % (has, self._ray["gpus"])
+
+    def next_question_s(self) -> float:
+        """Seconds until Ray is asked again."""
+        hurry = not self.complete or self._missing_since is not None
+        every_s = float(self._ray["probe_interval_s"])
+        return min(1.0, every_s) if hurry else every_s
+
+    def joined(self, stopped: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait for all nodes: an engine that starts without them fails. Or for a stop."""
+        deadline = time.monotonic() + timeout_s
+        while not self.complete and not stopped() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return self.complete or stopped()
+
+
+_BEGINS = r"^\W*(?:\([^)]*\)\W*)?(?:[\w:.,/+-]*\d[\w:.,/+-]*\W+){0,4}"  # process, date, time, rank
+_NOTES = re.compile(
+    _BEGINS + r"(?:(?:TRACE|DEBUG|INFO|NOTICE|WARN(?:ING)?)\b|[DIW]\d{4} )"
+    r"|^[\d.]+ [DIW] |^\S+:\d+: \w*Warning: "
+)
+_ERRORS = re.compile(
+    _BEGINS
+    + r"(?:(?:ERROR|CRITICAL|FATAL)\b|[EF]\d{4} )|^[\d.]+ [EF] |Traceback \(most recent call"
+)
+
+
+def diagnose(patterns: list[Json], tail: str, served: bool, killed: bool) -> Json | None:
+    """The first known cause of an engine's end that the log's tail shows, with its `line`.
+
+    Errors and tracebacks count, not what is logged as information or warning. Of an engine that
+    never served (else they may be of its requests) the very last lines do, whatever they look like;
+    and if a signal ended it, not for what only makes programs give up.
+    """
+    lines = tail.splitlines()
+    errors, failing = [], False
+    for line in lines:
+        failing = not _NOTES.match(line) and (failing or bool(_ERRORS.search(line)))
+        errors += [line] if failing else []
+    last = [] if served else [line for line in lines[-LAST_LINES:] if not _NOTES.match(line)]
+    mild = [known for known in patterns if known["retryable"] or not killed]
+    for known, telling in [(one, errors) for one in patterns] + [(one, last) for one in mild]:
+        found = [line for line in telling if re.search(known["pattern"], line)]
+        if found:
+            return dict(known, line=found[-1].strip()[:500])
+    return None
