@@ -234,3 +234,25 @@ def test_ids_of_jobs_sort_by_time_where_clocks_are_set_back(
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_the_errors_of_a_run_that_gave_up_are_shown_and_a_resume_asks_their_rows(
+    service: JobService, bench: Any, answer: Any
+) -> None:
+    bench.write(40)
+    bench.server.behave = lambda _prompt, _nth: answer(status=401)
+    service.submit(bench.request(max_concurrency=1))
+    told = service.wait("mine")
+    assert (told.status, told.rows_failed) == (JobStatus.FAILED, 5)
+    exported = bench.folder / "failed.parquet"
+    failures = service.failures("mine", export=exported)
+    assert [(one.rows, one.status) for one in failures.groups] == [(5, 401)]
+    assert (failures.rows_failed, failures.rows_failed_unsettled) == (5, 5)
+    assert failures.rows_unsettled == 40
+    assert len(pq.read_table(exported)) == 5
+
+    bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p9" else 200)
+    assert service.wait(service.resume("mine")).status is JobStatus.PARTIAL
+    failures = service.failures("mine")
+    assert [(one.rows, one.status) for one in failures.groups] == [(1, 400)]
+    assert (failures.rows_failed_unsettled, failures.rows_unsettled) == (0, 0)
