@@ -30,7 +30,7 @@ from domyn_swarm.batch.lease import Lease
 from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.errors import CheckpointBusy, JobError
-from domyn_swarm.model import utc_now
+from domyn_swarm.model import Accept, utc_now
 from domyn_swarm.paths import write_private
 
 _KEY = re.compile(r"[0-9a-f]{16}")
@@ -60,6 +60,7 @@ class JobNote(msgspec.Struct, frozen=True):
     job_id: str  # its job's
     name: str = ""
     external_id: str | None = None
+    accept: Accept | None = None  # which answers counted in the last run
 
     @property
     def words(self) -> str:
@@ -135,8 +136,8 @@ class JobPlace:
         hidden = Hidden(generation - 1, last, job_id)
         write_private(self.folder / _HIDDEN, msgspec.json.encode(hidden).decode())
 
-    def note(self, asker: Asker) -> None:
-        """Write down who asks now.
+    def note(self, asker: Asker, accept: Accept | None = None) -> None:
+        """Write down who asks now, and which answers count.
 
         Raises:
             OSError: it cannot be written.
@@ -149,6 +150,7 @@ class JobPlace:
             job_id=asker.job_id,
             name=asker.name,
             external_id=asker.external_id,
+            accept=accept,
         )
         write_private(self.folder / _NOTE, msgspec.json.encode(note).decode())
 
@@ -200,6 +202,15 @@ def read_note(folder: Path) -> JobNote | None:
         return msgspec.json.decode((folder / _NOTE).read_bytes(), type=JobNote)
     except (OSError, msgspec.DecodeError):
         return None
+
+
+def hidden_to(folder: Path) -> int:
+    """The last generation whose results a job has hidden from itself; 0: none.
+
+    Raises:
+        JobError: what was hidden cannot be read.
+    """
+    return _read_hidden(folder).own
 
 
 def _created(folder: Path) -> tuple[datetime, str]:
