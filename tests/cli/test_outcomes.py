@@ -76,8 +76,9 @@ def test_a_run_that_gave_up_advises_what_helps(bench: Any) -> None:
     shown = run("job", "failures", job_id)
     assert "401" in shown.stdout
     assert "5 rows failed as a run gave up" in shown.stderr
-    assert f"30 rows are not settled; once the job has ended, `domyn-swarm job resume {job_id}`" in (
-        shown.stderr
+    assert (
+        f"30 rows are not settled; once the job has ended, `domyn-swarm job resume {job_id}`"
+        in (shown.stderr)
     )
     assert "retry-failed" not in shown.stderr
 
