@@ -16,7 +16,7 @@ from domyn_swarm.jobs.spec import new_job_id
 from domyn_swarm.model import JobStatus, ReplyVerdict
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobChanges
-from patience import scaled, until
+from patience import limit_s, scaled, until
 
 
 def test_failed_rows_are_grouped_exported_and_asked_again_alone(
@@ -256,3 +256,30 @@ def test_the_errors_of_a_run_that_gave_up_are_shown_and_a_resume_asks_their_rows
     failures = service.failures("mine")
     assert [(one.rows, one.status) for one in failures.groups] == [(1, 400)]
     assert (failures.rows_failed_unsettled, failures.rows_unsettled) == (0, 0)
+
+
+def test_of_jobs_that_are_submitted_for_one_output_at_once_one_is_taken(
+    service: JobService, bench: Any, swarm_home: Path
+) -> None:
+    cli = CommandLine(swarm_home)
+    bench.server.answers_at_most = 0
+    link = bench.folder / "link"
+    link.symlink_to(bench.folder)
+    outputs = [
+        bench.folder / "out.parquet",
+        link / "out.parquet",
+        bench.folder / "x/../out.parquet",
+    ]
+    submitted = []
+    for number, output in enumerate(outputs):
+        rows = bench.write(3, f"{number}.parquet", start=10 * number)
+        where = ("--endpoint", bench.server.url, "--model", "m", "--input-column", "prompt", "-d")
+        submitted.append(cli.start("job", "submit", *where, "--input", rows, "--output", output))
+    ended = [(one.communicate(timeout=limit_s()), one.returncode) for one in submitted]
+    assert sorted(code for _, code in ended) == [0, 2, 2], ended
+    [job] = service.list()
+    for (_, said), code in ended:
+        assert code == 0 or f"The job {job.job_id} is going to write" in said
+    assert [path.name for path in (swarm_home / "jobs").iterdir()] == [job.job_id]
+    bench.server.answers_at_most = None
+    assert service.wait(job.job_id).status is JobStatus.SUCCEEDED

@@ -6,8 +6,6 @@ import errno
 import os
 from pathlib import Path
 
-from domyn_swarm.errors import JobError
-
 # Of file systems on which a folder cannot be synced: they keep names safe on their own.
 _NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 
@@ -45,13 +43,3 @@ def write_whole(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
-
-
-def disk_error(error: OSError, place: Path | None = None) -> JobError:
-    """What a disk or the system refused, in words; at `place` if the error does not say where."""
-    where = error.filename or place
-    what = "The system refused" if where is None else f"Cannot use {where}"
-    return JobError(
-        f"{what}: {error.strerror or str(error) or type(error).__name__}.",
-        hint="Check that disk and submit the same job again: what is finished is kept.",
-    )
