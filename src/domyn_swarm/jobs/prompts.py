@@ -17,7 +17,7 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefine
 from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import missing, pass_environment
+from jinja2.utils import missing, pass_context, pass_environment
 from jinja2.visitor import NodeTransformer
 
 from domyn_swarm.errors import ConfigError, InvalidInput
@@ -129,6 +129,11 @@ def _join(env: _Rows, values: Iterable[Any], between: str = "", attribute: Any =
     return _shown(between).join(map(_shown, inner))
 
 
+@pass_context  # Jinja makes constants of what needs none, and would write them as plain lists
+def _literal(_context: Any, value: Any) -> Any:  # noqa: ANN401 - Jinja's
+    return literal(value)
+
+
 def _tojson(value: Any, indent: int | None = None) -> str:  # noqa: ANN401 - a value
     text = json_of(value)
     return text if indent is None else msgspec.json.format(text, indent=indent)
@@ -146,7 +151,7 @@ def _environment() -> _Rows:
     env.filters |= {name: _taking(name, _shown) for name in _OF_TEXT}
     env.filters |= {name: _taking(name, _given) for name in _OF_VALUES}
     env.filters |= {"default": _default, "d": _default, "join": _join, "string": _shown}
-    env.filters |= {"format": _format, "tojson": _tojson, _LITERAL: literal}
+    env.filters |= {"format": _format, "tojson": _tojson, _LITERAL: _literal}
     return env
 
 
@@ -249,7 +254,7 @@ class PromptTemplate:
             )
         self._row = next(name for name in _unlike(_ROW) if name not in used | own)
         columns = _Columns(self._row, whole=_ROW in used)
-        tree = columns.visit(tree)
+        tree = columns.visit(_rows.parse(self.text))  # the search has made constants of lists
         tree.set_environment(_rows)
         self._template = _rows.from_string(tree)
         used = meta.find_undeclared_variables(tree) - {self._row}

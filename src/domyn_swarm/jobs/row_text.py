@@ -39,8 +39,9 @@ class LiteralDict(dict[Any, Any]):
 
 def literal(value: Any) -> Any:  # noqa: ANN401 - what a template makes
     """The same value, known to be a template's own."""
-    kinds = {list: LiteralList, tuple: LiteralTuple, dict: LiteralDict}
-    return kinds[type(value)](value)
+    if isinstance(value, dict):
+        return LiteralDict(value)
+    return LiteralTuple(value) if isinstance(value, tuple) else LiteralList(value)
 
 
 def without_nan(value: Any) -> Any:  # noqa: ANN401 - a row's value
