@@ -11,11 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm.errors import ConfigError, StateError
+from domyn_swarm.backends.local import processes
+from domyn_swarm.errors import ConfigError, PlatformError, StateError
 from domyn_swarm.model import JobStatus, SwarmPhase
+from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService
+from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from local_swarms import config
 from patience import limit_s, scaled, until
@@ -100,6 +103,33 @@ def test_scaling_under_a_job_fails_no_request(lifecycle: SwarmLifecycle, tmp_pat
     assert (seen.replicas_wanted, seen.observed) == (4, "ready")
     plan = json.loads((Path(seen.swarm_dir) / "plan.json").read_text())
     assert plan["layout"]["replicas"] == 4
+
+
+def test_scaling_that_breaks_off_leaves_all_as_it_was(lifecycle: SwarmLifecycle) -> None:
+    lifecycle.up(config(), timeout_s=limit_s())
+    swarms = SwarmService()
+    paths = SwarmPaths(Path(swarms.status("demo").swarm_dir))
+    in_the_way = paths.replica_logs(2)
+    in_the_way.write_text("no folder")
+
+    def told() -> tuple[int, int, int]:
+        plan = json.loads(paths.plan.read_text())["layout"]["replicas"]
+        endpoint = json.loads(paths.endpoint_spec.read_text())["replicas"]
+        return swarms.status("demo").replicas_wanted, plan, endpoint
+
+    def running() -> set[str]:
+        found = processes.carrying(processes.TAG, SwarmStore.open().swarm("demo").tag)
+        parts = {environment.get(processes.PART, "") for environment in found.values()}
+        return {part for part in parts if part.startswith("replica")}
+
+    with pytest.raises(PlatformError, match="Not a directory"):
+        swarms.scale("demo", 4)
+    assert told() == (1, 1, 1)
+    until(lambda: running() == {"replica-0"})  # the one that had begun is ended
+    in_the_way.unlink()
+    assert swarms.scale("demo", 4).replicas_wanted == 4
+    assert told() == (4, 4, 4)
+    until(lambda: swarms.status("demo").replicas_ready == 4)
 
 
 def _scaled(replicas: int) -> bool:

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, NoReturn
 
 from domyn_swarm import engines, logs
 from domyn_swarm.backends.base import Part, PartRecorder
+from domyn_swarm.backends.endpoint.spec import replicas_told
 from domyn_swarm.backends.notification import notify
 from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.claims import RENEW_S, claim, release, renew
 from domyn_swarm.errors import (
     LaunchError,
+    PlatformError,
     StateError,
     SwarmError,
     SwarmNotFound,
+    words_of,
 )
 from domyn_swarm.model import Reach, SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
@@ -309,7 +312,8 @@ class SwarmLifecycle:
             SwarmNotFound: there is none of that name.
             RunsElsewhere: it can only be scaled from another host or cluster.
             StateError: it is not live, or a replica that is wanted again has not ended yet.
-            PlatformError: a replica could not be started.
+            SubmissionUnknown: the replicas may come; so many are wanted from now on.
+            PlatformError: a replica could not be started; as many are wanted as before.
         """
         swarm = self.attach(name)
         refuse_elsewhere(swarm.record, "scale it")
@@ -323,8 +327,16 @@ class SwarmLifecycle:
         write_private(swarm.paths.plan, plan.model_dump_json(indent=2))
         try:
             swarm.backend.scale(plan, _context(plan, tag), swarm.handle, self._recorder(tag))
-        except StateError:
-            write_private(swarm.paths.plan, swarm.plan.model_dump_json(indent=2))
+        except BaseException as error:
+            if replicas_told(swarm.paths) == replicas:  # the endpoint follows it from now on
+                self._store.set_plan(tag, plan.model_dump_json())
+            else:
+                write_private(swarm.paths.plan, swarm.plan.model_dump_json(indent=2))
+            if isinstance(error, OSError):
+                raise PlatformError(
+                    f"{name} cannot be scaled. {words_of(error)}",
+                    hint="Check that disk: permissions, quota, space.",
+                ) from error
             raise
         self._store.set_plan(tag, plan.model_dump_json())
         return rehydrate(self._store.swarm(name))
