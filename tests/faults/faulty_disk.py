@@ -70,7 +70,7 @@ class FaultyDisk:
     def command(
         self, home: Path, words: Sequence[str], fault: Fault | None, limit_s: float
     ) -> Ended:
-        """Run a command with a home and the environment of now, while calls under that are counted."""
+        """Run a command with a home, in the environment of now; calls under it are counted."""
         env = {**os.environ, "DOMYN_SWARM_HOME": str(home)}
         asked = {"env": env, "words": list(words)}
         return self._run(home, home.with_name("said"), asked, fault, limit_s)

@@ -108,6 +108,13 @@ def submit(
         bool,
         typer.Option("--shard-output", help="Make --output a folder of files, 250,000 rows each."),
     ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace an --output that another job, or this one over another input, wrote.",
+        ),
+    ] = False,
     encoding: EncodingOption = "utf-8",
     delimiter: DelimiterOption = None,
     types: TypesOption = "",
@@ -235,6 +242,7 @@ def submit(
         output_mode=None if output_mode is None else output_mode.value,
         shard_output=shard_output,
         infer_types=infer_types,
+        overwrite=overwrite,
         **reading_options(encoding, delimiter, types, recursive=recursive),
         job_kwargs={
             **parse_json_object(job_kwargs),

@@ -29,6 +29,7 @@ class JobRequest(InputReading):
     output_mode: Literal["append", "replace", "io_only"] | None = None
     shard_output: bool = False  # a folder of Parquet files instead of one file
     infer_types: bool = False  # CSV that becomes Parquet: types for its columns
+    overwrite: bool = False  # an output of another job of ours, or of another input, is replaced
     job_kwargs: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=0)
     name: str | None = None
