@@ -12,13 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm.backends.local import processes
-from domyn_swarm.errors import ConfigError, PlatformError, StateError
+from domyn_swarm.backends.local.serving import LocalServing
+from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, StateError
 from domyn_swarm.model import JobStatus, SwarmPhase
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm import factory
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from local_swarms import config
 from patience import limit_s, scaled, until
@@ -162,3 +164,27 @@ def test_a_swarm_that_is_down_is_no_target_of_prometheus_even_if_its_endpoint_wa
     lifecycle.down("demo")
     assert not target.exists()
     assert list((tmp_path / "textfile").iterdir()) == []
+
+
+def test_a_down_that_breaks_off_is_told_until_one_ends_well(
+    lifecycle: SwarmLifecycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away(LocalServing):
+        def delete(self, *_: object, **__: object) -> None:
+            raise PlatformUnavailable("the controller does not answer")
+
+    lifecycle.up(config(), timeout_s=limit_s())
+    with monkeypatch.context() as patch:
+        patch.setattr(factory, "serving_backend", lambda _platform: Away())
+        with pytest.raises(PlatformUnavailable):
+            lifecycle.down("demo")
+    seen = SwarmService().status("demo")
+    assert seen.phase is SwarmPhase.STOPPING
+    assert "the controller does not answer" in seen.detail
+    assert "Run `domyn-swarm down demo`" in seen.detail
+    assert seen.observed == "ready"  # it serves yet
+    with pytest.raises(StateError, match="is stopping"):
+        SwarmService().scale("demo", 2)
+    lifecycle.down("demo")
+    seen = SwarmService().status("demo")
+    assert (seen.phase, seen.detail) == (SwarmPhase.STOPPED, "`domyn-swarm down` stopped it")

@@ -24,7 +24,7 @@ from domyn_swarm.errors import (
     SwarmNotFound,
     words_of,
 )
-from domyn_swarm.model import Reach, SwarmPhase, utc_now
+from domyn_swarm.model import SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.layout import lay_out
@@ -32,7 +32,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
-from domyn_swarm.swarm.folder import note_end, withdraw_metrics, write_launch_files
+from domyn_swarm.swarm.folder import withdraw_metrics, write_launch_files
 from domyn_swarm.swarm.lost import check_not_lost, why_lost
 from domyn_swarm.swarm.readiness import launch_error, readiness
 from domyn_swarm.swarm.reconcile import (
@@ -41,7 +41,8 @@ from domyn_swarm.swarm.reconcile import (
     clear_launchers,
     reconcile,
 )
-from domyn_swarm.swarm.whereabouts import is_elsewhere, reach, refuse_elsewhere, refuse_taken
+from domyn_swarm.swarm.stopping import may_be_left, stop
+from domyn_swarm.swarm.whereabouts import is_elsewhere, refuse_elsewhere, refuse_taken
 
 if TYPE_CHECKING:
     from domyn_swarm.config import DomynLLMSwarmConfig
@@ -293,10 +294,8 @@ class SwarmLifecycle:
         refuse_elsewhere(record, "stop it", f"`domyn-swarm down {name} --forget` writes it off")
         swarm = rehydrate(record)
         if record.phase.live and self._store.set_phase(record.tag, SwarmPhase.STOPPING):
-            swarm.backend.delete(swarm.handle)
-            note_end(swarm)
-            self._store.set_stopped(record.tag)
-        elif not record.phase.live and _may_be_left(swarm):  # written off too early, or forgotten
+            stop(self._store, swarm)
+        elif not record.phase.live and may_be_left(swarm):  # written off too early, or forgotten
             swarm.backend.delete(swarm.handle)
         stopped = {"phase": SwarmPhase.STOPPED}  # here, or meanwhile by another program
         swarm = swarm.with_record(record.model_copy(update=stopped))
@@ -360,14 +359,6 @@ class SwarmLifecycle:
         if not (ready and self._store.set_phase(record.tag, SwarmPhase.READY)):
             return swarm
         return swarm.with_record(swarm.record.model_copy(update={"phase": SwarmPhase.READY}))
-
-
-def _may_be_left(swarm: LiveSwarm) -> bool:
-    """Whether something runs of a swarm that is recorded as stopped, as far as can be known."""
-    try:
-        return reach(swarm.record) is Reach.HERE and bool(swarm.backend.find(swarm.handle))
-    except SwarmError:
-        return False
 
 
 def _context(plan: DeploymentPlan, tag: str) -> DeploymentContext:

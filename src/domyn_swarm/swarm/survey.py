@@ -13,7 +13,7 @@ from domyn_swarm.backends.base import read_tail
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.errors import PlatformError, SwarmError
 from domyn_swarm.jobs.spec import JobResult
-from domyn_swarm.model import JobProgress, JobStatus, ReplicaReport, ReplicaState
+from domyn_swarm.model import JobProgress, JobStatus, ReplicaReport, ReplicaState, SwarmPhase
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
@@ -113,7 +113,7 @@ def _snapshot(
         name=record.name,
         phase=record.phase,
         observed=seen.phase.name.lower() if probed else "not_probed",
-        detail=seen.detail or record.detail,
+        detail=_detail(record, seen),
         whereabouts=whereabouts(record, record.updated_at, ask=probed),
         backend=record.backend,
         engine=plan.engine,
@@ -127,6 +127,13 @@ def _snapshot(
         swarm_dir=record.swarm_dir,
         created_at=record.created_at,
     )
+
+
+def _detail(record: SwarmRecord, seen: Observation) -> str:
+    """Of a swarm that `down` could not stop, that; else what was seen just now."""
+    if record.phase is SwarmPhase.STOPPING and record.detail:
+        return record.detail
+    return seen.detail or record.detail
 
 
 def _replica(
