@@ -283,3 +283,27 @@ def test_of_jobs_that_are_submitted_for_one_output_at_once_one_is_taken(
     assert [path.name for path in (swarm_home / "jobs").iterdir()] == [job.job_id]
     bench.server.answers_at_most = None
     assert service.wait(job.job_id).status is JobStatus.SUCCEEDED
+
+
+def test_a_job_whose_output_another_one_replaced_goes_on_when_that_is_meant(
+    service: JobService, bench: Any, answer: Any
+) -> None:
+    bench.write(3)
+    other = str(bench.write(2, "other.parquet", start=50))
+    bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p1" else 200)
+    service.wait(service.submit(bench.request()))
+    with pytest.raises(OutputExists, match="the answers to another input"):
+        service.submit(bench.request(input=other, external_id="other"))
+    assert len(service.list()) == 1
+    handle = service.submit(bench.request(input=other, external_id="other", overwrite=True))
+    assert service.wait(handle).status is JobStatus.SUCCEEDED
+
+    bench.server.behave = lambda _prompt, _nth: answer()
+    with pytest.raises(NothingToRetry):  # comes first: there would be no output
+        service.retry_failed("mine", changes=JobChanges(retry_classes=(ReplyVerdict.CUT,)))
+    with pytest.raises(OutputExists) as refused:
+        service.retry_failed("mine")
+    assert "--overwrite" in refused.value.hint
+    again = service.wait(service.retry_failed("mine", changes=JobChanges(overwrite=True)))
+    assert again.status is JobStatus.SUCCEEDED
+    assert [row["answer"] for row in bench.output()] == ["P0", "P1", "P2"]

@@ -24,6 +24,7 @@ from domyn_swarm.cli.options import (
     MaxFailuresOption,
     MemOption,
     NoProgressOption,
+    OverwriteOption,
     PlacementOption,
     RayAddressOption,
     ReadKwargsOption,
@@ -108,13 +109,7 @@ def submit(
         bool,
         typer.Option("--shard-output", help="Make --output a folder of files, 250,000 rows each."),
     ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help="Replace an --output that another job, or this one over another input, wrote.",
-        ),
-    ] = False,
+    overwrite: OverwriteOption = False,
     encoding: EncodingOption = "utf-8",
     delimiter: DelimiterOption = None,
     types: TypesOption = "",

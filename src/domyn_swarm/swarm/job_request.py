@@ -79,6 +79,7 @@ class JobChanges(Record):
     timeout_retries: int | None = Field(None, ge=0)
     max_failures: str | None = None
     accept: Accept | None = None
+    overwrite: bool | None = None
     retry_classes: tuple[ReplyVerdict, ...] = ()  # of settled rows; none: whatever failed
     resources: JobResources = Field(
         default_factory=JobResources
