@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from domyn_swarm.backends.base import read_tail
+from domyn_swarm.backends.base import read_exit, read_tail
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.errors import PlatformError, SwarmError
 from domyn_swarm.jobs.spec import JobResult
@@ -162,7 +163,7 @@ def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
     result = _read(paths.result, JobResult)
     message = progress.message if progress else None
     if record.status.final and record.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
-        message = (result.error if result else None) or _last_line(paths.log)
+        message = (result.error if result else None) or _why_ended(record, paths)
     live = record.status is JobStatus.RUNNING
     known_at = progress.updated_at if progress else record.submitted_at
     return JobSnapshot(
@@ -198,6 +199,23 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
         return kind.model_validate_json(path.read_text())
     except (FileNotFoundError, ValidationError):  # not there yet, or of another version
         return None
+
+
+def _why_ended(record: JobRecord, paths: JobPaths) -> str | None:
+    """Why a job came to no end of its own that it could tell of; None: its status says it all."""
+    if record.status in (JobStatus.CANCELLED, JobStatus.TIMED_OUT):
+        return None
+    ended = read_exit(paths.exit)
+    if ended is not None and ended.signal is not None:
+        return f"its program was killed by {_signal_name(ended.signal)}"
+    return _last_line(paths.log)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def _last_line(path: Path) -> str | None:
