@@ -13,7 +13,13 @@ import pytest
 
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.serving import LocalServing
-from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, StateError
+from domyn_swarm.errors import (
+    ConfigError,
+    PlatformError,
+    PlatformUnavailable,
+    StateError,
+    SwarmExists,
+)
 from domyn_swarm.model import JobStatus, SwarmPhase
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.services.jobs import JobService
@@ -188,3 +194,15 @@ def test_a_down_that_breaks_off_is_told_until_one_ends_well(
     lifecycle.down("demo")
     seen = SwarmService().status("demo")
     assert (seen.phase, seen.detail) == (SwarmPhase.STOPPED, "`domyn-swarm down` stopped it")
+
+
+def test_what_was_written_off_and_runs_is_in_the_way_of_the_next_of_its_name(
+    lifecycle: SwarmLifecycle,
+) -> None:
+    first = lifecycle.up(config(), timeout_s=limit_s())
+    SwarmStore.open().set_stopped(first.record.tag, "forgotten: it was on another host")
+    with pytest.raises(SwarmExists, match="recorded as stopped, and something of it still runs"):
+        lifecycle.up(config(), timeout_s=limit_s())
+    lifecycle.down("demo")
+    assert processes.carrying(processes.TAG, first.record.tag) == {}
+    lifecycle.up(config(), timeout_s=limit_s())

@@ -21,6 +21,7 @@ from domyn_swarm.errors import (
     PlatformError,
     StateError,
     SwarmError,
+    SwarmExists,
     SwarmNotFound,
     words_of,
 )
@@ -189,7 +190,9 @@ class SwarmLifecycle:
         return rehydrate(record)
 
     def _make_room(self, name: str) -> None:
-        """Refuse a name that is taken; a record of which nothing runs any more is no obstacle."""
+        """Refuse a name that is taken; a record of which nothing runs any more is no obstacle. What
+        runs of a swarm that was written off would be found by nobody under the next one's tag.
+        """
         try:
             record = self._store.swarm(name)
         except SwarmNotFound:
@@ -197,6 +200,11 @@ class SwarmLifecycle:
         record = reconcile(self._store, record)
         if record.phase.live:
             refuse_taken(record, why_lost(rehydrate(record)))
+        elif may_be_left(rehydrate(record)):
+            raise SwarmExists(
+                f"The swarm {name} is recorded as stopped, and something of it still runs.",
+                hint=f"Stop it with `domyn-swarm down {name}`, or choose another --name.",
+            )
 
     def _launch(self, swarm: LiveSwarm, context: DeploymentContext) -> LiveSwarm:
         swarm.backend.launch(swarm.plan, context, self._recorder(context.tag))

@@ -206,7 +206,9 @@ def _why_ended(record: JobRecord, paths: JobPaths) -> str | None:
     if record.status in (JobStatus.CANCELLED, JobStatus.TIMED_OUT):
         return None
     ended = read_exit(paths.exit)
-    if ended is not None and ended.signal is not None:
+    if ended is None:
+        return "there is no record of how it ended: its machine died, or it was forgotten"
+    if ended.signal is not None:
         return f"its program was killed by {_signal_name(ended.signal)}"
     return _last_line(paths.log)
 
