@@ -11,7 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from command_line import CommandLine
-from domyn_swarm.errors import CheckpointBusy, JobError, NothingToRetry, OutputExists, StateError
+from domyn_swarm.errors import (
+    CheckpointBusy,
+    InvalidInput,
+    JobError,
+    NothingToRetry,
+    OutputExists,
+    StateError,
+)
 from domyn_swarm.jobs.spec import new_job_id
 from domyn_swarm.model import JobStatus, ReplyVerdict
 from domyn_swarm.services.jobs import JobService
@@ -308,3 +315,19 @@ def test_a_job_whose_output_another_one_replaced_goes_on_when_that_is_meant(
     again = service.wait(service.retry_failed("mine", changes=JobChanges(overwrite=True)))
     assert again.status is JobStatus.SUCCEEDED
     assert [row["answer"] for row in bench.output()] == ["P0", "P1", "P2"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_anything_is_recorded(
+    service: JobService, bench: Any
+) -> None:
+    bench.write(3)
+    taken = bench.folder / "taken"
+    taken.write_text("a file")
+    for where in (taken, taken / "inside", Path("/proc/nowhere")):
+        with pytest.raises(InvalidInput, match="cannot be written") as refused:
+            service.submit(bench.request(checkpoint_dir=where))
+        assert "--checkpoint-dir" in refused.value.hint
+    assert service.list() == []
+    service.wait(service.submit(bench.request()))
+    with pytest.raises(JobError, match="Cannot write"):
+        service.show_results("mine", export=taken / "x.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 # Of file systems on which a folder cannot be synced: they keep names safe on their own.
@@ -16,6 +17,22 @@ def write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def try_writing(folder: Path) -> Path:
+    """Write a file and leave none, in a folder or, where that is yet to be made, in the nearest one
+    above it that is there; which one that is.
+
+    Raises:
+        OSError: nothing can be written there; it names the folder.
+    """
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(there)) from error
+    return there
 
 
 def sync_folder(folder: Path) -> None:

@@ -25,11 +25,12 @@ import numpy as np
 
 from domyn_swarm.batch import lease as leases
 from domyn_swarm.batch.dataset import Dataset
+from domyn_swarm.batch.durable_files import try_writing
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.lease import Lease
 from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.errors import CheckpointBusy, JobError
+from domyn_swarm.errors import CheckpointBusy, InvalidInput, JobError
 from domyn_swarm.model import Accept, utc_now
 from domyn_swarm.paths import write_private
 
@@ -254,11 +255,20 @@ def hold(folder: Path) -> Lease:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse rows that another driver asks now. One elsewhere is watched for a few seconds.
+    """Refuse rows that another driver asks now, and a folder that cannot be written. A driver
+    elsewhere is watched for a few seconds.
 
     Raises:
         CheckpointBusy: another driver holds the folder; the message names its job.
+        InvalidInput: nothing can be written there.
     """
+    try:
+        try_writing(folder)
+    except OSError as error:
+        raise InvalidInput(
+            f"The checkpoint {folder} cannot be written: {error.filename}: {error.strerror}.",
+            hint="Choose another place with --checkpoint-dir, or repair the folder's permissions.",
+        ) from error
     try:
         leases.check_silent(folder)
     except FileNotFoundError:  # nobody has asked them yet

@@ -13,13 +13,12 @@ import functools
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from domyn_swarm.batch.durable_files import sync_folder
+from domyn_swarm.batch.durable_files import sync_folder, try_writing
 from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.manifest import (
@@ -129,15 +128,12 @@ class OutputPlace:
             raise not_replaced(str(found))
         if self.path.exists():
             self.writer.check_input(self.manifest(), str(self.path))
-        parents = self.path.absolute().parents
-        there = next(one for one in parents if one.exists())
         try:
-            with tempfile.TemporaryFile(dir=there):
-                pass
+            there = try_writing(self.path.absolute().parent)
             room = shutil.disk_usage(there)
         except OSError as error:
             raise InvalidInput(
-                f"The output {self.path} cannot be written: {there}: {error.strerror}.",
+                f"The output {self.path} cannot be written: {error.filename}: {error.strerror}.",
                 hint="Choose another --output, or mend the folder's permissions.",
             ) from error
         if room.total and room.free < least_bytes:  # some file systems do not tell
@@ -264,9 +260,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise JobError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise JobError(
+            f"Cannot write {path}: {error.strerror or error}.",
+            hint="Choose another place, or make room there.",
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that takes nothing
+            temporary.unlink(missing_ok=True)
 
 
 def is_shard_name(name: str) -> bool:
