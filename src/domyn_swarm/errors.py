@@ -161,3 +161,16 @@ class OutputExists(JobError):
     """
 
     exit_code = 2
+
+
+def words_of(error: OSError, place: object = None) -> str:
+    """What a disk or the system refused, in a sentence; at `place` if the error names no file."""
+    where = error.filename or place
+    what = "The system refused" if where is None else f"Cannot use {where}"
+    return f"{what}: {error.strerror or str(error) or type(error).__name__}."
+
+
+def disk_error(error: OSError, place: object = None) -> JobError:
+    """What a disk or the system refused a job."""
+    hint = "Check that disk and submit the same job again: what is finished is kept."
+    return JobError(words_of(error, place), hint=hint)

@@ -25,7 +25,8 @@ def test_a_killed_worker_costs_only_the_rows_in_flight(standing: Standing) -> No
         until(lambda: rows_done(first) == 10)
         worker_of(first).send_signal(signal.SIGKILL)
         assert cli("job", "wait", first["job_id"]).returncode == 6
-    assert cli.json("job", "status", first["job_id"])["status"] == "failed"
+    seen = cli.json("job", "status", first["job_id"])
+    assert (seen["status"], seen["message"]) == ("failed", "its program was killed by SIGKILL")
     assert not job.target.exists()
     until(lambda: len(standing.sim.asked("held kill")) == 10 + IN_FLIGHT)
 

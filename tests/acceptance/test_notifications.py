@@ -61,6 +61,7 @@ def test_ends_of_jobs_and_of_an_idle_swarm_are_told(cli: CommandLine, tmp_path: 
         rows = [(one["status"], one["rows_done"], one["rows_failed"]) for one in ends]
         assert rows == [("partial", 4, 1), ("failed", None, None)]
         assert [one["exit_code"] for one in ends] == [7, 3]
+        assert [one["verdicts"] for one in ends] == [{"complete": 3, "error": 1}, None]
         assert {one["swarm"] for one in ends} == {"demo"}
         described = cli.ok("swarm", "describe", "demo", "--json")
         assert json.loads(described)["config"]["notify"] == {"url": "**********"}

@@ -18,7 +18,9 @@ import warm
 from domyn_swarm.batch.manifest import Manifest, read_manifest, without_secrets
 from domyn_swarm.batch.output_files import SHARD_ROWS, OutputPlace, shard_name
 from domyn_swarm.batch.part_writer import PartWriter
+from domyn_swarm.batch.written_files import Writer
 from domyn_swarm.errors import OutputExists
+from domyn_swarm.jobs.outputs import verify_output
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.worker import main
 
@@ -382,13 +384,71 @@ def _files(bench: Any, sharded: bool) -> Any:
     return manifest_of(bench.folder / name).files
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        *({"output": f"out{suffix}"} for suffix in (".parquet", ".jsonl", ".csv")),
+        {"output": "out", "shard_output": True},
+        {"output": "memory://outputs/out.jsonl"},
+    ],
+    ids=str,
+)
+def test_only_what_is_asked_for_replaces_the_answers_to_another_input(
+    bench: Any, target: dict[str, Any]
+) -> None:
+    inside = str(bench.folder / target["output"])
+    target = {**target, "output": target["output"] if "://" in target["output"] else inside}
+    bench.write(3)
+    bench.write(2, "other.parquet", start=50)
+    assert run(bench, **target) == 0
+    bench.write(4)  # the same input, which has grown
+    assert run(bench, **target) == 0
+    (bench.folder / "link").symlink_to(bench.folder)
+    assert run(bench, **target, input=str(bench.folder / "link" / "in.parquet")) == 0
+
+    other = {**target, "input": str(bench.folder / "other.parquet")}
+    with pytest.raises(
+        OutputExists, match=r"has the answers to another input, .*in\.parquet"
+    ) as no:
+        prepare(bench.spec(**other))
+    assert "--overwrite" in no.value.hint
+    assert run(bench, **other) == 2
+    bench.server.asked.clear()
+    assert run(bench, **target) == 0
+    assert run(bench, **other, overwrite=True) == 0
+    assert bench.server.asked == {"p50": 1, "p51": 1}
+
+    prompted = {**other, "job_kwargs": {"temperature": 0.5}}
+    with pytest.raises(OutputExists, match="is not this job's output"):
+        prepare(bench.spec(**prompted))
+    assert run(bench, **prompted, overwrite=True) == 0
+    verified = verify_output(bench.spec(**prompted))
+    assert (verified.whole, verified.rows) == (True, 2)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv"])
+def test_a_file_of_the_users_is_never_replaced(bench: Any, name: str, overwrite: bool) -> None:
+    bench.write(2)
+    mine = bench.folder / name
+    changes = {"output": str(mine), "overwrite": overwrite}
+    mine.write_text("mine\n")
+    assert run(bench, **changes) == 2
+    assert mine.read_text() == "mine\n"
+    mine.unlink()
+    assert run(bench, **changes) == 0
+    mine.write_text("edited\n")
+    assert run(bench, **changes) == 2
+    assert mine.read_text() == "edited\n"
+
+
 @pytest.mark.usefixtures("small_shards")
 def test_shards_that_were_put_aside_come_back_when_the_swap_fails(bench: Any) -> None:
     bench.write(5)
     assert run(bench, **shards(bench)) == 0
     out = bench.folder / "out"
     identity = manifest_of(out / "_manifest.json").job.identity
-    place = OutputPlace(out, sharded=True, identity=identity)
+    place = OutputPlace(out, sharded=True, writer=Writer(identity))
     with pytest.raises(FileNotFoundError), place.stage() as stage:
         place.put(stage / "never-written")
     assert is_whole(out, 5)

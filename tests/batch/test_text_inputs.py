@@ -90,7 +90,8 @@ BAD: dict[str, tuple[str, bytes, list[str]]] = {
     ),
     "Latin-1 in a name": ("a.csv", b"id,pr\xe9nom\n1,a\n", ["line 1", "byte 0xe9"]),
     "UTF-16": ("a.csv", "a,b\n1,2\n".encode("utf-16"), ["UTF-16", "--encoding utf-16"]),
-    "UTF-16 without a mark": ("a.csv", "a,b\n1,2\n".encode("utf-16-le"), ["NUL", "UTF-16"]),
+    "UTF-16 without a mark": ("a.csv", "a,b\n1,2\n".encode("utf-16-le"), ["UTF-16-LE, not UTF-8"]),
+    "the same, blank first": ("a.csv", "\na,b\n1,2\n".encode("utf-16-le"), ["NUL", "UTF-16"]),
     "a name twice": ("a.csv", b"a,a\n1,2\n", ["'a' more than once"]),
     "no name": ("a.csv", b"a,\n1,2\n", ["column 2 has no name"]),
     "semicolons": ("a.csv", b"id;p\n1;x\n", ["seems to be the delimiter", "--delimiter ';'"]),
@@ -119,6 +120,33 @@ def test_what_is_wrong_is_told_with_its_place(what: str, tmp_path: Path) -> None
         rows_of(write(tmp_path, name, content))
     for word in (name, *words):
         assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "mark"),
+    [
+        *(("utf-16", ""), ("utf-16-le", ""), ("utf-16-be", ""), ("utf-16-be", "\ufeff")),
+        *(("utf-32", ""), ("utf-32-le", ""), ("utf-32-be", ""), ("utf-32-be", "\ufeff")),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "id,p\r\n1,é\r\n2\r\n"),
+        ("a.tsv", "id\tp\n1\tü\n"),
+        ("a.csv", "日本,日\n1,2\n"),
+        ("a.jsonl", '{"p": "é"}\n{"p": "b"}\n'),
+    ],
+)
+def test_another_encoding_is_one_problem_with_one_remedy(
+    name: str, text: str, encoding: str, mark: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        rows_of(write(tmp_path, name, (mark + text).encode(encoding)))
+    encoding = encoding.removesuffix("-be") if mark else encoding  # the mark says which
+    assert f"is {encoding.upper()}" in raised.value.message
+    assert len(raised.value.message.splitlines()) == 1
+    assert raised.value.hint == f"Name its encoding: --encoding {encoding}."
 
 
 def test_many_problems_are_told_up_to_a_number(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_a_later_job_that_went_on_is_named(bench: Any) -> None:
     found = verify_output(bench.spec(limit=10))
     assert (found.whole, found.job_id, found.written_by, found.rows) == (True, "j1", "j2", 30)
     bench.write(30, "other.parquet")
-    run(bench, job_id="j3", input=str(bench.folder / "other.parquet"))
+    assert run(bench, job_id="j3", input=str(bench.folder / "other.parquet"), overwrite=True) == 0
     assert "is of another input" in findings(bench, {})[0]
 
 

@@ -65,6 +65,30 @@ def test_answers_that_are_not_complete_are_told_and_asked_again(bench: Any) -> N
     assert "complete" in bad.stderr
 
 
+def test_a_run_that_gave_up_advises_what_helps(bench: Any) -> None:
+    bench.write(30)
+    bench.server.behave = lambda _prompt, _nth: Answer(status=401)
+    done = run(*submission(bench, "--max-concurrency", 1))
+    assert done.exit_code == 6, done.output
+    job_id = json.loads(done.stdout)["job_id"]
+    assert f"`domyn-swarm job resume {job_id}` asks the rows that are left" in done.stderr
+    assert "retry-failed" not in done.stderr
+    shown = run("job", "failures", job_id)
+    assert "401" in shown.stdout
+    assert "5 rows failed as a run gave up" in shown.stderr
+    assert (
+        f"30 rows are not settled; once the job has ended, `domyn-swarm job resume {job_id}`"
+        in (shown.stderr)
+    )
+    assert "retry-failed" not in shown.stderr
+
+    bench.server.behave = lambda prompt, _nth: Answer(status=400 if prompt == "p3" else 200)
+    assert run("job", "resume", job_id).exit_code == 7
+    shown = run("job", "failures", job_id)
+    assert f"1 rows failed; `domyn-swarm job retry-failed {job_id}`" in shown.stderr
+    assert "not settled" not in shown.stderr
+
+
 @pytest.mark.parametrize(("accept", "code"), [("any", 0), ("complete", 7)])
 def test_a_dry_run_says_what_the_answer_is(bench: Any, accept: str, code: int) -> None:
     bench.write(1)

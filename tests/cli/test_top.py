@@ -91,7 +91,12 @@ def night(replicas: int = 16, **fields: Any) -> SwarmSnapshot:
             "min_ready": 1,
             "replicas": tuple(replica(index) for index in range(replicas)),
             "jobs": (
-                job(1, external_id="synthetic-v3", rows_failed=31),
+                job(
+                    1,
+                    external_id="synthetic-v3",
+                    rows_failed=31,
+                    verdicts={"complete": 249_957, "cut": 12, "error": 31},
+                ),
                 job(2, external_id="judge", rows_failed=0, message="paused: no replica serves"),
             ),
             "swarm_dir": "swarms/night",

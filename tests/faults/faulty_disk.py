@@ -1,5 +1,5 @@
-"""Workers on a disk on which one call fails: each is forked from a process with a library preloaded
-that counts calls under a folder, and fails the one that it is told to.
+"""Workers and commands on a disk on which one call fails: each is forked from a process with a
+library preloaded that counts calls under a folder, and fails the one that it is told to.
 
 Run as a program, this is that process: it reads runs from stdin, one a line, and answers with how
 each ended.
@@ -15,6 +15,7 @@ import select
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,24 @@ class FaultyDisk:
 
     def run(self, folder: Path, job: Path, fault: Fault | None, limit_s: float) -> Ended:
         """Run the worker of a job folder, while calls under `folder` are counted."""
+        asked = {"job": str(job)}
+        return self._run(folder, job.with_name("said"), asked, fault, limit_s)
+
+    def command(
+        self, home: Path, words: Sequence[str], fault: Fault | None, limit_s: float
+    ) -> Ended:
+        """Run a command with a home, in the environment of now; calls under it are counted."""
+        env = {**os.environ, "DOMYN_SWARM_HOME": str(home)}
+        asked = {"env": env, "words": list(words)}
+        return self._run(home, home.with_name("said"), asked, fault, limit_s)
+
+    def _run(
+        self, folder: Path, log: Path, asked: dict[str, Any], fault: Fault | None, limit_s: float
+    ) -> Ended:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        log = job.with_name("said")
         log.write_text("")
-        asked = {"folder": str(folder), "job": str(job), "log": str(log), "library": ""}
-        asked["library"] = str(self._library)
+        asked |= {"folder": str(folder), "log": str(log), "library": str(self._library)}
         self._process.stdin.write(json.dumps([asked, fault and asdict(fault)]) + "\n")
         self._process.stdin.flush()
         ready, _, _ = select.select([self._process.stdout], [], [], limit_s)
@@ -93,7 +106,7 @@ def _serve() -> None:
         read_end, write_end = os.pipe()
         if (child := os.fork()) == 0:
             os.close(read_end)
-            code = _worker(asked, fault, write_end)
+            code = _program(asked, fault, write_end)
             os._exit(code)
         os.close(write_end)
         with os.fdopen(read_end) as reader:
@@ -105,16 +118,16 @@ def _serve() -> None:
 def _small_files() -> None:
     """So that a small run has many of them: they are rotated, sealed and joined."""
     from domyn_swarm.batch import journal, lease, merging
-    from domyn_swarm.jobs import chat, worker  # noqa: F401 - loaded once, for all
+    from domyn_swarm.cli import app, submit  # noqa: F401 - loaded once, for all
+    from domyn_swarm.jobs import chat, worker  # noqa: F401 - likewise
+    from domyn_swarm.services import jobs  # noqa: F401 - likewise
 
     journal.JOURNAL_ROWS = 5
     merging.MOST_FILES, merging._AT_ONCE = 3, 2
     lease.BEAT_S = 0.05
 
 
-def _worker(asked: dict[str, str], fault: dict[str, Any] | None, write_end: int) -> int:
-    from domyn_swarm.jobs.worker import main
-
+def _program(asked: dict[str, Any], fault: dict[str, Any] | None, write_end: int) -> int:
     log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -126,13 +139,31 @@ def _worker(asked: dict[str, str], fault: dict[str, Any] | None, write_end: int)
         kind, at = KINDS.index(fault["kind"]), ctypes.c_long(fault["at"])
         library.faults_arm(folder, kind, at, fault["error"], int(fault["for_ever"]))
     try:
-        code = main([asked["job"]])
+        code = _ended(asked)
     except BaseException:  # noqa: BLE001 - as a program of its own prints it
         traceback.print_exc()
         code = 70
     calls = {name: int(library.faults_count(kind)) for kind, name in enumerate(KINDS)}
     os.write(write_end, json.dumps(calls).encode())
     return code
+
+
+def _ended(asked: dict[str, Any]) -> int:
+    """The exit code of the worker, or of the command."""
+    if "job" in asked:
+        from domyn_swarm.jobs.worker import main as work
+
+        return work([asked["job"]])
+    from domyn_swarm.cli.app import main
+
+    os.environ.update(asked["env"])
+    sys.argv = ["domyn-swarm", *asked["words"]]
+    try:
+        main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        return int(end.code or 0)
+    return 0
 
 
 if __name__ == "__main__":

@@ -258,6 +258,53 @@ def test_conversations_are_translated(server: ModelServer) -> None:
         MultiTurnTranslationJob().check()
 
 
+def test_texts_among_parts_are_translated_and_the_others_kept(server: ModelServer) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:,x"}}
+    call = {"role": "assistant", "content": None, "tool_calls": CALLS}
+    parts = [{"type": "text", "text": "one"}, image, {"type": "text", "text": "two"}, {"text": " "}]
+    turns = [{"role": "user", "content": parts}, call, {"role": "tool", "content": "three"}]
+    told = ask(server, MultiTurnTranslationJob(target_language="Italian"), turns)
+    assert told == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "ONE"},
+                image,
+                {"type": "text", "text": "TWO"},
+                {"text": " "},
+            ],
+        },
+        call,
+        {"role": "tool", "content": "three"},
+    ]
+    assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([user("a"), {"content": "b"}], "message 2 of the conversation has no role"),
+        ([user("a"), "b"], "message 2 of the conversation has no role"),
+        ([{"role": "user", "content": 5}], "message 1 has neither text nor parts, but 5"),
+        ([{"role": "human", "content": "a"}], "no message is by system or user .* but by human"),
+        ("a", "a conversation is a list of messages, not 'a'"),
+        ([], "a conversation is a list of messages"),
+    ],
+)
+def test_what_would_not_be_translated_is_an_error_of_its_row(
+    server: ModelServer, turns: Any, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        ask(server, MultiTurnTranslationJob(target_language="Italian"), turns)
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("options", [{"roles": []}, {"roles": [1]}, {"context_turns": -1}], ids=str)
+def test_options_of_a_translation_that_mean_nothing(options: Any) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        MultiTurnTranslationJob(target_language="Italian", **options).check()
+
+
 # -- embeddings ----------------------------------------------------------------------------------
 
 

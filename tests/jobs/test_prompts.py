@@ -98,6 +98,19 @@ MOMENT = dt.datetime(2024, 1, 5, 10, tzinfo=dt.UTC)
             "none[null]",
         ),
         ("{% for one in l %}{{ one or '-' }}{% endfor %}", {"l": [1.5, float("nan")]}, "1.5-"),
+        # lists of the template's own
+        (
+            "{{ [v, 1] }}{{ {'k': v} }}{{ (v, 'é') }}",
+            {"v": Written("2.50")},
+            '[2.50,1]{"k":2.50}[2.50,"é"]',
+        ),
+        ("{{ [v, w] | select | join('-') }}", {"v": None, "w": "b"}, "b"),
+        ("{{ [v, l] | tojson }}{{ [l] }}", {"v": None, "l": [None]}, "[null,[null]][[null]]"),
+        (
+            "{% if v in [none, 'x'] %}yes{% endif %}{% for k, v in [(1, 2)] %}{{ k }}{% endfor %}",
+            {"v": None},
+            "yes1",
+        ),
         # filters, tests and what else Jinja has
         ("{{ l | join(', ') }}", {"l": ["a", 1, True, Written("2.50")]}, "a, 1, true, 2.50"),
         ("{{ l | map('upper') | join }}", {"l": ["a", "b"]}, "AB"),
@@ -131,6 +144,7 @@ def test_how_values_stand_in_a_prompt(text: str, row: dict[str, Any], prompt: st
     [
         *("{{ v }}", "{{ v ~ 'x' }}", "{{ v | upper }}", "{{ v | string }}", "{{ v | int }}"),
         *("{{ '%s' % v }}", "{{ '%s' | format(v) }}", "{{ [v] | join }}", "{{ v | e }}"),
+        *("{{ [v] }}", "{{ [1, [v]] }}", "{{ {'k': v} }}", "{{ (v, 1) }}", "{{ [1] + [v] }}"),
         *("{{ 'a' | replace('a', v) }}", "{{ [v] | map('lower') | join }}", "{{ v | urlencode }}"),
         "{% macro f(x) %}{{ x }}{% endmacro %}{{ f(v) }}",
     ],

@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from command_line import CommandLine, write_job
+from domyn_swarm.model import ReplyVerdict
 from patience import limit_s, until
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "grafana"
@@ -265,6 +266,13 @@ def test_what_is_stored_is_true(monitored: Monitored) -> None:
     counts = {one["metric"]["reason"]: float(one["value"][1]) for one in repeated}
     assert counts["error"] > 0
     assert counts["busy"] > 0
+    answers = {
+        one["metric"]["verdict"]: float(one["value"][1])
+        for one in monitored.query("sum by (verdict) (domyn_swarm_job_answers)")
+    }
+    assert answers.keys() == {verdict.value for verdict in ReplyVerdict}
+    assert answers["error"] / sum(answers.values()) == pytest.approx(0.2, abs=0.03)
+    assert answers["error"] + answers["complete"] == sum(answers.values())
     [limit] = monitored.query("domyn_swarm_job_concurrency_limit")
     assert float(limit["value"][1]) == 12
 

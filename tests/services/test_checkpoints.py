@@ -23,6 +23,7 @@ from domyn_swarm.services.checkpoints import (
     remove_checkpoints,
 )
 from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.requests import JobChanges
 from patience import limit_s, until
 from schemas import fits
 
@@ -86,6 +87,32 @@ def _listed(cli: CommandLine, job_id: str) -> list[dict[str, Any]]:
     checkpoints: list[dict[str, Any]] = cli.json("checkpoints", "list")["checkpoints"]
     jobs = [job for one in checkpoints for job in one["jobs"]]
     return [job for job in jobs if job_id in job["job_ids"]]
+
+
+def test_failed_rows_are_those_that_the_job_counts(
+    service: JobService, bench: Any, answer: Any, cli: CommandLine
+) -> None:
+    def counted(handle: Any) -> tuple[int, int]:
+        seen = service.wait(handle)
+        [listed] = _listed(cli, handle.job_id)
+        assert (listed["rows_done"], listed["rows_failed"]) == (seen.rows_done, seen.rows_failed)
+        return seen.rows_done, seen.rows_failed
+
+    bench.write(6)
+    cut = {"message": {"content": "half"}, "finish_reason": "length"}
+    replies = {
+        "p1": answer(body={"choices": [cut]}),
+        "p2": answer(text=""),
+        "p3": answer(status=400),
+    }
+    bench.server.behave = lambda prompt, _nth: replies.get(prompt, answer())
+    assert counted(service.submit(bench.request())) == (6, 2)
+    any_counts = JobChanges(accept="any")
+    assert counted(service.resume("mine", changes=any_counts)) == (6, 1)
+    assert counted(service.resume("mine", changes=JobChanges(accept="complete"))) == (6, 3)
+
+    replies |= {"p4": answer(status=400), "p3": answer()}
+    assert counted(service.submit(bench.request(external_id="anew", resume=False))) == (6, 2)
 
 
 def test_one_that_is_held_stays_and_the_job_ends_well(

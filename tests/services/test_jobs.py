@@ -11,12 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from command_line import CommandLine
-from domyn_swarm.errors import CheckpointBusy, JobError, NothingToRetry, OutputExists, StateError
+from domyn_swarm.errors import (
+    CheckpointBusy,
+    InvalidInput,
+    JobError,
+    NothingToRetry,
+    OutputExists,
+    StateError,
+)
 from domyn_swarm.jobs.spec import new_job_id
 from domyn_swarm.model import JobStatus, ReplyVerdict
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobChanges
-from patience import scaled, until
+from patience import limit_s, scaled, until
 
 
 def test_failed_rows_are_grouped_exported_and_asked_again_alone(
@@ -185,7 +192,8 @@ def test_a_cancelled_job_is_resumed(service: JobService, bench: Any, answer: Any
         service.resume(handle)
     assert service.failures(handle).rows_failed == 0  # while it runs
     bench.server.answers_at_most = None
-    assert service.cancel(handle).status is JobStatus.CANCELLED
+    cancelled = service.cancel(handle)
+    assert (cancelled.status, cancelled.message) == (JobStatus.CANCELLED, None)
     bench.server.behave = lambda _prompt, _nth: answer()
     assert service.wait(service.resume(handle)).status is JobStatus.SUCCEEDED
     assert set(bench.server.asked.values()) == {1}
@@ -234,3 +242,92 @@ def test_ids_of_jobs_sort_by_time_where_clocks_are_set_back(
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_the_errors_of_a_run_that_gave_up_are_shown_and_a_resume_asks_their_rows(
+    service: JobService, bench: Any, answer: Any
+) -> None:
+    bench.write(40)
+    bench.server.behave = lambda _prompt, _nth: answer(status=401)
+    service.submit(bench.request(max_concurrency=1))
+    told = service.wait("mine")
+    assert (told.status, told.rows_failed) == (JobStatus.FAILED, 5)
+    exported = bench.folder / "failed.parquet"
+    failures = service.failures("mine", export=exported)
+    assert [(one.rows, one.status) for one in failures.groups] == [(5, 401)]
+    assert (failures.rows_failed, failures.rows_failed_unsettled) == (5, 5)
+    assert failures.rows_unsettled == 40
+    assert len(pq.read_table(exported)) == 5
+
+    bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p9" else 200)
+    assert service.wait(service.resume("mine")).status is JobStatus.PARTIAL
+    failures = service.failures("mine")
+    assert [(one.rows, one.status) for one in failures.groups] == [(1, 400)]
+    assert (failures.rows_failed_unsettled, failures.rows_unsettled) == (0, 0)
+
+
+def test_of_jobs_that_are_submitted_for_one_output_at_once_one_is_taken(
+    service: JobService, bench: Any, swarm_home: Path
+) -> None:
+    cli = CommandLine(swarm_home)
+    bench.server.answers_at_most = 0
+    link = bench.folder / "link"
+    link.symlink_to(bench.folder)
+    outputs = [
+        bench.folder / "out.parquet",
+        link / "out.parquet",
+        bench.folder / "x/../out.parquet",
+    ]
+    submitted = []
+    for number, output in enumerate(outputs):
+        rows = bench.write(3, f"{number}.parquet", start=10 * number)
+        where = ("--endpoint", bench.server.url, "--model", "m", "--input-column", "prompt", "-d")
+        submitted.append(cli.start("job", "submit", *where, "--input", rows, "--output", output))
+    ended = [(one.communicate(timeout=limit_s()), one.returncode) for one in submitted]
+    assert sorted(code for _, code in ended) == [0, 2, 2], ended
+    [job] = service.list()
+    for (_, said), code in ended:
+        assert code == 0 or f"The job {job.job_id} is going to write" in said
+    assert [path.name for path in (swarm_home / "jobs").iterdir()] == [job.job_id]
+    bench.server.answers_at_most = None
+    assert service.wait(job.job_id).status is JobStatus.SUCCEEDED
+
+
+def test_a_job_whose_output_another_one_replaced_goes_on_when_that_is_meant(
+    service: JobService, bench: Any, answer: Any
+) -> None:
+    bench.write(3)
+    other = str(bench.write(2, "other.parquet", start=50))
+    bench.server.behave = lambda prompt, _nth: answer(status=400 if prompt == "p1" else 200)
+    service.wait(service.submit(bench.request()))
+    with pytest.raises(OutputExists, match="the answers to another input"):
+        service.submit(bench.request(input=other, external_id="other"))
+    assert len(service.list()) == 1
+    handle = service.submit(bench.request(input=other, external_id="other", overwrite=True))
+    assert service.wait(handle).status is JobStatus.SUCCEEDED
+
+    bench.server.behave = lambda _prompt, _nth: answer()
+    with pytest.raises(NothingToRetry):  # comes first: there would be no output
+        service.retry_failed("mine", changes=JobChanges(retry_classes=(ReplyVerdict.CUT,)))
+    with pytest.raises(OutputExists) as refused:
+        service.retry_failed("mine")
+    assert "--overwrite" in refused.value.hint
+    again = service.wait(service.retry_failed("mine", changes=JobChanges(overwrite=True)))
+    assert again.status is JobStatus.SUCCEEDED
+    assert [row["answer"] for row in bench.output()] == ["P0", "P1", "P2"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_anything_is_recorded(
+    service: JobService, bench: Any
+) -> None:
+    bench.write(3)
+    taken = bench.folder / "taken"
+    taken.write_text("a file")
+    for where in (taken, taken / "inside", Path("/proc/nowhere")):
+        with pytest.raises(InvalidInput, match="cannot be written") as refused:
+            service.submit(bench.request(checkpoint_dir=where))
+        assert "--checkpoint-dir" in refused.value.hint
+    assert service.list() == []
+    service.wait(service.submit(bench.request()))
+    with pytest.raises(JobError, match="Cannot write"):
+        service.show_results("mine", export=taken / "x.csv")

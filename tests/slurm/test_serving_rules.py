@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
+from domyn_swarm.backends.endpoint.spec import replicas_told
 from domyn_swarm.backends.endpoint.view import EndpointAddress
 from domyn_swarm.backends.slurm.platform import SlurmPlatform
 from domyn_swarm.backends.slurm.serving import SlurmServing
-from domyn_swarm.errors import StateError
+from domyn_swarm.errors import (
+    PlatformError,
+    PlatformUnavailable,
+    StateError,
+    SubmissionUnknown,
+    SubmitRejected,
+)
 from domyn_swarm.paths import write_private
 from domyn_swarm.probing import Phase
-from slurm.scripted import ScriptedCluster
+from slurm.scripted import ScriptedCluster, ScriptedSlurm
 from slurm.scripted_swarm import TAG, Launch, ScriptedSwarm
 
 
@@ -226,6 +235,34 @@ def test_it_ends_a_successor_that_it_has_not_seen_yet(swarm: ScriptedSwarm) -> N
     swarm.clock.sleep(2.0)
     scale(swarm, asked, 1)
     assert swarm.cluster.signals == [(swarm.task(1), "TERM")]
+
+
+@pytest.mark.parametrize("replicas", [4, 1])
+@pytest.mark.parametrize(
+    ("error", "follows"),
+    [
+        (SubmitRejected("invalid qos"), "before"),
+        (PlatformUnavailable("slurmctld does not answer"), "before"),
+        (SubmissionUnknown("socket timed out"), "after"),
+    ],
+)
+def test_scaling_that_breaks_off_changes_nothing_unless_slurm_may_have_taken_it(
+    swarm: ScriptedSwarm, replicas: int, error: PlatformError, follows: str
+) -> None:
+    class Refusing(ScriptedSlurm):
+        def submit(self, *_: object, **__: object) -> str:
+            raise error
+
+        def cancel(self, ids: Sequence[str], **_: object) -> None:
+            if ids:
+                raise error
+
+    before = replicas_told(swarm.paths)
+    with pytest.raises(type(error)):
+        scale(swarm, SlurmServing(Refusing(swarm.cluster), swarm.clock), replicas)
+    assert replicas_told(swarm.paths) == (before if follows == "before" else replicas)
+    scale(swarm, serving(swarm), replicas)
+    assert replicas_told(swarm.paths) == replicas
 
 
 def test_what_drains_yet_is_not_scaled_into(swarm: ScriptedSwarm) -> None:

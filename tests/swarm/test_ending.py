@@ -11,11 +11,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm.errors import ConfigError, StateError
+from domyn_swarm.backends.local import processes
+from domyn_swarm.backends.local.serving import LocalServing
+from domyn_swarm.errors import (
+    ConfigError,
+    PlatformError,
+    PlatformUnavailable,
+    StateError,
+    SwarmExists,
+)
 from domyn_swarm.model import JobStatus, SwarmPhase
+from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService
+from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm import factory
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from local_swarms import config
 from patience import limit_s, scaled, until
@@ -102,6 +113,33 @@ def test_scaling_under_a_job_fails_no_request(lifecycle: SwarmLifecycle, tmp_pat
     assert plan["layout"]["replicas"] == 4
 
 
+def test_scaling_that_breaks_off_leaves_all_as_it_was(lifecycle: SwarmLifecycle) -> None:
+    lifecycle.up(config(), timeout_s=limit_s())
+    swarms = SwarmService()
+    paths = SwarmPaths(Path(swarms.status("demo").swarm_dir))
+    in_the_way = paths.replica_logs(2)
+    in_the_way.write_text("no folder")
+
+    def told() -> tuple[int, int, int]:
+        plan = json.loads(paths.plan.read_text())["layout"]["replicas"]
+        endpoint = json.loads(paths.endpoint_spec.read_text())["replicas"]
+        return swarms.status("demo").replicas_wanted, plan, endpoint
+
+    def running() -> set[str]:
+        found = processes.carrying(processes.TAG, SwarmStore.open().swarm("demo").tag)
+        parts = {environment.get(processes.PART, "") for environment in found.values()}
+        return {part for part in parts if part.startswith("replica")}
+
+    with pytest.raises(PlatformError, match="Not a directory"):
+        swarms.scale("demo", 4)
+    assert told() == (1, 1, 1)
+    until(lambda: running() == {"replica-0"})  # the one that had begun is ended
+    in_the_way.unlink()
+    assert swarms.scale("demo", 4).replicas_wanted == 4
+    assert told() == (4, 4, 4)
+    until(lambda: swarms.status("demo").replicas_ready == 4)
+
+
 def _scaled(replicas: int) -> bool:
     try:
         SwarmService().scale("demo", replicas)
@@ -132,3 +170,39 @@ def test_a_swarm_that_is_down_is_no_target_of_prometheus_even_if_its_endpoint_wa
     lifecycle.down("demo")
     assert not target.exists()
     assert list((tmp_path / "textfile").iterdir()) == []
+
+
+def test_a_down_that_breaks_off_is_told_until_one_ends_well(
+    lifecycle: SwarmLifecycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away(LocalServing):
+        def delete(self, *_: object, **__: object) -> None:
+            raise PlatformUnavailable("the controller does not answer")
+
+    lifecycle.up(config(), timeout_s=limit_s())
+    with monkeypatch.context() as patch:
+        patch.setattr(factory, "serving_backend", lambda _platform: Away())
+        with pytest.raises(PlatformUnavailable):
+            lifecycle.down("demo")
+    seen = SwarmService().status("demo")
+    assert seen.phase is SwarmPhase.STOPPING
+    assert "the controller does not answer" in seen.detail
+    assert "Run `domyn-swarm down demo`" in seen.detail
+    assert seen.observed == "ready"  # it serves yet
+    with pytest.raises(StateError, match="is stopping"):
+        SwarmService().scale("demo", 2)
+    lifecycle.down("demo")
+    seen = SwarmService().status("demo")
+    assert (seen.phase, seen.detail) == (SwarmPhase.STOPPED, "`domyn-swarm down` stopped it")
+
+
+def test_what_was_written_off_and_runs_is_in_the_way_of_the_next_of_its_name(
+    lifecycle: SwarmLifecycle,
+) -> None:
+    first = lifecycle.up(config(), timeout_s=limit_s())
+    SwarmStore.open().set_stopped(first.record.tag, "forgotten: it was on another host")
+    with pytest.raises(SwarmExists, match="recorded as stopped, and something of it still runs"):
+        lifecycle.up(config(), timeout_s=limit_s())
+    lifecycle.down("demo")
+    assert processes.carrying(processes.TAG, first.record.tag) == {}
+    lifecycle.up(config(), timeout_s=limit_s())

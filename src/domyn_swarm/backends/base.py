@@ -133,7 +133,8 @@ class ServingBackend(Located, Protocol):
 
         Raises:
             StateError: a replica that is wanted again has not ended yet.
-            PlatformError: something could not be started; what was has been recorded.
+            SubmissionUnknown: replicas may come yet; the endpoint follows the plan.
+            PlatformError: something could not be started; the endpoint follows what it did before.
         """
 
     def probe(self, handle: ServingHandle) -> Observation:

@@ -128,7 +128,7 @@ def _tell(paths: JobPaths) -> None:
 
     configure("INFO")
     ended = ExitRecord.model_validate_json(record)
-    rows = ("rows_total", "rows_done", "rows_failed")
+    counts = ("rows_total", "rows_done", "rows_failed", "verdicts")
     result = _result(paths)
     notify(
         Path(told["url_file"]),
@@ -136,7 +136,7 @@ def _tell(paths: JobPaths) -> None:
         **told["facts"],
         status=ended.status.value,
         exit_code=ended.code,
-        **{name: result.get(name) for name in rows},
+        **{name: result.get(name) for name in counts},
         message=result.get("error"),
     )
 

@@ -88,7 +88,7 @@ class Checkpoint:
         self._pending = Reading(accept, again, self._lease.generation)
         try:
             place.identity.write(place.store)
-            place.note(asker)
+            place.note(asker, accept)
             remove_unfinished(self.folder)
             for path in checkpoint_files(self.folder):
                 if path.suffix == ".journal" and file_order(path)[0] < self.generation:

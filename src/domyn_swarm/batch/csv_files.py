@@ -187,6 +187,8 @@ class _Look:
                 else:
                     if row and not self._header:
                         self._begin(row, last + 1)
+                        if any("\0" in name for name in row):  # the rows below say nothing more
+                            return self._header, rows
                     elif row:
                         rows += 1
                         if len(row) != len(self._header) or self._typed or errors != "strict":

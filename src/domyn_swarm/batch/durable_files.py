@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
-
-from domyn_swarm.errors import JobError
 
 # Of file systems on which a folder cannot be synced: they keep names safe on their own.
 _NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
@@ -18,6 +17,22 @@ def write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def try_writing(folder: Path) -> Path:
+    """Write a file and leave none, in a folder or, where that is yet to be made, in the nearest one
+    above it that is there; which one that is.
+
+    Raises:
+        OSError: nothing can be written there; it names the folder.
+    """
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(there)) from error
+    return there
 
 
 def sync_folder(folder: Path) -> None:
@@ -45,13 +60,3 @@ def write_whole(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
-
-
-def disk_error(error: OSError, place: Path | None = None) -> JobError:
-    """What a disk or the system refused, in words; at `place` if the error does not say where."""
-    where = error.filename or place
-    what = "The system refused" if where is None else f"Cannot use {where}"
-    return JobError(
-        f"{what}: {error.strerror or str(error) or type(error).__name__}.",
-        hint="Check that disk and submit the same job again: what is finished is kept.",
-    )

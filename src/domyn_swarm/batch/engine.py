@@ -16,7 +16,6 @@ from domyn_swarm.batch.background import beside, in_thread
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.coordinator import Coordinator
 from domyn_swarm.batch.dataset import Dataset
-from domyn_swarm.batch.durable_files import disk_error
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.job_store import Asker, JobPlace
@@ -32,7 +31,7 @@ from domyn_swarm.batch.suspects import Suspects, forget_suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.verdicts import Reading
 from domyn_swarm.batch.work import WorkerPlan, WorkPlan
-from domyn_swarm.errors import JobError, TooManyFailures
+from domyn_swarm.errors import JobError, TooManyFailures, disk_error
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Accept, JobAccount, ReplyVerdict
 from domyn_swarm.net.openai import OpenAIClient

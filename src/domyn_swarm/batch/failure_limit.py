@@ -47,8 +47,8 @@ def _too_many_failed(tally: Tally) -> TooManyFailures:
     return TooManyFailures(
         f"{tally.rows_failed} rows failed and {tally.rows_answered} were answered; "
         f"the commonest error, {count} times: {signature}",
-        hint=f"{remedy} and submit the same job again: answered rows are kept, the failed "
-        "ones are asked again. --max-failures sets how many may fail.",
+        hint=f"{remedy} and submit the same job again, or `domyn-swarm job resume` it: answered "
+        "rows are kept, the failed ones are asked again. --max-failures sets how many may fail.",
     )
 
 

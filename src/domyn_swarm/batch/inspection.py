@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -20,6 +21,7 @@ from domyn_swarm.batch.output_rows import error_decoder, joined
 from domyn_swarm.batch.part_writer import PartWriter
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE
+from domyn_swarm.batch.segments import has_void
 from domyn_swarm.batch.tally import failure_signature
 from domyn_swarm.batch.text_dataset import open_columns
 from domyn_swarm.batch.verdicts import Reading, error_of, outcome_of, verdict_of
@@ -64,25 +66,32 @@ def opened_index(plan: BatchPlan, reading: Reading | None = None) -> Iterator[Ro
         index.frames.close()
 
 
-def settled_batches(plan: BatchPlan) -> Iterator[tuple[pa.RecordBatch, list[RowValue | None]]]:
+def settled_batches(
+    plan: BatchPlan, reading: Reading | None = None
+) -> Iterator[tuple[pa.RecordBatch, list[RowValue | None]]]:
     """Every input batch with each row's result so far, None where there is none yet.
+
+    Args:
+        plan: the job's.
+        reading: how results are read, where it is not as they count.
 
     Raises:
         JobError: the job has no checkpoint.
     """
     keys = plan.output.keys
     columns = list(dict.fromkeys([*plan.dataset.schema.names, *keys.columns]))
-    with opened_index(plan) as index:
+    with opened_index(plan, reading) as index:
         results = ordered_results(plan.dataset, keys, index, plan.limit)
         yield from joined(plan.dataset, columns, results, plan.limit)
 
 
 def bad_rows(plan: BatchPlan) -> Iterator[BadRow]:
     """The rows that carry an error, and those whose answers are not complete, in input order.
-    Raises as `settled_batches`.
+    Errors of a run that gave up are among them: its rows are asked again by any other run, and are
+    what its user wants to see. Raises as `settled_batches`.
     """
     start = 0
-    for batch, values in settled_batches(plan):
+    for batch, values in settled_batches(plan, _with_void(plan)):
         for at, value in enumerate(values):
             if value is None or not (value.error or value.code):
                 continue
@@ -115,6 +124,38 @@ def group_failures(plan: BatchPlan) -> list[FailureGroup]:
             )
         )
     return sorted(groups.values(), key=lambda one: (one.kept, -one.rows, one.example_row))
+
+
+class Unsettled(NamedTuple):
+    """Rows that a resume asks."""
+
+    rows: int
+    failed: int  # of them: asked, and failed in a run that gave up
+
+
+def count_unsettled(plan: BatchPlan) -> Unsettled:
+    """How many rows have no result that counts yet.
+
+    Raises:
+        JobError: the job has no checkpoint.
+    """
+    settled = _rows_found(plan, Reading(plan.accept))
+    if settled == plan.rows or not has_void(plan.folder):
+        return Unsettled(plan.rows - settled, 0)
+    return Unsettled(plan.rows - settled, _rows_found(plan, _with_void(plan)) - settled)
+
+
+def _with_void(plan: BatchPlan) -> Reading:
+    return Reading(plan.accept, void_counts=True)
+
+
+def _rows_found(plan: BatchPlan, reading: Reading) -> int:
+    start = rows = 0
+    with opened_index(plan, reading) as index:
+        for batch in plan.dataset.batches(plan.output.keys.columns, limit=plan.limit):
+            rows += int(index.match(start, plan.output.keys.digests(batch, start)).found.sum())
+            start += batch.num_rows
+    return rows
 
 
 def asks_again(plan: BatchPlan) -> bool:

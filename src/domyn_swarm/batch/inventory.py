@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,11 @@ from domyn_swarm.batch import lease as leases
 from domyn_swarm.batch.accounting import read_accounts
 from domyn_swarm.batch.identity import read_fields
 from domyn_swarm.batch.index import FrameFiles
-from domyn_swarm.batch.job_store import hold, job_folders, read_note
+from domyn_swarm.batch.job_store import hidden_to, hold, job_folders, read_note
 from domyn_swarm.batch.lease import Lease
 from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import search_keys
+from domyn_swarm.batch.verdicts import Reading
 from domyn_swarm.errors import JobError
 from domyn_swarm.model import Record
 
@@ -42,7 +43,7 @@ class StoredJob(Record):
     input: str | None  # None: the driver died before it wrote that down
     job_ids: tuple[str, ...]  # the runs that wrote here, the first one first
     rows_done: int  # different rows with a result here, failed ones included
-    rows_failed: int  # of those: with an error
+    rows_failed: int  # of those: as the job counts them, with an error or no answer it accepts
     takes_from: dict[str, int]  # rows that its last run took from other jobs, by their keys
     bytes: int
     last_written_at: datetime
@@ -61,7 +62,7 @@ class StoredCheckpoint(Record):
     prompt: str | None  # None: the job has no template
     jobs: tuple[StoredJob, ...]
     rows_done: int  # different rows, whichever jobs asked them
-    rows_failed: int  # of those: with nothing but errors
+    rows_failed: int  # of those: no job has an answer that it accepts
     bytes: int
     last_written_at: datetime
 
@@ -88,10 +89,10 @@ def _stored(store: Path) -> StoredCheckpoint:
     jobs, answered, failed = [], [], []
     for folder in job_folders(store):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            good, bad = _rows_in(folder)
-            jobs.append(_job(folder, len(good) + len(bad), len(bad)))
-            answered.append(good)
-            failed.append(bad)
+            rows = _rows_in(folder)
+            jobs.append(_job(folder, len(rows.answered) + len(rows.failed), rows.failed_now))
+            answered.append(rows.answered)
+            failed.append(rows.failed)
     good, bad = _different(answered, failed)
     prompt = fields.get("prompt")
     own = [path.stat() for path in store.iterdir() if path.is_file()]
@@ -132,10 +133,32 @@ def _job(folder: Path, rows_done: int, rows_failed: int) -> StoredJob:
     )
 
 
-def _rows_in(folder: Path) -> tuple[_Rows, _Rows]:
-    """The rows with an answer, and those with nothing but an error."""
+class _Found(NamedTuple):
+    """The rows of one job's folder."""
+
+    answered: _Rows
+    failed: _Rows  # with nothing but failures
+    failed_now: int  # by those results that the job has not hidden from itself, where there are any
+
+
+def _rows_in(folder: Path) -> _Found:
+    note = read_note(folder)
+    reading = Reading(None if note is None else note.accept)
+    answered, failed = _rows_of(ResultsFolder(folder), reading)
+    hidden = 0
+    with contextlib.suppress(JobError):  # a job of it says so
+        hidden = hidden_to(folder)
+    if not hidden:
+        return _Found(answered, failed, len(failed))
+    good, bad = _rows_of(ResultsFolder(folder, hidden_to=hidden), reading)
+    only_hidden = np.setdiff1d(failed, np.concatenate([good, bad]))
+    return _Found(answered, failed, len(bad) + len(only_hidden))
+
+
+def _rows_of(folder: ResultsFolder, reading: Reading) -> tuple[_Rows, _Rows]:
+    """The rows with an answer that is accepted, and the others."""
     answered, failed = [], []
-    with contextlib.closing(FrameFiles.open([ResultsFolder(folder)])) as frames:
+    with contextlib.closing(FrameFiles.open([folder], reading)) as frames:
         for number in range(len(frames.refs)):
             keys = frames.keys(number)
             if keys is None:
@@ -144,7 +167,7 @@ def _rows_in(folder: Path) -> tuple[_Rows, _Rows]:
             where = np.where(by_position, keys.ordinals * _POSITION_MIXER, np.uint64(0))
             rows = search_keys(keys.digests, "full") ^ where
             counted = keys.digests[:, 0] != 0  # zero: its error does not count any more
-            errors = keys.outcomes & 1 != 0
+            errors = reading.failed[keys.outcomes] != 0
             answered.append(rows[counted & ~errors])
             failed.append(rows[counted & errors])
     return _different(answered, failed)

@@ -25,12 +25,13 @@ import numpy as np
 
 from domyn_swarm.batch import lease as leases
 from domyn_swarm.batch.dataset import Dataset
+from domyn_swarm.batch.durable_files import try_writing
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.lease import Lease
 from domyn_swarm.batch.results_folder import ResultsFolder
 from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.errors import CheckpointBusy, JobError
-from domyn_swarm.model import utc_now
+from domyn_swarm.errors import CheckpointBusy, InvalidInput, JobError
+from domyn_swarm.model import Accept, utc_now
 from domyn_swarm.paths import write_private
 
 _KEY = re.compile(r"[0-9a-f]{16}")
@@ -60,6 +61,7 @@ class JobNote(msgspec.Struct, frozen=True):
     job_id: str  # its job's
     name: str = ""
     external_id: str | None = None
+    accept: Accept | None = None  # which answers counted in the last run
 
     @property
     def words(self) -> str:
@@ -135,8 +137,8 @@ class JobPlace:
         hidden = Hidden(generation - 1, last, job_id)
         write_private(self.folder / _HIDDEN, msgspec.json.encode(hidden).decode())
 
-    def note(self, asker: Asker) -> None:
-        """Write down who asks now.
+    def note(self, asker: Asker, accept: Accept | None = None) -> None:
+        """Write down who asks now, and which answers count.
 
         Raises:
             OSError: it cannot be written.
@@ -149,6 +151,7 @@ class JobPlace:
             job_id=asker.job_id,
             name=asker.name,
             external_id=asker.external_id,
+            accept=accept,
         )
         write_private(self.folder / _NOTE, msgspec.json.encode(note).decode())
 
@@ -202,6 +205,15 @@ def read_note(folder: Path) -> JobNote | None:
         return None
 
 
+def hidden_to(folder: Path) -> int:
+    """The last generation whose results a job has hidden from itself; 0: none.
+
+    Raises:
+        JobError: what was hidden cannot be read.
+    """
+    return _read_hidden(folder).own
+
+
 def _created(folder: Path) -> tuple[datetime, str]:
     note = read_note(folder)
     return (_LAST if note is None else note.created_at), folder.name
@@ -243,11 +255,20 @@ def hold(folder: Path) -> Lease:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse rows that another driver asks now. One elsewhere is watched for a few seconds.
+    """Refuse rows that another driver asks now, and a folder that cannot be written. A driver
+    elsewhere is watched for a few seconds.
 
     Raises:
         CheckpointBusy: another driver holds the folder; the message names its job.
+        InvalidInput: nothing can be written there.
     """
+    try:
+        try_writing(folder)
+    except OSError as error:
+        raise InvalidInput(
+            f"The checkpoint {folder} cannot be written: {error.filename}: {error.strerror}.",
+            hint="Choose another place with --checkpoint-dir, or repair the folder's permissions.",
+        ) from error
     try:
         leases.check_silent(folder)
     except FileNotFoundError:  # nobody has asked them yet

@@ -13,13 +13,12 @@ import functools
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from domyn_swarm.batch.durable_files import sync_folder
+from domyn_swarm.batch.durable_files import sync_folder, try_writing
 from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.manifest import (
@@ -30,7 +29,7 @@ from domyn_swarm.batch.manifest import (
 )
 from domyn_swarm.batch.part_writer import OpenSink, ParquetSink, TextSink
 from domyn_swarm.batch.text_forms import FORMS, TextForm
-from domyn_swarm.batch.written_files import is_named, written_identity
+from domyn_swarm.batch.written_files import Writer, is_named
 from domyn_swarm.errors import InvalidInput, JobError, OutputExists
 
 SHARD_ROWS = 250_000
@@ -51,7 +50,7 @@ def opener_of(kind: str, form: TextForm | None = None) -> OpenSink:
 
 
 class Place(Protocol):
-    """Where an output of one job identity goes: one file, or a folder of shards."""
+    """Where a job's output goes: one file, or a folder of shards."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -95,7 +94,7 @@ class OutputPlace:
 
     path: Path
     sharded: bool
-    identity: str
+    writer: Writer
     facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there
 
     @property
@@ -126,19 +125,15 @@ class OutputPlace:
         """See `Place`."""
         found = self._foreign_shard() if self.sharded else self._foreign_file()
         if found is not None:
-            raise OutputExists(
-                f"{found} exists and is not this job's output.",
-                hint="Move it away or choose another --output.",
-            )
-        parents = self.path.absolute().parents
-        there = next(one for one in parents if one.exists())
+            raise not_replaced(str(found))
+        if self.path.exists():
+            self.writer.check_input(self.manifest(), str(self.path))
         try:
-            with tempfile.TemporaryFile(dir=there):
-                pass
+            there = try_writing(self.path.absolute().parent)
             room = shutil.disk_usage(there)
         except OSError as error:
             raise InvalidInput(
-                f"The output {self.path} cannot be written: {there}: {error.strerror}.",
+                f"The output {self.path} cannot be written: {error.filename}: {error.strerror}.",
                 hint="Choose another --output, or mend the folder's permissions.",
             ) from error
         if room.total and room.free < least_bytes:  # some file systems do not tell
@@ -163,14 +158,11 @@ class OutputPlace:
     def _wrote(self, path: Path) -> bool:
         if self.sharded and path.name == MANIFEST_NAME:
             manifest = read_manifest(path)
-            return manifest is not None and manifest.job.identity == self.identity
+            return manifest is not None and self.writer.owns(manifest.job.identity)
         if not path.is_file() or (self.sharded and not is_shard_name(path.name)):
             return False
-        file = InputFile(str(path))
-        return written_identity(file) == self.identity or any(
-            is_named(file, read_manifest(one), self.identity, self.facts)
-            for one in self._manifests()
-        )
+        manifests = map(read_manifest, self._manifests())
+        return self.writer.may_replace(InputFile(str(path)), manifests, self.facts)
 
     def _manifests(self) -> list[Path]:
         """The one in place, and those that a kill kept from getting there."""
@@ -178,7 +170,7 @@ class OutputPlace:
 
     def _left(self) -> list[Path]:
         """Stages of runs of this job that are at work or were killed."""
-        prefix = f".{self.path.name}.{self.identity}."
+        prefix = f".{self.path.name}.{self.writer.identity}."
         inside = self.path.parent.iterdir() if self.path.parent.is_dir() else ()
         return [
             one for one in inside if one.name.startswith(prefix) and one.name.endswith(".partial")
@@ -195,7 +187,7 @@ class OutputPlace:
             shutil.rmtree(left)
         if self._aside.exists() and not self.path.exists():
             self._aside.rename(self.path)
-        stage = parent / f".{self.path.name}.{self.identity}.{os.getpid()}.partial"
+        stage = parent / f".{self.path.name}.{self.writer.identity}.{os.getpid()}.partial"
         stage.mkdir()
         try:
             yield stage
@@ -213,13 +205,13 @@ class OutputPlace:
         waiting = stage / self._manifest.name
         in_place = InputFile(str(self.path))
         told = None if self.sharded else read_manifest(waiting)
-        if is_named(in_place, told, self.identity, self.facts):
+        if is_named(in_place, told, self.facts):
             waiting.replace(self._manifest)
 
     @property
     def _aside(self) -> Path:
         """Where the old shards are for as long as it takes to rename the new ones."""
-        return self.path.with_name(f".{self.path.name}.{self.identity}.replaced")
+        return self.path.with_name(f".{self.path.name}.{self.writer.identity}.replaced")
 
     def put(self, stage: Path) -> None:
         """See `Place`."""
@@ -247,6 +239,15 @@ class OutputPlace:
         shutil.rmtree(self._aside)
 
 
+def not_replaced(path: str) -> OutputExists:
+    """What lies at `path` was written by nobody that the job may replace."""
+    return OutputExists(
+        f"{path} exists and is not this job's output.",
+        hint="Move it away or choose another --output; --overwrite replaces what another job of "
+        "domyn-swarm wrote, such as one with another prompt, and nothing else.",
+    )
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A file beside `path` that takes its place at the end, or is gone when there was an error.
@@ -259,9 +260,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise JobError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise JobError(
+            f"Cannot write {path}: {error.strerror or error}.",
+            hint="Choose another place, or make room there.",
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that takes nothing
+            temporary.unlink(missing_ok=True)
 
 
 def is_shard_name(name: str) -> bool:

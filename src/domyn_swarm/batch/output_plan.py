@@ -26,6 +26,7 @@ from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.schema import ERROR_COLUMN, OutputSchema
 from domyn_swarm.batch.text_dataset import is_csv, row_column_of, text_bytes
 from domyn_swarm.batch.text_forms import FORMS, JsonLines, TextForm
+from domyn_swarm.batch.written_files import Writer
 from domyn_swarm.errors import InvalidInput
 
 _SAMPLED = 16  # rows that are written before anything is asked
@@ -47,14 +48,14 @@ class OutputPlan:
     write: WriteFile | None = None  # how a library writes each file; None: as usual
     lines: TextForm | None = None  # how the job writes JSON Lines; None: an object of the columns
     infer_types: bool = False  # of the cells of CSV that are kept
+    overwrite: bool = False  # also what another job of ours wrote, or this one of another input
     facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there already
 
     @property
     def place(self) -> Place:
         """Where the files lie."""
-        return place_of(
-            self.target, sharded=self.sharded, identity=self.job.identity, facts=self.facts
-        )
+        writer = Writer(self.job.identity, self.input_path, self.overwrite)
+        return place_of(self.target, sharded=self.sharded, writer=writer, facts=self.facts)
 
     @property
     def kind(self) -> str:
@@ -105,7 +106,8 @@ class OutputPlan:
         Raises:
             InvalidInput: an output column has the name of a kept input column, the path's kind is
                 not supported, or its writer does not take the columns, or there is no room.
-            OutputExists: something this job did not write lies at the path.
+            OutputExists: something this job did not write lies at the path, or what it wrote of
+                another input.
         """
         if not self.kind:
             raise InvalidInput(

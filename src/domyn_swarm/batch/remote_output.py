@@ -20,9 +20,9 @@ from domyn_swarm.batch.file_systems import reaching
 from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.manifest import MANIFEST_NAME, Manifest, manifest_path
-from domyn_swarm.batch.output_files import OutputPlace, Place, is_shard_name
-from domyn_swarm.batch.written_files import is_named, written_identity
-from domyn_swarm.errors import InvalidInput, OutputExists
+from domyn_swarm.batch.output_files import OutputPlace, Place, is_shard_name, not_replaced
+from domyn_swarm.batch.written_files import Writer
+from domyn_swarm.errors import InvalidInput
 
 _READ_ONLY = ("http", "https")
 
@@ -34,16 +34,16 @@ def _path(url: str) -> str:
 
 
 def place_of(
-    target: str, *, sharded: bool, identity: str, facts: InputFacts | None = None
+    target: str, *, sharded: bool, writer: Writer, facts: InputFacts | None = None
 ) -> Place:
     """Where an output goes that users call `target`; a link to a folder of shards is followed.
     `facts`: what is known of files that lie there.
     """
     known = InputFacts() if facts is None else facts
     if "://" in target:
-        return RemotePlace(target, sharded, identity, known)
+        return RemotePlace(target, sharded, writer, known)
     path = Path(target)
-    return OutputPlace(path.resolve() if sharded else path, sharded, identity, known)
+    return OutputPlace(path.resolve() if sharded else path, sharded, writer, known)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RemotePlace:
 
     url: str
     sharded: bool
-    identity: str
+    writer: Writer
     facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there
 
     @property
@@ -70,7 +70,7 @@ class RemotePlace:
 
     @property
     def _pending(self) -> str:
-        return f".{self.names[0]}.{self.identity}.manifest.json"
+        return f".{self.names[0]}.{self.writer.identity}.manifest.json"
 
     def _file(self, name: str) -> InputFile:
         with reaching(f"{self._folder}/{name}") as (system, path):
@@ -85,14 +85,14 @@ class RemotePlace:
             )
         with reaching(self.url) as (system, _):
             system.invalidate_cache()
-            found = next((one for one in self._there(system) if not self._wrote(one)), None)
+            there = self._there(system)
+            found = next((one for one in there if not self._wrote(one)), None)
             if found is None:
+                if {*there} - {self.names[1]}:  # a manifest alone is nobody's output
+                    self.writer.check_input(self.manifest(), self.url)
                 self._try_writing(system)
                 return
-        raise OutputExists(
-            f"{self._folder}/{found} exists and is not this job's output.",
-            hint="Move it away or choose another --output.",
-        )
+        raise not_replaced(f"{self._folder}/{found}")
 
     def _there(self, system: Any) -> list[str]:  # noqa: ANN401 - of fsspec
         """The names that an output of this job would take, and with shards all in the folder."""
@@ -116,15 +116,12 @@ class RemotePlace:
     def _wrote(self, name: str) -> bool:
         if name == self.names[1]:
             manifest = self.manifest()
-            ours = manifest is not None and manifest.job.identity == self.identity
+            ours = manifest is not None and self.writer.owns(manifest.job.identity)
             return ours if self.sharded else manifest is not None
         if self.sharded and not is_shard_name(name):
             return False
-        file = self._file(name)
-        return written_identity(file) == self.identity or any(
-            is_named(file, self._read(one), self.identity, self.facts)
-            for one in (self.names[1], self._pending)
-        )
+        manifests = map(self._read, (self.names[1], self._pending))
+        return self.writer.may_replace(self._file(name), manifests, self.facts)
 
     def _read(self, name: str) -> Manifest | None:
         try:

@@ -22,6 +22,7 @@ from domyn_swarm.batch.frames import SortedFrames
 _NAME = re.compile(r"^(\d{6,})-(\d{3,})-(\d{8,})\.(journal|segment)$")
 _UNFINISHED = ".unfinished-"  # before the name of a segment that is being written
 SEGMENT_FRAME_ROWS = 2048
+_VOID = ".void"
 _TRIES = 3  # to seal a journal that grows meanwhile
 
 
@@ -40,7 +41,12 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 def void_path(folder: Path, generation: int) -> Path:
     """Exists when the errors that this generation recorded do not count any more."""
-    return folder / f"{generation:06d}.void"
+    return folder / f"{generation:06d}{_VOID}"
+
+
+def has_void(folder: Path) -> bool:
+    """Whether there are errors in a folder that do not count any more."""
+    return any(path.suffix == _VOID for path in folder.iterdir())
 
 
 @contextmanager

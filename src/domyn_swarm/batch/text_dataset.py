@@ -22,7 +22,14 @@ NAME_ENCODING = "Name the file's encoding: --encoding cp1252 (Windows), latin-1,
 
 _BUFFER_BYTES = 1 << 18
 _BOM = b"\xef\xbb\xbf"
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_MARKS = (  # the longer ones first
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+_LAST_PLANE = 0x10  # of Unicode: the third byte of a character in UTF-32
+_HEAD_BYTES = 64
 
 
 class TextDataset:
@@ -102,7 +109,7 @@ def opened_text(
     """A file's text, decompressed, without a byte order mark; line ends are as they are.
 
     Raises:
-        InvalidInput: it cannot be read, or is UTF-16 by its first bytes; it is named.
+        InvalidInput: it cannot be read, or is UTF-16 or UTF-32 by its first bytes; it is named.
         UnicodeDecodeError: it is not of the encoding, and `errors` are strict.
     """
     with opened_bytes(file, encoding, kind) as stream:
@@ -115,14 +122,33 @@ def opened_bytes(file: InputFile, encoding: str, kind: str) -> Iterator[BinaryIO
     which looks at the bytes.
     """
     with named_errors(file, kind), file.stream() as stream:
-        head = stream.read(3)
-        if encoding == "utf-8" and head[:2] in _UTF_16:
-            raise InvalidInput(
-                f"{file} is UTF-16, not UTF-8.",
-                hint="Name its encoding: --encoding utf-16.",
-            )
-        head = b"" if head == _BOM and encoding == "utf-8" else head
+        head = stream.read(_HEAD_BYTES)
+        if encoding == "utf-8":
+            if (other := _other_encoding(head)) is not None:
+                raise InvalidInput(
+                    f"{file} is {other.upper()}, not UTF-8.",
+                    hint=f"Name its encoding: --encoding {other}.",
+                )
+            head = head.removeprefix(_BOM)
         yield cast("BinaryIO", io.BufferedReader(_Beginning(head, stream), _BUFFER_BYTES))
+
+
+def _other_encoding(head: bytes) -> str | None:
+    """What the first bytes of a file say that it is; None: nothing. Where there is no mark, the NUL
+    bytes of its first line tell, which no text has that could be read.
+    """
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    at = head.partition(b"\n")[0].find(b"\0")
+    if at < 0:
+        return None
+    fours = [head[start : start + 4] for start in range(0, len(head) - 3, 4)]
+    if fours and all(one[3] == 0 and one[2] <= _LAST_PLANE for one in fours):
+        return "utf-32-le"
+    if fours and all(one[0] == 0 and one[1] <= _LAST_PLANE for one in fours):
+        return "utf-32-be"
+    return "utf-16-le" if at % 2 else "utf-16-be"
 
 
 class _Beginning(io.RawIOBase):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +12,47 @@ import pyarrow.parquet as pq
 
 from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile
+from domyn_swarm.batch.job_store import input_key
 from domyn_swarm.batch.manifest import Manifest, modified_at
+from domyn_swarm.errors import OutputExists
 
 IDENTITY_KEY = b"domyn_swarm.identity"
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who writes an output, and what it may replace."""
+
+    identity: str
+    input_path: str | None = None  # None: the output is read, not written
+    overwrite: bool = False  # what any job wrote, not this one alone
+
+    def may_replace(
+        self, file: InputFile, manifests: Iterable[Manifest | None], facts: InputFacts
+    ) -> bool:
+        """Whether a file is of this job's output, by its metadata or by one of the manifests."""
+        return self.owns(written_identity(file)) or any(
+            one is not None and self.owns(one.job.identity) and is_named(file, one, facts)
+            for one in manifests
+        )
+
+    def owns(self, identity: str | None) -> bool:
+        """Whether what a job of that identity wrote may be replaced."""
+        return identity is not None and (self.overwrite or identity == self.identity)
+
+    def check_input(self, there: Manifest | None, where: str) -> None:
+        """Refuse to replace an output that has the rows of another input.
+
+        Raises:
+            OutputExists: names that input.
+        """
+        if there is None or self.overwrite or self.input_path is None:
+            return
+        if input_key(there.input.path) != input_key(self.input_path):
+            raise OutputExists(
+                f"{where} has the answers to another input, {there.input.path}.",
+                hint="Choose another --output, or give --overwrite to replace it.",
+            )
 
 
 def written_identity(file: InputFile) -> str | None:
@@ -28,12 +68,12 @@ def written_identity(file: InputFile) -> str | None:
     return None if found is None else found.decode()
 
 
-def is_named(file: InputFile, manifest: Manifest | None, identity: str, facts: InputFacts) -> bool:
-    """Whether a manifest of that job names the file as it is: with its size, and the moment of its
-    last change. Only where that is another one, as after copying, the file is read for its
-    checksum; once, as long as it is the same.
+def is_named(file: InputFile, manifest: Manifest | None, facts: InputFacts) -> bool:
+    """Whether a manifest names the file as it is: with its size, and the moment of its last change.
+    Only where that is another one, as after copying, the file is read for its checksum; once, as
+    long as it is the same.
     """
-    if manifest is None or manifest.job.identity != identity:
+    if manifest is None:
         return False
     name = file.path.rpartition("/")[2]
     known = next((one for one in manifest.files if one.name == name), None)

@@ -5,10 +5,11 @@ Nothing heavy is imported here or at the top of a command module: `--help` is in
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,10 +17,17 @@ from domyn_swarm.cli import completion
 from domyn_swarm.cli.completion import InstallOption, ShowOption
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.lazy import Entry, root_group
-from domyn_swarm.errors import EXIT_BUG, EXIT_INTERRUPTED, SwarmError
+from domyn_swarm.errors import EXIT_BUG, EXIT_INTERRUPTED, PlatformError, SwarmError, words_of
 from domyn_swarm.logs import FORMAT_VARIABLE, configure
 
 _CLI = "domyn_swarm.cli"
+_NO_BUG = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ENOLCK),
+    }
+)
+"""What disks and systems refuse, whoever asks."""
 COMMANDS = (
     Entry("up", f"{_CLI}.swarms:up", "Bring a swarm up; print its name."),
     Entry("status", f"{_CLI}.looking:status", "Show a swarm's phase, endpoint, replicas and jobs."),
@@ -122,9 +130,19 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in _NO_BUG:
+            _tell_bug()
+        say(f"error: {words_of(error)}")
+        say("hint: Check that disk (permissions, quota, space) and this machine's limits.")
+        sys.exit(PlatformError.exit_code)
     except Exception:  # noqa: BLE001 - the process boundary: whatever is left is a bug of ours
-        import traceback
+        _tell_bug()
 
-        traceback.print_exc()
-        say("hint: this is a bug in domyn-swarm; please report it with the lines above.")
-        sys.exit(EXIT_BUG)
+
+def _tell_bug() -> NoReturn:
+    import traceback
+
+    traceback.print_exc()
+    say("hint: this is a bug in domyn-swarm; please report it with the lines above.")
+    sys.exit(EXIT_BUG)

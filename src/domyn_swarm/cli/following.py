@@ -54,11 +54,7 @@ def _summarise(job: JobSnapshot) -> None:
 
     say(f"{job.job_id} {job.status.value}: {rows_text(job)} rows{split_text(job)}")
     if told := verdicts_text(job.verdicts):
-        classes = ",".join(sorted({name.value for name in job.verdicts} - {"complete"}))
-        say(
-            f"answers: {told}; `domyn-swarm job retry-failed {job.job_id} --class {classes}` asks "
-            "those again"
-        )
+        say(f"answers: {told}; {_asked_again(job)}")
     for remark in job.remarks:
         say(remark)
     if job.account is not None and job.account.requests:
@@ -69,3 +65,13 @@ def _summarise(job: JobSnapshot) -> None:
         say(f"output: {job.output}")
     else:
         say(f"log: {job.log_path}")
+
+
+def _asked_again(job: JobSnapshot) -> str:
+    """Which command asks rows again whose answers are not complete, in words. A retry of a job that
+    has not published would leave the rows unasked that it had not come to.
+    """
+    if job.status.exit_code not in (0, 7):
+        return f"`domyn-swarm job resume {job.job_id}` asks the rows that are left"
+    classes = ",".join(sorted({name.value for name in job.verdicts} - {"complete"}))
+    return f"`domyn-swarm job retry-failed {job.job_id} --class {classes}` asks those again"

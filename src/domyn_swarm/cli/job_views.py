@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import Format
 from domyn_swarm.cli.rendering import State, moment, print_pairs, print_record, print_table
 from domyn_swarm.swarm.snapshot import JobList
@@ -70,6 +71,25 @@ def show_failures(failures: JobFailures, output: Format) -> None:
             for group in failures.groups
         ],
     )
+
+
+def say_what_is_left(failures: JobFailures) -> None:
+    """Which command asks the failed rows again, and those that have no result yet."""
+    job_id, left = failures.job_id, failures.rows_unsettled
+    if lasting := failures.rows_failed - failures.rows_failed_unsettled:
+        say(f"{lasting} rows failed; `domyn-swarm job retry-failed {job_id}` asks them again.")
+    elif not failures.rows_failed:
+        say("No row failed.")
+    if failures.rows_failed_unsettled:
+        say(
+            f"{failures.rows_failed_unsettled} rows failed as a run gave up: their errors do not "
+            "count, and any run of the job asks them again."
+        )
+    if left:
+        say(
+            f"{left} rows are not settled; once the job has ended, `domyn-swarm job resume "
+            f"{job_id}` asks them."
+        )
 
 
 def show_verification(found: OutputVerification, output: Format) -> None:

@@ -143,6 +143,13 @@ RunHereOption = Annotated[
     bool,
     typer.Option("--run-here", help="Drive the endpoint from this machine, as a process of it."),
 ]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace an output that another job, or this one over another input, wrote.",
+    ),
+]
 DownAfterOption = Annotated[
     bool, typer.Option("--down-after", help="Shut the swarm down when the job has ended.")
 ]

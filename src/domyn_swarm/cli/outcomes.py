@@ -33,16 +33,19 @@ def failures(
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """Group a job's failed rows by their errors, with an example of each.
+    """Group a job's failed rows by their errors, with an example of each; say how many rows are not
+    settled, and which command asks them.
 
     Example: domyn-swarm job failures nightly-run --export failed.parquet
     """
-    from domyn_swarm.cli.job_views import show_failures
+    from domyn_swarm.cli.job_views import say_what_is_left, show_failures
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
     which = chosen_job(ref, external_id, handle_json)
-    show_failures(JobService().failures(which, export=export), form)
+    found = JobService().failures(which, export=export)
+    show_failures(found, form)
+    say_what_is_left(found)
 
 
 def report(

@@ -24,6 +24,7 @@ from domyn_swarm.cli.options import (
     MaxFailuresOption,
     MemOption,
     NoProgressOption,
+    OverwriteOption,
     PlacementOption,
     RayAddressOption,
     ReadKwargsOption,
@@ -108,6 +109,7 @@ def submit(
         bool,
         typer.Option("--shard-output", help="Make --output a folder of files, 250,000 rows each."),
     ] = False,
+    overwrite: OverwriteOption = False,
     encoding: EncodingOption = "utf-8",
     delimiter: DelimiterOption = None,
     types: TypesOption = "",
@@ -235,6 +237,7 @@ def submit(
         output_mode=None if output_mode is None else output_mode.value,
         shard_output=shard_output,
         infer_types=infer_types,
+        overwrite=overwrite,
         **reading_options(encoding, delimiter, types, recursive=recursive),
         job_kwargs={
             **parse_json_object(job_kwargs),

@@ -45,12 +45,14 @@ class MultiTurnTranslationJob(PromptedJob):
 
     Column `translation`: the same messages, `content` in `target_language`. The translator sees
     the last `context_turns` messages with their translations, so that words stay the same
-    throughout. Messages of other roles than `roles`, and empty ones, are kept as they are.
+    throughout. Of content in parts the texts are translated, each by itself. Messages of other
+    roles than `roles`, and empty ones, are kept as they are; a conversation without a message of
+    these roles is a row error, and so is a message without a role or with other content.
     """
 
     input_columns = ("messages",)
     output_schema: Any = ("translation",)
-    version = "1"
+    version = "2"
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class MultiTurnTranslationJob(PromptedJob):
         """See the class; `system` replaces our instruction to the translator."""
         self.target_language = target_language
         self.source_language = source_language
-        self.roles = tuple(roles)
+        self.roles = (roles,) if isinstance(roles, str) else tuple(roles)
         self.context_turns = context_turns
         super().__init__(**options)
 
@@ -75,6 +77,16 @@ class MultiTurnTranslationJob(PromptedJob):
             raise ConfigError(
                 "MultiTurnTranslationJob needs a target_language.",
                 hint="""For example --job-kwargs '{"target_language": "Italian"}'.""",
+            )
+        if not self.roles or not all(isinstance(one, str) for one in self.roles):
+            raise ConfigError(
+                f"roles of MultiTurnTranslationJob are {self.roles!r}: they name no role.",
+                hint='A list of names, such as ["user", "assistant"].',
+            )
+        if self.context_turns < 0:
+            raise ConfigError(
+                f"context_turns of MultiTurnTranslationJob is {self.context_turns}.",
+                hint="0: each message is translated by itself.",
             )
 
     def described(self) -> dict[str, Any]:
@@ -93,21 +105,50 @@ class MultiTurnTranslationJob(PromptedJob):
         body, turns = self.body(columns), self.asked(columns)
         if not isinstance(turns, list) or not turns:
             raise ValueError(f"a conversation is a list of messages, not {turns!r:.80}")
+        self._check_turns(turns)
         instruction = {"role": "system", "content": self._instruction(columns)}
         seen: list[dict[str, Any]] = []
-        translated = []
-        for turn in turns:
-            text = turn.get("content") if isinstance(turn, dict) else None
-            if _role(turn) not in self.roles or not isinstance(text, str) or not text.strip():
-                translated.append(turn)
-                continue
+
+        async def in_language(text: str) -> str:
+            if not text.strip():
+                return text
             context = seen[-2 * self.context_turns :] if self.context_turns else []
             messages = [instruction, *context, {"role": "user", "content": text}]
             reply = await self.client.transport.post(CHAT_PATH, {**body, "messages": messages})
             answer = _spoken(reply)
-            seen += [messages[-1], {"role": "assistant", "content": answer}]
-            translated.append({**turn, "content": answer})
+            seen.extend([messages[-1], {"role": "assistant", "content": answer}])
+            return answer
+
+        translated = []
+        for turn in turns:
+            content = turn.get("content") if turn["role"] in self.roles else None
+            if isinstance(content, str):
+                translated.append({**turn, "content": await in_language(content)})
+            elif isinstance(content, list):
+                parts = [
+                    {**part, "text": await in_language(part["text"])} if _is_text(part) else part
+                    for part in content
+                ]
+                translated.append({**turn, "content": parts})
+            else:
+                translated.append(turn)
         return translated
+
+    def _check_turns(self, turns: list[Any]) -> None:
+        for number, turn in enumerate(turns, 1):
+            if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+                raise ValueError(f"message {number} of the conversation has no role")
+            content = turn.get("content")
+            if not (content is None or isinstance(content, str | list)):
+                raise ValueError(
+                    f"message {number} has neither text nor parts, but {content!r:.80}"
+                )
+        roles = dict.fromkeys(turn["role"] for turn in turns)
+        if not roles.keys() & {*self.roles}:
+            raise ValueError(
+                f"no message is by {' or '.join(self.roles)}, as `roles` has it, but by "
+                f"{', '.join(roles)}"
+            )
 
     def _instruction(self, columns: dict[str, Any]) -> str:
         if self.system is not None:
@@ -132,6 +173,10 @@ def _spoken(reply: bytes | memoryview) -> str:
     if not (message.text or "").strip():
         raise ValueError("the model said nothing, and the conversation cannot go on without it")
     return message.text or ""
+
+
+def _is_text(part: Any) -> bool:  # noqa: ANN401 - a part of a message
+    return isinstance(part, dict) and isinstance(part.get("text"), str)
 
 
 def _role(message: Any) -> str | None:  # noqa: ANN401 - a message

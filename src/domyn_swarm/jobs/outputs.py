@@ -9,6 +9,7 @@ from domyn_swarm.batch.manifest import Manifest
 from domyn_swarm.batch.remote_output import place_of
 from domyn_swarm.batch.results import Results, settled_results, written_results
 from domyn_swarm.batch.verification import OutputVerification, verify
+from domyn_swarm.batch.written_files import Writer
 from domyn_swarm.errors import JobError
 from domyn_swarm.jobs.preparation import identity_of, load_work, make_plan
 from domyn_swarm.jobs.spec import JobSpec
@@ -43,7 +44,7 @@ def opened_results(spec: JobSpec, status: JobStatus, *, partial: bool) -> Iterat
             yield results
         return
     finished = status in (JobStatus.SUCCEEDED, JobStatus.PARTIAL)
-    place = place_of(spec.output, sharded=spec.shard_output, identity="")
+    place = place_of(spec.output, sharded=spec.shard_output, writer=Writer(""))
     manifest = place.manifest()
     if manifest is None or not _is_of(manifest, spec, finished=finished):
         what = (

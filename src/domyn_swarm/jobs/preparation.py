@@ -52,10 +52,13 @@ def prepare(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
         OutputExists: something else lies where the output goes.
     """
     prepared = make_plan(spec, facts)
-    plan = prepared.plan
-    check_rows(plan)
-    plan.output.check(plan.dataset, plan.limit)
+    check_rows(prepared.plan)
+    _check_output(prepared.plan)
     return prepared
+
+
+def _check_output(plan: BatchPlan) -> None:
+    plan.output.check(plan.dataset, plan.limit)
 
 
 def check_submitted(spec: JobSpec, facts: InputFacts) -> None:
@@ -66,10 +69,12 @@ def check_submitted(spec: JobSpec, facts: InputFacts) -> None:
         CheckpointBusy: another job asks the same rows now.
         NothingToRetry: it is to ask rows again, and there are none.
     """
-    plan = prepare(spec, facts).plan
+    plan = make_plan(spec, facts).plan
+    check_rows(plan)
+    _check_retried(plan)
+    _check_output(plan)
     if spec.checkpointing:
         check_free(plan.folder)
-    _check_retried(plan)
 
 
 def check_rows(plan: BatchPlan) -> None:
@@ -166,6 +171,7 @@ def plan_of(
         write=writer_of(spec),
         lines=None if job.lines is None else job.lines.form,
         infer_types=spec.infer_types,
+        overwrite=spec.overwrite,
         facts=InputFacts() if facts is None else facts,
     )
     return BatchPlan(

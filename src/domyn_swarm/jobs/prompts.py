@@ -17,13 +17,14 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefine
 from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import missing, pass_environment
+from jinja2.utils import missing, pass_context, pass_environment
 from jinja2.visitor import NodeTransformer
 
 from domyn_swarm.errors import ConfigError, InvalidInput
-from domyn_swarm.jobs.row_text import NullInPrompt, json_of, text_of, without_nan
+from domyn_swarm.jobs.row_text import NullInPrompt, json_of, literal, text_of, without_nan
 
 _ROW = "row"
+_LITERAL = "=literal"  # a filter that no template can name
 _OF_TEXT = (
     *("capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "replace", "safe"),
     *("striptags", "title", "trim", "truncate", "upper", "urlize", "wordcount"),
@@ -128,6 +129,11 @@ def _join(env: _Rows, values: Iterable[Any], between: str = "", attribute: Any =
     return _shown(between).join(map(_shown, inner))
 
 
+@pass_context  # Jinja makes constants of what needs none, and would write them as plain lists
+def _literal(_context: Any, value: Any) -> Any:  # noqa: ANN401 - Jinja's
+    return literal(value)
+
+
 def _tojson(value: Any, indent: int | None = None) -> str:  # noqa: ANN401 - a value
     text = json_of(value)
     return text if indent is None else msgspec.json.format(text, indent=indent)
@@ -145,7 +151,7 @@ def _environment() -> _Rows:
     env.filters |= {name: _taking(name, _shown) for name in _OF_TEXT}
     env.filters |= {name: _taking(name, _given) for name in _OF_VALUES}
     env.filters |= {"default": _default, "d": _default, "join": _join, "string": _shown}
-    env.filters |= {"format": _format, "tojson": _tojson}
+    env.filters |= {"format": _format, "tojson": _tojson, _LITERAL: _literal}
     return env
 
 
@@ -154,7 +160,7 @@ _rows = _environment()
 
 class _Columns(NodeTransformer):
     """Writes each `row["name"]` as an item of the row under a name that the template does not use,
-    and notes the columns; joins with `~` what is text already.
+    and notes the columns; joins with `~` what is text already, and marks the template's own lists.
     """
 
     def __init__(self, row: str, *, whole: bool) -> None:
@@ -180,6 +186,22 @@ class _Columns(NodeTransformer):
         self.generic_visit(node)
         texts = [nodes.Filter(one, "string", [], [], None, None) for one in node.nodes]
         return nodes.Concat(texts, lineno=node.lineno)
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802 - Jinja's
+        """`[a, b]`."""
+        return self._literal(node)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802 - Jinja's
+        """`{"a": b}`."""
+        return self._literal(node)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802 - Jinja's
+        """`a, b`, where it is no target."""
+        return self._literal(node) if node.ctx == "load" else self._deeper(node)
+
+    def _literal(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        return nodes.Filter(node, _LITERAL, [], [], None, None, lineno=node.lineno)
 
     def _column(self, node: nodes.Node, inside: nodes.Expr, name: Any) -> nodes.Node:  # noqa: ANN401 - a constant
         of_row = self._whole and isinstance(inside, nodes.Name) and inside.name == _ROW
@@ -232,7 +254,7 @@ class PromptTemplate:
             )
         self._row = next(name for name in _unlike(_ROW) if name not in used | own)
         columns = _Columns(self._row, whole=_ROW in used)
-        tree = columns.visit(tree)
+        tree = columns.visit(_rows.parse(self.text))  # the search has made constants of lists
         tree.set_environment(_rows)
         self._template = _rows.from_string(tree)
         used = meta.find_undeclared_variables(tree) - {self._row}

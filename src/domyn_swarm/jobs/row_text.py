@@ -19,6 +19,31 @@ class NullInPrompt(ValueError):
     """A value that is null would become words of the prompt."""
 
 
+class LiteralList(list[Any]):
+    """A list that stands in a template itself; those of a row show their nulls as JSON does."""
+
+    def __add__(self, other: list[Any]) -> list[Any]:
+        both = super().__add__(other)
+        return LiteralList(both) if isinstance(other, LiteralList) else both
+
+
+class LiteralTuple(tuple[Any, ...]):
+    """Likewise."""
+
+    __slots__ = ()
+
+
+class LiteralDict(dict[Any, Any]):
+    """Likewise."""
+
+
+def literal(value: Any) -> Any:  # noqa: ANN401 - what a template makes
+    """The same value, known to be a template's own."""
+    if isinstance(value, dict):
+        return LiteralDict(value)
+    return LiteralTuple(value) if isinstance(value, tuple) else LiteralList(value)
+
+
 def without_nan(value: Any) -> Any:  # noqa: ANN401 - a row's value
     """The value with null for every number that is none: that is what tables have for missing."""
     if isinstance(value, float):
@@ -48,8 +73,19 @@ def text_of(value: Any) -> str:  # noqa: ANN401 - a row's value, or what a templ
     if isinstance(value, _SHOWN_AS_TEXT):
         return str(value)
     if isinstance(value, list | tuple | dict):
+        _check_literal(value)
         return json_of(value)
     raise _refusal(value)
+
+
+def _check_literal(value: Any) -> None:  # noqa: ANN401 - a value of a template
+    """Refuse a column that is null in a list or an object which the template makes of columns."""
+    if not isinstance(value, LiteralList | LiteralTuple | LiteralDict):
+        return
+    for one in value.values() if isinstance(value, dict) else value:
+        if one is None:
+            raise NullInPrompt("a value in the prompt is null")
+        _check_literal(one)
 
 
 def json_of(value: Any) -> str:  # noqa: ANN401 - a row's value

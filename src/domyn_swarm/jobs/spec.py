@@ -45,6 +45,7 @@ class JobSpec(InputReading):
     output_mode: Literal["append", "replace", "io_only"] | None = None
     shard_output: bool = False
     infer_types: bool = False
+    overwrite: bool = False
     limit: int | None = None
     max_concurrency: int | Literal["auto"] | None = None
     workers: int | None = Field(None, ge=1)  # None: one here, or one for each node of Ray's

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from domyn_swarm.batch.background import beside
-from domyn_swarm.batch.durable_files import disk_error
 from domyn_swarm.batch.engine import BatchPlan, BatchRun
 from domyn_swarm.batch.identity import nearest
 from domyn_swarm.batch.input_facts import InputFacts
@@ -27,7 +26,7 @@ from domyn_swarm.batch.runner import Events
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkerPlan
 from domyn_swarm.batch.worker_process import start_local
-from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, SwarmError
+from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, SwarmError, disk_error
 from domyn_swarm.jobs.preparation import Prepared, prepare
 from domyn_swarm.jobs.program import access_of, event_loop_runner, read_spec
 from domyn_swarm.jobs.reporting import Reporter

@@ -201,7 +201,7 @@ class JobService:
         Raises:
             SwarmError: the job's files, input or checkpoint cannot be read.
         """
-        from domyn_swarm.batch.inspection import export_failures, group_failures
+        from domyn_swarm.batch.inspection import count_unsettled, export_failures, group_failures
         from domyn_swarm.jobs.preparation import make_plan
 
         record = self._record(ref)
@@ -209,10 +209,13 @@ class JobService:
         groups = group_failures(plan)
         if export is not None:
             export_failures(plan, export)
+        unsettled = count_unsettled(plan)
         return JobFailures(
             job_id=record.job_id,
             rows_failed=sum(group.rows for group in groups if not group.kept),
             groups=tuple(groups),
+            rows_unsettled=unsettled.rows,
+            rows_failed_unsettled=unsettled.failed,
             exported=export,
         )
 

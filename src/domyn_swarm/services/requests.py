@@ -104,6 +104,8 @@ class JobFailures(Record):
     job_id: str
     rows_failed: int
     groups: tuple[FailureGroup, ...]  # of each kind the commonest first
+    rows_unsettled: int = 0  # that `job resume` asks: not asked yet, or failed as a run gave up
+    rows_failed_unsettled: int = 0  # of those: failed; `rows_failed` has them too
     exported: Path | None = None  # the failed rows with their errors
 
 

@@ -6,7 +6,7 @@ Every method is one transaction. Nodes never open this file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -171,8 +171,12 @@ class SwarmStore:
 
     # -- jobs ------------------------------------------------------------------------------------
 
-    def create_job(self, record: JobRecord) -> None:
-        """Record a new job."""
+    def create_job(
+        self, record: JobRecord, check: Callable[[Iterable[JobRecord]], None] | None = None
+    ) -> None:
+        """Record a new job. `check` is given those that have not ended, in the same transaction;
+        what it raises keeps the new one out.
+        """
         fields = record.model_dump(mode="json", exclude={"handle", "location"})
         row = {
             **fields,
@@ -182,6 +186,9 @@ class SwarmStore:
             "ended_at": _text(record.ended_at) if record.ended_at else None,
         }
         with self._transaction(writes=True) as connection:
+            if check is not None:
+                unended = connection.execute("SELECT * FROM jobs WHERE ended_at IS NULL")
+                check(map(_job_record, unended))
             _insert(connection, "jobs", row)
 
     def set_job_handle(self, job_id: str, handle: JobHandle) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from domyn_swarm.backends.base import read_exit
-from domyn_swarm.errors import StateError
+from domyn_swarm.errors import JobError, StateError, words_of
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import JobStatus, Reach
 from domyn_swarm.paths import JobPaths
@@ -25,6 +28,27 @@ def status_by_files(record: JobRecord, where: Reach) -> JobStatus:
         return JobStatus.FAILED
     begun = record.status is JobStatus.PENDING and paths.progress.exists()
     return JobStatus.RUNNING if begun else record.status
+
+
+@contextlib.contextmanager
+def before_submission(paths: JobPaths) -> Iterator[None]:
+    """The body writes down a job that its platform does not know yet. Where that breaks off,
+    nothing of the job's folder is left: the key of an endpoint may be in it.
+
+    Raises:
+        JobError: the disk does not take it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(paths.root, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        raise JobError(
+            f"The job cannot be submitted. {words_of(error, paths.root)}",
+            hint="Nothing was started. Check that disk (space, quota, permissions) and submit the "
+            "job again, or set DOMYN_SWARM_HOME to a folder with room.",
+        ) from error
 
 
 def spec_of(record: JobRecord) -> JobSpec:

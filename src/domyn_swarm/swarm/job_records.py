@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from domyn_swarm import logs
 from domyn_swarm.backends.base import ComputeSpec
-from domyn_swarm.errors import ConfigError, OutputExists, PlatformError
+from domyn_swarm.errors import ConfigError, JobError, OutputExists, PlatformError, words_of
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private
@@ -112,8 +112,8 @@ def program_of(script: Path) -> list[str]:
 
 
 def check_output(
-    output: str, jobs: Iterable[JobRecord], refresh: Callable[[JobRecord], JobRecord]
-) -> None:
+    output: str, jobs: Sequence[JobRecord], refresh: Callable[[JobRecord], JobRecord]
+) -> Callable[[Iterable[JobRecord]], None]:
     """Refuse an output that another job is going to write.
 
     Args:
@@ -121,18 +121,46 @@ def check_output(
         jobs: all that are known.
         refresh: asks where a job runs how it is.
 
+    Returns:
+        The same check for the moment at which the job is recorded: of the jobs known by then, that
+        none was submitted meanwhile.
+
     Raises:
         OutputExists: one of them has not ended.
     """
+    looked_at = {job.job_id for job in jobs if _writes(job, output)}
     for job in jobs:
-        if job.output != output or job.status.final:
+        if job.job_id not in looked_at:
             continue
         with contextlib.suppress(PlatformError):  # who cannot be asked about may have ended
             if not refresh(job).status.final:
-                raise OutputExists(
-                    f"The job {job.job_id} is going to write {output}.",
-                    hint="Wait for it, cancel it, or choose another --output.",
-                )
+                raise _taken(job, output)
+
+    def check_newer(known: Iterable[JobRecord]) -> None:
+        for job in known:
+            if job.job_id not in looked_at and _writes(job, output):
+                raise _taken(job, output)
+
+    return check_newer
+
+
+def _writes(job: JobRecord, output: str) -> bool:
+    if job.output is None or job.status.final:
+        return False
+    return _place(job.output) == _place(output)
+
+
+def _place(output: str) -> str:
+    """The same for whatever names the same file or URL."""
+    path = output.removeprefix("file://")
+    return path.rstrip("/") if "://" in path else os.path.realpath(path)
+
+
+def _taken(job: JobRecord, output: str) -> OutputExists:
+    return OutputExists(
+        f"The job {job.job_id} is going to write {output}.",
+        hint="Wait for it, cancel it, or choose another --output.",
+    )
 
 
 def check_down_after(swarm: LiveSwarm | None) -> None:
@@ -151,9 +179,21 @@ def check_down_after(swarm: LiveSwarm | None) -> None:
 
 
 def end_after(swarm: LiveSwarm, handle: JobHandle) -> None:
-    """Have the endpoint program end the swarm once the job has ended."""
+    """Have the endpoint program end the swarm once the job has ended.
+
+    Raises:
+        JobError: it cannot be told; the job runs all the same.
+    """
     file = swarm.paths.down_after / f"{handle.job_id}.json"
-    write_private(file, handle.model_dump_json())
+    try:
+        write_private(file, handle.model_dump_json())
+    except OSError as error:
+        raise JobError(
+            f"The job {handle.job_id} was submitted, and its swarm does not know that it is to end "
+            f"after it. {words_of(error, file)}",
+            hint=f"`domyn-swarm job wait {handle.job_id}`, then `domyn-swarm down "
+            f"{swarm.record.name}`.",
+        ) from error
 
 
 def tell_end(record: JobRecord, swarm: LiveSwarm | None) -> None:

@@ -29,6 +29,7 @@ class JobRequest(InputReading):
     output_mode: Literal["append", "replace", "io_only"] | None = None
     shard_output: bool = False  # a folder of Parquet files instead of one file
     infer_types: bool = False  # CSV that becomes Parquet: types for its columns
+    overwrite: bool = False  # an output of another job of ours, or of another input, is replaced
     job_kwargs: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=0)
     name: str | None = None
@@ -78,6 +79,7 @@ class JobChanges(Record):
     timeout_retries: int | None = Field(None, ge=0)
     max_failures: str | None = None
     accept: Accept | None = None
+    overwrite: bool | None = None
     retry_classes: tuple[ReplyVerdict, ...] = ()  # of settled rows; none: whatever failed
     resources: JobResources = Field(
         default_factory=JobResources

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, NoReturn
 
 from domyn_swarm import engines, logs
 from domyn_swarm.backends.base import Part, PartRecorder
+from domyn_swarm.backends.endpoint.spec import replicas_told
 from domyn_swarm.backends.notification import notify
 from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.claims import RENEW_S, claim, release, renew
 from domyn_swarm.errors import (
     LaunchError,
+    PlatformError,
     StateError,
     SwarmError,
+    SwarmExists,
     SwarmNotFound,
+    words_of,
 )
-from domyn_swarm.model import Reach, SwarmPhase, utc_now
+from domyn_swarm.model import SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.layout import lay_out
@@ -29,7 +33,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
-from domyn_swarm.swarm.folder import note_end, withdraw_metrics, write_launch_files
+from domyn_swarm.swarm.folder import withdraw_metrics, write_launch_files
 from domyn_swarm.swarm.lost import check_not_lost, why_lost
 from domyn_swarm.swarm.readiness import launch_error, readiness
 from domyn_swarm.swarm.reconcile import (
@@ -38,7 +42,8 @@ from domyn_swarm.swarm.reconcile import (
     clear_launchers,
     reconcile,
 )
-from domyn_swarm.swarm.whereabouts import is_elsewhere, reach, refuse_elsewhere, refuse_taken
+from domyn_swarm.swarm.stopping import may_be_left, stop
+from domyn_swarm.swarm.whereabouts import is_elsewhere, refuse_elsewhere, refuse_taken
 
 if TYPE_CHECKING:
     from domyn_swarm.config import DomynLLMSwarmConfig
@@ -185,7 +190,9 @@ class SwarmLifecycle:
         return rehydrate(record)
 
     def _make_room(self, name: str) -> None:
-        """Refuse a name that is taken; a record of which nothing runs any more is no obstacle."""
+        """Refuse a name that is taken; a record of which nothing runs any more is no obstacle. What
+        runs of a swarm that was written off would be found by nobody under the next one's tag.
+        """
         try:
             record = self._store.swarm(name)
         except SwarmNotFound:
@@ -193,6 +200,11 @@ class SwarmLifecycle:
         record = reconcile(self._store, record)
         if record.phase.live:
             refuse_taken(record, why_lost(rehydrate(record)))
+        elif may_be_left(rehydrate(record)):
+            raise SwarmExists(
+                f"The swarm {name} is recorded as stopped, and something of it still runs.",
+                hint=f"Stop it with `domyn-swarm down {name}`, or choose another --name.",
+            )
 
     def _launch(self, swarm: LiveSwarm, context: DeploymentContext) -> LiveSwarm:
         swarm.backend.launch(swarm.plan, context, self._recorder(context.tag))
@@ -290,10 +302,8 @@ class SwarmLifecycle:
         refuse_elsewhere(record, "stop it", f"`domyn-swarm down {name} --forget` writes it off")
         swarm = rehydrate(record)
         if record.phase.live and self._store.set_phase(record.tag, SwarmPhase.STOPPING):
-            swarm.backend.delete(swarm.handle)
-            note_end(swarm)
-            self._store.set_stopped(record.tag)
-        elif not record.phase.live and _may_be_left(swarm):  # written off too early, or forgotten
+            stop(self._store, swarm)
+        elif not record.phase.live and may_be_left(swarm):  # written off too early, or forgotten
             swarm.backend.delete(swarm.handle)
         stopped = {"phase": SwarmPhase.STOPPED}  # here, or meanwhile by another program
         swarm = swarm.with_record(record.model_copy(update=stopped))
@@ -309,7 +319,8 @@ class SwarmLifecycle:
             SwarmNotFound: there is none of that name.
             RunsElsewhere: it can only be scaled from another host or cluster.
             StateError: it is not live, or a replica that is wanted again has not ended yet.
-            PlatformError: a replica could not be started.
+            SubmissionUnknown: the replicas may come; so many are wanted from now on.
+            PlatformError: a replica could not be started; as many are wanted as before.
         """
         swarm = self.attach(name)
         refuse_elsewhere(swarm.record, "scale it")
@@ -323,8 +334,16 @@ class SwarmLifecycle:
         write_private(swarm.paths.plan, plan.model_dump_json(indent=2))
         try:
             swarm.backend.scale(plan, _context(plan, tag), swarm.handle, self._recorder(tag))
-        except StateError:
-            write_private(swarm.paths.plan, swarm.plan.model_dump_json(indent=2))
+        except BaseException as error:
+            if replicas_told(swarm.paths) == replicas:  # the endpoint follows it from now on
+                self._store.set_plan(tag, plan.model_dump_json())
+            else:
+                write_private(swarm.paths.plan, swarm.plan.model_dump_json(indent=2))
+            if isinstance(error, OSError):
+                raise PlatformError(
+                    f"{name} cannot be scaled. {words_of(error)}",
+                    hint="Check that disk: permissions, quota, space.",
+                ) from error
             raise
         self._store.set_plan(tag, plan.model_dump_json())
         return rehydrate(self._store.swarm(name))
@@ -348,14 +367,6 @@ class SwarmLifecycle:
         if not (ready and self._store.set_phase(record.tag, SwarmPhase.READY)):
             return swarm
         return swarm.with_record(swarm.record.model_copy(update={"phase": SwarmPhase.READY}))
-
-
-def _may_be_left(swarm: LiveSwarm) -> bool:
-    """Whether something runs of a swarm that is recorded as stopped, as far as can be known."""
-    try:
-        return reach(swarm.record) is Reach.HERE and bool(swarm.backend.find(swarm.handle))
-    except SwarmError:
-        return False
 
 
 def _context(plan: DeploymentPlan, tag: str) -> DeploymentContext:

@@ -6,46 +6,63 @@ got it.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
 from domyn_swarm.claims import claim, is_held, release
-from domyn_swarm.errors import PlatformError, SubmissionUnknown, SwarmError
+from domyn_swarm.errors import PlatformError, StateError, SubmissionUnknown, SwarmError, words_of
 from domyn_swarm.jobs.spec import JobResult
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private_once
 from domyn_swarm.state import JobRecord, SwarmStore
+from domyn_swarm.swarm.job_files import before_submission
 
 _log = get_logger(__name__)
 
 
 def submit_recorded(
-    store: SwarmStore, backend: ComputeBackend, record: JobRecord, compute: ComputeSpec
+    store: SwarmStore,
+    backend: ComputeBackend,
+    record: JobRecord,
+    compute: ComputeSpec,
+    check: Callable[[Iterable[JobRecord]], None] | None = None,
 ) -> JobHandle:
-    """Record the intent, then start the job, then record how it is found again.
+    """Record the intent, then start the job, then record how it is found again. `check` is for
+    `SwarmStore.create_job`.
 
     Raises:
+        OutputExists: as `check` has it; nothing was recorded, and nothing is left.
         SubmissionUnknown: it may run; the record is pending. Other `SwarmError`s: it does not, and
             is recorded as failed.
     """
-    submitter = JobPaths(Path(record.job_dir)).submitter
+    paths = JobPaths(Path(record.job_dir))
+    with before_submission(paths):
+        claim(paths.submitter)
+        store.create_job(record, check)
     try:
-        claim(submitter)
-        store.create_job(record)
         handle = _submitted(store, backend, record, compute)
         handle = handle.model_copy(update={"location": record.location})
-        store.set_job_handle(record.job_id, handle)
+        _keep_handle(store, record, handle)
     finally:
-        release(submitter)
+        release(paths.submitter)
     return handle
+
+
+def _keep_handle(store: SwarmStore, record: JobRecord, handle: JobHandle) -> None:
+    try:
+        store.set_job_handle(record.job_id, handle)
+    except StateError as error:  # it is found by what its platform knows of it
+        error.hint = f"{error.hint} {_may_run(record)}".strip()
+        raise
 
 
 def _submitted(
     store: SwarmStore, backend: ComputeBackend, record: JobRecord, compute: ComputeSpec
 ) -> JobHandle:
     try:
-        return backend.submit(compute)
+        return _asked(backend, compute)
     except SubmissionUnknown as error:
         found = None
         with contextlib.suppress(PlatformError):
@@ -61,6 +78,15 @@ def _submitted(
     except BaseException:  # Ctrl-C, or something that is no answer of the platform's
         _log.warning("%s", _may_run(record))
         raise
+
+
+def _asked(backend: ComputeBackend, compute: ComputeSpec) -> JobHandle:
+    try:
+        return backend.submit(compute)
+    except OSError as error:  # before the platform had it, or after
+        raise SubmissionUnknown(
+            words_of(error, compute.job_dir), hint="Check that disk and the limits of this machine."
+        ) from error
 
 
 def _may_run(record: JobRecord) -> str:

@@ -21,7 +21,7 @@ from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_access import endpoint_access, keep_key, swarm_access
-from domyn_swarm.swarm.job_files import spec_of, status_by_files
+from domyn_swarm.swarm.job_files import before_submission, spec_of, status_by_files
 from domyn_swarm.swarm.job_records import (
     check_down_after,
     check_output,
@@ -57,7 +57,9 @@ class JobSubmitter:
         """Check everything, record PENDING, start the worker.
 
         Raises:
-            ConfigError, InvalidInput, OutputExists: found before anything was recorded.
+            ConfigError, InvalidInput, OutputExists: found before anything was recorded; also an
+                output that a job writes which is submitted at the same time.
+            JobError: its files cannot be written; likewise.
             CheckpointBusy: another job asks the same rows now; likewise.
             StateError: the swarm has no endpoint.
             SubmissionUnknown: the platform gave no answer; the job is recorded as pending.
@@ -97,8 +99,9 @@ class JobSubmitter:
             check_down_after(swarm)
         record, compute = script_job(request, swarm, new_job_id())
         self._backend(record).check(compute)
-        tell_end(record, swarm)
-        handle = self._run(record, compute)
+        with before_submission(JobPaths(Path(record.job_dir))):
+            tell_end(record, swarm)
+        handle = submit_recorded(self._store, self._backend(record), record, compute)
         if request.down_after:
             end_after(swarm, handle)
         return handle
@@ -155,14 +158,15 @@ class JobSubmitter:
 
         facts = InputFacts()
         check_submitted(spec, facts)
-        check_output(spec.output, self._store.jobs(), self.refresh)
+        check = check_output(spec.output, self._store.jobs(), self.refresh)
         record, compute = self._checked_compute(spec, paths, swarm, external_id)
-        private_dir(paths.root)
-        keep_key(spec, paths)
-        write_private(paths.spec, spec.model_dump_json(indent=2))
-        facts.save(paths.input_facts)
-        tell_end(record, swarm)
-        return self._run(record, compute)
+        with before_submission(paths):
+            private_dir(paths.root)
+            keep_key(spec, paths)
+            write_private(paths.spec, spec.model_dump_json(indent=2))
+            facts.save(paths.input_facts)
+            tell_end(record, swarm)
+        return submit_recorded(self._store, self._backend(record), record, compute, check)
 
     def _checked_compute(
         self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
@@ -173,9 +177,6 @@ class JobSubmitter:
         compute = compute_spec(record, spec.resources, swarm, files)
         self._backend(record).check(compute)
         return record, compute
-
-    def _run(self, record: JobRecord, compute: ComputeSpec) -> JobHandle:
-        return submit_recorded(self._store, self._backend(record), record, compute)
 
     def _spec(self, request: JobRequest, swarm: LiveSwarm | None) -> tuple[JobSpec, JobPaths]:
         from domyn_swarm.batch.job_store import input_key

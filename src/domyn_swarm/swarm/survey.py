@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from domyn_swarm.backends.base import read_tail
+from domyn_swarm.backends.base import read_exit, read_tail
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.backends.left_out import LeftOut, left_out
 from domyn_swarm.errors import PlatformError, SwarmError
@@ -20,6 +21,7 @@ from domyn_swarm.model import (
     JobStatus,
     ReplicaReport,
     ReplicaState,
+    SwarmPhase,
     utc_now,
 )
 from domyn_swarm.paths import JobPaths
@@ -139,7 +141,7 @@ def _snapshot(
         name=record.name,
         phase=record.phase,
         observed=seen.phase.name.lower() if probed else "not_probed",
-        detail=seen.detail or record.detail,
+        detail=_detail(record, seen),
         whereabouts=whereabouts(record, record.updated_at, ask=probed),
         backend=record.backend,
         engine=plan.engine,
@@ -158,6 +160,13 @@ def _snapshot(
 
 def _left_out(swarm: LiveSwarm) -> tuple[LeftOut, ...]:
     return tuple(one for one in left_out(swarm.paths) if one.until > utc_now())
+
+
+def _detail(record: SwarmRecord, seen: Observation) -> str:
+    """Of a swarm that `down` could not stop, that; else what was seen just now."""
+    if record.phase is SwarmPhase.STOPPING and record.detail:
+        return record.detail
+    return seen.detail or record.detail
 
 
 def _replica(
@@ -186,7 +195,7 @@ def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
     result = _read(paths.result, JobResult)
     message = progress.message if progress else None
     if record.status.final and record.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
-        message = (result.error if result else None) or _last_line(paths.log)
+        message = (result.error if result else None) or _why_ended(record, paths)
     live = record.status is JobStatus.RUNNING
     known_at = progress.updated_at if progress else record.submitted_at
     return JobSnapshot(
@@ -222,6 +231,25 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
         return kind.model_validate_json(path.read_text())
     except (FileNotFoundError, ValidationError):  # not there yet, or of another version
         return None
+
+
+def _why_ended(record: JobRecord, paths: JobPaths) -> str | None:
+    """Why a job came to no end of its own that it could tell of; None: its status says it all."""
+    if record.status in (JobStatus.CANCELLED, JobStatus.TIMED_OUT):
+        return None
+    ended = read_exit(paths.exit)
+    if ended is None:
+        return "there is no record of how it ended: its machine died, or it was forgotten"
+    if ended.signal is not None:
+        return f"its program was killed by {_signal_name(ended.signal)}"
+    return _last_line(paths.log)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def _last_line(path: Path) -> str | None:

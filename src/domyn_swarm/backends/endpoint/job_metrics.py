@@ -8,7 +8,7 @@ from prometheus_client.core import Metric
 
 from domyn_swarm.backends.endpoint.families import counter, gauge, histogram
 from domyn_swarm.backends.endpoint.job_progress import FollowedJob
-from domyn_swarm.model import JobProgress
+from domyn_swarm.model import JobProgress, ReplyVerdict
 
 _LABELS = ("swarm", "job_id", "job_name")
 _NAME_LENGTH = 80
@@ -70,6 +70,16 @@ def _counts(known: _Known) -> Iterator[Metric]:
                 ("failed", one.run_failed),
                 ("resumed", one.rows_done - one.run_answered - one.run_failed),
             )
+        ),
+    )
+    yield gauge(
+        "job_answers",
+        "Settled rows by what their answers are, those of earlier runs included.",
+        (*_LABELS, "verdict"),
+        (
+            ((*words, verdict.value), one.verdicts.get(verdict, 0))
+            for words, one in known
+            for verdict in ReplyVerdict
         ),
     )
     yield counter(

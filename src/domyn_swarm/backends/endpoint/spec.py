@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from domyn_swarm.model import Record
+from domyn_swarm.paths import SwarmPaths
 
 
 class EndpointSpec(Record):
@@ -36,3 +37,11 @@ class EndpointSpec(Record):
     model: str = ""
     engine: str = ""
     backend: str = ""
+
+
+def replicas_told(paths: SwarmPaths) -> int | None:
+    """How many replicas the endpoint of a swarm follows; None: it has no endpoint of ours."""
+    try:
+        return EndpointSpec.model_validate_json(paths.endpoint_spec.read_text("utf-8")).replicas
+    except (OSError, ValueError):
+        return None

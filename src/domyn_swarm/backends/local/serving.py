@@ -95,12 +95,20 @@ class LocalServing(OnThisHost, OwnEndpoint):
             for part in found.parts
             if part.kind == "replica"
         }
-        before = EndpointSpec.model_validate_json(paths.endpoint_spec.read_text()).replicas
+        told = paths.endpoint_spec.read_text()
+        before = EndpointSpec.model_validate_json(told).replicas
         refuse_draining([running[one].platform_id for one in running if before <= one < wanted])
-        with _gpus_of(plan, sorted(set(range(wanted)) - running.keys())) as gpus:
-            _write_endpoint_spec(plan, ctx, paths)
-            for replica, held in gpus.items():
-                record(self._start_replica(plan, ctx, paths, replica, held))
+        started: list[Part] = []
+        try:
+            with _gpus_of(plan, sorted(set(range(wanted)) - running.keys())) as gpus:
+                _write_endpoint_spec(plan, ctx, paths)
+                for replica, held in gpus.items():
+                    started.append(self._start_replica(plan, ctx, paths, replica, held))
+                    record(started[-1])
+        except BaseException:  # some of them are as none
+            processes.send([one.process for one in started if one.process], signal.SIGTERM)
+            write_private(paths.endpoint_spec, told)
+            raise
         surplus = [part.process for index, part in running.items() if index >= wanted]
         processes.send([one for one in surplus if one is not None], signal.SIGTERM)
 

@@ -18,7 +18,7 @@ from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.steps import Steps
 from domyn_swarm.backends.slurm.tagged import TAG_PREFIX, job_name
-from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable
+from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, disk_error
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_file, write_private
@@ -62,8 +62,11 @@ class SlurmCompute(OnCluster):
 
     def _submit_job(self, spec: ComputeSpec) -> str:
         paths = JobPaths(Path(spec.job_dir))
-        private_file(paths.log)
-        write_private(paths.script, job_script(spec).render("batch.sh.j2"))
+        try:
+            private_file(paths.log)
+            write_private(paths.script, job_script(spec).render("batch.sh.j2"))
+        except OSError as error:  # surely before Slurm had it
+            raise disk_error(error, paths.root) from error
         return self._slurm.submit(paths.script)
 
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:

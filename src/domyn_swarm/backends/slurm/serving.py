@@ -30,8 +30,8 @@ from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import TAKEN, SlurmJob
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, Submissions
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
-from domyn_swarm.errors import PlatformError, StateError
-from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.errors import PlatformError, StateError, SubmissionUnknown, SwarmError
+from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Clock, Observation, Phase
@@ -122,7 +122,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
         self._slurm.expect_change()  # the endpoint may have replaced a replica a moment ago
         replicas = [one for one in self._tagged(handle.tag) if one.kind == "replica"]
         per_task = next((one.per_task for one in replicas), 1)
-        before = EndpointSpec.model_validate_json(paths.endpoint_spec.read_text()).replicas
+        told = paths.endpoint_spec.read_text()
+        before = EndpointSpec.model_validate_json(told).replicas
         wanted = plan.layout.replicas
         tasks, tasks_before = math.ceil(wanted / per_task), math.ceil(before / per_task)
         live = {one.group: one.job.id for one in replicas if not one.job.over}
@@ -131,12 +132,18 @@ class SlurmServing(OnCluster, OwnEndpoint):
         write_watchdog_specs(plan, ctx, paths, range(before, wanted), per_task)
         write_endpoint_spec(plan, ctx, paths)
         missing = sorted(set(range(tasks)) - live.keys())
-        if missing:
-            submissions = Submissions(self._slurm, paths, self._clock)
-            array = submissions.submit("replica", missing, before=replicas)
-            added = [one for group in missing for one in _replicas_of(group, per_task)]
-            record(*_replica_parts(array, added, per_task))
-        self._slurm.cancel([live[group] for group in live if group >= tasks], signal="TERM")
+        try:
+            if missing:
+                submissions = Submissions(self._slurm, paths, self._clock)
+                array = submissions.submit("replica", missing, before=replicas)
+                added = [one for group in missing for one in _replicas_of(group, per_task)]
+                record(*_replica_parts(array, added, per_task))
+            self._slurm.cancel([live[group] for group in live if group >= tasks], signal="TERM")
+        except SubmissionUnknown:  # they may come, and are wanted then
+            raise
+        except (SwarmError, OSError):
+            write_private(paths.endpoint_spec, told)
+            raise
 
     # -- asking ------------------------------------------------------------------------------------
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from domyn_swarm.model import FailureGroup
+from domyn_swarm.model import FailureGroup, ReplyVerdict
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 
 REPLICA_COLUMNS = ("replica", "state", "run", "wait", "tok/s", "KV", "restarts", "node, cause")
-JOB_COLUMNS = ("job", "status", "rows", "failed", "rows/s", "left", "tokens")
+JOB_COLUMNS = ("job", "status", "rows", "failed", "rows/s", "left", "tokens", "answers")
 _NONE = "-"
 _MESSAGE_CHARACTERS = 200
 
@@ -76,7 +76,15 @@ def job_row(job: JobSnapshot) -> tuple[str, ...]:
         _NONE if job.rows_per_s is None or job.status.final else f"{job.rows_per_s:.1f}",
         _NONE if job.eta_s is None else duration(job.eta_s),
         number(job.prompt_tokens + job.completion_tokens),
+        _incomplete(job),
     )
+
+
+def _incomplete(job: JobSnapshot) -> str:
+    """Answers that are not complete, in few words; those that failed otherwise have a column."""
+    left_out = (ReplyVerdict.COMPLETE, ReplyVerdict.ERROR)
+    found = {name: rows for name, rows in job.verdicts.items() if rows and name not in left_out}
+    return ", ".join(f"{number(found[name])} {name.value}" for name in sorted(found)) or _NONE
 
 
 def _elsewhere(job: JobSnapshot) -> str:
