@@ -44,5 +44,4 @@ class SrunResources(Record):
             f"--cpus-per-task={self.cpus}",
             f"--mem={0 if self.memory_mb is None else f'{self.memory_mb}M'}",
             "--input=none",
-            "--quiet",
         ]

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from domyn_swarm.backends.base import read_tail
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.errors import PlatformError, SwarmError
 from domyn_swarm.jobs.spec import JobResult
@@ -18,6 +17,7 @@ from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
+from domyn_swarm.swarm.job_ends import why_it_ended
 from domyn_swarm.swarm.lost import why_lost
 from domyn_swarm.swarm.readiness import age_s, is_stale, readiness, reports_of
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
@@ -154,8 +154,8 @@ def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
     progress = _read(paths.progress, JobProgress)
     result = _read(paths.result, JobResult)
     message = progress.message if progress else None
-    if record.status.final and record.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
-        message = (result.error if result else None) or _last_line(paths.log)
+    if record.status.final:
+        message = why_it_ended(record, result)
     live = record.status is JobStatus.RUNNING
     known_at = progress.updated_at if progress else record.submitted_at
     return JobSnapshot(
@@ -191,8 +191,3 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
         return kind.model_validate_json(path.read_text())
     except (FileNotFoundError, ValidationError):  # not there yet, or of another version
         return None
-
-
-def _last_line(path: Path) -> str | None:
-    lines = read_tail(path).strip().splitlines()
-    return lines[-1][-500:] if lines else None
