@@ -84,6 +84,8 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
     TIMED_OUT = "timed_out"
     OUT_OF_MEMORY = "out_of_memory"
+    PREEMPTED = "preempted"  # the scheduler took its place for another job
+    LOST_NODE = "lost_node"
 
     @property
     def final(self) -> bool:
@@ -227,6 +229,13 @@ class ExitRecord(Record):
         if self.stopped or stopped:
             return JobStatus.CANCELLED
         return JobStatus.FAILED
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether it tells all: the program came to its end. Of any other end a scheduler may know
+        the cause: that it preempted the job, or lost its node, which look like a cancel from here.
+        """
+        return self.status in (JobStatus.SUCCEEDED, JobStatus.PARTIAL)
 
 
 class JobAccount(Record):

@@ -26,7 +26,8 @@ def test_a_killed_worker_costs_only_the_rows_in_flight(standing: Standing) -> No
         worker_of(first).send_signal(signal.SIGKILL)
         assert cli("job", "wait", first["job_id"]).returncode == 6
     seen = cli.json("job", "status", first["job_id"])
-    assert (seen["status"], seen["message"]) == ("failed", "its program was killed by SIGKILL")
+    assert seen["status"] == "failed"
+    assert seen["message"].startswith("it was killed by SIGKILL")
     assert not job.target.exists()
     until(lambda: len(standing.sim.asked("held kill")) == 10 + IN_FLIGHT)
 

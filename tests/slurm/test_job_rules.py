@@ -75,7 +75,12 @@ def job(swarm: ScriptedSwarm) -> ScriptedJob:
         ("COMPLETED", 1, "", JobStatus.FAILED, 0),
         ("OUT_OF_MEMORY", 137, "", JobStatus.OUT_OF_MEMORY, 0),
         ("TIMEOUT", 137, "", JobStatus.TIMED_OUT, 0),
-        ("PREEMPTED", 1, "", JobStatus.CANCELLED, 0),
+        ("PREEMPTED", 1, "", JobStatus.PREEMPTED, 0),
+        # or of a stop, which has one look whoever asked for it
+        ("PREEMPTED", 143, "", JobStatus.PREEMPTED, 0),
+        ("NODE_FAIL", 143, "", JobStatus.LOST_NODE, 0),
+        ("TIMEOUT", 143, "", JobStatus.TIMED_OUT, 0),
+        ("FAILED", 143, "", JobStatus.CANCELLED, 0),  # as `job cancel` ends it
         ("FAILED", 137, "slurmstepd: error: Step 1.0 exceeded memory limit", "out", 0),
         # without a record Slurm's word holds, where it says more than that it is over
         ("TIMEOUT", None, "", JobStatus.TIMED_OUT, 0),
@@ -85,7 +90,8 @@ def job(swarm: ScriptedSwarm) -> ScriptedJob:
         # else the record may not be visible here yet
         ("COMPLETED", None, "", JobStatus.FAILED, 10),
         ("FAILED", None, "", JobStatus.FAILED, 10),
-        ("NODE_FAIL", None, "", JobStatus.FAILED, 10),
+        ("NODE_FAIL", None, "", JobStatus.LOST_NODE, 0),
+        ("PREEMPTED", None, "", JobStatus.PREEMPTED, 0),
     ],
 )
 def test_what_became_of_a_job(
@@ -123,6 +129,7 @@ def test_slurm_has_two_minutes_to_say_why(job: ScriptedJob) -> None:
 
 
 def test_one_that_was_stopped_for_its_memory_was_not_cancelled(job: ScriptedJob) -> None:
+    job.end("FAILED")
     job.record(None, signal=15, stopped=True)
     assert job.compute.probe(job.handle) is JobStatus.CANCELLED
     job.paths.srun_log.write_text(
@@ -130,6 +137,91 @@ def test_one_that_was_stopped_for_its_memory_was_not_cancelled(job: ScriptedJob)
     )
     assert job.compute.probe(job.handle) is JobStatus.OUT_OF_MEMORY
     assert job.compute.probe_all([job.handle]) == {"j": JobStatus.OUT_OF_MEMORY}
+
+
+DUE = "slurmstepd: error: *** {} ON n1 CANCELLED AT 2026-11-30T10:00:00 DUE TO {} ***\n"
+
+
+@pytest.mark.parametrize("step", [False, True])
+@pytest.mark.parametrize(
+    ("due", "status"),
+    [
+        ("PREEMPTION", JobStatus.PREEMPTED),
+        ("TIME LIMIT", JobStatus.TIMED_OUT),
+        ("NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS", JobStatus.LOST_NODE),
+        ("JOB REQUEUE", JobStatus.CANCELLED),  # its own record is all that is known
+    ],
+)
+def test_what_slurm_has_forgotten_stands_in_the_jobs_log(
+    swarm: ScriptedSwarm, *, due: str, status: JobStatus, step: bool
+) -> None:
+    job = ScriptedJob(swarm, step=step)
+    other = DUE.format("JOB 999", "PREEMPTION")  # as rows may have it
+    own = f"STEP {job.id}.{job.handle.step}" if step else f"JOB {job.id}"
+    log = job.paths.srun_log if step else job.paths.log
+    log.write_text(DUE.format(own, due) + other)
+    job.record(143)
+    if step:
+        job.cluster.end_step(f"{job.id}.{job.handle.step}")
+    else:
+        job.end("COMPLETED")
+    job.clock.sleep(job.cluster.min_job_age_s + 1)
+    assert job.compute.probe(job.handle) is status
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "status"),
+    [
+        ("*** STEP {} ON n1 CANCELLED AT 2026-11-30T10:00:00 ***", None, JobStatus.CANCELLED),
+        ("*** STEP {} ON n1 CANCELLED AT 2026-11-30T10:00:00 ***", 3, JobStatus.FAILED),
+        ("srun: forcing job termination", None, JobStatus.FAILED),
+        ("srun: forcing job termination", 143, JobStatus.FAILED),  # nobody cancelled it
+    ],
+)
+def test_a_step_that_was_ended_is_what_its_srun_wrote(
+    swarm: ScriptedSwarm, log: str, code: int | None, status: JobStatus
+) -> None:
+    job = ScriptedJob(swarm, step=True)
+    step = f"{job.id}.{job.handle.step}"
+    job.paths.srun_log.write_text(f"slurmstepd-n1: error: {log.format(step)}")
+    job.cluster.end_step(step)
+    if code is not None:
+        job.record(code)
+    assert job.compute.probe(job.handle) is status
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        ("PREEMPTED", JobStatus.PREEMPTED),
+        ("TIMEOUT", JobStatus.TIMED_OUT),
+        ("CANCELLED", JobStatus.CANCELLED),
+        ("FAILED", JobStatus.CANCELLED),
+    ],
+)
+def test_a_job_is_judged_when_it_is_over_not_as_it_completes(
+    job: ScriptedJob, state: str, status: JobStatus
+) -> None:
+    """Its program has ended, and Slurm's last word on it is yet to come."""
+    for _ in range(20):  # so that looks have become rare
+        assert job.compute.probe(job.handle) is JobStatus.RUNNING
+        job.clock.sleep(5.0)
+    job.end("COMPLETING")
+    job.record(143, ended_at=datetime.fromtimestamp(job.clock.time(), UTC))
+    assert job.compute.probe(job.handle) is JobStatus.RUNNING
+    assert job.compute.probe_all([job.handle]) == {"j": JobStatus.RUNNING}
+    job.clock.after(8.0, lambda: job.end(state))
+    began = job.clock.monotonic()
+    assert job.compute.wait(job.handle) is status
+    assert job.clock.monotonic() - began <= 10
+
+
+def test_a_job_that_never_completes_is_what_it_wrote(job: ScriptedJob) -> None:
+    job.end("COMPLETING")
+    job.record(143, ended_at=datetime.fromtimestamp(job.clock.time(), UTC))
+    began = job.clock.monotonic()
+    assert job.compute.wait(job.handle) is JobStatus.CANCELLED
+    assert 118 <= job.clock.monotonic() - began <= 125
 
 
 def test_a_job_that_waits_or_runs_is_not_judged(job: ScriptedJob) -> None:

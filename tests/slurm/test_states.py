@@ -23,9 +23,10 @@ STATES = {
     "TIMEOUT": (Phase.FAILED, JobStatus.TIMED_OUT),
     "DEADLINE": (Phase.FAILED, JobStatus.TIMED_OUT),
     "OUT_OF_MEMORY": (Phase.FAILED, JobStatus.OUT_OF_MEMORY),
-    "NODE_FAIL": (Phase.FAILED, JobStatus.FAILED),
-    "BOOT_FAIL": (Phase.FAILED, JobStatus.FAILED),
-    "PREEMPTED": (Phase.FAILED, JobStatus.CANCELLED),
+    "NODE_FAIL": (Phase.FAILED, JobStatus.LOST_NODE),
+    "BOOT_FAIL": (Phase.FAILED, JobStatus.LOST_NODE),
+    "PREEMPTED": (Phase.FAILED, JobStatus.PREEMPTED),
+    "REVOKED": (Phase.FAILED, JobStatus.FAILED),
     "A_STATE_OF_THE_FUTURE": (Phase.UNKNOWN, JobStatus.RUNNING),
 }
 

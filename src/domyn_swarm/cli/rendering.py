@@ -32,6 +32,7 @@ _COLOURS = {
     "warning": "yellow",
     **dict.fromkeys(("restarting", "draining", "partial", "stopping"), "yellow"),
     **dict.fromkeys(("failed", "unhealthy", "timed_out", "out_of_memory"), "red"),
+    **dict.fromkeys(("preempted", "lost_node"), "red"),
 }
 
 

@@ -18,14 +18,15 @@ from domyn_swarm.state import JobRecord
 def status_by_files(record: JobRecord, where: Reach) -> JobStatus:
     """The status of a job that is not here; that of its record where its files say no more.
 
-    Its own record of a failure is not the whole truth where a scheduler may have killed it.
+    Its own record of a failure or a stop is not the whole truth where a scheduler may have ended
+    it.
     """
     paths = JobPaths(Path(record.job_dir))
     ended = read_exit(paths.exit)
-    if ended is not None and (record.platform == "local" or ended.status is not JobStatus.FAILED):
+    if ended is not None and (record.platform == "local" or ended.conclusive):
         return ended.status
-    if where is Reach.OVER:
-        return JobStatus.FAILED
+    if where is Reach.OVER:  # nobody will ever know more
+        return JobStatus.FAILED if ended is None else ended.status
     begun = record.status is JobStatus.PENDING and paths.progress.exists()
     return JobStatus.RUNNING if begun else record.status
 

@@ -21,6 +21,7 @@ from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_access import endpoint_access, keep_key, swarm_access
+from domyn_swarm.swarm.job_ends import limits_kept
 from domyn_swarm.swarm.job_files import before_submission, spec_of, status_by_files
 from domyn_swarm.swarm.job_records import (
     check_down_after,
@@ -132,6 +133,8 @@ class JobSubmitter:
                 hint="Wait for its end, or cancel it first.",
             )
         known = spec_of(record)
+        for limit in limits_kept(record.status, known.resources, changes.resources):
+            _log.warning("The job %s %s", record.job_id, limit)
         if retry_failed and not known.checkpointing:
             raise StateError(
                 f"The job {record.job_id} kept no checkpoint.", hint="Submit it again instead."
@@ -255,7 +258,7 @@ class JobSubmitter:
         """The record as the job's own files complete it.
 
         Who knows more is asked only where that is cheap, or needed: this machine about its own
-        processes, and a scheduler about a job that failed, since it may have killed it.
+        processes, and a scheduler about a job that did not finish, since it may have ended it.
         """
         handle = record.handle
         if record.status.final or (handle is not None and handle.process is not None):
@@ -263,8 +266,8 @@ class JobSubmitter:
         paths = JobPaths(Path(record.job_dir))
         ended = read_exit(paths.exit)
         if ended is not None:
-            failed = ended.status is JobStatus.FAILED
-            return self.refresh(record) if failed else self._settle(record, ended.status)
+            told = ended.conclusive
+            return self._settle(record, ended.status) if told else self.refresh(record)
         begun = record.status is JobStatus.PENDING and paths.progress.exists()
         return self._settle(record, JobStatus.RUNNING) if begun else record
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from domyn_swarm.backends.base import read_exit, read_tail
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.backends.left_out import LeftOut, left_out
 from domyn_swarm.errors import PlatformError, SwarmError
@@ -28,6 +26,7 @@ from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
+from domyn_swarm.swarm.job_ends import why_it_ended
 from domyn_swarm.swarm.lost import why_lost
 from domyn_swarm.swarm.readiness import age_s, ended_replicas, is_stale, readiness, reports_of
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
@@ -194,8 +193,8 @@ def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
     progress = _read(paths.progress, JobProgress)
     result = _read(paths.result, JobResult)
     message = progress.message if progress else None
-    if record.status.final and record.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
-        message = (result.error if result else None) or _why_ended(record, paths)
+    if record.status.final:
+        message = why_it_ended(record, result)
     live = record.status is JobStatus.RUNNING
     known_at = progress.updated_at if progress else record.submitted_at
     return JobSnapshot(
@@ -231,27 +230,3 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
         return kind.model_validate_json(path.read_text())
     except (FileNotFoundError, ValidationError):  # not there yet, or of another version
         return None
-
-
-def _why_ended(record: JobRecord, paths: JobPaths) -> str | None:
-    """Why a job came to no end of its own that it could tell of; None: its status says it all."""
-    if record.status in (JobStatus.CANCELLED, JobStatus.TIMED_OUT):
-        return None
-    ended = read_exit(paths.exit)
-    if ended is None:
-        return "there is no record of how it ended: its machine died, or it was forgotten"
-    if ended.signal is not None:
-        return f"its program was killed by {_signal_name(ended.signal)}"
-    return _last_line(paths.log)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
-
-
-def _last_line(path: Path) -> str | None:
-    lines = read_tail(path).strip().splitlines()
-    return lines[-1][-500:] if lines else None

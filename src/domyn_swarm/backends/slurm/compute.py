@@ -16,6 +16,7 @@ from domyn_swarm.backends.slurm.layout import job_script
 from domyn_swarm.backends.slurm.printed import memory_kill
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.backends.slurm.step_log import written_cause
 from domyn_swarm.backends.slurm.steps import Steps
 from domyn_swarm.backends.slurm.tagged import TAG_PREFIX, job_name
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, disk_error
@@ -30,8 +31,9 @@ _FOREVER_S = 10 * 365 * 86400.0
 _END_S = 60.0
 _LOOK_S = 0.5
 _FIND_S = 2.0  # how old a look may be that shows no trace of a job
+_COMPLETES_S = 120.0  # from the program's end until Slurm has the job as over: KillWait, epilogs
+_SAYS_NO_MORE = (JobStatus.SUCCEEDED, JobStatus.FAILED)
 _RECORD_S = 10.0  # from the job's end until its exit record is surely seen on another node
-_COMPLETES_S = 120.0  # from a failure that is recorded until Slurm surely says what it knows of it
 
 
 class SlurmCompute(OnCluster):
@@ -83,36 +85,53 @@ class SlurmCompute(OnCluster):
         """See `ComputeBackend.probe`.
 
         Raises:
-            PlatformUnavailable: there is no exit record and Slurm does not answer.
+            PlatformUnavailable: there is no exit record, or one of an end whose cause may be
+                Slurm's, and Slurm does not answer.
         """
         ended = read_exit(Path(handle.exit_path))
-        recorded = _recorded(handle, ended)
-        if recorded is not None:
-            return recorded
-        until = self._clock.monotonic() + _RECORD_S
-        return self._judged(handle, ended, self._seen(handle), until)
+        if ended is not None and ended.conclusive:
+            return ended.status
+        job = self._jobs([handle], {handle.job_id: ended}).get(handle.job_id)
+        return self._judged(handle, ended, job, self._clock.monotonic() + _RECORD_S)
 
     def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
         """See `ComputeBackend.probe_all`: Slurm is asked for all of them at once."""
         records = {handle.job_id: read_exit(Path(handle.exit_path)) for handle in handles}
         found: dict[str, JobStatus] = {
-            handle.job_id: status
-            for handle in handles
-            if (status := _recorded(handle, records[handle.job_id])) is not None
+            job_id: ended.status
+            for job_id, ended in records.items()
+            if ended is not None and ended.conclusive
         }
         left = [handle for handle in handles if handle.job_id not in found]
         if not left:
             return found
         try:
-            jobs = self._slurm.jobs([_id(handle) for handle in left])
+            jobs = self._jobs(left, records)
         except PlatformError as error:
             _log.warning("%d jobs cannot be asked for: %s", len(left), error.message)
             return found
         until = self._clock.monotonic() + _RECORD_S
         for handle in left:
-            job = _own(handle, jobs)
-            found[handle.job_id] = self._judged(handle, records[handle.job_id], job, until)
+            ended, job = records[handle.job_id], jobs.get(handle.job_id)
+            found[handle.job_id] = self._judged(handle, ended, job, until)
         return found
+
+    def _jobs(
+        self, handles: Sequence[JobHandle], records: Mapping[str, ExitRecord | None]
+    ) -> dict[str, SlurmJob]:
+        """What Slurm has of them, by our ids. Of one that has left a record a look from before
+        would show that it runs.
+        """
+        seen = self._owned(handles)
+        if any(records[one] is not None and seen[one].going for one in seen):
+            self._slurm.expect_change()
+            seen = self._owned(handles)
+        return seen
+
+    def _owned(self, handles: Sequence[JobHandle]) -> dict[str, SlurmJob]:
+        jobs = self._slurm.jobs([_id(handle) for handle in handles])
+        own = {handle.job_id: _own(handle, jobs) for handle in handles}
+        return {job_id: job for job_id, job in own.items() if job is not None}
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
         """See `ComputeBackend.wait`. A scheduler that does not answer is asked again."""
@@ -155,15 +174,12 @@ class SlurmCompute(OnCluster):
             ended = ExitRecord(code=None, signal=number, started_at=now, ended_at=now)
             write_private(Path(handle.exit_path), ended.model_dump_json())
 
-    def _seen(self, handle: JobHandle) -> SlurmJob | None:
-        return _own(handle, self._slurm.jobs([_id(handle)]))
-
     def _goes_on(self, handle: JobHandle) -> bool:
-        job = self._seen(handle)
+        job = self._owned([handle]).get(handle.job_id)
         return job is not None and not job.over
 
     def _ends(self, handle: JobHandle, within_s: float) -> bool:
-        job = self._seen(handle)
+        job = self._owned([handle]).get(handle.job_id)
         if job is not None and job.waiting:  # nothing runs that could be told to end
             self._slurm.cancel([_id(handle)])
         deadline = self._clock.monotonic() + within_s
@@ -177,37 +193,32 @@ class SlurmCompute(OnCluster):
     def _judged(
         self, handle: JobHandle, ended: ExitRecord | None, job: SlurmJob | None, until: float
     ) -> JobStatus:
-        """What became of a job that has no record of its end, or one of a failure."""
-        if ended is None and job is not None and not job.over:
+        """What became of a job that has no record of its end, or none that tells all: Slurm's word
+        holds, by its state or in the job's log, where it says more than that the job is over.
+        """
+        if job is not None and not job.over and (ended is None or not self._settled(ended, job)):
             return job_status(job)
-        if _killed_for_memory(JobPaths(Path(handle.job_dir))):
+        paths = JobPaths(Path(handle.job_dir))
+        if _killed_for_memory(paths):
             return JobStatus.OUT_OF_MEMORY
-        if ended is not None:  # perhaps Slurm killed it, and knows why
-            age_s = self._clock.time() - ended.ended_at.timestamp()
-            if job is not None and not job.over and age_s < _COMPLETES_S:
-                self._slurm.expect_change()
-                return JobStatus.RUNNING
-            known = job is not None and job.over and job.state != "COMPLETED"
-            return job_status(job) if known and job is not None else ended.status
-        # Over without a record, which may not be visible here yet: then Slurm's word holds.
-        if job is not None and job_status(job) not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+        if job is not None and job.over and job_status(job) not in _SAYS_NO_MORE:
             return job_status(job)
-        record = Path(handle.exit_path)
+        written = written_cause(paths, handle.platform_id, recorded=ended is not None)
+        if written is not None:
+            return written
+        if ended is not None:
+            return ended.status
+        record = Path(handle.exit_path)  # it may not be visible here yet
         while (ended := read_exit(record)) is None and self._clock.monotonic() < until:
             self._clock.sleep(_LOOK_S)
         return JobStatus.FAILED if ended is None else ended.status
 
-
-def _recorded(handle: JobHandle, ended: ExitRecord | None) -> JobStatus | None:
-    """What a record of its end alone says; None where Slurm is to be asked, of a failure too. One
-    that was told to end may have been told so for its memory.
-    """
-    if ended is None or ended.status is JobStatus.FAILED:
-        return None
-    stopped = ended.status is JobStatus.CANCELLED
-    if stopped and _killed_for_memory(JobPaths(Path(handle.job_dir))):
-        return JobStatus.OUT_OF_MEMORY
-    return ended.status
+    def _settled(self, ended: ExitRecord, job: SlurmJob) -> bool:
+        """Whether a job that Slurm does not have as over is judged without its last word: a program
+        ends before its job does, and only then is the job's state the cause of its end.
+        """
+        age_s = self._clock.time() - ended.ended_at.timestamp()
+        return not job.waiting and age_s >= _COMPLETES_S
 
 
 def _own(handle: JobHandle, jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:

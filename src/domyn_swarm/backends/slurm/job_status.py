@@ -8,8 +8,9 @@ from domyn_swarm.model import JobStatus
 _JOB_ENDS = {
     "COMPLETED": JobStatus.SUCCEEDED,
     "CANCELLED": JobStatus.CANCELLED,
-    "PREEMPTED": JobStatus.CANCELLED,
-    "REVOKED": JobStatus.CANCELLED,
+    "PREEMPTED": JobStatus.PREEMPTED,
+    "NODE_FAIL": JobStatus.LOST_NODE,
+    "BOOT_FAIL": JobStatus.LOST_NODE,
     "TIMEOUT": JobStatus.TIMED_OUT,
     "DEADLINE": JobStatus.TIMED_OUT,
     "OUT_OF_MEMORY": JobStatus.OUT_OF_MEMORY,

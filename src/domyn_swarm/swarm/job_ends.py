@@ -1,0 +1,89 @@
+"""Why a job ended, and what to do next: by its status, in words that hold for every job of it. No
+line of its log is taken for the cause: what was printed last may be about anything.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from domyn_swarm.backends.base import read_exit, read_tail
+from domyn_swarm.backends.slurm.step_log import srun_was_ended, srun_was_killed
+from domyn_swarm.jobs.spec import JobResult
+from domyn_swarm.model import JobStatus
+from domyn_swarm.paths import JobPaths
+from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.state import JobRecord
+
+_ENDS = {  # the cause, and what `job resume` takes against it
+    JobStatus.PREEMPTED: ("the scheduler took its place for another job", ""),
+    JobStatus.LOST_NODE: ("its node was lost", ""),
+    JobStatus.TIMED_OUT: (
+        "its time limit, or that of the allocation it ran in, was reached",
+        " --time LIMIT",
+    ),
+    JobStatus.OUT_OF_MEMORY: ("it was killed for its memory", " --mem SIZE"),
+    JobStatus.CANCELLED: ("it was told to stop", ""),
+}
+_LINE_CHARACTERS = 500
+
+
+def why_it_ended(record: JobRecord, result: JobResult | None) -> str | None:
+    """Of a job that is over; None where it came to its end, with failed rows or without.
+
+    Args:
+        record: of the job.
+        result: what its worker has left, if anything.
+    """
+    if record.status in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
+        return None
+    if record.status in _ENDS:
+        cause, more = _ENDS[record.status]
+        return f"{cause}; {_next(record, more)}"
+    told = None if result is None else result.error
+    return told or _failed(record)
+
+
+def limits_kept(status: JobStatus, had: JobResources, asked: JobResources) -> Iterator[str]:
+    """What a job that is run once more meets again, because nothing else was asked for."""
+    if status is JobStatus.TIMED_OUT and not _more(had.time_limit_s, asked.time_limit_s):
+        limit = "the same limit" if had.time_limit_s is None else f"{had.time_limit_s / 60:g} min"
+        yield f"reached its time limit and gets {limit} again: --time LIMIT gives it more."
+    if status is JobStatus.OUT_OF_MEMORY and not _more(had.memory_gb, asked.memory_gb):
+        memory = "as much" if had.memory_gb is None else f"{had.memory_gb:g} GB"
+        yield f"was killed for its memory and gets {memory} again: --mem SIZE gives it more."
+
+
+def _more(had: float | None, asked: float | None) -> bool:
+    return asked is not None and (had is None or asked > had)
+
+
+def _next(record: JobRecord, more: str) -> str:
+    if record.output is None:
+        return "it is a program of yours: submit it again"
+    return f"rows that are done are kept: `domyn-swarm job resume {record.job_id}{more}` goes on"
+
+
+def _failed(record: JobRecord) -> str:
+    """Of a program that left no account of its own."""
+    paths = JobPaths(Path(record.job_dir))
+    if srun_was_ended(paths) or srun_was_killed(paths):
+        cause = "its srun was ended on the machine that submitted it, and the job's step with it"
+        return f"{cause}; -d gives it an allocation of its own: {_next(record, ' -d')}"
+    ended = read_exit(paths.exit)
+    if ended is None:
+        how = "it left no record of its end: it was killed, or its node was lost"
+    elif ended.signal is not None:
+        how = f"it was killed by {_signal_name(ended.signal)}"
+    else:
+        how = f"it ended with code {ended.code}"
+    lines = read_tail(paths.log).strip().splitlines()
+    return how + (f"; the last line of its log: {lines[-1][-_LINE_CHARACTERS:]}" if lines else "")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

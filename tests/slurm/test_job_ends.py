@@ -1,0 +1,176 @@
+"""How jobs of a swarm end on the real cluster, and what is then said of each."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from domyn_swarm.model import JobHandle, JobStatus
+from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.services.jobs import JobService
+from process_list import running
+from slurm.cluster import SlurmCluster
+from slurm.swarms import (
+    HeldJob,
+    Standing,
+    all_answered,
+    ended,
+    endpoint_job,
+    jobs_of,
+    node_of,
+    ready,
+    standing_swarm,
+    submit_held,
+    taking_nothing,
+    until,
+)
+
+JOB, STEP = JobResources(detached=True), JobResources()
+
+
+@pytest.fixture(scope="module")
+def standing_one(
+    slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Standing]:
+    with standing_swarm(slurm_cluster, tmp_path_factory.mktemp("home"), min_ready=2) as standing:
+        yield standing
+
+
+@pytest.fixture
+def standing(
+    standing_one: Standing, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Standing]:
+    monkeypatch.setenv("DOMYN_SWARM_HOME", str(standing_one.home))
+    until(lambda: ready() == 2)
+    yield standing_one
+    for job in JobService().list(refresh=False):
+        if not job.status.final:
+            JobService().cancel(job.job_id)
+
+
+def submit_apart(slurm: SlurmCluster, folder: Path) -> HeldJob:
+    """A job of its own on a node where nothing of the swarm is."""
+    taken = {node_of(slurm, one) for one in jobs_of(slurm)}
+    with taking_nothing(slurm, ",".join(sorted(taken))):
+        return submit_held(folder, resources=JOB)
+
+
+def preempt(slurm: SlurmCluster, node: str) -> None:
+    wanted = ["--partition=urgent", f"--nodelist={node}", "--exclusive", "--time=1"]
+    slurm.run("sbatch", *wanted, "--wrap=exec sleep 1")
+
+
+def srun_of(job: HeldJob) -> list[psutil.Process]:
+    """The processes on the submitting machine that a step lives by: `srun`, and one that ends the
+    step should that be killed.
+    """
+
+    def found() -> list[psutil.Process]:
+        ours = []
+        for process in running():
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline()
+                if process.name() == "srun" and f"--job-name=job-{job.handle.job_id}" in words:
+                    ours.append(process)
+        return sorted(ours, key=lambda one: one.ppid() in {other.pid for other in ours})
+
+    processes: list[psutil.Process] = until(found)
+    return processes
+
+
+def said(handle: JobHandle) -> tuple[JobStatus, str]:
+    """What its user reads of a job that has ended, with a fresh process of ours."""
+    done = ended(handle)
+    assert JobService().status(handle, refresh=False).status is done.status
+    return done.status, str(done.message)
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "word"),
+    [
+        ("preempted", JobStatus.PREEMPTED, "took its place"),
+        ("node", JobStatus.LOST_NODE, "node was lost"),
+        ("scancel", JobStatus.CANCELLED, "told to stop"),
+        ("cancel", JobStatus.CANCELLED, "told to stop"),
+    ],
+)
+def test_a_detached_job_says_what_ended_it_and_goes_on(
+    standing: Standing,
+    slurm: SlurmCluster,
+    tmp_path: Path,
+    *,
+    how: str,
+    status: JobStatus,
+    word: str,
+) -> None:
+    job = submit_apart(slurm, tmp_path)
+    node = node_of(slurm, job.handle.platform_id)
+    if how == "preempted":
+        preempt(slurm, node)
+    elif how == "node":
+        slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    elif how == "scancel":
+        slurm.run("scancel", job.handle.platform_id)
+    else:
+        JobService().cancel(job.handle)
+    seen, message = said(job.handle)
+    assert seen is status
+    assert word in message
+    assert f"`domyn-swarm job resume {job.handle.job_id}`" in message
+    slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+    (job.folder / "released").touch()
+    again = JobService().resume(job.handle)
+    assert ended(again).status is JobStatus.SUCCEEDED
+    assert all_answered(tmp_path, job.rows)
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "word"),
+    [
+        (signal.SIGKILL, JobStatus.FAILED, "srun was ended"),  # what it leaves ends the step
+        (signal.SIGTERM, JobStatus.FAILED, "srun was ended"),
+        (signal.SIGHUP, JobStatus.FAILED, "srun was ended"),
+        ("scancel", JobStatus.CANCELLED, "told to stop"),
+        ("cancel", JobStatus.CANCELLED, "told to stop"),
+        ("preempted", JobStatus.PREEMPTED, "took its place"),
+    ],
+)
+def test_a_followed_job_says_what_ended_it(
+    standing: Standing,
+    slurm: SlurmCluster,
+    tmp_path: Path,
+    *,
+    how: str | int,
+    status: JobStatus,
+    word: str,
+) -> None:
+    job = submit_held(tmp_path, resources=STEP)
+    if isinstance(how, int):
+        srun_of(job)[0].send_signal(how)
+    elif how == "scancel":
+        slurm.run("scancel", f"{job.handle.platform_id}.{job.handle.step}")
+    elif how == "cancel":
+        JobService().cancel(job.handle)
+    else:
+        preempt(slurm, node_of(slurm, endpoint_job(slurm)))
+    seen, message = said(job.handle)
+    assert seen is status
+    assert word in message
+    more = " -d" if status is JobStatus.FAILED else ""
+    assert f"`domyn-swarm job resume {job.handle.job_id}{more}`" in message
+
+
+def test_a_followed_job_goes_on_when_all_of_its_session_is_killed(
+    standing: Standing, tmp_path: Path
+) -> None:
+    job = submit_held(tmp_path, resources=STEP)
+    for process in srun_of(job)[::-1]:
+        process.kill()
+    job.goes_on()
+    assert job.release().status is JobStatus.SUCCEEDED
+    assert all_answered(tmp_path, job.rows)
