@@ -6,6 +6,8 @@
 #   make test-often   the same N times in other orders, beside busy loops (OF=all: all tests)
 #   make test-mutants  faults planted by hand, each of which the fast tests must notice (KIND=lease)
 #   make test-slow    true time limits of Slurm, ten minutes
+#   make test-slurm-versions  the cluster tests on Slurm 20.11, 24.11 and 26.05, each in a Debian of
+#                     its own (root); VERSION=24.11: on that one; RECORD=1: record what it prints
 #   make test-vllm    a real vLLM on the CPU, 2.5 GB to install
 #   make test-lepton  the Lepton backend with the SDK as users get it, 418 MB to install
 #   make test-install  real installations of every extra, lowest and newest versions
@@ -27,7 +29,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-fast test-often test-mutants test-slow test-vllm test-lepton test-install check golden docs docs-serve bench bench-data clean slurm-packages monitoring-packages shell-packages slurm-up slurm-down
+.PHONY: help setup quickstart test test-fast test-often test-mutants test-slow test-vllm test-lepton test-install test-slurm-versions check golden docs docs-serve bench bench-data clean slurm-packages monitoring-packages shell-packages slurm-up slurm-down
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -121,6 +123,12 @@ monitoring-packages:
 
 shell-packages:
 	@sh tests/cli/install.sh
+
+# Other versions of Slurm, and with them other versions of Python: 1.5 GB each, under /var/tmp.
+VERSION ?=
+RECORD ?=
+test-slurm-versions: $(READY)
+	$(BIN)/python tests/slurm/versions.py $(addprefix --only ,$(VERSION)) $(if $(RECORD),--record)
 
 slurm-up: $(READY) slurm-packages
 	@cd tests && ../$(BIN)/python -m slurm.cluster up $(if $(NET),--net) $(SLURM_FOLDER)
