@@ -25,6 +25,7 @@ class Job:
 
     id: str
     comment: str
+    name: str
     requeues: bool  # whether it may go back into the queue
     held: bool = False
     state: str = "PENDING"
@@ -37,7 +38,7 @@ class Job:
     def seen(self) -> SlurmJob:
         waits = self.state == "PENDING"
         reason, node = (self.reason, "") if waits else ("", "n1")
-        return SlurmJob(self.id, self.state, reason, node, "N/A", self.comment)
+        return SlurmJob(self.id, self.state, reason, node, "N/A", self.comment, self.name)
 
 
 class ScriptedCluster:
@@ -124,7 +125,12 @@ class ScriptedCluster:
         number, self._next = self._next, self._next + 1
         now = self.clock.monotonic()
         for task in [""] if array is None else [f"_{index}" for index in array]:
-            job = Job(f"{number}{task}", options.get("comment", ""), "no-requeue" not in options)
+            job = Job(
+                f"{number}{task}",
+                options.get("comment", ""),
+                options.get("job-name", ""),
+                "no-requeue" not in options,
+            )
             job.held, job.since = "begin" in options, now
             job.coming = [(now + self.starts_s, "RUNNING")]
             self._jobs[job.id] = job
