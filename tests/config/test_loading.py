@@ -231,6 +231,7 @@ KEYS: dict[str, tuple[str, Any]] = {
     "backend.requeue": ("off", False),
     "backend.drain_before_end_s": ("60", 60),
     "backend.packing": ("node", "node"),
+    "backend.comment": ("project x", "project x"),
     "backend.gres": ("gpu:a100:{n}", "gpu:a100:{n}"),
     "backend.mem": ("480", "480"),
     "backend.mail_user": ("a@b.c", "a@b.c"),

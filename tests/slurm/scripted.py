@@ -27,6 +27,7 @@ class Job:
 
     id: str
     comment: str
+    name: str
     requeues: bool  # whether it may go back into the queue
     held: bool = False
     state: str = "PENDING"
@@ -41,7 +42,7 @@ class Job:
         waits = self.state == "PENDING"
         there = next(node for node in NODES if node not in self.exclude)
         reason, node = (self.reason, "") if waits else ("", there)
-        return SlurmJob(self.id, self.state, reason, node, "N/A", self.comment)
+        return SlurmJob(self.id, self.state, reason, node, "N/A", self.comment, self.name)
 
 
 class ScriptedCluster:
@@ -130,7 +131,12 @@ class ScriptedCluster:
         number, self._next = self._next, self._next + 1
         now = self.clock.monotonic()
         for task in [""] if array is None else [f"_{index}" for index in array]:
-            job = Job(f"{number}{task}", options.get("comment", ""), "no-requeue" not in options)
+            job = Job(
+                f"{number}{task}",
+                options.get("comment", ""),
+                options.get("job-name", ""),
+                "no-requeue" not in options,
+            )
             job.exclude = tuple(exclude)
             job.held, job.since = "begin" in options, now
             job.coming = [(now + self.starts_s, "RUNNING")]

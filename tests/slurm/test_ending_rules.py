@@ -136,7 +136,7 @@ def test_recorded_jobs_are_ended_whose_site_took_their_tag(swarm: ScriptedSwarm)
     recorded: dict[str, list[str]] = {"replica": [], "endpoint": []}
     for one in [*swarm.tagged("replica"), *swarm.tagged("endpoint")]:
         recorded[one.kind].append(one.job.id)
-        swarm.cluster.jobs[one.job.id].comment = ""
+        swarm.cluster.jobs[one.job.id].comment = swarm.cluster.jobs[one.job.id].name = ""
     took_s(swarm, "replica", "endpoint")
     assert len(swarm.cluster.live()) == 3  # nobody knows them
     ending(swarm, recorded).end("replica", "endpoint")

@@ -47,8 +47,8 @@ def test_a_task_that_fails_for_ever_is_told_of_and_the_others_serve(
     assert (seen.observed, seen.replicas_ready) == ("ready", 1)
     assert seen.replicas[1].restarts == 1
     time.sleep(scaled(5))  # the endpoint looks every two seconds, and submits no successor
-    told = slurm.run("squeue", "-h", "-r", "--states=all", "-n", "demo-replicas", "-o", "%i %V")
-    arrays = {line.split("_")[0] for line in told.stdout.splitlines()}
+    told = slurm.run("squeue", "-h", "-r", "--states=all", "-o", "%i %j").stdout.splitlines()
+    arrays = {line.split("_")[0] for line in told if " demo-replicas-" in line}
     assert len(arrays & {one.split("_")[0] for one in jobs_of(slurm)}) == 1
     assert len(jobs_of(slurm)) == 2
 
@@ -152,7 +152,7 @@ def test_replicas_that_slurm_kills_for_their_memory_say_so(up: Up, slurm: SlurmC
 def test_replicas_that_an_admin_cancels_end_the_waiting(up: Up, slurm: SlurmCluster) -> None:
     up(wait=False, replicas=1, engine_options={"start_s": 600})
     until(lambda: "PENDING" not in jobs_of(slurm).values())
-    slurm.run("scancel", "--name", "demo-replicas")
+    slurm.run("scancel", *(one for one in jobs_of(slurm) if "_" in one))
     until(lambda: observed() == "failed")
 
 

@@ -351,8 +351,8 @@ def test_mail_of_every_command_that_submits_goes_to_whom_it_names(
     }
     box = slurm.folder / "log/mail"
     for job_id, who in sent.items():
-        until(lambda: box.exists() and f"job-{job_id} " in box.read_text())  # noqa: B023
-        [line] = [one for one in box.read_text().splitlines() if f"job-{job_id} " in one]
+        until(lambda: box.exists() and f"job-{job_id}." in box.read_text())  # noqa: B023
+        [line] = [one for one in box.read_text().splitlines() if f"job-{job_id}." in one]
         assert line.startswith(f"{who}: ")
 
 

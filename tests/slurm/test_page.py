@@ -33,8 +33,10 @@ NOT_TYPED = {
     "job resume": "goes on with a job that was cut: test_jobs.py moves the endpoint under one",
     "job submit --down-after": "ends the swarm that the page goes on with: see test_layouts.py",
     "--placement step|job": "either is what its line of the page gets anyway: see test_jobs.py",
+    "job submit-script": "of proxies: see acceptance/test_proxies.py",
     "--gres=gpu:N": "sbatch's own",
-    "--comment": "sbatch's own",
+    "--gres": "sbatch's own",
+    "--exclusive": "sbatch's own",
     "--requeue": "sbatch's own",
     "--nnodes": "vLLM's own",
 }

@@ -44,10 +44,10 @@ def test_one_that_is_signalled_runs_on_and_one_that_is_ended_does_not() -> None:
 
 def test_lines_of_squeue_and_sacct() -> None:
     text = """\
-7_0|RUNNING|None|n1|2026-11-23T10:00:00|domyn-swarm/a.b/replica
-7_1|PENDING|Resources||N/A|domyn-swarm/a.b/replica
-8|CANCELLED by 1000|None|None assigned|2026-11-23T10:00:00|with | a bar
-8.batch|CANCELLED|||x|
+7_0|RUNNING|None|n1|2026-11-23T10:00:00|domyn-swarm/a.b/replica|a-replicas-1.b
+7_1|PENDING|Resources||N/A|domyn-swarm/a.b/replica|a-replicas-1.b
+8|CANCELLED by 1000|None|None assigned|2026-11-23T10:00:00|with | a bar|mine
+8.batch|CANCELLED|||x|x
 9|OUT_OF_MEMORY||n2|x|(null)
 
 nonsense
@@ -56,6 +56,8 @@ nonsense
     assert list(jobs) == ["7_0", "7_1", "8", "8.batch", "9"]
     assert (jobs["7_0"].node, jobs["7_0"].reason) == ("n1", "")
     assert (jobs["7_1"].reason, jobs["7_1"].waiting) == ("Resources", True)
+    assert (jobs["7_1"].comment, jobs["7_1"].name) == ("domyn-swarm/a.b/replica", "a-replicas-1.b")
+    assert jobs["8.batch"].comment == "x"
     assert (jobs["8"].state, jobs["8"].comment, jobs["8"].node) == ("CANCELLED", "with | a bar", "")
 
 

@@ -222,7 +222,7 @@ def test_an_endpoint_moves_is_cancelled_and_ends_under_jobs_and_no_row_is_lost(
 
     # An admin cancels it: the swarm has failed and says why, takes no job, and its jobs end.
     job = submit_held(tmp_path / "cancelled")
-    slurm.run("scancel", "--name", "demo-endpoint")
+    slurm.run("scancel", endpoint_job(slurm))
     until(lambda: observed() == "failed")
     seen = service.status("demo")
     assert "the endpoint's job was cancelled" in seen.detail

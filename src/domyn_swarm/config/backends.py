@@ -170,6 +170,9 @@ class SlurmConfig(Section):
         description="more lines of the scripts' head, such as '#SBATCH --reservation=x'; the "
         "endpoint and jobs of their own have them (but for GPUs) unless endpoint.partition is set",
     )
+    comment: str | None = Field(
+        None, description="a text for --comment that the site asks for; it stands after our own"
+    )
     container: Literal["apptainer", "singularity", "enroot", "pyxis", "none"] = Field(
         "apptainer", description="what runs `image`; none: the node's own programs"
     )

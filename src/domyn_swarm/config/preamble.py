@@ -10,11 +10,12 @@ import shlex
 
 # By these what was submitted is found again, warned before its end, and brought back.
 _OURS = (
-    *("array", "comment", "job-name", "open-mode", "output", "signal"),
+    *("array", "job-name", "open-mode", "output", "signal"),
     *("nodes", "ntasks", "ntasks-per-node", "requeue", "no-requeue"),
 )
 _KEYS = {
     "account": "account",
+    "comment": "comment",
     "exclude": "exclude_nodes",
     "nodelist": "node_list",
     "partition": "partition",

@@ -18,7 +18,7 @@ from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.step_log import written_cause
 from domyn_swarm.backends.slurm.steps import Steps
-from domyn_swarm.backends.slurm.tagged import TAG_PREFIX, job_name
+from domyn_swarm.backends.slurm.tagged import is_job, job_name
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, disk_error
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
@@ -74,7 +74,7 @@ class SlurmCompute(OnCluster):
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
         """See `ComputeBackend.find`."""
         for job in self._slurm.queue(_FIND_S).values():
-            if job.comment.startswith(TAG_PREFIX) and job.comment.endswith(f"/job/{job_id}"):
+            if is_job(job, job_id):
                 return _handle(job_id, job_dir, job.id)
         for step in self._slurm.steps(_FIND_S).values():
             if step.comment == job_name(job_id):

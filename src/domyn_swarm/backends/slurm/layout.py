@@ -9,7 +9,13 @@ from pathlib import Path
 from domyn_swarm.backends.base import ComputeSpec, exit_wrapper
 from domyn_swarm.backends.slurm.containers import IMAGE_PYTHON
 from domyn_swarm.backends.slurm.scripts import BatchScript
-from domyn_swarm.backends.slurm.tagged import comment_of, job_name
+from domyn_swarm.backends.slurm.tagged import (
+    comment_of,
+    endpoint_name,
+    job_name,
+    own_job_name,
+    replicas_name,
+)
 from domyn_swarm.config.backends import SlurmConfig, time_limit_s
 from domyn_swarm.config.preamble import asks_for_gpus
 from domyn_swarm.paths import JobPaths, SwarmPaths
@@ -65,8 +71,8 @@ def replica_script(
     limit_s = time_limit_s(config.time_limit)
     warned = config.drain_before_end_s if limit_s != math.inf else 0
     return BatchScript(
-        name=f"{plan.name}-replicas",
-        comment=comment_of(ctx.tag, f"replica/{per_task}"),
+        name=replicas_name(ctx.tag, per_task),
+        comment=_comment(config, ctx.tag, f"replica/{per_task}"),
         output=_pattern(paths.slurm_logs, "replica-%a.log"),
         command=[
             *(python, "-m", "domyn_swarm.backends.slurm.replica_task"),
@@ -127,8 +133,8 @@ def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPa
     wall_time = own.wall_time or config.time_limit
     limited = time_limit_s(wall_time) != math.inf
     return BatchScript(
-        name=f"{plan.name}-endpoint",
-        comment=comment_of(ctx.tag, "endpoint"),
+        name=endpoint_name(ctx.tag),
+        comment=_comment(config, ctx.tag, "endpoint"),
         output=_pattern(paths.endpoint_log.parent, paths.endpoint_log.name),
         command=[
             *(interpreter(config, ctx.interpreter), "-m"),
@@ -185,8 +191,8 @@ def job_script(spec: ComputeSpec) -> BatchScript:
     limit_s = time_limit_s(time)
     warned_s = None if limit_s == math.inf else min(_JOB_WARNING_S, round(limit_s / 4))
     return BatchScript(
-        name=job_name(spec.job_id),
-        comment=comment_of(spec.tag or "-", f"job/{spec.job_id}"),
+        name=own_job_name(spec.job_id, spec.tag),
+        comment=_comment(config, spec.tag or "-", f"job/{spec.job_id}"),
         output=_pattern(paths.log.parent, paths.log.name),
         command=_wrapped(config, spec),
         options={
@@ -206,6 +212,11 @@ def job_script(spec: ComputeSpec) -> BatchScript:
         modules=config.modules,
         env={**config.env, **spec.env},
     )
+
+
+def _comment(config: SlurmConfig, tag: str, what: str) -> str:
+    ours = comment_of(tag, what)
+    return ours if config.comment is None else f"{ours} {config.comment}"
 
 
 def _preamble(config: SlurmConfig) -> tuple[str, ...]:

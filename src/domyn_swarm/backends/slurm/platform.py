@@ -67,6 +67,9 @@ class SlurmPlatform:
             self._slurm.expect_change()
         self._asked_at = now
         jobs = tagged(self._slurm.queue().values(), self._tag)
+        if not any(one.kind == "endpoint" for one in jobs):  # ours, so others do not show either
+            _log.warning("Slurm shows no job by the swarm's tag: lost replicas are not replaced")
+            return ()
         tasks = [one for one in jobs if one.kind == "replica"]
         per_task = next((one.per_task for one in tasks), 1)
         own: dict[int, list[TaggedJob]] = {}

@@ -28,7 +28,7 @@ from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.lost_endpoint import comes_back
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import TAKEN, SlurmJob
-from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, Submissions
+from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, Submissions, warn_of_hidden
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.errors import PlatformError, StateError, SubmissionUnknown, SwarmError
 from domyn_swarm.paths import SwarmPaths, write_private
@@ -61,6 +61,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         submissions = Submissions(self._slurm, paths, self._clock)
         endpoint = Part(kind="endpoint", platform_id=submissions.submit("endpoint"))
         record(endpoint)
+        warn_of_hidden(self._slurm, ctx.tag, endpoint.platform_id)
         array = submissions.submit("replica")
         replicas = _replica_parts(array, range(plan.layout.replicas), per_task)
         record(*replicas)

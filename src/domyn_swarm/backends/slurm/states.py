@@ -50,6 +50,7 @@ class SlurmJob(NamedTuple):
     node: str
     ends_at: str  # as Slurm writes it; N/A while it waits
     comment: str
+    name: str = ""
 
     @property
     def waiting(self) -> bool:
@@ -128,9 +129,9 @@ def _time(text: str) -> datetime | None:
         return None
 
 
-QUEUE_FORMAT = "%i|%T|%r|%N|%e|%k"
+QUEUE_FORMAT = "%i|%T|%r|%N|%e|%k|%j"
 STEP_FORMAT = "%i|RUNNING||%N|N/A|%j"
-ACCOUNT_FORMAT = "JobID,State,Reason,NodeList,End,Comment"
+ACCOUNT_FORMAT = "JobID,State,Reason,NodeList,End,Comment,JobName"
 STEP_ACCOUNT_FORMAT = "JobID,State,Reason,NodeList,End,JobName"
 
 
@@ -140,11 +141,14 @@ def parse_queue(text: str) -> Iterator[SlurmJob]:
         fields = line.split("|", 5)
         if len(fields) < 6:
             continue
-        identity, state, reason, node, ends_at, comment = fields
+        identity, state, reason, node, ends_at, text = fields
+        comment, bar, name = text.rpartition("|")
+        if not bar:  # a step, whose name stands for its comment
+            comment, name = text, ""
         word = state.split()[0] if state.split() else ""  # sacct: "CANCELLED by 1000"
         said = "" if reason in ("None", "(null)") else reason
         where = "" if node in ("None assigned", "(null)") else node
-        yield SlurmJob(identity, word, said, where, ends_at, comment)
+        yield SlurmJob(identity, word, said, where, ends_at, comment, name)
 
 
 def latest(jobs: Iterable[SlurmJob]) -> dict[str, SlurmJob]:

@@ -8,10 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from domyn_swarm.backends.slurm.scheduler import Scheduler
-from domyn_swarm.backends.slurm.tagged import TaggedJob
-from domyn_swarm.errors import CommandMissing, SubmitRejected
+from domyn_swarm.backends.slurm.tagged import TaggedJob, shows_comment, tagged
+from domyn_swarm.errors import CommandMissing, PlatformError, SubmitRejected
+from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.probing import Clock
+
+_log = get_logger(__name__)
 
 TAKEN_WITHIN_S = 300.0  # what is not in the queue by then was not taken
 
@@ -64,3 +67,21 @@ class Submissions:
             if not came and age_s < TAKEN_WITHIN_S:
                 return kind
         return None
+
+
+def warn_of_hidden(slurm: Scheduler, tag: str, job: str) -> None:
+    """Say what will not work where a job that was just submitted does not show its swarm's tag."""
+    try:
+        seen = slurm.queue(at_most_s=0.0).get(job)
+    except PlatformError:
+        return
+    if seen is None or shows_comment(seen, tag):
+        return
+    _log.warning("this site changes comments: that of job %s is %r now", job, seen.comment)
+    if not tagged([seen], tag):
+        _log.warning(
+            "it changes names too (%r): no lost replica or endpoint is replaced, jobs need "
+            "--placement job, and of an `up` or `scale` that is killed only what was recorded is "
+            "known: see `squeue` then",
+            seen.name,
+        )

@@ -1,12 +1,15 @@
 """What Slurm has of one swarm, by the comment that each of its jobs carries. Pure.
 
 `domyn-swarm/<tag>/endpoint`, `domyn-swarm/<tag>/replica/<replicas per task>` and
-`domyn-swarm/<tag>/job/<id>`. A task of the array is `<array>_<n>`: its replicas are those from
-n times the replicas per task on.
+`domyn-swarm/<tag>/job/<id>`; a text of the site's may stand beside it. Where a site takes comments
+away, or writes its own, the names of the jobs say the same: `<swarm>-endpoint.<rest of the tag>`,
+`<swarm>-replicas-<replicas per task>.<rest>` and `job-<id>.<rest>`. A task of the array is
+`<array>_<n>`: its replicas are those from n times the replicas per task on.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -15,11 +18,13 @@ from domyn_swarm.backends.slurm.states import SlurmJob
 TAG_PREFIX = "domyn-swarm"
 JOB_PREFIX = "job-"
 
+_Kind = Literal["endpoint", "replica", "job"]
+
 
 class TaggedJob(NamedTuple):
     """A job of the swarm. `group` is the task's number; its replicas follow from it."""
 
-    kind: Literal["endpoint", "replica", "job"]
+    kind: _Kind
     job: SlurmJob
     group: int = 0
     per_task: int = 1
@@ -37,31 +42,65 @@ def comment_of(tag: str, what: str) -> str:
     return f"{TAG_PREFIX}/{tag}/{what}"
 
 
+def endpoint_name(tag: str) -> str:
+    """What Slurm calls the endpoint's job of a swarm."""
+    swarm, _, rest = tag.rpartition(".")
+    return f"{swarm}-endpoint.{rest}"
+
+
+def replicas_name(tag: str, per_task: int) -> str:
+    """What Slurm calls the array of a swarm."""
+    swarm, _, rest = tag.rpartition(".")
+    return f"{swarm}-replicas-{per_task}.{rest}"
+
+
 def job_name(job_id: str) -> str:
-    """What Slurm calls a job, and the comment of its step."""
+    """What Slurm calls the step of a job."""
     return f"{JOB_PREFIX}{job_id}"
+
+
+def own_job_name(job_id: str, tag: str | None) -> str:
+    """What Slurm calls a job with an allocation of its own."""
+    return f"{job_name(job_id)}.{(tag or '-').rpartition('.')[2]}"
+
+
+def is_job(job: SlurmJob, job_id: str) -> bool:
+    """Whether it is this job, in an allocation of its own."""
+    commented = re.search(rf"{TAG_PREFIX}/\S+/job/{re.escape(job_id)}(?!\S)", job.comment)
+    return commented is not None or job.name.startswith(f"{job_name(job_id)}.")
+
+
+def shows_comment(job: SlurmJob, tag: str) -> bool:
+    """Whether its comment came back from Slurm as it was submitted."""
+    return comment_of(tag, "") in job.comment
 
 
 def tagged(jobs: Iterable[SlurmJob], tag: str) -> list[TaggedJob]:
     """Those jobs that belong to the swarm, older ones first."""
-    prefix = comment_of(tag, "")
+    swarm, _, rest = (re.escape(part) for part in tag.rpartition("."))
+    commented = re.compile(
+        rf"{re.escape(comment_of(tag, ''))}(?P<kind>endpoint|replica|job)(?:/(?P<more>\S*))?(?!\S)"
+    )
+    named = re.compile(
+        rf"(?:{swarm}-(?P<kind>endpoint|replicas)(?:-(?P<more>\d+))?|job-\S+)\.{rest}"
+    )
     found = []
     for job in jobs:
-        kind, _, rest = job.comment.removeprefix(prefix).partition("/")
-        if not job.comment.startswith(prefix):
-            continue
-        if kind == "endpoint":
-            found.append(TaggedJob("endpoint", job))
-        elif kind == "job":
-            found.append(TaggedJob("job", job))
-        elif kind == "replica":
-            group = job.id.partition("_")[2]
-            found.append(
-                TaggedJob(
-                    "replica",
-                    job,
-                    int(group) if group.isdecimal() else 0,
-                    int(rest) if rest.isdecimal() else 1,
-                )
-            )
+        said = commented.search(job.comment) or named.fullmatch(job.name)
+        if said is not None:
+            found.append(_tagged(job, said["kind"] or "job", said["more"] or ""))
     return sorted(found, key=lambda one: int(one.job.id.partition("_")[0]))
+
+
+def _tagged(job: SlurmJob, kind: str, more: str) -> TaggedJob:
+    if kind == "endpoint":
+        return TaggedJob("endpoint", job)
+    if kind == "job":
+        return TaggedJob("job", job)
+    group = job.id.partition("_")[2]
+    return TaggedJob(
+        "replica",
+        job,
+        int(group) if group.isdecimal() else 0,
+        int(more) if more.isdecimal() else 1,
+    )
