@@ -479,6 +479,7 @@ class Watchdog:
         self._stopped_at = float("-inf")
         self._sampled_at = 0.0
         self._base = ""
+        self._overtime = False  # that the engine loads for so long has been reported
         self._state = "starting"
         self._wake, wake_write = os.pipe()
         os.set_blocking(self._wake, False)
@@ -550,9 +551,13 @@ class Watchdog:
             self._stop_engine(engine)
             code = engine.poll()
         served, clean = self._health.ready_since is not None, not why and code == 0
-        words, killed = engine.last_words(lately=not why), not why and (code or 0) > 128
+        words, killed = engine.last_words(lately=not why), bool(why) or (code or 0) > 128
         known = diagnose(self._spec.failure_patterns, words, served, killed)
-        reason = (known["cause"] if known else None) or why or ended_as(code)
+        if why:  # what only makes programs give up has not made this one
+            known = known if known and known["retryable"] else None
+        reason = why or ended_as(code)
+        if known is not None:
+            reason = known["cause"] + (" (%s)" % why if why else "")
         hopeless = known is not None and not known["retryable"] and not served
         slow, delay = bool(why) and not served, None
         if not hopeless:
@@ -590,7 +595,8 @@ class Watchdog:
 
     def _watch(self, engine: Engine) -> str | None:
         """Probe until the engine has ended (None), must be restarted (why), or a stop came."""
-        health = self._health = Health(self._spec, time.monotonic())
+        health, self._overtime = Health(self._spec, time.monotonic()), False
+        self._health = health
         due = time.monotonic()
         while not self._stops and engine.poll() is None:
             self._guard.keep()
@@ -607,6 +613,10 @@ class Watchdog:
             if engine.printed(now) or (health.ready_since is None and engine.read(now)):
                 health.loaded_at = now
             self._reporter.update(loading=health.loads(now))
+            overtime = health.overtime(now)
+            if overtime is not None and not self._overtime:
+                self._overtime = True
+                self._enter(self._state, reason=overtime)
             why = health.reason_to_restart(now) or (self._nodes.lost if self._nodes else None)
             if why is not None:
                 return why
@@ -617,8 +627,10 @@ class Watchdog:
         return None
 
     def _judge(self, health: Health) -> None:
-        ill = health.state != self._state and "unhealthy" in (health.state, self._state)
-        self._enter(health.state, **({"reason": health.reason} if ill else {}))
+        changed = health.state != self._state
+        said = changed and (self._overtime or "unhealthy" in (health.state, self._state))
+        self._overtime = self._overtime and not changed
+        self._enter(health.state, **({"reason": health.reason} if said else {}))
 
     def _sample_if_due(self, health: Health, now: float) -> float:
         """Read the figures of an engine that is up where it is time; seconds until the next."""

@@ -176,6 +176,14 @@ class Health:
         self._stuck_since = (self._stuck_since or now) if stuck else None
         self._progress = progress
 
+    def overtime(self, now: float) -> str | None:
+        """What an engine does that is not ready after its time, and still has some."""
+        took_s, limit_s = now - self._started, self._spec.readiness_timeout
+        if self.ready_since is not None or took_s < limit_s:
+            return None
+        times = (limit_s, LONGEST_START * limit_s)
+        return "not ready after %g s; it still loads, and has %g s" % times
+
     def reason_to_restart(self, now: float) -> str | None:
         """Why waiting longer is pointless, or None."""
         spec = self._spec

@@ -319,6 +319,9 @@ def test_an_engine_that_loads_has_longer(
             break
     assert now == ends_at
     assert why in found
+    late = "not ready after 600 s; it still loads, and has 3600 s"
+    assert health.overtime(599) is None
+    assert health.overtime(600) == late
     assert "set watchdog.readiness_timeout: 1200" in found
 
 

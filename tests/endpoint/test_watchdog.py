@@ -143,10 +143,31 @@ def test_an_engine_that_still_loads_is_waited_for(bench: Bench, what: str):
     assert len(replica.starts) == 1
     report = bench.view().replicas[0]
     assert (report.state, report.loading) == ("starting", True)
+    assert "it still loads, and has" in str(report.reason)
     replica.tell(what, "")
     bench.until_state("ready")
     assert len(replica.starts) == 1
-    assert not bench.view().replicas[0].loading
+    report = bench.view().replicas[0]
+    assert (report.loading, report.reason) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("notes", "reason"),
+    [
+        ("ERROR No module named 'x'", "not ready after "),
+        ("ERROR ncclSystemError: no", "the GPUs could not talk to each other (NCCL) (not ready "),
+    ],
+)
+def test_a_hang_is_not_blamed_on_what_makes_programs_give_up(bench: Bench, notes: str, reason: str):
+    bench.start_collector()
+    known = [one.model_dump() for one in engines.get("vllm").failure_patterns]
+    replica = bench.replica(readiness_timeout=1.0, max_restarts=9, failure_patterns=known)
+    replica.tell("notes", notes).tell("health", 503)
+    assert replica.start().wait() == 1
+    report = bench.view().replicas[0]
+    assert report.restarts == 1
+    assert str(report.reason).startswith(reason)
+    assert "set watchdog.readiness_timeout: 2" in str(report.reason)
 
 
 def test_an_engine_that_prints_for_ever_is_given_up(bench: Bench):

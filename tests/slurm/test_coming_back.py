@@ -73,6 +73,20 @@ def test_tasks_of_one_node_never_hand_out_one_port(
     assert ReplicaTask(paths, replace(plan, requires_ray=True), 0, 1)._node_port() == 6379
 
 
+def test_a_task_that_itself_fails_looks_like_one_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing of the engine: it has successors, a few."""
+    monkeypatch.setattr(replica_task, "node_address", lambda: "n1")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    plan = TaskPlan("m", "image", 1, 1, 1, "apptainer", (), {}, True, False, 6379)
+    paths = SwarmPaths(tmp_path / "swarm")
+    with pytest.raises(FileNotFoundError):  # that program, on this node
+        ReplicaTask(paths, plan, 0, 1).run()
+    assert paths.at_work(0).read_text() == "1_0"
+
+
 # -- programs ------------------------------------------------------------------------------------
 
 

@@ -177,5 +177,5 @@ def diagnosis(swarm: LiveSwarm, report: ReplicaReport) -> Diagnosis | None:
     """
     known = engines.get(swarm.plan.engine).failure_patterns
     if report.watchdog_pid is not None:
-        known = [one for one in known if one.cause == report.reason]
+        known = [one for one in known if (report.reason or "").startswith(one.cause)]
     return diagnose(known, read_tail(swarm.paths.engine_log(report.replica)))

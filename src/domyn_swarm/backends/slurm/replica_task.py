@@ -27,6 +27,7 @@ from domyn_swarm.backends.slurm.task import (
     open_log,
 )
 from domyn_swarm.backends.slurm.task_plan import TaskPlan, read_task_plan
+from domyn_swarm.errors import SwarmError
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
 
@@ -55,7 +56,7 @@ class ReplicaTask:
         self._note_at_work()
         try:
             code = self._serve()
-        except Exception:  # one that fails is not one that was killed
+        except SwarmError:  # what it was told is wrong, and stays so; anything else is as a kill
             self._note_at_work(ENDED)
             raise
         self._come_back()
