@@ -55,6 +55,7 @@ class SlurmCluster:
     memory_mb: int = 16_000
     accounting: bool = False
     net: bool = False
+    settings: str = ""  # more lines of slurm.conf
     env: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -296,7 +297,7 @@ class SlurmCluster:
     def _start_accounting(self) -> None:
         """slurmdbd over a MariaDB that nobody but this user reaches: a socket in a 0700 folder."""
         private = self.folder / "private"
-        (private / "mysql").mkdir(exist_ok=True)
+        self._install_database(private / "mysql")
         self._spawn(
             "mariadbd",
             *("--no-defaults", f"--datadir={private}/mysql", f"--socket={private}/mysql.sock"),
@@ -308,6 +309,16 @@ class SlurmCluster:
         self.env["MYSQL_UNIX_PORT"] = f"{private}/mysql.sock"
         self._spawn("slurmdbd", "-D")
         self._until("slurmdbd", lambda: _listens(self._port + 1))
+
+    def _install_database(self, folder: Path) -> None:
+        """The tables of the database itself: without them slurmdbd starts, and all limits of QoS
+        and associations silently do not hold.
+        """
+        command = ["mariadb-install-db", "--no-defaults", f"--datadir={folder}", "--skip-test-db"]
+        options = ["--auth-root-authentication-method=normal", f"--user={getpass.getuser()}"]
+        done = self.run(*command, *options)
+        if done.returncode:
+            raise RuntimeError(f"no database in {folder}: {done.stdout}{done.stderr}")
 
     def _write_files(self) -> None:
         from slurm.configuration import mail_program, slurm_conf, slurmdbd_conf, task_prolog

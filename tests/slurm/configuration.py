@@ -70,6 +70,7 @@ SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf
 bf_window=60,bf_resolution=10
 {accounting}
 {prolog}
+{cluster.settings}
 NodeName=n[1-{cluster.nodes}] {cluster.network.places(port + 2)} Sockets=1 \
 CoresPerSocket={cluster.cpus} ThreadsPerCore=1 RealMemory={cluster.memory_mb}{gres} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 State=UP PriorityTier=1

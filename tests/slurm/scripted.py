@@ -27,6 +27,7 @@ class Job:
     comment: str
     requeues: bool  # whether it may go back into the queue
     held: bool = False
+    after: str | None = None  # a job that must have started first
     state: str = "PENDING"
     reason: str = "Resources"
     since: float = 0.0  # it is in this state
@@ -116,7 +117,7 @@ class ScriptedCluster:
         """The states of those that are not over."""
         return {job.id: job.state for job in self.jobs.values() if not job.seen.over}
 
-    def submit(self, script: str, array: Sequence[int] | None) -> str:
+    def submit(self, script: str, array: Sequence[int] | None, after: str | None = None) -> str:
         options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", script, re.MULTILINE))
         if array is None and "array" in options:
             first, _, last = options["array"].partition("-")
@@ -126,6 +127,7 @@ class ScriptedCluster:
         for task in [""] if array is None else [f"_{index}" for index in array]:
             job = Job(f"{number}{task}", options.get("comment", ""), "no-requeue" not in options)
             job.held, job.since = "begin" in options, now
+            job.after, job.reason = after, "Dependency" if after else "Resources"
             job.coming = [(now + self.starts_s, "RUNNING")]
             self._jobs[job.id] = job
         return str(number)
@@ -159,7 +161,10 @@ class ScriptedCluster:
             raise PlatformUnavailable("Unable to contact slurm controller", hint="")
 
     def _may_start(self, job: Job) -> bool:
-        return job.coming[0][1] != "RUNNING" or (self.room and not job.held)
+        if job.coming[0][1] != "RUNNING":
+            return True
+        first = self._jobs.get(job.after or "")
+        return self.room and not job.held and (first is None or not first.seen.waiting)
 
     def _become(self, job: Job, state: str) -> None:
         job.state, job.since, job.coming, job.steps = state, self.clock.monotonic(), [], {}
@@ -187,10 +192,12 @@ class ScriptedSlurm:
         self._cluster.refuse_while_away()
         return f"{script.name} can start now"
 
-    def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
+    def submit(
+        self, script: Path, *, array: Sequence[int] | None = None, after: str | None = None
+    ) -> str:
         self._cluster.refuse_while_away()
         self._queue.expect_change()
-        return self._cluster.submit(script.read_text(), array)
+        return self._cluster.submit(script.read_text(), array, after)
 
     def queue(self, at_most_s: float = math.inf) -> Jobs:
         return self._queue.now(at_most_s)

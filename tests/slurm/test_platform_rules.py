@@ -170,11 +170,13 @@ class RefusesOnce(ScriptedSlurm):
         super().__init__(cluster, 30.0)
         self.refused = 0
 
-    def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
+    def submit(
+        self, script: Path, *, array: Sequence[int] | None = None, after: str | None = None
+    ) -> str:
         if not self.refused:
             self.refused += 1
             raise PlatformUnavailable("Unable to contact slurm controller", hint="")
-        return super().submit(script, array=array)
+        return super().submit(script, array=array, after=after)
 
 
 def test_a_successor_that_cannot_be_submitted_is_not_counted_and_tried_again(

@@ -111,8 +111,11 @@ class Slurm:
             )
         return named[1].lower()
 
-    def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
-        """Submit a script, with `array` for these of its tasks; the new job's id.
+    def submit(
+        self, script: Path, *, array: Sequence[int] | None = None, after: str | None = None
+    ) -> str:
+        """Submit a script, with `array` for these of its tasks, which wait until the job `after`
+        has started; the new job's id.
 
         Raises:
             CommandMissing: there is no Slurm here.
@@ -120,9 +123,10 @@ class Slurm:
             PlatformUnavailable: it passed the job on to a cluster where it cannot be cancelled.
             SubmitRejected: it refused, or passed the job on to a cluster that is not asked here.
         """
-        tasks = [] if array is None else [f"--array={','.join(map(str, array))}"]
+        more = [] if array is None else [f"--array={','.join(map(str, array))}"]
+        more += [] if after is None else [f"--dependency=after:{after}"]
         try:
-            done = self._run(["sbatch", "--parsable", *tasks, str(script)])
+            done = self._run(["sbatch", "--parsable", *more, str(script)])
         except PlatformUnavailable as error:
             self._queue.expect_change()
             raise SubmissionUnknown(error.message, hint=error.hint) from error
@@ -318,19 +322,10 @@ class Slurm:
             )
         return set(re.findall(rf"^{what.capitalize()}Name=(\S+)", done.stdout, re.MULTILINE))
 
-    def associations(self, user: str) -> list[tuple[str, list[str]]]:
-        """The accounts of a user and what QoS each may use; nothing without accounting."""
-        lines = self._sacctmgr("associations", f"user={user}", "format=Account,QOS")
-        split = [line.split("|") for line in lines if "|" in line]
-        return [(account, [one for one in qos.split(",") if one]) for account, qos, *_ in split]
-
-    def qos(self) -> list[str]:
-        """The names of all QoS that there are; nothing without accounting."""
-        return [line.strip() for line in self._sacctmgr("qos", "format=Name") if line.strip()]
-
-    def _sacctmgr(self, *what: str) -> list[str]:
+    def lines(self, *command: str) -> list[str]:
+        """What a command prints; nothing where it is not there, refuses or does not answer."""
         try:
-            done = self._run(["sacctmgr", "--noheader", "--parsable2", "show", *what])
+            done = self._run(command)
         except (CommandMissing, PlatformUnavailable):
             return []
         return done.stdout.splitlines() if done.returncode == 0 else []
@@ -392,5 +387,4 @@ def _refused(script: Path, said: str) -> SubmitRejected:
 
 
 def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return (text.strip().splitlines() or ["it said nothing"])[-1]

@@ -26,7 +26,9 @@ class Scheduler(Protocol):
     def test(self, script: Path) -> str:
         """See `Slurm.test`."""
 
-    def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
+    def submit(
+        self, script: Path, *, array: Sequence[int] | None = None, after: str | None = None
+    ) -> str:
         """See `Slurm.submit`."""
 
     def queue(self, at_most_s: float = math.inf) -> Jobs:

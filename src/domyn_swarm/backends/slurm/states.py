@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from domyn_swarm.backends.slurm.reasons import never_runs, told
 from domyn_swarm.probing import Observation, Phase
 
 _WAITING = frozenset(
@@ -17,12 +18,6 @@ _WAITING = frozenset(
 )
 _GOING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING", "STOPPED"})
 _UNTOUCHED = frozenset({"RUNNING", "SIGNALING", "RESIZING"})
-_HOPELESS = frozenset(
-    {
-        *("PartitionConfig", "PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints"),
-        *("InvalidAccount", "InvalidQOS"),
-    }
-)
 _ENDED = frozenset({"COMPLETED", "CANCELLED"})
 # Ended through no fault of what ran. Slurm brings some back itself, where it may requeue them.
 LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
@@ -76,7 +71,7 @@ class SlurmJob(NamedTuple):
     @property
     def hopeless(self) -> bool:
         """Whether it waits for what will not come as things are configured."""
-        return self.waiting and self.reason in _HOPELESS
+        return self.waiting and never_runs(self.reason)
 
     @property
     def limit(self) -> datetime | None:
@@ -87,7 +82,10 @@ class SlurmJob(NamedTuple):
     def observation(self) -> Observation:
         """The state in the words of readiness."""
         if self.waiting:
-            return Observation(Phase.QUEUED, f"waits in the queue ({self.reason or self.state})")
+            why = told(self.reason or self.state, self.id)
+            if self.hopeless:
+                return Observation(Phase.FAILED, f"will not run ({why})")
+            return Observation(Phase.QUEUED, f"waits in the queue ({why})")
         if self.going:
             return Observation(Phase.READY, f"runs on {self.node}" if self.node else "runs")
         if self.over:
