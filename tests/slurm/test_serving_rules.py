@@ -6,11 +6,12 @@ import pytest
 
 from domyn_swarm.backends.endpoint.view import EndpointAddress
 from domyn_swarm.backends.slurm.platform import SlurmPlatform
+from domyn_swarm.backends.slurm.prospects import Prospects
 from domyn_swarm.backends.slurm.serving import SlurmServing
-from domyn_swarm.errors import StateError
+from domyn_swarm.errors import StateError, SubmitRejected
 from domyn_swarm.paths import write_private
 from domyn_swarm.probing import Phase
-from slurm.scripted import ScriptedCluster
+from slurm.scripted import ScriptedCluster, ScriptedSlurm
 from slurm.scripted_swarm import TAG, Launch, ScriptedSwarm
 
 
@@ -149,6 +150,29 @@ def test_a_swarm_that_waits_for_other_jobs_of_its_user_goes_on_waiting(
     assert asked.probe(swarm.handle).phase is Phase.QUEUED
 
 
+@pytest.mark.parametrize("never", [True, False])
+def test_a_group_has_what_it_waits_for_or_never_will(swarm: ScriptedSwarm, *, never: bool) -> None:
+    asked: list[float] = []
+
+    def exceeded(_plan: object) -> str | None:
+        asked.append(swarm.clock.monotonic())
+        return "the QoS nogpus gives a job 1 GPU at most" if never else None
+
+    say(swarm, {"0": "PENDING", "1": "PENDING"}, "QOSGrpGRES")
+    write_private(swarm.paths.endpoint, EndpointAddress(url="http://n1:1").model_dump_json())
+    cluster = swarm.cluster.process()
+    prospects = Prospects(cluster, swarm.clock, exceeded)
+    jobs = {part: cluster.queue()[part.platform_id] for part in swarm.handle.parts}
+    for _ in range(3600):
+        seen = prospects.of(swarm.handle, jobs)
+        if seen.phase.terminal:
+            break
+        swarm.clock.sleep(1.0)
+    assert (seen.phase is Phase.FAILED) is never
+    assert ("nogpus" in seen.detail) is never
+    assert len(asked) <= 6  # the site is asked for its limits, which costs it something
+
+
 def test_no_replica_is_scheduled_before_its_endpoint_has_started(launch: Launch) -> None:
     swarm = launch()
     swarm.serving.delete(swarm.handle)
@@ -249,6 +273,7 @@ def test_its_time_counts_from_when_it_runs_and_for_each_job_anew(launch: Launch)
         ("PREEMPTED", False, Phase.QUEUED),
         ("COMPLETED", True, Phase.QUEUED),
         ("TIMEOUT", True, Phase.QUEUED),
+        ("TIMEOUT", False, Phase.QUEUED),  # it had no time to leave word
         ("COMPLETED", False, Phase.STOPPED),
         ("CANCELLED", False, Phase.STOPPED),
         ("FAILED", False, Phase.FAILED),
@@ -335,6 +360,22 @@ def test_it_grows_by_what_is_missing_and_shrinks_by_what_is_too_much(
     assert groups == [0, 1, 2, 3]
     scale(swarm, asked, 1)
     assert sorted(swarm.cluster.signals) == [(swarm.task(n), "TERM") for n in (1, 2, 3)]
+
+
+class Refusing(ScriptedSlurm):
+    """Its site takes no more tasks."""
+
+    def submit(self, *_script: object, **_more: object) -> str:
+        raise SubmitRejected("Slurm refused replicas.sh: Invalid job array specification")
+
+
+def test_a_size_that_slurm_refuses_leaves_all_as_it_was(swarm: ScriptedSwarm) -> None:
+    before = swarm.paths.endpoint_spec.read_text()
+    asked = SlurmServing(Refusing(swarm.cluster), swarm.clock)
+    with pytest.raises(SubmitRejected) as refused:
+        scale(swarm, asked, 8)
+    assert "MaxArraySize" in refused.value.hint
+    assert swarm.paths.endpoint_spec.read_text() == before
 
 
 def test_it_ends_a_successor_that_it_has_not_seen_yet(swarm: ScriptedSwarm) -> None:

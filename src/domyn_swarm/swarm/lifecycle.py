@@ -16,8 +16,10 @@ from domyn_swarm.backends.notification import notify
 from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.claims import RENEW_S, claim, release, renew
 from domyn_swarm.errors import (
+    CommandMissing,
     LaunchError,
     StateError,
+    SubmitRejected,
     SwarmError,
     SwarmNotFound,
 )
@@ -323,7 +325,7 @@ class SwarmLifecycle:
         write_private(swarm.paths.plan, plan.model_dump_json(indent=2))
         try:
             swarm.backend.scale(plan, _context(plan, tag), swarm.handle, self._recorder(tag))
-        except StateError:
+        except (StateError, SubmitRejected, CommandMissing):  # nothing has changed
             write_private(swarm.paths.plan, swarm.plan.model_dump_json(indent=2))
             raise
         self._store.set_plan(tag, plan.model_dump_json())

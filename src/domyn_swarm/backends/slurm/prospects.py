@@ -49,8 +49,10 @@ class Prospects:
         replicas = [job for (kind, _), job in places.items() if kind == "replica"]
         together = whole(endpoint, replicas)
         if together.phase.terminal:
-            unseen = _unseen(handle, seen)
-            return together if unseen is None else Observation(together.phase, unseen)
+            paths = SwarmPaths(Path(handle.swarm_dir))
+            words = (unseen(paths, part, job) for part, job in seen.items())
+            said = next((one for one in words if one is not None), together.detail)
+            return Observation(together.phase, said)
         if together.phase is Phase.QUEUED and (why := self._in_vain(handle, seen)) is not None:
             detail = f"Slurm will not run it ({together.detail}): {why}"
             return Observation(Phase.FAILED, detail)
@@ -99,20 +101,18 @@ class Prospects:
         return self._exceeded(read_plan(handle))
 
 
-def _unseen(handle: ServingHandle, seen: Seen) -> str | None:
-    """What is to be said when jobs failed before they could write a line: Slurm opens their logs as
-    their user, on their nodes.
+def unseen(paths: SwarmPaths, part: Part, job: SlurmJob | None) -> str | None:
+    """What is to be said of a job that failed before it could write a line: Slurm opens its log as
+    its user, on its node. None: it is not one of these.
     """
-    paths = SwarmPaths(Path(handle.swarm_dir))
-    for part, job in seen.items():
-        log = paths.endpoint_log if part.kind == "endpoint" else batch_log(paths, part)
-        if job is not None and job.state == "FAILED" and not log.exists():
-            return (
-                f"the job {job.id} failed on {job.node or 'its node'} and could not write its log "
-                f"into {log.parent}: the nodes do not see that folder. Set home_directory, or "
-                "DOMYN_SWARM_HOME, to one that they share"
-            )
-    return None
+    log = paths.endpoint_log if part.kind == "endpoint" else batch_log(paths, part)
+    if job is None or job.state != "FAILED" or log.exists():
+        return None
+    return (
+        f"the job {job.id} failed on {job.node or 'its node'} and could not write its log into "
+        f"{log.parent}: the nodes do not see that folder. Set home_directory, or DOMYN_SWARM_HOME, "
+        "to one that they share"
+    )
 
 
 def read_plan(handle: ServingHandle) -> DeploymentPlan:

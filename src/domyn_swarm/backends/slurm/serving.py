@@ -25,14 +25,14 @@ from domyn_swarm.backends.slurm.folder import (
 from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.lost_endpoint import comes_back
 from domyn_swarm.backends.slurm.overview import ended_how, of_part
-from domyn_swarm.backends.slurm.prospects import Prospects, batch_log
+from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, unseen
 from domyn_swarm.backends.slurm.scheduler import Scheduler
-from domyn_swarm.backends.slurm.states import TAKEN, SlurmJob
+from domyn_swarm.backends.slurm.states import LOST, SlurmJob
 from domyn_swarm.backends.slurm.step_log import last_end
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, Submissions
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
-from domyn_swarm.errors import PlatformError, StateError, SubmitRejected
-from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.errors import CommandMissing, PlatformError, StateError, SubmitRejected
+from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Clock, Observation, Phase
@@ -120,7 +120,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
         self._slurm.expect_change()  # the endpoint may have replaced a replica a moment ago
         replicas = [one for one in self._tagged(handle.tag) if one.kind == "replica"]
         per_task = next((one.per_task for one in replicas), 1)
-        before = EndpointSpec.model_validate_json(paths.endpoint_spec.read_text()).replicas
+        spec_before = paths.endpoint_spec.read_text()
+        before = EndpointSpec.model_validate_json(spec_before).replicas
         wanted = plan.layout.replicas
         tasks, tasks_before = math.ceil(wanted / per_task), math.ceil(before / per_task)
         live = {one.group: one.job.id for one in replicas if not one.job.over}
@@ -131,7 +132,11 @@ class SlurmServing(OnCluster, OwnEndpoint):
         missing = sorted(set(range(tasks)) - live.keys())
         if missing:
             submissions = Submissions(self._slurm, paths, self._clock)
-            array = submissions.submit("replica", missing, before=replicas)
+            try:
+                array = submissions.submit("replica", missing, before=replicas)
+            except (SubmitRejected, CommandMissing):  # else the endpoint asks for them for ever
+                write_private(paths.endpoint_spec, spec_before)
+                raise
             added = [one for group in missing for one in _replicas_of(group, per_task)]
             record(*_replica_parts(array, added, per_task))
         self._slurm.cancel([live[group] for group in live if group >= tasks], signal="TERM")
@@ -161,16 +166,20 @@ class SlurmServing(OnCluster, OwnEndpoint):
             return {part.platform_id: unknown for part in handle.parts}
         paths = SwarmPaths(Path(handle.swarm_dir))
         return {
-            part.platform_id: of_part(job, part in coming, self._before(paths, part, job))
+            part.platform_id: self._place(paths, part, job, part in coming)
             for part, job in seen.items()
         }
 
     @staticmethod
-    def _before(paths: SwarmPaths, part: Part, job: SlurmJob | None) -> str | None:
-        """How a replica's last run ended, of one that waits for its turn again."""
-        if part.kind != "replica" or job is None or not job.waiting:
-            return None
-        return last_end(batch_log(paths, part))
+    def _place(paths: SwarmPaths, part: Part, job: SlurmJob | None, successor: bool) -> Observation:
+        """What is in a part's place: of one that waits for its turn again also how its last run
+        ended, and of one that failed without a line why.
+        """
+        again = part.kind == "replica" and job is not None and job.waiting
+        before = last_end(batch_log(paths, part)) if again else None
+        place = of_part(job, successor, before)
+        words = unseen(paths, part, job) if place.phase.terminal else None
+        return place if words is None else Observation(place.phase, words)
 
     def _any_doubtful(self, seen: Mapping[Part, SlurmJob | None], coming: Collection[Part]) -> bool:
         """Whether a replica seems to have ended without a word for the first time. The word is
@@ -196,7 +205,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
             for part in _parts_of(one)
             if one.kind == "replica"
         }
-        taken = {index for index, job in last.items() if job.state in TAKEN}
+        taken = {index for index, job in last.items() if job.state in LOST}
         return {
             part
             for part in handle.parts

@@ -21,9 +21,9 @@ _UNTOUCHED = frozenset({"RUNNING", "SIGNALING", "RESIZING"})
 _ENDED = frozenset({"COMPLETED", "CANCELLED"})
 # Ended through no fault of what ran. Slurm brings some back itself, where it may requeue them.
 LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
-TAKEN = LOST - {"TIMEOUT"}  # by Slurm, before their time
 BROKEN = frozenset({"FAILED", "OUT_OF_MEMORY"})  # what ends on purpose is COMPLETED, CANCELLED
 _FAILED = LOST | BROKEN | {"DEADLINE", "REVOKED"}
+_SAYS_NOTHING = ("", "NonZeroExitCode")  # reasons of a job that failed
 _MEANS = {
     "TIMEOUT": "reached its time limit",
     "NODE_FAIL": "lost its node",
@@ -90,7 +90,8 @@ class SlurmJob(NamedTuple):
             return Observation(Phase.READY, f"runs on {self.node}" if self.node else "runs")
         if self.over:
             phase = Phase.STOPPED if self.state in _ENDED else Phase.FAILED
-            return Observation(phase, _MEANS.get(self.state, f"ended ({self.state})"))
+            why = "" if self.reason in _SAYS_NOTHING else f", {self.reason}"
+            return Observation(phase, _MEANS.get(self.state, f"ended ({self.state}{why})"))
         return Observation(Phase.UNKNOWN, f"is in the state {self.state}")
 
 

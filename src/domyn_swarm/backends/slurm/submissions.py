@@ -19,6 +19,10 @@ TAKEN_WITHIN_S = 300.0  # what is not in the queue by then was not taken
 Kind = Literal["endpoint", "replica"]
 _KINDS: tuple[Kind, ...] = ("endpoint", "replica")
 
+_ARRAY_HINT = (
+    "Each replica is a task of an array: MaxArraySize (`scontrol show config`) is more than the "
+    "number of replicas can be."
+)
 _DEPENDS = re.compile(r"^#SBATCH.*\s(?:--dep|-d)", re.MULTILINE)  # by a site's preamble or template
 
 
@@ -54,8 +58,10 @@ class Submissions:
         try:
             own = _DEPENDS.search(script.read_text("utf-8"))
             job = self._slurm.submit(script, array=array, after=None if own else after)
-        except (SubmitRejected, CommandMissing):
+        except (SubmitRejected, CommandMissing) as error:
             under_way.unlink(missing_ok=True)
+            if "array" in error.message:
+                error.hint = f"{error.hint} {_ARRAY_HINT}"
             raise
         under_way.unlink(missing_ok=True)
         return job
