@@ -30,6 +30,7 @@ class Job:
     name: str
     requeues: bool  # whether it may go back into the queue
     held: bool = False
+    after: str | None = None  # a job that must have started first
     state: str = "PENDING"
     reason: str = "Resources"
     since: float = 0.0  # it is in this state
@@ -121,7 +122,13 @@ class ScriptedCluster:
         """The states of those that are not over."""
         return {job.id: job.state for job in self.jobs.values() if not job.seen.over}
 
-    def submit(self, script: str, array: Sequence[int] | None, exclude: Sequence[str] = ()) -> str:
+    def submit(
+        self,
+        script: str,
+        array: Sequence[int] | None,
+        exclude: Sequence[str] = (),
+        after: str | None = None,
+    ) -> str:
         if exclude and set(exclude) >= set(NODES):
             raise SubmitRejected("Requested node configuration is not available", hint="")
         options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", script, re.MULTILINE))
@@ -139,6 +146,7 @@ class ScriptedCluster:
             )
             job.exclude = tuple(exclude)
             job.held, job.since = "begin" in options, now
+            job.after, job.reason = after, "Dependency" if after else "Resources"
             job.coming = [(now + self.starts_s, "RUNNING")]
             self._jobs[job.id] = job
         return str(number)
@@ -172,7 +180,10 @@ class ScriptedCluster:
             raise PlatformUnavailable("Unable to contact slurm controller", hint="")
 
     def _may_start(self, job: Job) -> bool:
-        return job.coming[0][1] != "RUNNING" or (self.room and not job.held)
+        if job.coming[0][1] != "RUNNING":
+            return True
+        first = self._jobs.get(job.after or "")
+        return self.room and not job.held and (first is None or not first.seen.waiting)
 
     def _become(self, job: Job, state: str) -> None:
         job.state, job.since, job.coming, job.steps = state, self.clock.monotonic(), [], {}
@@ -201,11 +212,16 @@ class ScriptedSlurm:
         return f"{script.name} can start now"
 
     def submit(
-        self, script: Path, *, array: Sequence[int] | None = None, exclude: Sequence[str] = ()
+        self,
+        script: Path,
+        *,
+        array: Sequence[int] | None = None,
+        exclude: Sequence[str] = (),
+        after: str | None = None,
     ) -> str:
         self._cluster.refuse_while_away()
         self._queue.expect_change()
-        return self._cluster.submit(script.read_text(), array, exclude)
+        return self._cluster.submit(script.read_text(), array, exclude, after)
 
     def exclude(self, job: str, nodes: Sequence[str]) -> bool:
         self._cluster.refuse_while_away()

@@ -63,6 +63,10 @@ class ScriptedSwarm:
         self.handle = self.serving.launch(self.plan, self.ctx, lambda *_parts: None)
         for left in (self.paths.endpoint.parent, self.paths.jobs):
             left.mkdir(parents=True, exist_ok=True)
+        logs = [self.paths.slurm_logs / f"replica-{index}.log" for index in range(replicas)]
+        for log in (self.paths.endpoint_log, *logs):  # as slurmd opens them
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.touch()
         self.clock.until(self.all_run)
 
     def all_run(self) -> bool:

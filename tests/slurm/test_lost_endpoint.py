@@ -183,11 +183,13 @@ class AwayAtSubmit(ScriptedSlurm):
         super().__init__(cluster)
         self.refused = 0
 
-    def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
+    def submit(
+        self, script: Path, *, array: Sequence[int] | None = None, after: str | None = None
+    ) -> str:
         self.refused += 1
         if self.refused == 1:
             raise PlatformUnavailable("Unable to contact slurm controller", hint="")
-        return super().submit(script, array=array)
+        return super().submit(script, array=array, after=after)
 
 
 def test_a_successor_that_cannot_be_submitted_is_tried_another_time(

@@ -9,6 +9,7 @@ import pytest
 from domyn_swarm.backends.endpoint.spec import replicas_told
 from domyn_swarm.backends.endpoint.view import EndpointAddress
 from domyn_swarm.backends.slurm.platform import SlurmPlatform
+from domyn_swarm.backends.slurm.prospects import Prospects
 from domyn_swarm.backends.slurm.serving import SlurmServing
 from domyn_swarm.errors import (
     PlatformError,
@@ -39,11 +40,15 @@ def say(swarm: ScriptedSwarm, states: dict[str, str], reason: str = "Resources")
 @pytest.mark.parametrize(
     ("states", "phase", "said"),
     [
-        ({}, Phase.READY, "2 replicas run, 0 jobs wait"),
-        ({"1": "PENDING"}, Phase.READY, "1 replicas run, 1 jobs wait"),
-        ({"1": "FAILED"}, Phase.READY, "1 replicas run, 0 jobs wait"),
+        ({}, Phase.READY, "2 replicas run"),
+        ({"1": "PENDING"}, Phase.READY, "1 replica runs, 1 job waits (Resources)"),
+        ({"1": "FAILED"}, Phase.READY, "1 replica runs"),
         ({"0": "PENDING", "1": "PENDING"}, Phase.QUEUED, "2 jobs wait (Resources)"),
-        ({"endpoint": "PENDING"}, Phase.QUEUED, "1 jobs wait (Resources)"),
+        (
+            {"endpoint": "PENDING"},
+            Phase.QUEUED,
+            "2 replicas run and cannot serve: of the endpoint 1 job waits (Resources)",
+        ),
         ({"endpoint": "CANCELLED"}, Phase.FAILED, "the endpoint's job was cancelled"),
         ({"endpoint": "NODE_FAIL"}, Phase.FAILED, "the endpoint's job lost its node"),
         (
@@ -78,13 +83,154 @@ def test_what_its_jobs_are_together(
         ("QOSMaxGRESPerUser", Phase.QUEUED),
         ("PartitionTimeLimit", Phase.FAILED),
         ("BadConstraints", Phase.FAILED),
+        ("QOSMaxGRESPerJob", Phase.FAILED),
+        ("QOSMaxWallDurationPerJobLimit", Phase.FAILED),
+        ("AssocMaxCpuPerJobLimit", Phase.FAILED),
+        ("QOSMinGRES", Phase.FAILED),
+        ("launch failed requeued held", Phase.FAILED),
+        ("launch_failed_requeued_held", Phase.FAILED),
+        ("DependencyNeverSatisfied", Phase.FAILED),
+        ("JobHeldUser", Phase.QUEUED),  # somebody did so on purpose, and may let it go
+        ("JobHeldAdmin", Phase.QUEUED),
+        ("job requeued in held state", Phase.QUEUED),
+        ("job_requeued_in_held_state", Phase.QUEUED),
+        ("QOSGrpGRES", Phase.QUEUED),
+        ("AReasonOfTheFuture", Phase.QUEUED),
     ],
 )
 def test_what_waits_for_what_will_not_come_has_failed(
     swarm: ScriptedSwarm, reason: str, phase: Phase
 ) -> None:
     say(swarm, {"0": "PENDING", "1": "PENDING"}, reason)
-    assert serving(swarm).probe(swarm.handle).phase is phase
+    seen = serving(swarm).probe(swarm.handle)
+    assert seen.phase is phase
+    assert reason in seen.detail
+    assert ("scontrol release" in seen.detail) is ("held" in reason.lower())
+    parts = serving(swarm).probe_parts(swarm.handle)
+    assert {parts[swarm.task(index)].phase for index in range(2)} == {phase}
+
+
+def test_one_of_several_that_slurm_cannot_start_does_not_end_the_others(
+    swarm: ScriptedSwarm,
+) -> None:
+    held = swarm.task(0)
+    say(swarm, {"0": "PENDING", "1": "PENDING"})
+    swarm.cluster.jobs[held].reason = "launch failed requeued held"
+    seen = serving(swarm).probe(swarm.handle)
+    assert seen.phase is Phase.QUEUED
+    assert f"`scontrol release {held}`" in seen.detail
+    assert serving(swarm).probe_parts(swarm.handle)[held].phase is Phase.FAILED
+
+
+PER_USER = "QOSMaxJobsPerUserLimit"
+
+
+def test_a_swarm_that_waits_for_itself_alone_has_failed(swarm: ScriptedSwarm) -> None:
+    """One job at a time is all that its user may have, and that is its endpoint."""
+    say(swarm, {"0": "PENDING", "1": "PENDING"}, PER_USER)
+    asked = serving(swarm)
+    began = swarm.clock.monotonic()
+    while (seen := asked.probe(swarm.handle)).phase is Phase.QUEUED:
+        swarm.clock.sleep(1.0)
+    assert seen.phase is Phase.FAILED
+    assert "backend.endpoint.qos" in seen.detail
+    assert 60 <= swarm.clock.monotonic() - began <= 62
+
+
+def test_a_swarm_that_waits_for_other_jobs_of_its_user_goes_on_waiting(
+    swarm: ScriptedSwarm,
+) -> None:
+    script = swarm.paths.root / "other.sh"
+    script.write_text("#!/bin/sh\n")
+    other = swarm.cluster.process().submit(script)
+    swarm.clock.until(swarm.all_run)
+    say(swarm, {"0": "PENDING", "1": "PENDING"}, PER_USER)
+    asked = serving(swarm)
+    for _ in range(300):
+        assert asked.probe(swarm.handle).phase is Phase.QUEUED
+        swarm.clock.sleep(1.0)
+    swarm.cluster.end(other, "COMPLETED")
+    for _ in range(3):  # Slurm has not looked again why they wait
+        assert asked.probe(swarm.handle).phase is Phase.QUEUED
+        swarm.clock.sleep(10.0)
+    for index in range(2):
+        swarm.cluster.jobs[swarm.task(index)].reason = "Priority"
+    swarm.clock.sleep(100.0)
+    assert asked.probe(swarm.handle).phase is Phase.QUEUED
+
+
+@pytest.mark.parametrize("never", [True, False])
+def test_a_group_has_what_it_waits_for_or_never_will(swarm: ScriptedSwarm, *, never: bool) -> None:
+    asked: list[float] = []
+
+    def exceeded(_plan: object) -> str | None:
+        asked.append(swarm.clock.monotonic())
+        return "the QoS nogpus gives a job 1 GPU at most" if never else None
+
+    say(swarm, {"0": "PENDING", "1": "PENDING"}, "QOSGrpGRES")
+    write_private(swarm.paths.endpoint, EndpointAddress(url="http://n1:1").model_dump_json())
+    cluster = swarm.cluster.process()
+    prospects = Prospects(cluster, swarm.clock, exceeded)
+    jobs = {part: cluster.queue()[part.platform_id] for part in swarm.handle.parts}
+    for _ in range(3600):
+        seen = prospects.of(swarm.handle, jobs)
+        if seen.phase.terminal:
+            break
+        swarm.clock.sleep(1.0)
+    assert (seen.phase is Phase.FAILED) is never
+    assert ("nogpus" in seen.detail) is never
+    assert len(asked) <= 6  # the site is asked for its limits, which costs it something
+
+
+def test_no_replica_is_scheduled_before_its_endpoint_has_started(launch: Launch) -> None:
+    swarm = launch()
+    swarm.serving.delete(swarm.handle)
+    swarm.cluster.room = False
+    handle = swarm.serving.launch(swarm.plan, swarm.ctx, lambda *_parts: None)
+    swarm.cluster.jobs[swarm.endpoint].held = True
+    swarm.cluster.room = True
+    swarm.clock.sleep(3600.0)
+    assert set(swarm.cluster.live().values()) == {"PENDING"}
+    said = serving(swarm).probe(handle).detail
+    assert "replicas start after the endpoint" in said
+    swarm.cluster.jobs[swarm.endpoint].held = False
+    swarm.clock.until(swarm.all_run)
+
+
+def test_a_dependency_of_the_sites_own_is_the_one_that_holds(launch: Launch) -> None:
+    swarm = launch(preamble=["#SBATCH --dependency=singleton"])
+    assert {swarm.cluster.jobs[swarm.task(index)].after for index in range(2)} == {None}
+
+
+def test_jobs_that_could_not_write_a_line_say_that_their_nodes_see_no_home(
+    swarm: ScriptedSwarm,
+) -> None:
+    for log in (swarm.paths.endpoint_log, *swarm.paths.slurm_logs.iterdir()):
+        log.unlink()
+    say(swarm, {"endpoint": "FAILED", "0": "FAILED", "1": "FAILED"})
+    seen = serving(swarm).probe(swarm.handle)
+    assert seen.phase is Phase.STOPPED
+    assert str(swarm.paths.endpoint_log.parent) in seen.detail
+    assert "home_directory" in seen.detail
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("", "waits in the queue (BeginTime)"),
+        ("DUE TO PREEMPTION ***", "was preempted, waits in the queue (BeginTime)"),
+        ("DUE TO JOB REQUEUE ***", "was requeued, waits in the queue (BeginTime)"),
+        ("DUE TO PREEMPTION ***\nreplica 1 on n2: watchdog.py", "waits in the queue (BeginTime)"),
+    ],
+)
+def test_a_replica_that_waits_again_says_what_ended_its_last_run(
+    swarm: ScriptedSwarm, log: str, said: str
+) -> None:
+    line = "INFO replica 1 on n1: watchdog.py\nslurmstepd: error: *** JOB 9 ON n1 CANCELLED AT x "
+    (swarm.paths.slurm_logs / "replica-1.log").write_text(line + log)
+    say(swarm, {"1": "PENDING"}, "BeginTime")
+    parts = serving(swarm).probe_parts(swarm.handle)
+    assert parts[swarm.task(1)].detail == said
 
 
 def test_what_cannot_be_asked_is_unknown_and_known_again_later(swarm: ScriptedSwarm) -> None:
@@ -136,6 +282,7 @@ def test_its_time_counts_from_when_it_runs_and_for_each_job_anew(launch: Launch)
         ("PREEMPTED", False, Phase.QUEUED),
         ("COMPLETED", True, Phase.QUEUED),
         ("TIMEOUT", True, Phase.QUEUED),
+        ("TIMEOUT", False, Phase.QUEUED),  # it had no time to leave word
         ("COMPLETED", False, Phase.STOPPED),
         ("CANCELLED", False, Phase.STOPPED),
         ("FAILED", False, Phase.FAILED),
@@ -222,6 +369,22 @@ def test_it_grows_by_what_is_missing_and_shrinks_by_what_is_too_much(
     assert groups == [0, 1, 2, 3]
     scale(swarm, asked, 1)
     assert sorted(swarm.cluster.signals) == [(swarm.task(n), "TERM") for n in (1, 2, 3)]
+
+
+class Refusing(ScriptedSlurm):
+    """Its site takes no more tasks."""
+
+    def submit(self, *_script: object, **_more: object) -> str:
+        raise SubmitRejected("Slurm refused replicas.sh: Invalid job array specification")
+
+
+def test_a_size_that_slurm_refuses_leaves_all_as_it_was(swarm: ScriptedSwarm) -> None:
+    before = swarm.paths.endpoint_spec.read_text()
+    asked = SlurmServing(Refusing(swarm.cluster), swarm.clock)
+    with pytest.raises(SubmitRejected) as refused:
+        scale(swarm, asked, 8)
+    assert "MaxArraySize" in refused.value.hint
+    assert swarm.paths.endpoint_spec.read_text() == before
 
 
 def test_it_ends_a_successor_that_it_has_not_seen_yet(swarm: ScriptedSwarm) -> None:

@@ -26,12 +26,14 @@ class Silent(ScriptedSlurm):
         self._says = says
         self._takes_s = takes_s
 
-    def submit(self, script: Path, *, array: Sequence[int] | None = None) -> str:
+    def submit(
+        self, script: Path, *, array: Sequence[int] | None = None, after: str | None = None
+    ) -> str:
         if script.name == "endpoint.sh":
-            return super().submit(script, array=array)
+            return super().submit(script, array=array, after=after)
         if self._takes_s is not None:
             self._cluster.clock.after(
-                self._takes_s, lambda: self._cluster.submit(script.read_text(), array)
+                self._takes_s, lambda: self._cluster.submit(script.read_text(), array, after)
             )
         raise self._says
 

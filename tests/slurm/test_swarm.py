@@ -23,7 +23,6 @@ from patience import limit_s, scaled
 from slurm.cluster import SlurmCluster
 from slurm.swarms import (
     REPLICA_TASK,
-    SIM_SERVER,
     Up,
     all_answered,
     came_back,
@@ -41,7 +40,6 @@ from slurm.swarms import (
     resumed,
     submit_held,
     swarm_paths,
-    taking_nothing,
     task,
     until,
     warn,
@@ -274,20 +272,6 @@ def test_a_swarm_keeps_its_place_in_the_queue_and_its_replicas_join_one_by_one(
         until(lambda: came_back(slurm, first))
         coming.result()
     assert ready() == 3
-
-
-def test_replicas_start_their_engines_while_the_endpoint_waits(up: Up, slurm: SlurmCluster) -> None:
-    with taking_nothing(slurm, ",".join(slurm.node_names)):
-        service = up(wait=False)
-        waiting = endpoint_job(slurm)
-        slurm.run("scontrol", "hold", waiting)
-    for index in range(2):
-        assert program(SIM_SERVER, task(slurm, index)).is_running()
-    assert jobs_of(slurm)[waiting] == "PENDING"
-    assert service.status("demo").replicas_ready == 0
-    slurm.run("scontrol", "release", waiting)
-    until(lambda: ready() == 2)
-    assert [restarts(slurm, task(slurm, index)) for index in range(2)] == [0, 0]
 
 
 def occupied(slurm: SlurmCluster, nodes: int) -> str:

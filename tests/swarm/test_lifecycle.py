@@ -172,7 +172,7 @@ def test_a_killed_engine_comes_back_and_a_killed_watchdog_is_not_ready(
     seen = SwarmService().status("demo")
     assert seen.replicas_ready == 1
     assert not seen.replicas[1].stale  # that it has ended is known
-    assert "ended without a word" in str(seen.replicas[1].reason)
+    assert "its watchdog has ended; `domyn-swarm scale demo 2`" in str(seen.replicas[1].reason)
 
 
 def test_the_user_may_bring_the_key(

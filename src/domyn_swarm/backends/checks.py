@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shlex
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,19 @@ def _owner(path: Path) -> str:
         return path.owner()
     except KeyError:  # a user of another machine
         return str(path.stat().st_uid)
+
+
+def resolves(host: str) -> bool:
+    """Whether this machine knows an address for a name; a resolver that does not answer now says
+    nothing against it.
+    """
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror as error:
+        return error.errno == socket.EAI_AGAIN
+    except (OSError, UnicodeError):
+        return True
+    return True
 
 
 def check_private(name: str, path: Path, holds: str) -> Check:

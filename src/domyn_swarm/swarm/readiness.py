@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from domyn_swarm import engines
 from domyn_swarm.backends.base import read_tail
+from domyn_swarm.backends.checks import resolves
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.backends.slurm.printed import end_by_slurm
 from domyn_swarm.engines.base import Diagnosis, diagnose
@@ -16,6 +20,11 @@ from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, end
 from domyn_swarm.swarm.factory import LiveSwarm
 
 _ENDS = (ReplicaState.EXITED, ReplicaState.RESTARTING)
+_UNRESOLVED_S = 45.0
+
+
+class _Unresolved(Observation):
+    """The endpoint runs at a place of which this machine does not know the address."""
 
 
 def readiness(swarm: LiveSwarm) -> Probe:
@@ -24,10 +33,20 @@ def readiness(swarm: LiveSwarm) -> Probe:
     A scheduler's look may be old: where it has the swarm wait, or has lost a part that was replaced
     since, it is behind what the replicas and the URL say.
     """
+    unresolved_since: list[float] = []
+
+    def named(endpoint: Observation) -> Observation:
+        """A name that does not resolve here now is no better known later: a minute is enough."""
+        if not isinstance(endpoint, _Unresolved):
+            unresolved_since.clear()
+            return endpoint
+        unresolved_since.append(endpoint.at)
+        over = endpoint.at - unresolved_since[0] >= _UNRESOLVED_S
+        return Observation(Phase.FAILED, endpoint.detail) if over else endpoint
 
     def probe() -> Observation:
         platform = swarm.backend.probe(swarm.handle)
-        replicas, endpoint = _replicas(swarm), _endpoint(swarm)
+        replicas, endpoint = _replicas(swarm), named(_endpoint(swarm))
         behind = platform.phase in (Phase.QUEUED, Phase.FAILED)
         if behind and replicas.phase is endpoint.phase is Phase.READY:
             platform = Observation(Phase.READY)
@@ -42,34 +61,38 @@ def _replicas(swarm: LiveSwarm) -> Observation:
     view = swarm.backend.view(swarm.handle)
     ended, reports = ended_replicas(swarm), reports_of(view)
     probes: list[Probe] = [
-        partial(_replica, view, reports.get(replica), replica, replica in ended)
+        partial(_replica, view, reports.get(replica), replica, ended.get(replica))
         for replica in range(swarm.plan.layout.replicas)
     ]
     return at_least(swarm.plan.min_ready, *probes)()
 
 
-def ended_replicas(swarm: LiveSwarm) -> frozenset[int]:
-    """The replicas that the platform started and that do not run any more, reported or not."""
+def ended_replicas(swarm: LiveSwarm) -> dict[int, str]:
+    """The replicas that do not run any more and will not as things are, reported or not, with what
+    the platform says of them.
+    """
     seen = swarm.backend.probe_parts(swarm.handle)
-    known: set[int] = set()
+    ended: dict[int, str] = {}
     going: set[int] = set()
     for part in swarm.handle.parts:
-        if part.kind == "replica":
-            known.add(part.index)
-            if not seen[part.platform_id].phase.terminal:
-                going.add(part.index)
-    return frozenset(known - going)
+        place = seen[part.platform_id]
+        if part.kind == "replica" and place.phase.terminal:
+            ended[part.index] = place.detail
+        elif part.kind == "replica":
+            going.add(part.index)
+    return {index: why for index, why in ended.items() if index not in going}
 
 
 def _replica(
-    view: CollectorView | None, report: ReplicaReport | None, replica: int, ended: bool
+    view: CollectorView | None, report: ReplicaReport | None, replica: int, ended: str | None
 ) -> Observation:
-    if report is not None and _has_failed(report, ended=ended):
+    """`ended`: what the platform says of one that is over; None: it may run yet."""
+    if report is not None and _has_failed(report, ended=ended is not None):
         return Observation(Phase.FAILED, f"replica {replica}: {report.reason or report.state}")
     if view is not None and report is not None and _is_ready(view, report):
         return Observation(Phase.READY)  # its successor may be: a look at the queue can be older
-    if ended:
-        return Observation(Phase.FAILED, f"replica {replica}: its watchdog has ended")
+    if ended is not None:
+        return Observation(Phase.FAILED, f"replica {replica}: {ended}")
     if view is None:
         return Observation(Phase.STARTING, "the collector does not answer yet")
     if report is None:
@@ -114,6 +137,14 @@ def _endpoint(swarm: LiveSwarm) -> Observation:
         key = swarm.paths.api_key.read_text().strip()
     except FileNotFoundError:
         return Observation(Phase.FAILED, f"{swarm.paths.api_key} is gone")
+    host = urlsplit(address.url).hostname or ""
+    if address.collector_url is not None and not resolves(host):  # else a proxy may know it
+        here = socket.gethostname()
+        return _Unresolved(
+            Phase.STARTING,
+            f"this machine ({here}) cannot resolve {host}, the name of the endpoint's node: have "
+            "the nodes' names in its DNS or /etc/hosts, or run this on a machine that knows them",
+        )
     return endpoint_probe(
         address.url, key, use_proxy=address.collector_url is None, ca_file=address.ca_file
     )()
@@ -144,17 +175,27 @@ def launch_error(swarm: LiveSwarm, seen: Observation) -> LaunchError:
 
 def _ended_unreported(swarm: LiveSwarm, seen: Observation) -> LaunchError:
     """A program of ours ended without a word to the collector: its own log must tell."""
-    ended = sorted(ended_replicas(swarm))
-    log = swarm.paths.watchdog_log(ended[0]) if ended else swarm.paths.endpoint_log
-    tail = read_tail(log).strip().splitlines()[-1:]
-    if ended:
-        batch = swarm.paths.slurm_logs / f"replica-{ended[0]}.log"
-        if said := end_by_slurm(read_tail(batch)):
-            log, tail = batch, [said]
-    last = f" Its log ends with: {tail[0]}" if tail else ""
+    log = _last_log(swarm)
+    text = "" if log is None else read_tail(log)
+    tail = end_by_slurm(text) or next(reversed(text.strip().splitlines()), None)
+    last = f" Its log ends with: {tail}" if tail else ""
     message = f"{swarm.record.name} did not come up: {seen.detail}.{last}"
-    kind = ReplicaFailed if ended else LaunchError
-    return kind(message, hint=f"See {log}.")
+    kind = ReplicaFailed if ended_replicas(swarm) else LaunchError
+    return kind(message, hint=f"See {log}." if tail else "")
+
+
+def _last_log(swarm: LiveSwarm) -> Path | None:
+    """That of what ended first; None where all replicas only wait: then no log tells why."""
+    ended = sorted(ended_replicas(swarm))
+    if not ended:
+        places = swarm.backend.probe_parts(swarm.handle)
+        mine = [places[one.platform_id] for one in swarm.handle.parts if one.kind == "replica"]
+        waits = bool(mine) and all(place.phase is Phase.QUEUED for place in mine)
+        return None if waits else swarm.paths.endpoint_log
+    batch = swarm.paths.slurm_logs / f"replica-{ended[0]}.log"
+    if end_by_slurm(read_tail(batch)):
+        return batch
+    return swarm.paths.watchdog_log(ended[0])
 
 
 def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport]) -> ReplicaFailed:

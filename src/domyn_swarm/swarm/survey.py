@@ -13,27 +13,17 @@ from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_ad
 from domyn_swarm.backends.left_out import LeftOut, left_out
 from domyn_swarm.errors import PlatformError, SwarmError
 from domyn_swarm.jobs.spec import JobResult
-from domyn_swarm.model import (
-    FINAL_REPLICA_STATES,
-    JobProgress,
-    JobStatus,
-    ReplicaReport,
-    ReplicaState,
-    SwarmPhase,
-    utc_now,
-)
+from domyn_swarm.model import JobProgress, JobStatus, SwarmPhase, utc_now
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.job_ends import why_it_ended
 from domyn_swarm.swarm.lost import why_lost
-from domyn_swarm.swarm.readiness import age_s, ended_replicas, is_stale, readiness, reports_of
+from domyn_swarm.swarm.readiness import readiness, reports_of
+from domyn_swarm.swarm.replica_rows import placed, reported
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 from domyn_swarm.swarm.whereabouts import is_elsewhere, whereabouts
-
-_NO_WORD = "its watchdog ended without a word; the end of its log may say why"
-_TOLD = set(ReplicaSnapshot.model_fields) & set(ReplicaReport.model_fields)
 
 _T = TypeVar("_T", JobProgress, JobResult)
 
@@ -58,15 +48,16 @@ def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSn
     lost = None if seen.phase is Phase.READY else why_lost(swarm)
     if lost is not None:
         seen = Observation(Phase.FAILED, lost)
-    view, ends, ended = _view(swarm), _expiries(swarm), _ended(swarm)
-    reports = reports_of(view)
-    replicas = tuple(
-        _unless_ended(
-            _replica(view, reports.get(index), index, unheard=lost is not None), ended
-        ).model_copy(update={"expires_at": ends.get(index)})
-        for index in range(swarm.plan.layout.replicas)
-    )
-    return _snapshot(swarm, seen, replicas, jobs, lost=lost is not None)
+    view, ends = _view(swarm), _expiries(swarm)
+    reports, places = reports_of(view), _places(swarm)
+    anew = f"`domyn-swarm scale {swarm.record.name} {swarm.plan.layout.replicas}` starts it again"
+    replicas = []
+    for index in range(swarm.plan.layout.replicas):
+        one = reported(view, reports.get(index), index, unheard=lost is not None)
+        if lost is None:
+            one = placed(one, places.get(index), anew)
+        replicas.append(one.model_copy(update={"expires_at": ends.get(index)}))
+    return _snapshot(swarm, seen, tuple(replicas), jobs, lost=lost is not None)
 
 
 def _last_known(swarm: LiveSwarm, jobs: Sequence[JobSnapshot]) -> SwarmSnapshot:
@@ -77,8 +68,7 @@ def _last_known(swarm: LiveSwarm, jobs: Sequence[JobSnapshot]) -> SwarmSnapshot:
     view = view if view is not None and view.tag == swarm.record.tag else None
     reports = reports_of(view)
     replicas = tuple(
-        _replica(view, reports.get(index), index, unheard=False)
-        for index in range(swarm.plan.layout.replicas)
+        reported(view, reports.get(index), index) for index in range(swarm.plan.layout.replicas)
     )
     known_at = swarm.record.updated_at if view is None else view.taken_at
     found = _snapshot(swarm, Observation(Phase.UNKNOWN), replicas, jobs)
@@ -95,6 +85,17 @@ def _view(swarm: LiveSwarm) -> CollectorView | None:
         return None
 
 
+def _places(swarm: LiveSwarm) -> dict[int, Observation]:
+    """What the platform has in each replica's place; nothing where it cannot be asked."""
+    try:
+        seen = swarm.backend.probe_parts(swarm.handle)
+    except SwarmError:
+        return {}
+    return {
+        part.index: seen[part.platform_id] for part in swarm.handle.parts if part.kind == "replica"
+    }
+
+
 def _expiries(swarm: LiveSwarm) -> dict[int, datetime]:
     """When replicas end for their time limits, by index."""
     try:
@@ -106,23 +107,6 @@ def _expiries(swarm: LiveSwarm) -> dict[int, datetime]:
         for part in swarm.handle.parts
         if part.kind == "replica" and part.platform_id in ends
     }
-
-
-def _ended(swarm: LiveSwarm) -> frozenset[int]:
-    """The replicas that run no more, as far as the platform can be asked."""
-    try:
-        return ended_replicas(swarm)
-    except PlatformError:
-        return frozenset()
-
-
-def _unless_ended(replica: ReplicaSnapshot, ended: frozenset[int]) -> ReplicaSnapshot:
-    """What the last report says, unless the platform says that nobody is there to report."""
-    silent = replica.stale and replica.state not in FINAL_REPLICA_STATES
-    if not silent or replica.index not in ended:
-        return replica
-    failed = {"state": ReplicaState.FAILED, "stale": False, "reason": replica.reason or _NO_WORD}
-    return replica.model_copy(update=failed)
 
 
 def _snapshot(
@@ -166,23 +150,6 @@ def _detail(record: SwarmRecord, seen: Observation) -> str:
     if record.phase is SwarmPhase.STOPPING and record.detail:
         return record.detail
     return seen.detail or record.detail
-
-
-def _replica(
-    view: CollectorView | None, report: ReplicaReport | None, index: int, *, unheard: bool
-) -> ReplicaSnapshot:
-    """`unheard`: nobody takes its reports any more, nor sends requests there."""
-    if view is None or report is None:
-        return ReplicaSnapshot(index=index, state=ReplicaState.PENDING, stale=False)
-    told = report.model_dump(include=_TOLD)
-    seen_s, sample_s = age_s(view, report), report.sample_age_s
-    return ReplicaSnapshot(
-        index=index,
-        stale=unheard or is_stale(view, report),
-        last_seen_s=seen_s,
-        figures_age_s=None if sample_s is None else seen_s + sample_s,
-        **told,
-    )
 
 
 def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:

@@ -158,7 +158,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
         return {
             part.platform_id: Observation(Phase.READY, "runs")
             if _runs(part)
-            else Observation(Phase.STOPPED, "has ended")
+            else Observation(Phase.STOPPED, f"its {_program(part)} has ended")
             for part in handle.parts
         }
 
@@ -262,6 +262,10 @@ def _part(kind: str, index: int, process: ProcessId) -> Part:
 
 def _runs(part: Part) -> bool:
     return part.process is not None and processes.alive(part.process)
+
+
+def _program(part: Part) -> str:
+    return "endpoint program" if part.kind == "endpoint" else "watchdog"
 
 
 def _kind(environment: dict[str, str]) -> str:

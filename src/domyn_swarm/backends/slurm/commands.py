@@ -91,10 +91,16 @@ class Slurm:
         return named
 
     def submit(
-        self, script: Path, *, array: Sequence[int] | None = None, exclude: Sequence[str] = ()
+        self,
+        script: Path,
+        *,
+        array: Sequence[int] | None = None,
+        exclude: Sequence[str] = (),
+        after: str | None = None,
     ) -> str:
         """Submit a script, with `array` for these of its tasks, with `exclude` on none of these
-        nodes, whatever the script says of nodes to leave out; the new job's id.
+        nodes, whatever the script says of nodes to leave out, with `after` once that job has
+        started; the new job's id.
 
         Raises:
             CommandMissing: there is no Slurm here.
@@ -104,6 +110,7 @@ class Slurm:
         """
         options = [] if array is None else [f"--array={','.join(map(str, array))}"]
         options += [f"--exclude={','.join(exclude)}"] if exclude else []
+        options += [] if after is None else [f"--dependency=after:{after}"]
         try:
             done = run(["sbatch", "--parsable", *options, str(script)])
         except PlatformUnavailable as error:
@@ -305,19 +312,10 @@ class Slurm:
             )
         return printed.names(what, done.stdout)
 
-    def associations(self, user: str) -> list[tuple[str, list[str]]]:
-        """The accounts of a user and what QoS each may use; nothing without accounting."""
-        lines = self._sacctmgr("associations", f"user={user}", "format=Account,QOS")
-        split = [line.split("|") for line in lines if "|" in line]
-        return [(account, [one for one in qos.split(",") if one]) for account, qos, *_ in split]
-
-    def qos(self) -> list[str]:
-        """The names of all QoS that there are; nothing without accounting."""
-        return [line.strip() for line in self._sacctmgr("qos", "format=Name") if line.strip()]
-
-    def _sacctmgr(self, *what: str) -> list[str]:
+    def lines(self, *command: str) -> list[str]:
+        """What a command prints; nothing where it is not there, refuses or does not answer."""
         try:
-            done = run(["sacctmgr", "--noheader", "--parsable2", "show", *what])
+            done = run(command)
         except (CommandMissing, PlatformUnavailable):
             return []
         return done.stdout.splitlines() if done.returncode == 0 else []

@@ -27,7 +27,12 @@ class Scheduler(Protocol):
         """See `Slurm.test`."""
 
     def submit(
-        self, script: Path, *, array: Sequence[int] | None = None, exclude: Sequence[str] = ()
+        self,
+        script: Path,
+        *,
+        array: Sequence[int] | None = None,
+        exclude: Sequence[str] = (),
+        after: str | None = None,
     ) -> str:
         """See `Slurm.submit`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_
 from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
-from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
@@ -26,11 +25,20 @@ from domyn_swarm.backends.slurm.folder import (
 )
 from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.lost_endpoint import comes_back
+from domyn_swarm.backends.slurm.overview import ended_how, of_part
+from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, unseen
 from domyn_swarm.backends.slurm.scheduler import Scheduler
-from domyn_swarm.backends.slurm.states import TAKEN, SlurmJob
+from domyn_swarm.backends.slurm.states import LOST, SlurmJob
+from domyn_swarm.backends.slurm.step_log import last_end
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, Submissions, warn_of_hidden
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
-from domyn_swarm.errors import PlatformError, StateError, SubmissionUnknown, SwarmError
+from domyn_swarm.errors import (
+    PlatformError,
+    StateError,
+    SubmissionUnknown,
+    SubmitRejected,
+    SwarmError,
+)
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -47,7 +55,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         self._clock = clock
         self._surely_ended: set[str] = set()  # replicas' jobs without a successor
         self._surely_over: set[str] = set()  # endpoints' jobs without a successor, by a fresh look
-        self._silent_since: dict[str, float] = {}  # endpoints' jobs that run and do not listen yet
+        self._prospects = Prospects(self._slurm, clock, _exceeded)
 
     def launch(
         self, plan: DeploymentPlan, ctx: DeploymentContext, record: PartRecorder
@@ -62,7 +70,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
         endpoint = Part(kind="endpoint", platform_id=submissions.submit("endpoint"))
         record(endpoint)
         warn_of_hidden(self._slurm, ctx.tag, endpoint.platform_id)
-        array = submissions.submit("replica")
+        # No GPU is held for an endpoint that waits: tasks are scheduled once its job has started.
+        array = submissions.submit("replica", after=endpoint.platform_id)
         replicas = _replica_parts(array, range(plan.layout.replicas), per_task)
         record(*replicas)
         return ServingHandle(
@@ -88,7 +97,11 @@ class SlurmServing(OnCluster, OwnEndpoint):
         return render_scripts(plan, ctx, SwarmPaths.of(plan.home_directory, plan.name), per_task)
 
     def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[str, ...]:
-        """See `ServingBackend.rehearse`: `sbatch --test-only` of each script."""
+        """See `ServingBackend.rehearse`: `sbatch --test-only` of each script, and the limits that
+        it does not look at.
+        """
+        if (never := _exceeded(plan)) is not None:
+            raise SubmitRejected(f"Slurm would take it and never run it: {never}")
         said = []
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
             for name, text in self.scripts(plan, ctx).items():
@@ -123,8 +136,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
         self._slurm.expect_change()  # the endpoint may have replaced a replica a moment ago
         replicas = [one for one in self._tagged(handle.tag) if one.kind == "replica"]
         per_task = next((one.per_task for one in replicas), 1)
-        told = paths.endpoint_spec.read_text()
-        before = EndpointSpec.model_validate_json(told).replicas
+        spec_before = paths.endpoint_spec.read_text()
+        before = EndpointSpec.model_validate_json(spec_before).replicas
         wanted = plan.layout.replicas
         tasks, tasks_before = math.ceil(wanted / per_task), math.ceil(before / per_task)
         live = {one.group: one.job.id for one in replicas if not one.job.over}
@@ -143,7 +156,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         except SubmissionUnknown:  # they may come, and are wanted then
             raise
         except (SwarmError, OSError):
-            write_private(paths.endpoint_spec, told)
+            write_private(paths.endpoint_spec, spec_before)
             raise
 
     # -- asking ------------------------------------------------------------------------------------
@@ -154,33 +167,10 @@ class SlurmServing(OnCluster, OwnEndpoint):
             seen = self._seen(handle)
         except PlatformError as error:
             return Observation(Phase.UNKNOWN, error.message)
-        places = {(part.kind, part.index): job for part, job in seen.items()}
-        endpoint = [job for (kind, _), job in places.items() if kind == "endpoint"]
-        replicas = [job for (kind, _), job in places.items() if kind == "replica"]
-        whole = self._silent(endpoint, handle) or _whole(endpoint, replicas)
-        if whole.phase is Phase.STOPPED and (kind := self._unanswered(handle)) is not None:
+        together = self._prospects.of(handle, seen)
+        if together.phase is Phase.STOPPED and (kind := self._unanswered(handle)) is not None:
             return Observation(Phase.UNKNOWN, f"Slurm may yet take what was submitted ({kind})")
-        return whole
-
-    def _silent(
-        self, endpoint: Sequence[SlurmJob | None], handle: ServingHandle
-    ) -> Observation | None:
-        """A failure once the endpoint's job has run for `endpoint.timeout_s`, as far as this
-        process has seen, and has never said where it listens.
-        """
-        running = [job for job in endpoint if job is not None and job.runs_on]
-        paths = SwarmPaths(Path(handle.swarm_dir))
-        if not running or read_address(paths) is not None:
-            return None
-        now = self._clock.monotonic()
-        silent_s = now - self._silent_since.setdefault(running[0].id, now)
-        plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
-        limit_s = slurm_config(plan).endpoint.timeout_s
-        if silent_s < limit_s:
-            return None
-        return Observation(
-            Phase.FAILED, f"the endpoint's job has run for {limit_s:g} s and does not listen"
-        )
+        return together
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
         """See `ServingBackend.probe_parts`. A replica whose successor is to come waits."""
@@ -192,7 +182,22 @@ class SlurmServing(OnCluster, OwnEndpoint):
         except PlatformError as error:
             unknown = Observation(Phase.UNKNOWN, error.message)
             return {part.platform_id: unknown for part in handle.parts}
-        return {part.platform_id: _of_part(job, part in coming) for part, job in seen.items()}
+        paths = SwarmPaths(Path(handle.swarm_dir))
+        return {
+            part.platform_id: self._place(paths, part, job, part in coming)
+            for part, job in seen.items()
+        }
+
+    @staticmethod
+    def _place(paths: SwarmPaths, part: Part, job: SlurmJob | None, successor: bool) -> Observation:
+        """What is in a part's place: of one that waits for its turn again also how its last run
+        ended, and of one that failed without a line why.
+        """
+        again = part.kind == "replica" and job is not None and job.waiting
+        before = last_end(batch_log(paths, part)) if again else None
+        place = of_part(job, successor, before)
+        words = unseen(paths, part, job) if place.phase.terminal else None
+        return place if words is None else Observation(place.phase, words)
 
     def _any_doubtful(self, seen: Mapping[Part, SlurmJob | None], coming: Collection[Part]) -> bool:
         """Whether a replica seems to have ended without a word for the first time. The word is
@@ -218,7 +223,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
             for part in _parts_of(one)
             if one.kind == "replica"
         }
-        taken = {index for index, job in last.items() if job.state in TAKEN}
+        taken = {index for index, job in last.items() if job.state in LOST}
         return {
             part
             for part in handle.parts
@@ -257,7 +262,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
             return None
         if not known and not own and not jobs:
             return None  # it cannot be told from a swarm whose jobs do not show their tag
-        return f"the endpoint's job {_told(known[-1] if known else None)}"
+        return f"the endpoint's job {ended_how(known[-1] if known else None)}"
 
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
         """See `ServingBackend.find`. Jobs that are over are not told of."""
@@ -326,6 +331,17 @@ def _check_scale(wanted: int, before: int, per_task: int) -> None:
         )
 
 
+def _exceeded(plan: DeploymentPlan) -> str | None:
+    """The first limit of the site that the plan can never keep, with what to do."""
+    from domyn_swarm.backends.slurm.site_limits import limit_checks
+
+    try:
+        found = [one for one in limit_checks(plan, Slurm()) if one.status == "failed"]
+    except PlatformError:
+        return None
+    return f"{found[0].detail}. {found[0].fix}" if found else None
+
+
 def _replicas_of(group: int, per_task: int) -> range:
     return range(group * per_task, (group + 1) * per_task)
 
@@ -343,49 +359,9 @@ def _parts_of(one: TaggedJob) -> list[Part]:
     return [Part(kind="replica", index=index, platform_id=one.job.id) for index in one.replicas]
 
 
-def _whole(endpoint: list[SlurmJob | None], replicas: list[SlurmJob | None]) -> Observation:
-    """What the jobs of a swarm, None for those that Slurm does not know, are together."""
-    if all(_over(job) for job in [*endpoint, *replicas]):
-        return Observation(Phase.STOPPED, "none of its jobs is in the queue")
-    for kind, jobs in (
-        ("the endpoint's job", endpoint),
-        ("every replica has ended: one", replicas),
-    ):
-        if jobs and all(_over(job) for job in jobs):
-            return Observation(Phase.FAILED, f"{kind} {_told(jobs[-1])}")
-    running = sum(job is not None and job.going for job in replicas)
-    waiting = [job for job in [*endpoint, *replicas] if job is not None and job.waiting]
-    if running and not any(job is not None and job.waiting for job in endpoint):
-        return Observation(Phase.READY, f"{running} replicas run, {len(waiting)} jobs wait")
-    hopeless = [job for job in waiting if job.hopeless]
-    if hopeless:
-        return Observation(Phase.FAILED, f"Slurm will not run it ({_reasons(hopeless)})")
-    return Observation(Phase.QUEUED, f"{len(waiting)} jobs wait ({_reasons(waiting)})")
-
-
-def _of_part(job: SlurmJob | None, successor: bool) -> Observation:
-    if successor and _over(job):
-        return Observation(Phase.QUEUED, "its job has ended, and a successor is to come")
-    if job is None:
-        return Observation(Phase.STOPPED, "Slurm does not know it any more")
-    return job.observation
-
-
 def _task_of(part: Part) -> int:
     return int(part.platform_id.rpartition("_")[2])
 
 
 def _left_word(paths: SwarmPaths, task: int) -> bool:
     return paths.expired(task).exists() or paths.elsewhere(task).exists()
-
-
-def _over(job: SlurmJob | None) -> bool:
-    return job is None or job.over
-
-
-def _told(job: SlurmJob | None) -> str:
-    return "is not known any more" if job is None else job.observation.detail
-
-
-def _reasons(jobs: Sequence[SlurmJob]) -> str:
-    return ", ".join(sorted({job.reason for job in jobs if job.reason})) or "no reason given"

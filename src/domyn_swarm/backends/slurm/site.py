@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,15 +14,18 @@ from domyn_swarm.backends.checks import (
     check_model,
     failed,
     ok,
+    resolves,
     warning,
 )
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.layout import interpreter, slurm_config
+from domyn_swarm.backends.slurm.site_limits import SACCTMGR, limit_checks, user_name
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.planning.plan import DeploymentPlan
 
 _NEEDED = ("sbatch", "squeue", "scancel", "scontrol", "srun")
+_NODES_TRIED = 3
 # File systems that other machines see; what else it is, is likely this machine's own.
 _SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "cifs", "panfs"}
 _SHARED |= {"wekafs", "virtiofs", "9p", "fuse.sshfs", "fuse.glusterfs", "orangefs", "afs", "smb3"}
@@ -45,6 +47,8 @@ def site_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
     try:
         yield from _partitions(config, slurm)
         yield from _associations(config, slurm)
+        yield from limit_checks(plan, slurm)
+        yield _names(slurm)
     except PlatformError as error:
         yield failed("controller", error.message, error.hint or "Ask again in a while.")
     yield check_folder("home_directory", plan.home_directory)
@@ -79,12 +83,12 @@ def _partitions(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
 
 def _associations(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
     """Account and QoS, as far as there is accounting."""
-    associations = slurm.associations(_user())
+    associations = _accounts(slurm)
     accounts = {account for account, _ in associations}
     allowed = {
         qos for account, names in associations for qos in names if config.account in (None, account)
     }
-    qos = allowed or set(slurm.qos())  # where nobody says who may use what, it must exist
+    qos = allowed or _all_qos(slurm)  # where nobody says who may use what, it must exist
     for key, wanted, known in (
         ("account", config.account, accounts),
         ("qos", config.qos, qos),
@@ -102,12 +106,32 @@ def _associations(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
             )
 
 
-def _user() -> str:
-    """The user as whom this process runs, whatever $LOGNAME and $USER say."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container without an entry for it
-        return str(os.getuid())
+def _names(slurm: Slurm) -> Check:
+    """Whether this machine reaches nodes by the addresses that Slurm tells: it must reach the
+    endpoint on one of them.
+    """
+    for node in sorted(slurm.names("node"))[:_NODES_TRIED]:
+        address = slurm.node_address(node)
+        if address is not None and not resolves(address):
+            return failed(
+                "node names",
+                f"this machine ({socket.gethostname()}) cannot resolve {address}, a node's address",
+                "Have the nodes' names in its DNS or /etc/hosts, or work on a machine that knows "
+                "them; replicas and jobs on the nodes are not concerned.",
+            )
+    return ok("node names", "this machine resolves the nodes' addresses")
+
+
+def _accounts(slurm: Slurm) -> list[tuple[str, list[str]]]:
+    """The accounts of the user and what QoS each may use; nothing without accounting."""
+    which = ("associations", f"user={user_name()}", "format=Account,QOS")
+    split = [line.split("|") for line in slurm.lines(*SACCTMGR, *which) if "|" in line]
+    return [(account, [one for one in qos.split(",") if one]) for account, qos, *_ in split]
+
+
+def _all_qos(slurm: Slurm) -> set[str]:
+    """The names of all QoS that there are; none without accounting."""
+    return {line.strip() for line in slurm.lines(*SACCTMGR, "qos", "format=Name")} - {""}
 
 
 def _shared(name: str, folder: Path) -> Check:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from domyn_swarm.backends.slurm.reasons import never_runs, told
 from domyn_swarm.probing import Observation, Phase
 
 _WAITING = frozenset(
@@ -17,18 +18,12 @@ _WAITING = frozenset(
 )
 _GOING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING", "STOPPED"})
 _UNTOUCHED = frozenset({"RUNNING", "SIGNALING", "RESIZING"})
-_HOPELESS = frozenset(
-    {
-        *("PartitionConfig", "PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints"),
-        *("InvalidAccount", "InvalidQOS"),
-    }
-)
 _ENDED = frozenset({"COMPLETED", "CANCELLED"})
 # Ended through no fault of what ran. Slurm brings some back itself, where it may requeue them.
 LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
-TAKEN = LOST - {"TIMEOUT"}  # by Slurm, before their time
 BROKEN = frozenset({"FAILED", "OUT_OF_MEMORY"})  # what ends on purpose is COMPLETED, CANCELLED
 _FAILED = LOST | BROKEN | {"DEADLINE", "REVOKED"}
+_SAYS_NOTHING = ("", "NonZeroExitCode")  # reasons of a job that failed
 _MEANS = {
     "TIMEOUT": "reached its time limit",
     "NODE_FAIL": "lost its node",
@@ -77,7 +72,7 @@ class SlurmJob(NamedTuple):
     @property
     def hopeless(self) -> bool:
         """Whether it waits for what will not come as things are configured."""
-        return self.waiting and self.reason in _HOPELESS
+        return self.waiting and never_runs(self.reason)
 
     @property
     def limit(self) -> datetime | None:
@@ -88,12 +83,16 @@ class SlurmJob(NamedTuple):
     def observation(self) -> Observation:
         """The state in the words of readiness."""
         if self.waiting:
-            return Observation(Phase.QUEUED, f"waits in the queue ({self.reason or self.state})")
+            why = told(self.reason or self.state, self.id)
+            if self.hopeless:
+                return Observation(Phase.FAILED, f"will not run ({why})")
+            return Observation(Phase.QUEUED, f"waits in the queue ({why})")
         if self.going:
             return Observation(Phase.READY, f"runs on {self.node}" if self.node else "runs")
         if self.over:
             phase = Phase.STOPPED if self.state in _ENDED else Phase.FAILED
-            return Observation(phase, _MEANS.get(self.state, f"ended ({self.state})"))
+            why = "" if self.reason in _SAYS_NOTHING else f", {self.reason}"
+            return Observation(phase, _MEANS.get(self.state, f"ended ({self.state}{why})"))
         return Observation(Phase.UNKNOWN, f"is in the state {self.state}")
 
 

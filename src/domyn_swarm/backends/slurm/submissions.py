@@ -4,6 +4,7 @@ no answer in time, or was killed while it waited for one. The job may be in the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -21,6 +22,12 @@ TAKEN_WITHIN_S = 300.0  # what is not in the queue by then was not taken
 Kind = Literal["endpoint", "replica"]
 _KINDS: tuple[Kind, ...] = ("endpoint", "replica")
 
+_ARRAY_HINT = (
+    "Each replica is a task of an array: MaxArraySize (`scontrol show config`) is more than the "
+    "number of replicas can be."
+)
+_DEPENDS = re.compile(r"^#SBATCH.*\s(?:--dep|-d)", re.MULTILINE)  # by a site's preamble or template
+
 
 class Submissions:
     """Of one swarm. From before each submission until its answer a file says that it is under way,
@@ -33,10 +40,16 @@ class Submissions:
         self._clock = clock
 
     def submit(
-        self, kind: Kind, array: Sequence[int] | None = None, *, before: Iterable[TaggedJob] = ()
+        self,
+        kind: Kind,
+        array: Sequence[int] | None = None,
+        *,
+        before: Iterable[TaggedJob] = (),
+        after: str | None = None,
     ) -> str:
         """Submit the script of a kind of jobs, with `array` for these of its tasks; the new job's
-        id. `before`: what there is of the swarm already.
+        id. `before`: what there is of the swarm already; `after`: a job that must have started
+        first, unless the script names a dependency of its own.
 
         Raises:
             PlatformError: as `Slurm.submit`.
@@ -46,9 +59,12 @@ class Submissions:
         under_way = paths.submitting(kind)
         write_private(under_way, " ".join(one.job.id for one in before if one.kind == kind))
         try:
-            job = self._slurm.submit(script, array=array)
-        except (SubmitRejected, CommandMissing):
+            own = _DEPENDS.search(script.read_text("utf-8"))
+            job = self._slurm.submit(script, array=array, after=None if own else after)
+        except (SubmitRejected, CommandMissing) as error:
             under_way.unlink(missing_ok=True)
+            if "array" in error.message:
+                error.hint = f"{error.hint} {_ARRAY_HINT}"
             raise
         under_way.unlink(missing_ok=True)
         return job

@@ -1,0 +1,231 @@
+"""What a site's limits let a swarm have: of partitions, QoS and accounts. Pure.
+
+`sbatch --test-only` looks at few of them; a job beyond one is taken, and waits for ever.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from domyn_swarm.config.backends import time_limit_s
+
+QOS_FIELDS = (
+    *("Name", "MaxTRES", "MaxTRESPerNode", "MinTRES", "MaxTRESPU", "GrpTRES", "MaxWall"),
+    *("MaxJobsPU", "GrpJobs", "MaxSubmitPU", "GrpSubmit", "Flags"),
+)
+ASSOCIATION_FIELDS = (
+    *("Account", "Partition", "DefaultQOS", "MaxTRES", "MaxTRESPerNode", "GrpTRES", "MaxWall"),
+    *("MaxJobs", "GrpJobs", "MaxSubmit", "GrpSubmit"),
+)
+_FACTOR = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2, "": 1.0}
+_UNLIMITED = ("", "UNLIMITED", "INFINITE", "NONE", "-1")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one job asks for. `most`: how many such jobs there are to be; `least`: without so many
+    of them the swarm does not serve.
+    """
+
+    what: str  # a replica, the endpoint
+    tres: Mapping[str, float]  # cpu, mem (MB), node, gres/gpu
+    keys: Mapping[str, str]  # of the configuration, by what they ask for; `wall` too
+    wall_s: float
+    most: int = 1
+    least: int = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one QoS, one account or one partition; what is not limited is left out."""
+
+    name: str  # as it is said: "the QoS x"
+    job: Mapping[str, float] = field(default_factory=dict)
+    node: Mapping[str, float] = field(default_factory=dict)
+    least: Mapping[str, float] = field(default_factory=dict)
+    shared: Sequence[Mapping[str, float]] = ()  # by all jobs of the user, or of the account
+    wall_s: float | None = None
+    jobs: float | None = None  # that run at a time
+    submitted: float | None = None
+    over_partition: bool = False  # the partition's longest time does not hold with it
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a limit does to a swarm: `never` that it serves, or only that not all of it runs."""
+
+    never: bool
+    words: str
+    fix: str
+
+
+def tres(text: str) -> dict[str, float]:
+    """Slurm's list of resources, such as `cpu=4,gres/gpu=2,mem=8G`; memory in MB."""
+    found = {}
+    for name, number, unit in re.findall(r"([\w/:.-]+)=([\d.]+)([KMGT]?)", text):
+        found[name] = float(number) * (_FACTOR[unit] if name == "mem" else 1.0)
+    return found
+
+
+def qos_limits(row: Mapping[str, str]) -> Limits:
+    """Of a line of `sacctmgr show qos` by `QOS_FIELDS`."""
+    return Limits(
+        name=f"the QoS {row['Name']}",
+        job=tres(row["MaxTRES"]),
+        node=tres(row["MaxTRESPerNode"]),
+        least=tres(row["MinTRES"]),
+        shared=(tres(row["MaxTRESPU"]), tres(row["GrpTRES"])),
+        wall_s=_seconds(row["MaxWall"]),
+        jobs=_least(row["MaxJobsPU"], row["GrpJobs"]),
+        submitted=_least(row["MaxSubmitPU"], row["GrpSubmit"]),
+        over_partition="PartitionTimeLimit" in row["Flags"],
+    )
+
+
+def association_limits(row: Mapping[str, str]) -> Limits:
+    """Of a line of `sacctmgr show associations` by `ASSOCIATION_FIELDS`."""
+    return Limits(
+        name=f"your account {row['Account']}",
+        job=tres(row["MaxTRES"]),
+        node=tres(row["MaxTRESPerNode"]),
+        shared=(tres(row["GrpTRES"]),),
+        wall_s=_seconds(row["MaxWall"]),
+        jobs=_least(row["MaxJobs"], row["GrpJobs"]),
+        submitted=_least(row["MaxSubmit"], row["GrpSubmit"]),
+    )
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        return None if text.upper() in _UNLIMITED else time_limit_s(text)
+    except ValueError:
+        return None
+
+
+def _least(*texts: str) -> float | None:
+    known = [float(text) for text in texts if text.isdecimal()]
+    return min(known, default=None)
+
+
+def findings(request: Request, limits: Limits) -> Iterator[Finding]:
+    """What limits do to jobs of one kind, each by itself."""
+    nodes = request.tres.get("node", 1.0)
+    for name, wanted in request.tres.items():
+        asked, key = _amount(name, wanted), request.keys.get(name, "")
+        known = [one[name] for one in (limits.job, *limits.shared) if name in one]
+        if name in limits.node and name != "node":
+            known.append(limits.node[name] * nodes)
+        if wanted > min(known, default=math.inf):
+            yield _never(request, limits, asked, _amount(name, min(known)), key)
+        if wanted < limits.least.get(name, 0.0):
+            yield Finding(
+                never=True,
+                words=f"{request.what} asks for {asked}, less than {limits.name} demands "
+                f"({_amount(name, limits.least[name])})",
+                fix=f"Raise {key}, or choose another QoS for it."
+                if key
+                else "Choose another QoS for it: backend.endpoint.qos.",
+            )
+    if limits.wall_s is not None and request.wall_s > limits.wall_s:
+        asked = "no time limit" if request.wall_s == math.inf else _minutes(request.wall_s)
+        yield _never(request, limits, asked, _minutes(limits.wall_s), request.keys["wall"])
+
+
+def findings_together(requests: Iterable[Request], limits: Limits) -> Iterator[Finding]:
+    """What limits do to all jobs of a swarm that share them."""
+    asked = [*requests]
+    jobs = sum(one.most for one in asked)
+    least = sum(one.least for one in asked)
+    if limits.submitted is not None and jobs > limits.submitted:
+        yield Finding(
+            never=True,
+            words=f"{limits.name} lets you have {limits.submitted:g} jobs in the queue, and the "
+            f"swarm is {jobs}: the endpoint and one for each replica",
+            fix="Lower replicas, or choose another backend.qos.",
+        )
+    if limits.jobs is not None and jobs > limits.jobs:
+        running = "1 job running" if limits.jobs == 1 else f"{limits.jobs:g} running"
+        yield _together(f"{running} at a time", limits, least > limits.jobs)
+    for shared in limits.shared:
+        for name, most in shared.items():
+            wanted = sum(one.tres.get(name, 0.0) * one.most for one in asked)
+            needed = sum(one.tres.get(name, 0.0) * one.least for one in asked)
+            if wanted > most and all(one.tres.get(name, 0.0) <= most for one in asked):
+                yield _together(f"{_amount(name, most)} at a time", limits, needed > most)
+
+
+def _together(most: str, limits: Limits, never: bool) -> Finding:
+    served = "the endpoint and min_ready replicas are more" if never else "the others wait"
+    return Finding(
+        never=never,
+        words=f"{limits.name} lets your jobs have {most}: {served}",
+        fix="Lower min_ready and replicas, or give the endpoint another QoS: backend.endpoint.qos."
+        if never
+        else "Lower replicas, or choose another backend.qos.",
+    )
+
+
+def _never(request: Request, limits: Limits, wanted: str, most: str, key: str) -> Finding:
+    return Finding(
+        never=True,
+        words=f"{request.what} asks for {wanted}, and {limits.name} gives a job {most} at most",
+        fix=f"Lower {key or 'what it asks for'}, or choose another backend.qos.",
+    )
+
+
+def _amount(name: str, value: float) -> str:
+    words = {"cpu": "CPUs", "mem": "MB of memory", "node": "nodes", "gres/gpu": "GPUs"}
+    word = words.get(name, name)
+    return f"{value:g} {word.removesuffix('s') if value == 1 else word}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:g} minutes"
+
+
+# -- partitions --------------------------------------------------------------------------------
+
+
+def partition_findings(shown: str, account: str | None, qos: str | None) -> Iterator[Finding]:
+    """What a line of `scontrol show partition` has against jobs of an account and a QoS; None: the
+    user's default, which is not known.
+    """
+    facts = dict(re.findall(r"(\w+)=(\S+)", shown))
+    name = facts.get("PartitionName", "?")
+    for what, wanted, allow, deny in (
+        ("account", account, facts.get("AllowAccounts"), facts.get("DenyAccounts")),
+        ("qos", qos, facts.get("AllowQos"), facts.get("DenyQos")),
+    ):
+        if wanted is None:
+            continue
+        allowed = allow is None or allow == "ALL" or wanted in allow.split(",")
+        if not allowed or wanted in (deny or "").split(","):
+            yield Finding(
+                never=True,
+                words=f"the partition {name} does not take the {what} {wanted}"
+                + (f", but {allow}" if not allowed else ""),
+                fix=f"Choose another backend.{what} or backend.partition.",
+            )
+    state = facts.get("State", "UP")
+    if state != "UP":
+        closed = state in ("INACTIVE", "DRAIN")
+        yield Finding(
+            never=closed,
+            words=f"the partition {name} is {state}: "
+            + ("it takes no jobs" if closed else "jobs wait until it is UP"),
+            fix="Ask your administrators, or choose another backend.partition.",
+        )
+
+
+def partition_limits(shown: str) -> Limits:
+    """The longest time and the most nodes of a job, by a line of `scontrol show partition`."""
+    facts = dict(re.findall(r"(\w+)=(\S+)", shown))
+    nodes = facts.get("MaxNodes", "")
+    return Limits(
+        name=f"the partition {facts.get('PartitionName', '?')}",
+        job={"node": float(nodes)} if nodes.isdecimal() else {},
+        wall_s=_seconds(facts.get("MaxTime", "")),
+    )

@@ -1,0 +1,126 @@
+"""What a swarm's jobs are together, and whether one that does not serve yet ever will: by what
+Slurm says of them, and by what one process has seen of them for a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from domyn_swarm.backends.base import Part, ServingHandle
+from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.backends.slurm.layout import slurm_config
+from domyn_swarm.backends.slurm.overview import whole
+from domyn_swarm.backends.slurm.reasons import AFTER_ENDPOINT, limits_the_group, limits_the_user
+from domyn_swarm.backends.slurm.scheduler import Scheduler
+from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.probing import Clock, Observation, Phase
+
+_WAITS_S = 60.0  # Slurm looks again why jobs wait at least so often
+_GROUPS_ASKED_S = 600.0
+
+Seen = Mapping[Part, SlurmJob | None]  # the job in each part's place
+
+
+class Prospects:
+    """Of the swarms that a process looks at. `exceeded` says which limit of its site a plan can
+    never keep, if any.
+    """
+
+    def __init__(
+        self, slurm: Scheduler, clock: Clock, exceeded: Callable[[DeploymentPlan], str | None]
+    ) -> None:
+        self._slurm = slurm
+        self._exceeded = exceeded
+        self._clock = clock
+        self._silent_since: dict[str, float] = {}  # endpoints' jobs that run and do not listen yet
+        self._waits_since: dict[str, float] = {}  # swarms that may wait in vain
+
+    def of(self, handle: ServingHandle, seen: Seen) -> Observation:
+        """All of a swarm.
+
+        Raises:
+            PlatformError: Slurm cannot be asked.
+        """
+        places = {(part.kind, part.index): job for part, job in seen.items()}
+        endpoint = [job for (kind, _), job in places.items() if kind == "endpoint"]
+        replicas = [job for (kind, _), job in places.items() if kind == "replica"]
+        together = whole(endpoint, replicas)
+        if together.phase.terminal:
+            paths = SwarmPaths(Path(handle.swarm_dir))
+            words = (unseen(paths, part, job) for part, job in seen.items())
+            said = next((one for one in words if one is not None), together.detail)
+            return Observation(together.phase, said)
+        if together.phase is Phase.QUEUED and (why := self._in_vain(handle, seen)) is not None:
+            detail = f"Slurm will not run it ({together.detail}): {why}"
+            return Observation(Phase.FAILED, detail)
+        return self._silent(handle, endpoint) or together
+
+    def _silent(self, handle: ServingHandle, endpoint: list[SlurmJob | None]) -> Observation | None:
+        """A failure once the endpoint's job has run for `endpoint.timeout_s`, as far as this
+        process has seen, and has never said where it listens.
+        """
+        running = [job for job in endpoint if job is not None and job.runs_on]
+        paths = SwarmPaths(Path(handle.swarm_dir))
+        if not running or read_address(paths) is not None:
+            return None
+        now = self._clock.monotonic()
+        silent_s = now - self._silent_since.setdefault(running[0].id, now)
+        limit_s = slurm_config(read_plan(handle)).endpoint.timeout_s
+        if silent_s < limit_s:
+            return None
+        return Observation(
+            Phase.FAILED, f"the endpoint's job has run for {limit_s:g} s and does not listen"
+        )
+
+    def _in_vain(self, handle: ServingHandle, seen: Seen) -> str | None:
+        """Why nothing that waits will run, once that has looked so for a while: the swarm waits for
+        nobody but itself, or for more than its group ever has.
+        """
+        own = [job for job in seen.values() if job is not None and not job.over]
+        reasons = {job.reason for job in own if job.waiting} - {AFTER_ENDPOINT}
+        ids = {job.id for job in own}
+        others = any(job.going and job.id not in ids for job in self._slurm.queue().values())
+        group = bool(reasons) and all(limits_the_group(one) for one in reasons)
+        alone = not others and bool(reasons) and all(limits_the_user(one) for one in reasons)
+        if not group and not alone:
+            self._waits_since.pop(handle.tag, None)
+            return None
+        now = self._clock.monotonic()
+        if now - self._waits_since.setdefault(handle.tag, now) < _WAITS_S:
+            return None
+        if alone:
+            return (
+                "nothing else of yours runs, the endpoint's job uses up what your jobs may have "
+                "together. Have that limit raised, or give the endpoint another QoS: "
+                "backend.endpoint.qos"
+            )
+        self._waits_since[handle.tag] = now + _GROUPS_ASKED_S  # then again
+        return self._exceeded(read_plan(handle))
+
+
+def unseen(paths: SwarmPaths, part: Part, job: SlurmJob | None) -> str | None:
+    """What is to be said of a job that failed before it could write a line: Slurm opens its log as
+    its user, on its node. None: it is not one of these.
+    """
+    log = paths.endpoint_log if part.kind == "endpoint" else batch_log(paths, part)
+    if job is None or job.state != "FAILED" or log.exists():
+        return None
+    return (
+        f"the job {job.id} failed on {job.node or 'its node'} and could not write its log into "
+        f"{log.parent}: the nodes do not see that folder. Set home_directory, or DOMYN_SWARM_HOME, "
+        "to one that they share"
+    )
+
+
+def read_plan(handle: ServingHandle) -> DeploymentPlan:
+    """What the swarm was launched by."""
+    text = SwarmPaths(Path(handle.swarm_dir)).plan.read_text("utf-8")
+    return DeploymentPlan.model_validate_json(text)
+
+
+def batch_log(paths: SwarmPaths, part: Part) -> Path:
+    """What the batch script of a replica's task prints."""
+    return paths.slurm_logs / f"replica-{part.platform_id.rpartition('_')[2]}.log"

@@ -1,0 +1,102 @@
+"""Why a job waits: Slurm's reasons, whether waiting can help, and what to change or to run.
+
+Pure. A reason that is not known here is one to wait for: Slurm has more of them with every version.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# More than one job may ever have: of a QoS or an association, whoever else runs.
+_PER_JOB = re.compile(r"(?:QOS|Assoc)(?:Max\w*(?:PerJob|PerNode)\w*|Min\w+)")
+# What the user's own jobs share: with nothing but the swarm's endpoint running, it is too little.
+_PER_USER = re.compile(
+    r"(?:QOS|Assoc)Max\w*PerUser\w*|AssocMaxJobsLimit|QOSMaxJobsPer(?:User|Account)\w*"
+)
+AFTER_ENDPOINT = "Dependency"  # replicas are scheduled once the endpoint's job has started
+_NEVER = {
+    "PartitionConfig": "backend.partition does not take such a job, or such a user or account",
+    "PartitionTimeLimit": "backend.time_limit is above the partition's MaxTime",
+    "PartitionNodeLimit": "backend.partition gives a job fewer nodes, or no job so few",
+    "BadConstraints": "no node has what is asked for",
+    "InvalidAccount": "backend.account cannot be used",
+    "InvalidQOS": "backend.qos cannot be used",
+    "QOSNotAllowed": "backend.qos cannot be used there",
+    "AccountNotAllowed": "backend.account cannot be used there",
+    "DependencyNeverSatisfied": "what it depends on did not come about: see the preamble",
+    "ReservationDeleted": "its reservation is gone: see backend.preamble",
+    "DeadLine": "its deadline has passed: see backend.preamble",
+}
+_HELD = "somebody holds it, `scontrol release {job}` lets it run"
+# By `scontrol requeuehold`; squeue shows words of the controller with _ for blanks, or as they are.
+_PUT_BACK = re.compile(r"job[ _]requeued[ _]in[ _](?:held|special[ _]exit)[ _]state", re.I)
+_WAITS = {
+    AFTER_ENDPOINT: "replicas start after the endpoint",
+    "JobHeldUser": _HELD,
+    "JobHeldAdmin": "an administrator holds it, and lets it run by `scontrol release {job}`",
+}
+_HELD_BY_SLURM = (
+    "Slurm could not start it, often for its node's prolog, and holds it; "
+    "`scontrol release {job}` tries again"
+)
+# Held by Slurm itself, because it could not start the job: it stays so whatever time passes.
+_NOT_LAUNCHED = re.compile(
+    r"launch[ _]failed[ _]requeued[ _]held|JobHoldMaxRequeue|MaxRequeue", re.I
+)
+_KEYS = (  # of the configuration, by what a limit is about
+    (re.compile("Wall|Time"), "backend.time_limit"),
+    (re.compile("GRES|Gres"), "gpus_per_replica"),
+    (re.compile("Cpu|CPU"), "cpus_per_task"),
+    (re.compile("Mem"), "memory_gb"),
+    (re.compile("Node"), "gpus_per_replica or gpus_per_node"),
+    (re.compile("Jobs"), "replicas"),
+)
+
+
+def never_runs(reason: str) -> bool:
+    """Whether the job cannot run as things are configured, however long it waits."""
+    return (
+        reason in _NEVER
+        or _PER_JOB.fullmatch(reason) is not None
+        or _NOT_LAUNCHED.fullmatch(reason) is not None
+    )
+
+
+def limits_the_user(reason: str) -> bool:
+    """Whether it waits for other jobs of its user to end."""
+    return _PER_USER.fullmatch(reason) is not None
+
+
+def limits_the_group(reason: str) -> bool:
+    """Whether it waits for others of its account or QoS, who may have what it asks for."""
+    return reason.startswith(("QOSGrp", "AssocGrp"))
+
+
+def told(reason: str, job: str) -> str:
+    """A reason with what it means, where it means more than to wait for one's turn: `job` is the
+    one that waits.
+    """
+    means = _NEVER.get(reason, _WAITS.get(reason, ""))
+    if _PUT_BACK.fullmatch(reason):
+        means = _HELD
+    elif _NOT_LAUNCHED.fullmatch(reason):
+        means = _HELD_BY_SLURM
+    elif _PER_JOB.fullmatch(reason):
+        means = f"a limit of the QoS or the account for one job: change {key_of(reason)}"
+    return f"{reason}: {means.format(job=job)}" if means else reason
+
+
+def key_of(reason: str) -> str:
+    """The key of the configuration that a limit is about."""
+    return next((key for about, key in _KEYS if about.search(reason)), "what is asked for")
+
+
+def counted(waiting: Iterable[tuple[str, str]]) -> str:
+    """How many jobs wait, and why, each reason once: of pairs of a job and its reason."""
+    jobs = [*waiting]
+    count = "1 job waits" if len(jobs) == 1 else f"{len(jobs)} jobs wait"
+    why = {reason: told(reason, job) for job, reason in jobs if reason}
+    if not why:
+        return f"{count}, Slurm has not said for what"
+    return f"{count} ({'; '.join(why[reason] for reason in sorted(why))})"

@@ -1,0 +1,66 @@
+"""Why a replica waits or is gone, as `status` shows it, on the real cluster: also while others
+serve.
+"""
+
+from __future__ import annotations
+
+from domyn_swarm.services.swarms import SwarmService
+from domyn_swarm.swarm.snapshot import ReplicaSnapshot
+from slurm.cluster import SlurmCluster
+from slurm.swarms import Up, endpoint_job, jobs_of, node_of, taking_nothing, task, until
+
+
+def row(index: int) -> ReplicaSnapshot:
+    return SwarmService().status("demo").replicas[index]
+
+
+def test_each_replica_says_why_it_waits_or_is_gone(up: Up, slurm: SlurmCluster) -> None:
+    with taking_nothing(slurm, "n[2-4]"):
+        service = up(replicas=3, gpus_per_replica=2, min_ready=2)  # two fit on a node of four GPUs
+        until(lambda: "waits in the queue (" in str(row(2).reason))
+        assert (row(2).state, row(2).serving) == ("pending", False)
+        seen = service.status("demo")
+        assert (seen.observed, seen.replicas_ready) == ("ready", 2)
+        assert seen.detail == "" or "2 replicas run, 1 job waits (" in seen.detail
+    until(lambda: row(2).serving)
+
+    slurm.run("scancel", task(slurm, 2))
+    until(lambda: "its job was cancelled" in str(row(2).reason))
+    assert "`domyn-swarm scale demo 3`" in str(row(2).reason)
+    assert (row(2).state, row(2).stale) == ("exited", False)
+    service.scale("demo", 3)
+    until(lambda: row(2).serving)
+
+    held = task(slurm, 1)
+    slurm.run("scontrol", "requeuehold", held)
+    until(lambda: f"`scontrol release {held}`" in str(row(1).reason))
+    assert row(1).state == "pending"
+    slurm.run("scontrol", "release", held)
+    until(lambda: row(1).serving)
+
+
+def test_a_replica_that_was_preempted_says_so_while_it_waits(up: Up, slurm: SlurmCluster) -> None:
+    up(replicas=2, gpus_per_replica=4, min_ready=1)  # a node each
+    taken = {node_of(slurm, task(slurm, index)): index for index in range(2)}
+    node, index = next(
+        one for one in taken.items() if one[0] != node_of(slurm, endpoint_job(slurm))
+    )
+    wanted = ["--partition=urgent", f"--nodelist={node}", "--exclusive", "--time=5"]
+    with taking_nothing(slurm, ",".join(one for one in slurm.node_names if one not in taken)):
+        slurm.run("sbatch", *wanted, "--wrap=exec sleep 600")
+        until(lambda: str(row(index).reason).startswith("was preempted, waits in the queue ("))
+        assert row(index).state == "pending"
+        assert row(1 - index).serving
+    until(lambda: row(index).serving)
+
+
+def test_gpus_are_not_held_for_an_endpoint_that_waits(up: Up, slurm: SlurmCluster) -> None:
+    with taking_nothing(slurm, ",".join(slurm.node_names)):
+        service = up(wait=False)
+        waiting = endpoint_job(slurm)
+        slurm.run("scontrol", "hold", waiting)
+    until(lambda: "replicas start after the endpoint" in service.status("demo").detail)
+    assert set(jobs_of(slurm).values()) == {"PENDING"}
+    assert f"`scontrol release {waiting}`" in service.status("demo").detail
+    slurm.run("scontrol", "release", waiting)
+    until(lambda: service.status("demo").replicas_ready == 2)
