@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 
+from domyn_swarm.backends.slurm import commands
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.looking import Jobs, Look
 from domyn_swarm.backends.slurm.states import SlurmJob
@@ -100,18 +101,22 @@ class Accounting(Slurm):
         self.asked: list[float] = []
         self._back_at = clock.monotonic() + back_after_s
 
-    def _run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """What stands in for `invocation.run`."""
         now = self._clock.monotonic()
         said, code = "", 0
         if command[0] == "sacct":
             self.asked.append(now)
             code = int(now < self._back_at)
-            said = "" if code else "17|COMPLETED|None|n1|2026-01-01T00:00:00|\n"
+            said = "" if code else "17|COMPLETED|None|n1|2026-01-01T00:00:00||job\n"
         return subprocess.CompletedProcess(command, code, said, "slurmdbd is away" if code else "")
 
 
-def test_accounting_that_failed_is_asked_again_ever_more_seldom(clock: FilingClock) -> None:
+def test_accounting_that_failed_is_asked_again_ever_more_seldom(
+    clock: FilingClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slurm = Accounting(clock, back_after_s=86_400.0)
+    monkeypatch.setattr(commands, "run", slurm.run)
     until_s = clock.monotonic() + 86_400.0
     while clock.monotonic() < until_s:
         assert slurm.jobs(["17"]) == {}
@@ -124,9 +129,10 @@ def test_accounting_that_failed_is_asked_again_ever_more_seldom(clock: FilingClo
 
 
 def test_an_accounting_that_failed_for_a_moment_is_asked_within_a_minute(
-    clock: FilingClock,
+    clock: FilingClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm = Accounting(clock, back_after_s=10.0)
+    monkeypatch.setattr(commands, "run", slurm.run)
     assert slurm.jobs(["17"]) == {}
     clock.sleep(60.0)
     assert slurm.jobs(["17"])["17"].state == "COMPLETED"

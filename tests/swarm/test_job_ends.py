@@ -59,7 +59,7 @@ def test_what_failed_says_how_and_what_came_to_its_end_says_nothing(tmp_path: Pa
     failed = record(tmp_path, JobStatus.FAILED)
     assert "no record of its end" in str(why_it_ended(failed, None))
     now = utc_now()
-    for how, words in (({"code": 3}, "code 3"), ({"code": None, "signal": 9}, "signal 9")):
+    for how, words in (({"code": 3}, "code 3"), ({"code": None, "signal": 9}, "SIGKILL")):
         ended = ExitRecord.model_validate({**how, "started_at": now, "ended_at": now})
         paths.exit.write_text(ended.model_dump_json())
         assert words in str(why_it_ended(failed, None))
