@@ -115,8 +115,8 @@ def test_up_waits_for_a_replica_that_loads(lifecycle: SwarmLifecycle, tmp_path: 
     loads.write_text("1")
     argv = ["{python}", str(ENGINE), "{host}", "{port}", str(tmp_path)]
     options = {"argv": argv, "key_env": "ENGINE_KEY"}
-    wait_s = scaled(3)
-    end = threading.Timer(2 * wait_s, lambda: loads.write_text(""))
+    wait_s = scaled(10)  # by then it has been reported that it loads
+    end = threading.Timer(1.5 * wait_s, lambda: loads.write_text(""))
     end.start()
     made = config(engine="command", engine_options=options, wait_endpoint_s=wait_s)
     lifecycle.up(made)
