@@ -181,7 +181,7 @@ class SlurmCompute(OnCluster):
             return JobStatus.OUT_OF_MEMORY
         if ended is not None:  # perhaps Slurm killed it, and knows why
             age_s = self._clock.time() - ended.ended_at.timestamp()
-            if job is not None and not job.over and age_s < _COMPLETES_S:
+            if job is not None and not job.over and abs(age_s) < _COMPLETES_S:
                 self._slurm.expect_change()
                 return JobStatus.RUNNING
             known = job is not None and job.over and job.state != "COMPLETED"
