@@ -24,7 +24,7 @@ from domyn_swarm.errors import PlatformUnavailable
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import SwarmPaths
 from process_list import running
-from slurm.cluster import SlurmCluster
+from slurm.cluster import SlurmCluster, slurm_version
 from slurm.swarms import came_back, until
 
 
@@ -75,7 +75,8 @@ def test_a_step_is_not_taken_for_another_of_its_number(slurm: SlurmCluster, tmp_
     slurm.run("scontrol", "requeue", endpoint)
     until(lambda: came_back(slurm, endpoint))
     second = started(compute, tmp_path)
-    assert (first.platform_id, first.step) == (second.platform_id, second.step)
+    assert first.platform_id == second.platform_id
+    assert first.step == second.step or slurm_version() < (21, 0)  # 20.11 goes on counting
     assert compute.probe(first) is JobStatus.FAILED
     compute.cancel(first)
     assert compute.probe(second) is JobStatus.RUNNING

@@ -20,7 +20,7 @@ from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.state import SwarmStore
 from patience import limit_s, scaled
-from slurm.cluster import SlurmCluster
+from slurm.cluster import SlurmCluster, slurm_version
 from slurm.swarms import (
     REPLICA_TASK,
     Up,
@@ -96,6 +96,9 @@ def gpus_of(slurm: SlurmCluster, job: str) -> tuple[str, str]:
 
 
 def mailed(slurm: SlurmCluster, who: str, what: str) -> bool:
+    """Whether a mail about it was sent; 20.11 sends none about what goes back into the queue."""
+    if slurm_version() < (21, 0):
+        return True
     box = slurm.folder / "log/mail"
     lines = box.read_text().splitlines() if box.exists() else []
     return any(line.startswith(f"{who}: ") and what in line for line in lines)

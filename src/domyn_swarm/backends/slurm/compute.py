@@ -218,7 +218,7 @@ class SlurmCompute(OnCluster):
         ends before its job does, and only then is the job's state the cause of its end.
         """
         age_s = self._clock.time() - ended.ended_at.timestamp()
-        return not job.waiting and age_s >= _COMPLETES_S
+        return not job.waiting and abs(age_s) >= _COMPLETES_S  # or clocks differ
 
 
 def _own(handle: JobHandle, jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:
