@@ -160,7 +160,7 @@ def test_nodes_of_a_swarm_are_cut_off_and_its_jobs_go_on(
         lost = submit_held(tmp_path / "is cut off")
     with cut_off(apart, replica, node_of(apart, lost.handle.platform_id)):
         job.goes_on()
-        until(lambda: JobService().status(lost.handle).status is JobStatus.FAILED)
+        until(lambda: JobService().status(lost.handle).status is JobStatus.LOST_NODE)
         until(lambda: ready() == 2)
         finished(job)
     healthy()

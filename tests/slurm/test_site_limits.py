@@ -190,6 +190,15 @@ def test_what_can_never_run_ends_up_with_the_reason_and_nothing_is_left(
     assert jobs_of(site) == {}
 
 
+def test_an_endpoint_that_takes_a_whole_node_is_pointed_out(
+    site: SlurmCluster, tmp_path: Path
+) -> None:
+    path = written(tmp_path, backend={"partition": "whole"})
+    [one] = [one for one in examine(path).checks if one.name == "limits"]
+    assert (one.status, "takes a whole node of whole" in one.detail) == ("warning", True)
+    assert "backend.endpoint.partition" in str(one.fix)
+
+
 def test_what_may_run_later_is_waited_for_and_says_why(site: SlurmCluster, tmp_path: Path) -> None:
     path = written(tmp_path, backend={"qos": "fewgpus"})
     [one] = [one for one in examine(path).checks if one.name == "limits"]

@@ -7,6 +7,7 @@ import os
 import pwd
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from domyn_swarm.backends.checks import Check, failed, ok, warning
 from domyn_swarm.backends.slurm.commands import Slurm
@@ -49,45 +50,61 @@ def limit_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
         yield ok("limits", "none of the partition, the QoS or the account is in the way")
 
 
+class _Side(NamedTuple):
+    """One kind of the swarm's jobs, and where it goes."""
+
+    request: Request
+    partition: str
+    qos: str | None
+
+
 def _findings(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Finding]:
-    config = slurm_config(plan)
+    config, settings = slurm_config(plan), _settings(slurm)
     whole = config.packing == "auto" and slurm.gives_whole_nodes(config.partition)
     replica, endpoint = requests(plan, replicas_per_task(plan, whole_nodes=whole))
-    settings = _settings(slurm)
-    array = settings.get("MaxArraySize", "")
-    if array.isdecimal() and replica.most > int(array):
+    yield from _of_array(replica.most, settings.get("MaxArraySize", ""))
+    own = config.endpoint
+    yield from _of_whole_nodes(slurm, own.partition or config.partition)
+    account = config.account or _default_account(slurm)
+    association, default_qos, qos = None, None, {}
+    if "limits" in settings.get("AccountingStorageEnforce", ""):
+        association, default_qos = _association(slurm, account, config.partition)
+        names = {config.qos or default_qos, own.qos or config.qos or default_qos}
+        qos = {name: found for name in names if (found := _qos(slurm, name)) is not None}
+    sides = (
+        _Side(replica, config.partition, config.qos or default_qos),
+        _Side(endpoint, own.partition or config.partition, own.qos or config.qos or default_qos),
+    )
+    for side in sides:
+        over = side.qos in qos and qos[side.qos].over_partition
+        timed = replace(side.request, wall_s=0.0) if over else side.request
+        yield from _of_partition(slurm, side._replace(request=timed), account)
+        for limits in (qos.get(side.qos), association):
+            yield from findings(side.request, limits) if limits else ()
+    for name, limits in qos.items():
+        yield from findings_together([one.request for one in sides if one.qos == name], limits)
+    if association is not None:
+        yield from findings_together((replica, endpoint), association)
+
+
+def _of_array(tasks: int, most: str) -> Iterator[Finding]:
+    if most.isdecimal() and tasks > int(most):
         yield Finding(
             never=True,
-            words=f"the replicas are an array of {replica.most} tasks, and the site's MaxArraySize "
-            f"is {array}",
-            fix=f"Lower replicas to {array} at most; further ones are another swarm.",
+            words=f"the replicas are an array of {tasks} tasks, and the site's MaxArraySize is "
+            f"{most}",
+            fix=f"Lower replicas to {most} at most; further ones are another swarm.",
         )
-    account = config.account or _default_account(slurm)
-    sides = (
-        (replica, config.partition, config.qos),
-        (
-            endpoint,
-            config.endpoint.partition or config.partition,
-            config.endpoint.qos or config.qos,
-        ),
-    )
-    enforced = "limits" in settings.get("AccountingStorageEnforce", "")
-    association = _association(slurm, account, config.partition) if enforced else None
-    of_qos: list[Limits | None] = []
-    for request, partition, named in sides:
-        qos = named or (association[1] if association else None)
-        of_qos.append(_qos(slurm, qos) if enforced else None)
-        over = of_qos[-1] is not None and of_qos[-1].over_partition
-        timed = replace(request, wall_s=0.0) if over else request
-        yield from _of_partition(slurm, timed, partition, account, qos)
-        for limits in (of_qos[-1], association[0] if association else None):
-            if limits is not None:
-                yield from findings(request, limits)
-    for limits in {id(one): one for one in of_qos if one is not None}.values():
-        mine = [side[0] for side, own in zip(sides, of_qos, strict=True) if own == limits]
-        yield from findings_together(mine, limits)
-    if association is not None:
-        yield from findings_together((replica, endpoint), association[0])
+
+
+def _of_whole_nodes(slurm: Slurm, partition: str) -> Iterator[Finding]:
+    """Of the endpoint, which would take one for itself."""
+    if slurm.gives_whole_nodes(partition):
+        yield Finding(
+            never=False,
+            words=f"the endpoint takes a whole node of {partition}, which gives no less",
+            fix="Set backend.endpoint.partition to one whose nodes are shared.",
+        )
 
 
 def requests(plan: DeploymentPlan, per_task: int) -> tuple[Request, Request]:
@@ -133,15 +150,13 @@ def requests(plan: DeploymentPlan, per_task: int) -> tuple[Request, Request]:
     return replica, endpoint
 
 
-def _of_partition(
-    slurm: Slurm, request: Request, partitions: str, account: str | None, qos: str | None
-) -> Iterator[Finding]:
+def _of_partition(slurm: Slurm, side: _Side, account: str | None) -> Iterator[Finding]:
     """What each of the partitions has against it, if none of them takes it."""
     found: list[list[Finding]] = []
-    for one in partitions.split(","):
+    for one in side.partition.split(","):
         shown = "".join(slurm.lines("scontrol", "--oneliner", "show", "partition", one)[:1])
-        against = [*partition_findings(shown, account, qos)]
-        found.append([*against, *findings(request, partition_limits(shown))])
+        against = [*partition_findings(shown, account, side.qos)]
+        found.append([*against, *findings(side.request, partition_limits(shown))])
     if all(found):
         yield from found[0]
 
@@ -158,13 +173,13 @@ def _default_account(slurm: Slurm) -> str | None:
 
 def _association(
     slurm: Slurm, account: str | None, partition: str
-) -> tuple[Limits, str | None] | None:
+) -> tuple[Limits | None, str | None]:
     """The limits of the user's own association, and its default QoS."""
     asked = [f"user={user_name()}", *([f"account={account}"] if account else [])]
     rows = _rows(slurm, "associations", ASSOCIATION_FIELDS, *asked)
     mine = [row for row in rows if row["Partition"] in ("", partition)]
     if not mine:
-        return None
+        return None, None
     row = max(
         mine, key=lambda one: bool(one["Partition"])
     )  # that of the partition, if there is one
