@@ -27,6 +27,7 @@ from types import FrameType
 from typing import Any
 
 from domyn_swarm.paths import JobPaths, write_private
+from domyn_swarm.temporary import settle_temporary_folder
 
 _PR_SET_PDEATHSIG = 1
 _LIMIT = "--time-limit="
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str], umask: int) -> int:
     if separator != "--" or not program:
         raise SystemExit(f"usage: exit_wrapper EXIT_FILE CWD -- PROGRAM …, not {arguments}")
     began = datetime.now(UTC)
+    if said := settle_temporary_folder():
+        print(said, file=sys.stderr)  # noqa: T201 - the job's log
     child: subprocess.Popen[bytes] | None = None
     told: list[int] = []  # every signal so far
 

@@ -13,6 +13,7 @@ from domyn_swarm.errors import LaunchError, NotReady, PlatformError, ReplicaFail
 from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
 from domyn_swarm.swarm.factory import LiveSwarm
+from domyn_swarm.swarm.script_failure import script_failure
 
 
 def readiness(swarm: LiveSwarm) -> Probe:
@@ -140,6 +141,9 @@ def launch_error(swarm: LiveSwarm, seen: Observation) -> LaunchError:
 
 def _ended_unreported(swarm: LiveSwarm, seen: Observation) -> LaunchError:
     """A program of ours ended without a word to the collector: its own log must tell."""
+    if (found := script_failure(swarm.paths)) is not None:
+        said, log = found
+        return LaunchError(f"{swarm.record.name} did not come up: {said}.", hint=f"See {log}.")
     ended = sorted(ended_replicas(swarm))
     log = swarm.paths.watchdog_log(ended[0]) if ended else swarm.paths.endpoint_log
     if ended:

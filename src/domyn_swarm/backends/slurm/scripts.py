@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from domyn_swarm.backends.slurm.prologue import load_modules, own_python
 from domyn_swarm.errors import ConfigError
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -31,6 +32,7 @@ class BatchScript:
     flags: Sequence[str] = ()  # options without a value
     preamble: Sequence[str] = ()
     modules: Sequence[str] = ()
+    foreign: Sequence[str] = ()  # variables that are not for the Python that runs here
     env: Mapping[str, str] = field(default_factory=dict)
 
     def render(self, template: str, site_template: Path | None = None) -> str:
@@ -73,6 +75,7 @@ class BatchScript:
             "sbatch": [*lines, *self.flags],
             "preamble": list(self.preamble),
             "modules": list(self.modules),
+            "prologue": load_modules(self.modules) + own_python(self.foreign),
             "env": dict(self.env),
             "command": list(self.command),
             "output": str(self.output),

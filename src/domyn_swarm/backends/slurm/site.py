@@ -18,6 +18,7 @@ from domyn_swarm.backends.checks import (
     warning,
 )
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.environment_checks import environment_checks
 from domyn_swarm.backends.slurm.layout import interpreter, slurm_config
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.errors import PlatformError
@@ -50,6 +51,7 @@ def site_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
     yield check_folder("home_directory", plan.home_directory)
     yield _shared("shared home", plan.home_directory)
     yield from check_model(plan)
+    yield from environment_checks(config)
     yield from _programs(plan, config)
 
 
