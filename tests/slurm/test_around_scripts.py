@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ from domyn_swarm.backends.slurm.environment_checks import environment_checks
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.errors import LaunchError
 from domyn_swarm.model import JobStatus
+from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
+from locales import latin1
 from process_list import running
 from slurm.cluster import SlurmCluster
 from slurm.swarms import (
@@ -146,3 +149,25 @@ def test_the_nodes_own_python_is_kept_from_that_of_the_swarm(
     assert not {"PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE"} & seen.keys()
     asked = request(tmp_path / "job", 5)
     assert ended(JobService().submit(asked)).status is JobStatus.SUCCEEDED
+
+
+def test_on_nodes_of_another_locale_the_same_is_asked_and_found_again(
+    up: Up, tmp_path: Path
+) -> None:
+    record, folder = tmp_path / "asked.jsonl", tmp_path / "là"
+    env = latin1(tmp_path)
+    up(replicas=1, backend={"env": env}, engine_options={"record": str(record)})
+    assert engine_environment()["LC_ALL"] == env["LC_ALL"]
+    for number, detached in enumerate((True, False)):
+        asked = request(
+            folder,
+            5,
+            job="domyn_swarm.jobs:TemplateJob",
+            job_kwargs={"prompt": "Résumé → {{ prompt }} …"},
+            output=str(folder / f"più-{number}.parquet"),
+            resources=JobResources(detached=detached),
+        )
+        done = ended(JobService().submit(asked))
+        assert done.status is JobStatus.SUCCEEDED, done.message
+    prompts = [json.loads(line)["prompt"] for line in record.read_text("utf-8").splitlines()]
+    assert sorted(prompts) == [f"Résumé → p{number} …" for number in range(5)]

@@ -118,8 +118,8 @@ def _record(path: Path, code: int, began: datetime, told: Sequence[int]) -> None
 def _tell(paths: JobPaths) -> None:
     """Tell the swarm's webhook, if it has one. The job has ended: who ends us now may."""
     try:
-        told = json.loads(paths.notify.read_text())
-        record = paths.exit.read_text()
+        told = json.loads(paths.notify.read_text("utf-8"))
+        record = paths.exit.read_text("utf-8")
     except (OSError, ValueError):
         return
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -147,7 +147,7 @@ def _tell(paths: JobPaths) -> None:
 def _result(paths: JobPaths) -> dict[str, Any]:
     """The worker's own account; nothing where it was killed, or is a program of the user's."""
     try:
-        found: dict[str, Any] = json.loads(paths.result.read_text())
+        found: dict[str, Any] = json.loads(paths.result.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return found

@@ -108,7 +108,7 @@ def _endpoint(swarm: LiveSwarm) -> Observation:
     if address is None:
         return Observation(Phase.STARTING, "the endpoint has not said where it listens yet")
     try:
-        key = swarm.paths.api_key.read_text().strip()
+        key = swarm.paths.api_key.read_text("utf-8").strip()
     except FileNotFoundError:
         return Observation(Phase.FAILED, f"{swarm.paths.api_key} is gone")
     return endpoint_probe(

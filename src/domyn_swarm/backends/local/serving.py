@@ -87,7 +87,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
             for part in found.parts
             if part.kind == "replica"
         }
-        before = EndpointSpec.model_validate_json(paths.endpoint_spec.read_text()).replicas
+        before = EndpointSpec.model_validate_json(paths.endpoint_spec.read_text("utf-8")).replicas
         refuse_draining([running[one].platform_id for one in running if before <= one < wanted])
         with _gpus_of(plan, sorted(set(range(wanted)) - running.keys())) as gpus:
             _write_endpoint_spec(plan, ctx, paths)
@@ -227,7 +227,7 @@ def _leaders(tag: str, kind: str) -> list[ProcessId]:
 def _replica_grace_s(paths: SwarmPaths) -> float:
     """How long a watchdog may take: to drain, and to hand SIGTERM and SIGKILL on."""
     try:
-        plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
+        plan = DeploymentPlan.model_validate_json(paths.plan.read_text("utf-8"))
     except (OSError, ValueError):  # a crash before it was written
         return _REPLICA_MARGIN_S
     return 2 * plan.watchdog.kill_grace_seconds + _REPLICA_MARGIN_S

@@ -362,7 +362,7 @@ class Slurm:
                 env=submitting_environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 timeout=_TIMEOUT_S,
                 check=False,

@@ -33,7 +33,7 @@ def _modules(config: SlurmConfig) -> Check:
             ["/bin/bash", "-c", load_modules(config.modules)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=_LOAD_TIMEOUT_S,
             check=False,

@@ -34,7 +34,7 @@ class KilledTask:
         """
         at_work = paths.at_work(task)
         try:
-            job, began = at_work.read_text(), at_work.stat().st_mtime
+            job, began = at_work.read_text("utf-8"), at_work.stat().st_mtime
         except FileNotFoundError:
             return None
         return cls(paths, task, job, clock) if clock.time() - began >= _LOOKED_S else None
@@ -43,14 +43,14 @@ class KilledTask:
     def found(self) -> bool:
         """Whether it was killed, and is not given up."""
         try:
-            return self._at_work.read_text() == self._job
+            return self._at_work.read_text("utf-8") == self._job
         except FileNotFoundError:
             return False
 
     def once_more(self) -> bool:
         """Whether it gets a successor, which is counted; else it is given up, for ever."""
         ran_s = self._clock.time() - self._at_work.stat().st_mtime
-        before = self._replaced.read_text().split() if self._replaced.exists() else []
+        before = self._replaced.read_text("utf-8").split() if self._replaced.exists() else []
         before = [] if ran_s >= _LONG_S else before
         if self._job in before:  # the successor could not be submitted
             return True

@@ -5,6 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+# Names of files, prompts and logs are the same on each node, whatever its locale.
+_UTF8 = "export PYTHONUTF8=1\n"
+
 # Shells that are not for logins have no `module` on many sites.
 _FIND_MODULE = """\
 for init in "${LMOD_PKG:-/}/init/bash" "${MODULESHOME:-/}/init/bash" /etc/profile.d/*mod*.sh; do
@@ -23,7 +26,12 @@ module load {module} || {{
 """
 
 
-def own_python(foreign: Sequence[str]) -> str:
+def prologue(modules: Sequence[str], foreign: Sequence[str]) -> str:
+    """All of it. `foreign`: variables that are not for the Python that runs then."""
+    return load_modules(modules) + _own_python(foreign) + _UTF8
+
+
+def _own_python(foreign: Sequence[str]) -> str:
     """Keeps these variables from the environment's Python, and the packages of `~/.local`."""
     return f"unset {' '.join(foreign)}\nexport PYTHONNOUSERSITE=1\n" if foreign else ""
 

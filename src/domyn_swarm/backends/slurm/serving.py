@@ -92,7 +92,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
             for name, text in self.scripts(plan, ctx).items():
                 script = Path(folder) / name
-                script.write_text(text)
+                script.write_text(text, "utf-8")
                 said.append(f"{name}: {self._slurm.test(script)}")
         return tuple(said)
 
@@ -114,7 +114,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         self._slurm.expect_change()  # the endpoint may have replaced a replica a moment ago
         replicas = [one for one in self._tagged(handle.tag) if one.kind == "replica"]
         per_task = next((one.per_task for one in replicas), 1)
-        before = EndpointSpec.model_validate_json(paths.endpoint_spec.read_text()).replicas
+        before = EndpointSpec.model_validate_json(paths.endpoint_spec.read_text("utf-8")).replicas
         wanted = plan.layout.replicas
         tasks, tasks_before = math.ceil(wanted / per_task), math.ceil(before / per_task)
         live = {one.group: one.job.id for one in replicas if not one.job.over}
@@ -158,7 +158,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
             return None
         now = self._clock.monotonic()
         silent_s = now - self._silent_since.setdefault(running[0].id, now)
-        plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
+        plan = DeploymentPlan.model_validate_json(paths.plan.read_text("utf-8"))
         limit_s = slurm_config(plan).endpoint.timeout_s
         if silent_s < limit_s:
             return None

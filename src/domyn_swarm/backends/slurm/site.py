@@ -115,7 +115,7 @@ def _user() -> str:
 def _shared(name: str, folder: Path) -> Check:
     """Whether other machines may see a folder, by the kind of its file system."""
     kinds = {}
-    for line in Path("/proc/mounts").read_text().splitlines():
+    for line in Path("/proc/mounts").read_text("utf-8").splitlines():
         _, place, kind, *_ = line.split()
         kinds[place.replace("\\040", " ")] = kind
     here = folder.resolve()
