@@ -25,7 +25,7 @@ COLUMNS = {"msgspec", "numpy", "pyarrow"}
 TYPER = {"annotated_doc", "shellingham", "typer"}
 
 GROUND = {"errors", "logs", "paths"}
-TASK = {*GROUND, "backends.slurm", "probing"}
+TASK = {*GROUND, "backends.slurm", "probing", "temporary"}
 JOB = {
     *GROUND,
     "batch",
@@ -50,7 +50,7 @@ class Loads(NamedTuple):
 PROGRAMS: Mapping[str, Loads] = {
     "watchdog": Loads(set(), {"watchdog", "watchdog_rules"}),
     "follower": Loads(set(), {"follower"}),
-    "backends.exit_wrapper": Loads(set(), {"backends.exit_wrapper", "paths"}),
+    "backends.exit_wrapper": Loads(set(), {"backends.exit_wrapper", "paths", "temporary"}),
     "backends.node_report": Loads(set(), {"backends.node_report"}),
     "backends.slurm.replica_task": Loads(set(), {*TASK, "backends.gpus"}),
     "backends.slurm.node_task": Loads(set(), TASK),

@@ -97,3 +97,30 @@ def test_every_command_is_in_the_reference() -> None:
     paths = [" ".join(("domyn-swarm", *words)) for words in commands()]
     missing = [path for path in paths if f"`{path}" not in reference]
     assert missing == []
+
+
+def _in_the_locales_encoding(call: ast.Call) -> bool:
+    """Whether a call reads or writes text as the site's locale has it."""
+    method = isinstance(call.func, ast.Attribute)
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    keys = {one.arg: one.value for one in call.keywords}
+    if "encoding" in keys:
+        return False
+    if name in {"read_text", "write_text"}:
+        return len(call.args) < (1 if name == "read_text" else 2)
+    if name in {"run", "Popen", "check_output"}:
+        return not keys.keys().isdisjoint({"text", "universal_newlines"})
+    if name not in {"open", "fdopen"}:
+        return False
+    place = 0 if method and name == "open" else 1
+    mode = keys.get("mode", call.args[place] if len(call.args) > place else ast.Constant("r"))
+    if place == 0 and not call.args:
+        return False  # what classes of ours call opening
+    return isinstance(mode, ast.Constant) and not {"b", "/"} & set(str(mode.value))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_text_is_utf8_whatever_the_sites_locale(path: Path) -> None:
+    """A file that is written on one node is read on another, whose locale may differ."""
+    calls = (one for one in ast.walk(_tree(path)) if isinstance(one, ast.Call))
+    assert [one.lineno for one in calls if _in_the_locales_encoding(one)] == []

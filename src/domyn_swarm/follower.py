@@ -130,7 +130,7 @@ def main(arguments: list[str]) -> int:
     os.umask(0o077)
     allow_many_files()
     path, head, port, rank = arguments[1:5]
-    spec: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    spec: dict[str, Any] = json.loads(Path(path).read_text("utf-8"))
     places = {"{head}": head, "{port}": port, "{rank}": rank}
     argv = []
     for word in spec["argv"]:

@@ -7,6 +7,7 @@ against what the runtime understands, writes it down, and runs the command witho
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from slurm.cluster import SlurmCluster
-from slurm.swarms import Up
+from slurm.swarms import Up, task
 
 STAND_IN = """#!{python}
 import json, os, re, sys
@@ -34,7 +35,8 @@ image = None
 if known["image"]:
     image = rest.pop(0)
 with open({record!r}, "a") as file:
-    file.write(json.dumps(dict(name=name, flags=flags, image=image, command=rest)) + chr(10))
+    told = dict(name=name, flags=flags, image=image, command=rest, env=dict(os.environ))
+    file.write(json.dumps(told) + chr(10))
 if name == "srun":
     rest = [{srun!r}, *[one for one in flags if not one.startswith("--container")], *rest]
 if name == "enroot":
@@ -65,7 +67,8 @@ KNOWN = {
     "srun": {
         "words": [],
         "flags": [
-            *("--overlap", "--nodes=1", "--ntasks=1", r"--nodelist=\w+"),
+            *("--overlap", "--export=ALL", r"--cpus-per-task=\d+"),
+            *("--nodes=1", "--ntasks=1", r"--nodelist=\w+"),
             *("--container-image=.*", f"--container-mounts={MOUNT}(?:,{MOUNT})*"),
         ],
         "image": False,
@@ -113,6 +116,40 @@ def test_a_replica_in_a_container(up: Up, runtimes: Path, tmp_path: Path, contai
     assert told["command"][:2] == ["python3", f"{root}/scripts/watchdog.py"]
     spec = json.loads((Path(root) / "scripts/watchdog-0.json").read_text())
     assert spec["argv"][0] == "python3"  # the image's, not the submitter's
+
+
+HOST = ("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME")
+
+
+@pytest.mark.parametrize("container", ["apptainer", "enroot", "pyxis"])
+def test_what_is_the_nodes_stays_out(
+    up: Up, runtimes: Path, monkeypatch: pytest.MonkeyPatch, container: str
+) -> None:
+    for name in HOST:
+        monkeypatch.setenv(name, "/of/the/host")
+    venv = str(Path(sys.prefix))  # else our own programs begin with them as well
+    backend = {"container": container, "venv_path": venv}
+    up(replicas=1, image="/images/sim.sif", backend=backend, cpus_per_task=4)
+    [told] = [json.loads(line) for line in runtimes.read_text().splitlines()]
+    assert not set(HOST) & told["env"].keys()
+    assert told["env"]["PYTHONNOUSERSITE"] == "1"
+    if container == "enroot":
+        assert "--env=PYTHONNOUSERSITE" in told["flags"]
+    if container == "pyxis":
+        assert "--cpus-per-task=4" in told["flags"]
+
+
+@pytest.mark.parametrize("cpus", [None, 4])
+def test_the_step_of_a_container_has_all_cpus_of_its_task(
+    up: Up, slurm: SlurmCluster, runtimes: Path, cpus: int | None
+) -> None:
+    backend = {"container": "pyxis"}
+    up(replicas=1, image="/images/sim.sif", backend=backend, cpus_per_task=cpus)
+    told = task(slurm, 0)
+    step = slurm.run("scontrol", "--oneliner", "show", "step", f"{told}.0").stdout
+    job = slurm.run("scontrol", "--oneliner", "show", "job", told).stdout
+    given = [line for line in step.splitlines() if f"{told}.0 " in line]
+    assert re.findall(r"\bCPUs=(\d+)", given[0]) == re.findall(r"\bNumCPUs=(\d+)", job), step
 
 
 def test_a_replica_over_two_nodes_in_containers(up: Up, runtimes: Path) -> None:

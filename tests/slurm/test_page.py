@@ -36,6 +36,8 @@ NOT_TYPED = {
     "job submit-script": "of proxies: see acceptance/test_proxies.py",
     "--gres=gpu:N": "sbatch's own",
     "--gres": "sbatch's own",
+    "--export=NONE": "sbatch's own",
+    "--export=HF_TOKEN": "sbatch's own",
     "--exclusive": "sbatch's own",
     "--requeue": "sbatch's own",
     "--nnodes": "vLLM's own",

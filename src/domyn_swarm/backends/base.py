@@ -307,6 +307,6 @@ def read_tail(path: Path) -> str:
 def read_exit(path: Path) -> ExitRecord | None:
     """What the wrapper around a job's program wrote at its end; None while there is nothing."""
     try:
-        return ExitRecord.model_validate_json(path.read_text())
+        return ExitRecord.model_validate_json(path.read_text("utf-8"))
     except FileNotFoundError:
         return None

@@ -27,6 +27,7 @@ from types import FrameType
 from typing import Any
 
 from domyn_swarm.paths import JobPaths, write_private
+from domyn_swarm.temporary import settle_temporary_folder
 
 _PR_SET_PDEATHSIG = 1
 _LIMIT = "--time-limit="
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str], umask: int) -> int:
     if separator != "--" or not program:
         raise SystemExit(f"usage: exit_wrapper EXIT_FILE CWD -- PROGRAM …, not {arguments}")
     began = datetime.now(UTC)
+    if said := settle_temporary_folder():
+        print(said, file=sys.stderr)  # noqa: T201 - the job's log
     child: subprocess.Popen[bytes] | None = None
     told: list[int] = []  # every signal so far
 
@@ -115,8 +118,8 @@ def _record(path: Path, code: int, began: datetime, told: Sequence[int]) -> None
 def _tell(paths: JobPaths) -> None:
     """Tell the swarm's webhook, if it has one. The job has ended: who ends us now may."""
     try:
-        told = json.loads(paths.notify.read_text())
-        record = paths.exit.read_text()
+        told = json.loads(paths.notify.read_text("utf-8"))
+        record = paths.exit.read_text("utf-8")
     except (OSError, ValueError):
         return
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -144,7 +147,7 @@ def _tell(paths: JobPaths) -> None:
 def _result(paths: JobPaths) -> dict[str, Any]:
     """The worker's own account; nothing where it was killed, or is a program of the user's."""
     try:
-        found: dict[str, Any] = json.loads(paths.result.read_text())
+        found: dict[str, Any] = json.loads(paths.result.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return found

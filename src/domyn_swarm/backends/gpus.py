@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from domyn_swarm.errors import PlatformError
@@ -79,7 +80,7 @@ def held_gpus(
 
 @contextlib.contextmanager
 def _turn(folder: str) -> Iterator[None]:
-    with open(f"{folder}/gpus", "a") as file:  # noqa: PTH123 - beside the locks
+    with open(f"{folder}/gpus", "a", encoding="utf-8") as file:  # noqa: PTH123 - beside the locks
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -107,7 +108,7 @@ def gpus_here() -> int | None:
         done = subprocess.run(
             ["nvidia-smi", "--list-gpus"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=False,
             timeout=_ASK_TIMEOUT_S,
         )
@@ -147,8 +148,9 @@ def _too_few(
     others = []
     for device in devices:
         if device not in held:
-            with contextlib.suppress(OSError), open(f"{folder}/{_lock_name(device)}") as file:  # noqa: PTH123 - one line of a small file
-                others.append(f"{device}: {file.read(200) or 'another swarm'}")
+            with contextlib.suppress(OSError):
+                told = Path(folder, _lock_name(device)).read_text("utf-8")[:200]
+                others.append(f"{device}: {told or 'another swarm'}")
     return PlatformError(
         f"{need} {len(held)} of {len(devices)} are free ({'; '.join(others)}).",
         hint="Bring a swarm down that has some (`domyn-swarm swarm list`), or lower replicas or "

@@ -40,7 +40,7 @@ def _tried(command: list[str], limit_s: float) -> tuple[str, str | None]:
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=limit_s,
             check=False,

@@ -33,7 +33,7 @@ def notify(url_file: Path, event: str, **facts: Any) -> bool:
     Nothing is sent where the file does not exist. Never raises.
     """
     try:
-        url = url_file.read_text(encoding="utf-8").strip()
+        url = url_file.read_text("utf-8").strip()
     except OSError:
         return False
     document = {"schema_version": 1, "event": event, "at": datetime.now(UTC).isoformat(), **facts}

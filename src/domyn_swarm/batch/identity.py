@@ -70,7 +70,7 @@ def nearest(root: Path, identity: JobIdentity) -> tuple[str, list[str]] | None:
 def read_fields(folder: Path) -> dict[str, Any] | None:
     """What a checkpoint says it is; None when that cannot be read."""
     try:
-        fields = json.loads((folder / _FILE).read_text())
+        fields = json.loads((folder / _FILE).read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return fields if isinstance(fields, dict) else None

@@ -315,6 +315,6 @@ def _document(counter: int, *, released: bool) -> str:
 def _read(folder: Path, generation: int) -> Holder | None:
     """The holder, or None when the file is gone or is not one."""
     try:
-        return Holder(**json.loads(_path(folder, generation).read_text()))
+        return Holder(**json.loads(_path(folder, generation).read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from domyn_swarm.cli import completion
+from domyn_swarm.cli import completion, utf8
 from domyn_swarm.cli.completion import InstallOption, ShowOption
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.lazy import Entry, root_group
@@ -117,6 +117,7 @@ def _root(
 
 def main() -> None:
     """Run the command line and leave with its exit code; errors are printed here, once."""
+    utf8.ensure()
     from domyn_swarm.config import load_dotenv
 
     try:

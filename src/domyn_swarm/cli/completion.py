@@ -86,7 +86,7 @@ def _script(shell: Shell) -> str:
     from importlib import resources
 
     place = resources.files("domyn_swarm.cli") / "shells" / f"domyn-swarm.{shell.value}"
-    return place.read_text(encoding="utf-8")
+    return place.read_text("utf-8")
 
 
 def _installed(shell: Shell) -> list[Path]:

@@ -133,7 +133,7 @@ def endpoint(
         show_endpoint(info, form)
         return
     path = shlex.quote(str(info.key_file))
-    key = shlex.quote(info.key_file.read_text().strip()) if show_key else f'"$(cat {path})"'
+    key = shlex.quote(info.key_file.read_text("utf-8").strip()) if show_key else f'"$(cat {path})"'
     typer.echo(f"export OPENAI_BASE_URL={shlex.quote(info.url + '/v1')}")
     typer.echo(f"export OPENAI_API_KEY={key}")
     typer.echo(f"export MODEL={shlex.quote(info.model)}")

@@ -332,7 +332,7 @@ def _read_handle(source: str) -> JobHandle:
     from domyn_swarm.model import JobHandle
 
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text()
+        text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8")
         return JobHandle.model_validate_json(text)
     except OSError as error:
         raise typer.BadParameter(f"{source} cannot be read: {error.strerror}.") from None

@@ -78,7 +78,7 @@ def dump_yaml(config: DomynLLMSwarmConfig) -> str:
 def read_dump(path: Path) -> dict[str, Any]:
     """What `dump_yaml` wrote, without its secrets; nothing where there is no such file."""
     try:
-        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
     if values.get("notify", {}).get("url"):

@@ -41,7 +41,7 @@ def read_yaml(path: Path) -> Layer:
         ConfigError: it cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text("utf-8")
     except OSError as error:
         hint = "Check the path that was given."
         raise _unreadable(str(path), f"cannot be read: {error.strerror}", hint) from error

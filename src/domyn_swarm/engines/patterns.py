@@ -28,6 +28,17 @@ SHARED = (
         retryable=True,
     ),
     pattern(
+        r"No usable temporary directory",
+        "no temporary file can be written",
+        "Make room in /tmp of the node, or set TMPDIR to a folder that it has.",
+        retryable=True,
+    ),
+    pattern(
+        r"AF_UNIX path too long|(?i:ipc path .* longer than|socket path .*too long)",
+        "the path of a socket is too long",
+        "Set TMPDIR to a short folder in `env`: 40 characters leave room for what engines add.",
+    ),
+    pattern(
         r"\bMemoryError\b|std::bad_alloc|(?i:cannot allocate memory|oom[-_ ]kill"
         r"|out of memory: killed)|^(?:.*: line \d+: +\d+ )?Killed\b",
         "the machine ran out of memory",

@@ -26,7 +26,7 @@ def read_spec(paths: JobPaths) -> JobSpec:
     Raises:
         ConfigError: this node's domyn-swarm is older than the submitter's.
     """
-    spec = JobSpec.model_validate_json(paths.spec.read_text())
+    spec = JobSpec.model_validate_json(paths.spec.read_text("utf-8"))
     check_version(spec)
     return spec
 
@@ -89,7 +89,7 @@ def access_of(spec: JobSpec) -> EndpointAccess:
     meter = None
     if spec.collector_key_file is not None:
         with _reading_keys(spec):
-            collector_key = Path(spec.collector_key_file).read_text().strip()
+            collector_key = Path(spec.collector_key_file).read_text("utf-8").strip()
         meter = Meter(_locator(place, "collector_url"), collector_key)
     outside = spec.collector_key_file is None  # the platform's own endpoint: the world is between
     return EndpointAccess(
@@ -138,7 +138,7 @@ def _key_of(spec: JobSpec) -> str | None:
     if spec.api_key_file is None:
         return None
     try:
-        return Path(spec.api_key_file).read_text().strip()
+        return Path(spec.api_key_file).read_text("utf-8").strip()
     except OSError:
         key = os.environ.get("DOMYN_SWARM_API_TOKEN")
         if key is None:
@@ -150,7 +150,7 @@ def _locator(path: Path, field: str) -> Callable[[], str]:
     def locate() -> str:
         """Where the swarm's endpoint is now."""
         try:
-            return str(json.loads(path.read_text())[field])
+            return str(json.loads(path.read_text("utf-8"))[field])
         except (OSError, ValueError, KeyError) as error:
             raise JobError(
                 f"The swarm's endpoint is not known: {path} cannot be read.",

@@ -54,7 +54,8 @@ class Reporter:
             write_private(self._paths.progress, progress, synced=False)
             if line is not None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-                with os.fdopen(os.open(self._paths.trace, flags, 0o600), "a") as file:
+                handle = os.open(self._paths.trace, flags, 0o600)
+                with os.fdopen(handle, "a", encoding="utf-8") as file:
                     file.write(line)
         except OSError as error:
             _log.warning("cannot write how far the job is: %s", error)

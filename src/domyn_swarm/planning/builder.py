@@ -38,7 +38,9 @@ class PlanBuilder:
         for asked in (backend.get("endpoint"), backend.get("job")):
             if asked is not None and "image" in asked and asked["image"] is None:
                 asked["image"] = config.image
-        platform_env = backend.get("env", {})
+        platform_env = dict(backend.get("env", {}))
+        if config.backend.type == "slurm":  # engines inherit what their task finds good on the node
+            platform_env.pop("TMPDIR", None)
         return DeploymentPlan(
             name=self._name,
             backend=config.backend.type,

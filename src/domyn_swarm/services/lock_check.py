@@ -83,7 +83,7 @@ def _tried_twice(
         second = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _TRY, file.name],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=_LIMIT_S,
             check=False,
         )
@@ -95,7 +95,7 @@ def _tried_twice(
 def _local_only(folder: Path, mounts: Path) -> str | None:
     """The option of a folder's mount by which other machines do not see its locks."""
     try:
-        lines = mounts.read_text().splitlines()
+        lines = mounts.read_text("utf-8").splitlines()
     except OSError:  # not Linux
         return None
     place = os.path.realpath(folder)

@@ -100,7 +100,7 @@ class ReportGatherer:
     def _accounts(self) -> list[RunAccount]:
         """Of all runs over the job's checkpoint, those of jobs that it went on with included."""
         try:
-            progress = JobProgress.model_validate_json(self._paths.progress.read_text())
+            progress = JobProgress.model_validate_json(self._paths.progress.read_text("utf-8"))
             folder = None if progress.checkpoint is None else Path(progress.checkpoint)
             return [] if folder is None else read_accounts(folder)
         except (OSError, ValueError):  # not begun, or its checkpoint was removed

@@ -18,6 +18,7 @@ from domyn_swarm.errors import LaunchError, NotReady, PlatformError, ReplicaFail
 from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
 from domyn_swarm.swarm.factory import LiveSwarm
+from domyn_swarm.swarm.script_failure import script_failure
 
 _ENDS = (ReplicaState.EXITED, ReplicaState.RESTARTING)
 _UNRESOLVED_S = 45.0
@@ -134,7 +135,7 @@ def _endpoint(swarm: LiveSwarm) -> Observation:
     if address is None:
         return Observation(Phase.STARTING, "the endpoint has not said where it listens yet")
     try:
-        key = swarm.paths.api_key.read_text().strip()
+        key = swarm.paths.api_key.read_text("utf-8").strip()
     except FileNotFoundError:
         return Observation(Phase.FAILED, f"{swarm.paths.api_key} is gone")
     host = urlsplit(address.url).hostname or ""
@@ -175,6 +176,9 @@ def launch_error(swarm: LiveSwarm, seen: Observation) -> LaunchError:
 
 def _ended_unreported(swarm: LiveSwarm, seen: Observation) -> LaunchError:
     """A program of ours ended without a word to the collector: its own log must tell."""
+    if (found := script_failure(swarm.paths)) is not None:
+        said, where = found
+        return LaunchError(f"{swarm.record.name} did not come up: {said}.", hint=f"See {where}.")
     log = _last_log(swarm)
     text = "" if log is None else read_tail(log)
     tail = end_by_slurm(text) or next(reversed(text.strip().splitlines()), None)

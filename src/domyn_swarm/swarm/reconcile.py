@@ -18,6 +18,7 @@ from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import Phase
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
+from domyn_swarm.swarm.script_failure import script_failure
 from domyn_swarm.swarm.whereabouts import reach
 
 _log = get_logger(__name__)
@@ -64,6 +65,8 @@ def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
         return record
     ended = read_ended(swarm.paths, record.tag)
     why = f"{record.phase.value}, then ended: {seen.detail}"
+    if (failure := script_failure(swarm.paths)) is not None:
+        why = f"{why}; {failure[0]}"
     if ended is not None:
         why = f"ended itself: {ended.reason}" if ended.by == "itself" else ended.reason
     store.set_stopped(record.tag, why)

@@ -194,6 +194,6 @@ def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
 
 def _read(path: Path, kind: type[_T]) -> _T | None:
     try:
-        return kind.model_validate_json(path.read_text())
+        return kind.model_validate_json(path.read_text("utf-8"))
     except (FileNotFoundError, ValidationError):  # not there yet, or of another version
         return None

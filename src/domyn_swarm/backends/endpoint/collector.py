@@ -70,13 +70,13 @@ class Collector:
         self._listings: dict[bool, tuple[float, str]] = {}  # by whether for requests: when, JSON
         self._news = asyncio.Event()
         self._synced = asyncio.Condition()
-        self._key = spec.collector_key_file.read_text().strip().encode()
+        self._key = spec.collector_key_file.read_text("utf-8").strip().encode()
         self._restore()
 
     def _restore(self) -> None:
         """An endpoint that was restarted goes on with what it knew, if it was of this swarm."""
         try:
-            view = CollectorView.model_validate_json(self._paths.replicas.read_text())
+            view = CollectorView.model_validate_json(self._paths.replicas.read_text("utf-8"))
         except (OSError, ValueError):
             return
         if view.tag == self._spec.tag:
@@ -122,7 +122,7 @@ class Collector:
         """Read each time, so that it can be changed; empty, nobody gets in."""
         file = self._spec.metrics_key_file
         try:
-            return b"" if file is None else file.read_text().strip().encode()
+            return b"" if file is None else file.read_text("utf-8").strip().encode()
         except OSError:
             return b""
 

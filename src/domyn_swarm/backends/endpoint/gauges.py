@@ -69,7 +69,7 @@ class EngineGauges:
 
     async def _metrics(self, url: str) -> bytes | None:
         if self._session is None:
-            key = self._key_file.read_text().strip()
+            key = self._key_file.read_text("utf-8").strip()
             self._session = aiohttp.ClientSession(
                 headers={"Authorization": f"Bearer {key}"},
                 timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),

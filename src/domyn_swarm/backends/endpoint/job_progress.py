@@ -47,7 +47,7 @@ class JobsFolder:
     def _read(self, name: str) -> FollowedJob | None:
         path = JobPaths(self._folder / name).progress
         try:
-            progress = JobProgress.model_validate_json(path.read_text(encoding="utf-8"))
+            progress = JobProgress.model_validate_json(path.read_text("utf-8"))
         except (OSError, ValueError):  # not begun, a script, or of another version
             return None
         return FollowedJob(job_id=name, progress=progress)

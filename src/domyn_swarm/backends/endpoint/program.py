@@ -58,7 +58,7 @@ def load_spec(paths: SwarmPaths) -> EndpointSpec:
         StateError: it is not there or cannot be used.
     """
     try:
-        return EndpointSpec.model_validate_json(paths.endpoint_spec.read_text())
+        return EndpointSpec.model_validate_json(paths.endpoint_spec.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise StateError(
             f"Cannot use {paths.endpoint_spec}: {error}",

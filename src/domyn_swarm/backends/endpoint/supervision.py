@@ -83,7 +83,7 @@ class Supervision:
                 _log.exception("cannot look after the swarm now")
 
     async def _look(self) -> bool:
-        spec = EndpointSpec.model_validate_json(self._paths.endpoint_spec.read_text())
+        spec = EndpointSpec.model_validate_json(self._paths.endpoint_spec.read_text("utf-8"))
         self._collector.resize(spec.replicas)
         if not self._collector.all_serve():  # else there is nothing to ask the platform about
             lost = await asyncio.to_thread(self._platform.replace_lost, spec.replicas)
@@ -134,5 +134,5 @@ class Supervision:
     def _jobs_over(self) -> bool:
         """Whether there are jobs to end after (`--down-after`), and each has ended."""
         files = list(self._paths.down_after.glob("*.json"))
-        handles = [JobHandle.model_validate_json(file.read_text()) for file in files]
+        handles = [JobHandle.model_validate_json(file.read_text("utf-8")) for file in files]
         return bool(handles) and all(self._platform.job_over(handle) for handle in handles)

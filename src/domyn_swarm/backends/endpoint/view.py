@@ -97,7 +97,7 @@ def _asked(paths: SwarmPaths) -> CollectorView | None:
     if address is None or address.collector_url is None:
         return None
     try:
-        key = paths.collector_key.read_text().strip()
+        key = paths.collector_key.read_text("utf-8").strip()
         url = f"{address.collector_url}/v1/replicas"
         return CollectorView.model_validate(http_json(url, key=key, timeout_s=_ASK_TIMEOUT_S))
     except (OSError, ValueError):
@@ -131,7 +131,7 @@ def read_history(paths: SwarmPaths, since: datetime) -> tuple[ReplicaEvent, ...]
     if address is None:
         return _History.model_validate({"events": _old_history(paths, moment)}).events
     try:
-        key = paths.collector_key.read_text().strip()
+        key = paths.collector_key.read_text("utf-8").strip()
         url = f"{address.collector_url}/v1/history?{urlencode({'since': moment})}"
         return _History.model_validate(http_json(url, key=key, timeout_s=_ASK_TIMEOUT_S)).events
     except (OSError, ValueError):

@@ -36,7 +36,7 @@ class Credentials(Record):
 def place_of(paths: SwarmPaths) -> Place | None:
     """Where this swarm was launched; None: it never was."""
     try:
-        return Place.model_validate_json(paths.workspace.read_text())
+        return Place.model_validate_json(paths.workspace.read_text("utf-8"))
     except (OSError, ValidationError):
         return None
 

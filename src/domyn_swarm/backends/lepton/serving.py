@@ -51,7 +51,9 @@ class LeptonServing(InWorkspace):
         remember(paths, Place(workspace_id=workspace.id, url=workspace.url))
         named = config.endpoint.api_token_secret_name
         if named is None:
-            workspace.create_secret(names.secret_name(ctx.tag), paths.api_key.read_text().strip())
+            workspace.create_secret(
+                names.secret_name(ctx.tag), paths.api_key.read_text("utf-8").strip()
+            )
         else:
             _check_named_secret(named, workspace)
         workspace.create_deployment(document, ctx.tag)

@@ -95,7 +95,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
             for part in found.parts
             if part.kind == "replica"
         }
-        told = paths.endpoint_spec.read_text()
+        told = paths.endpoint_spec.read_text("utf-8")
         before = EndpointSpec.model_validate_json(told).replicas
         refuse_draining([running[one].platform_id for one in running if before <= one < wanted])
         started: list[Part] = []
@@ -243,7 +243,7 @@ def _leaders(tag: str, kind: str) -> list[ProcessId]:
 def _replica_grace_s(paths: SwarmPaths) -> float:
     """How long a watchdog may take: to drain, and to hand SIGTERM and SIGKILL on."""
     try:
-        plan = DeploymentPlan.model_validate_json(paths.plan.read_text())
+        plan = DeploymentPlan.model_validate_json(paths.plan.read_text("utf-8"))
     except (OSError, ValueError):  # a crash before it was written
         return _REPLICA_MARGIN_S
     return 2 * plan.watchdog.kill_grace_seconds + _REPLICA_MARGIN_S

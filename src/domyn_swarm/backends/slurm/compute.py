@@ -53,7 +53,7 @@ class SlurmCompute(OnCluster):
             return
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
             script = Path(folder) / "job.sh"
-            script.write_text(job_script(spec).render("batch.sh.j2"))
+            script.write_text(job_script(spec).render("batch.sh.j2"), "utf-8")
             self._slurm.test(script)
 
     def submit(self, spec: ComputeSpec) -> JobHandle:

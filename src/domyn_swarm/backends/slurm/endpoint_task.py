@@ -17,10 +17,10 @@ from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.node_address import node_address
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.tagged import JOB_PREFIX
-from domyn_swarm.backends.slurm.task import Child, Task, come_back
+from domyn_swarm.backends.slurm.task import Child, Task, begin, come_back
 from domyn_swarm.backends.slurm.task_plan import read_task_plan
 from domyn_swarm.errors import PlatformError
-from domyn_swarm.logs import configure, get_logger
+from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.probing import Clock
 
@@ -37,8 +37,7 @@ _MOST_DEATHS = 10  # in a row, none of them stable
 
 def main(swarm_dir: str) -> int:
     """Run the endpoint; return the exit code."""
-    os.umask(0o077)
-    configure("INFO")
+    begin()
     paths = SwarmPaths(Path(swarm_dir))
     plan = read_task_plan(paths)
     job = os.environ["SLURM_JOB_ID"]

@@ -46,7 +46,7 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             env=submitting_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=_TIMEOUT_S,
             check=False,
@@ -76,7 +76,7 @@ def send_signals(signal: str, jobs: Sequence[str]) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             errors="replace",
         )
     except FileNotFoundError as error:

@@ -35,7 +35,7 @@ class KilledTask:
         """
         at_work = paths.at_work(task)
         try:
-            job, began = at_work.read_text(), at_work.stat().st_mtime
+            job, began = at_work.read_text("utf-8"), at_work.stat().st_mtime
         except FileNotFoundError:
             return None
         if job.endswith(ENDED):
@@ -46,7 +46,7 @@ class KilledTask:
     def found(self) -> bool:
         """Whether it was killed, and is not given up."""
         try:
-            return self._at_work.read_text() == self._job
+            return self._at_work.read_text("utf-8") == self._job
         except FileNotFoundError:
             return False
 
@@ -54,14 +54,14 @@ class KilledTask:
     def began(self) -> bool:
         """Whether our program ever ran in it: on a node where it cannot, nothing is written."""
         try:
-            return self._at_work.read_text().removesuffix(ENDED) == self._job
+            return self._at_work.read_text("utf-8").removesuffix(ENDED) == self._job
         except FileNotFoundError:
             return False
 
     def once_more(self) -> bool:
         """Whether it gets a successor, which is counted; else it is given up, for ever."""
         ran_s = self._clock.time() - self._at_work.stat().st_mtime
-        before = self._replaced.read_text().split() if self._replaced.exists() else []
+        before = self._replaced.read_text("utf-8").split() if self._replaced.exists() else []
         before = [] if ran_s >= _LONG_S else before
         if self._job in before:  # the successor could not be submitted
             return True

@@ -95,6 +95,7 @@ def replica_script(
         flags=[*(["--exclusive"] if _whole_nodes(plan, per_task) else []), _requeue(config)],
         preamble=config.preamble,
         modules=config.modules,
+        foreign=_foreign(config),
         env={**config.env, **ctx.shared_env},
     )
 
@@ -155,6 +156,7 @@ def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPa
         flags=[_requeue(config)],
         preamble=_preamble(config),
         modules=config.modules,
+        foreign=_foreign(config),
         env={**config.env, **ctx.shared_env},
     )
 
@@ -168,6 +170,7 @@ def step_script(spec: ComputeSpec) -> BatchScript:
         output=JobPaths(Path(spec.job_dir)).log,
         command=_wrapped(config, spec),
         modules=config.modules,
+        foreign=_foreign(config, of_job=True),
         env={**config.env, **spec.env},
     )
 
@@ -210,8 +213,18 @@ def job_script(spec: ComputeSpec) -> BatchScript:
         flags=["--no-requeue"],
         preamble=_preamble(config),
         modules=config.modules,
+        foreign=_foreign(config, of_job=True),
         env={**config.env, **spec.env},
     )
+
+
+def _foreign(config: SlurmConfig, *, of_job: bool = False) -> tuple[str, ...]:
+    """What of the shell and of modules is not for the Python of `venv_path`. A job's own code may
+    be on PYTHONPATH.
+    """
+    if config.venv_path is None:
+        return ()
+    return ("PYTHONHOME", "PYTHONUSERBASE", *(() if of_job else ("PYTHONPATH",)))
 
 
 def _comment(config: SlurmConfig, tag: str, what: str) -> str:

@@ -49,7 +49,7 @@ def comes_back(paths: SwarmPaths, ended: SlurmJob, clock: Clock) -> bool:
     since, failures = clock.time() - _FAILURES_COUNT_S, 0
     for claim in pattern.parent.glob(pattern.name):
         with contextlib.suppress(FileNotFoundError):  # taken back: its successor was refused
-            failures += claim.read_text() in BROKEN and claim.stat().st_mtime > since
+            failures += claim.read_text("utf-8") in BROKEN and claim.stat().st_mtime > since
     return failures < _MOST_FAILURES
 
 
@@ -136,7 +136,7 @@ class LostEndpoint:
             return
         _log.warning("the endpoint's job %s is gone: it %s", lost.id, lost.observation.detail)
         try:
-            claim.write_text(lost.state)
+            claim.write_text(lost.state, "utf-8")
             _log.info("its successor is %s", self._slurm.submit(self._paths.endpoint_script))
         except (PlatformError, OSError):  # another time, whoever it is
             claim.unlink(missing_ok=True)

@@ -11,16 +11,14 @@ import sys
 from pathlib import Path
 
 from domyn_swarm.backends.slurm.containers import LIFELINE, inside, loses_signals
-from domyn_swarm.backends.slurm.task import Child, Task, open_log
+from domyn_swarm.backends.slurm.task import Child, Task, begin, open_log
 from domyn_swarm.backends.slurm.task_plan import read_task_plan
-from domyn_swarm.logs import configure
 from domyn_swarm.paths import SwarmPaths
 
 
 def main(swarm_dir: str, replica: int, head: str, port: str) -> int:
     """Run until the first node ends the step; return the exit code."""
-    os.umask(0o077)
-    configure("INFO")
+    begin()
     paths = SwarmPaths(Path(swarm_dir))
     plan = read_task_plan(paths)
     rank = int(os.environ["SLURM_PROCID"]) + 1

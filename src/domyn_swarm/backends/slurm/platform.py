@@ -89,7 +89,7 @@ class SlurmPlatform:
         have left word.
         """
         marker = self._paths.expired(group)
-        ended = marker.read_text().strip() if marker.exists() else None
+        ended = marker.read_text("utf-8").strip() if marker.exists() else None
         if not own:
             killed = KilledTask.forgotten(self._paths, group, self._clock)
             return ended is not None or (killed is not None and killed.once_more())

@@ -15,20 +15,21 @@ import sys
 from pathlib import Path
 
 from domyn_swarm.backends.gpus import visible_gpus
-from domyn_swarm.backends.slurm.containers import LIFELINE, inside, loses_signals
+from domyn_swarm.backends.slurm.containers import LIFELINE, inside, loses_signals, whole_share
 from domyn_swarm.backends.slurm.killed_task import ENDED
 from domyn_swarm.backends.slurm.lost_endpoint import LostEndpoint
 from domyn_swarm.backends.slurm.node_address import node_address
 from domyn_swarm.backends.slurm.task import (
     Child,
     Task,
+    begin,
     come_back,
     died,
     open_log,
 )
 from domyn_swarm.backends.slurm.task_plan import TaskPlan, read_task_plan
 from domyn_swarm.errors import SwarmError
-from domyn_swarm.logs import configure, get_logger
+from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
 
 _log = get_logger(__name__)
@@ -120,11 +121,9 @@ class ReplicaTask:
             lifeline = loses_signals(self._plan)
             self._task.start(Child(command, {}, log, companion=True, lifeline=lifeline))
         others = self._plan.nodes_per_replica - 1
-        cpus = os.environ.get("SLURM_CPUS_PER_TASK")
         step = [
-            *("srun", "--overlap", f"--nodes={others}", f"--ntasks={others}"),
+            *("srun", *whole_share(), f"--nodes={others}", f"--ntasks={others}"),
             *("--ntasks-per-node=1", f"--exclude={os.environ['SLURMD_NODENAME']}"),
-            *([f"--cpus-per-task={cpus}"] if cpus else []),
             *("--kill-on-bad-exit=0", "--wait=0", "--input=none", "--quiet"),
             *(sys.executable, "-m", "domyn_swarm.backends.slurm.node_task"),
             *(str(self._paths.root), str(index), self._address, port),
@@ -161,8 +160,7 @@ class ReplicaTask:
 
 def main(swarm_dir: str, per_task: int) -> int:
     """Run the replicas of this array task; return the exit code."""
-    os.umask(0o077)
-    configure("INFO")
+    begin()
     paths = SwarmPaths(Path(swarm_dir))
     plan = read_task_plan(paths)
     return ReplicaTask(paths, plan, int(os.environ["SLURM_ARRAY_TASK_ID"]), per_task).run()

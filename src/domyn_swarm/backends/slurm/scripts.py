@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from domyn_swarm.backends.slurm.prologue import prologue
 from domyn_swarm.errors import ConfigError
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -31,6 +32,7 @@ class BatchScript:
     flags: Sequence[str] = ()  # options without a value
     preamble: Sequence[str] = ()
     modules: Sequence[str] = ()
+    foreign: Sequence[str] = ()  # variables that are not for the Python that runs here
     env: Mapping[str, str] = field(default_factory=dict)
 
     def render(self, template: str, site_template: Path | None = None) -> str:
@@ -49,7 +51,7 @@ class BatchScript:
         )
         environment.filters["quote"] = shlex.quote
         try:
-            return environment.from_string(chosen.read_text()).render(self._values())
+            return environment.from_string(chosen.read_text("utf-8")).render(self._values())
         except (OSError, jinja2.TemplateError) as error:
             raise ConfigError(
                 f"backend.template_path: {chosen} cannot be used: {error}.",
@@ -73,6 +75,7 @@ class BatchScript:
             "sbatch": [*lines, *self.flags],
             "preamble": list(self.preamble),
             "modules": list(self.modules),
+            "prologue": prologue(self.modules, self.foreign),
             "env": dict(self.env),
             "command": list(self.command),
             "output": str(self.output),

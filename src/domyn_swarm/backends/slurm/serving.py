@@ -106,7 +106,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
             for name, text in self.scripts(plan, ctx).items():
                 script = Path(folder) / name
-                script.write_text(text)
+                script.write_text(text, "utf-8")
                 said.append(f"{name}: {self._slurm.test(script)}")
         return tuple(said)
 
@@ -136,7 +136,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         self._slurm.expect_change()  # the endpoint may have replaced a replica a moment ago
         replicas = [one for one in self._tagged(handle.tag) if one.kind == "replica"]
         per_task = next((one.per_task for one in replicas), 1)
-        spec_before = paths.endpoint_spec.read_text()
+        spec_before = paths.endpoint_spec.read_text("utf-8")
         before = EndpointSpec.model_validate_json(spec_before).replicas
         wanted = plan.layout.replicas
         tasks, tasks_before = math.ceil(wanted / per_task), math.ceil(before / per_task)

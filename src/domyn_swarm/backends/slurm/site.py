@@ -18,6 +18,7 @@ from domyn_swarm.backends.checks import (
     warning,
 )
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.environment_checks import environment_checks
 from domyn_swarm.backends.slurm.layout import interpreter, slurm_config
 from domyn_swarm.backends.slurm.site_limits import SACCTMGR, limit_checks, user_name
 from domyn_swarm.config.backends import SlurmConfig
@@ -54,6 +55,7 @@ def site_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
     yield check_folder("home_directory", plan.home_directory)
     yield _shared("shared home", plan.home_directory)
     yield from check_model(plan)
+    yield from environment_checks(config)
     yield from _programs(plan, config)
 
 
@@ -137,7 +139,7 @@ def _all_qos(slurm: Slurm) -> set[str]:
 def _shared(name: str, folder: Path) -> Check:
     """Whether other machines may see a folder, by the kind of its file system."""
     kinds = {}
-    for line in Path("/proc/mounts").read_text().splitlines():
+    for line in Path("/proc/mounts").read_text("utf-8").splitlines():
         _, place, kind, *_ = line.split()
         kinds[place.replace("\\040", " ")] = kind
     here = folder.resolve()

@@ -111,7 +111,7 @@ class Steps:
             wait_s = min(2.0, 1.5 * wait_s)
         if paths.exit.exists():  # it was over before it could be seen
             return f"{resources.allocation}.+"
-        said = refusal(paths.srun_log.read_text(errors="replace"))
+        said = refusal(paths.srun_log.read_text("utf-8", errors="replace"))
         raise SubmitRejected(
             f"Slurm did not start the job in the endpoint's allocation: {said}",
             hint="Submit it with --placement job to get an allocation of its own.",
@@ -151,7 +151,7 @@ class Steps:
 
 def _refuse_leaving(endpoint: str, spec: ComputeSpec) -> None:
     try:
-        leaving = SwarmPaths(Path(spec.job_dir).parents[1]).endpoint_leaves.read_text()
+        leaving = SwarmPaths(Path(spec.job_dir).parents[1]).endpoint_leaves.read_text("utf-8")
     except FileNotFoundError:
         return
     if leaving == endpoint:

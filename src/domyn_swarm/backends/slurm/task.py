@@ -19,8 +19,9 @@ from typing import IO, NamedTuple, Protocol
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.errors import CommandMissing, PlatformError
-from domyn_swarm.logs import get_logger
+from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.probing import Clock
+from domyn_swarm.temporary import settle_temporary_folder, too_long_for_sockets
 
 _log = get_logger(__name__)
 
@@ -301,6 +302,15 @@ def open_log(path: Path) -> IO[bytes]:
     except OSError as error:
         _log.warning("cannot open %s, which goes to this log instead: %s", path, error)
         return os.fdopen(os.dup(2), "ab")
+
+
+def begin() -> None:
+    """What each task does first: private files, a log, a folder for temporary ones."""
+    os.umask(0o077)
+    configure("INFO")
+    for said in (settle_temporary_folder(), too_long_for_sockets()):
+        if said is not None:
+            _log.warning("%s", said)
 
 
 def _end_with_parent() -> None:
