@@ -32,7 +32,7 @@ def rehearsed(path: Path, **wish: Any) -> tuple[dict[str, Check], list[str]]:
     said: list[str] = []
     asked = Rehearsal(**{"gpus": False, "within_s": limit_s(), "say": said.append, **wish})
     checks = examine(path, asked).checks
-    return {one.name: one for one in checks if one.name.startswith("node")}, said
+    return {one.name: one for one in checks if one.name.split(":")[0] == "node"}, said
 
 
 def waiting(slurm: SlurmCluster) -> dict[str, str]:
