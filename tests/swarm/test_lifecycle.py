@@ -151,8 +151,10 @@ def test_a_killed_engine_comes_back_and_a_killed_watchdog_is_not_ready(
     engine = psutil.Process(report(1).engine_pid)
     os.kill(report(1).watchdog_pid, signal.SIGKILL)
     until(lambda: not engine.is_running())
-    until(lambda: SwarmService().status("demo").replicas[1].stale)
-    assert SwarmService().status("demo").replicas_ready == 1
+    until(lambda: SwarmService().status("demo").replicas[1].state is ReplicaState.EXITED)
+    seen = SwarmService().status("demo")
+    assert "its watchdog has ended; `domyn-swarm scale demo 2`" in str(seen.replicas[1].reason)
+    assert seen.replicas_ready == 1
 
 
 def test_the_user_may_bring_the_key(
