@@ -185,7 +185,7 @@ def _ended_unreported(swarm: LiveSwarm, seen: Observation) -> LaunchError:
     last = f" Its log ends with: {tail}" if tail else ""
     message = f"{swarm.record.name} did not come up: {seen.detail}.{last}"
     kind = ReplicaFailed if ended_replicas(swarm) else LaunchError
-    return kind(message, hint=f"See {log}." if tail else "")
+    return kind(message, hint=f"See {log}." if log is not None and log.exists() else "")
 
 
 def _last_log(swarm: LiveSwarm) -> Path | None:
