@@ -207,6 +207,9 @@ def test_an_id_or_a_position_means_a_row_of_one_input(
     pq.write_table(pa.table({**table, "prompt": ["r"] * 10}), bench.folder / "c.parquet")
     assert asked(bench, "c", **{**how, "fingerprint": "full"}) == 10
     assert asked(bench, "a", **how) == 0
+    pq.write_table(pa.table({**table, "prompt": ["s"] * 10}), bench.folder / "d.parquet")
+    assert asked(bench, "d", **how) == 10  # also beside results that are kept with their inputs
+    assert answers(bench, "d") == ["S"] * 10
 
 
 def test_a_retry_asks_the_failed_rows_and_leaves_the_others_unasked(bench: Any) -> None:
