@@ -28,7 +28,8 @@ import pytest
 
 from patience import limit_s
 
-_KEPT = ("PATH", "HOME", "LANG")  # no setting of the test that happens to start the server
+# No setting of the test that happens to start the server; PYTHONPATH may name other sources.
+_KEPT = ("PATH", "HOME", "LANG", "PYTHONPATH")
 _SCRIPTS = str(Path(sys.executable).parent)
 _TESTS = str(Path(__file__).parent)
 _CALL = """\
