@@ -29,7 +29,7 @@ from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import JobSnapshot
 from patience import limit_s
 from process_list import running
-from slurm.cluster import CLIENT_VARIABLES, SlurmCluster, slurm_version
+from slurm.cluster import CLIENT_VARIABLES, SlurmCluster
 
 Up = Callable[..., SwarmService]
 
@@ -195,9 +195,6 @@ def taking_nothing(slurm: SlurmCluster, nodes: str) -> Iterator[None]:
         yield
     finally:
         slurm.run("scontrol", "update", f"nodename={nodes}", "state=resume")
-        if slurm_version() >= (23, 0):
-            # It keeps the reason, and would take back no node that is lost for another than this.
-            slurm.run("scontrol", "update", f"nodename={nodes}", "reason=Not responding")
 
 
 UNANSWERED_SBATCH = """#!/bin/sh

@@ -20,7 +20,7 @@ from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from patience import limit_s
 from process_list import running
-from slurm.cluster import SlurmCluster
+from slurm.cluster import SlurmCluster, slurm_version
 from slurm.swarms import (
     HeldJob,
     Up,
@@ -100,7 +100,16 @@ def cut_off(slurm: SlurmCluster, *nodes: str) -> Iterator[None]:
         for node in nodes:
             slurm.mend(node)
     for node in nodes:
-        until(lambda node=node: state(slurm, node) == "idle" and not slurm.steps(node))
+        until(lambda node=node: is_back(slurm, node))
+
+
+def is_back(slurm: SlurmCluster, node: str) -> bool:
+    """Whether a node is usable and nothing of before is left on it. 24.11 keeps the reason for
+    which it was drained once, and does not take it back by itself when it is lost after that.
+    """
+    if slurm_version() >= (23, 0) and state(slurm, node) == "down":
+        slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+    return state(slurm, node) == "idle" and not slurm.steps(node)
 
 
 def test_nodes_have_names_and_addresses_of_their_own(apart: SlurmCluster) -> None:
