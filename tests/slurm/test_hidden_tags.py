@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.model import JobStatus, utc_now
+from domyn_swarm.services.doctor import examine
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.pruning import survey_prunable
+from patience import limit_s
 from slurm.cluster import SlurmCluster
 from slurm.swarms import (
     REPLICA_TASK,
@@ -29,6 +32,7 @@ from slurm.swarms import (
     task,
     until,
 )
+from slurm.test_looking_first import written
 
 FILTER = """#!/bin/sh
 for script; do :; done
@@ -140,3 +144,16 @@ def test_a_site_may_ask_for_a_comment_of_its_own(up: Up, slurm: SlurmCluster) ->
     assert all(one.startswith("domyn-swarm/demo.") for one in found)
     assert all(one.endswith(" project=x; 'y'") for one in found)
     assert observed() == "ready"
+
+
+def test_a_rehearsal_notices_what_a_site_changes(site: Site, tmp_path: Path) -> None:
+    for edits, status, word in (
+        ("-e ''", "ok", "as they were written"),
+        (TAKES, "warning", "takes away the comments"),
+        (f"{WRITES} {RENAMES}", "warning", "comments and names"),
+    ):
+        site.edit(edits)
+        wish = Rehearsal(gpus=False, within_s=limit_s(), say=print)
+        checks = {one.name: one for one in examine(written(tmp_path), wish).checks}
+        assert checks["job comments"].status == status
+        assert word in checks["job comments"].detail

@@ -66,8 +66,10 @@ def test_a_node_reports_what_swarms_will_meet(
 def test_gpus_are_asked_for_on_request_alone(
     slurm: SlurmCluster, tmp_path: Path, swarm_home: Path
 ) -> None:
-    found, _ = rehearsed(written(tmp_path))
+    backend = {"preamble": ["#SBATCH --gpus-per-node=64"]}  # none has so many
+    found, _ = rehearsed(written(tmp_path, backend=backend))
     assert "node: GPUs" not in found
+    assert "ran on" in found["node"].detail
     found, _ = rehearsed(written(tmp_path), gpus=True)
     assert found["node: GPUs"].status == "failed"  # they are pretended here
     assert "nvidia-smi" in found["node: GPUs"].detail

@@ -159,6 +159,16 @@ def test_a_swarm_that_waits_for_other_jobs_of_its_user_goes_on_waiting(
     assert asked.probe(swarm.handle).phase is Phase.QUEUED
 
 
+def test_a_swarm_that_waits_for_others_of_its_account_goes_on_waiting(
+    swarm: ScriptedSwarm,
+) -> None:
+    say(swarm, {"0": "PENDING", "1": "PENDING"}, "QOSMaxJobsPerAccountLimit")
+    asked = serving(swarm)
+    for _ in range(300):
+        assert asked.probe(swarm.handle).phase is Phase.QUEUED
+        swarm.clock.sleep(1.0)
+
+
 @pytest.mark.parametrize("never", [True, False])
 def test_a_group_has_what_it_waits_for_or_never_will(swarm: ScriptedSwarm, *, never: bool) -> None:
     asked: list[float] = []

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeSpec, exit_wrapper
+from domyn_swarm.backends.rehearsal import PROGRAM
 from domyn_swarm.backends.slurm.containers import IMAGE_PYTHON
 from domyn_swarm.backends.slurm.scripts import BatchScript
 from domyn_swarm.backends.slurm.tagged import (
@@ -23,6 +24,9 @@ from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 
 _ENDPOINT_WARNING_S = 60  # before its time limit the endpoint goes back into the queue
+REHEARSAL = "domyn-swarm-rehearsal"
+REHEARSAL_COMMENT = comment_of("-", "rehearsal")
+_REHEARSAL_MINUTES = 2
 _JOB_WARNING_S = 120  # and a job is told to finish; short ones later
 _SERVING_MAIL = "FAIL,REQUEUE,TIME_LIMIT"
 _REPLICA_MAIL = f"{_SERVING_MAIL},ARRAY_TASKS"  # of each task, not of the array as a whole
@@ -230,6 +234,41 @@ def _foreign(config: SlurmConfig, *, of_job: bool = False) -> tuple[str, ...]:
 def _comment(config: SlurmConfig, tag: str, what: str) -> str:
     ours = comment_of(tag, what)
     return ours if config.comment is None else f"{ours} {config.comment}"
+
+
+def rehearsal_script(
+    plan: DeploymentPlan, ctx: DeploymentContext, folder: Path, *, gpus: bool
+) -> BatchScript:
+    """What replicas are given, but for their size and time, for `node_report` in a folder. `gpus`:
+    those of a replica as well.
+    """
+    config = slurm_config(plan)
+    preamble = (line for line in config.preamble if gpus or not asks_for_gpus(line))
+    asked = _gres(config, plan.layout.tensor_parallel) if gpus and plan.resources.gpus else None
+    return BatchScript(
+        name=REHEARSAL,
+        comment=_comment(config, "-", "rehearsal"),
+        output=_pattern(folder, "log"),
+        command=[interpreter(config, ctx.interpreter), str(folder / PROGRAM), str(folder)],
+        options={
+            "partition": config.partition,
+            "account": config.account,
+            "qos": config.qos,
+            "time": _REHEARSAL_MINUTES,
+            "nodelist": config.node_list,
+            "exclude": config.exclude_nodes,
+            "nodes": 1,
+            "ntasks": 1,
+            "cpus-per-task": 1,
+            "mem": config.endpoint.mem,
+            "gres": asked,
+        },
+        flags=["--no-requeue"],
+        preamble=tuple(preamble),
+        modules=config.modules,
+        foreign=_foreign(config),
+        env={**config.env, **ctx.shared_env},
+    )
 
 
 def _preamble(config: SlurmConfig) -> tuple[str, ...]:

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 # More than one job may ever have: of a QoS or an association, whoever else runs.
 _PER_JOB = re.compile(r"(?:QOS|Assoc)(?:Max\w*(?:PerJob|PerNode)\w*|Min\w+)")
 # What the user's own jobs share: with nothing but the swarm's endpoint running, it is too little.
-_PER_USER = re.compile(
-    r"(?:QOS|Assoc)Max\w*PerUser\w*|AssocMaxJobsLimit|QOSMaxJobsPer(?:User|Account)\w*"
-)
+# What an account has together, others may give back.
+_PER_USER = re.compile(r"(?:QOS|Assoc)Max\w*PerUser\w*|AssocMaxJobsLimit")
 AFTER_ENDPOINT = "Dependency"  # replicas are scheduled once the endpoint's job has started
 _NEVER = {
     "PartitionConfig": "backend.partition does not take such a job, or such a user or account",

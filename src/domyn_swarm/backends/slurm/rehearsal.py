@@ -10,10 +10,14 @@ from pathlib import Path
 
 from domyn_swarm.backends.checks import Check, failed, ok, warning
 from domyn_swarm.backends.node_checks import Visited, node_checks
-from domyn_swarm.backends.rehearsal import PROGRAM, Rehearsal, Visit, question, watched
+from domyn_swarm.backends.rehearsal import Rehearsal, Visit, question, watched
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.layout import interpreter, slurm_config
-from domyn_swarm.backends.slurm.scripts import BatchScript
+from domyn_swarm.backends.slurm.layout import (
+    REHEARSAL,
+    REHEARSAL_COMMENT,
+    rehearsal_script,
+    slurm_config,
+)
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.paths import write_private
@@ -21,41 +25,8 @@ from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Clock
 
-_NAME = "domyn-swarm-rehearsal"
-_LIMIT_MINUTES = 2
 _SEEN_WITHIN_S = 20.0  # what a node wrote is seen here so much later
 _LAST_LINES = 3
-
-
-def script(
-    plan: DeploymentPlan, ctx: DeploymentContext, folder: Path, *, gpus: bool
-) -> BatchScript:
-    """The job: what replicas are given, but for their size and time."""
-    config, layout = slurm_config(plan), plan.layout
-    gres = f"gpu:{layout.tensor_parallel}" if gpus and plan.resources.gpus else None
-    return BatchScript(
-        name=_NAME,
-        comment=_NAME,
-        output=Path(str(folder).replace("%", "%%")) / "log",
-        command=[interpreter(config, ctx.interpreter), str(folder / PROGRAM), str(folder)],
-        options={
-            "partition": config.partition,
-            "account": config.account,
-            "qos": config.qos,
-            "time": str(_LIMIT_MINUTES),
-            "nodelist": config.node_list,
-            "exclude": config.exclude_nodes,
-            "nodes": 1,
-            "ntasks": 1,
-            "cpus-per-task": 1,
-            "mem": config.endpoint.mem,
-            "gres": gres,
-        },
-        flags=["--no-requeue"],
-        preamble=config.preamble,
-        modules=config.modules,
-        env={**config.env, **ctx.shared_env},
-    )
 
 
 class RehearsalJob:
@@ -84,7 +55,9 @@ class RehearsalJob:
         with Visit(folder, asked) as visit:
             path = folder / "rehearsal.sh"
             site = None if config.template_path is None else Path(config.template_path)
-            text = script(plan, ctx, folder, gpus=self._wish.gpus).render("batch.sh.j2", site)
+            text = rehearsal_script(plan, ctx, folder, gpus=self._wish.gpus).render(
+                "batch.sh.j2", site
+            )
             write_private(path, text)
             self._job = self._slurm.submit(path)
             self._gives_up_at = self._clock.monotonic() + self._wish.within_s
@@ -102,8 +75,25 @@ class RehearsalJob:
             return
         took_s = self._clock.monotonic() - began
         yield ok("node", f"job {self._job} ran on {report['node']} within {took_s:.0f} s")
+        yield from self._name_checks()
         visited = Visited(report, calls[0] if calls else None, visit.was_called)
         yield from node_checks(plan, visited)
+
+    def _name_checks(self) -> Iterator[Check]:
+        """Whether the site left what jobs are known by as it was."""
+        if self._seen is None:  # it was over before it was seen
+            return
+        named = self._seen.name == REHEARSAL
+        if self._seen.comment.startswith(REHEARSAL_COMMENT):
+            yield ok("job comments", "come back as they were written")
+        elif named:
+            why = "the site takes away the comments of jobs, or writes its own"
+            fix = "Nothing: jobs are known by their names, too."
+            yield warning("job comments", why, fix)
+        else:
+            why = "the site changes comments and names of jobs: lost replicas are not replaced"
+            fix = "Ask the site to leave one of them; docs/slurm.md says what does not work."
+            yield warning("job comments", why, fix)
 
     def _address(self, node: str) -> str:
         return self._slurm.node_address(node) or node
