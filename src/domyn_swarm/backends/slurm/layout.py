@@ -17,7 +17,7 @@ from domyn_swarm.backends.slurm.tagged import (
     replicas_name,
 )
 from domyn_swarm.config.backends import SlurmConfig, time_limit_s
-from domyn_swarm.config.preamble import asks_for_gpus
+from domyn_swarm.config.preamble import asks_for_gpus, without_gpus
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -95,7 +95,7 @@ def replica_script(
         flags=[*(["--exclusive"] if _whole_nodes(plan, per_task) else []), _requeue(config)],
         preamble=config.preamble,
         modules=config.modules,
-        foreign=_foreign(config),
+        foreign=foreign(config),
         env={**config.env, **ctx.shared_env},
     )
 
@@ -110,16 +110,17 @@ def _replica_size(plan: DeploymentPlan, per_task: int) -> dict[str, str | int | 
     """What one node gives a task: its share, or everything."""
     layout, resources, config = plan.layout, plan.resources, slurm_config(plan)
     if per_task > 1:
-        return {"mem": config.mem, "gres": _gres(config, layout.gpus_per_node)}
+        return {"mem": config.mem, "gres": gres(config, layout.gpus_per_node)}
     memory_gb = resources.memory_gb
     return {
         "cpus-per-task": resources.cpus,
         "mem": None if memory_gb is None else f"{round(memory_gb * 1024)}M",
-        "gres": _gres(config, layout.tensor_parallel) if resources.gpus else None,
+        "gres": gres(config, layout.tensor_parallel) if resources.gpus else None,
     }
 
 
-def _gres(config: SlurmConfig, gpus: int) -> str | None:
+def gres(config: SlurmConfig, gpus: int) -> str | None:
+    """What `--gres` asks for so many GPUs, in the site's way; None: it is not written."""
     return None if config.gres == "none" else config.gres.replace("{n}", str(gpus))
 
 
@@ -156,7 +157,7 @@ def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPa
         flags=[_requeue(config)],
         preamble=_preamble(config),
         modules=config.modules,
-        foreign=_foreign(config),
+        foreign=foreign(config),
         env={**config.env, **ctx.shared_env},
     )
 
@@ -170,7 +171,7 @@ def step_script(spec: ComputeSpec) -> BatchScript:
         output=JobPaths(Path(spec.job_dir)).log,
         command=_wrapped(config, spec),
         modules=config.modules,
-        foreign=_foreign(config, of_job=True),
+        foreign=foreign(config, of_job=True),
         env={**config.env, **spec.env},
     )
 
@@ -213,12 +214,12 @@ def job_script(spec: ComputeSpec) -> BatchScript:
         flags=["--no-requeue"],
         preamble=_preamble(config),
         modules=config.modules,
-        foreign=_foreign(config, of_job=True),
+        foreign=foreign(config, of_job=True),
         env={**config.env, **spec.env},
     )
 
 
-def _foreign(config: SlurmConfig, *, of_job: bool = False) -> tuple[str, ...]:
+def foreign(config: SlurmConfig, *, of_job: bool = False) -> tuple[str, ...]:
     """What of the shell and of modules is not for the Python of `venv_path`. A job's own code may
     be on PYTHONPATH.
     """
@@ -236,7 +237,7 @@ def _preamble(config: SlurmConfig) -> tuple[str, ...]:
     """What a site asks for in the replicas' partition, for what else runs there without a GPU."""
     if config.endpoint.partition is not None:
         return ()
-    return tuple(line for line in config.preamble if not asks_for_gpus(line))
+    return without_gpus(config.preamble)
 
 
 def _mail(user: str | None, kinds: str) -> dict[str, str | None]:

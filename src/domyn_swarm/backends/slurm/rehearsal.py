@@ -12,9 +12,10 @@ from domyn_swarm.backends.checks import Check, failed, ok, warning
 from domyn_swarm.backends.node_checks import Visited, node_checks
 from domyn_swarm.backends.rehearsal import PROGRAM, Rehearsal, Visit, question, watched
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.layout import interpreter, slurm_config
+from domyn_swarm.backends.slurm.layout import foreign, gres, interpreter, slurm_config
 from domyn_swarm.backends.slurm.scripts import BatchScript
 from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.config.preamble import without_gpus
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.paths import write_private
 from domyn_swarm.planning.context import DeploymentContext
@@ -32,10 +33,10 @@ def script(
 ) -> BatchScript:
     """The job: what replicas are given, but for their size and time."""
     config, layout = slurm_config(plan), plan.layout
-    gres = f"gpu:{layout.tensor_parallel}" if gpus and plan.resources.gpus else None
+    with_gpus = gpus and bool(plan.resources.gpus)
     return BatchScript(
         name=_NAME,
-        comment=_NAME,
+        comment=_NAME if config.comment is None else f"{_NAME} {config.comment}",
         output=Path(str(folder).replace("%", "%%")) / "log",
         command=[interpreter(config, ctx.interpreter), str(folder / PROGRAM), str(folder)],
         options={
@@ -49,11 +50,12 @@ def script(
             "ntasks": 1,
             "cpus-per-task": 1,
             "mem": config.endpoint.mem,
-            "gres": gres,
+            "gres": gres(config, layout.tensor_parallel) if with_gpus else None,
         },
         flags=["--no-requeue"],
-        preamble=config.preamble,
+        preamble=config.preamble if with_gpus else without_gpus(config.preamble),
         modules=config.modules,
+        foreign=foreign(config),
         env={**config.env, **ctx.shared_env},
     )
 
