@@ -171,6 +171,17 @@ def test_a_node_without_our_programs_says_so(slurm: SlurmCluster, tmp_path: Path
     assert "No module named" in found["node: programs"].detail
 
 
+def test_a_rehearsal_that_is_not_made_is_not_left_out_silently(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    wrong = written(tmp_path, backend={"partition": "nowhere"})
+    (unread := tmp_path / "unread.yaml").write_text("model: m\nbackend: nowhere\n")
+    for path in (wrong, unread):
+        found, _ = rehearsed(path)
+        assert found["node"].status == "warning"
+        assert "no rehearsal was made" in found["node"].detail
+
+
 def test_a_rehearsal_needs_a_file() -> None:
     with pytest.raises(ConfigError, match="needs a configuration"):
         examine(None, Rehearsal(gpus=False, within_s=1.0, say=print))
