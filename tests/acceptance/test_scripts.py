@@ -57,6 +57,9 @@ def test_a_laptop_gives_jobs_no_cpus_of_their_own(standing: Standing) -> None:
     assert "no cpus and no memory_gb" in refused.stderr
     for flags in (("--mem", "much"), ("--time", "soon"), ("--placement", "step", "--run-here")):
         assert cli(*job.submission(*flags)).returncode == 2
+    for unlimited in ("0", "00:00:00"):  # it would be the default, silently
+        refused = cli(*job.submission("--time", unlimited))
+        assert (refused.returncode, "more than 0" in refused.stderr) == (2, True)
     assert cli.json("job", "list") == before
     limited = cli(*job.submission("--time", "10"))
     assert limited.returncode == 0

@@ -387,6 +387,10 @@ def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path)
             "bad.yaml:6: backend.drain_before_end_s: must be shorter than time_limit (4)",
         ),
         (
+            "model: a\nbackend: {type: slurm, partition: p, time_limit: 5}\n",
+            "bad.yaml:2: backend.drain_before_end_s: must be shorter than time_limit (5)",
+        ),
+        (
             "model: a\nbackend:\n  type: slurm\n  partition: p\n  time_limit: 1-0\n"
             "  endpoint: {wall_time: '23:59:59'}\n",
             "bad.yaml:6: backend.endpoint: wall_time must not be shorter than the replicas' 1-0",

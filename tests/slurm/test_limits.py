@@ -69,6 +69,13 @@ def test_one_job_against_a_qos(columns: dict[str, str], said: str | None) -> Non
     assert words == [] if said is None else len(words) == 1 and said in words[0], words
 
 
+def test_the_key_is_that_of_the_limit() -> None:
+    partition = partition_limits("PartitionName=p MaxTime=00:30:00 MaxNodes=UNLIMITED")
+    for limits, key in ((partition, "backend.partition"), (qos(MaxWall="00:30:00"), "backend.qos")):
+        [found] = findings(REPLICA, limits)
+        assert f"choose another {key}" in found.fix
+
+
 def test_no_time_limit_is_above_any() -> None:
     [found] = findings(replace(REPLICA, wall_s=math.inf), qos(MaxWall="10:00"))
     assert "no time limit" in found.words

@@ -164,6 +164,8 @@ def test_doctor_reads_slurms_refusal(slurm: SlurmCluster, tmp_path: Path) -> Non
     [wrong] = [check for check in examine(path).checks if check.status == "failed"]
     assert wrong.name == "rehearsal"
     assert "not available" in wrong.detail
+    assert "backend.gres" in str(wrong.fix)
+    assert "The script is" not in str(wrong.fix)  # it was a temporary one
 
 
 def test_the_doctor_of_a_laptop(tmp_path: Path) -> None:

@@ -18,8 +18,13 @@ from command_line import PROGRAM
 from domyn_swarm.backends import node_report
 from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.rehearsal import Rehearsal
+from domyn_swarm.backends.slurm.layout import rehearsal_script
+from domyn_swarm.config import load
 from domyn_swarm.errors import ConfigError
+from domyn_swarm.planning.context import DeploymentContext
+from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.services.doctor import examine
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from other_hosts import need_namespaces
 from patience import limit_s, scaled
 from slurm.cluster import SlurmCluster
@@ -33,6 +38,20 @@ def rehearsed(path: Path, **wish: Any) -> tuple[dict[str, Check], list[str]]:
     asked = Rehearsal(**{"gpus": False, "within_s": limit_s(), "say": said.append, **wish})
     checks = examine(path, asked).checks
     return {one.name: one for one in checks if one.name.split(":")[0] == "node"}, said
+
+
+Planned = tuple[DeploymentPlan, DeploymentContext]
+
+
+def planned(folder: Path, **keys: Any) -> Planned:
+    return SwarmLifecycle.plan(load(written(folder, **keys)).config)
+
+
+def rendered(swarm: Planned, *, gpus: bool) -> str:
+    """The rehearsal's script."""
+    plan, context = swarm
+    folder = Path("/home/rehearsals/1")
+    return rehearsal_script(plan, context, folder, gpus=gpus).render("batch.sh.j2")
 
 
 def waiting(slurm: SlurmCluster) -> dict[str, str]:
@@ -66,13 +85,32 @@ def test_a_node_reports_what_swarms_will_meet(
 def test_gpus_are_asked_for_on_request_alone(
     slurm: SlurmCluster, tmp_path: Path, swarm_home: Path
 ) -> None:
-    backend = {"preamble": ["#SBATCH --gpus-per-node=64"]}  # none has so many
-    found, _ = rehearsed(written(tmp_path, backend=backend))
+    found, _ = rehearsed(written(tmp_path))
     assert "node: GPUs" not in found
-    assert "ran on" in found["node"].detail
     found, _ = rehearsed(written(tmp_path), gpus=True)
     assert found["node: GPUs"].status == "failed"  # they are pretended here
     assert "nvidia-smi" in found["node: GPUs"].detail
+
+
+def test_it_asks_as_the_replicas_do(tmp_path: Path) -> None:
+    """In the site's way, with the site's comment, and for GPUs on request alone."""
+    gpus = {"gpus_per_replica": 2}
+    typed = planned(tmp_path, **gpus, backend={"gres": "gpu:a100:{n}", "comment": "project=7"})
+    assert "#SBATCH --gres=gpu:a100:2" in rendered(typed, gpus=True)
+    assert "--gres" not in rendered(typed, gpus=False)
+    assert '--comment="domyn-swarm/-/rehearsal project=7"' in rendered(typed, gpus=False)
+    own = ["--reservation=x", "--gpus-per-node=a100:2"]
+    by_preamble = planned(tmp_path, **gpus, backend={"gres": "none", "preamble": own})
+    assert "--gpus-per-node" in rendered(by_preamble, gpus=True)
+    assert "--gres" not in rendered(by_preamble, gpus=True)
+    assert "--gpus-per-node" not in rendered(by_preamble, gpus=False)
+    assert "--reservation=x" in rendered(by_preamble, gpus=False)
+
+
+def test_the_shells_python_stays_out_as_it_does_of_replicas(tmp_path: Path) -> None:
+    with_venv = rendered(planned(tmp_path, backend={"venv_path": "/venv"}), gpus=False)
+    assert "PYTHONPATH" in with_venv
+    assert "PYTHONPATH" not in rendered(planned(tmp_path), gpus=False)
 
 
 def test_one_that_waits_for_too_long_says_what_for_and_is_taken_back(
@@ -131,6 +169,17 @@ def test_a_node_without_our_programs_says_so(slurm: SlurmCluster, tmp_path: Path
     assert "pip install domyn-swarm==" in str(found["node: domyn-swarm"].fix)
     assert found["node: programs"].status == "failed"
     assert "No module named" in found["node: programs"].detail
+
+
+def test_a_rehearsal_that_is_not_made_is_not_left_out_silently(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    wrong = written(tmp_path, backend={"partition": "nowhere"})
+    (unread := tmp_path / "unread.yaml").write_text("model: m\nbackend: nowhere\n")
+    for path in (wrong, unread):
+        found, _ = rehearsed(path)
+        assert found["node"].status == "warning"
+        assert "no rehearsal was made" in found["node"].detail
 
 
 def test_a_rehearsal_needs_a_file() -> None:

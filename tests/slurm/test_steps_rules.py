@@ -176,6 +176,7 @@ def test_a_look_at_the_endpoint_is_never_old(swarm: ScriptedSwarm) -> None:
         ({"cpus": 3}, "3 CPUs, but the endpoint's allocation has 2"),
         ({"memory_gb": 1.0}, "1024 MB of memory, but the endpoint's allocation has 1000"),
         ({"time_limit_s": 7200.0}, "7200 s of time, but the endpoint's allocation has 3600"),
+        ({"time_limit_s": 1_080_000.0}, "asks for 1080000 s of time"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_numbers(

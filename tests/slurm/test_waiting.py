@@ -4,6 +4,7 @@ serve.
 
 from __future__ import annotations
 
+from domyn_swarm.backends.slurm.reasons import counted
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.swarm.snapshot import ReplicaSnapshot
 from slurm.cluster import SlurmCluster
@@ -64,3 +65,12 @@ def test_gpus_are_not_held_for_an_endpoint_that_waits(up: Up, slurm: SlurmCluste
     assert f"`scontrol release {waiting}`" in service.status("demo").detail
     slurm.run("scontrol", "release", waiting)
     until(lambda: service.status("demo").replicas_ready == 2)
+
+
+def test_all_that_are_held_are_named() -> None:
+    """Who releases one of them only would wait on."""
+    held = [("74_16", "JobHeldUser"), ("74_17", "JobHeldUser"), ("71", "Resources")]
+    assert counted(held) == (
+        "3 jobs wait (JobHeldUser: somebody holds it, `scontrol release 74_16,74_17` lets it run; "
+        "Resources)"
+    )

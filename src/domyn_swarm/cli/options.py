@@ -193,12 +193,14 @@ def resources_of(
         limit_s = None if time is None else time_limit_s(time)
     except ValueError as error:
         raise typer.BadParameter(f"--time: {error}.") from None
+    if limit_s == math.inf:
+        raise typer.BadParameter("--time: write more than 0; without --time it is the default.")
     return JobResources(
         detached=detached,
         placement="here" if run_here else None if placement is None else placement.value,
         cpus=cpus,
         memory_gb=size,
-        time_limit_s=None if limit_s == math.inf else limit_s,
+        time_limit_s=limit_s,
         mail_user=mail_user,
     )
 

@@ -193,6 +193,7 @@ class SlurmConfig(Section):
     drain_before_end_s: int = Field(
         300,
         ge=0,
+        validate_default=True,  # the time limit may be shorter than it
         description="seconds before the time limit at which a replica stops taking requests",
     )
     packing: Literal["auto", "replica", "node"] = Field(

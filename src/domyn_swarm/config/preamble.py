@@ -80,3 +80,8 @@ def _set_by_us(word: str) -> str | None:
 def asks_for_gpus(line: str) -> bool:
     """Whether a line is about GPUs: only replicas get any."""
     return any(_GPUS.match(word) for word in options_of(line))
+
+
+def without_gpus(preamble: tuple[str, ...]) -> tuple[str, ...]:
+    """The lines for what needs no GPU."""
+    return tuple(line for line in preamble if not asks_for_gpus(line))

@@ -166,16 +166,19 @@ def _device(folder: Path) -> int:
     return next(one for one in (folder, *folder.parents) if one.exists()).stat().st_dev
 
 
+def _not_rehearsed() -> Check:
+    why = "no rehearsal was made: something else failed"
+    return warning("node", why, "Correct that first, and run it again.")
+
+
 def _swarm(path: Path, rehearsal: Rehearsal | None) -> Iterator[Check]:
     try:
         config = load(path).config
+        plan, context = SwarmLifecycle.plan(config)  # refuses engine, model, or layout
     except ConfigError as error:
         yield from _mistakes("configuration", error)
-        return
-    try:
-        plan, context = SwarmLifecycle.plan(config)
-    except ConfigError as error:  # the engine, its model, or the layout
-        yield from _mistakes("configuration", error)
+        if rehearsal is not None:
+            yield _not_rehearsed()
         return
     yield ok("configuration", f"{path} is valid")
     if plan.backend != "lepton":  # which has an endpoint of its own
@@ -185,6 +188,8 @@ def _swarm(path: Path, rehearsal: Rehearsal | None) -> Iterator[Check]:
     found = list(backend.checks(plan))
     yield from found
     if any(check.status == "failed" for check in found):
+        if rehearsal is not None:
+            yield _not_rehearsed()
         return
     try:
         for said in backend.rehearse(plan, context):

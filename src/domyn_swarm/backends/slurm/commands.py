@@ -148,6 +148,7 @@ class Slurm:
 
     def test(self, script: Path) -> str:
         """Ask whether a script could be submitted; Slurm's words on when and where it would run.
+        Nobody keeps such a script, so no refusal names its path.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -161,7 +162,7 @@ class Slurm:
         said = printed.refusal(done.stderr, done.stdout)
         away = self._nodes_away() if _NO_NODE in said else 0
         if not away:
-            raise _refused(script, said)
+            raise SubmitRejected(f"Slurm refused {script.name}: {said}", hint=advice(said))
         return f"{said} now; {away} nodes are drained or down, it can be submitted and waits"
 
     def _nodes_away(self) -> int:

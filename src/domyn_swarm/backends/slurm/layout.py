@@ -18,7 +18,7 @@ from domyn_swarm.backends.slurm.tagged import (
     replicas_name,
 )
 from domyn_swarm.config.backends import SlurmConfig, time_limit_s
-from domyn_swarm.config.preamble import asks_for_gpus
+from domyn_swarm.config.preamble import asks_for_gpus, without_gpus
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -124,6 +124,7 @@ def _replica_size(plan: DeploymentPlan, per_task: int) -> dict[str, str | int | 
 
 
 def _gres(config: SlurmConfig, gpus: int) -> str | None:
+    """What `--gres` asks for so many GPUs, in the site's way; None: it is not written."""
     return None if config.gres == "none" else config.gres.replace("{n}", str(gpus))
 
 
@@ -243,8 +244,7 @@ def rehearsal_script(
     those of a replica as well.
     """
     config = slurm_config(plan)
-    preamble = (line for line in config.preamble if gpus or not asks_for_gpus(line))
-    asked = _gres(config, plan.layout.tensor_parallel) if gpus and plan.resources.gpus else None
+    with_gpus = gpus and bool(plan.resources.gpus)
     return BatchScript(
         name=REHEARSAL,
         comment=_comment(config, "-", "rehearsal"),
@@ -261,10 +261,10 @@ def rehearsal_script(
             "ntasks": 1,
             "cpus-per-task": 1,
             "mem": config.endpoint.mem,
-            "gres": asked,
+            "gres": _gres(config, plan.layout.tensor_parallel) if with_gpus else None,
         },
         flags=["--no-requeue"],
-        preamble=tuple(preamble),
+        preamble=config.preamble if with_gpus else without_gpus(config.preamble),
         modules=config.modules,
         foreign=_foreign(config),
         env={**config.env, **ctx.shared_env},
@@ -275,7 +275,7 @@ def _preamble(config: SlurmConfig) -> tuple[str, ...]:
     """What a site asks for in the replicas' partition, for what else runs there without a GPU."""
     if config.endpoint.partition is not None:
         return ()
-    return tuple(line for line in config.preamble if not asks_for_gpus(line))
+    return without_gpus(config.preamble)
 
 
 def _mail(user: str | None, kinds: str) -> dict[str, str | None]:

@@ -43,6 +43,7 @@ class Limits:
     """Of one QoS, one account or one partition; what is not limited is left out."""
 
     name: str  # as it is said: "the QoS x"
+    key: str = "backend.qos"  # of the configuration, that chooses others
     job: Mapping[str, float] = field(default_factory=dict)
     node: Mapping[str, float] = field(default_factory=dict)
     least: Mapping[str, float] = field(default_factory=dict)
@@ -172,7 +173,7 @@ def _never(request: Request, limits: Limits, wanted: str, most: str, key: str) -
     return Finding(
         never=True,
         words=f"{request.what} asks for {wanted}, and {limits.name} gives a job {most} at most",
-        fix=f"Lower {key or 'what it asks for'}, or choose another backend.qos.",
+        fix=f"Lower {key or 'what it asks for'}, or choose another {limits.key}.",
     )
 
 
@@ -226,6 +227,7 @@ def partition_limits(shown: str) -> Limits:
     nodes = facts.get("MaxNodes", "")
     return Limits(
         name=f"the partition {facts.get('PartitionName', '?')}",
+        key="backend.partition",
         job={"node": float(nodes)} if nodes.isdecimal() else {},
         wall_s=_seconds(facts.get("MaxTime", "")),
     )

@@ -73,8 +73,8 @@ def limits_the_group(reason: str) -> bool:
 
 
 def told(reason: str, job: str) -> str:
-    """A reason with what it means, where it means more than to wait for one's turn: `job` is the
-    one that waits.
+    """A reason with what it means, where it means more than to wait for one's turn: `job` is what
+    waits, one or several with commas.
     """
     means = _NEVER.get(reason, _WAITS.get(reason, ""))
     if _PUT_BACK.fullmatch(reason):
@@ -95,7 +95,12 @@ def counted(waiting: Iterable[tuple[str, str]]) -> str:
     """How many jobs wait, and why, each reason once: of pairs of a job and its reason."""
     jobs = [*waiting]
     count = "1 job waits" if len(jobs) == 1 else f"{len(jobs)} jobs wait"
-    why = {reason: told(reason, job) for job, reason in jobs if reason}
-    if not why:
+    by_reason: dict[str, list[str]] = {}
+    for job, reason in jobs:
+        if reason:
+            by_reason.setdefault(reason, []).append(job)
+    if not by_reason:
         return f"{count}, Slurm has not said for what"
-    return f"{count} ({'; '.join(why[reason] for reason in sorted(why))})"
+    # With commas, as scontrol takes several: who releases one of them only would wait on.
+    why = (told(reason, ",".join(by_reason[reason])) for reason in sorted(by_reason))
+    return f"{count} ({'; '.join(why)})"

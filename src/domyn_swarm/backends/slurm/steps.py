@@ -167,7 +167,7 @@ def _check_fits(*known: tuple[str, float | None, float | None, str]) -> None:
     for what, wanted, there, key in known:
         if wanted is not None and there is not None and wanted > there:
             raise ConfigError(
-                f"The job asks for {wanted:g} {what}, "
+                f"The job asks for {math.ceil(wanted)} {what}, "
                 f"but the endpoint's allocation has {math.floor(there)}.",
                 hint=f"Use --placement job, or raise backend.{key} when the swarm is next brought "
                 "up.",
