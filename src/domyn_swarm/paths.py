@@ -311,6 +311,11 @@ class SwarmPaths:
         """Touched by a task of the replicas that asks the scheduler for a lost endpoint."""
         return self.root / "serving" / "endpoint-asked"
 
+    @property
+    def endpoint_over(self) -> Path:
+        """Since when an endpoint that nobody brings back is over, and whether its replicas end."""
+        return self.root / "serving" / "endpoint-over.json"
+
     def endpoint_successor(self, job: str) -> Path:
         """The claim of the one who submits the successor of an endpoint's job that was lost."""
         return self.root / "serving" / f"successor-of-{job}"

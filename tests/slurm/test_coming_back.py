@@ -239,6 +239,23 @@ def test_the_signal_interrupts_nothing_for_long(clock: FilingClock, programs: Pr
     assert len(before_end.began) == 1
 
 
+def test_a_task_that_ends_itself_tells_its_programs_once_and_does_not_come_back(
+    task: Task, programs: Programs, clock: FilingClock
+) -> None:
+    """As one whose endpoint nobody brings back: it is found out again and again."""
+    task.start(programs.child("watchdog"))
+    began = clock.monotonic()
+
+    def meanwhile() -> None:
+        if clock.monotonic() >= began + 50.0:
+            task.end()
+
+    task.wait(meanwhile)
+    [(told_at, number)] = programs.runs["watchdog"][0].told
+    assert (round(told_at - began), number) == (50, signal.SIGTERM)
+    assert not task.goes_back
+
+
 def test_who_ends_the_task_meanwhile_is_heard_at_once(
     clock: FilingClock, programs: Programs
 ) -> None:

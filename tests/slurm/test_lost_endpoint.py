@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,48 @@ def test_an_endpoint_that_is_over_comes_back_unless_somebody_ended_it(
     found = look(swarm, tasks, HOUR_S)
     assert len(found) == int(comes)  # one, not one of each
     assert all(20.0 <= seconds <= 45.0 for seconds, _ in found)
+
+
+@pytest.mark.parametrize("forgotten_after_s", [60.0, HOUR_S])
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETED"])
+def test_tasks_end_some_minutes_after_an_endpoint_that_nobody_brings_back(
+    swarm: ScriptedSwarm, state: str, forgotten_after_s: float
+) -> None:
+    tasks = look_out(swarm, 5)
+    swarm.cluster.min_job_age_s = forgotten_after_s
+    swarm.cluster.end(swarm.endpoint, state)
+    assert look(swarm, tasks, 290.0) == []
+    assert not any(task.over for task in tasks)
+    assert look(swarm, tasks, 600.0) == []
+    assert all(task.over for task in tasks)
+
+
+def test_an_endpoint_that_was_put_back_or_replaced_ends_no_task(
+    swarm: ScriptedSwarm, listening: socket.socket
+) -> None:
+    tasks = look_out(swarm, 2)
+    before = swarm.endpoint
+    where = swarm.paths.endpoint.read_text()
+    swarm.paths.endpoint.unlink()
+    swarm.cluster.end(before, "CANCELLED")
+    look(swarm, tasks, 200.0)
+    assert swarm.paths.endpoint_over.exists()
+    swarm.cluster.requeue(before)  # by an admin
+    write_private(swarm.paths.endpoint, where)
+    look(swarm, tasks, 10.0)
+    assert not swarm.paths.endpoint_over.exists()
+    swarm.paths.endpoint.unlink()  # it moves, long afterwards
+    swarm.clock.sleep(HOUR_S)
+    look(swarm, tasks, HOUR_S)
+    assert not any(task.over for task in tasks)
+
+
+def test_what_is_left_of_an_earlier_swarm_of_the_name_ends_no_task(swarm: ScriptedSwarm) -> None:
+    [task] = look_out(swarm)
+    old = {"tag": "other", "since": 0.0, "ends": True}
+    write_private(swarm.paths.endpoint_over, json.dumps(old))
+    look(swarm, [task], 60.0)
+    assert not task.over
 
 
 def test_slurm_may_bring_it_back_itself(swarm: ScriptedSwarm) -> None:

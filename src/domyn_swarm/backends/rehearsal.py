@@ -29,6 +29,7 @@ PROGRAM = "node_report.py"
 LISTENS_S = 60.0  # the program waits so long for who asked to have seen its report
 _CALL_S = 5.0
 _LOOK_S = 0.2
+_ABANDONED_S = 86_400.0
 _PACKAGES = ["domyn-swarm", "pyarrow", "smg", "vllm", "sglang", "torch", "ray"]
 _IMPORTS = [
     "domyn_swarm.backends.endpoint.program",
@@ -73,6 +74,7 @@ class Visit:
         Raises:
             OSError: it cannot be written to.
         """
+        _remove_abandoned(self.folder.parent)
         private_dir(self.folder)
         shutil.copyfile(node_report.__file__, self.folder / PROGRAM)
         held = self.folder / "held"
@@ -148,6 +150,14 @@ class Visit:
         except (OSError, ValueError) as error:
             words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             return Call(address, words, None)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What visits left whose program was killed: no rehearsal lasts for so long."""
+    for old in folder.glob("*"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(old)
 
 
 def _listen() -> socket.socket:

@@ -2,7 +2,8 @@
 one whose job failed, a few times: what is wrong may be its node, or be wrong everywhere.
 
 The replicas' tasks look for it: who else still runs then? The first to claim a lost endpoint
-submits its successor, and no other.
+submits its successor, and no other. One that nobody brings back, as when somebody has cancelled it,
+is the end of the tasks after a while: nothing would be asked of their GPUs again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import random
 import socket
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from domyn_swarm.backends.slurm.commands import Slurm
@@ -22,7 +24,7 @@ from domyn_swarm.backends.slurm.states import BROKEN, LOST, SlurmJob
 from domyn_swarm.backends.slurm.tagged import tagged
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
-from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
@@ -36,6 +38,7 @@ _SHARED = 1 / 8  # of a pause: so long one task's question is that of all
 _CLAIMED_S = 120.0  # no claimant takes so long to submit: one that has not by then was killed
 _MOST_CLAIMS = 3  # of one lost job
 _MOST_FAILURES = 3
+_OVER_S = 300.0  # so long nobody has brought it back, as far as those who ask saw
 _FAILURES_COUNT_S = 3600.0
 
 
@@ -73,6 +76,7 @@ class LostEndpoint:
         self._clock = clock
         self._next_look = -math.inf
         self._rest_s = _ASK_S
+        self.over = False  # for good, so that the task is to end
         self._expect(clock.monotonic())
 
     def _expect(self, reached_at: float) -> None:
@@ -96,12 +100,17 @@ class LostEndpoint:
     def _look(self, now: float) -> None:
         if self._reached():
             self._expect(now)
-        elif now >= self._next_question:
+            if self._paths.endpoint_over.exists():  # somebody has put it back
+                self._paths.endpoint_over.unlink(missing_ok=True)
+            return
+        if now >= self._next_question:
             rest_s = self._rest_s
             self._next_question = now + rest_s * random.uniform(1.0, 1.5)  # noqa: S311
             self._rest_s = min(2 * rest_s, _ASK_MAX_S)
             if self._is_first_to_ask(rest_s * _SHARED):
                 self._bring_back()
+        note = self._note()
+        self.over = note is not None and note["ends"]
 
     def _reached(self) -> bool:
         try:  # plain JSON: a task does without the models that readers of addresses have
@@ -122,13 +131,39 @@ class LostEndpoint:
         return True
 
     def _bring_back(self) -> None:
-        tag = json.loads(self._paths.endpoint_spec.read_text("utf-8"))["tag"]
-        jobs = tagged(self._slurm.queue(at_most_s=0.0).values(), tag)
+        jobs = tagged(self._slurm.queue(at_most_s=0.0).values(), self._tag())
         seen = [one.job for one in jobs if one.kind == "endpoint"]
-        if not seen or any(not job.over for job in seen):
-            return
-        if comes_back(self._paths, seen[-1], self._clock):
+        if any(not job.over for job in seen):
+            self._paths.endpoint_over.unlink(missing_ok=True)
+        elif seen and comes_back(self._paths, seen[-1], self._clock):
+            self._paths.endpoint_over.unlink(missing_ok=True)
             self._succeed(seen[-1])
+        else:
+            self._note_over(known=bool(seen))
+
+    def _tag(self) -> str:
+        return str(json.loads(self._paths.endpoint_spec.read_text("utf-8"))["tag"])
+
+    def _note_over(self, *, known: bool) -> None:
+        """Write down for all tasks since when the endpoint is over, and then that they end. Slurm
+        forgets such a job meanwhile (`known`); what it never showed says nothing.
+        """
+        note, now = self._note(), self._clock.time()
+        if note is None and known:
+            self._write_note({"tag": self._tag(), "since": now, "ends": False})
+        elif note is not None and not note["ends"] and now - note["since"] >= _OVER_S:
+            _log.warning("the endpoint is over and nobody brings it back: the replicas end")
+            self._write_note({**note, "ends": True})
+
+    def _note(self) -> dict[str, Any] | None:
+        try:
+            note = dict(json.loads(self._paths.endpoint_over.read_text("utf-8")))
+        except FileNotFoundError:
+            return None
+        return note if note["tag"] == self._tag() else None  # of an earlier swarm of the name
+
+    def _write_note(self, note: dict[str, Any]) -> None:
+        write_private(self._paths.endpoint_over, json.dumps(note))
 
     def _succeed(self, lost: SlurmJob) -> None:
         claim = self._claimed(lost)

@@ -15,7 +15,8 @@ _PER_JOB = re.compile(r"(?:QOS|Assoc)(?:Max\w*(?:PerJob|PerNode)\w*|Min\w+)")
 _PER_USER = re.compile(r"(?:QOS|Assoc)Max\w*PerUser\w*|AssocMaxJobsLimit")
 AFTER_ENDPOINT = "Dependency"  # replicas are scheduled once the endpoint's job has started
 _NEVER = {
-    "PartitionConfig": "backend.partition does not take such a job, or such a user or account",
+    "PartitionConfig": "backend.partition does not take such a job (its time, its size), user or "
+    "account; `domyn-swarm doctor -c FILE` compares them",
     "PartitionTimeLimit": "backend.time_limit is above the partition's MaxTime",
     "PartitionNodeLimit": "backend.partition gives a job fewer nodes, or no job so few",
     "BadConstraints": "no node has what is asked for",

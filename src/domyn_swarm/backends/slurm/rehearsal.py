@@ -26,6 +26,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Clock
 
 _SEEN_WITHIN_S = 20.0  # what a node wrote is seen here so much later
+_LOG_WITHIN_S = 3.0  # the end of a log that is seen already
 _LAST_LINES = 3
 
 
@@ -40,6 +41,7 @@ class RehearsalJob:
         self._seen: SlurmJob | None = None  # by the last look
         self._gives_up_at = self._over_at = math.inf
         self._said = ""
+        self._log: Path | None = None
 
     def checks(self, plan: DeploymentPlan, ctx: DeploymentContext) -> Iterator[Check]:
         """Run it and say what it found. Whatever happens, it is cancelled at the end.
@@ -52,6 +54,7 @@ class RehearsalJob:
         runtime = None if config.container == "none" else config.container
         asked = question(plan, runtime=runtime, image=plan.image, gpus=self._wish.gpus)
         folder = plan.home_directory / "rehearsals" / secrets.token_hex(4)
+        self._log = folder / "log"
         with Visit(folder, asked) as visit:
             path = folder / "rehearsal.sh"
             site = None if config.template_path is None else Path(config.template_path)
@@ -111,7 +114,10 @@ class RehearsalJob:
             return now > self._gives_up_at
         if not self._seen.going:
             self._over_at = min(self._over_at, now)
-        return now - self._over_at > _SEEN_WITHIN_S
+        return now - self._over_at > (_LOG_WITHIN_S if self._log_is_seen() else _SEEN_WITHIN_S)
+
+    def _log_is_seen(self) -> bool:
+        return self._log is not None and self._log.exists() and self._log.stat().st_size > 0
 
     def _tell(self, what: str) -> None:
         if what != self._said:

@@ -50,6 +50,7 @@ class ReplicaTask:
         self._job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{group}"
         self._address = node_address()
         self._task = Task()
+        self._endpoint = LostEndpoint(paths)
         self._logs = contextlib.ExitStack()
 
     def run(self) -> int:
@@ -84,9 +85,15 @@ class ReplicaTask:
             shared = self._join_nodes(first) if self._plan.nodes_per_replica > 1 else {}
             for index in range(first, min(first + self._per_task, self._plan.replicas)):
                 self._start_watchdog(index, {**shared, **self._gpus(index - first)})
-            code = self._task.wait(LostEndpoint(self._paths).look)
+            code = self._task.wait(self._look_for_endpoint)
         _log.info("task %d: its watchdogs ended with %d", self._group, code)
         return code
+
+    def _look_for_endpoint(self) -> None:
+        """GPUs are not held for an endpoint that nobody brings back."""
+        self._endpoint.look()
+        if self._endpoint.over:
+            self._task.end()
 
     def _note_at_work(self, how: str = "") -> None:
         try:

@@ -20,7 +20,7 @@ from domyn_swarm.backends.checks import (
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.environment_checks import environment_checks
 from domyn_swarm.backends.slurm.layout import interpreter, slurm_config
-from domyn_swarm.backends.slurm.site_limits import SACCTMGR, limit_checks, user_name
+from domyn_swarm.backends.slurm.site_limits import SACCTMGR, limit_checks, site_settings, user_name
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -44,8 +44,8 @@ def site_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
         )
         return
     yield ok("commands", ", ".join(_NEEDED))
-    yield _accounting()
     try:
+        yield _accounting(slurm)
         yield from _partitions(config, slurm)
         yield from _associations(config, slurm)
         yield from limit_checks(plan, slurm)
@@ -59,7 +59,14 @@ def site_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
     yield from _programs(plan, config)
 
 
-def _accounting() -> Check:
+def _accounting(slurm: Slurm) -> Check:
+    kept = site_settings(slurm).get("AccountingStorageType", "")
+    if kept.endswith("/none"):
+        return warning(
+            "accounting",
+            "Slurm keeps no accounts here: backend.account and backend.qos cannot be checked",
+            "None needed; ends of jobs are known for as long as the controller keeps them.",
+        )
     if shutil.which("sacct") is None:
         return warning(
             "accounting",

@@ -59,7 +59,7 @@ class _Side(NamedTuple):
 
 
 def _findings(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Finding]:
-    config, settings = slurm_config(plan), _settings(slurm)
+    config, settings = slurm_config(plan), site_settings(slurm)
     whole = config.packing == "auto" and slurm.gives_whole_nodes(config.partition)
     replica, endpoint = requests(plan, replicas_per_task(plan, whole_nodes=whole))
     yield from _of_array(replica.most, settings.get("MaxArraySize", ""))
@@ -161,7 +161,8 @@ def _of_partition(slurm: Slurm, side: _Side, account: str | None) -> Iterator[Fi
         yield from found[0]
 
 
-def _settings(slurm: Slurm) -> dict[str, str]:
+def site_settings(slurm: Slurm) -> dict[str, str]:
+    """What the site has configured, by the names of `scontrol show config`."""
     pairs = (line.partition("=") for line in slurm.lines("scontrol", "show", "config"))
     return {name.strip(): value.strip() for name, _, value in pairs}
 

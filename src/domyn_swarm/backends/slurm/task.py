@@ -166,6 +166,14 @@ class Task:
             if not child.ended:
                 child.process.send_signal(signal.SIGTERM)
 
+    def end(self) -> None:
+        """End as if somebody had cancelled the task: its programs are told, and it does not come
+        back.
+        """
+        if not self._stopped:
+            self._stopped = True
+            self._hand_on()
+
     def start(self, child: Child) -> None:
         """Start a program; it ends with this task, however that ends."""
         (self._companions if child.companion else self._children).append(
