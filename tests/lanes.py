@@ -19,7 +19,6 @@ _CLUSTERS = {
     **dict.fromkeys(("test_network.py", "test_comebacks.py", "test_serving.py"), 2),
     "": 2,  # the small ones
 }
-_CLUSTER_FIXTURES = {"slurm", "slurm_cluster", "accounting_cluster"}
 _WHOLE = ("acceptance", "documentation", "install", "monitoring")  # folders: installed programs
 _COMMANDS = ("PROGRAM", "CommandLine", "Terminal")  # names of modules that drive the command
 _NOT_FAST = ("cluster", "ray", "slow", "vllm", "install")  # marks
@@ -52,9 +51,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _asks_a_cluster(item: pytest.Item) -> bool:
-    if not _CLUSTER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+    """By a fixture that is one, or by what a test of each platform is made for."""
+    if _folder(item) == "conformance" and "[slurm" in item.name:
         return True
-    return _folder(item) == "conformance" and "[slurm" in item.name
+    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    made = (known[name][-1].func for name in getattr(item, "fixturenames", ()) if known.get(name))
+    return any(
+        "SlurmCluster" in str(getattr(one, "__annotations__", {}).get("return")) for one in made
+    )
 
 
 def _is_of_one_process(item: pytest.Item) -> bool:

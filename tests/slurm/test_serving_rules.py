@@ -90,6 +90,8 @@ def test_what_its_jobs_are_together(
         ("launch failed requeued held", Phase.FAILED),
         ("launch_failed_requeued_held", Phase.FAILED),
         ("DependencyNeverSatisfied", Phase.FAILED),
+        ("Job's account not permitted to use this partition (b allows c not d)", Phase.FAILED),
+        ("Job's_QOS_not_permitted_to_use_this_partition_(b_denies_d)", Phase.FAILED),
         ("JobHeldUser", Phase.QUEUED),  # somebody did so on purpose, and may let it go
         ("JobHeldAdmin", Phase.QUEUED),
         ("job requeued in held state", Phase.QUEUED),

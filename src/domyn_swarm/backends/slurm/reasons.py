@@ -44,6 +44,10 @@ _HELD_BY_SLURM = (
 _NOT_LAUNCHED = re.compile(
     r"launch[ _]failed[ _]requeued[ _]held|JobHoldMaxRequeue|MaxRequeue", re.I
 )
+# In the controller's words, some seconds after PartitionConfig.
+_NOT_PERMITTED = re.compile(
+    r"Job's[ _](?:account|QOS)[ _]not[ _]permitted[ _]to[ _]use[ _]this[ _]partition.*", re.I
+)
 _KEYS = (  # of the configuration, by what a limit is about
     (re.compile("Wall|Time"), "backend.time_limit"),
     (re.compile("GRES|Gres"), "gpus_per_replica"),
@@ -60,6 +64,7 @@ def never_runs(reason: str) -> bool:
         reason in _NEVER
         or _PER_JOB.fullmatch(reason) is not None
         or _NOT_LAUNCHED.fullmatch(reason) is not None
+        or _NOT_PERMITTED.fullmatch(reason) is not None
     )
 
 
@@ -82,6 +87,8 @@ def told(reason: str, job: str) -> str:
         means = _HELD
     elif _NOT_LAUNCHED.fullmatch(reason):
         means = _HELD_BY_SLURM
+    elif _NOT_PERMITTED.fullmatch(reason):
+        means = "choose another backend.partition, backend.account or backend.qos"
     elif _PER_JOB.fullmatch(reason):
         means = f"a limit of the QoS or the account for one job: change {key_of(reason)}"
     return f"{reason}: {means.format(job=job)}" if means else reason
