@@ -15,9 +15,10 @@ from _pytest.nodeid import coerce_node_id
 # Modules that ask a Slurm cluster; each lane takes about as long as the others.
 _CLUSTERS = {
     **dict.fromkeys(("test_swarm.py", "test_failures.py", "test_page.py", "test_compute.py"), 0),
-    **dict.fromkeys(("test_jobs.py", "test_layouts.py", "test_values.py"), 1),
+    **dict.fromkeys(("test_jobs.py", "test_layouts.py", "test_job_ends.py", "test_waiting.py"), 1),
     **dict.fromkeys(("test_network.py", "test_comebacks.py", "test_serving.py"), 2),
-    "": 2,  # the small ones
+    "test_site_limits.py": 4,  # a cluster of its own, with accounts
+    "": 3,  # the small ones
 }
 _WHOLE = ("acceptance", "documentation", "install", "monitoring")  # folders: installed programs
 _COMMANDS = ("PROGRAM", "CommandLine", "Terminal")  # names of modules that drive the command

@@ -12,6 +12,8 @@ from domyn_swarm.backends.notification import LONGEST_S, notify
 from patience import scaled, until
 from webhook import Webhook
 
+OURS = "the webhook"  # what is logged of a failure; threads of libraries log beside it
+
 
 def told(path: Path, url: str) -> Path:
     path.write_text(url)
@@ -29,14 +31,14 @@ def test_it_is_tried_again_only_where_that_may_help(
         assert len(hook.taken) == tries
         assert hook.taken[0].keys() == {"schema_version", "event", "at", "swarm"}
     assert "hush" not in caplog.text
-    assert (caplog.text == "") is arrived
+    assert (OURS in caplog.text) is not arrived
 
 
 def test_nobody_there_and_a_url_that_is_none_are_given_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert not notify(tmp_path / "missing", "x")
-    assert caplog.text == ""
+    assert OURS not in caplog.text
     assert not notify(told(tmp_path / "url", "http://127.0.0.1:1/hush"), "x")
     assert not notify(told(tmp_path / "url", "hush:"), "x")
     assert "hush" not in caplog.text

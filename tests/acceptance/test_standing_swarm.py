@@ -31,6 +31,7 @@ SWARM_KEYS = {
         "swarm_dir",
         "created_at",
         "whereabouts",
+        "left_out",
     ),
 }
 REPLICA_KEYS = {

@@ -93,8 +93,10 @@ def test_a_person_who_interrupts_up_may_have_it_stopped(cli: CommandLine, tmp_pa
     ) as up:
         os.close(secondary)
         until(lambda: cli.json("swarm", "list", "--no-probe")["swarms"])
-        up.send_signal(signal.SIGINT)
         said = b""
+        while b"demo:" not in said:  # it waits for the swarm, and says so
+            said += os.read(primary, 4096)
+        up.send_signal(signal.SIGINT)
         while b"Stop demo" not in said:
             said += os.read(primary, 4096)
         os.write(primary, b"y\n")

@@ -37,6 +37,12 @@ SHARED = [
         "port is taken",
     ),
     ("OSError: [Errno 28] No space left on device", "disk is full"),
+    (
+        "FileNotFoundError: [Errno 2] No usable temporary directory found in ['/tmp', '/var/tmp']",
+        "no temporary file",
+    ),
+    ("OSError: AF_UNIX path too long", "path of a socket"),
+    ('zmq.error.ZMQError: ipc path "/long/x" is longer than 107 characters', "path of a socket"),
     ("MemoryError", "machine ran out of memory"),
     ("slurmstepd: error: Detected 1 oom_kill event in StepId=12.0.", "machine ran out of memory"),
     ("Killed", "machine ran out of memory"),

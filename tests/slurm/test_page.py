@@ -41,6 +41,13 @@ NOT_TYPED = {
     "--exclusive": "sbatch's own",
     "--requeue": "sbatch's own",
     "--nnodes": "vLLM's own",
+    "--exclude": "sbatch's own",
+    "--dependency=after:…": "sbatch's own",
+    "job requeued in held state": "Slurm's words",
+    "--gpus": "of the rehearsal, and the cluster's GPUs are pretended: see test_rehearsal.py",
+    "--timeout": "of the rehearsal: see test_rehearsal.py",
+    "job comments": "a line of the rehearsal",
+    "--json": "see acceptance/test_printed.py",
 }
 
 

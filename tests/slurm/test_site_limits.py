@@ -109,7 +109,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"partition": "short"},
         "a replica asks for 60 minutes, and the partition short gives a job 5 minutes at most",
         "backend.time_limit",
-        "PartitionTimeLimit",
+        "will not run it",  # PartitionTimeLimit, or PartitionConfig
     ),
     "theirs": (
         {"partition": "theirs"},

@@ -27,13 +27,19 @@ class Silent(ScriptedSlurm):
         self._takes_s = takes_s
 
     def submit(
-        self, script: Path, *, array: Sequence[int] | None = None, after: str | None = None
+        self,
+        script: Path,
+        *,
+        array: Sequence[int] | None = None,
+        exclude: Sequence[str] = (),
+        after: str | None = None,
     ) -> str:
         if script.name == "endpoint.sh":
             return super().submit(script, array=array, after=after)
         if self._takes_s is not None:
+            text = script.read_text()
             self._cluster.clock.after(
-                self._takes_s, lambda: self._cluster.submit(script.read_text(), array, after)
+                self._takes_s, lambda: self._cluster.submit(text, array, exclude, after)
             )
         raise self._says
 

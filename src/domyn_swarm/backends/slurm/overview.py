@@ -12,6 +12,7 @@ from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.probing import Observation, Phase
 
 Jobs = Sequence[SlurmJob | None]
+WILL_NOT_RUN = "Slurm will not run it"
 
 
 def whole(endpoint: Jobs, replicas: Jobs) -> Observation:
@@ -27,7 +28,7 @@ def whole(endpoint: Jobs, replicas: Jobs) -> Observation:
     for jobs in (endpoint, replicas):
         left = [job for job in jobs if job is not None and not job.over]
         if left and all(job.hopeless for job in left):
-            return Observation(Phase.FAILED, f"Slurm will not run it ({_waiting(left)})")
+            return Observation(Phase.FAILED, f"{WILL_NOT_RUN} ({_waiting(left)})")
     running = sum(job is not None and job.going for job in replicas)
     waits = [job for job in endpoint if job is not None and job.waiting]
     others = [job for job in replicas if job is not None and job.waiting]

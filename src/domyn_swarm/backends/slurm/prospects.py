@@ -10,7 +10,7 @@ from pathlib import Path
 from domyn_swarm.backends.base import Part, ServingHandle
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.slurm.layout import slurm_config
-from domyn_swarm.backends.slurm.overview import whole
+from domyn_swarm.backends.slurm.overview import WILL_NOT_RUN, whole
 from domyn_swarm.backends.slurm.reasons import AFTER_ENDPOINT, limits_the_group, limits_the_user
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import SlurmJob
@@ -35,7 +35,8 @@ class Prospects:
         self._slurm = slurm
         self._exceeded = exceeded
         self._clock = clock
-        self._silent_since: dict[str, float] = {}  # endpoints' jobs that run and do not listen yet
+        # Endpoints' jobs that run and do not listen yet, by their swarms' tags and their ids.
+        self._silent_since: dict[tuple[str, str], float] = {}
         self._waits_since: dict[str, float] = {}  # swarms that may wait in vain
 
     def of(self, handle: ServingHandle, seen: Seen) -> Observation:
@@ -51,12 +52,20 @@ class Prospects:
         if together.phase.terminal:
             paths = SwarmPaths(Path(handle.swarm_dir))
             words = (unseen(paths, part, job) for part, job in seen.items())
-            said = next((one for one in words if one is not None), together.detail)
-            return Observation(together.phase, said)
+            said = next((one for one in words if one is not None), None)
+            return Observation(together.phase, said or self._with_limit(handle, together))
         if together.phase is Phase.QUEUED and (why := self._in_vain(handle, seen)) is not None:
-            detail = f"Slurm will not run it ({together.detail}): {why}"
+            detail = f"{WILL_NOT_RUN} ({together.detail}): {why}"
             return Observation(Phase.FAILED, detail)
         return self._silent(handle, endpoint) or together
+
+    def _with_limit(self, handle: ServingHandle, together: Observation) -> str:
+        """With the limit of the site that keeps it from running, where it is one that is known:
+        Slurm says of several the same.
+        """
+        hopeless = together.detail.startswith(WILL_NOT_RUN)
+        limit = self._exceeded(read_plan(handle)) if hopeless else None
+        return together.detail if limit is None else f"{together.detail}: {limit}"
 
     def _silent(self, handle: ServingHandle, endpoint: list[SlurmJob | None]) -> Observation | None:
         """A failure once the endpoint's job has run for `endpoint.timeout_s`, as far as this
@@ -67,7 +76,7 @@ class Prospects:
         if not running or read_address(paths) is not None:
             return None
         now = self._clock.monotonic()
-        silent_s = now - self._silent_since.setdefault(running[0].id, now)
+        silent_s = now - self._silent_since.setdefault((handle.tag, running[0].id), now)
         limit_s = slurm_config(read_plan(handle)).endpoint.timeout_s
         if silent_s < limit_s:
             return None

@@ -250,7 +250,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
                 known = endpoints or [*self._slurm.jobs(own).values()]  # a site may take its tag
                 if any(not job.over for job in known):
                     return None
-                last = known[-1].id if known else handle.tag
+                last = f"{handle.tag}/{known[-1].id}" if known else handle.tag
                 if last in self._surely_over:
                     break
         except PlatformError:
