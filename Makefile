@@ -61,7 +61,7 @@ RUN := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder --durations=10
 test: $(READY) slurm-packages monitoring-packages shell-packages
 	$(RUN) -n $(PROCESSES)
 
-# What needs no scheduler, no Ray, no browser, no installed command: before each commit.
+# What needs no scheduler, no Ray, no browser, no installed command and no swarm's programs: before each commit.
 test-fast: $(READY)
 	$(RUN) -n $(PROCESSES) -m fast
 

@@ -21,6 +21,16 @@ _CLUSTERS = {
     "": 3,  # the small ones
 }
 _WHOLE = ("acceptance", "documentation", "install", "monitoring")  # folders: installed programs
+# Folders and modules that start a swarm's programs, or kill a job's: minutes of waiting, no rule of
+# theirs without a test in virtual time.
+_PROGRAMS = ("swarm", "chaos", "faults")
+_OF_PROGRAMS = {
+    *("endpoint/test_watchdog.py", "endpoint/test_endpoint.py", "endpoint/test_full_disk.py"),
+    *("endpoint/test_straight_to_replicas.py", "conformance/test_serving.py"),
+    *("conformance/test_compute.py", "batch/test_workers.py", "batch/test_memory.py"),
+    *("engines/test_servers.py", "lepton/test_workspace.py", "local/test_processes.py"),
+    *("cli/test_outcomes.py", "jobs/test_notebook.py"),
+}
 _COMMANDS = ("PROGRAM", "CommandLine", "Terminal")  # names of modules that drive the command
 _NOT_FAST = ("cluster", "ray", "slow", "vllm", "install")  # marks
 _FIRST = ("swarm", "jobs", "acceptance", "monitoring", "chaos", "batch")  # folders, in order
@@ -63,9 +73,11 @@ def _asks_a_cluster(item: pytest.Item) -> bool:
 
 
 def _is_of_one_process(item: pytest.Item) -> bool:
-    """Whether it drives our functions, not the installed command."""
-    module = getattr(item, "module", None)
-    return _folder(item) not in _WHOLE and not any(hasattr(module, name) for name in _COMMANDS)
+    """Whether it drives our functions, not the installed command nor a swarm's programs."""
+    module, path = getattr(item, "module", None), item.location[0].removeprefix("tests/")
+    if _folder(item) in (*_WHOLE, *_PROGRAMS) or path in _OF_PROGRAMS:
+        return False
+    return not any(hasattr(module, name) for name in _COMMANDS)
 
 
 def _folder(item: pytest.Item) -> str:
