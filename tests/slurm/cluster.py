@@ -387,8 +387,10 @@ def _answers(path: Path) -> bool:
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many consecutive free ports, below the ephemeral range."""
-    for start in range(20_000 + os.getpid() % 9_000, 32_000, count + 1):
+    """The first of so many consecutive free ports, below the ephemeral range. Processes that begin
+    one after the other look far apart: what one found it listens at only a second later.
+    """
+    for start in range(20_000 + os.getpid() * 37 % 9_000, 32_000, count + 1):
         with contextlib.ExitStack() as stack:
             try:
                 for port in range(start, start + count):
