@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 import warm
 from patience import limit_s, until
-from process_list import running
+from process_list import running, words_of
 
 PROGRAM = str(Path(sys.executable).with_name("domyn-swarm"))
 ENTRY = "domyn_swarm.cli.app:main"  # as the installed script has it
@@ -85,7 +85,7 @@ class CommandLine:
         """Stop everything; what is left then fails the test, and is killed."""
         done = self("down", "--all", "-y")
         left = self.processes()
-        names = [" ".join(one.cmdline())[:200] for one in left]
+        names = [" ".join(words_of(one))[:200] for one in left]
         for one in left:
             one.send_signal(signal.SIGKILL)
         assert done.returncode == 0, done.stderr

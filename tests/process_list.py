@@ -15,3 +15,11 @@ def running() -> Iterator[psutil.Process]:
     for pid in psutil.pids():
         with contextlib.suppress(psutil.NoSuchProcess):
             yield psutil.Process(pid)
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """Its arguments; none once it has ended, also while nobody has waited for it."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

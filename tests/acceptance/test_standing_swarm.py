@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import schemas
 from command_line import PROGRAM
 from patience import limit_s, until
+from process_list import words_of
 
 if TYPE_CHECKING:
     from acceptance.conftest import Standing
@@ -142,7 +143,7 @@ def test_keys_stand_in_no_place_that_others_read(standing: Standing) -> None:
     files = [path for path in cli.home.rglob("*") if path.is_file()]
     places = [path for path in files if path.parent.name != "secrets"]
     assert {"swarm.db", "plan.json", "job.json", "engine.log"} <= {path.name for path in places}
-    told = [" ".join(one.cmdline()).encode() for one in cli.processes()]
+    told = [" ".join(words_of(one)).encode() for one in cli.processes()]
     assert told
     printed = (submitted.stdout + submitted.stderr).encode()
     for key in keys:

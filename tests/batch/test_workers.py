@@ -13,6 +13,7 @@ import pytest
 import warm
 from domyn_swarm.jobs.worker import main
 from patience import limit_s, until
+from process_list import words_of
 
 
 def start(bench: Any, **changes: Any) -> warm.Process:
@@ -23,7 +24,7 @@ def workers(job: warm.Process) -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process(job.pid).children()
-        if "domyn_swarm.jobs.range_worker" in child.cmdline()
+        if "domyn_swarm.jobs.range_worker" in words_of(child)
     ]
 
 

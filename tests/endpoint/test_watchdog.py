@@ -22,6 +22,7 @@ from domyn_swarm.backends.watchdog_spec import copy_watchdog
 from endpoint.bench import API_KEY, Bench, Replica, runs
 from open_file_limits import soft_limit
 from patience import limit_s, scaled, until
+from process_list import words_of
 
 
 @pytest.mark.parametrize("name", ["watchdog.py", "watchdog_rules.py"])
@@ -402,7 +403,7 @@ def guard_of(replica: Replica) -> int:
 
     def found() -> int | None:
         children = psutil.Process(replica.process.pid).children()
-        watching = [one.pid for one in children if "watchdog.py" in " ".join(one.cmdline())]
+        watching = [one.pid for one in children if "watchdog.py" in " ".join(words_of(one))]
         return watching[0] if watching else None
 
     pid: int = until(found)

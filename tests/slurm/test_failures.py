@@ -159,7 +159,8 @@ def test_replicas_that_an_admin_cancels_end_the_waiting(up: Up, slurm: SlurmClus
 def test_what_slurm_refuses_is_one_clear_error(up: Up, slurm: SlurmCluster) -> None:
     with pytest.raises(SubmitRejected, match="Invalid partition") as refused:
         up(backend={"partition": "nowhere"})
-    assert "endpoint.sh" in refused.value.hint
+    assert "Slurm refused endpoint.sh" in refused.value.message
+    assert "Check partition" in refused.value.hint
     assert jobs_of(slurm) == {}
     assert SwarmService().status("demo").phase is SwarmPhase.STOPPED
 

@@ -171,7 +171,8 @@ def test_another_server_at_a_dead_replicas_port_fails_no_row(
     lifecycle: SwarmLifecycle, tmp_path: Path
 ) -> None:
     options = {"latency_s": 0.05, "slots": 8}
-    swarm = lifecycle.up(config(replicas=2, min_ready=2, engine_options=options, watchdog=QUICK))
+    asked = {"replicas": 2, "min_ready": 2, "engine_options": options, "watchdog": QUICK}
+    swarm = lifecycle.up(config(**asked, port=27_000))  # where no other test's engine looks
     service = JobService()
     service.submit(request(tmp_path, 3000, max_concurrency=12))
     until(lambda: service.status("mine").rows_done > 100)

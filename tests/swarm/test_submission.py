@@ -27,7 +27,7 @@ from domyn_swarm.services.jobs import JobService
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm import submitter
 from domyn_swarm.swarm.submission import submit_recorded
-from patience import limit_s
+from patience import limit_s, until
 
 SLEEPS = (sys.executable, "-c", "import time; time.sleep(600)")
 
@@ -128,7 +128,7 @@ def test_a_submission_that_broke_off_is_pending_until_the_job_is_seen(
         service.cancel("job-1")
     assert service.wait("job-1", timeout_s=0.1).status is JobStatus.PENDING
     scheduler.shows = True
-    assert service.status("job-1").status is JobStatus.RUNNING
+    until(lambda: service.status("job-1").status is JobStatus.RUNNING)
     assert service.cancel("job-1").status is JobStatus.CANCELLED
 
 
