@@ -15,6 +15,11 @@ def row(index: int) -> ReplicaSnapshot:
     return SwarmService().status("demo").replicas[index]
 
 
+def explained(detail: str) -> bool:
+    """Whether what is said of the swarm names a reason for what waits, if it says anything."""
+    return detail == "" or "2 replicas run, 1 job waits (" in detail
+
+
 def test_each_replica_says_why_it_waits_or_is_gone(up: Up, slurm: SlurmCluster) -> None:
     with taking_nothing(slurm, "n[2-4]"):
         service = up(replicas=3, gpus_per_replica=2, min_ready=2)  # two fit on a node of four GPUs
@@ -22,7 +27,7 @@ def test_each_replica_says_why_it_waits_or_is_gone(up: Up, slurm: SlurmCluster) 
         assert (row(2).state, row(2).serving) == ("pending", False)
         seen = service.status("demo")
         assert (seen.observed, seen.replicas_ready) == ("ready", 2)
-        assert seen.detail == "" or "2 replicas run, 1 job waits (" in seen.detail
+        until(lambda: explained(service.status("demo").detail))  # Slurm says so a moment later
     until(lambda: row(2).serving)
 
     slurm.run("scancel", task(slurm, 2))
