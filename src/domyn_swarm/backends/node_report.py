@@ -202,8 +202,8 @@ def _write(path: Path, document: dict[str, Any]) -> None:
     written.replace(path)
 
 
-def _listen() -> socket.socket:
-    """A port of every address that this node has."""
+def listen() -> socket.socket:
+    """A port of every address that this machine has."""
     try:
         return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     except (OSError, ValueError):  # no IPv6 here
@@ -232,7 +232,7 @@ def main() -> None:
     os.umask(0o077)
     folder = Path(sys.argv[1])
     question = json.loads((folder / "question.json").read_text(encoding="utf-8"))
-    with _listen() as server:
+    with listen() as server:
         port = server.getsockname()[1]
         threading.Thread(target=_answer, args=(server, question["token"]), daemon=True).start()
         name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()

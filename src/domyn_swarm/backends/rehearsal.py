@@ -82,7 +82,7 @@ class Visit:
         self._held = held.open("r+b")
         with contextlib.suppress(OSError):  # a file system without locks: the report will say so
             fcntl.lockf(self._held.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._server = _listen()
+        self._server = node_report.listen()
         threading.Thread(target=self._await_call, args=(self._server,), daemon=True).start()
         port = self._server.getsockname()[1]
         asked = {
@@ -158,13 +158,6 @@ def _remove_abandoned(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(old)
-
-
-def _listen() -> socket.socket:
-    try:
-        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    except (OSError, ValueError):  # no IPv6 here
-        return socket.create_server(("", 0))
 
 
 def _own_names() -> list[str]:
