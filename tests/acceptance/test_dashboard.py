@@ -211,7 +211,7 @@ async def test_a_large_home_of_another_host_and_the_end_of_the_dashboard(
             await tab.until("document.body.innerText.includes('Open the URL that the new one')")
             taken = cli("dashboard", "--no-open", "--port", port)
             assert (taken.returncode, taken.stdout) == (2, "")
-            assert f"Cannot listen on 127.0.0.1, port {port}" in taken.stderr
+            assert f"Cannot listen on '127.0.0.1', port {port}" in taken.stderr
     cli.ok("down", "wide", "--forget", "-y")
 
 
@@ -241,9 +241,12 @@ def test_what_it_is_asked_for_must_be_there(cli: CommandLine) -> None:
     unknown = cli("dashboard", "nobody", "--no-open")
     assert (unknown.returncode, unknown.stdout) == (3, "")
     assert "There is no swarm named 'nobody'" in unknown.stderr
-    host = cli("dashboard", "--no-open", "--host", "192.0.2.1")
-    assert (host.returncode, host.stdout) == (2, "")
-    assert "Cannot listen on 192.0.2.1" in host.stderr
+    for host in ("192.0.2.1", "no.such.host.invalid", "x" * 70, ""):
+        refused = cli("dashboard", "--no-open", "--host", host)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"Cannot listen on {host!r}" in refused.stderr
+    for every in ("0.1", "nan", "inf"):
+        assert cli("dashboard", "--no-open", "--every", every).returncode == 2
     with dashboard(cli, "--no-open", "--host", "0.0.0.0") as shown:
         assert urlsplit(shown.url).hostname not in ("0.0.0.0", "127.0.0.1")
         local = Shown(

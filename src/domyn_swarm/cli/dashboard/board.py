@@ -84,7 +84,9 @@ class _SwarmLook:
             self._history = self._service.history(self._name) or self._history
             self._states, self._due_at = states, time.monotonic() + _HISTORY_S
         now = {one.index: one.state.value for one in swarm.replicas}
-        charts = [drawn(one) for one in replica_charts(self._history, now, utc_now())]
+        ended = self._history and not swarm.phase.live
+        until = self._history[-1].reported_at if ended else utc_now()
+        charts = [drawn(one) for one in replica_charts(self._history, now, until)]
         return _sight(swarm, swarm_page(swarm, charts, utc_now()).model_dump_json())
 
 

@@ -42,7 +42,8 @@ def dashboard(
         ),
     ] = None,
     every: Annotated[
-        float, typer.Option("--every", min=0.5, metavar="S", help="Seconds between two looks.")
+        float,
+        typer.Option("--every", min=0.5, max=3600, metavar="S", help="Seconds between two looks."),
     ] = 2.0,
 ) -> None:
     """Serve a live page about the swarms of this home, until Ctrl-C; print its URL.

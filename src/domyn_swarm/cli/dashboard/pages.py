@@ -15,6 +15,7 @@ from domyn_swarm.swarm.snapshot import JobList, JobSnapshot, SwarmSnapshot
 JOBS_SHOWN = 50  # the newest; `job list` has all
 _JOB_COLUMNS = (*rows.JOB_COLUMNS, "id")
 _FAILURE_COLUMNS = ("rows", "answers", "status", "example row", "example")
+_NO_HISTORY = "How many replicas were ready over time is not known here."
 _MESSAGE_CHARACTERS = 400
 
 
@@ -79,7 +80,7 @@ def swarm_page(swarm: SwarmSnapshot, charts: Sequence[str], now: datetime) -> Pa
     jobs = _jobs(newest[:JOBS_SHOWN], len(newest[JOBS_SHOWN:]))
     return Page(
         title=swarm.name,
-        lines=tuple(rows.summary(swarm, now)),
+        lines=(*rows.summary(swarm, now), *([] if charts else [_NO_HISTORY])),
         tables=(jobs, table),
         charts=tuple(charts),
     )

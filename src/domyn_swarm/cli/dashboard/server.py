@@ -75,7 +75,7 @@ class Address:
         """Whether others than this machine's users may reach it."""
         try:
             return not ip_address(_resolved(self.host)).is_loopback
-        except OSError:
+        except (OSError, UnicodeError):  # it is no name: `listening` says so
             return True
 
     @property
@@ -96,6 +96,8 @@ class Dashboard:
         digest = hashlib.sha256(self.token.encode()).hexdigest()
         self._cookie = f"dashboard-{digest[:8]}"  # cookies know no ports: several may run here
         self._names = {"localhost", socket.gethostname().lower(), address.host.lower()}
+        if address.public:
+            self._names.add(socket.getfqdn().lower())
         self._notice = (
             f"Served on {address.host}: whoever has the URL with its token can read this page, and "
             "what is sent is not encrypted."
@@ -279,10 +281,11 @@ async def listening(dashboard: Dashboard, address: Address) -> AsyncIterator[int
         server, port = await connections.serve(
             runner, _resolved(address.host), port=address.port, lifetime_s=_LIFETIME_S
         )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         await runner.cleanup()
+        why = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            f"Cannot listen on {address.host}, port {address.port}: {error.strerror or error}.",
+            f"Cannot listen on {address.host!r}, port {address.port}: {why}.",
             hint="--port 0 takes a free port; --host is an address or a name of this machine.",
         ) from error
     try:

@@ -29,6 +29,7 @@ function fillCell(cell, text, href) {
     link = cell.appendChild(document.createElement("a"));
   }
   if (link.getAttribute("href") !== href) link.setAttribute("href", href);
+  link.title = text; // a long name is cut
   put(link, text);
 }
 
