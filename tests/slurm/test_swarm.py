@@ -216,29 +216,35 @@ def test_an_endpoint_moves_is_cancelled_and_ends_under_jobs_and_no_row_is_lost(
     assert all_answered(job.folder, job.rows)
     (step.folder / "released").touch()
     done = ended(moved)
-    assert done.status is JobStatus.SUCCEEDED, done.message
+    assert (done.status, done.message) == (JobStatus.SUCCEEDED, None)
     assert done.account is not None
     assert done.account.rows_answered == step.rows
     assert done.account.requests <= step.rows + 8  # those in flight, at most
     assert all_answered(step.folder, step.rows)
     until(lambda: mailed(slurm, "of-endpoint@here", "demo-endpoint"))
 
-    # An admin cancels it: the swarm has failed and says why, takes no job, and its jobs end.
+    # An admin cancels it: the swarm has failed and says why, and takes no job. Its jobs go on with
+    # the replicas that they know, and end with those.
     job = submit_held(tmp_path / "cancelled")
+    other = submit_held(tmp_path / "without")
     slurm.run("scancel", endpoint_job(slurm))
     until(lambda: observed() == "failed")
     seen = service.status("demo")
     assert "the endpoint's job was cancelled" in seen.detail
     with pytest.raises(StateError, match=r"demo has failed.*the endpoint's job was cancelled"):
         jobs.submit(request(tmp_path / "refused", 1))
-    done = ended(job.handle)
+    done = other.release()
+    assert (done.status, done.rows_failed) == (JobStatus.SUCCEEDED, 0)
+    assert all_answered(other.folder, other.rows)
+    slurm.run("scancel", *(one for one in jobs_of(slurm) if "_" in one))
+    until(lambda: not [one for one in jobs_of(slurm) if "_" in one])
+    done = job.release()
     assert done.status is JobStatus.FAILED
     assert "The swarm has failed: the endpoint's job was cancelled" in str(done.message)
     down()
 
     # In the next swarm it goes on; with the swarm a step ends.
     up(min_ready=2)
-    (job.folder / "released").touch()
     done = ended(resumed(job.handle))
     assert done.status is JobStatus.SUCCEEDED
     assert done.account is not None
