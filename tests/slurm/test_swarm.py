@@ -19,11 +19,13 @@ from domyn_swarm.errors import StateError
 from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from patience import limit_s, scaled
 from slurm.cluster import SlurmCluster, slurm_version
 from slurm.swarms import (
     REPLICA_TASK,
+    HeldJob,
     Up,
     all_answered,
     came_back,
@@ -194,6 +196,29 @@ def test_slurms_own_daemons_go_away_under_a_job(
     assert jobs_of(slurm) == {}
 
 
+def _outlives_its_endpoint(slurm: SlurmCluster, folder: Path) -> HeldJob:
+    """An admin cancels the endpoint: the swarm has failed and says why, and takes no job. Its jobs
+    go on with the replicas that they know; returns one that ended with those.
+    """
+    job = submit_held(folder / "cancelled")
+    other = submit_held(folder / "without")
+    slurm.run("scancel", endpoint_job(slurm))
+    until(lambda: observed() == "failed")
+    seen = SwarmService().status("demo")
+    assert "the endpoint's job was cancelled" in seen.detail
+    with pytest.raises(StateError, match=r"demo has failed.*the endpoint's job was cancelled"):
+        JobService().submit(request(folder / "refused", 1))
+    done = other.release()
+    assert (done.status, done.rows_failed) == (JobStatus.SUCCEEDED, 0)
+    assert all_answered(other.folder, other.rows)
+    slurm.run("scancel", *(one for one in jobs_of(slurm) if "_" in one))
+    until(lambda: not [one for one in jobs_of(slurm) if "_" in one])
+    done = job.release()
+    assert done.status is JobStatus.FAILED
+    assert "The swarm has failed: the endpoint's job was cancelled" in str(done.message)
+    return job
+
+
 def test_an_endpoint_moves_is_cancelled_and_ends_under_jobs_and_no_row_is_lost(
     up: Up, slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,24 +248,7 @@ def test_an_endpoint_moves_is_cancelled_and_ends_under_jobs_and_no_row_is_lost(
     assert all_answered(step.folder, step.rows)
     until(lambda: mailed(slurm, "of-endpoint@here", "demo-endpoint"))
 
-    # An admin cancels it: the swarm has failed and says why, and takes no job. Its jobs go on with
-    # the replicas that they know, and end with those.
-    job = submit_held(tmp_path / "cancelled")
-    other = submit_held(tmp_path / "without")
-    slurm.run("scancel", endpoint_job(slurm))
-    until(lambda: observed() == "failed")
-    seen = service.status("demo")
-    assert "the endpoint's job was cancelled" in seen.detail
-    with pytest.raises(StateError, match=r"demo has failed.*the endpoint's job was cancelled"):
-        jobs.submit(request(tmp_path / "refused", 1))
-    done = other.release()
-    assert (done.status, done.rows_failed) == (JobStatus.SUCCEEDED, 0)
-    assert all_answered(other.folder, other.rows)
-    slurm.run("scancel", *(one for one in jobs_of(slurm) if "_" in one))
-    until(lambda: not [one for one in jobs_of(slurm) if "_" in one])
-    done = job.release()
-    assert done.status is JobStatus.FAILED
-    assert "The swarm has failed: the endpoint's job was cancelled" in str(done.message)
+    job = _outlives_its_endpoint(slurm, tmp_path)
     down()
 
     # In the next swarm it goes on; with the swarm a step ends.
