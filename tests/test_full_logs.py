@@ -56,7 +56,7 @@ def test_how_a_job_ended_is_written_as_soon_as_the_disk_takes_it(
             path.rmdir()
 
     monkeypatch.setattr(exit_wrapper.time, "sleep", rest)
-    exit_wrapper._record(path, 7, exit_wrapper.datetime.now(exit_wrapper.UTC), [])
+    exit_wrapper._record(path, 7, exit_wrapper.datetime.now(exit_wrapper.UTC))
     assert json.loads(path.read_text())["code"] == 7
 
 
@@ -66,5 +66,5 @@ def test_a_disk_that_never_takes_it_changes_nothing_for_the_job(
     path = tmp_path / "exit.json"
     path.mkdir()
     monkeypatch.setattr(exit_wrapper.time, "sleep", lambda _seconds: None)
-    exit_wrapper._record(path, 7, exit_wrapper.datetime.now(exit_wrapper.UTC), [])
+    exit_wrapper._record(path, 7, exit_wrapper.datetime.now(exit_wrapper.UTC))
     assert f"cannot write {path}" in capsys.readouterr().err

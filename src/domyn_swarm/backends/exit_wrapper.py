@@ -32,6 +32,7 @@ from domyn_swarm.temporary import settle_temporary_folder
 _PR_SET_PDEATHSIG = 1
 _LIMIT = "--time-limit="
 _AFTER_LIMIT_S = 60.0
+_OF_WARNING = 0.75  # of the time from the warning to the end, for the program to end in
 _TRIES, _REST_S = 10, 1.0  # to write how it ended: a disk may be full for a moment
 
 
@@ -43,40 +44,77 @@ def main(arguments: Sequence[str], umask: int) -> int:
     exit_path, folder, separator, *program = arguments
     if separator != "--" or not program:
         raise SystemExit(f"usage: exit_wrapper EXIT_FILE CWD -- PROGRAM …, not {arguments}")
-    began = datetime.now(UTC)
     if said := settle_temporary_folder():
         print(said, file=sys.stderr)  # noqa: T201 - the job's log
-    child: subprocess.Popen[bytes] | None = None
-    told: list[int] = []  # every signal so far
+    paths = JobPaths(Path(exit_path).parent)
+    code = ProgramRun(paths).run(folder, program, umask, limit_s)
+    tell_end(paths)
+    return code
 
-    def hand_on(number: int, _frame: FrameType | None) -> None:
-        told.append(number)
-        if child is not None:
-            child.send_signal(_meaning(told))
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
-        signal.signal(number, hand_on)
-    signal.setitimer(signal.ITIMER_REAL, limit_s, _AFTER_LIMIT_S)
-    try:
-        child = subprocess.Popen(program, cwd=folder, umask=umask, preexec_fn=_prepare)  # noqa: PLW1509 - no threads here
-    except OSError as error:
-        print(f"cannot start {program[0]}: {error}", file=sys.stderr)  # noqa: T201 - the job's log
-        _record(Path(exit_path), 127, began, told)
-        _tell(JobPaths(Path(exit_path).parent))
-        return 127
-    if told:  # before there was a program to tell
-        child.send_signal(_meaning(told))
-    code = child.wait()
-    _record(Path(exit_path), code, began, told)
-    _tell(JobPaths(Path(exit_path).parent))
-    return code if code >= 0 else 128 - code
+class ProgramRun:
+    """One run of a job's program, and the record of its end. Takes the signals of this process."""
+
+    def __init__(self, paths: JobPaths, warned_s: float = 0.0) -> None:
+        """`warned_s`: how long before the end of its time the scheduler warns, within a part of
+        which the program has to end; 0: it may take what is left.
+        """
+        self._began = datetime.now(UTC)
+        self._told: list[int] = []  # every signal so far
+        self._exit_path = paths.exit
+        self._warned_s = warned_s
+        self._child: subprocess.Popen[bytes] | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
+            signal.signal(number, self._hand_on)
+
+    def _hand_on(self, number: int, _frame: FrameType | None) -> None:
+        self._told.append(number)
+        if number == signal.SIGUSR1 and self._warned_s:
+            signal.setitimer(signal.ITIMER_REAL, _OF_WARNING * self._warned_s)
+        if self._child is not None:
+            self._child.send_signal(_meaning(self._told))
+
+    def run(self, folder: str, program: Sequence[str], umask: int, limit_s: float) -> int:
+        """To the program's end, which is written down; its exit code, 128 + the number for a
+        signal. `limit_s` 0: without a limit.
+        """
+        signal.setitimer(signal.ITIMER_REAL, limit_s, _AFTER_LIMIT_S)
+        try:
+            child = subprocess.Popen(program, cwd=folder, umask=umask, preexec_fn=_prepare)  # noqa: PLW1509 - no threads here
+        except OSError as error:
+            print(f"cannot start {program[0]}: {error}", file=sys.stderr)  # noqa: T201 - the job's log
+            self.record(127)
+            return 127
+        self._child = child
+        if self._told:  # before there was a program to tell
+            child.send_signal(_meaning(self._told))
+        code = child.wait()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.record(code)
+        return code if code >= 0 else 128 - code
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to end: by somebody, or by a scheduler that ends its job."""
+        return signal.SIGTERM in self._told or signal.SIGINT in self._told
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether its time was up, or the scheduler had warned that it will be."""
+        return signal.SIGUSR1 in self._told or signal.SIGALRM in self._told
+
+    def record(self, code: int, *, timed_out: bool | None = None) -> None:
+        """Write down how it ended: as `subprocess` has it, a signal is negative."""
+        timed_out = self.timed_out if timed_out is None else timed_out
+        _record(self._exit_path, code, self._began, timed_out=timed_out, stopped=self.stopped)
 
 
 def _meaning(told: Sequence[int]) -> int:
     """What the program is sent: SIGUSR1, the scheduler's warning, and SIGALRM, the end of its time,
     mean SIGTERM to it, and who is asked to end for the second time is killed.
     """
-    if max(told.count(signal.SIGTERM), told.count(signal.SIGALRM)) > 1:
+    warned = signal.SIGUSR1 in told
+    if max(told.count(signal.SIGTERM), told.count(signal.SIGALRM) + warned) > 1:
         return signal.SIGKILL
     return signal.SIGINT if told[-1] == signal.SIGINT else signal.SIGTERM
 
@@ -92,13 +130,15 @@ def _prepare() -> None:
         return
 
 
-def _record(path: Path, code: int, began: datetime, told: Sequence[int]) -> None:
+def _record(
+    path: Path, code: int, began: datetime, *, timed_out: bool = False, stopped: bool = False
+) -> None:
     document = {
         "schema_version": 1,
         "code": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
-        "time_limit": signal.SIGUSR1 in told or signal.SIGALRM in told,
-        "stopped": signal.SIGTERM in told or signal.SIGINT in told,
+        "time_limit": timed_out,
+        "stopped": stopped,
         "started_at": began.isoformat(),
         "ended_at": datetime.now(UTC).isoformat(),
     }
@@ -115,7 +155,7 @@ def _record(path: Path, code: int, began: datetime, told: Sequence[int]) -> None
         print(f"cannot write {path}: {problem}", file=sys.stderr)  # noqa: T201 - the job's log
 
 
-def _tell(paths: JobPaths) -> None:
+def tell_end(paths: JobPaths) -> None:
     """Tell the swarm's webhook, if it has one. The job has ended: who ends us now may."""
     try:
         told = json.loads(paths.notify.read_text("utf-8"))

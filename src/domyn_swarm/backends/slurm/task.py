@@ -71,6 +71,20 @@ class Process(Protocol):
         """Tell it to end."""
 
 
+class Returning(Protocol):
+    """What ended before its time, and may run on another time."""
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether it may: nobody has ended it meanwhile."""
+
+    def heed(self) -> None:
+        """Do what is to be done before the end."""
+
+    def rest(self, seconds: float) -> None:
+        """Do nothing for so long, or until it is told to end."""
+
+
 def _start_process(child: Child) -> Process:
     """The program runs; it ends with this task, however that ends."""
     return subprocess.Popen(
@@ -252,15 +266,15 @@ def _lost_node(codes: Sequence[int]) -> bool:
 
 
 def come_back(
-    task: Task,
+    task: Returning,
     job: str,
     *,
     by_requeue: bool,
     successor: Callable[[], None],
     slurm: Scheduler | None = None,
-) -> None:
+) -> bool:
     """Have a task that ended before its time run on another time: by requeueing, for which Slurm
-    ends it; where that is not wanted, or Slurm refuses it, by `successor`.
+    ends it; where that is not wanted, or Slurm refuses it, by `successor`. Whether it does.
 
     A task that somebody cancels loses its steps first, which looks like a lost node: it does not
     come back. While the controller does not answer, it is asked until the task is ended.
@@ -271,12 +285,12 @@ def come_back(
         try:
             if not _still_wanted(slurm, job):
                 _log.info("%s is being ended and does not come back", job)
-                return
+                return False
             if by_requeue and slurm.requeue(job):
                 task.rest(_REQUEUE_S)
-                return
+                return True
             if not _still_wanted(slurm, job):  # somebody else has put it back meanwhile
-                return
+                return True
         except CommandMissing as error:
             _log.error("%s cannot ask for its way back: %s", job, error.message)
         except PlatformError as error:
@@ -285,12 +299,13 @@ def come_back(
             continue
         try:
             successor()
-            return
+            return True
         except CommandMissing:  # it never comes
             raise
         except (OSError, PlatformError) as error:  # a full disk, a busy controller
             _log.warning("%s asks again for its successor: %s", job, error)
             task.rest(_AGAIN_S)
+    return False
 
 
 def _still_wanted(slurm: Scheduler, job: str) -> bool:
