@@ -138,7 +138,7 @@ Fingerprint = Literal["full", "sample", "off"]
 _JOB_ENDS = frozenset(status for status in JobStatus if status.final)
 JOB_TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PENDING: _JOB_ENDS | {JobStatus.RUNNING},
-    JobStatus.RUNNING: _JOB_ENDS,
+    JobStatus.RUNNING: _JOB_ENDS | {JobStatus.PENDING},  # back in the queue, for its next run
     **{status: frozenset[JobStatus]() for status in _JOB_ENDS},
 }
 

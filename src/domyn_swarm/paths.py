@@ -108,6 +108,16 @@ class JobPaths:
         return self.root / "exit.json"
 
     @property
+    def runs(self) -> Path:
+        """The runs of a job that goes on by itself: `runs.json`, written by our wrapper."""
+        return self.root / "runs.json"
+
+    @property
+    def cancelled(self) -> Path:
+        """Left by whoever cancels a job that goes on by itself: no other run begins."""
+        return self.root / "cancelled"
+
+    @property
     def notify(self) -> Path:
         """Whom our wrapper tells how it ended, if anybody: `notify.json`."""
         return self.root / "notify.json"

@@ -340,6 +340,23 @@ def test_a_second_driver_says_who_holds_the_job(bench: Any, answer: Any) -> None
         first.kill()
 
 
+def test_a_later_run_of_a_job_waits_for_the_driver_of_the_run_before(
+    bench: Any, answer: Any
+) -> None:
+    """That may live on a node that Slurm has given up."""
+    bench.write(10)
+    bench.server.behave = lambda _prompt, nth: answer(delay_s=limit_s() if nth == 1 else 0)
+    folder = bench.job_folder(bench.spec())
+    first = warm.start_worker(folder)
+    until(lambda: bench.server.asked)
+    (folder / "runs.json").write_text('{"number": 2}')
+    second = warm.start_worker(folder)
+    until(lambda: "It is waited for" in warm.said(folder))
+    first.kill()
+    assert second.wait() == 0
+    assert [row["answer"] for row in bench.output()] == [f"P{n}" for n in range(10)]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -13,6 +13,7 @@ import pytest
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
+from domyn_swarm.swarm.snapshot import JobSnapshot
 from process_list import running
 from slurm.cluster import SlurmCluster
 from slurm.swarms import (
@@ -28,9 +29,11 @@ from slurm.swarms import (
     submit_held,
     taking_nothing,
     until,
+    warn,
 )
 
 JOB, STEP = JobResources(detached=True), JobResources()
+ONCE = JobResources(detached=True, continues=False)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +56,11 @@ def standing(
             JobService().cancel(job.job_id)
 
 
-def submit_apart(slurm: SlurmCluster, folder: Path) -> HeldJob:
+def submit_apart(slurm: SlurmCluster, folder: Path, resources: JobResources) -> HeldJob:
     """A job of its own on a node where nothing of the swarm is."""
     taken = {node_of(slurm, one) for one in jobs_of(slurm)}
     with taking_nothing(slurm, ",".join(sorted(taken))):
-        return submit_held(folder, resources=JOB)
+        return submit_held(folder, resources=resources)
 
 
 def preempt(slurm: SlurmCluster, node: str) -> None:
@@ -90,6 +93,49 @@ def said(handle: JobHandle) -> tuple[JobStatus, str]:
     return done.status, str(done.message)
 
 
+@pytest.mark.parametrize("how", ["warned", "preempted", "refused"])
+def test_a_detached_job_goes_on_by_itself(
+    standing: Standing, slurm: SlurmCluster, tmp_path: Path, how: str
+) -> None:
+    job = submit_apart(slurm, tmp_path, JOB)
+    slurm_id = job.handle.platform_id
+    if how == "preempted":
+        preempt(slurm, node_of(slurm, slurm_id))
+    else:
+        if how == "refused":  # as where a site forbids requeueing
+            slurm.run("scontrol", "update", f"JobId={slurm_id}", "Requeue=0")
+        warn(slurm, slurm_id)
+    jobs = JobService()
+    until(lambda: "run 2 waits" in (jobs.status(job.handle).message or "") or now(job).runs == 2)
+    until(lambda: now(job).runs == 2)
+    until(lambda: now(job).status is JobStatus.RUNNING)
+    job.goes_on()
+    done = job.release()
+    assert (done.status, done.runs) == (JobStatus.SUCCEEDED, 2)
+    assert all_answered(tmp_path, job.rows)
+    assert done.account is not None
+    assert done.account.requests <= job.rows + 8  # no more than were in flight
+    assert (how == "refused") == any(
+        f"job-{job.handle.job_id}." in line and not line.startswith(f"{slurm_id} ")
+        for line in slurm.run("squeue", "--states=all", "--format=%i %j").stdout.splitlines()
+    )
+
+
+def now(job: HeldJob) -> JobSnapshot:
+    return JobService().status(job.handle)
+
+
+def test_a_job_that_waits_for_its_next_run_is_cancelled_in_the_queue(
+    standing: Standing, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    waiting = submit_held(tmp_path, resources=JOB)
+    warn(slurm, waiting.handle.platform_id)
+    until(lambda: now(waiting).status is JobStatus.PENDING)
+    assert JobService().cancel(waiting.handle).status is JobStatus.CANCELLED
+    assert waiting.handle.platform_id not in jobs_of(slurm)
+    assert now(waiting).status is JobStatus.CANCELLED
+
+
 @pytest.mark.parametrize(
     ("how", "status", "word"),
     [
@@ -108,7 +154,7 @@ def test_a_detached_job_says_what_ended_it_and_goes_on(
     status: JobStatus,
     word: str,
 ) -> None:
-    job = submit_apart(slurm, tmp_path)
+    job = submit_apart(slurm, tmp_path, ONCE if how in ("preempted", "node") else JOB)
     node = node_of(slurm, job.handle.platform_id)
     if how == "preempted":
         preempt(slurm, node)

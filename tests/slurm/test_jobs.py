@@ -147,7 +147,8 @@ def test_steps_and_jobs_side_by_side_end_each_for_itself(
     standing: Standing, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
     jobs = JobService()
-    kinds = {"cancelled step": STEP, "other step": STEP, "warned job": JOB}
+    once = JobResources(detached=True, continues=False)
+    kinds = {"cancelled step": STEP, "other step": STEP, "warned job": once}
     held = {
         name: submit_held(tmp_path / name, resources=asked, max_concurrency=4)
         for name, asked in kinds.items()

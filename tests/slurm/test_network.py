@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from domyn_swarm.model import JobStatus
+from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from patience import limit_s
@@ -166,7 +167,8 @@ def test_nodes_of_a_swarm_are_cut_off_and_its_jobs_go_on(
     with taking_nothing(apart, f"{home},{replica}"):
         job = submit_held(tmp_path / "goes on", 300)
     with taking_nothing(apart, f"{home},{replica},{node_of(apart, job.handle.platform_id)}"):
-        lost = submit_held(tmp_path / "is cut off")
+        once = JobResources(detached=True, continues=False)
+        lost = submit_held(tmp_path / "is cut off", resources=once)
     with cut_off(apart, replica, node_of(apart, lost.handle.platform_id)):
         job.goes_on()
         until(lambda: JobService().status(lost.handle).status is JobStatus.LOST_NODE)

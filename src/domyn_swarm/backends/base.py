@@ -203,6 +203,7 @@ class ComputeSpec(Record):
     job_dir: str
     files: tuple[str, ...] = ()  # that it reads and writes, beside its own folder: paths or URLs
     resources: JobResources = JobResources()
+    continues: bool = False  # it may run once more under the same id: see `JobResources.continues`
     platform_options: dict[str, Any] = Field(default_factory=dict)  # the validated backend section
 
 
@@ -286,7 +287,7 @@ def refuse_draining(left: Sequence[str]) -> None:
 
 def exit_wrapper(python: str, spec: ComputeSpec, argv: Sequence[str]) -> list[str]:
     """The command that runs a job's program under the wrapper that writes down how it ended."""
-    limit_s = spec.resources.time_limit_s
+    limit_s = spec.resources.shortest_limit_s
     return [
         *(python, "-m", "domyn_swarm.backends.exit_wrapper"),
         *(() if limit_s is None else (f"--time-limit={limit_s:g}",)),
@@ -294,11 +295,13 @@ def exit_wrapper(python: str, spec: ComputeSpec, argv: Sequence[str]) -> list[st
     ]
 
 
-def read_tail(path: Path) -> str:
-    """The end of a log, as far as it says why something ended; nothing where there is none."""
+def read_tail(path: Path, begin: int = 0) -> str:
+    """The end of a log, as far as it says why something ended; nothing where there is none. What
+    was written before the byte `begin` is left out.
+    """
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            file.seek(max(begin, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             return file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return ""

@@ -19,12 +19,14 @@ from domyn_swarm.cli.options import (
     MailOption,
     MaxFailuresOption,
     MemOption,
+    NoContinueOption,
     NoProgressOption,
     OverwriteOption,
     PlacementOption,
     RefArgument,
     RetriesOption,
     RunHereOption,
+    StopAfterOption,
     SwarmOption,
     TimeOption,
     TimeoutOption,
@@ -56,6 +58,8 @@ def resume(
     mem: MemOption = None,
     time: TimeOption = None,
     mail_user: MailOption = None,
+    stop_after: StopAfterOption = None,
+    no_continue: NoContinueOption = False,
     detach: DetachOption = False,
     no_progress: NoProgressOption = False,
 ) -> None:
@@ -86,6 +90,8 @@ def resume(
             mem=mem,
             time=time,
             mail_user=mail_user,
+            stop_after=stop_after,
+            no_continue=no_continue,
         ),
     )
     which = chosen_job(ref, external_id, handle_json)

@@ -35,6 +35,7 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         *([("answers", verdicts_text(job.verdicts))] if verdicts_text(job.verdicts) else []),
         *[("note", remark) for remark in job.remarks],
         ("tokens", tokens_text(job)),
+        *([("runs", f"{job.runs} since {moment(job.began_at)}")] if job.began_at else []),
         *([("cost", account_text(job.account))] if job.account else []),
         ("input", job.input),
         ("output", job.output or "-"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -163,10 +164,34 @@ TimeOption = Annotated[
         "--time", metavar="LIMIT", help="When to end it: 12:00:00, 90 (minutes), 2-00:00:00."
     ),
 ]
+StopAfterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--stop-after",
+        metavar="TIME",
+        help="End it so long after it began, all its runs together: 3d, 12h, 2-12:00:00.",
+    ),
+]
+NoContinueOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-continue",
+        help="Slurm: end with its first run, at its time limit or when its node is lost.",
+    ),
+]
 MailOption = Annotated[
     str | None,
     typer.Option("--mail-user", metavar="ADDRESS", help="Slurm mails there when it has ended."),
 ]
+
+
+_UNIT_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def _in_units_s(text: str) -> float | None:
+    """The seconds of a time like 3d, 12h or 90m; None: it is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", text)
+    return None if found is None else float(found[1]) * _UNIT_S[found[2]] or math.inf
 
 
 def resources_of(
@@ -178,6 +203,8 @@ def resources_of(
     mem: str | None,
     time: str | None,
     mail_user: str | None,
+    stop_after: str | None = None,
+    no_continue: bool = False,
 ) -> JobResources:
     """What the flags ask of the platform."""
     from domyn_swarm.config.backends import memory_gb, time_limit_s
@@ -189,18 +216,26 @@ def resources_of(
         size = None if mem is None else memory_gb(mem)
     except ValueError as error:
         raise typer.BadParameter(f"--mem: {error}.") from None
-    try:
-        limit_s = None if time is None else time_limit_s(time)
-    except ValueError as error:
-        raise typer.BadParameter(f"--time: {error}.") from None
-    if limit_s == math.inf:
-        raise typer.BadParameter("--time: write more than 0; without --time it is the default.")
+
+    def seconds(flag: str, text: str | None) -> float | None:
+        try:
+            found = None if text is None else _in_units_s(text) or time_limit_s(text)
+        except ValueError as error:
+            raise typer.BadParameter(f"{flag}: {error}.") from None
+        if found == math.inf:
+            raise typer.BadParameter(
+                f"{flag}: write more than 0; without {flag} it is the default."
+            )
+        return found
+
     return JobResources(
         detached=detached,
         placement="here" if run_here else None if placement is None else placement.value,
         cpus=cpus,
         memory_gb=size,
-        time_limit_s=limit_s,
+        time_limit_s=seconds("--time", time),
+        stop_after_s=seconds("--stop-after", stop_after),
+        continues=False if no_continue else None,
         mail_user=mail_user,
     )
 

@@ -23,6 +23,7 @@ from domyn_swarm.cli.options import (
     MailOption,
     MaxFailuresOption,
     MemOption,
+    NoContinueOption,
     NoProgressOption,
     OverwriteOption,
     PlacementOption,
@@ -31,6 +32,7 @@ from domyn_swarm.cli.options import (
     RecursiveOption,
     RetriesOption,
     RunHereOption,
+    StopAfterOption,
     SwarmOption,
     TimeOption,
     TimeoutOption,
@@ -193,6 +195,8 @@ def submit(
     mem: MemOption = None,
     time: TimeOption = None,
     mail_user: MailOption = None,
+    stop_after: StopAfterOption = None,
+    no_continue: NoContinueOption = False,
     down_after: DownAfterOption = False,
     detach: DetachOption = False,
     no_progress: NoProgressOption = False,
@@ -273,6 +277,8 @@ def submit(
             mem=mem,
             time=time,
             mail_user=mail_user,
+            stop_after=stop_after,
+            no_continue=no_continue,
         ),
     )
     if dry_run:

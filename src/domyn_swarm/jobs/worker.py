@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ from domyn_swarm.batch.runner import Events
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkerPlan
 from domyn_swarm.batch.worker_process import start_local
-from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, SwarmError, disk_error
+from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, CheckpointBusy, SwarmError, disk_error
 from domyn_swarm.jobs.preparation import Prepared, prepare
 from domyn_swarm.jobs.program import access_of, event_loop_runner, read_spec
 from domyn_swarm.jobs.reporting import Reporter
@@ -38,6 +39,7 @@ from domyn_swarm.paths import JobPaths, private_dir
 
 _log = get_logger(__name__)
 _PROGRESS_S = 1.0
+_BUSY_S = 5.0  # so often a driver is looked for that the job's earlier run may have left
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,11 +112,26 @@ class _Worker:
     async def _run_batch(self) -> bool:
         if self._spec.checkpointing:
             self._tell_differences()
-            return await self._run_plan(self._prepared)
+            return await self._run_alone()
         shared = private_dir(Path(self._spec.checkpoint_root)) if self._elsewhere else None
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-", dir=shared) as scratch:
             plan = replace(self._prepared.plan, checkpoint_root=Path(scratch))
             return await self._run_plan(replace(self._prepared, plan=plan))
+
+    async def _run_alone(self) -> bool:
+        """Once nobody else drives the job. The driver of its earlier run may live on a node that
+        is cut off from its scheduler alone, until that ends it.
+        """
+        while True:
+            try:
+                return await self._run_plan(self._prepared)
+            except CheckpointBusy as busy:
+                if not _runs_again(self._paths):
+                    raise
+                _log.warning("%s It is waited for.", busy.message)
+                await asyncio.sleep(_BUSY_S)
+            if self._signal is not None:
+                return False
 
     async def _run_plan(self, prepared: Prepared) -> bool:
         work = replace(prepared.plan.work, notice=lambda text: _log.warning("%s", text))
@@ -173,6 +190,14 @@ class _Worker:
         if found is not None:
             name, differences = found
             _log.warning("a new checkpoint, since %s differs: %s", name, "; ".join(differences))
+
+
+def _runs_again(paths: JobPaths) -> bool:
+    """Whether the job goes on by itself, and this is not its first run."""
+    try:
+        return bool(json.loads(paths.runs.read_text("utf-8"))["number"] > 1)
+    except FileNotFoundError:
+        return False
 
 
 if __name__ == "__main__":

@@ -17,8 +17,16 @@ class JobResources(Record):
     placement: Literal["step", "job", "here"] | None = None
     cpus: int | None = Field(None, ge=1)
     memory_gb: float | None = Field(None, gt=0)
-    time_limit_s: float | None = Field(None, gt=0)
+    time_limit_s: float | None = Field(None, gt=0)  # of one run, where it goes on by itself
+    stop_after_s: float | None = Field(None, gt=0)  # from its first run's begin, all runs together
+    continues: bool | None = None  # over the limits of its allocation; None: where that can be
     mail_user: str | None = None
+
+    @property
+    def shortest_limit_s(self) -> float | None:
+        """The limit of a job that runs once."""
+        limits = [one for one in (self.time_limit_s, self.stop_after_s) if one is not None]
+        return min(limits, default=None)
 
 
 class SrunResources(Record):

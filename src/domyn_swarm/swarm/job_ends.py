@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from domyn_swarm.backends.base import read_exit, read_tail
+from domyn_swarm.backends.slurm.job_runs import JobRuns
 from domyn_swarm.backends.slurm.step_log import srun_was_ended, srun_was_killed
 from domyn_swarm.jobs.spec import JobResult
 from domyn_swarm.model import JobStatus
@@ -38,6 +39,8 @@ def why_it_ended(record: JobRecord, result: JobResult | None) -> str | None:
     """
     if record.status in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
         return None
+    if (over := _not_continued(record)) is not None:
+        return over
     if record.status in _ENDS:
         cause, more = _ENDS[record.status]
         return f"{cause}; {_next(record, more)}"
@@ -45,9 +48,42 @@ def why_it_ended(record: JobRecord, result: JobResult | None) -> str | None:
     return told or _failed(record)
 
 
+def _not_continued(record: JobRecord) -> str | None:
+    """Why a job that goes on by itself did not; None: it is none, or that is not the cause."""
+    runs = JobRuns.read(JobPaths(Path(record.job_dir)))
+    if runs is None or record.status is JobStatus.CANCELLED:
+        return None
+    if runs.over == "stop_after":
+        return f"the time that --stop-after gives it was over; {_next(record, '')}"
+    if runs.over == "fruitless":
+        return f"{runs.reason}: see its log; {_next(record, '')}"
+    return None
+
+
+def why_it_waits(record: JobRecord, waits: str | None = None) -> str | None:
+    """Of a job that is pending: why it has not begun, or waits for its next run.
+
+    Args:
+        record: of the job.
+        waits: what its platform says of it, if it was asked.
+    """
+    paths = JobPaths(Path(record.job_dir))
+    runs = JobRuns.read(paths)
+    if runs is None:
+        return waits
+    ended = read_exit(paths.exit)
+    cause = "its node was lost or taken from it"
+    if ended is not None:
+        cause = "its time limit was up" if ended.time_limit else "Slurm took its node from it"
+    return f"{cause}: run {runs.number + 1} {waits or 'waits in the queue'}"
+
+
 def limits_kept(status: JobStatus, had: JobResources, asked: JobResources) -> Iterator[str]:
     """What a job that is run once more meets again, because nothing else was asked for."""
-    if status is JobStatus.TIMED_OUT and not _more(had.time_limit_s, asked.time_limit_s):
+    if status is JobStatus.TIMED_OUT and had.stop_after_s is not None:
+        stop_after_s = asked.stop_after_s or had.stop_after_s
+        yield f"may go on for {stop_after_s / 3600:.4g} h once more: --stop-after TIME changes it."
+    elif status is JobStatus.TIMED_OUT and not _more(had.time_limit_s, asked.time_limit_s):
         limit = "the same limit" if had.time_limit_s is None else f"{had.time_limit_s / 60:g} min"
         yield f"reached its time limit and gets {limit} again: --time LIMIT gives it more."
     if status is JobStatus.OUT_OF_MEMORY and not _more(had.memory_gb, asked.memory_gb):

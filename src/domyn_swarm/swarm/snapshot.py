@@ -84,6 +84,8 @@ class JobSnapshot(Record):
     completion_tokens: int = 0
     input: str
     output: str | None
+    runs: int | None = None  # begun so far, of a job that goes on by itself; null: of any other
+    began_at: datetime | None = None  # the first of them
     account: JobAccount | None = None  # of all its runs, once one has ended
     message: str | None = None  # paused, failed: why
     remarks: tuple[str, ...] = ()  # worth knowing of how its rows came out

@@ -178,6 +178,9 @@ class JobSubmitter:
         record = new_record(spec, paths, swarm, external_id)
         files = (spec.input, spec.output, spec.checkpoint_root)
         compute = compute_spec(record, spec.resources, swarm, files)
+        # What asks failed rows again would ask those again, too, that failed in its own runs.
+        once = spec.resources.continues is False or spec.retry_failed or not spec.checkpointing
+        compute = compute.model_copy(update={"continues": not once})
         self._backend(record).check(compute)
         return record, compute
 
@@ -269,6 +272,8 @@ class JobSubmitter:
             told = ended.conclusive
             return self._settle(record, ended.status) if told else self.refresh(record)
         begun = record.status is JobStatus.PENDING and paths.progress.exists()
+        if begun and paths.runs.exists():  # or it waits for its next run
+            return self.refresh(record)
         return self._settle(record, JobStatus.RUNNING) if begun else record
 
     def _look_for(self, record: JobRecord) -> JobRecord:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.backends.left_out import LeftOut, left_out
+from domyn_swarm.backends.slurm.job_runs import JobRuns
 from domyn_swarm.errors import PlatformError, SwarmError
 from domyn_swarm.jobs.spec import JobResult
 from domyn_swarm.model import JobProgress, JobStatus, SwarmPhase, utc_now
@@ -18,7 +19,7 @@ from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
-from domyn_swarm.swarm.job_ends import why_it_ended
+from domyn_swarm.swarm.job_ends import why_it_ended, why_it_waits
 from domyn_swarm.swarm.lost import why_lost
 from domyn_swarm.swarm.readiness import readiness, reports_of
 from domyn_swarm.swarm.replica_rows import placed, reported
@@ -162,6 +163,9 @@ def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
     message = progress.message if progress else None
     if record.status.final:
         message = why_it_ended(record, result)
+    runs = JobRuns.read(paths)
+    if runs is not None and record.status is JobStatus.PENDING:
+        message = why_it_waits(record)
     live = record.status is JobStatus.RUNNING
     known_at = progress.updated_at if progress else record.submitted_at
     return JobSnapshot(
@@ -182,6 +186,8 @@ def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
         completion_tokens=progress.completion_tokens if progress else 0,
         input=record.input,
         output=record.output,
+        runs=None if runs is None else runs.number,
+        began_at=None if runs is None else runs.first_began,
         account=result.account if result else None,
         message=message,
         remarks=result.remarks if result else (),

@@ -29,7 +29,7 @@ class LocalCompute(OnThisHost):
         given = spec.resources.model_dump(exclude_none=True)
         free = {
             "detached",
-            "time_limit_s",
+            *("time_limit_s", "stop_after_s", "continues"),
             *(["placement"] if given.get("placement") == "here" else []),
         }
         asked = given.keys() - free

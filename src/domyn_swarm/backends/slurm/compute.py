@@ -11,6 +11,7 @@ from pathlib import Path
 from domyn_swarm.backends.base import ComputeSpec, read_exit, read_tail
 from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.job_runs import last_words, slurm_ids
 from domyn_swarm.backends.slurm.job_status import job_status
 from domyn_swarm.backends.slurm.layout import job_script
 from domyn_swarm.backends.slurm.printed import memory_kill
@@ -73,9 +74,10 @@ class SlurmCompute(OnCluster):
 
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
         """See `ComputeBackend.find`."""
-        for job in self._slurm.queue(_FIND_S).values():
-            if is_job(job, job_id):
-                return _handle(job_id, job_dir, job.id)
+        own = [job for job in self._slurm.queue(_FIND_S).values() if is_job(job, job_id)]
+        if own:  # of several it is the last that has not ended
+            own.sort(key=lambda job: not job.over)
+            return _handle(job_id, job_dir, own[-1].id)
         for step in self._slurm.steps(_FIND_S).values():
             if step.comment == job_name(job_id):
                 return _handle(job_id, job_dir, step.id)
@@ -129,7 +131,7 @@ class SlurmCompute(OnCluster):
         return seen
 
     def _owned(self, handles: Sequence[JobHandle]) -> dict[str, SlurmJob]:
-        jobs = self._slurm.jobs([_id(handle) for handle in handles])
+        jobs = self._slurm.jobs([one for handle in handles for one in _ids(handle)])
         own = {handle.job_id: _own(handle, jobs) for handle in handles}
         return {job_id: job for job_id, job in own.items() if job is not None}
 
@@ -158,17 +160,18 @@ class SlurmCompute(OnCluster):
         if not self._goes_on(handle):
             return
         for within_s in (grace_s, _RECORD_S):
-            self._slurm.cancel([_id(handle)], signal="TERM")
+            self._slurm.cancel(_ids(handle), signal="TERM")
             if self._ends(handle, within_s):
                 break
         else:
-            self._slurm.cancel([_id(handle)])
+            self._slurm.cancel(_ids(handle))
             if not self._ends(handle, _END_S):
                 raise PlatformError(
-                    f"Slurm still has the job {handle.job_id} as {_id(handle)}.",
+                    f"Slurm still has the job {handle.job_id} as {_ids(handle)[-1]}.",
                     hint="Its node may be slow to let go; see `squeue`, then cancel it again.",
                 )
-        if read_exit(Path(handle.exit_path)) is None:  # it had not begun
+        ended = read_exit(Path(handle.exit_path))
+        if ended is None or ended.time_limit:  # it had not begun, or not its next run
             number = signal.SIGTERM
             now = utc_now()
             ended = ExitRecord(code=None, signal=number, started_at=now, ended_at=now)
@@ -181,7 +184,7 @@ class SlurmCompute(OnCluster):
     def _ends(self, handle: JobHandle, within_s: float) -> bool:
         job = self._owned([handle]).get(handle.job_id)
         if job is not None and job.waiting:  # nothing runs that could be told to end
-            self._slurm.cancel([_id(handle)])
+            self._slurm.cancel(_ids(handle))
         deadline = self._clock.monotonic() + within_s
         while self._goes_on(handle):
             if self._clock.monotonic() >= deadline:
@@ -203,7 +206,9 @@ class SlurmCompute(OnCluster):
             return JobStatus.OUT_OF_MEMORY
         if job is not None and job.over and job_status(job) not in _SAYS_NO_MORE:
             return job_status(job)
-        written = written_cause(paths, handle.platform_id, recorded=ended is not None)
+        written = written_cause(
+            paths, _ids(handle)[-1].partition(".")[0], recorded=ended is not None
+        )
         if written is not None:
             return written
         if ended is not None:
@@ -217,6 +222,8 @@ class SlurmCompute(OnCluster):
         """Whether a job that Slurm does not have as over is judged without its last word: a program
         ends before its job does, and only then is the job's state the cause of its end.
         """
+        if (ended.stopped or ended.time_limit) and job.runs_on and "." not in job.id:
+            return False  # it runs once more
         age_s = self._clock.time() - ended.ended_at.timestamp()
         return not job.waiting and abs(age_s) >= _COMPLETES_S  # or clocks differ
 
@@ -225,7 +232,8 @@ def _own(handle: JobHandle, jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:
     """The job as Slurm has it. An allocation that was requeued numbers its steps anew: one of the
     same number may be another job's.
     """
-    job = jobs.get(_id(handle))
+    known = [jobs[one] for one in _ids(handle) if one in jobs]
+    job = next((one for one in known if not one.over), known[-1] if known else None)
     if job is not None and handle.step is not None and job.comment != job_name(handle.job_id):
         return None
     return job
@@ -236,7 +244,7 @@ def _killed_for_memory(paths: JobPaths) -> bool:
 
     Without cgroups that is all it tells: the state is FAILED. A step has no state once it is over.
     """
-    return any(memory_kill(read_tail(path)) for path in (paths.log, paths.srun_log))
+    return any(memory_kill(text) for text in (last_words(paths), read_tail(paths.srun_log)))
 
 
 def _is_step(spec: ComputeSpec) -> bool:
@@ -253,9 +261,11 @@ def _is_step(spec: ComputeSpec) -> bool:
     return asked.placement == "step"
 
 
-def _id(handle: JobHandle) -> str:
-    """What Slurm knows it by."""
-    return handle.platform_id if handle.step is None else f"{handle.platform_id}.{handle.step}"
+def _ids(handle: JobHandle) -> tuple[str, ...]:
+    """What Slurm knows it by: several numbers where it has had successors."""
+    if handle.step is not None:
+        return (f"{handle.platform_id}.{handle.step}",)
+    return slurm_ids(Path(handle.job_dir), handle.platform_id)
 
 
 def _handle(job_id: str, job_dir: str, slurm_id: str) -> JobHandle:

@@ -9,6 +9,7 @@ from pathlib import Path
 from domyn_swarm.backends.base import ComputeSpec, exit_wrapper
 from domyn_swarm.backends.rehearsal import PROGRAM
 from domyn_swarm.backends.slurm.containers import IMAGE_PYTHON
+from domyn_swarm.backends.slurm.job_task import JobTask
 from domyn_swarm.backends.slurm.scripts import BatchScript
 from domyn_swarm.backends.slurm.tagged import (
     comment_of,
@@ -182,9 +183,29 @@ def step_script(spec: ComputeSpec) -> BatchScript:
 
 def _wrapped(config: SlurmConfig, spec: ComputeSpec) -> list[str]:
     """The job's program under the exit wrapper, with the nodes' interpreter."""
+    python, program = _on_nodes(config, spec)
+    return exit_wrapper(python, spec, program)
+
+
+def _going_on(config: SlurmConfig, spec: ComputeSpec, warned_s: float | None) -> list[str]:
+    """The program of a job that runs as often as it takes."""
+    python, program = _on_nodes(config, spec)
+    task = JobTask(
+        job_dir=spec.job_dir,
+        cwd=spec.cwd,
+        requeue=config.requeue,
+        warned_s=warned_s or 0.0,
+        limit_s=spec.resources.time_limit_s or 0.0,
+        stop_after_s=spec.resources.stop_after_s,
+    )
+    return task.argv(python, program)
+
+
+def _on_nodes(config: SlurmConfig, spec: ComputeSpec) -> tuple[str, list[str]]:
+    """The nodes' interpreter, and the job's program with it."""
     python = interpreter(config, sys.executable)
     program = python if spec.argv[0] == sys.executable else spec.argv[0]
-    return exit_wrapper(python, spec, [program, *spec.argv[1:]])
+    return python, [program, *spec.argv[1:]]
 
 
 def job_script(spec: ComputeSpec) -> BatchScript:
@@ -198,11 +219,12 @@ def job_script(spec: ComputeSpec) -> BatchScript:
         time = str(math.ceil(asked.time_limit_s / 60))
     limit_s = time_limit_s(time)
     warned_s = None if limit_s == math.inf else min(_JOB_WARNING_S, round(limit_s / 4))
+    command = _going_on(config, spec, warned_s) if spec.continues else _wrapped(config, spec)
     return BatchScript(
         name=own_job_name(spec.job_id, spec.tag),
         comment=_comment(config, spec.tag or "-", f"job/{spec.job_id}"),
         output=_pattern(paths.log.parent, paths.log.name),
-        command=_wrapped(config, spec),
+        command=command,
         options={
             "partition": own.partition or config.partition,
             "account": config.account,
@@ -215,7 +237,7 @@ def job_script(spec: ComputeSpec) -> BatchScript:
             "signal": None if warned_s is None else f"B:USR1@{warned_s}",
             **_mail(asked.mail_user or config.mail_user, "END,FAIL,TIME_LIMIT"),
         },
-        flags=["--no-requeue"],
+        flags=[_requeue(config) if spec.continues else "--no-requeue"],
         preamble=_preamble(config),
         modules=config.modules,
         foreign=_foreign(config, of_job=True),

@@ -133,10 +133,11 @@ class SlurmPlatform:
 
     def job_over(self, handle: JobHandle) -> bool:
         """See `Platform.job_over`."""
-        if read_exit(Path(handle.exit_path)) is not None:
-            return True
+        ended = read_exit(Path(handle.exit_path))
         if handle.platform != "slurm":  # a process of another host: only its own record tells
-            return False
+            return ended is not None
+        if ended is not None and ended.conclusive:  # else it may run once more
+            return True
         return self._compute.probe(handle).final
 
     def end_rest(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from domyn_swarm.backends.base import read_tail
+from domyn_swarm.backends.slurm.job_runs import last_words
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import JobPaths
 
@@ -35,7 +36,7 @@ def written_cause(paths: JobPaths, slurm_id: str, *, recorded: bool) -> JobStatu
         recorded: whether the job's own record says how it ended: then a cancel is no news.
     """
     job = re.escape(slurm_id)
-    texts = [read_tail(log) for log in (paths.log, paths.srun_log)]
+    texts = [last_words(paths), read_tail(paths.srun_log)]
     for text in texts:
         if found := _due(text, job, _CAUSES):
             return _CAUSES[found]

@@ -1,0 +1,212 @@
+"""The runs of a job with an allocation of its own: it goes on under the same job id until its rows
+are settled, over time limits, preemptions, requeues and lost nodes.
+
+Slurm runs the job's script anew, under the same number (a requeue) or another one (a successor,
+where the site forbids requeueing). Each run (`job_task`) keeps `runs.json` in the job's folder;
+readers learn from it which of Slurm's jobs are this one's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from domyn_swarm.backends.base import read_tail
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.scheduler import Scheduler
+from domyn_swarm.backends.slurm.tagged import is_job
+from domyn_swarm.backends.slurm.task import come_back
+from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK
+from domyn_swarm.logs import get_logger
+from domyn_swarm.paths import JobPaths, write_private
+from domyn_swarm.probing import Clock
+
+_log = get_logger(__name__)
+
+_LOOK_S = 0.2
+_SHORT_S = 600.0  # a run that settles no row in more than this had something to wait for
+_MOST_FRUITLESS = 3  # short runs without a settled row, in a row
+Over = Literal["settled", "cancelled", "stop_after", "fruitless"]
+
+
+@dataclass(frozen=True)
+class JobRuns:
+    """What `runs.json` says. Times are in seconds since the epoch."""
+
+    number: int  # of the run that began last
+    slurm_ids: tuple[str, ...]  # of all runs, those to come included; the last one counts
+    first_began_at: float
+    began_at: float
+    log_from: int = 0  # where the last run's part of the job's log begins, in bytes
+    fruitless: int = 0  # short runs without a settled row, in a row, before the last run
+    over: Over | None = None  # why the last run was not to begin
+    reason: str | None = None  # the same in words
+
+    @classmethod
+    def read(cls, paths: JobPaths) -> JobRuns | None:
+        """What is known of a job's runs; None: it has not begun, or is not one that goes on."""
+        try:
+            found = dict(json.loads(paths.runs.read_text("utf-8")))
+        except (OSError, ValueError):
+            return None
+        return cls(**{**found, "slurm_ids": tuple(found["slurm_ids"])})
+
+    def write(self, paths: JobPaths) -> None:
+        """Keep it.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        write_private(paths.runs, json.dumps(asdict(self)))
+
+    @property
+    def first_began(self) -> datetime:
+        """When the first run began."""
+        return datetime.fromtimestamp(self.first_began_at, UTC)
+
+    def left_s(self, stop_after_s: float | None, now: float) -> float:
+        """How long the job may go on."""
+        return math.inf if stop_after_s is None else self.first_began_at + stop_after_s - now
+
+
+def begin_run(paths: JobPaths, slurm_id: str, stop_after_s: float | None, now: float) -> JobRuns:
+    """Write down that a run begins, and whether it is to: `over` says why not. How the run before
+    it went is read from what that left.
+
+    Args:
+        paths: of the job.
+        slurm_id: Slurm's number of this run.
+        stop_after_s: how long after the begin of the first run none begins any more.
+        now: in seconds since the epoch.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    before = JobRuns.read(paths)
+    runs = JobRuns(1, (slurm_id,), now, now)
+    if before is not None:
+        known = before.slurm_ids
+        runs = replace(
+            before,
+            number=before.number + 1,
+            slurm_ids=known if slurm_id in known else (*known, slurm_id),
+            began_at=now,
+            fruitless=before.fruitless + 1 if _settled_nothing(before, paths) else 0,
+        )
+    log_from = paths.log.stat().st_size if paths.log.exists() else 0
+    over, reason = _over(runs, paths, stop_after_s, now)
+    runs = replace(runs, log_from=log_from, over=over, reason=reason)
+    runs.write(paths)
+    return runs
+
+
+def _over(
+    runs: JobRuns, paths: JobPaths, stop_after_s: float | None, now: float
+) -> tuple[Over | None, str | None]:
+    if _read(paths.exit).get("code") in (EXIT_OK, EXIT_FAILED_ROWS):
+        return "settled", None
+    if paths.cancelled.exists():
+        return "cancelled", None
+    if runs.left_s(stop_after_s, now) <= 0:
+        return "stop_after", None
+    if runs.fruitless >= _MOST_FRUITLESS:
+        return "fruitless", (
+            f"its last {runs.fruitless} runs settled no row, and each ended within "
+            f"{_SHORT_S / 60:g} minutes"
+        )
+    return None, None
+
+
+def _settled_nothing(run: JobRuns, paths: JobPaths) -> bool:
+    """Whether a run was short and settled no row, by what it wrote last."""
+    progress, ended = _read(paths.progress), _read(paths.exit)
+    updated = _epoch(progress.get("updated_at"))
+    lived_s = max(updated, _epoch(ended.get("ended_at"))) - run.began_at
+    settled = 0
+    if updated > run.began_at:  # else it is an earlier run's
+        settled = progress.get("run_answered", 0) + progress.get("run_failed", 0)
+    return settled == 0 and lived_s < _SHORT_S
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _epoch(text: str | None) -> float:
+    return 0.0 if text is None else datetime.fromisoformat(text).timestamp()
+
+
+class NextRun:
+    """Has a job whose run has ended run once more, unless it is ended for good meanwhile."""
+
+    def __init__(
+        self,
+        paths: JobPaths,
+        runs: JobRuns,
+        stopped: Callable[[], bool],
+        *,
+        slurm: Scheduler | None = None,
+        clock: Clock = time,
+    ) -> None:
+        """`stopped` says whether this process was told to end."""
+        self._paths = paths
+        self._runs = runs
+        self._stopped = stopped
+        self._slurm = slurm or Slurm()
+        self._clock = clock
+
+    @property
+    def goes_back(self) -> bool:
+        """See `task.Returning`."""
+        return not self._stopped() and not self._paths.cancelled.exists()
+
+    def heed(self) -> None:
+        """See `task.Returning`: there is nothing to do before its end."""
+
+    def rest(self, seconds: float) -> None:
+        """Do nothing for so long, or until somebody ends the job."""
+        deadline = self._clock.monotonic() + seconds
+        while self.goes_back and self._clock.monotonic() < deadline:
+            self._clock.sleep(_LOOK_S)
+
+    def ask(self, *, by_requeue: bool) -> bool:
+        """Put the job back into the queue, or submit its successor; whether there is a next run.
+        While the controller does not answer, it is asked until this job is ended.
+        """
+        now = self._runs.slurm_ids[-1]
+        return come_back(
+            self, now, by_requeue=by_requeue, successor=self._succeed, slurm=self._slurm
+        )
+
+    def _succeed(self) -> None:
+        """Submit the script again, unless a submission that gave no answer was taken."""
+        queue = self._slurm.queue(at_most_s=0.0).values()
+        job_id = self._paths.root.name
+        taken = [job.id for job in queue if is_job(job, job_id) and job.waiting]
+        successor = taken[-1] if taken else self._slurm.submit(self._paths.script)
+        _log.info("it goes on as Slurm's job %s", successor)
+        ids = (*self._runs.slurm_ids, successor)
+        replace(self._runs, slurm_ids=ids).write(self._paths)
+        if not self.goes_back:  # whoever ended it meanwhile did not know of it
+            self._slurm.cancel([successor])
+
+
+def slurm_ids(job_dir: Path, first: str) -> tuple[str, ...]:
+    """Slurm's numbers of a job's runs, the last one at the end; `first`: that of its submission."""
+    runs = JobRuns.read(JobPaths(job_dir))
+    return (first,) if runs is None else runs.slurm_ids
+
+
+def last_words(paths: JobPaths) -> str:
+    """The end of a job's log, of its last run."""
+    runs = JobRuns.read(paths)
+    return read_tail(paths.log, 0 if runs is None else runs.log_from)

@@ -1,0 +1,107 @@
+"""A run of a job that goes on by itself, in its Slurm job: the batch script's program.
+
+    python -m domyn_swarm.backends.slurm.job_task SPEC -- PROGRAM [ARG …]
+
+SPEC is `JobTask` as JSON. Runs the program as `exit_wrapper` does. When Slurm warns of the time
+limit, the program ends with all on disk, and the job goes back into the queue, or has a successor.
+An earlier run may have left a record of its end: that of a job which has come to its end stays, any
+other makes room for this run's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from domyn_swarm.backends.exit_wrapper import ProgramRun, tell_end
+from domyn_swarm.backends.slurm.job_runs import JobRuns, NextRun, begin_run
+from domyn_swarm.errors import JobError
+from domyn_swarm.logs import configure, get_logger
+from domyn_swarm.paths import JobPaths
+from domyn_swarm.temporary import settle_temporary_folder
+
+_log = get_logger(__name__)
+
+_TOLD_TO_END = (128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class JobTask:
+    """What a run is told."""
+
+    job_dir: str
+    cwd: str
+    requeue: bool  # whether the job may go back into the queue; else it has successors
+    warned_s: float = 0.0  # how long before the time limit Slurm warns; 0: there is none
+    limit_s: float = 0.0  # of one run; 0: Slurm's alone
+    stop_after_s: float | None = None  # from the first run's begin until the job ends
+
+    def argv(self, python: str, program: Sequence[str]) -> list[str]:
+        """The command that runs a program so."""
+        task = json.dumps(asdict(self))
+        return [python, "-m", "domyn_swarm.backends.slurm.job_task", task, "--", *program]
+
+    def run(self, program: Sequence[str], umask: int) -> int:
+        """To the end of this run; the job has another one, or ends with it. The exit code."""
+        paths, slurm_id = JobPaths(Path(self.job_dir)), os.environ["SLURM_JOB_ID"]
+        running = ProgramRun(paths, self.warned_s)
+        runs = begin_run(paths, slurm_id, self.stop_after_s, time.time())
+        if runs.over is not None:
+            return _end_at_once(runs, running, paths)
+        _log.info("run %d of the job begins", runs.number)
+        paths.exit.unlink(missing_ok=True)
+        left_s = runs.left_s(self.stop_after_s, time.time())
+        limit_s = min(self.limit_s or math.inf, left_s)
+        code = running.run(self.cwd, program, umask, 0.0 if limit_s == math.inf else limit_s)
+        if running.stopped and running.timed_out:  # who stops a job that would go on means it
+            running.record(code, timed_out=False)
+        if self._goes_on(code, runs, running):
+            return code
+        tell_end(paths)
+        return code
+
+    def _goes_on(self, code: int, runs: JobRuns, running: ProgramRun) -> bool:
+        """Have the job run once more, if its time limit alone ended this run; whether it does."""
+        paths = JobPaths(Path(self.job_dir))
+        if code not in _TOLD_TO_END or not running.timed_out or running.stopped:
+            return False
+        if runs.left_s(self.stop_after_s, time.time()) <= 0:
+            replace(runs, over="stop_after").write(paths)
+            return False
+        if NextRun(paths, runs, lambda: running.stopped).ask(by_requeue=self.requeue):
+            return True
+        running.record(code, timed_out=not running.stopped)
+        return False
+
+
+def _end_at_once(runs: JobRuns, running: ProgramRun, paths: JobPaths) -> int:
+    """Record that the job is over, before anything runs."""
+    _log.warning("the job does not go on: %s", runs.reason or runs.over)
+    if runs.over == "settled":
+        return 0
+    code = JobError.exit_code if runs.over == "fruitless" else 128 + signal.SIGTERM
+    running.record(code, timed_out=runs.over == "stop_after")
+    tell_end(paths)
+    return code
+
+
+def main(arguments: Sequence[str], umask: int) -> int:
+    """One run of the job; the exit code of its program, 128 + the number for a signal."""
+    configure("INFO")
+    task, separator, *program = arguments
+    if separator != "--" or not program:
+        raise SystemExit(f"usage: job_task SPEC -- PROGRAM …, not {arguments}")
+    if said := settle_temporary_folder():
+        _log.warning("%s", said)
+    return JobTask(**json.loads(task)).run(program, umask)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.umask(0o077)))

@@ -1,0 +1,233 @@
+"""When a job that goes on by itself runs once more, and when it does not: in virtual time."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from domyn_swarm.backends.slurm.job_runs import JobRuns, NextRun, begin_run
+from domyn_swarm.model import JobStatus
+from domyn_swarm.paths import write_private
+from slurm.scripted_swarm import ScriptedSwarm
+from slurm.test_job_rules import DUE, ScriptedJob
+
+HOUR_S = 3600.0
+
+
+class GoingOn(ScriptedJob):
+    """A job of which each run does what tests say."""
+
+    def __init__(self, swarm: ScriptedSwarm) -> None:
+        super().__init__(swarm)
+        self.stopped = False
+        self.stop_after_s: float | None = None
+
+    def begin(self) -> JobRuns:
+        """As `job_task` does."""
+        runs = begin_run(self.paths, self.live, self.stop_after_s, self.clock.time())
+        if runs.over is None:
+            self.paths.exit.unlink(missing_ok=True)
+        return runs
+
+    def run(self, lasts_s: float, settled: int) -> JobRuns:
+        """A run of which no more is left than what its worker wrote last."""
+        runs = self.begin()
+        self.clock.sleep(lasts_s)
+        at = datetime.fromtimestamp(self.clock.time(), UTC).isoformat()
+        progress = {"run_answered": settled, "run_failed": 0, "updated_at": at}
+        write_private(self.paths.progress, json.dumps(progress))
+        return runs
+
+    @property
+    def live(self) -> str:
+        """Slurm's number of the run that is not over."""
+        jobs = self.cluster.jobs.values()
+        return next(one.id for one in jobs if not one.seen.over and one.comment.endswith("/job/j"))
+
+    def ask(self, *, by_requeue: bool = True) -> bool:
+        """What a run that was warned of its time limit does once its program has ended."""
+        runs = JobRuns.read(self.paths)
+        assert runs is not None
+        self.record(143, time_limit=True)
+        slurm = self.cluster.process()
+        following = NextRun(self.paths, runs, lambda: self.stopped, slurm=slurm, clock=self.clock)
+        return following.ask(by_requeue=by_requeue)
+
+    def runs_again(self) -> None:
+        self.clock.until(lambda: self.cluster.live().get(self.live) == "RUNNING")
+
+
+@pytest.fixture
+def job(swarm: ScriptedSwarm) -> GoingOn:
+    return GoingOn(swarm)
+
+
+@pytest.mark.parametrize(
+    ("runs", "over"),
+    [
+        ([(100, 0)] * 3, "fruitless"),
+        ([(100, 0)] * 2, None),
+        ([(100, 0)] * 2 + [(100, 1)] + [(100, 0)] * 2, None),  # not in a row
+        ([(100, 5)] * 2 + [(100, 0)] * 3, "fruitless"),
+        ([(599, 0)] * 3, "fruitless"),
+        ([(601, 0)] * 30, None),  # it had something to wait for
+        ([(100, 0)] * 2 + [(601, 0)] + [(100, 0)] * 2, None),
+        ([(30, 1)] * 30, None),
+    ],
+)
+def test_three_short_runs_in_a_row_that_settle_no_row_are_the_last_ones(
+    job: GoingOn, runs: list[tuple[float, int]], over: str | None
+) -> None:
+    for lasts_s, settled in runs:
+        assert job.run(lasts_s, settled).over is None
+    last = job.begin()
+    assert (last.number, last.over) == (len(runs) + 1, over)
+    assert (last.reason is not None) == (over is not None)
+
+
+def test_rows_of_an_earlier_run_are_not_those_of_one_that_wrote_nothing(job: GoingOn) -> None:
+    job.run(100, 50)
+    for _ in range(3):
+        assert job.begin().over is None
+        job.clock.sleep(1.0)
+    assert job.begin().over == "fruitless"
+
+
+def test_no_run_begins_after_the_time_that_its_user_set(job: GoingOn) -> None:
+    job.stop_after_s = 3 * HOUR_S
+    first = job.run(HOUR_S, 5)
+    assert first.left_s(job.stop_after_s, job.clock.time()) == 2 * HOUR_S
+    job.clock.sleep(HOUR_S)  # in the queue, which counts
+    assert job.run(HOUR_S - 1, 5).over is None
+    assert job.begin().over is None
+    job.clock.sleep(1.0)
+    assert job.begin().over == "stop_after"
+
+
+def test_a_job_that_has_come_to_its_end_is_not_run_once_more(job: GoingOn) -> None:
+    job.run(10, 5)
+    job.record(7)  # as when somebody requeues what is over
+    assert job.begin().over == "settled"
+    assert job.compute.probe(job.handle) is JobStatus.PARTIAL
+
+
+def test_a_warned_job_goes_back_under_its_number_and_is_pending_meanwhile(job: GoingOn) -> None:
+    job.begin()
+    job.clock.after(1.5, lambda: setattr(job, "stopped", True))  # Slurm ends what it requeues
+    assert job.ask()
+    job.clock.until(lambda: job.cluster.live()[job.id] == "PENDING")
+    for _ in range(20):
+        assert job.compute.probe(job.handle) in (JobStatus.PENDING, JobStatus.RUNNING)
+        job.clock.sleep(30.0)
+    assert job.compute.probe(job.handle) is JobStatus.RUNNING  # though its modules load for minutes
+    runs = job.begin()
+    assert (runs.number, runs.slurm_ids) == (2, (job.id,))
+    job.end("COMPLETED", 0)
+    assert job.compute.probe(job.handle) is JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize("by_requeue", [True, False])
+def test_where_requeueing_is_refused_a_successor_is_followed(
+    job: GoingOn, *, by_requeue: bool
+) -> None:
+    job.cluster.jobs[job.id].requeues = False
+    job.begin()
+    assert job.ask(by_requeue=by_requeue)
+    job.cluster.end(job.id, "FAILED")  # it ends with its program's code
+    assert job.compute.probe(job.handle) is JobStatus.PENDING
+    assert job.live != job.id
+    job.runs_again()
+    assert job.compute.probe(job.handle) is JobStatus.RUNNING
+    runs = job.begin()
+    assert (runs.number, runs.slurm_ids) == (2, (job.id, job.live))
+    found = job.compute.find("j", job.handle.job_dir)
+    assert found is not None
+    assert found.platform_id == job.live
+    job.cluster.end(job.live, "TIMEOUT")
+    job.clock.sleep(20.0)  # no look is older
+    assert job.compute.probe(job.handle) is JobStatus.TIMED_OUT
+
+
+def test_a_submission_without_an_answer_is_not_repeated(job: GoingOn) -> None:
+    job.begin()
+    taken = job.cluster.process().submit(job.paths.script)
+    job.cluster.room = False
+    assert job.ask(by_requeue=False)
+    runs = JobRuns.read(job.paths)
+    assert runs is not None
+    assert runs.slurm_ids == (job.id, taken)
+
+
+def test_the_way_back_is_asked_for_while_the_controller_is_away(job: GoingOn) -> None:
+    job.begin()
+    job.cluster.away(60.0)
+    job.clock.after(70.0, lambda: setattr(job, "stopped", True))
+    assert job.ask()
+    job.clock.until(lambda: job.cluster.live()[job.id] == "PENDING")
+
+
+@pytest.mark.parametrize("by_requeue", [True, False])
+@pytest.mark.parametrize("how", ["told", "cancelled"])
+def test_who_is_ended_meanwhile_does_not_come_back(
+    job: GoingOn, how: str, *, by_requeue: bool
+) -> None:
+    job.begin()
+    if how == "told":
+        job.stopped = True
+    else:
+        job.paths.cancelled.touch()
+    assert not job.ask(by_requeue=by_requeue)
+    assert set(job.cluster.live().values()) == {"RUNNING"}
+    assert job.begin().over == (None if how == "told" else "cancelled")
+
+
+@pytest.mark.parametrize("by_requeue", [True, False])
+def test_a_job_is_cancelled_in_the_queue_between_its_runs(
+    job: GoingOn, *, by_requeue: bool
+) -> None:
+    job.begin()
+    job.clock.after(1.5, lambda: setattr(job, "stopped", True))
+    assert job.ask(by_requeue=by_requeue)
+    if not by_requeue:
+        job.cluster.end(job.id, "FAILED")
+    job.cluster.room = False
+    job.clock.until(lambda: job.compute.probe(job.handle) is JobStatus.PENDING)
+    job.compute.cancel(job.handle)
+    assert not any(
+        one.comment.endswith("/job/j") and not one.seen.over for one in job.cluster.jobs.values()
+    )
+    assert job.compute.probe(job.handle) is JobStatus.CANCELLED
+    job.clock.sleep(job.cluster.min_job_age_s + 1)
+    assert job.compute.probe(job.handle) is JobStatus.CANCELLED
+
+
+def test_what_slurm_wrote_of_an_earlier_run_says_nothing_of_the_last_one(job: GoingOn) -> None:
+    job.begin()
+    job.paths.log.write_text(DUE.format(f"JOB {job.id}", "PREEMPTION"))
+    job.record(143)
+    assert job.compute.probe(job.handle) is JobStatus.RUNNING  # it was put back meanwhile
+    job.begin()
+    job.end("FAILED", 1)
+    assert job.compute.probe(job.handle) is JobStatus.FAILED
+
+
+def test_a_swarm_that_ends_after_a_job_waits_for_its_next_run(
+    job: GoingOn, swarm: ScriptedSwarm
+) -> None:
+    from domyn_swarm.backends.slurm.platform import SlurmPlatform
+    from slurm.scripted_swarm import TAG
+
+    platform = SlurmPlatform(swarm.paths, TAG, slurm=swarm.cluster.process(), clock=job.clock)
+    job.begin()
+    job.clock.after(1.5, lambda: setattr(job, "stopped", True))
+    assert job.ask()
+    assert not platform.job_over(job.handle)
+    job.clock.sleep(10.0)
+    assert not platform.job_over(job.handle)
+    job.cluster.room = True
+    job.runs_again()
+    job.begin()
+    job.end("COMPLETED", 0)
+    assert platform.job_over(job.handle)
