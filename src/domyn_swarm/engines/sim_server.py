@@ -28,10 +28,10 @@ from domyn_swarm.engines.sim_faults import Asked, Faults
 from domyn_swarm.engines.sim_nodes import Nodes, follow
 from domyn_swarm.engines.sim_openai import BadRequest, Question
 from domyn_swarm.engines.sim_options import ErrorRule, SimOptions, read_options
+from domyn_swarm.engines.sim_pace import ByRate, Figure, Pace
 
 _DRAIN_S = 60.0
 _HELD_LOOK_S = 0.05
-_STEP_S = 0.05  # the token counter moves so often during an answer; finer steps only cost time
 _KEY = web.AppKey("key", str)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -44,15 +44,14 @@ class Simulator:
         self._model = model
         self._options = options
         self._faults = Faults(options)
-        self._slots = asyncio.Semaphore(options.slots)
+        self._pace: Pace = ByRate(options)
+        self._slots = asyncio.Semaphore(self._pace.slots or sys.maxsize)
         self._ready_at = time.monotonic() + options.start_s
         self.nodes = Nodes(others)
         self._running = 0
         self._waiting = 0
         self._answers = 0
         self._succeeded = 0
-        self._prompt_tokens = 0
-        self._generation_tokens = 0
 
     # -- what is asked ---------------------------------------------------------------------------
 
@@ -69,17 +68,14 @@ class Simulator:
     async def metrics(self, _request: web.Request) -> web.Response:
         """The gauges and counters that vLLM has, by its names."""
         await self._busy_for(self._options.metrics_latency_s)
-        values = [
-            ("vllm:num_requests_running", "gauge", self._running),
-            ("vllm:num_requests_waiting", "gauge", self._waiting),
-            ("vllm:kv_cache_usage_perc", "gauge", self._running / self._options.slots),
-            ("vllm:prompt_tokens_total", "counter", self._prompt_tokens),
-            ("vllm:generation_tokens_total", "counter", self._generation_tokens),
-            ("vllm:request_success_total", "counter", self._succeeded),
+        figures = [
+            *self._pace.figures(self._running, self._waiting),
+            Figure("vllm:request_success_total", "counter", self._succeeded),
         ]
+        label = json.dumps(self._model)
         lines = [
-            f"# TYPE {name} {kind}\n{name}{{model_name={json.dumps(self._model)}}} {float(value)}\n"
-            for name, kind, value in values
+            f"# TYPE {name} {kind}\n{name}{{model_name={label}}} {float(value)}\n"
+            for name, kind, value in figures
         ]
         return web.Response(text="".join(lines))
 
@@ -102,7 +98,7 @@ class Simulator:
 
         async def answer() -> web.Response:
             reply = sim_openai.embeddings(texts, self._model)
-            self._prompt_tokens += reply["usage"]["prompt_tokens"]
+            await self._pace.read(texts, reply["usage"]["prompt_tokens"])
             return web.json_response(reply)
 
         return await self._serve(request, Asked(request.path, body, "\n".join(texts)), answer)
@@ -123,7 +119,6 @@ class Simulator:
 
         async def answer() -> web.StreamResponse:
             self._answers += 1
-            self._prompt_tokens += asked.usage["prompt_tokens"]
             envelope = {
                 "id": f"sim-{self._answers}",
                 "created": int(time.time()),
@@ -131,7 +126,7 @@ class Simulator:
             }
             if asked.stream:
                 return await self._stream(request, asked, envelope)
-            await self._generate(len(asked.answer.split()), choices=asked.n)
+            await self._pace.write(asked)
             return web.json_response(asked.reply(envelope))
 
         return await self._serve(request, Asked(request.path, body, asked.prompt), answer)
@@ -141,26 +136,14 @@ class Simulator:
     ) -> web.StreamResponse:
         stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await stream.prepare(request)
-        words = asked.answer.split()
-        for place, word in enumerate(words, 1):
-            await self._generate(1, choices=asked.n)
-            text, end = (f"{word} ", None) if place < len(words) else (word, asked.finish_reason)
-            for index in range(asked.n):
-                await _event(stream, asked.chunk(envelope, index, text, end))
+        async for piece in self._pace.pieces(asked):
+            end = asked.finish_reason if piece.last else None
+            await _event(stream, asked.chunk(envelope, piece.choice, piece.text, end))
         if asked.stream_usage:
             await _event(stream, asked.usage_chunk(envelope))
         await stream.write(b"data: [DONE]\n\n")
         await stream.write_eof()
         return stream
-
-    async def _generate(self, tokens: int, *, choices: int) -> None:
-        rate = self._options.tokens_per_s
-        step = tokens if rate is None else max(1, int(rate * _STEP_S))
-        for done in range(0, tokens, step):
-            made = min(step, tokens - done)
-            if rate is not None:
-                await asyncio.sleep(made / rate)
-            self._generation_tokens += made * choices
 
     # -- how it is served ------------------------------------------------------------------------
 
