@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -16,6 +19,7 @@ class EngineOptions(BaseModel):
 
 
 _O = TypeVar("_O")
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # of a dataclass, of a model
 
 
 def parse_options(kind: type[_O], engine: str, given: dict[str, Any]) -> _O:
@@ -28,14 +32,33 @@ def parse_options(kind: type[_O], engine: str, given: dict[str, Any]) -> _O:
     try:
         return validator.validate_python(given)
     except ValidationError as error:
+        schema = validator.json_schema()
         lines = [
-            f"  engine_options.{'.'.join(map(str, one['loc']))}: {one['msg']}"
+            f"  {'.'.join(['engine_options', *map(str, one['loc'])])}: {one['msg']}"
+            f"{_meant(str(one['loc'][-1]), schema) if one['type'] in _UNKNOWN else ''}"
             for one in error.errors()
         ]
         raise ConfigError(
             "\n".join([f"engine_options do not fit the engine {engine!r}:", *lines]),
-            hint=f"It takes: {', '.join(validator.json_schema()['properties'])}.",
+            hint=f"It takes: {', '.join(schema['properties'])}.",
         ) from error
+
+
+def _meant(name: str, schema: dict[str, Any]) -> str:
+    """The known option that an unknown one resembles, with the section that it belongs to."""
+    places = _places(schema, schema.get("$defs", {}))
+    close = get_close_matches(name, places, n=1, cutoff=0.6)
+    return f"; did you mean engine_options.{places[close[0]]}?" if close else ""
+
+
+def _places(schema: dict[str, Any], sections: dict[str, Any]) -> dict[str, str]:
+    """Where each option stands; of two with one name the outer."""
+    found: dict[str, str] = {}
+    for name, option in schema["properties"].items():
+        for section in re.findall(r"#/\$defs/(\w+)", json.dumps(option)):
+            inner = _places(sections[section], sections)
+            found |= {key: f"{name}.{place}" for key, place in inner.items()}
+    return found | {name: name for name in schema["properties"]}
 
 
 def refuse_options(engine: str, given: dict[str, Any]) -> None:
