@@ -123,6 +123,12 @@ def test_a_turn_begins_with_what_was_written_in_the_one_before() -> None:
     engine.ask(prompt("a", 32) + said + prompt("b", 32), 1)
     engine.finish()
     assert engine.model.hit_tokens == 32 + 64 - 16  # the last token that is written is not read
+    engine.ask(prompt("c", 32), 640, said * 10)
+    engine.until(engine.now_s + 0.5)  # it still writes
+    before = engine.model.hit_tokens
+    engine.ask(prompt("c", 32) + said[: 4 * 40], 1)
+    engine.until(engine.now_s + 0.1)
+    assert engine.model.hit_tokens - before == 32 + 32
 
 
 @pytest.mark.parametrize(
@@ -140,6 +146,14 @@ def test_what_was_used_longest_ago_makes_room(asked: str, hits: int) -> None:
         engine.ask(prompt(name, 63), 1)
         engine.finish()
     assert engine.model.hit_tokens == hits
+
+
+def test_of_a_prompt_the_end_is_forgotten_before_the_beginning() -> None:
+    engine = Engine(replace(PLAIN, kv_tokens=160))
+    for name, length in (("a", 96), ("b", 95), ("a", 96)):  # of ten blocks b takes two of a's six
+        engine.ask(prompt(name, length), 1)
+        engine.finish()
+    assert engine.model.hit_tokens == 64
 
 
 def test_of_sequences_that_outgrow_memory_the_last_starts_anew() -> None:
