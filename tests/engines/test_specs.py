@@ -202,6 +202,25 @@ def test_options_that_do_not_fit(engine: str, options: dict[str, Any], words: st
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"latency": 1}, "It takes: latency_s, latency_sigma, "),
+        (
+            {"vllm": {"output_tokens": {"x": 1}}},
+            "engine_options.vllm.output_tokens takes: median, sigma, seed.",
+        ),
+        ({"vllm": {"speed": 0}}, "engine_options.vllm takes: speed, kv_tokens, "),
+        ({"errors": [{"times": 0}]}, "engine_options.errors takes: match, times, "),
+    ],
+)
+def test_what_a_section_of_options_takes(options: dict[str, Any], hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        spec("sim", engine_options=options)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith(hint)
+
+
 def test_an_unknown_engine_suggests_a_known_one() -> None:
     with pytest.raises(ConfigError, match="Did you mean vllm"):
         engines.get("vlm")

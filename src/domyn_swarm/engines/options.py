@@ -32,33 +32,43 @@ def parse_options(kind: type[_O], engine: str, given: dict[str, Any]) -> _O:
     try:
         return validator.validate_python(given)
     except ValidationError as error:
-        schema = validator.json_schema()
+        paths = _paths(validator.json_schema())
         lines = [
             f"  {'.'.join(['engine_options', *map(str, one['loc'])])}: {one['msg']}"
-            f"{_meant(str(one['loc'][-1]), schema) if one['type'] in _UNKNOWN else ''}"
+            f"{_meant(str(one['loc'][-1]), paths) if one['type'] in _UNKNOWN else ''}"
             for one in error.errors()
         ]
         raise ConfigError(
             "\n".join([f"engine_options do not fit the engine {engine!r}:", *lines]),
-            hint=f"It takes: {', '.join(schema['properties'])}.",
+            hint=_taken(error.errors()[0]["loc"], paths),
         ) from error
 
 
-def _meant(name: str, schema: dict[str, Any]) -> str:
-    """The known option that an unknown one resembles, with the section that it belongs to."""
-    places = _places(schema, schema.get("$defs", {}))
+def _paths(schema: dict[str, Any], sections: dict[str, Any] | None = None) -> list[str]:
+    """Every option with the sections that it stands in: the outer ones first."""
+    sections = schema.get("$defs", {}) if sections is None else sections
+    found = list(schema["properties"])
+    for name, option in schema["properties"].items():
+        for section in re.findall(r"#/\$defs/(\w+)", json.dumps(option)):
+            found += [f"{name}.{path}" for path in _paths(sections[section], sections)]
+    return found
+
+
+def _meant(name: str, paths: list[str]) -> str:
+    """The known option that an unknown one resembles."""
+    places = {path.rpartition(".")[2]: path for path in reversed(paths)}
     close = get_close_matches(name, places, n=1, cutoff=0.6)
     return f"; did you mean engine_options.{places[close[0]]}?" if close else ""
 
 
-def _places(schema: dict[str, Any], sections: dict[str, Any]) -> dict[str, str]:
-    """Where each option stands; of two with one name the outer."""
-    found: dict[str, str] = {}
-    for name, option in schema["properties"].items():
-        for section in re.findall(r"#/\$defs/(\w+)", json.dumps(option)):
-            inner = _places(sections[section], sections)
-            found |= {key: f"{name}.{place}" for key, place in inner.items()}
-    return found | {name: name for name in schema["properties"]}
+def _taken(place: tuple[str | int, ...], paths: list[str]) -> str:
+    """What the section takes that the mistake at a place is in, or that is the mistake."""
+    section = "".join(f"{name}." for name in place if isinstance(name, str))
+    while section and not any(path.startswith(section) for path in paths):
+        section = "".join(section.rpartition(".")[0].rpartition(".")[:2])
+    known = [path.removeprefix(section) for path in paths if path.startswith(section)]
+    whose = f"engine_options.{section[:-1]}" if section else "It"
+    return f"{whose} takes: {', '.join(one for one in known if '.' not in one)}."
 
 
 def refuse_options(engine: str, given: dict[str, Any]) -> None:
