@@ -17,6 +17,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 _METRICS: dict[str, Any] = {
     "running_metric": "vllm:num_requests_running",
     "waiting_metric": "vllm:num_requests_waiting",
+    "preemptions_metric": "vllm:num_preemptions_total",
     "prompt_tokens_metric": "vllm:prompt_tokens_total",
     "generated_tokens_metric": "vllm:generation_tokens_total",
     "kv_cache_metric": "vllm:kv_cache_usage_perc",
