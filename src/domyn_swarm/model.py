@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal, TypeVar
+from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -313,6 +314,11 @@ class FailureGroup(Record):
 
 
 # -- what watchdogs report ----------------------------------------------------------------------
+
+
+def listing_tag(urls: Iterable[str]) -> str:
+    """A name for a set of replicas, by which who knows it is spared its listing."""
+    return format(crc32("\n".join(sorted(urls)).encode()), "08x")
 
 
 class ReplicaReport(Record):
