@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from domyn_swarm.config import DomynLLMSwarmConfig
     from domyn_swarm.jobs.base import SwarmJob
     from domyn_swarm.jobs.decorator import job
-    from domyn_swarm.swarm.facade import DomynLLMSwarm
+    from domyn_swarm.services.facade import DomynLLMSwarm
 
 __version__ = "0.1.0"
 __all__ = ["DomynLLMSwarm", "DomynLLMSwarmConfig", "SwarmJob", "__version__", "job"]
 
 _HOMES = {
-    "DomynLLMSwarm": "domyn_swarm.swarm.facade",
+    "DomynLLMSwarm": "domyn_swarm.services.facade",
     "DomynLLMSwarmConfig": "domyn_swarm.config",
     "SwarmJob": "domyn_swarm.jobs.base",
     "job": "domyn_swarm.jobs.decorator",
