@@ -12,7 +12,7 @@ from domyn_swarm.errors import ConfigError, JobError, StateError
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
-from domyn_swarm.swarm.job_access import swarm_access
+from domyn_swarm.swarm.job_access import client_address, live_address, swarm_access
 from domyn_swarm.swarm.job_files import spec_of
 from domyn_swarm.swarm.job_request import JobRequest
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
@@ -20,6 +20,8 @@ from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.survey import job_snapshot, take_snapshot
 
 if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAI
+
     from domyn_swarm.jobs.base import SwarmJob
     from domyn_swarm.swarm.snapshot import SwarmSnapshot
 
@@ -81,6 +83,51 @@ class DomynLLMSwarm:
     def model(self) -> str:
         """The model it serves."""
         return self._live.plan.model
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of its endpoint, without `/v1`, as it is now.
+
+        Raises:
+            StateError: it is not up, or has no endpoint.
+            RunsElsewhere: its endpoint is not reached from here.
+        """
+        return live_address(self._live).url
+
+    @property
+    def api_key(self) -> str:
+        """The key that its endpoint asks for. A secret: it is in no `repr` and no log.
+
+        Raises:
+            StateError: as `endpoint`, or the key's file cannot be read here.
+        """
+        return client_address(self._live).key or ""
+
+    def openai(self) -> OpenAI:
+        """OpenAI's own client for its endpoint, ready to be used.
+
+        It has the swarm's key, trusts its certificate and sends nothing through a proxy that the
+        environment names for what is outside. It asks the endpoint where that is now: make
+        another one when the swarm has moved. `with swarm.openai() as client` closes it.
+
+        Raises:
+            ConfigError: the package `openai` is not installed.
+            StateError: as `api_key`.
+        """
+        from domyn_swarm.net.openai import official_client
+
+        return official_client(client_address(self._live), "swarm.openai()")
+
+    def async_openai(self) -> AsyncOpenAI:
+        """As `openai`, for asynchronous code: `await client.chat.completions.create(...)`.
+
+        Raises:
+            ConfigError: the package `openai` is not installed.
+            StateError: as `api_key`.
+        """
+        from domyn_swarm.net.openai import official_async_client
+
+        return official_async_client(client_address(self._live), "swarm.async_openai()")
 
     def run(self, job: SwarmJob, data: Any, **settings: Any) -> Any:  # noqa: ANN401 - a frame
         """Ask every row of a frame in this process; return a frame of the same kind.
