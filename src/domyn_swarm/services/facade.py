@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from domyn_swarm.config import DomynLLMSwarmConfig
-from domyn_swarm.errors import ConfigError, JobError, StateError
-from domyn_swarm.model import JobHandle, JobStatus
+from domyn_swarm.errors import ConfigError, JobError, StateError, interrupted
+from domyn_swarm.model import JobStatus
+from domyn_swarm.services.submitted_job import SubmittedJob
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_access import client_address, live_address, swarm_access
-from domyn_swarm.swarm.job_files import spec_of
-from domyn_swarm.swarm.job_request import JobRequest
+from domyn_swarm.swarm.job_request import JobRequest, SubmitKeywords, request_of
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.survey import job_snapshot, take_snapshot
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
     from domyn_swarm.jobs.base import SwarmJob
-    from domyn_swarm.swarm.snapshot import SwarmSnapshot
+    from domyn_swarm.jobs.keywords import RunKeywords
+    from domyn_swarm.swarm.snapshot import JobSnapshot, SwarmSnapshot
 
 
 class DomynLLMSwarm:
@@ -34,7 +35,7 @@ class DomynLLMSwarm:
     """
 
     def __init__(self, cfg: DomynLLMSwarmConfig) -> None:
-        self._config: DomynLLMSwarmConfig | None = cfg
+        self._config: DomynLLMSwarmConfig | None = _checked(cfg)
         self._swarm: LiveSwarm | None = None
         self._store = SwarmStore.open()
         self._lifecycle = SwarmLifecycle(self._store)
@@ -55,7 +56,13 @@ class DomynLLMSwarm:
 
     def __enter__(self) -> Self:
         if self._swarm is None and self._config is not None:
-            self._swarm = self._lifecycle.up(self._config, keep_interrupted=False)
+            try:
+                self._swarm = self._lifecycle.up(self._config, keep_interrupted=False)
+            except KeyboardInterrupt:
+                raise interrupted(
+                    "Interrupted: the swarm was not up yet, and what was started has been told to "
+                    "end. `domyn-swarm status` shows what is left of it, if anything."
+                ) from None
         return self
 
     def __exit__(
@@ -65,6 +72,12 @@ class DomynLLMSwarm:
         traceback: TracebackType | None,
     ) -> None:
         self.down()
+
+    def __repr__(self) -> str:
+        if self._swarm is None:
+            return f"<DomynLLMSwarm {getattr(self._config, 'name', None) or ''!r}, not up>"
+        name, plan = self._swarm.record.name, self._swarm.plan
+        return f"<DomynLLMSwarm {name!r}: model {plan.model!r}, {plan.backend}>"
 
     @property
     def _live(self) -> LiveSwarm:
@@ -129,21 +142,27 @@ class DomynLLMSwarm:
 
         return official_async_client(client_address(self._live), "swarm.async_openai()")
 
-    def run(self, job: SwarmJob, data: Any, **settings: Any) -> Any:  # noqa: ANN401 - a frame
+    def run(self, job: SwarmJob | str, data: Any, **settings: Unpack[RunKeywords]) -> Any:  # noqa: ANN401 - a frame
         """Ask every row of a frame in this process; return a frame of the same kind.
 
         Args:
-            job: the job.
-            data: a frame, or the path of files; see `SwarmJob.run`.
-            **settings: as `SwarmJob.run`.
+            job: the job, or `"module:Class"`.
+            data: a pandas, polars, Arrow or Ray frame, or the path of files (which come back as an
+                Arrow table).
+            **settings: how to go about it; see `RunKeywords`.
+
+        Rows without an answer have an `_error`. The same call again asks only what is new.
 
         Raises:
             SwarmError: something is wrong with the job or the data (nothing was asked), the swarm
                 has no endpoint, or the run cannot go on (what is settled is kept).
+            KeyboardInterrupt: it was interrupted; says what is kept.
         """
+        from domyn_swarm.jobs.loading import job_given
         from domyn_swarm.jobs.running import Endpoint, run, settings_of
 
-        return run(job, data, Endpoint(swarm_access(self._live)), settings_of(settings))
+        job = job_given(job)
+        return run(job, data, Endpoint(swarm_access(self._live)), settings_of({**settings}))
 
     def submit_job(
         self,
@@ -152,9 +171,10 @@ class DomynLLMSwarm:
         input_path: str | Path,
         output_path: str | Path,
         detach: bool = False,
-        **options: Any,
-    ) -> JobHandle:
-        """Submit a job, and wait for its end unless `detach`.
+        progress: bool = True,
+        **options: Unpack[SubmitKeywords],
+    ) -> SubmittedJob:
+        """Submit a job, and wait for its end unless `detach`. Ctrl-C meanwhile ends the job.
 
         Args:
             job: the job, or `"module:Class"`. Where no worker could import it (a script's, a
@@ -162,25 +182,28 @@ class DomynLLMSwarm:
             input_path: the rows.
             output_path: where the answers go.
             detach: return once it is submitted; on Slurm it has an allocation of its own.
-            **options: the other fields of `JobRequest` (`id_column`, `resources`, …).
+            progress: while it waits, show how far the job is: a bar in a notebook, a line in a
+                terminal.
+            **options: as the flags of `job submit`: see `SubmitKeywords`.
 
         Raises:
-            SwarmError: something is wrong with the job; nothing was asked.
+            SwarmError: something is wrong with the job or an option; nothing was asked.
             JobError: it did not come to its end (`detach=False`).
         """
-        request = _request(job, str(input_path), str(output_path), options)
+        request = _request(job, input_path, output_path, options)
         resources = request.resources.model_copy(update={"detached": detach})
         changed = {"swarm": self.name, "resources": resources}
         submitter = JobSubmitter(self._store)
         handle = submitter.submit(request.model_copy(update=changed), self._live)
+        submitted = SubmittedJob.of(handle)
         if not detach:
-            ended = submitter.wait(self._store.job(handle.job_id), timeout_s=None)
+            ended = _followed(submitted, progress=progress)
             if ended.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
                 raise JobError(
-                    f"Job {handle.job_id} {ended.status.value}: {job_snapshot(ended).message}",
+                    f"Job {handle.job_id} {ended.status.value}: {ended.message}",
                     hint=f"See {handle.log_path}.",
                 )
-        return handle
+        return submitted
 
     def results(self, job_id: str, *, partial: bool = False, arrow: bool = False) -> Any:  # noqa: ANN401 - pandas is optional
         """A job's output as a pandas `DataFrame`, or as an Arrow table.
@@ -194,17 +217,7 @@ class DomynLLMSwarm:
             ConfigError: pandas is not installed.
             SwarmError: the job has not published (without `partial`), or it cannot be read.
         """
-        from domyn_swarm.jobs.outputs import opened_results
-
-        if not arrow and importlib.util.find_spec("pandas") is None:
-            raise ConfigError(
-                "Results as a DataFrame need pandas, which is not installed.",
-                hint="pip install 'domyn-swarm[pandas]', or ask for arrow=True.",
-            )
-        record = JobSubmitter(self._store).refresh(self._store.job(job_id))
-        with opened_results(spec_of(record), record.status, partial=partial) as results:
-            table = results.table()
-        return table if arrow else table.to_pandas()
+        return SubmittedJob.attach(job_id).results(partial=partial, arrow=arrow)
 
     def snapshot(self) -> SwarmSnapshot:
         """What it looks like now: serving, replicas, jobs."""
@@ -231,16 +244,53 @@ class DomynLLMSwarm:
             self._swarm = self._lifecycle.down(self._swarm.record.name)
 
 
-def _request(
-    job: SwarmJob | str, input_path: str, output_path: str, options: dict[str, Any]
-) -> JobRequest:
-    from domyn_swarm.jobs.loading import reference_to
+def _checked(cfg: object) -> DomynLLMSwarmConfig:
+    """The configuration.
 
-    fields = {"input": input_path, "output": output_path, **options}
+    Raises:
+        ConfigError: it is none; says how to make one of it.
+    """
+    if isinstance(cfg, DomynLLMSwarmConfig):
+        return cfg
+    what, hint = f"a {type(cfg).__name__}", "Give a DomynLLMSwarmConfig."
+    if isinstance(cfg, str | Path):
+        what = f"the text {str(cfg)!r}"
+        hint = (
+            f"A file: DomynLLMSwarm(DomynLLMSwarmConfig.read({str(cfg)!r})). "
+            f"A swarm that is up: DomynLLMSwarm.attach({str(cfg)!r})."
+        )
+    elif isinstance(cfg, Mapping):
+        what, hint = "a mapping", "Make one of it: DomynLLMSwarm(DomynLLMSwarmConfig(**cfg))."
+    raise ConfigError(f"The configuration of a swarm is {what}.", hint=hint)
+
+
+def _request(
+    job: SwarmJob | str, input_path: str | Path, output_path: str | Path, options: Mapping[str, Any]
+) -> JobRequest:
+    from domyn_swarm.jobs.loading import job_given, reference_to
+
+    fields = {"input": str(input_path), "output": str(output_path), **options}
     if isinstance(job, str):
-        return JobRequest(job=job, **fields)
-    found = reference_to(job)
+        return request_of({"job": job, **fields})
+    found = reference_to(job_given(job))
     name = {"name": job.options.name} if job.options.name else {}
-    return JobRequest(
-        job=found.job, job_source=found.source, job_kwargs=found.kwargs, **{**name, **fields}
+    made = {"job": found.job, "job_source": found.source, "job_kwargs": found.kwargs}
+    return request_of({**made, **name, **fields})
+
+
+def _followed(submitted: SubmittedJob, *, progress: bool) -> JobSnapshot:
+    """Wait for the end of a job that nobody follows but its caller: Ctrl-C ends it, too."""
+    try:
+        return submitted.wait(progress=progress)
+    except KeyboardInterrupt:
+        try:
+            left = submitted.cancel()
+        except KeyboardInterrupt:
+            raise interrupted(
+                f"Interrupted: the job {submitted.job_id} finishes the rows in flight and stops. "
+                "The same call goes on from there."
+            ) from None
+    raise interrupted(
+        f"Interrupted: the job {left.job_id} has stopped, and its {left.rows_done} rows that are "
+        "done are kept. The same call goes on from there."
     )
