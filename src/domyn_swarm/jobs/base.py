@@ -48,7 +48,9 @@ class SwarmJob:
     """
 
     input_columns: Sequence[str] = ("text",)
+    """What an item is made of. One column: its value; several: a dict."""
     output_schema: Declared = ("result",)
+    """The output columns: names, names with types, or a pydantic model."""
     output_cols: Sequence[str] = ()
     """Names for the columns of the schema, in their order; without a schema, all columns."""
     request_parameters: ClassVar[frozenset[str]] = parameters.ALL

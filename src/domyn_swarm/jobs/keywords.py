@@ -157,7 +157,7 @@ class SettingKeywords(OptionKeywords, RequestKeywords, total=False):
 
 
 class NamedKeywords(SettingKeywords, total=False):
-    """The same, and names for the output columns."""
+    """Names for output columns, and settings."""
 
     output_columns: Sequence[str] | str | None
     """Names for the output columns, in their order."""
@@ -166,14 +166,16 @@ class NamedKeywords(SettingKeywords, total=False):
 
 
 class OutputKeywords(NamedKeywords, total=False):
-    """The same, and the output columns themselves."""
+    """What comes out. What the job itself answers decides which shapes are possible."""
 
     output_schema: Declared | None
     """The output columns: names, names with types, or a pydantic model."""
 
 
 class ShapedPromptKeywords(NamedKeywords, total=False):
-    """What jobs with a prompt take whose output is of a shape of its own."""
+    """What the built-in jobs take that ask with a prompt, or with the text or the messages of a
+    column.
+    """
 
     prompt: str | None
     """A Jinja template over the row's columns, instead of the input column."""
@@ -186,7 +188,7 @@ class ShapedPromptKeywords(NamedKeywords, total=False):
 
 
 class PromptKeywords(ShapedPromptKeywords, OutputKeywords, total=False):
-    """What jobs with a prompt take."""
+    """The same, of jobs whose `output_schema` is no argument of their own."""
 
 
 class RunKeywords(TypedDict, total=False):

@@ -226,7 +226,7 @@ class DomynLLMSwarm:
         return take_snapshot(self._swarm, [job_snapshot(job, asked=True) for job in jobs])
 
     def scale(self, replicas: int) -> None:
-        """Have it run so many replicas; see `SwarmLifecycle.scale`.
+        """Have it run so many replicas: more are started, or the last ones finish and end.
 
         Raises:
             StateError: it is not up, or replicas that were taken out have not ended yet.
