@@ -103,7 +103,7 @@ def test_a_submitted_job_can_be_asked_and_waited_for(
     assert list(again.results()["result"]) == again.results(arrow=True)["result"].to_pylist()
     assert again.report(tmp_path / "page.html").path == tmp_path / "page.html"
     assert "<html" in (tmp_path / "page.html").read_text()
-    assert submitted.job_id in repr(submitted)
+    assert str(submitted) == f"<SubmittedJob '{submitted.job_id}' of swarm 'demo', local>"
     offered = {name for name in dir(submitted) if not name.startswith("_")}
     assert {"wait", "status", "cancel", "results", "report", "job_id"} <= offered
     assert not {"from_orm", "parse_raw", "model_fields_set"} & offered

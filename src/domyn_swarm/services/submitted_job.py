@@ -147,6 +147,8 @@ class SubmittedJob(JobHandle):
         where = "an endpoint" if self.swarm is None else f"swarm {self.swarm!r}"
         return f"<SubmittedJob {self.job_id!r} of {where}, {self.platform}>"
 
+    __str__ = __repr__
+
 
 def _progress(seen: JobSnapshot) -> Progress:
     from domyn_swarm.jobs.progress_display import Progress
