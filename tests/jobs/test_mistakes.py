@@ -92,8 +92,9 @@ def test_what_is_no_job(given: Any, reason: str) -> None:
 def test_a_job_that_cannot_work_is_refused_before_anything_is_asked(
     made: Callable[[], SwarmJob], reason: str, server: ModelServer
 ) -> None:
-    with pytest.raises(ConfigError, match=reason):
+    with pytest.raises(ConfigError, match=reason) as refused:
         made().run(ROWS, endpoint=server.url, model="m", api_key=KEY, progress=False)
+    assert len(refused.traceback) == 3  # the caller's line and two of ours, as a notebook shows it
     assert not server.asked
 
 
@@ -120,7 +121,13 @@ def test_a_transform_behind_a_decorator_is_as_good() -> None:
         async def transform_item(self, item: Any) -> Any:
             return item
 
+    class Static(SwarmJob):
+        @staticmethod
+        async def transform_item(item: Any) -> Any:
+            return item
+
     Wrapped().check()
+    Static().check()
 
 
 def test_an_argument_without_its_name() -> None:

@@ -135,9 +135,10 @@ def check_transforms(kind: type) -> None:
     for name in _TRANSFORMS:
         argument = name.removeprefix("transform_")
         taken = f"async def {name}(self, {argument})"
-        function = inspect.unwrap(getattr(kind, name))
-        if not inspect.isfunction(function):
+        method = inspect.getattr_static(kind, name)
+        if not inspect.isfunction(method):  # a static one, a partial, …: what it takes is its own
             continue
+        function = inspect.unwrap(method)
         if not inspect.iscoroutinefunction(function):
             raise ConfigError(
                 f"{kind.__name__}.{name} is not asynchronous.", hint=f"Write: {taken}"
