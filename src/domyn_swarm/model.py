@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from domyn_swarm.errors import EXIT_FAILED_ROWS, ConfigError
 
+_OF_USE = {"model_copy", "model_dump", "model_dump_json"}
+_OF_PYDANTIC = {name for name in dir(BaseModel) if not name.startswith("__")} - _OF_USE
+
 
 class Record(BaseModel):
     """A frozen, serialisable value. Unknown fields are refused.
@@ -21,6 +24,13 @@ class Record(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    def __dir__(self) -> list[str]:
+        """What it holds and can do; of pydantic's many methods those that are of use here."""
+        hidden = {name for name in _OF_PYDANTIC if not name.startswith("__")}
+        return sorted(
+            {*super().__dir__()} - hidden | {"model_copy", "model_dump", "model_dump_json"}
+        )
 
 
 def utc_now() -> datetime:
