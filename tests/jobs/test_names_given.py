@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from domyn_swarm import SwarmJob, job
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import ConfigError, InvalidInput
 from domyn_swarm.jobs import (
     BatchFileJob,
     ChatCompletionJob,
@@ -244,3 +244,24 @@ def test_answers_that_nobody_would_keep_are_not_asked_for(given: dict[str, Any])
             return str(item)
 
     Longest(n=3).check()
+
+
+def test_columns_that_no_request_would_hold_are_refused() -> None:
+    two = {"input_columns": ["id", "text"]}
+    with pytest.raises(ConfigError, match=r"first input column holds, 'id': 'text' would be") as no:
+        load_job("domyn_swarm.jobs:ChatCompletionJob", two)
+    assert "{{ id }} {{ text }}" in no.value.hint
+    for more in ({"system": "In {{ text }}"}, {"param_columns": {"seed": "text"}}):
+        load_job("domyn_swarm.jobs:ChatCompletionJob", {**two, **more})
+
+    class Both(ChatCompletionJob):
+        async def transform_item(self, item: Any) -> Any:
+            return str(item)
+
+    Both(**two).check()
+
+
+def test_a_column_of_parameters_that_is_missing_is_named_as_such() -> None:
+    job = ChatCompletionJob(input_columns=["text"], param_columns={"seed": "sed"})
+    with pytest.raises(InvalidInput, match="param_columns takes seed from the column 'sed'"):
+        job.check_columns(["text", "seed"])

@@ -11,11 +11,14 @@ from domyn_swarm.jobs.spec import JobSettings
 from domyn_swarm.model import Accept, Record, ReplyVerdict
 from domyn_swarm.planning.resources import JobResources
 
+CHAT_JOB = "domyn_swarm.jobs:ChatCompletionJob"
+"""What a job is that names no class."""
 
-class _Submission(JobSettings):
+
+class Submission(JobSettings):
     """What whoever submits a job says of it, in Python as on the command line."""
 
-    job: str = "domyn_swarm.jobs:ChatCompletionJob"
+    job: str = CHAT_JOB
     swarm: str | None = None
     endpoint: str | None = None  # any OpenAI endpoint, instead of a swarm
     model: str | None = None  # needed with `endpoint`
@@ -24,10 +27,11 @@ class _Submission(JobSettings):
     down_after: bool = False  # the swarm ends itself once the job has ended
 
 
-class JobRequest(_Submission):
+class JobRequest(Submission):
     """Submit a job. Fields are `job submit`'s flags; None: as the job has it, or as usual."""
 
     job_source: str | None = None  # `job` is a name that this text defines
+    import_folder: Path | None = None  # where its module is looked for before the current folder
     job_kwargs: dict[str, Any] = Field(default_factory=dict)
     resources: JobResources = Field(default_factory=JobResources)
 
