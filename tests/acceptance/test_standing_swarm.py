@@ -45,6 +45,7 @@ JOB_KEYS = {
     *("rows_done", "rows_failed", "rows_per_s", "eta_s", "prompt_tokens", "completion_tokens"),
     *("input", "output", "account", "message", "exit_code", "submitted_at", "ended_at", "log_path"),
     *("verdicts", "remarks", "rows_resumed", "whereabouts"),
+    *("model", "job_class", "prompt", "system", "parameters"),
 }
 
 

@@ -36,11 +36,20 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         *[("note", remark) for remark in job.remarks],
         ("tokens", tokens_text(job)),
         *([("cost", account_text(job.account))] if job.account else []),
+        *_asked(job),
         ("input", job.input),
         ("output", job.output or "-"),
         ("log", job.log_path),
     ]
     print_pairs(pairs)
+
+
+def _asked(job: JobSnapshot) -> list[tuple[str, str]]:
+    """What a job asks, long texts cut."""
+    asked = [("model", job.model), ("class", job.job_class)]
+    asked += [("prompt", job.prompt), ("system", job.system)]
+    pairs = [(name, _cell(text)) for name, text in asked if text is not None]
+    return [*pairs, *([("parameters", _cell(job.parameters))] if job.parameters else [])]
 
 
 def show_jobs(jobs: Sequence[JobSnapshot], left_out: int, output: Format) -> None:

@@ -25,7 +25,7 @@ from domyn_swarm.swarm.job_files import spec_of
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import JobSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
-from domyn_swarm.swarm.survey import job_snapshot
+from domyn_swarm.swarm.survey import job_snapshot, with_what_it_asks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,7 +99,7 @@ class JobService:
         """
         record = self._record(ref)
         seen = self._submitter.refresh(record) if refresh else self._submitter.recall(record)
-        return job_snapshot(seen, asked=refresh)
+        return with_what_it_asks(job_snapshot(seen, asked=refresh), seen)
 
     def list(
         self, swarm: str | None = None, *, refresh: bool = True, newest: int | None = None
