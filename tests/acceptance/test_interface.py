@@ -42,6 +42,7 @@ FLAGS = {
     "--checkpoint-seconds --no-resume --no-checkpointing --workers --shard-output --data-backend "
     "--backend-read-kwargs --backend-write-kwargs --ray-address --fingerprint --dedup --down-after "
     f"{ATTACH}",
+    "job preview": f"-f --input --output --prompt -n -y {ATTACH} {PRINTS}",
     "job submit-script": ATTACH,
     "job list": f"--refresh {PRINTS}",
     "job status": f"--watch --refresh {REF} {PRINTS}",

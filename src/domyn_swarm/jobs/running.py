@@ -278,7 +278,7 @@ async def _settle(
 
     try:
         async with beside(line.keep_drawing()):
-            await _until_over(asyncio.ensure_future(batch.run(access, transform)), batch)
+            await until_over(asyncio.ensure_future(batch.run(access, transform)), batch)
     finally:
         line.end()
         for remark in job.remarks(tally.all_verdicts):
@@ -287,7 +287,7 @@ async def _settle(
     events.raise_failure()
 
 
-async def _until_over(running: asyncio.Future[bool], batch: BatchRun) -> None:
+async def until_over(running: asyncio.Future[bool], batch: BatchRun) -> None:
     """Wait; a cancellation is passed on only when the rows in flight are settled."""
     try:
         await asyncio.shield(running)

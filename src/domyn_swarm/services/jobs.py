@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from domyn_swarm.batch.results import Results
     from domyn_swarm.batch.verification import OutputVerification
     from domyn_swarm.jobs.dry_run import DryRun
+    from domyn_swarm.jobs.preview import Preview
     from domyn_swarm.services.report_records import JobReport
     from domyn_swarm.services.reports import GatheredReport
     from domyn_swarm.swarm.factory import LiveSwarm
@@ -75,6 +76,31 @@ class JobService:
             return dry_run(spec, prepared, swarm=swarm.record.name)
         spec = spec.model_copy(update={"api_key_file": None})
         return dry_run(spec, prepared, key=key_of_environment())
+
+    def preview(
+        self, request: JobRequest, notice: Callable[[str], None], *, rows: int = 10
+    ) -> Preview:
+        """Check all that `submit` does and ask the first rows in this process; keep their answers,
+        which the job finds when it is submitted.
+
+        Args:
+            request: the job.
+            notice: hears what a run has to say meanwhile.
+            rows: how many.
+
+        Raises:
+            SwarmError: as `submit`, and nothing was asked; or the run cannot go on, and what was
+                answered is kept.
+        """
+        from domyn_swarm.config.environment import key_of_environment
+        from domyn_swarm.jobs.preview import preview
+
+        swarm = self._swarm_of(request)
+        spec, prepared = self._submitter.check(request, swarm)
+        if swarm is not None:
+            return preview(spec, prepared, notice, rows=rows, swarm=swarm.record.name)
+        spec = spec.model_copy(update={"api_key_file": None})
+        return preview(spec, prepared, notice, rows=rows, key=key_of_environment())
 
     def _swarm_of(self, request: JobRequest) -> LiveSwarm | None:
         if request.endpoint is not None:
