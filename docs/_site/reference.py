@@ -100,9 +100,11 @@ def job_keys_page() -> str:
         "| key | flag | type | |",
         "|---|---|---|---|",
     ]
-    for key, field in job_schema(key_descriptions())["properties"].items():
-        flag = f"`{FLAGS[key]}`" if key in FLAGS else ""
-        lines.append(f"| `{key}` | {flag} | {_type(field)} | {field['description']} |")
+    descriptions = key_descriptions()
+    fields = job_schema(descriptions)["properties"]
+    for key in (one for one in descriptions if one in fields):
+        flag, what = FLAGS.get(key, ""), descriptions[key].replace("|", "\\|")
+        lines.append(f"| `{key}` | {flag and f'`{flag}`'} | {_type(fields[key])} | {what} |")
     return "\n".join([*lines, ""])
 
 
