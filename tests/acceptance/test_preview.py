@@ -49,3 +49,5 @@ def test_elsewhere_it_stops_there_unless_it_is_to_go_on(standing: Standing) -> N
     assert gone_on.returncode == 0, gone_on.stderr
     assert json.loads(gone_on.stdout.splitlines()[-1])["job_id"]
     assert len(standing.sim.asked("piped")) == 4
+    standing.cli.ok(*typed, "-y", "--no-progress", "--no-resume", "-n", "2")
+    assert len(standing.sim.asked("piped")) == 8

@@ -47,9 +47,9 @@ class Writer:
         """Why `where` is not replaced; `there` is what it says of itself, None: it is nobody's."""
         if there is None:
             return OutputExists(
-                f"{where} exists, and no job of domyn-swarm wrote it as it is now.",
-                hint="Move it away or choose another --output; --overwrite replaces what a job "
-                "wrote, and nothing else.",
+                f"{where} exists and is not this job's output.",
+                hint="Move it away or choose another --output; --overwrite replaces what "
+                "another job of domyn-swarm wrote, as it wrote it, and nothing else.",
             )
         differs = in_words(there.job.identity_fields, self.fields)
         if self.input_path and input_key(there.input.path) != input_key(self.input_path):

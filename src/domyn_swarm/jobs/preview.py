@@ -17,6 +17,7 @@ import msgspec
 from domyn_swarm import open_files
 from domyn_swarm.batch.access import EndpointAccess
 from domyn_swarm.batch.engine import BatchRun
+from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.inspection import SettledRow, settled_rows
 from domyn_swarm.batch.runner import Events
 from domyn_swarm.batch.tally import Tally
@@ -105,7 +106,9 @@ def preview(
     access = replace(access, key=key or access.key)
     whole = prepared.plan
     limit = min(rows, whole.rows)
-    plan = replace(whole, limit=limit, publishes=False, errors_count=False)
+    policy = replace(whole.work.run_policy, failure_limit=FailureLimit())  # few rows are no share
+    work = replace(whole.work, run_policy=policy)
+    plan = replace(whole, limit=limit, work=work, publishes=False, errors_count=False)
     tally, began = Tally(), time.monotonic()
     if plan.rows:
         with open_files.raised(), event_loop() as runner:
