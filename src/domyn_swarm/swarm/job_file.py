@@ -13,8 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
-from pydantic import field_validator as checks
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from domyn_swarm.batch.manifest import is_secret
 from domyn_swarm.config import swarm_name
@@ -129,21 +135,21 @@ class JobFile(Submission):
     time_limit: Annotated[TimeLimit, AfterValidator(_positive_time)] | None = None
     mail_user: str | None = None
 
-    @checks("model")
+    @field_validator("model")
     @classmethod
     def _of_endpoint(cls, model: str | None, info: ValidationInfo) -> str | None:
         if model is not None and info.data.get("endpoint") is None:
             raise ValueError("goes with endpoint; a swarm's model is that of its configuration")
         return model
 
-    @checks("prompt", "system")
+    @field_validator("prompt", "system")
     @classmethod
     def _template(cls, text: str | None, info: ValidationInfo) -> str | None:
         if text is not None:
             _check_template(text, str(info.field_name), info)
         return text
 
-    @checks("prompt_file", "system_file")
+    @field_validator("prompt_file", "system_file")
     @classmethod
     def _template_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         if path is not None:
