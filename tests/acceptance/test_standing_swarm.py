@@ -40,11 +40,13 @@ REPLICA_KEYS = {
     *("requests_running", "requests_waiting", "prompt_tokens", "generated_tokens", "figures_age_s"),
     *("tokens_per_s", "kv_cache_usage", "node", "expires_at"),
 }
+ALONE_KEYS = ("model", "job_class", "prompt", "system", "parameters")  # null in lists
 JOB_KEYS = {
     *("schema_version", "job_id", "external_id", "name", "swarm", "status", "rows_total"),
     *("rows_done", "rows_failed", "rows_per_s", "eta_s", "prompt_tokens", "completion_tokens"),
     *("input", "output", "account", "message", "exit_code", "submitted_at", "ended_at", "log_path"),
     *("verdicts", "remarks", "rows_resumed", "whereabouts"),
+    *ALONE_KEYS,
 }
 
 
@@ -96,7 +98,9 @@ def test_the_keys_of_status_are_a_promise(standing: Standing) -> None:
     [mine] = [one for one in seen["jobs"] if one["job_id"] == handle["job_id"]]
     assert set(mine) == JOB_KEYS
     assert (mine["status"], mine["rows_done"], mine["rows_total"]) == ("succeeded", 3, 3)
-    assert cli.json("job", "status", handle["job_id"]) == mine
+    alone = cli.json("job", "status", handle["job_id"])
+    assert (alone["model"], alone["parameters"]) == ("sim-model", {})
+    assert {**alone, **dict.fromkeys(ALONE_KEYS)} == mine
     for shown in (cli.ok("status", "demo"), cli.ok("swarm", "list"), cli.ok("job", "list")):
         assert "demo" in shown
     assert "simulating" in cli.ok("logs", "demo", "0")

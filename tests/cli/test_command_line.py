@@ -105,7 +105,10 @@ def test_version_is_the_package_s() -> None:
         (["job", "submit", "--input", "a"], "--output"),
         (["job", "submit", "--input", "a", "--output", "b", "--max-concurrency", "0"], "auto"),
         (["job", "submit", "--input", "a", "--output", "b", "--job-kwargs", "[1]"], "JSON object"),
-        (["job", "submit", "--input", "a", "--output", "b", "--job-kwargs", "{"], "not JSON"),
+        (
+            ["job", "submit", "--input", "a", "--output", "b", "--job-kwargs", "{"],
+            "--job-kwargs '{' is not JSON",
+        ),
         (["job", "submit", "--input", "a", "--output", "b", "--output-mode", "x"], "append"),
         (
             ["job", "submit", "--input", "a", "--output", "b", "--name", "n", "--endpoint", "u"],

@@ -303,6 +303,10 @@ def test_a_job_whose_output_another_one_replaced_goes_on_when_that_is_meant(
     service.wait(service.submit(bench.request()))
     with pytest.raises(OutputExists, match="the answers to another input"):
         service.submit(bench.request(input=other, external_id="other"))
+    hotter = {"job_kwargs": {"temperature": 0.5}, "external_id": "other"}
+    with pytest.raises(OutputExists, match=r"What differs: temperature: not set → 0\.5\.") as what:
+        service.submit(bench.request(**hotter))
+    assert what.value.exit_code == 2
     assert len(service.list()) == 1
     handle = service.submit(bench.request(input=other, external_id="other", overwrite=True))
     assert service.wait(handle).status is JobStatus.SUCCEEDED

@@ -22,12 +22,14 @@ from domyn_swarm.cli.options import (
     chosen_job,
 )
 from domyn_swarm.cli.outcomes import failures, report, results, verify
+from domyn_swarm.cli.preview import preview
 from domyn_swarm.cli.script import submit_script
 from domyn_swarm.cli.submit import submit
 from domyn_swarm.cli.watching import EveryOption, WatchOption
 
 job_app = typer.Typer(help="Jobs: a dataset through a swarm.", no_args_is_help=True)
 job_app.command("submit")(submit)
+job_app.command("preview")(preview)
 job_app.command("submit-script")(submit_script)
 job_app.command("resume")(resume)
 job_app.command("retry-failed")(retry_failed)

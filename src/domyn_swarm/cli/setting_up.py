@@ -231,21 +231,25 @@ def _answers(*, force: bool) -> tuple[Platform, dict[str, str]]:
 
 @config_app.command("schema")
 def schema(
+    job: Annotated[
+        bool, typer.Option("--job", help="That of a job's file, as `job submit -f` takes it.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="FILE", help="Write it there, not to stdout."),
     ] = None,
 ) -> None:
-    """Print the JSON Schema of a configuration, for editors that complete and check YAML.
+    """Print the JSON Schema of a configuration or a job, for editors that complete and check YAML.
 
     With the YAML language server, the first line of a file names it:
     `# yaml-language-server: $schema=domyn-swarm.schema.json`. It is good for defaults.yaml, too.
 
     Example: domyn-swarm config schema --output domyn-swarm.schema.json
     """
-    from domyn_swarm.services.setting_up import json_schema
+    from domyn_swarm.cli.job_flags import key_descriptions
+    from domyn_swarm.services.setting_up import job_schema, json_schema
 
-    text = json.dumps(json_schema(), indent=2)
+    text = json.dumps(job_schema(key_descriptions()) if job else json_schema(), indent=2)
     if output is None:
         typer.echo(text)
         return

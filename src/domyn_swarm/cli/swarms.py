@@ -24,7 +24,6 @@ from domyn_swarm.cli.options import (
     JsonOption,
     YamlOption,
     chosen_format,
-    swarm_name,
 )
 from domyn_swarm.errors import EXIT_INTERRUPTED, PlatformError, SwarmNotFound
 
@@ -157,6 +156,7 @@ def down(
     Example: domyn-swarm down my-swarm -y
     """
     from domyn_swarm.cli.views import show_down
+    from domyn_swarm.config import swarm_name
     from domyn_swarm.services.swarms import SwarmService
 
     form = chosen_format(output, as_json, as_yaml)

@@ -66,6 +66,20 @@ def load(
     return LoadedConfig(config, dict(_provenance(config, layer)))
 
 
+def swarm_name(path: Path) -> str:
+    """The name that a configuration gives its swarm.
+
+    Raises:
+        ConfigError: the file cannot be read, or names no swarm.
+    """
+    name = load(path).config.name
+    if name is None:
+        raise ConfigError(
+            f"{path} names no swarm.", hint="Give the swarm's name instead of the file."
+        )
+    return name
+
+
 def dump_yaml(config: DomynLLMSwarmConfig) -> str:
     """The whole configuration as YAML that `load` reads back as the same.
 

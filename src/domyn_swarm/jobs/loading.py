@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from domyn_swarm.errors import ConfigError, SwarmError
@@ -135,18 +136,18 @@ def reference_to(job: SwarmJob) -> JobReference:
     return JobReference(f"source:{definition_of(job).__name__}", kwargs, source_of(job))
 
 
-def import_path_of(reference: str, kwargs: Mapping[str, Any] | None = None) -> str | None:
+def import_path_of(
+    reference: str, kwargs: Mapping[str, Any] | None = None, folder: Path | None = None
+) -> str | None:
     """The `sys.path` entry that holds what a job is made of, for the worker: its module, and that
     of an `output_schema` that is named; None when both are installed.
 
-    The current folder counts, as it does for `python -m`.
+    `folder`, that of a job file, counts first, then the current one, as it does for `python -m`.
     """
-    from pathlib import Path
-
     schema = (kwargs or {}).get("output_schema")
-    here = Path.cwd()
-    for one in (reference, schema if isinstance(schema, str) else ""):
-        name = one.partition(":")[0].split(".")[0]
-        if name and ((here / f"{name}.py").exists() or (here / name).is_dir()):
-            return str(here)
+    references = (reference, schema if isinstance(schema, str) else "")
+    names = [name for one in references if (name := one.partition(":")[0].split(".")[0])]
+    for place in (folder, Path.cwd()):
+        if place and any((place / f"{one}.py").exists() or (place / one).is_dir() for one in names):
+            return str(place)
     return None

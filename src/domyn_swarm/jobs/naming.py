@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.jobs.options import OPTIONS
 from domyn_swarm.net import parameters
 
@@ -62,13 +62,18 @@ def check_parameters(job: str, given: Iterable[str], known: frozenset[str]) -> N
         known: those that are known.
 
     Raises:
-        ConfigError: names one, and what may be meant.
+        ConfigError: names one, and what may be meant; its mistakes are all of them.
     """
-    for name in given:
-        if name not in known:
-            raise ConfigError(
-                f"The job {job} has no parameter {name!r}.", hint=_instead(name, known)
-            )
+    unknown = {name: _instead(name, known) for name in given if name not in known}
+    for name, hint in unknown.items():
+        raise ConfigError(
+            f"The job {job} has no parameter {name!r}.",
+            hint=hint,
+            mistakes=[
+                Mistake("", one, f"the job {job} has no such parameter. {instead}")
+                for one, instead in unknown.items()
+            ],
+        )
 
 
 def _instead(name: str, known: frozenset[str]) -> str:

@@ -195,7 +195,7 @@ class JobSubmitter:
         asked = request.model_dump(
             exclude={
                 *("swarm", "endpoint", "model", "input", "output", "name"),
-                "down_after",
+                *("down_after", "import_folder"),
             }
         )
         checkpoint_root = asked.pop("checkpoint_dir") or checkpoints_dir()
@@ -208,7 +208,9 @@ class JobSubmitter:
                 "job_id": job_id,
                 "name": request.name or request.job.rpartition(":")[2],
                 "import_path": import_path_of(
-                    "" if request.job_source else request.job, request.job_kwargs
+                    "" if request.job_source else request.job,
+                    request.job_kwargs,
+                    request.import_folder,
                 ),
                 "input": _absolute(request.input),
                 "output": _absolute(request.output),
