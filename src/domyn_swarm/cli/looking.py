@@ -19,7 +19,7 @@ from domyn_swarm.cli.watching import EveryOption, WatchOption
 NameArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[NAME]",
+        metavar="NAME",
         help="The swarm; may be left out when only one is live.",
         autocompletion=candidates.swarms,
     ),

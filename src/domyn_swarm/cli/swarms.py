@@ -19,10 +19,13 @@ from domyn_swarm.cli.logs import logs
 from domyn_swarm.cli.looking import describe, list_swarms
 from domyn_swarm.cli.options import (
     ConfigOption,
+    FileArgument,
     Format,
     FormatOption,
     JsonOption,
+    NameOption,
     YamlOption,
+    chosen_file,
     chosen_format,
     swarm_name,
 )
@@ -35,13 +38,12 @@ swarm_app = typer.Typer(help="All swarms, and more about one.", no_args_is_help=
 
 
 def up(
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="The swarm's YAML file.", metavar="FILE")
-    ],
+    file: FileArgument = None,
+    config: ConfigOption = None,
     replicas: Annotated[
         int | None, typer.Option("--replicas", "-r", min=1, help="How many replicas.")
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The swarm's name.")] = None,
+    name: NameOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
@@ -63,7 +65,7 @@ def up(
 ) -> None:
     """Bring a swarm up; print its name.
 
-    Example: NAME=$(domyn-swarm up -c config.yaml -r 2 --set watchdog.max_restarts=5)
+    Example: NAME=$(domyn-swarm up config.yaml -r 2 --set watchdog.max_restarts=5)
     """
     from domyn_swarm.cli.views import show_plan, show_up
     from domyn_swarm.services.requests import UpRequest
@@ -71,7 +73,7 @@ def up(
 
     form = chosen_format(output, as_json, as_yaml)
     request = UpRequest(
-        config=config,
+        config=chosen_file(file, config),
         name=name,
         replicas=replicas,
         overrides=tuple(settings or ()),
@@ -130,7 +132,12 @@ def _down_quietly(name: str) -> None:
 
 def down(
     names: Annotated[
-        list[str] | None, typer.Argument(help="The swarms.", autocompletion=candidates.swarms)
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME|FILE",
+            help="The swarms, by name or by their YAML files.",
+            autocompletion=candidates.swarms,
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every live swarm.")] = False,
     config: ConfigOption = None,
@@ -160,9 +167,12 @@ def down(
     from domyn_swarm.services.swarms import SwarmService
 
     form = chosen_format(output, as_json, as_yaml)
-    wanted = [*(names or ()), *([swarm_name(config)] if config else ())]
+    wanted = [
+        *(swarm_name(Path(one)) if one.endswith((".yaml", ".yml")) else one for one in names or ()),
+        *([swarm_name(config)] if config else ()),
+    ]
     if bool(wanted) == everything:
-        raise typer.BadParameter("name the swarms, or give a file with -c, or --all.")
+        raise typer.BadParameter("name the swarms, or their YAML files, or give --all.")
     if forget and everything:
         raise typer.BadParameter("--forget takes the names of swarms.")
     what = "every live swarm" if everything else ", ".join(wanted)
