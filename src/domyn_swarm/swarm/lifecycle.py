@@ -37,7 +37,6 @@ from domyn_swarm.swarm.folder import withdraw_metrics, write_launch_files
 from domyn_swarm.swarm.lost import check_not_lost, why_lost
 from domyn_swarm.swarm.readiness import launch_error, readiness
 from domyn_swarm.swarm.reconcile import (
-    all_recorded,
     being_launched,
     clear_launchers,
     reconcile,
@@ -117,51 +116,19 @@ class SwarmLifecycle:
         finally:
             release(paths.launcher(context.tag))
 
-    def complete(
-        self,
-        config: DomynLLMSwarmConfig,
-        *,
-        wait: bool = True,
-        timeout_s: float | None = None,
-        on_change: OnChange | None = None,
-        interrupted: Interrupted | None = None,
-    ) -> LiveSwarm:
-        """As `up`, whatever became of an earlier one: a swarm of that name that is up or coming up
-        is taken as it is; one that was launched in part, or is failing or stopping, is stopped and
-        launched anew.
-
-        Raises:
-            LaunchError: it did not come up; unless somebody else launches it, it has been stopped.
-            PlatformError: it could not be started, or what was there could not be stopped.
-        """
-        try:
-            swarm = self.attach(str(config.name))
-        except SwarmNotFound:
-            return self.up(
-                config, wait=wait, timeout_s=timeout_s, on_change=on_change, interrupted=interrupted
-            )
-        if is_elsewhere(swarm.record):
-            refuse_taken(swarm.record)
-        phase = SwarmPhase.FAILED if why_lost(swarm) else swarm.record.phase
-        going = phase is SwarmPhase.LAUNCHING and (being_launched(swarm) or all_recorded(swarm))
-        if phase is SwarmPhase.READY or (going and not wait):
-            return swarm
-        if going:
-            return self._join(swarm, timeout_s, on_change, interrupted)
-        self.down(swarm.record.name)
-        return self.up(
-            config, wait=wait, timeout_s=timeout_s, on_change=on_change, interrupted=interrupted
-        )
-
-    def _join(
+    def join(
         self,
         swarm: LiveSwarm,
         timeout_s: float | None,
         on_change: OnChange | None,
         interrupted: Interrupted | None,
     ) -> LiveSwarm:
-        """Wait for a swarm that somebody launched. When whoever did so is gone, its failure is
-        ours to clean up.
+        """Wait for a swarm that another command launched. If that command has ended, what was
+        started of a swarm that does not come up is stopped here.
+
+        Raises:
+            LaunchError: it did not come up.
+            PlatformError: it could not be stopped afterwards.
         """
         try:
             return self._await_ready(swarm, timeout_s, on_change, interrupted)

@@ -20,6 +20,7 @@ from domyn_swarm.model import Record, utc_now
 from domyn_swarm.probing import Observation
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
+from domyn_swarm.swarm.joining import complete
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ class PoolLauncher:
             return told
         began = utc_now()
         try:
-            live = self._lifecycle.complete(
+            live = complete(
+                self._lifecycle,
                 swarm.config,
                 wait=self._wait_ready,
                 timeout_s=self._timeout_s,
