@@ -13,6 +13,7 @@ from difflib import get_close_matches
 EXIT_OK = 0
 EXIT_FAILED_ROWS = 7
 EXIT_BUG = 70
+EXIT_TIMED_OUT = 124  # as `timeout` has it
 EXIT_INTERRUPTED = 130
 
 
@@ -121,6 +122,12 @@ class LaunchError(SwarmError):
 
 class NotReady(LaunchError):
     """Too few replicas answered before the deadline."""
+
+
+class WaitTimedOut(SwarmError):
+    """The time that was to be waited is over; the swarm is neither up nor failed, and goes on."""
+
+    exit_code = EXIT_TIMED_OUT
 
 
 class ReplicaFailed(LaunchError):

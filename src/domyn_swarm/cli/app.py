@@ -31,6 +31,7 @@ _NO_BUG = frozenset(
 """What disks and systems refuse, whoever asks."""
 COMMANDS = (
     Entry("up", f"{_CLI}.swarms:up", "Bring a swarm up; print its name."),
+    Entry("wait", f"{_CLI}.swarms:wait", "Wait until a swarm is ready; print its name."),
     Entry("status", f"{_CLI}.looking:status", "Show a swarm's phase, endpoint, replicas and jobs."),
     Entry(
         "down",

@@ -16,7 +16,7 @@ from domyn_swarm.cli.console import (
     termination_interrupts,
 )
 from domyn_swarm.cli.logs import logs
-from domyn_swarm.cli.looking import describe, list_swarms
+from domyn_swarm.cli.looking import NameArgument, describe, list_swarms
 from domyn_swarm.cli.options import (
     ConfigOption,
     FileArgument,
@@ -65,6 +65,10 @@ def up(
 ) -> None:
     """Bring a swarm up; print its name.
 
+    One of that name and configuration that is coming up is waited for, and one that is up is taken
+    as it is: the same command again starts nothing twice. With another configuration it is refused,
+    with what differs.
+
     Example: NAME=$(domyn-swarm up config.yaml -r 2 --set watchdog.max_restarts=5)
     """
     from domyn_swarm.cli.views import show_plan, show_up
@@ -87,7 +91,8 @@ def up(
     # A generated name is fixed here, so that an interruption can say what keeps running.
     result = _up_or_ask(request.model_copy(update={"name": plan.name}))
     if result.ready:
-        say(f"{result.name} is ready at {result.endpoint}")
+        other = "" if result.launched else "; nothing was started, it was up or coming up"
+        say(f"{result.name} is ready at {result.endpoint}{other}")
     else:
         say(f"{result.name} is on its way: domyn-swarm status {result.name}")
     show_up(result, form)
@@ -128,6 +133,40 @@ def _down_quietly(name: str) -> None:
         return
     for result in results:
         say(f"{name} is stopped." if result.stopped else f"{name}: {result.error}")
+
+
+def wait(
+    name: NameArgument = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0, metavar="S", help="Give up after so long.")
+    ] = None,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Wait until a swarm is ready; print its name.
+
+    For `up --no-wait`, and after a lost connection. Ends as `up` does: 0 once it is ready, 5 when
+    it does not come up, with the cause and everything stopped. Giving up after --timeout leaves the
+    swarm alone, and exits with 124.
+
+    Example: domyn-swarm wait my-swarm --timeout 3600
+    """
+    from domyn_swarm.cli.progress import phases
+    from domyn_swarm.cli.views import show_up
+    from domyn_swarm.services.swarms import SwarmService
+
+    form = chosen_format(output, as_json, as_yaml)
+    service = SwarmService()
+    chosen = name or service.only_live()
+    try:
+        with phases(chosen) as on_change:
+            result = service.wait(chosen, timeout_s=timeout, on_change=on_change)
+    except KeyboardInterrupt:
+        say(f"Interrupted: {chosen} goes on coming up.")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    say(f"{result.name} is ready at {result.endpoint}")
+    show_up(result, form)
 
 
 def down(

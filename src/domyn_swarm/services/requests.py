@@ -46,6 +46,7 @@ class UpResult(Record):
     name: str
     endpoint: str | None
     ready: bool
+    launched: bool = True  # by this command; False: it was up or coming up
     swarm_dir: Path
 
 
