@@ -102,6 +102,8 @@ def test_a_swarm_whose_endpoint_is_dead_refuses_what_needs_it_and_ends_what_asks
     assert JobService().list() == []
     with pytest.raises(SwarmExists, match=f"'demo' has failed: {ENDED}"):
         lifecycle.up(config())
+    with pytest.raises(SwarmExists, match=f"'demo' has failed: {ENDED}"):  # as `up` does
+        SwarmJoining(SwarmStore.open()).up(config(), Waiting())
     told = job.ended()
     assert f"The swarm has failed: {ENDED}" in told
     assert "job resume" in told

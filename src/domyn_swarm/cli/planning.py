@@ -90,11 +90,11 @@ def doctor(
     from domyn_swarm.services.doctor import examine
 
     form = chosen_format(output, as_json, as_yaml)
-    wish = None
+    rehearsal = None
     if rehearse or gpus:
-        wish = Rehearsal(gpus, timeout_s, lambda said: typer.echo(said, err=True))
+        rehearsal = Rehearsal(gpus, timeout_s, lambda said: typer.echo(said, err=True))
     chosen = None if file is None and config is None else chosen_file(file, config)
-    found = examine(chosen, wish)
+    found = examine(chosen, rehearsal)
     show_examination(found, form)
     if not found.well:
         raise typer.Exit(PlatformError.exit_code)
