@@ -135,18 +135,23 @@ def test_h_is_short_for_help(words: list[str], swarm_home: Path) -> None:
     assert cli.ok(*words, "-h") == cli.ok(*words, "--help")
 
 
-def test_a_file_and_a_name_may_be_given_the_short_way(swarm_home: Path, tmp_path: Path) -> None:
+def test_a_file_and_a_name_may_be_given_the_short_way(
+    swarm_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cli = CommandLine(swarm_home)
     file = write_sim_config(tmp_path, "any").path
     planned = cli.json("plan", "-c", file, "--name", "mine")
     assert planned["plan"]["name"] == "mine"
     assert cli.json("plan", file, "-n", "mine") == planned
     assert cli.json("up", file, "-n", "mine", "--dry-run") == planned
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.json("plan", "--config=~/any.yaml", "-n", "mine") == planned
     assert cli.json("config", "check", file) == cli.json("config", "check", "-c", file)
     assert "rehearsal" in cli("doctor", file).stdout  # only where there is a file
-    stopped = cli("down", file)
-    assert stopped.returncode == 3
-    assert "no swarm named 'any'" in stopped.stderr
+    for words in (["down"], ["status"], ["wait"], ["endpoint"], ["logs"], ["swarm", "describe"]):
+        none = cli(*words, file)
+        assert (none.returncode, none.stdout) == (3, "")
+        assert "no swarm named 'any'" in none.stderr
 
 
 def test_a_handle_that_is_none_is_refused() -> None:

@@ -332,6 +332,15 @@ def swarm_name(config: Path) -> str:
     return name
 
 
+def named_swarm(context: typer.Context, value: str | None) -> str | None:
+    """Of a swarm's name itself, of its YAML file the name that it gives: `status swarm.yaml`. No
+    name of a swarm has a full stop.
+    """
+    if value is None or context.resilient_parsing or not value.endswith((".yaml", ".yml")):
+        return value
+    return swarm_name(Path(value))
+
+
 def chosen_job(
     ref: str | None, external_id: str | None, handle_json: str | None
 ) -> str | JobHandle:

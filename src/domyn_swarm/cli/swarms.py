@@ -27,6 +27,7 @@ from domyn_swarm.cli.options import (
     YamlOption,
     chosen_file,
     chosen_format,
+    named_swarm,
     swarm_name,
 )
 from domyn_swarm.errors import EXIT_INTERRUPTED, PlatformError, SwarmNotFound
@@ -94,7 +95,7 @@ def up(
         other = "" if result.launched else "; nothing was started, it was up or coming up"
         say(f"{result.name} is ready at {result.endpoint}{other}")
     else:
-        say(f"{result.name} is on its way: domyn-swarm status {result.name}")
+        say(f"{result.name} is on its way: `domyn-swarm wait {result.name}` waits for it")
     show_up(result, form)
 
 
@@ -118,7 +119,8 @@ def _up_or_ask(request: UpRequest) -> UpResult:
         else:
             say(
                 f"Interrupted: what was started of {name} keeps running.\n"
-                f"See it with `domyn-swarm status {name}`, stop it with `domyn-swarm down {name}`."
+                f"See it with `domyn-swarm status {name}`, stop it with `domyn-swarm down {name}`; "
+                f"`domyn-swarm wait {name}` returns once it is ready."
             )
         raise typer.Exit(EXIT_INTERRUPTED if ended is None else ended.exit_code) from None
 
@@ -230,7 +232,13 @@ def down(
 
 def scale(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The swarm.", autocompletion=candidates.swarms)
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="The swarm, or its YAML file.",
+            callback=named_swarm,
+            autocompletion=candidates.swarms,
+        ),
     ],
     replicas: Annotated[int, typer.Argument(min=1, metavar="N", help="How many it shall run.")],
     output: FormatOption = Format.TABLE,

@@ -23,7 +23,7 @@ from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.forgetting import forget_swarm
 from domyn_swarm.swarm.joining import SwarmJoining, Waiting
 from domyn_swarm.swarm.lifecycle import OnChange, SwarmLifecycle
-from domyn_swarm.swarm.lost import check_not_lost
+from domyn_swarm.swarm.lost import check_not_lost, without_endpoint
 from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
@@ -196,10 +196,7 @@ class SwarmService:
         check_not_lost(swarm, "has no endpoint")
         address = endpoint_address(swarm)
         if address is None:
-            raise StateError(
-                f"The swarm {record.name} is {record.phase.value} and has no endpoint.",
-                hint=f"See `domyn-swarm status {record.name}`.",
-            )
+            raise without_endpoint(swarm)
         return EndpointInfo(
             name=record.name,
             url=address.url,

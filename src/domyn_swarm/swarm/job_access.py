@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from domyn_swarm.config.environment import key_of_environment
-from domyn_swarm.errors import ConfigError, StateError
+from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_request import JobRequest
-from domyn_swarm.swarm.lost import check_not_lost
+from domyn_swarm.swarm.lost import check_not_lost, without_endpoint
 from domyn_swarm.swarm.whereabouts import endpoint_address
 
 
@@ -27,10 +27,7 @@ def swarm_access(swarm: LiveSwarm) -> dict[str, Any]:
     check_not_lost(swarm, "has no endpoint")
     address = endpoint_address(swarm)
     if address is None:
-        raise StateError(
-            f"The swarm {swarm.record.name} is {swarm.record.phase.value} and has no endpoint.",
-            hint=f"See `domyn-swarm status {swarm.record.name}`.",
-        )
+        raise without_endpoint(swarm)
     handle = swarm.handle
     endpoint = tuple(part for part in handle.parts if part.kind == "endpoint")
     return {

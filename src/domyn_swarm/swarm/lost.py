@@ -42,6 +42,17 @@ def check_not_lost(swarm: LiveSwarm, refused: str) -> None:
         )
 
 
+def without_endpoint(swarm: LiveSwarm) -> StateError:
+    """What is said of a swarm that has no endpoint now."""
+    name, phase = swarm.record.name, swarm.record.phase
+    coming = phase is SwarmPhase.LAUNCHING
+    hint = f"`domyn-swarm wait {name}` returns once it is ready." if coming else ""
+    return StateError(
+        f"The swarm {name} is {phase.value} and has no endpoint{' yet' if coming else ''}.",
+        hint=hint or f"See `domyn-swarm status {name}`.",
+    )
+
+
 def anew(name: str, phase: SwarmPhase) -> str:
     """What to do to have a swarm that serves."""
     up = "domyn-swarm up -c FILE"
