@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 
+from domyn_swarm.batch.access import EndpointAccess, open_session
 from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.gate import EndpointGate
@@ -28,6 +29,7 @@ from domyn_swarm.net.errors import (
     ServerFailed,
 )
 from domyn_swarm.net.http import HttpReply
+from model_server import Bench
 from virtual_time import in_virtual_time, now_s
 
 MODELS = HttpReply(200, b'{"data": [{"id": "m"}]}', None)
@@ -466,3 +468,14 @@ async def test_an_endpoint_that_cannot_be_asked_for_ends_the_run_and_names_the_c
     work = job(endpoint, locate)
     with pytest.raises(JobError, match=r"Cannot ask whether the endpoint.*nowhere"):
         await work.rows(20)
+
+
+async def test_a_port_at_which_nobody_listens_ends_the_session(bench: Bench) -> None:
+    """A real one, of an endpoint that is no swarm's."""
+    url, said = bench.server.url, list[str]()
+    bench.server.stop()
+    access, policy = EndpointAccess(lambda: url, None), RetryPolicy(retries=0, knock_max_s=0.05)
+    with pytest.raises(JobError, match=f"Nobody answers at {url}: .*[Rr]efused"):
+        async with open_session(access, policy, Tally(), said.append) as (client, _):
+            await client.completions.create(model="m", prompt="p")
+    assert said == [f"nobody has answered at {url} yet; trying again"]
