@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from domyn_swarm.backends.local.processes import TAG, carrying
-from domyn_swarm.errors import LaunchError, SwarmExists, WaitTimedOut
+from domyn_swarm.errors import LaunchError, NotReady, SwarmExists, WaitTimedOut
 from domyn_swarm.model import SwarmPhase
 from domyn_swarm.probing import Observation
 from domyn_swarm.services.swarms import SwarmService
@@ -128,6 +128,10 @@ def test_of_several_ups_at_once_one_launches_and_the_others_wait() -> None:
 def test_an_up_that_is_killed_half_way_is_completed_by_the_one_that_waits() -> None:
     first = start(HELD_UP + UP, replicas=2, min_ready=2)
     half = recorded(parts=1)
+    with pytest.raises(WaitTimedOut, match="another command is starting it"):
+        wait(Waiting(timeout_s=0.1))
+    with pytest.raises(NotReady, match="another command is starting it"):
+        up(Waiting(timeout_s=0.1), replicas=2, min_ready=2)
     second = InThread(lambda waiting: up(waiting, replicas=2, min_ready=2))
     until(lambda: [one.detail for one in second.told] == ["another command is starting it"])
     kill(first)

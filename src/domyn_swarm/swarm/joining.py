@@ -208,6 +208,9 @@ class SwarmJoining:
         swarm = self._lifecycle.still_wanted(swarm)
         if seen.phase is Phase.FAILED:
             return None
+        if seen.phase is Phase.STARTING:  # the time is over
+            late = f"{swarm.record.name} was not ready in time: {seen.detail}."
+            raise _time_is_up(swarm, late) if keeps else NotReady(late, hint="That one goes on.")
         with _claimed(swarm) as ours:
             try:
                 return self._lifecycle.await_ready(
