@@ -60,6 +60,7 @@ PRINTS = {
     "pool status": "pool",
     "pool down": "pool-deletions",
     "up": "launch",
+    "wait": "launch",
     "status": "swarm",
     "down": "deletions",
     "scale": "swarm",

@@ -24,8 +24,9 @@ PRINTS = "--format --json --yaml"
 ATTACH = "--detach -d --no-progress --mail-user --cpus --mem --time --placement --run-here"
 REF = "--external-id --handle-json"
 FLAGS = {
-    "up": "-c --config -r --replicas --name --set --dry-run --no-wait --timeout",
+    "up": "-c --config -r --replicas -n --name --set --dry-run --no-wait --timeout",
     "plan": f"-c --config --test {PRINTS}",
+    "wait": f"--timeout {PRINTS}",
     "status": f"--watch {PRINTS}",
     "down": "--all -c --config -y",
     "logs": "--endpoint --watchdog --job -f -n",

@@ -86,6 +86,24 @@ def call(url: str, key: str | None = None) -> int:
             return int(refusal.code)
 
 
+def test_up_and_wait_take_a_swarm_that_is_up_as_it_is(standing: Standing) -> None:
+    cli, file = standing.cli, standing.sim.path
+    both_ready(standing)
+    before = cli.json("swarm", "describe", "demo")["tag"]
+    done = cli("up", file)
+    assert (done.returncode, done.stdout) == (0, "demo\n"), done.stderr
+    assert "nothing was started" in done.stderr
+    told = cli.json("up", "-c", file)
+    assert (told["ready"], told["launched"]) == (True, False)
+    assert cli.ok("wait", "demo") == "demo\n"
+    assert cli.json("wait", "demo")["endpoint"] == told["endpoint"]
+    for changes in (["-r", "1"], ["--set", "watchdog.max_restarts=9"]):
+        refused = cli("up", file, *changes)
+        assert (refused.returncode, refused.stdout) == (3, "")
+        assert "another configuration" in refused.stderr
+    assert cli.json("swarm", "describe", "demo")["tag"] == before
+
+
 def test_the_keys_of_status_are_a_promise(standing: Standing) -> None:
     cli, job = standing.cli, standing.job("promise", 3)
     handle = json.loads(cli.ok(*job.submission("--name", "demo")))

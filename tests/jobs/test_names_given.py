@@ -161,6 +161,7 @@ def test_the_list_has_what_openais_client_takes() -> None:
         (SwarmJob, "max_concurency", "Did you mean 'max_concurrency'"),
         (SwarmJob, "input_column", "Did you mean 'input_columns'"),
         (SwarmJob, "output_column", "Did you mean 'output_col"),
+        (SwarmJob, "input_column_name", "earlier version.*\n.*called input_columns"),
         (SwarmJob, "timeout", "Did you mean 'timeout_s'"),
         (SwarmJob, "rows_per_cal", "Did you mean 'rows_per_call'"),
         (ChatCompletionJob, "system", r"no effect.*\n.*Mine\(system=...\)"),
@@ -171,6 +172,32 @@ def test_the_list_has_what_openais_client_takes() -> None:
 def test_an_attribute_that_looks_like_an_option(base: type, name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=rf"Mine.{name}\b[\s\S]*{reason}"):
         type("Mine", (base,), {name: "x"})
+
+
+def test_code_of_an_earlier_version() -> None:
+    with pytest.raises(ConfigError, match=r"item reads self.kwargs[\s\S]*self.params"):
+
+        class Old(SwarmJob):
+            async def transform_item(self, item: Any) -> Any:
+                return await self.client.completions.create(prompt=item, **self.kwargs)
+
+    class Own(SwarmJob):
+        """What it keeps itself is its own matter."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__()
+            self.kwargs = options
+
+        async def transform_item(self, item: Any) -> Any:
+            return self.kwargs[item]
+
+    class Whole(SwarmJob):
+        async def transform(self, rows: Any) -> Any:
+            return rows
+
+    assert asyncio.run(Own(a=1).transform_item("a")) == 1
+    with pytest.raises(ConfigError, match="`transform` of earlier versions is not called"):
+        Whole().check()
 
 
 def test_a_parameter_as_an_attribute_that_nothing_reads() -> None:

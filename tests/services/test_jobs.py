@@ -102,6 +102,24 @@ def test_rows_without_a_complete_answer_are_counted_and_asked_again_by_class(
     assert bench.output()[1]["answer"] == "P1"
 
 
+def test_a_job_in_a_file_and_paths_of_the_users_home(
+    service: JobService, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `--input=~/in.parquet` has it: no shell has seen the `~`."""
+    bench.write(2)
+    jobs = bench.folder / "jobs"
+    jobs.mkdir()
+    source = "from domyn_swarm import job\n\n@job\nasync def loud(item):\n    return item.upper()\n"
+    (jobs / "own_jobs.py").write_text(source)
+    monkeypatch.setenv("HOME", str(bench.folder))
+    monkeypatch.chdir(jobs.parent)
+    paths = {"input": "~/in.parquet", "output": "~/out.parquet", "checkpoint_dir": "~/kept"}
+    service.submit(bench.request(job="jobs/own_jobs.py:loud", **paths))
+    assert service.wait("mine").status is JobStatus.SUCCEEDED
+    assert [row["answer"] for row in bench.output()] == ["P0", "P1"]
+    assert (bench.folder / "kept").is_dir()
+
+
 def test_where_there_is_nothing_to_retry_nothing_is_started(
     service: JobService, bench: Any
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from domyn_swarm.cli import candidates
 from domyn_swarm.cli.again import resume, retry_failed
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.logs import FollowOption, LinesOption
@@ -16,7 +17,6 @@ from domyn_swarm.cli.options import (
     HandleOption,
     JsonOption,
     RefArgument,
-    SwarmOption,
     YamlOption,
     chosen_format,
     chosen_job,
@@ -85,7 +85,15 @@ def status(
 
 @job_app.command("list")
 def list_jobs(
-    name: SwarmOption = None,
+    name: Annotated[  # without the `-n` of other commands
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="SWARM",
+            help="Of this swarm only.",
+            autocompletion=candidates.swarms,
+        ),
+    ] = None,
     newest: Annotated[
         int, typer.Option("-n", "--newest", min=0, help="How many, the newest first; 0: all.")
     ] = 50,

@@ -50,12 +50,26 @@ YamlOption = Annotated[bool, typer.Option("--yaml", help="Short for --format yam
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="The swarm's YAML file.", metavar="FILE")
 ]
+FileArgument = Annotated[
+    Path | None, typer.Argument(metavar="FILE", help="The swarm's YAML file; short for -c FILE.")
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", "-n", metavar="SWARM", help="The swarm's name.")
+]
+
+
+def chosen_file(file: Path | None, config: Path | None) -> Path:
+    """The configuration that an argument or `-c` names; exactly one of them must."""
+    if (file is None) == (config is None):
+        raise typer.BadParameter("give the swarm's YAML file, once: as FILE or with -c (--config).")
+    return file or config or Path()
 
 
 SwarmOption = Annotated[
     str | None,
     typer.Option(
         "--name",
+        "-n",
         metavar="SWARM",
         help="The swarm; may be left out when only one is live.",
         autocompletion=candidates.swarms,
@@ -66,7 +80,7 @@ SwarmOption = Annotated[
 RefArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[JOB]",
+        metavar="JOB",
         help="The job's id, or its external id.",
         autocompletion=candidates.jobs,
     ),
@@ -282,6 +296,17 @@ def parse_json_object(value: str, flag: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise typer.BadParameter(f"{flag} {value!r:.80} is not a JSON object; {example}.")
     return parsed
+
+
+def named_swarm(context: typer.Context, value: str | None) -> str | None:
+    """Of a swarm's name itself, of its YAML file the name that it gives: `status swarm.yaml`. No
+    name of a swarm has a full stop.
+    """
+    if value is None or context.resilient_parsing or not value.endswith((".yaml", ".yml")):
+        return value
+    from domyn_swarm.config import swarm_name
+
+    return swarm_name(Path(value))
 
 
 def chosen_job(

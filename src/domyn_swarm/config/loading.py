@@ -56,6 +56,7 @@ def load(
     Raises:
         ConfigError: every mistake at once, each with file and line, key, and what to write.
     """
+    path = path.expanduser()  # `--config=~/swarm.yaml` leaves that to us
     layer = merge(merge(*_read_all([*_defaults(), path])), upper or Layer())
     for text in overrides:
         layer = merge(layer, from_override(text))

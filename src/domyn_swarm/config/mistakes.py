@@ -35,6 +35,11 @@ _EXPECTED = {
 }
 
 
+_OLDER = {
+    "nginx_image": "is of an earlier version: remove it, the router comes with this program",
+    "lb_wait": "is of an earlier version: it is called wait_endpoint_s now",
+}
+"""Keys of configurations of earlier versions that have another name or none."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -124,14 +129,39 @@ def _unknown(key: Key, model: type[BaseModel], layer: Layer, kind: FileKind) -> 
     name, backend = str(key[-1]), layer.values.get("backend")
     if not key[1:] and name in kind.instead:
         return f"unknown key; {kind.instead[name]}"
+    if name in _OLDER:
+        return _OLDER[name]
+    if places := _places_of(name, model, backend):
+        return f"unknown key here; it belongs {places}"
     known = _known_keys(model, key[:-1], backend)
     close = get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"unknown key; did you mean {close[0]}?"
-    for section in kind.sections:
-        if name in _known_keys(model, (section,), backend):
-            return f"unknown key here; it belongs under {section}"
     return f"unknown key; {dotted(key[:-1])} takes {', '.join(known)}" if key[1:] else "unknown key"
+
+
+def _places_of(name: str, model: type[BaseModel], backend: object) -> str:
+    """Where else a key of that name belongs, in words; empty where none is known."""
+    places = [
+        f"under {dotted(at)}" if at else "at the top level"
+        for at in _sections(model, (), backend)
+        if name in _known_keys(model, at, backend)
+    ]
+    if not places and "backend" in model.model_fields:
+        places = [
+            f"to a backend of type {other}"
+            for other in _BACKENDS
+            if name in _known_keys(model, ("backend",), {"type": other})
+        ]
+    return " or ".join(places)
+
+
+def _sections(model: type[BaseModel], at: Key, backend: object) -> Iterator[Key]:
+    """The sections of a file, each by its key; the whole first."""
+    yield at
+    for name in _known_keys(model, at, backend):
+        if _known_keys(model, (*at, name), backend):
+            yield from _sections(model, (*at, name), backend)
 
 
 def _known_keys(root: type[BaseModel], at: Key, backend: object) -> list[str]:

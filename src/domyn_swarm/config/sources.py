@@ -33,16 +33,14 @@ class FileKind:
     example: str  # how one begins
     reference: str  # where its keys are described, as a sentence
     opaque: frozenset[str]  # keys whose values have YAML's own types
-    sections: tuple[str, ...] = ()  # whose keys are proposed where they stand outside of them
     instead: Mapping[str, str] = field(default_factory=dict)  # what to write for unknown keys
 
 
 CONFIGURATION = FileKind(
     "configuration",
     "model: my/model",
-    "docs/configuration.md lists every key.",
+    "`domyn-swarm init config --platform local|slurm|lepton` prints every key with its meaning.",
     frozenset({"engine_options"}),
-    ("backend", "router", "watchdog"),
 )
 
 

@@ -29,7 +29,7 @@ from domyn_swarm.config.mistakes import config_error, validated
 from domyn_swarm.config.schema import DIALECT, loosen
 from domyn_swarm.config.sources import FileKind, Key, Layer, dotted, merge, read_yaml
 from domyn_swarm.errors import ConfigError, Mistake
-from domyn_swarm.jobs.loading import import_path_of, load_job
+from domyn_swarm.jobs.loading import load_job, located
 from domyn_swarm.jobs.preparation import parse_failure_limit
 from domyn_swarm.jobs.prompts import PromptTemplate
 from domyn_swarm.net import parameters
@@ -45,7 +45,7 @@ _OF_THE_COMMAND = "it is a flag of the command and no part of the job"
 JOB = FileKind(
     name="job",
     example="input: rows.parquet",
-    reference="docs/how-to/job-files.md says what a job's file holds.",
+    reference="`domyn-swarm config schema --job` prints every key with its meaning.",
     opaque=frozenset({"parameters", "backend_read_kwargs", "backend_write_kwargs"}),
     instead={
         **dict.fromkeys(parameters.CHAT | {"extra_body"}, "it belongs under parameters"),
@@ -289,14 +289,14 @@ def _without_replaced(lower: Layer, upper: Layer) -> Layer:
 
 def _check_job(request: JobRequest, layer: Layer, path: Path) -> None:
     """Refuse what the job's class does not take, where it is written."""
-    folder = import_path_of(request.job, request.job_kwargs, request.import_folder)
     try:
+        found = located(request.job, request.job_kwargs, request.import_folder)
         load_job(
-            request.job,
+            found.reference,
             request.job_kwargs,
             input_columns=request.input_columns,
             output_columns=request.output_columns,
-            import_path=folder,
+            import_path=found.import_path,
         )
     except ConfigError as error:
         if not error.mistakes:
