@@ -6,13 +6,16 @@ reaches the top of a command is a bug of ours: traceback, exit code 70.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from types import TracebackType
 
 EXIT_OK = 0
 EXIT_FAILED_ROWS = 7
 EXIT_BUG = 70
+EXIT_TIMED_OUT = 124  # as `timeout` has it
 EXIT_INTERRUPTED = 130
 
 
@@ -123,6 +126,12 @@ class NotReady(LaunchError):
     """Too few replicas answered before the deadline."""
 
 
+class WaitTimedOut(SwarmError):
+    """The time that was to be waited is over; the swarm is neither up nor failed, and goes on."""
+
+    exit_code = EXIT_TIMED_OUT
+
+
 class ReplicaFailed(LaunchError):
     """Replicas ended before they served; the message carries the diagnosis and the log path."""
 
@@ -174,3 +183,25 @@ def disk_error(error: OSError, place: object = None) -> JobError:
     """What a disk or the system refused a job."""
     hint = "Check that disk and submit the same job again: what is finished is kept."
     return JobError(words_of(error, place), hint=hint)
+
+
+# -- Ctrl-C in Python ----------------------------------------------------------------------------
+
+
+def interrupted(message: str) -> KeyboardInterrupt:
+    """A `KeyboardInterrupt` that says what was kept, to be raised `from None`.
+
+    Where nothing catches it, a script ends with this one line instead of a traceback, and as ever
+    by the signal. Notebooks show errors in their own way.
+    """
+    error = KeyboardInterrupt(message)
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], raised: BaseException, trace: TracebackType | None) -> None:
+        if raised is not error:
+            before(kind, raised, trace)
+        elif sys.stderr is not None:
+            sys.stderr.write(f"{message}\n")
+
+    sys.excepthook = hook
+    return error

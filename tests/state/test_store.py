@@ -93,7 +93,11 @@ def test_only_legal_transitions(store: SwarmStore) -> None:
     store.create_job(job())
     store.set_job_status("j1", JobStatus.RUNNING)
     store.set_job_status("j1", JobStatus.PENDING)  # a scheduler put it back into its queue
-    assert store.job("j1").status is JobStatus.RUNNING
+    assert store.job("j1").status is JobStatus.PENDING
+    store.set_job_status("j1", JobStatus.RUNNING)
+    store.set_job_status("j1", JobStatus.FAILED)
+    store.set_job_status("j1", JobStatus.PENDING)
+    assert store.job("j1").status is JobStatus.FAILED
 
 
 @pytest.mark.parametrize("later", [one for one in JobStatus if one is not JobStatus.FAILED])

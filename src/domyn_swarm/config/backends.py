@@ -81,6 +81,24 @@ def time_limit_s(value: str) -> float:
     return (minutes * 60 + part["s"] + part["seconds"]) or float("inf")
 
 
+_UNIT_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def duration_s(value: str) -> float:
+    """The seconds of a time of ours: `3d`, `12h`, `90m`, or as Slurm writes it; 0 is no limit.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", value)
+    if found is not None:
+        return float(found[1]) * _UNIT_S[found[2]] or float("inf")
+    try:
+        return time_limit_s(value)
+    except ValueError:
+        raise ValueError("write a time like 3d, 12h, 90m or 2-12:00:00") from None
+
+
 def memory_gb(value: str) -> float:
     """The gigabytes of a memory size as Slurm writes it: `8G`, `500M`; a bare number is megabytes.
 
