@@ -133,6 +133,11 @@ class JobPaths:
         return self.root / "job.sh"
 
     @property
+    def next_script(self) -> Path:
+        """The batch script of the next run of a job that is a step: it has none of its own."""
+        return self.root / "next_run.sh"
+
+    @property
     def srun_log(self) -> Path:
         """What `srun` said, of a job that is a step."""
         return self.root / "srun.log"

@@ -10,7 +10,7 @@ import pytest
 from domyn_swarm.backends.slurm.job_runs import JobRuns, NextRun, begin_run
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import write_private
-from slurm.scripted_swarm import ScriptedSwarm
+from slurm.scripted_swarm import TAG, ScriptedSwarm
 from slurm.test_job_rules import DUE, ScriptedJob
 
 HOUR_S = 3600.0
@@ -19,8 +19,8 @@ HOUR_S = 3600.0
 class GoingOn(ScriptedJob):
     """A job of which each run does what tests say."""
 
-    def __init__(self, swarm: ScriptedSwarm) -> None:
-        super().__init__(swarm)
+    def __init__(self, swarm: ScriptedSwarm, *, step: bool = False) -> None:
+        super().__init__(swarm, step=step)
         self.stopped = False
         self.stop_after_s: float | None = None
 
@@ -150,6 +150,27 @@ def test_where_requeueing_is_refused_a_successor_is_followed(
     assert job.compute.probe(job.handle) is JobStatus.TIMED_OUT
 
 
+def test_a_step_whose_endpoint_moves_goes_on_in_an_allocation_of_its_own(
+    swarm: ScriptedSwarm,
+) -> None:
+    job = GoingOn(swarm, step=True)
+    step = f"{job.id}.{job.handle.step}"
+    for _ in range(20):  # so that looks have become rare
+        assert job.compute.probe(job.handle) is JobStatus.RUNNING
+        job.clock.sleep(5.0)
+    begin_run(job.paths, step, None, job.clock.time())
+    job.paths.next_script.write_text(f"#SBATCH --comment=domyn-swarm/{TAG}/job/j\n")
+    assert job.ask(by_requeue=False)
+    job.cluster.end_step(step)
+    assert job.compute.probe(job.handle) is JobStatus.PENDING
+    assert job.compute.probe_all([job.handle]) == {"j": JobStatus.PENDING}
+    job.runs_again()
+    assert job.begin().slurm_ids == (step, job.live)
+    assert job.compute.probe(job.handle) is JobStatus.RUNNING
+    job.record(0)
+    assert job.compute.probe(job.handle) is JobStatus.SUCCEEDED
+
+
 def test_a_submission_without_an_answer_is_not_repeated(job: GoingOn) -> None:
     job.begin()
     taken = job.cluster.process().submit(job.paths.script)
@@ -201,6 +222,8 @@ def test_a_job_is_cancelled_in_the_queue_between_its_runs(
     assert job.compute.probe(job.handle) is JobStatus.CANCELLED
     job.clock.sleep(job.cluster.min_job_age_s + 1)
     assert job.compute.probe(job.handle) is JobStatus.CANCELLED
+    late = begin_run(job.paths, "99", None, job.clock.time())  # of which nobody knew
+    assert late.over == "cancelled"
 
 
 def test_what_slurm_wrote_of_an_earlier_run_says_nothing_of_the_last_one(job: GoingOn) -> None:
@@ -217,7 +240,6 @@ def test_a_swarm_that_ends_after_a_job_waits_for_its_next_run(
     job: GoingOn, swarm: ScriptedSwarm
 ) -> None:
     from domyn_swarm.backends.slurm.platform import SlurmPlatform
-    from slurm.scripted_swarm import TAG
 
     platform = SlurmPlatform(swarm.paths, TAG, slurm=swarm.cluster.process(), clock=job.clock)
     job.begin()

@@ -99,9 +99,14 @@ class ProgramRun:
         return signal.SIGTERM in self._told or signal.SIGINT in self._told
 
     @property
+    def warned(self) -> bool:
+        """Whether the scheduler has warned that its time will be up."""
+        return signal.SIGUSR1 in self._told
+
+    @property
     def timed_out(self) -> bool:
         """Whether its time was up, or the scheduler had warned that it will be."""
-        return signal.SIGUSR1 in self._told or signal.SIGALRM in self._told
+        return self.warned or signal.SIGALRM in self._told
 
     def record(self, code: int, *, timed_out: bool | None = None) -> None:
         """Write down how it ended: as `subprocess` has it, a signal is negative."""

@@ -27,11 +27,19 @@ from domyn_swarm.batch.runner import Events
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.work import WorkerPlan
 from domyn_swarm.batch.worker_process import start_local
-from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, CheckpointBusy, SwarmError, disk_error
+from domyn_swarm.errors import (
+    EXIT_FAILED_ROWS,
+    EXIT_OK,
+    CheckpointBusy,
+    JobError,
+    SwarmError,
+    disk_error,
+)
 from domyn_swarm.jobs.preparation import Prepared, prepare
 from domyn_swarm.jobs.program import access_of, event_loop_runner, read_spec
 from domyn_swarm.jobs.reporting import Reporter
 from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.swarm_fate import SwarmFate
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.model import JobAccount
 from domyn_swarm.net.openai import OpenAIClient
@@ -76,6 +84,7 @@ class _Worker:
         published, error, reason = False, None, None
         self._reporter.progress()
         try:
+            await self._endpoint_known()
             published = await self._run_batch()
         except (SwarmError, OSError) as failure:
             error = failure if isinstance(failure, SwarmError) else disk_error(failure)
@@ -108,6 +117,33 @@ class _Worker:
         if self._signal is not None and not published:  # else it came when all was done
             return 128 + self._signal
         return EXIT_FAILED_ROWS if self._tally.all_failed else EXIT_OK
+
+    async def _endpoint_known(self) -> None:
+        """Wait while the swarm's endpoint is on its way to another node, and listens nowhere.
+
+        Raises:
+            JobError: it will never come.
+        """
+        if not self._endpoint_away():
+            return
+        fate = SwarmFate(self._spec.serving or {})
+        self._tally.paused = "the swarm's endpoint listens nowhere now: it is waited for"
+        _log.warning("%s", self._tally.paused)
+        self._reporter.state = "running"
+        while self._endpoint_away():
+            self._reporter.progress()
+            if (why := await fate()) is not None:
+                raise JobError(
+                    f"{why}. Its endpoint will not come back.",
+                    hint="What is finished is kept. Bring up a swarm again and go on there: "
+                    "domyn-swarm job resume JOB --name SWARM",
+                )
+            await asyncio.sleep(_PROGRESS_S)
+        self._tally.paused, self._reporter.state = None, "starting"
+
+    def _endpoint_away(self) -> bool:
+        file = self._spec.endpoint_file
+        return self._spec.serving is not None and file is not None and not Path(file).exists()
 
     async def _run_batch(self) -> bool:
         if self._spec.checkpointing:

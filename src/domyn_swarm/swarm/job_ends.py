@@ -73,7 +73,9 @@ def why_it_waits(record: JobRecord, waits: str | None = None) -> str | None:
         return waits
     ended = read_exit(paths.exit)
     cause = "its node was lost or taken from it"
-    if ended is not None:
+    if record.handle is not None and record.handle.step is not None and runs.number == 1:
+        cause = "its endpoint's allocation has ended, it goes on in one of its own"
+    elif ended is not None:
         cause = "its time limit was up" if ended.time_limit else "Slurm took its node from it"
     return f"{cause}: run {runs.number + 1} {waits or 'waits in the queue'}"
 

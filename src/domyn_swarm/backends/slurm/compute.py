@@ -125,7 +125,8 @@ class SlurmCompute(OnCluster):
         would show that it runs.
         """
         seen = self._owned(handles)
-        if any(records[one] is not None and seen[one].going for one in seen):
+        ended = [one for one in handles if records[one.job_id] is not None]
+        if any(one.job_id not in seen or seen[one.job_id].going for one in ended):
             self._slurm.expect_change()
             seen = self._owned(handles)
         return seen
@@ -159,6 +160,7 @@ class SlurmCompute(OnCluster):
         """
         if not self._goes_on(handle):
             return
+        write_private(JobPaths(Path(handle.job_dir)).cancelled, "")  # no other run of it begins
         for within_s in (grace_s, _RECORD_S):
             self._slurm.cancel(_ids(handle), signal="TERM")
             if self._ends(handle, within_s):
@@ -232,11 +234,12 @@ def _own(handle: JobHandle, jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:
     """The job as Slurm has it. An allocation that was requeued numbers its steps anew: one of the
     same number may be another job's.
     """
-    known = [jobs[one] for one in _ids(handle) if one in jobs]
-    job = next((one for one in known if not one.over), known[-1] if known else None)
-    if job is not None and handle.step is not None and job.comment != job_name(handle.job_id):
-        return None
-    return job
+    known = [
+        jobs[one]
+        for one in _ids(handle)
+        if one in jobs and ("." not in one or jobs[one].comment == job_name(handle.job_id))
+    ]
+    return next((one for one in known if not one.over), known[-1] if known else None)
 
 
 def _killed_for_memory(paths: JobPaths) -> bool:
@@ -263,9 +266,8 @@ def _is_step(spec: ComputeSpec) -> bool:
 
 def _ids(handle: JobHandle) -> tuple[str, ...]:
     """What Slurm knows it by: several numbers where it has had successors."""
-    if handle.step is not None:
-        return (f"{handle.platform_id}.{handle.step}",)
-    return slurm_ids(Path(handle.job_dir), handle.platform_id)
+    step = "" if handle.step is None else f".{handle.step}"
+    return slurm_ids(Path(handle.job_dir), f"{handle.platform_id}{step}")
 
 
 def _handle(job_id: str, job_dir: str, slurm_id: str) -> JobHandle:

@@ -192,7 +192,9 @@ class NextRun:
         queue = self._slurm.queue(at_most_s=0.0).values()
         job_id = self._paths.root.name
         taken = [job.id for job in queue if is_job(job, job_id) and job.waiting]
-        successor = taken[-1] if taken else self._slurm.submit(self._paths.script)
+        script = self._paths.next_script  # of a job that is a step
+        script = script if script.exists() else self._paths.script
+        successor = taken[-1] if taken else self._slurm.submit(script)
         _log.info("it goes on as Slurm's job %s", successor)
         ids = (*self._runs.slurm_ids, successor)
         replace(self._runs, slurm_ids=ids).write(self._paths)
@@ -201,7 +203,9 @@ class NextRun:
 
 
 def slurm_ids(job_dir: Path, first: str) -> tuple[str, ...]:
-    """Slurm's numbers of a job's runs, the last one at the end; `first`: that of its submission."""
+    """Slurm's numbers of a job's runs, the last one at the end; `first`: that of its submission.
+    A run that was a step has the number of one.
+    """
     runs = JobRuns.read(JobPaths(job_dir))
     return (first,) if runs is None else runs.slurm_ids
 

@@ -39,6 +39,7 @@ class JobTask:
     job_dir: str
     cwd: str
     requeue: bool  # whether the job may go back into the queue; else it has successors
+    step: bool = False  # of the endpoint's job: its next run has an allocation of its own
     warned_s: float = 0.0  # how long before the time limit Slurm warns; 0: there is none
     limit_s: float = 0.0  # of one run; 0: Slurm's alone
     stop_after_s: float | None = None  # from the first run's begin until the job ends
@@ -50,7 +51,7 @@ class JobTask:
 
     def run(self, program: Sequence[str], umask: int) -> int:
         """To the end of this run; the job has another one, or ends with it. The exit code."""
-        paths, slurm_id = JobPaths(Path(self.job_dir)), os.environ["SLURM_JOB_ID"]
+        paths, slurm_id = JobPaths(Path(self.job_dir)), self._slurm_id()
         running = ProgramRun(paths, self.warned_s)
         runs = begin_run(paths, slurm_id, self.stop_after_s, time.time())
         if runs.over is not None:
@@ -67,10 +68,17 @@ class JobTask:
         tell_end(paths)
         return code
 
+    def _slurm_id(self) -> str:
+        job = os.environ["SLURM_JOB_ID"]
+        return f"{job}.{os.environ['SLURM_STEP_ID']}" if self.step else job
+
     def _goes_on(self, code: int, runs: JobRuns, running: ProgramRun) -> bool:
-        """Have the job run once more, if its time limit alone ended this run; whether it does."""
+        """Have the job run once more, if its time limit alone ended this run, or that of the
+        endpoint whose step it is; whether it does.
+        """
         paths = JobPaths(Path(self.job_dir))
-        if code not in _TOLD_TO_END or not running.timed_out or running.stopped:
+        up = running.warned if self.step else running.timed_out
+        if code not in _TOLD_TO_END or not up or running.stopped:
             return False
         if runs.left_s(self.stop_after_s, time.time()) <= 0:
             replace(runs, over="stop_after").write(paths)

@@ -28,6 +28,7 @@ _ENDPOINT_WARNING_S = 60  # before its time limit the endpoint goes back into th
 REHEARSAL = "domyn-swarm-rehearsal"
 REHEARSAL_COMMENT = comment_of("-", "rehearsal")
 _REHEARSAL_MINUTES = 2
+_STEP_WARNING_S = 40  # of the minute before an endpoint's limit; see `endpoint_task.end_jobs`
 _JOB_WARNING_S = 120  # and a job is told to finish; short ones later
 _SERVING_MAIL = "FAIL,REQUEUE,TIME_LIMIT"
 _REPLICA_MAIL = f"{_SERVING_MAIL},ARRAY_TASKS"  # of each task, not of the array as a whole
@@ -174,7 +175,9 @@ def step_script(spec: ComputeSpec) -> BatchScript:
         name=job_name(spec.job_id),
         comment="",
         output=JobPaths(Path(spec.job_dir)).log,
-        command=_wrapped(config, spec),
+        command=_going_on(config, spec, _STEP_WARNING_S, step=True)
+        if spec.continues
+        else _wrapped(config, spec),
         modules=config.modules,
         foreign=_foreign(config, of_job=True),
         env={**config.env, **spec.env},
@@ -187,13 +190,16 @@ def _wrapped(config: SlurmConfig, spec: ComputeSpec) -> list[str]:
     return exit_wrapper(python, spec, program)
 
 
-def _going_on(config: SlurmConfig, spec: ComputeSpec, warned_s: float | None) -> list[str]:
+def _going_on(
+    config: SlurmConfig, spec: ComputeSpec, warned_s: float | None, *, step: bool = False
+) -> list[str]:
     """The program of a job that runs as often as it takes."""
     python, program = _on_nodes(config, spec)
     task = JobTask(
         job_dir=spec.job_dir,
         cwd=spec.cwd,
-        requeue=config.requeue,
+        requeue=config.requeue and not step,
+        step=step,
         warned_s=warned_s or 0.0,
         limit_s=spec.resources.time_limit_s or 0.0,
         stop_after_s=spec.resources.stop_after_s,
