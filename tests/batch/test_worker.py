@@ -170,7 +170,7 @@ def test_a_wrong_key_ends_the_run_at_once_and_the_right_one_goes_on(bench: Any) 
     code, result = run_worker(bench)
     assert code == 6
     assert "RequestRefused: HTTP 401: no key" in result["error"]
-    assert "Look at the key" in result["error"]
+    assert "OPENAI_API_KEY" in result["error"]
     bench.server.key = KEY
     code, result = run_worker(bench)
     assert (code, result["rows_failed"]) == (0, 0)

@@ -12,6 +12,7 @@ import msgspec
 import pyarrow as pa
 
 from domyn_swarm.batch.arrow_arrays import indices
+from domyn_swarm.batch.column_values import python_values
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.index import RowIndex, open_index
 from domyn_swarm.batch.open_types import OpenTypes, for_parquet, typed
@@ -19,6 +20,7 @@ from domyn_swarm.batch.ordered_results import ordered_results
 from domyn_swarm.batch.output_files import written_whole
 from domyn_swarm.batch.output_rows import error_decoder, joined
 from domyn_swarm.batch.part_writer import PartWriter
+from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE
 from domyn_swarm.batch.segments import has_void
@@ -27,6 +29,8 @@ from domyn_swarm.batch.text_dataset import open_columns
 from domyn_swarm.batch.verdicts import Reading, error_of, outcome_of, verdict_of
 from domyn_swarm.errors import JobError
 from domyn_swarm.model import FailureGroup, ReplyVerdict
+
+_INPUT_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,26 @@ def group_failures(plan: BatchPlan) -> list[FailureGroup]:
                 rows=1,
                 status=row.error.status,
                 example_row=row.ordinal,
+                example_id=_id_of(plan.output.keys, row),
+                example_input=_input_of(plan.output.keys, row),
                 example_message=row.error.message,
             )
         )
     return sorted(groups.values(), key=lambda one: (one.kept, -one.rows, one.example_row))
+
+
+def _id_of(keys: RowKeys, row: BadRow) -> str | None:
+    if keys.id_column is None:
+        return None
+    [value] = python_values(row.batch.column(keys.id_column).slice(row.at, 1))
+    return str(value)
+
+
+def _input_of(keys: RowKeys, row: BadRow) -> str:
+    """How what the job was given for the row begins; what is no text as JSON."""
+    [item] = keys.items(row.batch.slice(row.at, 1))
+    text = item if isinstance(item, str) else msgspec.json.encode(item, enc_hook=str).decode()
+    return text[:_INPUT_CHARACTERS]
 
 
 class Unsettled(NamedTuple):
