@@ -311,7 +311,10 @@ def account_text(account: JobAccount) -> str:
     if account.completion_tokens_per_s:
         parts.append(f"{account.completion_tokens_per_s:.0f} tokens/s")
     if account.latency_p50_s is not None and account.latency_p99_s is not None:
-        parts.append(f"latency {account.latency_p50_s:.2f} s (99 %: {account.latency_p99_s:.2f} s)")
+        middle, slow = account.latency_p50_s, account.latency_p99_s
+        parts.append(
+            f"median latency {middle:.2f} s, the server's queue included (99 %: {slow:.2f} s)"
+        )
     again = account.retries + account.turned_away + account.lost_in_flight
     if again:
         parts.append(f"{again} sent again")

@@ -132,8 +132,9 @@ def logs(
     follow: FollowOption = False,
     last_lines: LinesOption = 200,
 ) -> None:
-    """Print a job's log; with -f go on until the job has ended. Rows that failed are not in it:
-    that and why is said behind it, on stderr.
+    """Print a job's log; with -f go on until the job has ended.
+
+    Rows that failed are not in it: that they did, and why, is said behind it, on stderr.
 
     Example: domyn-swarm job logs nightly-run -f
     """

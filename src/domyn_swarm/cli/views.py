@@ -184,7 +184,7 @@ def show_description(found: SwarmDescription, output: Format) -> None:
     layout = found.plan.layout
     print_pairs(
         [
-            ("layout", f"{layout.replicas} replicas of {layout.gpus_per_replica} GPUs"),
+            ("layout", f"replicas: {layout.replicas}, GPUs of each: {layout.gpus_per_replica}"),
             ("nodes, at most", str(layout.nodes)),
             ("engine's command", shlex.join(found.engine_command)),
             ("tag", found.tag),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from domyn_swarm import engines, logs
 from domyn_swarm.backends.base import Part, PartRecorder
+from domyn_swarm.backends.checks import refuse_uninstalled
 from domyn_swarm.backends.endpoint.spec import replicas_told
 from domyn_swarm.backends.notification import notify
 from domyn_swarm.backends.platforms import serving_backend
@@ -89,11 +90,13 @@ class SwarmLifecycle:
         `interrupted` says that it shall end so.
 
         Raises:
+            ConfigError: as `plan`, or the engine is not installed here.
             SwarmExists: a live swarm has the name.
             LaunchError: it did not come up; what was started has been stopped.
             PlatformError: it could not be started, or could not be stopped afterwards.
         """
         plan, context = self.plan(config)
+        refuse_uninstalled(plan)
         self._make_room(plan.name)
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         try:
