@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 _WORDS = {
@@ -28,6 +29,14 @@ class Command(TyperCommand):
             if param.param_type_name == "argument":
                 named = param.metavar or str(param.name).upper()
                 param.metavar = named.removeprefix("[").removesuffix("]").removesuffix("…")
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's
+        """Run it; what it says of its words names the command whose help to read."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.ctx = error.ctx or ctx
+            raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401 - Typer's
         """What stands behind the command's name in its first line."""
