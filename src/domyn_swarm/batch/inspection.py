@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -130,6 +130,21 @@ def group_failures(plan: BatchPlan) -> list[FailureGroup]:
             )
         )
     return sorted(groups.values(), key=lambda one: (one.kept, -one.rows, one.example_row))
+
+
+def ids_of(plan: BatchPlan, ordinals: Collection[int]) -> dict[int, str]:
+    """The ids of rows by their positions in the input; empty where no column names the rows."""
+    column, start, found = plan.output.keys.id_column, 0, dict[int, str]()
+    if column is None or not ordinals:
+        return found
+    for batch in plan.dataset.batches([column], limit=plan.limit):
+        here = [one for one in ordinals if start <= one < start + batch.num_rows]
+        values = batch.column(column).take(indices([one - start for one in here]))
+        found.update(zip(here, map(str, python_values(values)), strict=True))
+        start += batch.num_rows
+        if start > max(ordinals):
+            break
+    return found
 
 
 def _id_of(keys: RowKeys, row: BadRow) -> str | None:

@@ -190,14 +190,7 @@ class Tally:
         if not self.failures:
             return None
         signature, rows = self.failures.most_common(1)[0]
-        example = self.examples.get(signature, FailureExample(-1, None, signature))
-        return FailureGroup(
-            signature=signature,
-            rows=rows,
-            status=example.status,
-            example_row=example.row,
-            example_message=example.message,
-        )
+        return counted_group(signature, rows, self.examples.get(signature))
 
     @property
     def rows_done(self) -> int:
@@ -244,6 +237,18 @@ def _grown(now: Mapping[_Key, int], before: Mapping[_Key, int]) -> dict[_Key, in
 def _count(counter: Counter[str], signature: str) -> None:
     known = signature in counter or len(counter) < _SIGNATURES
     counter[signature if known else "other"] += 1
+
+
+def counted_group(signature: str, rows: int, example: FailureExample | None) -> FailureGroup:
+    """Failed rows as they were counted, with an example where there is one."""
+    one = example or FailureExample(-1, None, signature)
+    return FailureGroup(
+        signature=signature,
+        rows=rows,
+        status=one.status,
+        example_row=one.row,
+        example_message=one.message,
+    )
 
 
 def failure_signature(kind: str, message: str) -> str:
