@@ -111,7 +111,7 @@ class OutputPlan:
         """
         if not self.kind:
             raise InvalidInput(
-                f"The output {self.target} is of no kind that can be written.",
+                f"The output {self.target} cannot be written: its name says no kind of file.",
                 hint=f"Give --output a path that ends in one of {', '.join(KIND_OF_SUFFIX)}, or "
                 "write a folder of shards with --shard-output.",
             )

@@ -203,8 +203,8 @@ def _estimate_text(found: DryRun) -> str:
         return f"{estimate.requests} requests; the endpoint does not tell its tokens"
     return (
         f"roughly {estimate.requests} requests, {estimate.prompt_tokens} tokens in and "
-        f"{estimate.completion_tokens} out, as the first row and the length of "
-        f"{estimate.inputs_compared} inputs have it"
+        f"{estimate.completion_tokens} out, estimated from the first row and the lengths of "
+        f"{estimate.inputs_compared} inputs"
     )
 
 
