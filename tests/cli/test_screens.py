@@ -98,7 +98,7 @@ def test_so_many_jobs_are_listed_as_a_terminal_shows_at_once(home: Path) -> None
     shown = looked_at(home, "job", "list", "-n", "2", columns=240)
     assert [job_id for job_id in IDS if f"\n{job_id} " in shown] == IDS[-2:]
     assert shown.count("/data/corpora/2026/answers/articles-of-the-day.parquet") == 2
-    assert "6 older jobs are not shown" in shown
+    assert "jobs before these: 6; -n 0" in shown
     assert "not shown in" not in shown
 
 
@@ -188,6 +188,6 @@ def test_a_swarm_is_shown_with_its_last_jobs(snapshot: Any) -> None:
     )
     shown = show("domyn_swarm.cli.views:show_swarm", swarm)
     assert [job_id for job_id in IDS if job_id in shown] == IDS[3:]
-    assert "3 more jobs: domyn-swarm job list --name demo" in shown
+    assert "jobs before these: 3; domyn-swarm job list --name demo" in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert shown == snapshot

@@ -65,11 +65,11 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         ("status", job.status.value + (f": {job.message}" if job.message else "")),
         ("swarm", job.swarm or "-"),
         *([("where", where_text(job.whereabouts))] if job.whereabouts else []),
-        ("rows", rows_text(job) + split_text(job)),
+        *([] if job.output is None else [("rows", rows_text(job) + split_text(job))]),
         *([("failed", failed_text(job))] if failed_text(job) else []),
         *([("answers", verdicts_text(job.verdicts))] if verdicts_text(job.verdicts) else []),
         *[("note", remark) for remark in job.remarks],
-        ("tokens", tokens_text(job)),
+        *([] if job.output is None else [("tokens", tokens_text(job))]),
         *([("cost", account_text(job.account))] if job.account else []),
         ("input", job.input),
         ("output", job.output or "-"),
@@ -330,6 +330,10 @@ def _status_text(job: JobSnapshot) -> str:
     return f"{job.status.value} on {where.name}{as_of}"
 
 
+def _rows_cell(job: JobSnapshot) -> str:
+    return f"{job.rows_done}/{'?' if job.rows_total is None else job.rows_total}"
+
+
 def print_jobs(jobs: Iterable[JobSnapshot]) -> None:
     """The table of jobs, in the order that they are given in."""
     now = utc_now()
@@ -341,7 +345,7 @@ def print_jobs(jobs: Iterable[JobSnapshot]) -> None:
                 job.external_id or "-",
                 PurePath(job.input).name,
                 State(_status_text(job)),
-                f"{job.rows_done}/{'?' if job.rows_total is None else job.rows_total}",
+                "-" if job.output is None else _rows_cell(job),
                 str(job.rows_failed or "-"),
                 "-" if job.rows_per_s is None else f"{job.rows_per_s:.1f}",
                 age((now - job.submitted_at).total_seconds()),

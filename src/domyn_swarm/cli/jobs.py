@@ -121,7 +121,7 @@ def list_jobs(
     left_out = service.count(name) - len(jobs) if len(jobs) == newest else 0
     show_jobs(service.current_first(jobs) if table else jobs, left_out, form)
     if left_out:
-        say(f"{left_out} older jobs are not shown; -n 0 shows all.")
+        say(f"jobs before these: {left_out}; -n 0 shows all")
 
 
 @job_app.command()

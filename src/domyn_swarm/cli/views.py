@@ -130,7 +130,7 @@ def _print_last_jobs(swarm: SwarmSnapshot) -> None:
     for note in failure_notes(shown):
         print_note(note)
     if older:
-        print_note(f"{len(older)} more jobs: domyn-swarm job list --name {swarm.name}")
+        print_note(f"jobs before these: {len(older)}; domyn-swarm job list --name {swarm.name}")
 
 
 def show_swarms(swarms: Sequence[SwarmSnapshot], output: Format) -> None:
@@ -182,6 +182,7 @@ def show_description(found: SwarmDescription, output: Format) -> None:
         return
     show_swarm(found.swarm, Format.TABLE)
     layout = found.plan.layout
+    print_gap()
     print_pairs(
         [
             ("layout", f"replicas: {layout.replicas}, GPUs of each: {layout.gpus_per_replica}"),
@@ -192,6 +193,7 @@ def show_description(found: SwarmDescription, output: Format) -> None:
         ]
     )
     if found.parts:
+        print_gap()
         print_table(
             ("part", "id", "state", "ends"),
             [
@@ -204,6 +206,7 @@ def show_description(found: SwarmDescription, output: Format) -> None:
                 for one in found.parts
             ],
         )
+    print_gap()
     print_pairs(("asked: " + name, value) for name, value in _flat(found.config))
 
 
