@@ -102,6 +102,12 @@ def test_so_many_jobs_are_listed_as_a_terminal_shows_at_once(home: Path) -> None
     assert "not shown in" not in shown
 
 
+def test_ids_are_whole_on_any_terminal(home: Path) -> None:
+    shown = looked_at(home, "job", "list", columns=40)
+    assert [job_id for job_id in IDS if f"{job_id}  " in shown] == IDS
+    assert "not shown in 40 columns: external" in " ".join(shown.split())
+
+
 def test_one_job_is_shown_with_why_its_rows_failed_and_how_old_its_figures_are(
     home: Path, snapshot: Any
 ) -> None:

@@ -42,16 +42,16 @@ _FAILURE_COLUMNS = (
 _FAILED_SHOWN = 3  # jobs, below a list of them
 _JOB_COLUMNS = (
     Column("job", whole=True),
-    Column("external", whole=True, spare=2),  # id
-    Column("input", whole=True, spare=4),
+    Column("external", whole=True, spare=4),  # id
+    Column("input", whole=True, spare=6),
     Column("status", least=10),
-    Column("rows", whole=True),
-    Column("failed", whole=True),
-    Column("rows/s", whole=True, spare=3),
-    Column("age", whole=True, spare=1),
-    Column("swarm", whole=True, spare=5),
-    Column("name", whole=True, spare=6),
-    Column("output", whole=True, spare=7),
+    Column("rows", whole=True, spare=1),
+    Column("failed", whole=True, spare=2),
+    Column("rows/s", whole=True, spare=5),
+    Column("age", whole=True, spare=3),
+    Column("swarm", whole=True, spare=7),
+    Column("name", whole=True, spare=8),
+    Column("output", whole=True, spare=9),
 )
 
 

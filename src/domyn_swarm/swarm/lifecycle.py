@@ -90,8 +90,7 @@ class SwarmLifecycle:
         `interrupted` says that it shall end so.
 
         Raises:
-            ConfigError: as `plan`, or the engine is not installed here.
-            SwarmExists: a live swarm has the name.
+            ConfigError, SwarmExists: as `plan`; no such engine is here; the name is a live one's.
             LaunchError: it did not come up; what was started has been stopped.
             PlatformError: it could not be started, or could not be stopped afterwards.
         """
@@ -387,10 +386,8 @@ def _in_words(name: str, error: Exception) -> LaunchError:
     if not isinstance(error, OSError):
         return LaunchError(f"{name} did not come up: {error!r}.")
     words = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    return LaunchError(
-        f"{name} did not come up: {words}.",
-        hint="Check that its folder can be written: permissions, quota, space.",
-    )
+    hint = "Check that its folder can be written: permissions, quota, space."
+    return LaunchError(f"{name} did not come up: {words}.", hint=hint)
 
 
 def _generated_name(model: str) -> str:
