@@ -650,6 +650,7 @@ class Watchdog:
             status, _ = self._http.send(self._base + spec.health_path, spec.http_timeout)
             self._reporter.note(http_status=status)
             wrong = None if 200 <= status < 300 else "%s answered %d" % (spec.health_path, status)
+            refused = 400 <= status < 500 and status not in (408, 425, 429)
             if wrong is None and health.ready_since is None:
                 wrong = self._first_request()
         except socket.timeout:
@@ -662,7 +663,7 @@ class Watchdog:
             health.failed(time.monotonic(), "%s: %s" % (spec.health_path, error))
         else:
             if wrong is not None:
-                health.failed(time.monotonic(), wrong)
+                health.failed(time.monotonic(), wrong, refused=refused)
                 return
             waiting, progress = self._sample(health, spec.http_timeout)
             health.alive(time.monotonic(), waiting, progress)

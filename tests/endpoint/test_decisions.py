@@ -293,9 +293,21 @@ def test_an_engine_has_its_time_to_get_ready(spec: watchdog_rules.Spec):
     health.failed(699, "/health answered 503")
     assert health.reason_to_restart(699) is None
     assert health.reason_to_restart(700) == (
-        "not ready after 600 s, and it neither prints nor reads any more; if it needs longer, "
-        "set watchdog.readiness_timeout: 1200"
+        "not ready after 600 s (/health answered 503), and it neither prints nor reads any more; "
+        "if it needs longer, set watchdog.readiness_timeout: 1200"
     )
+
+
+def test_an_engine_that_prints_what_it_is_asked_in_vain_does_not_load(spec: watchdog_rules.Spec):
+    health = watchdog_rules.Health(spec, now=0)
+    for now in range(0, 600, 10):
+        health.failed(now, "/helth answered 404", refused=True)
+        health.loaded_at = now
+        assert not health.loads(now)
+    health.loaded_at = 600
+    assert "/helth answered 404" in health.reason_to_restart(600)
+    health.failed(600, "/helth: Connection refused")
+    assert health.loads(600)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,17 @@ def test_what_failed_says_how_and_what_came_to_its_end_says_nothing(tmp_path: Pa
         ended = ExitRecord.model_validate({**how, "started_at": now, "ended_at": now})
         paths.exit.write_text(ended.model_dump_json())
         assert words in str(why_it_ended(failed, None))
+    for last, shown in (
+        ("2026-11-29 21:16:14,505 WARNING domyn_swarm.__main__: told to stop", False),
+        ("ModuleNotFoundError: No module named 'torch'", True),
+    ):
+        ended = ExitRecord(code=1, started_at=now, ended_at=now)
+        paths.exit.write_text(ended.model_dump_json())
+        paths.log.parent.mkdir(exist_ok=True)
+        paths.log.write_text(f"Traceback\n{last}\n")
+        said = str(why_it_ended(failed, None))
+        assert (last in said) is shown
+        assert "`domyn-swarm job logs j1` shows what it printed" in said
     told = JobResult(error="The swarm has failed.")
     assert why_it_ended(failed, told) == "The swarm has failed."
     for status in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import Format
-from domyn_swarm.cli.rendering import State, moment, print_pairs, print_record, print_table
+from domyn_swarm.cli.rendering import (
+    Column,
+    State,
+    age,
+    moment,
+    print_note,
+    print_pairs,
+    print_record,
+    print_table,
+)
+from domyn_swarm.model import utc_now
 from domyn_swarm.swarm.snapshot import JobList
 
 if TYPE_CHECKING:
@@ -21,6 +32,29 @@ if TYPE_CHECKING:
 
 _PREVIEW_CHARACTERS = 100  # likewise: ten rows are to stand on a screen
 _CELL_CHARACTERS = 200  # of a row's value; --export and --json have all of it
+_FAILURE_COLUMNS = (
+    Column("rows"),
+    Column("answers"),
+    Column("status", spare=2),  # the error names it, too
+    Column("row"),
+    Column("id", whole=True, spare=1),
+    Column("input"),
+    Column("error"),
+)
+_FAILED_SHOWN = 3  # jobs, below a list of them
+_JOB_COLUMNS = (
+    Column("job", whole=True),
+    Column("external", whole=True, spare=4),  # id
+    Column("input", whole=True, spare=6),
+    Column("status", least=10),
+    Column("rows", whole=True, spare=1),
+    Column("failed", whole=True, spare=2),
+    Column("rows/s", whole=True, spare=5),
+    Column("age", whole=True, spare=3),
+    Column("swarm", whole=True, spare=7),
+    Column("name", whole=True, spare=8),
+    Column("output", whole=True, spare=9),
+)
 
 
 def show_job(job: JobSnapshot, output: Format) -> None:
@@ -33,10 +67,11 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         ("status", job.status.value + (f": {job.message}" if job.message else "")),
         ("swarm", job.swarm or "-"),
         *([("where", where_text(job.whereabouts))] if job.whereabouts else []),
-        ("rows", rows_text(job) + split_text(job)),
+        *([] if job.output is None else [("rows", rows_text(job) + split_text(job))]),
+        *([("failed", failed_text(job))] if failed_text(job) else []),
         *([("answers", verdicts_text(job.verdicts))] if verdicts_text(job.verdicts) else []),
         *[("note", remark) for remark in job.remarks],
-        ("tokens", tokens_text(job)),
+        *([] if job.output is None else [("tokens", tokens_text(job))]),
         *([("cost", account_text(job.account))] if job.account else []),
         *_asked(job),
         ("input", job.input),
@@ -56,10 +91,14 @@ def _asked(job: JobSnapshot) -> list[tuple[str, str]]:
 
 def show_jobs(jobs: Sequence[JobSnapshot], left_out: int, output: Format) -> None:
     """Jobs, a line each; `left_out` are older ones."""
-    if output is Format.TABLE:
-        print_jobs(jobs)
-    else:
+    if output is not Format.TABLE:
         print_record(JobList(jobs=tuple(jobs), left_out=left_out), output)
+    elif jobs:
+        print_jobs(jobs)
+        for note in failure_notes(jobs):
+            print_note(note)
+    else:
+        print_note("No such job yet: domyn-swarm job submit --help")
 
 
 def show_failures(failures: JobFailures, output: Format) -> None:
@@ -69,14 +108,18 @@ def show_failures(failures: JobFailures, output: Format) -> None:
     if output is not Format.TABLE:
         print_record(failures, output)
         return
+    if not failures.groups:
+        return  # stderr says that no row failed
     print_table(
-        ("rows", "answers", "status", "example row", "example"),
+        _FAILURE_COLUMNS,
         [
             (
                 str(group.rows),
                 f"{group.verdict.value}, kept" if group.kept else group.verdict.value,
                 "-" if group.status is None else str(group.status),
                 str(group.example_row),
+                group.example_id or "-",
+                "-" if group.example_input is None else _cell(group.example_input, 60),
                 group.example_message,
             )
             for group in failures.groups
@@ -171,8 +214,8 @@ def _estimate_text(found: DryRun) -> str:
         return f"{estimate.requests} requests; the endpoint does not tell its tokens"
     return (
         f"roughly {estimate.requests} requests, {estimate.prompt_tokens} tokens in and "
-        f"{estimate.completion_tokens} out, as the first row and the length of "
-        f"{estimate.inputs_compared} inputs have it"
+        f"{estimate.completion_tokens} out, estimated from the first row and the lengths of "
+        f"{estimate.inputs_compared} inputs"
     )
 
 
@@ -235,7 +278,42 @@ def rows_text(job: JobSnapshot, *, speed: bool = True) -> str:
     total = "?" if job.rows_total is None else str(job.rows_total)
     failed = f", {job.rows_failed} failed" if job.rows_failed else ""
     moves = speed and job.rows_per_s and not job.status.final
-    return f"{job.rows_done}/{total}{failed}" + (f", {job.rows_per_s:.1f} rows/s" if moves else "")
+    dated = "" if job.old_figures_s is None else f", as of {age(job.old_figures_s)} ago"
+    pace = f", {job.rows_per_s:.1f} rows/s" if moves else ""
+    return f"{job.rows_done}/{total}{failed}{pace}{dated}"
+
+
+def failed_text(job: JobSnapshot) -> str:
+    """What most of a job's failed rows have in common, with an example, and which command shows
+    all; nothing where none failed, and where the job's own message says it.
+    """
+    found = job.commonest_failure
+    told = found is not None and found.signature in (job.message or "")
+    if not job.rows_failed or told:
+        return ""
+    every = f"`domyn-swarm job failures {job.job_id}` shows every cause"
+    none = "no row was answered; " if job.rows_failed == job.rows_done else ""
+    if found is None:
+        return f"{none}{job.rows_failed} rows, in earlier runs; {every}"
+    known = found.status is None or str(found.status) in found.example_message
+    error = _cell(("" if known else f"HTTP {found.status}: ") + found.example_message)
+    example = f", such as row {found.example_row}" if found.example_row >= 0 else ""
+    those = f"{found.rows} of {job.rows_failed} failed rows{example}"
+    return f"{none}{those}: {error.rstrip('.')}; {every}"
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0]
+
+
+def failure_notes(jobs: Iterable[JobSnapshot]) -> Iterator[str]:
+    """Why the latest of some jobs did not do all that they were asked for, a line each."""
+    bad = [job for job in jobs if job.rows_failed or (job.status.final and job.message)]
+    latest = sorted(bad, key=lambda job: job.submitted_at)[-_FAILED_SHOWN:]
+    for job in latest:
+        yield f"{job.job_id}: {failed_text(job) or _first_line(job.message)}"
+    if len(bad) > len(latest):
+        yield f"Earlier jobs that failed, or whose rows did: {len(bad) - len(latest)}"
 
 
 def split_text(job: JobSnapshot) -> str:
@@ -280,7 +358,10 @@ def account_text(account: JobAccount) -> str:
     if account.completion_tokens_per_s:
         parts.append(f"{account.completion_tokens_per_s:.0f} tokens/s")
     if account.latency_p50_s is not None and account.latency_p99_s is not None:
-        parts.append(f"latency {account.latency_p50_s:.2f} s (99 %: {account.latency_p99_s:.2f} s)")
+        middle, slow = account.latency_p50_s, account.latency_p99_s
+        parts.append(
+            f"median latency {middle:.2f} s, the server's queue included (99 %: {slow:.2f} s)"
+        )
     again = account.retries + account.turned_away + account.lost_in_flight
     if again:
         parts.append(f"{again} sent again")
@@ -290,22 +371,33 @@ def account_text(account: JobAccount) -> str:
 def _status_text(job: JobSnapshot) -> str:
     where = job.whereabouts
     if where is None or not where.elsewhere:
-        return job.status.value
+        old = job.old_figures_s
+        return job.status.value + ("" if old is None else f" ({age(old)} ago)")
     as_of = f" as of {moment(where.known_at)}" if where.known_at else ""
     return f"{job.status.value} on {where.name}{as_of}"
 
 
+def _rows_cell(job: JobSnapshot) -> str:
+    return f"{job.rows_done}/{'?' if job.rows_total is None else job.rows_total}"
+
+
 def print_jobs(jobs: Iterable[JobSnapshot]) -> None:
-    """The table of jobs."""
+    """The table of jobs, in the order that they are given in."""
+    now = utc_now()
     print_table(
-        ("job", "name", "swarm", "status", "rows", "output"),
+        _JOB_COLUMNS,
         [
             (
                 job.job_id,
-                job.name,
-                job.swarm or "-",
+                job.external_id or "-",
+                PurePath(job.input).name,
                 State(_status_text(job)),
-                rows_text(job),
+                "-" if job.output is None else _rows_cell(job),
+                str(job.rows_failed or "-"),
+                "-" if job.rows_per_s is None else f"{job.rows_per_s:.1f}",
+                age((now - job.submitted_at).total_seconds()),
+                job.swarm or "-",
+                job.name,
                 job.output or "-",
             )
             for job in jobs

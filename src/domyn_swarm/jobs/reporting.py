@@ -73,6 +73,7 @@ class Reporter:
                 "rows_resumed": tally.rows_resumed,
                 "rows_failed": tally.all_failed,
                 "verdicts": tally.all_verdicts,
+                "commonest_failure": tally.commonest_failure,
                 "rows_per_s": tally.rows_per_s(),
                 "eta_s": tally.eta_s(),
                 "in_flight": tally.in_flight,

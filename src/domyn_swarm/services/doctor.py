@@ -70,7 +70,7 @@ def _machine() -> Iterator[Check]:
     yield check_locks(home())
     try:
         swarms = SwarmStore.open().swarms()
-        yield ok("database", f"{len(swarms)} live swarms")
+        yield ok("database", f"live swarms: {len(swarms)}")
         for swarm in swarms:
             yield from _files_of(swarm.name, Path(swarm.swarm_dir))
     except SwarmError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,6 +147,16 @@ class JobService:
         jobs = self._store.jobs(swarm, newest=newest)[::-1]
         seen = self._submitter.refresh_all(jobs) if refresh else map(self._submitter.recall, jobs)
         return [job_snapshot(job, asked=refresh) for job in seen]
+
+    def current_first(self, jobs: Sequence[JobSnapshot]) -> Sequence[JobSnapshot]:
+        """Jobs for a person: those of swarms that are live now first, and the newest last."""
+        began = {swarm.name: swarm.created_at for swarm in self._store.swarms()}
+
+        def order(job: JobSnapshot) -> tuple[bool, datetime]:
+            live = job.swarm in began and job.submitted_at >= began[job.swarm]
+            return not live, job.submitted_at
+
+        return sorted(jobs, key=order)
 
     def count(self, swarm: str | None = None) -> int:
         """How many jobs there are, or those of one swarm."""

@@ -1,9 +1,11 @@
-"""Why a job ended, and what to do next: by its status, in words that hold for every job of it. No
-line of its log is taken for the cause: what was printed last may be about anything.
+"""Why a job ended, and what to do next: by its status, in words that hold for every job of it. Of
+its log only the exception at the very end is taken for the cause: what else was printed last may be
+about anything.
 """
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ _ENDS = {  # the cause, and what `job resume` takes against it
     JobStatus.CANCELLED: ("it was told to stop", ""),
 }
 _LINE_CHARACTERS = 500
+_EXCEPTION = re.compile(r"^(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b(?::|$)")
 
 
 def why_it_ended(record: JobRecord, result: JobResult | None) -> str | None:
@@ -77,9 +80,16 @@ def _failed(record: JobRecord) -> str:
     elif ended.signal is not None:
         how = f"it was killed by {_signal_name(ended.signal)}"
     else:
-        how = f"it ended with code {ended.code}"
-    lines = read_tail(paths.log).strip().splitlines()
-    return how + (f"; the last line of its log: {lines[-1][-_LINE_CHARACTERS:]}" if lines else "")
+        how = f"it ended with code {ended.code}{_raised(paths.log)}"
+        return f"{how}; `domyn-swarm job logs {record.job_id}` shows what it printed"
+    return f"{how}; {_next(record, '')}"
+
+
+def _raised(log: Path) -> str:
+    """The exception that a Python program ended with."""
+    lines = read_tail(log).strip().splitlines()
+    last = lines[-1] if lines else ""
+    return f": {last[:_LINE_CHARACTERS]}" if _EXCEPTION.match(last) else ""
 
 
 def _signal_name(number: int) -> str:

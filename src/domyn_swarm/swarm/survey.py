@@ -35,6 +35,13 @@ def snapshot_of(record: SwarmRecord, jobs: Sequence[JobSnapshot] = ()) -> SwarmS
     return _snapshot(swarm, Observation(Phase.UNKNOWN), (), jobs, probed=False)
 
 
+def jobs_of(record: SwarmRecord, jobs: Sequence[JobRecord]) -> list[JobRecord]:
+    """Of the jobs of a swarm's name those of this swarm, not of an earlier one that had the name
+    and has left no job behind that goes on.
+    """
+    return [job for job in jobs if job.submitted_at >= record.created_at or not job.status.final]
+
+
 def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSnapshot:
     """What the swarm looks like now."""
     if not swarm.record.phase.live:
@@ -165,6 +172,7 @@ def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
         message = why_it_ended(record, result)
     live = record.status is JobStatus.RUNNING
     known_at = progress.updated_at if progress else record.submitted_at
+    age_s = max(0.0, (utc_now() - known_at).total_seconds()) if progress and live else None
     return JobSnapshot(
         job_id=record.job_id,
         external_id=record.external_id,
@@ -177,8 +185,10 @@ def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
         rows_resumed=progress.rows_resumed if progress else 0,
         rows_failed=progress.rows_failed if progress else 0,
         verdicts=progress.verdicts if progress else {},
+        commonest_failure=progress.commonest_failure if progress else None,
         rows_per_s=progress.rows_per_s if progress else None,
         eta_s=progress.eta_s if progress and live else None,
+        figures_age_s=age_s,
         prompt_tokens=progress.prompt_tokens if progress else 0,
         completion_tokens=progress.completion_tokens if progress else 0,
         input=record.input,
