@@ -119,6 +119,8 @@ def screen(
     shown = bytearray()
     with _own_terminal(columns) as (ours, name):
         env = {**environment, "TERM": "xterm-256color"}
+        for size in ("COLUMNS", "LINES"):  # they would count for more than the terminal's own
+            env.pop(size, None)
         program = warm.Program(entry, [*map(str, words)], env, name, name, name, str(Path.cwd()))
         process = warm.Process(program)
 
