@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "domyn_swarm"
 MODULES = sorted(SOURCE.rglob("*.py"))
-GENERATED = ("reference/", "../reference/")  # pages of the site; its own build checks them
+GENERATED = tuple(
+    f"{up}{name}/" for name in ("reference", "examples") for up in ("", "../")
+)  # pages of the site; its own build checks them
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
 

@@ -53,3 +53,14 @@ def test_the_reference_is_made_from_the_code(site: Path, page: str, what: tuple[
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     pages = "".join(page.read_text(encoding="utf-8") for page in site.rglob("*.html"))
     assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', pages)
+
+
+def test_examples_and_changes_are_pages_too(site: Path) -> None:
+    index = (site / "examples" / "index.html").read_text(encoding="utf-8")
+    for folder in (path.parent.name for path in ROOT.glob("examples/*/README.md")):
+        assert f'href="{folder}/"' in index, "examples/README.md does not list it"
+        assert (site / "examples" / folder / "index.html").is_file()
+    path = (site / "examples" / "first-path" / "index.html").read_text(encoding="utf-8")
+    assert (ROOT / "examples/first-path/questions.csv").read_text().splitlines()[1] in path
+    changes = (site / "reference" / "changelog" / "index.html").read_text(encoding="utf-8")
+    assert "Unreleased" in changes
