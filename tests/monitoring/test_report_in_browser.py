@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import struct
-import subprocess
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
+from chromium import browse, needs_chromium
 from command_line import CommandLine, rows_done, worker_of, write_job
-from patience import limit_s, scaled, until
+from patience import scaled, until
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("chromium") is None,
-    reason="Chromium is not installed: `make monitoring-packages` where there is apt",
-)
+pytestmark = needs_chromium
 
 CONFIG = """
 name: eventful
@@ -91,20 +87,6 @@ def _kill_replica(cli: CommandLine, replica: int) -> None:
     found = _report(cli, replica)
     for pid in (found["watchdog_pid"], found["engine_pid"]):
         psutil.Process(pid).kill()
-
-
-def browse(*flags: str, page: str, profile: Path) -> str:
-    """What headless Chromium says of a page."""
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    done = subprocess.run(
-        [*command, f"--user-data-dir={profile}", *flags, f"file://{page}"],
-        capture_output=True,
-        text=True,
-        timeout=limit_s(),
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_report_tells_what_happened(reported: dict[str, Any]) -> None:
