@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "domyn_swarm"
 MODULES = sorted(SOURCE.rglob("*.py"))
 GENERATED = tuple(
-    f"{up}{name}/" for name in ("reference", "examples") for up in ("", "../")
+    f"{up}{name}/" for name in ("reference", "examples", "pictures") for up in ("", "../")
 )  # pages of the site; its own build checks them
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 

@@ -1,5 +1,5 @@
-"""Pages of the site that stand elsewhere in the repository: the changelog, and the examples with
-their files.
+"""What the site shows of other parts of the repository: the changelog, the examples with their
+files, and the picture of the live view that its test compares with.
 
 A hook of MkDocs, as `reference`: the pages are added to a build and written nowhere.
 """
@@ -17,12 +17,15 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 _LANGUAGES = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".jsonl": "json", ".csv": "text"}
+_LIVE_VIEW = "test_a_large_swarm_with_two_jobs_looks_as_it_was_looked_at[80].raw"
+_SNAPSHOTS = ROOT / "tests/cli/__snapshots__/test_top"
 _LINES = 100  # of a file that is shown; a longer one is cut
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages; called by MkDocs once a build."""
     files.append(File.generated(config, "reference/changelog.md", content=changelog_page()))
+    files.append(File.generated(config, "pictures/top.svg", content=live_view()))
     files.append(File.generated(config, "examples/index.md", content=examples_page()))
     for folder in sorted(path.parent for path in EXAMPLES.glob("*/README.md")):
         page = example_page(folder)
@@ -33,6 +36,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def changelog_page() -> str:
     """What changed, by version."""
     return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def live_view() -> str:
+    """The picture that the live view's test compares with; its fonts are those of who looks."""
+    drawn = (_SNAPSHOTS / _LIVE_VIEW).read_text(encoding="utf-8")
+    return re.sub(r"@font-face \{.*?\}\n", "", drawn, flags=re.DOTALL)
 
 
 def examples_page() -> str:

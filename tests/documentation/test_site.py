@@ -54,7 +54,10 @@ def test_the_reference_is_made_from_the_code(site: Path, page: str, what: tuple[
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     pages = "".join(page.read_text(encoding="utf-8") for page in site.rglob("*.html"))
-    assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', pages)
+    assert not re.search(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="https?://', pages)
+    drawn = (site / "pictures" / "top.svg").read_text(encoding="utf-8")
+    assert "restarting" in drawn
+    assert "url(" not in re.sub(r"url\(#", "", drawn)
 
 
 def test_examples_and_changes_are_pages_too(site: Path) -> None:
