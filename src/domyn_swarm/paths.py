@@ -28,6 +28,11 @@ def checkpoints_dir() -> Path:
     return home() / "checkpoints"
 
 
+def dashboard_opener(port: int) -> Path:
+    """What a browser is given to open a dashboard: its URL has a key, and arguments are public."""
+    return home() / f"dashboard-{port}.html"
+
+
 def private_dir(path: Path) -> Path:
     """Create the folder and its missing parents, readable by their owner alone."""
     for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):

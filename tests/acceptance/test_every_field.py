@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from acceptance.conftest import Standing
+from clients import post
+from domyn_swarm.batch.plain_requests import is_plain
 
 CHAT = "/v1/chat/completions"
 LAST = {"role": "user", "content": "every field"}
@@ -45,9 +48,6 @@ PLAIN = [
 ]
 
 
-NO_OPS = {"stream": False, "logprobs": False}  # what the router adds to a plain request
-
-
 def recorded(standing: Standing, job: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """What the engines got with a job's mark, by the request's number."""
     lines = map(json.loads, standing.sim.record.read_text("utf-8").splitlines())
@@ -76,8 +76,24 @@ def test_a_batch_file_is_asked_as_it_stands(standing: Standing, dry: bool) -> No
     got = recorded(standing, mark)
     assert len(got) == len(asked)
     for n, (url, body) in enumerate(asked):
-        added = NO_OPS if (url, body) in PLAIN and url == CHAT else {}
-        assert got[str(n)] == (url, {**body, "model": "sim-model", **added})
+        assert got[str(n)] == (url, {**body, "model": "sim-model"})
+
+
+NO_OPS = {"stream": False, "logprobs": False}  # what the router adds to a plain chat request
+
+
+def test_what_is_plain_may_pass_the_router(standing: Standing) -> None:
+    """As it does where no replica can be reached."""
+    endpoint = json.loads(standing.cli.ok("endpoint", "demo", "--json"))
+    for n, (path, asked) in enumerate(PLAIN):
+        body = {"model": "sim-model", **asked, "user": f"routed-{n}"}
+        assert is_plain(path, json.dumps(body).encode(), "sim-model")
+        post(endpoint["url"], Path(endpoint["key_file"]), body, path)
+    got = recorded(standing, "routed-")
+    assert len(got) == len(PLAIN)
+    for n, (path, asked) in enumerate(PLAIN):
+        added = NO_OPS if path == CHAT else {}
+        assert got[str(n)] == (path, {**asked, "model": "sim-model", **added})
 
 
 def test_options_of_embeddings_reach_the_engine(standing: Standing) -> None:

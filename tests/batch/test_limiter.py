@@ -118,3 +118,75 @@ def test_the_most_is_never_exceeded() -> None:
     for _ in range(50):
         server.step(gauges=False)
     assert limiter.limit == 40
+
+
+@dataclass
+class Cliff:
+    """An engine whose KV memory holds `holds` requests: with more it computes some again and again,
+    and what all of them get out of it falls. What is preempted waits.
+    """
+
+    holds: int
+    slots: int = 256
+    tokens_s_each: float = 20.0
+    counts_preemptions: bool = True
+    limiters: list[Limiter] = field(default_factory=list)
+
+    def tokens_s(self, offered: float) -> float:
+        within = min(offered, self.holds)
+        beyond = max(0.0, min(offered, self.slots) - self.holds)
+        return self.tokens_s_each * within / (1 + 3 * beyond / self.holds)
+
+    def step(self, seconds: float = 1.0) -> float:
+        """One window; the share of the best tokens per second."""
+        offered = sum(limiter.limit for limiter in self.limiters)
+        beyond = max(0.0, min(offered, self.slots) - self.holds)
+        tokens_s = self.tokens_s(offered)
+        for limiter in self.limiters:
+            window = Window(
+                seconds,
+                round(tokens_s * seconds / 100 * limiter.limit / offered),
+                0,
+                limiter.limit,
+                min(offered, self.slots),
+                max(0.0, offered - self.slots),
+                tokens_s,
+                beyond / 4 if self.counts_preemptions else None,
+            )
+            limiter.judge(window)
+        return tokens_s / self.tokens_s(self.holds)
+
+
+@pytest.mark.parametrize("counts_preemptions", [True, False])
+@pytest.mark.parametrize("holds", [6, 48, 200])
+def test_it_stays_below_a_cliff(holds: int, counts_preemptions: bool) -> None:
+    engine = Cliff(holds, counts_preemptions=counts_preemptions, limiters=[Limiter()])
+    for _ in range(60):
+        engine.step()
+    shares = [engine.step() for _ in range(600)]
+    worth = 0.95 if counts_preemptions else 0.88
+    assert sum(shares) / len(shares) >= worth - 1 / holds
+
+
+def test_a_cliff_that_comes_in_mid_run_is_stepped_back_from_and_forgotten_when_it_goes() -> None:
+    engine = Cliff(200, limiters=[Limiter()])
+    for _ in range(100):
+        engine.step()
+    engine.holds = 40  # the prompts are longer from here on
+    for _ in range(30):
+        engine.step()
+    shares = [engine.step() for _ in range(300)]
+    assert sum(shares) / len(shares) >= 0.93
+    engine.holds = 200
+    for _ in range(1500):
+        engine.step()
+    assert engine.step() >= 0.9
+
+
+def test_two_jobs_stay_below_a_cliff_together() -> None:
+    engine = Cliff(64, limiters=[Limiter(), Limiter()])
+    for _ in range(150):
+        engine.step()
+    shares = [engine.step() for _ in range(600)]
+    assert sum(shares) / len(shares) >= 0.9
+    assert min(one.limit for one in engine.limiters) >= 6

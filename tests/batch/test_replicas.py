@@ -14,7 +14,7 @@ import pytest
 
 from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.plain_requests import is_plain
-from domyn_swarm.batch.replicas import ReplicaClient, Replicas
+from domyn_swarm.batch.replicas import Names, ReplicaClient, Replicas
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import (
     CannotConnect,
@@ -34,6 +34,7 @@ ENDPOINT = "http://endpoint:8000"
 A, B = "http://a:1", "http://b:2"
 USER = {"role": "user", "content": "x"}
 ODD = json.dumps({"model": "m", "messages": [{**USER, "prefix": True}]}).encode()
+PLAIN = json.dumps({"model": "m", "messages": [USER]}).encode()
 
 
 def plain(path: str, **body: Any) -> bool:
@@ -93,25 +94,44 @@ class Swarm:
     answer: Callable[[str], Exception | None] = lambda _url: None
     trip_s: float = TRIP_S
     collector_down: bool = False
+    recorded: bytes | None = None  # the collector's last view
+    strangers: set[str] = field(default_factory=set)  # servers of somebody else at these URLs
+    proofs: Counter[str] = field(default_factory=Counter)
     looks: list[float] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
 
     async def request(
         self, method: str, url: str, _body: bytes | None, _limit_s: float
     ) -> HttpReply:
-        if method == "GET":
+        if url.startswith("http://collector"):
             return self._view()
+        if method == "GET":
+            return await self._listing(url.removesuffix("/v1/models"))
         where = url.removesuffix(CHAT)
         self.sent[where] += 1
         await asyncio.sleep(self.trip_s)
+        if where in self.strangers:
+            return HttpReply(401, b"{}", None)
         if (error := self.answer(where)) is not None:
             raise error
         return HttpReply(200, b"{}", None)
+
+    async def _listing(self, where: str) -> HttpReply:
+        self.proofs[where] += 1
+        await asyncio.sleep(TRIP_S)
+        if where in self.strangers:
+            return HttpReply(401, b"{}", None)
+        if isinstance(error := self.answer(where), CannotConnect):
+            raise error
+        return HttpReply(200, b'{"data": [{"id": "m"}]}', None)
 
     def _view(self) -> HttpReply:
         if self.collector_down:
             raise CannotConnect("refused")
         self.looks.append(now_s())
+        return HttpReply(200, self.view(), None)
+
+    def view(self) -> bytes:
         replicas = [
             {
                 "url": url,
@@ -123,7 +143,7 @@ class Swarm:
             for url, state in self.states.items()
         ]
         view = {"replicas": replicas, "taken_at": TAKEN_AT.isoformat(), "stale_after_s": 10.0}
-        return HttpReply(200, json.dumps(view).encode(), None)
+        return json.dumps(view).encode()
 
     async def stream(
         self, url: str, body: bytes, limit_s: float
@@ -142,11 +162,13 @@ class Driver:
     swarm: Swarm
 
     def __post_init__(self) -> None:
-        self.replicas = Replicas(self.swarm, lambda: "http://collector")
+        self.notices: list[str] = []
+        names = Names(self.swarm, lambda: "http://collector", lambda: self.swarm.recorded)
+        self.replicas = Replicas(self.swarm, names, self.notices.append)
         self.client = ReplicaClient(self.swarm, self.replicas, "m")
 
-    async def ask(self, body: bytes = ODD) -> HttpReply:
-        return await self.client.request("POST", ENDPOINT + CHAT, body, 60.0)
+    async def ask(self, body: bytes = ODD, endpoint: str = ENDPOINT) -> HttpReply:
+        return await self.client.request("POST", endpoint + CHAT, body, 60.0)
 
     async def keep_asking(self, for_s: float) -> list[type[Exception]]:
         """Ask again and again; the errors."""
@@ -160,19 +182,115 @@ class Driver:
         return errors
 
 
+@pytest.mark.parametrize("body", [PLAIN, ODD], ids=["plain", "odd"])
 @in_virtual_time
-async def test_the_plain_goes_to_the_endpoint_and_the_rest_to_the_least_loaded_replica() -> None:
+async def test_every_request_goes_to_the_least_loaded_replica(body: bytes) -> None:
     driver = Driver(Swarm())
     async with beside(driver.replicas.keep_looking()):
-        await driver.ask(json.dumps({"model": "m", "messages": [USER]}).encode())
-        assert driver.swarm.sent == {ENDPOINT: 1}
-        assert driver.swarm.looks == []
-        replies = await asyncio.gather(*[driver.ask() for _ in range(10)])
-        assert driver.swarm.sent == {ENDPOINT: 1, A: 5, B: 5}
+        replies = await asyncio.gather(*[driver.ask(body) for _ in range(10)])
+        assert driver.swarm.sent == {A: 5, B: 5}
         assert {reply.served_by for reply in replies} == {A, B}
-        chunks = [one async for one in driver.client.stream(ENDPOINT + CHAT, ODD, 60.0)]
+        chunks = [one async for one in driver.client.stream(ENDPOINT + CHAT, body, 60.0)]
         assert chunks == [b"data: {}\n\n"]
-        assert driver.swarm.sent.total() == 12
+        assert driver.swarm.sent.total() == 11
+
+
+@in_virtual_time
+async def test_where_the_endpoint_speaks_tls_only_what_it_would_change_goes_to_replicas() -> None:
+    driver = Driver(Swarm())
+    endpoint = ENDPOINT.replace("http:", "https:")
+    async with beside(driver.replicas.keep_looking()):
+        await driver.ask(PLAIN, endpoint)
+        assert driver.swarm.sent == {endpoint: 1}
+        await driver.ask(ODD, endpoint)
+        assert driver.swarm.sent.total() == 2
+        assert driver.swarm.sent[endpoint] == 1
+
+
+@in_virtual_time
+async def test_replicas_that_cannot_be_reached_leave_the_plain_to_the_endpoint() -> None:
+    swarm = Swarm(answer=lambda url: None if url == ENDPOINT else CannotConnect("no route"))
+    driver = Driver(swarm)
+    began = now_s()
+    async with beside(driver.replicas.keep_looking()):
+        await driver.ask(PLAIN)
+        assert now_s() - began < 1.0
+        for _ in range(600):
+            await driver.ask(PLAIN)
+            await asyncio.sleep(1.0)
+        assert set(swarm.sent) == {ENDPOINT}
+        assert len(driver.notices) == 1
+        assert swarm.proofs[A] < 60
+        swarm.answer = lambda _url: None
+        await asyncio.sleep(20.0)
+        await driver.ask(PLAIN)
+        await asyncio.sleep(2.0)
+        swarm.sent.clear()
+        await asyncio.gather(*[driver.ask(PLAIN) for _ in range(4)])
+        assert swarm.sent == {A: 2, B: 2}
+
+
+@in_virtual_time
+async def test_whoever_took_a_dead_replicas_port_gets_no_request() -> None:
+    swarm = Swarm(strangers={A})
+    driver = Driver(swarm)
+    async with beside(driver.replicas.keep_looking()):
+        assert await driver.keep_asking(5.0) == []
+        assert set(swarm.sent) == {B}
+        swarm.strangers = {B}
+        await asyncio.sleep(3.0)
+        statuses = [(await driver.ask()).status]
+        await asyncio.sleep(1.5)
+        swarm.sent.clear()
+        statuses += [(await driver.ask()).status for _ in range(4)]
+        assert statuses == [401, 200, 200, 200, 200]
+        assert set(swarm.sent) == {A}
+
+
+@in_virtual_time
+async def test_a_request_that_its_own_fault_turns_away_costs_no_replica_its_work() -> None:
+    driver = Driver(Swarm())
+    refused = HttpReply(404, b"{}", None)
+    request = driver.swarm.request
+
+    async def refusing(method: str, url: str, body: bytes | None, limit_s: float) -> HttpReply:
+        reply = await request(method, url, body, limit_s)
+        return refused if method == "POST" and body == PLAIN else reply
+
+    driver.swarm.request = refusing  # type: ignore[method-assign]
+    async with beside(driver.replicas.keep_looking()):
+        for _ in range(20):
+            statuses = [(await driver.ask(body)).status for body in (PLAIN, ODD, ODD)]
+            assert statuses == [404, 200, 200]
+            await asyncio.sleep(0.1)
+        assert driver.swarm.sent[ENDPOINT] == 0
+        assert driver.swarm.proofs.total() < 20
+
+
+@in_virtual_time
+async def test_while_the_endpoint_is_away_replicas_answer_for_it() -> None:
+    swarm = Swarm()
+    driver = Driver(swarm)
+    async with beside(driver.replicas.keep_looking()):
+        await driver.ask(PLAIN)
+        swarm.collector_down = True
+        swarm.answer = lambda url: CannotConnect("refused") if url == ENDPOINT else None
+        for _ in range(60):
+            assert (await driver.ask(PLAIN)).status == 200
+            listing = await driver.client.request("GET", ENDPOINT + "/v1/models", None, 10.0)
+            assert listing.status == 200
+            await asyncio.sleep(1.0)
+        assert swarm.sent[ENDPOINT] == 0
+
+
+@in_virtual_time
+async def test_a_collector_that_cannot_be_asked_has_left_its_last_view() -> None:
+    swarm = Swarm(collector_down=True)
+    swarm.recorded = swarm.view()
+    driver = Driver(swarm)
+    async with beside(driver.replicas.keep_looking()):
+        await asyncio.gather(*[driver.ask() for _ in range(4)])
+        assert swarm.sent == {A: 2, B: 2}
 
 
 @in_virtual_time
@@ -193,24 +311,40 @@ async def test_replicas_that_leave_join_or_fall_silent_are_followed_within_a_sec
 
 
 @in_virtual_time
-async def test_a_lost_replica_is_told_as_the_router_tells_it_and_left_alone() -> None:
+async def test_a_replica_that_breaks_off_is_named_and_left_alone() -> None:
     swarm = Swarm()
     driver = Driver(swarm)
     async with beside(driver.replicas.keep_looking()):
-        for error, told in ((ConnectionBroken, ReplicaLost), (CannotConnect, NobodyThere)):
-            swarm.answer = lambda url, error=error: error("gone") if url == A else None
-            swarm.sent.clear()
-            answers = await asyncio.gather(
-                *[driver.ask() for _ in range(8)], return_exceptions=True
-            )
-            assert [type(one) for one in answers if isinstance(one, Exception)] == [told] * 4
-            sent = swarm.sent[A]
-            await asyncio.gather(*[driver.ask() for _ in range(8)])
-            assert swarm.sent[A] == sent
-            await asyncio.sleep(1.0)
+        await driver.ask()
+        swarm.answer = lambda url: ConnectionBroken("gone") if url == A else None
+        answers = await asyncio.gather(*[driver.ask() for _ in range(8)], return_exceptions=True)
+        lost = [one for one in answers if isinstance(one, Exception)]
+        assert [(type(one), getattr(one, "server", None)) for one in lost] == [(ReplicaLost, A)] * 4
+        sent = swarm.sent[A]
+        await asyncio.gather(*[driver.ask() for _ in range(8)])
+        assert swarm.sent[A] == sent
         swarm.answer = lambda _url: RequestTimeout("no reply in time")
         with pytest.raises(RequestTimeout):
             await driver.ask()
+
+
+@in_virtual_time
+async def test_where_nobody_listens_another_replica_is_asked() -> None:
+    swarm = Swarm()
+    driver = Driver(swarm)
+    async with beside(driver.replicas.keep_looking()):
+        await driver.ask()
+        swarm.answer = lambda url: CannotConnect("gone") if url == A else None
+        swarm.sent.clear()
+        replies = await asyncio.gather(*[driver.ask() for _ in range(8)])
+        assert {reply.served_by for reply in replies} == {B}
+        sent = swarm.sent[A]
+        await asyncio.gather(*[driver.ask() for _ in range(8)])
+        assert swarm.sent[A] == sent
+        swarm.answer = lambda url: None if url == ENDPOINT else CannotConnect("gone")
+        assert (await driver.ask(PLAIN)).served_by is None
+        with pytest.raises(NobodyThere):
+            await driver.ask(ODD)
 
 
 @pytest.mark.parametrize(
@@ -224,16 +358,17 @@ async def test_a_connection_that_breaks_is_tried_once_more(
     """An engine that died under the request does not listen any more; any other is alive."""
     swarm = Swarm(states={A: "ready"})
     driver = Driver(swarm)
-    outcomes = [ConnectionBroken("reset"), None if second is None else second("gone")]
-    swarm.answer = lambda _url: outcomes[swarm.sent[A] - 1]
     async with beside(driver.replicas.keep_looking()):
+        await driver.ask()
+        outcomes = [ConnectionBroken("reset"), None if second is None else second("gone")]
+        swarm.answer = lambda _url: outcomes[swarm.sent[A] - 2]
         if told is None:
             assert (await driver.ask()).status == 200
         else:
             with pytest.raises(told, match="gone") as raised:
                 await driver.ask()
             assert (raised.type, raised.value.server) == (told, A)
-    assert swarm.sent[A] == 2
+    assert swarm.sent[A] == 3
 
 
 @in_virtual_time

@@ -15,7 +15,8 @@ from domyn_swarm.batch.steering import (
     ReadGauges,
     fate_reader,
     meter_reader,
-    parse_gauges,
+    metrics_reader,
+    parse_metrics,
     steer,
 )
 from domyn_swarm.batch.tally import Tally
@@ -26,27 +27,64 @@ from virtual_time import in_virtual_time, now_s
 
 
 @pytest.mark.parametrize(
-    ("text", "gauges"),
+    ("text", "metrics"),
     [
         (
             b'# HELP vllm:num_requests_running x\nvllm:num_requests_running{engine="0"} 3.0\n'
-            b'vllm:num_requests_running{engine="1"} 4.0\nvllm:num_requests_waiting{a="b"} 1e1\n',
-            Gauges(7.0, 10.0),
+            b'vllm:num_requests_running{engine="1"} 4.0\nvllm:num_requests_waiting{a="b"} 1e1\n'
+            b'vllm:generation_tokens_total{engine="0"} 100.0\nvllm:num_preemptions_total 2\n',
+            {"running": 7.0, "waiting": 10.0, "tokens": 100.0, "preemptions": 2.0},
         ),
         (
             b"llamacpp:requests_processing 2\nllamacpp:requests_deferred 5\n",
-            Gauges(2.0, 5.0),
+            {"running": 2.0, "waiting": 5.0},
         ),
         (
             b'sglang:num_running_reqs{m="x"} 4\nsglang:num_queue_reqs{m="x"} 1\n',
-            Gauges(4.0, 1.0),
+            {"running": 4.0, "waiting": 1.0},
         ),
         (b"python_gc_objects_collected_total 3\n", None),
         (b"", None),
     ],
 )
-def test_gauges_are_summed(text: bytes, gauges: Gauges | None) -> None:
-    assert parse_gauges(text) == gauges
+def test_metrics_are_summed(text: bytes, metrics: dict[str, float] | None) -> None:
+    assert parse_metrics(text) == metrics
+
+
+class Engine:
+    """An `HttpClient` to an engine: each look finds the next of these metrics."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+
+    async def request(
+        self, _method: str, url: str, _body: bytes | None, _limit_s: float
+    ) -> HttpReply:
+        assert url == "http://engine/metrics"
+        return HttpReply(200, self.texts.pop(0).encode(), None)
+
+
+@in_virtual_time
+async def test_what_an_engine_counts_becomes_a_rate() -> None:
+    def text(tokens: int, preemptions: int) -> str:
+        return (
+            f"vllm:num_requests_running 3\nvllm:generation_tokens_total {tokens}\n"
+            f"vllm:num_preemptions_total {preemptions}\n"
+        )
+
+    restarted = text(5, 0)
+    engine = Engine(text(100, 1), text(300, 2), restarted, text(45, 0))
+    read = metrics_reader(engine, lambda: "http://engine")  # type: ignore[arg-type]
+    found = []
+    for _ in range(4):
+        await asyncio.sleep(2.0)
+        found.append(await read())
+    assert found == [
+        Gauges(3.0, 0.0),
+        Gauges(3.0, 0.0, 100.0, 0.5),
+        Gauges(3.0, 0.0),
+        Gauges(3.0, 0.0, 20.0, 0.0),
+    ]
 
 
 class Collector:
@@ -199,7 +237,7 @@ async def test_gauges_are_read_every_second_however_slow_the_rows_are() -> None:
     await job.steered(10.1, job.gauges)
     assert len(job.judged) == 10
     assert job.judged[0][0] - began == pytest.approx(1.0)
-    assert (job.tally.running, job.tally.waiting) == await job.gauges()
+    assert (job.tally.running, job.tally.waiting) == (await job.gauges())[:2]
 
 
 @in_virtual_time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import json
 import threading
@@ -18,6 +19,7 @@ from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench
 from endpoint.test_collector import Client, report
 from patience import limit_s, until
 
+NO_RATES = {"tokens_s": None, "preemptions_s": None}
 METRICS = {"metrics_path": "/metrics", "running_metric": "e:run", "waiting_metric": "e:wait"}
 
 
@@ -67,7 +69,7 @@ def test_gauges_are_summed_over_replicas_that_serve(bench: Bench, engines: list[
     client = Client(bench.start_collector(**METRICS))
     assert client.send("GET", "/v1/gauges") == (
         200,
-        {"running": 0.0, "waiting": 0.0, "replicas": 0, "answered": 0},
+        {"running": 0.0, "waiting": 0.0, "replicas": 0, "answered": 0, **NO_RATES},
     )
     time.sleep(0.6)
     client.report(0, url=engines[0].url)
@@ -77,8 +79,36 @@ def test_gauges_are_summed_over_replicas_that_serve(bench: Bench, engines: list[
         "waiting": 10.0,
         "replicas": 2,
         "answered": 2,
+        **NO_RATES,
     }
     assert engines[0].keys == {f"Bearer {API_KEY}"}
+
+
+async def test_what_engines_count_becomes_a_rate_of_all(
+    bench: Bench, engines: list[Engine]
+) -> None:
+    counted = {"generated_tokens_metric": "e:tokens", "preemptions_metric": "e:preempted"}
+    gauges = EngineGauges(bench.endpoint_spec(**METRICS, **counted))
+    urls = [engine.url for engine in engines]
+    began = time.monotonic()
+    try:
+        for engine in engines:
+            engine.text = "e:run 1\ne:tokens 1000\n"
+        engines[0].text += "e:preempted 7\n"
+        assert (await gauges.read(urls)).tokens_s is None  # type: ignore[union-attr]
+        await asyncio.sleep(0.6)
+        engines[0].text = "e:run 1\ne:tokens 1500\ne:preempted 9\n"
+        engines[1].text = "e:run 1\ne:tokens 100\n"  # it was started again
+        found = await gauges.read(urls)
+        took_s = time.monotonic() - began
+    finally:
+        await gauges.close()
+    assert found is not None
+    assert found.tokens_s is not None
+    assert found.preemptions_s is not None
+    assert 600 / took_s <= found.tokens_s <= 600 / 0.5
+    # one of two counts them, and stands for both
+    assert 4 / took_s <= found.preemptions_s <= 4 / 0.5
 
 
 def test_many_that_ask_cost_the_engines_one_look(bench: Bench, engines: list[Engine]) -> None:
@@ -107,9 +137,9 @@ def test_an_engine_that_does_not_answer_is_told_and_delays_nobody(
 async def test_of_hundreds_of_replicas_some_dozens_are_asked_and_stand_for_all(
     bench: Bench, engines: list[Engine]
 ) -> None:
-    gauges = EngineGauges("/metrics", "e:run", "e:wait", bench.paths.api_key)
+    gauges = EngineGauges(bench.endpoint_spec(**METRICS))
     try:
-        found = await gauges.read([engines[0].url] * 300)
+        found = await gauges.read([f"{engines[0].url}/{number}" for number in range(300)])
     finally:
         await gauges.close()
     assert found is not None

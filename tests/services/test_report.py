@@ -18,6 +18,7 @@ from domyn_swarm.errors import JobError, StateError
 from domyn_swarm.model import JobProgress, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.services.charts import Moment, Series, duration, histogram, number, over_time
+from domyn_swarm.services.course import TraceLine, course_of
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.state import JobRecord, SwarmStore
 from patience import until
@@ -103,6 +104,16 @@ def test_a_job_without_a_checkpoint_and_a_page_without_room(
     (bench.folder / "file").write_text("")
     with pytest.raises(JobError, match="Cannot write"):
         service.report("mine", output=bench.folder / "file" / "page.html")
+
+
+def test_the_moment_since_the_last_line_is_no_stretch_of_its_own() -> None:
+    began = utc_now()
+    run = RunAccount("j", Counters(rows_answered=100), 10.2, False, {}, False, began)
+    trace = [
+        TraceLine(at_s=float(at), at=began.timestamp() + at, settled=10 * at) for at in range(1, 11)
+    ]
+    [stretches] = course_of([run], [trace]).stretches
+    assert [one.rows_per_s for one in stretches] == [10.0] * 10  # it ended in a fall to nothing
 
 
 def recorded(home: Path, bench: Any, counters: Counters, lines: int) -> JobRecord:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clients import ask
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.serving import LocalServing
 from domyn_swarm.errors import (
@@ -34,18 +34,6 @@ from patience import limit_s, scaled, until
 
 def phase(name: str = "demo") -> SwarmPhase:
     return SwarmService().status(name).phase
-
-
-def ask() -> None:
-    info = SwarmService().endpoint("demo")
-    key = info.key_file.read_text()
-    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    asked = urllib.request.Request(
-        f"{info.url}/v1/chat/completions", json.dumps(body).encode(), headers
-    )
-    with urllib.request.urlopen(asked, timeout=limit_s()) as reply:
-        assert reply.status == 200
 
 
 def submit(folder: Path, rows: int, **changes: object) -> JobRequest:

@@ -11,7 +11,7 @@ from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.connections import Connections
 from domyn_swarm.batch.gate import ALONE, EndpointGate
-from domyn_swarm.batch.replicas import ReplicaClient, Replicas
+from domyn_swarm.batch.replicas import Names, ReplicaClient, Replicas
 from domyn_swarm.batch.session import RequestSession
 from domyn_swarm.batch.steering import ReadGauges, fate_reader, meter_reader, metrics_reader
 from domyn_swarm.batch.suspects import Suspects
@@ -27,6 +27,7 @@ class Meter:
 
     locate: Callable[[], str]
     key: str
+    recorded: Callable[[], bytes | None] = lambda: None  # its last view of the replicas, on disk
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ async def open_session(
     if meter is not None and asked is not None:
         fates.insert(0, fate_reader(asked, meter.locate))
         if access.model is not None:
-            replicas = Replicas(asked, meter.locate)
+            names = Names(asked, meter.locate, meter.recorded)
+            replicas = Replicas(http, names, notice)
             carrier = ReplicaClient(http, replicas, access.model)
     gate = EndpointGate(
         carrier,

@@ -1,22 +1,28 @@
-"""Straight to a swarm's replicas, for requests that the endpoint's router would change.
+"""Straight to a swarm's replicas: a job's requests pass no router where those can be reached.
 
 The swarm's collector says which replicas are ready; it is asked about once a second while there are
-such requests, and takes being asked for use of the swarm. Each goes to the replica that has the
-fewest of ours. What the router says of a lost replica (`ReplicaLost`, `ReplicaAway`) is said here
-of one that was lost under a request of ours: it is repeated and forgiven in the same way.
+requests, and takes being asked for use of the swarm. While it cannot be asked, what is known goes
+on to hold; where nothing is known yet, its last view on disk does. A replica is sent to once it has
+answered from here, with our key (`_prove`): whoever took a dead one's port does not. What cannot be
+reached, or fails a request by its connection or its door, has to prove itself again.
+
+The endpoint's router gets what is plain where no replica can be reached, and everything plain where
+the endpoint speaks TLS, which replicas do not. What the router would change (`plain_requests`) goes
+to replicas alone. What the router says of a lost replica (`ReplicaLost`, `ReplicaAway`) is said
+here of one that was lost under a request: it is repeated and forgiven in the same way.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
 
+from domyn_swarm.batch.dispatch import Dispatch
 from domyn_swarm.batch.plain_requests import is_plain
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import (
@@ -33,8 +39,16 @@ _LOOK_S = 1.0
 _ASK_TIMEOUT_S = 5.0
 _UNUSED_S = 10.0  # so long after the last request it is not looked any more
 _DIES_S = 0.1  # so long after its connections broke, an engine that dies does not listen any more
+_FIRST_S = 2.0  # so long the first requests wait for replicas to prove themselves
+_PROVE_S = 5.0
+_PROVED_AT_ONCE = 256
+_RARELY_S = 15.0  # between attempts to reach what cannot be reached, in the end
 _LOOKS_REFUSED = 3  # so often the collector named replicas, and none could be connected to,
 _REFUSED_S = 8.0  # over so long: a dead one is named for less
+_DOORS = frozenset({401, 402, 403, 404, 407})
+_NO_LISTING = frozenset({404, 405})
+_LISTING = "/v1/models"
+_ASKED = 2  # replicas, before the endpoint is asked
 
 
 class _Replica(msgspec.Struct):
@@ -48,9 +62,9 @@ class _View(msgspec.Struct):
     taken_at: datetime
     stale_after_s: float
 
-    def ready(self) -> tuple[str, ...]:
+    def ready(self) -> frozenset[str]:
         """Where requests may be sent."""
-        return tuple(
+        return frozenset(
             one.url
             for one in self.replicas
             if one.state == "ready"
@@ -59,105 +73,204 @@ class _View(msgspec.Struct):
         )
 
 
-class Replicas:
-    """The live replicas of a swarm, and how many requests of ours each one has."""
+@dataclass(frozen=True)
+class Names:
+    """Who names a swarm's replicas."""
 
-    def __init__(self, collector: HttpClient, locate: Callable[[], str]) -> None:
-        """`collector` has its key, `locate` tells where it listens."""
-        self._collector = collector
-        self._locate = locate
+    collector: HttpClient  # with its key
+    locate: Callable[[], str]  # where it listens now
+    recorded: Callable[[], bytes | None] = lambda: None  # its last view, as it lies on disk
+
+
+@dataclass
+class _Attempts:
+    """Of a replica that has not proved itself: when it is tried next, and what became of it."""
+
+    due_at: float = 0.0
+    pause_s: float = _LOOK_S
+    refused: bool = False  # it could not be connected to
+    strict: bool = False  # it turned a request away: only a listing of models proves it
+
+
+class Replicas:
+    """The replicas of a swarm that answer from here. Follows them while requests want one."""
+
+    def __init__(self, client: HttpClient, names: Names, notice: Callable[[str], None]) -> None:
+        """`client` has the key of the replicas; `notice` is called once, if none is reached."""
+        self._client = client
+        self._names = names
+        self._notice: Callable[[str], None] | None = notice
         self._now = asyncio.get_running_loop().time
-        self._ready: tuple[str, ...] = ()
-        self._away: set[str] = set()  # lost since the last look
-        self._in_flight: Counter[str] = Counter()
+        self._named: frozenset[str] = frozenset()
+        self._unproved: dict[str, _Attempts] = {}
+        self._proving: set[str] = set()
         self._wanted = asyncio.Event()
         self._looked = asyncio.Event()
+        self._settled = asyncio.Event()  # some replica has proved itself, or none will for now
         self._used_at = 0.0
-        self._refused = False  # since the last look, and nothing was answered
-        self._refused_at: list[float] = []  # looks before which that was so, in a row
+        self.needed = False  # a request that only a replica may get has found none
+        self._refused_at: list[float] = []  # looks at which none could be connected to, in a row
+        self.dispatch = Dispatch()
 
     async def keep_looking(self) -> None:
         """Follow the replicas while requests want one, until cancelled.
 
         Raises:
-            JobError: none of them can be reached from here, though the endpoint can.
+            JobError: none of them can be reached from here, and requests need them.
         """
+        try:
+            async with asyncio.TaskGroup() as proving:
+                await self._follow(proving)
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    async def _follow(self, proving: asyncio.TaskGroup) -> None:
         while True:
             await self._wanted.wait()
             await self._look()
+            for url in self._due():
+                self._proving.add(url)
+                proving.create_task(self._prove(url))
             self._judge_reach()
             await asyncio.sleep(_LOOK_S)
-            if not self._in_flight.total() and self._now() - self._used_at > _UNUSED_S:
+            if not self.dispatch.in_flight and self._now() - self._used_at > _UNUSED_S:
                 self._wanted.clear()
                 self._looked.clear()
 
+    # -- who is there -------------------------------------------------------------------------
+
     async def _look(self) -> None:
-        named = True
-        try:
-            url = f"{self._locate()}/v1/replicas?for=requests"
-            reply = await self._collector.request("GET", url, None, _ASK_TIMEOUT_S)
-            self._ready = msgspec.json.decode(reply.body, type=_View).ready()
-        except (RequestError, JobError, msgspec.DecodeError):
-            named = False  # what was known goes on to hold: who is lost is noticed by connecting
-        if not named or not self._ready:
-            self._refused_at.clear()  # it is the swarm that is away
-        elif self._refused:
-            self._refused_at.append(self._now())
-        self._refused = False
-        self._away.clear()
+        view = await self._asked()
+        if view is not None:
+            self._named = view.ready()
+        elif not self._named:
+            self._named = self._recorded()
+        self.dispatch.keep_only(self._named)
+        for url in self._unproved.keys() - self._named:
+            del self._unproved[url]
+        for url in self._named - self.dispatch.urls - self._unproved.keys():
+            self._unproved[url] = _Attempts()
         self._looked.set()
+        if not self._named:
+            self._settled.set()
+
+    async def _asked(self) -> _View | None:
+        try:
+            url = f"{self._names.locate()}/v1/replicas?for=requests"
+            reply = await self._names.collector.request("GET", url, None, _ASK_TIMEOUT_S)
+            return msgspec.json.decode(reply.body, type=_View)
+        except (RequestError, JobError, msgspec.DecodeError):
+            return None
+
+    def _recorded(self) -> frozenset[str]:
+        try:
+            text = self._names.recorded()
+            view = None if text is None else msgspec.json.decode(text, type=_View)
+        except (OSError, msgspec.DecodeError):
+            view = None
+        return frozenset() if view is None else view.ready()
+
+    # -- who answers from here ----------------------------------------------------------------
+
+    def _due(self) -> list[str]:
+        now, room = self._now(), _PROVED_AT_ONCE - len(self._proving)
+        due = (url for url, one in self._unproved.items() if one.due_at <= now)
+        return [url for url in due if url not in self._proving][: max(0, room)]
+
+    async def _prove(self, url: str) -> None:
+        """Have a replica answer a request that costs it nothing."""
+        try:
+            proved, refused = await self._answers(url)
+        finally:
+            self._proving.discard(url)
+        attempts = self._unproved.get(url)
+        if attempts is None or url not in self._named:
+            return
+        if proved:
+            del self._unproved[url]
+            self.dispatch.offer(url)
+        else:
+            self.dispatch.withdraw(url)
+            attempts.refused = refused
+            attempts.due_at = self._now() + attempts.pause_s
+            attempts.pause_s = min(_RARELY_S, attempts.pause_s * 1.3)
+        if proved or not self._proving:
+            self._settled.set()
+
+    async def _answers(self, url: str) -> tuple[bool, bool]:
+        """Whether it lets us in, and whether it could not be connected to."""
+        try:
+            reply = await self._client.request("GET", url + _LISTING, None, _PROVE_S)
+        except RequestError as error:
+            return False, isinstance(error, CannotConnect)
+        attempts = self._unproved.get(url)
+        if reply.status in _NO_LISTING and not (attempts and attempts.strict):
+            return True, False
+        return reply.status == 200 and not bytes(reply.body[:64]).lstrip().startswith(b"<"), False
+
+    def lost(self, url: str) -> None:
+        """Send nothing to a replica until it has proved itself anew."""
+        self.dispatch.withdraw(url)
+        if url in self._named:
+            self._unproved.setdefault(url, _Attempts())
+
+    def doubt(self, url: str) -> None:
+        """Have a replica that turned a request away prove that it is one. It may have been the
+        request's fault, so that it gets others meanwhile.
+        """
+        if url in self._named:
+            self._unproved.setdefault(url, _Attempts()).strict = True
 
     def _judge_reach(self) -> None:
+        known = self._unproved.values()
+        if self.dispatch.urls or not known or not all(one.refused for one in known):
+            self._refused_at.clear()
+            return
+        self._refused_at.append(self._now())
         looks = self._refused_at
-        if len(looks) >= _LOOKS_REFUSED and looks[-1] - looks[0] >= _REFUSED_S:
+        if len(looks) < _LOOKS_REFUSED or looks[-1] - looks[0] < _REFUSED_S:
+            return
+        if self.needed:
             raise JobError(
                 "The swarm's replicas cannot be reached from this machine, and the endpoint would "
-                f"change what is to be asked ({', '.join(self._ready)}).",
+                f"change what is to be asked ({', '.join(sorted(self._named))}).",
                 hint="Run the job on the swarm's nodes: leave --run-here out. What may pass the "
                 "endpoint is in docs/client.md.",
             )
+        if self._notice is not None:
+            notice, self._notice = self._notice, None
+            notice(
+                "the replicas cannot be reached from this machine; requests go through the "
+                "endpoint's router"
+            )
 
-    @asynccontextmanager
-    async def one(self) -> AsyncIterator[str]:
-        """The replica for one request, while it lasts.
+    # -- requests -----------------------------------------------------------------------------
 
-        Raises:
-            NobodyThere: none is ready, or nobody listens there; nothing was sent.
-            ReplicaLost: the connection to it broke.
-        """
-        replica = await self._take()
-        try:
-            yield replica
-            self._refused = False
-            self._refused_at.clear()
-        except ReplicaAway:
-            self._away.add(replica)
-            raise
-        except CannotConnect as error:
-            self._refused = True
-            self._away.add(replica)
-            raise NobodyThere(f"{replica}: {error.message}", server=replica) from error
-        except ConnectionBroken as error:
-            self._away.add(replica)
-            raise ReplicaLost(f"{replica}: {error.message}", server=replica) from error
-        finally:
-            self._in_flight[replica] -= 1
-            self._used_at = self._now()
-
-    async def _take(self) -> str:
+    async def take(self, body: bytes) -> str | None:
+        """The replica for a request, until `release`; None: there is none."""
         self._used_at = self._now()
         self._wanted.set()
-        await self._looked.wait()
-        ready = [url for url in self._ready if url not in self._away]
-        if not ready:
-            raise NobodyThere("no replica is ready")
-        replica = min(ready, key=lambda url: (self._in_flight[url], random.random()))  # noqa: S311 - a tie
-        self._in_flight[replica] += 1
+        if not self._looked.is_set():
+            await self._looked.wait()
+        if not self._settled.is_set():
+            try:
+                async with asyncio.timeout(_FIRST_S):
+                    await self._settled.wait()
+            except TimeoutError:
+                self._settled.set()
+        replica = self.dispatch.take(body)
+        if replica is not None:
+            self.needed = False
         return replica
+
+    def release(self, url: str) -> None:
+        """A request has ended there."""
+        self.dispatch.release(url)
+        self._used_at = self._now()
 
 
 class ReplicaClient:
-    """An `HttpClient` for an endpoint: what its router would change goes to a replica itself."""
+    """An `HttpClient` for an endpoint, whose requests go to a replica where they can."""
 
     def __init__(self, endpoint: HttpClient, replicas: Replicas, model: str) -> None:
         self._endpoint = endpoint
@@ -170,20 +283,67 @@ class ReplicaClient:
         """See `HttpClient.request`.
 
         Raises:
-            ReplicaAway: it died under the request; and as `Replicas.one`.
+            ReplicaLost: a replica was lost under the request; `ReplicaAway`: it died.
+            NobodyThere: only a replica may get it, and none is there; nothing was sent.
         """
         path = _path_of(url)
-        if body is None or is_plain(path, body, self._model):
-            return await self._endpoint.request(method, url, body, timeout_s)
-        async with self._replicas.one() as replica:
+        if body is None:
+            return await self._listing(url, path, timeout_s)
+        while (replica := await self._chosen(url, path, body)) is not None:
+            try:
+                return await self._straight(replica, method, path, body, timeout_s)
+            except CannotConnect:  # nothing was sent: the next one
+                self._replicas.lost(replica)
+            finally:
+                self._replicas.release(replica)
+        return await self._endpoint.request(method, url, body, timeout_s)
+
+    async def _listing(self, url: str, path: str, timeout_s: float) -> HttpReply:
+        """What the endpoint says of itself is asked of a replica where there is one: it serves,
+        whether or not the router does.
+        """
+        for replica in sorted(self._replicas.dispatch.urls)[:_ASKED]:
+            try:
+                limit_s = min(timeout_s, _ASK_TIMEOUT_S)
+                return await self._endpoint.request("GET", replica + path, None, limit_s)
+            except RequestError:
+                continue
+        return await self._endpoint.request("GET", url, None, timeout_s)
+
+    async def _chosen(self, url: str, path: str, body: bytes) -> str | None:
+        """A replica, or None: the endpoint.
+
+        Raises:
+            NobodyThere: neither.
+        """
+        passes = not url.startswith("https:")  # else what is plain goes to the endpoint
+        if not passes and is_plain(path, body, self._model):
+            return None
+        replica = await self._replicas.take(body)
+        if replica is not None:
+            return replica
+        if passes and is_plain(path, body, self._model):
+            return None
+        self._replicas.needed = True
+        raise NobodyThere("no replica is ready, or none can be reached from here")
+
+    async def _straight(
+        self, replica: str, method: str, path: str, body: bytes, timeout_s: float
+    ) -> HttpReply:
+        try:
+            reply = await self._endpoint.request(method, replica + path, body, timeout_s)
+        except ConnectionBroken:  # once more, as the router: it may be the connection alone
+            await asyncio.sleep(_DIES_S)
             try:
                 reply = await self._endpoint.request(method, replica + path, body, timeout_s)
-            except ConnectionBroken:  # once more, as the router: it may be the connection alone
-                await asyncio.sleep(_DIES_S)
-                try:
-                    reply = await self._endpoint.request(method, replica + path, body, timeout_s)
-                except CannotConnect as error:
-                    raise ReplicaAway(f"{replica}: {error.message}", server=replica) from error
+            except CannotConnect as error:
+                self._replicas.lost(replica)
+                raise ReplicaAway(f"{replica}: {error.message}", server=replica) from error
+            except ConnectionBroken as error:
+                self._replicas.lost(replica)
+                raise ReplicaLost(f"{replica}: {error.message}", server=replica) from error
+        if reply.status in _DOORS:
+            self._replicas.doubt(replica)
         return reply._replace(served_by=replica)
 
     async def stream(
@@ -191,13 +351,26 @@ class ReplicaClient:
     ) -> AsyncIterator[bytes | HttpReply]:
         """See `HttpClient.stream`."""
         path = _path_of(url)
-        if is_plain(path, body, self._model):
-            async for chunk in self._endpoint.stream(url, body, timeout_s):
-                yield chunk
-            return
-        async with self._replicas.one() as replica:
-            async for chunk in self._endpoint.stream(replica + path, body, timeout_s):
-                yield chunk
+        while (replica := await self._chosen(url, path, body)) is not None:
+            with self._streaming(replica):
+                try:
+                    async for chunk in self._endpoint.stream(replica + path, body, timeout_s):
+                        yield chunk
+                    return
+                except CannotConnect:  # nothing was sent: the next one
+                    self._replicas.lost(replica)
+        async for chunk in self._endpoint.stream(url, body, timeout_s):
+            yield chunk
+
+    @contextmanager
+    def _streaming(self, replica: str) -> Iterator[None]:
+        try:
+            yield
+        except ConnectionBroken as error:
+            self._replicas.lost(replica)
+            raise ReplicaLost(f"{replica}: {error.message}", server=replica) from error
+        finally:
+            self._replicas.release(replica)
 
     def use_key(self, key: str | None) -> None:
         """See `HttpClient.use_key`."""

@@ -20,19 +20,31 @@ _T = TypeVar("_T")
 WINDOW_S = 0.5
 _LEAST_SETTLED = 8  # a throughput over fewer rows is noise
 _LONGEST_S = 60.0
-_GAUGES = re.compile(
-    rb"^(vllm:num_requests_running|llamacpp:requests_processing|sglang:num_running_reqs"
-    rb"|vllm:num_requests_waiting|llamacpp:requests_deferred|sglang:num_queue_reqs)"
-    rb"(?:\{[^}]*\})? +([0-9.eE+]+)",
-    re.MULTILINE,
-)
-_WAITING = (b"waiting", b"deferred", b"num_queue_reqs")
+_METRICS = {
+    "running": (
+        *(b"vllm:num_requests_running", b"llamacpp:requests_processing"),
+        b"sglang:num_running_reqs",
+    ),
+    "waiting": (
+        *(b"vllm:num_requests_waiting", b"llamacpp:requests_deferred"),
+        b"sglang:num_queue_reqs",
+    ),
+    "tokens": (
+        *(b"vllm:generation_tokens_total", b"llamacpp:tokens_predicted_total"),
+        b"sglang:generation_tokens_total",
+    ),
+    "preemptions": (b"vllm:num_preemptions_total",),
+}
+_MEANINGS = {name: meaning for meaning, names in _METRICS.items() for name in names}
+_LINES = re.compile(rb"^(%s)(?:\{[^}]*\})? +([0-9.eE+]+)" % b"|".join(_MEANINGS), re.MULTILINE)
 
 
 class _Metered(msgspec.Struct):
     running: float
     waiting: float
     answered: int
+    tokens_s: float | None = None
+    preemptions_s: float | None = None
 
 
 class Steered(Protocol):
@@ -45,37 +57,52 @@ class Steered(Protocol):
 
 
 class Gauges(NamedTuple):
-    """Requests at the whole endpoint."""
+    """Requests at the whole endpoint, and what its engines did lately."""
 
     running: float
     waiting: float
+    tokens_s: float | None = None  # generated, per second; None: not known
+    preemptions_s: float | None = None  # requests put back for want of KV memory, per second
 
 
 ReadGauges = Callable[[], Awaitable[Gauges | None]]
 """The newest gauges, or None when they cannot be had or are too old to be believed."""
 
 
-def parse_gauges(metrics: bytes) -> Gauges | None:
-    """The gauges in a Prometheus text of vLLM, llama.cpp or SGLang; None when there are none."""
-    running = waiting = 0.0
-    found = _GAUGES.findall(metrics)
-    for name, value in found:
-        if name.endswith(_WAITING):
-            waiting += float(value)
-        else:
-            running += float(value)
-    return Gauges(running, waiting) if found else None
+def parse_metrics(text: bytes) -> dict[str, float] | None:
+    """What a Prometheus text of vLLM, llama.cpp or SGLang says of requests `running` and `waiting`,
+    and has counted of `tokens` and `preemptions`; None when it has no such gauges.
+    """
+    found: dict[str, float] = {}
+    for name, value in _LINES.findall(text):
+        meaning = _MEANINGS[name]
+        found[meaning] = found.get(meaning, 0.0) + float(value)
+    return {"running": 0.0, "waiting": 0.0, **found} if found else None
 
 
 def metrics_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
     """Gauges of an endpoint that is one engine: its own `/metrics`."""
+    now = asyncio.get_running_loop().time
+    last: tuple[float, dict[str, float]] = (now(), {})
 
     async def read() -> Gauges | None:
+        nonlocal last
         try:
             reply = await client.request("GET", f"{locate()}/metrics", None, 5.0)
         except RequestError:
             return None
-        return parse_gauges(bytes(reply.body)) if reply.status == 200 else None
+        found = parse_metrics(bytes(reply.body)) if reply.status == 200 else None
+        if found is None:
+            return None
+        (before_at, before), last = last, (now(), found)
+        seconds = last[0] - before_at
+
+        def rate(name: str) -> float | None:
+            if seconds <= 0 or name not in before or found.get(name, -1.0) < before[name]:
+                return None
+            return (found[name] - before[name]) / seconds
+
+        return Gauges(found["running"], found["waiting"], rate("tokens"), rate("preemptions"))
 
     return read
 
@@ -87,7 +114,7 @@ def meter_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
         found = await _asked(client, locate, "/v1/gauges", _Metered)
         if found is None or not found.answered:
             return None
-        return Gauges(found.running, found.waiting)
+        return Gauges(found.running, found.waiting, found.tokens_s, found.preemptions_s)
 
     return read
 
@@ -137,7 +164,8 @@ async def steer(runner: Steered, tally: Tally, limiter: Limiter, gauges: ReadGau
     """Judge one window after the other until cancelled."""
     while True:
         window, reading = await _observe(tally, gauges)
-        tally.running, tally.waiting = reading or (None, None)
+        tally.running = None if reading is None else reading.running
+        tally.waiting = None if reading is None else reading.waiting
         if tally.paused is None:
             runner.set_limit(limiter.judge(window))
 
@@ -164,6 +192,6 @@ async def _observe(tally: Tally, gauges: ReadGauges | None) -> tuple[Window, Gau
         tally.rows_answered + tally.rows_failed - settled,
         tally.turned_away - turned_away,
         sum(in_flight) / len(in_flight),
-        *(reading or (None, None)),
+        *(reading or ()),
     )
     return window, reading

@@ -72,6 +72,11 @@ COMMANDS = (
         "Watch a swarm live: replicas, tokens per second, queue, jobs with rows per second and "
         "ETA.",
     ),
+    Entry(
+        "dashboard",
+        f"{_CLI}.dashboard.command:dashboard",
+        "Serve a live page about the swarms of this home, until Ctrl-C; print its URL.",
+    ),
     Entry("swarm", f"{_CLI}.swarms:swarm_app", "All swarms, and more about one."),
     Entry("job", f"{_CLI}.jobs:job_app", "Jobs: a dataset through a swarm."),
     Entry("db", f"{_CLI}.database:db_app", "The state database."),

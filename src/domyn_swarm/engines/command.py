@@ -24,6 +24,7 @@ class CommandOptions(EngineOptions):
     prompt_tokens_metric: str | None = None
     generated_tokens_metric: str | None = None
     kv_cache_metric: str | None = None
+    preemptions_metric: str | None = None
     key_env: str | None = None  # which environment variable it reads its API key from
     env: Env = Field(default_factory=dict)
 
@@ -69,5 +70,6 @@ class Command:
             prompt_tokens_metric=options.prompt_tokens_metric,
             generated_tokens_metric=options.generated_tokens_metric,
             kv_cache_metric=options.kv_cache_metric,
+            preemptions_metric=options.preemptions_metric,
             failure_patterns=self.failure_patterns,
         )

@@ -112,6 +112,7 @@ class VLLM:
             prompt_tokens_metric="vllm:prompt_tokens_total",
             generated_tokens_metric="vllm:generation_tokens_total",
             kv_cache_metric="vllm:kv_cache_usage_perc",
+            preemptions_metric="vllm:num_preemptions_total",
             progress_metrics=("vllm:generation_tokens_total", "vllm:prompt_tokens_total"),
             first_request=FirstRequest(path="/v1/completions", body=body),
             failure_patterns=self.failure_patterns,

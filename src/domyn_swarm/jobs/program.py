@@ -17,7 +17,7 @@ from domyn_swarm.batch.access import EndpointAccess, Meter
 from domyn_swarm.errors import ConfigError, JobError
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.jobs.swarm_fate import SwarmFate
-from domyn_swarm.paths import JobPaths
+from domyn_swarm.paths import JobPaths, SwarmPaths
 
 
 def read_spec(paths: JobPaths) -> JobSpec:
@@ -90,7 +90,8 @@ def access_of(spec: JobSpec) -> EndpointAccess:
     if spec.collector_key_file is not None:
         with _reading_keys(spec):
             collector_key = Path(spec.collector_key_file).read_text("utf-8").strip()
-        meter = Meter(_locator(place, "collector_url"), collector_key)
+        recorded = SwarmPaths(place.parent.parent).replicas.read_bytes
+        meter = Meter(_locator(place, "collector_url"), collector_key, recorded)
     outside = spec.collector_key_file is None  # the platform's own endpoint: the world is between
     return EndpointAccess(
         _locator(place, "url"),

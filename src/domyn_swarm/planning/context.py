@@ -47,6 +47,7 @@ class ServingSpec(Record):
     prompt_tokens_metric: str | None = None  # counter: tokens read
     generated_tokens_metric: str | None = None  # counter: tokens written
     kv_cache_metric: str | None = None  # gauge: how full the KV cache is, 0 to 1
+    preemptions_metric: str | None = None  # counter: requests put back for want of KV memory
     progress_metrics: tuple[str, ...] = ()  # counters that move when tokens come out
     first_request: FirstRequest | None = None
     failure_patterns: tuple[FailurePattern, ...] = ()

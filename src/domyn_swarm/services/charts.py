@@ -96,14 +96,20 @@ class Moment:
 
 
 def over_time(
-    title: str, unit: str, whole_s: float, series: Sequence[Series], moments: Iterable[Moment] = ()
+    title: str,
+    unit: str,
+    whole_s: float,
+    series: Sequence[Series],
+    moments: Iterable[Moment] = (),
+    *,
+    whole: bool = False,
 ) -> Chart | None:
-    """Steps over seconds; None when there is nothing to draw."""
+    """Steps over seconds; None when there is nothing to draw. `whole`: values are counts."""
     values = [value for one in series for *_, value in one.steps if value is not None]
     if not values or whole_s <= 0:
         return None
     highest = max(*values, 1e-9)
-    ticks = _ticks(highest)
+    ticks = _ticks(highest, whole=whole)
     top = max(highest, ticks[-1])
 
     def x(seconds: float) -> float:

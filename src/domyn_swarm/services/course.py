@@ -13,6 +13,7 @@ from domyn_swarm.batch.accounting import RunAccount
 from domyn_swarm.paths import JobPaths
 
 _POINTS = 400  # on one plot, over all runs
+_TOO_SHORT_S = 0.5
 _SAME_RUN_S = 5.0  # what a worker says of its start, in two files
 
 
@@ -113,15 +114,15 @@ def _stretches(
         settled=counted.rows_answered + counted.rows_failed,
         completion_tokens=counted.completion_tokens,
     )
-    step = max(run.wall_s / most, 0.5)
+    step = max(run.wall_s / most, _TOO_SHORT_S)
     found: list[Stretch] = []
     before = TraceLine(at_s=0.0)
     for line in [*lines, last]:
         passed_s = line.at_s - before.at_s
         if passed_s < step and line is not last:
             continue
-        if passed_s <= 0:
-            break
+        if passed_s <= 0 or (found and passed_s < _TOO_SHORT_S):
+            break  # what is left is no stretch that a rate can be told of
         busy = line if line is not last else lines[-1]
         found.append(
             Stretch(

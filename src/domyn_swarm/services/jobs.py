@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from domyn_swarm.batch.verification import OutputVerification
     from domyn_swarm.jobs.dry_run import DryRun
     from domyn_swarm.services.report_records import JobReport
+    from domyn_swarm.services.reports import GatheredReport
     from domyn_swarm.swarm.factory import LiveSwarm
 
 JobRef = str | JobHandle
@@ -229,12 +230,24 @@ class JobService:
         Raises:
             SwarmError: the job's files cannot be read, or the page cannot be written.
         """
-        from domyn_swarm.services.reports import ReportGatherer, written
+        from domyn_swarm.services.reports import written
 
-        record = self._submitter.refresh(self._record(ref))
-        gathered = ReportGatherer(self._store, record, output).gather()
+        gathered = self.gathered(ref, output=output)
         written(gathered, private=output is None)
         return gathered.report
+
+    def gathered(
+        self, ref: JobRef, *, output: Path | None = None, failures: bool = True
+    ) -> GatheredReport:
+        """What `report` shows; nothing is written. Without `failures` they are not grouped.
+
+        Raises:
+            SwarmError: the job's files cannot be read.
+        """
+        from domyn_swarm.services.reports import ReportGatherer
+
+        record = self._submitter.refresh(self._record(ref))
+        return ReportGatherer(self._store, record, output).gather(failures=failures)
 
     def verify(self, ref: JobRef) -> OutputVerification:
         """Check that a job's output is whole: files, counts, every input row once and in order.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,27 @@ _BAD = ("failed", "unhealthy", "restarting", "exited")
 
 def render(gathered: GatheredReport) -> str:
     """The page."""
+    report = gathered.report
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            job=report.job,
+            account=report.account,
+            version=__version__,
+            course_charts=course_charts(gathered),
+            latency_chart=_latency_chart(report),
+            sizes_chart=_sizes_chart(report),
+            events=report.events[-_EVENTS_SHOWN:],
+            events_left_out=max(0, len(report.events) - _EVENTS_SHOWN),
+            killed=_killed(report),
+        )
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -42,19 +64,18 @@ def render(gathered: GatheredReport) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, duration=duration, moment=_moment)
-    report, course = gathered.report, gathered.course
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        job=report.job,
-        account=report.account,
-        version=__version__,
-        course_charts=_course_charts(report, course),
-        latency_chart=_latency_chart(report),
-        sizes_chart=_sizes_chart(report),
-        events=report.events[-_EVENTS_SHOWN:],
-        events_left_out=max(0, len(report.events) - _EVENTS_SHOWN),
-        killed=_killed(report),
-    )
+    return environment
+
+
+def drawn(chart: Chart) -> str:
+    """One plot by itself, as HTML that `stylesheet` is for; everything in it is escaped."""
+    template = _environment().get_template("plot.html.j2")
+    return str(template.make_module().plot(chart))  # type: ignore[attr-defined]
+
+
+def stylesheet() -> str:
+    """How the report and its plots look, in light and dark."""
+    return (_TEMPLATES / "page.css").read_text("utf-8")
 
 
 def _moment(at: datetime | None) -> str:
@@ -68,7 +89,9 @@ def _killed(report: JobReport) -> list[bool]:
     return [not run.ended and not (live and at == last) for at, run in enumerate(report.runs)]
 
 
-def _course_charts(report: JobReport, course: Course) -> list[Chart]:
+def course_charts(gathered: GatheredReport) -> list[Chart]:
+    """How the job went over time: throughput, concurrency, tokens, as far as they are known."""
+    report, course = gathered.report, gathered.course
     moments = [*_begins(report, course), *_replica_moments(report.events, course)]
     whole_s = course.whole_s
 

@@ -57,8 +57,11 @@ class ReportGatherer:
         self._paths = JobPaths(Path(record.job_dir))
         self._output = output or self._paths.report
 
-    def gather(self) -> GatheredReport:
+    def gather(self, *, failures: bool = True) -> GatheredReport:
         """All that is known of the job now, whether or not it runs.
+
+        Args:
+            failures: group them too, for which all results and the input are read.
 
         Raises:
             StateError: the job's files are gone, or it was a script.
@@ -73,7 +76,7 @@ class ReportGatherer:
             shares.add(one.counters.replicas)
         history = self._history()
         events = [one for one in history if _at_work(one.reported_at, accounts)]
-        groups, note = self._failures(spec, accounts)
+        groups, note = self._failures(spec, accounts) if failures else ([], None)
         report = JobReport(
             path=self._output.absolute(),
             written_at=utc_now(),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domyn_swarm.backends.endpoint.view import ReplicaEvent, read_history
 from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.errors import PlatformError, StateError, SwarmError, SwarmNotFound
+from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.services.requests import (
     DownResult,
@@ -26,7 +29,7 @@ from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.survey import job_snapshot, snapshot_of, take_snapshot
-from domyn_swarm.swarm.whereabouts import endpoint_address
+from domyn_swarm.swarm.whereabouts import endpoint_address, is_elsewhere
 
 if TYPE_CHECKING:
     from domyn_swarm.config import DomynLLMSwarmConfig
@@ -107,6 +110,18 @@ class SwarmService:
         jobs = self._store.jobs(swarm.record.name)
         records = JobSubmitter(self._store).refresh_all(jobs)
         return take_snapshot(swarm, [job_snapshot(record, asked=True) for record in records])
+
+    def history(self, name: str) -> tuple[ReplicaEvent, ...]:
+        """What a swarm's replicas went through since it was launched, the oldest first; the newest
+        2,000 changes, and none where its collector does not answer or is not reached from here.
+
+        Raises:
+            SwarmNotFound: there is none of that name.
+        """
+        record = self._store.swarm(name)
+        if is_elsewhere(record):
+            return ()
+        return read_history(SwarmPaths(Path(record.swarm_dir)), record.created_at)
 
     def only_live(self) -> str:
         """The name of the only live swarm.

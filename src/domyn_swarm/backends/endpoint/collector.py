@@ -55,9 +55,7 @@ class Collector:
         self._table = ReplicaTable(spec.replicas, spec.stale_after_s)
         self._history = History(paths.watchdog_db)
         self._reachability = Reachability()
-        self._gauges = EngineGauges(
-            spec.metrics_path, spec.running_metric, spec.waiting_metric, spec.api_key_file
-        )
+        self._gauges = EngineGauges(spec)
         self.drivers_looked = 0  # how often a job asked for replicas to send requests to
         self._unwritten: list[ReplicaReport] = []
         self._listed: tuple[str, ...] | None = None  # in the manifest on disk; None: not ours yet

@@ -18,11 +18,16 @@ _log.setLevel(logging.CRITICAL + 1)
 
 
 class _Connection(web.RequestHandler):
-    """Closed after `LIFETIME_S`; when there are too many, the oldest makes room."""
+    """Closed after `lifetime_s`; when there are too many, the oldest makes room."""
 
-    __slots__ = ("_open", "_timer")
+    __slots__ = ("_lifetime_s", "_open", "_timer")
 
-    def __init__(self, server: web.Server, open_ones: dict[_Connection, asyncio.Transport]) -> None:
+    def __init__(
+        self,
+        server: web.Server,
+        open_ones: dict[_Connection, asyncio.Transport],
+        lifetime_s: float,
+    ) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -31,6 +36,7 @@ class _Connection(web.RequestHandler):
             auto_decompress=False,  # nobody may send little that becomes much
         )
         self._open = open_ones
+        self._lifetime_s = lifetime_s
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -38,7 +44,7 @@ class _Connection(web.RequestHandler):
         super().connection_made(transport)
         stream = cast("asyncio.Transport", transport)
         self._open[self] = stream
-        self._timer = asyncio.get_running_loop().call_later(LIFETIME_S, stream.abort)
+        self._timer = asyncio.get_running_loop().call_later(self._lifetime_s, stream.abort)
         if len(self._open) > MAX_CONNECTIONS:
             self._open.pop(next(iter(self._open))).abort()
 
@@ -50,13 +56,19 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
 
 
-async def serve(runner: web.AppRunner, host: str) -> tuple[asyncio.Server, int]:
-    """Serve a runner that has been set up, on a free port of `host`; returns that port."""
+async def serve(
+    runner: web.AppRunner, host: str, *, port: int = 0, lifetime_s: float = LIFETIME_S
+) -> tuple[asyncio.Server, int]:
+    """Serve a runner that has been set up, on a port of `host` (0: a free one); returns that port.
+
+    Raises:
+        OSError: the port is taken, or `host` is no address of this machine.
+    """
     server = runner.server
     if server is None:
         raise RuntimeError("the runner has not been set up")
     open_ones: dict[_Connection, asyncio.Transport] = {}
     listening = await asyncio.get_running_loop().create_server(
-        lambda: _Connection(server, open_ones), host, 0, backlog=_BACKLOG
+        lambda: _Connection(server, open_ones, lifetime_s), host, port, backlog=_BACKLOG
     )
     return listening, listening.sockets[0].getsockname()[1]

@@ -27,6 +27,8 @@ def build_endpoint_spec(
         metrics_path=ctx.serving_spec.metrics_path,
         running_metric=ctx.serving_spec.running_metric,
         waiting_metric=ctx.serving_spec.waiting_metric,
+        generated_tokens_metric=ctx.serving_spec.generated_tokens_metric,
+        preemptions_metric=ctx.serving_spec.preemptions_metric,
         idle_timeout_s=plan.idle_timeout_s,
         api_key_file=paths.api_key,
         collector_key_file=paths.collector_key,

@@ -1,27 +1,29 @@
 """How busy the engines are, asked of the replicas at once when somebody wants to know.
 
 Watchdogs report too seldom to steer by; so the collector asks the engines itself, at most twice a
-second however many jobs want to know, and a few dozen of them however many there are: those that
-answer in time stand for all.
+second however many jobs want to know, and a few dozen of them however many there are, always the
+same ones: those that answer in time stand for all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
 
 import aiohttp
 
+from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.model import Record
 
 _FRESH_S = 0.5
 _TIMEOUT_S = 2.0  # busy engines answer late
 _MOST_ASKED = 64
 _MOST_BYTES = 4 << 20
+_SINCE_S = 30.0  # a rate is over no longer than that
 
 
 class EndpointGauges(Record):
@@ -31,22 +33,35 @@ class EndpointGauges(Record):
     waiting: float
     replicas: int  # that take requests
     answered: int  # of them; 0: nothing is known
+    tokens_s: float | None = None  # generated, per second; None: not known, or not yet
+    preemptions_s: float | None = None  # requests put back for want of KV memory, per second
+
+
+class _Reading(NamedTuple):
+    """What one engine said."""
+
+    at: float  # by the monotonic clock
+    running: float
+    waiting: float
+    tokens: float | None  # counted since it began
+    preemptions: float | None
 
 
 class EngineGauges:
-    """Asks the engines' metrics; `path` None: they have none."""
+    """Asks the engines' metrics, where they have them."""
 
-    def __init__(
-        self, path: str | None, running: str | None, waiting: str | None, key_file: Path
-    ) -> None:
-        self._path = path
-        self._running = _pattern(running)
-        self._waiting = _pattern(waiting)
-        self._key_file = key_file
+    def __init__(self, spec: EndpointSpec) -> None:
+        self._path = spec.metrics_path
+        self._running = _pattern(spec.running_metric)
+        self._waiting = _pattern(spec.waiting_metric)
+        self._tokens = _pattern(spec.generated_tokens_metric)
+        self._preemptions = _pattern(spec.preemptions_metric)
+        self._key_file = spec.api_key_file
         self._session: aiohttp.ClientSession | None = None
         self._asking = asyncio.Lock()
         self._known: EndpointGauges | None = None
         self._known_at = -_FRESH_S
+        self._last: dict[str, _Reading] = {}
 
     async def read(self, urls: Sequence[str]) -> EndpointGauges | None:
         """The gauges of the engines at `urls`; None when they have none."""
@@ -54,18 +69,46 @@ class EngineGauges:
             return None
         async with self._asking:
             if time.monotonic() - self._known_at >= _FRESH_S:
-                asked = random.sample(urls, min(len(urls), _MOST_ASKED))
+                asked = sorted(urls, key=lambda url: crc32(url.encode()))[:_MOST_ASKED]
                 texts = await asyncio.gather(*[self._metrics(url + self._path) for url in asked])
-                answers = [text for text in texts if text is not None]
-                share = len(urls) / max(1, len(answers))
-                self._known = EndpointGauges(
-                    running=share * sum(_sum(self._running, text) for text in answers),
-                    waiting=share * sum(_sum(self._waiting, text) for text in answers),
-                    replicas=len(urls),
-                    answered=len(answers),
-                )
-                self._known_at = time.monotonic()
+                now = time.monotonic()
+                readings = {
+                    url: self._reading(text, now)
+                    for url, text in zip(asked, texts, strict=True)
+                    if text is not None
+                }
+                self._known = self._summed(readings, len(urls))
+                kept = self._last.keys() & set(asked)
+                self._last = {url: self._last[url] for url in kept} | readings
+                self._known_at = now
             return self._known
+
+    def _reading(self, text: bytes, now: float) -> _Reading:
+        return _Reading(
+            now,
+            _sum(self._running, text) or 0.0,
+            _sum(self._waiting, text) or 0.0,
+            _sum(self._tokens, text),
+            _sum(self._preemptions, text),
+        )
+
+    def _summed(self, readings: dict[str, _Reading], replicas: int) -> EndpointGauges:
+        share = replicas / max(1, len(readings))
+        pairs = [
+            (self._last[url], now)
+            for url, now in readings.items()
+            if url in self._last and now.at - self._last[url].at <= _SINCE_S
+        ]
+        return EndpointGauges(
+            running=share * sum(one.running for one in readings.values()),
+            waiting=share * sum(one.waiting for one in readings.values()),
+            replicas=replicas,
+            answered=len(readings),
+            tokens_s=_rate([(a.tokens, b.tokens, b.at - a.at) for a, b in pairs], replicas),
+            preemptions_s=_rate(
+                [(a.preemptions, b.preemptions, b.at - a.at) for a, b in pairs], replicas
+            ),
+        )
 
     async def _metrics(self, url: str) -> bytes | None:
         if self._session is None:
@@ -87,6 +130,18 @@ class EngineGauges:
             await self._session.close()
 
 
+def _rate(counts: list[tuple[float | None, float | None, float]], replicas: int) -> float | None:
+    """What counters gain per second, of all replicas, as those have it that count it; one that
+    counts anew has begun again.
+    """
+    rates = [
+        max(0.0, after - before if after >= before else after) / seconds
+        for before, after, seconds in counts
+        if before is not None and after is not None and seconds > 0
+    ]
+    return replicas * sum(rates) / len(rates) if rates else None
+
+
 def _pattern(name: str | None) -> re.Pattern[bytes] | None:
     """Lines of the Prometheus text format that hold this metric, whatever its labels."""
     if name is None:
@@ -94,10 +149,10 @@ def _pattern(name: str | None) -> re.Pattern[bytes] | None:
     return re.compile(rb"^%s(?:\{[^}\n]*\})? +([0-9.eE+-]+)" % re.escape(name.encode()), re.M)
 
 
-def _sum(pattern: re.Pattern[bytes] | None, text: bytes) -> float:
-    if pattern is None:
-        return 0.0
+def _sum(pattern: re.Pattern[bytes] | None, text: bytes) -> float | None:
+    """The sum over all labels; None: there is no such metric."""
+    found = [] if pattern is None else pattern.findall(text)
     try:
-        return sum(float(value) for value in pattern.findall(text))
+        return sum(map(float, found)) if found else None
     except ValueError:
-        return 0.0
+        return None

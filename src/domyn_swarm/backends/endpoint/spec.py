@@ -20,6 +20,8 @@ class EndpointSpec(Record):
     metrics_path: str | None = None
     running_metric: str | None = None
     waiting_metric: str | None = None
+    generated_tokens_metric: str | None = None
+    preemptions_metric: str | None = None
     idle_timeout_s: float | None = None  # unused for so long, the swarm ends itself
     policy: str
     max_concurrent: int

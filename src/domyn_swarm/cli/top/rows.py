@@ -9,6 +9,7 @@ from domyn_swarm.model import FailureGroup, ReplyVerdict
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 
 REPLICA_COLUMNS = ("replica", "state", "run", "wait", "tok/s", "KV", "restarts", "node, cause")
+SWARM_COLUMNS = ("swarm", "state", "replicas", "run", "wait", "tok/s", "model", "on", "cause, end")
 JOB_COLUMNS = ("job", "status", "rows", "failed", "rows/s", "left", "tokens", "answers")
 _NONE = "-"
 _MESSAGE_CHARACTERS = 200
@@ -17,24 +18,58 @@ _MESSAGE_CHARACTERS = 200
 def summary(swarm: SwarmSnapshot, now: datetime) -> list[str]:
     """The lines above the tables: what serves, where, how busy."""
     serving = [one for one in swarm.replicas if one.serving]
+    running, waiting, tokens_per_s = _busy(serving)
     busy = [
         f"{swarm.replicas_ready} of {swarm.replicas_wanted} replicas ready",
-        f"{number(total(one.requests_running for one in serving))} running",
-        f"{number(total(one.requests_waiting for one in serving))} waiting",
-        f"{number(total(one.tokens_per_s for one in serving))} tokens/s",
+        f"{running} running",
+        f"{waiting} waiting",
+        f"{tokens_per_s} tokens/s",
     ]
     if (age_s := max((one.old_figures_s or 0.0 for one in serving), default=0.0)) > 0:
         busy.append(f"as of up to {age_s:.0f} s ago")
     if swarm.expires_at is not None:
         busy.append(f"ends in {duration((swarm.expires_at - now).total_seconds())}")
-    unseen = swarm.observed in ("unknown", "not_probed", "elsewhere")
-    phase = swarm.phase.value if unseen else swarm.observed
+    phase = _phase(swarm)
     lines = [
         f"{phase}  {swarm.endpoint or 'no endpoint'}",
         f"{swarm.model} ({swarm.engine} on {swarm.backend}{_where(swarm, now)})",
         ", ".join(busy),
     ]
     return [*lines, swarm.detail] if swarm.detail and phase != "ready" else lines
+
+
+def swarm_row(swarm: SwarmSnapshot, now: datetime) -> tuple[str, ...]:
+    """A line of the table of swarms, by `SWARM_COLUMNS`."""
+    phase = _phase(swarm)
+    ends_s = None if swarm.expires_at is None else (swarm.expires_at - now).total_seconds()
+    rest = [
+        *([swarm.detail] if swarm.detail and phase != "ready" else []),
+        *([] if ends_s is None else [f"ends in {duration(ends_s)}"]),
+    ]
+    return (
+        swarm.name,
+        phase,
+        f"{swarm.replicas_ready}/{swarm.replicas_wanted}",
+        *_busy([one for one in swarm.replicas if one.serving]),
+        swarm.model,
+        swarm.backend + _where(swarm, now),
+        ", ".join(rest),
+    )
+
+
+def _phase(swarm: SwarmSnapshot) -> str:
+    """What was seen just now, where something was; else what the record says."""
+    unseen = swarm.observed in ("unknown", "not_probed", "elsewhere")
+    return swarm.phase.value if unseen else swarm.observed
+
+
+def _busy(serving: Sequence[ReplicaSnapshot]) -> tuple[str, str, str]:
+    """Requests that run and that wait, and tokens per second, of all replicas that serve."""
+    return (
+        number(total(one.requests_running for one in serving)),
+        number(total(one.requests_waiting for one in serving)),
+        number(total(one.tokens_per_s for one in serving)),
+    )
 
 
 def _where(swarm: SwarmSnapshot, now: datetime) -> str:

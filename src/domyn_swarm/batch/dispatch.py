@@ -1,0 +1,263 @@
+"""Which replica gets a request of this process. Pure: no clock, nobody is asked.
+
+Requests that begin alike go to the same replica, whose engine has computed that beginning already:
+
+- A request is known by its prefixes at fixed lengths, each by a checksum. The longest one that was
+  sent before names the replicas that hold it.
+- One that was not is placed by rendezvous hashing (Thaler and Ravishankar, 1998) of its first
+  characters, so that other processes and jobs of the swarm choose the same replica for it.
+- No replica gets much more than its share (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing
+  with bounded loads", 2018): what would be above goes to the least loaded one, which holds the
+  prefix from then on, so that a beginning that many requests have spreads over as many replicas as
+  it needs.
+
+Where requests have nothing in common, only one in so many is looked at, in case that changes, and
+the others go to the replica that has the fewest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+_STEP = 512  # bytes between two prefixes that are told apart,
+_STEPS = 16  # at first; then each is half as long again as the one before
+_LONGEST = 1 << 20
+_LIKE = 0.5  # of the longest prefix: so much was sent before, and is worth to be followed
+_PLACED_BY = 4  # a new beginning is placed by this prefix, or by the first longer one that is new
+_PREFIXES_KEPT = 1 << 16
+_TRIED = 3  # replicas for a new beginning, before it goes to the least loaded one
+_HOLDERS = 8  # of one prefix that are remembered; with more of them any replica will do
+_ABOVE_SHARE = 1.15  # of the mean of requests in flight
+_LEAST_ABOVE = 2.0
+_WINDOW = 512  # requests after which is judged whether beginnings are alike
+_WORTH_IT = 0.05  # of those of them that were looked at
+_SAMPLE = 16  # one in so many is looked at where it is not worth it
+_BEGINS = (b'"messages":', b'"prompt":', b'"input":')
+
+_Prefix = tuple[int, int]
+
+
+def _lengths() -> tuple[int, ...]:
+    lengths = [_STEP * (step + 1) for step in range(_STEPS)]
+    while lengths[-1] < _LONGEST:
+        lengths.append(lengths[-1] * 3 // 2)
+    return tuple(lengths)
+
+
+_LENGTHS = _lengths()
+
+
+def prefixes_of(body: bytes) -> list[_Prefix]:
+    """The prefixes of what a request asks, the shortest first; none where it is short."""
+    begin = next((at for name in _BEGINS if (at := body.find(name, 0, 4096)) >= 0), 0)
+    asked = memoryview(body)[begin:]
+    found, checksum, before = list[_Prefix](), 0, 0
+    for length in _LENGTHS:
+        if length > len(asked):
+            break
+        checksum = crc32(asked[before:length], checksum)
+        found.append((length, checksum))
+        before = length
+    return found
+
+
+class _Loads:
+    """Replicas by how many requests they have, the least loaded at hand."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, int] = {}
+        self.total = 0
+        self._levels: dict[int, dict[str, None]] = {}
+        self._least = 0
+
+    def add(self, url: str, load: int) -> None:
+        self.of[url] = load
+        self.total += load
+        self._levels.setdefault(load, {})[url] = None
+        self._least = min(self._least, load) if len(self.of) > 1 else load
+
+    def remove(self, url: str) -> None:
+        load = self.of.pop(url)
+        self.total -= load
+        self._leave(url, load)
+
+    def _leave(self, url: str, load: int) -> None:
+        level = self._levels[load]
+        del level[url]
+        if not level:
+            del self._levels[load]
+
+    def change(self, url: str, by: int) -> None:
+        load = self.of[url]
+        self._leave(url, load)
+        self.of[url] = load + by
+        self.total += by
+        self._levels.setdefault(load + by, {})[url] = None
+        self._least = min(self._least, load + by)
+
+    def least(self) -> str:
+        """The one that has the fewest, and has had so for longest."""
+        while self._least not in self._levels:
+            self._least += 1
+        return next(iter(self._levels[self._least]))
+
+    @property
+    def bound(self) -> float:
+        """How many requests none should have more than."""
+        mean = (self.total + 1) / len(self.of)
+        return max(_ABOVE_SHARE * mean, mean + _LEAST_ABOVE)
+
+
+class Dispatch:
+    """The replicas that may be sent to, and what each has of ours in flight."""
+
+    def __init__(self, *, affinity: bool = True) -> None:
+        """Without `affinity` every request goes to the replica that has the fewest."""
+        self._affinity = affinity
+        self._loads = _Loads()
+        self._gone: Counter[str] = Counter()  # in flight at replicas that get no more
+        self._seeds: NDArray[np.uint32] = np.empty(0, np.uint32)
+        self._seeded: tuple[str, ...] = ()
+        self._holders: OrderedDict[_Prefix, list[str]] = OrderedDict()
+        self._paused = False  # whether most requests are not looked at
+        self._asked = self._looked = self._alike = 0
+
+    @property
+    def urls(self) -> frozenset[str]:
+        """Where requests may go."""
+        return frozenset(self._loads.of)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were taken and not released, also of replicas that get no more."""
+        return self._loads.total + self._gone.total()
+
+    def offer(self, url: str) -> None:
+        """Send requests to a replica from now on."""
+        if url not in self._loads.of:
+            self._loads.add(url, self._gone.pop(url, 0))
+            self._seeded = ()
+
+    def withdraw(self, url: str) -> None:
+        """Send it no more; what it has goes on."""
+        load = self._loads.of.get(url)
+        if load is not None:
+            self._loads.remove(url)
+            self._seeded = ()
+            if load:
+                self._gone[url] = load
+
+    def keep_only(self, urls: Iterable[str]) -> None:
+        """Withdraw all others."""
+        for url in self.urls.difference(urls):
+            self.withdraw(url)
+
+    def take(self, body: bytes) -> str | None:
+        """The replica for a request, which counts as in flight there until `release`; None: there
+        is none.
+        """
+        if not self._loads.of:
+            return None
+        url = self._by_prefix(body) if self._is_looked_at() else self._loads.least()
+        self._loads.change(url, 1)
+        return url
+
+    def release(self, url: str) -> None:
+        """A request has ended there."""
+        if url in self._loads.of:
+            self._loads.change(url, -1)
+        else:
+            self._gone[url] -= 1
+            if not self._gone[url]:
+                del self._gone[url]
+
+    # -- by what requests begin with ----------------------------------------------------------
+
+    def _is_looked_at(self) -> bool:
+        if not self._affinity or len(self._loads.of) == 1:
+            return False
+        self._asked += 1
+        if self._asked >= _WINDOW * (_SAMPLE if self._paused else 1):
+            self._paused = self._alike < _WORTH_IT * self._looked
+            self._asked = self._looked = self._alike = 0
+        return not self._paused or self._asked % _SAMPLE == 0
+
+    def _by_prefix(self, body: bytes) -> str:
+        self._looked += 1
+        prefixes = prefixes_of(body)
+        if not prefixes:
+            return self._loads.least()
+        holders = self._known(prefixes)
+        if holders is None:
+            url = self._placed(self._first_new(prefixes))
+        else:
+            self._alike += 1
+            url = self._among(holders)
+        self._remember(prefixes, url)
+        return url
+
+    def _known(self, prefixes: list[_Prefix]) -> list[str] | None:
+        """Who holds the longest prefix that was sent before, if it is most of the request."""
+        enough = _LIKE * prefixes[-1][0]
+        for prefix in reversed(prefixes):
+            if prefix[0] < enough:
+                return None
+            if (holders := self._holders.get(prefix)) is not None:
+                return holders
+        return None
+
+    def _among(self, holders: list[str]) -> str:
+        """The least loaded of these, or of all where they have their share."""
+        loads = self._loads.of
+        if len(holders) < _HOLDERS:
+            there = [url for url in holders if url in loads]
+            if there:
+                url = min(there, key=loads.__getitem__)
+                if loads[url] < self._loads.bound:
+                    return url
+        return self._loads.least()
+
+    def _first_new(self, prefixes: list[_Prefix]) -> _Prefix:
+        """What tells this beginning from those that are known."""
+        longer = prefixes[min(_PLACED_BY, len(prefixes)) - 1 :]
+        return next((one for one in longer if one not in self._holders), longer[-1])
+
+    def _placed(self, prefix: _Prefix) -> str:
+        loads, bound = self._loads.of, self._loads.bound
+        if not self._seeded:
+            self._seeded = tuple(loads)
+            self._seeds = np.array([crc32(url.encode()) for url in loads], np.uint32)
+        best: list[int] = np.argsort(_mixed(self._seeds, prefix[1]))[:_TRIED].tolist()
+        for at in best:
+            if loads[self._seeded[at]] < bound:
+                return self._seeded[at]
+        return self._loads.least()
+
+    def _remember(self, prefixes: list[_Prefix], url: str) -> None:
+        known = self._holders
+        for prefix in prefixes:
+            holders = known.get(prefix)
+            if holders is None:
+                known[prefix] = [url]
+                continue
+            known.move_to_end(prefix)
+            if url not in holders:
+                holders.append(url)
+                del holders[:-_HOLDERS]
+        while len(known) > _PREFIXES_KEPT:
+            known.popitem(last=False)
+
+
+def _mixed(seeds: NDArray[np.uint32], checksum: int) -> NDArray[np.uint32]:
+    """A number for each seed that looks drawn at random (the finaliser of MurmurHash3)."""
+    mixed = seeds ^ np.uint32(checksum)
+    mixed ^= mixed >> np.uint32(16)
+    mixed *= np.uint32(0x85EBCA6B)
+    mixed ^= mixed >> np.uint32(13)
+    mixed *= np.uint32(0xC2B2AE35)
+    return mixed ^ (mixed >> np.uint32(16))
