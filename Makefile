@@ -149,10 +149,11 @@ docs: $(READY)
 docs-serve: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-# The live view as its test has it, and the report of a job that its test kills.
+# The live view as its test has it, the report of a job that its test kills, and the dashboard.
 pictures: $(READY) monitoring-packages
 	$(BIN)/pytest -n 0 tests/cli/test_top.py --snapshot-update
-	DOMYN_SWARM_PICTURES=1 $(BIN)/pytest -n 0 tests/monitoring/test_report_in_browser.py -k on_the_site
+	DOMYN_SWARM_PICTURES=1 $(BIN)/pytest -n 0 tests/monitoring/test_report_in_browser.py \
+		tests/acceptance/test_dashboard.py -k "on_the_site or what_status_tells"
 
 golden: $(READY)
 	$(BIN)/python tests/schemas.py

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chromium import browse, needs_chromium
+from browser import browse, needs_chromium
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import struct
@@ -15,13 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
-from chromium import browse, needs_chromium
+from browser import browse, needs_chromium
 from command_line import CommandLine, rows_done, worker_of, write_job
 from patience import scaled, until
+from pictures import is_on_the_site
 
 pytestmark = needs_chromium
 
-ON_THE_SITE = Path(__file__).parents[2] / "docs/pictures/report.html"
 CONFIG = """
 name: eventful
 model: sim-model
@@ -128,17 +127,9 @@ def test_a_browser_shows_all_of_it_and_asks_nobody(
 
 
 def test_the_report_on_the_site_is_what_reports_are(reported: dict[str, Any]) -> None:
-    """`make pictures` writes this job's there."""
     path = Path(reported["path"])
     page = path.read_text(encoding="utf-8").replace(str(path.parent), "/home/me")
-    if os.environ.get("DOMYN_SWARM_PICTURES"):
-        ON_THE_SITE.write_text(page, encoding="utf-8")
-    assert parts(page) == parts(ON_THE_SITE.read_text(encoding="utf-8")), "run `make pictures`"
-
-
-def parts(page: str) -> list[str]:
-    """What stands in every report of such a job: headings, columns and plots by their names."""
-    return re.findall(r"<h2>.*?</h2>|<th[ >].*?</th>|<dt>.*?</dt>|aria-label=\"[^\"]*", page)
+    is_on_the_site("report", page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
