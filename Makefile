@@ -96,7 +96,7 @@ $(VLLM)/.ready: pyproject.toml
 	@touch $@
 
 test-vllm: $(VLLM)/.ready slurm-packages
-	$(VLLM)/bin/pytest -s -m vllm tests/slurm/test_real_vllm.py
+	$(VLLM)/bin/pytest -s -m vllm tests/slurm/test_real_vllm.py tests/engines/test_real_prefix_cache.py
 
 # Lepton's SDK with the dependencies that it asks for: an environment of its own, without openai.
 LEPTON := .venv-lepton

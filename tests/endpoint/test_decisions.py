@@ -453,7 +453,7 @@ def planned(tmp_path: Path) -> tuple[DeploymentPlan, DeploymentContext, SwarmPat
         }
     )
     serving = ServingSpec(
-        argv=("serve", "--port", "{port}", "it's $HOME"),
+        argv=("serve", "--port", "{port}", "it's $HOME", "{replica}", "no {replica}"),
         env={"WON": "by the engine", "ENGINE": "1"},
         key_env="KEY",
         failure_patterns=(FailurePattern(pattern="x", cause="c", hint="h", retryable=False),),
@@ -472,7 +472,7 @@ def test_the_watchdog_understands_the_spec_that_is_built(
     built = build_watchdog_spec(plan, ctx, paths, 1, host="127.0.0.1")
     (tmp_path / "spec.json").write_text(json.dumps(built))
     spec = watchdog.load(str(tmp_path / "spec.json"), "")
-    assert spec.argv == list(ctx.serving_spec.argv)
+    assert spec.argv == ["serve", "--port", "{port}", "it's $HOME", "1", "no {replica}"]
     assert spec.env == {**plan.env, "ENGINE": "1", "S": "1"}
     assert spec.health_path == "/alive"
     assert spec.heartbeat_seconds == 4

@@ -288,6 +288,66 @@ def test_sim_says_when_to_come_back(tmp_path: Path) -> None:
             assert error.headers["retry-after"] == "2"
 
 
+def test_sim_models_vllm_with_its_metrics(tmp_path: Path) -> None:
+    """Ten blocks of memory: of two long answers at once one has to wait, and starts anew."""
+    asked = {"median": 90}
+    options = {"vllm": {"kv_tokens": 160, "step_s": 0.001, "output_tokens": asked}}
+    with sim(tmp_path, **options) as server:
+        reply = server.chat("a" * 111)[1]  # and <|user|>, <|assistant|>: 33 tokens
+        assert reply["usage"] == {"prompt_tokens": 33, "completion_tokens": 90, "total_tokens": 123}
+        assert len(reply["choices"][0]["message"]["content"]) == 4 * 90
+        assert server.chat("a" * 111)[1]["choices"] == reply["choices"]
+        assert server.metric("vllm:prefix_cache_queries_total") == 66
+        assert server.metric("vllm:prefix_cache_hits_total") == 32
+        assert server.metric("vllm:num_preemptions_total") == 0
+        threads = in_threads(2, lambda number: server.chat(f"{number}" * 111))
+        for thread in threads:
+            thread.join()
+        assert server.metric("vllm:num_preemptions_total") == 1
+        assert server.metric("vllm:generation_tokens_total") == 4 * 90
+        assert server.metric("vllm:prompt_tokens_total") == 4 * 33
+        assert server.metric("vllm:kv_cache_usage_perc") == 0
+        status, refused = server.chat("a" * 641)
+        assert status == 400
+        assert "maximum context length is 160 tokens" in refused["error"]["message"]
+        assert server.ask("/v1/embeddings", {"model": "m", "input": ["a" * 40, "b"]})[0] == 200
+        assert server.metric("vllm:prompt_tokens_total") == 4 * 33 + 11
+
+
+def test_sim_writes_as_its_model_does_and_stops_for_a_client_that_leaves(tmp_path: Path) -> None:
+    options = {"slots": 1, "vllm": {"step_s": scaled(0.02), "output_tokens": {"median": 100_000}}}
+    with sim(tmp_path, **options) as server:
+        body = {"model": "m", "prompt": "x", "stream": True}
+        with server.asking("/v1/completions", body):
+            seen: set[float] = set()
+
+            def moved() -> bool:
+                seen.add(server.metric("vllm:generation_tokens_total"))
+                return len(seen) >= 3
+
+            until(moved)
+            assert server.metric("vllm:num_requests_running") == 1
+            assert server.metric("vllm:kv_cache_usage_perc") > 0
+            with server.asking("/v1/completions", body):
+                until(lambda: server.metric("vllm:num_requests_waiting") == 1)
+        until(lambda: server.metric("vllm:num_requests_running") == 0)
+        assert server.metric("vllm:kv_cache_usage_perc") == 0
+        _, text = server.ask("/v1/completions", {**body, "max_tokens": 30, "n": 2})
+    events = [json.loads(line[6:]) for line in text.decode().splitlines() if line[:7] == "data: {"]
+    choices = [event["choices"][0] for event in events]
+    assert len(choices) > 4  # the answer came in parts
+    for index in (0, 1):
+        mine = [one for one in choices if one["index"] == index]
+        assert len("".join(one["text"] for one in mine)) == 4 * 30
+        assert [one["finish_reason"] for one in mine if one["finish_reason"]] == ["length"]
+
+
+def test_sim_without_metrics_has_none(tmp_path: Path) -> None:
+    with sim(tmp_path, metrics=False) as server:
+        assert server.chat("hello")[0] == 200
+        assert server.ask("/metrics")[0] == 404
+
+
 def test_sim_is_not_ready_before_its_time(tmp_path: Path) -> None:
     started = time.monotonic()
     with sim(tmp_path, start_s=1) as server:

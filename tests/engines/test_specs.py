@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from domyn_swarm import engines
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.engines.flags import flags_in
+from domyn_swarm.engines.sim_options import OutputTokens, read_options
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.builder import PlanBuilder
 from domyn_swarm.planning.context import ServingSpec
@@ -184,6 +185,13 @@ def test_replicas_on_one_machine_cannot_have_the_same_port() -> None:
         ),
         ("sim", {"errors": [{"rate": 2}]}, "engine_options.errors.0.rate"),
         ("sim", {"latency": 1}, "engine_options.latency: Unexpected keyword argument"),
+        ("sim", {"kv_token": 9}, "; did you mean engine_options.vllm.kv_tokens?"),
+        ("sim", {"vllm": {"output_tokens": {"sigm": 1}}}, "vllm.output_tokens.sigma?"),
+        ("sim", {"vllm": {"speed": [1, 0]}}, "speed must be a number above 0, or a list of such"),
+        ("sim", {"vllm": {"kv_tokens": 9}}, "kv_tokens is 9: less than one block of 16"),
+        ("sim", {"vllm": {}, "tokens_per_s": 9}, "tokens_per_s has no place beside vllm"),
+        ("sim", {"vllm": {}, "slots": 9000}, "slots is 9000, but vllm.batched_tokens only 8192"),
+        ("command", {"argvs": ["x"]}, "; did you mean engine_options.argv?"),
         ("sim", {"errors": [{"match": "("}]}, "is no regular expression"),
         ("vllm", {"slots": 3}, "takes no engine_options, but got slots"),
     ],
@@ -192,6 +200,25 @@ def test_options_that_do_not_fit(engine: str, options: dict[str, Any], words: st
     with pytest.raises(ConfigError) as caught:
         spec(engine, engine_options=options)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"latency": 1}, "It takes: latency_s, latency_sigma, "),
+        (
+            {"vllm": {"output_tokens": {"x": 1}}},
+            "engine_options.vllm.output_tokens takes: median, sigma, seed.",
+        ),
+        ({"vllm": {"speed": 0}}, "engine_options.vllm takes: speed, kv_tokens, "),
+        ({"errors": [{"times": 0}]}, "engine_options.errors takes: match, times, "),
+    ],
+)
+def test_what_a_section_of_options_takes(options: dict[str, Any], hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        spec("sim", engine_options=options)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith(hint)
 
 
 def test_an_unknown_engine_suggests_a_known_one() -> None:
@@ -271,3 +298,16 @@ def test_the_simulator_ignores_the_arguments_of_the_engine_it_stands_for() -> No
     argv = spec("sim", args="--max-model-len 4096 --port 1", engine_options={"slots": 2}).argv
     assert argv[-5:] == ("--", "--max-model-len", "4096", "--port", "1")
     assert argv[-6] == '{"slots":2}'
+
+
+def test_the_simulator_is_told_its_model_and_which_replica_it_is() -> None:
+    asked = {"slots": 256, "vllm": {"speed": [1, 2, 4], "output_tokens": {"sigma": 1.2}}}
+    argv = spec("sim", engine_options=asked).argv
+    assert argv[argv.index("--replica") + 1] == "{replica}"
+    told = read_options(argv[argv.index("--options") + 1])
+    assert told.vllm is not None
+    assert (told.slots, told.vllm.speeds) == (256, (1.0, 2.0, 4.0))
+    assert told.vllm.output_tokens == OutputTokens(sigma=1.2)
+    alike = spec("sim", engine_options={"vllm": {"speed": 2}}).argv
+    assert "--replica" not in alike
+    assert spec("sim", engine_options={"metrics": False}).metrics_path is None

@@ -36,6 +36,9 @@ JOB = {
 }
 
 
+SPEEDS = {"engine": "sim", "engine_options": {"vllm": {"speed": [1, 2]}}}
+
+
 def plan_of(backend: dict[str, Any] | None = None, **keys: Any) -> DeploymentPlan:
     section = {"type": "lepton", "env": {"BOTH": "1"}, "endpoint": ENDPOINT, "job": JOB}
     fields = {"model": "org/m", "engine": "vllm", "backend": {**section, **(backend or {})}, **keys}
@@ -164,6 +167,7 @@ def test_names_fit_whatever_the_swarm_is_called(tag: str) -> None:
         ({"endpoint": {}}, {}, "backend.endpoint.image"),
         ({}, {"gpus_per_replica": 1}, "has 8 GPUs"),
         ({}, {"gpus_per_replica": 16}, "would need 2 nodes"),
+        ({}, SPEEDS, "replicas are to differ by their number"),
     ],
 )
 def test_what_the_platform_cannot_serve_is_refused(

@@ -111,7 +111,10 @@ def build_watchdog_spec(
         "replica": replica,
         "host": host,
         "port_from": plan.port_from,
-        "argv": [word.replace("{python}", ctx.interpreter) for word in serving.argv],
+        "argv": [
+            str(replica) if word == "{replica}" else word.replace("{python}", ctx.interpreter)
+            for word in serving.argv
+        ],
         "env": engine_environment(plan, ctx, paths),
         "key_env": serving.key_env,
         "key_file": str(paths.api_key),

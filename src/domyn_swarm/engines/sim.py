@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import TypeAdapter
 
 from domyn_swarm.engines.options import parse_options
@@ -11,6 +13,16 @@ from domyn_swarm.engines.sim_options import SimOptions
 from domyn_swarm.engines.sim_reply import READY_PROMPT
 from domyn_swarm.planning.context import FirstRequest, ServingSpec
 from domyn_swarm.planning.plan import DeploymentPlan
+
+_METRICS: dict[str, Any] = {
+    "running_metric": "vllm:num_requests_running",
+    "waiting_metric": "vllm:num_requests_waiting",
+    "preemptions_metric": "vllm:num_preemptions_total",
+    "prompt_tokens_metric": "vllm:prompt_tokens_total",
+    "generated_tokens_metric": "vllm:generation_tokens_total",
+    "kv_cache_metric": "vllm:kv_cache_usage_perc",
+    "progress_metrics": ("vllm:generation_tokens_total",),
+}
 
 
 class Sim:
@@ -36,6 +48,7 @@ class Sim:
             "max_tokens": 1,
         }
         program = ("{python}", "-m", "domyn_swarm.engines.sim_server", "--model", plan.model)
+        several = options.vllm is not None and len(options.vllm.speeds) > 1
         nodes = 1 if by_ray(plan) else plan.layout.nodes_per_replica
         others = ("--nodes", str(nodes), "--node-port", "{node_port}") if nodes > 1 else ()
         follow = ("--follow", "{head}", "--node-port", "{port}", "--host", "-", "--port", "0")
@@ -43,6 +56,7 @@ class Sim:
             argv=(
                 *program,
                 *("--host", "{host}", "--port", "{port}", *others),
+                *(("--replica", "{replica}") if several else ()),
                 *("--options", asked.decode()),
                 *(("--", *plan.args) if plan.args else ()),
             ),
@@ -50,12 +64,7 @@ class Sim:
             **({"follower_argv": (*program, *follow)} if nodes > 1 else {}),
             env=plan.env,
             key_env="SIM_API_KEY",
-            running_metric="vllm:num_requests_running",
-            waiting_metric="vllm:num_requests_waiting",
-            prompt_tokens_metric="vllm:prompt_tokens_total",
-            generated_tokens_metric="vllm:generation_tokens_total",
-            kv_cache_metric="vllm:kv_cache_usage_perc",
-            progress_metrics=("vllm:generation_tokens_total",),
+            **(_METRICS if options.metrics else {"metrics_path": None}),
             first_request=FirstRequest(path="/v1/chat/completions", body=body),
             failure_patterns=self.failure_patterns,
             max_num_seqs=options.slots,

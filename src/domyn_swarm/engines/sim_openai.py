@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from domyn_swarm.engines.sim_json import instance_of
-from domyn_swarm.engines.sim_reply import REPLY_TOKENS, sim_reply
+from domyn_swarm.engines.sim_reply import REPLY_TOKENS, ModelTokens, sim_reply
 
 _EMBEDDING_DIMENSIONS = 8
 
@@ -30,24 +31,46 @@ class Question:
     chat: bool
     logprobs: bool = False
     shape: dict[str, Any] | None = None  # JSON schema of the answer
+    whole: str = ""  # what a modelled engine reads: all messages, or the text to complete
+    tokens: ModelTokens | None = None  # None: words stand for tokens
 
-    @property
+    @cached_property
     def answer(self) -> str:
         """The text of every choice."""
         if self.shape is not None:
             return json.dumps(instance_of(self.shape, sim_reply(self.prompt, REPLY_TOKENS)))
-        return sim_reply(self.prompt, self.max_tokens or REPLY_TOKENS)
+        most = self.max_tokens or self._wanted_tokens
+        if self.tokens is None:
+            return sim_reply(self.prompt, most)
+        return self.tokens.text(self.prompt, min(most, self._wanted_tokens))
+
+    @cached_property
+    def _wanted_tokens(self) -> int:
+        return REPLY_TOKENS if self.tokens is None else self.tokens.wanted(self.whole)
+
+    @cached_property
+    def prompt_tokens(self) -> int:
+        """Of everything that is read."""
+        return self._count(self.prompt if self.tokens is None else self.whole)
+
+    @cached_property
+    def answer_tokens(self) -> int:
+        """Of one choice."""
+        return self._count(self.answer)
+
+    def _count(self, text: str) -> int:
+        return len(text.split()) if self.tokens is None else self.tokens.of(text)
 
     @property
     def finish_reason(self) -> str:
         """`length` when `max_tokens` cut the answer short."""
-        cut = self.max_tokens is not None and self.max_tokens < REPLY_TOKENS
+        cut = self.max_tokens is not None and self.max_tokens < self._wanted_tokens
         return "length" if cut else "stop"
 
     @property
     def usage(self) -> dict[str, int]:
-        """Words stand for tokens."""
-        asked, answered = len(self.prompt.split()), len(self.answer.split()) * self.n
+        """Of all choices."""
+        asked, answered = self.prompt_tokens, self.answer_tokens * self.n
         return {
             "prompt_tokens": asked,
             "completion_tokens": answered,
@@ -85,16 +108,17 @@ class Question:
         return "chat.completion.chunk" if self.chat else "text_completion"
 
 
-def question(body: dict[str, Any], *, chat: bool) -> Question:
-    """Read a request for text.
+def question(body: dict[str, Any], *, chat: bool, tokens: ModelTokens | None = None) -> Question:
+    """Read a request for text; `tokens` as a modelled engine counts them.
 
     Raises:
         BadRequest: something in it is missing or of the wrong type.
     """
     options = body.get("stream_options")
+    prompt = _last_message(body) if chat else _prompt(body.get("prompt"))
     return Question(
         model=str(body.get("model")),
-        prompt=_last_message(body) if chat else _prompt(body.get("prompt")),
+        prompt=prompt,
         max_tokens=_count(body, "max_completion_tokens") or _count(body, "max_tokens"),
         n=_count(body, "n") or 1,
         stream=body.get("stream") is True,
@@ -102,6 +126,8 @@ def question(body: dict[str, Any], *, chat: bool) -> Question:
         chat=chat,
         logprobs=chat and body.get("logprobs") is True,
         shape=_shape(body),
+        whole="" if tokens is None else _whole(body, prompt, tokens, chat=chat),
+        tokens=tokens,
     )
 
 
@@ -118,15 +144,15 @@ def texts(body: dict[str, Any]) -> list[str]:
     return [_text(one, "input") for one in found]
 
 
-def embeddings(found: list[str], model: str) -> dict[str, Any]:
-    """Numbers derived from each text."""
+def embeddings(found: list[str], model: str, tokens: ModelTokens | None = None) -> dict[str, Any]:
+    """Numbers derived from each text; `tokens` as a modelled engine counts them."""
     data = []
     for index, text in enumerate(found):
         digest = hashlib.blake2b(text.encode(), digest_size=_EMBEDDING_DIMENSIONS).digest()
         vector = [byte / 255 for byte in digest]
         data.append({"object": "embedding", "index": index, "embedding": vector})
-    tokens = sum(len(text.split()) for text in found)
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    read = sum(len(text.split()) if tokens is None else tokens.of(text) for text in found)
+    usage = {"prompt_tokens": read, "total_tokens": read}
     return {"object": "list", "model": model, "data": data, "usage": usage}
 
 
@@ -158,6 +184,22 @@ def _last_message(body: dict[str, Any]) -> str:
         raise BadRequest("messages must be a list of messages")
     content = messages[-1].get("content")
     return json.dumps(content) if isinstance(content, list) else _text(content, "content")
+
+
+def _whole(body: dict[str, Any], prompt: str, tokens: ModelTokens, *, chat: bool) -> str:
+    """What the engine reads, as a chat template would put it; of token ids, one token for each."""
+    if chat:
+        tools = json.dumps(body["tools"]) if body.get("tools") else ""
+        turns = [f"<|{one.get('role')}|>{_said(one.get('content'))}" for one in body["messages"]]
+        return "".join([tools, *turns, "<|assistant|>"])
+    ids = body.get("prompt")
+    if isinstance(ids, list):
+        return "".join(f"{one:x}"[-tokens.characters :].rjust(tokens.characters) for one in ids)
+    return prompt
+
+
+def _said(content: object) -> str:
+    return content if isinstance(content, str) else json.dumps(content)
 
 
 def _prompt(value: object) -> str:

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from domyn_swarm.engines.sim_faults import Asked, Faults
 from domyn_swarm.engines.sim_nodes import Nodes, follow
 from domyn_swarm.engines.sim_openai import BadRequest, Question
 from domyn_swarm.engines.sim_options import ErrorRule, SimOptions, read_options
+from domyn_swarm.engines.sim_pace import ByModel, ByRate, Figure, Pace
+from domyn_swarm.engines.sim_reply import ModelTokens
 
 _DRAIN_S = 60.0
 _HELD_LOOK_S = 0.05
-_STEP_S = 0.05  # the token counter moves so often during an answer; finer steps only cost time
 _KEY = web.AppKey("key", str)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -39,20 +40,23 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Simulator:
     """State and behaviour of one simulated server."""
 
-    def __init__(self, model: str, options: SimOptions, others: int = 0) -> None:
+    def __init__(self, model: str, options: SimOptions, others: int, replica: int) -> None:
         """Raises OSError when the record cannot be written."""
         self._model = model
         self._options = options
         self._faults = Faults(options)
-        self._slots = asyncio.Semaphore(options.slots)
+        self._pace: Pace = ByRate(options)
+        self._tokens: ModelTokens | None = None
+        if (vllm := options.vllm) is not None:
+            self._pace = ByModel(vllm, options.slots, replica)
+            self._tokens = ModelTokens(vllm.characters_per_token, vllm.output_tokens)
+        self._slots = asyncio.Semaphore(self._pace.slots or sys.maxsize)
         self._ready_at = time.monotonic() + options.start_s
         self.nodes = Nodes(others)
         self._running = 0
         self._waiting = 0
         self._answers = 0
         self._succeeded = 0
-        self._prompt_tokens = 0
-        self._generation_tokens = 0
 
     # -- what is asked ---------------------------------------------------------------------------
 
@@ -67,19 +71,18 @@ class Simulator:
         return web.json_response({"object": "list", "data": [model]})
 
     async def metrics(self, _request: web.Request) -> web.Response:
-        """The gauges and counters that vLLM has, by its names."""
+        """The gauges and counters that vLLM has, by its names. 404: it is to have none."""
+        if not self._options.metrics:
+            return web.Response(status=404)
         await self._busy_for(self._options.metrics_latency_s)
-        values = [
-            ("vllm:num_requests_running", "gauge", self._running),
-            ("vllm:num_requests_waiting", "gauge", self._waiting),
-            ("vllm:kv_cache_usage_perc", "gauge", self._running / self._options.slots),
-            ("vllm:prompt_tokens_total", "counter", self._prompt_tokens),
-            ("vllm:generation_tokens_total", "counter", self._generation_tokens),
-            ("vllm:request_success_total", "counter", self._succeeded),
+        figures = [
+            *self._pace.figures(self._running, self._waiting),
+            Figure("vllm:request_success_total", "counter", self._succeeded),
         ]
+        label = json.dumps(self._model)
         lines = [
-            f"# TYPE {name} {kind}\n{name}{{model_name={json.dumps(self._model)}}} {float(value)}\n"
-            for name, kind, value in values
+            f"# TYPE {name} {kind}\n{name}{{model_name={label}}} {float(value)}\n"
+            for name, kind, value in figures
         ]
         return web.Response(text="".join(lines))
 
@@ -99,10 +102,12 @@ class Simulator:
         """POST /v1/embeddings."""
         body = await _body(request)
         texts = sim_openai.texts(body)
+        if self._tokens is not None:
+            self._fits(max(map(self._tokens.of, texts)), 0)
 
         async def answer() -> web.Response:
-            reply = sim_openai.embeddings(texts, self._model)
-            self._prompt_tokens += reply["usage"]["prompt_tokens"]
+            reply = sim_openai.embeddings(texts, self._model, self._tokens)
+            await self._pace.read(texts, reply["usage"]["prompt_tokens"])
             return web.json_response(reply)
 
         return await self._serve(request, Asked(request.path, body, "\n".join(texts)), answer)
@@ -119,11 +124,11 @@ class Simulator:
 
     async def _complete(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         body = await _body(request)
-        asked = sim_openai.question(body, chat=chat)
+        asked = sim_openai.question(body, chat=chat, tokens=self._tokens)
+        self._fits(asked.prompt_tokens, asked.answer_tokens)
 
         async def answer() -> web.StreamResponse:
             self._answers += 1
-            self._prompt_tokens += asked.usage["prompt_tokens"]
             envelope = {
                 "id": f"sim-{self._answers}",
                 "created": int(time.time()),
@@ -131,36 +136,33 @@ class Simulator:
             }
             if asked.stream:
                 return await self._stream(request, asked, envelope)
-            await self._generate(len(asked.answer.split()), choices=asked.n)
+            await self._pace.write(asked)
             return web.json_response(asked.reply(envelope))
 
         return await self._serve(request, Asked(request.path, body, asked.prompt), answer)
+
+    def _fits(self, read: int, write: int) -> None:
+        most = self._pace.most_tokens
+        if most is not None and read + write > most:
+            raise BadRequest(
+                f"This model's maximum context length is {most} tokens (vllm.kv_tokens). However, "
+                f"the prompt has {read} and its answer {write}."
+            )
 
     async def _stream(
         self, request: web.Request, asked: Question, envelope: dict[str, Any]
     ) -> web.StreamResponse:
         stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await stream.prepare(request)
-        words = asked.answer.split()
-        for place, word in enumerate(words, 1):
-            await self._generate(1, choices=asked.n)
-            text, end = (f"{word} ", None) if place < len(words) else (word, asked.finish_reason)
-            for index in range(asked.n):
-                await _event(stream, asked.chunk(envelope, index, text, end))
+        async with aclosing(self._pace.pieces(asked)) as pieces:
+            async for piece in pieces:
+                end = asked.finish_reason if piece.last else None
+                await _event(stream, asked.chunk(envelope, piece.choice, piece.text, end))
         if asked.stream_usage:
             await _event(stream, asked.usage_chunk(envelope))
         await stream.write(b"data: [DONE]\n\n")
         await stream.write_eof()
         return stream
-
-    async def _generate(self, tokens: int, *, choices: int) -> None:
-        rate = self._options.tokens_per_s
-        step = tokens if rate is None else max(1, int(rate * _STEP_S))
-        for done in range(0, tokens, step):
-            made = min(step, tokens - done)
-            if rate is not None:
-                await asyncio.sleep(made / rate)
-            self._generation_tokens += made * choices
 
     # -- how it is served ------------------------------------------------------------------------
 
@@ -293,7 +295,7 @@ def make_app(simulator: Simulator, key: str) -> web.Application:
 
 async def serve(flags: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight. Raises OSError."""
-    simulator = Simulator(flags.model, flags.options, flags.nodes - 1)
+    simulator = Simulator(flags.model, flags.options, flags.nodes - 1, flags.replica)
     await simulator.nodes.listen(flags.node_port)
     runner = web.AppRunner(
         make_app(simulator, os.environ.pop("SIM_API_KEY", "")),
@@ -330,6 +332,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="the name that is served")
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--replica", type=int, default=0, help="its number, for vllm.speed")
     parser.add_argument("--nodes", type=int, default=1, help="of this replica")
     parser.add_argument("--node-port", type=int, default=0, help="where the others join the first")
     parser.add_argument("--follow", help="be another node of the replica whose first one is there")

@@ -30,7 +30,8 @@ class ServingSpec(Record):
 
     In argv the exact tokens `{python}`, `{host}` and `{port}` are placeholders, replaced by
     `str.replace` and never by `str.format`, so that braces in users' arguments survive:
-    `{python}` by the backend from `DeploymentContext.interpreter`, the others on the node.
+    `{python}` by the backend from `DeploymentContext.interpreter`, `{replica}`, where it is the
+    whole of an argument, by the replica's number, the others on the node.
     Of a replica on several nodes argv runs on the first; `{node_port}` is where the others reach
     it. They run `follower_argv`, with `{head}`, `{port}` and `{rank}` (1, 2, …) filled in.
     """

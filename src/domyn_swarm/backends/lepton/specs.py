@@ -165,7 +165,13 @@ def _check_servable(plan: DeploymentPlan, asked: LeptonEndpointConfig) -> None:
 
 
 def _engine_command(plan: DeploymentPlan, ctx: DeploymentContext) -> list[str]:
-    """Exact tokens only, as `ServingSpec` promises."""
+    """Exact tokens only, as `ServingSpec` promises. Raises ConfigError: `{replica}` is one."""
+    if "{replica}" in ctx.serving_spec.argv:
+        raise ConfigError(
+            "engine_options: replicas are to differ by their number, which they do not have here.",
+            hint="Lepton starts all of them alike: take {replica} out of `argv`, and give "
+            "vllm.speed of the engine sim as one number.",
+        )
     values = {"{python}": PYTHON, "{host}": _EVERY_ADDRESS, "{port}": str(plan.port_from)}
 
     def filled(word: str) -> str:

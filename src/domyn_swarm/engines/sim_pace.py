@@ -1,0 +1,208 @@
+"""How long the simulator's answers take, and the counters that move meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NamedTuple, Protocol
+
+from domyn_swarm.engines.sim_openai import Question
+from domyn_swarm.engines.sim_options import SimOptions, VllmOptions
+from domyn_swarm.engines.sim_vllm import Sequence, VllmModel
+
+_STEP_S = 0.05  # the token counter moves so often during an answer; finer steps only cost time
+
+
+class Piece(NamedTuple):
+    """What a stream says at once."""
+
+    choice: int
+    text: str
+    last: bool
+
+
+class Figure(NamedTuple):
+    """A metric, by vLLM's name."""
+
+    name: str
+    kind: str
+    value: float
+
+
+class Pace(Protocol):
+    """What lets the time of an answer pass. Its methods end early when they are cancelled."""
+
+    slots: int | None  # requests at once, the others are kept out; None: it takes all of them
+    most_tokens: int | None  # of prompt and answer; None: any number
+
+    async def write(self, asked: Question) -> None:
+        """Return when the whole answer is written."""
+
+    def pieces(self, asked: Question) -> AsyncGenerator[Piece]:
+        """The answer, each part as it is written."""
+
+    async def read(self, texts: list[str], tokens: int) -> None:
+        """Return when texts are read, to which there is no answer in words."""
+
+    def figures(self, running: int, waiting: int) -> list[Figure]:
+        """The metrics; so many requests have a slot here, and so many wait for one."""
+
+
+class ByRate:
+    """Every request has `tokens_per_s` for itself; without them all is written at once."""
+
+    most_tokens: int | None = None
+
+    def __init__(self, options: SimOptions) -> None:
+        self.slots: int | None = options.slots
+        self._slots = options.slots
+        self._tokens_per_s = options.tokens_per_s
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+
+    async def write(self, asked: Question) -> None:
+        """See `Pace.write`."""
+        self._prompt_tokens += asked.prompt_tokens
+        await self._generate(asked.answer_tokens, choices=asked.n)
+
+    async def pieces(self, asked: Question) -> AsyncGenerator[Piece]:
+        """See `Pace.pieces`: a word at a time."""
+        self._prompt_tokens += asked.prompt_tokens
+        words = asked.answer.split()
+        for place, word in enumerate(words, 1):
+            await self._generate(1, choices=asked.n)
+            last = place == len(words)
+            for index in range(asked.n):
+                yield Piece(index, word if last else f"{word} ", last)
+
+    async def read(self, texts: list[str], tokens: int) -> None:  # noqa: ARG002 - by the number alone
+        """See `Pace.read`."""
+        self._prompt_tokens += tokens
+
+    def figures(self, running: int, waiting: int) -> list[Figure]:
+        """See `Pace.figures`."""
+        return [
+            Figure("vllm:num_requests_running", "gauge", running),
+            Figure("vllm:num_requests_waiting", "gauge", waiting),
+            Figure("vllm:kv_cache_usage_perc", "gauge", running / self._slots),
+            Figure("vllm:prompt_tokens_total", "counter", self._prompt_tokens),
+            Figure("vllm:generation_tokens_total", "counter", self._generation_tokens),
+        ]
+
+    async def _generate(self, tokens: int, *, choices: int) -> None:
+        rate = self._tokens_per_s
+        step = tokens if rate is None else max(1, int(rate * _STEP_S))
+        for done in range(0, tokens, step):
+            made = min(step, tokens - done)
+            if rate is not None:
+                await asyncio.sleep(made / rate)
+            self._generation_tokens += made * choices
+
+
+class ByModel:
+    """A `VllmModel` decides, whose seconds are those of the event loop."""
+
+    def __init__(self, options: VllmOptions, slots: int, replica: int) -> None:
+        self.slots: int | None = None  # the model has them
+        speed = options.speeds[replica % len(options.speeds)]
+        self._characters = options.characters_per_token
+        self._model = VllmModel(options, slots, speed)
+        self.most_tokens: int | None = self._model.capacity_tokens
+        self._timer: asyncio.TimerHandle | None = None
+        self._done: dict[Sequence, asyncio.Future[None]] = {}
+
+    async def write(self, asked: Question) -> None:
+        """See `Pace.write`."""
+        async with self._asked(self._choices(asked)) as sequences:
+            for one in sequences:
+                await self._done[one]
+
+    async def pieces(self, asked: Question) -> AsyncGenerator[Piece]:
+        """See `Pace.pieces`: several tokens at a time, of those that are faster than `_STEP_S`."""
+        async with self._asked(self._choices(asked)) as all_:
+            said = dict.fromkeys(range(asked.n), 0)
+            while said:
+                await asyncio.wait([self._done[all_[one]] for one in said], timeout=_STEP_S)
+                for choice, before in list(said.items()):
+                    now = self._model.written(all_[choice], self._now()) * self._characters
+                    if all_[choice].done:
+                        del said[choice]
+                        yield Piece(choice, asked.answer[before:], last=True)
+                    elif now > before:
+                        said[choice] = now
+                        yield Piece(choice, asked.answer[before:now], last=False)
+
+    async def read(self, texts: list[str], tokens: int) -> None:  # noqa: ARG002 - it counts itself
+        """See `Pace.read`."""
+        wanted = [(one, -(-len(one) // self._characters), 0) for one in texts]
+        async with self._asked(wanted) as sequences:
+            for one in sequences:
+                await self._done[one]
+
+    def figures(self, running: int, waiting: int) -> list[Figure]:
+        """See `Pace.figures`. What has a slot here and is not in the model counts as running."""
+        self._advance()
+        model = self._model
+        elsewhere = max(0, running - model.running - model.waiting)
+        return [
+            Figure("vllm:num_requests_running", "gauge", model.running + elsewhere),
+            Figure("vllm:num_requests_waiting", "gauge", model.waiting + waiting),
+            Figure("vllm:kv_cache_usage_perc", "gauge", model.kv_usage),
+            Figure("vllm:prefix_cache_queries_total", "counter", model.queried_tokens),
+            Figure("vllm:prefix_cache_hits_total", "counter", model.hit_tokens),
+            Figure("vllm:num_preemptions_total", "counter", model.preemptions),
+            Figure("vllm:prompt_tokens_total", "counter", model.prompt_tokens),
+            Figure("vllm:generation_tokens_total", "counter", model.generated(self._now())),
+        ]
+
+    @staticmethod
+    def _choices(asked: Question) -> list[tuple[str, int, int]]:
+        return [(asked.whole + asked.answer, asked.prompt_tokens, asked.answer_tokens)] * asked.n
+
+    @asynccontextmanager
+    async def _asked(self, wanted: list[tuple[str, int, int]]) -> AsyncIterator[list[Sequence]]:
+        """Sequences of text, tokens to read and to write; those not done at the end are dropped."""
+        self._advance()
+        sequences: list[Sequence] = []
+        try:
+            for text, read, write in wanted:
+                sequences.append(self._submit(text, read, write))
+            self._wind()
+            yield sequences
+        finally:
+            self._advance()
+            for one in sequences:
+                if not one.done:
+                    self._model.abort(self._now(), one)
+                self._done.pop(one, None)
+            self._wind()
+
+    def _submit(self, text: str, read: int, write: int) -> Sequence:
+        sequence = self._model.submit(self._now(), text, read, write)
+        self._done[sequence] = asyncio.get_running_loop().create_future()
+        return sequence
+
+    def _advance(self) -> None:
+        for sequence in self._model.advance(self._now()):
+            if not self._done[sequence].done():
+                self._done[sequence].set_result(None)
+
+    def _wind(self) -> None:
+        """Come back when the model has something to say."""
+        next_s = self._model.next_s
+        if self._timer is not None:
+            if self._timer.when() == next_s:
+                return
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = None if next_s is None else loop.call_at(next_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._advance()
+        self._wind()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
