@@ -22,15 +22,26 @@ _SNAPSHOTS = ROOT / "tests/cli/__snapshots__/test_top"
 _LINES = 100  # of a file that is shown; a longer one is cut
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put a page of each example into the navigation; called by MkDocs once a build."""
+    [listed] = [one["Examples"] for one in config.nav or () if "Examples" in one]
+    listed += [f"examples/{folder.name}.md" for folder in _examples()]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages; called by MkDocs once a build."""
     files.append(File.generated(config, "reference/changelog.md", content=changelog_page()))
     files.append(File.generated(config, "pictures/top.svg", content=live_view()))
     files.append(File.generated(config, "examples/index.md", content=examples_page()))
-    for folder in sorted(path.parent for path in EXAMPLES.glob("*/README.md")):
+    for folder in _examples():
         page = example_page(folder)
         files.append(File.generated(config, f"examples/{folder.name}.md", content=page))
     return files
+
+
+def _examples() -> list[Path]:
+    return sorted(path.parent for path in EXAMPLES.glob("*/README.md"))
 
 
 def changelog_page() -> str:
