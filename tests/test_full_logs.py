@@ -12,8 +12,7 @@ import pytest
 
 from domyn_swarm import follower
 from domyn_swarm.backends import exit_wrapper
-from domyn_swarm.batch.tally import Tally
-from domyn_swarm.jobs.progress_line import ProgressLine
+from domyn_swarm.jobs.progress_display import Progress, progress_display
 from patience import limit_s, until
 
 FULL = Path("/dev/full")  # each write to it fails
@@ -32,12 +31,12 @@ def test_a_follower_keeps_its_program_running(tmp_path: Path) -> None:
     assert program.wait(limit_s()) == 0
 
 
-def test_a_progress_line_that_nobody_takes_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_that_nobody_takes_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = FULL.open("w", buffering=1)
     monkeypatch.setattr(sys, "stderr", stderr)
-    line = ProgressLine(Tally(), "job", shown=True)
-    line.notice("something")
-    line.end()
+    display = progress_display(shown=True)
+    display.notice("something")
+    display.end(Progress("job", 3, 3, failed=1))
     monkeypatch.undo()
     with contextlib.suppress(OSError):
         stderr.close()

@@ -6,9 +6,11 @@ reaches the top of a command is a bug of ours: traceback, exit code 70.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from types import TracebackType
 
 EXIT_OK = 0
 EXIT_FAILED_ROWS = 7
@@ -174,3 +176,25 @@ def disk_error(error: OSError, place: object = None) -> JobError:
     """What a disk or the system refused a job."""
     hint = "Check that disk and submit the same job again: what is finished is kept."
     return JobError(words_of(error, place), hint=hint)
+
+
+# -- Ctrl-C in Python ----------------------------------------------------------------------------
+
+
+def interrupted(message: str) -> KeyboardInterrupt:
+    """A `KeyboardInterrupt` that says what was kept, to be raised `from None`.
+
+    Where nothing catches it, a script ends with this one line instead of a traceback, and as ever
+    by the signal. Notebooks show errors in their own way.
+    """
+    error = KeyboardInterrupt(message)
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], raised: BaseException, trace: TracebackType | None) -> None:
+        if raised is not error:
+            before(kind, raised, trace)
+        elif sys.stderr is not None:
+            sys.stderr.write(f"{message}\n")
+
+    sys.excepthook = hook
+    return error

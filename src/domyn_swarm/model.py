@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal, TypeVar
+from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from domyn_swarm.errors import EXIT_FAILED_ROWS, ConfigError
+
+_OF_USE = {"model_copy", "model_dump", "model_dump_json"}
+_OF_PYDANTIC = {name for name in dir(BaseModel) if not name.startswith("__")} - _OF_USE
 
 
 class Record(BaseModel):
@@ -20,6 +24,13 @@ class Record(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    def __dir__(self) -> list[str]:
+        """What it holds and can do; of pydantic's many methods those that are of use here."""
+        hidden = {name for name in _OF_PYDANTIC if not name.startswith("__")}
+        return sorted(
+            {*super().__dir__()} - hidden | {"model_copy", "model_dump", "model_dump_json"}
+        )
 
 
 def utc_now() -> datetime:
@@ -313,6 +324,11 @@ class FailureGroup(Record):
 
 
 # -- what watchdogs report ----------------------------------------------------------------------
+
+
+def listing_tag(urls: Iterable[str]) -> str:
+    """A name for a set of replicas, by which who knows it is spared its listing."""
+    return format(crc32("\n".join(sorted(urls)).encode()), "08x")
 
 
 class ReplicaReport(Record):

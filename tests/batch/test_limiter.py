@@ -135,7 +135,7 @@ class Cliff:
     def tokens_s(self, offered: float) -> float:
         within = min(offered, self.holds)
         beyond = max(0.0, min(offered, self.slots) - self.holds)
-        return self.tokens_s_each * within / (1 + 3 * beyond / self.holds)
+        return self.tokens_s_each * within / (1 + 2 * beyond / self.holds)
 
     def step(self, seconds: float = 1.0) -> float:
         """One window; the share of the best tokens per second."""
@@ -151,7 +151,7 @@ class Cliff:
                 min(offered, self.slots),
                 max(0.0, offered - self.slots),
                 tokens_s,
-                beyond / 4 if self.counts_preemptions else None,
+                beyond / 2 if self.counts_preemptions else None,
             )
             limiter.judge(window)
         return tokens_s / self.tokens_s(self.holds)

@@ -44,6 +44,8 @@ def test_it_builds_with_strict_links(site: Path) -> None:
         ("errors", ("CheckpointBusy", "Another driver holds this job", "SwarmNotFound")),
         ("causes", ("llamacpp", "the GPU ran out of memory", "the model was not found")),
         ("metrics", ("domyn_swarm_job_rows_done_total", "outcome", "gen_ai_client_token_usage")),
+        ("python", (".async_openai()", "output_cols", "timeout_retries", "context_turns")),
+        ("python", ("Columns that hold parameters of the request", "on_row_error", "verdicts")),
         ("files", ("swarm.db", "secrets/api_key", "serving/endpoint.json", "progress.json")),
     ],
 )

@@ -19,7 +19,7 @@ from domyn_swarm.backends.endpoint import history
 from domyn_swarm.backends.endpoint.connections import LIFETIME_S, MAX_CONNECTIONS
 from domyn_swarm.backends.endpoint.history import History
 from domyn_swarm.backends.endpoint.view import read_view
-from domyn_swarm.model import ReplicaReport, ReplicaState, utc_now
+from domyn_swarm.model import ReplicaReport, ReplicaState, listing_tag, utc_now
 from domyn_swarm.paths import write_private
 from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench, CollectorThread
 from patience import limit_s, until
@@ -43,7 +43,7 @@ class Client:
             headers = {} if key is None else {"Authorization": f"Bearer {key}"}
             connection.request(method, path, body, headers)
             reply = connection.getresponse()
-            return reply.status, json.loads(reply.read())
+            return reply.status, json.loads(reply.read() or b"null")
         finally:
             connection.close()
 
@@ -126,6 +126,10 @@ def test_a_driver_is_told_of_the_replicas_that_take_requests(client: Client) -> 
         (0, "http://127.0.0.1:9000")
     ]
     assert len(client.send("GET", "/v1/replicas")[1]["replicas"]) == 3
+    known = f"/v1/replicas?for=requests&known={listing_tag(['http://127.0.0.1:9000'])}"
+    assert client.send("GET", known)[0] == 204
+    assert client.report(1, state="ready", url="http://127.0.0.1:9001", sequence=2)[0] == 200
+    assert len(client.send("GET", known)[1]["replicas"]) == 2
 
 
 def test_the_manifest_lists_who_is_ready(bench: Bench, client: Client):

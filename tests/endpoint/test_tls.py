@@ -12,6 +12,7 @@ import pytest
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.net.errors import CannotConnect
 from domyn_swarm.net.http import AiohttpClient, ReqwestClient
+from domyn_swarm.net.openai import ClientAddress, official_async_client
 from domyn_swarm.probing import Phase, endpoint_probe
 from endpoint.bench import API_KEY, Bench
 from patience import limit_s, until
@@ -61,6 +62,10 @@ async def test_jobs_and_status_reach_it(bench: Bench, make: object) -> None:
     probe = endpoint_probe(address.url, API_KEY, ca_file=address.ca_file)
     until(lambda: probe().phase is Phase.READY)
     assert "certificate" in endpoint_probe(address.url, API_KEY)().detail
+    async with official_async_client(
+        ClientAddress(address.url, API_KEY, use_proxy=False, ca_file=str(address.ca_file)), "a test"
+    ) as official:
+        assert (await official.models.list()).data
     headers = {"authorization": f"Bearer {API_KEY}"}
     for kind in (ReqwestClient, AiohttpClient):
         client = kind(headers, use_proxy=False, ca_file=str(address.ca_file))

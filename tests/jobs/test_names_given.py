@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_overloads
 
 import pytest
 
@@ -18,10 +19,15 @@ from domyn_swarm.jobs import (
     MultiChatCompletionJob,
     StructuredOutputJob,
     TemplateJob,
+    keywords,
 )
+from domyn_swarm.jobs.hooks import Hooks
 from domyn_swarm.jobs.loading import load_job
+from domyn_swarm.jobs.options import OPTIONS
+from domyn_swarm.jobs.running import RunSettings
 from domyn_swarm.net import parameters
 from domyn_swarm.net.openai import OpenAIClient
+from domyn_swarm.swarm.job_request import JobRequest, SubmitKeywords, request_of
 from jobs.test_builtin import ask
 from model_server import ModelServer
 
@@ -244,3 +250,41 @@ def test_answers_that_nobody_would_keep_are_not_asked_for(given: dict[str, Any])
             return str(item)
 
     Longest(n=3).check()
+
+
+# -- names that editors complete ------------------------------------------------------------------
+
+
+def test_every_option_has_its_keyword_and_no_keyword_is_unknown() -> None:
+    assert {*keywords.OptionKeywords.__annotations__} == OPTIONS
+    settings = {one.name for one in (*fields(RunSettings), *fields(Hooks))} - {"hooks"}
+    assert {*keywords.RunKeywords.__annotations__} == settings
+    requests = parameters.CHAT | parameters.COMPLETIONS | parameters.EMBEDDINGS
+    assert {*keywords.RequestKeywords.__annotations__} == requests - {"n"} | {"extra_body"}
+    of_the_call = {"job", "job_source", "swarm", "endpoint", "model", "input", "output"}
+    assert {*SubmitKeywords.__annotations__} == {*JobRequest.model_fields} - of_the_call
+    [_, called] = get_overloads(job)
+    own = {"output_schema", "input_columns", "version", "parameters"}
+    assert {*inspect.signature(called).parameters} == OPTIONS | own
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"id_colum": "id"}, r"no option 'id_colum'[\s\S]*mean 'id_column'"),
+        ({"temperature": 1}, r"no option 'temperature'[\s\S]*ChatCompletionJob\(temperature="),
+        ({"retries": -1}, "retries is -1"),
+        ({"swarm": "other"}, "no option 'swarm'"),
+        ({"resources": {"cpu": 3}}, "resources.cpu is 3"),
+    ],
+)
+def test_options_of_a_submission_are_checked(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        request_of({"job": "a:b", "input": "i", "output": "o", **given})
+
+
+def test_one_name_is_one_column_of_a_submission() -> None:
+    named = {"input_columns": "text", "output_columns": "answer", "max_failures": 5}
+    made = request_of({"job": "a:b", "input": "i", "output": "o", **named})
+    assert (made.input_columns, made.output_columns) == (("text",), ("answer",))
+    assert made.max_failures == "5"

@@ -46,6 +46,23 @@ class Notebook:
             reply = self._client.get_shell_msg(timeout=limit_s())
         return dict(reply["content"])
 
+    def shown(self, cell: str) -> list[dict[str, Any]]:
+        """What a cell shows: each output with what has replaced it since, and what it prints."""
+        outputs: list[dict[str, Any]] = []
+
+        def hear(message: dict[str, Any]) -> None:
+            content = message["content"]
+            if message["msg_type"] in ("display_data", "update_display_data"):
+                mark = content["transient"].get("display_id")
+                outputs[:] = [one for one in outputs if mark is None or one.get("id") != mark]
+                outputs.append({"id": mark, **content["data"]})
+            elif message["msg_type"] in ("stream", "error"):
+                outputs.append(content)
+
+        reply = self._client.execute_interactive(cell, timeout=limit_s(), output_hook=hear)
+        assert reply["content"]["status"] == "ok", outputs
+        return outputs
+
     def value(self, expression: str) -> str:
         """What an expression is, as Python writes it."""
         asked = {"value": expression}
@@ -88,3 +105,15 @@ def test_an_interrupted_cell_keeps_its_rows_and_goes_on_when_run_again(
     answers = " ".join(f"P{n}" for n in range(300))
     assert notebook.value("' '.join(out['answer'])") == repr(answers)
     assert set(server.asked.values()) == {1}
+
+
+def test_a_cell_shows_a_bar_and_prints_nothing(notebook: Notebook, server: ModelServer) -> None:
+    server.behave = lambda prompt, _nth: Answer(status=400 if prompt == "p7" else 200)
+    assert notebook.run(f"URL = {server.url!r}\n{FRAME}")["status"] == "ok"
+    where = WHERE.replace("progress=False", "progress=True")
+    for cell in (f"out = one.run({where})", f"out = await one.arun({where})"):
+        [bar] = notebook.shown(cell)
+        assert bar["text/plain"].startswith("ChatCompletionJob: 300/300 rows")
+        assert ", 1 failed" in bar["text/plain"]
+        assert bar["text/html"].startswith('<progress value="300" max="300"')
+    assert notebook.shown(f"out = one.run({WHERE})") == []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -150,13 +152,24 @@ def test_without_progress_it_is_silent_and_the_hooks_fire(
     assert [(row, error.status) for row, error in errors] == [(5, 400)]
 
 
-def test_with_progress_it_says_how_far_it_is(
-    asked: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+def test_a_terminal_shows_how_far_it_is_and_a_log_only_what_is_wrong(
+    asked: Callable[..., Any], server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked(pa.table(columns(20)), progress=True)
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert "shout: 20/20 rows" in err
+    with tempfile.TemporaryFile("w+") as log:
+        monkeypatch.setattr(sys, "stderr", log)
+        asked(pa.table(columns(20)), progress=True)
+        assert log.tell() == 0
+        server.behave = lambda prompt, _: Answer(status=400 if prompt == "p25" else 200)
+        asked(pa.table(columns(30)), progress=True)
+        log.seek(0)
+        assert log.read().startswith("shout: 30/30 rows (10 asked now, 20 before), 1 failed")
+    controller, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        asked(pa.table(columns(20)), progress=True)
+        assert b"shout: 20/20 rows (0 asked now, 20 before)" in os.read(controller, 10_000)
+        monkeypatch.undo()
+    os.close(controller)
 
 
 def test_without_a_checkpoint_nothing_is_left_behind(
@@ -216,8 +229,12 @@ def test_files_are_read_as_they_are_said_to_be(asked: Callable[..., Any], tmp_pa
 
 
 def test_what_run_does_not_know_is_refused(asked: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigError, match="'temperature'"):
+    with pytest.raises(ConfigError, match=r"'temperature'[\s\S]*job\(temperature="):
         asked(pa.table(columns(1)), temperature=1)
+    with pytest.raises(ConfigError, match=r"max_concurrency is an option of the job"):
+        asked(pa.table(columns(1)), max_concurency=1)
+    with pytest.raises(ConfigError, match="mean 'checkpoint'"):
+        asked(pa.table(columns(1)), chekpoint=False)
     with pytest.raises(ConfigError, match=r"builtins\.list"):
         asked(["a"])
 
@@ -306,12 +323,17 @@ def test_interrupted_or_killed_it_goes_on_where_it_was(
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     command = [sys.executable, str(script), server.url]
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ})
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
     until(lambda: server.answered.total() == 20)
     first.send_signal(blow)
     server.answers_at_most = None
-    first.communicate(timeout=limit_s())
-    assert first.returncode != 0
+    _, said = first.communicate(timeout=limit_s())
+    assert first.returncode == -blow
+    if blow is signal.SIGINT:
+        [line] = said.splitlines()  # and no traceback
+        kept = re.fullmatch(r"Interrupted: (\d+) of 300 rows are done and kept. The same .*", line)
+        assert kept is not None, line
+        assert int(kept[1]) == server.answered.total()
     server.behave = lambda _prompt, _nth: Answer()
     again = subprocess.run(command, capture_output=True, text=True, timeout=limit_s(), check=True)
     assert again.stdout.split() == ["300", "0"]

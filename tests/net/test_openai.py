@@ -13,7 +13,7 @@ import pytest
 
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.net.errors import BadReply
-from domyn_swarm.net.openai import OpenAIClient
+from domyn_swarm.net.openai import ClientAddress, OpenAIClient
 
 
 class Recorded:
@@ -143,5 +143,5 @@ def test_without_the_package_the_official_client_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ConfigError, match="needs the package openai") as refused:
-        _ = OpenAIClient(Recorded(), lambda: ("http://x", None)).openai
+        _ = OpenAIClient(Recorded(), lambda: ClientAddress("http://x", None)).openai
     assert "domyn-swarm[openai]" in refused.value.hint

@@ -18,7 +18,7 @@ from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.traffic import Traffic
 from domyn_swarm.net.http import HttpClient, open_client
-from domyn_swarm.net.openai import OpenAIClient
+from domyn_swarm.net.openai import ClientAddress, OpenAIClient
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,9 @@ async def open_session(
             http.use_key(key)
         return access.locate()
 
+    def official() -> ClientAddress:
+        return ClientAddress(gate.url, key, access.use_proxy, access.ca_file())
+
     meter, fates = access.meter, [access.fate] if access.fate else []
     asked = None if meter is None else open_client(meter.key, use_proxy=False)
     carrier: HttpClient = http
@@ -109,7 +112,7 @@ async def open_session(
         connections = Connections(access.admits(), notice)
         session = RequestSession(carrier, gate, policy, tally, connections)
         async with beside(*work):
-            yield OpenAIClient(session, lambda: (gate.url, key)), gauges
+            yield OpenAIClient(session, official), gauges
     finally:
         if asked is not None:
             await asked.close()

@@ -38,7 +38,10 @@ _EMPTY_WINDOWS = 3
 _LOOK_AGAIN = 12  # windows at rest before the next look around
 _DROP = 0.8
 _PREEMPTED = 0.02  # of the running requests, per second: more than the odd one
+_MANY_PREEMPTED = 0.1
+_STEP_BACK = 0.9
 _RETREAT = 0.8
+_SMOOTH = 0.7  # how much the newest window counts among the tokens per second
 _SLOWER = 0.92  # of the best tokens per second: so little, twice in a row, is no noise
 _HIGHER = 1.1  # than where that was
 _FORGETS = 0.99  # how the best fades with each window: what is asked changes
@@ -90,7 +93,10 @@ class Limiter:
         self._racing = True
         self._no_queue = 0  # windows without one
         self._raced = False  # whether doubling has paid at all
+        self._waited = float("inf")  # in the last window
+        self._preempted_s = 0.0  # over the last windows
         self._cliff: _Cliff | None = None
+        self._tokens_s: float | None = None  # over the last windows
         self._best = (0.0, 0)  # tokens per second, and the limit then
         self._slower = 0  # windows in a row that were slower than the best, at a higher limit
         self._sinking = False  # whether less is tried, since more was slower
@@ -119,15 +125,16 @@ class Limiter:
     def _by_gauges(self, window: Window, running: float, waiting: float) -> None:
         if self._fell(window, running):
             return
+        lasting, self._waited = min(waiting, self._waited), waiting
         enough = max(2 * _WAITING_FLOOR, 2 * _WAITING_SHARE * running)
         everyone = running + waiting
         self._no_queue = 0 if waiting else self._no_queue + 1
         if waiting:
             self._racing = False
-        if waiting > enough:
+        if lasting > enough:
             share = min(1.0, window.in_flight / max(1.0, everyone))
-            self._set(self.limit - (waiting - enough) * share)
-        elif window.in_flight >= 0.8 * self.limit:
+            self._set(self.limit - (lasting - enough) * share)
+        elif waiting <= enough and window.in_flight >= 0.8 * self.limit:
             # At the knee the queue runs empty now and then; without one for long there is room.
             far_from_the_knee = self._no_queue >= (1 if self._racing else _EMPTY_WINDOWS)
             creep = max(1.0, _CREEP * everyone)
@@ -138,20 +145,29 @@ class Limiter:
         """Whether the engines are beyond a cliff; the limit is below it then."""
         if window.in_flight > 1.1 * self.limit + 1:
             return False  # the last retreat is still to be felt
-        if window.preemptions_s is not None and window.preemptions_s > _PREEMPTED * running:
-            self._retreat(min(self.limit, window.in_flight) * _RETREAT)
+        self._preempted_s += _SMOOTH * ((window.preemptions_s or 0.0) - self._preempted_s)
+        if self._preempted_s > _PREEMPTED * running:
+            many = self._preempted_s > _MANY_PREEMPTED * running
+            self._retreat(self.limit * (_RETREAT if many else _STEP_BACK))
             return True
-        if window.tokens_s is not None:
-            if self._sinking:
-                self._sink(window.tokens_s)
-                return True
-            if self._is_slower(window.tokens_s, window.in_flight):
-                self._sinking = True
-                self._set(self._best[1] * _RETREAT)
-                return True
+        if window.tokens_s is not None and self._is_less_tried(window.tokens_s, window.in_flight):
+            return True
         if self._cliff is not None and window.in_flight >= 0.8 * self.limit:
             self._try_more(self._cliff)
         return False
+
+    def _is_less_tried(self, tokens_s: float, in_flight: float) -> bool:
+        """Whether less is tried from now on, or still, since more was slower."""
+        if self._sinking:
+            self._sink(tokens_s)
+            return True
+        before = tokens_s if self._tokens_s is None else self._tokens_s
+        self._tokens_s = before + _SMOOTH * (tokens_s - before)
+        if not self._is_slower(self._tokens_s, in_flight):
+            return False
+        self._sinking = True
+        self._set(self._best[1] * _RETREAT)
+        return True
 
     def _is_slower(self, tokens_s: float, in_flight: float) -> bool:
         best, limit = self._best
@@ -179,7 +195,7 @@ class Limiter:
         pause = min(_BELOW_MOST, 2 * before.pause) if before is not None and again else _BELOW
         self._cliff = _Cliff(limit, pause, pause)
         self._racing = self._sinking = False
-        self._slower, self._best = 0, (0.0, 0)
+        self._slower, self._best, self._tokens_s, self._preempted_s = 0, (0.0, 0), None, 0.0
         self._set(limit)
 
     def _try_more(self, cliff: _Cliff) -> None:

@@ -25,6 +25,7 @@ import msgspec
 from domyn_swarm.batch.dispatch import Dispatch
 from domyn_swarm.batch.plain_requests import is_plain
 from domyn_swarm.errors import JobError
+from domyn_swarm.model import listing_tag
 from domyn_swarm.net.errors import (
     CannotConnect,
     ConnectionBroken,
@@ -47,6 +48,7 @@ _LOOKS_REFUSED = 3  # so often the collector named replicas, and none could be c
 _REFUSED_S = 8.0  # over so long: a dead one is named for less
 _DOORS = frozenset({401, 402, 403, 404, 407})
 _NO_LISTING = frozenset({404, 405})
+_AS_KNOWN = 204
 _LISTING = "/v1/models"
 _ASKED = 2  # replicas, before the endpoint is asked
 
@@ -140,9 +142,9 @@ class Replicas:
     # -- who is there -------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        view = await self._asked()
-        if view is not None:
-            self._named = view.ready()
+        named = await self._asked()
+        if named is not None:
+            self._named = named
         elif not self._named:
             self._named = self._recorded()
         self.dispatch.keep_only(self._named)
@@ -154,11 +156,15 @@ class Replicas:
         if not self._named:
             self._settled.set()
 
-    async def _asked(self) -> _View | None:
+    async def _asked(self) -> frozenset[str] | None:
+        """Who is ready; None: the collector does not say."""
+        asked = f"/v1/replicas?for=requests&known={listing_tag(self._named)}"
         try:
-            url = f"{self._names.locate()}/v1/replicas?for=requests"
+            url = self._names.locate() + asked
             reply = await self._names.collector.request("GET", url, None, _ASK_TIMEOUT_S)
-            return msgspec.json.decode(reply.body, type=_View)
+            if reply.status == _AS_KNOWN:
+                return self._named
+            return msgspec.json.decode(reply.body, type=_View).ready()
         except (RequestError, JobError, msgspec.DecodeError):
             return None
 

@@ -89,7 +89,10 @@ class OutputSchema:
             try:
                 columns[name] = _converted(given, kind)
             except msgspec.ValidationError as error:
-                raise OutputMismatch(f"output column {name!r}: {error}") from error
+                reason = f"output column {name!r}: {error}"
+                if given is value and isinstance(value, dict):  # a misspelt key, by all appearances
+                    reason = f"the answer has no key {name!r}, it has {', '.join(map(repr, value))}"
+                raise OutputMismatch(reason) from error
         if kept:
             columns |= kept
         try:

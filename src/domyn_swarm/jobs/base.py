@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from reprlib import Repr
+from typing import Any, ClassVar, Self, Unpack
 
 from domyn_swarm.batch.arrow_types import type_name
 from domyn_swarm.batch.opening import LineFiles
@@ -12,17 +14,24 @@ from domyn_swarm.batch.runner import Encode
 from domyn_swarm.batch.schema import Declared, OutputSchema
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.identity import source_digest
+from domyn_swarm.jobs.keywords import OptionKeywords, RunKeywords, SettingKeywords
 from domyn_swarm.jobs.naming import (
     BODY,
     arguments_of,
     check_attributes,
+    check_methods,
     check_parameters,
+    check_transforms,
+    constructor_of,
     own_arguments,
 )
 from domyn_swarm.jobs.options import OPTIONS, JobOptions, job_options, kept_columns, kept_values
 from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net import parameters
 from domyn_swarm.net.openai import OpenAIClient
+
+_shown = Repr()
+_shown.maxstring = _shown.maxother = 60
 
 
 class SwarmJob:
@@ -32,14 +41,16 @@ class SwarmJob:
     `transform_items` where several rows belong into one request. While a run is on, `self.client`
     (the shape of OpenAI's) and `self.model` are there, and `self.params` holds what else was
     given to the constructor: parameters for the requests, of those that an API knows. The options
-    of every job (see `JobOptions`) can be given to the constructor, or be set in the class.
+    of every job (see `OptionKeywords`) can be given to the constructor, or be set in the class.
 
     Raises:
         ConfigError: a class is defined with an attribute that looks like an option and is none.
     """
 
     input_columns: Sequence[str] = ("text",)
+    """What an item is made of. One column: its value; several: a dict."""
     output_schema: Declared = ("result",)
+    """The output columns: names, names with types, or a pydantic model."""
     output_cols: Sequence[str] = ()
     """Names for the columns of the schema, in their order; without a schema, all columns."""
     request_parameters: ClassVar[frozenset[str]] = parameters.ALL
@@ -54,13 +65,25 @@ class SwarmJob:
     lines: ClassVar[LineFiles | None] = None
     """What the lines of `.jsonl` files are; None: objects of the columns."""
 
+    __signature__: ClassVar[inspect.Signature]
+    """All that the constructor takes, for `help` and for completion."""
+
     client: OpenAIClient
     model: str
     given: dict[str, Any]
     """What the constructor was called with: how a worker makes the same job again."""
 
-    def __new__(cls, **given: Any) -> Self:
-        """Remember what the job is made of."""
+    def __new__(cls, *nameless: Any, **given: Any) -> Self:
+        """Remember what the job is made of.
+
+        Raises:
+            ConfigError: something was given without its name, so that no worker could be given it.
+        """
+        if nameless:
+            raise ConfigError(
+                f"{cls.__name__} takes arguments by name, not {_shown.repr(nameless[0])} alone.",
+                hint=f"It takes {', '.join(cls.__signature__.parameters)}.",
+            )
         job = super().__new__(cls)
         job.given = given
         return job
@@ -69,15 +92,19 @@ class SwarmJob:
         """Refuse what looks like an option and is none."""
         super().__init_subclass__(**keywords)
         check_attributes(cls, cls.__bases__)
+        check_methods(cls)
+        if isinstance(cls.input_columns, str):  # one name, not its letters
+            cls.input_columns = (cls.input_columns,)
+        cls.__signature__ = constructor_of(cls, OptionKeywords.__annotations__)
 
     def __init__(
         self,
         *,
-        input_columns: Sequence[str] | None = None,
+        input_columns: Sequence[str] | str | None = None,
         output_schema: Declared | None = None,
-        output_columns: Sequence[str] | None = None,
-        output_cols: Sequence[str] | None = None,
-        **given: Any,
+        output_columns: Sequence[str] | str | None = None,
+        output_cols: Sequence[str] | str | None = None,
+        **given: Unpack[SettingKeywords],
     ) -> None:
         """Take other columns than the class's, options, and parameters for the requests.
 
@@ -87,24 +114,33 @@ class SwarmJob:
             ConfigError: an option is wrong, nobody knows a parameter, or the new names are not as
                 many as the columns.
         """
-        if input_columns:
-            columns = (input_columns,) if isinstance(input_columns, str) else input_columns
-            self.input_columns = tuple(columns)
+        columns = input_columns or self.input_columns
+        self.input_columns = (columns,) if isinstance(columns, str) else tuple(columns)
         if output_schema is not None:
             self.output_schema = output_schema
         names = output_columns or output_cols or self.output_cols
         if names:
             self.output_schema = self._renamed((names,) if isinstance(names, str) else names)
         of_class = {name: getattr(self, name) for name in OPTIONS if hasattr(type(self), name)}
-        chosen = {name: given.pop(name) for name in OPTIONS & given.keys()}
+        settings: dict[str, Any] = {**given}
+        chosen = {name: settings.pop(name) for name in OPTIONS & settings.keys()}
         self.options: JobOptions = job_options({**of_class, **chosen})
-        self.params = given
+        self.params = settings
         kind = type(self)
-        check_parameters(kind.__name__, given, self.known_parameters() | arguments_of(kind))
+        check_parameters(kind.__name__, settings, self.known_parameters() | arguments_of(kind))
 
     def __call__(self, **changes: Any) -> Self:
         """The same job with these set, besides what was given before."""
         return type(self)(**{**self.given, **changes})
+
+    def __repr__(self) -> str:
+        from domyn_swarm.batch.manifest import without_secrets
+
+        told = []
+        for name, value in self.given.items():
+            [hidden] = without_secrets({name: value}).values()
+            told.append(f"{name}={_shown.repr(hidden if '***' in str(hidden) else value)}")
+        return f"{self.label}({', '.join(told)})"
 
     async def transform_item(self, item: Any) -> Any:  # noqa: ANN401 - the user's
         """One answer. `item` is the input column's value, or a dict of several columns.
@@ -146,15 +182,27 @@ class SwarmJob:
         """Find what is wrong with the job itself, before anything is recorded or asked.
 
         Raises:
-            ConfigError: it has no transform, or something that it needs is missing.
+            ConfigError: it has no transform, or none that can be called, or something that it
+                needs is missing.
         """
         kind = type(self)
+        if not hasattr(self, "options"):
+            raise ConfigError(
+                f"The __init__ of {kind.__name__} does not call that of SwarmJob.",
+                hint="Write in it: super().__init__(**options)",
+            )
         if kind.transform_item is SwarmJob.transform_item and (
             kind.transform_items is SwarmJob.transform_items
         ):
             raise ConfigError(
                 f"The job {self.label} does nothing with its rows.",
                 hint="Write: async def transform_item(self, item)",
+            )
+        check_transforms(kind)
+        if not self.input_columns:
+            raise ConfigError(
+                f"The job {self.label} has no input columns, so that every row would be the same.",
+                hint='Name them: input_columns = ["text"] in the class, or where the job is made.',
             )
 
     def check_columns(self, there: Sequence[str]) -> None:
@@ -207,7 +255,7 @@ class SwarmJob:
         endpoint: str,
         model: str,
         api_key: str | None = None,
-        **settings: Any,
+        **settings: Unpack[RunKeywords],
     ) -> Any:  # noqa: ANN401 - a frame
         """Ask every row of a frame in this process; return a frame of the same kind.
 
@@ -217,18 +265,18 @@ class SwarmJob:
             endpoint: the URL of any OpenAI endpoint, with or without `/v1`.
             model: the model's name there.
             api_key: its key; else `DOMYN_SWARM_API_TOKEN` or `OPENAI_API_KEY` of the environment.
-            **settings: the fields of `RunSettings` (`tag`, `checkpoint`, `progress`, …) and of
-                `Hooks` (`on_progress`, …).
+            **settings: how to go about it; see `RunKeywords`.
 
         Rows without an answer have an `_error`. The same call again asks only what is new.
 
         Raises:
             SwarmError: something is wrong with the job or the data (nothing was asked), or the run
                 cannot go on (what is settled is kept).
+            KeyboardInterrupt: it was interrupted; says what is kept.
         """
         from domyn_swarm.jobs.running import Endpoint, run, settings_of
 
-        return run(self, data, Endpoint.at(endpoint, model, api_key), settings_of(settings))
+        return run(self, data, Endpoint.at(endpoint, model, api_key), settings_of({**settings}))
 
     async def arun(
         self,
@@ -237,13 +285,13 @@ class SwarmJob:
         endpoint: str,
         model: str,
         api_key: str | None = None,
-        **settings: Any,
+        **settings: Unpack[RunKeywords],
     ) -> Any:  # noqa: ANN401 - a frame
         """As `run`, for async code. Cancelled, it finishes the rows in flight and keeps all."""
         from domyn_swarm.jobs.running import Endpoint, arun, settings_of
 
         where = Endpoint.at(endpoint, model, api_key)
-        return await arun(self, data, where, settings_of(settings))
+        return await arun(self, data, where, settings_of({**settings}))
 
     def travelling(self) -> dict[str, Any]:
         """What the constructor is given on a worker: JSON.
@@ -285,3 +333,6 @@ class SwarmJob:
         if isinstance(schema, dict):
             return dict(zip(names, schema.values(), strict=True))
         return tuple(names)
+
+
+SwarmJob.__signature__ = constructor_of(SwarmJob, OptionKeywords.__annotations__)

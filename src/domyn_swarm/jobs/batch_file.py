@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import msgspec
 
@@ -14,6 +14,7 @@ from domyn_swarm.batch.request_files import (
     URL_COLUMN,
 )
 from domyn_swarm.jobs.base import SwarmJob
+from domyn_swarm.jobs.keywords import OutputKeywords
 from domyn_swarm.jobs.naming import BODY
 from domyn_swarm.jobs.prompted import extra_fields
 from domyn_swarm.jobs.replies import decoded, named
@@ -46,7 +47,7 @@ class BatchFileJob(SwarmJob):
     as_request = True
     version = "1"
 
-    def __init__(self, *, keep_model: bool = False, **options: Any) -> None:
+    def __init__(self, *, keep_model: bool = False, **options: Unpack[OutputKeywords]) -> None:
         """See the class."""
         super().__init__(**options)
         self.keep_model = keep_model

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.keywords import PromptKeywords
 from domyn_swarm.jobs.prompted import PromptedJob
 from domyn_swarm.jobs.replies import Choice, choices
 from domyn_swarm.net.errors import BadReply
@@ -24,7 +25,7 @@ class ChatCompletionJob(PromptedJob):
     output_schema = {"result": str}
     version = "1"
 
-    def __init__(self, *, parse_reasoning: bool = False, **options: Any) -> None:
+    def __init__(self, *, parse_reasoning: bool = False, **options: Unpack[PromptKeywords]) -> None:
         """Options besides: those of `PromptedJob`; the rest goes to the requests."""
         self.parse_reasoning = parse_reasoning
         if parse_reasoning:
@@ -70,7 +71,7 @@ class MultiChatCompletionJob(PromptedJob):
     output_schema = {"results": list[str]}
     version = "1"
 
-    def __init__(self, *, n: int = 2, **options: Any) -> None:
+    def __init__(self, *, n: int = 2, **options: Unpack[PromptKeywords]) -> None:
         """`n` answers; options besides: those of `PromptedJob`; the rest goes to the requests."""
         if n < 1:
             raise ConfigError(f"n must be at least 1, not {n}.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.keywords import PromptKeywords
 from domyn_swarm.jobs.prompted import PromptedJob
 from domyn_swarm.jobs.replies import choices
 from domyn_swarm.net.openai import CHAT_PATH
@@ -61,7 +62,7 @@ class MultiTurnTranslationJob(PromptedJob):
         source_language: str | None = None,
         roles: Sequence[str] = ("system", "user", "assistant"),
         context_turns: int = 6,
-        **options: Any,
+        **options: Unpack[PromptKeywords],
     ) -> None:
         """See the class; `system` replaces our instruction to the translator."""
         self.target_language = target_language

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, get_type_hints, overload
+from typing import Any, Literal, get_type_hints, overload
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -12,6 +12,10 @@ from domyn_swarm.batch.schema import Declared
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.identity import function_digest
+from domyn_swarm.jobs.keywords import OptionKeywords
+from domyn_swarm.jobs.naming import constructor_of
+from domyn_swarm.jobs.options import Kept
+from domyn_swarm.model import Accept, Dedup
 
 _BOUND = ("client", "model")
 """Arguments that a run gives, where the function has them."""
@@ -28,6 +32,16 @@ class FunctionJob(SwarmJob):
 
     function: Function
     version_given: str | None = None
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Tell `help` and completion of the function's parameters."""
+        super().__init_subclass__(**keywords)
+        cls.__signature__ = constructor_of(
+            cls,
+            OptionKeywords.__annotations__,
+            _parameters(cls.function),
+            open_ended=_is_open_ended(cls.function),
+        )
 
     def __init__(self, **given: Any) -> None:
         """Options and parameters, as `SwarmJob`.
@@ -54,13 +68,12 @@ class FunctionJob(SwarmJob):
         """See `SwarmJob.known_parameters`: those of the function, and where it takes `**params`
         those that an API knows.
         """
-        taken = inspect.signature(self.function).parameters.values()
-        open_ended = any(one.kind is one.VAR_KEYWORD for one in taken)
         own = frozenset(_parameters(self.function))
-        return own | super().known_parameters() if open_ended else own
+        return own | super().known_parameters() if _is_open_ended(self.function) else own
 
     def check(self) -> None:
         """See `SwarmJob.check`: here a parameter is missing that the function cannot do without."""
+        super().check()
         missing = [
             name
             for name, one in _parameters(self.function).items()
@@ -83,6 +96,12 @@ def _parameters(function: Function) -> dict[str, inspect.Parameter]:
     known = list(inspect.signature(function).parameters.values())[1:]
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {one.name: one for one in known if one.name not in _BOUND and one.kind in kinds}
+
+
+def _is_open_ended(function: Function) -> bool:
+    """Whether it takes `**params`."""
+    taken = inspect.signature(function).parameters.values()
+    return any(one.kind is one.VAR_KEYWORD for one in taken)
 
 
 def _checked(function: Function, given: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +129,20 @@ def job(
     output_schema: Declared = ...,
     input_columns: Sequence[str] | str = ...,
     version: str | None = ...,
-    **options: Any,
+    name: str | None = ...,
+    id_column: str | None = ...,
+    output_mode: Literal["append", "replace", "io_only"] | None = ...,
+    max_concurrency: int | Literal["auto"] | None = ...,
+    retries: int | None = ...,
+    timeout_s: float | None = ...,
+    timeout_retries: int | None = ...,
+    max_failures: int | str | None = ...,
+    checkpoint_interval: int | None = ...,
+    checkpoint_seconds: float | None = ...,
+    accept: Accept | None = ...,
+    dedup: Dedup | None = ...,
+    keep: Sequence[Kept] | Kept = ...,
+    **parameters: Any,
 ) -> Callable[[Function], FunctionJob]: ...
 def job(
     function: Function | None = None,
@@ -131,7 +163,7 @@ def job(
         output_schema: names, names with types, or a pydantic model.
         input_columns: what an item is made of. One column: its value; several: a dict.
         version: stands for the function's source in the job's identity.
-        **options: any of `JobOptions`, and defaults of the function's parameters.
+        **options: any of `OptionKeywords`, and defaults of the function's parameters.
 
     Raises:
         ConfigError: it is not such a function, or an option is wrong.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.keywords import PromptKeywords
 from domyn_swarm.jobs.prompted import PromptedJob
 from domyn_swarm.jobs.replies import Embedding, decoded, embeddings, vector
 from domyn_swarm.net.errors import BackPressure, BadReply, RequestError
@@ -28,7 +29,7 @@ class EmbeddingJob(PromptedJob):
     version = "1"
     request_parameters = EMBEDDINGS
 
-    def __init__(self, *, batch_size: int = 32, **options: Any) -> None:
+    def __init__(self, *, batch_size: int = 32, **options: Unpack[PromptKeywords]) -> None:
         """Options besides: those of `PromptedJob`; the rest (`dimensions`) goes to the requests."""
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")

@@ -45,6 +45,33 @@ def load_job(
     return job
 
 
+def job_given(job: object) -> SwarmJob:
+    """The job that a caller of Python gave, by itself or as `"module:Class"`.
+
+    Raises:
+        ConfigError: it is none; says how to make one of it.
+    """
+    if isinstance(job, SwarmJob):
+        return job
+    if isinstance(job, str) and ":" in job:
+        return load_job(job, {}, import_path=import_path_of(job))
+    if isinstance(job, type) and issubclass(job, SwarmJob):
+        raise ConfigError(
+            f"{job.__name__} is a class, and what is asked is a job of it.",
+            hint=f"Make one: {job.__name__}(), with its options.",
+        )
+    if inspect.isfunction(job):
+        raise ConfigError(
+            f"{job.__name__} is a function, not a job.",
+            hint="Decorate it: @job(output_schema=...).",
+        )
+    raise ConfigError(
+        f"The job is a {type(job).__name__}, and no job.",
+        hint="The job comes first, then the rows: a job such as ChatCompletionJob(), a function "
+        "with @job, or the text 'module:Class'.",
+    )
+
+
 def _imported(reference: str, import_path: str | None, source: str | None) -> Any:  # noqa: ANN401 - a class or a job
     module_name, _, name = reference.partition(":")
     if not module_name or not name:

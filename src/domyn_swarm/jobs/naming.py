@@ -21,6 +21,7 @@ _OF_CLASS = _OF_EVERY_JOB | {"version", "rows_per_call", "lines"}
 _ALIKE = 0.85  # names that are more alike than this are one name and a slip,
 _SHORT = 6  # but short ones are alike by chance
 _OUR_JOBS = "domyn_swarm.jobs."
+_TRANSFORMS = ("transform_item", "transform_items")
 
 
 def arguments_of(kind: type) -> frozenset[str]:
@@ -106,6 +107,85 @@ def check_attributes(kind: type, bases: Iterable[type]) -> None:
                 f"{kind.__name__}.{name} is no option of jobs, and looks like one.",
                 hint=f"Did you mean {close[0]!r}? If not, call it something else.",
             )
+
+
+def check_methods(kind: type) -> None:
+    """Refuse a method that looks like the one that is written for a job, and is not called so.
+
+    Raises:
+        ConfigError: names it, and what may be meant.
+    """
+    if not {*_TRANSFORMS}.isdisjoint(vars(kind)):
+        return
+    for name, value in vars(kind).items():
+        close = difflib.get_close_matches(name, _TRANSFORMS, 1, _ALIKE)
+        if close and inspect.isfunction(value):
+            raise ConfigError(
+                f"{kind.__name__}.{name} would never be called, and looks like {close[0]}.",
+                hint=f"Call it {close[0]}, or if it is something else, by another name.",
+            )
+
+
+def check_transforms(kind: type) -> None:
+    """Refuse a transform that no run could call.
+
+    Raises:
+        ConfigError: it is not asynchronous, or takes no item.
+    """
+    for name in _TRANSFORMS:
+        argument = name.removeprefix("transform_")
+        taken = f"async def {name}(self, {argument})"
+        method = inspect.getattr_static(kind, name)
+        if not inspect.isfunction(method):  # a static one, a partial, …: what it takes is its own
+            continue
+        function = inspect.unwrap(method)
+        if not inspect.iscoroutinefunction(function):
+            raise ConfigError(
+                f"{kind.__name__}.{name} is not asynchronous.", hint=f"Write: {taken}"
+            )
+        try:
+            inspect.signature(function).bind(None, None)
+        except TypeError as error:
+            raise ConfigError(
+                f"{kind.__name__}.{name} cannot be called with one {argument}: {error}.",
+                hint=f"Write: {taken}",
+            ) from error
+
+
+def constructor_of(
+    kind: type,
+    options: Mapping[str, Any],
+    first: Mapping[str, inspect.Parameter] | None = None,
+    *,
+    open_ended: bool = True,
+) -> inspect.Signature:
+    """All that a job's class takes by name: its own arguments, those of the classes above it, the
+    options of every job.
+
+    Args:
+        kind: the class.
+        options: of every job, with their types.
+        first: further ones, before all others.
+        open_ended: whether parameters of requests are taken besides.
+    """
+    found, passed_on = dict(first or {}), True
+    for one in kind.__mro__:
+        if not passed_on or "__init__" not in vars(one) or one is object:
+            continue
+        arguments = list(inspect.signature(vars(one)["__init__"]).parameters.values())[1:]
+        for argument in arguments:
+            if argument.kind in (argument.KEYWORD_ONLY, argument.POSITIONAL_OR_KEYWORD):
+                found.setdefault(argument.name, argument)
+        passed_on = any(argument.kind is argument.VAR_KEYWORD for argument in arguments)
+    if passed_on:
+        for name, annotation in options.items():
+            told = getattr(annotation, "__forward_arg__", annotation)
+            kind_of = inspect.Parameter.KEYWORD_ONLY
+            option = inspect.Parameter(name, kind_of, default=None, annotation=told)
+            found.setdefault(name, option)
+    named = [one.replace(kind=one.KEYWORD_ONLY) for one in found.values()]
+    rest = inspect.Parameter("parameters", inspect.Parameter.VAR_KEYWORD)
+    return inspect.Signature([*named, *([rest] if passed_on and open_ended else [])])
 
 
 def check_class_parameters(kind: type, api: frozenset[str], given: Mapping[str, Any]) -> None:

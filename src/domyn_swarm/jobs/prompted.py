@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
+from domyn_swarm.jobs.keywords import OutputKeywords
 from domyn_swarm.jobs.naming import BODY, check_class_parameters, check_parameters
 from domyn_swarm.jobs.prompts import PromptTemplate
 from domyn_swarm.model import ReplyVerdict
@@ -41,7 +42,7 @@ class PromptedJob(SwarmJob):
         system: str | None = None,
         param_columns: Sequence[str] | Mapping[str, str] = (),
         input_columns: Sequence[str] | str | None = None,
-        **options: Any,
+        **options: Unpack[OutputKeywords],
     ) -> None:
         """See the class.
 
@@ -75,6 +76,11 @@ class PromptedJob(SwarmJob):
 
     def check(self) -> None:
         """See `SwarmJob.check`: here a template has no column, so that all rows are the same."""
+        if self.prompt is not None and not self.input_columns:
+            raise ConfigError(
+                "The prompt uses no column, so every row would be asked the same.",
+                hint="Name a column in it: {{ column }}.",
+            )
         super().check()
         several = self.params.get("n") not in (None, 1) or "n" in self.param_columns
         if several and type(self).transform_item.__module__ in _KEEPING_ONE:
@@ -83,11 +89,6 @@ class PromptedJob(SwarmJob):
                 hint="MultiChatCompletionJob(n=...) keeps several.",
             )
         check_class_parameters(type(self), self.request_parameters, self.params)
-        if not self.input_columns:
-            raise ConfigError(
-                "The prompt uses no column, so every row would be asked the same.",
-                hint="Name a column in it: {{ column }}.",
-            )
 
     def check_columns(self, there: Sequence[str]) -> None:
         """See `SwarmJob.check_columns`."""

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,14 +23,15 @@ from domyn_swarm.batch.job_store import frame_key
 from domyn_swarm.batch.reading import InputReading, reading_of
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.config.environment import key_of_environment
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import ConfigError, SwarmError, interrupted
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.frames import ends_of
 from domyn_swarm.jobs.hooks import HookEvents, Hooks
-from domyn_swarm.jobs.loading import import_path_of, reference_to
+from domyn_swarm.jobs.loading import import_path_of, job_given, reference_to
+from domyn_swarm.jobs.options import OPTIONS
 from domyn_swarm.jobs.preparation import check_rows, plan_of
 from domyn_swarm.jobs.program import access_of, event_loop
-from domyn_swarm.jobs.progress_line import ProgressLine
+from domyn_swarm.jobs.progress_display import Progress, ProgressDisplay, progress_display
 from domyn_swarm.jobs.spec import JobSpec, new_job_id
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import verdicts_named
@@ -38,29 +40,22 @@ from domyn_swarm.paths import checkpoints_dir, private_dir, write_private
 
 _log = get_logger(__name__)
 _T = TypeVar("_T")
+_DRAW_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How `run` goes about it, beside the job's own options."""
+    """How `run` goes about it, beside the job's own options: see `RunKeywords`."""
 
     tag: str | None = None
-    """Keeps apart what is else the same job."""
     checkpoint: bool = True
-    """False: nothing is left behind, and nothing is gone on with."""
     checkpoint_dir: str | Path | None = None
     resume: bool = True
-    """False: ask every row again. What was answered stays for other jobs that ask the same."""
     retry_failed: bool = False
-    """Ask rows again that an earlier run gave up, beside those that were never asked."""
     retry_class: str | Sequence[str] = ()
-    """Likewise, by what their answers are: `"cut"`, `["empty", "refused"]`, …"""
     limit: int | None = None
-    """Only the first so many rows."""
     progress: bool = True
-    """Tell on stderr how far it is."""
     encoding: str = "utf-8"
-    """Of text files, where rows are given by their path; so are the next three."""
     delimiter: str | None = None
     types: Mapping[str, str] = field(default_factory=dict)
     recursive: bool = False
@@ -86,14 +81,24 @@ def settings_of(given: dict[str, Any]) -> RunSettings:
     known = {one.name for one in fields(RunSettings)} - {"hooks"}
     heard = {one.name for one in fields(Hooks) if one.init}
     for name in given.keys() - known - heard:
-        raise ConfigError(
-            f"run takes no {name!r}.",
-            hint=f"It takes {', '.join(sorted(known | heard))}; the job itself takes the rest: "
-            f"job({name}=...).run(...).",
-        )
+        raise ConfigError(f"run takes no {name!r}.", hint=_instead(name, known | heard))
     hooks = Hooks(**{name: value for name, value in given.items() if name in heard})
     chosen = {name: value for name, value in given.items() if name in known}
     return RunSettings(**chosen, hooks=hooks)
+
+
+def _instead(name: str, known: frozenset[str] | set[str]) -> str:
+    """What may be meant by a name that is no setting of a run."""
+    of_jobs = {*OPTIONS, "input_columns", "output_schema", "output_columns"}
+    if close := get_close_matches(name, sorted(known | of_jobs), 1):
+        [meant] = close
+        return (
+            f"Did you mean {meant!r}?"
+            if meant in known
+            else f"{meant} is an option of the job: job({meant}=...)."
+        )
+    takes = f"It takes {', '.join(sorted(known))}."
+    return f"{takes} Parameters of requests are the job's: job({name}=...)."
 
 
 @dataclass(frozen=True)
@@ -109,16 +114,24 @@ class Endpoint:
         return cls({"endpoint_url": url, "model": model}, api_key or key_of_environment())
 
 
-async def arun(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettings) -> Any:  # noqa: ANN401 - a frame
+async def arun(
+    job: SwarmJob | str,
+    data: Any,  # noqa: ANN401 - a frame or a path
+    endpoint: Endpoint,
+    settings: RunSettings,
+    tally: Tally | None = None,
+) -> Any:  # noqa: ANN401 - a frame
     """Ask every row of a frame, or of the files at a path; return a frame of the same kind.
 
     Rows without an answer have an `_error`. Cancelled, it finishes the rows in flight and keeps all
-    that is settled.
+    that is settled. What is counted is in `tally` meanwhile.
 
     Raises:
         SwarmError: something is wrong with the job or the data (nothing was asked), or the run
             cannot go on (what is settled is kept).
     """
+    job = job_given(job)
+    job.check()
     with contextlib.ExitStack() as stack:
         stack.enter_context(open_files.raised())
         opening = ends_of(data, settings.limit, job.lines, settings.reading)
@@ -138,7 +151,9 @@ async def arun(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettin
         await asyncio.to_thread(check_rows, plan)
         plan.output.check_names(ends.dataset)
         async with ends.workers(spec) as workers:
-            await _settle(job, spec, endpoint, replace(plan, workers=workers), settings)
+            plan = replace(plan, workers=workers)
+            counted = Tally() if tally is None else tally
+            await _settle(job, spec, endpoint, plan, settings, tally=counted)
         kept = plan.folder if settings.checkpoint else None
         return await asyncio.to_thread(ends.collect, spec, plan, kept)
 
@@ -186,14 +201,36 @@ def _check_hooks(hooks: Hooks) -> None:
             )
 
 
-def run(job: SwarmJob, data: Any, endpoint: Endpoint, settings: RunSettings) -> Any:  # noqa: ANN401 - a frame
+def run(job: SwarmJob | str, data: Any, endpoint: Endpoint, settings: RunSettings) -> Any:  # noqa: ANN401 - a frame
     """As `arun`, for code that is not async. In a notebook, where a loop runs already, it runs
     on another one beside it.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; says what is kept.
     """
+    tally = Tally()
+    try:
+        return _ran(lambda: arun(job, data, endpoint, settings, tally))
+    except KeyboardInterrupt:
+        raise interrupted(_kept(tally, settings)) from None
+    except SwarmError as error:  # its words say all: where in our code it arose helps nobody
+        raise error.with_traceback(None) from None
 
-    def begin() -> Coroutine[None, None, Any]:
-        return arun(job, data, endpoint, settings)
 
+def _kept(tally: Tally, settings: RunSettings) -> str:
+    """What an interrupted run leaves, in words."""
+    if not settings.checkpoint:
+        return "Interrupted: nothing is kept (checkpoint=False). The same call asks all rows again."
+    if not tally.rows_done:
+        return "Interrupted before a row was answered. The same call begins anew."
+    of_all = "" if tally.rows_total is None else f" of {tally.rows_total}"
+    return (
+        f"Interrupted: {tally.rows_done}{of_all} rows are done and kept. "
+        "The same call asks only the rest."
+    )
+
+
+def _ran(begin: Callable[[], Coroutine[None, None, _T]]) -> _T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -262,11 +299,17 @@ def _spec(
 
 
 async def _settle(
-    job: SwarmJob, spec: JobSpec, endpoint: Endpoint, plan: BatchPlan, settings: RunSettings
+    job: SwarmJob,
+    spec: JobSpec,
+    endpoint: Endpoint,
+    plan: BatchPlan,
+    settings: RunSettings,
+    *,
+    tally: Tally,
 ) -> None:
-    tally, events = Tally(), HookEvents(settings.hooks)
-    line = ProgressLine(tally, spec.name, shown=settings.progress)
-    work = replace(plan.work, notice=line.notice)
+    events = HookEvents(settings.hooks)
+    display = progress_display(shown=settings.progress)
+    work = replace(plan.work, notice=display.notice)
     batch = BatchRun(replace(plan, work=work), tally, events)
     events.stop = batch.stop
     access = access_of(spec)
@@ -277,14 +320,35 @@ async def _settle(
         return job.transform_items
 
     try:
-        async with beside(line.keep_drawing()):
+        async with beside(_keep_drawing(display, tally, spec.name)):
             await _until_over(asyncio.ensure_future(batch.run(access, transform)), batch)
     finally:
-        line.end()
+        display.end(_progress(tally, spec.name))
         for remark in job.remarks(tally.all_verdicts):
-            line.notice(remark)
+            display.notice(remark)
         await batch.keep_account(spec.job_id, ended=True)
     events.raise_failure()
+
+
+async def _keep_drawing(display: ProgressDisplay, tally: Tally, name: str) -> None:
+    """Show how far it is until cancelled."""
+    while True:
+        await asyncio.sleep(_DRAW_S)
+        display.draw(_progress(tally, name))
+
+
+def _progress(tally: Tally, name: str) -> Progress:
+    return Progress(
+        name,
+        tally.rows_done,
+        tally.rows_total,
+        resumed=tally.rows_resumed,
+        failed=tally.all_failed,
+        verdicts=tally.all_verdicts,
+        rows_per_s=tally.rows_per_s(),
+        left_s=tally.eta_s(),
+        remark=tally.paused or tally.remark,
+    )
 
 
 async def _until_over(running: asyncio.Future[bool], batch: BatchRun) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from pydantic import BaseModel, ValidationError, create_model
 
@@ -14,6 +14,7 @@ from domyn_swarm.batch.rows import set_aside_replies
 from domyn_swarm.batch.schema import Declared, OutputMismatch, reasons
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.json_answers import SeveralAnswers, found_answer
+from domyn_swarm.jobs.keywords import ShapedPromptKeywords
 from domyn_swarm.jobs.prompted import PromptedJob
 from domyn_swarm.jobs.replies import choices
 from domyn_swarm.model import ReplyVerdict
@@ -51,7 +52,7 @@ class StructuredOutputJob(PromptedJob):
         output_schema: Declared | str | None = None,
         repairs: int = 1,
         guided: Literal["json_schema", "guided_json", "none"] = "json_schema",
-        **options: Any,
+        **options: Unpack[ShapedPromptKeywords],
     ) -> None:
         """See the class.
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.net import parameters
 from domyn_swarm.net.errors import BadReply
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    import ssl
+    from types import ModuleType
+
+    from openai import AsyncOpenAI, OpenAI
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
@@ -30,6 +33,61 @@ _KNOWN = {
 }
 _NOT_GIVEN = frozenset({"NotGiven", "Omit"})  # the names of OpenAI's marks for "leave it out"
 _NOT_OURS = ("extra_headers", "extra_query")
+
+
+class ClientAddress(NamedTuple):
+    """What a client of an endpoint needs."""
+
+    url: str  # without /v1
+    key: str | None
+    use_proxy: bool = True  # obey HTTP(S)_PROXY; a swarm's own endpoint is inside the cluster
+    ca_file: str | None = None  # certificates that are trusted beside the system's
+
+    @property
+    def base_url(self) -> str:
+        """As OpenAI's clients have it."""
+        return f"{self.url.rstrip('/').removesuffix('/v1')}/v1"
+
+    def trusted(self) -> ssl.SSLContext | bool:
+        """What certificates are checked against; True: the system's."""
+        from domyn_swarm.net.certificates import trusting
+
+        return True if self.ca_file is None else trusting(self.ca_file)
+
+
+def official_client(address: ClientAddress, asked_for: str) -> OpenAI:
+    """OpenAI's own client for an endpoint. `asked_for` is what needs the package, in an error.
+
+    Raises:
+        ConfigError: the package `openai` is not installed, or the certificates cannot be used.
+    """
+    openai = _official_package(asked_for)
+    http = openai.DefaultHttpxClient(trust_env=address.use_proxy, verify=address.trusted())
+    made: OpenAI = openai.OpenAI(
+        base_url=address.base_url, api_key=address.key or "none", http_client=http
+    )
+    return made
+
+
+def official_async_client(address: ClientAddress, asked_for: str) -> AsyncOpenAI:
+    """As `official_client`, for asynchronous code. Raises the same."""
+    openai = _official_package(asked_for)
+    http = openai.DefaultAsyncHttpxClient(trust_env=address.use_proxy, verify=address.trusted())
+    made: AsyncOpenAI = openai.AsyncOpenAI(
+        base_url=address.base_url, api_key=address.key or "none", http_client=http
+    )
+    return made
+
+
+def _official_package(asked_for: str) -> ModuleType:
+    try:
+        import openai
+    except ImportError as error:
+        raise ConfigError(
+            f"{asked_for} needs the package openai.",
+            hint="Install it: pip install 'domyn-swarm[openai]'.",
+        ) from error
+    return openai
 
 
 class Transport(Protocol):
@@ -210,14 +268,14 @@ class OpenAIClient:
     def __init__(
         self,
         transport: Transport,
-        address: Callable[[], tuple[str, str | None]] | None = None,
+        address: Callable[[], ClientAddress] | None = None,
         *,
         timeout_s: float | None = None,
     ) -> None:
-        """`address` tells the endpoint's URL, without /v1, and its key."""
+        """`address` tells where the endpoint is now."""
         self.transport = transport
         self._address = address
-        self._official: tuple[str, AsyncOpenAI] | None = None
+        self._official: tuple[ClientAddress, AsyncOpenAI] | None = None
         self.chat = _Chat(transport, timeout_s)
         self.completions = _Resource(transport, COMPLETIONS_PATH, timeout_s)
         self.embeddings = _Resource(transport, EMBEDDINGS_PATH, timeout_s)
@@ -240,16 +298,9 @@ class OpenAIClient:
         Raises:
             ConfigError: the package `openai` is not installed.
         """
-        try:
-            from openai import AsyncOpenAI
-        except ImportError as error:
-            raise ConfigError(
-                "client.openai needs the package openai.",
-                hint="Install it: pip install 'domyn-swarm[openai]'.",
-            ) from error
         if self._address is None:
             raise ConfigError("This client knows no endpoint.")
-        url, key = self._address()
-        if self._official is None or self._official[0] != url:
-            self._official = url, AsyncOpenAI(base_url=f"{url}/v1", api_key=key or "none")
+        address = self._address()
+        if self._official is None or self._official[0] != address:
+            self._official = address, official_async_client(address, "client.openai")
         return self._official[1]

@@ -101,6 +101,16 @@ class JobService:
         seen = self._submitter.refresh(record) if refresh else self._submitter.recall(record)
         return job_snapshot(seen, asked=refresh)
 
+    def handle(self, ref: JobRef) -> JobHandle | None:
+        """How to find a job again; None: its platform has not answered its submission yet.
+
+        Raises:
+            JobNotFound: there is none of that id.
+            PlatformError: its platform cannot be asked whether it has it.
+        """
+        record = self._record(ref)
+        return record.handle or self._submitter.refresh(record).handle
+
     def list(
         self, swarm: str | None = None, *, refresh: bool = True, newest: int | None = None
     ) -> list[JobSnapshot]:

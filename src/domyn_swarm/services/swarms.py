@@ -23,13 +23,13 @@ from domyn_swarm.services.requests import (
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
 from domyn_swarm.swarm.forgetting import forget_swarm
+from domyn_swarm.swarm.job_access import live_address
 from domyn_swarm.swarm.lifecycle import OnChange, SwarmLifecycle
-from domyn_swarm.swarm.lost import check_not_lost
 from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.survey import job_snapshot, snapshot_of, take_snapshot
-from domyn_swarm.swarm.whereabouts import endpoint_address, is_elsewhere
+from domyn_swarm.swarm.whereabouts import is_elsewhere
 
 if TYPE_CHECKING:
     from domyn_swarm.config import DomynLLMSwarmConfig
@@ -201,13 +201,7 @@ class SwarmService:
         """
         record = self._now(self._store.swarm(name or self.only_live()))
         swarm = rehydrate(record)
-        check_not_lost(swarm, "has no endpoint")
-        address = endpoint_address(swarm)
-        if address is None:
-            raise StateError(
-                f"The swarm {record.name} is {record.phase.value} and has no endpoint.",
-                hint=f"See `domyn-swarm status {record.name}`.",
-            )
+        address = live_address(swarm)
         return EndpointInfo(
             name=record.name,
             url=address.url,

@@ -1,1 +1,1 @@
-"""Lifecycle, jobs and snapshots of a swarm; the facade over them."""
+"""Lifecycle, jobs and snapshots of a swarm."""

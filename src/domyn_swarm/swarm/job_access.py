@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from domyn_swarm.backends.endpoint.view import EndpointAddress
 from domyn_swarm.config.environment import key_of_environment
-from domyn_swarm.errors import ConfigError, StateError
+from domyn_swarm.errors import ConfigError, StateError, words_of
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.swarm.factory import LiveSwarm
@@ -16,9 +17,12 @@ from domyn_swarm.swarm.job_request import JobRequest
 from domyn_swarm.swarm.lost import check_not_lost
 from domyn_swarm.swarm.whereabouts import endpoint_address
 
+if TYPE_CHECKING:
+    from domyn_swarm.net.openai import ClientAddress
 
-def swarm_access(swarm: LiveSwarm) -> dict[str, Any]:
-    """What a job is told of a swarm.
+
+def live_address(swarm: LiveSwarm) -> EndpointAddress:
+    """Where a swarm's endpoint listens.
 
     Raises:
         StateError: it has no endpoint now, or none that will answer again.
@@ -31,6 +35,39 @@ def swarm_access(swarm: LiveSwarm) -> dict[str, Any]:
             f"The swarm {swarm.record.name} is {swarm.record.phase.value} and has no endpoint.",
             hint=f"See `domyn-swarm status {swarm.record.name}`.",
         )
+    return address
+
+
+def client_address(swarm: LiveSwarm) -> ClientAddress:
+    """What a client in this process needs to ask a swarm, its key included.
+
+    Raises:
+        StateError, RunsElsewhere: as `live_address`; or its key cannot be read.
+    """
+    from domyn_swarm.net.openai import ClientAddress
+
+    address = live_address(swarm)
+    try:
+        key = swarm.paths.api_key.read_text("utf-8").strip()
+    except OSError as error:
+        raise StateError(
+            f"The key of the swarm {swarm.record.name} cannot be read. "
+            f"{words_of(error, swarm.paths.api_key)}",
+            hint="The user who brought it up can read it, on a machine that has its home.",
+        ) from error
+    ca_file = None if address.ca_file is None else str(address.ca_file)
+    outside = address.collector_url is None  # the platform's own endpoint: the world is between
+    return ClientAddress(address.url, key, use_proxy=outside, ca_file=ca_file)
+
+
+def swarm_access(swarm: LiveSwarm) -> dict[str, Any]:
+    """What a job is told of a swarm.
+
+    Raises:
+        StateError: it has no endpoint now, or none that will answer again.
+        RunsElsewhere: its endpoint is not reached from here.
+    """
+    address = live_address(swarm)
     handle = swarm.handle
     endpoint = tuple(part for part in handle.parts if part.kind == "endpoint")
     return {

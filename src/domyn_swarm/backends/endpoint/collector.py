@@ -17,7 +17,7 @@ from domyn_swarm.backends.endpoint.replicas import ReplicaTable, Verdict
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import ReplicaReport, ReplicaState, utc_now
+from domyn_swarm.model import ReplicaReport, ReplicaState, listing_tag, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
 
 _log = get_logger(__name__)
@@ -141,6 +141,8 @@ class Collector:
     async def _replicas(self, request: web.Request) -> web.Response:
         for_requests = "for" in request.query  # somebody sends them without the router
         self.drivers_looked += for_requests
+        if for_requests and request.query.get("known") == listing_tag(self._serving()):
+            return web.Response(status=204)  # a thousand replicas are much to tell every second
         text = self._listing(for_requests=for_requests)
         return web.Response(text=text, content_type="application/json")
 

@@ -1,0 +1,172 @@
+"""How far a job is, as Python's callers see it: a bar in a notebook, a line in a terminal; in a log
+messages alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol
+
+from domyn_swarm.model import ReplyVerdict
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is at one moment."""
+
+    name: str
+    done: int  # settled rows, failed ones and those of earlier runs included
+    total: int | None  # None: not known yet
+    resumed: int = 0  # of the settled rows: before this run
+    failed: int = 0
+    verdicts: Mapping[ReplyVerdict, int] = field(default_factory=dict)
+    rows_per_s: float | None = None
+    left_s: float | None = None
+    remark: str | None = None  # what it waits for, …
+
+    @property
+    def notable(self) -> bool:
+        """Whether some rows did not come out as asked for."""
+        return bool(self.failed or self._noted)
+
+    @property
+    def _noted(self) -> list[ReplyVerdict]:
+        return sorted({*self.verdicts} - {ReplyVerdict.COMPLETE, ReplyVerdict.ERROR})
+
+    def __str__(self) -> str:
+        parts = [f"{self.name}: {self.done}/{'?' if self.total is None else self.total} rows"]
+        if self.resumed:
+            parts[0] += f" ({self.done - self.resumed} asked now, {self.resumed} before)"
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        parts += [f"{self.verdicts[one]} {one.value}" for one in self._noted]
+        if self.rows_per_s:
+            parts.append(f"{self.rows_per_s:.1f} rows/s")
+        if self.left_s:
+            parts.append(f"{self.left_s:.0f} s left")
+        return ", ".join([*parts, *([self.remark] if self.remark else [])])
+
+
+class ProgressDisplay(Protocol):
+    """Where progress is shown. Nothing that becomes of it ends a run."""
+
+    def draw(self, progress: Progress) -> None:
+        """Show how far it is, in place of what was shown before."""
+
+    def notice(self, text: str) -> None:
+        """Say something that is not progress."""
+
+    def end(self, progress: Progress | None) -> None:
+        """Show the last state; None: leave none, somebody else has the last word."""
+
+
+def progress_display(*, shown: bool) -> ProgressDisplay:
+    """What fits where this process writes to; not shown: silent."""
+    if not shown:
+        return _Silent()
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if getattr(shell, "kernel", None) is not None:
+        return _NotebookBar()
+    return _TerminalLine() if sys.stderr.isatty() else _Log()
+
+
+class _Silent:
+    def draw(self, progress: Progress) -> None:
+        """See `ProgressDisplay`."""
+
+    def notice(self, text: str) -> None:
+        """See `ProgressDisplay`."""
+
+    def end(self, progress: Progress | None) -> None:
+        """See `ProgressDisplay`."""
+
+
+class _Log(_Silent):
+    """A file or a pipe: nobody watches it, so that only what has to be known later is written."""
+
+    def notice(self, text: str) -> None:
+        """See `ProgressDisplay`."""
+        _print(text + "\n")
+
+    def end(self, progress: Progress | None) -> None:
+        """See `ProgressDisplay`."""
+        if progress is not None and progress.notable:
+            _print(f"{progress}\n")
+
+
+class _TerminalLine(_Log):
+    """One line, drawn over."""
+
+    def __init__(self) -> None:
+        self._drawn = 0  # characters of the line that stands there
+
+    def draw(self, progress: Progress) -> None:
+        """See `ProgressDisplay`."""
+        text = str(progress)
+        _print("\r" + text.ljust(self._drawn))
+        self._drawn = len(text)
+
+    def notice(self, text: str) -> None:
+        """See `ProgressDisplay`."""
+        self._clear()
+        super().notice(text)
+
+    def end(self, progress: Progress | None) -> None:
+        """See `ProgressDisplay`."""
+        self._clear()
+        if progress is not None:
+            _print(f"{progress}\n")
+
+    def _clear(self) -> None:
+        if self._drawn:
+            _print("\r" + " " * self._drawn + "\r")
+            self._drawn = 0
+
+
+class _NotebookBar:
+    """An output of the cell that is replaced: what Rich has for notebooks shows nothing where
+    `ipywidgets` is missing.
+    """
+
+    def __init__(self) -> None:
+        self._display = import_module("IPython.display").display
+        self._bar = self._display(_Html("", ""), display_id=True)
+
+    def draw(self, progress: Progress) -> None:
+        """See `ProgressDisplay`."""
+        bar = "" if progress.total is None else f' value="{progress.done}" max="{progress.total}"'
+        self._show(_Html(str(progress), f'<progress{bar} style="width: 16em"></progress> '))
+
+    def notice(self, text: str) -> None:
+        """See `ProgressDisplay`."""
+        self._display(_Html(text, ""))
+
+    def end(self, progress: Progress | None) -> None:
+        """See `ProgressDisplay`."""
+        self._show(_Html("", "")) if progress is None else self.draw(progress)
+
+    def _show(self, what: _Html) -> None:
+        if self._bar is not None:
+            self._bar.update(what)
+
+
+class _Html:
+    """Text, with something before it where HTML is shown."""
+
+    def __init__(self, text: str, before: str) -> None:
+        self._text, self._before = text, before
+
+    def _repr_mimebundle_(self, **_formats: Any) -> dict[str, str]:
+        return {"text/plain": self._text, "text/html": self._before + html.escape(self._text)}
+
+
+def _print(text: str) -> None:
+    """To stderr. A terminal that is gone, or a log on a full disk, is no reason to end a run."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()

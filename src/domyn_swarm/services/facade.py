@@ -1,0 +1,296 @@
+"""`DomynLLMSwarm`: a swarm as a Python object, a thin facade over the lifecycle and the jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from domyn_swarm.config import DomynLLMSwarmConfig
+from domyn_swarm.errors import ConfigError, JobError, StateError, interrupted
+from domyn_swarm.model import JobStatus
+from domyn_swarm.services.submitted_job import SubmittedJob
+from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.factory import LiveSwarm
+from domyn_swarm.swarm.job_access import client_address, live_address, swarm_access
+from domyn_swarm.swarm.job_request import JobRequest, SubmitKeywords, request_of
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from domyn_swarm.swarm.submitter import JobSubmitter
+from domyn_swarm.swarm.survey import job_snapshot, take_snapshot
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAI
+
+    from domyn_swarm.jobs.base import SwarmJob
+    from domyn_swarm.jobs.keywords import RunKeywords
+    from domyn_swarm.swarm.snapshot import JobSnapshot, SwarmSnapshot
+
+
+class DomynLLMSwarm:
+    """A swarm for as long as a `with` block, or an existing one by `attach`.
+
+    Entering the block brings the swarm up and waits for it; leaving it, also by an exception,
+    brings it down, and so does an interruption while it comes up.
+    """
+
+    def __init__(self, cfg: DomynLLMSwarmConfig) -> None:
+        self._config: DomynLLMSwarmConfig | None = _checked(cfg)
+        self._swarm: LiveSwarm | None = None
+        self._store = SwarmStore.open()
+        self._lifecycle = SwarmLifecycle(self._store)
+
+    @classmethod
+    def attach(cls, name: str) -> DomynLLMSwarm:
+        """A swarm from the state database, in any process.
+
+        Raises:
+            SwarmNotFound: there is none of that name.
+        """
+        found = cls.__new__(cls)
+        found._config = None
+        found._store = SwarmStore.open()
+        found._lifecycle = SwarmLifecycle(found._store)
+        found._swarm = found._lifecycle.attach(name)
+        return found
+
+    def __enter__(self) -> Self:
+        if self._swarm is None and self._config is not None:
+            try:
+                self._swarm = self._lifecycle.up(self._config, keep_interrupted=False)
+            except KeyboardInterrupt:
+                raise interrupted(
+                    "Interrupted: the swarm was not up yet, and what was started has been told to "
+                    "end. `domyn-swarm status` shows what is left of it, if anything."
+                ) from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.down()
+
+    def __repr__(self) -> str:
+        if self._swarm is None:
+            return f"<DomynLLMSwarm {getattr(self._config, 'name', None) or ''!r}, not up>"
+        name, plan = self._swarm.record.name, self._swarm.plan
+        return f"<DomynLLMSwarm {name!r}: model {plan.model!r}, {plan.backend}>"
+
+    @property
+    def _live(self) -> LiveSwarm:
+        if self._swarm is None:
+            raise StateError(
+                "This swarm is not up.", hint="Use it in a `with` block, or attach to a live one."
+            )
+        return self._swarm
+
+    @property
+    def name(self) -> str:
+        """The swarm's name."""
+        return self._live.record.name
+
+    @property
+    def model(self) -> str:
+        """The model it serves."""
+        return self._live.plan.model
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of its endpoint, without `/v1`, as it is now.
+
+        Raises:
+            StateError: it is not up, or has no endpoint.
+            RunsElsewhere: its endpoint is not reached from here.
+        """
+        return live_address(self._live).url
+
+    @property
+    def api_key(self) -> str:
+        """The key that its endpoint asks for. A secret: it is in no `repr` and no log.
+
+        Raises:
+            StateError: as `endpoint`, or the key's file cannot be read here.
+        """
+        return client_address(self._live).key or ""
+
+    def openai(self) -> OpenAI:
+        """OpenAI's own client for its endpoint, ready to be used.
+
+        It has the swarm's key, trusts its certificate and sends nothing through a proxy that the
+        environment names for what is outside. It asks the endpoint where that is now: make
+        another one when the swarm has moved. `with swarm.openai() as client` closes it.
+
+        Raises:
+            ConfigError: the package `openai` is not installed.
+            StateError: as `api_key`.
+        """
+        from domyn_swarm.net.openai import official_client
+
+        return official_client(client_address(self._live), "swarm.openai()")
+
+    def async_openai(self) -> AsyncOpenAI:
+        """As `openai`, for asynchronous code: `await client.chat.completions.create(...)`.
+
+        Raises:
+            ConfigError: the package `openai` is not installed.
+            StateError: as `api_key`.
+        """
+        from domyn_swarm.net.openai import official_async_client
+
+        return official_async_client(client_address(self._live), "swarm.async_openai()")
+
+    def run(self, job: SwarmJob | str, data: Any, **settings: Unpack[RunKeywords]) -> Any:  # noqa: ANN401 - a frame
+        """Ask every row of a frame in this process; return a frame of the same kind.
+
+        Args:
+            job: the job, or `"module:Class"`.
+            data: a pandas, polars, Arrow or Ray frame, or the path of files (which come back as an
+                Arrow table).
+            **settings: how to go about it; see `RunKeywords`.
+
+        Rows without an answer have an `_error`. The same call again asks only what is new.
+
+        Raises:
+            SwarmError: something is wrong with the job or the data (nothing was asked), the swarm
+                has no endpoint, or the run cannot go on (what is settled is kept).
+            KeyboardInterrupt: it was interrupted; says what is kept.
+        """
+        from domyn_swarm.jobs.loading import job_given
+        from domyn_swarm.jobs.running import Endpoint, run, settings_of
+
+        job = job_given(job)
+        return run(job, data, Endpoint(swarm_access(self._live)), settings_of({**settings}))
+
+    def submit_job(
+        self,
+        job: SwarmJob | str,
+        *,
+        input_path: str | Path,
+        output_path: str | Path,
+        detach: bool = False,
+        progress: bool = True,
+        **options: Unpack[SubmitKeywords],
+    ) -> SubmittedJob:
+        """Submit a job, and wait for its end unless `detach`. Ctrl-C meanwhile ends the job.
+
+        Args:
+            job: the job, or `"module:Class"`. Where no worker could import it (a script's, a
+                notebook's) its source travels.
+            input_path: the rows.
+            output_path: where the answers go.
+            detach: return once it is submitted; on Slurm it has an allocation of its own.
+            progress: while it waits, show how far the job is: a bar in a notebook, a line in a
+                terminal.
+            **options: as the flags of `job submit`: see `SubmitKeywords`.
+
+        Raises:
+            SwarmError: something is wrong with the job or an option; nothing was asked.
+            JobError: it did not come to its end (`detach=False`).
+        """
+        request = _request(job, input_path, output_path, options)
+        resources = request.resources.model_copy(update={"detached": detach})
+        changed = {"swarm": self.name, "resources": resources}
+        submitter = JobSubmitter(self._store)
+        handle = submitter.submit(request.model_copy(update=changed), self._live)
+        submitted = SubmittedJob.of(handle)
+        if not detach:
+            ended = _followed(submitted, progress=progress)
+            if ended.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
+                raise JobError(
+                    f"Job {handle.job_id} {ended.status.value}: {ended.message}",
+                    hint=f"See {handle.log_path}.",
+                )
+        return submitted
+
+    def results(self, job_id: str, *, partial: bool = False, arrow: bool = False) -> Any:  # noqa: ANN401 - pandas is optional
+        """A job's output as a pandas `DataFrame`, or as an Arrow table.
+
+        Args:
+            job_id: the job, by its id or its external id.
+            partial: the rows that are settled by now, whether or not the job runs.
+            arrow: return a `pyarrow.Table`, which needs nothing else.
+
+        Raises:
+            ConfigError: pandas is not installed.
+            SwarmError: the job has not published (without `partial`), or it cannot be read.
+        """
+        return SubmittedJob.attach(job_id).results(partial=partial, arrow=arrow)
+
+    def snapshot(self) -> SwarmSnapshot:
+        """What it looks like now: serving, replicas, jobs."""
+        self._swarm = self._lifecycle.attach(self.name)
+        jobs = JobSubmitter(self._store).refresh_all(self._store.jobs(self.name))
+        return take_snapshot(self._swarm, [job_snapshot(job, asked=True) for job in jobs])
+
+    def scale(self, replicas: int) -> None:
+        """Have it run so many replicas: more are started, or the last ones finish and end.
+
+        Raises:
+            StateError: it is not up, or replicas that were taken out have not ended yet.
+            PlatformError: a replica could not be started.
+        """
+        self._swarm = self._lifecycle.scale(self.name, replicas)
+
+    def down(self) -> None:
+        """Stop it and verify that nothing runs. Idempotent.
+
+        Raises:
+            PlatformError: something still runs.
+        """
+        if self._swarm is not None:
+            self._swarm = self._lifecycle.down(self._swarm.record.name)
+
+
+def _checked(cfg: object) -> DomynLLMSwarmConfig:
+    """The configuration.
+
+    Raises:
+        ConfigError: it is none; says how to make one of it.
+    """
+    if isinstance(cfg, DomynLLMSwarmConfig):
+        return cfg
+    what, hint = f"a {type(cfg).__name__}", "Give a DomynLLMSwarmConfig."
+    if isinstance(cfg, str | Path):
+        what = f"the text {str(cfg)!r}"
+        hint = (
+            f"A file: DomynLLMSwarm(DomynLLMSwarmConfig.read({str(cfg)!r})). "
+            f"A swarm that is up: DomynLLMSwarm.attach({str(cfg)!r})."
+        )
+    elif isinstance(cfg, Mapping):
+        what, hint = "a mapping", "Make one of it: DomynLLMSwarm(DomynLLMSwarmConfig(**cfg))."
+    raise ConfigError(f"The configuration of a swarm is {what}.", hint=hint)
+
+
+def _request(
+    job: SwarmJob | str, input_path: str | Path, output_path: str | Path, options: Mapping[str, Any]
+) -> JobRequest:
+    from domyn_swarm.jobs.loading import job_given, reference_to
+
+    fields = {"input": str(input_path), "output": str(output_path), **options}
+    if isinstance(job, str):
+        return request_of({"job": job, **fields})
+    found = reference_to(job_given(job))
+    name = {"name": job.options.name} if job.options.name else {}
+    made = {"job": found.job, "job_source": found.source, "job_kwargs": found.kwargs}
+    return request_of({**made, **name, **fields})
+
+
+def _followed(submitted: SubmittedJob, *, progress: bool) -> JobSnapshot:
+    """Wait for the end of a job that nobody follows but its caller: Ctrl-C ends it, too."""
+    try:
+        return submitted.wait(progress=progress)
+    except KeyboardInterrupt:
+        try:
+            left = submitted.cancel()
+        except KeyboardInterrupt:
+            raise interrupted(
+                f"Interrupted: the job {submitted.job_id} finishes the rows in flight and stops. "
+                "The same call goes on from there."
+            ) from None
+    raise interrupted(
+        f"Interrupted: the job {left.job_id} has stopped, and its {left.rows_done} rows that are "
+        "done are kept. The same call goes on from there."
+    )

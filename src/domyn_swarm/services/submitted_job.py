@@ -1,0 +1,166 @@
+"""`SubmittedJob`: a job that was submitted, as a Python object."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from domyn_swarm.errors import ConfigError, StateError, interrupted
+from domyn_swarm.model import JobHandle
+
+if TYPE_CHECKING:
+    from domyn_swarm.jobs.progress_display import Progress
+    from domyn_swarm.services.report_records import JobReport
+    from domyn_swarm.swarm.snapshot import JobSnapshot
+
+
+class SubmittedJob(JobHandle):
+    """A job that was submitted: what `submit_job` returns, or an earlier one by `attach`.
+
+    It works in any process that has the same `$DOMYN_SWARM_HOME`, on every platform, and can be
+    pickled. As JSON (`model_dump_json()`) it is what `job submit` prints and `--handle-json` takes.
+    """
+
+    @classmethod
+    def attach(cls, job_id: str) -> Self:
+        """A job of the state database, by its id or its external id, in any process.
+
+        Raises:
+            JobNotFound: there is none of that id.
+            StateError: it is not known yet whether its platform has it.
+        """
+        from domyn_swarm.services.jobs import JobService
+
+        handle = JobService().handle(job_id)
+        if handle is None:
+            raise StateError(
+                f"The job {job_id} is being submitted: its platform has not answered yet.",
+                hint=f"Try again in a while; see `domyn-swarm job status {job_id}`.",
+            )
+        return cls.of(handle)
+
+    @classmethod
+    def of(cls, handle: JobHandle) -> Self:
+        """The job of a handle, such as `JobService.submit` returns."""
+        return cls.model_validate(dict(handle))
+
+    def status(self) -> JobSnapshot:
+        """What it is doing now, asked where it runs: status, rows that are done, why it waits.
+
+        Raises:
+            PlatformError: whether its platform has it cannot be asked.
+        """
+        from domyn_swarm.services.jobs import JobService
+
+        return JobService().status(self)
+
+    def wait(self, *, timeout_s: float | None = None, progress: bool = True) -> JobSnapshot:
+        """Block until it has ended, or the time is up; return what it is doing then.
+
+        How it ended is in `.status` of what is returned (`succeeded`, `partial` where some rows
+        failed, `failed`, …); it raises nothing for that. Ctrl-C ends the waiting, not the job.
+
+        Args:
+            timeout_s: no longer than so many seconds. None: as long as it takes.
+            progress: show how far it is: a bar in a notebook, a line in a terminal.
+
+        Raises:
+            PlatformError: whether its platform has it cannot be asked.
+        """
+        try:
+            return self._followed(timeout_s, progress=progress)
+        except KeyboardInterrupt:
+            raise interrupted(
+                f"Interrupted: the job {self.job_id} goes on. SubmittedJob.attach({self.job_id!r})"
+                " is it again: .wait() waits for it, .cancel() ends it."
+            ) from None
+
+    def cancel(self) -> JobSnapshot:
+        """End this job alone; rows that are done stay done, and `job resume` goes on from there.
+
+        Raises:
+            RunsElsewhere: it can only be ended from another host or cluster.
+            PlatformError: it still runs.
+        """
+        from domyn_swarm.services.jobs import JobService
+
+        return JobService().cancel(self)
+
+    def results(self, *, partial: bool = False, arrow: bool = False) -> Any:  # noqa: ANN401 - pandas is optional
+        """Its output as a pandas `DataFrame`, or as an Arrow table.
+
+        Args:
+            partial: the rows that are settled by now, whether or not the job runs.
+            arrow: return a `pyarrow.Table`, which needs nothing else.
+
+        Raises:
+            ConfigError: pandas is not installed.
+            SwarmError: the job has not published (without `partial`), or it cannot be read.
+        """
+        from domyn_swarm.services.jobs import JobService
+
+        if not arrow and importlib.util.find_spec("pandas") is None:
+            raise ConfigError(
+                "Results as a DataFrame need pandas, which is not installed.",
+                hint="pip install 'domyn-swarm[pandas]', or ask for arrow=True.",
+            )
+        table = JobService().results(self, partial=partial)
+        return table if arrow else table.to_pandas()
+
+    def report(self, path: str | Path | None = None) -> JobReport:
+        """Write a page about it, ended or not: one HTML file; `.path` of what is returned is where.
+
+        Args:
+            path: the file. None: in the job's folder.
+
+        Raises:
+            SwarmError: the job's files cannot be read, or the page cannot be written.
+        """
+        from domyn_swarm.services.jobs import JobService
+
+        return JobService().report(self, output=None if path is None else Path(path))
+
+    def _followed(self, timeout_s: float | None, *, progress: bool) -> JobSnapshot:
+        """The job once it has ended or the time is up, shown meanwhile."""
+        from domyn_swarm.jobs.progress_display import progress_display
+        from domyn_swarm.services.jobs import JobService
+
+        display = progress_display(shown=progress)
+        said: list[str] = []
+        last: JobSnapshot | None = None
+
+        def show(seen: JobSnapshot) -> None:
+            nonlocal last
+            if seen.message and seen.message not in said[-1:] and not seen.status.final:
+                said.append(seen.message)
+                display.notice(f"{seen.job_id}: {seen.message}")
+            display.draw(_progress(seen))
+            last = seen
+
+        try:
+            return JobService().wait(self, timeout_s=timeout_s, on_progress=show)
+        finally:
+            display.end(None if last is None else _progress(last))
+
+    def __repr__(self) -> str:
+        where = "an endpoint" if self.swarm is None else f"swarm {self.swarm!r}"
+        return f"<SubmittedJob {self.job_id!r} of {where}, {self.platform}>"
+
+    __str__ = __repr__
+
+
+def _progress(seen: JobSnapshot) -> Progress:
+    from domyn_swarm.jobs.progress_display import Progress
+
+    return Progress(
+        f"{seen.name} {seen.status.value}",
+        seen.rows_done,
+        seen.rows_total,
+        resumed=seen.rows_resumed,
+        failed=seen.rows_failed,
+        verdicts=seen.verdicts,
+        rows_per_s=seen.rows_per_s,
+        left_s=seen.eta_s,
+        remark=seen.message,
+    )
