@@ -23,10 +23,12 @@ from domyn_swarm.backends.endpoint.router import RouterFigures
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.cli.app import COMMANDS
+from domyn_swarm.cli.job_flags import FLAGS, key_descriptions
 from domyn_swarm.cli.lazy import build
 from domyn_swarm.config.models import DomynLLMSwarmConfig
 from domyn_swarm.model import JobProgress, ReplicaReport, ReplicaState
 from domyn_swarm.paths import JobPaths, SwarmPaths
+from domyn_swarm.services.setting_up import job_schema
 
 Command = TyperCommand | TyperGroup
 
@@ -92,6 +94,24 @@ def keys_page() -> str:
     return "\n".join(lines)
 
 
+def job_keys_page() -> str:
+    """Every key of a job's file: the flag that says the same, type, what it does."""
+    lines = [
+        "# Every key of a job's file",
+        "",
+        "As `job submit -f FILE` takes it; see [Keep a job in a file](../how-to/job-files.md).",
+        "",
+        "| key | flag | type | |",
+        "|---|---|---|---|",
+    ]
+    descriptions = key_descriptions()
+    fields = job_schema(descriptions)["properties"]
+    for key in (one for one in descriptions if one in fields):
+        flag, what = FLAGS.get(key, ""), descriptions[key].replace("|", "\\|")
+        lines.append(f"| `{key}` | {flag and f'`{flag}`'} | {_type(fields[key])} | {what} |")
+    return "\n".join([*lines, ""])
+
+
 def _default(field: dict[str, Any]) -> str:
     if field.get("default") in (None, {}, [], ""):
         return ""
@@ -108,6 +128,8 @@ def _type(field: dict[str, Any]) -> str:
         if several in field:
             names = [_type(one) for one in field[several] if one.get("type") != "null"]
             return " or ".join(dict.fromkeys(names))
+    if isinstance(field.get("type"), list):  # text of any look
+        return "text"
     if field.get("type") == "array":
         return f"list of {_type(field.get('items', {}))}"
     words = {"string": "text", "integer": "whole number", "object": "mapping", "boolean": "yes/no"}
@@ -246,6 +268,7 @@ def _summary(thing: object) -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "reference/options.md": options_page,
     "reference/keys.md": keys_page,
+    "reference/job-keys.md": job_keys_page,
     "reference/errors.md": errors_page,
     "reference/causes.md": causes_page,
     "reference/files.md": files_page,

@@ -16,7 +16,14 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-_LANGUAGES = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".jsonl": "json", ".csv": "text"}
+_LANGUAGES = {
+    ".py": "python",
+    ".sh": "bash",
+    ".yaml": "yaml",
+    ".jsonl": "json",
+    ".csv": "text",
+    ".txt": "text",
+}
 _LIVE_VIEW = "test_a_large_swarm_with_two_jobs_looks_as_it_was_looked_at[80].raw"
 _SNAPSHOTS = ROOT / "tests/cli/__snapshots__/test_top"
 _LINES = 100  # of a file that is shown; a longer one is cut
@@ -46,7 +53,7 @@ def _examples() -> list[Path]:
 
 def changelog_page() -> str:
     """What changed, by version."""
-    return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "](../")
 
 
 def live_view() -> str:
@@ -72,7 +79,10 @@ def examples_page() -> str:
 def example_page(folder: Path) -> str:
     """An example: its README, and its files as they are."""
     readme = (folder / "README.md").read_text(encoding="utf-8")
-    lines = [readme.replace("](../../docs/", "](../"), "## Files", ""]
+    linked = readme.replace("](../../docs/", "](../")
+    for path in folder.iterdir():
+        linked = linked.replace(f"]({path.name})", "](#files)")
+    lines = [linked, "## Files", ""]
     for path in _tracked(folder):
         if path.suffix == ".ipynb":
             lines += [f"`{path.relative_to(EXAMPLES)}`", "", *_cells(path)]

@@ -15,6 +15,7 @@ from types import TracebackType
 EXIT_OK = 0
 EXIT_FAILED_ROWS = 7
 EXIT_BUG = 70
+EXIT_TIMED_OUT = 124  # as `timeout` has it
 EXIT_INTERRUPTED = 130
 
 
@@ -123,6 +124,12 @@ class LaunchError(SwarmError):
 
 class NotReady(LaunchError):
     """Too few replicas answered before the deadline."""
+
+
+class WaitTimedOut(SwarmError):
+    """The time that was to be waited is over; the swarm is neither up nor failed, and goes on."""
+
+    exit_code = EXIT_TIMED_OUT
 
 
 class ReplicaFailed(LaunchError):

@@ -60,7 +60,8 @@ def test_a_dry_run_asks_one_row_and_leaves_nothing(standing: Standing) -> None:
 
 def test_what_a_dry_run_finds_is_its_exit_code(standing: Standing) -> None:
     job = standing.job("unasked", 2)
-    wrong = standing.cli(*job.submission("--name", "demo"), "--dry-run", "--input-column", "no")
+    named = ["no" if one == "prompt" else one for one in job.submission("--name", "demo")]
+    wrong = standing.cli(*named, "--dry-run")
     assert wrong.returncode == 2
     assert "no column 'no'" in wrong.stderr
     missing = standing.cli(*job.submission("--name", "nobody"), "--dry-run")

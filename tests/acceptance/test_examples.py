@@ -56,6 +56,13 @@ def test_summarise_csv(model: CommandLine, tmp_path: Path) -> None:
     assert "Tides" in said
 
 
+def test_a_job_as_a_file(model: CommandLine, tmp_path: Path) -> None:
+    folder, _ = typed("job-file", model, tmp_path)
+    rows = pq.read_table(folder / "sorted.parquet").to_pylist()
+    assert [row["id"] for row in rows] == ["1", "2", "3"]
+    assert all(row["kind"] for row in rows)
+
+
 def test_judge_pairs(model: CommandLine, tmp_path: Path) -> None:
     folder, _ = typed("judge-pairs", model, tmp_path)
     rows = pq.read_table(folder / "verdicts.parquet").to_pylist()

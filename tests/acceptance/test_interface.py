@@ -24,8 +24,9 @@ PRINTS = "--format --json --yaml"
 ATTACH = "--detach -d --no-progress --mail-user --cpus --mem --time --placement --run-here"
 REF = "--external-id --handle-json"
 FLAGS = {
-    "up": "-c --config -r --replicas --name --set --dry-run --no-wait --timeout",
+    "up": "-c --config -r --replicas -n --name --set --dry-run --no-wait --timeout",
     "plan": f"-c --config --test {PRINTS}",
+    "wait": f"--timeout {PRINTS}",
     "status": f"--watch {PRINTS}",
     "down": "--all -c --config -y",
     "logs": "--endpoint --watchdog --job -f -n",
@@ -35,12 +36,14 @@ FLAGS = {
     "top": "--every",
     "swarm list": f"--no-probe {PRINTS}",
     "swarm describe": PRINTS,
-    "job submit": f"--name -c --config --input --output --input-column --output-column --id-column "
+    "job submit": f"-f --file --prompt-file --system-file --temperature --max-tokens --print-job "
+    "--overwrite --name -c --config --input --output --input-column --output-column --id-column "
     "--output-mode --job-kwargs --prompt --system --limit --job-name --max-concurrency --retries "
     "--timeout --max-failures --accept --checkpoint-dir --checkpoint-tag --checkpoint-interval "
     "--checkpoint-seconds --no-resume --no-checkpointing --workers --shard-output --data-backend "
     "--backend-read-kwargs --backend-write-kwargs --ray-address --fingerprint --dedup --down-after "
     f"{ATTACH}",
+    "job preview": f"-f --input --output --prompt -n -y {ATTACH} {PRINTS}",
     "job submit-script": ATTACH,
     "job list": f"--refresh {PRINTS}",
     "job status": f"--watch --refresh {REF} {PRINTS}",
@@ -58,7 +61,7 @@ FLAGS = {
     "pool down": f"-y {PRINTS}",
     "init config": "--platform --output",
     "init defaults": "",
-    "config schema": "",
+    "config schema": "--job",
     "config check": PRINTS,
     "doctor": f"-c --config {PRINTS}",
     "checkpoints list": PRINTS,

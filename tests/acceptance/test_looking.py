@@ -178,6 +178,7 @@ def test_job_logs_are_followed_to_the_jobs_end(standing: Standing) -> None:
         ("job", "logs", handle["job_id"]),
         ("job", "logs", "--external-id", "by-my-id"),
         ("logs", "demo", "--job", "by-my-id"),
+        ("logs", "--job", handle["job_id"]),
     ):
         assert standing.cli.ok(*shown) == text
     assert standing.cli.ok("job", "logs", "by-my-id", "-n", "1").count("\n") == min(1, len(text))

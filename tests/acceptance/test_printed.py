@@ -48,6 +48,7 @@ ELSEWHERE = {
     "pool status",
     "pool down",
     "job submit --dry-run",
+    "job preview",
 }  # in tests of theirs
 READING = sorted(
     command

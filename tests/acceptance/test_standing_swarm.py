@@ -40,11 +40,13 @@ REPLICA_KEYS = {
     *("requests_running", "requests_waiting", "prompt_tokens", "generated_tokens", "figures_age_s"),
     *("tokens_per_s", "kv_cache_usage", "node", "expires_at"),
 }
+ALONE_KEYS = ("model", "job_class", "prompt", "system", "parameters")  # null in lists
 JOB_KEYS = {
     *("schema_version", "job_id", "external_id", "name", "swarm", "status", "rows_total"),
     *("rows_done", "rows_failed", "rows_per_s", "eta_s", "prompt_tokens", "completion_tokens"),
     *("input", "output", "account", "message", "exit_code", "submitted_at", "ended_at", "log_path"),
     *("verdicts", "remarks", "rows_resumed", "whereabouts"),
+    *ALONE_KEYS,
 }
 
 
@@ -84,6 +86,24 @@ def call(url: str, key: str | None = None) -> int:
             return int(refusal.code)
 
 
+def test_up_and_wait_take_a_swarm_that_is_up_as_it_is(standing: Standing) -> None:
+    cli, file = standing.cli, standing.sim.path
+    both_ready(standing)
+    before = cli.json("swarm", "describe", "demo")["tag"]
+    done = cli("up", file)
+    assert (done.returncode, done.stdout) == (0, "demo\n"), done.stderr
+    assert "nothing was started" in done.stderr
+    told = cli.json("up", "-c", file)
+    assert (told["ready"], told["launched"]) == (True, False)
+    assert cli.ok("wait", "demo") == "demo\n"
+    assert cli.json("wait", "demo")["endpoint"] == told["endpoint"]
+    for changes in (["-r", "1"], ["--set", "watchdog.max_restarts=9"]):
+        refused = cli("up", file, *changes)
+        assert (refused.returncode, refused.stdout) == (3, "")
+        assert "another configuration" in refused.stderr
+    assert cli.json("swarm", "describe", "demo")["tag"] == before
+
+
 def test_the_keys_of_status_are_a_promise(standing: Standing) -> None:
     cli, job = standing.cli, standing.job("promise", 3)
     handle = json.loads(cli.ok(*job.submission("--name", "demo")))
@@ -96,7 +116,9 @@ def test_the_keys_of_status_are_a_promise(standing: Standing) -> None:
     [mine] = [one for one in seen["jobs"] if one["job_id"] == handle["job_id"]]
     assert set(mine) == JOB_KEYS
     assert (mine["status"], mine["rows_done"], mine["rows_total"]) == ("succeeded", 3, 3)
-    assert cli.json("job", "status", handle["job_id"]) == mine
+    alone = cli.json("job", "status", handle["job_id"])
+    assert (alone["model"], alone["parameters"]) == ("sim-model", {})
+    assert {**alone, **dict.fromkeys(ALONE_KEYS)} == mine
     for shown in (cli.ok("status", "demo"), cli.ok("swarm", "list"), cli.ok("job", "list")):
         assert "demo" in shown
     assert "simulating" in cli.ok("logs", "demo", "0")

@@ -18,7 +18,7 @@ import pytest
 from domyn_swarm.batch import lease
 from domyn_swarm.batch.checkpoint import Checkpoint
 from domyn_swarm.batch.frames import SortedFrames, encode_frame, read_results, scan_frames
-from domyn_swarm.batch.identity import JobIdentity
+from domyn_swarm.batch.identity import JobIdentity, in_words
 from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex, open_index
 from domyn_swarm.batch.job_store import Asker, JobPlace
 from domyn_swarm.batch.journal import Journal
@@ -414,6 +414,20 @@ def test_differences_are_told_field_by_field() -> None:
         "params.temperature: 0.1 → 0.7",
         "params.top_p: null → 1",
     ]
+
+
+def test_what_differs_is_told_as_users_call_it() -> None:
+    long = "Answer in one word. " * 5
+    old = {"prompt": f"{long}Rain?", "params": {"seed": 1}, "source": "a", "tag": None, "job": "A"}
+    new = {"prompt": f"{long}Snow?", "params": {}, "source": "b", "tag": "t", "job": "B"}
+    assert in_words(old, new) == [
+        'job\'s class: "A" → "B"',
+        "seed: 1 → not set",
+        'prompt: …"n one word. Rain?" → …"n one word. Snow?"',
+        "the code of the job",
+        '--checkpoint-tag: not set → "t"',
+    ]
+    assert in_words(old, {**new, "model": "m"})[-1] == "and 1 more"
 
 
 def test_a_journal_that_is_sealed_just_as_it_is_opened_is_read_all_the_same(

@@ -211,6 +211,25 @@ def test_a_folder_holds_files_of_one_kind_and_what_does_not_count(tmp_path: Path
         open_dataset(str(tmp_path / "empty"))
 
 
+def test_json_under_another_name(tmp_path: Path) -> None:
+    """As lines where it is named; in a folder it is what lies beside rows."""
+    lines = b'{"id": 1}\n{"id": 2}\n'
+    (tmp_path / "a.JSON").write_bytes(lines)
+    for source in (tmp_path / "a.JSON", f"{tmp_path}/*.[Jj]*"):
+        assert rows_of(open_dataset(str(source))) == [{"id": 1}, {"id": 2}]
+    with pytest.raises(InvalidInput, match="no input"):
+        open_dataset(str(tmp_path))
+    (tmp_path / "b.jsonl").write_bytes(lines)
+    assert len(rows_of(open_dataset(str(tmp_path)))) == 2
+    for content, told in (
+        (b'\n[{"id": 1}]', r"array.*\n.*jq -c '\.\[\]' .*c.json > c.jsonl"),
+        (b'{\n "id": 1\n}\n{\n "id": 2\n}', r"several lines.*\n.*jq -c '\.' "),
+    ):
+        (tmp_path / "c.json").write_bytes(content)
+        with pytest.raises(InvalidInput, match=told):
+            open_dataset(str(tmp_path / "c.json"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [

@@ -19,7 +19,7 @@ from domyn_swarm.batch.manifest import Manifest, read_manifest, without_secrets
 from domyn_swarm.batch.output_files import SHARD_ROWS, OutputPlace, shard_name
 from domyn_swarm.batch.part_writer import PartWriter
 from domyn_swarm.batch.written_files import Writer
-from domyn_swarm.errors import OutputExists
+from domyn_swarm.errors import InvalidInput, OutputExists
 from domyn_swarm.jobs.outputs import verify_output
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.worker import main
@@ -419,11 +419,19 @@ def test_only_what_is_asked_for_replaces_the_answers_to_another_input(
     assert bench.server.asked == {"p50": 1, "p51": 1}
 
     prompted = {**other, "job_kwargs": {"temperature": 0.5}}
-    with pytest.raises(OutputExists, match="is not this job's output"):
+    with pytest.raises(OutputExists) as changed:
         prepare(bench.spec(**prompted))
+    assert "another job, j1. What differs: temperature: not set → 0.5." in changed.value.message
+    assert "--overwrite" in changed.value.hint
     assert run(bench, **prompted, overwrite=True) == 0
     verified = verify_output(bench.spec(**prompted))
     assert (verified.whole, verified.rows) == (True, 2)
+
+
+def test_the_input_is_no_output(bench: Any) -> None:
+    path = bench.write(2)
+    with pytest.raises(InvalidInput, match="is the input itself"):
+        prepare(bench.spec(output=str(path), overwrite=True))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

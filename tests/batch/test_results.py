@@ -222,7 +222,7 @@ def test_everything_that_arrow_knows_can_be_exported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("x.xlsx", "no kind that can be written"),
+        ("x.xlsx", "no ending that says how"),
         ("in.parquet", "belongs to the job's own"),
         ("out/part-00009.parquet", "belongs to the job's own"),
     ],

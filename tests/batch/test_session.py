@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 
+from domyn_swarm.batch.access import EndpointAccess, open_session
 from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.gate import EndpointGate
@@ -28,6 +29,7 @@ from domyn_swarm.net.errors import (
     ServerFailed,
 )
 from domyn_swarm.net.http import HttpReply
+from model_server import Bench
 from virtual_time import in_virtual_time, now_s
 
 MODELS = HttpReply(200, b'{"data": [{"id": "m"}]}', None)
@@ -91,6 +93,8 @@ class Job:
     states: list[str | None] = field(default_factory=list)
     suspects: Suspects = field(default_factory=Suspects)
 
+    expected: bool = True
+
     def __post_init__(self) -> None:
         self.gate = EndpointGate(
             self.endpoint,
@@ -98,6 +102,7 @@ class Job:
             self.states.append,
             self.suspects,
             knock_max_s=self.policy.knock_max_s,
+            expected=self.expected,
         )
         self.session = RequestSession(self.endpoint, self.gate, self.policy, self.tally)
 
@@ -138,12 +143,54 @@ async def test_ten_minutes_without_an_endpoint_cost_no_row_an_attempt() -> None:
     assert [trace.attempts for trace in traces] == [1] * 100
     assert (work.tally.retries, work.tally.requests) == (0, 200)
     assert back_at <= now_s() <= back_at + work.policy.knock_max_s + 0.1
-    assert work.states == ["the endpoint http://a does not answer; waiting for it", None]
+    assert work.states == ["the endpoint http://a is starting; waiting for it", None]
     looks = [at for at, _ in endpoint.looks]
     pauses = rests(looks)
     assert pauses[0] == pytest.approx(0.2, abs=0.02)  # soon, as most are back soon,
     assert max(pauses) == pytest.approx(5.0, abs=0.02)  # and then one for all rows
     assert len(looks) < 140
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        (CannotConnect("refused"), "nobody has answered at http://a yet; trying again"),
+        (HttpReply(503, b"loading", None), "the endpoint http://a is starting; waiting for it"),
+        (MODELS, "the endpoint http://a does not answer; waiting for it"),
+    ],
+)
+def test_an_endpoint_that_nobody_brings_up_has_to_be_there(before: Outcome, words: str) -> None:
+    """Where it answered anything before, it is waited for; else its address is wrong."""
+
+    @in_virtual_time
+    async def run() -> None:
+        began = now_s()
+        refused = CannotConnect("refused")
+        served = before is MODELS
+        first = iter([] if served else [before])
+
+        def post(nth: int) -> Outcome:
+            there = now_s() >= began + 600.0
+            return ANSWER if there or (served and nth == 1) else refused
+
+        endpoint = Endpoint(
+            post=post,
+            models=lambda: MODELS if now_s() >= began + 600.0 else next(first, refused),
+        )
+        work = Job(endpoint, RetryPolicy(retries=0), lambda: "http://a", expected=False)
+        if served:
+            await work.rows(1)
+        if isinstance(before, CannotConnect):
+            with pytest.raises(JobError, match="Nobody answers at http://a: refused") as caught:
+                await work.rows(100)
+            assert "host and port" in caught.value.hint
+            assert now_s() - began < 20.0
+        else:
+            await work.rows(1)
+            assert now_s() - began >= 600.0
+        assert [one for one in work.states if one] == [words]
+
+    run()
 
 
 @in_virtual_time
@@ -421,3 +468,14 @@ async def test_an_endpoint_that_cannot_be_asked_for_ends_the_run_and_names_the_c
     work = job(endpoint, locate)
     with pytest.raises(JobError, match=r"Cannot ask whether the endpoint.*nowhere"):
         await work.rows(20)
+
+
+async def test_a_port_at_which_nobody_listens_ends_the_session(bench: Bench) -> None:
+    """A real one, of an endpoint that is no swarm's."""
+    url, said = bench.server.url, list[str]()
+    bench.server.stop()
+    access, policy = EndpointAccess(lambda: url, None), RetryPolicy(retries=0, knock_max_s=0.05)
+    with pytest.raises(JobError, match=f"Nobody answers at {url}: .*[Rr]efused"):
+        async with open_session(access, policy, Tally(), said.append) as (client, _):
+            await client.completions.create(model="m", prompt="p")
+    assert said == [f"nobody has answered at {url} yet; trying again"]

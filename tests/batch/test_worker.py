@@ -348,7 +348,7 @@ def test_a_second_driver_says_who_holds_the_job(bench: Any, answer: Any) -> None
         ({"id_column": "twice"}, "The id 7 in column 'twice' stands in row 0 and in row 2"),
         ({"id_column": "holes"}, "null in row 1"),
         ({"output_columns": ("n",)}, "already in the input"),
-        ({"output": "x.txt"}, "of no kind that can be written"),
+        ({"output": "x.txt"}, "no ending that says how"),
     ],
 )
 def test_bad_input_is_refused_before_the_first_request(

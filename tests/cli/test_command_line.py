@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import CommandLine
+from command_line import CommandLine, write_sim_config
 from command_tree import commands
 from patience import limit_s
 
@@ -83,6 +83,7 @@ def test_version_is_the_package_s() -> None:
     from domyn_swarm import __version__
 
     assert run("version", "--short").stdout == f"{__version__}\n"
+    assert run("--version").stdout == f"{__version__}\n"
     told = json.loads(run("version", "--json").stdout)
     assert told["schema_version"] == 1
     assert told["domyn-swarm"] == __version__
@@ -92,6 +93,10 @@ def test_version_is_the_package_s() -> None:
     ("args", "said"),
     [
         (["up"], "--config"),
+        (["up", "a.yaml", "-c", "b.yaml"], "once"),
+        (["plan"], "--config"),
+        (["doctor", "a.yaml", "-c", "b.yaml"], "once"),
+        (["config", "check"], "--config"),
         (["nonsense"], "nonsense"),
         (["down"], "name the swarms"),
         (["down", "--all"], "needs -y"),
@@ -105,7 +110,10 @@ def test_version_is_the_package_s() -> None:
         (["job", "submit", "--input", "a"], "--output"),
         (["job", "submit", "--input", "a", "--output", "b", "--max-concurrency", "0"], "auto"),
         (["job", "submit", "--input", "a", "--output", "b", "--job-kwargs", "[1]"], "JSON object"),
-        (["job", "submit", "--input", "a", "--output", "b", "--job-kwargs", "{"], "not JSON"),
+        (
+            ["job", "submit", "--input", "a", "--output", "b", "--job-kwargs", "{"],
+            "--job-kwargs '{' is not JSON",
+        ),
         (["job", "submit", "--input", "a", "--output", "b", "--output-mode", "x"], "append"),
         (
             ["job", "submit", "--input", "a", "--output", "b", "--name", "n", "--endpoint", "u"],
@@ -122,6 +130,31 @@ def test_usage_errors_exit_2_and_name_what_is_wrong(
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert not swarm_home.exists()
+
+
+@pytest.mark.parametrize("words", [[], ["up"], ["job"], ["job", "list"]])
+def test_h_is_short_for_help(words: list[str], swarm_home: Path) -> None:
+    cli = CommandLine(swarm_home)
+    assert cli.ok(*words, "-h") == cli.ok(*words, "--help")
+
+
+def test_a_file_and_a_name_may_be_given_the_short_way(
+    swarm_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = CommandLine(swarm_home)
+    file = write_sim_config(tmp_path, "any").path
+    planned = cli.json("plan", "-c", file, "--name", "mine")
+    assert planned["plan"]["name"] == "mine"
+    assert cli.json("plan", file, "-n", "mine") == planned
+    assert cli.json("up", file, "-n", "mine", "--dry-run") == planned
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.json("plan", "--config=~/any.yaml", "-n", "mine") == planned
+    assert cli.json("config", "check", file) == cli.json("config", "check", "-c", file)
+    assert "rehearsal" in cli("doctor", file).stdout  # only where there is a file
+    for words in (["down"], ["status"], ["wait"], ["endpoint"], ["logs"], ["swarm", "describe"]):
+        none = cli(*words, file)
+        assert (none.returncode, none.stdout) == (3, "")
+        assert "no swarm named 'any'" in none.stderr
 
 
 def test_a_handle_that_is_none_is_refused() -> None:

@@ -129,13 +129,36 @@ tls_cert: x
         "not 'sometimes'",
         "  bad.yaml:12: router.tls_cert: there is no file /nowhere",
         "  bad.yaml:13: name: must be lower-case letters, digits and hyphens, begin with a letter, "
-        "not end with a hyphen, at most 40",
+        "not end with a hyphen, at most 40; for example not-good",
         "  bad.yaml:14: min_ready: 2 is more than replicas (1)",
         "  bad.yaml:19: env.not a name: is no name of a variable: use letters, digits and _",
         "  bad.yaml:20: notify.url: must be a URL that begins with http:// or https://",
         "  bad.yaml:21: tls_cert: unknown key here; it belongs under router",
         "  --set port: port: must be a whole number, not 'high'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("backend: {type: local, wait_endpoint_s: 5}", "it belongs at the top level"),
+        ("max_restarts: 5\nbackend: local", "it belongs under watchdog"),
+        ("watchdog: {expected_tp: 5}\nbackend: local", "it belongs under watchdog.ray"),
+        ("partition: gpu\nbackend: local", "it belongs to a backend of type slurm"),
+        (
+            "wall_time: 1\nbackend: {type: slurm, partition: p}",
+            "it belongs under backend.endpoint",
+        ),
+        ("backend: {type: slurm, partition: p, port: 5}", "at the top level or under backend.end"),
+        ("nginx_image: x\nbackend: local", "remove it, the router comes with this program"),
+        ("backend: {type: local, lb_wait: 5}", "it is called wait_endpoint_s now"),
+        ("name: My Swarm\nbackend: local", "for example my-swarm"),
+    ],
+)
+def test_a_key_in_the_wrong_place_or_of_an_earlier_version(
+    written: str, told: str, tmp_path: Path
+) -> None:
+    assert told in mistakes(f"model: m\n{written}\n", tmp_path)
 
 
 def test_no_mistake_shows_a_secret(tmp_path: Path) -> None:
@@ -379,7 +402,7 @@ def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path)
         ),
         (
             "model: a\nbackend: {type: local, partition: p}\n",
-            "backend.partition: unknown key; backend takes type",
+            "backend.partition: unknown key here; it belongs to a backend of type slurm",
         ),
         (
             "model: a\nbackend:\n  type: slurm\n  partition: p\n  time_limit: 4\n"

@@ -29,7 +29,7 @@ from domyn_swarm.jobs import (
     TemplateJob,
 )
 from domyn_swarm.model import ReplyVerdict
-from domyn_swarm.net.errors import BadReply, RequestError
+from domyn_swarm.net.errors import BadReply, RequestError, RequestRefused
 from model_server import KEY, Answer, ModelServer
 
 
@@ -315,6 +315,16 @@ def embed(prompt: str, _nth: int) -> Answer:
         return Answer(status=400)
     data = [{"index": at, "embedding": [len(text)]} for at, text in enumerate(texts)]
     return Answer(body={"data": data[::-1]})
+
+
+def test_a_server_without_embeddings_is_asked_once(server: ModelServer) -> None:
+    server.behave = lambda *_: Answer(status=501, body={"error": {"message": "not supported"}})
+    errors = ask(server, EmbeddingJob(), "a", "b", "c")
+    assert len(server.bodies) == 1
+    for error in errors:
+        assert isinstance(error, RequestRefused)
+        assert (error.status, error.retryable) == (501, False)
+        assert "args: --embedding" in error.message
 
 
 def test_embeddings_go_many_at_once(server: ModelServer) -> None:

@@ -10,7 +10,7 @@ from typing import Any, get_overloads
 import pytest
 
 from domyn_swarm import SwarmJob, job
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import ConfigError, InvalidInput
 from domyn_swarm.jobs import (
     BatchFileJob,
     ChatCompletionJob,
@@ -161,6 +161,7 @@ def test_the_list_has_what_openais_client_takes() -> None:
         (SwarmJob, "max_concurency", "Did you mean 'max_concurrency'"),
         (SwarmJob, "input_column", "Did you mean 'input_columns'"),
         (SwarmJob, "output_column", "Did you mean 'output_col"),
+        (SwarmJob, "input_column_name", "earlier version.*\n.*called input_columns"),
         (SwarmJob, "timeout", "Did you mean 'timeout_s'"),
         (SwarmJob, "rows_per_cal", "Did you mean 'rows_per_call'"),
         (ChatCompletionJob, "system", r"no effect.*\n.*Mine\(system=...\)"),
@@ -171,6 +172,32 @@ def test_the_list_has_what_openais_client_takes() -> None:
 def test_an_attribute_that_looks_like_an_option(base: type, name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=rf"Mine.{name}\b[\s\S]*{reason}"):
         type("Mine", (base,), {name: "x"})
+
+
+def test_code_of_an_earlier_version() -> None:
+    with pytest.raises(ConfigError, match=r"item reads self.kwargs[\s\S]*self.params"):
+
+        class Old(SwarmJob):
+            async def transform_item(self, item: Any) -> Any:
+                return await self.client.completions.create(prompt=item, **self.kwargs)
+
+    class Own(SwarmJob):
+        """What it keeps itself is its own matter."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__()
+            self.kwargs = options
+
+        async def transform_item(self, item: Any) -> Any:
+            return self.kwargs[item]
+
+    class Whole(SwarmJob):
+        async def transform(self, rows: Any) -> Any:
+            return rows
+
+    assert asyncio.run(Own(a=1).transform_item("a")) == 1
+    with pytest.raises(ConfigError, match="`transform` of earlier versions is not called"):
+        Whole().check()
 
 
 def test_a_parameter_as_an_attribute_that_nothing_reads() -> None:
@@ -261,7 +288,16 @@ def test_every_option_has_its_keyword_and_no_keyword_is_unknown() -> None:
     assert {*keywords.RunKeywords.__annotations__} == settings
     requests = parameters.CHAT | parameters.COMPLETIONS | parameters.EMBEDDINGS
     assert {*keywords.RequestKeywords.__annotations__} == requests - {"n"} | {"extra_body"}
-    of_the_call = {"job", "job_source", "swarm", "endpoint", "model", "input", "output"}
+    of_the_call = {
+        "job",
+        "job_source",
+        "import_folder",
+        "swarm",
+        "endpoint",
+        "model",
+        "input",
+        "output",
+    }
     assert {*SubmitKeywords.__annotations__} == {*JobRequest.model_fields} - of_the_call
     [_, called] = get_overloads(job)
     own = {"output_schema", "input_columns", "version", "parameters"}
@@ -288,3 +324,24 @@ def test_one_name_is_one_column_of_a_submission() -> None:
     made = request_of({"job": "a:b", "input": "i", "output": "o", **named})
     assert (made.input_columns, made.output_columns) == (("text",), ("answer",))
     assert made.max_failures == "5"
+
+
+def test_columns_that_no_request_would_hold_are_refused() -> None:
+    two = {"input_columns": ["id", "text"]}
+    with pytest.raises(ConfigError, match=r"first input column holds, 'id': 'text' would be") as no:
+        load_job("domyn_swarm.jobs:ChatCompletionJob", two)
+    assert "{{ id }} {{ text }}" in no.value.hint
+    for more in ({"system": "In {{ text }}"}, {"param_columns": {"seed": "text"}}):
+        load_job("domyn_swarm.jobs:ChatCompletionJob", {**two, **more})
+
+    class Both(ChatCompletionJob):
+        async def transform_item(self, item: Any) -> Any:
+            return str(item)
+
+    Both(**two).check()
+
+
+def test_a_column_of_parameters_that_is_missing_is_named_as_such() -> None:
+    job = ChatCompletionJob(input_columns=["text"], param_columns={"seed": "sed"})
+    with pytest.raises(InvalidInput, match="param_columns takes seed from the column 'sed'"):
+        job.check_columns(["text", "seed"])

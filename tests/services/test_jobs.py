@@ -102,6 +102,24 @@ def test_rows_without_a_complete_answer_are_counted_and_asked_again_by_class(
     assert bench.output()[1]["answer"] == "P1"
 
 
+def test_a_job_in_a_file_and_paths_of_the_users_home(
+    service: JobService, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `--input=~/in.parquet` has it: no shell has seen the `~`."""
+    bench.write(2)
+    jobs = bench.folder / "jobs"
+    jobs.mkdir()
+    source = "from domyn_swarm import job\n\n@job\nasync def loud(item):\n    return item.upper()\n"
+    (jobs / "own_jobs.py").write_text(source)
+    monkeypatch.setenv("HOME", str(bench.folder))
+    monkeypatch.chdir(jobs.parent)
+    paths = {"input": "~/in.parquet", "output": "~/out.parquet", "checkpoint_dir": "~/kept"}
+    service.submit(bench.request(job="jobs/own_jobs.py:loud", **paths))
+    assert service.wait("mine").status is JobStatus.SUCCEEDED
+    assert [row["answer"] for row in bench.output()] == ["P0", "P1"]
+    assert (bench.folder / "kept").is_dir()
+
+
 def test_where_there_is_nothing_to_retry_nothing_is_started(
     service: JobService, bench: Any
 ) -> None:
@@ -303,6 +321,10 @@ def test_a_job_whose_output_another_one_replaced_goes_on_when_that_is_meant(
     service.wait(service.submit(bench.request()))
     with pytest.raises(OutputExists, match="the answers to another input"):
         service.submit(bench.request(input=other, external_id="other"))
+    hotter = {"job_kwargs": {"temperature": 0.5}, "external_id": "other"}
+    with pytest.raises(OutputExists, match=r"What differs: temperature: not set → 0\.5\.") as what:
+        service.submit(bench.request(**hotter))
+    assert what.value.exit_code == 2
     assert len(service.list()) == 1
     handle = service.submit(bench.request(input=other, external_id="other", overwrite=True))
     assert service.wait(handle).status is JobStatus.SUCCEEDED

@@ -54,11 +54,19 @@ def test_failures_are_grouped_and_what_others_wrote_is_escaped(
         return answer(status=500 if (prompt, nth) == ("p5", 1) else 200)
 
     bench.server.behave = behave
-    service.submit(bench.request(retries=2, name=evil))
+    kwargs = {"system": f"Be kind.\n{evil}", "max_tokens": 9, "extra_body": {"api_key": "hidden"}}
+    service.submit(bench.request(retries=2, name=evil, job_kwargs=kwargs))
     assert service.wait("mine").status is JobStatus.PARTIAL
     report = service.report("mine", output=bench.folder / "deep" / "page.html")
     page = report.path.read_text()
     assert "<script" not in page
+    assert "Be kind.\n&lt;script&gt;" in page
+    assert "<dt>max_tokens</dt><dd>9</dd>" in page
+    assert "hidden" not in page
+    assert (report.job.prompt, report.job.system) == (None, kwargs["system"])
+    assert report.job.parameters == {"max_tokens": 9, "extra_body": {"api_key": "***"}}
+    assert service.status("mine").parameters == report.job.parameters
+    assert [one.parameters for one in service.list()] == [None]
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; co" in page
     [group] = report.failures
     assert (group.rows, group.status, group.example_row) == (1, 400, 3)

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.joining import SwarmJoining, Waiting
 from patience import limit_s, scaled
 from slurm.cluster import SlurmCluster, slurm_version
 from slurm.swarms import (
@@ -29,6 +32,7 @@ from slurm.swarms import (
     Up,
     all_answered,
     came_back,
+    config,
     down,
     ended,
     endpoint_job,
@@ -291,6 +295,47 @@ def test_a_swarm_keeps_its_place_in_the_queue_and_its_replicas_join_one_by_one(
         until(lambda: came_back(slurm, first))
         coming.result()
     assert ready() == 3
+
+
+# `up` that stands still once the endpoint's job is recorded.
+HELD_UP = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.joining import SwarmJoining, Waiting
+from slurm.swarms import config
+attach_parts = SwarmStore.attach_parts
+
+def held(store, tag, parts):
+    attach_parts(store, tag, parts)
+    time.sleep(10_000)
+
+SwarmStore.attach_parts = held
+SwarmJoining(SwarmStore.open()).up(config(), Waiting())
+"""
+
+
+def test_an_up_that_is_killed_half_way_is_completed_and_nothing_is_submitted_twice(
+    slurm: SlurmCluster,
+) -> None:
+    program = HELD_UP.format(tests=str(Path(__file__).parents[1]))
+    first = subprocess.Popen([sys.executable, "-c", program])
+    until(lambda: [one for one in SwarmStore.open().swarms() if one.parts])
+    told: list[str] = []
+    waiting = Waiting(on_change=lambda seen: told.append(seen.detail))
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            second = thread.submit(SwarmJoining(SwarmStore.open()).up, config(), waiting)
+            until(lambda: told == ["another command is starting it"])
+            first.kill()
+            first.wait()
+            assert second.result().launched
+            assert sorted(jobs_of(slurm).values()) == ["RUNNING"] * 3
+            assert not SwarmJoining(SwarmStore.open()).up(config(), Waiting()).launched
+            assert len(jobs_of(slurm)) == 3
+        finally:
+            first.kill()
+            down()
 
 
 def occupied(slurm: SlurmCluster, nodes: int) -> str:

@@ -22,6 +22,7 @@ from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.joining import SwarmJoining, Waiting
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from local_swarms import config
 from patience import limit_s, until
@@ -101,11 +102,13 @@ def test_a_swarm_whose_endpoint_is_dead_refuses_what_needs_it_and_ends_what_asks
     assert JobService().list() == []
     with pytest.raises(SwarmExists, match=f"'demo' has failed: {ENDED}"):
         lifecycle.up(config())
+    with pytest.raises(SwarmExists, match=f"'demo' has failed: {ENDED}"):  # as `up` does
+        SwarmJoining(SwarmStore.open()).up(config(), Waiting())
     told = job.ended()
     assert f"The swarm has failed: {ENDED}" in told
     assert "job resume" in told
 
-    again = lifecycle.complete(config())  # as `pool up` does
+    again = SwarmJoining(SwarmStore.open()).complete(config(), Waiting()).swarm  # as `pool up` does
     assert again.record.tag != swarm.record.tag
     assert SwarmService().status("demo").observed == "ready"
 

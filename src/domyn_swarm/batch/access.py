@@ -102,6 +102,7 @@ async def open_session(
         knock_max_s=policy.knock_max_s,
         fates=fates,
         traffic=traffic,
+        expected=bool(fates),  # those of a swarm
     )
     if meter is not None and asked is not None:
         gauges = meter_reader(asked, meter.locate)

@@ -60,6 +60,7 @@ class BatchPlan:
     dedup: bool = False  # rows of one value share a request
     override: Mapping[str, Any] = field(default_factory=dict)  # parameters this run changed
     publishes: bool = True  # False: whoever runs it reads the results from the checkpoint
+    errors_count: bool = True  # False: later runs ask the rows again that fail in this one
 
     @property
     def place(self) -> JobPlace:
@@ -301,6 +302,9 @@ class BatchRun:
         except TooManyFailures:
             await in_thread(checkpoint.void_failures)
             raise
+        finally:
+            if not self._plan.errors_count:
+                await in_thread(checkpoint.void_failures)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ def check_export(path: Path, taken: Sequence[Path] = ()) -> None:
     """
     if path.suffix.lower() not in KIND_OF_SUFFIX:
         raise ConfigError(
-            f"{path} is of no kind that can be written.",
+            f"{path} has no ending that says how it is to be written.",
             hint=f"Give a name that ends in one of {', '.join(KIND_OF_SUFFIX)}.",
         )
     for one in taken:

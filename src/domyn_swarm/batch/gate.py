@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import count
 from typing import NamedTuple
 
 import msgspec
@@ -33,6 +34,7 @@ _BELIEVED_S = 0.5  # how long an endpoint that served a moment ago is not asked 
 _PROBE_S = 30.0  # for one token
 _OTHERS_S = 5.0  # an answer so long ago: one replica is at fault, not the endpoint
 _LOOK_S = 0.05
+_FIRST_TRIES = 8  # of an endpoint that nobody may have started: about ten seconds
 _FILES_S = 0.5  # requests that end leave files
 
 ALONE = "rows under which engines died are asked one at a time; the others wait"
@@ -76,10 +78,16 @@ class EndpointGate:
         knock_max_s: float = 5.0,
         fates: Sequence[Callable[[], Awaitable[str | None]]] = (),
         traffic: Traffic | None = None,
+        expected: bool = True,
     ) -> None:
         """Each of `fates` tells, in a sentence without its full stop, why nobody will ever answer
-        there again; None: as far as it knows, somebody may.
+        there again; None: as far as it knows, somebody may. `expected`: somebody brings it up, so
+        that it is waited for however long that takes; else it has to be there already.
         """
+        self._expected = expected
+        self._heard = False  # anything from it
+        self._has_served = False
+        self._unheard = ""  # why nothing was
         self._client = client
         self._locate = locate
         self._on_state = on_state
@@ -146,9 +154,16 @@ class EndpointGate:
             if await self._serves():
                 self._checked_at = loop.time()
                 return False
-            text = f"the endpoint {self.url} does not answer; waiting for it"
-            self._close(_Trouble(text))
+            self._close(_Trouble(self._away()))
             return True
+
+    def _away(self) -> str:
+        """What is said of an endpoint that does not serve now."""
+        if self._has_served or self.standing.proven:
+            return f"the endpoint {self.url} does not answer; waiting for it"
+        if self._heard or self._expected:
+            return f"the endpoint {self.url} is starting; waiting for it"
+        return f"nobody has answered at {self.url} yet; trying again"
 
     async def _serves(self) -> bool:
         """Whether a model is listed and, where there is such a thing, a replica is ready."""
@@ -159,15 +174,19 @@ class EndpointGate:
             if listing.status == 200 and not _lists_a_model(listing.body):
                 return False
             readiness = await self._get("/readiness")
-        except RequestError:
+        except RequestError as error:
+            self._unheard = error.message
             return False
+        self._has_served |= readiness.status != 503
         return readiness.status != 503
 
     async def _get(self, path: str) -> HttpReply:
         """Ask the endpoint; while this process can open no file, nothing is known of it."""
         while True:
             try:
-                return await self._client.request("GET", self.url + path, None, 10.0)
+                reply = await self._client.request("GET", self.url + path, None, 10.0)
+                self._heard = True
+                return reply
             except NoFileLeft:
                 await asyncio.sleep(_FILES_S)
 
@@ -303,7 +322,7 @@ class EndpointGate:
         began = loop.time()
         self._tell()
         wait_s = 0.2
-        while True:
+        for tries in count(1):
             await asyncio.sleep(wait_s)
             wait_s = min(self._knock_max_s, wait_s * 1.5)
             with contextlib.suppress(JobError):  # between two places it is nowhere
@@ -311,6 +330,7 @@ class EndpointGate:
             if await self._mended(self._trouble.probe):
                 break
             await self._look_at_its_fate()
+            self._look_whether_it_exists(tries)
         _log.info("the endpoint answers again after %.1f s", loop.time() - began)
         self.suspects.all_back()
         self._open.set()
@@ -318,6 +338,15 @@ class EndpointGate:
 
     async def _mended(self, probe: _Probe | None) -> bool:
         return await self._serves() and (probe is None or await self._ask(probe) is _Said.ANSWERED)
+
+    def _look_whether_it_exists(self, tries: int) -> None:
+        if self._expected or self._heard or self.standing.proven or tries < _FIRST_TRIES:
+            return
+        raise JobError(
+            f"Nobody answers at {self.url}: {self._unheard.rstrip('.')}.",
+            hint="Check host and port of the endpoint (--endpoint), and that a server runs there; "
+            "then run the same again.",
+        )
 
     async def _look_at_its_fate(self) -> None:
         for fate in self._fates:

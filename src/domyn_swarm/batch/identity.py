@@ -17,6 +17,11 @@ from typing import Any
 from domyn_swarm.paths import write_private
 
 _FILE = "identity.json"
+_NAMES = {"job": "job's class", "tag": "--checkpoint-tag", "id_column": "--id-column"}
+_DIGESTS = {"source": "the code of the job"}
+_SHOWN = 5
+_CHARACTERS = 60
+_BEFORE = 12  # characters that are shown before the first that differs
 
 
 @dataclass(frozen=True)
@@ -41,17 +46,48 @@ class JobIdentity:
         write_private(folder / _FILE, document)
 
 
+def in_words(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between the fields of two identities, as users call it; the first few."""
+    found = []
+    for path, before, after in _differing("", dict(old), dict(new)):
+        name = path.removeprefix("params.")
+        if path in _DIGESTS:
+            found.append(_DIGESTS[path])
+        else:
+            found.append(f"{_NAMES.get(path, name)}: {_pair(before, after, 'not set')}")
+    if found[_SHOWN:]:
+        return [*found[:_SHOWN], f"and {len(found) - _SHOWN} more"]
+    return found
+
+
 def _differences(path: str, old: Any, new: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
+    for name, before, after in _differing(path, old, new):
+        yield f"{name}: {_pair(before, after, 'null')}"
+
+
+def _differing(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401 - JSON
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            yield from _differences(f"{path}.{key}".lstrip("."), old.get(key), new.get(key))
+            yield from _differing(f"{path}.{key}".lstrip("."), old.get(key), new.get(key))
     elif old != new:
-        yield f"{path}: {_short(old)} → {_short(new)}"
+        yield path, old, new
+
+
+def _pair(old: Any, new: Any, nothing: str) -> str:  # noqa: ANN401 - JSON
+    """Both values, long texts from where they begin to differ."""
+    if isinstance(old, str) and isinstance(new, str):
+        pairs = enumerate(zip(old, new, strict=False))
+        same = next((at for at, (one, other) in pairs if one != other), min(len(old), len(new)))
+        if max(len(old), len(new)) > _CHARACTERS and same > _BEFORE:
+            begin = same - _BEFORE
+            return f"…{_short(old[begin:])} → …{_short(new[begin:])}"
+    shown = [nothing if one is None else _short(one) for one in (old, new)]
+    return " → ".join(shown)
 
 
 def _short(value: Any) -> str:  # noqa: ANN401 - JSON
     text = json.dumps(value, default=repr, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return text if len(text) <= _CHARACTERS else text[: _CHARACTERS - 3] + "…"
 
 
 def nearest(root: Path, identity: JobIdentity) -> tuple[str, list[str]] | None:

@@ -30,6 +30,7 @@ _KINDS = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
+_JSON = ".json"  # lines of JSON where a file is named; in a folder it is a manifest, a config, …
 _PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _TEXTS = ("csv", "tsv", "jsonl", "txt")
 _CACHE = re.compile(r"cache-[0-9a-f]{8,}\w*\.arrow")
@@ -57,11 +58,15 @@ class InputFile:
         return _PACKED.get(PurePosixPath(self.path).suffix.lower())
 
     @property
+    def suffix(self) -> str:
+        """That of what it holds: of `in.CSV.gz` it is `.csv`."""
+        name = PurePosixPath(self.path)
+        return (name.with_suffix("") if self.packing else name).suffix.lower()
+
+    @property
     def kind(self) -> str:
         """What it holds, by its name: a kind of rows, `txt`, or nothing that is known."""
-        name = PurePosixPath(self.path)
-        suffix = (name.with_suffix("") if self.packing else name).suffix.lower()
-        kind = "txt" if suffix == ".txt" else _KINDS.get(suffix, "")
+        kind = {".txt": "txt", _JSON: "jsonl"}.get(self.suffix) or _KINDS.get(self.suffix, "")
         return "" if self.packing and kind not in _TEXTS else kind
 
     def open(self) -> BinaryIO | pa.NativeFile:
@@ -124,8 +129,8 @@ def files_of(source: str, *, recursive: bool = False) -> list[InputFile]:
     found = {file.kind for file in files}
     if len(found) > 1 or not found <= {*_KINDS.values()}:
         raise InvalidInput(
-            f"{source}: inputs are files of one kind: {', '.join(_KINDS)}; text ones may end in "
-            f"{', '.join(_PACKED)}.",
+            f"{source}: inputs are files of one kind: {', '.join([*_KINDS, _JSON])}; text ones may "
+            f"end in {', '.join(_PACKED)}.",
             hint="Convert it, or name its files by their kind.",
         )
     return files
@@ -251,7 +256,7 @@ class _Folder:
         """
         if any(part.startswith(("_", ".")) for part in inside.split("/")):
             return
-        if file.kind not in {*_KINDS.values()}:
+        if file.kind not in {*_KINDS.values()} or file.suffix == _JSON:
             self._others.append(inside)
         elif _CACHE.fullmatch(inside.rpartition("/")[2]):
             self._caches.append(inside)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
 
 from domyn_swarm.batch.arrow_arrays import indices
+from domyn_swarm.batch.column_values import python_values
 from domyn_swarm.batch.engine import BatchPlan
 from domyn_swarm.batch.index import RowIndex, open_index
 from domyn_swarm.batch.open_types import OpenTypes, for_parquet, typed
@@ -83,6 +85,34 @@ def settled_batches(
     with opened_index(plan, reading) as index:
         results = ordered_results(plan.dataset, keys, index, plan.limit)
         yield from joined(plan.dataset, columns, results, plan.limit)
+
+
+class SettledRow(NamedTuple):
+    """One row that has a result."""
+
+    ordinal: int
+    columns: dict[str, Any]  # its id, and what the job reads, as JSON
+    value: RowValue
+
+
+def settled_rows(plan: BatchPlan) -> Iterator[SettledRow]:
+    """The rows that have a result, in input order; errors of a run whose errors do not count are
+    among them. Raises as `settled_batches`.
+    """
+    keys, start = plan.output.keys, 0
+    for batch, values in settled_batches(plan, _with_void(plan)):
+        items = keys.items(batch)
+        if len(keys.input_columns) == 1:
+            items = [{keys.input_columns[0]: item} for item in items]
+        ids = [None] * len(items)
+        if keys.id_column is not None:
+            ids = python_values(batch.column(keys.id_column))
+        for at, value in enumerate(values):
+            if value is not None:
+                named = {} if keys.id_column is None else {keys.id_column: ids[at]}
+                columns = json.loads(json.dumps({**named, **items[at]}, default=str))
+                yield SettledRow(start + at, columns, value)
+        start += batch.num_rows
 
 
 def bad_rows(plan: BatchPlan) -> Iterator[BadRow]:

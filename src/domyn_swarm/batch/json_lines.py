@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import msgspec
@@ -95,6 +96,14 @@ def _look(
     names: dict[str, None] = {}
     rows = 0
     for number, line in _numbered(file, encoding):
+        if rows == 0 and (found := _not_lines(line)) is not None:
+            words, query = found
+            lines = f"{PurePosixPath(file.path).name.partition('.')[0]}.jsonl"
+            problems.add(
+                f"{file} {words}, not one object on each line.",
+                f"Make lines of it: jq -c '{query}' {file} > {lines}",
+            )
+            break
         rows += 1
         try:
             row = _decode(line)
@@ -108,6 +117,15 @@ def _look(
         else:
             names.update(dict.fromkeys(row))
     return Look(pa.schema([(name, JSON) for name in names]), rows)
+
+
+def _not_lines(first: bytes) -> tuple[str, str] | None:
+    """Of a file that is JSON and not JSON Lines, by its first line: what it is, and what `jq` is to
+    be asked; None: it may be JSON Lines.
+    """
+    if first.lstrip().startswith(b"["):
+        return "holds a JSON array", ".[]"
+    return ("holds objects of several lines", ".") if first.strip() == b"{" else None
 
 
 def _numbered(file: InputFile, encoding: str) -> Iterator[tuple[int, bytes]]:

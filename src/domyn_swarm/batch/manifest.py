@@ -136,8 +136,13 @@ def without_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _hidden(name, value) for name, value in plain.items()}
 
 
+def is_secret(name: str) -> bool:
+    """Whether a name says that its value is a secret."""
+    return _SECRET.search(name) is not None
+
+
 def _hidden(name: str, value: Any) -> Any:  # noqa: ANN401 - JSON
-    if _SECRET.search(name):
+    if is_secret(name):
         return "***"
     if isinstance(value, dict):
         return {key: _hidden(key, inner) for key, inner in value.items()}

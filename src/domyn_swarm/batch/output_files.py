@@ -29,8 +29,8 @@ from domyn_swarm.batch.manifest import (
 )
 from domyn_swarm.batch.part_writer import OpenSink, ParquetSink, TextSink
 from domyn_swarm.batch.text_forms import FORMS, TextForm
-from domyn_swarm.batch.written_files import Writer, is_named
-from domyn_swarm.errors import InvalidInput, JobError, OutputExists
+from domyn_swarm.batch.written_files import Writer, is_named, is_whole
+from domyn_swarm.errors import InvalidInput, JobError
 
 SHARD_ROWS = 250_000
 """Rows in each shard of `--shard-output`; the last one has what is left."""
@@ -125,7 +125,9 @@ class OutputPlace:
         """See `Place`."""
         found = self._foreign_shard() if self.sharded else self._foreign_file()
         if found is not None:
-            raise not_replaced(str(found))
+            manifest, file = self.manifest(), InputFile(str(found))
+            known = found == self._manifest or is_whole(file, manifest, self.facts)
+            raise self.writer.refusal(str(found), manifest if known else None)
         if self.path.exists():
             self.writer.check_input(self.manifest(), str(self.path))
         try:
@@ -237,15 +239,6 @@ class OutputPlace:
             self._aside.rename(self.path)
             raise
         shutil.rmtree(self._aside)
-
-
-def not_replaced(path: str) -> OutputExists:
-    """What lies at `path` was written by nobody that the job may replace."""
-    return OutputExists(
-        f"{path} exists and is not this job's output.",
-        hint="Move it away or choose another --output; --overwrite replaces what another job of "
-        "domyn-swarm wrote, such as one with another prompt, and nothing else.",
-    )
 
 
 @contextlib.contextmanager

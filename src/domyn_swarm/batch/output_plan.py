@@ -15,6 +15,7 @@ import pyarrow as pa
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.input_facts import InputFacts
+from domyn_swarm.batch.job_store import input_key
 from domyn_swarm.batch.kept_columns import KeptColumns
 from domyn_swarm.batch.manifest import JobFacts
 from domyn_swarm.batch.open_types import OpenTypes, for_parquet, typed
@@ -54,7 +55,8 @@ class OutputPlan:
     @property
     def place(self) -> Place:
         """Where the files lie."""
-        writer = Writer(self.job.identity, self.input_path, self.overwrite)
+        job, overwrite = self.job, self.overwrite
+        writer = Writer(job.identity, self.input_path, overwrite, job.identity_fields)
         return place_of(self.target, sharded=self.sharded, writer=writer, facts=self.facts)
 
     @property
@@ -111,9 +113,14 @@ class OutputPlan:
         """
         if not self.kind:
             raise InvalidInput(
-                f"The output {self.target} is of no kind that can be written.",
+                f"The output {self.target} has no ending that says how it is to be written.",
                 hint=f"Give --output a path that ends in one of {', '.join(KIND_OF_SUFFIX)}, or "
                 "write a folder of shards with --shard-output.",
+            )
+        if input_key(self.target) == input_key(self.input_path):
+            raise InvalidInput(
+                f"The output {self.target} is the input itself.",
+                hint="Choose another --output: its columns are the input's and the answers.",
             )
         if self.infer_types and not (self.has_types and is_csv(dataset)):
             raise InvalidInput(

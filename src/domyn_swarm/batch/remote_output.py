@@ -20,8 +20,8 @@ from domyn_swarm.batch.file_systems import reaching
 from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.manifest import MANIFEST_NAME, Manifest, manifest_path
-from domyn_swarm.batch.output_files import OutputPlace, Place, is_shard_name, not_replaced
-from domyn_swarm.batch.written_files import Writer
+from domyn_swarm.batch.output_files import OutputPlace, Place, is_shard_name
+from domyn_swarm.batch.written_files import Writer, is_whole
 from domyn_swarm.errors import InvalidInput
 
 _READ_ONLY = ("http", "https")
@@ -92,7 +92,9 @@ class RemotePlace:
                     self.writer.check_input(self.manifest(), self.url)
                 self._try_writing(system)
                 return
-        raise not_replaced(f"{self._folder}/{found}")
+        manifest = self.manifest()
+        known = found == self.names[1] or is_whole(self._file(found), manifest, self.facts)
+        raise self.writer.refusal(f"{self._folder}/{found}", manifest if known else None)
 
     def _there(self, system: Any) -> list[str]:  # noqa: ANN401 - of fsspec
         """The names that an output of this job would take, and with shards all in the folder."""

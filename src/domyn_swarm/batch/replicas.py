@@ -241,7 +241,7 @@ class Replicas:
                 "The swarm's replicas cannot be reached from this machine, and the endpoint would "
                 f"change what is to be asked ({', '.join(sorted(self._named))}).",
                 hint="Run the job on the swarm's nodes: leave --run-here out. What may pass the "
-                "endpoint is in docs/client.md.",
+                'endpoint is on the page "The client that jobs are given" of the documentation.',
             )
         if self._notice is not None:
             notice, self._notice = self._notice, None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from domyn_swarm.batch.identity import in_words
 from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile
 from domyn_swarm.batch.job_store import input_key
@@ -26,6 +28,7 @@ class Writer:
     identity: str
     input_path: str | None = None  # None: the output is read, not written
     overwrite: bool = False  # what any job wrote, not this one alone
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the identity, without secrets
 
     def may_replace(
         self, file: InputFile, manifests: Iterable[Manifest | None], facts: InputFacts
@@ -40,6 +43,23 @@ class Writer:
         """Whether what a job of that identity wrote may be replaced."""
         return identity is not None and (self.overwrite or identity == self.identity)
 
+    def refusal(self, where: str, there: Manifest | None) -> OutputExists:
+        """Why `where` is not replaced; `there` is what it says of itself, None: it is nobody's."""
+        if there is None:
+            return OutputExists(
+                f"{where} exists and is not this job's output.",
+                hint="Move it away or choose another --output; --overwrite replaces what "
+                "another job of domyn-swarm wrote, as it wrote it, and nothing else.",
+            )
+        differs = in_words(there.job.identity_fields, self.fields)
+        if self.input_path and input_key(there.input.path) != input_key(self.input_path):
+            differs.insert(0, f"input: {there.input.path} → {self.input_path}")
+        what = "; ".join(differs) or "what is kept secret"
+        return OutputExists(
+            f"{where} has the answers of another job, {there.job.id}. What differs: {what}.",
+            hint="Choose another --output, or give --overwrite to replace it.",
+        )
+
     def check_input(self, there: Manifest | None, where: str) -> None:
         """Refuse to replace an output that has the rows of another input.
 
@@ -53,6 +73,11 @@ class Writer:
                 f"{where} has the answers to another input, {there.input.path}.",
                 hint="Choose another --output, or give --overwrite to replace it.",
             )
+
+
+def is_whole(file: InputFile, there: Manifest | None, facts: InputFacts) -> bool:
+    """Whether a file is as the job wrote it whose manifest is there."""
+    return there is not None and Writer(there.job.identity).may_replace(file, [there], facts)
 
 
 def written_identity(file: InputFile) -> str | None:

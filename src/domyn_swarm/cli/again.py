@@ -146,7 +146,7 @@ def retry_failed(
 
     changes = JobChanges(
         retry_classes=verdicts_named(classes or ()),
-        override=parse_json_object(job_kwargs),
+        override=parse_json_object(job_kwargs, "--job-kwargs"),
         max_concurrency=None if max_concurrency is None else concurrency_of(max_concurrency),
         workers=workers,
         retries=retries,

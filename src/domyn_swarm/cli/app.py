@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from domyn_swarm import __version__
 from domyn_swarm.cli import completion, utf8
 from domyn_swarm.cli.completion import InstallOption, ShowOption
 from domyn_swarm.cli.console import say
@@ -30,6 +31,7 @@ _NO_BUG = frozenset(
 """What disks and systems refuse, whoever asks."""
 COMMANDS = (
     Entry("up", f"{_CLI}.swarms:up", "Bring a swarm up; print its name."),
+    Entry("wait", f"{_CLI}.swarms:wait", "Wait until a swarm is ready; print its name."),
     Entry("status", f"{_CLI}.looking:status", "Show a swarm's phase, endpoint, replicas and jobs."),
     Entry(
         "down",
@@ -63,7 +65,7 @@ COMMANDS = (
     Entry(
         "doctor",
         f"{_CLI}.planning:doctor",
-        "Check this machine, and with -c the site, for what a swarm needs; name each problem's "
+        "Check this machine, and with FILE the site, for what a swarm needs; name each problem's "
         "fix.",
     ),
     Entry(
@@ -91,9 +93,10 @@ app = typer.Typer(
     name="domyn-swarm",
     cls=root_group(COMMANDS),
     help="Replicas of an LLM server behind one endpoint, and resumable batch jobs through it.",
-    epilog="First steps: domyn-swarm init config --output swarm.yaml; domyn-swarm up -c swarm.yaml",
+    epilog="First steps: domyn-swarm init config --output swarm.yaml; domyn-swarm up swarm.yaml",
     no_args_is_help=True,
     add_completion=False,  # ours are options of the root
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command below, too
     rich_markup_mode=None,  # Rich costs more than the whole rest of --help
     pretty_exceptions_enable=False,
 )
@@ -106,8 +109,20 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
+    version: Annotated[  # noqa: ARG001 - its callback does it
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
     log_format: Annotated[
         LogFormat | None,
         typer.Option("--log-format", help="How lines of the log look on stderr; text by default."),

@@ -14,10 +14,12 @@ from domyn_swarm.swarm.snapshot import JobList
 if TYPE_CHECKING:
     from domyn_swarm.batch.verification import OutputVerification
     from domyn_swarm.jobs.dry_run import DryRun
+    from domyn_swarm.jobs.preview import Preview
     from domyn_swarm.model import JobAccount, ReplyVerdict
     from domyn_swarm.services.requests import JobFailures, JobResults
     from domyn_swarm.swarm.snapshot import JobSnapshot, Whereabouts
 
+_PREVIEW_CHARACTERS = 100  # likewise: ten rows are to stand on a screen
 _CELL_CHARACTERS = 200  # of a row's value; --export and --json have all of it
 
 
@@ -36,11 +38,20 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         *[("note", remark) for remark in job.remarks],
         ("tokens", tokens_text(job)),
         *([("cost", account_text(job.account))] if job.account else []),
+        *_asked(job),
         ("input", job.input),
         ("output", job.output or "-"),
         ("log", job.log_path),
     ]
     print_pairs(pairs)
+
+
+def _asked(job: JobSnapshot) -> list[tuple[str, str]]:
+    """What a job asks, long texts cut."""
+    asked = [("model", job.model), ("class", job.job_class)]
+    asked += [("prompt", job.prompt), ("system", job.system)]
+    pairs = [(name, _cell(text)) for name, text in asked if text is not None]
+    return [*pairs, *([("parameters", _cell(job.parameters))] if job.parameters else [])]
 
 
 def show_jobs(jobs: Sequence[JobSnapshot], left_out: int, output: Format) -> None:
@@ -165,14 +176,50 @@ def _estimate_text(found: DryRun) -> str:
     )
 
 
+def show_preview(found: Preview, output: Format) -> None:
+    """The first rows of a job: what was asked, and what it came to."""
+    if output is not Format.TABLE:
+        print_record(found, output)
+        return
+    if not found.rows:
+        return
+    inputs = list(found.rows[0].input)
+    answers = list(dict.fromkeys(name for one in found.rows for name in one.answer or {}))
+    odd = ["note"] if any(one.verdict != "complete" for one in found.rows) else []
+    lines = []
+    for one in found.rows:
+        values = [*(one.input[name] for name in inputs)]
+        values += [(one.answer or {}).get(name) for name in answers]
+        note = one.error.message if one.error else one.verdict.value
+        values += [None if note == "complete" else note for _ in odd]
+        lines.append([str(one.row), *(_cell(value, _PREVIEW_CHARACTERS) for value in values)])
+    print_table(["row", *inputs, *answers, *odd], lines)
+
+
+def say_what_the_rest_takes(found: Preview) -> None:
+    """What of a preview was asked, and what a full run may take."""
+    from domyn_swarm.services.charts import duration
+
+    failed = sum(one.error is not None for one in found.rows)
+    again = f", {failed} failed: the full run asks those again" if failed else ""
+    say(f"{len(found.rows)} rows, {found.rows_asked} of them asked now{again}.")
+    rest = found.estimate
+    said = f"A full run asks {rest.rows} of {found.rows_total} rows"
+    if rest.rows and rest.prompt_tokens is not None:
+        said += f", roughly {rest.prompt_tokens} tokens in and {rest.completion_tokens} out"
+    if rest.rows and rest.duration_s is not None:
+        said += f", {duration(rest.duration_s)} at the pace of these; more in flight are faster"
+    say(f"{said}. Output: {found.output}")
+
+
 def _json(value: Any) -> str:  # noqa: ANN401 - JSON
     return json.dumps(value, ensure_ascii=False)
 
 
-def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
+def _cell(value: Any, most: int = _CELL_CHARACTERS) -> str:  # noqa: ANN401 - JSON
     text = value if isinstance(value, str) else _json(value)
     text = "-" if value is None else " ".join(text.split())
-    return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def where_text(where: Whereabouts) -> str:

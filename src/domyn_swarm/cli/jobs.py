@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from domyn_swarm.cli import candidates
 from domyn_swarm.cli.again import resume, retry_failed
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.logs import FollowOption, LinesOption
@@ -16,18 +17,19 @@ from domyn_swarm.cli.options import (
     HandleOption,
     JsonOption,
     RefArgument,
-    SwarmOption,
     YamlOption,
     chosen_format,
     chosen_job,
 )
 from domyn_swarm.cli.outcomes import failures, report, results, verify
+from domyn_swarm.cli.preview import preview
 from domyn_swarm.cli.script import submit_script
 from domyn_swarm.cli.submit import submit
 from domyn_swarm.cli.watching import EveryOption, WatchOption
 
 job_app = typer.Typer(help="Jobs: a dataset through a swarm.", no_args_is_help=True)
 job_app.command("submit")(submit)
+job_app.command("preview")(preview)
 job_app.command("submit-script")(submit_script)
 job_app.command("resume")(resume)
 job_app.command("retry-failed")(retry_failed)
@@ -83,7 +85,15 @@ def status(
 
 @job_app.command("list")
 def list_jobs(
-    name: SwarmOption = None,
+    name: Annotated[  # without the `-n` of other commands
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="SWARM",
+            help="Of this swarm only.",
+            autocompletion=candidates.swarms,
+        ),
+    ] = None,
     newest: Annotated[
         int, typer.Option("-n", "--newest", min=0, help="How many, the newest first; 0: all.")
     ] = 50,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from domyn_swarm.cli import candidates
+from domyn_swarm.cli.looking import NameArgument
 
 FollowOption = Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows.")]
 LinesOption = Annotated[
@@ -17,7 +18,7 @@ LinesOption = Annotated[
 
 
 def logs(
-    name: Annotated[str, typer.Argument(help="The swarm.", autocompletion=candidates.swarms)],
+    name: NameArgument = None,
     replica: Annotated[
         int | None, typer.Argument(min=0, help="One replica; all when left out.")
     ] = None,
@@ -41,7 +42,7 @@ def logs(
 
     Those of several replicas are merged in the order of time, each line with its replica; what the
     watchdogs say of the replicas' states stands between. -n counts lines of each replica. With -f
-    it goes on until the swarm has ended; Ctrl-C exits with 130.
+    it goes on until the swarm has ended; Ctrl-C exits with 130. A job's log needs no swarm.
 
     Example: domyn-swarm logs my-swarm 0 -f
     """

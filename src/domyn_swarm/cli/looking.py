@@ -13,14 +13,16 @@ from domyn_swarm.cli.options import (
     JsonOption,
     YamlOption,
     chosen_format,
+    named_swarm,
 )
 from domyn_swarm.cli.watching import EveryOption, WatchOption
 
 NameArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[NAME]",
-        help="The swarm; may be left out when only one is live.",
+        metavar="NAME",
+        help="The swarm, or its YAML file; may be left out when only one is live.",
+        callback=named_swarm,
         autocompletion=candidates.swarms,
     ),
 ]
@@ -98,7 +100,15 @@ def list_swarms(
 
 
 def endpoint(
-    name: Annotated[str, typer.Argument(help="The swarm.", autocompletion=candidates.swarms)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="The swarm, or its YAML file.",
+            callback=named_swarm,
+            autocompletion=candidates.swarms,
+        ),
+    ],
     env: Annotated[
         bool, typer.Option("--env", help="Print exports for curl and the OpenAI clients.")
     ] = False,

@@ -50,12 +50,26 @@ YamlOption = Annotated[bool, typer.Option("--yaml", help="Short for --format yam
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="The swarm's YAML file.", metavar="FILE")
 ]
+FileArgument = Annotated[
+    Path | None, typer.Argument(metavar="FILE", help="The swarm's YAML file; short for -c FILE.")
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", "-n", metavar="SWARM", help="The swarm's name.")
+]
+
+
+def chosen_file(file: Path | None, config: Path | None) -> Path:
+    """The configuration that an argument or `-c` names; exactly one of them must."""
+    if (file is None) == (config is None):
+        raise typer.BadParameter("give the swarm's YAML file, once: as FILE or with -c (--config).")
+    return file or config or Path()
 
 
 SwarmOption = Annotated[
     str | None,
     typer.Option(
         "--name",
+        "-n",
         metavar="SWARM",
         help="The swarm; may be left out when only one is live.",
         autocompletion=candidates.swarms,
@@ -66,7 +80,7 @@ SwarmOption = Annotated[
 RefArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[JOB]",
+        metavar="JOB",
         help="The job's id, or its external id.",
         autocompletion=candidates.jobs,
     ),
@@ -235,13 +249,13 @@ DataBackendOption = Annotated[
     typer.Option("--data-backend", help="The library that reads the input; ray: works on it too."),
 ]
 ReadKwargsOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--backend-read-kwargs", metavar="JSON", help="Options of that library's own reader."
     ),
 ]
 WriteKwargsOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--backend-write-kwargs", metavar="JSON", help="Options of its writer of Parquet."
     ),
@@ -253,14 +267,14 @@ RayAddressOption = Annotated[
 
 
 EncodingOption = Annotated[
-    str, typer.Option("--encoding", metavar="NAME", help="Of text files: cp1252, utf-16, …")
+    str | None, typer.Option("--encoding", metavar="NAME", help="Of text files: cp1252, utf-16, …")
 ]
 DelimiterOption = Annotated[
     str | None,
     typer.Option("--delimiter", metavar="CHARACTER", help="Of CSV and TSV: ';', '|', tab."),
 ]
 TypesOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--types",
         metavar="COLUMN=TYPE,…",
@@ -272,50 +286,27 @@ RecursiveOption = Annotated[
 ]
 
 
-def reading_options(
-    encoding: str, delimiter: str | None, types: str, *, recursive: bool
-) -> dict[str, Any]:
-    """The fields of a request that say how its files are to be read; else a usage error."""
-    from domyn_swarm.batch.reading import reading_of
-
-    pairs = [one.rpartition("=") for one in types.split(",") if one.strip()]
-    if any(not name or not kind for name, _, kind in pairs):
-        raise typer.BadParameter(f"--types {types!r}: write COLUMN=TYPE,COLUMN=TYPE.")
-    given = {
-        "encoding": encoding,
-        "delimiter": delimiter,
-        "types": {name.strip(): kind.strip() for name, _, kind in pairs},
-        "recursive": recursive,
-    }
-    return reading_of(given).model_dump()
-
-
-def parse_json_object(value: str) -> dict[str, Any]:
-    """A JSON object from a flag's value; anything else is a usage error."""
+def parse_json_object(value: str, flag: str) -> dict[str, Any]:
+    """A JSON object from a flag's value; anything else is a usage error that names the flag."""
+    example = "write an object such as '{\"temperature\": 0.2}'"
     try:
         parsed = json.loads(value)
     except json.JSONDecodeError as error:
-        raise typer.BadParameter(f"not JSON: {error}.") from None
+        raise typer.BadParameter(f"{flag} {value!r:.80} is not JSON: {error}; {example}.") from None
     if not isinstance(parsed, dict):
-        raise typer.BadParameter('not a JSON object such as {"temperature": 0.2}.')
+        raise typer.BadParameter(f"{flag} {value!r:.80} is not a JSON object; {example}.")
     return parsed
 
 
-def swarm_name(config: Path) -> str:
-    """The name that a config file gives its swarm.
-
-    Raises:
-        ConfigError: the file cannot be read, or names no swarm.
+def named_swarm(context: typer.Context, value: str | None) -> str | None:
+    """Of a swarm's name itself, of its YAML file the name that it gives: `status swarm.yaml`. No
+    name of a swarm has a full stop.
     """
-    from domyn_swarm.config import load
-    from domyn_swarm.errors import ConfigError
+    if value is None or context.resilient_parsing or not value.endswith((".yaml", ".yml")):
+        return value
+    from domyn_swarm.config import swarm_name
 
-    name = load(config).config.name
-    if name is None:
-        raise ConfigError(
-            f"{config} names no swarm.", hint="Give the swarm's name instead of the file."
-        )
-    return name
+    return swarm_name(Path(value))
 
 
 def chosen_job(

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from domyn_swarm.cli.options import (
     ConfigOption,
+    FileArgument,
     Format,
     FormatOption,
     JsonOption,
+    NameOption,
     YamlOption,
+    chosen_file,
     chosen_format,
 )
 from domyn_swarm.errors import PlatformError
 
 
 def plan(
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="The swarm's YAML file.", metavar="FILE")
-    ],
+    file: FileArgument = None,
+    config: ConfigOption = None,
     replicas: Annotated[
         int | None, typer.Option("--replicas", "-r", min=1, help="How many replicas.")
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The swarm's name.")] = None,
+    name: NameOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
@@ -39,7 +40,7 @@ def plan(
 ) -> None:
     """Show what `up` would do: layout, GPUs, GPU-hours, the engine's command, every script.
 
-    Example: domyn-swarm plan -c config.yaml --test
+    Example: domyn-swarm plan config.yaml --test
     """
     from domyn_swarm.cli.views import show_plan
     from domyn_swarm.services.requests import UpRequest
@@ -47,12 +48,16 @@ def plan(
 
     form = chosen_format(output, as_json, as_yaml)
     request = UpRequest(
-        config=config, name=name, replicas=replicas, overrides=tuple(settings or ())
+        config=chosen_file(file, config),
+        name=name,
+        replicas=replicas,
+        overrides=tuple(settings or ()),
     )
     show_plan(SwarmService().report(request, test=test), form)
 
 
 def doctor(
+    file: FileArgument = None,
     config: ConfigOption = None,
     rehearse: Annotated[
         bool,
@@ -73,22 +78,23 @@ def doctor(
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """Check this machine, and with -c the site, for what a swarm needs; name each problem's fix.
+    """Check this machine, and with FILE the site, for what a swarm needs; name each problem's fix.
 
     Exits with 4 when something would go wrong. Nothing is started but the rehearsal, on request:
     on Slurm a job of one task, one CPU and two minutes.
 
-    Example: domyn-swarm doctor -c config.yaml --rehearse
+    Example: domyn-swarm doctor config.yaml --rehearse
     """
     from domyn_swarm.backends.rehearsal import Rehearsal
     from domyn_swarm.cli.views import show_examination
     from domyn_swarm.services.doctor import examine
 
     form = chosen_format(output, as_json, as_yaml)
-    wish = None
+    rehearsal = None
     if rehearse or gpus:
-        wish = Rehearsal(gpus, timeout_s, lambda said: typer.echo(said, err=True))
-    found = examine(config, wish)
+        rehearsal = Rehearsal(gpus, timeout_s, lambda said: typer.echo(said, err=True))
+    chosen = None if file is None and config is None else chosen_file(file, config)
+    found = examine(chosen, rehearsal)
     show_examination(found, form)
     if not found.well:
         raise typer.Exit(PlatformError.exit_code)

@@ -22,7 +22,6 @@ from domyn_swarm.cli.options import (
     SwarmOption,
     TimeOption,
     resources_of,
-    swarm_name,
 )
 
 
@@ -56,6 +55,7 @@ def submit_script(
 
     Example: domyn-swarm job submit-script evaluate.py --name my-swarm -- --split test
     """
+    from domyn_swarm.config import swarm_name
     from domyn_swarm.services.jobs import JobService
     from domyn_swarm.services.requests import ScriptRequest
 

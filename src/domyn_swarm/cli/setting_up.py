@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domyn_swarm.cli.console import ask, interactive, say
-from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
+from domyn_swarm.cli.options import (
+    ConfigOption,
+    FileArgument,
+    Format,
+    FormatOption,
+    JsonOption,
+    NameOption,
+    YamlOption,
+    chosen_file,
+    chosen_format,
+)
 from domyn_swarm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,7 +68,7 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace a file that 
 def init_config(
     platform: PlatformOption = Platform.LOCAL,
     model: Annotated[str | None, typer.Option("--model", help="Name or path.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The swarm's name.")] = None,
+    name: NameOption = None,
     replicas: Annotated[int | None, typer.Option("--replicas", "-r", min=1)] = None,
     engine: EngineOption = None,
     image: ImageOption = None,
@@ -113,7 +123,7 @@ def init_config(
     if output is None:
         typer.echo(text, nl=False)
         return
-    say(f"Bring it up with: domyn-swarm up -c {output}")
+    say(f"Bring it up with: domyn-swarm up {output}")
     typer.echo(output)
 
 
@@ -231,21 +241,25 @@ def _answers(*, force: bool) -> tuple[Platform, dict[str, str]]:
 
 @config_app.command("schema")
 def schema(
+    job: Annotated[
+        bool, typer.Option("--job", help="That of a job's file, as `job submit -f` takes it.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="FILE", help="Write it there, not to stdout."),
     ] = None,
 ) -> None:
-    """Print the JSON Schema of a configuration, for editors that complete and check YAML.
+    """Print the JSON Schema of a configuration or a job, for editors that complete and check YAML.
 
     With the YAML language server, the first line of a file names it:
     `# yaml-language-server: $schema=domyn-swarm.schema.json`. It is good for defaults.yaml, too.
 
     Example: domyn-swarm config schema --output domyn-swarm.schema.json
     """
-    from domyn_swarm.services.setting_up import json_schema
+    from domyn_swarm.cli.job_flags import key_descriptions
+    from domyn_swarm.services.setting_up import job_schema, json_schema
 
-    text = json.dumps(json_schema(), indent=2)
+    text = json.dumps(job_schema(key_descriptions()) if job else json_schema(), indent=2)
     if output is None:
         typer.echo(text)
         return
@@ -260,7 +274,8 @@ def schema(
 
 @config_app.command("check")
 def check(
-    config: Annotated[Path, typer.Argument(metavar="FILE", help="The swarm's YAML file.")],
+    file: FileArgument = None,
+    config: ConfigOption = None,
     settings: SetOption = None,
     provenance: Annotated[
         bool, typer.Option("--provenance", help="Show every key with where its value comes from.")
@@ -280,6 +295,7 @@ def check(
     from domyn_swarm.services.setting_up import CheckRequest, check_config
 
     form = chosen_format(output, as_json, as_yaml)
+    config = chosen_file(file, config)
     report = check_config(CheckRequest(config=config, overrides=tuple(settings or ())))
     if form is Format.TABLE:
         _show(report, provenance=provenance)

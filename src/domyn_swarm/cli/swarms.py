@@ -16,15 +16,18 @@ from domyn_swarm.cli.console import (
     termination_interrupts,
 )
 from domyn_swarm.cli.logs import logs
-from domyn_swarm.cli.looking import describe, list_swarms
+from domyn_swarm.cli.looking import NameArgument, describe, list_swarms
 from domyn_swarm.cli.options import (
     ConfigOption,
+    FileArgument,
     Format,
     FormatOption,
     JsonOption,
+    NameOption,
     YamlOption,
+    chosen_file,
     chosen_format,
-    swarm_name,
+    named_swarm,
 )
 from domyn_swarm.errors import EXIT_INTERRUPTED, PlatformError, SwarmNotFound
 
@@ -35,13 +38,12 @@ swarm_app = typer.Typer(help="All swarms, and more about one.", no_args_is_help=
 
 
 def up(
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="The swarm's YAML file.", metavar="FILE")
-    ],
+    file: FileArgument = None,
+    config: ConfigOption = None,
     replicas: Annotated[
         int | None, typer.Option("--replicas", "-r", min=1, help="How many replicas.")
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The swarm's name.")] = None,
+    name: NameOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
@@ -63,7 +65,11 @@ def up(
 ) -> None:
     """Bring a swarm up; print its name.
 
-    Example: NAME=$(domyn-swarm up -c config.yaml -r 2 --set watchdog.max_restarts=5)
+    One of that name and configuration that is coming up is waited for, and one that is up is taken
+    as it is: the same command again starts nothing twice. With another configuration it is refused,
+    with what differs.
+
+    Example: NAME=$(domyn-swarm up config.yaml -r 2 --set watchdog.max_restarts=5)
     """
     from domyn_swarm.cli.views import show_plan, show_up
     from domyn_swarm.services.requests import UpRequest
@@ -71,7 +77,7 @@ def up(
 
     form = chosen_format(output, as_json, as_yaml)
     request = UpRequest(
-        config=config,
+        config=chosen_file(file, config),
         name=name,
         replicas=replicas,
         overrides=tuple(settings or ()),
@@ -85,9 +91,10 @@ def up(
     # A generated name is fixed here, so that an interruption can say what keeps running.
     result = _up_or_ask(request.model_copy(update={"name": plan.name}))
     if result.ready:
-        say(f"{result.name} is ready at {result.endpoint}")
+        other = "" if result.launched else "; nothing was started, it was up or coming up"
+        say(f"{result.name} is ready at {result.endpoint}{other}")
     else:
-        say(f"{result.name} is on its way: domyn-swarm status {result.name}")
+        say(f"{result.name} is on its way: `domyn-swarm wait {result.name}` waits for it")
     show_up(result, form)
 
 
@@ -111,7 +118,8 @@ def _up_or_ask(request: UpRequest) -> UpResult:
         else:
             say(
                 f"Interrupted: what was started of {name} keeps running.\n"
-                f"See it with `domyn-swarm status {name}`, stop it with `domyn-swarm down {name}`."
+                f"See it with `domyn-swarm status {name}`, stop it with `domyn-swarm down {name}`; "
+                f"`domyn-swarm wait {name}` returns once it is ready."
             )
         raise typer.Exit(EXIT_INTERRUPTED if ended is None else ended.exit_code) from None
 
@@ -128,9 +136,48 @@ def _down_quietly(name: str) -> None:
         say(f"{name} is stopped." if result.stopped else f"{name}: {result.error}")
 
 
+def wait(
+    name: NameArgument = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0, metavar="S", help="Give up after so long.")
+    ] = None,
+    output: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Wait until a swarm is ready; print its name.
+
+    For `up --no-wait`, and after a lost connection. Ends as `up` does: 0 once it is ready, 5 when
+    it does not come up, with the cause and everything stopped. Giving up after --timeout leaves the
+    swarm alone, and exits with 124.
+
+    Example: domyn-swarm wait my-swarm --timeout 3600
+    """
+    from domyn_swarm.cli.progress import phases
+    from domyn_swarm.cli.views import show_up
+    from domyn_swarm.services.swarms import SwarmService
+
+    form = chosen_format(output, as_json, as_yaml)
+    service = SwarmService()
+    chosen = name or service.only_live()
+    try:
+        with phases(chosen) as on_change:
+            result = service.wait(chosen, timeout_s=timeout, on_change=on_change)
+    except KeyboardInterrupt:
+        say(f"Interrupted: {chosen} goes on coming up.")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    say(f"{result.name} is ready at {result.endpoint}")
+    show_up(result, form)
+
+
 def down(
     names: Annotated[
-        list[str] | None, typer.Argument(help="The swarms.", autocompletion=candidates.swarms)
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME|FILE",
+            help="The swarms, by name or by their YAML files.",
+            autocompletion=candidates.swarms,
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every live swarm.")] = False,
     config: ConfigOption = None,
@@ -157,12 +204,16 @@ def down(
     Example: domyn-swarm down my-swarm -y
     """
     from domyn_swarm.cli.views import show_down
+    from domyn_swarm.config import swarm_name
     from domyn_swarm.services.swarms import SwarmService
 
     form = chosen_format(output, as_json, as_yaml)
-    wanted = [*(names or ()), *([swarm_name(config)] if config else ())]
+    wanted = [
+        *(swarm_name(Path(one)) if one.endswith((".yaml", ".yml")) else one for one in names or ()),
+        *([swarm_name(config)] if config else ()),
+    ]
     if bool(wanted) == everything:
-        raise typer.BadParameter("name the swarms, or give a file with -c, or --all.")
+        raise typer.BadParameter("name the swarms, or their YAML files, or give --all.")
     if forget and everything:
         raise typer.BadParameter("--forget takes the names of swarms.")
     what = "every live swarm" if everything else ", ".join(wanted)
@@ -181,7 +232,13 @@ def down(
 
 def scale(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The swarm.", autocompletion=candidates.swarms)
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="The swarm, or its YAML file.",
+            callback=named_swarm,
+            autocompletion=candidates.swarms,
+        ),
     ],
     replicas: Annotated[int, typer.Argument(min=1, metavar="N", help="How many it shall run.")],
     output: FormatOption = Format.TABLE,

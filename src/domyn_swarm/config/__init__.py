@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from domyn_swarm.config.environment import load_dotenv
-    from domyn_swarm.config.loading import LoadedConfig, dump_yaml, load, read_dump
+    from domyn_swarm.config.loading import LoadedConfig, dump_yaml, load, read_dump, swarm_name
     from domyn_swarm.config.models import DomynLLMSwarmConfig
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "load",
     "load_dotenv",
     "read_dump",
+    "swarm_name",
 ]
 
 _HOMES = {
@@ -26,6 +27,7 @@ _HOMES = {
     "load": "domyn_swarm.config.loading",
     "load_dotenv": "domyn_swarm.config.environment",
     "read_dump": "domyn_swarm.config.loading",
+    "swarm_name": "domyn_swarm.config.loading",
 }
 
 

@@ -56,6 +56,7 @@ def load(
     Raises:
         ConfigError: every mistake at once, each with file and line, key, and what to write.
     """
+    path = path.expanduser()  # `--config=~/swarm.yaml` leaves that to us
     layer = merge(merge(*_read_all([*_defaults(), path])), upper or Layer())
     for text in overrides:
         layer = merge(layer, from_override(text))
@@ -64,6 +65,20 @@ def load(
             layer = merge(layer, from_flag(flag, value))
     config = validated(DomynLLMSwarmConfig, layer, path)
     return LoadedConfig(config, dict(_provenance(config, layer)))
+
+
+def swarm_name(path: Path) -> str:
+    """The name that a configuration gives its swarm.
+
+    Raises:
+        ConfigError: the file cannot be read, or names no swarm.
+    """
+    name = load(path).config.name
+    if name is None:
+        raise ConfigError(
+            f"{path} names no swarm.", hint="Give the swarm's name instead of the file."
+        )
+    return name
 
 
 def dump_yaml(config: DomynLLMSwarmConfig) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from domyn_swarm.config.backends import WrongNames
-from domyn_swarm.config.sources import Key, Layer, dotted, written
+from domyn_swarm.config.sources import CONFIGURATION, FileKind, Key, Layer, dotted, written
 from domyn_swarm.errors import ConfigError, Mistake
 
 if TYPE_CHECKING:
@@ -35,46 +35,52 @@ _EXPECTED = {
 }
 
 
+_OLDER = {
+    "nginx_image": "is of an earlier version: remove it, the router comes with this program",
+    "lb_wait": "is of an earlier version: it is called wait_endpoint_s now",
+}
+"""Keys of configurations of earlier versions that have another name or none."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def validated(model: type[_Model], layer: Layer, path: Path) -> _Model:
+def validated(
+    model: type[_Model], layer: Layer, path: Path, kind: FileKind = CONFIGURATION
+) -> _Model:
     """What a layer says, as the model means it; `path` is named where no place is known.
 
     Raises:
         ConfigError: every mistake at once.
     """
     try:
-        found = model.model_validate(written(layer.values))
+        found = model.model_validate(written(layer.values, kind))
     except ValidationError as error:
-        raise config_error(
-            [*layer.mistakes, *_mistakes(error, model, layer, path)], path
-        ) from error
+        wrong = [*layer.mistakes, *_mistakes(error, model, layer, path, kind)]
+        raise config_error(wrong, path, kind) from error
     if layer.mistakes:
-        raise config_error(layer.mistakes, path)
+        raise config_error(layer.mistakes, path, kind)
     return found
 
 
-def config_error(mistakes: Sequence[Mistake], path: Path) -> ConfigError:
+def config_error(
+    mistakes: Sequence[Mistake], path: Path, kind: FileKind = CONFIGURATION
+) -> ConfigError:
     """All of a file's mistakes as one error."""
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-    lines = [f"{path}: {count} in the configuration:", *(f"  {one}" for one in mistakes)]
+    lines = [f"{path}: {count} in the {kind.name}:", *(f"  {one}" for one in mistakes)]
     return ConfigError(
-        "\n".join(lines),
-        hint="Nothing was started. docs/configuration.md lists every key.",
-        mistakes=mistakes,
+        "\n".join(lines), hint=f"Nothing was started. {kind.reference}", mistakes=mistakes
     )
 
 
 def _mistakes(
-    error: ValidationError, model: type[BaseModel], layer: Layer, path: Path
+    error: ValidationError, model: type[BaseModel], layer: Layer, path: Path, kind: FileKind
 ) -> list[Mistake]:
     """One for each thing that is wrong, in the order in which the keys were written."""
     order = {key: number for number, key in enumerate(layer.places)}
     found: list[tuple[int, Mistake]] = []
     for detail in error.errors():
         key = _key(detail["loc"])
-        for at, words in _words(detail, key, model, layer):
+        for at, words in _words(detail, key, model, layer, kind):
             written_at = _written(at, layer)
             place = layer.places.get(written_at, str(path))
             found.append((order.get(written_at, -1), Mistake(place, dotted(at), words)))
@@ -96,39 +102,66 @@ def _written(key: Key, layer: Layer) -> Key:
 
 
 def _words(
-    detail: ErrorDetails, key: Key, model: type[BaseModel], layer: Layer
+    detail: ErrorDetails, key: Key, model: type[BaseModel], layer: Layer, kind: FileKind
 ) -> Iterator[tuple[Key, str]]:
     """What is wrong and what to write, at each key that it is about."""
-    kind = detail["type"]
+    wrong = detail["type"]
     mistake = detail.get("ctx", {}).get("error")
     if isinstance(mistake, WrongNames):
         yield from (((*key, name), mistake.why) for name in mistake.names)
-    elif kind == "value_error":
+    elif wrong == "value_error":
         yield key, str(mistake)
-    elif kind == "extra_forbidden":
-        yield key, _unknown(key, model, layer)
-    elif kind == "missing":
+    elif wrong == "extra_forbidden":
+        yield key, _unknown(key, model, layer, kind)
+    elif wrong == "missing":
         yield key, "is required"
-    elif kind in ("union_tag_invalid", "union_tag_not_found"):
+    elif wrong in ("union_tag_invalid", "union_tag_not_found"):
         yield (*key, "type"), f"must be one of {', '.join(_BACKENDS)}"
     else:
         message = detail["msg"].replace("Input should be ", "must be ", 1)
-        expected = f"must be {_EXPECTED[kind]}" if kind in _EXPECTED else message
+        expected = f"must be {_EXPECTED[wrong]}" if wrong in _EXPECTED else message
         given = detail["input"]
         shown = "" if isinstance(given, Mapping | list | tuple) else f", not {given!r}"
         yield key, f"{expected}{shown}"
 
 
-def _unknown(key: Key, model: type[BaseModel], layer: Layer) -> str:
+def _unknown(key: Key, model: type[BaseModel], layer: Layer, kind: FileKind) -> str:
     name, backend = str(key[-1]), layer.values.get("backend")
+    if not key[1:] and name in kind.instead:
+        return f"unknown key; {kind.instead[name]}"
+    if name in _OLDER:
+        return _OLDER[name]
+    if places := _places_of(name, model, backend):
+        return f"unknown key here; it belongs {places}"
     known = _known_keys(model, key[:-1], backend)
     close = get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"unknown key; did you mean {close[0]}?"
-    for section in ("backend", "router", "watchdog"):
-        if name in _known_keys(model, (section,), backend):
-            return f"unknown key here; it belongs under {section}"
     return f"unknown key; {dotted(key[:-1])} takes {', '.join(known)}" if key[1:] else "unknown key"
+
+
+def _places_of(name: str, model: type[BaseModel], backend: object) -> str:
+    """Where else a key of that name belongs, in words; empty where none is known."""
+    places = [
+        f"under {dotted(at)}" if at else "at the top level"
+        for at in _sections(model, (), backend)
+        if name in _known_keys(model, at, backend)
+    ]
+    if not places and "backend" in model.model_fields:
+        places = [
+            f"to a backend of type {other}"
+            for other in _BACKENDS
+            if name in _known_keys(model, ("backend",), {"type": other})
+        ]
+    return " or ".join(places)
+
+
+def _sections(model: type[BaseModel], at: Key, backend: object) -> Iterator[Key]:
+    """The sections of a file, each by its key; the whole first."""
+    yield at
+    for name in _known_keys(model, at, backend):
+        if _known_keys(model, (*at, name), backend):
+            yield from _sections(model, (*at, name), backend)
 
 
 def _known_keys(root: type[BaseModel], at: Key, backend: object) -> list[str]:

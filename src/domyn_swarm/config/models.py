@@ -33,9 +33,11 @@ def check_name(name: str) -> str:
         ValueError: it is not usable as one.
     """
     if not _NAME.fullmatch(name):
+        usable = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        instead = f"; for example {usable}" if _NAME.fullmatch(usable) else ""
         raise ValueError(
             "must be lower-case letters, digits and hyphens, begin with a letter, "
-            "not end with a hyphen, at most 40"
+            f"not end with a hyphen, at most 40{instead}"
         )
     return name
 
@@ -244,7 +246,7 @@ class DomynLLMSwarmConfig(Section):
     )
     engine_options: dict[str, Any] = Field(
         default_factory=dict,
-        description="of the engine `command` or `sim`: see docs/configuration.md",
+        description='of the engine `command` or `sim`: see "Configuration" in the documentation',
     )
     router: RouterConfig = RouterConfig()
     metrics: MetricsConfig = MetricsConfig()

@@ -19,10 +19,15 @@ def json_schema() -> dict[str, Any]:
     """The schema; every key has a description."""
     schema = DomynLLMSwarmConfig.model_json_schema()
     platforms = list(schema["properties"]["backend"]["discriminator"]["mapping"])
-    for section in (schema, *schema["$defs"].values()):
-        _loosen(section)
+    loosen(schema)
     schema["properties"]["backend"]["anyOf"].append({"enum": platforms})
     return {"$schema": DIALECT, **schema, "title": "A swarm of domyn-swarm"}
+
+
+def loosen(schema: dict[str, Any]) -> None:
+    """Have a model's schema allow what layers may leave out or write otherwise, in place."""
+    for section in (schema, *schema.get("$defs", {}).values()):
+        _loosen(section)
 
 
 def _loosen(section: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """YAML with a memory: every value knows the file and line it was written on.
 
 Plain scalars are kept as the text they were written as, and the model says what they mean: YAML
-itself would read `36:00:00` as 129600, `1.10` as 1.1, `on` as true and `0123` as 83. Only
-`engine_options`, which mean nothing to this module's readers, have YAML's own types.
+itself would read `36:00:00` as 129600, `1.10` as 1.1, `on` as true and `0123` as 83. Only values
+that mean nothing to this module's readers, such as `engine_options`, have YAML's own types.
 """
 
 from __future__ import annotations
@@ -19,10 +19,29 @@ from domyn_swarm.errors import ConfigError, Mistake
 Key = tuple[str | int, ...]
 
 _TEXT = "tag:yaml.org,2002:str"
-_TYPED = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
-_OPAQUE = "engine_options"
+_TIME = "tag:yaml.org,2002:timestamp"
+_TYPED = frozenset({_TIME, *(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool"))})
 LEFT_OUT: frozenset[Key] = frozenset({("backend", "mem"), ("backend", "endpoint", "mem")})
 """Keys that say something when they are empty: what they are about is left out."""
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What files of a kind are called in messages, and which of their keys are read otherwise."""
+
+    name: str
+    example: str  # how one begins
+    reference: str  # where its keys are described, as a sentence
+    opaque: frozenset[str]  # keys whose values have YAML's own types
+    instead: Mapping[str, str] = field(default_factory=dict)  # what to write for unknown keys
+
+
+CONFIGURATION = FileKind(
+    "configuration",
+    "model: my/model",
+    "`domyn-swarm init config --platform local|slurm|lepton` prints every key with its meaning.",
+    frozenset({"engine_options"}),
+)
 
 
 @dataclass
@@ -34,7 +53,7 @@ class Layer:
     mistakes: list[Mistake] = field(default_factory=list)  # that leave the rest readable
 
 
-def read_yaml(path: Path) -> Layer:
+def read_yaml(path: Path, kind: FileKind = CONFIGURATION) -> Layer:
     """The mapping in a YAML file.
 
     Raises:
@@ -48,14 +67,14 @@ def read_yaml(path: Path) -> Layer:
     except UnicodeDecodeError as error:
         words = f"is not text in UTF-8 (byte {error.start})"
         raise _unreadable(str(path), words, "Save it as UTF-8.") from error
-    return parse_yaml(text, str(path))
+    return parse_yaml(text, str(path), kind)
 
 
-def parse_yaml(text: str, source: str) -> Layer:
+def parse_yaml(text: str, source: str, kind: FileKind = CONFIGURATION) -> Layer:
     """The same for text; `source` stands before each line number."""
     layer = Layer()
     try:
-        node, values = _construct(text, source, layer)
+        node, values = _construct(text, source, layer, kind.opaque)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -77,7 +96,7 @@ def parse_yaml(text: str, source: str) -> Layer:
         raise _unreadable(
             source,
             f"is {found}, not a mapping of keys",
-            "A configuration begins with, for example, `model: my/model`.",
+            f"A {kind.name} begins with, for example, `{kind.example}`.",
         )
     layer.values = values
     layer.places |= _places(node, source)
@@ -90,29 +109,37 @@ def _unreadable(place: str, words: str, hint: str) -> ConfigError:
     return ConfigError(f"{mistake}.", hint=hint, mistakes=[mistake])
 
 
-def _construct(text: str, source: str, layer: Layer, at: Key = ()) -> tuple[yaml.Node | None, Any]:
+def _construct(
+    text: str,
+    source: str,
+    layer: Layer,
+    opaque: frozenset[str] = CONFIGURATION.opaque,
+    at: Key = (),
+) -> tuple[yaml.Node | None, Any]:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return None, None
-        layer.mistakes.extend(_prepare(node, source, at))
+        layer.mistakes.extend(_prepare(node, source, opaque, at))
         return node, loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _prepare(node: yaml.Node, source: str, at: Key = ()) -> Iterator[Mistake]:
+def _prepare(
+    node: yaml.Node, source: str, opaque: frozenset[str], at: Key = ()
+) -> Iterator[Mistake]:
     """Make text of plain scalars; tell of keys that stand twice, of which YAML takes the last."""
     line = node.start_mark.line + 1
     if isinstance(node, yaml.ScalarNode):
-        if node.tag in _TYPED and _OPAQUE not in at:
+        if node.tag == _TIME or (node.tag in _TYPED and opaque.isdisjoint(at)):
             node.tag = _TEXT
         if "\0" in node.value:
             yield Mistake(f"{source}:{line}", dotted(at), "holds a NUL character; take it out")
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _prepare(item, source, (*at, index))
+            yield from _prepare(item, source, opaque, (*at, index))
     elif isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
@@ -124,7 +151,7 @@ def _prepare(node: yaml.Node, source: str, at: Key = ()) -> Iterator[Mistake]:
             seen.setdefault(name, line)
             if key.tag in _TYPED:
                 key.tag = _TEXT
-            yield from _prepare(value, source, here)
+            yield from _prepare(value, source, opaque, here)
 
 
 def _places(node: yaml.Node, source: str, at: Key = ()) -> dict[Key, str]:
@@ -141,6 +168,29 @@ def _places(node: yaml.Node, source: str, at: Key = ()) -> dict[Key, str]:
     return places
 
 
+class _Readable(yaml.SafeDumper):
+    """Writes text of several lines as a block."""
+
+
+def _block(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar(_TEXT, text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _block)
+
+
+def yaml_text(layer: Layer) -> str:
+    """What a layer says, as YAML that is read back as the same."""
+    breaks = frozenset("\x85\u2028\u2029")  # YAML's line breaks beyond ours: they are escaped
+    odd = not breaks.isdisjoint(yaml.safe_dump(layer.values, allow_unicode=True))
+    return yaml.dump(
+        layer.values,
+        Dumper=yaml.SafeDumper if odd else _Readable,
+        sort_keys=False,
+        allow_unicode=not odd,
+    )
+
+
 def from_override(text: str) -> Layer:
     """A layer from one `a.b.c=value`; the value is read as YAML. What is wrong is a mistake."""
     name, equals, value = text.partition("=")
@@ -150,7 +200,7 @@ def from_override(text: str) -> Layer:
         return Layer(mistakes=[Mistake(f"--set {text}", "", words)])
     layer = Layer()
     try:
-        _, parsed = _construct(value, f"--set {text}", layer, tuple(names))
+        _, parsed = _construct(value, f"--set {text}", layer, at=tuple(names))
     except (yaml.YAMLError, RecursionError):
         words = "the value is not YAML; put it in quotation marks"
         layer.mistakes.append(Mistake(f"--set {text}", "", words))
@@ -251,14 +301,14 @@ def _merged(lower: Any, upper: Any) -> Any:  # noqa: ANN401 - YAML
     return {**lower, **upper, **both}
 
 
-def written(values: Any, at: Key = ()) -> Any:  # noqa: ANN401 - YAML
+def written(values: Any, kind: FileKind = CONFIGURATION, at: Key = ()) -> Any:  # noqa: ANN401 - YAML
     """Without the keys that have no value: they stand for what is built in, but for a few by which
     something is left out.
     """
-    if not isinstance(values, Mapping) or at == (_OPAQUE,):
+    if not isinstance(values, Mapping) or (len(at) == 1 and at[0] in kind.opaque):
         return values
     return {
-        key: written(one, (*at, key))
+        key: written(one, kind, (*at, key))
         for key, one in values.items()
         if one is not None or (*at, key) in LEFT_OUT
     }

@@ -194,9 +194,11 @@ class SwarmJob:
         if kind.transform_item is SwarmJob.transform_item and (
             kind.transform_items is SwarmJob.transform_items
         ):
+            older = "`transform` of earlier versions is not called. "
             raise ConfigError(
                 f"The job {self.label} does nothing with its rows.",
-                hint="Write: async def transform_item(self, item)",
+                hint=f"{older if hasattr(kind, 'transform') else ''}"
+                "Write: async def transform_item(self, item)",
             )
         check_transforms(kind)
         if not self.input_columns:

@@ -113,7 +113,7 @@ def dry_run(
         input=spec.input,
         output=spec.output,
         rows_total=plan.rows,
-        rows_settled=_rows_settled(spec, plan),
+        rows_settled=rows_settled(spec, plan),
     )
     if not plan.rows:
         return found
@@ -134,7 +134,7 @@ def dry_run(
         }
     )
     if value.error:
-        return told.model_copy(update={"error": _failure(value, access.key)})
+        return told.model_copy(update={"error": failure_of(value, access.key)})
     estimate = _estimate(told, prepared, row, sent)
     answer = msgspec.json.decode(value.output)
     return told.model_copy(update={"answer": answer, "estimate": estimate})
@@ -146,7 +146,8 @@ def _of_sharing(plan: BatchPlan) -> list[str]:
     return ["Rows of one value share a request (--dedup); the estimate is as if each had its own."]
 
 
-def _rows_settled(spec: JobSpec, plan: BatchPlan) -> int | None:
+def rows_settled(spec: JobSpec, plan: BatchPlan) -> int | None:
+    """How many of a job's rows have a result that counts; None: there are too many to look."""
     keys = plan.output.keys
     folders = plan.place.readable(keys)
     known = any(one.path.is_dir() for one in folders)
@@ -259,7 +260,8 @@ async def _settle(spec: JobSpec, prepared: Prepared, row: Row, client: OpenAICli
 # -- what is told of it ----------------------------------------------------------------------------
 
 
-def _failure(value: RowValue, key: str | None) -> RowFailure:
+def failure_of(value: RowValue, key: str | None) -> RowFailure:
+    """Why a row has no answer; the endpoint's key is hidden in it."""
     error = msgspec.json.decode(value.error, type=RowError)
     return RowFailure(type=error.type, status=error.status, message=_without(error.message, key))
 

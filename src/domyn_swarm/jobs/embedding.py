@@ -9,11 +9,13 @@ from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.keywords import PromptKeywords
 from domyn_swarm.jobs.prompted import PromptedJob
 from domyn_swarm.jobs.replies import Embedding, decoded, embeddings, vector
-from domyn_swarm.net.errors import BackPressure, BadReply, RequestError
+from domyn_swarm.net.errors import NOT_IMPLEMENTED, BackPressure, BadReply, RequestError
 from domyn_swarm.net.openai import EMBEDDINGS_PATH
 from domyn_swarm.net.parameters import EMBEDDINGS
 
-_OF_ALL_TEXTS = (401, 403, 404, 405)
+_OF_ALL_TEXTS = (401, 403, 404, 405, NOT_IMPLEMENTED)
+
+_NO_EMBEDDINGS = " (a server of llama.cpp has embeddings with args: --embedding)"
 
 
 class EmbeddingJob(PromptedJob):
@@ -67,6 +69,8 @@ class EmbeddingJob(PromptedJob):
             found = decoded(embeddings, reply).data
             return [_vector(one) for one in _in_order(found, len(texts))]
         except RequestError as error:
+            if error.status == NOT_IMPLEMENTED:
+                error.message += _NO_EMBEDDINGS
             if len(texts) == 1 or not _may_be_of_one_text(error):
                 return [error] * len(texts)
         half = len(texts) // 2

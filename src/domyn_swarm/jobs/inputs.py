@@ -55,7 +55,7 @@ def writer_of(spec: JobSpec) -> WriteFile | None:
             "--backend-write-kwargs are for a library that writes the output.",
             hint="Name it: --data-backend pandas, polars, arrow or ray.",
         )
-    if not (spec.shard_output or spec.output.endswith(".parquet")):
+    if not (spec.shard_output or spec.output.lower().endswith(".parquet")):
         raise ConfigError(
             f"--backend-write-kwargs are for Parquet, and {spec.output} is none.",
             hint="Name the output .parquet, or take them out.",

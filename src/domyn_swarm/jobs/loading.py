@@ -7,12 +7,17 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from domyn_swarm.errors import ConfigError, SwarmError
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.travelling import definition_of, importable_name, module_from, source_of
+
+_BUILT_IN = "domyn_swarm.jobs"
 
 
 def load_job(
@@ -53,8 +58,9 @@ def job_given(job: object) -> SwarmJob:
     """
     if isinstance(job, SwarmJob):
         return job
-    if isinstance(job, str) and ":" in job:
-        return load_job(job, {}, import_path=import_path_of(job))
+    if isinstance(job, str):
+        found = located(job)
+        return load_job(found.reference, {}, import_path=found.import_path)
     if isinstance(job, type) and issubclass(job, SwarmJob):
         raise ConfigError(
             f"{job.__name__} is a class, and what is asked is a job of it.",
@@ -72,38 +78,128 @@ def job_given(job: object) -> SwarmJob:
     )
 
 
+class Located(NamedTuple):
+    """What `located` found."""
+
+    reference: str  # MODULE:NAME
+    import_path: str | None  # of `sys.path`, in the worker; see `import_path_of`
+
+
+def located(
+    reference: str, kwargs: Mapping[str, Any] | None = None, folder: Path | None = None
+) -> Located:
+    """The job that a user names: `MODULE:NAME`, `FILE.py:NAME`, or the name of a built-in one.
+    `folder`, that of a job file, counts before the current one.
+
+    Raises:
+        ConfigError: it is none of these, or no module can be made of the file.
+    """
+    place, colon, name = reference.rpartition(":")
+    if not colon and reference in _built_in():
+        return Located(f"{_BUILT_IN}:{reference}", import_path_of("", kwargs, folder))
+    if not name.isidentifier():
+        raise _no_reference(reference)
+    if not place.endswith(".py"):
+        if not all(part.isidentifier() for part in place.split(".")):
+            raise _no_reference(reference)
+        return Located(reference, import_path_of(reference, kwargs, folder))
+    module, above = _module_of((folder or Path.cwd()) / Path(place).expanduser())
+    return Located(f"{module}:{name}", str(above))
+
+
+def _built_in() -> list[str]:
+    names: list[str] = import_module(_BUILT_IN).__all__
+    return [name for name in names if name not in ("SwarmJob", "job")]
+
+
+def _no_reference(reference: str) -> ConfigError:
+    place, _, name = reference.rpartition(":")
+    close = get_close_matches(reference, _built_in(), 1)
+    if reference.endswith(".py"):
+        hint = f"Name the job in that file: {reference}:NAME."
+    elif close:
+        hint = f"Did you mean {close[0]}?"
+    elif "/" in place and name:
+        hint = f"Name the file: {place}.py:{name}."
+    else:
+        hint = (
+            "Write MODULE:NAME (my_package.jobs:Summarise), FILE.py:NAME, or the name of a "
+            f"built-in job: {', '.join(_built_in())}."
+        )
+    return ConfigError(f"The job {reference!r} is not of the form MODULE:NAME.", hint=hint)
+
+
+def _module_of(file: Path) -> tuple[str, Path]:
+    """The name of the module in a file, and the folder that it is imported from: above the packages
+    that the file is in.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be imported under its name.
+    """
+    if not file.is_file():
+        raise ConfigError(f"There is no file {file}.", hint="Check the path in front of the colon.")
+    names, folder = [file.stem], file.parent
+    while (folder / "__init__.py").exists():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    module = ".".join(names)
+    if not all(name.isidentifier() for name in names):
+        raise ConfigError(
+            f"{file} cannot be imported: {module!r} is no name of a module.",
+            hint="Rename it with letters, digits and _ only.",
+        )
+    known = sys.modules.get(module)
+    taken = known is not None and getattr(known, "__file__", None) != str(file)
+    if taken or names[0] in sys.stdlib_module_names:
+        raise ConfigError(
+            f"{file} cannot be imported: another module is called {module!r}.", hint="Rename it."
+        )
+    return module, folder
+
+
 def _imported(reference: str, import_path: str | None, source: str | None) -> Any:  # noqa: ANN401 - a class or a job
     module_name, _, name = reference.partition(":")
-    if not module_name or not name:
-        raise ConfigError(
-            f"The job {reference!r} is not of the form MODULE:CLASS.",
-            hint="For example my_package.jobs:Summarise.",
-        )
     if import_path is not None and import_path not in sys.path:
         sys.path.insert(0, import_path)
     try:
         module = import_module(module_name) if source is None else module_from(source)
-        found = getattr(module, name)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"The job {reference!r} cannot be imported: {error}.",
             hint="Run from the folder that holds the module, or install its package.",
         ) from error
-    except AttributeError as error:
-        raise ConfigError(f"The module {module_name!r} has no {name!r}.") from error
     except SwarmError:
         raise
     except Exception as error:
         raise ConfigError(
             f"Importing {module_name!r} failed: {type(error).__name__}: {error}"
         ) from error
-    if isinstance(found, SwarmJob) or (isinstance(found, type) and issubclass(found, SwarmJob)):
+    try:
+        found = getattr(module, name)
+    except AttributeError as error:
+        raise ConfigError(
+            f"The module {module_name!r} has no {name!r}.", hint=_jobs_of(module, name)
+        ) from error
+    if _is_job(found):
         return found
     if inspect.isfunction(found):
         raise ConfigError(
             f"{reference!r} is a function, not a job.", hint="Decorate it: @job(output_schema=...)."
         )
     raise ConfigError(f"{reference!r} is not a subclass of domyn_swarm.SwarmJob.")
+
+
+def _is_job(found: object) -> bool:
+    return isinstance(found, SwarmJob) or (isinstance(found, type) and issubclass(found, SwarmJob))
+
+
+def _jobs_of(module: ModuleType, name: str) -> str:
+    """Which jobs a module has, or the one that is probably meant."""
+    listed = getattr(module, "__all__", vars(module))
+    jobs = [one for one in listed if one != "SwarmJob" and _is_job(getattr(module, one, None))]
+    if close := get_close_matches(name, jobs, 1):
+        return f"Did you mean {close[0]}?"
+    return f"It has: {', '.join(jobs)}." if jobs else "It has no job."
 
 
 @dataclass(frozen=True)
@@ -135,18 +231,18 @@ def reference_to(job: SwarmJob) -> JobReference:
     return JobReference(f"source:{definition_of(job).__name__}", kwargs, source_of(job))
 
 
-def import_path_of(reference: str, kwargs: Mapping[str, Any] | None = None) -> str | None:
+def import_path_of(
+    reference: str, kwargs: Mapping[str, Any] | None = None, folder: Path | None = None
+) -> str | None:
     """The `sys.path` entry that holds what a job is made of, for the worker: its module, and that
     of an `output_schema` that is named; None when both are installed.
 
-    The current folder counts, as it does for `python -m`.
+    `folder`, that of a job file, counts first, then the current one, as it does for `python -m`.
     """
-    from pathlib import Path
-
     schema = (kwargs or {}).get("output_schema")
-    here = Path.cwd()
-    for one in (reference, schema if isinstance(schema, str) else ""):
-        name = one.partition(":")[0].split(".")[0]
-        if name and ((here / f"{name}.py").exists() or (here / name).is_dir()):
-            return str(here)
+    references = (reference, schema if isinstance(schema, str) else "")
+    names = [name for one in references if (name := one.partition(":")[0].split(".")[0])]
+    for place in (folder, Path.cwd()):
+        if place and any((place / f"{one}.py").exists() or (place / one).is_dir() for one in names):
+            return str(place)
     return None

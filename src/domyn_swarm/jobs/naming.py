@@ -5,11 +5,13 @@ nobody knows is refused, with the name that may be meant.
 from __future__ import annotations
 
 import difflib
+import dis
 import inspect
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.jobs.options import OPTIONS
 from domyn_swarm.net import parameters
 
@@ -22,6 +24,8 @@ _ALIKE = 0.85  # names that are more alike than this are one name and a slip,
 _SHORT = 6  # but short ones are alike by chance
 _OUR_JOBS = "domyn_swarm.jobs."
 _TRANSFORMS = ("transform_item", "transform_items")
+_OLDER = {"input_column_name": "input_columns"}
+"""Attributes of classes in earlier versions that nothing reads any more."""
 
 
 def arguments_of(kind: type) -> frozenset[str]:
@@ -62,13 +66,18 @@ def check_parameters(job: str, given: Iterable[str], known: frozenset[str]) -> N
         known: those that are known.
 
     Raises:
-        ConfigError: names one, and what may be meant.
+        ConfigError: names one, and what may be meant; its mistakes are all of them.
     """
-    for name in given:
-        if name not in known:
-            raise ConfigError(
-                f"The job {job} has no parameter {name!r}.", hint=_instead(name, known)
-            )
+    unknown = {name: _instead(name, known) for name in given if name not in known}
+    for name, hint in unknown.items():
+        raise ConfigError(
+            f"The job {job} has no parameter {name!r}.",
+            hint=hint,
+            mistakes=[
+                Mistake("", one, f"the job {job} has no such parameter. {instead}")
+                for one, instead in unknown.items()
+            ],
+        )
 
 
 def _instead(name: str, known: frozenset[str]) -> str:
@@ -93,7 +102,13 @@ def check_attributes(kind: type, bases: Iterable[type]) -> None:
     ours = {one for base in bases for one in base.__mro__ if _is_ours(one)}
     arguments = frozenset[str]().union(*map(arguments_of, ours)) - _OF_CLASS
     options = [name for name in sorted(_OF_CLASS | arguments) if len(name) > _SHORT]
+    _check_kwargs(kind)
     for name in _own_values(kind):
+        if name in _OLDER:
+            raise ConfigError(
+                f"{kind.__name__}.{name} is of an earlier version, and would have no effect.",
+                hint=f"It is called {_OLDER[name]} now.",
+            )
         if name in arguments:
             if "__init__" not in vars(kind):
                 raise ConfigError(
@@ -186,6 +201,35 @@ def constructor_of(
     named = [one.replace(kind=one.KEYWORD_ONLY) for one in found.values()]
     rest = inspect.Parameter("parameters", inspect.Parameter.VAR_KEYWORD)
     return inspect.Signature([*named, *([rest] if passed_on and open_ended else [])])
+
+
+def _check_kwargs(kind: type) -> None:
+    """Refuse code for an earlier version, where parameters of requests were `self.kwargs`.
+
+    Raises:
+        ConfigError: a method reads it, and no class defines it.
+    """
+    functions = [value for value in vars(kind).values() if inspect.isfunction(value)]
+    written = {name for one in functions for how, name in _of_self(one) if how == "STORE_ATTR"}
+    if hasattr(kind, "kwargs") or "kwargs" in written:
+        return
+    for one in functions:
+        if ("LOAD_ATTR", "kwargs") in _of_self(one):
+            raise ConfigError(
+                f"{kind.__name__}.{one.__name__} reads self.kwargs, which jobs do not have.",
+                hint="It was so in earlier versions: parameters of requests are self.params now.",
+            )
+
+
+def _of_self(function: Any) -> set[tuple[str, str]]:  # noqa: ANN401 - a function
+    """How a method's code uses attributes of `self`: (`LOAD_ATTR` or `STORE_ATTR`, name)."""
+    code = list(dis.get_instructions(function))
+    found = set()
+    for before, one in pairwise(code):
+        loaded = before.argval if isinstance(before.argval, tuple) else (before.argval,)
+        if before.opname.startswith("LOAD_FAST") and loaded[-1] == "self":
+            found.add((one.opname, str(one.argval)))
+    return found
 
 
 def check_class_parameters(kind: type, api: frozenset[str], given: Mapping[str, Any]) -> None:

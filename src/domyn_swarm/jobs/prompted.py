@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import ConfigError, InvalidInput
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.keywords import OutputKeywords
 from domyn_swarm.jobs.naming import BODY, check_class_parameters, check_parameters
@@ -13,6 +13,7 @@ from domyn_swarm.jobs.prompts import PromptTemplate
 from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net.parameters import CHAT
 
+_OUR_JOBS = "domyn_swarm.jobs."
 _TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 _KEEPING_ONE = tuple(
     f"domyn_swarm.jobs.{name}" for name in ("chat", "completion", "conversations", "structured")
@@ -89,12 +90,33 @@ class PromptedJob(SwarmJob):
                 hint="MultiChatCompletionJob(n=...) keeps several.",
             )
         check_class_parameters(type(self), self.request_parameters, self.params)
+        self._check_ignored()
+
+    def _check_ignored(self) -> None:
+        """Refuse input columns that no request would hold; classes of users' own may read them."""
+        system = () if self.system is None else self.system.columns
+        read = {self.input_columns[0], *system, *self.param_columns.values()}
+        ignored = [name for name in self.input_columns if name not in read]
+        if self.prompt is None and ignored and type(self).__module__.startswith(_OUR_JOBS):
+            asked = self.input_columns[0]
+            raise ConfigError(
+                f"{type(self).__name__} asks what the first input column holds, {asked!r}: "
+                f"{', '.join(map(repr, ignored))} would be ignored.",
+                hint="Name one column with --input-column, or several in a prompt: "
+                f"--prompt '{{{{ {asked} }}}} {{{{ {ignored[0]} }}}}'.",
+            )
 
     def check_columns(self, there: Sequence[str]) -> None:
         """See `SwarmJob.check_columns`."""
         for template in (self.prompt, self.system):
             if template is not None:
                 template.check_columns(there)
+        for name, column in self.param_columns.items():
+            if column not in there:
+                raise InvalidInput(
+                    f"param_columns takes {name} from the column {column!r}, which is missing.",
+                    hint=f"The input has: {', '.join(there)}.",
+                )
 
     def described(self) -> dict[str, Any]:
         """See `SwarmJob.described`."""

@@ -321,7 +321,7 @@ async def _settle(
 
     try:
         async with beside(_keep_drawing(display, tally, spec.name)):
-            await _until_over(asyncio.ensure_future(batch.run(access, transform)), batch)
+            await until_over(asyncio.ensure_future(batch.run(access, transform)), batch)
     finally:
         display.end(_progress(tally, spec.name))
         for remark in job.remarks(tally.all_verdicts):
@@ -351,7 +351,7 @@ def _progress(tally: Tally, name: str) -> Progress:
     )
 
 
-async def _until_over(running: asyncio.Future[bool], batch: BatchRun) -> None:
+async def until_over(running: asyncio.Future[bool], batch: BatchRun) -> None:
     """Wait; a cancellation is passed on only when the rows in flight are settled."""
     try:
         await asyncio.shield(running)

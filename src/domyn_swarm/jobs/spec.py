@@ -17,7 +17,43 @@ def new_job_id() -> str:
     return f"{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-class JobSpec(InputReading):
+class JobSettings(InputReading):
+    """What a submitter says of a job beside whom and what it asks. None: as the job has it, or as
+    usual.
+    """
+
+    input: str
+    output: str
+    input_columns: tuple[str, ...] = ()
+    output_columns: tuple[str, ...] = ()
+    id_column: str | None = None
+    fingerprint: Fingerprint = "full"
+    output_mode: Literal["append", "replace", "io_only"] | None = None
+    shard_output: bool = False  # a folder of Parquet files instead of one file
+    infer_types: bool = False  # CSV that becomes Parquet: types for its columns
+    overwrite: bool = False  # an output of another job of ours, or of another input, is replaced
+    limit: int | None = Field(None, ge=0)
+    external_id: str | None = None
+    max_concurrency: int | Literal["auto"] | None = None
+    workers: int | None = Field(None, ge=1, le=256)  # None: one, or one for each node of Ray's
+    retries: int | None = Field(None, ge=0)
+    timeout_s: float | None = Field(None, gt=0)
+    timeout_retries: int | None = Field(None, ge=0)
+    max_failures: str | None = None  # "20" rows or "5%"
+    accept: Accept | None = None  # which answers count
+    dedup: Dedup | None = None  # rows of one value share a request
+    checkpoint_tag: str | None = None
+    checkpoint_interval: int | None = Field(None, ge=1)
+    checkpoint_seconds: float | None = Field(None, gt=0)
+    resume: bool = True
+    checkpointing: bool = True
+    data_backend: Literal["arrow", "pandas", "polars", "ray"] | None = None
+    backend_read_kwargs: dict[str, Any] = Field(default_factory=dict)
+    backend_write_kwargs: dict[str, Any] = Field(default_factory=dict)
+    ray_address: str | None = None
+
+
+class JobSpec(JobSettings):
     """Everything a worker needs, without secrets. Written before the job is submitted."""
 
     schema_version: Literal[1] = 1
@@ -35,40 +71,10 @@ class JobSpec(InputReading):
     endpoint_url: str | None = None  # instead of a swarm's endpoint
     api_key_file: str | None = None
     collector_key_file: str | None = None  # of the swarm, to ask how busy its engines are
-    input: str
-    output: str
-    input_columns: tuple[str, ...] = ()
-    output_columns: tuple[str, ...] = ()
-    id_column: str | None = None
-    fingerprint: Fingerprint = "full"
-    # From here on, None: as the job says, or as usual.
-    output_mode: Literal["append", "replace", "io_only"] | None = None
-    shard_output: bool = False
-    infer_types: bool = False
-    overwrite: bool = False
-    limit: int | None = None
-    max_concurrency: int | Literal["auto"] | None = None
-    workers: int | None = Field(None, ge=1)  # None: one here, or one for each node of Ray's
-    retries: int | None = None
-    timeout_s: float | None = None
-    timeout_retries: int | None = None
-    max_failures: str | None = None
-    accept: Accept | None = None
-    external_id: str | None = None
     job_key: str | None = None  # of the input in the store of answers; None: that of its path
-    dedup: Dedup | None = None
     checkpoint_root: str
-    checkpoint_tag: str | None = None
-    checkpoint_interval: int | None = None
-    checkpoint_seconds: float | None = None
-    resume: bool = True
     retry_failed: bool = False
     retry_classes: tuple[ReplyVerdict, ...] = ()  # of settled rows; none: whatever failed
-    checkpointing: bool = True
-    data_backend: Literal["arrow", "pandas", "polars", "ray"] | None = None
-    backend_read_kwargs: dict[str, Any] = Field(default_factory=dict)
-    backend_write_kwargs: dict[str, Any] = Field(default_factory=dict)
-    ray_address: str | None = None
     resources: JobResources = Field(default_factory=JobResources)
     min_version: str  # of domyn-swarm, that of the submitter; the worker checks
 

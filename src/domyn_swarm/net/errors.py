@@ -16,6 +16,8 @@ _OUT_OF_FILES = re.compile(rb"\(os error 2[34]\)")
 # OpenAI's code for an account without credit: nothing becomes of waiting
 _NO_CREDIT = b"insufficient_quota"
 
+NOT_IMPLEMENTED = 501  # the server has no such thing, however often it is asked
+
 # vLLM's words when the process that computes has died behind the one that answers
 _ENGINE_DEAD = re.compile(rb"EngineDead|EngineCore")
 
@@ -100,7 +102,7 @@ class RequestTimeout(RequestError):
 
 
 class RequestRefused(RequestError):
-    """A 4xx that the request itself caused: the same request gets the same answer."""
+    """A 4xx that the request itself caused, or 501: the same request gets the same answer."""
 
 
 class BackPressure(RequestError):
@@ -110,7 +112,7 @@ class BackPressure(RequestError):
 
 
 class ServerFailed(RequestError):
-    """408 or 5xx."""
+    """408 or 5xx, but 501."""
 
     retryable = True
 
@@ -218,7 +220,8 @@ def _status_of(name: Any) -> int | None:  # noqa: ANN401 - JSON
 def _kind_of(status: int, retry_after_s: float | None) -> type[RequestError]:
     if status == 429 or (status == 503 and retry_after_s is not None):
         return BackPressure
-    return ServerFailed if status == 408 or status >= 500 else RequestRefused
+    failed = status == 408 or (status >= 500 and status != NOT_IMPLEMENTED)
+    return ServerFailed if failed else RequestRefused
 
 
 def _message_of(body: bytes) -> str:

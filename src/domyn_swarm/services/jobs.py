@@ -25,7 +25,7 @@ from domyn_swarm.swarm.job_files import spec_of
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import JobSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
-from domyn_swarm.swarm.survey import job_snapshot
+from domyn_swarm.swarm.survey import job_snapshot, with_what_it_asks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from domyn_swarm.batch.results import Results
     from domyn_swarm.batch.verification import OutputVerification
     from domyn_swarm.jobs.dry_run import DryRun
+    from domyn_swarm.jobs.preview import Preview
     from domyn_swarm.services.report_records import JobReport
     from domyn_swarm.services.reports import GatheredReport
     from domyn_swarm.swarm.factory import LiveSwarm
@@ -76,6 +77,31 @@ class JobService:
         spec = spec.model_copy(update={"api_key_file": None})
         return dry_run(spec, prepared, key=key_of_environment())
 
+    def preview(
+        self, request: JobRequest, notice: Callable[[str], None], *, rows: int = 10
+    ) -> Preview:
+        """Check all that `submit` does and ask the first rows in this process; keep their answers,
+        which the job finds when it is submitted.
+
+        Args:
+            request: the job.
+            notice: hears what a run has to say meanwhile.
+            rows: how many.
+
+        Raises:
+            SwarmError: as `submit`, and nothing was asked; or the run cannot go on, and what was
+                answered is kept.
+        """
+        from domyn_swarm.config.environment import key_of_environment
+        from domyn_swarm.jobs.preview import preview
+
+        swarm = self._swarm_of(request)
+        spec, prepared = self._submitter.check(request, swarm)
+        if swarm is not None:
+            return preview(spec, prepared, notice, rows=rows, swarm=swarm.record.name)
+        spec = spec.model_copy(update={"api_key_file": None})
+        return preview(spec, prepared, notice, rows=rows, key=key_of_environment())
+
     def _swarm_of(self, request: JobRequest) -> LiveSwarm | None:
         if request.endpoint is not None:
             return None
@@ -99,7 +125,7 @@ class JobService:
         """
         record = self._record(ref)
         seen = self._submitter.refresh(record) if refresh else self._submitter.recall(record)
-        return job_snapshot(seen, asked=refresh)
+        return with_what_it_asks(job_snapshot(seen, asked=refresh), seen)
 
     def handle(self, ref: JobRef) -> JobHandle | None:
         """How to find a job again; None: its platform has not answered its submission yet.

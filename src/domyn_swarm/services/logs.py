@@ -11,6 +11,7 @@ from domyn_swarm.model import JobHandle
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.services.log_reader import Log, LogReader
 from domyn_swarm.services.requests import LogRequest
+from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
 from domyn_swarm.swarm.submitter import JobSubmitter
@@ -27,19 +28,20 @@ def swarm_logs(request: LogRequest, store: SwarmStore | None = None) -> Iterator
 
     Raises:
         SwarmNotFound, JobNotFound: there is none of that name.
-        StateError: there is no such log.
+        StateError: there is no such log; or no swarm was named, and not exactly one is live.
         PlatformError: the platform has it and does not give it.
     """
     store = store or SwarmStore.open()
-    record = store.swarm(request.name)
     if request.source == "job":
         job = store.job(request.job_id or "")
-        if job.swarm != record.name:
+        if request.name not in (None, job.swarm):
+            record = store.swarm(request.name)
             raise JobNotFound(
                 f"The job {job.job_id} is not one of {record.name}.",
                 hint=f"It is of {job.swarm or 'no swarm'}: domyn-swarm job logs {job.job_id}",
             )
         return job_log(job.job_id, last_lines=request.last_lines, follow=request.follow)
+    record = store.swarm(request.name or SwarmService(store).only_live())
     swarm = rehydrate(record)
     paths = swarm.paths
     if request.source == "replica" and record.phase.live and not is_elsewhere(record):

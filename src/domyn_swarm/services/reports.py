@@ -33,7 +33,7 @@ from domyn_swarm.services.report_records import (
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
 from domyn_swarm.swarm.job_files import spec_of
-from domyn_swarm.swarm.survey import job_snapshot
+from domyn_swarm.swarm.survey import job_snapshot, with_what_it_asks
 from domyn_swarm.swarm.whereabouts import is_elsewhere
 
 _GROUPS_SHOWN = 50
@@ -80,7 +80,7 @@ class ReportGatherer:
         report = JobReport(
             path=self._output.absolute(),
             written_at=utc_now(),
-            job=job_snapshot(self._record),
+            job=with_what_it_asks(job_snapshot(self._record), self._record),
             model=spec.model,
             job_class=spec.job,
             account=sum_up(accounts) if accounts else None,

@@ -46,6 +46,7 @@ class UpResult(Record):
     name: str
     endpoint: str | None
     ready: bool
+    launched: bool = True  # by this command; False: it was up or coming up
     swarm_dir: Path
 
 
@@ -126,7 +127,7 @@ class JobResults(Record):
 class LogRequest(Record):
     """Read a swarm's logs."""
 
-    name: str
+    name: str | None = None  # None: the only live one, or that of the job
     source: Literal["replica", "endpoint", "watchdog", "job"] = "replica"
     replica: int | None = None  # None: all
     job_id: str | None = None

@@ -15,6 +15,7 @@ from domyn_swarm.config.starter import starter
 from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.model import Record
 from domyn_swarm.paths import write_private
+from domyn_swarm.swarm.job_file import json_schema as job_schema
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "check_answers",
     "check_config",
     "defaults_place",
+    "job_schema",
     "json_schema",
     "new_config",
     "new_defaults",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from domyn_swarm.backends.endpoint.view import ReplicaEvent, read_history
 from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.errors import PlatformError, StateError, SwarmError, SwarmNotFound
+from domyn_swarm.model import SwarmPhase
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.services.requests import (
@@ -21,9 +22,10 @@ from domyn_swarm.services.requests import (
     UpResult,
 )
 from domyn_swarm.state import SwarmRecord, SwarmStore
-from domyn_swarm.swarm.factory import rehydrate
+from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.forgetting import forget_swarm
 from domyn_swarm.swarm.job_access import live_address
+from domyn_swarm.swarm.joining import SwarmJoining, Waiting
 from domyn_swarm.swarm.lifecycle import OnChange, SwarmLifecycle
 from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
@@ -82,22 +84,27 @@ class SwarmService:
         )
 
     def up(self, request: UpRequest, *, on_change: OnChange | None = None) -> UpResult:
-        """Bring a swarm up; see `SwarmLifecycle.up`."""
-        swarm = SwarmLifecycle(self._store).up(
-            _config(request),
-            wait=request.wait,
-            timeout_s=request.timeout_s,
-            on_change=on_change,
-        )
-        address = None
-        with contextlib.suppress(PlatformError):  # it is up all the same
-            address = swarm.backend.address(swarm.handle)
-        return UpResult(
-            name=swarm.record.name,
-            endpoint=None if address is None else address.url,
-            ready=request.wait,
-            swarm_dir=swarm.paths.root,
-        )
+        """Bring a swarm up, or wait for the one of that name and configuration that is coming up;
+        see `SwarmJoining.up`.
+        """
+        waiting = Waiting(wait=request.wait, timeout_s=request.timeout_s, on_change=on_change)
+        swarm, launched = SwarmJoining(self._store).up(_config(request), waiting)
+        ready = request.wait or swarm.record.phase is SwarmPhase.READY
+        return _up_result(swarm, ready=ready, launched=launched)
+
+    def wait(
+        self,
+        name: str | None,
+        *,
+        timeout_s: float | None = None,
+        on_change: OnChange | None = None,
+    ) -> UpResult:
+        """Wait until a swarm is ready, the only live one when no name is given; see
+        `SwarmJoining.wait`.
+        """
+        waiting = Waiting(timeout_s=timeout_s, on_change=on_change)
+        swarm = SwarmJoining(self._store).wait(name or self.only_live(), waiting)
+        return _up_result(swarm, ready=True, launched=False)
 
     def status(self, name: str | None) -> SwarmSnapshot:
         """A swarm as it is now, its jobs included; the only live one when no name is given.
@@ -232,6 +239,19 @@ class SwarmService:
             "file_sd_configs": [{"files": [str(folder / "domyn-swarm-*.json")]}],
         }
         return {"scrape_configs": [scraped]}
+
+
+def _up_result(swarm: LiveSwarm, *, ready: bool, launched: bool) -> UpResult:
+    address = None
+    with contextlib.suppress(PlatformError):  # it is up all the same
+        address = swarm.backend.address(swarm.handle)
+    return UpResult(
+        name=swarm.record.name,
+        endpoint=None if address is None else address.url,
+        ready=ready,
+        launched=launched,
+        swarm_dir=swarm.paths.root,
+    )
 
 
 def _config(request: UpRequest) -> DomynLLMSwarmConfig:

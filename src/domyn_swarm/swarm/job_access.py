@@ -14,7 +14,7 @@ from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_request import JobRequest
-from domyn_swarm.swarm.lost import check_not_lost
+from domyn_swarm.swarm.lost import check_not_lost, without_endpoint
 from domyn_swarm.swarm.whereabouts import endpoint_address
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ def live_address(swarm: LiveSwarm) -> EndpointAddress:
     check_not_lost(swarm, "has no endpoint")
     address = endpoint_address(swarm)
     if address is None:
-        raise StateError(
-            f"The swarm {swarm.record.name} is {swarm.record.phase.value} and has no endpoint.",
-            hint=f"See `domyn-swarm status {swarm.record.name}`.",
-        )
+        raise without_endpoint(swarm)
     return address
 
 

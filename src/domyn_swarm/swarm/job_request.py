@@ -9,54 +9,64 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import Field, ValidationError
 
-from domyn_swarm.batch.reading import InputReading
 from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.spec import JobSettings
 from domyn_swarm.model import Accept, Dedup, Fingerprint, Record, ReplyVerdict
 from domyn_swarm.planning.resources import JobResources
 
+CHAT_JOB = "domyn_swarm.jobs:ChatCompletionJob"
+"""What a job is that names no class."""
 
-class JobRequest(InputReading):
-    """Submit a job. Fields are `job submit`'s flags; None: as the job has it, or as usual."""
 
-    job: str = "domyn_swarm.jobs:ChatCompletionJob"
-    job_source: str | None = None  # `job` is a name that this text defines
+class Submission(JobSettings):
+    """What whoever submits a job says of it, in Python as on the command line."""
+
+    job: str = CHAT_JOB
     swarm: str | None = None
     endpoint: str | None = None  # any OpenAI endpoint, instead of a swarm
     model: str | None = None  # needed with `endpoint`
-    input: str
-    output: str
-    input_columns: tuple[str, ...] = ()
-    output_columns: tuple[str, ...] = ()
-    id_column: str | None = None
-    fingerprint: Fingerprint = "full"
-    output_mode: Literal["append", "replace", "io_only"] | None = None
-    shard_output: bool = False  # a folder of Parquet files instead of one file
-    infer_types: bool = False  # CSV that becomes Parquet: types for its columns
-    overwrite: bool = False  # an output of another job of ours, or of another input, is replaced
+    name: str | None = None
+    checkpoint_dir: Path | None = None
+    down_after: bool = False  # the swarm ends itself once the job has ended
+
+
+class JobRequest(Submission):
+    """Submit a job. Fields are `job submit`'s flags; None: as the job has it, or as usual."""
+
+    job_source: str | None = None  # `job` is a name that this text defines
+    import_folder: Path | None = None  # where its module is looked for before the current folder
     job_kwargs: dict[str, Any] = Field(default_factory=dict)
-    limit: int | None = Field(None, ge=0)
+    resources: JobResources = Field(default_factory=JobResources)
+
+
+class ScriptRequest(Record):
+    """Run a program of the user's beside a swarm. Fields are `job submit-script`'s flags."""
+
+    script: Path
+    args: tuple[str, ...] = ()
+    swarm: str | None = None
     name: str | None = None
     external_id: str | None = None
+    resources: JobResources = Field(default_factory=JobResources)
+    down_after: bool = False
+
+
+class JobChanges(Record):
+    """What is different when a job runs once more. None: as before."""
+
+    override: dict[str, Any] = Field(default_factory=dict)  # of job_kwargs; retried rows only
     max_concurrency: int | Literal["auto"] | None = None
-    workers: int | None = Field(None, ge=1, le=256)  # None: one, or one for each node of Ray's
-    data_backend: Literal["arrow", "pandas", "polars", "ray"] | None = None
-    backend_read_kwargs: dict[str, Any] = Field(default_factory=dict)
-    backend_write_kwargs: dict[str, Any] = Field(default_factory=dict)
-    ray_address: str | None = None
+    workers: int | None = Field(None, ge=1, le=256)
     retries: int | None = Field(None, ge=0)
     timeout_s: float | None = Field(None, gt=0)
     timeout_retries: int | None = Field(None, ge=0)
-    max_failures: str | None = None  # "20" rows or "5%"
-    accept: Accept | None = None  # which answers count
-    dedup: Dedup | None = None  # rows of one value share a request
-    checkpoint_dir: Path | None = None
-    checkpoint_tag: str | None = None
-    checkpoint_interval: int | None = Field(None, ge=1)
-    checkpoint_seconds: float | None = Field(None, gt=0)
-    resume: bool = True
-    checkpointing: bool = True
-    resources: JobResources = Field(default_factory=JobResources)
-    down_after: bool = False  # the swarm ends itself once the job has ended
+    max_failures: str | None = None
+    accept: Accept | None = None
+    overwrite: bool | None = None
+    retry_classes: tuple[ReplyVerdict, ...] = ()  # of settled rows; none: whatever failed
+    resources: JobResources = Field(
+        default_factory=JobResources
+    )  # what is not said here is as it was
 
 
 class SubmitKeywords(TypedDict, total=False):
@@ -167,33 +177,3 @@ def request_of(given: Mapping[str, Any]) -> JobRequest:
         where = ".".join(map(str, wrong["loc"]))
         reason = str(wrong["msg"]).removeprefix("Value error, ")
         raise ConfigError(f"submit_job: {where} is {wrong['input']!r}: {reason}.") from error
-
-
-class ScriptRequest(Record):
-    """Run a program of the user's beside a swarm. Fields are `job submit-script`'s flags."""
-
-    script: Path
-    args: tuple[str, ...] = ()
-    swarm: str | None = None
-    name: str | None = None
-    external_id: str | None = None
-    resources: JobResources = Field(default_factory=JobResources)
-    down_after: bool = False
-
-
-class JobChanges(Record):
-    """What is different when a job runs once more. None: as before."""
-
-    override: dict[str, Any] = Field(default_factory=dict)  # of job_kwargs; retried rows only
-    max_concurrency: int | Literal["auto"] | None = None
-    workers: int | None = Field(None, ge=1, le=256)
-    retries: int | None = Field(None, ge=0)
-    timeout_s: float | None = Field(None, gt=0)
-    timeout_retries: int | None = Field(None, ge=0)
-    max_failures: str | None = None
-    accept: Accept | None = None
-    overwrite: bool | None = None
-    retry_classes: tuple[ReplyVerdict, ...] = ()  # of settled rows; none: whatever failed
-    resources: JobResources = Field(
-        default_factory=JobResources
-    )  # what is not said here is as it was

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import secrets
 import sys
@@ -37,12 +38,10 @@ from domyn_swarm.swarm.folder import withdraw_metrics, write_launch_files
 from domyn_swarm.swarm.lost import check_not_lost, why_lost
 from domyn_swarm.swarm.readiness import launch_error, readiness
 from domyn_swarm.swarm.reconcile import (
-    all_recorded,
-    being_launched,
     clear_launchers,
     reconcile,
 )
-from domyn_swarm.swarm.stopping import may_be_left, stop
+from domyn_swarm.swarm.stopping import STOPPED_BY_DOWN, may_be_left, stop
 from domyn_swarm.swarm.whereabouts import is_elsewhere, refuse_elsewhere, refuse_taken
 
 if TYPE_CHECKING:
@@ -107,68 +106,15 @@ class SwarmLifecycle:
                 swarm = self._launch(swarm, context)
                 if not wait:
                     return swarm
-                return self._await_ready(swarm, timeout_s, on_change, interrupted)
+                return self.await_ready(swarm, timeout_s, on_change, interrupted)
             except Exception as error:  # noqa: BLE001 - what was started must not outlive any
-                self._fail(swarm, error)
+                self.fail(swarm, error)
             except KeyboardInterrupt:
                 if not keep_interrupted:
                     self._give_up(swarm, LaunchError("Interrupted."))
                 raise
         finally:
             release(paths.launcher(context.tag))
-
-    def complete(
-        self,
-        config: DomynLLMSwarmConfig,
-        *,
-        wait: bool = True,
-        timeout_s: float | None = None,
-        on_change: OnChange | None = None,
-        interrupted: Interrupted | None = None,
-    ) -> LiveSwarm:
-        """As `up`, whatever became of an earlier one: a swarm of that name that is up or coming up
-        is taken as it is; one that was launched in part, or is failing or stopping, is stopped and
-        launched anew.
-
-        Raises:
-            LaunchError: it did not come up; unless somebody else launches it, it has been stopped.
-            PlatformError: it could not be started, or what was there could not be stopped.
-        """
-        try:
-            swarm = self.attach(str(config.name))
-        except SwarmNotFound:
-            return self.up(
-                config, wait=wait, timeout_s=timeout_s, on_change=on_change, interrupted=interrupted
-            )
-        if is_elsewhere(swarm.record):
-            refuse_taken(swarm.record)
-        phase = SwarmPhase.FAILED if why_lost(swarm) else swarm.record.phase
-        going = phase is SwarmPhase.LAUNCHING and (being_launched(swarm) or all_recorded(swarm))
-        if phase is SwarmPhase.READY or (going and not wait):
-            return swarm
-        if going:
-            return self._join(swarm, timeout_s, on_change, interrupted)
-        self.down(swarm.record.name)
-        return self.up(
-            config, wait=wait, timeout_s=timeout_s, on_change=on_change, interrupted=interrupted
-        )
-
-    def _join(
-        self,
-        swarm: LiveSwarm,
-        timeout_s: float | None,
-        on_change: OnChange | None,
-        interrupted: Interrupted | None,
-    ) -> LiveSwarm:
-        """Wait for a swarm that somebody launched. When whoever did so is gone, its failure is
-        ours to clean up.
-        """
-        try:
-            return self._await_ready(swarm, timeout_s, on_change, interrupted)
-        except Exception as error:
-            if being_launched(swarm):
-                raise
-            self._fail(swarm, error)
 
     def _record(self, plan: DeploymentPlan, context: DeploymentContext) -> LiveSwarm:
         """The intent, before any side effect but the folder it is written to."""
@@ -208,7 +154,7 @@ class SwarmLifecycle:
 
     def _launch(self, swarm: LiveSwarm, context: DeploymentContext) -> LiveSwarm:
         swarm.backend.launch(swarm.plan, context, self._recorder(context.tag))
-        return self._still_wanted(swarm)
+        return self.still_wanted(swarm)
 
     def _recorder(self, tag: str) -> PartRecorder:
         def attach(*parts: Part) -> None:
@@ -216,14 +162,20 @@ class SwarmLifecycle:
 
         return attach
 
-    def _still_wanted(self, swarm: LiveSwarm) -> LiveSwarm:
-        """The swarm by its record now, unless somebody stopped it meanwhile.
+    def still_wanted(self, swarm: LiveSwarm) -> LiveSwarm:
+        """The swarm by its record now, unless it failed or somebody stopped it meanwhile.
 
         Raises:
-            LaunchError: somebody did.
+            LaunchError: it did, or somebody has.
         """
         record = self._store.swarm(swarm.record.name)
         wanted = record.phase in (SwarmPhase.LAUNCHING, SwarmPhase.READY)
+        over = record.phase in (SwarmPhase.FAILED, SwarmPhase.STOPPED)
+        if record.tag == swarm.record.tag and over and record.detail != STOPPED_BY_DOWN:
+            raise LaunchError(
+                f"{swarm.record.name} did not come up: {record.detail}",
+                hint=f"See the logs under {swarm.paths.root / 'logs'}.",
+            )
         if record.tag != swarm.record.tag or not wanted:
             raise LaunchError(
                 f"{swarm.record.name} was stopped while it was coming up.",
@@ -231,15 +183,23 @@ class SwarmLifecycle:
             )
         return swarm.with_record(record)
 
-    def _await_ready(
+    def await_ready(
         self,
         swarm: LiveSwarm,
         timeout_s: float | None,
         on_change: OnChange | None,
         interrupted: Interrupted | None = None,
+        *,
+        renews: bool = True,
     ) -> LiveSwarm:
+        """Return when `min_ready` replicas of a swarm answer that was launched; free nothing.
+        `renews`: the claim that says who brings it up is this process's.
+
+        Raises:
+            LaunchError: it has failed, time is up, or somebody stopped it.
+        """
         look = readiness(swarm)
-        launcher, renew_at = swarm.paths.launcher(swarm.record.tag), 0.0
+        launcher, renew_at = swarm.paths.launcher(swarm.record.tag), 0.0 if renews else math.inf
 
         def probe() -> Observation:
             nonlocal renew_at
@@ -252,13 +212,13 @@ class SwarmLifecycle:
 
         deadline = Deadline(swarm.plan.wait_endpoint_s, overall_s=timeout_s)
         seen = wait_until(probe, deadline=deadline, every_s=0.3, on_change=on_change)
-        swarm = self._still_wanted(swarm)
+        swarm = self.still_wanted(swarm)
         if seen.phase is Phase.READY:
             self._store.set_phase(swarm.record.tag, SwarmPhase.READY)
-            return self._still_wanted(swarm)  # somebody may have stopped it at this moment
+            return self.still_wanted(swarm)  # somebody may have stopped it at this moment
         raise launch_error(swarm, seen)
 
-    def _fail(self, swarm: LiveSwarm, error: Exception) -> NoReturn:
+    def fail(self, swarm: LiveSwarm, error: Exception) -> NoReturn:
         """Free what was started, whatever went wrong; raise what says so, and what is left."""
         name = swarm.record.name
         known = error if isinstance(error, SwarmError) else _in_words(name, error)
@@ -290,8 +250,9 @@ class SwarmLifecycle:
         with contextlib.suppress(StateError):  # then whoever looks next records it
             self._store.set_stopped(tag, error.message)
 
-    def down(self, name: str) -> LiveSwarm:
-        """Stop a swarm and verify that nothing of it runs. Idempotent.
+    def down(self, name: str, tag: str | None = None) -> LiveSwarm:
+        """Stop a swarm and verify that nothing of it runs. Idempotent. With `tag` only the swarm
+        that carries it: one that took its name meanwhile is left alone.
 
         Raises:
             SwarmNotFound: there is none of that name.
@@ -299,6 +260,8 @@ class SwarmLifecycle:
             PlatformError: something still runs; the record stays.
         """
         record = reconcile(self._store, self._store.swarm(name))
+        if tag not in (None, record.tag):
+            return rehydrate(record)
         refuse_elsewhere(record, "stop it", f"`domyn-swarm down {name} --forget` writes it off")
         swarm = rehydrate(record)
         if record.phase.live and self._store.set_phase(record.tag, SwarmPhase.STOPPING):

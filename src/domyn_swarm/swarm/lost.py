@@ -8,7 +8,7 @@ from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.reconcile import all_recorded, being_launched
 from domyn_swarm.swarm.whereabouts import is_elsewhere
 
-_MAY_SERVE = (SwarmPhase.LAUNCHING, SwarmPhase.READY)
+MAY_SERVE = (SwarmPhase.LAUNCHING, SwarmPhase.READY)
 
 
 def why_lost(swarm: LiveSwarm) -> str | None:
@@ -16,7 +16,7 @@ def why_lost(swarm: LiveSwarm) -> str | None:
     coming up; None: somebody may, as far as is known here.
     """
     record = swarm.record
-    if record.phase not in _MAY_SERVE or is_elsewhere(record):
+    if record.phase not in MAY_SERVE or is_elsewhere(record):
         return None
     if record.phase is SwarmPhase.LAUNCHING and (being_launched(swarm) or not all_recorded(swarm)):
         return None  # its endpoint may not have been started yet
@@ -30,7 +30,7 @@ def check_not_lost(swarm: LiveSwarm, refused: str) -> None:
         StateError: it does not and will not.
     """
     name, phase = swarm.record.name, swarm.record.phase
-    if phase not in _MAY_SERVE:
+    if phase not in MAY_SERVE:
         raise StateError(
             f"The swarm {name} is {phase.value} and {refused}.", hint=anew(name, phase)
         )
@@ -40,6 +40,17 @@ def check_not_lost(swarm: LiveSwarm, refused: str) -> None:
             f"The swarm {name} has failed and {refused}: {why}.",
             hint=anew(name, SwarmPhase.FAILED),
         )
+
+
+def without_endpoint(swarm: LiveSwarm) -> StateError:
+    """What is said of a swarm that has no endpoint now."""
+    name, phase = swarm.record.name, swarm.record.phase
+    coming = phase is SwarmPhase.LAUNCHING
+    hint = f"`domyn-swarm wait {name}` returns once it is ready." if coming else ""
+    return StateError(
+        f"The swarm {name} is {phase.value} and has no endpoint{' yet' if coming else ''}.",
+        hint=hint or f"See `domyn-swarm status {name}`.",
+    )
 
 
 def anew(name: str, phase: SwarmPhase) -> str:

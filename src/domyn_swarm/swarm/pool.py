@@ -10,7 +10,6 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +18,7 @@ from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Record, utc_now
 from domyn_swarm.probing import Observation
 from domyn_swarm.state import SwarmStore
-from domyn_swarm.swarm.factory import LiveSwarm
+from domyn_swarm.swarm.joining import Outcome, SwarmJoining, Waiting
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 
 if TYPE_CHECKING:
@@ -103,14 +102,14 @@ class PoolLauncher:
             return told
         began = utc_now()
         try:
-            live = self._lifecycle.complete(
-                swarm.config,
+            waiting = Waiting(
                 wait=self._wait_ready,
                 timeout_s=self._timeout_s,
                 on_change=self._hook(swarm.name),
                 interrupted=self._stop.is_set,
             )
-            return told.model_copy(update=self._came_up(live, swarm, began))
+            outcome = SwarmJoining(self._store).complete(swarm.config, waiting)
+            return told.model_copy(update=self._came_up(outcome, swarm))
         except KeyboardInterrupt:  # while it came up, so there is a record
             ours = self._store.swarm(swarm.name).created_at >= began
             return told.model_copy(update={"outcome": "interrupted" if ours else "already_up"})
@@ -123,7 +122,8 @@ class PoolLauncher:
             failed = {"outcome": "failed", "error": f"{error!r}", "hint": notes}
             return told.model_copy(update=failed)
 
-    def _came_up(self, live: LiveSwarm, swarm: PooledSwarm, began: datetime) -> dict[str, object]:
+    def _came_up(self, outcome: Outcome, swarm: PooledSwarm) -> dict[str, object]:
+        live = outcome.swarm
         address = None
         with contextlib.suppress(PlatformError):  # it is up all the same
             address = live.backend.address(live.handle)
@@ -131,7 +131,7 @@ class PoolLauncher:
         wanted = self._lifecycle.plan(swarm.config)[0]
         other = None if live.plan == wanted else "it runs as it was launched, not as its file says"
         return {
-            "outcome": found if live.record.created_at >= began else "already_up",
+            "outcome": found if outcome.launched else "already_up",
             "endpoint": None if address is None else address.url,
             "note": other,
         }

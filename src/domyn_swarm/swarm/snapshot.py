@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -84,6 +84,12 @@ class JobSnapshot(Record):
     completion_tokens: int = 0
     input: str
     output: str | None
+    # What it asks, of one job that is shown by itself; null in lists, and where its files are gone.
+    model: str | None = None
+    job_class: str | None = None
+    prompt: str | None = None
+    system: str | None = None
+    parameters: dict[str, Any] | None = None  # its options and its requests', without secrets
     account: JobAccount | None = None  # of all its runs, once one has ended
     message: str | None = None  # paused, failed: why
     remarks: tuple[str, ...] = ()  # worth knowing of how its rows came out

@@ -11,6 +11,8 @@ from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.folder import note_end
 from domyn_swarm.swarm.whereabouts import reach
 
+STOPPED_BY_DOWN = "`domyn-swarm down` stopped it"
+
 
 def stop(store: SwarmStore, swarm: LiveSwarm) -> None:
     """End all of a swarm that is recorded as stopping, verify that, and record it as stopped. Where
@@ -29,7 +31,7 @@ def stop(store: SwarmStore, swarm: LiveSwarm) -> None:
             store.set_phase(tag, SwarmPhase.STOPPING, left)
         raise
     note_end(swarm)
-    store.set_stopped(tag, "`domyn-swarm down` stopped it")
+    store.set_stopped(tag, STOPPED_BY_DOWN)
 
 
 def may_be_left(swarm: LiveSwarm) -> bool:

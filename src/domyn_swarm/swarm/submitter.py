@@ -183,8 +183,12 @@ class JobSubmitter:
 
     def _spec(self, request: JobRequest, swarm: LiveSwarm | None) -> tuple[JobSpec, JobPaths]:
         from domyn_swarm.batch.job_store import input_key
-        from domyn_swarm.jobs.loading import import_path_of
+        from domyn_swarm.jobs.loading import Located, import_path_of, located
 
+        if request.job_source:
+            found = Located(request.job, import_path_of("", request.job_kwargs))
+        else:
+            found = located(request.job, request.job_kwargs, request.import_folder)
         job_id = new_job_id()
         if swarm is not None:
             paths = swarm.paths.job(job_id)
@@ -195,7 +199,7 @@ class JobSubmitter:
         asked = request.model_dump(
             exclude={
                 *("swarm", "endpoint", "model", "input", "output", "name"),
-                "down_after",
+                *("down_after", "import_folder"),
             }
         )
         checkpoint_root = asked.pop("checkpoint_dir") or checkpoints_dir()
@@ -206,14 +210,13 @@ class JobSubmitter:
                 **asked,
                 **where,
                 "job_id": job_id,
-                "name": request.name or request.job.rpartition(":")[2],
-                "import_path": import_path_of(
-                    "" if request.job_source else request.job, request.job_kwargs
-                ),
+                "job": found.reference,
+                "name": request.name or found.reference.rpartition(":")[2],
+                "import_path": found.import_path,
                 "input": _absolute(request.input),
                 "output": _absolute(request.output),
                 "job_key": input_key(_absolute(request.input)),
-                "checkpoint_root": str(Path(checkpoint_root).absolute()),
+                "checkpoint_root": str(Path(checkpoint_root).expanduser().absolute()),
                 "min_version": __version__,
             }
         )
@@ -381,4 +384,5 @@ class JobSubmitter:
 
 
 def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).absolute())
+    """A path from any folder, `~` as in a shell: `--input=~/x.csv` leaves that to us."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.backends.left_out import LeftOut, left_out
-from domyn_swarm.errors import PlatformError, SwarmError
+from domyn_swarm.errors import PlatformError, StateError, SwarmError
 from domyn_swarm.jobs.spec import JobResult
 from domyn_swarm.model import JobProgress, JobStatus, SwarmPhase, utc_now
 from domyn_swarm.paths import JobPaths
@@ -19,6 +19,7 @@ from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.job_ends import why_it_ended
+from domyn_swarm.swarm.job_files import spec_of
 from domyn_swarm.swarm.lost import why_lost
 from domyn_swarm.swarm.readiness import readiness, reports_of
 from domyn_swarm.swarm.replica_rows import placed, reported
@@ -190,6 +191,21 @@ def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
         ended_at=record.ended_at,
         log_path=str(paths.log),
     )
+
+
+def with_what_it_asks(seen: JobSnapshot, record: JobRecord) -> JobSnapshot:
+    """The same with model, class, prompt and parameters, where the job's files still say them."""
+    from domyn_swarm.batch.manifest import without_secrets
+
+    try:
+        spec = spec_of(record)
+    except StateError:  # a script, or its files are gone
+        return seen
+    told = without_secrets({**spec.job_kwargs, **spec.override})
+    texts = {name: told.pop(name, None) for name in ("prompt", "system")}
+    asked = {name: text if isinstance(text, str) else None for name, text in texts.items()}
+    changes = {"model": spec.model, "job_class": spec.job, **asked, "parameters": told}
+    return seen.model_copy(update=changes)
 
 
 def _read(path: Path, kind: type[_T]) -> _T | None:

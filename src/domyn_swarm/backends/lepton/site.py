@@ -20,7 +20,8 @@ def site_checks(plan: DeploymentPlan) -> Iterator[Check]:
         workspace = Workspace(credentials(config.workspace_id))
         info = workspace.info()
     except SwarmError as error:
-        yield failed("workspace", error.message, error.hint or "See docs/lepton.md.")
+        where = 'See the page "DGX Cloud Lepton" of the documentation.'
+        yield failed("workspace", error.message, error.hint or where)
         return
     yield ok("workspace", f"{workspace.id} answers and is {info.workspace_state.value}")
     for what in ("endpoint", "job"):

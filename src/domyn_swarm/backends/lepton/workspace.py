@@ -212,7 +212,8 @@ class Workspace:
             return PlatformError(
                 f"{where} {right}: {what}.",
                 hint="Check LEPTON_WORKSPACE_ID and LEPTONAI_API_TOKEN: a token may have expired, "
-                "or its user lacks the role. docs/lepton.md lists what is needed.",
+                'or its user lacks the role. What is needed is listed on the page "DGX Cloud '
+                'Lepton" of the documentation.',
             )
         if status == _CONFLICT:
             return Taken(f"{where} has it already: {what}.")

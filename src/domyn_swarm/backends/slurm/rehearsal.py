@@ -95,7 +95,10 @@ class RehearsalJob:
             yield warning("job comments", why, fix)
         else:
             why = "the site changes comments and names of jobs: lost replicas are not replaced"
-            fix = "Ask the site to leave one of them; docs/slurm.md says what does not work."
+            fix = (
+                'Ask the site to leave one of them; see "Slurm" in the documentation for what does '
+                "not work."
+            )
             yield warning("job comments", why, fix)
 
     def _address(self, node: str) -> str:

@@ -55,7 +55,8 @@ class BatchScript:
         except (OSError, jinja2.TemplateError) as error:
             raise ConfigError(
                 f"backend.template_path: {chosen} cannot be used: {error}.",
-                hint="Begin with a copy of domyn-swarm's own; docs/slurm.md shows it.",
+                hint='Begin with a copy of domyn-swarm\'s own: the page "Slurm" of the '
+                "documentation shows it.",
             ) from error
 
     def _values(self) -> dict[str, Any]:

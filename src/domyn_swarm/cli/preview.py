@@ -1,0 +1,84 @@
+"""The `job preview` command: the first rows asked and shown, then all of them if that is wanted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from domyn_swarm.cli.console import confirm, interactive, say
+from domyn_swarm.cli.following import follow
+from domyn_swarm.cli.job_flags import JobFlags, taking_flags
+from domyn_swarm.cli.options import (
+    DetachOption,
+    Format,
+    FormatOption,
+    JsonOption,
+    NoProgressOption,
+    YamlOption,
+    chosen_format,
+)
+from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_INTERRUPTED, EXIT_OK
+
+if TYPE_CHECKING:
+    from domyn_swarm.jobs.preview import Preview
+    from domyn_swarm.services.jobs import JobService
+    from domyn_swarm.services.requests import JobRequest
+
+
+@taking_flags
+def preview(
+    flags: JobFlags,
+    rows: Annotated[
+        int, typer.Option("-n", "--rows", min=1, max=1000, metavar="ROWS", help="How many.")
+    ] = 10,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Go on with the full run without asking.")
+    ] = False,
+    detach: DetachOption = False,
+    no_progress: NoProgressOption = False,
+    output_format: FormatOption = Format.TABLE,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+) -> None:
+    """Ask the first rows of a job and show what comes; then submit it, if that is wanted.
+
+    What was asked here is kept: the full run, also as a `job submit` of its own, asks the other
+    rows, and those that failed. On a terminal it asks whether to go on; elsewhere it stops there
+    unless -y is given. Exits as `job submit` when it goes on, with 1 when the answer is no, else
+    with 0, or with 7 when some rows failed.
+
+    Example: domyn-swarm job preview -f job.yaml
+    """
+    from domyn_swarm.services.jobs import JobService
+    from domyn_swarm.swarm.job_file import read_job
+
+    form = chosen_format(output_format, as_json, as_yaml)
+    if form is not Format.TABLE and yes:
+        raise typer.BadParameter("-y goes on with the job: leave --json and --yaml out.")
+    request = read_job(flags.file, flags.layer(), detached=detach)
+    found = _asked(JobService(), request, rows, form)
+    if not (yes or (form is Format.TABLE and interactive())):
+        say("No job was submitted: `job submit` with the same flags goes on, and so does -y.")
+        failed = any(one.error for one in found.rows)
+        raise typer.Exit(EXIT_FAILED_ROWS if failed else EXIT_OK)
+    if not (yes or confirm("full run?")):
+        say("No job was submitted. What was answered is kept.")
+        raise typer.Exit(1)
+    # Where every row was to be asked anew, the preview has begun with that.
+    handle = JobService().submit(request.model_copy(update={"resume": True}))
+    follow(handle, detach=detach, no_progress=no_progress)
+
+
+def _asked(service: JobService, request: JobRequest, rows: int, form: Format) -> Preview:
+    """Ask and show; Ctrl-C ends it after the rows in flight."""
+    from domyn_swarm.cli.job_views import say_what_the_rest_takes, show_preview
+
+    try:
+        found = service.preview(request, say, rows=rows)
+    except KeyboardInterrupt:
+        say("\nInterrupted: what was answered is kept, and no job was submitted.")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    show_preview(found, form)
+    say_what_the_rest_takes(found)
+    return found

@@ -1,0 +1,323 @@
+"""A job as a file: what `job submit` takes as flags, as YAML. Flags beside it win.
+
+Files and flags become one layer, which is checked as a configuration is: all mistakes at once, each
+at its line or flag.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
+
+from domyn_swarm.batch.manifest import is_secret
+from domyn_swarm.config import swarm_name
+from domyn_swarm.config.backends import Memory, TimeLimit, memory_gb, time_limit_s
+from domyn_swarm.config.mistakes import config_error, validated
+from domyn_swarm.config.schema import DIALECT, loosen
+from domyn_swarm.config.sources import FileKind, Key, Layer, dotted, merge, read_yaml
+from domyn_swarm.errors import ConfigError, Mistake
+from domyn_swarm.jobs.loading import load_job, located
+from domyn_swarm.jobs.preparation import parse_failure_limit
+from domyn_swarm.jobs.prompts import PromptTemplate
+from domyn_swarm.net import parameters
+from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.swarm.job_request import CHAT_JOB, JobRequest, Submission
+
+_TEMPLATE_JOB = "domyn_swarm.jobs:TemplateJob"
+_OUR_JOBS = "domyn_swarm.jobs:"
+_EITHER = (("prompt", "prompt_file"), ("system", "system_file"), ("swarm", "config", "endpoint"))
+"""Keys that exclude each other: each of them replaces what a lower layer says of the others."""
+_PATHS = ("input", "output", "checkpoint_dir", "config", "prompt_file", "system_file")
+_OF_THE_COMMAND = "it is a flag of the command and no part of the job"
+JOB = FileKind(
+    name="job",
+    example="input: rows.parquet",
+    reference="`domyn-swarm config schema --job` prints every key with its meaning.",
+    opaque=frozenset({"parameters", "backend_read_kwargs", "backend_write_kwargs"}),
+    instead={
+        **dict.fromkeys(parameters.CHAT | {"extra_body"}, "it belongs under parameters"),
+        **dict.fromkeys(("detach", "no_progress", "dry_run", "yes"), _OF_THE_COMMAND),
+        "job_kwargs": "write parameters",
+        "job_name": "write name",
+        "input_column": "write input_columns",
+        "output_column": "write output_columns",
+        "timeout": "write timeout_s",
+        "time": "write time_limit",
+        "run_here": "write placement: here",
+        "no_resume": "write resume: false",
+        "no_checkpointing": "write checkpointing: false",
+    },
+)
+
+
+_FLAGS = replace(JOB, reference="docs/commands/flags.md lists the flags.")
+
+
+def prompt_text(path: Path) -> str:
+    """What a prompt's file says, all of it, the last line's end included; without the mark that
+    some editors put in front of UTF-8.
+
+    Raises:
+        ValueError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}, is not UTF-8; save it as UTF-8") from None
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _concurrency(value: object) -> object:
+    if value is None or value == "auto":
+        return value
+    if not str(value).isdecimal() or int(str(value)) < 1:
+        raise ValueError(f"must be auto or a whole number of at least 1, not {value!r}")
+    return int(str(value))
+
+
+def _failures(value: str | None) -> str | None:
+    try:
+        parse_failure_limit(value)
+    except ConfigError:
+        raise ValueError(f"must be a number of rows or a share such as 5%, not {value!r}") from None
+    return value
+
+
+def _positive_time(value: str) -> str:
+    if time_limit_s(value) == math.inf:
+        raise ValueError("must be more than 0; leave it out for the default")
+    return value
+
+
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_listed),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+]
+
+
+class JobFile(Submission):
+    """What a job's file holds. `parameters` are the job's options and those of its requests."""
+
+    config: Path | None = None  # of the swarm, instead of its name
+    input_columns: Names = ()
+    output_columns: Names = ()
+    prompt: str | None = None
+    prompt_file: Path | None = None
+    system: str | None = None
+    system_file: Path | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    max_concurrency: Annotated[int | Literal["auto"] | None, BeforeValidator(_concurrency)] = None
+    max_failures: Annotated[str | None, AfterValidator(_failures)] = None
+    placement: Literal["step", "job", "here"] | None = None
+    cpus: int | None = Field(None, ge=1)
+    mem: Memory | None = None
+    time_limit: Annotated[TimeLimit, AfterValidator(_positive_time)] | None = None
+    mail_user: str | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _of_endpoint(cls, model: str | None, info: ValidationInfo) -> str | None:
+        if model is not None and info.data.get("endpoint") is None:
+            raise ValueError("goes with endpoint; a swarm's model is that of its configuration")
+        return model
+
+    @field_validator("prompt", "system")
+    @classmethod
+    def _template(cls, text: str | None, info: ValidationInfo) -> str | None:
+        if text is not None:
+            _check_template(text, str(info.field_name), info)
+        return text
+
+    @field_validator("prompt_file", "system_file")
+    @classmethod
+    def _template_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is not None:
+            what = str(info.field_name).removesuffix("_file")
+            _check_template(prompt_text(path), what, info)
+        return path
+
+    def request(self, *, detached: bool, folder: Path | None = None) -> JobRequest:
+        """The same as it is submitted. `folder` is that of the file, where its module may lie.
+
+        Raises:
+            ConfigError: the swarm's configuration, or a prompt's file, cannot be used.
+        """
+        texts = {"prompt": self.prompt, "system": self.system}
+        for name, path in (("prompt", self.prompt_file), ("system", self.system_file)):
+            texts[name] = texts[name] if path is None else prompt_text(path)
+        given = {name: text for name, text in texts.items() if text is not None}
+        same = type(self).model_fields.keys() & JobRequest.model_fields.keys()
+        known = self.model_dump(include=same)
+        if self.job == CHAT_JOB and "prompt" in given:
+            known["job"] = _TEMPLATE_JOB
+        if self.config is not None:
+            known["swarm"] = swarm_name(self.config)
+        return JobRequest(
+            **known,
+            job_kwargs={**self.parameters, **given},
+            import_folder=folder,
+            resources=JobResources(
+                detached=detached,
+                placement=self.placement,
+                cpus=self.cpus,
+                memory_gb=None if self.mem is None else memory_gb(self.mem),
+                time_limit_s=None if self.time_limit is None else time_limit_s(self.time_limit),
+                mail_user=self.mail_user,
+            ),
+        )
+
+
+def _check_template(text: str, what: str, info: ValidationInfo) -> None:
+    if not str(info.data.get("job", CHAT_JOB)).startswith(_OUR_JOBS):
+        return  # what the user's own class makes of it, it alone knows
+    try:
+        PromptTemplate(text, what)
+    except ConfigError as error:
+        raise ValueError(f"{error.message} {error.hint}".rstrip()) from None
+
+
+def read_job(path: Path | None, flags: Layer, *, detached: bool = False) -> JobRequest:
+    """The job in a file and in the flags beside it; `path` is None where there is no file.
+
+    Paths in the file are relative to its folder, those of flags to the current one.
+
+    Raises:
+        ConfigError: every mistake at once, each at its line or flag.
+    """
+    layer = layer_of(path, flags)
+    if path is None:
+        job = validated(JobFile, layer, Path("job submit"), _FLAGS)
+        return job.request(detached=detached)
+    job = validated(JobFile, layer, path, JOB)
+    request = job.request(detached=detached, folder=path.absolute().parent)
+    _check_job(request, layer, path)
+    return request
+
+
+def layer_of(path: Path | None, flags: Layer) -> Layer:
+    """What a file and the flags beside it say together, not checked yet.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not a mapping.
+    """
+    lower = Layer() if path is None else read_yaml(path, JOB)
+    _locate(lower, None if path is None else path.absolute().parent)
+    _locate(flags, None)
+    lower.mistakes += [*_secrets(lower), *_excluded(lower)]
+    flags.mistakes += _excluded(flags)
+    return merge(_without_replaced(lower, flags), flags)
+
+
+def _locate(layer: Layer, folder: Path | None) -> None:
+    """Make paths what they mean: `~` is the home; without a `folder` they stay relative."""
+    for key in _PATHS:
+        value = layer.values.get(key)
+        if isinstance(value, str) and "://" not in value:
+            expanded = os.path.expanduser(value)  # noqa: PTH111 - it leaves unknown users alone
+            layer.values[key] = expanded if folder is None else str(folder / expanded)
+
+
+def _secrets(layer: Layer) -> Iterator[Mistake]:
+    """Keys with secrets, wherever they stand; those of the first level are taken out."""
+    for key in _secret_keys(layer.values):
+        yield Mistake(
+            layer.places.get(key, ""),
+            dotted(key),
+            "looks like a secret, and files of jobs are for sharing: a swarm's key is known, that "
+            "of an --endpoint is $DOMYN_SWARM_API_TOKEN or $OPENAI_API_KEY of your shell",
+        )
+    layer.values = {name: one for name, one in layer.values.items() if not is_secret(name)}
+
+
+def _secret_keys(values: Any, at: Key = ()) -> Iterator[Key]:  # noqa: ANN401 - YAML
+    inner = values.items() if isinstance(values, Mapping) else ()
+    items = enumerate(values) if isinstance(values, list) else inner
+    for name, value in items:
+        if isinstance(name, str) and is_secret(name):
+            yield (*at, name)
+        else:
+            yield from _secret_keys(value, (*at, name))
+
+
+def _excluded(layer: Layer) -> Iterator[Mistake]:
+    for group in _EITHER:
+        said = [name for name in group if layer.values.get(name) is not None]
+        if said[1:]:
+            place, key = layer.places[said[-1],], said[-1]
+            flags = [layer.places[one,] for one in said]
+            names = flags if all(one.startswith("--") for one in flags) else said
+            yield Mistake(place, key, f"{' and '.join(names)} exclude each other")
+
+
+def _without_replaced(lower: Layer, upper: Layer) -> Layer:
+    """The lower layer without what the upper one says in other words; parameters are replaced one
+    by one, and whole.
+    """
+    gone = {
+        name for group in _EITHER for name in group if not upper.values.keys().isdisjoint(group)
+    }
+    if not upper.values.keys().isdisjoint(("swarm", "config")):
+        gone.add("model")
+    values = {name: value for name, value in lower.values.items() if name not in gone}
+    for name in JOB.opaque & upper.values.keys() & values.keys():
+        if isinstance(values[name], Mapping):
+            said = upper.values[name]
+            values[name] = {one: value for one, value in values[name].items() if one not in said}
+    return Layer(values, lower.places, lower.mistakes)
+
+
+def _check_job(request: JobRequest, layer: Layer, path: Path) -> None:
+    """Refuse what the job's class does not take, where it is written."""
+    try:
+        found = located(request.job, request.job_kwargs, request.import_folder)
+        load_job(
+            found.reference,
+            request.job_kwargs,
+            input_columns=request.input_columns,
+            output_columns=request.output_columns,
+            import_path=found.import_path,
+        )
+    except ConfigError as error:
+        if not error.mistakes:
+            raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
+        placed = []
+        for one in error.mistakes:
+            key: Key = ("parameters", one.key)
+            place = layer.places.get(key, layer.places.get(key[:1], str(path)))
+            placed.append(Mistake(place, dotted(key), one.message))
+        raise config_error(placed, path, JOB) from error
+
+
+def json_schema(descriptions: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON Schema of a job's file, for editors.
+
+    Args:
+        descriptions: what the keys are about.
+    """
+    schema = JobFile.model_json_schema()
+    loosen(schema)
+    for key, field in schema["properties"].items():
+        if key in descriptions:
+            field["description"] = descriptions[key]
+    return {"$schema": DIALECT, **schema, "title": "A job of domyn-swarm"}
