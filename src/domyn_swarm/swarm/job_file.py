@@ -63,7 +63,7 @@ JOB = FileKind(
 )
 
 
-_FLAGS = replace(JOB, reference="docs/commands.md lists the flags.")
+_FLAGS = replace(JOB, reference="docs/commands/flags.md lists the flags.")
 
 
 def prompt_text(path: Path) -> str:
