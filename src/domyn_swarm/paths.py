@@ -247,6 +247,11 @@ class SwarmPaths:
         return self.scripts / "replicas.sh"
 
     @property
+    def starting(self) -> Path:
+        """Locked by whoever starts watchdogs on this machine."""
+        return self.scripts / "starting"
+
+    @property
     def endpoint_spec(self) -> Path:
         """What the endpoint program is told."""
         return self.scripts / "endpoint.json"
