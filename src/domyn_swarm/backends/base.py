@@ -240,6 +240,11 @@ class ComputeBackend(Located, Protocol):
         the platform as it allows. One that cannot be asked for now is left out; the log says why.
         """
 
+    def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:
+        """Why those of these jobs that wait for their turn do so, by their ids. Raises nothing:
+        what is not known is left out.
+        """
+
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
         """Block until the job has ended, or until the timeout; return its status then."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import Format
 from domyn_swarm.cli.rendering import State, moment, print_pairs, print_record, print_table
+from domyn_swarm.model import JobStatus
 from domyn_swarm.swarm.snapshot import JobList
 
 if TYPE_CHECKING:
@@ -243,7 +244,8 @@ def account_text(account: JobAccount) -> str:
 def _status_text(job: JobSnapshot) -> str:
     where = job.whereabouts
     if where is None or not where.elsewhere:
-        return job.status.value
+        waits = job.status is JobStatus.PENDING and job.message
+        return f"{job.status.value}: {job.message}" if waits else job.status.value
     as_of = f" as of {moment(where.known_at)}" if where.known_at else ""
     return f"{job.status.value} on {where.name}{as_of}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domyn_swarm.errors import PlatformError
-from domyn_swarm.model import JobHandle
+from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.services.requests import (
     JobChanges,
     JobFailures,
@@ -25,7 +25,7 @@ from domyn_swarm.swarm.job_files import spec_of
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import JobSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
-from domyn_swarm.swarm.survey import job_snapshot
+from domyn_swarm.swarm.survey import asked_snapshots, job_snapshot
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,7 +98,7 @@ class JobService:
         """
         record = self._record(ref)
         seen = self._submitter.refresh(record) if refresh else self._submitter.recall(record)
-        return job_snapshot(seen, asked=refresh)
+        return asked_snapshots([seen])[0] if refresh else job_snapshot(seen)
 
     def list(
         self, swarm: str | None = None, *, refresh: bool = True, newest: int | None = None
@@ -107,8 +107,9 @@ class JobService:
         and without `refresh` not at all. With `newest` only so many of them are looked at.
         """
         jobs = self._store.jobs(swarm, newest=newest)[::-1]
-        seen = self._submitter.refresh_all(jobs) if refresh else map(self._submitter.recall, jobs)
-        return [job_snapshot(job, asked=refresh) for job in seen]
+        if refresh:
+            return asked_snapshots(self._submitter.refresh_all(jobs))
+        return [job_snapshot(self._submitter.recall(job)) for job in jobs]
 
     def count(self, swarm: str | None = None) -> int:
         """How many jobs there are, or those of one swarm."""
@@ -129,7 +130,8 @@ class JobService:
             if deadline is not None:
                 left_s = min(left_s, max(0.0, deadline - time.monotonic()))
             record = self._submitter.wait(record, timeout_s=left_s)
-            seen = job_snapshot(record)
+            waits = record.status is JobStatus.PENDING
+            seen = asked_snapshots([record])[0] if waits else job_snapshot(record)
             if on_progress is not None:
                 on_progress(seen)
             if record.status.final or (deadline is not None and time.monotonic() >= deadline):

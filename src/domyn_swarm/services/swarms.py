@@ -25,7 +25,7 @@ from domyn_swarm.swarm.lost import check_not_lost
 from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
-from domyn_swarm.swarm.survey import job_snapshot, snapshot_of, take_snapshot
+from domyn_swarm.swarm.survey import asked_snapshots, snapshot_of, take_snapshot
 from domyn_swarm.swarm.whereabouts import endpoint_address
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class SwarmService:
         swarm = SwarmLifecycle(self._store).attach(name or self.only_live())
         jobs = self._store.jobs(swarm.record.name)
         records = JobSubmitter(self._store).refresh_all(jobs)
-        return take_snapshot(swarm, [job_snapshot(record, asked=True) for record in records])
+        return take_snapshot(swarm, asked_snapshots(records))
 
     def only_live(self) -> str:
         """The name of the only live swarm.

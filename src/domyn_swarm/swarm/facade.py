@@ -17,7 +17,7 @@ from domyn_swarm.swarm.job_files import spec_of
 from domyn_swarm.swarm.job_request import JobRequest
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.submitter import JobSubmitter
-from domyn_swarm.swarm.survey import job_snapshot, take_snapshot
+from domyn_swarm.swarm.survey import asked_snapshots, job_snapshot, take_snapshot
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.base import SwarmJob
@@ -163,7 +163,7 @@ class DomynLLMSwarm:
         """What it looks like now: serving, replicas, jobs."""
         self._swarm = self._lifecycle.attach(self.name)
         jobs = JobSubmitter(self._store).refresh_all(self._store.jobs(self.name))
-        return take_snapshot(self._swarm, [job_snapshot(job, asked=True) for job in jobs])
+        return take_snapshot(self._swarm, asked_snapshots(jobs))
 
     def scale(self, replicas: int) -> None:
         """Have it run so many replicas; see `SwarmLifecycle.scale`.

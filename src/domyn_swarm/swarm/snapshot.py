@@ -85,7 +85,7 @@ class JobSnapshot(Record):
     input: str
     output: str | None
     account: JobAccount | None = None  # of all its runs, once one has ended
-    message: str | None = None  # paused, failed: why
+    message: str | None = None  # waits for its turn, paused, failed: why
     remarks: tuple[str, ...] = ()  # worth knowing of how its rows came out
     exit_code: int | None = None  # the program's own
     submitted_at: datetime
