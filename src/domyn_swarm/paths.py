@@ -93,6 +93,11 @@ class JobPaths:
         return self.root / "submitter.json"
 
     @property
+    def asks(self) -> Path:
+        """Where the answers to its rows are kept, which two jobs at once must not ask: `asks`."""
+        return self.root / "asks"
+
+    @property
     def input_facts(self) -> Path:
         """What the submitter found of the input's files: `input.facts`."""
         return self.root / "input.facts"

@@ -232,6 +232,15 @@ class Slurm:
             )
         return parse_allocation(done.stdout)
 
+    def preempts(self, job: str) -> bool:
+        """Whether a job is being ended for another one; False where Slurm does not know the job.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: Slurm cannot be asked.
+        """
+        done = run(["scontrol", "--oneliner", "show", "job", job])
+        return done.returncode == 0 and printed.preempted(done.stdout)
+
     def _accounted(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
         """What accounting remembers of jobs that the controller forgot; nothing without it. It is
         asked once a minute for a job that it does not know, and ever more seldom while it does not

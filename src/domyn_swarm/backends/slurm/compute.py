@@ -255,6 +255,21 @@ def _why_waiting(job: SlurmJob) -> str:
     return f"Slurm will not run it ({why})" if job.hopeless else f"waits in the queue ({why})"
 
 
+def cause_so_far(paths: JobPaths, slurm_id: str) -> JobStatus | None:
+    """Why Slurm is ending a job, asked from within the job, which is not over yet; None: it does
+    not say. `slurm_id`: of the job, or of the allocation that the step is in. Raises nothing.
+    """
+    if _killed_for_memory(paths):
+        return JobStatus.OUT_OF_MEMORY
+    written = written_cause(paths, slurm_id, recorded=True)
+    if written is not None:
+        return written
+    try:
+        return JobStatus.PREEMPTED if Slurm().preempts(slurm_id) else None
+    except PlatformError:
+        return None
+
+
 def _own(handle: JobHandle, jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:
     """The job as Slurm has it. An allocation that was requeued numbers its steps anew: one of the
     same number may be another job's.

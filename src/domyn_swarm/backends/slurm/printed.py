@@ -89,6 +89,11 @@ def node_address(node: str) -> str | None:
     return shown[1] if shown else None
 
 
+def preempted(job: str) -> bool:
+    """Whether a job was, or is being, ended for another one: `scontrol --oneliner show job`."""
+    return re.search(r"\bPreemptTime=\d", job) is not None
+
+
 def nodes_away(listing: str) -> int:
     """How many nodes take no jobs now, of `sinfo --noheader --Node --format "%N %T"`."""
     states = dict(line.split()[:2] for line in listing.splitlines() if " " in line)
