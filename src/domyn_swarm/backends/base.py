@@ -98,8 +98,9 @@ class ServingBackend(Located, Protocol):
     def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> dict[str, str]:
         """What `launch` would submit, by name; nothing on platforms without scripts. Pure."""
 
-    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[str, ...]:
-        """Ask the platform whether it would take this; its words. Starts nothing.
+    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[Check, ...]:
+        """Ask the platform whether it would take this; its words, and what it warns of. Starts
+        nothing.
 
         Raises:
             PlatformError: it would not, or it cannot be asked.

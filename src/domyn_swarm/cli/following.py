@@ -15,10 +15,19 @@ if TYPE_CHECKING:
     from domyn_swarm.swarm.snapshot import JobSnapshot
 
 
-def follow(handle: JobHandle, *, detach: bool, no_progress: bool) -> None:
-    """Print the handle as one line of JSON; unless detached, end as the job ends."""
+def follow(
+    handle: JobHandle, *, detach: bool, no_progress: bool, time_limit_s: float | None = None
+) -> None:
+    """Print the handle as one line of JSON; unless detached, end as the job ends. Of a job over
+    rows that has a time limit of its own, say what becomes of it then.
+    """
     typer.echo(handle.model_dump_json())
     sys.stdout.flush()
+    if time_limit_s is not None:
+        say(
+            f"{handle.job_id} ends after {time_limit_s / 60:g} min (--time), whatever is left: "
+            f"domyn-swarm job resume {handle.job_id} --time LIMIT asks the rest"
+        )
     if not detach:
         final = _follow(handle, bar=not no_progress)
         _summarise(final)

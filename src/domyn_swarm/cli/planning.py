@@ -64,11 +64,14 @@ def doctor(
         bool, typer.Option("--gpus", help="Rehearse with the GPUs of a replica.")
     ] = False,
     timeout_s: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--timeout", min=1, metavar="SECONDS", help="How long the rehearsal may wait its turn."
+            "--timeout",
+            min=1,
+            metavar="SECONDS",
+            help="How long the rehearsal may wait its turn; 600 when left out.",
         ),
-    ] = 600.0,
+    ] = None,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
@@ -87,7 +90,9 @@ def doctor(
     form = chosen_format(output, as_json, as_yaml)
     wish = None
     if rehearse or gpus:
-        wish = Rehearsal(gpus, timeout_s, lambda said: typer.echo(said, err=True))
+        wish = Rehearsal(gpus, timeout_s or 600.0, lambda said: typer.echo(said, err=True))
+    elif timeout_s is not None:
+        raise typer.BadParameter("--timeout is for a rehearsal: add --rehearse, or leave it out.")
     found = examine(config, wish)
     show_examination(found, form)
     if not found.well:

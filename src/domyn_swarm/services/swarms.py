@@ -75,7 +75,7 @@ class SwarmService:
             gpu_hours=None if hours == math.inf else gpus * hours,
             engine_command=context.serving_spec.argv,
             scripts=backend.scripts(plan, context),
-            test=backend.rehearse(plan, context) if test else None,
+            test=tuple(one.detail for one in backend.rehearse(plan, context)) if test else None,
         )
 
     def up(self, request: UpRequest, *, on_change: OnChange | None = None) -> UpResult:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
-from domyn_swarm.backends.checks import Check
+from domyn_swarm.backends.checks import Check, ok
 from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
@@ -61,11 +61,11 @@ class LocalServing(OnThisHost, OwnEndpoint):
         """See `ServingBackend.scripts`."""
         return {}
 
-    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[str, ...]:  # noqa: ARG002 - of the protocol
+    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[Check, ...]:  # noqa: ARG002 - of the protocol
         """See `ServingBackend.rehearse`."""
         with _gpus_of(plan, range(plan.layout.replicas)):
             pass
-        return ("processes of this machine start at once",)
+        return (ok("rehearsal", "processes of this machine start at once"),)
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
         """See `ServingBackend.checks`."""

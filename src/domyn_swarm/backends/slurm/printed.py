@@ -12,6 +12,7 @@ _SUBMITTED = re.compile(r"^[ \t]*(\d+)(?:;([\w.-]+))?[ \t\r]*$", re.MULTILINE)
 _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 _NODE_ADDRESS = re.compile(r"\bNodeAddr=(\S+)")
 _ERROR = re.compile(r"^[\w.-]+: error: (.*)$")
+_WARNING = re.compile(r"^[\w.-]+: warning: (.*)$")
 _PROGRAM = re.compile(r"^(?:sbatch|srun|scontrol|squeue|sacct|scancel): (?:error: )?")
 _NOTHING = "it printed nothing"
 _MOST_LINES = 3  # of a message in no known form
@@ -63,6 +64,12 @@ def start_of(errors: str) -> str:
     lines = _lines(errors)
     said = next((line for line in lines if _START.search(line)), lines[-1] if lines else _NOTHING)
     return _PROGRAM.sub("", said)
+
+
+def warnings(errors: str) -> tuple[str, ...]:
+    """What a command that did what it was told warned of, each once."""
+    found = (_WARNING.match(line) for line in _lines(errors))
+    return tuple(dict.fromkeys(one[1] for one in found if one))
 
 
 def cluster_name(config: str) -> str | None:
