@@ -41,6 +41,7 @@ _UNKNOWN_S = 5.0  # a job that is not known is looked for so often
 _ASK_AGAIN_S = 60.0
 _ASK_AGAIN_MAX_S = 3600.0
 _SURELY_S = 1.0
+_MOMENTS_S = 5.0
 _AT_ONCE = 8  # scancel sends ten signals at once, and all that it repeats are among them
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
 _ID_WIDTH, _PATH_WIDTH = 40, 4096
@@ -251,11 +252,12 @@ class Slurm:
 
     def preempts(self, job: str) -> bool:
         """Whether a job is being ended for another one; False where Slurm does not know the job.
+        Asked by the job itself, which has only moments left.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        done = run(["scontrol", "--oneliner", "show", "job", job])
+        done = run(["scontrol", "--oneliner", "show", "job", job], _MOMENTS_S)
         return done.returncode == 0 and printed.preempted(done.stdout)
 
     def _accounted(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
