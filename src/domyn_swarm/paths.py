@@ -98,6 +98,11 @@ class JobPaths:
         return self.root / "submitter.json"
 
     @property
+    def asks(self) -> Path:
+        """Where the answers to its rows are kept, which two jobs at once must not ask: `asks`."""
+        return self.root / "asks"
+
+    @property
     def input_facts(self) -> Path:
         """What the submitter found of the input's files: `input.facts`."""
         return self.root / "input.facts"
@@ -250,6 +255,11 @@ class SwarmPaths:
     def replica_script(self) -> Path:
         """The batch script of the replicas."""
         return self.scripts / "replicas.sh"
+
+    @property
+    def starting(self) -> Path:
+        """Locked by whoever starts watchdogs on this machine."""
+        return self.scripts / "starting"
 
     @property
     def endpoint_spec(self) -> Path:

@@ -144,7 +144,7 @@ class Reporter(threading.Thread):
         self._sequence = 0
         self._contact = Contact(spec.heartbeat_seconds)
         self._complaint = ""
-        self.drained = False
+        self.drained = self.orphaned = False
 
     def update(self, **fields: Any) -> None:
         """Report these fields from now on."""
@@ -210,6 +210,7 @@ class Reporter(threading.Thread):
             self._url = None  # it may have moved: read the file again
             ended = isinstance(error, (ConnectionRefusedError, FileNotFoundError))
             self._contact.failed(time.monotonic(), ended or unknown)
+            self._end_if_orphaned()
             if repr(error) != self._complaint:
                 log("cannot report to the collector: %r" % error)
             self._complaint = repr(error)
@@ -217,6 +218,17 @@ class Reporter(threading.Thread):
         self._contact.answered()
         self._complaint = ""
         return True
+
+    def _end_if_orphaned(self) -> None:
+        """Have this process end, once, where nobody brings the endpoint back: nothing would be
+        asked of its GPUs again.
+        """
+        after_s = self._spec.orphaned_seconds
+        if self.orphaned or after_s is None or not self._contact.ended(time.monotonic(), after_s):
+            return
+        self.orphaned = True
+        log("the endpoint has been gone for %g s, and nobody starts it again: the end" % after_s)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def read_key(path: str) -> str:

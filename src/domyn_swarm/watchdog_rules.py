@@ -61,6 +61,7 @@ class Spec(NamedTuple):
     ray: Json | None
     heartbeat_seconds: float
     final_report_seconds: float
+    orphaned_seconds: float | None
 
 
 class Restarts:
@@ -248,8 +249,11 @@ class Contact:
         """Whether, as far as can be known from here, nobody sends requests here any more."""
         if self._failing_since is None:
             return False
-        ended = self._ended_since is not None and now - self._ended_since >= COLLECTOR_ENDED_S
-        return ended or now - self._failing_since >= self._silence_s
+        return self.ended(now, COLLECTOR_ENDED_S) or now - self._failing_since >= self._silence_s
+
+    def ended(self, now: float, for_s: float) -> bool:
+        """Whether for so long nobody has listened who knows this replica."""
+        return self._ended_since is not None and now - self._ended_since >= for_s
 
 
 def parse_metrics(text: str) -> dict[str, float]:

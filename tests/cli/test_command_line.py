@@ -104,6 +104,7 @@ def test_version_is_the_package_s() -> None:
         (["nonsense"], "nonsense"),
         (["down"], "name the swarms"),
         (["down", "--all"], "needs -y"),
+        (["doctor", "--timeout", "5"], "add --rehearse"),
         (["down", "x", "--all", "-y"], "name the swarms"),
         (["status", "--json", "--yaml"], "exclude each other"),
         (["endpoint", "x", "--show-key"], "--env"),

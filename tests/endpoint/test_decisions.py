@@ -288,6 +288,16 @@ def test_when_nobody_sends_requests_for_the_collector_any_more(
     assert found == gone_at
 
 
+def test_only_a_collector_that_has_ended_makes_a_replica_an_orphan():
+    contact = watchdog_rules.Contact(heartbeat_s=5.0)
+    contact.failed(1000.0, ended=True)
+    contact.failed(1050.0, ended=False)  # it is there, and does not answer
+    contact.failed(1051.0, ended=True)
+    assert [contact.ended(now, 60.0) for now in (1060.0, 1110.0, 1111.0)] == [False, False, True]
+    contact.answered()
+    assert not contact.ended(2000.0, 60.0)
+
+
 def test_an_engine_has_its_time_to_get_ready(spec: watchdog_rules.Spec):
     health = watchdog_rules.Health(spec, now=100)
     health.failed(699, "/health answered 503")

@@ -20,7 +20,7 @@ from domyn_swarm.errors import (
     StateError,
 )
 from domyn_swarm.jobs.spec import new_job_id
-from domyn_swarm.model import JobStatus, ReplyVerdict, SwarmPhase, utc_now
+from domyn_swarm.model import JobHandle, JobStatus, ReplyVerdict, SwarmPhase, utc_now
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobChanges
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
@@ -200,6 +200,31 @@ def test_rows_that_another_job_asks_now_are_refused_before_anything_is_recorded(
     bench.server.answers_at_most = None
     assert service.wait(service.submit(bench.request(**beside))).status is JobStatus.SUCCEEDED
     assert service.wait(handle).status is JobStatus.SUCCEEDED
+
+
+def test_of_two_that_ask_the_same_rows_at_once_one_is_refused_as_it_is_recorded(
+    service: JobService, bench: Any, swarm_home: Path
+) -> None:
+    bench.write(30)
+    bench.server.answers_at_most = 5
+    asked = bench.request()
+    words = ["job", "submit", "--endpoint", asked.endpoint, "--model", "m", "--detach"]
+    words += ["--input", asked.input, "--input-column", "prompt", "--output-column", "answer"]
+    both = [
+        CommandLine(swarm_home).start(*words, "--output", bench.folder / f"{name}.parquet")
+        for name in ("one", "two")
+    ]
+    said = [(*one.communicate(timeout=limit_s()), one.returncode) for one in both]
+    [handle] = [JobHandle.model_validate_json(out) for out, _, code in said if code == 0]
+    [refused] = [err for out, err, code in said if code != 0 and out == ""]
+    assert f"The job {handle.job_id} asks the same rows, or is going to, for" in refused
+    assert f"job wait {handle.job_id}" in refused
+    assert [one.job_id for one in service.list()] == [handle.job_id]
+    bench.server.answers_at_most = None
+    assert service.wait(handle).status is JobStatus.SUCCEEDED
+    again = service.submit(bench.request(output=str(bench.folder / "again.parquet")))
+    assert service.wait(again).status is JobStatus.SUCCEEDED
+    assert set(bench.server.asked.values()) == {1}
 
 
 def test_a_cancelled_job_is_resumed(service: JobService, bench: Any, answer: Any) -> None:

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from domyn_swarm.swarm.snapshot import JobSnapshot
 
 
-def follow(handle: JobHandle, *, detach: bool, no_progress: bool) -> None:
+def follow(
+    handle: JobHandle, *, detach: bool, no_progress: bool, time_limit_s: float | None = None
+) -> None:
     """Print the job's handle as one line of JSON, or on a terminal its id and what to type next;
-    unless detached, end as the job ends.
+    unless detached, end as the job ends. Of a job over rows that has a time limit of its own, say
+    what becomes of it then.
     """
     if sys.stdout.isatty():
         typer.echo(handle.job_id)
@@ -26,6 +29,11 @@ def follow(handle: JobHandle, *, detach: bool, no_progress: bool) -> None:
     else:
         typer.echo(handle.model_dump_json())
     sys.stdout.flush()
+    if time_limit_s is not None:
+        say(
+            f"{handle.job_id} ends after {time_limit_s / 60:g} min (--time), whatever is left: "
+            f"domyn-swarm job resume {handle.job_id} --time LIMIT asks the rest"
+        )
     if not detach:
         final = _follow(handle, bar=not no_progress)
         _summarise(final)

@@ -19,7 +19,7 @@ from domyn_swarm.cli.rendering import (
     print_record,
     print_table,
 )
-from domyn_swarm.model import utc_now
+from domyn_swarm.model import JobStatus, utc_now
 from domyn_swarm.swarm.snapshot import JobList
 
 if TYPE_CHECKING:
@@ -371,6 +371,8 @@ def account_text(account: JobAccount) -> str:
 def _status_text(job: JobSnapshot) -> str:
     where = job.whereabouts
     if where is None or not where.elsewhere:
+        if job.status is JobStatus.PENDING and job.message:
+            return f"{job.status.value}: {job.message}"
         old = job.old_figures_s
         return job.status.value + ("" if old is None else f" ({age(old)} ago)")
     as_of = f" as of {moment(where.known_at)}" if where.known_at else ""

@@ -43,8 +43,10 @@ _COLOURS = {
 
 
 def colour(state: str) -> str:
-    """The colour of a state, a phase or a verdict; nothing for other words."""
-    return _COLOURS.get(state, "")
+    """The colour of a state, a phase or a verdict, with a reason or without; nothing for other
+    words.
+    """
+    return _COLOURS.get(state.partition(":")[0], "")
 
 
 class State(str):

@@ -54,7 +54,12 @@ def submit(
     elif dry_run:
         _rehearse(request, Format.JSON if as_json else Format.TABLE)
     else:
-        follow(JobService().submit(request), detach=detach, no_progress=no_progress)
+        follow(
+            JobService().submit(request),
+            detach=detach,
+            no_progress=no_progress,
+            time_limit_s=request.resources.time_limit_s,
+        )
 
 
 def _rehearse(request: JobRequest, output: Format) -> None:

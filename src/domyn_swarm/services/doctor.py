@@ -192,8 +192,7 @@ def _swarm(path: Path, rehearsal: Rehearsal | None) -> Iterator[Check]:
             yield _not_rehearsed()
         return
     try:
-        for said in backend.rehearse(plan, context):
-            yield ok("rehearsal", said)
+        yield from backend.rehearse(plan, context)
         if rehearsal is not None:
             yield from backend.checks_on_node(plan, context, rehearsal)
     except PlatformError as error:

@@ -5,6 +5,7 @@ about anything.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 from collections.abc import Iterator
@@ -12,19 +13,18 @@ from pathlib import Path
 
 from domyn_swarm.backends.base import read_exit, read_tail
 from domyn_swarm.backends.slurm.step_log import srun_was_ended, srun_was_killed
+from domyn_swarm.errors import StateError
 from domyn_swarm.jobs.spec import JobResult
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.state import JobRecord
+from domyn_swarm.swarm.job_files import spec_of
 
 _ENDS = {  # the cause, and what `job resume` takes against it
     JobStatus.PREEMPTED: ("the scheduler took its place for another job", ""),
     JobStatus.LOST_NODE: ("its node was lost", ""),
-    JobStatus.TIMED_OUT: (
-        "its time limit, or that of the allocation it ran in, was reached",
-        " --time LIMIT",
-    ),
+    JobStatus.TIMED_OUT: ("{limit} was reached", " --time LIMIT"),
     JobStatus.OUT_OF_MEMORY: ("it was killed for its memory", " --mem SIZE"),
     JobStatus.CANCELLED: ("it was told to stop", ""),
 }
@@ -43,9 +43,20 @@ def why_it_ended(record: JobRecord, result: JobResult | None) -> str | None:
         return None
     if record.status in _ENDS:
         cause, more = _ENDS[record.status]
-        return f"{cause}; {_next(record, more)}"
+        return f"{cause.format(limit=_limit(record))}; {_next(record, more)}"
     told = None if result is None else result.error
     return told or _failed(record)
+
+
+def _limit(record: JobRecord) -> str:
+    """The time limit that a job ran into."""
+    own_s = None
+    if record.output is not None:
+        with contextlib.suppress(StateError):  # its files are gone
+            own_s = spec_of(record).resources.time_limit_s
+    if own_s is None:
+        return "the time limit of the allocation it ran in (the endpoint's, without --time)"
+    return f"its time limit of {own_s / 60:g} min (--time), or that of the allocation it ran in,"
 
 
 def limits_kept(status: JobStatus, had: JobResources, asked: JobResources) -> Iterator[str]:

@@ -94,7 +94,7 @@ class JobSnapshot(Record):
     system: str | None = None
     parameters: dict[str, Any] | None = None  # its options and its requests', without secrets
     account: JobAccount | None = None  # of all its runs, once one has ended
-    message: str | None = None  # paused, failed: why
+    message: str | None = None  # waits for its turn, paused, failed: why
     remarks: tuple[str, ...] = ()  # worth knowing of how its rows came out
     exit_code: int | None = None  # the program's own
     submitted_at: datetime

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.backends.left_out import LeftOut, left_out
+from domyn_swarm.backends.platforms import compute_backend
 from domyn_swarm.errors import PlatformError, StateError, SwarmError
 from domyn_swarm.jobs.spec import JobResult
-from domyn_swarm.model import JobProgress, JobStatus, SwarmPhase, utc_now
+from domyn_swarm.model import JobHandle, JobProgress, JobStatus, SwarmPhase, utc_now
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
@@ -24,7 +25,7 @@ from domyn_swarm.swarm.lost import why_lost
 from domyn_swarm.swarm.readiness import readiness, reports_of
 from domyn_swarm.swarm.replica_rows import placed, reported
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
-from domyn_swarm.swarm.whereabouts import is_elsewhere, whereabouts
+from domyn_swarm.swarm.whereabouts import is_elsewhere, is_here, whereabouts
 
 _T = TypeVar("_T", JobProgress, JobResult)
 
@@ -160,14 +161,29 @@ def _detail(record: SwarmRecord, seen: Observation) -> str:
     return seen.detail or record.detail
 
 
-def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
+def asked_snapshots(records: Sequence[JobRecord]) -> list[JobSnapshot]:
+    """Jobs whose platforms have just been asked how they are: with why those wait that do."""
+    waiting: dict[str, list[JobHandle]] = {}
+    for one in records:
+        if one.status is JobStatus.PENDING and one.handle is not None and is_here(one):
+            waiting.setdefault(one.platform, []).append(one.handle)
+    why: dict[str, str] = {}
+    for platform, handles in waiting.items():
+        why |= compute_backend(platform).why_waiting(handles)
+    return [job_snapshot(one, asked=True, waits=why.get(one.job_id)) for one in records]
+
+
+def job_snapshot(
+    record: JobRecord, *, asked: bool = False, waits: str | None = None
+) -> JobSnapshot:
     """A job as its record and its own files tell it; its status is the record's. `asked`: its
-    platform has been, so that it may be asked for its own name, too.
+    platform has been, so that it may be asked for its own name, too; `waits`: what that says of why
+    it has not started.
     """
     paths = JobPaths(Path(record.job_dir))
     progress = _read(paths.progress, JobProgress)
     result = _read(paths.result, JobResult)
-    message = progress.message if progress else None
+    message = progress.message if progress else waits
     if record.status.final:
         message = why_it_ended(record, result)
     live = record.status is JobStatus.RUNNING
