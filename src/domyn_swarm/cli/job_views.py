@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import Format
@@ -13,6 +12,7 @@ from domyn_swarm.cli.rendering import (
     Column,
     State,
     age,
+    cell_text,
     moment,
     print_note,
     print_pairs,
@@ -24,14 +24,10 @@ from domyn_swarm.swarm.snapshot import JobList
 
 if TYPE_CHECKING:
     from domyn_swarm.batch.verification import OutputVerification
-    from domyn_swarm.jobs.dry_run import DryRun
-    from domyn_swarm.jobs.preview import Preview
     from domyn_swarm.model import JobAccount, ReplyVerdict
     from domyn_swarm.services.requests import JobFailures, JobResults
     from domyn_swarm.swarm.snapshot import JobSnapshot, Whereabouts
 
-_PREVIEW_CHARACTERS = 100  # likewise: ten rows are to stand on a screen
-_CELL_CHARACTERS = 200  # of a row's value; --export and --json have all of it
 _FAILURE_COLUMNS = (
     Column("rows"),
     Column("answers"),
@@ -85,8 +81,8 @@ def _asked(job: JobSnapshot) -> list[tuple[str, str]]:
     """What a job asks, long texts cut."""
     asked = [("model", job.model), ("class", job.job_class)]
     asked += [("prompt", job.prompt), ("system", job.system)]
-    pairs = [(name, _cell(text)) for name, text in asked if text is not None]
-    return [*pairs, *([("parameters", _cell(job.parameters))] if job.parameters else [])]
+    pairs = [(name, cell_text(text)) for name, text in asked if text is not None]
+    return [*pairs, *([("parameters", cell_text(job.parameters))] if job.parameters else [])]
 
 
 def show_jobs(jobs: Sequence[JobSnapshot], left_out: int, output: Format) -> None:
@@ -119,7 +115,7 @@ def show_failures(failures: JobFailures, output: Format) -> None:
                 "-" if group.status is None else str(group.status),
                 str(group.example_row),
                 group.example_id or "-",
-                "-" if group.example_input is None else _cell(group.example_input, 60),
+                "-" if group.example_input is None else cell_text(group.example_input, 60),
                 group.example_message,
             )
             for group in failures.groups
@@ -170,99 +166,7 @@ def show_results(results: JobResults, output: Format) -> None:
         return
     if results.first_rows:
         names = tuple(results.columns)
-        print_table(names, [[_cell(row[name]) for name in names] for row in results.first_rows])
-
-
-def show_dry_run(found: DryRun, output: Format) -> None:
-    """What a job would be, what its first row sent and came to, and what the rest may take."""
-    if output is not Format.TABLE:
-        print_record(found, output)
-        return
-    settled = "?" if found.rows_settled is None else str(found.rows_settled)
-    print_pairs(
-        [
-            ("job", found.job),
-            ("swarm", found.swarm or "-"),
-            ("endpoint", f"{found.endpoint} ({found.model})"),
-            ("input", found.input),
-            ("output", found.output),
-            ("rows", f"{found.rows_total}, {settled} of them settled"),
-            *_first_row(found),
-            ("estimate", _estimate_text(found)),
-        ]
-    )
-
-
-def _first_row(found: DryRun) -> list[tuple[str, str]]:
-    if found.latency_s is None:
-        return [("first row", "there is none: nothing was sent")]
-    tokens = f"{found.prompt_tokens} tokens in, {found.completion_tokens} out"
-    pairs = [("sent", f"POST {one.path} {_json(one.body)}") for one in found.requests]
-    pairs += [(name, _cell(value)) for name, value in (found.answer or {}).items()]
-    if found.error is not None:
-        pairs.append(("error", f"{found.error.type}: {found.error.message}"))
-    verdict = "?" if found.verdict is None else found.verdict.value
-    pairs.append(("first row", f"{verdict}; {tokens}, {found.latency_s:.2f} s"))
-    return [*pairs, *[("note", remark) for remark in found.remarks]]
-
-
-def _estimate_text(found: DryRun) -> str:
-    estimate = found.estimate
-    if estimate is None:
-        return "none"
-    if estimate.prompt_tokens is None:
-        return f"{estimate.requests} requests; the endpoint does not tell its tokens"
-    return (
-        f"roughly {estimate.requests} requests, {estimate.prompt_tokens} tokens in and "
-        f"{estimate.completion_tokens} out, estimated from the first row and the lengths of "
-        f"{estimate.inputs_compared} inputs"
-    )
-
-
-def show_preview(found: Preview, output: Format) -> None:
-    """The first rows of a job: what was asked, and what it came to."""
-    if output is not Format.TABLE:
-        print_record(found, output)
-        return
-    if not found.rows:
-        return
-    inputs = list(found.rows[0].input)
-    answers = list(dict.fromkeys(name for one in found.rows for name in one.answer or {}))
-    odd = ["note"] if any(one.verdict != "complete" for one in found.rows) else []
-    lines = []
-    for one in found.rows:
-        values = [*(one.input[name] for name in inputs)]
-        values += [(one.answer or {}).get(name) for name in answers]
-        note = one.error.message if one.error else one.verdict.value
-        values += [None if note == "complete" else note for _ in odd]
-        lines.append([str(one.row), *(_cell(value, _PREVIEW_CHARACTERS) for value in values)])
-    print_table(["row", *inputs, *answers, *odd], lines)
-
-
-def say_what_the_rest_takes(found: Preview) -> None:
-    """What of a preview was asked, and what a full run may take."""
-    from domyn_swarm.services.charts import duration
-
-    failed = sum(one.error is not None for one in found.rows)
-    again = f", {failed} failed: the full run asks those again" if failed else ""
-    say(f"{len(found.rows)} rows, {found.rows_asked} of them asked now{again}.")
-    rest = found.estimate
-    said = f"A full run asks {rest.rows} of {found.rows_total} rows"
-    if rest.rows and rest.prompt_tokens is not None:
-        said += f", roughly {rest.prompt_tokens} tokens in and {rest.completion_tokens} out"
-    if rest.rows and rest.duration_s is not None:
-        said += f", {duration(rest.duration_s)} at the pace of these; more in flight are faster"
-    say(f"{said}. Output: {found.output}")
-
-
-def _json(value: Any) -> str:  # noqa: ANN401 - JSON
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _cell(value: Any, most: int = _CELL_CHARACTERS) -> str:  # noqa: ANN401 - JSON
-    text = value if isinstance(value, str) else _json(value)
-    text = "-" if value is None else " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1] + "…"
+        print_table(names, [[cell_text(row[name]) for name in names] for row in results.first_rows])
 
 
 def where_text(where: Whereabouts) -> str:
@@ -296,7 +200,7 @@ def failed_text(job: JobSnapshot) -> str:
     if found is None:
         return f"{none}{job.rows_failed} rows, in earlier runs; {every}"
     known = found.status is None or str(found.status) in found.example_message
-    error = _cell(("" if known else f"HTTP {found.status}: ") + found.example_message)
+    error = cell_text(("" if known else f"HTTP {found.status}: ") + found.example_message)
     example = f", such as row {found.example_row}" if found.example_row >= 0 else ""
     those = f"{found.rows} of {job.rows_failed} failed rows{example}"
     return f"{none}{those}: {error.rstrip('.')}; {every}"
@@ -379,7 +283,7 @@ def _status_text(job: JobSnapshot) -> str:
     return f"{job.status.value} on {where.name}{as_of}"
 
 
-def _rows_cell(job: JobSnapshot) -> str:
+def _rowscell_text(job: JobSnapshot) -> str:
     return f"{job.rows_done}/{'?' if job.rows_total is None else job.rows_total}"
 
 
@@ -394,7 +298,7 @@ def print_jobs(jobs: Iterable[JobSnapshot]) -> None:
                 job.external_id or "-",
                 PurePath(job.input).name,
                 State(_status_text(job)),
-                "-" if job.output is None else _rows_cell(job),
+                "-" if job.output is None else _rowscell_text(job),
                 str(job.rows_failed or "-"),
                 "-" if job.rows_per_s is None else f"{job.rows_per_s:.1f}",
                 age((now - job.submitted_at).total_seconds()),

@@ -22,6 +22,8 @@ import typer
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import Format
 
+CELL_CHARACTERS = 200  # of a row's value; --export and --json have all of it
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
@@ -258,3 +260,15 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(markup=False, highlight=False, emoji=False)
+
+
+def json_text(value: Any) -> str:  # noqa: ANN401 - JSON
+    """A value as one line of JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def cell_text(value: Any, most: int = CELL_CHARACTERS) -> str:  # noqa: ANN401 - JSON
+    """A row's value in a table: one line, cut where it is long."""
+    text = value if isinstance(value, str) else json_text(value)
+    text = "-" if value is None else " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"
