@@ -14,6 +14,7 @@
 #   make slurm-up     a Slurm cluster on this machine to play with; make slurm-down ends it;
 #                     NET=1: its nodes have addresses of their own (root), else all are 127.0.0.1
 #   make docs         builds the documentation into site/ (strict links); make docs-serve shows it
+#   make pictures     draws the site's pictures anew from what the tests see
 #   make golden       promise anew what commands print as JSON: after a change that is meant
 #   make bench        measures the engine and appends to benchmarks/RESULTS.md
 #   make bench-data   the same for the data backends
@@ -29,7 +30,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-fast test-often test-mutants test-slow test-vllm test-lepton test-install test-slurm-versions check golden docs docs-serve bench bench-data clean slurm-packages monitoring-packages shell-packages slurm-up slurm-down
+.PHONY: help setup quickstart test test-fast test-often test-mutants test-slow test-vllm test-lepton test-install test-slurm-versions check golden pictures docs docs-serve bench bench-data clean slurm-packages monitoring-packages shell-packages slurm-up slurm-down
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -147,6 +148,12 @@ docs: $(READY)
 
 docs-serve: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# The live view as its test has it, the report of a job that its test kills, and the dashboard.
+pictures: $(READY) monitoring-packages
+	$(BIN)/pytest -n 0 tests/cli/test_top.py --snapshot-update
+	DOMYN_SWARM_PICTURES=1 $(BIN)/pytest -n 0 tests/monitoring/test_report_in_browser.py \
+		tests/acceptance/test_dashboard.py -k "on_the_site or what_status_tells"
 
 golden: $(READY)
 	$(BIN)/python tests/schemas.py

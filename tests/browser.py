@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ needs_chromium = pytest.mark.skipif(
 )
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
 _ANSWER_BYTES = 64_000_000
+
+
+def browse(*flags: str, page: str | Path, profile: Path) -> str:
+    """What headless Chromium says of a page that is a file; the flags are what it is asked."""
+    done = subprocess.run(
+        ["chromium", *_FLAGS, f"--user-data-dir={profile}", *flags, f"file://{page}"],
+        capture_output=True,
+        text=True,
+        timeout=limit_s(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 class Tab:

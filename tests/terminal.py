@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -11,10 +12,12 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import warm
 from patience import until
 
 _ESCAPES = re.compile(
@@ -89,3 +92,43 @@ class Terminal:
                 self._said += os.read(self._ours, 65536)
             except OSError:  # the other end is closed
                 time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _own_terminal(columns: int) -> Iterator[tuple[int, str]]:
+    """A terminal of 24 lines: the end that is read, and the file that programs open."""
+    ours, theirs = pty.openpty()
+    try:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        yield ours, os.ttyname(theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def screen(
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    columns: int = 80,
+    entry: str = "domyn_swarm.cli.app:main",
+) -> str:
+    """What a program prints on a terminal of its own, without colours: `domyn-swarm WORDS`, forked
+    from a process that has imported it.
+    """
+    shown = bytearray()
+    with _own_terminal(columns) as (ours, name):
+        env = {**environment, "TERM": "xterm-256color"}
+        for size in ("COLUMNS", "LINES"):  # they would count for more than the terminal's own
+            env.pop(size, None)
+        program = warm.Program(entry, [*map(str, words)], env, name, name, name, str(Path.cwd()))
+        process = warm.Process(program)
+
+        def ended() -> bool:
+            over = process.poll() is not None
+            while select.select([ours], [], [], 0.05)[0]:
+                shown.extend(os.read(ours, 65536))
+            return over
+
+        until(ended, every_s=0.0)
+    return _ESCAPES.sub("", shown.decode("utf-8")).replace("\r\n", "\n")

@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "domyn_swarm"
 MODULES = sorted(SOURCE.rglob("*.py"))
-GENERATED = ("reference/", "../reference/")  # pages of the site; its own build checks them
+GENERATED = tuple(
+    f"{up}{name}/" for name in ("reference", "examples", "pictures") for up in ("", "../")
+)  # pages of the site; its own build checks them
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
 
@@ -93,9 +95,10 @@ def test_links_between_documents_lead_somewhere() -> None:
 def test_every_command_is_in_the_reference() -> None:
     from command_tree import commands
 
-    reference = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    pages = (ROOT / "docs" / "commands").glob("*.md")
+    reference = "".join(page.read_text(encoding="utf-8") for page in pages)
     paths = [" ".join(("domyn-swarm", *words)) for words in commands()]
-    missing = [path for path in paths if f"`{path}" not in reference]
+    missing = [path for path in paths if f"## `{path}`\n" not in reference]
     assert missing == []
 
 

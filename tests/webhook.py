@@ -10,9 +10,11 @@ from typing import Any, Self
 
 
 class Webhook:
-    """Takes JSON; `status` is what it answers, and `hangs_s` how long it lets wait for it."""
+    """Takes JSON; `status` is what it answers, and `hangs_s` how long it lets wait for it. `host`
+    is where it listens.
+    """
 
-    def __init__(self, *, status: int = 200, hangs_s: float = 0.0) -> None:
+    def __init__(self, *, status: int = 200, hangs_s: float = 0.0, host: str = "127.0.0.1") -> None:
         self.taken: list[dict[str, Any]] = []
         hook = self
 
@@ -31,14 +33,15 @@ class Webhook:
                 return
 
         self.gone = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((host, 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property
     def url(self) -> str:
         """Where it listens; the path is a secret."""
-        return f"http://127.0.0.1:{self._server.server_port}/hush-hush"
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}/hush-hush"
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """What came of an event."""

@@ -45,13 +45,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def options_page() -> str:
     """Every command with its arguments and options, as `--help` tells them."""
-    lines = ["# Every option", "", "As `domyn-swarm COMMAND --help` prints it.", ""]
+    lines: list[str] = []
+    listed = ["| command | |", "|---|---|"]
     for entry in sorted(COMMANDS):
         root = build(entry.name, entry.place)
         for path, command in _commands(root, f"domyn-swarm {entry.name}"):
             context = command.context_class(command, info_name=path)
             lines += [f"## {path}", "", "```text", command.get_help(context).strip(), "```", ""]
-    return "\n".join(lines)
+            about = command.get_short_help_str(limit=200).replace("|", "\\|")
+            listed.append(f"| [`{path}`](#{path.replace(' ', '-')}) | {about} |")
+    told = ["# Every option", "", "As `domyn-swarm COMMAND --help` prints it.", "", *listed, ""]
+    return "\n".join([*told, *lines])
 
 
 def _commands(command: Command, path: str) -> Iterator[tuple[str, Command]]:

@@ -75,8 +75,10 @@ cat <<END
 
 All answers:  $state/answers.parquet
 
-Three commands to try next:
-  .venv/bin/domyn-swarm up -c $here/config.yaml
-  .venv/bin/domyn-swarm job submit --input $here/prompts.csv --output answers.parquet --input-column prompt --limit 5
-  .venv/bin/domyn-swarm down quickstart
+What to try next, in this shell:
+  source .venv/bin/activate
+  export DOMYN_SWARM_HOME="\$PWD/$state"      # the state of this run; without it, ~/.domyn_swarm
+  domyn-swarm up -c $here/config.yaml
+  domyn-swarm job submit --input $here/prompts.csv --output answers.parquet --input-column prompt --limit 5
+  domyn-swarm down quickstart
 END

@@ -277,6 +277,22 @@ class Histogram(Record):
     total: float  # of all observations
 
 
+class FailureGroup(Record):
+    """Failed rows whose errors differ in numbers only, with one of them as an example; or rows
+    whose answers are alike in that they are not complete, and count all the same.
+    """
+
+    signature: str
+    verdict: ReplyVerdict = ReplyVerdict.ERROR
+    kept: bool = False  # the rows count as answered
+    rows: int
+    status: int | None  # of HTTP, when there was one
+    example_row: int  # its position in the input
+    example_id: str | None = None  # the row's id, where a column names the rows
+    example_input: str | None = None  # how what the job is given begins; null: not read
+    example_message: str
+
+
 class JobProgress(Record):
     """How far a job is; `progress.json`, rewritten by its worker about once a second."""
 
@@ -291,6 +307,7 @@ class JobProgress(Record):
     rows_resumed: int = 0  # of them: before this run
     rows_failed: int = 0
     verdicts: dict[ReplyVerdict, int] = {}  # the settled rows by what their answers are
+    commonest_failure: FailureGroup | None = None  # of the rows that failed in this run
     rows_per_s: float | None = None
     eta_s: float | None = None
     in_flight: int = 0
@@ -307,20 +324,6 @@ class JobProgress(Record):
     prompt_sizes: Histogram | None = None  # tokens
     completion_sizes: Histogram | None = None
     updated_at: datetime
-
-
-class FailureGroup(Record):
-    """Failed rows whose errors differ in numbers only, with one of them as an example; or rows
-    whose answers are alike in that they are not complete, and count all the same.
-    """
-
-    signature: str
-    verdict: ReplyVerdict = ReplyVerdict.ERROR
-    kept: bool = False  # the rows count as answered
-    rows: int
-    status: int | None  # of HTTP, when there was one
-    example_row: int  # its position in the input
-    example_message: str
 
 
 # -- what watchdogs report ----------------------------------------------------------------------

@@ -98,6 +98,11 @@ class JobPaths:
         return self.root / "submitter.json"
 
     @property
+    def asks(self) -> Path:
+        """Where the answers to its rows are kept, which two jobs at once must not ask: `asks`."""
+        return self.root / "asks"
+
+    @property
     def input_facts(self) -> Path:
         """What the submitter found of the input's files: `input.facts`."""
         return self.root / "input.facts"
@@ -113,11 +118,6 @@ class JobPaths:
         return self.root / "runs.json"
 
     @property
-    def cancelled(self) -> Path:
-        """Left by whoever cancels a job that goes on by itself: no other run begins."""
-        return self.root / "cancelled"
-
-    @property
     def notify(self) -> Path:
         """Whom our wrapper tells how it ended, if anybody: `notify.json`."""
         return self.root / "notify.json"
@@ -131,11 +131,6 @@ class JobPaths:
     def script(self) -> Path:
         """The batch script that was submitted for it."""
         return self.root / "job.sh"
-
-    @property
-    def next_script(self) -> Path:
-        """The batch script of the next run of a job that is a step: it has none of its own."""
-        return self.root / "next_run.sh"
 
     @property
     def srun_log(self) -> Path:
@@ -265,6 +260,11 @@ class SwarmPaths:
     def replica_script(self) -> Path:
         """The batch script of the replicas."""
         return self.scripts / "replicas.sh"
+
+    @property
+    def starting(self) -> Path:
+        """Locked by whoever starts watchdogs on this machine."""
+        return self.scripts / "starting"
 
     @property
     def endpoint_spec(self) -> Path:

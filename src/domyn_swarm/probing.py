@@ -79,7 +79,9 @@ def at_least(needed: int, *probes: Probe) -> Probe:
         seen = [part() for part in probes]
         ready = sum(one.phase is Phase.READY for one in seen)
         lost = [one for one in seen if one.phase.terminal]
-        counted = f"{ready} of {needed} ready"
+        counted = f"{ready} of {len(seen)} ready"
+        if needed != len(seen):
+            counted += f", {needed} needed"
         if ready >= needed:
             return Observation(Phase.READY, counted)
         if len(seen) - len(lost) < needed:
@@ -151,12 +153,21 @@ def endpoint_probe(
                 ca_file=ca_file,
             )
         except (OSError, ValueError) as error:
-            return Observation(Phase.STARTING, f"{url} does not answer yet ({error})")
+            return Observation(Phase.STARTING, f"{url} does not answer yet{_but(error)}")
         if isinstance(listing, dict) and listing.get("data"):
             return Observation(Phase.READY, url)
         return Observation(Phase.STARTING, f"{url} serves no model yet")
 
     return probe
+
+
+def _but(error: OSError | ValueError) -> str:
+    """What came instead of an answer; nothing where nobody listens, as before any start."""
+    cause = getattr(error, "reason", error)
+    if isinstance(cause, ConnectionRefusedError):
+        return ""
+    status = getattr(error, "code", None)
+    return f": it said HTTP {status}" if status is not None else f": {cause}"
 
 
 @dataclass

@@ -144,7 +144,7 @@ class Reporter(threading.Thread):
         self._sequence = 0
         self._contact = Contact(spec.heartbeat_seconds)
         self._complaint = ""
-        self.drained = False
+        self.drained = self.orphaned = False
 
     def update(self, **fields: Any) -> None:
         """Report these fields from now on."""
@@ -210,6 +210,7 @@ class Reporter(threading.Thread):
             self._url = None  # it may have moved: read the file again
             ended = isinstance(error, (ConnectionRefusedError, FileNotFoundError))
             self._contact.failed(time.monotonic(), ended or unknown)
+            self._end_if_orphaned()
             if repr(error) != self._complaint:
                 log("cannot report to the collector: %r" % error)
             self._complaint = repr(error)
@@ -217,6 +218,17 @@ class Reporter(threading.Thread):
         self._contact.answered()
         self._complaint = ""
         return True
+
+    def _end_if_orphaned(self) -> None:
+        """Have this process end, once, where nobody brings the endpoint back: nothing would be
+        asked of its GPUs again.
+        """
+        after_s = self._spec.orphaned_seconds
+        if self.orphaned or after_s is None or not self._contact.ended(time.monotonic(), after_s):
+            return
+        self.orphaned = True
+        log("the endpoint has been gone for %g s, and nobody starts it again: the end" % after_s)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def read_key(path: str) -> str:
@@ -650,6 +662,7 @@ class Watchdog:
             status, _ = self._http.send(self._base + spec.health_path, spec.http_timeout)
             self._reporter.note(http_status=status)
             wrong = None if 200 <= status < 300 else "%s answered %d" % (spec.health_path, status)
+            refused = 400 <= status < 500 and status not in (408, 425, 429)
             if wrong is None and health.ready_since is None:
                 wrong = self._first_request()
         except socket.timeout:
@@ -662,7 +675,7 @@ class Watchdog:
             health.failed(time.monotonic(), "%s: %s" % (spec.health_path, error))
         else:
             if wrong is not None:
-                health.failed(time.monotonic(), wrong)
+                health.failed(time.monotonic(), wrong, refused=refused)
                 return
             waiting, progress = self._sample(health, spec.http_timeout)
             health.alive(time.monotonic(), waiting, progress)

@@ -61,6 +61,7 @@ class Spec(NamedTuple):
     ray: Json | None
     heartbeat_seconds: float
     final_report_seconds: float
+    orphaned_seconds: float | None
 
 
 class Restarts:
@@ -113,6 +114,7 @@ class Health:
         self._moved_at: float | None = None
         self._working = False
         self._why = ""
+        self._refused = False
         self.loaded_at = now  # it printed something, or read from its disk
         self.ready_since: float | None = None
         self.answered = False  # requests, as far as its counters show
@@ -135,8 +137,11 @@ class Health:
         return self._why if self.state == "unhealthy" else None
 
     def loads(self, now: float) -> bool:
-        """Whether an engine that is not ready yet makes progress."""
-        return self.ready_since is None and now - self.loaded_at < self._spec.quiet_seconds
+        """Whether an engine that is not ready yet makes progress. One that is asked for what it
+        does not have prints that, which is none.
+        """
+        moved = now - self.loaded_at < self._spec.quiet_seconds
+        return self.ready_since is None and moved and not self._refused
 
     def sampled(self, now: float, progress: float | None, running: float) -> None:
         """Take in the engine's counters, and how many requests it works on; None: not known."""
@@ -162,9 +167,9 @@ class Health:
         else:
             self.failed(now, why)
 
-    def failed(self, now: float, why: str) -> None:
-        """Take in a probe that showed that something is wrong."""
-        self._why = why
+    def failed(self, now: float, why: str, *, refused: bool = False) -> None:
+        """Take in a probe that showed that something is wrong; `refused`: with the question."""
+        self._why, self._refused = why, refused
         self._failures += 1
         self._failing_since = now if self._failing_since is None else self._failing_since
 
@@ -193,7 +198,8 @@ class Health:
                 return None
             doing = "it still loads" if self.loads(now) else "it neither prints nor reads any more"
             more = "if it needs longer, set watchdog.readiness_timeout: %g" % (2 * limit_s)
-            return "not ready after %.0f s, and %s; %s" % (took_s, doing, more)
+            wrong = " (%s)" % self._why if self._why else ""
+            return "not ready after %.0f s%s, and %s; %s" % (took_s, wrong, doing, more)
         if self._failing_since is not None and self._failures > 1:
             late = now - self._failing_since >= spec.unhealthy_restart_after
             said = "unhealthy for %g s: %s" % (spec.unhealthy_restart_after, self._why)
@@ -243,8 +249,11 @@ class Contact:
         """Whether, as far as can be known from here, nobody sends requests here any more."""
         if self._failing_since is None:
             return False
-        ended = self._ended_since is not None and now - self._ended_since >= COLLECTOR_ENDED_S
-        return ended or now - self._failing_since >= self._silence_s
+        return self.ended(now, COLLECTOR_ENDED_S) or now - self._failing_since >= self._silence_s
+
+    def ended(self, now: float, for_s: float) -> bool:
+        """Whether for so long nobody has listened who knows this replica."""
+        return self._ended_since is not None and now - self._ended_since >= for_s
 
 
 def parse_metrics(text: str) -> dict[str, float]:

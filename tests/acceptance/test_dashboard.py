@@ -34,6 +34,7 @@ from domyn_swarm.paths import JobPaths, SwarmPaths, write_private
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.snapshot import JobSnapshot, SwarmSnapshot
 from patience import limit_s, until
+from pictures import is_on_the_site
 from swarm.test_pruning import recorded
 
 EVIL = "<img src=x onerror=alert(1)>&amp;\"'"
@@ -41,6 +42,16 @@ CELLS = (
     "[...document.querySelectorAll('{} tbody tr')]"
     ".map(row => [...row.cells].map(one => one.textContent))"
 )
+
+STILL = """(() => {
+    const page = document.documentElement.cloneNode(true);
+    page.querySelectorAll("script, noscript, link").forEach((one) => one.remove());
+    page.querySelectorAll("a").forEach((one) => one.removeAttribute("href"));
+    const rules = [...document.styleSheets].flatMap((one) => [...one.cssRules]);
+    const style = page.querySelector("head").appendChild(document.createElement("style"));
+    style.textContent = rules.map((one) => one.cssText).join("\\n");
+    return "<!doctype html>\\n" + page.outerHTML + "\\n";
+})()"""
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,7 @@ async def test_it_shows_what_status_tells(standing: Standing, tmp_path: Path) ->
             assert summary(seen, utc_now())[0] in await tab.asks("document.body.textContent")
             figure = await tab.asks("document.querySelector('#charts figure').textContent")
             assert "Replicas over time" in figure
+            is_on_the_site("dashboard", await tab.asks(STILL))
 
             # The job, and its report
             await tab.asks(f"document.querySelector('a[href=\"/jobs/{job_id}\"]').click()")

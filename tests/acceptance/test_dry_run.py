@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from typer.testing import CliRunner
 
 from domyn_swarm.cli.app import app
+from domyn_swarm.errors import ConfigError
 from patience import until
 from schemas import fits
 
@@ -80,5 +81,7 @@ def test_what_a_dry_run_finds_is_its_exit_code(standing: Standing) -> None:
     assert none.exit_code == 0
     assert "nothing was sent" in none.stdout
     for flags in (("--dry-run", "--detach"), ("--dry-run", "--down-after"), ("--json",)):
-        assert told(standing, *job.submission("--name", "demo"), *flags).exit_code == 2
+        refused = told(standing, *job.submission("--name", "demo"), *flags).exception
+        assert isinstance(refused, ConfigError)
+        assert "`domyn-swarm job submit --help`" in refused.hint
     assert standing.sim.asked("unasked") == []

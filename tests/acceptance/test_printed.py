@@ -75,7 +75,7 @@ def test_a_command_prints_what_it_promises(standing: Standing, job_id: str, comm
     told = CliRunner(env={"DOMYN_SWARM_HOME": str(standing.cli.home)})
     as_yaml = told.invoke(app, [*asked, "--yaml"])
     fits(yaml.safe_load(as_yaml.stdout), command)
-    assert told.invoke(app, asked).stdout.strip() not in ("", as_yaml.stdout.strip())
+    assert told.invoke(app, asked).output.strip() not in ("", as_yaml.stdout.strip())
 
 
 def test_what_a_swarm_goes_through_is_printed_as_promised(cli: CommandLine, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_everything_that_arrow_knows_can_be_exported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("x.xlsx", "no ending that says how"),
+        ("x.xlsx", "its name says no kind of file"),
         ("in.parquet", "belongs to the job's own"),
         ("out/part-00009.parquet", "belongs to the job's own"),
     ],

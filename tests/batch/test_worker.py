@@ -170,7 +170,7 @@ def test_a_wrong_key_ends_the_run_at_once_and_the_right_one_goes_on(bench: Any) 
     code, result = run_worker(bench)
     assert code == 6
     assert "RequestRefused: HTTP 401: no key" in result["error"]
-    assert "Look at the key" in result["error"]
+    assert "OPENAI_API_KEY" in result["error"]
     bench.server.key = KEY
     code, result = run_worker(bench)
     assert (code, result["rows_failed"]) == (0, 0)
@@ -365,7 +365,7 @@ def test_a_later_run_of_a_job_waits_for_the_driver_of_the_run_before(
         ({"id_column": "twice"}, "The id 7 in column 'twice' stands in row 0 and in row 2"),
         ({"id_column": "holes"}, "null in row 1"),
         ({"output_columns": ("n",)}, "already in the input"),
-        ({"output": "x.txt"}, "no ending that says how"),
+        ({"output": "x.txt"}, "its name says no kind of file"),
     ],
 )
 def test_bad_input_is_refused_before_the_first_request(

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,9 @@ def test_every_command_helps_with_an_example() -> None:
         shown = CliRunner().invoke(app, [*command, "--help"])
         assert shown.exit_code == 0, command
         assert re.search(r"Example: .*domyn-swarm", " ".join(shown.output.split())), command
+        assert re.findall(r"<[a-z\[\]| ]+>|\w\.\.\.|\{\w+\}|\[\[", shown.output) == [], command
+    for group in ([], ["job"], ["swarm"], ["checkpoints"]):
+        assert "..." not in CliRunner().invoke(app, [*group, "--help"]).output.split("Options:")[1]
 
 
 def test_the_root_says_of_each_command_what_the_command_says_of_itself() -> None:
@@ -100,6 +104,7 @@ def test_version_is_the_package_s() -> None:
         (["nonsense"], "nonsense"),
         (["down"], "name the swarms"),
         (["down", "--all"], "needs -y"),
+        (["doctor", "--timeout", "5"], "add --rehearse"),
         (["down", "x", "--all", "-y"], "name the swarms"),
         (["status", "--json", "--yaml"], "exclude each other"),
         (["endpoint", "x", "--show-key"], "--env"),
@@ -127,6 +132,8 @@ def test_usage_errors_exit_2_and_name_what_is_wrong(
     done = CommandLine(swarm_home)(*args)
     assert done.returncode == 2, done
     assert said in " ".join(done.stderr.split())
+    assert done.stderr.startswith("error: ")  # as every other error is
+    assert "--help` shows what it takes" in done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert not swarm_home.exists()
@@ -170,6 +177,22 @@ def test_an_error_is_one_message_and_a_hint(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ")
     assert "nowhere.yaml" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_engine_that_is_not_installed_is_refused_before_anything_is_recorded(
+    tmp_path: Path, swarm_home: Path
+) -> None:
+    if find_spec("vllm") is not None:
+        pytest.skip("VLLM IS INSTALLED")
+    file = tmp_path / "swarm.yaml"
+    file.write_text("model: m\nname: demo\nengine: vllm\ngpus_per_replica: 0\nbackend: local\n")
+    cli = CommandLine(swarm_home)
+    done = cli("up", "-c", file)
+    assert done.returncode == 2, done
+    assert "vllm is not installed in this environment" in done.stderr
+    assert "pip install vllm" in done.stderr
+    assert cli("status", "demo").returncode == 3
+    assert cli("plan", "-c", file).returncode == 0  # it may be meant for another machine
 
 
 def test_an_unknown_swarm_or_job_exits_3(swarm_home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from domyn_swarm.cli.app import app
 from domyn_swarm.cli.candidates import verdicts
 from domyn_swarm.errors import ConfigError
 from model_server import KEY, Answer
+from terminal import screen
 
 CUT = {"message": {"content": "half"}, "text": "half", "finish_reason": "length"}
 
@@ -61,8 +63,37 @@ def test_answers_that_are_not_complete_are_told_and_asked_again(bench: Any) -> N
     assert isinstance(wrong.exception, ConfigError)
     assert "cut, empty, refused, tool_calls, error" in wrong.exception.hint
     bad = run(*submission(bench, "--accept", "nothing"))
-    assert bad.exit_code == 2
-    assert "complete" in bad.stderr
+    assert isinstance(bad.exception, ConfigError)
+    assert "complete" in bad.exception.message
+
+
+def test_a_job_whose_rows_failed_says_why_wherever_it_is_looked_at(bench: Any) -> None:
+    bench.write(3)
+    bench.server.behave = lambda _prompt, _nth: Answer(status=400)
+    done = run(*submission(bench, "--external-id", "mine"))
+    assert done.exit_code == 7, done.output
+    job_id = json.loads(done.stdout)["job_id"]
+    command = f"`domyn-swarm job failures {job_id}` shows every cause"
+    looks = ["job status mine", "job list", "job logs mine"]
+    for shown in (done.output, *(run(*words.split()).output for words in looks)):
+        told = " ".join(shown.split())
+        assert "no row was answered; 3 of 3 failed rows, such as row" in told
+        assert "HTTP 400" in told
+        assert command in told
+    logs = run("job", "logs", "mine")
+    assert (logs.stdout, "Nothing is in" in logs.stderr) == ("", True)
+    listed = json.loads(run("job", "list", "--json").stdout)["jobs"][0]["commonest_failure"]
+    assert (listed["rows"], listed["status"]) == (3, 400)
+
+
+def test_a_terminal_gets_the_id_and_what_to_type_next(bench: Any) -> None:
+    bench.write(2)
+    environment = {**os.environ, "DOMYN_SWARM_API_TOKEN": KEY}
+    shown = screen(submission(bench, "--external-id", "mine"), environment)
+    job_id = json.loads(run("job", "status", "mine", "--json").stdout)["job_id"]
+    assert shown.splitlines()[0] == job_id
+    assert f"domyn-swarm job cancel {job_id}" in shown
+    assert "schema_version" not in shown
 
 
 def test_a_run_that_gave_up_advises_what_helps(bench: Any) -> None:
@@ -73,6 +104,8 @@ def test_a_run_that_gave_up_advises_what_helps(bench: Any) -> None:
     job_id = json.loads(done.stdout)["job_id"]
     assert f"`domyn-swarm job resume {job_id}` asks the rows that are left" in done.stderr
     assert "retry-failed" not in done.stderr
+    assert done.stderr.count("HTTP 401") == 1
+    assert "OPENAI_API_KEY" in done.stderr
     shown = run("job", "failures", job_id)
     assert "401" in shown.stdout
     assert "5 rows failed as a run gave up" in shown.stderr

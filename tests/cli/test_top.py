@@ -316,3 +316,5 @@ def test_a_swarm_of_another_cluster_is_shown_as_it_was_last_known() -> None:
     assert phase == "ready  http://n1:41873"
     assert model.endswith("(vllm on slurm, cluster alps: not asked from here, known 0:01:30 ago)")
     assert job_row(job(1, whereabouts=where))[1] == "running on alps"
+    assert job_row(job(1, figures_age_s=4))[1] == "running"
+    assert job_row(job(1, figures_age_s=130))[1] == "running (0:02:10 ago)"

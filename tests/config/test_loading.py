@@ -615,6 +615,20 @@ def test_times_as_slurm_writes_them(text: str, seconds: float) -> None:
     assert time_limit_s(text) == seconds
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1:99:00", "99 minutes: 59 at most"),
+        ("90:75", "75 seconds: 59"),
+        ("1-24", "24 hours: 23"),
+        ("1-2:60", "60 minutes: 59"),
+    ],
+)
+def test_what_does_not_fit_its_place_in_a_time_is_no_time(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        time_limit_s(text)
+
+
 @pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-1", "1h", "1-", "36:00:00\n", ":30"])
 def test_times_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="write a time like"):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from browser import browse, needs_chromium
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -54,4 +56,39 @@ def test_the_reference_is_made_from_the_code(site: Path, page: str, what: tuple[
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     pages = "".join(page.read_text(encoding="utf-8") for page in site.rglob("*.html"))
-    assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', pages)
+    assert not re.search(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="https?://', pages)
+    drawn = (site / "pictures" / "top.svg").read_text(encoding="utf-8")
+    assert "restarting" in drawn
+    assert "url(" not in re.sub(r"url\(#", "", drawn)
+
+
+def test_examples_and_changes_are_pages_too(site: Path) -> None:
+    index = (site / "examples" / "index.html").read_text(encoding="utf-8")
+    for folder in (path.parent.name for path in ROOT.glob("examples/*/README.md")):
+        assert f'href="{folder}/"' in index, "examples/README.md does not list it"
+        assert (site / "examples" / folder / "index.html").is_file()
+    path = (site / "examples" / "first-path" / "index.html").read_text(encoding="utf-8")
+    assert (ROOT / "examples/first-path/questions.csv").read_text().splitlines()[1] in path
+    changes = (site / "reference" / "changelog" / "index.html").read_text(encoding="utf-8")
+    assert "Unreleased" in changes
+
+
+MEASURED = """<script>
+const wide = [...document.querySelectorAll("pre > code, .md-content img")].filter(
+    (one) => one.scrollWidth > one.parentElement.clientWidth + 1);
+document.title = "wide: " + wide.map((one) => one.textContent.slice(0, 60) || one.src).join(" | ");
+</script>"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("page", ["", "commands", "slurm", "live-view", "reference/options"])
+def test_no_code_and_no_picture_is_wider_than_its_page(
+    site: Path, page: str, tmp_path: Path
+) -> None:
+    folder = site / page
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    measured = folder / "measured.html"
+    measured.write_text(text.replace("</body>", f"{MEASURED}</body>"), encoding="utf-8")
+    flags = ("--window-size=1280,900", "--dump-dom")
+    dom = browse(*flags, page=measured, profile=tmp_path / "profile")
+    assert "<title>wide: </title>" in dom, re.findall(r"<title>.*?</title>", dom, re.S)

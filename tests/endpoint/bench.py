@@ -172,6 +172,7 @@ class Bench:
             "ray": None,
             "heartbeat_seconds": 0.3,
             "final_report_seconds": limit_s(),
+            "orphaned_seconds": None,
         }
         path = self.paths.watchdog_spec(index)
         write_private(path, json.dumps({**spec, **changes}))

@@ -288,14 +288,36 @@ def test_when_nobody_sends_requests_for_the_collector_any_more(
     assert found == gone_at
 
 
+def test_only_a_collector_that_has_ended_makes_a_replica_an_orphan():
+    contact = watchdog_rules.Contact(heartbeat_s=5.0)
+    contact.failed(1000.0, ended=True)
+    contact.failed(1050.0, ended=False)  # it is there, and does not answer
+    contact.failed(1051.0, ended=True)
+    assert [contact.ended(now, 60.0) for now in (1060.0, 1110.0, 1111.0)] == [False, False, True]
+    contact.answered()
+    assert not contact.ended(2000.0, 60.0)
+
+
 def test_an_engine_has_its_time_to_get_ready(spec: watchdog_rules.Spec):
     health = watchdog_rules.Health(spec, now=100)
     health.failed(699, "/health answered 503")
     assert health.reason_to_restart(699) is None
     assert health.reason_to_restart(700) == (
-        "not ready after 600 s, and it neither prints nor reads any more; if it needs longer, "
-        "set watchdog.readiness_timeout: 1200"
+        "not ready after 600 s (/health answered 503), and it neither prints nor reads any more; "
+        "if it needs longer, set watchdog.readiness_timeout: 1200"
     )
+
+
+def test_an_engine_that_prints_what_it_is_asked_in_vain_does_not_load(spec: watchdog_rules.Spec):
+    health = watchdog_rules.Health(spec, now=0)
+    for now in range(0, 600, 10):
+        health.failed(now, "/helth answered 404", refused=True)
+        health.loaded_at = now
+        assert not health.loads(now)
+    health.loaded_at = 600
+    assert "/helth answered 404" in health.reason_to_restart(600)
+    health.failed(600, "/helth: Connection refused")
+    assert health.loads(600)
 
 
 @pytest.mark.parametrize(

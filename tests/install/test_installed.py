@@ -106,7 +106,7 @@ def assert_used(extra: str, environment: Environment, cli: CommandLine) -> None:
 def parts(extra: str) -> list[str]:
     """The extras that one consists of."""
     if extra == "all":
-        return [one for one in EXTRAS if one not in {"all", "openai"}]
+        return [one for one in EXTRAS if one != "all"]
     return [extra] if extra else []
 
 
@@ -178,7 +178,7 @@ def test_what_lacks_its_extra_says_so(
 def test_the_fast_tests_pass_with(
     packages: Packages, swarm_home: Path, elsewhere: Path, versions: str
 ) -> None:
-    extras = [extra for extra in EXTRAS if extra not in {"all", "lepton"}]  # openai excludes it
+    extras = [extra for extra in EXTRAS if extra not in {"all", "lepton"}]  # openai 3 excludes it
     allowed = elsewhere / "lowest.txt"
     allowed.write_text(lowest(*extras), encoding="utf-8")
     held = constrained()

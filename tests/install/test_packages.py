@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tarfile
@@ -70,3 +71,18 @@ def test_the_sdist_holds_what_is_tracked_and_no_stray_file_of_the_checkout(tmp_p
     assert held <= {*files, "PKG-INFO"}
     left_out = {name for name in files if name not in held}
     assert {name for name in left_out if not name.startswith(".")} == set()
+
+
+def test_the_container_file_copies_all_that_an_installation_takes(tmp_path: Path) -> None:
+    file = (ROOT / "deploy/container/Containerfile").read_text(encoding="utf-8")
+    copied = [line.split()[1:-1] for line in file.splitlines() if re.match(r"COPY (?!--)", line)]
+    names = [name for line in copied for name in line]
+    assert names
+    source, made = tmp_path / "copied", tmp_path / "made"
+    source.mkdir()
+    made.mkdir()
+    for name in names:
+        place = ROOT / name
+        copy = shutil.copytree if place.is_dir() else shutil.copyfile
+        copy(place, source / name)
+    assert build(source, made).wheel.is_file()

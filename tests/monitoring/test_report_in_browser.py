@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import struct
-import subprocess
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +14,12 @@ from typing import Any
 import psutil
 import pytest
 
+from browser import browse, needs_chromium
 from command_line import CommandLine, rows_done, worker_of, write_job
-from patience import limit_s, scaled, until
+from patience import scaled, until
+from pictures import is_on_the_site
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("chromium") is None,
-    reason="Chromium is not installed: `make monitoring-packages` where there is apt",
-)
+pytestmark = needs_chromium
 
 CONFIG = """
 name: eventful
@@ -93,20 +90,6 @@ def _kill_replica(cli: CommandLine, replica: int) -> None:
         psutil.Process(pid).kill()
 
 
-def browse(*flags: str, page: str, profile: Path) -> str:
-    """What headless Chromium says of a page."""
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    done = subprocess.run(
-        [*command, f"--user-data-dir={profile}", *flags, f"file://{page}"],
-        capture_output=True,
-        text=True,
-        timeout=limit_s(),
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_the_report_tells_what_happened(reported: dict[str, Any]) -> None:
     first, second = reported["runs"]
     assert (first["ended"], second["ended"]) == (False, True)
@@ -141,6 +124,12 @@ def test_a_browser_shows_all_of_it_and_asks_nobody(
     assert dom.count("<svg") == 5
     assert not re.search(r'(?:src|href|url)\s*[=(]\s*["\']?(?!#)\S', dom)
     assert "default-src 'none'" in dom
+
+
+def test_the_report_on_the_site_is_what_reports_are(reported: dict[str, Any]) -> None:
+    path = Path(reported["path"])
+    page = path.read_text(encoding="utf-8").replace(str(path.parent), "/home/me")
+    is_on_the_site("report", page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from domyn_swarm.errors import (
     StateError,
 )
 from domyn_swarm.jobs.spec import new_job_id
-from domyn_swarm.model import JobStatus, ReplyVerdict
+from domyn_swarm.model import JobHandle, JobStatus, ReplyVerdict, SwarmPhase, utc_now
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobChanges
+from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
+from domyn_swarm.swarm.survey import jobs_of
 from patience import limit_s, scaled, until
 
 
@@ -200,6 +202,31 @@ def test_rows_that_another_job_asks_now_are_refused_before_anything_is_recorded(
     assert service.wait(handle).status is JobStatus.SUCCEEDED
 
 
+def test_of_two_that_ask_the_same_rows_at_once_one_is_refused_as_it_is_recorded(
+    service: JobService, bench: Any, swarm_home: Path
+) -> None:
+    bench.write(30)
+    bench.server.answers_at_most = 5
+    asked = bench.request()
+    words = ["job", "submit", "--endpoint", asked.endpoint, "--model", "m", "--detach"]
+    words += ["--input", asked.input, "--input-column", "prompt", "--output-column", "answer"]
+    both = [
+        CommandLine(swarm_home).start(*words, "--output", bench.folder / f"{name}.parquet")
+        for name in ("one", "two")
+    ]
+    said = [(*one.communicate(timeout=limit_s()), one.returncode) for one in both]
+    [handle] = [JobHandle.model_validate_json(out) for out, _, code in said if code == 0]
+    [refused] = [err for out, err, code in said if code != 0 and out == ""]
+    assert f"The job {handle.job_id} asks the same rows, or is going to, for" in refused
+    assert f"job wait {handle.job_id}" in refused
+    assert [one.job_id for one in service.list()] == [handle.job_id]
+    bench.server.answers_at_most = None
+    assert service.wait(handle).status is JobStatus.SUCCEEDED
+    again = service.submit(bench.request(output=str(bench.folder / "again.parquet")))
+    assert service.wait(again).status is JobStatus.SUCCEEDED
+    assert set(bench.server.asked.values()) == {1}
+
+
 def test_a_cancelled_job_is_resumed(service: JobService, bench: Any, answer: Any) -> None:
     bench.write(300)
     bench.server.behave = lambda _prompt, _nth: answer(delay_s=scaled(0.1))
@@ -247,7 +274,48 @@ def test_the_newest_jobs_are_listed_first_and_the_others_counted(
     assert cli.json("job", "list", "-n", "0")["left_out"] == 0
     assert len(cli.json("job", "list")["jobs"]) == 3
     done = cli("job", "list", "-n", "2")
-    assert "1 older jobs are not shown" in done.stderr
+    assert "jobs before these: 1; -n 0" in done.stderr
+
+
+def test_jobs_of_the_live_swarm_come_first_and_of_an_earlier_one_of_its_name_last(
+    swarm_home: Path,
+) -> None:
+    store, now = SwarmStore.open(), utc_now()
+    swarm = SwarmRecord(
+        name="demo",
+        tag="demo.x",
+        backend="local",
+        phase=SwarmPhase.READY,
+        swarm_dir=str(swarm_home / "swarms" / "demo"),
+        plan_json="{}",
+        created_at=now - timedelta(hours=3),
+        updated_at=now,
+    )
+    store.create_swarm(swarm)
+    for hours, name, status in (
+        (5, "demo", JobStatus.SUCCEEDED),
+        (4, "demo", JobStatus.RUNNING),
+        (2, "demo", JobStatus.SUCCEEDED),
+        (1, None, JobStatus.SUCCEEDED),
+    ):
+        store.create_job(
+            JobRecord(
+                job_id=f"{hours}h",
+                name="n",
+                swarm=name,
+                platform="local",
+                status=status,
+                job_dir=str(swarm_home / "jobs" / f"{hours}h"),
+                input="i",
+                output="o",
+                submitted_at=now - timedelta(hours=hours),
+            )
+        )
+    mine = jobs_of(swarm, store.jobs("demo"))
+    assert [job.job_id for job in mine] == ["4h", "2h"]  # one of before that goes on is its own
+    service = JobService(store)
+    listed = service.current_first(service.list(refresh=False))
+    assert [job.job_id for job in listed] == ["2h", "5h", "4h", "1h"]
 
 
 def test_ids_of_jobs_sort_by_time_where_clocks_are_set_back(

@@ -55,7 +55,7 @@ def test_failures_are_grouped_and_what_others_wrote_is_escaped(
 
     bench.server.behave = behave
     kwargs = {"system": f"Be kind.\n{evil}", "max_tokens": 9, "extra_body": {"api_key": "hidden"}}
-    service.submit(bench.request(retries=2, name=evil, job_kwargs=kwargs))
+    service.submit(bench.request(retries=2, name=evil, id_column="prompt", job_kwargs=kwargs))
     assert service.wait("mine").status is JobStatus.PARTIAL
     report = service.report("mine", output=bench.folder / "deep" / "page.html")
     page = report.path.read_text()
@@ -70,12 +70,14 @@ def test_failures_are_grouped_and_what_others_wrote_is_escaped(
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; co" in page
     [group] = report.failures
     assert (group.rows, group.status, group.example_row) == (1, 400, 3)
+    assert (group.example_id, group.example_input) == ("p3", "p3")
+    assert {f"p{one.row}" for one in report.slowest} == {one.row_id for one in report.slowest}
     [again] = report.redone
     assert (again.requests, again.cause) == (1, "after an error")
 
     (bench.folder / "in.parquet").unlink()
     without = service.report("mine")
-    assert [one.rows for one in without.failures] == [1]
+    assert [(one.rows, one.example_row) for one in without.failures] == [(1, 3)]
     assert "As the runs counted them" in (without.failures_note or "")
 
 
@@ -236,3 +238,6 @@ def test_plots_have_round_ticks_and_labels_that_do_not_meet() -> None:
     bars = histogram("t", "u", [("1 s", 3), ("2 s", 1)])
     assert bars is not None
     assert [bar.title for bar in bars.bars] == ["3 (75.0%) up to 1 s", "1 (25.0%) up to 2 s"]
+    alone = histogram("t", "u", [("1 s", 3)])
+    assert alone is not None
+    assert alone.bars[0].width < (alone.right - alone.left) / 10  # a bar, no block

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
+from domyn_swarm.backends.slurm.scheduler import WouldTake
 from domyn_swarm.backends.slurm.states import Allocation, SlurmJob
 from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from virtual_time import FilingClock
@@ -37,6 +38,7 @@ class Job:
     steps: dict[str, str] = field(default_factory=dict)  # their names
     coming: list[tuple[float, str]] = field(default_factory=list)
     exclude: tuple[str, ...] = ()  # nodes
+    output: str = ""
 
     @property
     def seen(self) -> SlurmJob:
@@ -145,6 +147,7 @@ class ScriptedCluster:
                 "no-requeue" not in options,
             )
             job.exclude = tuple(exclude)
+            job.output = options.get("output", "")
             job.held, job.since = "begin" in options, now
             job.after, job.reason = after, "Dependency" if after else "Resources"
             job.coming = [(now + self.starts_s, "RUNNING")]
@@ -207,9 +210,9 @@ class ScriptedSlurm:
         self._cluster.refuse_while_away()
         return self._cluster.name
 
-    def test(self, script: Path) -> str:
+    def test(self, script: Path) -> WouldTake:
         self._cluster.refuse_while_away()
-        return f"{script.name} can start now"
+        return WouldTake(f"{script.name} can start now")
 
     def submit(
         self,
@@ -246,6 +249,11 @@ class ScriptedSlurm:
     def expect_change(self) -> None:
         self._queue.expect_change()
         self._steps.expect_change()
+
+    def outputs(self, ids: Sequence[str]) -> dict[str, str]:
+        self._cluster.refuse_while_away()
+        jobs = self._cluster.jobs
+        return {one: jobs[one].output for one in ids if one in jobs}
 
     def allocation(self, job: str) -> Allocation:
         self._cluster.refuse_while_away()

@@ -66,6 +66,23 @@ def test_a_module_that_is_not_to_be_had_is_the_cause(
     assert check.status == ("warning" if function is None else "failed")
 
 
+def test_a_module_that_is_missing_is_noticed_where_modules_say_so_and_end_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As Environment Modules 3 do; the file for what they say may have no place."""
+    monkeypatch.setenv(MODULE, LACKS.replace("return 1", "return 0"))
+    for folder in (tmp_path, tmp_path / "gone"):
+        monkeypatch.setenv("TMPDIR", str(folder))
+        [check] = environment_checks(CHECKED)
+        assert (check.status, check.name) == ("failed", "backend.modules")
+        assert "cannot load the module cuda/12" in check.detail
+    assert [*tmp_path.iterdir()] == []
+    monkeypatch.setenv(MODULE, LOADS)
+    [check] = environment_checks(CHECKED)
+    assert check.status == "ok"
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_of_a_swarm_that_is_not_waited_for_status_tells_the_module(
     up: Up, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

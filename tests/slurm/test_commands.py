@@ -12,6 +12,8 @@ import pytest
 
 from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.scheduler import WouldTake
+from domyn_swarm.backends.slurm.serving import _test_checks
 from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from domyn_swarm.model import Location, Reach
 
@@ -61,6 +63,33 @@ def test_without_an_id_it_is_unknown_what_was_submitted(
     with pytest.raises(PlatformUnavailable, match=r"no job id for job\.sh") as caught:
         Slurm().submit(tmp_path / "job.sh")
     assert "squeue" in caught.value.hint
+
+
+def test_what_sbatch_warns_of_is_shown(
+    commands: Commands, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warned = "can't honor --ntasks-per-node set to 4"
+    said = "sbatch: Job 9 to start at 2026-11-30T12:00:00 using 1 processors on nodes n1"
+    commands(
+        sbatch=f'echo "sbatch: warning: {warned}\nsbatch: warning: {warned}\n{said}" >&2; echo 9'
+    )
+    tested = Slurm().test(tmp_path / "job.sh")
+    assert tested == (said.removeprefix("sbatch: "), (warned,), 0)
+    assert Slurm().submit(tmp_path / "job.sh") == "9"
+    assert [f"Slurm took job.sh, and warns: {warned}"] == [
+        one.getMessage() for one in caplog.records
+    ]
+    checks = [*_test_checks("replicas.sh", tested)]
+    assert [one.status for one in checks] == ["ok", "warning"]
+    assert warned in checks[1].detail
+
+
+def test_a_script_that_waits_for_nodes_is_no_failure() -> None:
+    said = "allocation failure: Requested node configuration is not available"
+    [check] = _test_checks("replicas.sh", WouldTake(said, (), 3))
+    assert check.status == "warning"
+    assert check.detail.startswith("replicas.sh: it can be submitted, and waits: 3 nodes are")
+    assert "sinfo -R" in str(check.fix)
 
 
 def test_a_job_that_was_passed_on_to_a_cluster_that_is_not_asked_is_taken_back(

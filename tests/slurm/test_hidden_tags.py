@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from command_line import CommandLine
 from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.model import JobStatus, utc_now
 from domyn_swarm.services.doctor import examine
 from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.pruning import survey_prunable
 from patience import limit_s
@@ -45,7 +48,14 @@ done
 {real} $head "$copy"
 code=$?
 rm "$copy"
+{then}
 exit $code
+"""
+KILLS = """\
+case "$*" in
+    *--test-only*) ;;
+    */{script}) kill -9 $PPID ;;  # who submits hears no answer
+esac
 """
 TAKES = "-e '/^#SBATCH --comment=/d'"
 WRITES = "-e '/^#SBATCH --comment=/a #SBATCH --comment=billed-to-us'"
@@ -56,7 +66,7 @@ RENAMES = "-e 's/^#SBATCH --job-name=.*/#SBATCH --job-name=demo-anonymous/'"
 class Site:
     """`edit` has a filter of the site's change each script."""
 
-    edit: Callable[[str], None]
+    edit: Callable[..., None]
     logged: pytest.LogCaptureFixture
 
 
@@ -72,8 +82,8 @@ def site(
     real = shutil.which("sbatch", path=slurm.env["PATH"])
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{slurm.env['PATH']}")
 
-    def put(edits: str) -> None:
-        sbatch.write_text(FILTER.format(edits=edits, real=real))
+    def put(edits: str, then: str = "") -> None:
+        sbatch.write_text(FILTER.format(edits=edits, real=real, then=then))
         sbatch.chmod(0o755)
 
     return Site(put, caplog)
@@ -133,6 +143,26 @@ def test_where_names_are_changed_too_what_runs_is_not_written_off(
     until(lambda: observed() == "failed")
     report = survey_prunable(SwarmStore.open(), jobs_before=utc_now())
     assert [one.name for one in report.swarms] == []
+    down()
+    assert jobs_of(slurm) == {}
+
+
+@pytest.mark.parametrize("script", ["endpoint.sh", "replicas.sh"])
+def test_what_was_submitted_as_up_was_killed_is_found_without_comments_and_names(
+    slurm: SlurmCluster, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    home = tmp_path / "home %j é"
+    monkeypatch.setenv("DOMYN_SWARM_HOME", str(home))
+    site.edit(f"{TAKES} {RENAMES}", KILLS.format(script=script))
+    path = written(tmp_path)
+    with CommandLine(home).start("up", "-c", path) as process:
+        assert process.wait(limit_s()) == -signal.SIGKILL
+    site.edit(f"{TAKES} {RENAMES}")
+    kinds = {"_" in one for one in until(lambda: jobs_of(slurm))}
+    assert (script == "replicas.sh") in kinds
+    SwarmService().list()  # as anybody looks
+    parts = SwarmStore.open().swarm("demo").parts
+    assert {str(part["platform_id"]) for part in parts} == {*jobs_of(slurm)}
     down()
     assert jobs_of(slurm) == {}
 

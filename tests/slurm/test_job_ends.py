@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from domyn_swarm.model import JobHandle, JobStatus
+from domyn_swarm.paths import write_private
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.swarm.snapshot import JobSnapshot
@@ -27,10 +28,12 @@ from slurm.swarms import (
     ready,
     standing_swarm,
     submit_held,
+    swarm_paths,
     taking_nothing,
     until,
     warn,
 )
+from webhook import Webhook
 
 JOB, STEP = JobResources(detached=True), JobResources()
 ONCE = JobResources(detached=True, continues=False)
@@ -154,17 +157,16 @@ def test_a_detached_job_says_what_ended_it_and_goes_on(
     status: JobStatus,
     word: str,
 ) -> None:
-    job = submit_apart(slurm, tmp_path, ONCE if how in ("preempted", "node") else JOB)
-    node = node_of(slurm, job.handle.platform_id)
-    if how == "preempted":
-        preempt(slurm, node)
-    elif how == "node":
-        slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    elif how == "scancel":
-        slurm.run("scancel", job.handle.platform_id)
-    else:
-        JobService().cancel(job.handle)
-    seen, message = said(job.handle)
+    with Webhook(host=slurm.network.controller) as hook:
+        write_private(swarm_paths().notify_url, hook.url)
+        job = submit_apart(slurm, tmp_path, ONCE if how in ("preempted", "node") else JOB)
+        node = node_of(slurm, job.handle.platform_id)
+        end_by(how, slurm, job.handle, node)
+        seen, message = said(job.handle)
+        if how != "node":  # which ends with the wrapper that would say so
+            until(lambda: hook.of("job_ended"))
+        assert [one["status"] for one in hook.of("job_ended")] == [status] * (how != "node")
+        swarm_paths().notify_url.unlink()
     assert seen is status
     assert word in message
     assert f"`domyn-swarm job resume {job.handle.job_id}`" in message
@@ -173,6 +175,17 @@ def test_a_detached_job_says_what_ended_it_and_goes_on(
     again = JobService().resume(job.handle)
     assert ended(again).status is JobStatus.SUCCEEDED
     assert all_answered(tmp_path, job.rows)
+
+
+def end_by(how: str, slurm: SlurmCluster, job: JobHandle, node: str) -> None:
+    if how == "preempted":
+        preempt(slurm, node)
+    elif how == "node":
+        slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    elif how == "scancel":
+        slurm.run("scancel", job.platform_id)
+    else:
+        JobService().cancel(job)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from domyn_swarm.backends.slurm.compute import SlurmCompute
+from domyn_swarm.backends.slurm.refusals import advice_for_job
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private
@@ -60,6 +61,66 @@ class ScriptedJob:
 @pytest.fixture
 def job(swarm: ScriptedSwarm) -> ScriptedJob:
     return ScriptedJob(swarm)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "why"),
+    [
+        ("PENDING", "Priority", "waits in the queue (Priority)"),
+        ("CONFIGURING", "", "waits in the queue (CONFIGURING)"),
+        (
+            *("PENDING", "PartitionTimeLimit"),
+            "Slurm will not run it (PartitionTimeLimit: --time is above the partition's MaxTime)",
+        ),
+        (
+            *("PENDING", "QOSMaxMemoryPerJob"),
+            "Slurm will not run it (QOSMaxMemoryPerJob: a limit of the QoS or the account for one "
+            "job: change --mem)",
+        ),
+        (
+            *("PENDING", "QOSMaxCpuPerJobLimit"),
+            "Slurm will not run it (QOSMaxCpuPerJobLimit: a limit of the QoS or the account for "
+            "one job: change --cpus)",
+        ),
+        (
+            "PENDING",
+            "InvalidAccount",
+            "Slurm will not run it (InvalidAccount: the swarm's backend.account cannot be used)",
+        ),
+        (
+            "PENDING",
+            "JobHeldUser",
+            "waits in the queue (JobHeldUser: somebody holds it, `scontrol release {job}` lets it "
+            "run)",
+        ),
+        ("RUNNING", "", None),
+    ],
+)
+def test_why_a_job_waits_is_said_with_its_flags(
+    job: ScriptedJob, state: str, reason: str, why: str | None
+) -> None:
+    seen = job.cluster.jobs[job.id]
+    seen.state, seen.reason = state, reason
+    job.clock.sleep(60.0)
+    expected = {} if why is None else {"j": why.format(job=job.id)}
+    assert job.compute.why_waiting([job.handle]) == expected
+    job.cluster.away(60.0)
+    job.clock.sleep(30.0)
+    assert job.compute.why_waiting([job.handle]) == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("Requested time limit is invalid (missing or exceeds some limit)", "--time"),
+        ("Requested node configuration is not available", "--cpus or --mem"),
+        ("CPU count per node can not be satisfied", "--cpus"),
+        ("Memory specification can not be satisfied", "--mem"),
+        ("Job violates accounting/QOS policy (job submit limit, ...)", "backend.endpoint"),
+    ],
+)
+def test_what_slurm_refuses_of_a_job_names_its_flags(said: str, advice: str) -> None:
+    assert advice in advice_for_job(said)
 
 
 @pytest.mark.parametrize(

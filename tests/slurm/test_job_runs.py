@@ -7,7 +7,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from domyn_swarm.backends.slurm.job_runs import JobRuns, NextRun, begin_run
+from domyn_swarm.backends.slurm.job_runs import (
+    JobRuns,
+    NextRun,
+    begin_run,
+    cancelled_word,
+    next_script,
+)
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import write_private
 from slurm.scripted_swarm import TAG, ScriptedSwarm
@@ -159,7 +165,7 @@ def test_a_step_whose_endpoint_moves_goes_on_in_an_allocation_of_its_own(
         assert job.compute.probe(job.handle) is JobStatus.RUNNING
         job.clock.sleep(5.0)
     begin_run(job.paths, step, None, job.clock.time())
-    job.paths.next_script.write_text(f"#SBATCH --comment=domyn-swarm/{TAG}/job/j\n")
+    next_script(job.paths).write_text(f"#SBATCH --comment=domyn-swarm/{TAG}/job/j\n")
     assert job.ask(by_requeue=False)
     job.cluster.end_step(step)
     assert job.compute.probe(job.handle) is JobStatus.PENDING
@@ -198,7 +204,7 @@ def test_who_is_ended_meanwhile_does_not_come_back(
     if how == "told":
         job.stopped = True
     else:
-        job.paths.cancelled.touch()
+        cancelled_word(job.paths).touch()
     assert not job.ask(by_requeue=by_requeue)
     assert set(job.cluster.live().values()) == {"RUNNING"}
     assert job.begin().over == (None if how == "told" else "cancelled")

@@ -20,6 +20,7 @@ from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from patience import limit_s
 from process_list import running
@@ -36,6 +37,7 @@ from slurm.swarms import (
     request,
     standing_swarm,
     submit_held,
+    taking_nothing,
     unanswered,
     until,
     warn,
@@ -193,9 +195,26 @@ def test_what_no_node_has_is_refused_by_slurm_in_its_words(
 ) -> None:
     jobs = JobService()
     before = jobs.list(refresh=False)
-    with pytest.raises(SwarmError, match=r"Slurm refused job\.sh: .*not available"):
+    with pytest.raises(SwarmError, match=r"Slurm refused job\.sh: .*not available") as refused:
         jobs.submit(request(tmp_path, 10, resources=JobResources(detached=True, cpus=64)))
+    assert "lower --cpus or --mem" in refused.value.hint
     assert jobs.list(refresh=False) == before
+
+
+def test_a_job_that_waits_says_why(standing: Standing, slurm: SlurmCluster, tmp_path: Path) -> None:
+    jobs, said = JobService(), []
+    with taking_nothing(slurm, ",".join(slurm.node_names)):
+        handle = jobs.submit(request(tmp_path, 5, resources=JOB))
+        until(lambda: str(jobs.status(handle).message).startswith("waits in the queue ("))
+        assert jobs.status(handle).status is JobStatus.PENDING
+        told = jobs.status(handle).message
+        [listed] = [one for one in jobs.list() if one.job_id == handle.job_id]
+        shown = SwarmService().status("demo").jobs
+        assert [one.message for one in shown if one.job_id == handle.job_id] == [told]
+        jobs.wait(handle, timeout_s=0, on_progress=lambda seen: said.append(seen.message))
+        assert said[-1] == listed.message == told
+    assert jobs.wait(handle).status is JobStatus.SUCCEEDED
+    assert jobs.status(handle).message is None
 
 
 def test_flags_reach_slurm(standing: Standing, slurm: SlurmCluster, tmp_path: Path) -> None:

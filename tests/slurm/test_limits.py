@@ -8,11 +8,14 @@ from dataclasses import replace
 import pytest
 
 from domyn_swarm.backends.slurm.limits import (
+    ASSOCIATION_FIELDS,
     QOS_FIELDS,
     Limits,
     Request,
+    account_limits,
     findings,
     findings_together,
+    left_by,
     partition_findings,
     partition_limits,
     qos_limits,
@@ -99,6 +102,39 @@ def test_no_time_limit_is_above_any() -> None:
 def test_all_jobs_against_a_qos(columns: dict[str, str], never: bool | None) -> None:
     found = [*findings_together((REPLICA, ENDPOINT), qos(**columns))]
     assert [one.never for one in found] == ([] if never is None else [never])
+
+
+@pytest.mark.parametrize(
+    ("first", "left"),
+    [
+        ({}, {"MaxTRES": "cpu=8,gres/gpu=2", "MaxWall": "10:00", "MaxJobs": "3", "GrpJobs": "5"}),
+        (
+            {"MaxTRES": "gres/gpu=8", "MaxWall": "20:00"},
+            {"MaxTRES": "cpu=8", "MaxJobs": "3", "GrpJobs": "5"},
+        ),
+        (
+            {"MaxJobsPU": "9"},
+            {"MaxTRES": "cpu=8,gres/gpu=2", "MaxWall": "10:00", "GrpJobs": "5"},
+        ),
+    ],
+)
+def test_each_limit_is_taken_where_it_is_defined_first(
+    first: dict[str, str], left: dict[str, str]
+) -> None:
+    blank = dict.fromkeys(ASSOCIATION_FIELDS, "")
+    row = {"MaxTRES": "cpu=8,gres/gpu=2", "MaxWall": "10:00", "MaxJobs": "3", "GrpJobs": "5"}
+    qos = {**dict.fromkeys(QOS_FIELDS, ""), "Name": "q", **first}
+    assert left_by([qos], {**blank, "Account": "a", **row}) == {**blank, "Account": "a", **left}
+
+
+def test_what_an_account_gives_to_all_beneath_it() -> None:
+    row = {"Account": "top", "ParentName": "root", "GrpJobs": "", "GrpSubmit": "4"}
+    limits = account_limits({**row, "GrpTRES": "gres/gpu=6"})
+    assert [*findings(REPLICA, limits)] == []
+    found = [*findings_together((REPLICA, ENDPOINT), limits)]
+    assert [one.never for one in found] == [True, False]
+    assert all(one.words.startswith("the account top lets you") for one in found[:1])
+    assert all("backend.account" in one.fix for one in found)
 
 
 PARTITION = "PartitionName=p AllowAccounts={} AllowQos={} MaxNodes={} MaxTime={} State={}"

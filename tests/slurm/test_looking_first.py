@@ -73,7 +73,9 @@ def test_nodes_that_are_away_for_a_while_refuse_nothing(
     try:
         report = SwarmService().report(UpRequest(config=possible), test=True)
         assert report.test is not None
-        assert "4 nodes are drained or down" in report.test[0]
+        assert "waits: 4 nodes are drained or down" in report.test[0]
+        checks = [one for one in examine(possible).checks if one.name == "rehearsal"]
+        assert [one.status for one in checks] == ["warning", "warning"]
         SwarmService().up(UpRequest(config=possible, wait=False))
         until(lambda: SwarmService().status("demo").observed == "queued")
         SwarmService().down(["demo"])
@@ -115,6 +117,7 @@ def test_doctor_names_each_problem_and_its_fix(slurm: SlurmCluster, tmp_path: Pa
         "image",
         "venv_path",
     }
+    assert sum(one.name == "venv_path" for one in examine(path).checks) == 1
     assert "main, urgent, whole" in str(wrong["backend.partition"].fix)
     done = subprocess.run(
         [PROGRAM, "doctor", "-c", str(path)], capture_output=True, text=True, check=False

@@ -31,6 +31,7 @@ WAITS = {
     "t/after": "DependencyNeverSatisfied",
     "t/too-long": "PartitionTimeLimit",
 }
+SHOWN = ("preempted", "running", "node-failed", "time-limit")
 
 
 @pytest.fixture(params=VERSIONS)
@@ -56,6 +57,11 @@ def test_the_queue_shows_how_each_job_ended_or_why_it_waits(recorded: Path) -> N
     running = jobs["t/running"]
     assert (running.runs_on, running.node, running.reason) == (True, "n1", "")
     assert running.limit is not None
+
+
+def test_a_job_that_is_taken_for_another_one_shows_since_when(recorded: Path) -> None:
+    shown = {one: printed.preempted(text(recorded, f"job-{one}")) for one in SHOWN}
+    assert [one for one, taken in shown.items() if taken] == ["preempted"]
 
 
 def test_each_task_of_an_array_is_a_job_of_its_own(recorded: Path) -> None:

@@ -31,6 +31,7 @@ MaxArraySize=6
 PartitionName=short Nodes=ALL MaxTime=5
 PartitionName=theirs Nodes=ALL AllowAccounts=others
 PartitionName=closed Nodes=ALL State=INACTIVE
+PartitionName=fenced Nodes=ALL
 """
 QOS = {
     "onegpu": ["MaxTRESPerJob=gres/gpu=1"],
@@ -40,6 +41,8 @@ QOS = {
     "onejob": ["MaxJobsPerUser=1"],
     "twosubmitted": ["MaxSubmitJobsPerUser=2"],
     "large": ["MinTRESPerJob=gres/gpu=4"],
+    "fence": ["MaxTRESPerJob=gres/gpu=1"],
+    "overfence": ["MaxTRESPerJob=gres/gpu=4", "Flags=OverPartQOS"],
 }
 
 
@@ -53,17 +56,26 @@ def limiting() -> Iterator[SlurmCluster]:
         names = ",".join(["normal", *QOS])
         user = getpass.getuser()
         for words in (
-            *(["add", "account", name] for name in ("research", "others")),
+            *(["add", "account", name] for name in ("research", "others", "faculty")),
+            ["add", "account", "grants", "parent=faculty"],
+            ["modify", "account", "faculty", "set", "GrpTRES=gres/gpu=1"],
             *(["add", "qos", name, *limits] for name, limits in QOS.items()),
             ["add", "user", user, "account=research", f"qos={names}"],
+            ["add", "user", user, "account=grants", f"qos={names}"],
             ["modify", "user", user, "set", "defaultaccount=research"],
         ):
             done = cluster.run("sacctmgr", "-i", *words)
             assert done.returncode == 0, done.stderr + done.stdout
+        until(lambda: fenced(cluster))  # the controller hears of a QoS a moment later
         yield cluster
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def fenced(cluster: SlurmCluster) -> bool:
+    update = ["scontrol", "update", "PartitionName=fenced", "QoS=fence"]
+    return cluster.run(*update).returncode == 0
 
 
 @pytest.fixture
@@ -104,6 +116,18 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "a replica asks for 2 GPUs, less than the QoS large demands (4 GPUs)",
         "gpus_per_replica",
         "QOSMinGRES",
+    ),
+    "grants": (
+        {"account": "grants"},
+        "a replica asks for 2 GPUs, and the account faculty gives a job 1 GPU at most",
+        "gpus_per_replica",
+        "AssocGrpGRES",
+    ),
+    "fenced": (
+        {"partition": "fenced"},
+        "a replica asks for 2 GPUs, and the QoS fence of the partition fenced gives a job 1 GPU",
+        "gpus_per_replica",
+        "QOSMaxGRESPerJob",
     ),
     "short": (
         {"partition": "short"},
@@ -193,6 +217,14 @@ def test_what_can_never_run_ends_up_with_the_reason_and_nothing_is_left(
     assert key in done.stderr or case in ("theirs",)
     assert "endpoint.log" not in done.stderr  # where nothing is to be read of it
     assert jobs_of(site) == {}
+
+
+def test_a_qos_may_go_before_that_of_its_partition(site: SlurmCluster, tmp_path: Path) -> None:
+    path = written(tmp_path, backend={"partition": "fenced", "qos": "overfence"})
+    [one] = [one for one in examine(path).checks if one.name == "limits"]
+    assert one.status == "ok"
+    bring_up(config(gpus_per_replica=2, backend={"partition": "fenced", "qos": "overfence"}))
+    down()
 
 
 def test_an_endpoint_that_takes_a_whole_node_is_pointed_out(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from domyn_swarm.backends.base import Part
 from domyn_swarm.backends.slurm.serving import SlurmServing
 from domyn_swarm.errors import PlatformError, SubmissionUnknown, SubmitRejected
 from domyn_swarm.probing import Phase
@@ -14,17 +16,25 @@ from slurm.scripted import ScriptedCluster, ScriptedSlurm
 from slurm.scripted_swarm import Launch, ScriptedSwarm
 
 MINUTE_S = 60.0
+HIDDEN = re.compile(r"^#SBATCH --(?:comment|job-name)=.*$", re.MULTILINE)
 
 
 class Silent(ScriptedSlurm):
     """Says nothing of the replicas' submission, and takes it `takes_s` later; None: never."""
 
     def __init__(
-        self, cluster: ScriptedCluster, says: BaseException, takes_s: float | None
+        self,
+        cluster: ScriptedCluster,
+        says: BaseException,
+        takes_s: float | None,
+        *,
+        hides: bool = False,
     ) -> None:
+        """`hides`: the site takes comments and names away."""
         super().__init__(cluster)
         self._says = says
         self._takes_s = takes_s
+        self._hides = hides
 
     def submit(
         self,
@@ -38,6 +48,7 @@ class Silent(ScriptedSlurm):
             return super().submit(script, array=array, after=after)
         if self._takes_s is not None:
             text = script.read_text()
+            text = HIDDEN.sub("", text) if self._hides else text
             self._cluster.clock.after(
                 self._takes_s, lambda: self._cluster.submit(text, array, exclude, after)
             )
@@ -45,24 +56,29 @@ class Silent(ScriptedSlurm):
 
 
 def launched(
-    swarm: ScriptedSwarm, says: BaseException, takes_s: float | None = None
+    swarm: ScriptedSwarm,
+    says: BaseException,
+    takes_s: float | None = None,
+    *,
+    hides: bool = False,
 ) -> SlurmServing:
     """Launch it once more: its replicas are submitted, and what becomes of them is as told."""
     serving = SlurmServing(swarm.cluster.process(), swarm.clock)
     serving.delete(swarm.handle)
     swarm.clock.sleep(swarm.cluster.min_job_age_s + 1)  # they are forgotten by now
     swarm.handle = swarm.handle.model_copy(update={"parts": ()})
-    asked = SlurmServing(Silent(swarm.cluster, says, takes_s), swarm.clock)
+    asked = SlurmServing(Silent(swarm.cluster, says, takes_s, hides=hides), swarm.clock)
     with pytest.raises(type(says)):
         asked.launch(swarm.plan, swarm.ctx, lambda *_parts: None)
     return serving
 
 
+@pytest.mark.parametrize("hides", [False, True])
 @pytest.mark.parametrize("says", [SubmissionUnknown("timed out"), KeyboardInterrupt()])
 def test_what_slurm_takes_later_is_found_and_ended(
-    swarm: ScriptedSwarm, says: BaseException
+    swarm: ScriptedSwarm, says: BaseException, *, hides: bool
 ) -> None:
-    serving = launched(swarm, says, takes_s=2 * MINUTE_S)
+    serving = launched(swarm, says, takes_s=2 * MINUTE_S, hides=hides)
     with pytest.raises(PlatformError, match="may yet take") as caught:
         serving.delete(swarm.handle)
     assert "again in 5 minutes" in caught.value.hint
@@ -74,6 +90,31 @@ def test_what_slurm_takes_later_is_found_and_ended(
     serving.delete(swarm.handle)
     assert swarm.cluster.live() == {}
     assert serving.probe(swarm.handle).phase is Phase.STOPPED
+
+
+def test_what_was_answered_and_not_recorded_is_found_without_tags(swarm: ScriptedSwarm) -> None:
+    """Whoever brings it up is killed between the answer and the record."""
+    serving = SlurmServing(swarm.cluster.process(), swarm.clock)
+    serving.delete(swarm.handle)
+    swarm.clock.sleep(swarm.cluster.min_job_age_s + 1)
+    nothing = swarm.handle.model_copy(update={"parts": ()})
+
+    def record(*parts: Part) -> None:
+        if parts[0].kind == "replica":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serving.launch(swarm.plan, swarm.ctx, record)
+    for job in swarm.cluster.jobs.values():
+        job.comment, job.name, job.output = "", "anonymous", ""
+    replicas = {one for one in swarm.cluster.live() if "_" in one}
+    serving = SlurmServing(swarm.cluster.process(), swarm.clock)
+    swarm.clock.sleep(10 * MINUTE_S)
+    [found] = serving.find(nothing)
+    assert {part.platform_id for part in found.parts} == replicas
+    assert serving.probe(found).phase is Phase.READY
+    serving.delete(nothing)
+    assert replicas & swarm.cluster.live().keys() == set()
 
 
 def test_what_slurm_never_took_is_written_off_after_minutes(swarm: ScriptedSwarm) -> None:

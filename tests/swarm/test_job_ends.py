@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.jobs.spec import JobResult
+from domyn_swarm.jobs.reporting import TimeLimit
+from domyn_swarm.jobs.spec import JobResult, JobSpec
 from domyn_swarm.model import ExitRecord, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.state import JobRecord
 from domyn_swarm.swarm.job_ends import limits_kept, why_it_ended
+from virtual_time import VirtualClock
 
 MISLEADING = "WARNING a new checkpoint, since 3a90 differs: params.seed"
 
@@ -28,6 +30,21 @@ def record(folder: Path, status: JobStatus, *, script: bool = False) -> JobRecor
         input="in.jsonl",
         output=None if script else "out.jsonl",
         submitted_at=utc_now(),
+    )
+
+
+def limited(folder: Path, time_limit_s: float) -> JobSpec:
+    return JobSpec(
+        job_id="j1",
+        name="j",
+        job="m:C",
+        model="m",
+        endpoint_url="http://x",
+        input="in.jsonl",
+        output="out.jsonl",
+        checkpoint_root=str(folder),
+        min_version="1",
+        resources=JobResources(time_limit_s=time_limit_s),
     )
 
 
@@ -54,6 +71,38 @@ def test_no_line_of_its_log_is_the_cause(
     assert "job resume" not in str(why_it_ended(record(tmp_path, status, script=True), None))
 
 
+def test_a_limit_that_was_reached_is_named(tmp_path: Path) -> None:
+    ended = record(tmp_path, JobStatus.TIMED_OUT)
+    assert "the time limit of the allocation" in str(why_it_ended(ended, None))
+    told = limited(tmp_path, 90)
+    JobPaths(tmp_path).spec.write_text(told.model_dump_json())
+    said = str(why_it_ended(ended, None))
+    assert said.startswith("its time limit of 1.5 min (--time), or that of the allocation")
+    assert "job resume j1 --time LIMIT`" in said
+
+
+def test_a_job_that_is_too_slow_for_its_time_says_so_before_it_is_up(tmp_path: Path) -> None:
+    spec = limited(tmp_path, 600)
+    clock = VirtualClock()
+    ends = str(int(clock.time()) + 300)
+    own = TimeLimit(spec, clock, {})
+    schedulers = TimeLimit(spec, clock, {"SLURM_JOB_END_TIME": ends})
+    free = spec.model_copy(update={"resources": JobResources()})
+    assert own.too_short(5000.0) is None  # its speed is not known yet
+    clock.sleep(20.0)
+    assert (own.too_short(500.0), own.too_short(None)) == (None, None)
+    assert "`domyn-swarm job resume j1 --time LIMIT`" in str(schedulers.too_short(500.0))
+    said = own.too_short(600.0)
+    assert "too slow" in str(said)
+    clock.sleep(20.0)
+    assert own.too_short(550.0) == said  # in the same words, though it is about done in time
+    assert own.too_short(400.0) is None
+    assert TimeLimit(free, clock, {}).too_short(1e9) is None
+    lost = TimeLimit(spec.model_copy(update={"checkpointing": False}), clock, {})
+    clock.sleep(20.0)
+    assert "keeps no checkpoint" in str(lost.too_short(5000.0))
+
+
 def test_what_failed_says_how_and_what_came_to_its_end_says_nothing(tmp_path: Path) -> None:
     paths = JobPaths(tmp_path)
     failed = record(tmp_path, JobStatus.FAILED)
@@ -63,6 +112,17 @@ def test_what_failed_says_how_and_what_came_to_its_end_says_nothing(tmp_path: Pa
         ended = ExitRecord.model_validate({**how, "started_at": now, "ended_at": now})
         paths.exit.write_text(ended.model_dump_json())
         assert words in str(why_it_ended(failed, None))
+    for last, shown in (
+        ("2026-11-29 21:16:14,505 WARNING domyn_swarm.__main__: told to stop", False),
+        ("ModuleNotFoundError: No module named 'torch'", True),
+    ):
+        ended = ExitRecord(code=1, started_at=now, ended_at=now)
+        paths.exit.write_text(ended.model_dump_json())
+        paths.log.parent.mkdir(exist_ok=True)
+        paths.log.write_text(f"Traceback\n{last}\n")
+        said = str(why_it_ended(failed, None))
+        assert (last in said) is shown
+        assert "`domyn-swarm job logs j1` shows what it printed" in said
     told = JobResult(error="The swarm has failed.")
     assert why_it_ended(failed, told) == "The swarm has failed."
     for status in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):

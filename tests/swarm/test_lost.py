@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm import DomynLLMSwarm
-from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.backends.endpoint.view import last_view, read_address
 from domyn_swarm.backends.local.processes import alive
 from domyn_swarm.errors import JobError, StateError, SwarmExists
 from domyn_swarm.jobs import ChatCompletionJob, swarm_fate
@@ -27,7 +27,7 @@ from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from local_swarms import config
 from patience import limit_s, until
 
-ROWS = pa.table({"prompt": [f"p{number}" for number in range(400)]})
+ROWS = pa.table({"prompt": [f"p{number}" for number in range(20_000)]})
 ENDED = "the endpoint program has ended"
 
 
@@ -48,6 +48,12 @@ class AskingJob:
         except Exception as error:  # noqa: BLE001 - the test looks at it
             self.error = error
 
+    def goes_on(self) -> None:
+        """Wait until rows that are asked from now on are answered."""
+        asked = self._record.read_text().count("\n")
+        until(lambda: self._record.read_text().count("\n") > asked + 10)
+        assert self.error is None
+
     def ended(self) -> str:
         """Why, once it has."""
         self._thread.join(limit_s())
@@ -67,6 +73,15 @@ def kill_endpoint(paths: SwarmPaths) -> None:
     assert address.process is not None
     os.kill(address.process.pid, signal.SIGKILL)
     until(lambda: not alive(address.process))
+
+
+def kill_replicas(paths: SwarmPaths) -> None:
+    view = last_view(paths)
+    assert view is not None
+    for report in view.replicas:
+        for pid in (report.watchdog_pid, report.engine_pid):
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -104,6 +119,8 @@ def test_a_swarm_whose_endpoint_is_dead_refuses_what_needs_it_and_ends_what_asks
         lifecycle.up(config())
     with pytest.raises(SwarmExists, match=f"'demo' has failed: {ENDED}"):  # as `up` does
         SwarmJoining(SwarmStore.open()).up(config(), Waiting())
+    job.goes_on()  # with the replicas that it knows
+    kill_replicas(swarm.paths)
     told = job.ended()
     assert f"The swarm has failed: {ENDED}" in told
     assert "job resume" in told

@@ -10,10 +10,11 @@ import pytest
 
 from domyn_swarm.backends.base import ServingHandle
 from domyn_swarm.backends.local.serving import LocalServing
-from domyn_swarm.probing import Observation, Phase, endpoint_probe, http_json
+from domyn_swarm.model import ReplicaReport, ReplicaState
+from domyn_swarm.probing import Observation, Phase, at_least, endpoint_probe, http_json
 from domyn_swarm.swarm import factory
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from domyn_swarm.swarm.readiness import readiness
+from domyn_swarm.swarm.readiness import not_ready_yet, readiness
 from local_swarms import config
 from patience import limit_s
 
@@ -39,6 +40,35 @@ def test_what_serves_is_ready_whatever_an_old_look_says(
         assert (seen.phase, seen.detail) == (Phase.READY, "platform")
         swarm.paths.endpoint.unlink()  # nobody finds it: then it is as the platform says
         assert readiness(swarm)().phase is Phase.FAILED
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "reason", "said"),
+    [
+        (ReplicaState.STARTING, 404, None, "its health path answered HTTP 404"),
+        (ReplicaState.STARTING, None, None, None),
+        (ReplicaState.READY, 503, None, None),
+        (ReplicaState.RESTARTING, None, "the disk is full", "the disk is full"),
+    ],
+)
+def test_what_keeps_a_replica_from_being_ready(
+    state: ReplicaState, status: int | None, reason: str | None, said: str | None
+) -> None:
+    report = ReplicaReport(
+        replica=0, state=state, http_status=status, reason=reason, incarnation="i", sequence=1
+    )
+    assert not_ready_yet(report) == said
+
+
+def test_how_many_are_ready_is_told_of_all_and_a_start_frightens_nobody() -> None:
+    def part() -> Observation:
+        return Observation(Phase.STARTING)
+
+    assert at_least(1, part, part)().detail == "0 of 2 ready, 1 needed"
+    assert at_least(2, part, part)().detail == "0 of 2 ready"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    assert endpoint_probe(url, "key")().detail == f"{url} does not answer yet"
 
 
 def test_a_connection_is_closed_whatever_was_answered() -> None:

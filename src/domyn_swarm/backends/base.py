@@ -98,8 +98,9 @@ class ServingBackend(Located, Protocol):
     def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> dict[str, str]:
         """What `launch` would submit, by name; nothing on platforms without scripts. Pure."""
 
-    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[str, ...]:
-        """Ask the platform whether it would take this; its words. Starts nothing.
+    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[Check, ...]:
+        """Ask the platform whether it would take this; its words, and what it warns of. Starts
+        nothing.
 
         Raises:
             PlatformError: it would not, or it cannot be asked.
@@ -239,6 +240,11 @@ class ComputeBackend(Located, Protocol):
     def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
         """The statuses of many jobs by their ids, as `probe` tells them, with as few questions to
         the platform as it allows. One that cannot be asked for now is left out; the log says why.
+        """
+
+    def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:
+        """Why those of these jobs that wait for their turn do so, by their ids. Raises nothing:
+        what is not known is left out.
         """
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:

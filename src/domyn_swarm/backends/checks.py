@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from domyn_swarm.errors import ConfigError
 from domyn_swarm.model import Record
 from domyn_swarm.planning.plan import DeploymentPlan
 
@@ -103,7 +104,7 @@ def check_model(plan: DeploymentPlan) -> Iterator[Check]:
     """A model that is a path must be there; others are the hub's."""
     model = plan.model
     if not model.startswith(("/", "~", ".")):
-        yield ok("model", f"{model}: a name, fetched by the engine")
+        yield ok("model", f"{model}: a name, which the engine finds or fetches")
     elif Path(model).expanduser().exists():
         yield ok("model", model)
     else:
@@ -128,6 +129,20 @@ def check_engine(plan: DeploymentPlan, python: str | None) -> Iterator[Check]:
         yield failed(
             "engine", f"{plan.engine} is not installed in {where}", f"There: {engine_install(plan)}"
         )
+
+
+def refuse_uninstalled(plan: DeploymentPlan) -> None:
+    """Refuse an engine that is to run in this environment, and is not in it. Where its own
+    environment is set otherwise, nothing is known before it starts.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if plan.backend != "local" or "PYTHONPATH" in plan.env:
+        return
+    for check in check_engine(plan, None):
+        if check.status == "failed":
+            raise ConfigError(f"{check.detail}.", hint=check.fix or "")
 
 
 def engine_module(engine: str) -> str | None:

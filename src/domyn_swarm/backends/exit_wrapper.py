@@ -176,13 +176,18 @@ def tell_end(paths: JobPaths) -> None:
 
     configure("INFO")
     ended = ExitRecord.model_validate_json(record)
+    status = ended.status
+    if told.get("platform") == "slurm" and not ended.conclusive:
+        from domyn_swarm.backends.slurm.compute import cause_so_far
+
+        status = cause_so_far(paths, os.environ.get("SLURM_JOB_ID", "")) or status
     counts = ("rows_total", "rows_done", "rows_failed", "verdicts")
     result = _result(paths)
     notify(
         Path(told["url_file"]),
         "job_ended",
         **told["facts"],
-        status=ended.status.value,
+        status=status.value,
         exit_code=ended.code,
         **{name: result.get(name) for name in counts},
         message=result.get("error"),

@@ -36,6 +36,8 @@ kill_grace_seconds       seconds from SIGTERM to SIGKILL
 drain_seconds            seconds to leave the router and finish requests, before SIGTERM
 heartbeat_seconds        a report is sent at least so often
 final_report_seconds     how long a final state is tried to be reported
+orphaned_seconds         without an endpoint for so long the watchdog ends, and its engine; none:
+                         whoever runs it sees to that
 """
 
 from __future__ import annotations
@@ -136,4 +138,5 @@ def build_watchdog_spec(
         "early_deaths": None,
         "heartbeat_seconds": heartbeat_s(plan),
         "final_report_seconds": _FINAL_REPORT_S,
+        "orphaned_seconds": None,
     }

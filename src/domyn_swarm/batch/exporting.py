@@ -20,7 +20,7 @@ def check_export(path: Path, taken: Sequence[Path] = ()) -> None:
     """
     if path.suffix.lower() not in KIND_OF_SUFFIX:
         raise ConfigError(
-            f"{path} has no ending that says how it is to be written.",
+            f"{path} cannot be written: its name says no kind of file.",
             hint=f"Give a name that ends in one of {', '.join(KIND_OF_SUFFIX)}.",
         )
     for one in taken:

@@ -41,9 +41,12 @@ class FailureLimit:
 
 def _too_many_failed(tally: Tally) -> TooManyFailures:
     signature, count = tally.failures.most_common(1)[0]
-    remedy = "Mend the cause"
+    remedy = "Remove the cause"
     if tally.rows_shut_out and not tally.rows_answered:
-        remedy = "Look at the key, the model's name, the URL, and --timeout,"
+        remedy = (
+            "Check the key (of an endpoint that is no swarm's: OPENAI_API_KEY), the model's name, "
+            "the URL and --timeout"
+        )
     return TooManyFailures(
         f"{tally.rows_failed} rows failed and {tally.rows_answered} were answered; "
         f"the commonest error, {count} times: {signature}",
@@ -59,8 +62,8 @@ def _too_many_repeated(tally: Tally) -> TooManyFailures:
     )
     return TooManyFailures(
         f"{tally.retries} of {tally.requests} requests had to be repeated{cause}",
-        hint="The endpoint answers, but not one request in three. Mend that and submit the same "
-        "job again: answered rows are kept.",
+        hint="The endpoint answers, but not one request in three. Remove the cause and submit the "
+        "same job again: answered rows are kept.",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from domyn_swarm.batch.ordered_results import ordered_results
 from domyn_swarm.batch.output_files import written_whole
 from domyn_swarm.batch.output_rows import error_decoder, joined
 from domyn_swarm.batch.part_writer import PartWriter
+from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.schema import ERROR_COLUMN, ERROR_TYPE
 from domyn_swarm.batch.segments import has_void
@@ -29,6 +30,8 @@ from domyn_swarm.batch.text_dataset import open_columns
 from domyn_swarm.batch.verdicts import Reading, error_of, outcome_of, verdict_of
 from domyn_swarm.errors import JobError
 from domyn_swarm.model import FailureGroup, ReplyVerdict
+
+_INPUT_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -150,10 +153,41 @@ def group_failures(plan: BatchPlan) -> list[FailureGroup]:
                 rows=1,
                 status=row.error.status,
                 example_row=row.ordinal,
+                example_id=_id_of(plan.output.keys, row),
+                example_input=_input_of(plan.output.keys, row),
                 example_message=row.error.message,
             )
         )
     return sorted(groups.values(), key=lambda one: (one.kept, -one.rows, one.example_row))
+
+
+def ids_of(plan: BatchPlan, ordinals: Collection[int]) -> dict[int, str]:
+    """The ids of rows by their positions in the input; empty where no column names the rows."""
+    column, start, found = plan.output.keys.id_column, 0, dict[int, str]()
+    if column is None or not ordinals:
+        return found
+    for batch in plan.dataset.batches([column], limit=plan.limit):
+        here = [one for one in ordinals if start <= one < start + batch.num_rows]
+        values = batch.column(column).take(indices([one - start for one in here]))
+        found.update(zip(here, map(str, python_values(values)), strict=True))
+        start += batch.num_rows
+        if start > max(ordinals):
+            break
+    return found
+
+
+def _id_of(keys: RowKeys, row: BadRow) -> str | None:
+    if keys.id_column is None:
+        return None
+    [value] = python_values(row.batch.column(keys.id_column).slice(row.at, 1))
+    return str(value)
+
+
+def _input_of(keys: RowKeys, row: BadRow) -> str:
+    """How what the job was given for the row begins; what is no text as JSON."""
+    [item] = keys.items(row.batch.slice(row.at, 1))
+    text = item if isinstance(item, str) else msgspec.json.encode(item, enc_hook=str).decode()
+    return text[:_INPUT_CHARACTERS]
 
 
 class Unsettled(NamedTuple):

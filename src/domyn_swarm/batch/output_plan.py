@@ -113,7 +113,7 @@ class OutputPlan:
         """
         if not self.kind:
             raise InvalidInput(
-                f"The output {self.target} has no ending that says how it is to be written.",
+                f"The output {self.target} cannot be written: its name says no kind of file.",
                 hint=f"Give --output a path that ends in one of {', '.join(KIND_OF_SUFFIX)}, or "
                 "write a folder of shards with --shard-output.",
             )

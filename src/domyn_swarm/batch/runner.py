@@ -312,7 +312,7 @@ class Runner:
         judged = self._reading.judged(kept) if kept.code else kept
         if judged.error:
             error = msgspec.json.decode(judged.error, type=RowError)
-            self._tally.count_failure(error.type, error.message, shut_out=shut_out)
+            self._tally.count_failure(row.ordinal, error, shut_out=shut_out)
             self._events.on_row_error(row, error)
         else:
             self._tally.rows_answered += 1

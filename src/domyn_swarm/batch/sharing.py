@@ -180,7 +180,7 @@ def count_shared(
     judged = []
     for result, item in kept:
         counts = reading.judged(result.value)
-        error = tally.count_shared(result.value, counts)
+        error = tally.count_shared(result.ordinal, result.value, counts)
         if error is not None:
             events.on_row_error(Row(result.ordinal, result.digest, item), error)
         judged.append(result._replace(value=counts))

@@ -15,11 +15,21 @@ from domyn_swarm.batch.observations import ReplicaShare, SlowestRows, SlowRow
 from domyn_swarm.batch.replies import Replies
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.verdicts import outcome_of, verdict_of
-from domyn_swarm.model import ReplyVerdict
+from domyn_swarm.model import FailureGroup, ReplyVerdict
 
 _Key = TypeVar("_Key", int, str)
 _NUMBERS = re.compile(r"(\bHTTP \d{3}\b|\bwithin [\d.]+ s\b)|\d+")  # the first two are the cause
 _SIGNATURES = 200  # different ones that are counted apart; the rest is "other"
+_EXAMPLES = 20  # signatures that are kept with an example; those that came first
+_EXAMPLE_CHARACTERS = 500
+
+
+class FailureExample(msgspec.Struct, frozen=True):
+    """One of the rows that failed alike."""
+
+    row: int  # its position in the input
+    status: int | None  # of HTTP, when there was one
+    message: str
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -41,6 +51,7 @@ class Counters(msgspec.Struct, frozen=True):
     replicas: dict[str, ReplicaShare] = {}
     slowest: list[SlowRow] = []
     failures: dict[str, int] = {}
+    examples: dict[str, FailureExample] = {}
     outcomes: dict[int, int] = {}
     repeated: dict[str, int] = {}
     in_flight: int = 0
@@ -75,6 +86,7 @@ class Tally:
     replies: Replies = field(default_factory=Replies)
     slowest: SlowestRows = field(default_factory=SlowestRows)
     failures: Counter[str] = field(default_factory=Counter)  # failed rows by signature
+    examples: dict[str, FailureExample] = field(default_factory=dict)  # of those
     outcomes: Counter[int] = field(default_factory=Counter)  # of rows of this run: see `verdicts`
     repeated: Counter[str] = field(default_factory=Counter)  # retries by signature
     began: float = field(default_factory=time.monotonic)
@@ -92,16 +104,20 @@ class Tally:
         """
         self._published = rows_failed, verdicts
 
-    def count_failure(self, kind: str, message: str, *, shut_out: bool = False) -> None:
+    def count_failure(self, row: int, error: RowError, *, shut_out: bool = False) -> None:
         """Count a failed row by its signature: the error without the numbers that differ.
 
         `shut_out`: the error is one that every row gets when something is wrong with the endpoint.
         """
         self.rows_failed += 1
         self.rows_shut_out += shut_out
-        _count(self.failures, failure_signature(kind, message))
+        signature = failure_signature(error.type, error.message)
+        _count(self.failures, signature)
+        if len(self.examples) < _EXAMPLES and signature not in self.examples:
+            message = error.message[:_EXAMPLE_CHARACTERS]
+            self.examples[signature] = FailureExample(row, error.status, message)
 
-    def count_shared(self, kept: RowValue, counts: RowValue) -> RowError | None:
+    def count_shared(self, row: int, kept: RowValue, counts: RowValue) -> RowError | None:
         """Count a row that waited, as it is kept and as it counts; its error if it has one."""
         self.rows_waiting -= 1
         self.outcomes[outcome_of(kept)] += 1
@@ -109,7 +125,7 @@ class Tally:
             self.rows_answered += 1
             return None
         error = msgspec.json.decode(counts.error, type=RowError)
-        self.count_failure(error.type, error.message)
+        self.count_failure(row, error)
         return error
 
     def count_retry(self, kind: str, message: str) -> None:
@@ -129,6 +145,7 @@ class Tally:
             replicas=replies.replicas.copied() if with_replicas else {},
             slowest=self.slowest.rows,
             failures=dict(self.failures),
+            examples=dict(self.examples),
             outcomes=dict(self.outcomes),
             repeated=dict(self.repeated),
             paused=self.paused,
@@ -149,6 +166,7 @@ class Tally:
         if now.slowest != before.slowest:
             self.slowest.merge(now.slowest)
         self.failures.update(_grown(now.failures, before.failures))
+        self.examples = {**now.examples, **self.examples}
         self.outcomes.update(_grown(now.outcomes, before.outcomes))
         self.repeated.update(_grown(now.repeated, before.repeated))
         if self.first_row_at is None and (now.in_flight or now.rows_answered or now.rows_failed):
@@ -165,6 +183,14 @@ class Tally:
             f"{about} or more requests got no reply within the limit{limit} (--timeout sets it, "
             "--timeout-retries how often such a row is asked again)"
         )
+
+    @property
+    def commonest_failure(self) -> FailureGroup | None:
+        """What most of the rows that failed in this run have in common, with one of them."""
+        if not self.failures:
+            return None
+        signature, rows = self.failures.most_common(1)[0]
+        return counted_group(signature, rows, self.examples.get(signature))
 
     @property
     def rows_done(self) -> int:
@@ -211,6 +237,18 @@ def _grown(now: Mapping[_Key, int], before: Mapping[_Key, int]) -> dict[_Key, in
 def _count(counter: Counter[str], signature: str) -> None:
     known = signature in counter or len(counter) < _SIGNATURES
     counter[signature if known else "other"] += 1
+
+
+def counted_group(signature: str, rows: int, example: FailureExample | None) -> FailureGroup:
+    """Failed rows as they were counted, with an example where there is one."""
+    one = example or FailureExample(-1, None, signature)
+    return FailureGroup(
+        signature=signature,
+        rows=rows,
+        status=one.status,
+        example_row=one.row,
+        example_message=one.message,
+    )
 
 
 def failure_signature(kind: str, message: str) -> str:

@@ -96,7 +96,8 @@ def resume(
     )
     which = chosen_job(ref, external_id, handle_json)
     handle = JobService().resume(which, swarm=name, changes=changes)
-    follow(handle, detach=detach, no_progress=no_progress)
+    limit_s = changes.resources.time_limit_s
+    follow(handle, detach=detach, no_progress=no_progress, time_limit_s=limit_s)
 
 
 def retry_failed(
@@ -177,4 +178,5 @@ def retry_failed(
     except NothingToRetry as nothing:
         say(f"{nothing.message}\n{nothing.hint}")
         return
-    follow(handle, detach=detach, no_progress=no_progress)
+    limit_s = changes.resources.time_limit_s
+    follow(handle, detach=detach, no_progress=no_progress, time_limit_s=limit_s)

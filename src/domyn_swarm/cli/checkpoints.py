@@ -10,6 +10,7 @@ import typer
 
 from domyn_swarm.cli.console import confirm, interactive, say
 from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
+from domyn_swarm.cli.rendering import Column, print_table
 from domyn_swarm.errors import StateError
 
 if TYPE_CHECKING:
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
 
 _SHOWN = 40  # characters of a prompt and of a path
 _NAMED = 20  # jobs, where nobody is asked
+
+_COLUMNS = (
+    Column("identity", whole=True),
+    Column("job", spare=7),
+    Column("model", spare=8),
+    Column("prompt", spare=2),
+    Column("input", spare=1),
+    Column("rows"),
+    Column("size", spare=3),
+    Column("written", spare=5),
+    Column("lease", spare=6),
+    Column("last run", whole=True, spare=4),
+)
 
 checkpoints_app = typer.Typer(help="What jobs have left to go on with.", no_args_is_help=True)
 
@@ -131,8 +145,6 @@ def _query(
 
 
 def _show(listed: CheckpointList) -> None:
-    from domyn_swarm.cli.rendering import print_table
-
     rows = [
         (
             one.identity,
@@ -144,9 +156,8 @@ def _show(listed: CheckpointList) -> None:
         for one in listed.checkpoints
         for cells in (map(_job_cells, one.jobs) if one.jobs else [("-",) * 6])
     ]
-    columns = ("identity", "job", "model", "prompt")
-    of_job = ("input", "rows", "size", "written", "lease", "last run")
-    print_table((*columns, *of_job), rows)
+    if rows:
+        print_table(_COLUMNS, rows)
     say(f"{len(listed.checkpoints)} in {listed.root}, {_size(listed.bytes)}")
 
 

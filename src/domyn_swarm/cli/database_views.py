@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from domyn_swarm.cli.options import Format
-from domyn_swarm.cli.rendering import moment, print_pairs, print_record, print_table
+from domyn_swarm.cli.rendering import Column, moment, print_pairs, print_record, print_table
 
 if TYPE_CHECKING:
     from domyn_swarm.services.database import DatabaseRevision
@@ -37,11 +37,13 @@ def show_prune(report: PruneReport, output: Format) -> None:
         for swarm in report.swarms
     ]
     kept = [(one.name, "kept", one.why) for one in report.kept]
-    print_table(("swarm", "", "what"), [*rows, *kept])
+    if rows or kept:
+        print_table((Column("swarm", whole=True), "", "what"), [*rows, *kept])
     jobs = [
         (job.job_id, going, f"{job.name}, ended {moment(job.ended_at)}, {job.job_dir}")
         for job in report.jobs
     ]
     kept_jobs = [(one.job_id, "kept", one.why) for one in report.kept_jobs]
     if jobs or kept_jobs:
-        print_table(("job without a swarm", "", "what"), [*jobs, *kept_jobs])
+        columns = (Column("job without a swarm", whole=True), "", "what")
+        print_table(columns, [*jobs, *kept_jobs])

@@ -1,8 +1,9 @@
-"""Staying with a job that was just submitted: its handle, its bar, its end, Ctrl-C."""
+"""Staying with a job that was just submitted: its id, its bar, its end, Ctrl-C."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,14 +16,36 @@ if TYPE_CHECKING:
     from domyn_swarm.swarm.snapshot import JobSnapshot
 
 
-def follow(handle: JobHandle, *, detach: bool, no_progress: bool) -> None:
-    """Print the handle as one line of JSON; unless detached, end as the job ends."""
-    typer.echo(handle.model_dump_json())
+def follow(
+    handle: JobHandle, *, detach: bool, no_progress: bool, time_limit_s: float | None = None
+) -> None:
+    """Print the job's handle as one line of JSON, or on a terminal its id and what to type next;
+    unless detached, end as the job ends. Of a job over rows that has a time limit of its own, say
+    what becomes of it then.
+    """
+    if sys.stdout.isatty():
+        typer.echo(handle.job_id)
+        say("\n".join(_what_next(handle.job_id, detach=detach)))
+    else:
+        typer.echo(handle.model_dump_json())
     sys.stdout.flush()
+    if time_limit_s is not None:
+        say(
+            f"{handle.job_id} ends after {time_limit_s / 60:g} min (--time), whatever is left: "
+            f"domyn-swarm job resume {handle.job_id} --time LIMIT asks the rest"
+        )
     if not detach:
         final = _follow(handle, bar=not no_progress)
         _summarise(final)
         raise typer.Exit(final.status.exit_code)
+
+
+def _what_next(job_id: str, *, detach: bool) -> Iterator[str]:
+    yield f"See how far it is:  domyn-swarm job status {job_id} --watch"
+    if detach:
+        yield f"Wait for its end:   domyn-swarm job wait {job_id}"
+    stop = "" if detach else "Ctrl-C, or "
+    yield f"Stop it:            {stop}domyn-swarm job cancel {job_id}"
 
 
 def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
@@ -50,9 +73,21 @@ def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
 
 def _summarise(job: JobSnapshot) -> None:
     """Say how it ended, and where to look."""
-    from domyn_swarm.cli.job_views import account_text, rows_text, split_text, verdicts_text
+    from domyn_swarm.cli.job_views import (
+        account_text,
+        failed_text,
+        rows_text,
+        split_text,
+        verdicts_text,
+    )
 
+    if job.output is None:  # a program of the user's has no rows
+        say(f"{job.job_id} {job.status.value}" + (f": {job.message}" if job.message else ""))
+        say(f"log: {job.log_path}")
+        return
     say(f"{job.job_id} {job.status.value}: {rows_text(job)} rows{split_text(job)}")
+    if told := failed_text(job):
+        say(f"failed: {told}")
     if told := verdicts_text(job.verdicts):
         say(f"answers: {told}; {_asked_again(job)}")
     for remark in job.remarks:

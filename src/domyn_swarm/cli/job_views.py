@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import Format
-from domyn_swarm.cli.rendering import State, moment, print_pairs, print_record, print_table
+from domyn_swarm.cli.rendering import (
+    Column,
+    State,
+    age,
+    cell_text,
+    moment,
+    print_note,
+    print_pairs,
+    print_record,
+    print_table,
+)
+from domyn_swarm.model import JobStatus, utc_now
 from domyn_swarm.swarm.snapshot import JobList
 
 if TYPE_CHECKING:
     from domyn_swarm.batch.verification import OutputVerification
-    from domyn_swarm.jobs.dry_run import DryRun
-    from domyn_swarm.jobs.preview import Preview
     from domyn_swarm.model import JobAccount, ReplyVerdict
     from domyn_swarm.services.requests import JobFailures, JobResults
     from domyn_swarm.swarm.snapshot import JobSnapshot, Whereabouts
 
-_PREVIEW_CHARACTERS = 100  # likewise: ten rows are to stand on a screen
-_CELL_CHARACTERS = 200  # of a row's value; --export and --json have all of it
+_FAILURE_COLUMNS = (
+    Column("rows"),
+    Column("answers"),
+    Column("status", spare=2),  # the error names it, too
+    Column("row"),
+    Column("id", whole=True, spare=1),
+    Column("input"),
+    Column("error"),
+)
+_FAILED_SHOWN = 3  # jobs, below a list of them
+_JOB_COLUMNS = (
+    Column("job", whole=True),
+    Column("external", whole=True, spare=4),  # id
+    Column("input", whole=True, spare=6),
+    Column("status", least=10),
+    Column("rows", whole=True, spare=1),
+    Column("failed", whole=True, spare=2),
+    Column("rows/s", whole=True, spare=5),
+    Column("age", whole=True, spare=3),
+    Column("swarm", whole=True, spare=7),
+    Column("name", whole=True, spare=8),
+    Column("output", whole=True, spare=9),
+)
 
 
 def show_job(job: JobSnapshot, output: Format) -> None:
@@ -33,10 +63,11 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         ("status", job.status.value + (f": {job.message}" if job.message else "")),
         ("swarm", job.swarm or "-"),
         *([("where", where_text(job.whereabouts))] if job.whereabouts else []),
-        ("rows", rows_text(job) + split_text(job)),
+        *([] if job.output is None else [("rows", rows_text(job) + split_text(job))]),
+        *([("failed", failed_text(job))] if failed_text(job) else []),
         *([("answers", verdicts_text(job.verdicts))] if verdicts_text(job.verdicts) else []),
         *[("note", remark) for remark in job.remarks],
-        ("tokens", tokens_text(job)),
+        *([] if job.output is None else [("tokens", tokens_text(job))]),
         *([("runs", f"{job.runs} since {moment(job.began_at)}")] if job.began_at else []),
         *([("cost", account_text(job.account))] if job.account else []),
         *_asked(job),
@@ -51,16 +82,20 @@ def _asked(job: JobSnapshot) -> list[tuple[str, str]]:
     """What a job asks, long texts cut."""
     asked = [("model", job.model), ("class", job.job_class)]
     asked += [("prompt", job.prompt), ("system", job.system)]
-    pairs = [(name, _cell(text)) for name, text in asked if text is not None]
-    return [*pairs, *([("parameters", _cell(job.parameters))] if job.parameters else [])]
+    pairs = [(name, cell_text(text)) for name, text in asked if text is not None]
+    return [*pairs, *([("parameters", cell_text(job.parameters))] if job.parameters else [])]
 
 
 def show_jobs(jobs: Sequence[JobSnapshot], left_out: int, output: Format) -> None:
     """Jobs, a line each; `left_out` are older ones."""
-    if output is Format.TABLE:
-        print_jobs(jobs)
-    else:
+    if output is not Format.TABLE:
         print_record(JobList(jobs=tuple(jobs), left_out=left_out), output)
+    elif jobs:
+        print_jobs(jobs)
+        for note in failure_notes(jobs):
+            print_note(note)
+    else:
+        print_note("No such job yet: domyn-swarm job submit --help")
 
 
 def show_failures(failures: JobFailures, output: Format) -> None:
@@ -70,14 +105,18 @@ def show_failures(failures: JobFailures, output: Format) -> None:
     if output is not Format.TABLE:
         print_record(failures, output)
         return
+    if not failures.groups:
+        return  # stderr says that no row failed
     print_table(
-        ("rows", "answers", "status", "example row", "example"),
+        _FAILURE_COLUMNS,
         [
             (
                 str(group.rows),
                 f"{group.verdict.value}, kept" if group.kept else group.verdict.value,
                 "-" if group.status is None else str(group.status),
                 str(group.example_row),
+                group.example_id or "-",
+                "-" if group.example_input is None else cell_text(group.example_input, 60),
                 group.example_message,
             )
             for group in failures.groups
@@ -128,99 +167,7 @@ def show_results(results: JobResults, output: Format) -> None:
         return
     if results.first_rows:
         names = tuple(results.columns)
-        print_table(names, [[_cell(row[name]) for name in names] for row in results.first_rows])
-
-
-def show_dry_run(found: DryRun, output: Format) -> None:
-    """What a job would be, what its first row sent and came to, and what the rest may take."""
-    if output is not Format.TABLE:
-        print_record(found, output)
-        return
-    settled = "?" if found.rows_settled is None else str(found.rows_settled)
-    print_pairs(
-        [
-            ("job", found.job),
-            ("swarm", found.swarm or "-"),
-            ("endpoint", f"{found.endpoint} ({found.model})"),
-            ("input", found.input),
-            ("output", found.output),
-            ("rows", f"{found.rows_total}, {settled} of them settled"),
-            *_first_row(found),
-            ("estimate", _estimate_text(found)),
-        ]
-    )
-
-
-def _first_row(found: DryRun) -> list[tuple[str, str]]:
-    if found.latency_s is None:
-        return [("first row", "there is none: nothing was sent")]
-    tokens = f"{found.prompt_tokens} tokens in, {found.completion_tokens} out"
-    pairs = [("sent", f"POST {one.path} {_json(one.body)}") for one in found.requests]
-    pairs += [(name, _cell(value)) for name, value in (found.answer or {}).items()]
-    if found.error is not None:
-        pairs.append(("error", f"{found.error.type}: {found.error.message}"))
-    verdict = "?" if found.verdict is None else found.verdict.value
-    pairs.append(("first row", f"{verdict}; {tokens}, {found.latency_s:.2f} s"))
-    return [*pairs, *[("note", remark) for remark in found.remarks]]
-
-
-def _estimate_text(found: DryRun) -> str:
-    estimate = found.estimate
-    if estimate is None:
-        return "none"
-    if estimate.prompt_tokens is None:
-        return f"{estimate.requests} requests; the endpoint does not tell its tokens"
-    return (
-        f"roughly {estimate.requests} requests, {estimate.prompt_tokens} tokens in and "
-        f"{estimate.completion_tokens} out, as the first row and the length of "
-        f"{estimate.inputs_compared} inputs have it"
-    )
-
-
-def show_preview(found: Preview, output: Format) -> None:
-    """The first rows of a job: what was asked, and what it came to."""
-    if output is not Format.TABLE:
-        print_record(found, output)
-        return
-    if not found.rows:
-        return
-    inputs = list(found.rows[0].input)
-    answers = list(dict.fromkeys(name for one in found.rows for name in one.answer or {}))
-    odd = ["note"] if any(one.verdict != "complete" for one in found.rows) else []
-    lines = []
-    for one in found.rows:
-        values = [*(one.input[name] for name in inputs)]
-        values += [(one.answer or {}).get(name) for name in answers]
-        note = one.error.message if one.error else one.verdict.value
-        values += [None if note == "complete" else note for _ in odd]
-        lines.append([str(one.row), *(_cell(value, _PREVIEW_CHARACTERS) for value in values)])
-    print_table(["row", *inputs, *answers, *odd], lines)
-
-
-def say_what_the_rest_takes(found: Preview) -> None:
-    """What of a preview was asked, and what a full run may take."""
-    from domyn_swarm.services.charts import duration
-
-    failed = sum(one.error is not None for one in found.rows)
-    again = f", {failed} failed: the full run asks those again" if failed else ""
-    say(f"{len(found.rows)} rows, {found.rows_asked} of them asked now{again}.")
-    rest = found.estimate
-    said = f"A full run asks {rest.rows} of {found.rows_total} rows"
-    if rest.rows and rest.prompt_tokens is not None:
-        said += f", roughly {rest.prompt_tokens} tokens in and {rest.completion_tokens} out"
-    if rest.rows and rest.duration_s is not None:
-        said += f", {duration(rest.duration_s)} at the pace of these; more in flight are faster"
-    say(f"{said}. Output: {found.output}")
-
-
-def _json(value: Any) -> str:  # noqa: ANN401 - JSON
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _cell(value: Any, most: int = _CELL_CHARACTERS) -> str:  # noqa: ANN401 - JSON
-    text = value if isinstance(value, str) else _json(value)
-    text = "-" if value is None else " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1] + "…"
+        print_table(names, [[cell_text(row[name]) for name in names] for row in results.first_rows])
 
 
 def where_text(where: Whereabouts) -> str:
@@ -236,7 +183,42 @@ def rows_text(job: JobSnapshot, *, speed: bool = True) -> str:
     total = "?" if job.rows_total is None else str(job.rows_total)
     failed = f", {job.rows_failed} failed" if job.rows_failed else ""
     moves = speed and job.rows_per_s and not job.status.final
-    return f"{job.rows_done}/{total}{failed}" + (f", {job.rows_per_s:.1f} rows/s" if moves else "")
+    dated = "" if job.old_figures_s is None else f", as of {age(job.old_figures_s)} ago"
+    pace = f", {job.rows_per_s:.1f} rows/s" if moves else ""
+    return f"{job.rows_done}/{total}{failed}{pace}{dated}"
+
+
+def failed_text(job: JobSnapshot) -> str:
+    """What most of a job's failed rows have in common, with an example, and which command shows
+    all; nothing where none failed, and where the job's own message says it.
+    """
+    found = job.commonest_failure
+    told = found is not None and found.signature in (job.message or "")
+    if not job.rows_failed or told:
+        return ""
+    every = f"`domyn-swarm job failures {job.job_id}` shows every cause"
+    none = "no row was answered; " if job.rows_failed == job.rows_done else ""
+    if found is None:
+        return f"{none}{job.rows_failed} rows, in earlier runs; {every}"
+    known = found.status is None or str(found.status) in found.example_message
+    error = cell_text(("" if known else f"HTTP {found.status}: ") + found.example_message)
+    example = f", such as row {found.example_row}" if found.example_row >= 0 else ""
+    those = f"{found.rows} of {job.rows_failed} failed rows{example}"
+    return f"{none}{those}: {error.rstrip('.')}; {every}"
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0]
+
+
+def failure_notes(jobs: Iterable[JobSnapshot]) -> Iterator[str]:
+    """Why the latest of some jobs did not do all that they were asked for, a line each."""
+    bad = [job for job in jobs if job.rows_failed or (job.status.final and job.message)]
+    latest = sorted(bad, key=lambda job: job.submitted_at)[-_FAILED_SHOWN:]
+    for job in latest:
+        yield f"{job.job_id}: {failed_text(job) or _first_line(job.message)}"
+    if len(bad) > len(latest):
+        yield f"Earlier jobs that failed, or whose rows did: {len(bad) - len(latest)}"
 
 
 def split_text(job: JobSnapshot) -> str:
@@ -281,7 +263,10 @@ def account_text(account: JobAccount) -> str:
     if account.completion_tokens_per_s:
         parts.append(f"{account.completion_tokens_per_s:.0f} tokens/s")
     if account.latency_p50_s is not None and account.latency_p99_s is not None:
-        parts.append(f"latency {account.latency_p50_s:.2f} s (99 %: {account.latency_p99_s:.2f} s)")
+        middle, slow = account.latency_p50_s, account.latency_p99_s
+        parts.append(
+            f"median latency {middle:.2f} s, the server's queue included (99 %: {slow:.2f} s)"
+        )
     again = account.retries + account.turned_away + account.lost_in_flight
     if again:
         parts.append(f"{again} sent again")
@@ -291,22 +276,35 @@ def account_text(account: JobAccount) -> str:
 def _status_text(job: JobSnapshot) -> str:
     where = job.whereabouts
     if where is None or not where.elsewhere:
-        return job.status.value
+        if job.status is JobStatus.PENDING and job.message:
+            return f"{job.status.value}: {job.message}"
+        old = job.old_figures_s
+        return job.status.value + ("" if old is None else f" ({age(old)} ago)")
     as_of = f" as of {moment(where.known_at)}" if where.known_at else ""
     return f"{job.status.value} on {where.name}{as_of}"
 
 
+def _rowscell_text(job: JobSnapshot) -> str:
+    return f"{job.rows_done}/{'?' if job.rows_total is None else job.rows_total}"
+
+
 def print_jobs(jobs: Iterable[JobSnapshot]) -> None:
-    """The table of jobs."""
+    """The table of jobs, in the order that they are given in."""
+    now = utc_now()
     print_table(
-        ("job", "name", "swarm", "status", "rows", "output"),
+        _JOB_COLUMNS,
         [
             (
                 job.job_id,
-                job.name,
-                job.swarm or "-",
+                job.external_id or "-",
+                PurePath(job.input).name,
                 State(_status_text(job)),
-                rows_text(job),
+                "-" if job.output is None else _rowscell_text(job),
+                str(job.rows_failed or "-"),
+                "-" if job.rows_per_s is None else f"{job.rows_per_s:.1f}",
+                age((now - job.submitted_at).total_seconds()),
+                job.swarm or "-",
+                job.name,
                 job.output or "-",
             )
             for job in jobs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -38,6 +39,8 @@ job_app.command("report")(report)
 job_app.command("verify")(verify)
 job_app.command("results")(results)
 
+
+_ON_TERMINAL, _ELSEWHERE = 15, 50  # jobs that are listed
 
 RefreshOption = Annotated[
     bool,
@@ -95,14 +98,24 @@ def list_jobs(
         ),
     ] = None,
     newest: Annotated[
-        int, typer.Option("-n", "--newest", min=0, help="How many, the newest first; 0: all.")
-    ] = 50,
+        int | None,
+        typer.Option(
+            "-n",
+            "--newest",
+            min=0,
+            metavar="N",
+            help="So many, the newest; 0: all. Left out: 50, and 15 on a terminal.",
+        ),
+    ] = None,
     refresh: RefreshOption = False,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """List the jobs, of one swarm or of all: the newest first.
+    """List the jobs, of one swarm or of all.
+
+    A table has those of live swarms first, and the newest last; JSON and YAML have the newest
+    first. Below the table it says why the latest jobs failed, or their rows.
 
     Example: domyn-swarm job list --name my-swarm --refresh
     """
@@ -111,11 +124,14 @@ def list_jobs(
 
     form = chosen_format(output, as_json, as_yaml)
     service = JobService()
+    table = form is Format.TABLE
+    if newest is None:
+        newest = _ON_TERMINAL if table and sys.stdout.isatty() else _ELSEWHERE
     jobs = service.list(swarm=name, refresh=refresh, newest=newest or None)
     left_out = service.count(name) - len(jobs) if len(jobs) == newest else 0
-    show_jobs(jobs, left_out, form)
+    show_jobs(service.current_first(jobs) if table else jobs, left_out, form)
     if left_out:
-        say(f"{left_out} older jobs are not shown; -n 0 shows all.")
+        say(f"jobs before these: {left_out}; -n 0 shows all")
 
 
 @job_app.command()
@@ -128,13 +144,22 @@ def logs(
 ) -> None:
     """Print a job's log; with -f go on until the job has ended.
 
+    Rows that failed are not in it: that they did, and why, is said behind it, on stderr.
+
     Example: domyn-swarm job logs nightly-run -f
     """
+    from domyn_swarm.cli.job_views import failed_text
     from domyn_swarm.cli.logs import print_lines
+    from domyn_swarm.services.jobs import JobService
     from domyn_swarm.services.logs import job_log
 
     which = chosen_job(ref, external_id, handle_json)
-    print_lines(job_log(which, last_lines=last_lines, follow=follow))
+    printed = print_lines(job_log(which, last_lines=last_lines, follow=follow))
+    job = JobService().status(which, refresh=False)
+    if not printed and last_lines:
+        say(f"Nothing is in {job.log_path}: {job.job_id} is {job.status.value}.")
+    if told := failed_text(job):
+        say(f"failed: {told}")
 
 
 @job_app.command()

@@ -6,16 +6,22 @@ any other call the one it is about.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from domyn_swarm.cli.completion import with_shell
+from domyn_swarm.cli.help_text import Command
+from domyn_swarm.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+_UsageError: Any = typer.BadParameter.__base__  # of Typer's private click
 
 
 class Entry(NamedTuple):
@@ -37,7 +43,26 @@ def root_group(entries: Iterable[Entry]) -> type[TyperGroup]:
         def __init__(self, **attributes: Any) -> None:
             super().__init__(**attributes)
             for name, purpose in purposes.items():
-                self.add_command(TyperCommand(name, help=purpose, rich_markup_mode=None))
+                self.add_command(Command(name, help=purpose, rich_markup_mode=None))
+
+        def main(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - Typer's
+            """Run, and end with the exit code.
+
+            Raises:
+                ConfigError: the words make no command; names what is wrong with them.
+                SwarmError: as the command.
+            """
+            try:
+                code = super().main(*args, **{**options, "standalone_mode": False})
+            except _UsageError as error:
+                if type(error).show is not _UsageError.show:  # a group without a command: its help
+                    error.show()
+                    sys.exit(error.exit_code)
+                path = self.name if error.ctx is None else error.ctx.command_path
+                raise ConfigError(
+                    error.format_message(), hint=f"`{path} --help` shows what it takes."
+                ) from None
+            sys.exit(code if isinstance(code, int) else 0)
 
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Typer's
             return super().parse_args(ctx, with_shell(args))
@@ -59,6 +84,8 @@ def build(name: str, place: str) -> Any:  # noqa: ANN401 - a command of Typer's 
     module, _, attribute = place.partition(":")
     found = getattr(import_module(module), attribute)
     if isinstance(found, typer.Typer):
+        for info in found.registered_commands:
+            info.cls = Command
         return get_group_from_info(
             TyperInfo(found, name=name),
             pretty_exceptions_short=False,
@@ -66,5 +93,7 @@ def build(name: str, place: str) -> Any:  # noqa: ANN401 - a command of Typer's 
             rich_markup_mode=None,
         )
     return get_command_from_info(
-        CommandInfo(name, callback=found), pretty_exceptions_short=False, rich_markup_mode=None
+        CommandInfo(name, callback=found, cls=Command),
+        pretty_exceptions_short=False,
+        rich_markup_mode=None,
     )

@@ -69,8 +69,11 @@ def logs(
     print_lines(swarm_logs(request))
 
 
-def print_lines(lines: Iterator[str]) -> None:
-    """Print lines as they come: whoever reads a pipe sees each at once."""
+def print_lines(lines: Iterator[str]) -> int:
+    """Print lines as they come: whoever reads a pipe sees each at once. Return how many."""
+    printed = 0
     for line in lines:
         typer.echo(line)
         sys.stdout.flush()
+        printed += 1
+    return printed

@@ -69,11 +69,14 @@ def doctor(
         bool, typer.Option("--gpus", help="Rehearse with the GPUs of a replica.")
     ] = False,
     timeout_s: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--timeout", min=1, metavar="SECONDS", help="How long the rehearsal may wait its turn."
+            "--timeout",
+            min=1,
+            metavar="SECONDS",
+            help="How long the rehearsal may wait its turn; 600 when left out.",
         ),
-    ] = 600.0,
+    ] = None,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
@@ -92,7 +95,9 @@ def doctor(
     form = chosen_format(output, as_json, as_yaml)
     rehearsal = None
     if rehearse or gpus:
-        rehearsal = Rehearsal(gpus, timeout_s, lambda said: typer.echo(said, err=True))
+        rehearsal = Rehearsal(gpus, timeout_s or 600.0, lambda said: typer.echo(said, err=True))
+    elif timeout_s is not None:
+        raise typer.BadParameter("--timeout is for a rehearsal: add --rehearse, or leave it out.")
     chosen = None if file is None and config is None else chosen_file(file, config)
     found = examine(chosen, rehearsal)
     show_examination(found, form)

@@ -18,12 +18,15 @@ from domyn_swarm.cli.options import (
     YamlOption,
     chosen_format,
 )
+from domyn_swarm.cli.rendering import cell_text, print_record, print_table
 from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.preview import Preview
     from domyn_swarm.services.jobs import JobService
     from domyn_swarm.services.requests import JobRequest
+
+_CHARACTERS = 100  # of a value: ten rows are to stand on a screen
 
 
 @taking_flags
@@ -72,8 +75,6 @@ def preview(
 
 def _asked(service: JobService, request: JobRequest, rows: int, form: Format) -> Preview:
     """Ask and show; Ctrl-C ends it after the rows in flight."""
-    from domyn_swarm.cli.job_views import say_what_the_rest_takes, show_preview
-
     try:
         found = service.preview(request, say, rows=rows)
     except KeyboardInterrupt:
@@ -82,3 +83,39 @@ def _asked(service: JobService, request: JobRequest, rows: int, form: Format) ->
     show_preview(found, form)
     say_what_the_rest_takes(found)
     return found
+
+
+def show_preview(found: Preview, output: Format) -> None:
+    """The first rows of a job: what was asked, and what it came to."""
+    if output is not Format.TABLE:
+        print_record(found, output)
+        return
+    if not found.rows:
+        return
+    inputs = list(found.rows[0].input)
+    answers = list(dict.fromkeys(name for one in found.rows for name in one.answer or {}))
+    odd = ["note"] if any(one.verdict != "complete" for one in found.rows) else []
+    lines = []
+    for one in found.rows:
+        values = [*(one.input[name] for name in inputs)]
+        values += [(one.answer or {}).get(name) for name in answers]
+        note = one.error.message if one.error else one.verdict.value
+        values += [None if note == "complete" else note for _ in odd]
+        lines.append([str(one.row), *(cell_text(value, _CHARACTERS) for value in values)])
+    print_table(["row", *inputs, *answers, *odd], lines)
+
+
+def say_what_the_rest_takes(found: Preview) -> None:
+    """What of a preview was asked, and what a full run may take."""
+    from domyn_swarm.services.charts import duration
+
+    failed = sum(one.error is not None for one in found.rows)
+    again = f", {failed} failed: the full run asks those again" if failed else ""
+    say(f"{len(found.rows)} rows, {found.rows_asked} of them asked now{again}.")
+    rest = found.estimate
+    said = f"A full run asks {rest.rows} of {found.rows_total} rows"
+    if rest.rows and rest.prompt_tokens is not None:
+        said += f", roughly {rest.prompt_tokens} tokens in and {rest.completion_tokens} out"
+    if rest.rows and rest.duration_s is not None:
+        said += f", {duration(rest.duration_s)} at the pace of these; more in flight are faster"
+    say(f"{said}. Output: {found.output}")

@@ -2,29 +2,37 @@
 
 JSON and YAML are the record itself, with its `schema_version`; tables may change at any time. They
 are drawn by Rich on a terminal; in a file or a pipe they are lines of aligned columns, which cost a
-tenth of it.
+tenth of it. A terminal is as wide as it is: what somebody may want to copy (an id, a URL, a path)
+is never broken there, and columns that matter less are left out, and named, where there is no room.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
+from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import Format
 
+CELL_CHARACTERS = 200  # of a row's value; --export and --json have all of it
+
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
     from domyn_swarm.model import Record
 
-_collected: ContextVar[list[Table] | None] = ContextVar("collected", default=None)
+_collected: ContextVar[list[RenderableType] | None] = ContextVar("collected", default=None)
+_GAP = 2  # between columns
+_TEXT_CHARACTERS = 20  # text is readable from this width on
 
 _COLOURS = {
     **dict.fromkeys(("ready", "succeeded", "ok"), "green"),
@@ -37,14 +45,25 @@ _COLOURS = {
 
 
 def colour(state: str) -> str:
-    """The colour of a state, a phase or a verdict; nothing for other words."""
-    return _COLOURS.get(state, "")
+    """The colour of a state, a phase or a verdict, with a reason or without; nothing for other
+    words.
+    """
+    return _COLOURS.get(state.partition(":")[0], "")
 
 
 class State(str):
     """A word that a terminal shows in the colour of what it means."""
 
     __slots__ = ()
+
+
+class Column(NamedTuple):
+    """A column of a table, and what becomes of it on a narrow terminal."""
+
+    name: str
+    whole: bool = False  # its values are not broken over lines: somebody copies them
+    spare: int = 0  # where there is no room, columns are left out by this, the highest first
+    least: int = _TEXT_CHARACTERS  # what is not whole gets at least this, if it is so wide
 
 
 def print_record(record: Record, output: Format) -> None:
@@ -69,9 +88,9 @@ def print_line(record: Record) -> None:
 
 
 @contextmanager
-def collected() -> Iterator[list[Table]]:
+def collected() -> Iterator[list[RenderableType]]:
     """Collect the tables that are drawn meanwhile instead of printing them; for live displays."""
-    tables: list[Table] = []
+    tables: list[RenderableType] = []
     before = _collected.set(tables)
     try:
         yield tables
@@ -84,27 +103,56 @@ def plain(record: Record) -> dict[str, Any]:
     return record.model_dump(mode="json")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> None:
     """Print a table with a heading for each column."""
     lines = list(rows)
+    known = [Column(one) if isinstance(one, str) else one for one in columns]
     if sys.stdout.isatty():
-        _draw(_rich_table(columns, lines))
+        _draw(_rich_table(known, lines, _console().width))
     else:
-        _print_aligned([columns, *lines])
+        _print_aligned([[one.name for one in known], *lines])
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Print named values, a line each."""
     lines = list(pairs)
-    if sys.stdout.isatty():
+    if not sys.stdout.isatty():
+        _print_aligned(lines)
+    elif _collected.get() is not None:
         _draw(_rich_pairs(lines))
     else:
-        _print_aligned(lines)
+        _print_wrapped(lines)
+
+
+def print_gap() -> None:
+    """Print an empty line between two parts of what is shown."""
+    collecting = _collected.get()
+    if collecting is None:
+        typer.echo()
+    else:
+        collecting.append("")
+
+
+def print_note(text: str) -> None:
+    """Print a line about what is shown, for people: to stderr, or into a live display."""
+    collecting = _collected.get()
+    if collecting is None:
+        say(text)
+    else:
+        collecting.append(text)
 
 
 def moment(at: datetime) -> str:
     """A time as people here read it."""
     return f"{at.astimezone():%Y-%m-%d %H:%M}"
+
+
+def age(age_s: float) -> str:
+    """How old something is, in one unit: `36 s`, `12 min`, `5 h`, `3 d`."""
+    for size_s, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if age_s >= size_s:
+            return f"{int(age_s / size_s)} {unit}"
+    return f"{max(0, int(age_s))} s"
 
 
 def _print_aligned(lines: Sequence[Sequence[str]]) -> None:
@@ -116,26 +164,83 @@ def _print_aligned(lines: Sequence[Sequence[str]]) -> None:
         typer.echo("  ".join(padded).rstrip())
 
 
-def _rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    from rich.box import SIMPLE_HEAD
+def _print_wrapped(pairs: Sequence[tuple[str, str]]) -> None:
+    """Values are broken at spaces alone. A word that is wider than the terminal, such as a path, is
+    left to the terminal, which copies it as one.
+    """
+    from rich.text import Text
+
+    console = _console()
+    indent = max((len(name) for name, _ in pairs), default=0) + _GAP
+    for name, value in pairs:
+        room = max(_TEXT_CHARACTERS, console.width - indent)
+        lines = [
+            line
+            for part in value.split("\n")
+            for line in textwrap.wrap(part, room, break_long_words=False, break_on_hyphens=False)
+        ]
+        first, *others = lines or [""]
+        console.print(Text.assemble((name.ljust(indent), "dim"), first), soft_wrap=True)
+        for line in others:
+            console.print(" " * indent + line, soft_wrap=True)
+
+
+def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    shown = _with_room(columns, rows, width)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for at in shown:
+        column = columns[at]
+        table.add_column(column.name, no_wrap=column.whole, overflow="fold")
     for row in rows:
-        cells = (
-            Text(value, style=colour(value)) if isinstance(value, State) else value for value in row
-        )
-        table.add_row(*cells)
+        table.add_row(*[Text(row[at], style=_style(row[at])) for at in shown])
+    left_out = [column.name for at, column in enumerate(columns) if at not in shown]
+    if left_out:
+        table.caption = f"not shown in {width} columns: {', '.join(left_out)}"
+        table.caption_justify = "left"
     return table
+
+
+def _style(value: str) -> str:
+    return colour(value.partition(" ")[0].rstrip(":")) if isinstance(value, State) else ""
+
+
+def _with_room(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
+) -> Sequence[int]:
+    """Which columns a terminal has room for: first those go that have nothing to say, and what one
+    leaves free another may take.
+    """
+    widest = [
+        max(len(text) for text in (column.name, *(row[at] for row in rows)))
+        for at, column in enumerate(columns)
+    ]
+    least = [
+        wide if column.whole else min(wide, column.least)
+        for column, wide in zip(columns, widest, strict=True)
+    ]
+    says = [any(row[at] not in ("", "-") for row in rows) for at in range(len(columns))]
+
+    def fit(chosen: Collection[int]) -> bool:
+        return sum(least[at] for at in chosen) + _GAP * (len(chosen) - 1) <= width
+
+    shown = set(range(len(columns)))
+    going = sorted(shown, key=lambda at: (says[at], -columns[at].spare))
+    for at in going:
+        if columns[at].spare and not fit(shown):
+            shown.remove(at)
+    for at in reversed(going):
+        if fit({*shown, at}):
+            shown.add(at)
+    return sorted(shown)
 
 
 def _rich_pairs(pairs: Iterable[tuple[str, str]]) -> Table:
     from rich.table import Table
 
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, _GAP))
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
     for name, value in pairs:
@@ -147,7 +252,23 @@ def _draw(table: Table) -> None:
     collecting = _collected.get()
     if collecting is not None:
         collecting.append(table)
-        return
+    else:
+        _console().print(table)
+
+
+def _console() -> Console:
     from rich.console import Console
 
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    return Console(markup=False, highlight=False, emoji=False)
+
+
+def json_text(value: Any) -> str:  # noqa: ANN401 - JSON
+    """A value as one line of JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def cell_text(value: Any, most: int = CELL_CHARACTERS) -> str:  # noqa: ANN401 - JSON
+    """A row's value in a table: one line, cut where it is long."""
+    text = value if isinstance(value, str) else json_text(value)
+    text = "-" if value is None else " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -9,8 +9,10 @@ import typer
 from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.job_flags import JobFlags, taking_flags
 from domyn_swarm.cli.options import DetachOption, Format, NoProgressOption
+from domyn_swarm.cli.rendering import cell_text, json_text, print_pairs, print_record
 
 if TYPE_CHECKING:
+    from domyn_swarm.jobs.dry_run import DryRun
     from domyn_swarm.services.requests import JobRequest
 
 
@@ -54,13 +56,17 @@ def submit(
     elif dry_run:
         _rehearse(request, Format.JSON if as_json else Format.TABLE)
     else:
-        follow(JobService().submit(request), detach=detach, no_progress=no_progress)
+        follow(
+            JobService().submit(request),
+            detach=detach,
+            no_progress=no_progress,
+            time_limit_s=request.resources.time_limit_s,
+        )
 
 
 def _rehearse(request: JobRequest, output: Format) -> None:
     """Print what a dry run finds; end with 6 when the row failed."""
     from domyn_swarm.cli.console import say
-    from domyn_swarm.cli.job_views import show_dry_run
     from domyn_swarm.errors import JobError
     from domyn_swarm.services.jobs import JobService
 
@@ -70,3 +76,49 @@ def _rehearse(request: JobRequest, output: Format) -> None:
         say(f"The first row failed: {found.error.message}")
         raise typer.Exit(JobError.exit_code)
     say("Nothing was submitted.")
+
+
+def show_dry_run(found: DryRun, output: Format) -> None:
+    """What a job would be, what its first row sent and came to, and what the rest may take."""
+    if output is not Format.TABLE:
+        print_record(found, output)
+        return
+    settled = "?" if found.rows_settled is None else str(found.rows_settled)
+    print_pairs(
+        [
+            ("job", found.job),
+            ("swarm", found.swarm or "-"),
+            ("endpoint", f"{found.endpoint} ({found.model})"),
+            ("input", found.input),
+            ("output", found.output),
+            ("rows", f"{found.rows_total}, {settled} of them settled"),
+            *_first_row(found),
+            ("estimate", _estimate_text(found)),
+        ]
+    )
+
+
+def _first_row(found: DryRun) -> list[tuple[str, str]]:
+    if found.latency_s is None:
+        return [("first row", "there is none: nothing was sent")]
+    tokens = f"{found.prompt_tokens} tokens in, {found.completion_tokens} out"
+    pairs = [("sent", f"POST {one.path} {json_text(one.body)}") for one in found.requests]
+    pairs += [(name, cell_text(value)) for name, value in (found.answer or {}).items()]
+    if found.error is not None:
+        pairs.append(("error", f"{found.error.type}: {found.error.message}"))
+    verdict = "?" if found.verdict is None else found.verdict.value
+    pairs.append(("first row", f"{verdict}; {tokens}, {found.latency_s:.2f} s"))
+    return [*pairs, *[("note", remark) for remark in found.remarks]]
+
+
+def _estimate_text(found: DryRun) -> str:
+    estimate = found.estimate
+    if estimate is None:
+        return "none"
+    if estimate.prompt_tokens is None:
+        return f"{estimate.requests} requests; the endpoint does not tell its tokens"
+    return (
+        f"roughly {estimate.requests} requests, {estimate.prompt_tokens} tokens in and "
+        f"{estimate.completion_tokens} out, estimated from the first row and the lengths of "
+        f"{estimate.inputs_compared} inputs"
+    )

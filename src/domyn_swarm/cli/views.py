@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from domyn_swarm.cli.job_views import print_jobs, rows_text, where_text
+from domyn_swarm.cli.job_views import failure_notes, print_jobs, rows_text, where_text
 from domyn_swarm.cli.options import Format
-from domyn_swarm.cli.rendering import State, moment, print_pairs, print_record, print_table
+from domyn_swarm.cli.rendering import (
+    Column,
+    State,
+    moment,
+    print_gap,
+    print_note,
+    print_pairs,
+    print_record,
+    print_table,
+)
 from domyn_swarm.swarm.snapshot import SwarmList
 
 if TYPE_CHECKING:
@@ -19,7 +28,16 @@ if TYPE_CHECKING:
     from domyn_swarm.services.requests import DownResult, EndpointInfo, PlanReport, UpResult
     from domyn_swarm.swarm.snapshot import ReplicaSnapshot, SwarmSnapshot
 
-SWARM_COLUMNS = ("name", "phase", "replicas", "model", "backend", "endpoint", "since")
+SWARM_COLUMNS = (
+    Column("name", whole=True),
+    Column("phase"),
+    Column("replicas"),
+    Column("model", spare=1),
+    Column("backend", spare=3),
+    Column("endpoint", whole=True, spare=2),
+    Column("since", spare=4),
+)
+_JOBS_SHOWN = 5  # of a swarm, and all that run
 
 
 def show_plan(report: PlanReport, output: Format) -> None:
@@ -96,11 +114,23 @@ def show_swarm(swarm: SwarmSnapshot, output: Format) -> None:
         ]
     )
     if swarm.replicas:
-        typer.echo()
+        print_gap()
         _print_replicas(swarm.replicas)
     if swarm.jobs:
-        typer.echo()
-        print_jobs(swarm.jobs)
+        print_gap()
+        _print_last_jobs(swarm)
+
+
+def _print_last_jobs(swarm: SwarmSnapshot) -> None:
+    """Those that run and the last ones that ended, the newest last."""
+    ended = [job.job_id for job in swarm.jobs if job.status.final]
+    older = set(ended[: max(0, len(ended) - _JOBS_SHOWN)])
+    shown = [job for job in swarm.jobs if job.job_id not in older]
+    print_jobs(shown)
+    for note in failure_notes(shown):
+        print_note(note)
+    if older:
+        print_note(f"jobs before these: {len(older)}; domyn-swarm job list --name {swarm.name}")
 
 
 def show_swarms(swarms: Sequence[SwarmSnapshot], output: Format) -> None:
@@ -108,7 +138,10 @@ def show_swarms(swarms: Sequence[SwarmSnapshot], output: Format) -> None:
     if output is not Format.TABLE:
         print_record(SwarmList(swarms=tuple(swarms)), output)
         return
-    print_table(SWARM_COLUMNS, map(swarm_cells, swarms))
+    if swarms:
+        print_table(SWARM_COLUMNS, map(swarm_cells, swarms))
+    else:
+        print_note("No swarm is live: domyn-swarm up -c FILE brings one up.")
 
 
 def swarm_cells(swarm: SwarmSnapshot) -> tuple[str, ...]:
@@ -149,9 +182,10 @@ def show_description(found: SwarmDescription, output: Format) -> None:
         return
     show_swarm(found.swarm, Format.TABLE)
     layout = found.plan.layout
+    print_gap()
     print_pairs(
         [
-            ("layout", f"{layout.replicas} replicas of {layout.gpus_per_replica} GPUs"),
+            ("layout", f"replicas: {layout.replicas}, GPUs of each: {layout.gpus_per_replica}"),
             ("nodes, at most", str(layout.nodes)),
             ("engine's command", shlex.join(found.engine_command)),
             ("tag", found.tag),
@@ -159,6 +193,7 @@ def show_description(found: SwarmDescription, output: Format) -> None:
         ]
     )
     if found.parts:
+        print_gap()
         print_table(
             ("part", "id", "state", "ends"),
             [
@@ -171,6 +206,7 @@ def show_description(found: SwarmDescription, output: Format) -> None:
                 for one in found.parts
             ],
         )
+    print_gap()
     print_pairs(("asked: " + name, value) for name, value in _flat(found.config))
 
 
@@ -243,7 +279,7 @@ def _backend_text(swarm: SwarmSnapshot) -> str:
 
 def _print_replicas(replicas: Iterable[ReplicaSnapshot]) -> None:
     print_table(
-        ("replica", "state", "http", "last seen", "restarts", "running", "why"),
+        ("replica", "state", Column("http", spare=2), "last seen", "restarts", "running", "why"),
         [
             (
                 str(one.index),

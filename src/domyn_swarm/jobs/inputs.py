@@ -108,7 +108,7 @@ def open_input(
     files = files_of(spec.input, recursive=spec.recursive)
     if files[0].kind not in KINDS or files[0].packing:
         raise InvalidInput(
-            f"{files[0]} is of no kind that --data-backend reads.",
+            f"{files[0]} cannot be read with --data-backend.",
             hint="Leave --data-backend out: the file is read without it.",
         )
     names = [str(file) for file in files]

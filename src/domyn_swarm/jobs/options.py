@@ -46,14 +46,21 @@ def job_options(given: dict[str, Any]) -> JobOptions:
     try:
         options = JobOptions.model_validate(given)
     except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        where = ".".join(map(str, found["loc"]))
+        found = error.errors(include_url=False)
+        same = [one for one in found if _place(one["loc"]) == _place(found[0]["loc"])]
+        wanted = " or ".join(dict.fromkeys(one["msg"] for one in same))
+        where = _place(found[0]["loc"])
         raise ConfigError(
-            f"The job's option {where} is {found['input']!r}: {found['msg']}."
+            f"The job's option {where} is {found[0]['input']!r}: {wanted}."
         ) from error
     if isinstance(options.max_concurrency, int) and options.max_concurrency < 1:
         raise ConfigError(f"max_concurrency must be at least 1, not {options.max_concurrency}.")
     return options
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """An option, and which of its values; without the kinds that a value may be of."""
+    return ".".join(str(part) for at, part in enumerate(loc) if not at or isinstance(part, int))
 
 
 def kept_columns(keep: tuple[Kept, ...]) -> dict[str, Any]:

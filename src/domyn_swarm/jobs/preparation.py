@@ -61,8 +61,11 @@ def _check_output(plan: BatchPlan) -> None:
     plan.output.check(plan.dataset, plan.limit)
 
 
-def check_submitted(spec: JobSpec, facts: InputFacts) -> None:
+def check_submitted(spec: JobSpec, facts: InputFacts) -> Path | None:
     """All that can be wrong with a job as it is submitted.
+
+    Returns:
+        The folder of its answers, which no other job may ask at the same time; None: it keeps none.
 
     Raises:
         SwarmError: as `prepare`.
@@ -73,8 +76,10 @@ def check_submitted(spec: JobSpec, facts: InputFacts) -> None:
     check_rows(plan)
     _check_retried(plan)
     _check_output(plan)
-    if spec.checkpointing:
-        check_free(plan.folder)
+    if not spec.checkpointing:
+        return None
+    check_free(plan.folder)
+    return plan.folder
 
 
 def check_rows(plan: BatchPlan) -> None:

@@ -24,6 +24,7 @@ from domyn_swarm.errors import ConfigError, InvalidInput
 from domyn_swarm.jobs.row_text import NullInPrompt, json_of, literal, text_of, without_nan
 
 _ROW = "row"
+_SIGNS = {"'end of print statement'": "}}", "'end of statement block'": "%}"}  # as they are typed
 _LITERAL = "=literal"  # a filter that no template can name
 _OF_TEXT = (
     *("capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "replace", "safe"),
@@ -238,6 +239,8 @@ class PromptTemplate:
             self.columns = self._compiled(tree)
         except TemplateSyntaxError as error:
             why = (error.message or "").rstrip(".")
+            for words, sign in _SIGNS.items():
+                why = why.replace(words, sign)
             raise ConfigError(
                 f"The {what} template is wrong in line {error.lineno}: {why}.",
                 hint=_spelling(text.splitlines()[error.lineno - 1 : error.lineno]),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from domyn_swarm.batch.background import in_thread
@@ -14,14 +15,53 @@ from domyn_swarm.jobs.spec import JobResult, JobSpec
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobAccount, JobProgress, utc_now
 from domyn_swarm.paths import JobPaths, write_private
+from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
+_SPEED_KNOWN_S = 10.0  # from the job's begin
+_ROOM = 0.8  # of the time that is left, before a job that was too slow has enough
 _TRACE_LINES = 1000  # a second apart at first; a long run's lines are further apart
 # As OpenTelemetry's semantic conventions for generative AI advise for
 # gen_ai.client.operation.duration and gen_ai.client.token.usage
 _LATENCY_BOUNDS_S = tuple(0.01 * 2**power for power in range(14))
 _TOKEN_BOUNDS = tuple(4.0**power for power in range(14))
+
+
+class TimeLimit:
+    """Judges whether a job will be done when its time is up: that of its own limit, or that which
+    its scheduler gives the job that this process runs in.
+    """
+
+    def __init__(
+        self, spec: JobSpec | None, clock: Clock = time, env: Mapping[str, str] = os.environ
+    ) -> None:
+        self._spec = spec
+        self._clock = clock
+        self._began = clock.time()
+        own_s = None if spec is None else spec.resources.time_limit_s
+        given = env.get("SLURM_JOB_END_TIME", "")
+        ends = [self._began + own_s] if own_s is not None else []
+        self._ends_at = min([*ends, *([float(given)] if given.isdecimal() else [])], default=None)
+        self._short = False
+
+    def too_short(self, eta_s: float | None) -> str | None:
+        """What to say of a job that needs so long at its speed; None: it has the time, or its
+        speed is not known yet. The words stay the same, and are taken back where there is room.
+        """
+        now = self._clock.time()
+        known = eta_s is not None and now - self._began >= _SPEED_KNOWN_S
+        if self._spec is None or self._ends_at is None or eta_s is None or not known:
+            return None
+        self._short = eta_s > (self._ends_at - now) * (_ROOM if self._short else 1.0)
+        if not self._short:
+            return None
+        ends = datetime.fromtimestamp(self._ends_at, UTC)
+        left = "its answers are lost then: it keeps no checkpoint"
+        if self._spec.checkpointing:
+            resume = f"`domyn-swarm job resume {self._spec.job_id} --time LIMIT`"
+            left = f"rows that are done are kept, {resume} asks the others"
+        return f"too slow to be done when its time is up, at {ends:%Y-%m-%d %H:%M} UTC; {left}"
 
 
 class Reporter:
@@ -40,6 +80,9 @@ class Reporter:
         self._kept = kept
         self._tally = tally
         self._traced_s = -1.0
+        self._time = TimeLimit(
+            None if paths.runs.exists() else spec
+        )  # one that goes on has all the time
 
     def progress(self) -> None:
         """How far the job is, now. Blocks."""
@@ -66,13 +109,14 @@ class Reporter:
         progress = JobProgress.model_validate(
             {
                 "state": "paused" if paused else self.state,
-                "message": paused or tally.remark,
+                "message": paused or tally.remark or self._time.too_short(tally.eta_s()),
                 **self._told(),
                 "rows_total": tally.rows_total,
                 "rows_done": tally.rows_done,
                 "rows_resumed": tally.rows_resumed,
                 "rows_failed": tally.all_failed,
                 "verdicts": tally.all_verdicts,
+                "commonest_failure": tally.commonest_failure,
                 "rows_per_s": tally.rows_per_s(),
                 "eta_s": tally.eta_s(),
                 "in_flight": tally.in_flight,

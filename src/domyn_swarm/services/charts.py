@@ -11,6 +11,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 30.0, 38.0, 30.0
 _TICKS = 5
 _NEAR = 125.0  # closer than this two labels would meet
 _LABEL_ROWS = 2
+_WIDEST_BAR = 60.0  # one value is a bar, no block
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def histogram(title: str, unit: str, bins: Sequence[tuple[str, int]]) -> Chart |
     highest = max(count for _, count in bins)
     ticks = _ticks(highest, whole=True)
     top = max(float(highest), ticks[-1])
-    room = (WIDTH - _RIGHT - _LEFT) / len(bins)
+    room = min((WIDTH - _RIGHT - _LEFT) / len(bins), _WIDEST_BAR)
     floor = HEIGHT - _BOTTOM
     whole = sum(count for _, count in bins)
     bars, labels = [], []

@@ -70,7 +70,7 @@ def _machine() -> Iterator[Check]:
     yield check_locks(home())
     try:
         swarms = SwarmStore.open().swarms()
-        yield ok("database", f"{len(swarms)} live swarms")
+        yield ok("database", f"live swarms: {len(swarms)}")
         for swarm in swarms:
             yield from _files_of(swarm.name, Path(swarm.swarm_dir))
     except SwarmError as error:
@@ -192,8 +192,7 @@ def _swarm(path: Path, rehearsal: Rehearsal | None) -> Iterator[Check]:
             yield _not_rehearsed()
         return
     try:
-        for said in backend.rehearse(plan, context):
-            yield ok("rehearsal", said)
+        yield from backend.rehearse(plan, context)
         if rehearsal is not None:
             yield from backend.checks_on_node(plan, context, rehearsal)
     except PlatformError as error:

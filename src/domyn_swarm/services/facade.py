@@ -17,7 +17,7 @@ from domyn_swarm.swarm.job_access import client_address, live_address, swarm_acc
 from domyn_swarm.swarm.job_request import JobRequest, SubmitKeywords, request_of
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.submitter import JobSubmitter
-from domyn_swarm.swarm.survey import job_snapshot, take_snapshot
+from domyn_swarm.swarm.survey import asked_snapshots, jobs_of, take_snapshot
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
@@ -222,8 +222,9 @@ class DomynLLMSwarm:
     def snapshot(self) -> SwarmSnapshot:
         """What it looks like now: serving, replicas, jobs."""
         self._swarm = self._lifecycle.attach(self.name)
-        jobs = JobSubmitter(self._store).refresh_all(self._store.jobs(self.name))
-        return take_snapshot(self._swarm, [job_snapshot(job, asked=True) for job in jobs])
+        mine = jobs_of(self._swarm.record, self._store.jobs(self.name))
+        jobs = JobSubmitter(self._store).refresh_all(mine)
+        return take_snapshot(self._swarm, asked_snapshots(jobs))
 
     def scale(self, replicas: int) -> None:
         """Have it run so many replicas: more are started, or the last ones finish and end.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domyn_swarm.errors import PlatformError
-from domyn_swarm.model import JobHandle
+from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.services.requests import (
     JobChanges,
     JobFailures,
@@ -25,7 +26,7 @@ from domyn_swarm.swarm.job_files import spec_of
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import JobSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
-from domyn_swarm.swarm.survey import job_snapshot, with_what_it_asks
+from domyn_swarm.swarm.survey import asked_snapshots, job_snapshot, with_what_it_asks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -125,7 +126,8 @@ class JobService:
         """
         record = self._record(ref)
         seen = self._submitter.refresh(record) if refresh else self._submitter.recall(record)
-        return with_what_it_asks(job_snapshot(seen, asked=refresh), seen)
+        shown = asked_snapshots([seen])[0] if refresh else job_snapshot(seen)
+        return with_what_it_asks(shown, seen)
 
     def handle(self, ref: JobRef) -> JobHandle | None:
         """How to find a job again; None: its platform has not answered its submission yet.
@@ -144,8 +146,19 @@ class JobService:
         and without `refresh` not at all. With `newest` only so many of them are looked at.
         """
         jobs = self._store.jobs(swarm, newest=newest)[::-1]
-        seen = self._submitter.refresh_all(jobs) if refresh else map(self._submitter.recall, jobs)
-        return [job_snapshot(job, asked=refresh) for job in seen]
+        if refresh:
+            return asked_snapshots(self._submitter.refresh_all(jobs))
+        return [job_snapshot(self._submitter.recall(job)) for job in jobs]
+
+    def current_first(self, jobs: Sequence[JobSnapshot]) -> Sequence[JobSnapshot]:
+        """Jobs for a person: those of swarms that are live now first, and the newest last."""
+        began = {swarm.name: swarm.created_at for swarm in self._store.swarms()}
+
+        def order(job: JobSnapshot) -> tuple[bool, datetime]:
+            live = job.swarm in began and job.submitted_at >= began[job.swarm]
+            return not live, job.submitted_at
+
+        return sorted(jobs, key=order)
 
     def count(self, swarm: str | None = None) -> int:
         """How many jobs there are, or those of one swarm."""
@@ -166,7 +179,8 @@ class JobService:
             if deadline is not None:
                 left_s = min(left_s, max(0.0, deadline - time.monotonic()))
             record = self._submitter.wait(record, timeout_s=left_s)
-            seen = job_snapshot(record)
+            waits = record.status is JobStatus.PENDING
+            seen = asked_snapshots([record])[0] if waits else job_snapshot(record)
             if on_progress is not None:
                 on_progress(seen)
             if record.status.final or (deadline is not None and time.monotonic() >= deadline):

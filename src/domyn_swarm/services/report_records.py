@@ -51,6 +51,7 @@ class SlowRowReport(Record):
     """A row that took long, retries and waiting included."""
 
     row: int  # its position in the input
+    row_id: str | None = None  # where a column names the rows, and the input can be read
     latency_s: float
     attempts: int
     completion_tokens: int

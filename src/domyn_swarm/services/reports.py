@@ -16,6 +16,7 @@ from domyn_swarm.batch.observations import (
     SizeHistogram,
     SlowestRows,
 )
+from domyn_swarm.batch.tally import FailureExample, counted_group
 from domyn_swarm.errors import JobError, JobNotFound, SwarmError, SwarmNotFound
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import FailureGroup, Histogram, JobProgress, ReplyVerdict, utc_now
@@ -93,7 +94,7 @@ class ReportGatherer:
             failures_note=note,
             redone=_redone(accounts),
             shares=_shares(shares, history),
-            slowest=_slowest(accounts),
+            slowest=_named(_slowest(accounts), spec),
             latency_s=_latency(accounts),
             completion_sizes=_sizes(accounts),
             events=tuple(_told(event) for event in events),
@@ -182,9 +183,14 @@ class ReportGatherer:
             return group_failures(make_plan(spec).plan)[:_GROUPS_SHOWN], None
         except (SwarmError, OSError) as error:
             counted: Counter[str] = Counter()
+            examples: dict[str, FailureExample] = {}
             for account in accounts:
                 counted.update(account.counters.failures)
-            groups = [_without_example(name, rows) for name, rows in counted.most_common()]
+                examples |= account.counters.examples
+            groups = [
+                counted_group(name, rows, examples.get(name))
+                for name, rows in counted.most_common()
+            ]
             return groups[:_GROUPS_SHOWN], f"As the runs counted them: {error}"
 
 
@@ -206,12 +212,6 @@ def _sum(hours: Iterable[float | None]) -> float | None:
 def _told(event: ReplicaEvent) -> EventReport:
     at = event.reported_at.astimezone(UTC)
     return EventReport(at=at, replica=event.replica, state=event.state, reason=event.reason)
-
-
-def _without_example(signature: str, rows: int) -> FailureGroup:
-    return FailureGroup(
-        signature=signature, rows=rows, status=None, example_row=-1, example_message=signature
-    )
 
 
 def _redone(accounts: Sequence[RunAccount]) -> tuple[RedoneReport, ...]:
@@ -266,6 +266,20 @@ def _slowest(accounts: Sequence[RunAccount]) -> tuple[SlowRowReport, ...]:
         )
         for row in slowest.rows
     )
+
+
+def _named(slowest: tuple[SlowRowReport, ...], spec: JobSpec) -> tuple[SlowRowReport, ...]:
+    """The same with the rows' ids."""
+    from domyn_swarm.batch.inspection import ids_of
+    from domyn_swarm.jobs.preparation import make_plan
+
+    if spec.id_column is None or not slowest:
+        return slowest
+    try:
+        ids = ids_of(make_plan(spec).plan, {one.row for one in slowest})
+    except (SwarmError, OSError):  # the input is gone
+        return slowest
+    return tuple(one.model_copy(update={"row_id": ids.get(one.row)}) for one in slowest)
 
 
 def _latency(accounts: Sequence[RunAccount]) -> Histogram | None:

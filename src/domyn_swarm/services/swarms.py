@@ -30,7 +30,7 @@ from domyn_swarm.swarm.lifecycle import OnChange, SwarmLifecycle
 from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
-from domyn_swarm.swarm.survey import job_snapshot, snapshot_of, take_snapshot
+from domyn_swarm.swarm.survey import asked_snapshots, jobs_of, snapshot_of, take_snapshot
 from domyn_swarm.swarm.whereabouts import is_elsewhere
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class SwarmService:
             gpu_hours=None if hours == math.inf else gpus * hours,
             engine_command=context.serving_spec.argv,
             scripts=backend.scripts(plan, context),
-            test=backend.rehearse(plan, context) if test else None,
+            test=tuple(one.detail for one in backend.rehearse(plan, context)) if test else None,
         )
 
     def up(self, request: UpRequest, *, on_change: OnChange | None = None) -> UpResult:
@@ -114,9 +114,9 @@ class SwarmService:
             StateError: no name was given, and not exactly one swarm is live.
         """
         swarm = SwarmLifecycle(self._store).attach(name or self.only_live())
-        jobs = self._store.jobs(swarm.record.name)
+        jobs = jobs_of(swarm.record, self._store.jobs(swarm.record.name))
         records = JobSubmitter(self._store).refresh_all(jobs)
-        return take_snapshot(swarm, [job_snapshot(record, asked=True) for record in records])
+        return take_snapshot(swarm, asked_snapshots(records))
 
     def history(self, name: str) -> tuple[ReplicaEvent, ...]:
         """What a swarm's replicas went through since it was launched, the oldest first; the newest

@@ -1,9 +1,12 @@
-"""Why a job ended, and what to do next: by its status, in words that hold for every job of it. No
-line of its log is taken for the cause: what was printed last may be about anything.
+"""Why a job ended, and what to do next: by its status, in words that hold for every job of it. Of
+its log only the exception at the very end is taken for the cause: what else was printed last may be
+about anything.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,23 +14,23 @@ from pathlib import Path
 from domyn_swarm.backends.base import read_exit, read_tail
 from domyn_swarm.backends.slurm.job_runs import JobRuns
 from domyn_swarm.backends.slurm.step_log import srun_was_ended, srun_was_killed
+from domyn_swarm.errors import StateError
 from domyn_swarm.jobs.spec import JobResult
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.state import JobRecord
+from domyn_swarm.swarm.job_files import spec_of
 
 _ENDS = {  # the cause, and what `job resume` takes against it
     JobStatus.PREEMPTED: ("the scheduler took its place for another job", ""),
     JobStatus.LOST_NODE: ("its node was lost", ""),
-    JobStatus.TIMED_OUT: (
-        "its time limit, or that of the allocation it ran in, was reached",
-        " --time LIMIT",
-    ),
+    JobStatus.TIMED_OUT: ("{limit} was reached", " --time LIMIT"),
     JobStatus.OUT_OF_MEMORY: ("it was killed for its memory", " --mem SIZE"),
     JobStatus.CANCELLED: ("it was told to stop", ""),
 }
 _LINE_CHARACTERS = 500
+_EXCEPTION = re.compile(r"^(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b(?::|$)")
 
 
 def why_it_ended(record: JobRecord, result: JobResult | None) -> str | None:
@@ -43,7 +46,7 @@ def why_it_ended(record: JobRecord, result: JobResult | None) -> str | None:
         return over
     if record.status in _ENDS:
         cause, more = _ENDS[record.status]
-        return f"{cause}; {_next(record, more)}"
+        return f"{cause.format(limit=_limit(record))}; {_next(record, more)}"
     told = None if result is None else result.error
     return told or _failed(record)
 
@@ -78,6 +81,17 @@ def why_it_waits(record: JobRecord, waits: str | None = None) -> str | None:
     elif ended is not None:
         cause = "its time limit was up" if ended.time_limit else "Slurm took its node from it"
     return f"{cause}: run {runs.number + 1} {waits or 'waits in the queue'}"
+
+
+def _limit(record: JobRecord) -> str:
+    """The time limit that a job ran into."""
+    own_s = None
+    if record.output is not None:
+        with contextlib.suppress(StateError):  # its files are gone
+            own_s = spec_of(record).resources.time_limit_s
+    if own_s is None:
+        return "the time limit of the allocation it ran in (the endpoint's, without --time)"
+    return f"its time limit of {own_s / 60:g} min (--time), or that of the allocation it ran in,"
 
 
 def limits_kept(status: JobStatus, had: JobResources, asked: JobResources) -> Iterator[str]:
@@ -115,9 +129,16 @@ def _failed(record: JobRecord) -> str:
     elif ended.signal is not None:
         how = f"it was killed by {_signal_name(ended.signal)}"
     else:
-        how = f"it ended with code {ended.code}"
-    lines = read_tail(paths.log).strip().splitlines()
-    return how + (f"; the last line of its log: {lines[-1][-_LINE_CHARACTERS:]}" if lines else "")
+        how = f"it ended with code {ended.code}{_raised(paths.log)}"
+        return f"{how}; `domyn-swarm job logs {record.job_id}` shows what it printed"
+    return f"{how}; {_next(record, '')}"
+
+
+def _raised(log: Path) -> str:
+    """The exception that a Python program ended with."""
+    lines = read_tail(log).strip().splitlines()
+    last = lines[-1] if lines else ""
+    return f": {last[:_LINE_CHARACTERS]}" if _EXCEPTION.match(last) else ""
 
 
 def _signal_name(number: int) -> str:

@@ -63,7 +63,7 @@ JOB = FileKind(
 )
 
 
-_FLAGS = replace(JOB, reference="docs/commands.md lists the flags.")
+_FLAGS = replace(JOB, reference="`domyn-swarm job submit --help` shows what it takes.")
 
 
 def prompt_text(path: Path) -> str:

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from domyn_swarm import logs
 from domyn_swarm.backends.base import ComputeSpec
-from domyn_swarm.errors import ConfigError, JobError, OutputExists, PlatformError, words_of
+from domyn_swarm.errors import (
+    CheckpointBusy,
+    ConfigError,
+    JobError,
+    OutputExists,
+    PlatformError,
+    SwarmError,
+    words_of,
+)
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private
@@ -111,13 +119,17 @@ def program_of(script: Path) -> list[str]:
     return [str(script)]
 
 
-def check_output(
-    output: str, jobs: Sequence[JobRecord], refresh: Callable[[JobRecord], JobRecord]
+def check_others(
+    output: str,
+    answers: Path | None,
+    jobs: Sequence[JobRecord],
+    refresh: Callable[[JobRecord], JobRecord],
 ) -> Callable[[Iterable[JobRecord]], None]:
-    """Refuse an output that another job is going to write.
+    """Refuse an output that another job is going to write, and rows that it is going to ask.
 
     Args:
         output: where a new job is to write.
+        answers: the folder of its answers; None: it keeps none.
         jobs: all that are known.
         refresh: asks where a job runs how it is.
 
@@ -126,41 +138,57 @@ def check_output(
         none was submitted meanwhile.
 
     Raises:
-        OutputExists: one of them has not ended.
+        OutputExists, CheckpointBusy: one of them has not ended.
     """
-    looked_at = {job.job_id for job in jobs if _writes(job, output)}
+    against = {job.job_id: _against(job, output, answers) for job in jobs}
     for job in jobs:
-        if job.job_id not in looked_at:
+        refusal = against[job.job_id]
+        if refusal is None:
             continue
         with contextlib.suppress(PlatformError):  # who cannot be asked about may have ended
             if not refresh(job).status.final:
-                raise _taken(job, output)
+                raise refusal
 
     def check_newer(known: Iterable[JobRecord]) -> None:
         for job in known:
-            if job.job_id not in looked_at and _writes(job, output):
-                raise _taken(job, output)
+            refusal = None if against.get(job.job_id) else _against(job, output, answers)
+            if refusal is not None:
+                raise refusal
 
     return check_newer
 
 
-def _writes(job: JobRecord, output: str) -> bool:
+def _against(job: JobRecord, output: str, answers: Path | None) -> SwarmError | None:
+    """What a job that has not ended has against another one with that output and these answers."""
     if job.output is None or job.status.final:
-        return False
-    return _place(job.output) == _place(output)
+        return None
+    if _place(job.output) == _place(output):
+        return OutputExists(
+            f"The job {job.job_id} is going to write {output}.",
+            hint="Wait for it, cancel it, or choose another --output.",
+        )
+    if answers is None or _asks(job) != answers:
+        return None
+    return CheckpointBusy(
+        f"The job {job.job_id} asks the same rows, or is going to, for {job.output}.",
+        hint=f"Wait for it (domyn-swarm job wait {job.job_id}): its answers are kept, and this job "
+        f"finds them. Or cancel it (domyn-swarm job cancel {job.job_id}). --checkpoint-tag NAME "
+        "asks all rows once more, for answers of their own.",
+    )
+
+
+def _asks(job: JobRecord) -> Path | None:
+    """Where the answers to a job's rows are kept, as its submitter left word."""
+    try:
+        return Path(JobPaths(Path(job.job_dir)).asks.read_text("utf-8"))
+    except OSError:  # it keeps none, or its folder is gone
+        return None
 
 
 def _place(output: str) -> str:
     """The same for whatever names the same file or URL."""
     path = output.removeprefix("file://")
     return path.rstrip("/") if "://" in path else os.path.realpath(path)
-
-
-def _taken(job: JobRecord, output: str) -> OutputExists:
-    return OutputExists(
-        f"The job {job.job_id} is going to write {output}.",
-        hint="Wait for it, cancel it, or choose another --output.",
-    )
 
 
 def check_down_after(swarm: LiveSwarm | None) -> None:
@@ -202,6 +230,7 @@ def tell_end(record: JobRecord, swarm: LiveSwarm | None) -> None:
         return
     told = {
         "url_file": str(swarm.paths.notify_url),
+        "platform": record.platform,  # it may know why the job was ended
         "facts": {"swarm": record.swarm, "job_id": record.job_id, "name": record.name},
     }
     write_private(JobPaths(Path(record.job_dir)).notify, json.dumps(told))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from domyn_swarm import engines, logs
 from domyn_swarm.backends.base import Part, PartRecorder
+from domyn_swarm.backends.checks import refuse_uninstalled
 from domyn_swarm.backends.endpoint.spec import replicas_told
 from domyn_swarm.backends.notification import notify
 from domyn_swarm.backends.platforms import serving_backend
@@ -88,11 +89,12 @@ class SwarmLifecycle:
         `interrupted` says that it shall end so.
 
         Raises:
-            SwarmExists: a live swarm has the name.
+            ConfigError, SwarmExists: as `plan`; no such engine is here; the name is a live one's.
             LaunchError: it did not come up; what was started has been stopped.
             PlatformError: it could not be started, or could not be stopped afterwards.
         """
         plan, context = self.plan(config)
+        refuse_uninstalled(plan)
         self._make_room(plan.name)
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         try:
@@ -347,10 +349,8 @@ def _in_words(name: str, error: Exception) -> LaunchError:
     if not isinstance(error, OSError):
         return LaunchError(f"{name} did not come up: {error!r}.")
     words = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    return LaunchError(
-        f"{name} did not come up: {words}.",
-        hint="Check that its folder can be written: permissions, quota, space.",
-    )
+    hint = "Check that its folder can be written: permissions, quota, space."
+    return LaunchError(f"{name} did not come up: {words}.", hint=hint)
 
 
 def _generated_name(model: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -65,7 +66,12 @@ def _replicas(swarm: LiveSwarm) -> Observation:
         partial(_replica, view, reports.get(replica), replica, ended.get(replica))
         for replica in range(swarm.plan.layout.replicas)
     ]
-    return at_least(swarm.plan.min_ready, *probes)()
+    seen = at_least(swarm.plan.min_ready, *probes)()
+    wrong = ((index, not_ready_yet(report)) for index, report in sorted(reports.items()))
+    first = next((f"replica {index}: {why}" for index, why in wrong if why), None)
+    if first is None or seen.phase is not Phase.STARTING:
+        return seen
+    return replace(seen, detail=f"{seen.detail}; {first}")
 
 
 def ended_replicas(swarm: LiveSwarm) -> dict[int, str]:
@@ -100,6 +106,14 @@ def _replica(
         return Observation(Phase.STARTING, f"replica {replica} has not reported yet")
     loading = report.loading and not is_stale(view, report)
     return Observation(Phase.STARTING, f"replica {replica} is {report.state}", loading=loading)
+
+
+def not_ready_yet(report: ReplicaReport) -> str | None:
+    """What keeps a replica that starts from being ready, as far as its watchdog has seen."""
+    status = report.http_status
+    if report.reason or report.state is not ReplicaState.STARTING or status is None:
+        return report.reason
+    return f"its health path answered HTTP {status}" if status >= 400 else None
 
 
 def _has_failed(report: ReplicaReport, *, ended: bool) -> bool:

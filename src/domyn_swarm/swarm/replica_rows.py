@@ -7,7 +7,7 @@ from __future__ import annotations
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.model import FINAL_REPLICA_STATES, ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase
-from domyn_swarm.swarm.readiness import age_s, is_stale
+from domyn_swarm.swarm.readiness import age_s, is_stale, not_ready_yet
 from domyn_swarm.swarm.snapshot import ReplicaSnapshot
 
 _REPORTED = set(ReplicaSnapshot.model_fields) & set(ReplicaReport.model_fields)
@@ -26,12 +26,13 @@ def reported(
     if view is None or report is None:
         return ReplicaSnapshot(index=index, state=ReplicaState.PENDING, stale=False)
     seen_s, sample_s = age_s(view, report), report.sample_age_s
+    shown = report.model_copy(update={"reason": not_ready_yet(report)})
     return ReplicaSnapshot(
         index=index,
         stale=unheard or is_stale(view, report),
         last_seen_s=seen_s,
         figures_age_s=None if sample_s is None else seen_s + sample_s,
-        **report.model_dump(include=_REPORTED),
+        **shown.model_dump(include=_REPORTED),
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from domyn_swarm.backends.left_out import LeftOut
 from domyn_swarm.model import (
+    FailureGroup,
     JobAccount,
     JobStatus,
     Record,
@@ -18,7 +19,7 @@ from domyn_swarm.model import (
 )
 
 FIGURES_FRESH_S = 5.0
-"""Figures of an engine that are older than this are shown with their age."""
+"""Figures of an engine or of a job that runs are shown with their age once they are older."""
 
 
 class Whereabouts(Record):
@@ -78,8 +79,10 @@ class JobSnapshot(Record):
     rows_resumed: int = 0  # of them: before this run, by this job or another that asks the same
     rows_failed: int = 0
     verdicts: dict[ReplyVerdict, int] = Field(default_factory=dict)  # settled rows, by answers
+    commonest_failure: FailureGroup | None = None  # of the rows that failed in its own run
     rows_per_s: float | None = None
     eta_s: float | None = None
+    figures_age_s: float | None = None  # of a job that runs: when its worker wrote the figures
     prompt_tokens: int = 0
     completion_tokens: int = 0
     input: str
@@ -93,12 +96,18 @@ class JobSnapshot(Record):
     runs: int | None = None  # begun so far, of a job that goes on by itself; null: of any other
     began_at: datetime | None = None  # the first of them
     account: JobAccount | None = None  # of all its runs, once one has ended
-    message: str | None = None  # paused, failed: why
+    message: str | None = None  # waits for its turn, paused, failed: why
     remarks: tuple[str, ...] = ()  # worth knowing of how its rows came out
     exit_code: int | None = None  # the program's own
     submitted_at: datetime
     ended_at: datetime | None = None
     log_path: str
+
+    @property
+    def old_figures_s(self) -> float | None:
+        """The age of its figures where it has to be told; None: they are live, or final."""
+        age_s = self.figures_age_s
+        return age_s if age_s is not None and age_s > FIGURES_FRESH_S else None
 
 
 class SwarmSnapshot(Record):

@@ -33,7 +33,7 @@ def submit_recorded(
     `SwarmStore.create_job`.
 
     Raises:
-        OutputExists: as `check` has it; nothing was recorded, and nothing is left.
+        OutputExists, CheckpointBusy: as `check` has it; nothing was recorded, and nothing is left.
         SubmissionUnknown: it may run; the record is pending. Other `SwarmError`s: it does not, and
             is recorded as failed.
     """

@@ -25,7 +25,7 @@ from domyn_swarm.swarm.job_ends import limits_kept
 from domyn_swarm.swarm.job_files import before_submission, spec_of, status_by_files
 from domyn_swarm.swarm.job_records import (
     check_down_after,
-    check_output,
+    check_others,
     compute_spec,
     end_after,
     new_record,
@@ -61,7 +61,7 @@ class JobSubmitter:
             ConfigError, InvalidInput, OutputExists: found before anything was recorded; also an
                 output that a job writes which is submitted at the same time.
             JobError: its files cannot be written; likewise.
-            CheckpointBusy: another job asks the same rows now; likewise.
+            CheckpointBusy: another job asks the same rows, or waits to; likewise.
             StateError: the swarm has no endpoint.
             SubmissionUnknown: the platform gave no answer; the job is recorded as pending.
             PlatformError: the worker could not be started; the job is recorded as failed.
@@ -160,14 +160,16 @@ class JobSubmitter:
         from domyn_swarm.jobs.preparation import check_submitted
 
         facts = InputFacts()
-        check_submitted(spec, facts)
-        check = check_output(spec.output, self._store.jobs(), self.refresh)
+        answers = check_submitted(spec, facts)
+        check = check_others(spec.output, answers, self._store.jobs(), self.refresh)
         record, compute = self._checked_compute(spec, paths, swarm, external_id)
         with before_submission(paths):
             private_dir(paths.root)
             keep_key(spec, paths)
             write_private(paths.spec, spec.model_dump_json(indent=2))
             facts.save(paths.input_facts)
+            if answers is not None:
+                write_private(paths.asks, str(answers))
             tell_end(record, swarm)
         return submit_recorded(self._store, self._backend(record), record, compute, check)
 

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.backends.left_out import LeftOut, left_out
+from domyn_swarm.backends.platforms import compute_backend
 from domyn_swarm.backends.slurm.job_runs import JobRuns
 from domyn_swarm.errors import PlatformError, StateError, SwarmError
 from domyn_swarm.jobs.spec import JobResult
-from domyn_swarm.model import JobProgress, JobStatus, SwarmPhase, utc_now
+from domyn_swarm.model import JobHandle, JobProgress, JobStatus, SwarmPhase, utc_now
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
@@ -25,7 +26,7 @@ from domyn_swarm.swarm.lost import why_lost
 from domyn_swarm.swarm.readiness import readiness, reports_of
 from domyn_swarm.swarm.replica_rows import placed, reported
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
-from domyn_swarm.swarm.whereabouts import is_elsewhere, whereabouts
+from domyn_swarm.swarm.whereabouts import is_elsewhere, is_here, whereabouts
 
 _T = TypeVar("_T", JobProgress, JobResult)
 
@@ -34,6 +35,13 @@ def snapshot_of(record: SwarmRecord, jobs: Sequence[JobSnapshot] = ()) -> SwarmS
     """What the record says, without asking anybody."""
     swarm = rehydrate(record)
     return _snapshot(swarm, Observation(Phase.UNKNOWN), (), jobs, probed=False)
+
+
+def jobs_of(record: SwarmRecord, jobs: Sequence[JobRecord]) -> list[JobRecord]:
+    """Of the jobs of a swarm's name those of this swarm, not of an earlier one that had the name
+    and has left no job behind that goes on.
+    """
+    return [job for job in jobs if job.submitted_at >= record.created_at or not job.status.final]
 
 
 def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSnapshot:
@@ -154,21 +162,37 @@ def _detail(record: SwarmRecord, seen: Observation) -> str:
     return seen.detail or record.detail
 
 
-def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
+def asked_snapshots(records: Sequence[JobRecord]) -> list[JobSnapshot]:
+    """Jobs whose platforms have just been asked how they are: with why those wait that do."""
+    waiting: dict[str, list[JobHandle]] = {}
+    for one in records:
+        if one.status is JobStatus.PENDING and one.handle is not None and is_here(one):
+            waiting.setdefault(one.platform, []).append(one.handle)
+    why: dict[str, str] = {}
+    for platform, handles in waiting.items():
+        why |= compute_backend(platform).why_waiting(handles)
+    return [job_snapshot(one, asked=True, waits=why.get(one.job_id)) for one in records]
+
+
+def job_snapshot(
+    record: JobRecord, *, asked: bool = False, waits: str | None = None
+) -> JobSnapshot:
     """A job as its record and its own files tell it; its status is the record's. `asked`: its
-    platform has been, so that it may be asked for its own name, too.
+    platform has been, so that it may be asked for its own name, too; `waits`: what that says of why
+    it has not started.
     """
     paths = JobPaths(Path(record.job_dir))
     progress = _read(paths.progress, JobProgress)
     result = _read(paths.result, JobResult)
-    message = progress.message if progress else None
+    message = progress.message if progress else waits
     if record.status.final:
         message = why_it_ended(record, result)
     runs = JobRuns.read(paths)
     if runs is not None and record.status is JobStatus.PENDING:
-        message = why_it_waits(record)
+        message = why_it_waits(record, waits)
     live = record.status is JobStatus.RUNNING
     known_at = progress.updated_at if progress else record.submitted_at
+    age_s = max(0.0, (utc_now() - known_at).total_seconds()) if progress and live else None
     return JobSnapshot(
         job_id=record.job_id,
         external_id=record.external_id,
@@ -181,8 +205,10 @@ def job_snapshot(record: JobRecord, *, asked: bool = False) -> JobSnapshot:
         rows_resumed=progress.rows_resumed if progress else 0,
         rows_failed=progress.rows_failed if progress else 0,
         verdicts=progress.verdicts if progress else {},
+        commonest_failure=progress.commonest_failure if progress else None,
         rows_per_s=progress.rows_per_s if progress else None,
         eta_s=progress.eta_s if progress and live else None,
+        figures_age_s=age_s,
         prompt_tokens=progress.prompt_tokens if progress else 0,
         completion_tokens=progress.completion_tokens if progress else 0,
         input=record.input,

@@ -72,6 +72,10 @@ class LeptonCompute(InWorkspace):
         """See `ComputeBackend.probe_all`."""
         return probe_each(self.probe, handles)
 
+    def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:  # noqa: ARG002 - of the protocol
+        """See `ComputeBackend.why_waiting`: the workspace does not say."""
+        return {}
+
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
         """See `ComputeBackend.wait`. A workspace that does not answer is asked again."""
         seen = [JobStatus.PENDING]

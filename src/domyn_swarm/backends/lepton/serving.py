@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle
-from domyn_swarm.backends.checks import Check
+from domyn_swarm.backends.checks import Check, ok
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress, read_address
 from domyn_swarm.backends.lepton import names, specs, states, streams
 from domyn_swarm.backends.lepton.credentials import Place, credentials, place_of, remember
@@ -68,12 +68,13 @@ class LeptonServing(InWorkspace):
         """See `ServingBackend.scripts`: the deployment's document."""
         return {"endpoint.json": json.dumps(specs.endpoint_spec(plan, ctx), indent=2)}
 
-    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[str, ...]:
+    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[Check, ...]:
         """See `ServingBackend.rehearse`. The platform rehearses nothing: what it says of itself."""
         specs.endpoint_spec(plan, ctx)
         workspace = self._workspace(specs.section(plan.backend_options).workspace_id)
         info = workspace.info()
-        return (f"the workspace {workspace.id} answers and is {info.workspace_state.value}",)
+        said = f"the workspace {workspace.id} answers and is {info.workspace_state.value}"
+        return (ok("rehearsal", said),)
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
         """See `ServingBackend.checks`."""

@@ -82,6 +82,10 @@ class LocalCompute(OnThisHost):
         """See `ComputeBackend.probe_all`."""
         return probe_each(self.probe, handles)
 
+    def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:  # noqa: ARG002 - of the protocol
+        """See `ComputeBackend.why_waiting`: processes start at once."""
+        return {}
+
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
         """See `ComputeBackend.wait`."""
         seen = [JobStatus.PENDING]

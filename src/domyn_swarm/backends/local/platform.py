@@ -8,6 +8,7 @@ from pathlib import Path
 from domyn_swarm.backends.base import read_exit
 from domyn_swarm.backends.local.compute import LocalCompute
 from domyn_swarm.backends.local.serving import end_jobs_and_replicas
+from domyn_swarm.backends.local.watchdogs import KilledWatchdogs
 from domyn_swarm.model import JobHandle, Reach
 from domyn_swarm.paths import SwarmPaths
 
@@ -19,9 +20,13 @@ class LocalPlatform:
         self._paths = paths
         self._tag = tag
         self._compute = LocalCompute()
+        self._killed = KilledWatchdogs(paths, tag)
 
-    def replace_lost(self, replicas: int) -> Sequence[int]:  # noqa: ARG002 - none is replaced
-        """See `Platform.replace_lost`: a watchdog that is killed stays away."""
+    def replace_lost(self, replicas: int) -> Sequence[int]:
+        """See `Platform.replace_lost`. A watchdog that died a few times within an hour stays away,
+        until `scale` starts it.
+        """
+        self._killed.start_again(replicas)
         return ()
 
     def job_over(self, handle: JobHandle) -> bool:

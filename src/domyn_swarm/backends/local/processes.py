@@ -103,6 +103,15 @@ def carrying(name: str, value: str) -> dict[ProcessId, dict[str, str]]:
     return found
 
 
+def carries(pid: int, name: str, value: str) -> bool:
+    """Whether the process of this number lives and its environment holds `name=value`."""
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        process = psutil.Process(pid)
+        here = process.environ().get(name) == value
+        return here and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def _may_carry(pid: int, mark: bytes) -> bool:
     """Whether the bytes of its environment hold `mark`. psutil takes six times as long to say so,
     and a login node has thousands of processes, which are asked many times while a swarm ends.

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
-from domyn_swarm.backends.checks import Check
+from domyn_swarm.backends.checks import Check, ok
 from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
@@ -19,6 +19,7 @@ from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.gpus import HeldGpus, held_gpus
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.here import OnThisHost
+from domyn_swarm.backends.local.watchdogs import start_watchdog, turn_to_start
 from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, copy_watchdog
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
@@ -32,6 +33,7 @@ HOST = "127.0.0.1"
 _JOB_GRACE_S = 30.0
 _REPLICA_MARGIN_S = 10.0
 _ENDPOINT_GRACE_S = 10.0
+_ORPHANED_S = 60.0  # replicas outlive their endpoint by so much: nobody starts that again
 
 
 class LocalServing(OnThisHost, OwnEndpoint):
@@ -59,11 +61,11 @@ class LocalServing(OnThisHost, OwnEndpoint):
         """See `ServingBackend.scripts`."""
         return {}
 
-    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[str, ...]:  # noqa: ARG002 - of the protocol
+    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[Check, ...]:  # noqa: ARG002 - of the protocol
         """See `ServingBackend.rehearse`."""
         with _gpus_of(plan, range(plan.layout.replicas)):
             pass
-        return ("processes of this machine start at once",)
+        return (ok("rehearsal", "processes of this machine start at once"),)
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
         """See `ServingBackend.checks`."""
@@ -88,6 +90,19 @@ class LocalServing(OnThisHost, OwnEndpoint):
     ) -> None:
         """See `ServingBackend.scale`."""
         paths = SwarmPaths(Path(handle.swarm_dir))
+        with turn_to_start(paths):
+            surplus = self._grow(plan, ctx, handle, record)
+        processes.send(surplus, signal.SIGTERM)
+
+    def _grow(
+        self,
+        plan: DeploymentPlan,
+        ctx: DeploymentContext,
+        handle: ServingHandle,
+        record: PartRecorder,
+    ) -> list[ProcessId]:
+        """Start the replicas that do not run; those that run and are not wanted."""
+        paths = SwarmPaths(Path(handle.swarm_dir))
         wanted = plan.layout.replicas
         running = {
             part.index: part
@@ -110,7 +125,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
             write_private(paths.endpoint_spec, told)
             raise
         surplus = [part.process for index, part in running.items() if index >= wanted]
-        processes.send([one for one in surplus if one is not None], signal.SIGTERM)
+        return [one for one in surplus if one is not None]
 
     def _start_endpoint(self, ctx: DeploymentContext, paths: SwarmPaths) -> Part:
         argv = [ctx.interpreter, "-m", "domyn_swarm.backends.endpoint", str(paths.root), "local"]
@@ -126,24 +141,18 @@ class LocalServing(OnThisHost, OwnEndpoint):
         gpus: HeldGpus,
     ) -> Part:
         spec = build_watchdog_spec(plan, ctx, paths, replica, host=HOST)
+        spec["orphaned_seconds"] = _ORPHANED_S
         write_private(paths.watchdog_spec(replica), json.dumps(spec, indent=2))
-        argv = [ctx.interpreter, str(paths.watchdog_program), str(paths.watchdog_spec(replica))]
-        env = {
-            **ctx.shared_env,
-            **gpus.env,
-            processes.TAG: ctx.tag,
-            processes.PART: f"replica-{replica}",
-        }
-        log = paths.watchdog_log(replica)
-        return _part("replica", replica, processes.spawn(argv, env, log, gpus.files))
+        env = {**ctx.shared_env, processes.TAG: ctx.tag}
+        started = start_watchdog(paths, replica, gpus, ctx.interpreter, env)
+        return _part("replica", replica, started)
 
     def probe(self, handle: ServingHandle) -> Observation:
         """See `ServingBackend.probe`."""
         reach = self.reach(handle.location)
         if reach is Reach.ELSEWHERE:
             return Observation(Phase.UNKNOWN, f"{handle.location} cannot be asked from here")
-        alive = () if reach is Reach.OVER else handle.parts
-        running = {part for part in alive if _runs(part)}
+        running = set() if reach is Reach.OVER else self._running(handle)
         replicas = sum(part.kind == "replica" for part in running)
         if not running:
             return Observation(Phase.STOPPED, "none of its processes runs")
@@ -155,12 +164,22 @@ class LocalServing(OnThisHost, OwnEndpoint):
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
         """See `ServingBackend.probe_parts`."""
+        running = self._running(handle)
+        kept = any(part.kind == "endpoint" for part in running)
         return {
             part.platform_id: Observation(Phase.READY, "runs")
-            if _runs(part)
-            else Observation(Phase.STOPPED, f"its {_program(part)} has ended")
+            if part in running
+            else Observation(Phase.STOPPED, _ended(part, kept=kept))
             for part in handle.parts
         }
+
+    def _running(self, handle: ServingHandle) -> set[Part]:
+        """The parts of which something runs: what was launched, or what follows it."""
+        running = {part for part in handle.parts if _runs(part)}
+        if len(running) == len(handle.parts):
+            return running
+        found = {(part.kind, part.index) for one in self.find(handle) for part in one.parts}
+        return running | {part for part in handle.parts if (part.kind, part.index) in found}
 
     def expiries(self, handle: ServingHandle) -> dict[str, datetime]:  # noqa: ARG002 - nothing expires
         """See `ServingBackend.expiries`."""
@@ -264,8 +283,11 @@ def _runs(part: Part) -> bool:
     return part.process is not None and processes.alive(part.process)
 
 
-def _program(part: Part) -> str:
-    return "endpoint program" if part.kind == "endpoint" else "watchdog"
+def _ended(part: Part, *, kept: bool) -> str:
+    """In words; `kept`: the endpoint program starts watchdogs again."""
+    if part.kind == "endpoint":
+        return "its endpoint program has ended"
+    return "its watchdog has ended" + (" (one that was killed starts again)" if kept else "")
 
 
 def _kind(environment: dict[str, str]) -> str:

@@ -13,6 +13,7 @@ from domyn_swarm.backends.slurm import printed
 from domyn_swarm.backends.slurm.invocation import last_line, run, send_signals
 from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
 from domyn_swarm.backends.slurm.refusals import advice
+from domyn_swarm.backends.slurm.scheduler import WouldTake
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
@@ -40,8 +41,10 @@ _UNKNOWN_S = 5.0  # a job that is not known is looked for so often
 _ASK_AGAIN_S = 60.0
 _ASK_AGAIN_MAX_S = 3600.0
 _SURELY_S = 1.0
+_MOMENTS_S = 5.0
 _AT_ONCE = 8  # scancel sends ten signals at once, and all that it repeats are among them
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
+_ID_WIDTH, _PATH_WIDTH = 40, 4096
 _NO_NODE = "Requested node configuration is not available"
 
 
@@ -118,6 +121,8 @@ class Slurm:
             raise SubmissionUnknown(error.message, hint=error.hint) from error
         if done.returncode != 0:
             raise _refused(script, printed.refusal(done.stderr, done.stdout))
+        for warned in printed.warnings(done.stderr):
+            _log.warning("Slurm took %s, and warns: %s", script.name, warned)
         self._queue.expect_change()
         submitted = printed.submitted(done.stdout)
         if submitted is None:
@@ -146,9 +151,9 @@ class Slurm:
             hint=f"Set SLURM_CLUSTERS={cluster} to use that one.",
         )
 
-    def test(self, script: Path) -> str:
-        """Ask whether a script could be submitted; Slurm's words on when and where it would run.
-        Nobody keeps such a script, so no refusal names its path.
+    def test(self, script: Path) -> WouldTake:
+        """Ask whether a script could be submitted. Nobody keeps such a script, so no refusal names
+        its path.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -157,13 +162,14 @@ class Slurm:
                 that only have to wait; then nothing is raised.
         """
         done = run(["sbatch", "--test-only", str(script)])
+        warned = printed.warnings(done.stderr)
         if done.returncode == 0:
-            return printed.start_of(done.stderr)
+            return WouldTake(printed.start_of(done.stderr), warned)
         said = printed.refusal(done.stderr, done.stdout)
         away = self._nodes_away() if _NO_NODE in said else 0
         if not away:
             raise SubmitRejected(f"Slurm refused {script.name}: {said}", hint=advice(said))
-        return f"{said} now; {away} nodes are drained or down, it can be submitted and waits"
+        return WouldTake(said, warned, away)
 
     def _nodes_away(self) -> int:
         done = run(["sinfo", "--noheader", "--Node", "--format", "%N %T"])
@@ -194,6 +200,18 @@ class Slurm:
             at_most_s: how old the look may be, for who draws conclusions from what is not there.
         """
         return self._queue.now(at_most_s)
+
+    def outputs(self, ids: Sequence[str]) -> dict[str, str]:
+        """The files that these jobs and tasks print to, as far as Slurm shows them.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: Slurm cannot be asked.
+        """
+        command = ["squeue", "--noheader", "--array", "--states=all", "--user", str(os.getuid())]
+        fields = f"JobArrayID:{_ID_WIDTH},StdOut:{_PATH_WIDTH}"
+        lines = run([*command, "--Format", fields]).stdout.splitlines()
+        found = {line[:_ID_WIDTH].strip(): line[_ID_WIDTH:].strip() for line in lines}
+        return {one: found[one] for one in ids if one in found}
 
     def steps(self, at_most_s: float = math.inf) -> Jobs:
         """Every step of this user that runs; its name stands where jobs have their comment. See
@@ -231,6 +249,16 @@ class Slurm:
                 hint="Ask again in a while.",
             )
         return parse_allocation(done.stdout)
+
+    def preempts(self, job: str) -> bool:
+        """Whether a job is being ended for another one; False where Slurm does not know the job.
+        Asked by the job itself, which has only moments left.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: Slurm cannot be asked.
+        """
+        done = run(["scontrol", "--oneliner", "show", "job", job], _MOMENTS_S)
+        return done.returncode == 0 and printed.preempted(done.stdout)
 
     def _accounted(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
         """What accounting remembers of jobs that the controller forgot; nothing without it. It is

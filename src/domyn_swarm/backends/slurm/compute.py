@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeSpec, read_exit, read_tail
 from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.job_runs import last_words, slurm_ids
+from domyn_swarm.backends.slurm.job_runs import cancelled_word, last_words, slurm_ids
 from domyn_swarm.backends.slurm.job_status import job_status
 from domyn_swarm.backends.slurm.layout import job_script
 from domyn_swarm.backends.slurm.printed import memory_kill
+from domyn_swarm.backends.slurm.reasons import OF_JOB, told
+from domyn_swarm.backends.slurm.refusals import advice_for_job
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.step_log import written_cause
 from domyn_swarm.backends.slurm.steps import Steps
 from domyn_swarm.backends.slurm.tagged import is_job, job_name
-from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, disk_error
+from domyn_swarm.errors import (
+    ConfigError,
+    PlatformError,
+    PlatformUnavailable,
+    SubmitRejected,
+    disk_error,
+)
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_file, write_private
@@ -55,7 +64,8 @@ class SlurmCompute(OnCluster):
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
             script = Path(folder) / "job.sh"
             script.write_text(job_script(spec).render("batch.sh.j2"), "utf-8")
-            self._slurm.test(script)
+            with _refused_as_job():
+                self._slurm.test(script)
 
     def submit(self, spec: ComputeSpec) -> JobHandle:
         """See `ComputeBackend.submit`. A step runs when this returns."""
@@ -70,7 +80,8 @@ class SlurmCompute(OnCluster):
             write_private(paths.script, job_script(spec).render("batch.sh.j2"))
         except OSError as error:  # surely before Slurm had it
             raise disk_error(error, paths.root) from error
-        return self._slurm.submit(paths.script)
+        with _refused_as_job(f"The script is {paths.script}."):
+            return self._slurm.submit(paths.script)
 
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
         """See `ComputeBackend.find`."""
@@ -136,6 +147,14 @@ class SlurmCompute(OnCluster):
         own = {handle.job_id: _own(handle, jobs) for handle in handles}
         return {job_id: job for job_id, job in own.items() if job is not None}
 
+    def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:
+        """See `ComputeBackend.why_waiting`: Slurm's reason, with what it means for a job."""
+        try:
+            jobs = self._owned(handles)
+        except PlatformError:
+            return {}
+        return {job_id: _why_waiting(job) for job_id, job in jobs.items() if job.waiting}
+
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
         """See `ComputeBackend.wait`. A scheduler that does not answer is asked again."""
         seen = [JobStatus.PENDING]
@@ -160,7 +179,9 @@ class SlurmCompute(OnCluster):
         """
         if not self._goes_on(handle):
             return
-        write_private(JobPaths(Path(handle.job_dir)).cancelled, "")  # no other run of it begins
+        write_private(
+            cancelled_word(JobPaths(Path(handle.job_dir))), ""
+        )  # no other run of it begins
         for within_s in (grace_s, _RECORD_S):
             self._slurm.cancel(_ids(handle), signal="TERM")
             if self._ends(handle, within_s):
@@ -228,6 +249,36 @@ class SlurmCompute(OnCluster):
             return False  # it runs once more
         age_s = self._clock.time() - ended.ended_at.timestamp()
         return not job.waiting and abs(age_s) >= _COMPLETES_S  # or clocks differ
+
+
+@contextlib.contextmanager
+def _refused_as_job(script: str = "") -> Iterator[None]:
+    """What Slurm refuses of a job names the job's flags, not the swarm's keys."""
+    try:
+        yield
+    except SubmitRejected as error:
+        hint = f"{script} {advice_for_job(error.message)}".strip()
+        raise SubmitRejected(error.message, hint=hint) from error
+
+
+def _why_waiting(job: SlurmJob) -> str:
+    why = told(job.reason or job.state, job.id, OF_JOB)
+    return f"Slurm will not run it ({why})" if job.hopeless else f"waits in the queue ({why})"
+
+
+def cause_so_far(paths: JobPaths, slurm_id: str) -> JobStatus | None:
+    """Why Slurm is ending a job, asked from within the job, which is not over yet; None: it does
+    not say. `slurm_id`: of the job, or of the allocation that the step is in. Raises nothing.
+    """
+    if _killed_for_memory(paths):
+        return JobStatus.OUT_OF_MEMORY
+    written = written_cause(paths, slurm_id, recorded=True)
+    if written is not None:
+        return written
+    try:
+        return JobStatus.PREEMPTED if Slurm().preempts(slurm_id) else None
+    except PlatformError:
+        return None
 
 
 def _own(handle: JobHandle, jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:

@@ -33,7 +33,7 @@ def submitting_environment() -> dict[str, str]:
     }
 
 
-def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str], timeout_s: float = _TIMEOUT_S) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands to its end; its exit code is the caller's to judge.
 
     Raises:
@@ -48,13 +48,13 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except FileNotFoundError as error:
         raise _missing(command) from error
     except subprocess.TimeoutExpired as error:
-        raise _silent(command) from error
+        raise _silent(command, timeout_s) from error
     _check_reached(command, done.returncode, done.stderr)
     return done
 
@@ -91,7 +91,7 @@ def send_signals(signal: str, jobs: Sequence[str]) -> None:
                 process.terminate()
                 break
     if not limit.is_alive():
-        raise _silent(command)
+        raise _silent(command, _TIMEOUT_S)
     limit.cancel()
     _check_reached(command, process.returncode, "".join(lines))
 
@@ -109,9 +109,9 @@ def _missing(command: Sequence[str]) -> CommandMissing:
     )
 
 
-def _silent(command: Sequence[str]) -> PlatformUnavailable:
+def _silent(command: Sequence[str], timeout_s: float) -> PlatformUnavailable:
     return PlatformUnavailable(
-        f"{command[0]} did not answer within {_TIMEOUT_S:g} s.",
+        f"{command[0]} did not answer within {timeout_s:g} s.",
         hint="The controller may be busy; ask again in a while.",
     )
 

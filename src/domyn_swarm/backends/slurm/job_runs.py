@@ -75,6 +75,16 @@ class JobRuns:
         return math.inf if stop_after_s is None else self.first_began_at + stop_after_s - now
 
 
+def cancelled_word(paths: JobPaths) -> Path:
+    """Left by whoever cancels the job: no other run of it begins."""
+    return paths.runs.with_name("cancelled")
+
+
+def next_script(paths: JobPaths) -> Path:
+    """The batch script of the next run of a job that is a step; others have theirs."""
+    return paths.runs.with_name("next_run.sh")
+
+
 def begin_run(paths: JobPaths, slurm_id: str, stop_after_s: float | None, now: float) -> JobRuns:
     """Write down that a run begins, and whether it is to: `over` says why not. How the run before
     it went is read from what that left.
@@ -111,7 +121,7 @@ def _over(
 ) -> tuple[Over | None, str | None]:
     if _read(paths.exit).get("code") in (EXIT_OK, EXIT_FAILED_ROWS):
         return "settled", None
-    if paths.cancelled.exists():
+    if cancelled_word(paths).exists():
         return "cancelled", None
     if runs.left_s(stop_after_s, now) <= 0:
         return "stop_after", None
@@ -167,7 +177,7 @@ class NextRun:
     @property
     def goes_back(self) -> bool:
         """See `task.Returning`."""
-        return not self._stopped() and not self._paths.cancelled.exists()
+        return not self._stopped() and not cancelled_word(self._paths).exists()
 
     def heed(self) -> None:
         """See `task.Returning`: there is nothing to do before its end."""
@@ -192,7 +202,7 @@ class NextRun:
         queue = self._slurm.queue(at_most_s=0.0).values()
         job_id = self._paths.root.name
         taken = [job.id for job in queue if is_job(job, job_id) and job.waiting]
-        script = self._paths.next_script  # of a job that is a step
+        script = next_script(self._paths)  # of a job that is a step
         script = script if script.exists() else self._paths.script
         successor = taken[-1] if taken else self._slurm.submit(script)
         _log.info("it goes on as Slurm's job %s", successor)

@@ -20,6 +20,10 @@ ASSOCIATION_FIELDS = (
     *("Account", "Partition", "DefaultQOS", "MaxTRES", "MaxTRESPerNode", "GrpTRES", "MaxWall"),
     *("MaxJobs", "GrpJobs", "MaxSubmit", "GrpSubmit"),
 )
+ACCOUNT_FIELDS = ("Account", "ParentName", "GrpTRES", "GrpJobs", "GrpSubmit")
+_TRES = ("MaxTRES", "MaxTRESPerNode", "MinTRES", "MaxTRESPU", "GrpTRES")
+_SAME = {"MaxJobs": "MaxJobsPU", "MaxSubmit": "MaxSubmitPU"}  # of an association: of a QoS
+_NO_LIMITS = ("Name", "Account", "ParentName", "Partition", "DefaultQOS", "Flags")
 _FACTOR = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2, "": 1.0}
 _UNLIMITED = ("", "UNLIMITED", "INFINITE", "NONE", "-1")
 
@@ -71,10 +75,34 @@ def tres(text: str) -> dict[str, float]:
     return found
 
 
-def qos_limits(row: Mapping[str, str]) -> Limits:
-    """Of a line of `sacctmgr show qos` by `QOS_FIELDS`."""
+def left_by(first: Sequence[Mapping[str, str]], row: Mapping[str, str]) -> dict[str, str]:
+    """What holds of a line of limits beside those of QoS that go first. Slurm takes each limit
+    where it is defined first: by the partition's QoS, the job's, the associations.
+    """
+    left = dict(row)
+    for name in row.keys() - {*_NO_LIMITS}:
+        above = [one.get(_SAME.get(name, name)) or one.get(name, "") for one in first]
+        if name in _TRES:
+            known = tres(",".join(above))
+            parts = [one for one in row[name].split(",") if one.partition("=")[0] not in known]
+            left[name] = ",".join(parts)
+        elif any(above):
+            left[name] = ""
+    return left
+
+
+def goes_first(partition: str) -> str | None:
+    """The QoS of a partition itself, by a line of `scontrol show partition`; None: it has none."""
+    found = re.search(r"\bQoS=(\S+)", partition)
+    return None if found is None or found[1] in ("N/A", "(null)") else found[1]
+
+
+def qos_limits(row: Mapping[str, str], of_partition: str | None = None) -> Limits:
+    """Of a line of `sacctmgr show qos` by `QOS_FIELDS`; `of_partition`: whose own QoS it is."""
+    mine = f"the QoS {row['Name']}"
     return Limits(
-        name=f"the QoS {row['Name']}",
+        name=mine if of_partition is None else f"{mine} of the partition {of_partition}",
+        key="backend.qos" if of_partition is None else "backend.partition",
         job=tres(row["MaxTRES"]),
         node=tres(row["MaxTRESPerNode"]),
         least=tres(row["MinTRES"]),
@@ -90,12 +118,26 @@ def association_limits(row: Mapping[str, str]) -> Limits:
     """Of a line of `sacctmgr show associations` by `ASSOCIATION_FIELDS`."""
     return Limits(
         name=f"your account {row['Account']}",
+        key="backend.account",
         job=tres(row["MaxTRES"]),
         node=tres(row["MaxTRESPerNode"]),
         shared=(tres(row["GrpTRES"]),),
         wall_s=_seconds(row["MaxWall"]),
         jobs=_least(row["MaxJobs"], row["GrpJobs"]),
         submitted=_least(row["MaxSubmit"], row["GrpSubmit"]),
+    )
+
+
+def account_limits(row: Mapping[str, str]) -> Limits:
+    """What all that an account and those beneath it have running share: of a line of `sacctmgr
+    show associations` by `ACCOUNT_FIELDS`. Its other limits stand in the lines of its users.
+    """
+    return Limits(
+        name=f"the account {row['Account']}",
+        key="backend.account",
+        shared=(tres(row["GrpTRES"]),),
+        jobs=_least(row["GrpJobs"]),
+        submitted=_least(row["GrpSubmit"]),
     )
 
 
@@ -145,7 +187,7 @@ def findings_together(requests: Iterable[Request], limits: Limits) -> Iterator[F
             never=True,
             words=f"{limits.name} lets you have {limits.submitted:g} jobs in the queue, and the "
             f"swarm is {jobs}: the endpoint and one for each replica",
-            fix="Lower replicas, or choose another backend.qos.",
+            fix=f"Lower replicas, or choose another {limits.key}.",
         )
     if limits.jobs is not None and jobs > limits.jobs:
         running = "1 job running" if limits.jobs == 1 else f"{limits.jobs:g} running"
@@ -165,7 +207,7 @@ def _together(most: str, limits: Limits, never: bool) -> Finding:
         words=f"{limits.name} lets your jobs have {most}: {served}",
         fix="Lower min_ready and replicas, or give the endpoint another QoS: backend.endpoint.qos."
         if never
-        else "Lower replicas, or choose another backend.qos.",
+        else f"Lower replicas, or choose another {limits.key}.",
     )
 
 

@@ -12,6 +12,7 @@ _SUBMITTED = re.compile(r"^[ \t]*(\d+)(?:;([\w.-]+))?[ \t\r]*$", re.MULTILINE)
 _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 _NODE_ADDRESS = re.compile(r"\bNodeAddr=(\S+)")
 _ERROR = re.compile(r"^[\w.-]+: error: (.*)$")
+_WARNING = re.compile(r"^[\w.-]+: warning: (.*)$")
 _PROGRAM = re.compile(r"^(?:sbatch|srun|scontrol|squeue|sacct|scancel): (?:error: )?")
 _NOTHING = "it printed nothing"
 _MOST_LINES = 3  # of a message in no known form
@@ -65,6 +66,12 @@ def start_of(errors: str) -> str:
     return _PROGRAM.sub("", said)
 
 
+def warnings(errors: str) -> tuple[str, ...]:
+    """What a command that did what it was told warned of, each once."""
+    found = (_WARNING.match(line) for line in _lines(errors))
+    return tuple(dict.fromkeys(one[1] for one in found if one))
+
+
 def cluster_name(config: str) -> str | None:
     """The name in `scontrol show config`, in small letters."""
     named = _CLUSTER_NAME.search(config)
@@ -87,6 +94,11 @@ def node_address(node: str) -> str | None:
     """Where the scheduler reaches a node, of `scontrol --oneliner show node`."""
     shown = _NODE_ADDRESS.search(node)
     return shown[1] if shown else None
+
+
+def preempted(job: str) -> bool:
+    """Whether a job was, or is being, ended for another one: `scontrol --oneliner show job`."""
+    return re.search(r"\bPreemptTime=\d", job) is not None
 
 
 def nodes_away(listing: str) -> int:

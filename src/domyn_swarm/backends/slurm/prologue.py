@@ -18,11 +18,18 @@ type module > /dev/null 2>&1 || {
     exit 1
 }
 """
+# Environment Modules 3 says that there is no such module, and ends with 0. A module changes the
+# shell that loads it, so that what it says goes to a file.
 _LOAD = """\
-module load {module} || {{
+said=$(mktemp 2> /dev/null || mktemp -p /dev/shm 2> /dev/null) || said=/dev/null
+module load {module} 2> "$said" && ! grep -q 'Unable to locate a modulefile' "$said" || {{
+    cat "$said" >&2
+    [ "$said" = /dev/null ] || rm -f "$said"
     echo "domyn-swarm: $(uname -n) cannot load the module" {module}: see backend.modules >&2
     exit 1
 }}
+cat "$said" >&2
+[ "$said" = /dev/null ] || rm -f "$said"
 """
 
 

@@ -7,6 +7,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Keys(NamedTuple):
+    """What is to be changed, by what a limit is about."""
+
+    time: str
+    gpus: str
+    cpus: str
+    memory: str
+    nodes: str
+    jobs: str
+    partition: str
+    account: str
+    qos: str
+    preamble: str
+
+
+OF_SWARM = Keys(
+    time="backend.time_limit",
+    gpus="gpus_per_replica",
+    cpus="cpus_per_task",
+    memory="memory_gb",
+    nodes="gpus_per_replica or gpus_per_node",
+    jobs="replicas",
+    partition="backend.partition",
+    account="backend.account",
+    qos="backend.qos",
+    preamble="backend.preamble",
+)
+OF_JOB = Keys(  # a detached job goes where the endpoint of its swarm is
+    time="--time",
+    gpus="what it asks for",
+    cpus="--cpus",
+    memory="--mem",
+    nodes="what it asks for",
+    jobs="how many jobs run at a time",
+    partition="the swarm's backend.endpoint.partition (or backend.partition)",
+    account="the swarm's backend.account",
+    qos="the swarm's backend.endpoint.qos (or backend.qos)",
+    preamble="the swarm's backend.preamble",
+)
 
 # More than one job may ever have: of a QoS or an association, whoever else runs.
 _PER_JOB = re.compile(r"(?:QOS|Assoc)(?:Max\w*(?:PerJob|PerNode)\w*|Min\w+)")
@@ -15,19 +57,20 @@ _PER_JOB = re.compile(r"(?:QOS|Assoc)(?:Max\w*(?:PerJob|PerNode)\w*|Min\w+)")
 _PER_USER = re.compile(r"(?:QOS|Assoc)Max\w*PerUser\w*|AssocMaxJobsLimit")
 AFTER_ENDPOINT = "Dependency"  # replicas are scheduled once the endpoint's job has started
 _NEVER = {
-    "PartitionConfig": "backend.partition does not take such a job (its time, its size), user or "
+    "PartitionConfig": "{partition} does not take such a job (its time, its size), user or "
     "account; `domyn-swarm doctor -c FILE` compares them",
-    "PartitionTimeLimit": "backend.time_limit is above the partition's MaxTime",
-    "PartitionNodeLimit": "backend.partition gives a job fewer nodes, or no job so few",
+    "PartitionTimeLimit": "{time} is above the partition's MaxTime",
+    "PartitionNodeLimit": "{partition} gives a job fewer nodes, or no job so few",
     "BadConstraints": "no node has what is asked for",
-    "InvalidAccount": "backend.account cannot be used",
-    "InvalidQOS": "backend.qos cannot be used",
-    "QOSNotAllowed": "backend.qos cannot be used there",
-    "AccountNotAllowed": "backend.account cannot be used there",
-    "DependencyNeverSatisfied": "what it depends on did not come about: see the preamble",
-    "ReservationDeleted": "its reservation is gone: see backend.preamble",
-    "DeadLine": "its deadline has passed: see backend.preamble",
+    "InvalidAccount": "{account} cannot be used",
+    "InvalidQOS": "{qos} cannot be used",
+    "QOSNotAllowed": "{qos} cannot be used there",
+    "AccountNotAllowed": "{account} cannot be used there",
+    "DependencyNeverSatisfied": "what it depends on did not come about: see {preamble}",
+    "ReservationDeleted": "its reservation is gone: see {preamble}",
+    "DeadLine": "its deadline has passed: see {preamble}",
 }
+_ASKED = "what is asked for"
 _HELD = "somebody holds it, `scontrol release {job}` lets it run"
 # By `scontrol requeuehold`; squeue shows words of the controller with _ for blanks, or as they are.
 _PUT_BACK = re.compile(r"job[ _]requeued[ _]in[ _](?:held|special[ _]exit)[ _]state", re.I)
@@ -48,13 +91,13 @@ _NOT_LAUNCHED = re.compile(
 _NOT_PERMITTED = re.compile(
     r"Job's[ _](?:account|QOS)[ _]not[ _]permitted[ _]to[ _]use[ _]this[ _]partition.*", re.I
 )
-_KEYS = (  # of the configuration, by what a limit is about
-    (re.compile("Wall|Time"), "backend.time_limit"),
-    (re.compile("GRES|Gres"), "gpus_per_replica"),
-    (re.compile("Cpu|CPU"), "cpus_per_task"),
-    (re.compile("Mem"), "memory_gb"),
-    (re.compile("Node"), "gpus_per_replica or gpus_per_node"),
-    (re.compile("Jobs"), "replicas"),
+_ABOUT = (  # a field of `Keys`, by a reason's words
+    (re.compile("Wall|Time"), "time"),
+    (re.compile("GRES|Gres"), "gpus"),
+    (re.compile("Cpu|CPU"), "cpus"),
+    (re.compile("Mem"), "memory"),
+    (re.compile("Node"), "nodes"),
+    (re.compile("Jobs"), "jobs"),
 )
 
 
@@ -78,9 +121,9 @@ def limits_the_group(reason: str) -> bool:
     return reason.startswith(("QOSGrp", "AssocGrp"))
 
 
-def told(reason: str, job: str) -> str:
+def told(reason: str, job: str, keys: Keys = OF_SWARM) -> str:
     """A reason with what it means, where it means more than to wait for one's turn: `job` is what
-    waits, one or several with commas.
+    waits, one or several with commas; `keys` are those by which its user changes it.
     """
     means = _NEVER.get(reason, _WAITS.get(reason, ""))
     if _PUT_BACK.fullmatch(reason):
@@ -88,15 +131,11 @@ def told(reason: str, job: str) -> str:
     elif _NOT_LAUNCHED.fullmatch(reason):
         means = _HELD_BY_SLURM
     elif _NOT_PERMITTED.fullmatch(reason):
-        means = "choose another backend.partition, backend.account or backend.qos"
+        means = "choose another {partition}, {account} or {qos}"
     elif _PER_JOB.fullmatch(reason):
-        means = f"a limit of the QoS or the account for one job: change {key_of(reason)}"
-    return f"{reason}: {means.format(job=job)}" if means else reason
-
-
-def key_of(reason: str) -> str:
-    """The key of the configuration that a limit is about."""
-    return next((key for about, key in _KEYS if about.search(reason)), "what is asked for")
+        change = next((f"{{{key}}}" for about, key in _ABOUT if about.search(reason)), "")
+        means = f"a limit of the QoS or the account for one job: change {change or _ASKED}"
+    return f"{reason}: {means.format(job=job, **keys._asdict())}" if means else reason
 
 
 def counted(waiting: Iterable[tuple[str, str]]) -> str:

@@ -19,8 +19,34 @@ _ADVICE = (
     (re.compile(r"--mem|\bmemory\b", re.IGNORECASE), _MEMORY),
 )
 _ELSE = "Check partition, account, qos and limits."
+_OF_JOB = (
+    (
+        re.compile("time limit", re.IGNORECASE),
+        "--time is the job's limit; without it, it has the endpoint's (backend.endpoint.wall_time "
+        "or backend.time_limit of the swarm).",
+    ),
+    (
+        re.compile("node configuration is not available|CPU count", re.IGNORECASE),
+        "No node of the endpoint's partition has all that the job asks for: lower --cpus or --mem; "
+        "without them it has the endpoint's size.",
+    ),
+    (
+        re.compile(r"--mem|\bmemory\b", re.IGNORECASE),
+        "--mem is the job's memory; without it, it has backend.endpoint.mem of the swarm, which "
+        "may be null: then none is asked for.",
+    ),
+)
+_ELSE_OF_JOB = (
+    "The job has --time, --mem and --cpus of its own, and partition, account and QoS of the "
+    "swarm's endpoint (backend.endpoint)."
+)
 
 
 def advice(said: str) -> str:
     """The keys of the configuration that a refusal is about, as far as its words show it."""
     return next((hint for pattern, hint in _ADVICE if pattern.search(said)), _ELSE)
+
+
+def advice_for_job(said: str) -> str:
+    """The flags of `job submit` that the refusal of a job of its own is about."""
+    return next((hint for pattern, hint in _OF_JOB if pattern.search(said)), _ELSE_OF_JOB)

@@ -9,10 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from domyn_swarm.backends.slurm.looking import Jobs
 from domyn_swarm.backends.slurm.states import Allocation, SlurmJob
+
+
+class WouldTake(NamedTuple):
+    """What Slurm says of a script that it would take."""
+
+    said: str  # when and where it would run, or why it waits
+    warnings: tuple[str, ...] = ()
+    away: int = 0  # nodes that are drained or down, without which it has to wait
 
 
 class Scheduler(Protocol):
@@ -23,7 +31,7 @@ class Scheduler(Protocol):
     def cluster(self) -> str:
         """See `Slurm.cluster`."""
 
-    def test(self, script: Path) -> str:
+    def test(self, script: Path) -> WouldTake:
         """See `Slurm.test`."""
 
     def submit(
@@ -47,6 +55,9 @@ class Scheduler(Protocol):
 
     def steps(self, at_most_s: float = math.inf) -> Jobs:
         """See `Slurm.steps`."""
+
+    def outputs(self, ids: Sequence[str]) -> dict[str, str]:
+        """See `Slurm.outputs`."""
 
     def expect_change(self) -> None:
         """See `Slurm.expect_change`."""

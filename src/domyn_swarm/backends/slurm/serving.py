@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
-from domyn_swarm.backends.checks import Check
+from domyn_swarm.backends.checks import Check, ok, warning
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.rehearsal import Rehearsal
@@ -27,7 +27,7 @@ from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.lost_endpoint import comes_back
 from domyn_swarm.backends.slurm.overview import ended_how, of_part
 from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, unseen
-from domyn_swarm.backends.slurm.scheduler import Scheduler
+from domyn_swarm.backends.slurm.scheduler import Scheduler, WouldTake
 from domyn_swarm.backends.slurm.states import LOST, SlurmJob
 from domyn_swarm.backends.slurm.step_log import last_end
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, Submissions, warn_of_hidden
@@ -69,11 +69,13 @@ class SlurmServing(OnCluster, OwnEndpoint):
         submissions = Submissions(self._slurm, paths, self._clock)
         endpoint = Part(kind="endpoint", platform_id=submissions.submit("endpoint"))
         record(endpoint)
+        submissions.recorded("endpoint")
         warn_of_hidden(self._slurm, ctx.tag, endpoint.platform_id)
         # No GPU is held for an endpoint that waits: tasks are scheduled once its job has started.
         array = submissions.submit("replica", after=endpoint.platform_id)
         replicas = _replica_parts(array, range(plan.layout.replicas), per_task)
         record(*replicas)
+        submissions.recorded("replica")
         return ServingHandle(
             platform="slurm",
             tag=ctx.tag,
@@ -96,18 +98,18 @@ class SlurmServing(OnCluster, OwnEndpoint):
             per_task = replicas_per_task(plan, whole_nodes=False)
         return render_scripts(plan, ctx, SwarmPaths.of(plan.home_directory, plan.name), per_task)
 
-    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[str, ...]:
+    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[Check, ...]:
         """See `ServingBackend.rehearse`: `sbatch --test-only` of each script, and the limits that
         it does not look at.
         """
         if (never := _exceeded(plan)) is not None:
             raise SubmitRejected(f"Slurm would take it and never run it: {never}")
-        said = []
+        said: list[Check] = []
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
             for name, text in self.scripts(plan, ctx).items():
                 script = Path(folder) / name
                 script.write_text(text, "utf-8")
-                said.append(f"{name}: {self._slurm.test(script)}")
+                said += _test_checks(name, self._slurm.test(script))
         return tuple(said)
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
@@ -134,7 +136,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         """See `ServingBackend.scale`. Added replicas are a new array of the kept script."""
         paths = SwarmPaths(Path(handle.swarm_dir))
         self._slurm.expect_change()  # the endpoint may have replaced a replica a moment ago
-        replicas = [one for one in self._tagged(handle.tag) if one.kind == "replica"]
+        replicas = [one for one in self._tagged(handle) if one.kind == "replica"]
         per_task = next((one.per_task for one in replicas), 1)
         spec_before = paths.endpoint_spec.read_text("utf-8")
         before = EndpointSpec.model_validate_json(spec_before).replicas
@@ -152,6 +154,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
                 array = submissions.submit("replica", missing, before=replicas)
                 added = [one for group in missing for one in _replicas_of(group, per_task)]
                 record(*_replica_parts(array, added, per_task))
+                submissions.recorded("replica")
             self._slurm.cancel([live[group] for group in live if group >= tasks], signal="TERM")
         except SubmissionUnknown:  # they may come, and are wanted then
             raise
@@ -219,7 +222,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         paths = SwarmPaths(Path(handle.swarm_dir))
         last = {
             part.index: one.job
-            for one in self._tagged(handle.tag)
+            for one in self._tagged(handle)
             for part in _parts_of(one)
             if one.kind == "replica"
         }
@@ -266,9 +269,9 @@ class SlurmServing(OnCluster, OwnEndpoint):
 
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
         """See `ServingBackend.find`. Jobs that are over are not told of."""
-        jobs = self._live(handle.tag, at_most_s=_FRESH_S)
+        jobs = self._live(handle, at_most_s=_FRESH_S)
         if not jobs:  # the swarm may be written off: what began a moment ago must be seen
-            jobs = self._live(handle.tag, at_most_s=0.0)
+            jobs = self._live(handle, at_most_s=0.0)
         parts = [part for one in jobs for part in _parts_of(one)]
         if not parts:
             return []
@@ -279,7 +282,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         """The job in each part's place: the one that is not over, whatever its id; else its own."""
         live = {
             (part.kind, part.index): one.job
-            for one in self._tagged(handle.tag)
+            for one in self._tagged(handle)
             if not one.job.over
             for part in _parts_of(one)
         }
@@ -291,15 +294,19 @@ class SlurmServing(OnCluster, OwnEndpoint):
         }
 
     def _unanswered(self, handle: ServingHandle) -> str | None:
-        submissions = Submissions(self._slurm, SwarmPaths(Path(handle.swarm_dir)), self._clock)
-        return submissions.unanswered(self._tagged(handle.tag))
+        return self._submissions(handle).unanswered(self._tagged(handle))
 
-    def _live(self, tag: str, *, at_most_s: float) -> list[TaggedJob]:
-        jobs = tagged(self._slurm.queue(at_most_s).values(), tag)
-        return [one for one in jobs if not one.job.over]
+    def _submissions(self, handle: ServingHandle) -> Submissions:
+        return Submissions(self._slurm, SwarmPaths(Path(handle.swarm_dir)), self._clock)
 
-    def _tagged(self, tag: str) -> list[TaggedJob]:
-        return tagged(self._slurm.queue().values(), tag)
+    def _live(self, handle: ServingHandle, *, at_most_s: float) -> list[TaggedJob]:
+        return [one for one in self._tagged(handle, at_most_s) if not one.job.over]
+
+    def _tagged(self, handle: ServingHandle, at_most_s: float = math.inf) -> list[TaggedJob]:
+        """Its jobs by their tag, and those that show none and were never recorded."""
+        queue = self._slurm.queue(at_most_s)
+        found = tagged(queue.values(), handle.tag)
+        return [*found, *self._submissions(handle).untagged(queue, found)]
 
     # -- ending ------------------------------------------------------------------------------------
 
@@ -311,6 +318,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
             kind: [part.platform_id for part in handle.parts if part.kind == kind]
             for kind in ("replica", "endpoint")
         }
+        for one in self._live(handle, at_most_s=0.0):
+            known.setdefault(one.kind, []).append(one.job.id)
         Ending(self._slurm, handle.tag, known, self._clock).end(
             "job", "replica", "endpoint", "replica", "endpoint"
         )
@@ -321,6 +330,25 @@ class SlurmServing(OnCluster, OwnEndpoint):
                 "minutes ago: it has not said whether it did.",
                 hint=f"Run `domyn-swarm down` again in {TAKEN_WITHIN_S / 60:g} minutes.",
             )
+
+
+def _test_checks(name: str, tested: WouldTake) -> Iterator[Check]:
+    """What Slurm says of a script that it would take."""
+    if tested.away:
+        yield warning(
+            "rehearsal",
+            f"{name}: it can be submitted, and waits: {tested.away} nodes are drained or down, and "
+            f"no other node has what it asks for now ({tested.said})",
+            "Wait until they are back (`sinfo -R` says why they are away), or ask for less.",
+        )
+    else:
+        yield ok("rehearsal", f"{name}: {tested.said}")
+    for warned in tested.warnings:
+        yield warning(
+            "rehearsal",
+            f"{name}: Slurm warns: {warned}",
+            "Change what it is about (`domyn-swarm plan` shows the script), if it is not meant so.",
+        )
 
 
 def _check_scale(wanted: int, before: int, per_task: int) -> None:

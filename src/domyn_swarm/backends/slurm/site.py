@@ -160,21 +160,23 @@ def _shared(name: str, folder: Path) -> Check:
     )
 
 
+def _environment(python: str) -> Check:
+    """Of `venv_path`: its interpreter, and our package."""
+    if not Path(python).exists():
+        return failed("venv_path", f"there is no {python}", "Create the environment there.")
+    if not any(Path(python).parent.parent.glob("lib*/python3*/site-packages/domyn_swarm*")):
+        return failed("venv_path", "it has no domyn-swarm", f"{python} -m pip install domyn-swarm")
+    return ok("venv_path", python)
+
+
 def _programs(plan: DeploymentPlan, config: SlurmConfig) -> Iterator[Check]:
     """Where our programs and the engine come from on the nodes."""
     python = None if config.venv_path is None else interpreter(config, "")
+    there = python is None or Path(python).exists()
     if python is not None:
-        if Path(python).exists():
-            yield ok("venv_path", python)
-        else:
-            yield failed("venv_path", f"there is no {python}", "Create the environment there.")
-        ours = any(Path(python).parent.parent.glob("lib*/python3*/site-packages/domyn_swarm*"))
-        if not ours:
-            yield failed(
-                "venv_path", "it has no domyn-swarm", f"{python} -m pip install domyn-swarm"
-            )
+        yield _environment(python)
     if config.container == "none":
-        yield from check_engine(plan, python)
+        yield from check_engine(plan, python) if there else ()
         return
     if config.container != "pyxis" and shutil.which(config.container) is None:
         yield warning(

@@ -13,14 +13,18 @@ from domyn_swarm.backends.checks import Check, failed, ok, warning
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.limits import (
+    ACCOUNT_FIELDS,
     ASSOCIATION_FIELDS,
     QOS_FIELDS,
     Finding,
     Limits,
     Request,
+    account_limits,
     association_limits,
     findings,
     findings_together,
+    goes_first,
+    left_by,
     partition_findings,
     partition_limits,
     qos_limits,
@@ -28,6 +32,7 @@ from domyn_swarm.backends.slurm.limits import (
 from domyn_swarm.config.backends import memory_gb, time_limit_s
 from domyn_swarm.planning.plan import DeploymentPlan
 
+Row = dict[str, str]
 SACCTMGR = ("sacctmgr", "--noheader", "--parsable2", "show")
 
 
@@ -66,25 +71,54 @@ def _findings(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Finding]:
     own = config.endpoint
     yield from _of_whole_nodes(slurm, own.partition or config.partition)
     account = config.account or _default_account(slurm)
-    association, default_qos, qos = None, None, {}
-    if "limits" in settings.get("AccountingStorageEnforce", ""):
-        association, default_qos = _association(slurm, account, config.partition)
-        names = {config.qos or default_qos, own.qos or config.qos or default_qos}
-        qos = {name: found for name in names if (found := _qos(slurm, name)) is not None}
+    associations: Sequence[Row] = ()
+    enforced = "limits" in settings.get("AccountingStorageEnforce", "")
+    if enforced:
+        cluster = settings.get("ClusterName", "").lower()
+        associations = _associations(slurm, cluster, account, config.partition)
+    default_qos = next((row["DefaultQOS"] or None for row in associations), None)
     sides = (
         _Side(replica, config.partition, config.qos or default_qos),
         _Side(endpoint, own.partition or config.partition, own.qos or config.qos or default_qos),
     )
+    together: list[tuple[Limits, list[Request]]] = []
     for side in sides:
-        over = side.qos in qos and qos[side.qos].over_partition
+        limits = _limits(slurm, side, associations) if enforced else []
+        over = any(one.over_partition for one in limits)
         timed = replace(side.request, wall_s=0.0) if over else side.request
         yield from _of_partition(slurm, side._replace(request=timed), account)
-        for limits in (qos.get(side.qos), association):
-            yield from findings(side.request, limits) if limits else ()
-    for name, limits in qos.items():
-        yield from findings_together([one.request for one in sides if one.qos == name], limits)
-    if association is not None:
-        yield from findings_together((replica, endpoint), association)
+        for one in limits:
+            yield from findings(side.request, one)
+            known = next((asked for limits, asked in together if limits == one), None)
+            if known is None:
+                together.append((one, [side.request]))
+            else:
+                known.append(side.request)
+    for one, asked in together:
+        yield from findings_together(asked, one)
+
+
+def _limits(slurm: Slurm, side: _Side, associations: Sequence[Row]) -> list[Limits]:
+    """All that hold for one kind of jobs: those of its partition's QoS and of its own, which go
+    first, of the user's association, and of the accounts above that.
+    """
+    turns: list[tuple[Row | None, str | None]] = [(_qos(slurm, side.qos or "normal"), None)]
+    if "," not in side.partition:  # else Slurm chooses one, and its QoS with it
+        name = goes_first(_partition(slurm, side.partition))
+        own = None if name is None else _qos(slurm, name)
+        of_job = turns[0][0]
+        last = of_job is not None and "OverPartQOS" in of_job["Flags"]
+        turns.insert(1 if last else 0, (own, side.partition))
+    found: list[Limits] = []
+    first: list[Row] = []
+    for row, partition in turns:
+        if row is not None:
+            found.append(qos_limits(left_by(first, row), partition))
+            first.append(row)
+    for row in associations:
+        left = left_by(first, row)
+        found.append(account_limits(left) if "ParentName" in row else association_limits(left))
+    return found
 
 
 def _of_array(tasks: int, most: str) -> Iterator[Finding]:
@@ -154,11 +188,15 @@ def _of_partition(slurm: Slurm, side: _Side, account: str | None) -> Iterator[Fi
     """What each of the partitions has against it, if none of them takes it."""
     found: list[list[Finding]] = []
     for one in side.partition.split(","):
-        shown = "".join(slurm.lines("scontrol", "--oneliner", "show", "partition", one)[:1])
+        shown = _partition(slurm, one)
         against = [*partition_findings(shown, account, side.qos)]
         found.append([*against, *findings(side.request, partition_limits(shown))])
     if all(found):
         yield from found[0]
+
+
+def _partition(slurm: Slurm, name: str) -> str:
+    return "".join(slurm.lines("scontrol", "--oneliner", "show", "partition", name)[:1])
 
 
 def site_settings(slurm: Slurm) -> dict[str, str]:
@@ -172,27 +210,32 @@ def _default_account(slurm: Slurm) -> str | None:
     return next((row.strip() for row in rows if row.strip()), None)
 
 
-def _association(
-    slurm: Slurm, account: str | None, partition: str
-) -> tuple[Limits | None, str | None]:
-    """The limits of the user's own association, and its default QoS."""
-    asked = [f"user={user_name()}", *([f"account={account}"] if account else [])]
+def _associations(slurm: Slurm, cluster: str, account: str | None, partition: str) -> list[Row]:
+    """The user's own association, that of the partition if there is one, then the accounts above
+    it, up to the root; nothing where accounting does not say.
+    """
+    of_cluster = [f"cluster={cluster}"] if cluster else []
+    asked = [*of_cluster, f"user={user_name()}", *([f"account={account}"] if account else [])]
     rows = _rows(slurm, "associations", ASSOCIATION_FIELDS, *asked)
     mine = [row for row in rows if row["Partition"] in ("", partition)]
     if not mine:
-        return None, None
-    row = max(
-        mine, key=lambda one: bool(one["Partition"])
-    )  # that of the partition, if there is one
-    return association_limits(row), row["DefaultQOS"] or None
+        return []
+    found = [max(mine, key=lambda one: bool(one["Partition"]))]
+    name, above = found[0]["Account"], set[str]()
+    while name and name not in above:
+        above.add(name)
+        asked = [*of_cluster, f"account={name}", "user="]
+        rows = _rows(slurm, "associations", ACCOUNT_FIELDS, *asked)
+        found += rows[:1]
+        name = rows[0]["ParentName"] if rows else ""
+    return found
 
 
-def _qos(slurm: Slurm, name: str | None) -> Limits | None:
-    """The limits of a QoS; where none is chosen Slurm takes `normal`."""
-    rows = _rows(slurm, "qos", QOS_FIELDS, f"name={name or 'normal'}")
-    return next((qos_limits(row) for row in rows), None)
+def _qos(slurm: Slurm, name: str) -> Row | None:
+    """The limits of a QoS."""
+    return next(iter(_rows(slurm, "qos", QOS_FIELDS, f"name={name}")), None)
 
 
-def _rows(slurm: Slurm, what: str, fields: Sequence[str], *which: str) -> list[dict[str, str]]:
+def _rows(slurm: Slurm, what: str, fields: Sequence[str], *which: str) -> list[Row]:
     lines = slurm.lines(*SACCTMGR, what, *which, f"format={','.join(fields)}")
     return [dict(zip(fields, line.split("|"), strict=False)) for line in lines if "|" in line]

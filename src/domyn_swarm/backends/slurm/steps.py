@@ -15,6 +15,7 @@ from typing import Protocol
 
 from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.slurm.invocation import submitting_environment
+from domyn_swarm.backends.slurm.job_runs import next_script
 from domyn_swarm.backends.slurm.layout import job_script, step_script
 from domyn_swarm.backends.slurm.printed import refusal
 from domyn_swarm.backends.slurm.scheduler import Scheduler
@@ -90,7 +91,7 @@ class Steps:
         private_file(paths.log)
         write_private(paths.script, step_script(spec).render("step.sh.j2"))
         if spec.continues:
-            write_private(paths.next_script, job_script(spec).render("batch.sh.j2"))
+            write_private(next_script(paths), job_script(spec).render("batch.sh.j2"))
         srun = self._start_srun(resources, paths)
         try:
             step = self._started(resources, srun, paths)

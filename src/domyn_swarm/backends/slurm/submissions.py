@@ -1,14 +1,17 @@
 """Submissions of a swarm's jobs that Slurm may have taken without saying so: whoever submitted got
-no answer in time, or was killed while it waited for one. The job may be in the queue much later.
+no answer in time, or was killed before it had recorded the answer. The job may be in the queue much
+later. It is known by the swarm's tag; where a site takes that away, by its id if that was answered,
+else by the file that it prints to, which is in the swarm's folder.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from domyn_swarm.backends.slurm.scheduler import Scheduler
+from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.tagged import TaggedJob, shows_comment, tagged
 from domyn_swarm.errors import CommandMissing, PlatformError, SubmitRejected
 from domyn_swarm.logs import get_logger
@@ -26,12 +29,20 @@ _ARRAY_HINT = (
     "Each replica is a task of an array: MaxArraySize (`scontrol show config`) is more than the "
     "number of replicas can be."
 )
+_PER_TASK = re.compile(r"backends\.slurm\.replica_task .* '?(\d+)'?$", re.MULTILINE)
 _DEPENDS = re.compile(r"^#SBATCH.*\s(?:--dep|-d)", re.MULTILINE)  # by a site's preamble or template
 
 
+class _UnderWay(NamedTuple):
+    """What the file says of a submission."""
+
+    before: frozenset[str]  # jobs of the kind that there were already
+    answered: str | None  # the new job's id
+
+
 class Submissions:
-    """Of one swarm. From before each submission until its answer a file says that it is under way,
-    and which jobs of its kind there were before.
+    """Of one swarm. From before each submission until its answer is recorded a file says that it is
+    under way, which jobs of its kind there were before, and then the answer.
     """
 
     def __init__(self, slurm: Scheduler, paths: SwarmPaths, clock: Clock) -> None:
@@ -48,8 +59,8 @@ class Submissions:
         after: str | None = None,
     ) -> str:
         """Submit the script of a kind of jobs, with `array` for these of its tasks; the new job's
-        id. `before`: what there is of the swarm already; `after`: a job that must have started
-        first, unless the script names a dependency of its own.
+        id, which is `recorded` next. `before`: what there is of the swarm already; `after`: a job
+        that must have started first, unless the script names a dependency of its own.
 
         Raises:
             PlatformError: as `Slurm.submit`.
@@ -57,7 +68,8 @@ class Submissions:
         paths = self._paths
         script = paths.endpoint_script if kind == "endpoint" else paths.replica_script
         under_way = paths.submitting(kind)
-        write_private(under_way, " ".join(one.job.id for one in before if one.kind == kind))
+        known = " ".join(one.job.id for one in before if one.kind == kind)
+        write_private(under_way, known)
         try:
             own = _DEPENDS.search(script.read_text("utf-8"))
             job = self._slurm.submit(script, array=array, after=None if own else after)
@@ -66,23 +78,72 @@ class Submissions:
             if "array" in error.message:
                 error.hint = f"{error.hint} {_ARRAY_HINT}"
             raise
-        under_way.unlink(missing_ok=True)
+        write_private(under_way, f"{known}\n{job}")
         return job
+
+    def recorded(self, kind: Kind) -> None:
+        """The answer is in the swarm's record."""
+        self._paths.submitting(kind).unlink(missing_ok=True)
 
     def unanswered(self, jobs: Sequence[TaggedJob]) -> Kind | None:
         """A kind of jobs that Slurm may yet take: submitted lately, without an answer, and not
         among these of the queue. None: there is nothing to come.
         """
         for kind in _KINDS:
-            try:
-                before = set(self._paths.submitting(kind).read_text("utf-8").split())
-                age_s = self._clock.time() - self._paths.submitting(kind).stat().st_mtime
-            except FileNotFoundError:
+            under_way = self._under_way(kind)
+            if under_way is None or under_way.answered is not None:
                 continue
-            came = any(one.kind == kind and one.job.id not in before for one in jobs)
-            if not came and age_s < TAKEN_WITHIN_S:
+            age_s = self._clock.time() - self._paths.submitting(kind).stat().st_mtime
+            if not self._came(kind, under_way, jobs) and age_s < TAKEN_WITHIN_S:
                 return kind
         return None
+
+    def untagged(
+        self, queue: Mapping[str, SlurmJob], shown: Sequence[TaggedJob]
+    ) -> list[TaggedJob]:
+        """What became of submissions that were not recorded, among the jobs of the queue that do
+        not show the swarm's tag; `shown` are those that do.
+
+        Raises:
+            PlatformError: Slurm cannot be asked where they print to.
+        """
+        found = []
+        for kind in _KINDS:
+            under_way = self._under_way(kind)
+            if under_way is None or self._came(kind, under_way, shown):
+                continue
+            known = under_way.before | {one.job.id for one in shown}
+            ids = [one for one in queue if one not in known]
+            found += [self._as_tagged(kind, queue[one]) for one in self._of(kind, under_way, ids)]
+        return found
+
+    def _of(self, kind: Kind, under_way: _UnderWay, ids: Sequence[str]) -> list[str]:
+        """Those of these jobs that a submission brought about."""
+        if under_way.answered is not None or not ids:
+            return [one for one in ids if one.partition("_")[0] == under_way.answered]
+        logs = self._paths.endpoint_log if kind == "endpoint" else self._paths.slurm_logs
+        printed = self._slurm.outputs(ids)
+        return [one for one in ids if printed.get(one, "").replace("%%", "%").startswith(str(logs))]
+
+    @staticmethod
+    def _came(kind: Kind, under_way: _UnderWay, jobs: Iterable[TaggedJob]) -> bool:
+        return any(one.kind == kind and one.job.id not in under_way.before for one in jobs)
+
+    def _as_tagged(self, kind: Kind, job: SlurmJob) -> TaggedJob:
+        if kind == "endpoint":
+            return TaggedJob(kind, job)
+        told = _PER_TASK.search(self._paths.replica_script.read_text("utf-8"))
+        task = job.id.partition("_")[2]
+        return TaggedJob(
+            kind, job, int(task) if task.isdecimal() else 0, int(told[1] if told else 1)
+        )
+
+    def _under_way(self, kind: Kind) -> _UnderWay | None:
+        try:
+            lines = self._paths.submitting(kind).read_text("utf-8").split("\n")
+        except FileNotFoundError:
+            return None
+        return _UnderWay(frozenset(lines[0].split()), lines[1] if len(lines) > 1 else None)
 
 
 def warn_of_hidden(slurm: Scheduler, tag: str, job: str) -> None:
@@ -96,8 +157,7 @@ def warn_of_hidden(slurm: Scheduler, tag: str, job: str) -> None:
     _log.warning("this site changes comments: that of job %s is %r now", job, seen.comment)
     if not tagged([seen], tag):
         _log.warning(
-            "it changes names too (%r): no lost replica or endpoint is replaced, jobs need "
-            "--placement job, and of an `up` or `scale` that is killed only what was recorded is "
-            "known: see `squeue` then",
+            "it changes names too (%r): no lost replica or endpoint is replaced, and jobs need "
+            "--placement job",
             seen.name,
         )

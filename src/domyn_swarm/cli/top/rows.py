@@ -105,7 +105,7 @@ def job_row(job: JobSnapshot) -> tuple[str, ...]:
     total_rows = "?" if job.rows_total is None else str(job.rows_total)
     return (
         job.external_id or job.name,
-        f"{job.status.value}{_elsewhere(job)}",
+        f"{job.status.value}{_elsewhere(job)}{_silence(job)}",
         f"{job.rows_done}/{total_rows}",
         str(job.rows_failed),
         _NONE if job.rows_per_s is None or job.status.final else f"{job.rows_per_s:.1f}",
@@ -113,6 +113,11 @@ def job_row(job: JobSnapshot) -> tuple[str, ...]:
         number(job.prompt_tokens + job.completion_tokens),
         _incomplete(job),
     )
+
+
+def _silence(job: JobSnapshot) -> str:
+    """How old a job's figures are, where they are not live."""
+    return "" if job.old_figures_s is None else f" ({duration(job.old_figures_s)} ago)"
 
 
 def _incomplete(job: JobSnapshot) -> str:

@@ -1,0 +1,120 @@
+"""The watchdogs of a swarm on this machine: starting them, and starting those again that were
+killed, which nobody else would do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+
+from domyn_swarm.backends.endpoint.view import last_view
+from domyn_swarm.backends.gpus import HeldGpus, held_gpus
+from domyn_swarm.backends.local import processes
+from domyn_swarm.errors import PlatformError
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import FINAL_REPLICA_STATES, ProcessId, ReplicaState, utc_now
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.probing import Clock
+
+_log = get_logger(__name__)
+
+_MOST_DEATHS = 3  # times that the watchdog of one replica is started again
+_WITHIN_S = 3600.0
+_TOLD_TO_END = frozenset({*FINAL_REPLICA_STATES, ReplicaState.DRAINING})
+
+
+def start_watchdog(
+    paths: SwarmPaths, replica: int, gpus: HeldGpus, interpreter: str, env: Mapping[str, str]
+) -> ProcessId:
+    """Start the watchdog of a replica, whose spec has been written. It gets the locks of its GPUs,
+    and `env`, in which the swarm's tag is, beside the environment of this process.
+
+    Raises:
+        PlatformError: the machine cannot start it.
+    """
+    argv = [interpreter, str(paths.watchdog_program), str(paths.watchdog_spec(replica))]
+    env = {**env, **gpus.env, processes.PART: f"replica-{replica}"}
+    return processes.spawn(argv, env, paths.watchdog_log(replica), gpus.files)
+
+
+@contextlib.contextmanager
+def turn_to_start(paths: SwarmPaths) -> Iterator[None]:
+    """Whoever looks which replicas run, and starts others, does so while nobody else does: no
+    replica has two watchdogs.
+
+    Raises:
+        OSError: the swarm's folder cannot be written to.
+    """
+    with paths.starting.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class KilledWatchdogs:
+    """Starts watchdogs again that ended without a word: they were killed, or failed themselves. One
+    that was told to end, or gave up its engine, has said so to the collector: its view shows that,
+    if it was taken after the end.
+    """
+
+    def __init__(self, paths: SwarmPaths, tag: str, clock: Clock = time) -> None:
+        self._paths = paths
+        self._tag = tag
+        self._clock = clock
+        self._gone_at: dict[int, datetime] = {}  # when it was first seen that one is gone
+        self._died_at: dict[int, list[float]] = {}
+
+    def start_again(self, replicas: int) -> None:
+        """Look at the first so many replicas. What a killed watchdog left of its engine is killed;
+        one that cannot be started now is tried again.
+
+        Raises:
+            OSError: the swarm's folder cannot be used.
+        """
+        view = last_view(self._paths)
+        if view is None or view.tag != self._tag:
+            return
+        for report in view.replicas:
+            index, pid = report.replica, report.watchdog_pid
+            known = index < replicas and report.state not in _TOLD_TO_END and pid is not None
+            if not known or processes.carries(pid or 0, processes.TAG, self._tag):
+                self._gone_at.pop(index, None)
+            elif view.taken_at > self._gone_at.setdefault(index, utc_now()):
+                self._gone_at[index] = utc_now()
+                with turn_to_start(self._paths):
+                    self._start_again(index, pid or 0)
+
+    def _start_again(self, replica: int, killed: int) -> None:
+        found = processes.carrying(processes.TAG, self._tag)
+        part = f"replica-{replica}"
+        left = [one for one, env in found.items() if env.get(processes.PART) == part]
+        if any(processes.leads_a_session(one) for one in left):
+            return  # its successor, which has not reported yet
+        processes.send(left, signal.SIGKILL)
+        if not self._is_worth_it(replica):
+            return
+        try:
+            with held_gpus(self._gpus_per_replica(), [replica], self._paths.root.name) as gpus:
+                tagged = {processes.TAG: self._tag}
+                one = start_watchdog(self._paths, replica, gpus[replica], sys.executable, tagged)
+        except PlatformError as error:
+            _log.warning("replica %d has no watchdog: %s", replica, error.message)
+            return
+        self._died_at[replica].append(self._clock.monotonic())
+        _log.warning("watchdog %d of replica %d was killed; %d follows", killed, replica, one.pid)
+
+    def _is_worth_it(self, replica: int) -> bool:
+        """Whether it has not died a few times lately."""
+        since = self._clock.monotonic() - _WITHIN_S
+        lately = [one for one in self._died_at.get(replica, []) if one > since]
+        self._died_at[replica] = lately
+        return len(lately) < _MOST_DEATHS
+
+    def _gpus_per_replica(self) -> int:
+        plan = DeploymentPlan.model_validate_json(self._paths.plan.read_text("utf-8"))
+        return plan.layout.gpus_per_replica
