@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from domyn_swarm.backends.slurm.job_runs import JobRuns
 from domyn_swarm.jobs.reporting import TimeLimit
 from domyn_swarm.jobs.spec import JobResult, JobSpec
 from domyn_swarm.model import ExitRecord, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.state import JobRecord
-from domyn_swarm.swarm.job_ends import limits_kept, why_it_ended
+from domyn_swarm.swarm.job_ends import limits_kept, why_it_ended, why_it_waits
 from virtual_time import VirtualClock
 
 MISLEADING = "WARNING a new checkpoint, since 3a90 differs: params.seed"
@@ -136,6 +138,7 @@ def test_what_failed_says_how_and_what_came_to_its_end_says_nothing(tmp_path: Pa
         (JobStatus.TIMED_OUT, {"time_limit_s": 120.0}, {"time_limit_s": 60.0}, "--time"),
         (JobStatus.TIMED_OUT, {"time_limit_s": 120.0}, {"time_limit_s": 600.0}, None),
         (JobStatus.TIMED_OUT, {}, {}, "the same limit again: --time"),
+        (JobStatus.TIMED_OUT, {"stop_after_s": 7200.0}, {}, "2 h once more: --stop-after"),
         (JobStatus.OUT_OF_MEMORY, {"memory_gb": 4.0}, {}, "4 GB again: --mem"),
         (JobStatus.OUT_OF_MEMORY, {}, {"memory_gb": 8.0}, None),
         (JobStatus.PREEMPTED, {}, {}, None),
@@ -147,3 +150,48 @@ def test_a_limit_that_was_too_small_is_named_when_it_is_kept(
     had_all, asked_all = JobResources.model_validate(had), JobResources.model_validate(asked)
     found = [*limits_kept(status, had_all, asked_all)]
     assert (said is None and not found) or (said is not None and said in found[0])
+
+
+@pytest.mark.parametrize(
+    ("ended", "cause"),
+    [
+        ({"code": 143, "time_limit": True}, "its time limit was up"),
+        ({"code": 143, "stopped": True}, "Slurm took its node from it"),
+        (None, "its node was lost or taken from it"),
+    ],
+)
+def test_why_a_job_waits_for_its_next_run(
+    tmp_path: Path, ended: dict[str, object] | None, cause: str
+) -> None:
+    waiting, paths = record(tmp_path, JobStatus.PENDING), JobPaths(tmp_path)
+    assert why_it_waits(waiting, "waits in the queue (Resources)") == (
+        "waits in the queue (Resources)"  # for its first one
+    )
+    JobRuns(2, ("17",), 0.0, 0.0).write(paths)
+    if ended is not None:
+        found = ExitRecord.model_validate({**ended, "started_at": utc_now(), "ended_at": utc_now()})
+        paths.exit.write_text(found.model_dump_json())
+    told = why_it_waits(waiting, "waits in the queue (Resources)")
+    assert told == f"{cause}: run 3 waits in the queue (Resources)"
+
+
+@pytest.mark.parametrize(
+    ("over", "status", "words"),
+    [
+        ("stop_after", JobStatus.TIMED_OUT, "--stop-after"),
+        ("fruitless", JobStatus.FAILED, "settled no row"),
+        ("cancelled", JobStatus.CANCELLED, "told to stop"),
+    ],
+)
+def test_why_a_job_does_not_go_on(
+    tmp_path: Path,
+    over: Literal["stop_after", "fruitless", "cancelled"],
+    status: JobStatus,
+    words: str,
+) -> None:
+    JobRuns(4, ("17",), 0.0, 0.0, over=over, reason="its last 3 runs settled no row").write(
+        JobPaths(tmp_path)
+    )
+    said = str(why_it_ended(record(tmp_path, status), None))
+    assert words in said
+    assert "`domyn-swarm job resume j1`" in said
