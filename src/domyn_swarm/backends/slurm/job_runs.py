@@ -53,9 +53,9 @@ class JobRuns:
         """What is known of a job's runs; None: it has not begun, or is not one that goes on."""
         try:
             found = dict(json.loads(paths.runs.read_text("utf-8")))
-        except (OSError, ValueError):
+            return cls(**{**found, "slurm_ids": tuple(found["slurm_ids"])})
+        except (OSError, ValueError, TypeError, KeyError):  # not there, or of another version
             return None
-        return cls(**{**found, "slurm_ids": tuple(found["slurm_ids"])})
 
     def write(self, paths: JobPaths) -> None:
         """Keep it.
