@@ -143,6 +143,10 @@ Accept = Literal["complete", "any"]
 Dedup = Literal["greedy", "always"]
 """Rows of one value share a request: where no answer is drawn by chance, or whatever is asked."""
 
+Dispatching = Literal["auto", "affinity", "least_load"]
+"""How a job chooses the replica of a request: by what requests begin with where they begin alike,
+by that always, or by what each replica has in flight alone."""
+
 Fingerprint = Literal["full", "sample", "off"]
 """How many rows' inputs are compared with those that were answered: all, one in 64, or none."""
 

@@ -41,7 +41,8 @@ FLAGS = {
     "--output-mode --job-kwargs --prompt --system --limit --job-name --max-concurrency --retries "
     "--timeout --max-failures --accept --checkpoint-dir --checkpoint-tag --checkpoint-interval "
     "--checkpoint-seconds --no-resume --no-checkpointing --workers --shard-output --data-backend "
-    "--backend-read-kwargs --backend-write-kwargs --ray-address --fingerprint --dedup --down-after "
+    "--backend-read-kwargs --backend-write-kwargs --ray-address --fingerprint --dedup --dispatch "
+    "--down-after "
     f"{ATTACH}",
     "job preview": f"-f --input --output --prompt -n -y {ATTACH} {PRINTS}",
     "job submit-script": ATTACH,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from domyn_swarm.batch.asking import RetryPolicy
 from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.connections import Connections
+from domyn_swarm.batch.dispatch import Dispatch
 from domyn_swarm.batch.gate import ALONE, EndpointGate
 from domyn_swarm.batch.replicas import Names, ReplicaClient, Replicas
 from domyn_swarm.batch.session import RequestSession
@@ -17,6 +18,7 @@ from domyn_swarm.batch.steering import ReadGauges, fate_reader, meter_reader, me
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.traffic import Traffic
+from domyn_swarm.model import Dispatching
 from domyn_swarm.net.http import HttpClient, open_client
 from domyn_swarm.net.openai import ClientAddress, OpenAIClient
 
@@ -41,6 +43,7 @@ class EndpointAccess:
     use_proxy: bool = False
     meter: Meter | None = None  # None: the endpoint's own /metrics, where it has them
     key_now: Callable[[], str | None] | None = None  # None: it does not change
+    dispatch: Dispatching = "auto"  # which replica gets a request
     model: str | None = None  # of a swarm whose replicas have the same key
     admits: Callable[[], int | None] = lambda: None  # requests that it takes from this process
     ca_file: Callable[[], str | None] = lambda: None  # certificates to trust beside the system's
@@ -92,7 +95,7 @@ async def open_session(
         fates.insert(0, fate_reader(asked, meter.locate))
         if access.model is not None:
             names = Names(asked, meter.locate, meter.recorded)
-            replicas = Replicas(http, names, notice)
+            replicas = Replicas(http, names, notice, Dispatch(access.dispatch))
             carrier = ReplicaClient(http, replicas, access.model)
     gate = EndpointGate(
         carrier,

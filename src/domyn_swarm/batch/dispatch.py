@@ -24,6 +24,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from domyn_swarm.model import Dispatching
+
 _STEP = 512  # bytes between two prefixes that are told apart,
 _STEPS = 16  # at first; then each is half as long again as the one before
 _LONGEST = 1 << 20
@@ -116,9 +118,8 @@ class _Loads:
 class Dispatch:
     """The replicas that may be sent to, and what each has of ours in flight."""
 
-    def __init__(self, *, affinity: bool = True) -> None:
-        """Without `affinity` every request goes to the replica that has the fewest."""
-        self._affinity = affinity
+    def __init__(self, policy: Dispatching = "auto") -> None:
+        self._policy = policy
         self._loads = _Loads()
         self._gone: Counter[str] = Counter()  # in flight at replicas that get no more
         self._seeds: NDArray[np.uint32] = np.empty(0, np.uint32)
@@ -179,8 +180,10 @@ class Dispatch:
     # -- by what requests begin with ----------------------------------------------------------
 
     def _is_looked_at(self) -> bool:
-        if not self._affinity or len(self._loads.of) == 1:
+        if self._policy == "least_load" or len(self._loads.of) == 1:
             return False
+        if self._policy == "affinity":
+            return True
         self._asked += 1
         if self._asked >= _WINDOW * (_SAMPLE if self._paused else 1):
             self._paused = self._alike < _WORTH_IT * self._looked

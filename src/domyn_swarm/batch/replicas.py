@@ -97,7 +97,13 @@ class _Attempts:
 class Replicas:
     """The replicas of a swarm that answer from here. Follows them while requests want one."""
 
-    def __init__(self, client: HttpClient, names: Names, notice: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        client: HttpClient,
+        names: Names,
+        notice: Callable[[str], None],
+        dispatch: Dispatch | None = None,
+    ) -> None:
         """`client` has the key of the replicas; `notice` is called once, if none is reached."""
         self._client = client
         self._names = names
@@ -112,7 +118,7 @@ class Replicas:
         self._used_at = 0.0
         self.needed = False  # a request that only a replica may get has found none
         self._refused_at: list[float] = []  # looks at which none could be connected to, in a row
-        self.dispatch = Dispatch()
+        self.dispatch = dispatch or Dispatch()
 
     async def keep_looking(self) -> None:
         """Follow the replicas while requests want one, until cancelled.

@@ -74,6 +74,14 @@ class Dedup(StrEnum):
     ALWAYS = "always"
 
 
+class Dispatching(StrEnum):
+    """How the replica of a request is chosen."""
+
+    AUTO = "auto"
+    AFFINITY = "affinity"
+    LEAST_LOAD = "least_load"
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobFlags:
     """What was typed. A field has the name of the key in a job's file that it stands for, but for
@@ -186,6 +194,14 @@ class JobFlags:
         typer.Option(
             "--dedup",
             help="Rows of one value share a request: greedy, with temperature 0 only; or always.",
+        ),
+    ] = None
+    dispatch: Annotated[
+        Dispatching | None,
+        typer.Option(
+            "--dispatch",
+            help="Which replica gets a request: one that has had what it begins with (affinity; "
+            "auto: where requests begin alike), or the one with the fewest (least_load).",
         ),
     ] = None
     checkpoint_dir: Annotated[

@@ -97,6 +97,7 @@ def access_of(spec: JobSpec) -> EndpointAccess:
         _locator(place, "url"),
         key,
         meter=meter,
+        dispatch=spec.dispatch,
         model=spec.model,
         fate=None if spec.serving is None else SwarmFate(spec.serving),
         use_proxy=outside,

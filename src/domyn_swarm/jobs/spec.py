@@ -8,7 +8,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from domyn_swarm.batch.reading import InputReading
-from domyn_swarm.model import Accept, Dedup, Fingerprint, JobAccount, Record, ReplyVerdict, utc_now
+from domyn_swarm.model import (
+    Accept,
+    Dedup,
+    Dispatching,
+    Fingerprint,
+    JobAccount,
+    Record,
+    ReplyVerdict,
+    utc_now,
+)
 from domyn_swarm.planning.resources import JobResources
 
 
@@ -42,6 +51,7 @@ class JobSettings(InputReading):
     max_failures: str | None = None  # "20" rows or "5%"
     accept: Accept | None = None  # which answers count
     dedup: Dedup | None = None  # rows of one value share a request
+    dispatch: Dispatching = "auto"  # which replica gets a request
     checkpoint_tag: str | None = None
     checkpoint_interval: int | None = Field(None, ge=1)
     checkpoint_seconds: float | None = Field(None, gt=0)

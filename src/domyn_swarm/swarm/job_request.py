@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.spec import JobSettings
-from domyn_swarm.model import Accept, Dedup, Fingerprint, Record, ReplyVerdict
+from domyn_swarm.model import Accept, Dedup, Dispatching, Fingerprint, Record, ReplyVerdict
 from domyn_swarm.planning.resources import JobResources
 
 CHAT_JOB = "domyn_swarm.jobs:ChatCompletionJob"
@@ -123,6 +123,9 @@ class SubmitKeywords(TypedDict, total=False):
     """Which answers count: `complete` or `any`."""
     dedup: Dedup | None
     """Rows of one value share a request: `greedy` where nothing is drawn by chance, or `always`."""
+    dispatch: Dispatching
+    """Which replica gets a request: one that has had what it begins with (`affinity`; `auto`: where
+    requests begin alike), or the one with the fewest (`least_load`)."""
     checkpoint_dir: str | Path | None
     """Where answers are kept, instead of `$DOMYN_SWARM_HOME/checkpoints`."""
     checkpoint_tag: str | None
