@@ -36,6 +36,7 @@ def arguments(command: str, job_id: str, config: Path) -> list[str]:
         "db prune": [],
         "swarm list": [],
         "swarm describe": ["demo"],
+        "wait": ["demo"],
     }
     return [*command.split(), *about.get(command, [job_id])]
 

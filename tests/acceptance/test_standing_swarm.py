@@ -45,7 +45,8 @@ JOB_KEYS = {
     *("schema_version", "job_id", "external_id", "name", "swarm", "status", "rows_total"),
     *("rows_done", "rows_failed", "rows_per_s", "eta_s", "prompt_tokens", "completion_tokens"),
     *("input", "output", "account", "message", "exit_code", "submitted_at", "ended_at", "log_path"),
-    *("verdicts", "remarks", "rows_resumed", "whereabouts"),
+    *("verdicts", "remarks", "rows_resumed", "whereabouts", "figures_age_s", "commonest_failure"),
+    *("runs", "began_at"),
     *ALONE_KEYS,
 }
 

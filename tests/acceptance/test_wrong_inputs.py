@@ -57,7 +57,10 @@ def test_an_engine_that_cannot_run_frees_what_was_started(cli: CommandLine, tmp_
 
 def test_a_second_up_of_a_live_name(standing: Standing) -> None:
     before = {one.pid for one in standing.cli.processes()}
-    assert "demo" in refused(standing.cli, 3, "up", "-c", standing.sim.path)
+    assert standing.cli.ok("up", "-c", standing.sim.path) == "demo\n"
+    other = refused(standing.cli, 3, "up", "-c", standing.sim.path, "--set", "revision=other")
+    assert "demo" in other
+    assert "revision" in other
     assert {one.pid for one in standing.cli.processes()} <= before  # others' jobs may just end
     assert standing.cli.json("status", "demo")["observed"] == "ready"
 

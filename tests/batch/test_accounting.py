@@ -133,3 +133,10 @@ def test_other_parameters_may_not_change_the_columns(bench: Any) -> None:
     changed = {"retry_failed": True, "override": {"parse_reasoning": True}}
     assert main([str(bench.job_folder(spec.model_copy(update=changed)))]) == 2
     assert "would change the output's columns" in result(bench)["error"]
+
+
+def test_what_a_killed_worker_did_not_report_is_done_once_it_is_published() -> None:
+    tally = Tally(rows_total=10, rows_resumed=3, rows_answered=5, rows_failed=1)
+    assert tally.rows_done == 9
+    tally.published(2, {})
+    assert (tally.rows_done, tally.all_failed) == (10, 2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import http.server
+import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -228,6 +230,26 @@ def test_json_under_another_name(tmp_path: Path) -> None:
         (tmp_path / "c.json").write_bytes(content)
         with pytest.raises(InvalidInput, match=told):
             open_dataset(str(tmp_path / "c.json"))
+
+
+@pytest.mark.parametrize("name", ["my rows.json", "rows.jsonl", "it's.ndjson"])
+def test_the_command_that_makes_lines_can_be_typed_where_the_file_lies(
+    tmp_path: Path, name: str
+) -> None:
+    file, content = tmp_path / name, b'[{"id": 1},\n{"id": 2}]\n'
+    file.write_bytes(content)
+    with pytest.raises(InvalidInput) as told:
+        open_dataset(str(file))
+    command = str(told.value).partition("Make lines of it: ")[2].splitlines()[0]
+    program = tmp_path / "bin" / "jq"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$#" "$1" "$2" "$3"; cat "$3"\n')
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env={"PATH": path}, check=True)
+    assert file.read_bytes() == content
+    [lines] = [one for one in tmp_path.glob("*.jsonl") if one != file]
+    assert lines.read_bytes() == f"3\n-c\n.[]\n{file}\n".encode() + content
 
 
 @pytest.mark.parametrize(

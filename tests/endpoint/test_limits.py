@@ -108,6 +108,7 @@ def test_requests_beyond_what_a_small_router_takes_are_turned_away_and_none_is_l
     until(lambda: ask(address.url, "hello")[0] == 200)
     assert router_of(endpoint).rlimit(psutil.RLIMIT_NOFILE) == (250, 250)
     assert address.admits is not None
+    starts = list(replica.starts)  # another program may have taken the first one's port
     with ThreadPoolExecutor(address.admits) as pool:
         answers = Counter(
             status
@@ -116,7 +117,7 @@ def test_requests_beyond_what_a_small_router_takes_are_turned_away_and_none_is_l
             )
         )
     assert answers == {200: address.admits}
-    assert len(replica.starts) == 1
+    assert replica.starts == starts
     states = [one.state for one in bench.view().replicas]
     assert states == ["ready"]
     log = (bench.scratch / "endpoint.log").read_text()

@@ -144,6 +144,18 @@ def test_signals_to_many_are_sent_a_few_at_once(commands: Commands) -> None:
     assert [line.count(" 5_") for line in asked] == [8, 8, 4]
 
 
+def test_what_another_process_has_just_submitted_is_not_unknown(commands: Commands) -> None:
+    """The look of a moment ago does not show it."""
+    calls = commands(squeue="printf '5|RUNNING|None|n1|N/A|c|a\n'", sacct="exit 1")
+    slurm = Slurm()
+    assert [*slurm.queue()] == ["5"]
+    commands(squeue="printf '5|RUNNING|None|n1|N/A|c|a\n6|PENDING|x||N/A|c|b\n'")
+    assert [*slurm.jobs(["6"])] == ["6"]
+    for _ in range(20):  # what is not there is not looked for each time
+        assert slurm.jobs(["7"]) == {}
+    assert calls.read_text().count("squeue") <= 4
+
+
 def test_the_queue_is_asked_for_the_user_who_runs_this(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:

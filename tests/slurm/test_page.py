@@ -30,6 +30,8 @@ SITE = {
 # What the page tells of in its text and does not tell to type, with the reason.
 NOT_TYPED = {
     "up --timeout": "bounds waiting, and there is none: the other tests of the cluster bring up so",
+    "job status": "names where a reason is shown: see test_jobs.py",
+    "job list": "likewise",
     "job resume": "goes on with a job that was cut: test_jobs.py moves the endpoint under one",
     "job submit --down-after": "ends the swarm that the page goes on with: see test_layouts.py",
     "--placement step|job": "either is what its line of the page gets anyway: see test_jobs.py",

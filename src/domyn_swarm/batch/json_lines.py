@@ -10,6 +10,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
+from shlex import quote
 from typing import Any, TypeVar
 
 import msgspec
@@ -98,10 +99,13 @@ def _look(
     for number, line in _numbered(file, encoding):
         if rows == 0 and (found := _not_lines(line)) is not None:
             words, query = found
-            lines = f"{PurePosixPath(file.path).name.partition('.')[0]}.jsonl"
+            name = PurePosixPath(file.path).name
+            lines = f"{name.partition('.')[0]}.jsonl"
+            if lines == name:  # the shell would empty it before jq reads it
+                lines = f"{name.partition('.')[0]}.lines.jsonl"
             problems.add(
                 f"{file} {words}, not one object on each line.",
-                f"Make lines of it: jq -c '{query}' {file} > {lines}",
+                f"Make lines of it: jq -c '{query}' {quote(str(file))} > {quote(lines)}",
             )
             break
         rows += 1

@@ -194,7 +194,11 @@ class Tally:
 
     @property
     def rows_done(self) -> int:
-        """Settled rows, those of earlier runs included."""
+        """Settled rows, those of earlier runs included. Once the output is published all of them: a
+        worker that was killed did not report its last ones.
+        """
+        if self._published is not None and self.rows_total is not None:
+            return self.rows_total
         return self.rows_resumed + self.rows_answered + self.rows_failed
 
     @property

@@ -63,6 +63,7 @@ class Slurm:
         self._ask_accounting_at = -math.inf
         self._accounting_pause_s = _ASK_AGAIN_S
         self._remembered: Jobs = {}
+        self._missed: set[str] = set()  # asked for, and in no fresh look
         self._asked_at: dict[str, float] = {}
 
     def cluster(self) -> str:
@@ -182,8 +183,9 @@ class Slurm:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
         found = self._known(ids, math.inf)
-        if len(found) < len(set(ids)):  # begun since, by another process, or forgotten
-            found = self._known(ids, _UNKNOWN_S)
+        if unknown := {*ids} - found.keys():  # begun since, by another process, or forgotten
+            found = self._known(ids, _UNKNOWN_S if unknown <= self._missed else 0.0)
+            self._missed |= {*ids} - found.keys()
         missing = [one for one in ids if one not in found]
         return {**found, **(self._accounted(missing) if missing else {})}
 
