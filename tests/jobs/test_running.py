@@ -23,7 +23,7 @@ import pytest
 from domyn_swarm import job
 from domyn_swarm.batch.rows import RowError
 from domyn_swarm.data.registry import backend_of
-from domyn_swarm.errors import ConfigError, InvalidInput
+from domyn_swarm.errors import ConfigError, InvalidInput, JobError
 from domyn_swarm.jobs import ChatCompletionJob, MultiTurnChatCompletionJob
 from domyn_swarm.jobs.hooks import SettledRow
 from model_server import KEY, Answer, ModelServer
@@ -383,8 +383,27 @@ def test_the_key_comes_from_the_environment(
     out = one.run(table, endpoint=f"{server.url}/v1", model="m", progress=False)
     assert out["answer"].to_pylist() == ["P0", "P1"]
     monkeypatch.setenv("OPENAI_API_KEY", "another")
+    with pytest.raises(JobError, match="HTTP 401"):
+        one.run(table, endpoint=server.url, model="m", progress=False, tag="other")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)  # nothing of it was kept
     out = one.run(table, endpoint=server.url, model="m", progress=False, tag="other")
-    assert {error["status"] for error in out["_error"].to_pylist()} == {401}
+    assert out["answer"].to_pylist() == ["P0", "P1"]
+
+
+def test_what_is_no_url_is_refused_before_any_row_is_asked() -> None:
+    for url in ("127.0.0.1:8000", "foo", "ftp://a"):
+        with pytest.raises(ConfigError, match=r"no URL that begins with http://"):
+            ChatCompletionJob().run(pa.table(columns(2)), endpoint=url, model="m")
+
+
+def test_a_path_may_begin_with_the_users_home(
+    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "in.jsonl").write_text('{"prompt": "p"}\n')
+    one = ChatCompletionJob(input_columns=["prompt"], output_columns=["answer"])
+    settings = {"endpoint": server.url, "model": "m", "api_key": KEY, "progress": False}
+    assert one.run("~/in.jsonl", **settings)["answer"].to_pylist() == ["P"]  # type: ignore[arg-type]
 
 
 @job(input_columns=["n"], output_schema=["value"])

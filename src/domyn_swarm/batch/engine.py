@@ -299,6 +299,9 @@ class BatchRun:
         try:
             async with beside(*meanwhile):
                 await settling
+            limit = work.run_policy.failure_limit
+            if limit is not None and (why := limit.reason_at_end(self._tally)) is not None:
+                raise why
         except TooManyFailures:
             await in_thread(checkpoint.void_failures)
             raise

@@ -28,6 +28,19 @@ class FailureLimit:
             return _too_many_repeated(tally)
         return None
 
+    def reason_at_end(self, tally: Tally) -> TooManyFailures | None:
+        """Why a run whose rows are all settled has failed, if it has: every row that was asked was
+        turned away, and none of the job was ever answered. With fewer rows than `SHUT_OUT` that is
+        no other than with more: a key, a URL or a model's name is wrong, and not the rows.
+        """
+        if self.rows is not None or self.share is not None or not tally.rows_shut_out:
+            return None
+        answered = tally.rows_answered + tally.rows_resumed - tally.resumed_failed
+        late = any(signature.startswith("RequestTimeout") for signature in tally.failures)
+        if answered or late or tally.rows_shut_out < tally.rows_failed:
+            return None
+        return _too_many_failed(tally)
+
     def _exceeded(self, tally: Tally) -> bool:
         failed, answered = tally.rows_failed, tally.rows_answered
         if self.rows is not None:

@@ -5,7 +5,9 @@ folder decides nothing.
 from __future__ import annotations
 
 import os
+from urllib.parse import urlsplit
 
+from domyn_swarm.errors import ConfigError
 from domyn_swarm.paths import home
 
 
@@ -24,6 +26,21 @@ def load_dotenv() -> None:
 def key_of_environment() -> str | None:
     """The key of an endpoint that is not a swarm's."""
     return os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("OPENAI_API_KEY")
+
+
+def checked_endpoint(url: str) -> str:
+    """The URL of an endpoint that is not a swarm's.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"The endpoint {url!r} is no URL that begins with http:// or https://.",
+            hint="For example http://127.0.0.1:8000.",
+        )
+    return url
 
 
 def ray_address_of_environment() -> str | None:

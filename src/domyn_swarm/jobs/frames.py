@@ -103,8 +103,9 @@ def ends_of(
     """
     if isinstance(data, str | Path):
         arrow = backend_named("arrow")
-        dataset = open_dataset(str(data), lines, reading)
-        yield LocalEnds(str(data), dataset, lambda schema, rows, _: arrow.build(schema, rows))
+        source = str(data) if "://" in str(data) else str(Path(data).expanduser())
+        dataset = open_dataset(source, lines, reading)
+        yield LocalEnds(source, dataset, lambda schema, rows, _: arrow.build(schema, rows))
         return
     if reading not in (None, InputReading()):
         raise ConfigError(

@@ -22,7 +22,7 @@ from domyn_swarm.batch.engine import BatchPlan, BatchRun
 from domyn_swarm.batch.job_store import frame_key
 from domyn_swarm.batch.reading import InputReading, reading_of
 from domyn_swarm.batch.tally import Tally
-from domyn_swarm.config.environment import key_of_environment
+from domyn_swarm.config.environment import checked_endpoint, key_of_environment
 from domyn_swarm.errors import ConfigError, SwarmError, interrupted
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.frames import ends_of
@@ -110,8 +110,14 @@ class Endpoint:
 
     @classmethod
     def at(cls, url: str, model: str, api_key: str | None) -> Endpoint:
-        """Any OpenAI endpoint; without a key, that of the environment."""
-        return cls({"endpoint_url": url, "model": model}, api_key or key_of_environment())
+        """Any OpenAI endpoint; without a key, that of the environment.
+
+        Raises:
+            ConfigError: the URL is none.
+        """
+        return cls(
+            {"endpoint_url": checked_endpoint(url), "model": model}, api_key or key_of_environment()
+        )
 
 
 async def arun(

@@ -71,11 +71,11 @@ class _Collector:
     def define(self, name: str, defined: type | Callable[..., Any]) -> None:
         """Add a function or a class, and what it refers to."""
         self._seen[name] = defined
-        text = _source(defined)
+        text = source_text(defined)
         if text is None:
             raise self._refusal(name, "its source cannot be found")
-        around = _namespace(defined)
-        for one in sorted(_names(text) - {name}):
+        around = namespace_of(defined)
+        for one in sorted(names_of(text) - {name}):
             if one in around:
                 self._add(one, around[one])
         self.parts.append(text)
@@ -95,7 +95,7 @@ class _Collector:
             self.define(name, value)
         elif get_origin(value) is not None and (found := _assignment(name)) is not None:
             around = vars(sys.modules["__main__"])
-            for one in sorted(_names(found) - {name}):
+            for one in sorted(names_of(found) - {name}):
                 if one in around:
                     self._add(one, around[one])
             self.parts.append(found)
@@ -111,7 +111,7 @@ class _Collector:
         )
 
 
-def _names(text: str) -> set[str]:
+def names_of(text: str) -> set[str]:
     """The names that a piece of source takes from around it."""
     found: set[str] = set()
     tables = [symtable.symtable(text, "job", "exec")]
@@ -125,7 +125,7 @@ def _names(text: str) -> set[str]:
     return found - set(dir(builtins))
 
 
-def _namespace(defined: type | Callable[..., Any]) -> Mapping[str, Any]:
+def namespace_of(defined: type | Callable[..., Any]) -> Mapping[str, Any]:
     """What the names in a definition stand for: its module's, and those it closes over."""
     module = vars(sys.modules[defined.__module__])
     functions = [defined] if isinstance(defined, FunctionType) else vars(defined).values()
@@ -159,7 +159,8 @@ def _constant(name: str, value: Any) -> str | None:  # noqa: ANN401 - whatever a
         return None
 
 
-def _source(defined: type | Callable[..., Any]) -> str | None:
+def source_text(defined: type | Callable[..., Any]) -> str | None:
+    """What the user wrote, also in a cell; None: it cannot be found."""
     try:
         return textwrap.dedent(inspect.getsource(defined)).rstrip()
     except (OSError, TypeError):  # a class from a cell: its module has no file

@@ -14,8 +14,13 @@ def lay_out(replicas: int, gpus_per_replica: int, gpus_per_node: int) -> Layout:
     across nodes.
 
     Raises:
-        ConfigError: the replica fits no whole number of nodes.
+        ConfigError: the replica fits no whole number of nodes, or there would be none.
     """
+    if not isinstance(replicas, int) or replicas < 1:
+        raise ConfigError(
+            f"replicas is {replicas!r}, and must be a whole number of 1 or more.",
+            hint="`domyn-swarm down` stops a swarm.",
+        )
     per_replica = gpus_per_replica
     if per_replica <= gpus_per_node or per_replica == 0:
         fits = gpus_per_node // per_replica if per_replica else replicas

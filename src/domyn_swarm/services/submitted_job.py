@@ -98,6 +98,8 @@ class SubmittedJob(JobHandle):
             ConfigError: pandas is not installed.
             SwarmError: the job has not published (without `partial`), or it cannot be read.
         """
+        from domyn_swarm.batch.json_values import as_text, without_json
+        from domyn_swarm.data.registry import backend_named
         from domyn_swarm.services.jobs import JobService
 
         if not arrow and importlib.util.find_spec("pandas") is None:
@@ -106,7 +108,10 @@ class SubmittedJob(JobHandle):
                 hint="pip install 'domyn-swarm[pandas]', or ask for arrow=True.",
             )
         table = JobService().results(self, partial=partial)
-        return table if arrow else table.to_pandas()
+        if arrow:
+            return table
+        batches = map(as_text, table.to_batches())
+        return backend_named("pandas").build(without_json(table.schema), batches, None)
 
     def report(self, path: str | Path | None = None) -> JobReport:
         """Write a page about it, ended or not: one HTML file; `.path` of what is returned is where.
@@ -119,7 +124,8 @@ class SubmittedJob(JobHandle):
         """
         from domyn_swarm.services.jobs import JobService
 
-        return JobService().report(self, output=None if path is None else Path(path))
+        output = None if path is None else Path(path).expanduser()
+        return JobService().report(self, output=output)
 
     def _followed(self, timeout_s: float | None, *, progress: bool) -> JobSnapshot:
         """The job once it has ended or the time is up, shown meanwhile."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from domyn_swarm.backends.endpoint.view import EndpointAddress
-from domyn_swarm.config.environment import key_of_environment
+from domyn_swarm.config.environment import checked_endpoint, key_of_environment
 from domyn_swarm.errors import ConfigError, StateError, words_of
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.paths import JobPaths, write_private
@@ -86,7 +86,7 @@ def endpoint_access(request: JobRequest, paths: JobPaths) -> dict[str, str | Non
         )
     return {
         "model": request.model,
-        "endpoint_url": request.endpoint,
+        "endpoint_url": checked_endpoint(request.endpoint),
         "api_key_file": str(_key_file(paths)) if key_of_environment() else None,
     }
 
