@@ -77,6 +77,25 @@ def test_what_its_jobs_are_together(
 
 
 @pytest.mark.parametrize(
+    ("states", "phase", "said"),
+    [
+        ({"endpoint": "NODE_FAIL"}, Phase.QUEUED, "a replica submits it anew"),
+        ({"endpoint": "FAILED"}, Phase.QUEUED, "a replica submits it anew"),
+        ({"endpoint": "CANCELLED"}, Phase.FAILED, "the endpoint's job was cancelled"),
+        ({"endpoint": "FAILED", "0": "PENDING", "1": "PENDING"}, Phase.FAILED, "ended (FAILED)"),
+    ],
+)
+def test_an_endpoint_that_replicas_submit_anew_has_not_failed(
+    swarm: ScriptedSwarm, states: dict[str, str], phase: Phase, said: str
+) -> None:
+    write_private(swarm.paths.endpoint, EndpointAddress(url="http://n1:8000").model_dump_json())
+    say(swarm, states)
+    seen = serving(swarm).probe(swarm.handle)
+    assert seen.phase is phase
+    assert said in seen.detail
+
+
+@pytest.mark.parametrize(
     ("reason", "phase"),
     [
         ("Priority", Phase.QUEUED),

@@ -10,7 +10,8 @@ from pathlib import Path
 from domyn_swarm.backends.base import Part, ServingHandle
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.slurm.layout import slurm_config
-from domyn_swarm.backends.slurm.overview import WILL_NOT_RUN, whole
+from domyn_swarm.backends.slurm.lost_endpoint import comes_back
+from domyn_swarm.backends.slurm.overview import WILL_NOT_RUN, Jobs, ended_how, whole
 from domyn_swarm.backends.slurm.reasons import AFTER_ENDPOINT, limits_the_group, limits_the_user
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import SlurmJob
@@ -48,9 +49,11 @@ class Prospects:
         places = {(part.kind, part.index): job for part, job in seen.items()}
         endpoint = [job for (kind, _), job in places.items() if kind == "endpoint"]
         replicas = [job for (kind, _), job in places.items() if kind == "replica"]
+        paths = SwarmPaths(Path(handle.swarm_dir))
+        if (anew := self._anew(paths, endpoint, replicas)) is not None:
+            return anew
         together = whole(endpoint, replicas)
         if together.phase.terminal:
-            paths = SwarmPaths(Path(handle.swarm_dir))
             words = (unseen(paths, part, job) for part, job in seen.items())
             said = next((one for one in words if one is not None), None)
             return Observation(together.phase, said or self._with_limit(handle, together))
@@ -58,6 +61,19 @@ class Prospects:
             detail = f"{WILL_NOT_RUN} ({together.detail}): {why}"
             return Observation(Phase.FAILED, detail)
         return self._silent(handle, endpoint) or together
+
+    def _anew(self, paths: SwarmPaths, endpoint: Jobs, replicas: Jobs) -> Observation | None:
+        """Of a swarm that has served, whose endpoint's job is over and is submitted anew by a
+        replica that runs: that is no failure.
+        """
+        last = endpoint[-1] if endpoint else None
+        if last is None or any(job is not None and not job.over for job in endpoint):
+            return None
+        going = any(job is not None and job.runs_on for job in replicas)
+        if not going or read_address(paths) is None or not comes_back(paths, last, self._clock):
+            return None
+        why = f"the endpoint's job {ended_how(last)}; a replica submits it anew"
+        return Observation(Phase.QUEUED, why)
 
     def _with_limit(self, handle: ServingHandle, together: Observation) -> str:
         """With the limit of the site that keeps it from running, where it is one that is known:
