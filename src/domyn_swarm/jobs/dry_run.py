@@ -64,8 +64,8 @@ class CostEstimate(Record):
     inputs_compared: int  # by whose mean length the prompt tokens were corrected
 
 
-class DryRun(Record):
-    """A job as it would be submitted, and what became of its first row."""
+class TriedJob(Record):
+    """A job as it would be submitted, of which rows were asked before."""
 
     schema_version: Literal[1] = 1
     job: str
@@ -76,6 +76,11 @@ class DryRun(Record):
     output: str
     rows_total: int
     rows_settled: int | None  # of them, in the job's checkpoint; None: too many to count here
+
+
+class DryRun(TriedJob):
+    """A job as it would be submitted, and what became of its first row."""
+
     requests: tuple[SentRequest, ...] = ()
     answer: dict[str, Any] | None = None  # by output column
     verdict: ReplyVerdict | None = None  # what the answer is; None: nothing was asked

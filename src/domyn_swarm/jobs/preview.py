@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -23,7 +23,7 @@ from domyn_swarm.batch.runner import Events
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.verdicts import outcome_of, verdict_of
 from domyn_swarm.errors import ConfigError, PlatformUnavailable
-from domyn_swarm.jobs.dry_run import RowFailure, failure_of, rows_settled
+from domyn_swarm.jobs.dry_run import RowFailure, TriedJob, failure_of, rows_settled
 from domyn_swarm.jobs.preparation import Prepared
 from domyn_swarm.jobs.program import access_of, event_loop
 from domyn_swarm.jobs.running import until_over
@@ -54,18 +54,9 @@ class RestEstimate(Record):
     duration_s: float | None  # at the pace of the preview; None: nothing was asked
 
 
-class Preview(Record):
+class Preview(TriedJob):
     """A job as it would be submitted, with its first rows."""
 
-    schema_version: Literal[1] = 1
-    job: str
-    swarm: str | None
-    endpoint: str  # without /v1
-    model: str
-    input: str
-    output: str
-    rows_total: int
-    rows_settled: int | None  # of them, afterwards; None: too many to count here
     rows_asked: int  # by this preview; the others had been answered before
     rows: tuple[PreviewedRow, ...]
     estimate: RestEstimate
