@@ -9,6 +9,7 @@ ratio of the two. Both trees run with this environment's packages.
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import sys
 from dataclasses import dataclass, field
@@ -27,8 +28,10 @@ class Found:
 
 def run(program: Path, folder: Path, tree: str, rows: int, found: Found) -> None:
     """One job from an empty checkpoint, against a server without latency."""
-    for left in ("checkpoints", "out.parquet", "out.manifest.json"):
-        (folder / left).unlink(missing_ok=True) if (folder / left).is_file() else None
+    for left in (folder / "checkpoints", folder / "job"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in folder.glob("out.*"):
+        left.unlink()
     with serving(program) as mock:
         job = write_job(folder, mock, max_concurrency=256, resume=False)
         command = [sys.executable, "-m", "domyn_swarm.jobs.worker", str(job)]
