@@ -64,6 +64,26 @@ def test_no_more_are_in_flight_than_there_are_files_for_and_that_is_said_once(
     run()
 
 
+@in_virtual_time
+async def test_turns_go_by_arrival_and_none_is_lost_with_who_gives_up() -> None:
+    turns, served = Connections(1, lambda _: None), []
+
+    async def request(name: str) -> None:
+        async with turns:
+            served.append(name)
+            await asyncio.sleep(1)
+        if name == "a":
+            tasks["c"].cancel()  # as its turn has come: it goes on to the next
+
+    tasks = {name: asyncio.create_task(request(name)) for name in "abcde"}
+    await asyncio.sleep(0.5)
+    tasks["b"].cancel()  # while it waits
+    await asyncio.wait(tasks.values(), timeout=60)
+    assert served == ["a", "d", "e"]
+    assert [name for name, task in tasks.items() if task.cancelled()] == ["b", "c"]
+    assert await most_at_once(turns, 3) == 1
+
+
 ASKS = """
 import asyncio, json, sys
 from domyn_swarm.batch.access import EndpointAccess, open_session

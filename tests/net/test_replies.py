@@ -59,6 +59,12 @@ def facts_of(reply: Any, path: str = CHAT) -> ReplyFacts:
         (said({"content": None, "function_call": {"name": "f"}}), "tool_calls", False),
         (said({"content": None, "tool_calls": [CALL]}, "length"), "cut", False),
         (said({"content": "a", "tool_calls": []}), "complete", False),
+        (said({"content": "a", "refusal": ""}), "complete", False),
+        (said({"content": "a", "refusal": "I will not."}), "refused", False),
+        (said({"content": "a", "function_call": {"name": "f"}}), "tool_calls", False),
+        (said({"content": "\u3000\u00a0"}), "complete", True),
+        (said({"content": " a"}), "complete", False),
+        ({**said({"content": "a"}), "status": "incomplete"}, "complete", False),
     ],
 )
 def test_how_a_chat_ends(reply: Any, ending: str, silent: bool) -> None:

@@ -93,8 +93,9 @@ class EndpointGate:
         self._on_state = on_state
         self._knock_max_s = knock_max_s
         self._fates = fates
-        self._open = asyncio.Event()
-        self._open.set()
+        self.is_open = True  # the endpoint answers, as far as is known
+        self._opened = asyncio.Event()
+        self._opened.set()
         self._closed = asyncio.Event()
         self._trouble = _Trouble("")
         self._checked_at: float | None = None
@@ -109,14 +110,9 @@ class EndpointGate:
         self.suspects = suspects
         self.url = locate()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the endpoint answers, as far as is known."""
-        return self._open.is_set()
-
     async def passed(self) -> None:
         """Return once it is open."""
-        await self._open.wait()
+        await self._opened.wait()
 
     def _tell_alone(self, begins: bool) -> None:
         self._alone = begins
@@ -125,15 +121,16 @@ class EndpointGate:
     def _tell(self) -> None:
         """Say why rows wait, or that they do not any more, where that is news."""
         waiting = ALONE if self._alone else None
-        text = waiting if self._open.is_set() else self._trouble.text
+        text = waiting if self.is_open else self._trouble.text
         if text != self._told:
             self._told = text
             self._on_state(text)
 
     def _close(self, trouble: _Trouble) -> None:
-        if self._open.is_set():
+        if self.is_open:
             self._trouble = trouble
-            self._open.clear()
+            self.is_open = False
+            self._opened.clear()
             self._closed.set()
 
     # -- nobody answers --------------------------------------------------------------------------
@@ -146,7 +143,7 @@ class EndpointGate:
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
         async with self._asking:
-            if not self._open.is_set():
+            if not self.is_open:
                 return True
             believed_s = 0.0 if final else _BELIEVED_S
             if self._checked_at is not None and self._checked_at > asked_at - believed_s:
@@ -210,7 +207,7 @@ class EndpointGate:
         if body is None:
             return Fault.ROW  # others ask otherwise, and are answered
         async with self._probing:
-            if not self._open.is_set():
+            if not self.is_open:
                 return Fault.ALL
             return await self._by_a_probe(error, _Probe(kind, body, limit_s), since)
 
@@ -333,7 +330,8 @@ class EndpointGate:
             self._look_whether_it_exists(tries)
         _log.info("the endpoint answers again after %.1f s", loop.time() - began)
         self.suspects.all_back()
-        self._open.set()
+        self.is_open = True
+        self._opened.set()
         self._tell()
 
     async def _mended(self, probe: _Probe | None) -> bool:

@@ -211,6 +211,8 @@ class Runner:
                         self._ready.extend(batch)
                         self._ahead = self._read_ahead()
         size = min(self._policy.rows_per_call, len(self._ready))
+        if size == 1:
+            return [self._ready.popleft()]
         return [self._ready.popleft() for _ in range(size)]
 
     async def _work(self) -> None:
@@ -269,17 +271,19 @@ class Runner:
             task.uncancel()  # it cancelled itself
 
     def _settle(self, row: Row, value: Any, trace: RowTrace, latency_s: float) -> None:  # noqa: ANN401 - whatever a job returns
-        output, error, code = b"", b"", trace.code
-        if not isinstance(value, BaseException):
+        output, error, code, shut_out = b"", b"", trace.code, False
+        failure = value if isinstance(value, BaseException) else None
+        if failure is None:
             try:
                 output = self._encode(value, trace, latency_s)
             except BaseException as mismatch:  # noqa: BLE001 - as above
                 self._pass_on(mismatch)
-                value = mismatch
-        if isinstance(value, BaseException):
-            if isinstance(value, RequestError):
+                failure = mismatch
+        if failure is not None:
+            if isinstance(failure, RequestError):
                 code = 0  # it says why there is no answer; earlier replies do not
-            error = msgspec.json.encode(_row_error(row, value, trace))
+                shut_out = failure.may_meet_all
+            error = msgspec.json.encode(_row_error(row, failure, trace))
         kept = RowValue(
             output,
             error,
@@ -289,7 +293,6 @@ class Runner:
             round(latency_s, 4),
             code,
         )
-        shut_out = isinstance(value, RequestError) and value.may_meet_all
         counts = self._count(row, kept, shut_out=shut_out)
         failed = bool(counts.error)
         if latency_s > self._tally.slowest.floor_s:

@@ -16,8 +16,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -27,7 +26,7 @@ from domyn_swarm.batch.asking import Asking, Request, RetryPolicy
 from domyn_swarm.batch.connections import Connections
 from domyn_swarm.batch.gate import EndpointGate
 from domyn_swarm.batch.json_values import json_of
-from domyn_swarm.batch.rows import RowTrace, current_trace
+from domyn_swarm.batch.rows import Row, current_trace
 from domyn_swarm.batch.standing import Kind, kind_of
 from domyn_swarm.batch.suspects import ALONE_AFTER
 from domyn_swarm.batch.tally import Tally
@@ -83,17 +82,16 @@ class RequestSession:
         limit_s = timeout_s or self._policy.timeout_s
 
         async def attempt(sent_at: float) -> bytes | memoryview:
-            began = time.perf_counter()
             reply = await self._client.request("POST", self._gate.url + path, encoded, limit_s)
             if reply.status >= 300:
                 raise _failed(reply)
-            latency_s = time.perf_counter() - began
+            now = self._now()
             try:
                 facts = read_reply(path, reply.body)
             except BadReply as error:
                 raise page_instead(reply.body, reply.served_by) or error from error
-            self._note(facts, body, latency_s, reply.served_by)
-            self._gate.standing.answered(kind, reply.served_by, sent_at, self._now(), encoded)
+            self._note(facts, body, now - sent_at, reply.served_by)
+            self._gate.standing.answered(kind, reply.served_by, sent_at, now, encoded)
             return reply.body
 
         return await self._with_retries(attempt, kind, limit_s)
@@ -135,7 +133,7 @@ class RequestSession:
     async def _events(
         self, path: str, body: dict[str, Any], encoded: bytes, limit_s: float
     ) -> AsyncIterator[bytes]:
-        pending, began, reply = b"", time.perf_counter(), StreamedReply()
+        pending, began, reply = b"", self._now(), StreamedReply()
         heard = False
         url = self._gate.url + path
         async for chunk in self._client.stream(url, encoded, limit_s):
@@ -151,7 +149,7 @@ class RequestSession:
                 if not line.startswith(b"data:"):
                     continue
                 if payload == b"[DONE]":
-                    self._note(reply.facts(), body, time.perf_counter() - began, None)
+                    self._note(reply.facts(), body, self._now() - began, None)
                     return
                 reply.add(payload)
                 yield payload
@@ -164,7 +162,10 @@ class RequestSession:
         trace = current_trace.get()
         asking: Asking | None = None
         while True:
-            async with self._connections, self._turn(trace):
+            turn: AbstractAsyncContextManager[Any] = self._gate.traffic
+            if trace is not None and self._suspects.marks:
+                turn = self._turn(trace.rows)
+            async with self._connections, turn:
                 if not self._gate.is_open:
                     await self._gate.passed()
                 self._tally.requests += 1
@@ -178,7 +179,7 @@ class RequestSession:
                     if isinstance(error, ReplicaLost | ServerFailed):
                         self._suspects.broke(error.server, self._now())
                 else:
-                    if self._suspects and trace is not None:
+                    if trace is not None and self._suspects.marks:
                         self._suspects.answered(trace.rows)
                     return result
             if asking is None:
@@ -187,12 +188,10 @@ class RequestSession:
                 )
             await asking.failed(failure, sent_at)
 
-    def _turn(self, trace: RowTrace | None) -> AbstractAsyncContextManager[Any]:
-        """What a request waits for: as a rule nothing."""
+    def _turn(self, rows: Sequence[Row]) -> AbstractAsyncContextManager[Any]:
+        """What a request of these rows waits for while there are suspects."""
         traffic = self._gate.traffic
-        if trace is None or not self._suspects:
-            return traffic
-        deaths = self._suspects.deaths_under(trace.rows)
+        deaths = self._suspects.deaths_under(rows)
         if not deaths:
             return traffic
         if deaths < ALONE_AFTER:
@@ -211,8 +210,9 @@ class RequestSession:
         self, facts: ReplyFacts, asked: dict[str, Any], latency_s: float, served_by: str | None
     ) -> None:
         """Count a reply, and add it to the row's trace."""
-        tokens = facts.prompt_tokens, facts.completion_tokens
-        self._tally.replies.count(latency_s, *tokens, served_by)
+        self._tally.replies.count(
+            latency_s, facts.prompt_tokens, facts.completion_tokens, served_by
+        )
         trace = current_trace.get()
         if trace is None:
             return

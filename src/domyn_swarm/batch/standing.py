@@ -9,6 +9,7 @@ turned away says nothing of the time after it.
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -37,7 +38,10 @@ class Kind(NamedTuple):
 def kind_of(path: str, body: dict[str, Any]) -> Kind:
     """The kind of a request."""
     model = body.get("model")
-    return Kind(path, model if type(model) is str else None)
+    return _kind(path, model if type(model) is str else None)
+
+
+_kind = lru_cache(_KINDS_KEPT)(Kind)
 
 
 class Standing:

@@ -40,14 +40,15 @@ class Suspects:
     """Rows by how many engines died under them. Times are the event loop's."""
 
     def __init__(self) -> None:
-        self._marks: dict[bytes, int] = {}
+        self.marks: dict[bytes, int] = {}
+        """How many engines died under a row, by its digest. Not to be written by others."""
         self._marked_for: dict[bytes, Death] = {}
         self._deaths: dict[str | None, Death] = {}
         self._broke_at = float("-inf")
         self._file: Path | None = None
 
     def __len__(self) -> int:
-        return len(self._marks)
+        return len(self.marks)
 
     def keep_in(self, folder: Path) -> None:
         """Go on with what earlier runs knew, and keep what this one finds out."""
@@ -59,18 +60,18 @@ class Suspects:
         for line in lines:
             if len(line) == 32:  # else a line that was cut off
                 row = bytes.fromhex(line)
-                self._marks[row] = self._marks.get(row, 0) + 1
+                self.marks[row] = self.marks.get(row, 0) + 1
 
     def deaths_under(self, rows: Sequence[Row]) -> int:
         """How many engines died under one of these rows."""
-        return max((self._marks.get(row.digest, 0) for row in rows), default=0)
+        return max((self.marks.get(row.digest, 0) for row in rows), default=0)
 
     @property
     def few(self) -> int:
         """How many of the rows may be in flight under which one engine died: when the next one
         dies, about as many are left to be asked one by one.
         """
-        return max(1, math.isqrt(len(self._marks)))
+        return max(1, math.isqrt(len(self.marks)))
 
     def died_under(
         self, server: str | None, sent_at: float, now: float, *, alive: bool = False
@@ -115,7 +116,7 @@ class Suspects:
             before = self._marked_for.get(row.digest)
             if before is None or before[:2] != death[:2]:  # it may have had several in flight
                 self._marked_for[row.digest] = death
-                self._marks[row.digest] = self._marks.get(row.digest, 0) + 1
+                self.marks[row.digest] = self.marks.get(row.digest, 0) + 1
                 new.append(row.digest)
         self._keep(new)
         return self.deaths_under(rows)
@@ -123,7 +124,7 @@ class Suspects:
     def answered(self, rows: Sequence[Row]) -> None:
         """A request of these rows was answered: one row alone is no suspect any more."""
         if len(rows) == 1:
-            self._marks.pop(rows[0].digest, None)
+            self.marks.pop(rows[0].digest, None)
 
     def _keep(self, rows: Iterable[bytes]) -> None:
         if self._file is None:

@@ -53,8 +53,8 @@ class Message(msgspec.Struct):
     @property
     def answer(self) -> str | None:
         """What is kept of it: its text, or with calls of tools the message's JSON."""
-        if not self.calls:
-            return self.text
+        if not self.tool_calls and not self.function_call:
+            return self.content if isinstance(self.content, str) and self.content else self.text
         told = {
             name: getattr(self, name)
             for name in ("content", "tool_calls", "function_call")

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from domyn_swarm import open_files
@@ -30,6 +31,8 @@ from domyn_swarm.net.errors import (
 if TYPE_CHECKING:
     from aiohttp import ClientTimeout
     from pyreqwest.client import Client
+    from pyreqwest.request import RequestBuilder
+    from pyreqwest.response import Response
 
 _T = TypeVar("_T")
 
@@ -38,6 +41,7 @@ CONNECT_TIMEOUTS_S = (10.0, 5.0, 2.0, 1.0, 0.5, 0.2)
 the request, so that who cannot be reached is not taken for one that does not answer.
 """
 _SERVED_BY = "x-smg-routed-worker-id"  # the router's word for the replica that it chose
+_URLS_KEPT = 1024  # read once instead of for each request: replicas' times paths
 _EXHAUSTED = re.compile(rf"\(os error (?:{'|'.join(map(str, open_files.EXHAUSTED))})\)")
 
 
@@ -136,8 +140,14 @@ def parse_retry_after(value: str | None) -> float | None:
         return 1.0
 
 
+async def _whole_reply(builder: RequestBuilder) -> tuple[Response, memoryview]:
+    """Send a request and read its reply to the end."""
+    reply = await builder.build().send()
+    return reply, memoryview(await reply.bytes())
+
+
 async def _heeding_cancellation(call: Awaitable[_T]) -> _T:
-    """What a call of pyreqwest returns or raises, unless the task is cancelled meanwhile.
+    """What calls of pyreqwest return or raise, unless the task is cancelled meanwhile.
 
     One whose answer has come returns it even then, as if nothing had been: who asks again and
     again would do so for ever, and whoever waits for its end with it.
@@ -158,23 +168,28 @@ class ReqwestClient:
         self, headers: dict[str, str], *, use_proxy: bool, ca_file: str | None = None
     ) -> None:
         from pyreqwest import exceptions
+        from pyreqwest.http import Url
 
         self._use_proxy = use_proxy
         self._ca_file = ca_file
         self._trusted = [] if ca_file is None else certificates(ca_file)
         self._instead: AiohttpClient | None = None
         self._errors = exceptions
-        self._timeouts: dict[float, timedelta] = {}
+        self._url = lru_cache(_URLS_KEPT)(Url)
         self._headers = headers
         self._clients: dict[float, Client] = {}  # by how long a connection may take
+        self._by_limit: dict[float, tuple[Client, timedelta]] = {}  # of a request
 
-    def _client(self, timeout_s: float) -> Client:
-        """The client for requests of a limit; as a rule there is one for all."""
-        limit_s = _connect_limit_s(timeout_s)
-        client = self._clients.get(limit_s)
-        if client is None:
-            client = self._clients[limit_s] = self._opened(limit_s)
-        return client
+    def _builder(self, method: str, url: str, timeout_s: float) -> RequestBuilder:
+        """A request, by the client for its limit; as a rule there is one for all."""
+        known = self._by_limit.get(timeout_s)
+        if known is None:
+            connect_limit_s = _connect_limit_s(timeout_s)
+            client = self._clients.get(connect_limit_s)
+            if client is None:
+                client = self._clients[connect_limit_s] = self._opened(connect_limit_s)
+            known = self._by_limit[timeout_s] = client, timedelta(seconds=timeout_s)
+        return known[0].request(method, self._url(url)).timeout(known[1])
 
     def _opened(self, connect_limit_s: float) -> Client:
         from pyreqwest.client import ClientBuilder
@@ -197,13 +212,9 @@ class ReqwestClient:
         if _headers(key) != self._headers:
             self._headers = _headers(key)
             self._clients = {}  # what is in flight keeps the old one until it has ended
+            self._by_limit = {}
             if self._instead is not None:
                 self._instead.use_key(key)
-
-    def _timeout(self, timeout_s: float) -> timedelta:
-        if timeout_s not in self._timeouts:
-            self._timeouts[timeout_s] = timedelta(seconds=timeout_s)
-        return self._timeouts[timeout_s]
 
     async def request(
         self, method: str, url: str, body: bytes | None, timeout_s: float
@@ -211,19 +222,18 @@ class ReqwestClient:
         """See `HttpClient.request`."""
         if self._instead is not None:
             return await self._instead.request(method, url, body, timeout_s)
-        builder = self._client(timeout_s).request(method, url).timeout(self._timeout(timeout_s))
+        builder = self._builder(method, url, timeout_s)
         if body is not None:
             builder = builder.body_bytes(body)
         try:
-            reply = await _heeding_cancellation(builder.build().send())
-            content = memoryview(await _heeding_cancellation(reply.bytes()))
+            reply, content = await _heeding_cancellation(_whole_reply(builder))
         except self._errors.RequestError as error:
             if self._must_give_way(error):
                 return await self.request(method, url, body, timeout_s)
             raise self._translate(error, timeout_s) from error
         status = reply.status
-        header = reply.get_header("retry-after") if status >= 400 else None
-        return HttpReply(status, content, parse_retry_after(header), reply.get_header(_SERVED_BY))
+        after_s = parse_retry_after(reply.get_header("retry-after")) if status >= 400 else None
+        return HttpReply(status, content, after_s, reply.get_header(_SERVED_BY))
 
     async def stream(
         self, url: str, body: bytes, timeout_s: float
@@ -233,8 +243,7 @@ class ReqwestClient:
             async for part in self._instead.stream(url, body, timeout_s):
                 yield part
             return
-        builder = self._client(timeout_s).post(url)
-        builder = builder.timeout(self._timeout(timeout_s)).body_bytes(body)
+        builder = self._builder("POST", url, timeout_s).body_bytes(body)
         try:
             async with AsyncExitStack() as stack:
                 opening = stack.enter_async_context(builder.build_streamed())

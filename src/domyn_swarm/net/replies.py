@@ -24,6 +24,7 @@ _BROKEN = frozenset({"error", "abort", "network_error", "insufficient_system_res
 _KNOWN_PATHS = frozenset({CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH})
 _THINKING = frozenset({"thinking", "reasoning", "redacted_thinking"})
 _WORDS_SHOWN = 200
+_STOPPED = ("stop",)
 _NO_DATA = tuple(map(msgspec.Raw, (b"", b"null", b"[]")))
 
 ENDINGS = (
@@ -92,6 +93,7 @@ class _Reply(msgspec.Struct):
 
 
 _NOTHING = _Message()
+_NO_USAGE = _Usage()
 _decoder = msgspec.json.Decoder(_Reply)
 
 
@@ -103,6 +105,9 @@ def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
         BadReply: it is not what the API promises.
     """
     reply = _decoded(body)
+    if path == CHAT_PATH and _is_plain(reply):  # by far the commonest: no need to look further
+        usage = reply.usage or _NO_USAGE
+        return ReplyFacts(usage.prompt_tokens or 0, usage.completion_tokens or 0, _STOPPED)
     _raise_error(reply)
     if path in _KNOWN_PATHS:
         _check_shape(path, reply, body)
@@ -111,6 +116,23 @@ def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
         word = str((reply.incomplete_details or {}).get("reason"))
         facts = facts._replace(finish_reasons=(word,), code=_place(word) << 1)
     return facts
+
+
+def _is_plain(reply: _Reply) -> bool:
+    """Whether a chat's reply is one answer in words, with nothing else to look at."""
+    choices = reply.choices
+    if not choices or len(choices) > 1 or reply.error or reply.object == "error":
+        return False
+    choice = choices[0]
+    message = choice.message
+    if message is None or choice.finish_reason != "stop" or choice.error:
+        return False
+    if message.refusal is not None or message.tool_calls or message.function_call:
+        return False
+    said = message.content
+    if type(said) is not str or not said or said[0] == "<" or said[0].isspace():
+        return False
+    return choice.text is None and reply.status != "incomplete"
 
 
 class StreamedReply:
@@ -217,9 +239,8 @@ def _part_says(part: Any) -> bool:  # noqa: ANN401 - JSON
 
 
 def _facts(choices: Sequence[_Heard], usage: _Usage | None) -> ReplyFacts:
-    prompt, completion = 0, 0
-    if usage is not None:
-        prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
+    usage = usage or _NO_USAGE
+    prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
     if len(choices) == 1:
         return ReplyFacts(prompt, completion, (choices[0].finish_reason,), choices[0].code)
     code = 0
