@@ -32,6 +32,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     reset: bool = False
+    dies: bool = False  # the server, which is back at once
     body: Any = None  # instead of a chat completion
 
 
@@ -47,6 +48,7 @@ class ModelServer:
         self.answers_at_most: int | None = None  # further requests wait until it is changed
         self.key = KEY
         self.serving = True  # False: a router that knows of no replica
+        self.deaths = 0
         self._at_once = 0
         self._answering: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
@@ -95,6 +97,11 @@ class ModelServer:
             await self._runner.cleanup()
             self._runner = None
 
+    async def _restart(self) -> None:
+        await self._abandon()
+        await self._stop()
+        await self._start()
+
     async def _models(self, _request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "m"}] * self.serving})
 
@@ -128,6 +135,10 @@ class ModelServer:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
+        if answer.dies:
+            self.deaths += 1
+            self._restarting = self._loop.create_task(self._restart())
+            await asyncio.Event().wait()
         if answer.status != 200:
             document = answer.body or {"error": {"message": f"status {answer.status} for {prompt}"}}
             return web.json_response(document, status=answer.status, headers=answer.headers)

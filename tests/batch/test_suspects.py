@@ -11,6 +11,7 @@ from batch.mortal_engines import POISON, Engines, Run
 from domyn_swarm.batch.gate import ALONE
 from domyn_swarm.batch.rows import Row
 from domyn_swarm.batch.suspects import Death, Suspects, forget_suspects
+from domyn_swarm.net.errors import ConnectionBroken
 from patience import until_async
 from virtual_time import in_virtual_time
 
@@ -40,6 +41,42 @@ def test_a_row_that_kills_its_engine_costs_three_of_them_and_no_other_row_anythi
         assert ALONE in work.states
 
     run()
+
+
+@pytest.mark.parametrize("slots", [3, 40])
+@pytest.mark.parametrize("dies_after_s", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("restart_s", [0.02, 0.6])
+def test_so_it_does_where_the_engine_is_back_before_it_is_asked(
+    slots: int, dies_after_s: float, restart_s: float
+) -> None:
+    @in_virtual_time
+    async def run() -> None:
+        engines = Engines(1, routed=False, dies_after_s=dies_after_s, restart_s=restart_s)
+        work = Run(engines, slots)
+        await work(prompts(100, 30))
+        assert work.failed == {f"{POISON} 30": "DeadlyRow"}
+        assert engines.deaths == 3
+        assert work.tally.retries == 0
+
+    run()
+
+
+@in_virtual_time
+async def test_a_connection_that_breaks_alone_is_no_death() -> None:
+    engines = Engines(1, routed=False)
+    work = Run(engines, 8)
+    cut: list[str] = []
+
+    def judge(prompt: str) -> None:
+        if prompt in ("row 20", "row 60") and cut.count(prompt) < 4:
+            cut.append(prompt)
+            raise ConnectionBroken("cut by a proxy")
+
+    engines.judge = judge
+    await work(prompts(100))
+    assert work.failed == {}
+    assert (work.tally.retries, len(work.suspects), engines.deaths) == (8, 0, 0)
+    assert ALONE not in work.states
 
 
 @in_virtual_time

@@ -241,11 +241,20 @@ def test_a_row_that_kills_a_server_is_found_also_among_those_of_one_request(benc
         )
     finally:
         served.end()
-    # A server that is back before the driver asks for it has only broken a connection: a retry.
-    assert (code, result["rows_failed"]) == (7, 1)
+    assert (code, result["rows_failed"], result["retries"]) == (7, 1, 0)
     assert served.deaths == 3
     assert bench.output()[9]["_error"]["type"] == "DeadlyRow"
     assert sum(row["answer"] is not None for row in bench.output()) == 39
+
+
+def test_so_is_one_whose_server_is_back_before_it_is_asked(bench: Any, answer: Any) -> None:
+    bench.write(60)
+    bench.server.behave = lambda prompt, _nth: answer(delay_s=0.3, dies=prompt == "p9")
+    code, result = run_worker(bench, max_concurrency=8)
+    assert (code, result["rows_failed"], result["retries"]) == (7, 1, 0)
+    assert bench.server.deaths == bench.server.asked["p9"] == 3
+    assert bench.output()[9]["_error"]["type"] == "DeadlyRow"
+    assert sum(row["answer"] is not None for row in bench.output()) == 59
 
 
 def test_requests_without_a_reply_in_time_are_told_of(bench: Any, answer: Any) -> None:

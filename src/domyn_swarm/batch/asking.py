@@ -10,7 +10,7 @@ from typing import NamedTuple
 from domyn_swarm.batch.gate import EndpointGate
 from domyn_swarm.batch.rows import OneByOne, RowTrace
 from domyn_swarm.batch.standing import Fault, Kind
-from domyn_swarm.batch.suspects import ALONE_AFTER, GUILTY_AFTER, Death
+from domyn_swarm.batch.suspects import ALONE_AFTER, GUILTY_AFTER, Break, Death
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.net.errors import (
     BackPressure,
@@ -30,6 +30,7 @@ from domyn_swarm.net.errors import (
 # What a router says when its replicas are lost; 404 when it knows of none at all.
 _GONE_STATUSES = frozenset({404, 500, 502, 503, 504})
 _REPLICA_LEAVES_S = 60.0  # within so long a lost replica has surely left the router
+_COMES_BACK_S = 3.0  # within so long after a death who cannot connect has met nothing else
 _UNPROVEN_S = 5.0  # the same before anything was answered: as likely all of them refuse
 
 
@@ -84,9 +85,16 @@ class Asking:
             OneByOne: the rows of the call have to be asked each by itself.
         """
         now = asyncio.get_running_loop().time()
+        last_break = self._suspects.last_break
         final = error.barred or not error.retryable or self._trace.failures >= self._policy.retries
         gone = _may_be_outage(error) and await self._gate.gone(final=final)
-        if await self._engine_died(error, sent_at, now, gone=gone):
+        broke = isinstance(error, ReplicaLost) and not isinstance(error, ReplicaAway)
+        if not gone and not broke and await self._died_and_is_back(error, last_break, now):
+            broke = not isinstance(error, CannotConnect)
+            if not broke and await self._waited_for_the_router():
+                self._trace.attempts -= 1  # nothing was sent
+                return
+        if await self._engine_died(error, sent_at, now, gone=gone, broke=broke):
             return
         if gone:
             if error.barred or isinstance(error, CannotConnect):  # no engine has seen it
@@ -120,16 +128,15 @@ class Asking:
     # -- engines that die ------------------------------------------------------------------------
 
     async def _engine_died(
-        self, error: RequestError, sent_at: float, now: float, *, gone: bool
+        self, error: RequestError, sent_at: float, now: float, *, gone: bool, broke: bool
     ) -> bool:
         """Whether the engine died under the request, or had done so before. The time until others
-        know it, too, is over by then.
+        know it, too, is over by then. `broke`: the request was at work in an engine as that ended.
         """
         death = None
         if isinstance(error, NobodyThere):
             self._trace.attempts -= 1
             return gone or await self._waited_for_the_router()
-        broke = isinstance(error, ReplicaLost) and not isinstance(error, ReplicaAway)
         if isinstance(error, ReplicaAway | EngineDead) or (broke and self._trace.rows):
             last = self._suspects.death_of(error.server, 0.0)
             alive = last is not None and self._gate.standing.alive_since(
@@ -149,6 +156,19 @@ class Asking:
         if not gone:
             await self._waited_for_the_router()
         return True
+
+    async def _died_and_is_back(self, error: RequestError, last_break: Break, now: float) -> bool:
+        """Whether an engine that is asked directly died under the request, and serves again by
+        now: its connections broke all at once, or under a row that is a suspect already. So it did
+        where nobody could connect shortly after that.
+        """
+        if self._gate.standing.routed or not self._trace.rows:
+            return False
+        if isinstance(error, CannotConnect):
+            return now - last_break.at < _COMES_BACK_S and await last_break.took_all()
+        if type(error) is not ConnectionBroken:
+            return False
+        return self._suspects.deaths_under(self._trace.rows) > 0 or await last_break.took_all()
 
     def _accuse(self, death: Death, error: RequestError) -> None:
         rows = self._trace.rows

@@ -32,7 +32,9 @@ from domyn_swarm.batch.suspects import ALONE_AFTER
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.net.errors import (
     BadReply,
+    CannotConnect,
     ConnectionBroken,
+    NoFileLeft,
     ReplicaLost,
     RequestError,
     ServerFailed,
@@ -176,9 +178,10 @@ class RequestSession:
                     result = await attempt(sent_at)
                 except RequestError as error:
                     failure = error
-                    if isinstance(error, ReplicaLost | ServerFailed):
-                        self._suspects.broke(error.server, self._now())
+                    self._note_failure(error, sent_at)
                 else:
+                    if self._suspects.last_break.left:
+                        self._suspects.ended(sent_at)
                     if trace is not None and self._suspects.marks:
                         self._suspects.answered(trace.rows)
                     return result
@@ -187,6 +190,17 @@ class RequestSession:
                     self._gate, self._policy, self._tally, Request(kind, limit_s, trace)
                 )
             await asking.failed(failure, sent_at)
+
+    def _note_failure(self, error: RequestError, sent_at: float) -> None:
+        """What it says of the engines and of other requests that were in flight."""
+        now = self._now()
+        if isinstance(error, ReplicaLost | ServerFailed):
+            self._suspects.broke(error.server, now)
+        if isinstance(error, ConnectionBroken):
+            self._suspects.broke_off(sent_at, now, self._gate.traffic.in_flight - 1)
+        else:
+            replied = not isinstance(error, CannotConnect | NoFileLeft)
+            self._suspects.ended(sent_at, replied=replied)
 
     def _turn(self, rows: Sequence[Row]) -> AbstractAsyncContextManager[Any]:
         """What a request of these rows waits for while there are suspects."""

@@ -8,9 +8,11 @@ lies beside the checkpoint. Requests that could not connect are no suspects.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +26,10 @@ GUILTY_AFTER = 3
 # While a dead replica is still believed in, somebody hears of it at least so often; a replica that
 # comes back takes longer than that.
 _SAME_DEATH_S = 1.2
+_ON_ITS_WAY_S = 0.2  # a request that was sent so shortly before a break may not have met it
+_LOOK_S = 0.05
 _LEAVES_S = 3.0  # within so long an engine that its watchdog saw die has left the router
+_AT_ONCE_S = 1.0  # within so long the connections to an engine that died have broken
 _FILE = "suspects.txt"
 
 
@@ -36,6 +41,32 @@ class Death(NamedTuple):
     last_heard_at: float
 
 
+@dataclass
+class Break:
+    """Connections that broke under requests, and what became of the others in flight then.
+
+    An engine that a supervisor has back at once is never found away. What tells its death from a
+    proxy that cut one connection: it takes all of them, and there were several.
+    """
+
+    at: float  # the first of them
+    left: int  # requests sent before, of which nothing was heard since
+    broke: int = 1
+    outlived: bool = False  # by a request that was sent well before and got a reply after it
+
+    async def took_all(self) -> bool:
+        """Whether most broke and no request outlived it.
+
+        Waits until that is known, a second at most: one that was on its way may have reached the
+        next engine, and take long there.
+        """
+        now = asyncio.get_running_loop().time
+        known_at = self.at + _AT_ONCE_S
+        while self.left and not self.outlived and now() < known_at:  # noqa: ASYNC110 - seldom
+            await asyncio.sleep(_LOOK_S)
+        return self.broke > max(1, self.left) and not self.outlived
+
+
 class Suspects:
     """Rows by how many engines died under them. Times are the event loop's."""
 
@@ -45,6 +76,7 @@ class Suspects:
         self._marked_for: dict[bytes, Death] = {}
         self._deaths: dict[str | None, Death] = {}
         self._broke_at = float("-inf")
+        self.last_break = Break(float("-inf"), 0)
         self._file: Path | None = None
 
     def __len__(self) -> int:
@@ -94,16 +126,35 @@ class Suspects:
         return death if death is not None and death.last_heard_at >= since else None
 
     def rest_s(self, now: float) -> float:
-        """How long to wait until a request reaches no replica that is known to be dead: what fails
-        then was in flight.
+        """How long to wait until a request reaches no replica that is known to be dead, over no
+        connection that breaks with it: what fails then was in flight.
         """
         heard = [one.last_heard_at for one in self._deaths.values() if one.server is not None]
-        return max(0.0, max([self._broke_at, *heard]) + _LEAVES_S - now)
+        over_at = max([self._broke_at, *heard]) + _LEAVES_S
+        return max(0.0, over_at - now, self.last_break.at + _AT_ONCE_S - now)
 
     def broke(self, server: str | None, now: float) -> None:
         """A request was not answered by this replica: as far as is known yet, it may be dead."""
         if server is not None:
             self._broke_at = now
+
+    def broke_off(self, sent_at: float, now: float, others: int) -> None:
+        """A connection broke under a request while so many others were in flight."""
+        last = self.last_break
+        if sent_at < last.at and last.left:
+            last.left -= 1
+            last.broke += 1
+        elif now < last.at + _AT_ONCE_S and last.broke + last.left > 1:
+            last.broke += 1  # it was sent to an engine that had died
+        else:
+            self.last_break = Break(now, others)
+
+    def ended(self, sent_at: float, *, replied: bool = True) -> None:
+        """A request ended otherwise."""
+        last = self.last_break
+        if sent_at < last.at and last.left:
+            last.left -= 1
+            last.outlived |= replied and sent_at < last.at - _ON_ITS_WAY_S
 
     def all_back(self) -> None:
         """The endpoint serves again: whoever fails from now on was alive."""
