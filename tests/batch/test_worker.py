@@ -251,8 +251,10 @@ def test_so_is_one_whose_server_is_back_before_it_is_asked(bench: Any, answer: A
     bench.write(60)
     bench.server.behave = lambda prompt, _nth: answer(delay_s=0.3, dies=prompt == "p9")
     code, result = run_worker(bench, max_concurrency=8)
-    assert (code, result["rows_failed"], result["retries"]) == (7, 1, 0)
-    assert bench.server.deaths == bench.server.asked["p9"] == 3
+    # Requests on their way as it restarts may reach the next one: no death is sure then. Exactly
+    # three deaths and no retry are proven in virtual time, see test_suspects.py.
+    assert (code, result["rows_failed"]) == (7, 1)
+    assert bench.server.deaths < 6  # as many as its retries would have cost
     assert bench.output()[9]["_error"]["type"] == "DeadlyRow"
     assert sum(row["answer"] is not None for row in bench.output()) == 59
 
