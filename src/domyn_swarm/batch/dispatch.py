@@ -12,7 +12,8 @@ Requests that begin alike go to the same replica, whose engine has computed that
   it needs.
 
 Where requests have nothing in common, only one in so many is looked at, in case that changes, and
-the others go to the replica that has the fewest.
+the others go to the replica that has the fewest. So do all while that is found not to pay
+(`worth`). The later requests of a row, the turns of a conversation, follow its first one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from domyn_swarm.batch.worth import Worth
 from domyn_swarm.model import Dispatching
 
 _STEP = 512  # bytes between two prefixes that are told apart,
@@ -118,8 +120,11 @@ class _Loads:
 class Dispatch:
     """The replicas that may be sent to, and what each has of ours in flight."""
 
-    def __init__(self, policy: Dispatching = "auto") -> None:
+    def __init__(self, policy: Dispatching = "auto", worth: Worth | None = None) -> None:
+        """`worth` says under `auto` whether it pays, and has the counts of the run."""
         self._policy = policy
+        self.worth = Worth() if worth is None else worth
+        self.known: bool | None = None  # whether the last request's beginning was; None: not read
         self._loads = _Loads()
         self._gone: Counter[str] = Counter()  # in flight at replicas that get no more
         self._seeds: NDArray[np.uint32] = np.empty(0, np.uint32)
@@ -158,13 +163,18 @@ class Dispatch:
         for url in self.urls.difference(urls):
             self.withdraw(url)
 
-    def take(self, body: bytes) -> str | None:
+    def take(self, body: bytes, stay: str | None = None) -> str | None:
         """The replica for a request, which counts as in flight there until `release`; None: there
-        is none.
+        is none. `stay` has answered its row before.
         """
+        self.known = None
         if not self._loads.of:
             return None
-        url = self._by_prefix(body) if self._is_looked_at() else self._loads.least()
+        if stay in self._loads.of and self._policy != "least_load":
+            url = stay
+            self.worth.counts.requests_known += 1
+        else:
+            url = self._by_prefix(body) if self._is_looked_at() else self._loads.least()
         self._loads.change(url, 1)
         return url
 
@@ -184,6 +194,8 @@ class Dispatch:
             return False
         if self._policy == "affinity":
             return True
+        if not self.worth.pays():
+            return False
         self._asked += 1
         if self._asked >= _WINDOW * (_SAMPLE if self._paused else 1):
             self._paused = self._alike < _WORTH_IT * self._looked
@@ -195,12 +207,16 @@ class Dispatch:
         prefixes = prefixes_of(body)
         if not prefixes:
             return self._loads.least()
-        holders = self._known(prefixes)
+        holders, counts = self._known(prefixes), self.worth.counts
         if holders is None:
-            url = self._placed(self._first_new(prefixes))
+            url, self.known = self._placed(self._first_new(prefixes)), False
+            counts.requests_new += 1
         else:
             self._alike += 1
             url = self._among(holders)
+            self.known = url in holders
+            counts.requests_known += self.known
+            counts.requests_moved += not self.known
         self._remember(prefixes, url)
         return url
 

@@ -192,6 +192,7 @@ def plan_of(
         again=frozenset(spec.retry_classes) if spec.retry_failed else None,
         no_others=spec.retry_failed,
         dedup=spec.dedup is not None,
+        sent_columns=job.sent_columns,
         override=spec.override,
     )
 
