@@ -5,7 +5,9 @@ Requests that begin alike go to the same replica, whose engine has computed that
 - A request is known by its prefixes at fixed lengths, each by a checksum. The longest one that was
   sent before names the replicas that hold it.
 - One that was not is placed by rendezvous hashing (Thaler and Ravishankar, 1998) of its first
-  characters, so that other processes and jobs of the swarm choose the same replica for it.
+  characters, so that other processes and jobs of the swarm choose the same replica for it: of the
+  first two the one that has less (Mitzenmacher, "The power of two choices in randomized load
+  balancing", 2001).
 - No replica gets much more than its share (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing
   with bounded loads", 2018): what would be above goes to the least loaded one, which holds the
   prefix from then on, so that a beginning that many requests have spreads over as many replicas as
@@ -34,7 +36,7 @@ _LONGEST = 1 << 20
 _LIKE = 0.5  # of the longest prefix: so much was sent before, and is worth to be followed
 _PLACED_BY = 4  # a new beginning is placed by this prefix, or by the first longer one that is new
 _PREFIXES_KEPT = 1 << 16
-_TRIED = 3  # replicas for a new beginning, before it goes to the least loaded one
+_TRIED = 2  # replicas for a new beginning: it goes to the one of them that has less
 _HOLDERS = 8  # of one prefix that are remembered; with more of them any replica will do
 _ABOVE_SHARE = 1.15  # of the mean of requests in flight
 _LEAST_ABOVE = 2.0
@@ -252,10 +254,8 @@ class Dispatch:
             self._seeded = tuple(loads)
             self._seeds = np.array([crc32(url.encode()) for url in loads], np.uint32)
         best: list[int] = np.argsort(_mixed(self._seeds, prefix[1]))[:_TRIED].tolist()
-        for at in best:
-            if loads[self._seeded[at]] < bound:
-                return self._seeded[at]
-        return self._loads.least()
+        url = min((self._seeded[at] for at in best), key=loads.__getitem__)
+        return url if loads[url] < bound else self._loads.least()
 
     def _remember(self, prefixes: list[_Prefix], url: str) -> None:
         known = self._holders

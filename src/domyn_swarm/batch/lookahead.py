@@ -266,8 +266,10 @@ class LookAhead:
 
 def _are_alike(before: str, after: str) -> bool:
     """Whether two texts have a beginning in common that is long, and most of the shorter one."""
-    enough = max(_ALIKE, int(_LIKE * min(len(before), len(after))))
-    return len(before) >= enough and before[:enough] == after[:enough]
+    if before[:_ALIKE] != after[:_ALIKE] or len(before) < _ALIKE:  # of most pairs that is all
+        return False
+    most = int(_LIKE * min(len(before), len(after)))
+    return before[:most] == after[:most]
 
 
 def _gathered(lots: list[_Lot], order: Places) -> deque[_Lot]:
