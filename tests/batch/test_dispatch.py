@@ -130,6 +130,36 @@ def test_the_turns_of_a_conversation_stay_together() -> None:
     assert moved < 0.1 * 800
 
 
+def test_a_row_stays_with_the_replica_that_has_answered_it() -> None:
+    """However loaded that is; where it is gone, its beginning decides."""
+    dispatch = offered(8)
+    busy = "http://node3:1"
+    for _ in range(40):
+        assert dispatch.take(chat("short"), busy) == busy
+    dispatch.withdraw(busy)
+    assert dispatch.take(chat("short"), busy) not in {busy, None}
+    assert offered(1, "least_load").take(chat("short"), busy) == "http://node0:1"
+    by_load = offered(2, "least_load")
+    by_load.take(chat("short"))
+    assert by_load.take(chat("short"), "http://node0:1") == "http://node1:1"
+
+
+def test_what_came_of_beginnings_is_counted() -> None:
+    dispatch, body = offered(2), chat(letters(2000, 1))
+    first = dispatch.take(body)
+    assert dispatch.known is False
+    dispatch.take(body)
+    assert dispatch.known is True
+    while dispatch.take(body) == first:  # up to its share
+        assert dispatch.known is True
+    assert dispatch.known is False
+    dispatch.take(chat("short"))
+    assert dispatch.known is None
+    counts = dispatch.worth.counts
+    assert (counts.requests_new, counts.requests_moved) == (1, 1)
+    assert counts.requests_known >= 1
+
+
 def test_processes_that_know_nothing_of_each_other_choose_alike() -> None:
     bodies = [chat(letters(3000, number)) for number in range(100)]
     first, second = offered(5), offered(5)
