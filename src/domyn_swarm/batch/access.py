@@ -116,7 +116,7 @@ async def open_session(
         gauges = metrics_reader(http, lambda: gate.url)
     work = [
         gate.keep_knocking(),
-        *([replicas.keep_looking(), replicas.ask_engines()] if replicas else []),
+        *([replicas.keep_looking(), replicas.dispatch.keep_measuring(http)] if replicas else []),
     ]
     try:
         connections = Connections(access.admits(), notice)

@@ -1,4 +1,4 @@
-"""Which replica gets a request of this process. Pure: no clock, nobody is asked.
+"""Which replica gets a request of this process. The choice is pure: no clock, nobody is asked.
 
 Requests that begin alike go to the same replica, whose engine has computed that beginning already:
 
@@ -27,8 +27,10 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from domyn_swarm.batch.rows import current_trace
 from domyn_swarm.batch.worth import Worth
 from domyn_swarm.model import Dispatching
+from domyn_swarm.net.http import HttpClient, HttpReply
 
 _STEP = 512  # bytes between two prefixes that are told apart,
 _STEPS = 16  # at first; then each is half as long again as the one before
@@ -38,7 +40,7 @@ _PLACED_BY = 4  # a new beginning is placed by this prefix, or by the first long
 _PREFIXES_KEPT = 1 << 16
 _TRIED = 2  # replicas for a new beginning: it goes to the one of them that has less
 _HOLDERS = 8  # of one prefix that are remembered; with more of them any replica will do
-_ABOVE_SHARE = 1.15  # of the mean of requests in flight
+_ABOVE_SHARE = 1.25  # of the mean of requests in flight
 _LEAST_ABOVE = 2.0
 _WINDOW = 512  # requests after which is judged whether beginnings are alike
 _WORTH_IT = 0.05  # of those of them that were looked at
@@ -119,6 +121,26 @@ class _Loads:
         return max(_ABOVE_SHARE * mean, mean + _LEAST_ABOVE)
 
 
+class Sent:
+    """A request on its way to a replica. Unless that answers, its row may go elsewhere next."""
+
+    def __init__(self, worth: Worth, url: str | None, known: bool | None) -> None:
+        self._worth, self._url, self._known = worth, url, known
+        self._at_s = worth.clock()
+        self._trace = current_trace.get()
+        if self._trace is not None:
+            self._trace.replica = None
+
+    def answered(self, reply: HttpReply) -> HttpReply:
+        """What came back, which is returned."""
+        if reply.status < 300:
+            if self._trace is not None:
+                self._trace.replica = self._url
+            if self._known is not None:
+                self._worth.took(self._worth.clock() - self._at_s, known=self._known)
+        return reply
+
+
 class Dispatch:
     """The replicas that may be sent to, and what each has of ours in flight."""
 
@@ -127,6 +149,7 @@ class Dispatch:
         self._policy = policy
         self.worth = Worth() if worth is None else worth
         self.known: bool | None = None  # whether the last request's beginning was; None: not read
+        self._taken: str | None = None  # by it
         self._loads = _Loads()
         self._gone: Counter[str] = Counter()  # in flight at replicas that get no more
         self._seeds: NDArray[np.uint32] = np.empty(0, np.uint32)
@@ -165,20 +188,27 @@ class Dispatch:
         for url in self.urls.difference(urls):
             self.withdraw(url)
 
-    def take(self, body: bytes, stay: str | None = None) -> str | None:
+    def take(self, body: bytes) -> str | None:
         """The replica for a request, which counts as in flight there until `release`; None: there
-        is none. `stay` has answered its row before.
+        is none. The one that answered the row's last request gets its next one.
         """
-        self.known = None
+        self.known = self._taken = None
         if not self._loads.of:
             return None
+        trace = current_trace.get()
+        stay = None if trace is None else trace.replica
         if stay in self._loads.of and self._policy != "least_load":
             url = stay
             self.worth.counts.requests_known += 1
         else:
             url = self._by_prefix(body) if self._is_looked_at() else self._loads.least()
         self._loads.change(url, 1)
+        self._taken = url
         return url
+
+    def sent(self) -> Sent:
+        """The request that was taken last, on its way."""
+        return Sent(self.worth, self._taken, self.known)
 
     def release(self, url: str) -> None:
         """A request has ended there."""
@@ -188,6 +218,10 @@ class Dispatch:
             self._gone[url] -= 1
             if not self._gone[url]:
                 del self._gone[url]
+
+    async def keep_measuring(self, client: HttpClient) -> None:
+        """Ask engines what their prefix caches held, until cancelled."""
+        await self.worth.keep_asking(client, lambda: self.urls if self.in_flight else ())
 
     # -- by what requests begin with ----------------------------------------------------------
 

@@ -19,13 +19,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
 
 import msgspec
 
 from domyn_swarm.batch.dispatch import Dispatch
 from domyn_swarm.batch.plain_requests import is_plain
-from domyn_swarm.batch.rows import RowTrace, current_trace
 from domyn_swarm.errors import JobError
 from domyn_swarm.model import listing_tag
 from domyn_swarm.net.errors import (
@@ -94,15 +92,6 @@ class _Attempts:
     pause_s: float = _LOOK_S
     refused: bool = False  # it could not be connected to
     strict: bool = False  # it turned a request away: only a listing of models proves it
-
-
-class _Sent(NamedTuple):
-    """A request on its way to a replica."""
-
-    url: str
-    at_s: float
-    known: bool | None  # see `Dispatch.known`
-    trace: RowTrace | None
 
 
 class Replicas:
@@ -281,34 +270,10 @@ class Replicas:
                     await self._settled.wait()
             except TimeoutError:
                 self._settled.set()
-        trace = current_trace.get()
-        stay = None if trace is None else trace.replica
-        replica = self.dispatch.take(body, stay)
+        replica = self.dispatch.take(body)
         if replica is not None:
             self.needed = False
         return replica
-
-    async def ask_engines(self) -> None:
-        """Ask engines what their prefix caches held, until cancelled."""
-        await self.dispatch.worth.keep_asking(
-            self._client, lambda: self.dispatch.urls if self.dispatch.in_flight else ()
-        )
-
-    def sent(self, url: str) -> _Sent:
-        """The request that was taken last goes to this replica now. Its row may go elsewhere with
-        the next one, unless this one is answered.
-        """
-        trace = current_trace.get()
-        if trace is not None:
-            trace.replica = None
-        return _Sent(url, self._now(), self.dispatch.known, trace)
-
-    def answered(self, sent: _Sent) -> None:
-        """It was: what its row asks next goes to the same replica."""
-        if sent.trace is not None:
-            sent.trace.replica = sent.url
-        if sent.known is not None:
-            self.dispatch.worth.took(self._now() - sent.at_s, known=sent.known)
 
     def release(self, url: str) -> None:
         """A request has ended there."""
@@ -337,12 +302,9 @@ class ReplicaClient:
         if body is None:
             return await self._listing(url, path, timeout_s)
         while (replica := await self._chosen(url, path, body)) is not None:
-            sent = self._replicas.sent(replica)
+            sent = self._replicas.dispatch.sent()
             try:
-                reply = await self._straight(replica, method, path, body, timeout_s)
-                if reply.status < 300:
-                    self._replicas.answered(sent)
-                return reply
+                return sent.answered(await self._straight(replica, method, path, body, timeout_s))
             except CannotConnect:  # nothing was sent: the next one
                 self._replicas.lost(replica)
             finally:
@@ -403,12 +365,10 @@ class ReplicaClient:
         """See `HttpClient.stream`."""
         path = _path_of(url)
         while (replica := await self._chosen(url, path, body)) is not None:
-            sent = self._replicas.sent(replica)
             with self._streaming(replica):
                 try:
                     async for chunk in self._endpoint.stream(replica + path, body, timeout_s):
                         yield chunk
-                    self._replicas.answered(sent)
                     return
                 except CannotConnect:  # nothing was sent: the next one
                     self._replicas.lost(replica)

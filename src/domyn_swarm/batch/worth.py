@@ -73,7 +73,7 @@ class Worth:
     ) -> None:
         """`counts` are those of the run, where what caches held is counted, too."""
         self.counts = Dispatched() if counts is None else counts
-        self._clock = clock
+        self.clock = clock
         self._off_until: float | None = None
         self._pause_s = _AGAIN_S
         self._counted = False  # whether engines say what their caches held
@@ -87,7 +87,7 @@ class Worth:
 
     def pays(self) -> bool:
         """Whether it does, as far as is known."""
-        return self._off_until is None or self._clock() >= self._off_until
+        return self._off_until is None or self.clock() >= self._off_until
 
     def took(self, seconds: float, *, known: bool) -> None:
         """A request was answered, sent to where its beginning was known, or new to everybody."""
@@ -140,7 +140,7 @@ class Worth:
 
     def _switch_off(self) -> None:
         self.counts.switched_off += 1
-        self._off_until = self._clock() + self._pause_s
+        self._off_until = self.clock() + self._pause_s
         self._pause_s = min(_RARELY_S, 2 * self._pause_s)
 
     async def keep_asking(self, client: HttpClient, urls: Callable[[], Collection[str]]) -> None:
