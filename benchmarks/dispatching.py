@@ -342,10 +342,10 @@ def shared(scale: float) -> list[Line]:
         for number, (what, texts, flags) in enumerate(cases):
             best = {"least_load": (0.0, 0.0), "auto": (0.0, 0.0)}
             for turn in range(ROUNDS):
-                for policy in best:
+                for policy, before in best.items():
                     sent = ("--dispatch", policy, *flags)
                     done = _job(folder, name, texts, f"{number}-{turn}-{policy}", sent)
-                    best[policy] = max(best[policy], done)
+                    best[policy] = max(before, done)
             [(by_load, cached), (found, more_cached)] = best.values()
             figure = (
                 f"{found:.0f} rows/s ({more_cached:.0%} cached) against {by_load:.0f} "
