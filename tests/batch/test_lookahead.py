@@ -184,6 +184,26 @@ def test_what_a_row_is_compared_by() -> None:
     assert text_of(said) == "a\n{'text': 'b'}"
     assert text_of(None) == "None"
     assert text_of({"x": 1}) == "{'x': 1}"
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert text_of(deep) == ""
+
+
+def test_rows_that_come_one_by_one_are_each_weighed_a_few_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of a job of which rows are left here and there; not each time that another one comes."""
+    weighed = Counter[str]()
+
+    def nbytes(lot: Any) -> int:
+        weighed["lots"] += 1
+        return int(lot.rows.columns.nbytes)
+
+    monkeypatch.setattr("domyn_swarm.batch.lookahead._Lot.nbytes", property(nbytes))
+    texts = [f"row {number}" for number in range(2000)]
+    assert len(order_of(texts, ahead(), lot_rows=1)) == 2000
+    assert weighed["lots"] < 4 * 2000
 
 
 def test_columns_are_compared_in_the_order_of_the_request() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 
 import pytest
 
@@ -143,22 +144,21 @@ def test_while_it_does_not_pay_the_least_loaded_replica_gets_a_request() -> None
 
 
 class Client:
-    """The engines' metrics, of which one cannot be had."""
+    """The engines' metrics, of which one's cannot be had."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.asked = Counter[str]()
 
     async def request(
         self, method: str, url: str, body: bytes | None, timeout_s: float
     ) -> HttpReply:
         await asyncio.sleep(0.01)
         assert (method, body) == ("GET", None)
+        assert timeout_s > 0
+        self.asked[url] += 1
         if url == f"{B}/metrics":
             raise CannotConnect("refused")
-        assert url == f"{A}/metrics"
-        assert timeout_s > 0
-        self.asked += 1
-        text = VLLM.format(asked=self.asked * 1000, cached=self.asked * 250)
+        text = VLLM.format(asked=self.asked[url] * 1000, cached=self.asked[url] * 250)
         return HttpReply(200, text.encode(), None)
 
 
@@ -167,10 +167,21 @@ async def test_engines_are_asked_while_requests_are_in_flight() -> None:
     counts, client = Dispatched(), Client()
     worth, urls = Worth(counts), {A, B}
     async with beside(worth.keep_asking(client, lambda: urls)):  # type: ignore[arg-type]
-        await asyncio.sleep(19)
-        assert counts.cached_tokens / counts.prompt_tokens_counted == 0.25
-        urls.clear()
-        before = client.asked
-        assert before == 10
         await asyncio.sleep(100)
-        assert client.asked == before
+        assert counts.cached_tokens / counts.prompt_tokens_counted == 0.25
+        asked = client.asked.copy()
+        assert 10 < asked[f"{A}/metrics"] == asked[f"{B}/metrics"] < 20
+        urls.clear()
+        await asyncio.sleep(100)
+        assert client.asked == asked
+
+
+@in_virtual_time
+async def test_of_many_engines_each_worker_asks_a_few_others() -> None:
+    urls = {f"http://node{number}:1" for number in range(64)}
+    clients = [Client() for _ in range(64)]
+    work = [Worth().keep_asking(one, lambda: urls) for one in clients]  # type: ignore[arg-type]
+    async with beside(*work):
+        await asyncio.sleep(60)
+    assert {len(one.asked) for one in clients} == {4}
+    assert max(sum((one.asked for one in clients), Counter()).values()) < 64 * 10 / 2

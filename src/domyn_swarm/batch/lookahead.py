@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,10 +54,19 @@ def text_of(value: Any) -> str:  # noqa: ANN401 - the columns'
     """What a row is compared by: text itself, of messages what they say."""
     if isinstance(value, str):
         return value
+    try:
+        return _said(value)
+    except RecursionError:  # whether it can be asked is its own matter
+        return ""
+
+
+def _said(value: Any) -> str:  # noqa: ANN401 - the columns'
+    if isinstance(value, str):
+        return value
     if isinstance(value, list):
-        return "\n".join([text_of(one) for one in value])
+        return "\n".join([_said(one) for one in value])
     if isinstance(value, dict) and "content" in value:
-        return text_of(value["content"])
+        return _said(value["content"])
     return str(value)
 
 
@@ -172,27 +181,32 @@ class LookAhead:
             yield from source
             return
         current, incoming = deque[_Lot](), list[_Lot]()
-        ended, learned = False, 0
+        ended, learned, held_rows, held_bytes = False, 0, 0, 0
         while True:
-            while not ended and self._has_room(current, incoming):
+            while not ended and self._has_room(held_rows, held_bytes):
                 rows = next(source, None)
                 if rows is None:
                     ended = True
-                else:
-                    incoming.append(self._taken_in(rows))
+                    break
+                incoming.append(self._taken_in(rows))
+                held_rows += incoming[-1].length
+                held_bytes += incoming[-1].nbytes
             if incoming and (ended or not current):
                 current = self._arranged([*current, *incoming], last=ended)
                 incoming.clear()
                 learned = self._expected.learned
+                held_rows = sum(lot.length for lot in current)
+                held_bytes = sum(lot.nbytes for lot in current)
             elif ended and self._expected.learned >= max(_LEARNED_FROM, 2 * learned):
                 current, learned = self._ranked(current), self._expected.learned
             if not current:
                 return
-            yield self._handed_on(current.popleft())
+            lot = current.popleft()
+            held_rows -= lot.length
+            held_bytes -= lot.nbytes
+            yield self._handed_on(lot)
 
-    def _has_room(self, *held: Iterable[_Lot]) -> bool:
-        rows = sum(lot.length for lots in held for lot in lots)
-        nbytes = sum(lot.nbytes for lots in held for lot in lots)
+    def _has_room(self, rows: int, nbytes: int) -> bool:
         return rows < self._most_rows and nbytes < self._most_bytes
 
     def _taken_in(self, rows: PendingRows) -> _Lot:

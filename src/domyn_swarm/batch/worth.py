@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import re
 import time
 from collections.abc import Callable, Collection
@@ -18,9 +19,10 @@ from domyn_swarm.batch.observations import Dispatched
 from domyn_swarm.net.errors import RequestError
 from domyn_swarm.net.http import HttpClient
 
-_EVERY_S = 2.0
+_FIRST_S = 1.0  # between the first times that engines are asked; then twice as long each time,
+_EVERY_S = 8.0  # up to this
 _TIMEOUT_S = 5.0
-_ASKED = 8  # replicas, which stand for all
+_ASKED = 4  # replicas, which stand for all: each worker asks others
 _LEAST_TOKENS = 100_000  # of prompts, before caches are judged,
 _LEAST_REQUESTS = 64  # and requests whose beginning was known, or new
 _LEAST_CACHED = 0.05  # of the tokens; with less it does not pay
@@ -145,12 +147,17 @@ class Worth:
 
     async def keep_asking(self, client: HttpClient, urls: Callable[[], Collection[str]]) -> None:
         """Ask some replicas what their caches held, while there are any, until cancelled."""
+        asked, pause_s = list[str](), _FIRST_S
         while True:
-            asked = sorted(urls())[:_ASKED]
+            there = set(urls())
+            asked = [url for url in asked if url in there]
+            others = sorted(there.difference(asked))
+            asked += random.sample(others, min(len(others), _ASKED - len(asked)))
             async with asyncio.TaskGroup() as asking:
                 for url in asked:
                     asking.create_task(self._ask(client, url))
-            await asyncio.sleep(_EVERY_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(_EVERY_S, 2 * pause_s)
 
     async def _ask(self, client: HttpClient, url: str) -> None:
         try:
