@@ -352,7 +352,6 @@ def shared(scale: float) -> list[Line]:
                 f"({cached:.0%}): {found / by_load:.2f} x"
             )
             lines.append(Line(f"whole jobs, {what}: auto against least_load", figure))
-            print(lines[-1].what, "|", figure, flush=True)
     return lines
 
 
