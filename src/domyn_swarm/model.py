@@ -262,7 +262,7 @@ class DispatchAccount(Record):
     requests_new: int  # whose beginning no replica had been sent
     requests_moved: int  # sent elsewhere than to those that had been: they had their share
     cached_share: float | None  # of prompt tokens, by the engines' own counters; None: not known
-    switched_off: int  # times that it was found not to pay
+    switched_off: int  # times that it was measured not to pay
 
 
 class JobAccount(Record):

@@ -14,7 +14,7 @@ Requests that begin alike go to the same replica, whose engine has computed that
   it needs.
 
 Where requests have nothing in common, only one in so many is looked at, in case that changes, and
-the others go to the replica that has the fewest. So do all while that is found not to pay
+the others go to the replica that has the fewest. So do all while that is measured not to pay
 (`worth`). The later requests of a row, the turns of a conversation, follow its first one.
 """
 

@@ -137,7 +137,7 @@ class Dispatched(msgspec.Struct):
     requests_moved: int = 0  # that others had been sent: those had their share, or were gone
     cached_tokens: int = 0  # of prompts that engines had in their prefix caches,
     prompt_tokens_counted: int = 0  # of so many; both of all that the engines were asked meanwhile
-    switched_off: int = 0  # times that it was found not to pay
+    switched_off: int = 0  # times that it was measured not to pay
 
     def add(self, now: Dispatched, before: Dispatched) -> None:
         """Count what came between two of its states."""
