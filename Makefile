@@ -161,6 +161,7 @@ golden: $(READY)
 # Ten minutes on two cores; quiet ones, since figures move with whatever else runs.
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py --write
+	$(BIN)/python benchmarks/dispatching.py --write
 
 bench-data: $(READY)
 	$(BIN)/python benchmarks/data_backends.py --write

@@ -253,6 +253,14 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}"
 
 
+def write_table(title: str, lines: list[Line]) -> None:
+    """Append a section to `RESULTS.md`."""
+    with (HERE / "RESULTS.md").open("a") as file:
+        file.write(
+            f"\n## {title}, {datetime.now(UTC):%Y-%m-%d}\n\n{machine()}.\n\n{table(lines)}\n"
+        )
+
+
 def main() -> None:
     """Run every case and print, or keep, the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -272,10 +280,8 @@ def main() -> None:
             print(json.dumps([line.__dict__ for line in found], ensure_ascii=False), flush=True)
             lines += found
     scale = " (a tenth of the rows)" if flags.quick else ""
-    title = f"## Engine, {datetime.now(UTC):%Y-%m-%d}{scale}\n\n{machine()}. `make bench`.\n\n"
     if flags.write:
-        with (HERE / "RESULTS.md").open("a") as file:
-            file.write(f"\n{title}{table(lines)}\n")
+        write_table(f"Engine, `make bench`{scale}", lines)
     print(table(lines))
 
 

@@ -253,6 +253,18 @@ class ExitRecord(Record):
         return self.status in (JobStatus.SUCCEEDED, JobStatus.PARTIAL)
 
 
+class DispatchAccount(Record):
+    """What came of rows that begin alike."""
+
+    groups: int  # of rows that were asked one after the other,
+    rows_grouped: int  # so many in all
+    requests_known: int  # sent to a replica that had been sent what they begin with (a hit)
+    requests_new: int  # whose beginning no replica had been sent
+    requests_moved: int  # sent elsewhere than to those that had been: they had their share
+    cached_share: float | None  # of prompt tokens, by the engines' own counters; None: not known
+    switched_off: int  # times that it was measured not to pay
+
+
 class JobAccount(Record):
     """What a job did and cost over all its runs. Seconds throughout; latency is of requests."""
 
@@ -271,6 +283,7 @@ class JobAccount(Record):
     latency_p50_s: float | None
     latency_p90_s: float | None
     latency_p99_s: float | None
+    dispatch: DispatchAccount | None = None  # None: no beginning was looked at
 
 
 class Histogram(Record):

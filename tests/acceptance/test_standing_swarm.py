@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 import urllib.error
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
+import pytest
 
 import schemas
 from command_line import PROGRAM
@@ -194,6 +197,35 @@ def test_the_job_class_of_the_readme_runs(standing: Standing) -> None:
     assert len(answers) == 5
     assert all(row["shouted"] for row in answers)
     assert len(standing.sim.asked("Say it louder: quiet")) == 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rows_that_begin_alike_are_asked_together_and_written_in_order(
+    standing: Standing, workers: int
+) -> None:
+    """What came of it stands with the job, and in its report."""
+    job = standing.job(f"alike by {workers}", 120)
+    draw = random.Random(workers)
+    documents = ["".join(draw.choices("abcdefgh ", k=700)) for _ in range(20)]
+    table = pq.read_table(job.source)
+    questions = [f"{draw.choice(documents)}: {row['prompt']}" for row in table.to_pylist()]
+    pq.write_table(table.set_column(1, "prompt", [questions]), job.source)
+    words = job.submission("--name", "demo", "--workers", str(workers))
+    handle = json.loads(standing.cli.ok(*words))
+    job.assert_complete()
+    status = standing.cli.json("job", "status", handle["job_id"])
+    schemas.fits(status, "job status")
+    sent = status["account"]["dispatch"]
+    sizes = Counter(text[:700] for text in questions)
+    several = [count for count in sizes.values() if count > 1]
+    assert (sent["groups"], sent["rows_grouped"]) == (len(several), sum(several))
+    requests = [sent[name] for name in ("requests_known", "requests_new", "requests_moved")]
+    assert sum(requests) <= 120  # while a worker knows one replica only, it looks at none
+    assert sent["requests_new"] <= workers * len(sizes)
+    page = standing.folder / f"alike-{workers}.html"
+    standing.cli.ok("job", "report", handle["job_id"], "--output", str(page))
+    shown = re.sub(r"\s+", " ", page.read_text(encoding="utf-8"))
+    assert f"{sum(several)} in {len(several)} groups, asked one after the other." in shown
 
 
 def test_a_refused_row_carries_its_error_and_the_job_ends_with_7(standing: Standing) -> None:

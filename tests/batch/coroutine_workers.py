@@ -160,9 +160,9 @@ class Run:
             worker.end(code)
         return code
 
-    async def run(self) -> None:
+    async def run(self, rows: Iterator[PendingRows] | None = None) -> None:
         try:
-            await self.coordinator.run(source(self.rows))
+            await self.coordinator.run(source(self.rows) if rows is None else rows)
         finally:
             working = [one.working for one in self.started if one.working is not None]
             for one in working:

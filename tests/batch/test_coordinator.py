@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from batch.coroutine_workers import (
@@ -20,6 +21,7 @@ from batch.coroutine_workers import (
     Worker,
     real,
     scripted,
+    source,
 )
 from domyn_swarm.batch import results_folder
 from domyn_swarm.batch.failure_limit import FailureLimit
@@ -32,7 +34,7 @@ from domyn_swarm.batch.link import (
     Report,
     Rows,
 )
-from domyn_swarm.batch.source import PendingRows
+from domyn_swarm.batch.source import PendingRows, joined
 from domyn_swarm.batch.tally import Counters, Tally
 from domyn_swarm.errors import JobError, PlatformError, TooManyFailures
 from virtual_time import in_virtual_time, now_s
@@ -143,6 +145,18 @@ def test_a_worker_that_dies_costs_the_row_in_flight_and_is_replaced(
         assert len(whole.started) == 5
 
     run()
+
+
+@in_virtual_time
+async def test_what_a_dead_worker_settled_is_known_whatever_the_order_of_rows(
+    tmp_path: Path,
+) -> None:
+    whole = Run(tmp_path, lambda nth: scripted(dies_at=5 if nth == 1 else None), rows=1000)
+    order = np.random.default_rng(1).permutation(1000)
+    shuffled = joined(list(source(1000))).some(order)
+    await whole.run(shuffled.some(np.arange(at, at + 50)) for at in range(0, 1000, 50))
+    assert whole.kept == Counter(range(1000))
+    assert whole.settled == 1000
 
 
 @in_virtual_time

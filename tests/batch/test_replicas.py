@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.plain_requests import is_plain
 from domyn_swarm.batch.replicas import Names, ReplicaClient, Replicas
+from domyn_swarm.batch.rows import RowTrace, current_trace
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import (
     CannotConnect,
@@ -193,6 +195,43 @@ async def test_every_request_goes_to_the_least_loaded_replica(body: bytes) -> No
         chunks = [one async for one in driver.client.stream(ENDPOINT + CHAT, body, 60.0)]
         assert chunks == [b"data: {}\n\n"]
         assert driver.swarm.sent.total() == 11
+
+
+@in_virtual_time
+async def test_all_turns_of_a_row_go_to_one_replica_unless_that_fails() -> None:
+    """Though what they ask is too short to be compared, and the other replica has less to do."""
+    driver = Driver(Swarm())
+    others = list[asyncio.Task[HttpReply]]()
+
+    async def served() -> str | None:
+        return (await driver.ask()).served_by
+
+    async def turns(number: int) -> set[str | None]:
+        current_trace.set(RowTrace())
+        found = {await served()}
+        for _ in range(3):
+            for _ in range(number % 3 + 1):
+                others.append(asyncio.create_task(driver.ask(), context=Context()))
+            await asyncio.sleep(TRIP_S / 2)
+            found.add(await served())
+        return found
+
+    async def failing_turn() -> None:
+        current_trace.set(RowTrace())
+        first = await served()
+        driver.swarm.answer = lambda url: RequestTimeout("late") if url == first else None
+        with pytest.raises(RequestTimeout):
+            await served()
+        others.append(asyncio.create_task(driver.ask(), context=Context()))
+        assert {await served() for _ in range(3)} == {A, B} - {first}
+
+    async with beside(driver.replicas.keep_looking()):
+        for number in range(20):
+            assert len(await asyncio.create_task(turns(number))) == 1
+        await asyncio.gather(*others)
+        others.clear()
+        await asyncio.create_task(failing_turn())
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 @in_virtual_time

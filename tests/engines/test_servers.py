@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from domyn_swarm import engines
+from domyn_swarm.batch.worth import Worth
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.engines.base import Diagnosis, diagnose
 from domyn_swarm.engines.sim_reply import sim_reply
@@ -294,11 +295,16 @@ def test_sim_models_vllm_with_its_metrics(tmp_path: Path) -> None:
     options = {"vllm": {"kv_tokens": 160, "step_s": 0.001, "output_tokens": asked}}
     with sim(tmp_path, **options) as server:
         reply = server.chat("a" * 111)[1]  # and <|user|>, <|assistant|>: 33 tokens
+        before = server.ask("/metrics")[1]
         assert reply["usage"] == {"prompt_tokens": 33, "completion_tokens": 90, "total_tokens": 123}
         assert len(reply["choices"][0]["message"]["content"]) == 4 * 90
         assert server.chat("a" * 111)[1]["choices"] == reply["choices"]
         assert server.metric("vllm:prefix_cache_queries_total") == 66
         assert server.metric("vllm:prefix_cache_hits_total") == 32
+        worth = Worth()
+        for metrics in (before, server.ask("/metrics")[1]):
+            worth.heard("http://one:1", metrics)  # as a job's worker counts it
+        assert (worth.counts.prompt_tokens_counted, worth.counts.cached_tokens) == (33, 32)
         assert server.metric("vllm:num_preemptions_total") == 0
         threads = in_threads(2, lambda number: server.chat(f"{number}" * 111))
         for thread in threads:

@@ -98,6 +98,18 @@ def test_a_job_that_cannot_work_is_refused_before_anything_is_asked(
     assert not server.asked
 
 
+class SendsUnknown(Shout):
+    """It says that its requests hold what it does not read."""
+
+    sent_columns = ("text", "title")
+
+
+def test_columns_that_are_said_to_be_sent_have_to_be_read(server: ModelServer) -> None:
+    with pytest.raises(ConfigError, match="names 'title', which is no input column") as raised:
+        SendsUnknown().run(ROWS, endpoint=server.url, model="m", api_key=KEY)
+    assert raised.value.hint == "Its input columns are: text."
+
+
 def test_one_name_is_one_input_column(server: ModelServer) -> None:
     assert Shout().input_columns == ("text",)
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domyn_swarm import ChatCompletionJob, TemplateJob
 from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.errors import ConfigError, InvalidInput
 from domyn_swarm.jobs.preparation import prepare
@@ -253,3 +254,27 @@ def test_any_value_under_any_name(name: str, value: Any) -> None:
     assert json.loads(shown) == value
     if isinstance(value, str):
         assert rendered(f"{{{{ row[{literal(name)}] }}}}", {name: value}) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("The question about {{ document }} is: {{ question }}", ["document", "question"]),
+        ("{{ question }}: {{ document }}, {{ question }}", ["question", "document"]),
+        ("{% if long %}{{ document }}{% endif %} {{ a }}", ["long", "document", "a"]),
+        ('{{ row["two words"] }} {{ words | trim }}', ["two words", "words"]),
+    ],
+)
+def test_columns_are_known_in_the_order_of_the_text(text: str, columns: list[str]) -> None:
+    """By it rows that begin alike are asked one after the other."""
+    assert PromptTemplate(text, "prompt").columns_in_order == columns
+
+
+def test_what_a_request_holds_of_a_row_and_in_which_order() -> None:
+    job = TemplateJob(
+        prompt="{{ b }} {{ a }}", system="{{ z }} {{ b }}", param_columns={"temperature": "heat"}
+    )
+    assert tuple(job.sent_columns) == ("z", "b", "a")
+    assert tuple(ChatCompletionJob(input_columns="text", system="Be {{ mood }}.").sent_columns) == (
+        *("mood", "text"),
+    )

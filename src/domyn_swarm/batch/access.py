@@ -18,6 +18,7 @@ from domyn_swarm.batch.steering import ReadGauges, fate_reader, meter_reader, me
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.traffic import Traffic
+from domyn_swarm.batch.worth import Worth
 from domyn_swarm.model import Dispatching
 from domyn_swarm.net.http import HttpClient, open_client
 from domyn_swarm.net.openai import ClientAddress, OpenAIClient
@@ -59,6 +60,7 @@ async def open_session(
     suspects: Suspects | None = None,
     *,
     traffic: Traffic | None = None,
+    worth: Worth | None = None,
 ) -> AsyncIterator[tuple[OpenAIClient, ReadGauges]]:
     """The client that a job is given, and what its endpoint is asked for its load."""
     http = open_client(access.key, use_proxy=access.use_proxy, ca_file=access.ca_file())
@@ -95,7 +97,8 @@ async def open_session(
         fates.insert(0, fate_reader(asked, meter.locate))
         if access.model is not None:
             names = Names(asked, meter.locate, meter.recorded)
-            replicas = Replicas(http, names, notice, Dispatch(access.dispatch))
+            worth = Worth(tally.dispatched) if worth is None else worth
+            replicas = Replicas(http, names, notice, Dispatch(access.dispatch, worth))
             carrier = ReplicaClient(http, replicas, access.model)
     gate = EndpointGate(
         carrier,
@@ -111,7 +114,10 @@ async def open_session(
         gauges = meter_reader(asked, meter.locate)
     else:
         gauges = metrics_reader(http, lambda: gate.url)
-    work = [gate.keep_knocking(), *([replicas.keep_looking()] if replicas else [])]
+    work = [
+        gate.keep_knocking(),
+        *([replicas.keep_looking(), replicas.dispatch.keep_measuring(http)] if replicas else []),
+    ]
     try:
         connections = Connections(access.admits(), notice)
         session = RequestSession(carrier, gate, policy, tally, connections)

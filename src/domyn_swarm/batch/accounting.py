@@ -14,9 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from domyn_swarm.batch.observations import LatencyHistogram
+from domyn_swarm.batch.observations import Dispatched, LatencyHistogram
 from domyn_swarm.batch.tally import Counters, Tally
-from domyn_swarm.model import JobAccount, utc_now
+from domyn_swarm.model import DispatchAccount, JobAccount, utc_now
 from domyn_swarm.paths import write_private
 
 _NAME = re.compile(r"^run-\d{6}\.json$")
@@ -109,4 +109,23 @@ def sum_up(accounts: Iterable[RunAccount]) -> JobAccount:
         latency_p50_s=latency.quantile(0.5),
         latency_p90_s=latency.quantile(0.9),
         latency_p99_s=latency.quantile(0.99),
+        dispatch=_dispatch(one.dispatched for one in counters),
+    )
+
+
+def _dispatch(counted: Iterable[Dispatched]) -> DispatchAccount | None:
+    whole = Dispatched()
+    for one in counted:
+        whole.add(one, Dispatched())
+    if whole == Dispatched():
+        return None
+    counters = whole.prompt_tokens_counted
+    return DispatchAccount(
+        groups=whole.groups,
+        rows_grouped=whole.rows_grouped,
+        requests_known=whole.requests_known,
+        requests_new=whole.requests_new,
+        requests_moved=whole.requests_moved,
+        cached_share=round(whole.cached_tokens / counters, 4) if counters else None,
+        switched_off=whole.switched_off,
     )

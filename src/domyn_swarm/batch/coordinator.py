@@ -273,7 +273,7 @@ class Coordinator:
         try:
             left = []
             for pending in worker.held.values():
-                first, last = int(pending.ordinals[0]), int(pending.ordinals[-1])
+                first, last = int(pending.ordinals.min()), int(pending.ordinals.max())
                 window = np.zeros((last - first + 1, 2), np.uint64)
                 window[pending.ordinals - first] = pending.digests
                 found = index.match(first, window).found[pending.ordinals - first]

@@ -1,18 +1,21 @@
-"""Which replica gets a request of this process. Pure: no clock, nobody is asked.
+"""Which replica gets a request of this process. The choice is pure: no clock, nobody is asked.
 
 Requests that begin alike go to the same replica, whose engine has computed that beginning already:
 
 - A request is known by its prefixes at fixed lengths, each by a checksum. The longest one that was
   sent before names the replicas that hold it.
 - One that was not is placed by rendezvous hashing (Thaler and Ravishankar, 1998) of its first
-  characters, so that other processes and jobs of the swarm choose the same replica for it.
+  characters, so that other processes and jobs of the swarm choose the same replica for it: of the
+  first two the one that has less (Mitzenmacher, "The power of two choices in randomized load
+  balancing", 2001).
 - No replica gets much more than its share (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing
   with bounded loads", 2018): what would be above goes to the least loaded one, which holds the
   prefix from then on, so that a beginning that many requests have spreads over as many replicas as
   it needs.
 
 Where requests have nothing in common, only one in so many is looked at, in case that changes, and
-the others go to the replica that has the fewest.
+the others go to the replica that has the fewest. So do all while that is measured not to pay
+(`worth`). The later requests of a row, the turns of a conversation, follow its first one.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from domyn_swarm.batch.rows import current_trace
+from domyn_swarm.batch.worth import Worth
 from domyn_swarm.model import Dispatching
+from domyn_swarm.net.http import HttpClient, HttpReply
 
 _STEP = 512  # bytes between two prefixes that are told apart,
 _STEPS = 16  # at first; then each is half as long again as the one before
@@ -32,9 +38,9 @@ _LONGEST = 1 << 20
 _LIKE = 0.5  # of the longest prefix: so much was sent before, and is worth to be followed
 _PLACED_BY = 4  # a new beginning is placed by this prefix, or by the first longer one that is new
 _PREFIXES_KEPT = 1 << 16
-_TRIED = 3  # replicas for a new beginning, before it goes to the least loaded one
+_TRIED = 2  # replicas for a new beginning: it goes to the one of them that has less
 _HOLDERS = 8  # of one prefix that are remembered; with more of them any replica will do
-_ABOVE_SHARE = 1.15  # of the mean of requests in flight
+_ABOVE_SHARE = 1.25  # of the mean of requests in flight
 _LEAST_ABOVE = 2.0
 _WINDOW = 512  # requests after which is judged whether beginnings are alike
 _WORTH_IT = 0.05  # of those of them that were looked at
@@ -115,11 +121,35 @@ class _Loads:
         return max(_ABOVE_SHARE * mean, mean + _LEAST_ABOVE)
 
 
+class Sent:
+    """A request on its way to a replica. Unless that answers, its row may go elsewhere next."""
+
+    def __init__(self, worth: Worth, url: str | None, known: bool | None) -> None:
+        self._worth, self._url, self._known = worth, url, known
+        self._at_s = worth.clock()
+        self._trace = current_trace.get()
+        if self._trace is not None:
+            self._trace.replica = None
+
+    def answered(self, reply: HttpReply) -> HttpReply:
+        """What came back, which is returned."""
+        if reply.status < 300:
+            if self._trace is not None:
+                self._trace.replica = self._url
+            if self._known is not None:
+                self._worth.took(self._worth.clock() - self._at_s, known=self._known)
+        return reply
+
+
 class Dispatch:
     """The replicas that may be sent to, and what each has of ours in flight."""
 
-    def __init__(self, policy: Dispatching = "auto") -> None:
+    def __init__(self, policy: Dispatching = "auto", worth: Worth | None = None) -> None:
+        """`worth` says under `auto` whether it pays, and has the counts of the run."""
         self._policy = policy
+        self.worth = Worth() if worth is None else worth
+        self.known: bool | None = None  # whether the last request's beginning was; None: not read
+        self._taken: str | None = None  # by it
         self._loads = _Loads()
         self._gone: Counter[str] = Counter()  # in flight at replicas that get no more
         self._seeds: NDArray[np.uint32] = np.empty(0, np.uint32)
@@ -160,13 +190,25 @@ class Dispatch:
 
     def take(self, body: bytes) -> str | None:
         """The replica for a request, which counts as in flight there until `release`; None: there
-        is none.
+        is none. The one that answered the row's last request gets its next one.
         """
+        self.known = self._taken = None
         if not self._loads.of:
             return None
-        url = self._by_prefix(body) if self._is_looked_at() else self._loads.least()
+        trace = current_trace.get()
+        stay = None if trace is None else trace.replica
+        if stay in self._loads.of and self._policy != "least_load":
+            url = stay
+            self.worth.counts.requests_known += 1
+        else:
+            url = self._by_prefix(body) if self._is_looked_at() else self._loads.least()
         self._loads.change(url, 1)
+        self._taken = url
         return url
+
+    def sent(self) -> Sent:
+        """The request that was taken last, on its way."""
+        return Sent(self.worth, self._taken, self.known)
 
     def release(self, url: str) -> None:
         """A request has ended there."""
@@ -177,6 +219,10 @@ class Dispatch:
             if not self._gone[url]:
                 del self._gone[url]
 
+    async def keep_measuring(self, client: HttpClient) -> None:
+        """Ask engines what their prefix caches held, until cancelled."""
+        await self.worth.keep_asking(client, lambda: self.urls if self.in_flight else ())
+
     # -- by what requests begin with ----------------------------------------------------------
 
     def _is_looked_at(self) -> bool:
@@ -184,6 +230,8 @@ class Dispatch:
             return False
         if self._policy == "affinity":
             return True
+        if not self.worth.pays():
+            return False
         self._asked += 1
         if self._asked >= _WINDOW * (_SAMPLE if self._paused else 1):
             self._paused = self._alike < _WORTH_IT * self._looked
@@ -195,12 +243,16 @@ class Dispatch:
         prefixes = prefixes_of(body)
         if not prefixes:
             return self._loads.least()
-        holders = self._known(prefixes)
+        holders, counts = self._known(prefixes), self.worth.counts
         if holders is None:
-            url = self._placed(self._first_new(prefixes))
+            url, self.known = self._placed(self._first_new(prefixes)), False
+            counts.requests_new += 1
         else:
             self._alike += 1
             url = self._among(holders)
+            self.known = url in holders
+            counts.requests_known += self.known
+            counts.requests_moved += not self.known
         self._remember(prefixes, url)
         return url
 
@@ -236,10 +288,8 @@ class Dispatch:
             self._seeded = tuple(loads)
             self._seeds = np.array([crc32(url.encode()) for url in loads], np.uint32)
         best: list[int] = np.argsort(_mixed(self._seeds, prefix[1]))[:_TRIED].tolist()
-        for at in best:
-            if loads[self._seeded[at]] < bound:
-                return self._seeded[at]
-        return self._loads.least()
+        url = min((self._seeded[at] for at in best), key=loads.__getitem__)
+        return url if loads[url] < bound else self._loads.least()
 
     def _remember(self, prefixes: list[_Prefix], url: str) -> None:
         known = self._holders

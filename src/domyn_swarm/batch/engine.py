@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.job_store import Asker, JobPlace
 from domyn_swarm.batch.limiter import Limiter
+from domyn_swarm.batch.lookahead import LookAhead
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.publish import ResultsMissing, publish
 from domyn_swarm.batch.runner import Events, Runner, Transform
@@ -31,6 +32,7 @@ from domyn_swarm.batch.suspects import Suspects, forget_suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.verdicts import Reading
 from domyn_swarm.batch.work import WorkerPlan, WorkPlan
+from domyn_swarm.batch.worth import Worth
 from domyn_swarm.errors import JobError, TooManyFailures, disk_error
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Accept, JobAccount, ReplyVerdict
@@ -58,6 +60,7 @@ class BatchPlan:
     again: frozenset[ReplyVerdict] | None = None  # settled rows to ask again; empty: the failed
     no_others: bool = False  # with `again`: rows that were never asked stay so
     dedup: bool = False  # rows of one value share a request
+    sent_columns: Sequence[str] = ()  # what requests hold of a row, in their order; else all of it
     override: Mapping[str, Any] = field(default_factory=dict)  # parameters this run changed
     publishes: bool = True  # False: whoever runs it reads the results from the checkpoint
     errors_count: bool = True  # False: later runs ask the rows again that fail in this one
@@ -89,6 +92,7 @@ class _Asking(NamedTuple):
 
     open_session: Callable[[], AbstractAsyncContextManager[tuple[OpenAIClient, ReadGauges]]]
     make_transform: Callable[[OpenAIClient], Transform]
+    look_ahead: Callable[[], LookAhead]
 
 
 class BatchRun:
@@ -163,11 +167,25 @@ class BatchRun:
                 await in_thread(forget_suspects, checkpoint.folder)
             suspects = Suspects()
             suspects.keep_in(checkpoint.folder)
+            worth = Worth(self._tally.dispatched)
             opening = partial(
-                open_session, access, work.retry_policy, self._tally, work.notice, suspects
+                open_session,
+                *(access, work.retry_policy, self._tally, work.notice, suspects),
+                worth=worth,
+            )
+            keys = plan.output.keys
+            look_ahead = partial(
+                LookAhead,
+                access.dispatch,
+                keys,
+                plan.sent_columns or keys.input_columns,
+                self._tally.dispatched,
+                pays=worth.pays,
             )
             async with beside(in_thread(checkpoint.tidy)):
-                return await self._settle_all(checkpoint, _Asking(opening, make_transform))
+                return await self._settle_all(
+                    checkpoint, _Asking(opening, make_transform, look_ahead)
+                )
         except OSError as error:
             if error.errno is None:  # no disk said that
                 raise
@@ -259,7 +277,8 @@ class BatchRun:
         if self._stop_early:
             return
         async with asking.open_session() as (client, gauges):
-            await self._settle(checkpoint, asking.make_transform(client), gauges, source)
+            transform = asking.make_transform(client)
+            await self._settle(checkpoint, transform, gauges, source, asking.look_ahead())
 
     async def _settle(
         self,
@@ -267,6 +286,7 @@ class BatchRun:
         transform: Transform,
         gauges: ReadGauges,
         source: Iterator[PendingRows],
+        ahead: LookAhead,
     ) -> None:
         work, workers = self._plan.work, self._plan.workers
         meanwhile: list[Coroutine[None, None, None]] = [checkpoint.keep_held()]
@@ -276,13 +296,13 @@ class BatchRun:
             meanwhile.append(sink.keep_syncing(work.sync_s))
             running = Runner(
                 transform,
-                sink,
+                ahead.learning(sink),
                 work.run_policy,
                 encode=work.encode,
                 tally=self._tally,
                 events=self._events,
             )
-            rows = (pending.rows(self._plan.output.keys) for pending in source)
+            rows = (pending.rows(self._plan.output.keys) for pending in ahead.ordered(source))
             settling = running.run(rows)
         else:
             running = Coordinator(
@@ -292,7 +312,7 @@ class BatchRun:
                 tally=self._tally,
                 events=self._events,
             )
-            settling = running.run(source)
+            settling = running.run(ahead.ordered(source))
         self._running = running
         if work.run_policy.concurrency is None:
             meanwhile.append(steer(running, self._tally, self._limiter, gauges))

@@ -127,6 +127,25 @@ class ReplicaShares(dict[str, ReplicaShare]):
             self[url].add(share, (before or {}).get(url, _NOTHING))
 
 
+class Dispatched(msgspec.Struct):
+    """How the requests of a run were sent: what came of rows that begin alike."""
+
+    rows_grouped: int = 0  # rows that were asked beside others that begin alike,
+    groups: int = 0  # in so many groups
+    requests_known: int = 0  # sent to a replica that had been sent what they begin with
+    requests_new: int = 0  # whose beginning no replica had been sent
+    requests_moved: int = 0  # that others had been sent: those had their share, or were gone
+    cached_tokens: int = 0  # of prompts that engines had in their prefix caches,
+    prompt_tokens_counted: int = 0  # of so many; both of all that the engines were asked meanwhile
+    switched_off: int = 0  # times that it was measured not to pay
+
+    def add(self, now: Dispatched, before: Dispatched) -> None:
+        """Count what came between two of its states."""
+        for name in self.__struct_fields__:
+            more = getattr(now, name) - getattr(before, name)
+            setattr(self, name, getattr(self, name) + more)
+
+
 class SlowRow(msgspec.Struct, frozen=True, order=True):
     """A row that took long, retries and waiting included."""
 

@@ -302,8 +302,9 @@ class ReplicaClient:
         if body is None:
             return await self._listing(url, path, timeout_s)
         while (replica := await self._chosen(url, path, body)) is not None:
+            sent = self._replicas.dispatch.sent()
             try:
-                return await self._straight(replica, method, path, body, timeout_s)
+                return sent.answered(await self._straight(replica, method, path, body, timeout_s))
             except CannotConnect:  # nothing was sent: the next one
                 self._replicas.lost(replica)
             finally:

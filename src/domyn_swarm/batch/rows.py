@@ -58,7 +58,7 @@ class RowTrace:
 
     __slots__ = (
         *("attempts", "code", "completion_tokens", "failures", "finish_reasons"),
-        *("prompt_tokens", "rows"),
+        *("prompt_tokens", "replica", "rows"),
     )
 
     def __init__(self, rows: Sequence[Row] = ()) -> None:
@@ -70,6 +70,7 @@ class RowTrace:
         self.failures = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.replica: str | None = None  # that answered last: it has the conversation so far
 
     def note(self, facts: ReplyFacts) -> None:
         """Add up what one more reply was: the worst ending counts, and silence."""

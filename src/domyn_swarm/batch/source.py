@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ _SKIP_ROWS = 8 * 1024
 
 @dataclass(frozen=True)
 class PendingRows:
-    """Rows of one input batch that have no result, in input order; never none."""
+    """Rows that have no result, in the order in which they are asked; never none."""
 
     ordinals: NDArray[np.int64]
     digests: Digests
@@ -42,6 +42,17 @@ class PendingRows:
         items = None if self.items is None else [self.items[one] for one in at.tolist()]
         columns = self.columns.take(indices(at))
         return PendingRows(self.ordinals[at], self.digests[at], columns, items)
+
+
+def joined(parts: Sequence[PendingRows]) -> PendingRows:
+    """The rows of several, one after the other; all of them have their items made, or none has."""
+    items = [item for part in parts for item in part.items or ()]
+    return PendingRows(
+        np.concatenate([part.ordinals for part in parts]),
+        np.concatenate([part.digests for part in parts]),
+        pa.concat_batches([part.columns for part in parts]),
+        items or None,
+    )
 
 
 def pending_rows(

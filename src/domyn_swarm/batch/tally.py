@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from domyn_swarm.batch.observations import ReplicaShare, SlowestRows, SlowRow
+from domyn_swarm.batch.observations import Dispatched, ReplicaShare, SlowestRows, SlowRow
 from domyn_swarm.batch.replies import Replies
 from domyn_swarm.batch.rows import RowError, RowValue
 from domyn_swarm.batch.verdicts import outcome_of, verdict_of
@@ -49,6 +49,7 @@ class Counters(msgspec.Struct, frozen=True):
     prompt_sizes: dict[int, int] = {}
     completion_sizes: dict[int, int] = {}
     replicas: dict[str, ReplicaShare] = {}
+    dispatched: Dispatched = msgspec.field(default_factory=Dispatched)
     slowest: list[SlowRow] = []
     failures: dict[str, int] = {}
     examples: dict[str, FailureExample] = {}
@@ -84,6 +85,7 @@ class Tally:
     timed_out: int = 0  # requests that got no reply within their limit
     rows_shut_out: int = 0  # of those that failed: turned away, or without a reply in time
     replies: Replies = field(default_factory=Replies)
+    dispatched: Dispatched = field(default_factory=Dispatched)
     slowest: SlowestRows = field(default_factory=SlowestRows)
     failures: Counter[str] = field(default_factory=Counter)  # failed rows by signature
     examples: dict[str, FailureExample] = field(default_factory=dict)  # of those
@@ -143,6 +145,7 @@ class Tally:
             prompt_sizes=dict(replies.prompt_sizes.counts),
             completion_sizes=dict(replies.completion_sizes.counts),
             replicas=replies.replicas.copied() if with_replicas else {},
+            dispatched=msgspec.structs.replace(self.dispatched),
             slowest=self.slowest.rows,
             failures=dict(self.failures),
             examples=dict(self.examples),
@@ -161,6 +164,7 @@ class Tally:
         replies.latency.merge(_grown(now.latency, before.latency))
         replies.prompt_sizes.merge(_grown(now.prompt_sizes, before.prompt_sizes))
         replies.completion_sizes.merge(_grown(now.completion_sizes, before.completion_sizes))
+        self.dispatched.add(now.dispatched, before.dispatched)
         if now.replicas is not before.replicas:
             replies.replicas.add(now.replicas, before.replicas)
         if now.slowest != before.slowest:

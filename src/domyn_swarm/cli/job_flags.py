@@ -201,7 +201,8 @@ class JobFlags:
         typer.Option(
             "--dispatch",
             help="Which replica gets a request: one that has had what it begins with (affinity; "
-            "auto: where requests begin alike), or the one with the fewest (least_load).",
+            "auto: where requests begin alike and that pays), or the one with the fewest "
+            "(least_load).",
         ),
     ] = None
     checkpoint_dir: Annotated[

@@ -267,6 +267,8 @@ def account_text(account: JobAccount) -> str:
         parts.append(
             f"median latency {middle:.2f} s, the server's queue included (99 %: {slow:.2f} s)"
         )
+    if account.dispatch is not None and account.dispatch.cached_share is not None:
+        parts.append(f"{account.dispatch.cached_share:.0%} of prompt tokens were cached")
     again = account.retries + account.turned_away + account.lost_in_flight
     if again:
         parts.append(f"{again} sent again")

@@ -214,6 +214,13 @@ class SwarmJob:
             InvalidInput: names one, and those that may be meant.
         """
 
+    @property
+    def sent_columns(self) -> Sequence[str]:
+        """The input columns in the order in which requests hold them: rows that begin alike in it
+        are asked one after the other.
+        """
+        return self.input_columns
+
     def remarks(self, verdicts: Mapping[ReplyVerdict, int]) -> list[str]:  # noqa: ARG002
         """What is worth saying of rows that came out so, a sentence or two each.
 

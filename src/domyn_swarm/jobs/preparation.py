@@ -163,6 +163,7 @@ def plan_of(
     check_columns(dataset, keys.input_columns, "--input-column")
     if keys.id_column is not None:
         check_columns(dataset, [keys.id_column], "--id-column")
+    _check_sent(job)
     check_dedup(spec.dedup, job)
     identity = identity_of(spec, first or job)
     output = OutputPlan(
@@ -192,8 +193,18 @@ def plan_of(
         again=frozenset(spec.retry_classes) if spec.retry_failed else None,
         no_others=spec.retry_failed,
         dedup=spec.dedup is not None,
+        sent_columns=job.sent_columns,
         override=spec.override,
     )
+
+
+def _check_sent(job: SwarmJob) -> None:
+    unknown = [name for name in job.sent_columns if name not in job.input_columns]
+    if unknown:
+        raise ConfigError(
+            f"sent_columns of {job.label} names {unknown[0]!r}, which is no input column.",
+            hint=f"Its input columns are: {', '.join(job.input_columns)}.",
+        )
 
 
 def check_dedup(dedup: Dedup | None, job: SwarmJob) -> None:

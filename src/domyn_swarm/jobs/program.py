@@ -84,7 +84,9 @@ def access_of(spec: JobSpec) -> EndpointAccess:
     key_now = None if spec.api_key_file is None else partial(_key_of, spec)
     if spec.endpoint_file is None:
         url = (spec.endpoint_url or "").rstrip("/").removesuffix("/v1")
-        return EndpointAccess(lambda: url, key, use_proxy=True, key_now=key_now)
+        return EndpointAccess(
+            lambda: url, key, use_proxy=True, key_now=key_now, dispatch=spec.dispatch
+        )
     place = Path(spec.endpoint_file)
     meter = None
     if spec.collector_key_file is not None:

@@ -118,6 +118,13 @@ class PromptedJob(SwarmJob):
                     hint=f"The input has: {', '.join(there)}.",
                 )
 
+    @property
+    def sent_columns(self) -> Sequence[str]:
+        """See `SwarmJob.sent_columns`: here the system message's come first."""
+        system = () if self.system is None else self.system.columns_in_order
+        asked = self.input_columns[:1] if self.prompt is None else self.prompt.columns_in_order
+        return tuple(dict.fromkeys([*system, *asked]))
+
     def described(self) -> dict[str, Any]:
         """See `SwarmJob.described`."""
         return {

@@ -263,6 +263,16 @@ class PromptTemplate:
         used = meta.find_undeclared_variables(tree) - {self._row}
         return tuple(sorted(used | columns.named))
 
+    @property
+    def columns_in_order(self) -> Sequence[str]:
+        """The columns as the template first names them."""
+
+        def first_named(column: str) -> int:
+            found = re.search(rf"\{{[{{%][^{{}}]*?(?<!\w){re.escape(column)}(?!\w)", self.text)
+            return found.end() if found else len(self.text)
+
+        return sorted(self.columns, key=first_named)
+
     def check_columns(self, there: Sequence[str]) -> None:
         """Find columns that the rows do not have.
 
