@@ -25,6 +25,7 @@ COLUMNS = {"msgspec", "numpy", "pyarrow"}
 TYPER = {"annotated_doc", "shellingham", "typer"}
 
 GROUND = {"errors", "logs", "paths"}
+RECORDS = {"model", "record"}
 TASK = {*GROUND, "backends.slurm", "probing", "temporary"}
 JOB = {
     *GROUND,
@@ -32,7 +33,7 @@ JOB = {
     "data",
     "identity",
     "jobs",
-    "model",
+    *RECORDS,
     "net",
     "open_files",
     "planning",
@@ -57,10 +58,11 @@ PROGRAMS: Mapping[str, Loads] = {
     "backends.slurm.endpoint_task": Loads(set(), {*TASK, "backends.endpoint"}),
     "backends.endpoint.smg_process": Loads(set(), {"backends.endpoint"}),
     "backends.endpoint.program": Loads(
-        {*AIOHTTP, *PYDANTIC, "psutil"},
+        {*AIOHTTP, "msgspec", "psutil"},
         {
             *GROUND,
-            *("backends.endpoint", "backends.notification", "claims", "identity", "model"),
+            *("backends.endpoint", "backends.notification", "claims", "identity"),
+            *RECORDS,
             "open_files",
             "probing",
         },

@@ -30,25 +30,20 @@ def _check(one: record.Record) -> None:
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a type, as pydantic would leave it."""
     origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
     if origin is Annotated:
         return fits(value, inner[0])
     if origin in {Union, UnionType}:
         return any(fits(value, one) for one in inner)
-    if origin is Literal:
-        return value in inner
     if origin is tuple and inner[1:] == (...,):
         return type(value) is tuple and all(fits(one, inner[0]) for one in value)
     if origin is dict:
         return isinstance(value, dict) and all(
             fits(key, inner[0]) and fits(one, inner[1]) for key, one in value.items()
         )
-    if hint is None:
-        return value is None
-    if hint is float:
-        return isinstance(value, float | int)
-    return isinstance(value, origin or hint)
+    if origin is Literal:
+        return value in inner
+    plain = {Any: object, None: type(None), float: float | int}
+    return isinstance(value, plain.get(hint, origin or hint))
 
 
 record._RecordType.__new__ = _new

@@ -82,6 +82,10 @@ class Record(Struct, metaclass=_RecordType, frozen=True):
         """Its fields, in their order."""
         return cls.__struct_fields__
 
+    def as_fields(self) -> dict[str, Any]:
+        """Its fields by name, records within it as they are."""
+        return msgspec.structs.asdict(self)
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
         """The same with other values for some fields."""
         return msgspec.structs.replace(self, **(update or {}))
@@ -280,6 +284,6 @@ def _encoded(value: object) -> object:
 
 
 def _decoded(kind: type, value: Any) -> object:  # noqa: ANN401 - from JSON
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError(f"{kind.__name__} is no part of a record.")
+    if kind is not Path:
+        raise NotImplementedError(f"{kind.__name__} is no part of a record.")
+    return Path(value)  # what is no path is a TypeError, which the decoder takes for wrong input

@@ -9,11 +9,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress
-from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.errors import PlatformError, StateError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, Location, ProcessId, Reach, Record
@@ -23,6 +22,9 @@ from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.probing import Observation
 from domyn_swarm.record import field
+
+if TYPE_CHECKING:
+    from domyn_swarm.backends.rehearsal import Rehearsal
 
 _log = get_logger(__name__)
 

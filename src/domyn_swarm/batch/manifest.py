@@ -14,8 +14,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pyarrow as pa
-
 from domyn_swarm import __version__
 from domyn_swarm.model import Record, ReplyVerdict
 from domyn_swarm.record import Meta, field
@@ -121,6 +119,8 @@ def read_manifest(path: Path) -> Manifest | None:
 
 def versions() -> dict[str, str]:
     """What wrote the output."""
+    import pyarrow as pa
+
     return {
         "domyn-swarm": __version__,
         "python": platform.python_version(),

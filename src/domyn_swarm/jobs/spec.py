@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Annotated, Any, Literal
 
 from domyn_swarm.batch.reading import InputReading
@@ -22,6 +21,8 @@ from domyn_swarm.record import Meta
 
 def new_job_id() -> str:
     """Sorts by time, which is UTC; unique on this machine and, as far as matters, on others."""
+    import secrets  # here: to read what was written takes none
+
     return f"{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 

@@ -161,7 +161,7 @@ def _records() -> dict[str, JobRecord]:
 
 def _entry(one: StoredCheckpoint, records: Mapping[str, JobRecord]) -> CheckpointEntry:
     jobs = tuple(_job_entry(job, records) for job in one.jobs)
-    fields = {name: getattr(one, name) for name in StoredCheckpoint.field_names()}
+    fields = one.as_fields()
     return CheckpointEntry(**{**fields, "jobs": jobs}, whole=True, touched=())
 
 
@@ -169,7 +169,7 @@ def _job_entry(job: StoredJob, records: Mapping[str, JobRecord]) -> JobEntry:
     known = [records[job_id] for job_id in job.job_ids if job_id in records]
     last = known[-1] if known else None
     return JobEntry(
-        **job.model_dump(),
+        **job.as_fields(),
         job_name=None if last is None else last.name,
         external_id=None if last is None else last.external_id,
         output=None if last is None else last.output,
