@@ -1,7 +1,5 @@
 """Records and enums that every floor speaks, and the transitions that are legal between states."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime

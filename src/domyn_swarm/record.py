@@ -4,6 +4,9 @@ Commands that only look import dozens of records and read few of them. So they a
 structs, whose classes cost nothing and whose JSON is decoded strictly. Pydantic, whose import alone
 costs more than a whole look, is loaded where something else comes in: what a user wrote, JSON that
 is not as a record was written, a JSON Schema, a record within a configuration.
+
+The modules of records that a look reads do without `from __future__ import annotations`, with which
+each field's type would be text that is compiled when a decoder is made.
 """
 
 from __future__ import annotations

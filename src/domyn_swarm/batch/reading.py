@@ -1,7 +1,5 @@
 """How an input's files are to be read, where they do not say it themselves."""
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """What a worker is told (`job.json`) and what it tells at the end (`result.json`)."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from domyn_swarm.batch.reading import InputReading

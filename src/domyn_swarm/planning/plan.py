@@ -1,7 +1,5 @@
 """What is derived from a config. Frozen, serialisable, the same for every backend."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """What a job asks of the platform, and the same in the words of `srun`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from domyn_swarm.model import Record

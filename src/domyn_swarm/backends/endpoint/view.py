@@ -1,7 +1,5 @@
 """How other programs find the endpoint and learn of its replicas."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
