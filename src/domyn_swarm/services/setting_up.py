@@ -14,7 +14,6 @@ from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.model import Record
 from domyn_swarm.paths import write_private
 from domyn_swarm.record import field
-from domyn_swarm.swarm.job_file import json_schema as job_schema
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 
 __all__ = [
@@ -35,6 +34,13 @@ __all__ = [
 ]
 
 Platform = Literal["local", "slurm", "lepton"]
+
+
+def job_schema(descriptions: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON Schema of a job's file, for editors; see `job_file.json_schema`."""
+    from domyn_swarm.swarm.job_file import json_schema as schema  # with it all that jobs need
+
+    return schema(descriptions)
 
 
 class SettingUp(Record):
