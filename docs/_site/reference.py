@@ -204,9 +204,13 @@ def _families() -> Iterator[Metric]:
     now = datetime.now(UTC)
     report = ReplicaReport(replica=0, state=ReplicaState.READY, incarnation="", sequence=0)
     progress = JobProgress(state="running", updated_at=now)
+    required = {"tag": "", "host": "", "port": None, "replicas": 1, "stale_after_s": 1.0}
+    required |= {"health_path": "/", "policy": "", "max_concurrent": 1, "queue_size": 1}
+    required |= {"retries": 0, "tls_cert": None, "tls_key": None}
+    required |= {"api_key_file": "key", "collector_key_file": "key"}
     yield from Readings(
         swarm="",
-        spec=EndpointSpec.model_construct(model="", engine="", backend=""),
+        spec=EndpointSpec.model_validate(required),
         replicas_wanted=1,
         view=CollectorView(replicas=(report,), taken_at=now, stale_after_s=1.0),
         router=RouterFigures({}, {}, {}, {}),
