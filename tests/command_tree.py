@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from typer.core import TyperGroup
-
 from domyn_swarm.cli.app import COMMANDS
-from domyn_swarm.cli.lazy import build
+from domyn_swarm.cli.lazy import LazyGroup, build
 
 
 def commands() -> dict[tuple[str, ...], Any]:
@@ -20,8 +18,8 @@ def commands() -> dict[tuple[str, ...], Any]:
 
 
 def _walk(words: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if not isinstance(command, TyperGroup):
+    if not isinstance(command, LazyGroup):
         yield words, command
         return
-    for name, below in command.commands.items():
-        yield from _walk((*words, name), below)
+    for name in command.commands:
+        yield from _walk((*words, name), command.built(name))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 pytest_plugins = [
+    "typed_records",  # before anything makes a record
     "lanes",
     "patience",
     "model_server",

@@ -204,7 +204,7 @@ class Bench:
             "checkpoint_root": str(self.folder / "checkpoints"),
             "min_version": "0.0.0",
         }
-        return JobSpec(**{**fields, **changes})
+        return JobSpec.model_validate({**fields, **changes})
 
     def request(self, **changes: Any) -> JobRequest:
         """The same as a person submits it, with an id of their own."""

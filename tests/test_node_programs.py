@@ -1,17 +1,25 @@
 """What each program loads before it does anything: a swarm starts several on every node, and their
-start is most of what they cost. What is new here has a reason, or stands where it is used.
+start is most of what they cost. And what commands that only look have loaded when they have shown
+it: the same holds for them. What is new here has a reason, or stands where it is used.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from domyn_swarm import DomynLLMSwarmConfig
+from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
+from domyn_swarm.paths import JobPaths, write_private
+from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
+from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from patience import limit_s
 
 AIOHTTP = {
@@ -25,6 +33,7 @@ COLUMNS = {"msgspec", "numpy", "pyarrow"}
 TYPER = {"annotated_doc", "shellingham", "typer"}
 
 GROUND = {"errors", "logs", "paths"}
+RECORDS = {"model", "record"}
 TASK = {*GROUND, "backends.slurm", "probing", "temporary"}
 JOB = {
     *GROUND,
@@ -32,7 +41,7 @@ JOB = {
     "data",
     "identity",
     "jobs",
-    "model",
+    *RECORDS,
     "net",
     "open_files",
     "planning",
@@ -57,10 +66,11 @@ PROGRAMS: Mapping[str, Loads] = {
     "backends.slurm.endpoint_task": Loads(set(), {*TASK, "backends.endpoint"}),
     "backends.endpoint.smg_process": Loads(set(), {"backends.endpoint"}),
     "backends.endpoint.program": Loads(
-        {*AIOHTTP, *PYDANTIC, "psutil"},
+        {*AIOHTTP, "msgspec", "psutil"},
         {
             *GROUND,
-            *("backends.endpoint", "backends.notification", "claims", "identity", "model"),
+            *("backends.endpoint", "backends.notification", "claims", "identity"),
+            *RECORDS,
             "open_files",
             "probing",
         },
@@ -118,3 +128,84 @@ def test_a_program_loads_what_it_uses_and_nothing_else(
 def test_the_list_names_no_more_than_some_program_loads(loaded: dict[str, list[str]]) -> None:
     for program, may in PROGRAMS.items():
         assert may.ours - ours(loaded[program]) == set(), program
+
+
+LOOKS: Mapping[str, set[str]] = {  # beside msgspec and Typer
+    "status": {"psutil"},
+    "status demo --json": {"psutil"},
+    "swarm list": {"psutil"},
+    "swarm list --no-probe": {"psutil"},
+    "job list": set(),
+    "job status one": set(),
+    "job status one --json": set(),
+    "config check swarm.yaml": {*PYDANTIC, "psutil", "yaml"},
+}
+LOOK = """
+import json, sys
+from domyn_swarm.cli.app import main
+before = set(sys.modules)
+sys.argv = ["domyn-swarm", *{words!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+new = set(sys.modules) - before
+new = [name for name in new if getattr(sys.modules[name], "__spec__", None)]
+print(json.dumps(new), file=sys.stderr)
+"""
+FIELDS = {"name": "demo", "model": "m", "engine": "sim", "backend": "local", "replicas": 1}
+
+
+@pytest.fixture
+def recorded(swarm_home: Path, tmp_path: Path) -> Path:
+    """A folder with a configuration; a swarm and a job of it are recorded, and have files."""
+    plan, _ = SwarmLifecycle.plan(DomynLLMSwarmConfig.model_validate(FIELDS))
+    now, folder, job = utc_now(), tmp_path / "swarm", tmp_path / "job"
+    store = SwarmStore.open()
+    store.create_swarm(
+        SwarmRecord(
+            name="demo",
+            tag="demo.1",
+            backend="local",
+            phase=SwarmPhase.READY,
+            swarm_dir=str(folder),
+            plan_json=plan.model_dump_json(),
+            parts=({"kind": "replica", "platform_id": "1"},),
+            created_at=now,
+            updated_at=now,
+        )
+    )
+    of_job = {"job_id": "one", "name": "j", "swarm": "demo", "platform": "local", "job_dir": job}
+    of_job |= {"status": JobStatus.SUCCEEDED, "input": "in.csv", "output": "out.csv"}
+    record = {**of_job, "job_dir": str(job), "submitted_at": now, "ended_at": now}
+    store.create_job(JobRecord.model_validate(record))
+    spec = {"job_id": "one", "name": "j", "job": "domyn_swarm.jobs:ChatCompletionJob"}
+    spec |= {"model": "m", "input": "in.csv", "output": "out.csv"}
+    spec |= {"checkpoint_root": str(tmp_path), "min_version": "0"}
+    written = {"result": {"rows_total": 3, "rows_done": 3}, "spec": spec}
+    for name, content in written.items():
+        path = getattr(JobPaths(job), name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_private(path, json.dumps(content))
+    (tmp_path / "swarm.yaml").write_text(json.dumps(FIELDS))
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", LOOKS)
+def test_a_look_loads_what_it_shows_and_nothing_else(words: str, recorded: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK.format(words=words.split())],
+        capture_output=True,
+        text=True,
+        timeout=limit_s(),
+        check=False,
+        cwd=recorded,
+        env=dict(os.environ),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout or words == "swarm list"  # of which nothing runs
+    modules = json.loads(done.stderr.splitlines()[-1])
+    assert packages(modules) - {*TYPER, "msgspec", "typing_extensions"} - LOOKS[words] == set()
+    assert {"ssl", "http.client", "asyncio", "email.message"} & {*modules} <= (
+        {"ssl", "http.client", "email.message"} if words.startswith("config") else set()
+    )

@@ -14,7 +14,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from prometheus_client.core import Metric
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from domyn_swarm import engines, errors, paths
 from domyn_swarm.backends.endpoint.job_progress import FollowedJob
@@ -24,13 +24,13 @@ from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.cli.app import COMMANDS
 from domyn_swarm.cli.job_flags import FLAGS, key_descriptions
-from domyn_swarm.cli.lazy import build
+from domyn_swarm.cli.lazy import LazyGroup, build
 from domyn_swarm.config.models import DomynLLMSwarmConfig
 from domyn_swarm.model import JobProgress, ReplicaReport, ReplicaState
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.services.setting_up import job_schema
 
-Command = TyperCommand | TyperGroup
+Command = TyperCommand | LazyGroup
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -59,11 +59,11 @@ def options_page() -> str:
 
 
 def _commands(command: Command, path: str) -> Iterator[tuple[str, Command]]:
-    if not isinstance(command, TyperGroup):
+    if not isinstance(command, LazyGroup):
         yield path, command
         return
     for name in sorted(command.commands):
-        yield from _commands(command.commands[name], f"{path} {name}")
+        yield from _commands(command.built(name), f"{path} {name}")
 
 
 # -- configuration -------------------------------------------------------------------------------
@@ -204,9 +204,13 @@ def _families() -> Iterator[Metric]:
     now = datetime.now(UTC)
     report = ReplicaReport(replica=0, state=ReplicaState.READY, incarnation="", sequence=0)
     progress = JobProgress(state="running", updated_at=now)
+    required = {"tag": "", "host": "", "port": None, "replicas": 1, "stale_after_s": 1.0}
+    required |= {"health_path": "/", "policy": "", "max_concurrent": 1, "queue_size": 1}
+    required |= {"retries": 0, "tls_cert": None, "tls_key": None}
+    required |= {"api_key_file": "key", "collector_key_file": "key"}
     yield from Readings(
         swarm="",
-        spec=EndpointSpec.model_construct(model="", engine="", backend=""),
+        spec=EndpointSpec.model_validate(required),
         replicas_wanted=1,
         view=CollectorView(replicas=(report,), taken_at=now, stale_after_s=1.0),
         router=RouterFigures({}, {}, {}, {}),

@@ -1,36 +1,15 @@
 """Records and enums that every floor speaks, and the transitions that are legal between states."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 from zlib import crc32
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from domyn_swarm.errors import EXIT_FAILED_ROWS, ConfigError
-
-_OF_USE = {"model_copy", "model_dump", "model_dump_json"}
-_OF_PYDANTIC = {name for name in dir(BaseModel) if not name.startswith("__")} - _OF_USE
-
-
-class Record(BaseModel):
-    """A frozen, serialisable value. Unknown fields are refused.
-
-    Its validator is built on first use: a command needs few of the records that it imports.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
-
-    def __dir__(self) -> list[str]:
-        """What it holds and can do; of pydantic's many methods those that are of use here."""
-        hidden = {name for name in _OF_PYDANTIC if not name.startswith("__")}
-        return sorted(
-            {*super().__dir__()} - hidden | {"model_copy", "model_dump", "model_dump_json"}
-        )
+from domyn_swarm.record import Meta, field
+from domyn_swarm.record import Record as Record  # noqa: PLC0414 - others have it from here
 
 
 def utc_now() -> datetime:
@@ -323,7 +302,7 @@ class JobProgress(Record):
     rows_done: int = 0  # settled, those of earlier runs and failed ones included
     rows_resumed: int = 0  # of them: before this run
     rows_failed: int = 0
-    verdicts: dict[ReplyVerdict, int] = {}  # the settled rows by what their answers are
+    verdicts: dict[ReplyVerdict, int] = field(default_factory=dict)  # settled rows, by answers
     commonest_failure: FailureGroup | None = None  # of the rows that failed in this run
     rows_per_s: float | None = None
     eta_s: float | None = None
@@ -354,25 +333,25 @@ def listing_tag(urls: Iterable[str]) -> str:
 class ReplicaReport(Record):
     """The last report of one replica, as the collector keeps it and as readers get it."""
 
-    replica: int = Field(ge=0, le=100_000)
+    replica: Annotated[int, Meta(ge=0, le=100_000)]
     state: ReplicaState
-    url: str | None = Field(None, max_length=2048)
+    url: Annotated[str, Meta(max_length=2048)] | None = None
     http_status: int | None = None
-    restarts: int = Field(0, ge=0)
+    restarts: Annotated[int, Meta(ge=0)] = 0
     watchdog_pid: int | None = None
     engine_pid: int | None = None
-    node: str | None = Field(None, max_length=256)
-    reason: str | None = Field(None, max_length=4096)
+    node: Annotated[str, Meta(max_length=256)] | None = None
+    reason: Annotated[str, Meta(max_length=4096)] | None = None
     exit_code: int | None = None
     requests_running: float | None = None
     requests_waiting: float | None = None
-    prompt_tokens: float | None = Field(None, ge=0)  # since the engine started
-    generated_tokens: float | None = Field(None, ge=0)
-    kv_cache_usage: float | None = Field(None, ge=0)  # 1: full
+    prompt_tokens: Annotated[float, Meta(ge=0)] | None = None  # since the engine started
+    generated_tokens: Annotated[float, Meta(ge=0)] | None = None
+    kv_cache_usage: Annotated[float, Meta(ge=0)] | None = None  # 1: full
     loading: bool = False  # not ready yet, and its engine prints or reads from its disk
     sampled_at: float | None = None  # when the engine said so; seconds of the watchdog's clock
-    sample_age_s: float | None = Field(None, ge=0)  # how long before the report that was
+    sample_age_s: Annotated[float, Meta(ge=0)] | None = None  # how long before the report that was
     tokens_per_s: float | None = None  # generated; set by the collector, from two samples
-    incarnation: str = Field(max_length=64)  # one per watchdog process
-    sequence: int = Field(ge=0)  # counts up within an incarnation
+    incarnation: Annotated[str, Meta(max_length=64)]  # one per watchdog process
+    sequence: Annotated[int, Meta(ge=0)]  # counts up within an incarnation
     reported_at: datetime | None = None  # set by the collector, its own clock

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 _LOADED_S = 60.0  # what has loaded has still to answer
+_LONGEST_ANSWER = 4_000_000  # bytes
+_LONGEST_LINE = 65_536
 
 
 class Phase(IntEnum):
@@ -107,6 +109,10 @@ def http_json(
         OSError: no answer, one that is no HTTP or breaks off, or a status other than 200.
         ValueError: the answer is not JSON.
     """
+    if url.startswith("http://") and not use_proxy:
+        answer = _plain_answer(url, key, timeout_s)
+        if answer is not None:
+            return json.loads(answer)
     import http.client
     import urllib.error
     import urllib.request
@@ -125,12 +131,55 @@ def http_json(
     opener = urllib.request.build_opener(*handlers)
     try:
         with opener.open(request, timeout=timeout_s) as reply:
-            return json.loads(reply.read(4_000_000))
+            return json.loads(reply.read(_LONGEST_ANSWER))
     except urllib.error.HTTPError as error:
         error.close()  # it holds the connection
         raise
     except http.client.HTTPException as error:
         raise OSError(f"{url} does not speak HTTP: {error!r}") from error
+
+
+def _plain_answer(url: str, key: str | None, timeout_s: float) -> bytes | None:
+    """The body of the answer to a GET without TLS and proxy; None: the HTTP library has to ask. To
+    import that takes more CPU than all the rest of a look.
+
+    Raises:
+        OSError: as `http_json`.
+    """
+    import socket
+
+    host_port, _, path = url.removeprefix("http://").partition("/")
+    host, _, port = host_port.rpartition(":")
+    if not port.isdecimal() or not host.isascii() or not f"{path}{key}".isprintable():
+        return None
+    lines = [f"GET /{path} HTTP/1.0", f"Host: {host_port}", "Accept: */*"]
+    if key is not None:
+        lines.append(f"Authorization: Bearer {key}")
+    # As bytes the host is not looked at as an international name, which is a library of its own.
+    place: Any = (host.strip("[]").encode(), int(port))
+    with socket.create_connection(place, timeout=timeout_s) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        with connection.makefile("rb") as reply:
+            version, _, status = reply.readline(_LONGEST_LINE).decode("latin-1").partition(" ")
+            code, _, reason = status.strip().partition(" ")
+            if not version.startswith("HTTP/1.") or not code.isdecimal():
+                raise OSError(f"{url} does not speak HTTP")
+            fields: dict[str, str] = {}
+            while line := reply.readline(_LONGEST_LINE).decode("latin-1").strip():
+                name, _, value = line.partition(":")
+                fields[name.lower()] = value.strip()
+            if code.startswith("3") or "transfer-encoding" in fields:
+                return None
+            if code != "200":
+                from email.message import Message
+                from urllib.error import HTTPError
+
+                raise HTTPError(url, int(code), reason, Message(), None)
+            length = int(fields.get("content-length", _LONGEST_ANSWER))
+            body = reply.read(min(length, _LONGEST_ANSWER))
+    if "content-length" in fields and len(body) < min(length, _LONGEST_ANSWER):
+        raise OSError(f"{url} broke off its answer")
+    return body
 
 
 def endpoint_probe(

@@ -13,7 +13,7 @@ from patience import limit_s
 
 NEVER = {
     *("alembic", "numpy", "pyarrow", "pandas", "polars", "ray", "fsspec", "jinja2", "aiohttp"),
-    *("pyreqwest", "smg", "sqlalchemy", "uvloop", "msgspec", "textual", "leptonai"),
+    *("pyreqwest", "smg", "sqlalchemy", "uvloop", "pydantic", "textual", "leptonai"),
 }
 PROGRAM = """
 import json, sys

@@ -52,12 +52,12 @@ def replica(index: int) -> ReplicaSnapshot:
     }
     if index in STATES:
         fields |= {name: None for name in fields if name.startswith(("requests", "tokens", "kv"))}
-    return ReplicaSnapshot(**{**fields, **STATES.get(index, {})})
+    return ReplicaSnapshot.model_validate({**fields, **STATES.get(index, {})})
 
 
 def job(number: int, **fields: Any) -> JobSnapshot:
-    return JobSnapshot(
-        **{
+    return JobSnapshot.model_validate(
+        {
             "job_id": f"20261126-0800{number:02}-abcdef",
             "name": "ChatCompletionJob",
             "swarm": "night",

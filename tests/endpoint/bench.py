@@ -197,7 +197,7 @@ class Bench:
             "api_key_file": self.paths.api_key,
             "collector_key_file": self.paths.collector_key,
         }
-        return EndpointSpec(**{**fields, **changes})
+        return EndpointSpec.model_validate({**fields, **changes})
 
     def start_collector(self, **changes: Any) -> CollectorThread:
         self.collectors.append(CollectorThread(self.paths, self.endpoint_spec(**changes)))

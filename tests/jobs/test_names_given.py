@@ -298,7 +298,7 @@ def test_every_option_has_its_keyword_and_no_keyword_is_unknown() -> None:
         "input",
         "output",
     }
-    assert {*SubmitKeywords.__annotations__} == {*JobRequest.model_fields} - of_the_call
+    assert {*SubmitKeywords.__annotations__} == {*JobRequest.field_names()} - of_the_call
     [_, called] = get_overloads(job)
     own = {"output_schema", "input_columns", "version", "parameters"}
     assert {*inspect.signature(called).parameters} == OPTIONS | own

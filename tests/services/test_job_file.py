@@ -224,7 +224,7 @@ def test_flags_keys_and_the_schema_for_editors_are_the_same(tmp_path: Path) -> N
         "run_here": "placement",
     }
     typed = {translated.get(one.name, one.name) for one in fields(JobFlags)} - {"file"}
-    assert typed == set(JobFile.model_fields)
+    assert typed == set(JobFile.field_names())
     assert FLAGS["swarm"] == "--name"
     schema = job_schema(key_descriptions())
     assert schema["properties"].keys() == typed

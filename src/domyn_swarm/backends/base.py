@@ -9,13 +9,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress
-from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.errors import PlatformError, StateError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, Location, ProcessId, Reach, Record
@@ -24,6 +21,10 @@ from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.planning.resources import JobResources
 from domyn_swarm.probing import Observation
+from domyn_swarm.record import field
+
+if TYPE_CHECKING:
+    from domyn_swarm.backends.rehearsal import Rehearsal
 
 _log = get_logger(__name__)
 
@@ -199,13 +200,13 @@ class ComputeSpec(Record):
     tag: str | None  # the swarm's; the program ends with the swarm
     external_id: str | None = None
     argv: tuple[str, ...]
-    env: dict[str, str] = Field(default_factory=dict)  # no secrets: paths of key files only
+    env: dict[str, str] = field(default_factory=dict)  # no secrets: paths of key files only
     cwd: str
     job_dir: str
     files: tuple[str, ...] = ()  # that it reads and writes, beside its own folder: paths or URLs
     resources: JobResources = JobResources()
     continues: bool = False  # it may run once more under the same id: see `JobResources.continues`
-    platform_options: dict[str, Any] = Field(default_factory=dict)  # the validated backend section
+    platform_options: dict[str, Any] = field(default_factory=dict)  # the validated backend section
 
 
 class ComputeBackend(Located, Protocol):

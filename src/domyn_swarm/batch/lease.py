@@ -63,7 +63,7 @@ class Holder:
     @property
     def _reach(self) -> Reach:
         return host_reach(
-            Location.model_construct(
+            Location(
                 kind="host",
                 name=self.host,
                 boot_id=self.boot_id,

@@ -12,13 +12,11 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
-
-import pyarrow as pa
-from pydantic import Field, ValidationError
+from typing import Annotated, Any, Literal
 
 from domyn_swarm import __version__
 from domyn_swarm.model import Record, ReplyVerdict
+from domyn_swarm.record import Meta, field
 
 MANIFEST_NAME = "_manifest.json"  # readers of a folder of Parquet files skip such names
 _SUFFIX = ".manifest.json"
@@ -66,7 +64,7 @@ class ColumnFacts(Record):
 class OutputFile(Record):
     """One file of the output."""
 
-    name: str = Field(pattern=_FILE_NAME)
+    name: Annotated[str, Meta(pattern=_FILE_NAME)]
     rows: int
     bytes: int
     sha256: str
@@ -79,9 +77,7 @@ class RowCounts(Record):
     rows: int
     rows_failed: int  # they carry an `_error`
     rows_empty: int  # answered, and every answer column is null
-    verdicts: dict[ReplyVerdict, int] = Field(
-        default_factory=dict
-    )  # all rows by what their answers are
+    verdicts: dict[ReplyVerdict, int] = field(default_factory=dict)  # all rows, by answers
     tokens: TokenCounts
 
 
@@ -117,12 +113,14 @@ def read_manifest(path: Path) -> Manifest | None:
     """The manifest in a file; None when there is none, or it is none of ours."""
     try:
         return Manifest.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         return None
 
 
 def versions() -> dict[str, str]:
     """What wrote the output."""
+    import pyarrow as pa
+
     return {
         "domyn-swarm": __version__,
         "python": platform.python_version(),

@@ -108,7 +108,7 @@ def _publish(
             counts = _write_rows(writer, rows, raw, plan.schema.names)
             files = writer.finish()
         manifest = Manifest(
-            **counts.model_dump(),
+            **counts.as_fields(),
             job=plan.job,
             input=InputFacts(path=plan.input_path, rows=dataset.rows),
             limit=limit,

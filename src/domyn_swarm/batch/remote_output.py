@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import ValidationError
-
 from domyn_swarm.batch.file_systems import reaching
 from domyn_swarm.batch.input_facts import InputFacts
 from domyn_swarm.batch.input_files import InputFile
@@ -129,7 +127,7 @@ class RemotePlace:
         try:
             with contextlib.closing(self._file(name).open()) as opened:
                 return Manifest.model_validate_json(opened.read())
-        except (OSError, ValidationError):
+        except (OSError, ValueError):
             return None
 
     def manifest(self) -> Manifest | None:

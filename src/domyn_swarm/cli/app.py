@@ -17,7 +17,7 @@ from domyn_swarm import __version__
 from domyn_swarm.cli import completion, utf8
 from domyn_swarm.cli.completion import InstallOption, ShowOption
 from domyn_swarm.cli.console import say
-from domyn_swarm.cli.lazy import Entry, root_group
+from domyn_swarm.cli.lazy import Entry, Root, lazy
 from domyn_swarm.errors import EXIT_BUG, EXIT_INTERRUPTED, PlatformError, SwarmError, words_of
 from domyn_swarm.logs import FORMAT_VARIABLE, configure
 
@@ -91,7 +91,7 @@ COMMANDS = (
 
 app = typer.Typer(
     name="domyn-swarm",
-    cls=root_group(COMMANDS),
+    cls=lazy(Root, COMMANDS),
     help="Replicas of an LLM server behind one endpoint, and resumable batch jobs through it.",
     epilog="First steps: domyn-swarm init config --output swarm.yaml; domyn-swarm up swarm.yaml",
     no_args_is_help=True,

@@ -7,12 +7,16 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+_KINDS = {
+    "int": "whole number",
+    "int range": "whole number",
+    "float": "number",
+    "float range": "number",
+}
 _WORDS = {
     "str": "TEXT",
-    "int": "N",
-    "int range": "N",
-    "float": "X",
-    "float range": "X",
+    "whole number": "N",
+    "number": "X",
     "path": "PATH",
 }
 
@@ -26,6 +30,7 @@ class Command(TyperCommand):
         super().__init__(name, **attributes)
         self.short_help = (self.help or "").split("\n\n")[0].replace("\n", " ")
         for param in self.params:
+            param.type.name = _KINDS.get(param.type.name, param.type.name)  # as errors call it
             if param.param_type_name == "argument":
                 named = param.metavar or str(param.name).upper()
                 param.metavar = named.removeprefix("[").removesuffix("]").removesuffix("…")
@@ -56,10 +61,10 @@ class Command(TyperCommand):
             if found is None:
                 continue
             name, text = found
-            shown = param.display_type_rich(ctx)
-            if shown and param.param_type_name == "argument":
+            if param.param_type_name == "argument":
                 name = str(param.metavar)
-            elif shown and param.metavar is None:
+            elif param.metavar is None:
+                shown = param.make_metavar(ctx)
                 name = name.replace(shown, _word(shown))
             records[param.param_type_name].append((name, text))
         for kind, title in (("argument", "Arguments"), ("option", "Options")):
@@ -69,6 +74,6 @@ class Command(TyperCommand):
 
 
 def _word(shown: str) -> str:
-    """For `<list[str]>` and the like; choices are named as they are typed."""
-    inner = shown.removesuffix("...").strip("<>").removeprefix("list[").removesuffix("]")
+    """For `<str>` and the like; choices are named as they are typed."""
+    inner = shown.removesuffix("...").strip("<>[]")
     return _WORDS.get(inner, inner)

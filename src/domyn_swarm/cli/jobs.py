@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from domyn_swarm.cli import candidates
-from domyn_swarm.cli.again import resume, retry_failed
 from domyn_swarm.cli.console import say
+from domyn_swarm.cli.lazy import Entry, LazyGroup, lazy
 from domyn_swarm.cli.logs import FollowOption, LinesOption
 from domyn_swarm.cli.options import (
     ExternalIdOption,
@@ -22,22 +22,62 @@ from domyn_swarm.cli.options import (
     chosen_format,
     chosen_job,
 )
-from domyn_swarm.cli.outcomes import failures, report, results, verify
-from domyn_swarm.cli.preview import preview
-from domyn_swarm.cli.script import submit_script
-from domyn_swarm.cli.submit import submit
 from domyn_swarm.cli.watching import EveryOption, WatchOption
 
-job_app = typer.Typer(help="Jobs: a dataset through a swarm.", no_args_is_help=True)
-job_app.command("submit")(submit)
-job_app.command("preview")(preview)
-job_app.command("submit-script")(submit_script)
-job_app.command("resume")(resume)
-job_app.command("retry-failed")(retry_failed)
-job_app.command("failures")(failures)
-job_app.command("report")(report)
-job_app.command("verify")(verify)
-job_app.command("results")(results)
+_CLI = "domyn_swarm.cli"
+_OTHER_MODULES = (
+    Entry(
+        "submit",
+        f"{_CLI}.submit:submit",
+        "Push a dataset through a swarm; print the job's handle as one line of JSON.",
+    ),
+    Entry(
+        "preview",
+        f"{_CLI}.preview:preview",
+        "Ask the first rows of a job and show what comes; then submit it, if that is wanted.",
+    ),
+    Entry(
+        "submit-script",
+        f"{_CLI}.script:submit_script",
+        "Run a program of yours beside a swarm; print its handle as one line of JSON.",
+    ),
+    Entry(
+        "resume",
+        f"{_CLI}.again:resume",
+        "Submit the same job once more; rows that are settled are not asked again.",
+    ),
+    Entry(
+        "retry-failed",
+        f"{_CLI}.again:retry_failed",
+        "Ask the rows again that a job gave up, and no others; other parameters may help them.",
+    ),
+    Entry(
+        "failures",
+        f"{_CLI}.outcomes:failures",
+        "Group a job's failed rows by their errors, with an example of each; say how "
+        "many rows are not settled, and which command asks them.",
+    ),
+    Entry(
+        "report",
+        f"{_CLI}.outcomes:report",
+        "Write a page about a job, one HTML file with plots; print where it is.",
+    ),
+    Entry(
+        "verify",
+        f"{_CLI}.outcomes:verify",
+        "Check that a job's output is whole: every file intact, every input row once and in order.",
+    ),
+    Entry(
+        "results",
+        f"{_CLI}.outcomes:results",
+        "Show the first rows of a job's output, or write all of them to a file.",
+    ),
+)
+job_app = typer.Typer(
+    cls=lazy(LazyGroup, _OTHER_MODULES),
+    help="Jobs: a dataset through a swarm.",
+    no_args_is_help=True,
+)
 
 
 _ON_TERMINAL, _ELSEWHERE = 15, 50  # jobs that are listed

@@ -20,7 +20,7 @@ LinesOption = Annotated[
 def logs(
     name: NameArgument = None,
     replica: Annotated[
-        int | None, typer.Argument(min=0, help="One replica; all when left out.")
+        int | None, typer.Argument(min=0, help="One replica, from 0; all when left out.")
     ] = None,
     of_endpoint: Annotated[
         bool, typer.Option("--endpoint", help="The endpoint's log: router and collector.")

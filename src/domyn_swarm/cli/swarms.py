@@ -240,7 +240,9 @@ def scale(
             autocompletion=candidates.swarms,
         ),
     ],
-    replicas: Annotated[int, typer.Argument(min=1, metavar="N", help="How many it shall run.")],
+    replicas: Annotated[
+        int, typer.Argument(min=1, metavar="N", help="How many it shall run, 1 at least.")
+    ],
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,

@@ -10,15 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
 import typer
 
 from domyn_swarm.cli.options import Format
 from domyn_swarm.cli.rendering import collected, plain, print_line
-from domyn_swarm.model import Record
 
-_T = TypeVar("_T", bound=Record)
+if TYPE_CHECKING:
+    from domyn_swarm.record import Record
+
+_T = TypeVar("_T", bound="Record")
 _AGES = frozenset({"known_at", "last_seen_s", "figures_age_s", "eta_s", "rows_per_s"})
 _AGES |= {"requests_running", "requests_waiting"}
 

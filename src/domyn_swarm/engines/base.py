@@ -43,4 +43,4 @@ def diagnose(patterns: Sequence[FailurePattern], log_tail: str) -> Diagnosis | N
     found = watchdog_rules.diagnose(known, log_tail, served=False, killed=False)
     if found is None:
         return None
-    return Diagnosis(**{name: found[name] for name in Diagnosis.model_fields})
+    return Diagnosis(**{name: found[name] for name in Diagnosis.field_names()})

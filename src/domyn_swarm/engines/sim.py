@@ -52,6 +52,7 @@ class Sim:
         nodes = 1 if by_ray(plan) else plan.layout.nodes_per_replica
         others = ("--nodes", str(nodes), "--node-port", "{node_port}") if nodes > 1 else ()
         follow = ("--follow", "{head}", "--node-port", "{port}", "--host", "-", "--port", "0")
+        ray = ray_nodes(plan) if by_ray(plan) else {}
         return ServingSpec(
             argv=(
                 *program,
@@ -60,8 +61,8 @@ class Sim:
                 *("--options", asked.decode()),
                 *(("--", *plan.args) if plan.args else ()),
             ),
-            **(ray_nodes(plan) if by_ray(plan) else {}),
-            **({"follower_argv": (*program, *follow)} if nodes > 1 else {}),
+            follower_argv=(*program, *follow) if nodes > 1 else ray.get("follower_argv", ()),
+            companion_argv=ray.get("companion_argv", ()),
             env=plan.env,
             key_env="SIM_API_KEY",
             **(_METRICS if options.metrics else {"metrics_path": None}),

@@ -102,10 +102,12 @@ class VLLM:
                 hint=f"Add {plan.model!r} to the names, or remove the flag.",
             )
         body = {"model": plan.model, "prompt": "ready?", "max_tokens": 1}
+        others = self._other_nodes(plan, ours)
         return ServingSpec(
             argv=(*_SERVER, *merged(ours, plan.args, _ALIASES)),
             env=plan.env,
-            **self._other_nodes(plan, ours),
+            follower_argv=others.get("follower_argv", ()),
+            companion_argv=others.get("companion_argv", ()),
             key_env="VLLM_API_KEY",
             running_metric="vllm:num_requests_running",
             waiting_metric="vllm:num_requests_waiting",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import Field, ValidationError
+from typing import Annotated, Any, Literal
 
 from domyn_swarm.batch.rows import RowTrace
 from domyn_swarm.batch.verdicts import verdict_of
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.model import Accept, Dedup, Record
+from domyn_swarm.record import Meta
 
 Kept = Literal["finish_reason", "verdict", "usage", "latency"]
 
@@ -20,19 +19,19 @@ class JobOptions(Record):
     name: str | None = None
     id_column: str | None = None
     output_mode: Literal["append", "replace", "io_only"] | None = None
-    max_concurrency: int | Literal["auto"] | None = Field(None)
-    retries: int | None = Field(None, ge=0)
-    timeout_s: float | None = Field(None, gt=0)
-    timeout_retries: int | None = Field(None, ge=0)
+    max_concurrency: int | Literal["auto"] | None = None
+    retries: Annotated[int, Meta(ge=0)] | None = None
+    timeout_s: Annotated[float, Meta(gt=0)] | None = None
+    timeout_retries: Annotated[int, Meta(ge=0)] | None = None
     max_failures: str | int | None = None  # "20" rows, or "5%"
-    checkpoint_interval: int | None = Field(None, ge=1)
-    checkpoint_seconds: float | None = Field(None, gt=0)
+    checkpoint_interval: Annotated[int, Meta(ge=1)] | None = None
+    checkpoint_seconds: Annotated[float, Meta(gt=0)] | None = None
     accept: Accept | None = None
     dedup: Dedup | None = None
     keep: tuple[Kept, ...] = ()
 
 
-OPTIONS = frozenset(JobOptions.model_fields)
+OPTIONS = frozenset(JobOptions.field_names())
 
 
 def job_options(given: dict[str, Any]) -> JobOptions:
@@ -43,6 +42,8 @@ def job_options(given: dict[str, Any]) -> JobOptions:
     """
     if isinstance(given.get("keep"), str):
         given = {**given, "keep": (given["keep"],)}
+    from pydantic import ValidationError
+
     try:
         options = JobOptions.model_validate(given)
     except ValidationError as error:

@@ -1,11 +1,6 @@
 """What a worker is told (`job.json`) and what it tells at the end (`result.json`)."""
 
-from __future__ import annotations
-
-import secrets
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Annotated, Any, Literal
 
 from domyn_swarm.batch.reading import InputReading
 from domyn_swarm.model import (
@@ -19,10 +14,13 @@ from domyn_swarm.model import (
     utc_now,
 )
 from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.record import Meta
 
 
 def new_job_id() -> str:
     """Sorts by time, which is UTC; unique on this machine and, as far as matters, on others."""
+    import secrets  # here: to read what was written takes none
+
     return f"{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
@@ -41,25 +39,27 @@ class JobSettings(InputReading):
     shard_output: bool = False  # a folder of Parquet files instead of one file
     infer_types: bool = False  # CSV that becomes Parquet: types for its columns
     overwrite: bool = False  # an output of another job of ours, or of another input, is replaced
-    limit: int | None = Field(None, ge=0)
+    limit: Annotated[int, Meta(ge=0)] | None = None
     external_id: str | None = None
     max_concurrency: int | Literal["auto"] | None = None
-    workers: int | None = Field(None, ge=1, le=256)  # None: one, or one for each node of Ray's
-    retries: int | None = Field(None, ge=0)
-    timeout_s: float | None = Field(None, gt=0)
-    timeout_retries: int | None = Field(None, ge=0)
+    workers: Annotated[int, Meta(ge=1, le=256)] | None = (
+        None  # None: one, or one for each node of Ray's
+    )
+    retries: Annotated[int, Meta(ge=0)] | None = None
+    timeout_s: Annotated[float, Meta(gt=0)] | None = None
+    timeout_retries: Annotated[int, Meta(ge=0)] | None = None
     max_failures: str | None = None  # "20" rows or "5%"
     accept: Accept | None = None  # which answers count
     dedup: Dedup | None = None  # rows of one value share a request
     dispatch: Dispatching = "auto"  # which replica gets a request
     checkpoint_tag: str | None = None
-    checkpoint_interval: int | None = Field(None, ge=1)
-    checkpoint_seconds: float | None = Field(None, gt=0)
+    checkpoint_interval: Annotated[int, Meta(ge=1)] | None = None
+    checkpoint_seconds: Annotated[float, Meta(gt=0)] | None = None
     resume: bool = True
     checkpointing: bool = True
     data_backend: Literal["arrow", "pandas", "polars", "ray"] | None = None
-    backend_read_kwargs: dict[str, Any] = Field(default_factory=dict)
-    backend_write_kwargs: dict[str, Any] = Field(default_factory=dict)
+    backend_read_kwargs: dict[str, Any] = {}
+    backend_write_kwargs: dict[str, Any] = {}
     ray_address: str | None = None
 
 
@@ -72,8 +72,8 @@ class JobSpec(JobSettings):
     job: str  # "module:Class", or "source:NAME"
     job_source: str | None = None  # the text that defines NAME: a script's job, or a notebook's
     import_path: str | None = None  # the submitter's sys.path entry that holds the module
-    job_kwargs: dict[str, Any] = Field(default_factory=dict)
-    override: dict[str, Any] = Field(default_factory=dict)  # of job_kwargs; leaves the identity
+    job_kwargs: dict[str, Any] = {}
+    override: dict[str, Any] = {}  # of job_kwargs; leaves the identity
     model: str
     revision: str | None = None
     endpoint_file: str | None = None  # serving/endpoint.json: re-read when the endpoint moved
@@ -85,7 +85,7 @@ class JobSpec(JobSettings):
     checkpoint_root: str
     retry_failed: bool = False
     retry_classes: tuple[ReplyVerdict, ...] = ()  # of settled rows; none: whatever failed
-    resources: JobResources = Field(default_factory=JobResources)
+    resources: JobResources = JobResources()
     min_version: str  # of domyn-swarm, that of the submitter; the worker checks
 
 

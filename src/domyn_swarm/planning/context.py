@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
-
 from domyn_swarm.model import Record
+from domyn_swarm.record import field
 
 
 class FailurePattern(Record):
@@ -39,7 +38,7 @@ class ServingSpec(Record):
     argv: tuple[str, ...]
     follower_argv: tuple[str, ...] = ()
     companion_argv: tuple[str, ...] = ()  # beside argv, kept running in the same way
-    env: dict[str, str] = Field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
     key_env: str | None  # environment variable that carries the clients' key into the engine
     health_path: str = "/health"
     metrics_path: str | None = "/metrics"
@@ -75,7 +74,7 @@ class DeploymentContext(Record):
 
     tag: str  # carried by everything this swarm starts; unique per swarm, not per name
     serving_spec: ServingSpec
-    shared_env: dict[str, str] = Field(default_factory=dict)  # for all our programs on the nodes
+    shared_env: dict[str, str] = field(default_factory=dict)  # for all our programs on the nodes
     timeout_s: float
     interpreter: str  # the Python that our programs run with
-    extras: dict[str, str] = Field(default_factory=dict)  # backend-specific, validated by it
+    extras: dict[str, str] = field(default_factory=dict)  # backend-specific, validated by it

@@ -1,13 +1,10 @@
 """What is derived from a config. Frozen, serialisable, the same for every backend."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
 from domyn_swarm.model import Record
+from domyn_swarm.record import field
 
 
 class Layout(Record):
@@ -99,4 +96,4 @@ class DeploymentPlan(Record):
     router: RouterPlan
     watchdog: WatchdogPlan
     metrics: MetricsPlan = MetricsPlan()
-    backend_options: dict[str, Any] = Field(default_factory=dict)  # the validated backend section
+    backend_options: dict[str, Any] = field(default_factory=dict)  # the validated backend section

@@ -1,12 +1,9 @@
 """What a job asks of the platform, and the same in the words of `srun`."""
 
-from __future__ import annotations
-
-from typing import Literal
-
-from pydantic import Field
+from typing import Annotated, Literal
 
 from domyn_swarm.model import Record
+from domyn_swarm.record import Meta
 
 
 class JobResources(Record):
@@ -15,10 +12,14 @@ class JobResources(Record):
     detached: bool = False  # nobody follows it: it must survive logout
     # A step of the endpoint's job, a job of its own, or a process where it is submitted.
     placement: Literal["step", "job", "here"] | None = None
-    cpus: int | None = Field(None, ge=1)
-    memory_gb: float | None = Field(None, gt=0)
-    time_limit_s: float | None = Field(None, gt=0)  # of one run, where it goes on by itself
-    stop_after_s: float | None = Field(None, gt=0)  # from its first run's begin, all runs together
+    cpus: Annotated[int, Meta(ge=1)] | None = None
+    memory_gb: Annotated[float, Meta(gt=0)] | None = None
+    time_limit_s: Annotated[float, Meta(gt=0)] | None = (
+        None  # of one run, where it goes on by itself
+    )
+    stop_after_s: Annotated[float, Meta(gt=0)] | None = (
+        None  # from its first run's begin, all runs together
+    )
     continues: bool | None = None  # over the limits of its allocation; None: where that can be
     mail_user: str | None = None
 
@@ -36,8 +37,8 @@ class SrunResources(Record):
 
     allocation: str  # the job whose resources it shares with whatever else runs there
     name: str
-    cpus: int = Field(ge=1)
-    memory_mb: int | None = Field(None, ge=1)  # None: all of it, shared with others
+    cpus: Annotated[int, Meta(ge=1)]
+    memory_mb: Annotated[int, Meta(ge=1)] | None = None  # None: all of it, shared with others
 
     def argv(self) -> list[str]:
         """`srun` and its options, up to the program."""

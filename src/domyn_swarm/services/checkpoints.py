@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from domyn_swarm.batch.inventory import (
     StoredCheckpoint,
@@ -19,6 +17,7 @@ from domyn_swarm.batch.inventory import (
 from domyn_swarm.errors import StateError, SwarmError
 from domyn_swarm.model import Record, utc_now
 from domyn_swarm.paths import checkpoints_dir, database_path
+from domyn_swarm.record import Meta
 
 if TYPE_CHECKING:
     from domyn_swarm.state import JobRecord
@@ -30,7 +29,7 @@ class CheckpointQuery(Record):
     """Which checkpoints; all when nothing is said."""
 
     refs: tuple[str, ...] = ()  # the beginning of an identity: whole stores; or jobs' ids
-    older_than_days: float | None = Field(None, ge=0)  # by when a store was last written
+    older_than_days: Annotated[float, Meta(ge=0)] | None = None  # by when a store was last written
     root: Path | None = None  # None: that of the home
 
 
@@ -162,7 +161,7 @@ def _records() -> dict[str, JobRecord]:
 
 def _entry(one: StoredCheckpoint, records: Mapping[str, JobRecord]) -> CheckpointEntry:
     jobs = tuple(_job_entry(job, records) for job in one.jobs)
-    fields = {name: getattr(one, name) for name in StoredCheckpoint.model_fields}
+    fields = one.as_fields()
     return CheckpointEntry(**{**fields, "jobs": jobs}, whole=True, touched=())
 
 
@@ -170,7 +169,7 @@ def _job_entry(job: StoredJob, records: Mapping[str, JobRecord]) -> JobEntry:
     known = [records[job_id] for job_id in job.job_ids if job_id in records]
     last = known[-1] if known else None
     return JobEntry(
-        **job.model_dump(),
+        **job.as_fields(),
         job_name=None if last is None else last.name,
         external_id=None if last is None else last.external_id,
         output=None if last is None else last.output,

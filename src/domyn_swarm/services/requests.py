@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
-
-from pydantic import Field
 
 from domyn_swarm.model import FailureGroup, Record
 from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.record import Meta
 from domyn_swarm.swarm.job_request import JobChanges, JobRequest, ScriptRequest
 
 __all__ = [
@@ -131,5 +130,5 @@ class LogRequest(Record):
     source: Literal["replica", "endpoint", "watchdog", "job"] = "replica"
     replica: int | None = None  # None: all
     job_id: str | None = None
-    last_lines: int = Field(200, ge=0)
+    last_lines: Annotated[int, Meta(ge=0)] = 200
     follow: bool = False

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
 from domyn_swarm.config.defaults import asked_keys, defaults_text
 from domyn_swarm.config.loading import LoadedConfig, defaults_path, load
 from domyn_swarm.config.schema import json_schema
@@ -15,7 +13,7 @@ from domyn_swarm.config.starter import starter
 from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.model import Record
 from domyn_swarm.paths import write_private
-from domyn_swarm.swarm.job_file import json_schema as job_schema
+from domyn_swarm.record import field
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 
 __all__ = [
@@ -38,11 +36,18 @@ __all__ = [
 Platform = Literal["local", "slurm", "lepton"]
 
 
+def job_schema(descriptions: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON Schema of a job's file, for editors; see `job_file.json_schema`."""
+    from domyn_swarm.swarm.job_file import json_schema as schema  # with it all that jobs need
+
+    return schema(descriptions)
+
+
 class SettingUp(Record):
     """A file to make. Where it cannot be written nothing is."""
 
     platform: Platform
-    flags: dict[str, str] = Field(default_factory=dict)  # by dotted key
+    flags: dict[str, str] = field(default_factory=dict)  # by dotted key
     overrides: tuple[str, ...] = ()  # `key=value`, as `--set` takes them
     output: Path | None = None  # None: a configuration is not written, defaults have their place
     force: bool = False  # replace what is there

@@ -43,7 +43,7 @@ class SubmittedJob(JobHandle):
     @classmethod
     def of(cls, handle: JobHandle) -> Self:
         """The job of a handle, such as `JobService.submit` returns."""
-        return cls.model_validate(dict(handle))
+        return cls.model_validate(handle.model_dump())
 
     def status(self) -> JobSnapshot:
         """What it is doing now, asked where it runs: status, rows that are done, why it waits.

@@ -25,7 +25,6 @@ from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.forgetting import forget_swarm
 from domyn_swarm.swarm.job_access import live_address
-from domyn_swarm.swarm.joining import SwarmJoining, Waiting
 from domyn_swarm.swarm.lifecycle import OnChange, SwarmLifecycle
 from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
@@ -87,6 +86,8 @@ class SwarmService:
         """Bring a swarm up, or wait for the one of that name and configuration that is coming up;
         see `SwarmJoining.up`.
         """
+        from domyn_swarm.swarm.joining import SwarmJoining, Waiting
+
         waiting = Waiting(wait=request.wait, timeout_s=request.timeout_s, on_change=on_change)
         swarm, launched = SwarmJoining(self._store).up(_config(request), waiting)
         ready = request.wait or swarm.record.phase is SwarmPhase.READY
@@ -102,6 +103,8 @@ class SwarmService:
         """Wait until a swarm is ready, the only live one when no name is given; see
         `SwarmJoining.wait`.
         """
+        from domyn_swarm.swarm.joining import SwarmJoining, Waiting
+
         waiting = Waiting(timeout_s=timeout_s, on_change=on_change)
         swarm = SwarmJoining(self._store).wait(name or self.only_live(), waiting)
         return _up_result(swarm, ready=True, launched=False)

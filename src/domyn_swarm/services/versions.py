@@ -6,19 +6,15 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from pydantic import ConfigDict, Field
-
 from domyn_swarm import __version__
-from domyn_swarm.model import Record
+from domyn_swarm.record import Record, field
 
 
 class Versions(Record):
     """Versions by the names of the packages; None: not installed."""
 
-    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
-
     schema_version: Literal[1] = 1
-    domyn_swarm: str = Field(alias="domyn-swarm")
+    domyn_swarm: str = field(name="domyn-swarm")
     python: str
     smg: str | None
     xllamacpp: str | None

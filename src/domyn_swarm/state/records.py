@@ -1,7 +1,5 @@
 """What the database knows of a swarm and of a job."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 

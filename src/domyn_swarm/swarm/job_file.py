@@ -16,10 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    Field,
     ValidationInfo,
     WithJsonSchema,
-    field_validator,
 )
 
 from domyn_swarm.batch.manifest import is_secret
@@ -34,6 +32,7 @@ from domyn_swarm.jobs.preparation import parse_failure_limit
 from domyn_swarm.jobs.prompts import PromptTemplate
 from domyn_swarm.net import parameters
 from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.record import Meta, field
 from domyn_swarm.swarm.job_request import CHAT_JOB, JobRequest, Submission
 
 _TEMPLATE_JOB = "domyn_swarm.jobs:TemplateJob"
@@ -115,6 +114,25 @@ def _positive_duration(value: str) -> str:
     return value
 
 
+def _of_endpoint(model: str | None, info: ValidationInfo) -> str | None:
+    if model is not None and info.data.get("endpoint") is None:
+        raise ValueError("goes with endpoint; a swarm's model is that of its configuration")
+    return model
+
+
+def _template(text: str | None, info: ValidationInfo) -> str | None:
+    if text is not None:
+        _check_template(text, str(info.field_name), info)
+    return text
+
+
+def _template_file(path: Path | None, info: ValidationInfo) -> Path | None:
+    if path is not None:
+        what = str(info.field_name).removesuffix("_file")
+        _check_template(prompt_text(path), what, info)
+    return path
+
+
 Names = Annotated[
     tuple[str, ...],
     BeforeValidator(_listed),
@@ -128,42 +146,21 @@ class JobFile(Submission):
     config: Path | None = None  # of the swarm, instead of its name
     input_columns: Names = ()
     output_columns: Names = ()
-    prompt: str | None = None
-    prompt_file: Path | None = None
-    system: str | None = None
-    system_file: Path | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    model: Annotated[str | None, AfterValidator(_of_endpoint)] = None
+    prompt: Annotated[str | None, AfterValidator(_template)] = None
+    prompt_file: Annotated[Path | None, AfterValidator(_template_file)] = None
+    system: Annotated[str | None, AfterValidator(_template)] = None
+    system_file: Annotated[Path | None, AfterValidator(_template_file)] = None
+    parameters: dict[str, Any] = field(default_factory=dict)
     max_concurrency: Annotated[int | Literal["auto"] | None, BeforeValidator(_concurrency)] = None
     max_failures: Annotated[str | None, AfterValidator(_failures)] = None
     placement: Literal["step", "job", "here"] | None = None
-    cpus: int | None = Field(None, ge=1)
+    cpus: Annotated[int, Meta(ge=1)] | None = None
     mem: Memory | None = None
     time_limit: Annotated[TimeLimit, AfterValidator(_positive_time)] | None = None
     stop_after: Annotated[str, AfterValidator(_positive_duration)] | None = None
     continues: bool | None = None
     mail_user: str | None = None
-
-    @field_validator("model")
-    @classmethod
-    def _of_endpoint(cls, model: str | None, info: ValidationInfo) -> str | None:
-        if model is not None and info.data.get("endpoint") is None:
-            raise ValueError("goes with endpoint; a swarm's model is that of its configuration")
-        return model
-
-    @field_validator("prompt", "system")
-    @classmethod
-    def _template(cls, text: str | None, info: ValidationInfo) -> str | None:
-        if text is not None:
-            _check_template(text, str(info.field_name), info)
-        return text
-
-    @field_validator("prompt_file", "system_file")
-    @classmethod
-    def _template_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        if path is not None:
-            what = str(info.field_name).removesuffix("_file")
-            _check_template(prompt_text(path), what, info)
-        return path
 
     def request(self, *, detached: bool, folder: Path | None = None) -> JobRequest:
         """The same as it is submitted. `folder` is that of the file, where its module may lie.
@@ -175,7 +172,7 @@ class JobFile(Submission):
         for name, path in (("prompt", self.prompt_file), ("system", self.system_file)):
             texts[name] = texts[name] if path is None else prompt_text(path)
         given = {name: text for name, text in texts.items() if text is not None}
-        same = type(self).model_fields.keys() & JobRequest.model_fields.keys()
+        same = set(self.field_names()) & set(JobRequest.field_names())
         known = self.model_dump(include=same)
         if self.job == CHAT_JOB and "prompt" in given:
             known["job"] = _TEMPLATE_JOB
@@ -216,10 +213,11 @@ def read_job(path: Path | None, flags: Layer, *, detached: bool = False) -> JobR
         ConfigError: every mistake at once, each at its line or flag.
     """
     layer = layer_of(path, flags)
+    model = JobFile.pydantic_model()
     if path is None:
-        job = validated(JobFile, layer, Path("job submit"), _FLAGS)
+        job = JobFile.of_model(validated(model, layer, Path("job submit"), _FLAGS))
         return job.request(detached=detached)
-    job = validated(JobFile, layer, path, JOB)
+    job = JobFile.of_model(validated(model, layer, path, JOB))
     request = job.request(detached=detached, folder=path.absolute().parent)
     _check_job(request, layer, path)
     return request
@@ -327,7 +325,7 @@ def json_schema(descriptions: Mapping[str, str]) -> dict[str, Any]:
     """
     schema = JobFile.model_json_schema()
     loosen(schema)
-    for key, field in schema["properties"].items():
+    for key, described in schema["properties"].items():
         if key in descriptions:
-            field["description"] = descriptions[key]
+            described["description"] = descriptions[key]
     return {"$schema": DIALECT, **schema, "title": "A job of domyn-swarm"}

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypedDict
-
-from pydantic import Field, ValidationError
+from typing import Annotated, Any, Literal, TypedDict
 
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.spec import JobSettings
 from domyn_swarm.model import Accept, Dedup, Dispatching, Fingerprint, Record, ReplyVerdict
 from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.record import Meta, field
 
 CHAT_JOB = "domyn_swarm.jobs:ChatCompletionJob"
 """What a job is that names no class."""
@@ -35,8 +34,8 @@ class JobRequest(Submission):
 
     job_source: str | None = None  # `job` is a name that this text defines
     import_folder: Path | None = None  # where its module is looked for before the current folder
-    job_kwargs: dict[str, Any] = Field(default_factory=dict)
-    resources: JobResources = Field(default_factory=JobResources)
+    job_kwargs: dict[str, Any] = field(default_factory=dict)
+    resources: JobResources = JobResources()
 
 
 class ScriptRequest(Record):
@@ -47,26 +46,24 @@ class ScriptRequest(Record):
     swarm: str | None = None
     name: str | None = None
     external_id: str | None = None
-    resources: JobResources = Field(default_factory=JobResources)
+    resources: JobResources = JobResources()
     down_after: bool = False
 
 
 class JobChanges(Record):
     """What is different when a job runs once more. None: as before."""
 
-    override: dict[str, Any] = Field(default_factory=dict)  # of job_kwargs; retried rows only
+    override: dict[str, Any] = field(default_factory=dict)  # of job_kwargs; retried rows only
     max_concurrency: int | Literal["auto"] | None = None
-    workers: int | None = Field(None, ge=1, le=256)
-    retries: int | None = Field(None, ge=0)
-    timeout_s: float | None = Field(None, gt=0)
-    timeout_retries: int | None = Field(None, ge=0)
+    workers: Annotated[int, Meta(ge=1, le=256)] | None = None
+    retries: Annotated[int, Meta(ge=0)] | None = None
+    timeout_s: Annotated[float, Meta(gt=0)] | None = None
+    timeout_retries: Annotated[int, Meta(ge=0)] | None = None
     max_failures: str | None = None
     accept: Accept | None = None
     overwrite: bool | None = None
     retry_classes: tuple[ReplyVerdict, ...] = ()  # of settled rows; none: whatever failed
-    resources: JobResources = Field(
-        default_factory=JobResources
-    )  # what is not said here is as it was
+    resources: JobResources = JobResources()  # what is not said here is as it was
 
 
 class SubmitKeywords(TypedDict, total=False):
@@ -173,6 +170,8 @@ def request_of(given: Mapping[str, Any]) -> JobRequest:
             fields[name] = (fields[name],)
     if isinstance(fields.get("max_failures"), int):
         fields["max_failures"] = str(fields["max_failures"])
+    from pydantic import ValidationError
+
     try:
         return JobRequest.model_validate(fields)
     except ValidationError as error:

@@ -15,7 +15,6 @@ from domyn_swarm import engines, logs
 from domyn_swarm.backends.base import Part, PartRecorder
 from domyn_swarm.backends.checks import refuse_uninstalled
 from domyn_swarm.backends.endpoint.spec import replicas_told
-from domyn_swarm.backends.notification import notify
 from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.claims import RENEW_S, claim, release, renew
 from domyn_swarm.errors import (
@@ -223,6 +222,8 @@ class SwarmLifecycle:
     def fail(self, swarm: LiveSwarm, error: Exception) -> NoReturn:
         """Free what was started, whatever went wrong; raise what says so, and what is left."""
         name = swarm.record.name
+        from domyn_swarm.backends.notification import notify
+
         known = error if isinstance(error, SwarmError) else _in_words(name, error)
         self._give_up(swarm, known)
         notify(swarm.paths.notify_url, "swarm_failed", swarm=name, message=known.message)

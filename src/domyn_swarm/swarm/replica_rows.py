@@ -10,7 +10,7 @@ from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.swarm.readiness import age_s, is_stale, not_ready_yet
 from domyn_swarm.swarm.snapshot import ReplicaSnapshot
 
-_REPORTED = set(ReplicaSnapshot.model_fields) & set(ReplicaReport.model_fields)
+_REPORTED = set(ReplicaSnapshot.field_names()) & set(ReplicaReport.field_names())
 
 
 def reported(

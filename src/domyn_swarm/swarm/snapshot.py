@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field
-
 from domyn_swarm.backends.left_out import LeftOut
 from domyn_swarm.model import (
     FailureGroup,
@@ -17,9 +15,16 @@ from domyn_swarm.model import (
     ReplyVerdict,
     SwarmPhase,
 )
+from domyn_swarm.record import field
 
 FIGURES_FRESH_S = 5.0
 """Figures of an engine or of a job that runs are shown with their age once they are older."""
+
+
+Observed = Literal[
+    "ready", "starting", "queued", "failed", "stopped", "unknown", "elsewhere", "not_probed"
+]
+"""What a swarm does now, as far as it was asked."""
 
 
 class Whereabouts(Record):
@@ -78,7 +83,7 @@ class JobSnapshot(Record):
     rows_done: int = 0  # settled, failed rows and rows from earlier runs included
     rows_resumed: int = 0  # of them: before this run, by this job or another that asks the same
     rows_failed: int = 0
-    verdicts: dict[ReplyVerdict, int] = Field(default_factory=dict)  # settled rows, by answers
+    verdicts: dict[ReplyVerdict, int] = field(default_factory=dict)  # settled rows, by answers
     commonest_failure: FailureGroup | None = None  # of the rows that failed in its own run
     rows_per_s: float | None = None
     eta_s: float | None = None
@@ -116,9 +121,7 @@ class SwarmSnapshot(Record):
     schema_version: Literal[1] = 1
     name: str
     phase: SwarmPhase  # what the record says
-    observed: Literal[
-        "ready", "starting", "queued", "failed", "stopped", "unknown", "elsewhere", "not_probed"
-    ]
+    observed: Observed
     detail: str = ""
     whereabouts: Whereabouts | None = None  # null: not recorded
     backend: str

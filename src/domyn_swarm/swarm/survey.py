@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import ValidationError
+from typing import TypeVar, cast
 
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.backends.left_out import LeftOut, left_out
@@ -25,7 +23,7 @@ from domyn_swarm.swarm.job_files import spec_of
 from domyn_swarm.swarm.lost import why_lost
 from domyn_swarm.swarm.readiness import readiness, reports_of
 from domyn_swarm.swarm.replica_rows import placed, reported
-from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
+from domyn_swarm.swarm.snapshot import JobSnapshot, Observed, ReplicaSnapshot, SwarmSnapshot
 from domyn_swarm.swarm.whereabouts import is_elsewhere, is_here, whereabouts
 
 _T = TypeVar("_T", JobProgress, JobResult)
@@ -133,7 +131,7 @@ def _snapshot(
     return SwarmSnapshot(
         name=record.name,
         phase=record.phase,
-        observed=seen.phase.name.lower() if probed else "not_probed",
+        observed=cast("Observed", seen.phase.name.lower()) if probed else "not_probed",
         detail=_detail(record, seen),
         whereabouts=whereabouts(record, record.updated_at, ask=probed),
         backend=record.backend,
@@ -243,5 +241,5 @@ def with_what_it_asks(seen: JobSnapshot, record: JobRecord) -> JobSnapshot:
 def _read(path: Path, kind: type[_T]) -> _T | None:
     try:
         return kind.model_validate_json(path.read_text("utf-8"))
-    except (FileNotFoundError, ValidationError):  # not there yet, or of another version
+    except (FileNotFoundError, ValueError):  # not there yet, or of another version
         return None

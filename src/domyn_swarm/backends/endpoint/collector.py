@@ -8,7 +8,6 @@ import hmac
 from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
-from pydantic import ValidationError
 
 from domyn_swarm.backends.endpoint.gauges import EngineGauges
 from domyn_swarm.backends.endpoint.history import EVENTS_TOLD, History
@@ -175,8 +174,11 @@ class Collector:
         body = await request.read()
         try:
             report = ReplicaReport.model_validate_json(body)
-        except ValidationError as error:
-            return _error(400, f"not a report: {error.error_count()} fields are wrong")
+        except ValueError as error:
+            from pydantic import ValidationError
+
+            count = error.error_count() if isinstance(error, ValidationError) else 1
+            return _error(400, f"not a report: {count} fields are wrong")
         verdict = self.take(report)
         if verdict in _STATUS:
             return _error(_STATUS[verdict], f"{verdict.value} replica {report.replica}")

@@ -36,6 +36,6 @@ def build_endpoint_spec(
         model=plan.model,
         engine=plan.engine,
         backend=plan.backend,
-        **plan.metrics.model_dump(),
-        **plan.router.model_dump(),
+        **plan.metrics.as_fields(),
+        **plan.router.as_fields(),
     )

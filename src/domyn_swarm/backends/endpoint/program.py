@@ -164,7 +164,7 @@ class RouterProcess:
             metrics_port=self._metrics_port,
             manifest=self._paths.router_manifest,
             shutdown_grace_s=SHUTDOWN_GRACE_S,
-            **self._spec.model_dump(include=set(RouterSettings.model_fields) - {"host", "port"}),
+            **self._spec.model_dump(include=set(RouterSettings.field_names()) - {"host", "port"}),
         )
         self._process = await self._start(self._router.argv(settings), self._paths.router_log)
         _log.info("the router is process %d on port %d", self._process.pid, self._port)

@@ -1,12 +1,8 @@
 """How other programs find the endpoint and learn of its replicas."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from domyn_swarm.model import ProcessId, Record, ReplicaReport, utc_now
 from domyn_swarm.open_files import Limits
@@ -38,10 +34,8 @@ class CollectorView(Record):
     wanted: int | None = None  # replicas
 
 
-class ReplicaEvent(BaseModel):
+class ReplicaEvent(Record, forbid_unknown_fields=False):
     """A change of a replica's state, as the collector wrote it down."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     reported_at: datetime
     replica: int

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.model import Record
 from domyn_swarm.paths import SwarmPaths, write_private
@@ -37,7 +35,7 @@ def place_of(paths: SwarmPaths) -> Place | None:
     """Where this swarm was launched; None: it never was."""
     try:
         return Place.model_validate_json(paths.workspace.read_text("utf-8"))
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         return None
 
 

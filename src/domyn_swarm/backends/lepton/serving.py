@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle
 from domyn_swarm.backends.checks import Check, ok
@@ -17,13 +18,15 @@ from domyn_swarm.backends.lepton.credentials import Place, credentials, place_of
 from domyn_swarm.backends.lepton.here import InWorkspace
 from domyn_swarm.backends.lepton.states import DeploymentSeen
 from domyn_swarm.backends.lepton.workspace import Workspace
-from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.errors import ConfigError, PlatformError, SwarmError
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
+
+if TYPE_CHECKING:
+    from domyn_swarm.backends.rehearsal import Rehearsal
 
 _FRESH_S = 1.0  # one look serves everything that is asked within so long
 _STALE_S = 60.0

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
 from domyn_swarm.backends.checks import Check, ok
@@ -20,7 +21,6 @@ from domyn_swarm.backends.gpus import HeldGpus, held_gpus
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.here import OnThisHost
 from domyn_swarm.backends.local.watchdogs import start_watchdog, turn_to_start
-from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, copy_watchdog
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
 from domyn_swarm.model import ProcessId, Reach
@@ -28,6 +28,9 @@ from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.context import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Observation, Phase
+
+if TYPE_CHECKING:
+    from domyn_swarm.backends.rehearsal import Rehearsal
 
 HOST = "127.0.0.1"
 _JOB_GRACE_S = 30.0

@@ -15,17 +15,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from domyn_swarm.backends.base import read_tail
-from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.scheduler import Scheduler
-from domyn_swarm.backends.slurm.tagged import is_job
-from domyn_swarm.backends.slurm.task import come_back
 from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.probing import Clock
+
+if TYPE_CHECKING:
+    from domyn_swarm.backends.slurm.scheduler import Scheduler
 
 _log = get_logger(__name__)
 
@@ -168,6 +167,8 @@ class NextRun:
         clock: Clock = time,
     ) -> None:
         """`stopped` says whether this process was told to end."""
+        from domyn_swarm.backends.slurm.commands import Slurm  # readers of `runs.json` ask nobody
+
         self._paths = paths
         self._runs = runs
         self._stopped = stopped
@@ -192,6 +193,8 @@ class NextRun:
         """Put the job back into the queue, or submit its successor; whether there is a next run.
         While the controller does not answer, it is asked until this job is ended.
         """
+        from domyn_swarm.backends.slurm.task import come_back
+
         now = self._runs.slurm_ids[-1]
         return come_back(
             self, now, by_requeue=by_requeue, successor=self._succeed, slurm=self._slurm
@@ -199,6 +202,8 @@ class NextRun:
 
     def _succeed(self) -> None:
         """Submit the script again, unless a submission that gave no answer was taken."""
+        from domyn_swarm.backends.slurm.tagged import is_job
+
         queue = self._slurm.queue(at_most_s=0.0).values()
         job_id = self._paths.root.name
         taken = [job.id for job in queue if is_job(job, job_id) and job.waiting]

@@ -1,0 +1,292 @@
+"""What a record is: a frozen value with typed fields that becomes JSON and comes back from it.
+
+Commands that only look import dozens of records and read few of them. So they are msgspec's
+structs, whose classes cost nothing and whose JSON is decoded strictly. Pydantic, whose import alone
+costs more than a whole look, is loaded where something else comes in: what a user wrote, JSON that
+is not as a record was written, a JSON Schema, a record within a configuration.
+
+The modules of records that a look reads do without `from __future__ import annotations`, with which
+each field's type would be text that is compiled when a decoder is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Self,
+    Union,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
+
+import msgspec
+from msgspec import Meta, Struct, StructMeta, field
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
+__all__ = ["After", "Meta", "Record", "field"]
+
+
+class After(NamedTuple):
+    """Beside a field's type: what is given is what this makes of it, or it raises a ValueError.
+
+    It counts where a record is validated, not where one is made or read from its own JSON.
+    """
+
+    check: Callable[[Any], Any]
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """For pydantic."""
+        from pydantic_core.core_schema import no_info_after_validator_function
+
+        return no_info_after_validator_function(self.check, handler(source))
+
+
+class _RecordType(StructMeta):
+    """Makes every record what `Record` says."""
+
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **how: Any
+    ) -> _RecordType:
+        for attribute, default in namespace.items():
+            if type(default).__module__.startswith("pydantic."):
+                raise TypeError(
+                    f"{name}.{attribute}: a record's default is a value; bounds stand beside the"
+                    " type, as in Annotated[int, Meta(ge=0)]."
+                )
+        usual = {"frozen": True, "kw_only": True, "forbid_unknown_fields": True}
+        return super().__new__(cls, name, bases, namespace, **{**usual, **how})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+class Record(Struct, metaclass=_RecordType, frozen=True):
+    """A frozen, serialisable value. Unknown fields are refused.
+
+    Whoever makes one gives each field a value of its type, which the type checker sees to;
+    `model_validate` takes what others give, and `model_validate_json` what was written.
+    """
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """Its fields, in their order."""
+        return cls.__struct_fields__
+
+    def as_fields(self) -> dict[str, Any]:
+        """Its fields by name, records within it as they are."""
+        return msgspec.structs.asdict(self)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
+        """The same with other values for some fields."""
+        return msgspec.structs.replace(self, **(update or {}))
+
+    def model_dump(
+        self,
+        *,
+        mode: Literal["python", "json"] = "python",
+        include: Collection[str] | None = None,
+        exclude: Collection[str] = (),
+        exclude_none: bool = False,
+    ) -> dict[str, Any]:
+        """Its fields by name, records within it likewise; as they are, or as JSON has them.
+        `include` and `exclude` name fields of its own; `exclude_none` counts within it, too.
+        """
+        names = [
+            name
+            for name in self.__struct_fields__
+            if name not in exclude and (include is None or name in include)
+        ]
+        if mode == "json":
+            written = msgspec.json.decode(msgspec.json.encode(self, enc_hook=_encoded))
+            as_json = dict(zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True))
+            values = {as_json[name]: written[as_json[name]] for name in names}
+        else:
+            values = {name: _plain(getattr(self, name)) for name in names}
+        return _without_none(values) if exclude_none else values
+
+    def model_dump_json(self, *, indent: int | None = None) -> str:
+        """As JSON, on one line where no indent is asked for."""
+        text = msgspec.json.encode(self, enc_hook=_encoded)
+        return (text if indent is None else msgspec.json.format(text, indent=indent)).decode()
+
+    @classmethod
+    def model_validate(cls, given: object, *, context: Mapping[str, Any] | None = None) -> Self:
+        """A record from what somebody gives: a mapping, with values that are converted where that
+        loses nothing; or a record, which is taken as it is.
+
+        Raises:
+            pydantic.ValidationError: a ValueError: all that is wrong, with its place.
+        """
+        if isinstance(given, cls):
+            return given
+        if _types_say_all(cls):
+            try:
+                return msgspec.convert(given, cls, dec_hook=_decoded)
+            except msgspec.ValidationError:
+                pass  # pydantic converts more, or says what is wrong
+        return cls.of_model(cls.pydantic_model().model_validate(given, context=context))
+
+    @classmethod
+    def model_validate_json(cls, text: str | bytes) -> Self:
+        """A record from its JSON.
+
+        Raises:
+            pydantic.ValidationError: a ValueError: all that is wrong, with its place.
+        """
+        try:
+            return cast("Self", _decoder(cls).decode(text))
+        except (
+            msgspec.DecodeError
+        ):  # others wrote it, or it is none: pydantic takes it, or says why
+            return cls.of_model(cls.pydantic_model().model_validate_json(text))
+
+    @classmethod
+    def model_json_schema(
+        cls, *, mode: Literal["validation", "serialization"] = "validation"
+    ) -> dict[str, Any]:
+        """Its JSON Schema, as it is given or as it is written."""
+        return cls.pydantic_model().model_json_schema(mode=mode)
+
+    @classmethod
+    def pydantic_model(cls) -> type[BaseModel]:
+        """A model of the same fields, which validates and describes them."""
+        return _model_of(cls)
+
+    @classmethod
+    def of_model(cls, model: BaseModel) -> Self:
+        """The record of what was validated."""
+        return cls(**{name: getattr(model, name) for name in model.model_fields_set})
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """For models of pydantic's, in which records are fields."""
+        from pydantic_core import core_schema
+
+        model = cls.pydantic_model()
+
+        def validated(given: object, usual: Callable[[object], Any]) -> Record:
+            if isinstance(given, cls):
+                return given
+            made = usual(given)
+            return made if isinstance(made, Record) else cls.of_model(made)
+
+        return core_schema.no_info_wrap_validator_function(
+            validated,
+            handler(model),
+            serialization=core_schema.plain_serializer_function_ser_schema(_dumped, info_arg=True),
+        )
+
+
+def _dumped(record: Record, info: Any) -> dict[str, Any]:  # noqa: ANN401 - pydantic's
+    return record.model_dump(mode="json" if info.mode == "json" else "python")
+
+
+@cache
+def _decoder(kind: type[Record]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind, dec_hook=_decoded)
+
+
+@cache
+def _types_say_all(kind: type[Record]) -> bool:
+    """Whether nothing but types and bounds is asked of the fields, records within it included."""
+    return all(_says_all(one.type) for one in msgspec.structs.fields(kind))
+
+
+def _says_all(hint: Any) -> bool:  # noqa: ANN401 - a type
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return _types_say_all(hint)
+    if get_origin(hint) is Annotated and any(not isinstance(m, Meta) for m in hint.__metadata__):
+        return False
+    return get_origin(hint) is Literal or all(map(_says_all, get_args(hint)))
+
+
+@cache
+def _model_of(kind: type[Record]) -> type[BaseModel]:
+    from pydantic import ConfigDict, Field, create_model
+
+    fields: dict[str, Any] = {}
+    for one in msgspec.structs.fields(kind):
+        alias = None if one.encode_name == one.name else one.encode_name
+        if one.default_factory is not msgspec.NODEFAULT:
+            default = Field(default_factory=one.default_factory, alias=alias)
+        else:
+            default = Field(... if one.required else one.default, alias=alias)
+        fields[one.name] = (_for_pydantic(one.type), default)
+    strict = kind.__struct_config__.forbid_unknown_fields
+    return create_model(
+        kind.__name__,
+        __config__=ConfigDict(
+            frozen=True, extra="forbid" if strict else "ignore", serialize_by_alias=True
+        ),
+        __doc__=kind.__doc__,
+        __module__=kind.__module__,
+        **fields,
+    )
+
+
+def _for_pydantic(hint: Any) -> Any:  # noqa: ANN401 - a type
+    """The same type with bounds in pydantic's words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return Annotated[(_for_pydantic(inner[0]), *map(_bounds, hint.__metadata__))]
+    if origin is Literal or not inner or isinstance(inner[0], list):
+        return hint
+    parts = tuple(map(_for_pydantic, inner))
+    if origin in {Union, UnionType}:
+        return Union[parts]  # noqa: UP007 - of a tuple
+    return origin[parts]
+
+
+def _bounds(meta: object) -> object:
+    from pydantic import Field
+
+    if not isinstance(meta, Meta):
+        return meta
+    names = ("ge", "gt", "le", "lt", "max_length", "min_length", "pattern")
+    given = {name: getattr(meta, name) for name in names}
+    return Field(**{name: bound for name, bound in given.items() if bound is not None})
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any value
+    """Without records."""
+    if isinstance(value, Record):
+        return value.model_dump()
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if type(value) in {list, tuple}:
+        return type(value)(map(_plain, value))
+    return value
+
+
+def _without_none(value: Any) -> Any:  # noqa: ANN401 - any value
+    if isinstance(value, dict):
+        return {key: _without_none(one) for key, one in value.items() if one is not None}
+    return value
+
+
+def _encoded(value: object) -> object:
+    """What JSON has no form for, as text."""
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} is no part of a record.")
+
+
+def _decoded(kind: type, value: Any) -> object:  # noqa: ANN401 - from JSON
+    if kind is not Path:
+        raise NotImplementedError(f"{kind.__name__} is no part of a record.")
+    return Path(value)  # what is no path is a TypeError, which the decoder takes for wrong input
