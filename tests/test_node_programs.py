@@ -30,6 +30,7 @@ JOB = {
     *GROUND,
     "batch",
     "data",
+    "engine_load",
     "identity",
     "jobs",
     "model",
@@ -60,8 +61,8 @@ PROGRAMS: Mapping[str, Loads] = {
         {*AIOHTTP, *PYDANTIC, "psutil"},
         {
             *GROUND,
-            *("backends.endpoint", "backends.notification", "claims", "identity", "model"),
-            "open_files",
+            *("backends.endpoint", "backends.notification", "claims", "engine_load", "identity"),
+            *("model", "open_files"),
             "probing",
         },
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +19,14 @@ from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.job_store import Asker, JobPlace
-from domyn_swarm.batch.limiter import Limiter
+from domyn_swarm.batch.limits import Limits
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.publish import ResultsMissing, publish
 from domyn_swarm.batch.runner import Events, Runner, Transform
 from domyn_swarm.batch.sharing import Shared, SharedRows, count_shared
 from domyn_swarm.batch.sink import SyncedSink
 from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows
-from domyn_swarm.batch.steering import ReadGauges, steer
+from domyn_swarm.batch.steering import Saturation, steer
 from domyn_swarm.batch.suspects import Suspects, forget_suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.verdicts import Reading
@@ -87,7 +87,7 @@ class BatchPlan:
 class _Asking(NamedTuple):
     """How rows are asked: a session, and what a job does with its client."""
 
-    open_session: Callable[[], AbstractAsyncContextManager[tuple[OpenAIClient, ReadGauges]]]
+    open_session: Callable[[], AbstractAsyncContextManager[tuple[OpenAIClient, Saturation]]]
     make_transform: Callable[[OpenAIClient], Transform]
 
 
@@ -100,7 +100,7 @@ class BatchRun:
         self._events = events
         self._running: Runner | Coordinator | None = None
         self._stop_early = False
-        self._limiter = Limiter()
+        self._limits = Limits()
         self._checkpoint: Checkpoint | None = None
 
     async def keep_account(self, job_id: str, *, ended: bool = False) -> JobAccount | None:
@@ -258,14 +258,14 @@ class BatchRun:
         """Settle the rows of the source. The endpoint is needed for no longer than that."""
         if self._stop_early:
             return
-        async with asking.open_session() as (client, gauges):
-            await self._settle(checkpoint, asking.make_transform(client), gauges, source)
+        async with asking.open_session() as (client, saturation):
+            await self._settle(checkpoint, asking.make_transform(client), saturation, source)
 
     async def _settle(
         self,
         checkpoint: Checkpoint,
         transform: Transform,
-        gauges: ReadGauges,
+        saturation: Saturation,
         source: Iterator[PendingRows],
     ) -> None:
         work, workers = self._plan.work, self._plan.workers
@@ -293,9 +293,12 @@ class BatchRun:
                 events=self._events,
             )
             settling = running.run(source)
+            if saturation.placing is not None:  # the workers' requests, not this process's
+                saturation = replace(saturation, placing=running)
         self._running = running
         if work.run_policy.concurrency is None:
-            meanwhile.append(steer(running, self._tally, self._limiter, gauges))
+            rows_per_call = work.run_policy.rows_per_call
+            meanwhile.append(steer(running, self._tally, self._limits, saturation, rows_per_call))
         try:
             async with beside(*meanwhile):
                 await settling

@@ -275,10 +275,17 @@ class Replicas:
             self.needed = False
         return replica
 
-    def release(self, url: str) -> None:
-        """A request has ended there."""
-        self.dispatch.release(url)
+    def release(self, url: str, status: int | None = None) -> None:
+        """A request has ended there; see `Dispatch.release`."""
+        self.dispatch.release(url, status)
         self._used_at = self._now()
+
+
+@dataclass
+class _Ended:
+    """How a stream ended."""
+
+    status: int | None = None
 
 
 class ReplicaClient:
@@ -302,12 +309,16 @@ class ReplicaClient:
         if body is None:
             return await self._listing(url, path, timeout_s)
         while (replica := await self._chosen(url, path, body)) is not None:
+            status = None
             try:
-                return await self._straight(replica, method, path, body, timeout_s)
+                reply = await self._straight(replica, method, path, body, timeout_s)
+                status = reply.status
             except CannotConnect:  # nothing was sent: the next one
                 self._replicas.lost(replica)
+            else:
+                return reply
             finally:
-                self._replicas.release(replica)
+                self._replicas.release(replica, status)
         return await self._endpoint.request(method, url, body, timeout_s)
 
     async def _listing(self, url: str, path: str, timeout_s: float) -> HttpReply:
@@ -364,10 +375,13 @@ class ReplicaClient:
         """See `HttpClient.stream`."""
         path = _path_of(url)
         while (replica := await self._chosen(url, path, body)) is not None:
-            with self._streaming(replica):
+            with self._streaming(replica) as ended:
                 try:
                     async for chunk in self._endpoint.stream(replica + path, body, timeout_s):
+                        if isinstance(chunk, HttpReply):
+                            ended.status = chunk.status
                         yield chunk
+                    ended.status = ended.status or 200
                     return
                 except CannotConnect:  # nothing was sent: the next one
                     self._replicas.lost(replica)
@@ -375,14 +389,15 @@ class ReplicaClient:
             yield chunk
 
     @contextmanager
-    def _streaming(self, replica: str) -> Iterator[None]:
+    def _streaming(self, replica: str) -> Iterator[_Ended]:
+        ended = _Ended()
         try:
-            yield
+            yield ended
         except ConnectionBroken as error:
             self._replicas.lost(replica)
             raise ReplicaLost(f"{replica}: {error.message}", server=replica) from error
         finally:
-            self._replicas.release(replica)
+            self._replicas.release(replica, ended.status)
 
     def use_key(self, key: str | None) -> None:
         """See `HttpClient.use_key`."""
