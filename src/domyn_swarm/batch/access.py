@@ -117,7 +117,10 @@ async def open_session(
         session = RequestSession(carrier, gate, policy, tally, connections)
         async with beside(*work):
             placing = None if replicas is None else replicas.dispatch
-            yield OpenAIClient(session, official), Saturation(gauges, placing)
+            yield (
+                OpenAIClient(session, official),
+                Saturation(gauges, placing, lambda: connections.most),
+            )
     finally:
         if asked is not None:
             await asked.close()

@@ -9,9 +9,15 @@ from collections.abc import Callable
 
 from domyn_swarm import open_files
 
+_ONCE_S = 2.0  # within so long, connections that fail fail for one cause
+_REST_S = 30.0  # until turns that were taken away come back,
+_REST_MOST_S = 960.0  # twice as long each time that was too many
+
 
 class Connections:
-    """As many turns as this process can have connections, or the endpoint takes requests."""
+    """As many turns as this process can have connections, or the endpoint takes requests; fewer
+    once files run out.
+    """
 
     def __init__(self, admits: int | None, notice: Callable[[str], None]) -> None:
         """`admits`: requests that the endpoint takes from this process; None: it does not say.
@@ -29,8 +35,15 @@ class Connections:
                 "by router.max_concurrent and queue_size, or for its node's limit of open files "
                 "(see its log)"
             )
+        self.most = own  # now
         self._free = asyncio.Semaphore(own)
+        self._in_use = 0
+        self._wanted_back = 0  # turns that are taken away as they become free
+        self._taken_away = 0
+        self._lowered_at = 0.0
+        self._rest_s = _REST_S
         self._notice: Callable[[str], None] | None = notice
+        self._lowered_notice: Callable[[str], None] | None = notice
 
     async def __aenter__(self) -> None:
         """Wait for a turn."""
@@ -38,7 +51,42 @@ class Connections:
             notice, self._notice = self._notice, None
             notice(self._text)
         await self._free.acquire()
+        while self._wanted_back:
+            self._wanted_back -= 1
+            await self._free.acquire()
+        self._in_use += 1
 
     async def __aexit__(self, *_: object) -> None:
         """Let the next one have it."""
+        self._in_use -= 1
+        if self._wanted_back:
+            self._wanted_back -= 1
+            return
         self._free.release()
+        if (
+            self._taken_away
+            and asyncio.get_running_loop().time() >= self._lowered_at + self._rest_s
+        ):
+            self._taken_away -= 1
+            self.most += 1
+            self._free.release()
+
+    def lower(self) -> None:
+        """No connection could be opened for want of files: have fewer turns from now on. Each
+        request that ends after a rest gives one back; the rest is longer each time.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._lowered_at and now - self._lowered_at < _ONCE_S:  # one cause fails many
+            return
+        self._rest_s = min(_REST_MOST_S, 2 * self._rest_s) if self._lowered_at else _REST_S
+        self._lowered_at = now
+        most = max(1, min(self.most, self._in_use) * 9 // 10)
+        self._wanted_back += self.most - most
+        self._taken_away += self.most - most
+        self.most = most
+        if self._lowered_notice is not None:
+            notice, self._lowered_notice = self._lowered_notice, None
+            notice(
+                "no connection could be opened: this process, or its machine, has no open file "
+                f"left; no more than {most} requests are in flight at a time for now"
+            )

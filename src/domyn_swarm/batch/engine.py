@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -293,8 +293,9 @@ class BatchRun:
                 events=self._events,
             )
             settling = running.run(source)
-            if saturation.placing is not None:  # the workers' requests, not this process's
-                saturation = replace(saturation, placing=running)
+            # The workers' requests and connections, not this process's.
+            placing = None if saturation.placing is None else running
+            saturation = Saturation(saturation.read, placing)
         self._running = running
         if work.run_policy.concurrency is None:
             rows_per_call = work.run_policy.rows_per_call

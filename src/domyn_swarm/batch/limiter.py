@@ -43,6 +43,7 @@ _CLIMB = 1.5  # with gauges, where there is room
 _TURNED_AWAY = 0.7
 _WAITING_SHARE = 0.10  # of the running requests: a queue this long keeps the engine full
 _WAITING_FLOOR = 2.0
+_ADMITTED_SHARE = 0.05  # so many may just be about to be admitted
 _EMPTY_WINDOWS = 3
 _KV_FULL = 0.85  # of the KV memory: no climb leads beyond, but a step at a time
 _KV_FADES = 0.95  # with each window, the most of it that was used
@@ -143,8 +144,9 @@ class Limiter:
         waiting, everyone = load.waiting, load.running + load.waiting
         lasting, self._waited = min(waiting, self._waited), waiting
         enough = max(2 * _WAITING_FLOOR, 2 * _WAITING_SHARE * load.running)
-        self._no_queue = 0 if waiting else self._no_queue + 1
-        if waiting:
+        is_queue = waiting > max(_WAITING_FLOOR, _ADMITTED_SHARE * load.running)
+        self._no_queue = 0 if is_queue else self._no_queue + 1
+        if is_queue:
             self._racing = False
         if lasting > enough:
             share = min(1.0, window.in_flight / max(1.0, everyone))
@@ -154,7 +156,8 @@ class Limiter:
 
     def _higher(self, load: EngineLoad, everyone: float) -> float:
         """At the knee the queue runs empty now and then; without one for long there is room."""
-        if self._racing and load.preemptions_s is None and not self._cliff.was_worth_it():
+        tells = load.tokens_s is not None and load.preemptions_s is None  # by nothing else
+        if self._racing and tells and not self._cliff.was_worth_it():
             self._racing = False
             return self._cliff.looked_below()
         creep = self.limit + max(1.0, _CREEP * everyone)

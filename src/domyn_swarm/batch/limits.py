@@ -129,7 +129,8 @@ class Limits:
         if self._whole is not None:
             self._whole.in_flight.append(sight.calls)
             together = None if loads is None else loads.together
-            return self._whole.judge(sight.at_s, sight.settled, sight.turned_away, together)
+            judged = self._whole.judge(sight.at_s, sight.settled, sight.turned_away, together)
+            return changed or judged
         requests = sum(one.in_flight for one in sight.replicas.values())
         calls_each = sight.calls / requests if requests else 0.0
         for url, server in self._servers.items():

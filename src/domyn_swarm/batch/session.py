@@ -34,6 +34,7 @@ from domyn_swarm.batch.tally import Tally
 from domyn_swarm.net.errors import (
     BadReply,
     ConnectionBroken,
+    NoFileLeft,
     ReplicaLost,
     RequestError,
     ServerFailed,
@@ -177,6 +178,8 @@ class RequestSession:
                     failure = error
                     if isinstance(error, ReplicaLost | ServerFailed):
                         self._suspects.broke(error.server, self._now())
+                    elif isinstance(error, NoFileLeft):
+                        self._connections.lower()
                 else:
                     if self._suspects and trace is not None:
                         self._suspects.answered(trace.rows)

@@ -10,7 +10,14 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from domyn_swarm.batch.dispatch import AtReplica, Capacity
-from domyn_swarm.batch.limits import WINDOW_S, Limits, Loads, ReplicaLoad, Sight
+from domyn_swarm.batch.limits import (
+    MOST_IN_ALL,
+    WINDOW_S,
+    Limits,
+    Loads,
+    ReplicaLoad,
+    Sight,
+)
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.engine_load import EngineLoad, MetricsReader, Reading
 from domyn_swarm.errors import JobError
@@ -70,6 +77,7 @@ class Saturation:
 
     read: ReadLoads
     placing: Placing | None = None  # None: requests go through the endpoint alone
+    most: Callable[[], int] = lambda: MOST_IN_ALL  # calls for whose requests there are connections
 
 
 def metrics_reader(client: HttpClient, locate: Callable[[], str]) -> ReadLoads:
@@ -201,4 +209,4 @@ async def steer(
         elif limits.observe(sight(), loads):
             if placing is not None:
                 placing.set_capacities(limits.capacities)
-            runner.set_limit(limits.total)
+            runner.set_limit(min(limits.total, saturation.most()))
