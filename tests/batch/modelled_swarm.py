@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +107,7 @@ class Job:
         for url in self.engines.models:
             self.dispatch.offer(url)
         self.answered = 0
+        self.at_once: dict[str, list[int]] = {url: [] for url in self.engines.models}
         self._runner = Runner(
             self._ask,
             self,
@@ -132,6 +133,8 @@ class Job:
 
     def set_limit(self, limit: int) -> None:
         """See `Steered`."""
+        for url, at in self.dispatch.at_replicas().items():
+            self.at_once[url].append(at.in_flight)
         each = {url: int(one.limit) for url, one in self.limits.capacities.items()}
         self.trace.append((now_s(), limit, each))
         self._runner.set_limit(limit)
@@ -158,3 +161,62 @@ class Job:
         finally:
             self.dispatch.release(url, status)
         return ["x"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a job meets, and fixed numbers around the best one for it."""
+
+    options: VllmOptions
+    slots: int
+    replicas: int
+    rows: Callable[[], list[Asked]]
+    fixed: Sequence[int]
+    have_metrics: bool = True
+    straight: bool = True
+    jobs: int = 1
+
+
+_PLAIN = VllmOptions(prefix_cache=False)
+_UNEQUAL = VllmOptions(prefix_cache=False, speed=(1.0, 2.0, 4.0))
+_NARROW = VllmOptions(  # KV memory holds 48 short answers; with more the service collapses
+    prefix_cache=False,
+    speed=8.0,
+    kv_tokens=12_288,
+    prefill_tokens_per_s=500.0,
+    sequence_step_s=0.00003,
+)
+_AROUND_128 = (112, 128, 160, 256)
+_AROUND_48 = (36, 40, 44, 48, 52)
+
+
+def _longer_from_the_middle_on() -> list[Asked]:
+    return lengths(3000, 16, 100) + lengths(5000, 16, 300)
+
+
+CASES = {
+    "plain slots": Case(_PLAIN, 64, 2, lambda: lengths(5000, 100, 100, 0.5), _AROUND_128),
+    "KV cliff": Case(_NARROW, 256, 1, lambda: lengths(12_000, 16, 240), _AROUND_48),
+    "a cliff in mid-run": Case(_NARROW, 256, 1, _longer_from_the_middle_on, _AROUND_48),
+    "speeds 1 : 2 : 4": Case(
+        _UNEQUAL, 128, 3, lambda: lengths(16_000, 200, 100, 0.4), (300, 500, 768)
+    ),
+    "no gauges": Case(
+        _PLAIN, 64, 2, lambda: lengths(8000, 100, 100, 0.5), _AROUND_128, have_metrics=False
+    ),
+    "two jobs": Case(_PLAIN, 64, 2, lambda: lengths(6000, 100, 100, 0.5), _AROUND_128, jobs=2),
+    "through the router alone": Case(
+        _PLAIN, 64, 2, lambda: lengths(5000, 100, 100, 0.5), _AROUND_128, straight=False
+    ),
+}
+
+
+async def rates(case: Case, concurrency: int | None) -> list[float]:
+    """Rows per second of each job of a case; `concurrency` is of all together, None: found."""
+    engines = Engines(case.options, case.slots, case.replicas, have_metrics=case.have_metrics)
+    rows = case.rows()
+    each = None if concurrency is None else concurrency // case.jobs
+    jobs = [Job(engines, rows[one :: case.jobs], each, case.straight) for one in range(case.jobs)]
+    found = await asyncio.gather(*[job.run() for job in jobs])
+    assert sum(job.tally.rows_answered for job in jobs) == len(rows)
+    return found

@@ -4,86 +4,48 @@ virtual time: the real runner, dispatch, limits and model of an engine.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import dataclasses
+import statistics
 
 import pytest
 
-from batch.modelled_swarm import Asked, Engines, Job, lengths
+from batch.modelled_swarm import CASES, Engines, Job, lengths, rates
 from domyn_swarm.batch.dispatch import AtReplica
 from domyn_swarm.batch.limiter import FIRST_LIMIT
 from domyn_swarm.batch.limits import Limits, Loads, ReplicaLoad, Sight
 from domyn_swarm.engine_load import EngineLoad, together
-from domyn_swarm.engines.sim_options import VllmOptions
+from domyn_swarm.engines.sim_pace import ByModel
 from virtual_time import in_virtual_time
 
 WORTH = 0.95
-PLAIN = VllmOptions(prefix_cache=False)
-UNEQUAL = VllmOptions(prefix_cache=False, speed=(1.0, 2.0, 4.0))
-NARROW = VllmOptions(  # KV memory holds 48 short answers; beyond, service collapses
-    prefix_cache=False,
-    speed=8.0,
-    kv_tokens=12_288,
-    prefill_tokens_per_s=500.0,
-    sequence_step_s=0.00003,
-)
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a job meets, and fixed numbers around the best one."""
-
-    options: VllmOptions
-    slots: int
-    replicas: int
-    rows: Callable[[], list[Asked]]
-    fixed: Sequence[int]
-    have_metrics: bool = True
-    straight: bool = True
-    jobs: int = 1
-
-
-def longer_from_the_middle_on() -> list[Asked]:
-    return lengths(3000, 16, 100) + lengths(5000, 16, 300)
-
-
-CASES = {
-    "plain slots": Case(PLAIN, 64, 2, lambda: lengths(5000, 100, 100, 0.5), (112, 128, 160)),
-    "KV cliff": Case(NARROW, 256, 1, lambda: lengths(12_000, 16, 240), (40, 48, 56)),
-    "a cliff in mid-run": Case(NARROW, 256, 1, longer_from_the_middle_on, (32, 36, 40)),
-    "speeds 1 : 2 : 4": Case(
-        UNEQUAL, 128, 3, lambda: lengths(9000, 200, 100, 0.4), (300, 384, 500)
-    ),
-    "no gauges": Case(
-        PLAIN, 64, 2, lambda: lengths(8000, 100, 100, 0.5), (112, 128, 160), have_metrics=False
-    ),
-    "two jobs": Case(PLAIN, 64, 2, lambda: lengths(6000, 100, 100, 0.5), (112, 128, 160), jobs=2),
-    "through the router alone": Case(
-        PLAIN, 64, 2, lambda: lengths(5000, 100, 100, 0.5), (112, 128, 160), straight=False
-    ),
-}
-
-
-async def rate(case: Case, concurrency: int | None) -> float:
-    """Rows per second of all jobs of a case together."""
-    engines = Engines(case.options, case.slots, case.replicas, have_metrics=case.have_metrics)
-    rows = case.rows()
-    each = None if concurrency is None else concurrency // case.jobs
-    jobs = [Job(engines, rows[one :: case.jobs], each, case.straight) for one in range(case.jobs)]
-    rates = await asyncio.gather(*[job.run() for job in jobs])
-    assert sum(job.tally.rows_answered for job in jobs) == len(rows)
-    if case.jobs > 1:
-        assert min(rates) >= 0.7 * max(rates)  # fair
-    return sum(rates)
 
 
 @pytest.mark.parametrize("name", CASES)
 @in_virtual_time
 async def test_auto_is_as_fast_as_the_best_fixed_number(name: str) -> None:
     case = CASES[name]
-    best = max([await rate(case, one) for one in case.fixed])
-    assert await rate(case, None) >= WORTH * best
+    best = max([sum(await rates(case, one)) for one in case.fixed])
+    found = await rates(case, None)
+    assert sum(found) >= WORTH * best
+    assert min(found) >= 0.7 * max(found)  # jobs are fair to each other
+
+
+@in_virtual_time
+async def test_replicas_of_unequal_memory_get_unequal_shares() -> None:
+    """One holds a third of what the other does; the same number for both is slow."""
+    options = CASES["KV cliff"].options
+    engines = Engines(options, 256, 2)
+    narrow, wide = engines.models
+    larger = dataclasses.replace(options, kv_tokens=3 * options.kv_tokens)
+    engines.models[wide] = ByModel(larger, 256, 0)
+    job = Job(engines, lengths(12_000, 16, 240))
+    await job.run()
+    late = [each for _, _, each in job.trace[len(job.trace) // 2 :]]
+    typical = {url: statistics.median(each[url] for each in late) for url in engines.models}
+    assert 36 <= typical[narrow] <= 58
+    assert typical[wide] >= 2 * typical[narrow]
+    most = max(job.at_once[narrow][len(job.at_once[narrow]) // 2 :])
+    assert most <= 1.25 * max(each[narrow] for each in late) + 2
 
 
 A, B = "http://a", "http://b"

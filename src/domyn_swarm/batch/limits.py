@@ -21,7 +21,7 @@ WINDOW_S = 0.5
 MOST_IN_ALL = 16_384
 """Calls of one run, however many replicas it has."""
 
-_FIRST_EACH = 16  # of many replicas, at the start of the run
+_FIRST_EACH = 32  # of many replicas, at the start of the run
 _LEAST_SETTLED = 8  # a throughput over fewer rows is noise
 _LONGEST_S = 60.0
 _GAUGED_S = 30.0  # so long after its last gauges a replica is judged by nothing else
