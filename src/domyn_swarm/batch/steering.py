@@ -207,6 +207,8 @@ async def steer(
         if tally.paused is not None:
             limits.skip(sight())
         elif limits.observe(sight(), loads):
+            capacities = limits.capacities
+            tally.replica_limits = {url: int(one.limit) for url, one in capacities.items()}
             if placing is not None:
-                placing.set_capacities(limits.capacities)
+                placing.set_capacities(capacities)
             runner.set_limit(min(limits.total, saturation.most()))
