@@ -154,12 +154,11 @@ class Job:
         self.last_taken_s = now_s()
         url = self.dispatch.take(b"{}")
         assert url is not None
-        status = None
         try:
             await self.engines.models[url].write(items[0])
-            status = 200
+            self.dispatch.replied(url, 200)
         finally:
-            self.dispatch.release(url, status)
+            self.dispatch.release(url)
         return ["x"]
 
 

@@ -456,9 +456,10 @@ def at_two_replicas(placed: list[Dispatch]) -> Behaviour:
             run.at_once += 1
             try:
                 await asyncio.sleep(1.0)
+                dispatch.replied(url, 200)
             finally:
                 run.at_once -= 1
-                dispatch.release(url, 200)
+                dispatch.release(url)
             return items
 
         plan = WorkPlan(run.policy, RetryPolicy(), encode=lambda *_: b"{}", sync_s=5.0)

@@ -256,6 +256,8 @@ def test_what_was_answered_and_turned_away_is_counted_where_it_was() -> None:
     for status in (200, 200, 429, 503, 400, 500, None):
         url = dispatch.take(b"{}")
         assert url is not None
-        dispatch.release(url, status)
+        if status is not None:
+            dispatch.replied(url, status)
+        dispatch.release(url)
     dispatch.take(b"{}")
     assert dispatch.at_replicas() == {"http://node0:1": AtReplica(1, 2, 2)}

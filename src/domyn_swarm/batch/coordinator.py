@@ -116,7 +116,7 @@ class Coordinator:
         found = {url: AtReplica(0, 0, 0) for worker in self._workers for url in worker.at_replicas}
         for at_replicas in (self._gone_at_replicas, *(one.at_replicas for one in self._workers)):
             for url in found.keys() & at_replicas.keys():
-                found[url] = _sum(found[url], at_replicas[url])
+                found[url] = found[url].plus(at_replicas[url])
         return found
 
     def _give_out(self) -> None:
@@ -255,7 +255,7 @@ class Coordinator:
         self._workers.remove(worker)
         for url, at in worker.at_replicas.items():
             before = self._gone_at_replicas.get(url, AtReplica(0, 0, 0))
-            self._gone_at_replicas[url] = _sum(before, at._replace(in_flight=0))
+            self._gone_at_replicas[url] = before.plus(at._replace(in_flight=0))
         self._turns.leave(worker)
         gone = msgspec.structs.replace(worker.counters, in_flight=0, paused=None)
         self._count_in(worker, gone)
@@ -386,10 +386,6 @@ class Coordinator:
 
 def _say(worker: _Worker, order: Order) -> None:
     worker.process.link.say(order)
-
-
-def _sum(first: AtReplica, second: AtReplica) -> AtReplica:
-    return AtReplica(*(one + other for one, other in zip(first, second, strict=True)))
 
 
 def _rows_settled(counters: Counters) -> int:

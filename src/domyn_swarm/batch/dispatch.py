@@ -87,6 +87,10 @@ class AtReplica(NamedTuple):
     answered: int
     turned_away: int  # with 429 or 503
 
+    def plus(self, other: AtReplica) -> AtReplica:
+        """What this process and another one have there together."""
+        return AtReplica(*(one + more for one, more in zip(self, other, strict=True)))
+
 
 class _Loads:
     """Replicas by how much of their capacity is in use, the least loaded at hand.
@@ -231,12 +235,15 @@ class Dispatch:
             for url, load in self._loads.of.items()
         }
 
-    def release(self, url: str, status: int | None = None) -> None:
-        """A request has ended there, with this status of HTTP; None: without a reply."""
-        if status is not None and status < 300:
+    def replied(self, url: str, status: int) -> None:
+        """It replied to a request, with this status of HTTP."""
+        if status < 300:
             self._answered[url] += 1
         elif status in _BACK_PRESSURE:
             self._turned_away[url] += 1
+
+    def release(self, url: str) -> None:
+        """A request has ended there."""
         if url in self._loads.of:
             self._loads.change(url, -1)
         else:

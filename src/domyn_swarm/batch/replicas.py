@@ -271,21 +271,13 @@ class Replicas:
             except TimeoutError:
                 self._settled.set()
         replica = self.dispatch.take(body)
-        if replica is not None:
-            self.needed = False
+        self.needed = self.needed and replica is None
         return replica
 
-    def release(self, url: str, status: int | None = None) -> None:
-        """A request has ended there; see `Dispatch.release`."""
-        self.dispatch.release(url, status)
+    def release(self, url: str) -> None:
+        """A request has ended there."""
+        self.dispatch.release(url)
         self._used_at = self._now()
-
-
-@dataclass
-class _Ended:
-    """How a stream ended."""
-
-    status: int | None = None
 
 
 class ReplicaClient:
@@ -309,16 +301,12 @@ class ReplicaClient:
         if body is None:
             return await self._listing(url, path, timeout_s)
         while (replica := await self._chosen(url, path, body)) is not None:
-            status = None
             try:
-                reply = await self._straight(replica, method, path, body, timeout_s)
-                status = reply.status
+                return await self._straight(replica, method, path, body, timeout_s)
             except CannotConnect:  # nothing was sent: the next one
                 self._replicas.lost(replica)
-            else:
-                return reply
             finally:
-                self._replicas.release(replica, status)
+                self._replicas.release(replica)
         return await self._endpoint.request(method, url, body, timeout_s)
 
     async def _listing(self, url: str, path: str, timeout_s: float) -> HttpReply:
@@ -365,6 +353,7 @@ class ReplicaClient:
             except ConnectionBroken as error:
                 self._replicas.lost(replica)
                 raise ReplicaLost(f"{replica}: {error.message}", server=replica) from error
+        self._replicas.dispatch.replied(replica, reply.status)
         if reply.status in _DOORS:
             self._replicas.doubt(replica)
         return reply._replace(served_by=replica)
@@ -375,13 +364,12 @@ class ReplicaClient:
         """See `HttpClient.stream`."""
         path = _path_of(url)
         while (replica := await self._chosen(url, path, body)) is not None:
-            with self._streaming(replica) as ended:
+            with self._streaming(replica):
+                chunk: bytes | HttpReply = b""
                 try:
                     async for chunk in self._endpoint.stream(replica + path, body, timeout_s):
-                        if isinstance(chunk, HttpReply):
-                            ended.status = chunk.status
                         yield chunk
-                    ended.status = ended.status or 200
+                    self._replicas.dispatch.replied(replica, getattr(chunk, "status", 200))
                     return
                 except CannotConnect:  # nothing was sent: the next one
                     self._replicas.lost(replica)
@@ -389,15 +377,14 @@ class ReplicaClient:
             yield chunk
 
     @contextmanager
-    def _streaming(self, replica: str) -> Iterator[_Ended]:
-        ended = _Ended()
+    def _streaming(self, replica: str) -> Iterator[None]:
         try:
-            yield ended
+            yield
         except ConnectionBroken as error:
             self._replicas.lost(replica)
             raise ReplicaLost(f"{replica}: {error.message}", server=replica) from error
         finally:
-            self._replicas.release(replica, ended.status)
+            self._replicas.release(replica)
 
     def use_key(self, key: str | None) -> None:
         """See `HttpClient.use_key`."""
