@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import limits
 from mock_host import (
     Measured,
     Mock,
@@ -253,6 +254,11 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}"
 
 
+def auto_limits() -> list[Line]:
+    """`--max-concurrency auto` against the best fixed number, in virtual time."""
+    return [Line(what, figure, "≥ 95 %") for what, figure in limits.lines()]
+
+
 def write_table(title: str, lines: list[Line]) -> None:
     """Append a section to `RESULTS.md`."""
     with (HERE / "RESULTS.md").open("a") as file:
@@ -272,7 +278,7 @@ def main() -> None:
         cases: list[Callable[[], list[Line]]] = [
             *(bench.start_up, bench.no_latency, bench.workers, bench.user_code),
             *(bench.checkpoint_cost, bench.latency),
-            *(bench.long_tail, bench.memory_and_resume),
+            *(bench.long_tail, bench.memory_and_resume, auto_limits),
         ]
         lines = []
         for case in cases:

@@ -39,6 +39,7 @@ JOB = {
     *GROUND,
     "batch",
     "data",
+    "engine_load",
     "identity",
     "jobs",
     *RECORDS,
@@ -69,7 +70,7 @@ PROGRAMS: Mapping[str, Loads] = {
         {*AIOHTTP, "msgspec", "psutil"},
         {
             *GROUND,
-            *("backends.endpoint", "backends.notification", "claims", "identity"),
+            *("backends.endpoint", "backends.notification", "claims", "engine_load", "identity"),
             *RECORDS,
             "open_files",
             "probing",

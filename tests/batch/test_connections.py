@@ -7,13 +7,16 @@ import json
 import subprocess
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from domyn_swarm import open_files
 from domyn_swarm.batch.connections import Connections
+from domyn_swarm.net.http import open_client
 from model_server import KEY
-from patience import limit_s
+from patience import limit_s, until_async
 from virtual_time import in_virtual_time
 
 
@@ -82,6 +85,59 @@ async def test_turns_go_by_arrival_and_none_is_lost_with_who_gives_up() -> None:
     assert served == ["a", "d", "e"]
     assert [name for name, task in tasks.items() if task.cancelled()] == ["b", "c"]
     assert await most_at_once(turns, 3) == 1
+
+
+@in_virtual_time
+async def test_where_files_run_out_fewer_are_in_flight_until_they_come_back() -> None:
+    notices: list[str] = []
+    turns = Connections(100, notices.append)
+    assert await most_at_once(turns, 90) == 90
+
+    async def fail() -> None:
+        async with turns:
+            await asyncio.sleep(0.5)
+            turns.lower()
+
+    await asyncio.gather(*[fail() for _ in range(50)])  # of one cause
+    assert turns.most == 45
+    assert await most_at_once(turns, 300) == 45
+    assert [one for one in notices if "no more than 45 requests" in one] == notices[:1]
+    await asyncio.gather(*[fail() for _ in range(20)])
+    assert turns.most == 18
+    await asyncio.sleep(40)  # the rest is twice as long by now
+    assert await most_at_once(turns, 100) == 18
+    await asyncio.sleep(60)
+    await most_at_once(turns, 200)
+    assert turns.most == 100
+    assert await most_at_once(turns, 300) == 100
+    assert len([one for one in notices if "has no open file left" in one]) == 1
+
+
+async def test_of_idle_connections_to_one_server_few_are_kept(
+    server: Any, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_files, "connections", lambda: 100)
+    server.behave = lambda _prompt, _nth: answer(delay_s=0.3)
+    client = open_client(KEY, use_proxy=False)
+    port = urlsplit(server.url).port
+
+    def kept() -> int:
+        found = psutil.Process().net_connections("tcp")
+        return sum(
+            one.status == "ESTABLISHED" and bool(one.raddr) and one.raddr.port == port
+            for one in found
+        )
+
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}]}).encode()
+    url = f"{server.url}/v1/chat/completions"
+    try:
+        asking = [client.request("POST", url, body, limit_s()) for _ in range(150)]
+        replies = await asyncio.gather(*asking)
+        assert {reply.status for reply in replies} == {200}
+        await until_async(lambda: kept() <= 64)
+        assert kept() > 0
+    finally:
+        await client.close()
 
 
 ASKS = """

@@ -15,6 +15,7 @@ import pytest
 
 from batch.coroutine_workers import (
     GRACE_S,
+    KEYS,
     Behaviour,
     Died,
     Run,
@@ -24,6 +25,8 @@ from batch.coroutine_workers import (
     source,
 )
 from domyn_swarm.batch import results_folder
+from domyn_swarm.batch.asking import RetryPolicy
+from domyn_swarm.batch.dispatch import Capacity, Dispatch
 from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.frames import FrameRef
 from domyn_swarm.batch.link import (
@@ -34,10 +37,14 @@ from domyn_swarm.batch.link import (
     Report,
     Rows,
 )
+from domyn_swarm.batch.range_worker import RangeWorker
 from domyn_swarm.batch.source import PendingRows, joined
 from domyn_swarm.batch.tally import Counters, Tally
+from domyn_swarm.batch.work import WorkPlan
 from domyn_swarm.errors import JobError, PlatformError, TooManyFailures
 from virtual_time import in_virtual_time, now_s
+
+REPLICAS = ("http://fast", "http://slow")
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 1000])
@@ -445,3 +452,77 @@ async def test_the_run_is_paused_while_a_worker_says_so(tmp_path: Path) -> None:
         asyncio.get_running_loop().call_later(at, lambda: seen.append(whole.tally.paused))
     await whole.run()
     assert seen == ["the endpoint does not answer", None]
+
+
+def at_two_replicas(placed: list[Dispatch]) -> Behaviour:
+    """The real worker, whose requests go to one of two replicas themselves, a second each."""
+
+    async def work(_worker: Worker, link: Link[Order], run: Run) -> int:
+        dispatch = Dispatch("least_load")
+        placed.append(dispatch)
+        for url in REPLICAS:
+            dispatch.offer(url)
+
+        async def transform(items: list[str]) -> list[str]:
+            run.asked.update(int(item[1:]) for item in items)
+            url = dispatch.take(b"{}")
+            assert url is not None
+            run.at_once += 1
+            try:
+                await asyncio.sleep(1.0)
+                dispatch.replied(url, 200)
+            finally:
+                run.at_once -= 1
+                dispatch.release(url)
+            return items
+
+        plan = WorkPlan(run.policy, RetryPolicy(), encode=lambda *_: b"{}", sync_s=5.0)
+        worker = RangeWorker(link, KEYS, Tally())
+        worker.placing = dispatch
+        await worker.run(transform, plan)
+        return 0
+
+    return work
+
+
+def in_flight(placed: list[Dispatch]) -> Counter[str]:
+    there = Counter[str]()
+    for dispatch in placed:
+        there.update({url: at.in_flight for url, at in dispatch.at_replicas().items()})
+    return there
+
+
+@in_virtual_time
+async def test_workers_share_the_limit_of_each_replica_and_report_what_is_there(
+    tmp_path: Path,
+) -> None:
+    placed: list[Dispatch] = []
+    whole = Run(tmp_path, lambda _nth: at_two_replicas(placed), rows=4000, workers=3, limit=None)
+    fast, slow = REPLICAS
+
+    async def steer() -> None:
+        await asyncio.sleep(3)
+        for more, less in ((60, 30), (20, 70)):
+            capacities = {fast: Capacity(more, False), slow: Capacity(less, False)}
+            whole.coordinator.set_capacities(capacities)
+            whole.coordinator.set_limit(more + less)
+            await asyncio.sleep(10)
+            moments = []
+            for _ in range(9):  # at some all are between two requests
+                await asyncio.sleep(0.13)
+                moments.append(in_flight(placed))
+            there = max(moments, key=Counter.total)
+            assert there[fast] == pytest.approx(more, abs=4)
+            assert there[slow] == pytest.approx(less, abs=4)
+            reported = whole.coordinator.at_replicas()
+            assert all(0 < at.in_flight <= more + less for at in reported.values())
+            before = sum(at.answered for at in reported.values())
+            whole.started[0].kill()  # what it did goes on to count
+            await asyncio.sleep(5)
+            after = sum(at.answered for at in whole.coordinator.at_replicas().values())
+            assert after > before
+
+    steering = asyncio.create_task(steer())
+    await whole.run()
+    await steering
+    assert set(whole.asked) == set(range(4000))

@@ -8,7 +8,7 @@ from collections import Counter, deque
 
 import pytest
 
-from domyn_swarm.batch.dispatch import Dispatch, prefixes_of
+from domyn_swarm.batch.dispatch import AtReplica, Capacity, Dispatch, prefixes_of
 from domyn_swarm.batch.rows import RowTrace, current_trace
 from domyn_swarm.model import Dispatching
 from domyn_swarm.net.http import HttpReply
@@ -244,3 +244,68 @@ def test_what_is_in_flight_counts_where_it_is_whoever_comes_and_goes() -> None:
     assert dispatch.in_flight == 0
     dispatch.keep_only(())
     assert dispatch.take(b"{}") is None
+
+
+def capacities(*limits: float, firm: bool = False) -> dict[str, Capacity]:
+    return {f"http://node{number}:1": Capacity(one, firm) for number, one in enumerate(limits)}
+
+
+def test_shares_are_in_proportion_to_what_replicas_may_have() -> None:
+    dispatch = offered(3, "least_load")
+    dispatch.set_capacities(capacities(100, 200, 400))
+    load = Load(dispatch, 700)
+    for number in range(3000):
+        load.ask(f"{number}".encode())
+        if number > 700:
+            assert load.shares() == pytest.approx([100, 200, 400], abs=2)
+    dispatch.set_capacities(capacities(300, 200, 200))
+    for number in range(3000):
+        load.ask(f"{number}".encode())
+    running = Counter(load.running)
+    there = [running[f"http://node{number}:1"] for number in range(3)]
+    assert there == pytest.approx([300, 200, 200], abs=2)
+
+
+def test_requests_that_begin_alike_go_to_the_same_replica_within_unequal_shares() -> None:
+    bodies, groups = shuffled(200, 20, 4000, 100)
+    dispatch = offered(3)
+    dispatch.set_capacities(capacities(10, 20, 40))
+    load = Load(dispatch, 70)
+    for number, body in enumerate(bodies):
+        load.ask(body)
+        if number > 500:
+            assert all(
+                has <= 1.15 * may + 3 for has, may in zip(load.shares(), (10, 20, 40), strict=True)
+            )
+    assert hits(load.taken, groups) > 0.8 * 0.95
+
+
+def test_a_replica_that_more_makes_slower_gets_no_more_though_requests_begin_alike() -> None:
+    bodies, _ = shuffled(50, 40, 4000, 100)
+    dispatch = offered(3)
+    dispatch.set_capacities({**capacities(40, 40, 40), "http://node0:1": Capacity(40, True)})
+    load = Load(dispatch, 115)
+    for body in bodies:
+        load.ask(body)
+        assert Counter(load.running)["http://node0:1"] <= 1.05 * 40 + 1
+
+
+def test_a_replica_whose_capacity_is_not_known_is_like_the_others() -> None:
+    dispatch = offered(3, "least_load")
+    dispatch.set_capacities(capacities(30, 50))
+    load = Load(dispatch, 120)
+    for number in range(500):
+        load.ask(f"{number}".encode())
+    assert load.shares() == pytest.approx([30, 40, 50], abs=2)
+
+
+def test_what_was_answered_and_turned_away_is_counted_where_it_was() -> None:
+    dispatch = offered(1)
+    for status in (200, 200, 429, 503, 400, 500, None):
+        url = dispatch.take(b"{}")
+        assert url is not None
+        if status is not None:
+            dispatch.replied(url, status)
+        dispatch.release(url)
+    dispatch.take(b"{}")
+    assert dispatch.at_replicas() == {"http://node0:1": AtReplica(1, 2, 2)}

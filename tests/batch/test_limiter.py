@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import pytest
 
-from domyn_swarm.batch.limiter import Limiter, Window
+from domyn_swarm.batch.limiter import PAUSE, PAUSE_MOST, Limiter, Window
+from domyn_swarm.engine_load import EngineLoad
 
 
 @dataclass
@@ -28,8 +30,7 @@ class Server:
                 round(rate * share * seconds),
                 0,
                 limiter.limit,
-                running if gauges else None,
-                offered - running if gauges else None,
+                EngineLoad(running, offered - running) if gauges else None,
             )
             limiter.judge(window)
 
@@ -109,7 +110,7 @@ def test_turned_away_requests_shrink_it_at_once() -> None:
 def test_an_unused_limit_is_left_alone() -> None:
     limiter = Limiter(first=100)
     assert limiter.judge(Window(1.0, 5, 0, 10.0)) == 100
-    assert limiter.judge(Window(1.0, 5, 0, 10.0, 10.0, 0.0)) == 100
+    assert limiter.judge(Window(1.0, 5, 0, 10.0, EngineLoad(10.0, 0.0))) == 100
 
 
 def test_the_most_is_never_exceeded() -> None:
@@ -148,10 +149,12 @@ class Cliff:
                 round(tokens_s * seconds / 100 * limiter.limit / offered),
                 0,
                 limiter.limit,
-                min(offered, self.slots),
-                max(0.0, offered - self.slots),
-                tokens_s,
-                beyond / 2 if self.counts_preemptions else None,
+                EngineLoad(
+                    min(offered, self.slots),
+                    max(0.0, offered - self.slots),
+                    tokens_s,
+                    beyond / 2 if self.counts_preemptions else None,
+                ),
             )
             limiter.judge(window)
         return tokens_s / self.tokens_s(self.holds)
@@ -190,3 +193,72 @@ def test_two_jobs_stay_below_a_cliff_together() -> None:
     shares = [engine.step() for _ in range(600)]
     assert sum(shares) / len(shares) >= 0.9
     assert min(one.limit for one in engine.limiters) >= 6
+
+
+def test_the_pause_below_a_cliff_doubles_up_to_its_most() -> None:
+    """What does not pay is tried ever more rarely."""
+    engine = Cliff(100, limiters=[Limiter(first=100)])
+    limiter = engine.limiters[0]
+    tried: list[int] = []
+    for window in range(4000):
+        before = limiter.limit
+        engine.step()
+        if limiter.limit > max(before, 100) and window > 2 * PAUSE:
+            tried.append(window)
+    gaps = [later - one for one, later in itertools.pairwise(tried)]
+    # a look below lies between two attempts, after a pause of its own
+    assert gaps[0] <= 2 * 4 * PAUSE + 10
+    assert all(later >= 1.7 * one for one, later in itertools.pairwise(gaps[:4]))
+    assert 2 * PAUSE_MOST <= gaps[-1] == max(gaps) <= 2 * PAUSE_MOST + 20
+    lost = sum(1 - engine.step() for _ in range(1000)) / 1000
+    assert lost < 0.04
+
+
+def test_a_climb_that_lowers_tokens_per_second_is_taken_back_within_two_windows() -> None:
+    """By an engine that counts no preemptions."""
+    limiter = Limiter(first=100, racing=False)
+    for _ in range(3):
+        limiter.judge(Window(1.0, 100, 0, limiter.limit, EngineLoad(limiter.limit, 0.0, 2000.0)))
+    high = limiter.limit
+    assert high >= 120
+    for _ in range(2):
+        limiter.judge(Window(1.0, 50, 0, high, EngineLoad(high, 0.0, 1000.0)))
+    assert limiter.limit < 1.1 * 100 + 5
+    assert limiter.is_firm
+
+
+def test_a_burst_of_preemptions_that_costs_little_is_forgotten_in_some_windows() -> None:
+    limiter = Limiter(first=48, racing=False)
+    usual = EngineLoad(48.0, 0.0, 1000.0, 0.0, 0.8)
+
+    def judge(load: EngineLoad) -> int:
+        return limiter.judge(
+            Window(1.0, 50, 0, limiter.limit, load._replace(running=limiter.limit))
+        )
+
+    judge(usual._replace(preemptions_s=4.0))
+    assert limiter.limit < 48  # at once
+    while limiter.limit < 46:
+        before = limiter.limit
+        for _ in range(12):
+            judge(usual._replace(tokens_s=20.0 * limiter.limit))
+        assert limiter.limit > before
+    high = limiter.limit
+    judge(usual._replace(tokens_s=19.0 * high, preemptions_s=4.0))
+    assert limiter.limit < high
+    for _ in range(4):
+        judge(usual._replace(tokens_s=20.0 * limiter.limit))
+    assert limiter.limit == high
+
+
+def test_while_more_is_in_flight_than_the_limit_allows_nothing_is_judged() -> None:
+    """Answers that take long: the queue that a lower limit ends is still there."""
+    limiter = Limiter(first=500, racing=False)
+    queue = EngineLoad(256.0, 244.0)
+    for _ in range(2):
+        limiter.judge(Window(1.0, 10, 0, 500.0, queue))
+    lower = limiter.limit
+    assert 256 <= lower < 400
+    for in_flight in range(500, lower + 50, -10):
+        load = EngineLoad(256.0, in_flight - 256.0)
+        assert limiter.judge(Window(1.0, 10, 0, float(in_flight), load)) == lower

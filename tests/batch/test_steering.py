@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from domyn_swarm.batch.limiter import Limiter
+from domyn_swarm.batch.limits import Limits, Loads, ReplicaLoad
 from domyn_swarm.batch.steering import (
-    Gauges,
-    ReadGauges,
+    ReadLoads,
+    Saturation,
     fate_reader,
     meter_reader,
     metrics_reader,
-    parse_metrics,
     steer,
 )
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.engine_load import EngineLoad
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import RequestTimeout
 from domyn_swarm.net.http import HttpReply
@@ -27,28 +27,27 @@ from virtual_time import in_virtual_time, now_s
 
 
 @pytest.mark.parametrize(
-    ("text", "metrics"),
+    ("text", "load"),
     [
         (
-            b'# HELP vllm:num_requests_running x\nvllm:num_requests_running{engine="0"} 3.0\n'
-            b'vllm:num_requests_running{engine="1"} 4.0\nvllm:num_requests_waiting{a="b"} 1e1\n'
-            b'vllm:generation_tokens_total{engine="0"} 100.0\nvllm:num_preemptions_total 2\n',
-            {"running": 7.0, "waiting": 10.0, "tokens": 100.0, "preemptions": 2.0},
+            '# HELP vllm:num_requests_running x\nvllm:num_requests_running{engine="0"} 3.0\n'
+            'vllm:num_requests_running{engine="1"} 4.0\nvllm:num_requests_waiting{a="b"} 1e1\n'
+            'vllm:kv_cache_usage_perc{engine="0"} 0.5\nvllm:kv_cache_usage_perc{engine="1"} 0.9\n',
+            EngineLoad(7.0, 10.0, kv_usage=0.9),
         ),
+        ("llamacpp:requests_processing 2\nllamacpp:requests_deferred 5\n", EngineLoad(2.0, 5.0)),
         (
-            b"llamacpp:requests_processing 2\nllamacpp:requests_deferred 5\n",
-            {"running": 2.0, "waiting": 5.0},
+            'sglang:num_running_reqs{m="x"} 4\nsglang:num_queue_reqs{m="x"} 1\n',
+            EngineLoad(4.0, 1.0),
         ),
-        (
-            b'sglang:num_running_reqs{m="x"} 4\nsglang:num_queue_reqs{m="x"} 1\n',
-            {"running": 4.0, "waiting": 1.0},
-        ),
-        (b"python_gc_objects_collected_total 3\n", None),
-        (b"", None),
+        ("python_gc_objects_collected_total 3\n", None),
+        ("", None),
     ],
 )
-def test_metrics_are_summed(text: bytes, metrics: dict[str, float] | None) -> None:
-    assert parse_metrics(text) == metrics
+@in_virtual_time
+async def test_metrics_are_summed(text: str, load: EngineLoad | None) -> None:
+    loads = await metrics_reader(Engine(text), lambda: "http://engine")()  # type: ignore[arg-type]
+    assert loads == (None if load is None else Loads(load))
 
 
 class Engine:
@@ -80,10 +79,10 @@ async def test_what_an_engine_counts_becomes_a_rate() -> None:
         await asyncio.sleep(2.0)
         found.append(await read())
     assert found == [
-        Gauges(3.0, 0.0),
-        Gauges(3.0, 0.0, 100.0, 0.5),
-        Gauges(3.0, 0.0),
-        Gauges(3.0, 0.0, 20.0, 0.0),
+        Loads(EngineLoad(3.0, 0.0)),
+        Loads(EngineLoad(3.0, 0.0, 100.0, 0.5)),
+        Loads(EngineLoad(3.0, 0.0)),
+        Loads(EngineLoad(3.0, 0.0, 20.0, 0.0)),
     ]
 
 
@@ -109,16 +108,27 @@ class Collector:
         return
 
 
+WHOLE = {"running": 3.0, "waiting": 4.0, "replicas": 2}
+RATES = {"tokens_s": 50.0, "preemptions_s": 0.5, "kv_usage": 0.75}
+EACH = {"url": "http://a", "look": 7, "running": 3.0, "waiting": 4.0, **RATES}
+
+
 def metered(answered: int) -> HttpReply:
-    told = {"running": 3.0, "waiting": 4.0, "replicas": 2, "answered": answered}
-    return HttpReply(200, json.dumps(told).encode(), None)
+    return HttpReply(200, json.dumps({**WHOLE, "answered": answered}).encode(), None)
 
 
 @pytest.mark.parametrize(
     ("reply", "gauges"),
     [
-        (metered(2), Gauges(3.0, 4.0)),
-        (metered(1), Gauges(3.0, 4.0)),  # the collector has made of it what both have
+        (metered(2), Loads(EngineLoad(3.0, 4.0))),
+        (metered(1), Loads(EngineLoad(3.0, 4.0))),  # the collector has made of it what both have
+        (
+            HttpReply(200, json.dumps({**WHOLE, "answered": 1, "each": [EACH]}).encode(), None),
+            Loads(
+                EngineLoad(3.0, 4.0),
+                {"http://a": ReplicaLoad(7, EngineLoad(3.0, 4.0, 50.0, 0.5, 0.75))},
+            ),
+        ),
         (metered(0), None),
         (HttpReply(404, b"", None), None),
         (HttpReply(200, b"?", None), None),
@@ -126,7 +136,7 @@ def metered(answered: int) -> HttpReply:
     ],
 )
 async def test_a_swarms_gauges_are_believed_when_some_replica_answered(
-    reply: HttpReply | Exception, gauges: Gauges | None
+    reply: HttpReply | Exception, gauges: Loads | None
 ) -> None:
     assert await meter_reader(Collector(reply), lambda: "http://collector")() == gauges
 
@@ -194,11 +204,16 @@ class Job:
             answered += min(self.limit, self.slots) / self.service_s * 0.05
             self.tally.rows_answered = int(answered)
 
-    async def gauges(self) -> Gauges:
-        return Gauges(min(self.limit, self.slots), max(0, self.limit - self.slots))
+    async def gauges(self) -> Loads:
+        running = min(self.limit, self.slots)
+        return Loads(EngineLoad(running, max(0, self.limit - self.slots)))
 
-    async def steered(self, seconds: float, gauges: ReadGauges | None = None) -> None:
-        work = [self.serve(), steer(self, self.tally, Limiter(), gauges)]
+    async def no_gauges(self) -> None:
+        return None
+
+    async def steered(self, seconds: float, gauges: ReadLoads | None = None) -> None:
+        saturation = Saturation(gauges or self.no_gauges)
+        work = [self.serve(), steer(self, self.tally, Limits(), saturation)]
         tasks = [asyncio.create_task(one) for one in work]
         await asyncio.sleep(seconds)
         for task in tasks:
@@ -237,7 +252,7 @@ async def test_gauges_are_read_every_second_however_slow_the_rows_are() -> None:
     await job.steered(10.1, job.gauges)
     assert len(job.judged) == 10
     assert job.judged[0][0] - began == pytest.approx(1.0)
-    assert (job.tally.running, job.tally.waiting) == (await job.gauges())[:2]
+    assert (job.tally.running, job.tally.waiting) == (await job.gauges()).together[:2]
 
 
 @in_virtual_time

@@ -14,7 +14,7 @@ from domyn_swarm.batch.dispatch import Dispatch
 from domyn_swarm.batch.gate import ALONE, EndpointGate
 from domyn_swarm.batch.replicas import Names, ReplicaClient, Replicas
 from domyn_swarm.batch.session import RequestSession
-from domyn_swarm.batch.steering import ReadGauges, fate_reader, meter_reader, metrics_reader
+from domyn_swarm.batch.steering import Saturation, fate_reader, meter_reader, metrics_reader
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.traffic import Traffic
@@ -61,8 +61,8 @@ async def open_session(
     *,
     traffic: Traffic | None = None,
     worth: Worth | None = None,
-) -> AsyncIterator[tuple[OpenAIClient, ReadGauges]]:
-    """The client that a job is given, and what its endpoint is asked for its load."""
+) -> AsyncIterator[tuple[OpenAIClient, Saturation]]:
+    """The client that a job is given, and by what its limits find themselves."""
     http = open_client(access.key, use_proxy=access.use_proxy, ca_file=access.ca_file())
     suspects = Suspects() if suspects is None else suspects
     key = access.key
@@ -122,7 +122,11 @@ async def open_session(
         connections = Connections(access.admits(), notice)
         session = RequestSession(carrier, gate, policy, tally, connections)
         async with beside(*work):
-            yield OpenAIClient(session, official), gauges
+            placing = None if replicas is None else replicas.dispatch
+            yield (
+                OpenAIClient(session, official),
+                Saturation(gauges, placing, lambda: connections.most),
+            )
     finally:
         if asked is not None:
             await asked.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from domyn_swarm.batch.checkpoint import Checkpoint
+from domyn_swarm.batch.dispatch import AtReplica, Capacity
 from domyn_swarm.batch.limiter import FIRST_LIMIT
 from domyn_swarm.batch.link import (
     Alone,
@@ -56,7 +57,9 @@ class _Worker:
     counters: Counters = field(default_factory=Counters)
     held: dict[int, PendingRows] = field(default_factory=dict)  # handfuls that are not settled
     share: int = 0  # of the calls that all together may have in flight
-    limit: int = 0  # that it was told; 0: it has not begun
+    limit: int = 0  # that it may have now; 0: it has not begun
+    informed: tuple[int, Mapping[str, Capacity]] = (0, {})  # limit, and capacities of all workers
+    at_replicas: Mapping[str, AtReplica] = field(default_factory=dict)
     calls: int = 0  # that it may have in flight: more than the limit until it has followed that
     leaving: bool = False  # it was told that there are no more rows
 
@@ -91,6 +94,8 @@ class Coordinator:
         self._fatal: BaseException | None = None
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()  # nobody has to be employed any more
+        self._capacities: Mapping[str, Capacity] = {}
+        self._gone_at_replicas: dict[str, AtReplica] = {}  # of workers that have ended
         self.limit = policy.concurrency or FIRST_LIMIT
 
     def set_limit(self, limit: int) -> None:
@@ -99,10 +104,20 @@ class Coordinator:
         living = len(self._workers)
         for at, worker in enumerate(self._workers):
             worker.share = max(1, limit // living + (at < limit % living))
-            if worker.limit > worker.share:
-                worker.limit = worker.share
-                worker.process.link.say(Limit(worker.limit))
+            worker.limit = min(worker.limit, worker.share)
         self._give_out()
+
+    def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
+        """See `Placing`; each worker gets its part with its next limit."""
+        self._capacities = capacities
+
+    def at_replicas(self) -> dict[str, AtReplica]:
+        """See `Placing`: of all workers together, as they reported last."""
+        found = {url: AtReplica(0, 0, 0) for worker in self._workers for url in worker.at_replicas}
+        for at_replicas in (self._gone_at_replicas, *(one.at_replicas for one in self._workers)):
+            for url in found.keys() & at_replicas.keys():
+                found[url] = found[url].plus(at_replicas[url])
+        return found
 
     def _give_out(self) -> None:
         """Let workers have more calls as others, whose share shrank, come to have fewer."""
@@ -115,13 +130,23 @@ class Coordinator:
             worker.limit += more
             free -= max(0, worker.limit - worker.calls)
             worker.calls = max(worker.calls, worker.limit)
-            link = worker.process.link
             if begins:
                 folder, generation, worker.writer = self._checkpoint.writer()
-                link.say(Begin(folder, generation, worker.writer, worker.limit))
+                begin = Begin(folder, generation, worker.writer, worker.limit)
+                worker.process.link.say(begin)
+                worker.informed = worker.limit, {}
                 self._turns.join(worker)
-            else:
-                link.say(Limit(worker.limit))
+        for worker in self._workers:
+            self._inform(worker)
+
+    def _inform(self, worker: _Worker) -> None:
+        """Of its limit, and its part of what replicas may have, if it does not know them."""
+        wanted = worker.limit, self._capacities
+        if worker.limit and worker.informed != wanted:
+            worker.informed = wanted
+            part = worker.limit / max(1, self.limit)
+            own = {url: one._replace(limit=one.limit * part) for url, one in wanted[1].items()}
+            worker.process.link.say(Limit(worker.limit, own))
 
     def _note_calls(self, worker: _Worker, limit: int, calls: int) -> None:
         if limit == worker.limit:  # else this was said before it heard of its limit
@@ -228,6 +253,9 @@ class Coordinator:
                     self._give_up(JobError(message, hint=hint))
         code = await worker.process.ended()
         self._workers.remove(worker)
+        for url, at in worker.at_replicas.items():
+            before = self._gone_at_replicas.get(url, AtReplica(0, 0, 0))
+            self._gone_at_replicas[url] = before.plus(at._replace(in_flight=0))
         self._turns.leave(worker)
         gone = msgspec.structs.replace(worker.counters, in_flight=0, paused=None)
         self._count_in(worker, gone)
@@ -325,6 +353,8 @@ class Coordinator:
 
     def _take_in(self, worker: _Worker, report: Counted) -> None:
         self._note_calls(worker, report.limit, report.calls)
+        if report.at_replicas is not None:
+            worker.at_replicas = report.at_replicas
         for number in report.settled:
             settled = worker.held.pop(number, None)
             if settled is not None:

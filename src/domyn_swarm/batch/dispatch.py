@@ -11,7 +11,8 @@ Requests that begin alike go to the same replica, whose engine has computed that
 - No replica gets much more than its share (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing
   with bounded loads", 2018): what would be above goes to the least loaded one, which holds the
   prefix from then on, so that a beginning that many requests have spreads over as many replicas as
-  it needs.
+  it needs. Shares are in proportion to the replicas' capacities, where those are known; one that
+  more than its capacity makes slower gets next to nothing above it.
 
 Where requests have nothing in common, only one in so many is looked at, in case that changes, and
 the others go to the replica that has the fewest. So do all while that is measured not to pay
@@ -21,7 +22,8 @@ the others go to the replica that has the fewest. So do all while that is measur
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -42,9 +44,12 @@ _TRIED = 2  # replicas for a new beginning: it goes to the one of them that has 
 _HOLDERS = 8  # of one prefix that are remembered; with more of them any replica will do
 _ABOVE_SHARE = 1.25  # of the mean of requests in flight
 _LEAST_ABOVE = 2.0
+_ABOVE_FIRM = 1.05  # of the capacity of a replica that more makes slower
+_MOST_UNEQUAL = 64.0  # a capacity counts as no less, and no more, than so many times the mean
 _WINDOW = 512  # requests after which is judged whether beginnings are alike
 _WORTH_IT = 0.05  # of those of them that were looked at
 _SAMPLE = 16  # one in so many is looked at where it is not worth it
+_BACK_PRESSURE = frozenset({429, 503})
 _BEGINS = (b'"messages":', b'"prompt":', b'"input":')
 
 _Prefix = tuple[int, int]
@@ -74,51 +79,99 @@ def prefixes_of(body: bytes) -> list[_Prefix]:
     return found
 
 
+class Capacity(NamedTuple):
+    """How many requests of this process a replica is to have in flight."""
+
+    limit: float
+    is_firm: bool  # more makes it slower, and not only its queue longer
+
+
+class AtReplica(NamedTuple):
+    """What this process has at a replica, and has had since it began."""
+
+    in_flight: int
+    answered: int
+    turned_away: int  # with 429 or 503
+
+    def plus(self, other: AtReplica) -> AtReplica:
+        """What this process and another one have there together."""
+        return AtReplica(*(one + more for one, more in zip(self, other, strict=True)))
+
+
 class _Loads:
-    """Replicas by how many requests they have, the least loaded at hand."""
+    """Replicas by how much of their capacity is in use, the least loaded at hand.
+
+    A level is a number of requests at a replica of the mean capacity.
+    """
 
     def __init__(self) -> None:
         self.of: dict[str, int] = {}
         self.total = 0
+        self._capacities: Mapping[str, Capacity] = {}
+        self._mean = 1.0  # capacity
+        self._sum = 0.0  # of the capacities of those that are here
+        self._scales: dict[str, float] = {}
         self._levels: dict[int, dict[str, None]] = {}
         self._least = 0
 
+    def fit(self, capacities: Mapping[str, Capacity]) -> None:
+        """Take these capacities; a replica without one has the mean."""
+        self._capacities = capacities
+        limits = [one.limit for one in capacities.values()]
+        self._mean = max(1e-9, sum(limits) / len(limits)) if limits else 1.0
+        of, self.of, self.total, self._sum = self.of, {}, 0, 0.0
+        self._levels, self._scales, self._least = {}, {}, 0
+        for url, load in of.items():
+            self.add(url, load)
+
     def add(self, url: str, load: int) -> None:
+        capacity = self._capacities.get(url)
+        scale = 1.0 if capacity is None else self._mean / max(1e-9, capacity.limit)
+        self._scales[url] = min(_MOST_UNEQUAL, max(1 / _MOST_UNEQUAL, scale))
+        self._sum += self._mean / self._scales[url]
         self.of[url] = load
         self.total += load
-        self._levels.setdefault(load, {})[url] = None
-        self._least = min(self._least, load) if len(self.of) > 1 else load
+        level = self.level(url)
+        self._levels.setdefault(level, {})[url] = None
+        self._least = min(self._least, level) if len(self.of) > 1 else level
 
     def remove(self, url: str) -> None:
-        load = self.of.pop(url)
-        self.total -= load
-        self._leave(url, load)
+        self._leave(url)
+        self.total -= self.of.pop(url)
+        self._sum -= self._mean / self._scales.pop(url)
 
-    def _leave(self, url: str, load: int) -> None:
-        level = self._levels[load]
+    def level(self, url: str) -> int:
+        return int(self.of[url] * self._scales[url] + 1e-6)  # a sum of floats is not exact
+
+    def _leave(self, url: str) -> None:
+        at = self.level(url)
+        level = self._levels[at]
         del level[url]
         if not level:
-            del self._levels[load]
+            del self._levels[at]
 
     def change(self, url: str, by: int) -> None:
-        load = self.of[url]
-        self._leave(url, load)
-        self.of[url] = load + by
+        self._leave(url)
+        self.of[url] += by
         self.total += by
-        self._levels.setdefault(load + by, {})[url] = None
-        self._least = min(self._least, load + by)
+        level = self.level(url)
+        self._levels.setdefault(level, {})[url] = None
+        self._least = min(self._least, level)
 
     def least(self) -> str:
-        """The one that has the fewest, and has had so for longest."""
+        """The one of which the least is in use, and has been so for longest."""
         while self._least not in self._levels:
             self._least += 1
         return next(iter(self._levels[self._least]))
 
-    @property
-    def bound(self) -> float:
-        """How many requests none should have more than."""
-        mean = (self.total + 1) / len(self.of)
-        return max(_ABOVE_SHARE * mean, mean + _LEAST_ABOVE)
+    def has_room(self, url: str) -> bool:
+        """Whether it has less than no replica should have more of."""
+        share = (self.total + 1) * self._mean / (self._scales[url] * self._sum)
+        bound = max(_ABOVE_SHARE * share, share + _LEAST_ABOVE)
+        capacity = self._capacities.get(url)
+        if capacity is not None and capacity.is_firm:
+            bound = min(bound, _ABOVE_FIRM * capacity.limit)
+        return self.of[url] < bound
 
 
 class Sent:
@@ -152,6 +205,8 @@ class Dispatch:
         self._taken: str | None = None  # by it
         self._loads = _Loads()
         self._gone: Counter[str] = Counter()  # in flight at replicas that get no more
+        self._answered: Counter[str] = Counter()
+        self._turned_away: Counter[str] = Counter()
         self._seeds: NDArray[np.uint32] = np.empty(0, np.uint32)
         self._seeded: tuple[str, ...] = ()
         self._holders: OrderedDict[_Prefix, list[str]] = OrderedDict()
@@ -209,6 +264,25 @@ class Dispatch:
     def sent(self) -> Sent:
         """The request that was taken last, on its way."""
         return Sent(self.worth, self._taken, self.known)
+
+    def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
+        """Share requests out in proportion to these; with none, all replicas are alike."""
+        self._loads.fit(capacities)
+
+    def at_replicas(self) -> dict[str, AtReplica]:
+        """What is, and was, at each of those that may be sent to."""
+        answered, turned_away = self._answered, self._turned_away
+        return {
+            url: AtReplica(load, answered[url], turned_away[url])
+            for url, load in self._loads.of.items()
+        }
+
+    def replied(self, url: str, status: int) -> None:
+        """It replied to a request, with this status of HTTP."""
+        if status < 300:
+            self._answered[url] += 1
+        elif status in _BACK_PRESSURE:
+            self._turned_away[url] += 1
 
     def release(self, url: str) -> None:
         """A request has ended there."""
@@ -272,8 +346,8 @@ class Dispatch:
         if len(holders) < _HOLDERS:
             there = [url for url in holders if url in loads]
             if there:
-                url = min(there, key=loads.__getitem__)
-                if loads[url] < self._loads.bound:
+                url = min(there, key=self._loads.level)
+                if self._loads.has_room(url):
                     return url
         return self._loads.least()
 
@@ -283,13 +357,13 @@ class Dispatch:
         return next((one for one in longer if one not in self._holders), longer[-1])
 
     def _placed(self, prefix: _Prefix) -> str:
-        loads, bound = self._loads.of, self._loads.bound
+        loads = self._loads.of
         if not self._seeded:
             self._seeded = tuple(loads)
             self._seeds = np.array([crc32(url.encode()) for url in loads], np.uint32)
         best: list[int] = np.argsort(_mixed(self._seeds, prefix[1]))[:_TRIED].tolist()
-        url = min((self._seeded[at] for at in best), key=loads.__getitem__)
-        return url if loads[url] < bound else self._loads.least()
+        url = min((self._seeded[at] for at in best), key=self._loads.level)
+        return url if self._loads.has_room(url) else self._loads.least()
 
     def _remember(self, prefixes: list[_Prefix], url: str) -> None:
         known = self._holders

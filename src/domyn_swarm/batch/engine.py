@@ -19,7 +19,7 @@ from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.identity import JobIdentity
 from domyn_swarm.batch.index import RowIndex
 from domyn_swarm.batch.job_store import Asker, JobPlace
-from domyn_swarm.batch.limiter import Limiter
+from domyn_swarm.batch.limits import Limits
 from domyn_swarm.batch.lookahead import LookAhead
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.publish import ResultsMissing, publish
@@ -27,7 +27,7 @@ from domyn_swarm.batch.runner import Events, Runner, Transform
 from domyn_swarm.batch.sharing import Shared, SharedRows, count_shared
 from domyn_swarm.batch.sink import SyncedSink
 from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows
-from domyn_swarm.batch.steering import ReadGauges, steer
+from domyn_swarm.batch.steering import Saturation, steer
 from domyn_swarm.batch.suspects import Suspects, forget_suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.verdicts import Reading
@@ -90,7 +90,7 @@ class BatchPlan:
 class _Asking(NamedTuple):
     """How rows are asked: a session, and what a job does with its client."""
 
-    open_session: Callable[[], AbstractAsyncContextManager[tuple[OpenAIClient, ReadGauges]]]
+    open_session: Callable[[], AbstractAsyncContextManager[tuple[OpenAIClient, Saturation]]]
     make_transform: Callable[[OpenAIClient], Transform]
     look_ahead: Callable[[], LookAhead]
 
@@ -104,7 +104,7 @@ class BatchRun:
         self._events = events
         self._running: Runner | Coordinator | None = None
         self._stop_early = False
-        self._limiter = Limiter()
+        self._limits = Limits()
         self._checkpoint: Checkpoint | None = None
 
     async def keep_account(self, job_id: str, *, ended: bool = False) -> JobAccount | None:
@@ -276,15 +276,15 @@ class BatchRun:
         """Settle the rows of the source. The endpoint is needed for no longer than that."""
         if self._stop_early:
             return
-        async with asking.open_session() as (client, gauges):
+        async with asking.open_session() as (client, saturation):
             transform = asking.make_transform(client)
-            await self._settle(checkpoint, transform, gauges, source, asking.look_ahead())
+            await self._settle(checkpoint, transform, saturation, source, asking.look_ahead())
 
     async def _settle(
         self,
         checkpoint: Checkpoint,
         transform: Transform,
-        gauges: ReadGauges,
+        saturation: Saturation,
         source: Iterator[PendingRows],
         ahead: LookAhead,
     ) -> None:
@@ -313,9 +313,13 @@ class BatchRun:
                 events=self._events,
             )
             settling = running.run(ahead.ordered(source))
+            # The workers' requests and connections, not this process's.
+            placing = None if saturation.placing is None else running
+            saturation = Saturation(saturation.read, placing)
         self._running = running
         if work.run_policy.concurrency is None:
-            meanwhile.append(steer(running, self._tally, self._limiter, gauges))
+            rows_per_call = work.run_policy.rows_per_call
+            meanwhile.append(steer(running, self._tally, self._limits, saturation, rows_per_call))
         try:
             async with beside(*meanwhile):
                 await settling

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from domyn_swarm.batch.dispatch import AtReplica, Capacity
 from domyn_swarm.batch.observations import ReplicaShare
 from domyn_swarm.batch.source import PendingRows
 from domyn_swarm.batch.tally import Counters
@@ -55,9 +56,12 @@ class NoMoreRows(msgspec.Struct, tag=True, frozen=True):
 
 
 class Limit(msgspec.Struct, tag=True, frozen=True):
-    """How many calls the worker may have in flight from now on."""
+    """How many calls the worker may have in flight from now on, and its part of what each replica
+    may have of them.
+    """
 
     limit: int
+    capacities: dict[str, Capacity] = {}
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):
@@ -98,6 +102,7 @@ class Counted(msgspec.Struct, tag=True, frozen=True):
     limit: int  # that it was told last
     calls: int  # that it has in flight; more than the limit until those above it are back
     replicas: dict[str, ReplicaShare] | None = None  # of the counters; None: as told last
+    at_replicas: dict[str, AtReplica] | None = None  # its requests now; None: as told last
 
 
 class Alone(msgspec.Struct, tag=True, frozen=True):

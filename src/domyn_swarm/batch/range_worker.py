@@ -32,6 +32,7 @@ from domyn_swarm.batch.row_keys import RowKeys
 from domyn_swarm.batch.rows import Result, Row
 from domyn_swarm.batch.runner import Events, Runner, Transform
 from domyn_swarm.batch.sink import SyncedSink
+from domyn_swarm.batch.steering import Placing
 from domyn_swarm.batch.suspects import Suspects
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.traffic import Traffic
@@ -39,6 +40,7 @@ from domyn_swarm.batch.work import WorkPlan
 
 _REPORT_S = 0.25
 _REPLICAS_S = 5.0  # between reports of what each replica did
+_PLACED_EVERY = 2  # reports: what is in flight at each replica
 _LOOK_UP_S = 0.1
 _MOST_WANTED = 256
 
@@ -55,6 +57,7 @@ class RangeWorker(Events):
         traffic: Traffic | None = None,
     ) -> None:
         self._link = link
+        self.placing: Placing | None = None  # of requests that go to replicas themselves
         self._keys = keys
         self._tally = tally
         self._suspects = Suspects() if suspects is None else suspects
@@ -65,6 +68,7 @@ class RangeWorker(Events):
         self._left: Counter[int] = Counter()  # rows of each handful that are not settled
         self._settled: list[int] = []
         self._replicas_told_at = -_REPLICAS_S
+        self._reports = 0
         self._stopped = False
         self._runner: Runner | None = None
 
@@ -122,7 +126,9 @@ class RangeWorker(Events):
                     self._handfuls.put(order)
                 case NoMoreRows():
                     self._handfuls.put(None)
-                case Limit(limit=limit):
+                case Limit(limit=limit, capacities=capacities):
+                    if self.placing is not None:
+                        self.placing.set_capacities(capacities)
                     runner.set_limit(limit)
                 case Hold(number=number):
                     self._traffic.hold(number)
@@ -199,4 +205,8 @@ class RangeWorker(Events):
         runner = self._runner
         limit, calls = (0, 0) if runner is None else (runner.limit, runner.calls)
         counters = self._tally.counters(with_replicas=False)
-        self._link.say(Counted(counters, settled, limit, calls, replicas))
+        self._reports += 1
+        placed = None
+        if self.placing is not None and self._reports % _PLACED_EVERY == 0:
+            placed = dict(self.placing.at_replicas())
+        self._link.say(Counted(counters, settled, limit, calls, replicas, placed))

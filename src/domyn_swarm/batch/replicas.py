@@ -8,8 +8,8 @@ reached, or fails a request by its connection or its door, has to prove itself a
 
 The endpoint's router gets what is plain where no replica can be reached, and everything plain where
 the endpoint speaks TLS, which replicas do not. What the router would change (`plain_requests`) goes
-to replicas alone. What the router says of a lost replica (`ReplicaLost`, `ReplicaAway`) is said
-here of one that was lost under a request: it is repeated and forgiven in the same way.
+to replicas alone. A replica that was lost under a request is reported as the router does
+(`ReplicaLost`, `ReplicaAway`): repeated and forgiven.
 """
 
 from __future__ import annotations
@@ -271,8 +271,7 @@ class Replicas:
             except TimeoutError:
                 self._settled.set()
         replica = self.dispatch.take(body)
-        if replica is not None:
-            self.needed = False
+        self.needed = self.needed and replica is None
         return replica
 
     def release(self, url: str) -> None:
@@ -355,6 +354,7 @@ class ReplicaClient:
             except ConnectionBroken as error:
                 self._replicas.lost(replica)
                 raise ReplicaLost(f"{replica}: {error.message}", server=replica) from error
+        self._replicas.dispatch.replied(replica, reply.status)
         if reply.status in _DOORS:
             self._replicas.doubt(replica)
         return reply._replace(served_by=replica)
@@ -366,9 +366,11 @@ class ReplicaClient:
         path = _path_of(url)
         while (replica := await self._chosen(url, path, body)) is not None:
             with self._streaming(replica):
+                chunk: bytes | HttpReply = b""
                 try:
                     async for chunk in self._endpoint.stream(replica + path, body, timeout_s):
                         yield chunk
+                    self._replicas.dispatch.replied(replica, getattr(chunk, "status", 200))
                     return
                 except CannotConnect:  # nothing was sent: the next one
                     self._replicas.lost(replica)

@@ -196,6 +196,8 @@ class RequestSession:
         now = self._now()
         if isinstance(error, ReplicaLost | ServerFailed):
             self._suspects.broke(error.server, now)
+        elif isinstance(error, NoFileLeft):
+            self._connections.lower()
         if isinstance(error, ConnectionBroken):
             self._suspects.broke_off(sent_at, now, self._gate.traffic.in_flight - 1)
         else:

@@ -1,42 +1,113 @@
-"""Turns what a run sees into windows for the limiter, and its verdicts into slots."""
+"""Turns what a run sees into moments for its limits, and their verdicts into slots and shares."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import msgspec
 
-from domyn_swarm.batch.limiter import Limiter, Window
+from domyn_swarm.batch.dispatch import AtReplica, Capacity
+from domyn_swarm.batch.limits import (
+    MOST_IN_ALL,
+    WINDOW_S,
+    Limits,
+    Loads,
+    ReplicaLoad,
+    Sight,
+)
 from domyn_swarm.batch.tally import Tally
+from domyn_swarm.engine_load import EngineLoad, MetricsReader, Reading
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import RequestError
 from domyn_swarm.net.http import HttpClient
 
 _T = TypeVar("_T")
 
-WINDOW_S = 0.5
-_LEAST_SETTLED = 8  # a throughput over fewer rows is noise
-_LONGEST_S = 60.0
-_METRICS = {
-    "running": (
-        *(b"vllm:num_requests_running", b"llamacpp:requests_processing"),
-        b"sglang:num_running_reqs",
-    ),
-    "waiting": (
-        *(b"vllm:num_requests_waiting", b"llamacpp:requests_deferred"),
-        b"sglang:num_queue_reqs",
-    ),
-    "tokens": (
-        *(b"vllm:generation_tokens_total", b"llamacpp:tokens_predicted_total"),
-        b"sglang:generation_tokens_total",
-    ),
-    "preemptions": (b"vllm:num_preemptions_total",),
-}
-_MEANINGS = {name: meaning for meaning, names in _METRICS.items() for name in names}
-_LINES = re.compile(rb"^(%s)(?:\{[^}]*\})? +([0-9.eE+]+)" % b"|".join(_MEANINGS), re.MULTILINE)
+_SAMPLE_S = WINDOW_S / 4
+_ASK_S = 2 * WINDOW_S  # between two looks at gauges
+_ANY_ENGINE = MetricsReader(
+    {
+        "running": [
+            *("vllm:num_requests_running", "llamacpp:requests_processing"),
+            "sglang:num_running_reqs",
+        ],
+        "waiting": [
+            *("vllm:num_requests_waiting", "llamacpp:requests_deferred"),
+            "sglang:num_queue_reqs",
+        ],
+        "tokens": [
+            *("vllm:generation_tokens_total", "llamacpp:tokens_predicted_total"),
+            "sglang:generation_tokens_total",
+        ],
+        "preemptions": ["vllm:num_preemptions_total"],
+        "kv_usage": [
+            *("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage")
+        ],
+    }
+)
+
+
+class Steered(Protocol):
+    """What has calls in flight."""
+
+    def set_limit(self, limit: int) -> None:
+        """How many calls may be in flight from now on."""
+
+
+class Placing(Protocol):
+    """What chooses the replicas of a run's requests."""
+
+    def at_replicas(self) -> Mapping[str, AtReplica]:
+        """What is, and was, at each replica that may be sent to."""
+
+    def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
+        """Share requests out in proportion to these; with none, all replicas are alike."""
+
+
+ReadLoads = Callable[[], Awaitable[Loads | None]]
+"""The newest gauges, or None when they cannot be had or are too old to be believed."""
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """By what a run's limits find themselves."""
+
+    read: ReadLoads
+    placing: Placing | None = None  # None: requests go through the endpoint alone
+    most: Callable[[], int] = lambda: MOST_IN_ALL  # calls for whose requests there are connections
+
+
+def metrics_reader(client: HttpClient, locate: Callable[[], str]) -> ReadLoads:
+    """Gauges of an endpoint that is one engine: its own `/metrics`."""
+    now = asyncio.get_running_loop().time
+    before: Reading | None = None
+
+    async def read() -> Loads | None:
+        nonlocal before
+        try:
+            reply = await client.request("GET", f"{locate()}/metrics", None, 5.0)
+        except RequestError:
+            return None
+        reading = _ANY_ENGINE.read(bytes(reply.body), now()) if reply.status == 200 else None
+        if reading is None:
+            return None
+        load, before = reading.load(before), reading
+        return Loads(load)
+
+    return read
+
+
+class _OfReplica(msgspec.Struct):
+    url: str
+    look: int
+    running: float
+    waiting: float
+    tokens_s: float | None = None
+    preemptions_s: float | None = None
+    kv_usage: float | None = None
 
 
 class _Metered(msgspec.Struct):
@@ -45,76 +116,23 @@ class _Metered(msgspec.Struct):
     answered: int
     tokens_s: float | None = None
     preemptions_s: float | None = None
+    kv_usage: float | None = None
+    each: list[_OfReplica] = []
 
 
-class Steered(Protocol):
-    """What has calls in flight."""
-
-    limit: int
-
-    def set_limit(self, limit: int) -> None:
-        """How many calls may be in flight from now on."""
+def _load_of(one: _Metered | _OfReplica) -> EngineLoad:
+    return EngineLoad(one.running, one.waiting, one.tokens_s, one.preemptions_s, one.kv_usage)
 
 
-class Gauges(NamedTuple):
-    """Requests at the whole endpoint, and what its engines did lately."""
-
-    running: float
-    waiting: float
-    tokens_s: float | None = None  # generated, per second; None: not known
-    preemptions_s: float | None = None  # requests put back for want of KV memory, per second
-
-
-ReadGauges = Callable[[], Awaitable[Gauges | None]]
-"""The newest gauges, or None when they cannot be had or are too old to be believed."""
-
-
-def parse_metrics(text: bytes) -> dict[str, float] | None:
-    """What a Prometheus text of vLLM, llama.cpp or SGLang says of requests `running` and `waiting`,
-    and has counted of `tokens` and `preemptions`; None when it has no such gauges.
-    """
-    found: dict[str, float] = {}
-    for name, value in _LINES.findall(text):
-        meaning = _MEANINGS[name]
-        found[meaning] = found.get(meaning, 0.0) + float(value)
-    return {"running": 0.0, "waiting": 0.0, **found} if found else None
-
-
-def metrics_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
-    """Gauges of an endpoint that is one engine: its own `/metrics`."""
-    now = asyncio.get_running_loop().time
-    last: tuple[float, dict[str, float]] = (now(), {})
-
-    async def read() -> Gauges | None:
-        nonlocal last
-        try:
-            reply = await client.request("GET", f"{locate()}/metrics", None, 5.0)
-        except RequestError:
-            return None
-        found = parse_metrics(bytes(reply.body)) if reply.status == 200 else None
-        if found is None:
-            return None
-        (before_at, before), last = last, (now(), found)
-        seconds = last[0] - before_at
-
-        def rate(name: str) -> float | None:
-            if seconds <= 0 or name not in before or found.get(name, -1.0) < before[name]:
-                return None
-            return (found[name] - before[name]) / seconds
-
-        return Gauges(found["running"], found["waiting"], rate("tokens"), rate("preemptions"))
-
-    return read
-
-
-def meter_reader(client: HttpClient, locate: Callable[[], str]) -> ReadGauges:
+def meter_reader(client: HttpClient, locate: Callable[[], str]) -> ReadLoads:
     """Gauges of a swarm: its collector asks engines, and makes what all have of what it hears."""
 
-    async def read() -> Gauges | None:
-        found = await _asked(client, locate, "/v1/gauges", _Metered)
-        if found is None or not found.answered:
+    async def read() -> Loads | None:
+        metered = await _asked(client, locate, "/v1/gauges", _Metered)
+        if metered is None or not metered.answered:
             return None
-        return Gauges(found.running, found.waiting, found.tokens_s, found.preemptions_s)
+        each = {one.url: ReplicaLoad(one.look, _load_of(one)) for one in metered.each}
+        return Loads(_load_of(metered), each)
 
     return read
 
@@ -160,38 +178,37 @@ def fate_reader(
     return read
 
 
-async def steer(runner: Steered, tally: Tally, limiter: Limiter, gauges: ReadGauges | None) -> None:
-    """Judge one window after the other until cancelled."""
-    while True:
-        window, reading = await _observe(tally, gauges)
-        tally.running = None if reading is None else reading.running
-        tally.waiting = None if reading is None else reading.waiting
-        if tally.paused is None:
-            runner.set_limit(limiter.judge(window))
+async def steer(
+    runner: Steered, tally: Tally, limits: Limits, saturation: Saturation, rows_per_call: int = 1
+) -> None:
+    """Keep a run's limits until cancelled."""
+    now = asyncio.get_running_loop().time
+    placing = saturation.placing
 
+    def sight() -> Sight:
+        return Sight(
+            now(),
+            tally.in_flight / rows_per_call,
+            tally.rows_answered + tally.rows_failed,
+            tally.turned_away,
+            placing.at_replicas() if placing is not None else {},
+        )
 
-async def _observe(tally: Tally, gauges: ReadGauges | None) -> tuple[Window, Gauges | None]:
-    """One window: long enough that its throughput means something."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    settled, turned_away = tally.rows_answered + tally.rows_failed, tally.turned_away
-    in_flight = []
+    limits.skip(sight())
+    ask_at = now() + _ASK_S
     while True:
-        await asyncio.sleep(WINDOW_S / 4)
-        in_flight.append(tally.in_flight)
-        elapsed = loop.time() - began
-        done = tally.rows_answered + tally.rows_failed - settled
-        enough = max(_LEAST_SETTLED, 2 * in_flight[-1])
-        if elapsed >= _LONGEST_S or (elapsed >= WINDOW_S and done >= enough):
-            break
-        if gauges is not None and elapsed >= 2 * WINDOW_S:
-            break
-    reading = await gauges() if gauges is not None else None
-    window = Window(
-        loop.time() - began,
-        tally.rows_answered + tally.rows_failed - settled,
-        tally.turned_away - turned_away,
-        sum(in_flight) / len(in_flight),
-        *(reading or ()),
-    )
-    return window, reading
+        await asyncio.sleep(_SAMPLE_S)
+        loads = None
+        if now() >= ask_at:
+            loads = await saturation.read()
+            tally.running = None if loads is None else loads.together.running
+            tally.waiting = None if loads is None else loads.together.waiting
+            ask_at = now() + _ASK_S
+        if tally.paused is not None:
+            limits.skip(sight())
+        elif limits.observe(sight(), loads):
+            capacities = limits.capacities
+            tally.replica_limits = {url: int(one.limit) for url, one in capacities.items()}
+            if placing is not None:
+                placing.set_capacities(capacities)
+            runner.set_limit(min(limits.total, saturation.most()))

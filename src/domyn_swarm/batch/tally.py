@@ -96,6 +96,7 @@ class Tally:
     paused: str | None = None  # why, while it is
     timeout_s: float | None = None  # the limit of a request, where the run has one for all
     limit: int | None = None  # calls that may be in flight
+    replica_limits: Mapping[str, int] = field(default_factory=dict)  # of those, at each replica
     running: float | None = None  # at the whole endpoint, by its own gauges
     waiting: float | None = None
     _published: tuple[int, Mapping[ReplyVerdict, int]] | None = None

@@ -69,8 +69,9 @@ async def _work(spec: JobSpec, connect: Callable[[], Awaitable[Connection]]) -> 
     try:
         policy, access = work.retry_policy, access_of(spec)
         opening = open_session(access, policy, tally, work.notice, suspects, traffic=traffic)
-        async with opening as session:
-            job.bind(session[0], spec.model)
+        async with opening as (client, saturation):
+            worker.placing = saturation.placing
+            job.bind(client, spec.model)
             await worker.run(job.transform_items, work)
     except SwarmError as error:
         link.say(Failed(error.message, error.hint))

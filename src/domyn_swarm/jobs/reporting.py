@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 from domyn_swarm.batch.background import in_thread
@@ -21,6 +22,7 @@ _log = get_logger(__name__)
 
 _SPEED_KNOWN_S = 10.0  # from the job's begin
 _ROOM = 0.8  # of the time that is left, before a job that was too slow has enough
+_REPLICAS_TRACED = 64  # of which a line of the trace has the limits
 _TRACE_LINES = 1000  # a second apart at first; a long run's lines are further apart
 # As OpenTelemetry's semantic conventions for generative AI advise for
 # gen_ai.client.operation.duration and gen_ai.client.token.usage
@@ -158,6 +160,7 @@ class Reporter:
             "settled": tally.rows_answered + tally.rows_failed,  # by this run
             "in_flight": tally.in_flight,
             "limit": tally.limit,
+            "replica_limits": dict(islice(tally.replica_limits.items(), _REPLICAS_TRACED)),
             "running": tally.running,
             "waiting": tally.waiting,
             "requests": tally.requests,

@@ -40,6 +40,8 @@ CONNECT_TIMEOUTS_S = (10.0, 5.0, 2.0, 1.0, 0.5, 0.2)
 """How long a connection may take to come about: the first of them that is less than the limit of
 the request, so that who cannot be reached is not taken for one that does not answer.
 """
+_IDLE_AT_LEAST = 64  # connections that are kept open to one server while they have nothing to do,
+_IDLE_PART = 4  # or this part of all that the process can have: those to others need files as well
 _SERVED_BY = "x-smg-routed-worker-id"  # the router's word for the replica that it chose
 _URLS_KEPT = 1024  # read once instead of for each request: replicas' times paths
 _EXHAUSTED = re.compile(rf"\(os error (?:{'|'.join(map(str, open_files.EXHAUSTED))})\)")
@@ -202,6 +204,7 @@ class ReqwestClient:
             .http1_only()
             .tcp_nodelay(enabled=True)
             .pool_idle_timeout(timedelta(seconds=20))
+            .pool_max_idle_per_host(max(_IDLE_AT_LEAST, open_files.connections() // _IDLE_PART))
         )
         for certificate in self._trusted:
             builder = builder.add_root_certificate_pem(certificate)

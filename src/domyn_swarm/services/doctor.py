@@ -88,7 +88,7 @@ def _files(where: str, found: open_files.Limits) -> Check:
         return ok("open files", said)
     return warning(
         "open files",
-        f"{said}, too few for the {MOST} requests that a job may have in flight: it has fewer",
+        f"{said}, too few for the {MOST} requests a job may have at one replica: it has fewer",
         "Raise the hard limit (ulimit -Hn; limits.conf, or LimitNOFILE= of slurmd or sshd).",
     )
 

@@ -29,6 +29,7 @@ def build_endpoint_spec(
         waiting_metric=ctx.serving_spec.waiting_metric,
         generated_tokens_metric=ctx.serving_spec.generated_tokens_metric,
         preemptions_metric=ctx.serving_spec.preemptions_metric,
+        kv_cache_metric=ctx.serving_spec.kv_cache_metric,
         idle_timeout_s=plan.idle_timeout_s,
         api_key_file=paths.api_key,
         collector_key_file=paths.collector_key,

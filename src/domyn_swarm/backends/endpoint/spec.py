@@ -22,6 +22,7 @@ class EndpointSpec(Record):
     waiting_metric: str | None = None
     generated_tokens_metric: str | None = None
     preemptions_metric: str | None = None
+    kv_cache_metric: str | None = None
     idle_timeout_s: float | None = None  # unused for so long, the swarm ends itself
     policy: str
     max_concurrent: int
