@@ -48,7 +48,7 @@ class Loads(NamedTuple):
 
 
 PROGRAMS: Mapping[str, Loads] = {
-    "watchdog": Loads(set(), {"watchdog", "watchdog_rules"}),
+    "watchdog": Loads(set(), {"watchdog", "watchdog_ledger", "watchdog_rules"}),
     "follower": Loads(set(), {"follower"}),
     "backends.exit_wrapper": Loads(set(), {"backends.exit_wrapper", "paths", "temporary"}),
     "backends.node_report": Loads(set(), {"backends.node_report"}),
