@@ -350,10 +350,6 @@ class SwarmPaths:
         """History of replica states; the collector's own."""
         return self.root / "watchdog.db"
 
-    def ledger(self, tag: str) -> Path:
-        """What the replicas of the swarm of this tag wrote of their own time."""
-        return self.root / "ledger" / tag
-
     @property
     def logs(self) -> Path:
         """What every program of the swarm printed, its jobs' excepted."""

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from domyn_swarm.backends import gpu_time
 from domyn_swarm.backends.gpu_time import Allocation, Note, Watch
 from domyn_swarm.model import Record, utc_now
-from domyn_swarm.paths import home, private_dir, private_file, write_private
+from domyn_swarm.paths import SwarmPaths, home, private_dir, private_file, write_private
 
 _FILE = re.compile(r"^(replica|task)-(\d+)\.jsonl$")
 _SAME_RUN_S = 60.0  # what a task and its scheduler say of one start
@@ -61,6 +61,11 @@ NOTHING = PlatformTimes({})
 def ledgers_dir() -> Path:
     """What every swarm's GPUs were used for: outside every swarm, so that it outlives them."""
     return home() / "ledger"
+
+
+def written_folder(paths: SwarmPaths, tag: str) -> Path:
+    """Where the programs of the swarm of this tag write."""
+    return paths.root / "ledger" / tag
 
 
 def entry_folder(tag: str) -> Path:
@@ -300,7 +305,7 @@ def _apart(spans: Iterable[Allocation]) -> list[Allocation]:
 
 def gpu_seconds(folder: Path, since: float, until: float) -> float:
     """GPU-seconds that a swarm's replicas held between two moments (seconds since the epoch), by
-    what its programs wrote: `SwarmPaths.ledger(tag)`. No scheduler is asked. Blocking.
+    what its programs wrote: `written_folder`. No scheduler is asked. Blocking.
     """
     own = allocations(read(folder), until)
     return sum(gpu_time.gpu_seconds(spans, since, until) for spans in own.values())

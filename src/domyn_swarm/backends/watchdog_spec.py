@@ -51,6 +51,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from domyn_swarm.backends.ledger import written_folder
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
@@ -144,7 +145,7 @@ def build_watchdog_spec(
         "heartbeat_seconds": heartbeat_s(plan),
         "final_report_seconds": _FINAL_REPORT_S,
         "orphaned_seconds": None,
-        "ledger_file": str(paths.ledger(ctx.tag) / f"replica-{replica}.jsonl"),
+        "ledger_file": str(written_folder(paths, ctx.tag) / f"replica-{replica}.jsonl"),
         "gpus": gpus,
         "power_gpus": gpus if plan.layout.nodes_per_replica == 1 else 0,
         "start_phases": [known.model_dump() for known in serving.start_phases],
