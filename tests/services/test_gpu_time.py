@@ -17,6 +17,7 @@ from domyn_swarm.backends.gpu_time import (
     Allocation,
     Asking,
     Demand,
+    Energy,
     Note,
     Span,
     Use,
@@ -24,7 +25,6 @@ from domyn_swarm.backends.gpu_time import (
     classify,
     demand,
     gpu_seconds,
-    joules,
     queued,
 )
 
@@ -166,9 +166,9 @@ def test_energy_lies_evenly_between_two_notes() -> None:
     life = watch(
         0, 100, Note(0, "ready", joules=0.0), Note(50, "ready"), Note(100, "ready", joules=1000.0)
     )
-    assert joules([life], 0, 100) == 1000
-    assert joules([life], 20, 30) == pytest.approx(100)
-    assert joules([watch(0, 9, Note(0, "ready"))], 0, 9) is None
+    assert Energy([life]).joules(0, 100) == 1000
+    assert Energy([life]).joules(20, 30) == pytest.approx(100)
+    assert Energy([watch(0, 9, Note(0, "ready"))]).joules(0, 9) is None
 
 
 # -- whatever was written ----------------------------------------------------------------------

@@ -42,6 +42,7 @@ ENDPOINT_AWAY = "endpoint away"
 LIMIT_TOO_LOW = "limit too low"
 BACK_OFF = "back-off"
 DRIVER_AWAY = "driver away"
+ROWS_ALONE = "rows asked alone"  # engines died under them
 NOT_SENT = "not sent yet"
 # Of a start: what comes before the engine's own phases
 PULL, LAUNCH = "pull", "launch"
@@ -361,23 +362,28 @@ def merged(spans: Iterable[Span]) -> list[Span]:
     return found
 
 
-def joules(watches: Sequence[Watch], begin: float, end: float) -> float | None:
-    """Energy of a replica between two moments: what its watchdogs counted, evenly between two of
-    their notes. None: nobody counted.
-    """
-    used = None
-    for watch in watches:
-        known = [(one.at, one.joules) for one in watch.notes if one.joules is not None]
-        times = [at for at, _ in known]
-        if len(known) < 2 or times[0] >= end or times[-1] <= begin:
-            continue
-        used = (used or 0.0) + _at(known, times, end) - _at(known, times, begin)
-    return used
+class Energy:
+    """What a replica used, by what its watchdogs counted: evenly between two of their notes."""
+
+    def __init__(self, watches: Sequence[Watch]) -> None:
+        self._curves: list[tuple[list[float], list[float]]] = []
+        for watch in watches:
+            known = [(one.at, one.joules) for one in watch.notes if one.joules is not None]
+            if len(known) > 1:
+                self._curves.append(([at for at, _ in known], [used for _, used in known]))
+
+    def joules(self, begin: float, end: float) -> float | None:
+        """Between two moments; None: nobody counted."""
+        used = None
+        for times, counted in self._curves:
+            if times[0] < end and times[-1] > begin:
+                used = (used or 0.0) + _at(times, counted, end) - _at(times, counted, begin)
+        return used
 
 
-def _at(known: Sequence[tuple[float, float]], times: Sequence[float], moment: float) -> float:
+def _at(times: Sequence[float], counted: Sequence[float], moment: float) -> float:
     at = bisect_right(times, moment)
-    if at == 0 or at == len(known):
-        return known[0 if at == 0 else -1][1]
-    (before, low), (after, high) = known[at - 1], known[at]
-    return low + (high - low) * (moment - before) / (after - before)
+    if at == 0 or at == len(times):
+        return counted[0 if at == 0 else -1]
+    share = (moment - times[at - 1]) / (times[at] - times[at - 1])
+    return counted[at - 1] + (counted[at] - counted[at - 1]) * share

@@ -7,6 +7,7 @@ from typing import Literal
 
 from domyn_swarm.model import Record, utc_now
 from domyn_swarm.paths import database_path
+from domyn_swarm.services.usage import UsageService
 from domyn_swarm.state import SwarmStore, read_revision, stamp_revision
 from domyn_swarm.swarm.pruning import PruneReport, prune, survey_prunable
 
@@ -58,5 +59,13 @@ class DatabaseService:
         return survey_prunable(SwarmStore.open(), jobs_before=before)
 
     def prune(self, wanted: PruneReport) -> PruneReport:
-        """Forget what `prunable` found; what lives by now, or cannot be removed, stays."""
-        return prune(SwarmStore.open(), wanted)
+        """Forget what `prunable` found; what lives by now, or cannot be removed, stays. What the
+        swarms' GPUs were used for is kept.
+
+        Raises:
+            OSError: that cannot be kept; nothing was removed.
+        """
+        store = SwarmStore.open()
+        for swarm in wanted.swarms:
+            UsageService(store).settle(swarm.tag)
+        return prune(store, wanted)

@@ -21,6 +21,7 @@ from domyn_swarm.services.requests import (
     UpRequest,
     UpResult,
 )
+from domyn_swarm.services.usage import UsageService
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.forgetting import forget_swarm
@@ -116,7 +117,9 @@ class SwarmService:
         swarm = SwarmLifecycle(self._store).attach(name or self.only_live())
         jobs = jobs_of(swarm.record, self._store.jobs(swarm.record.name))
         records = JobSubmitter(self._store).refresh_all(jobs)
-        return take_snapshot(swarm, asked_snapshots(records))
+        snapshot = take_snapshot(swarm, asked_snapshots(records))
+        used = UsageService(self._store).quick(swarm.record.tag)
+        return snapshot.model_copy(update={"usage": used})
 
     def history(self, name: str) -> tuple[ReplicaEvent, ...]:
         """What a swarm's replicas went through since it was launched, the oldest first; the newest
@@ -193,6 +196,7 @@ class SwarmService:
             return DownResult(name=name, stopped=False, error=error.message, hint=error.hint)
         except OSError as error:
             return DownResult(name=name, stopped=False, error=f"{error}.")
+        UsageService(self._store).keep(self._store.swarm(name).tag)
         return DownResult(name=name, stopped=not forget, forgotten=forget)
 
     def scale(self, name: str, replicas: int) -> SwarmSnapshot:
