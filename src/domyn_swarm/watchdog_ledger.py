@@ -44,7 +44,7 @@ class Ledger(threading.Thread):
         self._lock = threading.Lock()
         self._known: Line = {"state": "starting", "phase": LAUNCH, "busy": None}
         self._written_at = float("-inf")
-        self._joules: float | None = None
+        self._energy: Line = {}
 
     def _now(self) -> float:
         return self._zero + time.monotonic()
@@ -57,9 +57,10 @@ class Ledger(threading.Thread):
                 self._write()
 
     def used(self, joules: float) -> None:
-        """So much more energy was used."""
+        """So much more energy has been used by now."""
         with self._lock:
-            self._joules = (self._joules or 0.0) + joules
+            used = self._energy.get("joules", 0.0) + joules
+            self._energy = {"joules": round(used, 3), "joules_at": round(self._now(), 3)}
 
     def begin(self) -> None:
         """Write the first line, and go on giving signs of life."""
@@ -88,9 +89,7 @@ class Ledger(threading.Thread):
 
     def _write(self) -> None:
         now = self._now()
-        line = dict(self._known, inc=self._name, at=round(now, 3))
-        if self._joules is not None:
-            line["joules"] = round(self._joules, 1)
+        line = dict(self._known, inc=self._name, at=round(now, 3), **self._energy)
         try:
             self._open(now)
             self._append(line)

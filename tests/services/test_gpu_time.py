@@ -162,13 +162,22 @@ def test_gpu_seconds_of_a_window() -> None:
     assert gpu_seconds(runs, 12, 15) == 0
 
 
-def test_energy_lies_evenly_between_two_notes() -> None:
+def test_energy_lies_evenly_between_two_readings() -> None:
     life = watch(
-        0, 100, Note(0, "ready", joules=0.0), Note(50, "ready"), Note(100, "ready", joules=1000.0)
+        0,
+        100,
+        Note(0, "ready", joules=0.0, joules_at=0),
+        Note(50, "ready"),
+        Note(60, "ready", joules=400.0, joules_at=40),
+        Note(100, "ready", joules=1000.0, joules_at=90),
     )
-    assert Energy([life]).joules(0, 100) == 1000
-    assert Energy([life]).joules(20, 30) == pytest.approx(100)
-    assert Energy([watch(0, 9, Note(0, "ready"))]).joules(0, 9) is None
+    energy = Energy([life])
+    assert energy.used(0, 100) == (1000, 90)
+    assert energy.used(10, 20) == pytest.approx((100, 10))
+    assert energy.used(30, 50) == pytest.approx((100 + 120, 20))
+    assert energy.used(80, 100) == pytest.approx((120, 10))
+    assert energy.used(90, 100) is None
+    assert Energy([watch(0, 9, Note(0, "ready"))]).used(0, 9) is None
 
 
 # -- whatever was written ----------------------------------------------------------------------

@@ -192,16 +192,15 @@ def check_names(found: SwarmUsage) -> None:
     assert found.gpu_s(Use.STARTING) > 0
     assert found.gpu_s(Use.UNKNOWN) < 0.05 * found.held_gpu_s
     assert found.energy_kwh is not None
-    # From the first reading to the last line; spans at either end are counted in part
-    most = found.energy_gpu_s * WATTS / 3.6e6
-    assert 0.5 * most < found.energy_kwh <= most
+    assert found.energy_gpu_s > 0.5 * found.held_gpu_s
+    assert found.energy_kwh == pytest.approx(found.energy_gpu_s * WATTS / 3.6e6, rel=0.01)
 
 
 def check_printed(line: CommandLine) -> None:
     table = line("usage", "--swarm", "demo").stdout
     assert max(map(len, table.splitlines())) <= 80
     assert table.splitlines()[0].split()[:4] == ["replica", "held", "queued", "start"]
-    print(table)
+    assert "limit too low" in table  # four requests for two replicas of many slots
     assert "total" in table
     assert "kWh" in table
     printed = json.loads(line("usage", "--since", "7d", "--json").stdout)

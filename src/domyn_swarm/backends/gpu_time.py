@@ -66,7 +66,8 @@ class Note(NamedTuple):
     state: str
     phase: str = ""  # of a start, by the engine's log
     busy: bool | None = None  # None: the engine does not say
-    joules: float | None = None  # used since the watchdog began
+    joules: float | None = None  # used from the watchdog's first reading of power
+    joules_at: float = 0.0  # until this one
 
 
 class Watch(NamedTuple):
@@ -362,28 +363,37 @@ def merged(spans: Iterable[Span]) -> list[Span]:
     return found
 
 
+class Used(NamedTuple):
+    """Energy of a replica between two moments."""
+
+    joules: float
+    counted_s: float  # of that time, with readings at both ends
+
+
 class Energy:
-    """What a replica used, by what its watchdogs counted: evenly between two of their notes."""
+    """What a replica used, by what its watchdogs counted: evenly between two of their readings."""
 
     def __init__(self, watches: Sequence[Watch]) -> None:
         self._curves: list[tuple[list[float], list[float]]] = []
         for watch in watches:
-            known = [(one.at, one.joules) for one in watch.notes if one.joules is not None]
+            known = {one.joules_at: one.joules for one in watch.notes if one.joules is not None}
             if len(known) > 1:
-                self._curves.append(([at for at, _ in known], [used for _, used in known]))
+                times = sorted(known)
+                self._curves.append((times, [known[at] for at in times]))
 
-    def joules(self, begin: float, end: float) -> float | None:
+    def used(self, begin: float, end: float) -> Used | None:
         """Between two moments; None: nobody counted."""
-        used = None
+        found = Used(0.0, 0.0)
         for times, counted in self._curves:
-            if times[0] < end and times[-1] > begin:
-                used = (used or 0.0) + _at(times, counted, end) - _at(times, counted, begin)
-        return used
+            first, last = max(begin, times[0]), min(end, times[-1])
+            if last > first:
+                more = _at(times, counted, last) - _at(times, counted, first)
+                found = Used(found.joules + more, found.counted_s + last - first)
+        return found if found.counted_s else None
 
 
 def _at(times: Sequence[float], counted: Sequence[float], moment: float) -> float:
-    at = bisect_right(times, moment)
-    if at == 0 or at == len(times):
-        return counted[0 if at == 0 else -1]
+    """On the line through the readings, within them."""
+    at = min(max(1, bisect_right(times, moment)), len(times) - 1)
     share = (moment - times[at - 1]) / (times[at] - times[at - 1])
     return counted[at - 1] + (counted[at] - counted[at - 1]) * share

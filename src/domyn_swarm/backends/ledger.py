@@ -208,6 +208,7 @@ def _watches(path: Path) -> tuple[tuple[Watch, ...], int]:
                     line.get("phase", ""),
                     line.get("busy"),
                     line.get("joules"),
+                    line.get("joules_at", 0.0),
                 )
             )
             if line["at"] > found[name].alive_until:

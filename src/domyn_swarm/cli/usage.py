@@ -27,6 +27,7 @@ _COLUMNS = (
     ("dead", "dead"),
     ("unknown", "?"),
 )  # uses, and what their columns are called
+_OF_JOBS = ("working", "repeated", "idle_rows_waiting")
 
 
 def _moment(since: str | None) -> datetime | None:
@@ -109,7 +110,8 @@ def _show(report: UsageReport, *, by_replica: bool, jobs: bool) -> None:
     _print("replica" if by_replica else "swarm", rows, report.total, gpus=gpus)
     if jobs and report.jobs:
         print_gap()
-        _print("job", [(one.job_id, one) for one in report.jobs], None, gpus=gpus)
+        own = [column for column in _COLUMNS if column[0] in _OF_JOBS]
+        _print("job", [(one.job_id, one) for one in report.jobs], None, own, gpus=gpus)
     causes = _causes(report.total, gpus=gpus)
     if causes or report.total.energy_kwh is not None:
         print_gap()
@@ -118,23 +120,30 @@ def _show(report: UsageReport, *, by_replica: bool, jobs: bool) -> None:
 
 
 def _print(
-    what: str, rows: Sequence[tuple[str, Usage]], total: Usage | None, *, gpus: bool
+    what: str,
+    rows: Sequence[tuple[str, Usage]],
+    total: Usage | None,
+    columns: Sequence[tuple[str, str]] = _COLUMNS,
+    *,
+    gpus: bool,
 ) -> None:
     from domyn_swarm.cli.rendering import Column, print_note, print_table
 
-    shown = [(name, *_cells(one, gpus=gpus)) for name, one in rows[-_ROWS:]]
+    uses = [use for use, _ in columns]
+    shown = [(name, *_cells(one, uses, gpus=gpus)) for name, one in rows[-_ROWS:]]
     if total is not None and len(rows) != 1:
-        shown.append(("total", *_cells(total, gpus=gpus)))
-    names = ("held", *(name for _, name in _COLUMNS))
+        shown.append(("total", *_cells(total, uses, gpus=gpus)))
+    names = ("held", *(name for _, name in columns))
     print_table((Column(what, least=12), *(Column(name, whole=True) for name in names)), shown)
     if len(rows) > _ROWS:
         print_note(f"before these: {len(rows) - _ROWS}; --json has all")
 
 
-def _cells(one: Usage, *, gpus: bool) -> list[str]:
-    spent = dict.fromkeys((use for use, _ in _COLUMNS), 0.0)
+def _cells(one: Usage, uses: Sequence[str], *, gpus: bool) -> list[str]:
+    spent = dict.fromkeys(uses, 0.0)
     for part in one.uses:
-        spent[part.use.value] += part.gpu_s if gpus else part.replica_s
+        if part.use.value in spent:
+            spent[part.use.value] += part.gpu_s if gpus else part.replica_s
     held = one.held_gpu_s if gpus else one.held_replica_s
     return [hours(value) for value in (held, *spent.values())]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from domyn_swarm.backends import gpu_time, ledger
-from domyn_swarm.backends.gpu_time import Span, Use
+from domyn_swarm.backends.gpu_time import Span, Use, Used
 from domyn_swarm.backends.ledger import PlatformTimes, SwarmEntry, Written
 from domyn_swarm.backends.platforms import scheduler
 from domyn_swarm.backends.slurm.tagged import any_replicas_name
@@ -204,21 +204,21 @@ class UsageService:
         asking = [one for job in jobs for one in _asking(job, now)]
         together = gpu_time.demand(asking)
         spans: dict[int, list[Span]] = {}
-        joules: dict[int, list[float | None]] = {}
+        used: dict[int, list[Used | None]] = {}
         for replica in sorted({*runs, *wanted}):
             own, watches = runs.get(replica, []), written.watches.get(replica, ())
             failed = bool(watches) and watches[-1].over
             gpus = written.gpus.get(replica, entry.gpus_per_replica)
             waits = gpu_time.queued(wanted.get(replica, []), own, failed=failed or not live)
-            used = gpu_time.classify(own, watches, together, now)
+            held = gpu_time.classify(own, watches, together, now)
             energy = gpu_time.Energy(watches)
-            both = [*(one._replace(gpus=gpus) for one in waits), *used]
+            both = [*(one._replace(gpus=gpus) for one in waits), *held]
             whole = sorted(both, key=lambda one: one.begin)
             spans[replica] = whole
-            joules[replica] = [energy.joules(one.begin, one.end) for one in whole]
+            used[replica] = [energy.used(one.begin, one.end) for one in whole]
         owners = {job.job_id: (job.name, _owner(job, entry)) for job in jobs}
         counted = {replica: len(own) for replica, own in runs.items()}
-        course = Course(entry, spans, joules, counted, owners, live or goes_on)
+        course = Course(entry, spans, used, counted, owners, live or goes_on)
         return course, sure and not goes_on
 
     def _jobs(self, entry: SwarmEntry, over_at: float | None) -> list[JobRecord]:
@@ -281,9 +281,9 @@ def _keep(path: Path, course: Course) -> None:
     head = {"version": _VERSION, "jobs": course.jobs, "allocations": course.allocations}
     lines = [json.dumps(head)]
     for replica, spans in course.spans.items():
-        for one, joules in zip(spans, course.joules[replica], strict=True):
+        for one, used in zip(spans, course.used[replica], strict=True):
             fields = [one.begin, one.end, one.use.value, one.cause, one.job, one.gpus]
-            lines.append(json.dumps([replica, *fields, joules]))
+            lines.append(json.dumps([replica, *fields, used]))
     write_private(path, "\n".join(lines) + "\n")
 
 
@@ -293,11 +293,11 @@ def _read_kept(entry: SwarmEntry, path: Path) -> Course:
         if head.get("version") != _VERSION:
             raise ValueError(f"{path} is of another version of domyn-swarm")
         spans: dict[int, list[Span]] = {}
-        joules: dict[int, list[float | None]] = {}
+        used: dict[int, list[Used | None]] = {}
         for text in file:
-            replica, begin, end, use, cause, job, gpus, used = json.loads(text)
+            replica, begin, end, use, cause, job, gpus, energy = json.loads(text)
             spans.setdefault(replica, []).append(Span(begin, end, Use(use), cause, job, gpus))
-            joules.setdefault(replica, []).append(used)
+            used.setdefault(replica, []).append(None if energy is None else Used(*energy))
     jobs = {job: (str(name), str(user)) for job, (name, user) in head["jobs"].items()}
     counted = {int(replica): int(count) for replica, count in head["allocations"].items()}
-    return Course(entry, spans, joules, counted, jobs)
+    return Course(entry, spans, used, counted, jobs)

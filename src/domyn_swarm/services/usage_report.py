@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from domyn_swarm.backends.gpu_time import Span, Use
+from domyn_swarm.backends.gpu_time import Span, Use, Used
 from domyn_swarm.backends.ledger import SwarmEntry
 from domyn_swarm.model import Record
 from domyn_swarm.swarm.snapshot import Usage, UseTime
@@ -74,7 +74,7 @@ class Course:
 
     entry: SwarmEntry
     spans: Mapping[int, Sequence[Span]]  # of each replica, the time in the queue included
-    joules: Mapping[int, Sequence[float | None]]  # of each of them
+    used: Mapping[int, Sequence[Used | None]]  # the energy of each of them
     allocations: Mapping[int, int]  # how many each replica had
     jobs: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # name and user by id
     live: bool = False
@@ -88,13 +88,13 @@ class _Sum:
         self._joules: float | None = None
         self._counted_gpu_s = 0.0
 
-    def add(self, one: Span, joules: float | None) -> None:
+    def add(self, one: Span, used: Used | None) -> None:
         times = self._times.setdefault((one.use, one.cause), [0.0, 0.0])
         times[0] += one.seconds
         times[1] += one.seconds * one.gpus
-        if joules is not None:
-            self._joules = (self._joules or 0.0) + joules
-            self._counted_gpu_s += one.seconds * one.gpus
+        if used is not None:
+            self._joules = (self._joules or 0.0) + used.joules
+            self._counted_gpu_s += used.counted_s * one.gpus
 
     def fields(self) -> dict[str, Any]:
         """Those of a `Usage`."""
@@ -129,7 +129,7 @@ class UsageSums:
         """Take in what was spent on `job`, and is `user`'s; None: whatever it is."""
         swarm, replicas = _Sum(), dict[int, _Sum]()
         for replica, spans in course.spans.items():
-            for one, joules in zip(spans, course.joules[replica], strict=True):
+            for one, used in zip(spans, course.used[replica], strict=True):
                 if one.end <= self._since or (job is not None and one.job != job):
                     continue
                 name, owner = course.jobs.get(one.job or "", (one.job or "", course.entry.user))
@@ -137,14 +137,16 @@ class UsageSums:
                     continue
                 begin = max(one.begin, self._since)
                 share = (one.end - begin) / one.seconds
-                cut, used = one._replace(begin=begin), None if joules is None else joules * share
+                cut, energy = one._replace(begin=begin), used
+                if used is not None:
+                    energy = Used(used.joules * share, used.counted_s * share)
                 into = [self._total, swarm, replicas.setdefault(replica, _Sum())]
                 into.append(self.users.setdefault(owner, _Sum()))
                 if one.job is not None:
                     key = (one.job, course.entry.tag)
                     into.append(self.jobs.setdefault(key, (name, course.entry.name, _Sum()))[2])
                 for each in into:
-                    each.add(cut, used)
+                    each.add(cut, energy)
         if replicas or (job is None and user is None and course.live):
             self._swarms.append((course, swarm, replicas))
 
