@@ -60,7 +60,8 @@ PROGRAMS: Mapping[str, Loads] = {
         {*AIOHTTP, *PYDANTIC, "psutil"},
         {
             *GROUND,
-            *("backends.endpoint", "backends.notification", "claims", "identity", "model"),
+            *("backends.endpoint", "backends.gpu_time", "backends.notification"),
+            *("claims", "identity", "model"),
             "open_files",
             "probing",
         },

@@ -206,7 +206,7 @@ def _families() -> Iterator[Metric]:
     progress = JobProgress(state="running", updated_at=now)
     yield from Readings(
         swarm="",
-        spec=EndpointSpec.model_construct(model="", engine="", backend=""),
+        spec=EndpointSpec.model_construct(model="", engine="", backend="", gpus_per_replica=0),
         replicas_wanted=1,
         view=CollectorView(replicas=(report,), taken_at=now, stale_after_s=1.0),
         router=RouterFigures({}, {}, {}, {}),

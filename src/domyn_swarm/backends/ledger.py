@@ -283,7 +283,11 @@ def _end_of(run: TaskRun, written: Written, now: float, told: PlatformTimes) -> 
         return run.ended
     if run.job in told.runs or (told.live is not None and run.job in told.live):
         return None
-    later = [one.began for one in written.tasks if one.job == run.job and one.began > run.began]
+    later = [
+        one.began
+        for one in written.tasks
+        if one.began > run.began and not {*one.replicas}.isdisjoint(run.replicas)
+    ]  # of another job, too: a successor
     until = min(later, default=now)
     watches = [one for replica in run.replicas for one in written.watches.get(replica, ())]
     own = [one for one in watches if run.began <= one.began < until]

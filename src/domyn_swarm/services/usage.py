@@ -135,6 +135,26 @@ class UsageService:
             _log.info("the ledger of %s cannot be read: %s", tag, error)
         return None
 
+    def spans(self, swarm: str, begin: float, end: float) -> dict[int, list[Span]]:
+        """What replicas of swarms of a name did between two moments; nothing where no ledger can
+        be read. No scheduler is asked.
+        """
+        found: dict[int, list[Span]] = {}
+        for entry in ledger.entries():
+            if entry.name != swarm or entry.created_at.timestamp() > end:
+                continue
+            try:
+                course = self.course(entry, ask=False)
+            except (OSError, ValueError) as error:
+                _log.info("the ledger of %s cannot be read: %s", swarm, error)
+                continue
+            for replica, spans in course.spans.items():
+                for one in spans:
+                    cut = one._replace(begin=max(begin, one.begin), end=min(end, one.end))
+                    if cut.end > cut.begin:
+                        found.setdefault(replica, []).append(cut)
+        return found
+
     # -- one swarm -----------------------------------------------------------------------------
 
     def course(self, entry: SwarmEntry, now: datetime | None = None, *, ask: bool = True) -> Course:

@@ -36,6 +36,7 @@ def build_endpoint_spec(
         model=plan.model,
         engine=plan.engine,
         backend=plan.backend,
+        gpus_per_replica=plan.layout.gpus_per_replica,
         **plan.metrics.model_dump(),
         **plan.router.model_dump(),
     )
