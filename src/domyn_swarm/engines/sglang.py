@@ -14,7 +14,7 @@ _ALIASES = {
     "--tp": "--tp-size",
     "--tensor-parallel-size": "--tp-size",
 }
-_PHASES = (
+START_PHASES = (
     StartPhase(phase="pull", pattern=r"Downloading shards|Fetching \d+ files"),
     StartPhase(phase="load", pattern=r"Load weight begin"),
     StartPhase(
@@ -83,6 +83,6 @@ class SGLang:
             ),
             first_request=FirstRequest(path="/v1/completions", body=body),
             failure_patterns=self.failure_patterns,
-            start_phases=_PHASES,
+            start_phases=START_PHASES,
             max_num_seqs=whole_number(running),
         )

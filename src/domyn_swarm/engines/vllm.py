@@ -20,7 +20,7 @@ _FIRST_NODE = {
     "--master-port": "{node_port}",
 }
 _OTHER_NODE = {"--node-rank": "{rank}", "--master-addr": "{head}", "--master-port": "{port}"}
-_PHASES = (
+START_PHASES = (
     StartPhase(
         phase="pull", pattern=r"Downloading shards|Fetching \d+ files|: downloading weights"
     ),
@@ -135,7 +135,7 @@ class VLLM:
             progress_metrics=("vllm:generation_tokens_total", "vllm:prompt_tokens_total"),
             first_request=FirstRequest(path="/v1/completions", body=body),
             failure_patterns=self.failure_patterns,
-            start_phases=_PHASES,
+            start_phases=START_PHASES,
             max_num_seqs=whole_number(theirs.get("--max-num-seqs")),
         )
 
