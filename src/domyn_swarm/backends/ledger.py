@@ -219,8 +219,7 @@ def _watches(path: Path) -> tuple[tuple[Watch, ...], int]:
         except OSError:
             alive = found[last].alive_until
         found[last] = found[last]._replace(alive_until=max(found[last].alive_until, alive))
-    whole = [one._replace(notes=tuple(notes[name])) for name, one in found.items()]
-    return tuple(sorted(whole, key=lambda one: one.began)), gpus
+    return tuple(one._replace(notes=tuple(notes[name])) for name, one in found.items()), gpus
 
 
 def _tasks(path: Path) -> Iterator[TaskRun]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,9 +22,10 @@ from domyn_swarm.backends.gpu_time import (
     ROWS_ALONE,
     Asking,
 )
-from domyn_swarm.batch.accounting import RunAccount
-from domyn_swarm.batch.gate import ALONE
 from domyn_swarm.paths import JobPaths
+
+if TYPE_CHECKING:
+    from domyn_swarm.batch.accounting import RunAccount
 
 _POINTS = 400  # on one plot, over all runs
 _TOO_SHORT_S = 0.5
@@ -215,6 +217,8 @@ def _asking(job_id: str, begin: float, line: TraceLine, before: TraceLine, lost:
 
 def _why_rows_wait(line: TraceLine, before: TraceLine) -> str | None:
     if line.paused:
+        from domyn_swarm.batch.gate import ALONE  # here: it brings the HTTP client along
+
         return ROWS_ALONE if (line.why or "").startswith(ALONE) else ENDPOINT_AWAY
     if not _rows_left(line):
         return None

@@ -21,7 +21,6 @@ from domyn_swarm.errors import JobNotFound, PlatformError, StateError, SwarmNotF
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import JobPaths, SwarmPaths, write_private
-from domyn_swarm.services.course import asking_of, read_trace
 from domyn_swarm.services.usage_report import Course, UsageReport, UsageSums
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from domyn_swarm.swarm.folder import user_name
@@ -281,6 +280,11 @@ def _told(
 
 
 def _asking(job: JobRecord, now: float) -> list[gpu_time.Asking]:
+    from domyn_swarm.services.course import (
+        asking_of,
+        read_trace,
+    )  # here: `down` and `list` need neither
+
     ended = None if job.ended_at is None else job.ended_at.timestamp()
     runs = [run for run in read_trace(Path(job.job_dir)) if run]
     return asking_of(job.job_id, runs, job.submitted_at.timestamp(), ended, now)
