@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -26,6 +27,7 @@ from domyn_swarm.jobs import ChatCompletionJob
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.services.database import DatabaseService
+from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.services.usage import UsageService
 from domyn_swarm.services.usage_report import SwarmUsage
@@ -176,6 +178,9 @@ def lived(folder: Path, until_held: Callable[[], None]) -> tuple[dict[int, int],
         assert live.held_gpu_s == pytest.approx(
             sum(one.replica_s for one in live.uses if one.use is not Use.QUEUED) * GPUS, rel=1e-3
         )
+        page = JobService().report(job).path.read_text()
+        assert "What replicas did" in page
+        assert "band working" in set(re.findall(r'class="(band \w+)"', page))
         snapshot = SwarmService().status("demo")
         assert snapshot.usage is not None
         assert snapshot.usage.held_gpu_s >= live.held_gpu_s

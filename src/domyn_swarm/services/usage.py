@@ -106,8 +106,9 @@ class UsageService:
             known = self._store.swarms(include_stopped=True)
             if any(one.name == swarm for one in known):
                 raise StateError(
-                    f"There is no ledger of {swarm!r}: an earlier version brought it up.",
-                    hint="It is kept from its next `domyn-swarm up` on.",
+                    f"There is no ledger of {swarm!r}: an earlier version brought it up, or it "
+                    "runs on Lepton.",
+                    hint="Elsewhere than on Lepton it is kept from its next `domyn-swarm up` on.",
                 )
             raise SwarmNotFound(swarm, {one.name for one in entries})
         return chosen
@@ -124,8 +125,7 @@ class UsageService:
         """
         try:
             for entry in self._chosen(None, tag):
-                paths = SwarmPaths(Path(entry.swarm_dir))
-                if ledger.size_bytes(ledger.written_folder(paths, tag)) > _QUICK_BYTES:
+                if not self._is_small(entry):
                     return None
                 sums = UsageSums(None)
                 sums.add(self.course(entry, ask=False), None, None)
@@ -133,6 +133,12 @@ class UsageService:
         except (OSError, ValueError) as error:
             _log.info("the ledger of %s cannot be read: %s", tag, error)
         return None
+
+    @staticmethod
+    def _is_small(entry: SwarmEntry) -> bool:
+        """Whether it takes no time to speak of to read what its programs wrote."""
+        folder = ledger.written_folder(SwarmPaths(Path(entry.swarm_dir)), entry.tag)
+        return ledger.size_bytes(folder) <= _QUICK_BYTES
 
     def spans(self, swarm: str, begin: float, end: float) -> dict[int, list[Span]]:
         """What replicas of swarms of a name did between two moments; nothing where no ledger can
@@ -175,12 +181,13 @@ class UsageService:
         return course
 
     def keep(self, tag: str) -> None:
-        """Keep what a swarm did that has just ended, if all is known of it by now; else whoever
-        asks next does. Never raises: the swarm has ended.
+        """Keep what a swarm did that has just ended, if all is known of it by now, and soon read;
+        else whoever asks next does. Never raises: the swarm has ended.
         """
         try:
             for entry in self._chosen(None, tag):
-                self.course(entry)
+                if self._is_small(entry):
+                    self.course(entry)
         except (OSError, ValueError) as error:
             _log.warning("what %s was used for is not kept yet: %s", tag, error)
 

@@ -40,6 +40,8 @@ def write_launch_files(swarm: LiveSwarm, config: DomynLLMSwarmConfig) -> None:
     write_private(paths.collector_key, secrets.token_urlsafe(32))
     write_private_once(paths.metrics_key, secrets.token_urlsafe(32))
     record, layout = swarm.record, swarm.plan.layout
+    if record.backend == "lepton":  # nobody of ours is beside its engines
+        return
     entry = ledger.SwarmEntry(
         tag=record.tag,
         name=record.name,
