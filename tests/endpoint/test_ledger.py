@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from domyn_swarm import watchdog_ledger
-from domyn_swarm.backends import ledger
+from domyn_swarm.backends import ledger_files
 from domyn_swarm.backends.endpoint.job_progress import FollowedJob
 from domyn_swarm.backends.endpoint.use_meter import UseMeter
 from domyn_swarm.backends.gpu_time import Use, classify
-from domyn_swarm.backends.ledger import PlatformTimes, TaskRun, Written
+from domyn_swarm.backends.ledger_files import PlatformTimes, TaskRun, Written
 from domyn_swarm.engines.vllm import START_PHASES
 from domyn_swarm.model import JobProgress, ReplicaReport, ReplicaState, utc_now
 from domyn_swarm.watchdog_ledger import Ledger, Phases, watts
@@ -33,7 +33,7 @@ PHASES = [
 
 
 def states(file: Path) -> list[tuple[str, str, bool | None]]:
-    [watches] = ledger.read(file.parent).watches.values()
+    [watches] = ledger_files.read(file.parent).watches.values()
     return [(note.state, note.phase, note.busy) for one in watches for note in one.notes]
 
 
@@ -56,18 +56,24 @@ def test_without_a_collector_and_killed_a_watchdog_has_written_what_there_was(
     replica.process.wait()
 
     replica.start()
-    until(lambda: len(ledger.read(file.parent).watches[0]) == 2 and states(file)[-1][0] == "ready")
+    until(
+        lambda: (
+            len(ledger_files.read(file.parent).watches[0]) == 2 and states(file)[-1][0] == "ready"
+        )
+    )
     began = time.time()
     replica.process.send_signal(signal.SIGTERM)
     until(lambda: states(file)[-1][0] == "exited")
-    [[first, second]] = ledger.read(file.parent).watches.values()
+    [[first, second]] = ledger_files.read(file.parent).watches.values()
     assert first.alive_until <= killed_at + 0.1  # a clock's grain
     assert not first.over
     assert second.over
     # One allocation of a scheduler over both: every second has a name, that between them too
     runs = {"17_0": [(first.began - 5, began + 60)]}
-    written = ledger.read(file.parent)._replace(tasks=[TaskRun("17_0", first.began, None, (0,))])
-    [own] = ledger.allocations(written, began + 90, PlatformTimes(runs)).values()
+    written = ledger_files.read(file.parent)._replace(
+        tasks=[TaskRun("17_0", first.began, None, (0,))]
+    )
+    [own] = ledger_files.allocations(written, began + 90, PlatformTimes(runs)).values()
     assert [(one.begin, one.end, one.gpus) for one in own] == [(*runs["17_0"][0], GPUS)]
     spans = classify(own, (first, second), [], began + 90)
     assert sum(one.seconds for one in spans) == pytest.approx(65 + began - first.began)
@@ -87,17 +93,19 @@ def test_a_cut_off_file_loses_what_was_cut_off_and_no_more(tmp_path: Path) -> No
         one.used(100.0)
         one.note(busy=False)
     whole = file.read_bytes()
-    wanted = ledger.read(tmp_path).watches[3]
+    wanted = ledger_files.read(tmp_path).watches[3]
     assert [len(one.notes) for one in wanted] == [3, 3]
     assert wanted[0].notes[-1].joules == 100.0
     for size in random.Random(1).sample(range(len(whole)), 60):
         file.write_bytes(whole[:size])
-        found = ledger.read(tmp_path).watches[3]
+        found = ledger_files.read(tmp_path).watches[3]
         kept = [note for one in found for note in one.notes]
         assert kept == [note for one in wanted for note in one.notes][: len(kept)]
         later = Ledger(str(file), GPUS, 60.0, "third")
         later.note(state="ready", busy=True)  # goes on behind the line that was cut off
-        [last] = [one for one in ledger.read(tmp_path).watches[3] if one.incarnation == "third"]
+        [last] = [
+            one for one in ledger_files.read(tmp_path).watches[3] if one.incarnation == "third"
+        ]
         assert last.notes[-1].busy
 
 
@@ -108,19 +116,19 @@ def test_a_disk_that_takes_nothing_is_no_matter_and_is_tried_again(tmp_path: Pat
     one.note(state="ready", busy=True)
     folder.unlink()
     one.note(busy=False)
-    [[watch]] = ledger.read(folder).watches.values()
+    [[watch]] = ledger_files.read(folder).watches.values()
     assert [note.busy for note in watch.notes] == [False]
-    assert ledger.gpu_seconds(folder, 0, watch.alive_until) == pytest.approx(
+    assert ledger_files.gpu_seconds(folder, 0, watch.alive_until) == pytest.approx(
         GPUS * (watch.alive_until - watch.began)
     )
-    assert ledger.gpu_seconds(tmp_path / "nothing", 0, time.time()) == 0
+    assert ledger_files.gpu_seconds(tmp_path / "nothing", 0, time.time()) == 0
 
 
 @pytest.mark.parametrize(
     ("tasks", "told", "expected"),
     [
         # The task's own word, where there is no accounting
-        ([TaskRun("1_0", 100, 160, (0,))], ledger.NOTHING, [(100, 160)]),
+        ([TaskRun("1_0", 100, 160, (0,))], ledger_files.NOTHING, [(100, 160)]),
         # The scheduler's counts before it
         (
             [TaskRun("1_0", 100, 160, (0,))],
@@ -136,19 +144,19 @@ def test_a_disk_that_takes_nothing_is_no_matter_and_is_tried_again(tmp_path: Pat
         # Killed, and a successor came: until the last sign of life, and not until the successor
         (
             [TaskRun("1_0", 100, None, (0,)), TaskRun("2_0", 200, 260, (0,))],
-            ledger.NOTHING,
+            ledger_files.NOTHING,
             [(100, 100), (200, 260)],
         ),
         # It runs: the scheduler says so, or nobody says that it does not
         ([TaskRun("1_0", 100, None, (0,))], PlatformTimes({}, frozenset({"1_0"})), [(100, None)]),
-        ([TaskRun("1_0", 100, None, (0,))], ledger.NOTHING, [(100, None)]),
+        ([TaskRun("1_0", 100, None, (0,))], ledger_files.NOTHING, [(100, None)]),
         ([TaskRun("1_0", 100, None, (0,))], PlatformTimes({}, frozenset()), [(100, 100)]),
     ],
 )
 def test_who_is_believed_about_an_allocation(
     tasks: list[TaskRun], told: PlatformTimes, expected: list[tuple[float, float | None]]
 ) -> None:
-    own = ledger.allocations(Written({}, {0: GPUS}, tasks), 500, told)[0]
+    own = ledger_files.allocations(Written({}, {0: GPUS}, tasks), 500, told)[0]
     wanted = [one for one in expected if one[0] != one[1]]
     assert [(one.begin, one.end) for one in own] == wanted
 

@@ -17,7 +17,6 @@ from domyn_swarm.backends.gpu_time import (
     Allocation,
     Asking,
     Demand,
-    Energy,
     Note,
     Span,
     Use,
@@ -27,6 +26,7 @@ from domyn_swarm.backends.gpu_time import (
     gpu_seconds,
     queued,
 )
+from domyn_swarm.services.usage_report import Energy
 
 GPUS = 8
 
@@ -182,7 +182,7 @@ def test_energy_lies_evenly_between_two_readings() -> None:
 
 # -- whatever was written ----------------------------------------------------------------------
 
-TIMES = st.floats(0, 2000, allow_nan=False, allow_infinity=False)
+TIMES = st.integers(0, 2_000_000).map(lambda number: number / 1000)  # as they are written
 STATES = st.sampled_from(
     ["starting", "ready", "unhealthy", "restarting", "draining", "exited", "failed", "of a newer"]
 )
@@ -215,11 +215,11 @@ def askings(draw: st.DrawFn) -> list[Asking]:
     return [
         Asking(
             begin,
-            begin + draw(st.floats(0, 500)),
+            begin + draw(st.integers(0, 500_000)) / 1000,
             draw(st.sampled_from("abc")),
             draw(st.integers(0, 40)),
             draw(st.none() | st.sampled_from([BACK_OFF, LIMIT_TOO_LOW])),
-            draw(st.floats(0, 1)),
+            draw(st.floats(0, 1, allow_subnormal=False)),
         )
         for begin in draw(st.lists(TIMES, max_size=12))
     ]

@@ -186,7 +186,7 @@ def classify(
     starts = [one.begin for one in wanted]
     for one in allocations:
         end = now if one.end is None else one.end
-        for begin, until, note in _states(one.begin, end, one.end is None, watches):
+        for begin, until, note in _joined(_states(one.begin, end, one.end is None, watches)):
             at = max(0, bisect_right(starts, begin) - 1)
             found.extend(
                 span._replace(gpus=one.gpus) for span in _spans(begin, until, note, wanted, at)
@@ -242,6 +242,25 @@ def _states(begin: float, end: float, live: bool, watches: Sequence[Watch]) -> I
         yield cursor, end, last
     else:
         yield cursor, end, _between(before, followed=False)
+
+
+def _joined(parts: Iterable[_Part]) -> Iterator[_Part]:
+    """The same with neighbours of one state made one: most notes only repeat the one before."""
+    last: _Part | None = None
+    for part in parts:
+        if last is None:
+            last = part
+        elif _kind(last[2]) == _kind(part[2]):
+            last = (last[0], part[1], last[2])
+        else:
+            yield last
+            last = part
+    if last is not None:
+        yield last
+
+
+def _kind(note: Note | None) -> tuple[str, str, bool | None] | None:
+    return None if note is None else (note.state, note.phase, note.busy)
 
 
 def _of_watch(watch: Watch, begin: float, end: float) -> Iterator[_Part]:
@@ -361,39 +380,3 @@ def merged(spans: Iterable[Span]) -> list[Span]:
         else:
             found.append(one)
     return found
-
-
-class Used(NamedTuple):
-    """Energy of a replica between two moments."""
-
-    joules: float
-    counted_s: float  # of that time, with readings at both ends
-
-
-class Energy:
-    """What a replica used, by what its watchdogs counted: evenly between two of their readings."""
-
-    def __init__(self, watches: Sequence[Watch]) -> None:
-        self._curves: list[tuple[list[float], list[float]]] = []
-        for watch in watches:
-            known = {one.joules_at: one.joules for one in watch.notes if one.joules is not None}
-            if len(known) > 1:
-                times = sorted(known)
-                self._curves.append((times, [known[at] for at in times]))
-
-    def used(self, begin: float, end: float) -> Used | None:
-        """Between two moments; None: nobody counted."""
-        found = Used(0.0, 0.0)
-        for times, counted in self._curves:
-            first, last = max(begin, times[0]), min(end, times[-1])
-            if last > first:
-                more = _at(times, counted, last) - _at(times, counted, first)
-                found = Used(found.joules + more, found.counted_s + last - first)
-        return found if found.counted_s else None
-
-
-def _at(times: Sequence[float], counted: Sequence[float], moment: float) -> float:
-    """On the line through the readings, within them."""
-    at = min(max(1, bisect_right(times, moment)), len(times) - 1)
-    share = (moment - times[at - 1]) / (times[at] - times[at - 1])
-    return counted[at - 1] + (counted[at] - counted[at - 1]) * share

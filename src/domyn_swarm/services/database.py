@@ -7,7 +7,6 @@ from typing import Literal
 
 from domyn_swarm.model import Record, utc_now
 from domyn_swarm.paths import database_path
-from domyn_swarm.services.usage import UsageService
 from domyn_swarm.state import SwarmStore, read_revision, stamp_revision
 from domyn_swarm.swarm.pruning import PruneReport, prune, survey_prunable
 
@@ -65,6 +64,8 @@ class DatabaseService:
         Raises:
             OSError: that cannot be kept; nothing was removed.
         """
+        from domyn_swarm.services.usage import UsageService
+
         store = SwarmStore.open()
         for swarm in wanted.swarms:
             UsageService(store).settle(swarm.tag)

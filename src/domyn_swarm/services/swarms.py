@@ -21,7 +21,6 @@ from domyn_swarm.services.requests import (
     UpRequest,
     UpResult,
 )
-from domyn_swarm.services.usage import UsageService
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.forgetting import forget_swarm
@@ -118,6 +117,8 @@ class SwarmService:
         jobs = jobs_of(swarm.record, self._store.jobs(swarm.record.name))
         records = JobSubmitter(self._store).refresh_all(jobs)
         snapshot = take_snapshot(swarm, asked_snapshots(records))
+        from domyn_swarm.services.usage import UsageService
+
         used = UsageService(self._store).quick(swarm.record.tag)
         return snapshot.model_copy(update={"usage": used})
 
@@ -196,6 +197,8 @@ class SwarmService:
             return DownResult(name=name, stopped=False, error=error.message, hint=error.hint)
         except OSError as error:
             return DownResult(name=name, stopped=False, error=f"{error}.")
+        from domyn_swarm.services.usage import UsageService
+
         UsageService(self._store).keep(self._store.swarm(name).tag)
         return DownResult(name=name, stopped=not forget, forgotten=forget)
 

@@ -12,16 +12,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm.backends import gpu_time, ledger
-from domyn_swarm.backends.gpu_time import Span, Use, Used
-from domyn_swarm.backends.ledger import PlatformTimes, SwarmEntry, Written
+from domyn_swarm.backends import gpu_time, ledger, ledger_files
+from domyn_swarm.backends.gpu_time import Span, Use
+from domyn_swarm.backends.ledger import SwarmEntry
+from domyn_swarm.backends.ledger_files import PlatformTimes, Written
 from domyn_swarm.backends.platforms import scheduler
 from domyn_swarm.backends.slurm.tagged import any_replicas_name
 from domyn_swarm.errors import JobNotFound, PlatformError, StateError, SwarmNotFound
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import JobPaths, SwarmPaths, write_private
-from domyn_swarm.services.usage_report import Course, UsageReport, UsageSums
+from domyn_swarm.services.usage_report import Course, Energy, UsageReport, UsageSums, Used
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from domyn_swarm.swarm.folder import user_name
 from domyn_swarm.swarm.snapshot import Usage
@@ -138,7 +139,7 @@ class UsageService:
     def _is_small(entry: SwarmEntry) -> bool:
         """Whether it takes no time to speak of to read what its programs wrote."""
         folder = ledger.written_folder(SwarmPaths(Path(entry.swarm_dir)), entry.tag)
-        return ledger.size_bytes(folder) <= _QUICK_BYTES
+        return ledger_files.size_bytes(folder) <= _QUICK_BYTES
 
     def spans(self, swarm: str, begin: float, end: float) -> dict[int, list[Span]]:
         """What replicas of swarms of a name did between two moments; nothing where no ledger can
@@ -216,9 +217,11 @@ class UsageService:
         self, entry: SwarmEntry, record: SwarmRecord | None, now: float, *, live: bool, ask: bool
     ) -> tuple[Course, bool]:
         """What is known now, and whether nothing more will be."""
-        written = ledger.read(ledger.written_folder(SwarmPaths(Path(entry.swarm_dir)), entry.tag))
-        told, sure = _told(entry, record, written) if ask else (ledger.NOTHING, False)
-        runs = ledger.allocations(written, now, told)
+        written = ledger_files.read(
+            ledger.written_folder(SwarmPaths(Path(entry.swarm_dir)), entry.tag)
+        )
+        told, sure = _told(entry, record, written) if ask else (ledger_files.NOTHING, False)
+        runs = ledger_files.allocations(written, now, told)
         goes_on = any(one.end is None for spans in runs.values() for one in spans)
         over_at = None
         if not live:
@@ -237,7 +240,7 @@ class UsageService:
             gpus = written.gpus.get(replica, entry.gpus_per_replica)
             waits = gpu_time.queued(wanted.get(replica, []), own, failed=failed or not live)
             held = gpu_time.classify(own, watches, together, now)
-            energy = gpu_time.Energy(watches)
+            energy = Energy(watches)
             both = [*(one._replace(gpus=gpus) for one in waits), *held]
             whole = sorted(both, key=lambda one: one.begin)
             spans[replica] = whole
@@ -267,9 +270,9 @@ def _told(
         ids = [str(part["platform_id"]) for part in record.parts if part["kind"] == "replica"]
         arrays |= {one.partition("_")[0] for one in ids}
     if entry.backend != "slurm" or not arrays:
-        return ledger.NOTHING, True
+        return ledger_files.NOTHING, True
     if record is not None and is_elsewhere(record):
-        return ledger.NOTHING, False
+        return ledger_files.NOTHING, False
     slurm = scheduler()
     live = None
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from domyn_swarm.backends.gpu_time import Span, Use, Used
+from domyn_swarm.backends.gpu_time import Span, Use, Watch
 from domyn_swarm.backends.ledger import SwarmEntry
 from domyn_swarm.model import Record
 from domyn_swarm.swarm.snapshot import Usage, UseTime
@@ -63,6 +64,45 @@ class UsageReport(Record):
     jobs: tuple[JobUsage, ...] = ()
     users: tuple[UserUsage, ...] = ()
     unread: tuple[str, ...] = ()  # swarms whose ledger cannot be read, and why
+
+
+# -- energy -----------------------------------------------------------------------------------
+
+
+class Used(NamedTuple):
+    """Energy of a replica between two moments."""
+
+    joules: float
+    counted_s: float  # of that time, with readings at both ends
+
+
+class Energy:
+    """What a replica used, by what its watchdogs counted: evenly between two of their readings."""
+
+    def __init__(self, watches: Sequence[Watch]) -> None:
+        self._curves: list[tuple[list[float], list[float]]] = []
+        for watch in watches:
+            known = {one.joules_at: one.joules for one in watch.notes if one.joules is not None}
+            if len(known) > 1:
+                times = sorted(known)
+                self._curves.append((times, [known[at] for at in times]))
+
+    def used(self, begin: float, end: float) -> Used | None:
+        """Between two moments; None: nobody counted."""
+        found = Used(0.0, 0.0)
+        for times, counted in self._curves:
+            first, last = max(begin, times[0]), min(end, times[-1])
+            if last > first:
+                more = _at(times, counted, last) - _at(times, counted, first)
+                found = Used(found.joules + more, found.counted_s + last - first)
+        return found if found.counted_s else None
+
+
+def _at(times: Sequence[float], counted: Sequence[float], moment: float) -> float:
+    """On the line through the readings, within them."""
+    at = min(max(1, bisect_right(times, moment)), len(times) - 1)
+    share = (moment - times[at - 1]) / (times[at] - times[at - 1])
+    return counted[at - 1] + (counted[at] - counted[at - 1]) * share
 
 
 # -- adding up ---------------------------------------------------------------------------------
