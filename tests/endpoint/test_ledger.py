@@ -17,7 +17,7 @@ from domyn_swarm import watchdog_ledger
 from domyn_swarm.backends import ledger_files
 from domyn_swarm.backends.endpoint.job_progress import FollowedJob
 from domyn_swarm.backends.endpoint.use_meter import UseMeter
-from domyn_swarm.backends.gpu_time import Use, classify
+from domyn_swarm.backends.gpu_time import Note, Use, Watch, classify
 from domyn_swarm.backends.ledger_files import PlatformTimes, TaskRun, Written
 from domyn_swarm.engines.vllm import START_PHASES
 from domyn_swarm.model import JobProgress, ReplicaReport, ReplicaState, utc_now
@@ -150,6 +150,18 @@ def test_a_disk_that_takes_nothing_is_no_matter_and_is_tried_again(tmp_path: Pat
         # It runs: the scheduler says so, or nobody says that it does not
         ([TaskRun("1_0", 100, None, (0,))], PlatformTimes({}, frozenset({"1_0"})), [(100, None)]),
         ([TaskRun("1_0", 100, None, (0,))], ledger_files.NOTHING, [(100, None)]),
+        # Accounting has not heard of the end yet, which the queue and the task know
+        (
+            [TaskRun("1_0", 100, 160, (0,))],
+            PlatformTimes({"1_0": [(100, None)]}, frozenset()),
+            [(100, 160)],
+        ),
+        # It is being cleared up: the GPUs are held, whatever the task has said
+        (
+            [TaskRun("1_0", 100, 160, (0,))],
+            PlatformTimes({"1_0": [(100, None)]}, frozenset({"1_0"})),
+            [(100, None)],
+        ),
         ([TaskRun("1_0", 100, None, (0,))], PlatformTimes({}, frozenset()), [(100, 100)]),
     ],
 )
@@ -159,6 +171,17 @@ def test_who_is_believed_about_an_allocation(
     own = ledger_files.allocations(Written({}, {0: GPUS}, tasks), 500, told)[0]
     wanted = [one for one in expected if one[0] != one[1]]
     assert [(one.begin, one.end) for one in own] == wanted
+
+
+def test_a_killed_task_held_its_gpus_until_its_watchdogs_last_sign_of_life() -> None:
+    """Also where a watchdog seems to begin a little before its own task, by its clock's grain."""
+    watches = (
+        Watch("a", 99.99, 120.0, (Note(100, "ready", busy=True),)),
+        Watch("b", 199.99, 220.0, (Note(200, "exited"),)),
+    )
+    tasks = [TaskRun("1_0", 100, None, (0,)), TaskRun("2_0", 200, 230, (0,))]
+    own = ledger_files.allocations(Written({0: watches}, {0: GPUS}, tasks), 500)[0]
+    assert [(one.begin, one.end) for one in own] == [(100, 120), (200, 230)]
 
 
 def test_phases_of_a_start_by_what_engines_print(tmp_path: Path) -> None:

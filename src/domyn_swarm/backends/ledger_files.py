@@ -21,6 +21,7 @@ from domyn_swarm.backends import gpu_time
 from domyn_swarm.backends.gpu_time import Allocation, Note, Watch
 
 _FILE = re.compile(r"^(replica|task)-(\d+)\.jsonl$")
+_GRAIN_S = 1.0  # a watchdog's begin is known to a tick, and its task's may be a whole second
 _SAME_RUN_S = 60.0  # what a task and its scheduler say of one start
 
 
@@ -214,14 +215,16 @@ def _runs(written: Written, told: PlatformTimes) -> Iterator[TaskRun]:
             own = [one for one in written.tasks if one.job == job]
             near = [one for one in own if abs(one.began - begin) <= _SAME_RUN_S]
             members = near[0].replicas if near else replicas.get(job, ())
-            yield TaskRun(job, begin, end, members)
+            gone = told.live is not None and job not in told.live
+            ended = near[0].ended if end is None and near and gone else end
+            yield TaskRun(job, begin, ended, members)
 
 
 def _end_of(run: TaskRun, written: Written, now: float, told: PlatformTimes) -> float | None:
     if run.ended is not None:
         return run.ended
-    if run.job in told.runs or (told.live is not None and run.job in told.live):
-        return None
+    if run.job in (told.runs if told.live is None else told.live):
+        return None  # accounting hears of an end later than the queue
     later = [
         one.began
         for one in written.tasks
@@ -229,7 +232,7 @@ def _end_of(run: TaskRun, written: Written, now: float, told: PlatformTimes) -> 
     ]  # of another job, too: a successor
     until = min(later, default=now)
     watches = [one for replica in run.replicas for one in written.watches.get(replica, ())]
-    own = [one for one in watches if run.began <= one.began < until]
+    own = [one for one in watches if run.began - _GRAIN_S <= one.began < until - _GRAIN_S]
     if not later and told.live is None and (not own or any(one.lives(now) for one in own)):
         return None
     return max([run.began, *(min(until, one.alive_until) for one in own)])

@@ -286,7 +286,9 @@ def _told(
     except PlatformError as error:
         _log.info("accounting does not answer: %s", error.message)
         return PlatformTimes({}, live), live is not None
-    return PlatformTimes(runs, live), bool(runs) or live is not None
+    ends = [end for spans in runs.values() for _, end in spans]
+    whole = all(one.job in runs for one in written.tasks) and None not in ends
+    return PlatformTimes(runs, live), whole
 
 
 def _asking(job: JobRecord, now: float) -> list[gpu_time.Asking]:
