@@ -48,6 +48,7 @@ RECORDS = {
     "pruning": "domyn_swarm.swarm.pruning:PruneReport",
     "swarm": f"{_SNAPSHOT}:SwarmSnapshot",
     "swarms": f"{_SNAPSHOT}:SwarmList",
+    "usage": "domyn_swarm.services.usage_report:UsageReport",
     "versions": "domyn_swarm.services.versions:Versions",
 }
 
@@ -67,6 +68,7 @@ PRINTS = {
     "endpoint": "endpoint",
     "plan": "plan",
     "doctor": "examination",
+    "usage": "usage",
     "version": "versions",
     "db upgrade": "database-revision",
     "db stamp": "database-revision",

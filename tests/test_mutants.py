@@ -43,7 +43,7 @@ def test_a_text_that_is_gone_or_stands_twice_is_an_error() -> None:
 def test_each_kind_has_six_and_each_name_is_one() -> None:
     kinds = (
         *("checkpoint", "lease", "retry", "fault", "limiter", "recovery", "planning"),
-        *("verdict", "store", "dispatch", "order"),
+        *("verdict", "store", "dispatch", "order", "ledger"),
     )
     assert Counter(mutant.kind for mutant in MUTANTS) == dict.fromkeys(kinds, 6)
     assert max(Counter(mutant.name for mutant in MUTANTS).values()) == 1

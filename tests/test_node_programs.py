@@ -58,7 +58,7 @@ class Loads(NamedTuple):
 
 
 PROGRAMS: Mapping[str, Loads] = {
-    "watchdog": Loads(set(), {"watchdog", "watchdog_rules"}),
+    "watchdog": Loads(set(), {"watchdog", "watchdog_ledger", "watchdog_rules"}),
     "follower": Loads(set(), {"follower"}),
     "backends.exit_wrapper": Loads(set(), {"backends.exit_wrapper", "paths", "temporary"}),
     "backends.node_report": Loads(set(), {"backends.node_report"}),
@@ -70,7 +70,8 @@ PROGRAMS: Mapping[str, Loads] = {
         {*AIOHTTP, "msgspec", "psutil"},
         {
             *GROUND,
-            *("backends.endpoint", "backends.notification", "claims", "engine_load", "identity"),
+            *("backends.endpoint", "backends.gpu_time", "backends.notification"),
+            *("claims", "engine_load", "identity"),
             *RECORDS,
             "open_files",
             "probing",

@@ -44,7 +44,7 @@ def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(_tree(path)), "a module needs a docstring"
 
 
-@pytest.mark.parametrize("name", ["watchdog.py", "watchdog_rules.py"])
+@pytest.mark.parametrize("name", ["watchdog.py", "watchdog_ledger.py", "watchdog_rules.py"])
 def test_the_watchdog_imports_the_standard_library_alone(name: str) -> None:
     imported = {
         name.split(".")[0]
@@ -57,7 +57,7 @@ def test_the_watchdog_imports_the_standard_library_alone(name: str) -> None:
             else []
         )
     }
-    imported -= {"domyn_swarm", "watchdog_rules"}  # its other file, which lies beside it
+    imported -= {"domyn_swarm", "watchdog_ledger", "watchdog_rules"}  # which lie beside it
     assert imported
     assert imported <= set(sys.stdlib_module_names)
 

@@ -22,6 +22,7 @@ from domyn_swarm.backends.endpoint.metrics import Readings
 from domyn_swarm.backends.endpoint.router import RouterFigures
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import CollectorView
+from domyn_swarm.backends.ledger import ledgers_dir
 from domyn_swarm.cli.app import COMMANDS
 from domyn_swarm.cli.job_flags import FLAGS, key_descriptions
 from domyn_swarm.cli.lazy import LazyGroup, build
@@ -241,6 +242,7 @@ def files_page() -> str:
         "|---|---|",
         f"| `$DOMYN_SWARM_HOME/swarm.db` | {_summary(paths.database_path)} |",
         f"| `$DOMYN_SWARM_HOME/checkpoints/` | {_summary(paths.checkpoints_dir)} |",
+        f"| `$DOMYN_SWARM_HOME/ledger/` | {_summary(ledgers_dir)} |",
     ]
     lines += _paths_of(swarm)
     return "\n".join([*lines, *_paths_of(job), ""])

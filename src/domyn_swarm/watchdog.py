@@ -3,9 +3,9 @@
 Run as `watchdog.py SPEC.json [ADDRESS [lifeline]]`: by what address this node is reached where the
 spec does not say; `lifeline`: it stops when its standard input ends.
 
-Standard library only and Python 3.8 syntax: this file and `watchdog_rules.py` are copied next to
-the engine and run in whatever image it comes in. The spec is built, and described, by
-`backends.watchdog_spec`.
+Standard library only and Python 3.8 syntax: this file, `watchdog_rules.py` and `watchdog_ledger.py`
+are copied next to the engine and run in whatever image it comes in. The spec is built, and
+described, by `backends.watchdog_spec`.
 
 Guaranteed: the engine (its whole process group) never outlives the watchdog, however that dies;
 SIGTERM drains the engine before it ends; a final state is reported even to a collector that comes
@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING or __package__:
+    from domyn_swarm.watchdog_ledger import LAUNCH, Ledger, Phases, keep_counting
     from domyn_swarm.watchdog_rules import (
         RECHECK_S,
         Contact,
@@ -52,8 +53,9 @@ if TYPE_CHECKING or __package__:
         parse_metrics,
         ray_gpus,
     )
-else:  # the other file lies beside this one, which is no reason for the path to say so
+else:  # the other files lie beside this one, which is no reason for the path to say so
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    from watchdog_ledger import *  # noqa: F403
     from watchdog_rules import *  # noqa: F403
 
 REPORT_TIMEOUT_S = 5.0
@@ -391,6 +393,7 @@ class Engine:
         self._log, size = spec.engine_log, os.fstat(output).st_size
         self._sizes = [(time.monotonic(), size)]  # of the log, over the last minute
         self._well_at, self._well_next = size, 0
+        self.phases = Phases(spec.start_phases, spec.engine_log, size)
         self._reads: dict[int, int] = {}
         self._reads_at = 0.0
         try:
@@ -477,11 +480,15 @@ def group_reads(group: int) -> dict[int, int]:
 class Watchdog:
     """Runs engines one after the other until it is told to stop or restarting cannot help."""
 
-    def __init__(self, spec: Spec, key: str | None, reporter: Reporter, guard: Guard) -> None:
+    def __init__(
+        self, spec: Spec, key: str | None, reporter: Reporter, guard: Guard, ledger: Ledger
+    ) -> None:
         self._spec = spec
         self._key = key
         self._http = Http(key)
         self._reporter = reporter
+        self._ledger = ledger
+        self._counted: float | None = None  # of tokens, when the engine was last busy or idle
         self._guard = guard
         self._ports = Ports(spec.host)
         self._nodes = RayNodes(spec.ray) if spec.ray else None
@@ -520,6 +527,9 @@ class Watchdog:
         if state in WITHOUT_ENGINE:  # the figures were those of one that has ended
             figures = dict.fromkeys(self._spec.reported_metrics)
             self._reporter.note(sampled_at=None, loading=False, **figures)
+            self._counted = None
+            self._ledger.note(state=state, phase=LAUNCH if state == "starting" else "", busy=None)
+        self._ledger.note(state=state)
         self._reporter.update(state=state, restarts=self._restarts.total, **fields)
 
     def run(self) -> int:
@@ -624,6 +634,8 @@ class Watchdog:
                     engine.was_well(now)
             if engine.printed(now) or (health.ready_since is None and engine.read(now)):
                 health.loaded_at = now
+                if health.ready_since is None:
+                    self._ledger.note(phase=engine.phases.look())
             self._reporter.update(loading=health.loads(now))
             overtime = health.overtime(now)
             if overtime is not None and not self._overtime:
@@ -715,7 +727,21 @@ class Watchdog:
         metrics = parse_metrics(text.decode("utf-8", "replace")) if status == 200 else {}
         told = {field: metrics.get(name) for field, name in spec.reported_metrics.items()}
         self._reporter.update(sampled_at=time.monotonic(), **told)
+        if metrics:
+            self._ledger.note(busy=self._busy(metrics))
         return metrics
+
+    def _busy(self, metrics: dict[str, float]) -> bool | None:
+        """Whether requests are in the engine, or came and went since the last look; None: it does
+        not say.
+        """
+        spec = self._spec
+        gauges = [metrics.get(name or "") for name in (spec.running_metric, spec.waiting_metric)]
+        counters = [metrics[name] for name in spec.progress_metrics if name in metrics]
+        if gauges[0] is None and not counters:
+            return None
+        before, self._counted = self._counted, sum(counters) if counters else None
+        return any(gauges) or (before is not None and self._counted != before)
 
     def _drain(self, engine: Engine) -> None:
         """Take the replica out of the router, let its requests finish, end the engine.
@@ -820,11 +846,18 @@ def main(arguments: list[str]) -> int:
             "incarnation": uuid.uuid4().hex,
         }
         reporter = Reporter(spec, fields)
-        watchdog = Watchdog(spec, key, reporter, guard)
+        ledger = Ledger(
+            spec.ledger_file, spec.gpus, spec.heartbeat_seconds, str(fields["incarnation"])
+        )
+        watchdog = Watchdog(spec, key, reporter, guard, ledger)
     except (IndexError, OSError, ValueError, TypeError) as error:
         log("cannot start: %s: %s" % (type(error).__name__, error))
         return BROKEN if isinstance(error, OSError) and error.errno in PASSING else UNUSABLE
     threading.excepthook = end_with_thread
+    ledger.begin()
+    if spec.power_gpus:
+        counted = (ledger, spec.power_gpus, spec.heartbeat_seconds)
+        threading.Thread(target=keep_counting, args=counted, daemon=True, name="power").start()
     reporter.start()
     if arguments[3:] == ["lifeline"]:
         threading.Thread(target=end_with_input, daemon=True, name="lifeline").start()
@@ -832,6 +865,8 @@ def main(arguments: list[str]) -> int:
         return watchdog.run()
     except Exception:  # noqa: BLE001 - who started this must learn that the engine has not failed
         return watchdog.broke()
+    finally:
+        ledger.beat()
 
 
 if __name__ == "__main__":

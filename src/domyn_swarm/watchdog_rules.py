@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any, Callable, Dict, NamedTuple
+from typing import Any, Callable, Dict, NamedTuple, Sequence
 
 Json = Dict[str, Any]
 
@@ -62,6 +62,10 @@ class Spec(NamedTuple):
     heartbeat_seconds: float
     final_report_seconds: float
     orphaned_seconds: float | None
+    ledger_file: str = ""
+    gpus: int = 0
+    power_gpus: int = 0
+    start_phases: Sequence[Json] = ()
 
 
 class Restarts:

@@ -12,6 +12,7 @@ from domyn_swarm import watchdog, watchdog_rules
 from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
 from domyn_swarm.backends.endpoint.replicas import ReplicaTable, tokens_per_s
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
+from domyn_swarm.backends.ledger import written_folder
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.model import ReplicaReport, ReplicaState, utc_now
@@ -500,6 +501,11 @@ def test_the_watchdog_understands_the_spec_that_is_built(
     assert spec.heartbeat_seconds == 4
     assert spec.key_file == str(paths.api_key)
     assert spec.failure_patterns[0]["retryable"] is False
+    assert Path(spec.ledger_file) == written_folder(paths, "t") / "replica-1.jsonl"
+    over_nodes = {"gpus_per_replica": 16, "nodes_per_replica": 2}
+    layout = plan.layout.model_copy(update=over_nodes)
+    wide = build_watchdog_spec(plan.model_copy(update={"layout": layout}), ctx, paths, 1, host="h")
+    assert (wide["gpus"], wide["power_gpus"]) == (16, 0)  # it sees those of one node alone
     named_in_docs = set(watchdog_rules.Spec._fields)
     from domyn_swarm.backends import watchdog_spec
 

@@ -36,6 +36,10 @@ kill_grace_seconds       seconds from SIGTERM to SIGKILL
 drain_seconds            seconds to leave the router and finish requests, before SIGTERM
 heartbeat_seconds        a report is sent at least so often
 final_report_seconds     how long a final state is tried to be reported
+ledger_file              where this replica's watchdogs write what its time went to
+gpus                     of this replica; power_gpus: those that `nvidia-smi` shows here (0: the
+                         replica has none, or has nodes that this watchdog is not on)
+start_phases             phase, pattern: lines of the engine's log that tell how far its start is
 orphaned_seconds         without an endpoint for so long the watchdog ends, and its engine; none:
                          whoever runs it sees to that
 """
@@ -47,6 +51,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from domyn_swarm.backends.ledger import written_folder
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
@@ -59,15 +64,15 @@ _QUIET_S = 120.0
 
 
 def copy_watchdog(program: Path) -> None:
-    """Copy what replicas run: the program, and its other file beside it.
+    """Copy what replicas run: the program, and its other files beside it.
 
     Raises:
         OSError: it cannot be written.
         PlatformError: the installation lacks it.
     """
     shutil.copyfile(_source("watchdog"), program)
-    rules = _source("watchdog_rules")
-    shutil.copyfile(rules, program.with_name(rules.name))
+    for other in (_source("watchdog_rules"), _source("watchdog_ledger")):
+        shutil.copyfile(other, program.with_name(other.name))
 
 
 def follower_source() -> Path:
@@ -109,6 +114,7 @@ def build_watchdog_spec(
     """The spec of one replica's watchdog."""
     serving, watchdog = ctx.serving_spec, plan.watchdog
     first = serving.first_request
+    gpus = plan.layout.gpus_per_replica
     return {
         "replica": replica,
         "host": host,
@@ -139,4 +145,8 @@ def build_watchdog_spec(
         "heartbeat_seconds": heartbeat_s(plan),
         "final_report_seconds": _FINAL_REPORT_S,
         "orphaned_seconds": None,
+        "ledger_file": str(written_folder(paths, ctx.tag) / f"replica-{replica}.jsonl"),
+        "gpus": gpus,
+        "power_gpus": gpus if plan.layout.nodes_per_replica == 1 else 0,
+        "start_phases": [known.model_dump() for known in serving.start_phases],
     }

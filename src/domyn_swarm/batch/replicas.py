@@ -8,8 +8,7 @@ reached, or fails a request by its connection or its door, has to prove itself a
 
 The endpoint's router gets what is plain where no replica can be reached, and everything plain where
 the endpoint speaks TLS, which replicas do not. What the router would change (`plain_requests`) goes
-to replicas alone. A replica that was lost under a request is reported as the router does
-(`ReplicaLost`, `ReplicaAway`): repeated and forgiven.
+to replicas alone. A replica lost under a request is reported, and forgiven, as the router does it.
 """
 
 from __future__ import annotations

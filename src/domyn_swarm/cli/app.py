@@ -79,6 +79,12 @@ COMMANDS = (
         f"{_CLI}.dashboard.command:dashboard",
         "Serve a live page about the swarms of this home, until Ctrl-C; print its URL.",
     ),
+    Entry(
+        "usage",
+        f"{_CLI}.usage:usage",
+        "Show what GPUs were used for: by swarm, replica, job and user; swarms that are gone "
+        "included.",
+    ),
     Entry("swarm", f"{_CLI}.swarms:swarm_app", "All swarms, and more about one."),
     Entry("job", f"{_CLI}.jobs:job_app", "Jobs: a dataset through a swarm."),
     Entry("db", f"{_CLI}.database:db_app", "The state database."),

@@ -20,6 +20,7 @@ from domyn_swarm.cli.rendering import (
     print_record,
     print_table,
 )
+from domyn_swarm.cli.usage import usage_line
 from domyn_swarm.swarm.snapshot import SwarmList
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def show_swarm(swarm: SwarmSnapshot, output: Format) -> None:
             ("model", f"{swarm.model} ({swarm.engine} on {swarm.backend})"),
             ("replicas", ready),
             *([("expires", moment(swarm.expires_at))] if swarm.expires_at else []),
+            *([("used", usage_line(swarm.usage))] if swarm.usage else []),
             *(
                 (
                     "left out",

@@ -10,7 +10,7 @@ from domyn_swarm.engines.llamacpp_server import DEFAULT_SLOTS
 from domyn_swarm.engines.options import refuse_options
 from domyn_swarm.engines.patterns import SHARED, pattern
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.planning.context import FirstRequest, ServingSpec
+from domyn_swarm.planning.context import FirstRequest, ServingSpec, StartPhase
 from domyn_swarm.planning.plan import DeploymentPlan
 
 _PACKAGED = {
@@ -22,6 +22,10 @@ _PACKAGED = {
     ),
 }
 _INSTALL = "pip install 'domyn-swarm[local]'"
+START_PHASES = (
+    StartPhase(phase="load", pattern=r"^llama_model_loader|^load_tensors"),
+    StartPhase(phase="warm-up", pattern=r"^llama_context|warming up"),
+)
 
 
 class LlamaCpp:
@@ -73,6 +77,7 @@ class LlamaCpp:
             progress_metrics=("llamacpp:n_decode_total",),
             first_request=_first_request(plan.model, embeds="--embedding" in flags),
             failure_patterns=self.failure_patterns,
+            start_phases=START_PHASES,
             max_num_seqs=whole_number(flags.get("--slots")) or DEFAULT_SLOTS,
         )
 

@@ -6,7 +6,7 @@ from domyn_swarm.engines.flags import flags_in, merged, whole_number
 from domyn_swarm.engines.options import refuse_options
 from domyn_swarm.engines.patterns import GPU, HUB, SHARED, pattern
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.planning.context import FirstRequest, ServingSpec
+from domyn_swarm.planning.context import FirstRequest, ServingSpec, StartPhase
 from domyn_swarm.planning.plan import DeploymentPlan
 
 _ALIASES = {
@@ -14,6 +14,13 @@ _ALIASES = {
     "--tp": "--tp-size",
     "--tensor-parallel-size": "--tp-size",
 }
+START_PHASES = (
+    StartPhase(phase="pull", pattern=r"Downloading shards|Fetching \d+ files"),
+    StartPhase(phase="load", pattern=r"Load weight begin"),
+    StartPhase(
+        phase="warm-up", pattern=r"KV Cache is allocated|Capture cuda graph begin|Capturing batches"
+    ),
+)
 
 
 class SGLang:
@@ -76,5 +83,6 @@ class SGLang:
             ),
             first_request=FirstRequest(path="/v1/completions", body=body),
             failure_patterns=self.failure_patterns,
+            start_phases=START_PHASES,
             max_num_seqs=whole_number(running),
         )

@@ -7,7 +7,7 @@ from domyn_swarm.engines.options import refuse_options
 from domyn_swarm.engines.patterns import GPU, HUB, SHARED, pattern
 from domyn_swarm.engines.ray_nodes import by_ray, ray_nodes
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.planning.context import FirstRequest, ServingSpec
+from domyn_swarm.planning.context import FirstRequest, ServingSpec, StartPhase
 from domyn_swarm.planning.plan import DeploymentPlan
 
 _SHUTDOWN_GRACE_S = 60  # vLLM's default of 0 leaves requests in flight without an answer
@@ -20,6 +20,25 @@ _FIRST_NODE = {
     "--master-port": "{node_port}",
 }
 _OTHER_NODE = {"--node-rank": "{rank}", "--master-addr": "{head}", "--master-port": "{port}"}
+START_PHASES = (
+    StartPhase(
+        phase="pull", pattern=r"Downloading shards|Fetching \d+ files|: downloading weights"
+    ),
+    StartPhase(
+        phase="load",
+        pattern=r"Starting to load model|Loading \w+ checkpoint shards|Loading weights",
+    ),
+    StartPhase(
+        phase="compile",
+        pattern=r"Dynamo bytecode transform|Compiling a graph|Directly load the compiled graph"
+        r"|for vLLM's torch\.compile",
+    ),
+    StartPhase(
+        phase="warm-up",
+        pattern=r"Available KV cache memory|GPU KV cache size|Capturing CUDA graph"
+        r"|Graph capturing|[Ww]arming up",
+    ),
+)
 _ALIASES = {"-tp": "--tensor-parallel-size", "-pp": "--pipeline-parallel-size"}
 
 
@@ -118,6 +137,7 @@ class VLLM:
             progress_metrics=("vllm:generation_tokens_total", "vllm:prompt_tokens_total"),
             first_request=FirstRequest(path="/v1/completions", body=body),
             failure_patterns=self.failure_patterns,
+            start_phases=START_PHASES,
             max_num_seqs=whole_number(theirs.get("--max-num-seqs")),
         )
 

@@ -169,6 +169,8 @@ class Reporter:
             "prompt_tokens": replies.prompt_tokens,
             "completion_tokens": replies.completion_tokens,
             "paused": tally.paused is not None,
+            "why": tally.paused,
+            "rows_total": tally.rows_total,
         }
         return json.dumps(line) + "\n"
 

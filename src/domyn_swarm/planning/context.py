@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from domyn_swarm.model import Record
 from domyn_swarm.record import field
@@ -15,6 +15,13 @@ class FailurePattern(Record):
     cause: str
     hint: str
     retryable: bool  # False: restarting cannot help, the watchdog gives up at once
+
+
+class StartPhase(Record):
+    """A line of an engine's log that tells how far its start is."""
+
+    phase: Literal["pull", "load", "compile", "warm-up"]
+    pattern: str  # regular expression
 
 
 class FirstRequest(Record):
@@ -51,6 +58,7 @@ class ServingSpec(Record):
     progress_metrics: tuple[str, ...] = ()  # counters that move when tokens come out
     first_request: FirstRequest | None = None
     failure_patterns: tuple[FailurePattern, ...] = ()
+    start_phases: tuple[StartPhase, ...] = ()  # of several that match a line, the last one counts
     max_num_seqs: int | None = None  # how many requests run at once, when the engine is told
 
     @property

@@ -11,6 +11,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 30.0, 38.0, 30.0
 _TICKS = 5
 _NEAR = 125.0  # closer than this two labels would meet
 _LABEL_ROWS = 2
+_HAIR = 0.4
 _WIDEST_BAR = 60.0  # one value is a bar, no block
 
 
@@ -54,6 +55,18 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Band:
+    """A stretch of a row, and what it says when one points at it."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    kind: str
+    title: str
+
+
+@dataclass(frozen=True)
 class Chart:
     """One plot, ready to be drawn."""
 
@@ -64,6 +77,8 @@ class Chart:
     lines: tuple[Line, ...] = ()
     bars: tuple[Bar, ...] = ()
     marks: tuple[Mark, ...] = ()
+    bands: tuple[Band, ...] = ()
+    kinds: tuple[tuple[str, str], ...] = ()  # of the bands: the class, and its name
     width: float = WIDTH
     height: float = HEIGHT
     left: float = _LEFT
@@ -126,6 +141,50 @@ def over_time(
         ys=tuple(Tick(y(at), number(at)) for at in ticks),
         lines=tuple(Line(one.name, one.kind, _path(one.steps, x, y)) for one in series),
         marks=_marks(moments, x),
+    )
+
+
+Stretches = Sequence[tuple[float, float, str, str]]
+"""From, to, the kind, and what is said of it."""
+_ROW, _ROW_GAP = 14.0, 4.0
+
+
+def in_rows(
+    title: str,
+    unit: str,
+    whole_s: float,
+    rows: Sequence[tuple[str, Stretches]],
+    kinds: Sequence[tuple[str, str]],
+) -> Chart | None:
+    """A band for each row over seconds; None when there is nothing to draw. Stretches that are too
+    short to be seen are as wide as a hair.
+    """
+    if whole_s <= 0 or not any(stretches for _, stretches in rows):
+        return None
+    scale = (WIDTH - _RIGHT - _LEFT) / whole_s
+    found, names = [], []
+    for at, (name, stretches) in enumerate(rows):
+        y = _TOP + at * (_ROW + _ROW_GAP)
+        names.append(Tick(y + _ROW / 2, name))
+        drawn_to = 0.0
+        for begin, end, kind, said in stretches:
+            x = _LEFT + scale * max(0.0, begin)
+            right = _LEFT + scale * min(whole_s, end)
+            if right - drawn_to < _HAIR:  # nothing of it would be seen beside the one before
+                continue
+            found.append(Band(x, y, max(_HAIR, right - x), _ROW, kind, said))
+            drawn_to = right
+    bottom = _TOP + len(rows) * (_ROW + _ROW_GAP)
+    used = {one.kind for one in found}
+    return Chart(
+        title=title,
+        unit=unit,
+        xs=tuple(Tick(_LEFT + scale * at, duration(at)) for at in _times(whole_s)),
+        ys=tuple(names),
+        bands=tuple(found),
+        kinds=tuple(one for one in kinds if one[0] in used),
+        height=bottom + _BOTTOM,
+        bottom=bottom,
     )
 
 

@@ -1,4 +1,6 @@
-"""How the runs of a job went over time, from the lines that their workers left."""
+"""How the runs of a job went over time, from the lines that their workers left: rates for plots,
+and what the job wanted of its swarm.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from domyn_swarm.batch.accounting import RunAccount
+from domyn_swarm.backends.gpu_time import (
+    BACK_OFF,
+    DRIVER_AWAY,
+    ENDPOINT_AWAY,
+    JOB_STARTING,
+    LIMIT_TOO_LOW,
+    NOT_SENT,
+    ROWS_ALONE,
+    Asking,
+)
 from domyn_swarm.paths import JobPaths
+
+if TYPE_CHECKING:
+    from domyn_swarm.batch.accounting import RunAccount
 
 _POINTS = 400  # on one plot, over all runs
 _TOO_SHORT_S = 0.5
@@ -28,6 +43,13 @@ class TraceLine(msgspec.Struct):
     running: float | None = None
     waiting: float | None = None
     completion_tokens: int = 0
+    requests: int = 0
+    retries: int = 0
+    turned_away: int = 0
+    rows_done: int = 0
+    rows_total: int | None = None  # None: not known, or of an earlier version
+    paused: bool = False
+    why: str | None = None  # it is paused
 
 
 @dataclass(frozen=True)
@@ -138,3 +160,69 @@ def _stretches(
         )
         before = line
     return found
+
+
+def asking_of(
+    job_id: str,
+    runs: Sequence[Sequence[TraceLine]],
+    submitted: float,
+    ended: float | None,
+    now: float,
+) -> list[Asking]:
+    """What a job wanted of its swarm from its submission to its end (None: it has not ended), by
+    the lines of its runs: how much it had in flight, which of that had been asked before, and why
+    its rows waited that were not in flight. Times are seconds since the epoch.
+    """
+    end = now if ended is None else ended
+    found: list[Asking] = []
+    cursor, lost, last = submitted, 0, None
+    for run in runs:
+        began = max(cursor, run[0].at - run[0].at_s)
+        away = JOB_STARTING if last is None else DRIVER_AWAY
+        found.append(Asking(cursor, began, job_id, waits=away))
+        cursor, before = began, TraceLine(at_s=0.0)
+        for line in run:
+            heard = max(cursor, line.at - _spacing_s(line))
+            found.append(Asking(cursor, heard, job_id, waits=DRIVER_AWAY))
+            found.append(_asking(job_id, heard, line, before, lost))
+            cursor, before = max(cursor, line.at), line
+        last = run[-1]
+        lost = last.in_flight
+    if last is not None and _rows_left(last):
+        silent = min(end, cursor + (_spacing_s(last) if ended is None else 0.0))
+        found.append(_asking(job_id, cursor, last, last, 0)._replace(end=silent))
+        found.append(Asking(silent, end, job_id, waits=DRIVER_AWAY))
+    elif last is None:
+        found.append(Asking(cursor, end, job_id, waits=JOB_STARTING))
+    return [one for one in found if one.end > one.begin]
+
+
+def _spacing_s(line: TraceLine) -> float:
+    """Two lines are not further apart while their worker lives and has time."""
+    return 5.0 + 3 * max(1.0, line.at_s / 1000)
+
+
+def _rows_left(line: TraceLine) -> bool:
+    """Whether there were rows that were neither settled nor in flight."""
+    return line.rows_total is None or line.rows_done + line.in_flight < line.rows_total
+
+
+def _asking(job_id: str, begin: float, line: TraceLine, before: TraceLine, lost: int) -> Asking:
+    requests = max(0, line.requests - before.requests)
+    repeats = line.retries - before.retries
+    repeats += min(lost, line.requests) - min(lost, before.requests)
+    again = min(1.0, max(0, repeats) / requests) if requests else 0.0
+    return Asking(begin, line.at, job_id, line.in_flight, _why_rows_wait(line, before), again)
+
+
+def _why_rows_wait(line: TraceLine, before: TraceLine) -> str | None:
+    if line.paused:
+        from domyn_swarm.batch.gate import ALONE  # here: it brings the HTTP client along
+
+        return ROWS_ALONE if (line.why or "").startswith(ALONE) else ENDPOINT_AWAY
+    if not _rows_left(line):
+        return None
+    if line.limit is not None and line.in_flight >= line.limit:
+        return LIMIT_TOO_LOW
+    refused = (line.turned_away, line.retries) != (before.turned_away, before.retries)
+    return BACK_OFF if refused else NOT_SENT

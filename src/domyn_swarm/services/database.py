@@ -58,5 +58,15 @@ class DatabaseService:
         return survey_prunable(SwarmStore.open(), jobs_before=before)
 
     def prune(self, wanted: PruneReport) -> PruneReport:
-        """Forget what `prunable` found; what lives by now, or cannot be removed, stays."""
-        return prune(SwarmStore.open(), wanted)
+        """Forget what `prunable` found; what lives by now, or cannot be removed, stays. What the
+        swarms' GPUs were used for is kept.
+
+        Raises:
+            OSError: that cannot be kept; nothing was removed.
+        """
+        from domyn_swarm.services.usage import UsageService
+
+        store = SwarmStore.open()
+        for swarm in wanted.swarms:
+            UsageService(store).settle(swarm.tag)
+        return prune(store, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from domyn_swarm.jobs.base import SwarmJob
     from domyn_swarm.jobs.keywords import RunKeywords
+    from domyn_swarm.services.usage_report import SwarmUsage
     from domyn_swarm.swarm.snapshot import JobSnapshot, SwarmSnapshot
 
 
@@ -225,6 +227,25 @@ class DomynLLMSwarm:
         mine = jobs_of(self._swarm.record, self._store.jobs(self.name))
         jobs = JobSubmitter(self._store).refresh_all(mine)
         return take_snapshot(self._swarm, asked_snapshots(jobs))
+
+    def usage(self, *, since: datetime | None = None) -> SwarmUsage:
+        """What its replicas' time went to so far, by use, cause and replica.
+
+        Args:
+            since: only what was after that moment.
+
+        Raises:
+            StateError: it is not up, or an earlier version brought it up.
+        """
+        from domyn_swarm.services.usage import UsageService
+
+        record = self._live.record
+        report = UsageService(self._store).usage(swarm=record.name, since=since, tag=record.tag)
+        if not report.swarms:
+            raise StateError(
+                f"There is no ledger of {record.name!r}.", hint="; ".join(report.unread)
+            )
+        return report.swarms[0]
 
     def scale(self, replicas: int) -> None:
         """Have it run so many replicas: more are started, or the last ones finish and end.

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from domyn_swarm import __version__
+from domyn_swarm.backends.gpu_time import Span
 from domyn_swarm.services.charts import (
     Chart,
     Moment,
@@ -21,6 +22,7 @@ from domyn_swarm.services.charts import (
     Steps,
     duration,
     histogram,
+    in_rows,
     number,
     over_time,
 )
@@ -30,6 +32,7 @@ from domyn_swarm.services.reports import GatheredReport
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _EVENTS_SHOWN = 200
+_BANDS_SHOWN = 64  # replicas
 _BAD = ("failed", "unhealthy", "restarting", "exited")
 
 
@@ -45,6 +48,7 @@ def render(gathered: GatheredReport) -> str:
             account=report.account,
             version=__version__,
             course_charts=course_charts(gathered),
+            replica_bands=replica_bands(gathered),
             latency_chart=_latency_chart(report),
             sizes_chart=_sizes_chart(report),
             events=report.events[-_EVENTS_SHOWN:],
@@ -153,6 +157,45 @@ def _replica_moments(events: Sequence[EventReport], course: Course) -> list[Mome
             label = f"replica {event.replica} {event.state}"
             moments.append(Moment(place, label, title, "bad" if bad else "good"))
     return moments
+
+
+def replica_bands(gathered: GatheredReport) -> Chart | None:
+    """What each replica's time went to from the job's begin to its end, the time between its runs
+    included.
+    """
+    spans = gathered.replica_spans
+    times = [(one.begin, one.end) for each in spans.values() for one in each]
+    if not times:
+        return None
+    began, ended = min(begin for begin, _ in times), max(end for _, end in times)
+    rows = []
+    for replica, each in list(spans.items())[:_BANDS_SHOWN]:
+        stretches = [
+            (one.begin - began, one.end - began, one.use.value, _said(one)) for one in each
+        ]
+        rows.append((str(replica), stretches))
+    unit = f"since {datetime.fromtimestamp(began, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if len(spans) > _BANDS_SHOWN:
+        unit += f"; the first {_BANDS_SHOWN} of {len(spans)}"
+    return in_rows("What replicas did", unit, ended - began, rows, list(_USE_NAMES.items()))
+
+
+_USE_NAMES = {
+    "queued": "queued",
+    "starting": "starting",
+    "working": "working",
+    "repeated": "on what is repeated",
+    "idle_rows_waiting": "idle, rows wait",
+    "idle_without_work": "idle",
+    "draining": "draining",
+    "dead": "dead",
+    "unknown": "unknown",
+}
+
+
+def _said(one: Span) -> str:
+    cause = f" ({one.cause})" if one.cause else ""
+    return f"{_USE_NAMES[one.use.value]}{cause}, {duration(one.seconds)}"
 
 
 def _latency_chart(report: JobReport) -> Chart | None:

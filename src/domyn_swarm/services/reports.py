@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from domyn_swarm.backends.endpoint.view import ReplicaEvent, read_history
+from domyn_swarm.backends.gpu_time import Span
 from domyn_swarm.batch.accounting import RunAccount, read_accounts, sum_up
 from domyn_swarm.batch.observations import (
     LatencyHistogram,
@@ -31,6 +32,7 @@ from domyn_swarm.services.report_records import (
     ShareReport,
     SlowRowReport,
 )
+from domyn_swarm.services.usage import UsageService
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
 from domyn_swarm.swarm.job_files import spec_of
@@ -47,6 +49,7 @@ class GatheredReport:
 
     report: JobReport
     course: Course
+    replica_spans: Mapping[int, Sequence[Span]] = field(default_factory=dict)  # during the job
 
 
 class ReportGatherer:
@@ -99,7 +102,8 @@ class ReportGatherer:
             completion_sizes=_sizes(accounts),
             events=tuple(_told(event) for event in events),
         )
-        return GatheredReport(report, course_of(accounts, self._traces(accounts)))
+        course = course_of(accounts, self._traces(accounts))
+        return GatheredReport(report, course, self._replica_spans(accounts) if failures else {})
 
     def _accounts(self) -> list[RunAccount]:
         """Of all runs over the job's checkpoint, those of jobs that it went on with included."""
@@ -163,6 +167,15 @@ class ReportGatherer:
         return read_history(
             SwarmPaths(self._paths.root.parents[1]), datetime.min.replace(tzinfo=UTC)
         )
+
+    def _replica_spans(self, accounts: Sequence[RunAccount]) -> Mapping[int, Sequence[Span]]:
+        """What the replicas of the job's swarm did while the job was there."""
+        began = [one.began_at.timestamp() for one in accounts if one.began_at is not None]
+        if self._record.swarm is None or not began:
+            return {}
+        ended = max(begin + one.wall_s for begin, one in zip(began, accounts, strict=False))
+        own = UsageService(self._store)
+        return own.spans(self._record.swarm, min(began), ended)
 
     def _swarm_is_elsewhere(self, name: str) -> bool:
         """Whether its collector's address is one of another host's network."""

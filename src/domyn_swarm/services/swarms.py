@@ -119,7 +119,11 @@ class SwarmService:
         swarm = SwarmLifecycle(self._store).attach(name or self.only_live())
         jobs = jobs_of(swarm.record, self._store.jobs(swarm.record.name))
         records = JobSubmitter(self._store).refresh_all(jobs)
-        return take_snapshot(swarm, asked_snapshots(records))
+        snapshot = take_snapshot(swarm, asked_snapshots(records))
+        from domyn_swarm.services.usage import UsageService
+
+        used = UsageService(self._store).quick(swarm.record.tag)
+        return snapshot.model_copy(update={"usage": used})
 
     def history(self, name: str) -> tuple[ReplicaEvent, ...]:
         """What a swarm's replicas went through since it was launched, the oldest first; the newest
@@ -196,6 +200,9 @@ class SwarmService:
             return DownResult(name=name, stopped=False, error=error.message, hint=error.hint)
         except OSError as error:
             return DownResult(name=name, stopped=False, error=f"{error}.")
+        from domyn_swarm.services.usage import UsageService
+
+        UsageService(self._store).keep(self._store.swarm(name).tag)
         return DownResult(name=name, stopped=not forget, forgotten=forget)
 
     def scale(self, name: str, replicas: int) -> SwarmSnapshot:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import secrets
 import shutil
 from typing import TYPE_CHECKING
 
+from domyn_swarm.backends import ledger
 from domyn_swarm.backends.endpoint.view import Ended, read_ended
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import utc_now
@@ -21,7 +23,7 @@ _log = get_logger(__name__)
 
 
 def write_launch_files(swarm: LiveSwarm, config: DomynLLMSwarmConfig) -> None:
-    """What was asked and derived, and the keys.
+    """What was asked and derived, the keys, and the swarm's entry in the ledger.
 
     Raises:
         OSError: the folder cannot be written.
@@ -37,6 +39,29 @@ def write_launch_files(swarm: LiveSwarm, config: DomynLLMSwarmConfig) -> None:
         write_private(paths.notify_url, config.notify.url)
     write_private(paths.collector_key, secrets.token_urlsafe(32))
     write_private_once(paths.metrics_key, secrets.token_urlsafe(32))
+    record, layout = swarm.record, swarm.plan.layout
+    if record.backend == "lepton":  # nobody of ours is beside its engines
+        return
+    entry = ledger.SwarmEntry(
+        tag=record.tag,
+        name=record.name,
+        backend=record.backend,
+        user=user_name(),
+        swarm_dir=record.swarm_dir,
+        model=swarm.plan.model,
+        gpus_per_replica=layout.gpus_per_replica,
+        created_at=record.created_at,
+    )
+    ledger.enter(entry, layout.replicas)
+
+
+def user_name(uid: int | None = None) -> str:
+    """Of a user, by default of whoever runs this; the number where the system knows no name."""
+    number = os.getuid() if uid is None else uid
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def _chosen_key() -> str | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from domyn_swarm import engines, logs
+from domyn_swarm.backends import ledger
 from domyn_swarm.backends.base import Part, PartRecorder
 from domyn_swarm.backends.checks import refuse_uninstalled
 from domyn_swarm.backends.endpoint.spec import replicas_told
@@ -312,6 +313,8 @@ class SwarmLifecycle:
                 ) from error
             raise
         self._store.set_plan(tag, plan.model_dump_json())
+        with contextlib.suppress(OSError):  # then the wait for a replica is not in the ledger
+            ledger.want(tag, replicas)
         return rehydrate(self._store.swarm(name))
 
     def attach(self, name: str) -> LiveSwarm:

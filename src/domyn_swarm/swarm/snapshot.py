@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+from domyn_swarm.backends.gpu_time import HELD, Use
 from domyn_swarm.backends.left_out import LeftOut
 from domyn_swarm.model import (
     FailureGroup,
@@ -115,6 +116,33 @@ class JobSnapshot(Record):
         return age_s if age_s is not None and age_s > FIGURES_FRESH_S else None
 
 
+class UseTime(Record):
+    """Time of one use and one cause."""
+
+    use: Use
+    cause: str  # which phase of a start, why rows waited, why nothing is known; else empty
+    replica_s: float
+    gpu_s: float  # the same times the replica's GPUs
+
+
+class Usage(Record):
+    """Time of replicas, by what it went to. Held: in it they had their GPUs."""
+
+    held_replica_s: float
+    held_gpu_s: float  # the sum of all uses but `queued`
+    uses: tuple[UseTime, ...] = ()  # those that occurred, in the order of `Use`
+    energy_kwh: float | None = None  # by nvidia-smi on the nodes; null: nobody counted
+    energy_gpu_s: float = 0.0  # the held time whose energy was counted
+
+    def gpu_s(self, *uses: Use) -> float:
+        """GPU-seconds of these uses; without any, of all but `queued`."""
+        return sum(one.gpu_s for one in self.uses if one.use in (uses or HELD))
+
+    def replica_s(self, *uses: Use) -> float:
+        """Seconds of replicas, likewise."""
+        return sum(one.replica_s for one in self.uses if one.use in (uses or HELD))
+
+
 class SwarmSnapshot(Record):
     """One swarm."""
 
@@ -134,6 +162,7 @@ class SwarmSnapshot(Record):
     jobs: tuple[JobSnapshot, ...] = ()
     left_out: tuple[LeftOut, ...] = ()  # nodes that no replica is started on for a while
     expires_at: datetime | None = None  # when the last replica that runs now ends for its limit
+    usage: Usage | None = None  # of one swarm that is shown by itself; null: see `usage`
     swarm_dir: str
     created_at: datetime
 

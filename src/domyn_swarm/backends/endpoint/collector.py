@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from aiohttp import web
 
 from domyn_swarm.backends.endpoint.gauges import EngineGauges
 from domyn_swarm.backends.endpoint.history import EVENTS_TOLD, History
+from domyn_swarm.backends.endpoint.job_progress import FollowedJob
 from domyn_swarm.backends.endpoint.reachability import CHECK_S, Reachability
 from domyn_swarm.backends.endpoint.replicas import ReplicaTable, Verdict
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.use_meter import UseMeter
 from domyn_swarm.backends.endpoint.view import CollectorView
+from domyn_swarm.backends.gpu_time import Use
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ReplicaReport, ReplicaState, listing_tag, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
@@ -55,6 +58,7 @@ class Collector:
         self._history = History(paths.watchdog_db)
         self._reachability = Reachability()
         self._gauges = EngineGauges(spec)
+        self._meter = UseMeter(spec.stale_after_s)
         self.drivers_looked = 0  # how often a job asked for replicas to send requests to
         self._unwritten: list[ReplicaReport] = []
         self._listed: tuple[str, ...] | None = None  # in the manifest on disk; None: not ours yet
@@ -190,6 +194,7 @@ class Collector:
         before = self._table.last(report.replica)
         verdict = self._table.take(report, _now(), utc_now())
         if verdict is Verdict.TAKEN:
+            self._meter.heard(report, _now())
             self._note(before, report.replica)
         return verdict
 
@@ -233,6 +238,10 @@ class Collector:
             before = self._table.last(replica)
             self._table.give_up(replica)
             self._note(before, replica)
+
+    def uses(self, jobs: Iterable[FollowedJob]) -> Mapping[tuple[int, Use], float]:
+        """What the replicas' time went to since this collector began; see `UseMeter.read`."""
+        return self._meter.read(jobs, _now())
 
     def resize(self, replicas: int) -> None:
         """So many replicas are wanted from now on."""

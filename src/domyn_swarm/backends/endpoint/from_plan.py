@@ -37,6 +37,7 @@ def build_endpoint_spec(
         model=plan.model,
         engine=plan.engine,
         backend=plan.backend,
+        gpus_per_replica=plan.layout.gpus_per_replica,
         **plan.metrics.as_fields(),
         **plan.router.as_fields(),
     )

@@ -5,7 +5,7 @@ what the jobs' workers wrote down. OpenTelemetry's names (`gen_ai.*`) where it h
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -19,6 +19,7 @@ from domyn_swarm.backends.endpoint.job_progress import FollowedJob
 from domyn_swarm.backends.endpoint.router import RouterFigures
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import CollectorView
+from domyn_swarm.backends.gpu_time import Use
 from domyn_swarm.model import FINAL_REPLICA_STATES, ReplicaReport, ReplicaState
 
 STALE = "stale"  # beside the states that replicas report: the last word is too old
@@ -35,11 +36,18 @@ class Readings(MetricsSource):
     view: CollectorView
     router: RouterFigures | None  # None: it cannot be asked
     jobs: Sequence[FollowedJob] = ()
+    uses: Mapping[tuple[int, Use], float] = field(default_factory=dict)  # seconds of replicas
 
     def collect(self) -> Iterator[Metric]:
         """Every family; what `prometheus_client` asks of a collector."""
         yield from _swarm(self)
         yield from _replicas(self.swarm, self.view)
+        yield counter(
+            "replica_use_seconds",
+            "What a replica's time went to, as the collector heard it since its program began.",
+            ("swarm", "replica", "use"),
+            (((self.swarm, str(one), use.value), told) for (one, use), told in self.uses.items()),
+        )
         if self.router is not None:
             yield from _router(self.swarm, self.router, self.view)
         yield from job_families(self.swarm, self.jobs)
@@ -82,6 +90,7 @@ def _swarm(readings: Readings) -> Iterator[Metric]:
         ("replicas_wanted", "Replicas that the swarm shall have.", readings.replicas_wanted),
         ("replicas_serving", "Replicas that take requests now.", serving),
         ("router_up", "Whether the router answers.", readings.router is not None),
+        ("gpus_per_replica", "GPUs that each replica has.", spec.gpus_per_replica),
     ):
         yield gauge(name, about, ["swarm"], [([readings.swarm], value)])
 

@@ -66,6 +66,7 @@ class SwarmMetrics:
             view=self._collector.view(),
             router=router,
             jobs=jobs,
+            uses=self._collector.uses(jobs),
         )
         return await asyncio.to_thread(exposition, readings)
 

@@ -40,6 +40,7 @@ class EndpointSpec(Record):
     model: str = ""
     engine: str = ""
     backend: str = ""
+    gpus_per_replica: int = 0
 
 
 def replicas_told(paths: SwarmPaths) -> int | None:

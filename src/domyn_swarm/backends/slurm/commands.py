@@ -294,6 +294,19 @@ class Slurm:
         found = latest(parse_queue(done.stdout))
         return {one: found[one] for one in ids if one in found}
 
+    def runs(self, ids: Sequence[str], name: str) -> dict[str, list[tuple[float, float | None]]]:
+        """When jobs and tasks had their allocations, as accounting tells it; see `printed.runs`.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: there is no accounting, or it does not answer.
+        """
+        command = ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates"]
+        asked = ["--jobs", ",".join(ids), "--format", printed.RUNS_FORMAT]
+        done = run(["env", "SLURM_TIME_FORMAT=%s", *command, *asked])
+        if done.returncode != 0:
+            raise PlatformUnavailable(f"sacct failed: {last_line(done.stderr)}")
+        return printed.runs(done.stdout, name)
+
     def cancel(self, ids: Sequence[str], *, signal: str | None = None) -> None:
         """End jobs, tasks and steps, or send a signal to them: to the batch script of a job, to
         every process of a step. What waits in the queue cannot be told and is ended, first, so

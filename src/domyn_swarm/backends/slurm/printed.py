@@ -121,3 +121,20 @@ def memory_kill(log: str) -> str | None:
     """
     line = _MEMORY_KILL.search(log)
     return line[0] if line else None
+
+
+RUNS_FORMAT = "JobID,Start,End,JobName%200"
+
+
+def runs(text: str, name: str) -> dict[str, list[tuple[float, float | None]]]:
+    """From when until when jobs whose name matches an expression had their allocations, by their
+    ids, in seconds since the epoch; None: they run. Of `sacct --duplicates` with `RUNS_FORMAT` and
+    its times as `%s`; what has not started is left out.
+    """
+    found: dict[str, list[tuple[float, float | None]]] = {}
+    for line in text.splitlines():
+        job, start, end, named = ([*line.split("|", 3), "", "", ""])[:4]
+        if start.isdecimal() and re.fullmatch(name, named.strip()):
+            until = float(end) if end.isdecimal() else None
+            found.setdefault(job, []).append((float(start), until))
+    return found

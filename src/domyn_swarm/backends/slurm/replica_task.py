@@ -10,8 +10,10 @@ that is killed, or whose watchdogs die again and again, leaves a file: see `kill
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from domyn_swarm.backends.gpus import visible_gpus
@@ -30,7 +32,7 @@ from domyn_swarm.backends.slurm.task import (
 from domyn_swarm.backends.slurm.task_plan import TaskPlan, read_task_plan
 from domyn_swarm.errors import SwarmError
 from domyn_swarm.logs import get_logger
-from domyn_swarm.paths import SwarmPaths, write_private
+from domyn_swarm.paths import SwarmPaths, private_file, write_private
 
 _log = get_logger(__name__)
 
@@ -56,16 +58,36 @@ class ReplicaTask:
     def run(self) -> int:
         """To the end of all; return the exit code."""
         self._note_at_work()
+        given = os.environ.get("SLURM_JOB_START_TIME", "")
+        began = float(given) if given.isdecimal() else time.time()
+        self._note_allocation(began=began, replicas=[*self._replicas])
         try:
             code = self._serve()
         except SwarmError:  # what it was told is wrong, and stays so; anything else is as a kill
             self._note_at_work(ENDED)
             raise
+        self._note_allocation(ended=time.time())  # on its way back into the queue it is killed
         self._come_back()
         self._leave_node(code)
         if not died(code) or self._task.told:
             self._note_at_work(ENDED)
+        self._note_allocation(ended=time.time())
         return code
+
+    @property
+    def _replicas(self) -> range:
+        first = self._group * self._per_task
+        return range(first, min(first + self._per_task, self._plan.replicas))
+
+    def _note_allocation(self, **line: object) -> None:
+        """Write into the swarm's ledger, beside what the replicas' watchdogs write."""
+        try:
+            told = json.loads(self._paths.watchdog_spec(self._replicas[0]).read_text("utf-8"))
+            file = Path(told["ledger_file"]).with_name(f"task-{self._group}.jsonl")
+            with private_file(file).open("ab") as ledger:
+                ledger.write(json.dumps({"job": self._job, **line}).encode() + b"\n")
+        except (OSError, LookupError, ValueError) as error:  # no reason not to serve
+            _log.warning("the ledger lacks an allocation of task %d: %r", self._group, error)
 
     def _leave_node(self, code: int) -> None:
         """Leave word where the engine does not get ready on this node: the endpoint program may
@@ -83,7 +105,7 @@ class ReplicaTask:
         first = self._group * self._per_task
         with self._logs:
             shared = self._join_nodes(first) if self._plan.nodes_per_replica > 1 else {}
-            for index in range(first, min(first + self._per_task, self._plan.replicas)):
+            for index in self._replicas:
                 self._start_watchdog(index, {**shared, **self._gpus(index - first)})
             code = self._task.wait(self._look_for_endpoint)
         _log.info("task %d: its watchdogs ended with %d", self._group, code)

@@ -54,6 +54,12 @@ def replicas_name(tag: str, per_task: int) -> str:
     return f"{swarm}-replicas-{per_task}.{rest}"
 
 
+def any_replicas_name(tag: str) -> str:
+    """An expression for what Slurm calls the arrays of a swarm."""
+    swarm, _, rest = tag.rpartition(".")
+    return rf"{re.escape(swarm)}-replicas-\d+\.{re.escape(rest)}"
+
+
 def job_name(job_id: str) -> str:
     """What Slurm calls the step of a job."""
     return f"{JOB_PREFIX}{job_id}"

@@ -1,0 +1,105 @@
+"""Which swarms there were, and how many replicas they wanted: kept outside of their folders.
+
+The other half of the ledger is what their programs wrote in those: `ledger_files`.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from domyn_swarm.model import Record, utc_now
+from domyn_swarm.paths import SwarmPaths, home, private_dir, private_file, write_private
+
+
+class SwarmEntry(Record):
+    """A swarm that there is or was: `swarm.json` in its folder of `ledgers_dir`."""
+
+    schema_version: Literal[1] = 1
+    tag: str
+    name: str
+    backend: str
+    user: str  # whose processes its programs are
+    swarm_dir: str
+    model: str
+    gpus_per_replica: int
+    created_at: datetime
+
+
+def ledgers_dir() -> Path:
+    """What every swarm's GPUs were used for: outside every swarm, so that it outlives them."""
+    return home() / "ledger"
+
+
+def written_folder(paths: SwarmPaths, tag: str) -> Path:
+    """Where the programs of the swarm of this tag write."""
+    return paths.root / "ledger" / tag
+
+
+def entry_folder(tag: str) -> Path:
+    """Where the entry of a swarm is, and what is kept of it once it is over."""
+    return ledgers_dir() / tag
+
+
+def enter(entry: SwarmEntry, replicas: int) -> None:
+    """Enter a swarm that is about to be launched with so many replicas.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder = private_dir(entry_folder(entry.tag))
+    write_private(folder / "swarm.json", entry.model_dump_json(indent=2))
+    want(entry.tag, replicas)
+
+
+def want(tag: str, replicas: int, at: datetime | None = None) -> None:
+    """Note that from now on a swarm wants so many replicas; 0: it has ended. A swarm of an earlier
+    version has no entry, and gets none.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder = entry_folder(tag)
+    if not folder.is_dir():
+        return
+    line = {"at": (at or utc_now()).timestamp(), "replicas": replicas}
+    with private_file(folder / "wanted.jsonl").open("ab") as file:
+        file.write(json.dumps(line).encode() + b"\n")
+
+
+def entries() -> list[SwarmEntry]:
+    """Every swarm of this home that was ever entered, the oldest first."""
+    found = []
+    try:
+        folders = list(ledgers_dir().iterdir())
+    except OSError:
+        return []
+    for folder in folders:
+        try:
+            text = (folder / "swarm.json").read_text("utf-8")
+            found.append(SwarmEntry.model_validate_json(text))
+        except (OSError, ValueError):
+            continue
+    return sorted(found, key=lambda one: one.created_at)
+
+
+def wanted(tag: str, now: float) -> dict[int, list[tuple[float, float]]]:
+    """From when until when each replica of a swarm was wanted."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    try:
+        texts = (entry_folder(tag) / "wanted.jsonl").read_text("utf-8").splitlines()
+    except OSError:
+        texts = []
+    lines = [json.loads(text) for text in texts if text.endswith("}")]  # whole ones
+    ends = [*(float(line["at"]) for line in lines[1:]), now]
+    for line, end in zip(lines, ends, strict=False):
+        begin = float(line["at"])
+        for replica in range(int(line["replicas"])):
+            spans = found.setdefault(replica, [])
+            if spans and spans[-1][1] == begin:
+                spans[-1] = (spans[-1][0], end)
+            else:
+                spans.append((begin, end))
+    return found

@@ -1,0 +1,258 @@
+"""What a swarm's programs wrote of their replicas' time: read, and made into allocations.
+
+Each watchdog appends to a file of its own replica, in the swarm's folder: a line when it begins,
+one for each change, one a minute, and the file's time is its last sign of life. On Slurm each task
+appends when its allocation began and ended. So the ledger is whole whatever was killed, the
+collector included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from domyn_swarm.backends import gpu_time
+from domyn_swarm.backends.gpu_time import Allocation, Note, Watch
+
+_FILE = re.compile(r"^(replica|task)-(\d+)\.jsonl$")
+_GRAIN_S = 1.0  # a watchdog's begin is known to a tick, and its task's may be a whole second
+_SAME_RUN_S = 60.0  # what a task and its scheduler say of one start
+
+
+class TaskRun(NamedTuple):
+    """One allocation of a task of Slurm's, with the replicas in it."""
+
+    job: str  # the task's id, `17_0`
+    began: float
+    ended: float | None
+    replicas: tuple[int, ...]
+
+
+class PlatformTimes(NamedTuple):
+    """What a scheduler says of jobs by their ids."""
+
+    runs: Mapping[str, Sequence[tuple[float, float | None]]]  # from, to; None: it goes on
+    live: frozenset[str] | None = None  # jobs that run; None: it could not be asked
+
+
+NOTHING = PlatformTimes({})
+
+
+class Written(NamedTuple):
+    """All files of a swarm's ledger."""
+
+    watches: Mapping[int, tuple[Watch, ...]]  # of each replica, in the order of time
+    gpus: Mapping[int, int]  # of each replica
+    tasks: Sequence[TaskRun]  # in the order of time; none where no scheduler starts replicas
+
+
+def read(folder: Path, *, notes: bool = True) -> Written:
+    """What a swarm's programs wrote; lines that were cut off are left out. Without `notes` it is
+    what allocations are made of, and no more.
+    """
+    watches: dict[int, tuple[Watch, ...]] = {}
+    gpus: dict[int, int] = {}
+    tasks: list[TaskRun] = []
+    try:
+        files = [*folder.iterdir()]
+    except OSError:
+        files = []
+    for file in files:
+        known = _FILE.match(file.name)
+        if known is None:
+            continue
+        number = int(known[2])
+        if known[1] == "task":
+            tasks.extend(_tasks(file))
+        else:
+            watches[number], gpus[number] = _watches(file, notes=notes)
+    return Written(watches, gpus, sorted(tasks, key=lambda one: one.began))
+
+
+def size_bytes(folder: Path) -> int:
+    """How much there is to be read."""
+    try:
+        return sum(one.stat().st_size for one in os.scandir(folder))
+    except OSError:
+        return 0
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            for text in file:
+                try:
+                    line = json.loads(text)
+                except ValueError:  # its writer was killed
+                    continue
+                if isinstance(line, dict):
+                    yield line
+    except OSError:
+        return
+
+
+class _Line(msgspec.Struct):
+    """Of a watchdog: its first one has `began`, all others have `at`."""
+
+    inc: str
+    began: float | None = None
+    before: float | None = None  # the last sign of life of the watchdog before
+    gpus: int = 0
+    beat: float = 5.0
+    at: float = 0.0
+    state: str = ""
+    phase: str = ""
+    busy: bool | None = None
+    joules: float | None = None
+    joules_at: float = 0.0
+
+
+class _Process:
+    """A watchdog as its lines are read."""
+
+    def __init__(self, first: _Line, began: float) -> None:
+        self.first, self.began, self.alive_until = first, began, began
+        self.notes: list[Note] = []
+
+    def watch(self) -> Watch:
+        """All that is known of it."""
+        notes = tuple(self.notes)
+        return Watch(self.first.inc, self.began, self.alive_until, notes, self.first.beat)
+
+
+def _watches(path: Path, *, notes: bool) -> tuple[tuple[Watch, ...], int]:
+    """Without `notes` only the last one of each watchdog, which is soon read."""
+    found: dict[str, _Process] = {}
+    last: _Process | None = None
+    try:
+        alive = path.stat().st_mtime
+        lines = _watch_lines(path.read_bytes(), notes=notes)
+    except OSError:
+        return (), 0
+    for line in lines:
+        if line.began is not None:
+            if last is not None and line.before is not None:
+                last.alive_until = max(last.alive_until, min(line.before, line.began))
+            last = found[line.inc] = _Process(line, line.began)
+        elif (own := found.get(line.inc)) is not None:
+            own.notes.append(
+                Note(line.at, line.state, line.phase, line.busy, line.joules, line.joules_at)
+            )
+            own.alive_until = max(own.alive_until, line.at)
+    if last is not None:
+        last.alive_until = max(last.alive_until, alive)
+    return tuple(one.watch() for one in found.values()), 0 if last is None else last.first.gpus
+
+
+def _watch_lines(content: bytes, *, notes: bool) -> Iterator[_Line]:
+    decode = msgspec.json.Decoder(_Line).decode
+    texts = content.split(b"\n")
+    following = [*texts[1:], b""]
+    for text, after in zip(texts, following, strict=True):
+        if not (notes or b'"began"' in text or not after or b'"began"' in after):
+            continue
+        try:
+            yield decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError):  # its writer was killed, or it is empty
+            continue
+
+
+def _tasks(path: Path) -> Iterator[TaskRun]:
+    current: TaskRun | None = None
+    for line in _lines(path):
+        if "began" in line:
+            if current is not None:
+                yield current
+            replicas = tuple(map(int, line["replicas"]))
+            current = TaskRun(str(line["job"]), float(line["began"]), None, replicas)
+        elif "ended" in line and current is not None:  # the last such line counts
+            current = current._replace(ended=float(line["ended"]))
+    if current is not None:
+        yield current
+
+
+# -- put together ------------------------------------------------------------------------------
+
+
+def allocations(
+    written: Written, now: float, told: PlatformTimes = NOTHING
+) -> dict[int, list[Allocation]]:
+    """From when until when each replica had its GPUs, in the order of time.
+
+    The scheduler's word counts before the task's. An allocation whose end nobody told lasted as
+    long as its watchdogs gave signs of life.
+    """
+    found: dict[int, list[Allocation]] = {replica: [] for replica in written.gpus}
+    if not written.tasks and not told.runs:
+        for replica, watches in written.watches.items():
+            found[replica] = [_of_process(one, written.gpus[replica], now) for one in watches]
+    for run in _runs(written, told):
+        for replica in run.replicas:
+            end = _end_of(run, written, now, told)
+            gpus = written.gpus.get(replica, max(written.gpus.values(), default=0))
+            found.setdefault(replica, []).append(Allocation(run.began, end, gpus, run.job))
+    return {replica: _apart(spans) for replica, spans in found.items()}
+
+
+def _of_process(one: Watch, gpus: int, now: float) -> Allocation:
+    return Allocation(one.began, None if one.lives(now) else one.alive_until, gpus)
+
+
+def _runs(written: Written, told: PlatformTimes) -> Iterator[TaskRun]:
+    """Each run of a task once: as the scheduler tells it, where it does."""
+    replicas = {one.job: one.replicas for one in written.tasks}
+    for run in written.tasks:
+        if run.job not in told.runs:
+            yield run
+    for job, runs in told.runs.items():
+        for begin, end in runs:
+            own = [one for one in written.tasks if one.job == job]
+            near = [one for one in own if abs(one.began - begin) <= _SAME_RUN_S]
+            members = near[0].replicas if near else replicas.get(job, ())
+            gone = told.live is not None and job not in told.live
+            ended = near[0].ended if end is None and near and gone else end
+            yield TaskRun(job, begin, ended, members)
+
+
+def _end_of(run: TaskRun, written: Written, now: float, told: PlatformTimes) -> float | None:
+    if run.ended is not None:
+        return run.ended
+    if run.job in (told.runs if told.live is None else told.live):
+        return None  # accounting hears of an end later than the queue
+    later = [
+        one.began
+        for one in written.tasks
+        if one.began > run.began and not {*one.replicas}.isdisjoint(run.replicas)
+    ]  # of another job, too: a successor
+    until = min(later, default=now)
+    watches = [one for replica in run.replicas for one in written.watches.get(replica, ())]
+    own = [one for one in watches if run.began - _GRAIN_S <= one.began < until - _GRAIN_S]
+    if not later and told.live is None and (not own or any(one.lives(now) for one in own)):
+        return None
+    return max([run.began, *(min(until, one.alive_until) for one in own)])
+
+
+def _apart(spans: Iterable[Allocation]) -> list[Allocation]:
+    """In the order of time, none of which overlaps the one before."""
+    found: list[Allocation] = []
+    for one in sorted(spans, key=lambda one: one.begin):
+        if found:
+            last = found[-1]
+            if last.end is None or last.end > one.begin:
+                found[-1] = last._replace(end=one.begin)
+        found.append(one)
+    return [one for one in found if one.end is None or one.end > one.begin]
+
+
+def gpu_seconds(folder: Path, since: float, until: float) -> float:
+    """GPU-seconds that a swarm's replicas held between two moments (seconds since the epoch), by
+    what its programs wrote into `ledger.written_folder`. No scheduler is asked. Blocking.
+    """
+    own = allocations(read(folder, notes=False), until)
+    return sum(gpu_time.gpu_seconds(spans, since, until) for spans in own.values())

@@ -1,0 +1,339 @@
+"""`UsageService`: what GPUs were used for, by swarm, replica, job and user.
+
+Of a swarm that runs it is put together anew from what its programs, its jobs and its scheduler say.
+Once it is over the spans are kept outside of its folder, where they stay when that goes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from domyn_swarm.backends import gpu_time, ledger, ledger_files
+from domyn_swarm.backends.gpu_time import Span, Use
+from domyn_swarm.backends.ledger import SwarmEntry
+from domyn_swarm.backends.ledger_files import PlatformTimes, Written
+from domyn_swarm.backends.platforms import scheduler
+from domyn_swarm.backends.slurm.tagged import any_replicas_name
+from domyn_swarm.errors import JobNotFound, PlatformError, StateError, SwarmNotFound
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import utc_now
+from domyn_swarm.paths import JobPaths, SwarmPaths, write_private
+from domyn_swarm.services.usage_report import Course, Energy, UsageReport, UsageSums, Used
+from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
+from domyn_swarm.swarm.folder import user_name
+from domyn_swarm.swarm.snapshot import Usage
+from domyn_swarm.swarm.whereabouts import is_elsewhere
+
+_log = get_logger(__name__)
+
+_KEPT = "spans.jsonl"
+_QUICK_BYTES = 4_000_000  # of a ledger are read for who only wants to look
+_VERSION = 1
+
+
+class UsageService:
+    """What `usage`, `status`, reports and Python call."""
+
+    def __init__(
+        self, store: SwarmStore | None = None, clock: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._given = store
+        self._clock = clock
+
+    @property
+    def _store(self) -> SwarmStore:
+        if self._given is None:
+            self._given = SwarmStore.open()
+        return self._given
+
+    def usage(
+        self,
+        *,
+        swarm: str | None = None,
+        job: str | None = None,
+        user: str | None = None,
+        since: datetime | None = None,
+        tag: str | None = None,
+    ) -> UsageReport:
+        """What GPUs of this home's swarms were used for, those of swarms that are gone included.
+
+        Args:
+            swarm: only swarms that had this name, one after the other.
+            job: only what was spent on this job, or waited for it; by its id or external id.
+            user: only this user's: see `UserUsage`.
+            since: only what was after that moment.
+            tag: only the swarm that carries it.
+
+        Raises:
+            SwarmNotFound: no swarm ever had that name, or none since the ledger is kept.
+            JobNotFound: no swarm worked for such a job.
+            StateError: nothing in the ledger is of that user.
+        """
+        now = self._clock()
+        chosen = self._chosen(swarm, tag)
+        wanted = None if job is None else self._job_id(job)
+        courses, unread = [], []
+        for entry in chosen:
+            try:
+                courses.append(self.course(entry, now))
+            except (OSError, ValueError) as error:
+                unread.append(f"{entry.name}: {error}")
+        sums = UsageSums(since)
+        for course in courses:
+            sums.add(course, wanted, user)
+        if job is not None and not sums.jobs and not unread:
+            raise JobNotFound(
+                f"No swarm has worked for a job {job!r} yet.", hint="See `domyn-swarm job list`."
+            )
+        if user is not None and not sums.users and not unread:
+            raise StateError(
+                f"Nothing in the ledger is of the user {user!r}.",
+                hint="`domyn-swarm usage --json` names them under `users`.",
+            )
+        return sums.report(now, unread, only=wanted is not None or user is not None)
+
+    def _chosen(self, swarm: str | None, tag: str | None) -> list[SwarmEntry]:
+        entries = ledger.entries()
+        if tag is not None:
+            return [one for one in entries if one.tag == tag]
+        if swarm is None:
+            return entries
+        chosen = [one for one in entries if one.name == swarm]
+        if not chosen:
+            known = self._store.swarms(include_stopped=True)
+            if any(one.name == swarm for one in known):
+                raise StateError(
+                    f"There is no ledger of {swarm!r}: an earlier version brought it up, or it "
+                    "runs on Lepton.",
+                    hint="Elsewhere than on Lepton it is kept from its next `domyn-swarm up` on.",
+                )
+            raise SwarmNotFound(swarm, {one.name for one in entries})
+        return chosen
+
+    def _job_id(self, ref: str) -> str:
+        try:
+            return self._store.job(ref).job_id
+        except JobNotFound:  # forgotten with its swarm: the ledger knows its id
+            return ref
+
+    def quick(self, tag: str) -> Usage | None:
+        """The sum of one swarm, without asking a scheduler; None: there is too much to be read at
+        once, nothing, or it cannot be read.
+        """
+        try:
+            for entry in self._chosen(None, tag):
+                if not self._is_small(entry):
+                    return None
+                sums = UsageSums(None)
+                sums.add(self.course(entry, ask=False), None, None)
+                return sums.report(self._clock(), (), only=False).total
+        except (OSError, ValueError) as error:
+            _log.info("the ledger of %s cannot be read: %s", tag, error)
+        return None
+
+    @staticmethod
+    def _is_small(entry: SwarmEntry) -> bool:
+        """Whether it takes no time to speak of to read what its programs wrote."""
+        folder = ledger.written_folder(SwarmPaths(Path(entry.swarm_dir)), entry.tag)
+        return ledger_files.size_bytes(folder) <= _QUICK_BYTES
+
+    def spans(self, swarm: str, begin: float, end: float) -> dict[int, list[Span]]:
+        """What replicas of swarms of a name did between two moments; nothing where no ledger can
+        be read. No scheduler is asked.
+        """
+        found: dict[int, list[Span]] = {}
+        for entry in ledger.entries():
+            if entry.name != swarm or entry.created_at.timestamp() > end:
+                continue
+            try:
+                course = self.course(entry, ask=False)
+            except (OSError, ValueError) as error:
+                _log.info("the ledger of %s cannot be read: %s", swarm, error)
+                continue
+            for replica, spans in course.spans.items():
+                for one in spans:
+                    cut = one._replace(begin=max(begin, one.begin), end=min(end, one.end))
+                    if cut.end > cut.begin:
+                        found.setdefault(replica, []).append(cut)
+        return found
+
+    # -- one swarm -----------------------------------------------------------------------------
+
+    def course(self, entry: SwarmEntry, now: datetime | None = None, *, ask: bool = True) -> Course:
+        """What the replicas of a swarm did; once it is over that is kept. Without `ask` no
+        scheduler is asked.
+
+        Raises:
+            OSError, ValueError: what was kept cannot be read.
+        """
+        kept = ledger.entry_folder(entry.tag) / _KEPT
+        if kept.exists():
+            return _read_kept(entry, kept)
+        moment = now or self._clock()
+        record = self._record(entry)
+        live = record is not None and record.phase.live
+        course, settled = self._gathered(entry, record, moment.timestamp(), live=live, ask=ask)
+        if ask and settled and not live:
+            _keep(kept, course)
+        return course
+
+    def keep(self, tag: str) -> None:
+        """Keep what a swarm did that has just ended, if all is known of it by now, and soon read;
+        else whoever asks next does. Never raises: the swarm has ended.
+        """
+        try:
+            for entry in self._chosen(None, tag):
+                if self._is_small(entry):
+                    self.course(entry)
+        except (OSError, ValueError) as error:
+            _log.warning("what %s was used for is not kept yet: %s", tag, error)
+
+    def settle(self, tag: str) -> None:
+        """Keep what is known of a swarm that is over and about to be forgotten, unless it is kept.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        for entry in self._chosen(None, tag):
+            kept = ledger.entry_folder(tag) / _KEPT
+            if not kept.exists():
+                now = self._clock().timestamp()
+                record = self._record(entry)
+                course, _ = self._gathered(entry, record, now, live=False, ask=True)
+                _keep(kept, course)
+
+    def _record(self, entry: SwarmEntry) -> SwarmRecord | None:
+        try:
+            record = self._store.swarm(entry.name)
+        except SwarmNotFound:
+            return None
+        return record if record.tag == entry.tag else None
+
+    def _gathered(
+        self, entry: SwarmEntry, record: SwarmRecord | None, now: float, *, live: bool, ask: bool
+    ) -> tuple[Course, bool]:
+        """What is known now, and whether nothing more will be."""
+        written = ledger_files.read(
+            ledger.written_folder(SwarmPaths(Path(entry.swarm_dir)), entry.tag)
+        )
+        told, sure = _told(entry, record, written) if ask else (ledger_files.NOTHING, False)
+        runs = ledger_files.allocations(written, now, told)
+        goes_on = any(one.end is None for spans in runs.values() for one in spans)
+        over_at = None
+        if not live:
+            ends = [one.end or now for spans in runs.values() for one in spans]
+            ended = record.updated_at.timestamp() if record else entry.created_at.timestamp()
+            over_at = now if goes_on else max([ended, *ends])
+        wanted = ledger.wanted(entry.tag, now if over_at is None else over_at)
+        jobs = self._jobs(entry, over_at)
+        asking = [one for job in jobs for one in _asking(job, now)]
+        together = gpu_time.demand(asking)
+        spans: dict[int, list[Span]] = {}
+        used: dict[int, list[Used | None]] = {}
+        for replica in sorted({*runs, *wanted}):
+            own, watches = runs.get(replica, []), written.watches.get(replica, ())
+            failed = bool(watches) and watches[-1].over
+            gpus = written.gpus.get(replica, entry.gpus_per_replica)
+            waits = gpu_time.queued(wanted.get(replica, []), own, failed=failed or not live)
+            held = gpu_time.classify(own, watches, together, now)
+            energy = Energy(watches)
+            both = [*(one._replace(gpus=gpus) for one in waits), *held]
+            whole = sorted(both, key=lambda one: one.begin)
+            spans[replica] = whole
+            used[replica] = [energy.used(one.begin, one.end) for one in whole]
+        owners = {job.job_id: (job.name, _owner(job, entry)) for job in jobs}
+        counted = {replica: len(own) for replica, own in runs.items()}
+        course = Course(entry, spans, used, counted, owners, live or goes_on)
+        return course, sure and not goes_on
+
+    def _jobs(self, entry: SwarmEntry, over_at: float | None) -> list[JobRecord]:
+        """The jobs of a swarm, not of others that had its name before or after."""
+        return [
+            job
+            for job in self._store.jobs(entry.name)
+            if (job.ended_at is None or job.ended_at >= entry.created_at)
+            and (over_at is None or job.submitted_at.timestamp() <= over_at)
+            and JobPaths(Path(job.job_dir)).spec.exists()  # a script has no rows
+        ]
+
+
+def _told(
+    entry: SwarmEntry, record: SwarmRecord | None, written: Written
+) -> tuple[PlatformTimes, bool]:
+    """What the scheduler says of the swarm's tasks, and whether that is its last word."""
+    arrays = {one.job.partition("_")[0] for one in written.tasks}
+    if record is not None:
+        ids = [str(part["platform_id"]) for part in record.parts if part["kind"] == "replica"]
+        arrays |= {one.partition("_")[0] for one in ids}
+    if entry.backend != "slurm" or not arrays:
+        return ledger_files.NOTHING, True
+    if record is not None and is_elsewhere(record):
+        return ledger_files.NOTHING, False
+    slurm = scheduler()
+    live = None
+    try:
+        tasks = {one.job for one in written.tasks}
+        known = slurm.jobs([*tasks])
+        live = frozenset(one for one, job in known.items() if job.going)
+    except PlatformError as error:
+        _log.info("the queue does not answer: %s", error.message)
+    try:
+        runs = slurm.runs(sorted(arrays), any_replicas_name(entry.tag))
+    except PlatformError as error:
+        _log.info("accounting does not answer: %s", error.message)
+        return PlatformTimes({}, live), live is not None
+    ends = [end for spans in runs.values() for _, end in spans]
+    whole = all(one.job in runs for one in written.tasks) and None not in ends
+    return PlatformTimes(runs, live), whole
+
+
+def _asking(job: JobRecord, now: float) -> list[gpu_time.Asking]:
+    from domyn_swarm.services.course import (
+        asking_of,
+        read_trace,
+    )  # here: `down` and `list` need neither
+
+    ended = None if job.ended_at is None else job.ended_at.timestamp()
+    runs = [run for run in read_trace(Path(job.job_dir)) if run]
+    return asking_of(job.job_id, runs, job.submitted_at.timestamp(), ended, now)
+
+
+def _owner(job: JobRecord, entry: SwarmEntry) -> str:
+    try:
+        return user_name(Path(job.job_dir).stat().st_uid)
+    except OSError:
+        return entry.user
+
+
+# -- what is kept ------------------------------------------------------------------------------
+
+
+def _keep(path: Path, course: Course) -> None:
+    """Write the spans of a swarm that is over, whole or not at all."""
+    head = {"version": _VERSION, "jobs": course.jobs, "allocations": course.allocations}
+    lines = [json.dumps(head)]
+    for replica, spans in course.spans.items():
+        for one, used in zip(spans, course.used[replica], strict=True):
+            fields = [one.begin, one.end, one.use.value, one.cause, one.job, one.gpus]
+            lines.append(json.dumps([replica, *fields, used]))
+    write_private(path, "\n".join(lines) + "\n")
+
+
+def _read_kept(entry: SwarmEntry, path: Path) -> Course:
+    with path.open(encoding="utf-8") as file:
+        head: dict[str, Any] = json.loads(file.readline())
+        if head.get("version") != _VERSION:
+            raise ValueError(f"{path} is of another version of domyn-swarm")
+        spans: dict[int, list[Span]] = {}
+        used: dict[int, list[Used | None]] = {}
+        for text in file:
+            replica, begin, end, use, cause, job, gpus, energy = json.loads(text)
+            spans.setdefault(replica, []).append(Span(begin, end, Use(use), cause, job, gpus))
+            used.setdefault(replica, []).append(None if energy is None else Used(*energy))
+    jobs = {job: (str(name), str(user)) for job, (name, user) in head["jobs"].items()}
+    counted = {int(replica): int(count) for replica, count in head["allocations"].items()}
+    return Course(entry, spans, used, counted, jobs)
