@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal, TypeVar
@@ -313,7 +314,9 @@ class JobProgress(Record):
     verdicts: dict[ReplyVerdict, int] = {}  # the settled rows by what their answers are
     commonest_failure: FailureGroup | None = None  # of the rows that failed in this run
     rows_per_s: float | None = None
-    eta_s: float | None = None
+    eta_s: float | None = None  # until the last row is settled
+    eta_low_s: float | None = None  # in four cases of five it takes no less,
+    eta_high_s: float | None = None  # and no more
     in_flight: int = 0
     limit: int | None = None  # of requests in flight
     prompt_tokens: int = 0
@@ -328,6 +331,35 @@ class JobProgress(Record):
     prompt_sizes: Histogram | None = None  # tokens
     completion_sizes: Histogram | None = None
     updated_at: datetime
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """Until the last row of a job is settled, in seconds; in four cases of five the truth lies
+    between `low_s` and `high_s`.
+    """
+
+    expected_s: float
+    low_s: float
+    high_s: float
+
+    @property
+    def between(self) -> str:
+        """The interval in few characters; one moment where the ends are alike."""
+        low, high = clock_time(self.low_s), clock_time(self.high_s)
+        return low if low == high else f"{low}-{high}"
+
+    def __str__(self) -> str:
+        expected = clock_time(self.expected_s)
+        return expected if self.between == expected else f"{expected} ({self.between})"
+
+
+def clock_time(seconds: float) -> str:
+    """A time in few characters: 0:07:31, 2 d 03:10."""
+    minutes, left = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02}:{minutes:02}" if days else f"{hours}:{minutes:02}:{left:02}"
 
 
 # -- what watchdogs report ----------------------------------------------------------------------

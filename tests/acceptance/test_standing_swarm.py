@@ -46,7 +46,7 @@ JOB_KEYS = {
     *("rows_done", "rows_failed", "rows_per_s", "eta_s", "prompt_tokens", "completion_tokens"),
     *("input", "output", "account", "message", "exit_code", "submitted_at", "ended_at", "log_path"),
     *("verdicts", "remarks", "rows_resumed", "whereabouts", "figures_age_s", "commonest_failure"),
-    *("runs", "began_at"),
+    *("runs", "began_at", "eta_low_s", "eta_high_s"),
     *ALONE_KEYS,
 }
 

@@ -229,7 +229,7 @@ class Coordinator:
         code = await worker.process.ended()
         self._workers.remove(worker)
         self._turns.leave(worker)
-        gone = msgspec.structs.replace(worker.counters, in_flight=0, paused=None)
+        gone = worker.counters.ended()
         self._count_in(worker, gone)
         await worker.process.link.close()
         if self._stopping.is_set():

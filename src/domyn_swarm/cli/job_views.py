@@ -64,6 +64,7 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         ("swarm", job.swarm or "-"),
         *([("where", where_text(job.whereabouts))] if job.whereabouts else []),
         *([] if job.output is None else [("rows", rows_text(job) + split_text(job))]),
+        *([("left", str(job.time_left))] if job.time_left else []),
         *([("failed", failed_text(job))] if failed_text(job) else []),
         *([("answers", verdicts_text(job.verdicts))] if verdicts_text(job.verdicts) else []),
         *[("note", remark) for remark in job.remarks],

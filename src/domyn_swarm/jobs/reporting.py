@@ -106,10 +106,12 @@ class Reporter:
     def _progress(self) -> str:
         tally, replies = self._tally, self._tally.replies.sums
         paused = tally.paused if self.state == "running" else None
+        left = tally.time_left()
+        eta_s = None if left is None else left.expected_s
         progress = JobProgress.model_validate(
             {
                 "state": "paused" if paused else self.state,
-                "message": paused or tally.remark or self._time.too_short(tally.eta_s()),
+                "message": paused or tally.remark or self._time.too_short(eta_s),
                 **self._told(),
                 "rows_total": tally.rows_total,
                 "rows_done": tally.rows_done,
@@ -118,7 +120,9 @@ class Reporter:
                 "verdicts": tally.all_verdicts,
                 "commonest_failure": tally.commonest_failure,
                 "rows_per_s": tally.rows_per_s(),
-                "eta_s": tally.eta_s(),
+                "eta_s": eta_s,
+                "eta_low_s": None if left is None else left.low_s,
+                "eta_high_s": None if left is None else left.high_s,
                 "in_flight": tally.in_flight,
                 "limit": tally.limit,
                 "prompt_tokens": replies.prompt_tokens,

@@ -204,6 +204,7 @@ class _Worker:
 
     async def _report(self, run: BatchRun) -> None:
         while True:
+            self._tally.look()
             await self._reporter.keep_progress()
             await run.keep_account(self._spec.job_id)
             await asyncio.sleep(_PROGRESS_S)

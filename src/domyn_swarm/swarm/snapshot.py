@@ -16,6 +16,7 @@ from domyn_swarm.model import (
     ReplicaState,
     ReplyVerdict,
     SwarmPhase,
+    TimeLeft,
 )
 
 FIGURES_FRESH_S = 5.0
@@ -81,7 +82,9 @@ class JobSnapshot(Record):
     verdicts: dict[ReplyVerdict, int] = Field(default_factory=dict)  # settled rows, by answers
     commonest_failure: FailureGroup | None = None  # of the rows that failed in its own run
     rows_per_s: float | None = None
-    eta_s: float | None = None
+    eta_s: float | None = None  # until the last row is settled
+    eta_low_s: float | None = None  # in four cases of five it takes no less,
+    eta_high_s: float | None = None  # and no more
     figures_age_s: float | None = None  # of a job that runs: when its worker wrote the figures
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -102,6 +105,15 @@ class JobSnapshot(Record):
     submitted_at: datetime
     ended_at: datetime | None = None
     log_path: str
+
+    @property
+    def time_left(self) -> TimeLeft | None:
+        """Until its last row is settled; None: it is not at work, or that is not known yet."""
+        if self.eta_s is None:
+            return None
+        low_s = self.eta_s if self.eta_low_s is None else self.eta_low_s
+        high_s = self.eta_s if self.eta_high_s is None else self.eta_high_s
+        return TimeLeft(self.eta_s, low_s, high_s)
 
     @property
     def old_figures_s(self) -> float | None:

@@ -208,6 +208,8 @@ def job_snapshot(
         commonest_failure=progress.commonest_failure if progress else None,
         rows_per_s=progress.rows_per_s if progress else None,
         eta_s=progress.eta_s if progress and live else None,
+        eta_low_s=progress.eta_low_s if progress and live else None,
+        eta_high_s=progress.eta_high_s if progress and live else None,
         figures_age_s=age_s,
         prompt_tokens=progress.prompt_tokens if progress else 0,
         completion_tokens=progress.completion_tokens if progress else 0,
