@@ -83,6 +83,28 @@ class SwarmService:
             test=tuple(one.detail for one in backend.rehearse(plan, context)) if test else None,
         )
 
+    def starts(self, swarm: LiveSwarm, counts: Sequence[int | None]) -> list[str | None]:
+        """What the scheduler says of when it would start so many replicas, as a swarm of their own
+        (`sbatch --test-only`); why it would not where it says that. None: there is no scheduler, or
+        as many replicas are up.
+        """
+        if swarm.plan.backend != "slurm":
+            return [None] * len(counts)
+        return [
+            None
+            if count is None or count <= swarm.plan.layout.replicas
+            else self._start(swarm.paths.config, count)
+            for count in counts
+        ]
+
+    def _start(self, config: Path, replicas: int) -> str:
+        try:
+            told = self.report(UpRequest(config=config, replicas=replicas), test=True).test or ()
+        except SwarmError as error:
+            return error.message
+        of_replicas = [one for one in told if one.startswith("replica")] or list(told)
+        return of_replicas[0].partition(": ")[2] if of_replicas else "-"
+
     def up(self, request: UpRequest, *, on_change: OnChange | None = None) -> UpResult:
         """Bring a swarm up, or wait for the one of that name and configuration that is coming up;
         see `SwarmJoining.up`.
