@@ -12,7 +12,7 @@ from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from domyn_swarm.errors import EXIT_FAILED_ROWS, ConfigError
+from domyn_swarm.errors import EXIT_BUDGET_SPENT, EXIT_FAILED_ROWS, ConfigError
 
 _OF_USE = {"model_copy", "model_dump", "model_dump_json"}
 _OF_PYDANTIC = {name for name in dir(BaseModel) if not name.startswith("__")} - _OF_USE
@@ -238,7 +238,7 @@ class ExitRecord(Record):
             return JobStatus.SUCCEEDED
         if self.code == EXIT_FAILED_ROWS:
             return JobStatus.PARTIAL
-        if self.time_limit:
+        if self.time_limit or self.code == EXIT_BUDGET_SPENT:
             return JobStatus.TIMED_OUT
         stops = {signal.SIGTERM, signal.SIGINT}
         stopped = self.signal in stops or self.code in {128 + number for number in stops}
@@ -317,6 +317,7 @@ class JobProgress(Record):
     eta_s: float | None = None  # until the last row is settled
     eta_low_s: float | None = None  # in four cases of five it takes no less,
     eta_high_s: float | None = None  # and no more
+    gpu_hours: float | None = None  # of all its runs, see `jobs.gpu_hours`; None: not known
     in_flight: int = 0
     limit: int | None = None  # of requests in flight
     prompt_tokens: int = 0

@@ -75,6 +75,7 @@ class Reporter:
     ) -> None:
         """`kept` is the checkpoint's folder, where there is one that stays."""
         self.state = "starting"
+        self.gpu_hours: float | None = None  # that the job has cost so far
         self._paths = paths
         self._spec = spec
         self._kept = kept
@@ -123,6 +124,7 @@ class Reporter:
                 "eta_s": eta_s,
                 "eta_low_s": None if left is None else left.low_s,
                 "eta_high_s": None if left is None else left.high_s,
+                "gpu_hours": self.gpu_hours,
                 "in_flight": tally.in_flight,
                 "limit": tally.limit,
                 "prompt_tokens": replies.prompt_tokens,

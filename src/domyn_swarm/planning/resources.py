@@ -19,6 +19,7 @@ class JobResources(Record):
     memory_gb: float | None = Field(None, gt=0)
     time_limit_s: float | None = Field(None, gt=0)  # of one run, where it goes on by itself
     stop_after_s: float | None = Field(None, gt=0)  # from its first run's begin, all runs together
+    max_gpu_hours: float | None = Field(None, gt=0)  # all runs together
     continues: bool | None = None  # over the limits of its allocation; None: where that can be
     mail_user: str | None = None
 

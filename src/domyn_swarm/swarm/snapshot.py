@@ -85,6 +85,7 @@ class JobSnapshot(Record):
     eta_s: float | None = None  # until the last row is settled
     eta_low_s: float | None = None  # in four cases of five it takes no less,
     eta_high_s: float | None = None  # and no more
+    gpu_hours: float | None = None  # so far, all its runs together; null: not known
     figures_age_s: float | None = None  # of a job that runs: when its worker wrote the figures
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -96,6 +97,7 @@ class JobSnapshot(Record):
     prompt: str | None = None
     system: str | None = None
     parameters: dict[str, Any] | None = None  # its options and its requests', without secrets
+    max_gpu_hours: float | None = None  # its budget
     runs: int | None = None  # begun so far, of a job that goes on by itself; null: of any other
     began_at: datetime | None = None  # the first of them
     account: JobAccount | None = None  # of all its runs, once one has ended
