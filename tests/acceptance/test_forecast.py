@@ -1,16 +1,18 @@
 """`job submit --forecast` and `plan --job` as they are typed, against a standing swarm: what the
-sample asked is not asked again.
+sample asked is not asked again. And `rehearse`, which asks nobody.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from command_line import PROGRAM
+from command_line import PROGRAM, CommandLine
 from schemas import fits
 from terminal import Terminal
 
@@ -100,3 +102,63 @@ def test_a_sample_that_nobody_would_keep_is_refused(standing: Standing) -> None:
     done = standing.cli(*job.submission("--name", "demo"), "--forecast", "--no-checkpointing")
     assert (done.returncode, "A forecast keeps what it asks" in done.stderr) == (2, True)
     assert standing.sim.asked("unkept") == []
+
+
+SLURM = """\
+name: campaign
+model: org/model
+gpus_per_replica: 4
+replicas: 8
+backend: {type: slurm, partition: main, container: none, time_limit: "12:00:00"}
+"""
+PAST = """\
+Submit|Start|ElapsedRaw|State
+2026-11-01T10:00:00|2026-11-01T10:05:00|36000|TIMEOUT
+2026-11-01T10:00:00|2026-11-01T11:00:00|18000|PREEMPTED
+2026-11-01T10:00:00|Unknown|0|PENDING
+"""
+
+
+def test_a_campaign_is_rehearsed_without_a_cluster(cli: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "swarm.yaml").write_text(SLURM, encoding="utf-8")
+    (tmp_path / "past").write_text(PAST, encoding="utf-8")
+    typed = ("rehearse", "-c", tmp_path / "swarm.yaml", "--rows", "500000")
+    found = cli.json(*typed, "--time", "24h", "--history", tmp_path / "past")
+    fits(found, "rehearse")
+    assumed, result = found["assumptions"], found["result"]
+    assert (assumed["replicas"], assumed["gpus_per_replica"]) == (8, 4)
+    assert assumed["limit_s"] == [43200.0, 43200.0]
+    assert assumed["wait_s"] == [300.0, 3600.0]
+    assert round(assumed["preempted_per_h"] * 15, 9) == 1
+    assert (result["ended"], result["rows_settled"]) == ("settled", 500_000)
+    assert len(found["alternatives"]) == 5
+    assert cli.json(*typed) == cli.json(*typed)
+    shown = cli.ok(*typed, "--preempted", "0.05", "--time-limit", "4h/24h")
+    assert "GPU-hours" in shown
+    assert "lost: starting" in shown
+    assert "time limit doubled" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--time-limit", "24h/4h"], "the shorter one first"),
+        (["--time-limit", "6m"], "never serves"),
+        (["--wait", "soon"], "--wait"),
+        (["--history", "nowhere"], "cannot be read"),
+        (["--history", "swarm.yaml"], "names no column Submit"),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_refused(
+    cli: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("swarm.yaml").write_text(SLURM, encoding="utf-8")
+    done = cli("rehearse", "-c", "swarm.yaml", "--rows", "1000", *more)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
