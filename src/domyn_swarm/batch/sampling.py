@@ -111,7 +111,6 @@ class Sample:
 
     rows: Sequence[PendingRows]  # one each, in an order of no meaning
     left: dict[int, float]  # rows without a result by stratum, the sample included
-    longest: int  # characters of the longest prompt that was looked at
 
     def rest(self, done: Strata) -> dict[int, float]:
         """Rows by stratum that are left once some are finished."""
@@ -147,7 +146,6 @@ def take_sample(
     left: dict[int, float] = {}
     found: dict[int, list[int]] = {}
     known: set[bytes] = set()
-    longest = 0
     for one in stretches(dataset, keys, limit, index, with_values=alike_once):
         share = one.rows / max(1, len(one.at))
         values = one.values or [b""] * len(one.at)
@@ -156,7 +154,7 @@ def take_sample(
         ):
             if not pending:
                 continue
-            stratum, longest = stratum_of(characters), max(longest, characters)
+            stratum = stratum_of(characters)
             left[stratum] = left.get(stratum, 0.0) + share
             if not alike_once or value not in known:
                 known.add(value)
@@ -174,7 +172,7 @@ def take_sample(
         for at in range(len(batch.ordinals))
     ]
     chance.shuffle(rows)
-    return Sample(rows, left, longest)
+    return Sample(rows, left)
 
 
 def _allocated(left: dict[int, float], found: dict[int, list[int]], size: int) -> dict[int, int]:

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import heapq
 import math
+import random
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from itertools import accumulate
 
 from domyn_swarm.backends.slurm.job_runs import JobRuns, following, was_fruitless, why_over
 from domyn_swarm.backends.slurm.layout import job_warning_s
@@ -38,7 +38,6 @@ from domyn_swarm.swarm.campaign import (
 )
 from domyn_swarm.watchdog_rules import Restarts, Spec
 
-_Floats = NDArray[np.float64]
 _HOUR_S = 3600.0
 _REQUEUED_S = 120.0  # before Slurm starts what was requeued again (`cred_expire`)
 _JOB_STARTS_S = 10.0  # of a job's run: its program, its input
@@ -76,7 +75,7 @@ class _Course:
     def __init__(self, given: Assumptions, rules: Rules) -> None:
         self._given = given
         self._rules = rules
-        self._draws = np.random.default_rng(given.seed)
+        self._draws = random.Random(given.seed)  # noqa: S311 - no secret
         self._spread = math.log1p(given.row_cv**2)
         self._now = 0.0
         self._events: list[tuple[float, int, str, int, int]] = []
@@ -169,11 +168,11 @@ class _Course:
     def _wait_s(self) -> float:
         waits = self._given.wait_s
         if len(waits) > 1:
-            return float(self._draws.choice(waits))
-        return float(self._draws.exponential(waits[0])) if waits[0] else 0.0
+            return self._draws.choice(waits)
+        return self._draws.expovariate(1 / waits[0]) if waits[0] else 0.0
 
     def _rate_s(self, per_h: float) -> float:
-        return float(self._draws.exponential(_HOUR_S / per_h)) if per_h else math.inf
+        return self._draws.expovariate(per_h / _HOUR_S) if per_h else math.inf
 
     def _wait_for(self, index: int, after_s: float) -> None:
         self._at(after_s, "begins", index, self._replicas[index].life)
@@ -193,7 +192,7 @@ class _Course:
         self._to(index, "starting")
         limit_s = math.inf
         if given.limit_s is not None:
-            limit_s = float(self._draws.uniform(*given.limit_s))
+            limit_s = self._draws.uniform(*given.limit_s)
         self._at(given.start_s, "ready", index, life)
         self._at(limit_s - self._rules.drain_s, "warned", index, life)
         self._at(self._rate_s(given.preempted_per_h), "preempted", index, life)
@@ -245,24 +244,19 @@ class _Course:
 
     # -- rows ------------------------------------------------------------------------------------
 
-    def _in_slots(self, slots: int) -> tuple[_Floats, _Floats]:
+    def _in_slots(self, slots: int) -> tuple[list[float], list[float]]:
         """Of the row in each: what is done of it, and what is left."""
-        if not self._spread:
-            costs = np.full(slots, self._given.row_s)
-        else:  # chosen by cost: as likely as it is long
-            centre = math.log(self._given.row_s) + self._spread / 2
-            costs = self._draws.lognormal(centre, math.sqrt(self._spread), slots)
-        done = costs * self._draws.random(slots)
-        return done, costs - done
+        draw, share = self._draws.lognormvariate, self._draws.random
+        centre, deviation = math.log(self._given.row_s) + self._spread / 2, math.sqrt(self._spread)
+        costs = [draw(centre, deviation) for _ in range(slots)]  # chosen by cost: likely as long
+        done = [cost * share() for cost in costs]
+        return done, [cost - gone for cost, gone in zip(costs, done, strict=True)]
 
     def _cut(self, replicas: int, window_s: float) -> _Cut:
         done, left = self._in_slots(replicas * self._given.in_flight)
-        if not len(left):
-            return _Cut(0.0, 0.0, 0, 0.0)
-        lost = left > window_s
-        lost_s = float((done[lost] + window_s).sum())
-        lasts_s = window_s if lost.any() else float(left.max())
-        return _Cut(float(np.minimum(left, window_s).sum()), lost_s, int(lost.sum()), lasts_s)
+        lost = [gone + window_s for gone, one in zip(done, left, strict=True) if one > window_s]
+        lasts_s = window_s if lost else max(left, default=0.0)
+        return _Cut(sum(min(one, window_s) for one in left), sum(lost), len(lost), lasts_s)
 
     def _lose(self, cut: _Cut, held_s: float) -> None:
         """Take the end of some slots into account; `held_s`: that their replica is kept for it."""
@@ -354,16 +348,18 @@ class _Course:
         given = self._given
         working, slots = self._states["working"], self._states["working"] * given.in_flight
         _, left = self._in_slots(slots)
-        if left.sum() > self._left_s:  # fewer rows than slots
-            left = left[: max(1, int(np.searchsorted(left.cumsum(), self._left_s)))]
-        rest_s = max(0.0, self._left_s - float(left.sum()))
-        rows = round(rest_s / given.row_s)
-        costs = self._draws.lognormal(-self._spread / 2, math.sqrt(self._spread), rows)
-        waiting = (costs * rest_s / costs.sum()).tolist() if rows else []
+        sums = list(accumulate(left))
+        if sums[-1] > self._left_s:  # fewer rows than slots
+            left = left[: max(1, bisect_left(sums, self._left_s))]
+        rest_s = max(0.0, self._left_s - sum(left))
+        rows, deviation = round(rest_s / given.row_s), math.sqrt(self._spread)
+        costs = [self._draws.lognormvariate(0.0, deviation) for _ in range(rows)]
+        whole = sum(costs)
+        waiting = [cost * rest_s / whole for cost in costs]
         dispatch = Dispatch("least_load")
         for index in range(working):
             dispatch.offer(f"replica-{index}")
-        events = [(float(one), str(dispatch.take(b""))) for one in left]
+        events = [(one, str(dispatch.take(b""))) for one in left]
         heapq.heapify(events)
         ends_s = 0.0
         while events:
