@@ -76,6 +76,8 @@ class _Course:
         self._given = given
         self._rules = rules
         self._draws = random.Random(given.seed)  # noqa: S311 - no secret
+        self._drain_s = min(rules.drain_s, rules.watchdog.drain_seconds)
+        self._grace_s = min(given.grace_s, rules.watchdog.drain_seconds)
         self._spread = math.log1p(given.row_cv**2)
         self._now = 0.0
         self._events: list[tuple[float, int, str, int, int]] = []
@@ -156,14 +158,6 @@ class _Course:
             self._ended = "budget"
 
     # -- replicas --------------------------------------------------------------------------------
-
-    @property
-    def _drain_s(self) -> float:
-        return min(self._rules.drain_s, self._rules.watchdog.drain_seconds)
-
-    @property
-    def _grace_s(self) -> float:
-        return min(self._given.grace_s, self._rules.watchdog.drain_seconds)
 
     def _wait_s(self) -> float:
         waits = self._given.wait_s
