@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from domyn_swarm.batch.arrow_arrays import indices
 from domyn_swarm.batch.background import in_thread
 from domyn_swarm.batch.dataset import Dataset
 from domyn_swarm.batch.index import RowIndex
@@ -70,7 +71,7 @@ def stretches(
             part = batch.slice(first, min(most, batch.num_rows - first))
             step = max(1, part.num_rows // _LOOKED_AT)
             at = np.arange(0, part.num_rows, step)
-            items = keys.items(part.take(at))
+            items = keys.items(part.take(indices(at)))
             pending = np.ones(len(at), np.bool_)
             if index is not None:
                 pending = ~index.match(start, keys.digests(part, start)).found[at]
