@@ -15,6 +15,7 @@ from types import TracebackType
 EXIT_OK = 0
 EXIT_FAILED_ROWS = 7
 EXIT_BUG = 70
+EXIT_BUDGET_SPENT = 75  # of a worker, as EX_TEMPFAIL: what is left may be asked later
 EXIT_TIMED_OUT = 124  # as `timeout` has it
 EXIT_INTERRUPTED = 130
 
@@ -140,6 +141,12 @@ class JobError(SwarmError):
     """A job cannot start or did not finish."""
 
     exit_code = 6
+
+
+class BudgetSpent(JobError):
+    """A job has cost as many GPU-hours as it may; what it has answered is kept."""
+
+    exit_code = EXIT_BUDGET_SPENT
 
 
 class InvalidInput(JobError):

@@ -2,12 +2,13 @@
 
 import signal
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Literal, TypeVar
 from zlib import crc32
 
-from domyn_swarm.errors import EXIT_FAILED_ROWS, ConfigError
+from domyn_swarm.errors import EXIT_BUDGET_SPENT, EXIT_FAILED_ROWS, ConfigError
 from domyn_swarm.record import Meta, field
 from domyn_swarm.record import Record as Record  # noqa: PLC0414 - others have it from here
 
@@ -216,7 +217,7 @@ class ExitRecord(Record):
             return JobStatus.SUCCEEDED
         if self.code == EXIT_FAILED_ROWS:
             return JobStatus.PARTIAL
-        if self.time_limit:
+        if self.time_limit or self.code == EXIT_BUDGET_SPENT:
             return JobStatus.TIMED_OUT
         stops = {signal.SIGTERM, signal.SIGINT}
         stopped = self.signal in stops or self.code in {128 + number for number in stops}
@@ -305,7 +306,10 @@ class JobProgress(Record):
     verdicts: dict[ReplyVerdict, int] = field(default_factory=dict)  # settled rows, by answers
     commonest_failure: FailureGroup | None = None  # of the rows that failed in this run
     rows_per_s: float | None = None
-    eta_s: float | None = None
+    eta_s: float | None = None  # until the last row is settled
+    eta_low_s: float | None = None  # in four cases of five it takes no less,
+    eta_high_s: float | None = None  # and no more
+    gpu_hours: float | None = None  # of all its runs, see `jobs.gpu_hours`; None: not known
     in_flight: int = 0
     limit: int | None = None  # of requests in flight
     prompt_tokens: int = 0
@@ -320,6 +324,35 @@ class JobProgress(Record):
     prompt_sizes: Histogram | None = None  # tokens
     completion_sizes: Histogram | None = None
     updated_at: datetime
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """Until the last row of a job is settled, in seconds; in four cases of five the truth lies
+    between `low_s` and `high_s`.
+    """
+
+    expected_s: float
+    low_s: float
+    high_s: float
+
+    @property
+    def between(self) -> str:
+        """The interval in few characters; one moment where the ends are alike."""
+        low, high = clock_time(self.low_s), clock_time(self.high_s)
+        return low if low == high else f"{low}-{high}"
+
+    def __str__(self) -> str:
+        expected = clock_time(self.expected_s)
+        return expected if self.between == expected else f"{expected} ({self.between})"
+
+
+def clock_time(seconds: float) -> str:
+    """A time in few characters: 0:07:31, 2 d 03:10."""
+    minutes, left = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02}:{minutes:02}" if days else f"{hours}:{minutes:02}:{left:02}"
 
 
 # -- what watchdogs report ----------------------------------------------------------------------

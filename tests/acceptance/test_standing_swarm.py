@@ -43,13 +43,16 @@ REPLICA_KEYS = {
     *("requests_running", "requests_waiting", "prompt_tokens", "generated_tokens", "figures_age_s"),
     *("tokens_per_s", "kv_cache_usage", "node", "expires_at"),
 }
-ALONE_KEYS = ("model", "job_class", "prompt", "system", "parameters")  # null in lists
+ALONE_KEYS = (
+    *("model", "job_class", "prompt", "system", "parameters"),
+    "max_gpu_hours",
+)  # null in lists
 JOB_KEYS = {
     *("schema_version", "job_id", "external_id", "name", "swarm", "status", "rows_total"),
     *("rows_done", "rows_failed", "rows_per_s", "eta_s", "prompt_tokens", "completion_tokens"),
     *("input", "output", "account", "message", "exit_code", "submitted_at", "ended_at", "log_path"),
     *("verdicts", "remarks", "rows_resumed", "whereabouts", "figures_age_s", "commonest_failure"),
-    *("runs", "began_at"),
+    *("runs", "began_at", "eta_low_s", "eta_high_s", "gpu_hours"),
     *ALONE_KEYS,
 }
 

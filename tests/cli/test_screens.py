@@ -73,6 +73,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             commonest_failure=REFUSED if failed else None,
             rows_per_s=212.5,
             eta_s=371,
+            eta_low_s=322,
+            eta_high_s=455,
             updated_at=utc_now() - timedelta(seconds=125),
         )
         write_private(JobPaths(folder).progress, progress.model_dump_json())

@@ -15,7 +15,6 @@ from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.cli import views
 from domyn_swarm.cli.top.app import TopApp
 from domyn_swarm.cli.top.rows import (
-    duration,
     failure_lines,
     job_row,
     number,
@@ -23,7 +22,14 @@ from domyn_swarm.cli.top.rows import (
     summary,
 )
 from domyn_swarm.errors import PlatformError
-from domyn_swarm.model import FailureGroup, JobStatus, ReplicaReport, ReplicaState, SwarmPhase
+from domyn_swarm.model import (
+    FailureGroup,
+    JobStatus,
+    ReplicaReport,
+    ReplicaState,
+    SwarmPhase,
+    clock_time,
+)
 from domyn_swarm.swarm import replica_rows
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot, Whereabouts
 from patience import until_async
@@ -265,8 +271,8 @@ def test_numbers_are_short(value: float | None, text: str) -> None:
 
 
 def test_times_are_short() -> None:
-    assert duration(451) == "0:07:31"
-    assert duration(timedelta(days=2, hours=3, minutes=10).total_seconds()) == "2 d 03:10"
+    assert clock_time(451) == "0:07:31"
+    assert clock_time(timedelta(days=2, hours=3, minutes=10).total_seconds()) == "2 d 03:10"
 
 
 def test_without_a_terminal_it_says_what_to_use(swarm_home: Path) -> None:

@@ -227,3 +227,38 @@ def test_a_controller_that_is_away_is_known_by_every_command(recorded: Path) -> 
 def test_an_answer_without_words_is_told_as_such() -> None:
     assert printed.refusal("", "") == printed.start_of("") == "it printed nothing"
     assert printed.refusal("", "--> Rejected: no budget\n") == "--> Rejected: no budget"
+
+
+PAST = """\
+Submit|Start|ElapsedRaw|State
+2026-11-01T10:00:00|2026-11-01T10:05:00|3600|COMPLETED
+2026-11-01T10:00:00|2026-11-01T10:00:00|60|CANCELLED by 1000
+2026-11-01T10:00:00|Unknown|0|PENDING
+2026-11-01T10:00:00|None|0|CANCELLED
+"""
+
+
+def test_what_past_jobs_tell() -> None:
+    assert printed.history(PAST) == (
+        printed.PastJob(300.0, 3600.0, "COMPLETED"),
+        printed.PastJob(0.0, 60.0, "CANCELLED"),
+    )
+    wider = (
+        "JobID|State|Start|Submit|ElapsedRaw\n7|TIMEOUT|2026-11-01T10:05:00|2026-11-01T10:00:00|5\n"
+    )
+    assert printed.history(wider) == (printed.PastJob(300.0, 5.0, "TIMEOUT"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "line 1 names no column Submit, Start, ElapsedRaw, State"),
+        ("Submit|Start|State\n", "line 1 names no column ElapsedRaw"),
+        (PAST + "2026-11-01T10:00:00|2026-11-01T10:05:00|soon|COMPLETED\n", "line 6 is no job"),
+        (PAST + "2026-11-01T10:00:00|2026-11-01T10:05:00\n", "line 6 is no job"),
+        (PAST + "yesterday|2026-11-01T10:05:00|5|COMPLETED\n", "line 6 is no job"),
+    ],
+)
+def test_a_history_that_is_none_is_refused_with_its_line(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        printed.history(text)

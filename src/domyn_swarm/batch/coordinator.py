@@ -257,7 +257,7 @@ class Coordinator:
             before = self._gone_at_replicas.get(url, AtReplica(0, 0, 0))
             self._gone_at_replicas[url] = before.plus(at._replace(in_flight=0))
         self._turns.leave(worker)
-        gone = msgspec.structs.replace(worker.counters, in_flight=0, paused=None)
+        gone = worker.counters.ended()
         self._count_in(worker, gone)
         await worker.process.link.close()
         if self._stopping.is_set():

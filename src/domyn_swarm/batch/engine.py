@@ -24,9 +24,10 @@ from domyn_swarm.batch.lookahead import LookAhead
 from domyn_swarm.batch.output_plan import OutputPlan
 from domyn_swarm.batch.publish import ResultsMissing, publish
 from domyn_swarm.batch.runner import Events, Runner, Transform
+from domyn_swarm.batch.sampling import take_census
 from domyn_swarm.batch.sharing import Shared, SharedRows, count_shared
 from domyn_swarm.batch.sink import SyncedSink
-from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows
+from domyn_swarm.batch.source import PendingRows, named_rows, pending_rows, still_pending
 from domyn_swarm.batch.steering import Saturation, steer
 from domyn_swarm.batch.suspects import Suspects, forget_suspects
 from domyn_swarm.batch.tally import Tally
@@ -64,6 +65,7 @@ class BatchPlan:
     override: Mapping[str, Any] = field(default_factory=dict)  # parameters this run changed
     publishes: bool = True  # False: whoever runs it reads the results from the checkpoint
     errors_count: bool = True  # False: later runs ask the rows again that fail in this one
+    only: Sequence[PendingRows] | None = None  # one row each: no others are asked; none published
 
     @property
     def place(self) -> JobPlace:
@@ -201,8 +203,10 @@ class BatchRun:
             keys = plan.output.keys
             retried = Reading(plan.accept, plan.again).asked_again if plan.no_others else None
             source = pending_rows(plan.dataset, keys, index, plan.limit, self._tally, again=retried)
+            if plan.only is not None:
+                source = still_pending(plan.only, index)
             shared: SharedRows | None = None
-            if plan.dedup:
+            if plan.dedup and plan.only is None:
                 shared = await in_thread(
                     SharedRows, plan.dataset, keys, index, plan.limit, again=retried
                 )
@@ -289,7 +293,11 @@ class BatchRun:
         ahead: LookAhead,
     ) -> None:
         work, workers = self._plan.work, self._plan.workers
-        meanwhile: list[Coroutine[None, None, None]] = [checkpoint.keep_held()]
+        plan = self._plan
+        census = take_census(
+            self._tally.forecaster.census, plan.dataset, plan.output.keys, plan.limit
+        )
+        meanwhile: list[Coroutine[None, None, None]] = [checkpoint.keep_held(), census]
         running: Runner | Coordinator
         if workers is None:
             sink = SyncedSink(checkpoint, work.sync_rows)

@@ -30,6 +30,7 @@ from domyn_swarm.batch.rows import (
     RowValue,
     current_trace,
 )
+from domyn_swarm.batch.strata import characters_of
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.verdicts import Reading, outcome_of
 from domyn_swarm.logs import get_logger
@@ -226,6 +227,9 @@ class Runner:
                 return
             if self._tally.first_row_at is None:
                 self._tally.first_row_at = time.monotonic()
+            for row in rows:
+                self._tally.strata.begin(characters_of(row.item))
+            self._tally.reached = max(self._tally.reached, rows[-1].ordinal)
             self._tally.in_flight += len(rows)
             try:
                 await self._call(rows)
@@ -292,6 +296,9 @@ class Runner:
             trace.completion_tokens,
             round(latency_s, 4),
             code,
+        )
+        self._tally.strata.finish(
+            characters_of(row.item), latency_s, trace.prompt_tokens, trace.completion_tokens
         )
         counts = self._count(row, kept, shut_out=shut_out)
         failed = bool(counts.error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,13 @@ def _first_to_look_at(
             return start
         _pending(index, start, digests, tally)
     return rows
+
+
+def still_pending(rows: Iterable[PendingRows], index: RowIndex) -> Iterator[PendingRows]:
+    """Those that have no result, of rows that come one by one in any order."""
+    for one in rows:
+        if not index.match(int(one.ordinals[0]), one.digests).found.all():
+            yield one
 
 
 def named_rows(

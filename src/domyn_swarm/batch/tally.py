@@ -11,11 +11,13 @@ from typing import TypeVar
 
 import msgspec
 
+from domyn_swarm.batch.forecaster import Forecaster
 from domyn_swarm.batch.observations import Dispatched, ReplicaShare, SlowestRows, SlowRow
 from domyn_swarm.batch.replies import Replies
 from domyn_swarm.batch.rows import RowError, RowValue
+from domyn_swarm.batch.strata import Strata, StratumSums
 from domyn_swarm.batch.verdicts import outcome_of, verdict_of
-from domyn_swarm.model import FailureGroup, ReplyVerdict
+from domyn_swarm.model import FailureGroup, ReplyVerdict, TimeLeft
 
 _Key = TypeVar("_Key", int, str)
 _NUMBERS = re.compile(r"(\bHTTP \d{3}\b|\bwithin [\d.]+ s\b)|\d+")  # the first two are the cause
@@ -55,8 +57,17 @@ class Counters(msgspec.Struct, frozen=True):
     examples: dict[str, FailureExample] = {}
     outcomes: dict[int, int] = {}
     repeated: dict[str, int] = {}
+    strata: dict[int, StratumSums] = {}
+    reached: int = 0  # the position of the last row that was begun
     in_flight: int = 0
     paused: str | None = None
+
+    def ended(self) -> Counters:
+        """The same of a worker that is gone: nothing of it is in flight."""
+        strata = {
+            name: msgspec.structs.replace(one, begun=one.rows) for name, one in self.strata.items()
+        }
+        return msgspec.structs.replace(self, in_flight=0, paused=None, strata=strata)
 
 
 _SUMS = (
@@ -91,6 +102,9 @@ class Tally:
     examples: dict[str, FailureExample] = field(default_factory=dict)  # of those
     outcomes: Counter[int] = field(default_factory=Counter)  # of rows of this run: see `verdicts`
     repeated: Counter[str] = field(default_factory=Counter)  # retries by signature
+    strata: Strata = field(default_factory=Strata)  # rows of this run by their prompts' lengths
+    reached: int = 0  # the position of the last row that was begun
+    forecaster: Forecaster = field(default_factory=Forecaster)
     began: float = field(default_factory=time.monotonic)
     first_row_at: float | None = None
     paused: str | None = None  # why, while it is
@@ -152,6 +166,8 @@ class Tally:
             examples=dict(self.examples),
             outcomes=dict(self.outcomes),
             repeated=dict(self.repeated),
+            strata=self.strata.copied(),
+            reached=self.reached,
             paused=self.paused,
         )
 
@@ -174,6 +190,8 @@ class Tally:
         self.examples = {**now.examples, **self.examples}
         self.outcomes.update(_grown(now.outcomes, before.outcomes))
         self.repeated.update(_grown(now.repeated, before.repeated))
+        self.strata.add(now.strata, before.strata)
+        self.reached = max(self.reached, now.reached)
         if self.first_row_at is None and (now.in_flight or now.rows_answered or now.rows_failed):
             self.first_row_at = time.monotonic()
 
@@ -231,12 +249,18 @@ class Tally:
         settled = self.rows_answered + self.rows_failed
         return settled / elapsed if elapsed > 0 and settled else None
 
-    def eta_s(self) -> float | None:
-        """Seconds until the last row is settled, at the rate so far."""
-        rate = self.rows_per_s()
-        if not rate or self.rows_total is None:
+    def look(self) -> None:
+        """Take note of how far the run is, for `time_left`: about once a second."""
+        if self.first_row_at is not None:
+            self.forecaster.look(time.monotonic(), self.in_flight, self.strata)
+
+    def time_left(self) -> TimeLeft | None:
+        """Until the last row is settled; None: that is not known yet."""
+        if self.rows_total is None or self.first_row_at is None:
             return None
-        return max(0, self.rows_total - self.rows_done) / rate
+        # A row that waits for another one's answer costs nothing.
+        rows = max(0, self.rows_total - self.rows_done - self.rows_waiting)
+        return self.forecaster.time_left(rows, self.reached)
 
 
 def _grown(now: Mapping[_Key, int], before: Mapping[_Key, int]) -> dict[_Key, int]:

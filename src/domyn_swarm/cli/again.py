@@ -18,6 +18,7 @@ from domyn_swarm.cli.options import (
     HandleOption,
     MailOption,
     MaxFailuresOption,
+    MaxGpuHoursOption,
     MemOption,
     NoContinueOption,
     NoProgressOption,
@@ -59,6 +60,7 @@ def resume(
     time: TimeOption = None,
     mail_user: MailOption = None,
     stop_after: StopAfterOption = None,
+    max_gpu_hours: MaxGpuHoursOption = None,
     no_continue: NoContinueOption = False,
     detach: DetachOption = False,
     no_progress: NoProgressOption = False,
@@ -91,6 +93,7 @@ def resume(
             time=time,
             mail_user=mail_user,
             stop_after=stop_after,
+            max_gpu_hours=max_gpu_hours,
             no_continue=no_continue,
         ),
     )

@@ -63,6 +63,12 @@ COMMANDS = (
         "Show what `up` would do: layout, GPUs, GPU-hours, the engine's command, every script.",
     ),
     Entry(
+        "rehearse",
+        f"{_CLI}.rehearsing:rehearse",
+        "Rehearse a campaign in virtual time: what its GPUs would do, and what settings would "
+        "change.",
+    ),
+    Entry(
         "doctor",
         f"{_CLI}.planning:doctor",
         "Check this machine, and with FILE the site, for what a swarm needs; name each problem's "

@@ -25,6 +25,7 @@ from domyn_swarm.cli.options import (
     EncodingOption,
     MailOption,
     MaxFailuresOption,
+    MaxGpuHoursOption,
     MemOption,
     NoContinueOption,
     OverwriteOption,
@@ -240,6 +241,7 @@ class JobFlags:
     mem: MemOption = None
     time_limit: TimeOption = None
     stop_after: StopAfterOption = None
+    max_gpu_hours: MaxGpuHoursOption = None
     no_continue: NoContinueOption = False
     mail_user: MailOption = None
     down_after: DownAfterOption = False

@@ -64,11 +64,13 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         ("swarm", job.swarm or "-"),
         *([("where", where_text(job.whereabouts))] if job.whereabouts else []),
         *([] if job.output is None else [("rows", rows_text(job) + split_text(job))]),
+        *([("left", str(job.time_left))] if job.time_left else []),
         *([("failed", failed_text(job))] if failed_text(job) else []),
         *([("answers", verdicts_text(job.verdicts))] if verdicts_text(job.verdicts) else []),
         *[("note", remark) for remark in job.remarks],
         *([] if job.output is None else [("tokens", tokens_text(job))]),
         *([("runs", f"{job.runs} since {moment(job.began_at)}")] if job.began_at else []),
+        *([("GPU-hours", gpu_hours_text(job))] if job.gpu_hours is not None else []),
         *([("cost", account_text(job.account))] if job.account else []),
         *_asked(job),
         ("input", job.input),
@@ -249,6 +251,12 @@ def tokens_text(job: JobSnapshot) -> str:
     """What a job's requests took: over all its runs, once one has ended."""
     told = job.account or job
     return f"{told.prompt_tokens} in, {told.completion_tokens} out"
+
+
+def gpu_hours_text(job: JobSnapshot) -> str:
+    """What a job has cost so far, and may cost."""
+    budget = "" if job.max_gpu_hours is None else f" of {job.max_gpu_hours:g} (--max-gpu-hours)"
+    return f"{job.gpu_hours:.3g}{budget}"
 
 
 def account_text(account: JobAccount) -> str:

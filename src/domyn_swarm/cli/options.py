@@ -187,6 +187,14 @@ StopAfterOption = Annotated[
         help="End it so long after it began, all its runs together: 3d, 12h, 2-12:00:00.",
     ),
 ]
+MaxGpuHoursOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-gpu-hours",
+        metavar="HOURS",
+        help="End it once it has cost so many GPU-hours, all its runs together; answers are kept.",
+    ),
+]
 NoContinueOption = Annotated[
     bool,
     typer.Option(
@@ -210,6 +218,7 @@ def resources_of(
     time: str | None,
     mail_user: str | None,
     stop_after: str | None = None,
+    max_gpu_hours: float | None = None,
     no_continue: bool = False,
 ) -> JobResources:
     """What the flags ask of the platform."""
@@ -222,6 +231,9 @@ def resources_of(
         size = None if mem is None else memory_gb(mem)
     except ValueError as error:
         raise typer.BadParameter(f"--mem: {error}.") from None
+
+    if max_gpu_hours is not None and not 0 < max_gpu_hours < math.inf:
+        raise typer.BadParameter("--max-gpu-hours: write a number above 0, such as 100 or 0.5.")
 
     def seconds(
         flag: str, text: str | None, read: Callable[[str], float] = time_limit_s
@@ -243,6 +255,7 @@ def resources_of(
         memory_gb=size,
         time_limit_s=seconds("--time", time),
         stop_after_s=seconds("--stop-after", stop_after, duration_s),
+        max_gpu_hours=max_gpu_hours,
         continues=False if no_continue else None,
         mail_user=mail_user,
     )

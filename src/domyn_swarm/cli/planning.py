@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,11 +35,23 @@ def plan(
     test: Annotated[
         bool, typer.Option("--test", help="Ask the scheduler whether it would take it, and when.")
     ] = False,
+    job: Annotated[
+        Path | None,
+        typer.Option(
+            "--job",
+            metavar="FILE",
+            help="A job's file: ask a sample of its rows at its live swarm, keep the answers, and "
+            "say what the others take.",
+        ),
+    ] = None,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
     """Show what `up` would do: layout, GPUs, GPU-hours, the engine's command, every script.
+
+    With --job what that job takes, by a sample of its rows: time, GPU-hours and tokens, for 1, 2, 4
+    and more replicas; as JSON that alone. No job is submitted.
 
     Example: domyn-swarm plan config.yaml --test
     """
@@ -47,13 +60,32 @@ def plan(
     from domyn_swarm.services.swarms import SwarmService
 
     form = chosen_format(output, as_json, as_yaml)
+    if job is not None and file is None and config is None:
+        _forecast(job, None, form)
+        return
     request = UpRequest(
         config=chosen_file(file, config),
         name=name,
         replicas=replicas,
         overrides=tuple(settings or ()),
     )
-    show_plan(SwarmService().report(request, test=test), form)
+    report = SwarmService().report(request, test=test)
+    if job is None or form is Format.TABLE:
+        show_plan(report, form)
+    if job is not None:
+        _forecast(job, report.plan.name, form)
+
+
+def _forecast(job: Path, swarm: str | None, output: Format) -> None:
+    """What a job's file takes, at the swarm that it names, or that of the plan."""
+    from domyn_swarm.cli.forecasting import asked_forecast, show_forecast
+    from domyn_swarm.config.sources import Layer
+    from domyn_swarm.swarm.job_file import read_job
+
+    request = read_job(job, Layer())
+    if request.swarm is None and request.endpoint is None:
+        request = request.model_copy(update={"swarm": swarm})
+    show_forecast(asked_forecast(request, None), output)
 
 
 def doctor(

@@ -96,8 +96,6 @@ def _speed(job: JobSnapshot) -> str:
     parts = [f"{job.rows_failed} failed"] if job.rows_failed else []
     if job.rows_per_s is not None:
         parts.append(f"{job.rows_per_s:.1f} rows/s")
-    if job.eta_s is not None:
-        minutes, seconds = divmod(int(job.eta_s), 60)
-        hours, minutes = divmod(minutes, 60)
-        parts.append(f"{hours}:{minutes:02}:{seconds:02} left")
+    if job.time_left is not None:
+        parts.append(f"{job.time_left} left")
     return ", ".join(parts)

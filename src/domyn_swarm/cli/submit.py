@@ -30,8 +30,23 @@ def submit(
     print_job: Annotated[
         bool, typer.Option("--print-job", help="Check and print the job as YAML; submit nothing.")
     ] = False,
+    forecast: Annotated[
+        bool,
+        typer.Option(
+            "--forecast",
+            help="Ask a sample of the rows first and keep it; say what the others take, and ask "
+            "whether to go on.",
+        ),
+    ] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", min=1, metavar="ROWS", help="Rows that --forecast asks."),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="With --forecast: go on without asking.")
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what --dry-run found as JSON.")
+        bool, typer.Option("--json", help="Print what --dry-run or --forecast found as JSON.")
     ] = False,
 ) -> None:
     """Push a dataset through a swarm; print the job's handle as one line of JSON.
@@ -46,13 +61,29 @@ def submit(
 
     if dry_run and (detach or flags.down_after):
         raise typer.BadParameter("--dry-run submits nothing: leave --detach and --down-after out.")
-    if as_json and not dry_run:
-        raise typer.BadParameter("--json is for --dry-run: the handle of a job is JSON anyway.")
+    if as_json and not (dry_run or forecast):
+        raise typer.BadParameter(
+            "--json is for --dry-run and --forecast: the handle of a job is JSON anyway."
+        )
+    _check_forecast(forecast, others=dry_run or print_job, said=yes or sample is not None)
+    if forecast and as_json and yes:
+        raise typer.BadParameter("-y goes on with the job: leave --json out.")
     request = read_job(flags.file, flags.layer(), detached=detach)
     if print_job:
         from domyn_swarm.config.sources import yaml_text
 
         typer.echo(yaml_text(layer_of(flags.file, flags.layer())), nl=False)
+    elif forecast:
+        from domyn_swarm.cli.forecasting import forecast_then_submit
+
+        forecast_then_submit(
+            request,
+            rows=sample,
+            yes=yes,
+            detach=detach,
+            no_progress=no_progress,
+            output=Format.JSON if as_json else Format.TABLE,
+        )
     elif dry_run:
         _rehearse(request, Format.JSON if as_json else Format.TABLE)
     else:
@@ -62,6 +93,15 @@ def submit(
             no_progress=no_progress,
             time_limit_s=request.resources.time_limit_s,
         )
+
+
+def _check_forecast(forecast: bool, *, others: bool, said: bool) -> None:
+    if forecast and others:
+        raise typer.BadParameter(
+            "--forecast, --dry-run and --print-job exclude each other: take one of them."
+        )
+    if said and not forecast:
+        raise typer.BadParameter("--sample and -y are for --forecast: add it, or leave them out.")
 
 
 def _rehearse(request: JobRequest, output: Format) -> None:

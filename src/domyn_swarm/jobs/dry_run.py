@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from domyn_swarm.batch.manifest import without_secrets
 from domyn_swarm.batch.rows import Result, Row, RowError, RowValue
 from domyn_swarm.batch.runner import Events, Runner, RunPolicy
 from domyn_swarm.batch.source import named_rows, pending_rows
+from domyn_swarm.batch.strata import characters_of
 from domyn_swarm.batch.tally import Tally
 from domyn_swarm.batch.verdicts import Reading, outcome_of, verdict_of
 from domyn_swarm.errors import JobError, PlatformUnavailable
@@ -303,10 +304,10 @@ def _estimate(
     if not rows:
         return None
     compared, mean = _mean_characters(prepared.plan)
-    asked = sum(_characters(one.body) for one in sent)
+    asked = sum(characters_of(one.body) for one in sent)
     prompt_share = 1.0
     if asked:
-        prompt_share = max(0.0, asked - _characters(row.item) + mean) / asked
+        prompt_share = max(0.0, asked - characters_of(row.item) + mean) / asked
     calls = math.ceil(rows / prepared.job.rows_per_call)
     told = found.prompt_tokens or found.completion_tokens
     return CostEstimate(
@@ -321,20 +322,8 @@ def _mean_characters(plan: BatchPlan) -> tuple[int, float]:
     """How many inputs were looked at, and their mean length."""
     keys, most = plan.output.keys, min(plan.rows, _COMPARED_ROWS)
     lengths = [
-        _characters(item)
+        characters_of(item)
         for batch in plan.dataset.batches(keys.columns, limit=most)
         for item in keys.items(batch)
     ]
     return len(lengths), sum(lengths) / len(lengths)
-
-
-def _characters(value: Any) -> int:  # noqa: ANN401 - JSON
-    """Those of all texts in it."""
-    if isinstance(value, str):
-        return len(value)
-    inner: Iterable[Any] = ()
-    if isinstance(value, dict):
-        inner = value.values()
-    elif isinstance(value, list | tuple):
-        inner = value
-    return sum(map(_characters, inner))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import msgspec
 
 from domyn_swarm import open_files
 from domyn_swarm.batch.access import EndpointAccess
+from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.engine import BatchRun
 from domyn_swarm.batch.failure_limit import FailureLimit
 from domyn_swarm.batch.inspection import SettledRow, settled_rows
@@ -88,11 +89,7 @@ def preview(
         JobError: the run cannot go on; what was answered is kept.
         KeyboardInterrupt: likewise, after the rows in flight.
     """
-    if not spec.checkpointing:
-        raise ConfigError(
-            "A preview keeps what it asks, so that nothing is asked twice.",
-            hint="Take --no-checkpointing out, or ask one row with `job submit --dry-run`.",
-        )
+    check_kept(spec, "A preview")
     access = access_of(spec)
     access = replace(access, key=key or access.key)
     whole = prepared.plan
@@ -103,7 +100,7 @@ def preview(
     tally, began = Tally(), time.monotonic()
     if plan.rows:
         with open_files.raised(), event_loop() as runner:
-            runner.run(_ask(spec, replace(prepared, plan=plan), access, tally, notice))
+            runner.run(ask_here(spec, replace(prepared, plan=plan), access, tally, notice))
     wall_s = time.monotonic() - began
     shown = tuple(_shown(one, access.key) for one in settled_rows(plan)) if plan.rows else ()
     asked = tally.rows_answered + tally.rows_failed
@@ -124,13 +121,42 @@ def preview(
     )
 
 
-async def _ask(
+def check_kept(spec: JobSpec, what: str) -> None:
+    """Refuse to ask rows of a job here that keeps no answers.
+
+    Raises:
+        ConfigError: it keeps no checkpoint.
+    """
+    if not spec.checkpointing:
+        raise ConfigError(
+            f"{what} keeps what it asks, so that nothing is asked twice.",
+            hint="Take --no-checkpointing out, or ask one row with `job submit --dry-run`.",
+        )
+
+
+async def ask_here(
     spec: JobSpec,
     prepared: Prepared,
     access: EndpointAccess,
     tally: Tally,
     notice: Callable[[str], None],
+    *watching: Coroutine[None, None, None],
 ) -> None:
+    """Run a plan that publishes nothing in this process, for somebody who waits for it.
+
+    Args:
+        spec: the job.
+        prepared: the same, with that plan.
+        access: to the endpoint.
+        tally: counts.
+        notice: hears what the run has to say.
+        watching: what runs beside it.
+
+    Raises:
+        PlatformUnavailable: nobody serves at the endpoint, before a row was answered.
+        JobError: the run cannot go on; what was answered is kept.
+    """
+
     def heard(text: str) -> None:
         if tally.paused and not tally.rows_answered:
             asking.cancel()  # a job waits for its endpoint, but here somebody waits for us
@@ -146,7 +172,8 @@ async def _ask(
 
     asking = asyncio.ensure_future(run.run(access, transform))
     try:
-        await until_over(asking, run)
+        async with beside(*watching):
+            await until_over(asking, run)
     except asyncio.CancelledError:
         if not (tally.paused and asking.cancelled()):
             raise

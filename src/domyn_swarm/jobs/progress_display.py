@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
-from domyn_swarm.model import ReplyVerdict
+from domyn_swarm.model import ReplyVerdict, TimeLeft
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Progress:
     failed: int = 0
     verdicts: Mapping[ReplyVerdict, int] = field(default_factory=dict)
     rows_per_s: float | None = None
-    left_s: float | None = None
+    left: TimeLeft | None = None
     remark: str | None = None  # what it waits for, …
 
     @property
@@ -47,8 +47,8 @@ class Progress:
         parts += [f"{self.verdicts[one]} {one.value}" for one in self._noted]
         if self.rows_per_s:
             parts.append(f"{self.rows_per_s:.1f} rows/s")
-        if self.left_s:
-            parts.append(f"{self.left_s:.0f} s left")
+        if self.left is not None and self.done < (self.total or 0):
+            parts.append(f"{self.left} left")
         return ", ".join([*parts, *([self.remark] if self.remark else [])])
 
 

@@ -77,6 +77,7 @@ class Reporter:
     ) -> None:
         """`kept` is the checkpoint's folder, where there is one that stays."""
         self.state = "starting"
+        self.gpu_hours: float | None = None  # that the job has cost so far
         self._paths = paths
         self._spec = spec
         self._kept = kept
@@ -108,10 +109,12 @@ class Reporter:
     def _progress(self) -> str:
         tally, replies = self._tally, self._tally.replies.sums
         paused = tally.paused if self.state == "running" else None
+        left = tally.time_left()
+        eta_s = None if left is None else left.expected_s
         progress = JobProgress.model_validate(
             {
                 "state": "paused" if paused else self.state,
-                "message": paused or tally.remark or self._time.too_short(tally.eta_s()),
+                "message": paused or tally.remark or self._time.too_short(eta_s),
                 **self._told(),
                 "rows_total": tally.rows_total,
                 "rows_done": tally.rows_done,
@@ -120,7 +123,10 @@ class Reporter:
                 "verdicts": tally.all_verdicts,
                 "commonest_failure": tally.commonest_failure,
                 "rows_per_s": tally.rows_per_s(),
-                "eta_s": tally.eta_s(),
+                "eta_s": eta_s,
+                "eta_low_s": None if left is None else left.low_s,
+                "eta_high_s": None if left is None else left.high_s,
+                "gpu_hours": self.gpu_hours,
                 "in_flight": tally.in_flight,
                 "limit": tally.limit,
                 "prompt_tokens": replies.prompt_tokens,

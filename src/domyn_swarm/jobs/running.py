@@ -340,6 +340,7 @@ async def _keep_drawing(display: ProgressDisplay, tally: Tally, name: str) -> No
     """Show how far it is until cancelled."""
     while True:
         await asyncio.sleep(_DRAW_S)
+        tally.look()
         display.draw(_progress(tally, name))
 
 
@@ -352,7 +353,7 @@ def _progress(tally: Tally, name: str) -> Progress:
         failed=tally.all_failed,
         verdicts=tally.all_verdicts,
         rows_per_s=tally.rows_per_s(),
-        left_s=tally.eta_s(),
+        left=tally.time_left(),
         remark=tally.paused or tally.remark,
     )
 

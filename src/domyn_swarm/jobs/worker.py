@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm.batch.background import beside
+from domyn_swarm.batch.background import beside, in_thread
 from domyn_swarm.batch.engine import BatchPlan, BatchRun
 from domyn_swarm.batch.identity import nearest
 from domyn_swarm.batch.input_facts import InputFacts
@@ -35,6 +35,7 @@ from domyn_swarm.errors import (
     SwarmError,
     disk_error,
 )
+from domyn_swarm.jobs.gpu_hours import Budget, gpu_hours_of
 from domyn_swarm.jobs.preparation import Prepared, prepare
 from domyn_swarm.jobs.program import access_of, event_loop_runner, read_spec
 from domyn_swarm.jobs.reporting import Reporter
@@ -77,15 +78,21 @@ class _Worker:
         self._account: JobAccount | None = None
         self._prepared = prepare(spec, InputFacts.load(paths.input_facts))
         kept = self._prepared.plan.folder if spec.checkpointing else None
+        self._gpu_hours = gpu_hours_of(spec, paths)
+        self._budget = Budget(spec.resources.max_gpu_hours, self._gpu_hours)
         self._reporter = Reporter(paths, self._tally, spec, kept)
 
     async def run(self) -> int:
         """Run to the end, whatever it is; return the exit code."""
         published, error, reason = False, None, None
+        await self._count_gpu_hours()
         self._reporter.progress()
         try:
+            self._budget.check_counted()
             await self._endpoint_known()
-            published = await self._run_batch()
+            published = not self._budget.spent and await self._run_batch()
+            if self._budget.spent and not published and self._signal is None:
+                raise self._budget.over(self._spec.job_id, self._tally)
         except (SwarmError, OSError) as failure:
             error = failure if isinstance(failure, SwarmError) else disk_error(failure)
             reason = str(error)
@@ -204,9 +211,20 @@ class _Worker:
 
     async def _report(self, run: BatchRun) -> None:
         while True:
+            self._tally.look()
+            await self._count_gpu_hours()
+            if self._budget.spent and not run.stopped:
+                _log.warning("the budget of GPU-hours is used up: finishing rows in flight")
+                run.stop()
             await self._reporter.keep_progress()
             await run.keep_account(self._spec.job_id)
             await asyncio.sleep(_PROGRESS_S)
+
+    async def _count_gpu_hours(self) -> None:
+        if self._gpu_hours is not None:
+            await in_thread(self._gpu_hours.count)
+            held = self._gpu_hours.held
+            self._reporter.gpu_hours = self._gpu_hours.spent if held and held.gpus else None
 
     def _command(self, descriptor: int) -> list[str]:
         program = [sys.executable, "-m", "domyn_swarm.jobs.range_worker"]

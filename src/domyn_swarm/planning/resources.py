@@ -20,6 +20,7 @@ class JobResources(Record):
     stop_after_s: Annotated[float, Meta(gt=0)] | None = (
         None  # from its first run's begin, all runs together
     )
+    max_gpu_hours: Annotated[float, Meta(gt=0)] | None = None  # all runs together
     continues: bool | None = None  # over the limits of its allocation; None: where that can be
     mail_user: str | None = None
 

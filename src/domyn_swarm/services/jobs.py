@@ -26,7 +26,12 @@ from domyn_swarm.swarm.job_files import spec_of
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import JobSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
-from domyn_swarm.swarm.survey import asked_snapshots, job_snapshot, with_what_it_asks
+from domyn_swarm.swarm.survey import (
+    asked_snapshots,
+    job_snapshot,
+    take_snapshot,
+    with_what_it_asks,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from domyn_swarm.batch.results import Results
     from domyn_swarm.batch.verification import OutputVerification
     from domyn_swarm.jobs.dry_run import DryRun
+    from domyn_swarm.jobs.forecasting import JobForecast
     from domyn_swarm.jobs.preview import Preview
     from domyn_swarm.services.report_records import JobReport
     from domyn_swarm.services.reports import GatheredReport
@@ -102,6 +108,38 @@ class JobService:
             return preview(spec, prepared, notice, rows=rows, swarm=swarm.record.name)
         spec = spec.model_copy(update={"api_key_file": None})
         return preview(spec, prepared, notice, rows=rows, key=key_of_environment())
+
+    def forecast(
+        self, request: JobRequest, notice: Callable[[str], None], *, rows: int | None = None
+    ) -> JobForecast:
+        """Check all that `submit` does and ask a sample of the rows in this process; keep their
+        answers, which the job finds when it is submitted, and say what the other rows take. A
+        scheduler is asked when it would start more replicas.
+
+        Args:
+            request: the job.
+            notice: hears what a run has to say meanwhile.
+            rows: of the sample; None: so many that the endpoint is busy for a while.
+
+        Raises:
+            SwarmError: as `submit`, and nothing was asked; or the run cannot go on, and what was
+                answered is kept.
+        """
+        from domyn_swarm.config.environment import key_of_environment
+        from domyn_swarm.jobs.forecasting import Fleet, forecast, with_starts
+
+        swarm = self._swarm_of(request)
+        spec, prepared = self._submitter.check(request, swarm)
+        if swarm is None:
+            spec = spec.model_copy(update={"api_key_file": None})
+            key = key_of_environment()
+            return forecast(spec, prepared, notice, fleet=Fleet(), rows=rows, key=key)
+        layout = swarm.plan.layout
+        serving = take_snapshot(swarm).replicas_ready or layout.replicas
+        fleet = Fleet(swarm.record.name, serving, layout.gpus_per_replica)
+        found = forecast(spec, prepared, notice, fleet=fleet, rows=rows)
+        counts = [one.replicas for one in found.choices]
+        return with_starts(found, SwarmService(self._store).starts(swarm, counts))
 
     def _swarm_of(self, request: JobRequest) -> LiveSwarm | None:
         if request.endpoint is not None:

@@ -167,6 +167,6 @@ def _progress(seen: JobSnapshot) -> Progress:
         failed=seen.rows_failed,
         verdicts=seen.verdicts,
         rows_per_s=seen.rows_per_s,
-        left_s=seen.eta_s,
+        left=seen.time_left,
         remark=seen.message,
     )

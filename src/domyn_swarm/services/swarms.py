@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domyn_swarm.backends.endpoint.view import ReplicaEvent, read_history
 from domyn_swarm.backends.platforms import serving_backend
-from domyn_swarm.errors import PlatformError, StateError, SwarmError, SwarmNotFound
+from domyn_swarm.errors import (
+    ConfigError,
+    PlatformError,
+    StateError,
+    SwarmError,
+    SwarmNotFound,
+)
 from domyn_swarm.model import SwarmPhase
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -34,6 +40,7 @@ from domyn_swarm.swarm.whereabouts import is_elsewhere
 
 if TYPE_CHECKING:
     from domyn_swarm.config import DomynLLMSwarmConfig
+    from domyn_swarm.swarm.campaign import CampaignRehearsal
 
 _PROBES_AT_ONCE = 16
 
@@ -81,6 +88,79 @@ class SwarmService:
             scripts=backend.scripts(plan, context),
             test=tuple(one.detail for one in backend.rehearse(plan, context)) if test else None,
         )
+
+    def rehearse(
+        self, request: UpRequest, told: Mapping[str, Any], *, history: Path | None = None
+    ) -> CampaignRehearsal:
+        """How a campaign over a swarm's configuration goes, in virtual time. Starts nothing.
+
+        Args:
+            request: the swarm.
+            told: fields of `Assumptions`; the swarm says the others.
+            history: past jobs of the site, as `printed.HISTORY` prints them: how long they waited,
+                and how often they were preempted or lost their nodes.
+
+        Raises:
+            ConfigError: the file, a flag, or the layout is wrong; the history cannot be read.
+        """
+        from domyn_swarm.config.backends import time_limit_s
+        from domyn_swarm.swarm.campaign import (
+            Alternative,
+            Assumptions,
+            CampaignRehearsal,
+            rules_of,
+            variations,
+        )
+        from domyn_swarm.swarm.campaign_course import rehearse
+
+        plan, context = SwarmLifecycle.plan(_config(request))
+        limit_s = time_limit_s(plan.backend_options.get("time_limit", "0"))
+        limits = None if limit_s == math.inf else (limit_s, limit_s)
+        known: dict[str, Any] = {
+            "replicas": plan.layout.replicas,
+            "gpus_per_replica": plan.layout.gpus_per_replica,
+            "limit_s": limits,
+            "job_limit_s": None if limits is None else limit_s,
+        }
+        past = {} if history is None else _of_history(history)
+        given = Assumptions.model_validate({**known, **past, **told})
+        rules = rules_of(plan, context)
+        if given.limit_s is not None and given.limit_s[0] <= rules.drain_s + given.start_s:
+            raise ConfigError(
+                f"A replica with a time limit of {given.limit_s[0]:g} s never serves: it takes "
+                f"{given.start_s:g} s to start and drains for {rules.drain_s:g} s.",
+                hint="Give it more time, or lower drain_before_end_s.",
+            )
+        return CampaignRehearsal(
+            assumptions=given,
+            result=rehearse(given, rules),
+            alternatives=tuple(
+                Alternative.of(words, rehearse(assumed, ruled))
+                for words, assumed, ruled in variations(given, rules)
+            ),
+        )
+
+    def starts(self, swarm: LiveSwarm, counts: Sequence[int | None]) -> list[str | None]:
+        """What the scheduler says of when it would start so many replicas, as a swarm of their own
+        (`sbatch --test-only`); why it would not where it says that. None: there is no scheduler, or
+        as many replicas are up.
+        """
+        if swarm.plan.backend != "slurm":
+            return [None] * len(counts)
+        return [
+            None
+            if count is None or count <= swarm.plan.layout.replicas
+            else self._start(swarm.paths.config, count)
+            for count in counts
+        ]
+
+    def _start(self, config: Path, replicas: int) -> str:
+        try:
+            told = self.report(UpRequest(config=config, replicas=replicas), test=True).test or ()
+        except SwarmError as error:
+            return error.message
+        of_replicas = [one for one in told if one.startswith("replica")] or list(told)
+        return of_replicas[0].partition(": ")[2] if of_replicas else "-"
 
     def up(self, request: UpRequest, *, on_change: OnChange | None = None) -> UpResult:
         """Bring a swarm up, or wait for the one of that name and configuration that is coming up;
@@ -262,6 +342,27 @@ def _up_result(swarm: LiveSwarm, *, ready: bool, launched: bool) -> UpResult:
         launched=launched,
         swarm_dir=swarm.paths.root,
     )
+
+
+def _of_history(path: Path) -> dict[str, Any]:
+    """What past jobs tell: how long they waited, how often one was taken away or lost its node.
+
+    Raises:
+        ConfigError: the file cannot be read, or tells of no job.
+    """
+    from domyn_swarm.backends.slurm.printed import HISTORY, history
+
+    try:
+        jobs = history(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}.", hint=f"Write it with: {HISTORY} > {path}") from None
+    hours = sum(one.lasted_s for one in jobs) / 3600
+    if not hours:
+        raise ConfigError(f"{path} tells of no job that has run.", hint=f"Write it with: {HISTORY}")
+    taken = sum(one.state in ("PREEMPTED", "NODE_FAIL", "REQUEUED") for one in jobs)
+    return {"wait_s": tuple(one.waited_s for one in jobs), "preempted_per_h": taken / hours}
 
 
 def _config(request: UpRequest) -> DomynLLMSwarmConfig:

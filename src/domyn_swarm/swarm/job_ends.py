@@ -14,7 +14,7 @@ from pathlib import Path
 from domyn_swarm.backends.base import read_exit, read_tail
 from domyn_swarm.backends.slurm.job_runs import JobRuns
 from domyn_swarm.backends.slurm.step_log import srun_was_ended, srun_was_killed
-from domyn_swarm.errors import StateError
+from domyn_swarm.errors import EXIT_BUDGET_SPENT, StateError
 from domyn_swarm.jobs.spec import JobResult
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import JobPaths
@@ -44,11 +44,18 @@ def why_it_ended(record: JobRecord, result: JobResult | None) -> str | None:
         return None
     if (over := _not_continued(record)) is not None:
         return over
+    if record.status is JobStatus.TIMED_OUT and _budget_spent(record) and result is not None:
+        return result.error
     if record.status in _ENDS:
         cause, more = _ENDS[record.status]
         return f"{cause.format(limit=_limit(record))}; {_next(record, more)}"
     told = None if result is None else result.error
     return told or _failed(record)
+
+
+def _budget_spent(record: JobRecord) -> bool:
+    ended = read_exit(JobPaths(Path(record.job_dir)).exit)
+    return ended is not None and ended.code == EXIT_BUDGET_SPENT
 
 
 def _not_continued(record: JobRecord) -> str | None:
@@ -96,9 +103,14 @@ def _limit(record: JobRecord) -> str:
 
 def limits_kept(status: JobStatus, had: JobResources, asked: JobResources) -> Iterator[str]:
     """What a job that is run once more meets again, because nothing else was asked for."""
+    if status is JobStatus.TIMED_OUT and had.max_gpu_hours is not None:
+        hours = asked.max_gpu_hours or had.max_gpu_hours
+        yield f"may cost {hours:.4g} GPU-hours once more: --max-gpu-hours H changes it."
     if status is JobStatus.TIMED_OUT and had.stop_after_s is not None:
         stop_after_s = asked.stop_after_s or had.stop_after_s
         yield f"may go on for {stop_after_s / 3600:.4g} h once more: --stop-after TIME changes it."
+    elif had.max_gpu_hours is not None:
+        pass  # what ended it may have been that
     elif status is JobStatus.TIMED_OUT and not _more(had.time_limit_s, asked.time_limit_s):
         limit = "the same limit" if had.time_limit_s is None else f"{had.time_limit_s / 60:g} min"
         yield f"reached its time limit and gets {limit} again: --time LIMIT gives it more."

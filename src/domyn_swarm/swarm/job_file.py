@@ -133,6 +133,12 @@ def _template_file(path: Path | None, info: ValidationInfo) -> Path | None:
     return path
 
 
+def _positive_hours(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError("must be a number above 0, such as 100 or 0.5")
+    return value
+
+
 Names = Annotated[
     tuple[str, ...],
     BeforeValidator(_listed),
@@ -159,6 +165,7 @@ class JobFile(Submission):
     mem: Memory | None = None
     time_limit: Annotated[TimeLimit, AfterValidator(_positive_time)] | None = None
     stop_after: Annotated[str, AfterValidator(_positive_duration)] | None = None
+    max_gpu_hours: Annotated[float, AfterValidator(_positive_hours)] | None = None
     continues: bool | None = None
     mail_user: str | None = None
 
@@ -189,6 +196,7 @@ class JobFile(Submission):
                 memory_gb=None if self.mem is None else memory_gb(self.mem),
                 time_limit_s=None if self.time_limit is None else time_limit_s(self.time_limit),
                 stop_after_s=None if self.stop_after is None else duration_s(self.stop_after),
+                max_gpu_hours=self.max_gpu_hours,
                 continues=self.continues,
                 mail_user=self.mail_user,
             ),

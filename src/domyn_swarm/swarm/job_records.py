@@ -191,6 +191,28 @@ def _place(output: str) -> str:
     return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
 
+def check_budget(resources: JobResources, swarm: LiveSwarm | None) -> None:
+    """Refuse a budget of GPU-hours that nobody could count.
+
+    Raises:
+        ConfigError: there is no swarm, or its replicas have no GPUs.
+    """
+    if resources.max_gpu_hours is None:
+        return
+    if swarm is None:
+        raise ConfigError(
+            "--max-gpu-hours needs a swarm: the GPUs behind an endpoint that is not ours are not "
+            "known.",
+            hint="Take it out, or bound the job with --stop-after TIME.",
+        )
+    if swarm.plan.layout.gpus_per_replica == 0:
+        raise ConfigError(
+            f"--max-gpu-hours: the replicas of {swarm.record.name} have no GPUs "
+            "(gpus_per_replica: 0).",
+            hint="Take it out, or bound the job with --stop-after TIME.",
+        )
+
+
 def check_down_after(swarm: LiveSwarm | None) -> None:
     """Refuse to promise an end that nobody would bring about.
 

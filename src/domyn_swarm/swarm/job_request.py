@@ -137,7 +137,7 @@ class SubmitKeywords(TypedDict, total=False):
     """False: keep no answers beside the output."""
     resources: JobResources | dict[str, Any]
     """What the job asks the platform for: `placement`, `cpus`, `memory_gb`, `time_limit_s`,
-    `stop_after_s`, `continues`, `mail_user`."""
+    `stop_after_s`, `max_gpu_hours`, `continues`, `mail_user`."""
     down_after: bool
     """The swarm ends itself once the job has ended."""
     encoding: str

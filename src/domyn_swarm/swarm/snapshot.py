@@ -15,6 +15,7 @@ from domyn_swarm.model import (
     ReplicaState,
     ReplyVerdict,
     SwarmPhase,
+    TimeLeft,
 )
 from domyn_swarm.record import field
 
@@ -87,7 +88,10 @@ class JobSnapshot(Record):
     verdicts: dict[ReplyVerdict, int] = field(default_factory=dict)  # settled rows, by answers
     commonest_failure: FailureGroup | None = None  # of the rows that failed in its own run
     rows_per_s: float | None = None
-    eta_s: float | None = None
+    eta_s: float | None = None  # until the last row is settled
+    eta_low_s: float | None = None  # in four cases of five it takes no less,
+    eta_high_s: float | None = None  # and no more
+    gpu_hours: float | None = None  # so far, all its runs together; null: not known
     figures_age_s: float | None = None  # of a job that runs: when its worker wrote the figures
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -99,6 +103,7 @@ class JobSnapshot(Record):
     prompt: str | None = None
     system: str | None = None
     parameters: dict[str, Any] | None = None  # its options and its requests', without secrets
+    max_gpu_hours: float | None = None  # its budget
     runs: int | None = None  # begun so far, of a job that goes on by itself; null: of any other
     began_at: datetime | None = None  # the first of them
     account: JobAccount | None = None  # of all its runs, once one has ended
@@ -108,6 +113,15 @@ class JobSnapshot(Record):
     submitted_at: datetime
     ended_at: datetime | None = None
     log_path: str
+
+    @property
+    def time_left(self) -> TimeLeft | None:
+        """Until its last row is settled; None: it is not at work, or that is not known yet."""
+        if self.eta_s is None:
+            return None
+        low_s = self.eta_s if self.eta_low_s is None else self.eta_low_s
+        high_s = self.eta_s if self.eta_high_s is None else self.eta_high_s
+        return TimeLeft(self.eta_s, low_s, high_s)
 
     @property
     def old_figures_s(self) -> float | None:

@@ -24,6 +24,7 @@ from domyn_swarm.swarm.job_access import endpoint_access, keep_key, swarm_access
 from domyn_swarm.swarm.job_ends import limits_kept
 from domyn_swarm.swarm.job_files import before_submission, spec_of, status_by_files
 from domyn_swarm.swarm.job_records import (
+    check_budget,
     check_down_after,
     check_others,
     compute_spec,
@@ -177,6 +178,7 @@ class JobSubmitter:
         self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
     ) -> tuple[JobRecord, ComputeSpec]:
         """What is to be recorded and submitted, which the platform can give."""
+        check_budget(spec.resources, swarm)
         record = new_record(spec, paths, swarm, external_id)
         files = (spec.input, spec.output, spec.checkpoint_root)
         compute = compute_spec(record, spec.resources, swarm, files)

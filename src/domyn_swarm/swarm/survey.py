@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.backends.left_out import LeftOut, left_out
@@ -206,6 +206,9 @@ def job_snapshot(
         commonest_failure=progress.commonest_failure if progress else None,
         rows_per_s=progress.rows_per_s if progress else None,
         eta_s=progress.eta_s if progress and live else None,
+        eta_low_s=progress.eta_low_s if progress and live else None,
+        eta_high_s=progress.eta_high_s if progress and live else None,
+        gpu_hours=progress.gpu_hours if progress else None,
         figures_age_s=age_s,
         prompt_tokens=progress.prompt_tokens if progress else 0,
         completion_tokens=progress.completion_tokens if progress else 0,
@@ -234,7 +237,13 @@ def with_what_it_asks(seen: JobSnapshot, record: JobRecord) -> JobSnapshot:
     told = without_secrets({**spec.job_kwargs, **spec.override})
     texts = {name: told.pop(name, None) for name in ("prompt", "system")}
     asked = {name: text if isinstance(text, str) else None for name, text in texts.items()}
-    changes = {"model": spec.model, "job_class": spec.job, **asked, "parameters": told}
+    changes: dict[str, Any] = {
+        "model": spec.model,
+        "job_class": spec.job,
+        **asked,
+        "parameters": told,
+    }
+    changes["max_gpu_hours"] = spec.resources.max_gpu_hours
     return seen.model_copy(update=changes)
 
 

@@ -44,8 +44,19 @@ def _states(known: _Known) -> Iterator[Metric]:
         ),
         (
             "eta_seconds",
-            "Until the job's last row is settled, at the rate so far.",
+            "Until the job's last row is settled, as its finished rows and the lengths of its "
+            "prompts tell.",
             [one.eta_s if one.state != "ended" else None for _, one in known],
+        ),
+        (
+            "eta_low_seconds",
+            "The same; in four cases of five it takes no less.",
+            [one.eta_low_s if one.state != "ended" else None for _, one in known],
+        ),
+        (
+            "eta_high_seconds",
+            "The same; in four cases of five it takes no more.",
+            [one.eta_high_s if one.state != "ended" else None for _, one in known],
         ),
         (
             "updated_timestamp_seconds",

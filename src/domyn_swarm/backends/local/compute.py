@@ -29,7 +29,7 @@ class LocalCompute(OnThisHost):
         given = spec.resources.model_dump(exclude_none=True)
         free = {
             "detached",
-            *("time_limit_s", "stop_after_s", "continues"),
+            *("time_limit_s", "stop_after_s", "max_gpu_hours", "continues"),
             *(["placement"] if given.get("placement") == "here" else []),
         }
         asked = given.keys() - free

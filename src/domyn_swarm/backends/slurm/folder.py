@@ -96,12 +96,20 @@ def write_watchdog_specs(
     """What the watchdogs of these replicas are told. One that has a node's task for itself may be
     tried on another node.
     """
-    alone = per_task == 1 and plan.layout.nodes_per_replica == 1
-    grace_s = plan.watchdog.kill_grace_seconds
     on_nodes = _for_engines(plan, ctx)
     for index in replicas:
         private_dir(paths.replica_logs(index))
-        told = build_watchdog_spec(plan, on_nodes, paths, index, host="")
-        told["drain_seconds"] = max(grace_s, slurm_config(plan).drain_before_end_s - 2 * grace_s)
-        told["early_deaths"] = _EARLY_DEATHS if alone else None
+        told = watchdog_spec(plan, on_nodes, paths, index, per_task)
         write_private(paths.watchdog_spec(index), json.dumps(told, indent=2))
+
+
+def watchdog_spec(
+    plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, replica: int, per_task: int
+) -> dict[str, Any]:
+    """What the watchdog of one replica is told."""
+    alone = per_task == 1 and plan.layout.nodes_per_replica == 1
+    grace_s = plan.watchdog.kill_grace_seconds
+    told = build_watchdog_spec(plan, ctx, paths, replica, host="")
+    told["drain_seconds"] = max(grace_s, slurm_config(plan).drain_before_end_s - 2 * grace_s)
+    told["early_deaths"] = _EARLY_DEATHS if alone else None
+    return told

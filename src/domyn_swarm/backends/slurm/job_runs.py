@@ -98,29 +98,45 @@ def begin_run(paths: JobPaths, slurm_id: str, stop_after_s: float | None, now: f
         OSError: the disk does not take it.
     """
     before = JobRuns.read(paths)
-    runs = JobRuns(1, (slurm_id,), now, now)
-    if before is not None:
-        known = before.slurm_ids
-        runs = replace(
-            before,
-            number=before.number + 1,
-            slurm_ids=known if slurm_id in known else (*known, slurm_id),
-            began_at=now,
-            fruitless=before.fruitless + 1 if _settled_nothing(before, paths) else 0,
-        )
+    fruitless = before is not None and _settled_nothing(before, paths)
+    runs = following(before, slurm_id, now, fruitless=fruitless)
     log_from = paths.log.stat().st_size if paths.log.exists() else 0
-    over, reason = _over(runs, paths, stop_after_s, now)
+    settled = _read(paths.exit).get("code") in (EXIT_OK, EXIT_FAILED_ROWS)
+    cancelled = cancelled_word(paths).exists()
+    over, reason = why_over(runs, stop_after_s, now, settled=settled, cancelled=cancelled)
     runs = replace(runs, log_from=log_from, over=over, reason=reason)
     runs.write(paths)
     return runs
 
 
-def _over(
-    runs: JobRuns, paths: JobPaths, stop_after_s: float | None, now: float
+def following(before: JobRuns | None, slurm_id: str, now: float, *, fruitless: bool) -> JobRuns:
+    """A run that begins now, after those before it; `fruitless`: the last one was short and settled
+    no row.
+    """
+    if before is None:
+        return JobRuns(1, (slurm_id,), now, now)
+    known = before.slurm_ids
+    return replace(
+        before,
+        number=before.number + 1,
+        slurm_ids=known if slurm_id in known else (*known, slurm_id),
+        began_at=now,
+        fruitless=before.fruitless + 1 if fruitless else 0,
+    )
+
+
+def was_fruitless(settled: int, lived_s: float) -> bool:
+    """Whether a run that settled so many rows was short, and settled none."""
+    return settled == 0 and lived_s < _SHORT_S
+
+
+def why_over(
+    runs: JobRuns, stop_after_s: float | None, now: float, *, settled: bool, cancelled: bool
 ) -> tuple[Over | None, str | None]:
-    if _read(paths.exit).get("code") in (EXIT_OK, EXIT_FAILED_ROWS):
+    """Why a run that would begin now is not to, with words where there is more to say."""
+    if settled:
         return "settled", None
-    if cancelled_word(paths).exists():
+    if cancelled:
         return "cancelled", None
     if runs.left_s(stop_after_s, now) <= 0:
         return "stop_after", None
@@ -140,7 +156,7 @@ def _settled_nothing(run: JobRuns, paths: JobPaths) -> bool:
     settled = 0
     if updated > run.began_at:  # else it is an earlier run's
         settled = progress.get("run_answered", 0) + progress.get("run_failed", 0)
-    return settled == 0 and lived_s < _SHORT_S
+    return was_fruitless(settled, lived_s)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

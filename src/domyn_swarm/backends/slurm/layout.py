@@ -67,6 +67,16 @@ def _bound_by_nobody(plan: DeploymentPlan) -> bool:
     return unasked and plan.layout.gpus_per_replica > 0
 
 
+def drain_window_s(config: SlurmConfig, limit_s: float) -> int:
+    """How long before the end of its time a replica takes no more requests; 0: it has no limit."""
+    return config.drain_before_end_s if limit_s != math.inf else 0
+
+
+def job_warning_s(limit_s: float) -> int | None:
+    """How long before the end of its time a job is told to finish; None: it has no limit."""
+    return None if limit_s == math.inf else min(_JOB_WARNING_S, round(limit_s / 4))
+
+
 def replica_script(
     plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, per_task: int
 ) -> BatchScript:
@@ -74,8 +84,7 @@ def replica_script(
     config, layout = slurm_config(plan), plan.layout
     tasks = math.ceil(layout.replicas / per_task)
     python = interpreter(config, ctx.interpreter)
-    limit_s = time_limit_s(config.time_limit)
-    warned = config.drain_before_end_s if limit_s != math.inf else 0
+    warned = drain_window_s(config, time_limit_s(config.time_limit))
     return BatchScript(
         name=replicas_name(ctx.tag, per_task),
         comment=_comment(config, ctx.tag, f"replica/{per_task}"),
@@ -224,7 +233,7 @@ def job_script(spec: ComputeSpec) -> BatchScript:
     if asked.time_limit_s is not None:
         time = str(math.ceil(asked.time_limit_s / 60))
     limit_s = time_limit_s(time)
-    warned_s = None if limit_s == math.inf else min(_JOB_WARNING_S, round(limit_s / 4))
+    warned_s = job_warning_s(limit_s)
     command = _going_on(config, spec, warned_s) if spec.continues else _wrapped(config, spec)
     return BatchScript(
         name=own_job_name(spec.job_id, spec.tag),

@@ -6,6 +6,8 @@ What each version printed is recorded in the tests, and every function here is r
 from __future__ import annotations
 
 import re
+from datetime import datetime
+from typing import NamedTuple
 
 # Of `sbatch --parsable`; a site's wrapper may print more around it.
 _SUBMITTED = re.compile(r"^[ \t]*(\d+)(?:;([\w.-]+))?[ \t\r]*$", re.MULTILINE)
@@ -138,3 +140,40 @@ def runs(text: str, name: str) -> dict[str, list[tuple[float, float | None]]]:
             until = float(end) if end.isdecimal() else None
             found.setdefault(job, []).append((float(start), until))
     return found
+
+
+class PastJob(NamedTuple):
+    """A job that has begun: seconds."""
+
+    waited_s: float
+    lasted_s: float
+    state: str  # PREEMPTED, TIMEOUT, …
+
+
+HISTORY = "sacct -X -P -o Submit,Start,ElapsedRaw,State"
+"""The command whose output `history` reads, with whatever else it is given."""
+
+
+def history(text: str) -> tuple[PastJob, ...]:
+    """Jobs as `HISTORY` prints them; those that have not begun are left out.
+
+    Raises:
+        ValueError: a column is missing, or a line is no job; says which.
+    """
+    lines = _lines(text)
+    names = lines[0].split("|") if lines else []
+    missing = [one for one in ("Submit", "Start", "ElapsedRaw", "State") if one not in names]
+    if missing:
+        raise ValueError(f"line 1 names no column {', '.join(missing)}; make it with `{HISTORY}`")
+    found = []
+    for number, line in enumerate(lines[1:], 2):
+        told = dict(zip(names, line.split("|"), strict=False))
+        if not told.get("Start", "")[:1].isdecimal():  # Unknown, None
+            continue
+        try:
+            submitted, started = (datetime.fromisoformat(told[one]) for one in ("Submit", "Start"))
+            waited_s = max(0.0, (started - submitted).total_seconds())
+            found.append(PastJob(waited_s, float(told["ElapsedRaw"]), told["State"].split()[0]))
+        except (KeyError, ValueError, IndexError):
+            raise ValueError(f"line {number} is no job: {line[:80]!r}") from None
+    return tuple(found)

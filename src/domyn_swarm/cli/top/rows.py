@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from domyn_swarm.model import FailureGroup, ReplyVerdict
+from domyn_swarm.model import FailureGroup, ReplyVerdict, clock_time
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 
 REPLICA_COLUMNS = ("replica", "state", "run", "wait", "tok/s", "KV", "restarts", "node, cause")
@@ -28,7 +28,7 @@ def summary(swarm: SwarmSnapshot, now: datetime) -> list[str]:
     if (age_s := max((one.old_figures_s or 0.0 for one in serving), default=0.0)) > 0:
         busy.append(f"as of up to {age_s:.0f} s ago")
     if swarm.expires_at is not None:
-        busy.append(f"ends in {duration((swarm.expires_at - now).total_seconds())}")
+        busy.append(f"ends in {clock_time((swarm.expires_at - now).total_seconds())}")
     phase = _phase(swarm)
     lines = [
         f"{phase}  {swarm.endpoint or 'no endpoint'}",
@@ -44,7 +44,7 @@ def swarm_row(swarm: SwarmSnapshot, now: datetime) -> tuple[str, ...]:
     ends_s = None if swarm.expires_at is None else (swarm.expires_at - now).total_seconds()
     rest = [
         *([swarm.detail] if swarm.detail and phase != "ready" else []),
-        *([] if ends_s is None else [f"ends in {duration(ends_s)}"]),
+        *([] if ends_s is None else [f"ends in {clock_time(ends_s)}"]),
     ]
     return (
         swarm.name,
@@ -76,7 +76,7 @@ def _where(swarm: SwarmSnapshot, now: datetime) -> str:
     where = swarm.whereabouts
     if where is None or not where.elsewhere:
         return ""
-    known = "" if where.known_at is None else duration((now - where.known_at).total_seconds())
+    known = "" if where.known_at is None else clock_time((now - where.known_at).total_seconds())
     return f", {where.kind} {where.name}: not asked from here, known {known} ago"
 
 
@@ -109,7 +109,7 @@ def job_row(job: JobSnapshot) -> tuple[str, ...]:
         f"{job.rows_done}/{total_rows}",
         str(job.rows_failed),
         _NONE if job.rows_per_s is None or job.status.final else f"{job.rows_per_s:.1f}",
-        _NONE if job.eta_s is None else duration(job.eta_s),
+        _NONE if job.time_left is None else str(job.time_left),
         number(job.prompt_tokens + job.completion_tokens),
         _incomplete(job),
     )
@@ -117,7 +117,7 @@ def job_row(job: JobSnapshot) -> tuple[str, ...]:
 
 def _silence(job: JobSnapshot) -> str:
     """How old a job's figures are, where they are not live."""
-    return "" if job.old_figures_s is None else f" ({duration(job.old_figures_s)} ago)"
+    return "" if job.old_figures_s is None else f" ({clock_time(job.old_figures_s)} ago)"
 
 
 def _incomplete(job: JobSnapshot) -> str:
@@ -159,11 +159,3 @@ def number(value: float | None) -> str:
         if value >= size:
             return f"{value / (1e3 if unit == 'k' else size):.1f}{unit}"
     return f"{value:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """A time in few characters: 0:07:31, 2 d 03:10."""
-    minutes, left = divmod(max(0, int(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours:02}:{minutes:02}" if days else f"{hours}:{minutes:02}:{left:02}"

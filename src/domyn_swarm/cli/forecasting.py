@@ -1,0 +1,121 @@
+"""A job's forecast on the command line: a sample is asked and shown, then all rows if wanted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from domyn_swarm.cli.console import confirm, interactive, say
+from domyn_swarm.cli.following import follow
+from domyn_swarm.cli.options import Format
+from domyn_swarm.cli.rendering import Column, print_pairs, print_record, print_table
+from domyn_swarm.errors import EXIT_INTERRUPTED
+from domyn_swarm.model import TimeLeft
+
+if TYPE_CHECKING:
+    from domyn_swarm.jobs.forecasting import Choice, JobForecast
+    from domyn_swarm.services.requests import JobRequest
+
+_COLUMNS = (
+    Column("replicas"),
+    Column("rows/s"),
+    Column("time", whole=True),
+    Column("GPU-hours", whole=True),
+    Column("in flight", spare=1),
+    Column("start"),
+)
+
+
+def forecast_then_submit(
+    request: JobRequest,
+    *,
+    rows: int | None,
+    yes: bool,
+    detach: bool,
+    no_progress: bool,
+    output: Format,
+) -> None:
+    """Ask a sample, show what the rest takes, and go on as `job preview` does: on a terminal that
+    agrees, or with `yes`.
+    """
+    from domyn_swarm.jobs.forecasting import check_answered
+    from domyn_swarm.services.jobs import JobService
+
+    found = asked_forecast(request, rows)
+    show_forecast(found, output)
+    check_answered(found)
+    if not (yes or (output is Format.TABLE and interactive())):
+        say("No job was submitted: `job submit` with the same flags goes on, and so does -y.")
+        return
+    if not (yes or confirm("full run?")):
+        say("No job was submitted. What was answered is kept.")
+        raise typer.Exit(1)
+    # Where every row was to be asked anew, the sample has begun with that.
+    handle = JobService().submit(request.model_copy(update={"resume": True}))
+    follow(
+        handle,
+        detach=detach,
+        no_progress=no_progress,
+        time_limit_s=request.resources.time_limit_s,
+    )
+
+
+def asked_forecast(request: JobRequest, rows: int | None) -> JobForecast:
+    """Ask a sample; Ctrl-C ends it after the rows in flight."""
+    from domyn_swarm.services.jobs import JobService
+
+    say("A sample of the job's rows is asked; its answers are kept.")
+    try:
+        return JobService().forecast(request, say, rows=rows)
+    except KeyboardInterrupt:
+        say("\nInterrupted: what was answered is kept, and no job was submitted.")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def show_forecast(found: JobForecast, output: Format) -> None:
+    """What a job takes, by the number of replicas."""
+    if output is not Format.TABLE:
+        print_record(found, output)
+        return
+    failed = f", {found.rows_failed} failed" if found.rows_failed else ""
+    took = f"{found.rows_asked} rows in {found.sample_s:.1f} s{failed}"
+    tokens = "the endpoint does not tell"
+    if found.prompt_tokens_left is not None:
+        tokens = f"{found.prompt_tokens_left} in, {found.completion_tokens_left} out"
+    print_pairs(
+        [
+            ("job", found.job),
+            ("swarm", found.swarm or "-"),
+            ("endpoint", f"{found.endpoint} ({found.model})"),
+            ("input", found.input),
+            ("output", found.output),
+            ("sample", took),
+            ("rows left", f"{found.rows_left} of {found.rows_total}"),
+            ("tokens left", tokens),
+        ]
+    )
+    if found.choices:
+        typer.echo()
+        print_table(
+            _COLUMNS, [_line(one, now=one.replicas == found.replicas) for one in found.choices]
+        )
+    elif found.rows_left:
+        say("Too few rows were asked to say what the others take: --sample ROWS asks more.")
+    for note in found.notes:
+        say(note)
+
+
+def _line(one: Choice, *, now: bool) -> tuple[str, ...]:
+    replicas = "as it is" if one.replicas is None else f"{one.replicas}{' (now)' if now else ''}"
+    hours = "-"
+    if one.gpu_hours is not None:
+        hours = f"{one.gpu_hours:.3g} ({one.gpu_hours_low:.3g}-{one.gpu_hours_high:.3g})"
+    return (
+        replicas,
+        f"{one.rows_per_s:.3g}",
+        str(TimeLeft(one.duration_s, one.duration_low_s, one.duration_high_s)),
+        hours,
+        str(one.in_flight),
+        one.start or ("up" if now else "-"),
+    )

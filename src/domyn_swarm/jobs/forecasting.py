@@ -1,0 +1,263 @@
+"""What a job would take, from a sample of its own rows: asked in this process and kept, so that the
+job that follows asks the others.
+
+The sample is a run of the same job over the same checkpoint that publishes nothing, as a preview
+is (`preview`); its errors do not count for later runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from domyn_swarm import open_files
+from domyn_swarm.batch.failure_limit import FailureLimit
+from domyn_swarm.batch.forecast import Pace, time_left, tokens_left
+from domyn_swarm.batch.index import RowIndex, open_index
+from domyn_swarm.batch.limiter import FIRST_LIMIT
+from domyn_swarm.batch.sampling import Sample, take_sample
+from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.verdicts import Reading
+from domyn_swarm.errors import JobError
+from domyn_swarm.jobs.dry_run import TriedJob
+from domyn_swarm.jobs.preparation import Prepared
+from domyn_swarm.jobs.preview import ask_here, check_kept
+from domyn_swarm.jobs.program import access_of, event_loop
+from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.model import Record
+
+LEAST_SAMPLE = 200
+_ROUNDS = 4  # rows of the sample for each that is in flight at once: fewer are all beginning or end
+_MOST_REPLICAS = 32
+_LOOK_S = 0.05
+
+
+class Choice(Record):
+    """What the rows left take with so many replicas; seconds. In four cases of five the truth lies
+    between low and high.
+    """
+
+    replicas: int | None  # None: whatever stands behind an endpoint that is not ours
+    in_flight: int  # rows at once, which --max-concurrency has to allow
+    rows_per_s: float
+    duration_s: float
+    duration_low_s: float
+    duration_high_s: float
+    gpu_hours: float | None  # None: its GPUs are not known
+    gpu_hours_low: float | None
+    gpu_hours_high: float | None
+    start: str | None = None  # what the scheduler says of when it would start; None: not asked
+
+
+class JobForecast(TriedJob):
+    """A job as it would be submitted, and what its rows take by a sample of them."""
+
+    rows_asked: int  # of the sample
+    rows_failed: int  # of those; the full run asks them again
+    rows_left: int  # for the full run
+    sample_s: float
+    in_flight: float  # rows at once, on average
+    replicas: int | None  # that answered the sample
+    prompt_tokens_left: int | None  # None: the endpoint does not tell its tokens
+    completion_tokens_left: int | None
+    choices: tuple[Choice, ...]  # by replicas; none: nothing is left, or too few were answered
+    notes: tuple[str, ...]  # on what it rests
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Who answers the sample."""
+
+    swarm: str | None = None  # its name
+    replicas: int | None = None  # that serve now; None: not known
+    gpus_per_replica: int | None = None
+
+
+def forecast(
+    spec: JobSpec,
+    prepared: Prepared,
+    notice: Callable[[str], None],
+    *,
+    fleet: Fleet,
+    rows: int | None = None,
+    key: str | None = None,
+) -> JobForecast:
+    """Ask a sample of a checked job's rows; keep the answers, and say what the others take.
+
+    Args:
+        spec: the job.
+        prepared: the same, checked.
+        notice: hears what a run has to say, such as that it waits for the endpoint.
+        fleet: who answers.
+        rows: of the sample; None: so many that the endpoint is busy for a while.
+        key: the endpoint's, where the spec names no file of it.
+
+    Raises:
+        ConfigError: the job keeps no checkpoint.
+        PlatformUnavailable: nobody serves at the endpoint, before a row was answered.
+        CheckpointBusy: another job asks the same rows now.
+        JobError: the run cannot go on; what was answered is kept.
+        KeyboardInterrupt: likewise, after the rows in flight.
+    """
+    check_kept(spec, "A forecast")
+    access = access_of(spec)
+    access = replace(access, key=key or access.key)
+    plan = prepared.plan
+    keys = plan.output.keys
+    with _settled(prepared) as index:
+        sample = take_sample(
+            plan.dataset, keys, plan.limit, index, _size(prepared, rows), alike_once=plan.dedup
+        )
+    left = round(sum(sample.left.values()))
+    if rows is None:  # the half at most: of a sample that is the job nothing is left to say
+        sample = replace(sample, rows=sample.rows[: max(1, (left + 1) // 2)])
+    policy = replace(plan.work.run_policy, failure_limit=FailureLimit())  # few rows are no share
+    work = replace(plan.work, run_policy=policy)
+    asked = replace(plan, work=work, only=sample.rows, publishes=False, errors_count=False)
+    tally, began = Tally(), time.monotonic()
+    if sample.rows:
+        with open_files.raised(), event_loop() as runner:
+            watching = _watch(tally, len(sample.rows))
+            runner.run(
+                ask_here(spec, replace(prepared, plan=asked), access, tally, notice, watching)
+            )
+    sample_s = time.monotonic() - began
+    settled = tally.rows_answered + tally.rows_failed
+    slots = _slots(prepared, tally, len(sample.rows))
+    tokens = tokens_left(tally.strata, sample.rest(tally.strata)) if settled else None
+    return JobForecast(
+        job=spec.job,
+        swarm=fleet.swarm,
+        endpoint=access.locate(),
+        model=spec.model,
+        input=spec.input,
+        output=spec.output,
+        rows_total=plan.rows,
+        rows_settled=plan.rows - left + tally.rows_answered,
+        rows_asked=settled,
+        rows_failed=tally.rows_failed,
+        rows_left=left - tally.rows_answered,
+        sample_s=sample_s,
+        in_flight=slots,
+        replicas=fleet.replicas,
+        prompt_tokens_left=None if tokens is None else tokens[0],
+        completion_tokens_left=None if tokens is None else tokens[1],
+        choices=tuple(_choices(tally, sample, slots, fleet)),
+        notes=tuple(_notes(prepared, tally, slots, fleet)),
+    )
+
+
+def _size(prepared: Prepared, rows: int | None) -> int:
+    if rows is not None:
+        return rows
+    policy = prepared.plan.work.run_policy
+    return max(LEAST_SAMPLE, _ROUNDS * (policy.concurrency or FIRST_LIMIT) * policy.rows_per_call)
+
+
+def _slots(prepared: Prepared, tally: Tally, sampled: int) -> float:
+    """Rows in flight at once while the sample was asked; a sample that had room all at once says
+    nothing of more than that.
+    """
+    policy = prepared.plan.work.run_policy
+    if policy.concurrency is not None:
+        return float(min(sampled, policy.concurrency * policy.rows_per_call))
+    if sampled <= FIRST_LIMIT * policy.rows_per_call or tally.forecaster.slots is None:
+        return float(min(sampled, FIRST_LIMIT * policy.rows_per_call))
+    return tally.forecaster.slots
+
+
+@contextmanager
+def _settled(prepared: Prepared) -> Iterator[RowIndex | None]:
+    """The results so far; None: there are none that count."""
+    plan, keys = prepared.plan, prepared.plan.output.keys
+    folders = plan.place.readable(keys)
+    if not (plan.resume and any(one.path.is_dir() for one in folders)):
+        yield None
+        return
+    index = open_index(folders, keys, Reading(plan.accept))
+    try:
+        yield index
+    finally:
+        index.frames.close()
+
+
+async def _watch(tally: Tally, rows: int) -> None:
+    """Note how many rows are in flight at once, until the last one of them is begun: from then on
+    there are fewer than the job would have.
+    """
+    while sum(one.begun for one in tally.strata.values()) < rows:
+        tally.look()
+        await asyncio.sleep(_LOOK_S)
+    tally.look()
+
+
+def _choices(tally: Tally, sample: Sample, slots: float, fleet: Fleet) -> Iterator[Choice]:
+    """Replicas are taken to be alike: so many times as many answer so many times as many rows at
+    once, each as fast as now.
+    """
+    rest = sample.rest(tally.strata)
+    left = sum(rest.values())
+    counts = [2**power for power in range(_MOST_REPLICAS.bit_length())]
+    now = fleet.replicas
+    for replicas in [None] if now is None else sorted({*counts, now}):
+        times = 1.0 if replicas is None or now is None else replicas / now
+        found = time_left(tally.strata, rest, Pace(slots * times), begun=False)
+        if found is None or left < 1 or (times > 1 and slots * times / 2 >= left):
+            continue
+        gpus = None
+        if replicas is not None and fleet.gpus_per_replica:
+            gpus = replicas * fleet.gpus_per_replica / 3600
+        yield Choice(
+            replicas=replicas,
+            in_flight=max(1, round(slots * times)),
+            rows_per_s=left / max(1e-9, found.expected_s),
+            duration_s=found.expected_s,
+            duration_low_s=found.low_s,
+            duration_high_s=found.high_s,
+            gpu_hours=None if gpus is None else gpus * found.expected_s,
+            gpu_hours_low=None if gpus is None else gpus * found.low_s,
+            gpu_hours_high=None if gpus is None else gpus * found.high_s,
+        )
+
+
+def _notes(prepared: Prepared, tally: Tally, slots: float, fleet: Fleet) -> Iterator[str]:
+    work = prepared.plan.work
+    if prepared.plan.dedup:
+        yield "Rows of one value share a request (--dedup); this is as if each had its own."
+    if slots and work.run_policy.concurrency is None:
+        yield (
+            f"It rests on {slots:.0f} rows in flight, as many as the sample had; a long job may "
+            "find room for more and be faster (--max-concurrency auto)."
+        )
+    elif slots and fleet.replicas is not None:
+        yield (
+            "More replicas are faster only with as many more rows in flight: --max-concurrency as "
+            "the table says."
+        )
+    if tally.rows_failed:
+        yield f"{tally.rows_failed} rows of the sample failed; the full run asks them again."
+
+
+def check_answered(found: JobForecast) -> None:
+    """Refuse to go on where no row of the sample was answered.
+
+    Raises:
+        JobError: all of them failed.
+    """
+    if found.rows_asked and found.rows_failed == found.rows_asked:
+        raise JobError(
+            f"All {found.rows_asked} rows of the sample failed; no job was submitted.",
+            hint="`domyn-swarm job submit --dry-run` shows what the first row sends and gets.",
+        )
+
+
+def with_starts(found: JobForecast, starts: Sequence[str | None]) -> JobForecast:
+    """The same with what the scheduler says of each choice."""
+    choices = [
+        one.model_copy(update={"start": start})
+        for one, start in zip(found.choices, starts, strict=True)
+    ]
+    return found.model_copy(update={"choices": tuple(choices)})

@@ -1,0 +1,172 @@
+"""The GPU-hours of a job while it runs, and the budget that ends it.
+
+The rule: a second of a job costs the GPUs of its swarm's replicas that are up in it (starting,
+serving or draining; not those that wait in a queue or have ended), divided by the number of jobs of
+the swarm that are at work then. What several jobs cost together is what the swarm cost while one of
+them ran; a swarm without jobs is nobody's. Publication counts, waiting in a queue does not.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from domyn_swarm.errors import BudgetSpent, JobError
+from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.model import (
+    FINAL_REPLICA_STATES,
+    JobProgress,
+    ReplicaState,
+    TimeLeft,
+    utc_now,
+)
+from domyn_swarm.paths import JobPaths, SwarmPaths
+from domyn_swarm.probing import Clock
+
+if TYPE_CHECKING:
+    from domyn_swarm.batch.tally import Tally
+
+_LOOK_S = 5.0
+_AT_WORK = timedelta(seconds=60)  # since a job's last word: one that was killed says none
+_HOLD_NONE = FINAL_REPLICA_STATES | {ReplicaState.PENDING}
+
+
+class Held(NamedTuple):
+    """What a swarm holds at one moment."""
+
+    gpus: int  # of replicas that are up
+    jobs: int  # that are at work
+
+    def hours(self, seconds: float) -> float:
+        """The GPU-hours of one of the jobs over so long."""
+        return self.gpus * seconds / 3600 / max(1, self.jobs)
+
+
+class GpuHours:
+    """Counts a job's GPU-hours. Blocking: call it from a thread."""
+
+    def __init__(
+        self, look: Callable[[], Held | None], spent: float = 0.0, clock: Clock = time
+    ) -> None:
+        """`look` says what the swarm holds, None where that cannot be read; `spent` is what
+        earlier runs of the job have cost.
+        """
+        self.spent = spent
+        self.held: Held | None = None
+        self._look = look
+        self._clock = clock
+        self._counted_at: float | None = None
+        self._looked_at = 0.0
+
+    def count(self) -> None:
+        """Count up to now: call it about once a second."""
+        now = self._clock.monotonic()
+        if self._counted_at is not None and self.held is not None:
+            self.spent += self.held.hours(now - self._counted_at)
+        self._counted_at = now
+        if self.held is None or now - self._looked_at >= _LOOK_S:
+            self._looked_at = now
+            self.held = self._look() or self.held
+
+    def left(self, left: TimeLeft | None) -> str | None:
+        """What the rest of the job costs if it goes on as now, in words; None: not known."""
+        if left is None or self.held is None:
+            return None
+        hours = [self.held.hours(one) for one in (left.expected_s, left.low_s, left.high_s)]
+        return "about {:.3g} GPU-hours ({:.3g}-{:.3g})".format(*hours)
+
+
+def gpu_hours_of(spec: JobSpec, paths: JobPaths) -> GpuHours | None:
+    """The count of a job that begins to run; None: it asks no swarm of ours."""
+    if spec.endpoint_file is None:
+        return None
+    swarm = SwarmPaths(Path(spec.endpoint_file).parent.parent)
+    return GpuHours(_LookAt(swarm, spec.job_id), _spent_before(paths))
+
+
+def _spent_before(paths: JobPaths) -> float:
+    """What earlier runs under the same job id have cost."""
+    try:
+        told = JobProgress.model_validate_json(paths.progress.read_text("utf-8"))
+    except (OSError, ValueError):  # it has not run yet
+        return 0.0
+    return told.gpu_hours or 0.0
+
+
+class _LookAt:
+    """Reads what a swarm holds from its folder: its plan, its collector's last view, its jobs."""
+
+    def __init__(self, swarm: SwarmPaths, job_id: str) -> None:
+        from domyn_swarm.backends.endpoint.job_progress import JobsFolder
+
+        self._swarm = swarm
+        self._job_id = job_id
+        self._jobs = JobsFolder(swarm.jobs)
+
+    def __call__(self) -> Held | None:
+        from domyn_swarm.backends.endpoint.view import last_view
+
+        try:
+            layout = json.loads(self._swarm.plan.read_text("utf-8"))["layout"]
+            per_replica, up = int(layout["gpus_per_replica"]), int(layout["replicas"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        view = last_view(self._swarm)
+        if view is not None and view.replicas:
+            up = sum(one.state not in _HOLD_NONE for one in view.replicas)
+        now = utc_now()
+        others = sum(
+            one.job_id != self._job_id
+            and one.progress.state in ("running", "paused")
+            and now - one.progress.updated_at <= _AT_WORK
+            for one in self._jobs.read(now)
+        )
+        return Held(up * per_replica, 1 + others)
+
+
+class Budget:
+    """Ends a job once it has cost so many GPU-hours."""
+
+    def __init__(self, hours: float | None, counted: GpuHours | None) -> None:
+        """`hours` None: it may cost what it takes."""
+        self._hours = hours
+        self._counted = counted
+
+    @property
+    def spent(self) -> bool:
+        """Whether it is used up."""
+        return (
+            self._hours is not None
+            and self._counted is not None
+            and self._counted.spent >= self._hours
+        )
+
+    def check_counted(self) -> None:
+        """Refuse to run where nobody could say when the budget is used up.
+
+        Raises:
+            JobError: what the swarm holds cannot be read.
+        """
+        if self._hours is not None and (self._counted is None or self._counted.held is None):
+            raise JobError(
+                "The GPUs of the job's swarm cannot be read, so that --max-gpu-hours cannot be "
+                "kept.",
+                hint="Is the swarm's folder on a file system that this node sees? Else take "
+                "--max-gpu-hours out.",
+            )
+
+    def over(self, job_id: str, tally: Tally) -> BudgetSpent:
+        """What is said of a job that has come to its end so."""
+        total = "?" if tally.rows_total is None else str(tally.rows_total)
+        rows = total if tally.rows_total is None else str(tally.rows_total - tally.rows_done)
+        more = None if self._counted is None else self._counted.left(tally.time_left())
+        left = f"{rows} of {total} rows are left" + (f", {more} more at this pace" if more else "")
+        return BudgetSpent(
+            f"Its budget of {self._hours:.4g} GPU-hours (--max-gpu-hours) is used up; {left}.",
+            hint=f"Rows that are done are kept: `domyn-swarm job resume {job_id} --max-gpu-hours H`"
+            " goes on, for so many more.",
+        )
