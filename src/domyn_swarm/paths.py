@@ -287,6 +287,11 @@ class SwarmPaths:
         return self.root / "serving" / "replicas.json"
 
     @property
+    def elastic(self) -> Path:
+        """Which replicas an elastic swarm shall run, and what was measured of its starts."""
+        return self.root / "serving" / "elastic.json"
+
+    @property
     def ended(self) -> Path:
         """Why the swarm ended, once it has: by itself, or by `down`."""
         return self.root / "serving" / "ended.json"

@@ -28,6 +28,7 @@ from domyn_swarm.probing import Observation
 _log = get_logger(__name__)
 
 _TAIL_BYTES = 64 * 1024
+ASLEEP = "asleep: its first replica starts with the first request or job"
 
 
 class Part(Record):
@@ -48,6 +49,9 @@ class ServingHandle(Record):
     swarm_dir: str
     parts: tuple[Part, ...] = ()
     location: Location | None = None  # None: not recorded, taken for here
+    # Of an elastic swarm: so few replicas it may have. They are no parts of the handle: its endpoint
+    # program starts and ends them, and `find` knows those that there are. None: not elastic.
+    least_replicas: int | None = None
 
 
 class PartRecorder(Protocol):

@@ -50,6 +50,7 @@ _DOORS = frozenset({401, 402, 403, 404, 407})
 _NO_LISTING = frozenset({404, 405})
 _AS_KNOWN = 204
 _LISTING = "/v1/models"
+_READINESS = "/readiness"
 _ASKED = 2  # replicas, before the endpoint is asked
 
 
@@ -63,6 +64,7 @@ class _View(msgspec.Struct):
     replicas: list[_Replica]
     taken_at: datetime
     stale_after_s: float
+    elastic: bool = False
 
     def ready(self) -> frozenset[str]:
         """Where requests may be sent."""
@@ -116,6 +118,7 @@ class Replicas:
         self._looked = asyncio.Event()
         self._settled = asyncio.Event()  # some replica has proved itself, or none will for now
         self._used_at = 0.0
+        self.asleep = False  # none serves, and the swarm starts one for whoever asks
         self.needed = False  # a request that only a replica may get has found none
         self._refused_at: list[float] = []  # looks at which none could be connected to, in a row
         self.dispatch = dispatch or Dispatch()
@@ -170,7 +173,9 @@ class Replicas:
             reply = await self._names.collector.request("GET", url, None, _ASK_TIMEOUT_S)
             if reply.status == _AS_KNOWN:
                 return self._named
-            return msgspec.json.decode(reply.body, type=_View).ready()
+            view = msgspec.json.decode(reply.body, type=_View)
+            self.asleep = view.elastic and not view.ready()
+            return view.ready()
         except (RequestError, JobError, msgspec.DecodeError):
             return None
 
@@ -275,6 +280,15 @@ class Replicas:
             self.needed = False
         return replica
 
+    async def still_asleep(self) -> bool:
+        """Whether an elastic swarm has no replica that serves; asking has it start one."""
+        if not self.asleep:
+            return False
+        self._used_at = self._now()
+        self._wanted.set()
+        await self._looked.wait()
+        return self.asleep
+
     def release(self, url: str) -> None:
         """A request has ended there."""
         self.dispatch.release(url)
@@ -314,6 +328,8 @@ class ReplicaClient:
         """What the endpoint says of itself is asked of a replica where there is one: it serves,
         whether or not the router does.
         """
+        if path == _READINESS and await self._replicas.still_asleep():
+            return HttpReply(503, b"", None)
         for replica in sorted(self._replicas.dispatch.urls)[:_ASKED]:
             try:
                 limit_s = min(timeout_s, _ASK_TIMEOUT_S)
@@ -334,6 +350,8 @@ class ReplicaClient:
         replica = await self._replicas.take(body)
         if replica is not None:
             return replica
+        if self._replicas.asleep:  # it would be held for a while and turned away
+            raise NobodyThere("the swarm is asleep; its first replica starts")
         if passes and is_plain(path, body, self._model):
             return None
         self._replicas.needed = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from aiohttp import web
 from pydantic import ValidationError
@@ -56,6 +56,7 @@ class Collector:
         self._history = History(paths.watchdog_db)
         self._reachability = Reachability()
         self._gauges = EngineGauges(spec)
+        self.stand_in: str | None = None  # what the router is given where no replica serves
         self.drivers_looked = 0  # how often a job asked for replicas to send requests to
         self._unwritten: list[ReplicaReport] = []
         self._listed: tuple[str, ...] | None = None  # in the manifest on disk; None: not ours yet
@@ -232,19 +233,38 @@ class Collector:
             self._table.give_up(replica)
             self._note(before, replica)
 
-    def resize(self, replicas: int) -> None:
-        """So many replicas are wanted from now on."""
-        self._listings.clear()
-        self._table.resize(replicas)
+    def want(self, replicas: Iterable[int]) -> None:
+        """These replicas are wanted from now on; the router gives others no request."""
+        before = self._table.wanted
+        self._table.want(replicas)
+        if self._table.wanted != before:
+            self._view_changed = True
+            self._listings.clear()
+            self._news.set()
 
     @property
-    def replicas_wanted(self) -> int:
-        """How many there shall be."""
+    def wanted(self) -> frozenset[int]:
+        """The replicas that there shall be."""
         return self._table.wanted
 
     def all_serve(self) -> bool:
         """Whether every replica that is wanted takes requests."""
-        return len(self._table.serving(_now())) >= self._table.wanted
+        return len(self._table.serving(_now())) >= len(self._table.wanted)
+
+    def serving_replicas(self) -> tuple[int, ...]:
+        """Those that take requests now."""
+        found = self._table.serving(_now())
+        return tuple(one for one, url in found.items() if self._reachability.reachable(url))
+
+    def last(self, replica: int) -> ReplicaReport | None:
+        """What a replica reported last."""
+        return self._table.last(replica)
+
+    async def requests_at(self, urls: Sequence[str]) -> Mapping[str, float] | None:
+        """The requests at these engines now, running or waiting there; one that does not answer is
+        left out. None: such engines do not tell.
+        """
+        return await self._gauges.requests_at(urls)
 
     def view(self) -> CollectorView:
         """What is believed now."""
@@ -253,7 +273,9 @@ class Collector:
             taken_at=utc_now(),
             stale_after_s=self._spec.stale_after_s,
             tag=self._spec.tag,
-            wanted=self._table.wanted,
+            wanted=len(self._table.wanted),
+            elastic=self._spec.elastic is not None,
+            asked_for=tuple(sorted(self._table.wanted)) if self._spec.elastic else None,
         )
 
     # -- files --------------------------------------------------------------------------------
@@ -277,7 +299,7 @@ class Collector:
         while True:
             await asyncio.sleep(CHECK_S)
             try:
-                if await self._reachability.check(self._table.serving(_now())):
+                if await self._reachability.check(tuple(self._table.serving(_now()).values())):
                     self._listings.clear()
                     self._news.set()
             except Exception:  # noqa: BLE001 - the endpoint serves all the same
@@ -285,11 +307,17 @@ class Collector:
 
     def _serving(self) -> tuple[str, ...]:
         """Where the router may send requests now."""
-        urls = self._table.serving(_now())
+        urls = self._table.serving(_now()).values()
         return tuple(url for url in urls if self._reachability.reachable(url))
+
+    def serving(self) -> tuple[str, ...]:
+        """The URLs of the replicas that take requests now."""
+        return self._serving()
 
     async def _sync(self) -> None:
         serving = self._serving()
+        if not serving and self.stand_in is not None:
+            serving = (self.stand_in,)
         if serving != self._listed:
             await asyncio.to_thread(
                 write_private, self._paths.router_manifest, self._manifest(serving)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.spec import ElasticSpec, EndpointSpec
 from domyn_swarm.backends.watchdog_spec import heartbeat_s
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
@@ -10,6 +10,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 
 _HEARTBEATS_MISSED = 3
 _STALE_AT_LEAST_S = 10.0
+_FULL_AT = 64  # requests, where the engine is not told how many run at once
 
 
 def build_endpoint_spec(
@@ -22,6 +23,7 @@ def build_endpoint_spec(
         host=host,
         port=endpoint.get("port"),
         replicas=plan.layout.replicas,
+        elastic=_elastic(plan, ctx),
         stale_after_s=max(_STALE_AT_LEAST_S, _HEARTBEATS_MISSED * heartbeat_s(plan)),
         health_path=plan.watchdog.http_path or ctx.serving_spec.health_path,
         metrics_path=ctx.serving_spec.metrics_path,
@@ -39,3 +41,10 @@ def build_endpoint_spec(
         **plan.metrics.model_dump(),
         **plan.router.model_dump(),
     )
+
+
+def _elastic(plan: DeploymentPlan, ctx: DeploymentContext) -> ElasticSpec | None:
+    if plan.elastic is None:
+        return None
+    full_at = ctx.serving_spec.max_num_seqs or _FULL_AT
+    return ElasticSpec(full_at=full_at, **plan.elastic.model_dump())

@@ -110,6 +110,20 @@ class EngineGauges:
             ),
         )
 
+    async def requests_at(self, urls: Sequence[str]) -> dict[str, float] | None:
+        """The requests that run or wait at each of these engines, as far as they answer; of many a
+        few are asked. None: they have no gauges.
+        """
+        if self._path is None or self._running is None:
+            return None
+        asked = urls[:_MOST_ASKED]
+        texts = await asyncio.gather(*[self._metrics(url + self._path) for url in asked])
+        return {
+            url: (_sum(self._running, text) or 0.0) + (_sum(self._waiting, text) or 0.0)
+            for url, text in zip(asked, texts, strict=True)
+            if text is not None
+        }
+
     async def _metrics(self, url: str) -> bytes | None:
         if self._session is None:
             key = self._key_file.read_text("utf-8").strip()

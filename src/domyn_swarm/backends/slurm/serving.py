@@ -72,10 +72,15 @@ class SlurmServing(OnCluster, OwnEndpoint):
         submissions.recorded("endpoint")
         warn_of_hidden(self._slurm, ctx.tag, endpoint.platform_id)
         # No GPU is held for an endpoint that waits: tasks are scheduled once its job has started.
-        array = submissions.submit("replica", after=endpoint.platform_id)
-        replicas = _replica_parts(array, range(plan.layout.replicas), per_task)
-        record(*replicas)
-        submissions.recorded("replica")
+        replicas: list[Part] = []
+        if plan.launched_replicas:
+            tasks = None  # all of the script's array
+            if plan.elastic is not None:
+                tasks = range(math.ceil(plan.launched_replicas / per_task))
+            array = submissions.submit("replica", tasks, after=endpoint.platform_id)
+            replicas = _replica_parts(array, range(plan.launched_replicas), per_task)
+            record(*replicas)
+            submissions.recorded("replica")
         return ServingHandle(
             platform="slurm",
             tag=ctx.tag,
@@ -286,11 +291,19 @@ class SlurmServing(OnCluster, OwnEndpoint):
             if not one.job.over
             for part in _parts_of(one)
         }
-        others = [part for part in handle.parts if (part.kind, part.index) not in live]
+        parts = list(handle.parts)
+        if handle.least_replicas is not None:  # its replicas come and go
+            there = [
+                part
+                for one in self._tagged(handle)
+                for part in _parts_of(one)
+                if one.kind == "replica" and not one.job.over
+            ]
+            parts = [*dict.fromkeys([*parts, *there])]
+        others = [part for part in parts if (part.kind, part.index) not in live]
         own = self._slurm.jobs([part.platform_id for part in others])
         return {
-            part: live.get((part.kind, part.index)) or own.get(part.platform_id)
-            for part in handle.parts
+            part: live.get((part.kind, part.index)) or own.get(part.platform_id) for part in parts
         }
 
     def _unanswered(self, handle: ServingHandle) -> str | None:
