@@ -49,8 +49,8 @@ class ServingHandle(Record):
     swarm_dir: str
     parts: tuple[Part, ...] = ()
     location: Location | None = None  # None: not recorded, taken for here
-    # Of an elastic swarm: so few replicas it may have. They are no parts of the handle: its endpoint
-    # program starts and ends them, and `find` knows those that there are. None: not elastic.
+    # Of an elastic swarm: so few replicas it may have. They are no parts of the handle: the
+    # endpoint program starts and ends them, and `find` knows those that there are.
     least_replicas: int | None = None
 
 

@@ -142,7 +142,8 @@ class Collector:
     async def _replicas(self, request: web.Request) -> web.Response:
         for_requests = "for" in request.query  # somebody sends them without the router
         self.drivers_looked += for_requests
-        if for_requests and request.query.get("known") == listing_tag(self._serving()):
+        serving = self._serving()
+        if for_requests and serving and request.query.get("known") == listing_tag(serving):
             return web.Response(status=204)  # a thousand replicas are much to tell every second
         text = self._listing(for_requests=for_requests)
         return web.Response(text=text, content_type="application/json")

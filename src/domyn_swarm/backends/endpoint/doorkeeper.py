@@ -48,6 +48,7 @@ class Doorkeeper:
         self.expected_s: Callable[[], float | None] = lambda: None  # until one serves, if known
         self.why: Callable[[], str | None] = lambda: None  # none will for now, if that is so
         self._bytes = 0
+        self._turn = 0  # those that waited are spread over who serves by then
         self._session: aiohttp.ClientSession | None = None
         self.held = 0  # requests that wait here
         self.came = asyncio.Event()  # one did, since somebody cleared it
@@ -98,7 +99,9 @@ class Doorkeeper:
         while loop.time() < until:
             if (why := self.why()) is not None:
                 return self._later(why)
-            for url in self._serving():
+            serving = self._serving()
+            self._turn += 1
+            for url in serving[self._turn % len(serving) :] if serving else ():
                 try:
                     return await self._answer_of(url, request, body)
                 except _NOT_STARTED:  # nothing was sent: the next one

@@ -38,6 +38,7 @@ from domyn_swarm.probing import Clock
 _log = get_logger(__name__)
 
 _LOOK_S = 1.0
+_AT_LEAST_S = 0.2  # between two looks, however many requests come
 _LEFT_S = 3.0  # after a replica left the lists, drivers and router have surely followed
 _SILENT_JOB_S = 20.0  # workers rewrite their progress every second
 _ASKED_FOR_S = 10.0  # a job that asked for replicas wants them for so long
@@ -124,7 +125,7 @@ class Elasticity:
         self._requests: float | None = None
         self._looked: int = collector.drivers_looked
         self._asked_for_until = 0.0
-        self._clients_at = self._work_at = -math.inf
+        self._clients_at = self._work_at = self._jobs_at = -math.inf
         self._came = came or asyncio.Event()  # a request did, and found no replica
         self._announce()
 
@@ -146,8 +147,9 @@ class Elasticity:
                 _log.warning("cannot see to the number of replicas now: %s", error)
             except Exception:  # noqa: BLE001 - the endpoint serves all the same
                 _log.exception("cannot see to the number of replicas now")
+            await asyncio.sleep(_AT_LEAST_S)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
+                async with asyncio.timeout(_LOOK_S - _AT_LEAST_S):
                     await self._came.wait()
             self._came.clear()
 
@@ -282,7 +284,9 @@ class Elasticity:
         if self._collector.drivers_looked != self._looked:
             self._looked = self._collector.drivers_looked
             self._asked_for_until = now + _ASKED_FOR_S
-        asks = now < self._asked_for_until and not jobs.known
+        if jobs.known:
+            self._jobs_at = now
+        asks = now < self._asked_for_until and now - self._jobs_at > _ASKED_FOR_S
         if requests or jobs.left or asks or jobs.unknown:
             self._work_at = now
         work = Work(
@@ -304,7 +308,7 @@ class Elasticity:
     # -- what there is to do it -------------------------------------------------------------------
 
     async def _places(self, placed: Mapping[int, Placed]) -> list[Place]:
-        """Those that are wanted, as they are. What has ended without a word is no place any more."""
+        """Those that are wanted, as they are. What ended without a word is no place any more."""
         serving = {self._place_of(one) for one in self._collector.serving_replicas()}
         idle = await self._idle_s(serving & set(self._state.wanted))
         found, lost = [], set()
