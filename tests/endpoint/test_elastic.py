@@ -204,7 +204,7 @@ def test_what_was_measured_is_remembered_as_the_median() -> None:
     assert ElasticState.model_validate_json(state.model_dump_json()).start_s == 110.0
 
 
-# -- campaigns --------------------------------------------------------------------------------------
+# -- campaigns -------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -315,30 +315,27 @@ class Campaign:
         return [*self.gone, *self.places.values()]
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    least=st.integers(0, 3),
-    more=st.integers(1, 12),
-    jobs=st.dictionaries(st.integers(0, 3000), st.integers(1, 3000), min_size=1, max_size=4),
+CAMPAIGNS = st.builds(
+    Campaign,
+    bounds=st.builds(
+        lambda least, more: Bounds(least, least + more), st.integers(0, 3), st.integers(1, 12)
+    ),
+    jobs=st.dictionaries(st.integers(0, 2000), st.integers(1, 2000), min_size=1, max_size=4),
     start_s=st.floats(1.0, 400.0),
-    row_s=st.floats(0.5, 60.0),
-    slots=st.integers(1, 32),
+    row_s=st.floats(0.5, 30.0),
+    slots=st.integers(4, 32),
     sigma=st.floats(0.0, 1.0),
 )
-def test_whatever_comes(
-    least: int,
-    more: int,
-    jobs: dict[int, int],
-    start_s: float,
-    row_s: float,
-    slots: int,
-    sigma: float,
-) -> None:
+
+
+@settings(max_examples=30, deadline=None)
+@given(CAMPAIGNS)
+def test_whatever_comes(campaign: Campaign) -> None:
     """Bounds hold, no request is lost, every row is answered, it ends as small as it may be, and
     nothing is started again and again.
     """
-    bounds = Bounds(least, least + more)
-    found = Campaign(bounds, jobs, start_s, row_s, slots, sigma).run(10**6)
+    found, bounds, jobs = campaign.run(10**6), campaign.bounds, campaign.jobs
+    least = bounds.least
     assert all(least <= size <= bounds.most for size in found.sizes)
     assert found.lost_requests == 0
     assert found.settled == sum(jobs.values())
@@ -346,13 +343,13 @@ def test_whatever_comes(
     assert len(found.starts) <= least + 2 * bounds.most * len(jobs)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     most=st.integers(2, 16),
-    rows=st.integers(1, 5000),
+    rows=st.integers(1, 3000),
     start_s=st.floats(1.0, 400.0),
-    row_s=st.floats(0.5, 60.0),
-    slots=st.integers(1, 32),
+    row_s=st.floats(0.5, 30.0),
+    slots=st.integers(4, 32),
 )
 def test_what_starts_finds_work_and_is_not_started_twice(
     most: int, rows: int, start_s: float, row_s: float, slots: int

@@ -126,8 +126,9 @@ class Asking:
         know it, too, is over by then.
         """
         death = None
-        if isinstance(error, NobodyThere):
+        if isinstance(error, NobodyThere):  # nothing was sent
             self._trace.attempts -= 1
+            self._tally.requests -= 1
             return gone or await self._waited_for_the_router()
         broke = isinstance(error, ReplicaLost) and not isinstance(error, ReplicaAway)
         if isinstance(error, ReplicaAway | EngineDead) or (broke and self._trace.rows):

@@ -171,12 +171,7 @@ def _known_keys(root: type[BaseModel], at: Key, backend: object) -> list[str]:
         if isinstance(part, int):  # an item of a list, whose model is the list's
             continue
         fields = [model.model_fields.get(str(part)) for model in models]
-        models = [
-            found
-            for one in fields
-            if one is not None
-            for found in _models(one.annotation)
-        ]
+        models = [found for one in fields if one is not None for found in _models(one.annotation)]
         if part == "backend" and isinstance(backend, Mapping):
             chosen = backend.get("type")
             models = [model for model in models if model.model_fields["type"].default == chosen]

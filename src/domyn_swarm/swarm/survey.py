@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from domyn_swarm.backends.endpoint.elastic import read_state
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.backends.left_out import LeftOut, left_out
 from domyn_swarm.backends.platforms import compute_backend
@@ -148,7 +149,7 @@ def _snapshot(
         name=record.name,
         phase=record.phase,
         observed=seen.phase.name.lower() if probed else "not_probed",
-        detail=_detail(record, seen),
+        detail=_with_trouble(swarm, _detail(record, seen)) if probed else _detail(record, seen),
         whereabouts=whereabouts(record, record.updated_at, ask=probed),
         backend=record.backend,
         engine=plan.engine,
@@ -166,6 +167,15 @@ def _snapshot(
         swarm_dir=record.swarm_dir,
         created_at=record.created_at,
     )
+
+
+def _with_trouble(swarm: LiveSwarm, detail: str) -> str:
+    """With why an elastic swarm cannot start what it wants, where that is so."""
+    live = swarm.record.phase.live and swarm.plan.elastic is not None
+    state = read_state(swarm.paths, swarm.record.tag) if live else None
+    if state is None or not state.trouble:
+        return detail
+    return f"{detail}; no replica can be started: {state.trouble}"
 
 
 def _left_out(swarm: LiveSwarm) -> tuple[LeftOut, ...]:

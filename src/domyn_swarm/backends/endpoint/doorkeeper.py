@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -26,8 +27,14 @@ _MOST_BYTES = 256 << 20  # of held requests, together
 _MOST_BODY_BYTES = 64 << 20
 _LOOK_S = 0.1
 _RETRY_AT_LEAST_S = 5
-_RETRY_AT_MOST_S = 60
+RETRY_AT_MOST_S = 60
 _PASSED_ON = ("Content-Type", "Content-Encoding", "Retry-After", "X-Request-Id")
+# How its app is run: who hangs up is held no more, and nobody at its end.
+RUNNER: dict[str, Any] = {
+    "access_log": None,
+    "handler_cancellation": True,
+    "shutdown_timeout": 0.1,
+}
 _NOT_STARTED = (aiohttp.ClientConnectorError, ConnectionRefusedError)
 
 
@@ -50,6 +57,7 @@ class Doorkeeper:
         self._bytes = 0
         self._turn = 0  # those that waited are spread over who serves by then
         self._session: aiohttp.ClientSession | None = None
+        self.turned_away = 0  # so many, who may come again
         self.held = 0  # requests that wait here
         self.came = asyncio.Event()  # one did, since somebody cleared it
 
@@ -129,9 +137,10 @@ class Doorkeeper:
             return answer
 
     def _later(self, why: str) -> web.Response:
+        self.turned_away += 1
         expected_s = self.expected_s()
         wait_s = _RETRY_AT_LEAST_S if expected_s is None else round(expected_s)
-        wait_s = min(_RETRY_AT_MOST_S, max(_RETRY_AT_LEAST_S, wait_s))
+        wait_s = min(RETRY_AT_MOST_S, max(_RETRY_AT_LEAST_S, wait_s))
         refusal = _refusal(503, f"the swarm is asleep: {why}. Ask again in {wait_s} s.")
         refusal.headers["Retry-After"] = str(wait_s)
         return refusal

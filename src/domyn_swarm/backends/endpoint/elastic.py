@@ -1,5 +1,5 @@
-"""How many replicas an elastic swarm shall run, and which: `replicas: {min, max}`. Pure: no clock,
-no file, no platform. `elasticity` asks it every second, and does what it says.
+"""How many replicas an elastic swarm shall run, and which: `replicas: {min, max}`. `decide` is
+pure: no clock, no file, no platform. `elasticity` asks it every second, and does what it says.
 
 A *place* is what a platform starts and ends as one: a replica, or the replicas of one node's task.
 
@@ -29,6 +29,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from domyn_swarm.model import Record
+from domyn_swarm.paths import SwarmPaths
 
 PRESUMED_START_S = 120.0  # until one was measured
 _WORTH = 0.5  # of the time that a start takes: so long a new place must have work
@@ -284,6 +285,15 @@ class Speed:
         return rows / place_s if place_s >= self._least_s and rows > 0 else None
 
 
+def read_state(paths: SwarmPaths, tag: str) -> ElasticState | None:
+    """What the endpoint program of a swarm wrote down last; None: nothing, or of another swarm."""
+    try:
+        state = ElasticState.model_validate_json(paths.elastic.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return state if state.tag == tag else None
+
+
 class ElasticState(Record):
     """What whoever decides remembers, so that one that was killed goes on where it was:
     `serving/elastic.json`. Written before what it says is done.
@@ -296,6 +306,7 @@ class ElasticState(Record):
     starts_s: tuple[float, ...] = ()  # how long the last starts took, queue and all
     failed_until: dict[int, float] = Field(default_factory=dict)  # places that rest; epoch's s
     reason: str = ""  # of the last change
+    trouble: str = ""  # why what is wanted cannot be started now
 
     @property
     def start_s(self) -> float | None:

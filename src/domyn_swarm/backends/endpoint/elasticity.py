@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
+from domyn_swarm.backends.endpoint.doorkeeper import RETRY_AT_MOST_S, Doorkeeper
 from domyn_swarm.backends.endpoint.elastic import (
     Bounds,
     ElasticState,
@@ -26,6 +27,7 @@ from domyn_swarm.backends.endpoint.elastic import (
     Speed,
     Work,
     decide,
+    read_state,
 )
 from domyn_swarm.backends.endpoint.job_progress import JobsFolder
 from domyn_swarm.backends.endpoint.spec import ElasticSpec, EndpointSpec
@@ -43,6 +45,7 @@ _LEFT_S = 3.0  # after a replica left the lists, drivers and router have surely 
 _SILENT_JOB_S = 20.0  # workers rewrite their progress every second
 _ASKED_FOR_S = 10.0  # a job that asked for replicas wants them for so long
 _FAILED_RESTS_S = 600.0
+_COMES_AGAIN_S = 600.0  # who was turned away for so long ago has given up
 _APPEARS_S = 90.0  # what was asked for so long ago and is not there has ended
 _AGAIN_S = 30.0  # between attempts to start what could not be started
 _AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
@@ -85,7 +88,7 @@ class ElasticPlatform(Protocol):
 
 
 class Elasticity:
-    """`activity` asks the router; `held` says how many requests wait for a first replica."""
+    """`activity` asks the router; `door` stands in for the replicas while there are none."""
 
     def __init__(
         self,
@@ -95,8 +98,7 @@ class Elasticity:
         collector: Collector,
         activity: Callable[[], Awaitable[Activity | None]],
         *,
-        held: Callable[[], int] = lambda: 0,
-        came: asyncio.Event | None = None,
+        door: Doorkeeper | None = None,
         clock: Clock = time,
     ) -> None:
         if spec.elastic is None:
@@ -105,7 +107,7 @@ class Elasticity:
         self._platform = platform
         self._collector = collector
         self._activity = activity
-        self._held = held
+        self._door = door
         self._clock = clock
         self._per_place = platform.per_place
         self._elastic: ElasticSpec = spec.elastic
@@ -126,14 +128,16 @@ class Elasticity:
         self._looked: int = collector.drivers_looked
         self._asked_for_until = 0.0
         self._clients_at = self._work_at = self._jobs_at = -math.inf
-        self._came = came or asyncio.Event()  # a request did, and found no replica
+        self._came = asyncio.Event() if door is None else door.came
+        self._turned_away = 0
+        self._awake_since: float | None = None  # some replica serves
+        self._awaited_until = -math.inf  # who was turned away may come again until then
         self._announce()
 
     def _restore(self, tag: str) -> tuple[ElasticState, bool]:
-        with contextlib.suppress(OSError, ValueError):
-            state = ElasticState.model_validate_json(self._paths.elastic.read_text("utf-8"))
-            if state.tag == tag:
-                return state, True
+        state = read_state(self._paths, tag)
+        if state is not None:
+            return state, True
         first = tuple(range(self._bounds.least))  # `up` has asked for these
         now = self._clock.time()
         return ElasticState(tag=tag, wanted=first, asked_at=dict.fromkeys(first, now)), False
@@ -160,7 +164,11 @@ class Elasticity:
         return None if start_s is None else max(0.0, start_s - max(since, default=0.0))
 
     def why_not(self) -> str | None:
-        """Why no replica will serve for now: those that were started have failed."""
+        """Why no replica will serve for now: those that were started have failed, or none can be
+        started.
+        """
+        if self._state.trouble:
+            return f"no replica can be started: {self._state.trouble}"
         failures = self._collector.failures()
         wanted = len(self._collector.wanted)
         return (
@@ -237,8 +245,16 @@ class Elasticity:
         self._try_again_at = now + _AGAIN_S
         fresh = [one for one in missing if self._asked_s(one) < _APPEARS_S or self._restored]
         self._restored = False  # whoever decided before may have been killed before it asked
-        if fresh:
+        if not fresh:
+            return
+        trouble = ""
+        try:
             await asyncio.to_thread(self._platform.start, fresh)
+        except PlatformError as error:
+            trouble = error.message
+            _log.warning("%s cannot be started: %s", _named(fresh), trouble)
+        if trouble != self._state.trouble:
+            await self._remember(self._state.model_copy(update={"trouble": trouble}))
 
     async def _end(self, surplus: Collection[int]) -> None:
         """Have those end that are not wanted, and have nothing to do any more."""
@@ -273,12 +289,13 @@ class Elasticity:
         now = self._clock.monotonic()
         jobs = await asyncio.to_thread(self._jobs.look, self._ready_places())
         activity = await self._activity()
-        requests = float(self._held())
+        requests = 0.0 if self._door is None else float(self._door.held)
         if activity is not None:
             requests = max(requests, activity.in_flight)
             if self._requests is not None and activity.requests != self._requests:
                 self._clients_at = now
             self._requests = activity.requests
+        self._await_the_turned_away(now)
         if requests:
             self._clients_at = now
         if self._collector.drivers_looked != self._looked:
@@ -287,17 +304,36 @@ class Elasticity:
         if jobs.known:
             self._jobs_at = now
         asks = now < self._asked_for_until and now - self._jobs_at > _ASKED_FOR_S
-        if requests or jobs.left or asks or jobs.unknown:
+        asks = asks or now < self._awaited_until or jobs.unknown
+        if requests or jobs.left or asks:
             self._work_at = now
         work = Work(
             rows_left=jobs.left,
             rows_unsent=jobs.unsent,
             requests=requests,
-            asked_for=asks or jobs.unknown,
+            asked_for=asks,
             quiet_s=now - self._work_at,
             clients_quiet_s=now - self._clients_at,
         )
         return work, self._jobs.speed.rows_per_place_s
+
+    def _await_the_turned_away(self, now: float) -> None:
+        """Who was turned away comes again: a replica is kept for that, once it serves, as long as
+        the longest pause that anybody was told.
+        """
+        if not self._collector.serving_replicas():
+            self._awake_since = None
+        elif self._awake_since is None:
+            self._awake_since = now
+        if self._door is None:
+            return
+        if self._door.turned_away != self._turned_away:
+            self._turned_away = self._door.turned_away
+            self._awaited_until = now + _COMES_AGAIN_S
+        if self._awake_since is not None:
+            came = self._clients_at > self._awake_since
+            until = self._awake_since + RETRY_AT_MOST_S
+            self._awaited_until = -math.inf if came else min(self._awaited_until, until)
 
     def _ready_places(self) -> int:
         return len({self._place_of(one) for one in self._collector.serving_replicas()})

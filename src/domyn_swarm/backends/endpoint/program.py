@@ -20,7 +20,7 @@ from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.announcement import Announcement
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import HOST as DOOR_HOST
-from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
+from domyn_swarm.backends.endpoint.doorkeeper import RUNNER, Doorkeeper
 from domyn_swarm.backends.endpoint.elasticity import Elasticity
 from domyn_swarm.backends.endpoint.router import (
     Admission,
@@ -304,16 +304,12 @@ async def _elasticity(
     if spec.elastic.least > 0:
         return _Size(Elasticity(paths, spec, platform, collector, process.activity), None, None)
     door = Doorkeeper(spec, spec.elastic.hold_s, collector.serving)
-    elasticity = Elasticity(
-        *(paths, spec, platform, collector, process.activity),
-        held=lambda: door.held,
-        came=door.came,
-    )
+    elasticity = Elasticity(paths, spec, platform, collector, process.activity, door=door)
     door.expected_s, door.why = elasticity.expected_s, elasticity.why_not
-    runner = web.AppRunner(door.app(), access_log=None)
+    runner = web.AppRunner(door.app(), **RUNNER)
     await runner.setup()
     port = ports.free_port(DOOR_HOST)
-    await web.TCPSite(runner, DOOR_HOST, port, shutdown_timeout=0.1).start()
+    await web.TCPSite(runner, DOOR_HOST, port).start()
     collector.stand_in = f"http://{DOOR_HOST}:{port}"
     return _Size(elasticity, door, runner)
 
