@@ -351,6 +351,8 @@ class Collector:
         for report in self._table.reports():
             if report.url is None or report.state is not ReplicaState.READY:
                 continue
+            if report.replica not in self._table.wanted:  # it was taken out
+                continue
             change: dict[str, object] = {"reported_at": utc_now()}
             if report.url in before - now:
                 self._silent.add(report.url)
