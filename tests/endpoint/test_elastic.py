@@ -118,7 +118,7 @@ CASES: dict[str, tuple[Work, Sequence[Place], Bounds, Measured, set[int]]] = {
     ),
     "not the moment between two requests": (
         TAIL,
-        [ready(0), ready(1, 1.0)],
+        [ready(0), ready(1, 0.5)],
         Bounds(0, 8),
         KNOWN,
         {0, 1},

@@ -179,7 +179,7 @@ async def test_a_replica_leaves_the_list_before_it_is_told_to_end(bench: Bench) 
     await swarm.lives(2)
     assert swarm.collector.serving_replicas() == (0, 1, 2, 3)
     swarm.job(100, 100, state="ended")
-    await swarm.lives(4.5)
+    await swarm.lives(2.5)
     assert swarm.collector.serving_replicas() == ()
     assert swarm.platform.released == []  # drivers and router follow first
     await swarm.lives(5)

@@ -48,6 +48,7 @@ def show_plan(report: PlanReport, output: Format) -> None:
         return
     plan, layout = report.plan, report.plan.layout
     hours = "no time limit" if report.gpu_hours is None else f"{report.gpu_hours:g} GPU-hours"
+    gpus = f"{report.gpus}, {layout.gpus_per_replica} per replica ({hours})"
     print_pairs(
         [
             ("name", plan.name),
@@ -55,7 +56,7 @@ def show_plan(report: PlanReport, output: Format) -> None:
             ("engine", plan.engine),
             ("model", plan.model),
             ("replicas", _planned_replicas(plan)),
-            ("GPUs", f"{report.gpus}, {layout.gpus_per_replica} per replica ({hours})"),
+            ("GPUs" if plan.elastic is None else "GPUs, at most", gpus),
             ("nodes, at most", str(layout.nodes)),
             ("engine's command", shlex.join(report.engine_command)),
             ("engine ports from", str(plan.port_from)),

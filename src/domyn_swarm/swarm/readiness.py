@@ -231,7 +231,8 @@ def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport]) -> ReplicaFail
     first = failed[0]
     log = swarm.paths.engine_log(first.replica)
     found = diagnosis(swarm, first)
-    counted = f"{len(failed)} of {swarm.plan.layout.replicas} replicas failed"
+    there = len(_wanted(swarm, swarm.backend.view(swarm.handle)))
+    counted = f"{len(failed)} of {there} replicas failed"
     if found is None:
         cause = first.reason or "the engine ended"
         return ReplicaFailed(f"{counted}: {cause} (replica {first.replica}).", hint=f"See {log}.")

@@ -62,6 +62,8 @@ def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSn
     view, ends = _view(swarm), _expiries(swarm)
     reports, places = reports_of(view), _places(swarm)
     anew = f"`domyn-swarm scale {swarm.record.name} {swarm.plan.layout.replicas}` starts it again"
+    if swarm.plan.elastic is not None:
+        anew = "another one starts where there is work for it"
     replicas = []
     for index in _shown(swarm, view, places):
         one = reported(view, reports.get(index), index, unheard=lost is not None)

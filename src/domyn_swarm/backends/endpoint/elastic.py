@@ -34,7 +34,7 @@ from domyn_swarm.paths import SwarmPaths
 PRESUMED_START_S = 120.0  # until one was measured
 _WORTH = 0.5  # of the time that a start takes: so long a new place must have work
 _TOO_LATE = 0.8  # of that time: what others will have done by then needs no further place
-_SETTLED_S = 2.0  # a place that is idle for less may just be between two requests
+_SETTLED_S = 1.0  # a place that is idle for less may just be between two requests
 _UNUSED_S = 5.0  # idle for so long while work waits: it is not for want of places
 _KEEP_AT_LEAST_S = 30.0
 _STARTS_KEPT = 9

@@ -41,7 +41,7 @@ _log = get_logger(__name__)
 
 _LOOK_S = 1.0
 _AT_LEAST_S = 0.2  # between two looks, however many requests come
-_LEFT_S = 3.0  # after a replica left the lists, drivers and router have surely followed
+_LEFT_S = 1.5  # so long after a replica left the lists drivers have surely followed
 _SILENT_JOB_S = 20.0  # workers rewrite their progress every second
 _ASKED_FOR_S = 10.0  # a job that asked for replicas wants them for so long
 _FAILED_RESTS_S = 600.0

@@ -64,7 +64,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
 
     def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[Check, ...]:  # noqa: ARG002 - of the protocol
         """See `ServingBackend.rehearse`."""
-        with _gpus_of(plan, range(plan.layout.replicas)):
+        with _gpus_of(plan, range(plan.launched_replicas)):
             pass
         return (ok("rehearsal", "processes of this machine start at once"),)
 
