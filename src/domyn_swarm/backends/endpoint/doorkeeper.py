@@ -96,7 +96,10 @@ class Doorkeeper:
         self.held += 1
         self._bytes += size
         try:
-            return await self._handed_on(request, await request.read())
+            body = await request.read()
+            self._bytes += len(body) - size  # it may not have said
+            size = len(body)
+            return await self._handed_on(request, body)
         finally:
             self.held -= 1
             self._bytes -= size

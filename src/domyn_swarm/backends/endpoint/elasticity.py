@@ -47,6 +47,7 @@ _ASKED_FOR_S = 10.0  # a job that asked for replicas wants them for so long
 _FAILED_RESTS_S = 600.0
 _COMES_AGAIN_S = 600.0  # who was turned away for so long ago has given up
 _APPEARS_S = 90.0  # what was asked for so long ago and is not there has ended
+_SILENT_S = 30.0  # an engine that has gauges and does not answer for so long answers nobody
 _AGAIN_S = 30.0  # between attempts to start what could not be started
 _AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
 
@@ -112,6 +113,7 @@ class Elasticity:
         self._per_place = platform.per_place
         self._elastic: ElasticSpec = spec.elastic
         self._replicas = spec.replicas
+        self._has_gauges = spec.metrics_path is not None and spec.running_metric is not None
         self._bounds = Bounds(
             least=math.ceil(spec.elastic.least / self._per_place),
             most=math.ceil(spec.replicas / self._per_place),
@@ -267,11 +269,13 @@ class Elasticity:
             left_at = self._left_at.setdefault(one, now)
             if one in self._released:
                 continue
-            busy = await self._busy([one])
-            if not self._may_have_requests(one) or (
-                now - left_at >= _LEFT_S and busy.get(one, 0.0) == 0
-            ):
+            if not self._may_have_requests(one):
                 going.append(one)
+            elif now - left_at >= _LEFT_S:
+                requests = (await self._busy([one])).get(one)
+                silent = requests is None and self._has_gauges and now - left_at >= _SILENT_S
+                if requests == 0 or silent:
+                    going.append(one)
         if going:
             await asyncio.to_thread(self._platform.release, going)
             self._released.update(going)
@@ -478,7 +482,8 @@ class _Jobs:
             self._names = frozenset(under_way)
             self.speed.forget()
         if under_way:
-            self.speed.saw(now, sum(one.rows_done for one in under_way.values()), ready)
+            settled = sum(one.rows_done - one.rows_resumed for one in under_way.values())
+            self.speed.saw(now, settled, ready)
         sized = [one for one in under_way.values() if one.rows_total is not None]
         self.known = bool(sized)
         self.unknown = len(sized) < len(under_way)
