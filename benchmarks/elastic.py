@@ -1,6 +1,6 @@
 """What an elastic swarm saves, and what waking costs. Real programs of this machine, engine `sim`.
 
-    python benchmarks/elastic.py [--rows 100] [--row 15] [--start 10] [--rounds 3]
+    python benchmarks/elastic.py [--rows 64] [--row 30] [--start 10] [--rounds 3]
 
 - The tail: GPU-seconds of replicas without a request, from the moment at which no row is left to
   send until the job's last row is settled: an elastic swarm against a fixed one, the same rows.
@@ -149,8 +149,8 @@ def _from_nothing_s(start_s: float, home: Path) -> tuple[float, float]:
 def main() -> None:
     """Print both comparisons."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100)
-    parser.add_argument("--row", type=float, default=15.0, help="median seconds of a row")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--row", type=float, default=30.0, help="median seconds of a row")
     parser.add_argument("--rounds", type=int, default=3, help="of the wake-up")
     parser.add_argument("--start", type=float, default=10.0, help="seconds that an engine starts")
     args = parser.parse_args()

@@ -14,7 +14,8 @@ import pytest
 
 from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.plain_requests import is_plain
-from domyn_swarm.batch.replicas import Names, ReplicaClient, Replicas
+from domyn_swarm.batch.replica_names import Names
+from domyn_swarm.batch.replicas import ReplicaClient, Replicas
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import (
     CannotConnect,

@@ -18,14 +18,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-
-import msgspec
 
 from domyn_swarm.batch.dispatch import Dispatch
 from domyn_swarm.batch.plain_requests import is_plain
+from domyn_swarm.batch.replica_names import Names
 from domyn_swarm.errors import JobError
-from domyn_swarm.model import listing_tag
 from domyn_swarm.net.errors import (
     CannotConnect,
     ConnectionBroken,
@@ -48,42 +45,9 @@ _LOOKS_REFUSED = 3  # so often the collector named replicas, and none could be c
 _REFUSED_S = 8.0  # over so long: a dead one is named for less
 _DOORS = frozenset({401, 402, 403, 404, 407})
 _NO_LISTING = frozenset({404, 405})
-_AS_KNOWN = 204
 _LISTING = "/v1/models"
 _READINESS = "/readiness"
 _ASKED = 2  # replicas, before the endpoint is asked
-
-
-class _Replica(msgspec.Struct):
-    state: str
-    reported_at: datetime
-    url: str | None = None
-
-
-class _View(msgspec.Struct):
-    replicas: list[_Replica]
-    taken_at: datetime
-    stale_after_s: float
-    elastic: bool = False
-
-    def ready(self) -> frozenset[str]:
-        """Where requests may be sent."""
-        return frozenset(
-            one.url
-            for one in self.replicas
-            if one.state == "ready"
-            and one.url is not None
-            and (self.taken_at - one.reported_at).total_seconds() <= self.stale_after_s
-        )
-
-
-@dataclass(frozen=True)
-class Names:
-    """Who names a swarm's replicas."""
-
-    collector: HttpClient  # with its key
-    locate: Callable[[], str]  # where it listens now
-    recorded: Callable[[], bytes | None] = lambda: None  # its last view, as it lies on disk
 
 
 @dataclass
@@ -151,11 +115,11 @@ class Replicas:
     # -- who is there -------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        named = await self._asked()
+        named = await self._names.asked(self._named)
         if named is not None:
-            self._named = named
+            self._named, self.asleep = named
         elif not self._named:
-            self._named = self._recorded()
+            self._named = self._names.written()
         self.dispatch.keep_only(self._named)
         for url in self._unproved.keys() - self._named:
             del self._unproved[url]
@@ -164,28 +128,6 @@ class Replicas:
         self._looked.set()
         if not self._named:
             self._settled.set()
-
-    async def _asked(self) -> frozenset[str] | None:
-        """Who is ready; None: the collector does not say."""
-        asked = f"/v1/replicas?for=requests&known={listing_tag(self._named)}"
-        try:
-            url = self._names.locate() + asked
-            reply = await self._names.collector.request("GET", url, None, _ASK_TIMEOUT_S)
-            if reply.status == _AS_KNOWN:
-                return self._named
-            view = msgspec.json.decode(reply.body, type=_View)
-            self.asleep = view.elastic and not view.ready()
-            return view.ready()
-        except (RequestError, JobError, msgspec.DecodeError):
-            return None
-
-    def _recorded(self) -> frozenset[str]:
-        try:
-            text = self._names.recorded()
-            view = None if text is None else msgspec.json.decode(text, type=_View)
-        except (OSError, msgspec.DecodeError):
-            view = None
-        return frozenset() if view is None else view.ready()
 
     # -- who answers from here ----------------------------------------------------------------
 

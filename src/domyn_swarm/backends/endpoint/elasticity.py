@@ -17,23 +17,21 @@ from typing import NamedTuple, Protocol
 
 from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
-from domyn_swarm.backends.endpoint.doorkeeper import RETRY_AT_MOST_S, Doorkeeper
+from domyn_swarm.backends.endpoint.demand import Demand
+from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
 from domyn_swarm.backends.endpoint.elastic import (
     Bounds,
     ElasticState,
     Measured,
     Place,
     PlaceState,
-    Speed,
-    Work,
     decide,
     read_state,
 )
-from domyn_swarm.backends.endpoint.job_progress import JobsFolder
 from domyn_swarm.backends.endpoint.spec import ElasticSpec, EndpointSpec
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import JobProgress, ReplicaReport, ReplicaState, utc_now
+from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.probing import Clock
 
@@ -42,10 +40,7 @@ _log = get_logger(__name__)
 _LOOK_S = 1.0
 _AT_LEAST_S = 0.2  # between two looks, however many requests come
 _LEFT_S = 1.5  # so long after a replica left the lists drivers have surely followed
-_SILENT_JOB_S = 20.0  # workers rewrite their progress every second
-_ASKED_FOR_S = 10.0  # a job that asked for replicas wants them for so long
 _FAILED_RESTS_S = 600.0
-_COMES_AGAIN_S = 600.0  # who was turned away for so long ago has given up
 _APPEARS_S = 90.0  # what was asked for so long ago and is not there has ended
 _SILENT_S = 30.0  # an engine that has gauges and does not answer for so long answers nobody
 _AGAIN_S = 30.0  # between attempts to start what could not be started
@@ -107,8 +102,6 @@ class Elasticity:
         self._paths = paths
         self._platform = platform
         self._collector = collector
-        self._activity = activity
-        self._door = door
         self._clock = clock
         self._per_place = platform.per_place
         self._elastic: ElasticSpec = spec.elastic
@@ -119,21 +112,14 @@ class Elasticity:
             most=math.ceil(spec.replicas / self._per_place),
             keep_s=spec.elastic.keep_s,
         )
-        self._jobs = _Jobs(paths, clock)
         self._state, self._restored = self._restore(spec.tag)
         self._idle_since: dict[int, float] = {}
         self._absent_since: dict[int, float] = {}  # places that are wanted, and nowhere
         self._left_at: dict[int, float] = {}  # places that are not wanted any more
         self._released: set[int] = set()
         self._try_again_at = 0.0
-        self._requests: float | None = None
-        self._looked: int = collector.drivers_looked
-        self._asked_for_until = 0.0
-        self._clients_at = self._work_at = self._jobs_at = -math.inf
+        self._demand = Demand(paths, collector, activity, door, clock)
         self._came = asyncio.Event() if door is None else door.came
-        self._turned_away = 0
-        self._awake_since: float | None = None  # some replica serves
-        self._awaited_until = -math.inf  # who was turned away may come again until then
         self._announce()
 
     def _restore(self, tag: str) -> tuple[ElasticState, bool]:
@@ -186,10 +172,10 @@ class Elasticity:
             PlatformError, OSError: what is to be known, or done, cannot be.
         """
         placed = await asyncio.to_thread(self._platform.places)
-        work, speed = await self._work()
+        work = await self._demand.look(self._ready_places())
         places = await self._places(placed)
         measured = Measured(
-            rows_per_place_s=speed,
+            rows_per_place_s=self._demand.rows_per_place_s,
             start_s=self._state.start_s,
             full_at=self._elastic.full_at * self._per_place,
         )
@@ -287,69 +273,14 @@ class Elasticity:
         at = self._state.asked_at.get(place)
         return math.inf if at is None else max(0.0, self._clock.time() - at)
 
-    # -- what there is to do ----------------------------------------------------------------------
-
-    async def _work(self) -> tuple[Work, float | None]:
-        now = self._clock.monotonic()
-        jobs = await asyncio.to_thread(self._jobs.look, self._ready_places())
-        activity = await self._activity()
-        requests = 0.0 if self._door is None else float(self._door.held)
-        if activity is not None:
-            requests = max(requests, activity.in_flight)
-            if self._requests is not None and activity.requests != self._requests:
-                self._clients_at = now
-            self._requests = activity.requests
-        self._await_the_turned_away(now)
-        if requests:
-            self._clients_at = now
-        if self._collector.drivers_looked != self._looked:
-            self._looked = self._collector.drivers_looked
-            self._asked_for_until = now + _ASKED_FOR_S
-        if jobs.known:
-            self._jobs_at = now
-        asks = now < self._asked_for_until and now - self._jobs_at > _ASKED_FOR_S
-        asks = asks or now < self._awaited_until or jobs.unknown
-        if requests or jobs.left or asks:
-            self._work_at = now
-        work = Work(
-            rows_left=jobs.left,
-            rows_unsent=jobs.unsent,
-            requests=requests,
-            asked_for=asks,
-            quiet_s=now - self._work_at,
-            clients_quiet_s=now - self._clients_at,
-        )
-        return work, self._jobs.speed.rows_per_place_s
-
-    def _await_the_turned_away(self, now: float) -> None:
-        """Who was turned away comes again: a replica is kept for that, once it serves, as long as
-        the longest pause that anybody was told.
-        """
-        if not self._collector.serving_replicas():
-            self._awake_since = None
-        elif self._awake_since is None:
-            self._awake_since = now
-        if self._door is None:
-            return
-        if self._door.turned_away != self._turned_away:
-            self._turned_away = self._door.turned_away
-            self._awaited_until = now + _COMES_AGAIN_S
-        if self._awake_since is not None:
-            came = self._clients_at > self._awake_since
-            until = self._awake_since + RETRY_AT_MOST_S
-            self._awaited_until = -math.inf if came else min(self._awaited_until, until)
+    # -- what there is to do it -------------------------------------------------------------------
 
     def _ready_places(self) -> int:
-        return len({self._place_of(one) for one in self._collector.serving_replicas()})
-
-    def _place_of(self, replica: int) -> int:
-        return replica // self._per_place
-
-    # -- what there is to do it -------------------------------------------------------------------
+        return len({one // self._per_place for one in self._collector.serving_replicas()})
 
     async def _places(self, placed: Mapping[int, Placed]) -> list[Place]:
         """Those that are wanted, as they are. What ended without a word is no place any more."""
-        serving = {self._place_of(one) for one in self._collector.serving_replicas()}
+        serving = {one // self._per_place for one in self._collector.serving_replicas()}
         idle = await self._idle_s(serving & set(self._state.wanted))
         found, lost = [], set()
         for index in self._state.wanted:
@@ -422,33 +353,34 @@ class Elasticity:
 
     async def _busy(self, places: Collection[int]) -> dict[int, float]:
         """The requests at each place; what is not known is left out. Engines without gauges have
-        some as long as anybody may have one in flight.
+        some as long as anybody may have one in flight. Reports are seconds old: engines that had
+        none are asked, and all of them once nothing is left to send.
         """
         reported = {one: self._reports(one) for one in places}
         asked = [
             report.url
-            for reports in reported.values()
+            for reports in sorted(reported.values(), key=_running)
             for report in reports
-            if report.url is not None and not report.requests_running
+            if report.url is not None and not (report.requests_running and self._demand.rows_unsent)
         ]
         now = await self._collector.requests_at(asked)
         found = {}
         for place, reports in reported.items():
             counts = [_requests_of(report, now) for report in reports]
             if now is None:
-                counts = [None if self._jobs.in_flight or self._requests_in_flight else 0.0]
+                counts = [None if self._demand.may_be_in_flight else 0.0]
             known = [one for one in counts if one is not None]
             if len(known) == len(counts):
                 found[place] = sum(known)
         return found
 
-    @property
-    def _requests_in_flight(self) -> bool:
-        return self._clock.monotonic() - self._clients_at < _LOOK_S * 2
-
     def _reports(self, place: int) -> list[ReplicaReport]:
         found = (self._collector.last(index) for index in self._replicas_of(place))
         return [one for one in found if one is not None]
+
+
+def _running(reports: Collection[ReplicaReport]) -> float:
+    return sum(one.requests_running or 0.0 for one in reports)
 
 
 def _requests_of(report: ReplicaReport, now: Mapping[str, float] | None) -> float | None:
@@ -458,59 +390,6 @@ def _requests_of(report: ReplicaReport, now: Mapping[str, float] | None) -> floa
     if report.state is not ReplicaState.READY or report.url is None:
         return 0.0 if report.requests_running is None else report.requests_running
     return report.requests_running or None
-
-
-class _Jobs:
-    """What the swarm's jobs have left, by what their workers write down. One whose worker has not
-    written for a while, by this machine's own clock, is not under way.
-    """
-
-    def __init__(self, paths: SwarmPaths, clock: Clock) -> None:
-        self._folder = JobsFolder(paths.jobs)
-        self._clock = clock
-        self._changed_at: dict[str, tuple[object, float]] = {}
-        self._names: frozenset[str] = frozenset()
-        self.speed = Speed()
-        self.left = self.unsent = self.in_flight = 0
-        self.known = self.unknown = False  # a job is under way; one does not know its rows yet
-
-    def look(self, ready: int) -> _Jobs:
-        """Read them; `ready`: the places that serve. Blocking."""
-        under_way = self._under_way()
-        now = self._clock.monotonic()
-        if under_way.keys() != self._names:
-            self._names = frozenset(under_way)
-            self.speed.forget()
-        if under_way:
-            settled = sum(one.rows_done - one.rows_resumed for one in under_way.values())
-            self.speed.saw(now, settled, ready)
-        sized = [one for one in under_way.values() if one.rows_total is not None]
-        self.known = bool(sized)
-        self.unknown = len(sized) < len(under_way)
-        self.in_flight = sum(one.in_flight for one in under_way.values())
-        self.left = sum(max(0, (one.rows_total or 0) - one.rows_done) for one in sized)
-        self.unsent = sum(
-            max(0, (one.rows_total or 0) - one.rows_done - one.in_flight) for one in sized
-        )
-        return self
-
-    def _under_way(self) -> dict[str, JobProgress]:
-        now, found = self._clock.monotonic(), {}
-        jobs = self._folder.read(utc_now())
-        for job in jobs:
-            one = job.progress
-            before = self._changed_at.get(job.job_id)
-            if before is None:  # it may have been dead for long
-                age_s = max(0.0, (utc_now() - one.updated_at).total_seconds())
-                before = self._changed_at[job.job_id] = (one.updated_at, now - age_s)
-            elif before[0] != one.updated_at:
-                before = self._changed_at[job.job_id] = (one.updated_at, now)
-            at_work = one.state in ("starting", "running", "paused")
-            if at_work and now - before[1] < _SILENT_JOB_S:
-                found[job.job_id] = one
-        for gone in self._changed_at.keys() - {job.job_id for job in jobs}:
-            del self._changed_at[gone]
-        return found
 
 
 def _named(places: Collection[int]) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
-from domyn_swarm.backends.checks import Check, ok, warning
+from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.rehearsal import Rehearsal
@@ -27,7 +27,7 @@ from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.lost_endpoint import comes_back
 from domyn_swarm.backends.slurm.overview import ended_how, of_part
 from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, unseen
-from domyn_swarm.backends.slurm.scheduler import Scheduler, WouldTake
+from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import LOST, SlurmJob
 from domyn_swarm.backends.slurm.step_log import last_end
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, Submissions, warn_of_hidden
@@ -107,6 +107,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
         """See `ServingBackend.rehearse`: `sbatch --test-only` of each script, and the limits that
         it does not look at.
         """
+        from domyn_swarm.backends.slurm.rehearsal import test_checks
+
         if (never := _exceeded(plan)) is not None:
             raise SubmitRejected(f"Slurm would take it and never run it: {never}")
         said: list[Check] = []
@@ -114,7 +116,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
             for name, text in self.scripts(plan, ctx).items():
                 script = Path(folder) / name
                 script.write_text(text, "utf-8")
-                said += _test_checks(name, self._slurm.test(script))
+                said += test_checks(name, self._slurm.test(script))
         return tuple(said)
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
@@ -343,25 +345,6 @@ class SlurmServing(OnCluster, OwnEndpoint):
                 "minutes ago: it has not said whether it did.",
                 hint=f"Run `domyn-swarm down` again in {TAKEN_WITHIN_S / 60:g} minutes.",
             )
-
-
-def _test_checks(name: str, tested: WouldTake) -> Iterator[Check]:
-    """What Slurm says of a script that it would take."""
-    if tested.away:
-        yield warning(
-            "rehearsal",
-            f"{name}: it can be submitted, and waits: {tested.away} nodes are drained or down, and "
-            f"no other node has what it asks for now ({tested.said})",
-            "Wait until they are back (`sinfo -R` says why they are away), or ask for less.",
-        )
-    else:
-        yield ok("rehearsal", f"{name}: {tested.said}")
-    for warned in tested.warnings:
-        yield warning(
-            "rehearsal",
-            f"{name}: Slurm warns: {warned}",
-            "Change what it is about (`domyn-swarm plan` shows the script), if it is not meant so.",
-        )
 
 
 def _check_scale(wanted: int, before: int, per_task: int) -> None:
