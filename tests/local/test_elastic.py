@@ -27,7 +27,7 @@ from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from local_swarms import config
 from patience import limit_s, scaled, until
 
-ELASTIC = {"min": 0, "max": 3, "keep_s": 2.0}
+ELASTIC: dict[str, Any] = {"min": 0, "max": 3, "keep_s": 2.0}
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +40,12 @@ def bring_up(replicas: dict[str, Any], **keys: Any) -> SwarmService:
     made = config(replicas=replicas, **keys)
     SwarmLifecycle(SwarmStore.open()).up(made, timeout_s=limit_s())
     return SwarmService()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine starts a replica, clients are held until it is there."""
+    monkeypatch.setitem(ELASTIC, "hold_s", limit_s())
 
 
 def asleep() -> bool:

@@ -14,7 +14,7 @@ from domyn_swarm.errors import StateError
 from domyn_swarm.model import JobStatus, SwarmPhase
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
-from patience import scaled
+from patience import limit_s, scaled
 from slurm.cluster import SlurmCluster
 from slurm.swarms import (
     ENDPOINT,
@@ -46,7 +46,7 @@ def test_it_wakes_grows_falls_asleep_and_survives_the_death_of_who_decides(
     up: Up, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
     service = up(
-        replicas={"min": 0, "max": 3, "keep_s": scaled(2)},
+        replicas={"min": 0, "max": 3, "keep_s": scaled(2), "hold_s": limit_s()},
         engine_options={"latency_s": 0.1, "slots": 8},
     )
     seen = service.status("demo")

@@ -23,6 +23,7 @@ from domyn_swarm.paths import SwarmPaths, write_private
 _log = get_logger(__name__)
 
 MAX_BODY_BYTES = 65_536
+OVERLAP_S = 3.0  # a router uses a server surely that was listed so long ago
 _TICK_S = 1.0  # staleness is looked at so often
 _WRITE_VIEW_EVERY_S = 5.0  # and replicas.json refreshed so often when only times changed
 _METRICS, _METRICS_TYPE = "/metrics", "text/plain; version=0.0.4; charset=utf-8"
@@ -57,6 +58,7 @@ class Collector:
         self._reachability = Reachability()
         self._gauges = EngineGauges(spec)
         self.stand_in: str | None = None  # what the router is given where no replica serves
+        self._awake, self._turned_at = False, -OVERLAP_S  # whether one does, and since when
         self.drivers_looked = 0  # how often a job asked for replicas to send requests to
         self._unwritten: list[ReplicaReport] = []
         self._listed: tuple[str, ...] | None = None  # in the manifest on disk; None: not ours yet
@@ -311,14 +313,27 @@ class Collector:
         urls = self._table.serving(_now()).values()
         return tuple(url for url in urls if self._reachability.reachable(url))
 
+    def _for_router(self) -> tuple[str, ...]:
+        """What the router may use: where no replica serves, what stands in for them, and both for a
+        while at each change, since the router looks at a server before it uses it.
+        """
+        serving, now = self._serving(), _now()
+        if self.stand_in is None:
+            return serving
+        if bool(serving) != self._awake:
+            self._awake, self._turned_at = bool(serving), now
+        if now - self._turned_at >= OVERLAP_S:
+            return serving or (self.stand_in,)
+        leaving = [one.url for one in self._table.reports() if one.state is ReplicaState.READY]
+        urls = serving or [url for url in leaving if url and self._reachability.reachable(url)]
+        return (*urls, self.stand_in)
+
     def serving(self) -> tuple[str, ...]:
         """The URLs of the replicas that take requests now."""
         return self._serving()
 
     async def _sync(self) -> None:
-        serving = self._serving()
-        if not serving and self.stand_in is not None:
-            serving = (self.stand_in,)
+        serving = self._for_router()
         if serving != self._listed:
             await asyncio.to_thread(
                 write_private, self._paths.router_manifest, self._manifest(serving)

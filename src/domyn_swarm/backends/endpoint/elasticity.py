@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import NamedTuple, Protocol
 
 from domyn_swarm.backends.endpoint.activity import Activity
-from domyn_swarm.backends.endpoint.collector import Collector
+from domyn_swarm.backends.endpoint.collector import OVERLAP_S, Collector
 from domyn_swarm.backends.endpoint.demand import Demand
 from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
 from domyn_swarm.backends.endpoint.elastic import (
@@ -42,6 +42,7 @@ _AT_LEAST_S = 0.2  # between two looks, however many requests come
 _LEFT_S = 1.5  # so long after a replica left the lists drivers have surely followed
 _FAILED_RESTS_S = 600.0
 _APPEARS_S = 90.0  # what was asked for so long ago and is not there has ended
+_ASLEEP_S = OVERLAP_S + _LEFT_S  # the last one stays listed until the router has another
 _SILENT_S = 30.0  # an engine that has gauges and does not answer for so long answers nobody
 _AGAIN_S = 30.0  # between attempts to start what could not be started
 _AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
@@ -257,7 +258,7 @@ class Elasticity:
                 continue
             if not self._may_have_requests(one):
                 going.append(one)
-            elif now - left_at >= _LEFT_S:
+            elif now - left_at >= (_LEFT_S if self._state.wanted else _ASLEEP_S):
                 requests = (await self._busy([one])).get(one)
                 silent = requests is None and self._has_gauges and now - left_at >= _SILENT_S
                 if requests == 0 or silent:

@@ -150,7 +150,7 @@ class RehearsalJob:
         return failed("node", f"{ended}: {last}", "Correct what its log names.")
 
 
-def test_checks(name: str, tested: WouldTake) -> Iterator[Check]:
+def would_take_checks(name: str, tested: WouldTake) -> Iterator[Check]:
     """What Slurm says of a script that it would take."""
     if tested.away:
         yield warning(

@@ -107,7 +107,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         """See `ServingBackend.rehearse`: `sbatch --test-only` of each script, and the limits that
         it does not look at.
         """
-        from domyn_swarm.backends.slurm.rehearsal import test_checks
+        from domyn_swarm.backends.slurm.rehearsal import would_take_checks
 
         if (never := _exceeded(plan)) is not None:
             raise SubmitRejected(f"Slurm would take it and never run it: {never}")
@@ -116,7 +116,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
             for name, text in self.scripts(plan, ctx).items():
                 script = Path(folder) / name
                 script.write_text(text, "utf-8")
-                said += test_checks(name, self._slurm.test(script))
+                said += would_take_checks(name, self._slurm.test(script))
         return tuple(said)
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
