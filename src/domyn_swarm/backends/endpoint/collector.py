@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
 from pydantic import ValidationError
@@ -56,7 +56,7 @@ class Collector:
         self._table = ReplicaTable(spec.replicas, spec.stale_after_s)
         self._history = History(paths.watchdog_db)
         self._reachability = Reachability()
-        self._gauges = EngineGauges(spec)
+        self.gauges = EngineGauges(spec)
         self.stand_in: str | None = None  # what the router is given where no replica serves
         self._awake, self._turned_at = False, -OVERLAP_S  # whether one does, and since when
         self.drivers_looked = 0  # how often a job asked for replicas to send requests to
@@ -144,7 +144,7 @@ class Collector:
     async def _replicas(self, request: web.Request) -> web.Response:
         for_requests = "for" in request.query  # somebody sends them without the router
         self.drivers_looked += for_requests
-        serving = self._serving()
+        serving = self.serving()
         if for_requests and serving and request.query.get("known") == listing_tag(serving):
             return web.Response(status=204)  # a thousand replicas are much to tell every second
         text = self._listing(for_requests=for_requests)
@@ -157,7 +157,7 @@ class Collector:
             return text
         view = self.view()
         if for_requests:
-            serving = frozenset(self._serving())
+            serving = frozenset(self.serving())
             able = tuple(one for one in view.replicas if one.url in serving)
             view = view.model_copy(update={"replicas": able})
         text = view.model_dump_json()
@@ -170,7 +170,7 @@ class Collector:
         return web.json_response({"events": found})
 
     async def _gauges_now(self, _request: web.Request) -> web.Response:
-        found = await self._gauges.read(self._serving())
+        found = await self.gauges.read(self.serving())
         if found is None:
             return _error(404, "these engines have no gauges")
         return web.Response(text=found.model_dump_json(), content_type="application/json")
@@ -263,12 +263,6 @@ class Collector:
         """What a replica reported last."""
         return self._table.last(replica)
 
-    async def requests_at(self, urls: Sequence[str]) -> Mapping[str, float] | None:
-        """The requests at these engines now, running or waiting there; one that does not answer is
-        left out. None: such engines do not tell.
-        """
-        return await self._gauges.requests_at(urls)
-
     def view(self) -> CollectorView:
         """What is believed now."""
         return CollectorView(
@@ -308,7 +302,7 @@ class Collector:
             except Exception:  # noqa: BLE001 - the endpoint serves all the same
                 _log.exception("cannot look whether the replicas' ports answer")
 
-    def _serving(self) -> tuple[str, ...]:
+    def serving(self) -> tuple[str, ...]:
         """Where the router may send requests now."""
         urls = self._table.serving(_now()).values()
         return tuple(url for url in urls if self._reachability.reachable(url))
@@ -317,7 +311,7 @@ class Collector:
         """What the router may use: where no replica serves, what stands in for them, and both for a
         while at each change, since the router looks at a server before it uses it.
         """
-        serving, now = self._serving(), _now()
+        serving, now = self.serving(), _now()
         if self.stand_in is None:
             return serving
         if bool(serving) != self._awake:
@@ -327,10 +321,6 @@ class Collector:
         leaving = [one.url for one in self._table.reports() if one.state is ReplicaState.READY]
         urls = serving or [url for url in leaving if url and self._reachability.reachable(url)]
         return (*urls, self.stand_in)
-
-    def serving(self) -> tuple[str, ...]:
-        """The URLs of the replicas that take requests now."""
-        return self._serving()
 
     async def _sync(self) -> None:
         serving = self._for_router()
@@ -382,7 +372,7 @@ class Collector:
 
     async def close(self) -> None:
         """Write what is not written yet."""
-        await self._gauges.close()
+        await self.gauges.close()
         try:
             self._closing = True
             await self._sync()

@@ -364,7 +364,7 @@ class Elasticity:
             for report in reports
             if report.url is not None and not (report.requests_running and self._demand.rows_unsent)
         ]
-        now = await self._collector.requests_at(asked)
+        now = await self._collector.gauges.requests_at(asked)
         found = {}
         for place, reports in reported.items():
             counts = [_requests_of(report, now) for report in reports]
