@@ -42,8 +42,7 @@ def private_dir(path: Path) -> Path:
 
 def private_file(path: Path) -> Path:
     """Have a file there, readable by its owner alone, that other programs append to."""
-    private_dir(path.parent)
-    path.touch(mode=0o600)
+    (private_dir(path.parent) / path.name).touch(mode=0o600)
     return path
 
 
@@ -207,9 +206,7 @@ class SwarmPaths:
 
     @property
     def scrape_targets(self) -> Path:
-        """A folder for all swarms of a home: where to scrape each, as Prometheus'
-        `file_sd_configs` want it; their patterns know one folder only.
-        """
+        """For all swarms of a home: where to scrape each (`file_sd_configs` know one folder)."""
         return self.root.parent.parent / "prometheus"
 
     @property
@@ -285,6 +282,11 @@ class SwarmPaths:
     def replicas(self) -> Path:
         """The collector's last view, for readers when it cannot be asked."""
         return self.root / "serving" / "replicas.json"
+
+    @property
+    def elastic(self) -> Path:
+        """Which replicas an elastic swarm shall run, and what was measured of its starts."""
+        return self.root / "serving" / "elastic.json"
 
     @property
     def ended(self) -> Path:

@@ -28,6 +28,9 @@ SWARM_KEYS = {
     *(
         "endpoint",
         "replicas_wanted",
+        "replicas_min",
+        "replicas_max",
+        "asleep",
         "min_ready",
         "replicas",
         "jobs",

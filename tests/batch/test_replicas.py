@@ -15,7 +15,8 @@ import pytest
 
 from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.plain_requests import is_plain
-from domyn_swarm.batch.replicas import Names, ReplicaClient, Replicas
+from domyn_swarm.batch.replica_names import Names
+from domyn_swarm.batch.replicas import ReplicaClient, Replicas
 from domyn_swarm.batch.rows import RowTrace, current_trace
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import (
@@ -30,6 +31,7 @@ from domyn_swarm.net.http import HttpReply
 from virtual_time import in_virtual_time, now_s
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+READINESS = "/readiness"
 TRIP_S = 1 / 128
 TAKEN_AT = datetime(2026, 1, 1, tzinfo=UTC)
 ENDPOINT = "http://endpoint:8000"
@@ -96,6 +98,7 @@ class Swarm:
     answer: Callable[[str], Exception | None] = lambda _url: None
     trip_s: float = TRIP_S
     collector_down: bool = False
+    elastic: bool = False
     recorded: bytes | None = None  # the collector's last view
     strangers: set[str] = field(default_factory=set)  # servers of somebody else at these URLs
     proofs: Counter[str] = field(default_factory=Counter)
@@ -145,7 +148,7 @@ class Swarm:
             for url, state in self.states.items()
         ]
         view = {"replicas": replicas, "taken_at": TAKEN_AT.isoformat(), "stale_after_s": 10.0}
-        return json.dumps(view).encode()
+        return json.dumps({**view, "elastic": self.elastic}).encode()
 
     async def stream(
         self, url: str, body: bytes, limit_s: float
@@ -182,6 +185,29 @@ class Driver:
                 errors.append(type(error))
                 await asyncio.sleep(0.5)
         return errors
+
+
+@in_virtual_time
+async def test_nothing_is_sent_to_a_swarm_that_sleeps() -> None:
+    swarm = Swarm(states={A: "starting"}, elastic=True)
+    driver = Driver(swarm)
+
+    async def serves() -> bool:
+        return (await driver.client.request("GET", ENDPOINT + READINESS, None, 5.0)).status != 503
+
+    async with beside(driver.replicas.keep_looking()):
+        with pytest.raises(NobodyThere, match="asleep"):
+            await driver.ask(PLAIN)
+        looks = len(swarm.looks)
+        for _ in range(6):  # as the gate knocks, less often than a job forgets its replicas
+            await asyncio.sleep(5)
+            assert not await serves()
+        assert len(swarm.looks) >= looks + 20  # that wakes it, and finds it awake at once
+        swarm.states[A] = "ready"
+        await asyncio.sleep(2)
+        assert await serves()
+        await driver.ask(PLAIN)
+    assert swarm.sent == {A: 1}
 
 
 @pytest.mark.parametrize("body", [PLAIN, ODD], ids=["plain", "odd"])

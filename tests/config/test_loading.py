@@ -425,6 +425,23 @@ def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path)
             "domyn-swarm itself does: use time_limit",
         ),
         ("model: a\nbackend: local\nreplicas: 0\n", "bad.yaml:3: replicas: must be greater"),
+        (
+            "model: a\nbackend: local\nreplicas:\n  min: 4\n  max: 2\n",
+            "bad.yaml:5: replicas.max: 2 is less than min (4)",
+        ),
+        (
+            "model: a\nbackend: local\nreplicas: {min: 1}\n",
+            "bad.yaml:3: replicas.max: is required",
+        ),
+        (
+            "model: a\nbackend: local\nreplicas: {min: 1, max: 2, maxi: 3}\n",
+            "bad.yaml:3: replicas.maxi: unknown key; did you mean max?",
+        ),
+        (
+            "model: a\nbackend: local\nreplicas: {max: 2}\nmin_ready: 3\n",
+            "bad.yaml:4: min_ready: 3 is more than replicas (2)",
+        ),
+        ("model: a\nbackend: local\nreplicas: [1, 2]\n", "bad.yaml:3: replicas: must be a"),
         ("model: a\nbackend: local\nport: 70000\n", "bad.yaml:3: port"),
         ("model: a\nbackend: local\nargs: {a: 1}\n", "bad.yaml:3: args"),
     ],

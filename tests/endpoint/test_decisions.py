@@ -434,8 +434,8 @@ def test_serving_needs_a_fresh_report():
         replica=0, state=ReplicaState.READY, url="http://x:1", incarnation="a", sequence=1
     )
     table.take(report, 100.0, utc_now())
-    assert table.serving(110.0) == ("http://x:1",)
-    assert table.serving(110.1) == ()
+    assert tuple(table.serving(110.0).values()) == ("http://x:1",)
+    assert tuple(table.serving(110.1).values()) == ()
 
 
 @pytest.mark.parametrize("state", ["ready", "starting", "exited"])
@@ -457,9 +457,9 @@ def test_of_two_replicas_at_one_port_the_later_one_is_there(state: str):
     first = table.last(0)
     assert (first.state, first.url) == ("exited" if state == "exited" else "unhealthy", None)
     take(1, "ready", "http://x:1", 2)
-    assert table.serving(101.0) == ("http://x:1",)
+    assert tuple(table.serving(101.0).values()) == ("http://x:1",)
     take(0, "ready", "http://x:2", 2)  # its next engine
-    assert table.serving(101.0) == ("http://x:2", "http://x:1")
+    assert tuple(table.serving(101.0).values()) == ("http://x:2", "http://x:1")
 
 
 @pytest.fixture

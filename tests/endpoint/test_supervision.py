@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from domyn_swarm.backends.endpoint import supervision
 from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
+from domyn_swarm.backends.endpoint.elasticity import Placed
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.backends.endpoint.supervision import Supervision
 from domyn_swarm.batch.background import beside
@@ -36,11 +37,22 @@ class Platform:
     ended: int = 0
     given_up: Sequence[int] = ()
 
-    def replace_lost(self, replicas: int) -> Sequence[int]:
+    per_place = 1
+
+    def replace_lost(self, replicas: Collection[int]) -> Sequence[int]:
         if self.fails():
             raise PlatformError("the scheduler does not answer", hint="")
-        self.asked.append(replicas)
+        self.asked.append(len(replicas))
         return self.given_up
+
+    def places(self) -> Mapping[int, Placed]:
+        return {}
+
+    def start(self, places: Collection[int]) -> None:
+        raise AssertionError(places)  # the swarm is not elastic
+
+    def release(self, places: Collection[int]) -> None:
+        raise AssertionError(places)
 
     def job_over(self, _handle: JobHandle) -> bool:
         return self.jobs_over()

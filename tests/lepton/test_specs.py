@@ -109,6 +109,25 @@ def test_the_endpoint_is_what_the_configuration_says() -> None:
     }
 
 
+def test_the_platforms_own_autoscaler_sees_to_an_elastic_swarm() -> None:
+    document = endpoint_of(plan_of(replicas={"min": 2, "max": 9}))
+    spec = document["spec"]
+    sized = {"min_replicas": 2, "max_replicas": 9}
+    assert spec["resource_requirement"].items() >= sized.items()
+    assert spec["auto_scaler"] == {"target_gpu_utilization_percentage": 80}
+    taken = sdk.Sdk().deployment.model_validate(document)
+    assert taken.model_dump(exclude_none=True, by_alias=True) == document
+
+
+@pytest.mark.parametrize(
+    ("replicas", "said"),
+    [({"min": 0, "max": 2}, "min of 0"), ({"min": 1, "max": 2, "keep_s": 5}, "keep_s")],
+)
+def test_what_its_autoscaler_cannot_do_is_refused(replicas: dict[str, int], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        endpoint_of(plan_of(replicas=replicas))
+
+
 def test_a_job_is_what_the_configuration_says() -> None:
     document = specs.job_spec(job(resources=JobResources(time_limit_s=90)))
     assert document["metadata"]["labels"] == {

@@ -118,7 +118,7 @@ def test_a_watchdog_that_dies_again_and_again_stays_away_until_it_is_asked_for(
                 swarm.paths.replicas,
                 view.model_copy(update={"taken_at": utc_now()}).model_dump_json(),
             )
-            looks.start_again(1)
+            looks.start_again([0])
         return of_replica(swarm, 0) != []
 
     assert [kill_and_look() for _ in range(5)] == [True, True, True, False, False]

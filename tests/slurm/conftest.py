@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ def scripted(clock: FilingClock) -> ScriptedCluster:
 def launch(scripted: ScriptedCluster, tmp_path: Path) -> Launch:
     """Launches a swarm that runs when this returns; its keys are those of the backend section."""
 
-    def launched(*, replicas: int = 2, gpus_per_replica: int = 1, **backend: object):
+    def launched(
+        *, replicas: int | Mapping[str, int] = 2, gpus_per_replica: int = 1, **backend: object
+    ):
         return ScriptedSwarm(scripted, tmp_path, replicas, gpus_per_replica, backend)
 
     return launched

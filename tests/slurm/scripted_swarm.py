@@ -25,7 +25,7 @@ class ScriptedSwarm:
         self,
         cluster: ScriptedCluster,
         folder: Path,
-        replicas: int,
+        replicas: int | Mapping[str, int],
         gpus_per_replica: int,
         backend: Mapping[str, object],
     ) -> None:
@@ -63,7 +63,10 @@ class ScriptedSwarm:
         self.handle = self.serving.launch(self.plan, self.ctx, lambda *_parts: None)
         for left in (self.paths.endpoint.parent, self.paths.jobs):
             left.mkdir(parents=True, exist_ok=True)
-        logs = [self.paths.slurm_logs / f"replica-{index}.log" for index in range(replicas)]
+        logs = [
+            self.paths.slurm_logs / f"replica-{index}.log"
+            for index in range(self.plan.layout.replicas)
+        ]
         for log in (self.paths.endpoint_log, *logs):  # as slurmd opens them
             log.parent.mkdir(parents=True, exist_ok=True)
             log.touch()

@@ -68,7 +68,7 @@ def test_what_is_killed_comes_back_and_no_row_fails(
     until(lambda: at_work.exists() and at_work.read_text() == first)
     os.kill(program(REPLICA_TASK, first).pid, signal.SIGKILL)
     until(lambda: first not in jobs_of(slurm))
-    SlurmPlatform(paths, SwarmStore.open().swarm("demo").tag, killed_s=0).replace_lost(3)
+    SlurmPlatform(paths, SwarmStore.open().swarm("demo").tag, killed_s=0).replace_lost(range(3))
     assert task(slurm, 1) != first
     assert paths.killed(1).read_text() == first
     job.goes_on()
@@ -160,5 +160,5 @@ def test_a_site_without_requeueing_gets_successors(
     left, paths = list(jobs_of(slurm)), swarm_paths()
     assert len(left) == 1
     LostEndpoint(paths, gone_s=0).look()
-    SlurmPlatform(paths, SwarmStore.open().swarm("demo").tag).replace_lost(2)
+    SlurmPlatform(paths, SwarmStore.open().swarm("demo").tag).replace_lost(range(2))
     assert list(jobs_of(slurm)) == left

@@ -12,8 +12,8 @@ import pytest
 
 from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.rehearsal import would_take_checks
 from domyn_swarm.backends.slurm.scheduler import WouldTake
-from domyn_swarm.backends.slurm.serving import _test_checks
 from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from domyn_swarm.model import Location, Reach
 
@@ -79,14 +79,14 @@ def test_what_sbatch_warns_of_is_shown(
     assert [f"Slurm took job.sh, and warns: {warned}"] == [
         one.getMessage() for one in caplog.records
     ]
-    checks = [*_test_checks("replicas.sh", tested)]
+    checks = [*would_take_checks("replicas.sh", tested)]
     assert [one.status for one in checks] == ["ok", "warning"]
     assert warned in checks[1].detail
 
 
 def test_a_script_that_waits_for_nodes_is_no_failure() -> None:
     said = "allocation failure: Requested node configuration is not available"
-    [check] = _test_checks("replicas.sh", WouldTake(said, (), 3))
+    [check] = would_take_checks("replicas.sh", WouldTake(said, (), 3))
     assert check.status == "warning"
     assert check.detail.startswith("replicas.sh: it can be submitted, and waits: 3 nodes are")
     assert "sinfo -R" in str(check.fix)

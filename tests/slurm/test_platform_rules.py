@@ -39,7 +39,7 @@ def look_after(
     found = []
     while (passed_s := swarm.clock.monotonic() - began) <= for_s:
         with contextlib.suppress(PlatformError):
-            asked.replace_lost(replicas)
+            asked.replace_lost(range(replicas))
         new = sorted(swarm.cluster.jobs.keys() - known)
         known.update(new)
         found += [(passed_s, one) for one in new]
@@ -228,7 +228,7 @@ def test_a_successor_that_is_lost_at_once_waits_out_its_minute(launch: Launch) -
     swarm = launch(requeue=False)
     asked = platform(swarm)
     swarm.cluster.end(swarm.task(1), "NODE_FAIL")
-    asked.replace_lost(2)
+    asked.replace_lost(range(2))
     first = swarm.task(1)
     swarm.clock.sleep(2.0)
     swarm.cluster.end(first, "NODE_FAIL")
@@ -269,7 +269,7 @@ def test_what_is_lost_after_all_have_served_is_seen_at_once(launch: Launch) -> N
     look_after(swarm, asked, 600.0)  # ever more seldom
     swarm.clock.sleep(11.0)  # all serve
     swarm.cluster.end(swarm.task(1), "NODE_FAIL")
-    asked.replace_lost(2)
+    asked.replace_lost(range(2))
     assert swarm.live(swarm.task(1))
 
 
@@ -467,7 +467,7 @@ def test_while_none_serves_it_has_failed_and_is_given_up_once(swarm: ScriptedSwa
     swarm.cluster.end(swarm.task(1), "FAILED")
     given_up = []
     for _ in range(50):
-        given_up += asked.replace_lost(2)
+        given_up += asked.replace_lost(range(2))
         swarm.clock.sleep(2.0)
     assert given_up == [1]
     report(swarm, {0: "ready"})  # too late

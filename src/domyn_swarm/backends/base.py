@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 _TAIL_BYTES = 64 * 1024
+ASLEEP = "asleep: its first replica starts with the first request or job"
 
 
 class Part(Record):
@@ -49,6 +50,9 @@ class ServingHandle(Record):
     swarm_dir: str
     parts: tuple[Part, ...] = ()
     location: Location | None = None  # None: not recorded, taken for here
+    # Of an elastic swarm: so few replicas it may have. They are no parts of the handle: the
+    # endpoint program starts and ends them, and `find` knows those that there are.
+    least_replicas: int | None = None
 
 
 class PartRecorder(Protocol):

@@ -6,6 +6,7 @@ The other half of the ledger is what their programs wrote in those: `ledger_file
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -54,17 +55,27 @@ def enter(entry: SwarmEntry, replicas: int) -> None:
     want(entry.tag, replicas)
 
 
-def want(tag: str, replicas: int, at: datetime | None = None) -> None:
-    """Note that from now on a swarm wants so many replicas; 0: it has ended. A swarm of an earlier
-    version has no entry, and gets none.
+def want(tag: str, replicas: int | Collection[int], at: datetime | None = None) -> None:
+    """Note that from now on a swarm wants so many replicas, or these; 0: it has ended. A swarm of
+    an earlier version has no entry, and gets none.
 
     Raises:
         OSError: it cannot be written.
     """
-    folder = entry_folder(tag)
+    note_wanted(entry_folder(tag), replicas, at)
+
+
+def note_wanted(folder: Path, replicas: int | Collection[int], at: datetime | None = None) -> None:
+    """`want`, where the folder of the swarm's entry is known: on a node, whose environment may
+    name another home.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     if not folder.is_dir():
         return
-    line = {"at": (at or utc_now()).timestamp(), "replicas": replicas}
+    wanted = replicas if isinstance(replicas, int) else sorted(replicas)
+    line = {"at": (at or utc_now()).timestamp(), "replicas": wanted}
     with private_file(folder / "wanted.jsonl").open("ab") as file:
         file.write(json.dumps(line).encode() + b"\n")
 
@@ -96,7 +107,8 @@ def wanted(tag: str, now: float) -> dict[int, list[tuple[float, float]]]:
     ends = [*(float(line["at"]) for line in lines[1:]), now]
     for line, end in zip(lines, ends, strict=False):
         begin = float(line["at"])
-        for replica in range(int(line["replicas"])):
+        wanted = line["replicas"]
+        for replica in range(wanted) if isinstance(wanted, int) else wanted:
             spans = found.setdefault(replica, [])
             if spans and spans[-1][1] == begin:
                 spans[-1] = (spans[-1][0], end)

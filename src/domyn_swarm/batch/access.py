@@ -12,7 +12,8 @@ from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.connections import Connections
 from domyn_swarm.batch.dispatch import Dispatch
 from domyn_swarm.batch.gate import ALONE, EndpointGate
-from domyn_swarm.batch.replicas import Names, ReplicaClient, Replicas
+from domyn_swarm.batch.replica_names import Names
+from domyn_swarm.batch.replicas import ReplicaClient, Replicas
 from domyn_swarm.batch.session import RequestSession
 from domyn_swarm.batch.steering import Saturation, fate_reader, meter_reader, metrics_reader
 from domyn_swarm.batch.suspects import Suspects

@@ -134,8 +134,9 @@ class Asking:
         know it, too, is over by then. `broke`: the request was at work in an engine as that ended.
         """
         death = None
-        if isinstance(error, NobodyThere):
+        if isinstance(error, NobodyThere):  # nothing was sent
             self._trace.attempts -= 1
+            self._tally.requests -= 1
             return gone or await self._waited_for_the_router()
         if isinstance(error, ReplicaAway | EngineDead) or (broke and self._trace.rows):
             last = self._suspects.death_of(error.server, 0.0)

@@ -17,14 +17,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-
-import msgspec
 
 from domyn_swarm.batch.dispatch import Dispatch
 from domyn_swarm.batch.plain_requests import is_plain
+from domyn_swarm.batch.replica_names import Names
 from domyn_swarm.errors import JobError
-from domyn_swarm.model import listing_tag
 from domyn_swarm.net.errors import (
     CannotConnect,
     ConnectionBroken,
@@ -47,40 +44,9 @@ _LOOKS_REFUSED = 3  # so often the collector named replicas, and none could be c
 _REFUSED_S = 8.0  # over so long: a dead one is named for less
 _DOORS = frozenset({401, 402, 403, 404, 407})
 _NO_LISTING = frozenset({404, 405})
-_AS_KNOWN = 204
 _LISTING = "/v1/models"
+_READINESS = "/readiness"
 _ASKED = 2  # replicas, before the endpoint is asked
-
-
-class _Replica(msgspec.Struct):
-    state: str
-    reported_at: datetime
-    url: str | None = None
-
-
-class _View(msgspec.Struct):
-    replicas: list[_Replica]
-    taken_at: datetime
-    stale_after_s: float
-
-    def ready(self) -> frozenset[str]:
-        """Where requests may be sent."""
-        return frozenset(
-            one.url
-            for one in self.replicas
-            if one.state == "ready"
-            and one.url is not None
-            and (self.taken_at - one.reported_at).total_seconds() <= self.stale_after_s
-        )
-
-
-@dataclass(frozen=True)
-class Names:
-    """Who names a swarm's replicas."""
-
-    collector: HttpClient  # with its key
-    locate: Callable[[], str]  # where it listens now
-    recorded: Callable[[], bytes | None] = lambda: None  # its last view, as it lies on disk
 
 
 @dataclass
@@ -115,6 +81,7 @@ class Replicas:
         self._looked = asyncio.Event()
         self._settled = asyncio.Event()  # some replica has proved itself, or none will for now
         self._used_at = 0.0
+        self.asleep = False  # none serves, and the swarm starts one for whoever asks
         self.needed = False  # a request that only a replica may get has found none
         self._refused_at: list[float] = []  # looks at which none could be connected to, in a row
         self.dispatch = dispatch or Dispatch()
@@ -147,11 +114,11 @@ class Replicas:
     # -- who is there -------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        named = await self._asked()
+        named = await self._names.asked(self._named)
         if named is not None:
-            self._named = named
+            self._named, self.asleep = named
         elif not self._named:
-            self._named = self._recorded()
+            self._named = self._names.written()
         self.dispatch.keep_only(self._named)
         for url in self._unproved.keys() - self._named:
             del self._unproved[url]
@@ -160,26 +127,6 @@ class Replicas:
         self._looked.set()
         if not self._named:
             self._settled.set()
-
-    async def _asked(self) -> frozenset[str] | None:
-        """Who is ready; None: the collector does not say."""
-        asked = f"/v1/replicas?for=requests&known={listing_tag(self._named)}"
-        try:
-            url = self._names.locate() + asked
-            reply = await self._names.collector.request("GET", url, None, _ASK_TIMEOUT_S)
-            if reply.status == _AS_KNOWN:
-                return self._named
-            return msgspec.json.decode(reply.body, type=_View).ready()
-        except (RequestError, JobError, msgspec.DecodeError):
-            return None
-
-    def _recorded(self) -> frozenset[str]:
-        try:
-            text = self._names.recorded()
-            view = None if text is None else msgspec.json.decode(text, type=_View)
-        except (OSError, msgspec.DecodeError):
-            view = None
-        return frozenset() if view is None else view.ready()
 
     # -- who answers from here ----------------------------------------------------------------
 
@@ -273,6 +220,15 @@ class Replicas:
         self.needed = self.needed and replica is None
         return replica
 
+    async def still_asleep(self) -> bool:
+        """Whether an elastic swarm has no replica that serves; asking has it start one."""
+        if not self.asleep:
+            return False
+        self._used_at = self._now()
+        self._wanted.set()
+        await self._looked.wait()
+        return self.asleep
+
     def release(self, url: str) -> None:
         """A request has ended there."""
         self.dispatch.release(url)
@@ -313,6 +269,8 @@ class ReplicaClient:
         """What the endpoint says of itself is asked of a replica where there is one: it serves,
         whether or not the router does.
         """
+        if path == _READINESS and await self._replicas.still_asleep():
+            return HttpReply(503, b"", None)
         for replica in sorted(self._replicas.dispatch.urls)[:_ASKED]:
             try:
                 limit_s = min(timeout_s, _ASK_TIMEOUT_S)
@@ -333,6 +291,8 @@ class ReplicaClient:
         replica = await self._replicas.take(body)
         if replica is not None:
             return replica
+        if self._replicas.asleep:  # it would be held for a while and turned away
+            raise NobodyThere("the swarm is asleep; its first replica starts")
         if passes and is_plain(path, body, self._model):
             return None
         self._replicas.needed = True

@@ -24,6 +24,7 @@ from domyn_swarm.cli.usage import usage_line
 from domyn_swarm.swarm.snapshot import SwarmList
 
 if TYPE_CHECKING:
+    from domyn_swarm.planning.plan import DeploymentPlan
     from domyn_swarm.services.description import SwarmDescription
     from domyn_swarm.services.doctor import Examination
     from domyn_swarm.services.requests import DownResult, EndpointInfo, PlanReport, UpResult
@@ -48,14 +49,15 @@ def show_plan(report: PlanReport, output: Format) -> None:
         return
     plan, layout = report.plan, report.plan.layout
     hours = "no time limit" if report.gpu_hours is None else f"{report.gpu_hours:g} GPU-hours"
+    gpus = f"{report.gpus}, {layout.gpus_per_replica} per replica ({hours})"
     print_pairs(
         [
             ("name", plan.name),
             ("backend", plan.backend),
             ("engine", plan.engine),
             ("model", plan.model),
-            ("replicas", f"{layout.replicas} ({plan.min_ready} must answer)"),
-            ("GPUs", f"{report.gpus}, {layout.gpus_per_replica} per replica ({hours})"),
+            ("replicas", _planned_replicas(plan)),
+            ("GPUs" if plan.elastic is None else "GPUs, at most", gpus),
             ("nodes, at most", str(layout.nodes)),
             ("engine's command", shlex.join(report.engine_command)),
             ("engine ports from", str(plan.port_from)),
@@ -66,6 +68,13 @@ def show_plan(report: PlanReport, output: Format) -> None:
     )
     for name, text in report.scripts.items():
         typer.echo(f"\n# {name}\n{text}")
+
+
+def _planned_replicas(plan: DeploymentPlan) -> str:
+    if plan.elastic is None:
+        return f"{plan.layout.replicas} ({plan.min_ready} must answer)"
+    bounds = f"{plan.elastic.least} to {plan.layout.replicas}, as many as there is work for"
+    return f"{bounds} ({plan.min_ready} must answer)"
 
 
 def show_examination(found: Examination, output: Format) -> None:
@@ -96,6 +105,8 @@ def show_swarm(swarm: SwarmSnapshot, output: Format) -> None:
         print_record(swarm, output)
         return
     ready = f"{swarm.replicas_ready} of {swarm.replicas_wanted} ready, {swarm.min_ready} needed"
+    if swarm.replicas_max is not None:
+        ready += f"; elastic: {swarm.replicas_min} to {swarm.replicas_max}"
     print_pairs(
         [
             ("swarm", swarm.name),

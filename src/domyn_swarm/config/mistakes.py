@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _BACKENDS = ("local", "slurm", "lepton")
-_UNIONS = ("backend", "args")  # pydantic puts the branch behind these keys
+_UNIONS = ("backend", "args", "replicas")  # pydantic puts the branch behind these keys
 _EXPECTED = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",
@@ -171,14 +171,16 @@ def _known_keys(root: type[BaseModel], at: Key, backend: object) -> list[str]:
         if isinstance(part, int):  # an item of a list, whose model is the list's
             continue
         fields = [model.model_fields.get(str(part)) for model in models]
-        models = [
-            found
-            for one in fields
-            if one is not None
-            for found in (get_args(one.annotation) or (one.annotation,))
-            if isinstance(found, type) and issubclass(found, BaseModel)
-        ]
+        models = [found for one in fields if one is not None for found in _models(one.annotation)]
         if part == "backend" and isinstance(backend, Mapping):
             chosen = backend.get("type")
             models = [model for model in models if model.model_fields["type"].default == chosen]
     return [name for model in models for name in model.model_fields]
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    """The models among the branches of a field's type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for branch in get_args(annotation):
+        yield from _models(branch)

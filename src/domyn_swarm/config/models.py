@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -204,6 +205,50 @@ class WatchdogConfig(Section):
         return value
 
 
+class ElasticReplicas(Section):
+    """As many servers as there is work for, within bounds."""
+
+    min: int = Field(
+        0, ge=0, le=10_000, description="so many always; 0: without work none, and no GPU is held"
+    )
+    max: int = Field(ge=1, le=10_000, validate_default=True, description="so many at most")
+    keep_s: float | None = Field(
+        None,
+        ge=0,
+        description="seconds that an idle replica is kept for whoever comes next, where not a job "
+        "has just ended its work; empty: as long as a start takes here, 30 at least",
+    )
+    hold_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description="seconds that a request waits for the first replica before it is answered 503 "
+        "with Retry-After",
+    )
+
+    @field_validator("max")
+    @classmethod
+    def _not_less_than_min(cls, value: int, info: ValidationInfo) -> int:
+        least = info.data.get("min", 0)
+        if value < least:
+            raise ValueError(f"{value} is less than min ({least})")
+        return value
+
+
+def most_replicas(replicas: int | ElasticReplicas) -> int:
+    """How many run at most."""
+    return replicas if isinstance(replicas, int) else replicas.max
+
+
+Replicas = Annotated[
+    Annotated[int, Field(ge=1, le=10_000), Tag("number")]
+    | Annotated[ElasticReplicas, Tag("elastic")],
+    Discriminator(
+        lambda value: "elastic" if isinstance(value, Mapping | ElasticReplicas) else "number"
+    ),
+]
+
+
 class DomynLLMSwarmConfig(Section):
     """One swarm, as its user describes it."""
 
@@ -213,7 +258,10 @@ class DomynLLMSwarmConfig(Section):
     )
     revision: str | None = Field(None, description="of the model")
     engine: EngineName = Field("vllm", description="the program that serves the model")
-    replicas: int = Field(1, ge=1, le=10_000, description="how many servers; exactly that many")
+    replicas: Replicas = Field(
+        1,
+        description="how many servers, exactly; or {min: 0, max: 32}: as many as there is work for",
+    )
     min_ready: int = Field(1, ge=1, description="how many must answer before `up` returns")
     gpus_per_node: int = Field(4, ge=0, le=64, description="GPUs of one machine")
     gpus_per_replica: int | None = Field(
@@ -285,7 +333,7 @@ class DomynLLMSwarmConfig(Section):
     @field_validator("min_ready")
     @classmethod
     def _not_more_than_there_are(cls, value: int, info: ValidationInfo) -> int:
-        replicas = info.data.get("replicas", value)
+        replicas = most_replicas(info.data.get("replicas", value))
         if value > replicas:
             raise ValueError(f"{value} is more than replicas ({replicas})")
         return value

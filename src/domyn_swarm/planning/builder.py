@@ -6,10 +6,11 @@ import shlex
 
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.config.backends import LeptonConfig, SlurmConfig
-from domyn_swarm.config.models import default_gpus
+from domyn_swarm.config.models import ElasticReplicas, default_gpus, most_replicas
 from domyn_swarm.planning.layout import lay_out
 from domyn_swarm.planning.plan import (
     DeploymentPlan,
+    ElasticPlan,
     Layout,
     MetricsPlan,
     Resources,
@@ -33,7 +34,8 @@ class PlanBuilder:
         """
         config = self._config
         gpus, gpus_per_node = self._gpus()
-        layout = lay_out(config.replicas, gpus, gpus_per_node)
+        elastic = elastic_of(config.replicas)
+        layout = lay_out(most_replicas(config.replicas), gpus, gpus_per_node)
         backend = config.backend.model_dump(mode="json")
         for asked in (backend.get("endpoint"), backend.get("job")):
             if asked is not None and "image" in asked and asked["image"] is None:
@@ -49,8 +51,9 @@ class PlanBuilder:
             revision=config.revision,
             args=tuple(shlex.split(config.args)) if isinstance(config.args, str) else config.args,
             engine_options=config.engine_options,
-            min_ready=config.min_ready,
+            min_ready=config.min_ready if elastic is None else min(config.min_ready, elastic.least),
             layout=layout,
+            elastic=elastic,
             resources=Resources(cpus=config.cpus_per_task, memory_gb=config.memory_gb, gpus=gpus),
             image=config.image,
             port_from=config.port,
@@ -86,3 +89,10 @@ class PlanBuilder:
             gpus = ray.pop("expected_tp") or layout.gpus_per_replica
             return WatchdogPlan.model_validate({**asked, "ray": {**ray, "gpus": gpus}})
         return WatchdogPlan.model_validate(asked)
+
+
+def elastic_of(replicas: int | ElasticReplicas) -> ElasticPlan | None:
+    """How a swarm follows its work; None: it does not."""
+    if isinstance(replicas, int):
+        return None
+    return ElasticPlan(least=replicas.min, keep_s=replicas.keep_s, hold_s=replicas.hold_s)

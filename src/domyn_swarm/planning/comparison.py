@@ -9,7 +9,11 @@ from typing import Any
 from domyn_swarm.planning.plan import DeploymentPlan
 
 _KEYS: Mapping[str, str] = {  # of a plan, and the keys of a configuration that they come from
-    "layout.replicas": "replicas",
+    "layout.replicas": "replicas",  # of an elastic swarm: replicas.max
+    "elastic.least": "replicas.min",
+    "elastic.keep_s": "replicas.keep_s",
+    "elastic.hold_s": "replicas.hold_s",
+    "elastic": "replicas.min",
     "layout.gpus_per_replica": "gpus_per_replica",
     "layout.gpus_per_node": "gpus_per_node",
     "resources.cpus": "cpus_per_task",

@@ -20,6 +20,14 @@ class Layout(Record):
     pipeline_parallel: int  # nodes that serve one replica
 
 
+class ElasticPlan(Record):
+    """Of a swarm whose size follows the work: `Layout.replicas` are the most."""
+
+    least: int  # replicas
+    keep_s: float | None = None  # None: as long as a start takes here
+    hold_s: float = 30.0
+
+
 class Resources(Record):
     """What one replica asks of the platform."""
 
@@ -86,6 +94,7 @@ class DeploymentPlan(Record):
     engine_options: dict[str, Any]
     min_ready: int
     layout: Layout
+    elastic: ElasticPlan | None = None  # None: exactly `layout.replicas` run
     resources: Resources
     image: str | None
     port_from: int  # where the search for a free engine port begins
@@ -97,3 +106,8 @@ class DeploymentPlan(Record):
     watchdog: WatchdogPlan
     metrics: MetricsPlan = MetricsPlan()
     backend_options: dict[str, Any] = field(default_factory=dict)  # the validated backend section
+
+    @property
+    def launched_replicas(self) -> int:
+        """How many `up` starts."""
+        return self.layout.replicas if self.elastic is None else self.elastic.least

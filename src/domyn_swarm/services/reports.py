@@ -150,7 +150,9 @@ class ReportGatherer:
         )
 
     def _layout(self, account: RunAccount) -> Layout | None:
-        """Of the swarm that the run asked, unless another one has taken its name since."""
+        """Of the swarm that the run asked, unless another one has taken its name since. None of an
+        elastic one: how many replicas it had meanwhile is not in its plan.
+        """
         record = self._job(account.job_id)
         if record is None or record.swarm is None or account.began_at is None:
             return None
@@ -158,7 +160,9 @@ class ReportGatherer:
             swarm = self._store.swarm(record.swarm)
         except SwarmNotFound:
             return None
-        return rehydrate(swarm).plan.layout if swarm.created_at <= account.began_at else None
+        plan = rehydrate(swarm).plan
+        known = swarm.created_at <= account.began_at and plan.elastic is None
+        return plan.layout if known else None
 
     def _history(self) -> tuple[ReplicaEvent, ...]:
         """What the replicas of the job's swarm went through, as far as it remembers."""

@@ -29,14 +29,29 @@ class LiveSwarm:
     def handle(self) -> ServingHandle:
         """How the platform knows it; replicas that were taken out are no part of it."""
         parts = [Part.model_validate(part) for part in self.record.parts]
-        wanted = self.plan.layout.replicas
+        wanted = self.plan.layout.replicas if self.plan.elastic is None else 0
         return ServingHandle(
             platform=self.record.backend,
             tag=self.record.tag,
             swarm_dir=self.record.swarm_dir,
             parts=tuple(part for part in parts if part.kind != "replica" or part.index < wanted),
             location=self.record.location,
+            least_replicas=None if self.plan.elastic is None else self.plan.elastic.least,
         )
+
+    def handle_now(self) -> ServingHandle:
+        """The same with the replicas that an elastic swarm has now, as the platform knows them.
+
+        Raises:
+            PlatformError: it cannot be asked.
+        """
+        handle = self.handle
+        if self.plan.elastic is None:
+            return handle
+        parts = dict.fromkeys(handle.parts)
+        for found in self.backend.find(handle):
+            parts |= dict.fromkeys(part for part in found.parts if part.kind == "replica")
+        return handle.model_copy(update={"parts": tuple(parts)})
 
     def with_record(self, record: SwarmRecord) -> LiveSwarm:
         """The same swarm after its record has changed."""

@@ -52,7 +52,7 @@ def write_launch_files(swarm: LiveSwarm, config: DomynLLMSwarmConfig) -> None:
         gpus_per_replica=layout.gpus_per_replica,
         created_at=record.created_at,
     )
-    ledger.enter(entry, layout.replicas)
+    ledger.enter(entry, swarm.plan.launched_replicas)
 
 
 def user_name(uid: int | None = None) -> str:

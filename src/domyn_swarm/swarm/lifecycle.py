@@ -285,13 +285,21 @@ class SwarmLifecycle:
         Raises:
             SwarmNotFound: there is none of that name.
             RunsElsewhere: it can only be scaled from another host or cluster.
-            StateError: it is not live, or a replica that is wanted again has not ended yet.
+            StateError: it is not live, it is elastic, or a replica that is wanted again has not
+                ended yet.
             SubmissionUnknown: the replicas may come; so many are wanted from now on.
             PlatformError: a replica could not be started; as many are wanted as before.
         """
         swarm = self.attach(name)
         refuse_elsewhere(swarm.record, "scale it")
         check_not_lost(swarm, "cannot be scaled")
+        if (elastic := swarm.plan.elastic) is not None:
+            raise StateError(
+                f"{name} is elastic: it runs {elastic.least} to {swarm.plan.layout.replicas} "
+                "replicas, as many as there is work for.",
+                hint="For a fixed number, or other bounds, change `replicas` in its configuration, "
+                f"`domyn-swarm down {name}`, and bring it up again.",
+            )
         layout = lay_out(
             replicas, swarm.plan.layout.gpus_per_replica, swarm.plan.layout.gpus_per_node
         )

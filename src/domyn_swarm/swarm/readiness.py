@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from domyn_swarm import engines
-from domyn_swarm.backends.base import read_tail
+from domyn_swarm.backends.base import ASLEEP, read_tail
 from domyn_swarm.backends.checks import resolves
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.backends.slurm.printed import end_by_slurm
@@ -64,9 +65,11 @@ def _replicas(swarm: LiveSwarm) -> Observation:
     ended, reports = ended_replicas(swarm), reports_of(view)
     probes: list[Probe] = [
         partial(_replica, view, reports.get(replica), replica, ended.get(replica))
-        for replica in range(swarm.plan.layout.replicas)
+        for replica in _wanted(swarm, view)
     ]
-    seen = at_least(swarm.plan.min_ready, *probes)()
+    if not probes:
+        return Observation(Phase.READY, ASLEEP)
+    seen = at_least(min(swarm.plan.min_ready, len(probes)), *probes)()
     wrong = ((index, not_ready_yet(report)) for index, report in sorted(reports.items()))
     first = next((f"replica {index}: {why}" for index, why in wrong if why), None)
     if first is None or seen.phase is not Phase.STARTING:
@@ -74,14 +77,22 @@ def _replicas(swarm: LiveSwarm) -> Observation:
     return replace(seen, detail=f"{seen.detail}; {first}")
 
 
+def _wanted(swarm: LiveSwarm, view: CollectorView | None) -> Sequence[int]:
+    """The replicas that there shall be now."""
+    if swarm.plan.elastic is None or view is None or view.asked_for is None:
+        return range(swarm.plan.launched_replicas)
+    return view.asked_for
+
+
 def ended_replicas(swarm: LiveSwarm) -> dict[int, str]:
     """The replicas that do not run any more and will not as things are, reported or not, with what
     the platform says of them.
     """
-    seen = swarm.backend.probe_parts(swarm.handle)
+    handle = swarm.handle_now()
+    seen = swarm.backend.probe_parts(handle)
     ended: dict[int, str] = {}
     going: set[int] = set()
-    for part in swarm.handle.parts:
+    for part in handle.parts:
         place = seen[part.platform_id]
         if part.kind == "replica" and place.phase.terminal:
             ended[part.index] = place.detail
@@ -220,7 +231,8 @@ def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport]) -> ReplicaFail
     first = failed[0]
     log = swarm.paths.engine_log(first.replica)
     found = diagnosis(swarm, first)
-    counted = f"{len(failed)} of {swarm.plan.layout.replicas} replicas failed"
+    there = len(_wanted(swarm, swarm.backend.view(swarm.handle)))
+    counted = f"{len(failed)} of {there} replicas failed"
     if found is None:
         cause = first.reason or "the engine ended"
         return ReplicaFailed(f"{counted}: {cause} (replica {first.replica}).", hint=f"See {log}.")

@@ -75,8 +75,8 @@ def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
 
 def all_recorded(swarm: LiveSwarm) -> bool:
     """Whether whoever launched it got to the end: then there is nothing to look for."""
-    kinds = [part.kind for part in swarm.handle.parts]
-    return "endpoint" in kinds and kinds.count("replica") >= swarm.plan.layout.replicas
+    kinds = [part["kind"] for part in swarm.record.parts]
+    return "endpoint" in kinds and kinds.count("replica") >= swarm.plan.launched_replicas
 
 
 def _found(swarm: LiveSwarm) -> list[Part]:

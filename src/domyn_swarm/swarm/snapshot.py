@@ -171,6 +171,9 @@ class SwarmSnapshot(Record):
     model: str
     endpoint: str | None
     replicas_wanted: int
+    replicas_min: int | None = None  # of an elastic swarm, whose size follows the work; null: fixed
+    replicas_max: int | None = None
+    asleep: bool = False  # it holds no replica, and starts one for the first request or job
     min_ready: int
     replicas: tuple[ReplicaSnapshot, ...] = ()
     jobs: tuple[JobSnapshot, ...] = ()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from domyn_swarm.backends.endpoint.elastic import read_state
 from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
 from domyn_swarm.backends.left_out import LeftOut, left_out
 from domyn_swarm.backends.platforms import compute_backend
@@ -59,13 +60,26 @@ def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSn
     view, ends = _view(swarm), _expiries(swarm)
     reports, places = reports_of(view), _places(swarm)
     anew = f"`domyn-swarm scale {swarm.record.name} {swarm.plan.layout.replicas}` starts it again"
+    if swarm.plan.elastic is not None:
+        anew = "another one starts where there is work for it"
     replicas = []
-    for index in range(swarm.plan.layout.replicas):
+    for index in _shown(swarm, view, places):
         one = reported(view, reports.get(index), index, unheard=lost is not None)
         if lost is None:
             one = placed(one, places.get(index), anew)
         replicas.append(one.model_copy(update={"expires_at": ends.get(index)}))
-    return _snapshot(swarm, seen, tuple(replicas), jobs, lost=lost is not None)
+    return _snapshot(swarm, seen, tuple(replicas), jobs, lost=lost is not None, view=view)
+
+
+def _shown(
+    swarm: LiveSwarm, view: CollectorView | None, places: Mapping[int, Observation]
+) -> Sequence[int]:
+    """The replicas that are shown: of an elastic swarm those that are wanted, or have not ended."""
+    if swarm.plan.elastic is None:
+        return range(swarm.plan.layout.replicas)
+    asked_for = (view.asked_for or ()) if view is not None else ()
+    there = {one for one, place in places.items() if not place.phase.terminal}
+    return sorted({*asked_for, *reports_of(view), *there})
 
 
 def _last_known(swarm: LiveSwarm, jobs: Sequence[JobSnapshot]) -> SwarmSnapshot:
@@ -75,11 +89,9 @@ def _last_known(swarm: LiveSwarm, jobs: Sequence[JobSnapshot]) -> SwarmSnapshot:
     view = last_view(swarm.paths)
     view = view if view is not None and view.tag == swarm.record.tag else None
     reports = reports_of(view)
-    replicas = tuple(
-        reported(view, reports.get(index), index) for index in range(swarm.plan.layout.replicas)
-    )
+    replicas = tuple(reported(view, reports.get(index), index) for index in _shown(swarm, view, {}))
     known_at = swarm.record.updated_at if view is None else view.taken_at
-    found = _snapshot(swarm, Observation(Phase.UNKNOWN), replicas, jobs)
+    found = _snapshot(swarm, Observation(Phase.UNKNOWN), replicas, jobs, view=view)
     where = whereabouts(swarm.record, known_at)
     detail = "it cannot be asked from here"
     changed = {"observed": "elsewhere", "detail": detail, "whereabouts": where}
@@ -96,23 +108,23 @@ def _view(swarm: LiveSwarm) -> CollectorView | None:
 def _places(swarm: LiveSwarm) -> dict[int, Observation]:
     """What the platform has in each replica's place; nothing where it cannot be asked."""
     try:
-        seen = swarm.backend.probe_parts(swarm.handle)
+        handle = swarm.handle_now()
+        seen = swarm.backend.probe_parts(handle)
     except SwarmError:
         return {}
-    return {
-        part.index: seen[part.platform_id] for part in swarm.handle.parts if part.kind == "replica"
-    }
+    return {part.index: seen[part.platform_id] for part in handle.parts if part.kind == "replica"}
 
 
 def _expiries(swarm: LiveSwarm) -> dict[int, datetime]:
     """When replicas end for their time limits, by index."""
     try:
-        ends = swarm.backend.expiries(swarm.handle)
+        handle = swarm.handle_now()
+        ends = swarm.backend.expiries(handle)
     except PlatformError:
         return {}
     return {
         part.index: ends[part.platform_id]
-        for part in swarm.handle.parts
+        for part in handle.parts
         if part.kind == "replica" and part.platform_id in ends
     }
 
@@ -125,20 +137,28 @@ def _snapshot(
     *,
     probed: bool = True,
     lost: bool = False,
+    view: CollectorView | None = None,
 ) -> SwarmSnapshot:
     record, plan = swarm.record, swarm.plan
+    elastic, most = plan.elastic, plan.layout.replicas
+    wanted = most
+    if elastic is not None:
+        wanted = elastic.least if view is None or view.asked_for is None else len(view.asked_for)
     address = read_address(swarm.paths) if record.phase.live and not lost else None
     return SwarmSnapshot(
         name=record.name,
         phase=record.phase,
         observed=cast("Observed", seen.phase.name.lower()) if probed else "not_probed",
-        detail=_detail(record, seen),
+        detail=_with_trouble(swarm, _detail(record, seen)) if probed else _detail(record, seen),
         whereabouts=whereabouts(record, record.updated_at, ask=probed),
         backend=record.backend,
         engine=plan.engine,
         model=plan.model,
         endpoint=None if address is None else address.url,
-        replicas_wanted=plan.layout.replicas,
+        replicas_wanted=wanted,
+        replicas_min=None if elastic is None else elastic.least,
+        replicas_max=None if elastic is None else most,
+        asleep=elastic is not None and seen.phase is Phase.READY and wanted == 0,
         min_ready=plan.min_ready,
         replicas=replicas,
         jobs=tuple(jobs),
@@ -147,6 +167,15 @@ def _snapshot(
         swarm_dir=record.swarm_dir,
         created_at=record.created_at,
     )
+
+
+def _with_trouble(swarm: LiveSwarm, detail: str) -> str:
+    """With why an elastic swarm cannot start what it wants, where that is so."""
+    live = swarm.record.phase.live and swarm.plan.elastic is not None
+    state = read_state(swarm.paths, swarm.record.tag) if live else None
+    if state is None or not state.trouble:
+        return detail
+    return f"{detail}; no replica can be started: {state.trouble}"
 
 
 def _left_out(swarm: LiveSwarm) -> tuple[LeftOut, ...]:

@@ -25,6 +25,7 @@ from domyn_swarm.paths import SwarmPaths, write_private
 _log = get_logger(__name__)
 
 MAX_BODY_BYTES = 65_536
+OVERLAP_S = 3.0  # a router uses a server surely that was listed so long ago
 _TICK_S = 1.0  # staleness is looked at so often
 _WRITE_VIEW_EVERY_S = 5.0  # and replicas.json refreshed so often when only times changed
 _METRICS, _METRICS_TYPE = "/metrics", "text/plain; version=0.0.4; charset=utf-8"
@@ -57,8 +58,10 @@ class Collector:
         self._table = ReplicaTable(spec.replicas, spec.stale_after_s)
         self._history = History(paths.watchdog_db)
         self._reachability = Reachability()
-        self._gauges = EngineGauges(spec)
+        self.gauges = EngineGauges(spec)
         self._meter = UseMeter(spec.stale_after_s)
+        self.stand_in: str | None = None  # what the router is given where no replica serves
+        self._awake, self._turned_at = False, -OVERLAP_S  # whether one does, and since when
         self.drivers_looked = 0  # how often a job asked for replicas to send requests to
         self._unwritten: list[ReplicaReport] = []
         self._listed: tuple[str, ...] | None = None  # in the manifest on disk; None: not ours yet
@@ -144,7 +147,8 @@ class Collector:
     async def _replicas(self, request: web.Request) -> web.Response:
         for_requests = "for" in request.query  # somebody sends them without the router
         self.drivers_looked += for_requests
-        if for_requests and request.query.get("known") == listing_tag(self._serving()):
+        serving = self.serving()
+        if for_requests and serving and request.query.get("known") == listing_tag(serving):
             return web.Response(status=204)  # a thousand replicas are much to tell every second
         text = self._listing(for_requests=for_requests)
         return web.Response(text=text, content_type="application/json")
@@ -156,7 +160,7 @@ class Collector:
             return text
         view = self.view()
         if for_requests:
-            serving = frozenset(self._serving())
+            serving = frozenset(self.serving())
             able = tuple(one for one in view.replicas if one.url in serving)
             view = view.model_copy(update={"replicas": able})
         text = view.model_dump_json()
@@ -169,7 +173,7 @@ class Collector:
         return web.json_response({"events": found})
 
     async def _gauges_now(self, _request: web.Request) -> web.Response:
-        found = await self._gauges.read(self._serving())
+        found = await self.gauges.read(self.serving())
         if found is None:
             return _error(404, "these engines have no gauges")
         return web.Response(text=found.model_dump_json(), content_type="application/json")
@@ -243,19 +247,32 @@ class Collector:
         """What the replicas' time went to since this collector began; see `UseMeter.read`."""
         return self._meter.read(jobs, _now())
 
-    def resize(self, replicas: int) -> None:
-        """So many replicas are wanted from now on."""
-        self._listings.clear()
-        self._table.resize(replicas)
+    def want(self, replicas: Iterable[int]) -> None:
+        """These replicas are wanted from now on; the router gives others no request."""
+        before = self._table.wanted
+        self._table.want(replicas)
+        if self._table.wanted != before:
+            self._view_changed = True
+            self._listings.clear()
+            self._news.set()
 
     @property
-    def replicas_wanted(self) -> int:
-        """How many there shall be."""
+    def wanted(self) -> frozenset[int]:
+        """The replicas that there shall be."""
         return self._table.wanted
 
     def all_serve(self) -> bool:
         """Whether every replica that is wanted takes requests."""
-        return len(self._table.serving(_now())) >= self._table.wanted
+        return len(self._table.serving(_now())) >= len(self._table.wanted)
+
+    def serving_replicas(self) -> tuple[int, ...]:
+        """Those that take requests now."""
+        found = self._table.serving(_now())
+        return tuple(one for one, url in found.items() if self._reachability.reachable(url))
+
+    def last(self, replica: int) -> ReplicaReport | None:
+        """What a replica reported last."""
+        return self._table.last(replica)
 
     def view(self) -> CollectorView:
         """What is believed now."""
@@ -264,7 +281,9 @@ class Collector:
             taken_at=utc_now(),
             stale_after_s=self._spec.stale_after_s,
             tag=self._spec.tag,
-            wanted=self._table.wanted,
+            wanted=len(self._table.wanted),
+            elastic=self._spec.elastic is not None,
+            asked_for=tuple(sorted(self._table.wanted)) if self._spec.elastic else None,
         )
 
     # -- files --------------------------------------------------------------------------------
@@ -288,19 +307,34 @@ class Collector:
         while True:
             await asyncio.sleep(CHECK_S)
             try:
-                if await self._reachability.check(self._table.serving(_now())):
+                if await self._reachability.check(tuple(self._table.serving(_now()).values())):
                     self._listings.clear()
                     self._news.set()
             except Exception:  # noqa: BLE001 - the endpoint serves all the same
                 _log.exception("cannot look whether the replicas' ports answer")
 
-    def _serving(self) -> tuple[str, ...]:
+    def serving(self) -> tuple[str, ...]:
         """Where the router may send requests now."""
-        urls = self._table.serving(_now())
+        urls = self._table.serving(_now()).values()
         return tuple(url for url in urls if self._reachability.reachable(url))
 
+    def _for_router(self) -> tuple[str, ...]:
+        """What the router may use: where no replica serves, what stands in for them, and both for a
+        while at each change, since the router looks at a server before it uses it.
+        """
+        serving, now = self.serving(), _now()
+        if self.stand_in is None:
+            return serving
+        if bool(serving) != self._awake:
+            self._awake, self._turned_at = bool(serving), now
+        if now - self._turned_at >= OVERLAP_S:
+            return serving or (self.stand_in,)
+        leaving = [one.url for one in self._table.reports() if one.state is ReplicaState.READY]
+        urls = serving or [url for url in leaving if url and self._reachability.reachable(url)]
+        return (*urls, self.stand_in)
+
     async def _sync(self) -> None:
-        serving = self._serving()
+        serving = self._for_router()
         if serving != self._listed:
             await asyncio.to_thread(
                 write_private, self._paths.router_manifest, self._manifest(serving)
@@ -333,6 +367,8 @@ class Collector:
         for report in self._table.reports():
             if report.url is None or report.state is not ReplicaState.READY:
                 continue
+            if report.replica not in self._table.wanted:  # it was taken out
+                continue
             change: dict[str, object] = {"reported_at": utc_now()}
             if report.url in before - now:
                 self._silent.add(report.url)
@@ -347,7 +383,7 @@ class Collector:
 
     async def close(self) -> None:
         """Write what is not written yet."""
-        await self._gauges.close()
+        await self.gauges.close()
         try:
             self._closing = True
             await self._sync()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.spec import ElasticSpec, EndpointSpec
+from domyn_swarm.backends.ledger import entry_folder
 from domyn_swarm.backends.watchdog_spec import heartbeat_s
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.context import DeploymentContext
@@ -10,6 +11,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 
 _HEARTBEATS_MISSED = 3
 _STALE_AT_LEAST_S = 10.0
+_FULL_AT = 64  # requests, where the engine is not told how many run at once
 
 
 def build_endpoint_spec(
@@ -22,6 +24,7 @@ def build_endpoint_spec(
         host=host,
         port=endpoint.get("port"),
         replicas=plan.layout.replicas,
+        elastic=_elastic(plan, ctx),
         stale_after_s=max(_STALE_AT_LEAST_S, _HEARTBEATS_MISSED * heartbeat_s(plan)),
         health_path=plan.watchdog.http_path or ctx.serving_spec.health_path,
         metrics_path=ctx.serving_spec.metrics_path,
@@ -40,4 +43,13 @@ def build_endpoint_spec(
         gpus_per_replica=plan.layout.gpus_per_replica,
         **plan.metrics.as_fields(),
         **plan.router.as_fields(),
+    )
+
+
+def _elastic(plan: DeploymentPlan, ctx: DeploymentContext) -> ElasticSpec | None:
+    if plan.elastic is None:
+        return None
+    full_at = ctx.serving_spec.max_num_seqs or _FULL_AT
+    return ElasticSpec(
+        full_at=full_at, ledger_entry=entry_folder(ctx.tag), **plan.elastic.model_dump()
     )

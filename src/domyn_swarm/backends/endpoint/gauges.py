@@ -105,6 +105,21 @@ class EngineGauges:
     def _read(self, text: bytes, now: float) -> Reading:
         return self._reader.read(text, now) or Reading(now, 0.0, 0.0, None, None, None)
 
+    async def requests_at(self, urls: Sequence[str]) -> dict[str, float] | None:
+        """The requests that run or wait at each of these engines, as far as they answer; of many a
+        few are asked. None: they have no gauges.
+        """
+        if self._path is None:
+            return None
+        asked = urls[:_ASKED_AT_ONCE]
+        texts = await asyncio.gather(*[self._metrics(url + self._path) for url in asked])
+        readings = {
+            url: self._read(text, time.monotonic())
+            for url, text in zip(asked, texts, strict=True)
+            if text is not None
+        }
+        return {url: one.running + one.waiting for url, one in readings.items()}
+
     async def _metrics(self, url: str) -> bytes | None:
         if self._session is None:
             key = self._key_file.read_text("utf-8").strip()

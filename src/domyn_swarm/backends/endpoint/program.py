@@ -19,6 +19,9 @@ from domyn_swarm.backends.endpoint import connections, ports
 from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.announcement import Announcement
 from domyn_swarm.backends.endpoint.collector import Collector
+from domyn_swarm.backends.endpoint.doorkeeper import HOST as DOOR_HOST
+from domyn_swarm.backends.endpoint.doorkeeper import RUNNER, Doorkeeper
+from domyn_swarm.backends.endpoint.elasticity import Elasticity
 from domyn_swarm.backends.endpoint.router import (
     Admission,
     Router,
@@ -240,8 +243,11 @@ async def serve(
     rest: list[Coroutine[None, None, object]] = [collector.keep_files(), collector.keep_checking()]
     if spec.textfile_dir is not None:
         rest.append(metrics.keep_textfile(spec.textfile_dir))
+    size = await _elasticity(paths, spec, platform, collector, process)
     if platform is not None:
         rest.append(Supervision(paths, platform, collector, process.activity).run())
+    if size is not None:
+        rest.append(size.run())
     tasks = [asyncio.create_task(one) for one in [*first, *rest]]
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -255,10 +261,57 @@ async def serve(
     ends = await asyncio.gather(*tasks, return_exceptions=True)
     server.close()
     await runner.cleanup()
+    if size is not None:
+        await size.close()
     await collector.close()
     for error in ends:
         if isinstance(error, Exception):  # a bug ended it: say which
             raise error
+
+
+class _Size:
+    """What sees to the number of replicas, and stands in for them while there are none."""
+
+    def __init__(
+        self, elasticity: Elasticity, doorkeeper: Doorkeeper | None, door: web.AppRunner | None
+    ) -> None:
+        self._elasticity = elasticity
+        self._doorkeeper = doorkeeper
+        self._door = door
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await self._elasticity.run()
+
+    async def close(self) -> None:
+        """Turn those away that are held."""
+        if self._door is not None:
+            await self._door.cleanup()
+        if self._doorkeeper is not None:
+            await self._doorkeeper.close()
+
+
+async def _elasticity(
+    paths: SwarmPaths,
+    spec: EndpointSpec,
+    platform: Platform | None,
+    collector: Collector,
+    process: RouterProcess,
+) -> _Size | None:
+    """None: the swarm has a fixed number of replicas."""
+    if spec.elastic is None or platform is None:
+        return None
+    if spec.elastic.least > 0:
+        return _Size(Elasticity(paths, spec, platform, collector, process.activity), None, None)
+    door = Doorkeeper(spec, spec.elastic.hold_s, collector.serving)
+    elasticity = Elasticity(paths, spec, platform, collector, process.activity, door=door)
+    door.expected_s, door.why = elasticity.expected_s, elasticity.why_not
+    runner = web.AppRunner(door.app(), **RUNNER)
+    await runner.setup()
+    port = ports.free_port(DOOR_HOST)
+    await web.TCPSite(runner, DOOR_HOST, port).start()
+    collector.stand_in = f"http://{DOOR_HOST}:{port}"
+    return _Size(elasticity, door, runner)
 
 
 def main(paths: SwarmPaths, platform: Platform | None = None) -> None:

@@ -25,16 +25,19 @@ class ReplicaTable:
     """The last report of each replica. `now` is seconds of the caller's monotonic clock."""
 
     def __init__(self, replicas: int, stale_after_s: float) -> None:
-        self.wanted = self._replicas = replicas
+        self.wanted = frozenset(range(replicas))
+        self._replicas = replicas
         self._stale_after_s = stale_after_s
         self._reports: dict[int, ReplicaReport] = {}
         self._heard_at: dict[int, float] = {}
         self._incarnations: dict[int, list[str]] = {}  # newest last
 
-    def resize(self, replicas: int) -> None:
-        """So many are wanted from now on. Those beyond are heard until they have ended."""
-        self.wanted = replicas
-        self._replicas = max(self._replicas, replicas)
+    def want(self, replicas: Iterable[int]) -> None:
+        """These are wanted from now on. Others get no request, and are heard until they have
+        ended.
+        """
+        self.wanted = frozenset(replicas)
+        self._replicas = max(self._replicas, *(one + 1 for one in self.wanted), 0)
 
     def take(self, report: ReplicaReport, now: float, at: datetime) -> Verdict:
         """Believe a report unless it is of the past; `at` is noted as its time."""
@@ -92,18 +95,21 @@ class ReplicaTable:
         return tuple(
             report
             for index, report in sorted(self._reports.items())
-            if index < self.wanted or report.state not in FINAL_REPLICA_STATES
+            if index in self.wanted or report.state not in FINAL_REPLICA_STATES
         )
 
-    def serving(self, now: float) -> tuple[str, ...]:
-        """Where requests may be sent: replicas that are ready and were heard of lately."""
-        return tuple(
-            report.url
+    def serving(self, now: float) -> dict[int, str]:
+        """Where requests may be sent: the wanted replicas that are ready and were heard of lately,
+        with their URLs.
+        """
+        return {
+            report.replica: report.url
             for report in self.reports()
             if report.state is ReplicaState.READY
+            and report.replica in self.wanted
             and report.url is not None
             and now - self._heard_at[report.replica] <= self._stale_after_s
-        )
+        }
 
 
 def tokens_per_s(before: ReplicaReport | None, now: ReplicaReport) -> float | None:

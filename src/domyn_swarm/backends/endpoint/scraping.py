@@ -62,7 +62,7 @@ class SwarmMetrics:
         readings = Readings(
             swarm=self._name,
             spec=self._spec,
-            replicas_wanted=self._collector.replicas_wanted,
+            replicas_wanted=len(self._collector.wanted),
             view=self._collector.view(),
             router=router,
             jobs=jobs,

@@ -8,6 +8,16 @@ from domyn_swarm.model import Record
 from domyn_swarm.paths import SwarmPaths
 
 
+class ElasticSpec(Record):
+    """Of a swarm whose size follows the work; `EndpointSpec.replicas` are the most."""
+
+    least: int  # replicas; 0: it sleeps without work
+    keep_s: float | None = None  # an idle replica is kept for so long; None: as a start takes
+    hold_s: float = 30.0  # a request waits so long for the first replica
+    full_at: int = 64  # requests in flight that one replica takes at once
+    ledger_entry: Path  # the folder in which its size is noted, see `backends.ledger`
+
+
 class EndpointSpec(Record):
     """The endpoint program's settings; the same for every model."""
 
@@ -15,6 +25,7 @@ class EndpointSpec(Record):
     host: str  # to listen on and be reached at; empty: every interface, the node's own name
     port: int | None  # None: any free one
     replicas: int  # reports of others are refused; `scale` rewrites it
+    elastic: ElasticSpec | None = None  # None: always `replicas` of them
     stale_after_s: float  # a replica that has not reported for so long serves no more
     health_path: str  # of the engines
     metrics_path: str | None = None

@@ -5,12 +5,13 @@ lost are replaced, and a swarm that nobody needs any more ends itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
 from domyn_swarm import claims
 from domyn_swarm.backends.endpoint.activity import Activity, Idleness
 from domyn_swarm.backends.endpoint.collector import Collector
+from domyn_swarm.backends.endpoint.elasticity import ElasticPlatform
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import Ended
 from domyn_swarm.backends.notification import notify
@@ -25,10 +26,10 @@ _LOOK_S = 2.0
 _AFTER_JOBS_S = 15.0  # without a request, once the jobs are over that the swarm was kept for
 
 
-class Platform(Protocol):
+class Platform(ElasticPlatform, Protocol):
     """What the endpoint program asks of the platform it runs on. Called from threads."""
 
-    def replace_lost(self, replicas: int) -> Sequence[int]:
+    def replace_lost(self, replicas: Collection[int]) -> Sequence[int]:
         """See that each of the replicas has something that runs or waits for it, unless it failed.
         Return those that are given up from now on, whatever they reported last.
 
@@ -84,12 +85,14 @@ class Supervision:
 
     async def _look(self) -> bool:
         spec = EndpointSpec.model_validate_json(self._paths.endpoint_spec.read_text("utf-8"))
-        self._collector.resize(spec.replicas)
+        if spec.elastic is None:
+            self._collector.want(range(spec.replicas))
+        wanted = self._collector.wanted
         if not self._collector.all_serve():  # else there is nothing to ask the platform about
-            lost = await asyncio.to_thread(self._platform.replace_lost, spec.replicas)
+            lost = await asyncio.to_thread(self._platform.replace_lost, wanted)
             self._collector.give_up(lost)
         await self._tell_failure(spec)
-        reason = await self._reason_to_end(spec.idle_timeout_s)
+        reason = await self._reason_to_end(spec.idle_timeout_s, asleep=not wanted)
         if reason is None:
             return False
         _log.info("the swarm ends: %s", reason)
@@ -103,7 +106,9 @@ class Supervision:
         """Tell once that no replica will serve again; `up` tells it itself while it waits."""
         reasons = self._collector.failures()
         launching = claims.is_held(self._paths.launcher(spec.tag))
-        if self._failure_told or launching or len(reasons) < spec.replicas:
+        if not reasons or len(reasons) < len(self._collector.wanted):
+            return
+        if self._failure_told or launching:
             return
         self._failure_told = True
         await self._tell("swarm_failed", f"all replicas failed: {reasons[0]}")
@@ -113,12 +118,12 @@ class Supervision:
         url_file = self._paths.notify_url
         await asyncio.to_thread(notify, url_file, event, swarm=name, message=message)
 
-    async def _reason_to_end(self, idle_timeout_s: float | None) -> str | None:
+    async def _reason_to_end(self, idle_timeout_s: float | None, *, asleep: bool) -> str | None:
         now = asyncio.get_running_loop().time()
         idle_s = self._idleness.saw(await self._use(), now)
         if idle_s >= _AFTER_JOBS_S and await asyncio.to_thread(self._jobs_over):
             return "the jobs that it was kept for are over"
-        if not self._collector.any_at_work():  # nobody can use it: it waits in the queue, comes up
+        if not (asleep or self._collector.any_at_work()):  # it waits in the queue, or comes up
             self._unusable_at = now
         unused_s = min(idle_s, now - self._unusable_at)
         if idle_timeout_s is not None and unused_s >= idle_timeout_s:

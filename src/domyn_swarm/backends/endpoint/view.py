@@ -32,6 +32,8 @@ class CollectorView(Record):
     stale_after_s: float  # a report older than this at `taken_at` is not to be believed
     tag: str = ""  # of the swarm
     wanted: int | None = None  # replicas
+    elastic: bool = False  # the work decides how many
+    asked_for: tuple[int, ...] | None = None  # then: which are wanted now; none: it is asleep
 
 
 class ReplicaEvent(Record, forbid_unknown_fields=False):

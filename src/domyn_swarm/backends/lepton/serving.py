@@ -61,7 +61,7 @@ class LeptonServing(InWorkspace):
             _check_named_secret(named, workspace)
         workspace.create_deployment(document, ctx.tag)
         self._seen.pop(ctx.tag, None)
-        parts = _parts(ctx.tag, plan.layout.replicas)
+        parts = _parts(ctx.tag, plan.launched_replicas)
         record(*parts)
         return ServingHandle(
             platform="lepton", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
@@ -151,11 +151,14 @@ class LeptonServing(InWorkspace):
         seen = self._look(handle)
         if seen is None:
             return None
+        elastic = handle.least_replicas is not None
         return CollectorView(
             replicas=states.reports(seen),
             taken_at=utc_now(),
             stale_after_s=_STALE_S,
             tag=handle.tag,
+            elastic=elastic,
+            asked_for=tuple(range(seen.replicas_wanted)) if elastic else None,
         )
 
     def fetch_logs(

@@ -23,6 +23,7 @@ Document = dict[str, Any]
 PYTHON = "python3"  # of the images: the submitter's interpreter is not there
 _EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - a container's own
 _LIVE_LOGS = {"PYTHONUNBUFFERED": "1"}  # else the platform sees what is printed much later
+_TARGET_UTILIZATION = 80  # percent of the GPUs: beyond it the platform adds replicas
 _KEEP_JOB_S = 3 * 86400  # after its end, for its logs; it costs nothing any more
 
 
@@ -58,7 +59,7 @@ def endpoint_spec(plan: DeploymentPlan, ctx: DeploymentContext) -> Document:
         },
         "resource_requirement": {
             "resource_shape": asked.resource_shape,
-            "min_replicas": plan.layout.replicas,
+            **_replicas(plan),
             **_affinity(asked),
         },
         "envs": _envs(env, secrets),
@@ -68,10 +69,22 @@ def endpoint_spec(plan: DeploymentPlan, ctx: DeploymentContext) -> Document:
         # An engine that loads its model does not listen yet, and is not to be restarted for it.
         "health": {"liveness": {"initial_delay_seconds": int(plan.watchdog.readiness_timeout)}},
     }
+    scaling: Document = {}
+    if plan.elastic is not None:
+        scaling["target_gpu_utilization_percentage"] = _TARGET_UTILIZATION
     if plan.idle_timeout_s is not None:
-        spec["auto_scaler"] = {"scale_down": {"no_traffic_timeout": int(plan.idle_timeout_s)}}
+        scaling["scale_down"] = {"no_traffic_timeout": int(plan.idle_timeout_s)}
+    if scaling:
+        spec["auto_scaler"] = scaling
     name = names.deployment_name(ctx.tag)
     return {"metadata": {"id": name, "name": name}, "spec": spec}
+
+
+def _replicas(plan: DeploymentPlan) -> Document:
+    """How many; of an elastic swarm the platform's own autoscaler decides that within bounds."""
+    if plan.elastic is None:
+        return {"min_replicas": plan.layout.replicas}
+    return {"min_replicas": plan.elastic.least, "max_replicas": plan.layout.replicas}
 
 
 def replicas_patch(replicas: int) -> Document:
@@ -153,6 +166,13 @@ def _check_servable(plan: DeploymentPlan, asked: LeptonEndpointConfig) -> None:
             f"A replica of {plan.layout.gpus_per_replica} GPUs would need "
             f"{plan.layout.nodes_per_replica} nodes; on Lepton it is one container.",
             hint="Set gpus_per_node to what the resource shape has, or lower gpus_per_replica.",
+        )
+    if plan.elastic is not None and (plan.elastic.least == 0 or plan.elastic.keep_s is not None):
+        what = "min of 0" if plan.elastic.least == 0 else "keep_s"
+        raise ConfigError(
+            f"replicas has a {what}, and on Lepton the platform's own autoscaler decides.",
+            hint="Set min to 1 or more, and leave keep_s out; with idle_timeout_s the platform "
+            "takes the last replica away without traffic.",
         )
     has, wanted = asked.gpus, plan.layout.gpus_per_replica
     if has is not None and wanted not in (0, has):

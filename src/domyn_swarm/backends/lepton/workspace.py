@@ -275,10 +275,17 @@ def _deployment(name: str, found: Any, replicas: Any, reasons: Any) -> Deploymen
         state=state,
         url=url.rstrip("/").removesuffix("/v1") if url else None,
         tag=next((one.value for one in envs if one.name == names.TAG), None),
-        replicas_wanted=0 if needs is None else needs.min_replicas or 0,
+        replicas_wanted=_wanted(needs, len(replicas)),
         replicas_ready=None if status is None else status.ready_replicas,
         replicas=in_order([(_age(one), _replica(one, reasons)) for one in replicas]),
     )
+
+
+def _wanted(needs: Any, there: int) -> int:  # noqa: ANN401
+    """How many replicas a deployment shall have: where the platform scales it, those it has."""
+    least = 0 if needs is None else needs.min_replicas or 0
+    scales = needs is not None and (needs.max_replicas or 0) > least
+    return max(least, min(there, needs.max_replicas)) if scales else least
 
 
 def _age(replica: Any) -> int:  # noqa: ANN401

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
+from domyn_swarm.backends.base import ASLEEP, Part, PartRecorder, ServingHandle, refuse_draining
 from domyn_swarm.backends.checks import Check, ok
 from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
@@ -50,7 +50,8 @@ class LocalServing(OnThisHost, OwnEndpoint):
         private_dir(paths.scripts)
         copy_watchdog(paths.watchdog_program)
         _write_endpoint_spec(plan, ctx, paths)
-        with _gpus_of(plan, range(plan.layout.replicas)) as gpus:
+        self._write_watchdog_specs(plan, ctx, paths)
+        with _gpus_of(plan, range(plan.launched_replicas)) as gpus:
             parts = [self._start_endpoint(ctx, paths)]
             record(parts[0])
             for replica, held in gpus.items():
@@ -66,7 +67,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
 
     def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[Check, ...]:  # noqa: ARG002 - of the protocol
         """See `ServingBackend.rehearse`."""
-        with _gpus_of(plan, range(plan.layout.replicas)):
+        with _gpus_of(plan, range(plan.launched_replicas)):
             pass
         return (ok("rehearsal", "processes of this machine start at once"),)
 
@@ -135,6 +136,15 @@ class LocalServing(OnThisHost, OwnEndpoint):
         env = {**ctx.shared_env, processes.TAG: ctx.tag, processes.PART: "endpoint-0"}
         return _part("endpoint", 0, processes.spawn(argv, env, paths.endpoint_log))
 
+    @staticmethod
+    def _write_watchdog_specs(
+        plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths
+    ) -> None:
+        """Of the replicas that the endpoint program may start later."""
+        for replica in range(plan.launched_replicas, plan.layout.replicas):
+            private_dir(paths.replica_logs(replica))
+            _write_watchdog_spec(plan, ctx, paths, replica)
+
     def _start_replica(
         self,
         plan: DeploymentPlan,
@@ -143,9 +153,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
         replica: int,
         gpus: HeldGpus,
     ) -> Part:
-        spec = build_watchdog_spec(plan, ctx, paths, replica, host=HOST)
-        spec["orphaned_seconds"] = _ORPHANED_S
-        write_private(paths.watchdog_spec(replica), json.dumps(spec, indent=2))
+        _write_watchdog_spec(plan, ctx, paths, replica)
         env = {**ctx.shared_env, processes.TAG: ctx.tag}
         started = start_watchdog(paths, replica, gpus, ctx.interpreter, env)
         return _part("replica", replica, started)
@@ -159,6 +167,8 @@ class LocalServing(OnThisHost, OwnEndpoint):
         replicas = sum(part.kind == "replica" for part in running)
         if not running:
             return Observation(Phase.STOPPED, "none of its processes runs")
+        if replicas == 0 and handle.least_replicas == 0:
+            return Observation(Phase.READY, ASLEEP)
         if replicas == len(running):
             return Observation(Phase.FAILED, "the endpoint program has ended")
         if replicas == 0:
@@ -179,8 +189,10 @@ class LocalServing(OnThisHost, OwnEndpoint):
     def _running(self, handle: ServingHandle) -> set[Part]:
         """The parts of which something runs: what was launched, or what follows it."""
         running = {part for part in handle.parts if _runs(part)}
-        if len(running) == len(handle.parts):
+        if len(running) == len(handle.parts) and handle.least_replicas is None:
             return running
+        if handle.least_replicas is not None:  # its replicas come and go
+            return running | {part for one in self.find(handle) for part in one.parts}
         found = {(part.kind, part.index) for one in self.find(handle) for part in one.parts}
         return running | {part for part in handle.parts if (part.kind, part.index) in found}
 
@@ -274,6 +286,14 @@ def _replica_grace_s(paths: SwarmPaths) -> float:
 def _write_endpoint_spec(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths) -> None:
     spec = build_endpoint_spec(plan, ctx, paths, host=HOST)
     write_private(paths.endpoint_spec, spec.model_dump_json(indent=2))
+
+
+def _write_watchdog_spec(
+    plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, replica: int
+) -> None:
+    spec = build_watchdog_spec(plan, ctx, paths, replica, host=HOST)
+    spec["orphaned_seconds"] = _ORPHANED_S
+    write_private(paths.watchdog_spec(replica), json.dumps(spec, indent=2))
 
 
 def _part(kind: str, index: int, process: ProcessId) -> Part:

@@ -34,6 +34,12 @@ def _gpus(plan: DeploymentPlan) -> Check:
     if not wanted:
         return ok("GPUs", "none are asked for")
     there = gpus_here() or 0
+    if there < wanted and plan.elastic is not None:
+        return failed(
+            "GPUs",
+            f"up to {wanted} are asked for, this machine has {there}",
+            "Lower replicas.max or gpus_per_replica.",
+        )
     if there < wanted:
         return failed(
             "GPUs",

@@ -9,7 +9,7 @@ import fcntl
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 
 from domyn_swarm.backends.endpoint.view import last_view
@@ -56,6 +56,44 @@ def turn_to_start(paths: SwarmPaths) -> Iterator[None]:
         yield
 
 
+def running(tag: str) -> dict[int, ProcessId]:
+    """The watchdogs of a swarm that run, by their replicas."""
+    found = {}
+    for process, environment in processes.carrying(processes.TAG, tag).items():
+        kind, _, index = environment.get(processes.PART, "").partition("-")
+        if kind == "replica" and processes.leads_a_session(process):
+            found[int(index)] = process
+    return found
+
+
+def start_missing(paths: SwarmPaths, tag: str, replicas: Collection[int]) -> None:
+    """Start the watchdogs of these replicas, but for those that run. Their specs have been written.
+
+    Raises:
+        PlatformError: too few GPUs are free, or the machine cannot start one.
+        OSError: the swarm's folder cannot be used.
+    """
+    gpus_each = gpus_per_replica(paths)
+    with turn_to_start(paths):
+        missing = sorted(set(replicas) - running(tag).keys())
+        for replica in missing:
+            with held_gpus(gpus_each, [replica], paths.root.name) as gpus:
+                tagged = {processes.TAG: tag}
+                start_watchdog(paths, replica, gpus[replica], sys.executable, tagged)
+
+
+def end_watchdogs(tag: str, replicas: Collection[int]) -> None:
+    """Tell the watchdogs of these replicas to drain and end."""
+    found = running(tag)
+    processes.send([found[one] for one in replicas if one in found], signal.SIGTERM)
+
+
+def gpus_per_replica(paths: SwarmPaths) -> int:
+    """What the swarm's plan says."""
+    plan = DeploymentPlan.model_validate_json(paths.plan.read_text("utf-8"))
+    return plan.layout.gpus_per_replica
+
+
 class KilledWatchdogs:
     """Starts watchdogs again that ended without a word: they were killed, or failed themselves. One
     that was told to end, or gave up its engine, has said so to the collector: its view shows that,
@@ -69,8 +107,8 @@ class KilledWatchdogs:
         self._gone_at: dict[int, datetime] = {}  # when it was first seen that one is gone
         self._died_at: dict[int, list[float]] = {}
 
-    def start_again(self, replicas: int) -> None:
-        """Look at the first so many replicas. What a killed watchdog left of its engine is killed;
+    def start_again(self, replicas: Collection[int]) -> None:
+        """Look at these replicas. What a killed watchdog left of its engine is killed;
         one that cannot be started now is tried again.
 
         Raises:
@@ -81,7 +119,7 @@ class KilledWatchdogs:
             return
         for report in view.replicas:
             index, pid = report.replica, report.watchdog_pid
-            known = index < replicas and report.state not in _TOLD_TO_END and pid is not None
+            known = index in replicas and report.state not in _TOLD_TO_END and pid is not None
             if not known or processes.carries(pid or 0, processes.TAG, self._tag):
                 self._gone_at.pop(index, None)
             elif view.taken_at > self._gone_at.setdefault(index, utc_now()):
@@ -99,7 +137,7 @@ class KilledWatchdogs:
         if not self._is_worth_it(replica):
             return
         try:
-            with held_gpus(self._gpus_per_replica(), [replica], self._paths.root.name) as gpus:
+            with held_gpus(gpus_per_replica(self._paths), [replica], self._paths.root.name) as gpus:
                 tagged = {processes.TAG: self._tag}
                 one = start_watchdog(self._paths, replica, gpus[replica], sys.executable, tagged)
         except PlatformError as error:
@@ -114,7 +152,3 @@ class KilledWatchdogs:
         lately = [one for one in self._died_at.get(replica, []) if one > since]
         self._died_at[replica] = lately
         return len(lately) < _MOST_DEATHS
-
-    def _gpus_per_replica(self) -> int:
-        plan = DeploymentPlan.model_validate_json(self._paths.plan.read_text("utf-8"))
-        return plan.layout.gpus_per_replica

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from domyn_swarm.backends.base import ASLEEP
 from domyn_swarm.backends.slurm.reasons import counted
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.probing import Observation, Phase
@@ -39,6 +40,16 @@ def whole(endpoint: Jobs, replicas: Jobs) -> Observation:
     if not running:
         return Observation(Phase.QUEUED, _waiting([*waits, *others]))
     return Observation(Phase.READY, f"{run}, {_waiting(others)}" if others else run)
+
+
+def without_replicas(endpoint: Jobs, replicas: Jobs) -> Observation | None:
+    """Of an elastic swarm whose endpoint runs, that may do without replicas and has none that runs
+    now; None: its endpoint does not run.
+    """
+    if not any(job is not None and job.going for job in endpoint):
+        return None
+    waits = [job for job in replicas if job is not None and job.waiting]
+    return Observation(Phase.READY, f"a replica starts, {_waiting(waits)}" if waits else ASLEEP)
 
 
 def of_part(job: SlurmJob | None, successor: bool, before: str | None = None) -> Observation:

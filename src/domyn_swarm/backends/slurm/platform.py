@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.base import read_exit
+from domyn_swarm.backends.endpoint.elasticity import Placed
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.ending import Ending
@@ -15,11 +16,12 @@ from domyn_swarm.backends.slurm.killed_task import KilledTask
 from domyn_swarm.backends.slurm.other_nodes import OtherNodes
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import BROKEN, LOST
+from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, replicas_per_task
 from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.backends.slurm.task_plan import read_task_plan
-from domyn_swarm.errors import SubmitRejected
+from domyn_swarm.errors import PlatformUnavailable, SubmissionUnknown, SubmitRejected
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import JobHandle
+from domyn_swarm.model import JobHandle, utc_now
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import Clock
 
@@ -53,12 +55,13 @@ class SlurmPlatform:
         self._compute = SlurmCompute(self._slurm, clock)
         self._lost_since: dict[str, float] = {}  # by job
         self._submitted_at: dict[int, float] = {}  # by task
+        self._unanswered_until: dict[int, float] = {}  # by task: Slurm may have taken it
         self._asked_at = -math.inf
         plan = read_task_plan(paths)
         self._slurm_acts_s = _SLURM_ACTS_S if plan.requeue else 0.0
         self._others = OtherNodes(paths, plan.exclude_nodes, clock)
 
-    def replace_lost(self, replicas: int) -> Sequence[int]:
+    def replace_lost(self, replicas: Collection[int]) -> Sequence[int]:
         """See `Platform.replace_lost`. A replica that ended with its time limit says so in a file;
         of the others Slurm does, but of those that were killed.
         """
@@ -76,7 +79,7 @@ class SlurmPlatform:
         for one in tasks:
             own.setdefault(one.group, []).append(one)
         self._let_in([one.job.id for one in tasks if one.job.waiting])
-        for group in range(math.ceil(replicas / per_task)):
+        for group in sorted({one // per_task for one in replicas}):
             runs = own.get(group, [])
             if not all(one.job.over for one in runs):
                 continue
@@ -114,6 +117,66 @@ class SlurmPlatform:
                 self._slurm.exclude(job, self._others.excluded())
             self._others.let_in()
 
+    # -- of an elastic swarm ----------------------------------------------------------------------
+
+    @property
+    def per_place(self) -> int:
+        """See `ElasticPlatform.per_place`: those of a task."""
+        return replicas_per_task(self._paths)
+
+    def places(self) -> Mapping[int, Placed]:
+        """See `ElasticPlatform.places`: tasks that are not over."""
+        return {
+            one.group: Placed(one.job.runs_on, _left_s(one))
+            for one in self._tasks()
+            if not one.job.over
+        }
+
+    def start(self, places: Collection[int]) -> None:
+        """See `ElasticPlatform.start`: one array of the kept script. What Slurm may have taken
+        without saying so is not submitted again before it must have shown.
+        """
+        self._slurm.expect_change()
+        live = {one.group for one in self._tasks(at_most_s=0.0) if not one.job.over}
+        now = self._clock.monotonic()
+        rests = {one for one, until in self._unanswered_until.items() if until > now}
+        missing = sorted(set(places) - live - rests)
+        if not missing:
+            return
+        for group in missing:
+            for word in (self._paths.expired(group), self._paths.elsewhere(group)):
+                word.unlink(missing_ok=True)  # of a run that was given back
+            self._submitted_at[group] = now
+        try:
+            array = self._slurm.submit(
+                self._paths.replica_script, array=missing, exclude=self._others.excluded()
+            )
+        except SubmissionUnknown:
+            self._unanswered_until |= dict.fromkeys(missing, now + TAKEN_WITHIN_S)
+            raise
+        _log.info("tasks %s of the replicas are submitted: %s", missing, array)
+
+    def release(self, places: Collection[int]) -> None:
+        """See `ElasticPlatform.release`."""
+        tasks = [one for one in self._tasks(at_most_s=0.0) if not one.job.over]
+        self._slurm.cancel([one.job.id for one in tasks if one.group in places], signal="TERM")
+
+    def _tasks(self, at_most_s: float = math.inf) -> list[TaggedJob]:
+        """Those of the replicas.
+
+        Raises:
+            PlatformUnavailable: Slurm does not show what is this swarm's.
+        """
+        jobs = tagged(self._slurm.queue(at_most_s).values(), self._tag)
+        if not any(one.kind == "endpoint" for one in jobs):
+            raise PlatformUnavailable(
+                "Slurm shows no job by the swarm's tag: which replicas there are is not known.",
+                hint="A site that changes names and comments of jobs can have no elastic swarm.",
+            )
+        return [one for one in jobs if one.kind == "replica"]
+
+    # -- replacing --------------------------------------------------------------------------------
+
     def _submit(self, group: int) -> None:
         now = self._clock.monotonic()
         if now - self._submitted_at.get(group, -_AGAIN_S) < _AGAIN_S:
@@ -143,3 +206,11 @@ class SlurmPlatform:
     def end_rest(self) -> None:
         """See `Platform.end_rest`."""
         Ending(self._slurm, self._tag, {}, self._clock).end("job", "replica")
+
+
+def _left_s(one: TaggedJob) -> float:
+    """The seconds until its time limit; without end while it waits."""
+    limit = one.job.limit
+    if limit is None or not one.job.runs_on:
+        return math.inf
+    return max(0.0, (limit - utc_now()).total_seconds())

@@ -11,7 +11,13 @@ from domyn_swarm.backends.base import Part, ServingHandle
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.slurm.layout import slurm_config
 from domyn_swarm.backends.slurm.lost_endpoint import comes_back
-from domyn_swarm.backends.slurm.overview import WILL_NOT_RUN, Jobs, ended_how, whole
+from domyn_swarm.backends.slurm.overview import (
+    WILL_NOT_RUN,
+    Jobs,
+    ended_how,
+    whole,
+    without_replicas,
+)
 from domyn_swarm.backends.slurm.reasons import AFTER_ENDPOINT, limits_the_group, limits_the_user
 from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import SlurmJob
@@ -53,6 +59,10 @@ class Prospects:
         if (anew := self._anew(paths, endpoint, replicas)) is not None:
             return anew
         together = whole(endpoint, replicas)
+        if handle.least_replicas == 0 and not any(
+            job is not None and job.going for job in replicas
+        ):
+            together = without_replicas(endpoint, replicas) or together
         if together.phase.terminal:
             words = (unseen(paths, part, job) for part, job in seen.items())
             said = next((one for one in words if one is not None), None)

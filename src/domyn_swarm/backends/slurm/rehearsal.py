@@ -18,6 +18,7 @@ from domyn_swarm.backends.slurm.layout import (
     rehearsal_script,
     slurm_config,
 )
+from domyn_swarm.backends.slurm.scheduler import WouldTake
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.paths import write_private
@@ -147,3 +148,22 @@ class RehearsalJob:
             )
         last = " / ".join(log.strip().splitlines()[-_LAST_LINES:]) or "its log is empty"
         return failed("node", f"{ended}: {last}", "Correct what its log names.")
+
+
+def would_take_checks(name: str, tested: WouldTake) -> Iterator[Check]:
+    """What Slurm says of a script that it would take."""
+    if tested.away:
+        yield warning(
+            "rehearsal",
+            f"{name}: it can be submitted, and waits: {tested.away} nodes are drained or down, and "
+            f"no other node has what it asks for now ({tested.said})",
+            "Wait until they are back (`sinfo -R` says why they are away), or ask for less.",
+        )
+    else:
+        yield ok("rehearsal", f"{name}: {tested.said}")
+    for warned in tested.warnings:
+        yield warning(
+            "rehearsal",
+            f"{name}: Slurm warns: {warned}",
+            "Change what it is about (`domyn-swarm plan` shows the script), if it is not meant so.",
+        )

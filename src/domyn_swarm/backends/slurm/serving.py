@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
-from domyn_swarm.backends.checks import Check, ok, warning
+from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.reading import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.slurm.cluster import OnCluster
@@ -27,7 +27,7 @@ from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.lost_endpoint import comes_back
 from domyn_swarm.backends.slurm.overview import ended_how, of_part
 from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, unseen
-from domyn_swarm.backends.slurm.scheduler import Scheduler, WouldTake
+from domyn_swarm.backends.slurm.scheduler import Scheduler
 from domyn_swarm.backends.slurm.states import LOST, SlurmJob
 from domyn_swarm.backends.slurm.step_log import last_end
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, Submissions, warn_of_hidden
@@ -75,10 +75,15 @@ class SlurmServing(OnCluster, OwnEndpoint):
         submissions.recorded("endpoint")
         warn_of_hidden(self._slurm, ctx.tag, endpoint.platform_id)
         # No GPU is held for an endpoint that waits: tasks are scheduled once its job has started.
-        array = submissions.submit("replica", after=endpoint.platform_id)
-        replicas = _replica_parts(array, range(plan.layout.replicas), per_task)
-        record(*replicas)
-        submissions.recorded("replica")
+        replicas: list[Part] = []
+        if plan.launched_replicas:
+            tasks = None  # all of the script's array
+            if plan.elastic is not None:
+                tasks = range(math.ceil(plan.launched_replicas / per_task))
+            array = submissions.submit("replica", tasks, after=endpoint.platform_id)
+            replicas = _replica_parts(array, range(plan.launched_replicas), per_task)
+            record(*replicas)
+            submissions.recorded("replica")
         return ServingHandle(
             platform="slurm",
             tag=ctx.tag,
@@ -105,6 +110,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
         """See `ServingBackend.rehearse`: `sbatch --test-only` of each script, and the limits that
         it does not look at.
         """
+        from domyn_swarm.backends.slurm.rehearsal import would_take_checks
+
         if (never := _exceeded(plan)) is not None:
             raise SubmitRejected(f"Slurm would take it and never run it: {never}")
         said: list[Check] = []
@@ -112,7 +119,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
             for name, text in self.scripts(plan, ctx).items():
                 script = Path(folder) / name
                 script.write_text(text, "utf-8")
-                said += _test_checks(name, self._slurm.test(script))
+                said += would_take_checks(name, self._slurm.test(script))
         return tuple(said)
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
@@ -289,11 +296,19 @@ class SlurmServing(OnCluster, OwnEndpoint):
             if not one.job.over
             for part in _parts_of(one)
         }
-        others = [part for part in handle.parts if (part.kind, part.index) not in live]
+        parts = list(handle.parts)
+        if handle.least_replicas is not None:  # its replicas come and go
+            there = [
+                part
+                for one in self._tagged(handle)
+                for part in _parts_of(one)
+                if one.kind == "replica" and not one.job.over
+            ]
+            parts = [*dict.fromkeys([*parts, *there])]
+        others = [part for part in parts if (part.kind, part.index) not in live]
         own = self._slurm.jobs([part.platform_id for part in others])
         return {
-            part: live.get((part.kind, part.index)) or own.get(part.platform_id)
-            for part in handle.parts
+            part: live.get((part.kind, part.index)) or own.get(part.platform_id) for part in parts
         }
 
     def _unanswered(self, handle: ServingHandle) -> str | None:
@@ -333,25 +348,6 @@ class SlurmServing(OnCluster, OwnEndpoint):
                 "minutes ago: it has not said whether it did.",
                 hint=f"Run `domyn-swarm down` again in {TAKEN_WITHIN_S / 60:g} minutes.",
             )
-
-
-def _test_checks(name: str, tested: WouldTake) -> Iterator[Check]:
-    """What Slurm says of a script that it would take."""
-    if tested.away:
-        yield warning(
-            "rehearsal",
-            f"{name}: it can be submitted, and waits: {tested.away} nodes are drained or down, and "
-            f"no other node has what it asks for now ({tested.said})",
-            "Wait until they are back (`sinfo -R` says why they are away), or ask for less.",
-        )
-    else:
-        yield ok("rehearsal", f"{name}: {tested.said}")
-    for warned in tested.warnings:
-        yield warning(
-            "rehearsal",
-            f"{name}: Slurm warns: {warned}",
-            "Change what it is about (`domyn-swarm plan` shows the script), if it is not meant so.",
-        )
 
 
 def _check_scale(wanted: int, before: int, per_task: int) -> None:

@@ -50,6 +50,12 @@ def site_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
         yield from _associations(config, slurm)
         yield from limit_checks(plan, slurm)
         yield _names(slurm)
+        if plan.elastic is not None:
+            yield ok(
+                "elastic",
+                "the endpoint's job submits replicas with sbatch from its node; where nodes may "
+                "not, `status` says so",
+            )
     except PlatformError as error:
         yield failed("controller", error.message, error.hint or "Ask again in a while.")
     yield check_folder("home_directory", plan.home_directory)

@@ -132,11 +132,9 @@ class Submissions:
     def _as_tagged(self, kind: Kind, job: SlurmJob) -> TaggedJob:
         if kind == "endpoint":
             return TaggedJob(kind, job)
-        told = _PER_TASK.search(self._paths.replica_script.read_text("utf-8"))
         task = job.id.partition("_")[2]
-        return TaggedJob(
-            kind, job, int(task) if task.isdecimal() else 0, int(told[1] if told else 1)
-        )
+        group = int(task) if task.isdecimal() else 0
+        return TaggedJob(kind, job, group, replicas_per_task(self._paths))
 
     def _under_way(self, kind: Kind) -> _UnderWay | None:
         try:
@@ -144,6 +142,12 @@ class Submissions:
         except FileNotFoundError:
             return None
         return _UnderWay(frozenset(lines[0].split()), lines[1] if len(lines) > 1 else None)
+
+
+def replicas_per_task(paths: SwarmPaths) -> int:
+    """How many replicas share a task, as the kept script has it."""
+    said = _PER_TASK.search(paths.replica_script.read_text("utf-8"))
+    return int(said[1]) if said else 1
 
 
 def warn_of_hidden(slurm: Scheduler, tag: str, job: str) -> None:

@@ -1,0 +1,169 @@
+"""What there is to do for an elastic swarm: the rows that its jobs have left, the requests of other
+clients, and those who were turned away and will come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+
+from domyn_swarm.backends.endpoint.activity import Activity
+from domyn_swarm.backends.endpoint.collector import Collector
+from domyn_swarm.backends.endpoint.doorkeeper import RETRY_AT_MOST_S, Doorkeeper
+from domyn_swarm.backends.endpoint.elastic import Speed, Work
+from domyn_swarm.backends.endpoint.job_progress import JobsFolder
+from domyn_swarm.model import JobProgress, utc_now
+from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.probing import Clock
+
+_SILENT_JOB_S = 20.0  # workers rewrite their progress every second
+_ASKED_FOR_S = 10.0  # a job that asked for replicas wants them for so long
+_COMES_AGAIN_S = 600.0  # who was turned away for so long ago has given up
+_STILL_S = 2.0  # a request that was there so lately may still be in flight
+
+
+class Demand:
+    """Looks when it is asked to. `activity` asks the router; `door` stands in for the replicas
+    while there are none.
+    """
+
+    def __init__(
+        self,
+        paths: SwarmPaths,
+        collector: Collector,
+        activity: Callable[[], Awaitable[Activity | None]],
+        door: Doorkeeper | None,
+        clock: Clock,
+    ) -> None:
+        self._collector = collector
+        self._activity = activity
+        self._door = door
+        self._clock = clock
+        self._jobs = _Jobs(paths, clock)
+        self._requests: float | None = None
+        self._looked = collector.drivers_looked
+        self._asked_for_until = 0.0
+        self._clients_at = self._work_at = self._jobs_at = -math.inf
+        self._turned_away = 0
+        self._awake_since: float | None = None  # some replica serves
+        self._awaited_until = -math.inf  # who was turned away may come again until then
+
+    @property
+    def rows_per_place_s(self) -> float | None:
+        """See `Speed`."""
+        return self._jobs.speed.rows_per_place_s
+
+    @property
+    def rows_unsent(self) -> int:
+        """Rows of jobs that are not in flight."""
+        return self._jobs.unsent
+
+    @property
+    def may_be_in_flight(self) -> bool:
+        """Whether anybody has a request in flight, as far as can be told without the engines."""
+        lately = self._clock.monotonic() - self._clients_at < _STILL_S
+        return lately or self._jobs.in_flight > 0
+
+    async def look(self, ready: int) -> Work:
+        """What there is now; `ready`: the places that serve."""
+        now = self._clock.monotonic()
+        jobs = await asyncio.to_thread(self._jobs.look, ready)
+        activity = await self._activity()
+        requests = 0.0 if self._door is None else float(self._door.held)
+        if activity is not None:
+            requests = max(requests, activity.in_flight)
+            if self._requests is not None and activity.requests != self._requests:
+                self._clients_at = now
+            self._requests = activity.requests
+        self._await_the_turned_away(now)
+        if requests:
+            self._clients_at = now
+        if self._collector.drivers_looked != self._looked:
+            self._looked = self._collector.drivers_looked
+            self._asked_for_until = now + _ASKED_FOR_S
+        if jobs.known:
+            self._jobs_at = now
+        asks = now < self._asked_for_until and now - self._jobs_at > _ASKED_FOR_S
+        asks = asks or now < self._awaited_until or jobs.unknown
+        if requests or jobs.left or asks:
+            self._work_at = now
+        return Work(
+            rows_left=jobs.left,
+            rows_unsent=jobs.unsent,
+            requests=requests,
+            asked_for=asks,
+            quiet_s=now - self._work_at,
+            clients_quiet_s=now - self._clients_at,
+        )
+
+    def _await_the_turned_away(self, now: float) -> None:
+        """Who was turned away comes again: a replica is kept for that, once it serves, as long as
+        the longest pause that anybody was told.
+        """
+        if not self._collector.serving_replicas():
+            self._awake_since = None
+        elif self._awake_since is None:
+            self._awake_since = now
+        if self._door is None:
+            return
+        if self._door.turned_away != self._turned_away:
+            self._turned_away = self._door.turned_away
+            self._awaited_until = now + _COMES_AGAIN_S
+        if self._awake_since is not None:
+            came = self._clients_at > self._awake_since
+            until = self._awake_since + RETRY_AT_MOST_S
+            self._awaited_until = -math.inf if came else min(self._awaited_until, until)
+
+
+class _Jobs:
+    """What the swarm's jobs have left, by what their workers write down. One whose worker has not
+    written for a while, by this machine's own clock, is not under way.
+    """
+
+    def __init__(self, paths: SwarmPaths, clock: Clock) -> None:
+        self._folder = JobsFolder(paths.jobs)
+        self._clock = clock
+        self._changed_at: dict[str, tuple[object, float]] = {}
+        self._names: frozenset[str] = frozenset()
+        self.speed = Speed()
+        self.left = self.unsent = self.in_flight = 0
+        self.known = self.unknown = False  # a job is under way; one does not know its rows yet
+
+    def look(self, ready: int) -> _Jobs:
+        """Read them; `ready`: the places that serve. Blocking."""
+        under_way = self._under_way()
+        now = self._clock.monotonic()
+        if under_way.keys() != self._names:
+            self._names = frozenset(under_way)
+            self.speed.forget()
+        if under_way:
+            settled = sum(one.rows_done - one.rows_resumed for one in under_way.values())
+            self.speed.saw(now, settled, ready)
+        sized = [one for one in under_way.values() if one.rows_total is not None]
+        self.known = bool(sized)
+        self.unknown = len(sized) < len(under_way)
+        self.in_flight = sum(one.in_flight for one in under_way.values())
+        self.left = sum(max(0, (one.rows_total or 0) - one.rows_done) for one in sized)
+        self.unsent = sum(
+            max(0, (one.rows_total or 0) - one.rows_done - one.in_flight) for one in sized
+        )
+        return self
+
+    def _under_way(self) -> dict[str, JobProgress]:
+        now, found = self._clock.monotonic(), {}
+        jobs = self._folder.read(utc_now())
+        for job in jobs:
+            one = job.progress
+            before = self._changed_at.get(job.job_id)
+            if before is None:  # it may have been dead for long
+                age_s = max(0.0, (utc_now() - one.updated_at).total_seconds())
+                before = self._changed_at[job.job_id] = (one.updated_at, now - age_s)
+            elif before[0] != one.updated_at:
+                before = self._changed_at[job.job_id] = (one.updated_at, now)
+            at_work = one.state in ("starting", "running", "paused")
+            if at_work and now - before[1] < _SILENT_JOB_S:
+                found[job.job_id] = one
+        for gone in self._changed_at.keys() - {job.job_id for job in jobs}:
+            del self._changed_at[gone]
+        return found
