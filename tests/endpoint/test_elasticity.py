@@ -13,8 +13,8 @@ from typing import Any
 from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
-from domyn_swarm.backends.endpoint.elastic import ElasticState, read_state
-from domyn_swarm.backends.endpoint.elasticity import Elasticity, Placed
+from domyn_swarm.backends.endpoint.elastic import ElasticState, Placed, read_state
+from domyn_swarm.backends.endpoint.elasticity import Elasticity
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.backends.endpoint.spec import ElasticSpec
 from domyn_swarm.batch.background import beside

@@ -13,7 +13,7 @@ import pytest
 from domyn_swarm.backends.endpoint import supervision
 from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
-from domyn_swarm.backends.endpoint.elasticity import Placed
+from domyn_swarm.backends.endpoint.elastic import Placed
 from domyn_swarm.backends.endpoint.smg_router import SmgRouter
 from domyn_swarm.backends.endpoint.supervision import Supervision
 from domyn_swarm.batch.background import beside

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from aiohttp import web
 
+from domyn_swarm.backends.endpoint.connections import METRICS, error_reply, keyed
 from domyn_swarm.backends.endpoint.gauges import EngineGauges
 from domyn_swarm.backends.endpoint.history import EVENTS_TOLD, History
 from domyn_swarm.backends.endpoint.job_progress import FollowedJob
@@ -28,7 +28,7 @@ MAX_BODY_BYTES = 65_536
 OVERLAP_S = 3.0  # a router uses a server surely that was listed so long ago
 _TICK_S = 1.0  # staleness is looked at so often
 _WRITE_VIEW_EVERY_S = 5.0  # and replicas.json refreshed so often when only times changed
-_METRICS, _METRICS_TYPE = "/metrics", "text/plain; version=0.0.4; charset=utf-8"
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _VIEW_AT_MOST_EVERY_S = 1.0  # that file grows with the replicas, and so does who changes
 _FRESH_S = 0.5  # a listing of the replicas is made anew so often, however many ask for it
 _SILENT = "it fell silent, no report for {0:g} s; no requests go there"
@@ -74,7 +74,6 @@ class Collector:
         self._listings: dict[bool, tuple[float, str]] = {}  # by whether for requests: when, JSON
         self._news = asyncio.Event()
         self._synced = asyncio.Condition()
-        self._key = spec.collector_key_file.read_text("utf-8").strip().encode()
         self._restore()
 
     def _restore(self) -> None:
@@ -92,7 +91,7 @@ class Collector:
         """The routes. `/health` asks for no key, `/metrics` for that of the metrics, every other
         one for the collector's.
         """
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._keyed])
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[keyed(self._spec)])
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/replicas", self._replicas)
         app.router.add_get("/v1/gauges", self._gauges_now)
@@ -103,43 +102,8 @@ class Collector:
             async def tell(_request: web.Request) -> web.Response:
                 return web.Response(body=await metrics(), headers={"Content-Type": _METRICS_TYPE})
 
-            app.router.add_get(_METRICS, tell)
+            app.router.add_get(METRICS, tell)
         return app
-
-    @web.middleware
-    async def _keyed(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        scraped = request.path == _METRICS
-        key = self._metrics_key() if scraped else self._key
-        allowed = key and hmac.compare_digest(given, b"Bearer " + key)
-        if not allowed and request.path != "/health":
-            whose = "metrics'" if scraped else "collector's"
-            reply: web.StreamResponse = _error(401, f"the {whose} key is missing or wrong")
-        else:
-            reply = await self._answer(request, handler)
-        reply.force_close()
-        return reply
-
-    def _metrics_key(self) -> bytes:
-        """Read each time, so that it can be changed; empty, nobody gets in."""
-        file = self._spec.metrics_key_file
-        try:
-            return b"" if file is None else file.read_text("utf-8").strip().encode()
-        except OSError:
-            return b""
-
-    async def _answer(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except web.HTTPException as refusal:
-            return _error(refusal.status, refusal.reason)
-        except Exception:  # noqa: BLE001 - the boundary to a client
-            _log.exception("cannot answer %s %s", request.method, request.path)
-            return _error(500, "the collector failed")
 
     async def _health(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -175,7 +139,7 @@ class Collector:
     async def _gauges_now(self, _request: web.Request) -> web.Response:
         found = await self.gauges.read(self.serving())
         if found is None:
-            return _error(404, "these engines have no gauges")
+            return error_reply(404, "these engines have no gauges")
         return web.Response(text=found.model_dump_json(), content_type="application/json")
 
     async def _report(self, request: web.Request) -> web.Response:
@@ -186,10 +150,10 @@ class Collector:
             from pydantic import ValidationError
 
             count = error.error_count() if isinstance(error, ValidationError) else 1
-            return _error(400, f"not a report: {count} fields are wrong")
+            return error_reply(400, f"not a report: {count} fields are wrong")
         verdict = self.take(report)
         if verdict in _STATUS:
-            return _error(_STATUS[verdict], f"{verdict.value} replica {report.replica}")
+            return error_reply(_STATUS[verdict], f"{verdict.value} replica {report.replica}")
         drained = report.state is ReplicaState.DRAINING and await self._is_drained(report.url)
         return web.json_response({"verdict": verdict.value, "drained": drained})
 
@@ -403,7 +367,3 @@ def _same_story(before: ReplicaReport, now: ReplicaReport) -> bool:
     return (before.state, before.reason, before.url, before.restarts, before.incarnation) == (
         *(now.state, now.reason, now.url, now.restarts, now.incarnation),
     )
-
-
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": message}, status=status)

@@ -1,20 +1,31 @@
-"""A server whose connections are few and short, so that no client can starve the others."""
+"""A server whose connections are few and short, so that no client can starve the others, and which
+lets nobody in without a key.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
+from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.logs import get_logger
+
+_log = get_logger(__name__)
+
+METRICS = "/metrics"
 MAX_CONNECTIONS = 256
 LIFETIME_S = 5.0  # from accept to the end of the reply: slow headers, bodies and readers alike
 _BACKLOG = 512
 
 # What the HTTP library says of bad requests: anyone can cause it, so it may not fill a disk
-_log = logging.getLogger(f"{__name__}.refused")
-_log.setLevel(logging.CRITICAL + 1)
+_refused = logging.getLogger(f"{__name__}.refused")
+_refused.setLevel(logging.CRITICAL + 1)
 
 
 class _Connection(web.RequestHandler):
@@ -31,8 +42,8 @@ class _Connection(web.RequestHandler):
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
-            access_log=_log,
-            logger=_log,
+            access_log=_refused,
+            logger=_refused,
             auto_decompress=False,  # nobody may send little that becomes much
         )
         self._open = open_ones
@@ -72,3 +83,56 @@ async def serve(
         lambda: _Connection(server, open_ones, lifetime_s), host, port, backlog=_BACKLOG
     )
     return listening, listening.sockets[0].getsockname()[1]
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def keyed(spec: EndpointSpec) -> Middleware:
+    """A middleware that lets nobody in without a key: `/health` asks for none, `/metrics` for that
+    of the metrics, all else for the collector's. Each connection is closed after its reply.
+
+    Raises:
+        OSError: the collector's key cannot be read.
+    """
+    own = spec.collector_key_file.read_text("utf-8").strip().encode()
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        scraped = request.path == METRICS
+        key = _metrics_key(spec) if scraped else own
+        allowed = key and hmac.compare_digest(given, b"Bearer " + key)
+        if not allowed and request.path != "/health":
+            whose = "metrics'" if scraped else "collector's"
+            reply: web.StreamResponse = error_reply(401, f"the {whose} key is missing or wrong")
+        else:
+            reply = await _answer(request, handler)
+        reply.force_close()
+        return reply
+
+    return check
+
+
+def _metrics_key(spec: EndpointSpec) -> bytes:
+    """Read each time, so that it can be changed; empty, nobody gets in."""
+    try:
+        file = spec.metrics_key_file
+        return b"" if file is None else file.read_text("utf-8").strip().encode()
+    except OSError:
+        return b""
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as refusal:
+        return error_reply(refusal.status, refusal.reason)
+    except Exception:  # noqa: BLE001 - the boundary to a client
+        _log.exception("cannot answer %s %s", request.method, request.path)
+        return error_reply(500, "the collector failed")
+
+
+def error_reply(status: int, message: str) -> web.Response:
+    """A refusal as clients read it."""
+    return web.json_response({"error": message}, status=status)

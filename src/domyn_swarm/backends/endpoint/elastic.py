@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from domyn_swarm.model import Record
 from domyn_swarm.paths import SwarmPaths
@@ -291,6 +291,42 @@ def read_state(paths: SwarmPaths, tag: str) -> ElasticState | None:
     except (OSError, ValueError):
         return None
     return state if state.tag == tag else None
+
+
+class Placed(NamedTuple):
+    """What a platform has in one place."""
+
+    runs: bool  # else it waits in the queue
+    ends_in_s: float = math.inf
+
+
+class ElasticPlatform(Protocol):
+    """What is asked of the platform. Called from threads."""
+
+    @property
+    def per_place(self) -> int:
+        """How many replicas it starts and ends together."""
+
+    def places(self) -> Mapping[int, Placed]:
+        """What runs or waits of the swarm's replicas.
+
+        Raises:
+            PlatformError: the platform cannot be asked.
+        """
+
+    def start(self, places: Collection[int]) -> None:
+        """See that each of these runs or waits. Idempotent.
+
+        Raises:
+            PlatformError: some could not be started.
+        """
+
+    def release(self, places: Collection[int]) -> None:
+        """Have these end: what waits at once, what runs once it has drained. Idempotent.
+
+        Raises:
+            PlatformError: the platform cannot be asked.
+        """
 
 
 class ElasticState(Record):

@@ -13,7 +13,6 @@ import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import NamedTuple, Protocol
 
 from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import OVERLAP_S, Collector
@@ -21,9 +20,11 @@ from domyn_swarm.backends.endpoint.demand import Demand
 from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
 from domyn_swarm.backends.endpoint.elastic import (
     Bounds,
+    ElasticPlatform,
     ElasticState,
     Measured,
     Place,
+    Placed,
     PlaceState,
     decide,
     read_state,
@@ -47,42 +48,6 @@ _ASLEEP_S = OVERLAP_S + _LEFT_S  # the last one stays listed until the router ha
 _SILENT_S = 30.0  # an engine that has gauges and does not answer for so long answers nobody
 _AGAIN_S = 30.0  # between attempts to start what could not be started
 _AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
-
-
-class Placed(NamedTuple):
-    """What a platform has in one place."""
-
-    runs: bool  # else it waits in the queue
-    ends_in_s: float = math.inf
-
-
-class ElasticPlatform(Protocol):
-    """What is asked of the platform. Called from threads."""
-
-    @property
-    def per_place(self) -> int:
-        """How many replicas it starts and ends together."""
-
-    def places(self) -> Mapping[int, Placed]:
-        """What runs or waits of the swarm's replicas.
-
-        Raises:
-            PlatformError: the platform cannot be asked.
-        """
-
-    def start(self, places: Collection[int]) -> None:
-        """See that each of these runs or waits. Idempotent.
-
-        Raises:
-            PlatformError: some could not be started.
-        """
-
-    def release(self, places: Collection[int]) -> None:
-        """Have these end: what waits at once, what runs once it has drained. Idempotent.
-
-        Raises:
-            PlatformError: the platform cannot be asked.
-        """
 
 
 class Elasticity:

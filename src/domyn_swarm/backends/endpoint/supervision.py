@@ -11,7 +11,7 @@ from typing import Protocol
 from domyn_swarm import claims
 from domyn_swarm.backends.endpoint.activity import Activity, Idleness
 from domyn_swarm.backends.endpoint.collector import Collector
-from domyn_swarm.backends.endpoint.elasticity import ElasticPlatform
+from domyn_swarm.backends.endpoint.elastic import ElasticPlatform
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import Ended
 from domyn_swarm.backends.notification import notify
