@@ -70,7 +70,7 @@ PROGRAMS: Mapping[str, Loads] = {
         {*AIOHTTP, "msgspec", "psutil"},
         {
             *GROUND,
-            *("backends.endpoint", "backends.gpu_time", "backends.notification"),
+            *("backends.endpoint", "backends.gpu_time", "backends.ledger", "backends.notification"),
             *("claims", "engine_load", "identity"),
             *RECORDS,
             "open_files",
