@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 from mock_host import scratch
 from run import Line, write_table
 
-from domyn_swarm.batch.dispatch import Dispatch
-from domyn_swarm.batch.lookahead import LookAhead
-from domyn_swarm.batch.observations import Dispatched
-from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.batch.rows import Result, RowTrace, RowValue, current_trace
-from domyn_swarm.batch.source import PendingRows
+from domyn_swarm.batch.input.opening import PendingRows
+from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.run.dispatch import Dispatch
+from domyn_swarm.batch.run.histograms import Dispatched
+from domyn_swarm.batch.run.lookahead import LookAhead
+from domyn_swarm.batch.run.rows import Result, RowTrace, RowValue, current_trace
 from domyn_swarm.engines.sim_options import VllmOptions
 from domyn_swarm.engines.sim_vllm import Sequence as Answer
 from domyn_swarm.engines.sim_vllm import VllmModel

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from domyn_swarm.batch.access import EndpointAccess, open_session
-from domyn_swarm.batch.asking import RetryPolicy
-from domyn_swarm.batch.journal import Journal
-from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.batch.rows import Result, Row
-from domyn_swarm.batch.runner import Events, Runner, RunPolicy
-from domyn_swarm.batch.sink import SyncedSink, beside
-from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.checkpoint.journal import Journal, SyncedSink, beside
+from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.run.asking import RetryPolicy
+from domyn_swarm.batch.run.rows import Result, Row
+from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
+from domyn_swarm.batch.run.session import EndpointAccess, open_session
+from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.jobs import ChatCompletionJob
 from domyn_swarm.jobs.program import event_loop_runner
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from domyn_swarm.batch.identity import JobIdentity
-from domyn_swarm.batch.index import open_index
-from domyn_swarm.batch.job_store import Asker, JobPlace, input_key
-from domyn_swarm.batch.journal import Journal
-from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.batch.rows import Result, RowValue
+from domyn_swarm.batch.checkpoint.index import open_index
+from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace, input_key
+from domyn_swarm.batch.checkpoint.journal import Journal
+from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
+from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.run.rows import Result, RowValue
 
 IDENTITY = JobIdentity({"job": "benchmark"})
 VALUE = RowValue(b'{"answer":"forty or so characters of an answer"}', b"", 1, 10, 10, 0.5)

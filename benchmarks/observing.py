@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from domyn_swarm.backends.endpoint.job_progress import FollowedJob
 from domyn_swarm.backends.endpoint.metrics import Readings, exposition
 from domyn_swarm.backends.endpoint.router import RouterFigures
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.use_meter import FollowedJob
 from domyn_swarm.backends.endpoint.view import CollectorView
-from domyn_swarm.batch.observations import LatencyHistogram, SlowRow
-from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.run.histograms import LatencyHistogram, SlowRow
+from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.jobs.reporting import Reporter
 from domyn_swarm.model import Histogram, JobProgress, ReplicaReport, ReplicaState, utc_now
 from domyn_swarm.paths import JobPaths

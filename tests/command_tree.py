@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from domyn_swarm.cli.app import COMMANDS
-from domyn_swarm.cli.lazy import LazyGroup, build
+from domyn_swarm.cli.command_tree import LazyGroup, build
 
 
 def commands() -> dict[tuple[str, ...], Any]:

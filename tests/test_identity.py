@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from domyn_swarm.batch.lease import acquire
+from domyn_swarm.batch.checkpoint.lease import acquire
 from domyn_swarm.errors import CheckpointBusy
-from domyn_swarm.identity import (
+from domyn_swarm.model import Location, Reach
+from domyn_swarm.process_identity import (
     INITIAL_PID_NAMESPACE,
     host_reach,
     identify,
@@ -20,7 +21,6 @@ from domyn_swarm.identity import (
     this_host,
     this_process,
 )
-from domyn_swarm.model import Location, Reach
 
 MOVED_S = [-3600.0, -1.0, 1.0, 37.0]
 SetClock = Callable[[float], None]

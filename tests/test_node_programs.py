@@ -40,7 +40,7 @@ JOB = {
     "batch",
     "data",
     "engine_load",
-    "identity",
+    "process_identity",
     "jobs",
     *RECORDS,
     "net",
@@ -71,7 +71,7 @@ PROGRAMS: Mapping[str, Loads] = {
         {
             *GROUND,
             *("backends.endpoint", "backends.gpu_time", "backends.ledger", "backends.notification"),
-            *("claims", "engine_load", "identity"),
+            *("claims", "engine_load", "process_identity"),
             *RECORDS,
             "open_files",
             "probing",
@@ -81,7 +81,7 @@ PROGRAMS: Mapping[str, Loads] = {
     "engines.sglang_server": Loads(set(), {"engines", "errors"}),
     "engines.sim_server": Loads(AIOHTTP, {"engines", "errors"}),
     "jobs.worker": Loads({*COLUMNS, *PYDANTIC, "psutil"}, JOB),
-    "jobs.range_worker": Loads({*COLUMNS, *PYDANTIC, "psutil"}, JOB),
+    "jobs.linked_worker": Loads({*COLUMNS, *PYDANTIC, "psutil"}, JOB),
     "cli.app": Loads(TYPER, {"cli", "errors", "logs"}),
 }
 PROGRAM = """

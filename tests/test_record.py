@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 import domyn_swarm
 from domyn_swarm import record
-from domyn_swarm.batch.reading import InputReading
+from domyn_swarm.batch.input.reading import InputReading
 from domyn_swarm.model import ExitRecord, JobHandle, JobProgress, ReplicaReport, ReplyVerdict
 from domyn_swarm.planning.plan import MetricsPlan
 from domyn_swarm.record import Record

@@ -15,10 +15,10 @@ from mkdocs.structure.files import File, Files
 
 import domyn_swarm
 from domyn_swarm import DomynLLMSwarm, SubmittedJob, SwarmJob, job
-from domyn_swarm.batch.rows import RowError
+from domyn_swarm.batch.run.rows import RowError
 from domyn_swarm.jobs import keywords
-from domyn_swarm.jobs.hooks import SettledRow
-from domyn_swarm.jobs.prompted import PromptedJob
+from domyn_swarm.jobs.builtin.prompted import PromptedJob
+from domyn_swarm.jobs.progress_display import SettledRow
 from domyn_swarm.model import JobAccount, JobStatus
 from domyn_swarm.net import parameters
 from domyn_swarm.services.report_records import JobReport

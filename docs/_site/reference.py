@@ -17,15 +17,15 @@ from prometheus_client.core import Metric
 from typer.core import TyperCommand
 
 from domyn_swarm import engines, errors, paths
-from domyn_swarm.backends.endpoint.job_progress import FollowedJob
 from domyn_swarm.backends.endpoint.metrics import Readings
 from domyn_swarm.backends.endpoint.router import RouterFigures
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.use_meter import FollowedJob
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.backends.ledger import ledgers_dir
 from domyn_swarm.cli.app import COMMANDS
+from domyn_swarm.cli.command_tree import LazyGroup, build
 from domyn_swarm.cli.job_flags import FLAGS, key_descriptions
-from domyn_swarm.cli.lazy import LazyGroup, build
 from domyn_swarm.config.models import DomynLLMSwarmConfig
 from domyn_swarm.model import JobProgress, ReplicaReport, ReplicaState
 from domyn_swarm.paths import JobPaths, SwarmPaths

@@ -9,18 +9,21 @@ if TYPE_CHECKING:
     from domyn_swarm.config import DomynLLMSwarmConfig
     from domyn_swarm.errors import SwarmError
     from domyn_swarm.jobs.base import SwarmJob
-    from domyn_swarm.jobs.batch_file import BatchFileJob
-    from domyn_swarm.jobs.chat import (
+    from domyn_swarm.jobs.builtin.batch_file import BatchFileJob
+    from domyn_swarm.jobs.builtin.chat import (
         ChatCompletionJob,
         ChatCompletionPerplexityJob,
+        CompletionJob,
+        EmbeddingJob,
         MultiChatCompletionJob,
         TemplateJob,
     )
-    from domyn_swarm.jobs.completion import CompletionJob
-    from domyn_swarm.jobs.conversations import MultiTurnChatCompletionJob, MultiTurnTranslationJob
+    from domyn_swarm.jobs.builtin.conversations import (
+        MultiTurnChatCompletionJob,
+        MultiTurnTranslationJob,
+    )
+    from domyn_swarm.jobs.builtin.structured import StructuredOutputJob
     from domyn_swarm.jobs.decorator import job
-    from domyn_swarm.jobs.embedding import EmbeddingJob
-    from domyn_swarm.jobs.structured import StructuredOutputJob
     from domyn_swarm.services.facade import DomynLLMSwarm
     from domyn_swarm.services.submitted_job import SubmittedJob
 

@@ -29,7 +29,10 @@ class Claim(Record):
 
 def claim(path: Path) -> None:
     """Say that this process is at work. One that may take longer than a few minutes renews it."""
-    from domyn_swarm.identity import this_host, this_process  # looking at records does without
+    from domyn_swarm.process_identity import (  # looking at records does without
+        this_host,
+        this_process,
+    )
 
     claimed = Claim(location=this_host(), **this_process().model_dump())
     write_private(path, claimed.model_dump_json())
@@ -64,7 +67,7 @@ def is_held(path: Path) -> bool:
         return True
     except ValueError:
         return False
-    from domyn_swarm.identity import host_reach, still_there
+    from domyn_swarm.process_identity import host_reach, still_there
 
     where = host_reach(found.location)
     if where is Reach.ELSEWHERE:

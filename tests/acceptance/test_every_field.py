@@ -10,7 +10,7 @@ import pytest
 
 from acceptance.conftest import Standing
 from clients import post
-from domyn_swarm.batch.plain_requests import is_plain
+from domyn_swarm.batch.run.plain_requests import is_plain
 
 CHAT = "/v1/chat/completions"
 LAST = {"role": "user", "content": "every field"}

@@ -17,14 +17,15 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from domyn_swarm.batch.asking import RetryPolicy
-from domyn_swarm.batch.checkpoint import Checkpoint
-from domyn_swarm.batch.coordinator import Coordinator
-from domyn_swarm.batch.failure_limit import FailureLimit
-from domyn_swarm.batch.identity import JobIdentity
-from domyn_swarm.batch.job_store import Asker, JobPlace
-from domyn_swarm.batch.journal import Journal
-from domyn_swarm.batch.link import (
+from domyn_swarm.batch.checkpoint.folder import Checkpoint
+from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace
+from domyn_swarm.batch.checkpoint.journal import Journal
+from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
+from domyn_swarm.batch.input.opening import PendingRows
+from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.run.asking import RetryPolicy
+from domyn_swarm.batch.run.coordinator import Coordinator
+from domyn_swarm.batch.run.link import (
     Begin,
     Counted,
     Limit,
@@ -36,14 +37,12 @@ from domyn_swarm.batch.link import (
     Stop,
     Wanted,
 )
-from domyn_swarm.batch.range_worker import RangeWorker
-from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.batch.rows import Result, RowValue
-from domyn_swarm.batch.runner import Events, RunPolicy
-from domyn_swarm.batch.source import PendingRows
-from domyn_swarm.batch.tally import Counters, Tally
-from domyn_swarm.batch.work import WorkerPlan, WorkPlan
-from domyn_swarm.batch.worker_process import WorkerProcess
+from domyn_swarm.batch.run.rows import Result, RowValue
+from domyn_swarm.batch.run.runner import Events, RunPolicy
+from domyn_swarm.batch.run.standing import FailureLimit
+from domyn_swarm.batch.run.tally import Counters, Tally
+from domyn_swarm.batch.run.worker_loop import RangeWorker
+from domyn_swarm.batch.run.worker_processes import WorkerPlan, WorkerProcess, WorkPlan
 from virtual_time import now_s
 
 KEYS = RowKeys(["text"], None)

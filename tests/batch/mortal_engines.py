@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from domyn_swarm.batch.asking import RetryPolicy
-from domyn_swarm.batch.background import beside
-from domyn_swarm.batch.gate import EndpointGate
-from domyn_swarm.batch.rows import Row, RowTrace, current_trace
-from domyn_swarm.batch.session import RequestSession
-from domyn_swarm.batch.suspects import Suspects
-from domyn_swarm.batch.tally import Tally
-from domyn_swarm.batch.traffic import Traffic
+from domyn_swarm.batch.run.asking import RetryPolicy
+from domyn_swarm.batch.run.background import beside
+from domyn_swarm.batch.run.gate import EndpointGate
+from domyn_swarm.batch.run.rows import Row, RowTrace, current_trace
+from domyn_swarm.batch.run.session import RequestSession
+from domyn_swarm.batch.run.standing import Suspects
+from domyn_swarm.batch.run.tally import Tally
+from domyn_swarm.batch.run.traffic import Traffic
 from domyn_swarm.net.errors import (
     CannotConnect,
     ConnectionBroken,

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import warm
-from domyn_swarm.batch.accounting import read_accounts, sum_up
-from domyn_swarm.batch.failure_limit import FREE_RETRIES, FailureLimit
-from domyn_swarm.batch.observations import LatencyHistogram
-from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.checkpoint.accounting import read_accounts, sum_up
+from domyn_swarm.batch.run.histograms import LatencyHistogram
+from domyn_swarm.batch.run.standing import FREE_RETRIES, FailureLimit
+from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.jobs.worker import main
 from patience import until
 

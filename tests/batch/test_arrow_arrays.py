@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domyn_swarm.batch import arrow_arrays
-from domyn_swarm.batch.arrow_arrays import array, encoded_array, flags, indices, text_array
+from domyn_swarm.batch import column_values
+from domyn_swarm.batch.column_values import array, encoded_array, flags, indices, text_array
 
 
 @given(st.lists(st.none() | st.text(max_size=5)))
@@ -61,7 +61,7 @@ def test_what_is_no_text_is_refused_as_by_arrow() -> None:
 
 
 def test_more_text_than_an_array_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrow_arrays, "_MOST_BYTES", 3)
+    monkeypatch.setattr(column_values, "_MOST_BYTES", 3)
     with pytest.raises(pa.ArrowCapacityError, match="4 bytes of text"):
         encoded_array([b"ab", None, b"cd"])
 

@@ -15,18 +15,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from domyn_swarm.batch import lease
-from domyn_swarm.batch.checkpoint import Checkpoint
-from domyn_swarm.batch.frames import SortedFrames, encode_frame, read_results, scan_frames
-from domyn_swarm.batch.identity import JobIdentity, in_words
-from domyn_swarm.batch.index import FrameFiles, IdIndex, PositionalIndex, open_index
-from domyn_swarm.batch.job_store import Asker, JobPlace
-from domyn_swarm.batch.journal import Journal
-from domyn_swarm.batch.merging import MOST_FILES, join, merge_earlier
-from domyn_swarm.batch.results_folder import ResultsFolder
-from domyn_swarm.batch.row_keys import Digests, RowKeys
-from domyn_swarm.batch.rows import Result, RowValue
-from domyn_swarm.batch.segments import checkpoint_files, seal, void_path
+from domyn_swarm.batch.checkpoint import lease
+from domyn_swarm.batch.checkpoint.folder import Checkpoint
+from domyn_swarm.batch.checkpoint.frames import (
+    SortedFrames,
+    encode_frame,
+    read_results,
+    scan_frames,
+)
+from domyn_swarm.batch.checkpoint.index import FrameFiles, IdIndex, PositionalIndex, open_index
+from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace, ResultsFolder
+from domyn_swarm.batch.checkpoint.journal import Journal
+from domyn_swarm.batch.checkpoint.request_identity import JobIdentity, in_words
+from domyn_swarm.batch.checkpoint.segments import (
+    MOST_FILES,
+    checkpoint_files,
+    join,
+    merge_earlier,
+    seal,
+    void_path,
+)
+from domyn_swarm.batch.input.row_keys import Digests, RowKeys
+from domyn_swarm.batch.run.rows import Result, RowValue
 from domyn_swarm.errors import CheckpointBusy, JobError
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.worker import main
@@ -183,13 +193,13 @@ def test_a_killed_holder_is_succeeded_at_once_and_its_rows_are_kept(tmp_path: Pa
     program = f"""
 import os, signal, sys
 from pathlib import Path
-from domyn_swarm.batch import lease
-from domyn_swarm.batch.checkpoint import Checkpoint
-from domyn_swarm.batch.identity import JobIdentity
-from domyn_swarm.batch.job_store import Asker, JobPlace
-from domyn_swarm.batch.journal import Journal
-from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.batch.rows import Result, RowValue
+from domyn_swarm.batch.checkpoint import lease
+from domyn_swarm.batch.checkpoint.folder import Checkpoint
+from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
+from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace
+from domyn_swarm.batch.checkpoint.journal import Journal
+from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.run.rows import Result, RowValue
 place = JobPlace(Path({str(tmp_path)!r}), JobIdentity({dict(IDENTITY.fields)!r}), "0" * 16)
 held = Checkpoint(place, {KEYS!r}, Asker("j1"))
 held.append([Result(7, {digest(7)!r}, RowValue(b'{{"a":7}}', b"", 1, 2, 3, 0.5))])
@@ -256,7 +266,7 @@ def test_a_file_that_grows_no_more_is_synced_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A system says once that it could not write; from then on nothing is taken for synced."""
-    monkeypatch.setattr("domyn_swarm.batch.journal.JOURNAL_ROWS", 10)
+    monkeypatch.setattr("domyn_swarm.batch.checkpoint.journal.JOURNAL_ROWS", 10)
     fsync = os.fsync
     refused: list[str] = []
 
@@ -308,7 +318,7 @@ def test_nothing_is_written_behind_half_a_frame(
 
     journal = Journal(tmp_path, generation=1)
     journal.append([result(0)])
-    monkeypatch.setattr("domyn_swarm.batch.journal.write_whole", torn)
+    monkeypatch.setattr("domyn_swarm.batch.checkpoint.journal.write_whole", torn)
     monkeypatch.setattr(os, "ftruncate", refuse)
     with pytest.raises(JobError, match="No space left on device"):
         journal.append([result(1)])
@@ -472,7 +482,7 @@ def test_many_short_runs_leave_few_files_and_every_row(tmp_path: Path) -> None:
 
 
 def test_a_long_run_leaves_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("domyn_swarm.batch.journal.JOURNAL_ROWS", 10)
+    monkeypatch.setattr("domyn_swarm.batch.checkpoint.journal.JOURNAL_ROWS", 10)
     journals = [Journal(tmp_path, 1, writer) for writer in range(2)]
     for start in range(0, 5_000, 5):
         journals[start % 2].append([result(number) for number in range(start, start + 5)])

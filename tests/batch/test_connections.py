@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from domyn_swarm import open_files
-from domyn_swarm.batch.connections import Connections
+from domyn_swarm.batch.run.traffic import Connections
 from domyn_swarm.net.http import open_client
 from model_server import KEY
 from patience import limit_s, until_async
@@ -142,9 +142,9 @@ async def test_of_idle_connections_to_one_server_few_are_kept(
 
 ASKS = """
 import asyncio, json, sys
-from domyn_swarm.batch.access import EndpointAccess, open_session
-from domyn_swarm.batch.asking import RetryPolicy
-from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.run.session import EndpointAccess, open_session
+from domyn_swarm.batch.run.asking import RetryPolicy
+from domyn_swarm.batch.run.tally import Tally
 
 url, key, requests = sys.argv[1], sys.argv[2], int(sys.argv[3])
 

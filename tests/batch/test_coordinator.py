@@ -24,23 +24,16 @@ from batch.coroutine_workers import (
     scripted,
     source,
 )
-from domyn_swarm.batch import results_folder
-from domyn_swarm.batch.asking import RetryPolicy
-from domyn_swarm.batch.dispatch import Capacity, Dispatch
-from domyn_swarm.batch.failure_limit import FailureLimit
-from domyn_swarm.batch.frames import FrameRef
-from domyn_swarm.batch.link import (
-    Counted,
-    Failed,
-    Link,
-    Order,
-    Report,
-    Rows,
-)
-from domyn_swarm.batch.range_worker import RangeWorker
-from domyn_swarm.batch.source import PendingRows, joined
-from domyn_swarm.batch.tally import Counters, Tally
-from domyn_swarm.batch.work import WorkPlan
+from domyn_swarm.batch.checkpoint import job_store
+from domyn_swarm.batch.checkpoint.frames import FrameRef
+from domyn_swarm.batch.input.opening import PendingRows, joined
+from domyn_swarm.batch.run.asking import RetryPolicy
+from domyn_swarm.batch.run.dispatch import Capacity, Dispatch
+from domyn_swarm.batch.run.link import Counted, Failed, Link, Order, Report, Rows
+from domyn_swarm.batch.run.standing import FailureLimit
+from domyn_swarm.batch.run.tally import Counters, Tally
+from domyn_swarm.batch.run.worker_loop import RangeWorker
+from domyn_swarm.batch.run.worker_processes import WorkPlan
 from domyn_swarm.errors import JobError, PlatformError, TooManyFailures
 from virtual_time import in_virtual_time, now_s
 
@@ -260,7 +253,7 @@ async def test_for_a_dead_workers_rows_only_its_own_files_are_read(
 ) -> None:
     """The others' may hold a hundred million rows."""
     read: list[str] = []
-    scan = results_folder.scan_descriptor
+    scan = job_store.scan_descriptor
 
     def noted(descriptor: int) -> list[FrameRef]:
         read.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
@@ -271,7 +264,7 @@ async def test_for_a_dead_workers_rows_only_its_own_files_are_read(
 
     async def settle_and_note(rows: Iterator[PendingRows]) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(results_folder, "scan_descriptor", noted)
+            patch.setattr(job_store, "scan_descriptor", noted)
             await settle(rows)
 
     monkeypatch.setattr(whole.coordinator, "run", settle_and_note)

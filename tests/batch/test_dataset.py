@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm.batch.column_values import python_values
-from domyn_swarm.batch.dataset import check_columns
-from domyn_swarm.batch.lots import BATCH_ROWS
-from domyn_swarm.batch.opening import open_dataset
-from domyn_swarm.batch.row_ids import check_ids
+from domyn_swarm.batch.input.dataset import BATCH_ROWS, check_columns
+from domyn_swarm.batch.input.opening import open_dataset
+from domyn_swarm.batch.input.row_keys import check_ids
 from domyn_swarm.errors import InvalidInput
 
 

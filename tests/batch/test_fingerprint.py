@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm.batch.row_keys import python_values
+from domyn_swarm.batch.input.row_keys import python_values
 from domyn_swarm.jobs.worker import main
 
 

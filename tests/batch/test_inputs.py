@@ -19,12 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm.batch.column_values import python_values
-from domyn_swarm.batch.dataset import Dataset
-from domyn_swarm.batch.input_files import files_of
-from domyn_swarm.batch.lots import BATCH_ROWS
-from domyn_swarm.batch.opening import open_dataset
-from domyn_swarm.batch.row_ids import check_ids
-from domyn_swarm.batch.table_dataset import TableDataset
+from domyn_swarm.batch.input.dataset import BATCH_ROWS, Dataset, TableDataset
+from domyn_swarm.batch.input.input_files import files_of
+from domyn_swarm.batch.input.opening import open_dataset
+from domyn_swarm.batch.input.row_keys import check_ids
 from domyn_swarm.errors import InvalidInput
 
 

@@ -18,19 +18,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import warm
-from domyn_swarm.batch.accounting import read_accounts
-from domyn_swarm.batch.frames import scan_frames
-from domyn_swarm.batch.identity import JobIdentity
-from domyn_swarm.batch.index import open_index
-from domyn_swarm.batch.job_store import Asker, JobPlace, frame_key, input_key
-from domyn_swarm.batch.journal import Journal
-from domyn_swarm.batch.merging import join
-from domyn_swarm.batch.results_folder import ResultsFolder
-from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.batch.rows import Result, RowValue
-from domyn_swarm.batch.segments import checkpoint_files, void_path
-from domyn_swarm.batch.table_dataset import TableDataset
-from domyn_swarm.batch.verdicts import Reading
+from domyn_swarm.batch.checkpoint.accounting import read_accounts
+from domyn_swarm.batch.checkpoint.frames import scan_frames
+from domyn_swarm.batch.checkpoint.index import open_index
+from domyn_swarm.batch.checkpoint.job_store import (
+    Asker,
+    JobPlace,
+    ResultsFolder,
+    frame_key,
+    input_key,
+)
+from domyn_swarm.batch.checkpoint.journal import Journal
+from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
+from domyn_swarm.batch.checkpoint.segments import checkpoint_files, join, void_path
+from domyn_swarm.batch.input.dataset import TableDataset
+from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.run.rows import Result, RowValue
+from domyn_swarm.batch.run.verdicts import Reading
 from domyn_swarm.errors import JobError
 from domyn_swarm.jobs.worker import main
 from model_server import Answer

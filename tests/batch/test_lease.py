@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.batch import lease as leases
-from domyn_swarm.batch.lease import BEAT_S, SILENT_S, Lease, acquire, holder_of
+from domyn_swarm.batch.checkpoint import lease as leases
+from domyn_swarm.batch.checkpoint.lease import BEAT_S, SILENT_S, Lease, acquire, holder_of
 from domyn_swarm.errors import CheckpointBusy, JobError
-from domyn_swarm.identity import INITIAL_PID_NAMESPACE, this_host, this_process
+from domyn_swarm.process_identity import INITIAL_PID_NAMESPACE, this_host, this_process
 from other_hosts import OtherHost, need_namespaces
 from patience import limit_s, until
 from virtual_time import VirtualClock
@@ -130,7 +130,7 @@ def test_a_holder_of_an_earlier_boot_is_succeeded_at_once(
     here = this_host().model_copy(
         update={"pid_namespace": INITIAL_PID_NAMESPACE, "machine_id": "installed-once"}
     )
-    monkeypatch.setattr("domyn_swarm.identity.this_host", lambda: here)
+    monkeypatch.setattr("domyn_swarm.process_identity.this_host", lambda: here)
     there = here.model_dump(exclude={"kind", "name"})
     holder = Elsewhere(tmp_path)
     holder.write(**there | {"host": here.name, "boot_id": "the last one"})
@@ -142,7 +142,7 @@ def test_a_holder_of_an_earlier_boot_is_succeeded_at_once(
 _HOLD = """
 import sys
 from pathlib import Path
-from domyn_swarm.batch.lease import acquire
+from domyn_swarm.batch.checkpoint.lease import acquire
 lease = acquire(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -388,7 +388,7 @@ def test_of_many_processes_that_want_the_lease_at_once_one_gets_it(tmp_path: Pat
     program = f"""
 import sys
 from pathlib import Path
-from domyn_swarm.batch.lease import acquire
+from domyn_swarm.batch.checkpoint.lease import acquire
 from domyn_swarm.errors import CheckpointBusy
 print("here", flush=True)
 sys.stdin.readline()

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domyn_swarm.batch.dispatch import Dispatch
-from domyn_swarm.batch.lookahead import LookAhead, text_of
-from domyn_swarm.batch.observations import Dispatched
-from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.batch.rows import Result, Row, RowTrace
-from domyn_swarm.batch.runner import Events, Runner, RunPolicy
-from domyn_swarm.batch.source import PendingRows
-from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.input.opening import PendingRows
+from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.run.dispatch import Dispatch
+from domyn_swarm.batch.run.histograms import Dispatched
+from domyn_swarm.batch.run.lookahead import LookAhead, text_of
+from domyn_swarm.batch.run.rows import Result, Row, RowTrace
+from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
+from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.engines.sim_options import VllmOptions
 from domyn_swarm.engines.sim_vllm import Sequence as Answer
 from domyn_swarm.engines.sim_vllm import VllmModel
@@ -200,7 +200,7 @@ def test_rows_that_come_one_by_one_are_each_weighed_a_few_times(
         weighed["lots"] += 1
         return int(lot.rows.columns.nbytes)
 
-    monkeypatch.setattr("domyn_swarm.batch.lookahead._Lot.nbytes", property(nbytes))
+    monkeypatch.setattr("domyn_swarm.batch.run.lookahead._Lot.nbytes", property(nbytes))
     texts = [f"row {number}" for number in range(2000)]
     assert len(order_of(texts, ahead(), lot_rows=1)) == 2000
     assert weighed["lots"] < 4 * 2000
@@ -229,7 +229,7 @@ def test_columns_are_compared_in_the_order_of_the_request() -> None:
 def virtual_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the runner measure what passes in the test's loop."""
     clock = SimpleNamespace(perf_counter=now_s, monotonic=now_s)
-    monkeypatch.setattr("domyn_swarm.batch.runner.time", clock)
+    monkeypatch.setattr("domyn_swarm.batch.run.runner.time", clock)
 
 
 class Kept(list[Result]):

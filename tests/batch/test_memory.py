@@ -21,8 +21,8 @@ MOST_BYTES = 100 << 20  # of 150 MB that are in the file, and twice that as Pyth
 # In a process of its own: the highest it came to while it read, above what it had before, in bytes.
 READS = """
 import sys
-from domyn_swarm.batch.opening import open_dataset
-from domyn_swarm.batch.row_keys import RowKeys
+from domyn_swarm.batch.input.opening import open_dataset
+from domyn_swarm.batch.input.row_keys import RowKeys
 
 def of(name):
     with open("/proc/self/status") as status:

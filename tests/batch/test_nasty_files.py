@@ -16,11 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domyn_swarm.batch.column_values import python_values
-from domyn_swarm.batch.json_values import json_texts
-from domyn_swarm.batch.opening import open_dataset
-from domyn_swarm.batch.text_dataset import row_column_of
-from domyn_swarm.batch.text_forms import FORMS
+from domyn_swarm.batch.column_values import json_texts, python_values
+from domyn_swarm.batch.input.opening import open_dataset
+from domyn_swarm.batch.input.text_dataset import row_column_of
+from domyn_swarm.batch.output.text_forms import FORMS
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.jobs.worker import main
 

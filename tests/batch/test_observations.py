@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from domyn_swarm.batch.accounting import read_accounts
-from domyn_swarm.batch.observations import (
+from domyn_swarm.batch.checkpoint.accounting import read_accounts
+from domyn_swarm.batch.run.histograms import (
     LatencyHistogram,
     ReplicaShare,
     ReplicaShares,
@@ -15,8 +15,7 @@ from domyn_swarm.batch.observations import (
     SlowestRows,
     SlowRow,
 )
-from domyn_swarm.batch.replies import Replies
-from domyn_swarm.batch.tally import failure_signature
+from domyn_swarm.batch.run.tally import Replies, failure_signature
 from domyn_swarm.jobs.worker import main
 from domyn_swarm.model import JobProgress
 

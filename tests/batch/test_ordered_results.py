@@ -13,19 +13,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from domyn_swarm.batch import index as index_module
-from domyn_swarm.batch import ordered_results as ordered_module
-from domyn_swarm.batch import routed_values
-from domyn_swarm.batch.frames import FrameRef, encode_frame
-from domyn_swarm.batch.index import RowIndex, open_index
-from domyn_swarm.batch.journal import Journal
-from domyn_swarm.batch.ordered_results import OrderedResults, ordered_results
-from domyn_swarm.batch.results_folder import ResultsFolder
-from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.batch.rows import Result, RowValue
-from domyn_swarm.batch.segments import checkpoint_files
-from domyn_swarm.batch.table_dataset import TableDataset
-from domyn_swarm.batch.verdicts import Reading
+from domyn_swarm.batch.checkpoint import index as index_module
+from domyn_swarm.batch.checkpoint.frames import FrameRef, encode_frame
+from domyn_swarm.batch.checkpoint.index import RowIndex, open_index
+from domyn_swarm.batch.checkpoint.job_store import ResultsFolder
+from domyn_swarm.batch.checkpoint.journal import Journal
+from domyn_swarm.batch.checkpoint.segments import checkpoint_files
+from domyn_swarm.batch.input.dataset import TableDataset
+from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.output import ordered_results as ordered_module
+from domyn_swarm.batch.output import routed_values
+from domyn_swarm.batch.output.ordered_results import OrderedResults, ordered_results
+from domyn_swarm.batch.run.rows import Result, RowValue
+from domyn_swarm.batch.run.verdicts import Reading
 
 FRAME_ROWS = 64
 BY_POSITION = RowKeys(["prompt"], None)

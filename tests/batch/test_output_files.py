@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import warm
-from domyn_swarm.batch.manifest import Manifest, read_manifest, without_secrets
-from domyn_swarm.batch.output_files import SHARD_ROWS, OutputPlace, shard_name
-from domyn_swarm.batch.part_writer import PartWriter
-from domyn_swarm.batch.written_files import Writer
+from domyn_swarm.batch.output.manifest import Manifest, read_manifest, without_secrets
+from domyn_swarm.batch.output.output_files import SHARD_ROWS, OutputPlace, Writer, shard_name
+from domyn_swarm.batch.output.part_writer import PartWriter
 from domyn_swarm.errors import InvalidInput, OutputExists
-from domyn_swarm.jobs.outputs import verify_output
+from domyn_swarm.jobs.ends import verify_output
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.worker import main
 
@@ -85,7 +84,7 @@ def test_wide_rows_are_written_before_they_fill_the_memory(tmp_path: Path) -> No
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("domyn_swarm.batch.publish.SHARD_ROWS", 100)
+    monkeypatch.setattr("domyn_swarm.batch.output.publish.SHARD_ROWS", 100)
 
 
 def run(bench: Any, **changes: Any) -> int:
@@ -270,7 +269,7 @@ def test_secrets_do_not_travel_with_the_output() -> None:
 _READ = """
 import sys
 from pathlib import Path
-from domyn_swarm.batch.input_facts import InputFacts
+from domyn_swarm.batch.input.file_facts import InputFacts
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.program import read_spec
 from domyn_swarm.jobs.worker import main
@@ -320,7 +319,7 @@ def is_whole(path: Path, rows: int) -> bool:
 
 _KILLED_AT = """
 import os, pathlib, shutil, signal, sys
-from domyn_swarm.batch import publish
+from domyn_swarm.batch.output import publish
 publish.SHARD_ROWS = 100
 left = [int(sys.argv[2])]
 

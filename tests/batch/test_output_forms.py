@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import warm
-from domyn_swarm.batch.manifest import read_manifest
+from domyn_swarm.batch.output.manifest import read_manifest
 from domyn_swarm.errors import ConfigError, InvalidInput, OutputExists
-from domyn_swarm.jobs.outputs import opened_results, verify_output
+from domyn_swarm.jobs.ends import opened_results, verify_output
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.worker import main
 from domyn_swarm.model import JobStatus
@@ -181,7 +181,7 @@ ZSTD = {
 def test_a_library_writes_with_its_own_options(
     bench: Any, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("domyn_swarm.batch.publish.SHARD_ROWS", 100)
+    monkeypatch.setattr("domyn_swarm.batch.output.publish.SHARD_ROWS", 100)
     bench.write(250)
     chosen = {"data_backend": backend, "backend_write_kwargs": ZSTD[backend]}
     assert run(bench, **chosen) == 0
@@ -252,7 +252,7 @@ def test_rows_come_from_a_url_and_go_to_one(bench: Any, store: Any, suffix: str)
 def test_shards_at_a_url_are_replaced_the_surplus_ones_too(
     bench: Any, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("domyn_swarm.batch.publish.SHARD_ROWS", 100)
+    monkeypatch.setattr("domyn_swarm.batch.output.publish.SHARD_ROWS", 100)
     bench.write(250)
     changes = {"output": "memory://bucket/out", "shard_output": True}
     assert run(bench, **changes) == 0

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from domyn_swarm.batch.link import Limit, Link, Order, Wanted
-from domyn_swarm.batch.remote_worker import Invitation, WorkerListener, call
+from domyn_swarm.batch.run.link import Invitation, Limit, Link, Order, Wanted, WorkerListener, call
 from patience import limit_s
 
 
@@ -96,8 +95,8 @@ async def test_who_does_not_call_is_not_waited_for_forever() -> None:
 CUT = """
 import asyncio, fcntl, socket, struct
 import uvloop
-from domyn_swarm.batch import remote_worker
-from domyn_swarm.batch.link import Link, Order, Wanted
+from domyn_swarm.batch.run import link as remote_worker
+from domyn_swarm.batch.run.link import Link, Order, Wanted
 
 remote_worker._SILENT_S = 1
 

@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import warm
-from domyn_swarm.batch.exporting import check_export, export
-from domyn_swarm.batch.open_types import OpenTypes
-from domyn_swarm.batch.results import Results
-from domyn_swarm.batch.text_forms import plain_rows
+from domyn_swarm.batch.output.open_types import OpenTypes
+from domyn_swarm.batch.output.results import Results, check_export, export
+from domyn_swarm.batch.output.text_forms import plain_rows
 from domyn_swarm.errors import ConfigError, JobError
-from domyn_swarm.jobs.outputs import opened_results
+from domyn_swarm.jobs.ends import opened_results
 from domyn_swarm.jobs.worker import main
 from domyn_swarm.model import JobStatus
 
@@ -100,7 +99,7 @@ def test_partial_results_keep_the_columns_of_the_output_mode(
 def test_results_of_a_finished_job_are_its_output(
     bench: Any, sharded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("domyn_swarm.batch.publish.SHARD_ROWS", 10)
+    monkeypatch.setattr("domyn_swarm.batch.output.publish.SHARD_ROWS", 10)
     bench.write(25)
     changes = {"output": str(bench.folder / "out"), "shard_output": True} if sharded else {}
     assert run(bench, **changes) == 0
@@ -159,7 +158,7 @@ def test_exports_hold_every_row(bench: Any, rows: int, suffix: str) -> None:
     expected = [{"n": n, "prompt": f"p{n}", "answer": f"P{n}"} for n in range(rows)]
     if suffix == ".parquet":
         assert pq.read_table(path).to_pylist() == expected
-        assert b"domyn_swarm.identity" not in (pq.read_schema(path).metadata or {})
+        assert b"domyn_swarm.process_identity" not in (pq.read_schema(path).metadata or {})
     elif suffix == ".jsonl":
         assert [json.loads(line) for line in path.read_text().splitlines()] == expected
     else:

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm.batch.exporting import export
-from domyn_swarm.batch.manifest import manifest_path, read_manifest
+from domyn_swarm.batch.output.manifest import manifest_path, read_manifest
+from domyn_swarm.batch.output.results import export
 from domyn_swarm.errors import InvalidInput
-from domyn_swarm.jobs.outputs import opened_results, verify_output
+from domyn_swarm.jobs.ends import opened_results, verify_output
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.worker import main
 from domyn_swarm.model import JobStatus

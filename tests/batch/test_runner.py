@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from domyn_swarm.batch.rows import Result, Row, RowError, RowTrace
-from domyn_swarm.batch.runner import Events, Runner, RunPolicy
-from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.run.rows import Result, Row, RowError, RowTrace
+from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
+from domyn_swarm.batch.run.tally import Tally
 
 
 class Kept(list[Result]):

@@ -12,13 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from domyn_swarm.batch.arrow_types import fit, type_name
-from domyn_swarm.batch.column_values import python_values
-from domyn_swarm.batch.json_shapes import Shape
-from domyn_swarm.batch.json_values import JSON as JSON_TYPE
-from domyn_swarm.batch.json_values import WrittenFloat, json_array
-from domyn_swarm.batch.open_types import OpenTypes, typed
-from domyn_swarm.batch.schema import OutputMismatch, OutputSchema
+from domyn_swarm.batch.column_values import JSON as JSON_TYPE
+from domyn_swarm.batch.column_values import WrittenFloat, json_array, python_values
+from domyn_swarm.batch.output.open_types import OpenTypes, Shape, typed
+from domyn_swarm.batch.output.schema import OutputMismatch, OutputSchema, fit, type_name
 from domyn_swarm.errors import ConfigError
 
 JSON = st.recursive(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm.batch.sharing import Shared, SharedRows
+from domyn_swarm.batch.run.sharing import Shared, SharedRows
 from domyn_swarm.errors import ConfigError, JobError
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.worker import main

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from domyn_swarm.batch.limits import Limits, Loads, ReplicaLoad
-from domyn_swarm.batch.steering import (
+from domyn_swarm.batch.run.limits import Limits, Loads, ReplicaLoad
+from domyn_swarm.batch.run.steering import (
     ReadLoads,
     Saturation,
     fate_reader,
@@ -18,7 +18,7 @@ from domyn_swarm.batch.steering import (
     metrics_reader,
     steer,
 )
-from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.engine_load import EngineLoad
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import RequestTimeout

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm.batch.column_values import python_values
-from domyn_swarm.batch.input_facts import InputFacts, Look
-from domyn_swarm.batch.input_files import InputFile, files_of
-from domyn_swarm.batch.lots import LOT_BYTES
-from domyn_swarm.batch.opening import open_dataset
-from domyn_swarm.batch.reading import InputReading, reading_of
+from domyn_swarm.batch.input.dataset import LOT_BYTES
+from domyn_swarm.batch.input.file_facts import InputFacts, Look
+from domyn_swarm.batch.input.input_files import InputFile, files_of
+from domyn_swarm.batch.input.opening import open_dataset
+from domyn_swarm.batch.input.reading import InputReading, reading_of
 from domyn_swarm.errors import ConfigError, InvalidInput
 
 

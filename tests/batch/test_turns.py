@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from batch.mortal_engines import POISON, Engines, Run
-from domyn_swarm.batch.link import Alone, GoOn, Held, Hold, Order, YourTurn
-from domyn_swarm.batch.suspects import Suspects
-from domyn_swarm.batch.traffic import Traffic
-from domyn_swarm.batch.turns import Turns
+from domyn_swarm.batch.run.link import Alone, GoOn, Held, Hold, Order, YourTurn
+from domyn_swarm.batch.run.standing import Suspects
+from domyn_swarm.batch.run.traffic import Traffic, Turns
 from virtual_time import in_virtual_time, now_s
 
 

@@ -12,24 +12,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from domyn_swarm.batch.access import EndpointAccess, open_session
-from domyn_swarm.batch.checkpoint import Checkpoint
-from domyn_swarm.batch.identity import JobIdentity
-from domyn_swarm.batch.index import FrameFiles, PositionalIndex, RowIndex
-from domyn_swarm.batch.inspection import group_failures
-from domyn_swarm.batch.job_store import Asker, JobPlace
-from domyn_swarm.batch.journal import Journal
-from domyn_swarm.batch.manifest import read_manifest
-from domyn_swarm.batch.results_folder import ResultsFolder
-from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.batch.rows import Result, RowTrace, RowValue, current_trace
-from domyn_swarm.batch.segments import checkpoint_files
-from domyn_swarm.batch.session import RetryPolicy
-from domyn_swarm.batch.tally import Tally
-from domyn_swarm.batch.verdicts import Reading, accepted, count_verdicts, outcome_of, verdict_of
+from domyn_swarm.batch.checkpoint.folder import Checkpoint
+from domyn_swarm.batch.checkpoint.index import FrameFiles, PositionalIndex, RowIndex
+from domyn_swarm.batch.checkpoint.inspection import group_failures
+from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace, ResultsFolder
+from domyn_swarm.batch.checkpoint.journal import Journal
+from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
+from domyn_swarm.batch.checkpoint.segments import checkpoint_files
+from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.output.manifest import read_manifest
+from domyn_swarm.batch.run.rows import Result, RowTrace, RowValue, current_trace
+from domyn_swarm.batch.run.session import EndpointAccess, RetryPolicy, open_session
+from domyn_swarm.batch.run.tally import Tally
+from domyn_swarm.batch.run.verdicts import Reading, accepted, count_verdicts, outcome_of, verdict_of
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs import ChatCompletionJob, SwarmJob
-from domyn_swarm.jobs.outputs import verify_output
+from domyn_swarm.jobs.ends import verify_output
 from domyn_swarm.jobs.preparation import make_plan
 from domyn_swarm.jobs.worker import main
 from domyn_swarm.model import ReplyVerdict, verdicts_named

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm.batch.verification import differing
+from domyn_swarm.batch.output.verification import differing
 from domyn_swarm.errors import JobError
-from domyn_swarm.jobs.outputs import verify_output
+from domyn_swarm.jobs.ends import verify_output
 from domyn_swarm.jobs.worker import main
 
 ROWS = 250
@@ -24,7 +24,7 @@ ROWS = 250
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("domyn_swarm.batch.publish.SHARD_ROWS", 100)
+    monkeypatch.setattr("domyn_swarm.batch.output.publish.SHARD_ROWS", 100)
 
 
 def run(bench: Any, **changes: Any) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from batch.mortal_engines import ANSWER, Engines, Run, reply
-from domyn_swarm.batch.asking import RetryPolicy
-from domyn_swarm.batch.standing import brief
+from domyn_swarm.batch.run.asking import RetryPolicy
+from domyn_swarm.batch.run.standing import brief
 from domyn_swarm.net.errors import RequestRefused, error_from_status, page_instead
 from domyn_swarm.net.http import HttpReply
 from virtual_time import in_virtual_time, now_s

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import warm
-from domyn_swarm.batch import engine
-from domyn_swarm.batch import lease as leases
-from domyn_swarm.batch.part_writer import PartWriter
+from domyn_swarm.batch.checkpoint import lease as leases
+from domyn_swarm.batch.output.part_writer import PartWriter
+from domyn_swarm.batch.run import engine
 from domyn_swarm.errors import InvalidInput, OutputExists
 from domyn_swarm.jobs import worker
 from domyn_swarm.jobs.preparation import prepare

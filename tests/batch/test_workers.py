@@ -24,7 +24,7 @@ def workers(job: warm.Process) -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process(job.pid).children()
-        if "domyn_swarm.jobs.range_worker" in words_of(child)
+        if "domyn_swarm.jobs.linked_worker" in words_of(child)
     ]
 
 

@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 
-from domyn_swarm.batch.background import beside
-from domyn_swarm.batch.dispatch import Dispatch
-from domyn_swarm.batch.observations import Dispatched
-from domyn_swarm.batch.worth import Worth
+from domyn_swarm.batch.run.background import beside
+from domyn_swarm.batch.run.dispatch import Dispatch
+from domyn_swarm.batch.run.histograms import Dispatched
+from domyn_swarm.batch.run.worth import Worth
 from domyn_swarm.net.errors import CannotConnect
 from domyn_swarm.net.http import HttpReply
 from virtual_time import VirtualClock, in_virtual_time

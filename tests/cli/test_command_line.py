@@ -75,7 +75,7 @@ def test_every_command_helps_with_an_example() -> None:
 
 def test_a_group_says_of_each_command_what_the_command_says_of_itself() -> None:
     from domyn_swarm.cli.app import COMMANDS
-    from domyn_swarm.cli.lazy import Entry, LazyGroup, build
+    from domyn_swarm.cli.command_tree import Entry, LazyGroup, build
 
     def compared(entry: Entry) -> None:
         command = build(entry.name, entry.place)

@@ -16,9 +16,8 @@ import pytest
 from aiohttp.cookiejar import DummyCookieJar
 
 from domyn_swarm.backends.endpoint.connections import MAX_CONNECTIONS
-from domyn_swarm.cli.dashboard import looks
-from domyn_swarm.cli.dashboard.board import Board
-from domyn_swarm.cli.dashboard.looks import Looks
+from domyn_swarm.cli.dashboard import board
+from domyn_swarm.cli.dashboard.board import Board, Looks
 from domyn_swarm.cli.dashboard.server import Address, Dashboard, listening
 from domyn_swarm.errors import PlatformError, SwarmNotFound
 from domyn_swarm.state import SwarmStore
@@ -180,14 +179,14 @@ async def test_what_cannot_be_asked_is_shown_as_it_was_known() -> None:
 
 async def test_nobody_waits_for_a_platform_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = threading.Event()
-    monkeypatch.setattr(looks, "_WAIT_S", 0.05)
+    monkeypatch.setattr(board, "_WAIT_S", 0.05)
 
     def take_slowly() -> str:
         slow.wait(limit_s())
         raise SwarmNotFound("it")
 
     late = Looks().at(("late",), lambda: take_slowly, 3600.0)
-    assert await late.seen() == looks.Seen()
+    assert await late.seen() == board.Seen()
     slow.set()
     await until_async(lambda: late._running is None)
     assert (await late.seen()).gone

@@ -66,7 +66,10 @@ def test_the_same_is_asked_and_found_again_in_any_locale(
     assert "öut.parquet" in run("status", "demo")
 
 
-PRINTS = "from domyn_swarm.cli import utf8; utf8.ensure(); print('shown:', chr(0xE8) + chr(0x2192))"
+PRINTS = (
+    "from domyn_swarm.cli.console import use_utf8; use_utf8(); "
+    "print('shown:', chr(0xE8) + chr(0x2192))"
+)
 
 
 def test_a_terminal_is_written_to_in_its_own_encoding(cli: CommandLine, tmp_path: Path) -> None:

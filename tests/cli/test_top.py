@@ -30,7 +30,7 @@ from domyn_swarm.model import (
     SwarmPhase,
     clock_time,
 )
-from domyn_swarm.swarm import replica_rows
+from domyn_swarm.swarm import snapshot
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot, Whereabouts
 from patience import until_async
 
@@ -306,7 +306,7 @@ def test_figures_of_an_engine_are_live_or_shown_with_their_age(
     view = CollectorView(
         replicas=(report,), taken_at=BEGAN + timedelta(seconds=3), stale_after_s=12
     )
-    one = replica_rows.reported(view, report, 0, unheard=False)
+    one = snapshot.reported(view, report, 0, unheard=False)
     assert (one.last_seen_s, one.figures_age_s) == (3.0, age_s)
     assert views._running(one) == status
     assert replica_row(one)[2] == row

@@ -15,9 +15,8 @@ from pydantic import BaseModel
 from domyn_swarm.config import load
 from domyn_swarm.config.defaults import asked_keys, defaults_text
 from domyn_swarm.config.models import DomynLLMSwarmConfig
-from domyn_swarm.config.schema import json_schema
 from domyn_swarm.config.sources import read_yaml
-from domyn_swarm.config.starter import PLATFORMS, starter
+from domyn_swarm.config.starter import PLATFORMS, json_schema, starter
 from domyn_swarm.errors import ConfigError
 
 _ALL = ("local", "slurm", "lepton")

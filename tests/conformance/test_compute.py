@@ -18,11 +18,11 @@ import pytest
 
 from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
 from domyn_swarm.backends.lepton.compute import LeptonCompute
-from domyn_swarm.backends.lepton.names import secret_name
+from domyn_swarm.backends.lepton.specs import secret_name
 from domyn_swarm.backends.local.compute import LocalCompute
 from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.model import JobHandle, JobStatus, Reach
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from lepton.fixtures import SECTION
 from lepton.workspace import StandIn
 from patience import limit_s, until

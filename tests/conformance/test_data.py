@@ -17,12 +17,11 @@ import pyarrow as pa
 import pytest
 
 from domyn_swarm.data.arrow_backend import ArrowBackend
-from domyn_swarm.data.base import BATCH_ROWS, DataBackend
+from domyn_swarm.data.base import BATCH_ROWS, DataBackend, plain_type
 from domyn_swarm.data.pandas_backend import PandasBackend
 from domyn_swarm.data.polars_backend import LazyPolarsBackend, PolarsBackend
 from domyn_swarm.data.ray_backend import RayBackend
 from domyn_swarm.data.registry import backend_named, backend_of
-from domyn_swarm.data.types import plain_type
 from domyn_swarm.errors import ConfigError, InvalidInput
 from ray_fixtures import RayCluster
 

@@ -23,9 +23,7 @@ from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import Reach, ReplicaState
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.builder import PlanBuilder
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.layout import lay_out
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan, lay_out
 from domyn_swarm.probing import Phase, endpoint_probe
 from lepton.fixtures import SECTION
 from patience import limit_s, until
@@ -238,7 +236,7 @@ def test_a_swarm_outlives_the_process_that_launched_it(
     program = f"""
 import os, signal
 from {kind.__module__} import {kind.__name__}
-from domyn_swarm.planning.context import DeploymentContext
+from domyn_swarm.planning.plan import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 plan = DeploymentPlan.model_validate_json({deployment.plan.model_dump_json()!r})
 context = DeploymentContext.model_validate_json({deployment.context.model_dump_json()!r})

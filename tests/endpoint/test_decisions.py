@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 
 from domyn_swarm import watchdog, watchdog_rules
-from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
+from domyn_swarm.backends.endpoint.own_endpoint import build_endpoint_spec
 from domyn_swarm.backends.endpoint.replicas import ReplicaTable, tokens_per_s
-from domyn_swarm.backends.endpoint.smg_router import SmgRouter
+from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.ledger import written_folder
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.model import ReplicaReport, ReplicaState, utc_now
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.builder import PlanBuilder
-from domyn_swarm.planning.context import DeploymentContext, FailurePattern, ServingSpec
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan, FailurePattern, ServingSpec
 from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench
 
 

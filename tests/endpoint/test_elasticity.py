@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
 from domyn_swarm.backends.endpoint.elastic import ElasticState, Placed, read_state
 from domyn_swarm.backends.endpoint.elasticity import Elasticity
-from domyn_swarm.backends.endpoint.smg_router import SmgRouter
+from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.endpoint.spec import ElasticSpec
-from domyn_swarm.batch.background import beside
+from domyn_swarm.backends.endpoint.supervision import Activity
+from domyn_swarm.batch.run.background import beside
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import JobProgress, ReplicaReport, utc_now
 from domyn_swarm.paths import JobPaths, SwarmPaths, write_private

@@ -20,9 +20,9 @@ from urllib.request import Request, urlopen
 
 import psutil
 
-from domyn_swarm.backends.endpoint import ports
-from domyn_swarm.backends.endpoint.activity import Activity
-from domyn_swarm.backends.endpoint.smg_router import SmgRouter
+from domyn_swarm.backends.endpoint import address
+from domyn_swarm.backends.endpoint.router import SmgRouter
+from domyn_swarm.backends.endpoint.supervision import Activity
 from domyn_swarm.backends.endpoint.view import read_address
 from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench, Replica, runs
 from patience import limit_s, until
@@ -223,7 +223,7 @@ def test_sigterm_lets_requests_finish_and_removes_the_address(bench: Bench):
 
 
 def test_a_configured_port_is_used_and_a_taken_one_is_one_clear_error(bench: Bench):
-    port = ports.free_port("127.0.0.1")
+    port = address.free_port("127.0.0.1")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()

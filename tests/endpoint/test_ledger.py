@@ -15,8 +15,7 @@ import pytest
 
 from domyn_swarm import watchdog_ledger
 from domyn_swarm.backends import ledger_files
-from domyn_swarm.backends.endpoint.job_progress import FollowedJob
-from domyn_swarm.backends.endpoint.use_meter import UseMeter
+from domyn_swarm.backends.endpoint.use_meter import FollowedJob, UseMeter
 from domyn_swarm.backends.gpu_time import Note, Use, Watch, classify
 from domyn_swarm.backends.ledger_files import PlatformTimes, TaskRun, Written
 from domyn_swarm.engines.vllm import START_PHASES

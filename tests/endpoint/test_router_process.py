@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.backends.endpoint import ports
+from domyn_swarm.backends.endpoint import address
 from domyn_swarm.backends.endpoint.announcement import Announcement
 from domyn_swarm.backends.endpoint.program import SHUTDOWN_GRACE_S, RouterProcess
-from domyn_swarm.backends.endpoint.smg_router import SmgRouter
+from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.endpoint.view import read_address
 from endpoint.bench import Bench
 from virtual_time import in_virtual_time, now_s
@@ -130,7 +130,7 @@ async def test_a_port_that_was_taken_meanwhile_is_given_up_unless_it_is_configur
     assert kept.moved[1] != kept.moved[0]
     assert kept.moved[2] == kept.moved[1]
 
-    port = ports.free_port("127.0.0.1")
+    port = address.free_port("127.0.0.1")
     kept = Kept(bench, lambda _nth: Process(lives_s=10.0), port=port)
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

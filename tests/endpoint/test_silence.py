@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from domyn_swarm.backends.endpoint.collector import Collector
-from domyn_swarm.backends.endpoint.smg_router import SmgRouter
+from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.model import ReplicaReport
 from endpoint.bench import Bench

@@ -23,10 +23,10 @@ from typing import Any
 import pytest
 
 from domyn_swarm import engines
-from domyn_swarm.batch.worth import Worth
+from domyn_swarm.batch.run.worth import Worth
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.engines.base import Diagnosis, diagnose
-from domyn_swarm.engines.sim_reply import sim_reply
+from domyn_swarm.engines.sim_openai import sim_reply
 from domyn_swarm.planning.builder import PlanBuilder
 from patience import limit_s, scaled, until
 

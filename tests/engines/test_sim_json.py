@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from domyn_swarm.engines.sim_json import instance_of
-from domyn_swarm.engines.sim_openai import question
+from domyn_swarm.engines.sim_openai import instance_of, question
 
 
 class Colour(Enum):

@@ -10,8 +10,8 @@ from statistics import median
 
 import pytest
 
+from domyn_swarm.engines.sim_openai import ModelTokens
 from domyn_swarm.engines.sim_options import OutputTokens, VllmOptions
-from domyn_swarm.engines.sim_reply import ModelTokens
 from domyn_swarm.engines.sim_vllm import Sequence as Running
 from domyn_swarm.engines.sim_vllm import VllmModel
 

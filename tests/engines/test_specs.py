@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from domyn_swarm import engines
 from domyn_swarm.config import DomynLLMSwarmConfig
-from domyn_swarm.engines.flags import flags_in
+from domyn_swarm.engines.options import flags_in
 from domyn_swarm.engines.sim_options import OutputTokens, read_options
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.builder import PlanBuilder
-from domyn_swarm.planning.context import ServingSpec
+from domyn_swarm.planning.plan import ServingSpec
 
 SLURM = {"type": "slurm", "partition": "gpu"}
 

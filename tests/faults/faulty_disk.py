@@ -117,13 +117,13 @@ def _serve() -> None:
 
 def _small_files() -> None:
     """So that a small run has many of them: they are rotated, sealed and joined."""
-    from domyn_swarm.batch import journal, lease, merging
+    from domyn_swarm.batch.checkpoint import journal, lease, segments
     from domyn_swarm.cli import app, submit  # noqa: F401 - loaded once, for all
-    from domyn_swarm.jobs import chat, worker  # noqa: F401 - likewise
+    from domyn_swarm.jobs import worker  # noqa: F401 - likewise
     from domyn_swarm.services import jobs  # noqa: F401 - likewise
 
     journal.JOURNAL_ROWS = 5
-    merging.MOST_FILES, merging._AT_ONCE = 3, 2
+    segments.MOST_FILES, segments._AT_ONCE = 3, 2
     lease.BEAT_S = 0.05
 
 

@@ -16,7 +16,7 @@ import pytest
 from domyn_swarm.data.registry import backend_of
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.jobs import BatchFileJob
-from domyn_swarm.jobs.outputs import verify_output
+from domyn_swarm.jobs.ends import verify_output
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.jobs.worker import main

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from domyn_swarm.jobs.travelling import module_from
+from domyn_swarm.jobs.shipping import module_from
 
 CLASS = """
 import re

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from domyn_swarm.jobs.json_answers import SeveralAnswers, found_answer
+from domyn_swarm.jobs.builtin.structured import SeveralAnswers, found_answer
 
 
 class Answer(BaseModel):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from domyn_swarm import ChatCompletionJob, SwarmJob, TemplateJob, job
-from domyn_swarm.batch.schema import OutputMismatch, OutputSchema
+from domyn_swarm.batch.output.schema import OutputMismatch, OutputSchema
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.loading import job_given
 from model_server import KEY, ModelServer

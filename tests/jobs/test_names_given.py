@@ -21,9 +21,9 @@ from domyn_swarm.jobs import (
     TemplateJob,
     keywords,
 )
-from domyn_swarm.jobs.hooks import Hooks
 from domyn_swarm.jobs.loading import load_job
-from domyn_swarm.jobs.options import OPTIONS
+from domyn_swarm.jobs.naming import OPTIONS
+from domyn_swarm.jobs.progress_display import Hooks
 from domyn_swarm.jobs.running import RunSettings
 from domyn_swarm.net import parameters
 from domyn_swarm.net.openai import OpenAIClient

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domyn_swarm import ChatCompletionJob, TemplateJob
-from domyn_swarm.batch.row_keys import RowKeys
+from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.errors import ConfigError, InvalidInput
+from domyn_swarm.jobs.builtin.prompts import PromptTemplate
 from domyn_swarm.jobs.preparation import prepare
-from domyn_swarm.jobs.prompts import PromptTemplate
 from model_server import Bench
 
 

@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm import job
-from domyn_swarm.batch.rows import RowError
+from domyn_swarm.batch.run.rows import RowError
 from domyn_swarm.data.registry import backend_of
 from domyn_swarm.errors import ConfigError, InvalidInput, JobError
 from domyn_swarm.jobs import ChatCompletionJob, MultiTurnChatCompletionJob
-from domyn_swarm.jobs.hooks import SettledRow
+from domyn_swarm.jobs.progress_display import SettledRow
 from model_server import KEY, Answer, ModelServer
 from patience import limit_s, scaled, until
 

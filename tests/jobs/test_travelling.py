@@ -14,9 +14,9 @@ import pytest
 
 from domyn_swarm import job
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.jobs.chat import ChatCompletionJob
+from domyn_swarm.jobs.builtin.chat import ChatCompletionJob
 from domyn_swarm.jobs.loading import load_job, reference_to
-from domyn_swarm.jobs.travelling import source_of
+from domyn_swarm.jobs.shipping import source_of
 from patience import limit_s
 
 SCRIPT = '''
@@ -114,7 +114,7 @@ def test_the_jobs_of_cells_travel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_can_be_imported_is_imported() -> None:
     found = reference_to(ChatCompletionJob(system="x", temperature=0))
-    assert found.job == "domyn_swarm.jobs.chat:ChatCompletionJob"
+    assert found.job == "domyn_swarm.jobs.builtin.chat:ChatCompletionJob"
     assert found.source is None
     assert found.kwargs == {"system": "x", "temperature": 0}
 

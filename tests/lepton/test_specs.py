@@ -11,13 +11,11 @@ import pytest
 
 from domyn_swarm import engines
 from domyn_swarm.backends.base import ComputeSpec
-from domyn_swarm.backends.lepton import names, sdk, specs
+from domyn_swarm.backends.lepton import sdk, specs
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.errors import ConfigError, PlatformError
 from domyn_swarm.planning.builder import PlanBuilder
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan, JobResources
 
 TAG = "demo.0123456789ab"
 ENDPOINT = {
@@ -73,10 +71,10 @@ def job(**fields: Any) -> ComputeSpec:
 def test_the_endpoint_is_what_the_configuration_says() -> None:
     document = endpoint_of(plan_of(replicas=3, idle_timeout_s=600, args="--max-model-len 4096"))
     name = document["metadata"]["name"]
-    assert name == names.deployment_name(TAG)
+    assert name == specs.deployment_name(TAG)
     assert name.startswith("demo-")
     spec = document["spec"]
-    key = names.secret_name(TAG)
+    key = specs.secret_name(TAG)
     command = spec["container"].pop("command")
     assert command[:3] == ["python3", "-m", "vllm.entrypoints.openai.api_server"]
     assert command[command.index("--host") + 1] == "0.0.0.0"
@@ -131,8 +129,8 @@ def test_what_its_autoscaler_cannot_do_is_refused(replicas: dict[str, int], said
 def test_a_job_is_what_the_configuration_says() -> None:
     document = specs.job_spec(job(resources=JobResources(time_limit_s=90)))
     assert document["metadata"]["labels"] == {
-        "domyn-swarm-job": names.digest("20261126-193704-abcdef"),
-        "domyn-swarm-tag": names.digest(TAG),
+        "domyn-swarm-job": specs.digest("20261126-193704-abcdef"),
+        "domyn-swarm-tag": specs.digest(TAG),
     }
     spec = document["spec"]
     assert spec["resource_shape"] == "cpu.small"  # a CPU unless it is said otherwise
@@ -147,7 +145,7 @@ def test_a_job_is_what_the_configuration_says() -> None:
         {"name": "AWS_SECRET_ACCESS_KEY", "value_from": {"secret_name_ref": "s3"}},
         {
             "name": "DOMYN_SWARM_API_TOKEN",
-            "value_from": {"secret_name_ref": names.secret_name(TAG)},
+            "value_from": {"secret_name_ref": specs.secret_name(TAG)},
         },
     ]
     assert spec["max_failure_retry"] == 0
@@ -174,10 +172,10 @@ def test_the_sdks_own_models_and_checks_take_them() -> None:
 def test_names_fit_whatever_the_swarm_is_called(tag: str) -> None:
     from leptonai.api.v2.job_validation import validate_job_name
 
-    for name in (names.deployment_name(tag), names.job_name(tag)):
+    for name in (specs.deployment_name(tag), specs.job_name(tag)):
         validate_job_name(name)
-    assert names.deployment_name(tag) == names.deployment_name(tag)
-    assert names.deployment_name(tag) != names.deployment_name(tag + "0")
+    assert specs.deployment_name(tag) == specs.deployment_name(tag)
+    assert specs.deployment_name(tag) != specs.deployment_name(tag + "0")
 
 
 @pytest.mark.parametrize(

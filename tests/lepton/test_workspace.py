@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.backends.lepton import names
+from domyn_swarm.backends.lepton import specs
 from domyn_swarm.backends.lepton.compute import LeptonCompute
 from domyn_swarm.backends.lepton.credentials import Credentials, Place, credentials
 from domyn_swarm.backends.lepton.workspace import Workspace
@@ -22,7 +22,7 @@ def asking(lepton: StandIn, token: str = TOKEN, timeout_s: float | None = None) 
 
 
 def job_document(name: str = "job-1") -> dict:
-    labels = {names.JOB_LABEL: names.digest(name)}
+    labels = {specs.JOB_LABEL: specs.digest(name)}
     container = {"image": "i", "command": ["python3", "-c", "print('hello')"]}
     return {
         "metadata": {"id": name, "name": name, "labels": labels},

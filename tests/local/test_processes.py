@@ -19,10 +19,10 @@ from domyn_swarm.backends.local.compute import LocalCompute
 from domyn_swarm.backends.local.platform import LocalPlatform
 from domyn_swarm.backends.local.serving import LocalServing
 from domyn_swarm.errors import CommandMissing, PlatformError, PlatformUnavailable
-from domyn_swarm.identity import identify, this_host
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, Location, ProcessId, utc_now
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import Phase
+from domyn_swarm.process_identity import identify, this_host
 from patience import limit_s, until
 
 WAITS = "import signal; signal.pause()"

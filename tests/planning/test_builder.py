@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.builder import PlanBuilder
-from domyn_swarm.planning.layout import lay_out
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentPlan, lay_out
 
 
 def build(**keys: Any) -> DeploymentPlan:

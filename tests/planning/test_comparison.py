@@ -6,8 +6,7 @@ import pytest
 
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.planning.builder import PlanBuilder
-from domyn_swarm.planning.comparison import differences
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentPlan, differences
 
 KEYS = {
     "model": "m",

@@ -14,15 +14,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from domyn_swarm.batch import spilled
-from domyn_swarm.batch.index import open_index
-from domyn_swarm.batch.journal import Journal
-from domyn_swarm.batch.merging import join
-from domyn_swarm.batch.results_folder import ResultsFolder
-from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.batch.rows import Result, RowValue
-from domyn_swarm.batch.segments import checkpoint_files, seal, void_path
-from domyn_swarm.batch.verdicts import Reading, accepted, outcome_of
+from domyn_swarm.batch.checkpoint import key_table
+from domyn_swarm.batch.checkpoint.index import open_index
+from domyn_swarm.batch.checkpoint.job_store import ResultsFolder
+from domyn_swarm.batch.checkpoint.journal import Journal
+from domyn_swarm.batch.checkpoint.segments import checkpoint_files, join, seal, void_path
+from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.run.rows import Result, RowValue
+from domyn_swarm.batch.run.verdicts import Reading, accepted, outcome_of
 from domyn_swarm.model import Accept
 
 ROWS = 12  # few, so that rows collide
@@ -71,7 +70,7 @@ class CheckpointMachine(RuleBasedStateMachine):
     )
     def begin(self, accept: Accept | None, in_memory_bytes: int) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(spilled, "IN_MEMORY_BYTES", in_memory_bytes)
+        self.patch.setattr(key_table, "IN_MEMORY_BYTES", in_memory_bytes)
         self.accept = accept
         self.folder = Path(tempfile.mkdtemp())
         self.kept: list[Claim] = []  # of drivers that are gone, weakest first

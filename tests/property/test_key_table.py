@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domyn_swarm.batch import spilled
-from domyn_swarm.batch.key_table import KeyTable
-from domyn_swarm.batch.spilled import NumberList, Parts
+from domyn_swarm.batch.checkpoint import key_table
+from domyn_swarm.batch.checkpoint.key_table import KeyTable, NumberList, Parts
 
 _MOST = 2**64 - 1
 KEYS = st.one_of(
@@ -35,7 +34,7 @@ def test_of_pairs_with_one_key_the_greatest_counts(
             model[key] = max(number, model.get(key, 0))
     columns = [np.array(pairs, np.uint64).reshape(-1, 2) for pairs in lists]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spilled, "IN_MEMORY_BYTES", in_memory_bytes)
+        patch.setattr(key_table, "IN_MEMORY_BYTES", in_memory_bytes)
         table = KeyTable(
             ((pairs[:, 0], pairs[:, 1]) for pairs in columns), sum(map(len, lists)), None
         )
@@ -60,7 +59,7 @@ def test_rows_come_back_in_their_order_whole_and_by_parts(
 ) -> None:
     model = [row for rows in lists for row in rows]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spilled, "IN_MEMORY_BYTES", in_memory_bytes)
+        patch.setattr(key_table, "IN_MEMORY_BYTES", in_memory_bytes)
         whole, parts = NumberList(None, 2), Parts(None, 2, len(model))
     for rows in lists:
         numbers = np.array(rows, np.uint64).reshape(-1, 2)

@@ -17,8 +17,7 @@ from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.view import EndpointAddress
 from domyn_swarm.open_files import Limits
 from domyn_swarm.paths import SwarmPaths, write_private
-from domyn_swarm.services.doctor import examine
-from domyn_swarm.services.lock_check import check_locks
+from domyn_swarm.services.doctor import check_locks, examine
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from local_swarms import config

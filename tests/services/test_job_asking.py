@@ -15,8 +15,8 @@ from domyn_swarm.backends.gpu_time import (
     NOT_SENT,
     ROWS_ALONE,
 )
-from domyn_swarm.batch.gate import ALONE
-from domyn_swarm.services.course import TraceLine, asking_of
+from domyn_swarm.batch.run.gate import ALONE
+from domyn_swarm.services.courses import TraceLine, asking_of
 
 BEGAN = 1000.0
 

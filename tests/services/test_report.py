@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from domyn_swarm.batch.accounting import RunAccount
-from domyn_swarm.batch.observations import LatencyHistogram, ReplicaShare, SlowRow
-from domyn_swarm.batch.tally import Counters
+from domyn_swarm.batch.checkpoint.accounting import RunAccount
+from domyn_swarm.batch.run.histograms import LatencyHistogram, ReplicaShare, SlowRow
+from domyn_swarm.batch.run.tally import Counters
 from domyn_swarm.errors import JobError, StateError
 from domyn_swarm.model import JobProgress, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.services.charts import Moment, Series, duration, histogram, number, over_time
-from domyn_swarm.services.course import TraceLine, course_of
+from domyn_swarm.services.courses import TraceLine, course_of
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.state import JobRecord, SwarmStore
 from patience import until

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
-from domyn_swarm.backends.slurm.scheduler import WouldTake
+from domyn_swarm.backends.slurm.ending import WouldTake
+from domyn_swarm.backends.slurm.queue import LONGEST_S, JobsById, Look
 from domyn_swarm.backends.slurm.states import Allocation, SlurmJob
 from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from virtual_time import FilingClock
@@ -233,7 +233,7 @@ class ScriptedSlurm:
             self._cluster.jobs[job].exclude = tuple(nodes)
         return waits
 
-    def queue(self, at_most_s: float = math.inf) -> Jobs:
+    def queue(self, at_most_s: float = math.inf) -> JobsById:
         return self._queue.now(at_most_s)
 
     def jobs(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
@@ -243,7 +243,7 @@ class ScriptedSlurm:
         known = {**known, **(self.steps() if any("." in one for one in ids) else {})}
         return {one: known[one] for one in ids if one in known}
 
-    def steps(self, at_most_s: float = math.inf) -> Jobs:
+    def steps(self, at_most_s: float = math.inf) -> JobsById:
         return self._steps.now(at_most_s)
 
     def expect_change(self) -> None:
@@ -285,12 +285,12 @@ class ScriptedSlurm:
         self._cluster.refuse_while_away()
         return self._cluster.requeue(job)
 
-    def _squeue(self) -> Jobs:
+    def _squeue(self) -> JobsById:
         self._cluster.looks.append(self._cluster.clock.monotonic())
         self._cluster.refuse_while_away()
         return {job.id: job.seen for job in self._cluster.jobs.values()}
 
-    def _squeue_steps(self) -> Jobs:
+    def _squeue_steps(self) -> JobsById:
         self._cluster.refuse_while_away()
         return {
             step: SlurmJob(step, "RUNNING", "", "n1", "N/A", name)

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from domyn_swarm.backends.slurm.queue import TaggedJob, tagged
 from domyn_swarm.backends.slurm.serving import SlurmServing
-from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.builder import PlanBuilder
-from domyn_swarm.planning.context import DeploymentContext, ServingSpec
+from domyn_swarm.planning.plan import DeploymentContext, ServingSpec
 from slurm.scripted import Job, ScriptedCluster
 
 TAG = "tag-of-demo"

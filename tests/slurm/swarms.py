@@ -20,7 +20,7 @@ from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.errors import SwarmError
 from domyn_swarm.model import JobHandle, JobProgress
 from domyn_swarm.paths import JobPaths, SwarmPaths
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService

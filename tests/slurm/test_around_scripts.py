@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from domyn_swarm.backends.slurm.environment_checks import environment_checks
+from domyn_swarm.backends.slurm.site import environment_checks
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.errors import LaunchError
 from domyn_swarm.model import JobStatus
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.services.jobs import JobService
 from locales import latin1
 from process_list import running

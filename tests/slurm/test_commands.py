@@ -12,8 +12,8 @@ import pytest
 
 from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.ending import WouldTake
 from domyn_swarm.backends.slurm.rehearsal import would_take_checks
-from domyn_swarm.backends.slurm.scheduler import WouldTake
 from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from domyn_swarm.model import Location, Reach
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from domyn_swarm.model import JobHandle, JobStatus
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobChanges
 from slurm.cluster import SlurmCluster

@@ -12,7 +12,7 @@ import pytest
 
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import write_private
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.swarm.snapshot import JobSnapshot
 from process_list import running

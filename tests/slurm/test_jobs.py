@@ -18,7 +18,7 @@ from command_line import PROGRAM
 from domyn_swarm.errors import ConfigError, SubmissionUnknown, SwarmError
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import JobPaths, SwarmPaths
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore

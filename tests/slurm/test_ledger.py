@@ -17,7 +17,7 @@ import pytest
 from domyn_swarm.backends import ledger
 from domyn_swarm.backends.gpu_time import Use
 from domyn_swarm.backends.slurm import printed
-from domyn_swarm.backends.slurm.tagged import any_replicas_name
+from domyn_swarm.backends.slurm.queue import any_replicas_name
 from domyn_swarm.services.usage import UsageService
 from domyn_swarm.services.usage_report import UsageReport, UsageSums
 from domyn_swarm.state import SwarmStore

@@ -10,7 +10,7 @@ import pytest
 
 from domyn_swarm.backends.slurm import commands
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.looking import Jobs, Look
+from domyn_swarm.backends.slurm.queue import JobsById, Look
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.errors import PlatformUnavailable
 from virtual_time import FilingClock
@@ -23,7 +23,7 @@ class Scheduler:
         self.asked = 0
         self.state = "RUNNING"
 
-    def ask(self) -> Jobs:
+    def ask(self) -> JobsById:
         self.asked += 1
         if self.state == "away":
             raise PlatformUnavailable("away", hint="")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from domyn_swarm.backends.endpoint.view import EndpointAddress
-from domyn_swarm.backends.slurm.lost_endpoint import LostEndpoint
+from domyn_swarm.backends.slurm.recovery import LostEndpoint
 from domyn_swarm.errors import PlatformUnavailable
 from domyn_swarm.paths import write_private
 from slurm.scripted import ScriptedCluster, ScriptedSlurm

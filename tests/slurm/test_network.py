@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from domyn_swarm.model import JobStatus
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from patience import limit_s

@@ -21,8 +21,7 @@ from domyn_swarm.backends.rehearsal import Rehearsal
 from domyn_swarm.backends.slurm.layout import rehearsal_script
 from domyn_swarm.config import load
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 from domyn_swarm.services.doctor import examine
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from other_hosts import need_namespaces

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.scheduler import Scheduler
+from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from patience import limit_s, until
 from slurm.cluster import SlurmCluster

@@ -9,7 +9,7 @@ import psutil
 
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.model import JobStatus
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.services.jobs import JobService
 from patience import scaled, until
 from process_list import running

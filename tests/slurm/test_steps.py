@@ -19,7 +19,7 @@ from conformance.test_compute import (
 )
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
-from domyn_swarm.backends.slurm.tagged import job_name
+from domyn_swarm.backends.slurm.queue import job_name
 from domyn_swarm.errors import PlatformUnavailable
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import SwarmPaths

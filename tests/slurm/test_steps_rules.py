@@ -13,7 +13,7 @@ from domyn_swarm.backends.slurm.states import Allocation
 from domyn_swarm.backends.slurm.steps import Steps
 from domyn_swarm.errors import ConfigError, PlatformUnavailable, SubmitRejected
 from domyn_swarm.paths import JobPaths, private_dir
-from domyn_swarm.planning.resources import JobResources, SrunResources
+from domyn_swarm.planning.plan import JobResources, SrunResources
 from slurm.scripted_swarm import TAG, ScriptedSwarm
 
 

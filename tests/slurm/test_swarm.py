@@ -19,7 +19,7 @@ from clients import ask
 from domyn_swarm.backends.platforms import scheduler
 from domyn_swarm.errors import StateError
 from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore

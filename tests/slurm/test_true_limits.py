@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from domyn_swarm.model import JobStatus
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.services.jobs import JobService
 from patience import limit_s, scaled
 from slurm.cluster import SlurmCluster

@@ -19,9 +19,7 @@ from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.builder import PlanBuilder
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan, JobResources
 from patience import limit_s
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs", "Cc")), max_size=30)

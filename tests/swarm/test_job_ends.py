@@ -12,7 +12,7 @@ from domyn_swarm.jobs.reporting import TimeLimit
 from domyn_swarm.jobs.spec import JobResult, JobSpec
 from domyn_swarm.model import ExitRecord, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.state import JobRecord
 from domyn_swarm.swarm.job_ends import limits_kept, why_it_ended, why_it_waits
 from virtual_time import VirtualClock

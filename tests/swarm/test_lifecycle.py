@@ -16,7 +16,7 @@ import pytest
 from domyn_swarm import DomynLLMSwarm
 from domyn_swarm.backends.endpoint.view import read_address, read_view
 from domyn_swarm.backends.local.processes import TAG, carrying
-from domyn_swarm.engines.sim_reply import sim_reply
+from domyn_swarm.engines.sim_openai import sim_reply
 from domyn_swarm.errors import (
     ConfigError,
     JobError,

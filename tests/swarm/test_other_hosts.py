@@ -13,9 +13,9 @@ from command_line import CommandLine
 from domyn_swarm.backends.local.processes import TAG, carrying
 from domyn_swarm.claims import claim
 from domyn_swarm.errors import RunsElsewhere, SwarmExists
-from domyn_swarm.identity import INITIAL_PID_NAMESPACE, this_host
 from domyn_swarm.model import JobStatus, Location, SwarmPhase
 from domyn_swarm.paths import SwarmPaths
+from domyn_swarm.process_identity import INITIAL_PID_NAMESPACE, this_host
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore

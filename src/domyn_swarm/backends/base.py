@@ -17,9 +17,7 @@ from domyn_swarm.errors import PlatformError, StateError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, Location, ProcessId, Reach, Record
 from domyn_swarm.paths import JobPaths
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan, JobResources
 from domyn_swarm.probing import Observation
 from domyn_swarm.record import field
 

@@ -54,8 +54,7 @@ from typing import Any
 from domyn_swarm.backends.ledger import written_folder
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.paths import SwarmPaths
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 
 HEARTBEAT_S = 5.0
 _STARTUP_PROBE_S = 0.3

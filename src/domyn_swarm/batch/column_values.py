@@ -1,14 +1,203 @@
-"""The values of a column as Python has them, whatever its type."""
+"""The values of columns as Python has them, whatever their type; JSON as it was written; and arrays
+made from buffers.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
 
+import msgspec
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from domyn_swarm.batch.arrow_arrays import array, flags
-from domyn_swarm.batch.json_values import is_json, json_values
+_NUMBERS: dict[pa.DataType, set[type]] = {pa.int64(): {int}, pa.float64(): {int, float}}
+_MOST_BYTES = 2**31 - 1  # of one array: its offsets have 32 bits
+
+
+def array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """What `pa.array(values, kind)` makes, without pandas where `kind` is text or 64-bit numbers.
+
+    Raises:
+        pa.ArrowException, TypeError, OverflowError: a value is not of this type.
+    """
+    if kind == pa.string() and all(value is None or type(value) is str for value in values):
+        return encoded_array([None if value is None else value.encode() for value in values])
+    number = _NUMBERS.get(kind)
+    if number and all(value is None or type(value) in number for value in values):
+        return _numbers(values, kind)
+    return pa.array(values, kind)
+
+
+def _numbers(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    known = np.fromiter((value is not None for value in values), np.bool_, len(values))
+    zeros = (0 if value is None else value for value in values)
+    whole = np.fromiter(zeros, np.int64 if kind == pa.int64() else np.float64, len(values))
+    valid = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(whole)])
+
+
+def text_array(cells: Sequence[str]) -> pa.Array:
+    """A column of text, none of it null.
+
+    Raises:
+        pa.ArrowCapacityError: more than 2 GB in one array.
+    """
+    joined = "".join(cells)
+    if joined.isascii():
+        return _text_array(joined.encode(), [len(cell) for cell in cells])
+    return encoded_array([cell.encode() for cell in cells])
+
+
+def encoded_array(texts: Sequence[bytes | None]) -> pa.Array:
+    """A column of text from its UTF-8, which is not checked; None is null.
+
+    Raises:
+        pa.ArrowCapacityError: more than 2 GB in one array.
+    """
+    if None not in texts:
+        return _text_array(b"".join(texts), [len(text) for text in texts])  # type: ignore[arg-type]
+    known = [text or b"" for text in texts]
+    valid = np.packbits([text is not None for text in texts], bitorder="little")
+    return _text_array(b"".join(known), [len(text) for text in known], pa.py_buffer(valid))
+
+
+def _text_array(data: bytes, lengths: list[int], valid: pa.Buffer | None = None) -> pa.Array:
+    if len(data) > _MOST_BYTES:
+        raise pa.ArrowCapacityError(f"{len(data):,} bytes of text are too much for one array")
+    ends = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=ends[1:])
+    buffers = [valid, pa.py_buffer(ends), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.string(), len(lengths), buffers)
+
+
+def indices(values: Sequence[int] | NDArray[np.int64]) -> pa.Array:
+    """Positions, as `take` wants them."""
+    whole = np.ascontiguousarray(values, np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(whole), [None, pa.py_buffer(whole)])
+
+
+def flags(column: pa.Array) -> NDArray[np.bool_]:
+    """Where a column of booleans is true."""
+    if not len(column):
+        return np.zeros(0, np.bool_)
+    validity, values = column.buffers()
+    bits = _bits(values)
+    if validity is not None:
+        bits = bits[: column.offset + len(column)] & _bits(validity)[: column.offset + len(column)]
+    return bits[column.offset : column.offset + len(column)].astype(np.bool_)
+
+
+def _bits(buffer: pa.Buffer) -> NDArray[np.uint8]:
+    return np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little")
+
+
+JSON: pa.DataType = pa.json_()
+"""The type of a column of JSON text; null is a value that is not there, or null."""
+
+_NULL = b"null"
+_plain = msgspec.json.Decoder().decode
+_raw = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+class WrittenFloat(float):
+    """A number that remembers how it was written: `3.10` is shown, and sent, as `3.10`."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        """The number that `text` is in JSON."""
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        return type(self), (self.text,)
+
+
+_written = msgspec.json.Decoder(float_hook=WrittenFloat).decode
+
+
+def is_json(kind: pa.DataType) -> bool:
+    """Whether a column holds JSON text."""
+    return isinstance(kind, pa.JsonType)
+
+
+def json_array(values: Iterable[Any]) -> pa.Array:
+    """A column of JSON from encoded values (`msgspec.Raw`, bytes), None where there is none."""
+    encoded = [None if one is None or (text := bytes(one)) == _NULL else text for one in values]
+    return pa.ExtensionArray.from_storage(JSON, encoded_array(encoded))
+
+
+def json_texts(column: pa.Array) -> list[str | None]:
+    """The JSON text of each row."""
+    found: list[str | None] = column.storage.to_pylist()
+    return found
+
+
+def json_values(column: pa.Array, *, written: bool = False) -> list[Any]:
+    """The value of each row; with `written`, fractions are `WrittenFloat`.
+
+    Of a column that others wrote, what is no JSON is the text that it is.
+    """
+    decode = _written if written else _plain
+    values = []
+    for text in json_texts(column):
+        try:
+            values.append(None if text is None else decode(text))
+        except (ValueError, RecursionError):
+            values.append(text)
+    return values
+
+
+def raw_json(text: str) -> msgspec.Raw:
+    """The text of a value as what is encoded to it, on one line."""
+    try:
+        raw = _raw(text)
+    except (ValueError, RecursionError):
+        return msgspec.Raw(msgspec.json.encode(text))
+    if "\n" in text or "\r" in text:
+        return msgspec.Raw(msgspec.json.format(text, indent=-1))
+    return raw
+
+
+def plain_numbers(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """A value with Python's own numbers, for those who do not know `WrittenFloat`."""
+    if isinstance(value, WrittenFloat):
+        return float(value)
+    if isinstance(value, dict):
+        return {name: plain_numbers(one) for name, one in value.items()}
+    return [plain_numbers(one) for one in value] if isinstance(value, list) else value
+
+
+def json_of(value: Any) -> Any:  # noqa: ANN401 - for an encoder
+    """What msgspec encodes for a type that it does not know (`enc_hook`): numbers as they were
+    written.
+
+    Raises:
+        TypeError: it has no JSON form.
+    """
+    if isinstance(value, WrittenFloat):
+        return msgspec.Raw(value.text.encode())
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def without_json(schema: pa.Schema) -> pa.Schema:
+    """A schema with text for JSON: for libraries that have no such type."""
+    fields = [field.with_type(pa.string()) if is_json(field.type) else field for field in schema]
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch with text for JSON: see `without_json`."""
+    columns = [one.storage if is_json(one.type) else one for one in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=without_json(batch.schema))
+
 
 _LAST_YEAR = 32_767  # of those that Arrow writes, in both directions
 _DAY_MS = 24 * 3600 * 1000

@@ -14,10 +14,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from domyn_swarm import __version__
-from domyn_swarm.cli import completion, utf8
+from domyn_swarm.cli import completion, console
+from domyn_swarm.cli.command_tree import Entry, Root, lazy
 from domyn_swarm.cli.completion import InstallOption, ShowOption
 from domyn_swarm.cli.console import say
-from domyn_swarm.cli.lazy import Entry, Root, lazy
 from domyn_swarm.errors import EXIT_BUG, EXIT_INTERRUPTED, PlatformError, SwarmError, words_of
 from domyn_swarm.logs import FORMAT_VARIABLE, configure
 
@@ -32,7 +32,7 @@ _NO_BUG = frozenset(
 COMMANDS = (
     Entry("up", f"{_CLI}.swarms:up", "Bring a swarm up; print its name."),
     Entry("wait", f"{_CLI}.swarms:wait", "Wait until a swarm is ready; print its name."),
-    Entry("status", f"{_CLI}.looking:status", "Show a swarm's phase, endpoint, replicas and jobs."),
+    Entry("status", f"{_CLI}.status:status", "Show a swarm's phase, endpoint, replicas and jobs."),
     Entry(
         "down",
         f"{_CLI}.swarms:down",
@@ -41,9 +41,7 @@ COMMANDS = (
     Entry(
         "scale", f"{_CLI}.swarms:scale", "Have a live swarm run N replicas; print how it stands."
     ),
-    Entry(
-        "endpoint", f"{_CLI}.looking:endpoint", "Print where a swarm answers and how to call it."
-    ),
+    Entry("endpoint", f"{_CLI}.status:endpoint", "Print where a swarm answers and how to call it."),
     Entry(
         "logs",
         f"{_CLI}.logs:logs",
@@ -149,7 +147,7 @@ def _root(
 
 def main() -> None:
     """Run the command line and leave with its exit code; errors are printed here, once."""
-    utf8.ensure()
+    console.use_utf8()
     from domyn_swarm.config import load_dotenv
 
     try:

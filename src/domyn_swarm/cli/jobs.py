@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from domyn_swarm.cli import candidates
+from domyn_swarm.cli.command_tree import Entry, LazyGroup, lazy
 from domyn_swarm.cli.console import say
-from domyn_swarm.cli.lazy import Entry, LazyGroup, lazy
 from domyn_swarm.cli.logs import FollowOption, LinesOption
 from domyn_swarm.cli.options import (
     ExternalIdOption,
@@ -22,7 +22,7 @@ from domyn_swarm.cli.options import (
     chosen_format,
     chosen_job,
 )
-from domyn_swarm.cli.watching import EveryOption, WatchOption
+from domyn_swarm.cli.status import EveryOption, WatchOption
 
 _CLI = "domyn_swarm.cli"
 _OTHER_MODULES = (
@@ -38,38 +38,38 @@ _OTHER_MODULES = (
     ),
     Entry(
         "submit-script",
-        f"{_CLI}.script:submit_script",
+        f"{_CLI}.submit:submit_script",
         "Run a program of yours beside a swarm; print its handle as one line of JSON.",
     ),
     Entry(
         "resume",
-        f"{_CLI}.again:resume",
+        f"{_CLI}.resubmit:resume",
         "Submit the same job once more; rows that are settled are not asked again.",
     ),
     Entry(
         "retry-failed",
-        f"{_CLI}.again:retry_failed",
+        f"{_CLI}.resubmit:retry_failed",
         "Ask the rows again that a job gave up, and no others; other parameters may help them.",
     ),
     Entry(
         "failures",
-        f"{_CLI}.outcomes:failures",
+        f"{_CLI}.job_results:failures",
         "Group a job's failed rows by their errors, with an example of each; say how "
         "many rows are not settled, and which command asks them.",
     ),
     Entry(
         "report",
-        f"{_CLI}.outcomes:report",
+        f"{_CLI}.job_results:report",
         "Write a page about a job, one HTML file with plots; print where it is.",
     ),
     Entry(
         "verify",
-        f"{_CLI}.outcomes:verify",
+        f"{_CLI}.job_results:verify",
         "Check that a job's output is whole: every file intact, every input row once and in order.",
     ),
     Entry(
         "results",
-        f"{_CLI}.outcomes:results",
+        f"{_CLI}.job_results:results",
         "Show the first rows of a job's output, or write all of them to a file.",
     ),
 )
@@ -108,7 +108,7 @@ def status(
     Example: domyn-swarm job status nightly-run --watch
     """
     from domyn_swarm.cli.job_views import job_line, show_job
-    from domyn_swarm.cli.watching import Watch
+    from domyn_swarm.cli.status import Watch
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)
@@ -221,8 +221,8 @@ def wait(
 
     Example: domyn-swarm job submit … -d | domyn-swarm job wait --handle-json -
     """
+    from domyn_swarm.cli.console import rows
     from domyn_swarm.cli.job_views import show_job
-    from domyn_swarm.cli.progress import rows
     from domyn_swarm.services.jobs import JobService
 
     form = chosen_format(output, as_json, as_yaml)

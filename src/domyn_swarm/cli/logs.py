@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from domyn_swarm.cli import candidates
-from domyn_swarm.cli.looking import NameArgument
+from domyn_swarm.cli.status import NameArgument
 
 FollowOption = Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows.")]
 LinesOption = Annotated[

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from domyn_swarm.model import JobHandle
-    from domyn_swarm.planning.resources import JobResources
+    from domyn_swarm.planning.plan import JobResources
 
 
 class Format(StrEnum):
@@ -223,7 +223,7 @@ def resources_of(
 ) -> JobResources:
     """What the flags ask of the platform."""
     from domyn_swarm.config.backends import duration_s, memory_gb, time_limit_s
-    from domyn_swarm.planning.resources import JobResources
+    from domyn_swarm.planning.plan import JobResources
 
     if run_here and placement is not None:
         raise typer.BadParameter("--placement and --run-here exclude each other.")

@@ -1,19 +1,136 @@
-"""The `job submit` command: submit a job, follow it, end as it ends."""
+"""The commands `job submit` and `job submit-script`: submit, follow, end as it ends."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from domyn_swarm.cli.following import follow
+from domyn_swarm.cli.console import say
 from domyn_swarm.cli.job_flags import JobFlags, taking_flags
-from domyn_swarm.cli.options import DetachOption, Format, NoProgressOption
+from domyn_swarm.cli.options import (
+    ConfigOption,
+    CpusOption,
+    DetachOption,
+    DownAfterOption,
+    ExternalIdOption,
+    Format,
+    MailOption,
+    MemOption,
+    NoProgressOption,
+    PlacementOption,
+    RunHereOption,
+    SwarmOption,
+    TimeOption,
+    resources_of,
+)
 from domyn_swarm.cli.rendering import cell_text, json_text, print_pairs, print_record
+from domyn_swarm.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.dry_run import DryRun
+    from domyn_swarm.model import JobHandle
     from domyn_swarm.services.requests import JobRequest
+    from domyn_swarm.swarm.snapshot import JobSnapshot
+
+
+def follow(
+    handle: JobHandle, *, detach: bool, no_progress: bool, time_limit_s: float | None = None
+) -> None:
+    """Print the job's handle as one line of JSON, or on a terminal its id and what to type next;
+    unless detached, end as the job ends. Of a job over rows that has a time limit of its own, say
+    what becomes of it then.
+    """
+    if sys.stdout.isatty():
+        typer.echo(handle.job_id)
+        say("\n".join(_what_next(handle.job_id, detach=detach)))
+    else:
+        typer.echo(handle.model_dump_json())
+    sys.stdout.flush()
+    if time_limit_s is not None:
+        say(
+            f"{handle.job_id} ends after {time_limit_s / 60:g} min (--time), whatever is left: "
+            f"domyn-swarm job resume {handle.job_id} --time LIMIT asks the rest"
+        )
+    if not detach:
+        final = _follow(handle, bar=not no_progress)
+        _summarise(final)
+        raise typer.Exit(final.status.exit_code)
+
+
+def _what_next(job_id: str, *, detach: bool) -> Iterator[str]:
+    yield f"See how far it is:  domyn-swarm job status {job_id} --watch"
+    if detach:
+        yield f"Wait for its end:   domyn-swarm job wait {job_id}"
+    stop = "" if detach else "Ctrl-C, or "
+    yield f"Stop it:            {stop}domyn-swarm job cancel {job_id}"
+
+
+def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
+    """Wait for the job's end. Ctrl-C stops the job; a second one leaves it to stop on its own."""
+    from domyn_swarm.cli.console import rows
+    from domyn_swarm.services.jobs import JobService
+
+    service = JobService()
+    try:
+        with rows(bar=bar) as on_progress:
+            return service.wait(handle, on_progress=on_progress)
+    except KeyboardInterrupt:
+        say(
+            f"\nInterrupted: {handle.job_id} finishes the rows in flight and stops. "
+            "Ctrl-C again to leave it alone."
+        )
+    try:
+        stopped = service.cancel(handle)
+    except KeyboardInterrupt:
+        say(f"Left alone. See how it went: domyn-swarm job status {handle.job_id}")
+    else:
+        say(f"Stopped after {stopped.rows_done} rows. The same command goes on from there.")
+    raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _summarise(job: JobSnapshot) -> None:
+    """Say how it ended, and where to look."""
+    from domyn_swarm.cli.job_views import (
+        account_text,
+        failed_text,
+        rows_text,
+        split_text,
+        verdicts_text,
+    )
+
+    if job.output is None:  # a program of the user's has no rows
+        say(f"{job.job_id} {job.status.value}" + (f": {job.message}" if job.message else ""))
+        say(f"log: {job.log_path}")
+        return
+    say(f"{job.job_id} {job.status.value}: {rows_text(job)} rows{split_text(job)}")
+    if told := failed_text(job):
+        say(f"failed: {told}")
+    if told := verdicts_text(job.verdicts):
+        say(f"answers: {told}; {_asked_again(job)}")
+    for remark in job.remarks:
+        say(remark)
+    if job.account is not None and job.account.requests:
+        say(account_text(job.account))
+    if job.message:
+        say(job.message)
+    if job.status.exit_code in (0, 7):
+        say(f"output: {job.output}")
+    else:
+        say(f"log: {job.log_path}")
+
+
+def _asked_again(job: JobSnapshot) -> str:
+    """Which command asks rows again whose answers are not complete, in words. A retry of a job that
+    has not published would leave the rows unasked that it had not come to.
+    """
+    if job.status.exit_code not in (0, 7):
+        return f"`domyn-swarm job resume {job.job_id}` asks the rows that are left"
+    classes = ",".join(sorted({name.value for name in job.verdicts} - {"complete"}))
+    return f"`domyn-swarm job retry-failed {job.job_id} --class {classes}` asks those again"
 
 
 @taking_flags
@@ -162,3 +279,59 @@ def _estimate_text(found: DryRun) -> str:
         f"{estimate.completion_tokens} out, estimated from the first row and the lengths of "
         f"{estimate.inputs_compared} inputs"
     )
+
+
+def submit_script(
+    script: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .py file, or anything executable.")
+    ],
+    args: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- ARGS…]", help="What it is called with.")
+    ] = None,
+    name: SwarmOption = None,
+    config: ConfigOption = None,
+    job_name: Annotated[
+        str | None, typer.Option("--job-name", help="A name to list it by.")
+    ] = None,
+    external_id: ExternalIdOption = None,
+    placement: PlacementOption = None,
+    run_here: RunHereOption = False,
+    cpus: CpusOption = None,
+    mem: MemOption = None,
+    time: TimeOption = None,
+    mail_user: MailOption = None,
+    down_after: DownAfterOption = False,
+    detach: DetachOption = False,
+    no_progress: NoProgressOption = False,
+) -> None:
+    """Run a program of yours beside a swarm; print its handle as one line of JSON.
+
+    It finds the URL in ENDPOINT, the model's name in MODEL, and the key in the file that
+    DOMYN_SWARM_API_KEY_FILE names. It is followed to its end, and 0 is success.
+
+    Example: domyn-swarm job submit-script evaluate.py --name my-swarm -- --split test
+    """
+    from domyn_swarm.config import swarm_name
+    from domyn_swarm.services.jobs import JobService
+    from domyn_swarm.services.requests import ScriptRequest
+
+    if name is not None and config is not None:
+        raise typer.BadParameter("--name and --config exclude each other.")
+    request = ScriptRequest(
+        script=script,
+        args=tuple(args or ()),
+        swarm=swarm_name(config) if config else name,
+        name=job_name,
+        external_id=external_id,
+        resources=resources_of(
+            detached=detach,
+            placement=placement,
+            run_here=run_here,
+            cpus=cpus,
+            mem=mem,
+            time=time,
+            mail_user=mail_user,
+        ),
+        down_after=down_after,
+    )
+    follow(JobService().submit_script(request), detach=detach, no_progress=no_progress)

@@ -16,7 +16,6 @@ from domyn_swarm.cli.console import (
     termination_interrupts,
 )
 from domyn_swarm.cli.logs import logs
-from domyn_swarm.cli.looking import NameArgument, describe, list_swarms
 from domyn_swarm.cli.options import (
     ConfigOption,
     FileArgument,
@@ -29,6 +28,7 @@ from domyn_swarm.cli.options import (
     chosen_format,
     named_swarm,
 )
+from domyn_swarm.cli.status import NameArgument, describe, list_swarms
 from domyn_swarm.errors import EXIT_INTERRUPTED, PlatformError, SwarmNotFound
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _up_or_ask(request: UpRequest) -> UpResult:
     """Bring it up; on Ctrl-C a person decides what becomes of what was started. Whoever else ends
     the command is told what keeps running.
     """
-    from domyn_swarm.cli.progress import phases
+    from domyn_swarm.cli.console import phases
     from domyn_swarm.services.swarms import SwarmService
 
     service = SwarmService()
@@ -153,7 +153,7 @@ def wait(
 
     Example: domyn-swarm wait my-swarm --timeout 3600
     """
-    from domyn_swarm.cli.progress import phases
+    from domyn_swarm.cli.console import phases
     from domyn_swarm.cli.views import show_up
     from domyn_swarm.services.swarms import SwarmService
 

@@ -341,7 +341,7 @@ class DomynLLMSwarmConfig(Section):
     @field_validator("gpus_per_replica")
     @classmethod
     def _takes_whole_nodes(cls, value: int | None, info: ValidationInfo) -> int | None:
-        """The rule of `planning.layout`, told here with all other mistakes."""
+        """The rule of `planning.plan`, told here with all other mistakes."""
         if not {"engine", "gpus_per_node"} <= info.data.keys():
             return value
         node = info.data["gpus_per_node"]

@@ -7,8 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG
-from domyn_swarm.data.calls import check_options, failures_named
+from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG, check_options, failures_named
 
 _FORMATS = {"parquet": "parquet", "jsonl": "json", "arrow": "ipc"}
 

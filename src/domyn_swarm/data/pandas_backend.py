@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG
-from domyn_swarm.data.calls import check_options, failures_named
-from domyn_swarm.data.types import refuse_types
+from domyn_swarm.data.base import (
+    BATCH_ROWS,
+    READ_FLAG,
+    WRITE_FLAG,
+    check_options,
+    failures_named,
+    refuse_types,
+)
 from domyn_swarm.errors import InvalidInput
 
 if TYPE_CHECKING:

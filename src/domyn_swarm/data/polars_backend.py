@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG
-from domyn_swarm.data.calls import check_options, failures_named
-from domyn_swarm.data.types import holds, refuse_types
+from domyn_swarm.data.base import (
+    BATCH_ROWS,
+    READ_FLAG,
+    WRITE_FLAG,
+    check_options,
+    failures_named,
+    holds,
+    refuse_types,
+)
 from domyn_swarm.errors import InvalidInput
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from domyn_swarm.model import Record
-from domyn_swarm.planning.context import FailurePattern, ServingSpec
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentPlan, FailurePattern, ServingSpec
 
 
 class Diagnosis(Record):
@@ -44,3 +43,22 @@ def diagnose(patterns: Sequence[FailurePattern], log_tail: str) -> Diagnosis | N
     if found is None:
         return None
     return Diagnosis(**{name: found[name] for name in Diagnosis.field_names()})
+
+
+_START = ("ray", "start", "--block", "--disable-usage-stats")
+
+
+def by_ray(plan: DeploymentPlan) -> bool:
+    """Whether the plan wants it."""
+    return plan.layout.nodes_per_replica > 1 and bool(plan.backend_options.get("requires_ray"))
+
+
+def ray_nodes(plan: DeploymentPlan) -> dict[str, tuple[str, ...]]:
+    """The fields of a `ServingSpec` that start it."""
+    gpus = f"--num-gpus={plan.layout.tensor_parallel}"
+    dashboard = f"--dashboard-port={plan.backend_options['ray_dashboard_port']}"
+    first = ("--head", "--node-ip-address={head}", "--port={port}", dashboard)
+    return {
+        "companion_argv": (*_START, gpus, *first),
+        "follower_argv": (*_START, gpus, "--address={head}:{port}"),
+    }

@@ -8,8 +8,7 @@ from domyn_swarm.config.backends import Env
 from domyn_swarm.engines.options import EngineOptions, parse_options
 from domyn_swarm.engines.patterns import SHARED
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.planning.context import ServingSpec
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentPlan, ServingSpec
 
 
 class CommandOptions(EngineOptions):

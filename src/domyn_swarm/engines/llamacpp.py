@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from domyn_swarm.engines.flags import flags_in, merged, whole_number
 from domyn_swarm.engines.llamacpp_server import DEFAULT_SLOTS
-from domyn_swarm.engines.options import refuse_options
+from domyn_swarm.engines.options import flags_in, merged, refuse_options, whole_number
 from domyn_swarm.engines.patterns import SHARED, pattern
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.planning.context import FirstRequest, ServingSpec, StartPhase
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentPlan, FirstRequest, ServingSpec, StartPhase
 
 _PACKAGED = {
     # name: (module that carries it, file in the module, how to get it)

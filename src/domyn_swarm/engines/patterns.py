@@ -6,7 +6,7 @@ not retryable keeps the replica down for good.
 
 from __future__ import annotations
 
-from domyn_swarm.planning.context import FailurePattern
+from domyn_swarm.planning.plan import FailurePattern
 
 
 def pattern(regex: str, cause: str, hint: str, *, retryable: bool = False) -> FailurePattern:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from domyn_swarm.engines.flags import flags_in, merged, whole_number
-from domyn_swarm.engines.options import refuse_options
+from domyn_swarm.engines.options import flags_in, merged, refuse_options, whole_number
 from domyn_swarm.engines.patterns import GPU, HUB, SHARED, pattern
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.planning.context import FirstRequest, ServingSpec, StartPhase
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentPlan, FirstRequest, ServingSpec, StartPhase
 
 _ALIASES = {
     "--model": "--model-path",

@@ -6,13 +6,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from domyn_swarm.engines.base import by_ray, ray_nodes
 from domyn_swarm.engines.options import parse_options
 from domyn_swarm.engines.patterns import SHARED, pattern
-from domyn_swarm.engines.ray_nodes import by_ray, ray_nodes
+from domyn_swarm.engines.sim_openai import READY_PROMPT
 from domyn_swarm.engines.sim_options import SimOptions
-from domyn_swarm.engines.sim_reply import READY_PROMPT
-from domyn_swarm.planning.context import FirstRequest, ServingSpec
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentPlan, FirstRequest, ServingSpec
 
 _METRICS: dict[str, Any] = {
     "running_metric": "vllm:num_requests_running",

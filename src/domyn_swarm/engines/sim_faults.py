@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from domyn_swarm.engines.sim_openai import READY_PROMPT
 from domyn_swarm.engines.sim_options import ErrorRule, SimOptions
-from domyn_swarm.engines.sim_reply import READY_PROMPT
 
 CRASH_EXIT_CODE = 13
 

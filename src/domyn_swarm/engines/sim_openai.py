@@ -1,15 +1,108 @@
-"""OpenAI-shaped requests and replies, as far as the simulator speaks them. Pure."""
+"""What the simulator answers when JSON of a certain shape is wanted."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import random
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from domyn_swarm.engines.sim_json import instance_of
-from domyn_swarm.engines.sim_reply import REPLY_TOKENS, ModelTokens, sim_reply
+from domyn_swarm.engines.sim_options import OutputTokens
+
+_MOST_DEEP = 12  # a shape that contains itself ends somewhere
+
+
+def instance_of(schema: dict[str, Any], text: str) -> Any:  # noqa: ANN401 - JSON
+    """The least JSON that fits a schema; its strings are the text, the first of each choice counts.
+
+    As much of JSON Schema as pydantic writes: types, enum, const, anyOf, allOf, $ref, bounds of
+    numbers, items and required properties.
+    """
+    return _instance(schema, schema, text, 0)
+
+
+def _instance(schema: Any, root: dict[str, Any], text: str, depth: int) -> Any:  # noqa: ANN401 - JSON
+    if not isinstance(schema, dict) or depth > _MOST_DEEP:
+        return None
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    if "$ref" in schema:
+        return _instance(_referred(root, str(schema["$ref"])), root, text, depth + 1)
+    for name in ("anyOf", "oneOf", "allOf"):
+        if schema.get(name):
+            return _instance(schema[name][0], root, text, depth + 1)
+    return _of_type(schema, root, text, depth)
+
+
+def _of_type(schema: dict[str, Any], root: dict[str, Any], text: str, depth: int) -> Any:  # noqa: ANN401 - JSON
+    match schema.get("type"):
+        case "string":
+            return text[: schema.get("maxLength", len(text))]
+        case "integer" | "number" as kind:
+            least = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
+            return least if kind == "integer" else float(least)
+        case "boolean":
+            return True
+        case "array":
+            wanted = schema.get("minItems", 1)
+            return [_instance(schema.get("items"), root, text, depth + 1) for _ in range(wanted)]
+        case "object":
+            named = schema.get("properties", {})
+            required = schema.get("required", list(named))
+            return {one: _instance(named.get(one), root, text, depth + 1) for one in required}
+    return None
+
+
+def _referred(root: dict[str, Any], reference: str) -> Any:  # noqa: ANN401 - JSON
+    found: Any = root
+    for part in reference.removeprefix("#/").split("/"):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+READY_PROMPT = "domyn-swarm: ready?"  # the watchdog's first request; no rule applies, none is kept
+REPLY_TOKENS = 16  # of an answer that is not cut short
+_WORDS = (
+    *("river", "stone", "lantern", "orchard", "harbour", "copper", "violet", "winter"),
+    *("meadow", "signal", "anchor", "feather", "marble", "thunder", "garden", "silver"),
+)
+
+
+def sim_reply(prompt: str, max_tokens: int = REPLY_TOKENS) -> str:
+    """What the simulator answers: always the same for the same prompt, and telling of it."""
+    digest = hashlib.blake2b(prompt.encode(), digest_size=REPLY_TOKENS - 1).digest()
+    words = [_WORDS[byte % len(_WORDS)] for byte in digest]
+    return " ".join([digest.hex()[:8], *words][:max_tokens])
+
+
+@dataclass(frozen=True)
+class ModelTokens:
+    """How a modelled engine counts text, and how much it writes."""
+
+    characters: int  # of a token
+    output: OutputTokens | None
+
+    def of(self, text: str) -> int:
+        """Tokens of a text."""
+        return -(-len(text) // self.characters)
+
+    def wanted(self, prompt: str) -> int:
+        """Tokens of the answer to a prompt, always the same, if nothing cuts it."""
+        if self.output is None:
+            return REPLY_TOKENS
+        chance = random.Random(f"{self.output.seed}:{prompt}")  # noqa: S311 - no secret
+        return max(1, round(chance.lognormvariate(math.log(self.output.median), self.output.sigma)))
+
+    def text(self, prompt: str, tokens: int) -> str:
+        """An answer of so many tokens, always the same for the same prompt."""
+        words, length = sim_reply(prompt) + " ", tokens * self.characters
+        return (words * (length // len(words) + 1))[: length - 1] + "."
+
 
 _EMBEDDING_DIMENSIONS = 8
 

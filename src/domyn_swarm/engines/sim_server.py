@@ -26,10 +26,9 @@ from aiohttp import web
 from domyn_swarm.engines import sim_openai
 from domyn_swarm.engines.sim_faults import Asked, Faults
 from domyn_swarm.engines.sim_nodes import Nodes, follow
-from domyn_swarm.engines.sim_openai import BadRequest, Question
+from domyn_swarm.engines.sim_openai import BadRequest, ModelTokens, Question
 from domyn_swarm.engines.sim_options import ErrorRule, SimOptions, read_options
 from domyn_swarm.engines.sim_pace import ByModel, ByRate, Figure, Pace
-from domyn_swarm.engines.sim_reply import ModelTokens
 
 _DRAIN_S = 60.0
 _HELD_LOOK_S = 0.05

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from domyn_swarm.engines.flags import flags_in, merged, whole_number
-from domyn_swarm.engines.options import refuse_options
+from domyn_swarm.engines.base import by_ray, ray_nodes
+from domyn_swarm.engines.options import flags_in, merged, refuse_options, whole_number
 from domyn_swarm.engines.patterns import GPU, HUB, SHARED, pattern
-from domyn_swarm.engines.ray_nodes import by_ray, ray_nodes
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.planning.context import FirstRequest, ServingSpec, StartPhase
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentPlan, FirstRequest, ServingSpec, StartPhase
 
 _SHUTDOWN_GRACE_S = 60  # vLLM's default of 0 leaves requests in flight without an answer
 _SERVER = ("{python}", "-m", "vllm.entrypoints.openai.api_server")

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.base import SwarmJob
-    from domyn_swarm.jobs.batch_file import BatchFileJob
-    from domyn_swarm.jobs.chat import (
+    from domyn_swarm.jobs.builtin.batch_file import BatchFileJob
+    from domyn_swarm.jobs.builtin.chat import (
         ChatCompletionJob,
         ChatCompletionPerplexityJob,
+        CompletionJob,
+        EmbeddingJob,
         MultiChatCompletionJob,
         TemplateJob,
     )
-    from domyn_swarm.jobs.completion import CompletionJob
-    from domyn_swarm.jobs.conversations import MultiTurnChatCompletionJob, MultiTurnTranslationJob
+    from domyn_swarm.jobs.builtin.conversations import (
+        MultiTurnChatCompletionJob,
+        MultiTurnTranslationJob,
+    )
+    from domyn_swarm.jobs.builtin.structured import StructuredOutputJob
     from domyn_swarm.jobs.decorator import job
-    from domyn_swarm.jobs.embedding import EmbeddingJob
-    from domyn_swarm.jobs.structured import StructuredOutputJob
 
 __all__ = [
     "BatchFileJob",
@@ -36,17 +39,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BatchFileJob": "domyn_swarm.jobs.batch_file",
-    "ChatCompletionJob": "domyn_swarm.jobs.chat",
-    "ChatCompletionPerplexityJob": "domyn_swarm.jobs.chat",
-    "CompletionJob": "domyn_swarm.jobs.completion",
-    "EmbeddingJob": "domyn_swarm.jobs.embedding",
-    "MultiChatCompletionJob": "domyn_swarm.jobs.chat",
-    "MultiTurnChatCompletionJob": "domyn_swarm.jobs.conversations",
-    "MultiTurnTranslationJob": "domyn_swarm.jobs.conversations",
-    "StructuredOutputJob": "domyn_swarm.jobs.structured",
+    "BatchFileJob": "domyn_swarm.jobs.builtin.batch_file",
+    "ChatCompletionJob": "domyn_swarm.jobs.builtin.chat",
+    "ChatCompletionPerplexityJob": "domyn_swarm.jobs.builtin.chat",
+    "CompletionJob": "domyn_swarm.jobs.builtin.chat",
+    "EmbeddingJob": "domyn_swarm.jobs.builtin.chat",
+    "MultiChatCompletionJob": "domyn_swarm.jobs.builtin.chat",
+    "MultiTurnChatCompletionJob": "domyn_swarm.jobs.builtin.conversations",
+    "MultiTurnTranslationJob": "domyn_swarm.jobs.builtin.conversations",
+    "StructuredOutputJob": "domyn_swarm.jobs.builtin.structured",
     "SwarmJob": "domyn_swarm.jobs.base",
-    "TemplateJob": "domyn_swarm.jobs.chat",
+    "TemplateJob": "domyn_swarm.jobs.builtin.chat",
     "job": "domyn_swarm.jobs.decorator",
 }
 

@@ -8,24 +8,27 @@ from collections.abc import Mapping, Sequence
 from reprlib import Repr
 from typing import Any, ClassVar, Self, Unpack
 
-from domyn_swarm.batch.arrow_types import type_name
-from domyn_swarm.batch.opening import LineFiles
-from domyn_swarm.batch.runner import Encode
-from domyn_swarm.batch.schema import Declared, OutputSchema
+from domyn_swarm.batch.input.opening import LineFiles
+from domyn_swarm.batch.output.schema import Declared, OutputSchema, type_name
+from domyn_swarm.batch.run.runner import Encode
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.jobs.identity import source_digest
 from domyn_swarm.jobs.keywords import OptionKeywords, RunKeywords, SettingKeywords
 from domyn_swarm.jobs.naming import (
     BODY,
+    OPTIONS,
+    JobOptions,
     arguments_of,
     check_attributes,
     check_methods,
     check_parameters,
     check_transforms,
     constructor_of,
+    job_options,
+    kept_columns,
+    kept_values,
     own_arguments,
 )
-from domyn_swarm.jobs.options import OPTIONS, JobOptions, job_options, kept_columns, kept_values
+from domyn_swarm.jobs.source_digest import source_digest
 from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net import parameters
 from domyn_swarm.net.openai import OpenAIClient
@@ -134,7 +137,7 @@ class SwarmJob:
         return type(self)(**{**self.given, **changes})
 
     def __repr__(self) -> str:
-        from domyn_swarm.batch.manifest import without_secrets
+        from domyn_swarm.batch.output.manifest import without_secrets
 
         told = []
         for name, value in self.given.items():

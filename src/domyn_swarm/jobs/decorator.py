@@ -8,13 +8,12 @@ from typing import Any, Literal, get_type_hints, overload
 
 from pydantic import TypeAdapter, ValidationError
 
-from domyn_swarm.batch.schema import Declared
+from domyn_swarm.batch.output.schema import Declared
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
-from domyn_swarm.jobs.identity import function_digest
 from domyn_swarm.jobs.keywords import OptionKeywords
-from domyn_swarm.jobs.naming import constructor_of
-from domyn_swarm.jobs.options import Kept
+from domyn_swarm.jobs.naming import Kept, constructor_of
+from domyn_swarm.jobs.source_digest import function_digest
 from domyn_swarm.model import Accept, Dedup
 
 _BOUND = ("client", "model")

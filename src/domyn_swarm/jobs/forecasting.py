@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from domyn_swarm import open_files
-from domyn_swarm.batch.failure_limit import FailureLimit
-from domyn_swarm.batch.forecast import Pace, time_left, tokens_left
-from domyn_swarm.batch.index import RowIndex, open_index
-from domyn_swarm.batch.limiter import FIRST_LIMIT
-from domyn_swarm.batch.sampling import Sample, take_sample
-from domyn_swarm.batch.tally import Tally
-from domyn_swarm.batch.verdicts import Reading
+from domyn_swarm.batch.checkpoint.index import RowIndex, open_index
+from domyn_swarm.batch.run.forecast import Pace, time_left, tokens_left
+from domyn_swarm.batch.run.limiter import FIRST_LIMIT
+from domyn_swarm.batch.run.sampling import Sample, take_sample
+from domyn_swarm.batch.run.standing import FailureLimit
+from domyn_swarm.batch.run.tally import Tally
+from domyn_swarm.batch.run.verdicts import Reading
 from domyn_swarm.errors import JobError
 from domyn_swarm.jobs.dry_run import TriedJob
 from domyn_swarm.jobs.preparation import Prepared

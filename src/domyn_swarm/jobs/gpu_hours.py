@@ -28,7 +28,7 @@ from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.probing import Clock
 
 if TYPE_CHECKING:
-    from domyn_swarm.batch.tally import Tally
+    from domyn_swarm.batch.run.tally import Tally
 
 _LOOK_S = 5.0
 _AT_WORK = timedelta(seconds=60)  # since a job's last word: one that was killed says none
@@ -101,7 +101,7 @@ class _LookAt:
     """Reads what a swarm holds from its folder: its plan, its collector's last view, its jobs."""
 
     def __init__(self, swarm: SwarmPaths, job_id: str) -> None:
-        from domyn_swarm.backends.endpoint.job_progress import JobsFolder
+        from domyn_swarm.backends.endpoint.use_meter import JobsFolder
 
         self._swarm = swarm
         self._job_id = job_id

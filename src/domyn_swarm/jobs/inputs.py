@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domyn_swarm.batch.dataset import Dataset
-from domyn_swarm.batch.input_facts import InputFacts
-from domyn_swarm.batch.input_files import files_of
-from domyn_swarm.batch.opening import LineFiles, open_dataset
-from domyn_swarm.batch.part_writer import WriteFile
-from domyn_swarm.batch.table_dataset import TableDataset
+from domyn_swarm.batch.input.dataset import Dataset, TableDataset
+from domyn_swarm.batch.input.file_facts import InputFacts
+from domyn_swarm.batch.input.input_files import files_of
+from domyn_swarm.batch.input.opening import LineFiles, open_dataset
+from domyn_swarm.batch.output.part_writer import WriteFile
 from domyn_swarm.data.base import KINDS, DataBackend
 from domyn_swarm.data.registry import backend_named
 from domyn_swarm.errors import ConfigError, InvalidInput

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from domyn_swarm.batch.rows import RowError
-from domyn_swarm.batch.schema import Declared
-from domyn_swarm.jobs.hooks import SettledRow
-from domyn_swarm.jobs.options import Kept
+from domyn_swarm.batch.output.schema import Declared
+from domyn_swarm.batch.run.rows import RowError
+from domyn_swarm.jobs.naming import Kept
+from domyn_swarm.jobs.progress_display import SettledRow
 from domyn_swarm.model import Accept, Dedup
 
 

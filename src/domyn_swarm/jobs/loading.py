@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from domyn_swarm.errors import ConfigError, SwarmError
 from domyn_swarm.jobs.base import SwarmJob
-from domyn_swarm.jobs.travelling import definition_of, importable_name, module_from, source_of
+from domyn_swarm.jobs.shipping import definition_of, importable_name, module_from, source_of
 
 _BUILT_IN = "domyn_swarm.jobs"
 

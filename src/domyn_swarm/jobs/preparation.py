@@ -7,21 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm.batch.asking import RetryPolicy
-from domyn_swarm.batch.dataset import Dataset, check_columns
-from domyn_swarm.batch.engine import BatchPlan
-from domyn_swarm.batch.failure_limit import FailureLimit
-from domyn_swarm.batch.identity import JobIdentity
-from domyn_swarm.batch.input_facts import InputFacts
-from domyn_swarm.batch.inspection import asks_again
-from domyn_swarm.batch.job_store import Asker, check_free, input_key
-from domyn_swarm.batch.manifest import JobFacts, without_secrets
-from domyn_swarm.batch.output_plan import OutputPlan
-from domyn_swarm.batch.row_ids import check_ids
-from domyn_swarm.batch.row_keys import RowKeys
-from domyn_swarm.batch.runner import RunPolicy
-from domyn_swarm.batch.table_dataset import TableDataset
-from domyn_swarm.batch.work import WorkPlan
+from domyn_swarm.batch.checkpoint.inspection import asks_again
+from domyn_swarm.batch.checkpoint.job_store import Asker, check_free, input_key
+from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
+from domyn_swarm.batch.input.dataset import Dataset, TableDataset, check_columns
+from domyn_swarm.batch.input.file_facts import InputFacts
+from domyn_swarm.batch.input.row_keys import RowKeys, check_ids
+from domyn_swarm.batch.output.manifest import JobFacts, without_secrets
+from domyn_swarm.batch.output.output_plan import OutputPlan
+from domyn_swarm.batch.run.asking import RetryPolicy
+from domyn_swarm.batch.run.engine import BatchPlan
+from domyn_swarm.batch.run.runner import RunPolicy
+from domyn_swarm.batch.run.standing import FailureLimit
+from domyn_swarm.batch.run.worker_processes import WorkPlan
 from domyn_swarm.errors import ConfigError, NothingToRetry
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.inputs import open_input, writer_of

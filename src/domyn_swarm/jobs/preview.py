@@ -15,14 +15,14 @@ from typing import Any
 import msgspec
 
 from domyn_swarm import open_files
-from domyn_swarm.batch.access import EndpointAccess
-from domyn_swarm.batch.background import beside
-from domyn_swarm.batch.engine import BatchRun
-from domyn_swarm.batch.failure_limit import FailureLimit
-from domyn_swarm.batch.inspection import SettledRow, settled_rows
-from domyn_swarm.batch.runner import Events
-from domyn_swarm.batch.tally import Tally
-from domyn_swarm.batch.verdicts import outcome_of, verdict_of
+from domyn_swarm.batch.checkpoint.inspection import SettledRow, settled_rows
+from domyn_swarm.batch.run.background import beside
+from domyn_swarm.batch.run.engine import BatchRun
+from domyn_swarm.batch.run.runner import Events
+from domyn_swarm.batch.run.session import EndpointAccess
+from domyn_swarm.batch.run.standing import FailureLimit
+from domyn_swarm.batch.run.tally import Tally
+from domyn_swarm.batch.run.verdicts import outcome_of, verdict_of
 from domyn_swarm.errors import ConfigError, PlatformUnavailable
 from domyn_swarm.jobs.dry_run import RowFailure, TriedJob, failure_of, rows_settled
 from domyn_swarm.jobs.preparation import Prepared

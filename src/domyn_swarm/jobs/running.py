@@ -17,21 +17,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from domyn_swarm import __version__, open_files
-from domyn_swarm.batch.background import beside
-from domyn_swarm.batch.engine import BatchPlan, BatchRun
-from domyn_swarm.batch.job_store import frame_key
-from domyn_swarm.batch.reading import InputReading, reading_of
-from domyn_swarm.batch.tally import Tally
+from domyn_swarm.batch.checkpoint.job_store import frame_key
+from domyn_swarm.batch.input.reading import InputReading, reading_of
+from domyn_swarm.batch.run.background import beside
+from domyn_swarm.batch.run.engine import BatchPlan, BatchRun
+from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.config.environment import checked_endpoint, key_of_environment
 from domyn_swarm.errors import ConfigError, SwarmError, interrupted
 from domyn_swarm.jobs.base import SwarmJob
-from domyn_swarm.jobs.frames import ends_of
-from domyn_swarm.jobs.hooks import HookEvents, Hooks
+from domyn_swarm.jobs.ends import ends_of
 from domyn_swarm.jobs.loading import import_path_of, job_given, reference_to
-from domyn_swarm.jobs.options import OPTIONS
+from domyn_swarm.jobs.naming import OPTIONS
 from domyn_swarm.jobs.preparation import check_rows, plan_of
 from domyn_swarm.jobs.program import access_of, event_loop
-from domyn_swarm.jobs.progress_display import Progress, ProgressDisplay, progress_display
+from domyn_swarm.jobs.progress_display import (
+    HookEvents,
+    Hooks,
+    Progress,
+    ProgressDisplay,
+    progress_display,
+)
 from domyn_swarm.jobs.spec import JobSpec, new_job_id
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import verdicts_named

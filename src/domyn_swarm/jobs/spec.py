@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from domyn_swarm.batch.reading import InputReading
+from domyn_swarm.batch.input.reading import InputReading
 from domyn_swarm.model import (
     Accept,
     Dedup,
@@ -13,7 +13,7 @@ from domyn_swarm.model import (
     ReplyVerdict,
     utc_now,
 )
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.record import Meta
 
 

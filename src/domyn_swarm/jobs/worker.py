@@ -19,14 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm.batch.background import beside, in_thread
-from domyn_swarm.batch.engine import BatchPlan, BatchRun
-from domyn_swarm.batch.identity import nearest
-from domyn_swarm.batch.input_facts import InputFacts
-from domyn_swarm.batch.runner import Events
-from domyn_swarm.batch.tally import Tally
-from domyn_swarm.batch.work import WorkerPlan
-from domyn_swarm.batch.worker_process import start_local
+from domyn_swarm.batch.checkpoint.request_identity import nearest
+from domyn_swarm.batch.input.file_facts import InputFacts
+from domyn_swarm.batch.run.background import beside, in_thread
+from domyn_swarm.batch.run.engine import BatchPlan, BatchRun
+from domyn_swarm.batch.run.runner import Events
+from domyn_swarm.batch.run.tally import Tally
+from domyn_swarm.batch.run.worker_processes import WorkerPlan, start_local
 from domyn_swarm.errors import (
     EXIT_FAILED_ROWS,
     EXIT_OK,
@@ -37,10 +36,9 @@ from domyn_swarm.errors import (
 )
 from domyn_swarm.jobs.gpu_hours import Budget, gpu_hours_of
 from domyn_swarm.jobs.preparation import Prepared, prepare
-from domyn_swarm.jobs.program import access_of, event_loop_runner, read_spec
+from domyn_swarm.jobs.program import SwarmFate, access_of, event_loop_runner, read_spec
 from domyn_swarm.jobs.reporting import Reporter
 from domyn_swarm.jobs.spec import JobSpec
-from domyn_swarm.jobs.swarm_fate import SwarmFate
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.model import JobAccount
 from domyn_swarm.net.openai import OpenAIClient
@@ -199,7 +197,7 @@ class _Worker:
     async def _shared_out(self, plan: BatchPlan) -> AsyncIterator[BatchPlan]:
         """The plan with those who work on its rows: this process, others here, or a cluster's."""
         if self._elsewhere:
-            from domyn_swarm.jobs.ray.run import over_cluster
+            from domyn_swarm.jobs.ray.dataset import over_cluster
 
             async with over_cluster(self._spec, plan) as shared:
                 yield shared
@@ -227,7 +225,7 @@ class _Worker:
             self._reporter.gpu_hours = self._gpu_hours.spent if held and held.gpus else None
 
     def _command(self, descriptor: int) -> list[str]:
-        program = [sys.executable, "-m", "domyn_swarm.jobs.range_worker"]
+        program = [sys.executable, "-m", "domyn_swarm.jobs.linked_worker"]
         return [*program, str(self._paths.root), str(descriptor)]
 
     def _stop(self, run: BatchRun, number: int) -> None:

@@ -7,7 +7,6 @@ import shlex
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.config.backends import LeptonConfig, SlurmConfig
 from domyn_swarm.config.models import ElasticReplicas, default_gpus, most_replicas
-from domyn_swarm.planning.layout import lay_out
 from domyn_swarm.planning.plan import (
     DeploymentPlan,
     ElasticPlan,
@@ -16,6 +15,7 @@ from domyn_swarm.planning.plan import (
     Resources,
     RouterPlan,
     WatchdogPlan,
+    lay_out,
 )
 
 

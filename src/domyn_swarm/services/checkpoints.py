@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from domyn_swarm.batch.inventory import (
+from domyn_swarm.batch.checkpoint.inventory import (
     StoredCheckpoint,
     StoredJob,
     remove_job,

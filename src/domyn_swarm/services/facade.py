@@ -14,7 +14,7 @@ from domyn_swarm.model import JobStatus
 from domyn_swarm.services.submitted_job import SubmittedJob
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
-from domyn_swarm.swarm.job_access import client_address, live_address, swarm_access
+from domyn_swarm.swarm.job_records import client_address, live_address, swarm_access
 from domyn_swarm.swarm.job_request import JobRequest, SubmitKeywords, request_of
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.submitter import JobSubmitter

@@ -21,9 +21,9 @@ from domyn_swarm.services.requests import (
 )
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import JobRecord, SwarmStore
-from domyn_swarm.swarm.forgetting import forget_job
-from domyn_swarm.swarm.job_files import spec_of
+from domyn_swarm.swarm.job_ends import spec_of
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from domyn_swarm.swarm.pruning import write_off_job
 from domyn_swarm.swarm.snapshot import JobSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.survey import (
@@ -36,8 +36,8 @@ from domyn_swarm.swarm.survey import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from domyn_swarm.batch.results import Results
-    from domyn_swarm.batch.verification import OutputVerification
+    from domyn_swarm.batch.output.results import Results
+    from domyn_swarm.batch.output.verification import OutputVerification
     from domyn_swarm.jobs.dry_run import DryRun
     from domyn_swarm.jobs.forecasting import JobForecast
     from domyn_swarm.jobs.preview import Preview
@@ -65,9 +65,7 @@ class JobService:
         return self._submitter.submit(request, self._swarm_of(request))
 
     def dry_run(self, request: JobRequest) -> DryRun:
-        """Check all that `submit` does and ask the first row in this process; leave nothing.
-
-        A row that fails is told in the record; it is asked once.
+        """Check all that `submit` does and ask the first row, once, in this process; leave nothing.
 
         Raises:
             SwarmError: as `submit`; nothing was asked.
@@ -89,11 +87,6 @@ class JobService:
     ) -> Preview:
         """Check all that `submit` does and ask the first rows in this process; keep their answers,
         which the job finds when it is submitted.
-
-        Args:
-            request: the job.
-            notice: hears what a run has to say meanwhile.
-            rows: how many.
 
         Raises:
             SwarmError: as `submit`, and nothing was asked; or the run cannot go on, and what was
@@ -239,7 +232,7 @@ class JobService:
         if forget:
             with contextlib.suppress(PlatformError):  # its files may say how it ended
                 record = self._submitter.refresh(record)
-            return job_snapshot(forget_job(self._store, record))
+            return job_snapshot(write_off_job(self._store, record))
         return job_snapshot(self._submitter.cancel(record), asked=True)
 
     def resume(
@@ -290,7 +283,11 @@ class JobService:
         Raises:
             SwarmError: the job's files, input or checkpoint cannot be read.
         """
-        from domyn_swarm.batch.inspection import count_unsettled, export_failures, group_failures
+        from domyn_swarm.batch.checkpoint.inspection import (
+            count_unsettled,
+            export_failures,
+            group_failures,
+        )
         from domyn_swarm.jobs.preparation import make_plan
 
         record = self._record(ref)
@@ -343,7 +340,7 @@ class JobService:
         Raises:
             SwarmError: the job has not published, or its files or input cannot be read.
         """
-        from domyn_swarm.jobs.outputs import verify_output
+        from domyn_swarm.jobs.ends import verify_output
 
         return verify_output(spec_of(self._record(ref)))
 
@@ -366,10 +363,10 @@ class JobService:
         Raises:
             SwarmError: as `results`, or the file cannot be written.
         """
-        from domyn_swarm.batch.exporting import check_export
-        from domyn_swarm.batch.exporting import export as write
-        from domyn_swarm.batch.publish import columns_of
-        from domyn_swarm.batch.text_forms import plain_rows
+        from domyn_swarm.batch.output.publish import columns_of
+        from domyn_swarm.batch.output.results import check_export
+        from domyn_swarm.batch.output.results import export as write
+        from domyn_swarm.batch.output.text_forms import plain_rows
 
         record = self._record(ref)
         if export is not None:
@@ -389,7 +386,7 @@ class JobService:
             )
 
     def _results(self, record: JobRecord, partial: bool) -> AbstractContextManager[Results]:
-        from domyn_swarm.jobs.outputs import opened_results
+        from domyn_swarm.jobs.ends import opened_results
 
         record = self._submitter.refresh(record)
         return opened_results(spec_of(record), record.status, partial=partial)

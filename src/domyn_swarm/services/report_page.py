@@ -26,7 +26,7 @@ from domyn_swarm.services.charts import (
     number,
     over_time,
 )
-from domyn_swarm.services.course import Course
+from domyn_swarm.services.courses import Course
 from domyn_swarm.services.report_records import EventReport, JobReport
 from domyn_swarm.services.reports import GatheredReport
 

@@ -10,20 +10,20 @@ from pathlib import Path
 
 from domyn_swarm.backends.endpoint.view import ReplicaEvent, read_history
 from domyn_swarm.backends.gpu_time import Span
-from domyn_swarm.batch.accounting import RunAccount, read_accounts, sum_up
-from domyn_swarm.batch.observations import (
+from domyn_swarm.batch.checkpoint.accounting import RunAccount, read_accounts, sum_up
+from domyn_swarm.batch.run.histograms import (
     LatencyHistogram,
     ReplicaShares,
     SizeHistogram,
     SlowestRows,
 )
-from domyn_swarm.batch.tally import FailureExample, counted_group
+from domyn_swarm.batch.run.tally import FailureExample, counted_group
 from domyn_swarm.errors import JobError, JobNotFound, SwarmError, SwarmNotFound
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import FailureGroup, Histogram, JobProgress, ReplyVerdict, utc_now
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.plan import Layout
-from domyn_swarm.services.course import Course, TraceLine, course_of, read_trace
+from domyn_swarm.services.courses import Course, TraceLine, course_of, read_trace
 from domyn_swarm.services.report_records import (
     EventReport,
     JobReport,
@@ -35,7 +35,7 @@ from domyn_swarm.services.report_records import (
 from domyn_swarm.services.usage import UsageService
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
-from domyn_swarm.swarm.job_files import spec_of
+from domyn_swarm.swarm.job_ends import spec_of
 from domyn_swarm.swarm.survey import job_snapshot, with_what_it_asks
 from domyn_swarm.swarm.whereabouts import is_elsewhere
 
@@ -191,7 +191,7 @@ class ReportGatherer:
     def _failures(
         self, spec: JobSpec, accounts: Sequence[RunAccount]
     ) -> tuple[list[FailureGroup], str | None]:
-        from domyn_swarm.batch.inspection import group_failures
+        from domyn_swarm.batch.checkpoint.inspection import group_failures
         from domyn_swarm.jobs.preparation import make_plan
 
         if not set(job_snapshot(self._record).verdicts) - {ReplyVerdict.COMPLETE}:
@@ -287,7 +287,7 @@ def _slowest(accounts: Sequence[RunAccount]) -> tuple[SlowRowReport, ...]:
 
 def _named(slowest: tuple[SlowRowReport, ...], spec: JobSpec) -> tuple[SlowRowReport, ...]:
     """The same with the rows' ids."""
-    from domyn_swarm.batch.inspection import ids_of
+    from domyn_swarm.batch.checkpoint.inspection import ids_of
     from domyn_swarm.jobs.preparation import make_plan
 
     if spec.id_column is None or not slowest:
@@ -335,7 +335,7 @@ def written(gathered: GatheredReport, *, private: bool) -> None:
     Raises:
         JobError: it cannot be written there.
     """
-    from domyn_swarm.batch.output_files import written_whole
+    from domyn_swarm.batch.output.output_files import written_whole
     from domyn_swarm.paths import write_private
     from domyn_swarm.services.report_page import render
 

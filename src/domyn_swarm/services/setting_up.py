@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from domyn_swarm.config.defaults import asked_keys, defaults_text
 from domyn_swarm.config.loading import LoadedConfig, defaults_path, load
-from domyn_swarm.config.schema import json_schema
-from domyn_swarm.config.starter import starter
+from domyn_swarm.config.starter import json_schema, starter
 from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.model import Record
 from domyn_swarm.paths import write_private

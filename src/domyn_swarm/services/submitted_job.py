@@ -98,7 +98,7 @@ class SubmittedJob(JobHandle):
             ConfigError: pandas is not installed.
             SwarmError: the job has not published (without `partial`), or it cannot be read.
         """
-        from domyn_swarm.batch.json_values import as_text, without_json
+        from domyn_swarm.batch.column_values import as_text, without_json
         from domyn_swarm.data.registry import backend_named
         from domyn_swarm.services.jobs import JobService
 

@@ -29,9 +29,9 @@ from domyn_swarm.services.requests import (
 )
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
-from domyn_swarm.swarm.forgetting import forget_swarm
-from domyn_swarm.swarm.job_access import live_address
+from domyn_swarm.swarm.job_records import live_address
 from domyn_swarm.swarm.lifecycle import OnChange, SwarmLifecycle
+from domyn_swarm.swarm.pruning import write_off_swarm
 from domyn_swarm.swarm.reconcile import reconcile
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
 from domyn_swarm.swarm.submitter import JobSubmitter
@@ -271,7 +271,7 @@ class SwarmService:
     def _down_one(self, name: str, forget: bool) -> DownResult:
         try:
             if forget:
-                forget_swarm(self._store, name)
+                write_off_swarm(self._store, name)
             else:
                 SwarmLifecycle(self._store).down(name)
         except SwarmNotFound:

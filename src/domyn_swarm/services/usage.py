@@ -17,7 +17,7 @@ from domyn_swarm.backends.gpu_time import Span, Use
 from domyn_swarm.backends.ledger import SwarmEntry
 from domyn_swarm.backends.ledger_files import PlatformTimes, Written
 from domyn_swarm.backends.platforms import scheduler
-from domyn_swarm.backends.slurm.tagged import any_replicas_name
+from domyn_swarm.backends.slurm.queue import any_replicas_name
 from domyn_swarm.errors import JobNotFound, PlatformError, StateError, SwarmNotFound
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import utc_now
@@ -292,10 +292,10 @@ def _told(
 
 
 def _asking(job: JobRecord, now: float) -> list[gpu_time.Asking]:
-    from domyn_swarm.services.course import (
+    from domyn_swarm.services.courses import (  # here: `down` and `list` need neither
         asking_of,
         read_trace,
-    )  # here: `down` and `list` need neither
+    )
 
     ended = None if job.ended_at is None else job.ended_at.timestamp()
     runs = [run for run in read_trace(Path(job.job_dir)) if run]

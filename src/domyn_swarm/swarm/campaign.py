@@ -11,8 +11,7 @@ from domyn_swarm.backends.watchdog_spec import build_watchdog_spec
 from domyn_swarm.config.backends import time_limit_s
 from domyn_swarm.model import Record
 from domyn_swarm.paths import SwarmPaths
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 from domyn_swarm.record import Meta
 from domyn_swarm.watchdog_rules import Spec
 

@@ -4,8 +4,8 @@ does to both, as events in a queue.
 The rules are those that run on the nodes, imported: when a replica drains before its time limit
 (`slurm/layout`), how long that may take (its watchdog's spec), when an engine starts again
 (`Restarts`), when a job is told to finish, runs once more or ends (`slurm/job_runs`), to which
-replica a row goes (`batch/dispatch`), what a job costs (`jobs/gpu_hours`), and what it says of the
-time that it still takes (`batch/forecaster`).
+replica a row goes (`dispatch`), what a job costs (`jobs/gpu_hours`), and what it says of the
+time that it still takes (`forecaster`).
 
 Rows in the slots of a replica are a renewal process (Cox, *Renewal Theory*, 1962): while all is
 well, work is done as fast as there are slots, and no single row is looked at. Where slots end
@@ -25,9 +25,9 @@ from itertools import accumulate
 
 from domyn_swarm.backends.slurm.job_runs import JobRuns, following, was_fruitless, why_over
 from domyn_swarm.backends.slurm.layout import job_warning_s
-from domyn_swarm.batch.dispatch import Dispatch
-from domyn_swarm.batch.forecaster import Forecaster
-from domyn_swarm.batch.strata import Strata, StratumSums, stratum_of
+from domyn_swarm.batch.run.dispatch import Dispatch
+from domyn_swarm.batch.run.forecaster import Forecaster
+from domyn_swarm.batch.run.strata import Strata, StratumSums, stratum_of
 from domyn_swarm.jobs.gpu_hours import Held
 from domyn_swarm.swarm.campaign import (
     Assumptions,

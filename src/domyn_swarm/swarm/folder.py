@@ -7,9 +7,11 @@ import os
 import pwd
 import secrets
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domyn_swarm.backends import ledger
+from domyn_swarm.backends.base import read_tail
 from domyn_swarm.backends.endpoint.view import Ended, read_ended
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import utc_now
@@ -100,3 +102,17 @@ def withdraw_metrics(swarm: LiveSwarm) -> None:
     for file in left:
         with contextlib.suppress(OSError):  # of another machine, as a rule
             file.unlink(missing_ok=True)
+
+
+_OURS = "domyn-swarm: "
+
+
+def script_failure(paths: SwarmPaths) -> tuple[str, Path] | None:
+    """What the first of a swarm's scripts that could not begin says of it, and the log that has it;
+    None: each has begun, as far as is known.
+    """
+    for log in (paths.endpoint_log, *sorted(paths.slurm_logs.glob("replica-*.log"))):
+        last = read_tail(log).strip().rpartition("\n")[2]
+        if last.startswith(_OURS):
+            return last.removeprefix(_OURS), log
+    return None

@@ -20,18 +20,18 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from domyn_swarm.batch.manifest import is_secret
+from domyn_swarm.batch.output.manifest import is_secret
 from domyn_swarm.config import swarm_name
 from domyn_swarm.config.backends import Memory, TimeLimit, duration_s, memory_gb, time_limit_s
 from domyn_swarm.config.mistakes import config_error, validated
-from domyn_swarm.config.schema import DIALECT, loosen
 from domyn_swarm.config.sources import FileKind, Key, Layer, dotted, merge, read_yaml
+from domyn_swarm.config.starter import DIALECT, loosen
 from domyn_swarm.errors import ConfigError, Mistake
+from domyn_swarm.jobs.builtin.prompts import PromptTemplate
 from domyn_swarm.jobs.loading import load_job, located
 from domyn_swarm.jobs.preparation import parse_failure_limit
-from domyn_swarm.jobs.prompts import PromptTemplate
 from domyn_swarm.net import parameters
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.record import Meta, field
 from domyn_swarm.swarm.job_request import CHAT_JOB, JobRequest, Submission
 

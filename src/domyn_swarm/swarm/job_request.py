@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.spec import JobSettings
 from domyn_swarm.model import Accept, Dedup, Dispatching, Fingerprint, Record, ReplyVerdict
-from domyn_swarm.planning.resources import JobResources
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.record import Meta, field
 
 CHAT_JOB = "domyn_swarm.jobs:ChatCompletionJob"

@@ -18,14 +18,13 @@ from domyn_swarm.errors import (
     WaitTimedOut,
 )
 from domyn_swarm.model import SwarmPhase
-from domyn_swarm.planning.comparison import differences
+from domyn_swarm.planning.plan import differences
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.lifecycle import Interrupted, OnChange, SwarmLifecycle
-from domyn_swarm.swarm.lost import MAY_SERVE, anew, why_lost
 from domyn_swarm.swarm.readiness import launch_error, readiness
-from domyn_swarm.swarm.reconcile import all_recorded, being_launched
+from domyn_swarm.swarm.reconcile import MAY_SERVE, all_recorded, anew, being_launched, why_lost
 from domyn_swarm.swarm.whereabouts import is_elsewhere, refuse_elsewhere, refuse_taken
 
 if TYPE_CHECKING:

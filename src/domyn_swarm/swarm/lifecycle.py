@@ -29,20 +29,21 @@ from domyn_swarm.errors import (
 )
 from domyn_swarm.model import SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.layout import lay_out
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan, lay_out
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.folder import withdraw_metrics, write_launch_files
-from domyn_swarm.swarm.lost import check_not_lost, why_lost
 from domyn_swarm.swarm.readiness import launch_error, readiness
 from domyn_swarm.swarm.reconcile import (
+    STOPPED_BY_DOWN,
+    check_not_lost,
     clear_launchers,
+    may_be_left,
     reconcile,
+    stop,
+    why_lost,
 )
-from domyn_swarm.swarm.stopping import STOPPED_BY_DOWN, may_be_left, stop
 from domyn_swarm.swarm.whereabouts import is_elsewhere, refuse_elsewhere, refuse_taken
 
 if TYPE_CHECKING:

@@ -1,30 +1,92 @@
-"""Forgets swarms that are over: their records, their folders, their jobs; and old jobs of no swarm.
-
-Never what may live.
+"""Forgets what is over: swarms with their folders and jobs, old jobs of no swarm, and what nobody
+can ask any more.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from domyn_swarm.errors import SwarmError
-from domyn_swarm.model import Reach, Record
+from domyn_swarm.errors import PlatformError, StateError, SwarmError
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import JobStatus, Reach, Record
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
-from domyn_swarm.swarm.job_pruning import (
-    KeptJob,
-    PrunableJob,
-    forget_job,
-    remove_folder,
-    survey_jobs,
-)
 from domyn_swarm.swarm.reconcile import launchers, reconcile
 from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.whereabouts import is_elsewhere, place_of, reach
+
+_log = get_logger(__name__)
+
+
+class PrunableJob(Record):
+    """A job of no swarm that ended long ago."""
+
+    job_id: str
+    name: str
+    ended_at: datetime
+    job_dir: str
+
+
+class KeptJob(Record):
+    """A job of no swarm that was submitted long ago, and stays."""
+
+    job_id: str
+    why: str
+
+
+def survey_jobs(store: SwarmStore, before: datetime) -> Sequence[PrunableJob | KeptJob]:
+    """The jobs of no swarm that were submitted before a moment, the oldest first: those that ended
+    before it may be forgotten. Each job's platform is asked.
+    """
+    found = JobSubmitter(store).refresh_all(store.jobs_of_none(before))
+    return [_judged_job(job) for job in found if not _ended_since(job, before)]
+
+
+def _ended_since(job: JobRecord, before: datetime) -> bool:
+    return job.status.final and _ended_at(job) >= before
+
+
+def _ended_at(job: JobRecord) -> datetime:
+    return job.ended_at or job.submitted_at
+
+
+def _judged_job(job: JobRecord) -> PrunableJob | KeptJob:
+    folder = Path(job.job_dir)
+    why = None
+    if not job.status.final:
+        why = f"it is {job.status.value}, as far as is known"
+    elif (folder.parent.name, folder.name) != ("jobs", job.job_id):
+        why = f"its folder {folder} is none that we make"
+    elif job.output and Path(job.output).is_relative_to(folder):
+        why = f"its folder holds the output {job.output}"
+    if why is not None:
+        return KeptJob(job_id=job.job_id, why=why)
+    return PrunableJob(
+        job_id=job.job_id, name=job.name, ended_at=_ended_at(job), job_dir=job.job_dir
+    )
+
+
+def forget_job(store: SwarmStore, job: PrunableJob) -> str | None:
+    """Why not, or None. The record goes first: what is left of a folder is in nobody's way."""
+    if not store.delete_ended_job(job.job_id):
+        return "it has not ended"
+    remove_folder(Path(job.job_dir))
+    return None
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; one that cannot be removed is named in the log."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        _log.warning("%s is left: %s", folder, error)
 
 
 class PrunableSwarm(Record):
@@ -59,7 +121,7 @@ def survey_prunable(store: SwarmStore, *, jobs_before: datetime) -> PruneReport:
     """What may be forgotten, and what stays and why. Each swarm's platform is asked. Of jobs
     without a swarm those may go that ended before a moment.
     """
-    found = [_judged(store, record) for record in store.swarms(include_stopped=True)]
+    found = [_judged_swarm(store, record) for record in store.swarms(include_stopped=True)]
     jobs = survey_jobs(store, jobs_before)
     return PruneReport(
         removed=False,
@@ -95,7 +157,7 @@ def prune(store: SwarmStore, wanted: PruneReport) -> PruneReport:
     )
 
 
-def _judged(store: SwarmStore, record: SwarmRecord) -> PrunableSwarm | KeptSwarm:
+def _judged_swarm(store: SwarmStore, record: SwarmRecord) -> PrunableSwarm | KeptSwarm:
     try:
         why = _elsewhere(record)
         if why is None:
@@ -163,3 +225,49 @@ def _forget(store: SwarmStore, swarm: PrunableSwarm) -> str | None:
         return "it is not stopped any more"
     remove_folder(aside)
     return None
+
+
+def write_off_swarm(store: SwarmStore, name: str) -> None:
+    """Record that a swarm has stopped, and that those of its jobs have failed which cannot be asked
+    either. From then on it is no place's any more: `prune` may remove what is left of it.
+
+    Raises:
+        SwarmNotFound: there is none of that name.
+        StateError: it can be asked from here, and so stopped.
+    """
+    record = store.swarm(name)
+    if not _is_unreachable(record):
+        raise StateError(
+            f"The swarm {name} can be asked from here, and is not forgotten.",
+            hint=f"Stop it: domyn-swarm down {name}",
+        )
+    store.set_stopped(record.tag, f"forgotten: it was on {place_of(record)}")
+    store.forget_location(record.tag)
+    for job in store.jobs(name):
+        if not job.status.final and _is_unreachable(job):
+            store.set_job_status(job.job_id, JobStatus.FAILED)
+
+
+def write_off_job(store: SwarmStore, record: JobRecord) -> JobRecord:
+    """Record that a job has failed. Another driver still finds the lease of one that runs.
+
+    Raises:
+        StateError: it can be asked from here, and so cancelled.
+    """
+    if record.status.final:
+        return record
+    if not _is_unreachable(record):
+        raise StateError(
+            f"The job {record.job_id} can be asked from here, and is not forgotten.",
+            hint=f"End it: domyn-swarm job cancel {record.job_id}",
+        )
+    store.set_job_status(record.job_id, JobStatus.FAILED)
+    return store.job(record.job_id)
+
+
+def _is_unreachable(record: SwarmRecord | JobRecord) -> bool:
+    """Whether it cannot be asked. A platform that does not answer never will, its user says."""
+    try:
+        return reach(record) is Reach.ELSEWHERE
+    except PlatformError:
+        return True

@@ -20,7 +20,7 @@ from domyn_swarm.errors import LaunchError, NotReady, PlatformError, ReplicaFail
 from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
 from domyn_swarm.swarm.factory import LiveSwarm
-from domyn_swarm.swarm.script_failure import script_failure
+from domyn_swarm.swarm.folder import script_failure
 
 _ENDS = (ReplicaState.EXITED, ReplicaState.RESTARTING)
 _UNRESOLVED_S = 45.0

@@ -1,25 +1,22 @@
-"""What a crash left behind: found by the swarm's tag, adopted or written off.
-
-A killed `up` may have started things that it never recorded. The tag is on all of them, so the
-platform can be asked.
-"""
+"""What a crash left behind: adopted by its tag or written off; and how a swarm is stopped."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from domyn_swarm.backends.base import Part
 from domyn_swarm.backends.endpoint.view import read_ended
 from domyn_swarm.claims import is_held, release
-from domyn_swarm.errors import PlatformError, SwarmNotFound, SwarmReplaced
+from domyn_swarm.errors import PlatformError, StateError, SwarmError, SwarmNotFound, SwarmReplaced
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Reach, SwarmPhase
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import Phase
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
-from domyn_swarm.swarm.script_failure import script_failure
-from domyn_swarm.swarm.whereabouts import reach
+from domyn_swarm.swarm.folder import note_end, script_failure
+from domyn_swarm.swarm.whereabouts import is_elsewhere, reach
 
 _log = get_logger(__name__)
 
@@ -105,3 +102,87 @@ def clear_launchers(paths: SwarmPaths) -> None:
     for path in paths.root.glob("launcher-*.json"):
         if not is_held(path):
             release(path)
+
+
+MAY_SERVE = (SwarmPhase.LAUNCHING, SwarmPhase.READY)
+
+
+def why_lost(swarm: LiveSwarm) -> str | None:
+    """Why nobody will answer at a swarm's endpoint again, though its record says that it is up or
+    coming up; None: somebody may, as far as is known here.
+    """
+    record = swarm.record
+    if record.phase not in MAY_SERVE or is_elsewhere(record):
+        return None
+    if record.phase is SwarmPhase.LAUNCHING and (being_launched(swarm) or not all_recorded(swarm)):
+        return None  # its endpoint may not have been started yet
+    return swarm.backend.lost(swarm.handle)
+
+
+def check_not_lost(swarm: LiveSwarm, refused: str) -> None:
+    """Refuse what needs a swarm that serves, or will: `refused` says what of it is not possible.
+
+    Raises:
+        StateError: it does not and will not.
+    """
+    name, phase = swarm.record.name, swarm.record.phase
+    if phase not in MAY_SERVE:
+        raise StateError(
+            f"The swarm {name} is {phase.value} and {refused}.", hint=anew(name, phase)
+        )
+    why = why_lost(swarm)
+    if why is not None:
+        raise StateError(
+            f"The swarm {name} has failed and {refused}: {why}.",
+            hint=anew(name, SwarmPhase.FAILED),
+        )
+
+
+def without_endpoint(swarm: LiveSwarm) -> StateError:
+    """What is said of a swarm that has no endpoint now."""
+    name, phase = swarm.record.name, swarm.record.phase
+    coming = phase is SwarmPhase.LAUNCHING
+    hint = f"`domyn-swarm wait {name}` returns once it is ready." if coming else ""
+    return StateError(
+        f"The swarm {name} is {phase.value} and has no endpoint{' yet' if coming else ''}.",
+        hint=hint or f"See `domyn-swarm status {name}`.",
+    )
+
+
+def anew(name: str, phase: SwarmPhase) -> str:
+    """What to do to have a swarm that serves."""
+    up = "domyn-swarm up -c FILE"
+    if phase is SwarmPhase.STOPPED:
+        return f"Bring it up: {up}"
+    return f"Stop it with `domyn-swarm down {name}`, then bring it up again: {up}"
+
+
+STOPPED_BY_DOWN = "`domyn-swarm down` stopped it"
+
+
+def stop(store: SwarmStore, swarm: LiveSwarm) -> None:
+    """End all of a swarm that is recorded as stopping, verify that, and record it as stopped. Where
+    that breaks off the record says so: nobody goes on with it by itself.
+
+    Raises:
+        PlatformError: something still runs.
+    """
+    tag, name = swarm.record.tag, swarm.record.name
+    try:
+        swarm.backend.delete(swarm.handle)
+    except BaseException as error:
+        why = error.message if isinstance(error, SwarmError) else f"{error!r}."
+        left = f"`down` broke off, and some of it may run on: {why} Run `domyn-swarm down {name}`."
+        with contextlib.suppress(StateError):  # the first error says more
+            store.set_phase(tag, SwarmPhase.STOPPING, left)
+        raise
+    note_end(swarm)
+    store.set_stopped(tag, STOPPED_BY_DOWN)
+
+
+def may_be_left(swarm: LiveSwarm) -> bool:
+    """Whether something runs of a swarm that is recorded as stopped, as far as can be known."""
+    try:
+        return reach(swarm.record) is Reach.HERE and bool(swarm.backend.find(swarm.handle))
+    except SwarmError:
+        return False

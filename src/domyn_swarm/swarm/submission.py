@@ -17,7 +17,7 @@ from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private_once
 from domyn_swarm.state import JobRecord, SwarmStore
-from domyn_swarm.swarm.job_files import before_submission
+from domyn_swarm.swarm.job_ends import before_submission
 
 _log = get_logger(__name__)
 

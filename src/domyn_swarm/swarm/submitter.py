@@ -20,17 +20,18 @@ from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, writ
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
-from domyn_swarm.swarm.job_access import endpoint_access, keep_key, swarm_access
-from domyn_swarm.swarm.job_ends import limits_kept
-from domyn_swarm.swarm.job_files import before_submission, spec_of, status_by_files
+from domyn_swarm.swarm.job_ends import before_submission, limits_kept, spec_of, status_by_files
 from domyn_swarm.swarm.job_records import (
     check_budget,
     check_down_after,
     check_others,
     compute_spec,
     end_after,
+    endpoint_access,
+    keep_key,
     new_record,
     script_job,
+    swarm_access,
     tell_end,
 )
 from domyn_swarm.swarm.job_request import JobChanges, JobRequest, ScriptRequest
@@ -157,7 +158,7 @@ class JobSubmitter:
     def _start(
         self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
     ) -> JobHandle:
-        from domyn_swarm.batch.input_facts import InputFacts
+        from domyn_swarm.batch.input.file_facts import InputFacts
         from domyn_swarm.jobs.preparation import check_submitted
 
         facts = InputFacts()
@@ -189,7 +190,7 @@ class JobSubmitter:
         return record, compute
 
     def _spec(self, request: JobRequest, swarm: LiveSwarm | None) -> tuple[JobSpec, JobPaths]:
-        from domyn_swarm.batch.job_store import input_key
+        from domyn_swarm.batch.checkpoint.job_store import input_key
         from domyn_swarm.jobs.loading import Located, import_path_of, located
 
         if request.job_source:

@@ -19,12 +19,17 @@ from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
-from domyn_swarm.swarm.job_ends import why_it_ended, why_it_waits
-from domyn_swarm.swarm.job_files import spec_of
-from domyn_swarm.swarm.lost import why_lost
+from domyn_swarm.swarm.job_ends import spec_of, why_it_ended, why_it_waits
 from domyn_swarm.swarm.readiness import readiness, reports_of
-from domyn_swarm.swarm.replica_rows import placed, reported
-from domyn_swarm.swarm.snapshot import JobSnapshot, Observed, ReplicaSnapshot, SwarmSnapshot
+from domyn_swarm.swarm.reconcile import why_lost
+from domyn_swarm.swarm.snapshot import (
+    JobSnapshot,
+    Observed,
+    ReplicaSnapshot,
+    SwarmSnapshot,
+    placed,
+    reported,
+)
 from domyn_swarm.swarm.whereabouts import is_elsewhere, is_here, whereabouts
 
 _T = TypeVar("_T", JobProgress, JobResult)
@@ -257,7 +262,7 @@ def job_snapshot(
 
 def with_what_it_asks(seen: JobSnapshot, record: JobRecord) -> JobSnapshot:
     """The same with model, class, prompt and parameters, where the job's files still say them."""
-    from domyn_swarm.batch.manifest import without_secrets
+    from domyn_swarm.batch.output.manifest import without_secrets
 
     try:
         spec = spec_of(record)

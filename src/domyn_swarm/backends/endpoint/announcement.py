@@ -11,9 +11,9 @@ from domyn_swarm.backends.endpoint.router import Admission
 from domyn_swarm.backends.endpoint.scraping import Discovery
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import EndpointAddress
-from domyn_swarm.identity import this_process
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
+from domyn_swarm.process_identity import this_process
 
 _log = get_logger(__name__)
 

@@ -8,11 +8,11 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 
-from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import RETRY_AT_MOST_S, Doorkeeper
 from domyn_swarm.backends.endpoint.elastic import Speed, Work
-from domyn_swarm.backends.endpoint.job_progress import JobsFolder
+from domyn_swarm.backends.endpoint.supervision import Activity
+from domyn_swarm.backends.endpoint.use_meter import JobsFolder
 from domyn_swarm.model import JobProgress, utc_now
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import Clock

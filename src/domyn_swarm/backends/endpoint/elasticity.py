@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
-from domyn_swarm.backends.endpoint.activity import Activity
 from domyn_swarm.backends.endpoint.collector import OVERLAP_S, Collector
 from domyn_swarm.backends.endpoint.demand import Demand
 from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
@@ -30,6 +29,7 @@ from domyn_swarm.backends.endpoint.elastic import (
     read_state,
 )
 from domyn_swarm.backends.endpoint.spec import ElasticSpec, EndpointSpec
+from domyn_swarm.backends.endpoint.supervision import Activity
 from domyn_swarm.backends.ledger import note_wanted
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger

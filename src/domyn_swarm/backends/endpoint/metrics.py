@@ -13,11 +13,10 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector as MetricsSource
 
 from domyn_swarm import __version__
-from domyn_swarm.backends.endpoint.families import counter, gauge, histogram
-from domyn_swarm.backends.endpoint.job_metrics import job_families
-from domyn_swarm.backends.endpoint.job_progress import FollowedJob
+from domyn_swarm.backends.endpoint.job_metrics import counter, gauge, histogram, job_families
 from domyn_swarm.backends.endpoint.router import RouterFigures
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.use_meter import FollowedJob
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.backends.gpu_time import Use
 from domyn_swarm.model import FINAL_REPLICA_STATES, ReplicaReport, ReplicaState

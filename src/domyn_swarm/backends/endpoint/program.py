@@ -15,8 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from domyn_swarm import open_files
-from domyn_swarm.backends.endpoint import connections, ports
-from domyn_swarm.backends.endpoint.activity import Activity
+from domyn_swarm.backends.endpoint import address, connections
 from domyn_swarm.backends.endpoint.announcement import Announcement
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import HOST as DOOR_HOST
@@ -32,7 +31,7 @@ from domyn_swarm.backends.endpoint.router import (
 )
 from domyn_swarm.backends.endpoint.scraping import SwarmMetrics
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
-from domyn_swarm.backends.endpoint.supervision import Platform, Supervision
+from domyn_swarm.backends.endpoint.supervision import Activity, Platform, Supervision
 from domyn_swarm.errors import StateError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, private_dir
@@ -122,7 +121,7 @@ class RouterProcess:
         self._paths = paths
         self._moved = moved
         self._host = spec.host or "0.0.0.0"  # noqa: S104 - no address given: every interface
-        self._port = ports.router_port(self._host, spec.port)
+        self._port = address.router_port(self._host, spec.port)
         self._metrics_port = 0
         self._process: Process | None = None
         self._unread = False  # it was said that its metrics cannot be read
@@ -144,8 +143,8 @@ class RouterProcess:
     def _free_port(self) -> int:
         """Where it was, so that clients find it there, unless somebody else has taken that."""
         try:
-            taken = not ports.is_free(self._host, self._port)
-            return ports.free_port(self._host) if taken else self._port
+            taken = not address.is_free(self._host, self._port)
+            return address.free_port(self._host) if taken else self._port
         except OSError as error:  # no descriptors, for example
             _log.warning("no port can be looked for: %s", error)
             return self._port
@@ -160,7 +159,7 @@ class RouterProcess:
             return f"cannot be started ({error})"
 
     async def _once(self) -> int:
-        self._metrics_port = ports.free_port("127.0.0.1")
+        self._metrics_port = address.free_port("127.0.0.1")
         settings = RouterSettings(
             host=self._host,
             port=self._port,
@@ -308,7 +307,7 @@ async def _elasticity(
     door.expected_s, door.why = elasticity.expected_s, elasticity.why_not
     runner = web.AppRunner(door.app(), **RUNNER)
     await runner.setup()
-    port = ports.free_port(DOOR_HOST)
+    port = address.free_port(DOOR_HOST)
     await web.TCPSite(runner, DOOR_HOST, port).start()
     collector.stand_in = f"http://{DOOR_HOST}:{port}"
     return _Size(elasticity, door, runner)
@@ -321,7 +320,7 @@ def main(paths: SwarmPaths, platform: Platform | None = None) -> None:
         StateError: the folder holds no usable spec.
         PlatformError: the configured port is taken.
     """
-    from domyn_swarm.backends.endpoint.smg_router import SmgRouter
+    from domyn_swarm.backends.endpoint.router import SmgRouter
 
     os.umask(0o077)
     asyncio.run(serve(paths, within_limits(load_spec(paths)), SmgRouter(), platform))

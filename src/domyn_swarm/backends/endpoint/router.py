@@ -1,12 +1,16 @@
-"""What a router is to the endpoint program: a child process that follows a manifest file."""
+"""The router: a child process of the endpoint program that follows a manifest file. smg is one."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from domyn_swarm.backends.endpoint.activity import Activity
+from domyn_swarm.backends.endpoint.supervision import Activity
 from domyn_swarm.model import Histogram, Record
 
 _OWN_FILES = 64  # of the program itself, and clients that are turned away or look at it
@@ -91,3 +95,75 @@ class Router(Protocol):
 
     def figures(self, metrics: str) -> RouterFigures:
         """What else they say."""
+
+
+_DAY_S = 86_400  # requests end by the clients' own time-outs, not by the router's
+_PROGRAM = "domyn_swarm.backends.endpoint.smg_process"
+_POSTS = re.compile(r'^smg_http_requests_total\{method="POST"[^}]*\} (\S+)', re.M)
+_IN_FLIGHT = re.compile(r"^smg_worker_requests_active\{[^}]*\} (\S+)", re.M)
+
+
+class SmgRouter:
+    """See `Router`."""
+
+    settle_s = 1.5
+
+    def argv(self, settings: RouterSettings) -> Sequence[str]:
+        """See `Router.argv`."""
+        told = json.dumps(router_arguments(settings))
+        key_file = str(settings.api_key_file)
+        return [sys.executable, "-m", _PROGRAM, str(os.getpid()), key_file, told]
+
+    def manifest(self, urls: Sequence[str]) -> str:
+        """See `Router.manifest`."""
+        return json.dumps({"version": 1, "workers": [{"url": url} for url in urls]}, indent=2)
+
+    def activity(self, metrics: str) -> Activity:
+        """See `Router.activity`. Requests for answers are all POST; the metric of a request that is
+        being answered belongs to its replica.
+        """
+        return Activity(
+            requests=sum(map(float, _POSTS.findall(metrics))),
+            in_flight=sum(map(float, _IN_FLIGHT.findall(metrics))),
+        )
+
+    def figures(self, metrics: str) -> RouterFigures:
+        """See `Router.figures`."""
+        from domyn_swarm.backends.endpoint.smg_figures import read_figures
+
+        return read_figures(metrics)
+
+
+def router_arguments(settings: RouterSettings) -> dict[str, Any]:
+    """The router's settings but for the key, each one that matters to batch work stated."""
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "policy": settings.policy,
+        "backend": "vllm",
+        "discovery_provider": "file",
+        "discovery_file": str(settings.manifest),
+        "discovery_check_interval_secs": 1,
+        "worker_startup_timeout_secs": 30,
+        "worker_startup_check_interval": 1,
+        "health_check_endpoint": settings.health_path,
+        "health_check_interval_secs": 2,
+        "health_check_timeout_secs": 60,
+        "health_failure_threshold": 2,
+        "health_success_threshold": 1,
+        "retry_max_retries": max(1, settings.retries),
+        "disable_circuit_breaker": True,
+        "worker_overload_protection": False,
+        "max_concurrent_requests": settings.max_concurrent,
+        "queue_size": settings.queue_size,
+        "queue_timeout_secs": _DAY_S,
+        "request_timeout_secs": _DAY_S,
+        "shutdown_grace_period_secs": settings.shutdown_grace_s,
+        "prometheus_host": "127.0.0.1",
+        "prometheus_port": settings.metrics_port,
+        "server_cert_path": str(settings.tls_cert) if settings.tls_cert else None,
+        "server_key_path": str(settings.tls_key) if settings.tls_key else None,
+        "disable_tokenizer_autoload": True,
+        "history_backend": "none",
+        "log_level": "warn",
+    }

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from domyn_swarm.backends.endpoint.collector import Collector
-from domyn_swarm.backends.endpoint.job_progress import JobsFolder
 from domyn_swarm.backends.endpoint.router import RouterFigures
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.use_meter import JobsFolder
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import SwarmPaths, private_dir

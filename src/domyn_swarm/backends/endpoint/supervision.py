@@ -1,15 +1,12 @@
-"""What the endpoint program does for its swarm beside serving: replicas that are wanted and were
-lost are replaced, and a swarm that nobody needs any more ends itself.
-"""
+"""Whether anybody uses the endpoint."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from domyn_swarm import claims
-from domyn_swarm.backends.endpoint.activity import Activity, Idleness
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.elastic import ElasticPlatform
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
@@ -19,6 +16,33 @@ from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
+
+
+class Activity(NamedTuple):
+    """What a router has done since it started, and does now. Looking at the list of models, as
+    `status` does, is no use of the endpoint.
+    """
+
+    requests: float
+    in_flight: float
+
+
+class Idleness:
+    """For how long nobody has used the endpoint; `now` is the caller's monotonic clock."""
+
+    def __init__(self, now: float) -> None:
+        self._used_at = now
+        self._requests: float | None = None
+
+    def saw(self, activity: Activity | None, now: float) -> float:
+        """Take in what the router says (None: it cannot be asked, which is no sign of idleness);
+        return the seconds without use.
+        """
+        if activity is None or activity.in_flight or activity.requests != self._requests:
+            self._used_at = now
+        self._requests = None if activity is None else activity.requests
+        return now - self._used_at
+
 
 _log = get_logger(__name__)
 

@@ -10,8 +10,13 @@ from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeSpec, probe_each, read_exit
 from domyn_swarm.backends.lepton import specs, states, streams
-from domyn_swarm.backends.lepton.credentials import Credentials, credentials, place_of, swarm_of
-from domyn_swarm.backends.lepton.here import InWorkspace
+from domyn_swarm.backends.lepton.credentials import (
+    Credentials,
+    InWorkspace,
+    credentials,
+    place_of,
+    swarm_of,
+)
 from domyn_swarm.backends.lepton.workspace import JobSeen, Workspace
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, SubmissionUnknown
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now

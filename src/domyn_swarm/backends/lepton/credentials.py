@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from domyn_swarm.errors import ConfigError
-from domyn_swarm.model import Record
+from domyn_swarm.backends.lepton import specs
+from domyn_swarm.errors import ConfigError, MissingExtra
+from domyn_swarm.model import Location, Reach, Record
 from domyn_swarm.paths import SwarmPaths, write_private
 
 _ID, _URL = "LEPTON_WORKSPACE_ID", "LEPTON_WORKSPACE_URL"
@@ -90,3 +93,22 @@ def _saved(workspace: str) -> object:
     from domyn_swarm.backends.lepton.sdk import logged_in
 
     return logged_in(workspace)
+
+
+class InWorkspace:
+    """See `Located`: a workspace, which can be asked by whoever has a token for it."""
+
+    def location(self, options: Mapping[str, Any]) -> Location:
+        """See `Located.location`."""
+        given = credentials(specs.section(dict(options)).workspace_id)
+        return Location(kind="workspace", name=given.workspace_id)
+
+    def reach(self, location: Location | None) -> Reach:
+        """See `Located.reach`."""
+        if location is None:
+            return Reach.HERE
+        try:
+            credentials(None, Place(workspace_id=location.name))
+        except (ConfigError, MissingExtra):
+            return Reach.ELSEWHERE
+        return Reach.HERE

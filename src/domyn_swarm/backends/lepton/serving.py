@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle
 from domyn_swarm.backends.checks import Check, ok
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress, read_address
-from domyn_swarm.backends.lepton import names, specs, states, streams
-from domyn_swarm.backends.lepton.credentials import Place, credentials, place_of, remember
-from domyn_swarm.backends.lepton.here import InWorkspace
+from domyn_swarm.backends.lepton import specs, states, streams
+from domyn_swarm.backends.lepton.credentials import (
+    InWorkspace,
+    Place,
+    credentials,
+    place_of,
+    remember,
+)
 from domyn_swarm.backends.lepton.states import DeploymentSeen
 from domyn_swarm.backends.lepton.workspace import Workspace
 from domyn_swarm.errors import ConfigError, PlatformError, SwarmError
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 
 if TYPE_CHECKING:
@@ -55,7 +59,7 @@ class LeptonServing(InWorkspace):
         named = config.endpoint.api_token_secret_name
         if named is None:
             workspace.create_secret(
-                names.secret_name(ctx.tag), paths.api_key.read_text("utf-8").strip()
+                specs.secret_name(ctx.tag), paths.api_key.read_text("utf-8").strip()
             )
         else:
             _check_named_secret(named, workspace)
@@ -105,7 +109,7 @@ class LeptonServing(InWorkspace):
         record: PartRecorder,
     ) -> None:
         """See `ServingBackend.scale`. Which replica goes is the platform's choice."""
-        name = names.deployment_name(ctx.tag)
+        name = specs.deployment_name(ctx.tag)
         self._at(handle).patch_deployment(name, specs.replicas_patch(plan.layout.replicas))
         self._seen.pop(ctx.tag, None)
         known = {part.platform_id for part in handle.parts}
@@ -197,13 +201,13 @@ class LeptonServing(InWorkspace):
     def _delete(self, handle: ServingHandle) -> None:
         from domyn_swarm.backends.lepton.compute import end_job
 
-        workspace, name = self._at(handle), names.deployment_name(handle.tag)
+        workspace, name = self._at(handle), specs.deployment_name(handle.tag)
         for job in workspace.jobs_of(handle.tag):
             end_job(workspace, job.id, grace_s=_JOB_GRACE_S)
         if self.find(handle):
             workspace.delete_deployment(name)
             self._await_gone(handle)
-        workspace.delete_secret(names.secret_name(handle.tag))
+        workspace.delete_secret(specs.secret_name(handle.tag))
 
     def _await_gone(self, handle: ServingHandle) -> None:
         def probe() -> Observation:
@@ -213,7 +217,7 @@ class LeptonServing(InWorkspace):
         seen = wait_until(probe, deadline=Deadline(_GONE_S), every_s=_FRESH_S)
         if seen.phase is not Phase.READY:
             raise PlatformError(
-                f"The workspace still has the deployment {names.deployment_name(handle.tag)}.",
+                f"The workspace still has the deployment {specs.deployment_name(handle.tag)}.",
                 hint="It may take its time; run `domyn-swarm down` again, and look at the "
                 "workspace's dashboard.",
             )
@@ -224,7 +228,7 @@ class LeptonServing(InWorkspace):
             return seen
         if place_of(SwarmPaths(Path(handle.swarm_dir))) is None:
             return None
-        seen = self._at(handle).deployment(names.deployment_name(handle.tag))
+        seen = self._at(handle).deployment(specs.deployment_name(handle.tag))
         self._seen[handle.tag] = (time.monotonic(), seen)
         return seen
 
@@ -259,7 +263,7 @@ def _check_named_secret(name: str, workspace: Workspace) -> None:
 
 
 def _parts(tag: str, replicas: int) -> list[Part]:
-    name = names.deployment_name(tag)
+    name = specs.deployment_name(tag)
     places = [
         Part(kind="replica", index=index, platform_id=f"{name}_{index}")
         for index in range(replicas)

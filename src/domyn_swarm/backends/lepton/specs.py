@@ -1,10 +1,10 @@
-"""What is asked of the workspace, as its API takes it. Pure: from plan and config to documents.
-
-No document holds a secret: keys are referred to by the name of the workspace secret.
+"""What things are called in a workspace. Pure: names follow from the swarm's tag or the job's id
+alone, so that what a crash left is found.
 """
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import re
 import sys
@@ -13,11 +13,41 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from domyn_swarm.backends.base import ComputeSpec, exit_wrapper
-from domyn_swarm.backends.lepton import names
 from domyn_swarm.config.backends import LeptonConfig, LeptonEndpointConfig, LeptonJobConfig
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
+
+TAG = "DOMYN_SWARM_TAG"  # in the endpoint's environment: whose it is
+TAG_LABEL = "domyn-swarm-tag"
+JOB_LABEL = "domyn-swarm-job"
+_LONGEST = 36  # of a name
+
+
+def digest(text: str) -> str:
+    """Twelve hexadecimal digits that tell tags apart, and fit into names and labels."""
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def deployment_name(tag: str) -> str:
+    """Of the endpoint: the swarm's name as far as it fits, and its tag's digest."""
+    return _name(tag.rpartition(".")[0] or "swarm", digest(tag))
+
+
+def secret_name(tag: str) -> str:
+    """Of the workspace secret that holds the clients' key, where the user names none."""
+    return f"domyn-swarm-{digest(tag)}"
+
+
+def job_name(job_id: str) -> str:
+    """Of a job."""
+    return _name("job", digest(job_id))
+
+
+def _name(what: str, suffix: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")
+    slug = slug if slug[:1].isalpha() else f"s-{slug}"
+    return f"{slug[: _LONGEST - len(suffix) - 1].strip('-')}-{suffix}"
+
 
 Document = dict[str, Any]
 PYTHON = "python3"  # of the images: the submitter's interpreter is not there
@@ -34,7 +64,7 @@ def section(options: Mapping[str, Any]) -> LeptonConfig:
 
 def key_secret(config: LeptonConfig, tag: str) -> str:
     """The workspace secret that holds the clients' key."""
-    return config.endpoint.api_token_secret_name or names.secret_name(tag)
+    return config.endpoint.api_token_secret_name or secret_name(tag)
 
 
 def endpoint_spec(plan: DeploymentPlan, ctx: DeploymentContext) -> Document:
@@ -47,7 +77,7 @@ def endpoint_spec(plan: DeploymentPlan, ctx: DeploymentContext) -> Document:
     asked, serving = config.endpoint, ctx.serving_spec
     _check_servable(plan, asked)
     key = key_secret(config, ctx.tag)
-    env = {**_LIVE_LOGS, **config.env, **serving.env, **asked.env, names.TAG: ctx.tag}
+    env = {**_LIVE_LOGS, **config.env, **serving.env, **asked.env, TAG: ctx.tag}
     secrets = dict(asked.secret_env)
     if serving.key_env is not None:
         secrets[serving.key_env] = key
@@ -76,7 +106,7 @@ def endpoint_spec(plan: DeploymentPlan, ctx: DeploymentContext) -> Document:
         scaling["scale_down"] = {"no_traffic_timeout": int(plan.idle_timeout_s)}
     if scaling:
         spec["auto_scaler"] = scaling
-    name = names.deployment_name(ctx.tag)
+    name = deployment_name(ctx.tag)
     return {"metadata": {"id": name, "name": name}, "spec": spec}
 
 
@@ -103,11 +133,11 @@ def job_spec(spec: ComputeSpec) -> Document:
     check_job(spec, config)
     env = {**_LIVE_LOGS, **config.env, **asked.env, **spec.env}
     secrets = dict(asked.secret_env)
-    labels = {names.JOB_LABEL: names.digest(spec.job_id)}
+    labels = {JOB_LABEL: digest(spec.job_id)}
     if spec.tag is not None:
-        labels[names.TAG_LABEL] = names.digest(spec.tag)
+        labels[TAG_LABEL] = digest(spec.tag)
         secrets["DOMYN_SWARM_API_TOKEN"] = key_secret(config, spec.tag)
-    name = names.job_name(spec.job_id)
+    name = job_name(spec.job_id)
     return {
         "metadata": {"id": name, "name": name, "labels": labels},
         "spec": {

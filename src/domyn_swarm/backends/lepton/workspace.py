@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from domyn_swarm.backends.lepton import names
+from domyn_swarm.backends.lepton import specs
 from domyn_swarm.backends.lepton.credentials import Credentials
 from domyn_swarm.backends.lepton.sdk import Sdk
 from domyn_swarm.backends.lepton.specs import Document
@@ -65,7 +65,7 @@ class Workspace:
         """Create the endpoint of this tag, unless it is there already."""
         self.info()
         if not self._client.new_deployment_api_enabled:  # the newer API has no labels
-            labels = {names.TAG_LABEL: names.digest(tag)}
+            labels = {specs.TAG_LABEL: specs.digest(tag)}
             metadata = {**document["metadata"], "labels": labels}
             document = {**document, "metadata": metadata}
         spec = self._sdk.deployment.model_validate(document)
@@ -137,7 +137,7 @@ class Workspace:
     def create_job(self, document: Document) -> str:
         """Create a job, unless it is there already; its id."""
         job = self._sdk.job.model_validate(document)
-        label = f"{names.JOB_LABEL}={document['metadata']['labels'][names.JOB_LABEL]}"
+        label = f"{specs.JOB_LABEL}={document['metadata']['labels'][specs.JOB_LABEL]}"
 
         def create() -> str:
             there = self._jobs(label, "alive_and_archive")
@@ -153,13 +153,13 @@ class Workspace:
 
     def find_job(self, job_id: str) -> JobSeen | None:
         """The job that runs this job of ours, ended or not."""
-        label = f"{names.JOB_LABEL}={names.digest(job_id)}"
+        label = f"{specs.JOB_LABEL}={specs.digest(job_id)}"
         found = self._call("its jobs", lambda: self._jobs(label, "alive_and_archive"))
         return found[0] if found else None
 
     def jobs_of(self, tag: str) -> list[JobSeen]:
         """The jobs of a swarm that are not archived."""
-        label = f"{names.TAG_LABEL}={names.digest(tag)}"
+        label = f"{specs.TAG_LABEL}={specs.digest(tag)}"
         found: list[JobSeen] = self._call("its jobs", lambda: self._jobs(label, "alive_only"))
         return found
 
@@ -274,7 +274,7 @@ def _deployment(name: str, found: Any, replicas: Any, reasons: Any) -> Deploymen
         name=name,
         state=state,
         url=url.rstrip("/").removesuffix("/v1") if url else None,
-        tag=next((one.value for one in envs if one.name == names.TAG), None),
+        tag=next((one.value for one in envs if one.name == specs.TAG), None),
         replicas_wanted=_wanted(needs, len(replicas)),
         replicas_ready=None if status is None else status.ready_replicas,
         replicas=in_order([(_age(one), _replica(one, reasons)) for one in replicas]),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeSpec, exit_wrapper, probe_each, read_exit
 from domyn_swarm.backends.local import processes
-from domyn_swarm.backends.local.here import OnThisHost
+from domyn_swarm.backends.local.processes import OnThisHost
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, Reach, utc_now
 from domyn_swarm.paths import JobPaths, write_private

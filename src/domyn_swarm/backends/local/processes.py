@@ -15,14 +15,15 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from domyn_swarm.errors import CommandMissing, PlatformError
-from domyn_swarm.identity import identify, still_there
-from domyn_swarm.model import ProcessId
+from domyn_swarm.model import Location, ProcessId, Reach
 from domyn_swarm.paths import private_dir
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
+from domyn_swarm.process_identity import host_reach, identify, still_there, this_host
 
 TAG = "DOMYN_SWARM_TAG"
 PART = "DOMYN_SWARM_PART"
@@ -188,3 +189,15 @@ def end(processes: Callable[[], Iterable[ProcessId]], *, grace_s: float) -> bool
         return True
     send(processes(), signal.SIGKILL)
     return gone(processes, within_s=5.0)
+
+
+class OnThisHost:
+    """See `Located`: this host, in its present boot, and the PID namespace of this process."""
+
+    def location(self, options: Mapping[str, Any]) -> Location:  # noqa: ARG002 - of the protocol
+        """See `Located.location`."""
+        return this_host()
+
+    def reach(self, location: Location | None) -> Reach:
+        """See `Located.reach`."""
+        return Reach.HERE if location is None else host_reach(location)

@@ -13,20 +13,18 @@ from typing import TYPE_CHECKING
 
 from domyn_swarm.backends.base import ASLEEP, Part, PartRecorder, ServingHandle, refuse_draining
 from domyn_swarm.backends.checks import Check, ok
-from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
-from domyn_swarm.backends.endpoint.reading import OwnEndpoint
+from domyn_swarm.backends.endpoint.own_endpoint import OwnEndpoint, build_endpoint_spec
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.gpus import HeldGpus, held_gpus
 from domyn_swarm.backends.local import processes
-from domyn_swarm.backends.local.here import OnThisHost
+from domyn_swarm.backends.local.processes import OnThisHost
 from domyn_swarm.backends.local.watchdogs import start_watchdog, turn_to_start
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, copy_watchdog
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
 from domyn_swarm.model import ProcessId, Reach
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 from domyn_swarm.probing import Observation, Phase
 
 if TYPE_CHECKING:
@@ -81,7 +79,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
         self, plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal
     ) -> Iterator[Check]:
         """See `ServingBackend.checks_on_node`: a process of this machine."""
-        from domyn_swarm.backends.local.rehearsal import checks_here
+        from domyn_swarm.backends.local.site import checks_here
 
         return checks_here(plan, ctx, wish)
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.slurm import printed
+from domyn_swarm.backends.slurm.ending import WouldTake
 from domyn_swarm.backends.slurm.invocation import last_line, run, send_signals
-from domyn_swarm.backends.slurm.looking import LONGEST_S, Jobs, Look
-from domyn_swarm.backends.slurm.refusals import advice
-from domyn_swarm.backends.slurm.scheduler import WouldTake
+from domyn_swarm.backends.slurm.queue import LONGEST_S, JobsById, Look
+from domyn_swarm.backends.slurm.reasons import advice
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
@@ -62,7 +62,7 @@ class Slurm:
         self._steps = Look(lambda: self._squeue("--steps", form=STEP_FORMAT), clock=clock)
         self._ask_accounting_at = -math.inf
         self._accounting_pause_s = _ASK_AGAIN_S
-        self._remembered: Jobs = {}
+        self._remembered: JobsById = {}
         self._missed: set[str] = set()  # asked for, and in no fresh look
         self._asked_at: dict[str, float] = {}
 
@@ -189,13 +189,13 @@ class Slurm:
         missing = [one for one in ids if one not in found]
         return {**found, **(self._accounted(missing) if missing else {})}
 
-    def _known(self, ids: Sequence[str], at_most_s: float) -> Jobs:
+    def _known(self, ids: Sequence[str], at_most_s: float) -> JobsById:
         known = self.queue(at_most_s)
         if any("." in one for one in ids):
             known = {**known, **self._steps.now(at_most_s)}
         return {one: known[one] for one in ids if one in known}
 
-    def queue(self, at_most_s: float = math.inf) -> Jobs:
+    def queue(self, at_most_s: float = math.inf) -> JobsById:
         """Every job of this user that the controller still knows, ended ones included.
 
         Args:
@@ -215,7 +215,7 @@ class Slurm:
         found = {line[:_ID_WIDTH].strip(): line[_ID_WIDTH:].strip() for line in lines}
         return {one: found[one] for one in ids if one in found}
 
-    def steps(self, at_most_s: float = math.inf) -> Jobs:
+    def steps(self, at_most_s: float = math.inf) -> JobsById:
         """Every step of this user that runs; its name stands where jobs have their comment. See
         `queue`.
 
@@ -229,7 +229,7 @@ class Slurm:
         self._queue.expect_change()
         self._steps.expect_change()
 
-    def _squeue(self, *which: str, form: str) -> Jobs:
+    def _squeue(self, *which: str, form: str) -> JobsById:
         command = ["squeue", "--noheader", *which, "--user", str(os.getuid()), "--format", form]
         done = run(command)
         if done.returncode != 0:
@@ -284,7 +284,7 @@ class Slurm:
                 self._asked_at.update(dict.fromkeys(ask, now))
         return {one: self._remembered[one] for one in ids if one in self._remembered}
 
-    def _sacct(self, ids: Sequence[str], form: str) -> Jobs:
+    def _sacct(self, ids: Sequence[str], form: str) -> JobsById:
         if not ids:
             return {}
         command = ["sacct", "--noheader", "--parsable2", "--jobs", ",".join(ids)]

@@ -10,19 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.base import ComputeSpec, read_exit, read_tail
-from domyn_swarm.backends.slurm.cluster import OnCluster
+from domyn_swarm.backends.slurm.cluster import OnCluster, job_status
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.job_runs import cancelled_word, last_words, slurm_ids
-from domyn_swarm.backends.slurm.job_status import job_status
 from domyn_swarm.backends.slurm.layout import job_script
 from domyn_swarm.backends.slurm.printed import memory_kill
-from domyn_swarm.backends.slurm.reasons import OF_JOB, told
-from domyn_swarm.backends.slurm.refusals import advice_for_job
-from domyn_swarm.backends.slurm.scheduler import Scheduler
+from domyn_swarm.backends.slurm.queue import is_job, job_name
+from domyn_swarm.backends.slurm.reasons import OF_JOB, advice_for_job, told
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.step_log import written_cause
 from domyn_swarm.backends.slurm.steps import Steps
-from domyn_swarm.backends.slurm.tagged import is_job, job_name
 from domyn_swarm.errors import (
     ConfigError,
     PlatformError,

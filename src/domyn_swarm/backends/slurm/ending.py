@@ -1,15 +1,84 @@
-"""Ends what Slurm has of a swarm, and makes sure of it."""
+"""Ends what Slurm has of a swarm, and makes sure of it; and what the rules by which things end and
+come back ask of Slurm: a queue and a few orders.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from domyn_swarm.backends.slurm.scheduler import Scheduler
-from domyn_swarm.backends.slurm.tagged import JOB_PREFIX, tagged
+from domyn_swarm.backends.slurm.queue import JOB_PREFIX, JobsById, tagged
+from domyn_swarm.backends.slurm.states import Allocation, SlurmJob
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.probing import Clock
+
+
+class WouldTake(NamedTuple):
+    """What Slurm says of a script that it would take."""
+
+    said: str  # when and where it would run, or why it waits
+    warnings: tuple[str, ...] = ()
+    away: int = 0  # nodes that are drained or down, without which it has to wait
+
+
+class Scheduler(Protocol):
+    """The queue of one user. Every call raises `CommandMissing` or `PlatformUnavailable` while the
+    scheduler cannot be asked.
+    """
+
+    def cluster(self) -> str:
+        """See `Slurm.cluster`."""
+
+    def test(self, script: Path) -> WouldTake:
+        """See `Slurm.test`."""
+
+    def submit(
+        self,
+        script: Path,
+        *,
+        array: Sequence[int] | None = None,
+        exclude: Sequence[str] = (),
+        after: str | None = None,
+    ) -> str:
+        """See `Slurm.submit`."""
+
+    def exclude(self, job: str, nodes: Sequence[str]) -> bool:
+        """See `Slurm.exclude`."""
+
+    def queue(self, at_most_s: float = math.inf) -> JobsById:
+        """See `Slurm.queue`."""
+
+    def jobs(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
+        """See `Slurm.jobs`."""
+
+    def steps(self, at_most_s: float = math.inf) -> JobsById:
+        """See `Slurm.steps`."""
+
+    def outputs(self, ids: Sequence[str]) -> dict[str, str]:
+        """See `Slurm.outputs`."""
+
+    def expect_change(self) -> None:
+        """See `Slurm.expect_change`."""
+
+    def allocation(self, job: str) -> Allocation:
+        """See `Slurm.allocation`."""
+
+    def gives_whole_nodes(self, partitions: str) -> bool:
+        """See `Slurm.gives_whole_nodes`."""
+
+    def cancel(self, ids: Sequence[str], *, signal: str | None = None) -> None:
+        """See `Slurm.cancel`."""
+
+    def signal_steps(self, job: str, signal: str) -> None:
+        """See `Slurm.signal_steps`."""
+
+    def requeue(self, job: str) -> bool:
+        """See `Slurm.requeue`."""
+
 
 _JOB_GRACE_S = 30.0
 _END_S = 90.0  # from scancel until nothing runs: KillWait (30 s as a rule), and some nodes are slow

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from domyn_swarm.backends.endpoint.address import ADDRESS_VARIABLE
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.node_address import node_address
-from domyn_swarm.backends.slurm.scheduler import Scheduler
-from domyn_swarm.backends.slurm.tagged import JOB_PREFIX
+from domyn_swarm.backends.slurm.queue import JOB_PREFIX
 from domyn_swarm.backends.slurm.task import Child, Task, begin, come_back
 from domyn_swarm.backends.slurm.task_plan import read_task_plan
 from domyn_swarm.errors import PlatformError

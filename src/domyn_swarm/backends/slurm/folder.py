@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm.backends.endpoint.from_plan import build_endpoint_spec
+from domyn_swarm.backends.endpoint.own_endpoint import build_endpoint_spec
 from domyn_swarm.backends.slurm.layout import (
     endpoint_script,
     engine_python,
@@ -23,8 +23,7 @@ from domyn_swarm.backends.watchdog_spec import (
     follower_source,
 )
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 
 _EARLY_DEATHS = 2
 

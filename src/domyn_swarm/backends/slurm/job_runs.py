@@ -24,7 +24,7 @@ from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.probing import Clock
 
 if TYPE_CHECKING:
-    from domyn_swarm.backends.slurm.scheduler import Scheduler
+    from domyn_swarm.backends.slurm.ending import Scheduler
 
 _log = get_logger(__name__)
 
@@ -218,7 +218,7 @@ class NextRun:
 
     def _succeed(self) -> None:
         """Submit the script again, unless a submission that gave no answer was taken."""
-        from domyn_swarm.backends.slurm.tagged import is_job
+        from domyn_swarm.backends.slurm.queue import is_job
 
         queue = self._slurm.queue(at_most_s=0.0).values()
         job_id = self._paths.root.name

@@ -10,19 +10,18 @@ from domyn_swarm.backends.base import ComputeSpec, exit_wrapper
 from domyn_swarm.backends.rehearsal import PROGRAM
 from domyn_swarm.backends.slurm.containers import IMAGE_PYTHON
 from domyn_swarm.backends.slurm.job_task import JobTask
-from domyn_swarm.backends.slurm.scripts import BatchScript
-from domyn_swarm.backends.slurm.tagged import (
+from domyn_swarm.backends.slurm.queue import (
     comment_of,
     endpoint_name,
     job_name,
     own_job_name,
     replicas_name,
 )
+from domyn_swarm.backends.slurm.scripts import BatchScript
 from domyn_swarm.config.backends import SlurmConfig, time_limit_s
 from domyn_swarm.config.preamble import asks_for_gpus, without_gpus
 from domyn_swarm.paths import JobPaths, SwarmPaths
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 
 _ENDPOINT_WARNING_S = 60  # before its time limit the endpoint goes back into the queue
 REHEARSAL = "domyn-swarm-rehearsal"

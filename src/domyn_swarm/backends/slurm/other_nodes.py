@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from domyn_swarm.backends.endpoint.view import last_view
 from domyn_swarm.backends.left_out import LeftOutNodes
-from domyn_swarm.backends.slurm.killed_task import KilledTask
-from domyn_swarm.backends.slurm.tagged import TaggedJob
+from domyn_swarm.backends.slurm.queue import TaggedJob
+from domyn_swarm.backends.slurm.recovery import KilledTask
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ReplicaState
 from domyn_swarm.paths import SwarmPaths

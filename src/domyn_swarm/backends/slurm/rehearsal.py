@@ -12,18 +12,17 @@ from domyn_swarm.backends.checks import Check, failed, ok, warning
 from domyn_swarm.backends.node_checks import Visited, node_checks
 from domyn_swarm.backends.rehearsal import Rehearsal, Visit, question, watched
 from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.ending import WouldTake
 from domyn_swarm.backends.slurm.layout import (
     REHEARSAL,
     REHEARSAL_COMMENT,
     rehearsal_script,
     slurm_config,
 )
-from domyn_swarm.backends.slurm.scheduler import WouldTake
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.paths import write_private
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 from domyn_swarm.probing import Clock
 
 _SEEN_WITHIN_S = 20.0  # what a node wrote is seen here so much later

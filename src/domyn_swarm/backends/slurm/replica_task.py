@@ -18,9 +18,8 @@ from pathlib import Path
 
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.slurm.containers import LIFELINE, inside, loses_signals, whole_share
-from domyn_swarm.backends.slurm.killed_task import ENDED
-from domyn_swarm.backends.slurm.lost_endpoint import LostEndpoint
 from domyn_swarm.backends.slurm.node_address import node_address
+from domyn_swarm.backends.slurm.recovery import ENDED, LostEndpoint
 from domyn_swarm.backends.slurm.task import (
     Child,
     Task,

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
 from domyn_swarm.backends.checks import Check
-from domyn_swarm.backends.endpoint.reading import OwnEndpoint
+from domyn_swarm.backends.endpoint.own_endpoint import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.ending import Ending
+from domyn_swarm.backends.slurm.ending import Ending, Scheduler
 from domyn_swarm.backends.slurm.folder import (
     render_scripts,
     write_endpoint_spec,
@@ -24,14 +24,12 @@ from domyn_swarm.backends.slurm.folder import (
     write_watchdog_specs,
 )
 from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
-from domyn_swarm.backends.slurm.lost_endpoint import comes_back
-from domyn_swarm.backends.slurm.overview import ended_how, of_part
-from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, unseen
-from domyn_swarm.backends.slurm.scheduler import Scheduler
+from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, ended_how, of_part, unseen
+from domyn_swarm.backends.slurm.queue import TaggedJob, tagged
+from domyn_swarm.backends.slurm.recovery import comes_back
 from domyn_swarm.backends.slurm.states import LOST, SlurmJob
 from domyn_swarm.backends.slurm.step_log import last_end
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, Submissions, warn_of_hidden
-from domyn_swarm.backends.slurm.tagged import TaggedJob, tagged
 from domyn_swarm.errors import (
     PlatformError,
     StateError,
@@ -40,8 +38,7 @@ from domyn_swarm.errors import (
     SwarmError,
 )
 from domyn_swarm.paths import SwarmPaths, write_private
-from domyn_swarm.planning.context import DeploymentContext
-from domyn_swarm.planning.plan import DeploymentPlan
+from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 from domyn_swarm.probing import Clock, Observation, Phase
 
 if TYPE_CHECKING:

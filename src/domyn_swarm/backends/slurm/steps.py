@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Protocol
 
 from domyn_swarm.backends.base import ComputeSpec
+from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.invocation import submitting_environment
 from domyn_swarm.backends.slurm.job_runs import next_script
 from domyn_swarm.backends.slurm.layout import job_script, step_script
 from domyn_swarm.backends.slurm.printed import refusal
-from domyn_swarm.backends.slurm.scheduler import Scheduler
-from domyn_swarm.backends.slurm.tagged import job_name, tagged
+from domyn_swarm.backends.slurm.queue import job_name, tagged
 from domyn_swarm.errors import ConfigError, PlatformUnavailable, SubmitRejected
 from domyn_swarm.paths import JobPaths, SwarmPaths, private_file, write_private
-from domyn_swarm.planning.resources import SrunResources
+from domyn_swarm.planning.plan import SrunResources
 from domyn_swarm.probing import Clock
 
 _START_S = 60.0

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import IO, NamedTuple, Protocol
 
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.scheduler import Scheduler
+from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.errors import CommandMissing, PlatformError
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.probing import Clock

@@ -25,8 +25,7 @@ from urllib.parse import quote, urlsplit
 from aiohttp import web
 
 from domyn_swarm.backends.endpoint import connections
-from domyn_swarm.cli.dashboard.board import Board, Sight
-from domyn_swarm.cli.dashboard.looks import Look, Seen
+from domyn_swarm.cli.dashboard.board import Board, Look, Seen, Sight
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import utc_now

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from domyn_swarm.cli.console import interactive
-from domyn_swarm.cli.looking import NameArgument
+from domyn_swarm.cli.status import NameArgument
 from domyn_swarm.errors import ConfigError
 
 
@@ -36,7 +36,7 @@ def top(
             hint="Programs read `domyn-swarm status --json`.",
         )
     from domyn_swarm.cli.top.app import TopApp
-    from domyn_swarm.cli.top.source import Services
+    from domyn_swarm.cli.top.rows import Services
     from domyn_swarm.services.swarms import SwarmService
 
     service = SwarmService()

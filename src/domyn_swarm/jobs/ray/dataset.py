@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domyn_swarm.batch.block_join import block_facts, common_schema, join_block
-from domyn_swarm.batch.engine import BatchPlan
-from domyn_swarm.batch.json_values import without_json
-from domyn_swarm.batch.output_rows import Survey
-from domyn_swarm.batch.table_dataset import TableDataset
-from domyn_swarm.data.ray_backend import RayBlocks, got
+from domyn_swarm.batch.column_values import without_json
+from domyn_swarm.batch.input.dataset import TableDataset
+from domyn_swarm.batch.input.input_files import files_of
+from domyn_swarm.batch.output.results import block_facts, common_schema, join_block
+from domyn_swarm.batch.output.row_join import Survey
+from domyn_swarm.batch.run.engine import BatchPlan
+from domyn_swarm.batch.run.worker_processes import WorkerPlan
+from domyn_swarm.data.ray_backend import RayBackend, RayBlocks, blocks_of, got
+from domyn_swarm.errors import InvalidInput
 from domyn_swarm.jobs.preparation import load_plan
+from domyn_swarm.jobs.ray.cluster import connected
+from domyn_swarm.jobs.ray.workers import ray_workers
 from domyn_swarm.jobs.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -65,3 +73,48 @@ def _joined(spec_json: str, block: pa.Table, first: int, schema: pa.Schema) -> p
 def _plan(spec_json: str, block: pa.Table) -> BatchPlan:
     prepared = load_plan(JobSpec.model_validate_json(spec_json), TableDataset(block))
     return replace(prepared.plan, limit=None)
+
+
+class RayEnds:
+    """See `FrameEnds`."""
+
+    name = "<ray>"
+    elsewhere = True
+
+    def __init__(self, frame: Any) -> None:  # noqa: ANN401 - ray.data.Dataset
+        self._blocks = blocks_of(frame)
+        self.dataset = RayDataset(self._blocks)
+
+    def workers(self, spec: JobSpec) -> contextlib.AbstractAsyncContextManager[WorkerPlan | None]:
+        """See `FrameEnds`: actors, one for each node."""
+        return ray_workers(spec)
+
+    def collect(self, spec: JobSpec, plan: BatchPlan, kept: Path | None) -> Any:  # noqa: ANN401, ARG002 - a Dataset
+        """See `FrameEnds`."""
+        return joined_blocks(spec, plan, self._blocks)
+
+
+@contextlib.asynccontextmanager
+async def over_cluster(spec: JobSpec, plan: BatchPlan) -> AsyncIterator[BatchPlan]:
+    """The plan with the cluster's blocks for rows and its actors for workers.
+
+    Raises:
+        PlatformError: there is no cluster at the address.
+        InvalidInput: Ray reads other rows than those that were checked.
+    """
+    with connected(spec.ray_address):
+        files = files_of(spec.input, recursive=spec.recursive)
+        names = [str(file) for file in files]
+        frame = RayBackend().read(names, files[0].kind, spec.backend_read_kwargs)
+        blocks = await asyncio.to_thread(blocks_of, frame)
+        dataset = RayDataset(blocks) if blocks.rows else plan.dataset  # Ray forgets the columns
+        if blocks.rows != plan.dataset.rows or not set(plan.output.keys.columns) <= set(
+            dataset.schema.names
+        ):
+            raise InvalidInput(
+                f"Ray reads {blocks.rows} rows ({', '.join(blocks.schema.names)}) of {spec.input}, "
+                f"which holds {plan.dataset.rows}.",
+                hint="--backend-read-kwargs may not change which rows there are.",
+            )
+        async with ray_workers(spec) as workers:
+            yield replace(plan, dataset=dataset, workers=workers)

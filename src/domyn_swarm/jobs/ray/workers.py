@@ -13,12 +13,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm.batch.link import Link, Report
-from domyn_swarm.batch.remote_worker import Invitation, WorkerListener, call
-from domyn_swarm.batch.work import WorkerPlan
+from domyn_swarm.batch.run.link import Invitation, Link, Report, WorkerListener, call
+from domyn_swarm.batch.run.worker_processes import WorkerPlan
 from domyn_swarm.errors import JobError, PlatformError
+from domyn_swarm.jobs.linked_worker import work_over
 from domyn_swarm.jobs.program import check_version
-from domyn_swarm.jobs.range_worker import work_over
 from domyn_swarm.jobs.ray.cluster import fitting_workers, own_host
 from domyn_swarm.jobs.spec import JobSpec
 

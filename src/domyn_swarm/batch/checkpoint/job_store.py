@@ -1,0 +1,376 @@
+"""All answers to the same requests: a folder for each job that asked some of them, which other
+jobs of the same requests read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from domyn_swarm.batch.checkpoint import lease as leases
+from domyn_swarm.batch.checkpoint.frames import FrameRef, scan_descriptor
+from domyn_swarm.batch.checkpoint.lease import Lease
+from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
+from domyn_swarm.batch.checkpoint.segments import checkpoint_files, file_order
+from domyn_swarm.batch.durable_files import try_writing
+from domyn_swarm.batch.input.dataset import Dataset
+from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.errors import CheckpointBusy, InvalidInput, JobError
+from domyn_swarm.model import Accept, utc_now
+from domyn_swarm.paths import write_private
+
+_MANY, _AT_ONCE = 64, 16  # most of opening a folder is waiting for a file server
+
+
+@dataclass(frozen=True)
+class ResultsFolder:
+    """Where results lie, and what of them the reader takes.
+
+    Of another job's folder answers count and errors do not: an error is its own job's. There, of
+    several answers to a row the first one counts, so that what that job asks again later changes
+    nothing here; in the reader's own folder it is the last one.
+    """
+
+    path: Path
+    own: bool = True
+    hidden_to: int = 0  # generations up to this one count for nothing: they were asked again
+    only: tuple[int, int] | None = None  # a generation and a writer of it: no others' files
+
+    def files(self) -> list[Path]:
+        """The journals and segments, from the weakest claim to the strongest."""
+        files = checkpoint_files(self.path)
+        return [one for one in files if self.only in (None, file_order(one)[:2])]
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """One file of a folder. Whoever has it closes the descriptor."""
+
+    descriptor: int
+    frames: Sequence[FrameRef]
+
+
+def open_folders(folders: Sequence[ResultsFolder]) -> list[list[OpenedFile]]:
+    """The files of each folder as they are, see `open_folder`; of many, side by side.
+
+    Raises:
+        JobError: there are more than this process may open.
+        OSError: one cannot be read.
+    """
+    workers = 1 if len(folders) < _MANY else _AT_ONCE
+    with ThreadPoolExecutor(workers, thread_name_prefix="folders") as pool:
+        opening = [pool.submit(open_folder, folder) for folder in folders]
+    try:
+        return [one.result() for one in opening]
+    except OSError as error:
+        for one in opening:
+            _close([] if one.exception() else one.result())
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise JobError(
+                f"The results of {len(folders)} jobs in {folders[-1].path.parent} are in more "
+                "files than this process may open.",
+                hint="Raise the limit (ulimit -n), or remove what nobody needs (domyn-swarm "
+                "checkpoints rm).",
+            ) from error
+        raise
+
+
+def open_folder(folder: ResultsFolder) -> list[OpenedFile]:
+    """The files as they are, from the weakest claim to the strongest; opened again when a journal
+    was sealed in between. None of a folder that was removed.
+    """
+    while True:
+        opened: list[OpenedFile] = []
+        try:
+            listed = folder.files()
+            opened.extend(filter(None, map(_opened, listed)))
+            if folder.files() == listed:
+                return opened
+        except FileNotFoundError:
+            _close(opened)
+            return []
+        except BaseException:
+            _close(opened)
+            raise
+        _close(opened)
+
+
+def _opened(path: Path) -> OpenedFile | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # sealed meanwhile: the folder is listed again
+        return None
+    try:
+        return OpenedFile(descriptor, scan_descriptor(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _close(opened: Sequence[OpenedFile]) -> None:
+    for one in opened:
+        os.close(one.descriptor)
+
+
+_KEY = re.compile(r"[0-9a-f]{16}")
+_NUMBERED = re.compile(r"^(?:lease-|run-)?(\d{6})[-.]")
+_NOTE = "job.json"
+_HIDDEN = "hidden.json"
+_FIRST_ROWS = 32  # of a frame, that its key depends on
+_LAST = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Asker:
+    """A job as people know it."""
+
+    job_id: str
+    name: str = ""
+    external_id: str | None = None
+    input: str = ""
+
+
+class JobNote(msgspec.Struct, frozen=True):
+    """Whose results a folder holds: `job.json`."""
+
+    input: str
+    created_at: datetime
+    began_at: datetime  # the last run
+    job_id: str  # its job's
+    name: str = ""
+    external_id: str | None = None
+    accept: Accept | None = None  # which answers counted in the last run
+
+    @property
+    def words(self) -> str:
+        """The job, as a person knows it."""
+        return f"{self.job_id} ({self.external_id})" if self.external_id else self.job_id
+
+
+class Hidden(msgspec.Struct, frozen=True):
+    """Generations whose results count for nothing in this job any more: `hidden.json`."""
+
+    own: int = 0  # up to this one
+    others: dict[str, int] = {}  # likewise, by job key
+    asked_by: str = ""  # the id of the job that hid them
+
+
+@dataclass(frozen=True)
+class JobPlace:
+    """Where a job's results lie."""
+
+    root: Path
+    identity: JobIdentity
+    key: str
+
+    @property
+    def store(self) -> Path:
+        """The folder of all jobs that ask the same."""
+        return self.root / self.identity.digest
+
+    @property
+    def folder(self) -> Path:
+        """The job's own folder."""
+        return self.store / self.key
+
+    def readable(self, keys: RowKeys) -> list[ResultsFolder]:
+        """The folders in which the job finds results, its own last.
+
+        Where rows' inputs are not compared, that is the only one: an id or a position alone says
+        which row of one input is meant.
+
+        Raises:
+            JobError: what the job has hidden cannot be read.
+        """
+        hidden = _read_hidden(self.folder)
+        own = ResultsFolder(self.folder, hidden_to=hidden.own)
+        if keys.fingerprint != "full":
+            return [own]
+        others = [one for one in job_folders(self.store) if one.name != self.key]
+        others.sort(key=_created, reverse=True)  # whoever answered first has the strongest claim
+        return [
+            *(
+                ResultsFolder(one, own=False, hidden_to=hidden.others.get(one.name, 0))
+                for one in others
+            ),
+            own,
+        ]
+
+    def hide_earlier(self, generation: int, job_id: str) -> None:
+        """Have all rows asked again: hide from the job all that is there, and remove nothing. When
+        this very job hid it already, and was started anew since, it goes on.
+
+        Args:
+            generation: of the run that asks them; its results and later ones count.
+            job_id: of whoever wants it.
+
+        Raises:
+            JobError: what was hidden before cannot be read.
+            OSError: it cannot be written down.
+        """
+        if _read_hidden(self.folder).asked_by == job_id:
+            return
+        last = {one.name: _last_generation(one) for one in job_folders(self.store)}
+        last.pop(self.key, None)
+        hidden = Hidden(generation - 1, last, job_id)
+        write_private(self.folder / _HIDDEN, msgspec.json.encode(hidden).decode())
+
+    def note(self, asker: Asker, accept: Accept | None = None) -> None:
+        """Write down who asks now, and which answers count.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        now, known = utc_now(), read_note(self.folder)
+        note = JobNote(
+            input=asker.input,
+            created_at=now if known is None else known.created_at,
+            began_at=now,
+            job_id=asker.job_id,
+            name=asker.name,
+            external_id=asker.external_id,
+            accept=accept,
+        )
+        write_private(self.folder / _NOTE, msgspec.json.encode(note).decode())
+
+
+def input_key(where: str) -> str:
+    """The key of a job over files: the same for whatever names the same path or URL.
+
+    What lies there is not looked at: a folder or a file that grows stays the same job's.
+    """
+    path = where.removeprefix("file://")
+    place = path.rstrip("/") if "://" in path else os.path.realpath(path)
+    return _digest(place.encode())
+
+
+def frame_key(dataset: Dataset, keys: RowKeys) -> str:
+    """The key of a job over a frame: equal for an equal frame, of whatever library.
+
+    It depends on the key columns, the number of rows, the first ones and the last one.
+    """
+    compared = RowKeys(keys.input_columns, keys.id_column, "full", keys.as_request)
+    parts = [repr((compared.columns, dataset.rows)).encode()]
+    last = max(0, dataset.rows - 1)
+    for start, limit in ((0, min(_FIRST_ROWS, dataset.rows)), (last, dataset.rows)):
+        at = start
+        for batch in dataset.batches(compared.columns, start=start, limit=limit):
+            parts.append(np.ascontiguousarray(compared.digests(batch, at)).tobytes())
+            at += batch.num_rows
+    return _digest(b"\n".join(parts))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def job_folders(store: Path) -> Iterator[Path]:
+    """The folders of all jobs in a store; none when it is not there."""
+    try:
+        names = sorted(os.listdir(store))  # noqa: PTH208 - names only
+    except FileNotFoundError:
+        return
+    for name in names:
+        if _KEY.fullmatch(name):
+            yield store / name
+
+
+def read_note(folder: Path) -> JobNote | None:
+    """Whose results a folder holds; None when that cannot be read."""
+    try:
+        return msgspec.json.decode((folder / _NOTE).read_bytes(), type=JobNote)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def hidden_to(folder: Path) -> int:
+    """The last generation whose results a job has hidden from itself; 0: none.
+
+    Raises:
+        JobError: what was hidden cannot be read.
+    """
+    return _read_hidden(folder).own
+
+
+def _created(folder: Path) -> tuple[datetime, str]:
+    note = read_note(folder)
+    return (_LAST if note is None else note.created_at), folder.name
+
+
+def _read_hidden(folder: Path) -> Hidden:
+    path = folder / _HIDDEN
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Hidden)
+    except FileNotFoundError:
+        return Hidden()
+    except (OSError, msgspec.DecodeError) as error:
+        raise JobError(
+            f"{path} cannot be read, so it is not known which results were to be asked again.",
+            hint="Repair it, or remove it and submit the job with --no-resume.",
+        ) from error
+
+
+def _last_generation(folder: Path) -> int:
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - names only
+    except FileNotFoundError:
+        return 0
+    found = filter(None, map(_NUMBERED.match, names))
+    return max((int(match[1]) for match in found), default=0)
+
+
+def hold(folder: Path) -> Lease:
+    """Hold a job's folder. Waits to find out whether a holder on another machine lives.
+
+    Raises:
+        CheckpointBusy: another driver holds it; the message names its job.
+        JobError: the folder cannot be written.
+    """
+    try:
+        return leases.acquire(folder)
+    except CheckpointBusy as error:
+        raise _named(folder, error) from error
+
+
+def check_free(folder: Path) -> None:
+    """Refuse rows that another driver asks now, and a folder that cannot be written. A driver
+    elsewhere is watched for a few seconds.
+
+    Raises:
+        CheckpointBusy: another driver holds the folder; the message names its job.
+        InvalidInput: nothing can be written there.
+    """
+    try:
+        try_writing(folder)
+    except OSError as error:
+        raise InvalidInput(
+            f"The checkpoint {folder} cannot be written: {error.filename}: {error.strerror}.",
+            hint="Choose another place with --checkpoint-dir, or repair the folder's permissions.",
+        ) from error
+    try:
+        leases.check_silent(folder)
+    except FileNotFoundError:  # nobody has asked them yet
+        return
+    except CheckpointBusy as error:
+        raise _named(folder, error) from error
+
+
+def _named(folder: Path, error: CheckpointBusy) -> CheckpointBusy:
+    note = read_note(folder)
+    if note is None:
+        return error
+    return CheckpointBusy(
+        f"The job {note.words} asks these rows now. {error.message}",
+        hint=f"Wait for it or cancel it; if it was submitted: domyn-swarm job wait {note.job_id}, "
+        f"domyn-swarm job cancel {note.job_id}. Other inputs may be asked at the same time.",
+    )

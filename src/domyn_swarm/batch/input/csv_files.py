@@ -1,0 +1,368 @@
+"""CSV and TSV: every cell is its text, or of the type that a user asks for."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from domyn_swarm.batch.column_values import JSON, array, json_array, text_array
+from domyn_swarm.batch.input.dataset import BATCH_ROWS, LOT_BYTES, no_columns
+from domyn_swarm.batch.input.file_facts import InputFacts, Look
+from domyn_swarm.batch.input.input_files import InputFile
+from domyn_swarm.batch.input.reading import CellType, InputReading, Problems
+from domyn_swarm.batch.input.text_dataset import (
+    NAME_ENCODING,
+    TextDataset,
+    not_encoded,
+    opened_text,
+)
+from domyn_swarm.errors import InvalidInput
+
+ARROW_TYPES: dict[CellType, pa.DataType] = {
+    "text": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "json": JSON,
+}
+_INT = re.compile(r"[+-]?\d+", re.ASCII)
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII | re.IGNORECASE)
+_BOOLS = {"true": True, "false": False, "1": True, "0": False}
+_WHOLE = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)
+_FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+([eE][+-]?\d+)?", re.ASCII)
+_MOST_DIGITS = 19  # of a whole number of 64 bits
+_EXACT = 2**53  # up to here a fraction holds every whole number
+_decode = msgspec.json.Decoder().decode
+
+
+def as_array(cells: Sequence[str], kind: CellType) -> pa.Array:
+    """A column of cells that have the type (see `wrong_cell`); in other types than text, an empty
+    cell is null.
+    """
+    if kind == "text":
+        return text_array(cells)
+    if kind == "json":
+        return json_array([cell.encode() if cell else None for cell in cells])
+    return array([_value(cell, kind) if cell else None for cell in cells], ARROW_TYPES[kind])
+
+
+def wrong_cell(cell: str, kind: CellType) -> bool:
+    """Whether a cell is not of the type."""
+    if not cell or kind == "text":
+        return False
+    if kind == "int":
+        return not _INT.fullmatch(cell) or is_beyond_int(cell)
+    if kind == "float":
+        return not _FLOAT.fullmatch(cell)
+    if kind == "bool":
+        return cell.lower() not in _BOOLS
+    try:
+        _decode(cell)
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def is_beyond_int(cell: str) -> bool:
+    """Whether a cell is a whole number, and one that has more than 64 bits."""
+    if not _INT.fullmatch(cell):
+        return False
+    digits = cell.lstrip("+-").lstrip("0")
+    return len(digits) > _MOST_DIGITS or not -(2**63) <= int(cell) < 2**63
+
+
+def _value(cell: str, kind: CellType) -> Any:  # noqa: ANN401 - of any of the types
+    if kind == "bool":
+        return _BOOLS[cell.lower()]
+    return int(cell) if kind == "int" else float(cell)
+
+
+class CellShape:
+    """Which type the cells of a column have, where they are to tell it.
+
+    Whole numbers as programs write them (`00123` and `+5` are none), numbers, `true` and `false`.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[CellType] = set()
+        self._largest = 0  # of the whole numbers, without their signs
+        self._beyond_int = False
+
+    def add(self, cell: str | None) -> None:
+        """Take one more cell; an empty one says nothing."""
+        if not cell or "text" in self._seen:
+            return
+        if _WHOLE.fullmatch(cell):
+            self._seen.add("int")
+            if is_beyond_int(cell):
+                self._beyond_int = True
+            elif not self._beyond_int:
+                self._largest = max(self._largest, abs(int(cell)))
+        elif _FRACTION.fullmatch(cell):
+            self._seen.add("float")
+        else:
+            self._seen.add("bool" if cell in {"true", "false", "True", "False"} else "text")
+
+    def cell_type(self) -> CellType:
+        """The type that all cells have."""
+        if self.why is not None:
+            return "text"
+        if self._seen == {"int", "float"}:
+            return "float"
+        return next(iter(self._seen)) if len(self._seen) == 1 else "text"
+
+    @property
+    def why(self) -> str | None:
+        """Why cells that all are numbers stay text nevertheless; None: they do not."""
+        if not self._seen <= {"int", "float"}:
+            return None
+        if self._beyond_int:
+            return "it holds whole numbers beyond 64 bits"
+        if self._largest > _EXACT and "float" in self._seen:
+            return "it holds fractions, and whole numbers that would lose digits as such"
+        return None
+
+
+_CELL_BYTES = 1 << 28  # of one cell, lest a quotation mark that is not closed fill the memory
+_DELIMITERS = ",;\t|"
+_MEND = (
+    'Mend the line: a cell with the delimiter, quotes or line breaks is quoted, "" is one quote.'
+)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How the cells of a file are told apart."""
+
+    delimiter: str
+    quoted: bool
+    encoding: str
+    chosen: bool  # the delimiter, by the user
+
+
+def open_csv(
+    files: Sequence[InputFile], kind: str, reading: InputReading, facts: InputFacts | None = None
+) -> TextDataset:
+    """Files with the same columns. In TSV quotation marks are characters like any other.
+
+    Raises:
+        InvalidInput: a file is no such text, has other columns, or cells are not of their types.
+    """
+    usual = "\t" if kind == "tsv" else ","
+    chosen = reading.delimiter is not None
+    form = _Form(reading.delimiter or usual, kind != "tsv", reading.encoding, chosen)
+    problems = Problems()
+    header: list[str] = []
+    looks = (facts or InputFacts()).looks(
+        files, lambda file: _look(file, form, reading.types, problems)
+    )
+    for file, look in zip(files, looks, strict=True):
+        found = look.schema.names
+        if found and header and found != header:
+            named = ", ".join(header)
+            problems.add(
+                f"{file} has other columns than {files[0]}: {', '.join(found)} instead of {named}.",
+                "Give only files with the same columns.",
+            )
+        header = header or found
+    problems.check()
+    if not header:
+        raise InvalidInput(
+            f"{files[0]} is empty: there is nothing that names its columns.",
+            hint="Write its rows, or take it out.",
+        )
+    missing = [name for name in reading.types if name not in header]
+    if missing:
+        raise InvalidInput(
+            f"The input has no column {', '.join(map(repr, missing))} (--types).",
+            hint=f"It has: {', '.join(header)}.",
+        )
+    kinds = {name: reading.types.get(name, "text") for name in header}
+    schema = pa.schema([(name, ARROW_TYPES[kind]) for name, kind in kinds.items()])
+    rows = [look.rows for look in looks]
+    return TextDataset(files, schema, rows, functools.partial(_blocks, form=form, kinds=kinds))
+
+
+# -- rows ----------------------------------------------------------------------------------------
+
+
+def _reader(text: io.TextIOBase, form: _Form) -> Iterator[list[str]]:
+    csv.field_size_limit(_CELL_BYTES)  # of the whole process: there is no other
+    if form.quoted:
+        return csv.reader(text, delimiter=form.delimiter, strict=True)
+    return csv.reader(text, delimiter=form.delimiter, quoting=csv.QUOTE_NONE, strict=True)
+
+
+def _blocks(
+    file: InputFile, columns: Sequence[str], *, form: _Form, kinds: dict[str, CellType]
+) -> Iterator[pa.RecordBatch]:
+    at = [list(kinds).index(name) for name in columns]
+    schema = pa.schema([(name, ARROW_TYPES[kinds[name]]) for name in columns])
+    for rows in _lots(file, form):
+        try:
+            cells = list(zip(*rows, strict=True))
+            arrays = [
+                as_array(cells[one], kinds[name]) for one, name in zip(at, columns, strict=True)
+            ]
+        except (ValueError, IndexError) as error:
+            raise InvalidInput(f"{file} has changed since it was opened: {error}.") from error
+        if arrays:
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        else:
+            yield no_columns(len(rows))
+
+
+def _lots(file: InputFile, form: _Form) -> Iterator[list[list[str]]]:
+    """The rows below the header, not all in memory."""
+    with opened_text(file, form.encoding, "CSV") as text:
+        lot, size, header = list[list[str]](), 0, True
+        try:
+            for row in _reader(text, form):
+                if not row:
+                    continue
+                if header:
+                    header = False
+                    continue
+                lot.append(row)
+                size += sum(map(len, row))
+                if len(lot) >= BATCH_ROWS or size >= LOT_BYTES:
+                    yield lot
+                    lot, size = [], 0
+        except csv.Error as error:
+            raise InvalidInput(f"{file} has changed since it was opened: {error}.") from error
+        except UnicodeDecodeError as error:
+            raise not_encoded(file, error) from error
+        if lot:
+            yield lot
+
+
+# -- what is wrong with a file -------------------------------------------------------------------
+
+
+def _look(file: InputFile, form: _Form, types: dict[str, CellType], problems: Problems) -> Look:
+    """The names in the first line that is not blank, and how many rows are below it."""
+    look = _Look(file, form, types)
+    try:
+        header, rows = look.run("strict")
+    except UnicodeDecodeError as error:
+        look = _Look(file, form, types)
+        try:  # the same once more, to tell all cells that it is about
+            header, rows = look.run("surrogateescape")
+        except UnicodeDecodeError:  # an encoding whose bytes cannot be told apart so
+            raise not_encoded(file, error) from error
+    problems.take(look.problems)
+    names = [name.encode("utf-8", "replace").decode() for name in header]
+    return Look(pa.schema([(name, pa.string()) for name in names]), rows)
+
+
+class _Look:
+    """One look at one file."""
+
+    def __init__(self, file: InputFile, form: _Form, types: dict[str, CellType]) -> None:
+        self.problems = Problems()
+        self._file = file
+        self._form = form
+        self._types = types
+        self._header: list[str] = []
+        self._typed: list[tuple[int, str, CellType]] = []
+
+    def run(self, errors: str) -> tuple[list[str], int]:
+        """Header and rows; all that is wrong is added to the problems.
+
+        Raises:
+            UnicodeDecodeError: the text is in another encoding, and errors are strict.
+        """
+        rows = last = 0
+        with opened_text(self._file, self._form.encoding, "CSV", errors) as text:
+            reader = _reader(text, self._form)
+            while True:
+                try:
+                    row = next(reader)
+                except StopIteration:
+                    return self._header, rows
+                except csv.Error as error:
+                    if self._failed(last + 1, str(error)):
+                        return self._header, rows
+                else:
+                    if row and not self._header:
+                        self._begin(row, last + 1)
+                        if any("\0" in name for name in row):  # the rows below say nothing more
+                            return self._header, rows
+                    elif row:
+                        rows += 1
+                        if len(row) != len(self._header) or self._typed or errors != "strict":
+                            self._judge(row, last + 1)
+                last = reader.line_num  # type: ignore[attr-defined]
+
+    def _add(self, line: int, problem: str, hint: str = _MEND) -> None:
+        self.problems.add(f"{self._file}, line {line}: {problem}.", hint)
+
+    def _failed(self, line: int, told: str) -> bool:
+        """Tell what the reader says of the row that begins in a line; whether that was the end."""
+        if "unexpected end" in told:
+            self._add(line, "a quotation mark that is opened in this row is never closed")
+        elif "field larger" in told:
+            what = f"a cell has more than {_CELL_BYTES >> 20} MB; is a quotation mark not closed?"
+            self._add(line, what)
+            return True
+        else:
+            self._add(line, "behind a closing quotation mark there is neither delimiter nor end")
+        return "unexpected end" in told
+
+    def _begin(self, names: list[str], line: int) -> None:
+        self._header = names
+        self._typed = [(at, n, self._types[n]) for at, n in enumerate(names) if n in self._types]
+        if any("\0" in name for name in names):
+            self._add(line, "the columns' names hold NUL bytes: is it UTF-16?", NAME_ENCODING)
+            return
+        twice = [name for name, times in Counter(names).items() if times > 1 and name]
+        if twice:
+            self._add(
+                line, f"the file has the column {twice[0]!r} more than once", "Rename one of them."
+            )
+        if "" in names:
+            self._add(line, f"column {names.index('') + 1} has no name", "Give each column a name.")
+        self._judge(names, line)
+        usual = self._form.delimiter
+        others = (one for one in _DELIMITERS if one != usual and one in names[0])
+        other = next(others, None)
+        if len(names) == 1 and other and not self._form.chosen:
+            given = "tab" if other == "\t" else other
+            self._add(
+                line,
+                f"there is one column, {names[0]!r}: {other!r} seems to be the delimiter",
+                f"Say so: --delimiter '{given}'; or that it is not: "
+                f"--delimiter '{'tab' if usual == chr(9) else usual}'.",
+            )
+
+    def _judge(self, row: list[str], line: int) -> None:
+        if len(row) != len(self._header):
+            self._add(
+                line, f"the row has {len(row)} cells, and there are {len(self._header)} columns"
+            )
+            return
+        for name, cell in zip(self._header, row, strict=True):
+            bad = next((one for one in cell if "\ud800" <= one <= "\udfff"), None)
+            if bad is not None:
+                byte = ord(bad) - 0xDC00
+                column = name.encode("utf-8", "replace").decode()
+                what = f"the column {column!r} is not {self._form.encoding}: byte 0x{byte:02x}"
+                self._add(line, what.replace("utf-8", "UTF-8"), NAME_ENCODING)
+        for at, name, kind in self._typed:
+            if row is not self._header and wrong_cell(row[at], kind):
+                large = kind == "int" and is_beyond_int(row[at])
+                why = "has more than the 64 bits of an int" if large else f"is no {kind}"
+                self._add(
+                    line,
+                    f"the column {name!r} holds {row[at]!r:.80}, which {why}",
+                    "Mend the cell, or leave the column out of --types: then it is text.",
+                )

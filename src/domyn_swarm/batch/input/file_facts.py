@@ -1,0 +1,282 @@
+"""What is known of each input file before its rows are read: checksum, footer, columns; and whether
+files are parts of one table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import msgspec
+import pyarrow as pa
+
+from domyn_swarm.batch.input.input_files import InputFile
+from domyn_swarm.errors import InvalidInput
+from domyn_swarm.logs import get_logger
+from domyn_swarm.paths import private_file
+
+_HINT = "Give only files with one schema, or convert them first."
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+
+
+def check_names(schema: pa.Schema, file: object) -> None:
+    """Refuse columns that cannot be told apart.
+
+    Raises:
+        InvalidInput: two have one name.
+    """
+    twice = [name for name, times in Counter(schema.names).items() if times > 1]
+    if twice:
+        raise InvalidInput(
+            f"{file} has the column {twice[0]!r} more than once.", hint="Rename one of them."
+        )
+
+
+def common_schema(schemas: Sequence[tuple[Any, pa.Schema]]) -> pa.Schema:
+    """The columns of all files, in the order of the first, in types that hold every value.
+
+    Raises:
+        InvalidInput: a file has other columns, or values of another kind; the column is named.
+    """
+    first, known = schemas[0]
+    check_names(known, first)
+    kinds = {field.name: field.type for field in known}
+    seen = {known}
+    for file, schema in schemas[1:]:
+        if schema in seen:
+            continue
+        seen.add(schema)
+        check_names(schema, file)
+        _check_same_names(first, kinds, file, schema)
+        for field in schema:
+            kind = _wider(kinds[field.name], field.type)
+            if kind is None:
+                raise InvalidInput(
+                    f"The column {field.name!r} is {field.type} in {file} and "
+                    f"{kinds[field.name]} in {first} or another file.",
+                    hint=_HINT,
+                )
+            kinds[field.name] = kind
+    return pa.schema(list(kinds.items()))
+
+
+def _check_same_names(
+    first: object, kinds: dict[str, pa.DataType], file: object, schema: pa.Schema
+) -> None:
+    for has, lacks, names in (
+        (first, file, [name for name in kinds if name not in schema.names]),
+        (file, first, [name for name in schema.names if name not in kinds]),
+    ):
+        if names:
+            raise InvalidInput(
+                f"{lacks} has no column {', '.join(map(repr, names))}, which {has} has: they have "
+                "other columns or types.",
+                hint=_HINT,
+            )
+
+
+def as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch with the types and the order of columns of a common schema; it may lack some."""
+    if batch.schema.equals(schema):
+        return batch
+    fields = [field for field in schema if field.name in batch.schema.names]
+    columns = [_cast(batch.column(field.name), field.type) for field in fields]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    return column if column.type.equals(kind) else column.cast(kind)
+
+
+def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """A type that holds the values of both as they are; None: there is none."""
+    if one.equals(other) or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if pa.types.is_dictionary(one) or pa.types.is_dictionary(other):
+        return _wider(_undictionaried(one), _undictionaried(other))
+    for kinds, made in ((_TEXTS, pa.large_string()), (_BYTES, pa.large_binary())):
+        if _is_any(one, kinds) and _is_any(other, kinds):
+            return made
+    if _is_number(one) and _is_number(other):
+        return _wider_number(one, other)
+    return _wider_nested(one, other)
+
+
+def _undictionaried(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_any(kind: pa.DataType, kinds: Sequence[Callable[[pa.DataType], bool]]) -> bool:
+    return any(is_it(kind) for is_it in kinds)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _wider_number(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_floating(one) or pa.types.is_floating(other):
+        return None  # 1 beside 1.5 would be 1.0 in a prompt, and 0.1 of 32 bits another number
+    if pa.types.is_unsigned_integer(one) == pa.types.is_unsigned_integer(other):
+        return one if one.bit_width > other.bit_width else other
+    unsigned = one if pa.types.is_unsigned_integer(one) else other
+    return pa.int64() if unsigned.bit_width < 64 else None
+
+
+def _wider_nested(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if _is_list(one) and _is_list(other):
+        inner = _wider(one.value_type, other.value_type)
+        return None if inner is None else pa.large_list(inner)
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        fields = {field.name: field.type for field in other}
+        if [field.name for field in one] != list(fields):
+            return None
+        inner = {field.name: _wider(field.type, fields[field.name]) for field in one}
+        return None if None in inner.values() else pa.struct(list(inner.items()))
+    return None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+_log = get_logger(__name__)
+
+_AT_ONCE = 32  # most of a look is waiting for a disk, or for a store
+_TELL_S = 5.0
+_CHUNK_BYTES = 1 << 20
+
+
+class Look(NamedTuple):
+    """One file."""
+
+    schema: pa.Schema  # of text: the names, and what its cells are; empty where there is nothing
+    rows: int
+
+
+class _Kept(msgspec.Struct, array_like=True):
+    path: str
+    version: str
+    schema: int  # which of them
+    rows: int
+
+
+class _Document(msgspec.Struct):
+    schemas: list[bytes]
+    files: list[_Kept]
+    digests: dict[str, tuple[str, str]] = {}  # by path: the file's version, and its SHA-256
+
+
+class InputFacts:
+    """The looks at a job's files, those of an earlier program among them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, Look]] = {}
+        self._digests: dict[str, tuple[str, str]] = {}
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """What was kept in a file; nothing where it cannot be read."""
+        facts = cls()
+        try:
+            document = msgspec.msgpack.decode(path.read_bytes(), type=_Document)
+            schemas = [pa.ipc.read_schema(pa.py_buffer(one)) for one in document.schemas]
+            facts._known = {
+                one.path: (one.version, Look(schemas[one.schema], one.rows))
+                for one in document.files
+            }
+            facts._digests = document.digests
+        except (OSError, msgspec.DecodeError, pa.ArrowException, IndexError):
+            return cls()
+        return facts
+
+    def save(self, path: Path) -> None:
+        """Keep them in a file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        at: dict[pa.Schema, int] = {}
+        files = [
+            _Kept(name, version, at.setdefault(look.schema, len(at)), look.rows)
+            for name, (version, look) in self._known.items()
+        ]
+        schemas = [one.serialize().to_pybytes() for one in at]
+        private_file(path).write_bytes(
+            msgspec.msgpack.encode(_Document(schemas, files, self._digests))
+        )
+
+    def digest(self, file: InputFile) -> str:
+        """The SHA-256 of what a file holds.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        version = _version(file)
+        known = self._digests.get(str(file))
+        if version and known is not None and known[0] == version:
+            return known[1]
+        digest = hashlib.sha256()
+        with contextlib.closing(file.open()) as opened:
+            while chunk := opened.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        self._digests[str(file)] = version, digest.hexdigest()
+        return digest.hexdigest()
+
+    def looks(
+        self,
+        files: Sequence[InputFile],
+        look: Callable[[InputFile], Look],
+        *,
+        side_by_side: bool = False,
+    ) -> list[Look]:
+        """A look at each file, in their order; what takes long is told in the log.
+
+        Raises:
+            Exception: what a look raises, of the first file that it does for.
+        """
+
+        def one(file: InputFile) -> Look:
+            version = _version(file)
+            known = self._known.get(str(file))
+            if version and known is not None and known[0] == version:
+                return known[1]
+            found = look(file)
+            self._known[str(file)] = version, found
+            return found
+
+        found: list[Look] = []
+        told = time.monotonic()
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="files") as pool:
+            try:
+                for each in pool.map(one, files) if side_by_side else map(one, files):
+                    found.append(each)
+                    if len(found) < len(files) and time.monotonic() - told > _TELL_S:
+                        told = time.monotonic()
+                        _log.warning("looked at %d of %d files", len(found), len(files))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return found
+
+
+def _version(file: InputFile) -> str:
+    """What changes when the file does; nothing where that cannot be known."""
+    try:
+        if file.system is not None:
+            named = "" if "http" in file.system.protocol else file.system.ukey(file.path)
+            return str(named)  # fsspec takes what HTTP serves for what never changes
+        found = os.stat(file.path)  # noqa: PTH116 - ten thousand times
+    except Exception:  # noqa: BLE001 - file systems raise errors of libraries of their own
+        return ""
+    return f"{found.st_size}-{found.st_mtime_ns}"

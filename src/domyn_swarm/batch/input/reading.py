@@ -1,0 +1,104 @@
+"""How an input's files are read: what they do not say themselves, and what is wrong with them, all
+of it at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from domyn_swarm.errors import ConfigError, InvalidInput
+from domyn_swarm.record import After, Record, field
+
+CellType = Literal["text", "int", "float", "bool", "json"]
+
+
+def _known(encoding: str) -> str:
+    try:
+        "".encode(encoding)  # some codecs are not of text
+        name = codecs.lookup(encoding).name
+    except LookupError:
+        raise ValueError(f"{encoding!r} is no encoding; such are utf-8, cp1252, utf-16") from None
+    return "utf-8" if name in {"utf-8", "utf-8-sig", "ascii"} else name
+
+
+def _one_character(delimiter: str | None) -> str | None:
+    named = {"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter)
+    if named is not None and (len(named) != 1 or named in '"\r\n'):
+        raise ValueError(f"{delimiter!r} is not one character; such are ';', '|' and tab")
+    return named
+
+
+class InputReading(Record):
+    """What a user says of the input. Nothing of it is guessed from the files."""
+
+    encoding: Annotated[str, After(_known)] = "utf-8"  # of text files
+    # Of CSV and TSV; None: a comma, a tab.
+    delimiter: Annotated[str | None, After(_one_character)] = None
+    types: dict[str, CellType] = field(default_factory=dict)  # of CSV's columns; the others: text
+    recursive: bool = False  # a folder's sub-folders as well
+
+
+def reading_of(given: Mapping[str, Any]) -> InputReading:
+    """A reading from what a user wrote.
+
+    Raises:
+        ConfigError: there is no such encoding, delimiter or type.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return InputReading.model_validate(given)
+    except ValidationError as error:
+        told = error.errors(include_url=False)[0]
+        flag = " ".join(map(str, told["loc"]))
+        hint = "Types are text, int, float, bool and json." if told["loc"][0] == "types" else ""
+        raise ConfigError(
+            f"--{flag}: {str(told['msg']).removeprefix('Value error, ')}.", hint=hint
+        ) from error
+
+
+_SHOWN = 20
+
+
+class Problems:
+    """Problems of one input, the first of them in words."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+        self._hints: dict[str, None] = {}
+        self._count = 0
+
+    def add(self, problem: str, hint: str) -> None:
+        """One more: what and where, and what to do about it."""
+        if self.counted():
+            return
+        self._count += 1
+        self._found.append(problem)
+        self._hints[hint] = None
+
+    def counted(self) -> bool:
+        """Count one more without words, where enough are known; whether it was."""
+        full = len(self._found) >= _SHOWN
+        self._count += full
+        return full
+
+    def take(self, other: Problems) -> None:
+        """All problems of another, behind these."""
+        room = max(0, _SHOWN - len(self._found))
+        self._found += other._found[:room]
+        self._hints |= other._hints
+        self._count += other._count
+
+    def check(self) -> None:
+        """Refuse the input if there was any.
+
+        Raises:
+            InvalidInput: names them, the first 20.
+        """
+        if not self._count:
+            return
+        left = self._count - len(self._found)
+        more = [f"… and {left} more."] if left else []
+        raise InvalidInput("\n".join([*self._found, *more]), hint=" ".join(self._hints))

@@ -1,0 +1,194 @@
+"""Text files as rows: what CSV, TSV and JSON Lines have in common, compressed or not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from domyn_swarm.batch.input.dataset import lots
+from domyn_swarm.batch.input.input_files import InputFile
+from domyn_swarm.errors import InvalidInput
+
+Read = Callable[[InputFile, Sequence[str]], Iterator[pa.RecordBatch]]
+"""A file's rows with the named columns, in order."""
+
+NAME_ENCODING = "Name the file's encoding: --encoding cp1252 (Windows), latin-1, utf-16."
+"""What to do about bytes that are not of the encoding."""
+
+_BUFFER_BYTES = 1 << 18
+_BOM = b"\xef\xbb\xbf"
+_MARKS = (  # the longer ones first
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+_LAST_PLANE = 0x10  # of Unicode: the third byte of a character in UTF-32
+_HEAD_BYTES = 64
+
+
+class TextDataset:
+    """See `batch.dataset.Dataset`.
+
+    `row_column` names a column that is not in the schema: the rows as they stand in their files,
+    as JSON. None: rows are no JSON.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[InputFile],
+        schema: pa.Schema,
+        rows: Sequence[int],
+        read: Read,
+        row_column: str | None = None,
+    ) -> None:
+        """`rows` are those of each file."""
+        self.schema = schema
+        self.rows = sum(rows)
+        self.row_column = row_column
+        self._files = files
+        self._rows = rows
+        self._read = read
+
+    def batches(
+        self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """See `Dataset.batches`. Rows before `start` are read and left out, files are not read."""
+        end = self.rows if limit is None else min(limit, self.rows)
+        names = self.schema.names if columns is None else list(columns)
+        first = 0
+        for file, rows in zip(self._files, self._rows, strict=True):
+            if first >= end:
+                return
+            at = first
+            if first + rows > start:
+                for block in self._read(file, names):
+                    yield from lots(block, None, start - at, end - at)
+                    at += block.num_rows
+                    if at >= min(end, first + rows):
+                        break
+            first += rows
+
+    def file_bytes(self) -> int:
+        """The size of its files that are on this machine and not compressed."""
+        plain = [file for file in self._files if file.system is None and not file.packing]
+        return sum(Path(file.path).stat().st_size for file in plain)
+
+
+def text_bytes(dataset: Any) -> int:  # noqa: ANN401 - any `Dataset`
+    """How many bytes of text a dataset is read from, as far as they are on this machine and not
+    compressed.
+    """
+    return dataset.file_bytes() if isinstance(dataset, TextDataset) else 0
+
+
+def is_csv(dataset: Any) -> bool:  # noqa: ANN401 - any `Dataset`
+    """Whether rows are the cells of text."""
+    return isinstance(dataset, TextDataset) and dataset.row_column is None
+
+
+def open_columns(dataset: Any) -> list[str]:  # noqa: ANN401 - any `Dataset`
+    """The columns whose types only their values tell: those of JSON Lines."""
+    return [] if row_column_of(dataset) is None else list(dataset.schema.names)
+
+
+def row_column_of(dataset: Any) -> str | None:  # noqa: ANN401 - any `Dataset`
+    """The column that holds a dataset's rows as the JSON that they were written in, if any."""
+    return dataset.row_column if isinstance(dataset, TextDataset) else None
+
+
+@contextlib.contextmanager
+def opened_text(
+    file: InputFile, encoding: str, kind: str, errors: str = "strict"
+) -> Iterator[io.TextIOWrapper]:
+    """A file's text, decompressed, without a byte order mark; line ends are as they are.
+
+    Raises:
+        InvalidInput: it cannot be read, or is UTF-16 or UTF-32 by its first bytes; it is named.
+        UnicodeDecodeError: it is not of the encoding, and `errors` are strict.
+    """
+    with opened_bytes(file, encoding, kind) as stream:
+        yield io.TextIOWrapper(stream, encoding, errors, newline="")
+
+
+@contextlib.contextmanager
+def opened_bytes(file: InputFile, encoding: str, kind: str) -> Iterator[BinaryIO]:
+    """A file's content, decompressed, without a byte order mark of UTF-8. Raises as `opened_text`,
+    which looks at the bytes.
+    """
+    with named_errors(file, kind), file.stream() as stream:
+        head = stream.read(_HEAD_BYTES)
+        if encoding == "utf-8":
+            if (other := _other_encoding(head)) is not None:
+                raise InvalidInput(
+                    f"{file} is {other.upper()}, not UTF-8.",
+                    hint=f"Name its encoding: --encoding {other}.",
+                )
+            head = head.removeprefix(_BOM)
+        yield cast("BinaryIO", io.BufferedReader(_Beginning(head, stream), _BUFFER_BYTES))
+
+
+def _other_encoding(head: bytes) -> str | None:
+    """What the first bytes of a file say that it is; None: nothing. Where there is no mark, the NUL
+    bytes of its first line tell, which no text has that could be read.
+    """
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    at = head.partition(b"\n")[0].find(b"\0")
+    if at < 0:
+        return None
+    fours = [head[start : start + 4] for start in range(0, len(head) - 3, 4)]
+    if fours and all(one[3] == 0 and one[2] <= _LAST_PLANE for one in fours):
+        return "utf-32-le"
+    if fours and all(one[0] == 0 and one[1] <= _LAST_PLANE for one in fours):
+        return "utf-32-be"
+    return "utf-16-le" if at % 2 else "utf-16-be"
+
+
+class _Beginning(io.RawIOBase):
+    """A stream with bytes before it that were read of it already."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self._head = head
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - memory to write to
+        given = self._head or self._stream.read(len(buffer))
+        self._head = given[len(buffer) :]
+        given = given[: len(buffer)]
+        buffer[: len(given)] = given
+        return len(given)
+
+
+def not_encoded(file: InputFile, error: UnicodeDecodeError) -> InvalidInput:
+    """What to tell of a file that is not of its encoding."""
+    return InvalidInput(
+        f"{file} is not {error.encoding}: {error.reason}.",
+        hint="Name its encoding: --encoding cp1252 (Windows), latin-1, utf-16.",
+    )
+
+
+@contextlib.contextmanager
+def named_errors(file: InputFile, kind: str) -> Iterator[None]:
+    """Errors of reading a file, as what a user can do about them.
+
+    Raises:
+        InvalidInput: it cannot be read; names the file.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError) as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = "Check the path and its permissions; mend that line, or convert the file."
+        if "too much memory" in told:
+            hint = "Pack it again without --long: zstd -dc --long=31 FILE | zstd > NEW."
+        raise InvalidInput(f"{file} cannot be read as {kind}: {told}", hint=hint) from error

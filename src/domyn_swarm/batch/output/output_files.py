@@ -1,0 +1,362 @@
+"""Files of an output: written in a folder beside it, then moved into place whole; and whose file it
+is that lies there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from domyn_swarm.batch.checkpoint.job_store import input_key
+from domyn_swarm.batch.checkpoint.request_identity import in_words
+from domyn_swarm.batch.durable_files import sync_folder, try_writing
+from domyn_swarm.batch.input.file_facts import InputFacts
+from domyn_swarm.batch.input.input_files import InputFile
+from domyn_swarm.batch.output.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    manifest_path,
+    modified_at,
+    read_manifest,
+)
+from domyn_swarm.batch.output.part_writer import OpenSink, ParquetSink, TextSink
+from domyn_swarm.batch.output.text_forms import FORMS, TextForm
+from domyn_swarm.errors import InvalidInput, JobError, OutputExists
+
+IDENTITY_KEY = b"domyn_swarm.process_identity"
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who writes an output, and what it may replace."""
+
+    identity: str
+    input_path: str | None = None  # None: the output is read, not written
+    overwrite: bool = False  # what any job wrote, not this one alone
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the identity, without secrets
+
+    def may_replace(
+        self, file: InputFile, manifests: Iterable[Manifest | None], facts: InputFacts
+    ) -> bool:
+        """Whether a file is of this job's output, by its metadata or by one of the manifests."""
+        return self.owns(written_identity(file)) or any(
+            one is not None and self.owns(one.job.identity) and is_named(file, one, facts)
+            for one in manifests
+        )
+
+    def owns(self, identity: str | None) -> bool:
+        """Whether what a job of that identity wrote may be replaced."""
+        return identity is not None and (self.overwrite or identity == self.identity)
+
+    def refusal(self, where: str, there: Manifest | None) -> OutputExists:
+        """Why `where` is not replaced; `there` is what it says of itself, None: it is nobody's."""
+        if there is None:
+            return OutputExists(
+                f"{where} exists and is not this job's output.",
+                hint="Move it away or choose another --output; --overwrite replaces what "
+                "another job of domyn-swarm wrote, as it wrote it, and nothing else.",
+            )
+        differs = in_words(there.job.identity_fields, self.fields)
+        if self.input_path and input_key(there.input.path) != input_key(self.input_path):
+            differs.insert(0, f"input: {there.input.path} → {self.input_path}")
+        what = "; ".join(differs) or "what is kept secret"
+        return OutputExists(
+            f"{where} has the answers of another job, {there.job.id}. What differs: {what}.",
+            hint="Choose another --output, or give --overwrite to replace it.",
+        )
+
+    def check_input(self, there: Manifest | None, where: str) -> None:
+        """Refuse to replace an output that has the rows of another input.
+
+        Raises:
+            OutputExists: names that input.
+        """
+        if there is None or self.overwrite or self.input_path is None:
+            return
+        if input_key(there.input.path) != input_key(self.input_path):
+            raise OutputExists(
+                f"{where} has the answers to another input, {there.input.path}.",
+                hint="Choose another --output, or give --overwrite to replace it.",
+            )
+
+
+def is_whole(file: InputFile, there: Manifest | None, facts: InputFacts) -> bool:
+    """Whether a file is as the job wrote it whose manifest is there."""
+    return there is not None and Writer(there.job.identity).may_replace(file, [there], facts)
+
+
+def written_identity(file: InputFile) -> str | None:
+    """The identity of the job that wrote a Parquet file; None when its metadata tells none."""
+    if file.kind != "parquet":
+        return None
+    try:
+        with contextlib.closing(file.open()) as opened:
+            metadata = pq.read_metadata(opened).metadata or {}
+    except (pa.ArrowException, OSError):
+        return None
+    found = metadata.get(IDENTITY_KEY)
+    return None if found is None else found.decode()
+
+
+def is_named(file: InputFile, manifest: Manifest | None, facts: InputFacts) -> bool:
+    """Whether a manifest names the file as it is: with its size, and the moment of its last change.
+    Only where that is another one, as after copying, the file is read for its checksum; once, as
+    long as it is the same.
+    """
+    if manifest is None:
+        return False
+    name = file.path.rpartition("/")[2]
+    known = next((one for one in manifest.files if one.name == name), None)
+    try:
+        if known is None or file.size() != known.bytes:
+            return False
+        if file.system is None and modified_at(Path(file.path)) == known.modified_at:
+            return True
+        return facts.digest(file) == known.sha256
+    except OSError:
+        return False
+
+
+SHARD_ROWS = 250_000
+"""Rows in each shard of `--shard-output`; the last one has what is left."""
+
+KIND_OF_SUFFIX = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
+_SHARD_NAME = re.compile(r"^part-\d{5,}\.parquet$")
+
+
+def shard_name(number: int) -> str:
+    """The name of a shard; names sort as their rows do."""
+    return f"part-{number:05d}.parquet"
+
+
+def opener_of(kind: str, form: TextForm | None = None) -> OpenSink:
+    """What writes files of a kind; text in a form of its own, if given."""
+    return ParquetSink if kind == "parquet" else functools.partial(TextSink, form or FORMS[kind])
+
+
+class Place(Protocol):
+    """Where a job's output goes: one file, or a folder of shards."""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The file's name, and the manifest's."""
+
+    def check(self, least_bytes: int = 0) -> None:
+        """Refuse to replace anything that this job did not write.
+
+        Args:
+            least_bytes: what the output will have at least.
+
+        Raises:
+            OutputExists: names what stands in the way.
+            InvalidInput: nothing can be written there, or there is no room for it.
+        """
+
+    def stage(self) -> contextlib.AbstractContextManager[Path]:
+        """A fresh folder to write its files in; gone afterwards."""
+
+    def put(self, stage: Path) -> None:
+        """Move what was written in the stage into place, the manifest last.
+
+        Raises:
+            OutputExists: something foreign has come to lie there meanwhile.
+            OSError: it cannot be written.
+        """
+
+    def manifest(self) -> Manifest | None:
+        """What the output that lies there says of itself; None: there is none."""
+
+    def files(self, manifest: Manifest) -> list[InputFile]:
+        """The files that a manifest names, in the order of their rows."""
+
+    def surplus(self, manifest: Manifest) -> list[str]:
+        """Parquet files among the shards that the manifest does not name."""
+
+
+@dataclass(frozen=True)
+class OutputPlace:
+    """See `Place`: on a file system of this machine."""
+
+    path: Path
+    sharded: bool
+    writer: Writer
+    facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """See `Place`."""
+        return self.path.name, self._manifest.name
+
+    @property
+    def _manifest(self) -> Path:
+        return manifest_path(self.path, sharded=self.sharded)
+
+    def manifest(self) -> Manifest | None:
+        """See `Place`."""
+        return read_manifest(self._manifest)
+
+    def files(self, manifest: Manifest) -> list[InputFile]:
+        """See `Place`."""
+        folder = self.path if self.sharded else self.path.parent
+        return [InputFile(str(folder / file.name)) for file in manifest.files]
+
+    def surplus(self, manifest: Manifest) -> list[str]:
+        """See `Place`."""
+        known = {file.name for file in manifest.files}
+        found = {path.name for path in self.path.glob("*.parquet")} if self.sharded else set()
+        return sorted(found - known)
+
+    def check(self, least_bytes: int = 0) -> None:
+        """See `Place`."""
+        found = self._foreign_shard() if self.sharded else self._foreign_file()
+        if found is not None:
+            manifest, file = self.manifest(), InputFile(str(found))
+            known = found == self._manifest or is_whole(file, manifest, self.facts)
+            raise self.writer.refusal(str(found), manifest if known else None)
+        if self.path.exists():
+            self.writer.check_input(self.manifest(), str(self.path))
+        try:
+            there = try_writing(self.path.absolute().parent)
+            room = shutil.disk_usage(there)
+        except OSError as error:
+            raise InvalidInput(
+                f"The output {self.path} cannot be written: {error.filename}: {error.strerror}.",
+                hint="Choose another --output, or mend the folder's permissions.",
+            ) from error
+        if room.total and room.free < least_bytes:  # some file systems do not tell
+            raise InvalidInput(
+                f"The output {self.path} will have {least_bytes / 1e9:.1f} GB or more, and "
+                f"{there} has room for {room.free / 1e9:.1f} GB.",
+                hint="Make room, or choose another --output.",
+            )
+
+    def _foreign_file(self) -> Path | None:
+        if self.path.exists() and not self._wrote(self.path):
+            return self.path
+        if self._manifest.exists() and read_manifest(self._manifest) is None:
+            return self._manifest
+        return None
+
+    def _foreign_shard(self) -> Path | None:
+        if not self.path.is_dir():
+            return self.path if self.path.exists() else None
+        return next((one for one in sorted(self.path.iterdir()) if not self._wrote(one)), None)
+
+    def _wrote(self, path: Path) -> bool:
+        if self.sharded and path.name == MANIFEST_NAME:
+            manifest = read_manifest(path)
+            return manifest is not None and self.writer.owns(manifest.job.identity)
+        if not path.is_file() or (self.sharded and not is_shard_name(path.name)):
+            return False
+        manifests = map(read_manifest, self._manifests())
+        return self.writer.may_replace(InputFile(str(path)), manifests, self.facts)
+
+    def _manifests(self) -> list[Path]:
+        """The one in place, and those that a kill kept from getting there."""
+        return [self._manifest, *(left / self._manifest.name for left in self._left())]
+
+    def _left(self) -> list[Path]:
+        """Stages of runs of this job that are at work or were killed."""
+        prefix = f".{self.path.name}.{self.writer.identity}."
+        inside = self.path.parent.iterdir() if self.path.parent.is_dir() else ()
+        return [
+            one for one in inside if one.name.startswith(prefix) and one.name.endswith(".partial")
+        ]
+
+    @contextlib.contextmanager
+    def stage(self) -> Iterator[Path]:
+        """See `Place`. It is beside the output; what a killed run of this job left is mended."""
+        parent = self.path.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in self._left():
+            # No other job with these requests writes here now: it was refused as it was submitted.
+            self._finish_move(left)
+            shutil.rmtree(left)
+        if self._aside.exists() and not self.path.exists():
+            self._aside.rename(self.path)
+        stage = parent / f".{self.path.name}.{self.writer.identity}.{os.getpid()}.partial"
+        stage.mkdir()
+        try:
+            yield stage
+        finally:
+            if not self._is_half_moved(stage):  # else the next run of this job goes on with it
+                shutil.rmtree(stage, ignore_errors=True)
+
+    def _is_half_moved(self, stage: Path) -> bool:
+        """Whether the output is in place and its manifest is not: it alone says whose text is."""
+        moved = not self.sharded and not (stage / self.path.name).exists()
+        return moved and (stage / self._manifest.name).exists()
+
+    def _finish_move(self, stage: Path) -> None:
+        """Put the manifest of a file that is in place where it belongs."""
+        waiting = stage / self._manifest.name
+        in_place = InputFile(str(self.path))
+        told = None if self.sharded else read_manifest(waiting)
+        if is_named(in_place, told, self.facts):
+            waiting.replace(self._manifest)
+
+    @property
+    def _aside(self) -> Path:
+        """Where the old shards are for as long as it takes to rename the new ones."""
+        return self.path.with_name(f".{self.path.name}.{self.writer.identity}.replaced")
+
+    def put(self, stage: Path) -> None:
+        """See `Place`."""
+        self.check()
+        sync_folder(stage)
+        if self.sharded:
+            self._swap(stage)
+        else:
+            (stage / self.path.name).replace(self.path)
+            (stage / self._manifest.name).replace(self._manifest)
+        sync_folder(self.path.parent)
+
+    def _swap(self, stage: Path) -> None:
+        if not self.path.exists():
+            stage.rename(self.path)
+            return
+        if self._aside.exists():  # a run was killed while it removed the shards it had replaced
+            shutil.rmtree(self._aside)
+        self.path.rename(self._aside)
+        try:
+            stage.rename(self.path)
+        except BaseException:
+            self._aside.rename(self.path)
+            raise
+        shutil.rmtree(self._aside)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place at the end, or is gone when there was an error.
+
+    Raises:
+        JobError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise JobError(
+            f"Cannot write {path}: {error.strerror or error}.",
+            hint="Choose another place, or make room there.",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # of a disk that takes nothing
+            temporary.unlink(missing_ok=True)
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file's name is one that `shard_name` gives."""
+    return bool(_SHARD_NAME.match(name))

@@ -1,0 +1,195 @@
+"""The rows of an output: each input row's kept columns, joined with its result in input order."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from domyn_swarm.batch.checkpoint.index import RowIndex
+from domyn_swarm.batch.column_values import (
+    JSON,
+    array,
+    flags,
+    indices,
+    is_json,
+    json_array,
+    json_texts,
+)
+from domyn_swarm.batch.input.dataset import Dataset
+from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.input.text_dataset import open_columns, row_column_of
+from domyn_swarm.batch.output.open_types import OpenTypes
+from domyn_swarm.batch.output.ordered_results import OrderedResults, ordered_results
+from domyn_swarm.batch.output.schema import ERROR_COLUMN, ERROR_TYPE, OutputSchema, fit
+from domyn_swarm.batch.run.rows import RowError, RowValue
+
+_split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class KeptColumns:
+    """Some of an input's columns, as the output has them: columns, or each row's own object.
+
+    names: what users call them.
+    fields: the columns that they are in the output, before their types are settled.
+    columns: what has to be read of the input for them.
+    open: those whose types only their values tell.
+    """
+
+    def __init__(self, dataset: Dataset, names: Sequence[str], *, as_rows: bool) -> None:
+        """With `as_rows`, rows that were read from JSON stay the objects that they were."""
+        self.names = list(names)
+        row = row_column_of(dataset) if as_rows and names else None
+        self._partly = row is not None and len(self.names) < len(dataset.schema.names)
+        if row is None:
+            self.fields = [dataset.schema.field(name) for name in names]
+        else:
+            self.fields = [pa.field(row, JSON)]
+        self.columns = [field.name for field in self.fields]
+        self.open = [name for name in open_columns(dataset) if name in self.columns]
+
+    def of(self, batch: pa.RecordBatch) -> list[pa.Array]:
+        """The columns of a batch of the input that has them among others."""
+        if not self._partly:
+            return [batch.column(name) for name in self.columns]
+        wanted = {*self.names}
+        rows = [_split(text) for text in json_texts(batch.column(self.columns[0])) if text]
+        return [
+            json_array(
+                msgspec.json.encode({name: one for name, one in row.items() if name in wanted})
+                for row in rows
+            )
+        ]
+
+
+error_decoder = msgspec.json.Decoder(RowError)
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+Joined = tuple[pa.RecordBatch, list[RowValue | None]]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the results of some rows are like."""
+
+    types: OpenTypes
+    rows: int  # that are settled
+    rows_failed: int  # of them
+
+
+@dataclass(frozen=True)
+class OutputRows:
+    """The rows of an input that have a result, with the kept columns and the answers."""
+
+    dataset: Dataset
+    keys: RowKeys
+    kept: KeptColumns
+    answers: OutputSchema
+    index: RowIndex
+    limit: int | None
+    cells: Sequence[str] = ()  # kept columns of text that get the types that their values have
+
+    def open_types(self) -> OpenTypes:
+        """The columns whose types their values tell, before any was looked at."""
+        answers = [name for name, kind in self.answers.arrow.items() if kind is None]
+        return OpenTypes([*self.kept.open, *answers], self.cells)
+
+    def schema(self, *, errors: bool) -> pa.Schema:
+        """The columns: those kept of the input, the answers, and the errors if asked for."""
+        return answer_schema(self.kept.fields, self.answers, errors=errors)
+
+    def survey(self) -> Survey:
+        """A look at all results, and at the values of the columns whose types are open."""
+        schema = self.schema(errors=False)
+        types = self.open_types()
+        rows = failed = 0
+        fields = [field for field in schema if field.name in types.names]
+        for batch, values in self.with_results(pa.schema(fields)):
+            types.look(batch)
+            settled = [value for value in values if value is not None]
+            rows += len(settled)
+            failed += sum(bool(value.error) for value in settled)
+        return Survey(types, rows, failed)
+
+    @functools.cached_property
+    def _results(self) -> OrderedResults:
+        return ordered_results(self.dataset, self.keys, self.index, self.limit)
+
+    def count_failed(self) -> int:
+        """How many rows failed; their values are not read."""
+        return self._results.count_failed()
+
+    def joined(self, columns: Sequence[str] = ()) -> Iterator[Joined]:
+        """Batches of the input with these columns and those of the keys, with each row's result."""
+        wanted = list(dict.fromkeys([*columns, *self.keys.columns]))
+        return joined(self.dataset, wanted, self._results, self.limit)
+
+    def with_results(self, schema: pa.Schema) -> Iterator[Joined]:
+        """Batches of the input, and the rows of those that have a result, with the columns of
+        `schema`, which is `self.schema` or a part of it; and all results of the batch.
+        """
+        kept = [field for field in self.kept.fields if field.name in schema.names]
+        for batch, values in self.joined([field.name for field in kept]):
+            chosen = np.flatnonzero([value is not None for value in values])
+            inputs = self.kept.of(batch) if kept else []
+            if len(chosen) < len(values):
+                inputs = [column.take(indices(chosen)) for column in inputs]
+            settled = [value for value in values if value is not None]
+            outputs = _outputs(settled, list(schema)[len(inputs) :])
+            yield pa.RecordBatch.from_arrays([*inputs, *outputs], schema=schema), values
+
+
+def answer_schema(kept: Sequence[pa.Field], answers: OutputSchema, *, errors: bool) -> pa.Schema:
+    """Columns of the input, and behind them the answers, and the errors if asked for."""
+    fields = [*kept, *(pa.field(name, kind or JSON) for name, kind in answers.arrow.items())]
+    return pa.schema([*fields, pa.field(ERROR_COLUMN, ERROR_TYPE)] if errors else fields)
+
+
+def joined(
+    dataset: Dataset, columns: Sequence[str], results: OrderedResults, limit: int | None
+) -> Iterator[Joined]:
+    """Input batches of `columns` (the keys' among them) with each row's result.
+
+    None where there is no readable one.
+    """
+    start = 0
+    for batch in dataset.batches(columns, limit=limit):
+        yield batch, results.of(start, batch)
+        start += batch.num_rows
+
+
+def _outputs(values: Sequence[RowValue], fields: Sequence[pa.Field]) -> list[pa.Array]:
+    """The columns behind the input's: answers, and the errors where there are any."""
+    answers = [value.output or b"{}" for value in values]
+    is_open = {field.name: is_json(field.type) for field in fields if field.name != ERROR_COLUMN}
+    raw = [_split(one) for one in answers] if any(is_open.values()) else []
+    decoded = [_decode(one) for one in answers] if not all(is_open.values()) else []
+    arrays = []
+    for field in fields:
+        name, kind = field.name, field.type
+        if name == ERROR_COLUMN:
+            arrays.append(pa.array([_error(value) for value in values], ERROR_TYPE))
+        elif is_open[name]:
+            arrays.append(json_array([row.get(name) for row in raw]))
+        else:
+            arrays.append(array([fit(row.get(name), kind) for row in decoded], kind))
+    return arrays
+
+
+def _error(value: RowValue) -> dict[str, Any] | None:
+    if not value.error:
+        return None
+    return msgspec.structs.asdict(error_decoder.decode(value.error))
+
+
+def without_answer(batch: pa.RecordBatch, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Which rows have null in every one of the answer columns."""
+    nulls = [flags(batch.column(name).is_null()) for name in names]
+    rows: NDArray[np.bool_] = np.logical_and.reduce(nulls)
+    return rows

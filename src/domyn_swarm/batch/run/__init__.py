@@ -1,0 +1,1 @@
+"""A run: rows to requests to results, in one process or several."""

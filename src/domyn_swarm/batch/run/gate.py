@@ -1,0 +1,376 @@
+"""Whether anybody answers at the endpoint, and lets rows in. Closed, the gate holds every row back
+while one task knocks; nothing is counted against any row meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import count
+from typing import NamedTuple
+
+import msgspec
+
+from domyn_swarm.batch.run.standing import Fault, Kind, Standing, Suspects, brief
+from domyn_swarm.batch.run.traffic import Traffic
+from domyn_swarm.errors import JobError, SwarmError
+from domyn_swarm.logs import get_logger
+from domyn_swarm.net.errors import (
+    NoFileLeft,
+    RequestError,
+    RequestTimeout,
+    error_from_status,
+    page_instead,
+)
+from domyn_swarm.net.http import HttpClient, HttpReply
+
+_log = get_logger(__name__)
+
+_BELIEVED_S = 0.5  # how long an endpoint that served a moment ago is not asked again
+_PROBE_S = 30.0  # for one token
+_OTHERS_S = 5.0  # an answer so long ago: one replica is at fault, not the endpoint
+_LOOK_S = 0.05
+_FIRST_TRIES = 8  # of an endpoint that nobody may have started: about ten seconds
+_FILES_S = 0.5  # requests that end leave files
+
+ALONE = "rows under which engines died are asked one at a time; the others wait"
+
+
+class _Said(Enum):
+    """What became of a probe."""
+
+    ANSWERED = "answered"
+    BARRED = "barred"
+    NOTHING = "nothing"  # no reply in time
+    ELSE = "else"  # busy, gone, broken: neither yes nor no
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A request that was answered before, to be sent again."""
+
+    kind: Kind
+    body: bytes
+    limit_s: float
+
+
+class _Trouble(NamedTuple):
+    """Why the gate is closed. `probe`: what has to be answered before it opens; None: a look."""
+
+    text: str
+    probe: _Probe | None = None
+
+
+class EndpointGate:
+    """See the module. One for each session."""
+
+    def __init__(
+        self,
+        client: HttpClient,
+        locate: Callable[[], str],
+        on_state: Callable[[str | None], None],
+        suspects: Suspects,
+        *,
+        knock_max_s: float = 5.0,
+        fates: Sequence[Callable[[], Awaitable[str | None]]] = (),
+        traffic: Traffic | None = None,
+        expected: bool = True,
+    ) -> None:
+        """Each of `fates` tells, in a sentence without its full stop, why nobody will ever answer
+        there again; None: as far as it knows, somebody may. `expected`: somebody brings it up, so
+        that it is waited for however long that takes; else it has to be there already.
+        """
+        self._expected = expected
+        self._heard = False  # anything from it
+        self._has_served = False
+        self._unheard = ""  # why nothing was
+        self._client = client
+        self._locate = locate
+        self._on_state = on_state
+        self._knock_max_s = knock_max_s
+        self._fates = fates
+        self.is_open = True  # the endpoint answers, as far as is known
+        self._opened = asyncio.Event()
+        self._opened.set()
+        self._closed = asyncio.Event()
+        self._trouble = _Trouble("")
+        self._checked_at: float | None = None
+        self._asking = asyncio.Lock()
+        self._probing = asyncio.Lock()  # another one: a probe may take as long as a row
+        self._alone = False
+        self._told: str | None = None
+        self._probed: tuple[float, _Probe, _Said] | None = None
+        self.standing = Standing()
+        self.traffic = traffic or Traffic()
+        self.traffic.on_wait = self._tell_alone
+        self.suspects = suspects
+        self.url = locate()
+
+    async def passed(self) -> None:
+        """Return once it is open."""
+        await self._opened.wait()
+
+    def _tell_alone(self, begins: bool) -> None:
+        self._alone = begins
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say why rows wait, or that they do not any more, where that is news."""
+        waiting = ALONE if self._alone else None
+        text = waiting if self.is_open else self._trouble.text
+        if text != self._told:
+            self._told = text
+            self._on_state(text)
+
+    def _close(self, trouble: _Trouble) -> None:
+        if self.is_open:
+            self._trouble = trouble
+            self.is_open = False
+            self._opened.clear()
+            self._closed.set()
+
+    # -- nobody answers --------------------------------------------------------------------------
+
+    async def gone(self, *, final: bool) -> bool:
+        """Ask the endpoint whether it serves; when it does not, close the gate and say True.
+
+        `final`: the row would be given up otherwise, so what was true a moment ago is not enough.
+        """
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        async with self._asking:
+            if not self.is_open:
+                return True
+            believed_s = 0.0 if final else _BELIEVED_S
+            if self._checked_at is not None and self._checked_at > asked_at - believed_s:
+                return False  # it served, as another row has just found out
+            if await self._serves():
+                self._checked_at = loop.time()
+                return False
+            self._close(_Trouble(self._away()))
+            return True
+
+    def _away(self) -> str:
+        """What is said of an endpoint that does not serve now."""
+        if self._has_served or self.standing.proven:
+            return f"the endpoint {self.url} does not answer; waiting for it"
+        if self._heard or self._expected:
+            return f"the endpoint {self.url} is starting; waiting for it"
+        return f"nobody has answered at {self.url} yet; trying again"
+
+    async def _serves(self) -> bool:
+        """Whether a model is listed and, where there is such a thing, a replica is ready."""
+        try:
+            listing = await self._get("/v1/models")
+            if listing.status not in (200, 404, 405):
+                return listing.status < 500 and listing.status != 429
+            if listing.status == 200 and not _lists_a_model(listing.body):
+                return False
+            readiness = await self._get("/readiness")
+        except RequestError as error:
+            self._unheard = error.message
+            return False
+        self._has_served |= readiness.status != 503
+        return readiness.status != 503
+
+    async def _get(self, path: str) -> HttpReply:
+        """Ask the endpoint; while this process can open no file, nothing is known of it."""
+        while True:
+            try:
+                reply = await self._client.request("GET", self.url + path, None, 10.0)
+                self._heard = True
+                return reply
+            except NoFileLeft:
+                await asyncio.sleep(_FILES_S)
+
+    # -- somebody answers, but not to rows -------------------------------------------------------
+
+    async def whose_fault(
+        self, error: RequestError, kind: Kind, since: float, limit_s: float
+    ) -> Fault:
+        """Whose fault it is that a request was turned away, or timed out: the row's if others are
+        answered since that time.
+
+        When it is everybody's, the gate is closed by then: rows wait, and are asked again.
+        """
+        if self._is_of_the_row(error, kind, since):
+            return Fault.ROW
+        if not self.standing.proven:
+            return await self._before_any_answer(error, kind, since, limit_s)
+        if error.server is not None and self._others_are_answered():
+            return Fault.REPLICA
+        body = self.standing.known(kind)
+        if body is None:
+            return Fault.ROW  # others ask otherwise, and are answered
+        async with self._probing:
+            if not self.is_open:
+                return Fault.ALL
+            return await self._by_a_probe(error, _Probe(kind, body, limit_s), since)
+
+    async def _by_a_probe(self, error: RequestError, probe: _Probe, since: float) -> Fault:
+        timed_out = isinstance(error, RequestTimeout)
+        if not timed_out:  # a token is enough to see whether the door is open
+            body = brief(probe.kind.path, probe.body)
+            probe = _Probe(probe.kind, body, min(probe.limit_s, _PROBE_S))
+        said = await self._said_since(since, probe)
+        if said is (_Said.NOTHING if timed_out else _Said.BARRED):
+            self._close(_Trouble(self._words(error), probe))
+            return Fault.ALL
+        if timed_out or self._is_of_the_row(error, probe.kind, since):
+            return Fault.ROW
+        return Fault.REPLICA
+
+    def _others_are_answered(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return self.standing.answered_since(now - _OTHERS_S)
+
+    def _is_of_the_row(self, error: RequestError, kind: Kind, since: float) -> bool:
+        """Whether others are answered at the same time."""
+        if isinstance(error, RequestTimeout):
+            return self.standing.answered_since(since)
+        return self.standing.serves(kind, error.server, since)
+
+    async def _before_any_answer(
+        self, error: RequestError, kind: Kind, since: float, limit_s: float
+    ) -> Fault:
+        """The same while nothing was answered in this run: what is in flight may be yet."""
+        if isinstance(error, RequestTimeout):
+            return Fault.ROW  # `FailureLimit` ends the run after a handful, as below
+        while not self.standing.proven and self.traffic.in_flight:  # noqa: ASYNC110 - seldom
+            await asyncio.sleep(_LOOK_S)
+        if self.standing.proven:
+            return await self.whose_fault(error, kind, since, limit_s)
+        return Fault.ROW if error.server is None else Fault.REPLICA
+
+    async def _said_since(self, moment: float, probe: _Probe) -> _Said:
+        """What a probe of this kind said that was sent since then."""
+        if self._probed is not None:
+            sent_at, asked, said = self._probed
+            if sent_at >= moment and asked == probe and said is not _Said.NOTHING:
+                return said
+        return await self._ask(probe)
+
+    async def _ask(self, probe: _Probe) -> _Said:
+        loop = asyncio.get_running_loop()
+        sent_at = loop.time()
+        url = self.url + probe.kind.path
+        said = _Said.ELSE
+        try:
+            reply = await self._client.request("POST", url, probe.body, probe.limit_s)
+        except RequestTimeout:
+            said = _Said.NOTHING
+        except RequestError:
+            said = _Said.ELSE
+        else:
+            if reply.status >= 300:
+                error = error_from_status(reply.status, reply.body, reply.retry_after_s)
+                said = _Said.BARRED if error.barred else _Said.ELSE
+                if not error.barred and not error.retryable:
+                    said = _Said.ANSWERED  # one token is too few for it, but it let us in
+            elif page_instead(reply.body, None) is not None:
+                said = _Said.BARRED
+            else:
+                said = _Said.ANSWERED
+                self.standing.answered(
+                    probe.kind, reply.served_by, sent_at, loop.time(), probe.body
+                )
+        self._probed = sent_at, probe, said
+        return said
+
+    def _words(self, error: RequestError) -> str:
+        if isinstance(error, RequestTimeout):
+            return (
+                f"no request to {self.url} is answered any more: {error.message}; waiting until "
+                "one is. Look at the server's log and load"
+            )
+        return (
+            f"the endpoint {self.url} turns every request away: {error.message}; waiting until it "
+            f"lets them in. {remedy(error)}"
+        )
+
+    # -- knocking --------------------------------------------------------------------------------
+
+    async def keep_knocking(self) -> None:
+        """Open the gate again whenever it was closed, until cancelled. Runs beside the rows.
+
+        Raises:
+            JobError: nobody will answer there again, or it cannot be found out whether somebody
+                does; rows would wait for ever.
+        """
+        while True:
+            await self._closed.wait()
+            self._closed.clear()
+            try:
+                await self._knock()
+            except SwarmError:
+                raise
+            except Exception as error:
+                raise JobError(
+                    f"Cannot ask whether the endpoint {self.url} answers: {error!r}.",
+                    hint="Submit the same job again: what is finished is kept.",
+                ) from error
+
+    async def _knock(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self._tell()
+        wait_s = 0.2
+        for tries in count(1):
+            await asyncio.sleep(wait_s)
+            wait_s = min(self._knock_max_s, wait_s * 1.5)
+            with contextlib.suppress(JobError):  # between two places it is nowhere
+                self.url = self._locate()
+            if await self._mended(self._trouble.probe):
+                break
+            await self._look_at_its_fate()
+            self._look_whether_it_exists(tries)
+        _log.info("the endpoint answers again after %.1f s", loop.time() - began)
+        self.suspects.all_back()
+        self.is_open = True
+        self._opened.set()
+        self._tell()
+
+    async def _mended(self, probe: _Probe | None) -> bool:
+        return await self._serves() and (probe is None or await self._ask(probe) is _Said.ANSWERED)
+
+    def _look_whether_it_exists(self, tries: int) -> None:
+        if self._expected or self._heard or self.standing.proven or tries < _FIRST_TRIES:
+            return
+        raise JobError(
+            f"Nobody answers at {self.url}: {self._unheard.rstrip('.')}.",
+            hint="Check host and port of the endpoint (--endpoint), and that a server runs there; "
+            "then run the same again.",
+        )
+
+    async def _look_at_its_fate(self) -> None:
+        for fate in self._fates:
+            why = await fate()
+            if why is None:
+                continue
+            raise JobError(
+                f"{why}. Nobody will answer at {self.url} again.",
+                hint="What is finished is kept. Bring up a swarm again and go on there: "
+                "domyn-swarm job resume JOB --name SWARM",
+            )
+
+
+def remedy(error: RequestError) -> str:
+    """What a person can do about a request that was turned away."""
+    if error.status in (401, 407):
+        return "Is the key right, and still valid?"
+    if error.status in (402, 403, 429):
+        return "Is the key still allowed to ask this model, and is there credit?"
+    if error.status == 404:
+        return "Is this model still served under its name, and at this path?"
+    return "A login page or a proxy seems to stand before it"
+
+
+def _lists_a_model(body: bytes | memoryview) -> bool:
+    try:
+        listing = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return False
+    return not isinstance(listing, dict) or bool(listing.get("data", True))

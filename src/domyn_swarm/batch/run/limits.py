@@ -1,0 +1,189 @@
+"""The limits of one run: one for each replica that its requests go to themselves, or else one for
+the whole endpoint. A function of a clock that the caller has.
+
+Each limit finds itself by the gauges of its own replica, or by the answers that come from there,
+so that replicas of unequal speed get unequal shares. A call is not always at a replica (a job's own
+code takes time as well): calls count where their requests are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from domyn_swarm.batch.run.dispatch import AtReplica, Capacity
+from domyn_swarm.batch.run.limiter import FIRST_LIMIT, MOST, Limiter, Window
+from domyn_swarm.engine_load import EngineLoad
+
+WINDOW_S = 0.5
+"""The shortest window that is judged by the run's own throughput; by gauges, twice that."""
+MOST_IN_ALL = 16_384
+"""Calls of one run, however many replicas it has."""
+
+_FIRST_EACH = 32  # of many replicas, at the start of the run
+_LEAST_SETTLED = 8  # a throughput over fewer rows is noise
+_LONGEST_S = 60.0
+_GAUGED_S = 30.0  # so long after its last gauges a replica is judged by nothing else
+_ABSENT_KEPT = 1024  # replicas that left and may come back
+
+
+class ReplicaLoad(NamedTuple):
+    """The load of one replica's engine, as it answered at a look of this number."""
+
+    look: int
+    load: EngineLoad
+
+
+class Loads(NamedTuple):
+    """What engines said: all together, and each that said something."""
+
+    together: EngineLoad
+    each: Mapping[str, ReplicaLoad] = {}
+
+
+class Sight(NamedTuple):
+    """A run at one moment."""
+
+    at_s: float
+    calls: float  # in flight
+    settled: int  # rows, so far
+    turned_away: int  # requests, so far
+    replicas: Mapping[str, AtReplica] = {}  # those that requests go to themselves
+
+
+@dataclass
+class _Server:
+    """One limit, and the window that it is judged by next."""
+
+    limiter: Limiter
+    began_s: float
+    settled: int  # when the window began
+    turned_away: int
+    in_flight: list[float] = field(default_factory=list)
+    look: int = 0
+    gauged_s: float | None = None
+
+    def begin(self, at_s: float, settled: int, turned_away: int) -> None:
+        """Begin another window."""
+        self.began_s, self.settled, self.turned_away = at_s, settled, turned_away
+        self.in_flight.clear()
+
+    def judge(self, at_s: float, settled: int, turned_away: int, load: EngineLoad | None) -> bool:
+        """Whether the window was long enough to be judged; another one begins then."""
+        seconds, done = at_s - self.began_s, settled - self.settled
+        if load is not None:
+            self.gauged_s = at_s
+        elif self.gauged_s is not None and at_s - self.gauged_s < _GAUGED_S:
+            return False
+        else:
+            enough = max(_LEAST_SETTLED, 2 * self.in_flight[-1])
+            if seconds < _LONGEST_S and (seconds < WINDOW_S or done < enough):
+                return False
+        mean = sum(self.in_flight) / len(self.in_flight)
+        window = Window(seconds, done, turned_away - self.turned_away, mean, load)
+        self.limiter.judge(window)
+        self.begin(at_s, settled, turned_away)
+        return True
+
+
+class Limits:
+    """What a run may have in flight, altogether and at each replica."""
+
+    def __init__(self, first: int = FIRST_LIMIT) -> None:
+        self._whole: _Server | None = None
+        self._first = first
+        self._servers: dict[str, _Server] = {}
+        self._absent: dict[str, _Server] = {}
+
+    @property
+    def total(self) -> int:
+        """Calls in flight, at most."""
+        if self._servers:
+            limits = [one.limiter.limit for one in self._servers.values()]
+            return min(MOST_IN_ALL, sum(limits))
+        return self._first if self._whole is None else self._whole.limiter.limit
+
+    @property
+    def capacities(self) -> dict[str, Capacity]:
+        """Of each replica; none where there is one limit for all."""
+        return {
+            url: Capacity(server.limiter.limit, server.limiter.is_firm)
+            for url, server in self._servers.items()
+        }
+
+    def skip(self, sight: Sight) -> None:
+        """Judge nothing of the time until now: the run pauses."""
+        self._follow(sight)
+        for url, server in self._servers.items():
+            at = sight.replicas[url]
+            server.begin(sight.at_s, at.answered, at.turned_away)
+        if self._whole is not None:
+            self._whole.begin(sight.at_s, sight.settled, sight.turned_away)
+
+    def observe(self, sight: Sight, loads: Loads | None) -> bool:
+        """Take in a moment, and gauges if they were asked for just now. Whether a limit was judged,
+        or replicas came or went.
+        """
+        changed = self._follow(sight)
+        if self._whole is not None:
+            self._whole.in_flight.append(sight.calls)
+            together = None if loads is None else loads.together
+            judged = self._whole.judge(sight.at_s, sight.settled, sight.turned_away, together)
+            return changed or judged
+        requests = sum(one.in_flight for one in sight.replicas.values())
+        calls_each = sight.calls / requests if requests else 0.0
+        for url, server in self._servers.items():
+            at = sight.replicas[url]
+            server.in_flight.append(at.in_flight * calls_each)
+            load = _newer(server, None if loads is None else loads.each.get(url))
+            changed |= server.judge(sight.at_s, at.answered, at.turned_away, load)
+        return changed
+
+    # -- who is there -------------------------------------------------------------------------
+
+    def _follow(self, sight: Sight) -> bool:
+        if not sight.replicas:
+            return self._one_for_all(sight)
+        if sight.replicas.keys() == self._servers.keys():
+            return False
+        for url in self._servers.keys() - sight.replicas.keys():
+            self._absent[url] = self._servers.pop(url)
+        while len(self._absent) > _ABSENT_KEPT:
+            self._absent.pop(next(iter(self._absent)))
+        first, racing = self._for_new(len(sight.replicas))
+        for url, at in sight.replicas.items():
+            if url not in self._servers:
+                server = self._absent.pop(url, None)
+                if server is None:
+                    limiter = Limiter(first, racing=racing)
+                    server = _Server(limiter, sight.at_s, at.answered, at.turned_away)
+                server.begin(sight.at_s, at.answered, at.turned_away)
+                self._servers[url] = server
+        self._whole = None
+        return True
+
+    def _for_new(self, replicas: int) -> tuple[int, bool]:
+        """The limit at which a replica begins, and whether it races from there."""
+        known = [one.limiter.limit for one in self._servers.values()]
+        if known:  # it is likely to be like the others
+            return -(-sum(known) // len(known)), False
+        return max(_FIRST_EACH, self.total // replicas), True
+
+    def _one_for_all(self, sight: Sight) -> bool:
+        if self._whole is not None:
+            return False
+        raced = bool(self._servers)
+        limiter = Limiter(min(MOST, self.total), racing=not raced)
+        self._absent.update(self._servers)
+        self._servers = {}
+        self._whole = _Server(limiter, sight.at_s, sight.settled, sight.turned_away)
+        return raced
+
+
+def _newer(server: _Server, known: ReplicaLoad | None) -> EngineLoad | None:
+    """The load of a replica, unless it was judged already."""
+    if known is None or known.look == server.look:
+        return None
+    server.look = known.look
+    return known.load

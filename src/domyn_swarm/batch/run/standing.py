@@ -1,0 +1,365 @@
+"""Whose fault a failure is: the server's, the request's, or that of a row that kills engines; and
+when a run stops by itself for too many failures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from domyn_swarm.batch.run.rows import Row
+from domyn_swarm.batch.run.tally import Tally
+from domyn_swarm.errors import TooManyFailures
+from domyn_swarm.logs import get_logger
+
+_KINDS_KEPT = 16  # of requests: a job asks one or two paths and models as a rule
+_PAIRS_KEPT = 4096  # of kinds and replicas; beyond it evidence is gathered anew
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_GENERATING = ("/v1/chat/completions", "/v1/completions")
+
+
+class Fault(Enum):
+    """Whose it is."""
+
+    ROW = "row"
+    REPLICA = "replica"  # others are answered, but not by the replica that failed this one
+    ALL = "all"
+
+
+class Kind(NamedTuple):
+    """What requests have in common that a key or a model opens the same door for."""
+
+    path: str
+    model: str | None
+
+
+def kind_of(path: str, body: dict[str, Any]) -> Kind:
+    """The kind of a request."""
+    model = body.get("model")
+    return _kind(path, model if type(model) is str else None)
+
+
+_kind = lru_cache(_KINDS_KEPT)(Kind)
+
+
+class Standing:
+    """What was answered lately. Times are the event loop's."""
+
+    def __init__(self) -> None:
+        self._good: dict[Kind, bytes] = {}
+        self._served: dict[tuple[Kind, str | None], float] = {}
+        self.last_answer_at: float | None = None
+
+    def answered(
+        self, kind: Kind, server: str | None, sent_at: float, now: float, body: bytes
+    ) -> None:
+        """A request was answered; `server` is the replica, where a router tells."""
+        self.last_answer_at = now
+        self._served[kind, server] = sent_at
+        if kind not in self._good:
+            self._first_of(kind, body)
+
+    def _first_of(self, kind: Kind, body: bytes) -> None:
+        if len(self._good) < _KINDS_KEPT:
+            self._good[kind] = body
+        if len(self._served) > _PAIRS_KEPT:
+            self._served.clear()
+
+    @property
+    def proven(self) -> bool:
+        """Whether anything was answered in this run."""
+        return self.last_answer_at is not None
+
+    @property
+    def routed(self) -> bool:
+        """Whether a router stands between: then a connection that breaks is the router's."""
+        return any(server is not None for _, server in self._served)
+
+    def known(self, kind: Kind) -> bytes | None:
+        """The body of a request of this kind that was answered."""
+        return self._good.get(kind)
+
+    def serves(self, kind: Kind, server: str | None, since: float) -> bool:
+        """Whether this server has answered such a request that was sent since then."""
+        return self._served.get((kind, server), float("-inf")) >= since
+
+    def alive_since(self, server: str | None, moment: float) -> bool:
+        """Whether a request was answered by this server that was sent after a moment."""
+        return any(sent_at > moment for (_, one), sent_at in self._served.items() if one == server)
+
+    def answered_since(self, moment: float) -> bool:
+        """Whether any answer came since then."""
+        return self.last_answer_at is not None and self.last_answer_at >= moment
+
+
+def brief(path: str, body: bytes) -> bytes:
+    """The same request for as little as there can be: one token, in one piece."""
+    asked = msgspec.json.decode(body)
+    for name in [name for name in _LIMITS if name in asked] or ["max_tokens"]:
+        if path in _GENERATING or name in asked:
+            asked[name] = 1
+    for name in ("stream", "stream_options", "n", "best_of", "min_tokens"):
+        asked.pop(name, None)
+    return msgspec.json.encode(asked)
+
+
+_log = get_logger(__name__)
+
+ALONE_AFTER = 2  # engines that died under a row
+GUILTY_AFTER = 3
+# While a dead replica is still believed in, somebody hears of it at least so often; a replica that
+# comes back takes longer than that.
+_SAME_DEATH_S = 1.2
+_ON_ITS_WAY_S = 0.2  # a request that was sent so shortly before a break may not have met it
+_LOOK_S = 0.05
+_LEAVES_S = 3.0  # within so long an engine that its watchdog saw die has left the router
+_AT_ONCE_S = 1.0  # within so long the connections to an engine that died have broken
+_FILE = "suspects.txt"
+
+
+class Death(NamedTuple):
+    """The end of an engine, as far as requests told."""
+
+    server: str | None
+    heard_at: float  # first
+    last_heard_at: float
+
+
+@dataclass
+class Break:
+    """Connections that broke under requests, and what became of the others in flight then.
+
+    An engine that a supervisor has back at once is never found away. What tells its death from a
+    proxy that cut one connection: it takes all of them, and there were several.
+    """
+
+    at: float  # the first of them
+    left: int  # requests sent before, of which nothing was heard since
+    broke: int = 1
+    outlived: bool = False  # by a request that was sent well before and got a reply after it
+
+    async def took_all(self) -> bool:
+        """Whether most broke and no request outlived it.
+
+        Waits until that is known, a second at most: one that was on its way may have reached the
+        next engine, and take long there.
+        """
+        now = asyncio.get_running_loop().time
+        known_at = self.at + _AT_ONCE_S
+        while self.left and not self.outlived and now() < known_at:  # noqa: ASYNC110 - seldom
+            await asyncio.sleep(_LOOK_S)
+        return self.broke > max(1, self.left) and not self.outlived
+
+
+class Suspects:
+    """Rows by how many engines died under them. Times are the event loop's."""
+
+    def __init__(self) -> None:
+        self.marks: dict[bytes, int] = {}
+        """How many engines died under a row, by its digest. Not to be written by others."""
+        self._marked_for: dict[bytes, Death] = {}
+        self._deaths: dict[str | None, Death] = {}
+        self._broke_at = float("-inf")
+        self.last_break = Break(float("-inf"), 0)
+        self._file: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.marks)
+
+    def keep_in(self, folder: Path) -> None:
+        """Go on with what earlier runs knew, and keep what this one finds out."""
+        self._file = folder / _FILE
+        try:
+            lines = self._file.read_text("ascii").split()
+        except (OSError, ValueError):
+            return
+        for line in lines:
+            if len(line) == 32:  # else a line that was cut off
+                row = bytes.fromhex(line)
+                self.marks[row] = self.marks.get(row, 0) + 1
+
+    def deaths_under(self, rows: Sequence[Row]) -> int:
+        """How many engines died under one of these rows."""
+        return max((self.marks.get(row.digest, 0) for row in rows), default=0)
+
+    @property
+    def few(self) -> int:
+        """How many of the rows may be in flight under which one engine died: when the next one
+        dies, about as many are left to be asked one by one.
+        """
+        return max(1, math.isqrt(len(self.marks)))
+
+    def died_under(
+        self, server: str | None, sent_at: float, now: float, *, alive: bool = False
+    ) -> Death | None:
+        """The death of the engine that had this request in flight, which was not answered.
+
+        None: the engine had been dead before it was sent. `alive`: it has served since it was last
+        heard to be dead.
+        """
+        death = self._deaths.get(server)
+        if death is None or alive or now - death.last_heard_at > _SAME_DEATH_S:
+            death = self._deaths[server] = Death(server, now, now)
+            return death
+        self._deaths[server] = death._replace(last_heard_at=now)
+        return death if sent_at < death.heard_at else None
+
+    def death_of(self, server: str | None, since: float) -> Death | None:
+        """The last death of this server, if somebody heard of it since then."""
+        death = self._deaths.get(server)
+        return death if death is not None and death.last_heard_at >= since else None
+
+    def rest_s(self, now: float) -> float:
+        """How long to wait until a request reaches no replica that is known to be dead, over no
+        connection that breaks with it: what fails then was in flight.
+        """
+        heard = [one.last_heard_at for one in self._deaths.values() if one.server is not None]
+        over_at = max([self._broke_at, *heard]) + _LEAVES_S
+        return max(0.0, over_at - now, self.last_break.at + _AT_ONCE_S - now)
+
+    def broke(self, server: str | None, now: float) -> None:
+        """A request was not answered by this replica: as far as is known yet, it may be dead."""
+        if server is not None:
+            self._broke_at = now
+
+    def broke_off(self, sent_at: float, now: float, others: int) -> None:
+        """A connection broke under a request while so many others were in flight."""
+        last = self.last_break
+        if sent_at < last.at and last.left:
+            last.left -= 1
+            last.broke += 1
+        elif now < last.at + _AT_ONCE_S and last.broke + last.left > 1:
+            last.broke += 1  # it was sent to an engine that had died
+        else:
+            self.last_break = Break(now, others)
+
+    def ended(self, sent_at: float, *, replied: bool = True) -> None:
+        """A request ended otherwise."""
+        last = self.last_break
+        if sent_at < last.at and last.left:
+            last.left -= 1
+            last.outlived |= replied and sent_at < last.at - _ON_ITS_WAY_S
+
+    def all_back(self) -> None:
+        """The endpoint serves again: whoever fails from now on was alive."""
+        self._deaths.clear()
+
+    def mark(self, rows: Sequence[Row], death: Death) -> int:
+        """Note that the engine died under these rows; how many did so by now."""
+        new = []
+        for row in rows:
+            before = self._marked_for.get(row.digest)
+            if before is None or before[:2] != death[:2]:  # it may have had several in flight
+                self._marked_for[row.digest] = death
+                self.marks[row.digest] = self.marks.get(row.digest, 0) + 1
+                new.append(row.digest)
+        self._keep(new)
+        return self.deaths_under(rows)
+
+    def answered(self, rows: Sequence[Row]) -> None:
+        """A request of these rows was answered: one row alone is no suspect any more."""
+        if len(rows) == 1:
+            self.marks.pop(rows[0].digest, None)
+
+    def _keep(self, rows: Iterable[bytes]) -> None:
+        if self._file is None:
+            return
+        lines = "".join(f"{row.hex()}\n" for row in rows).encode("ascii")
+        try:
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                os.write(descriptor, lines)
+            finally:
+                os.close(descriptor)
+        except OSError as error:  # a full disk ends a run where results are written
+            _log.warning("cannot note in %s under which rows an engine died: %s", self._file, error)
+
+
+def forget_suspects(folder: Path) -> None:
+    """Ask all rows as if no engine had ever died."""
+    (folder / _FILE).unlink(missing_ok=True)
+
+
+SHUT_OUT = 5  # rows turned away or without a reply in time, and not one answer
+WHOLESALE_FAILURES = 50  # so many failed rows and not one answer: something is wrong with all
+FREE_RETRIES = 1000  # of a run, before they are compared with its requests
+RETRY_SHARE = 2 / 3  # of the requests: not one in three is answered
+
+
+@dataclass(frozen=True)
+class FailureLimit:
+    """How many rows may fail before the run stops. None: only a wholesale failure stops it."""
+
+    rows: int | None = None
+    share: float | None = None  # of the settled rows of this run, judged from 50 rows on
+
+    def reason_to_stop(self, tally: Tally) -> TooManyFailures | None:
+        """Why the run must stop now, if it must."""
+        if self._exceeded(tally):
+            return _too_many_failed(tally)
+        if tally.retries > max(FREE_RETRIES, RETRY_SHARE * tally.requests):
+            return _too_many_repeated(tally)
+        return None
+
+    def reason_at_end(self, tally: Tally) -> TooManyFailures | None:
+        """Why a run whose rows are all settled has failed, if it has: every row that was asked was
+        turned away, and none of the job was ever answered. With fewer rows than `SHUT_OUT` that is
+        no other than with more: a key, a URL or a model's name is wrong, and not the rows.
+        """
+        if self.rows is not None or self.share is not None or not tally.rows_shut_out:
+            return None
+        answered = tally.rows_answered + tally.rows_resumed - tally.resumed_failed
+        late = any(signature.startswith("RequestTimeout") for signature in tally.failures)
+        if answered or late or tally.rows_shut_out < tally.rows_failed:
+            return None
+        return _too_many_failed(tally)
+
+    def _exceeded(self, tally: Tally) -> bool:
+        failed, answered = tally.rows_failed, tally.rows_answered
+        if self.rows is not None:
+            return failed > self.rows
+        if self.share is not None:
+            settled = failed + answered
+            return settled >= WHOLESALE_FAILURES and failed > self.share * settled
+        all_of_them = failed >= WHOLESALE_FAILURES or tally.rows_shut_out >= SHUT_OUT
+        return all_of_them and answered == 0
+
+
+def _too_many_failed(tally: Tally) -> TooManyFailures:
+    signature, count = tally.failures.most_common(1)[0]
+    remedy = "Remove the cause"
+    if tally.rows_shut_out and not tally.rows_answered:
+        remedy = (
+            "Check the key (of an endpoint that is no swarm's: OPENAI_API_KEY), the model's name, "
+            "the URL and --timeout"
+        )
+    return TooManyFailures(
+        f"{tally.rows_failed} rows failed and {tally.rows_answered} were answered; "
+        f"the commonest error, {count} times: {signature}",
+        hint=f"{remedy} and submit the same job again, or `domyn-swarm job resume` it: answered "
+        "rows are kept, the failed ones are asked again. --max-failures sets how many may fail.",
+    )
+
+
+def _too_many_repeated(tally: Tally) -> TooManyFailures:
+    commonest = tally.repeated.most_common(1)
+    cause = (
+        f"; the commonest cause, {commonest[0][1]} times: {commonest[0][0]}" if commonest else ""
+    )
+    return TooManyFailures(
+        f"{tally.retries} of {tally.requests} requests had to be repeated{cause}",
+        hint="The endpoint answers, but not one request in three. Remove the cause and submit the "
+        "same job again: answered rows are kept.",
+    )
+
+
+DEFAULT_LIMIT = FailureLimit()

@@ -1,0 +1,318 @@
+"""Requests in flight of one session: their number, and the turns of those that must not be beside
+others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from domyn_swarm import open_files
+from domyn_swarm.batch.run.link import Alone, GoOn, Held, Hold, Order, YourTurn
+
+_ONCE_S = 2.0  # within so long, connections that fail fail for one cause
+_REST_S = 30.0  # until turns that were taken away come back,
+_REST_MOST_S = 960.0  # twice as long each time that was too many
+
+
+class Connections:
+    """As many turns as this process can have connections, or the endpoint takes requests; fewer
+    once files run out.
+    """
+
+    def __init__(self, admits: int | None, notice: Callable[[str], None]) -> None:
+        """`admits`: requests that the endpoint takes from this process; None: it does not say.
+        `notice` is called once, when the first request has to wait.
+        """
+        own = open_files.connections()
+        self._text = (
+            f"no more than {own} requests are in flight at a time: this process may have "
+            f"{open_files.limits().soft} files open; raise the hard limit (ulimit -Hn) for more"
+        )
+        if admits is not None and admits < own:
+            own = max(1, admits)
+            self._text = (
+                f"no more than {own} requests are in flight at a time: the endpoint takes no more, "
+                "by router.max_concurrent and queue_size, or for its node's limit of open files "
+                "(see its log)"
+            )
+        self.most = own  # now
+        self._in_use = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._taken_away = 0
+        self._lowered_at = 0.0
+        self._rest_s = _REST_S
+        self._notice: Callable[[str], None] | None = notice
+        self._lowered_notice: Callable[[str], None] | None = notice
+
+    async def __aenter__(self) -> None:
+        """Wait for a turn; who came first gets the next one.
+
+        Not a semaphore of asyncio's: as a rule nobody waits, and with one that costs each row more
+        than all else between it and its client.
+        """
+        if self._in_use < self.most and not self._waiting:
+            self._in_use += 1
+            return
+        if self._notice is not None:
+            notice, self._notice = self._notice, None
+            notice(self._text)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it had come just before
+                self._in_use -= 1
+                self._pass_on()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        """Let the next one have it."""
+        self._in_use -= 1
+        if (
+            self._taken_away
+            and asyncio.get_running_loop().time() >= self._lowered_at + self._rest_s
+        ):
+            self._taken_away -= 1
+            self.most += 1
+        if self._waiting:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting and self._in_use < self.most:
+            turn = self._waiting.popleft()
+            if not turn.done():  # else who waited for it was cancelled
+                self._in_use += 1
+                turn.set_result(None)
+
+    def lower(self) -> None:
+        """No connection could be opened for want of files: have fewer turns from now on. Each
+        request that ends after a rest gives one back; the rest is longer each time.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._lowered_at and now - self._lowered_at < _ONCE_S:  # one cause fails many
+            return
+        self._rest_s = min(_REST_MOST_S, 2 * self._rest_s) if self._lowered_at else _REST_S
+        self._lowered_at = now
+        most = max(1, min(self.most, self._in_use) * 9 // 10)
+        self._taken_away += self.most - most
+        self.most = most
+        if self._lowered_notice is not None:
+            notice, self._lowered_notice = self._lowered_notice, None
+            notice(
+                "no connection could be opened: this process, or its machine, has no open file "
+                f"left; no more than {most} requests are in flight at a time for now"
+            )
+
+
+_Worker = TypeVar("_Worker", bound=Hashable)
+
+
+@dataclass
+class _Seat:
+    """What is known of one worker."""
+
+    told: int = 0  # the number of the last `Hold` that it was sent, unless it may go on
+    held: bool = False  # nothing of it is in flight since
+    wish: int = 0  # the number of the last turn that it wanted
+
+
+class Turns(Generic[_Worker]):
+    """The coordinator's end. Times are the event loop's."""
+
+    def __init__(self, say: Callable[[_Worker, Order], None], now: Callable[[], float]) -> None:
+        self._say = say
+        self._now = now
+        self._seats: dict[_Worker, _Seat] = {}
+        self._queue: deque[_Worker] = deque()
+        self._granted = False  # to the first of the queue
+        self._holds = 0
+        self._clear_at = 0.0  # until then a request may reach an engine that is known to be dead
+
+    def join(self, worker: _Worker) -> None:
+        """From now on it may have requests in flight."""
+        self._seats[worker] = _Seat()
+        self._advance()
+
+    def leave(self, worker: _Worker) -> None:
+        """It has ended, and what it had in flight with it."""
+        self._seats.pop(worker, None)
+        self._withdraw(worker)
+        self._advance()
+
+    def hear(self, worker: _Worker, report: Alone | Held) -> None:
+        """What a worker said."""
+        seat = self._seats.get(worker)
+        if seat is None:
+            return
+        self._clear_at = max(self._clear_at, self._now() + report.rest_s)
+        if isinstance(report, Held):
+            seat.held = seat.held or (seat.told != 0 and report.number == seat.told)
+        elif report.wish:
+            seat.wish = report.wish
+            self._queue.append(worker)
+        else:
+            self._withdraw(worker)
+        self._advance()
+
+    def _withdraw(self, worker: _Worker) -> None:
+        if worker in self._queue:
+            self._granted = self._granted and self._queue[0] != worker
+            self._queue.remove(worker)
+
+    def _advance(self) -> None:
+        if not self._queue:
+            for worker, seat in self._seats.items():
+                if seat.told:
+                    seat.told, seat.held = 0, False
+                    self._say(worker, GoOn())
+            return
+        for worker, seat in self._seats.items():
+            if not seat.told:
+                self._holds += 1
+                seat.told, seat.held = self._holds, False
+                self._say(worker, Hold(seat.told))
+        first = self._queue[0]
+        if not self._granted and all(
+            seat.held for worker, seat in self._seats.items() if worker != first
+        ):
+            self._granted = True
+            rest_s = max(0.0, self._clear_at - self._now())
+            self._say(first, YourTurn(self._seats[first].wish, rest_s))
+
+
+class Colleagues(Protocol):
+    """The other processes of the run, which have requests in flight at the same endpoint."""
+
+    def want_turn(self, wish: int) -> None:
+        """Ask for a turn, by a number of one's own; 0: it is not wanted any more."""
+
+    def say_held(self, number: int) -> None:
+        """Report that nothing is in flight here, as this `Hold` asked for."""
+
+
+class Traffic:
+    """Counts what is in flight. A request that has to be alone waits until nothing else is, and
+    nothing else begins until it has ended: nothing of `colleagues` either.
+    """
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.on_wait: Callable[[bool], None] = lambda _: None
+        """Hears when requests begin to wait for those that have to be alone, and when no more."""
+        self.colleagues: Colleagues | None = None
+        self.turn_from = 0.0  # the event loop's time before which nobody who is alone may begin
+        self._alone = 0  # requests that are, or want to be
+        self._held = 0  # the number of the `Hold` that is in force; 0: none
+        self._report_empty = False
+        self._wishes = 0
+        self._granted = asyncio.Event()
+        self._few = 0
+        self._turn = asyncio.Lock()
+        self._free = asyncio.Event()
+        self._free.set()
+        self._empty = asyncio.Event()
+        self._few_left = asyncio.Condition()
+
+    async def __aenter__(self) -> None:
+        """Begin a request that may be beside others."""
+        while self._alone or self._held:
+            await self._free.wait()
+        self.in_flight += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        """It has ended, however it did."""
+        self._leave()
+
+    def _leave(self) -> None:
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._empty.set()
+            self._report()
+
+    def hold(self, number: int) -> None:
+        """Let nothing begin until `go_on`; the colleagues hear when nothing is in flight."""
+        self._held, self._report_empty = number, True
+        self._wait_or_go()
+        if not self.in_flight:
+            self._report()
+
+    def go_on(self) -> None:
+        """Let requests begin again."""
+        self._held, self._report_empty = 0, False
+        self._wait_or_go()
+
+    def take_turn(self, wish: int, rest_s: float) -> None:
+        """Let those begin that have to be alone, after so many seconds."""
+        if self._alone and wish == self._wishes:
+            self.turn_from = asyncio.get_running_loop().time() + rest_s
+            self._granted.set()
+
+    def _report(self) -> None:
+        if self._report_empty and self.colleagues is not None:
+            self._report_empty = False
+            self.colleagues.say_held(self._held)
+
+    def _wait_or_go(self) -> None:
+        waits = bool(self._alone or self._held)
+        if waits == self._free.is_set():
+            self.on_wait(waits)
+        if waits:
+            self._free.clear()
+        else:
+            self._free.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """The body is the only request in flight."""
+        self._alone += 1
+        self._wait_or_go()
+        if self._alone == 1:
+            self._want_turn()
+        try:
+            async with self._turn:
+                await self._granted.wait()
+                while self.in_flight:
+                    self._empty.clear()
+                    await self._empty.wait()
+                self.in_flight += 1
+                try:
+                    yield
+                finally:
+                    self._leave()
+        finally:
+            self._alone -= 1
+            if not self._alone:
+                self._end_turn()
+            self._wait_or_go()
+
+    def _want_turn(self) -> None:
+        if self.colleagues is None:
+            self._granted.set()
+        else:
+            self._wishes += 1
+            self.colleagues.want_turn(self._wishes)
+
+    def _end_turn(self) -> None:
+        self._granted.clear()
+        if self.colleagues is not None:
+            self.colleagues.want_turn(0)
+
+    @asynccontextmanager
+    async def among(self, most: Callable[[], int]) -> AsyncIterator[None]:
+        """The body is one of at most so many that came this way; others may be beside them."""
+        async with self._few_left:
+            await self._few_left.wait_for(lambda: self._few < most())
+            self._few += 1
+        try:
+            async with self:
+                yield
+        finally:
+            self._few -= 1
+            async with self._few_left:
+                self._few_left.notify_all()

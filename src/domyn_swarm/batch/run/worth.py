@@ -1,0 +1,168 @@
+"""Whether sending rows by what they begin with pays, as it is measured.
+
+Where engines count what their prefix caches held (vLLM, SGLang), that decides: of what they were
+asked meanwhile. Else the time decides that requests took: those that went where their beginning had
+been, against those whose beginning was new. It has to be sure before it says no, since a wrong no
+costs more than a wrong yes; and it tries again, after longer and longer times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Collection
+
+from domyn_swarm.batch.run.histograms import Dispatched
+from domyn_swarm.net.errors import RequestError
+from domyn_swarm.net.http import HttpClient
+
+_FIRST_S = 1.0  # between the first times that engines are asked; then twice as long each time,
+_EVERY_S = 8.0  # up to this
+_TIMEOUT_S = 5.0
+_ASKED = 4  # replicas, which stand for all: each worker asks others
+_LEAST_TOKENS = 100_000  # of prompts, before caches are judged,
+_LEAST_REQUESTS = 64  # and requests whose beginning was known, or new
+_LEAST_CACHED = 0.05  # of the tokens; with less it does not pay
+_LEAST_SAVED = 0.02  # of the time of a request whose beginning is new
+_SURE = 2.0  # standard errors
+_KEPT = 2048  # times that are judged together; then the older half weighs less
+_AGAIN_S = 60.0  # after so long it is tried again, then after twice as long, and so on
+_RARELY_S = 3600.0
+_METRICS = {
+    b"vllm:prefix_cache_queries_total": "asked",
+    b"vllm:gpu_prefix_cache_queries_total": "asked",
+    b"vllm:prefix_cache_hits_total": "cached",
+    b"vllm:gpu_prefix_cache_hits_total": "cached",
+    b"sglang:prompt_tokens_total": "asked",
+    b"sglang:cached_tokens_total": "cached",
+}
+_LINES = re.compile(rb"^(%s)(?:\{[^}\n]*\})? +([0-9.eE+]+)" % b"|".join(_METRICS), re.MULTILINE)
+
+
+class _Times:
+    """Mean and variance of seconds."""
+
+    def __init__(self) -> None:
+        self.number = self.total = self.squares = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.number += 1
+        self.total += seconds
+        self.squares += seconds * seconds
+        if self.number >= _KEPT:
+            self.number, self.total, self.squares = (
+                one / 2 for one in (self.number, self.total, self.squares)
+            )
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.number
+
+    @property
+    def error(self) -> float:
+        """The square of the mean's standard error."""
+        return max(0.0, self.squares / self.number - self.mean**2) / self.number
+
+
+class Worth:
+    """What is known of it. `pays` may be asked on any thread, the rest is the event loop's."""
+
+    def __init__(
+        self, counts: Dispatched | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`counts` are those of the run, where what caches held is counted, too."""
+        self.counts = Dispatched() if counts is None else counts
+        self.clock = clock
+        self._off_until: float | None = None
+        self._pause_s = _AGAIN_S
+        self._counted = False  # whether engines say what their caches held
+        self._last: dict[str, dict[str, float]] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._known, self._new = _Times(), _Times()
+        self._asked_tokens = self._cached_tokens = 0.0
+        self._known_before = self.counts.requests_known
+
+    def pays(self) -> bool:
+        """Whether it does, as far as is known."""
+        return self._off_until is None or self.clock() >= self._off_until
+
+    def took(self, seconds: float, *, known: bool) -> None:
+        """A request was answered, sent to where its beginning was known, or new to everybody."""
+        if self._counted or not self._judging():
+            return
+        (self._known if known else self._new).add(seconds)
+        known_times, new = self._known, self._new
+        if min(known_times.number, new.number) >= _LEAST_REQUESTS:
+            saved = new.mean - known_times.mean
+            most_saved = saved + _SURE * math.sqrt(new.error + known_times.error)
+            if most_saved < _LEAST_SAVED * new.mean:
+                self._switch_off()
+
+    def heard(self, url: str, metrics: bytes) -> None:
+        """What an engine has counted since it began, as its `/metrics` have it."""
+        found: dict[str, float] = {}
+        for name, value in _LINES.findall(metrics):
+            meaning = _METRICS[name]
+            found[meaning] = found.get(meaning, 0.0) + float(value)
+        if len(found) < 2:
+            return
+        self._counted = True
+        before = self._last.get(url)
+        self._last[url] = found
+        if before is None or any(found[name] < before[name] for name in found):  # it began anew
+            return
+        asked, cached = (found[name] - before[name] for name in ("asked", "cached"))
+        self.counts.prompt_tokens_counted += int(asked)
+        self.counts.cached_tokens += int(cached)
+        if not self._judging():
+            return
+        self._asked_tokens += asked
+        self._cached_tokens += cached
+        sent = self.counts.requests_known - self._known_before
+        if self._asked_tokens >= _LEAST_TOKENS and sent >= _LEAST_REQUESTS:
+            if self._cached_tokens < _LEAST_CACHED * self._asked_tokens:
+                self._switch_off()
+            else:
+                self._pause_s = _AGAIN_S
+                self._begin()
+
+    def _judging(self) -> bool:
+        """Whether rows are sent so now; what is known begins anew when that is tried again."""
+        if not self.pays():
+            return False
+        if self._off_until is not None:
+            self._off_until = None
+            self._begin()
+        return True
+
+    def _switch_off(self) -> None:
+        self.counts.switched_off += 1
+        self._off_until = self.clock() + self._pause_s
+        self._pause_s = min(_RARELY_S, 2 * self._pause_s)
+
+    async def keep_asking(self, client: HttpClient, urls: Callable[[], Collection[str]]) -> None:
+        """Ask some replicas what their caches held, while there are any, until cancelled."""
+        asked, pause_s = list[str](), _FIRST_S
+        while True:
+            there = set(urls())
+            asked = [url for url in asked if url in there]
+            others = sorted(there.difference(asked))
+            asked += random.sample(others, min(len(others), _ASKED - len(asked)))
+            async with asyncio.TaskGroup() as asking:
+                for url in asked:
+                    asking.create_task(self._ask(client, url))
+            await asyncio.sleep(pause_s)
+            pause_s = min(_EVERY_S, 2 * pause_s)
+
+    async def _ask(self, client: HttpClient, url: str) -> None:
+        try:
+            reply = await client.request("GET", f"{url}/metrics", None, _TIMEOUT_S)
+        except RequestError:  # it says nothing of how the requests are sent
+            return
+        if reply.status == 200:
+            self.heard(url, bytes(reply.body))

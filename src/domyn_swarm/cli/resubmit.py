@@ -1,0 +1,185 @@
+"""Commands that run a job once more: resume, retry-failed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from domyn_swarm.cli import candidates
+from domyn_swarm.cli.console import say
+from domyn_swarm.cli.options import (
+    AcceptOption,
+    ConcurrencyOption,
+    CpusOption,
+    DetachOption,
+    ExternalIdOption,
+    HandleOption,
+    MailOption,
+    MaxFailuresOption,
+    MaxGpuHoursOption,
+    MemOption,
+    NoContinueOption,
+    NoProgressOption,
+    OverwriteOption,
+    PlacementOption,
+    RefArgument,
+    RetriesOption,
+    RunHereOption,
+    StopAfterOption,
+    SwarmOption,
+    TimeOption,
+    TimeoutOption,
+    TimeoutRetriesOption,
+    WorkersOption,
+    chosen_job,
+    concurrency_of,
+    parse_json_object,
+    resources_of,
+)
+from domyn_swarm.cli.submit import follow
+
+
+def resume(
+    ref: RefArgument = None,
+    external_id: ExternalIdOption = None,
+    handle_json: HandleOption = None,
+    name: SwarmOption = None,
+    max_concurrency: ConcurrencyOption = None,
+    workers: WorkersOption = None,
+    retries: RetriesOption = None,
+    timeout: TimeoutOption = None,
+    timeout_retries: TimeoutRetriesOption = None,
+    max_failures: MaxFailuresOption = None,
+    accept: AcceptOption = None,
+    overwrite: OverwriteOption = False,
+    placement: PlacementOption = None,
+    run_here: RunHereOption = False,
+    cpus: CpusOption = None,
+    mem: MemOption = None,
+    time: TimeOption = None,
+    mail_user: MailOption = None,
+    stop_after: StopAfterOption = None,
+    max_gpu_hours: MaxGpuHoursOption = None,
+    no_continue: NoContinueOption = False,
+    detach: DetachOption = False,
+    no_progress: NoProgressOption = False,
+) -> None:
+    """Submit the same job once more; rows that are settled are not asked again.
+
+    It goes to its own swarm, or with --name to another one that serves the same model. How it runs
+    may be changed; what it asks may not.
+
+    Example: domyn-swarm job resume nightly-run --name tomorrows-swarm
+    """
+    from domyn_swarm.services.jobs import JobService
+    from domyn_swarm.services.requests import JobChanges
+
+    changes = JobChanges(
+        max_concurrency=None if max_concurrency is None else concurrency_of(max_concurrency),
+        workers=workers,
+        retries=retries,
+        timeout_s=timeout,
+        timeout_retries=timeout_retries,
+        max_failures=max_failures,
+        accept=None if accept is None else accept.value,
+        overwrite=True if overwrite else None,
+        resources=resources_of(
+            detached=detach,
+            placement=placement,
+            run_here=run_here,
+            cpus=cpus,
+            mem=mem,
+            time=time,
+            mail_user=mail_user,
+            stop_after=stop_after,
+            max_gpu_hours=max_gpu_hours,
+            no_continue=no_continue,
+        ),
+    )
+    which = chosen_job(ref, external_id, handle_json)
+    handle = JobService().resume(which, swarm=name, changes=changes)
+    limit_s = changes.resources.time_limit_s
+    follow(handle, detach=detach, no_progress=no_progress, time_limit_s=limit_s)
+
+
+def retry_failed(
+    ref: RefArgument = None,
+    external_id: ExternalIdOption = None,
+    handle_json: HandleOption = None,
+    name: SwarmOption = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="NAME[,NAME]",
+            help="Rows whose answers are cut, empty, refused, tool_calls or error; repeatable. "
+            "Left out: all that failed.",
+            autocompletion=candidates.verdicts,
+        ),
+    ] = None,
+    job_kwargs: Annotated[
+        str,
+        typer.Option(
+            "--job-kwargs", metavar="JSON", help="Parameters to change, for these rows alone."
+        ),
+    ] = "{}",
+    max_concurrency: ConcurrencyOption = None,
+    workers: WorkersOption = None,
+    retries: RetriesOption = None,
+    timeout: TimeoutOption = None,
+    timeout_retries: TimeoutRetriesOption = None,
+    max_failures: MaxFailuresOption = None,
+    accept: AcceptOption = None,
+    overwrite: OverwriteOption = False,
+    placement: PlacementOption = None,
+    run_here: RunHereOption = False,
+    cpus: CpusOption = None,
+    mem: MemOption = None,
+    time: TimeOption = None,
+    mail_user: MailOption = None,
+    detach: DetachOption = False,
+    no_progress: NoProgressOption = False,
+) -> None:
+    """Ask the rows again that a job gave up, and no others; other parameters may help them.
+
+    With --class those whose answers are so, failed or not. What a row has stays until something
+    better comes. Rows that were never asked stay so: `job resume` asks them. Where there is nothing
+    to retry it says so, starts nothing and exits with 0.
+
+    Example: domyn-swarm job retry-failed nightly --class cut --job-kwargs '{"max_tokens": 4000}'
+    """
+    from domyn_swarm.errors import NothingToRetry
+    from domyn_swarm.model import verdicts_named
+    from domyn_swarm.services.jobs import JobService
+    from domyn_swarm.services.requests import JobChanges
+
+    changes = JobChanges(
+        retry_classes=verdicts_named(classes or ()),
+        override=parse_json_object(job_kwargs, "--job-kwargs"),
+        max_concurrency=None if max_concurrency is None else concurrency_of(max_concurrency),
+        workers=workers,
+        retries=retries,
+        timeout_s=timeout,
+        timeout_retries=timeout_retries,
+        max_failures=max_failures,
+        accept=None if accept is None else accept.value,
+        overwrite=True if overwrite else None,
+        resources=resources_of(
+            detached=detach,
+            placement=placement,
+            run_here=run_here,
+            cpus=cpus,
+            mem=mem,
+            time=time,
+            mail_user=mail_user,
+        ),
+    )
+    which = chosen_job(ref, external_id, handle_json)
+    try:
+        handle = JobService().retry_failed(which, swarm=name, changes=changes)
+    except NothingToRetry as nothing:
+        say(f"{nothing.message}\n{nothing.hint}")
+        return
+    limit_s = changes.resources.time_limit_s
+    follow(handle, detach=detach, no_progress=no_progress, time_limit_s=limit_s)
