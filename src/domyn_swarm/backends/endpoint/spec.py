@@ -38,7 +38,7 @@ class EndpointSpec(Record):
     policy: str
     max_concurrent: int
     queue_size: int
-    retries: int  # attempts per request, as the router counts (see `smg_router`)
+    retries: int  # attempts per request, as the router counts (see `router`)
     tls_cert: Path | None
     tls_key: Path | None
     tls_ca: Path | None = None  # that clients trust; None: tls_cert itself

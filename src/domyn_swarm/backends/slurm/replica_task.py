@@ -4,7 +4,7 @@ Starts a watchdog for each replica of the task, inside the container where there
 replica on several nodes, on the first of them, and on the others what its engine runs there.
 Before the time limit they drain, and the task goes back into the queue; so it does when one of its
 nodes is lost. A watchdog that is killed, or itself fails, starts again, with its engine; a task
-that is killed, or whose watchdogs die again and again, leaves a file: see `killed_task`.
+that is killed, or whose watchdogs die again and again, leaves a file: see `recovery`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """JSON Lines: each row is its own JSON object.
 
 Opening reads everything once: rows are counted, the columns' names found, and every bad line told
-before the first request. A column holds the JSON of each row's own value (see `json_values`).
+before the first request. A column holds the JSON of each row's own value (see `column_values`).
 """
 
 from __future__ import annotations
