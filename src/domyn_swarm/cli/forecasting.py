@@ -110,12 +110,19 @@ def _line(one: Choice, *, now: bool) -> tuple[str, ...]:
     replicas = "as it is" if one.replicas is None else f"{one.replicas}{' (now)' if now else ''}"
     hours = "-"
     if one.gpu_hours is not None:
-        hours = f"{one.gpu_hours:.3g} ({one.gpu_hours_low:.3g}-{one.gpu_hours_high:.3g})"
+        low, high = _figure(one.gpu_hours_low or 0.0), _figure(one.gpu_hours_high or 0.0)
+        hours = f"{_figure(one.gpu_hours)} ({low}-{high})"
     return (
         replicas,
-        f"{one.rows_per_s:.3g}",
+        _figure(one.rows_per_s),
         str(TimeLeft(one.duration_s, one.duration_low_s, one.duration_high_s)),
         hours,
         str(one.in_flight),
         one.start or ("up" if now else "-"),
     )
+
+
+def _figure(value: float) -> str:
+    """Three digits that count, and never an exponent."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
