@@ -448,3 +448,27 @@ def test_a_conversation_without_a_question_is_an_error_of_its_row(
     assert "no user or tool message" in rows[1]["_error"]["message"]
     assert [row["_error"] for row in (rows[0], rows[2])] == [None, None]
     assert server.asked.total() == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [
+        ({"limit": "many"}, "int or None"),
+        ({"limit": True}, "int or None"),
+        ({"checkpoint_dir": 5}, "str or Path or None"),
+        ({"tag": 5}, "str or None"),
+        ({"resume": "no"}, "bool"),
+        ({"retry_class": 1}, "str or list"),
+        ({"types": ["int"]}, "dict"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_before_anything_is_asked(
+    given: dict[str, Any], kinds: str, server: ModelServer
+) -> None:
+    [name] = given
+    with pytest.raises(ConfigError, match=rf"run\({name}=.*: {name} is {kinds}\.") as refused:
+        ChatCompletionJob(prompt="{{ prompt }}").run(
+            pa.table({"prompt": ["a"]}), endpoint=server.url, model="m", **given
+        )
+    assert "RunKeywords" in refused.value.hint
+    assert not server.asked

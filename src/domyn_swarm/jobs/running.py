@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from numbers import Integral
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 from domyn_swarm import __version__, open_files
@@ -46,6 +49,18 @@ from domyn_swarm.paths import checkpoints_dir, private_dir, write_private
 _log = get_logger(__name__)
 _T = TypeVar("_T")
 _DRAW_S = 0.5
+_TAKEN: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("checkpoint", "resume", "retry_failed", "progress", "recursive"), (bool,)),
+    "tag": (str, NoneType),
+    "checkpoint_dir": (str, os.PathLike, NoneType),
+    "retry_class": (str, Sequence),
+    "limit": (Integral, NoneType),
+    "encoding": (str,),
+    "delimiter": (str, NoneType),
+    "types": (Mapping,),
+}
+"""What each setting of a run may be; see `RunKeywords`."""
+_NAMES = {NoneType: "None", Integral: "int", os.PathLike: "Path", Mapping: "dict", Sequence: "list"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +96,20 @@ def settings_of(given: dict[str, Any]) -> RunSettings:
     """Settings and hooks by their names.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or it takes no such value.
     """
     known = {one.name for one in fields(RunSettings)} - {"hooks"}
     heard = {one.name for one in fields(Hooks) if one.init}
     for name in given.keys() - known - heard:
         raise ConfigError(f"run takes no {name!r}.", hint=_instead(name, known | heard))
+    for name, value in given.items():
+        taken = _TAKEN.get(name, ())
+        if taken and not (isinstance(value, taken) and (type(value) is not bool or bool in taken)):
+            kinds = " or ".join(_NAMES.get(one, one.__name__) for one in taken)
+            raise ConfigError(
+                f"run({name}={value!r}): {name} is {kinds}.",
+                hint="help(RunKeywords) in domyn_swarm.jobs.keywords says what each setting is.",
+            )
     hooks = Hooks(**{name: value for name, value in given.items() if name in heard})
     chosen = {name: value for name, value in given.items() if name in known}
     return RunSettings(**chosen, hooks=hooks)
