@@ -141,6 +141,7 @@ check: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	MYPYPATH=src:benchmarks:tests $(BIN)/mypy benchmarks/*.py
 	$(BIN)/lint-imports --no-logo
 
 docs: $(READY)

@@ -76,7 +76,9 @@ class Bench:
 
     def submitted(self) -> list[Line]:
         """Files that a submitted job's library reads: rows/s beside those read without one."""
-        rows, rates, peaks = self._rows(100_000), {}, {}
+        rows = self._rows(100_000)
+        rates: dict[str | None, float] = {}
+        peaks: dict[str | None, float] = {}
         for _ in range(_TURNS):
             for backend in (None, "arrow", "pandas", "polars"):
                 with scratch() as folder, serving(self._program) as mock:

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -32,6 +33,7 @@ from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 
 _REPLICAS = 4
@@ -55,7 +57,7 @@ def _config(replicas: object, home: Path, **options: object) -> DomynLLMSwarmCon
 
 
 @contextlib.contextmanager
-def _swarm(config: DomynLLMSwarmConfig):  # noqa: ANN202
+def _swarm(config: DomynLLMSwarmConfig) -> Iterator[LiveSwarm]:
     lifecycle = SwarmLifecycle(SwarmStore.open())
     try:
         yield lifecycle.up(config, timeout_s=300)

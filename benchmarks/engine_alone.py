@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from domyn_swarm.batch.checkpoint.journal import Journal, SyncedSink, beside
+from domyn_swarm.batch.checkpoint.journal import Journal, SyncedSink
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.batch.run.asking import RetryPolicy
+from domyn_swarm.batch.run.background import beside
 from domyn_swarm.batch.run.rows import Result, Row
 from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
 from domyn_swarm.batch.run.session import EndpointAccess, open_session

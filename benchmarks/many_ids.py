@@ -99,14 +99,14 @@ def write(folder: Path, rows: int, writers: int) -> None:
             with (folder / f"000001-{writer:03d}-{number:08d}.segment").open("wb") as file:
                 for first in range(at, min(at + WINDOW * _FILE_FRAMES, len(own)), WINDOW):
                     some = own[first : first + WINDOW]
-                    ordinals = np.arange(some.start, some.stop, some.step, np.uint64)
+                    ordinals = np.arange(some.start, some.stop, some.step, dtype=np.uint64)
                     outcomes = np.zeros(len(some), np.uint8)
                     parts = (ordinals, digests(ordinals), outcomes)
                     keys = b"".join(part.tobytes() for part in parts)
                     if len(some) not in values:
                         values[len(some)] = msgspec.msgpack.encode([value] * len(some))
                     span = some[0], some[-1]
-                    file.write(frames._frame(keys, values[len(some)], span, compress=True))
+                    file.write(frames._frame(keys, values[len(some)], span, 1, compress=True))
 
 
 def find(folder: Path, rows: int) -> dict[str, float]:

@@ -124,7 +124,8 @@ class Bench:
     def checkpoint_cost(self) -> list[Line]:
         """The runner with and without a journal; the best of three each."""
         rows = self._rows(100_000)
-        cpu, rates = {}, {}
+        cpu: dict[str, float] = {}
+        rates: dict[str, float] = {}
         with scratch() as folder:
             write_input(folder / "in.parquet", rows)
             for kind in ("kept", "dropped") * 3:

@@ -68,4 +68,4 @@ def main(before: str, after: str, rows: int = 100_000, rounds: int = 7) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

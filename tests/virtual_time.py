@@ -141,7 +141,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         assert self._now < _BEGAN_S + LONGEST_S, "it waits for ever"
         assert self._passes < _MOST_SLEEPS, "it waits for ever"
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
         """As every loop does; time stands still until it is done."""
         self._threads += 1
         running = super().run_in_executor(executor, func, *args)
