@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from domyn_swarm.cli.console import confirm, interactive, say
+from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.options import Format
 from domyn_swarm.cli.rendering import Column, print_pairs, print_record, print_table
-from domyn_swarm.cli.submit import follow
 from domyn_swarm.errors import EXIT_INTERRUPTED
 from domyn_swarm.model import TimeLeft
 

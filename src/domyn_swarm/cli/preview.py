@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domyn_swarm.cli.console import confirm, interactive, say
+from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.job_flags import JobFlags, taking_flags
 from domyn_swarm.cli.options import (
     DetachOption,
@@ -18,7 +19,6 @@ from domyn_swarm.cli.options import (
     chosen_format,
 )
 from domyn_swarm.cli.rendering import cell_text, print_record, print_table
-from domyn_swarm.cli.submit import follow
 from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:

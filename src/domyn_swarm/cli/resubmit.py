@@ -8,6 +8,7 @@ import typer
 
 from domyn_swarm.cli import candidates
 from domyn_swarm.cli.console import say
+from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.options import (
     AcceptOption,
     ConcurrencyOption,
@@ -37,7 +38,6 @@ from domyn_swarm.cli.options import (
     parse_json_object,
     resources_of,
 )
-from domyn_swarm.cli.submit import follow
 
 
 def resume(

@@ -315,10 +315,10 @@ class JobService:
         Raises:
             SwarmError: the job's files cannot be read, or the page cannot be written.
         """
-        from domyn_swarm.services.reports import written
+        from domyn_swarm.services.report_page import write_page
 
         gathered = self.gathered(ref, output=output)
-        written(gathered, private=output is None)
+        write_page(gathered, private=output is None)
         return gathered.report
 
     def gathered(

@@ -15,6 +15,9 @@ import jinja2
 
 from domyn_swarm import __version__
 from domyn_swarm.backends.gpu_time import Span
+from domyn_swarm.batch.output.output_files import written_whole
+from domyn_swarm.errors import JobError
+from domyn_swarm.paths import write_private
 from domyn_swarm.services.charts import (
     Chart,
     Moment,
@@ -217,3 +220,27 @@ def _sizes_chart(report: JobReport) -> Chart | None:
     ]
     first = next((at for at, (_, count) in enumerate(bins) if count), 0)
     return histogram("Tokens of a reply", "replies", bins[first:])
+
+
+def write_page(gathered: GatheredReport, *, private: bool) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        gathered: what it shows.
+        private: for its owner's eyes alone; else as readable as its user's files are.
+
+    Raises:
+        JobError: it cannot be written there.
+    """
+    path, page = gathered.report.path, render(gathered)
+    try:
+        if private:
+            write_private(path, page)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise JobError(
+            f"Cannot write {path}: {error.strerror or error}.", hint="Choose another --output."
+        ) from error

@@ -18,7 +18,7 @@ from domyn_swarm.batch.run.histograms import (
     SlowestRows,
 )
 from domyn_swarm.batch.run.tally import FailureExample, counted_group
-from domyn_swarm.errors import JobError, JobNotFound, SwarmError, SwarmNotFound
+from domyn_swarm.errors import JobNotFound, SwarmError, SwarmNotFound
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import FailureGroup, Histogram, JobProgress, ReplyVerdict, utc_now
 from domyn_swarm.paths import JobPaths, SwarmPaths
@@ -323,31 +323,3 @@ def _sizes(accounts: Sequence[RunAccount]) -> Histogram | None:
         return None
     bounds = [2.0**power for power in range(max(sizes.counts) + 1)]
     return sizes.within(bounds, sum(one.counters.completion_tokens for one in accounts))
-
-
-def written(gathered: GatheredReport, *, private: bool) -> None:
-    """Write the page, whole or not at all.
-
-    Args:
-        gathered: what it shows.
-        private: for its owner's eyes alone; else as readable as its user's files are.
-
-    Raises:
-        JobError: it cannot be written there.
-    """
-    from domyn_swarm.batch.output.output_files import written_whole
-    from domyn_swarm.paths import write_private
-    from domyn_swarm.services.report_page import render
-
-    path, page = gathered.report.path, render(gathered)
-    try:
-        if private:
-            write_private(path, page)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise JobError(
-            f"Cannot write {path}: {error.strerror or error}.", hint="Choose another --output."
-        ) from error

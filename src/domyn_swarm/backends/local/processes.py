@@ -25,6 +25,7 @@ from domyn_swarm.paths import private_dir
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.process_identity import host_reach, identify, still_there, this_host
 
+HOST = "127.0.0.1"  # all of a swarm of this machine listen there
 TAG = "DOMYN_SWARM_TAG"
 PART = "DOMYN_SWARM_PART"
 JOB = "DOMYN_SWARM_JOB"

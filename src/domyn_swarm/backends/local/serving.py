@@ -18,7 +18,7 @@ from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.gpus import HeldGpus, held_gpus
 from domyn_swarm.backends.local import processes
-from domyn_swarm.backends.local.processes import OnThisHost
+from domyn_swarm.backends.local.processes import HOST, OnThisHost
 from domyn_swarm.backends.local.watchdogs import start_watchdog, turn_to_start
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, copy_watchdog
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
@@ -30,7 +30,6 @@ from domyn_swarm.probing import Observation, Phase
 if TYPE_CHECKING:
     from domyn_swarm.backends.rehearsal import Rehearsal
 
-HOST = "127.0.0.1"
 _JOB_GRACE_S = 30.0
 _REPLICA_MARGIN_S = 10.0
 _ENDPOINT_GRACE_S = 10.0

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from domyn_swarm.backends.checks import Check, check_engine, check_folder, check_model, failed, ok
 from domyn_swarm.backends.endpoint.address import is_free
 from domyn_swarm.backends.gpus import gpus_here
-from domyn_swarm.backends.local.serving import HOST
+from domyn_swarm.backends.local.processes import HOST
 from domyn_swarm.backends.node_checks import Visited, node_checks
 from domyn_swarm.backends.rehearsal import PROGRAM, Rehearsal, Visit, question, watched
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
