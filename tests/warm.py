@@ -11,6 +11,7 @@ import atexit
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socketserver
 import subprocess
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
-from multiprocessing import forkserver
+from multiprocessing import forkserver, process
 from pathlib import Path
 from threading import Thread
 
@@ -205,10 +206,21 @@ def _execute() -> None:
 
 
 def _start_server() -> None:
+    _use_short_folder()
     with pytest.MonkeyPatch.context() as environment:
         for name in set(os.environ).difference(_KEPT):
             environment.delenv(name)
         forkserver.ensure_running()
+
+
+def _use_short_folder() -> None:
+    """Of the server's socket, which the library lets lie in what is the folder for temporary files
+    as the first test asks for a process: some tests have one whose name is too long.
+    """
+    config = process.current_process()._config  # type: ignore[attr-defined]
+    if "tempdir" not in config:
+        config["tempdir"] = tempfile.mkdtemp(prefix="warm-", dir="/tmp")
+        atexit.register(shutil.rmtree, config["tempdir"], ignore_errors=True)
 
 
 def _become(program: Program) -> None:

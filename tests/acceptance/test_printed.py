@@ -37,6 +37,8 @@ def arguments(command: str, job_id: str, config: Path) -> list[str]:
         "swarm list": [],
         "swarm describe": ["demo"],
         "wait": ["demo"],
+        "usage": ["--swarm", "demo"],
+        "rehearse": ["-c", str(config), "--rows", "1000"],
     }
     return [*command.split(), *about.get(command, [job_id])]
 
@@ -50,6 +52,7 @@ ELSEWHERE = {
     "pool down",
     "job submit --dry-run",
     "job preview",
+    "job submit --forecast",
 }  # in tests of theirs
 READING = sorted(
     command

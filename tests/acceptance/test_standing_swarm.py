@@ -31,6 +31,7 @@ SWARM_KEYS = {
         "replicas_min",
         "replicas_max",
         "asleep",
+        "usage",
         "min_ready",
         "replicas",
         "jobs",

@@ -241,7 +241,7 @@ def request(folder: Path, rows: int, **changes: Any) -> JobRequest:
         "checkpoint_tag": str(folder),
         "resources": JobResources(detached=True),
     }
-    return JobRequest(**{**fields, **changes})
+    return JobRequest.model_validate({**fields, **changes})
 
 
 def all_answered(folder: Path, rows: int) -> bool:

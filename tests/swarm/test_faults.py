@@ -34,7 +34,9 @@ QUICK = {"probe_interval": 1, "restart_backoff_initial": 0.1}
 
 def request(folder: Path, rows: int, poison: Collection[int] = (), **changes: Any) -> JobRequest:
     """A job of so many rows, of which some may be deadly."""
-    prompts = [f"p{number}" + " POISON" * (number in poison) for number in range(rows)]
+    # Of one length, so that none is expected to take longer and comes earlier for that.
+    kinds = ["POISON" if number in poison else "POTION" for number in range(rows)]
+    prompts = [f"p{number} {kind}" for number, kind in enumerate(kinds)]
     pq.write_table(pa.table({"prompt": prompts}), folder / "in.parquet")
     fields = {
         "swarm": "demo",
@@ -83,7 +85,9 @@ def test_two_rows_that_kill_engines_do_not_end_a_swarm_of_one(
     record = tmp_path / "asked.jsonl"
     deadly = [{"match": "POISON", "crash": True}]
     options = {"latency_s": 0.1, "record": str(record), "errors": deadly}
-    lifecycle.up(config(engine_options=options, watchdog=QUICK))
+    # An engine that is back within a second is not known to have died twice, see `standing`.
+    watchdog = {**QUICK, "restart_backoff_initial": 1.5}
+    lifecycle.up(config(engine_options=options, watchdog=watchdog))
     service = JobService()
     service.submit(request(tmp_path, 400, poison={30, 200}, max_concurrency=8))
     ended = service.wait("mine")

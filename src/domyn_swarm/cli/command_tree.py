@@ -169,11 +169,28 @@ def build(name: str, place: str | Callable[..., Any]) -> Any:  # noqa: ANN401 - 
             suggest_commands=True,
             rich_markup_mode=None,
         )
-    return get_command_from_info(
+    command = get_command_from_info(
         CommandInfo(name, callback=found, cls=Command),
         pretty_exceptions_short=False,
         rich_markup_mode=None,
     )
+    for parameter in command.params:
+        if hasattr(parameter.type, "_describe_range"):
+            _refuse_nan(parameter.type)
+    return command
+
+
+def _refuse_nan(kind: Any) -> None:  # noqa: ANN401 - a range, as Typer's copy of Click has it
+    """What is no number lies in every range, as it is compared."""
+    converted = kind.convert
+
+    def convert(value: object, *context: object) -> object:
+        number = converted(value, *context)
+        if number != number:  # noqa: PLR0124 - NaN alone
+            kind.fail(f"{value} is not in the range {kind._describe_range()}.", *context)
+        return number
+
+    kind.convert = convert
 
 
 def _unbuilt(group: typer.Typer) -> typer.Typer:
