@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -134,6 +135,7 @@ class Record(Struct, metaclass=_RecordType, frozen=True):
             return given
         if _types_say_all(cls):
             try:
+                _decoder(cls)  # so that what is known of it is whole
                 return msgspec.convert(given, cls, dec_hook=_decoded)
             except msgspec.ValidationError:
                 pass  # pydantic converts more, or says what is wrong
@@ -196,9 +198,21 @@ def _dumped(record: Record, info: Any) -> dict[str, Any]:  # noqa: ANN401 - pyda
     return record.model_dump(mode="json" if info.mode == "json" else "python")
 
 
-@cache
+_decoders: dict[type[Record], msgspec.json.Decoder[Any]] = {}
+_building = RLock()
+
+
 def _decoder(kind: type[Record]) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind, dec_hook=_decoded)
+    """One thread at a time makes decoders: what msgspec knows of a struct is on its class before it
+    is whole, and a second thread that came upon it crashed the process.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        with _building:
+            decoder = _decoders.get(kind)
+            if decoder is None:
+                decoder = _decoders[kind] = msgspec.json.Decoder(kind, dec_hook=_decoded)
+    return decoder
 
 
 @cache
