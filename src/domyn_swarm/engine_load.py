@@ -53,8 +53,8 @@ class MetricsReader:
     """Reads the metrics of these names; several names of one are of several engines."""
 
     def __init__(self, names: Mapping[str, Sequence[str | None]]) -> None:
-        """`names` of `running`, `waiting`, `tokens`, `preemptions`, `kv_usage`; what is left out
-        is not read.
+        """`names` of what is read: for `read` of `running`, `waiting`, `tokens`, `preemptions`,
+        `kv_usage`.
         """
         self._meanings = {
             name.encode(): meaning for meaning, all_ in names.items() for name in all_ if name
@@ -62,16 +62,21 @@ class MetricsReader:
         known = b"|".join(map(re.escape, self._meanings)) or b"(?!)"
         self._lines = re.compile(rb"^(%s)(?:\{[^}\n]*\})? +([0-9.eE+-]+)" % known, re.MULTILINE)
 
-    def read(self, text: bytes, at_s: float) -> Reading | None:
-        """What a text says, summed over labels; of KV memory the fullest counts. None: it has none
-        of these metrics.
-        """
+    def values(self, text: bytes) -> dict[str, list[float]]:
+        """The values of each metric that a text has, by what `names` calls it."""
         found: dict[str, list[float]] = {}
         for name, value in self._lines.findall(text):
             try:
                 found.setdefault(self._meanings[name], []).append(float(value))
             except ValueError:
                 continue
+        return found
+
+    def read(self, text: bytes, at_s: float) -> Reading | None:
+        """What a text says, summed over labels; of KV memory the fullest counts. None: it has none
+        of these metrics.
+        """
+        found = self.values(text)
         if not found:
             return None
 

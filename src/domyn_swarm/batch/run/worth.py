@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import re
 import time
 from collections.abc import Callable, Collection
 
 from domyn_swarm.batch.run.histograms import Dispatched
+from domyn_swarm.engine_load import MetricsReader
 from domyn_swarm.net.errors import RequestError
 from domyn_swarm.net.http import HttpClient
 
@@ -31,15 +31,20 @@ _SURE = 2.0  # standard errors
 _KEPT = 2048  # times that are judged together; then the older half weighs less
 _AGAIN_S = 60.0  # after so long it is tried again, then after twice as long, and so on
 _RARELY_S = 3600.0
-_METRICS = {
-    b"vllm:prefix_cache_queries_total": "asked",
-    b"vllm:gpu_prefix_cache_queries_total": "asked",
-    b"vllm:prefix_cache_hits_total": "cached",
-    b"vllm:gpu_prefix_cache_hits_total": "cached",
-    b"sglang:prompt_tokens_total": "asked",
-    b"sglang:cached_tokens_total": "cached",
-}
-_LINES = re.compile(rb"^(%s)(?:\{[^}\n]*\})? +([0-9.eE+]+)" % b"|".join(_METRICS), re.MULTILINE)
+_METRICS = MetricsReader(
+    {
+        "asked": [
+            "vllm:prefix_cache_queries_total",
+            "vllm:gpu_prefix_cache_queries_total",
+            "sglang:prompt_tokens_total",
+        ],
+        "cached": [
+            "vllm:prefix_cache_hits_total",
+            "vllm:gpu_prefix_cache_hits_total",
+            "sglang:cached_tokens_total",
+        ],
+    }
+)
 
 
 class _Times:
@@ -105,10 +110,7 @@ class Worth:
 
     def heard(self, url: str, metrics: bytes) -> None:
         """What an engine has counted since it began, as its `/metrics` have it."""
-        found: dict[str, float] = {}
-        for name, value in _LINES.findall(metrics):
-            meaning = _METRICS[name]
-            found[meaning] = found.get(meaning, 0.0) + float(value)
+        found = {meaning: sum(values) for meaning, values in _METRICS.values(metrics).items()}
         if len(found) < 2:
             return
         self._counted = True
