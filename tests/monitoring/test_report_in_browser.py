@@ -121,7 +121,7 @@ def test_a_browser_shows_all_of_it_and_asks_nobody(
         *("no requests go there", "replica 1 unhealthy", "replica-hours"),
     ):
         assert words in text
-    assert dom.count("<svg") == 5
+    assert dom.count("<svg") == 6  # of the last, a band for each replica
     assert not re.search(r'(?:src|href|url)\s*[=(]\s*["\']?(?!#)\S', dom)
     assert "default-src 'none'" in dom
 
