@@ -212,6 +212,15 @@ class Supervisor(threading.Thread):
         self._over = False
         self._server: subprocess.Popen[bytes] | None = None
 
+    @property
+    def is_up(self) -> bool:
+        """Whether it answers. A job gives up an endpoint on which nobody has ever answered, long
+        before a busy machine has started a program.
+        """
+        assert self.is_alive()
+        with socket.socket() as caller:
+            return caller.connect_ex(("127.0.0.1", self.port)) == 0
+
     def run(self) -> None:
         options = json.dumps({"latency_s": 0.05, "errors": [{"match": r"\bp9\b", "crash": True}]})
         place = ("--host", "127.0.0.1", "--port", str(self.port))
@@ -232,6 +241,7 @@ def test_a_row_that_kills_a_server_is_found_also_among_those_of_one_request(benc
     served = Supervisor()
     served.start()
     try:
+        until(lambda: served.is_up)
         code, result = run_worker(
             bench,
             endpoint_url=f"http://127.0.0.1:{served.port}",
@@ -241,7 +251,7 @@ def test_a_row_that_kills_a_server_is_found_also_among_those_of_one_request(benc
         )
     finally:
         served.end()
-    assert (code, result["rows_failed"], result["retries"]) == (7, 1, 0)
+    assert (code, result["rows_failed"], result["retries"]) == (7, 1, 0), result["error"]
     assert served.deaths == 3
     assert bench.output()[9]["_error"]["type"] == "DeadlyRow"
     assert sum(row["answer"] is not None for row in bench.output()) == 39

@@ -140,11 +140,12 @@ def test_an_engine_that_never_gets_ready_is_restarted(bench: Bench):
 @pytest.mark.parametrize("what", ["prints", "reads"])
 def test_an_engine_that_still_loads_is_waited_for(bench: Bench, what: str):
     bench.start_collector()
-    times = {"readiness_timeout": scaled(6), "quiet_seconds": scaled(7)}
+    # A busy machine may let an engine wait seconds before it prints or reads for the first time
+    times = {"readiness_timeout": scaled(4), "quiet_seconds": scaled(14)}
     replica = bench.replica(**times).tell(what, 1).start()
     until(lambda: replica.starts)
-    time.sleep(scaled(10))
-    assert len(replica.starts) == 1
+    time.sleep(scaled(16))
+    assert len(replica.starts) == 1, replica.log.read_text()
     report = bench.view().replicas[0]
     assert (report.state, report.loading) == ("starting", True)
     assert "it still loads, and has" in str(report.reason)
