@@ -20,12 +20,16 @@ def soft_limit(files: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def highest() -> int:
+    """Number of an open file of this process; with a Ray cluster in other tests, some hundred."""
+    return max(int(one.name) for one in Path("/proc/self/fd").iterdir())
+
+
 @contextlib.contextmanager
 def no_files_left() -> Iterator[None]:
     """Nothing can be opened."""
     taken: list[int] = []
-    highest = max(int(one.name) for one in Path("/proc/self/fd").iterdir())
-    with soft_limit(highest + 2):
+    with soft_limit(highest() + 2):
         try:
             with contextlib.suppress(OSError):
                 while True:

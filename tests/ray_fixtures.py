@@ -15,6 +15,8 @@ RAY_SETTINGS = {
     # Else a process that was idle for a second ends, and the next task starts another.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_kill_idle_workers_interval_ms": "0",
+    # Else a thread asks for Prometheus now and then, over what other tests name as the proxy.
+    "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 

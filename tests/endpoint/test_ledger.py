@@ -53,6 +53,7 @@ def test_without_a_collector_and_killed_a_watchdog_has_written_what_there_was(
     os.kill(replica.process.pid, signal.SIGKILL)
     killed_at = time.time()
     replica.process.wait()
+    until(lambda: time.time() > killed_at + 0.5)  # beyond the grain of all times
 
     replica.start()
     until(

@@ -20,7 +20,7 @@ import pytest
 from domyn_swarm import engines, watchdog
 from domyn_swarm.backends.watchdog_spec import copy_watchdog
 from endpoint.bench import API_KEY, Bench, Replica, runs
-from open_file_limits import soft_limit
+from open_file_limits import highest, soft_limit
 from patience import limit_s, scaled, until
 from process_list import words_of
 
@@ -278,7 +278,7 @@ def test_figures_are_as_old_as_the_report_says(bench: Bench):
 
 def test_an_engine_may_have_as_many_files_open_as_the_system_lets_it(bench: Bench):
     bench.start_collector()
-    with soft_limit(300):
+    with soft_limit(highest() + 200):
         replica = bench.replica().start()
         bench.until_state("ready")
     limits = Path(f"/proc/{replica.starts[0]}/limits").read_text()
