@@ -16,6 +16,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 GENERATED = tuple(
     f"{up}{name}/" for name in ("reference", "examples", "pictures") for up in ("", "../")
 )  # pages of the site; its own build checks them
+INTERNALS = ("serving", "slurm", "jobs", "records")
+MAPS = ["architecture.md", *(f"internals/{page}.md" for page in INTERNALS)]
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
 
@@ -90,6 +92,18 @@ def test_links_between_documents_lead_somewhere() -> None:
         if not (page.parent / target).exists() and not target.startswith(GENERATED)
     ]
     assert broken == []
+
+
+@pytest.mark.parametrize("page", MAPS)
+def test_modules_that_the_map_names_are_there(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    floors = "|".join(sorted(one.stem for one in SOURCE.iterdir()))
+    named = re.findall(rf"`((?:{floors})(?:/[a-z_0-9]+)+)`", text)
+    missing = [
+        one for one in named if not (SOURCE / one).is_dir() and not (SOURCE / f"{one}.py").is_file()
+    ]
+    assert named
+    assert not missing
 
 
 def test_every_command_is_in_the_reference() -> None:
