@@ -14,7 +14,6 @@ from domyn_swarm.batch.output.part_writer import WriteFile
 from domyn_swarm.data.base import KINDS, DataBackend
 from domyn_swarm.data.registry import backend_named
 from domyn_swarm.errors import ConfigError, InvalidInput
-from domyn_swarm.jobs.ray.cluster import check_address
 from domyn_swarm.jobs.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def open_input(
         )
     if spec.data_backend == "ray":
         backend_named("ray")
-        check_address(spec.ray_address or "")
+        check_ray_address(spec.ray_address or "")
         return open_dataset(spec.input, reading=spec, facts=facts)
     backend = backend_named(spec.data_backend)
     files = files_of(spec.input, recursive=spec.recursive)
@@ -115,3 +114,16 @@ def open_input(
     if backend.lazy:
         return ScanDataset(backend, frame)
     return TableDataset.of(backend.schema(frame), backend.batches(frame))
+
+
+def check_ray_address(address: str) -> None:
+    """Refuse the address of a port for Ray's client.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"{address}: datasets do not go over the protocol of Ray's client.",
+            hint="Run the job on a machine of the cluster: --ray-address auto, or host:port.",
+        )

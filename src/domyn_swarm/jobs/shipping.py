@@ -7,15 +7,11 @@ classes and plain values around it. Nothing is pickled. What cannot be written d
 from __future__ import annotations
 
 import ast
-import builtins
 import hashlib
-import inspect
 import linecache
 import re
-import symtable
 import sys
-import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from types import FunctionType, ModuleType
 from typing import Any, get_origin
@@ -23,8 +19,7 @@ from typing import Any, get_origin
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.decorator import FunctionJob
-
-_CELLS = re.compile(r"^<ipython-input-|[/\\]ipykernel_\d+[/\\]|^<stdin>|^<python-input-")
+from domyn_swarm.jobs.source_text import assignment_of, names_of, namespace_of, source_text
 
 
 def definition_of(job: SwarmJob) -> type | Callable[..., Any]:
@@ -93,12 +88,12 @@ class _Collector:
             self.define(name, value.function)
         elif isinstance(value, FunctionType | type):
             self.define(name, value)
-        elif get_origin(value) is not None and (found := _assignment(name)) is not None:
+        elif get_origin(value) is not None and (text := assignment_of(name)) is not None:
             around = vars(sys.modules["__main__"])
-            for one in sorted(names_of(found) - {name}):
+            for one in sorted(names_of(text) - {name}):
                 if one in around:
                     self._add(one, around[one])
-            self.parts.append(found)
+            self.parts.append(text)
         else:
             raise self._refusal(name, f"a {type(value).__name__} cannot be written down")
 
@@ -109,32 +104,6 @@ class _Collector:
             hint="Put the job into a module and import it from there, or make what it needs "
             "inside of it.",
         )
-
-
-def names_of(text: str) -> set[str]:
-    """The names that a piece of source takes from around it."""
-    found: set[str] = set()
-    tables = [symtable.symtable(text, "job", "exec")]
-    for table in tables:
-        tables.extend(table.get_children())
-        top = table.get_type() == "module"
-        for symbol in table.get_symbols():
-            outside = symbol.is_global() or (top and not symbol.is_assigned())
-            if symbol.is_referenced() and outside:
-                found.add(symbol.get_name())
-    return found - set(dir(builtins))
-
-
-def namespace_of(defined: type | Callable[..., Any]) -> Mapping[str, Any]:
-    """What the names in a definition stand for: its module's, and those it closes over."""
-    module = vars(sys.modules[defined.__module__])
-    functions = [defined] if isinstance(defined, FunctionType) else vars(defined).values()
-    closed: dict[str, Any] = {}
-    for function in functions:
-        if isinstance(function, FunctionType):
-            closed |= inspect.getclosurevars(function).nonlocals
-    own = defined.__globals__ if isinstance(defined, FunctionType) else module
-    return {**own, **closed}
 
 
 def _import_of(name: str, value: Any) -> str | None:  # noqa: ANN401 - whatever a global is
@@ -157,49 +126,6 @@ def _constant(name: str, value: Any) -> str | None:  # noqa: ANN401 - whatever a
         return f"{name} = {value!r}" if ast.literal_eval(repr(value)) == value else None
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
-
-
-def source_text(defined: type | Callable[..., Any]) -> str | None:
-    """What the user wrote, also in a cell; None: it cannot be found."""
-    try:
-        return textwrap.dedent(inspect.getsource(defined)).rstrip()
-    except (OSError, TypeError):  # a class from a cell: its module has no file
-        return _found(lambda node: isinstance(node, ast.ClassDef) and node.name == defined.__name__)
-
-
-def _assignment(name: str) -> str | None:
-    """The statement that gave a name of the script its value."""
-
-    def gives(node: ast.stmt) -> bool:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        return any(isinstance(one, ast.Name) and one.id == name for one in targets)
-
-    return _found(gives)
-
-
-def _found(wanted: Callable[[ast.stmt], bool]) -> str | None:
-    """The newest statement of the script or of the cells that is wanted."""
-    for text in _texts():
-        try:
-            body = ast.parse(text).body
-        except SyntaxError:
-            continue
-        for node in reversed(body):
-            if wanted(node):
-                decorators = getattr(node, "decorator_list", [])
-                first = min([node.lineno, *(one.lineno for one in decorators)])
-                return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
-    return None
-
-
-def _texts() -> Iterator[str]:
-    """The script, or the cells with the newest first."""
-    script = getattr(sys.modules["__main__"], "__file__", None)
-    if script is not None:
-        yield "".join(linecache.getlines(script))
-    for name in reversed(list(linecache.cache)):
-        if _CELLS.search(name):
-            yield "".join(linecache.getlines(name))
 
 
 def module_from(source: str) -> ModuleType:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
 
+from domyn_swarm.jobs.source_text import names_of, namespace_of, source_text
+
 
 def source_digest(cls: type, base: type) -> str:
     """A digest of a class and those it inherits from, up to `base`.
@@ -39,8 +41,6 @@ def function_digest(function: Callable[..., Any]) -> str:
 
 def _code(defined: type | Callable[..., Any], seen: set[int]) -> list[str]:
     """The trees of a definition and of what it refers to around it."""
-    from domyn_swarm.jobs.shipping import names_of, namespace_of, source_text
-
     if id(defined) in seen:
         return []
     seen.add(id(defined))

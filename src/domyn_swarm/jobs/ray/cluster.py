@@ -9,21 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from domyn_swarm.errors import ConfigError, PlatformError
+from domyn_swarm.jobs.inputs import check_ray_address
 
 ADDRESS_VARIABLES = ("DOMYN_SWARM_RAY_ADDRESS", "RAY_ADDRESS")
-
-
-def check_address(address: str) -> None:
-    """Refuse the address of a port for Ray's client.
-
-    Raises:
-        ConfigError: it is one.
-    """
-    if address.startswith("ray://"):
-        raise ConfigError(
-            f"{address}: datasets do not go over the protocol of Ray's client.",
-            hint="Run the job on a machine of the cluster: --ray-address auto, or host:port.",
-        )
 
 
 @contextlib.contextmanager
@@ -43,7 +31,7 @@ def connected(address: str | None) -> Iterator[None]:
         return
     found = (address, *(os.environ.get(name) for name in ADDRESS_VARIABLES))
     where = next((one for one in found if one), "local")
-    check_address(where)
+    check_ray_address(where)
     try:
         ray.init(
             where,
