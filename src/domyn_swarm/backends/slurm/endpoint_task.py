@@ -23,16 +23,16 @@ from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.probing import Clock
+from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
 
 _log = get_logger(__name__)
 
 _JOBS_END_S = 30.0  # of the warning's minute
 _BUG = 1  # the exit code of a traceback
 _KILLED = 128  # exit codes above it are those of signals
-_BACKOFF_FIRST_S = 1.0
-_BACKOFF_MAX_S = 60.0
-_STABLE_S = 300.0
-_MOST_DEATHS = 10  # in a row, none of them stable
+_RESTARTS = RestartPolicy(
+    most=9, first_pause_s=1.0, longest_pause_s=60.0, progress_s=300.0
+)  # ten deaths in a row
 
 
 def main(swarm_dir: str) -> int:
@@ -59,22 +59,20 @@ def keep_running(task: Task, child: Child, clock: Clock = time) -> int:
     """Run the program until it ends, or died too often of a signal (perhaps for its memory) or of
     a bug.
     """
-    backoff_s, deaths = _BACKOFF_FIRST_S, 0
+    restarts = RestartBudget(_RESTARTS)
     while True:
         began = clock.monotonic()
         task.start(child)
         code = task.wait()
-        if clock.monotonic() - began >= _STABLE_S:
-            backoff_s, deaths = _BACKOFF_FIRST_S, 0
-        deaths += 1
+        restarts.ran(clock.monotonic() - began)
         died = code == _BUG or code > _KILLED
-        if not died or task.told or deaths == _MOST_DEATHS:
+        pause_s = restarts.take() if died and not task.told else None
+        if pause_s is None:
             return code
-        _log.error("the endpoint died (code %d); again in %g s", code, backoff_s)
-        task.rest(backoff_s)
+        _log.error("the endpoint died (code %d); again in %g s", code, pause_s)
+        task.rest(pause_s)
         if task.told:
             return code
-        backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
 
 
 def end_jobs(slurm: Scheduler, endpoint: str, paths: SwarmPaths, clock: Clock = time) -> None:

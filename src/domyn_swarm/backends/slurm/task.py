@@ -21,6 +21,7 @@ from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.errors import CommandMissing, PlatformError
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.probing import Clock
+from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
 from domyn_swarm.temporary import settle_temporary_folder, too_long_for_sockets
 
 _log = get_logger(__name__)
@@ -36,8 +37,7 @@ _KILLED = frozenset(
         *(signal.SIGABRT, signal.SIGILL, signal.SIGFPE),
     )
 )
-_MOST_DEATHS = 3  # times that a program is started again
-_WITHIN_S = 3600.0
+_RESTARTS = RestartPolicy(most=3, within_s=3600.0)  # of one program, at once
 
 
 class Child(NamedTuple):
@@ -105,7 +105,7 @@ class _Running:
         self._start = start
         self._clock = clock
         self.process = start(child)
-        self._died_at: list[float] = []
+        self._restarts = RestartBudget(_RESTARTS)
 
     @property
     def ended(self) -> bool:
@@ -121,11 +121,8 @@ class _Running:
         """Start it once more should it have died, but not for ever."""
         if not (self.child.again and self.ended and died(self.code)):
             return
-        now = self._clock.monotonic()
-        self._died_at = [one for one in self._died_at if now - one < _WITHIN_S]
-        if len(self._died_at) == _MOST_DEATHS:
+        if self._restarts.take(self._clock.monotonic()) is None:
             return
-        self._died_at.append(now)
         try:
             pid, code = self.process.pid, self.code
             _log.warning("process %d died (code %d); it starts again", pid, code)
