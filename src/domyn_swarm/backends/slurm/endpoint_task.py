@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from domyn_swarm.backends.endpoint.address import ADDRESS_VARIABLE
@@ -22,12 +23,13 @@ from domyn_swarm.backends.slurm.task_plan import read_task_plan
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
-from domyn_swarm.probing import Clock
+from domyn_swarm.probing import Clock, comes_true
 from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
 
 _log = get_logger(__name__)
 
 _JOBS_END_S = 30.0  # of the warning's minute
+_LOOK_S = 1.0
 _BUG = 1  # the exit code of a traceback
 _KILLED = 128  # exit codes above it are those of signals
 _RESTARTS = RestartPolicy(
@@ -42,7 +44,7 @@ def main(swarm_dir: str) -> int:
     plan = read_task_plan(paths)
     job = os.environ["SLURM_JOB_ID"]
     paths.endpoint_leaves.unlink(missing_ok=True)  # of its run before, if that was in this job
-    task = Task(before_end=lambda: end_jobs(Slurm(), job, paths))
+    task: Task = Task(lambda: end_jobs(Slurm(), job, paths, cancelled=lambda: task.cancelled))
     command = [sys.executable, "-m", "domyn_swarm.backends.endpoint", str(paths.root), "slurm"]
     child = Child(command, {ADDRESS_VARIABLE: node_address()}, sys.stderr.buffer)
     code = keep_running(task, child)
@@ -75,22 +77,31 @@ def keep_running(task: Task, child: Child, clock: Clock = time) -> int:
             return code
 
 
-def end_jobs(slurm: Scheduler, endpoint: str, paths: SwarmPaths, clock: Clock = time) -> None:
+def end_jobs(
+    slurm: Scheduler,
+    endpoint: str,
+    paths: SwarmPaths,
+    clock: Clock = time,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
     """Tell the jobs in this allocation, which end with it, that their time is up, while what they
-    have in flight can still be answered.
+    have in flight can still be answered; wait for them, unless the allocation is `cancelled`.
     """
+
+    def none_left() -> bool:
+        return cancelled() or not any(
+            step.startswith(f"{endpoint}.") and job.comment.startswith(JOB_PREFIX)
+            for step, job in slurm.steps().items()
+        )
+
     try:
         write_private(paths.endpoint_leaves, endpoint)  # from now on none begins
     except OSError as error:
         _log.warning("jobs may still begin in this allocation: %s", error)
     try:
         slurm.signal_steps(endpoint, "USR1")
-        deadline = clock.monotonic() + _JOBS_END_S
-        while clock.monotonic() < deadline and any(
-            step.startswith(f"{endpoint}.") and job.comment.startswith(JOB_PREFIX)
-            for step, job in slurm.steps().items()
-        ):
-            clock.sleep(1.0)
+        comes_true(none_left, within_s=_JOBS_END_S, every_s=_LOOK_S, clock=clock)
     except PlatformError as error:
         _log.warning("jobs of this allocation were not told that it ends: %s", error.message)
 

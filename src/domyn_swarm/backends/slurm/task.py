@@ -20,7 +20,7 @@ from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.errors import CommandMissing, PlatformError
 from domyn_swarm.logs import configure, get_logger
-from domyn_swarm.probing import Clock
+from domyn_swarm.probing import Clock, comes_true
 from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
 from domyn_swarm.temporary import settle_temporary_folder, too_long_for_sockets
 
@@ -157,6 +157,9 @@ class Task:
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """Note it, and hand it on: at once, whatever the task does. That is a system call or two
+        for each program; all that takes time is done where the task waits.
+        """
         if number == signal.SIGUSR1:
             self.warned = True
             if self._before_end is not None:  # it takes its time: see `heed`
@@ -223,16 +226,23 @@ class Task:
         return not all(child.ended for child in self._children)
 
     @property
+    def cancelled(self) -> bool:
+        """Whether somebody ends the task, or it ends itself: there is no time left for anything."""
+        return self._stopped
+
+    @property
     def told(self) -> bool:
         """Whether its programs were told to end: by a warning, or by whoever ends the task."""
         return self.warned or self._stopped
 
     def rest(self, seconds: float) -> None:
         """Do nothing for so long, or until the task is told to end."""
-        deadline = self._clock.monotonic() + seconds
-        while not self._stopped and self._clock.monotonic() < deadline:
-            self._clock.sleep(_LOOK_S)
+
+        def cancelled() -> bool:
             self.heed()
+            return self._stopped
+
+        comes_true(cancelled, within_s=seconds, every_s=_LOOK_S, clock=self._clock)
 
     @property
     def goes_back(self) -> bool:
