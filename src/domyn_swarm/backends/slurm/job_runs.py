@@ -21,7 +21,7 @@ from domyn_swarm.backends.base import read_tail
 from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import JobPaths, write_private
-from domyn_swarm.probing import Clock
+from domyn_swarm.probing import Clock, comes_true
 from domyn_swarm.restart_budget import RestartPolicy
 
 if TYPE_CHECKING:
@@ -202,9 +202,7 @@ class NextRun:
 
     def rest(self, seconds: float) -> None:
         """Do nothing for so long, or until somebody ends the job."""
-        deadline = self._clock.monotonic() + seconds
-        while self.goes_back and self._clock.monotonic() < deadline:
-            self._clock.sleep(_LOOK_S)
+        comes_true(lambda: not self.goes_back, within_s=seconds, every_s=_LOOK_S, clock=self._clock)
 
     def ask(self, *, by_requeue: bool) -> bool:
         """Put the job back into the queue, or submit its successor; whether there is a next run.

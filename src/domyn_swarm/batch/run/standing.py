@@ -20,6 +20,7 @@ from domyn_swarm.batch.run.rows import Row
 from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.errors import TooManyFailures
 from domyn_swarm.logs import get_logger
+from domyn_swarm.probing import comes_true_async
 
 _KINDS_KEPT = 16  # of requests: a job asks one or two paths and models as a rule
 _PAIRS_KEPT = 4096  # of kinds and replicas; beyond it evidence is gathered anew
@@ -153,10 +154,10 @@ class Break:
         Waits until that is known, a second at most: one that was on its way may have reached the
         next engine, and take long there.
         """
-        now = asyncio.get_running_loop().time
-        known_at = self.at + _AT_ONCE_S
-        while self.left and not self.outlived and now() < known_at:  # noqa: ASYNC110 - seldom
-            await asyncio.sleep(_LOOK_S)
+        left_s = self.at + _AT_ONCE_S - asyncio.get_running_loop().time()
+        await comes_true_async(
+            lambda: not self.left or self.outlived, within_s=left_s, every_s=_LOOK_S
+        )
         return self.broke > max(1, self.left) and not self.outlived
 
 
