@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm import follower
 from domyn_swarm.backends import exit_wrapper
+from domyn_swarm.backends.watchdog_spec import copy_follower
 from domyn_swarm.jobs.progress_display import Progress, progress_display
 from patience import limit_s, until
 
@@ -21,10 +21,12 @@ FULL = Path("/dev/full")  # each write to it fails
 def test_a_follower_keeps_its_program_running(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     spec = tmp_path / "spec.json"
+    program_file = tmp_path / "follower.py"
+    copy_follower(program_file)
     argv = ["/bin/sh", "-c", f"echo >> {starts}"]
     spec.write_text(json.dumps({"argv": argv, "env": {}}))
     with FULL.open("ab") as log:
-        command = [sys.executable, follower.__file__, str(spec), "head", "1", "1"]
+        command = [sys.executable, "-I", str(program_file), str(spec), "head", "1", "1"]
         program = subprocess.Popen(command, stdout=log, stderr=log)
     until(lambda: starts.exists() and len(starts.read_text()) > 1)
     program.terminate()

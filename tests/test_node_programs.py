@@ -34,7 +34,7 @@ TYPER = {"annotated_doc", "shellingham", "typer"}
 
 GROUND = {"errors", "logs", "paths"}
 RECORDS = {"model", "record"}
-TASK = {*GROUND, "backends.slurm", "probing", "temporary"}
+TASK = {*GROUND, "backends.slurm", "probing", "restart_budget", "temporary"}
 JOB = {
     *GROUND,
     "batch",
@@ -58,8 +58,8 @@ class Loads(NamedTuple):
 
 
 PROGRAMS: Mapping[str, Loads] = {
-    "watchdog": Loads(set(), {"watchdog", "watchdog_ledger", "watchdog_rules"}),
-    "follower": Loads(set(), {"follower"}),
+    "watchdog": Loads(set(), {"restart_budget", "watchdog", "watchdog_ledger", "watchdog_rules"}),
+    "follower": Loads(set(), {"follower", "restart_budget"}),
     "backends.exit_wrapper": Loads(set(), {"backends.exit_wrapper", "paths", "temporary"}),
     "backends.node_report": Loads(set(), {"backends.node_report"}),
     "backends.slurm.replica_task": Loads(set(), {*TASK, "backends.gpus"}),
@@ -75,6 +75,7 @@ PROGRAMS: Mapping[str, Loads] = {
             *RECORDS,
             "open_files",
             "probing",
+            "restart_budget",
         },
     ),
     "engines.llamacpp_server": Loads(set(), {"engines", "errors"}),

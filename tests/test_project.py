@@ -46,11 +46,14 @@ def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(_tree(path)), "a module needs a docstring"
 
 
-@pytest.mark.parametrize("name", ["watchdog.py", "watchdog_ledger.py", "watchdog_rules.py"])
-def test_the_watchdog_imports_the_standard_library_alone(name: str) -> None:
+COPIED = ["follower", "restart_budget", "watchdog", "watchdog_ledger", "watchdog_rules"]
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_what_is_copied_next_to_engines_imports_the_standard_library_alone(name: str) -> None:
     imported = {
         name.split(".")[0]
-        for node in ast.walk(_tree(SOURCE / name))
+        for node in ast.walk(_tree(SOURCE / f"{name}.py"))
         for name in (
             [alias.name for alias in node.names]
             if isinstance(node, ast.Import)
@@ -59,7 +62,7 @@ def test_the_watchdog_imports_the_standard_library_alone(name: str) -> None:
             else []
         )
     }
-    imported -= {"domyn_swarm", "watchdog_ledger", "watchdog_rules"}  # which lie beside it
+    imported -= {"domyn_swarm", *COPIED}  # which lie beside it
     assert imported
     assert imported <= set(sys.stdlib_module_names)
 

@@ -1,8 +1,10 @@
 """What an engine's own metrics say of its load: Prometheus text to gauges, counters to rates.
 
-One reader for the collector, which knows the names of its engine's metrics, and for jobs at a plain
-endpoint, which try those of the engines that they may meet. Standard library alone. (The watchdog,
-which is copied next to engines, reads for itself.)
+One reader for the collector, which knows the names of its engine's metrics, for jobs at a plain
+endpoint, which try those of the engines that they may meet, and for what the router has counted so
+far. Standard library alone. Others that read such text: the watchdog, which is copied next to
+engines; llama.cpp's server program, which may not import this; and `backends.endpoint.smg_figures`,
+which wants the router's histograms, and has them from the Prometheus library.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class Reading(NamedTuple):
 
 
 class MetricsReader:
-    """Reads the metrics of these names; several names of one are of several engines."""
+    """Reads the metrics of these names; several names of one are of several engines. A name may go
+    on with the first labels that a sample is to have: `requests{method="POST"`.
+    """
 
     def __init__(self, names: Mapping[str, Sequence[str | None]]) -> None:
         """`names` of what is read: for `read` of `running`, `waiting`, `tokens`, `preemptions`,
@@ -60,7 +64,9 @@ class MetricsReader:
             name.encode(): meaning for meaning, all_ in names.items() for name in all_ if name
         }
         known = b"|".join(map(re.escape, self._meanings)) or b"(?!)"
-        self._lines = re.compile(rb"^(%s)(?:\{[^}\n]*\})? +([0-9.eE+-]+)" % known, re.MULTILINE)
+        self._lines = re.compile(
+            rb"^(%s)(?:[{,][^}\n]*\}|\})? +([0-9.eE+-]+)" % known, re.MULTILINE
+        )
 
     def values(self, text: bytes) -> dict[str, list[float]]:
         """The values of each metric that a text has, by what `names` calls it."""

@@ -2,8 +2,9 @@
 
 What the nodes of a replica run beside the one that serves (an engine's worker, Ray's). Standard
 library only and Python 3.8 syntax: this file is copied next to the engine and runs in whatever
-image the engine comes in. The program is started again a second after it ends; SIGTERM ends it and
-this. In its arguments `{head}`, `{port}` and `{rank}` are filled in.
+image the engine comes in, with `restart_budget.py` beside it. The program is started again a second
+after it ends; SIGTERM ends it and this. In its arguments `{head}`, `{port}` and `{rank}` are filled
+in.
 """
 
 from __future__ import annotations
@@ -20,9 +21,15 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-AGAIN_S = 1.0
+if TYPE_CHECKING or __package__:
+    from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
+else:  # it lies beside this file, which is no reason for the path to say so
+    sys.path.insert(0, str(Path(__file__).absolute().parent))
+    from restart_budget import RestartBudget, RestartPolicy
+
+RESTARTS = RestartPolicy(first_pause_s=1.0, longest_pause_s=1.0)  # for as long as the replica lives
 GRACE_S = 10.0
 MOST_FILES = 65_536
 
@@ -78,17 +85,17 @@ class Follower:
 
     def run(self) -> int:
         """Until told to stop; the exit code."""
+        restarts = RestartBudget(RESTARTS)
         while not self._stopped:
             process = self._start()
-            if process is None:
-                time.sleep(AGAIN_S)
-                continue
-            if self._stopped:
-                self._signal(signal.SIGTERM)
-            code = self._wait(process)
-            if not self._stopped:
+            if process is not None:
+                if self._stopped:
+                    self._signal(signal.SIGTERM)
+                code = self._wait(process)
+                if self._stopped:
+                    break
                 log(f"the program ended with {code}; it is started again")
-                time.sleep(AGAIN_S)
+            time.sleep(restarts.take() or 0.0)
         return 0
 
     def _start(self) -> subprocess.Popen[bytes] | None:

@@ -1,6 +1,13 @@
 """The one readiness abstraction: a probe is a function that returns an `Observation`.
 
-Nothing else in the program polls. `wait_until` is the only loop; `all_of` composes probes.
+Who waits for something to come to be does so in `wait_until`; `all_of` composes probes. Where there
+is nothing to say but yes or no, that is `comes_true`, and in an event loop `comes_true_async`.
+
+What sleeps elsewhere waits for no condition: it does something every so many seconds until it is
+cancelled, or shows how far something is; tries again after a pause; or acts on what it sees in the
+same loop (a program that looks after its children, a gate that knocks ever more seldom). Programs
+that may not import this module (`watchdog`, `follower`, `backends.node_report`, engines' servers)
+have loops of their own.
 """
 
 from __future__ import annotations
@@ -272,3 +279,30 @@ def wait_until(
         if deadline.passed(seen, clock.monotonic()):
             return seen
         clock.sleep(every_s)
+
+
+def comes_true(
+    condition: Callable[[], bool], *, within_s: float, every_s: float, clock: Clock = time
+) -> bool:
+    """Wait until a condition holds; whether it did in that time. It is asked once at least."""
+
+    def probe() -> Observation:
+        return Observation(Phase.READY if condition() else Phase.STARTING)
+
+    seen = wait_until(probe, deadline=Deadline(within_s), every_s=every_s, clock=clock)
+    return seen.phase is Phase.READY
+
+
+async def comes_true_async(
+    condition: Callable[[], bool], *, within_s: float = math.inf, every_s: float
+) -> bool:
+    """The same in an event loop, by its time."""
+    import asyncio  # here: most that import this module have no event loop
+
+    now = asyncio.get_running_loop().time
+    until = now() + within_s
+    while not condition():
+        if now() >= until:
+            return False
+        await asyncio.sleep(every_s)
+    return True

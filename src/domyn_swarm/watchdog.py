@@ -3,9 +3,9 @@
 Run as `watchdog.py SPEC.json [ADDRESS [lifeline]]`: by what address this node is reached where the
 spec does not say; `lifeline`: it stops when its standard input ends.
 
-Standard library only and Python 3.8 syntax: this file, `watchdog_rules.py` and `watchdog_ledger.py`
-are copied next to the engine and run in whatever image it comes in. The spec is built, and
-described, by `backends.watchdog_spec`.
+Standard library only and Python 3.8 syntax: this file, `watchdog_rules.py`, `watchdog_ledger.py`
+and `restart_budget.py` are copied next to the engine and run in whatever image it comes in. The
+spec is built, and described, by `backends.watchdog_spec`.
 
 Guaranteed: the engine (its whole process group) never outlives the watchdog, however that dies;
 SIGTERM drains the engine before it ends; a final state is reported even to a collector that comes

@@ -1,13 +1,20 @@
 """What a watchdog decides, over time: pure, without a clock, a file or a socket of its own.
 
-Standard library only and Python 3.8 syntax: it lies beside `watchdog.py` wherever that runs.
+Standard library only and Python 3.8 syntax: it lies beside `watchdog.py` wherever that runs, and
+`restart_budget.py` beside it.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from typing import Any, Callable, Dict, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, NamedTuple, Sequence
+
+if TYPE_CHECKING or __package__:
+    from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
+else:  # it lies beside this file
+    from restart_budget import RestartBudget, RestartPolicy
 
 Json = Dict[str, Any]
 
@@ -73,7 +80,10 @@ class Restarts:
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
-        self._in_a_row = self._unstable = 0
+        pauses_s = (spec.restart_backoff_initial, spec.restart_backoff_max)
+        most = spec.max_restarts
+        self._unanswered = RestartBudget(RestartPolicy(most, math.inf, *pauses_s, STABLE_S))
+        self._unstable = RestartBudget(RestartPolicy(ANSWERING * most, progress_s=STABLE_S))
         self._slow = False
         self.total = 0
 
@@ -82,25 +92,24 @@ class Restarts:
         is no engine that cannot run, and from a time on no past counts.
         """
         if answered:
-            self._in_a_row = 0
-        if seconds >= STABLE_S:
-            self._in_a_row = self._unstable = 0
+            self._unanswered.clear()
+        for budget in (self._unanswered, self._unstable):
+            budget.ran(seconds)
 
     def next_delay(self, clean: bool, slow: bool = False) -> float | None:
         """Seconds to wait before the next start; None: it stays down. `slow`: it was not ready in
         time, which an engine that was not before will not be either.
         """
         slow, self._slow = slow and self._slow, slow
-        spec, policy = self._spec, self._spec.restart_policy
+        policy = self._spec.restart_policy
         wanted = policy == "always" or (policy == "on-failure" and not clean)
-        most = spec.max_restarts
-        if slow or not wanted or self._in_a_row >= most or self._unstable >= ANSWERING * most:
+        if slow or not wanted or self._unstable.exhausted():
             return None
-        delay = min(spec.restart_backoff_initial * 2.0**self._in_a_row, spec.restart_backoff_max)
-        self._in_a_row += 1
-        self._unstable += 1
-        self.total += 1
-        return float(delay)
+        delay_s = self._unanswered.take()
+        if delay_s is not None:
+            self._unstable.take()
+            self.total += 1
+        return delay_s
 
 
 class Health:

@@ -169,7 +169,13 @@ class Driver:
     def __post_init__(self) -> None:
         self.notices: list[str] = []
         names = Names(self.swarm, lambda: "http://collector", lambda: self.swarm.recorded)
-        self.replicas = Replicas(self.swarm, names, self.notices.append)
+        self.proved: list[tuple[str, float]] = []
+        self.replicas = Replicas(
+            self.swarm,
+            names,
+            self.notices.append,
+            proved=lambda url, asked_at: self.proved.append((url, asked_at)),
+        )
         self.client = ReplicaClient(self.swarm, self.replicas, "m")
 
     async def ask(self, body: bytes = ODD, endpoint: str = ENDPOINT) -> HttpReply:
@@ -434,6 +440,22 @@ async def test_a_connection_that_breaks_is_tried_once_more(
                 await driver.ask()
             assert (raised.type, raised.value.server) == (told, A)
     assert swarm.sent[A] == 3
+
+
+@in_virtual_time
+async def test_a_replica_that_was_lost_proves_itself_and_that_is_known() -> None:
+    swarm = Swarm(states={A: "ready"})
+    driver = Driver(swarm)
+    async with beside(driver.replicas.keep_looking()):
+        await driver.ask()
+        assert [url for url, _ in driver.proved] == [A]
+        swarm.answer = lambda _url: ConnectionBroken("reset")
+        with pytest.raises(ReplicaLost):
+            await driver.ask()
+        lost_at, swarm.answer = now_s(), lambda _url: None
+        assert await driver.keep_asking(5.0) != []  # nobody is there for a moment
+        [_, (url, asked_at)] = driver.proved
+    assert (url, lost_at <= asked_at < lost_at + 2.0) == (A, True)
 
 
 @in_virtual_time

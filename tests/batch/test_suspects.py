@@ -166,6 +166,33 @@ def test_who_was_in_flight_and_who_could_not_connect() -> None:
     assert suspects.died_under("a", sent_at=61.2, now=61.3, alive=True) is not None
 
 
+@pytest.mark.parametrize(
+    ("asked_at", "sent_at", "again"),
+    [
+        (10.4, 10.5, True),  # it was back, and died again
+        (10.4, 10.3, False),  # sent before
+        (9.9, 10.5, False),  # what it was asked before it died says nothing
+        (None, 10.5, False),
+    ],
+)
+def test_a_replica_that_proved_itself_since_its_death_has_died_again(
+    asked_at: float | None, sent_at: float, *, again: bool
+) -> None:
+    suspects = Suspects()
+    first = suspects.died_under("a", sent_at=9.0, now=10.0)
+    assert suspects.died_under("a", sent_at=10.2, now=10.3) is None  # others hear of it meanwhile
+    if asked_at is not None:
+        suspects.proved("a", asked_at)
+    found = suspects.died_under("a", sent_at=sent_at, now=10.7)
+    assert (found is not None) is again
+    if again:
+        assert found != first
+        assert suspects.died_under("a", sent_at=10.6, now=10.71) == found  # one death for all
+        assert suspects.died_under("a", sent_at=10.9, now=11.0) is None  # until it proves itself
+        suspects.proved("a", 11.1)
+        assert suspects.died_under("a", sent_at=11.2, now=11.3) is not None
+
+
 def test_one_death_counts_once_however_much_a_row_had_in_flight() -> None:
     suspects = Suspects()
     assert suspects.mark(ROWS[:1], Death("a", 1.0, 1.0)) == 1

@@ -24,8 +24,10 @@ from open_file_limits import highest, soft_limit
 from patience import limit_s, scaled, until
 from process_list import words_of
 
+FILES = ["restart_budget.py", "watchdog.py", "watchdog_ledger.py", "watchdog_rules.py"]
 
-@pytest.mark.parametrize("name", ["watchdog.py", "watchdog_ledger.py", "watchdog_rules.py"])
+
+@pytest.mark.parametrize("name", [*FILES, "follower.py"])
 def test_it_is_python_3_8_and_the_standard_library(name: str):
     source = Path(watchdog.__file__).with_name(name)
     tree = ast.parse(source.read_text(), feature_version=(3, 8))
@@ -40,7 +42,7 @@ def test_it_is_python_3_8_and_the_standard_library(name: str):
             else []
         )
     }
-    beside = {"domyn_swarm", "watchdog_ledger", "watchdog_rules"}
+    beside = {"domyn_swarm", *(Path(one).stem for one in FILES)}
     assert imported - beside <= set(sys.stdlib_module_names)
 
 
@@ -53,8 +55,7 @@ def test_it_runs_wherever_its_files_lie_together(bench: Bench, tmp_path: Path):
     ended = subprocess.run(argv, cwd="/", capture_output=True, text=True, check=False)
     assert ended.returncode == watchdog.UNUSABLE
     assert "cannot start: FileNotFoundError" in ended.stderr
-    files = ["watchdog.py", "watchdog_ledger.py", "watchdog_rules.py"]
-    assert sorted(one.name for one in folder.glob("*.py")) == files
+    assert sorted(one.name for one in folder.glob("*.py")) == FILES
 
 
 def test_an_engine_becomes_ready_after_a_real_request(bench: Bench):

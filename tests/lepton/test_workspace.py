@@ -136,7 +136,8 @@ def test_without_shared_files_the_platforms_word_holds(
     lepton.jobs[created].forced = "a state of tomorrow"
     with pytest.raises(PlatformUnavailable, match="does not say"):
         backend.probe(handle)
-    assert backend.wait(handle, timeout_s=0.5) is JobStatus.PENDING
+    with pytest.raises(PlatformUnavailable, match="does not say"):
+        backend.wait(handle, timeout_s=0.5)
     lepton.jobs[created].forced = None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +23,30 @@ from domyn_swarm.backends.slurm.task_plan import TaskPlan
 from domyn_swarm.errors import CommandMissing
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.watchdog import LOST_NODE
+from patience import limit_s, until
 from slurm.programs import FOR_EVER, KILLED, Life, Programs
 from slurm.scripted import ScriptedCluster, ScriptedSlurm
 from slurm.scripted_swarm import ScriptedSwarm
 from virtual_time import FilingClock
 
 HOUR_S = 3600.0
+LONG = """
+import sys, threading, traceback
+from pathlib import Path
+from domyn_swarm.backends.slurm.task import Child, Task
+from domyn_swarm.probing import comes_true
+
+def before_end():
+    handler = any(one.name == "_on_signal" for one in traceback.extract_stack())
+    with open({folder!r} + "/begun", "a") as file:
+        where = "in a handler" if handler else "in no handler"
+        file.write(f"once\\n{{threading.current_thread().name}}, {{where}}\\n")
+    comes_true(lambda: task.cancelled, within_s={limit_s!r}, every_s=0.1)
+
+task = Task(before_end)
+task.start(Child({child!r}, {{}}, sys.stderr.buffer))
+sys.exit(task.wait())
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -239,6 +259,28 @@ def test_the_signal_interrupts_nothing_for_long(clock: FilingClock, programs: Pr
     assert len(before_end.began) == 1
 
 
+def test_real_signals_are_handed_on_while_the_task_does_what_takes_long(tmp_path: Path) -> None:
+    """The warning begins that, in no signal handler: whoever cancels the task meanwhile is heard by
+    its program at once, and what takes long ends with it.
+    """
+    traps = f"trap 'touch {tmp_path}/told; exit 0' TERM; touch {tmp_path}/runs"
+    child = f"{traps}; while :; do sleep 0.1; done"
+    program = tmp_path / "task.py"
+    program.write_text(
+        LONG.format(folder=str(tmp_path), child=["/bin/sh", "-c", child], limit_s=limit_s())
+    )
+    with subprocess.Popen([sys.executable, program]) as task:
+        until((tmp_path / "runs").exists)
+        for _ in range(3):
+            task.send_signal(signal.SIGUSR1)
+        until((tmp_path / "begun").exists)
+        assert not (tmp_path / "told").exists()
+        task.send_signal(signal.SIGTERM)
+        assert task.wait(limit_s()) == 0
+    assert (tmp_path / "told").exists()
+    assert (tmp_path / "begun").read_text() == "once\nMainThread, in no handler\n"
+
+
 def test_a_task_that_ends_itself_tells_its_programs_once_and_does_not_come_back(
     task: Task, programs: Programs, clock: FilingClock
 ) -> None:
@@ -363,6 +405,21 @@ def test_jobs_in_an_allocation_that_ends_are_told_and_waited_for(
     assert within_s[0] <= clock.monotonic() - began <= within_s[1]
     assert swarm.paths.endpoint_leaves.read_text() == swarm.endpoint  # from now on none begins
     assert cluster.signals == [(job, "USR1"), (shell, "USR1")]
+
+
+def test_an_allocation_that_is_cancelled_meanwhile_waits_for_no_job(swarm: ScriptedSwarm) -> None:
+    clock = swarm.clock
+    swarm.cluster.start_step(swarm.endpoint, "job-a")
+    began = clock.monotonic()
+    gone = began + 5.0
+    end_jobs(
+        swarm.cluster.process(),
+        swarm.endpoint,
+        swarm.paths,
+        clock,
+        cancelled=lambda: clock.monotonic() >= gone,
+    )
+    assert 5.0 <= clock.monotonic() - began <= 6.0
 
 
 def test_an_endpoint_whose_jobs_cannot_be_told_goes_all_the_same(swarm: ScriptedSwarm) -> None:

@@ -339,6 +339,21 @@ def test_waiting_goes_on_while_the_controller_is_away(job: ScriptedJob) -> None:
     assert 900 <= job.clock.monotonic() - began <= 920
 
 
+def test_waiting_for_a_controller_that_is_away_ends_with_its_time_out(job: ScriptedJob) -> None:
+    job.cluster.away(3 * 3600.0)
+    began = job.clock.monotonic()
+    with pytest.raises(PlatformUnavailable):
+        job.compute.wait(job.handle, timeout_s=50.0)
+    assert job.clock.monotonic() - began < 60.0
+
+
+def test_who_waits_is_told_what_was_known_before_the_controller_went_away(job: ScriptedJob) -> None:
+    job.clock.after(20.0, lambda: job.cluster.away(3 * 3600.0))
+    began = job.clock.monotonic()
+    assert job.compute.wait(job.handle, timeout_s=50.0) is JobStatus.RUNNING
+    assert job.clock.monotonic() - began < 60.0
+
+
 def test_waiting_for_hours_asks_four_times_a_minute(job: ScriptedJob) -> None:
     before = len(job.cluster.looks)
     job.clock.after(3 * 3600.0, lambda: job.end("COMPLETED", 0))

@@ -181,6 +181,8 @@ def test_slurms_own_daemons_go_away_under_a_job(
         scheduler().expect_change()  # its last look may be good for seconds yet
         seen = service.status("demo")
         assert (seen.observed, seen.replicas_ready) == ("unknown", 2)  # the collector still knows
+        waited = JobService().wait(job.handle, timeout_s=1.0)  # it ends with its time all the same
+        assert waited.status is JobStatus.RUNNING
         os.kill(victim.pid, signal.SIGUSR1)  # slurmd warns without the controller
         until(lambda: "asks again for its way back" in log.read_text())
         job.goes_on()

@@ -85,9 +85,7 @@ def test_two_rows_that_kill_engines_do_not_end_a_swarm_of_one(
     record = tmp_path / "asked.jsonl"
     deadly = [{"match": "POISON", "crash": True}]
     options = {"latency_s": 0.1, "record": str(record), "errors": deadly}
-    # An engine that is back within a second is not known to have died twice, see `standing`.
-    watchdog = {**QUICK, "restart_backoff_initial": 1.5}
-    lifecycle.up(config(engine_options=options, watchdog=watchdog))
+    lifecycle.up(config(engine_options=options, watchdog=QUICK))
     service = JobService()
     service.submit(request(tmp_path, 400, poison={30, 200}, max_concurrency=8))
     ended = service.wait("mine")

@@ -5,7 +5,9 @@ Membership is proven by the conformance suite (`tests/conformance`).
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,12 +15,21 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress
-from domyn_swarm.errors import PlatformError, StateError
+from domyn_swarm.errors import PlatformError, PlatformUnavailable, StateError
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, Location, ProcessId, Reach, Record
+from domyn_swarm.model import (
+    ExitRecord,
+    JobHandle,
+    JobStatus,
+    Location,
+    ProcessId,
+    Reach,
+    Record,
+    utc_now,
+)
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan, JobResources
-from domyn_swarm.probing import Observation
+from domyn_swarm.probing import Clock, Deadline, Observation, Phase, wait_until
 from domyn_swarm.record import field
 
 if TYPE_CHECKING:
@@ -251,7 +262,11 @@ class ComputeBackend(Located, Protocol):
         """
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
-        """Block until the job has ended, or until the timeout; return its status then."""
+        """Block until the job has ended, or until the timeout; return its status then.
+
+        Raises:
+            PlatformUnavailable: the platform did not answer once until then.
+        """
 
     def fetch_log(self, handle: JobHandle, *, follow: bool = False) -> None:
         """See that what the job printed is in its log file; see `ServingBackend.fetch_logs`.
@@ -266,6 +281,64 @@ class ComputeBackend(Located, Protocol):
         Raises:
             PlatformError: it still runs.
         """
+
+
+def job_handle(
+    platform: str,
+    job_id: str,
+    job_dir: str,
+    platform_id: str,
+    *,
+    step: str | None = None,
+    process: ProcessId | None = None,
+    spec: ComputeSpec | None = None,
+) -> JobHandle:
+    """How a job of a platform is found again; `spec`: what was submitted, where that is known."""
+    paths = JobPaths(Path(job_dir))
+    return JobHandle(
+        job_id=job_id,
+        swarm=None if spec is None else spec.swarm,
+        external_id=None if spec is None else spec.external_id,
+        platform=platform,
+        platform_id=platform_id,
+        step=step,
+        process=process,
+        job_dir=job_dir,
+        log_path=str(paths.log),
+        exit_path=str(paths.exit),
+        submitted_at=utc_now(),
+    )
+
+
+def wait_for_end(
+    probe: Callable[[], JobStatus],
+    *,
+    timeout_s: float | None,
+    every_s: float,
+    clock: Clock = time,
+) -> JobStatus:
+    """`ComputeBackend.wait`, by asking for the job's status every so many seconds. A platform that
+    does not answer is asked again.
+
+    Raises:
+        PlatformUnavailable: it did not answer once until the time was up.
+    """
+    seen: list[JobStatus] = []
+    away: list[PlatformUnavailable] = []
+
+    def look() -> Observation:
+        try:
+            seen.append(probe())
+        except PlatformUnavailable as error:
+            away.append(error)
+            return Observation(Phase.UNKNOWN, error.message)
+        return Observation(Phase.READY if seen[-1].final else Phase.STARTING)
+
+    limit_s = math.inf if timeout_s is None else timeout_s
+    wait_until(look, deadline=Deadline(limit_s, limit_s), every_s=every_s, clock=clock)
+    if not seen:
+        raise away[-1]
+    return seen[-1]
 
 
 def probe_each(

@@ -69,18 +69,23 @@ def copy_watchdog(program: Path) -> None:
         OSError: it cannot be written.
         PlatformError: the installation lacks it.
     """
-    shutil.copyfile(_source("watchdog"), program)
-    for other in (_source("watchdog_rules"), _source("watchdog_ledger")):
-        shutil.copyfile(other, program.with_name(other.name))
+    _copy("watchdog", program, "watchdog_rules", "watchdog_ledger", "restart_budget")
 
 
-def follower_source() -> Path:
-    """The one file that keeps something running on the other nodes of a replica.
+def copy_follower(program: Path) -> None:
+    """Copy what the other nodes of a replica run: the program, and its other file beside it.
 
     Raises:
+        OSError: it cannot be written.
         PlatformError: the installation lacks it.
     """
-    return _source("follower")
+    _copy("follower", program, "restart_budget")
+
+
+def _copy(name: str, program: Path, *beside: str) -> None:
+    shutil.copyfile(_source(name), program)
+    for other in map(_source, beside):
+        shutil.copyfile(other, program.with_name(other.name))
 
 
 def _source(name: str) -> Path:

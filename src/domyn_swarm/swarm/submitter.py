@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from domyn_swarm.jobs.spec import JobSpec, new_job_id
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle, JobStatus, Reach, utc_now
 from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, write_private
-from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
+from domyn_swarm.probing import comes_true
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_ends import before_submission, limits_kept, spec_of, status_by_files
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from domyn_swarm.jobs.preparation import Prepared
 
 _log = get_logger(__name__)
+
+_LOOK_S = 0.5
 
 
 class JobSubmitter:
@@ -314,33 +316,32 @@ class JobSubmitter:
 
     def wait(self, record: JobRecord, *, timeout_s: float | None) -> JobRecord:
         """Block until the job has ended or the time is up."""
-        seen = [self.refresh(record)]
-        if seen[-1].handle is None and not seen[-1].status.final:
-
-            def submitted() -> Observation:
-                seen.append(self.refresh(seen[-1]))
-                known = seen[-1].handle is not None or seen[-1].status.final
-                return Observation(Phase.READY if known else Phase.STARTING)
-
-            limit_s = math.inf if timeout_s is None else timeout_s
-            wait_until(submitted, deadline=Deadline(limit_s))
-        record = seen[-1]
+        record = self._await(
+            record, lambda one: one.handle is not None or one.status.final, timeout_s
+        )
         if record.status.final or record.handle is None:
             return record
         if is_elsewhere(record):
-            return self._await_files(record, timeout_s)
-        status = self._backend(record).wait(record.handle, timeout_s=timeout_s)
+            return self._await(record, lambda one: one.status.final, timeout_s)  # by its files
+        try:
+            status = self._backend(record).wait(record.handle, timeout_s=timeout_s)
+        except PlatformUnavailable:  # `refresh` says so; the job is as it was
+            if timeout_s is None:
+                raise
+            return record
         return self._settle(record, status)
 
-    def _await_files(self, record: JobRecord, timeout_s: float | None) -> JobRecord:
-        """Wait for a job that cannot be asked about here: until its files say how it ended."""
+    def _await(
+        self, record: JobRecord, condition: Callable[[JobRecord], bool], timeout_s: float | None
+    ) -> JobRecord:
+        """The record as it is once that holds of it, or the time is up."""
         seen = [record]
 
-        def ended() -> Observation:
+        def look() -> bool:
             seen.append(self.refresh(seen[-1]))
-            return Observation(Phase.READY if seen[-1].status.final else Phase.STARTING)
+            return condition(seen[-1])
 
-        wait_until(ended, deadline=Deadline(math.inf if timeout_s is None else timeout_s))
+        comes_true(look, within_s=math.inf if timeout_s is None else timeout_s, every_s=_LOOK_S)
         return seen[-1]
 
     def fetch_log(self, job_id: str, *, follow: bool = False) -> None:

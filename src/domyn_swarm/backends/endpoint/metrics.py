@@ -7,13 +7,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector as MetricsSource
 
 from domyn_swarm import __version__
-from domyn_swarm.backends.endpoint.job_metrics import counter, gauge, histogram, job_families
+from domyn_swarm.backends.endpoint.job_metrics import job_families
+from domyn_swarm.backends.endpoint.metric_families import COUNTER, GAUGE, HISTOGRAM, Told, families
 from domyn_swarm.backends.endpoint.router import RouterFigures
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.use_meter import FollowedJob
@@ -39,17 +41,14 @@ class Readings(MetricsSource):
 
     def collect(self) -> Iterator[Metric]:
         """Every family; what `prometheus_client` asks of a collector."""
-        yield from _swarm(self)
-        yield from _replicas(self.swarm, self.view)
-        yield counter(
-            "replica_use_seconds",
-            "What a replica's time went to, as the collector heard it since its program began.",
-            ("swarm", "replica", "use"),
-            (((self.swarm, str(one), use.value), told) for (one, use), told in self.uses.items()),
-        )
+        swarm, view = self.swarm, self.view
+        yield from families(_OF_SWARM, ("swarm",), [((swarm,), self)])
+        reported = [((swarm, str(one.replica)), _Reported(one, view)) for one in view.replicas]
+        yield from families(_OF_REPLICAS, ("swarm", "replica"), reported)
+        yield _USE.family(("swarm",), [((swarm,), self)])
         if self.router is not None:
-            yield from _router(self.swarm, self.router, self.view)
-        yield from job_families(self.swarm, self.jobs)
+            yield from families(_OF_ROUTER, ("swarm",), [((swarm,), _Routed(self.router, view))])
+        yield from job_families(swarm, self.jobs)
 
 
 def exposition(readings: Readings) -> bytes:
@@ -74,115 +73,150 @@ def sampled(report: ReplicaReport) -> datetime | None:
     return report.reported_at - timedelta(seconds=report.sample_age_s)
 
 
-def _swarm(readings: Readings) -> Iterator[Metric]:
-    spec, view = readings.spec, readings.view
-    facts = {
-        "swarm": readings.swarm,
-        "version": __version__,
-        "model": spec.model,
-        "engine": spec.engine,
-        "backend": spec.backend,
-    }
-    yield gauge("info", "What the swarm is.", list(facts), [(list(facts.values()), 1)])
-    serving = sum(state_of(view, one) == ReplicaState.READY.value for one in view.replicas)
-    for name, about, value in (
-        ("replicas_wanted", "Replicas that the swarm shall have.", readings.replicas_wanted),
-        ("replicas_serving", "Replicas that take requests now.", serving),
-        ("router_up", "Whether the router answers.", readings.router is not None),
-        ("gpus_per_replica", "GPUs that each replica has.", spec.gpus_per_replica),
-    ):
-        yield gauge(name, about, ["swarm"], [([readings.swarm], value)])
+class _Reported(NamedTuple):
+    """A replica's last report, and the look that it is a part of."""
+
+    report: ReplicaReport
+    view: CollectorView
 
 
-def _replicas(swarm: str, view: CollectorView) -> Iterator[Metric]:
-    labels = ("swarm", "replica")
-    reported = [((swarm, str(one.replica)), one) for one in view.replicas]
-    yield gauge(
+class _Routed(NamedTuple):
+    """What the router counted, and the replicas that it knows by their URLs."""
+
+    router: RouterFigures
+    view: CollectorView
+
+    def by_replica(self, values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+        """With the number of each replica before its URL."""
+        indices = {one.url: str(one.replica) for one in self.view.replicas}
+        return {(indices.get(url, ""), url): value for url, value in values.items()}
+
+
+def _timestamp(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
+
+
+_OF_SWARM: tuple[Told[Readings], ...] = (
+    Told(
+        GAUGE,
+        "info",
+        "What the swarm is.",
+        lambda now: {(__version__, now.spec.model, now.spec.engine, now.spec.backend): 1},
+        ("version", "model", "engine", "backend"),
+    ),
+    Told(
+        GAUGE,
+        "replicas_wanted",
+        "Replicas that the swarm shall have.",
+        lambda now: now.replicas_wanted,
+    ),
+    Told(
+        GAUGE,
+        "replicas_serving",
+        "Replicas that take requests now.",
+        lambda now: sum(
+            state_of(now.view, one) == ReplicaState.READY.value for one in now.view.replicas
+        ),
+    ),
+    Told(
+        GAUGE,
+        "router_up",
+        "Whether the router answers.",
+        lambda now: now.router is not None,
+    ),
+    Told(
+        GAUGE,
+        "gpus_per_replica",
+        "GPUs that each replica has.",
+        lambda now: now.spec.gpus_per_replica,
+    ),
+)
+_USE: Told[Readings] = Told(
+    COUNTER,
+    "replica_use_seconds",
+    "What a replica's time went to, as the collector heard it since its program began.",
+    lambda now: {(str(one), use.value): told for (one, use), told in now.uses.items()},
+    ("replica", "use"),
+)
+_OF_REPLICAS: tuple[Told[_Reported], ...] = (
+    Told(
+        GAUGE,
         "replica_state",
         "1 for the state that a replica is in, 0 for the others.",
-        (*labels, "state"),
-        (
-            ((*words, state), state_of(view, one) == state)
-            for words, one in reported
-            for state in _STATES
-        ),
-    )
-    yield counter(
+        lambda one: {state: state_of(one.view, one.report) == state for state in _STATES},
+        ("state",),
+    ),
+    Told(
+        COUNTER,
         "replica_restarts",
         "How often a replica's watchdog started its engine again.",
-        labels,
-        ((words, one.restarts) for words, one in reported),
-    )
-    yield gauge(
+        lambda one: one.report.restarts,
+    ),
+    Told(
+        GAUGE,
         "replica_last_report_timestamp_seconds",
         "When a replica's watchdog reported last, by the collector's clock.",
-        labels,
-        ((words, one.reported_at.timestamp()) for words, one in reported if one.reported_at),
-    )
-    yield gauge(
+        lambda one: _timestamp(one.report.reported_at),
+    ),
+    Told(
+        GAUGE,
         "replica_sampled_timestamp_seconds",
         "When a replica's engine said what the next metrics tell, by the collector's clock.",
-        labels,
-        ((words, when.timestamp()) for words, one in reported if (when := sampled(one))),
-    )
-    yield gauge(
+        lambda one: _timestamp(sampled(one.report)),
+    ),
+    Told(
+        GAUGE,
         "replica_requests_running",
         "Requests that a replica's engine works on, as of its last report.",
-        labels,
-        ((words, one.requests_running) for words, one in reported),
-    )
-    yield counter(
+        lambda one: one.report.requests_running,
+    ),
+    Told(
+        COUNTER,
         "replica_tokens",
         "Tokens that a replica's engine has read and written since it started.",
-        (*labels, "gen_ai_token_type"),
-        (
-            ((*words, kind), tokens)
-            for words, one in reported
-            for kind, tokens in (("input", one.prompt_tokens), ("output", one.generated_tokens))
-        ),
-    )
-    yield gauge(
+        lambda one: {"input": one.report.prompt_tokens, "output": one.report.generated_tokens},
+        ("gen_ai_token_type",),
+    ),
+    Told(
+        GAUGE,
         "replica_kv_cache_usage_ratio",
         "How full a replica's KV cache is; 1: full.",
-        labels,
-        ((words, one.kv_cache_usage) for words, one in reported),
-    )
-    yield gauge(
+        lambda one: one.report.kv_cache_usage,
+    ),
+    Told(
+        GAUGE,
         "replica_requests_waiting",
         "Requests that wait in a replica's engine, as of its last report.",
-        labels,
-        ((words, one.requests_waiting) for words, one in reported),
-    )
-
-
-def _router(swarm: str, router: RouterFigures, view: CollectorView) -> Iterator[Metric]:
-    indices = {one.url: str(one.replica) for one in view.replicas}
-    labels = ("swarm", "replica", "url")
-
-    def by_replica(values: Mapping[str, float]) -> Iterator[tuple[Sequence[str], float]]:
-        return (((swarm, indices.get(url, ""), url), value) for url, value in values.items())
-
-    yield counter(
+        lambda one: one.report.requests_waiting,
+    ),
+)
+_OF_ROUTER: tuple[Told[_Routed], ...] = (
+    Told(
+        COUNTER,
         "replica_requests",
         "Requests that the router gave to a replica.",
-        labels,
-        by_replica(router.given),
-    )
-    yield gauge(
+        lambda now: now.by_replica(now.router.given),
+        ("replica", "url"),
+    ),
+    Told(
+        GAUGE,
         "replica_requests_in_flight",
         "Requests that the router has given to a replica and waits for.",
-        labels,
-        by_replica(router.in_flight),
-    )
-    yield counter(
+        lambda now: now.by_replica(now.router.in_flight),
+        ("replica", "url"),
+    ),
+    Told(
+        COUNTER,
         "router_responses",
         "Replies of the router to its clients.",
-        ("swarm", "path", "status_code"),
-        (((swarm, *key), value) for key, value in router.responses.items()),
-    )
-    yield histogram(
+        lambda now: now.router.responses,
+        ("path", "status_code"),
+    ),
+    Told(
+        HISTOGRAM,
         "gen_ai_server_request_duration_seconds",
         "From a request to its whole reply, at the router.",
-        ("swarm", "gen_ai_operation_name", "gen_ai_request_model"),
-        (((swarm, *key), value) for key, value in router.durations.items()),
-    )
+        lambda now: now.router.durations,
+        ("gen_ai_operation_name", "gen_ai_request_model"),
+    ),
+)

@@ -35,14 +35,13 @@ from domyn_swarm.backends.endpoint.supervision import Activity, Platform, Superv
 from domyn_swarm.errors import StateError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, private_dir
+from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
 
 _log = get_logger(__name__)
 
 SHUTDOWN_GRACE_S = 5
 _KILL_AFTER_S = SHUTDOWN_GRACE_S + 2.0
-_BACKOFF_FIRST_S = 0.5
-_BACKOFF_MAX_S = 10.0
-_STABLE_S = 60.0
+_RESTARTS = RestartPolicy(first_pause_s=0.5, longest_pause_s=10.0, progress_s=60.0)
 # What a disk or a system refuses for a while, and is asked for again
 _PASSING = frozenset(
     {
@@ -128,15 +127,15 @@ class RouterProcess:
 
     async def run(self) -> None:
         """Start it, again with back-off whenever it ends, until cancelled."""
-        loop, backoff_s = asyncio.get_running_loop(), _BACKOFF_FIRST_S
+        loop, restarts = asyncio.get_running_loop(), RestartBudget(_RESTARTS)
         while True:
             self._moved(self._port)
             started = loop.time()
             how = await self._attempt()
-            backoff_s = _BACKOFF_FIRST_S if loop.time() - started > _STABLE_S else backoff_s
-            _log.warning("the router %s; next start in %g s", how, backoff_s)
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
+            restarts.ran(loop.time() - started)
+            pause_s = restarts.take() or 0.0
+            _log.warning("the router %s; next start in %g s", how, pause_s)
+            await asyncio.sleep(pause_s)
             if self._spec.port is None:
                 self._port = self._free_port()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from domyn_swarm.backends.endpoint.supervision import Activity
+from domyn_swarm.engine_load import MetricsReader
 from domyn_swarm.model import Histogram, Record
 
 _OWN_FILES = 64  # of the program itself, and clients that are turned away or look at it
@@ -99,8 +99,12 @@ class Router(Protocol):
 
 _DAY_S = 86_400  # requests end by the clients' own time-outs, not by the router's
 _PROGRAM = "domyn_swarm.backends.endpoint.smg_process"
-_POSTS = re.compile(r'^smg_http_requests_total\{method="POST"[^}]*\} (\S+)', re.M)
-_IN_FLIGHT = re.compile(r"^smg_worker_requests_active\{[^}]*\} (\S+)", re.M)
+_COUNTED = MetricsReader(
+    {
+        "posts": ('smg_http_requests_total{method="POST"',),
+        "in_flight": ("smg_worker_requests_active",),
+    }
+)
 
 
 class SmgRouter:
@@ -122,9 +126,9 @@ class SmgRouter:
         """See `Router.activity`. Requests for answers are all POST; the metric of a request that is
         being answered belongs to its replica.
         """
+        found = _COUNTED.values(metrics.encode())
         return Activity(
-            requests=sum(map(float, _POSTS.findall(metrics))),
-            in_flight=sum(map(float, _IN_FLIGHT.findall(metrics))),
+            requests=sum(found.get("posts", ())), in_flight=sum(found.get("in_flight", ()))
         )
 
     def figures(self, metrics: str) -> RouterFigures:

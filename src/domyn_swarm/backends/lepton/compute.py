@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec, probe_each, read_exit
+from domyn_swarm.backends.base import ComputeSpec, job_handle, probe_each, read_exit, wait_for_end
 from domyn_swarm.backends.lepton import specs, states, streams
 from domyn_swarm.backends.lepton.credentials import (
     Credentials,
@@ -21,10 +20,11 @@ from domyn_swarm.backends.lepton.workspace import JobSeen, Workspace
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, SubmissionUnknown
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_dir, write_private
-from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
+from domyn_swarm.probing import comes_true
 
-_FOREVER_S = 10 * 365 * 86400.0
 _EVERY_S = 1.0
+_END_LOOK_S = 0.5
+_SEEN_S = 0.2
 _RECORD_S = 5.0  # from the job's end until its exit record is seen on this side of the storage
 _KILLED_S = 60.0
 
@@ -50,15 +50,15 @@ class LeptonCompute(InWorkspace):
             job = workspace.create_job(document)
         except PlatformUnavailable as error:
             raise SubmissionUnknown(error.message, hint=error.hint) from error
-        handle = _handle(spec.job_id, spec.job_dir, job)
-        return handle.model_copy(update={"swarm": spec.swarm, "external_id": spec.external_id})
+        return job_handle("lepton", spec.job_id, spec.job_dir, job, spec=spec)
 
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
         """See `ComputeBackend.find`."""
         job = self._of(job_dir).find_job(job_id)
         if job is not None:
-            return _handle(job_id, job_dir, job.id)
-        return _handle(job_id, job_dir, "") if JobPaths(Path(job_dir)).exit.exists() else None
+            return job_handle("lepton", job_id, job_dir, job.id)
+        ended = JobPaths(Path(job_dir)).exit.exists()
+        return job_handle("lepton", job_id, job_dir, "") if ended else None
 
     def probe(self, handle: JobHandle) -> JobStatus:
         """See `ComputeBackend.probe`.
@@ -82,19 +82,8 @@ class LeptonCompute(InWorkspace):
         return {}
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
-        """See `ComputeBackend.wait`. A workspace that does not answer is asked again."""
-        seen = [JobStatus.PENDING]
-
-        def probe() -> Observation:
-            try:
-                seen.append(self.probe(handle))
-            except PlatformUnavailable as error:
-                return Observation(Phase.STARTING, error.message)
-            return Observation(Phase.READY if seen[-1].final else Phase.STARTING)
-
-        limit_s = _FOREVER_S if timeout_s is None else timeout_s
-        wait_until(probe, deadline=Deadline(limit_s), every_s=_EVERY_S)
-        return seen[-1]
+        """See `ComputeBackend.wait`."""
+        return wait_for_end(lambda: self.probe(handle), timeout_s=timeout_s, every_s=_EVERY_S)
 
     def fetch_log(self, handle: JobHandle, *, follow: bool = False) -> None:
         """See `ComputeBackend.fetch_log`."""
@@ -113,8 +102,9 @@ class LeptonCompute(InWorkspace):
         told = end_job(self._of(handle.job_dir), job.id, grace_s=grace_s)
         if read_exit(Path(handle.exit_path)) is not None:
             return
-        time.sleep(0 if told else _EVERY_S)  # shared storage may be behind
-        if read_exit(Path(handle.exit_path)) is None:
+        # Shared storage may be behind.
+        behind_s = 0.0 if told else _EVERY_S
+        if not comes_true(Path(handle.exit_path).exists, within_s=behind_s, every_s=_SEEN_S):
             number, now = signal.SIGTERM if told else signal.SIGKILL, utc_now()
             ended = ExitRecord(code=None, signal=number, stopped=True, started_at=now, ended_at=now)
             write_private(Path(handle.exit_path), json.dumps(ended.model_dump(mode="json")))
@@ -145,22 +135,15 @@ def end_job(workspace: Workspace, job: str, *, grace_s: float) -> bool:
         return seen is None or (status is not None and status.final)
 
     workspace.stop_job(job)
-    if _comes_true(over, grace_s):
+    if comes_true(over, within_s=grace_s, every_s=_END_LOOK_S):
         return True
     workspace.delete_job(job)
-    if not _comes_true(over, _KILLED_S):
+    if not comes_true(over, within_s=_KILLED_S, every_s=_END_LOOK_S):
         raise PlatformError(
             f"The workspace still runs the job {job}.",
             hint="Look at it on the workspace's dashboard, then try again.",
         )
     return False
-
-
-def _comes_true(over: Callable[[], bool], within_s: float) -> bool:
-    def probe() -> Observation:
-        return Observation(Phase.READY if over() else Phase.STARTING)
-
-    return wait_until(probe, deadline=Deadline(within_s), every_s=0.5).phase is Phase.READY
 
 
 def _known(job: JobSeen) -> JobStatus | None:
@@ -179,13 +162,10 @@ def _status(handle: JobHandle, job: JobSeen | None) -> JobStatus:
 
 def _recorded(handle: JobHandle, by_platform: JobStatus) -> JobStatus:
     """The job's own record of its end, as soon as it is seen here; else the platform's word."""
-    deadline = time.monotonic() + _RECORD_S
-    while time.monotonic() < deadline:
-        ended = read_exit(Path(handle.exit_path))
-        if ended is not None:
-            return ended.status
-        time.sleep(0.2)
-    return by_platform
+    record = Path(handle.exit_path)
+    comes_true(record.exists, within_s=_RECORD_S, every_s=_SEEN_S)
+    ended = read_exit(record)
+    return by_platform if ended is None else ended.status
 
 
 def _credentials_for(spec: ComputeSpec) -> Credentials:
@@ -194,17 +174,3 @@ def _credentials_for(spec: ComputeSpec) -> Credentials:
     if spec.tag is None:
         raise ConfigError("A job of the workspace needs a swarm there.", hint="Use --run-here.")
     return credentials(configured, place)
-
-
-def _handle(job_id: str, job_dir: str, platform_id: str) -> JobHandle:
-    paths = JobPaths(Path(job_dir))
-    return JobHandle(
-        job_id=job_id,
-        swarm=None,
-        platform="lepton",
-        platform_id=platform_id,
-        job_dir=job_dir,
-        log_path=str(paths.log),
-        exit_path=str(paths.exit),
-        submitted_at=utc_now(),
-    )

@@ -7,15 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec, exit_wrapper, probe_each, read_exit
+from domyn_swarm.backends.base import (
+    ComputeSpec,
+    exit_wrapper,
+    job_handle,
+    probe_each,
+    read_exit,
+    wait_for_end,
+)
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.processes import OnThisHost
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, Reach, utc_now
 from domyn_swarm.paths import JobPaths, write_private
-from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 
-_FOREVER_S = 10 * 365 * 24 * 3600.0
 _WRITES_DOWN_S = 5.0  # for the wrapper to record how a killed program ended
 
 
@@ -47,8 +52,7 @@ class LocalCompute(OnThisHost):
             env[processes.TAG] = spec.tag
         argv = exit_wrapper(sys.executable, spec, spec.argv)
         process = processes.spawn(argv, env, paths.log)
-        handle = _handle(spec.job_id, spec.job_dir, process)
-        return handle.model_copy(update={"swarm": spec.swarm, "external_id": spec.external_id})
+        return _handle(spec.job_id, spec.job_dir, process, spec)
 
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
         """See `ComputeBackend.find`."""
@@ -87,16 +91,13 @@ class LocalCompute(OnThisHost):
         return {}
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
-        """See `ComputeBackend.wait`."""
-        seen = [JobStatus.PENDING]
+        """See `ComputeBackend.wait`.
 
-        def probe() -> Observation:
-            seen.append(self.probe(handle))
-            return Observation(Phase.READY if seen[-1].final else Phase.STARTING)
-
-        limit_s = _FOREVER_S if timeout_s is None else timeout_s
-        wait_until(probe, deadline=Deadline(limit_s), every_s=0.1)
-        return seen[-1]
+        Raises:
+            PlatformUnavailable: it was started on another host.
+        """
+        self.probe(handle)  # one of another host would be waited for in vain
+        return wait_for_end(lambda: self.probe(handle), timeout_s=timeout_s, every_s=0.1)
 
     def fetch_log(self, handle: JobHandle, *, follow: bool = False) -> None:
         """See `ComputeBackend.fetch_log`: the job writes it there itself."""
@@ -141,16 +142,8 @@ class LocalCompute(OnThisHost):
         return list(processes.carrying(processes.JOB, job_id))
 
 
-def _handle(job_id: str, job_dir: str, process: ProcessId | None) -> JobHandle:
-    paths = JobPaths(Path(job_dir))
-    return JobHandle(
-        job_id=job_id,
-        swarm=None,
-        platform="local",
-        platform_id="" if process is None else str(process.pid),
-        process=process,
-        job_dir=job_dir,
-        log_path=str(paths.log),
-        exit_path=str(paths.exit),
-        submitted_at=utc_now(),
-    )
+def _handle(
+    job_id: str, job_dir: str, process: ProcessId | None, spec: ComputeSpec | None = None
+) -> JobHandle:
+    platform_id = "" if process is None else str(process.pid)
+    return job_handle("local", job_id, job_dir, platform_id, process=process, spec=spec)

@@ -22,7 +22,7 @@ import psutil
 from domyn_swarm.errors import CommandMissing, PlatformError
 from domyn_swarm.model import Location, ProcessId, Reach
 from domyn_swarm.paths import private_dir
-from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
+from domyn_swarm.probing import comes_true
 from domyn_swarm.process_identity import host_reach, identify, still_there, this_host
 
 HOST = "127.0.0.1"  # all of a swarm of this machine listen there
@@ -174,13 +174,9 @@ def send(processes: Iterable[ProcessId], number: signal.Signals) -> None:
 
 def gone(processes: Callable[[], Iterable[ProcessId]], *, within_s: float) -> bool:
     """Wait until none of them runs any more; whether that came to pass."""
-
-    def probe() -> Observation:
-        left = [str(process.pid) for process in processes() if alive(process)]
-        return Observation(Phase.STARTING if left else Phase.READY, ", ".join(left))
-
-    seen = wait_until(probe, deadline=Deadline(within_s), every_s=0.05)
-    return seen.phase is Phase.READY
+    return comes_true(
+        lambda: not any(alive(process) for process in processes()), within_s=within_s, every_s=0.05
+    )
 
 
 def end(processes: Callable[[], Iterable[ProcessId]], *, grace_s: float) -> bool:

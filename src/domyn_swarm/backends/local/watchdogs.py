@@ -21,11 +21,11 @@ from domyn_swarm.model import FINAL_REPLICA_STATES, ProcessId, ReplicaState, utc
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Clock
+from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
 
 _log = get_logger(__name__)
 
-_MOST_DEATHS = 3  # times that the watchdog of one replica is started again
-_WITHIN_S = 3600.0
+_RESTARTS = RestartPolicy(most=3, within_s=3600.0)  # of the watchdog of one replica
 _TOLD_TO_END = frozenset({*FINAL_REPLICA_STATES, ReplicaState.DRAINING})
 
 
@@ -105,7 +105,7 @@ class KilledWatchdogs:
         self._tag = tag
         self._clock = clock
         self._gone_at: dict[int, datetime] = {}  # when it was first seen that one is gone
-        self._died_at: dict[int, list[float]] = {}
+        self._restarts: dict[int, RestartBudget] = {}
 
     def start_again(self, replicas: Collection[int]) -> None:
         """Look at these replicas. What a killed watchdog left of its engine is killed;
@@ -134,7 +134,8 @@ class KilledWatchdogs:
         if any(processes.leads_a_session(one) for one in left):
             return  # its successor, which has not reported yet
         processes.send(left, signal.SIGKILL)
-        if not self._is_worth_it(replica):
+        restarts = self._restarts.setdefault(replica, RestartBudget(_RESTARTS))
+        if restarts.exhausted(self._clock.monotonic()):
             return
         try:
             with held_gpus(gpus_per_replica(self._paths), [replica], self._paths.root.name) as gpus:
@@ -143,12 +144,5 @@ class KilledWatchdogs:
         except PlatformError as error:
             _log.warning("replica %d has no watchdog: %s", replica, error.message)
             return
-        self._died_at[replica].append(self._clock.monotonic())
+        restarts.take(self._clock.monotonic())
         _log.warning("watchdog %d of replica %d was killed; %d follows", killed, replica, one.pid)
-
-    def _is_worth_it(self, replica: int) -> bool:
-        """Whether it has not died a few times lately."""
-        since = self._clock.monotonic() - _WITHIN_S
-        lately = [one for one in self._died_at.get(replica, []) if one > since]
-        self._died_at[replica] = lately
-        return len(lately) < _MOST_DEATHS

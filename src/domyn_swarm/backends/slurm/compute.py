@@ -7,9 +7,10 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec, read_exit, read_tail
+from domyn_swarm.backends.base import ComputeSpec, job_handle, read_exit, read_tail, wait_for_end
 from domyn_swarm.backends.slurm.cluster import OnCluster, job_status
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Scheduler
@@ -24,18 +25,16 @@ from domyn_swarm.backends.slurm.steps import Steps
 from domyn_swarm.errors import (
     ConfigError,
     PlatformError,
-    PlatformUnavailable,
     SubmitRejected,
     disk_error,
 )
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_file, write_private
-from domyn_swarm.probing import Clock, Deadline, Observation, Phase, wait_until
+from domyn_swarm.probing import Clock, comes_true
 
 _log = get_logger(__name__)
 
-_FOREVER_S = 10 * 365 * 86400.0
 _END_S = 60.0
 _LOOK_S = 0.5
 _FIND_S = 2.0  # how old a look may be that shows no trace of a job
@@ -68,8 +67,7 @@ class SlurmCompute(OnCluster):
     def submit(self, spec: ComputeSpec) -> JobHandle:
         """See `ComputeBackend.submit`. A step runs when this returns."""
         submit = self._steps.start if _is_step(spec) else self._submit_job
-        handle = _handle(spec.job_id, spec.job_dir, submit(spec))
-        return handle.model_copy(update={"swarm": spec.swarm, "external_id": spec.external_id})
+        return _handle(spec.job_id, spec.job_dir, submit(spec), spec)
 
     def _submit_job(self, spec: ComputeSpec) -> str:
         paths = JobPaths(Path(spec.job_dir))
@@ -154,19 +152,9 @@ class SlurmCompute(OnCluster):
         return {job_id: _why_waiting(job) for job_id, job in jobs.items() if job.waiting}
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
-        """See `ComputeBackend.wait`. A scheduler that does not answer is asked again."""
-        seen = [JobStatus.PENDING]
-
-        def probe() -> Observation:
-            try:
-                seen.append(self.probe(handle))
-            except PlatformUnavailable as error:
-                return Observation(Phase.UNKNOWN, error.message)
-            return Observation(Phase.READY if seen[-1].final else Phase.STARTING)
-
-        limit_s = _FOREVER_S if timeout_s is None else timeout_s
-        wait_until(probe, deadline=Deadline(limit_s), every_s=1.0, clock=self._clock)
-        return seen[-1]
+        """See `ComputeBackend.wait`."""
+        ask = partial(self.probe, handle)
+        return wait_for_end(ask, timeout_s=timeout_s, every_s=1.0, clock=self._clock)
 
     def fetch_log(self, handle: JobHandle, *, follow: bool = False) -> None:
         """See `ComputeBackend.fetch_log`: the job writes it there itself."""
@@ -206,13 +194,12 @@ class SlurmCompute(OnCluster):
         job = self._owned([handle]).get(handle.job_id)
         if job is not None and job.waiting:  # nothing runs that could be told to end
             self._slurm.cancel(_ids(handle))
-        deadline = self._clock.monotonic() + within_s
-        while self._goes_on(handle):
-            if self._clock.monotonic() >= deadline:
-                return False
-            self._clock.sleep(_LOOK_S)
+
+        def over() -> bool:
             self._slurm.expect_change()
-        return True
+            return not self._goes_on(handle)
+
+        return comes_true(over, within_s=within_s, every_s=_LOOK_S, clock=self._clock)
 
     def _judged(
         self, handle: JobHandle, ended: ExitRecord | None, job: SlurmJob | None, until: float
@@ -235,8 +222,9 @@ class SlurmCompute(OnCluster):
         if ended is not None:
             return ended.status
         record = Path(handle.exit_path)  # it may not be visible here yet
-        while (ended := read_exit(record)) is None and self._clock.monotonic() < until:
-            self._clock.sleep(_LOOK_S)
+        left_s = until - self._clock.monotonic()
+        comes_true(record.exists, within_s=left_s, every_s=_LOOK_S, clock=self._clock)
+        ended = read_exit(record)
         return JobStatus.FAILED if ended is None else ended.status
 
     def _settled(self, ended: ExitRecord, job: SlurmJob) -> bool:
@@ -319,17 +307,6 @@ def _ids(handle: JobHandle) -> tuple[str, ...]:
     return slurm_ids(Path(handle.job_dir), f"{handle.platform_id}{step}")
 
 
-def _handle(job_id: str, job_dir: str, slurm_id: str) -> JobHandle:
-    paths = JobPaths(Path(job_dir))
+def _handle(job_id: str, job_dir: str, slurm_id: str, spec: ComputeSpec | None = None) -> JobHandle:
     platform_id, _, step = slurm_id.partition(".")
-    return JobHandle(
-        job_id=job_id,
-        swarm=None,
-        platform="slurm",
-        platform_id=platform_id,
-        step=step or None,
-        job_dir=job_dir,
-        log_path=str(paths.log),
-        exit_path=str(paths.exit),
-        submitted_at=utc_now(),
-    )
+    return job_handle("slurm", job_id, job_dir, platform_id, step=step or None, spec=spec)

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from domyn_swarm.backends.slurm.queue import JOB_PREFIX, JobsById, tagged
 from domyn_swarm.backends.slurm.states import Allocation, SlurmJob
 from domyn_swarm.errors import PlatformError
-from domyn_swarm.probing import Clock
+from domyn_swarm.probing import Clock, comes_true
 
 
 class WouldTake(NamedTuple):
@@ -150,10 +150,8 @@ class Ending:
         return left
 
     def _until(self, condition: Callable[[], bool], within_s: float) -> bool:
-        deadline = self._clock.monotonic() + within_s
-        while not condition():
-            if self._clock.monotonic() >= deadline:
-                return False
-            self._clock.sleep(_LOOK_S)
+        def anew() -> bool:
             self._slurm.expect_change()
-        return True
+            return condition()
+
+        return comes_true(anew, within_s=within_s, every_s=_LOOK_S, clock=self._clock)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from domyn_swarm.backends.endpoint.address import ADDRESS_VARIABLE
@@ -22,17 +23,18 @@ from domyn_swarm.backends.slurm.task_plan import read_task_plan
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
-from domyn_swarm.probing import Clock
+from domyn_swarm.probing import Clock, comes_true
+from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
 
 _log = get_logger(__name__)
 
 _JOBS_END_S = 30.0  # of the warning's minute
+_LOOK_S = 1.0
 _BUG = 1  # the exit code of a traceback
 _KILLED = 128  # exit codes above it are those of signals
-_BACKOFF_FIRST_S = 1.0
-_BACKOFF_MAX_S = 60.0
-_STABLE_S = 300.0
-_MOST_DEATHS = 10  # in a row, none of them stable
+_RESTARTS = RestartPolicy(
+    most=9, first_pause_s=1.0, longest_pause_s=60.0, progress_s=300.0
+)  # ten deaths in a row
 
 
 def main(swarm_dir: str) -> int:
@@ -42,7 +44,7 @@ def main(swarm_dir: str) -> int:
     plan = read_task_plan(paths)
     job = os.environ["SLURM_JOB_ID"]
     paths.endpoint_leaves.unlink(missing_ok=True)  # of its run before, if that was in this job
-    task = Task(before_end=lambda: end_jobs(Slurm(), job, paths))
+    task: Task = Task(lambda: end_jobs(Slurm(), job, paths, cancelled=lambda: task.cancelled))
     command = [sys.executable, "-m", "domyn_swarm.backends.endpoint", str(paths.root), "slurm"]
     child = Child(command, {ADDRESS_VARIABLE: node_address()}, sys.stderr.buffer)
     code = keep_running(task, child)
@@ -59,40 +61,47 @@ def keep_running(task: Task, child: Child, clock: Clock = time) -> int:
     """Run the program until it ends, or died too often of a signal (perhaps for its memory) or of
     a bug.
     """
-    backoff_s, deaths = _BACKOFF_FIRST_S, 0
+    restarts = RestartBudget(_RESTARTS)
     while True:
         began = clock.monotonic()
         task.start(child)
         code = task.wait()
-        if clock.monotonic() - began >= _STABLE_S:
-            backoff_s, deaths = _BACKOFF_FIRST_S, 0
-        deaths += 1
+        restarts.ran(clock.monotonic() - began)
         died = code == _BUG or code > _KILLED
-        if not died or task.told or deaths == _MOST_DEATHS:
+        pause_s = restarts.take() if died and not task.told else None
+        if pause_s is None:
             return code
-        _log.error("the endpoint died (code %d); again in %g s", code, backoff_s)
-        task.rest(backoff_s)
+        _log.error("the endpoint died (code %d); again in %g s", code, pause_s)
+        task.rest(pause_s)
         if task.told:
             return code
-        backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
 
 
-def end_jobs(slurm: Scheduler, endpoint: str, paths: SwarmPaths, clock: Clock = time) -> None:
+def end_jobs(
+    slurm: Scheduler,
+    endpoint: str,
+    paths: SwarmPaths,
+    clock: Clock = time,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
     """Tell the jobs in this allocation, which end with it, that their time is up, while what they
-    have in flight can still be answered.
+    have in flight can still be answered; wait for them, unless the allocation is `cancelled`.
     """
+
+    def none_left() -> bool:
+        return cancelled() or not any(
+            step.startswith(f"{endpoint}.") and job.comment.startswith(JOB_PREFIX)
+            for step, job in slurm.steps().items()
+        )
+
     try:
         write_private(paths.endpoint_leaves, endpoint)  # from now on none begins
     except OSError as error:
         _log.warning("jobs may still begin in this allocation: %s", error)
     try:
         slurm.signal_steps(endpoint, "USR1")
-        deadline = clock.monotonic() + _JOBS_END_S
-        while clock.monotonic() < deadline and any(
-            step.startswith(f"{endpoint}.") and job.comment.startswith(JOB_PREFIX)
-            for step, job in slurm.steps().items()
-        ):
-            clock.sleep(1.0)
+        comes_true(none_left, within_s=_JOBS_END_S, every_s=_LOOK_S, clock=clock)
     except PlatformError as error:
         _log.warning("jobs of this allocation were not told that it ends: %s", error.message)
 

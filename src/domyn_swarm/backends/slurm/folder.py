@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from domyn_swarm.backends.slurm.layout import (
 )
 from domyn_swarm.backends.watchdog_spec import (
     build_watchdog_spec,
+    copy_follower,
     copy_watchdog,
     engine_environment,
-    follower_source,
 )
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
@@ -38,7 +37,7 @@ def write_swarm(
     copy_watchdog(paths.watchdog_program)
     if plan.watchdog.ray is not None:
         write_private(paths.ray_token, secrets.token_hex(32))
-    shutil.copyfile(follower_source(), paths.follower_program)
+    copy_follower(paths.follower_program)
     for path, argv in (
         (paths.follower_spec, ctx.serving_spec.follower_argv),
         (paths.companion_spec, ctx.serving_spec.companion_argv),

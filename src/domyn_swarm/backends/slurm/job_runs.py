@@ -21,7 +21,8 @@ from domyn_swarm.backends.base import read_tail
 from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import JobPaths, write_private
-from domyn_swarm.probing import Clock
+from domyn_swarm.probing import Clock, comes_true
+from domyn_swarm.restart_budget import RestartPolicy
 
 if TYPE_CHECKING:
     from domyn_swarm.backends.slurm.ending import Scheduler
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 _LOOK_S = 0.2
-_SHORT_S = 600.0  # a run that settles no row in more than this had something to wait for
-_MOST_FRUITLESS = 3  # short runs without a settled row, in a row
+# Short runs without a settled row, in a row; a longer one had something to wait for.
+_FRUITLESS = RestartPolicy(most=3, progress_s=600.0)
 Over = Literal["settled", "cancelled", "stop_after", "fruitless"]
 
 
@@ -127,7 +128,7 @@ def following(before: JobRuns | None, slurm_id: str, now: float, *, fruitless: b
 
 def was_fruitless(settled: int, lived_s: float) -> bool:
     """Whether a run that settled so many rows was short, and settled none."""
-    return settled == 0 and lived_s < _SHORT_S
+    return settled == 0 and not _FRUITLESS.is_progress(lived_s)
 
 
 def why_over(
@@ -140,10 +141,10 @@ def why_over(
         return "cancelled", None
     if runs.left_s(stop_after_s, now) <= 0:
         return "stop_after", None
-    if runs.fruitless >= _MOST_FRUITLESS:
+    if not _FRUITLESS.allows(runs.fruitless):
         return "fruitless", (
             f"its last {runs.fruitless} runs settled no row, and each ended within "
-            f"{_SHORT_S / 60:g} minutes"
+            f"{_FRUITLESS.progress_s / 60:g} minutes"
         )
     return None, None
 
@@ -201,9 +202,7 @@ class NextRun:
 
     def rest(self, seconds: float) -> None:
         """Do nothing for so long, or until somebody ends the job."""
-        deadline = self._clock.monotonic() + seconds
-        while self.goes_back and self._clock.monotonic() < deadline:
-            self._clock.sleep(_LOOK_S)
+        comes_true(lambda: not self.goes_back, within_s=seconds, every_s=_LOOK_S, clock=self._clock)
 
     def ask(self, *, by_requeue: bool) -> bool:
         """Put the job back into the queue, or submit its successor; whether there is a next run.

@@ -20,13 +20,14 @@ from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.probing import Clock
+from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
 
 _log = get_logger(__name__)
 
 ENDED = " ended"
-_MOST_IN_A_ROW = 3
 _LOOKED_S = 120.0  # no look at the queue is so old
-_LONG_S = 3600.0  # one that ran for so long is worth as many successors as the first
+_OF_TASK = RestartPolicy(most=3, progress_s=3600.0)  # successors of a killed one, in a row
+_OF_ENDPOINT = RestartPolicy(most=3, within_s=3600.0)  # successors of a job that failed
 
 
 class KilledTask:
@@ -73,10 +74,10 @@ class KilledTask:
         """Whether it gets a successor, which is counted; else it is given up, for ever."""
         ran_s = self._clock.time() - self._at_work.stat().st_mtime
         before = self._replaced.read_text("utf-8").split() if self._replaced.exists() else []
-        before = [] if ran_s >= _LONG_S else before
+        before = [] if _OF_TASK.is_progress(ran_s) else before
         if self._job in before:  # the successor could not be submitted
             return True
-        if len(before) >= _MOST_IN_A_ROW:
+        if not _OF_TASK.allows(len(before)):
             _log.error("%s was killed, as before it %s: given up", self._job, ", ".join(before))
             write_private(self._at_work, f"{self._job}{ENDED}")
             return False
@@ -93,9 +94,7 @@ _ASK_MAX_S = 600.0
 _SHARED = 1 / 8  # of a pause: so long one task's question is that of all
 _CLAIMED_S = 120.0  # no claimant takes so long to submit: one that has not by then was killed
 _MOST_CLAIMS = 3  # of one lost job
-_MOST_FAILURES = 3
 _OVER_S = 300.0  # so long nobody has brought it back, as far as those who ask saw
-_FAILURES_COUNT_S = 3600.0
 
 
 def comes_back(paths: SwarmPaths, ended: SlurmJob, clock: Clock) -> bool:
@@ -105,11 +104,12 @@ def comes_back(paths: SwarmPaths, ended: SlurmJob, clock: Clock) -> bool:
     if ended.state not in BROKEN:
         return ended.state in LOST
     pattern = paths.endpoint_successor("*")
-    since, failures = clock.time() - _FAILURES_COUNT_S, 0
+    failed_at: list[float] = []
     for claim in pattern.parent.glob(pattern.name):
         with contextlib.suppress(FileNotFoundError):  # taken back: its successor was refused
-            failures += claim.read_text("utf-8") in BROKEN and claim.stat().st_mtime > since
-    return failures < _MOST_FAILURES
+            if claim.read_text("utf-8") in BROKEN:
+                failed_at.append(claim.stat().st_mtime)
+    return not RestartBudget(_OF_ENDPOINT, failed_at).exhausted(clock.time())
 
 
 class LostEndpoint:

@@ -20,7 +20,8 @@ from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.errors import CommandMissing, PlatformError
 from domyn_swarm.logs import configure, get_logger
-from domyn_swarm.probing import Clock
+from domyn_swarm.probing import Clock, comes_true
+from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
 from domyn_swarm.temporary import settle_temporary_folder, too_long_for_sockets
 
 _log = get_logger(__name__)
@@ -36,8 +37,7 @@ _KILLED = frozenset(
         *(signal.SIGABRT, signal.SIGILL, signal.SIGFPE),
     )
 )
-_MOST_DEATHS = 3  # times that a program is started again
-_WITHIN_S = 3600.0
+_RESTARTS = RestartPolicy(most=3, within_s=3600.0)  # of one program, at once
 
 
 class Child(NamedTuple):
@@ -105,7 +105,7 @@ class _Running:
         self._start = start
         self._clock = clock
         self.process = start(child)
-        self._died_at: list[float] = []
+        self._restarts = RestartBudget(_RESTARTS)
 
     @property
     def ended(self) -> bool:
@@ -121,11 +121,8 @@ class _Running:
         """Start it once more should it have died, but not for ever."""
         if not (self.child.again and self.ended and died(self.code)):
             return
-        now = self._clock.monotonic()
-        self._died_at = [one for one in self._died_at if now - one < _WITHIN_S]
-        if len(self._died_at) == _MOST_DEATHS:
+        if self._restarts.take(self._clock.monotonic()) is None:
             return
-        self._died_at.append(now)
         try:
             pid, code = self.process.pid, self.code
             _log.warning("process %d died (code %d); it starts again", pid, code)
@@ -160,6 +157,9 @@ class Task:
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """Note it, and hand it on: at once, whatever the task does. That is a system call or two
+        for each program; all that takes time is done where the task waits.
+        """
         if number == signal.SIGUSR1:
             self.warned = True
             if self._before_end is not None:  # it takes its time: see `heed`
@@ -226,16 +226,23 @@ class Task:
         return not all(child.ended for child in self._children)
 
     @property
+    def cancelled(self) -> bool:
+        """Whether somebody ends the task, or it ends itself: there is no time left for anything."""
+        return self._stopped
+
+    @property
     def told(self) -> bool:
         """Whether its programs were told to end: by a warning, or by whoever ends the task."""
         return self.warned or self._stopped
 
     def rest(self, seconds: float) -> None:
         """Do nothing for so long, or until the task is told to end."""
-        deadline = self._clock.monotonic() + seconds
-        while not self._stopped and self._clock.monotonic() < deadline:
-            self._clock.sleep(_LOOK_S)
+
+        def cancelled() -> bool:
             self.heed()
+            return self._stopped
+
+        comes_true(cancelled, within_s=seconds, every_s=_LOOK_S, clock=self._clock)
 
     @property
     def goes_back(self) -> bool:

@@ -24,7 +24,7 @@ from domyn_swarm.errors import CheckpointBusy, JobError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Location, ProcessId, Reach
 from domyn_swarm.paths import write_private
-from domyn_swarm.probing import Clock
+from domyn_swarm.probing import Clock, comes_true
 from domyn_swarm.process_identity import host_reach, still_there, this_host, this_process
 
 _NAME = re.compile(r"^lease-(\d{6})\.json$")
@@ -226,14 +226,16 @@ def check_silent(folder: Path, *, silent_s: float = 2 * BEAT_S + 1, clock: Clock
 
 def _watch(folder: Path, generation: int, holder: Holder, silent_s: float, clock: Clock) -> None:
     """Return when the holder's counter has stood still for `silent_s`, or it has let go."""
-    began = clock.monotonic()
-    while clock.monotonic() - began < silent_s:
+
+    def let_go() -> bool:
         now = _read(folder, generation)
         if now is None or now.released or now.surely_gone:
-            return
+            return True
         if now.counter != holder.counter or _highest(folder) != generation:
             raise _busy(folder, holder)
-        clock.sleep(0.2)
+        return False
+
+    comes_true(let_go, within_s=silent_s, every_s=0.2, clock=clock)
 
 
 def _link(folder: Path, number: int) -> bool:

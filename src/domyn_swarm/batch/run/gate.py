@@ -26,6 +26,7 @@ from domyn_swarm.net.errors import (
     page_instead,
 )
 from domyn_swarm.net.http import HttpClient, HttpReply
+from domyn_swarm.probing import comes_true_async
 
 _log = get_logger(__name__)
 
@@ -239,8 +240,9 @@ class EndpointGate:
         """The same while nothing was answered in this run: what is in flight may be yet."""
         if isinstance(error, RequestTimeout):
             return Fault.ROW  # `FailureLimit` ends the run after a handful, as below
-        while not self.standing.proven and self.traffic.in_flight:  # noqa: ASYNC110 - seldom
-            await asyncio.sleep(_LOOK_S)
+        await comes_true_async(
+            lambda: self.standing.proven or not self.traffic.in_flight, every_s=_LOOK_S
+        )
         if self.standing.proven:
             return await self.whose_fault(error, kind, since, limit_s)
         return Fault.ROW if error.server is None else Fault.REPLICA

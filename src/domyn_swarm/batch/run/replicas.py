@@ -68,8 +68,11 @@ class Replicas:
         names: Names,
         notice: Callable[[str], None],
         dispatch: Dispatch | None = None,
+        proved: Callable[[str, float], None] = lambda _url, _asked_at: None,
     ) -> None:
-        """`client` has the key of the replicas; `notice` is called once, if none is reached."""
+        """`client` has the key of the replicas; `notice` is called once, if none is reached;
+        `proved` with each replica that has proved itself, and when it was asked to.
+        """
         self._client = client
         self._names = names
         self._notice: Callable[[str], None] | None = notice
@@ -85,6 +88,7 @@ class Replicas:
         self.needed = False  # a request that only a replica may get has found none
         self._refused_at: list[float] = []  # looks at which none could be connected to, in a row
         self.dispatch = dispatch or Dispatch()
+        self._proved = proved
 
     async def keep_looking(self) -> None:
         """Follow the replicas while requests want one, until cancelled.
@@ -137,6 +141,7 @@ class Replicas:
 
     async def _prove(self, url: str) -> None:
         """Have a replica answer a request that costs it nothing."""
+        asked_at = self._now()
         try:
             proved, refused = await self._answers(url)
         finally:
@@ -146,6 +151,7 @@ class Replicas:
             return
         if proved:
             del self._unproved[url]
+            self._proved(url, asked_at)
             self.dispatch.offer(url)
         else:
             self.dispatch.withdraw(url)

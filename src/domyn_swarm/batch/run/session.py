@@ -311,7 +311,8 @@ async def open_session(
         if access.model is not None:
             names = Names(asked, meter.locate, meter.recorded)
             worth = Worth(tally.dispatched) if worth is None else worth
-            replicas = Replicas(http, names, notice, Dispatch(access.dispatch, worth))
+            dispatch = Dispatch(access.dispatch, worth)
+            replicas = Replicas(http, names, notice, dispatch, suspects.proved)
             carrier = ReplicaClient(http, replicas, access.model)
     gate = EndpointGate(
         carrier,

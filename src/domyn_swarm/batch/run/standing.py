@@ -20,6 +20,7 @@ from domyn_swarm.batch.run.rows import Row
 from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.errors import TooManyFailures
 from domyn_swarm.logs import get_logger
+from domyn_swarm.probing import comes_true_async
 
 _KINDS_KEPT = 16  # of requests: a job asks one or two paths and models as a rule
 _PAIRS_KEPT = 4096  # of kinds and replicas; beyond it evidence is gathered anew
@@ -116,8 +117,11 @@ _log = get_logger(__name__)
 
 ALONE_AFTER = 2  # engines that died under a row
 GUILTY_AFTER = 3
-# While a dead replica is still believed in, somebody hears of it at least so often; a replica that
-# comes back takes longer than that.
+# While a dead replica is still believed in, somebody hears of it at least so often. One that comes
+# back sooner, and dies again, is known to have died twice where it had proved itself in between, or
+# answered. A router tells neither: it says the same of requests that its dead replica had and of
+# those that it sends there in vain. Behind one, such an engine is known to have died once, and its
+# row costs some engines more.
 _SAME_DEATH_S = 1.2
 _ON_ITS_WAY_S = 0.2  # a request that was sent so shortly before a break may not have met it
 _LOOK_S = 0.05
@@ -153,10 +157,10 @@ class Break:
         Waits until that is known, a second at most: one that was on its way may have reached the
         next engine, and take long there.
         """
-        now = asyncio.get_running_loop().time
-        known_at = self.at + _AT_ONCE_S
-        while self.left and not self.outlived and now() < known_at:  # noqa: ASYNC110 - seldom
-            await asyncio.sleep(_LOOK_S)
+        left_s = self.at + _AT_ONCE_S - asyncio.get_running_loop().time()
+        await comes_true_async(
+            lambda: not self.left or self.outlived, within_s=left_s, every_s=_LOOK_S
+        )
         return self.broke > max(1, self.left) and not self.outlived
 
 
@@ -168,6 +172,7 @@ class Suspects:
         """How many engines died under a row, by its digest. Not to be written by others."""
         self._marked_for: dict[bytes, Death] = {}
         self._deaths: dict[str | None, Death] = {}
+        self._proved_at: dict[str, float] = {}
         self._broke_at = float("-inf")
         self.last_break = Break(float("-inf"), 0)
         self._file: Path | None = None
@@ -207,11 +212,17 @@ class Suspects:
         heard to be dead.
         """
         death = self._deaths.get(server)
+        if death is not None and server is not None:
+            alive |= sent_at >= self._proved_at.get(server, -math.inf) > death.heard_at
         if death is None or alive or now - death.last_heard_at > _SAME_DEATH_S:
             death = self._deaths[server] = Death(server, now, now)
             return death
         self._deaths[server] = death._replace(last_heard_at=now)
         return death if sent_at < death.heard_at else None
+
+    def proved(self, server: str, asked_at: float) -> None:
+        """A server that was to prove that it lives has answered what it was asked at that time."""
+        self._proved_at[server] = asked_at
 
     def death_of(self, server: str | None, since: float) -> Death | None:
         """The last death of this server, if somebody heard of it since then."""
