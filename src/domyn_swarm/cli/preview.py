@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domyn_swarm.cli.console import say
-from domyn_swarm.cli.job_flags import JobFlags, taking_flags
+from domyn_swarm.cli.flags import taking_flags
+from domyn_swarm.cli.job_flags import JobFlags
 from domyn_swarm.cli.options import (
     DetachOption,
     Format,
@@ -29,6 +30,7 @@ _CHARACTERS = 100  # of a value: ten rows are to stand on a screen
 
 @taking_flags
 def preview(
+    *,
     flags: JobFlags,
     rows: Annotated[
         int, typer.Option("-n", "--rows", min=1, max=1000, metavar="ROWS", help="How many.")
