@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from typing import is_typeddict
 
@@ -23,6 +24,7 @@ from domyn_swarm.jobs.builtin.prompted import PromptedJob
 from domyn_swarm.jobs.progress_display import SettledRow
 from domyn_swarm.model import JobAccount, JobStatus
 from domyn_swarm.net import parameters
+from domyn_swarm.record import Record
 from domyn_swarm.services.report_records import JobReport
 from domyn_swarm.swarm.job_request import Submission, SubmitKeywords
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
@@ -35,7 +37,7 @@ _TABLES = {
     "Options of run": keywords.RunKeywords,
     "Options of submit_job": SubmitKeywords,
 }
-_SHARED = {name: one for name, one in vars(run_options).items() if is_typeddict(one)}
+_SHARED = [one for one in vars(run_options).values() if is_typeddict(one)]
 """Keywords beside the records that they are of, whose words are theirs."""
 _SAID = {name: one.text for name, one in descriptions(Submission).items()}
 _OF_ALL = (keywords.OutputKeywords, keywords.ShapedPromptKeywords)
@@ -194,12 +196,13 @@ def _table(kind: type) -> Iterator[str]:
 
 
 def _with_shared(kind: type) -> Iterator[tuple[str, str, str]]:
-    """The same, behind those of the keywords that it shares with others."""
+    """The same, behind those that it shares with other keywords, or has of other records."""
     tree = ast.parse(inspect.getsource(kind))
     bases = tree.body[0].bases if isinstance(tree.body[0], ast.ClassDef) else []
     for one in bases:
-        if isinstance(one, ast.Name) and one.id in _SHARED:
-            yield from _with_shared(_SHARED[one.id])
+        base = vars(sys.modules[kind.__module__]).get(ast.unparse(one))
+        if base in _SHARED or base in Record.__subclasses__():
+            yield from _with_shared(base)
     yield from _fields(kind)
 
 

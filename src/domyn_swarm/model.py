@@ -324,12 +324,12 @@ class JobFigures(Record):
     rows_resumed: int = 0  # of them: before this run, by this job or another that asks the same
     rows_failed: int = 0
     verdicts: dict[ReplyVerdict, int] = field(default_factory=dict)  # settled rows, by answers
-    commonest_failure: FailureGroup | None = None  # of the rows that failed in this run
+    commonest_failure: FailureGroup | None = None  # of the rows that failed in its own run
     rows_per_s: float | None = None
     eta_s: float | None = None  # until the last row is settled
     eta_low_s: float | None = None  # in four cases of five it takes no less,
     eta_high_s: float | None = None  # and no more
-    gpu_hours: float | None = None  # of all its runs, see `jobs.gpu_hours`; None: not known
+    gpu_hours: float | None = None  # so far, all its runs together; null: not known
     prompt_tokens: int = 0
     completion_tokens: int = 0
 

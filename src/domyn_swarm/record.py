@@ -77,8 +77,9 @@ class Before(NamedTuple):
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         """For pydantic."""
-        given = handler.mode == "validation" and self.accepts is not None
-        return dict(self.accepts or {}) if given else handler(schema)
+        if self.accepts is None or handler.mode != "validation":
+            return handler(schema)
+        return dict(self.accepts)
 
 
 def about(
@@ -92,8 +93,8 @@ def about(
         metavar: what stands for the flag's value in `--help`.
         flag_help: the words of `--help`, where they are others.
     """
-    said = {"flag": flag, "metavar": metavar, "flag_help": flag_help or text}
-    return Meta(description=text, extra=said)
+    extra = {"flag": flag, "metavar": metavar, "flag_help": flag_help or text}
+    return Meta(description=text, extra=extra)
 
 
 class _RecordType(StructMeta):

@@ -33,7 +33,7 @@ _LEAST_SECONDS = 0.001  # of times that must be more than 0
 
 
 class Description(NamedTuple):
-    """A field that says what it is about."""
+    """What `record.about` says of a field."""
 
     kind: Any  # its type, without the words
     text: str
@@ -43,25 +43,25 @@ class Description(NamedTuple):
 
 
 def descriptions(kind: type[Record]) -> dict[str, Description]:
-    """The fields of a record that say what they are about, by name, in their order."""
-    found = {}
+    """The fields of a record that `about` describes, by name, in their order."""
+    fields = {}
     for one in msgspec.structs.fields(kind):
         hint, *notes = get_args(one.type) if get_origin(one.type) is Annotated else (one.type,)
         for note in notes:
             if isinstance(note, Meta) and note.description is not None:
-                said = note.extra or {}
-                flag = said["flag"] or f"--{one.name.replace('_', '-')}"
-                text, shown = note.description, said["flag_help"]
-                found[one.name] = Description(hint, text, flag, said["metavar"], shown)
-    return found
+                extra = note.extra or {}
+                flag = extra["flag"] or f"--{one.name.replace('_', '-')}"
+                text, shown = note.description, extra["flag_help"]
+                fields[one.name] = Description(hint, text, flag, extra["metavar"], shown)
+    return fields
 
 
 class Flag(NamedTuple):
-    """One flag, and what it says in a job's file."""
+    """One flag, and the key of a job's file that it sets."""
 
     spelled: str
     annotation: Any  # for Typer
-    key: tuple[str, ...]  # of the file; none: it says nothing of the job
+    key: tuple[str, ...]  # of the file; empty: it sets none
     read: Callable[[str, Any], Any]  # from the flag and what was typed to the key's value
     default: Any = None
 
@@ -77,7 +77,7 @@ def as_typed(_flag: str, value: Any) -> Any:  # noqa: ANN401 - a flag's
 
 
 def flags_of(kind: type[Record], *names: str) -> dict[str, Flag]:
-    """The flags of a record's fields, of all that say what they are about or of those `names`."""
+    """The flags of a record's fields: of `names`, or of all that `about` describes."""
     known = descriptions(kind)
     made = [_flag(name, known[name]) for name in names or known]
     return {_typed_as(flag): flag for flag in made}
@@ -105,7 +105,7 @@ def _flag(name: str, field: Description) -> Flag:
 
 
 def declared(annotation: Any, *key: str, read: Callable[[str, Any], Any] = as_typed) -> Flag:  # noqa: ANN401 - Typer's
-    """A flag of whose key no record says what it is about."""
+    """A flag whose words no record has."""
     kind, option = get_args(annotation)
     # Typer keeps an option's name where defaults are.
     return Flag(str(option.default), annotation, key, read, False if kind is bool else None)
@@ -151,12 +151,12 @@ def _pairs(flag: str, text: str) -> dict[str, str]:
 def temperature_of(flag: str, text: str) -> float:
     """As JSON has it: 0 and 0.0 are what `--job-kwargs` makes of them, and name the same job."""
     try:
-        found = json.loads(text)
+        number = json.loads(text)
     except json.JSONDecodeError:
-        found = None
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found < 1e9:
+        number = None
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e9:
         raise typer.BadParameter(f"{flag} {text!r}: write a number such as 0 or 0.7.")
-    return found
+    return number
 
 
 class Typed:
@@ -173,14 +173,14 @@ class Typed:
         """The same by the keys of a job's file, each with its flag.
 
         Raises:
-            typer.BadParameter: two flags say the same, or one cannot be read.
+            typer.BadParameter: two flags set the same key, or a value cannot be read.
         """
         from domyn_swarm.config.sources import Key, Layer
 
         values: dict[str, Any] = {}
         places: dict[Key, str] = {}
         given = [(flag, self.values[name]) for name, flag in self.flags.items() if flag.key]
-        # What is said of one key within a mapping wins over the mapping.
+        # The flag of one key within a mapping wins over that of the whole mapping.
         for flag, value in sorted(given, key=lambda one: len(one[0].key)):
             if value is None or value is False or value == []:
                 continue
@@ -188,11 +188,11 @@ class Typed:
                 raise typer.BadParameter(
                     f"{places[flag.key]} and {flag.spelled} exclude each other."
                 )
-            said = flag.read(flag.spelled, value)
-            if said == {}:
+            setting = flag.read(flag.spelled, value)
+            if setting == {}:
                 continue
             inner = values.setdefault(flag.key[0], {}) if flag.key[1:] else values
-            inner[flag.key[-1]] = said
+            inner[flag.key[-1]] = setting
             places |= {flag.key[: length + 1]: flag.spelled for length in range(len(flag.key))}
         return Layer(values, places)
 

@@ -1,4 +1,4 @@
-"""Which command takes which flags of jobs. Those that say one key of a job's file are made of the
+"""Which command takes which flags of jobs. Those of one key of a job's file are made of the
 records (see `flags`); the others stand here.
 """
 
@@ -194,9 +194,9 @@ FLAGS = {name: flag.spelled for name, flag in JobFlags.flags.items() if name != 
 
 def key_descriptions() -> dict[str, str]:
     """What each key of a job's file is about, in its record's words or in its flag's."""
-    said = {**descriptions(Submission), **descriptions(ResourceKeys)}
+    described = {**descriptions(Submission), **descriptions(ResourceKeys)}
     return {
-        flag.key[0]: said[flag.key[0]].text if flag.key[0] in said else flag.help
+        flag.key[0]: described[flag.key[0]].text if flag.key[0] in described else flag.help
         for name, flag in JobFlags.flags.items()
         if len(flag.key) == 1 and name != "run_here"
     }

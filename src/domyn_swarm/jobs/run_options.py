@@ -1,4 +1,4 @@
-"""What a user may say of how a job runs: each option once, with its type, its bounds, its default
+"""How a job runs, as a user sets it: each option once, with its type, its bounds, its default
 and its words.
 
 The records here are what classes of jobs (`JobOptions`), submissions (`RunOptions`), files of jobs
@@ -40,10 +40,10 @@ def failure_limit(text: str) -> tuple[int | None, float | None]:
     Raises:
         ValueError: it is neither.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
-    if found is None or (found[2] and float(found[1]) > 100) or (not found[2] and "." in found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+    if match is None or (match[2] and float(match[1]) > 100) or (not match[2] and "." in match[1]):
         raise ValueError(f"must be a number of rows or a share such as 5%, not {text!r}")
-    return (None, float(found[1]) / 100) if found[2] else (int(found[1]), None)
+    return (None, float(match[1]) / 100) if match[2] else (int(match[1]), None)
 
 
 def _failures(value: object) -> object:
@@ -54,7 +54,7 @@ def _failures(value: object) -> object:
 
 
 def given_options(kind: type[_Options], given: Mapping[str, Any], of: str) -> _Options:
-    """The options that somebody gave by name; `of` begins the sentence of what is wrong.
+    """The options that a caller gave by name; `of` begins the sentence about a wrong one.
 
     Raises:
         ConfigError: names the option, what it is, and what it can be.
@@ -64,15 +64,15 @@ def given_options(kind: type[_Options], given: Mapping[str, Any], of: str) -> _O
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        where = _place(found[0]["loc"], given)
-        wanted = [str(one["msg"]) for one in found if _place(one["loc"], given) == where]
+        mistakes = error.errors(include_url=False)
+        where = _place(mistakes[0]["loc"], given)
+        wanted = [str(one["msg"]) for one in mistakes if _place(one["loc"], given) == where]
         reason = " or ".join(dict.fromkeys(wanted))
-        if found[0]["type"] == "value_error":  # our words, which say what was given
-            said = reason.removeprefix("Value error, ")
+        if mistakes[0]["type"] == "value_error":  # our words, which say what was given
+            problem = reason.removeprefix("Value error, ")
         else:
-            said = f"is {found[0]['input']!r}: {reason}"
-        raise ConfigError(f"{of} {where} {said}.") from error
+            problem = f"is {mistakes[0]['input']!r}: {reason}"
+        raise ConfigError(f"{of} {where} {problem}.") from error
 
 
 def _place(loc: tuple[int | str, ...], given: object) -> str:
@@ -103,7 +103,8 @@ class AskingOptions(Record):
     """How rows are asked. None: as the job has it, or as usual."""
 
     max_concurrency: Annotated[
-        Annotated[Concurrency | None, Before(_concurrency)],
+        Concurrency | None,
+        Before(_concurrency),
         about("Rows in flight, over all workers.", metavar="N|auto"),
     ] = None
     retries: Annotated[_Count | None, about("Repeats of a request that failed.")] = None
@@ -114,7 +115,8 @@ class AskingOptions(Record):
         _Count | None, about("Repeats, of those, after no reply came in time.")
     ] = None
     max_failures: Annotated[
-        Annotated[str | None, Before(_failures)],
+        str | None,
+        Before(_failures),
         about("Stop when more rows than this fail.", metavar="N|P%"),
     ] = None
     accept: Annotated[

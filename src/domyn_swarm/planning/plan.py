@@ -35,7 +35,8 @@ class PlatformOptions(Record):
     ] = None
     cpus: Annotated[Annotated[int, Meta(ge=1)] | None, about("CPUs for the job.")] = None
     max_gpu_hours: Annotated[
-        Annotated[float | None, After(_positive_hours)],
+        float | None,
+        After(_positive_hours),
         about(
             "End it once it has cost so many GPU-hours, all its runs together; answers are kept.",
             metavar="HOURS",

@@ -39,17 +39,20 @@ class ResourceKeys(PlatformOptions):
     """What a job asks its platform for, as users write it."""
 
     mem: Annotated[
-        Annotated[str | None, After(_memory)],
+        str | None,
+        After(_memory),
         about("Memory for the job: 8G, 500M.", metavar="SIZE"),
     ] = None
     time_limit: Annotated[
-        Annotated[str | None, After(_time_limit)],
+        str | None,
+        After(_time_limit),
         about(
             "When to end it: 12:00:00, 90 (minutes), 2-00:00:00.", flag="--time", metavar="LIMIT"
         ),
     ] = None
     stop_after: Annotated[
-        Annotated[str | None, After(_duration)],
+        str | None,
+        After(_duration),
         about(
             "End it so long after it began, all its runs together: 3d, 12h, 2-12:00:00.",
             metavar="TIME",

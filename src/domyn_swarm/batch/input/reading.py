@@ -34,7 +34,7 @@ class InputReading(Record):
     """What a user says of the input. Nothing of it is guessed from the files."""
 
     encoding: Annotated[
-        Annotated[str, After(_known)], about("Of text files: cp1252, utf-16, …", metavar="NAME")
+        str, After(_known), about("Of text files: cp1252, utf-16, …", metavar="NAME")
     ] = "utf-8"
     delimiter: Annotated[  # None: a comma, of TSV a tab
         Annotated[str | None, After(_one_character)],
