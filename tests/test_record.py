@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import pkgutil
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError
@@ -17,7 +18,7 @@ from domyn_swarm import record
 from domyn_swarm.batch.input.reading import InputReading
 from domyn_swarm.model import ExitRecord, JobHandle, JobProgress, ReplicaReport, ReplyVerdict
 from domyn_swarm.planning.plan import MetricsPlan
-from domyn_swarm.record import Record
+from domyn_swarm.record import Before, Meta, Record, field
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
 REPORT = {"replica": 0, "state": "ready", "incarnation": "a", "sequence": 1}
@@ -125,6 +126,43 @@ def test_a_default_of_pydantic_is_refused_where_the_class_is_made() -> None:
 
         class Wrong(Record):
             size: int = Field(0, ge=0)
+
+
+class Sized(Record):
+    size: Annotated[int, Meta(ge=1)] = 1
+
+
+class Named(Sized):
+    name: str
+
+    def shout(self) -> str:
+        return self.name.upper()
+
+
+class Coloured(Sized):
+    colour: Annotated[str | None, Before(lambda value: value or None)] = None
+    tags: dict[str, int] = field(default_factory=dict)
+
+
+class Thing(Named, Coloured):
+    weight: float = 0.0
+
+
+def test_a_record_of_several_has_the_fields_of_all_and_is_checked_as_they_are() -> None:
+    assert Thing.field_names() == ("size", "name", "colour", "tags", "weight")
+    thing = Thing.model_validate({"name": "a", "colour": "", "size": "2"})
+    assert (thing.size, thing.colour, thing.shout()) == (2, None, "A")
+    assert Thing.model_validate_json(thing.model_dump_json()) == thing
+    assert pickle.loads(pickle.dumps(thing)) == thing
+    with pytest.raises(ValidationError, match="size"):
+        Thing.model_validate({"name": "a", "size": 0})
+
+
+def test_a_record_whose_methods_would_be_lost_is_refused_in_the_second_place() -> None:
+    with pytest.raises(TypeError, match=r"Wrong: Named has .*shout.* it comes first"):
+
+        class Wrong(Coloured, Named):
+            pass
 
 
 def test_handles_of_earlier_versions_are_read() -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Iterator
+from typing import is_typeddict
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -16,13 +18,15 @@ from mkdocs.structure.files import File, Files
 import domyn_swarm
 from domyn_swarm import DomynLLMSwarm, SubmittedJob, SwarmJob, job
 from domyn_swarm.batch.run.rows import RowError
-from domyn_swarm.jobs import keywords
+from domyn_swarm.cli.flags import descriptions
+from domyn_swarm.jobs import keywords, run_options
 from domyn_swarm.jobs.builtin.prompted import PromptedJob
 from domyn_swarm.jobs.progress_display import SettledRow
 from domyn_swarm.model import JobAccount, JobStatus
 from domyn_swarm.net import parameters
+from domyn_swarm.record import Record
 from domyn_swarm.services.report_records import JobReport
-from domyn_swarm.swarm.job_request import SubmitKeywords
+from domyn_swarm.swarm.job_request import Submission, SubmitKeywords
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 
 PAGE = "reference/python.md"
@@ -33,6 +37,9 @@ _TABLES = {
     "Options of run": keywords.RunKeywords,
     "Options of submit_job": SubmitKeywords,
 }
+_SHARED = [one for one in vars(run_options).values() if is_typeddict(one)]
+"""Keywords beside the records that they are of, whose words are theirs."""
+_SAID = {name: one.text for name, one in descriptions(Submission).items()}
 _OF_ALL = (keywords.OutputKeywords, keywords.ShapedPromptKeywords)
 _COLUMNS = {*keywords.OutputKeywords.__annotations__, "input_columns"}
 _RECORDS = (
@@ -178,13 +185,25 @@ def _link(name: str) -> str:
 def _table(kind: type) -> Iterator[str]:
     """The fields of a class with their types, and what is written below or beside them."""
     yield from ("| | type | |", "|---|---|---|")
-    fields = [*_fields(kind)]
+    fields = [*_with_shared(kind)]
     if kind is keywords.OutputKeywords:  # names for the columns stand in a class by themselves
         fields += _fields(keywords.NamedKeywords)
     for name, annotation, what in fields:
         told = re.sub(r"\s+", " ", annotation).replace("|", "\\|")
-        yield f"| `{name}` | `{told}` | {_linked(what)} |"
+        words = what or (_SAID.get(name, "") if is_typeddict(kind) else "")
+        yield f"| `{name}` | `{told}` | {_linked(words)} |"
     yield ""
+
+
+def _with_shared(kind: type) -> Iterator[tuple[str, str, str]]:
+    """The same, behind those that it shares with other keywords, or has of other records."""
+    tree = ast.parse(inspect.getsource(kind))
+    bases = tree.body[0].bases if isinstance(tree.body[0], ast.ClassDef) else []
+    for one in bases:
+        base = vars(sys.modules[kind.__module__]).get(ast.unparse(one))
+        if base in _SHARED or base in Record.__subclasses__():
+            yield from _with_shared(base)
+    yield from _fields(kind)
 
 
 def _fields(kind: type) -> Iterator[tuple[str, str, str]]:

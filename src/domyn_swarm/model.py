@@ -60,7 +60,6 @@ class ReplicaState(StrEnum):
 
 FINAL_REPLICA_STATES = frozenset({ReplicaState.EXITED, ReplicaState.FAILED})
 
-
 # -- jobs -----------------------------------------------------------------------------------
 
 
@@ -290,47 +289,9 @@ class FailureGroup(Record):
     example_message: str
 
 
-class JobProgress(Record):
-    """How far a job is; `progress.json`, rewritten by its worker about once a second."""
-
-    schema_version: Literal[1] = 1
-    state: Literal["starting", "running", "paused", "publishing", "ended"]
-    message: str | None = None
-    name: str = ""
-    model: str = ""
-    checkpoint: str | None = None  # its folder; None: it keeps none
-    rows_total: int | None = None
-    rows_done: int = 0  # settled, those of earlier runs and failed ones included
-    rows_resumed: int = 0  # of them: before this run
-    rows_failed: int = 0
-    verdicts: dict[ReplyVerdict, int] = field(default_factory=dict)  # settled rows, by answers
-    commonest_failure: FailureGroup | None = None  # of the rows that failed in this run
-    rows_per_s: float | None = None
-    eta_s: float | None = None  # until the last row is settled
-    eta_low_s: float | None = None  # in four cases of five it takes no less,
-    eta_high_s: float | None = None  # and no more
-    gpu_hours: float | None = None  # of all its runs, see `jobs.gpu_hours`; None: not known
-    in_flight: int = 0
-    limit: int | None = None  # of requests in flight
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    # From here on, of this run alone.
-    run_answered: int = 0
-    run_failed: int = 0
-    requests: int = 0
-    retries: int = 0
-    turned_away: int = 0
-    latency_s: Histogram | None = None  # of requests
-    prompt_sizes: Histogram | None = None  # tokens
-    completion_sizes: Histogram | None = None
-    updated_at: datetime
-
-
 @dataclass(frozen=True)
 class TimeLeft:
-    """Until the last row of a job is settled, in seconds; in four cases of five the truth lies
-    between `low_s` and `high_s`.
-    """
+    """Seconds until a job's last row is settled; in four cases of five from `low_s` to `high_s`."""
 
     expected_s: float
     low_s: float
@@ -353,6 +314,53 @@ def clock_time(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     return f"{days} d {hours:02}:{minutes:02}" if days else f"{hours}:{minutes:02}:{left:02}"
+
+
+class JobFigures(Record):
+    """How far a job is."""
+
+    rows_total: int | None = None  # None: not known yet
+    rows_done: int = 0  # settled, those of earlier runs and failed ones included
+    rows_resumed: int = 0  # of them: before this run, by this job or another that asks the same
+    rows_failed: int = 0
+    verdicts: dict[ReplyVerdict, int] = field(default_factory=dict)  # settled rows, by answers
+    commonest_failure: FailureGroup | None = None  # of the rows that failed in its own run
+    rows_per_s: float | None = None
+    eta_s: float | None = None  # until the last row is settled
+    eta_low_s: float | None = None  # in four cases of five it takes no less,
+    eta_high_s: float | None = None  # and no more
+    gpu_hours: float | None = None  # so far, all its runs together; null: not known
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def time_left_fields(left: TimeLeft | None) -> dict[str, float | None]:
+    """What is left, as the figures of a job have it."""
+    ends = (None, None, None) if left is None else (left.expected_s, left.low_s, left.high_s)
+    return dict(zip(("eta_s", "eta_low_s", "eta_high_s"), ends, strict=True))
+
+
+class JobProgress(JobFigures):
+    """How far a job is; `progress.json`, rewritten by its worker about once a second."""
+
+    schema_version: Literal[1] = 1
+    state: Literal["starting", "running", "paused", "publishing", "ended"]
+    message: str | None = None
+    name: str = ""
+    model: str = ""
+    checkpoint: str | None = None  # its folder; None: it keeps none
+    in_flight: int = 0
+    limit: int | None = None  # of requests in flight
+    # From here on, of this run alone.
+    run_answered: int = 0
+    run_failed: int = 0
+    requests: int = 0
+    retries: int = 0
+    turned_away: int = 0
+    latency_s: Histogram | None = None  # of requests
+    prompt_sizes: Histogram | None = None  # tokens
+    completion_sizes: Histogram | None = None
+    updated_at: datetime
 
 
 # -- what watchdogs report ----------------------------------------------------------------------

@@ -34,10 +34,10 @@ import msgspec
 from msgspec import Meta, Struct, StructMeta, field
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel, GetCoreSchemaHandler
+    from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
     from pydantic_core import CoreSchema
 
-__all__ = ["After", "Meta", "Record", "field"]
+__all__ = ["After", "Before", "Meta", "Record", "about", "field"]
 
 
 class After(NamedTuple):
@@ -57,8 +57,52 @@ class After(NamedTuple):
         return no_info_after_validator_function(self.check, handler(source))
 
 
+class Before(NamedTuple):
+    """As `After`, but what is given goes through `check` before its type is looked at. `accepts`
+    is the JSON Schema of what may be given, where that is more than the type says.
+    """
+
+    check: Callable[[Any], Any]
+    accepts: Mapping[str, Any] | None = None
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """For pydantic."""
+        from pydantic_core.core_schema import no_info_before_validator_function
+
+        return no_info_before_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """For pydantic."""
+        if self.accepts is None or handler.mode != "validation":
+            return handler(schema)
+        return dict(self.accepts)
+
+
+def about(
+    text: str, *, flag: str = "", metavar: str | None = None, flag_help: str | None = None
+) -> Meta:
+    """Words for what a field is about, to stand beside its type in `Annotated`.
+
+    Args:
+        text: what the field is about.
+        flag: how its flag is spelled where that is not the field's name; `--no-…` makes it False.
+        metavar: what stands for the flag's value in `--help`.
+        flag_help: the words of `--help`, where they are others.
+    """
+    extra = {"flag": flag, "metavar": metavar, "flag_help": flag_help or text}
+    return Meta(description=text, extra=extra)
+
+
 class _RecordType(StructMeta):
-    """Makes every record what `Record` says."""
+    """Makes every record what `Record` says.
+
+    A record of several records has the fields of all of them. It is an instance of the first one
+    alone, since Python gives an object one layout: the others may have no methods.
+    """
 
     def __new__(
         cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **how: Any
@@ -69,8 +113,32 @@ class _RecordType(StructMeta):
                     f"{name}.{attribute}: a record's default is a value; bounds stand beside the"
                     " type, as in Annotated[int, Meta(ge=0)]."
                 )
-        usual = {"frozen": True, "kw_only": True, "forbid_unknown_fields": True}
-        return super().__new__(cls, name, bases, namespace, **{**usual, **how})
+        usual: dict[str, Any] = {"frozen": True, "kw_only": True, "forbid_unknown_fields": True}
+        first, *others = bases
+        for other in cast("list[type[Struct]]", others):
+            extra = {one for one in vars(other) if not one.startswith("_")}
+            if methods := extra - {*other.__struct_fields__}:
+                raise TypeError(f"{name}: {other.__name__} has {methods}, so that it comes first.")
+            fields = _fields_beside(first, other)
+            first = super().__new__(cls, name, (first,), fields, **usual)
+        return super().__new__(cls, name, (first,), namespace, **{**usual, **how})
+
+
+def _fields_beside(first: type[Struct], other: type[Struct]) -> dict[str, Any]:
+    """The fields of a record that another one lacks, as the body of a class has them."""
+    lacking = [
+        one for one in msgspec.structs.fields(other) if one.name not in first.__struct_fields__
+    ]
+    body: dict[str, Any] = {
+        "__module__": other.__module__,
+        "__annotations__": {one.name: one.type for one in lacking},
+    }
+    for one in lacking:
+        if one.default_factory is not msgspec.NODEFAULT:
+            body[one.name] = field(default_factory=one.default_factory)
+        elif one.default is not msgspec.NODEFAULT:
+            body[one.name] = one.default
+    return body
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 from dataclasses import fields
-from typing import Any, get_overloads
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+import msgspec
 import pytest
 
 from domyn_swarm import SwarmJob, job
+from domyn_swarm.batch.input.reading import InputReading
 from domyn_swarm.errors import ConfigError, InvalidInput
 from domyn_swarm.jobs import (
     BatchFileJob,
@@ -20,6 +23,7 @@ from domyn_swarm.jobs import (
     StructuredOutputJob,
     TemplateJob,
     keywords,
+    run_options,
 )
 from domyn_swarm.jobs.loading import load_job
 from domyn_swarm.jobs.naming import OPTIONS
@@ -27,6 +31,7 @@ from domyn_swarm.jobs.progress_display import Hooks
 from domyn_swarm.jobs.running import RunSettings
 from domyn_swarm.net import parameters
 from domyn_swarm.net.openai import OpenAIClient
+from domyn_swarm.record import Record
 from domyn_swarm.swarm.job_request import JobRequest, SubmitKeywords, request_of
 from jobs.test_builtin import ask
 from model_server import ModelServer
@@ -284,7 +289,8 @@ def test_answers_that_nobody_would_keep_are_not_asked_for(given: dict[str, Any])
 
 def test_every_option_has_its_keyword_and_no_keyword_is_unknown() -> None:
     assert {*keywords.OptionKeywords.__annotations__} == OPTIONS
-    settings = {one.name for one in (*fields(RunSettings), *fields(Hooks))} - {"hooks"}
+    settings = {one.name for one in (*fields(RunSettings), *fields(Hooks))}
+    settings = settings - {"hooks", "reading"} | {*InputReading.field_names()}
     assert {*keywords.RunKeywords.__annotations__} == settings
     requests = parameters.CHAT | parameters.COMPLETIONS | parameters.EMBEDDINGS
     assert {*keywords.RequestKeywords.__annotations__} == requests - {"n"} | {"extra_body"}
@@ -299,9 +305,36 @@ def test_every_option_has_its_keyword_and_no_keyword_is_unknown() -> None:
         "output",
     }
     assert {*SubmitKeywords.__annotations__} == {*JobRequest.field_names()} - of_the_call
-    [_, called] = get_overloads(job)
-    own = {"output_schema", "input_columns", "version", "parameters"}
-    assert {*inspect.signature(called).parameters} == OPTIONS | own
+
+
+@pytest.mark.parametrize(
+    ("record", "written"),
+    [
+        (run_options.AskingOptions, run_options.AskingKeywords),
+        (run_options.KeepingOptions, run_options.KeepingKeywords),
+        (InputReading, run_options.ReadingKeywords),
+        (run_options.RunOptions, run_options.SubmissionKeywords),
+    ],
+)
+def test_keywords_are_the_fields_of_their_record(record: type[Record], written: type) -> None:
+    """Names and types, but where Python takes more forms than a record keeps."""
+    more = {"input_columns", "output_columns", "max_failures", "types"}
+    fields = {one.name: plain(one.type) for one in msgspec.structs.fields(record)}
+    typed = {name: plain(hint) for name, hint in get_type_hints(written).items()}
+    typed.pop("name", None)  # of the submission, beside the options of its run
+    assert fields.keys() - {"input", "output"} == typed.keys()
+    assert {name: fields[name] for name in typed.keys() - more} == {
+        name: typed[name] for name in typed.keys() - more
+    }
+
+
+def plain(hint: Any) -> Any:
+    """A type without bounds and words."""
+    if get_origin(hint) is Annotated:
+        return plain(get_args(hint)[0])
+    if get_origin(hint) in {Union, UnionType}:
+        return frozenset(map(plain, get_args(hint)))
+    return hint
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm.errors import ConfigError, InvalidInput, PlatformUnavailable
+from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.services.jobs import JobService
 from patience import limit_s
 
@@ -140,7 +141,7 @@ def test_without_rows_nothing_is_sent(service: JobService, bench: Any) -> None:
         ({"id_column": "none"}, InvalidInput),
         ({"max_failures": "many"}, ConfigError),
         ({"job": "domyn_swarm.jobs:NoJob"}, ConfigError),
-        ({"resources": {"cpus": 3}}, ConfigError),
+        ({"resources": JobResources(cpus=3)}, ConfigError),
         ({"down_after": True}, ConfigError),
     ],
 )
@@ -151,7 +152,7 @@ def test_what_is_refused_is_refused_before_anything_is_asked_or_written(
     bench.write(3)
     before = tree(bench.folder)
     with pytest.raises(error):
-        getattr(service, operation)(bench.request(**changes))
+        getattr(service, operation)(bench.request().model_copy(update=changes))
     assert tree(bench.folder) == before
     assert not bench.server.asked
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -214,16 +213,7 @@ def test_a_job_printed_as_yaml_is_read_back_as_the_same(tmp_path: Path) -> None:
 
 def test_flags_keys_and_the_schema_for_editors_are_the_same(tmp_path: Path) -> None:
     """A key without a flag, or a flag without a key, is found here."""
-    translated = {
-        "job_kwargs": "parameters",
-        "temperature": "parameters",
-        "max_tokens": "parameters",
-        "no_resume": "resume",
-        "no_checkpointing": "checkpointing",
-        "no_continue": "continues",
-        "run_here": "placement",
-    }
-    typed = {translated.get(one.name, one.name) for one in fields(JobFlags)} - {"file"}
+    typed = {flag.key[0] for name, flag in JobFlags.flags.items() if name != "file"}
     assert typed == set(JobFile.field_names())
     assert FLAGS["swarm"] == "--name"
     schema = job_schema(key_descriptions())

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from domyn_swarm.cli.console import confirm, interactive, say
-from domyn_swarm.cli.following import follow
+from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import Format
 from domyn_swarm.cli.rendering import Column, print_pairs, print_record, print_table
-from domyn_swarm.errors import EXIT_INTERRUPTED
+from domyn_swarm.cli.trials import submitted_if_wanted, tried
 from domyn_swarm.model import TimeLeft
 
 if TYPE_CHECKING:
@@ -36,41 +35,21 @@ def forecast_then_submit(
     no_progress: bool,
     output: Format,
 ) -> None:
-    """Ask a sample, show what the rest takes, and go on as `job preview` does: on a terminal that
-    agrees, or with `yes`.
-    """
+    """Ask a sample, show what the rest takes, and go on as `job preview` does."""
     from domyn_swarm.jobs.forecasting import check_answered
-    from domyn_swarm.services.jobs import JobService
 
     found = asked_forecast(request, rows)
     show_forecast(found, output)
     check_answered(found)
-    if not (yes or (output is Format.TABLE and interactive())):
-        say("No job was submitted: `job submit` with the same flags goes on, and so does -y.")
-        return
-    if not (yes or confirm("full run?")):
-        say("No job was submitted. What was answered is kept.")
-        raise typer.Exit(1)
-    # Where every row was to be asked anew, the sample has begun with that.
-    handle = JobService().submit(request.model_copy(update={"resume": True}))
-    follow(
-        handle,
-        detach=detach,
-        no_progress=no_progress,
-        time_limit_s=request.resources.time_limit_s,
-    )
+    submitted_if_wanted(request, yes=yes, output=output, detach=detach, no_progress=no_progress)
 
 
 def asked_forecast(request: JobRequest, rows: int | None) -> JobForecast:
-    """Ask a sample; Ctrl-C ends it after the rows in flight."""
+    """Ask a sample; see `tried`."""
     from domyn_swarm.services.jobs import JobService
 
     say("A sample of the job's rows is asked; its answers are kept.")
-    try:
-        return JobService().forecast(request, say, rows=rows)
-    except KeyboardInterrupt:
-        say("\nInterrupted: what was answered is kept, and no job was submitted.")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    return tried(lambda: JobService().forecast(request, say, rows=rows))
 
 
 def show_forecast(found: JobForecast, output: Format) -> None:

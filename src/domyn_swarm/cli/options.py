@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from domyn_swarm.cli import candidates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from domyn_swarm.model import JobHandle
-    from domyn_swarm.planning.plan import JobResources
 
 
 class Format(StrEnum):
@@ -26,22 +22,6 @@ class Format(StrEnum):
     TABLE = "table"
     JSON = "json"
     YAML = "yaml"
-
-
-class Placement(StrEnum):
-    """Where a job of a Slurm swarm runs."""
-
-    STEP = "step"
-    JOB = "job"
-
-
-class DataBackendName(StrEnum):
-    """Libraries of frames."""
-
-    ARROW = "arrow"
-    PANDAS = "pandas"
-    POLARS = "polars"
-    RAY = "ray"
 
 
 FormatOption = Annotated[
@@ -106,161 +86,6 @@ DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return once 
 NoProgressOption = Annotated[bool, typer.Option("--no-progress", help="Show no bar.")]
 
 
-def parse_concurrency(value: str | None) -> str | None:
-    """`auto`, or a whole number of at least 1."""
-    if value in (None, "auto") or (value.isascii() and value.isdecimal() and int(value) >= 1):
-        return value
-    raise typer.BadParameter("must be `auto` or a whole number of at least 1.")
-
-
-def concurrency_of(value: str) -> int | Literal["auto"]:
-    """What `parse_concurrency` let through, as requests hold it."""
-    return "auto" if value == "auto" else int(value)
-
-
-ConcurrencyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--max-concurrency",
-        metavar="N|auto",
-        callback=parse_concurrency,
-        help="Rows in flight, over all workers.",
-    ),
-]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option("--workers", min=1, max=256, metavar="N", help="Processes to share the rows."),
-]
-RetriesOption = Annotated[
-    int | None, typer.Option("--retries", min=0, help="Repeats of a request that failed.")
-]
-TimeoutOption = Annotated[
-    float | None, typer.Option("--timeout", min=0.001, metavar="S", help="Seconds per request.")
-]
-TimeoutRetriesOption = Annotated[
-    int | None,
-    typer.Option(
-        "--timeout-retries", min=0, help="Repeats, of those, after no reply came in time."
-    ),
-]
-MaxFailuresOption = Annotated[
-    str | None,
-    typer.Option("--max-failures", metavar="N|P%", help="Stop when more rows than this fail."),
-]
-
-PlacementOption = Annotated[
-    Placement | None,
-    typer.Option(
-        "--placement",
-        help="Share the endpoint's Slurm allocation (followed jobs do), or get one of its own.",
-    ),
-]
-RunHereOption = Annotated[
-    bool,
-    typer.Option("--run-here", help="Drive the endpoint from this machine, as a process of it."),
-]
-OverwriteOption = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite",
-        help="Replace an output that another job, or this one over another input, wrote.",
-    ),
-]
-DownAfterOption = Annotated[
-    bool, typer.Option("--down-after", help="Shut the swarm down when the job has ended.")
-]
-CpusOption = Annotated[int | None, typer.Option("--cpus", min=1, help="CPUs for the job.")]
-MemOption = Annotated[
-    str | None, typer.Option("--mem", metavar="SIZE", help="Memory for the job: 8G, 500M.")
-]
-TimeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--time", metavar="LIMIT", help="When to end it: 12:00:00, 90 (minutes), 2-00:00:00."
-    ),
-]
-StopAfterOption = Annotated[
-    str | None,
-    typer.Option(
-        "--stop-after",
-        metavar="TIME",
-        help="End it so long after it began, all its runs together: 3d, 12h, 2-12:00:00.",
-    ),
-]
-MaxGpuHoursOption = Annotated[
-    float | None,
-    typer.Option(
-        "--max-gpu-hours",
-        metavar="HOURS",
-        help="End it once it has cost so many GPU-hours, all its runs together; answers are kept.",
-    ),
-]
-NoContinueOption = Annotated[
-    bool,
-    typer.Option(
-        "--no-continue",
-        help="Slurm: end with its first run, at its time limit or when its node is lost.",
-    ),
-]
-MailOption = Annotated[
-    str | None,
-    typer.Option("--mail-user", metavar="ADDRESS", help="Slurm mails there when it has ended."),
-]
-
-
-def resources_of(
-    *,
-    detached: bool,
-    placement: Placement | None,
-    run_here: bool,
-    cpus: int | None,
-    mem: str | None,
-    time: str | None,
-    mail_user: str | None,
-    stop_after: str | None = None,
-    max_gpu_hours: float | None = None,
-    no_continue: bool = False,
-) -> JobResources:
-    """What the flags ask of the platform."""
-    from domyn_swarm.config.backends import duration_s, memory_gb, time_limit_s
-    from domyn_swarm.planning.plan import JobResources
-
-    if run_here and placement is not None:
-        raise typer.BadParameter("--placement and --run-here exclude each other.")
-    try:
-        size = None if mem is None else memory_gb(mem)
-    except ValueError as error:
-        raise typer.BadParameter(f"--mem: {error}.") from None
-
-    if max_gpu_hours is not None and not 0 < max_gpu_hours < math.inf:
-        raise typer.BadParameter("--max-gpu-hours: write a number above 0, such as 100 or 0.5.")
-
-    def seconds(
-        flag: str, text: str | None, read: Callable[[str], float] = time_limit_s
-    ) -> float | None:
-        try:
-            found = None if text is None else read(text)
-        except ValueError as error:
-            raise typer.BadParameter(f"{flag}: {error}.") from None
-        if found == math.inf:
-            raise typer.BadParameter(
-                f"{flag}: write more than 0; without {flag} it is the default."
-            )
-        return found
-
-    return JobResources(
-        detached=detached,
-        placement="here" if run_here else None if placement is None else placement.value,
-        cpus=cpus,
-        memory_gb=size,
-        time_limit_s=seconds("--time", time),
-        stop_after_s=seconds("--stop-after", stop_after, duration_s),
-        max_gpu_hours=max_gpu_hours,
-        continues=False if no_continue else None,
-        mail_user=mail_user,
-    )
-
-
 def chosen_format(output: Format, as_json: bool, as_yaml: bool) -> Format:
     """The format that the three options together ask for."""
     if as_json and as_yaml:
@@ -268,64 +93,6 @@ def chosen_format(output: Format, as_json: bool, as_yaml: bool) -> Format:
     if as_json:
         return Format.JSON
     return Format.YAML if as_yaml else output
-
-
-class AcceptName(StrEnum):
-    """Which answers count."""
-
-    COMPLETE = "complete"
-    ANY = "any"
-
-
-AcceptOption = Annotated[
-    AcceptName | None,
-    typer.Option(
-        "--accept",
-        help="Which answers count: complete ones, or any. Left out: all that say something, "
-        "and refusals; of structured output complete ones.",
-    ),
-]
-
-DataBackendOption = Annotated[
-    DataBackendName | None,
-    typer.Option("--data-backend", help="The library that reads the input; ray: works on it too."),
-]
-ReadKwargsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--backend-read-kwargs", metavar="JSON", help="Options of that library's own reader."
-    ),
-]
-WriteKwargsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--backend-write-kwargs", metavar="JSON", help="Options of its writer of Parquet."
-    ),
-]
-RayAddressOption = Annotated[
-    str | None,
-    typer.Option("--ray-address", metavar="ADDRESS", help="The cluster of --data-backend ray."),
-]
-
-
-EncodingOption = Annotated[
-    str | None, typer.Option("--encoding", metavar="NAME", help="Of text files: cp1252, utf-16, …")
-]
-DelimiterOption = Annotated[
-    str | None,
-    typer.Option("--delimiter", metavar="CHARACTER", help="Of CSV and TSV: ';', '|', tab."),
-]
-TypesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--types",
-        metavar="COLUMN=TYPE,…",
-        help="Of CSV's columns: int, float, bool, json; the others are text.",
-    ),
-]
-RecursiveOption = Annotated[
-    bool, typer.Option("--recursive", help="Read a folder's sub-folders as well.")
-]
 
 
 def parse_json_object(value: str, flag: str) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from domyn_swarm.cli.console import confirm, interactive, say
-from domyn_swarm.cli.following import follow
-from domyn_swarm.cli.job_flags import JobFlags, taking_flags
+from domyn_swarm.cli.console import say
+from domyn_swarm.cli.flags import taking_flags
+from domyn_swarm.cli.job_flags import JobFlags
 from domyn_swarm.cli.options import (
     DetachOption,
     Format,
@@ -19,18 +19,18 @@ from domyn_swarm.cli.options import (
     chosen_format,
 )
 from domyn_swarm.cli.rendering import cell_text, print_record, print_table
-from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_INTERRUPTED, EXIT_OK
+from domyn_swarm.cli.trials import submitted_if_wanted, tried
+from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.preview import Preview
-    from domyn_swarm.services.jobs import JobService
-    from domyn_swarm.services.requests import JobRequest
 
 _CHARACTERS = 100  # of a value: ten rows are to stand on a screen
 
 
 @taking_flags
 def preview(
+    *,
     flags: JobFlags,
     rows: Annotated[
         int, typer.Option("-n", "--rows", min=1, max=1000, metavar="ROWS", help="How many.")
@@ -60,29 +60,14 @@ def preview(
     if form is not Format.TABLE and yes:
         raise typer.BadParameter("-y goes on with the job: leave --json and --yaml out.")
     request = read_job(flags.file, flags.layer(), detached=detach)
-    found = _asked(JobService(), request, rows, form)
-    if not (yes or (form is Format.TABLE and interactive())):
-        say("No job was submitted: `job submit` with the same flags goes on, and so does -y.")
-        failed = any(one.error for one in found.rows)
-        raise typer.Exit(EXIT_FAILED_ROWS if failed else EXIT_OK)
-    if not (yes or confirm("full run?")):
-        say("No job was submitted. What was answered is kept.")
-        raise typer.Exit(1)
-    # Where every row was to be asked anew, the preview has begun with that.
-    handle = JobService().submit(request.model_copy(update={"resume": True}))
-    follow(handle, detach=detach, no_progress=no_progress)
-
-
-def _asked(service: JobService, request: JobRequest, rows: int, form: Format) -> Preview:
-    """Ask and show; Ctrl-C ends it after the rows in flight."""
-    try:
-        found = service.preview(request, say, rows=rows)
-    except KeyboardInterrupt:
-        say("\nInterrupted: what was answered is kept, and no job was submitted.")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    found = tried(lambda: JobService().preview(request, say, rows=rows))
     show_preview(found, form)
     say_what_the_rest_takes(found)
-    return found
+    if not submitted_if_wanted(
+        request, yes=yes, output=form, detach=detach, no_progress=no_progress
+    ):
+        failed = any(one.error for one in found.rows)
+        raise typer.Exit(EXIT_FAILED_ROWS if failed else EXIT_OK)
 
 
 def show_preview(found: Preview, output: Format) -> None:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from domyn_swarm.cli.console import say
+from domyn_swarm.cli.flags import taking_flags
+from domyn_swarm.cli.job_flags import LimitFlags
 from domyn_swarm.cli.options import (
     ConfigOption,
     FileArgument,
     Format,
     FormatOption,
     JsonOption,
-    MaxGpuHoursOption,
-    StopAfterOption,
     YamlOption,
     chosen_file,
     chosen_format,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from domyn_swarm.swarm.campaign import CampaignRehearsal
 
 
+@taking_flags
 def rehearse(
     rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of the job.")],
     file: FileArgument = None,
@@ -98,8 +99,8 @@ def rehearse(
             help="Past jobs of the site: sacct -X -P -o Submit,Start,ElapsedRaw,State",
         ),
     ] = None,
-    stop_after: StopAfterOption = None,
-    max_gpu_hours: MaxGpuHoursOption = None,
+    *,
+    limits: LimitFlags,
     seed: Annotated[int, typer.Option("--seed", help="Of all that is drawn.")] = 0,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
@@ -124,8 +125,8 @@ def rehearse(
         "wait_s": None if waits_s is None else (waits_s,),
         "start_s": _seconds("--start", start),
         "preempted_per_h": preempted,
-        "stop_after_s": _seconds("--stop-after", stop_after),
-        "max_gpu_hours": max_gpu_hours,
+        "stop_after_s": _seconds("--stop-after", limits.values["stop_after"]),
+        "max_gpu_hours": limits.values["max_gpu_hours"],
         "job_preempted_per_h": job_preempted,
         "rows": rows,
         "row_s": row_seconds,

@@ -8,60 +8,29 @@ import typer
 
 from domyn_swarm.cli import candidates
 from domyn_swarm.cli.console import say
+from domyn_swarm.cli.flags import taking_flags
 from domyn_swarm.cli.following import follow
+from domyn_swarm.cli.job_flags import ResumeFlags, RetryFlags
 from domyn_swarm.cli.options import (
-    AcceptOption,
-    ConcurrencyOption,
-    CpusOption,
     DetachOption,
     ExternalIdOption,
     HandleOption,
-    MailOption,
-    MaxFailuresOption,
-    MaxGpuHoursOption,
-    MemOption,
-    NoContinueOption,
     NoProgressOption,
-    OverwriteOption,
-    PlacementOption,
     RefArgument,
-    RetriesOption,
-    RunHereOption,
-    StopAfterOption,
     SwarmOption,
-    TimeOption,
-    TimeoutOption,
-    TimeoutRetriesOption,
-    WorkersOption,
     chosen_job,
-    concurrency_of,
     parse_json_object,
-    resources_of,
 )
 
 
+@taking_flags
 def resume(
     ref: RefArgument = None,
     external_id: ExternalIdOption = None,
     handle_json: HandleOption = None,
     name: SwarmOption = None,
-    max_concurrency: ConcurrencyOption = None,
-    workers: WorkersOption = None,
-    retries: RetriesOption = None,
-    timeout: TimeoutOption = None,
-    timeout_retries: TimeoutRetriesOption = None,
-    max_failures: MaxFailuresOption = None,
-    accept: AcceptOption = None,
-    overwrite: OverwriteOption = False,
-    placement: PlacementOption = None,
-    run_here: RunHereOption = False,
-    cpus: CpusOption = None,
-    mem: MemOption = None,
-    time: TimeOption = None,
-    mail_user: MailOption = None,
-    stop_after: StopAfterOption = None,
-    max_gpu_hours: MaxGpuHoursOption = None,
-    no_continue: NoContinueOption = False,
+    *,
+    flags: ResumeFlags,
     detach: DetachOption = False,
     no_progress: NoProgressOption = False,
 ) -> None:
@@ -73,36 +42,16 @@ def resume(
     Example: domyn-swarm job resume nightly-run --name tomorrows-swarm
     """
     from domyn_swarm.services.jobs import JobService
-    from domyn_swarm.services.requests import JobChanges
+    from domyn_swarm.swarm.job_file import read_changes
 
-    changes = JobChanges(
-        max_concurrency=None if max_concurrency is None else concurrency_of(max_concurrency),
-        workers=workers,
-        retries=retries,
-        timeout_s=timeout,
-        timeout_retries=timeout_retries,
-        max_failures=max_failures,
-        accept=None if accept is None else accept.value,
-        overwrite=True if overwrite else None,
-        resources=resources_of(
-            detached=detach,
-            placement=placement,
-            run_here=run_here,
-            cpus=cpus,
-            mem=mem,
-            time=time,
-            mail_user=mail_user,
-            stop_after=stop_after,
-            max_gpu_hours=max_gpu_hours,
-            no_continue=no_continue,
-        ),
-    )
+    changes = read_changes(flags.layer(), command="job resume", detached=detach)
     which = chosen_job(ref, external_id, handle_json)
     handle = JobService().resume(which, swarm=name, changes=changes)
     limit_s = changes.resources.time_limit_s
     follow(handle, detach=detach, no_progress=no_progress, time_limit_s=limit_s)
 
 
+@taking_flags
 def retry_failed(
     ref: RefArgument = None,
     external_id: ExternalIdOption = None,
@@ -124,20 +73,8 @@ def retry_failed(
             "--job-kwargs", metavar="JSON", help="Parameters to change, for these rows alone."
         ),
     ] = "{}",
-    max_concurrency: ConcurrencyOption = None,
-    workers: WorkersOption = None,
-    retries: RetriesOption = None,
-    timeout: TimeoutOption = None,
-    timeout_retries: TimeoutRetriesOption = None,
-    max_failures: MaxFailuresOption = None,
-    accept: AcceptOption = None,
-    overwrite: OverwriteOption = False,
-    placement: PlacementOption = None,
-    run_here: RunHereOption = False,
-    cpus: CpusOption = None,
-    mem: MemOption = None,
-    time: TimeOption = None,
-    mail_user: MailOption = None,
+    *,
+    flags: RetryFlags,
     detach: DetachOption = False,
     no_progress: NoProgressOption = False,
 ) -> None:
@@ -152,28 +89,14 @@ def retry_failed(
     from domyn_swarm.errors import NothingToRetry
     from domyn_swarm.model import verdicts_named
     from domyn_swarm.services.jobs import JobService
-    from domyn_swarm.services.requests import JobChanges
+    from domyn_swarm.swarm.job_file import read_changes
 
-    changes = JobChanges(
-        retry_classes=verdicts_named(classes or ()),
-        override=parse_json_object(job_kwargs, "--job-kwargs"),
-        max_concurrency=None if max_concurrency is None else concurrency_of(max_concurrency),
-        workers=workers,
-        retries=retries,
-        timeout_s=timeout,
-        timeout_retries=timeout_retries,
-        max_failures=max_failures,
-        accept=None if accept is None else accept.value,
-        overwrite=True if overwrite else None,
-        resources=resources_of(
-            detached=detach,
-            placement=placement,
-            run_here=run_here,
-            cpus=cpus,
-            mem=mem,
-            time=time,
-            mail_user=mail_user,
-        ),
+    changes = read_changes(flags.layer(), command="job retry-failed", detached=detach)
+    changes = changes.model_copy(
+        update={
+            "retry_classes": verdicts_named(classes or ()),
+            "override": parse_json_object(job_kwargs, "--job-kwargs"),
+        }
     )
     which = chosen_job(ref, external_id, handle_json)
     try:

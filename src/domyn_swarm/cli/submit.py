@@ -8,23 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domyn_swarm.cli.console import say
+from domyn_swarm.cli.flags import taking_flags
 from domyn_swarm.cli.following import follow
-from domyn_swarm.cli.job_flags import JobFlags, taking_flags
+from domyn_swarm.cli.job_flags import JobFlags, ScriptFlags
 from domyn_swarm.cli.options import (
     ConfigOption,
-    CpusOption,
     DetachOption,
-    DownAfterOption,
     ExternalIdOption,
     Format,
-    MailOption,
-    MemOption,
     NoProgressOption,
-    PlacementOption,
-    RunHereOption,
     SwarmOption,
-    TimeOption,
-    resources_of,
 )
 from domyn_swarm.cli.rendering import cell_text, json_text, print_pairs, print_record
 
@@ -35,6 +28,7 @@ if TYPE_CHECKING:
 
 @taking_flags
 def submit(
+    *,
     flags: JobFlags,
     detach: DetachOption = False,
     no_progress: NoProgressOption = False,
@@ -76,7 +70,7 @@ def submit(
     from domyn_swarm.services.jobs import JobService
     from domyn_swarm.swarm.job_file import layer_of, read_job
 
-    if dry_run and (detach or flags.down_after):
+    if dry_run and (detach or flags.values["down_after"]):
         raise typer.BadParameter("--dry-run submits nothing: leave --detach and --down-after out.")
     if as_json and not (dry_run or forecast):
         raise typer.BadParameter(
@@ -180,6 +174,7 @@ def _estimate_text(found: DryRun) -> str:
     )
 
 
+@taking_flags
 def submit_script(
     script: Annotated[
         Path, typer.Argument(metavar="FILE", help="A .py file, or anything executable.")
@@ -187,19 +182,11 @@ def submit_script(
     args: Annotated[
         list[str] | None, typer.Argument(metavar="[-- ARGS…]", help="What it is called with.")
     ] = None,
-    name: SwarmOption = None,
+    swarm: SwarmOption = None,
     config: ConfigOption = None,
-    job_name: Annotated[
-        str | None, typer.Option("--job-name", help="A name to list it by.")
-    ] = None,
     external_id: ExternalIdOption = None,
-    placement: PlacementOption = None,
-    run_here: RunHereOption = False,
-    cpus: CpusOption = None,
-    mem: MemOption = None,
-    time: TimeOption = None,
-    mail_user: MailOption = None,
-    down_after: DownAfterOption = False,
+    *,
+    flags: ScriptFlags,
     detach: DetachOption = False,
     no_progress: NoProgressOption = False,
 ) -> None:
@@ -213,24 +200,17 @@ def submit_script(
     from domyn_swarm.config import swarm_name
     from domyn_swarm.services.jobs import JobService
     from domyn_swarm.services.requests import ScriptRequest
+    from domyn_swarm.swarm.job_file import read_resources
 
-    if name is not None and config is not None:
+    if swarm is not None and config is not None:
         raise typer.BadParameter("--name and --config exclude each other.")
     request = ScriptRequest(
         script=script,
         args=tuple(args or ()),
-        swarm=swarm_name(config) if config else name,
-        name=job_name,
+        swarm=swarm_name(config) if config else swarm,
+        name=flags.values["name"],
         external_id=external_id,
-        resources=resources_of(
-            detached=detach,
-            placement=placement,
-            run_here=run_here,
-            cpus=cpus,
-            mem=mem,
-            time=time,
-            mail_user=mail_user,
-        ),
-        down_after=down_after,
+        resources=read_resources(flags.layer(), command="job submit-script", detached=detach),
+        down_after=flags.values["down_after"],
     )
     follow(JobService().submit_script(request), detach=detach, no_progress=no_progress)

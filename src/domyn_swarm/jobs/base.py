@@ -6,13 +6,13 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from reprlib import Repr
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack, overload
 
 from domyn_swarm.batch.input.opening import LineFiles
 from domyn_swarm.batch.output.schema import Declared, OutputSchema, type_name
 from domyn_swarm.batch.run.runner import Encode
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.jobs.keywords import OptionKeywords, RunKeywords, SettingKeywords
+from domyn_swarm.jobs.keywords import CopyKeywords, OptionKeywords, RunKeywords, SettingKeywords
 from domyn_swarm.jobs.naming import (
     BODY,
     OPTIONS,
@@ -132,6 +132,10 @@ class SwarmJob:
         kind = type(self)
         check_parameters(kind.__name__, settings, self.known_parameters() | arguments_of(kind))
 
+    @overload
+    def __call__(self, **changes: Unpack[CopyKeywords]) -> Self: ...
+    @overload  # further names are arguments of a class of the user's
+    def __call__(self, **changes: Any) -> Self: ...
     def __call__(self, **changes: Any) -> Self:
         """The same job with these set, besides what was given before."""
         return type(self)(**{**self.given, **changes})

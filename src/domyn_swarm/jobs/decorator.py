@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal, get_type_hints, overload
+from typing import Any, Unpack, get_type_hints, overload
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -12,9 +12,8 @@ from domyn_swarm.batch.output.schema import Declared
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.keywords import OptionKeywords
-from domyn_swarm.jobs.naming import Kept, constructor_of
+from domyn_swarm.jobs.naming import constructor_of
 from domyn_swarm.jobs.source_digest import function_digest
-from domyn_swarm.model import Accept, Dedup
 
 _BOUND = ("client", "model")
 """Arguments that a run gives, where the function has them."""
@@ -128,19 +127,14 @@ def job(
     output_schema: Declared = ...,
     input_columns: Sequence[str] | str = ...,
     version: str | None = ...,
-    name: str | None = ...,
-    id_column: str | None = ...,
-    output_mode: Literal["append", "replace", "io_only"] | None = ...,
-    max_concurrency: int | Literal["auto"] | None = ...,
-    retries: int | None = ...,
-    timeout_s: float | None = ...,
-    timeout_retries: int | None = ...,
-    max_failures: int | str | None = ...,
-    checkpoint_interval: int | None = ...,
-    checkpoint_seconds: float | None = ...,
-    accept: Accept | None = ...,
-    dedup: Dedup | None = ...,
-    keep: Sequence[Kept] | Kept = ...,
+    **options: Unpack[OptionKeywords],
+) -> Callable[[Function], FunctionJob]: ...
+@overload  # further names are parameters of the function, which a type cannot say of it
+def job(
+    *,
+    output_schema: Declared = ...,
+    input_columns: Sequence[str] | str = ...,
+    version: str | None = ...,
     **parameters: Any,
 ) -> Callable[[Function], FunctionJob]: ...
 def job(

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -28,8 +28,9 @@ from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.batch.run.verdicts import Reading, outcome_of, verdict_of
 from domyn_swarm.errors import JobError, PlatformUnavailable
 from domyn_swarm.jobs.preparation import Prepared
-from domyn_swarm.jobs.program import access_of, event_loop
+from domyn_swarm.jobs.program import event_loop
 from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.trial import Trial, TriedJob
 from domyn_swarm.model import Record, ReplyVerdict
 from domyn_swarm.net.openai import OpenAIClient, Transport
 
@@ -65,20 +66,6 @@ class CostEstimate(Record):
     inputs_compared: int  # by whose mean length the prompt tokens were corrected
 
 
-class TriedJob(Record):
-    """A job as it would be submitted, of which rows were asked before."""
-
-    schema_version: Literal[1] = 1
-    job: str
-    swarm: str | None
-    endpoint: str  # without /v1
-    model: str
-    input: str
-    output: str
-    rows_total: int
-    rows_settled: int | None  # of them, in the job's checkpoint; None: too many to count here
-
-
 class DryRun(TriedJob):
     """A job as it would be submitted, and what became of its first row."""
 
@@ -93,40 +80,22 @@ class DryRun(TriedJob):
     estimate: CostEstimate | None = None  # None: the row failed, or no row is left
 
 
-def dry_run(
-    spec: JobSpec, prepared: Prepared, *, swarm: str | None = None, key: str | None = None
-) -> DryRun:
-    """Ask the first row of a checked job; write nothing. Without rows nothing is asked.
-
-    Args:
-        spec: the job.
-        prepared: the same, checked.
-        swarm: the name of its swarm.
-        key: the endpoint's, where the spec names no file of it.
+def dry_run(trial: Trial) -> DryRun:
+    """Ask the first row of a job; write nothing. Without rows nothing is asked.
 
     Raises:
         PlatformUnavailable: nobody serves at the endpoint.
         JobError: the row did not end in time, or the swarm's endpoint is not known.
     """
-    access = access_of(spec)
-    access = replace(access, key=key or access.key)
+    prepared, access = trial.prepared, trial.access
     plan = prepared.plan
-    found = DryRun(
-        job=spec.job,
-        swarm=swarm,
-        endpoint=access.locate(),
-        model=spec.model,
-        input=spec.input,
-        output=spec.output,
-        rows_total=plan.rows,
-        rows_settled=rows_settled(spec, plan),
-    )
+    found = DryRun(**trial.facts, rows_settled=rows_settled(trial.spec, plan))
     if not plan.rows:
         return found
     keys = plan.output.keys
     row = next(named_rows(plan.dataset, keys, 1, {0})).rows(keys)[0]
     with event_loop() as runner:
-        value, sent = runner.run(_ask(spec, prepared, row, access))
+        value, sent = runner.run(_ask(trial.spec, prepared, row, access))
     value = Reading(plan.accept).judged(value)
     verdict = verdict_of(outcome_of(value))
     told = found.model_copy(

@@ -1,32 +1,21 @@
-"""What a job would take, from a sample of its own rows: asked in this process and kept, so that the
-job that follows asks the others.
-
-The sample is a run of the same job over the same checkpoint that publishes nothing, as a preview
-is (`preview`); its errors do not count for later runs.
-"""
+"""What a job would take, from a sample of its own rows, asked and kept before it (`trial`)."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from domyn_swarm import open_files
 from domyn_swarm.batch.checkpoint.index import RowIndex, open_index
 from domyn_swarm.batch.run.forecast import Pace, time_left, tokens_left
 from domyn_swarm.batch.run.limiter import FIRST_LIMIT
 from domyn_swarm.batch.run.sampling import Sample, take_sample
-from domyn_swarm.batch.run.standing import FailureLimit
 from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.batch.run.verdicts import Reading
 from domyn_swarm.errors import JobError
-from domyn_swarm.jobs.dry_run import TriedJob
 from domyn_swarm.jobs.preparation import Prepared
-from domyn_swarm.jobs.preview import ask_here, check_kept
-from domyn_swarm.jobs.program import access_of, event_loop
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.trial import Trial, TriedJob
 from domyn_swarm.model import Record
 
 LEAST_SAMPLE = 200
@@ -71,40 +60,27 @@ class JobForecast(TriedJob):
 class Fleet:
     """Who answers the sample."""
 
-    swarm: str | None = None  # its name
     replicas: int | None = None  # that serve now; None: not known
     gpus_per_replica: int | None = None
 
 
 def forecast(
-    spec: JobSpec,
-    prepared: Prepared,
-    notice: Callable[[str], None],
-    *,
-    fleet: Fleet,
-    rows: int | None = None,
-    key: str | None = None,
+    trial: Trial, notice: Callable[[str], None], *, fleet: Fleet, rows: int | None = None
 ) -> JobForecast:
-    """Ask a sample of a checked job's rows; keep the answers, and say what the others take.
+    """Ask a sample of a job's rows; keep the answers, and say what the others take.
 
     Args:
-        spec: the job.
-        prepared: the same, checked.
+        trial: the job.
         notice: hears what a run has to say, such as that it waits for the endpoint.
         fleet: who answers.
         rows: of the sample; None: so many that the endpoint is busy for a while.
-        key: the endpoint's, where the spec names no file of it.
 
     Raises:
         ConfigError: the job keeps no checkpoint.
-        PlatformUnavailable: nobody serves at the endpoint, before a row was answered.
-        CheckpointBusy: another job asks the same rows now.
-        JobError: the run cannot go on; what was answered is kept.
-        KeyboardInterrupt: likewise, after the rows in flight.
+        SwarmError: see `Trial.ask`.
     """
-    check_kept(spec, "A forecast")
-    access = access_of(spec)
-    access = replace(access, key=key or access.key)
+    trial.check_kept("A forecast")
+    prepared = trial.prepared
     plan = prepared.plan
     keys = plan.output.keys
     with _settled(prepared) as index:
@@ -114,28 +90,15 @@ def forecast(
     left = round(sum(sample.left.values()))
     if rows is None:  # the half at most: of a sample that is the job nothing is left to say
         sample = replace(sample, rows=sample.rows[: max(1, (left + 1) // 2)])
-    policy = replace(plan.work.run_policy, failure_limit=FailureLimit())  # few rows are no share
-    work = replace(plan.work, run_policy=policy)
-    asked = replace(plan, work=work, only=sample.rows, publishes=False, errors_count=False)
-    tally, began = Tally(), time.monotonic()
+    tally, sample_s = Tally(), 0.0
     if sample.rows:
-        with open_files.raised(), event_loop() as runner:
-            watching = _watch(tally, len(sample.rows))
-            runner.run(
-                ask_here(spec, replace(prepared, plan=asked), access, tally, notice, watching)
-            )
-    sample_s = time.monotonic() - began
+        asked = trial.plan_of(only=sample.rows)
+        sample_s = trial.ask(asked, tally, notice, _watch(tally, len(sample.rows)))
     settled = tally.rows_answered + tally.rows_failed
     slots = _slots(prepared, tally, len(sample.rows))
     tokens = tokens_left(tally.strata, sample.rest(tally.strata)) if settled else None
     return JobForecast(
-        job=spec.job,
-        swarm=fleet.swarm,
-        endpoint=access.locate(),
-        model=spec.model,
-        input=spec.input,
-        output=spec.output,
-        rows_total=plan.rows,
+        **trial.facts,
         rows_settled=plan.rows - left + tally.rows_answered,
         rows_asked=settled,
         rows_failed=tally.rows_failed,

@@ -12,37 +12,12 @@ from domyn_swarm.batch.output.schema import Declared
 from domyn_swarm.batch.run.rows import RowError
 from domyn_swarm.jobs.naming import Kept
 from domyn_swarm.jobs.progress_display import SettledRow
-from domyn_swarm.model import Accept, Dedup
+from domyn_swarm.jobs.run_options import KeepingKeywords, ReadingKeywords
 
 
-class OptionKeywords(TypedDict, total=False):
+class OptionKeywords(KeepingKeywords, total=False):
     """Options of every job: how it goes about its rows. Left out, or None: as usual."""
 
-    name: str | None
-    """What the job is called."""
-    id_column: str | None
-    """The column that rows are known by, instead of their position: unique and never null."""
-    output_mode: Literal["append", "replace", "io_only"] | None
-    """`append`: the input's columns and the answers; `replace`: without the columns that were
-    asked; `io_only`: those, the ids and the answers."""
-    max_concurrency: int | Literal["auto"] | None
-    """Requests in flight, all workers together; `auto` finds out what the server takes."""
-    retries: int | None
-    """How often a request is repeated after an error that may pass."""
-    timeout_s: float | None
-    """How long a request may take, in seconds."""
-    timeout_retries: int | None
-    """How often a request is repeated that took too long."""
-    max_failures: int | str | None
-    """End when more rows fail: `20` rows, or `"5%"`."""
-    checkpoint_interval: int | None
-    """Write answers to the disk after so many rows."""
-    checkpoint_seconds: float | None
-    """Write answers to the disk after so many seconds."""
-    accept: Accept | None
-    """Which answers count: `complete` alone, or `any`."""
-    dedup: Dedup | None
-    """Rows of one value share a request: `greedy` where nothing is drawn by chance, or `always`."""
     keep: Sequence[Kept] | Kept
     """Further columns: `finish_reason`, `verdict`, `usage`, `latency`."""
 
@@ -172,6 +147,13 @@ class OutputKeywords(NamedKeywords, total=False):
     """The output columns: names, names with types, or a pydantic model."""
 
 
+class CopyKeywords(OutputKeywords, total=False):
+    """What a job may be called with, to be the same job with these set."""
+
+    input_columns: Sequence[str] | str | None
+    """What a row is made of."""
+
+
 class ShapedPromptKeywords(NamedKeywords, total=False):
     """What the built-in jobs take that ask with a prompt, or with the text or the messages of a
     column.
@@ -191,7 +173,7 @@ class PromptKeywords(ShapedPromptKeywords, OutputKeywords, total=False):
     """The same, of jobs whose `output_schema` is no argument of their own."""
 
 
-class RunKeywords(TypedDict, total=False):
+class RunKeywords(ReadingKeywords, total=False):
     """How `run` and `arun` go about it, beside the job's own options."""
 
     tag: str | None
@@ -210,14 +192,6 @@ class RunKeywords(TypedDict, total=False):
     """Only the first so many rows."""
     progress: bool
     """Show how far it is: a bar in a notebook, a line in a terminal; a log gets messages alone."""
-    encoding: str
-    """Of text files, where rows are given by their path; so are the next three."""
-    delimiter: str | None
-    """Of CSV and TSV."""
-    types: Mapping[str, str]
-    """Types of columns of CSV: `text`, `int`, `float`, `bool`, `json`."""
-    recursive: bool
-    """Read a folder's sub-folders as well."""
     on_progress: Callable[[int, int | None], None] | None
     """Called with the rows that are settled, and all rows; after each batch."""
     on_batch: Callable[[list[SettledRow]], None] | None

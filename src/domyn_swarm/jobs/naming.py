@@ -14,29 +14,22 @@ from typing import Annotated, Any, Literal
 from domyn_swarm.batch.run.rows import RowTrace
 from domyn_swarm.batch.run.verdicts import verdict_of
 from domyn_swarm.errors import ConfigError, Mistake
-from domyn_swarm.model import Accept, Dedup, Record
+from domyn_swarm.jobs.run_options import KeepingOptions, given_options
 from domyn_swarm.net import parameters
-from domyn_swarm.record import Meta
+from domyn_swarm.record import Before
 
 Kept = Literal["finish_reason", "verdict", "usage", "latency"]
 
 
-class JobOptions(Record):
+def _several(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+class JobOptions(KeepingOptions):
     """What a job says of itself; None: as the caller or the framework has it."""
 
     name: str | None = None
-    id_column: str | None = None
-    output_mode: Literal["append", "replace", "io_only"] | None = None
-    max_concurrency: int | Literal["auto"] | None = None
-    retries: Annotated[int, Meta(ge=0)] | None = None
-    timeout_s: Annotated[float, Meta(gt=0)] | None = None
-    timeout_retries: Annotated[int, Meta(ge=0)] | None = None
-    max_failures: str | int | None = None  # "20" rows, or "5%"
-    checkpoint_interval: Annotated[int, Meta(ge=1)] | None = None
-    checkpoint_seconds: Annotated[float, Meta(gt=0)] | None = None
-    accept: Accept | None = None
-    dedup: Dedup | None = None
-    keep: tuple[Kept, ...] = ()
+    keep: Annotated[tuple[Kept, ...], Before(_several)] = ()
 
 
 OPTIONS = frozenset(JobOptions.field_names())
@@ -48,28 +41,7 @@ def job_options(given: dict[str, Any]) -> JobOptions:
     Raises:
         ConfigError: names the option, what it is, and what it can be.
     """
-    if isinstance(given.get("keep"), str):
-        given = {**given, "keep": (given["keep"],)}
-    from pydantic import ValidationError
-
-    try:
-        options = JobOptions.model_validate(given)
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-        same = [one for one in found if _place(one["loc"]) == _place(found[0]["loc"])]
-        wanted = " or ".join(dict.fromkeys(one["msg"] for one in same))
-        where = _place(found[0]["loc"])
-        raise ConfigError(
-            f"The job's option {where} is {found[0]['input']!r}: {wanted}."
-        ) from error
-    if isinstance(options.max_concurrency, int) and options.max_concurrency < 1:
-        raise ConfigError(f"max_concurrency must be at least 1, not {options.max_concurrency}.")
-    return options
-
-
-def _place(loc: tuple[int | str, ...]) -> str:
-    """An option, and which of its values; without the kinds that a value may be of."""
-    return ".".join(str(part) for at, part in enumerate(loc) if not at or isinstance(part, int))
+    return given_options(JobOptions, given, "The job's option")
 
 
 def kept_columns(keep: tuple[Kept, ...]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from domyn_swarm.errors import ConfigError, NothingToRetry
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.inputs import open_input, writer_of
 from domyn_swarm.jobs.loading import load_job
+from domyn_swarm.jobs.run_options import failure_limit
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import Dedup
 
@@ -233,15 +233,13 @@ def load_work(spec: JobSpec) -> tuple[SwarmJob, RowKeys, WorkPlan]:
 
 def _work_of(spec: JobSpec, job: SwarmJob) -> tuple[RowKeys, WorkPlan]:
     concurrency = spec.max_concurrency if isinstance(spec.max_concurrency, int) else None
-    if concurrency is not None and concurrency < 1:
-        raise ConfigError(f"--max-concurrency must be at least 1, not {concurrency}.")
     retry = RetryPolicy()
     work = WorkPlan(
         run_policy=RunPolicy(
             concurrency=concurrency,
             rows_per_call=job.rows_per_call,
             accept=spec.accept,
-            failure_limit=parse_failure_limit(spec.max_failures),
+            failure_limit=_failure_limit(spec.max_failures),
         ),
         retry_policy=RetryPolicy(
             retries=retry.retries if spec.retries is None else spec.retries,
@@ -259,11 +257,13 @@ def _work_of(spec: JobSpec, job: SwarmJob) -> tuple[RowKeys, WorkPlan]:
     ), work
 
 
+def _failure_limit(text: str | None) -> FailureLimit:
+    return FailureLimit() if text is None else FailureLimit(*failure_limit(text))
+
+
 def filled(spec: JobSpec, job: SwarmJob) -> JobSpec:
     """The spec with the job's own options where the submitter said nothing."""
     options = job.options.model_dump(exclude_none=True, exclude={"name", "keep"})
-    if "max_failures" in options:
-        options["max_failures"] = str(options["max_failures"])
     left = {name: value for name, value in options.items() if getattr(spec, name) is None}
     return spec.model_copy(update=left)
 
@@ -321,22 +321,3 @@ def _facts(spec: JobSpec, identity: JobIdentity) -> JobFacts:
         model=spec.model,
         revision=spec.revision,
     )
-
-
-def parse_failure_limit(text: str | None) -> FailureLimit:
-    """`20` rows, or `5%` of the settled rows.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if text is None:
-        return FailureLimit()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
-    if match is None or (match[2] and float(match[1]) > 100) or (not match[2] and "." in match[1]):
-        raise ConfigError(
-            f"--max-failures {text!r} is neither a number of rows nor a percentage.",
-            hint="For example --max-failures 100 or --max-failures 5%.",
-        )
-    if match[2]:
-        return FailureLimit(share=float(match[1]) / 100)
-    return FailureLimit(rows=int(match[1]))

@@ -14,7 +14,7 @@ from domyn_swarm.batch.run.background import in_thread
 from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.jobs.spec import JobResult, JobSpec
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import JobAccount, JobProgress, utc_now
+from domyn_swarm.model import JobAccount, JobProgress, time_left_fields, utc_now
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.probing import Clock
 
@@ -123,9 +123,7 @@ class Reporter:
                 "verdicts": tally.all_verdicts,
                 "commonest_failure": tally.commonest_failure,
                 "rows_per_s": tally.rows_per_s(),
-                "eta_s": eta_s,
-                "eta_low_s": None if left is None else left.low_s,
-                "eta_high_s": None if left is None else left.high_s,
+                **time_left_fields(left),
                 "gpu_hours": self.gpu_hours,
                 "in_flight": tally.in_flight,
                 "limit": tally.limit,

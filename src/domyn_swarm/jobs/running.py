@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from domyn_swarm import __version__, open_files
 from domyn_swarm.batch.checkpoint.job_store import frame_key
@@ -29,6 +29,7 @@ from domyn_swarm.config.environment import checked_endpoint, key_of_environment
 from domyn_swarm.errors import ConfigError, SwarmError, interrupted
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.ends import ends_of
+from domyn_swarm.jobs.keywords import RunKeywords
 from domyn_swarm.jobs.loading import import_path_of, job_given, reference_to
 from domyn_swarm.jobs.naming import OPTIONS
 from domyn_swarm.jobs.preparation import check_rows, plan_of
@@ -49,17 +50,16 @@ from domyn_swarm.paths import checkpoints_dir, private_dir, write_private
 _log = get_logger(__name__)
 _T = TypeVar("_T")
 _DRAW_S = 0.5
-_TAKEN: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(("checkpoint", "resume", "retry_failed", "progress", "recursive"), (bool,)),
-    "tag": (str, NoneType),
-    "checkpoint_dir": (str, os.PathLike, NoneType),
-    "retry_class": (str, Sequence),
-    "limit": (Integral, NoneType),
-    "encoding": (str,),
-    "delimiter": (str, NoneType),
-    "types": (Mapping,),
-}
-"""What each setting of a run may be; see `RunKeywords`."""
+_KINDS = {int: Integral, Path: os.PathLike}  # what else is taken for one of that type
+
+
+def _taken(hint: Any) -> tuple[type, ...]:  # noqa: ANN401 - a type
+    """The kinds of values that a keyword of that type takes, which can be told by looking."""
+    several = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
+    return tuple(_KINDS.get(one, get_origin(one) or one) for one in several)
+
+
+_TAKEN = {name: _taken(hint) for name, hint in get_type_hints(RunKeywords).items()}
 _NAMES = {NoneType: "None", Integral: "int", os.PathLike: "Path", Mapping: "dict", Sequence: "list"}
 
 
@@ -75,21 +75,8 @@ class RunSettings:
     retry_class: str | Sequence[str] = ()
     limit: int | None = None
     progress: bool = True
-    encoding: str = "utf-8"
-    delimiter: str | None = None
-    types: Mapping[str, str] = field(default_factory=dict)
-    recursive: bool = False
+    reading: InputReading = field(default_factory=InputReading)
     hooks: Hooks = field(default_factory=Hooks)
-
-    @property
-    def reading(self) -> InputReading:
-        """How files are to be read.
-
-        Raises:
-            ConfigError: they cannot be read so.
-        """
-        names = ("encoding", "delimiter", "types", "recursive")
-        return reading_of({name: getattr(self, name) for name in names})
 
 
 def settings_of(given: dict[str, Any]) -> RunSettings:
@@ -98,24 +85,24 @@ def settings_of(given: dict[str, Any]) -> RunSettings:
     Raises:
         ConfigError: there is none of that name, or it takes no such value.
     """
-    known = {one.name for one in fields(RunSettings)} - {"hooks"}
-    heard = {one.name for one in fields(Hooks) if one.init}
-    for name in given.keys() - known - heard:
-        raise ConfigError(f"run takes no {name!r}.", hint=_instead(name, known | heard))
+    heard, read = {one.name for one in fields(Hooks)}, {*InputReading.field_names()}
+    for name in given.keys() - _TAKEN.keys():
+        raise ConfigError(f"run takes no {name!r}.", hint=_instead(name, {*_TAKEN}))
     for name, value in given.items():
-        taken = _TAKEN.get(name, ())
-        if taken and not (isinstance(value, taken) and (type(value) is not bool or bool in taken)):
+        taken = _TAKEN[name]
+        if not (isinstance(value, taken) and (type(value) is not bool or bool in taken)):
             kinds = " or ".join(_NAMES.get(one, one.__name__) for one in taken)
             raise ConfigError(
                 f"run({name}={value!r}): {name} is {kinds}.",
                 hint="help(RunKeywords) in domyn_swarm.jobs.keywords says what each setting is.",
             )
     hooks = Hooks(**{name: value for name, value in given.items() if name in heard})
-    chosen = {name: value for name, value in given.items() if name in known}
-    return RunSettings(**chosen, hooks=hooks)
+    reading = reading_of({name: value for name, value in given.items() if name in read})
+    chosen = {name: value for name, value in given.items() if name not in heard | read}
+    return RunSettings(**chosen, reading=reading, hooks=hooks)
 
 
-def _instead(name: str, known: frozenset[str] | set[str]) -> str:
+def _instead(name: str, known: set[str]) -> str:
     """What may be meant by a name that is no setting of a run."""
     of_jobs = {*OPTIONS, "input_columns", "output_schema", "output_columns"}
     if close := get_close_matches(name, sorted(known | of_jobs), 1):

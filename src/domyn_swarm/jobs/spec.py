@@ -1,20 +1,10 @@
 """What a worker is told (`job.json`) and what it tells at the end (`result.json`)."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from domyn_swarm.batch.input.reading import InputReading
-from domyn_swarm.model import (
-    Accept,
-    Dedup,
-    Dispatching,
-    Fingerprint,
-    JobAccount,
-    Record,
-    ReplyVerdict,
-    utc_now,
-)
+from domyn_swarm.jobs.run_options import RunOptions
+from domyn_swarm.model import JobAccount, Record, ReplyVerdict, utc_now
 from domyn_swarm.planning.plan import JobResources
-from domyn_swarm.record import Meta
 
 
 def new_job_id() -> str:
@@ -24,46 +14,7 @@ def new_job_id() -> str:
     return f"{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-class JobSettings(InputReading):
-    """What a submitter says of a job beside whom and what it asks. None: as the job has it, or as
-    usual.
-    """
-
-    input: str
-    output: str
-    input_columns: tuple[str, ...] = ()
-    output_columns: tuple[str, ...] = ()
-    id_column: str | None = None
-    fingerprint: Fingerprint = "full"
-    output_mode: Literal["append", "replace", "io_only"] | None = None
-    shard_output: bool = False  # a folder of Parquet files instead of one file
-    infer_types: bool = False  # CSV that becomes Parquet: types for its columns
-    overwrite: bool = False  # an output of another job of ours, or of another input, is replaced
-    limit: Annotated[int, Meta(ge=0)] | None = None
-    external_id: str | None = None
-    max_concurrency: int | Literal["auto"] | None = None
-    workers: Annotated[int, Meta(ge=1, le=256)] | None = (
-        None  # None: one, or one for each node of Ray's
-    )
-    retries: Annotated[int, Meta(ge=0)] | None = None
-    timeout_s: Annotated[float, Meta(gt=0)] | None = None
-    timeout_retries: Annotated[int, Meta(ge=0)] | None = None
-    max_failures: str | None = None  # "20" rows or "5%"
-    accept: Accept | None = None  # which answers count
-    dedup: Dedup | None = None  # rows of one value share a request
-    dispatch: Dispatching = "auto"  # which replica gets a request
-    checkpoint_tag: str | None = None
-    checkpoint_interval: Annotated[int, Meta(ge=1)] | None = None
-    checkpoint_seconds: Annotated[float, Meta(gt=0)] | None = None
-    resume: bool = True
-    checkpointing: bool = True
-    data_backend: Literal["arrow", "pandas", "polars", "ray"] | None = None
-    backend_read_kwargs: dict[str, Any] = {}
-    backend_write_kwargs: dict[str, Any] = {}
-    ray_address: str | None = None
-
-
-class JobSpec(JobSettings):
+class JobSpec(RunOptions):
     """Everything a worker needs, without secrets. Written before the job is submitted."""
 
     schema_version: Literal[1] = 1

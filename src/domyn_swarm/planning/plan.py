@@ -5,22 +5,60 @@ Frozen, serialisable, the same for every backend.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.model import Record
-from domyn_swarm.record import Meta, field
+from domyn_swarm.record import After, Meta, about, field
 
 
-class JobResources(Record):
+def _positive_hours(value: float | None) -> float | None:
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError("must be a number above 0, such as 100 or 0.5")
+    return value
+
+
+class PlatformOptions(Record):
+    """What of it users write as programs hold it."""
+
+    placement: Annotated[
+        Literal["step", "job", "here"] | None,
+        about(
+            "Share the endpoint's Slurm allocation (followed jobs do), or get one of its own. "
+            "here: a process of the submitting machine.",
+            flag_help="Share the endpoint's Slurm allocation (followed jobs do), or get one of its "
+            "own.",
+        ),
+    ] = None
+    cpus: Annotated[Annotated[int, Meta(ge=1)] | None, about("CPUs for the job.")] = None
+    max_gpu_hours: Annotated[
+        float | None,
+        After(_positive_hours),
+        about(
+            "End it once it has cost so many GPU-hours, all its runs together; answers are kept.",
+            metavar="HOURS",
+        ),
+    ] = None
+    continues: Annotated[  # over the limits of its allocation; None: where that can be
+        bool | None,
+        about(
+            "False: on Slurm, end with the first run.",
+            flag="--no-continue",
+            flag_help="Slurm: end with its first run, at its time limit or when its node is lost.",
+        ),
+    ] = None
+    mail_user: Annotated[
+        str | None, about("Slurm mails there when it has ended.", metavar="ADDRESS")
+    ] = None
+
+
+class JobResources(PlatformOptions):
     """What a job asks for itself; None: what the platform gives when nothing is asked."""
 
     detached: bool = False  # nobody follows it: it must survive logout
-    # A step of the endpoint's job, a job of its own, or a process where it is submitted.
-    placement: Literal["step", "job", "here"] | None = None
-    cpus: Annotated[int, Meta(ge=1)] | None = None
     memory_gb: Annotated[float, Meta(gt=0)] | None = None
     time_limit_s: Annotated[float, Meta(gt=0)] | None = (
         None  # of one run, where it goes on by itself
@@ -28,9 +66,6 @@ class JobResources(Record):
     stop_after_s: Annotated[float, Meta(gt=0)] | None = (
         None  # from its first run's begin, all runs together
     )
-    max_gpu_hours: Annotated[float, Meta(gt=0)] | None = None  # all runs together
-    continues: bool | None = None  # over the limits of its allocation; None: where that can be
-    mail_user: str | None = None
 
     @property
     def shortest_limit_s(self) -> float | None:

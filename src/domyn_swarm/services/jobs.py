@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from domyn_swarm.jobs.dry_run import DryRun
     from domyn_swarm.jobs.forecasting import JobForecast
     from domyn_swarm.jobs.preview import Preview
+    from domyn_swarm.jobs.trial import Trial
     from domyn_swarm.services.report_records import JobReport
     from domyn_swarm.services.reports import GatheredReport
     from domyn_swarm.swarm.factory import LiveSwarm
@@ -72,15 +73,10 @@ class JobService:
             PlatformUnavailable: nobody serves at the endpoint.
             JobError: the row did not end in time.
         """
-        from domyn_swarm.config.environment import key_of_environment
         from domyn_swarm.jobs.dry_run import dry_run
 
-        swarm = self._swarm_of(request)
-        spec, prepared = self._submitter.check(request, swarm)
-        if swarm is not None:
-            return dry_run(spec, prepared, swarm=swarm.record.name)
-        spec = spec.model_copy(update={"api_key_file": None})
-        return dry_run(spec, prepared, key=key_of_environment())
+        trial, _ = self._trial(request)
+        return dry_run(trial)
 
     def preview(
         self, request: JobRequest, notice: Callable[[str], None], *, rows: int = 10
@@ -92,15 +88,10 @@ class JobService:
             SwarmError: as `submit`, and nothing was asked; or the run cannot go on, and what was
                 answered is kept.
         """
-        from domyn_swarm.config.environment import key_of_environment
         from domyn_swarm.jobs.preview import preview
 
-        swarm = self._swarm_of(request)
-        spec, prepared = self._submitter.check(request, swarm)
-        if swarm is not None:
-            return preview(spec, prepared, notice, rows=rows, swarm=swarm.record.name)
-        spec = spec.model_copy(update={"api_key_file": None})
-        return preview(spec, prepared, notice, rows=rows, key=key_of_environment())
+        trial, _ = self._trial(request)
+        return preview(trial, notice, rows=rows)
 
     def forecast(
         self, request: JobRequest, notice: Callable[[str], None], *, rows: int | None = None
@@ -118,21 +109,31 @@ class JobService:
             SwarmError: as `submit`, and nothing was asked; or the run cannot go on, and what was
                 answered is kept.
         """
-        from domyn_swarm.config.environment import key_of_environment
         from domyn_swarm.jobs.forecasting import Fleet, forecast, with_starts
+
+        trial, swarm = self._trial(request)
+        if swarm is None:
+            return forecast(trial, notice, fleet=Fleet(), rows=rows)
+        layout = swarm.plan.layout
+        serving = take_snapshot(swarm).replicas_ready or layout.replicas
+        fleet = Fleet(serving, layout.gpus_per_replica)
+        found = forecast(trial, notice, fleet=fleet, rows=rows)
+        counts = [one.replicas for one in found.choices]
+        return with_starts(found, SwarmService(self._store).starts(swarm, counts))
+
+    def _trial(self, request: JobRequest) -> tuple[Trial, LiveSwarm | None]:
+        """The checked job, of which rows are asked here, and its swarm. Nothing is written: no file
+        has the key of an endpoint that is not ours.
+        """
+        from domyn_swarm.config.environment import key_of_environment
+        from domyn_swarm.jobs.trial import Trial
 
         swarm = self._swarm_of(request)
         spec, prepared = self._submitter.check(request, swarm)
-        if swarm is None:
-            spec = spec.model_copy(update={"api_key_file": None})
-            key = key_of_environment()
-            return forecast(spec, prepared, notice, fleet=Fleet(), rows=rows, key=key)
-        layout = swarm.plan.layout
-        serving = take_snapshot(swarm).replicas_ready or layout.replicas
-        fleet = Fleet(swarm.record.name, serving, layout.gpus_per_replica)
-        found = forecast(spec, prepared, notice, fleet=fleet, rows=rows)
-        counts = [one.replicas for one in found.choices]
-        return with_starts(found, SwarmService(self._store).starts(swarm, counts))
+        if swarm is not None:
+            return Trial(spec, prepared, swarm=swarm.record.name), swarm
+        spec = spec.model_copy(update={"api_key_file": None})
+        return Trial(spec, prepared, key=key_of_environment()), None
 
     def _swarm_of(self, request: JobRequest) -> LiveSwarm | None:
         if request.endpoint is not None:

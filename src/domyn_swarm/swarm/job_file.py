@@ -6,37 +6,32 @@ at its line or flag.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ValidationInfo,
-    WithJsonSchema,
-)
+from pydantic import AfterValidator, ValidationInfo
 
 from domyn_swarm.batch.output.manifest import is_secret
 from domyn_swarm.config import swarm_name
-from domyn_swarm.config.backends import Memory, TimeLimit, duration_s, memory_gb, time_limit_s
 from domyn_swarm.config.mistakes import config_error, validated
 from domyn_swarm.config.sources import FileKind, Key, Layer, dotted, merge, read_yaml
 from domyn_swarm.config.starter import DIALECT, loosen
 from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.jobs.builtin.prompts import PromptTemplate
 from domyn_swarm.jobs.loading import load_job, located
-from domyn_swarm.jobs.preparation import parse_failure_limit
+from domyn_swarm.jobs.run_options import ChangeableOptions
 from domyn_swarm.net import parameters
 from domyn_swarm.planning.plan import JobResources
-from domyn_swarm.record import Meta, field
-from domyn_swarm.swarm.job_request import CHAT_JOB, JobRequest, Submission
+from domyn_swarm.record import Record, field
+from domyn_swarm.swarm.job_keys import ChangeKeys, ResourceKeys, resources_of
+from domyn_swarm.swarm.job_request import CHAT_JOB, JobChanges, JobRequest, Submission
 
 _TEMPLATE_JOB = "domyn_swarm.jobs:TemplateJob"
 _OUR_JOBS = "domyn_swarm.jobs:"
+_Keys = TypeVar("_Keys", bound=Record)
 _EITHER = (("prompt", "prompt_file"), ("system", "system_file"), ("swarm", "config", "endpoint"))
 """Keys that exclude each other: each of them replaces what a lower layer says of the others."""
 _PATHS = ("input", "output", "checkpoint_dir", "config", "prompt_file", "system_file")
@@ -62,9 +57,6 @@ JOB = FileKind(
 )
 
 
-_FLAGS = replace(JOB, reference="`domyn-swarm job submit --help` shows what it takes.")
-
-
 def prompt_text(path: Path) -> str:
     """What a prompt's file says, all of it, the last line's end included; without the mark that
     some editors put in front of UTF-8.
@@ -80,38 +72,6 @@ def prompt_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}, line {line}, is not UTF-8; save it as UTF-8") from None
-
-
-def _listed(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-def _concurrency(value: object) -> object:
-    if value is None or value == "auto":
-        return value
-    if not str(value).isdecimal() or int(str(value)) < 1:
-        raise ValueError(f"must be auto or a whole number of at least 1, not {value!r}")
-    return int(str(value))
-
-
-def _failures(value: str | None) -> str | None:
-    try:
-        parse_failure_limit(value)
-    except ConfigError:
-        raise ValueError(f"must be a number of rows or a share such as 5%, not {value!r}") from None
-    return value
-
-
-def _positive_time(value: str) -> str:
-    if time_limit_s(value) == math.inf:
-        raise ValueError("must be more than 0; leave it out for the default")
-    return value
-
-
-def _positive_duration(value: str) -> str:
-    if duration_s(value) == math.inf:
-        raise ValueError("must be more than 0; leave it out to go on until the rows are settled")
-    return value
 
 
 def _of_endpoint(model: str | None, info: ValidationInfo) -> str | None:
@@ -133,41 +93,16 @@ def _template_file(path: Path | None, info: ValidationInfo) -> Path | None:
     return path
 
 
-def _positive_hours(value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError("must be a number above 0, such as 100 or 0.5")
-    return value
-
-
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_listed),
-    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
-]
-
-
-class JobFile(Submission):
+class JobFile(Submission, ResourceKeys):
     """What a job's file holds. `parameters` are the job's options and those of its requests."""
 
     config: Path | None = None  # of the swarm, instead of its name
-    input_columns: Names = ()
-    output_columns: Names = ()
     model: Annotated[str | None, AfterValidator(_of_endpoint)] = None
     prompt: Annotated[str | None, AfterValidator(_template)] = None
     prompt_file: Annotated[Path | None, AfterValidator(_template_file)] = None
     system: Annotated[str | None, AfterValidator(_template)] = None
     system_file: Annotated[Path | None, AfterValidator(_template_file)] = None
     parameters: dict[str, Any] = field(default_factory=dict)
-    max_concurrency: Annotated[int | Literal["auto"] | None, BeforeValidator(_concurrency)] = None
-    max_failures: Annotated[str | None, AfterValidator(_failures)] = None
-    placement: Literal["step", "job", "here"] | None = None
-    cpus: Annotated[int, Meta(ge=1)] | None = None
-    mem: Memory | None = None
-    time_limit: Annotated[TimeLimit, AfterValidator(_positive_time)] | None = None
-    stop_after: Annotated[str, AfterValidator(_positive_duration)] | None = None
-    max_gpu_hours: Annotated[float, AfterValidator(_positive_hours)] | None = None
-    continues: bool | None = None
-    mail_user: str | None = None
 
     def request(self, *, detached: bool, folder: Path | None = None) -> JobRequest:
         """The same as it is submitted. `folder` is that of the file, where its module may lie.
@@ -189,17 +124,7 @@ class JobFile(Submission):
             **known,
             job_kwargs={**self.parameters, **given},
             import_folder=folder,
-            resources=JobResources(
-                detached=detached,
-                placement=self.placement,
-                cpus=self.cpus,
-                memory_gb=None if self.mem is None else memory_gb(self.mem),
-                time_limit_s=None if self.time_limit is None else time_limit_s(self.time_limit),
-                stop_after_s=None if self.stop_after is None else duration_s(self.stop_after),
-                max_gpu_hours=self.max_gpu_hours,
-                continues=self.continues,
-                mail_user=self.mail_user,
-            ),
+            resources=resources_of(self, detached=detached),
         )
 
 
@@ -221,14 +146,38 @@ def read_job(path: Path | None, flags: Layer, *, detached: bool = False) -> JobR
         ConfigError: every mistake at once, each at its line or flag.
     """
     layer = layer_of(path, flags)
-    model = JobFile.pydantic_model()
     if path is None:
-        job = JobFile.of_model(validated(model, layer, Path("job submit"), _FLAGS))
-        return job.request(detached=detached)
-    job = JobFile.of_model(validated(model, layer, path, JOB))
+        return _of_flags(JobFile, layer, "job submit").request(detached=detached)
+    job = JobFile.of_model(validated(JobFile.pydantic_model(), layer, path, JOB))
     request = job.request(detached=detached, folder=path.absolute().parent)
     _check_job(request, layer, path)
     return request
+
+
+def read_changes(flags: Layer, *, command: str, detached: bool) -> JobChanges:
+    """What the flags of a command change of a job that runs once more.
+
+    Raises:
+        ConfigError: every mistake at once, each at its flag.
+    """
+    keys = _of_flags(ChangeKeys, flags, command)
+    changed = keys.model_dump(include=ChangeableOptions.field_names())
+    return JobChanges(**changed, resources=resources_of(keys, detached=detached))
+
+
+def read_resources(flags: Layer, *, command: str, detached: bool) -> JobResources:
+    """What the flags of a command ask the platform for.
+
+    Raises:
+        ConfigError: every mistake at once, each at its flag.
+    """
+    return resources_of(_of_flags(ResourceKeys, flags, command), detached=detached)
+
+
+def _of_flags(kind: type[_Keys], flags: Layer, command: str) -> _Keys:
+    reference = f"`domyn-swarm {command} --help` shows what it takes."
+    known = replace(JOB, reference=reference)
+    return kind.of_model(validated(kind.pydantic_model(), flags, Path(command), known))
 
 
 def layer_of(path: Path | None, flags: Layer) -> Layer:

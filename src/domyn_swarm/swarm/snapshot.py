@@ -10,18 +10,16 @@ from domyn_swarm.backends.gpu_time import HELD, Use
 from domyn_swarm.backends.left_out import LeftOut
 from domyn_swarm.model import (
     FINAL_REPLICA_STATES,
-    FailureGroup,
     JobAccount,
+    JobFigures,
     JobStatus,
     Record,
     ReplicaReport,
     ReplicaState,
-    ReplyVerdict,
     SwarmPhase,
     TimeLeft,
 )
 from domyn_swarm.probing import Observation, Phase
-from domyn_swarm.record import field
 from domyn_swarm.swarm.readiness import age_s, is_stale, not_ready_yet
 
 FIGURES_FRESH_S = 5.0
@@ -76,8 +74,8 @@ class ReplicaSnapshot(Record):
         return age_s if age_s is not None and age_s > FIGURES_FRESH_S else None
 
 
-class JobSnapshot(Record):
-    """One job."""
+class NamedJob(Record):
+    """Which job it is, and what is known of it wherever it runs."""
 
     schema_version: Literal[1] = 1
     job_id: str
@@ -86,20 +84,12 @@ class JobSnapshot(Record):
     swarm: str | None
     status: JobStatus
     whereabouts: Whereabouts | None = None  # null: not recorded
-    rows_total: int | None = None  # None: not known yet
-    rows_done: int = 0  # settled, failed rows and rows from earlier runs included
-    rows_resumed: int = 0  # of them: before this run, by this job or another that asks the same
-    rows_failed: int = 0
-    verdicts: dict[ReplyVerdict, int] = field(default_factory=dict)  # settled rows, by answers
-    commonest_failure: FailureGroup | None = None  # of the rows that failed in its own run
-    rows_per_s: float | None = None
-    eta_s: float | None = None  # until the last row is settled
-    eta_low_s: float | None = None  # in four cases of five it takes no less,
-    eta_high_s: float | None = None  # and no more
-    gpu_hours: float | None = None  # so far, all its runs together; null: not known
+
+
+class JobSnapshot(NamedJob, JobFigures):
+    """One job."""
+
     figures_age_s: float | None = None  # of a job that runs: when its worker wrote the figures
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
     input: str
     output: str | None
     # What it asks, of one job that is shown by itself; null in lists, and where its files are gone.

@@ -13,6 +13,7 @@ from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, read_exit
 from domyn_swarm.backends.platforms import compute_backend
 from domyn_swarm.config.environment import ray_address_of_environment
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, StateError
+from domyn_swarm.jobs.run_options import RunOptions, given_options
 from domyn_swarm.jobs.spec import JobSpec, new_job_id
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle, JobStatus, Reach, utc_now
@@ -151,8 +152,7 @@ class JobSubmitter:
             )
         job_id = new_job_id()
         again = {"job_id": job_id, "resume": True, "retry_failed": retry_failed}
-        changed = changes.model_dump(exclude_none=True)
-        changed["resources"] = {**known.resources.model_dump(), **changed["resources"]}
+        changed = changes.of(known.resources)
         paths = JobPaths(home() / "jobs" / job_id) if swarm is None else swarm.paths.job(job_id)
         spec = JobSpec.model_validate({**known.model_dump(), **changed, **where, **again})
         return self._start(spec, paths, swarm, record.external_id)
@@ -207,15 +207,13 @@ class JobSubmitter:
             paths = JobPaths(home() / "jobs" / job_id)
             where = endpoint_access(request, paths)
         asked = request.model_dump(
-            exclude={
-                *("swarm", "endpoint", "model", "input", "output", "name"),
-                *("down_after", "import_folder"),
-            }
+            include={*RunOptions.field_names(), "job_source", "job_kwargs", "resources"}
         )
-        checkpoint_root = asked.pop("checkpoint_dir") or checkpoints_dir()
+        checkpoint_root = request.checkpoint_dir or checkpoints_dir()
         if request.data_backend == "ray":  # the worker's environment may be another one
             asked["ray_address"] = request.ray_address or ray_address_of_environment()
-        spec = JobSpec.model_validate(
+        spec = given_options(
+            JobSpec,
             {
                 **asked,
                 **where,
@@ -228,7 +226,8 @@ class JobSubmitter:
                 "job_key": input_key(_absolute(request.input)),
                 "checkpoint_root": str(Path(checkpoint_root).expanduser().absolute()),
                 "min_version": __version__,
-            }
+            },
+            "The job's option",
         )
         return spec, paths
 

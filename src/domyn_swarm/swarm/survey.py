@@ -14,7 +14,15 @@ from domyn_swarm.backends.platforms import compute_backend
 from domyn_swarm.backends.slurm.job_runs import JobRuns
 from domyn_swarm.errors import PlatformError, StateError, SwarmError
 from domyn_swarm.jobs.spec import JobResult
-from domyn_swarm.model import JobHandle, JobProgress, JobStatus, SwarmPhase, utc_now
+from domyn_swarm.model import (
+    JobFigures,
+    JobHandle,
+    JobProgress,
+    JobStatus,
+    SwarmPhase,
+    time_left_fields,
+    utc_now,
+)
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
@@ -225,6 +233,10 @@ def job_snapshot(
     live = record.status is JobStatus.RUNNING
     known_at = progress.updated_at if progress else record.submitted_at
     age_s = max(0.0, (utc_now() - known_at).total_seconds()) if progress and live else None
+    figures: dict[str, Any] = {}
+    if progress:
+        figures = {name: getattr(progress, name) for name in JobFigures.field_names()}
+        figures |= {} if live else time_left_fields(None)  # one that has ended has none left
     return JobSnapshot(
         job_id=record.job_id,
         external_id=record.external_id,
@@ -232,20 +244,8 @@ def job_snapshot(
         swarm=record.swarm,
         status=record.status,
         whereabouts=whereabouts(record, known_at, ask=asked),
-        rows_total=progress.rows_total if progress else None,
-        rows_done=progress.rows_done if progress else 0,
-        rows_resumed=progress.rows_resumed if progress else 0,
-        rows_failed=progress.rows_failed if progress else 0,
-        verdicts=progress.verdicts if progress else {},
-        commonest_failure=progress.commonest_failure if progress else None,
-        rows_per_s=progress.rows_per_s if progress else None,
-        eta_s=progress.eta_s if progress and live else None,
-        eta_low_s=progress.eta_low_s if progress and live else None,
-        eta_high_s=progress.eta_high_s if progress and live else None,
-        gpu_hours=progress.gpu_hours if progress else None,
+        **figures,
         figures_age_s=age_s,
-        prompt_tokens=progress.prompt_tokens if progress else 0,
-        completion_tokens=progress.completion_tokens if progress else 0,
         input=record.input,
         output=record.output,
         runs=None if runs is None else runs.number,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from domyn_swarm.errors import ConfigError, InvalidInput
-from domyn_swarm.record import After, Record, field
+from domyn_swarm.record import After, Record, about, field
 
 CellType = Literal["text", "int", "float", "bool", "json"]
 
@@ -33,11 +33,22 @@ def _one_character(delimiter: str | None) -> str | None:
 class InputReading(Record):
     """What a user says of the input. Nothing of it is guessed from the files."""
 
-    encoding: Annotated[str, After(_known)] = "utf-8"  # of text files
-    # Of CSV and TSV; None: a comma, a tab.
-    delimiter: Annotated[str | None, After(_one_character)] = None
-    types: dict[str, CellType] = field(default_factory=dict)  # of CSV's columns; the others: text
-    recursive: bool = False  # a folder's sub-folders as well
+    encoding: Annotated[
+        str, After(_known), about("Of text files: cp1252, utf-16, …", metavar="NAME")
+    ] = "utf-8"
+    delimiter: Annotated[  # None: a comma, of TSV a tab
+        Annotated[str | None, After(_one_character)],
+        about("Of CSV and TSV: ';', '|', tab.", metavar="CHARACTER"),
+    ] = None
+    types: Annotated[
+        dict[str, CellType],
+        about(
+            "Of CSV's columns, by name: int, float, bool, json; the others are text.",
+            metavar="COLUMN=TYPE,…",
+            flag_help="Of CSV's columns: int, float, bool, json; the others are text.",
+        ),
+    ] = field(default_factory=dict)
+    recursive: Annotated[bool, about("Read a folder's sub-folders as well.")] = False
 
 
 def reading_of(given: Mapping[str, Any]) -> InputReading:

@@ -1,0 +1,150 @@
+"""Rows of a job that are asked in this process before it is submitted: a dry run, a preview, a
+forecast. What the last two ask is kept, so that the job asks the others: they are runs of the same
+job over the same checkpoint that publish nothing, and whose errors do not count for later runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from domyn_swarm import open_files
+from domyn_swarm.batch.run.background import beside
+from domyn_swarm.batch.run.engine import BatchPlan, BatchRun
+from domyn_swarm.batch.run.runner import Events
+from domyn_swarm.batch.run.session import EndpointAccess
+from domyn_swarm.batch.run.standing import FailureLimit
+from domyn_swarm.batch.run.tally import Tally
+from domyn_swarm.errors import ConfigError, PlatformUnavailable
+from domyn_swarm.jobs.preparation import Prepared
+from domyn_swarm.jobs.program import access_of, event_loop
+from domyn_swarm.jobs.running import until_over
+from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.model import Record
+from domyn_swarm.net.openai import OpenAIClient
+
+
+class TriedJob(Record):
+    """A job as it would be submitted, of which rows were asked before."""
+
+    schema_version: Literal[1] = 1
+    job: str
+    swarm: str | None
+    endpoint: str  # without /v1
+    model: str
+    input: str
+    output: str
+    rows_total: int
+    rows_settled: int | None  # of them, in the job's checkpoint; None: too many to count here
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A checked job, and whom it asks."""
+
+    spec: JobSpec
+    prepared: Prepared
+    swarm: str | None = None  # the name of its swarm
+    key: str | None = None  # the endpoint's, where the spec names no file of it
+
+    @property
+    def access(self) -> EndpointAccess:
+        """To the endpoint."""
+        access = access_of(self.spec)
+        return replace(access, key=self.key or access.key)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a `TriedJob` says of the job itself."""
+        return {
+            "job": self.spec.job,
+            "swarm": self.swarm,
+            "endpoint": self.access.locate(),
+            "model": self.spec.model,
+            "input": self.spec.input,
+            "output": self.spec.output,
+            "rows_total": self.prepared.plan.rows,
+        }
+
+    def check_kept(self, what: str) -> None:
+        """Refuse to ask rows here of a job that keeps no answers.
+
+        Raises:
+            ConfigError: it keeps no checkpoint.
+        """
+        if not self.spec.checkpointing:
+            raise ConfigError(
+                f"{what} keeps what it asks, so that nothing is asked twice.",
+                hint="Take --no-checkpointing out, or ask one row with `job submit --dry-run`.",
+            )
+
+    def plan_of(self, **rows: Any) -> BatchPlan:
+        """The plan of a run over some rows (`limit`, `only`) that keeps their answers."""
+        plan = self.prepared.plan
+        policy = replace(plan.work.run_policy, failure_limit=FailureLimit())  # few rows, no share
+        work = replace(plan.work, run_policy=policy)
+        return replace(plan, work=work, publishes=False, errors_count=False, **rows)
+
+    def ask(
+        self,
+        plan: BatchPlan,
+        tally: Tally,
+        notice: Callable[[str], None],
+        *watching: Coroutine[None, None, None],
+    ) -> float:
+        """Run a plan for somebody who waits for it; return the seconds that it took.
+
+        Args:
+            plan: see `plan_of`.
+            tally: counts.
+            notice: hears what the run has to say, such as that it waits for the endpoint.
+            watching: what runs beside it.
+
+        Raises:
+            PlatformUnavailable: nobody serves at the endpoint, before a row was answered.
+            CheckpointBusy: another job asks the same rows now.
+            JobError: the run cannot go on; what was answered is kept.
+            KeyboardInterrupt: likewise, after the rows in flight.
+        """
+        began = time.monotonic()
+        with open_files.raised(), event_loop() as runner:
+            runner.run(self._asked(plan, tally, notice, *watching))
+        return time.monotonic() - began
+
+    async def _asked(
+        self,
+        plan: BatchPlan,
+        tally: Tally,
+        notice: Callable[[str], None],
+        *watching: Coroutine[None, None, None],
+    ) -> None:
+        job, access = self.prepared.job, self.access
+
+        def heard(text: str) -> None:
+            if tally.paused and not tally.rows_answered:
+                asking.cancel()  # a job waits for its endpoint, but here somebody waits for us
+            else:
+                notice(text)
+
+        run = BatchRun(replace(plan, work=replace(plan.work, notice=heard)), tally, Events())
+
+        def transform(client: OpenAIClient) -> Callable[[list[Any]], Awaitable[Sequence[Any]]]:
+            job.bind(client, self.spec.model)
+            return job.transform_items
+
+        asking = asyncio.ensure_future(run.run(access, transform))
+        try:
+            async with beside(*watching):
+                await until_over(asking, run)
+        except asyncio.CancelledError:
+            if not (tally.paused and asking.cancelled()):
+                raise
+            raise PlatformUnavailable(
+                f"Nobody serves at the endpoint {access.locate()}; no row was answered.",
+                hint="Is it up? See `domyn-swarm status`, or check --endpoint.",
+            ) from None
+        finally:
+            await run.keep_account(self.spec.job_id, ended=True)
