@@ -17,7 +17,9 @@ from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from domyn_swarm import open_files
 from domyn_swarm.net.certificates import certificates, trusting
@@ -45,7 +47,7 @@ _URLS_KEPT = 1024  # read once instead of for each request: replicas' times path
 _EXHAUSTED = re.compile(rf"\(os error (?:{'|'.join(map(str, open_files.EXHAUSTED))})\)")
 
 
-class HttpReply(NamedTuple):
+class HttpReply(msgspec.Struct, frozen=True, gc=False):
     """A complete reply, whatever its status."""
 
     status: int

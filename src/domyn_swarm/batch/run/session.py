@@ -265,7 +265,7 @@ class RequestSession:
         if trace is None:
             return
         if facts.code and 0 in (asked.get(name) for name in _TOKEN_LIMITS):
-            facts = facts._replace(code=0)
+            facts = msgspec.structs.replace(facts, code=0)
         trace.note(facts)
 
 
