@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.background import beside
 from domyn_swarm.batch.run.gate import EndpointGate
@@ -109,9 +111,9 @@ class Engines:
             return self._unreachable(engine)
         server = engine.url if self.routed else None
         if engine.says is not None:
-            return engine.says._replace(served_by=server)
+            return msgspec.structs.replace(engine.says, served_by=server)
         if isinstance(said, HttpReply):
-            return said._replace(served_by=server)
+            return msgspec.structs.replace(said, served_by=server)
         takes_s = self.answer_s if said is None else said
         return await self._executed(engine, prompt, takes_s, limit_s)
 

@@ -102,7 +102,7 @@ def sampled(kind: str, seed: int) -> tuple[TimeLeft | None, float]:
     chosen = [int(one.ordinals[0]) for one in sample.rows]
     done = Strata()
     for at in chosen:
-        done.finish(job.lengths[at], job.costs[at])
+        done[stratum_of(job.lengths[at])].finish(job.costs[at])
     left = [one for at, one in enumerate(job.costs) if at not in set(chosen)]
     said = time_left(done, sample.rest(done), Pace(job.slots), begun=False)
     return said, float(course_of(left, job.slots).ended.max())
@@ -126,7 +126,7 @@ def half_way(kind: str, seed: int, share: float) -> tuple[TimeLeft | None, float
             strata.begin(job.lengths[reached])
             reached += 1
         while following >= 0 and ended[following] <= at_s:
-            strata.finish(job.lengths[following], ended[following] - begun[following])
+            strata[stratum_of(job.lengths[following])].finish(ended[following] - begun[following])
             following = next(order)
         forecaster.look(at_s, reached - strata.rows, strata)
         if at_s >= now_s:
@@ -182,7 +182,7 @@ def test_nothing_is_said_of_a_run_of_which_nothing_is_known() -> None:
     forecaster.look(0.0, 1, strata)
     forecaster.look(1.0, 1, strata)
     assert forecaster.time_left(10, 0) is None
-    strata.finish(10, 1.0)
+    strata[stratum_of(10)].finish(1.0)
     forecaster.look(2.0, 0, strata)
     assert forecaster.time_left(10, 0) is None  # of one row
     assert forecaster.time_left(0, 9) == TimeLeft(0.0, 0.0, 0.0)
@@ -193,7 +193,7 @@ def test_a_run_whose_speed_changed_is_judged_by_its_last_half() -> None:
     for at_s in range(200):
         for _ in range(1 if at_s < 100 else 8):  # seven replicas more
             strata.begin(100)
-            strata.finish(100, 4.0)
+            strata[stratum_of(100)].finish(4.0)
         forecaster.look(float(at_s), 4 if at_s < 100 else 32, strata)
     said = forecaster.time_left(800, 900)
     assert said is not None
@@ -203,7 +203,7 @@ def test_a_run_whose_speed_changed_is_judged_by_its_last_half() -> None:
 def test_more_slots_take_less_time_and_the_longest_row_bounds_it() -> None:
     done = Strata()
     for seconds in (1.0, 2.0, 3.0, 4.0):
-        done.finish(100, seconds)
+        done[stratum_of(100)].finish(seconds)
     rest = {stratum_of(100): 64.0}
     said = [time_left(done, rest, Pace(slots), begun=False) for slots in (1, 2, 4, 64, 640)]
     expected = [one.expected_s for one in said if one is not None]
@@ -216,12 +216,12 @@ def test_more_slots_take_less_time_and_the_longest_row_bounds_it() -> None:
 def test_tokens_of_the_rest_follow_the_lengths_of_its_prompts() -> None:
     done = Strata()
     for length in (100, 100, 400, 400):
-        done.finish(length, 1.0, prompt_tokens=length // 4, completion_tokens=50)
+        done[stratum_of(length)].finish(1.0, prompt_tokens=length // 4, completion_tokens=50)
     prompts, completions = tokens_left(done, {stratum_of(1600): 10.0}) or (0, 0)
     assert 2500 < prompts < 6000  # none so long was asked: ten of 400
     assert 450 < completions < 700
     silent = Strata()
-    silent.finish(100, 1.0)
+    silent[stratum_of(100)].finish(1.0)
     assert tokens_left(silent, {stratum_of(100): 10.0}) is None
 
 
@@ -289,7 +289,7 @@ def test_a_worker_that_is_gone_has_nothing_in_flight() -> None:
     tally = Tally()
     tally.strata.begin(10)
     tally.strata.begin(10)
-    tally.strata.finish(10, 2.0, 3, 4)
+    tally.strata[stratum_of(10)].finish(2.0, 3, 4)
     told = tally.counters()
     whole = Tally()
     whole.add(told, Counters())

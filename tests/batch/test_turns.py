@@ -112,7 +112,7 @@ def test_who_is_alone_is_alone_among_all_and_everybody_comes_to_an_end(seed: int
         async def request(desk: Desk) -> None:
             nonlocal at_once
             alone = chance.random() < 0.1
-            async with desk.traffic.alone() if alone else desk.traffic:
+            async with desk.traffic.alone() if alone else desk.traffic.beside():
                 at_once += 1
                 try:
                     assert not alone or at_once == 1
@@ -174,5 +174,5 @@ async def test_a_turn_waits_for_dead_engines_that_others_know_to_leave() -> None
 
 
 async def _once(desk: Desk) -> None:
-    async with desk.traffic:
+    async with desk.traffic.beside():
         pass

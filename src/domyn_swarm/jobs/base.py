@@ -162,6 +162,8 @@ class SwarmJob:
 
         An answer that is an exception is that row's error.
         """
+        if len(items) == 1:  # a comprehension would be one more coroutine for the row
+            return [await self.transform_item(items[0])]
         return [await self.transform_item(item) for item in items]
 
     def known_parameters(self) -> frozenset[str]:

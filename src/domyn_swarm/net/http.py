@@ -12,12 +12,14 @@ import importlib.util
 import re
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from domyn_swarm import open_files
 from domyn_swarm.net.certificates import certificates, trusting
@@ -32,9 +34,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientTimeout
     from pyreqwest.client import Client
     from pyreqwest.request import RequestBuilder
-    from pyreqwest.response import Response
 
-_T = TypeVar("_T")
 
 CONNECT_TIMEOUTS_S = (10.0, 5.0, 2.0, 1.0, 0.5, 0.2)
 """How long a connection may take to come about: the first of them that is less than the limit of
@@ -47,7 +47,7 @@ _URLS_KEPT = 1024  # read once instead of for each request: replicas' times path
 _EXHAUSTED = re.compile(rf"\(os error (?:{'|'.join(map(str, open_files.EXHAUSTED))})\)")
 
 
-class HttpReply(NamedTuple):
+class HttpReply(msgspec.Struct, frozen=True, gc=False):
     """A complete reply, whatever its status."""
 
     status: int
@@ -142,24 +142,21 @@ def parse_retry_after(value: str | None) -> float | None:
         return 1.0
 
 
-async def _whole_reply(builder: RequestBuilder) -> tuple[Response, memoryview]:
-    """Send a request and read its reply to the end."""
-    reply = await builder.build().send()
-    return reply, memoryview(await reply.bytes())
-
-
-async def _heeding_cancellation(call: Awaitable[_T]) -> _T:
-    """What calls of pyreqwest return or raise, unless the task is cancelled meanwhile.
+class _HeedingCancellation:
+    """Calls of pyreqwest in the body return or raise, unless the task is cancelled meanwhile.
 
     One whose answer has come returns it even then, as if nothing had been: who asks again and
     again would do so for ever, and whoever waits for its end with it.
     """
-    task = asyncio.current_task()
-    before = 0 if task is None else task.cancelling()
-    try:
-        return await call
-    finally:
-        if task is not None and task.cancelling() > before:
+
+    __slots__ = ("_before", "_task")
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._before = 0 if self._task is None else self._task.cancelling()
+
+    def __exit__(self, *_: object) -> None:
+        if self._task is not None and self._task.cancelling() > self._before:
             raise asyncio.CancelledError
 
 
@@ -229,7 +226,9 @@ class ReqwestClient:
         if body is not None:
             builder = builder.body_bytes(body)
         try:
-            reply, content = await _heeding_cancellation(_whole_reply(builder))
+            with _HeedingCancellation():
+                reply = await builder.build().send()
+                content = memoryview(await reply.bytes())
         except self._errors.RequestError as error:
             if self._must_give_way(error):
                 return await self.request(method, url, body, timeout_s)
@@ -250,14 +249,19 @@ class ReqwestClient:
         try:
             async with AsyncExitStack() as stack:
                 opening = stack.enter_async_context(builder.build_streamed())
-                reply = await _heeding_cancellation(opening)
+                with _HeedingCancellation():
+                    reply = await opening
                 if reply.status >= 300:
                     header = reply.get_header("retry-after")
-                    content = memoryview(await _heeding_cancellation(reply.bytes()))
+                    with _HeedingCancellation():
+                        content = memoryview(await reply.bytes())
                     yield HttpReply(reply.status, content, parse_retry_after(header))
                     return
-                read = reply.body_reader.read_chunk
-                while (chunk := await _heeding_cancellation(read())) is not None:
+                while True:
+                    with _HeedingCancellation():
+                        chunk = await reply.body_reader.read_chunk()
+                    if chunk is None:
+                        return
                     yield bytes(chunk)
         except self._errors.RequestError as error:
             raise self._translate(error, timeout_s) from error

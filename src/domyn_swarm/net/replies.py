@@ -38,7 +38,7 @@ ENDINGS = (
 _TOOLS_PLACE, _CUT_PLACE, _REFUSED_PLACE = 1, 2, 3
 
 
-class ReplyFacts(NamedTuple):
+class ReplyFacts(msgspec.Struct, frozen=True, gc=False):
     """One reply. Of several choices the worst ending counts, and one that is silent."""
 
     prompt_tokens: int = 0
@@ -57,12 +57,12 @@ class ReplyFacts(NamedTuple):
         return bool(self.code & 1)
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | None = 0
     completion_tokens: int | None = 0
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     content: Any = None
     refusal: Any = None
     tool_calls: Any = None
@@ -70,7 +70,7 @@ class _Message(msgspec.Struct):
     audio: Any = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     index: Any = 0
     message: _Message | None = None
     delta: _Message | None = None  # of a stream
@@ -79,7 +79,7 @@ class _Choice(msgspec.Struct):
     error: Any = None
 
 
-class _Reply(msgspec.Struct):
+class _Reply(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     data: msgspec.Raw = msgspec.Raw(b"")  # many numbers: not read here
     usage: _Usage | None = None
@@ -114,7 +114,7 @@ def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
     facts = _facts([_heard(one) for one in reply.choices or ()], reply.usage)
     if reply.status == "incomplete":  # of `/v1/responses`
         word = str((reply.incomplete_details or {}).get("reason"))
-        facts = facts._replace(finish_reasons=(word,), code=_place(word) << 1)
+        facts = msgspec.structs.replace(facts, finish_reasons=(word,), code=_place(word) << 1)
     return facts
 
 
@@ -163,7 +163,9 @@ class StreamedReply:
         """What all of it came to."""
         usage = _Usage(self._prompt_tokens, self._completion_tokens)
         facts = _facts(list(self._heard.values()), usage)
-        return facts if self._heard else facts._replace(code=1)  # it has said nothing
+        return (
+            facts if self._heard else msgspec.structs.replace(facts, code=1)
+        )  # it has said nothing
 
 
 class _Heard(NamedTuple):

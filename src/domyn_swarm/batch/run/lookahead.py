@@ -16,11 +16,11 @@ lot of the source; a row is handed on before any that comes two windows and a lo
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,12 +74,12 @@ class Expectation:
     """How much longer than others a row takes, by its size: `time = a * size ** b`."""
 
     def __init__(self) -> None:
-        self._finished: deque[tuple[float, float]] = deque(maxlen=_LAST_KEPT)
+        self._finished: deque[tuple[float, float]] = deque(maxlen=_LAST_KEPT)  # size, seconds
         self.learned = 0  # rows
 
     def learn(self, size: float, seconds: float) -> None:
         """A row has finished; may be called on another thread."""
-        self._finished.append((math.log2(size + 1), math.log2(max(seconds, 1e-6))))
+        self._finished.append((size, seconds))
         self.learned += 1
 
     def classes(self, sizes: Floats) -> NDArray[np.int64]:
@@ -97,7 +97,9 @@ class Expectation:
         finished = np.array(list(self._finished))
         if len(finished) < _LEARNED_FROM:
             return 1.0
-        sizes, times = (finished - finished.mean(axis=0)).T
+        sizes = np.log2(finished[:, 0] + 1)
+        times = np.log2(np.maximum(finished[:, 1], 1e-6))
+        sizes, times = sizes - sizes.mean(), times - times.mean()
         together = float(sizes @ times)
         varies = float(sizes @ sizes) * float(times @ times)
         if not varies or together**2 < _EXPLAINED * varies:
@@ -117,7 +119,7 @@ class _Lot:
     def length(self) -> int:
         return len(self.rows.ordinals)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return 2 * int(self.rows.columns.nbytes)  # as Arrow has it, and as Python does
 
@@ -247,9 +249,13 @@ class LookAhead:
     def _grouped(self, texts: list[str], single: Places) -> tuple[Places, Places]:
         """The rows sorted, and the group of each; both as they came, if few are in groups."""
         order = sorted(range(len(texts)), key=texts.__getitem__)
-        firsts = [True]
-        for before, after in itertools.pairwise(order):
-            firsts.append(not _are_alike(texts[before], texts[after]))
+        firsts = []
+        before = begin_before = ""
+        for at in order:
+            text, begin = texts[at], texts[at][:_ALIKE]
+            # Of most pairs the first comparison is all.
+            firsts.append(begin != begin_before or not _are_alike(before, text))
+            before, begin_before = text, begin
         begins = np.flatnonzero(firsts) if texts else np.zeros(0, np.int64)
         lengths = np.diff(np.append(begins, len(texts)))
         several = lengths[(lengths > 1) & (2 * lengths <= max(2, len(texts)))]
@@ -279,11 +285,10 @@ class LookAhead:
 
 
 def _are_alike(before: str, after: str) -> bool:
-    """Whether two texts have a beginning in common that is long, and most of the shorter one."""
-    if before[:_ALIKE] != after[:_ALIKE] or len(before) < _ALIKE:  # of most pairs that is all
-        return False
-    most = int(_LIKE * min(len(before), len(after)))
-    return before[:most] == after[:most]
+    """Whether two texts that begin alike have most of the shorter one in common."""
+    shorter = min(len(before), len(after))
+    most = int(_LIKE * shorter)
+    return shorter >= _ALIKE and before[:most] == after[:most]
 
 
 def _gathered(lots: list[_Lot], order: Places) -> deque[_Lot]:

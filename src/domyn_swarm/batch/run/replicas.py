@@ -18,6 +18,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import msgspec
+
 from domyn_swarm.batch.run.dispatch import Dispatch
 from domyn_swarm.batch.run.plain_requests import is_plain
 from domyn_swarm.batch.run.replica_names import Names
@@ -322,7 +324,7 @@ class ReplicaClient:
         self._replicas.dispatch.replied(replica, reply.status)
         if reply.status in _DOORS:
             self._replicas.doubt(replica)
-        return reply._replace(served_by=replica)
+        return msgspec.structs.replace(reply, served_by=replica)
 
     async def stream(
         self, url: str, body: bytes, timeout_s: float

@@ -30,7 +30,7 @@ from domyn_swarm.batch.run.rows import (
     current_trace,
 )
 from domyn_swarm.batch.run.standing import DEFAULT_LIMIT, FailureLimit
-from domyn_swarm.batch.run.strata import characters_of
+from domyn_swarm.batch.run.strata import StratumSums, characters_of
 from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.batch.run.verdicts import Reading, outcome_of
 from domyn_swarm.logs import get_logger
@@ -227,18 +227,18 @@ class Runner:
                 return
             if self._tally.first_row_at is None:
                 self._tally.first_row_at = time.monotonic()
-            for row in rows:
-                self._tally.strata.begin(characters_of(row.item))
+            begun = [self._tally.strata.begin(characters_of(row.item)) for row in rows]
             self._tally.reached = max(self._tally.reached, rows[-1].ordinal)
             self._tally.in_flight += len(rows)
             try:
-                await self._call(rows)
+                await self._call(rows, begun)
             finally:
                 self._tally.in_flight -= len(rows)
             if self._kept is not None:
                 await self._kept
 
-    async def _call(self, rows: list[Row]) -> None:
+    async def _call(self, rows: list[Row], begun: list[StratumSums]) -> None:
+        """Ask for rows, which were counted as begun there, and settle them."""
         trace = RowTrace(rows)
         token = current_trace.set(trace)
         began = time.perf_counter()
@@ -248,8 +248,8 @@ class Runner:
             if len(values) != len(rows):
                 raise ValueError(f"the job returned {len(values)} values for {len(rows)} items")
         except OneByOne:
-            for row in rows:
-                await self._call([row])
+            for row, stratum in zip(rows, begun, strict=True):
+                await self._call([row], [stratum])
             return
         except BaseException as error:  # noqa: BLE001 - the border to users' code
             self._pass_on(error)
@@ -257,9 +257,11 @@ class Runner:
         finally:
             current_trace.reset(token)
         latency_s = time.perf_counter() - began
-        for row, value, share in zip(rows, values, trace.shares(len(rows)), strict=True):
+        shares = trace.shares(len(rows))
+        for row, value, share, stratum in zip(rows, values, shares, begun, strict=True):
             if len(rows) > 1 and not _is_blank(value):
                 share.code &= ~1  # whose reply was silent is not known: not this row's
+            stratum.finish(latency_s, share.prompt_tokens, share.completion_tokens)
             self._settle(row, value, share, latency_s)
 
     def _pass_on(self, error: BaseException) -> None:
@@ -297,9 +299,6 @@ class Runner:
             round(latency_s, 4),
             code,
         )
-        self._tally.strata.finish(
-            characters_of(row.item), latency_s, trace.prompt_tokens, trace.completion_tokens
-        )
         counts = self._count(row, kept, shut_out=shut_out)
         failed = bool(counts.error)
         if latency_s > self._tally.slowest.floor_s:
@@ -308,7 +307,9 @@ class Runner:
             self._tally.slowest.add(slow)
         result = Result(row.ordinal, row.digest, kept)
         self._settled.append(result)
-        self._judged.append(result if counts is kept else result._replace(value=counts))
+        self._judged.append(
+            result if counts is kept else msgspec.structs.replace(result, value=counts)
+        )
         if len(self._settled) * _FLUSH_SHARE >= self.limit:
             self._flush()
         elif self._kept is None:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,7 +18,7 @@ from domyn_swarm.batch.run.dispatch import Dispatch
 from domyn_swarm.batch.run.gate import ALONE, EndpointGate
 from domyn_swarm.batch.run.replica_names import Names
 from domyn_swarm.batch.run.replicas import ReplicaClient, Replicas
-from domyn_swarm.batch.run.rows import Row, current_trace
+from domyn_swarm.batch.run.rows import Row, RowTrace, current_trace
 from domyn_swarm.batch.run.standing import ALONE_AFTER, Kind, Suspects, kind_of
 from domyn_swarm.batch.run.steering import Saturation, fate_reader, meter_reader, metrics_reader
 from domyn_swarm.batch.run.tally import Tally
@@ -40,11 +40,19 @@ from domyn_swarm.net.http import HttpClient, HttpReply, open_client
 from domyn_swarm.net.openai import ClientAddress, OpenAIClient
 from domyn_swarm.net.replies import ReplyFacts, StreamedReply, read_reply
 
+_R = TypeVar("_R")
 _T = TypeVar("_T")
 
 
 _TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")  # of 0: a prompt is measured, not answered
 _encoder = msgspec.json.Encoder(enc_hook=json_of)
+
+
+class _FailedAttempt(NamedTuple):
+    """An attempt without a result."""
+
+    error: RequestError
+    sent_at: float
 
 
 class RequestSession:
@@ -79,8 +87,10 @@ class RequestSession:
         kind = kind_of(path, body)
         limit_s = timeout_s or self._policy.timeout_s
 
-        async def attempt(sent_at: float) -> bytes | memoryview:
-            reply = await self._client.request("POST", self._gate.url + path, encoded, limit_s)
+        def send() -> Awaitable[HttpReply]:
+            return self._client.request("POST", self._gate.url + path, encoded, limit_s)
+
+        def read(reply: HttpReply, sent_at: float) -> bytes | memoryview:
             if reply.status >= 300:
                 raise _failed(reply)
             now = self._now()
@@ -92,19 +102,21 @@ class RequestSession:
             self._gate.standing.answered(kind, reply.served_by, sent_at, now, encoded)
             return reply.body
 
-        return await self._with_retries(attempt, kind, limit_s)
+        return await self._with_retries(send, read, kind, limit_s)
 
     async def get(self, path: str) -> bytes | memoryview:
         """See `Transport.get`."""
         limit_s = self._policy.timeout_s
 
-        async def attempt(_sent_at: float) -> bytes | memoryview:
-            reply = await self._client.request("GET", self._gate.url + path, None, limit_s)
+        def send() -> Awaitable[HttpReply]:
+            return self._client.request("GET", self._gate.url + path, None, limit_s)
+
+        def read(reply: HttpReply, _sent_at: float) -> bytes | memoryview:
             if reply.status >= 300:
                 raise _failed(reply)
             return reply.body
 
-        return await self._with_retries(attempt, Kind(path, None), limit_s)
+        return await self._with_retries(send, read, Kind(path, None), limit_s)
 
     async def post_stream(
         self, path: str, body: dict[str, Any], timeout_s: float | None = None
@@ -114,16 +126,20 @@ class RequestSession:
         kind = kind_of(path, body)
         limit_s = timeout_s or self._policy.timeout_s
 
-        async def attempt(sent_at: float) -> tuple[bytes, AsyncIterator[bytes]]:
+        async def send() -> tuple[bytes, AsyncIterator[bytes]]:
             events = self._events(path, body, encoded, limit_s)
             try:
-                first = await anext(events)
+                return await anext(events), events
             except StopAsyncIteration:
                 raise BadReply("the stream ended before its first event") from None
-            self._gate.standing.answered(kind, None, sent_at, self._now(), encoded)
-            return first, events
 
-        first, rest = await self._with_retries(attempt, kind, limit_s)
+        def read(
+            begun: tuple[bytes, AsyncIterator[bytes]], sent_at: float
+        ) -> tuple[bytes, AsyncIterator[bytes]]:
+            self._gate.standing.answered(kind, None, sent_at, self._now(), encoded)
+            return begun
+
+        first, rest = await self._with_retries(send, read, kind, limit_s)
         yield first
         async for event in rest:
             yield event
@@ -155,37 +171,57 @@ class RequestSession:
         raise ConnectionBroken("the stream broke off before its end")
 
     async def _with_retries(
-        self, attempt: Callable[[float], Awaitable[_T]], kind: Kind, limit_s: float
+        self,
+        send: Callable[[], Awaitable[_R]],
+        read: Callable[[_R, float], _T],
+        kind: Kind,
+        limit_s: float,
     ) -> _T:
-        trace = current_trace.get()
+        trace, traffic = current_trace.get(), self._gate.traffic
         asking: Asking | None = None
         while True:
-            turn: AbstractAsyncContextManager[Any] = self._gate.traffic
-            if trace is not None and self._suspects.marks:
-                turn = self._turn(trace.rows)
-            async with self._connections, turn:
-                if not self._gate.is_open:
-                    await self._gate.passed()
-                self._tally.requests += 1
-                if trace is not None:
-                    trace.attempts += 1
-                sent_at = self._now()
-                try:
-                    result = await attempt(sent_at)
-                except RequestError as error:
-                    failure = error
-                    self._note_failure(error, sent_at)
+            if self._connections.full:
+                await self._connections.turn()
+            with self._connections:
+                if trace is not None and self._suspects.marks:
+                    async with self._turn(trace.rows):
+                        found = await self._sent(send, read, trace)
                 else:
-                    if self._suspects.last_break.left:
-                        self._suspects.ended(sent_at)
-                    if trace is not None and self._suspects.marks:
-                        self._suspects.answered(trace.rows)
-                    return result
+                    if traffic.closed:
+                        await traffic.opened()
+                    with traffic:
+                        found = await self._sent(send, read, trace)
+            if not isinstance(found, _FailedAttempt):
+                return found
             if asking is None:
                 asking = Asking(
                     self._gate, self._policy, self._tally, Request(kind, limit_s, trace)
                 )
-            await asking.failed(failure, sent_at)
+            await asking.failed(found.error, found.sent_at)
+
+    async def _sent(
+        self,
+        send: Callable[[], Awaitable[_R]],
+        read: Callable[[_R, float], _T],
+        trace: RowTrace | None,
+    ) -> _T | _FailedAttempt:
+        """One attempt, whose turn it is."""
+        if not self._gate.is_open:
+            await self._gate.passed()
+        self._tally.requests += 1
+        if trace is not None:
+            trace.attempts += 1
+        sent_at = self._now()
+        try:
+            result = read(await send(), sent_at)
+        except RequestError as error:
+            self._note_failure(error, sent_at)
+            return _FailedAttempt(error, sent_at)
+        if self._suspects.last_break.left:
+            self._suspects.ended(sent_at)
+        if trace is not None and self._suspects.marks:
+            self._suspects.answered(trace.rows)
+        return result
 
     def _note_failure(self, error: RequestError, sent_at: float) -> None:
         """What it says of the engines and of other requests that were in flight."""
@@ -205,7 +241,7 @@ class RequestSession:
         traffic = self._gate.traffic
         deaths = self._suspects.deaths_under(rows)
         if not deaths:
-            return traffic
+            return traffic.beside()
         if deaths < ALONE_AFTER:
             return traffic.among(lambda: self._suspects.few)
         return self._alone()
@@ -229,7 +265,7 @@ class RequestSession:
         if trace is None:
             return
         if facts.code and 0 in (asked.get(name) for name in _TOKEN_LIMITS):
-            facts = facts._replace(code=0)
+            facts = msgspec.structs.replace(facts, code=0)
         trace.note(facts)
 
 

@@ -182,7 +182,7 @@ def count_shared(
         error = tally.count_shared(result.ordinal, result.value, counts)
         if error is not None:
             events.on_row_error(Row(result.ordinal, result.digest, item), error)
-        judged.append(result._replace(value=counts))
+        judged.append(msgspec.structs.replace(result, value=counts))
     return judged
 
 

@@ -36,6 +36,14 @@ class StratumSums(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
+    def finish(self, seconds: float, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+        """Count a finished row, failed or not: either way it held a slot."""
+        self.rows += 1
+        self.seconds += seconds
+        self.seconds_squared += seconds * seconds
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+
     def add(self, now: StratumSums, before: StratumSums) -> None:
         """Count what came between two of its states."""
         self.begun += now.begun - before.begun
@@ -56,20 +64,11 @@ class Strata(dict[int, StratumSums]):
         found = self[stratum] = StratumSums()
         return found
 
-    def begin(self, characters: int) -> None:
-        """Count a row that is asked now."""
-        self[stratum_of(characters)].begun += 1
-
-    def finish(
-        self, characters: int, seconds: float, prompt_tokens: int = 0, completion_tokens: int = 0
-    ) -> None:
-        """Count a finished row, failed or not: either way it held a slot."""
+    def begin(self, characters: int) -> StratumSums:
+        """Count a row that is asked now, where its end is to be counted, too."""
         one = self[stratum_of(characters)]
-        one.rows += 1
-        one.seconds += seconds
-        one.seconds_squared += seconds * seconds
-        one.prompt_tokens += prompt_tokens
-        one.completion_tokens += completion_tokens
+        one.begun += 1
+        return one
 
     def copied(self) -> dict[int, StratumSums]:
         """As it is now."""

@@ -49,15 +49,18 @@ class Connections:
         self._notice: Callable[[str], None] | None = notice
         self._lowered_notice: Callable[[str], None] | None = notice
 
-    async def __aenter__(self) -> None:
-        """Wait for a turn; who came first gets the next one.
+    @property
+    def full(self) -> bool:
+        """Whether a request has to wait for `turn` before it begins."""
+        return self._in_use >= self.most or bool(self._waiting)
 
-        Not a semaphore of asyncio's: as a rule nobody waits, and with one that costs each row more
-        than all else between it and its client.
+    async def turn(self) -> None:
+        """Wait for a turn; who came first gets the next one. It has to be taken (`with`) before
+        anything else is awaited.
+
+        Not a semaphore of asyncio's, and no `async with`: as a rule nobody waits, and with one that
+        costs each row more than all else between it and its client.
         """
-        if self._in_use < self.most and not self._waiting:
-            self._in_use += 1
-            return
         if self._notice is not None:
             notice, self._notice = self._notice, None
             notice(self._text)
@@ -70,9 +73,14 @@ class Connections:
                 self._in_use -= 1
                 self._pass_on()
             raise
+        self._in_use -= 1  # it was kept free until now
 
-    async def __aexit__(self, *_: object) -> None:
-        """Let the next one have it."""
+    def __enter__(self) -> None:
+        """Begin a request."""
+        self._in_use += 1
+
+    def __exit__(self, *_: object) -> None:
+        """It has ended: let the next one have its turn."""
         self._in_use -= 1
         if (
             self._taken_away
@@ -206,6 +214,8 @@ class Traffic:
         self.on_wait: Callable[[bool], None] = lambda _: None
         """Hears when requests begin to wait for those that have to be alone, and when no more."""
         self.colleagues: Colleagues | None = None
+        self.closed = False
+        """Whether a request has to wait until it is `opened` before it begins."""
         self.turn_from = 0.0  # the event loop's time before which nobody who is alone may begin
         self._alone = 0  # requests that are, or want to be
         self._held = 0  # the number of the `Hold` that is in force; 0: none
@@ -219,17 +229,19 @@ class Traffic:
         self._empty = asyncio.Event()
         self._few_left = asyncio.Condition()
 
-    async def __aenter__(self) -> None:
-        """Begin a request that may be beside others."""
-        while self._alone or self._held:
+    async def opened(self) -> None:
+        """Wait until requests may begin beside others. One has to (`with`) before anything else is
+        awaited.
+        """
+        while self.closed:
             await self._free.wait()
+
+    def __enter__(self) -> None:
+        """Begin a request that may be beside others."""
         self.in_flight += 1
 
-    async def __aexit__(self, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         """It has ended, however it did."""
-        self._leave()
-
-    def _leave(self) -> None:
         self.in_flight -= 1
         if not self.in_flight:
             self._empty.set()
@@ -259,10 +271,10 @@ class Traffic:
             self.colleagues.say_held(self._held)
 
     def _wait_or_go(self) -> None:
-        waits = bool(self._alone or self._held)
-        if waits == self._free.is_set():
-            self.on_wait(waits)
-        if waits:
+        self.closed = bool(self._alone or self._held)
+        if self.closed == self._free.is_set():
+            self.on_wait(self.closed)
+        if self.closed:
             self._free.clear()
         else:
             self._free.set()
@@ -280,11 +292,8 @@ class Traffic:
                 while self.in_flight:
                     self._empty.clear()
                     await self._empty.wait()
-                self.in_flight += 1
-                try:
+                with self:
                     yield
-                finally:
-                    self._leave()
         finally:
             self._alone -= 1
             if not self._alone:
@@ -304,13 +313,20 @@ class Traffic:
             self.colleagues.want_turn(0)
 
     @asynccontextmanager
+    async def beside(self) -> AsyncIterator[None]:
+        """The body is a request that may be beside others."""
+        await self.opened()
+        with self:
+            yield
+
+    @asynccontextmanager
     async def among(self, most: Callable[[], int]) -> AsyncIterator[None]:
         """The body is one of at most so many that came this way; others may be beside them."""
         async with self._few_left:
             await self._few_left.wait_for(lambda: self._few < most())
             self._few += 1
         try:
-            async with self:
+            async with self.beside():
                 yield
         finally:
             self._few -= 1

@@ -49,7 +49,8 @@ class ChatCompletionJob(PromptedJob):
     async def transform_item(self, item: Any) -> Any:  # noqa: ANN401 - the columns'
         """What the first choice says; with `parse_reasoning` also the reasoning."""
         columns = self.columns_of(item)
-        body = {**self.body(columns), "messages": self.messages(columns)}
+        body = self.body(columns)
+        body["messages"] = self.messages(columns)
         message = choices(await self.client.transport.post(CHAT_PATH, body))[0].message
         return (message.answer, message.thoughts) if self.parse_reasoning else message.answer
 

@@ -16,19 +16,19 @@ _TEXTS = frozenset({"text", "output_text"})
 _THINKING = frozenset({"thinking", "reasoning"})
 
 
-class TokenLogprob(msgspec.Struct):
+class TokenLogprob(msgspec.Struct, gc=False):
     """One generated token."""
 
     logprob: float
 
 
-class Logprobs(msgspec.Struct):
+class Logprobs(msgspec.Struct, gc=False):
     """The generated tokens; None where the server does not tell."""
 
     content: list[TokenLogprob] | None = None
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, gc=False):
     """What the assistant said. Reasoning has had two names."""
 
     content: str | list[dict[str, Any]] | None = None
@@ -68,7 +68,7 @@ class Message(msgspec.Struct):
         return self.reasoning_content or self.reasoning
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     """One answer."""
 
     message: Message
@@ -76,38 +76,38 @@ class Choice(msgspec.Struct):
     logprobs: Logprobs | None = None
 
 
-class ChatCompletion(msgspec.Struct):
+class ChatCompletion(msgspec.Struct, gc=False):
     """A reply of `/v1/chat/completions`."""
 
     choices: list[Choice]
 
 
-class Text(msgspec.Struct):
+class Text(msgspec.Struct, gc=False):
     """One continuation."""
 
     text: str
 
 
-class Completion(msgspec.Struct):
+class Completion(msgspec.Struct, gc=False):
     """A reply of `/v1/completions`."""
 
     choices: list[Text]
 
 
-class Embedding(msgspec.Struct):
+class Embedding(msgspec.Struct, gc=False):
     """The vector of one input, not read yet."""
 
     embedding: msgspec.Raw
     index: int | None = None
 
 
-class Embeddings(msgspec.Struct):
+class Embeddings(msgspec.Struct, gc=False):
     """A reply of `/v1/embeddings`."""
 
     data: list[Embedding]
 
 
-class Named(msgspec.Struct):
+class Named(msgspec.Struct, gc=False):
     """Any reply, as far as it says which it is."""
 
     id: str | None = None
