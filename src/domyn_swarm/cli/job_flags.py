@@ -127,7 +127,8 @@ class JobFlags:
     output_mode: Annotated[
         OutputMode | None,
         typer.Option(
-            "--output-mode", help="Add columns, replace same-named ones, or input and answers only."
+            "--output-mode",
+            help="Input columns to keep: all, all but those asked, or those asked and the id.",
         ),
     ] = None
     shard_output: Annotated[
