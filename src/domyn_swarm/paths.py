@@ -18,6 +18,11 @@ def home() -> Path:
     return Path(os.environ.get("DOMYN_SWARM_HOME") or Path.home() / ".domyn_swarm").absolute()
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path as a shell takes it: `~` and `~name` are home folders; of nobody's, they are names."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises for unknown users
+
+
 def database_path() -> Path:
     """The state database."""
     return home() / "swarm.db"
@@ -26,11 +31,6 @@ def database_path() -> Path:
 def checkpoints_dir() -> Path:
     """Checkpoints of all jobs: outside every swarm, so that they outlive it."""
     return home() / "checkpoints"
-
-
-def dashboard_opener(port: int) -> Path:
-    """What a browser is given to open a dashboard: its URL has a key, and arguments are public."""
-    return home() / f"dashboard-{port}.html"
 
 
 def private_dir(path: Path) -> Path:

@@ -218,9 +218,7 @@ class Record(Struct, metaclass=_RecordType, frozen=True):
         """
         try:
             return cast("Self", _decoder(cls).decode(text))
-        except (
-            msgspec.DecodeError
-        ):  # others wrote it, or it is none: pydantic takes it, or says why
+        except ValueError:  # others wrote it, or it is none: pydantic takes it, or says why
             return cls.of_model(cls.pydantic_model().model_validate_json(text))
 
     @classmethod

@@ -433,6 +433,43 @@ def test_the_input_is_no_output(bench: Any) -> None:
         prepare(bench.spec(output=str(path), overwrite=True))
 
 
+def test_an_output_in_the_folder_that_is_read_is_refused(bench: Any) -> None:
+    """The next run of the same job would ask its rows as well."""
+    (bench.folder / "in").mkdir()
+    bench.write(2, "in/1.parquet")
+    given = {"input": str(bench.folder / "in")}
+    with pytest.raises(InvalidInput, match="lies in the input"):
+        prepare(bench.spec(**given, output=str(bench.folder / "in/out.parquet")))
+    sub = str(bench.folder / "in/sub/out.parquet")
+    with pytest.raises(InvalidInput, match="lies in the input"):
+        prepare(bench.spec(**given, output=sub, recursive=True))
+    assert run(bench, **given, output=sub) == 0
+    assert run(bench, **given, output=sub) == 0
+    assert bench.server.asked.total() == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "mode", "hint"),
+    [
+        (["prompt", "_error"], "append", "Leave it out with --output-mode io_only, or rename it"),
+        (["prompt", "_error"], "replace", "Leave it out with --output-mode io_only, or rename it"),
+        (["prompt", "answer"], "replace", "io_only, or choose another name with --output-column"),
+        (["prompt", "_error"], "io_only", None),
+    ],
+)
+def test_who_meets_a_taken_name_is_told_what_helps(
+    bench: Any, columns: list[str], mode: str, hint: str | None
+) -> None:
+    pq.write_table(pa.table({name: ["a"] for name in columns}), bench.folder / "in.parquet")
+    spec = bench.spec(output_mode=mode)
+    if hint is None:
+        prepare(spec)
+        return
+    with pytest.raises(InvalidInput, match="already in the input") as raised:
+        prepare(spec)
+    assert hint in str(raised.value.hint)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", ["out.parquet", "out.csv"])
 def test_a_file_of_the_users_is_never_replaced(bench: Any, name: str, overwrite: bool) -> None:

@@ -375,9 +375,9 @@ def test_why_numbers_of_cells_stay_text_is_told(rows: Rows) -> None:
     large, exact = "9223372036854775807", "9007199254740993"
     rows.write(
         "in.csv",
-        "prompt,most,more,mixed,words",
-        f"p0,{large},9223372036854775808,{exact},{large}9",
-        f"p1,-{large},1,0.5,x",
+        "prompt,most,more,mixed,words,far",
+        f"p0,{large},9223372036854775808,{exact},{large}9,1.5",
+        f"p1,-{large},1,0.5,x,1.0e400",
     )
     rows.run("in.csv", "out.parquet", infer_types=True)
     table = pq.read_table(rows.folder / "out.parquet")
@@ -387,7 +387,9 @@ def test_why_numbers_of_cells_stay_text_is_told(rows: Rows) -> None:
     told = read_manifest(manifest_path(rows.folder / "out.parquet", sharded=False))
     assert told is not None
     notes = {one.name: one.note for one in told.columns if one.note}
-    assert notes.keys() == {"more", "mixed"}
+    assert table["far"].to_pylist() == ["1.5", "1.0e400"]
+    assert notes.keys() == {"more", "mixed", "far"}
+    assert "beyond 10^308" in str(notes["far"])
     assert "beyond 64 bits" in str(notes["more"])
     assert "lose digits" in str(notes["mixed"])
     assert rows.whole("in.csv", "out.parquet", infer_types=True)

@@ -57,6 +57,7 @@ GOOD: dict[str, tuple[str, bytes, list[tuple[Any, ...]]]] = {
     "keys twice": ("a.jsonl", b'{"a":1,"a":2}\n', [(2,)]),
     "large numbers": ("a.jsonl", b'{"a":18446744073709551616}\n', [(2**64,)]),
     "a separator of Unicode": ("a.jsonl", '{"a":"x\u2028y"}\n'.encode(), [("x\u2028y",)]),
+    "names like the magic of archives": ("a.csv", b"BZhang,PAR1\n1,2\n", [("1", "2")]),
     "nesting": ("a.jsonl", b'{"a":%s}' % DEEP, [(json.loads(DEEP),)]),
 }  # fmt: skip
 
@@ -361,7 +362,9 @@ def test_what_is_no_file_is_left_out_of_a_folder_and_refused_alone(tmp_path: Pat
     assert rows_of(tmp_path) == [(1,)]
 
 
-@pytest.mark.parametrize("encoding", ["base64", "nonsense"])
+@pytest.mark.parametrize(
+    "encoding", ["base64", "nonsense", "punycode", "idna", "undefined", "unicode_escape"]
+)
 def test_what_is_no_encoding_of_text_is_refused(encoding: str) -> None:
     with pytest.raises(ConfigError, match=f"'{encoding}' is no encoding") as refused:
         reading_of({"encoding": encoding})

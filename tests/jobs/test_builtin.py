@@ -28,6 +28,7 @@ from domyn_swarm.jobs import (
     SwarmJob,
     TemplateJob,
 )
+from domyn_swarm.jobs.loading import load_job
 from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net.errors import BadReply, RequestError, RequestRefused
 from model_server import KEY, Answer, ModelServer
@@ -104,6 +105,28 @@ def test_parameters_by_column(server: ModelServer) -> None:
         ask(server, job, row)
     assert [body["temperature"] for body in server.bodies] == [0.5, 1]
     assert tuple(CompletionJob(param_columns="seed").input_columns) == ("prompt", "seed")
+
+
+def test_numbers_that_json_has_not_are_not_sent_as_null(server: ModelServer) -> None:
+    job = ChatCompletionJob(param_columns={"temperature": "heat"})
+    for odd in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="temperature of the request is no finite number"):
+            ask(server, job, {"messages": "a", "heat": odd})
+        told = [{**user("a"), "weight": [1.0, odd]}]
+        with pytest.raises(ValueError, match=r"messages\[0\].weight\[1\] of the request"):
+            ask(server, ChatCompletionJob(), told)
+        with pytest.raises(ConfigError, match=r"extra_body.x\[0\] is no finite number"):
+            load_job("domyn_swarm.jobs:ChatCompletionJob", {"extra_body": {"x": [odd]}})
+    assert server.bodies == []
+
+
+def test_messages_are_objects(server: ModelServer) -> None:
+    pairs = [("role", "user"), ("content", "a")]  # as Python has Arrow's maps
+    assert ask(server, ChatCompletionJob(), [pairs, user("b")]) == "B"
+    assert server.bodies[-1]["messages"] == [user("a"), user("b")]
+    for odd in ([1], ["a"], [[["role", "user"]]], [user("a"), None]):
+        with pytest.raises(ValueError, match="a message must be an object"):
+            ask(server, ChatCompletionJob(), odd)
 
 
 def test_completions(server: ModelServer) -> None:

@@ -209,6 +209,8 @@ def test_a_replica_lost_under_a_request_is_told_by_the_router() -> None:
         (b'{"detail": "x"}', "{'detail': 'x'}"),
         (b'{"error": "flat"}', "flat"),
         (b"[1]", "[1]"),
+        (b'{"error": "a\xff"}', '{"error": "a\ufffd"}'),
+        (b"[" * 4000, "[" * 500),
     ],
 )
 def test_messages_of_odd_bodies(body: bytes, text: str) -> None:

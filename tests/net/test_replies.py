@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from domyn_swarm.jobs.builtin import responses
 from domyn_swarm.net.errors import (
     BackPressure,
     BadReply,
@@ -129,6 +130,30 @@ def test_a_200_that_is_no_answer(
         facts_of(reply)
     assert (type(raised.value), raised.value.status) == (kind, status)
     assert words in raised.value.message
+
+
+@pytest.mark.parametrize(
+    "usage", ['{"prompt_tokens": "3"}', '{"prompt_tokens": 1.5}', '"none"', "[]", "7"]
+)
+def test_an_answer_is_kept_whatever_is_told_of_its_tokens(usage: str) -> None:
+    body = json.dumps(said({"content": "fine"}))[:-1] + f', "usage": {usage}}}'
+    facts = read_reply(CHAT, body.encode())
+    assert (facts.ending.value, facts.silent, facts.prompt_tokens) == ("complete", False, 0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"choices": [{"message": {"content": "a\xff"}, "finish_reason": "stop"}]}',
+        b'{"choices": [{"message": {"content": ' + b"[" * 50_000 + b"]" * 50_000 + b"}}]}",
+    ],
+    ids=["no UTF-8", "nested deeply"],
+)
+def test_a_reply_that_cannot_be_decoded_is_no_fault_of_the_job(body: bytes) -> None:
+    with pytest.raises(BadReply, match="not what the API promises"):
+        read_reply(CHAT, body)
+    with pytest.raises(BadReply, match="not what the API promises"):
+        responses.choices(body)
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, EMBEDDINGS])

@@ -15,6 +15,7 @@ from typing import Literal
 
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.model import Record
+from domyn_swarm.paths import expanded
 from domyn_swarm.planning.plan import DeploymentPlan
 
 _LEAST_FREE_GB = 2.0
@@ -105,7 +106,7 @@ def check_model(plan: DeploymentPlan) -> Iterator[Check]:
     model = plan.model
     if not model.startswith(("/", "~", ".")):
         yield ok("model", f"{model}: a name, which the engine finds or fetches")
-    elif Path(model).expanduser().exists():
+    elif expanded(model).exists():
         yield ok("model", model)
     else:
         yield failed("model", f"there is nothing at {model}", "Correct model, or fetch it there.")

@@ -4,8 +4,8 @@ made from buffers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -76,6 +76,27 @@ def indices(values: Sequence[int] | NDArray[np.int64]) -> pa.Array:
     """Positions, as `take` wants them."""
     whole = np.ascontiguousarray(values, np.int64)
     return pa.Array.from_buffers(pa.int64(), len(whole), [None, pa.py_buffer(whole)])
+
+
+_IsIt = Callable[[pa.DataType], bool]
+_Rows = TypeVar("_Rows", pa.Array, pa.RecordBatch)
+
+
+def rows_at(rows: _Rows, positions: Sequence[int] | NDArray[np.int64]) -> _Rows:
+    """The rows at these positions, in their order: of a column or a batch of any type.
+
+    Arrow's own `take` has no kernel for views (as polars writes text), for run-end encoding, nor
+    for what holds them.
+    """
+    if isinstance(rows, pa.RecordBatch):
+        columns = [rows_at(column, positions) for column in rows.columns]
+        if columns:
+            return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+    try:
+        return rows.take(indices(positions))
+    except pa.ArrowNotImplementedError:
+        slices = [rows.slice(at, 1) for at in map(int, positions)]
+        return pa.concat_arrays(slices or [rows.slice(0, 0)])
 
 
 def flags(column: pa.Array) -> NDArray[np.bool_]:
@@ -216,6 +237,10 @@ def python_values(column: pa.Array, *, as_request: bool = False) -> list[Any]:
     """
     if is_json(column.type):
         return json_values(column, written=as_request)
+    if pa.types.is_run_end_encoded(column.type):
+        import pyarrow.compute as pc  # here: such columns are rare
+
+        column = pc.run_end_decode(column)
     if (as_text := _with(column.type, pa.string())) != column.type:
         column = column.cast(as_text).cast(_with(column.type, pa.float64()))
     if pa.types.is_temporal(column.type) and getattr(column.type, "unit", None) == "ns":
@@ -237,16 +262,31 @@ def without_nulls(value: Any) -> Any:  # noqa: ANN401 - a value of a column
 
 
 def _with(kind: pa.DataType, single: pa.DataType) -> pa.DataType:
-    """A type with another one for numbers of single precision, however deep they are."""
+    """A type with another one for numbers of single precision, however deep they are; where it has
+    any, values take the place of a dictionary of them.
+    """
     if pa.types.is_float32(kind):
         return single
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_with(kind.value_type, single)))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_with(kind.value_type, single)))
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_with(field.type, single)) for field in kind])
-    return kind
+    if pa.types.is_map(kind):
+        return pa.map_(_with(kind.key_type, single), _with(kind.item_type, single))
+    made = next((made for is_it, made in _OF_VALUES if is_it(kind)), None)
+    if made is None or (inner := _with(kind.value_type, single)) == kind.value_type:
+        return kind
+    return made(kind, inner)
+
+
+_OF_VALUES: Sequence[tuple[_IsIt, Callable[[Any, pa.DataType], pa.DataType]]] = (
+    (pa.types.is_list, lambda kind, inner: pa.list_(kind.value_field.with_type(inner))),
+    (pa.types.is_large_list, lambda kind, inner: pa.large_list(kind.value_field.with_type(inner))),
+    (
+        pa.types.is_fixed_size_list,
+        lambda kind, inner: pa.list_(kind.value_field.with_type(inner), kind.list_size),
+    ),
+    # Not views of lists: Arrow 26's cast of them to lists loses the last values.
+    (pa.types.is_dictionary, lambda _, inner: inner),
+)
 
 
 def _of_nanoseconds(column: pa.Array) -> list[Any]:

@@ -10,6 +10,7 @@ from domyn_swarm.config.mistakes import validated
 from domyn_swarm.config.models import DomynLLMSwarmConfig
 from domyn_swarm.config.sources import Layer, merge, read_yaml, value_at
 from domyn_swarm.config.starter import PLATFORMS, commented, layer_of
+from domyn_swarm.paths import expanded
 
 _EVERYWHERE = ("engine", "env.HF_HOME", "home_directory")
 _ASKED: Mapping[str, tuple[str, ...]] = {
@@ -68,7 +69,7 @@ def defaults_text(
     given = merge(Layer({"backend": {"type": platform}}), layer_of(answers, overrides))
     folder = given.values.get("home_directory")
     if isinstance(folder, str):  # the file holds wherever it is read from
-        given.values["home_directory"] = str(Path(folder).expanduser().absolute())
+        given.values["home_directory"] = str(expanded(folder).absolute())
     _validate(given, Path("The new defaults"))
     title = "What every swarm of yours has unless its own file differs"
     return commented(platform, given.values, title)

@@ -27,7 +27,7 @@ from domyn_swarm.config.sources import (
     value_at,
 )
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.paths import home
+from domyn_swarm.paths import expanded, home
 
 _VARIABLES: Mapping[Key, str] = {  # of the environment, that stand behind some keys
     ("home_directory",): "DOMYN_SWARM_HOME",
@@ -56,7 +56,7 @@ def load(
     Raises:
         ConfigError: every mistake at once, each with file and line, key, and what to write.
     """
-    path = path.expanduser()  # `--config=~/swarm.yaml` leaves that to us
+    path = expanded(path)  # `--config=~/swarm.yaml` leaves that to us
     layer = merge(merge(*_read_all([*_defaults(), path])), upper or Layer())
     for text in overrides:
         layer = merge(layer, from_override(text))

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from domyn_swarm.config.backends import BackendConfig, Env, Section
-from domyn_swarm.paths import home
+from domyn_swarm.paths import expanded, home
 
 EngineName = Literal["vllm", "llamacpp", "sglang", "sim", "command"]
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?")
@@ -49,7 +49,7 @@ def default_gpus(engine: str) -> int:
 
 
 def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
+    return expanded(path).absolute()
 
 
 def _existing(path: Path) -> Path:

@@ -15,6 +15,7 @@ from domyn_swarm.config.mistakes import config_error, validated
 from domyn_swarm.config.models import DomynLLMSwarmConfig, check_name
 from domyn_swarm.config.sources import Layer, read_yaml, section_of
 from domyn_swarm.errors import ConfigError, Mistake
+from domyn_swarm.paths import expanded
 
 _NAME_CHARACTERS = 35  # so that `NAME-1234` is a swarm's name
 Name = Annotated[str, AfterValidator(check_name)]
@@ -94,7 +95,7 @@ def load_pool(path: Path) -> Pool:
 def _pooled(
     pool: PoolConfig, index: int, member: PoolMember, layer: Layer, path: Path
 ) -> PooledSwarm:
-    file = path.absolute().parent / Path(member.config).expanduser()
+    file = path.absolute().parent / expanded(member.config)
     if not file.is_file():
         place = _place(layer, path, index, "config")
         mistake = Mistake(place, f"swarms.{index}.config", f"there is no file {file}")

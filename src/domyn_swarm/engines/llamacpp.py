@@ -9,6 +9,7 @@ from domyn_swarm.engines.llamacpp_server import DEFAULT_SLOTS
 from domyn_swarm.engines.options import flags_in, merged, refuse_options, whole_number
 from domyn_swarm.engines.patterns import SHARED, pattern
 from domyn_swarm.errors import ConfigError
+from domyn_swarm.paths import expanded
 from domyn_swarm.planning.plan import DeploymentPlan, FirstRequest, ServingSpec, StartPhase
 
 _PACKAGED = {
@@ -116,7 +117,7 @@ def model_path(model: str) -> Path:
         if not packaged.is_file():
             raise ConfigError(f"The package {module} is there without its {file}.", hint=install)
         return packaged
-    path = Path(model).expanduser().absolute()
+    path = expanded(model).absolute()
     if not path.is_file():
         raise ConfigError(
             f"There is no model file {path}.",

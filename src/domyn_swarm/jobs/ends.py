@@ -30,6 +30,7 @@ from domyn_swarm.errors import ConfigError, JobError
 from domyn_swarm.jobs.preparation import identity_of, load_work, make_plan
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import JobStatus
+from domyn_swarm.paths import expanded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -162,7 +163,7 @@ def ends_of(
     """
     if isinstance(data, str | Path):
         arrow = backend_named("arrow")
-        source = str(data) if "://" in str(data) else str(Path(data).expanduser())
+        source = str(data) if "://" in str(data) else str(expanded(data))
         dataset = open_dataset(source, lines, reading)
         yield LocalEnds(source, dataset, lambda schema, rows, _: arrow.build(schema, rows))
         return

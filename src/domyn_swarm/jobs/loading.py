@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from domyn_swarm.errors import ConfigError, SwarmError
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.shipping import definition_of, importable_name, module_from, source_of
+from domyn_swarm.net.json_numbers import not_finite
+from domyn_swarm.paths import expanded
 
 _BUILT_IN = "domyn_swarm.jobs"
 
@@ -36,6 +38,11 @@ def load_job(
     Raises:
         ConfigError: the reference, the class or the parameters are not usable.
     """
+    if (place := not_finite(kwargs)) is not None:  # it would reach the worker as null
+        raise ConfigError(
+            f"The parameter {place} is no finite number, and JSON has no others.",
+            hint="Leave it out, or give a number.",
+        )
     found = _imported(reference, import_path, source)
     columns = {"input_columns": input_columns, "output_columns": output_columns}
     given = {**kwargs, **{name: names for name, names in columns.items() if names}}
@@ -103,7 +110,7 @@ def located(
         if not all(part.isidentifier() for part in place.split(".")):
             raise _no_reference(reference)
         return Located(reference, import_path_of(reference, kwargs, folder))
-    module, above = _module_of((folder or Path.cwd()) / Path(place).expanduser())
+    module, above = _module_of((folder or Path.cwd()) / expanded(place))
     return Located(f"{module}:{name}", str(above))
 
 

@@ -175,6 +175,7 @@ def plan_of(
         write=writer_of(spec),
         lines=None if job.lines is None else job.lines.form,
         infer_types=spec.infer_types,
+        recursive=spec.recursive,
         overwrite=spec.overwrite,
         facts=InputFacts() if facts is None else facts,
     )

@@ -148,7 +148,7 @@ class KeepingOptions(AskingOptions):
     )
     output_mode: Annotated[
         OutputMode | None,
-        about("Add columns, replace same-named ones, or input and answers only."),
+        about("Input columns to keep: all, all but those asked, or those asked and the id."),
     ] = None
     checkpoint_interval: Annotated[_Rows | None, about("Rows between fsyncs.", metavar="ROWS")] = (
         None

@@ -25,6 +25,11 @@ _ENGINE_DEAD = re.compile(rb"EngineDead|EngineCore")
 # is told once a key is withdrawn or a model is gone. A redirect leads to a login page.
 _DOORS = frozenset({401, 402, 403, 404, 405, 407, 410})
 
+NOT_JSON = (ValueError, RecursionError)
+"""What decoding what a server sent raises: it is malformed or of other types, its text is no UTF-8
+(which is no error of the decoder's own), or it is nested too deeply.
+"""
+
 
 class RequestError(Exception):
     """One request failed. `retryable` says whether asking again may help."""
@@ -230,7 +235,7 @@ def _message_of(body: bytes) -> str:
 
     try:
         decoded = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except NOT_JSON:
         return body.decode("utf-8", "replace").strip()[:500] or "(empty body)"
     error = decoded.get("error", decoded) if isinstance(decoded, dict) else decoded
     if isinstance(error, dict):

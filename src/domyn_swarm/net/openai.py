@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.net import parameters
-from domyn_swarm.net.errors import BadReply
+from domyn_swarm.net.errors import NOT_JSON, BadReply
 
 if TYPE_CHECKING:
     import ssl
@@ -167,7 +167,7 @@ def _decode(body: bytes | memoryview) -> Reply:
 
     try:
         fields = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except NOT_JSON as error:
         raise BadReply(f"the reply is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise BadReply("the reply is not a JSON object")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from domyn_swarm.model import ReplyVerdict
-from domyn_swarm.net.errors import BadReply, error_in_reply
+from domyn_swarm.net.errors import NOT_JSON, BadReply, error_in_reply
 from domyn_swarm.net.openai import CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH
 
 # Servers say it in OpenAI's words, and in their own.
@@ -92,9 +92,14 @@ class _Reply(msgspec.Struct, gc=False):
     incomplete_details: dict[str, Any] | None = None
 
 
+class _ReplyOfAnyUsage(_Reply):
+    usage: Any = None
+
+
 _NOTHING = _Message()
 _NO_USAGE = _Usage()
 _decoder = msgspec.json.Decoder(_Reply)
+_any_usage = msgspec.json.Decoder(_ReplyOfAnyUsage)
 
 
 def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
@@ -259,8 +264,22 @@ def worst(one: int, other: int) -> int:
 def _decoded(body: bytes | memoryview) -> _Reply:
     try:
         return _decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except NOT_JSON as error:
+        return _without_usage(body, error)
+
+
+def _without_usage(body: bytes | memoryview, error: Exception) -> _Reply:
+    """A reply whose count of tokens alone is not what the API promises: its answer was paid for.
+
+    Raises:
+        BadReply: there is more wrong with it.
+    """
+    try:
+        reply = _any_usage.decode(body)
+    except NOT_JSON:
         raise _bad(str(error), body) from error
+    reply.usage = None
+    return reply
 
 
 def _raise_error(reply: _Reply) -> None:

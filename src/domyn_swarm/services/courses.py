@@ -94,7 +94,7 @@ def read_trace(job_dir: Path) -> list[list[TraceLine]]:
             for text in file:
                 try:
                     line = decoder.decode(text)
-                except msgspec.DecodeError:  # the worker was killed while it wrote
+                except ValueError:  # the worker was killed while it wrote
                     continue
                 if not runs or line.at_s < runs[-1][-1].at_s:
                     runs.append([])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from domyn_swarm.errors import ConfigError, StateError, interrupted
 from domyn_swarm.model import JobHandle
+from domyn_swarm.paths import expanded
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.progress_display import Progress
@@ -124,7 +125,7 @@ class SubmittedJob(JobHandle):
         """
         from domyn_swarm.services.jobs import JobService
 
-        output = None if path is None else Path(path).expanduser()
+        output = None if path is None else expanded(path)
         return JobService().report(self, output=output)
 
     def _followed(self, timeout_s: float | None, *, progress: bool) -> JobSnapshot:

@@ -6,7 +6,6 @@ at its line or flag.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from domyn_swarm.jobs.builtin.prompts import PromptTemplate
 from domyn_swarm.jobs.loading import load_job, located
 from domyn_swarm.jobs.run_options import ChangeableOptions
 from domyn_swarm.net import parameters
+from domyn_swarm.paths import expanded
 from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.record import Record, field
 from domyn_swarm.swarm.job_keys import ChangeKeys, ResourceKeys, resources_of
@@ -199,8 +199,8 @@ def _locate(layer: Layer, folder: Path | None) -> None:
     for key in _PATHS:
         value = layer.values.get(key)
         if isinstance(value, str) and "://" not in value:
-            expanded = os.path.expanduser(value)  # noqa: PTH111 - it leaves unknown users alone
-            layer.values[key] = expanded if folder is None else str(folder / expanded)
+            path = expanded(value)
+            layer.values[key] = str(path if folder is None else folder / path)
 
 
 def _secrets(layer: Layer) -> Iterator[Mistake]:

@@ -17,7 +17,7 @@ from domyn_swarm.jobs.run_options import RunOptions, given_options
 from domyn_swarm.jobs.spec import JobSpec, new_job_id
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle, JobStatus, Reach, utc_now
-from domyn_swarm.paths import JobPaths, checkpoints_dir, home, private_dir, write_private
+from domyn_swarm.paths import JobPaths, checkpoints_dir, expanded, home, private_dir, write_private
 from domyn_swarm.probing import comes_true
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
@@ -224,7 +224,7 @@ class JobSubmitter:
                 "input": _absolute(request.input),
                 "output": _absolute(request.output),
                 "job_key": input_key(_absolute(request.input)),
-                "checkpoint_root": str(Path(checkpoint_root).expanduser().absolute()),
+                "checkpoint_root": str(expanded(checkpoint_root).absolute()),
                 "min_version": __version__,
             },
             "The job's option",
@@ -395,4 +395,4 @@ class JobSubmitter:
 
 def _absolute(path: str) -> str:
     """A path from any folder, `~` as in a shell: `--input=~/x.csv` leaves that to us."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    return path if "://" in path else str(expanded(path).absolute())

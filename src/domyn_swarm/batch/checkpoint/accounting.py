@@ -78,7 +78,7 @@ def read_accounts(folder: Path) -> list[RunAccount]:
     for path in sorted(path for path in folder.iterdir() if _NAME.match(path.name)):
         try:
             accounts.append(msgspec.json.decode(path.read_bytes(), type=RunAccount))
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             continue
     return accounts
 

@@ -243,7 +243,7 @@ def _decoded(
         if ref.unpacked_bytes:
             raw = _codec().decompress(raw, ref.unpacked_bytes, asbytes=True)
         values = decoder.decode(raw)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
     return values if len(values) == ref.rows else None
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from domyn_swarm.batch.checkpoint.index import RowIndex, open_index
 from domyn_swarm.batch.checkpoint.segments import has_void
-from domyn_swarm.batch.column_values import indices, python_values
+from domyn_swarm.batch.column_values import python_values, rows_at
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.batch.input.text_dataset import open_columns
 from domyn_swarm.batch.output.open_types import OpenTypes, for_parquet, typed
@@ -167,7 +167,7 @@ def ids_of(plan: BatchPlan, ordinals: Collection[int]) -> dict[int, str]:
         return found
     for batch in plan.dataset.batches([column], limit=plan.limit):
         here = [one for one in ordinals if start <= one < start + batch.num_rows]
-        values = batch.column(column).take(indices([one - start for one in here]))
+        values = rows_at(batch.column(column), [one - start for one in here])
         found.update(zip(here, map(str, python_values(values)), strict=True))
         start += batch.num_rows
         if start > max(ordinals):
@@ -260,7 +260,7 @@ def export_failures(plan: BatchPlan, path: Path) -> int:
         PartWriter(path.parent, schema, lambda _: temporary.name) as writer,
     ):
         for row in _failed_rows(plan):
-            inputs = row.batch.select(names).take(indices([row.at]))  # a slice keeps the batch
+            inputs = rows_at(row.batch.select(names), [row.at])  # a slice keeps the batch
             error = pa.array([msgspec.structs.asdict(row.error)], ERROR_TYPE)
             whole = pa.RecordBatch.from_arrays([*inputs.columns, error], schema=raw)
             writer.write(typed(whole, schema))

@@ -289,7 +289,7 @@ def read_note(folder: Path) -> JobNote | None:
     """Whose results a folder holds; None when that cannot be read."""
     try:
         return msgspec.json.decode((folder / _NOTE).read_bytes(), type=JobNote)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
 
 
@@ -313,7 +313,7 @@ def _read_hidden(folder: Path) -> Hidden:
         return msgspec.json.decode(path.read_bytes(), type=Hidden)
     except FileNotFoundError:
         return Hidden()
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError) as error:
         raise JobError(
             f"{path} cannot be read, so it is not known which results were to be asked again.",
             hint="Repair it, or remove it and submit the job with --no-resume.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -62,7 +63,7 @@ def wrong_cell(cell: str, kind: CellType) -> bool:
     if kind == "int":
         return not _INT.fullmatch(cell) or is_beyond_int(cell)
     if kind == "float":
-        return not _FLOAT.fullmatch(cell)
+        return not _FLOAT.fullmatch(cell) or is_beyond_float(cell)
     if kind == "bool":
         return cell.lower() not in _BOOLS
     try:
@@ -78,6 +79,11 @@ def is_beyond_int(cell: str) -> bool:
         return False
     digits = cell.lstrip("+-").lstrip("0")
     return len(digits) > _MOST_DIGITS or not -(2**63) <= int(cell) < 2**63
+
+
+def is_beyond_float(cell: str) -> bool:
+    """Whether a cell is a number that is too large for a float, and written in digits."""
+    return cell[-1:].isdigit() and math.isinf(float(cell))
 
 
 def _value(cell: str, kind: CellType) -> Any:  # noqa: ANN401 - of any of the types
@@ -96,6 +102,7 @@ class CellShape:
         self._seen: set[CellType] = set()
         self._largest = 0  # of the whole numbers, without their signs
         self._beyond_int = False
+        self._beyond_float = False
 
     def add(self, cell: str | None) -> None:
         """Take one more cell; an empty one says nothing."""
@@ -109,6 +116,7 @@ class CellShape:
                 self._largest = max(self._largest, abs(int(cell)))
         elif _FRACTION.fullmatch(cell):
             self._seen.add("float")
+            self._beyond_float = self._beyond_float or is_beyond_float(cell)
         else:
             self._seen.add("bool" if cell in {"true", "false", "True", "False"} else "text")
 
@@ -127,6 +135,8 @@ class CellShape:
             return None
         if self._beyond_int:
             return "it holds whole numbers beyond 64 bits"
+        if self._beyond_float:
+            return "it holds numbers beyond 10^308"
         if self._largest > _EXACT and "float" in self._seen:
             return "it holds fractions, and whole numbers that would lose digits as such"
         return None
@@ -134,6 +144,7 @@ class CellShape:
 
 _CELL_BYTES = 1 << 28  # of one cell, lest a quotation mark that is not closed fill the memory
 _DELIMITERS = ",;\t|"
+_EXCELS_NOTE = re.compile("sep=(.)", re.IGNORECASE)  # in a first line, of the delimiter
 _MEND = (
     'Mend the line: a cell with the delimiter, quotes or line breaks is quoted, "" is one quote.'
 )
@@ -294,8 +305,7 @@ class _Look:
                         return self._header, rows
                 else:
                     if row and not self._header:
-                        self._begin(row, last + 1)
-                        if any("\0" in name for name in row):  # the rows below say nothing more
+                        if not self._begin(row, last + 1):
                             return self._header, rows
                     elif row:
                         rows += 1
@@ -318,12 +328,22 @@ class _Look:
             self._add(line, "behind a closing quotation mark there is neither delimiter nor end")
         return "unexpected end" in told
 
-    def _begin(self, names: list[str], line: int) -> None:
+    def _begin(self, names: list[str], line: int) -> bool:
+        """Judge the columns' names; whether the rows below are to be judged by them."""
         self._header = names
         self._typed = [(at, n, self._types[n]) for at, n in enumerate(names) if n in self._types]
         if any("\0" in name for name in names):
             self._add(line, "the columns' names hold NUL bytes: is it UTF-16?", NAME_ENCODING)
-            return
+            return False
+        note = _EXCELS_NOTE.fullmatch(self._form.delimiter.join(names))
+        if note:
+            given = "tab" if note[1] == "\t" else note[1]
+            self._add(
+                line,
+                f"'sep={given}' is a note for Excel, and names no columns",
+                f"Remove that line and say so: --delimiter '{given}'.",
+            )
+            return False
         twice = [name for name, times in Counter(names).items() if times > 1 and name]
         if twice:
             self._add(
@@ -343,6 +363,7 @@ class _Look:
                 f"Say so: --delimiter '{given}'; or that it is not: "
                 f"--delimiter '{'tab' if usual == chr(9) else usual}'.",
             )
+        return True
 
     def _judge(self, row: list[str], line: int) -> None:
         if len(row) != len(self._header):
@@ -359,8 +380,11 @@ class _Look:
                 self._add(line, what.replace("utf-8", "UTF-8"), NAME_ENCODING)
         for at, name, kind in self._typed:
             if row is not self._header and wrong_cell(row[at], kind):
-                large = kind == "int" and is_beyond_int(row[at])
-                why = "has more than the 64 bits of an int" if large else f"is no {kind}"
+                why = f"is no {kind}"
+                if kind == "int" and is_beyond_int(row[at]):
+                    why = "has more than the 64 bits of an int"
+                elif kind == "float" and _FLOAT.fullmatch(row[at]):
+                    why = "is beyond what a float holds, 10^308"
                 self._add(
                     line,
                     f"the column {name!r} holds {row[at]!r:.80}, which {why}",

@@ -15,6 +15,7 @@ from domyn_swarm.batch.input.file_facts import (
     Look,
     as_schema,
     check_names,
+    check_text,
     common_schema,
 )
 from domyn_swarm.batch.input.input_files import InputFile
@@ -149,6 +150,7 @@ class ArrowDataset:
             if first + rows > start:
                 for block in _blocks(file):
                     for batch in lots(block, names, start - at, end - at):
+                        check_text(batch, file, max(at, start))
                         yield as_schema(batch, schema)
                     at += block.num_rows
                     if at >= end:
@@ -187,10 +189,14 @@ def _opened(file: InputFile) -> Iterator[Any]:
             with pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source) as reader:
                 yield reader
     except (pa.ArrowException, OSError) as error:
-        raise InvalidInput(
-            f"{file} cannot be read as Arrow: {str(error).splitlines()[0]}",
-            hint="Check the path, its permissions, and that the file was written to its end.",
-        ) from error
+        raise _unreadable(file, "Arrow", error) from error
+
+
+def _unreadable(file: InputFile, kind: str, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"{file} cannot be read as {kind}: {str(error).splitlines()[0]}",
+        hint="Check the path, its permissions, and that the file was written to its end.",
+    )
 
 
 class ParquetDataset:
@@ -222,13 +228,16 @@ class ParquetDataset:
             if first >= end:
                 return
             if first + rows > start:
-                for batch in _read(file, selected, start - first, end - first):
+                at = max(0, start - first)  # in the file
+                for batch in _read(file, selected, at, end - first):
+                    check_text(batch, file, at)
                     yield as_schema(batch, schema)
+                    at += batch.num_rows
             first += rows
 
 
 def _parquet_footer(file: InputFile) -> Look:
-    with _open(file) as opened:
+    with _opened_parquet(file) as opened:
         schema = opened.schema_arrow.remove_metadata()
         return Look(schema, opened.metadata.num_rows)
 
@@ -236,7 +245,7 @@ def _parquet_footer(file: InputFile) -> Look:
 def _read(file: InputFile, columns: list[str], start: int, end: int) -> Iterator[pa.RecordBatch]:
     """The rows of one file from `start` up to `end`, in lots."""
     first = 0
-    with _open(file) as opened:
+    with _opened_parquet(file) as opened:
         metadata = opened.metadata
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
@@ -255,13 +264,13 @@ def _read(file: InputFile, columns: list[str], start: int, end: int) -> Iterator
             first += group.num_rows
 
 
-def _open(file: InputFile) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _opened_parquet(file: InputFile) -> Iterator[pq.ParquetFile]:
+    """A file whose pages may turn out to be damaged as they are read, long after its footer was."""
     try:
         source = file.open() if file.system else file.path
         # pre_buffer would hold the whole file's column chunks in memory.
-        return pq.ParquetFile(source, pre_buffer=False)
+        with pq.ParquetFile(source, pre_buffer=False) as opened:
+            yield opened
     except (pa.ArrowException, OSError) as error:
-        raise InvalidInput(
-            f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}",
-            hint="Check the path, its permissions, and that the file was written to its end.",
-        ) from error
+        raise _unreadable(file, "Parquet", error) from error

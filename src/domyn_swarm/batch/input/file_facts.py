@@ -92,6 +92,50 @@ def as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 
+def check_text(batch: pa.RecordBatch, file: object, first: int) -> None:
+    """Refuse text that is no UTF-8: Arrow and Parquet hold whatever was written.
+
+    Args:
+        batch: rows of the file.
+        file: names it.
+        first: the position of the batch's first row in the file.
+
+    Raises:
+        InvalidInput: names the file, the row, counted from 0, and the column.
+    """
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if not _holds_text(column.type):
+            continue
+        try:
+            column.validate(full=True)
+        except pa.ArrowException as error:
+            row = next((at for at in range(len(column)) if not _is_valid(column, at)), None)
+            if row is None:  # what it is about lies in the file's other rows
+                continue
+            raise InvalidInput(
+                f"{file}, row {first + row}: the column {name!r} ({column.type}) holds what is no "
+                f"value of its type: {str(error).splitlines()[0]}",
+                hint="Write the file anew with text in UTF-8; bytes have a type of their own.",
+            ) from error
+
+
+def _is_valid(column: pa.Array, at: int) -> bool:
+    try:
+        pa.concat_arrays([column.slice(at, 1)]).validate(full=True)
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _holds_text(kind.storage_type)
+    inside = [kind.field(at).type for at in range(kind.num_fields)]
+    if pa.types.is_dictionary(kind):
+        inside.append(kind.value_type)
+    return _is_any(kind, _TEXTS) or any(map(_holds_text, inside))
+
+
 def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
     return column if column.type.equals(kind) else column.cast(kind)
 
@@ -196,7 +240,7 @@ class InputFacts:
                 for one in document.files
             }
             facts._digests = document.digests
-        except (OSError, msgspec.DecodeError, pa.ArrowException, IndexError):
+        except (OSError, ValueError, pa.ArrowException, IndexError):
             return cls()
         return facts
 

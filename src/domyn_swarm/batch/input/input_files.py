@@ -5,8 +5,10 @@ systems behind URLs.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import glob
 import gzip
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -197,6 +199,32 @@ def files_of(source: str, *, recursive: bool = False) -> list[InputFile]:
             hint="Convert it, or name its files by their kind.",
         )
     return files
+
+
+def is_read_of(source: str, path: str, *, recursive: bool = False) -> bool:
+    """Whether a file at `path`, which need not be there yet, is one of those that a folder or a
+    glob names: see `files_of`.
+    """
+    if "://" not in source and "://" not in path:
+        source, path = _followed(source), _followed(path)
+    if (inside := path.removeprefix(f"{source.rstrip('/')}/")) != path:
+        parts = inside.split("/")
+        hidden = any(part.startswith(("_", ".")) for part in parts)
+        return not hidden and (recursive or len(parts) == 1)
+    if not glob.has_magic(source) or (os.path.exists(source) and "://" not in source):  # noqa: PTH110 - a URL, too
+        return False
+    if "**" in source:
+        return fnmatch.fnmatchcase(path, source.replace("**/", "*"))
+    ours, theirs = path.split("/"), source.split("/")
+    return len(ours) == len(theirs) and all(map(fnmatch.fnmatchcase, ours, theirs))
+
+
+def _followed(path: str) -> str:
+    """A path without the links of its folders; of a file it may be one itself."""
+    if os.path.isdir(path):  # noqa: PTH112 - globs are among them
+        return os.path.realpath(path)
+    folder, name = os.path.split(path.rstrip("/"))
+    return os.path.join(os.path.realpath(folder), name)  # noqa: PTH118 - likewise
 
 
 def _ranged(source: str, recursive: bool) -> list[InputFile]:

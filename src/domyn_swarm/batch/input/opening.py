@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from domyn_swarm.batch.checkpoint.index import RowIndex
-from domyn_swarm.batch.column_values import indices
+from domyn_swarm.batch.column_values import rows_at
 from domyn_swarm.batch.input.csv_files import open_csv
 from domyn_swarm.batch.input.dataset import ArrowDataset, Dataset, ParquetDataset
 from domyn_swarm.batch.input.file_facts import InputFacts
@@ -115,7 +115,7 @@ class PendingRows:
     def some(self, at: NDArray[np.int64]) -> PendingRows:
         """Those at these positions among them."""
         items = None if self.items is None else [self.items[one] for one in at.tolist()]
-        columns = self.columns.take(indices(at))
+        columns = rows_at(self.columns, at)
         return PendingRows(self.ordinals[at], self.digests[at], columns, items)
 
 

@@ -14,12 +14,21 @@ from domyn_swarm.record import After, Record, about, field
 CellType = Literal["text", "int", "float", "bool", "json"]
 
 
+# Codecs of text in names, in Python's source and of nothing; files are in none of them.
+_NO_FILES = frozenset(
+    ("idna", "punycode", "raw-unicode-escape", "unicode-escape", "undefined"),
+)
+
+
 def _known(encoding: str) -> str:
     try:
-        "".encode(encoding)  # some codecs are not of text
         name = codecs.lookup(encoding).name
+        if name not in _NO_FILES:
+            "".encode(encoding)  # some codecs are not of text
     except LookupError:
-        raise ValueError(f"{encoding!r} is no encoding; such are utf-8, cp1252, utf-16") from None
+        name = ""
+    if not name or name in _NO_FILES:
+        raise ValueError(f"{encoding!r} is no encoding; such are utf-8, cp1252, utf-16")
     return "utf-8" if name in {"utf-8", "utf-8-sig", "ascii"} else name
 
 

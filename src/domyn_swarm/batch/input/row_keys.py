@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from domyn_swarm.batch.checkpoint.key_table import Parts
-from domyn_swarm.batch.column_values import WrittenFloat, indices, is_json, python_values
+from domyn_swarm.batch.column_values import WrittenFloat, is_json, python_values, rows_at
 from domyn_swarm.batch.input.dataset import Dataset
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.model import Fingerprint
@@ -85,7 +85,7 @@ class RowKeys:
             digests[:, 1] = _hashes(self.items(batch) if items is None else items)
         elif self.fingerprint == "sample":
             sampled = np.flatnonzero(sampled_by % _SAMPLED == 0)
-            digests[sampled, 1] = _hashes(self.items(batch.take(indices(sampled))))
+            digests[sampled, 1] = _hashes(self.items(rows_at(batch, sampled)))
         return digests
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +22,24 @@ NAME_ENCODING = "Name the file's encoding: --encoding cp1252 (Windows), latin-1,
 """What to do about bytes that are not of the encoding."""
 
 _BUFFER_BYTES = 1 << 18
-_BOM = b"\xef\xbb\xbf"
-_MARKS = (  # the longer ones first
-    (b"\xff\xfe\0\0", "utf-32"),
-    (b"\0\0\xfe\xff", "utf-32"),
-    (b"\xff\xfe", "utf-16"),
-    (b"\xfe\xff", "utf-16"),
+_MARKS = (  # byte order marks, the longer ones first
+    (b"\xff\xfe\0\0", "utf-32-le"),
+    (b"\0\0\xfe\xff", "utf-32-be"),
+    (b"\xef\xbb\xbf", "utf-8"),
+    (b"\xff\xfe", "utf-16-le"),
+    (b"\xfe\xff", "utf-16-be"),
 )
+_MARKED = ("utf-16", "utf-32")  # encodings that need a mark to be read
+_NO_TEXT = (  # what other files begin with
+    (b"PAR1\x15", "Parquet", ".parquet"),
+    (b"ARROW1\0\0", "Arrow", ".arrow"),
+    (b"\x1f\x8b", "packed with gzip", ".gz"),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd", ".zst"),
+    *((b"BZh%d1AY" % level, "packed with bzip2", ".bz2") for level in range(1, 10)),
+    (b"\xfd7zXZ\0", "packed with xz", ""),
+    (b"PK\x03\x04", "a ZIP archive, or a workbook of Excel", ""),
+)
+_NULS_AT_LEAST = 4  # every how manyth byte is NUL where it is valid UTF-8 and not meant so
 _LAST_PLANE = 0x10  # of Unicode: the third byte of a character in UTF-32
 _HEAD_BYTES = 64
 
@@ -109,7 +121,8 @@ def opened_text(
     """A file's text, decompressed, without a byte order mark; line ends are as they are.
 
     Raises:
-        InvalidInput: it cannot be read, or is UTF-16 or UTF-32 by its first bytes; it is named.
+        InvalidInput: it cannot be read, or its first bytes say that it is no text, or of another
+            encoding; it is named.
         UnicodeDecodeError: it is not of the encoding, and `errors` are strict.
     """
     with opened_bytes(file, encoding, kind) as stream:
@@ -118,30 +131,51 @@ def opened_text(
 
 @contextlib.contextmanager
 def opened_bytes(file: InputFile, encoding: str, kind: str) -> Iterator[BinaryIO]:
-    """A file's content, decompressed, without a byte order mark of UTF-8. Raises as `opened_text`,
-    which looks at the bytes.
+    """A file's content, decompressed, without a byte order mark. Raises as `opened_text`, which
+    decodes it.
     """
     with named_errors(file, kind), file.stream() as stream:
-        head = stream.read(_HEAD_BYTES)
-        if encoding == "utf-8":
-            if (other := _other_encoding(head)) is not None:
-                raise InvalidInput(
-                    f"{file} is {other.upper()}, not UTF-8.",
-                    hint=f"Name its encoding: --encoding {other}.",
-                )
-            head = head.removeprefix(_BOM)
+        head = _text_head(file, stream.read(_HEAD_BYTES), encoding)
         yield cast("BinaryIO", io.BufferedReader(_Beginning(head, stream), _BUFFER_BYTES))
 
 
-def _other_encoding(head: bytes) -> str | None:
-    """What the first bytes of a file say that it is; None: nothing. Where there is no mark, the NUL
-    bytes of its first line tell, which no text has that could be read.
+def _text_head(file: InputFile, head: bytes, encoding: str) -> bytes:
+    """The first bytes of a text file without a byte order mark that its decoder does not expect.
+
+    Raises:
+        InvalidInput: they are those of another kind of file, or of another encoding.
     """
-    for mark, name in _MARKS:
-        if head.startswith(mark):
-            return name
+    for magic, what, suffix in _NO_TEXT:
+        if head.startswith(magic):
+            hint = f"Name it by what it is: its name ends in {suffix}." if suffix else "Unpack it."
+            raise InvalidInput(f"{file} is no text: it is {what}.", hint=hint)
+    mark, marked = next(((m, name) for m, name in _MARKS if head.startswith(m)), (b"", None))
+    there = marked or (_unmarked(head) if encoding in {"utf-8", *_MARKED} else None)
+    if marked and marked.startswith(encoding):
+        return head if encoding in _MARKED else head.removeprefix(mark)
+    if there is None and head and encoding in _MARKED:
+        raise InvalidInput(
+            f"{file} is not {encoding.upper()}: it has no byte order mark.",
+            hint=f"Name its encoding: --encoding {encoding}-le, or leave that out if it is UTF-8.",
+        )
+    if there is None or there == encoding:
+        return head
+    name = marked.removesuffix("-le").removesuffix("-be") if marked else there
+    without = "" if name == "utf-8" or marked else ", and has no byte order mark"
+    raise InvalidInput(
+        f"{file} is {name.upper()}, not {encoding.upper()}{without}.",
+        hint="Leave --encoding out."
+        if name == "utf-8"
+        else f"Name its encoding: --encoding {name}.",
+    )
+
+
+def _unmarked(head: bytes) -> str | None:
+    """The encoding of a file that begins so without a mark; None: nothing says that it is another
+    than UTF-8. NUL bytes of its first line tell, unless they are few in what is UTF-8 otherwise.
+    """
     at = head.partition(b"\n")[0].find(b"\0")
-    if at < 0:
+    if at < 0 or (head.count(0) * _NULS_AT_LEAST < len(head) and _is_utf8(head)):
         return None
     fours = [head[start : start + 4] for start in range(0, len(head) - 3, 4)]
     if fours and all(one[3] == 0 and one[2] <= _LAST_PLANE for one in fours):
@@ -149,6 +183,14 @@ def _other_encoding(head: bytes) -> str | None:
     if fours and all(one[0] == 0 and one[1] <= _LAST_PLANE for one in fours):
         return "utf-32-be"
     return "utf-16-le" if at % 2 else "utf-16-be"
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class _Beginning(io.RawIOBase):

@@ -16,6 +16,7 @@ from domyn_swarm.batch.checkpoint.index import RowIndex
 from domyn_swarm.batch.checkpoint.job_store import input_key
 from domyn_swarm.batch.input.dataset import Dataset
 from domyn_swarm.batch.input.file_facts import InputFacts
+from domyn_swarm.batch.input.input_files import is_read_of
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.batch.input.text_dataset import is_csv, row_column_of, text_bytes
 from domyn_swarm.batch.output.manifest import JobFacts
@@ -47,6 +48,7 @@ class OutputPlan:
     write: WriteFile | None = None  # how a library writes each file; None: as usual
     lines: TextForm | None = None  # how the job writes JSON Lines; None: an object of the columns
     infer_types: bool = False  # of the cells of CSV that are kept
+    recursive: bool = False  # whether the sub-folders of the input are read
     overwrite: bool = False  # also what another job of ours wrote, or this one of another input
     facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there already
 
@@ -56,6 +58,11 @@ class OutputPlan:
         job, overwrite = self.job, self.overwrite
         writer = Writer(job.identity, self.input_path, overwrite, job.identity_fields)
         return place_of(self.target, sharded=self.sharded, writer=writer, facts=self.facts)
+
+    @property
+    def _first_file(self) -> str:
+        """One of the files that are written, as an input would have it."""
+        return f"{self.target.rstrip('/')}/part-00000.parquet" if self.sharded else self.target
 
     @property
     def kind(self) -> str:
@@ -84,12 +91,13 @@ class OutputPlan:
         """As `kept`, each column by itself."""
         return KeptColumns(dataset, self._kept_names(dataset), as_rows=False)
 
-    def _kept_names(self, dataset: Dataset) -> list[str]:
+    def _kept_names(self, dataset: Dataset, mode: OutputMode | None = None) -> list[str]:
         inputs = set(self.keys.input_columns)
         names = dataset.schema.names
-        if self.mode == "append":
+        mode = mode or self.mode
+        if mode == "append":
             return list(names)
-        if self.mode == "replace":
+        if mode == "replace":
             return [name for name in names if name not in inputs]
         return [name for name in names if name in inputs or name == self.keys.id_column]
 
@@ -120,6 +128,12 @@ class OutputPlan:
                 f"The output {self.target} is the input itself.",
                 hint="Choose another --output: its columns are the input's and the answers.",
             )
+        if is_read_of(self.input_path, self._first_file, recursive=self.recursive):
+            raise InvalidInput(
+                f"The output {self.target} lies in the input {self.input_path}: its rows would be "
+                "asked by the next run.",
+                hint="Choose another folder for it.",
+            )
         if self.infer_types and not (self.has_types and is_csv(dataset)):
             raise InvalidInput(
                 "--infer-types is for CSV that becomes Parquet.",
@@ -136,12 +150,17 @@ class OutputPlan:
             InvalidInput: an output column has the name of a kept input column.
         """
         kept = self._kept_names(dataset)
-        taken = {*kept, ERROR_COLUMN} & {*self.schema.names}
-        taken |= {ERROR_COLUMN} & {*kept}
-        if taken:
+        answers = {*self.schema.names, ERROR_COLUMN}
+        if taken := sorted(answers & {*kept}):
+            modes: tuple[OutputMode, ...] = ("replace", "io_only")
+            free = [one for one in modes if not answers & {*self._kept_names(dataset, one)}]
+            ways = [f"leave it out with --output-mode {one}" for one in free[:1]]
+            if ERROR_COLUMN not in taken:
+                ways.append("choose another name with --output-column")
+            ways.append("rename it in the input")
             raise InvalidInput(
-                f"The output columns {sorted(taken)} are already in the input.",
-                hint="Choose other names with --output-column, or --output-mode replace.",
+                f"The output columns {taken} are already in the input.",
+                hint=f"{', or '.join(ways)}.".capitalize(),
             )
         twice = [name for name, times in Counter(kept).items() if times > 1]
         if twice:

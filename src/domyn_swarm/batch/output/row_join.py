@@ -17,10 +17,10 @@ from domyn_swarm.batch.column_values import (
     JSON,
     array,
     flags,
-    indices,
     is_json,
     json_array,
     json_texts,
+    rows_at,
 )
 from domyn_swarm.batch.input.dataset import Dataset
 from domyn_swarm.batch.input.row_keys import RowKeys
@@ -139,7 +139,7 @@ class OutputRows:
             chosen = np.flatnonzero([value is not None for value in values])
             inputs = self.kept.of(batch) if kept else []
             if len(chosen) < len(values):
-                inputs = [column.take(indices(chosen)) for column in inputs]
+                inputs = [rows_at(column, chosen) for column in inputs]
             settled = [value for value in values if value is not None]
             outputs = _outputs(settled, list(schema)[len(inputs) :])
             yield pa.RecordBatch.from_arrays([*inputs, *outputs], schema=schema), values

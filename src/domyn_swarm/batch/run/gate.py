@@ -19,6 +19,7 @@ from domyn_swarm.batch.run.traffic import Traffic
 from domyn_swarm.errors import JobError, SwarmError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.net.errors import (
+    NOT_JSON,
     NoFileLeft,
     RequestError,
     RequestTimeout,
@@ -373,6 +374,6 @@ def remedy(error: RequestError) -> str:
 def _lists_a_model(body: bytes | memoryview) -> bool:
     try:
         listing = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except NOT_JSON:
         return False
     return not isinstance(listing, dict) or bool(listing.get("data", True))

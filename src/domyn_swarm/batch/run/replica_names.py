@@ -11,7 +11,7 @@ import msgspec
 
 from domyn_swarm.errors import JobError
 from domyn_swarm.model import listing_tag
-from domyn_swarm.net.errors import RequestError
+from domyn_swarm.net.errors import NOT_JSON, RequestError
 from domyn_swarm.net.http import HttpClient
 
 _ASK_TIMEOUT_S = 5.0
@@ -67,7 +67,7 @@ class Names:
             if reply.status == _AS_KNOWN:
                 return Named(known, asleep=False)
             view = msgspec.json.decode(reply.body, type=_View)
-        except (RequestError, JobError, msgspec.DecodeError):
+        except (RequestError, JobError, *NOT_JSON):
             return None
         ready = view.ready()
         return Named(ready, asleep=view.elastic and not ready)
@@ -77,6 +77,6 @@ class Names:
         try:
             text = self.recorded()
             view = None if text is None else msgspec.json.decode(text, type=_View)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             view = None
         return frozenset() if view is None else view.ready()

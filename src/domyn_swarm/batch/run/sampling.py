@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from domyn_swarm.batch.checkpoint.index import RowIndex
-from domyn_swarm.batch.column_values import indices
+from domyn_swarm.batch.column_values import rows_at
 from domyn_swarm.batch.input.dataset import Dataset
 from domyn_swarm.batch.input.opening import PendingRows, named_rows
 from domyn_swarm.batch.input.row_keys import RowKeys, encoded_value
@@ -71,7 +71,7 @@ def stretches(
             part = batch.slice(first, min(most, batch.num_rows - first))
             step = max(1, part.num_rows // _LOOKED_AT)
             at = np.arange(0, part.num_rows, step)
-            items = keys.items(part.take(indices(at)))
+            items = keys.items(rows_at(part, at))
             pending = np.ones(len(at), np.bool_)
             if index is not None:
                 pending = ~index.match(start, keys.digests(part, start)).found[at]

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from domyn_swarm.batch.column_values import json_of
 from domyn_swarm.batch.run.asking import Asking, Request, RetryPolicy
 from domyn_swarm.batch.run.background import beside
 from domyn_swarm.batch.run.dispatch import Dispatch
 from domyn_swarm.batch.run.gate import ALONE, EndpointGate
 from domyn_swarm.batch.run.replica_names import Names
 from domyn_swarm.batch.run.replicas import ReplicaClient, Replicas
+from domyn_swarm.batch.run.request_json import request_json
 from domyn_swarm.batch.run.rows import Row, RowTrace, current_trace
 from domyn_swarm.batch.run.standing import ALONE_AFTER, Kind, Suspects, kind_of
 from domyn_swarm.batch.run.steering import Saturation, fate_reader, meter_reader, metrics_reader
@@ -45,7 +45,6 @@ _T = TypeVar("_T")
 
 
 _TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")  # of 0: a prompt is measured, not answered
-_encoder = msgspec.json.Encoder(enc_hook=json_of)
 
 
 class _FailedAttempt(NamedTuple):
@@ -82,8 +81,9 @@ class RequestSession:
 
         Raises:
             RequestError: refused, or the row's attempts are used up.
+            ValueError: the request has no JSON form; nothing was sent.
         """
-        encoded = _encoder.encode(body)
+        encoded = request_json(body)
         kind = kind_of(path, body)
         limit_s = timeout_s or self._policy.timeout_s
 
@@ -122,7 +122,7 @@ class RequestSession:
         self, path: str, body: dict[str, Any], timeout_s: float | None = None
     ) -> AsyncIterator[bytes]:
         """See `Transport.post_stream`; a request that fails before its first event is repeated."""
-        encoded = _encoder.encode(body)
+        encoded = request_json(body)
         kind = kind_of(path, body)
         limit_s = timeout_s or self._policy.timeout_s
 

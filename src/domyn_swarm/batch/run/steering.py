@@ -14,7 +14,7 @@ from domyn_swarm.batch.run.limits import MOST_IN_ALL, WINDOW_S, Limits, Loads, R
 from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.engine_load import EngineLoad, MetricsReader, Reading
 from domyn_swarm.errors import JobError
-from domyn_swarm.net.errors import RequestError
+from domyn_swarm.net.errors import NOT_JSON, RequestError
 from domyn_swarm.net.http import HttpClient
 
 _T = TypeVar("_T")
@@ -137,7 +137,7 @@ async def _asked(
     try:
         reply = await client.request("GET", f"{locate()}{path}", None, 5.0)
         return msgspec.json.decode(reply.body, type=kind) if reply.status == 200 else None
-    except (RequestError, JobError, msgspec.DecodeError):
+    except (RequestError, JobError, *NOT_JSON):
         return None
 
 

@@ -78,7 +78,8 @@ async def _serve(board: Board, address: Address, every_s: float, path: str, brow
     served = Dashboard(board, address, every_s)
     async with listening(served, address) as port:
         url = f"http://{address.reached_at}:{port}{path}?token={served.token}"
-        opener = paths.dashboard_opener(port)
+        # A browser is given a file to open: the URL has a key, and arguments are public.
+        opener = paths.home() / f"dashboard-{port}.html"
         try:
             if browse:
                 _open(url, opener)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.jobs.builtin.prompted import PromptedJob
+from domyn_swarm.jobs.builtin.prompted import PromptedJob, as_message
 from domyn_swarm.jobs.builtin.responses import choices
 from domyn_swarm.jobs.keywords import PromptKeywords
 from domyn_swarm.net.openai import CHAT_PATH
@@ -106,6 +106,7 @@ class MultiTurnTranslationJob(PromptedJob):
         body, turns = self.body(columns), self.asked(columns)
         if not isinstance(turns, list) or not turns:
             raise ValueError(f"a conversation is a list of messages, not {turns!r:.80}")
+        turns = list(map(as_message, turns))
         self._check_turns(turns)
         instruction = {"role": "system", "content": self._instruction(columns)}
         seen: list[dict[str, Any]] = []

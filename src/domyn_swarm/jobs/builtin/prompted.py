@@ -185,12 +185,23 @@ class PromptedJob(SwarmJob):
         if isinstance(asked, str):
             messages: list[Any] = [{"role": "user", "content": asked}]
         elif isinstance(asked, list) and asked:
-            messages = list(asked)
+            messages = list(map(as_message, asked))
+            for one in messages:
+                if not isinstance(one, dict):
+                    raise ValueError(
+                        f"a message must be an object with role and content, not {one!r:.80}"
+                    )
         else:
             raise ValueError(f"messages must be text or a list of messages, not {asked!r:.80}")
         if self.system is None:
             return messages
         return [{"role": "system", "content": self.system.render(columns)}, *messages]
+
+
+def as_message(one: Any) -> Any:  # noqa: ANN401 - of a row
+    """A message of a conversation; Arrow's maps, which Python has as pairs, are objects."""
+    pairs = isinstance(one, list) and one and all(isinstance(pair, tuple) for pair in one)
+    return dict(one) if pairs else one
 
 
 def extra_fields(given: Any) -> Mapping[str, Any]:  # noqa: ANN401 - checked here

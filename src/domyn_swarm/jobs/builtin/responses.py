@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from domyn_swarm.net.errors import BadReply
+from domyn_swarm.net.errors import NOT_JSON, BadReply
 
 _Reply = TypeVar("_Reply")
 
@@ -130,7 +130,7 @@ def decoded(
     """
     try:
         return decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except NOT_JSON as error:
         raise BadReply(f"the reply is not what the API promises: {error}") from error
 
 
