@@ -270,6 +270,53 @@ async def test_a_replica_that_failed_is_replaced_by_another_once_some_served(ben
 
 
 @in_virtual_time
+async def test_where_no_other_is_left_a_failed_replica_is_shown_and_tried_again(
+    bench: Bench,
+) -> None:
+    swarm = Swarm(bench)
+    swarm.job(400, 0)
+    await swarm.lives(2)
+    for one in range(4):
+        swarm.report(one, "ready")
+    await swarm.lives(2)
+    for one in range(4):
+        swarm.report(one, "failed", reason="the weights are gone")
+        swarm.platform.there.pop(one)
+    for _ in range(590):
+        swarm.job(400, 8)
+        await swarm.lives(1)
+    # Nobody waits in vain for a swarm that says it is asleep.
+    assert swarm.collector.wanted == {0, 1, 2, 3}
+    assert swarm.elasticity.why_not() == "its replicas failed: the weights are gone"
+    assert swarm.platform.started == [[0, 1, 2, 3]]
+    for _ in range(20):
+        swarm.job(400, 8)
+        await swarm.lives(1)
+    assert swarm.platform.started == [[0, 1, 2, 3]] * 2
+    # That they failed before says nothing of how they start now.
+    assert swarm.elasticity.why_not() is None
+    assert swarm.platform.released == []
+
+
+@in_virtual_time
+async def test_a_replica_that_ended_without_a_word_is_missed_where_no_other_is_left(
+    bench: Bench,
+) -> None:
+    swarm = Swarm(bench, least=4)
+    swarm.platform.there = dict.fromkeys(range(4), Placed(runs=True))
+    await swarm.lives(1)
+    for one in range(4):
+        swarm.report(one, "ready")
+    await swarm.lives(2)
+    swarm.report(3, "exited")
+    swarm.platform.there.pop(3)
+    await swarm.lives(300)
+    assert swarm.collector.wanted == {0, 1, 2, 3}  # status shows it as it is
+    await swarm.lives(320)
+    assert swarm.platform.started == [[3]]
+
+
+@in_virtual_time
 async def test_a_job_whose_worker_is_dead_wants_nothing(bench: Bench) -> None:
     swarm = Swarm(bench, keep_s=0.0)
     swarm.job(100, 0)
