@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from domyn_swarm.backends import gpu_time, ledger, ledger_files
+from domyn_swarm.backends.base import read_exit
 from domyn_swarm.backends.gpu_time import Span, Use
 from domyn_swarm.backends.ledger import SwarmEntry
 from domyn_swarm.backends.ledger_files import PlatformTimes, Written
@@ -230,7 +231,7 @@ class UsageService:
             over_at = now if goes_on else max([ended, *ends])
         wanted = ledger.wanted(entry.tag, now if over_at is None else over_at)
         jobs = self._jobs(entry, over_at)
-        asking = [one for job in jobs for one in _asking(job, now)]
+        asking = [one for job in jobs for one in _asking(job, entry, now)]
         together = gpu_time.demand(asking)
         spans: dict[int, list[Span]] = {}
         used: dict[int, list[Used | None]] = {}
@@ -255,7 +256,7 @@ class UsageService:
         return [
             job
             for job in self._store.jobs(entry.name)
-            if (job.ended_at is None or job.ended_at >= entry.created_at)
+            if ((ended_at := _ended_at(job)) is None or ended_at >= entry.created_at)
             and (over_at is None or job.submitted_at.timestamp() <= over_at)
             and JobPaths(Path(job.job_dir)).spec.exists()  # a script has no rows
         ]
@@ -291,14 +292,31 @@ def _told(
     return PlatformTimes(runs, live), whole
 
 
-def _asking(job: JobRecord, now: float) -> list[gpu_time.Asking]:
+def _ended_at(job: JobRecord) -> datetime | None:
+    """When a job ended, also where nobody has looked at it since: its record is told late."""
+    if job.ended_at is not None or job.handle is None:
+        return job.ended_at
+    try:
+        ended = read_exit(Path(job.handle.exit_path))
+    except (OSError, ValueError):  # damaged: nothing is known of its end
+        return None
+    return ended.ended_at if ended is not None and ended.conclusive else None
+
+
+def _asking(job: JobRecord, entry: SwarmEntry, now: float) -> list[gpu_time.Asking]:
+    """What a job wanted of a swarm; one of an earlier swarm of the name, which may have died with
+    it, nothing before it was heard of again.
+    """
     from domyn_swarm.services.courses import (  # here: `down` and `list` need neither
         asking_of,
         read_trace,
     )
 
-    ended = None if job.ended_at is None else job.ended_at.timestamp()
+    ended_at, created = _ended_at(job), entry.created_at.timestamp()
+    ended = None if ended_at is None else ended_at.timestamp()
     runs = [run for run in read_trace(Path(job.job_dir)) if run]
+    if job.submitted_at < entry.created_at and not any(run[-1].at >= created for run in runs):
+        return []
     return asking_of(job.job_id, runs, job.submitted_at.timestamp(), ended, now)
 
 
