@@ -208,6 +208,16 @@ MailOption = Annotated[
 ]
 
 
+def check_gpu_hours(hours: float | None) -> None:
+    """Refuse a budget that is none.
+
+    Raises:
+        typer.BadParameter: it is not a number above 0.
+    """
+    if hours is not None and not 0 < hours < math.inf:
+        raise typer.BadParameter("--max-gpu-hours: write a number above 0, such as 100 or 0.5.")
+
+
 def resources_of(
     *,
     detached: bool,
@@ -232,8 +242,7 @@ def resources_of(
     except ValueError as error:
         raise typer.BadParameter(f"--mem: {error}.") from None
 
-    if max_gpu_hours is not None and not 0 < max_gpu_hours < math.inf:
-        raise typer.BadParameter("--max-gpu-hours: write a number above 0, such as 100 or 0.5.")
+    check_gpu_hours(max_gpu_hours)
 
     def seconds(
         flag: str, text: str | None, read: Callable[[str], float] = time_limit_s

@@ -258,7 +258,9 @@ class Elasticity:
             reports, there = self._reports(index), placed.get(index)
             failed = bool(reports) and all(one.state is ReplicaState.FAILED for one in reports)
             asked_s = self._asked_s(index)
-            absent_s = self._since(self._absent_since, index, there is None and index not in serving)
+            absent_s = self._since(
+                self._absent_since, index, there is None and index not in serving
+            )
             failed_s = self._since(self._failed_since, index, failed)
             if failed:  # another is tried where others did serve, or when it is time to try again
                 over = (replaceable and bool(self._state.starts_s)) or failed_s >= _FAILED_RESTS_S
