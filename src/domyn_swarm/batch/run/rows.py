@@ -57,8 +57,8 @@ class RowTrace:
     """What the requests of one row (or of one call over several rows) cost so far."""
 
     __slots__ = (
-        *("attempts", "code", "completion_tokens", "failures", "finish_reasons"),
-        *("prompt_tokens", "replica", "rows"),
+        *("asked", "attempts", "code", "completion_tokens", "failures", "finish_reasons"),
+        *("held", "prompt_tokens", "replica", "rows"),
     )
 
     def __init__(self, rows: Sequence[Row] = ()) -> None:
@@ -71,6 +71,13 @@ class RowTrace:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.replica: str | None = None  # that answered last: it has the conversation so far
+        self.asked = 0  # requests that are in flight
+        self.held = 0  # requests that wait for an endpoint that is away
+
+    @property
+    def only_waits(self) -> bool:
+        """Whether nothing becomes of it before its endpoint is back."""
+        return bool(self.held) and not self.asked
 
     def note(self, facts: ReplyFacts) -> None:
         """Add up what one more reply was: the worst ending counts, and silence."""

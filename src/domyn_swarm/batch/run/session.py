@@ -18,7 +18,7 @@ from domyn_swarm.batch.run.dispatch import Dispatch
 from domyn_swarm.batch.run.gate import ALONE, EndpointGate
 from domyn_swarm.batch.run.replica_names import Names
 from domyn_swarm.batch.run.replicas import ReplicaClient, Replicas
-from domyn_swarm.batch.run.rows import Row, current_trace
+from domyn_swarm.batch.run.rows import Row, RowTrace, current_trace
 from domyn_swarm.batch.run.standing import ALONE_AFTER, Kind, Suspects, kind_of
 from domyn_swarm.batch.run.steering import Saturation, fate_reader, meter_reader, metrics_reader
 from domyn_swarm.batch.run.tally import Tally
@@ -158,6 +158,7 @@ class RequestSession:
         self, attempt: Callable[[float], Awaitable[_T]], kind: Kind, limit_s: float
     ) -> _T:
         trace = current_trace.get()
+        counted = RowTrace() if trace is None else trace
         asking: Asking | None = None
         while True:
             turn: AbstractAsyncContextManager[Any] = self._gate.traffic
@@ -165,10 +166,14 @@ class RequestSession:
                 turn = self._turn(trace.rows)
             async with self._connections, turn:
                 if not self._gate.is_open:
-                    await self._gate.passed()
+                    counted.held += 1
+                    try:
+                        await self._gate.passed()
+                    finally:
+                        counted.held -= 1
                 self._tally.requests += 1
-                if trace is not None:
-                    trace.attempts += 1
+                counted.attempts += 1
+                counted.asked += 1
                 sent_at = self._now()
                 try:
                     result = await attempt(sent_at)
@@ -181,6 +186,8 @@ class RequestSession:
                     if trace is not None and self._suspects.marks:
                         self._suspects.answered(trace.rows)
                     return result
+                finally:
+                    counted.asked -= 1
             if asking is None:
                 asking = Asking(
                     self._gate, self._policy, self._tally, Request(kind, limit_s, trace)
