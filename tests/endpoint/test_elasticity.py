@@ -5,10 +5,13 @@ replicas are as a test says.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+
+import pytest
 
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
@@ -184,6 +187,55 @@ async def test_a_replica_leaves_the_list_before_it_is_told_to_end(bench: Bench) 
     assert swarm.platform.released == []  # drivers and router follow first
     await swarm.lives(5)
     assert sorted(one for some in swarm.platform.released for one in some) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("follows_s", "within_s"), [(20.0, 24.0), (None, 66.0)])
+def test_the_router_always_has_somebody_that_it_uses_by_its_own_word(
+    bench: Bench, follows_s: float | None, within_s: float
+) -> None:
+    """A router on a busy machine takes a while to use what is new; one that never says so (None)
+    is not waited for without end.
+    """
+    door, replica = "http://127.0.0.1:8999", "http://127.0.0.1:9000"
+
+    @in_virtual_time
+    async def run() -> None:
+        swarm = Swarm(bench, keep_s=5.0)
+        swarm.collector.stand_in = door
+
+        def listed() -> set[str]:
+            return {
+                one["url"] for one in json.loads(swarm.paths.router_manifest.read_text())["workers"]
+            }
+
+        async def turns(of: str, to: str) -> None:
+            began = now_s()
+            while of in listed():
+                assert to in listed() or now_s() - began < 3.0
+                if follows_s is not None and now_s() - began >= follows_s:
+                    swarm.activity = Activity(0, 0, frozenset({to}))
+                assert swarm.platform.released == []
+                await asyncio.sleep(0.5)
+            assert (follows_s or 60.0) <= now_s() - began < within_s
+
+        swarm.activity = Activity(0, 0, frozenset({door}))
+        async with beside(swarm.elasticity.run(), swarm.collector.keep_files()):
+            await asyncio.sleep(10.0)
+            assert listed() == {door}
+            swarm.door.held = 1
+            await asyncio.sleep(2.0)
+            swarm.report(0, "ready")
+            await asyncio.sleep(0.1)
+            await turns(door, replica)
+            swarm.activity = Activity(0, 0, frozenset({replica}))
+            swarm.door.held = 0
+            while swarm.collector.wanted:  # noqa: ASYNC110 - virtual time
+                await asyncio.sleep(0.2)
+            await turns(replica, door)
+            await asyncio.sleep(10.0)
+            assert swarm.platform.released == [[0]]
+
+    run()
 
 
 @in_virtual_time

@@ -228,7 +228,11 @@ class Elasticity:
                 continue
             if not self._may_have_requests(one):
                 going.append(one)
-            elif now - left_at >= (_LEFT_S if self._state.wanted else _ASLEEP_S):
+            elif now - left_at >= (_LEFT_S if self._state.wanted else _ASLEEP_S) and all(
+                self._collector.unlisted_s(report.url) >= _LEFT_S
+                for report in self._reports(one)
+                if report.url is not None
+            ):
                 requests = (await self._busy([one])).get(one)
                 silent = requests is None and self._has_gauges and now - left_at >= _SILENT_S
                 if requests == 0 or silent:

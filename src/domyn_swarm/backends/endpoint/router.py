@@ -100,6 +100,7 @@ class Router(Protocol):
 _DAY_S = 86_400  # requests end by the clients' own time-outs, not by the router's
 _PROGRAM = "domyn_swarm.backends.endpoint.smg_process"
 _POSTS = re.compile(r'^smg_http_requests_total\{method="POST"[^}]*\} (\S+)', re.M)
+_USABLE = re.compile(r'^smg_worker_health\{[^}]*\bworker="([^"]*)"[^}]*\} 1(?:\.0*)?$', re.M)
 _IN_FLIGHT = re.compile(r"^smg_worker_requests_active\{[^}]*\} (\S+)", re.M)
 
 
@@ -125,6 +126,7 @@ class SmgRouter:
         return Activity(
             requests=sum(map(float, _POSTS.findall(metrics))),
             in_flight=sum(map(float, _IN_FLIGHT.findall(metrics))),
+            usable=frozenset(_USABLE.findall(metrics)),
         )
 
     def figures(self, metrics: str) -> RouterFigures:
