@@ -369,6 +369,44 @@ async def test_a_replica_that_ended_without_a_word_is_missed_where_no_other_is_l
 
 
 @in_virtual_time
+async def test_a_replica_that_has_not_been_told_to_end_yet_is_kept_for_who_comes(
+    bench: Bench,
+) -> None:
+    swarm = Swarm(bench, keep_s=5.0)
+    swarm.door.held = 1
+    await swarm.lives(2)
+    swarm.report(0, "ready")
+    swarm.door.held = 0
+    while swarm.collector.wanted:
+        await swarm.lives(0.5)
+    starts = swarm.state.starts_s
+    swarm.door.held = 1
+    await swarm.lives(1.5)
+    assert swarm.collector.serving_replicas() == (0,)  # no other start is paid for
+    assert swarm.platform.started == [[0]]
+    swarm.door.held = 0
+    swarm.activity = Activity(1, 0)
+    await swarm.lives(3)
+    assert swarm.platform.released == []
+    assert swarm.state.starts_s == starts  # that was none
+    await swarm.lives(15)
+    assert swarm.platform.released == [[0]]
+    swarm.door.held = 1  # now it has ended
+    await swarm.lives(2)
+    assert swarm.platform.started == [[0], [0]]
+
+    # Who decides is killed: whether that has told it to end yet, nobody knows.
+    swarm.report(0, "ready")
+    swarm.door.held = 0
+    while swarm.collector.wanted:
+        await swarm.lives(0.5)
+    swarm.killed_and_started_again()
+    swarm.door.held = 1
+    await swarm.lives(2)
+    assert swarm.platform.started == [[0], [0], [1]]
+
+
+@in_virtual_time
 async def test_a_job_whose_worker_is_dead_wants_nothing(bench: Bench) -> None:
     swarm = Swarm(bench, keep_s=0.0)
     swarm.job(100, 0)

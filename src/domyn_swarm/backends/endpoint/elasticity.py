@@ -84,6 +84,7 @@ class Elasticity:
         self._absent_since: dict[int, float] = {}  # places that are wanted, and nowhere
         self._failed_since: dict[int, float] = {}  # places that are wanted, and failed for good
         self._left_at: dict[int, float] = {}  # places that are not wanted any more
+        self._given_back: set[int] = set()  # the same, but for those of an earlier program
         self._released: set[int] = set()
         self._try_again_at = 0.0
         self._demand = Demand(paths, collector, activity, door, clock)
@@ -150,23 +151,26 @@ class Elasticity:
         state, now = self._state, self._clock.time()
         resting = {one for one, until in state.failed_until.items() if until > now}
         leaving = placed.keys() - set(state.wanted)
-        found = decide(work, places, self._bounds, measured, resting | leaving)
+        warm = {one for one in (self._given_back & leaving) - self._released if self._is_ready(one)}
+        found = decide(work, places, self._bounds, measured, resting | (leaving - warm), warm=warm)
         if found.wanted != set(state.wanted):
-            await self._want(found.wanted, found.reason)
+            await self._want(found.wanted, found.reason, warm)
         await self._end(placed.keys() - found.wanted)
         await self._begin(found.wanted - placed.keys())
 
-    async def _want(self, wanted: frozenset[int], reason: str) -> None:
-        """The intent, on disk before anything is done about it."""
+    async def _want(self, wanted: frozenset[int], reason: str, warm: Collection[int]) -> None:
+        """The intent, on disk before anything is done about it. Those that are `warm` serve yet."""
         state, now = self._state, self._clock.time()
         added, gone = wanted - set(state.wanted), set(state.wanted) - wanted
-        said = [f"starts {_named(added)}"] if added else []
+        back, begun = added & set(warm), added - set(warm)
+        said = [f"keeps {_named(back)} after all"] if back else []
+        said += [f"starts {_named(begun)}"] if begun else []
         said += [f"gives back {_named(gone)}"] if gone else []
-        _log.info("the swarm %s: %s", " and ".join(said), reason)
+        _log.info("the swarm %s: %s", ", ".join(said), reason)
         asked_at = {one: at for one, at in state.asked_at.items() if one in wanted}
         changes: dict[str, object] = {
             "wanted": tuple(sorted(wanted)),
-            "asked_at": {**asked_at, **dict.fromkeys(added, now)},
+            "asked_at": {**asked_at, **dict.fromkeys(begun, now)},
             "reason": reason,
         }
         await self._remember(state.model_copy(update=changes))
@@ -175,6 +179,7 @@ class Elasticity:
             await asyncio.to_thread(note_wanted, self._elastic.ledger_entry, replicas)
         for one in gone:
             self._left_at[one] = self._clock.monotonic()
+        self._given_back = (self._given_back | gone) - added
         self._released -= added
         if added:
             self._try_again_at = 0.0
@@ -240,6 +245,9 @@ class Elasticity:
         if going:
             await asyncio.to_thread(self._platform.release, going)
             self._released.update(going)
+
+    def _is_ready(self, place: int) -> bool:
+        return {one.state for one in self._reports(place)} == {ReplicaState.READY}
 
     def _may_have_requests(self, place: int) -> bool:
         return any(report.state in _AT_WORK for report in self._reports(place))
