@@ -147,6 +147,10 @@ def test_a_campaign_is_rehearsed_without_a_cluster(cli: CommandLine, tmp_path: P
         (["--wait", "soon"], "--wait"),
         (["--history", "nowhere"], "cannot be read"),
         (["--history", "swarm.yaml"], "names no column Submit"),
+        (["--max-gpu-hours", "0"], "--max-gpu-hours: write a number above 0"),
+        (["--max-gpu-hours", "nan"], "--max-gpu-hours: write a number above 0"),
+        (["--row-seconds", "inf"], "--row-seconds"),
+        (["--preempted", "inf"], "--preempted"),
     ],
 )
 def test_what_cannot_be_rehearsed_is_refused(
@@ -162,3 +166,14 @@ def test_what_cannot_be_rehearsed_is_refused(
     assert done.returncode == 2
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_that_an_elastic_swarm_is_rehearsed_at_one_size_is_said(
+    cli: CommandLine, tmp_path: Path
+) -> None:
+    text = SLURM + "replicas: {min: 0, max: 8}\n"
+    lines = [one for one in text.splitlines() if not one.startswith("replicas: 8")]
+    (tmp_path / "swarm.yaml").write_text("\n".join(lines), encoding="utf-8")
+    done = cli("rehearse", "-c", tmp_path / "swarm.yaml", "--rows", "1000")
+    assert done.returncode == 0
+    assert "is elastic: 8 replicas are rehearsed" in done.stderr

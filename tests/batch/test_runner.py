@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from domyn_swarm.batch.run.rows import Result, Row, RowError, RowTrace
+from domyn_swarm.batch.run.rows import Result, Row, RowError, RowTrace, current_trace
 from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
 from domyn_swarm.batch.run.tally import Tally
+from virtual_time import in_virtual_time, now_s
 
 
 class Kept(list[Result]):
@@ -140,6 +141,40 @@ async def test_a_row_that_was_given_up_as_the_run_ends_has_no_error() -> None:
     runner = Runner(transform, kept, policy, encode=repr_bytes, tally=Tally(), events=Events())
     await runner.run(iter([[Row(at, bytes(16), at)] for at in range(40)]))
     assert [result.ordinal for result in kept] == [0]
+
+
+@pytest.mark.parametrize(("answered", "lasts_s"), [(False, 0.0), (True, 3.0)])
+def test_rows_that_only_wait_for_an_endpoint_have_no_grace(answered: bool, lasts_s: float) -> None:
+    @in_virtual_time
+    async def run() -> None:
+        """With `answered`, one of them has a request in flight."""
+
+        async def transform(items: list[Any]) -> list[Any]:
+            trace = current_trace.get()
+            assert trace is not None
+            trace.held = 1
+            if answered and not items[0]:
+                trace.asked = 1
+                await asyncio.sleep(5.0)
+                trace.asked = 0
+                return items
+            await asyncio.sleep(3600.0)
+            return items
+
+        kept = Kept()
+        policy = RunPolicy(4, grace_s=20.0)
+        runner = Runner(transform, kept, policy, encode=repr_bytes, tally=Tally(), events=Events())
+        running = asyncio.create_task(
+            runner.run(iter([[Row(at, bytes(16), at)] for at in range(40)]))
+        )
+        await asyncio.sleep(2.0)
+        runner.stop()
+        told_at = now_s()
+        await running
+        assert now_s() - told_at == pytest.approx(lasts_s, abs=0.5)
+        assert [result.ordinal for result in kept] == ([0] if answered else [])
+
+    run()
 
 
 async def test_a_hook_that_fails_as_results_are_handed_over_ends_the_run() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from batch.mortal_engines import ANSWER, Engines, Run, reply
@@ -43,7 +45,15 @@ def test_a_door_that_shuts_for_all_pauses_the_rows_until_it_opens(what: str, slo
             return shut_at <= now_s() < open_at
 
         work = Run(engines, slots)
-        await work(rows(60 * slots))
+
+        async def look() -> list[bool]:
+            await asyncio.sleep(300.0)  # it is shut
+            left = [one for row, one in work.took.items() if row not in work.outcomes]
+            return [one.only_waits for one in left]
+
+        waiting, _ = await asyncio.gather(look(), work(rows(60 * slots)))
+        assert waiting == [True] * slots
+        assert not any(one.held or one.asked for one in work.took.values())
         assert work.failed == {}
         assert open_at < now_s()
         paused = [one for one in work.states if one]

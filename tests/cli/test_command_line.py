@@ -116,6 +116,9 @@ def test_version_is_the_package_s() -> None:
         (["endpoint", "x", "--show-key"], "--env"),
         (["logs", "x", "--endpoint", "--watchdog"], "exclude each other"),
         (["job", "status"], "name the job"),
+        (["usage", "--since", "10:00"], "7d, 12h or 90m"),  # minutes, hours, or a time of day?
+        (["usage", "--since", "5"], "7d, 12h or 90m"),
+        (["usage", "--since", "2999-01-01"], "has not come yet"),
         (["job", "status", "a", "--external-id", "b"], "name the job"),
         (["job", "wait", "--handle-json", "/nowhere/handle.json"], "cannot be read"),
         (["job", "submit", "--input", "a"], "--output"),

@@ -5,10 +5,13 @@ replicas are as a test says.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+
+import pytest
 
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
@@ -186,6 +189,55 @@ async def test_a_replica_leaves_the_list_before_it_is_told_to_end(bench: Bench) 
     assert sorted(one for some in swarm.platform.released for one in some) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(("follows_s", "within_s"), [(20.0, 24.0), (None, 66.0)])
+def test_the_router_always_has_somebody_that_it_uses_by_its_own_word(
+    bench: Bench, follows_s: float | None, within_s: float
+) -> None:
+    """A router on a busy machine takes a while to use what is new; one that never says so (None)
+    is not waited for without end.
+    """
+    door, replica = "http://127.0.0.1:8999", "http://127.0.0.1:9000"
+
+    @in_virtual_time
+    async def run() -> None:
+        swarm = Swarm(bench, keep_s=5.0)
+        swarm.collector.stand_in = door
+
+        def listed() -> set[str]:
+            return {
+                one["url"] for one in json.loads(swarm.paths.router_manifest.read_text())["workers"]
+            }
+
+        async def turns(of: str, to: str) -> None:
+            began = now_s()
+            while of in listed():
+                assert to in listed() or now_s() - began < 3.0
+                if follows_s is not None and now_s() - began >= follows_s:
+                    swarm.activity = Activity(0, 0, frozenset({to}))
+                assert swarm.platform.released == []
+                await asyncio.sleep(0.5)
+            assert (follows_s or 60.0) <= now_s() - began < within_s
+
+        swarm.activity = Activity(0, 0, frozenset({door}))
+        async with beside(swarm.elasticity.run(), swarm.collector.keep_files()):
+            await asyncio.sleep(10.0)
+            assert listed() == {door}
+            swarm.door.held = 1
+            await asyncio.sleep(2.0)
+            swarm.report(0, "ready")
+            await asyncio.sleep(0.1)
+            await turns(door, replica)
+            swarm.activity = Activity(0, 0, frozenset({replica}))
+            swarm.door.held = 0
+            while swarm.collector.wanted:  # noqa: ASYNC110 - virtual time
+                await asyncio.sleep(0.2)
+            await turns(replica, door)
+            await asyncio.sleep(10.0)
+            assert swarm.platform.released == [[0]]
+
+    run()
+
+
 @in_virtual_time
 async def test_engines_without_gauges_are_busy_while_anybody_has_a_request(bench: Bench) -> None:
     swarm = Swarm(bench, keep_s=5.0)
@@ -267,6 +319,91 @@ async def test_a_replica_that_failed_is_replaced_by_another_once_some_served(ben
     swarm.platform.there.pop(1)
     await swarm.lives(3)
     assert swarm.platform.started == [[0], [1], [2]]
+
+
+@in_virtual_time
+async def test_where_no_other_is_left_a_failed_replica_is_shown_and_tried_again(
+    bench: Bench,
+) -> None:
+    swarm = Swarm(bench)
+    swarm.job(400, 0)
+    await swarm.lives(2)
+    for one in range(4):
+        swarm.report(one, "ready")
+    await swarm.lives(2)
+    for one in range(4):
+        swarm.report(one, "failed", reason="the weights are gone")
+        swarm.platform.there.pop(one)
+    for _ in range(590):
+        swarm.job(400, 8)
+        await swarm.lives(1)
+    # Nobody waits in vain for a swarm that says it is asleep.
+    assert swarm.collector.wanted == {0, 1, 2, 3}
+    assert swarm.elasticity.why_not() == "its replicas failed: the weights are gone"
+    assert swarm.platform.started == [[0, 1, 2, 3]]
+    for _ in range(20):
+        swarm.job(400, 8)
+        await swarm.lives(1)
+    assert swarm.platform.started == [[0, 1, 2, 3]] * 2
+    # That they failed before says nothing of how they start now.
+    assert swarm.elasticity.why_not() is None
+    assert swarm.platform.released == []
+
+
+@in_virtual_time
+async def test_a_replica_that_ended_without_a_word_is_missed_where_no_other_is_left(
+    bench: Bench,
+) -> None:
+    swarm = Swarm(bench, least=4)
+    swarm.platform.there = dict.fromkeys(range(4), Placed(runs=True))
+    await swarm.lives(1)
+    for one in range(4):
+        swarm.report(one, "ready")
+    await swarm.lives(2)
+    swarm.report(3, "exited")
+    swarm.platform.there.pop(3)
+    await swarm.lives(300)
+    assert swarm.collector.wanted == {0, 1, 2, 3}  # status shows it as it is
+    await swarm.lives(320)
+    assert swarm.platform.started == [[3]]
+
+
+@in_virtual_time
+async def test_a_replica_that_has_not_been_told_to_end_yet_is_kept_for_who_comes(
+    bench: Bench,
+) -> None:
+    swarm = Swarm(bench, keep_s=5.0)
+    swarm.door.held = 1
+    await swarm.lives(2)
+    swarm.report(0, "ready")
+    swarm.door.held = 0
+    while swarm.collector.wanted:
+        await swarm.lives(0.5)
+    starts = swarm.state.starts_s
+    swarm.door.held = 1
+    await swarm.lives(1.5)
+    assert swarm.collector.serving_replicas() == (0,)  # no other start is paid for
+    assert swarm.platform.started == [[0]]
+    swarm.door.held = 0
+    swarm.activity = Activity(1, 0)
+    await swarm.lives(3)
+    assert swarm.platform.released == []
+    assert swarm.state.starts_s == starts  # that was none
+    await swarm.lives(15)
+    assert swarm.platform.released == [[0]]
+    swarm.door.held = 1  # now it has ended
+    await swarm.lives(2)
+    assert swarm.platform.started == [[0], [0]]
+
+    # Who decides is killed: whether that has told it to end yet, nobody knows.
+    swarm.report(0, "ready")
+    swarm.door.held = 0
+    while swarm.collector.wanted:
+        await swarm.lives(0.5)
+    swarm.killed_and_started_again()
+    swarm.door.held = 1
+    await swarm.lives(2)
+    assert swarm.platform.started == [[0], [0], [1]]
 
 
 @in_virtual_time

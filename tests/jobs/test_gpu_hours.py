@@ -164,6 +164,19 @@ def test_before_a_replica_has_reported_all_count(swarm: SwarmPaths) -> None:
     assert held_at(swarm) == Held(8, 1)
 
 
+@pytest.mark.parametrize(("least", "gpus"), [(0, 0), (1, 2)])
+def test_what_an_elastic_swarm_does_not_hold_costs_nothing(
+    swarm: SwarmPaths, least: int, gpus: int
+) -> None:
+    layout = {"gpus_per_replica": 2, "replicas": 4}  # at most
+    write_private(swarm.plan, json.dumps({"layout": layout, "elastic": {"least": least}}))
+    assert held_at(swarm) == Held(gpus, 1)
+    reported(swarm)  # asleep: a job that wakes it holds nothing yet
+    assert held_at(swarm) == Held(gpus, 1)
+    reported(swarm, ReplicaState.STARTING, ReplicaState.READY)
+    assert held_at(swarm) == Held(4, 1)
+
+
 def test_replicas_count_that_hold_their_gpus(swarm: SwarmPaths) -> None:
     reported(
         swarm,

@@ -148,8 +148,24 @@ def test_an_engine_that_fails_is_said_to_whoever_waits() -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         ask()
     assert "its replicas failed" in refused.value.read().decode()
-    [one] = service.status("demo").replicas
+    seen = service.status("demo")
+    [one] = seen.replicas
     assert one.state == "failed"
+    assert not seen.asleep
+    assert "asleep" not in seen.detail
+    assert "its replicas failed: " in seen.detail
+
+
+def test_a_job_does_not_wait_for_a_swarm_whose_replicas_have_all_failed(tmp_path: Path) -> None:
+    service = bring_up(
+        {"min": 0, "max": 2},
+        engine_options={"crash_after_requests": 3, "slots": 2},
+        watchdog={"max_restarts": 0, "restart_backoff_initial": 0.1, "probe_interval": 1},
+    )
+    ended = JobService().wait(submit(tmp_path, 50), timeout_s=limit_s())
+    assert ended.status is JobStatus.FAILED
+    assert "all its replicas failed" in (ended.message or "")
+    assert "its replicas failed: " in service.status("demo").detail
 
 
 def test_a_swarm_that_sleeps_ends_when_nobody_has_used_it() -> None:

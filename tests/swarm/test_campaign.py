@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from domyn_swarm.swarm.campaign import Assumptions, Rehearsed, Rules, variations
+from domyn_swarm.errors import ConfigError
+from domyn_swarm.swarm.campaign import (
+    Assumptions,
+    Rehearsed,
+    Rules,
+    refuse_impossible,
+    variations,
+)
 from domyn_swarm.swarm.campaign_course import rehearse
 from domyn_swarm.watchdog_rules import Spec
 
@@ -221,3 +228,39 @@ def test_each_variation_changes_one_setting() -> None:
             name for name, value in assumed.model_dump().items() if value != getattr(given, name)
         ]
         assert len(changed) + (ruled != RULES) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"failures_per_h": 1000.0},  # engines die before a row could be answered
+        {"failures_per_h": 60.0},
+        {"preempted_per_h": 30.0, "grace_s": 0.0},
+        {"job_preempted_per_h": 20.0, "grace_s": 0.0},
+    ],
+)
+def test_no_more_is_lost_than_was_done(changes: dict[str, Any]) -> None:
+    found = went(**{"limit_s": None, "rows": 20_000, **changes})
+    assert 0 <= found.ideal_h <= found.used_h
+    assert found.rows_settled >= 0
+
+
+@pytest.mark.parametrize("per_h", [3600.0, 1e6])
+def test_a_campaign_that_comes_no_nearer_to_its_end_is_given_up(per_h: float) -> None:
+    found = went(preempted_per_h=per_h, job_preempted_per_h=0.0, job_limit_s=None)
+    assert (found.ended, found.rows_settled, found.by_hand) == ("never", 0, 1)
+    assert went(replicas=1, rows=10**12, limit_s=None, job_limit_s=None).ended == "never"
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"limit_s": (500.0, 9000.0)}, "never serves"),
+        ({"max_gpu_hours": 1.0, "gpus_per_replica": 0}, "have no GPUs"),
+        ({"in_flight": 10**9}, "more than can be rehearsed"),
+    ],
+)
+def test_what_no_campaign_can_be_is_refused(changes: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        refuse_impossible(Assumptions(**{**DAY, **changes}), RULES)
+    refuse_impossible(Assumptions(**DAY), RULES)

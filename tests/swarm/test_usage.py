@@ -28,13 +28,14 @@ from domyn_swarm.model import utc_now
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.services.database import DatabaseService
 from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.services.usage import UsageService
 from domyn_swarm.services.usage_report import SwarmUsage
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from local_swarms import config
-from patience import scaled, until
+from patience import limit_s, scaled, until
 
 GPUS = 2
 WATTS = 350.0
@@ -224,6 +225,30 @@ def until_held(tmp_path: Path) -> Callable[[], None]:
         until(lambda: time.monotonic() - began > 15.0)
 
     return wait
+
+
+def test_a_job_that_ended_with_an_earlier_swarm_wanted_nothing_of_the_next_of_its_name(
+    lifecycle: SwarmLifecycle, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"prompt": ["p"]}), tmp_path / "in.parquet")
+    held = tmp_path / "held"
+    held.touch()
+    options = {"errors": [{"held_by": str(held)}]}
+    lifecycle.up(config(engine_options=options), timeout_s=limit_s())
+    request = JobRequest(
+        swarm="demo",
+        input=str(tmp_path / "in.parquet"),
+        input_columns=("prompt",),
+        output=str(tmp_path / "out.parquet"),
+    )
+    job = JobService().submit(request)
+    lifecycle.down("demo")  # and nobody looks at the job afterwards
+    second = lifecycle.up(config(), timeout_s=limit_s()).record.tag
+    lifecycle.down("demo")
+    found = UsageService().usage(tag=second)
+    assert found.total.held_replica_s > 0
+    assert job.job_id not in {one.job_id for one in found.jobs}
+    assert Use.ROWS_WAIT not in {one.use for one in found.total.uses}
 
 
 def test_what_was_never_there_is_an_error_with_a_name() -> None:

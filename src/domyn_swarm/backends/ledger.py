@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from domyn_swarm.model import Record, utc_now
 from domyn_swarm.paths import SwarmPaths, home, private_dir, private_file, write_private
 
@@ -80,8 +82,10 @@ def note_wanted(folder: Path, replicas: int | Collection[int], at: datetime | No
         file.write(json.dumps(line).encode() + b"\n")
 
 
-def entries() -> list[SwarmEntry]:
-    """Every swarm of this home that was ever entered, the oldest first."""
+def entries(unread: list[str] | None = None) -> list[SwarmEntry]:
+    """Every swarm of this home that was ever entered, the oldest first. Of an entry that cannot be
+    read, `unread` gets which and why.
+    """
     found = []
     try:
         folders = list(ledgers_dir().iterdir())
@@ -91,27 +95,47 @@ def entries() -> list[SwarmEntry]:
         try:
             text = (folder / "swarm.json").read_text("utf-8")
             found.append(SwarmEntry.model_validate_json(text))
-        except (OSError, ValueError):
-            continue
+        except (OSError, ValueError) as error:
+            if unread is not None and folder.is_dir() and any(folder.iterdir()):
+                why = " ".join(str(error).split())
+                unread.append(f"{folder / 'swarm.json'} cannot be read: {why[:200]}")
     return sorted(found, key=lambda one: one.created_at)
 
 
+class _Wanted(msgspec.Struct):
+    """A line of `note_wanted`."""
+
+    at: float
+    replicas: int | list[int]
+
+
 def wanted(tag: str, now: float) -> dict[int, list[tuple[float, float]]]:
-    """From when until when each replica of a swarm was wanted."""
+    """From when until when each replica of a swarm was wanted. Lines that were cut off, or are
+    none of ours, are left out.
+    """
     found: dict[int, list[tuple[float, float]]] = {}
-    try:
-        texts = (entry_folder(tag) / "wanted.jsonl").read_text("utf-8").splitlines()
-    except OSError:
-        texts = []
-    lines = [json.loads(text) for text in texts if text.endswith("}")]  # whole ones
-    ends = [*(float(line["at"]) for line in lines[1:]), now]
+    lines = _wanted_lines(entry_folder(tag) / "wanted.jsonl")
+    ends = [*(line.at for line in lines[1:]), now]
     for line, end in zip(lines, ends, strict=False):
-        begin = float(line["at"])
-        wanted = line["replicas"]
-        for replica in range(wanted) if isinstance(wanted, int) else wanted:
+        replicas = line.replicas
+        for replica in range(replicas) if isinstance(replicas, int) else replicas:
             spans = found.setdefault(replica, [])
-            if spans and spans[-1][1] == begin:
+            if spans and spans[-1][1] == line.at:
                 spans[-1] = (spans[-1][0], end)
             else:
-                spans.append((begin, end))
+                spans.append((line.at, end))
+    return found
+
+
+def _wanted_lines(path: Path) -> list[_Wanted]:
+    decode, found = msgspec.json.Decoder(_Wanted).decode, []
+    try:
+        texts = path.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    for text in texts:
+        try:
+            found.append(decode(text))
+        except (msgspec.DecodeError, UnicodeDecodeError):  # its writer was killed, or it is empty
+            continue
     return found

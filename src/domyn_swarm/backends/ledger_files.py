@@ -8,12 +8,11 @@ collector included.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -83,20 +82,6 @@ def size_bytes(folder: Path) -> int:
         return 0
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open("rb") as file:
-            for text in file:
-                try:
-                    line = json.loads(text)
-                except ValueError:  # its writer was killed
-                    continue
-                if isinstance(line, dict):
-                    yield line
-    except OSError:
-        return
-
-
 class _Line(msgspec.Struct):
     """Of a watchdog: its first one has `began`, all others have `at`."""
 
@@ -163,16 +148,33 @@ def _watch_lines(content: bytes, *, notes: bool) -> Iterator[_Line]:
             continue
 
 
+class _TaskLine(msgspec.Struct):
+    """Of a task: its first one has `began`, the others `ended`."""
+
+    job: str = ""
+    began: float | None = None
+    ended: float | None = None
+    replicas: tuple[int, ...] = ()
+
+
 def _tasks(path: Path) -> Iterator[TaskRun]:
     current: TaskRun | None = None
-    for line in _lines(path):
-        if "began" in line:
+    decode = msgspec.json.Decoder(_TaskLine).decode
+    try:
+        texts = path.read_bytes().split(b"\n")
+    except OSError:
+        return
+    for text in texts:
+        try:
+            line = decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError):  # its writer was killed, or it is empty
+            continue
+        if line.began is not None:
             if current is not None:
                 yield current
-            replicas = tuple(map(int, line["replicas"]))
-            current = TaskRun(str(line["job"]), float(line["began"]), None, replicas)
-        elif "ended" in line and current is not None:  # the last such line counts
-            current = current._replace(ended=float(line["ended"]))
+            current = TaskRun(line.job, line.began, None, line.replicas)
+        elif line.ended is not None and current is not None:  # the last such line counts
+            current = current._replace(ended=line.ended)
     if current is not None:
         yield current
 

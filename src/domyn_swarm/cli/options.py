@@ -96,21 +96,10 @@ def chosen_format(output: Format, as_json: bool, as_yaml: bool) -> Format:
 
 
 def parse_json_object(value: str, flag: str) -> dict[str, Any]:
-    """A JSON object from a flag's value; anything else is a usage error that names the flag, and so
-    is a key that stands in an object twice.
-    """
-
-    def once(members: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(members)
-        if len(found) < len(members):
-            names = [name for name, _ in members]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise typer.BadParameter(f"{flag} {value!r:.80} names {twice!r} more than once.")
-        return found
-
+    """A JSON object from a flag's value; anything else is a usage error that names the flag."""
     example = "write an object such as '{\"temperature\": 0.2}'"
     try:
-        parsed = json.loads(value, object_pairs_hook=once)
+        parsed = json.loads(value)
     except json.JSONDecodeError as error:
         raise typer.BadParameter(f"{flag} {value!r:.80} is not JSON: {error}; {example}.") from None
     if not isinstance(parsed, dict):

@@ -26,6 +26,10 @@ from domyn_swarm.cli.rendering import print_pairs, print_record, print_table
 if TYPE_CHECKING:
     from domyn_swarm.swarm.campaign import CampaignRehearsal
 
+_DAY_S = 86_400.0
+_MOST_SPREAD = 100.0
+_MOST_PER_H = 3600.0  # once a second
+
 
 @taking_flags
 def rehearse(
@@ -40,11 +44,19 @@ def rehearse(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
     ] = None,
     row_seconds: Annotated[
-        float, typer.Option("--row-seconds", min=0.001, help="That a row is in flight, on average.")
+        float,
+        typer.Option(
+            "--row-seconds", min=0.001, max=_DAY_S, help="That a row is in flight, on average."
+        ),
     ] = 20.0,
     row_spread: Annotated[
         float,
-        typer.Option("--row-spread", min=0, help="Deviation of that by its mean; lognormal."),
+        typer.Option(
+            "--row-spread",
+            min=0,
+            max=_MOST_SPREAD,
+            help="Deviation of that by its mean; lognormal.",
+        ),
     ] = 1.0,
     in_flight: Annotated[
         int, typer.Option("--in-flight", min=1, help="Rows at once at each replica.")
@@ -74,22 +86,34 @@ def rehearse(
     preempted: Annotated[
         float | None,
         typer.Option(
-            "--preempted", min=0, metavar="SHARE", help="Of allocations, each hour: 0.05."
+            "--preempted",
+            min=0,
+            max=_MOST_PER_H,
+            metavar="SHARE",
+            help="Of allocations, each hour: 0.05.",
         ),
     ] = None,
     job_preempted: Annotated[
         float,
         typer.Option(
-            "--job-preempted", min=0, metavar="SHARE", help="Of the job's allocations, each hour."
+            "--job-preempted",
+            min=0,
+            max=_MOST_PER_H,
+            metavar="SHARE",
+            help="Of the job's allocations, each hour.",
         ),
     ] = 0.0,
     grace_seconds: Annotated[
         float,
-        typer.Option("--grace-seconds", min=0, help="From a preemption's signal to the kill."),
+        typer.Option(
+            "--grace-seconds", min=0, max=_DAY_S, help="From a preemption's signal to the kill."
+        ),
     ] = 30.0,
     failures: Annotated[
         float,
-        typer.Option("--failures", min=0, metavar="SHARE", help="Of engines, each hour."),
+        typer.Option(
+            "--failures", min=0, max=_MOST_PER_H, metavar="SHARE", help="Of engines, each hour."
+        ),
     ] = 0.0,
     history: Annotated[
         Path | None,
@@ -211,6 +235,8 @@ def show_rehearsal(found: CampaignRehearsal, output: Format) -> None:
             ),
         ],
     )
+    for remark in found.remarks:
+        say(f"{remark}.")
     if one.ended != "settled":
         say("The campaign does not come to its end under these assumptions.")
 

@@ -31,22 +31,26 @@ _OF_JOBS = ("working", "repeated", "idle_rows_waiting")
 
 
 def _moment(since: str | None) -> datetime | None:
-    """A time before now, or a date."""
+    """A time before now, or a date. What has no unit is neither: `10:00` may be ten minutes, ten
+    hours or a time of day.
+    """
     if since is None:
         return None
     from domyn_swarm.config.backends import duration_s
     from domyn_swarm.model import utc_now
 
+    now = utc_now()
     try:
-        return utc_now() - timedelta(seconds=duration_s(since))
+        if since[-1:] in tuple("mhd"):
+            return now - timedelta(seconds=duration_s(since))
+        moment = datetime.fromisoformat(since).astimezone()
     except (ValueError, OverflowError):
-        pass
-    try:
-        return datetime.fromisoformat(since).astimezone()
-    except ValueError:
         raise typer.BadParameter(
             f"{since!r}: write how long ago, like 7d, 12h or 90m, or a date like 2026-11-30."
         ) from None
+    if moment > now:
+        raise typer.BadParameter(f"{since!r} has not come yet: now it is {now:%Y-%m-%d %H:%M} UTC.")
+    return moment
 
 
 def usage(

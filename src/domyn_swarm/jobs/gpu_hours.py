@@ -111,8 +111,10 @@ class _LookAt:
         from domyn_swarm.backends.endpoint.view import last_view
 
         try:
-            layout = json.loads(self._swarm.plan.read_text("utf-8"))["layout"]
-            per_replica, up = int(layout["gpus_per_replica"]), int(layout["replicas"])
+            plan = json.loads(self._swarm.plan.read_text("utf-8"))
+            per_replica = int(plan["layout"]["gpus_per_replica"])
+            elastic = plan.get("elastic")
+            up = int(plan["layout"]["replicas"] if elastic is None else elastic["least"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         view = last_view(self._swarm)

@@ -108,6 +108,7 @@ class SwarmService:
             Alternative,
             Assumptions,
             CampaignRehearsal,
+            refuse_impossible,
             rules_of,
             variations,
         )
@@ -123,15 +124,20 @@ class SwarmService:
             "job_limit_s": None if limits is None else limit_s,
         }
         past = {} if history is None else _of_history(history)
-        given = Assumptions.model_validate({**known, **past, **told})
+        try:
+            given = Assumptions.model_validate({**known, **past, **told})
+        except ValueError as error:
+            raise ConfigError(f"Nothing can be rehearsed so: {error}") from None
         rules = rules_of(plan, context)
-        if given.limit_s is not None and given.limit_s[0] <= rules.drain_s + given.start_s:
-            raise ConfigError(
-                f"A replica with a time limit of {given.limit_s[0]:g} s never serves: it takes "
-                f"{given.start_s:g} s to start and drains for {rules.drain_s:g} s.",
-                hint="Give it more time, or lower drain_before_end_s.",
+        refuse_impossible(given, rules)
+        remarks = []
+        if plan.elastic is not None:
+            remarks.append(
+                f"{plan.name} is elastic: {given.replicas} replicas are rehearsed, from the begin "
+                "to the end"
             )
         return CampaignRehearsal(
+            remarks=tuple(remarks),
             assumptions=given,
             result=rehearse(given, rules),
             alternatives=tuple(
@@ -357,7 +363,7 @@ def _of_history(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}.", hint=f"Write it with: {HISTORY} > {path}") from None
+        raise ConfigError(f"{path}: {error}.", hint=f"Write it with: {HISTORY} > past") from None
     hours = sum(one.lasted_s for one in jobs) / 3600
     if not hours:
         raise ConfigError(f"{path} tells of no job that has run.", hint=f"Write it with: {HISTORY}")

@@ -6,14 +6,13 @@ Once it is over the spans are kept outside of its folder, where they stay when t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from domyn_swarm.backends import gpu_time, ledger, ledger_files
-from domyn_swarm.backends.gpu_time import Span, Use
+from domyn_swarm.backends.base import read_exit
+from domyn_swarm.backends.gpu_time import Span
 from domyn_swarm.backends.ledger import SwarmEntry
 from domyn_swarm.backends.ledger_files import PlatformTimes, Written
 from domyn_swarm.backends.platforms import scheduler
@@ -21,7 +20,8 @@ from domyn_swarm.backends.slurm.queue import any_replicas_name
 from domyn_swarm.errors import JobNotFound, PlatformError, StateError, SwarmNotFound
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import utc_now
-from domyn_swarm.paths import JobPaths, SwarmPaths, write_private
+from domyn_swarm.paths import JobPaths, SwarmPaths
+from domyn_swarm.services.kept_courses import keep_course, read_kept
 from domyn_swarm.services.usage_report import Course, Energy, UsageReport, UsageSums, Used
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from domyn_swarm.swarm.folder import user_name
@@ -32,7 +32,6 @@ _log = get_logger(__name__)
 
 _KEPT = "spans.jsonl"
 _QUICK_BYTES = 4_000_000  # of a ledger are read for who only wants to look
-_VERSION = 1
 
 
 class UsageService:
@@ -74,9 +73,10 @@ class UsageService:
             StateError: nothing in the ledger is of that user.
         """
         now = self._clock()
-        chosen = self._chosen(swarm, tag)
+        unread: list[str] = []
+        chosen = self._chosen(swarm, tag, unread)
         wanted = None if job is None else self._job_id(job)
-        courses, unread = [], []
+        courses = []
         for entry in chosen:
             try:
                 courses.append(self.course(entry, now))
@@ -96,8 +96,10 @@ class UsageService:
             )
         return sums.report(now, unread, only=wanted is not None or user is not None)
 
-    def _chosen(self, swarm: str | None, tag: str | None) -> list[SwarmEntry]:
-        entries = ledger.entries()
+    def _chosen(
+        self, swarm: str | None, tag: str | None, unread: list[str] | None = None
+    ) -> list[SwarmEntry]:
+        entries = ledger.entries(unread)
         if tag is not None:
             return [one for one in entries if one.tag == tag]
         if swarm is None:
@@ -172,13 +174,13 @@ class UsageService:
         """
         kept = ledger.entry_folder(entry.tag) / _KEPT
         if kept.exists():
-            return _read_kept(entry, kept)
+            return read_kept(entry, kept)
         moment = now or self._clock()
         record = self._record(entry)
         live = record is not None and record.phase.live
         course, settled = self._gathered(entry, record, moment.timestamp(), live=live, ask=ask)
         if ask and settled and not live:
-            _keep(kept, course)
+            keep_course(kept, course)
         return course
 
     def keep(self, tag: str) -> None:
@@ -204,7 +206,7 @@ class UsageService:
                 now = self._clock().timestamp()
                 record = self._record(entry)
                 course, _ = self._gathered(entry, record, now, live=False, ask=True)
-                _keep(kept, course)
+                keep_course(kept, course)
 
     def _record(self, entry: SwarmEntry) -> SwarmRecord | None:
         try:
@@ -230,7 +232,7 @@ class UsageService:
             over_at = now if goes_on else max([ended, *ends])
         wanted = ledger.wanted(entry.tag, now if over_at is None else over_at)
         jobs = self._jobs(entry, over_at)
-        asking = [one for job in jobs for one in _asking(job, now)]
+        asking = [one for job in jobs for one in _asking(job, entry, now)]
         together = gpu_time.demand(asking)
         spans: dict[int, list[Span]] = {}
         used: dict[int, list[Used | None]] = {}
@@ -255,7 +257,7 @@ class UsageService:
         return [
             job
             for job in self._store.jobs(entry.name)
-            if (job.ended_at is None or job.ended_at >= entry.created_at)
+            if ((ended_at := _ended_at(job)) is None or ended_at >= entry.created_at)
             and (over_at is None or job.submitted_at.timestamp() <= over_at)
             and JobPaths(Path(job.job_dir)).spec.exists()  # a script has no rows
         ]
@@ -291,14 +293,31 @@ def _told(
     return PlatformTimes(runs, live), whole
 
 
-def _asking(job: JobRecord, now: float) -> list[gpu_time.Asking]:
+def _ended_at(job: JobRecord) -> datetime | None:
+    """When a job ended, also where nobody has looked at it since: its record is told late."""
+    if job.ended_at is not None or job.handle is None:
+        return job.ended_at
+    try:
+        ended = read_exit(Path(job.handle.exit_path))
+    except (OSError, ValueError):  # damaged: nothing is known of its end
+        return None
+    return ended.ended_at if ended is not None and ended.conclusive else None
+
+
+def _asking(job: JobRecord, entry: SwarmEntry, now: float) -> list[gpu_time.Asking]:
+    """What a job wanted of a swarm; one of an earlier swarm of the name, which may have died with
+    it, nothing before it was heard of again.
+    """
     from domyn_swarm.services.courses import (  # here: `down` and `list` need neither
         asking_of,
         read_trace,
     )
 
-    ended = None if job.ended_at is None else job.ended_at.timestamp()
+    ended_at, created = _ended_at(job), entry.created_at.timestamp()
+    ended = None if ended_at is None else ended_at.timestamp()
     runs = [run for run in read_trace(Path(job.job_dir)) if run]
+    if job.submitted_at < entry.created_at and not any(run[-1].at >= created for run in runs):
+        return []
     return asking_of(job.job_id, runs, job.submitted_at.timestamp(), ended, now)
 
 
@@ -307,33 +326,3 @@ def _owner(job: JobRecord, entry: SwarmEntry) -> str:
         return user_name(Path(job.job_dir).stat().st_uid)
     except OSError:
         return entry.user
-
-
-# -- what is kept ------------------------------------------------------------------------------
-
-
-def _keep(path: Path, course: Course) -> None:
-    """Write the spans of a swarm that is over, whole or not at all."""
-    head = {"version": _VERSION, "jobs": course.jobs, "allocations": course.allocations}
-    lines = [json.dumps(head)]
-    for replica, spans in course.spans.items():
-        for one, used in zip(spans, course.used[replica], strict=True):
-            fields = [one.begin, one.end, one.use.value, one.cause, one.job, one.gpus]
-            lines.append(json.dumps([replica, *fields, used]))
-    write_private(path, "\n".join(lines) + "\n")
-
-
-def _read_kept(entry: SwarmEntry, path: Path) -> Course:
-    with path.open(encoding="utf-8") as file:
-        head: dict[str, Any] = json.loads(file.readline())
-        if head.get("version") != _VERSION:
-            raise ValueError(f"{path} is of another version of domyn-swarm")
-        spans: dict[int, list[Span]] = {}
-        used: dict[int, list[Used | None]] = {}
-        for text in file:
-            replica, begin, end, use, cause, job, gpus, energy = json.loads(text)
-            spans.setdefault(replica, []).append(Span(begin, end, Use(use), cause, job, gpus))
-            used.setdefault(replica, []).append(None if energy is None else Used(*energy))
-    jobs = {job: (str(name), str(user)) for job, (name, user) in head["jobs"].items()}
-    counted = {int(replica): int(count) for replica, count in head["allocations"].items()}
-    return Course(entry, spans, used, counted, jobs)

@@ -9,6 +9,7 @@ from domyn_swarm.backends.slurm.folder import watchdog_spec
 from domyn_swarm.backends.slurm.layout import drain_window_s, slurm_config
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec
 from domyn_swarm.config.backends import time_limit_s
+from domyn_swarm.errors import ConfigError
 from domyn_swarm.model import Record
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
@@ -55,7 +56,8 @@ class Forecasted(Record):
     truth_s: float
 
 
-Ended = Literal["settled", "budget", "stop_after", "fruitless", "no_replica"]
+Ended = Literal["settled", "budget", "stop_after", "fruitless", "no_replica", "never"]
+"""`never`: not within ten years, or allocation after allocation brings it no nearer to its end."""
 
 
 class Rehearsed(Record):
@@ -132,6 +134,7 @@ class CampaignRehearsal(Record):
     assumptions: Assumptions
     result: Rehearsed
     alternatives: tuple[Alternative, ...]
+    remarks: tuple[str, ...] = ()  # what of the configuration is not rehearsed as it is
 
 
 def rules_of(plan: DeploymentPlan, ctx: DeploymentContext) -> Rules:
@@ -143,3 +146,31 @@ def rules_of(plan: DeploymentPlan, ctx: DeploymentContext) -> Rules:
     config = slurm_config(plan)
     told = watchdog_spec(plan, ctx, paths, 0, 1)
     return Rules(Spec(**told), drain_window_s(config, time_limit_s(config.time_limit)))
+
+
+_MOST_SLOTS = 2_000_000  # rows at once: each is drawn where its replica ends
+
+
+def refuse_impossible(given: Assumptions, rules: Rules) -> None:
+    """Refuse what no campaign can be, or none that is rehearsed in a while.
+
+    Raises:
+        ConfigError: says which.
+    """
+    if given.limit_s is not None and given.limit_s[0] <= rules.drain_s + given.start_s:
+        raise ConfigError(
+            f"A replica with a time limit of {given.limit_s[0]:g} s never serves: it takes "
+            f"{given.start_s:g} s to start and drains for {rules.drain_s:g} s.",
+            hint="Give it more time, or lower drain_before_end_s.",
+        )
+    if given.max_gpu_hours is not None and given.gpus_per_replica == 0:
+        raise ConfigError(
+            "--max-gpu-hours: the swarm's replicas have no GPUs (gpus_per_replica: 0).",
+            hint="Take it out, or bound the job with --stop-after TIME.",
+        )
+    if given.replicas * given.in_flight > _MOST_SLOTS:
+        raise ConfigError(
+            f"{given.replicas} replicas with {given.in_flight} rows at once each are more than can "
+            f"be rehearsed: {_MOST_SLOTS} rows at once.",
+            hint="Rehearse a tenth of the replicas, with a tenth of the rows.",
+        )

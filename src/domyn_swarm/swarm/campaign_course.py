@@ -20,7 +20,6 @@ import math
 import random
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from itertools import accumulate
 
 from domyn_swarm.backends.slurm.job_runs import JobRuns, following, was_fruitless, why_over
@@ -36,6 +35,7 @@ from domyn_swarm.swarm.campaign import (
     Rehearsed,
     Rules,
 )
+from domyn_swarm.swarm.campaign_slots import Cut, Slots
 from domyn_swarm.watchdog_rules import Restarts, Spec
 
 _HOUR_S = 3600.0
@@ -44,6 +44,7 @@ _JOB_STARTS_S = 10.0  # of a job's run: its program, its input
 _LAST_ROUNDS = 2.0  # of rows, which are events of their own
 _LOOK_S = 600.0  # between two looks at how far the job is
 _LONGEST_S = 10 * 365 * 86_400.0
+_IN_VAIN = 200  # allocations of each replica, since all of them together came nearer to the end
 _LENGTH = 1000  # characters: all prompts are alike here
 
 
@@ -59,16 +60,6 @@ class _Replica:
         self.restarts = Restarts(spec)
 
 
-@dataclass
-class _Cut:
-    """Rows that were in slots as those were told to end."""
-
-    busy_s: float  # that the slots went on, together
-    lost_s: float  # spent on rows that are asked again, together
-    lost: int
-    lasts_s: float  # until the last slot has ended
-
-
 class _Course:
     """One campaign from its begin to its end."""
 
@@ -78,13 +69,15 @@ class _Course:
         self._draws = random.Random(given.seed)  # noqa: S311 - no secret
         self._drain_s = min(rules.drain_s, rules.watchdog.drain_seconds)
         self._grace_s = min(given.grace_s, rules.watchdog.drain_seconds)
-        self._spread = math.log1p(given.row_cv**2)
+        self._slots = Slots(self._draws, given.in_flight, given.row_s, given.row_cv)
         self._now = 0.0
         self._events: list[tuple[float, int, str, int, int]] = []
         self._number = 0
         self._replicas = [_Replica(rules.watchdog) for _ in range(given.replicas)]
         self._states: Counter[str] = Counter()
         self._left_s = given.rows * given.row_s  # of slots
+        self._nearest_s = self._left_s  # the least of that so far
+        self._in_vain = 0  # allocations since then
         self._again = 0
         self._used_s = 0.0  # of replicas
         self._idle: defaultdict[str, float] = defaultdict(float)
@@ -92,6 +85,7 @@ class _Course:
         self._runs: JobRuns | None = None
         self._job_life = 0
         self._job_up = False
+        self._job_from = 0.0  # when its run began
         self._settled_before = 0
         self._ended: Ended | None = None
         self._forecaster = Forecaster()
@@ -113,8 +107,8 @@ class _Course:
             self._pass_to(at)
             if self._ended is None:
                 self._happen(kind, index, life)
-            if at > _LONGEST_S:
-                self._ended = "no_replica"
+            if self._ended is None and (at > _LONGEST_S or self._is_in_vain()):
+                self._ended = "never"
         return self._result()
 
     def _happen(self, kind: str, index: int, life: int) -> None:
@@ -157,6 +151,12 @@ class _Course:
         if budget is not None and Held(gpus, 1).hours(self._used_s) >= budget:
             self._ended = "budget"
 
+    def _is_in_vain(self) -> bool:
+        """Whether allocation after allocation brings it no nearer to its end."""
+        if self._left_s < self._nearest_s:
+            self._nearest_s, self._in_vain = self._left_s, 0
+        return self._in_vain > _IN_VAIN * len(self._replicas)
+
     # -- replicas --------------------------------------------------------------------------------
 
     def _wait_s(self) -> float:
@@ -183,6 +183,7 @@ class _Course:
         """It has its GPUs."""
         given, life = self._given, self._replicas[index].life
         self._happened["allocations"] += 1
+        self._in_vain += 1
         self._to(index, "starting")
         limit_s = math.inf
         if given.limit_s is not None:
@@ -203,7 +204,7 @@ class _Course:
         if one.state != "working":
             return
         self._happened["engine failures"] += 1
-        self._lose(self._cut(1, 0.0), 0.0)
+        self._lose(self._slots.cut(self._ages_s(one), 0.0), 0.0)
         one.restarts.served(self._now - one.served_from, answered=True)
         pause_s = one.restarts.next_delay(clean=False)
         if pause_s is None:
@@ -218,7 +219,7 @@ class _Course:
         """It takes no more rows, and ends when those in flight have ended, or its time."""
         one = self._replicas[index]
         self._happened[cause] += 1
-        cut = self._cut(1 if one.state == "working" and self._job_up else 0, window_s)
+        cut = self._slots.cut(self._ages_s(one), window_s)
         self._lose(cut, cut.lasts_s)
         self._to(index, "draining")
         one.life += 1
@@ -238,21 +239,14 @@ class _Course:
 
     # -- rows ------------------------------------------------------------------------------------
 
-    def _in_slots(self, slots: int) -> tuple[list[float], list[float]]:
-        """Of the row in each: what is done of it, and what is left."""
-        draw, share = self._draws.lognormvariate, self._draws.random
-        centre, deviation = math.log(self._given.row_s) + self._spread / 2, math.sqrt(self._spread)
-        costs = [draw(centre, deviation) for _ in range(slots)]  # chosen by cost: likely as long
-        done = [cost * share() for cost in costs]
-        return done, [cost - gone for cost, gone in zip(costs, done, strict=True)]
+    def _ages_s(self, *replicas: _Replica) -> list[float]:
+        """For how long each of them has had rows, of those that have some."""
+        if not self._job_up:
+            return []
+        working = [one for one in replicas if one.state == "working"]
+        return [self._now - max(one.served_from, self._job_from) for one in working]
 
-    def _cut(self, replicas: int, window_s: float) -> _Cut:
-        done, left = self._in_slots(replicas * self._given.in_flight)
-        lost = [gone + window_s for gone, one in zip(done, left, strict=True) if one > window_s]
-        lasts_s = window_s if lost else max(left, default=0.0)
-        return _Cut(sum(min(one, window_s) for one in left), sum(lost), len(lost), lasts_s)
-
-    def _lose(self, cut: _Cut, held_s: float) -> None:
+    def _lose(self, cut: Cut, held_s: float) -> None:
         """Take the end of some slots into account; `held_s`: that their replica is kept for it."""
         slots = self._given.in_flight
         self._left_s += cut.lost_s - cut.busy_s
@@ -281,7 +275,8 @@ class _Course:
             self._ended = "stop_after" if over == "stop_after" else "fruitless"
             return
         self._happened["runs of the job"] += 1
-        self._runs, self._settled_before, self._job_up = runs, self._settled, True
+        self._runs, self._settled_before = runs, self._settled
+        self._job_up, self._job_from = True, self._now
         left_s = runs.left_s(given.stop_after_s, self._now)
         limit_s = math.inf if given.job_limit_s is None else given.job_limit_s
         warned_s = limit_s - (job_warning_s(limit_s) or 0)
@@ -292,11 +287,11 @@ class _Course:
         """It is told to finish: rows in flight end, and replicas are without work until its next
         run.
         """
-        self._job_up = False
-        self._job_life += 1
         limit_s = self._given.job_limit_s
         window_s = self._given.grace_s if limit_s is None else float(job_warning_s(limit_s) or 0)
-        cut = self._cut(self._states["working"], window_s)
+        cut = self._slots.cut(self._ages_s(*self._replicas), window_s)
+        self._job_up = False
+        self._job_life += 1
         self._lose(cut, 0.0)
         self._idle["job between two runs"] -= cut.busy_s / self._given.in_flight
         self._at(_REQUEUED_S + self._wait_s() + _JOB_STARTS_S, "job begins", -1, self._job_life)
@@ -340,14 +335,14 @@ class _Course:
     def _answer_last_rows(self) -> None:
         """Each of them is an event, and goes to the replica that a job would choose."""
         given = self._given
-        working, slots = self._states["working"], self._states["working"] * given.in_flight
-        _, left = self._in_slots(slots)
+        working = self._states["working"]
+        _, left = self._slots.rows(self._ages_s(*self._replicas))
         sums = list(accumulate(left))
         if sums[-1] > self._left_s:  # fewer rows than slots
             left = left[: max(1, bisect_left(sums, self._left_s))]
         rest_s = max(0.0, self._left_s - sum(left))
-        rows, deviation = round(rest_s / given.row_s), math.sqrt(self._spread)
-        costs = [self._draws.lognormvariate(0.0, deviation) for _ in range(rows)]
+        rows = round(rest_s / given.row_s)
+        costs = [self._draws.lognormvariate(0.0, self._slots.deviation) for _ in range(rows)]
         whole = sum(costs)
         waiting = [cost * rest_s / whole for cost in costs]
         dispatch = Dispatch("least_load")

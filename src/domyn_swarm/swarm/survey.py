@@ -19,6 +19,7 @@ from domyn_swarm.model import (
     JobHandle,
     JobProgress,
     JobStatus,
+    ReplicaState,
     SwarmPhase,
     time_left_fields,
     utc_now,
@@ -162,7 +163,9 @@ def _snapshot(
         name=record.name,
         phase=record.phase,
         observed=cast("Observed", seen.phase.name.lower()) if probed else "not_probed",
-        detail=_with_trouble(swarm, _detail(record, seen)) if probed else _detail(record, seen),
+        detail=_with_trouble(swarm, _detail(record, seen), replicas, wanted)
+        if probed
+        else _detail(record, seen),
         whereabouts=whereabouts(record, record.updated_at, ask=probed),
         backend=record.backend,
         engine=plan.engine,
@@ -182,10 +185,18 @@ def _snapshot(
     )
 
 
-def _with_trouble(swarm: LiveSwarm, detail: str) -> str:
-    """With why an elastic swarm cannot start what it wants, where that is so."""
-    live = swarm.record.phase.live and swarm.plan.elastic is not None
-    state = read_state(swarm.paths, swarm.record.tag) if live else None
+def _with_trouble(
+    swarm: LiveSwarm, detail: str, replicas: Sequence[ReplicaSnapshot], wanted: int
+) -> str:
+    """With why an elastic swarm has no replica that serves, or cannot start what it wants, where
+    that is so.
+    """
+    if not swarm.record.phase.live or swarm.plan.elastic is None:
+        return detail
+    failed = [one for one in replicas if one.state == ReplicaState.FAILED]
+    if wanted and len(failed) >= wanted:
+        return f"its replicas failed: {failed[0].reason or 'the cause is not known'}"
+    state = read_state(swarm.paths, swarm.record.tag)
     if state is None or not state.trouble:
         return detail
     return f"{detail}; no replica can be started: {state.trouble}"

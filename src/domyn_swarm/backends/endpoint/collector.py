@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from aiohttp import web
@@ -24,7 +25,8 @@ from domyn_swarm.paths import SwarmPaths, write_private
 _log = get_logger(__name__)
 
 MAX_BODY_BYTES = 65_536
-OVERLAP_S = 3.0  # a router uses a server surely that was listed so long ago
+OVERLAP_S = 3.0  # a router uses a server as a rule that was listed so long ago
+_OVERLAP_AT_MOST_S = 60.0  # where it says that it does not yet
 _TICK_S = 1.0  # staleness is looked at so often
 _WRITE_VIEW_EVERY_S = 5.0  # and replicas.json refreshed so often when only times changed
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -61,6 +63,7 @@ class Collector:
         self._meter = UseMeter(spec.stale_after_s)
         self.stand_in: str | None = None  # what the router is given where no replica serves
         self._awake, self._turned_at = False, -OVERLAP_S  # whether one does, and since when
+        self.used_by_router: frozenset[str] | None = None  # as it says; None: it does not
         self.drivers_looked = 0  # how often a job asked for replicas to send requests to
         self._unwritten: list[ReplicaReport] = []
         self._listed: tuple[str, ...] | None = None  # in the manifest on disk; None: not ours yet
@@ -233,6 +236,10 @@ class Collector:
         found = self._table.serving(_now())
         return tuple(one for one, url in found.items() if self._reachability.reachable(url))
 
+    def unlisted_s(self, url: str) -> float:
+        """For how long the router's list has been without a replica."""
+        return 0.0 if url in self._in_router else _now() - self._left_at.get(url, -math.inf)
+
     def last(self, replica: int) -> ReplicaReport | None:
         """What a replica reported last."""
         return self._table.last(replica)
@@ -282,16 +289,18 @@ class Collector:
         return tuple(url for url in urls if self._reachability.reachable(url))
 
     def _for_router(self) -> tuple[str, ...]:
-        """What the router may use: where no replica serves, what stands in for them, and both for a
-        while at each change, since the router looks at a server before it uses it.
+        """What the router may use: where no replica serves, what stands in for them, and both at
+        each change until it uses what is new: it looks at a server before it does.
         """
         serving, now = self.serving(), _now()
         if self.stand_in is None:
             return serving
         if bool(serving) != self._awake:
             self._awake, self._turned_at = bool(serving), now
-        if now - self._turned_at >= OVERLAP_S:
-            return serving or (self.stand_in,)
+        coming = serving or (self.stand_in,)
+        used = self.used_by_router is None or not self.used_by_router.isdisjoint(coming)
+        if now - self._turned_at >= (OVERLAP_S if used else _OVERLAP_AT_MOST_S):
+            return coming
         leaving = [one.url for one in self._table.reports() if one.state is ReplicaState.READY]
         urls = serving or [url for url in leaving if url and self._reachability.reachable(url)]
         return (*urls, self.stand_in)

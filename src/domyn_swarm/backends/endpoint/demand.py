@@ -70,6 +70,7 @@ class Demand:
         now = self._clock.monotonic()
         jobs = await asyncio.to_thread(self._jobs.look, ready)
         activity = await self._activity()
+        self._collector.used_by_router = None if activity is None else activity.usable
         requests = 0.0 if self._door is None else float(self._door.held)
         if activity is not None:
             requests = max(requests, activity.in_flight)

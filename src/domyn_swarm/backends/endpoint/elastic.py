@@ -108,9 +108,18 @@ def decide(
     bounds: Bounds,
     measured: Measured,
     taken: Iterable[int] = (),
+    *,
+    warm: Collection[int] = (),
 ) -> Decision:
-    """Which places shall run. `taken`: numbers that no new place gets: others that have not ended
-    yet, or failed lately.
+    """Which places shall run.
+
+    Args:
+        work: what there is to do.
+        places: those that are wanted.
+        bounds: of the configuration.
+        measured: of this swarm.
+        taken: numbers that no new place gets: others that have not ended yet, or failed lately.
+        warm: places that are not wanted, and serve yet: taken back before any is started.
     """
     released, why = _released(work, places, bounds, measured)
     kept = [one for one in places if one.number not in released]
@@ -120,6 +129,7 @@ def decide(
     more, why = _missing(work, kept, bounds, measured)
     not_free = wanted | set(taken)
     free = [number for number in range(bounds.most) if number not in not_free]
+    free.sort(key=lambda number: number not in warm)
     added = free[: max(0, min(more, bounds.most - len(kept)))]
     return Decision(wanted | set(added), why if added else "")
 

@@ -82,7 +82,9 @@ class Elasticity:
         self._state, self._restored = self._restore(spec.tag)
         self._idle_since: dict[int, float] = {}
         self._absent_since: dict[int, float] = {}  # places that are wanted, and nowhere
+        self._failed_since: dict[int, float] = {}  # places that are wanted, and failed for good
         self._left_at: dict[int, float] = {}  # places that are not wanted any more
+        self._given_back: set[int] = set()  # the same, but for those of an earlier program
         self._released: set[int] = set()
         self._try_again_at = 0.0
         self._demand = Demand(paths, collector, activity, door, clock)
@@ -149,23 +151,26 @@ class Elasticity:
         state, now = self._state, self._clock.time()
         resting = {one for one, until in state.failed_until.items() if until > now}
         leaving = placed.keys() - set(state.wanted)
-        found = decide(work, places, self._bounds, measured, resting | leaving)
+        warm = {one for one in (self._given_back & leaving) - self._released if self._is_ready(one)}
+        found = decide(work, places, self._bounds, measured, resting | (leaving - warm), warm=warm)
         if found.wanted != set(state.wanted):
-            await self._want(found.wanted, found.reason)
+            await self._want(found.wanted, found.reason, warm)
         await self._end(placed.keys() - found.wanted)
         await self._begin(found.wanted - placed.keys())
 
-    async def _want(self, wanted: frozenset[int], reason: str) -> None:
-        """The intent, on disk before anything is done about it."""
+    async def _want(self, wanted: frozenset[int], reason: str, warm: Collection[int]) -> None:
+        """The intent, on disk before anything is done about it. Those that are `warm` serve yet."""
         state, now = self._state, self._clock.time()
         added, gone = wanted - set(state.wanted), set(state.wanted) - wanted
-        said = [f"starts {_named(added)}"] if added else []
+        back, begun = added & set(warm), added - set(warm)
+        said = [f"keeps {_named(back)} after all"] if back else []
+        said += [f"starts {_named(begun)}"] if begun else []
         said += [f"gives back {_named(gone)}"] if gone else []
-        _log.info("the swarm %s: %s", " and ".join(said), reason)
+        _log.info("the swarm %s: %s", ", ".join(said), reason)
         asked_at = {one: at for one, at in state.asked_at.items() if one in wanted}
         changes: dict[str, object] = {
             "wanted": tuple(sorted(wanted)),
-            "asked_at": {**asked_at, **dict.fromkeys(added, now)},
+            "asked_at": {**asked_at, **dict.fromkeys(begun, now)},
             "reason": reason,
         }
         await self._remember(state.model_copy(update=changes))
@@ -174,6 +179,7 @@ class Elasticity:
             await asyncio.to_thread(note_wanted, self._elastic.ledger_entry, replicas)
         for one in gone:
             self._left_at[one] = self._clock.monotonic()
+        self._given_back = (self._given_back | gone) - added
         self._released -= added
         if added:
             self._try_again_at = 0.0
@@ -227,7 +233,11 @@ class Elasticity:
                 continue
             if not self._may_have_requests(one):
                 going.append(one)
-            elif now - left_at >= (_LEFT_S if self._state.wanted else _ASLEEP_S):
+            elif now - left_at >= (_LEFT_S if self._state.wanted else _ASLEEP_S) and all(
+                self._collector.unlisted_s(report.url) >= _LEFT_S
+                for report in self._reports(one)
+                if report.url is not None
+            ):
                 requests = (await self._busy([one])).get(one)
                 silent = requests is None and self._has_gauges and now - left_at >= _SILENT_S
                 if requests == 0 or silent:
@@ -235,6 +245,9 @@ class Elasticity:
         if going:
             await asyncio.to_thread(self._platform.release, going)
             self._released.update(going)
+
+    def _is_ready(self, place: int) -> bool:
+        return {one.state for one in self._reports(place)} == {ReplicaState.READY}
 
     def _may_have_requests(self, place: int) -> bool:
         return any(report.state in _AT_WORK for report in self._reports(place))
@@ -252,15 +265,19 @@ class Elasticity:
         """Those that are wanted, as they are. What ended without a word is no place any more."""
         serving = {one // self._per_place for one in self._collector.serving_replicas()}
         idle = await self._idle_s(serving & set(self._state.wanted))
-        found, lost = [], set()
+        found, lost, replaceable = [], set(), self._has_another(placed)
         for index in self._state.wanted:
             reports, there = self._reports(index), placed.get(index)
             failed = bool(reports) and all(one.state is ReplicaState.FAILED for one in reports)
             asked_s = self._asked_s(index)
+            absent_s = self._since(
+                self._absent_since, index, there is None and index not in serving
+            )
+            failed_s = self._since(self._failed_since, index, failed)
             if failed:  # another is tried where others did serve, or when it is time to try again
-                over = bool(self._state.starts_s) or asked_s >= _FAILED_RESTS_S
+                over = (replaceable and bool(self._state.starts_s)) or failed_s >= _FAILED_RESTS_S
             else:
-                over = self._absent_s(index, there, index in serving) >= _APPEARS_S
+                over = absent_s >= (_APPEARS_S if replaceable else _FAILED_RESTS_S)
             if over:
                 lost.add(index)
             elif failed:
@@ -274,16 +291,22 @@ class Elasticity:
                 found.append(Place(index, PlaceState.WAITING, asked_s))
         await self._note_starts(serving)
         if lost:
-            await self._give_up(lost)
+            await self._give_up(lost, rest=replaceable)
         return found
 
-    def _absent_s(self, place: int, there: Placed | None, serves: bool) -> float:
-        """For how long a place has been nowhere."""
+    def _has_another(self, placed: Mapping[int, Placed]) -> bool:
+        """Whether a place is free that can take over from one that is wanted."""
+        now = self._clock.time()
+        resting = {one for one, until in self._state.failed_until.items() if until > now}
+        return bool(set(range(self._bounds.most)) - {*self._state.wanted, *resting, *placed})
+
+    def _since(self, since: dict[int, float], place: int, holds: bool) -> float:
+        """For how long a place has been so, by what `since` remembers."""
         now = self._clock.monotonic()
-        if there is not None or serves:
-            self._absent_since.pop(place, None)
+        if not holds:
+            since.pop(place, None)
             return 0.0
-        return now - self._absent_since.setdefault(place, now)
+        return now - since.setdefault(place, now)
 
     async def _note_starts(self, serving: set[int]) -> None:
         """Measure how long those took that serve for the first time since they were asked for."""
@@ -296,13 +319,22 @@ class Elasticity:
         left = {one: at for one, at in state.asked_at.items() if one not in begun}
         await self._remember(state.model_copy(update={"asked_at": left}))
 
-    async def _give_up(self, lost: set[int]) -> None:
+    async def _give_up(self, lost: set[int], *, rest: bool) -> None:
+        """Want these no more: others take over, or they themselves are tried again where there is
+        no other, after they were shown as failed for as long as others rest.
+        """
         now, state = self._clock.time(), self._state
-        _log.warning("%s failed, or ended without a word: others take over", _named(lost))
+        then = "others take over" if rest else "it is tried again"
+        _log.warning("%s failed, or ended without a word: %s", _named(lost), then)
         resting = {one: until for one, until in state.failed_until.items() if until > now}
+        if rest:
+            resting |= dict.fromkeys(lost, now + _FAILED_RESTS_S)
+        for one in lost:
+            self._failed_since.pop(one, None)
+            self._absent_since.pop(one, None)
         changes: dict[str, object] = {
             "wanted": tuple(one for one in state.wanted if one not in lost),
-            "failed_until": {**resting, **dict.fromkeys(lost, now + _FAILED_RESTS_S)},
+            "failed_until": resting,
             "asked_at": {one: at for one, at in state.asked_at.items() if one not in lost},
         }
         await self._remember(state.model_copy(update=changes))

@@ -31,12 +31,17 @@ class ReplicaTable:
         self._reports: dict[int, ReplicaReport] = {}
         self._heard_at: dict[int, float] = {}
         self._incarnations: dict[int, list[str]] = {}  # newest last
+        self._sequences: dict[int, int] = {}  # of the newest incarnation
 
     def want(self, replicas: Iterable[int]) -> None:
         """These are wanted from now on. Others get no request, and are heard until they have
-        ended.
+        ended. How one ended that was not wanted, and is again, says nothing of its next start.
         """
-        self.wanted = frozenset(replicas)
+        wanted = frozenset(replicas)
+        for one in wanted - self.wanted:
+            if one in self._reports and self._reports[one].state in FINAL_REPLICA_STATES:
+                del self._reports[one]
+        self.wanted = wanted
         self._replicas = max(self._replicas, *(one + 1 for one in self.wanted), 0)
 
     def take(self, report: ReplicaReport, now: float, at: datetime) -> Verdict:
@@ -50,8 +55,9 @@ class ReplicaTable:
         if not known or known[-1] != report.incarnation:
             known.append(report.incarnation)
             del known[:-_INCARNATIONS_KEPT]
-        elif report.sequence <= self._reports[index].sequence:
+        elif report.sequence <= self._sequences[index]:
             return Verdict.LATE
+        self._sequences[index] = report.sequence
         rate = tokens_per_s(self._reports.get(index), report)
         changes = {"reported_at": at, "tokens_per_s": rate}
         self._reports[index] = report.model_copy(update=changes)
@@ -85,6 +91,7 @@ class ReplicaTable:
                 self._reports[report.replica] = report
                 self._heard_at[report.replica] = now
                 self._incarnations[report.replica] = [report.incarnation]
+                self._sequences[report.replica] = report.sequence
 
     def last(self, replica: int) -> ReplicaReport | None:
         """The last report of one replica."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,6 +106,7 @@ _COUNTED = MetricsReader(
         "in_flight": ("smg_worker_requests_active",),
     }
 )
+_USABLE = re.compile(r'^smg_worker_health\{[^}]*\bworker="([^"]*)"[^}]*\} 1(?:\.0*)?$', re.M)
 
 
 class SmgRouter:
@@ -128,7 +130,9 @@ class SmgRouter:
         """
         found = _COUNTED.values(metrics.encode())
         return Activity(
-            requests=sum(found.get("posts", ())), in_flight=sum(found.get("in_flight", ()))
+            requests=sum(found.get("posts", ())),
+            in_flight=sum(found.get("in_flight", ())),
+            usable=frozenset(_USABLE.findall(metrics)),
         )
 
     def figures(self, metrics: str) -> RouterFigures:

@@ -25,6 +25,7 @@ class Activity(NamedTuple):
 
     requests: float
     in_flight: float
+    usable: frozenset[str] = frozenset()  # replicas that it would give a request now, by their URLs
 
 
 class Idleness:

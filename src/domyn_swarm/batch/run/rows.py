@@ -56,7 +56,7 @@ class Result(msgspec.Struct, frozen=True, gc=False):
         return bool(self.value.error)
 
 
-class RowTrace(msgspec.Struct, gc=False):
+class RowTrace(msgspec.Struct, gc=False, eq=False):
     """What the requests of one row (or of one call over several rows) cost so far."""
 
     rows: Sequence[Row] = ()
@@ -67,6 +67,13 @@ class RowTrace(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     replica: str | None = None  # that answered last: it has the conversation so far
+    asked: int = 0  # requests that are in flight
+    held: int = 0  # requests that wait for an endpoint that is away
+
+    @property
+    def only_waits(self) -> bool:
+        """Whether nothing becomes of it before its endpoint is back."""
+        return bool(self.held) and not self.asked
 
     def note(self, facts: ReplyFacts) -> None:
         """Add up what one more reply was: the worst ending counts, and silence."""

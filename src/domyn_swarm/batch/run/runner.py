@@ -45,6 +45,7 @@ Transform = Callable[[list[Any]], Awaitable[Sequence[Any]]]
 # Each hand-over costs a system call and a turn of the interpreter's lock; a slot waits for it.
 _FLUSH_SHARE = 4  # results are handed over when a quarter of the slots wait for it,
 _FLUSH_AFTER_S = 0.003  # or after so long
+_LOOK_S = 0.2  # as the grace period passes
 
 
 Encode = Callable[[Any, RowTrace, float], bytes]
@@ -117,6 +118,7 @@ class Runner:
         self._reading = Reading(policy.accept)
         self._stopping = asyncio.Event()
         self._slots: set[asyncio.Task[None]] = set()
+        self._traces: set[RowTrace] = set()  # of the slots that have rows
         self._all_left = asyncio.Event()
         self._ending = False  # slots are cancelled by us from now on, not by what they call
         self.limit = policy.concurrency or FIRST_LIMIT
@@ -189,12 +191,22 @@ class Runner:
         stop = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait({left, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not left.done():
-                await asyncio.wait({left}, timeout=self._policy.grace_s)
+            await self._grace(left)
         finally:
             left.cancel()
             stop.cancel()
             await asyncio.gather(left, stop, return_exceptions=True)
+
+    async def _grace(self, left: asyncio.Task[bool]) -> None:
+        """Return once the rows in flight are settled, or the grace period is over: so it is where
+        each of them waits for an endpoint that is away.
+        """
+        now = asyncio.get_running_loop().time
+        until = now() + self._policy.grace_s
+        while not left.done() and (rest_s := until - now()) > 0:
+            if self._traces and all(one.only_waits for one in self._traces):
+                return
+            await asyncio.wait({left}, timeout=min(_LOOK_S, rest_s))
 
     def _read_ahead(self) -> asyncio.Future[list[Row] | None]:
         loop = asyncio.get_running_loop()
@@ -241,6 +253,7 @@ class Runner:
         """Ask for rows, which were counted as begun there, and settle them."""
         trace = RowTrace(rows)
         token = current_trace.set(trace)
+        self._traces.add(trace)
         began = time.perf_counter()
         values: Sequence[Any]
         try:
@@ -248,6 +261,7 @@ class Runner:
             if len(values) != len(rows):
                 raise ValueError(f"the job returned {len(values)} values for {len(rows)} items")
         except OneByOne:
+            self._traces.discard(trace)
             for row, stratum in zip(rows, begun, strict=True):
                 await self._call([row], [stratum])
             return
@@ -255,6 +269,7 @@ class Runner:
             self._pass_on(error)
             values = [error] * len(rows)
         finally:
+            self._traces.discard(trace)
             current_trace.reset(token)
         latency_s = time.perf_counter() - began
         shares = trace.shares(len(rows))

@@ -206,17 +206,24 @@ class RequestSession:
         trace: RowTrace | None,
     ) -> _T | _FailedAttempt:
         """One attempt, whose turn it is."""
+        counted = RowTrace() if trace is None else trace
         if not self._gate.is_open:
-            await self._gate.passed()
+            counted.held += 1
+            try:
+                await self._gate.passed()
+            finally:
+                counted.held -= 1
         self._tally.requests += 1
-        if trace is not None:
-            trace.attempts += 1
+        counted.attempts += 1
+        counted.asked += 1
         sent_at = self._now()
         try:
             result = read(await send(), sent_at)
         except RequestError as error:
             self._note_failure(error, sent_at)
             return _FailedAttempt(error, sent_at)
+        finally:
+            counted.asked -= 1
         if self._suspects.last_break.left:
             self._suspects.ended(sent_at)
         if trace is not None and self._suspects.marks:

@@ -1,0 +1,94 @@
+"""What the replicas of a swarm did, as it is kept once the swarm is over: a line of JSON that says
+of whom and how much there is, then one for each span.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from domyn_swarm.backends.gpu_time import Span, Use
+from domyn_swarm.backends.ledger import SwarmEntry
+from domyn_swarm.paths import write_private
+from domyn_swarm.services.usage_report import Course, Used
+
+_VERSION = 1
+_WRONG = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+
+
+def keep_course(path: Path, course: Course) -> None:
+    """Write the spans of a swarm that is over, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    head = {
+        "version": _VERSION,
+        "jobs": course.jobs,
+        "allocations": course.allocations,
+        "spans": sum(map(len, course.spans.values())),  # so that a file that was cut off shows
+    }
+    lines = [json.dumps(head)]
+    for replica, spans in course.spans.items():
+        for one, used in zip(spans, course.used[replica], strict=True):
+            fields = [one.begin, one.end, one.use.value, one.cause, one.job, one.gpus]
+            lines.append(json.dumps([replica, *fields, used]))
+    write_private(path, "\n".join(lines) + "\n")
+
+
+def read_kept(entry: SwarmEntry, path: Path) -> Course:
+    """What `keep_course` wrote.
+
+    Raises:
+        OSError, ValueError: it cannot be read; a ValueError says where, and what to do.
+    """
+    kept = _Kept()
+    try:
+        with path.open(encoding="utf-8") as file:
+            for text in file:
+                kept.take(json.loads(text))
+                kept.lines += 1
+        kept.check_whole()
+    except _WRONG as error:
+        raise ValueError(
+            f"{path}, line {kept.lines + 1}: {error}. Remove that file: what the swarm's programs "
+            f"wrote is read anew as long as {entry.swarm_dir} is there"
+        ) from error
+    return Course(entry, kept.spans, kept.used, kept.allocations, kept.jobs)
+
+
+class _Kept:
+    """The lines of such a file."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.spans: dict[int, list[Span]] = {}
+        self.used: dict[int, list[Used | None]] = {}
+        self.allocations: dict[int, int] = {}
+        self.jobs: dict[str, tuple[str, str]] = {}
+        self._promised: int | None = None  # spans; earlier versions did not say
+
+    def take(self, line: Any) -> None:  # noqa: ANN401 - JSON
+        """One line more."""
+        if not self.lines:
+            if not isinstance(line, dict) or line.get("version") != _VERSION:
+                raise ValueError("it is of another version of domyn-swarm")
+            self.jobs = {job: (str(name), str(user)) for job, (name, user) in line["jobs"].items()}
+            self.allocations = {int(one): int(count) for one, count in line["allocations"].items()}
+            self._promised = line.get("spans")
+            return
+        replica, begin, end, use, cause, job, gpus, energy = line
+        span = Span(float(begin), float(end), Use(use), str(cause), job, int(gpus))
+        self.spans.setdefault(int(replica), []).append(span)
+        used = None if energy is None else Used(*map(float, energy))
+        self.used.setdefault(int(replica), []).append(used)
+
+    def check_whole(self) -> None:
+        """Refuse a file that was cut off.
+
+        Raises:
+            ValueError: it was.
+        """
+        if not self.lines or self._promised not in (None, self.lines - 1):
+            raise ValueError("the file ends too soon")
