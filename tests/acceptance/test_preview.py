@@ -45,8 +45,9 @@ def test_elsewhere_it_stops_there_unless_it_is_to_go_on(standing: Standing) -> N
     assert (shown.returncode, shown.stdout.split()[0]) == (0, "row")
     assert "No job was submitted" in shown.stderr
     assert not job.target.exists()
-    gone_on = standing.cli(*typed, "-y", "--no-progress")
+    gone_on = standing.cli(*typed, "-y", "--no-progress", "--time", "60")
     assert gone_on.returncode == 0, gone_on.stderr
+    assert "ends after 60 min (--time)" in gone_on.stderr
     assert json.loads(gone_on.stdout.splitlines()[-1])["job_id"]
     assert len(standing.sim.asked("piped")) == 4
     standing.cli.ok(*typed, "-y", "--no-progress", "--no-resume", "-n", "2")
