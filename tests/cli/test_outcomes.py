@@ -58,7 +58,7 @@ def test_answers_that_are_not_complete_are_told_and_asked_again(bench: Any) -> N
 
     nothing = run("job", "retry-failed", job_id)
     assert (nothing.stdout, nothing.exit_code) == ("", 0)
-    assert "no row of CompletionJob is failed. Nothing was started." in nothing.stderr
+    assert "no row of CompletionJob has failed. Nothing was started." in nothing.stderr
     wrong = run("job", "retry-failed", job_id, "--class", "short")
     assert isinstance(wrong.exception, ConfigError)
     assert "cut, empty, refused, tool_calls, error" in wrong.exception.hint
