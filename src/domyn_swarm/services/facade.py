@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class DomynLLMSwarm:
-    """A swarm for as long as a `with` block, or an existing one by `attach`.
+    """A swarm for as long as a `with` block, from `up` to `down`, or an existing one by `attach`.
 
     Entering the block brings the swarm up and waits for it; leaving it, also by an exception,
     brings it down, and so does an interruption while it comes up.
@@ -56,7 +56,15 @@ class DomynLLMSwarm:
         found._swarm = found._lifecycle.attach(name)
         return found
 
-    def __enter__(self) -> Self:
+    def up(self) -> Self:
+        """Bring it up, and return once it answers. It stays up until `down`, also when this process
+        ends; called again, it starts nothing twice.
+
+        Raises:
+            SwarmError: it did not come up, or another one has its name; what was started has been
+                stopped.
+            KeyboardInterrupt: it was interrupted; what was started has been told to end.
+        """
         if self._swarm is None and self._config is not None:
             try:
                 self._swarm = self._lifecycle.up(self._config, keep_interrupted=False)
@@ -66,6 +74,9 @@ class DomynLLMSwarm:
                     "end. `domyn-swarm status` shows what is left of it, if anything."
                 ) from None
         return self
+
+    def __enter__(self) -> Self:
+        return self.up()
 
     def __exit__(
         self,
@@ -85,7 +96,8 @@ class DomynLLMSwarm:
     def _live(self) -> LiveSwarm:
         if self._swarm is None:
             raise StateError(
-                "This swarm is not up.", hint="Use it in a `with` block, or attach to a live one."
+                "This swarm is not up.",
+                hint="Call .up() first, use it in a `with` block, or attach to a live one.",
             )
         return self._swarm
 
