@@ -57,14 +57,35 @@ class DomynLLMSwarm:
         return found
 
     def up(self) -> Self:
-        """Bring it up, and return once it answers. It stays up until `down`, also when this process
-        ends; called again, it starts nothing twice.
+        """Bring it up, or take the one of its name and configuration that is up or coming up, and
+        return once it answers. It stays up until `down`, also when this process ends.
 
         Raises:
-            SwarmError: it did not come up, or another one has its name; what was started has been
-                stopped.
-            KeyboardInterrupt: it was interrupted; what was started has been told to end.
+            StateError: it was attached to, so that its configuration is not known here.
+            SwarmExists: a live swarm has its name and another configuration.
+            LaunchError: it did not come up; what was started has been stopped.
+            KeyboardInterrupt: it was interrupted; what was started goes on, and so does `up` again.
         """
+        from domyn_swarm.swarm.joining import SwarmJoining, Waiting
+
+        if self._config is None:
+            raise StateError(
+                "This swarm was attached to: its configuration is not known here.",
+                hint="DomynLLMSwarm(DomynLLMSwarmConfig.read(FILE)).up() brings up that of a file.",
+            )
+        config = self._config
+        if self._swarm is not None:  # whose name may have been generated
+            config = config.model_copy(update={"name": self.name})
+        try:
+            self._swarm = SwarmJoining(self._store).up(config, Waiting()).swarm
+        except KeyboardInterrupt:
+            raise interrupted(
+                "Interrupted: what was started goes on, and up() again waits for it. "
+                "`domyn-swarm status` shows it, `domyn-swarm down NAME` stops it."
+            ) from None
+        return self
+
+    def __enter__(self) -> Self:
         if self._swarm is None and self._config is not None:
             try:
                 self._swarm = self._lifecycle.up(self._config, keep_interrupted=False)
@@ -74,9 +95,6 @@ class DomynLLMSwarm:
                     "end. `domyn-swarm status` shows what is left of it, if anything."
                 ) from None
         return self
-
-    def __enter__(self) -> Self:
-        return self.up()
 
     def __exit__(
         self,
