@@ -86,6 +86,14 @@ def test_a_job_whose_rows_failed_says_why_wherever_it_is_looked_at(bench: Any) -
     assert (listed["rows"], listed["status"]) == (3, 400)
 
 
+def test_a_job_that_has_ended_is_not_called_cancelled(bench: Any) -> None:
+    bench.write(1)
+    assert run(*submission(bench, "--external-id", "mine")).exit_code == 0
+    done = run("job", "cancel", "mine")
+    assert (done.exit_code, "succeeded" in done.stdout) == (0, True)
+    assert "has ended already: nothing was cancelled." in done.stderr
+
+
 def test_a_terminal_gets_the_id_and_what_to_type_next(bench: Any) -> None:
     bench.write(2)
     environment = {**os.environ, "DOMYN_SWARM_API_TOKEN": KEY}
