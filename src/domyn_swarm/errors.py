@@ -43,7 +43,9 @@ class Mistake:
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.place, self.key, self.message) if part)
+        flag = self.place.removeprefix("--").removeprefix("set ")
+        key = "" if flag == self.key else self.key  # `--name` says it already
+        return ": ".join(part for part in (self.place, key, self.message) if part)
 
 
 class ConfigError(SwarmError):

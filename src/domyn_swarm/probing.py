@@ -69,12 +69,14 @@ class Clock(Protocol):
 
 
 def all_of(**probes: Probe) -> Probe:
-    """A probe that is as far as the least of its parts; details name the part they come from."""
+    """A probe that is as far as the least of its parts; what is not ready names its part."""
 
     def probe() -> Observation:
         seen = {name: part() for name, part in probes.items()}
         name, least = min(seen.items(), key=lambda item: item[1].phase)
         detail = f"{name}: {least.detail}" if least.detail else name
+        if least.phase is Phase.READY:
+            detail = least.detail
         loading = any(one.loading for one in seen.values())
         return Observation(least.phase, detail, loading=loading)
 

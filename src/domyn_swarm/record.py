@@ -149,6 +149,10 @@ class Record(Struct, metaclass=_RecordType, frozen=True):
     `model_validate` takes what others give, and `model_validate_json` what was written.
     """
 
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:  # noqa: ANN401 - IPython's
+        """What a notebook shows of it: what `str` says."""
+        printer.text(str(self))
+
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
         """Its fields, in their order."""

@@ -138,6 +138,13 @@ def test_up_prints_the_name_alone_and_down_leaves_nothing(cli: CommandLine, tmp_
     assert cli.processes() == []
 
 
+def test_a_replica_that_has_no_log_is_answered_with_those_that_have(standing: Standing) -> None:
+    done = standing.cli("logs", "demo", 77)
+    assert done.returncode == 3
+    assert "There is no such log of demo." in done.stderr
+    assert "Replicas with a log: 0" in done.stderr
+
+
 def test_endpoint_tells_how_to_be_asked(standing: Standing) -> None:
     told = standing.cli.json("endpoint", "demo")
     key = Path(told["key_file"]).read_text().strip()

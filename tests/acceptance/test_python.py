@@ -43,6 +43,13 @@ def asked_by(client: Any) -> dict[str, Any]:
     }
 
 
+def shown_in_a_notebook(shown: object) -> str:
+    """What a notebook's cell shows of a value."""
+    from IPython.lib.pretty import pretty
+
+    return pretty(shown)
+
+
 def test_openais_client_is_ready_to_be_used(
     swarm: DomynLLMSwarm, standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +107,9 @@ def test_a_submitted_job_can_be_asked_and_waited_for(
     for one in (again, SubmittedJob.of(told), SubmittedJob.attach("of-python")):
         assert (type(one), one) == (SubmittedJob, submitted)
         assert one.status().rows_done == 20
+    shown = f"<job {submitted.job_id} (TemplateJob): succeeded, 20/20 rows>"
+    assert str(submitted.status()) == shown
+    assert shown_in_a_notebook(submitted.status()) == shown
     assert list(again.results()["result"]) == again.results(arrow=True)["result"].to_pylist()
     assert again.report(tmp_path / "page.html").path == tmp_path / "page.html"
     assert "<html" in (tmp_path / "page.html").read_text()

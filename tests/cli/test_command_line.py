@@ -148,6 +148,20 @@ def test_usage_errors_exit_2_and_name_what_is_wrong(
     assert not swarm_home.exists()
 
 
+@pytest.mark.parametrize("words", [["up", "--set"], ["up", "--nonsense"], ["scale", "x", "y"]])
+def test_what_is_wrong_with_a_commands_words_names_its_own_help(
+    words: list[str], swarm_home: Path
+) -> None:
+    done = CommandLine(swarm_home)(*words)
+    assert f" {words[0]} --help` shows what it takes." in done.stderr
+
+
+def test_what_has_nothing_to_do_says_so(swarm_home: Path) -> None:
+    cli = CommandLine(swarm_home)
+    assert "No swarm is live: nothing was stopped." in cli("down", "--all", "-y").stderr
+    assert "There is nothing to forget." in cli("db", "prune", "-y").stderr
+
+
 @pytest.mark.parametrize("words", [[], ["up"], ["job"], ["job", "list"]])
 def test_h_is_short_for_help(words: list[str], swarm_home: Path) -> None:
     cli = CommandLine(swarm_home)

@@ -58,7 +58,7 @@ def test_answers_that_are_not_complete_are_told_and_asked_again(bench: Any) -> N
 
     nothing = run("job", "retry-failed", job_id)
     assert (nothing.stdout, nothing.exit_code) == ("", 0)
-    assert "no row of CompletionJob is failed. Nothing was started." in nothing.stderr
+    assert "no row of CompletionJob has failed. Nothing was started." in nothing.stderr
     wrong = run("job", "retry-failed", job_id, "--class", "short")
     assert isinstance(wrong.exception, ConfigError)
     assert "cut, empty, refused, tool_calls, error" in wrong.exception.hint
@@ -84,6 +84,14 @@ def test_a_job_whose_rows_failed_says_why_wherever_it_is_looked_at(bench: Any) -
     assert (logs.stdout, "Nothing is in" in logs.stderr) == ("", True)
     listed = json.loads(run("job", "list", "--json").stdout)["jobs"][0]["commonest_failure"]
     assert (listed["rows"], listed["status"]) == (3, 400)
+
+
+def test_a_job_that_has_ended_is_not_called_cancelled(bench: Any) -> None:
+    bench.write(1)
+    assert run(*submission(bench, "--external-id", "mine")).exit_code == 0
+    done = run("job", "cancel", "mine")
+    assert (done.exit_code, "succeeded" in done.stdout) == (0, True)
+    assert "has ended already: nothing was cancelled." in done.stderr
 
 
 def test_a_terminal_gets_the_id_and_what_to_type_next(bench: Any) -> None:

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from domyn_swarm.backends.checks import failed, ok, warning
+from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.model import FailureGroup, JobProgress, JobStatus, ReplicaState, utc_now
 from domyn_swarm.paths import JobPaths, write_private
-from domyn_swarm.services.requests import JobFailures
+from domyn_swarm.planning.builder import PlanBuilder
+from domyn_swarm.services.checkpoints import CheckpointEntry, CheckpointList
+from domyn_swarm.services.doctor import Examination
+from domyn_swarm.services.requests import JobFailures, PlanReport
+from domyn_swarm.services.usage_report import UsageReport
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 from terminal import screen
@@ -30,6 +36,10 @@ REFUSED = FailureGroup(
     example_input="Summarise: " + "a long text of many words " * 20,
     example_message="HTTP 400: This model's maximum context length is 4096 tokens.",
 )
+USES = [
+    *enumerate(("queued", "starting", "working", "repeated", "idle_rows_waiting"), 1),
+    *enumerate(("idle_without_work", "draining", "dead", "unknown"), 6),
+]
 SHOW = """\
 import sys
 from importlib import import_module
@@ -121,11 +131,119 @@ def test_a_list_without_anything_says_what_to_type(tmp_path: Path, snapshot: Any
         assert looked_at(tmp_path / "home", *words) == snapshot
 
 
-def show(function: str, record: Any) -> str:
+def show(function: str, record: Any, *, columns: int = 80) -> str:
     kind = f"{type(record).__module__}:{type(record).__name__}"
     module, name = function.split(":")
     words = [SHOW, module, name, kind, record.model_dump_json()]
-    return screen(words, os.environ, entry="warm:_execute")
+    return screen(words, os.environ, columns=columns, entry="warm:_execute")
+
+
+def test_doctor_shows_each_remedy_below_what_it_is_for(snapshot: Any) -> None:
+    folder = "/leonardo_scratch/large/userexternal/me000000/domyn-swarm-home/checkpoints"
+    found = Examination(
+        checks=(
+            ok("open files", "here: 20000 (soft), 20000 (hard); our programs raise their own"),
+            ok("checkpoints", f"finished rows are kept in {folder}"),
+            failed("backend.endpoint.partition", "there is no 'gpu'", "Choose from: main, whole"),
+            warning(
+                "shared home",
+                f"{folder} is on ext4, which other machines may not see",
+                "Set DOMYN_SWARM_HOME or home_directory to a folder that the nodes share.",
+            ),
+        )
+    )
+    shown = show("domyn_swarm.cli.views:show_examination", found)
+    assert folder in shown  # what somebody copies is whole
+    assert shown == snapshot
+
+
+def test_a_plan_is_shown_with_whole_paths(snapshot: Any) -> None:
+    config = DomynLLMSwarmConfig.model_validate(
+        {
+            "name": "nightly",
+            "model": "Qwen/Qwen3-235B-A22B-Instruct-2507-FP8",
+            "replicas": 4,
+            "gpus_per_replica": 8,
+            "home_directory": "/leonardo_scratch/large/userexternal/me000000/swarms-of-mine",
+            "backend": {"type": "slurm", "partition": "boost_usr_prod", "time_limit": "12:00:00"},
+        }
+    )
+    report = PlanReport(
+        plan=PlanBuilder(config, "nightly").build(),
+        gpus=32,
+        gpu_hours=384.0,
+        engine_command=("vllm", "serve", "Qwen/Qwen3-235B-A22B-Instruct-2507-FP8", "--port", "1"),
+        scripts={},
+    )
+    shown = show("domyn_swarm.cli.views:show_plan", report)
+    assert "/leonardo_scratch/large/userexternal/me000000/swarms-of-mine/swarms/nightly" in shown
+    assert len(shown.splitlines()) <= 24
+    assert shown == snapshot
+
+
+def test_checkpoints_are_listed_with_whole_identities(snapshot: Any) -> None:
+    at = datetime(2026, 11, 30, 18, 30, tzinfo=UTC)
+    stores = [f"{number:024x}" for number in (11**22, 13**21)]
+    size: dict[str, Any] = {"rows_done": 1_250_000, "rows_failed": 17, "bytes": 3_400_000_000}
+    entries = [
+        CheckpointEntry.model_validate(
+            {
+                "identity": identity,
+                "path": f"/c/{identity}",
+                "job": "TemplateJob",
+                "model": "Qwen/Qwen3-32B",
+                "tag": None,
+                "last_written_at": at,
+                **size,
+                "prompt": "Say in one sentence what this article claims: {{ text }}",
+                "jobs": [
+                    {
+                        "key": "k",
+                        "path": "/c/k",
+                        "last_written_at": at,
+                        "lease": "free",
+                        **size,
+                        "input": "/data/corpora/2026/articles.parquet",
+                        "holder": None,
+                        "job_ids": [IDS[0]],
+                        "job_name": "TemplateJob",
+                        "takes_from": {},
+                        "external_id": "nightly",
+                        "output": "out.parquet",
+                    }
+                ],
+                "whole": True,
+                "touched": [],
+            }
+        )
+        for identity in stores
+    ]
+    listed = CheckpointList(root=Path("/c"), checkpoints=tuple(entries), bytes=6_800_000_000)
+    shown = show("domyn_swarm.cli.checkpoints:show_checkpoints", listed)
+    assert all(identity in shown for identity in stores)
+    assert "articles.parquet" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown == snapshot
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_usage_shows_whole_names_and_figures_on_any_terminal(columns: int) -> None:
+    uses = [{"use": use, "cause": "", "replica_s": 1234.5 * at, "gpu_s": 0.0} for at, use in USES]
+    swarm = {"name": "a-swarm-of-mine", "tag": "t", "backend": "local", "model": "m", "user": "u"}
+    swarm |= {"gpus_per_replica": 0, "live": True, "began_at": utc_now()}
+    held = {"held_replica_s": 98765.4, "held_gpu_s": 0.0, "uses": uses}
+    report = UsageReport.model_validate(
+        {"since": None, "until": utc_now(), "total": held, "swarms": [{**swarm, **held}]}
+    )
+    shown = show("domyn_swarm.cli.usage:show_usage", report, columns=columns)
+    head, line = shown.splitlines()[:2]
+    assert line.startswith("a-swarm-of-mine  27.4")
+    assert len(head.split()) == len(line.split())  # no figure is broken or cut
+    assert max(map(len, (head, line))) <= columns
+    figures = {"queued": ".343", "start": ".686", "work": "1.0", "redone": "1.4", "wait": "1.7"}
+    named = dict(zip(head.split(), line.split(), strict=True))
+    assert all(named[name].endswith(figures[name]) for name in figures.keys() & named.keys())
+    assert {"swarm", "held"} < named.keys()
 
 
 def test_failures_are_shown_with_the_rows_id_and_its_text(snapshot: Any) -> None:

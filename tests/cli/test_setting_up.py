@@ -67,7 +67,7 @@ def test_flags_that_cannot_be_are_all_told_and_write_nothing(
     done = cli("init", "config", "--partition", "p", "--engine", "vlm", "--output", path)
     assert done.returncode == 2
     assert "--partition: backend.partition: unknown key" in done.stderr
-    assert "--engine: engine: must be 'vllm'" in done.stderr
+    assert "--engine: must be 'vllm'" in done.stderr
     assert not path.exists()
     nowhere = cli("init", "config", "--output", tmp_path / "no" / "x.yaml")
     assert (nowhere.returncode, nowhere.stdout) == (2, "")

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml, load
 from domyn_swarm.config.backends import SlurmConfig, time_limit_s
+from domyn_swarm.config.pool import load_pool
 from domyn_swarm.config.preamble import check_line
-from domyn_swarm.config.sources import parse_yaml
+from domyn_swarm.config.sources import Layer, parse_yaml
 from domyn_swarm.errors import ConfigError
+from domyn_swarm.swarm.job_file import read_job
 
 GOOD = """\
 name: demo
@@ -134,7 +136,7 @@ tls_cert: x
         "  bad.yaml:19: env.not a name: is no name of a variable: use letters, digits and _",
         "  bad.yaml:20: notify.url: must be a URL that begins with http:// or https://",
         "  bad.yaml:21: tls_cert: unknown key here; it belongs under router",
-        "  --set port: port: must be a whole number, not 'high'",
+        "  --set port: must be a whole number, not 'high'",
     ]
 
 
@@ -486,8 +488,57 @@ def test_overrides_that_are_none(text: str, file: Path) -> None:
         load(file, overrides=[text])
 
 
+@pytest.mark.parametrize(
+    ("image", "container", "runs_it"),
+    [
+        *((None, None, "none"), ("/i.sif", None, "apptainer"), ("/i.sif", "enroot", "enroot")),
+        *(("/i.sif", "none", "none"), (None, "none", "none")),
+    ],
+)
+def test_a_container_is_used_where_there_is_an_image(
+    image: str | None, container: str | None, runs_it: str, file: Path
+) -> None:
+    overrides = ["backend={type: slurm, partition: p}"]
+    overrides += [f"image={image}"] if image else []
+    overrides += [f"backend.container={container}"] if container else []
+    backend = load(file, overrides=overrides).config.backend
+    assert isinstance(backend, SlurmConfig)
+    assert backend.container == runs_it
+
+
+def test_a_container_without_an_image_is_refused_before_nodes_are_held_for_it(file: Path) -> None:
+    overrides = ["backend={type: slurm, partition: p, container: pyxis}"]
+    with pytest.raises(ConfigError, match="container is pyxis, but there is no image: set image"):
+        load(file, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("input: a.csv\noutput: b.csv\n", "a job's file: domyn-swarm job submit -f '.*/my x.yaml'"),
+        ("name: p\nswarms: [{config: a.yaml}]\n", "a pool's file: domyn-swarm pool up"),
+    ],
+)
+def test_a_file_of_another_kind_is_recognised(text: str, instead: str, tmp_path: Path) -> None:
+    path = tmp_path / "my x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"This is {instead}"):
+        load(path)
+
+
+def test_a_swarms_file_is_recognised_where_a_job_or_a_pool_is_wanted(file: Path) -> None:
+    for read in (load_pool, lambda path: read_job(path, Layer())):
+        with pytest.raises(ConfigError, match="This is a swarm's configuration: domyn-swarm up"):
+            read(file)
+
+
+def test_a_name_that_cannot_be_has_a_close_one_proposed(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--name: must be .*; for example schwarm"):
+        load(file, name="Schwärm")
+
+
 def test_an_override_that_is_wrong_is_named_as_one(file: Path) -> None:
-    with pytest.raises(ConfigError, match="--set replicas: replicas: must be"):
+    with pytest.raises(ConfigError, match="--set replicas: must be"):
         load(file, overrides=["replicas=none-at-all"])
 
 
@@ -612,7 +663,7 @@ def test_names(name: str, good: bool, file: Path) -> None:
     if good:
         assert load(file, name=name).config.name == name
     else:
-        with pytest.raises(ConfigError, match="--name: name: must be lower-case letters"):
+        with pytest.raises(ConfigError, match="--name: must be lower-case letters"):
             load(file, name=name)
 
 

@@ -74,6 +74,12 @@ class Styled(SwarmJob):
         (ChatCompletionJob, {"max_concurency": 5}, "no parameter.*\n.*mean 'max_concurrency'"),
         (ChatCompletionJob, {"parse_resoning": True}, "no parameter.*\n.*mean 'parse_reasoning'"),
         (ChatCompletionJob, {"zzz": 5}, "no parameter 'zzz'.*\n.*extra_body"),
+        (
+            ChatCompletionJob,
+            {"dispatch": "auto"},
+            "of the run, not a parameter: --dispatch",
+        ),
+        (ChatCompletionJob, {"shard_output": True}, "--shard-output of `job submit`"),
         (ChatCompletionJob, {"messages": []}, "makes that part of a request itself"),
         (ChatCompletionJob, {"stream": True}, "makes that part of a request itself"),
         (ChatCompletionJob, {"param_columns": ["temprature"]}, "mean 'temperature'"),

@@ -209,7 +209,7 @@ def test_a_job_takes_away_what_it_was_answered_itself(
     table = cli.ok("checkpoints", "list")
     assert "{{ prompt }}" in table
     for name in "abc":
-        assert f"/{name}.parquet" in table
+        assert f" {name}.parquet" in table
 
     removed = cli("checkpoints", "rm", "a", "-y")
     assert removed.returncode == 0

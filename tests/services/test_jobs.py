@@ -128,7 +128,7 @@ def test_where_there_is_nothing_to_retry_nothing_is_started(
     bench.write(4)
     service.submit(bench.request())
     assert service.wait("mine").status is JobStatus.SUCCEEDED
-    with pytest.raises(NothingToRetry, match="no row of ChatCompletionJob is failed") as told:
+    with pytest.raises(NothingToRetry, match="no row of ChatCompletionJob has failed") as told:
         service.retry_failed("mine")
     assert "--class" in told.value.hint
     changes = JobChanges(retry_classes=(ReplyVerdict.CUT, ReplyVerdict.EMPTY))
@@ -147,7 +147,11 @@ def test_rows_of_a_run_that_stopped_are_asked_with_other_parameters(
     assert service.wait("mine").status is JobStatus.FAILED
     bench.server.behave = lambda _prompt, _nth: answer()
     changes = JobChanges(override={"max_tokens": 9})
-    again = service.wait(service.retry_failed("mine", changes=changes))
+    before = service.status("mine").parameters
+    handle = service.retry_failed("mine", changes=changes)
+    again = service.wait(handle)
+    shown = service.status(handle)
+    assert (shown.parameters, shown.retry_parameters) == (before, {"max_tokens": 9})
     assert bench.server.asked == {"p0": 1, "p1": 1, "p2": 1, "p3": 2}
     assert again.status is JobStatus.FAILED
     assert "1 of 5 rows have never been asked" in str(again.message)
@@ -173,7 +177,7 @@ def test_a_retry_of_a_cancelled_job_asks_what_failed_and_no_others(
     assert ended.status is JobStatus.FAILED
     assert f"job resume {again.job_id}" in str(ended.message)
     jobs = len(service.list())
-    with pytest.raises(NothingToRetry, match="is failed"):
+    with pytest.raises(NothingToRetry, match="has failed"):
         service.retry_failed(again)
     assert len(service.list()) == jobs
     assert service.wait(service.resume(again)).status is JobStatus.SUCCEEDED

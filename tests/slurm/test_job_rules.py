@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from domyn_swarm.backends.slurm.compute import SlurmCompute
-from domyn_swarm.backends.slurm.reasons import advice_for_job
+from domyn_swarm.backends.slurm.reasons import advice, advice_for_job
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private
@@ -121,6 +121,19 @@ def test_why_a_job_waits_is_said_with_its_flags(
 )
 def test_what_slurm_refuses_of_a_job_names_its_flags(said: str, advice: str) -> None:
     assert advice in advice_for_job(said)
+
+
+@pytest.mark.parametrize(
+    ("said", "keys"),
+    [
+        ("invalid partition specified: gpu; Invalid partition name specified", "backend.partition"),
+        ("Invalid account or account/partition combination specified", "backend.account"),
+        ("Invalid qos specification", "backend.qos"),
+        ("Invalid generic resource (gres) specification", "backend.gres"),
+    ],
+)
+def test_what_slurm_refuses_of_a_swarm_names_its_keys(said: str, keys: str) -> None:
+    assert advice(said).startswith(keys)
 
 
 @pytest.mark.parametrize(

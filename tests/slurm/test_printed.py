@@ -156,7 +156,9 @@ def test_a_submission_and_a_rehearsal(recorded: Path) -> None:
     submitted = printed.submitted(text(recorded, "submitted"))
     assert submitted is not None
     assert (submitted[0].isdecimal(), submitted[1]) == (True, "")
-    assert " to start at 20" in printed.start_of(text(recorded, "testable"))
+    said = printed.start_of(text(recorded, "testable"))
+    assert " to start at 20" in said
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d", str(printed.start_time(said)))
 
 
 @pytest.mark.parametrize(
@@ -226,6 +228,7 @@ def test_a_controller_that_is_away_is_known_by_every_command(recorded: Path) -> 
 
 def test_an_answer_without_words_is_told_as_such() -> None:
     assert printed.refusal("", "") == printed.start_of("") == "it printed nothing"
+    assert printed.start_time("it printed nothing") is None
     assert printed.refusal("", "--> Rejected: no budget\n") == "--> Rejected: no budget"
 
 

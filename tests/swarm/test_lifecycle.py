@@ -44,6 +44,27 @@ def write_rows(path: Path, count: int) -> None:
     pq.write_table(pa.table({"prompt": [f"p{number}" for number in range(count)]}), path)
 
 
+def test_a_swarm_is_up_from_up_to_down(lifecycle: SwarmLifecycle) -> None:
+    swarm = DomynLLMSwarm(config())
+    with pytest.raises(StateError, match="is not up"):
+        swarm.snapshot()
+    assert swarm.up() is swarm
+    parts = lifecycle.attach("demo").handle.parts
+    DomynLLMSwarm(config()).up()  # as in a cell that is run again: nothing is started twice
+    assert lifecycle.attach("demo").handle.parts == parts
+    with pytest.raises(SwarmExists, match="port is"):
+        DomynLLMSwarm(config(port=9000)).up()
+    assert str(swarm.snapshot()) == "<swarm 'demo': 1 of 1 replicas ready, ready: 1 replica runs>"
+    assert str(swarm.usage()).endswith(">")
+    assert "replica-hours held: " in str(swarm.usage())
+    with pytest.raises(StateError, match="was attached to"):
+        DomynLLMSwarm.attach("demo").up()
+    swarm.down()
+    assert lifecycle.attach("demo").record.phase is SwarmPhase.STOPPED
+    assert swarm.up().snapshot().replicas_ready == 1
+    swarm.down()
+
+
 def test_a_swarm_for_a_with_block(
     lifecycle: SwarmLifecycle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ def test_what_serves_is_ready_whatever_an_old_look_says(
     with monkeypatch.context() as patch:
         patch.setattr(factory, "serving_backend", lambda _backend: OldLook())
         seen = readiness(swarm)()
-        assert (seen.phase, seen.detail) == (Phase.READY, "platform")
+        assert (seen.phase, seen.detail) == (Phase.READY, "")
         swarm.paths.endpoint.unlink()  # nobody finds it: then it is as the platform says
         assert readiness(swarm)().phase is Phase.FAILED
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from domyn_swarm.cli.console import confirm, interactive, say
 from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
-from domyn_swarm.cli.rendering import Column, print_table
+from domyn_swarm.cli.rendering import Column, moment, print_record, print_table
 from domyn_swarm.errors import StateError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from domyn_swarm.services.checkpoints import CheckpointList, CheckpointQuery, JobEntry
 
-_SHOWN = 40  # characters of a prompt and of a path
+_SHOWN = 40  # characters of a prompt
 _NAMED = 20  # jobs, where nobody is asked
 
 _COLUMNS = (
@@ -71,15 +71,11 @@ def list_command(
 
     Example: domyn-swarm checkpoints list --older-than 30
     """
-    from domyn_swarm.cli.rendering import print_record
     from domyn_swarm.services.checkpoints import list_checkpoints
 
     form = chosen_format(output, as_json, as_yaml)
     listed = list_checkpoints(_query(refs, older_than, folder))
-    if form is Format.TABLE:
-        _show(listed)
-    else:
-        print_record(listed, form)
+    show_checkpoints(listed, form)
 
 
 @checkpoints_app.command("rm")
@@ -102,7 +98,6 @@ def remove(
 
     Example: domyn-swarm checkpoints rm --older-than 90 -y
     """
-    from domyn_swarm.cli.rendering import print_record
     from domyn_swarm.services.checkpoints import list_checkpoints, remove_checkpoints
 
     form = chosen_format(output, as_json, as_yaml)
@@ -117,7 +112,7 @@ def remove(
     for line in _touched(listed):
         say(line)
     if listed.checkpoints and not yes:
-        _show(listed)
+        show_checkpoints(listed, Format.TABLE)
         rows = sum(one.rows_done for one in listed.checkpoints)
         jobs = sum(len(one.jobs) for one in listed.checkpoints)
         if not confirm(f"Remove what {jobs} jobs left, {rows} finished rows?"):
@@ -144,7 +139,11 @@ def _query(
     return CheckpointQuery(refs=tuple(refs or ()), older_than_days=older_than, root=folder)
 
 
-def _show(listed: CheckpointList) -> None:
+def show_checkpoints(listed: CheckpointList, output: Format) -> None:
+    """What jobs have left, a line for each."""
+    if output is not Format.TABLE:
+        print_record(listed, output)
+        return
     rows = [
         (
             one.identity,
@@ -162,10 +161,8 @@ def _show(listed: CheckpointList) -> None:
 
 
 def _job_cells(job: JobEntry) -> tuple[str, ...]:
-    from domyn_swarm.cli.rendering import moment
-
     return (
-        _end(job.input or "?"),
+        PurePath(job.input).name if job.input else "?",
         f"{job.rows_done}" + (f", {job.rows_failed} failed" if job.rows_failed else ""),
         _size(job.bytes),
         moment(job.last_written_at),
@@ -195,10 +192,6 @@ def _named(job_id: str, external_id: str | None) -> str:
 def _start(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
-
-
-def _end(path: str) -> str:
-    return path if len(path) <= _SHOWN else "…" + path[1 - _SHOWN :]
 
 
 def _size(size_bytes: int) -> str:

@@ -46,6 +46,14 @@ class Command(TyperCommand):
                 named = param.metavar or str(param.name).upper()
                 param.metavar = named.removeprefix("[").removesuffix("]").removesuffix("…")
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Typer's
+        """Read its words; what is wrong with one names the command whose help to read."""
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's
         """Run it; what it says of its words names the command whose help to read."""
         try:

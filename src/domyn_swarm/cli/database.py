@@ -47,6 +47,8 @@ def show_prune(report: PruneReport, output: Format) -> None:
         for job in report.jobs
     ]
     kept_jobs = [(one.job_id, "kept", one.why) for one in report.kept_jobs]
+    if not (rows or jobs):
+        say("There is nothing to forget.")
     if jobs or kept_jobs:
         columns = (Column("job without a swarm", whole=True), "", "what")
         print_table(columns, [*jobs, *kept_jobs])

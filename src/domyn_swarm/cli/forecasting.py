@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from domyn_swarm.services.requests import JobRequest
 
 _COLUMNS = (
-    Column("replicas"),
-    Column("rows/s"),
+    Column("replicas", whole=True),
+    Column("rows/s", whole=True),
     Column("time", whole=True),
     Column("GPU-hours", whole=True),
-    Column("in flight", spare=1),
-    Column("start"),
+    Column("in flight", whole=True, spare=2),
+    Column("start", spare=1),
 )
 
 
@@ -59,7 +59,7 @@ def show_forecast(found: JobForecast, output: Format) -> None:
         return
     failed = f", {found.rows_failed} failed" if found.rows_failed else ""
     took = f"{found.rows_asked} rows in {found.sample_s:.1f} s{failed}"
-    tokens = "the endpoint does not tell"
+    tokens = "-" if not found.rows_left else "unknown: the endpoint does not count them"
     if found.prompt_tokens_left is not None:
         tokens = f"{found.prompt_tokens_left} in, {found.completion_tokens_left} out"
     print_pairs(
@@ -79,7 +79,9 @@ def show_forecast(found: JobForecast, output: Format) -> None:
         print_table(
             _COLUMNS, [_line(one, now=one.replicas == found.replicas) for one in found.choices]
         )
-    elif found.rows_left:
+    elif not found.rows_left:
+        say("No row is left to ask.")
+    else:
         say("Too few rows were asked to say what the others take: --sample ROWS asks more.")
     for note in found.notes:
         say(note)

@@ -85,7 +85,8 @@ def _asked(job: JobSnapshot) -> list[tuple[str, str]]:
     asked = [("model", job.model), ("class", job.job_class)]
     asked += [("prompt", job.prompt), ("system", job.system)]
     pairs = [(name, cell_text(text)) for name, text in asked if text is not None]
-    return [*pairs, *([("parameters", cell_text(job.parameters))] if job.parameters else [])]
+    settings = [("parameters", job.parameters), ("retried with", job.retry_parameters)]
+    return [*pairs, *((name, cell_text(value)) for name, value in settings if value)]
 
 
 def show_jobs(jobs: Sequence[JobSnapshot], left_out: int, output: Format) -> None:
@@ -263,7 +264,8 @@ def account_text(account: JobAccount) -> str:
     """What a job did over all its runs, in words."""
     if not account.runs:
         return "0 requests in 0 runs"
-    parts = [f"{account.requests} requests in {account.wall_s:.1f} s"]
+    requests = "1 request" if account.requests == 1 else f"{account.requests} requests"
+    parts = [f"{requests} in {account.wall_s:.1f} s"]
     if account.runs > 1:
         parts[0] += f" and {account.runs} runs"
     if account.rows_per_s:

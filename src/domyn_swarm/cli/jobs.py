@@ -23,6 +23,7 @@ from domyn_swarm.cli.options import (
     chosen_job,
 )
 from domyn_swarm.cli.status import EveryOption, WatchOption
+from domyn_swarm.errors import EXIT_INTERRUPTED
 
 _CLI = "domyn_swarm.cli"
 _OTHER_MODULES = (
@@ -227,8 +228,12 @@ def wait(
 
     form = chosen_format(output, as_json, as_yaml)
     which = chosen_job(ref, external_id, handle_json)
-    with rows(bar=not no_progress) as on_progress:
-        seen = JobService().wait(which, timeout_s=timeout, on_progress=on_progress)
+    try:
+        with rows(bar=not no_progress) as on_progress:
+            seen = JobService().wait(which, timeout_s=timeout, on_progress=on_progress)
+    except KeyboardInterrupt:
+        say("\nInterrupted: the job goes on. The same command waits for it again.")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     show_job(seen, form)
     if not seen.status.final:
         say(f"{seen.job_id} has not ended yet.")
@@ -264,4 +269,7 @@ def cancel(
 
     form = chosen_format(output, as_json, as_yaml)
     which = chosen_job(ref, external_id, handle_json)
-    show_job(JobService().cancel(which, forget=forget), form)
+    service = JobService()
+    if not forget and (ended := service.status(which)).status.final:
+        say(f"{ended.job_id} has ended already: nothing was cancelled.")
+    show_job(service.cancel(which, forget=forget), form)

@@ -124,6 +124,27 @@ def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
         _print_wrapped(lines)
 
 
+def print_checks(checks: Iterable[tuple[str, str, str, str]]) -> None:
+    """Print what was checked: its name, how it is, what was found, and the remedy or nothing. On a
+    terminal the remedy stands below what it is for, and lines are broken at spaces alone.
+    """
+    known = list(checks)
+    if not sys.stdout.isatty():
+        _print_aligned([("check", "", "found", "what to do"), *known])
+        return
+    from rich.text import Text
+
+    console = _console()
+    names, states = (max((len(one[at]) for one in known), default=0) + _GAP for at in (0, 1))
+    for name, state, found, remedy in known:
+        text = f"{found}\n→ {remedy}" if remedy else found
+        first, *others = _broken(text, console.width - names - states)
+        begin = Text.assemble((name.ljust(names), "dim"), (state.ljust(states), colour(state)))
+        console.print(begin + first, soft_wrap=True)
+        for line in others:
+            console.print(" " * (names + states) + line, soft_wrap=True)
+
+
 def print_gap() -> None:
     """Print an empty line between two parts of what is shown."""
     collecting = _collected.get()
@@ -173,16 +194,21 @@ def _print_wrapped(pairs: Sequence[tuple[str, str]]) -> None:
     console = _console()
     indent = max((len(name) for name, _ in pairs), default=0) + _GAP
     for name, value in pairs:
-        room = max(_TEXT_CHARACTERS, console.width - indent)
-        lines = [
-            line
-            for part in value.split("\n")
-            for line in textwrap.wrap(part, room, break_long_words=False, break_on_hyphens=False)
-        ]
-        first, *others = lines or [""]
+        first, *others = _broken(value, console.width - indent)
         console.print(Text.assemble((name.ljust(indent), "dim"), first), soft_wrap=True)
         for line in others:
             console.print(" " * indent + line, soft_wrap=True)
+
+
+def _broken(value: str, width: int) -> list[str]:
+    """A value's lines, one at least. A word that is wider stays whole."""
+    room = max(_TEXT_CHARACTERS, width)
+    lines = [
+        line
+        for part in value.split("\n")
+        for line in textwrap.wrap(part, room, break_long_words=False, break_on_hyphens=False)
+    ]
+    return lines or [""]
 
 
 def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> Table:

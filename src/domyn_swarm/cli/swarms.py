@@ -222,6 +222,8 @@ def down(
         raise typer.Exit(1)
     results = SwarmService().down(wanted, all_swarms=everything, forget=forget)
     show_down(results, form)
+    if not results:
+        say("No swarm is live: nothing was stopped.")
     left = [result for result in results if not (result.stopped or result.forgotten)]
     if left:
         raise PlatformError(

@@ -10,6 +10,14 @@ import typer
 
 from domyn_swarm.cli import candidates
 from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
+from domyn_swarm.cli.rendering import (
+    Column,
+    print_gap,
+    print_note,
+    print_pairs,
+    print_record,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from domyn_swarm.services.usage_report import UsageReport
@@ -17,16 +25,16 @@ if TYPE_CHECKING:
 
 _ROWS = 40  # of a table; --json has all
 _COLUMNS = (
-    ("queued", "queued"),
-    ("starting", "start"),
-    ("working", "work"),
-    ("repeated", "redone"),
-    ("idle_rows_waiting", "wait"),
-    ("idle_without_work", "idle"),
-    ("draining", "drain"),
-    ("dead", "dead"),
-    ("unknown", "?"),
-)  # uses, and what their columns are called
+    ("queued", Column("queued", whole=True, spare=8)),
+    ("starting", Column("start", whole=True, spare=4)),
+    ("working", Column("work", whole=True, spare=1)),
+    ("repeated", Column("redone", whole=True, spare=6)),
+    ("idle_rows_waiting", Column("wait", whole=True, spare=3)),
+    ("idle_without_work", Column("idle", whole=True, spare=2)),
+    ("draining", Column("drain", whole=True, spare=7)),
+    ("dead", Column("dead", whole=True, spare=5)),
+    ("unknown", Column("?", whole=True, spare=9)),
+)  # uses and their columns
 _OF_JOBS = ("working", "repeated", "idle_rows_waiting")
 
 
@@ -83,27 +91,28 @@ def usage(
     Example: domyn-swarm usage --since 7d
     """
     from domyn_swarm.cli.console import say
-    from domyn_swarm.cli.rendering import print_record
     from domyn_swarm.services.usage import UsageService
 
     form = chosen_format(output, as_json, as_yaml)
     report = UsageService().usage(swarm=swarm, job=job, user=user, since=_moment(since))
     for one in report.unread:
         say(f"warning: not counted: {one}")
-    if form is not Format.TABLE:
-        print_record(report, form)
+    narrowed = (swarm, job, user) != (None, None, None)
+    show_usage(report, form, by_replica=swarm is not None, jobs=narrowed)
+
+
+def show_usage(
+    report: UsageReport, output: Format, *, by_replica: bool = False, jobs: bool = False
+) -> None:
+    """What GPUs were used for: a line for each swarm or replica, and for each job where wanted."""
+    if output is not Format.TABLE:
+        print_record(report, output)
         return
-    _show(report, by_replica=swarm is not None, jobs=(swarm, job, user) != (None, None, None))
-
-
-def _show(report: UsageReport, *, by_replica: bool, jobs: bool) -> None:
-    from domyn_swarm.cli.rendering import print_gap, print_note, print_pairs
-
     if not report.swarms:
         print_note("Nothing has been used yet: the ledger begins with the next `up`.")
         return
     gpus = any(one.held_gpu_s or one.gpus_per_replica for one in report.swarms)
-    unit = "GPU-hours" if gpus else "hours of replicas, without GPUs"
+    unit = "GPU-hours" if gpus else "replica-hours: no GPUs"
     rows: list[tuple[str, Usage]] = [(one.name, one) for one in report.swarms]
     if by_replica:
         rows = [
@@ -127,18 +136,16 @@ def _print(
     what: str,
     rows: Sequence[tuple[str, Usage]],
     total: Usage | None,
-    columns: Sequence[tuple[str, str]] = _COLUMNS,
+    columns: Sequence[tuple[str, Column]] = _COLUMNS,
     *,
     gpus: bool,
 ) -> None:
-    from domyn_swarm.cli.rendering import Column, print_note, print_table
-
     uses = [use for use, _ in columns]
     shown = [(name, *_cells(one, uses, gpus=gpus)) for name, one in rows[-_ROWS:]]
     if total is not None and len(rows) != 1:
         shown.append(("total", *_cells(total, uses, gpus=gpus)))
-    names = ("held", *(name for _, name in columns))
-    print_table((Column(what, least=12), *(Column(name, whole=True) for name in names)), shown)
+    shown_columns = (Column(what, whole=True), Column("held", whole=True))
+    print_table((*shown_columns, *(column for _, column in columns)), shown)
     if len(rows) > _ROWS:
         print_note(f"before these: {len(rows) - _ROWS}; --json has all")
 
@@ -197,7 +204,7 @@ def usage_line(one: Usage) -> str:
     """One line of what was used, for `status`."""
     gpus = bool(one.held_gpu_s)
     held = one.held_gpu_s if gpus else one.held_replica_s
-    unit = "GPU-hours" if gpus else "hours of replicas"
+    unit = "GPU-hours" if gpus else "replica-hours"
     names = {
         "working": "working",
         "repeated": "working on what is repeated",

@@ -14,6 +14,7 @@ from domyn_swarm.cli.rendering import (
     Column,
     State,
     moment,
+    print_checks,
     print_gap,
     print_note,
     print_pairs,
@@ -82,13 +83,7 @@ def show_examination(found: Examination, output: Format) -> None:
     if output is not Format.TABLE:
         print_record(found, output)
         return
-    print_table(
-        ("check", "", "found", "what to do"),
-        [
-            (check.name, State(check.status), check.detail, check.fix or "")
-            for check in found.checks
-        ],
-    )
+    print_checks((one.name, one.status, one.detail, one.fix or "") for one in found.checks)
 
 
 def show_up(result: UpResult, output: Format) -> None:

@@ -199,8 +199,10 @@ class SlurmConfig(Section):
     comment: str | None = Field(
         None, description="a text for --comment that the site asks for; it stands after our own"
     )
-    container: Literal["apptainer", "singularity", "enroot", "pyxis", "none"] = Field(
-        "apptainer", description="what runs `image`; none: the node's own programs"
+    container: Literal["apptainer", "singularity", "enroot", "pyxis", "none"] | None = Field(
+        None,
+        description="what runs `image`; none: the node's own programs; empty: apptainer with an "
+        "image, none without",
     )
     container_args: tuple[str, ...] = Field(
         (), description="more arguments of the container program"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -40,6 +41,12 @@ _OLDER = {
     "lb_wait": "is of an earlier version: it is called wait_endpoint_s now",
 }
 """Keys of configurations of earlier versions that have another name or none."""
+_FILES = (
+    (("swarms",), "a pool's file: domyn-swarm pool up"),
+    (("input", "output"), "a job's file: domyn-swarm job submit -f"),
+    (("backend",), "a swarm's configuration: domyn-swarm up"),
+)
+"""Keys by which a file of another kind is recognised, and what takes it."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -55,21 +62,33 @@ def validated(
         found = model.model_validate(written(layer.values, kind))
     except ValidationError as error:
         wrong = [*layer.mistakes, *_mistakes(error, model, layer, path, kind)]
-        raise config_error(wrong, path, kind) from error
+        raise config_error(wrong, path, kind, _of_another_kind(model, layer, path)) from error
     if layer.mistakes:
         raise config_error(layer.mistakes, path, kind)
     return found
 
 
 def config_error(
-    mistakes: Sequence[Mistake], path: Path, kind: FileKind = CONFIGURATION
+    mistakes: Sequence[Mistake], path: Path, kind: FileKind = CONFIGURATION, instead: str = ""
 ) -> ConfigError:
-    """All of a file's mistakes as one error."""
+    """All of a file's mistakes as one error; `instead` is the hint in place of the usual one."""
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
     lines = [f"{path}: {count} in the {kind.name}:", *(f"  {one}" for one in mistakes)]
     return ConfigError(
-        "\n".join(lines), hint=f"Nothing was started. {kind.reference}", mistakes=mistakes
+        "\n".join(lines),
+        hint=f"Nothing was started. {instead or kind.reference}",
+        mistakes=mistakes,
     )
+
+
+def _of_another_kind(model: type[BaseModel], layer: Layer, path: Path) -> str:
+    """What to do with a file that is none of a model; nothing where it may be one."""
+    for keys, what in _FILES:
+        if keys[0] in model.model_fields:
+            continue
+        if all(key in layer.values for key in keys):
+            return f"This is {what} {shlex.quote(str(path))}"
+    return ""
 
 
 def _mistakes(

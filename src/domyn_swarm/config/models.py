@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,7 +35,8 @@ def check_name(name: str) -> str:
         ValueError: it is not usable as one.
     """
     if not _NAME.fullmatch(name):
-        usable = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        plain = unicodedata.normalize("NFKD", name.lower()).encode("ascii", "ignore").decode()
+        usable = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
         instead = f"; for example {usable}" if _NAME.fullmatch(usable) else ""
         raise ValueError(
             "must be lower-case letters, digits and hyphens, begin with a letter, "
@@ -327,6 +329,22 @@ class DomynLLMSwarmConfig(Section):
             raise ValueError(
                 f"is local, this machine alone, but a replica of {gpus} GPUs takes {gpus // node} "
                 f"nodes of {node}: write in gpus_per_node what this machine has"
+            )
+        return value
+
+    @field_validator("backend")
+    @classmethod
+    def _has_its_image(cls, value: BackendConfig, info: ValidationInfo) -> BackendConfig:
+        """Refused here: on a node it would cost an allocation before anybody notices."""
+        if value.type != "slurm" or "image" not in info.data:
+            return value
+        if value.container is None:
+            container = "none" if info.data["image"] is None else "apptainer"
+            return value.model_copy(update={"container": container})
+        if value.container != "none" and info.data["image"] is None:
+            raise ValueError(
+                f"container is {value.container}, but there is no image: set image, or write "
+                "container: none when the engine is installed on the nodes"
             )
         return value
 

@@ -106,7 +106,7 @@ def starter(
         ConfigError: every flag and override that cannot be.
     """
     layer = merge(Layer(dict(_BEGIN[platform])), layer_of(flags or {}, overrides))
-    validated(DomynLLMSwarmConfig, layer, Path("The new configuration"))
+    validated(DomynLLMSwarmConfig, layer, Path("init config"))
     return commented(platform, layer.values, f"A swarm: domyn-swarm up -c FILE ({platform})")
 
 

@@ -95,12 +95,11 @@ def _check_retried(plan: BatchPlan) -> None:
     """Refuse to ask rows again where there are none; reads the input until it finds one."""
     if plan.again is None or (plan.folder.is_dir() and asks_again(plan)):
         return
-    what = " or ".join(sorted(plan.again)) or "failed"
+    what = f"is {' or '.join(sorted(plan.again))}" if plan.again else "has failed"
     raise NothingToRetry(
-        f"There is nothing to retry: no row of {plan.output.job.name} is {what}. "
-        "Nothing was started.",
-        hint="`domyn-swarm job status` tells what its rows are; --class NAME asks some again, and "
-        "`domyn-swarm job resume` those that were never asked.",
+        f"There is nothing to retry: no row of {plan.output.job.name} {what}. Nothing was started.",
+        hint="`domyn-swarm job failures` shows its rows by class; --class NAME asks those of one "
+        "again, and `domyn-swarm job resume` those that were never asked.",
     )
 
 

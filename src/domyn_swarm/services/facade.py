@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class DomynLLMSwarm:
-    """A swarm for as long as a `with` block, or an existing one by `attach`.
+    """A swarm for as long as a `with` block, from `up` to `down`, or an existing one by `attach`.
 
     Entering the block brings the swarm up and waits for it; leaving it, also by an exception,
     brings it down, and so does an interruption while it comes up.
@@ -55,6 +55,35 @@ class DomynLLMSwarm:
         found._lifecycle = SwarmLifecycle(found._store)
         found._swarm = found._lifecycle.attach(name)
         return found
+
+    def up(self) -> Self:
+        """Bring it up, or take the one of its name and configuration that is up or coming up, and
+        return once it answers. It stays up until `down`, also when this process ends.
+
+        Raises:
+            StateError: it was attached to, so that its configuration is not known here.
+            SwarmExists: a live swarm has its name and another configuration.
+            LaunchError: it did not come up; what was started has been stopped.
+            KeyboardInterrupt: it was interrupted; what was started goes on, and so does `up` again.
+        """
+        from domyn_swarm.swarm.joining import SwarmJoining, Waiting
+
+        if self._config is None:
+            raise StateError(
+                "This swarm was attached to: its configuration is not known here.",
+                hint="DomynLLMSwarm(DomynLLMSwarmConfig.read(FILE)).up() brings up that of a file.",
+            )
+        config = self._config
+        if self._swarm is not None:  # whose name may have been generated
+            config = config.model_copy(update={"name": self.name})
+        try:
+            self._swarm = SwarmJoining(self._store).up(config, Waiting()).swarm
+        except KeyboardInterrupt:
+            raise interrupted(
+                "Interrupted: what was started goes on, and up() again waits for it. "
+                "`domyn-swarm status` shows it, `domyn-swarm down NAME` stops it."
+            ) from None
+        return self
 
     def __enter__(self) -> Self:
         if self._swarm is None and self._config is not None:
@@ -85,7 +114,8 @@ class DomynLLMSwarm:
     def _live(self) -> LiveSwarm:
         if self._swarm is None:
             raise StateError(
-                "This swarm is not up.", hint="Use it in a `with` block, or attach to a live one."
+                "This swarm is not up.",
+                hint="Call .up() first, use it in a `with` block, or attach to a live one.",
             )
         return self._swarm
 

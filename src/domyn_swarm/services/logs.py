@@ -247,7 +247,7 @@ def swarm_logs(request: LogRequest, store: SwarmStore | None = None) -> Iterator
         return _logs_of(paths, request)
 
     if not request.follow and not any(log.path.exists() for log in logs()):
-        raise _no_log(f"of {record.name}", paths.logs)
+        raise _no_log(f"of {record.name}", paths.logs, _replicas(paths))
     ended = _until_over(store, record) if request.follow else None
     return LogReader(logs, request.last_lines, ended).lines()
 
@@ -285,8 +285,9 @@ def _until_ended(store: SwarmStore, record: JobRecord) -> Callable[[], bool]:
     return lambda: submitter.refresh(store.job(record.job_id)).status.final
 
 
-def _no_log(whose: str, place: Path) -> StateError:
-    return StateError(f"There is no such log {whose}.", hint=f"See what there is at {place}.")
+def _no_log(whose: str, place: Path, replicas: Sequence[int] = ()) -> StateError:
+    wrote = f"Replicas with a log: {', '.join(map(str, replicas))}. " if replicas else ""
+    return StateError(f"There is no such log {whose}.", hint=f"{wrote}All logs lie in {place}.")
 
 
 def _logs_of(paths: SwarmPaths, request: LogRequest) -> list[Log]:

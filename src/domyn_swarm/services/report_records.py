@@ -70,6 +70,9 @@ class EventReport(Record):
 class JobReport(Record):
     """A job over all its runs."""
 
+    def __str__(self) -> str:
+        return f"<report of {self.job.job_id} at {self.path}>"
+
     schema_version: Literal[1] = 1
     path: Path  # of the page
     written_at: datetime

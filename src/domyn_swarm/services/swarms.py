@@ -161,12 +161,15 @@ class SwarmService:
         ]
 
     def _start(self, config: Path, replicas: int) -> str:
+        from domyn_swarm.backends.slurm.printed import start_time
+
         try:
             told = self.report(UpRequest(config=config, replicas=replicas), test=True).test or ()
         except SwarmError as error:
             return error.message
         of_replicas = [one for one in told if one.startswith("replica")] or list(told)
-        return of_replicas[0].partition(": ")[2] if of_replicas else "-"
+        said = of_replicas[0].partition(": ")[2] if of_replicas else "-"
+        return start_time(said) or said
 
     def up(self, request: UpRequest, *, on_change: OnChange | None = None) -> UpResult:
         """Bring a swarm up, or wait for the one of that name and configuration that is coming up;

@@ -185,13 +185,13 @@ class SwarmJoining:
             return
         told = [f"{key} is {there}, not {asked}" for key, (there, asked) in found.items()]
         more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
-        scale = ""
+        change = "Stop"
         if phase is SwarmPhase.READY and found.keys() == {"replicas"}:
-            scale = f"Change that with `domyn-swarm scale {name} {config.replicas}`, or: "
+            change = f"Change that with `domyn-swarm scale {name} {config.replicas}`, or stop"
         raise SwarmExists(
             f"A swarm named {name!r} is {phase.value} with another configuration: "
             f"{'; '.join(told[:_SHOWN])}{more}.",
-            hint=f"{scale}Stop it with `domyn-swarm down {name}`, or choose another --name.",
+            hint=f"{change} it with `domyn-swarm down {name}`, or choose another --name.",
         )
 
     # -- waiting for what another command launches -----------------------------------------------

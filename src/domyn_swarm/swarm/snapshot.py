@@ -98,6 +98,7 @@ class JobSnapshot(NamedJob, JobFigures):
     prompt: str | None = None
     system: str | None = None
     parameters: dict[str, Any] | None = None  # its options and its requests', without secrets
+    retry_parameters: dict[str, Any] | None = None  # those that differ for the rows it asks again
     max_gpu_hours: float | None = None  # its budget
     runs: int | None = None  # begun so far, of a job that goes on by itself; null: of any other
     began_at: datetime | None = None  # the first of them
@@ -108,6 +109,13 @@ class JobSnapshot(NamedJob, JobFigures):
     submitted_at: datetime
     ended_at: datetime | None = None
     log_path: str
+
+    def __str__(self) -> str:
+        total = "?" if self.rows_total is None else self.rows_total
+        failed = f", {self.rows_failed} failed" if self.rows_failed else ""
+        message = f": {self.message}" if self.message else ""
+        rows = "" if self.output is None else f", {self.rows_done}/{total} rows{failed}"
+        return f"<job {self.job_id} ({self.name}): {self.status.value}{rows}{message}>"
 
     @property
     def time_left(self) -> TimeLeft | None:
@@ -143,6 +151,20 @@ class Usage(Record):
     energy_kwh: float | None = None  # by nvidia-smi on the nodes; null: nobody counted
     energy_gpu_s: float = 0.0  # the held time whose energy was counted
 
+    def __str__(self) -> str:
+        gpus = bool(self.held_gpu_s)
+        spent = dict.fromkeys(Use, 0.0)
+        for part in self.uses:
+            spent[part.use] += part.gpu_s if gpus else part.replica_s
+        held_s = self.held_gpu_s if gpus else self.held_replica_s
+        shown = ", ".join(
+            f"{use.value.replace('_', ' ')} {value / 3600:.3f}"
+            for use, value in spent.items()
+            if value
+        )
+        unit = "GPU-hours" if gpus else "replica-hours"
+        return f"<{held_s / 3600:.3f} {unit} held: {shown}>"
+
     def gpu_s(self, *uses: Use) -> float:
         """GPU-seconds of these uses; without any, of all but `queued`."""
         return sum(one.gpu_s for one in self.uses if one.use in (uses or HELD))
@@ -177,6 +199,11 @@ class SwarmSnapshot(Record):
     usage: Usage | None = None  # of one swarm that is shown by itself; null: see `usage`
     swarm_dir: str
     created_at: datetime
+
+    def __str__(self) -> str:
+        detail = f": {self.detail}" if self.detail else ""
+        ready = f"{self.replicas_ready} of {self.replicas_wanted} replicas ready"
+        return f"<swarm {self.name!r}: {ready}, {self.observed}{detail}>"
 
     @property
     def replicas_ready(self) -> int:

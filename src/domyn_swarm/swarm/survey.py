@@ -279,7 +279,7 @@ def with_what_it_asks(seen: JobSnapshot, record: JobRecord) -> JobSnapshot:
         spec = spec_of(record)
     except StateError:  # a script, or its files are gone
         return seen
-    told = without_secrets({**spec.job_kwargs, **spec.override})
+    told = without_secrets(spec.job_kwargs)
     texts = {name: told.pop(name, None) for name in ("prompt", "system")}
     asked = {name: text if isinstance(text, str) else None for name, text in texts.items()}
     changes: dict[str, Any] = {
@@ -287,8 +287,9 @@ def with_what_it_asks(seen: JobSnapshot, record: JobRecord) -> JobSnapshot:
         "job_class": spec.job,
         **asked,
         "parameters": told,
+        "retry_parameters": without_secrets(spec.override) or None,
+        "max_gpu_hours": spec.resources.max_gpu_hours,
     }
-    changes["max_gpu_hours"] = spec.resources.max_gpu_hours
     return seen.model_copy(update=changes)
 
 

@@ -170,7 +170,8 @@ class LocalServing(OnThisHost, OwnEndpoint):
             return Observation(Phase.FAILED, "the endpoint program has ended")
         if replicas == 0:
             return Observation(Phase.FAILED, "every replica has ended")
-        return Observation(Phase.READY, f"{replicas} replica processes run")
+        run = "1 replica runs" if replicas == 1 else f"{replicas} replicas run"
+        return Observation(Phase.READY, run)
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
         """See `ServingBackend.probe_parts`."""

@@ -43,9 +43,14 @@ def interpreter(config: SlurmConfig, submitting: str) -> str:
     return submitting if config.venv_path is None else str(Path(config.venv_path) / "bin/python")
 
 
+def container_program(config: SlurmConfig) -> str | None:
+    """The program that runs the image; None: the engine is the node's own."""
+    return None if config.container in (None, "none") else config.container
+
+
 def engine_python(config: SlurmConfig, submitting: str) -> str:
     """The Python that engines run with: the image's, or that of our programs."""
-    return interpreter(config, submitting) if config.container == "none" else IMAGE_PYTHON
+    return IMAGE_PYTHON if container_program(config) else interpreter(config, submitting)
 
 
 def replicas_per_task(plan: DeploymentPlan, *, whole_nodes: bool) -> int:

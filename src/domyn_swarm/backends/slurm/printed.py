@@ -68,6 +68,12 @@ def start_of(errors: str) -> str:
     return _PROGRAM.sub("", said)
 
 
+def start_time(said: str) -> str | None:
+    """The time in what `start_of` returns, as Slurm writes it; None: it would not start."""
+    found = _START.search(said)
+    return said[found.end() :].split(maxsplit=1)[0] if found and said[found.end() :] else None
+
+
 def warnings(errors: str) -> tuple[str, ...]:
     """What a command that did what it was told warned of, each once."""
     found = (_WARNING.match(line) for line in _lines(errors))

@@ -159,7 +159,20 @@ _NODES = (
     "No node of the partition has all that is asked for: compare gpus_per_replica, gpus_per_node, "
     "backend.gres, cpus_per_task and memory_gb with `scontrol show node`."
 )
+_PARTITION = (
+    "backend.partition and backend.endpoint.partition name partitions of this cluster: `sinfo` "
+    "lists them."
+)
+_ACCOUNT = (
+    "backend.account is an account of yours that may use the partition: "
+    "`sacctmgr show associations user=$USER` lists them."
+)
+_QOS = "backend.qos is one that account and partition allow: `sacctmgr show qos` lists them."
 _ADVICE = (
+    # What is wrong by its name first: names of partitions and accounts hold words such as gpu.
+    (re.compile("invalid partition", re.IGNORECASE), _PARTITION),
+    (re.compile("invalid account", re.IGNORECASE), _ACCOUNT),
+    (re.compile("invalid qos", re.IGNORECASE), _QOS),
     (re.compile("node configuration is not available"), _NODES),
     (re.compile(r"gres\b|generic resource|\bTRES\b|--gpu|\bGPUs?\b", re.IGNORECASE), _GPUS),
     (re.compile(r"--mem|\bmemory\b", re.IGNORECASE), _MEMORY),

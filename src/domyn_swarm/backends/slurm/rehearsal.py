@@ -16,6 +16,7 @@ from domyn_swarm.backends.slurm.ending import WouldTake
 from domyn_swarm.backends.slurm.layout import (
     REHEARSAL,
     REHEARSAL_COMMENT,
+    container_program,
     rehearsal_script,
     slurm_config,
 )
@@ -51,7 +52,7 @@ class RehearsalJob:
             OSError: its folder cannot be written to.
         """
         config = slurm_config(plan)
-        runtime = None if config.container == "none" else config.container
+        runtime = container_program(config)
         asked = question(plan, runtime=runtime, image=plan.image, gpus=self._wish.gpus)
         folder = plan.home_directory / "rehearsals" / secrets.token_hex(4)
         self._log = folder / "log"

@@ -22,7 +22,7 @@ from domyn_swarm.backends.checks import (
     warning,
 )
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.layout import interpreter, slurm_config
+from domyn_swarm.backends.slurm.layout import container_program, interpreter, slurm_config
 from domyn_swarm.backends.slurm.scripts import load_modules
 from domyn_swarm.backends.slurm.site_limits import SACCTMGR, limit_checks, site_settings, user_name
 from domyn_swarm.config.backends import SlurmConfig
@@ -245,18 +245,17 @@ def _programs(plan: DeploymentPlan, config: SlurmConfig) -> Iterator[Check]:
     there = python is None or Path(python).exists()
     if python is not None:
         yield _environment(python)
-    if config.container == "none":
+    container = container_program(config)
+    if container is None or plan.image is None:  # the configuration has both or neither
         yield from check_engine(plan, python) if there else ()
         return
-    if config.container != "pyxis" and shutil.which(config.container) is None:
+    if container != "pyxis" and shutil.which(container) is None:
         yield warning(
             "container",
-            f"{config.container} is not on PATH here",
+            f"{container} is not on PATH here",
             "The nodes need it; if a module brings it, name that in backend.modules.",
         )
-    if plan.image is None:
-        yield failed("image", "there is none", "Set image, or backend.container: none.")
-    elif plan.image.startswith("/") and not Path(plan.image).exists():
+    if plan.image.startswith("/") and not Path(plan.image).exists():
         yield failed("image", f"there is no {plan.image}", "Correct image, or pull it there.")
     else:
         yield ok("image", plan.image)

@@ -231,7 +231,7 @@ class OutputPlace:
         except OSError as error:
             raise InvalidInput(
                 f"The output {self.path} cannot be written: {error.filename}: {error.strerror}.",
-                hint="Choose another --output, or mend the folder's permissions.",
+                hint="Choose another output, or correct the folder's permissions.",
             ) from error
         if room.total and room.free < least_bytes:  # some file systems do not tell
             raise InvalidInput(
