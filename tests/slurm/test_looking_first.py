@@ -56,10 +56,11 @@ def test_more_than_any_node_has_is_refused_before_anything_runs(
     slurm: SlurmCluster, tmp_path: Path
 ) -> None:
     file = written(tmp_path, gpus_per_replica=8, gpus_per_node=8)
+    launch = SwarmService.prepare(UpRequest(config=file))
     with pytest.raises(SubmitRejected, match=r"replicas\.sh.*not available"):
-        SwarmService().report(UpRequest(config=file), test=True)
+        SwarmService.report(launch, test=True)
     with pytest.raises(SubmitRejected, match=r"replicas\.sh.*not available"):
-        SwarmService().up(UpRequest(config=file))
+        SwarmService().up(launch)
     assert jobs_of(slurm) == {}
     assert SwarmStore.open().swarms() == []
 
@@ -71,20 +72,22 @@ def test_nodes_that_are_away_for_a_while_refuse_nothing(
     nodes = f"nodename={','.join(slurm.node_names)}"
     slurm.run("scontrol", "update", nodes, "state=drain", "reason=maintenance")
     try:
-        report = SwarmService().report(UpRequest(config=possible), test=True)
+        launch = SwarmService.prepare(UpRequest(config=possible))
+        report = SwarmService.report(launch, test=True)
         assert report.test is not None
         assert "waits: 4 nodes are drained or down" in report.test[0]
         checks = [one for one in examine(possible).checks if one.name == "rehearsal"]
         assert [one.status for one in checks] == ["warning", "warning"]
-        SwarmService().up(UpRequest(config=possible, wait=False))
+        SwarmService().up(launch, wait=False)
         until(lambda: SwarmService().status("demo").observed == "queued")
         SwarmService().down(["demo"])
         (tmp_path / "other").mkdir()
         never = written(tmp_path / "other", cpus_per_task=64)
+        impossible = SwarmService.prepare(UpRequest(config=never))
         # sbatch takes it all the same, from 24.11 on it does not
         refused = "Slurm will not run it|CPU count per node can not be satisfied"
         with pytest.raises((LaunchError, SubmitRejected), match=refused):
-            SwarmService().up(UpRequest(config=never, timeout_s=limit_s()))
+            SwarmService().up(impossible, timeout_s=limit_s())
         assert jobs_of(slurm) == {}
     finally:
         slurm.run("scontrol", "update", nodes, "state=resume")

@@ -15,7 +15,7 @@ from domyn_swarm.probing import Observation, Phase, at_least, endpoint_probe, ht
 from domyn_swarm.swarm import factory
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.readiness import not_ready_yet, readiness
-from local_swarms import config
+from local_swarms import launch_of
 from patience import limit_s
 
 
@@ -33,7 +33,7 @@ class OldLook(LocalServing):
 def test_what_serves_is_ready_whatever_an_old_look_says(
     lifecycle: SwarmLifecycle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    swarm = lifecycle.up(config(replicas=2, min_ready=2))
+    swarm = lifecycle.up(launch_of(replicas=2, min_ready=2))
     with monkeypatch.context() as patch:
         patch.setattr(factory, "serving_backend", lambda _backend: OldLook())
         seen = readiness(swarm)()

@@ -16,6 +16,7 @@ from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_records import client_address, live_address, swarm_access
 from domyn_swarm.swarm.job_request import JobRequest, SubmitKeywords, request_of
+from domyn_swarm.swarm.launch import prepare
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.survey import asked_snapshots, jobs_of, take_snapshot
@@ -59,7 +60,7 @@ class DomynLLMSwarm:
     def __enter__(self) -> Self:
         if self._swarm is None and self._config is not None:
             try:
-                self._swarm = self._lifecycle.up(self._config, keep_interrupted=False)
+                self._swarm = self._lifecycle.up(prepare(self._config), keep_interrupted=False)
             except KeyboardInterrupt:
                 raise interrupted(
                     "Interrupted: the swarm was not up yet, and what was started has been told to "
