@@ -95,7 +95,8 @@ def test_a_swarm_whose_endpoint_is_dead_refuses_what_needs_it_and_ends_what_asks
     kill_endpoint(swarm.paths)
 
     seen = SwarmService().status("demo")
-    assert (seen.observed, seen.detail) == ("failed", ENDED)
+    remedy = f"`domyn-swarm down demo && domyn-swarm up -c {swarm.paths.config}` starts it anew"
+    assert (seen.observed, seen.detail) == ("failed", f"{ENDED}; {remedy}")
     assert (seen.replicas_ready, seen.endpoint) == (0, None)
     pq.write_table(ROWS, tmp_path / "in.parquet")
     request = JobRequest(

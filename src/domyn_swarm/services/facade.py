@@ -224,10 +224,10 @@ class DomynLLMSwarm:
 
     def snapshot(self) -> SwarmSnapshot:
         """What it looks like now: serving, replicas, jobs."""
-        self._swarm = self._lifecycle.attach(self.name)
+        self._swarm, look = self._lifecycle.looked_at(self._store.swarm(self.name))
         mine = jobs_of(self._swarm.record, self._store.jobs(self.name))
         jobs = JobSubmitter(self._store).refresh_all(mine)
-        return take_snapshot(self._swarm, asked_snapshots(jobs))
+        return take_snapshot(self._swarm, asked_snapshots(jobs), look=look)
 
     def usage(self, *, since: datetime | None = None) -> SwarmUsage:
         """What its replicas' time went to so far, by use, cause and replica.

@@ -213,10 +213,11 @@ class SwarmService:
             SwarmNotFound: there is none of that name.
             StateError: no name was given, and not exactly one swarm is live.
         """
-        swarm = SwarmLifecycle(self._store).attach(name or self.only_live())
+        record = self._store.swarm(name or self.only_live())
+        swarm, look = SwarmLifecycle(self._store).looked_at(record)
         jobs = jobs_of(swarm.record, self._store.jobs(swarm.record.name))
         records = JobSubmitter(self._store).refresh_all(jobs)
-        snapshot = take_snapshot(swarm, asked_snapshots(records))
+        snapshot = take_snapshot(swarm, asked_snapshots(records), look=look)
         from domyn_swarm.services.usage import UsageService
 
         used = UsageService(self._store).quick(swarm.record.tag)
@@ -264,7 +265,8 @@ class SwarmService:
         return [snapshot for snapshot in seen if snapshot.phase.live]
 
     def _look(self, record: SwarmRecord) -> SwarmSnapshot:
-        return take_snapshot(SwarmLifecycle(self._store).current(record))
+        swarm, look = SwarmLifecycle(self._store).looked_at(record)
+        return take_snapshot(swarm, look=look)
 
     def _now(self, record: SwarmRecord) -> SwarmRecord:
         return reconcile(self._store, record)

@@ -31,7 +31,7 @@ from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.folder import withdraw_metrics, write_launch_files
 from domyn_swarm.swarm.launch import Launch, deployment_context
-from domyn_swarm.swarm.readiness import launch_error, readiness
+from domyn_swarm.swarm.readiness import SwarmLook, launch_error, look_at, readiness
 from domyn_swarm.swarm.reconcile import (
     STOPPED_BY_DOWN,
     check_not_lost,
@@ -327,8 +327,22 @@ class SwarmLifecycle:
         swarm = rehydrate(reconcile(self._store, record))
         if swarm.record.phase is not SwarmPhase.LAUNCHING or is_elsewhere(swarm.record):
             return swarm
-        ready = readiness(swarm)().phase is Phase.READY
-        if not (ready and self._store.set_phase(record.tag, SwarmPhase.READY)):
+        return self._as_seen(swarm, look_at(swarm))
+
+    def looked_at(self, record: SwarmRecord) -> tuple[LiveSwarm, SwarmLook | None]:
+        """The same with the one look that it goes by; None: it is over, or runs elsewhere."""
+        swarm = rehydrate(reconcile(self._store, record))
+        if not swarm.record.phase.live or is_elsewhere(swarm.record):
+            return swarm, None
+        look = look_at(swarm)
+        return self._as_seen(swarm, look), look
+
+    def _as_seen(self, swarm: LiveSwarm, look: SwarmLook) -> LiveSwarm:
+        """The swarm, recorded as ready where it has become that."""
+        launching = swarm.record.phase is SwarmPhase.LAUNCHING
+        if not (launching and look.together.phase is Phase.READY):
+            return swarm
+        if not self._store.set_phase(swarm.record.tag, SwarmPhase.READY):
             return swarm
         return swarm.with_record(swarm.record.model_copy(update={"phase": SwarmPhase.READY}))
 
