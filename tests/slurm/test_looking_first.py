@@ -55,9 +55,12 @@ def test_the_plan_shows_scripts_and_what_slurm_says(slurm: SlurmCluster, tmp_pat
 def test_more_than_any_node_has_is_refused_before_anything_runs(
     slurm: SlurmCluster, tmp_path: Path
 ) -> None:
-    file = written(tmp_path, gpus_per_replica=8, gpus_per_node=8)
+    file = written(
+        tmp_path, gpus_per_replica=8, gpus_per_node=8, backend={"partition": "whole,main"}
+    )
     launch = SwarmService.prepare(UpRequest(config=file))
-    with pytest.raises(SubmitRejected, match=r"replicas\.sh.*not available"):
+    said = r"replicas\.sh.*not available.* \(partitions tried: whole,main\)"
+    with pytest.raises(SubmitRejected, match=said):
         SwarmService.report(launch, test=True)
     with pytest.raises(SubmitRejected, match=r"replicas\.sh.*not available"):
         SwarmService().up(launch)
@@ -135,6 +138,10 @@ def test_doctor_knows_each_of_several_partitions(slurm: SlurmCluster, tmp_path: 
     assert seen["backend.partition"] == seen["backend.endpoint.partition"] == "ok"
     assert seen["rehearsal"] == "ok"
     assert not Slurm().gives_whole_nodes("whole,main")  # it may come to either
+    launch = SwarmService.prepare(UpRequest(config=tmp_path / "swarm.yaml"))
+    said = SwarmService.report(launch, test=True).test or ()
+    tried = [one.partition("tried: ")[2] for one in said]
+    assert tried == ["urgent,main)", "whole,main)"]
     several["partition"] = "main,nowhere"
     wrong = [one for one in examine(written(tmp_path, backend=several)).checks if one.fix]
     told = {one.name: one.detail for one in wrong if one.status == "failed"}
