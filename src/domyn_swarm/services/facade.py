@@ -9,7 +9,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from domyn_swarm.config import DomynLLMSwarmConfig
-from domyn_swarm.errors import ConfigError, JobError, StateError, interrupted
+from domyn_swarm.errors import (
+    ConfigError,
+    JobError,
+    StateError,
+    interrupted,
+    quantity,
+)
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.submitted_job import SubmittedJob
 from domyn_swarm.state import SwarmStore
@@ -313,7 +319,8 @@ def _followed(submitted: SubmittedJob, *, progress: bool) -> JobSnapshot:
                 f"Interrupted: the job {submitted.job_id} finishes the rows in flight and stops. "
                 "The same call goes on from there."
             ) from None
+    kept = quantity(left.rows_done, "row that is done is", "rows that are done are")
     raise interrupted(
-        f"Interrupted: the job {left.job_id} has stopped, and its {left.rows_done} rows that are "
-        "done are kept. The same call goes on from there."
+        f"Interrupted: the job {left.job_id} has stopped, and its {kept} kept. "
+        "The same call goes on from there."
     )

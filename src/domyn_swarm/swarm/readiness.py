@@ -16,7 +16,14 @@ from domyn_swarm.backends.checks import resolves
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress, read_address
 from domyn_swarm.backends.slurm.printed import end_by_slurm
 from domyn_swarm.engines.base import Diagnosis, diagnose
-from domyn_swarm.errors import LaunchError, NotReady, PlatformError, ReplicaFailed, SwarmError
+from domyn_swarm.errors import (
+    LaunchError,
+    NotReady,
+    PlatformError,
+    ReplicaFailed,
+    SwarmError,
+    quantity,
+)
 from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
 from domyn_swarm.swarm.factory import LiveSwarm
@@ -276,7 +283,7 @@ def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport], wanted: int) -
     first = failed[0]
     log = swarm.paths.engine_log(first.replica)
     found = diagnosis(swarm, first)
-    counted = f"{len(failed)} of {wanted} replicas failed"
+    counted = f"{len(failed)} of {quantity(wanted, 'replica')} failed"
     if found is None:
         cause = first.reason or "the engine ended"
         return ReplicaFailed(f"{counted}: {cause} (replica {first.replica}).", hint=f"See {log}.")

@@ -28,7 +28,11 @@ from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.processes import HOST, OnThisHost
 from domyn_swarm.backends.local.watchdogs import start_watchdog, turn_to_start
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, copy_watchdog
-from domyn_swarm.errors import PlatformError, PlatformUnavailable
+from domyn_swarm.errors import (
+    PlatformError,
+    PlatformUnavailable,
+    quantity,
+)
 from domyn_swarm.model import ProcessId, Reach
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
@@ -181,7 +185,9 @@ class LocalServing(OnThisHost, OwnEndpoint):
             return Observation(Phase.FAILED, "the endpoint program has ended")
         if replicas == 0:
             return Observation(Phase.FAILED, "every replica has ended")
-        return Observation(Phase.READY, f"{replicas} replica processes run")
+        return Observation(
+            Phase.READY, quantity(replicas, "replica process runs", "replica processes run")
+        )
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
         """See `ServingBackend.probe_parts`."""
