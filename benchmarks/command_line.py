@@ -16,7 +16,7 @@ from pathlib import Path
 from domyn_swarm import DomynLLMSwarmConfig
 from domyn_swarm.model import SwarmPhase, utc_now
 from domyn_swarm.state import SwarmRecord, SwarmStore
-from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from domyn_swarm.swarm.launch import prepare
 
 PROGRAM = Path(sys.executable).with_name("domyn-swarm")
 SWARMS, RUNS = 200, 5
@@ -27,7 +27,7 @@ def fill(home: Path) -> None:
     """Record swarms of four replicas."""
     store = SwarmStore.open(home / "swarm.db")
     fields = {"name": "any", "model": "m", "engine": "sim", "backend": "local", "replicas": 4}
-    plan, _ = SwarmLifecycle.plan(DomynLLMSwarmConfig.model_validate(fields))
+    plan = prepare(DomynLLMSwarmConfig.model_validate(fields)).plan
     parts = tuple({"kind": "replica", "index": one, "platform_id": str(one)} for one in range(4))
     for number in range(SWARMS):
         name = f"swarm-{number:03d}"

@@ -34,6 +34,7 @@ from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
+from domyn_swarm.swarm.launch import prepare
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 
 _REPLICAS = 4
@@ -60,7 +61,7 @@ def _config(replicas: object, home: Path, **options: object) -> DomynLLMSwarmCon
 def _swarm(config: DomynLLMSwarmConfig) -> Iterator[LiveSwarm]:
     lifecycle = SwarmLifecycle(SwarmStore.open())
     try:
-        yield lifecycle.up(config, timeout_s=300)
+        yield lifecycle.up(prepare(config), timeout_s=300)
     finally:
         lifecycle.down("bench")
 

@@ -29,6 +29,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from domyn_swarm import DomynLLMSwarmConfig  # noqa: E402 - after the path is set
 from domyn_swarm.services.swarms import SwarmService  # noqa: E402
 from domyn_swarm.state import SwarmStore  # noqa: E402
+from domyn_swarm.swarm.launch import prepare  # noqa: E402
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle  # noqa: E402
 from slurm.cluster import SlurmCluster  # noqa: E402 - the test-suite's
 
@@ -120,7 +121,7 @@ def launches(replicas: int, times: int) -> dict[str, float]:
         name = f"run-{replicas}-{number}"
         lifecycle = SwarmLifecycle(SwarmStore.open())
         began = time.monotonic()
-        lifecycle.up(config(name, replicas), timeout_s=120)
+        lifecycle.up(prepare(config(name, replicas)), timeout_s=120)
         ask(name)
         first.append(time.monotonic() - began)
         until(lambda name=name: SwarmService().status(name).replicas_ready == replicas)  # type: ignore[misc]
@@ -139,7 +140,7 @@ def polls(swarms: int, minutes: float) -> tuple[float, float]:
     lifecycle = SwarmLifecycle(SwarmStore.open())
     for number in range(swarms):  # they wait in the queue: nothing else is measured
         made = config(f"queued-{number}", 1, gpus_per_replica=4)
-        lifecycle.up(made, wait=False)
+        lifecycle.up(prepare(made), wait=False)
     counted = Counted(Path(os.environ["DOMYN_SWARM_HOME"]))
     service, took = SwarmService(), []
     service.list()

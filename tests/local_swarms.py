@@ -6,6 +6,7 @@ from typing import Any
 
 import patience
 from domyn_swarm import DomynLLMSwarmConfig
+from domyn_swarm.swarm.launch import Launch, prepare
 
 
 def config(name: str = "demo", **keys: Any) -> DomynLLMSwarmConfig:
@@ -23,3 +24,8 @@ def config(name: str = "demo", **keys: Any) -> DomynLLMSwarmConfig:
         **keys,
     }
     return DomynLLMSwarmConfig.model_validate(fields)
+
+
+def launch_of(name: str = "demo", **keys: Any) -> Launch:
+    """Its launch."""
+    return prepare(config(name, **keys))

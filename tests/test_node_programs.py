@@ -19,7 +19,7 @@ from domyn_swarm import DomynLLMSwarmConfig
 from domyn_swarm.model import JobStatus, SwarmPhase, utc_now
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
-from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from domyn_swarm.swarm.launch import prepare
 from patience import limit_s
 
 AIOHTTP = {
@@ -162,7 +162,7 @@ FIELDS = {"name": "demo", "model": "m", "engine": "sim", "backend": "local", "re
 @pytest.fixture
 def recorded(swarm_home: Path, tmp_path: Path) -> Path:
     """A folder with a configuration; a swarm and a job of it are recorded, and have files."""
-    plan, _ = SwarmLifecycle.plan(DomynLLMSwarmConfig.model_validate(FIELDS))
+    plan = prepare(DomynLLMSwarmConfig.model_validate(FIELDS)).plan
     now, folder, job = utc_now(), tmp_path / "swarm", tmp_path / "job"
     store = SwarmStore.open()
     store.create_swarm(

@@ -181,6 +181,11 @@ class OutputExists(JobError):
     exit_code = 2
 
 
+def quantity(count: int, one: str, many: str | None = None) -> str:
+    """A number with what it counts: `1 row`, `2 rows`; `many` where an s does not make it."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def words_of(error: OSError, place: object = None) -> str:
     """What a disk or the system refused, in a sentence; at `place` if the error names no file."""
     where = error.filename or place

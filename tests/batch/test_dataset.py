@@ -78,7 +78,7 @@ def test_what_is_no_input(tmp_path: Path) -> None:
         ("x.txt", "inputs are files of one kind"),
         ("gone.parquet", "There is no input"),
         ("bad.jsonl", "bad.jsonl, line 2, is no JSON object"),
-        ("bad.csv", "bad.csv, line 3: the row has 1 cells, and there are 2 columns"),
+        ("bad.csv", "bad.csv, line 3: the row has 1 cell, and there are 2 columns"),
     ):
         with pytest.raises(InvalidInput, match=words):
             open_dataset(str(tmp_path / name))

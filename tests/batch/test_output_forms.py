@@ -100,7 +100,7 @@ def test_text_that_was_changed_is_found_and_left_alone(bench: Any, suffix: str) 
     out.write_text(good.replace("p7", "q7"))
     first, second = findings(bench, **changes)
     assert "has changed since it was written" in first
-    assert "Column 'prompt' is not the input's in 1 rows, the first at 7" in second
+    assert "Column 'prompt' is not the input's in 1 row, the first at 7" in second
     out.write_text("".join(good.splitlines(keepends=True)[:-1]))
     assert any("29 rows" in one for one in findings(bench, **changes))
     with pytest.raises(OutputExists, match=f"out.{suffix}"):

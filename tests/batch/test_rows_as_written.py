@@ -223,7 +223,7 @@ def test_a_changed_field_of_a_row_is_found(rows: Rows) -> None:
     out = rows.folder / "out.jsonl"
     out.write_text(out.read_text().replace('"k": 3', '"k": 4'))
     found = verify_output(rows.spec("in.jsonl", "out.jsonl"))
-    assert any("in 1 rows, the first at 3" in one for one in found.findings)
+    assert any("in 1 row, the first at 3" in one for one in found.findings)
 
 
 def test_appended_rows_alone_are_asked_whatever_they_bring(rows: Rows) -> None:

@@ -176,7 +176,7 @@ def test_a_changed_count_of_the_manifest_is_found(bench: Any, published: dict[st
     found = findings(bench, published)
     assert found == [
         "The manifest counts 9 rows; 250 are there.",
-        "1 rows carry an error; the manifest counts 5.",
+        "1 row carries an error; the manifest counts 5.",
     ]
 
 
@@ -195,7 +195,7 @@ def test_an_input_that_changed_since_is_found(bench: Any, published: dict[str, A
     found = findings(bench, published)
     assert "The input has 251 rows; it had 250 when the output was written." in found
     assert any(
-        "Column 'prompt' is not the input's in 1 rows, the first at 0" in one for one in found
+        "Column 'prompt' is not the input's in 1 row, the first at 0" in one for one in found
     )
 
 

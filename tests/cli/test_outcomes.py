@@ -126,7 +126,7 @@ def test_a_run_that_gave_up_advises_what_helps(bench: Any) -> None:
     bench.server.behave = lambda prompt, _nth: Answer(status=400 if prompt == "p3" else 200)
     assert run("job", "resume", job_id).exit_code == 7
     shown = run("job", "failures", job_id)
-    assert f"1 rows failed; `domyn-swarm job retry-failed {job_id}`" in shown.stderr
+    assert f"1 row failed; `domyn-swarm job retry-failed {job_id}`" in shown.stderr
     assert "not settled" not in shown.stderr
 
 

@@ -259,7 +259,7 @@ def test_failures_are_grouped_once_for_each_that_is_new() -> None:
     groups = Recording(night()).failures("20261126-080001-abcdef")
     lines = failure_lines(job(1), groups, most=1)
     assert lines[0].startswith("30 x 400 This model's maximum context length")
-    assert lines[1] == "1 more of 1 other kinds"
+    assert lines[1] == "1 more of 1 other kind"
     assert failure_lines(job(1), ()) == ["20261126-080001-abcdef: no failed rows"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from domyn_swarm import engines
-from domyn_swarm.backends.base import Part, ServingBackend, ServingHandle
+from domyn_swarm.backends.base import Part, PartRecorder, ServingBackend, ServingHandle
 from domyn_swarm.backends.lepton.serving import LeptonServing
 from domyn_swarm.backends.local.serving import LocalServing
 from domyn_swarm.backends.slurm.serving import SlurmServing
@@ -67,7 +67,11 @@ class Deployment:
     recorded: list[Part] = field(default_factory=list)
 
     def up(self) -> ServingHandle:
-        return self.backend.launch(self.plan, self.context, self.record)
+        return self.launched(self.record)
+
+    def launched(self, record: PartRecorder) -> ServingHandle:
+        scripts = self.backend.scripts(self.plan, self.context)
+        return self.backend.launch(self.plan, self.context, scripts, record)
 
     def record(self, *parts: Part) -> None:
         self.recorded += parts
@@ -220,7 +224,7 @@ def test_a_launch_that_breaks_off_leaves_nothing_unrecorded(
             raise PlatformError("broken off")
 
     with pytest.raises(PlatformError, match="broken off"):
-        deployment.backend.launch(deployment.plan, deployment.context, record)
+        deployment.launched(record)
     [found] = deployment.backend.find(deployment.anything)
     assert [part for part in found.parts if part in deployment.recorded] == deployment.recorded
     assert {submission(part) for part in found.parts} == {
@@ -240,7 +244,8 @@ from domyn_swarm.planning.plan import DeploymentContext
 from domyn_swarm.planning.plan import DeploymentPlan
 plan = DeploymentPlan.model_validate_json({deployment.plan.model_dump_json()!r})
 context = DeploymentContext.model_validate_json({deployment.context.model_dump_json()!r})
-{kind.__name__}().launch(plan, context, lambda *parts: None)
+backend = {kind.__name__}()
+backend.launch(plan, context, backend.scripts(plan, context), lambda *parts: None)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)

@@ -88,7 +88,7 @@ def assert_used(extra: str, environment: Environment, cli: CommandLine) -> None:
     """The extra does what it is for."""
     if extra == "tui":
         with Terminal([cli.program, "top", "demo"], cli.environment) as terminal:
-            terminal.until("1 of 1 replicas ready")
+            terminal.until("1 of 1 replica ready")
             terminal.press("q")
             assert terminal.ended() == 0
         return

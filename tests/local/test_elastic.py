@@ -23,8 +23,9 @@ from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.joining import SwarmJoining, Waiting
+from domyn_swarm.swarm.launch import prepare
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config
+from local_swarms import config, launch_of
 from patience import limit_s, scaled, until
 
 ELASTIC: dict[str, Any] = {"min": 0, "max": 3, "keep_s": 2.0}
@@ -38,7 +39,7 @@ def nothing_left() -> Iterator[None]:
 
 def bring_up(replicas: dict[str, Any], **keys: Any) -> SwarmService:
     made = config(replicas=replicas, **keys)
-    SwarmLifecycle(SwarmStore.open()).up(made, timeout_s=limit_s())
+    SwarmLifecycle(SwarmStore.open()).up(prepare(made), timeout_s=limit_s())
     return SwarmService()
 
 
@@ -131,12 +132,12 @@ def test_what_it_is_not_asked() -> None:
     with pytest.raises(StateError, match="is elastic: it runs 0 to 3 replicas"):
         service.scale("demo", 2)
     joining, waiting = SwarmJoining(SwarmStore.open()), Waiting(timeout_s=limit_s())
-    assert joining.up(config(replicas=ELASTIC), waiting).launched is False
+    assert joining.up(launch_of(replicas=ELASTIC), waiting).launched is False
     assert joining.wait("demo", waiting).record.phase is SwarmPhase.READY
     with pytest.raises(SwarmExists, match=r"replicas is 3, not 5"):
-        joining.up(config(replicas={**ELASTIC, "max": 5}), waiting)
+        joining.up(launch_of(replicas={**ELASTIC, "max": 5}), waiting)
     with pytest.raises(SwarmExists, match=r"replicas.min is 0, not"):
-        joining.up(config(replicas=3), waiting)
+        joining.up(launch_of(replicas=3), waiting)
 
 
 def test_an_engine_that_fails_is_said_to_whoever_waits() -> None:

@@ -21,7 +21,7 @@ from domyn_swarm.model import ProcessId
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config
+from local_swarms import launch_of
 from patience import limit_s, until
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -151,13 +151,13 @@ def test_each_swarm_of_a_machine_gets_gpus_of_its_own_and_one_without_is_refused
     store = SwarmStore.open()
     lifecycle = SwarmLifecycle(store)
     try:
-        lifecycle.up(config("one", gpus_per_replica=1))
-        lifecycle.up(config("two", gpus_per_replica=1))
+        lifecycle.up(launch_of("one", gpus_per_replica=1))
+        lifecycle.up(launch_of("two", gpus_per_replica=1))
         for number, name in enumerate(("one", "two")):
             log = SwarmPaths.of(swarm_home, name).engine_log(0).read_text()
             assert log.count(f"{VARIABLE}={number}\n") == 1
         with pytest.raises(PlatformError, match="0 of 2 are free") as raised:
-            lifecycle.up(config("three", gpus_per_replica=1))
+            lifecycle.up(launch_of("three", gpus_per_replica=1))
         assert "0: one replica 0; 1: two replica 0" in raised.value.message
         lifecycle.down("one")
         assert taken() == "0"

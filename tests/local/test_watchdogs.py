@@ -25,7 +25,7 @@ from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
-from local_swarms import config
+from local_swarms import launch_of
 from patience import limit_s, until
 from virtual_time import VirtualClock
 
@@ -56,7 +56,7 @@ def of_replica(swarm: LiveSwarm, replica: int) -> list[int]:
 def test_a_killed_watchdog_has_a_successor_and_without_an_endpoint_replicas_end(
     lifecycle: SwarmLifecycle,
 ) -> None:
-    swarm = lifecycle.up(config(replicas=2, min_ready=2, gpus_per_replica=1))
+    swarm = lifecycle.up(launch_of(replicas=2, min_ready=2, gpus_per_replica=1))
     told = json.loads(swarm.paths.watchdog_spec(1).read_text())
     write_private(swarm.paths.watchdog_spec(1), json.dumps({**told, "orphaned_seconds": 1.0}))
     until(lambda: report(swarm, 1).state is ReplicaState.READY)
@@ -99,7 +99,7 @@ def test_a_watchdog_that_dies_again_and_again_stays_away_until_it_is_asked_for(
     lifecycle: SwarmLifecycle,
 ) -> None:
     """As its endpoint program looks, but at a pace that takes no minutes."""
-    swarm = lifecycle.up(config())
+    swarm = lifecycle.up(launch_of())
     address, view = read_address(swarm.paths), read_view(swarm.paths)
     assert address is not None
     assert address.process is not None

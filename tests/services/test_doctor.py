@@ -20,7 +20,7 @@ from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.services.doctor import check_locks, examine
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config
+from local_swarms import launch_of
 
 
 def wrong(config: Path | None = None) -> dict[str, Check]:
@@ -69,8 +69,7 @@ def test_too_few_open_files(
 
 def test_the_limits_of_other_nodes_are_those_that_endpoints_say(swarm_home: Path) -> None:
     store = SwarmStore.open()
-    plan, context = SwarmLifecycle.plan(config("far"))
-    SwarmLifecycle(store)._record(plan, context)
+    SwarmLifecycle(store)._record(launch_of("far"))
     paths = SwarmPaths.of(swarm_home, "far")
     address = EndpointAddress(url="http://n7:1", node="n7", open_files=Limits(512, 512))
     write_private(paths.endpoint, address.model_dump_json())

@@ -10,8 +10,7 @@ from domyn_swarm import __version__
 from domyn_swarm.backends.node_checks import Visited, node_checks
 from domyn_swarm.backends.rehearsal import Call
 from domyn_swarm.planning.plan import DeploymentPlan
-from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config
+from local_swarms import launch_of
 
 HEALTHY: dict[str, Any] = {
     "node": "n1",
@@ -37,7 +36,7 @@ CALL = Call("10.0.0.1", None, 0.01)
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> DeploymentPlan:
-    return SwarmLifecycle.plan(config())[0]
+    return launch_of().plan
 
 
 def wrong(plan: DeploymentPlan, report: dict[str, Any], call: Call | None = CALL) -> dict[str, str]:

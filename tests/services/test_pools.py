@@ -31,7 +31,7 @@ def test_what_cannot_be_is_told(tmp_path: Path, lines: list[str], said: str) -> 
     path = tmp_path / "pool.yaml"
     path.write_text("\n".join(["name: fleet", *lines]) + "\n", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        PoolService.check(path)
+        PoolService.prepare(path)
     assert len(caught.value.mistakes) == (2 if "swarm: " in lines[0] else 1), str(caught.value)
     assert said in str(caught.value)
 
@@ -42,7 +42,7 @@ def test_names_are_the_same_in_every_reading(tmp_path: Path) -> None:
     entry = "  - {config: unnamed.yaml}"
     path.write_text("\n".join(["name: fleet", "swarms:", entry, entry]) + "\n", encoding="utf-8")
     for _ in range(2):
-        assert [one.name for one in PoolService.check(path).swarms] == ["fleet-1", "fleet-2"]
+        assert [one.name for one in PoolService.prepare(path).swarms] == ["fleet-1", "fleet-2"]
     path.write_text(path.read_text().replace("fleet", "f" * 40))
     with pytest.raises(ConfigError, match=r"name: .*at most 35"):
-        PoolService.check(path)
+        PoolService.prepare(path)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from domyn_swarm.backends.base import PartRecorder, ServingHandle
 from domyn_swarm.backends.slurm.queue import TaggedJob, tagged
 from domyn_swarm.backends.slurm.serving import SlurmServing
 from domyn_swarm.config import DomynLLMSwarmConfig
@@ -60,7 +61,7 @@ class ScriptedSwarm:
         )
         write_private(self.paths.plan, self.plan.model_dump_json())
         self.serving = SlurmServing(cluster.process(), self.clock)
-        self.handle = self.serving.launch(self.plan, self.ctx, lambda *_parts: None)
+        self.handle = self.launched_by(self.serving)
         for left in (self.paths.endpoint.parent, self.paths.jobs):
             left.mkdir(parents=True, exist_ok=True)
         logs = [
@@ -71,6 +72,12 @@ class ScriptedSwarm:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.touch()
         self.clock.until(self.all_run)
+
+    def launched_by(
+        self, serving: SlurmServing, record: PartRecorder = lambda *_parts: None
+    ) -> ServingHandle:
+        scripts = serving.scripts(self.plan, self.ctx)
+        return serving.launch(self.plan, self.ctx, scripts, record)
 
     def all_run(self) -> bool:
         return set(self.cluster.live().values()) == {"RUNNING"}

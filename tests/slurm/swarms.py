@@ -25,6 +25,7 @@ from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.launch import Launch, prepare
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.snapshot import JobSnapshot
 from patience import limit_s
@@ -69,8 +70,12 @@ def config(**keys: Any) -> DomynLLMSwarmConfig:
     return DomynLLMSwarmConfig.model_validate({**fields, **keys})
 
 
+def launch_of(**keys: Any) -> Launch:
+    return prepare(config(**keys))
+
+
 def bring_up(made: DomynLLMSwarmConfig, *, wait: bool = True) -> None:
-    SwarmLifecycle(SwarmStore.open()).up(made, timeout_s=2 * limit_s(), wait=wait)
+    SwarmLifecycle(SwarmStore.open()).up(prepare(made), timeout_s=2 * limit_s(), wait=wait)
 
 
 def down(name: str = "demo") -> None:

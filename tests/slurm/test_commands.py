@@ -73,9 +73,13 @@ def test_what_sbatch_warns_of_is_shown(
     commands(
         sbatch=f'echo "sbatch: warning: {warned}\nsbatch: warning: {warned}\n{said}" >&2; echo 9'
     )
-    tested = Slurm().test(tmp_path / "job.sh")
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/bash\n#SBATCH --partition=main\n")
+    tested = Slurm().test(script)
     assert tested == (said.removeprefix("sbatch: "), (warned,), 0)
-    assert Slurm().submit(tmp_path / "job.sh") == "9"
+    script.write_text("#!/bin/bash\n#SBATCH --partition=main,whole\n")
+    assert Slurm().test(script).said.endswith("nodes n1 (partitions tried: main,whole)")
+    assert Slurm().submit(script) == "9"
     assert [f"Slurm took job.sh, and warns: {warned}"] == [
         one.getMessage() for one in caplog.records
     ]

@@ -55,11 +55,15 @@ def test_the_plan_shows_scripts_and_what_slurm_says(slurm: SlurmCluster, tmp_pat
 def test_more_than_any_node_has_is_refused_before_anything_runs(
     slurm: SlurmCluster, tmp_path: Path
 ) -> None:
-    file = written(tmp_path, gpus_per_replica=8, gpus_per_node=8)
+    file = written(
+        tmp_path, gpus_per_replica=8, gpus_per_node=8, backend={"partition": "whole,main"}
+    )
+    launch = SwarmService.prepare(UpRequest(config=file))
+    said = r"replicas\.sh.*not available.* \(partitions tried: whole,main\)"
+    with pytest.raises(SubmitRejected, match=said):
+        SwarmService.report(launch, test=True)
     with pytest.raises(SubmitRejected, match=r"replicas\.sh.*not available"):
-        SwarmService().report(UpRequest(config=file), test=True)
-    with pytest.raises(SubmitRejected, match=r"replicas\.sh.*not available"):
-        SwarmService().up(UpRequest(config=file))
+        SwarmService().up(launch)
     assert jobs_of(slurm) == {}
     assert SwarmStore.open().swarms() == []
 
@@ -71,20 +75,22 @@ def test_nodes_that_are_away_for_a_while_refuse_nothing(
     nodes = f"nodename={','.join(slurm.node_names)}"
     slurm.run("scontrol", "update", nodes, "state=drain", "reason=maintenance")
     try:
-        report = SwarmService().report(UpRequest(config=possible), test=True)
+        launch = SwarmService.prepare(UpRequest(config=possible))
+        report = SwarmService.report(launch, test=True)
         assert report.test is not None
         assert "waits: 4 nodes are drained or down" in report.test[0]
         checks = [one for one in examine(possible).checks if one.name == "rehearsal"]
         assert [one.status for one in checks] == ["warning", "warning"]
-        SwarmService().up(UpRequest(config=possible, wait=False))
+        SwarmService().up(launch, wait=False)
         until(lambda: SwarmService().status("demo").observed == "queued")
         SwarmService().down(["demo"])
         (tmp_path / "other").mkdir()
         never = written(tmp_path / "other", cpus_per_task=64)
+        impossible = SwarmService.prepare(UpRequest(config=never))
         # sbatch takes it all the same, from 24.11 on it does not
         refused = "Slurm will not run it|CPU count per node can not be satisfied"
         with pytest.raises((LaunchError, SubmitRejected), match=refused):
-            SwarmService().up(UpRequest(config=never, timeout_s=limit_s()))
+            SwarmService().up(impossible, timeout_s=limit_s())
         assert jobs_of(slurm) == {}
     finally:
         slurm.run("scontrol", "update", nodes, "state=resume")
@@ -132,6 +138,10 @@ def test_doctor_knows_each_of_several_partitions(slurm: SlurmCluster, tmp_path: 
     assert seen["backend.partition"] == seen["backend.endpoint.partition"] == "ok"
     assert seen["rehearsal"] == "ok"
     assert not Slurm().gives_whole_nodes("whole,main")  # it may come to either
+    launch = SwarmService.prepare(UpRequest(config=tmp_path / "swarm.yaml"))
+    said = SwarmService.report(launch, test=True).test or ()
+    tried = [one.partition("tried: ")[2] for one in said]
+    assert tried == ["urgent,main)", "whole,main)"]
     several["partition"] = "main,nowhere"
     wrong = [one for one in examine(written(tmp_path, backend=several)).checks if one.fix]
     told = {one.name: one.detail for one in wrong if one.status == "failed"}

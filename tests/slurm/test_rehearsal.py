@@ -23,7 +23,7 @@ from domyn_swarm.config import load
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 from domyn_swarm.services.doctor import examine
-from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from domyn_swarm.swarm.launch import prepare
 from other_hosts import need_namespaces
 from patience import limit_s, scaled
 from slurm.cluster import SlurmCluster
@@ -43,7 +43,8 @@ Planned = tuple[DeploymentPlan, DeploymentContext]
 
 
 def planned(folder: Path, **keys: Any) -> Planned:
-    return SwarmLifecycle.plan(load(written(folder, **keys)).config)
+    launch = prepare(load(written(folder, **keys)).config)
+    return launch.plan, launch.context
 
 
 def rendered(swarm: Planned, *, gpus: bool) -> str:

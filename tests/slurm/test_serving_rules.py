@@ -217,7 +217,7 @@ def test_no_replica_is_scheduled_before_its_endpoint_has_started(launch: Launch)
     swarm = launch()
     swarm.serving.delete(swarm.handle)
     swarm.cluster.room = False
-    handle = swarm.serving.launch(swarm.plan, swarm.ctx, lambda *_parts: None)
+    handle = swarm.launched_by(swarm.serving)
     swarm.cluster.jobs[swarm.endpoint].held = True
     swarm.cluster.room = True
     swarm.clock.sleep(3600.0)
@@ -541,7 +541,7 @@ def test_who_cannot_ask_knows_of_no_end(swarm: ScriptedSwarm) -> None:
 def test_all_replicas_of_an_array_are_recorded_at_once(launch: Launch) -> None:
     swarm = launch(replicas=50)
     recorded: list[int] = []
-    swarm.serving.launch(swarm.plan, swarm.ctx, lambda *parts: recorded.append(len(parts)))
+    swarm.launched_by(swarm.serving, lambda *parts: recorded.append(len(parts)))
     assert recorded == [1, 50]
 
 

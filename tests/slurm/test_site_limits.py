@@ -199,6 +199,32 @@ def test_what_slurm_refuses_is_reported_beforehand(
     assert jobs_of(site) == {}
 
 
+def test_of_several_partitions_each_says_why_none_takes_it(
+    site: SlurmCluster, tmp_path: Path
+) -> None:
+    path = written(tmp_path, backend={"partition": "closed,short"})
+    words = (
+        "none of closed,short takes it: the partition closed is INACTIVE: it takes no jobs; a "
+        "replica asks for 60 minutes, and the partition short gives a job 5 minutes at most"
+    )
+    check_reported(path, words, "backend.partition")
+
+
+def test_a_partition_that_is_down_for_a_while_is_waited_for_whatever_others_refuse(
+    site: SlurmCluster, tmp_path: Path
+) -> None:
+    path = written(tmp_path, backend={"partition": "closed,main"})
+    site.run("scontrol", "update", "partitionname=main", "state=down")
+    try:
+        [one] = [one for one in examine(path).checks if one.name == "limits"]
+        assert (one.status, one.detail) == (
+            "warning",
+            "the partition main is DOWN: jobs wait until it is UP",
+        )
+    finally:
+        site.run("scontrol", "update", "partitionname=main", "state=up")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_can_never_run_ends_up_with_the_reason_and_nothing_is_left(
     site: SlurmCluster, tmp_path: Path, case: str

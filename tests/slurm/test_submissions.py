@@ -69,7 +69,7 @@ def launched(
     swarm.handle = swarm.handle.model_copy(update={"parts": ()})
     asked = SlurmServing(Silent(swarm.cluster, says, takes_s, hides=hides), swarm.clock)
     with pytest.raises(type(says)):
-        asked.launch(swarm.plan, swarm.ctx, lambda *_parts: None)
+        swarm.launched_by(asked)
     return serving
 
 
@@ -104,7 +104,7 @@ def test_what_was_answered_and_not_recorded_is_found_without_tags(swarm: Scripte
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        serving.launch(swarm.plan, swarm.ctx, record)
+        swarm.launched_by(serving, record)
     for job in swarm.cluster.jobs.values():
         job.comment, job.name, job.output = "", "anonymous", ""
     replicas = {one for one in swarm.cluster.live() if "_" in one}

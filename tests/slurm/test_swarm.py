@@ -32,11 +32,11 @@ from slurm.swarms import (
     Up,
     all_answered,
     came_back,
-    config,
     down,
     ended,
     endpoint_job,
     jobs_of,
+    launch_of,
     lost,
     node_of,
     observed,
@@ -304,7 +304,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.joining import SwarmJoining, Waiting
-from slurm.swarms import config
+from slurm.swarms import launch_of
 attach_parts = SwarmStore.attach_parts
 
 def held(store, tag, parts):
@@ -312,7 +312,7 @@ def held(store, tag, parts):
     time.sleep(10_000)
 
 SwarmStore.attach_parts = held
-SwarmJoining(SwarmStore.open()).up(config(), Waiting())
+SwarmJoining(SwarmStore.open()).up(launch_of(), Waiting())
 """
 
 
@@ -326,13 +326,13 @@ def test_an_up_that_is_killed_half_way_is_completed_and_nothing_is_submitted_twi
     waiting = Waiting(on_change=lambda seen: told.append(seen.detail))
     with ThreadPoolExecutor(1) as thread:
         try:
-            second = thread.submit(SwarmJoining(SwarmStore.open()).up, config(), waiting)
+            second = thread.submit(SwarmJoining(SwarmStore.open()).up, launch_of(), waiting)
             until(lambda: told == ["another command is starting it"])
             first.kill()
             first.wait()
             assert second.result().launched
             assert sorted(jobs_of(slurm).values()) == ["RUNNING"] * 3
-            assert not SwarmJoining(SwarmStore.open()).up(config(), Waiting()).launched
+            assert not SwarmJoining(SwarmStore.open()).up(launch_of(), Waiting()).launched
             assert len(jobs_of(slurm)) == 3
         finally:
             first.kill()

@@ -9,7 +9,7 @@ from pathlib import Path
 from command_line import CommandLine
 from domyn_swarm.model import SwarmPhase, utc_now
 from domyn_swarm.state import SwarmRecord, SwarmStore
-from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from domyn_swarm.swarm.launch import prepare
 from local_swarms import config
 from patience import limit_s
 
@@ -31,7 +31,7 @@ def test_command_lines_that_find_the_same_out_at_once_neither_fail_nor_lose_anyt
 ) -> None:
     """Swarms whose processes have gone: whoever looks writes that down, and all look at once."""
     store = SwarmStore.open()
-    plan, _ = SwarmLifecycle.plan(config("any", home_directory=swarm_home))
+    plan = prepare(config("any", home_directory=swarm_home)).plan
     for number in range(SWARMS):
         name = f"swarm-{number}"
         store.create_swarm(

@@ -26,20 +26,20 @@ from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
+from domyn_swarm.swarm.launch import prepare
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.readiness import is_stale
 from domyn_swarm.swarm.reconcile import reconcile
-from local_swarms import config
+from local_swarms import config, launch_of
 from patience import limit_s, until
 
 UP = """
 import sys
 sys.path.insert(0, {tests!r})
 from domyn_swarm.state import SwarmStore
-from domyn_swarm.swarm.factory import rehydrate
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config
-SwarmLifecycle(SwarmStore.open()).up(config(**{keys!r}))
+from local_swarms import launch_of
+SwarmLifecycle(SwarmStore.open()).up(launch_of(**{keys!r}))
 """
 # `up` with a long moment between its record and its first process: it clears the last one's files.
 HELD_UP = """
@@ -126,7 +126,7 @@ def test_a_killed_up_is_no_obstacle_to_the_next(lifecycle: SwarmLifecycle) -> No
     up.kill()
     up.communicate()
     lifecycle.down("demo")
-    again = lifecycle.up(config())
+    again = lifecycle.up(launch_of())
     assert again.record.tag != found.tag
     assert list(again.paths.root.glob("launcher-*")) == []
 
@@ -157,8 +157,9 @@ def test_down_while_up_is_at_work(lifecycle: SwarmLifecycle, parts: int) -> None
     ended: list[BaseException] = []
 
     def up() -> None:
+        launch = launch_of(replicas=3, engine_options={"start_s": 60})
         try:
-            SwarmLifecycle(SwarmStore.open()).up(config(replicas=3, engine_options={"start_s": 60}))
+            SwarmLifecycle(SwarmStore.open()).up(launch)
         except LaunchError as error:
             ended.append(error)
 
@@ -196,7 +197,7 @@ def test_a_replica_whose_watchdog_dies_is_not_waited_for(lifecycle: SwarmLifecyc
     killing.start()
     slow = config(replicas=2, min_ready=2, engine_options={"start_s": 600})
     with pytest.raises(ReplicaFailed, match="replica 1: its watchdog has ended") as caught:
-        lifecycle.up(slow)
+        lifecycle.up(prepare(slow))
     killing.join()
     assert "replicas/1/watchdog.log" in caught.value.hint
 
@@ -216,7 +217,7 @@ def test_what_a_dead_collector_saw_last_does_not_stay_fresh(swarm_home: Path) ->
 
 
 def test_a_swarm_that_died_without_a_word_has_no_endpoint(lifecycle: SwarmLifecycle) -> None:
-    with_parts = lifecycle.up(config("dead"))
+    with_parts = lifecycle.up(launch_of("dead"))
     killed = list(carrying(TAG, with_parts.record.tag))
     for process in killed:
         os.kill(process.pid, signal.SIGKILL)

@@ -28,7 +28,7 @@ from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm import factory
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config
+from local_swarms import launch_of
 from patience import limit_s, scaled, until
 
 
@@ -55,14 +55,14 @@ def test_a_swarm_that_nobody_uses_ends_itself_though_it_is_looked_at_and_says_wh
     idle_s = scaled(4)
     latency_s = 1.5 * idle_s
     options = {"latency_s": latency_s}
-    lifecycle.up(config(idle_timeout_s=idle_s, engine_options=options), timeout_s=limit_s())
+    lifecycle.up(launch_of(idle_timeout_s=idle_s, engine_options=options), timeout_s=limit_s())
     ask()  # takes longer than the idle time: a request in flight keeps it
     until(lambda: phase() is SwarmPhase.STOPPED, every_s=0.5)  # status asks the endpoint
     assert f"nobody has used it for {idle_s:g} s" in SwarmService().status("demo").detail
 
 
 def test_it_ends_after_its_job(lifecycle: SwarmLifecycle, tmp_path: Path) -> None:
-    lifecycle.up(config(engine_options={"latency_s": 0.05}), timeout_s=limit_s())
+    lifecycle.up(launch_of(engine_options={"latency_s": 0.05}), timeout_s=limit_s())
     jobs = JobService()
     handle = jobs.submit(submit(tmp_path, 200, down_after=True))
     assert jobs.wait(handle, timeout_s=limit_s()).status is JobStatus.SUCCEEDED
@@ -80,7 +80,7 @@ def test_down_after_needs_a_swarm(tmp_path: Path) -> None:
 
 def test_scaling_under_a_job_fails_no_request(lifecycle: SwarmLifecycle, tmp_path: Path) -> None:
     lifecycle.up(
-        config(replicas=3, min_ready=3, engine_options={"latency_s": 0.1}), timeout_s=limit_s()
+        launch_of(replicas=3, min_ready=3, engine_options={"latency_s": 0.1}), timeout_s=limit_s()
     )
     jobs, swarms = JobService(), SwarmService()
     handle = jobs.submit(submit(tmp_path, 2500, max_concurrency=16))
@@ -102,7 +102,7 @@ def test_scaling_under_a_job_fails_no_request(lifecycle: SwarmLifecycle, tmp_pat
 
 
 def test_scaling_that_breaks_off_leaves_all_as_it_was(lifecycle: SwarmLifecycle) -> None:
-    lifecycle.up(config(), timeout_s=limit_s())
+    lifecycle.up(launch_of(), timeout_s=limit_s())
     swarms = SwarmService()
     paths = SwarmPaths(Path(swarms.status("demo").swarm_dir))
     in_the_way = paths.replica_logs(2)
@@ -137,7 +137,7 @@ def _scaled(replicas: int) -> bool:
 
 
 def test_what_is_not_up_cannot_be_scaled(lifecycle: SwarmLifecycle) -> None:
-    lifecycle.up(config(), timeout_s=limit_s())
+    lifecycle.up(launch_of(), timeout_s=limit_s())
     lifecycle.down("demo")
     with pytest.raises(StateError, match="is stopped and cannot be scaled"):
         SwarmService().scale("demo", 2)
@@ -148,7 +148,7 @@ def test_a_swarm_that_is_down_is_no_target_of_prometheus_even_if_its_endpoint_wa
 ) -> None:
     (tmp_path / "textfile").mkdir()
     swarm = lifecycle.up(
-        config(metrics={"textfile_dir": tmp_path / "textfile"}), timeout_s=limit_s()
+        launch_of(metrics={"textfile_dir": tmp_path / "textfile"}), timeout_s=limit_s()
     )
     [target] = swarm.paths.scrape_targets.iterdir()
     until(lambda: list((tmp_path / "textfile").glob("*.prom")))
@@ -167,7 +167,7 @@ def test_a_down_that_breaks_off_is_told_until_one_ends_well(
         def delete(self, *_: object, **__: object) -> None:
             raise PlatformUnavailable("the controller does not answer")
 
-    lifecycle.up(config(), timeout_s=limit_s())
+    lifecycle.up(launch_of(), timeout_s=limit_s())
     with monkeypatch.context() as patch:
         patch.setattr(factory, "serving_backend", lambda _platform: Away())
         with pytest.raises(PlatformUnavailable):
@@ -187,10 +187,10 @@ def test_a_down_that_breaks_off_is_told_until_one_ends_well(
 def test_what_was_written_off_and_runs_is_in_the_way_of_the_next_of_its_name(
     lifecycle: SwarmLifecycle,
 ) -> None:
-    first = lifecycle.up(config(), timeout_s=limit_s())
+    first = lifecycle.up(launch_of(), timeout_s=limit_s())
     SwarmStore.open().set_stopped(first.record.tag, "forgotten: it was on another host")
     with pytest.raises(SwarmExists, match="recorded as stopped, and something of it still runs"):
-        lifecycle.up(config(), timeout_s=limit_s())
+        lifecycle.up(launch_of(), timeout_s=limit_s())
     lifecycle.down("demo")
     assert processes.carrying(processes.TAG, first.record.tag) == {}
-    lifecycle.up(config(), timeout_s=limit_s())
+    lifecycle.up(launch_of(), timeout_s=limit_s())

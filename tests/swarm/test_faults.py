@@ -26,7 +26,7 @@ from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config
+from local_swarms import launch_of
 from patience import until
 
 QUICK = {"probe_interval": 1, "restart_backoff_initial": 0.1}
@@ -60,7 +60,7 @@ def test_a_row_that_kills_engines_is_found_and_a_swarm_that_failed_ends_the_job(
     deadly = [{"match": "POISON", "crash": True}]
     options = {"latency_s": 0.05, "record": str(record), "errors": deadly}
     service = JobService()
-    lifecycle.up(config(engine_options=options, watchdog={**QUICK, "max_restarts": 0}))
+    lifecycle.up(launch_of(engine_options=options, watchdog={**QUICK, "max_restarts": 0}))
     service.submit(request(tmp_path, 200, poison={30}, max_concurrency=16, workers=2))
     ended = service.wait("mine")
     assert ended.status is JobStatus.FAILED
@@ -69,7 +69,7 @@ def test_a_row_that_kills_engines_is_found_and_a_swarm_that_failed_ends_the_job(
     assert asked(record)["p30 POISON"] == 1
     lifecycle.down("demo")
 
-    lifecycle.up(config(replicas=2, min_ready=2, engine_options=options, watchdog=QUICK))
+    lifecycle.up(launch_of(replicas=2, min_ready=2, engine_options=options, watchdog=QUICK))
     ended = service.wait(service.resume("mine"))
     assert (ended.status, ended.rows_failed) == (JobStatus.PARTIAL, 1)
     assert asked(record)["p30 POISON"] == 3
@@ -85,7 +85,7 @@ def test_two_rows_that_kill_engines_do_not_end_a_swarm_of_one(
     record = tmp_path / "asked.jsonl"
     deadly = [{"match": "POISON", "crash": True}]
     options = {"latency_s": 0.1, "record": str(record), "errors": deadly}
-    lifecycle.up(config(engine_options=options, watchdog=QUICK))
+    lifecycle.up(launch_of(engine_options=options, watchdog=QUICK))
     service = JobService()
     service.submit(request(tmp_path, 400, poison={30, 200}, max_concurrency=8))
     ended = service.wait("mine")
@@ -110,7 +110,7 @@ def test_engines_that_are_too_busy_to_say_that_they_are_well_are_left_at_work(
     }
     service = JobService()
     watchdog = {**QUICK, "http_timeout": 0.5}
-    lifecycle.up(config(replicas=2, min_ready=2, engine_options=options, watchdog=watchdog))
+    lifecycle.up(launch_of(replicas=2, min_ready=2, engine_options=options, watchdog=watchdog))
     service.submit(request(tmp_path, 400, max_concurrency=32))
     ended = service.wait("mine")
     assert ended.status is JobStatus.SUCCEEDED
@@ -176,7 +176,7 @@ def test_another_server_at_a_dead_replicas_port_fails_no_row(
 ) -> None:
     options = {"latency_s": 0.05, "slots": 8}
     asked = {"replicas": 2, "min_ready": 2, "engine_options": options, "watchdog": QUICK}
-    swarm = lifecycle.up(config(**asked, port=27_000))  # where no other test's engine looks
+    swarm = lifecycle.up(launch_of(**asked, port=27_000))  # where no other test's engine looks
     service = JobService()
     service.submit(request(tmp_path, 3000, max_concurrency=12))
     until(lambda: service.status("mine").rows_done > 100)

@@ -21,7 +21,7 @@ from domyn_swarm.swarm import folder
 from domyn_swarm.swarm import lifecycle as lifecycle_module
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.reconcile import reconcile
-from local_swarms import config
+from local_swarms import launch_of
 
 SLOW = {"start_s": 600}
 
@@ -54,7 +54,7 @@ def test_a_key_that_cannot_be_written_ends_up_in_one_error(
 ) -> None:
     monkeypatch.setattr(folder, "write_private_once", quota)
     with pytest.raises(LaunchError, match=r"Disk quota exceeded: .*metrics_key") as caught:
-        lifecycle.up(config())
+        lifecycle.up(launch_of())
     assert "quota" in caught.value.hint
     assert stopped_and_gone()
 
@@ -64,7 +64,7 @@ def test_a_home_that_cannot_be_written_leaves_no_record(
 ) -> None:
     monkeypatch.setattr(lifecycle_module, "claim", lambda path: quota(path, ""))
     with pytest.raises(LaunchError, match="Disk quota exceeded"):
-        lifecycle.up(config())
+        lifecycle.up(launch_of())
     assert SwarmStore.open().swarms(include_stopped=True) == []
 
 
@@ -77,7 +77,7 @@ def test_an_error_after_the_launch_frees_what_was_started(
 ) -> None:
     monkeypatch.setattr(lifecycle_module, "readiness", look)
     with pytest.raises(raised) as caught:
-        lifecycle.up(config(engine_options=SLOW))
+        lifecycle.up(launch_of(engine_options=SLOW))
     notes = getattr(caught.value, "__notes__", [])
     assert "demo did not come up" in "".join([str(caught.value), *notes])
     assert stopped_and_gone()
@@ -90,7 +90,7 @@ def test_what_cannot_be_freed_is_told_and_can_be_ended(
         patch.setattr(lifecycle_module, "readiness", stale)
         patch.setattr(LocalServing, "delete", lambda *_: quota(Path("/home/x"), ""))
         with pytest.raises(LaunchError) as caught:
-            lifecycle.up(config(engine_options=SLOW))
+            lifecycle.up(launch_of(engine_options=SLOW))
     assert "may run on" in caught.value.hint
     assert "domyn-swarm down demo" in caught.value.hint
     record = SwarmStore.open().swarm("demo")
@@ -105,7 +105,8 @@ def test_what_cannot_be_freed_is_told_and_can_be_ended(
 
 def recorded(home: Path, phase: SwarmPhase) -> SwarmRecord:
     """A swarm of which nothing runs."""
-    plan, context = SwarmLifecycle.plan(config(home_directory=home))
+    launch = launch_of(home_directory=home)
+    plan, context = launch.plan, launch.context
     now = utc_now()
     record = SwarmRecord(
         name="demo",

@@ -20,7 +20,7 @@ from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.joining import SwarmJoining, Waiting
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config
+from local_swarms import launch_of
 from patience import limit_s, scaled, until
 
 UP = """
@@ -28,8 +28,8 @@ import sys
 sys.path.insert(0, {tests!r})
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.joining import SwarmJoining, Waiting
-from local_swarms import config
-outcome = SwarmJoining(SwarmStore.open()).up(config(**{keys!r}), Waiting())
+from local_swarms import launch_of
+outcome = SwarmJoining(SwarmStore.open()).up(launch_of(**{keys!r}), Waiting())
 print(outcome.launched, outcome.swarm.record.tag)
 """
 # `up` that stands still where some parts are recorded and others are to be started.
@@ -91,7 +91,7 @@ class InThread:
 
 
 def up(waiting: Waiting, **keys: object) -> Any:
-    return SwarmJoining(SwarmStore.open()).up(config(**keys), waiting)
+    return SwarmJoining(SwarmStore.open()).up(launch_of(**keys), waiting)
 
 
 def wait(waiting: Waiting) -> Any:

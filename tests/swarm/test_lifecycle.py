@@ -34,9 +34,10 @@ from domyn_swarm.services.logs import swarm_logs
 from domyn_swarm.services.requests import JobRequest, LogRequest, UpRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
+from domyn_swarm.swarm.launch import prepare
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from endpoint.bench import ENGINE
-from local_swarms import config
+from local_swarms import config, launch_of
 from patience import scaled, until
 
 
@@ -109,7 +110,7 @@ def test_a_swarm_outside_its_block_says_so() -> None:
 def test_the_cause_is_told_and_nothing_is_left(lifecycle: SwarmLifecycle) -> None:
     with pytest.raises(ReplicaFailed) as caught:
         lifecycle.up(
-            config(
+            launch_of(
                 replicas=2,
                 engine_options={"fail_start": "as told"},
                 watchdog={"max_restarts": 0, "probe_interval": 1},
@@ -125,7 +126,7 @@ def test_the_cause_is_told_and_nothing_is_left(lifecycle: SwarmLifecycle) -> Non
 def test_a_swarm_that_takes_too_long_is_not_ready(lifecycle: SwarmLifecycle) -> None:
     slow = config(engine_options={"start_s": 60}, wait_endpoint_s=2)
     with pytest.raises(NotReady, match="was not ready in time"):
-        lifecycle.up(slow)
+        lifecycle.up(prepare(slow))
     assert SwarmStore.open().swarm("demo").phase is SwarmPhase.STOPPED
 
 
@@ -139,24 +140,24 @@ def test_up_waits_for_a_replica_that_loads(lifecycle: SwarmLifecycle, tmp_path: 
     end = threading.Timer(1.5 * wait_s, lambda: loads.write_text(""))
     end.start()
     made = config(engine="command", engine_options=options, wait_endpoint_s=wait_s)
-    lifecycle.up(made)
+    lifecycle.up(prepare(made))
     end.join()
     assert SwarmService().status("demo").replicas[0].restarts == 0
 
 
 def test_a_live_name_is_refused_and_a_dead_one_is_not(lifecycle: SwarmLifecycle) -> None:
-    swarm = lifecycle.up(config())
+    swarm = lifecycle.up(launch_of())
     with pytest.raises(SwarmExists, match="domyn-swarm down demo"):
-        lifecycle.up(config())
+        lifecycle.up(launch_of())
     for process in carrying(TAG, swarm.record.tag):  # as when the machine went down
         os.kill(process.pid, signal.SIGKILL)
     until(lambda: not carrying(TAG, swarm.record.tag))
     until(lambda: SwarmService().list() == [])  # one that is being killed counts until it is gone
-    assert lifecycle.up(config()).record.tag != swarm.record.tag
+    assert lifecycle.up(launch_of()).record.tag != swarm.record.tag
 
 
 def test_parts_that_were_never_recorded_are_adopted(lifecycle: SwarmLifecycle) -> None:
-    swarm = lifecycle.up(config(replicas=2), wait=False)
+    swarm = lifecycle.up(launch_of(replicas=2), wait=False)
     store = SwarmStore.open()
     fresh = store.swarm("demo").model_copy(update={"parts": (), "name": "lost", "tag": "lost.1"})
     store.create_swarm(fresh)  # as if `up` had been killed before it could record anything
@@ -167,7 +168,7 @@ def test_parts_that_were_never_recorded_are_adopted(lifecycle: SwarmLifecycle) -
 
 def test_min_ready_of_n_serves_and_late_ones_join(lifecycle: SwarmLifecycle) -> None:
     options = {"crash_after_requests": None}
-    swarm = lifecycle.up(config(replicas=3, min_ready=1, engine_options=options))
+    swarm = lifecycle.up(launch_of(replicas=3, min_ready=1, engine_options=options))
     until(lambda: SwarmService().status("demo").replicas_ready == 3)
     snapshot = SwarmService().status(None)
     assert (snapshot.phase, snapshot.observed) == (SwarmPhase.READY, "ready")
@@ -175,7 +176,7 @@ def test_min_ready_of_n_serves_and_late_ones_join(lifecycle: SwarmLifecycle) -> 
 
 
 def test_a_killed_engine_comes_back(lifecycle: SwarmLifecycle) -> None:
-    swarm = lifecycle.up(config())
+    swarm = lifecycle.up(launch_of())
 
     def report() -> Any:
         view = read_view(swarm.paths)
@@ -189,7 +190,7 @@ def test_the_user_may_bring_the_key(
     lifecycle: SwarmLifecycle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOMYN_SWARM_API_TOKEN", "my-own-key")
-    swarm = lifecycle.up(config())
+    swarm = lifecycle.up(launch_of())
     assert swarm.paths.api_key.read_text() == "my-own-key"
     address = read_address(swarm.paths)
     assert address is not None
@@ -199,8 +200,8 @@ def test_the_user_may_bring_the_key(
 def test_several_live_swarms_must_be_named(lifecycle: SwarmLifecycle) -> None:
     with pytest.raises(StateError, match="No swarm is live"):
         SwarmService().status(None)
-    lifecycle.up(config("one"), wait=False)
-    lifecycle.up(config("two"), wait=False)
+    lifecycle.up(launch_of("one"), wait=False)
+    lifecycle.up(launch_of("two"), wait=False)
     with pytest.raises(StateError, match="2 swarms are live: one, two"):
         SwarmService().status(None)
     assert [seen.name for seen in SwarmService().list()] == ["one", "two"]
@@ -214,7 +215,8 @@ def test_logs_are_read_and_followed(
     path = tmp_path / "x.yaml"
     path.write_text("name: demo\nmodel: m\nengine: sim\nreplicas: 2\nbackend: local\n")
     service = SwarmService()
-    assert service.up(UpRequest(config=path, overrides=("watchdog.probe_interval=1",))).ready
+    request = UpRequest(config=path, overrides=("watchdog.probe_interval=1",))
+    assert service.up(service.prepare(request)).ready
     until(lambda: service.status("demo").replicas_ready == 2)
     lines = list(swarm_logs(LogRequest(name="demo")))
     assert any(line.startswith("[replica 0] simulating m") for line in lines)

@@ -24,7 +24,7 @@ from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.joining import SwarmJoining, Waiting
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config
+from local_swarms import launch_of
 from patience import limit_s, until
 
 ROWS = pa.table({"prompt": [f"p{number}" for number in range(20_000)]})
@@ -90,12 +90,13 @@ def test_a_swarm_whose_endpoint_is_dead_refuses_what_needs_it_and_ends_what_asks
 ) -> None:
     record = tmp_path / "asked.jsonl"
     options = {"latency_s": 0.2, "record": str(record)}
-    swarm = lifecycle.up(config(replicas=2, min_ready=2, engine_options=options))
+    swarm = lifecycle.up(launch_of(replicas=2, min_ready=2, engine_options=options))
     job = AskingJob(record)
     kill_endpoint(swarm.paths)
 
     seen = SwarmService().status("demo")
-    assert (seen.observed, seen.detail) == ("failed", ENDED)
+    remedy = f"`domyn-swarm down demo && domyn-swarm up -c {swarm.paths.config}` starts it anew"
+    assert (seen.observed, seen.detail) == ("failed", f"{ENDED}; {remedy}")
     assert (seen.replicas_ready, seen.endpoint) == (0, None)
     pq.write_table(ROWS, tmp_path / "in.parquet")
     request = JobRequest(
@@ -116,16 +117,17 @@ def test_a_swarm_whose_endpoint_is_dead_refuses_what_needs_it_and_ends_what_asks
         assert "domyn-swarm down demo" in caught.value.hint
     assert JobService().list() == []
     with pytest.raises(SwarmExists, match=f"'demo' has failed: {ENDED}"):
-        lifecycle.up(config())
+        lifecycle.up(launch_of())
     with pytest.raises(SwarmExists, match=f"'demo' has failed: {ENDED}"):  # as `up` does
-        SwarmJoining(SwarmStore.open()).up(config(), Waiting())
+        SwarmJoining(SwarmStore.open()).up(launch_of(), Waiting())
     job.goes_on()  # with the replicas that it knows
     kill_replicas(swarm.paths)
     told = job.ended()
     assert f"The swarm has failed: {ENDED}" in told
     assert "job resume" in told
 
-    again = SwarmJoining(SwarmStore.open()).complete(config(), Waiting()).swarm  # as `pool up` does
+    joining = SwarmJoining(SwarmStore.open())
+    again = joining.complete(launch_of(), Waiting()).swarm  # as `pool up` does
     assert again.record.tag != swarm.record.tag
     assert SwarmService().status("demo").observed == "ready"
 
@@ -135,7 +137,7 @@ def test_a_job_that_down_does_not_reach_ends_with_its_swarm(
     lifecycle: SwarmLifecycle, tmp_path: Path
 ) -> None:
     record = tmp_path / "asked.jsonl"
-    lifecycle.up(config(engine_options={"latency_s": 0.2, "record": str(record)}))
+    lifecycle.up(launch_of(engine_options={"latency_s": 0.2, "record": str(record)}))
     job = AskingJob(record)
     lifecycle.down("demo")
     assert "The swarm has ended: `domyn-swarm down` stopped it" in job.ended()

@@ -21,7 +21,7 @@ from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.reconcile import being_launched
-from local_swarms import config
+from local_swarms import launch_of
 from other_hosts import OtherHost, need_namespaces
 from swarm.test_pruning import SLURM, names, recorded, running, with_job
 
@@ -47,7 +47,7 @@ def test_a_record_of_a_place_that_is_gone_for_good_is_forgotten_and_pruned(
     assert f"runs on {location}" in down.stderr
     assert "`domyn-swarm down lost --forget`" in down.stderr
     with pytest.raises(SwarmExists, match=f"ready on {location}"):
-        SwarmLifecycle(SwarmStore.open()).up(config("lost"))
+        SwarmLifecycle(SwarmStore.open()).up(launch_of("lost"))
     with pytest.raises(RunsElsewhere, match="cannot end it from here"):
         JobService().cancel(job_id)
     assert cli.json("db", "prune", "--yes")["swarms"] == []

@@ -18,8 +18,7 @@ from domyn_swarm.claims import claim
 from domyn_swarm.model import JobStatus, Location, SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
-from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config
+from local_swarms import launch_of
 
 SLURM = {"type": "slurm", "partition": "main", "container": "none"}
 AWAY = Location(kind="host", name="another-machine", boot_id="b", pid_namespace=1)
@@ -34,7 +33,8 @@ def recorded(
     **keys: Any,
 ) -> Path:
     """A swarm in the database, and its folder."""
-    plan, context = SwarmLifecycle.plan(config(name, home_directory=home, **keys))
+    launch = launch_of(name, home_directory=home, **keys)
+    plan, context = launch.plan, launch.context
     paths = SwarmPaths.of(home, name)
     SwarmStore.open().create_swarm(
         SwarmRecord(

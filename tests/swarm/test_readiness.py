@@ -5,18 +5,30 @@ from __future__ import annotations
 import socket
 import threading
 import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from domyn_swarm import DomynLLMSwarm
 from domyn_swarm.backends.base import ServingHandle
+from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.local.serving import LocalServing
-from domyn_swarm.model import ReplicaReport, ReplicaState
+from domyn_swarm.errors import PlatformUnavailable
+from domyn_swarm.model import ReplicaReport, ReplicaState, SwarmPhase
+from domyn_swarm.paths import write_private
 from domyn_swarm.probing import Observation, Phase, at_least, endpoint_probe, http_json
+from domyn_swarm.services.description import describe
+from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.swarm import factory
+from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from domyn_swarm.swarm.readiness import not_ready_yet, readiness
-from local_swarms import config
-from patience import limit_s
+from domyn_swarm.swarm.readiness import look_at, not_ready_yet, readiness
+from domyn_swarm.swarm.survey import take_snapshot
+from local_swarms import launch_of
+from patience import limit_s, until
 
 
 class OldLook(LocalServing):
@@ -30,16 +42,103 @@ class OldLook(LocalServing):
         return {part.platform_id: lost for part in handle.parts}
 
 
+class SilentPlatform(LocalServing):
+    """A platform that does not answer for its parts."""
+
+    def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:  # noqa: ARG002
+        raise PlatformUnavailable("no answer")
+
+
 def test_what_serves_is_ready_whatever_an_old_look_says(
     lifecycle: SwarmLifecycle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    swarm = lifecycle.up(config(replicas=2, min_ready=2))
+    swarm = lifecycle.up(launch_of(replicas=2, min_ready=2))
     with monkeypatch.context() as patch:
         patch.setattr(factory, "serving_backend", lambda _backend: OldLook())
         seen = readiness(swarm)()
         assert (seen.phase, seen.detail) == (Phase.READY, "")
         swarm.paths.endpoint.unlink()  # nobody finds it: then it is as the platform says
         assert readiness(swarm)().phase is Phase.FAILED
+
+
+@pytest.fixture
+def asked_of_collector(
+    lifecycle: SwarmLifecycle,  # whose swarms it stands before
+) -> Iterator[Callable[[LiveSwarm], list[str]]]:
+    """Puts a relay before a swarm's collector; what is asked there from then on is in the list."""
+    with ExitStack() as relays:
+
+        def relayed(swarm: LiveSwarm) -> list[str]:
+            address, asked = read_address(swarm.paths), list[str]()
+            assert address is not None
+
+            class Relay(BaseHTTPRequestHandler):
+                def do_GET(self) -> None:
+                    asked.append(self.path)
+                    key = {"Authorization": self.headers["Authorization"]}
+                    request = urllib.request.Request(
+                        f"{address.collector_url}{self.path}", None, key
+                    )
+                    with urllib.request.urlopen(request, timeout=limit_s()) as reply:
+                        self.send_response(reply.status)
+                        self.end_headers()
+                        self.wfile.write(reply.read())
+
+                def log_message(self, *_: object) -> None:
+                    """Nothing."""
+
+            server = relays.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Relay))
+            relays.callback(server.shutdown)
+            threading.Thread(target=server.serve_forever).start()
+            url = f"http://127.0.0.1:{server.server_port}"
+            moved = address.model_copy(update={"collector_url": url})
+            write_private(swarm.paths.endpoint, moved.model_dump_json())
+            return asked
+
+        yield relayed
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_the_collector_is_asked_once_for_all_that_is_said_of_a_swarm(
+    lifecycle: SwarmLifecycle,
+    asked_of_collector: Callable[[LiveSwarm], list[str]],
+    *,
+    wait: bool,
+) -> None:
+    """Also of one that has just become ready, which its record does not say yet."""
+    swarm = lifecycle.up(launch_of(replicas=2, min_ready=2), wait=wait)
+    until(lambda: readiness(swarm)().phase is Phase.READY)
+    asked = asked_of_collector(swarm)
+    seen = SwarmService().status("demo")
+    assert (seen.phase, seen.observed, seen.replicas_ready) == (SwarmPhase.READY, "ready", 2)
+    assert asked == ["/v1/replicas"]
+    assert [one.replicas_ready for one in SwarmService().list()] == [2]
+    assert DomynLLMSwarm.attach("demo").snapshot().replicas_ready == 2
+    assert asked == ["/v1/replicas"] * 3
+    assert describe("demo").swarm.replicas_ready == 2
+    assert asked == ["/v1/replicas"] * 4
+
+
+def test_what_is_not_known_of_the_platform_leaves_what_the_collector_says(
+    lifecycle: SwarmLifecycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm = lifecycle.up(launch_of())
+    with monkeypatch.context() as patch:
+        patch.setattr(factory, "serving_backend", lambda _backend: SilentPlatform())
+        look = look_at(swarm)
+        assert (look.together.phase, look.together.detail) == (Phase.UNKNOWN, "no answer")
+        shown = take_snapshot(swarm, look=look)
+        assert (shown.observed, shown.replicas_ready) == ("unknown", 1)
+        assert shown.endpoint is not None
+        with pytest.raises(PlatformUnavailable, match="no answer"):
+            readiness(swarm)()
+
+
+def test_the_parts_of_a_record_are_validated_once(lifecycle: SwarmLifecycle) -> None:
+    swarm = lifecycle.up(launch_of(), wait=False)
+    assert swarm.handle is swarm.handle
+    nothing = swarm.with_record(swarm.record.model_copy(update={"parts": ()}))
+    assert (len(swarm.handle.parts), nothing.handle.parts) == (2, ())
 
 
 @pytest.mark.parametrize(

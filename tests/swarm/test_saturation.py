@@ -17,7 +17,7 @@ from domyn_swarm.paths import JobPaths
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config
+from local_swarms import launch_of
 from patience import limit_s
 
 ROWS = 4000
@@ -42,7 +42,7 @@ def test_each_replica_has_a_limit_that_its_memory_holds(
     lifecycle: SwarmLifecycle, tmp_path: Path, workers: int
 ) -> None:
     options = {"slots": 256, "vllm": NARROW}
-    swarm = lifecycle.up(config(replicas=2, min_ready=2, engine_options=options))
+    swarm = lifecycle.up(launch_of(replicas=2, min_ready=2, engine_options=options))
     table = pa.table({"prompt": [f"p{number}" for number in range(ROWS)]})
     pq.write_table(table, tmp_path / "in.parquet")
     service = JobService()

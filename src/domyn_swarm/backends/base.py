@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -64,6 +65,15 @@ class ServingHandle(Record):
     least_replicas: int | None = None
 
 
+@dataclass(frozen=True)
+class LaunchScripts:
+    """What a platform is given for a launch: what is shown of it is what is submitted."""
+
+    texts: Mapping[str, str]  # by the names of their files; none where the platform takes none
+    replicas_per_task: int = 1  # that share one task of the scheduler
+    unasked: PlatformError | None = None  # why the scheduler did not say how it gives nodes
+
+
 class PartRecorder(Protocol):
     """Called the moment the platform returned ids, before anything else is started: with all parts
     that one answer of the platform started, so that they are recorded together.
@@ -101,18 +111,28 @@ class ServingBackend(Located, Protocol):
     supervised: bool  # an endpoint program of ours looks after the swarm, and can end it
 
     def launch(
-        self, plan: DeploymentPlan, ctx: DeploymentContext, record: PartRecorder
+        self,
+        plan: DeploymentPlan,
+        ctx: DeploymentContext,
+        scripts: LaunchScripts,
+        record: PartRecorder,
     ) -> ServingHandle:
-        """Start the endpoint and every replica; return without waiting for readiness.
+        """Start the endpoint and every replica; return without waiting for readiness. `scripts`:
+        those of this plan and context; they are submitted as they are.
 
         Raises:
             PlatformError: something could not be started; what was started has been recorded.
         """
 
-    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> dict[str, str]:
-        """What `launch` would submit, by name; nothing on platforms without scripts. Pure."""
+    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> LaunchScripts:
+        """What `launch` submits. Writes nothing and starts nothing. A scheduler is asked how it
+        gives its nodes; where it does not answer, `unasked` says why, and jobs share them.
 
-    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[Check, ...]:
+        Raises:
+            ConfigError: the platform cannot serve the plan.
+        """
+
+    def rehearse(self, plan: DeploymentPlan, scripts: LaunchScripts) -> tuple[Check, ...]:
         """Ask the platform whether it would take this; its words, and what it warns of. Starts
         nothing.
 

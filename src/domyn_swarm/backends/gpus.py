@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from domyn_swarm.errors import PlatformError
+from domyn_swarm.errors import (
+    PlatformError,
+    quantity,
+)
 
 _VARIABLE = "CUDA_VISIBLE_DEVICES"
 _MOST = 64  # GPUs of a machine that does not say how many it has
@@ -34,7 +37,7 @@ def visible_gpus(gpus_per_replica: int, replica: int) -> dict[str, str]:
     devices = allowed[first : first + gpus_per_replica]
     if len(devices) < gpus_per_replica:
         raise PlatformError(
-            f"Replica {replica} needs {gpus_per_replica} GPUs, but {_VARIABLE} leaves "
+            f"Replica {replica} needs {quantity(gpus_per_replica, 'GPU')}, but {_VARIABLE} leaves "
             f"{len(devices)} for it.",
             hint="Lower replicas or gpus_per_replica, or make more GPUs visible.",
         )
@@ -139,7 +142,7 @@ def _lock_name(device: str) -> str:
 def _too_few(
     count: int, replica: int, devices: Sequence[str], held: dict[str, int], folder: str
 ) -> PlatformError:
-    need = f"Replica {replica} needs {count} GPUs, but"
+    need = f"Replica {replica} needs {quantity(count, 'GPU')}, but"
     if os.environ.get(_VARIABLE) is not None and len(devices) < count:
         return PlatformError(
             f"{need} {_VARIABLE} leaves {len(devices)} for it.",

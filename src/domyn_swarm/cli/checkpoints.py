@@ -11,7 +11,7 @@ import typer
 from domyn_swarm.cli.console import confirm, interactive, say
 from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
 from domyn_swarm.cli.rendering import Column, moment, print_record, print_table
-from domyn_swarm.errors import StateError
+from domyn_swarm.errors import StateError, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +115,8 @@ def remove(
         show_checkpoints(listed, Format.TABLE)
         rows = sum(one.rows_done for one in listed.checkpoints)
         jobs = sum(len(one.jobs) for one in listed.checkpoints)
-        if not confirm(f"Remove what {jobs} jobs left, {rows} finished rows?"):
+        left = f"{quantity(jobs, 'job')} left, {quantity(rows, 'finished row')}"
+        if not confirm(f"Remove what {left}?"):
             say("Nothing was removed.")
             raise typer.Exit(1)
     report = remove_checkpoints(listed)
@@ -175,14 +176,16 @@ def _leaving(listed: CheckpointList) -> Iterator[str]:
     """Whose answers are listed, a line each."""
     for job in (job for checkpoint in listed.checkpoints for job in checkpoint.jobs):
         name = _named(job.job_ids[-1] if job.job_ids else job.key, job.external_id)
-        yield f"{name} over {job.input or '?'}: {job.rows_done} finished rows go."
+        rows = quantity(job.rows_done, "finished row goes", "finished rows go")
+        yield f"{name} over {job.input or '?'}: {rows}."
 
 
 def _touched(listed: CheckpointList) -> Iterator[str]:
     """Who else would miss answers of what is listed, a line each."""
     for one in (one for checkpoint in listed.checkpoints for one in checkpoint.touched):
         name = _named(one.job_id or one.key, one.external_id)
-        yield f"{name} over {one.input or '?'} has {one.rows} rows from there, and would ask them."
+        rows = quantity(one.rows, "row")
+        yield f"{name} over {one.input or '?'} has {rows} from there, and would ask again."
 
 
 def _named(job_id: str, external_id: str | None) -> str:

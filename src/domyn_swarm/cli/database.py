@@ -9,6 +9,7 @@ import typer
 from domyn_swarm.cli.console import confirm, interactive, say
 from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
 from domyn_swarm.cli.rendering import Column, moment, print_pairs, print_record, print_table
+from domyn_swarm.errors import quantity
 
 if TYPE_CHECKING:
     from domyn_swarm.services.database import DatabaseRevision
@@ -35,9 +36,10 @@ def show_prune(report: PruneReport, output: Format) -> None:
         (
             swarm.name,
             going,
-            f"stopped {moment(swarm.stopped_at)}, {len(swarm.jobs)} ended jobs, {swarm.swarm_dir}",
+            f"stopped {moment(swarm.stopped_at)}, {jobs}, {swarm.swarm_dir}",
         )
         for swarm in report.swarms
+        for jobs in [quantity(len(swarm.jobs), "ended job")]
     ]
     kept = [(one.name, "kept", one.why) for one in report.kept]
     if rows or kept:
@@ -128,7 +130,8 @@ def prune(
         show_prune(found, form)
         something = bool(found.swarms or found.jobs)
         asked = something and interactive() and form is Format.TABLE
-        what = f"{len(found.swarms)} swarms and {len(found.jobs)} jobs without one"
+        swarms, jobs = quantity(len(found.swarms), "swarm"), quantity(len(found.jobs), "job")
+        what = f"{swarms} and {jobs} without one"
         if not (asked and confirm(f"Remove {what}?")):
             say("Nothing was removed." + (" Add --yes to remove them." if something else ""))
             return

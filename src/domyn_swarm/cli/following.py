@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from domyn_swarm.cli.console import say
-from domyn_swarm.errors import EXIT_INTERRUPTED
+from domyn_swarm.errors import (
+    EXIT_INTERRUPTED,
+    quantity,
+)
 
 if TYPE_CHECKING:
     from domyn_swarm.model import JobHandle
@@ -67,7 +70,8 @@ def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
     except KeyboardInterrupt:
         say(f"Left alone. See how it went: domyn-swarm job status {handle.job_id}")
     else:
-        say(f"Stopped after {stopped.rows_done} rows. The same command goes on from there.")
+        done = quantity(stopped.rows_done, "row")
+        say(f"Stopped after {done}. The same command goes on from there.")
     raise typer.Exit(EXIT_INTERRUPTED)
 
 

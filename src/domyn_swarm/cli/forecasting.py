@@ -10,6 +10,7 @@ from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import Format
 from domyn_swarm.cli.rendering import Column, print_pairs, print_record, print_table
 from domyn_swarm.cli.trials import submitted_if_wanted, tried
+from domyn_swarm.errors import quantity
 from domyn_swarm.model import TimeLeft
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def show_forecast(found: JobForecast, output: Format) -> None:
         print_record(found, output)
         return
     failed = f", {found.rows_failed} failed" if found.rows_failed else ""
-    took = f"{found.rows_asked} rows in {found.sample_s:.1f} s{failed}"
+    took = f"{quantity(found.rows_asked, 'row')} in {found.sample_s:.1f} s{failed}"
     tokens = "-" if not found.rows_left else "unknown: the endpoint does not count them"
     if found.prompt_tokens_left is not None:
         tokens = f"{found.prompt_tokens_left} in, {found.completion_tokens_left} out"

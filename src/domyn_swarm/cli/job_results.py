@@ -19,6 +19,7 @@ from domyn_swarm.cli.options import (
     chosen_format,
     chosen_job,
 )
+from domyn_swarm.errors import quantity
 
 
 def failures(
@@ -138,7 +139,7 @@ def results(
     show_results(found, form)
     missing = found.rows_total - found.rows
     say(
-        f"{found.rows} rows, {found.rows_failed} of them failed"
-        + (f"; {missing} more have no result yet" if missing else "")
+        f"{quantity(found.rows, 'row')}, {found.rows_failed} of them failed"
+        + (f"; {quantity(missing, 'more has', 'more have')} no result yet" if missing else "")
         + (f"; written to {export}" if export else "")
     )

@@ -19,6 +19,7 @@ from domyn_swarm.cli.rendering import (
     print_record,
     print_table,
 )
+from domyn_swarm.errors import quantity
 from domyn_swarm.model import JobStatus, utc_now
 from domyn_swarm.swarm.snapshot import JobList
 
@@ -131,18 +132,19 @@ def say_what_is_left(failures: JobFailures) -> None:
     """Which command asks the failed rows again, and those that have no result yet."""
     job_id, left = failures.job_id, failures.rows_unsettled
     if lasting := failures.rows_failed - failures.rows_failed_unsettled:
-        say(f"{lasting} rows failed; `domyn-swarm job retry-failed {job_id}` asks them again.")
+        failed, them = quantity(lasting, "row"), "it" if lasting == 1 else "them"
+        say(f"{failed} failed; `domyn-swarm job retry-failed {job_id}` asks {them} again.")
     elif not failures.rows_failed:
         say("No row failed.")
     if failures.rows_failed_unsettled:
         say(
-            f"{failures.rows_failed_unsettled} rows failed as a run gave up: their errors do not "
-            "count, and any run of the job asks them again."
+            f"{quantity(failures.rows_failed_unsettled, 'row')} failed as a run gave up: such "
+            "errors do not count, and any run of the job asks again."
         )
     if left:
         say(
-            f"{left} rows are not settled; once the job has ended, `domyn-swarm job resume "
-            f"{job_id}` asks them."
+            f"{quantity(left, 'row is', 'rows are')} not settled; once the job has ended, "
+            f"`domyn-swarm job resume {job_id}` asks {'it' if left == 1 else 'them'}."
         )
 
 
@@ -155,7 +157,7 @@ def show_verification(found: OutputVerification, output: Format) -> None:
     print_pairs(
         [
             ("output", found.output + written_by),
-            ("files", f"{found.files}, {found.bytes} bytes, by their checksums"),
+            ("files", f"{found.files}, {quantity(found.bytes, 'byte')}, by their checksums"),
             ("rows", f"{found.rows}, {found.rows_failed} of them failed"),
             ("compared", ", ".join(found.columns_compared) or "no column is the input's"),
             ("whole", "yes" if found.whole else "NO"),
@@ -202,11 +204,11 @@ def failed_text(job: JobSnapshot) -> str:
     every = f"`domyn-swarm job failures {job.job_id}` shows every cause"
     none = "no row was answered; " if job.rows_failed == job.rows_done else ""
     if found is None:
-        return f"{none}{job.rows_failed} rows, in earlier runs; {every}"
+        return f"{none}{quantity(job.rows_failed, 'row')}, in earlier runs; {every}"
     known = found.status is None or str(found.status) in found.example_message
     error = cell_text(("" if known else f"HTTP {found.status}: ") + found.example_message)
     example = f", such as row {found.example_row}" if found.example_row >= 0 else ""
-    those = f"{found.rows} of {job.rows_failed} failed rows{example}"
+    those = f"{found.rows} of {quantity(job.rows_failed, 'failed row')}{example}"
     return f"{none}{those}: {error.rstrip('.')}; {every}"
 
 
@@ -264,8 +266,7 @@ def account_text(account: JobAccount) -> str:
     """What a job did over all its runs, in words."""
     if not account.runs:
         return "0 requests in 0 runs"
-    requests = "1 request" if account.requests == 1 else f"{account.requests} requests"
-    parts = [f"{requests} in {account.wall_s:.1f} s"]
+    parts = [f"{quantity(account.requests, 'request')} in {account.wall_s:.1f} s"]
     if account.runs > 1:
         parts[0] += f" and {account.runs} runs"
     if account.rows_per_s:

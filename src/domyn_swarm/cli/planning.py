@@ -69,7 +69,7 @@ def plan(
         replicas=replicas,
         overrides=tuple(settings or ()),
     )
-    report = SwarmService().report(request, test=test)
+    report = SwarmService.report(SwarmService.prepare(request), test=test)
     if job is None or form is Format.TABLE:
         show_plan(report, form)
     if job is not None:

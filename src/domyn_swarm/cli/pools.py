@@ -56,15 +56,14 @@ def up(
 
     form = chosen_format(output, as_json, as_yaml)
     request = PoolUpRequest(
-        file=file,
         max_parallel=max_parallel,
         wait=wait,
         timeout_s=timeout,
         all_or_nothing=all_or_nothing,
     )
-    PoolService.check(file)  # before a database is made
+    pool = PoolService.prepare(file)  # before a database is made
     with termination_interrupts():
-        report = PoolService().up(request, on_change=_say_change)
+        report = PoolService().up(pool, request, on_change=_say_change)
     if form is Format.TABLE:
         _show_up(report)
     else:

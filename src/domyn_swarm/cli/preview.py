@@ -20,7 +20,7 @@ from domyn_swarm.cli.options import (
 )
 from domyn_swarm.cli.rendering import cell_text, print_record, print_table
 from domyn_swarm.cli.trials import submitted_if_wanted, tried
-from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK
+from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, quantity
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.preview import Preview
@@ -95,12 +95,14 @@ def say_what_the_rest_takes(found: Preview) -> None:
     from domyn_swarm.services.charts import duration
 
     failed = sum(one.error is not None for one in found.rows)
-    again = f", {failed} failed: the full run asks those again" if failed else ""
-    say(f"{len(found.rows)} rows, {found.rows_asked} of them asked now{again}.")
+    again = f", {failed} failed: the full run asks again" if failed else ""
+    say(f"{quantity(len(found.rows), 'row')}, {found.rows_asked} of them asked now{again}.")
     rest = found.estimate
-    said = f"A full run asks {rest.rows} of {found.rows_total} rows"
+    said = f"A full run asks {rest.rows} of {quantity(found.rows_total, 'row')}"
     if rest.rows and rest.prompt_tokens is not None:
-        said += f", roughly {rest.prompt_tokens} tokens in and {rest.completion_tokens} out"
+        said += (
+            f", roughly {quantity(rest.prompt_tokens, 'token')} in and {rest.completion_tokens} out"
+        )
     if rest.rows and rest.duration_s is not None:
         said += f", {duration(rest.duration_s)} at the pace of these; more in flight are faster"
     say(f"{said}. Output: {found.output}")

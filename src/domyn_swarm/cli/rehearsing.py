@@ -22,6 +22,7 @@ from domyn_swarm.cli.options import (
     chosen_format,
 )
 from domyn_swarm.cli.rendering import print_pairs, print_record, print_table
+from domyn_swarm.errors import quantity
 
 if TYPE_CHECKING:
     from domyn_swarm.swarm.campaign import CampaignRehearsal
@@ -211,7 +212,7 @@ def show_rehearsal(found: CampaignRehearsal, output: Format) -> None:
                 "rows",
                 f"{one.rows_settled} of {one.rows} settled, {one.rows_asked_again} asked again",
             ),
-            ("by hand", f"{one.by_hand} times"),
+            ("by hand", quantity(one.by_hand, "time")),
             ("used", f"{one.used_h:.4g} {unit}"),
             ("ideal", f"{one.ideal_h:.4g} {unit} ({one.efficiency:.1%} of what was used)"),
             *((f"lost: {name}", _share(hours, one.used_h)) for name, hours in _largest(one.idle_h)),

@@ -20,6 +20,7 @@ from domyn_swarm.cli.options import (
     SwarmOption,
 )
 from domyn_swarm.cli.rendering import cell_text, json_text, print_pairs, print_record
+from domyn_swarm.errors import quantity
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.dry_run import DryRun
@@ -151,7 +152,7 @@ def show_dry_run(found: DryRun, output: Format) -> None:
 def _first_row(found: DryRun) -> list[tuple[str, str]]:
     if found.latency_s is None:
         return [("first row", "there is none: nothing was sent")]
-    tokens = f"{found.prompt_tokens} tokens in, {found.completion_tokens} out"
+    tokens = f"{quantity(found.prompt_tokens, 'token')} in, {found.completion_tokens} out"
     pairs = [("sent", f"POST {one.path} {json_text(one.body)}") for one in found.requests]
     pairs += [(name, cell_text(value)) for name, value in (found.answer or {}).items()]
     if found.error is not None:
@@ -165,12 +166,13 @@ def _estimate_text(found: DryRun) -> str:
     estimate = found.estimate
     if estimate is None:
         return "none"
+    requests = quantity(estimate.requests, "request")
     if estimate.prompt_tokens is None:
-        return f"{estimate.requests} requests; the endpoint does not tell its tokens"
+        return f"{requests}; the endpoint does not tell its tokens"
     return (
-        f"roughly {estimate.requests} requests, {estimate.prompt_tokens} tokens in and "
+        f"roughly {requests}, {quantity(estimate.prompt_tokens, 'token')} in and "
         f"{estimate.completion_tokens} out, estimated from the first row and the lengths of "
-        f"{estimate.inputs_compared} inputs"
+        f"{quantity(estimate.inputs_compared, 'input')}"
     )
 
 

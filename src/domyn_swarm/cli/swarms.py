@@ -32,7 +32,8 @@ from domyn_swarm.cli.status import NameArgument, describe, list_swarms
 from domyn_swarm.errors import EXIT_INTERRUPTED, PlatformError, SwarmNotFound
 
 if TYPE_CHECKING:
-    from domyn_swarm.services.requests import UpRequest, UpResult
+    from domyn_swarm.services.requests import UpResult
+    from domyn_swarm.swarm.launch import Launch
 
 swarm_app = typer.Typer(help="All swarms, and more about one.", no_args_is_help=True)
 
@@ -81,15 +82,12 @@ def up(
         name=name,
         replicas=replicas,
         overrides=tuple(settings or ()),
-        wait=wait,
-        timeout_s=timeout,
     )
-    plan = SwarmService().plan(request)
+    launch = SwarmService.prepare(request)
     if dry_run:
-        show_plan(SwarmService().report(request), form)
+        show_plan(SwarmService.report(launch), form)
         return
-    # A generated name is fixed here, so that an interruption can say what keeps running.
-    result = _up_or_ask(request.model_copy(update={"name": plan.name}))
+    result = _up_or_ask(launch, wait=wait, timeout_s=timeout)
     if result.ready:
         other = "" if result.launched else "; nothing was started, it was up or coming up"
         say(f"{result.name} is ready at {result.endpoint}{other}")
@@ -98,7 +96,7 @@ def up(
     show_up(result, form)
 
 
-def _up_or_ask(request: UpRequest) -> UpResult:
+def _up_or_ask(launch: Launch, *, wait: bool, timeout_s: float | None) -> UpResult:
     """Bring it up; on Ctrl-C a person decides what becomes of what was started. Whoever else ends
     the command is told what keeps running.
     """
@@ -106,10 +104,10 @@ def _up_or_ask(request: UpRequest) -> UpResult:
     from domyn_swarm.services.swarms import SwarmService
 
     service = SwarmService()
-    name = str(request.name)
+    name = launch.name
     try:
         with termination_interrupts(), phases(name) as on_change:
-            return service.up(request, on_change=on_change)
+            return service.up(launch, wait=wait, timeout_s=timeout_s, on_change=on_change)
     except KeyboardInterrupt as interruption:
         ended = interruption if isinstance(interruption, Terminated) else None
         asked = ended is None and interactive()

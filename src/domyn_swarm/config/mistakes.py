@@ -12,7 +12,11 @@ from pydantic import BaseModel, ValidationError
 
 from domyn_swarm.config.backends import WrongNames
 from domyn_swarm.config.sources import CONFIGURATION, FileKind, Key, Layer, dotted, written
-from domyn_swarm.errors import ConfigError, Mistake
+from domyn_swarm.errors import (
+    ConfigError,
+    Mistake,
+    quantity,
+)
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -72,7 +76,7 @@ def config_error(
     mistakes: Sequence[Mistake], path: Path, kind: FileKind = CONFIGURATION, instead: str = ""
 ) -> ConfigError:
     """All of a file's mistakes as one error; `instead` is the hint in place of the usual one."""
-    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    count = quantity(len(mistakes), "mistake")
     lines = [f"{path}: {count} in the {kind.name}:", *(f"  {one}" for one in mistakes)]
     return ConfigError(
         "\n".join(lines),

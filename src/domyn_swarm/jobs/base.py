@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self, Unpack, overload
 from domyn_swarm.batch.input.opening import LineFiles
 from domyn_swarm.batch.output.schema import Declared, OutputSchema, type_name
 from domyn_swarm.batch.run.runner import Encode
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import ConfigError, quantity
 from domyn_swarm.jobs.keywords import CopyKeywords, OptionKeywords, RunKeywords, SettingKeywords
 from domyn_swarm.jobs.naming import (
     BODY,
@@ -339,8 +339,9 @@ class SwarmJob:
             return tuple(names)
         if len(names) != len(known.answered):
             raise ConfigError(
-                f"The job has {len(known.answered)} output columns ({', '.join(known.answered)}), "
-                f"but {len(names)} names were given.",
+                f"The job has {quantity(len(known.answered), 'output column')} "
+                f"({', '.join(known.answered)}), but "
+                f"{quantity(len(names), 'name was', 'names were')} given.",
                 hint="Repeat --output-column once for each, in that order.",
             )
         if isinstance(schema, type):

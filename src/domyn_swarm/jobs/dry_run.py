@@ -26,7 +26,11 @@ from domyn_swarm.batch.run.session import EndpointAccess, open_session
 from domyn_swarm.batch.run.strata import characters_of
 from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.batch.run.verdicts import Reading, outcome_of, verdict_of
-from domyn_swarm.errors import JobError, PlatformUnavailable
+from domyn_swarm.errors import (
+    JobError,
+    PlatformUnavailable,
+    quantity,
+)
 from domyn_swarm.jobs.preparation import Prepared
 from domyn_swarm.jobs.program import event_loop
 from domyn_swarm.jobs.spec import JobSpec
@@ -249,7 +253,9 @@ def _cut(value: Any, key: str | None) -> Any:  # noqa: ANN401 - JSON
     if isinstance(value, str):
         text = _without(value, key)
         left = len(text) - _TEXT_CHARACTERS
-        return text if left <= 0 else f"{text[:_TEXT_CHARACTERS]}… ({left} characters more)"
+        if left <= 0:
+            return text
+        return f"{text[:_TEXT_CHARACTERS]}… ({quantity(left, 'character')} more)"
     if isinstance(value, dict):
         return {name: _cut(inner, key) for name, inner in value.items()}
     if isinstance(value, list):

@@ -26,7 +26,11 @@ from domyn_swarm.batch.run.engine import BatchPlan
 from domyn_swarm.batch.run.worker_processes import WorkerPlan
 from domyn_swarm.data.base import DataBackend
 from domyn_swarm.data.registry import backend_named, backend_of
-from domyn_swarm.errors import ConfigError, JobError
+from domyn_swarm.errors import (
+    ConfigError,
+    JobError,
+    quantity,
+)
 from domyn_swarm.jobs.preparation import identity_of, load_work, make_plan
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import JobStatus
@@ -134,9 +138,9 @@ class LocalEnds:
     def collect(self, spec: JobSpec, plan: BatchPlan, kept: Path | None) -> Any:  # noqa: ANN401, ARG002 - a frame
         """See `FrameEnds`."""
         with settled_results(plan, errors=False) as results:
-            if results.rows < results.rows_total:
+            if missing := results.rows_total - results.rows:
                 raise JobError(
-                    f"{results.rows_total - results.rows} results cannot be read again.",
+                    f"{quantity(missing, 'result')} cannot be read again.",
                     hint="Run it once more: only those rows are asked.",
                 )
             return self.build(results.schema, results.batches(), kept)

@@ -13,7 +13,7 @@ from domyn_swarm.batch.run.limiter import FIRST_LIMIT
 from domyn_swarm.batch.run.sampling import Sample, take_sample
 from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.batch.run.verdicts import Reading
-from domyn_swarm.errors import JobError
+from domyn_swarm.errors import JobError, quantity
 from domyn_swarm.jobs.preparation import Prepared
 from domyn_swarm.jobs.trial import Trial, TriedJob
 from domyn_swarm.model import Record
@@ -192,8 +192,8 @@ def _notes(prepared: Prepared, tally: Tally, slots: float, fleet: Fleet) -> Iter
         yield "Rows of one value share a request (--dedup); this is as if each had its own."
     if slots and work.run_policy.concurrency is None:
         yield (
-            f"It rests on {slots:.0f} rows in flight, as many as the sample had; a long job may "
-            "find room for more and be faster (--max-concurrency auto)."
+            f"It rests on {quantity(round(slots), 'row')} in flight, as many as the sample had; a "
+            "long job may find room for more and be faster (--max-concurrency auto)."
         )
     elif slots and fleet.replicas is not None:
         yield (
@@ -201,7 +201,7 @@ def _notes(prepared: Prepared, tally: Tally, slots: float, fleet: Fleet) -> Iter
             "the table says."
         )
     if tally.rows_failed:
-        yield f"{tally.rows_failed} rows of the sample failed; the full run asks them again."
+        yield f"{quantity(tally.rows_failed, 'row')} of the sample failed; the full run asks again."
 
 
 def check_answered(found: JobForecast) -> None:
@@ -211,8 +211,9 @@ def check_answered(found: JobForecast) -> None:
         JobError: all of them failed.
     """
     if found.rows_asked and found.rows_failed == found.rows_asked:
+        asked = "The only row" if found.rows_asked == 1 else f"All {found.rows_asked} rows"
         raise JobError(
-            f"All {found.rows_asked} rows of the sample failed; no job was submitted.",
+            f"{asked} of the sample failed; no job was submitted.",
             hint="`domyn-swarm job submit --dry-run` shows what the first row sends and gets.",
         )
 

@@ -143,9 +143,9 @@ def _instead(name: str, known: frozenset[str]) -> str:
         return "The job makes that part of a request itself, of its rows."
     if close := parameters.meant(name, known | _OF_EVERY_JOB):
         return f"Did you mean {close!r}?"
-    from domyn_swarm.jobs.spec import JobSettings  # here: only a mistake needs it
+    from domyn_swarm.jobs.run_options import RunOptions  # here: only a mistake needs it
 
-    if name in JobSettings.field_names():
+    if name in RunOptions.field_names():
         return (
             f"{name} is a setting of the run, not a parameter: --{name.replace('_', '-')} of "
             f"`job submit`, {name} in a job's file (not under parameters), submit_job(…, {name}=…)."

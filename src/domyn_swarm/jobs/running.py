@@ -245,8 +245,9 @@ def _kept(tally: Tally, settings: RunSettings) -> str:
     if not tally.rows_done:
         return "Interrupted before a row was answered. The same call begins anew."
     of_all = "" if tally.rows_total is None else f" of {tally.rows_total}"
+    rows = "row is" if tally.rows_done == 1 and not of_all else "rows are"
     return (
-        f"Interrupted: {tally.rows_done}{of_all} rows are done and kept. "
+        f"Interrupted: {tally.rows_done}{of_all} {rows} done and kept. "
         "The same call asks only the rest."
     )
 

@@ -331,7 +331,6 @@ class DeploymentContext(Record):
     shared_env: dict[str, str] = field(default_factory=dict)  # for all our programs on the nodes
     timeout_s: float
     interpreter: str  # the Python that our programs run with
-    extras: dict[str, str] = field(default_factory=dict)  # backend-specific, validated by it
 
 
 _KEYS: Mapping[str, str] = {  # of a plan, and the keys of a configuration that they come from

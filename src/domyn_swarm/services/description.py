@@ -15,8 +15,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
-from domyn_swarm.swarm.factory import LiveSwarm
-from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
 from domyn_swarm.swarm.whereabouts import is_elsewhere
 
@@ -54,7 +53,7 @@ def describe(name: str | None, store: SwarmStore | None = None) -> SwarmDescript
     """
     store = store or SwarmStore.open()
     snapshot = SwarmService(store).status(name)
-    swarm = SwarmLifecycle(store).attach(snapshot.name)
+    swarm = rehydrate(store.swarm(snapshot.name))
     return SwarmDescription(
         swarm=snapshot,
         tag=swarm.record.tag,

@@ -32,7 +32,7 @@ from domyn_swarm.model import Record
 from domyn_swarm.paths import SwarmPaths, checkpoints_dir, home
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.state import SwarmStore
-from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from domyn_swarm.swarm.launch import prepare
 
 _REFUSED = 75
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
@@ -276,12 +276,13 @@ def _not_rehearsed() -> Check:
 def _swarm(path: Path, rehearsal: Rehearsal | None) -> Iterator[Check]:
     try:
         config = load(path).config
-        plan, context = SwarmLifecycle.plan(config)  # refuses engine, model, or layout
+        launch = prepare(config)  # refuses engine, model, or layout
     except ConfigError as error:
         yield from _mistakes("configuration", error)
         if rehearsal is not None:
             yield _not_rehearsed()
         return
+    plan = launch.plan
     yield ok("configuration", f"{path} is valid")
     if plan.backend != "lepton":  # which has an endpoint of its own
         yield _router_files(plan)
@@ -294,9 +295,9 @@ def _swarm(path: Path, rehearsal: Rehearsal | None) -> Iterator[Check]:
             yield _not_rehearsed()
         return
     try:
-        yield from backend.rehearse(plan, context)
+        yield from backend.rehearse(plan, launch.scripts)
         if rehearsal is not None:
-            yield from backend.checks_on_node(plan, context, rehearsal)
+            yield from backend.checks_on_node(plan, launch.context, rehearsal)
     except PlatformError as error:
         yield failed("rehearsal", error.message, error.hint or "Correct the configuration.")
     except OSError as error:

@@ -9,13 +9,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from domyn_swarm.config import DomynLLMSwarmConfig
-from domyn_swarm.errors import ConfigError, JobError, StateError, interrupted
+from domyn_swarm.errors import (
+    ConfigError,
+    JobError,
+    StateError,
+    interrupted,
+    quantity,
+)
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.submitted_job import SubmittedJob
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_records import client_address, live_address, swarm_access
 from domyn_swarm.swarm.job_request import JobRequest, SubmitKeywords, request_of
+from domyn_swarm.swarm.launch import prepare
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.survey import asked_snapshots, jobs_of, take_snapshot
@@ -77,7 +84,7 @@ class DomynLLMSwarm:
         if self._swarm is not None:  # whose name may have been generated
             config = config.model_copy(update={"name": self.name})
         try:
-            self._swarm = SwarmJoining(self._store).up(config, Waiting()).swarm
+            self._swarm = SwarmJoining(self._store).up(prepare(config), Waiting()).swarm
         except KeyboardInterrupt:
             raise interrupted(
                 "Interrupted: what was started goes on, and up() again waits for it. "
@@ -88,7 +95,7 @@ class DomynLLMSwarm:
     def __enter__(self) -> Self:
         if self._swarm is None and self._config is not None:
             try:
-                self._swarm = self._lifecycle.up(self._config, keep_interrupted=False)
+                self._swarm = self._lifecycle.up(prepare(self._config), keep_interrupted=False)
             except KeyboardInterrupt:
                 raise interrupted(
                     "Interrupted: the swarm was not up yet, and what was started has been told to "
@@ -253,10 +260,10 @@ class DomynLLMSwarm:
 
     def snapshot(self) -> SwarmSnapshot:
         """What it looks like now: serving, replicas, jobs."""
-        self._swarm = self._lifecycle.attach(self.name)
+        self._swarm, look = self._lifecycle.looked_at(self._store.swarm(self.name))
         mine = jobs_of(self._swarm.record, self._store.jobs(self.name))
         jobs = JobSubmitter(self._store).refresh_all(mine)
-        return take_snapshot(self._swarm, asked_snapshots(jobs))
+        return take_snapshot(self._swarm, asked_snapshots(jobs), look=look)
 
     def usage(self, *, since: datetime | None = None) -> SwarmUsage:
         """What its replicas' time went to so far, by use, cause and replica.
@@ -342,7 +349,8 @@ def _followed(submitted: SubmittedJob, *, progress: bool) -> JobSnapshot:
                 f"Interrupted: the job {submitted.job_id} finishes the rows in flight and stops. "
                 "The same call goes on from there."
             ) from None
+    kept = quantity(left.rows_done, "row that is done is", "rows that are done are")
     raise interrupted(
-        f"Interrupted: the job {left.job_id} has stopped, and its {left.rows_done} rows that are "
-        "done are kept. The same call goes on from there."
+        f"Interrupted: the job {left.job_id} has stopped, and its {kept} kept. "
+        "The same call goes on from there."
     )

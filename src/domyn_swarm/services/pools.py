@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from domyn_swarm.config.mistakes import config_error
-from domyn_swarm.config.pool import Pool, PooledSwarm, load_pool
+from domyn_swarm.config.pool import PooledSwarm, load_pool
 from domyn_swarm.errors import ConfigError, Mistake, SwarmNotFound
 from domyn_swarm.model import Record
 from domyn_swarm.services.requests import DownResult
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore
-from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from domyn_swarm.swarm.pool import OnPoolChange, PoolLauncher, PoolOutcome
+from domyn_swarm.swarm.launch import prepare
+from domyn_swarm.swarm.pool import OnPoolChange, PooledLaunch, PoolLauncher, PoolOutcome
 from domyn_swarm.swarm.snapshot import SwarmSnapshot
 
 _AT_ONCE = 8
@@ -23,13 +24,21 @@ _T = TypeVar("_T")
 
 
 class PoolUpRequest(Record):
-    """Bring a pool up."""
+    """How to bring a pool up."""
 
-    file: Path
     max_parallel: int | None = None  # None: as the file says
     wait: bool = True
     timeout_s: float | None = None  # of each swarm, the queue included
     all_or_nothing: bool = False
+
+
+@dataclass(frozen=True)
+class PoolLaunch:
+    """A pool as its file was read, with the launch of each of its swarms."""
+
+    name: str
+    max_parallel: int
+    swarms: tuple[PooledLaunch, ...]
 
 
 class PoolUpReport(Record):
@@ -78,31 +87,29 @@ class PoolService:
         self._swarms = SwarmService(self._store)
 
     @staticmethod
-    def check(file: Path) -> Pool:
-        """The pool in a file, every swarm of which could be launched as far as can be seen.
+    def prepare(file: Path) -> PoolLaunch:
+        """The launches of the pool in a file. Starts nothing, and opens no database.
 
         Raises:
             ConfigError: every mistake in it and in the configurations it names.
         """
         pool = load_pool(file)
+        launches: list[PooledLaunch] = []
         mistakes: list[Mistake] = []
         for swarm in pool.swarms:
             try:
-                SwarmLifecycle.plan(swarm.config)
+                launches.append(PooledLaunch(swarm.path, prepare(swarm.config)))
             except ConfigError as error:
                 words = " ".join(str(error).split("\n"))
                 mistakes.append(Mistake(str(swarm.path), "", f"{swarm.name}: {words}"))
         if mistakes:
             raise config_error(mistakes, file)
-        return pool
+        return PoolLaunch(pool.name, pool.max_parallel, tuple(launches))
 
-    def up(self, request: PoolUpRequest, *, on_change: OnPoolChange | None = None) -> PoolUpReport:
-        """Bring a pool up, or what is missing of it; see `PoolLauncher.up`.
-
-        Raises:
-            ConfigError: as `check`; nothing was started.
-        """
-        pool = self.check(request.file)
+    def up(
+        self, pool: PoolLaunch, request: PoolUpRequest, *, on_change: OnPoolChange | None = None
+    ) -> PoolUpReport:
+        """Bring a pool up, or what is missing of it; see `PoolLauncher.up`."""
         launcher = PoolLauncher(
             self._store,
             max_parallel=request.max_parallel or pool.max_parallel,

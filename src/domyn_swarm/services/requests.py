@@ -28,14 +28,12 @@ __all__ = [
 
 
 class UpRequest(Record):
-    """Bring a swarm up."""
+    """The swarm of a configuration."""
 
     config: Path
     name: str | None = None
     replicas: int | None = None
     overrides: tuple[str, ...] = ()  # `key=value`, as `--set` takes them
-    wait: bool = True
-    timeout_s: float | None = None  # everything, the queue included
 
 
 class UpResult(Record):

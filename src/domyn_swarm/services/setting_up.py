@@ -13,7 +13,7 @@ from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.model import Record
 from domyn_swarm.paths import write_private
 from domyn_swarm.record import field
-from domyn_swarm.swarm.lifecycle import SwarmLifecycle
+from domyn_swarm.swarm.launch import prepare
 
 __all__ = [
     "CheckRequest",
@@ -149,7 +149,7 @@ def check_config(request: CheckRequest) -> ConfigReport:
     """Look for every mistake in a configuration: its keys, its layout, its engine's options."""
     try:
         loaded = load(request.config, overrides=request.overrides)
-        SwarmLifecycle.plan(loaded.config)
+        prepare(loaded.config)
     except ConfigError as error:
         found = error.mistakes or [Mistake(str(request.config), "", str(error).replace("\n", " "))]
         told = tuple(map(_mistake, found))

@@ -19,7 +19,6 @@ from domyn_swarm.errors import (
 )
 from domyn_swarm.model import SwarmPhase
 from domyn_swarm.paths import SwarmPaths
-from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.services.requests import (
     DownResult,
     EndpointInfo,
@@ -30,6 +29,7 @@ from domyn_swarm.services.requests import (
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.job_records import live_address
+from domyn_swarm.swarm.launch import Launch, prepare
 from domyn_swarm.swarm.lifecycle import OnChange, SwarmLifecycle
 from domyn_swarm.swarm.pruning import write_off_swarm
 from domyn_swarm.swarm.reconcile import reconcile
@@ -39,7 +39,6 @@ from domyn_swarm.swarm.survey import asked_snapshots, jobs_of, snapshot_of, take
 from domyn_swarm.swarm.whereabouts import is_elsewhere
 
 if TYPE_CHECKING:
-    from domyn_swarm.config import DomynLLMSwarmConfig
     from domyn_swarm.swarm.campaign import CampaignRehearsal
 
 _PROBES_AT_ONCE = 16
@@ -58,25 +57,34 @@ class SwarmService:
             self._given = SwarmStore.open()
         return self._given
 
-    def plan(self, request: UpRequest) -> DeploymentPlan:
-        """What `up` would do. Starts nothing.
+    @staticmethod
+    def prepare(request: UpRequest) -> Launch:
+        """What `up` does, for `report` to show and for `up` to do. Starts nothing, and opens no
+        database.
 
         Raises:
             ConfigError: the file, a flag, or the layout is wrong.
         """
-        return SwarmLifecycle.plan(_config(request))[0]
+        from domyn_swarm.config import load
 
-    def report(self, request: UpRequest, *, test: bool = False) -> PlanReport:
-        """What `up` would do, in full; with `test` the platform is asked whether it would take it.
+        loaded = load(
+            request.config,
+            overrides=request.overrides,
+            name=request.name,
+            replicas=request.replicas,
+        )
+        return prepare(loaded.config)
+
+    @staticmethod
+    def report(launch: Launch, *, test: bool = False) -> PlanReport:
+        """A launch in full; with `test` the platform is asked whether it would take it.
 
         Raises:
-            ConfigError: the file, a flag, or the layout is wrong.
             PlatformError: the platform would not take it, or cannot be asked.
         """
         from domyn_swarm.config.backends import time_limit_s
 
-        plan, context = SwarmLifecycle.plan(_config(request))
-        backend = serving_backend(plan.backend)
+        plan, scripts, backend = launch.plan, launch.scripts, serving_backend(launch.plan.backend)
         gpus = plan.layout.replicas * plan.layout.gpus_per_replica
         limit = plan.backend_options.get("time_limit")
         hours = math.inf if limit is None else time_limit_s(limit) / 3600
@@ -84,9 +92,9 @@ class SwarmService:
             plan=plan,
             gpus=gpus,
             gpu_hours=None if hours == math.inf else gpus * hours,
-            engine_command=context.serving_spec.argv,
-            scripts=backend.scripts(plan, context),
-            test=tuple(one.detail for one in backend.rehearse(plan, context)) if test else None,
+            engine_command=launch.context.serving_spec.argv,
+            scripts=dict(scripts.texts),
+            test=tuple(one.detail for one in backend.rehearse(plan, scripts)) if test else None,
         )
 
     def rehearse(
@@ -114,7 +122,8 @@ class SwarmService:
         )
         from domyn_swarm.swarm.campaign_course import rehearse
 
-        plan, context = SwarmLifecycle.plan(_config(request))
+        launch = self.prepare(request)
+        plan = launch.plan
         limit_s = time_limit_s(plan.backend_options.get("time_limit", "0"))
         limits = None if limit_s == math.inf else (limit_s, limit_s)
         known: dict[str, Any] = {
@@ -128,7 +137,7 @@ class SwarmService:
             given = Assumptions.model_validate({**known, **past, **told})
         except ValueError as error:
             raise ConfigError(f"Nothing can be rehearsed so: {error}") from None
-        rules = rules_of(plan, context)
+        rules = rules_of(plan, launch.context)
         refuse_impossible(given, rules)
         remarks = []
         if plan.elastic is not None:
@@ -164,22 +173,30 @@ class SwarmService:
         from domyn_swarm.backends.slurm.printed import start_time
 
         try:
-            told = self.report(UpRequest(config=config, replicas=replicas), test=True).test or ()
+            launch = self.prepare(UpRequest(config=config, replicas=replicas))
+            told = self.report(launch, test=True).test or ()
         except SwarmError as error:
             return error.message
         of_replicas = [one for one in told if one.startswith("replica")] or list(told)
         said = of_replicas[0].partition(": ")[2] if of_replicas else "-"
         return start_time(said) or said
 
-    def up(self, request: UpRequest, *, on_change: OnChange | None = None) -> UpResult:
+    def up(
+        self,
+        launch: Launch,
+        *,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        on_change: OnChange | None = None,
+    ) -> UpResult:
         """Bring a swarm up, or wait for the one of that name and configuration that is coming up;
-        see `SwarmJoining.up`.
+        see `SwarmJoining.up`. `timeout_s` is for everything, the queue included.
         """
         from domyn_swarm.swarm.joining import SwarmJoining, Waiting
 
-        waiting = Waiting(wait=request.wait, timeout_s=request.timeout_s, on_change=on_change)
-        swarm, launched = SwarmJoining(self._store).up(_config(request), waiting)
-        ready = request.wait or swarm.record.phase is SwarmPhase.READY
+        waiting = Waiting(wait=wait, timeout_s=timeout_s, on_change=on_change)
+        swarm, launched = SwarmJoining(self._store).up(launch, waiting)
+        ready = wait or swarm.record.phase is SwarmPhase.READY
         return _up_result(swarm, ready=ready, launched=launched)
 
     def wait(
@@ -205,10 +222,11 @@ class SwarmService:
             SwarmNotFound: there is none of that name.
             StateError: no name was given, and not exactly one swarm is live.
         """
-        swarm = SwarmLifecycle(self._store).attach(name or self.only_live())
+        record = self._store.swarm(name or self.only_live())
+        swarm, look = SwarmLifecycle(self._store).looked_at(record)
         jobs = jobs_of(swarm.record, self._store.jobs(swarm.record.name))
         records = JobSubmitter(self._store).refresh_all(jobs)
-        snapshot = take_snapshot(swarm, asked_snapshots(records))
+        snapshot = take_snapshot(swarm, asked_snapshots(records), look=look)
         from domyn_swarm.services.usage import UsageService
 
         used = UsageService(self._store).quick(swarm.record.tag)
@@ -256,7 +274,8 @@ class SwarmService:
         return [snapshot for snapshot in seen if snapshot.phase.live]
 
     def _look(self, record: SwarmRecord) -> SwarmSnapshot:
-        return take_snapshot(SwarmLifecycle(self._store).current(record))
+        swarm, look = SwarmLifecycle(self._store).looked_at(record)
+        return take_snapshot(swarm, look=look)
 
     def _now(self, record: SwarmRecord) -> SwarmRecord:
         return reconcile(self._store, record)
@@ -372,14 +391,3 @@ def _of_history(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} tells of no job that has run.", hint=f"Write it with: {HISTORY}")
     taken = sum(one.state in ("PREEMPTED", "NODE_FAIL", "REQUEUED") for one in jobs)
     return {"wait_s": tuple(one.waited_s for one in jobs), "preempted_per_h": taken / hours}
-
-
-def _config(request: UpRequest) -> DomynLLMSwarmConfig:
-    from domyn_swarm.config import load
-
-    return load(
-        request.config,
-        overrides=request.overrides,
-        name=request.name,
-        replicas=request.replicas,
-    ).config

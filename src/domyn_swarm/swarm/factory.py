@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from domyn_swarm.backends.base import Part, ServingBackend, ServingHandle
@@ -25,9 +26,11 @@ class LiveSwarm:
         """The platform it runs on, ready to be asked; not needed to tell what its record says."""
         return serving_backend(self.record.backend)
 
-    @property
+    @cached_property
     def handle(self) -> ServingHandle:
-        """How the platform knows it; replicas that were taken out are no part of it."""
+        """How the platform knows it; replicas that were taken out are no part of it. Parts of a
+        record are validated once, since neither changes.
+        """
         parts = [Part.model_validate(part) for part in self.record.parts]
         wanted = self.plan.layout.replicas if self.plan.elastic is None else 0
         return ServingHandle(

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from domyn_swarm.claims import claim, release
 from domyn_swarm.errors import (
@@ -22,13 +22,11 @@ from domyn_swarm.planning.plan import differences
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
+from domyn_swarm.swarm.launch import Launch
 from domyn_swarm.swarm.lifecycle import Interrupted, OnChange, SwarmLifecycle
 from domyn_swarm.swarm.readiness import launch_error, readiness
 from domyn_swarm.swarm.reconcile import MAY_SERVE, all_recorded, anew, being_launched, why_lost
 from domyn_swarm.swarm.whereabouts import is_elsewhere, refuse_elsewhere, refuse_taken
-
-if TYPE_CHECKING:
-    from domyn_swarm.config import DomynLLMSwarmConfig
 
 _LOOK_EVERY_S = 0.3
 _SHOWN = 6  # differences that an error names
@@ -60,7 +58,7 @@ class SwarmJoining:
         self._store = store
         self._lifecycle = SwarmLifecycle(store)
 
-    def up(self, config: DomynLLMSwarmConfig, waiting: Waiting) -> Outcome:
+    def up(self, launch: Launch, waiting: Waiting) -> Outcome:
         """As `SwarmLifecycle.up`. A swarm of that name and configuration that is up is taken as it
         is, and one that is coming up is waited for. One that was launched in part, because whoever
         did so was killed, is stopped and launched anew.
@@ -76,12 +74,12 @@ class SwarmJoining:
             if lost is not None or swarm.record.phase not in (*MAY_SERVE, SwarmPhase.STOPPED):
                 refuse_taken(swarm.record, lost)
             if swarm.record.phase.live:
-                self._refuse_other(swarm, config)
+                self._refuse_other(swarm, launch)
             return False
 
-        return self._taken_or_launched(config, waiting, refused)
+        return self._taken_or_launched(launch, waiting, refused)
 
-    def complete(self, config: DomynLLMSwarmConfig, waiting: Waiting) -> Outcome:
+    def complete(self, launch: Launch, waiting: Waiting) -> Outcome:
         """As `up`, whatever became of an earlier one: a swarm of that name that is up or coming up
         is taken as it is, whatever its configuration; one that was launched in part, or is failing
         or stopping, is stopped and launched anew.
@@ -94,7 +92,7 @@ class SwarmJoining:
         def useless(swarm: LiveSwarm) -> bool:
             return swarm.record.phase not in MAY_SERVE or why_lost(swarm) is not None
 
-        return self._taken_or_launched(config, waiting, useless)
+        return self._taken_or_launched(launch, waiting, useless)
 
     def wait(self, name: str, waiting: Waiting) -> LiveSwarm:
         """Wait until a swarm is ready. What was started of one that does not come up is stopped,
@@ -131,13 +129,13 @@ class SwarmJoining:
 
     def _taken_or_launched(
         self,
-        config: DomynLLMSwarmConfig,
+        launch: Launch,
         waiting: Waiting,
         replaces: Callable[[LiveSwarm], bool],
     ) -> Outcome:
         """`replaces`: whether what is recorded is stopped first; it raises for what may not be."""
         while True:
-            there = None if config.name is None else self._recorded(config.name)
+            there = self._recorded(launch.name)
             if there is not None and is_elsewhere(there.record):
                 refuse_taken(there.record)
             if there is not None and (replaces(there) or _launched_in_part(there)):
@@ -148,9 +146,9 @@ class SwarmJoining:
                     return Outcome(taken, launched=False)
                 continue  # whoever launched it ended before all was started
             try:
-                return Outcome(self._launched(config, waiting), launched=True)
+                return Outcome(self._launched(launch, waiting), launched=True)
             except SwarmExists:  # another command was faster, or something of an old one is left
-                there = self._recorded(str(config.name))
+                there = self._recorded(launch.name)
                 if there is None or not there.record.phase.live:
                     raise
 
@@ -160,9 +158,9 @@ class SwarmJoining:
         except SwarmNotFound:
             return None
 
-    def _launched(self, config: DomynLLMSwarmConfig, waiting: Waiting) -> LiveSwarm:
+    def _launched(self, launch: Launch, waiting: Waiting) -> LiveSwarm:
         return self._lifecycle.up(
-            config,
+            launch,
             wait=waiting.wait,
             timeout_s=waiting.timeout_s,
             on_change=waiting.on_change,
@@ -174,10 +172,9 @@ class SwarmJoining:
             return swarm
         return self._joined(swarm, waiting)
 
-    def _refuse_other(self, swarm: LiveSwarm, config: DomynLLMSwarmConfig) -> None:
+    def _refuse_other(self, swarm: LiveSwarm, launch: Launch) -> None:
         """Refuse to take a swarm of another configuration for the one that was asked for."""
-        wanted, _ = self._lifecycle.plan(config)
-        name, phase = swarm.record.name, swarm.record.phase
+        wanted, name, phase = launch.plan, swarm.record.name, swarm.record.phase
         if phase is SwarmPhase.READY:  # it was for the launch, and `scale` may have lowered it
             wanted = wanted.model_copy(update={"min_ready": swarm.plan.min_ready})
         found = differences(swarm.plan, wanted)
@@ -187,7 +184,8 @@ class SwarmJoining:
         more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
         change = "Stop"
         if phase is SwarmPhase.READY and found.keys() == {"replicas"}:
-            change = f"Change that with `domyn-swarm scale {name} {config.replicas}`, or stop"
+            size = launch.config.replicas
+            change = f"Change that with `domyn-swarm scale {name} {size}`, or stop"
         raise SwarmExists(
             f"A swarm named {name!r} is {phase.value} with another configuration: "
             f"{'; '.join(told[:_SHOWN])}{more}.",

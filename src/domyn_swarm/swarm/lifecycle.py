@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
-import secrets
-import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from domyn_swarm import engines, logs
 from domyn_swarm.backends import ledger
 from domyn_swarm.backends.base import Part, PartRecorder
 from domyn_swarm.backends.checks import refuse_uninstalled
@@ -29,12 +25,13 @@ from domyn_swarm.errors import (
 )
 from domyn_swarm.model import SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
-from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan, lay_out
+from domyn_swarm.planning.plan import lay_out
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.folder import withdraw_metrics, write_launch_files
-from domyn_swarm.swarm.readiness import launch_error, readiness
+from domyn_swarm.swarm.launch import Launch, deployment_context
+from domyn_swarm.swarm.readiness import SwarmLook, launch_error, look_at, readiness
 from domyn_swarm.swarm.reconcile import (
     STOPPED_BY_DOWN,
     check_not_lost,
@@ -46,9 +43,6 @@ from domyn_swarm.swarm.reconcile import (
 )
 from domyn_swarm.swarm.whereabouts import is_elsewhere, refuse_elsewhere, refuse_taken
 
-if TYPE_CHECKING:
-    from domyn_swarm.config import DomynLLMSwarmConfig
-
 OnChange = Callable[[Observation], None]
 Interrupted = Callable[[], bool]
 
@@ -59,23 +53,9 @@ class SwarmLifecycle:
     def __init__(self, store: SwarmStore) -> None:
         self._store = store
 
-    @staticmethod
-    def plan(config: DomynLLMSwarmConfig) -> tuple[DeploymentPlan, DeploymentContext]:
-        """What `up` would do. Touches nothing.
-
-        Raises:
-            ConfigError: the engine, the model or the layout is not possible here.
-        """
-        from domyn_swarm.planning.builder import PlanBuilder
-
-        plan = PlanBuilder(config, config.name or _generated_name(config.model)).build()
-        context = _context(plan, f"{plan.name}.{secrets.token_hex(6)}")
-        serving_backend(plan.backend).scripts(plan, context)  # what cannot be is told at once
-        return plan, context
-
     def up(
         self,
-        config: DomynLLMSwarmConfig,
+        launch: Launch,
         *,
         wait: bool = True,
         timeout_s: float | None = None,
@@ -83,19 +63,23 @@ class SwarmLifecycle:
         keep_interrupted: bool = True,
         interrupted: Interrupted | None = None,
     ) -> LiveSwarm:
-        """Launch a swarm; with `wait` return when `min_ready` replicas answer.
+        """Bring a swarm up as it was prepared; with `wait` return when `min_ready` replicas answer.
 
         Interrupted, it leaves what runs and a record that `status` and `down` understand; without
         `keep_interrupted` it stops what it started. Where no signal can reach it (in a thread),
         `interrupted` says that it shall end so.
 
         Raises:
-            ConfigError, SwarmExists: as `plan`; no such engine is here; the name is a live one's.
+            ConfigError: no such engine is here.
+            SwarmExists: the name is a live one's.
             LaunchError: it did not come up; what was started has been stopped.
-            PlatformError: it could not be started, or could not be stopped afterwards.
+            PlatformError: the scheduler could not be asked for the scripts; the swarm could not be
+                started, or could not be stopped afterwards.
         """
-        plan, context = self.plan(config)
+        plan, context = launch.plan, launch.context
         refuse_uninstalled(plan)
+        if launch.scripts.unasked is not None:  # on whole nodes they would be others
+            raise launch.scripts.unasked
         self._make_room(plan.name)
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         try:
@@ -103,10 +87,10 @@ class SwarmLifecycle:
         except OSError as error:
             raise _in_words(plan.name, error) from error
         try:
-            swarm = self._record(plan, context)
+            swarm = self._record(launch)
             try:
-                write_launch_files(swarm, config)
-                swarm = self._launch(swarm, context)
+                write_launch_files(swarm, launch.config)
+                swarm = self._launch(swarm, launch)
                 if not wait:
                     return swarm
                 return self.await_ready(swarm, timeout_s, on_change, interrupted)
@@ -119,12 +103,12 @@ class SwarmLifecycle:
         finally:
             release(paths.launcher(context.tag))
 
-    def _record(self, plan: DeploymentPlan, context: DeploymentContext) -> LiveSwarm:
+    def _record(self, launch: Launch) -> LiveSwarm:
         """The intent, before any side effect but the folder it is written to."""
-        now = utc_now()
+        now, plan = utc_now(), launch.plan
         record = SwarmRecord(
             name=plan.name,
-            tag=context.tag,
+            tag=launch.context.tag,
             backend=plan.backend,
             phase=SwarmPhase.LAUNCHING,
             detail="",
@@ -155,8 +139,9 @@ class SwarmLifecycle:
                 hint=f"Stop it with `domyn-swarm down {name}`, or choose another --name.",
             )
 
-    def _launch(self, swarm: LiveSwarm, context: DeploymentContext) -> LiveSwarm:
-        swarm.backend.launch(swarm.plan, context, self._recorder(context.tag))
+    def _launch(self, swarm: LiveSwarm, launch: Launch) -> LiveSwarm:
+        recorder = self._recorder(launch.context.tag)
+        swarm.backend.launch(launch.plan, launch.context, launch.scripts, recorder)
         return self.still_wanted(swarm)
 
     def _recorder(self, tag: str) -> PartRecorder:
@@ -309,7 +294,8 @@ class SwarmLifecycle:
         tag = swarm.record.tag
         write_private(swarm.paths.plan, plan.model_dump_json(indent=2))
         try:
-            swarm.backend.scale(plan, _context(plan, tag), swarm.handle, self._recorder(tag))
+            context = deployment_context(plan, tag)
+            swarm.backend.scale(plan, context, swarm.handle, self._recorder(tag))
         except BaseException as error:
             if replicas_told(swarm.paths) == replicas:  # the endpoint follows it from now on
                 self._store.set_plan(tag, plan.model_dump_json())
@@ -341,20 +327,24 @@ class SwarmLifecycle:
         swarm = rehydrate(reconcile(self._store, record))
         if swarm.record.phase is not SwarmPhase.LAUNCHING or is_elsewhere(swarm.record):
             return swarm
-        ready = readiness(swarm)().phase is Phase.READY
-        if not (ready and self._store.set_phase(record.tag, SwarmPhase.READY)):
+        return self._as_seen(swarm, look_at(swarm))
+
+    def looked_at(self, record: SwarmRecord) -> tuple[LiveSwarm, SwarmLook | None]:
+        """The same with the one look that it goes by; None: it is over, or runs elsewhere."""
+        swarm = rehydrate(reconcile(self._store, record))
+        if not swarm.record.phase.live or is_elsewhere(swarm.record):
+            return swarm, None
+        look = look_at(swarm)
+        return self._as_seen(swarm, look), look
+
+    def _as_seen(self, swarm: LiveSwarm, look: SwarmLook) -> LiveSwarm:
+        """The swarm, recorded as ready where it has become that."""
+        launching = swarm.record.phase is SwarmPhase.LAUNCHING
+        if not (launching and look.together.phase is Phase.READY):
+            return swarm
+        if not self._store.set_phase(swarm.record.tag, SwarmPhase.READY):
             return swarm
         return swarm.with_record(swarm.record.model_copy(update={"phase": SwarmPhase.READY}))
-
-
-def _context(plan: DeploymentPlan, tag: str) -> DeploymentContext:
-    return DeploymentContext(
-        tag=tag,
-        serving_spec=engines.get(plan.engine).serving_spec(plan),
-        shared_env=logs.variables(),
-        timeout_s=plan.wait_endpoint_s,
-        interpreter=sys.executable,
-    )
 
 
 def _in_words(name: str, error: Exception) -> LaunchError:
@@ -364,11 +354,3 @@ def _in_words(name: str, error: Exception) -> LaunchError:
     words = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     hint = "Check that its folder can be written: permissions, quota, space."
     return LaunchError(f"{name} did not come up: {words}.", hint=hint)
-
-
-def _generated_name(model: str) -> str:
-    """A name that says which model it serves and is unlikely to be taken."""
-    last = model.rstrip("/").rsplit("/", 1)[-1].lower().removesuffix(".gguf")
-    slug = re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:32].strip("-")
-    slug = slug if slug[:1].isalpha() else f"m-{slug}".strip("-")
-    return f"{slug}-{secrets.token_hex(2)}"

@@ -10,8 +10,9 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from domyn_swarm.errors import PlatformError, SwarmError
 from domyn_swarm.logs import get_logger
@@ -19,15 +20,26 @@ from domyn_swarm.model import Record, utc_now
 from domyn_swarm.probing import Observation
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.joining import Outcome, SwarmJoining, Waiting
+from domyn_swarm.swarm.launch import Launch
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-
-if TYPE_CHECKING:
-    from domyn_swarm.config.pool import PooledSwarm
 
 _log = get_logger(__name__)
 
 OnPoolChange = Callable[[str, Observation], None]
 _LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class PooledLaunch:
+    """The launch of one swarm of a pool, and the file it was made from."""
+
+    path: Path
+    launch: Launch
+
+    @property
+    def name(self) -> str:
+        """Of the swarm."""
+        return self.launch.name
 
 
 class PoolOutcome(Record):
@@ -65,7 +77,7 @@ class PoolLauncher:
         self._stop = threading.Event()
 
     def up(
-        self, swarms: Sequence[PooledSwarm], *, all_or_nothing: bool
+        self, swarms: Sequence[PooledLaunch], *, all_or_nothing: bool
     ) -> tuple[list[PoolOutcome], bool]:
         """Bring them up; what is up already stays. Returns each one's outcome, and whether this
         was interrupted (Ctrl-C): then what was launched keeps running.
@@ -96,7 +108,7 @@ class PoolLauncher:
             if all_or_nothing and any(task.result().outcome == "failed" for task in done):
                 self._stop.set()
 
-    def _one(self, swarm: PooledSwarm) -> PoolOutcome:
+    def _one(self, swarm: PooledLaunch) -> PoolOutcome:
         told = PoolOutcome(name=swarm.name, config=swarm.path, outcome="not_started")
         if self._stop.is_set():
             return told
@@ -108,7 +120,7 @@ class PoolLauncher:
                 on_change=self._hook(swarm.name),
                 interrupted=self._stop.is_set,
             )
-            outcome = SwarmJoining(self._store).complete(swarm.config, waiting)
+            outcome = SwarmJoining(self._store).complete(swarm.launch, waiting)
             return told.model_copy(update=self._came_up(outcome, swarm))
         except KeyboardInterrupt:  # while it came up, so there is a record
             ours = self._store.swarm(swarm.name).created_at >= began
@@ -122,14 +134,14 @@ class PoolLauncher:
             failed = {"outcome": "failed", "error": f"{error!r}", "hint": notes}
             return told.model_copy(update=failed)
 
-    def _came_up(self, outcome: Outcome, swarm: PooledSwarm) -> dict[str, object]:
+    def _came_up(self, outcome: Outcome, swarm: PooledLaunch) -> dict[str, object]:
         live = outcome.swarm
         address = None
         with contextlib.suppress(PlatformError):  # it is up all the same
             address = live.backend.address(live.handle)
         found = "up" if self._wait_ready else "launched"
-        wanted = self._lifecycle.plan(swarm.config)[0]
-        other = None if live.plan == wanted else "it runs as it was launched, not as its file says"
+        same = live.plan == swarm.launch.plan
+        other = None if same else "it runs as it was launched, not as its file says"
         return {
             "outcome": found if outcome.launched else "already_up",
             "endpoint": None if address is None else address.url,

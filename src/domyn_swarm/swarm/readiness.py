@@ -1,22 +1,29 @@
-"""Is a swarm serving? The platform, the watchdogs' reports and the endpoint, in one probe."""
+"""Is a swarm serving? The platform, the watchdogs' reports and the endpoint, in one look."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from domyn_swarm import engines
-from domyn_swarm.backends.base import ASLEEP, read_tail
+from domyn_swarm.backends.base import ASLEEP, ServingHandle, read_tail
 from domyn_swarm.backends.checks import resolves
-from domyn_swarm.backends.endpoint.view import CollectorView
+from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress, read_address
 from domyn_swarm.backends.slurm.printed import end_by_slurm
 from domyn_swarm.engines.base import Diagnosis, diagnose
-from domyn_swarm.errors import LaunchError, NotReady, PlatformError, ReplicaFailed
+from domyn_swarm.errors import (
+    LaunchError,
+    NotReady,
+    PlatformError,
+    ReplicaFailed,
+    SwarmError,
+    quantity,
+)
 from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
 from domyn_swarm.swarm.factory import LiveSwarm
@@ -30,11 +37,58 @@ class _Unresolved(Observation):
     """The endpoint runs at a place of which this machine does not know the address."""
 
 
-def readiness(swarm: LiveSwarm) -> Probe:
-    """Ready once the platform runs it, `min_ready` replicas report ready, and the URL answers.
+@dataclass(frozen=True)
+class SwarmLook:
+    """What one look at a swarm saw. Platform, collector and endpoint are asked once each, so that
+    all that is said of the swarm comes from the same answers.
+    """
+
+    together: Observation  # how far the swarm is; UNKNOWN with `error`
+    view: CollectorView | None  # None: the collector does not answer, and wrote none
+    places: Mapping[int, Observation]  # what the platform has in each replica's place
+    handle: ServingHandle  # with the replicas that an elastic swarm has now
+    address: EndpointAddress | None
+    error: SwarmError | None = None  # the platform could not be asked for all of it
+
+
+def look_at(
+    swarm: LiveSwarm, judged: Callable[[Observation], Observation] | None = None
+) -> SwarmLook:
+    """Look at a live swarm once. What could not be asked is left out, and `error` says why.
 
     A scheduler's look may be old: where it has the swarm wait, or has lost a part that was replaced
     since, it is behind what the replicas and the URL say.
+
+    Args:
+        swarm: of this host or cluster.
+        judged: what the endpoint's observation counts for, for who has seen earlier ones.
+    """
+    backend, handle = swarm.backend, swarm.handle
+    view, places = None, dict[int, Observation]()
+    try:
+        platform = backend.probe(handle)
+        view = backend.view(handle)
+        handle = swarm.handle_now()
+        places = _places(swarm, handle)
+        address = backend.address(handle)
+    except SwarmError as error:
+        unknown = Observation(Phase.UNKNOWN, error.message)
+        return SwarmLook(unknown, view, places, handle, read_address(swarm.paths), error)
+    replicas, endpoint = _replicas(swarm, view, places), _endpoint(swarm, address)
+    endpoint = endpoint if judged is None else judged(endpoint)
+    behind = platform.phase in (Phase.QUEUED, Phase.FAILED)
+    if behind and replicas.phase is endpoint.phase is Phase.READY:
+        platform = Observation(Phase.READY)
+    together = all_of(
+        platform=lambda: platform, replicas=lambda: replicas, endpoint=lambda: endpoint
+    )()
+    return SwarmLook(together, view, places, handle, address)
+
+
+def readiness(swarm: LiveSwarm) -> Probe:
+    """Ready once the platform runs it, `min_ready` replicas report ready, and the URL answers.
+
+    The probe raises `SwarmError` where the platform cannot be asked.
     """
     unresolved_since: list[float] = []
 
@@ -48,21 +102,18 @@ def readiness(swarm: LiveSwarm) -> Probe:
         return Observation(Phase.FAILED, endpoint.detail) if over else endpoint
 
     def probe() -> Observation:
-        platform = swarm.backend.probe(swarm.handle)
-        replicas, endpoint = _replicas(swarm), named(_endpoint(swarm))
-        behind = platform.phase in (Phase.QUEUED, Phase.FAILED)
-        if behind and replicas.phase is endpoint.phase is Phase.READY:
-            platform = Observation(Phase.READY)
-        return all_of(
-            platform=lambda: platform, replicas=lambda: replicas, endpoint=lambda: endpoint
-        )()
+        look = look_at(swarm, named)
+        if look.error is not None:
+            raise look.error
+        return look.together
 
     return probe
 
 
-def _replicas(swarm: LiveSwarm) -> Observation:
-    view = swarm.backend.view(swarm.handle)
-    ended, reports = ended_replicas(swarm), reports_of(view)
+def _replicas(
+    swarm: LiveSwarm, view: CollectorView | None, places: Mapping[int, Observation]
+) -> Observation:
+    ended, reports = _ended(places), reports_of(view)
     probes: list[Probe] = [
         partial(_replica, view, reports.get(replica), replica, ended.get(replica))
         for replica in _wanted(swarm, view)
@@ -84,21 +135,22 @@ def _wanted(swarm: LiveSwarm, view: CollectorView | None) -> Sequence[int]:
     return view.asked_for
 
 
-def ended_replicas(swarm: LiveSwarm) -> dict[int, str]:
+def _places(swarm: LiveSwarm, handle: ServingHandle) -> dict[int, Observation]:
+    """What the platform has in each replica's place: what goes on there, else what has ended."""
+    seen = swarm.backend.probe_parts(handle)
+    places: dict[int, Observation] = {}
+    for part in handle.parts:
+        before = places.get(part.index)
+        if part.kind == "replica" and (before is None or before.phase.terminal):
+            places[part.index] = seen[part.platform_id]
+    return places
+
+
+def _ended(places: Mapping[int, Observation]) -> dict[int, str]:
     """The replicas that do not run any more and will not as things are, reported or not, with what
     the platform says of them.
     """
-    handle = swarm.handle_now()
-    seen = swarm.backend.probe_parts(handle)
-    ended: dict[int, str] = {}
-    going: set[int] = set()
-    for part in handle.parts:
-        place = seen[part.platform_id]
-        if part.kind == "replica" and place.phase.terminal:
-            ended[part.index] = place.detail
-        elif part.kind == "replica":
-            going.add(part.index)
-    return {index: why for index, why in ended.items() if index not in going}
+    return {index: place.detail for index, place in places.items() if place.phase.terminal}
 
 
 def _replica(
@@ -155,8 +207,7 @@ def is_stale(view: CollectorView, report: ReplicaReport) -> bool:
     return age_s(view, report) > view.stale_after_s
 
 
-def _endpoint(swarm: LiveSwarm) -> Observation:
-    address = swarm.backend.address(swarm.handle)
+def _endpoint(swarm: LiveSwarm, address: EndpointAddress | None) -> Observation:
     if address is None:
         return Observation(Phase.STARTING, "the endpoint has not said where it listens yet")
     try:
@@ -183,43 +234,44 @@ def launch_error(swarm: LiveSwarm, seen: Observation) -> LaunchError:
     """Why the swarm did not come up, from reports and logs."""
     with contextlib.suppress(PlatformError):
         swarm.backend.fetch_logs(swarm.handle, range(swarm.plan.layout.replicas))
-    view, ended = swarm.backend.view(swarm.handle), ended_replicas(swarm)
+    view, places = swarm.backend.view(swarm.handle), _places(swarm, swarm.handle_now())
+    ended = _ended(places)
     failed = [
         report
         for report in (view.replicas if view else ())
         if _has_failed(report, ended=report.replica in ended)
     ]
     if failed:
-        return _replica_error(swarm, failed)
+        return _replica_error(swarm, failed, len(_wanted(swarm, view)))
     if seen.phase.terminal:
-        return _ended_unreported(swarm, seen)
+        return _ended_unreported(swarm, seen, places)
     return NotReady(
         f"{swarm.record.name} was not ready in time: {seen.detail}.",
         hint=f"See the logs under {swarm.paths.root / 'logs'}, or raise wait_endpoint_s.",
     )
 
 
-def _ended_unreported(swarm: LiveSwarm, seen: Observation) -> LaunchError:
+def _ended_unreported(
+    swarm: LiveSwarm, seen: Observation, places: Mapping[int, Observation]
+) -> LaunchError:
     """A program of ours ended without a word to the collector: its own log must tell."""
     if (found := script_failure(swarm.paths)) is not None:
         said, where = found
         return LaunchError(f"{swarm.record.name} did not come up: {said}.", hint=f"See {where}.")
-    log = _last_log(swarm)
+    log = _last_log(swarm, places)
     text = "" if log is None else read_tail(log)
     tail = end_by_slurm(text) or next(reversed(text.strip().splitlines()), None)
     last = f" Its log ends with: {tail}" if tail else ""
     message = f"{swarm.record.name} did not come up: {seen.detail}.{last}"
-    kind = ReplicaFailed if ended_replicas(swarm) else LaunchError
+    kind = ReplicaFailed if _ended(places) else LaunchError
     return kind(message, hint=f"See {log}." if log is not None and log.exists() else "")
 
 
-def _last_log(swarm: LiveSwarm) -> Path | None:
+def _last_log(swarm: LiveSwarm, places: Mapping[int, Observation]) -> Path | None:
     """That of what ended first; None where all replicas only wait: then no log tells why."""
-    ended = sorted(ended_replicas(swarm))
+    ended = sorted(_ended(places))
     if not ended:
-        places = swarm.backend.probe_parts(swarm.handle)
-        mine = [places[one.platform_id] for one in swarm.handle.parts if one.kind == "replica"]
-        waits = bool(mine) and all(place.phase is Phase.QUEUED for place in mine)
+        waits = bool(places) and all(one.phase is Phase.QUEUED for one in places.values())
         return None if waits else swarm.paths.endpoint_log
     batch = swarm.paths.slurm_logs / f"replica-{ended[0]}.log"
     if end_by_slurm(read_tail(batch)):
@@ -227,12 +279,11 @@ def _last_log(swarm: LiveSwarm) -> Path | None:
     return swarm.paths.watchdog_log(ended[0])
 
 
-def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport]) -> ReplicaFailed:
+def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport], wanted: int) -> ReplicaFailed:
     first = failed[0]
     log = swarm.paths.engine_log(first.replica)
     found = diagnosis(swarm, first)
-    there = len(_wanted(swarm, swarm.backend.view(swarm.handle)))
-    counted = f"{len(failed)} of {there} replicas failed"
+    counted = f"{len(failed)} of {quantity(wanted, 'replica')} failed"
     if found is None:
         cause = first.reason or "the engine ended"
         return ReplicaFailed(f"{counted}: {cause} (replica {first.replica}).", hint=f"See {log}.")

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar, cast
 
+from domyn_swarm.backends.base import ServingHandle
 from domyn_swarm.backends.endpoint.elastic import read_state
-from domyn_swarm.backends.endpoint.view import CollectorView, last_view, read_address
+from domyn_swarm.backends.endpoint.view import (
+    CollectorView,
+    EndpointAddress,
+    last_view,
+    read_address,
+)
 from domyn_swarm.backends.left_out import LeftOut, left_out
 from domyn_swarm.backends.platforms import compute_backend
 from domyn_swarm.backends.slurm.job_runs import JobRuns
-from domyn_swarm.errors import PlatformError, StateError, SwarmError
+from domyn_swarm.errors import PlatformError, StateError
 from domyn_swarm.jobs.spec import JobResult
 from domyn_swarm.model import (
     JobFigures,
@@ -29,7 +36,7 @@ from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.state import JobRecord, SwarmRecord
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
 from domyn_swarm.swarm.job_ends import spec_of, why_it_ended, why_it_waits
-from domyn_swarm.swarm.readiness import readiness, reports_of
+from domyn_swarm.swarm.readiness import SwarmLook, look_at, reports_of
 from domyn_swarm.swarm.reconcile import why_lost
 from domyn_swarm.swarm.snapshot import (
     JobSnapshot,
@@ -47,7 +54,9 @@ _T = TypeVar("_T", JobProgress, JobResult)
 def snapshot_of(record: SwarmRecord, jobs: Sequence[JobSnapshot] = ()) -> SwarmSnapshot:
     """What the record says, without asking anybody."""
     swarm = rehydrate(record)
-    return _snapshot(swarm, Observation(Phase.UNKNOWN), (), jobs, probed=False)
+    address = read_address(swarm.paths) if record.phase.live else None
+    unknown = Observation(Phase.UNKNOWN)
+    return _snapshot(swarm, unknown, (), jobs, probed=False, address=address)
 
 
 def jobs_of(record: SwarmRecord, jobs: Sequence[JobRecord]) -> list[JobRecord]:
@@ -57,32 +66,33 @@ def jobs_of(record: SwarmRecord, jobs: Sequence[JobRecord]) -> list[JobRecord]:
     return [job for job in jobs if job.submitted_at >= record.created_at or not job.status.final]
 
 
-def take_snapshot(swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = ()) -> SwarmSnapshot:
-    """What the swarm looks like now."""
+def take_snapshot(
+    swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = (), *, look: SwarmLook | None = None
+) -> SwarmSnapshot:
+    """What the swarm looks like now. `look`: one that was just taken; else it is looked at here."""
     if not swarm.record.phase.live:
         seen = Observation(Phase.STOPPED, swarm.record.detail)
         return _snapshot(swarm, seen, (), jobs)
     if is_elsewhere(swarm.record):
         return _last_known(swarm, jobs)
-    try:
-        seen = readiness(swarm)()
-    except SwarmError as error:
-        seen = Observation(Phase.UNKNOWN, error.message)
-    lost = None if seen.phase is Phase.READY else why_lost(swarm)
-    if lost is not None:
-        seen = Observation(Phase.FAILED, lost)
-    view, ends = _view(swarm), _expiries(swarm)
-    reports, places = reports_of(view), _places(swarm)
-    anew = f"`domyn-swarm scale {swarm.record.name} {swarm.plan.layout.replicas}` starts it again"
+    look, name = look or look_at(swarm), swarm.record.name
+    seen, lost = look.together, None
+    if seen.phase is not Phase.READY and (lost := why_lost(swarm)) is not None:
+        file = quote(str(swarm.paths.config))
+        remedy = f"`domyn-swarm down {name} && domyn-swarm up -c {file}` starts it anew"
+        seen = Observation(Phase.FAILED, f"{lost}; {remedy}")
+    reports, ends = reports_of(look.view), _expiries(swarm, look.handle)
+    anew = f"`domyn-swarm scale {name} {swarm.plan.layout.replicas}` starts it again"
     if swarm.plan.elastic is not None:
         anew = "another one starts where there is work for it"
     replicas = []
-    for index in _shown(swarm, view, places):
-        one = reported(view, reports.get(index), index, unheard=lost is not None)
+    for index in _shown(swarm, look.view, look.places):
+        one = reported(look.view, reports.get(index), index, unheard=lost is not None)
         if lost is None:
-            one = placed(one, places.get(index), anew)
+            one = placed(one, look.places.get(index), anew)
         replicas.append(one.model_copy(update={"expires_at": ends.get(index)}))
-    return _snapshot(swarm, seen, tuple(replicas), jobs, lost=lost is not None, view=view)
+    address = look.address if lost is None else None
+    return _snapshot(swarm, seen, tuple(replicas), jobs, address=address, view=look.view)
 
 
 def _shown(
@@ -105,34 +115,17 @@ def _last_known(swarm: LiveSwarm, jobs: Sequence[JobSnapshot]) -> SwarmSnapshot:
     reports = reports_of(view)
     replicas = tuple(reported(view, reports.get(index), index) for index in _shown(swarm, view, {}))
     known_at = swarm.record.updated_at if view is None else view.taken_at
-    found = _snapshot(swarm, Observation(Phase.UNKNOWN), replicas, jobs, view=view)
+    unknown, address = Observation(Phase.UNKNOWN), read_address(swarm.paths)
+    found = _snapshot(swarm, unknown, replicas, jobs, address=address, view=view)
     where = whereabouts(swarm.record, known_at)
     detail = "it cannot be asked from here"
     changed = {"observed": "elsewhere", "detail": detail, "whereabouts": where}
     return found.model_copy(update=changed)
 
 
-def _view(swarm: LiveSwarm) -> CollectorView | None:
-    try:
-        return swarm.backend.view(swarm.handle)
-    except PlatformError:
-        return None
-
-
-def _places(swarm: LiveSwarm) -> dict[int, Observation]:
-    """What the platform has in each replica's place; nothing where it cannot be asked."""
-    try:
-        handle = swarm.handle_now()
-        seen = swarm.backend.probe_parts(handle)
-    except SwarmError:
-        return {}
-    return {part.index: seen[part.platform_id] for part in handle.parts if part.kind == "replica"}
-
-
-def _expiries(swarm: LiveSwarm) -> dict[int, datetime]:
+def _expiries(swarm: LiveSwarm, handle: ServingHandle) -> dict[int, datetime]:
     """When replicas end for their time limits, by index."""
     try:
-        handle = swarm.handle_now()
         ends = swarm.backend.expiries(handle)
     except PlatformError:
         return {}
@@ -150,7 +143,7 @@ def _snapshot(
     jobs: Sequence[JobSnapshot],
     *,
     probed: bool = True,
-    lost: bool = False,
+    address: EndpointAddress | None = None,
     view: CollectorView | None = None,
 ) -> SwarmSnapshot:
     record, plan = swarm.record, swarm.plan
@@ -158,7 +151,6 @@ def _snapshot(
     wanted = most
     if elastic is not None:
         wanted = elastic.least if view is None or view.asked_for is None else len(view.asked_for)
-    address = read_address(swarm.paths) if record.phase.live and not lost else None
     return SwarmSnapshot(
         name=record.name,
         phase=record.phase,

@@ -18,6 +18,7 @@ from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.use_meter import FollowedJob, UseMeter
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.backends.gpu_time import Use
+from domyn_swarm.errors import quantity
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ReplicaReport, ReplicaState, listing_tag, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
@@ -152,7 +153,9 @@ class Collector:
             from pydantic import ValidationError
 
             count = error.error_count() if isinstance(error, ValidationError) else 1
-            return error_reply(400, f"not a report: {count} fields are wrong")
+            return error_reply(
+                400, f"not a report: {quantity(count, 'field is', 'fields are')} wrong"
+            )
         verdict = self.take(report)
         if verdict in _STATUS:
             return error_reply(_STATUS[verdict], f"{verdict.value} replica {report.replica}")

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle
+from domyn_swarm.backends.base import LaunchScripts, Part, PartRecorder, ServingHandle
 from domyn_swarm.backends.checks import Check, ok
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress, read_address
 from domyn_swarm.backends.lepton import specs, states, streams
@@ -36,6 +36,7 @@ _FRESH_S = 1.0  # one look serves everything that is asked within so long
 _STALE_S = 60.0
 _GONE_S = 180.0
 _JOB_GRACE_S = 60.0
+_DOCUMENT = "endpoint.json"
 
 
 class LeptonServing(InWorkspace):
@@ -48,10 +49,13 @@ class LeptonServing(InWorkspace):
         self._workspaces: dict[str, Workspace] = {}
 
     def launch(
-        self, plan: DeploymentPlan, ctx: DeploymentContext, record: PartRecorder
+        self,
+        plan: DeploymentPlan,
+        ctx: DeploymentContext,
+        scripts: LaunchScripts,
+        record: PartRecorder,
     ) -> ServingHandle:
         """See `ServingBackend.launch`."""
-        document = specs.endpoint_spec(plan, ctx)
         config = specs.section(plan.backend_options)
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         workspace = self._workspace(config.workspace_id)
@@ -63,7 +67,7 @@ class LeptonServing(InWorkspace):
             )
         else:
             _check_named_secret(named, workspace)
-        workspace.create_deployment(document, ctx.tag)
+        workspace.create_deployment(json.loads(scripts.texts[_DOCUMENT]), ctx.tag)
         self._seen.pop(ctx.tag, None)
         parts = _parts(ctx.tag, plan.launched_replicas)
         record(*parts)
@@ -71,13 +75,12 @@ class LeptonServing(InWorkspace):
             platform="lepton", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
         )
 
-    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> dict[str, str]:
+    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> LaunchScripts:
         """See `ServingBackend.scripts`: the deployment's document."""
-        return {"endpoint.json": json.dumps(specs.endpoint_spec(plan, ctx), indent=2)}
+        return LaunchScripts({_DOCUMENT: json.dumps(specs.endpoint_spec(plan, ctx), indent=2)})
 
-    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[Check, ...]:
+    def rehearse(self, plan: DeploymentPlan, scripts: LaunchScripts) -> tuple[Check, ...]:  # noqa: ARG002 - of the protocol
         """See `ServingBackend.rehearse`. The platform rehearses nothing: what it says of itself."""
-        specs.endpoint_spec(plan, ctx)
         workspace = self._workspace(specs.section(plan.backend_options).workspace_id)
         info = workspace.info()
         said = f"the workspace {workspace.id} answers and is {info.workspace_state.value}"

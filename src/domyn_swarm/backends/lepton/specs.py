@@ -14,7 +14,10 @@ from typing import Any
 
 from domyn_swarm.backends.base import ComputeSpec, exit_wrapper
 from domyn_swarm.config.backends import LeptonConfig, LeptonEndpointConfig, LeptonJobConfig
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import (
+    ConfigError,
+    quantity,
+)
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 
 TAG = "DOMYN_SWARM_TAG"  # in the endpoint's environment: whose it is
@@ -207,7 +210,7 @@ def _check_servable(plan: DeploymentPlan, asked: LeptonEndpointConfig) -> None:
     has, wanted = asked.gpus, plan.layout.gpus_per_replica
     if has is not None and wanted not in (0, has):
         raise ConfigError(
-            f"backend.endpoint.resource_shape {asked.resource_shape} has {has} GPUs, "
+            f"backend.endpoint.resource_shape {asked.resource_shape} has {quantity(has, 'GPU')}, "
             f"but gpus_per_replica is {wanted}.",
             hint="A replica has its shape to itself: make the two agree, or leave out "
             "gpus_per_replica.",

@@ -11,7 +11,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domyn_swarm.backends.base import ASLEEP, Part, PartRecorder, ServingHandle, refuse_draining
+from domyn_swarm.backends.base import (
+    ASLEEP,
+    LaunchScripts,
+    Part,
+    PartRecorder,
+    ServingHandle,
+    refuse_draining,
+)
 from domyn_swarm.backends.checks import Check, ok
 from domyn_swarm.backends.endpoint.own_endpoint import OwnEndpoint, build_endpoint_spec
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
@@ -21,7 +28,11 @@ from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.processes import HOST, OnThisHost
 from domyn_swarm.backends.local.watchdogs import start_watchdog, turn_to_start
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, copy_watchdog
-from domyn_swarm.errors import PlatformError, PlatformUnavailable
+from domyn_swarm.errors import (
+    PlatformError,
+    PlatformUnavailable,
+    quantity,
+)
 from domyn_swarm.model import ProcessId, Reach
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
@@ -40,7 +51,11 @@ class LocalServing(OnThisHost, OwnEndpoint):
     """See `ServingBackend`."""
 
     def launch(
-        self, plan: DeploymentPlan, ctx: DeploymentContext, record: PartRecorder
+        self,
+        plan: DeploymentPlan,
+        ctx: DeploymentContext,
+        scripts: LaunchScripts,  # noqa: ARG002 - there are none
+        record: PartRecorder,
     ) -> ServingHandle:
         """See `ServingBackend.launch`."""
         paths = SwarmPaths.of(plan.home_directory, plan.name)
@@ -58,11 +73,11 @@ class LocalServing(OnThisHost, OwnEndpoint):
             platform="local", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
         )
 
-    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> dict[str, str]:  # noqa: ARG002 - there are none
+    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> LaunchScripts:  # noqa: ARG002 - there are none
         """See `ServingBackend.scripts`."""
-        return {}
+        return LaunchScripts({})
 
-    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[Check, ...]:  # noqa: ARG002 - of the protocol
+    def rehearse(self, plan: DeploymentPlan, scripts: LaunchScripts) -> tuple[Check, ...]:  # noqa: ARG002 - of the protocol
         """See `ServingBackend.rehearse`."""
         with _gpus_of(plan, range(plan.launched_replicas)):
             pass
@@ -170,7 +185,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
             return Observation(Phase.FAILED, "the endpoint program has ended")
         if replicas == 0:
             return Observation(Phase.FAILED, "every replica has ended")
-        run = "1 replica runs" if replicas == 1 else f"{replicas} replicas run"
+        run = quantity(replicas, "replica runs", "replicas run")
         return Observation(Phase.READY, run)
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:

@@ -45,6 +45,7 @@ _MOMENTS_S = 5.0
 _AT_ONCE = 8  # scancel sends ten signals at once, and all that it repeats are among them
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
 _ID_WIDTH, _PATH_WIDTH = 40, 4096
+_PARTITIONS = re.compile(r"^#SBATCH --partition=(\S+)", re.MULTILINE)
 _NO_NODE = "Requested node configuration is not available"
 
 
@@ -163,14 +164,18 @@ class Slurm:
                 that only have to wait; then nothing is raised.
         """
         done = run(["sbatch", "--test-only", str(script)])
+        asked = _PARTITIONS.search(script.read_text("utf-8"))
+        tried = "" if asked is None else f" (partitions tried: {asked[1]})"
         warned = printed.warnings(done.stderr)
         if done.returncode == 0:
-            return WouldTake(printed.start_of(done.stderr), warned)
+            said = printed.start_of(done.stderr)  # names the partition that Slurm chose
+            return WouldTake(said + tried if "," in tried else said, warned)
         said = printed.refusal(done.stderr, done.stdout)
         away = self._nodes_away() if _NO_NODE in said else 0
         if not away:
-            raise SubmitRejected(f"Slurm refused {script.name}: {said}", hint=advice(said))
-        return WouldTake(said, warned, away)
+            refused = f"Slurm refused {script.name}: {said}{tried}"
+            raise SubmitRejected(refused, hint=advice(said))
+        return WouldTake(said + tried, warned, away)
 
     def _nodes_away(self) -> int:
         done = run(["sinfo", "--noheader", "--Node", "--format", "%N %T"])

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from domyn_swarm.backends.base import LaunchScripts
 from domyn_swarm.backends.endpoint.own_endpoint import build_endpoint_spec
 from domyn_swarm.backends.slurm.layout import (
     endpoint_script,
@@ -28,7 +29,7 @@ _EARLY_DEATHS = 2
 
 
 def write_swarm(
-    plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, per_task: int
+    plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, scripts: LaunchScripts
 ) -> None:
     """Everything: programs, what they are told, the two scripts."""
     on_nodes = _for_engines(plan, ctx)
@@ -45,8 +46,9 @@ def write_swarm(
         if argv:
             write_private(path, json.dumps(_kept_running(plan, on_nodes, paths, argv), indent=2))
     write_endpoint_spec(plan, ctx, paths)
-    write_watchdog_specs(plan, ctx, paths, range(plan.layout.replicas), per_task)
-    for name, text in render_scripts(plan, ctx, paths, per_task).items():
+    replicas, per_task = range(plan.layout.replicas), scripts.replicas_per_task
+    write_watchdog_specs(plan, ctx, paths, replicas, per_task)
+    for name, text in scripts.texts.items():
         write_private(paths.scripts / name, text)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from domyn_swarm.config.backends import time_limit_s
+from domyn_swarm.errors import quantity
 
 QOS_FIELDS = (
     *("Name", "MaxTRES", "MaxTRESPerNode", "MinTRES", "MaxTRESPU", "GrpTRES", "MaxWall"),
@@ -183,9 +184,10 @@ def findings_together(requests: Iterable[Request], limits: Limits) -> Iterator[F
     jobs = sum(one.most for one in asked)
     least = sum(one.least for one in asked)
     if limits.submitted is not None and jobs > limits.submitted:
+        queued = quantity(int(limits.submitted), "job")
         yield Finding(
             never=True,
-            words=f"{limits.name} lets you have {limits.submitted:g} jobs in the queue, and the "
+            words=f"{limits.name} lets you have {queued} in the queue, and the "
             f"swarm is {jobs}: the endpoint and one for each replica",
             fix=f"Lower replicas, or choose another {limits.key}.",
         )
@@ -226,7 +228,7 @@ def _amount(name: str, value: float) -> str:
 
 
 def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:g} minutes"
+    return "1 minute" if seconds == 60 else f"{seconds / 60:g} minutes"
 
 
 # -- partitions --------------------------------------------------------------------------------

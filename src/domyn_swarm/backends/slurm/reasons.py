@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from domyn_swarm.errors import quantity
+
 
 class Keys(NamedTuple):
     """What is to be changed, by what a limit is about."""
@@ -138,7 +140,7 @@ def told(reason: str, job: str, keys: Keys = OF_SWARM) -> str:
 def counted(waiting: Iterable[tuple[str, str]]) -> str:
     """How many jobs wait, and why, each reason once: of pairs of a job and its reason."""
     jobs = [*waiting]
-    count = "1 job waits" if len(jobs) == 1 else f"{len(jobs)} jobs wait"
+    count = quantity(len(jobs), "job waits", "jobs wait")
     by_reason: dict[str, list[str]] = {}
     for job, reason in jobs:
         if reason:

@@ -21,7 +21,10 @@ from domyn_swarm.backends.slurm.layout import (
     slurm_config,
 )
 from domyn_swarm.backends.slurm.states import SlurmJob
-from domyn_swarm.errors import PlatformError
+from domyn_swarm.errors import (
+    PlatformError,
+    quantity,
+)
 from domyn_swarm.paths import write_private
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 from domyn_swarm.probing import Clock
@@ -153,9 +156,10 @@ class RehearsalJob:
 def would_take_checks(name: str, tested: WouldTake) -> Iterator[Check]:
     """What Slurm says of a script that it would take."""
     if tested.away:
+        away = quantity(tested.away, "node is", "nodes are")
         yield warning(
             "rehearsal",
-            f"{name}: it can be submitted, and waits: {tested.away} nodes are drained or down, and "
+            f"{name}: it can be submitted, and waits: {away} drained or down, and "
             f"no other node has what it asks for now ({tested.said})",
             "Wait until they are back (`sinfo -R` says why they are away), or ask for less.",
         )

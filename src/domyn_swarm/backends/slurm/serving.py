@@ -10,7 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domyn_swarm.backends.base import Part, PartRecorder, ServingHandle, refuse_draining
+from domyn_swarm.backends.base import (
+    LaunchScripts,
+    Part,
+    PartRecorder,
+    ServingHandle,
+    refuse_draining,
+)
 from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.own_endpoint import OwnEndpoint
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
@@ -58,12 +64,15 @@ class SlurmServing(OnCluster, OwnEndpoint):
         self._prospects = Prospects(self._slurm, clock, _exceeded)
 
     def launch(
-        self, plan: DeploymentPlan, ctx: DeploymentContext, record: PartRecorder
+        self,
+        plan: DeploymentPlan,
+        ctx: DeploymentContext,
+        scripts: LaunchScripts,
+        record: PartRecorder,
     ) -> ServingHandle:
         """See `ServingBackend.launch`. The scripts are kept in the swarm's folder."""
-        paths = SwarmPaths.of(plan.home_directory, plan.name)
-        per_task = self._per_task(plan)
-        write_swarm(plan, ctx, paths, per_task)
+        paths, per_task = SwarmPaths.of(plan.home_directory, plan.name), scripts.replicas_per_task
+        write_swarm(plan, ctx, paths, scripts)
         for script in (paths.endpoint_script, paths.replica_script):
             self._slurm.test(script)
         submissions = Submissions(self._slurm, paths, self._clock)
@@ -88,22 +97,18 @@ class SlurmServing(OnCluster, OwnEndpoint):
             parts=(endpoint, *replicas),
         )
 
-    def _per_task(self, plan: DeploymentPlan) -> int:
-        config = slurm_config(plan)
-        whole = config.packing == "auto" and self._slurm.gives_whole_nodes(config.partition)
-        return replicas_per_task(plan, whole_nodes=whole)
-
-    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> dict[str, str]:
-        """See `ServingBackend.scripts`. Where whole nodes are given is Slurm's to say, if it is
-        there.
-        """
+    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> LaunchScripts:
+        """See `ServingBackend.scripts`."""
+        config, unasked = slurm_config(plan), None
         try:
-            per_task = self._per_task(plan)
-        except PlatformError:
-            per_task = replicas_per_task(plan, whole_nodes=False)
-        return render_scripts(plan, ctx, SwarmPaths.of(plan.home_directory, plan.name), per_task)
+            whole = config.packing == "auto" and self._slurm.gives_whole_nodes(config.partition)
+        except PlatformError as error:
+            whole, unasked = False, error
+        per_task = replicas_per_task(plan, whole_nodes=whole)
+        paths = SwarmPaths.of(plan.home_directory, plan.name)
+        return LaunchScripts(render_scripts(plan, ctx, paths, per_task), per_task, unasked)
 
-    def rehearse(self, plan: DeploymentPlan, ctx: DeploymentContext) -> tuple[Check, ...]:
+    def rehearse(self, plan: DeploymentPlan, scripts: LaunchScripts) -> tuple[Check, ...]:
         """See `ServingBackend.rehearse`: `sbatch --test-only` of each script, and the limits that
         it does not look at.
         """
@@ -113,7 +118,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
             raise SubmitRejected(f"Slurm would take it and never run it: {never}")
         said: list[Check] = []
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
-            for name, text in self.scripts(plan, ctx).items():
+            for name, text in scripts.texts.items():
                 script = Path(folder) / name
                 script.write_text(text, "utf-8")
                 said += would_take_checks(name, self._slurm.test(script))

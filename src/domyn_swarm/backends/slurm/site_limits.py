@@ -185,14 +185,23 @@ def requests(plan: DeploymentPlan, per_task: int) -> tuple[Request, Request]:
 
 
 def _of_partition(slurm: Slurm, side: _Side, account: str | None) -> Iterator[Finding]:
-    """What each of the partitions has against it, if none of them takes it."""
+    """What the partitions have against it, if none of them takes it. Of several one that has it
+    wait decides, else what each of them has.
+    """
     found: list[list[Finding]] = []
     for one in side.partition.split(","):
         shown = _partition(slurm, one)
         against = [*partition_findings(shown, account, side.qos)]
         found.append([*against, *findings(side.request, partition_limits(shown))])
-    if all(found):
-        yield from found[0]
+    if not all(found):
+        return
+    waits = [one for one in found if not any(finding.never for finding in one)]
+    if len(found) == 1 or waits:
+        yield from [*waits, *found][0]
+        return
+    worst = [next(finding for finding in one if finding.never) for one in found]
+    words = "; ".join(dict.fromkeys(one.words for one in worst))
+    yield replace(worst[0], words=f"none of {side.partition} takes it: {words}")
 
 
 def _partition(slurm: Slurm, name: str) -> str:

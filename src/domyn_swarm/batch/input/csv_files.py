@@ -26,7 +26,10 @@ from domyn_swarm.batch.input.text_dataset import (
     not_encoded,
     opened_text,
 )
-from domyn_swarm.errors import InvalidInput
+from domyn_swarm.errors import (
+    InvalidInput,
+    quantity,
+)
 
 ARROW_TYPES: dict[CellType, pa.DataType] = {
     "text": pa.string(),
@@ -368,7 +371,10 @@ class _Look:
     def _judge(self, row: list[str], line: int) -> None:
         if len(row) != len(self._header):
             self._add(
-                line, f"the row has {len(row)} cells, and there are {len(self._header)} columns"
+                line,
+                f"the row has {quantity(len(row), 'cell')}, and there "
+                f"{'is' if len(self._header) == 1 else 'are'} "
+                f"{quantity(len(self._header), 'column')}",
             )
             return
         for name, cell in zip(self._header, row, strict=True):

@@ -31,7 +31,12 @@ from domyn_swarm.batch.output.output_plan import OutputPlan
 from domyn_swarm.batch.output.part_writer import PartWriter
 from domyn_swarm.batch.output.row_join import OutputRows, without_answer
 from domyn_swarm.batch.run.verdicts import outcome_of, verdict_of
-from domyn_swarm.errors import CheckpointLost, JobError, SwarmError
+from domyn_swarm.errors import (
+    CheckpointLost,
+    JobError,
+    SwarmError,
+    quantity,
+)
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ReplyVerdict, utc_now
 
@@ -42,7 +47,7 @@ class ResultsMissing(Exception):
     """Some rows have no readable result: a damaged file. They have to be asked again."""
 
     def __init__(self, ordinals: set[int]) -> None:
-        super().__init__(f"{len(ordinals)} results cannot be read")
+        super().__init__(f"{quantity(len(ordinals), 'result')} cannot be read")
         self.ordinals = ordinals
 
 

@@ -25,7 +25,11 @@ from domyn_swarm.batch.output.part_writer import PartWriter
 from domyn_swarm.batch.output.row_join import OutputRows, Survey, answer_schema
 from domyn_swarm.batch.output.schema import ERROR_COLUMN
 from domyn_swarm.batch.run.engine import BatchPlan
-from domyn_swarm.errors import ConfigError, JobError
+from domyn_swarm.errors import (
+    ConfigError,
+    JobError,
+    quantity,
+)
 
 
 def check_export(path: Path, taken: Sequence[Path] = ()) -> None:
@@ -105,7 +109,7 @@ def common_schema(plan: BatchPlan, facts: Sequence[Survey]) -> pa.Schema:
     missing = plan.rows - sum(one.rows for one in facts)
     if missing:
         raise JobError(
-            f"{missing} results cannot be read again.",
+            f"{quantity(missing, 'result')} cannot be read again.",
             hint="Run it once more: only those rows are asked.",
         )
     failed = any(one.rows_failed for one in facts)

@@ -28,7 +28,11 @@ from domyn_swarm.batch.output.row_join import without_answer
 from domyn_swarm.batch.output.schema import ERROR_COLUMN
 from domyn_swarm.batch.output.text_forms import opened_output
 from domyn_swarm.batch.run.engine import BatchPlan
-from domyn_swarm.errors import InvalidInput, JobError
+from domyn_swarm.errors import (
+    InvalidInput,
+    JobError,
+    quantity,
+)
 from domyn_swarm.model import Record
 
 MOST_FINDINGS = 20
@@ -148,8 +152,8 @@ class _Check:
         manifest, plan = self._manifest, self._plan
         if manifest.input.rows != plan.dataset.rows:
             self.findings.append(
-                f"The input has {plan.dataset.rows} rows; it had {manifest.input.rows} when the "
-                "output was written."
+                f"The input has {quantity(plan.dataset.rows, 'row')}; it had {manifest.input.rows} "
+                "when the output was written."
             )
 
     def _check_file(self, told: OutputFile, file: InputFile) -> bool:
@@ -161,7 +165,9 @@ class _Check:
             self.findings.append(f"{told.name} cannot be read: {error.strerror or error}.")
             return False
         if size != told.bytes:
-            self.findings.append(f"{told.name} has {size} bytes instead of {told.bytes}.")
+            self.findings.append(
+                f"{told.name} has {quantity(size, 'byte')} instead of {told.bytes}."
+            )
         elif digest != told.sha256:
             self.findings.append(f"{told.name} has changed since it was written: its checksum.")
         return True
@@ -186,7 +192,8 @@ class _Check:
         for told_of, file in zip(self._manifest.files, self._files, strict=True):
             rows = opened_output(self._names, [file], self._form).rows
             if rows != told_of.rows:
-                self.findings.append(f"{told_of.name} has {rows} rows instead of {told_of.rows}.")
+                there = quantity(rows, "row")
+                self.findings.append(f"{told_of.name} has {there} instead of {told_of.rows}.")
 
     def _check_counts(self, written: Dataset) -> None:
         """Rows without an answer carry an error, and there are as many as the manifest says."""
@@ -194,10 +201,12 @@ class _Check:
         self.rows = written.rows
         expected = _at_most(self._plan.dataset.rows, manifest.limit)
         if self.rows != expected:
-            self.findings.append(f"The output has {self.rows} rows for {expected} of the input.")
+            rows = quantity(self.rows, "row")
+            self.findings.append(f"The output has {rows} for {expected} of the input.")
         if manifest.rows != self.rows:
+            there = f"{self.rows} {'is' if self.rows == 1 else 'are'}"
             self.findings.append(
-                f"The manifest counts {manifest.rows} rows; {self.rows} are there."
+                f"The manifest counts {quantity(manifest.rows, 'row')}; {there} there."
             )
         answers = [name for name in self._plan.output.schema.names if name in written.schema.names]
         if not answers:
@@ -211,15 +220,17 @@ class _Check:
             empty += int((nothing & ~failed).sum())
             both += int((failed & ~nothing).sum())
         if both:
-            self.findings.append(f"{both} rows carry an answer and an error.")
+            rows = quantity(both, "row carries", "rows carry")
+            self.findings.append(f"{rows} an answer and an error.")
         if self.failed != manifest.rows_failed:
             self.findings.append(
-                f"{self.failed} rows carry an error; the manifest counts {manifest.rows_failed}."
+                f"{quantity(self.failed, 'row carries', 'rows carry')} an error; the manifest "
+                f"counts {manifest.rows_failed}."
             )
         if empty != manifest.rows_empty:
             self.findings.append(
-                f"{empty} rows have neither an answer nor an error; the manifest counts "
-                f"{manifest.rows_empty} that were answered with nothing."
+                f"{quantity(empty, 'row has', 'rows have')} neither an answer nor an error; the "
+                f"manifest counts {manifest.rows_empty} that were answered with nothing."
             )
 
     def _compare(self, names: Sequence[str], written: Dataset) -> None:
@@ -243,7 +254,8 @@ class _Check:
         for name, (first, count) in self._differing.items():
             what = "What the input's rows hold" if self._as_rows else f"Column {name!r}"
             self.findings.append(
-                f"{what} is not the input's in {count} rows, the first at {first}: {changed}."
+                f"{what} is not the input's in {quantity(count, 'row')}, the first at {first}: "
+                f"{changed}."
             )
 
 

@@ -34,7 +34,12 @@ from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.batch.run.verdicts import Reading
 from domyn_swarm.batch.run.worker_processes import WorkerPlan, WorkPlan
 from domyn_swarm.batch.run.worth import Worth
-from domyn_swarm.errors import JobError, TooManyFailures, disk_error
+from domyn_swarm.errors import (
+    JobError,
+    TooManyFailures,
+    disk_error,
+    quantity,
+)
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Accept, JobAccount, ReplyVerdict
 from domyn_swarm.net.openai import OpenAIClient
@@ -236,7 +241,8 @@ class BatchRun:
                 else:
                     self._tally.published(counts.rows_failed, counts.verdicts)
                     return True
-            plan.work.notice(f"{len(ordinals)} results cannot be read; asking those rows again")
+            lost = quantity(len(ordinals), "result")
+            plan.work.notice(f"{lost} cannot be read; asking those rows again")
             self._tally.rows_resumed -= min(len(ordinals), self._tally.rows_resumed)
             again = named_rows(plan.dataset, plan.output.keys, plan.limit, ordinals)
             await self._run(checkpoint, asking, again)

@@ -33,6 +33,7 @@ from domyn_swarm.batch.run.standing import DEFAULT_LIMIT, FailureLimit
 from domyn_swarm.batch.run.strata import StratumSums, characters_of
 from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.batch.run.verdicts import Reading, outcome_of
+from domyn_swarm.errors import quantity
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Accept
 from domyn_swarm.net.errors import RequestError
@@ -259,7 +260,8 @@ class Runner:
         try:
             values = list(await self._transform([row.item for row in rows]))
             if len(values) != len(rows):
-                raise ValueError(f"the job returned {len(values)} values for {len(rows)} items")
+                returned = quantity(len(values), "value")
+                raise ValueError(f"the job returned {returned} for {quantity(len(rows), 'item')}")
         except OneByOne:
             self._traces.discard(trace)
             for row, stratum in zip(rows, begun, strict=True):

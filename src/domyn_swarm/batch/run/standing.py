@@ -18,7 +18,10 @@ import msgspec
 
 from domyn_swarm.batch.run.rows import Row
 from domyn_swarm.batch.run.tally import Tally
-from domyn_swarm.errors import TooManyFailures
+from domyn_swarm.errors import (
+    TooManyFailures,
+    quantity,
+)
 from domyn_swarm.logs import get_logger
 from domyn_swarm.probing import comes_true_async
 
@@ -354,8 +357,9 @@ def _too_many_failed(tally: Tally) -> TooManyFailures:
             "the URL and --timeout"
         )
     return TooManyFailures(
-        f"{tally.rows_failed} rows failed and {tally.rows_answered} were answered; "
-        f"the commonest error, {count} times: {signature}",
+        f"{quantity(tally.rows_failed, 'row')} failed and {tally.rows_answered} "
+        f"{'was' if tally.rows_answered == 1 else 'were'} answered; "
+        f"the commonest error, {quantity(count, 'time')}: {signature}",
         hint=f"{remedy} and submit the same job again, or `domyn-swarm job resume` it: answered "
         "rows are kept, the failed ones are asked again. --max-failures sets how many may fail.",
     )
@@ -364,7 +368,9 @@ def _too_many_failed(tally: Tally) -> TooManyFailures:
 def _too_many_repeated(tally: Tally) -> TooManyFailures:
     commonest = tally.repeated.most_common(1)
     cause = (
-        f"; the commonest cause, {commonest[0][1]} times: {commonest[0][0]}" if commonest else ""
+        f"; the commonest cause, {quantity(commonest[0][1], 'time')}: {commonest[0][0]}"
+        if commonest
+        else ""
     )
     return TooManyFailures(
         f"{tally.retries} of {tally.requests} requests had to be repeated{cause}",

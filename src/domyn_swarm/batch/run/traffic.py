@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from domyn_swarm import open_files
 from domyn_swarm.batch.run.link import Alone, GoOn, Held, Hold, Order, YourTurn
+from domyn_swarm.errors import quantity
 
 _ONCE_S = 2.0  # within so long, connections that fail fail for one cause
 _REST_S = 30.0  # until turns that were taken away come back,
@@ -30,13 +31,13 @@ class Connections:
         """
         own = open_files.connections()
         self._text = (
-            f"no more than {own} requests are in flight at a time: this process may have "
+            f"no more than {_requests(own)} in flight at a time: this process may have "
             f"{open_files.limits().soft} files open; raise the hard limit (ulimit -Hn) for more"
         )
         if admits is not None and admits < own:
             own = max(1, admits)
             self._text = (
-                f"no more than {own} requests are in flight at a time: the endpoint takes no more, "
+                f"no more than {_requests(own)} in flight at a time: the endpoint takes no more, "
                 "by router.max_concurrent and queue_size, or for its node's limit of open files "
                 "(see its log)"
             )
@@ -114,8 +115,12 @@ class Connections:
             notice, self._lowered_notice = self._lowered_notice, None
             notice(
                 "no connection could be opened: this process, or its machine, has no open file "
-                f"left; no more than {most} requests are in flight at a time for now"
+                f"left; no more than {_requests(most)} in flight at a time for now"
             )
+
+
+def _requests(most: int) -> str:
+    return quantity(most, "request is", "requests are")
 
 
 _Worker = TypeVar("_Worker", bound=Hashable)

@@ -77,7 +77,9 @@ class WorkerDeaths:
             )
         which = f"Row {min(self._suspects)}"
         if len(self._suspects) > 1:
-            which += f", or one of {len(self._suspects) - 1} rows that were handed out with it,"
+            others = len(self._suspects) - 1
+            those = "the row that was" if others == 1 else f"one of {others} rows that were"
+            which += f", or {those} handed out with it,"
         return JobError(
             f"{which} was with {_MOST + 1} worker processes that died, the last with exit code "
             f"{code}.",

@@ -19,7 +19,10 @@ from textual.widgets import DataTable, Footer, Input, Label, RichLog, Static
 from domyn_swarm.cli.rendering import colour
 from domyn_swarm.cli.top import rows
 from domyn_swarm.cli.top.rows import Source
-from domyn_swarm.errors import SwarmError
+from domyn_swarm.errors import (
+    SwarmError,
+    quantity,
+)
 from domyn_swarm.model import FailureGroup, utc_now
 from domyn_swarm.swarm.snapshot import JobSnapshot, SwarmSnapshot
 
@@ -289,7 +292,7 @@ class TopApp(App[None]):
         wanted = await self.push_screen_wait(AskReplicas(now))
         if wanted is None or wanted == now:
             return
-        question = f"Scale {self._swarm.name} from {now} to {wanted} replicas?"
+        question = f"Scale {self._swarm.name} from {now} to {quantity(wanted, 'replica')}?"
         if await self.push_screen_wait(Question(question)):
             self.act(lambda: self._source.scale(wanted))
 

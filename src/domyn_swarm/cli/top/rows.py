@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from domyn_swarm.errors import quantity
 from domyn_swarm.model import FailureGroup, ReplyVerdict, clock_time
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.logs import swarm_logs
@@ -102,7 +103,7 @@ def summary(swarm: SwarmSnapshot, now: datetime) -> list[str]:
     serving = [one for one in swarm.replicas if one.serving]
     running, waiting, tokens_per_s = _busy(serving)
     busy = [
-        f"{swarm.replicas_ready} of {swarm.replicas_wanted} replicas ready",
+        f"{swarm.replicas_ready} of {quantity(swarm.replicas_wanted, 'replica')} ready",
         f"{running} running",
         f"{waiting} waiting",
         f"{tokens_per_s} tokens/s",
@@ -223,7 +224,7 @@ def failure_lines(job: JobSnapshot, groups: Sequence[FailureGroup], most: int = 
         lines.append(f"{group.rows} x {status}{said} (row {group.example_row})")
     if len(groups) > most:
         rest = sum(group.rows for group in groups[most:])
-        lines.append(f"{rest} more of {len(groups) - most} other kinds")
+        lines.append(f"{rest} more of {quantity(len(groups) - most, 'other kind')}")
     return lines or [f"{job.job_id}: no failed rows"]
 
 

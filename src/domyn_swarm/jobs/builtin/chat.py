@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
-from domyn_swarm.errors import ConfigError
+from domyn_swarm.errors import (
+    ConfigError,
+    quantity,
+)
 from domyn_swarm.jobs.builtin.prompted import PromptedJob
 from domyn_swarm.jobs.builtin.responses import (
     Choice,
@@ -264,7 +267,9 @@ def _in_order(found: list[Embedding], texts: int) -> list[Embedding]:
         BadReply: it is not known which is whose.
     """
     if len(found) != texts:
-        raise BadReply(f"the reply has {len(found)} embeddings for {texts} texts")
+        raise BadReply(
+            f"the reply has {quantity(len(found), 'embedding')} for {quantity(texts, 'text')}"
+        )
     if all(one.index is None for one in found):
         return found
     placed = {one.index: one for one in found}
