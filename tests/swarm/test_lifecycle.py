@@ -94,7 +94,7 @@ def test_the_cause_is_told_and_nothing_is_left(lifecycle: SwarmLifecycle) -> Non
                 watchdog={"max_restarts": 0, "probe_interval": 1},
             )
         )
-    assert "the simulator was told to fail" in caught.value.message
+    assert "the simulator is configured to fail" in caught.value.message
     assert "engine.log" in caught.value.hint
     record = SwarmStore.open().swarm("demo")
     assert record.phase is SwarmPhase.STOPPED
