@@ -98,12 +98,12 @@ GPU = [
 ]
 OWN = [
     ("vllm", "x.py: error: unrecognized arguments: --shutdown-timeout 60", "vLLM is too old"),
-    ("vllm", "ValueError: No available memory for the cache blocks. Try", "memory for the KV cache"),
+    ("vllm", "ValueError: No available memory for the cache blocks. Try", "for the KV cache"),
     (
         "vllm",
         "ValueError: To serve at least one request with the models's max seq len (40960), (10.00 "
         "GiB KV cache is needed, which is larger than the available KV cache memory (1.25 GiB).",
-        "memory for the KV cache",
+        "for the KV cache",
     ),
     (
         "vllm",
@@ -125,7 +125,7 @@ OWN = [
     (
         "sglang",
         "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
-        "memory for the KV cache",
+        "for the KV cache",
     ),
     (
         "llamacpp",
