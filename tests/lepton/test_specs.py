@@ -202,9 +202,9 @@ def test_the_swarms_image_serves_where_no_other_is_named() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"files": ("/elsewhere/in.parquet",)}, "would not see /elsewhere/in.parquet"),
+        ({"files": ("/elsewhere/in.parquet",)}, "cannot read /elsewhere/in.parquet"),
         ({"files": ("/shared/../etc/in",)}, "cannot read"),
-        ({"job_dir": "/home/me/jobs/1"}, "would not see /home/me/jobs/1"),
+        ({"job_dir": "/home/me/jobs/1"}, "cannot read /home/me/jobs/1"),
         ({"platform_options": {"type": "lepton"}}, "backend.job.image"),
         ({"resources": JobResources(cpus=4)}, "shape"),
         ({"resources": JobResources(memory_gb=4)}, "shape"),

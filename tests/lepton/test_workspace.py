@@ -134,7 +134,7 @@ def test_without_shared_files_the_platforms_word_holds(
     backend = LeptonCompute()
     assert backend.probe(handle) is status
     lepton.jobs[created].forced = "a state of tomorrow"
-    with pytest.raises(PlatformUnavailable, match="does not say"):
+    with pytest.raises(PlatformUnavailable, match="does not report"):
         backend.probe(handle)
     assert backend.wait(handle, timeout_s=0.5) is JobStatus.PENDING
     lepton.jobs[created].forced = None
