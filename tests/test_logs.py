@@ -93,7 +93,7 @@ def test_what_is_none_of_the_values_is_one_clear_error(
     assert done.returncode == 2
     assert done.stdout == ""
     first, second = done.stderr.splitlines()
-    assert first == f"error: {variable} is {value!r}, which is none of {allowed}."
+    assert first == f"error: {variable} is {value!r}, which is not one of {allowed}."
     assert second.startswith("hint: ")
     assert not swarm_home.exists()
 

@@ -62,4 +62,4 @@ def test_no_room_anywhere_ends_with_that_as_the_cause() -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("domyn-swarm: "), done.stderr
-    assert "no room for temporary files: /tmp is full" in done.stderr
+    assert "no space for temporary files: /tmp is full" in done.stderr

@@ -1,5 +1,5 @@
-"""Files by which a process says that it is at work on something: bringing a swarm up, submitting a
-job. A claim ends with its process: one that was killed leaves a file that keeps nobody out.
+"""Claims: files with which a process marks a swarm that it starts, or a job that it submits. A
+claim ends with its process: the file that a killed process leaves excludes no other process.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from domyn_swarm.paths import write_private
 _log = get_logger(__name__)
 
 RENEW_S = 30.0
-_STALE_S = 600.0  # without being renewed: a process that cannot be seen from here is gone
+_STALE_S = 600.0  # after which a claim of another host that was not renewed has ended
 
 
 class Claim(Record):
-    """Who is at work."""
+    """The process that holds a claim."""
 
     location: Location
     pid: int
@@ -28,8 +28,8 @@ class Claim(Record):
 
 
 def claim(path: Path) -> None:
-    """Say that this process is at work. One that may take longer than a few minutes renews it."""
-    from domyn_swarm.process_identity import (  # looking at records does without
+    """Claim `path` for this process. Renew a claim that is held longer than a few minutes."""
+    from domyn_swarm.process_identity import (  # commands that only read do not load psutil
         this_host,
         this_process,
     )
@@ -39,27 +39,28 @@ def claim(path: Path) -> None:
 
 
 def renew(path: Path) -> None:
-    """Say that it still is. Raises nothing."""
+    """Renew the claim of this process. Raises nothing."""
     with contextlib.suppress(OSError):
         os.utime(path)
 
 
 def release(path: Path) -> None:
-    """Say that it is not any more. Raises nothing: a claim that cannot be taken away ends with this
-    process.
+    """Release the claim of this process. Raises nothing: a claim whose file cannot be deleted ends
+    with the process.
     """
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        _log.warning("%s is left: %s", path, error)
+        _log.warning("cannot delete %s: %s", path, error)
 
 
 def is_held(path: Path) -> bool:
-    """Whether its process lives: where that can be seen from here; elsewhere, whether the claim
-    was renewed lately. A file that is no claim is held by nobody; one that cannot be read may be.
+    """Whether a claim is held: its process runs, or, on another host, it was renewed lately.
+
+    A file that is not a claim is not held; a file that cannot be read counts as held.
     """
     try:
-        found = Claim.model_validate_json(path.read_text("utf-8"))
+        current = Claim.model_validate_json(path.read_text("utf-8"))
         age_s = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return False
@@ -69,8 +70,8 @@ def is_held(path: Path) -> bool:
         return False
     from domyn_swarm.process_identity import host_reach, still_there
 
-    where = host_reach(found.location)
-    if where is Reach.ELSEWHERE:
+    reach = host_reach(current.location)
+    if reach is Reach.ELSEWHERE:
         return age_s < _STALE_S
-    process = ProcessId(pid=found.pid, started_at=found.started_at)
-    return where is Reach.HERE and still_there(process)
+    process = ProcessId(pid=current.pid, started_at=current.started_at)
+    return reach is Reach.HERE and still_there(process)

@@ -1,4 +1,4 @@
-"""What an engine's own metrics say of its load: Prometheus text to gauges, counters to rates.
+"""The load of engines from their metrics: parses Prometheus text, and converts counters to rates.
 
 One reader for the collector, which knows the names of its engine's metrics, for jobs at a plain
 endpoint, which try those of the engines that they may meet, and for what the router has counted so
@@ -14,26 +14,26 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 LONGEST_RATE_S = 30.0
-"""A rate is over no longer than that: what an engine did before is not what it does."""
+"""The longest interval of a rate, so that it describes the present load."""
 
 
 class EngineLoad(NamedTuple):
-    """Requests at an engine, or at several together, and what was done lately."""
+    """The load of one engine, or of several together."""
 
     running: float
     waiting: float
-    tokens_s: float | None = None  # generated, per second; None: not known
-    preemptions_s: float | None = None  # requests put back for want of KV memory, per second
+    tokens_s: float | None = None  # generated, per second; None: unknown
+    preemptions_s: float | None = None  # requests preempted for lack of KV memory, per second
     kv_usage: float | None = None  # share of the KV memory that running requests use, 0 to 1
 
 
 class Reading(NamedTuple):
-    """What one engine said at one moment."""
+    """The metrics of one engine at one moment."""
 
     at_s: float  # by a monotonic clock
     running: float
     waiting: float
-    tokens: float | None  # generated since it began; None: it does not count them
+    tokens: float | None  # generated since its start; None: it has no such counter
     preemptions: float | None
     kv_usage: float | None
 
@@ -57,8 +57,8 @@ class MetricsReader:
     """
 
     def __init__(self, names: Mapping[str, Sequence[str | None]]) -> None:
-        """`names` of what is read: for `read` of `running`, `waiting`, `tokens`, `preemptions`,
-        `kv_usage`.
+        """`names`: what to read → the names of the metric in several engines. For `read` the keys
+        are `running`, `waiting`, `tokens`, `preemptions` and `kv_usage`.
         """
         self._meanings = {
             name.encode(): meaning for meaning, all_ in names.items() for name in all_ if name
@@ -69,25 +69,25 @@ class MetricsReader:
         )
 
     def values(self, text: bytes) -> dict[str, list[float]]:
-        """The values of each metric that a text has, by what `names` calls it."""
-        found: dict[str, list[float]] = {}
+        """The values of the metrics in a text, by the keys of `names`."""
+        values: dict[str, list[float]] = {}
         for name, value in self._lines.findall(text):
             try:
-                found.setdefault(self._meanings[name], []).append(float(value))
+                values.setdefault(self._meanings[name], []).append(float(value))
             except ValueError:
                 continue
-        return found
+        return values
 
     def read(self, text: bytes, at_s: float) -> Reading | None:
-        """What a text says, summed over labels; of KV memory the fullest counts. None: it has none
-        of these metrics.
+        """The metrics in a text, summed over labels; of KV usage the maximum. None: it contains
+        none of these metrics.
         """
-        found = self.values(text)
-        if not found:
+        values = self.values(text)
+        if not values:
             return None
 
         def counted(meaning: str) -> float | None:
-            return sum(found[meaning]) if meaning in found else None
+            return sum(values[meaning]) if meaning in values else None
 
         return Reading(
             at_s,
@@ -95,33 +95,35 @@ class MetricsReader:
             counted("waiting") or 0.0,
             counted("tokens"),
             counted("preemptions"),
-            max(found["kv_usage"]) if "kv_usage" in found else None,
+            max(values["kv_usage"]) if "kv_usage" in values else None,
         )
 
 
 def _rate(before: float | None, now: float | None, seconds: float) -> float | None:
-    """What a counter gained per second. None: it is not known, or counts anew since a restart."""
+    """The rate of a counter per second. None: it is unknown, or was reset by a restart."""
     if before is None or now is None or now < before:
         return None
     return (now - before) / seconds
 
 
 def together(loads: Sequence[EngineLoad], engines: int) -> EngineLoad:
-    """The load of so many engines, of which some are known and stand for all. Raises ValueError:
-    none is known.
+    """The load of `engines` engines together, extrapolated from the loads of some of them.
+
+    Raises:
+        ValueError: `loads` is empty.
     """
     if not loads:
         raise ValueError("the load of no engine is known")
 
-    def of_all(known: Sequence[float | None]) -> float | None:
-        told = [one for one in known if one is not None]
-        return engines * sum(told) / len(told) if told else None
+    def of_all(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return engines * sum(known) / len(known) if known else None
 
-    usages = [one.kv_usage for one in loads if one.kv_usage is not None]
+    usages = [load.kv_usage for load in loads if load.kv_usage is not None]
     return EngineLoad(
-        of_all([one.running for one in loads]) or 0.0,
-        of_all([one.waiting for one in loads]) or 0.0,
-        of_all([one.tokens_s for one in loads]),
-        of_all([one.preemptions_s for one in loads]),
+        of_all([load.running for load in loads]) or 0.0,
+        of_all([load.waiting for load in loads]) or 0.0,
+        of_all([load.tokens_s for load in loads]),
+        of_all([load.preemptions_s for load in loads]),
         max(usages) if usages else None,
     )

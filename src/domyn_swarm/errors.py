@@ -1,7 +1,7 @@
-"""Every error a user can meet, with the exit code it ends the command with.
+"""The errors that users can cause, each with the exit code of a command that fails with it.
 
-A `SwarmError` is printed as one message and its hint, without a traceback. Anything else that
-reaches the top of a command is a bug of ours: traceback, exit code 70.
+A `SwarmError` is printed as a message and a hint, without a traceback. Any other exception that
+ends a command is a bug: it is printed with a traceback, and the exit code is 70.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from types import TracebackType
 EXIT_OK = 0
 EXIT_FAILED_ROWS = 7
 EXIT_BUG = 70
-EXIT_BUDGET_SPENT = 75  # of a worker, as EX_TEMPFAIL: what is left may be asked later
-EXIT_TIMED_OUT = 124  # as `timeout` has it
+EXIT_BUDGET_SPENT = 75  # of a worker, as EX_TEMPFAIL: the remaining rows may be sent later
+EXIT_TIMED_OUT = 124  # as of the command `timeout`
 EXIT_INTERRUPTED = 130
 
 
 class SwarmError(Exception):
-    """Something the user can act on. `message` says what is wrong, `hint` what to do next."""
+    """An error that the user can fix. `message` says what is wrong, `hint` what to do next."""
 
     exit_code = 1
 
@@ -36,10 +36,10 @@ class SwarmError(Exception):
 
 @dataclass(frozen=True)
 class Mistake:
-    """One thing in a configuration that cannot be used, and what to write instead."""
+    """One mistake in a configuration, with what to write instead."""
 
     place: str  # `file:line`, a file, or a flag
-    key: str  # dotted; empty where it is about no key
+    key: str  # dotted; empty if the mistake does not concern a key
     message: str
 
     def __str__(self) -> str:
@@ -49,27 +49,27 @@ class Mistake:
 
 
 class ConfigError(SwarmError):
-    """What the user wrote (file, flag, environment) cannot be used; nothing was started."""
+    """A file, flag or environment variable is invalid; nothing was started."""
 
     exit_code = 2
 
     def __init__(self, message: str, *, hint: str = "", mistakes: Sequence[Mistake] = ()) -> None:
         super().__init__(message, hint=hint)
-        self.mistakes = tuple(mistakes)  # of a file: each one by itself
+        self.mistakes = tuple(mistakes)  # in a file, one by one
 
 
 class StateError(SwarmError):
-    """The state database or a swarm's folder does not allow what was asked."""
+    """The state database or a swarm's folder does not allow the operation."""
 
     exit_code = 3
 
 
 class NothingToRetry(StateError):
-    """No row of a job is one of those that are to be asked again."""
+    """A job has no rows of the classes to send again."""
 
 
 class SwarmNotFound(StateError):
-    """No swarm has that name; close names are suggested."""
+    """No swarm has that name; the hint suggests similar names."""
 
     def __init__(self, name: str, known: Iterable[str] = ()) -> None:
         close = get_close_matches(name, list(known), n=3, cutoff=0.5)
@@ -78,7 +78,7 @@ class SwarmNotFound(StateError):
 
 
 class SwarmReplaced(StateError):
-    """A newer swarm has taken the place of the one that was meant, or it was forgotten."""
+    """The swarm was replaced by a newer one of its name, or deleted."""
 
 
 class SwarmExists(StateError):
@@ -112,11 +112,11 @@ class PlatformUnavailable(PlatformError):
 
 
 class SubmissionUnknown(PlatformUnavailable):
-    """The platform did not answer a submission: it may have taken it, and may yet."""
+    """The platform did not answer a submission: it may have accepted it, or may still do so."""
 
 
 class RunsElsewhere(PlatformError):
-    """It was started on another host, cluster or workspace, which cannot be asked from here."""
+    """The swarm or job runs on another host, cluster or workspace, unreachable from here."""
 
 
 class LaunchError(SwarmError):
@@ -130,7 +130,7 @@ class NotReady(LaunchError):
 
 
 class WaitTimedOut(SwarmError):
-    """The time that was to be waited is over; the swarm is neither up nor failed, and goes on."""
+    """The time to wait is over, and the swarm has neither come up nor failed. It keeps running."""
 
     exit_code = EXIT_TIMED_OUT
 
@@ -146,19 +146,19 @@ class JobError(SwarmError):
 
 
 class BudgetSpent(JobError):
-    """A job has cost as many GPU-hours as it may; what it has answered is kept."""
+    """A job has used its budget of GPU hours; its answers are kept."""
 
     exit_code = EXIT_BUDGET_SPENT
 
 
 class InvalidInput(JobError):
-    """The job's input cannot be used: refused before the first request."""
+    """The job's input is invalid; refused before the first request."""
 
     exit_code = 2
 
 
 class CheckpointMismatch(JobError):
-    """A checkpoint exists, but for another job identity; the message names what changed."""
+    """A checkpoint exists, but of another job identity; the message names the difference."""
 
 
 class CheckpointBusy(JobError):
@@ -166,17 +166,15 @@ class CheckpointBusy(JobError):
 
 
 class CheckpointLost(JobError):
-    """The driver lost its job's lease: it neither sends nor writes any more."""
+    """The driver lost its job's lease, and has stopped sending and writing."""
 
 
 class TooManyFailures(JobError):
-    """More rows failed than `--max-failures` allows; the commonest error is shown."""
+    """More rows failed than `--max-failures` allows; the message shows the most frequent error."""
 
 
 class OutputExists(JobError):
-    """The output path is taken by something this job did not write: refused before the first
-    request.
-    """
+    """The output path exists, and this job did not write it; refused before the first request."""
 
     exit_code = 2
 
@@ -187,15 +185,15 @@ def quantity(count: int, one: str, many: str | None = None) -> str:
 
 
 def words_of(error: OSError, place: object = None) -> str:
-    """What a disk or the system refused, in a sentence; at `place` if the error names no file."""
+    """A sentence for an error of the operating system; `place` is used if it names no file."""
     where = error.filename or place
     what = "The system refused" if where is None else f"Cannot use {where}"
     return f"{what}: {error.strerror or str(error) or type(error).__name__}."
 
 
 def disk_error(error: OSError, place: object = None) -> JobError:
-    """What a disk or the system refused a job."""
-    hint = "Check that disk and submit the same job again: what is finished is kept."
+    """The error of a job whose disk, or whose operating system, refused an operation."""
+    hint = "Check that disk and submit the same job again: finished rows are kept."
     return JobError(words_of(error, place), hint=hint)
 
 
@@ -203,10 +201,10 @@ def disk_error(error: OSError, place: object = None) -> JobError:
 
 
 def interrupted(message: str) -> KeyboardInterrupt:
-    """A `KeyboardInterrupt` that says what was kept, to be raised `from None`.
+    """A `KeyboardInterrupt` with a message that says what was kept. Raise it `from None`.
 
-    Where nothing catches it, a script ends with this one line instead of a traceback, and as ever
-    by the signal. Notebooks show errors in their own way.
+    If nothing catches it, a script prints this line instead of a traceback, and ends by the signal
+    as usual. Notebooks show errors in their own way.
     """
     error = KeyboardInterrupt(message)
     before = sys.excepthook

@@ -1,7 +1,7 @@
-"""One logging configuration for every program: to stderr or a file, never to stdout.
+"""The logging configuration of every program: to stderr or a file, never to stdout.
 
-Lines are for people, or with `DOMYN_SWARM_LOG_FORMAT=json` one JSON object each: `at`, `level`,
-`logger`, `message`, and where there was one the traceback as `error`.
+Lines are text, or with `DOMYN_SWARM_LOG_FORMAT=json` JSON objects with `at`, `level`, `logger`,
+`message`, and `error` for a traceback.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _JsonLines(logging.Formatter):
     """Each record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """The line without a line break."""
         line = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -41,7 +41,7 @@ class _JsonLines(logging.Formatter):
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg] # not generic when it runs
-    """Ours, known by its kind: there is never a second one."""
+    """Our handler. Its class identifies it, so that it is added only once."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -53,13 +53,13 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def configure(default_level: str = "WARNING", environ: Mapping[str, str] = os.environ) -> None:
-    """Send our loggers to stderr, once; calling again only changes level and format.
+    """Log to stderr. A second call only changes level and format.
 
-    `DOMYN_SWARM_LOG_LEVEL` wins over the program's default, and `DOMYN_SWARM_LOG_FORMAT` says how
-    lines look. A program that has given our loggers a handler of its own keeps it alone.
+    `DOMYN_SWARM_LOG_LEVEL` overrides the program's default, and `DOMYN_SWARM_LOG_FORMAT` selects
+    the format. If a program has added its own handler to our loggers, none is added.
 
     Raises:
-        ConfigError: one of the variables is none of the values it may have.
+        ConfigError: one of the variables has an invalid value.
     """
     level = _chosen(environ, LEVEL_VARIABLE, default_level, _LEVELS, str.upper)
     form = _chosen(environ, FORMAT_VARIABLE, "text", FORMATS, str.lower)
@@ -74,7 +74,7 @@ def configure(default_level: str = "WARNING", environ: Mapping[str, str] = os.en
 
 
 def variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that say how to log, for programs elsewhere, which may not inherit them."""
+    """The logging variables that are set, for programs on nodes that may not inherit them."""
     return {name: environ[name] for name in (LEVEL_VARIABLE, FORMAT_VARIABLE) if environ.get(name)}
 
 
@@ -88,7 +88,7 @@ def _chosen(
     value = spelled(environ.get(variable) or default)
     if value not in allowed:
         raise ConfigError(
-            f"{variable} is {environ[variable]!r}, which is none of {', '.join(allowed)}.",
-            hint=f"Set it to one of them, or unset {variable}.",
+            f"{variable} is {environ[variable]!r}, which is not one of {', '.join(allowed)}.",
+            hint=f"Set it to one of these values, or unset {variable}.",
         )
     return value

@@ -1,8 +1,9 @@
-"""How many files this process may have open, connections among them.
+"""The number of files that this process may have open, connections included.
 
-A shell's soft limit is 1,024 as a rule (`ulimit -Sn`); the hard limit, up to which every process
-may raise its own, is often far higher (`ulimit -Hn`). A request in flight holds one file in who
-sends it, and two in a router. Slurm starts jobs with the soft limit of the submitting shell.
+A shell's soft limit is usually 1,024 (`ulimit -Sn`); the hard limit, up to which a process may
+raise its soft limit, is often far higher (`ulimit -Hn`). A request in flight uses one file in the
+process that sends it, and two in a router. Slurm starts jobs with the soft limit of the submitting
+shell.
 """
 
 from __future__ import annotations
@@ -16,53 +17,56 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ENOUGH = 65_536  # a process that asks for no more gets no more: some look at every number
+ENOUGH = 65_536  # higher only on request: some programs iterate over all possible descriptors
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
-"""Errors of opening: this process, or this machine, has no file left. They say nothing of who was
-to be reached.
+"""Errors because this process or machine has no file left, and not because of the peer of a
+connection.
 """
-_UNLIMITED = 1 << 20  # what is taken for no limit at all; also the most that Linux allows
-_SPARE = 64  # files a run opens beside its connections: checkpoint, input, output
+_UNLIMITED = 1 << 20  # used for an unlimited limit; also the most that Linux allows
+_SPARE = 64  # files that a run opens in addition to connections: checkpoint, input, output
 _OPEN_FILES = Path("/proc/self/fd")
 
 _raising = threading.Lock()
-_raised_by = 0  # of `raised` bodies that run now
+_raised_by = 0  # number of `raised` blocks that run now
 _before: tuple[int, int] = (0, 0)
 _set: tuple[int, int] = (0, 0)
 
 
 class Limits(NamedTuple):
-    """Files that a process may have open."""
+    """Limits of a process's open files."""
 
-    soft: int  # now
-    hard: int  # up to which it may raise that
+    soft: int  # the limit that applies
+    hard: int  # up to which the process may raise the soft limit
 
 
 def limits() -> Limits:
-    """Those of this process."""
+    """The limits of this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Limits(_finite(soft), _finite(hard))
 
 
 def raise_limit(needed: int = ENOUGH) -> int:
-    """Raise the soft limit to what is needed, as far as the hard one lets; children inherit it.
+    """Raise the soft limit to `needed`, or to the hard limit if that is lower.
+
+    Child processes inherit it.
 
     Returns:
-        The soft limit from now on.
+        The new soft limit.
     """
-    found = limits()
-    wanted = min(max(needed, ENOUGH), found.hard)
-    if wanted > found.soft:
+    current = limits()
+    wanted = min(max(needed, ENOUGH), current.hard)
+    if wanted > current.soft:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):  # a sandbox may refuse what is allowed
+        with contextlib.suppress(ValueError, OSError):  # a sandbox may refuse it
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return limits().soft
 
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """The same for a while, in a process that is not ours: a notebook's. The last of several that
-    leave puts back what was there.
+    """Raise the soft limit during a block, in a process of the user's such as a notebook.
+
+    Of several concurrent blocks the last one restores the original limit.
     """
     global _raised_by, _before, _set  # noqa: PLW0603 - a limit of the whole process
     with _raising:
@@ -82,7 +86,7 @@ def raised() -> Iterator[None]:
 
 
 def connections() -> int:
-    """How many connections this process may open beside what it has open and needs itself."""
+    """The number of further connections that this process may open."""
     try:
         in_use = sum(1 for _ in _OPEN_FILES.iterdir())
     except OSError:  # not Linux
@@ -91,7 +95,7 @@ def connections() -> int:
 
 
 def none_left() -> bool:
-    """Whether no file can be opened now."""
+    """Whether this process cannot open any file now."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Where everything lies. Properties only: nothing here creates, reads or writes a file.
+"""The paths of all files. Properties only: they do not create, read or write files.
 
-The exceptions are `private_dir`, `private_file`, `write_private` and `write_private_once`, the ways
-to create what only its owner may read.
+`private_dir`, `private_file`, `write_private` and `write_private_once` create files and folders
+that only their owner may read.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ def database_path() -> Path:
 
 
 def checkpoints_dir() -> Path:
-    """Checkpoints of all jobs: outside every swarm, so that they outlive it."""
+    """The checkpoints of all jobs, outside swarms' folders, so that they outlive swarms."""
     return home() / "checkpoints"
 
 
 def private_dir(path: Path) -> Path:
-    """Create the folder and its missing parents, readable by their owner alone."""
+    """Create the folder and its missing parents with mode 0700."""
     for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
         missing.mkdir(exist_ok=True, mode=0o700)
     return path
 
 
 def private_file(path: Path) -> Path:
-    """Have a file there, readable by its owner alone, that other programs append to."""
+    """Create an empty file with mode 0600, unless it exists, for programs that append to it."""
     (private_dir(path.parent) / path.name).touch(mode=0o600)
     return path
 
 
 def write_private(path: Path, text: str, *, synced: bool = True) -> None:
-    """Write a file atomically (temporary file, fsync, rename), readable by its owner alone.
+    """Write a file atomically (temporary file, fsync, rename) with mode 0600.
 
-    `synced=False` leaves the fsync out: for what is written anew every second.
+    `synced=False` omits the fsync, for files that are rewritten every second.
     """
     private_dir(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -66,7 +66,7 @@ def write_private(path: Path, text: str, *, synced: bool = True) -> None:
 
 
 def write_private_once(path: Path, text: str) -> None:
-    """As `write_private`, unless the file is there already; of several writers one wins."""
+    """As `write_private`, unless the file exists. Of several writers the first one wins."""
     if path.exists():
         return
     private_dir(path.parent)
@@ -88,72 +88,72 @@ class JobPaths:
 
     @property
     def spec(self) -> Path:
-        """What was asked: `job.json`."""
+        """The job's specification: `job.json`."""
         return self.root / "job.json"
 
     @property
     def submitter(self) -> Path:
-        """Which process is submitting it: `submitter.json`."""
+        """The claim of the process that submits the job: `submitter.json`."""
         return self.root / "submitter.json"
 
     @property
     def asks(self) -> Path:
-        """Where the answers to its rows are kept, which two jobs at once must not ask: `asks`."""
+        """The checkpoint of its rows, which two jobs must not send at once: `asks`."""
         return self.root / "asks"
 
     @property
     def input_facts(self) -> Path:
-        """What the submitter found of the input's files: `input.facts`."""
+        """Sizes and times of the input's files at submission: `input.facts`."""
         return self.root / "input.facts"
 
     @property
     def exit(self) -> Path:
-        """How it ended: `exit.json`, written by our wrapper."""
+        """How the job ended: `exit.json`, written by the exit wrapper."""
         return self.root / "exit.json"
 
     @property
     def runs(self) -> Path:
-        """The runs of a job that goes on by itself: `runs.json`, written by our wrapper."""
+        """The runs of a job that is continued: `runs.json`, written by the exit wrapper."""
         return self.root / "runs.json"
 
     @property
     def notify(self) -> Path:
-        """Whom our wrapper tells how it ended, if anybody: `notify.json`."""
+        """Whom the exit wrapper notifies of the job's end, if anyone: `notify.json`."""
         return self.root / "notify.json"
 
     @property
     def progress(self) -> Path:
-        """How far it is: `progress.json`, rewritten by the worker."""
+        """The job's progress: `progress.json`, rewritten by the worker."""
         return self.root / "progress.json"
 
     @property
     def script(self) -> Path:
-        """The batch script that was submitted for it."""
+        """The batch script of the job."""
         return self.root / "job.sh"
 
     @property
     def srun_log(self) -> Path:
-        """What `srun` said, of a job that is a step."""
+        """The output of `srun`, if the job is a step."""
         return self.root / "srun.log"
 
     @property
     def trace(self) -> Path:
-        """How the run went, a line about every second: `trace.jsonl`."""
+        """The trace of the job's runs, about one line per second: `trace.jsonl`."""
         return self.root / "trace.jsonl"
 
     @property
     def report(self) -> Path:
-        """The job as a page for people: `report.html`."""
+        """The report: `report.html`."""
         return self.root / "report.html"
 
     @property
     def result(self) -> Path:
-        """The worker's own account of a run that came to its end: `result.json`."""
+        """The worker's result of a run that was not killed: `result.json`."""
         return self.root / "result.json"
 
     @property
     def log(self) -> Path:
-        """What the worker printed."""
+        """The worker's log."""
         return self.root / "logs" / "worker.log"
 
 
@@ -170,58 +170,58 @@ class SwarmPaths:
 
     @property
     def config(self) -> Path:
-        """What was asked."""
+        """The configuration."""
         return self.root / "config.yaml"
 
     @property
     def plan(self) -> Path:
-        """What was derived."""
+        """The plan."""
         return self.root / "plan.json"
 
     def launcher(self, tag: str) -> Path:
-        """Which process is bringing up the swarm of this tag."""
+        """The claim of the process that brings up the swarm with this tag."""
         return self.root / f"launcher-{tag}.json"
 
     @property
     def api_key(self) -> Path:
-        """The clients' key, 0600."""
+        """The clients' API key, 0600."""
         return self.root / "secrets" / "api_key"
 
     @property
     def collector_key(self) -> Path:
-        """The watchdogs' key to the collector, 0600; never the clients'."""
+        """The watchdogs' key for the collector, 0600; different from the clients' key."""
         return self.root / "secrets" / "collector_key"
 
     @property
     def metrics_key(self) -> Path:
-        """The scrapers' key, 0600: one for all swarms of a home, since Prometheus has one for each
-        list of targets. It reads metrics and nothing else.
+        """The scrapers' key, 0600, which only allows reading metrics. All swarms of a home share
+        it, because Prometheus has one key per list of targets.
         """
         return self.root.parent.parent / "secrets" / "metrics_key"
 
     @property
     def public_name(self) -> str:
-        """What its files are called in folders where several users' swarms meet."""
+        """The name of the swarm's files in folders that several users share."""
         return f"domyn-swarm-{os.getuid()}-{self.root.name}"
 
     @property
     def scrape_targets(self) -> Path:
-        """For all swarms of a home: where to scrape each (`file_sd_configs` know one folder)."""
+        """The scrape targets of all swarms of a home, in one folder for `file_sd_configs`."""
         return self.root.parent.parent / "prometheus"
 
     @property
     def notify_url(self) -> Path:
-        """The webhook that is told what happens, 0600: its URL may hold a secret."""
+        """The URL of the webhook for notifications, 0600: it may contain a secret."""
         return self.root / "secrets" / "notify_url"
 
     @property
     def ray_token(self) -> Path:
-        """What Ray asks of everyone who joins or uses a replica's cluster, 0600."""
+        """The token for joining and using a replica's Ray cluster, 0600."""
         return self.root / "secrets" / "ray_token"
 
     @property
     def scripts(self) -> Path:
-        """Everything that was submitted or started, exactly as it was."""
+        """The scripts and specs of everything that was submitted or started."""
         return self.root / "scripts"
 
     @property
@@ -230,7 +230,7 @@ class SwarmPaths:
         return self.scripts / "watchdog.py"
 
     def watchdog_spec(self, replica: int) -> Path:
-        """What the watchdog of one replica is told."""
+        """The spec of the watchdog of one replica."""
         return self.scripts / f"watchdog-{replica}.json"
 
     @property
@@ -240,12 +240,12 @@ class SwarmPaths:
 
     @property
     def follower_spec(self) -> Path:
-        """What they are told."""
+        """The spec of the follower program."""
         return self.scripts / "follower.json"
 
     @property
     def companion_spec(self) -> Path:
-        """What the first node of a replica keeps running beside the engine."""
+        """The spec of the program that runs beside the engine on the first node of a replica."""
         return self.scripts / "companion.json"
 
     @property
@@ -260,37 +260,37 @@ class SwarmPaths:
 
     @property
     def starting(self) -> Path:
-        """Locked by whoever starts watchdogs on this machine."""
+        """The lock for starting watchdogs on this machine."""
         return self.scripts / "starting"
 
     @property
     def endpoint_spec(self) -> Path:
-        """What the endpoint program is told."""
+        """The spec of the endpoint program."""
         return self.scripts / "endpoint.json"
 
     @property
     def endpoint(self) -> Path:
-        """Where the endpoint listens, rewritten whenever it moves."""
+        """The endpoint's address, rewritten whenever it changes."""
         return self.root / "serving" / "endpoint.json"
 
     @property
     def workspace(self) -> Path:
-        """The workspace of a cloud that the swarm was launched in."""
+        """The cloud workspace in which the swarm was launched."""
         return self.root / "serving" / "workspace.json"
 
     @property
     def replicas(self) -> Path:
-        """The collector's last view, for readers when it cannot be asked."""
+        """The collector's last view, for readers that cannot reach the collector."""
         return self.root / "serving" / "replicas.json"
 
     @property
     def elastic(self) -> Path:
-        """Which replicas an elastic swarm shall run, and what was measured of its starts."""
+        """The replicas that an elastic swarm should run, and the measured times of its starts."""
         return self.root / "serving" / "elastic.json"
 
     @property
     def ended(self) -> Path:
-        """Why the swarm ended, once it has: by itself, or by `down`."""
+        """Why the swarm ended, by itself or by `down`; missing before its end."""
         return self.root / "serving" / "ended.json"
 
     @property
@@ -299,47 +299,49 @@ class SwarmPaths:
         return self.root / "serving" / "down-after"
 
     def expired(self, replica: int) -> Path:
-        """Left by a replica that ended for its time limit alone: it wants a successor."""
+        """Written by a replica that ends only because of its time limit: it needs a successor."""
         return self.root / "serving" / "expired" / str(replica)
 
     def elsewhere(self, task: int) -> Path:
-        """Left by a task whose engine ended again and again as it started: its job, its node."""
+        """Job and node of a task whose engine repeatedly ended while it started."""
         return self.root / "serving" / "elsewhere" / str(task)
 
     @property
     def left_out(self) -> Path:
-        """The nodes that the swarm's replicas are not started on for a while."""
+        """The nodes on which no replica of the swarm is started for a while."""
         return self.root / "serving" / "left-out.json"
 
     def at_work(self, task: int) -> Path:
-        """The job of a task of the replicas that runs; one that ends by itself adds so."""
+        """The job of a running task of the replicas; a task that ends by itself adds a note."""
         return self.root / "serving" / "at-work" / str(task)
 
     def killed(self, task: int) -> Path:
-        """The jobs of a task that were killed and have successors, in a row."""
+        """The consecutive jobs of a task that were killed and have successors."""
         return self.root / "serving" / "killed" / str(task)
 
     def submitting(self, kind: str) -> Path:
-        """A submission of the endpoint or of replicas that the scheduler has not answered yet."""
+        """A pending submission of the endpoint or of replicas, which the scheduler has not yet
+        answered.
+        """
         return self.root / "serving" / f"submitting-{kind}"
 
     @property
     def endpoint_leaves(self) -> Path:
-        """The job of an endpoint whose time is up: what begins in its allocation ends with it."""
+        """The job of an endpoint at its time limit: steps that start in it end with it."""
         return self.root / "serving" / "endpoint-leaves"
 
     @property
     def endpoint_asked(self) -> Path:
-        """Touched by a task of the replicas that asks the scheduler for a lost endpoint."""
+        """Touched by a task of the replicas that checks with the scheduler for a lost endpoint."""
         return self.root / "serving" / "endpoint-asked"
 
     @property
     def endpoint_over(self) -> Path:
-        """Since when an endpoint that nobody brings back is over, and whether its replicas end."""
+        """Since when a lost endpoint has no successor, and whether its replicas end."""
         return self.root / "serving" / "endpoint-over.json"
 
     def endpoint_successor(self, job: str) -> Path:
-        """The claim of the one who submits the successor of an endpoint's job that was lost."""
+        """The claim of the task that submits the successor of an endpoint's lost job."""
         return self.root / "serving" / f"successor-of-{job}"
 
     @property
@@ -349,27 +351,27 @@ class SwarmPaths:
 
     @property
     def watchdog_db(self) -> Path:
-        """History of replica states; the collector's own."""
+        """The collector's history of replica states."""
         return self.root / "watchdog.db"
 
     @property
     def logs(self) -> Path:
-        """What every program of the swarm printed, its jobs' excepted."""
+        """The logs of the swarm's programs, except those of jobs."""
         return self.root / "logs"
 
     @property
     def endpoint_log(self) -> Path:
-        """What the endpoint program printed."""
+        """The log of the endpoint program."""
         return self.logs / "endpoint" / "endpoint.log"
 
     @property
     def router_log(self) -> Path:
-        """What the router printed."""
+        """The log of the router."""
         return self.logs / "endpoint" / "router.log"
 
     @property
     def slurm_logs(self) -> Path:
-        """What the batch scripts printed."""
+        """The folder of the batch scripts' logs."""
         return self.logs / "slurm"
 
     def replica_logs(self, replica: int) -> Path:
@@ -377,15 +379,15 @@ class SwarmPaths:
         return self.logs / "replicas" / str(replica)
 
     def engine_log(self, replica: int) -> Path:
-        """What one replica's engine printed."""
+        """The log of one replica's engine."""
         return self.replica_logs(replica) / "engine.log"
 
     def node_log(self, replica: int, rank: int) -> Path:
-        """What ran beside the engine printed, on the first node (rank 0) and on the others."""
+        """The log of the program beside the engine on the first node (rank 0), or on another."""
         return self.replica_logs(replica) / f"node-{rank}.log"
 
     def watchdog_log(self, replica: int) -> Path:
-        """What one replica's watchdog printed."""
+        """The log of one replica's watchdog."""
         return self.replica_logs(replica) / "watchdog.log"
 
     @property

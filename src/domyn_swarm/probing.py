@@ -21,34 +21,34 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-_LOADED_S = 60.0  # what has loaded has still to answer
+_LOADED_S = 60.0  # from the end of loading until the first answer
 _LONGEST_ANSWER = 4_000_000  # bytes
 _LONGEST_LINE = 65_536
 
 
 class Phase(IntEnum):
-    """How far along a thing is; composition takes the least of its parts, terminal ones first."""
+    """How far a start is. A composed probe has the lowest phase of its parts."""
 
-    FAILED = 0  # terminal: it will not come up
+    FAILED = 0  # terminal: it will not become ready
     STOPPED = 1  # terminal: it ended or does not exist
-    UNKNOWN = 2  # could not be asked
-    QUEUED = 3  # waits for the platform; keeps its place
+    UNKNOWN = 2  # it could not be probed
+    QUEUED = 3  # it waits for the platform
     STARTING = 4
     READY = 5
 
     @property
     def terminal(self) -> bool:
-        """Whether waiting longer cannot help."""
+        """Whether the phase is final, so that waiting longer cannot help."""
         return self in (Phase.FAILED, Phase.STOPPED)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen, in words, and when (seconds of the monotonic clock)."""
+    """The result of a probe, and its time (seconds of the monotonic clock)."""
 
     phase: Phase
     detail: str = ""
-    loading: bool = field(default=False, kw_only=True)  # something is on its way; see `Deadline`
+    loading: bool = field(default=False, kw_only=True)  # an engine loads its model; see `Deadline`
     at: float = field(default_factory=time.monotonic)
 
 
@@ -56,28 +56,28 @@ Probe = Callable[[], Observation]
 
 
 class Clock(Protocol):
-    """The calls that waiting needs; a virtual one stands in for tests."""
+    """The functions that waiting needs. Tests use a virtual clock."""
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment."""
+        """Seconds since a fixed moment."""
 
     def time(self) -> float:
-        """Seconds since the epoch, as files are dated."""
+        """Seconds since the epoch, as in the times of files."""
 
     def sleep(self, seconds: float, /) -> None:
-        """Let that much time pass."""
+        """Wait for that time."""
 
 
 def all_of(**probes: Probe) -> Probe:
     """A probe that is as far as the least of its parts; what is not ready names its part."""
 
     def probe() -> Observation:
-        seen = {name: part() for name, part in probes.items()}
-        name, least = min(seen.items(), key=lambda item: item[1].phase)
+        observations = {name: part() for name, part in probes.items()}
+        name, least = min(observations.items(), key=lambda item: item[1].phase)
         detail = f"{name}: {least.detail}" if least.detail else name
         if least.phase is Phase.READY:
             detail = least.detail
-        loading = any(one.loading for one in seen.values())
+        loading = any(part.loading for part in observations.values())
         return Observation(least.phase, detail, loading=loading)
 
     return probe
@@ -87,18 +87,19 @@ def at_least(needed: int, *probes: Probe) -> Probe:
     """A probe that is ready once `needed` of its parts are, and failed once they cannot be."""
 
     def probe() -> Observation:
-        seen = [part() for part in probes]
-        ready = sum(one.phase is Phase.READY for one in seen)
-        lost = [one for one in seen if one.phase.terminal]
-        counted = f"{ready} of {len(seen)} ready"
-        if needed != len(seen):
+        parts = [part() for part in probes]
+        ready = sum(part.phase is Phase.READY for part in parts)
+        lost = [part for part in parts if part.phase.terminal]
+        counted = f"{ready} of {len(parts)} ready"
+        if needed != len(parts):
             counted += f", {needed} needed"
         if ready >= needed:
             return Observation(Phase.READY, counted)
-        if len(seen) - len(lost) < needed:
+        if len(parts) - len(lost) < needed:
             return Observation(Phase.FAILED, f"{counted}; {lost[0].detail}" if lost else counted)
-        phase = max(one.phase for one in seen if not one.phase.terminal and one.phase < Phase.READY)
-        return Observation(phase, counted, loading=any(one.loading for one in seen))
+        pending = [part.phase for part in parts if not part.phase.terminal]
+        phase = max(phase for phase in pending if phase < Phase.READY)
+        return Observation(phase, counted, loading=any(part.loading for part in parts))
 
     return probe
 
@@ -111,11 +112,13 @@ def http_json(
     use_proxy: bool = False,
     ca_file: Path | None = None,
 ) -> object:
-    """GET a small JSON document; `use_proxy`: as the environment says; `ca_file`: certificates that
-    are trusted beside the system's.
+    """GET a small JSON document.
+
+    `use_proxy` uses the proxy of the environment; `ca_file` has certificates that are trusted in
+    addition to the system's.
 
     Raises:
-        OSError: no answer, one that is no HTTP or breaks off, or a status other than 200.
+        OSError: no answer, an answer that is not HTTP or is incomplete, or a status other than 200.
         ValueError: the answer is not JSON.
     """
     if url.startswith("http://") and not use_proxy:
@@ -142,15 +145,16 @@ def http_json(
         with opener.open(request, timeout=timeout_s) as reply:
             return json.loads(reply.read(_LONGEST_ANSWER))
     except urllib.error.HTTPError as error:
-        error.close()  # it holds the connection
+        error.close()  # releases the connection
         raise
     except http.client.HTTPException as error:
         raise OSError(f"{url} does not speak HTTP: {error!r}") from error
 
 
 def _plain_answer(url: str, key: str | None, timeout_s: float) -> bytes | None:
-    """The body of the answer to a GET without TLS and proxy; None: the HTTP library has to ask. To
-    import that takes more CPU than all the rest of a look.
+    """The body of the answer to a GET without TLS and proxy; None: use the HTTP library instead.
+
+    Importing that library takes more CPU time than all the rest of `status`.
 
     Raises:
         OSError: as `http_json`.
@@ -164,7 +168,7 @@ def _plain_answer(url: str, key: str | None, timeout_s: float) -> bytes | None:
     lines = [f"GET /{path} HTTP/1.0", f"Host: {host_port}", "Accept: */*"]
     if key is not None:
         lines.append(f"Authorization: Bearer {key}")
-    # As bytes the host is not looked at as an international name, which is a library of its own.
+    # A host in bytes is not encoded as an international name, for which Python imports a codec.
     place: Any = (host.strip("[]").encode(), int(port))
     with socket.create_connection(place, timeout=timeout_s) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
@@ -187,7 +191,7 @@ def _plain_answer(url: str, key: str | None, timeout_s: float) -> bytes | None:
             length = int(fields.get("content-length", _LONGEST_ANSWER))
             body = reply.read(min(length, _LONGEST_ANSWER))
     if "content-length" in fields and len(body) < min(length, _LONGEST_ANSWER):
-        raise OSError(f"{url} broke off its answer")
+        raise OSError(f"the answer of {url} is incomplete")
     return body
 
 
@@ -199,7 +203,7 @@ def endpoint_probe(
     use_proxy: bool = False,
     ca_file: Path | None = None,
 ) -> Probe:
-    """Ready once the OpenAI endpoint at `url` lists at least one model."""
+    """A probe that is ready once the endpoint at `url` lists at least one model."""
 
     def probe() -> Observation:
         try:
@@ -211,7 +215,7 @@ def endpoint_probe(
                 ca_file=ca_file,
             )
         except (OSError, ValueError) as error:
-            return Observation(Phase.STARTING, f"{url} does not answer yet{_but(error)}")
+            return Observation(Phase.STARTING, f"{url} does not answer yet{_cause(error)}")
         if isinstance(listing, dict) and listing.get("data"):
             return Observation(Phase.READY, url)
         return Observation(Phase.STARTING, f"{url} serves no model yet")
@@ -219,21 +223,23 @@ def endpoint_probe(
     return probe
 
 
-def _but(error: OSError | ValueError) -> str:
-    """What came instead of an answer; nothing where nobody listens, as before any start."""
+def _cause(error: OSError | ValueError) -> str:
+    """The end of a message about a failed request; empty for a refused connection, which is usual
+    before the endpoint has started.
+    """
     cause = getattr(error, "reason", error)
     if isinstance(cause, ConnectionRefusedError):
         return ""
     status = getattr(error, "code", None)
-    return f": it said HTTP {status}" if status is not None else f": {cause}"
+    return f": HTTP {status}" if status is not None else f": {cause}"
 
 
 @dataclass
 class Deadline:
-    """Counts from the first moment that something runs: time in the queue keeps its place. What
-    is loading is waited for: its watchdog bounds how long that may take.
+    """A time limit that starts when something first runs: time in a queue does not count.
 
-    `overall_s` bounds everything, the queue included.
+    It does not pass while an engine loads, whose time its watchdog limits. `overall_s` limits the
+    whole time, the queue included.
     """
 
     timeout_s: float
@@ -242,15 +248,16 @@ class Deadline:
     _running_since: float | None = None
     _loading_at: float = -math.inf
 
-    def passed(self, seen: Observation, now: float) -> bool:
-        """Whether time is up, given what was just seen."""
+    def passed(self, observation: Observation, now: float) -> bool:
+        """Whether the deadline has passed, given the latest observation."""
         if self._began is None:
             self._began = now
-        if self._running_since is None and seen.phase not in (Phase.QUEUED, Phase.UNKNOWN):
+        is_running = observation.phase not in (Phase.QUEUED, Phase.UNKNOWN)
+        if self._running_since is None and is_running:
             self._running_since = now
         if self.overall_s is not None and now - self._began >= self.overall_s:
             return True
-        if seen.loading:
+        if observation.loading:
             self._loading_at = now
         if self._running_since is None or now - self._loading_at < min(_LOADED_S, self.timeout_s):
             return False
@@ -265,21 +272,21 @@ def wait_until(
     on_change: Callable[[Observation], None] | None = None,
     clock: Clock = time,
 ) -> Observation:
-    """Probe until ready, until a terminal phase, or until the deadline; return the last sight.
+    """Probe until ready, until a terminal phase, or until the deadline; the last observation.
 
-    `on_change` is called whenever phase or detail differ from the sight before. The caller
-    tells a time-out from success by the phase: only `Phase.READY` is success.
+    `on_change` is called whenever phase or detail change. Only `Phase.READY` is success: after a
+    time-out the phase is another one.
     """
     last: tuple[Phase, str] | None = None
     while True:
-        seen = probe()
-        if on_change is not None and (seen.phase, seen.detail) != last:
-            on_change(seen)
-        last = (seen.phase, seen.detail)
-        if seen.phase is Phase.READY or seen.phase.terminal:
-            return seen
-        if deadline.passed(seen, clock.monotonic()):
-            return seen
+        observation = probe()
+        if on_change is not None and (observation.phase, observation.detail) != last:
+            on_change(observation)
+        last = (observation.phase, observation.detail)
+        if observation.phase is Phase.READY or observation.phase.terminal:
+            return observation
+        if deadline.passed(observation, clock.monotonic()):
+            return observation
         clock.sleep(every_s)
 
 

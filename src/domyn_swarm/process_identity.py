@@ -1,6 +1,8 @@
-"""Which process it is, and which host. A pid is used again one day; when each began tells them
-apart, but the clock may be set meanwhile: by NTP, by hand, after a laptop slept. And a pid means
-something only on its host, within one boot and one PID namespace.
+"""Identities of processes and hosts.
+
+Pids are reused, so a process is identified by pid and start time. The start time must not depend on
+the clock, which NTP, a user or a resume from sleep may set. A pid is only valid on its host, within
+one boot and one PID namespace.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel's proc_ns.
 
 
 def identify(pid: int) -> ProcessId:
-    """The process that has this pid now.
+    """The identity of the process that has this pid now.
 
-    Its start counts from the boot of this machine, in steps of 0.01 s, as Linux has it (`starttime`
-    in proc(5)); psutil adds the time of the boot, which moves whenever the clock is set.
+    Its start time is relative to the boot, in steps of 0.01 s (`starttime` in proc(5)). psutil adds
+    the boot time, which changes whenever the clock is set.
 
     Raises:
-        psutil.NoSuchProcess: none has it.
+        psutil.NoSuchProcess: there is no such process.
     """
     while True:
         booted = psutil.boot_time()
@@ -38,12 +40,12 @@ def identify(pid: int) -> ProcessId:
 
 
 def this_process() -> ProcessId:
-    """The one that runs this."""
+    """The identity of the calling process."""
     return identify(os.getpid())
 
 
 def still_there(process: ProcessId) -> bool:
-    """Whether it has not ended, or is a zombie yet: a later one with its pid is another."""
+    """Whether exactly this process exists, possibly as a zombie."""
     try:
         return abs(identify(process.pid).started_at - process.started_at) < _TOLERANCE_S
     except psutil.NoSuchProcess:
@@ -51,7 +53,7 @@ def still_there(process: ProcessId) -> bool:
 
 
 def this_host() -> Location:
-    """Where processes that this one starts will run."""
+    """The location of this process, and of processes that it starts."""
     return Location(
         kind="host",
         name=socket.gethostname(),
@@ -62,17 +64,18 @@ def this_host() -> Location:
 
 
 def host_reach(there: Location, here: Location | None = None) -> Reach:
-    """What can be known here (default: of this process) of processes that were started there.
+    """Whether processes that were started at `there` are visible at `here` (default: this process).
 
-    Within one boot and one PID namespace all processes are visible, whatever the host is called
-    now. A host that was restarted since has none of them any more; but the same name is no proof
-    of that: containers, cloned machines and images share names. It counts as restarted only when
-    it is the same installation, and neither there nor here is a container.
+    Within one boot and one PID namespace all processes are visible, even if the host has another
+    name now. After a restart of the host, none of its processes runs. A host with the same name and
+    another boot may still be another one, because containers, cloned machines and images share
+    names: it counts as restarted only if it is the same installation, and neither location is a
+    container.
     """
     here = this_host() if here is None else here
     if there.kind != "host":
         return Reach.ELSEWHERE
-    if there.boot_id is None or here.boot_id is None:  # a system that does not provide it
+    if there.boot_id is None or here.boot_id is None:  # the system does not provide it
         same_boot = there.name == here.name
     else:
         same_boot = there.boot_id == here.boot_id
@@ -102,7 +105,7 @@ def _inode(path: Path) -> int | None:
 
 
 def _digest(identity: str | None) -> str | None:
-    """The id itself is not to be shown around: see machine-id(5)."""
+    """A hash of an id that must not be published: see machine-id(5)."""
     if identity is None:
         return None
     return hashlib.sha256(f"domyn-swarm {identity}".encode()).hexdigest()[:16]

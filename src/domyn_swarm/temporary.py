@@ -1,4 +1,4 @@
-"""Where this node keeps temporary files: what is set may be another machine's folder."""
+"""The node's folder for temporary files. An inherited `TMPDIR` may not exist on the node."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ import tempfile
 from pathlib import Path
 
 _VARIABLE = "TMPDIR"
-_SOCKETS_FIT = 40  # bytes; a socket's path has 107, of which Ray's and ZeroMQ's names take the rest
+_MAX_FOLDER = 40  # bytes; a socket's path has at most 107, and Ray's and ZeroMQ's names need 67
 
 
 def settle_temporary_folder() -> str | None:
-    """Unset `TMPDIR` where there is no such folder, or none to write to, for this program and those
-    that it starts; what is to be said about it.
+    """Unset `TMPDIR` if it is not a writable folder, for this program and its children.
+
+    Returns a message if it did so.
 
     Raises:
-        SystemExit: nothing can be written anywhere; with a message.
+        SystemExit: no temporary folder is writable; with a message.
     """
     chosen = os.environ.get(_VARIABLE)
-    said = None
+    message = None
     if chosen is not None and not _usable(chosen):
         del os.environ[_VARIABLE]
         tempfile.tempdir = None
-        said = f"TMPDIR={chosen} cannot be written to on this node: it is unset"
+        message = f"TMPDIR={chosen} cannot be written to on this node: it is unset"
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
         raise SystemExit(
-            f"domyn-swarm: {os.uname().nodename} has no room for temporary files: /tmp is full or "
+            f"domyn-swarm: {os.uname().nodename} has no space for temporary files: /tmp is full or "
             f"cannot be written to ({error.strerror or error}). Set TMPDIR in backend.env."
         ) from None
-    return said
+    return message
 
 
 def too_long_for_sockets() -> str | None:
-    """What is to be said where engines may not get their sockets into the folder."""
+    """A warning if the paths of engines' sockets in `TMPDIR` may be too long; None: they fit."""
     chosen = os.environ.get(_VARIABLE, "")
-    if len(os.fsencode(chosen)) <= _SOCKETS_FIT:
+    if len(os.fsencode(chosen)) <= _MAX_FOLDER:
         return None
-    return f"TMPDIR={chosen} is long: sockets of engines may not fit ({_SOCKETS_FIT} bytes do)"
+    return f"TMPDIR={chosen} is long: sockets of engines may not fit ({_MAX_FOLDER} bytes do)"
 
 
 def _usable(folder: str) -> bool:

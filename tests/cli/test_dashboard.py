@@ -17,7 +17,7 @@ from aiohttp.cookiejar import DummyCookieJar
 
 from domyn_swarm.backends.endpoint.connections import MAX_CONNECTIONS
 from domyn_swarm.cli.dashboard import board
-from domyn_swarm.cli.dashboard.board import Board, Looks
+from domyn_swarm.cli.dashboard.board import Board, Polls
 from domyn_swarm.cli.dashboard.server import Address, Dashboard, listening
 from domyn_swarm.errors import PlatformError, SwarmNotFound
 from domyn_swarm.state import SwarmStore
@@ -149,12 +149,12 @@ async def test_many_tabs_cost_one_look_and_nobody_costs_none() -> None:
         let_go.wait(limit_s())
         return len(taken)
 
-    look = Looks().at(("it",), lambda: take, 3600.0)
-    tabs = [asyncio.create_task(look.seen()) for _ in range(20)]
+    poll = Polls().at(("it",), lambda: take, 3600.0)
+    tabs = [asyncio.create_task(poll.result()) for _ in range(20)]
     await until_async(lambda: taken)
     let_go.set()
     assert {(await tab).value for tab in tabs} == {1}
-    assert (await look.seen()).value == 1  # it is not due yet
+    assert (await poll.result()).value == 1  # it is not due yet
     assert len(taken) == 1
 
 
@@ -167,13 +167,13 @@ async def test_what_cannot_be_asked_is_shown_as_it_was_known() -> None:
             raise answer
         return str(answer)
 
-    look = Looks().at(("it",), lambda: take, 0.0)
-    first = await look.seen()
+    poll = Polls().at(("it",), lambda: take, 0.0)
+    first = await poll.result()
     assert (first.value, first.problem) == ("first", None)
-    silent = await look.seen()
+    silent = await poll.result()
     assert (silent.value, silent.at, silent.problem) == ("first", first.at, "The queue is silent.")
-    assert "its terminal shows why" in ((await look.seen()).problem or "")
-    again = await look.seen()
+    assert "its terminal shows why" in ((await poll.result()).problem or "")
+    again = await poll.result()
     assert (again.value, again.problem) == ("again", None)
 
 
@@ -185,8 +185,8 @@ async def test_nobody_waits_for_a_platform_that_hangs(monkeypatch: pytest.Monkey
         slow.wait(limit_s())
         raise SwarmNotFound("it")
 
-    late = Looks().at(("late",), lambda: take_slowly, 3600.0)
-    assert await late.seen() == board.Seen()
+    late = Polls().at(("late",), lambda: take_slowly, 3600.0)
+    assert await late.result() == board.PollResult()
     slow.set()
     await until_async(lambda: late._running is None)
-    assert (await late.seen()).gone
+    assert (await late.result()).gone

@@ -120,7 +120,7 @@ class Recording:
         self.told: list[object] = []
         self.broken: str | None = None
 
-    def look(self) -> SwarmSnapshot:
+    def snapshot(self) -> SwarmSnapshot:
         if self.broken is not None:
             raise PlatformError(self.broken)
         return self.snapshots.pop(0) if len(self.snapshots) > 1 else self.snapshots[0]

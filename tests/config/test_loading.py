@@ -117,7 +117,7 @@ tls_cert: x
     said = mistakes(text, tmp_path, overrides=["port", "port=high"])
     assert said.splitlines()[:-1] == [
         "bad.yaml: 16 mistakes in the configuration:",
-        "  bad.yaml:16: replicas: stands twice, first on line 3; remove one",
+        "  bad.yaml:16: replicas: is a duplicate key, first on line 3; remove one",
         "  --set port: write key=value, for example replicas=4",
         "  bad.yaml:2: replica: unknown key; did you mean replicas?",
         "  bad.yaml:4: engine: must be 'vllm', 'llamacpp', 'sglang', 'sim' or 'command', not 'vlm'",
@@ -133,7 +133,7 @@ tls_cert: x
         "  bad.yaml:13: name: must be lower-case letters, digits and hyphens, begin with a letter, "
         "not end with a hyphen, at most 40; for example not-good",
         "  bad.yaml:14: min_ready: 2 is more than replicas (1)",
-        "  bad.yaml:19: env.not a name: is no name of a variable: use letters, digits and _",
+        "  bad.yaml:19: env.not a name: is not the name of a variable: use letters, digits and _",
         "  bad.yaml:20: notify.url: must be a URL that begins with http:// or https://",
         "  bad.yaml:21: tls_cert: unknown key here; it belongs under router",
         "  --set port: must be a whole number, not 'high'",
@@ -152,8 +152,8 @@ tls_cert: x
             "it belongs under backend.endpoint",
         ),
         ("backend: {type: slurm, partition: p, port: 5}", "at the top level or under backend.end"),
-        ("nginx_image: x\nbackend: local", "remove it, the router comes with this program"),
-        ("backend: {type: local, lb_wait: 5}", "it is called wait_endpoint_s now"),
+        ("nginx_image: x\nbackend: local", "remove it, this program contains the router"),
+        ("backend: {type: local, lb_wait: 5}", "it is now called wait_endpoint_s"),
         ("name: My Swarm\nbackend: local", "for example my-swarm"),
     ],
 )
@@ -368,7 +368,7 @@ def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path)
         ("", "is empty, not a mapping"),
         ("- a\n", "is a list, not a mapping"),
         ("a: [1\n", "bad.yaml:2: not YAML"),
-        ("model: a\nmodel: b\n", "bad.yaml:2: model: stands twice, first on line 1"),
+        ("model: a\nmodel: b\n", "bad.yaml:2: model: is a duplicate key, first on line 1"),
         (
             "model: a\nbackend: {type: slrm}\n",
             "bad.yaml:2: backend.type: must be one of local, slurm, lepton",
@@ -383,10 +383,10 @@ def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path)
         ("model:\nbackend: local\n", "bad.yaml:1: model: is required"),
         ("model: ''\nbackend: local\n", "bad.yaml:1: model: String should have at least 1"),
         ("text", "is text, not a mapping"),
-        ("a: &x [*x]\n", "an alias holds itself"),
+        ("a: &x [*x]\n", "an alias contains itself"),
         ("[" * 3000, "nested too deeply"),
-        ("a: b\nc: \x01\n", "bad.yaml:2: not YAML: holds the control character U+0001"),
-        ('model: "a\\0"\nbackend: local\n', "bad.yaml:1: model: holds a NUL character"),
+        ("a: b\nc: \x01\n", "bad.yaml:2: not YAML: contains the control character U+0001"),
+        ('model: "a\\0"\nbackend: local\n', "bad.yaml:1: model: contains a NUL character"),
         ("model: a\nbackend: local\nmemory_gb: .inf\n", "bad.yaml:3: memory_gb: must be a number"),
         ("model: a\nbackend: local\nmemory_gb: nan\n", "bad.yaml:3: memory_gb: must be"),
         ("model: a\nbackend: local\nmemory_gb: inf\n", "bad.yaml:3: memory_gb: must be a finite"),
@@ -423,8 +423,8 @@ def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path)
         (
             "model: a\nbackend:\n  type: slurm\n  partition: p\n  preamble:\n"
             "    - --reservation=x\n    - '#SBATCH --exclusive -t 5'\n",
-            "bad.yaml:7: backend.preamble.1: '#SBATCH --exclusive -t 5' sets --time, as "
-            "domyn-swarm itself does: use time_limit",
+            "bad.yaml:7: backend.preamble.1: '#SBATCH --exclusive -t 5' sets --time, which "
+            "domyn-swarm sets itself: use time_limit",
         ),
         ("model: a\nbackend: local\nreplicas: 0\n", "bad.yaml:3: replicas: must be greater"),
         (
@@ -455,15 +455,15 @@ def test_mistakes(text: str, words: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("--no-requeue", "sets --no-requeue, as domyn-swarm itself does: leave it out"),
+        ("--no-requeue", "sets --no-requeue, which domyn-swarm sets itself: remove it"),
         ("#SBATCH --comm=mine", "sets --comment"),
         ("-J mine", "sets --job-name"),
         ("-N2", "sets --nodes"),
-        ("-p gpu", "sets --partition, as domyn-swarm itself does: use partition"),
-        ("module load x", "is no line of options"),
-        ("#SBATCH --reservation='x", "is no line of options"),
-        ("# --reservation=x", "is no line of options"),
-        ("--reservation=x\nrm -r /", "holds a line break"),
+        ("-p gpu", "sets --partition, which domyn-swarm sets itself: use partition"),
+        ("module load x", "is not a line of options"),
+        ("#SBATCH --reservation='x", "is not a line of options"),
+        ("# --reservation=x", "is not a line of options"),
+        ("--reservation=x\nrm -r /", "has a line break"),
     ],
 )
 def test_lines_of_a_preamble_that_cannot_be(line: str, words: str) -> None:
@@ -651,7 +651,9 @@ def test_tls_needs_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (router.tls_cert, router.tls_key) == (tmp_path / "cert.pem", tmp_path / "key.pem")
     for one in ("tls_cert", "tls_key"):
         text = f"model: m\nbackend: local\nrouter:\n  {one}: {tmp_path / 'key.pem'}\n"
-        assert "router.tls_key: tls_cert and tls_key are given together" in mistakes(text, tmp_path)
+        assert "router.tls_key: tls_cert and tls_key must be set together" in mistakes(
+            text, tmp_path
+        )
 
 
 @pytest.mark.parametrize(
@@ -686,10 +688,10 @@ def test_times_as_slurm_writes_them(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("1:99:00", "99 minutes: 59 at most"),
-        ("90:75", "75 seconds: 59"),
-        ("1-24", "24 hours: 23"),
-        ("1-2:60", "60 minutes: 59"),
+        ("1:99:00", "99 minutes; at most 59"),
+        ("90:75", "75 seconds; at most 59"),
+        ("1-24", "24 hours; at most 23"),
+        ("1-2:60", "60 minutes; at most 59"),
     ],
 )
 def test_what_does_not_fit_its_place_in_a_time_is_no_time(text: str, said: str) -> None:

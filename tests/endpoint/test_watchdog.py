@@ -161,7 +161,7 @@ def test_an_engine_that_still_loads_is_waited_for(bench: Bench, what: str):
     ("notes", "reason"),
     [
         ("ERROR No module named 'x'", "not ready after "),
-        ("ERROR ncclSystemError: no", "the GPUs could not talk to each other (NCCL) (not ready "),
+        ("ERROR ncclSystemError: no", "the GPUs could not communicate (NCCL) (not ready "),
     ],
 )
 def test_a_hang_is_not_blamed_on_what_makes_programs_give_up(bench: Bench, notes: str, reason: str):

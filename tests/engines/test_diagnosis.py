@@ -30,11 +30,11 @@ INFO:     10.0.0.1:51000 - "POST /v1/chat/completions HTTP/1.1" 200 OK
 
 # engine, the telling line, what the cause says
 SHARED = [
-    ("OSError: [Errno 98] Address already in use", "port is taken"),
+    ("OSError: [Errno 98] Address already in use", "port is in use"),
     (
         "ERROR: [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address "
         "already in use",
-        "port is taken",
+        "port is in use",
     ),
     ("OSError: [Errno 28] No space left on device", "disk is full"),
     (
@@ -51,13 +51,13 @@ SHARED = [
     ("ModuleNotFoundError: No module named 'vllm'", "Python module is missing"),
     ("api_server.py: error: unrecognized arguments: --nope 1", "does not know an argument"),
     ("x.py: error: argument --port: invalid int value: 'a'", "does not know an argument"),
-    ("bash: line 1: serve: command not found", "program is not there"),
-    ('FATAL:   "serve": executable file not found in $PATH', "program is not there"),
-    ("PermissionError: [Errno 13] Permission denied: '/m/config.json'", "may not be read"),
-    ("FileNotFoundError: [Errno 2] No such file or directory: '/m/c.json'", "file is not there"),
+    ("bash: line 1: serve: command not found", "program is missing"),
+    ('FATAL:   "serve": executable file not found in $PATH', "program is missing"),
+    ("PermissionError: [Errno 13] Permission denied: '/m/config.json'", "cannot be read"),
+    ("FileNotFoundError: [Errno 2] No such file or directory: '/m/c.json'", "file is missing"),
 ]
 HUB = [
-    ("OSError: You are trying to access a gated repo.", "may not be downloaded"),
+    ("OSError: You are trying to access a gated repo.", "may not download"),
     ("huggingface_hub.errors.LocalEntryNotFoundError: Cannot find the file", "not in the cache"),
     (
         "OSError: nope/x is not a local folder and is not a valid model identifier listed on",
@@ -93,22 +93,22 @@ GPU = [
     (
         "ValueError: Total number of attention heads (15) must be divisible by tensor parallel "
         "size (4).",
-        "so many GPUs",
+        "this number of GPUs",
     ),
 ]
 OWN = [
     ("vllm", "x.py: error: unrecognized arguments: --shutdown-timeout 60", "vLLM is too old"),
-    ("vllm", "ValueError: No available memory for the cache blocks. Try", "room for the KV cache"),
+    ("vllm", "ValueError: No available memory for the cache blocks. Try", "for the KV cache"),
     (
         "vllm",
         "ValueError: To serve at least one request with the models's max seq len (40960), (10.00 "
         "GiB KV cache is needed, which is larger than the available KV cache memory (1.25 GiB).",
-        "room for the KV cache",
+        "for the KV cache",
     ),
     (
         "vllm",
         "ValueError: Free memory on device (10.1/79 GiB) on startup is less than desired GPU",
-        "something else uses the GPU",
+        "another program uses the GPU's memory",
     ),
     (
         "vllm",
@@ -125,7 +125,7 @@ OWN = [
     (
         "sglang",
         "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
-        "room for the KV cache",
+        "for the KV cache",
     ),
     (
         "llamacpp",
@@ -141,9 +141,9 @@ OWN = [
     (
         "llamacpp",
         "0.00.003.395 E srv start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 1",
-        "port is taken",
+        "port is in use",
     ),
-    ("sim", "simulated failure: as told", "told to fail"),
+    ("sim", "simulated failure: as told", "configured to fail"),
 ]
 LOGS = [
     *((engine, *case) for engine in engines.names() for case in SHARED),
@@ -254,7 +254,7 @@ def test_what_may_be_of_a_request_is_none(line: str) -> None:
 
 def test_the_last_lines_of_one_that_never_served_count_unless_a_signal_ended_it() -> None:
     line = "cat: /etc/x: Permission denied"
-    assert cause(line) == "a file may not be read"
+    assert cause(line) == "a file cannot be read"
     assert cause(line, killed=True) is None
     assert cause("run.sh: line 3: 4711 Killed   python", killed=True) is not None
     loading = "\n".join(f"Loading shard {number}/30" for number in range(30))

@@ -426,7 +426,7 @@ def test_sim_on_a_busy_port_is_diagnosed() -> None:
     assert done.returncode == 1
     found = diagnose(engines.get("sim").failure_patterns, done.stderr)
     assert found is not None
-    assert "port is taken" in found.cause
+    assert "port is in use" in found.cause
     assert found.retryable
 
 
@@ -555,7 +555,7 @@ def test_llamacpp_says_that_its_port_is_taken() -> None:
         code, found = llamacpp_that_ends(str(model_path("smollm2-135m-instruct")), "--port", port)
     assert code == 1
     assert found is not None
-    assert "port is taken" in found.cause
+    assert "port is in use" in found.cause
     assert found.retryable
 
 

@@ -115,7 +115,7 @@ def test_flags_that_are_not_the_users_are_refused(engine: str, flag: str) -> Non
 
 
 def test_a_served_name_that_jobs_do_not_ask_for_is_refused() -> None:
-    with pytest.raises(ConfigError, match="leaves out 'org/model'"):
+    with pytest.raises(ConfigError, match="does not include 'org/model'"):
         spec("vllm", args=["--served-model-name", "mine"])
 
 
@@ -177,7 +177,7 @@ def test_replicas_on_one_machine_cannot_have_the_same_port() -> None:
     ("engine", "options", "words"),
     [
         ("command", {}, "engine_options.argv: Field required"),
-        ("command", {"argv": ["x"]}, "argv must hold {port}"),
+        ("command", {"argv": ["x"]}, "argv must contain {port}"),
         (
             "command",
             {"argv": ["x", "{port}"], "env": {"MY_TOKEN": "t"}},
@@ -189,10 +189,10 @@ def test_replicas_on_one_machine_cannot_have_the_same_port() -> None:
         ("sim", {"vllm": {"output_tokens": {"sigm": 1}}}, "vllm.output_tokens.sigma?"),
         ("sim", {"vllm": {"speed": [1, 0]}}, "speed must be a number above 0, or a list of such"),
         ("sim", {"vllm": {"kv_tokens": 9}}, "kv_tokens is 9: less than one block of 16"),
-        ("sim", {"vllm": {}, "tokens_per_s": 9}, "tokens_per_s has no place beside vllm"),
+        ("sim", {"vllm": {}, "tokens_per_s": 9}, "tokens_per_s has no effect with vllm"),
         ("sim", {"vllm": {}, "slots": 9000}, "slots is 9000, but vllm.batched_tokens only 8192"),
         ("command", {"argvs": ["x"]}, "; did you mean engine_options.argv?"),
-        ("sim", {"errors": [{"match": "("}]}, "is no regular expression"),
+        ("sim", {"errors": [{"match": "("}]}, "is not a regular expression"),
         ("vllm", {"slots": 3}, "takes no engine_options, but got slots"),
     ],
 )

@@ -392,7 +392,7 @@ def test_the_key_comes_from_the_environment(
 
 def test_what_is_no_url_is_refused_before_any_row_is_asked() -> None:
     for url in ("127.0.0.1:8000", "foo", "ftp://a"):
-        with pytest.raises(ConfigError, match=r"no URL that begins with http://"):
+        with pytest.raises(ConfigError, match=r"not a URL that begins with http://"):
             ChatCompletionJob().run(pa.table(columns(2)), endpoint=url, model="m")
 
 

@@ -231,6 +231,6 @@ def test_an_engine_that_cannot_start_says_why(
     deployment.reasons[0] = ("ConfigError", "the container ends at once")
     _, said = up.communicate(timeout=limit_s())
     assert up.returncode == 5
-    assert "the simulator was told to fail" in said
+    assert "the simulator is configured to fail" in said
     assert lepton.deployments == {}
     assert lepton.secrets == {}

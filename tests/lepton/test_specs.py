@@ -184,7 +184,7 @@ def test_names_fit_whatever_the_swarm_is_called(tag: str) -> None:
         ({"endpoint": {}}, {}, "backend.endpoint.image"),
         ({}, {"gpus_per_replica": 1}, "has 8 GPUs"),
         ({}, {"gpus_per_replica": 16}, "would need 2 nodes"),
-        ({}, SPEEDS, "replicas are to differ by their number"),
+        ({}, SPEEDS, "on Lepton replicas have no numbers"),
     ],
 )
 def test_what_the_platform_cannot_serve_is_refused(
@@ -202,9 +202,9 @@ def test_the_swarms_image_serves_where_no_other_is_named() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"files": ("/elsewhere/in.parquet",)}, "would not see /elsewhere/in.parquet"),
-        ({"files": ("/shared/../etc/in",)}, "would not see"),
-        ({"job_dir": "/home/me/jobs/1"}, "would not see /home/me/jobs/1"),
+        ({"files": ("/elsewhere/in.parquet",)}, "cannot read /elsewhere/in.parquet"),
+        ({"files": ("/shared/../etc/in",)}, "cannot read"),
+        ({"job_dir": "/home/me/jobs/1"}, "cannot read /home/me/jobs/1"),
         ({"platform_options": {"type": "lepton"}}, "backend.job.image"),
         ({"resources": JobResources(cpus=4)}, "shape"),
         ({"resources": JobResources(memory_gb=4)}, "shape"),

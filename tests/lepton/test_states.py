@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from domyn_swarm.backends.lepton import states
-from domyn_swarm.backends.lepton.states import DeploymentSeen, ReplicaSeen
+from domyn_swarm.backends.lepton.states import Deployment, Replica
 from domyn_swarm.model import JobStatus, ReplicaState
 from domyn_swarm.probing import Phase
 
 
-def seen(state: str, *replicas: ReplicaSeen, ready: int | None = None) -> DeploymentSeen:
-    return DeploymentSeen("d", state, None, "t", len(replicas) or 1, ready, replicas)
+def seen(state: str, *replicas: Replica, ready: int | None = None) -> Deployment:
+    return Deployment("d", state, None, "t", len(replicas) or 1, ready, replicas)
 
 
-def replica(name: str, reason: str | None, message: str = "") -> ReplicaSeen:
-    return ReplicaSeen(name, "node", reason, message)
+def replica(name: str, reason: str | None, message: str = "") -> Replica:
+    return Replica(name, "node", reason, message)
 
 
 def test_no_state_of_the_sdk_is_forgotten() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from domyn_swarm.backends.lepton import specs
 from domyn_swarm.backends.lepton.compute import LeptonCompute
-from domyn_swarm.backends.lepton.credentials import Credentials, Place, credentials
+from domyn_swarm.backends.lepton.credentials import Credentials, LaunchedIn, credentials
 from domyn_swarm.backends.lepton.workspace import Workspace
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, SubmitRejected
 from domyn_swarm.model import JobHandle, JobStatus, utc_now
@@ -83,7 +83,7 @@ def test_what_goes_on_failing_is_unavailable(lepton: StandIn) -> None:
 @pytest.mark.parametrize("body", ["<html>a proxy</html>", "[]", '{"metadata": 7}'])
 def test_an_answer_that_is_none_is_no_traceback(lepton: StandIn, body: str) -> None:
     lepton.faults = [Fault("GET /jobs/", body=body)]
-    with pytest.raises(PlatformError, match="not understood"):
+    with pytest.raises(PlatformError, match="unexpected answer"):
         asking(lepton).job("j")
 
 
@@ -134,7 +134,7 @@ def test_without_shared_files_the_platforms_word_holds(
     backend = LeptonCompute()
     assert backend.probe(handle) is status
     lepton.jobs[created].forced = "a state of tomorrow"
-    with pytest.raises(PlatformUnavailable, match="does not say"):
+    with pytest.raises(PlatformUnavailable, match="does not report"):
         backend.probe(handle)
     with pytest.raises(PlatformUnavailable, match="does not say"):
         backend.wait(handle, timeout_s=0.5)
@@ -144,12 +144,12 @@ def test_without_shared_files_the_platforms_word_holds(
 def test_a_swarm_is_asked_for_where_it_was_launched(
     lepton: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(workspace_id="other", url="http://other")
-    with pytest.raises(ConfigError, match="workspace is other, but LEPTON_WORKSPACE_ID says"):
-        credentials(None, place)
+    launched_in = LaunchedIn(workspace_id="other", url="http://other")
+    with pytest.raises(ConfigError, match="workspace is other, but LEPTON_WORKSPACE_ID is"):
+        credentials(None, launched_in)
     monkeypatch.setenv("LEPTON_WORKSPACE_ID", "other:token-of-other")
     monkeypatch.delenv("LEPTONAI_API_TOKEN")
-    found = credentials("other", place)
+    found = credentials("other", launched_in)
     assert (found.workspace_id, found.url, found.token) == (
         "other",
         "http://other",

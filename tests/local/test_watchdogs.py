@@ -76,7 +76,9 @@ def test_a_killed_watchdog_has_a_successor_and_without_an_endpoint_replicas_end(
 
         until(shown)
         assert (seen[-1].replicas_ready, seen[-1].replicas[1].stale) == (1, False)
-        said = "its watchdog has ended (one that was killed starts again); `domyn-swarm scale demo"
+        said = (
+            "its watchdog has ended (a killed watchdog is started again); `domyn-swarm scale demo"
+        )
         assert said in str(seen[-1].replicas[1].reason)
         assert worker.wait(limit_s()) == -signal.SIGKILL
     until(lambda: SwarmService().status("demo").replicas_ready == 2)

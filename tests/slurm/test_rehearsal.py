@@ -179,7 +179,7 @@ def test_a_rehearsal_that_is_not_made_is_not_left_out_silently(
     for path in (wrong, unread):
         found, _ = rehearsed(path)
         assert found["node"].status == "warning"
-        assert "no rehearsal was made" in found["node"].detail
+        assert "the rehearsal was skipped" in found["node"].detail
 
 
 def test_a_rehearsal_needs_a_file() -> None:

@@ -76,7 +76,7 @@ def test_names_are_unique_among_live_swarms(store: SwarmStore) -> None:
     store.create_swarm(swarm(tag="demo.2"))
     assert store.swarm("demo").tag == "demo.2"
     assert [found.job_id for found in store.jobs("demo")] == ["j1"]
-    with pytest.raises(StateError, match=r"No swarm carries the tag 'demo\.1'"):
+    with pytest.raises(StateError, match=r"No swarm has the tag 'demo\.1'"):
         store.attach_parts("demo.1", [{}])
 
 

@@ -148,14 +148,14 @@ def test_all_that_wait_for_a_swarm_are_told_why_it_failed() -> None:
     recorded()
     others = [InThread(lambda waiting: up(waiting, engine_options=FAILS, watchdog=IMPATIENT))]
     others.append(InThread(wait))
-    assert "the simulator was told to fail" in first.communicate(timeout=limit_s())[1]
+    assert "the simulator is configured to fail" in first.communicate(timeout=limit_s())[1]
     for one in others:
         error = one.result()
         assert isinstance(error, LaunchError)
-        assert "the simulator was told to fail" in error.message
+        assert "the simulator is configured to fail" in error.message
     [record] = SwarmStore.open().swarms(include_stopped=True)
     assert record.phase is SwarmPhase.STOPPED
-    with pytest.raises(LaunchError, match=r"is stopped: .*was told to fail"):
+    with pytest.raises(LaunchError, match=r"is stopped: .*is configured to fail"):
         wait(Waiting())
 
 

@@ -116,7 +116,7 @@ def test_the_cause_is_told_and_nothing_is_left(lifecycle: SwarmLifecycle) -> Non
                 watchdog={"max_restarts": 0, "probe_interval": 1},
             )
         )
-    assert "the simulator was told to fail" in caught.value.message
+    assert "the simulator is configured to fail" in caught.value.message
     assert "engine.log" in caught.value.hint
     record = SwarmStore.open().swarm("demo")
     assert record.phase is SwarmPhase.STOPPED
@@ -229,7 +229,7 @@ def test_logs_are_read_and_followed(
         file.flush()
         file.write("line\n")
     assert next(following) == "half a line"
-    with pytest.raises(StateError, match="no such log"):
+    with pytest.raises(StateError, match="has no log of that kind"):
         swarm_logs(LogRequest(name="demo", replica=7))
     with pytest.raises(StateError, match="no job 'nope'"):
         swarm_logs(LogRequest(name="demo", source="job", job_id="nope"))

@@ -1,4 +1,4 @@
-"""What a shell is offered for names and ids at a TAB, each with what it is; nothing is created."""
+"""Completion candidates for names and ids, each with a description. Creates no database."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ def swarms(incomplete: str) -> Candidates:
     if store is None:
         return []
     return [
-        (one.name, one.phase.value) for one in store.swarms() if one.name.startswith(incomplete)
+        (swarm.name, swarm.phase.value)
+        for swarm in store.swarms()
+        if swarm.name.startswith(incomplete)
     ]
 
 
 def jobs(incomplete: str) -> Candidates:
-    """Whatever names a job: its id or the id that its user gave it, the newest first."""
+    """Ids and external ids of jobs, newest first."""
     return _ids(incomplete, own=True, external=True)
 
 
 def external_ids(incomplete: str) -> Candidates:
-    """The ids that users gave their jobs, the newest first."""
+    """External ids of jobs, newest first."""
     return _ids(incomplete, external=True)
 
 
 def verdicts(incomplete: str) -> Candidates:
-    """What rows can be asked again for; behind a comma one more."""
+    """Classes of rows that can be sent again; after a comma those not named yet."""
     from domyn_swarm.model import ReplyVerdict
 
     before, comma, word = incomplete.rpartition(",")
-    names = [one.value for one in ReplyVerdict if one is not ReplyVerdict.COMPLETE]
+    names = [verdict.value for verdict in ReplyVerdict if verdict is not ReplyVerdict.COMPLETE]
     taken = before.split(",")
     return [
         (before + comma + name, f"rows whose answer is {name}")
@@ -48,8 +50,8 @@ def verdicts(incomplete: str) -> Candidates:
 
 
 def jobs_of_swarm(context: typer.Context, incomplete: str) -> Candidates:
-    """Ids of the jobs of the swarm that the command is about, the newest first."""
-    # An option without its value ends the reading of the line: the name is still unread then.
+    """Ids of the jobs of the swarm in the command line, newest first."""
+    # Typer stops parsing at an option without a value, so the name may still be unparsed.
     name = context.params.get("name") or next(iter(context.args), None)
     return _ids(incomplete, own=True, swarm=name)
 
@@ -60,12 +62,12 @@ def _ids(
     store = _store()
     if store is None:
         return []
-    found: dict[str, str] = {}  # of jobs with one external id the newest counts
+    matches: dict[str, str] = {}  # of jobs with the same external id the newest is described
     for job in reversed(store.jobs(swarm)):
-        for one in _names(job, own=own, external=external):
-            if one.startswith(incomplete):
-                found.setdefault(one, f"{job.name}, {job.status.value}")
-    return list(found.items())
+        for name in _names(job, own=own, external=external):
+            if name.startswith(incomplete):
+                matches.setdefault(name, f"{job.name}, {job.status.value}")
+    return list(matches.items())
 
 
 def _names(job: JobRecord, *, own: bool, external: bool) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Commands about checkpoints: what lies there, and removing it."""
+"""The `checkpoints` commands: list and remove."""
 
 from __future__ import annotations
 
@@ -34,23 +34,25 @@ _COLUMNS = (
     Column("last run", whole=True, spare=4),
 )
 
-checkpoints_app = typer.Typer(help="What jobs have left to go on with.", no_args_is_help=True)
+checkpoints_app = typer.Typer(help="Checkpoints of jobs.", no_args_is_help=True)
 
 RefsArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[REF…]",
-        help="A job's id, for what it left; or the beginning of an identity, for all jobs with the "
-        "same requests.",
+        help="A job's id, for its rows; or the beginning of an identity, for the rows of all jobs "
+        "with the same requests.",
     ),
 ]
 OlderOption = Annotated[
     float | None,
-    typer.Option("--older-than", min=0, metavar="DAYS", help="Not written to for so long."),
+    typer.Option("--older-than", min=0, metavar="DAYS", help="Not written for this many days."),
 ]
 FolderOption = Annotated[
     Path | None,
-    typer.Option("--checkpoint-dir", metavar="DIR", help="Where they lie, if not in the home."),
+    typer.Option(
+        "--checkpoint-dir", metavar="DIR", help="Folder of the checkpoints, if not in the home."
+    ),
 ]
 
 
@@ -63,11 +65,12 @@ def list_command(
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """List checkpoints, job by job: over which rows, how many, how large, when written, held by
-    whom. Jobs of one identity ask the same, and find each other's answers.
+    """List checkpoints, job by job: input, number of rows, size, last write, and holder of the
+    lease. Jobs of one identity send the same requests, and use each other's answers.
 
-    A lease is `held` by a process of this machine that runs, `claimed` by another machine's, of
-    which only `rm` finds out whether it still runs. Exits with 3 when a REF means none or several.
+    A lease is `held` by a running process of this machine, or `claimed` by a process of another
+    machine, and only `rm` checks whether that one still runs. Exits with 3 if a REF matches none
+    or several.
 
     Example: domyn-swarm checkpoints list --older-than 30
     """
@@ -83,18 +86,18 @@ def remove(
     refs: RefsArgument = None,
     older_than: OlderOption = None,
     folder: FolderOption = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """Remove checkpoints: those rows would be asked again. One that is held stays.
+    """Remove checkpoints: their rows would be sent again. A checkpoint that is held is kept.
 
-    A job's id removes what that job was answered, and names the other jobs that took answers from
-    there; an identity removes what all its jobs were answered.
+    A job's id removes the answers of that job, and names the other jobs that use answers of it; an
+    identity removes the answers of all its jobs.
 
-    A terminal is asked first, unless -y is given; without a terminal -y is needed. Exits with 3
-    when a REF means none or several, or when one is held, and with 1 when you answered no.
+    Asks first on a terminal, unless -y is given; without a terminal -y is required. Exits with 3 if
+    a REF matches none or several, or a checkpoint is held, and with 1 if you answered no.
 
     Example: domyn-swarm checkpoints rm --older-than 90 -y
     """
@@ -102,9 +105,9 @@ def remove(
 
     form = chosen_format(output, as_json, as_yaml)
     if not refs and older_than is None:
-        raise typer.BadParameter("say which: by identity, by a job's id, or with --older-than.")
+        raise typer.BadParameter("name checkpoints by identity or job id, or use --older-than.")
     if not yes and not interactive():
-        raise typer.BadParameter("without a terminal it needs -y.")
+        raise typer.BadParameter("without a terminal -y is required.")
     listed = list_checkpoints(_query(refs, older_than, folder))
     if yes:
         for line in itertools.islice(_leaving(listed), _NAMED):
@@ -121,15 +124,17 @@ def remove(
             raise typer.Exit(1)
     report = remove_checkpoints(listed)
     if form is Format.TABLE:
-        for one in report.checkpoints:
-            what = one.identity if one.key is None else f"{one.identity}/{one.key}"
-            typer.echo(f"{what} {'removed' if one.removed else 'NOT removed'}")
+        for removal in report.checkpoints:
+            key = "" if removal.key is None else f"/{removal.key}"
+            outcome = "removed" if removal.removed else "NOT removed"
+            typer.echo(f"{removal.identity}{key} {outcome}")
     else:
         print_record(report, form)
-    say(f"{_size(report.bytes_freed)} are free again.")
-    kept = [one for one in report.checkpoints if not one.removed]
+    say(f"{_size(report.bytes_freed)} were freed.")
+    kept = [removal for removal in report.checkpoints if not removal.removed]
     if kept:
-        raise StateError("\n".join(str(one.error) for one in kept), hint=kept[0].hint or "")
+        message = "\n".join(str(removal.error) for removal in kept)
+        raise StateError(message, hint=kept[0].hint or "")
 
 
 def _query(
@@ -147,14 +152,14 @@ def show_checkpoints(listed: CheckpointList, output: Format) -> None:
         return
     rows = [
         (
-            one.identity,
-            (one.job or "?") + (f" ({one.tag})" if one.tag else ""),
-            one.model or "?",
-            _start(one.prompt or "-"),
+            checkpoint.identity,
+            (checkpoint.job or "?") + (f" ({checkpoint.tag})" if checkpoint.tag else ""),
+            checkpoint.model or "?",
+            _start(checkpoint.prompt or "-"),
             *cells,
         )
-        for one in listed.checkpoints
-        for cells in (map(_job_cells, one.jobs) if one.jobs else [("-",) * 6])
+        for checkpoint in listed.checkpoints
+        for cells in (map(_job_cells, checkpoint.jobs) if checkpoint.jobs else [("-",) * 6])
     ]
     if rows:
         print_table(_COLUMNS, rows)
@@ -173,7 +178,7 @@ def _job_cells(job: JobEntry) -> tuple[str, ...]:
 
 
 def _leaving(listed: CheckpointList) -> Iterator[str]:
-    """Whose answers are listed, a line each."""
+    """A line for each listed job."""
     for job in (job for checkpoint in listed.checkpoints for job in checkpoint.jobs):
         name = _named(job.job_ids[-1] if job.job_ids else job.key, job.external_id)
         rows = quantity(job.rows_done, "finished row goes", "finished rows go")

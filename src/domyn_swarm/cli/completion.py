@@ -1,7 +1,7 @@
-"""Completion in shells: the scripts that ask this program at each TAB, shown and installed.
+"""Shell completion: prints and installs the scripts that call this program at each TAB.
 
-They speak the protocol of Typer's fish for all shells: a line for each candidate, its value and
-behind a tab what it is. Typer's own scripts for zsh do nothing at the first TAB and lose quotes.
+All scripts use Typer's protocol for fish: a line for each candidate, with its value, a tab, and its
+description. Typer's own script for zsh does nothing at the first TAB and loses quotes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FLAGS = ("--install-completion", "--show-completion")
 
 
 class Shell(StrEnum):
-    """Shells that can complete."""
+    """Shells with a completion script."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -29,7 +29,7 @@ class Shell(StrEnum):
 
 
 def with_shell(args: list[str]) -> list[str]:
-    """The arguments, with the shell that the program was started from where none is named."""
+    """The arguments, with the calling shell added to a completion flag without a value."""
     if len(args) != 1 or args[0] not in _FLAGS:
         return args
     import shellingham
@@ -41,11 +41,11 @@ def with_shell(args: list[str]) -> list[str]:
 
 
 def prepare() -> None:
-    """Make Typer ready to answer, if it is a shell that asks."""
+    """Register Typer's completion, if a completion script has called this program."""
     if any(f"_{name}_COMPLETE" in os.environ for name in ("DOMYN_SWARM", "DSWARM")):
         from typer.completion import get_completion_inspect_parameters
 
-        get_completion_inspect_parameters()  # registers what answers, by the way
+        get_completion_inspect_parameters()  # registers the completion classes as a side effect
 
 
 def _show(context: typer.Context, shell: Shell | None) -> None:
@@ -58,7 +58,7 @@ def _install(context: typer.Context, shell: Shell | None) -> None:
     if shell is not None and not context.resilient_parsing:
         for path in _installed(shell):
             typer.echo(path)
-        say(f"A new {shell.value} completes.")
+        say(f"Completion is active in each new {shell.value}.")
         raise typer.Exit
 
 
@@ -68,7 +68,7 @@ ShowOption = Annotated[
         "--show-completion",
         is_eager=True,
         callback=_show,
-        help="Print the completion script of a shell; of this one when none is named.",
+        help="Print the completion script of a shell; by default of the current one.",
     ),
 ]
 InstallOption = Annotated[
@@ -77,7 +77,7 @@ InstallOption = Annotated[
         "--install-completion",
         is_eager=True,
         callback=_install,
-        help="Have a shell complete; this one when none is named.",
+        help="Install the completion of a shell; by default of the current one.",
     ),
 ]
 
@@ -90,7 +90,7 @@ def _script(shell: Shell) -> str:
 
 
 def _installed(shell: Shell) -> list[Path]:
-    """Write the script, and have the shell read it when it starts; the files."""
+    """Write the script, and make the shell source it at its start. Returns the changed files."""
     if shell is Shell.FISH:
         folder = _folder("XDG_CONFIG_HOME", ".config") / "fish" / "conf.d"
         script, start = folder / "domyn-swarm.fish", None
@@ -105,14 +105,14 @@ def _installed(shell: Shell) -> list[Path]:
         if start is None:
             return [script]
         line = f"source {shlex.quote(str(script))}"
-        known = start.read_text("utf-8", "replace").splitlines() if start.exists() else [""]
-        if line not in known:
+        lines = start.read_text("utf-8", "replace").splitlines() if start.exists() else [""]
+        if line not in lines:
             with start.open("a", encoding="utf-8") as file:
                 file.write(f"\n{line}\n")
     except OSError as error:
         raise ConfigError(
             f"{error.filename} cannot be written: {error.strerror}.",
-            hint=f"Put the output of --show-completion {shell} where {shell} reads it.",
+            hint=f"Save the output of --show-completion {shell} in a file that {shell} reads.",
         ) from error
     return [script, start]
 

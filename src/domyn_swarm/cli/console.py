@@ -1,6 +1,4 @@
-"""Talking to the person: messages and progress go to stderr, only a terminal is asked questions,
-and all of it is UTF-8.
-"""
+"""Messages, progress and questions for the user: on stderr, in UTF-8. Questions need a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP came where Ctrl-C is heeded: nobody is there to be asked."""
+    """SIGTERM or SIGHUP interrupted a block of `termination_interrupts`: ask no questions."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -34,36 +32,36 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def termination_interrupts() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP interrupt the block as Ctrl-C does, so that what it leaves behind is
-    said; one that whoever started us has ignored (`nohup`) stays ignored.
+    """Make SIGTERM and SIGHUP interrupt the block as Ctrl-C does, so that the command can report
+    what keeps running. A signal that is ignored (`nohup`) stays ignored.
     """
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise Terminated(number)
 
-    usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    heeded = [number for number, handler in usual.items() if handler is signal.SIG_DFL]
-    for number in heeded:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    changed = [number for number, handler in handlers.items() if handler is signal.SIG_DFL]
+    for number in changed:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number in heeded:
+        for number in changed:
             signal.signal(number, signal.SIG_DFL)
 
 
 def say(text: str) -> None:
-    """Print a line for the person at the terminal; never data."""
+    """Print a message on stderr. Data goes to stdout instead."""
     typer.echo(text, err=True)
 
 
 def interactive() -> bool:
-    """Whether somebody can be asked: both stdin and stderr are a terminal."""
+    """Whether the user can be asked: both stdin and stderr are a terminal."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def confirm(question: str) -> bool:
-    """Ask on stderr, yes or no; no is the default, and what Ctrl-C and the end of input mean."""
+    """Ask a yes-or-no question on stderr. The default, Ctrl-C and the end of input mean no."""
     typer.echo(f"{question} [y/N] ", err=True, nl=False)
     try:
         answer = sys.stdin.readline()
@@ -73,7 +71,11 @@ def confirm(question: str) -> bool:
 
 
 def ask(question: str) -> str:
-    """Ask on stderr for a line; empty means no answer. Ctrl-C and the end of input interrupt."""
+    """Ask for a line on stderr; empty means no answer.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or the end of input.
+    """
     typer.echo(f"{question}: ", err=True, nl=False)
     answer = sys.stdin.readline()
     if not answer:
@@ -93,25 +95,25 @@ def _stderr() -> Console:
 
 @contextmanager
 def phases(name: str) -> Iterator[PhaseHook]:
-    """Show what a swarm waits for; yields the hook that is told each change."""
+    """Show what a swarm waits for. Yields the hook to call with each change."""
     if not sys.stderr.isatty():
-        yield lambda seen: say(f"{name}: {_words(seen)}")
+        yield lambda observation: say(f"{name}: {_words(observation)}")
         return
     with _stderr().status(f"{name}: starting") as spinner:
-        yield lambda seen: spinner.update(f"{name}: {_words(seen)}")
+        yield lambda observation: spinner.update(f"{name}: {_words(observation)}")
 
 
-def _words(seen: Observation) -> str:
-    phase = seen.phase.name.lower()
-    return f"{phase}: {seen.detail}" if seen.detail else phase
+def _words(observation: Observation) -> str:
+    phase = observation.phase.name.lower()
+    return f"{phase}: {observation.detail}" if observation.detail else phase
 
 
 @contextmanager
 def rows(*, bar: bool) -> Iterator[JobHook]:
-    """Show a job's rows; yields the hook that is told how far it is.
+    """Show the progress of a job. Yields the hook to call with each snapshot of it.
 
-    Without a bar, or without a terminal, only messages (a pause and its cause) are printed,
-    each once.
+    Without a bar, or without a terminal, only messages (a pause and its cause) are printed, each
+    once.
     """
     if not (bar and sys.stderr.isatty()):
         yield _messages_only()
@@ -151,7 +153,9 @@ def _messages_only() -> JobHook:
 
     def update(job: JobSnapshot) -> None:
         nonlocal last
-        if job.message and job.message != last and not job.status.final:  # else the end tells it
+        if (
+            job.message and job.message != last and not job.status.final
+        ):  # the caller reports the end
             say(f"{job.job_id}: {job.message}")
         last = job.message
 
@@ -168,13 +172,14 @@ def _speed(job: JobSnapshot) -> str:
 
 
 _VARIABLE = "PYTHONUTF8"
-_ANYTHING = {"utf-8", "ascii"}  # a terminal of the locale C shows UTF-8 as a rule
+_SHOWS_UTF8 = {"utf-8", "ascii"}  # a terminal with the locale C usually shows UTF-8
 
 
 def use_utf8() -> None:
-    """Begin this program again in Python's UTF-8 mode, which can be chosen at its start alone.
+    """Restart this program in Python's UTF-8 mode, unless file names are UTF-8 already.
 
-    Terminals of a locale with another encoding are written to in that one.
+    The mode can only be chosen at the start of Python. Output to a terminal whose locale has
+    another encoding uses that encoding.
     """
     if sys.getfilesystemencoding() != "utf-8" and sys.executable:
         os.environ[_VARIABLE] = "1"
@@ -182,12 +187,12 @@ def use_utf8() -> None:
     if sys.flags.utf8_mode:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None and stream.isatty():
-                _in_the_terminals(stream)
+                _use_locale_encoding(stream)
 
 
-def _in_the_terminals(stream: TextIO) -> None:
+def _use_locale_encoding(stream: TextIO) -> None:
     with suppress(locale.Error, LookupError, AttributeError):
         locale.setlocale(locale.LC_CTYPE, "")
         encoding = codecs.lookup(locale.nl_langinfo(locale.CODESET)).name
-        if encoding not in _ANYTHING:
+        if encoding not in _SHOWS_UTF8:
             stream.reconfigure(encoding=encoding, errors="replace")  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What the commands about the state database print."""
+"""The `db` commands, and what they print."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ if TYPE_CHECKING:
     from domyn_swarm.swarm.pruning import PruneReport
 
 
-def show_revision(found: DatabaseRevision, output: Format) -> None:
-    """Of which revision the database was, and is."""
+def show_revision(revision: DatabaseRevision, output: Format) -> None:
+    """Print the database's revision before and after an operation."""
     if output is not Format.TABLE:
-        print_record(found, output)
+        print_record(revision, output)
         return
-    print_pairs(
-        [("database", found.path), ("was", found.before or "none"), ("revision", found.now)]
-    )
+    before = revision.before or "none"
+    print_pairs([("database", revision.path), ("was", before), ("revision", revision.now)])
 
 
 def show_prune(report: PruneReport, output: Format) -> None:
-    """What is forgotten, or would be, and what stays."""
+    """Print what is removed, or would be, and what is kept."""
     if output is not Format.TABLE:
         print_record(report, output)
         return
@@ -41,7 +40,7 @@ def show_prune(report: PruneReport, output: Format) -> None:
         for swarm in report.swarms
         for jobs in [quantity(len(swarm.jobs), "ended job")]
     ]
-    kept = [(one.name, "kept", one.why) for one in report.kept]
+    kept = [(swarm.name, "kept", swarm.why) for swarm in report.kept]
     if rows or kept:
         print_table((Column("swarm", whole=True), "", "what"), [*rows, *kept])
     jobs = [
@@ -65,9 +64,9 @@ def upgrade(
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """Bring the state database to the newest revision, as every command does on first use.
+    """Upgrade the state database to the newest revision, as every command does on first use.
 
-    One of a newer domyn-swarm is refused, and left alone.
+    A database of a newer domyn-swarm is refused, and not changed.
 
     Example: domyn-swarm db upgrade
     """
@@ -81,13 +80,13 @@ def upgrade(
 def stamp(
     revision: Annotated[
         str | None,
-        typer.Argument(metavar="[REVISION]", help="The newest when left out."),
+        typer.Argument(metavar="[REVISION]", help="By default the newest."),
     ] = None,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """Write down of which revision the database is, when it lost that; its tables must agree.
+    """Record the revision of a database in which it is missing; its tables must match.
 
     Example: domyn-swarm db stamp
     """
@@ -99,25 +98,25 @@ def stamp(
 
 @db_app.command()
 def prune(
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove, and do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
     older_than: Annotated[
         float,
         typer.Option(
             "--older-than",
             min=0,
             metavar="DAYS",
-            help="How long ago jobs without a swarm have ended that go.",
+            help="Remove jobs without a swarm that ended this many days ago.",
         ),
     ] = 30.0,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """Forget swarms that are over: their records, folders (logs, keys, scripts) and ended jobs;
-    and jobs without a swarm that ended long ago.
+    """Remove stopped swarms (records, folders with logs, keys and scripts, ended jobs), and jobs
+    without a swarm that ended long ago.
 
-    Shows what would go, and asks; without a terminal it removes only with --yes. What lives, or
-    could not be asked, stays. Outputs and checkpoints are never touched.
+    Shows what would be removed, and asks; without a terminal --yes is required. What is live, or
+    cannot be checked, is kept. Outputs and checkpoints are never removed.
 
     Example: domyn-swarm db prune
     """
@@ -125,14 +124,14 @@ def prune(
 
     form = chosen_format(output, as_json, as_yaml)
     service = DatabaseService()
-    found = service.prunable(jobs_older_than_days=older_than)
+    prunable = service.prunable(jobs_older_than_days=older_than)
     if not yes:
-        show_prune(found, form)
-        something = bool(found.swarms or found.jobs)
-        asked = something and interactive() and form is Format.TABLE
-        swarms, jobs = quantity(len(found.swarms), "swarm"), quantity(len(found.jobs), "job")
+        show_prune(prunable, form)
+        any_prunable = bool(prunable.swarms or prunable.jobs)
+        asks = any_prunable and interactive() and form is Format.TABLE
+        swarms, jobs = quantity(len(prunable.swarms), "swarm"), quantity(len(prunable.jobs), "job")
         what = f"{swarms} and {jobs} without one"
-        if not (asked and confirm(f"Remove {what}?")):
-            say("Nothing was removed." + (" Add --yes to remove them." if something else ""))
+        if not (asks and confirm(f"Remove {what}?")):
+            say("Nothing was removed." + (" Add --yes to remove them." if any_prunable else ""))
             return
-    show_prune(service.prune(found), form)
+    show_prune(service.prune(prunable), form)

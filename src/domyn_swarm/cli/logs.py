@@ -1,4 +1,4 @@
-"""The command `logs`, and what commands that print logs share."""
+"""The command `logs`, and the options of all commands that print logs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import typer
 from domyn_swarm.cli import candidates
 from domyn_swarm.cli.status import NameArgument
 
-FollowOption = Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows.")]
+FollowOption = Annotated[bool, typer.Option("-f", "--follow", help="Also print new lines.")]
 LinesOption = Annotated[
-    int, typer.Option("-n", "--lines", min=0, help="How many lines from the end.")
+    int, typer.Option("-n", "--lines", min=0, help="Number of lines from the end.")
 ]
 
 
 def logs(
     name: NameArgument = None,
     replica: Annotated[
-        int | None, typer.Argument(min=0, help="One replica, from 0; all when left out.")
+        int | None, typer.Argument(min=0, help="One replica, from 0; by default all.")
     ] = None,
     of_endpoint: Annotated[
         bool, typer.Option("--endpoint", help="The endpoint's log: router and collector.")
@@ -38,11 +38,11 @@ def logs(
     follow: FollowOption = False,
     last_lines: LinesOption = 200,
 ) -> None:
-    """Print the logs of a swarm: its replicas', or another part's.
+    """Print the logs of a swarm's replicas, or of its endpoint, its watchdogs or a job.
 
-    Those of several replicas are merged in the order of time, each line with its replica; what the
-    watchdogs say of the replicas' states stands between. -n counts lines of each replica. With -f
-    it goes on until the swarm has ended; Ctrl-C exits with 130. A job's log needs no swarm.
+    The logs of several replicas are merged in the order of time, each line with its replica, and
+    with the changes of state that the watchdogs report. -n counts lines per replica. With -f it
+    prints new lines until the swarm has ended; Ctrl-C exits with 130. A job's log needs no swarm.
 
     Example: domyn-swarm logs my-swarm 0 -f
     """
@@ -70,7 +70,7 @@ def logs(
 
 
 def print_lines(lines: Iterator[str]) -> int:
-    """Print lines as they come: whoever reads a pipe sees each at once. Return how many."""
+    """Print and flush each line, so that a reader of a pipe gets it at once; the line count."""
     printed = 0
     for line in lines:
         typer.echo(line)

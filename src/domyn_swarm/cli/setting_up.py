@@ -1,4 +1,4 @@
-"""Commands that make files and look at them: init config, init defaults, config schema|check."""
+"""The commands init config, init defaults, config schema and config check."""
 
 from __future__ import annotations
 
@@ -27,32 +27,39 @@ from domyn_swarm.errors import ConfigError
 if TYPE_CHECKING:
     from domyn_swarm.services.setting_up import ConfigReport, SettingUp
 
-init_app = typer.Typer(help="Files to begin with.", no_args_is_help=True)
-config_app = typer.Typer(help="What a configuration file may hold.", no_args_is_help=True)
+init_app = typer.Typer(help="Write a first configuration or the defaults.", no_args_is_help=True)
+config_app = typer.Typer(help="Check configurations; their JSON Schema.", no_args_is_help=True)
 
 
 class Platform(StrEnum):
-    """Where swarms run."""
+    """Platforms on which swarms run."""
 
     LOCAL = "local"
     SLURM = "slurm"
     LEPTON = "lepton"
 
 
-PlatformOption = Annotated[Platform, typer.Option("--platform", help="Where it runs.")]
-EngineOption = Annotated[str | None, typer.Option("--engine", help="The program that serves it.")]
+PlatformOption = Annotated[Platform, typer.Option("--platform", help="Platform to run on.")]
+EngineOption = Annotated[
+    str | None, typer.Option("--engine", help="Program that serves the model.")
+]
 ImageOption = Annotated[str | None, typer.Option("--image", help="Container image.")]
 GpusOption = Annotated[
     int | None, typer.Option("--gpus-per-node", min=0, help="GPUs of one machine.")
 ]
-PartitionOption = Annotated[str | None, typer.Option("--partition", help="Slurm: of the replicas.")]
-AccountOption = Annotated[str | None, typer.Option("--account", help="Slurm: who is billed.")]
+PartitionOption = Annotated[
+    str | None, typer.Option("--partition", help="Slurm: partition of the replicas.")
+]
+AccountOption = Annotated[
+    str | None, typer.Option("--account", help="Slurm: account that pays for the GPU hours.")
+]
 QosOption = Annotated[str | None, typer.Option("--qos", help="Slurm: quality of service.")]
 LimitOption = Annotated[
-    str | None, typer.Option("--time-limit", help="Slurm: of each replica, such as 36:00:00.")
+    str | None,
+    typer.Option("--time-limit", help="Slurm: time limit of each replica, such as 36:00:00."),
 ]
 ContainerOption = Annotated[
-    str | None, typer.Option("--container", help="Slurm: what runs the image.")
+    str | None, typer.Option("--container", help="Slurm: container program that runs the image.")
 ]
 WorkspaceOption = Annotated[
     str | None, typer.Option("--workspace-id", metavar="ID", help="Lepton: your workspace.")
@@ -82,14 +89,14 @@ def init_config(
     settings: SetOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE", help="Write it there, not to stdout."),
+        typer.Option("--output", metavar="FILE", help="Write to this file, not to stdout."),
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Make a commented configuration with every key; it is valid as it is.
+    """Write a commented configuration with every key; it is valid without changes.
 
-    Without --output it goes to stdout; with it the file's path does. A file that exists is not
-    replaced without --force. Exits with 2 when a flag cannot be, or the file exists.
+    Prints the configuration; with --output the path of the file. An existing file is replaced only
+    with --force. Exits with 2 if a flag is invalid or the file exists.
 
     Example: domyn-swarm init config --platform slurm --partition gpu --output swarm.yaml
     """
@@ -118,19 +125,19 @@ def init_config(
         force=force,
     )
     text = new_config(request)
-    if platform is Platform.SLURM and not any("partition" in one for one in _names(request)):
-        say("backend.partition is a guess: `sinfo` lists yours.")
+    if platform is Platform.SLURM and not any("partition" in key for key in _keys(request)):
+        say("backend.partition is a guess: `sinfo` lists the partitions.")
     if output is None:
         typer.echo(text, nl=False)
         return
-    say(f"Bring it up with: domyn-swarm up {output}")
+    say(f"Start it with: domyn-swarm up {output}")
     typer.echo(output)
 
 
 @init_app.command("defaults")
 def init_defaults(
     platform: Annotated[
-        Platform | None, typer.Option("--platform", help="Where your swarms run.")
+        Platform | None, typer.Option("--platform", help="Platform of your swarms.")
     ] = None,
     engine: EngineOption = None,
     image: ImageOption = None,
@@ -142,16 +149,17 @@ def init_defaults(
     container: ContainerOption = None,
     workspace_id: WorkspaceOption = None,
     venv_path: Annotated[
-        str | None, typer.Option("--venv-path", help="Slurm: the Python environment on the nodes.")
+        str | None, typer.Option("--venv-path", help="Slurm: Python environment on the nodes.")
     ] = None,
     mail_user: Annotated[
-        str | None, typer.Option("--mail-user", metavar="ADDRESS", help="Slurm: who gets mail.")
+        str | None,
+        typer.Option("--mail-user", metavar="ADDRESS", help="Slurm: recipient of mails."),
     ] = None,
     hf_home: Annotated[
-        str | None, typer.Option("--hf-home", metavar="DIR", help="Where models are kept.")
+        str | None, typer.Option("--hf-home", metavar="DIR", help="Folder of cached models.")
     ] = None,
     home_directory: Annotated[
-        str | None, typer.Option("--home-directory", metavar="DIR", help="Where swarms' files lie.")
+        str | None, typer.Option("--home-directory", metavar="DIR", help="Folder of swarms' files.")
     ] = None,
     settings: SetOption = None,
     force: ForceOption = False,
@@ -159,12 +167,12 @@ def init_defaults(
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """Write down what all swarms of yours have in common; print the file's path.
+    """Write the defaults of all your swarms; print the file's path.
 
-    On a terminal, without flags, it asks; an empty answer leaves a key as it is built in. The file
-    is $DOMYN_SWARM_DEFAULTS, else defaults.yaml in the home. `domyn-swarm config check FILE
-    --provenance` shows what comes from it. Exits with 2 when an answer cannot be, or the file
-    exists and --force is not given.
+    On a terminal, without flags, it asks; an empty answer keeps the built-in default. The file is
+    $DOMYN_SWARM_DEFAULTS, else defaults.yaml in the home. `domyn-swarm config check FILE
+    --provenance` shows which values come from it. Exits with 2 if an answer is invalid, or if the
+    file exists and --force is not given.
 
     Example: domyn-swarm init defaults --platform slurm --partition gpu --account my-project
     """
@@ -198,15 +206,15 @@ def init_defaults(
         force=force,
     )
     written = new_defaults(request)
-    say("Written. A swarm's own file and --set win over it.")
+    say("Written. A swarm's own file and --set override it.")
     if form is Format.TABLE:
         typer.echo(written.path)
     else:
         print_record(written, form)
 
 
-def _names(request: SettingUp) -> list[str]:
-    return [*request.flags, *(one.partition("=")[0] for one in request.overrides)]
+def _keys(request: SettingUp) -> list[str]:
+    return [*request.flags, *(override.partition("=")[0] for override in request.overrides)]
 
 
 def _given(flags: Mapping[str, str | int | None]) -> dict[str, str]:
@@ -214,45 +222,45 @@ def _given(flags: Mapping[str, str | int | None]) -> dict[str, str]:
 
 
 def _answers(*, force: bool) -> tuple[Platform, dict[str, str]]:
-    """Ask a person for everything; a wrong answer is told and asked again."""
+    """Ask for the platform and every key. An invalid answer is reported, and asked for again."""
     from domyn_swarm.services.setting_up import asked_keys, check_answers, defaults_place
 
     if not interactive():
-        raise typer.BadParameter("without a terminal give --platform and what else shall hold.")
-    defaults_place(force=force)  # before a dozen questions, not after
-    choices = " | ".join(one.value for one in Platform)
+        raise typer.BadParameter("without a terminal, pass --platform and the other settings.")
+    defaults_place(force=force)  # refuse an existing file before a dozen questions
+    choices = " | ".join(choice.value for choice in Platform)
     while (chosen := ask(f"Where do your swarms run ({choices})")) not in list(Platform):
-        say(f"  One of {choices}, please.")
+        say(f"  Answer one of {choices}.")
     platform = Platform(chosen)
     answers: dict[str, str] = {}
     for key, meaning in asked_keys(platform.value).items():
         while answer := ask(f"{key}, {meaning}"):
-            wrong = [
-                one.message
-                for one in check_answers(platform.value, {**answers, key: answer})
-                if one.key == key
+            mistakes = [
+                mistake.message
+                for mistake in check_answers(platform.value, {**answers, key: answer})
+                if mistake.key == key
             ]
-            if not wrong:
+            if not mistakes:
                 answers[key] = answer
                 break
-            say(f"  {'; '.join(wrong)}")
+            say(f"  {'; '.join(mistakes)}")
     return platform, answers
 
 
 @config_app.command("schema")
 def schema(
     job: Annotated[
-        bool, typer.Option("--job", help="That of a job's file, as `job submit -f` takes it.")
+        bool, typer.Option("--job", help="The schema of a job file, for `job submit -f`.")
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE", help="Write it there, not to stdout."),
+        typer.Option("--output", metavar="FILE", help="Write to this file, not to stdout."),
     ] = None,
 ) -> None:
     """Print the JSON Schema of a configuration or a job, for editors that complete and check YAML.
 
-    With the YAML language server, the first line of a file names it:
-    `# yaml-language-server: $schema=domyn-swarm.schema.json`. It is good for defaults.yaml, too.
+    For the YAML language server, the first line of a file names the schema:
+    `# yaml-language-server: $schema=domyn-swarm.schema.json`. It is valid for defaults.yaml, too.
 
     Example: domyn-swarm config schema --output domyn-swarm.schema.json
     """
@@ -278,16 +286,16 @@ def check(
     config: ConfigOption = None,
     settings: SetOption = None,
     provenance: Annotated[
-        bool, typer.Option("--provenance", help="Show every key with where its value comes from.")
+        bool, typer.Option("--provenance", help="Show every key with the source of its value.")
     ] = False,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """Look for every mistake in a configuration, all at once; start nothing.
+    """Report all mistakes in a configuration at once; start nothing.
 
-    Each has its file, line and key, what is wrong and what to write instead. Exits with 2 when
-    there is one. JSON and YAML also carry every key with its value and where that comes from.
+    Each is reported with file, line and key, what is wrong and what to write instead. Exits with 2
+    if there is a mistake. JSON and YAML also contain every key with its value and its source.
 
     Example: domyn-swarm config check swarm.yaml --provenance
     """
@@ -312,8 +320,12 @@ def _show(report: ConfigReport, *, provenance: bool) -> None:
 
     if not report.valid:
         rows = [
-            (f"{one.source}:{one.line}" if one.line else one.source, one.key or "", one.message)
-            for one in report.mistakes
+            (
+                f"{mistake.source}:{mistake.line}" if mistake.line else mistake.source,
+                mistake.key or "",
+                mistake.message,
+            )
+            for mistake in report.mistakes
         ]
         print_table(("where", "key", "what is wrong, what to write"), rows)
         return
@@ -321,6 +333,7 @@ def _show(report: ConfigReport, *, provenance: bool) -> None:
         typer.echo(f"{report.config} is valid")
         return
     settings = [
-        (one.key, json.dumps(one.value, ensure_ascii=False), one.source) for one in report.settings
+        (setting.key, json.dumps(setting.value, ensure_ascii=False), setting.source)
+        for setting in report.settings
     ]
     print_table(("key", "value", "from"), settings)

@@ -1,4 +1,4 @@
-"""What the user wrote: models, loading, defaults, provenance."""
+"""The user's configuration: models, loading, defaults, provenance."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever is exported
-    """Import a public name on its first use: the command line reads `.env` before anything else."""
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
+    """Import a public name on first use: the command line must read `.env` before the models."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

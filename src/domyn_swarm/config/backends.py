@@ -1,4 +1,4 @@
-"""The `backend` section: one model per platform, told apart by `type`."""
+"""The `backend` section: one model per platform, selected by `type`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _SECRET = re.compile(
     r"(?:[_\d]|$)|(?:TOKEN|SECRET|PASSWORD|APIKEY)$",
     re.IGNORECASE,
 )
-_PLACE = re.compile(r"_(?:PATH|FILE|DIR)$", re.IGNORECASE)  # where a secret lies is none
+_PATH = re.compile(r"_(?:PATH|FILE|DIR)$", re.IGNORECASE)  # the path of a secret is not secret
 _TIME_LIMIT = re.compile(
     r"(?:(?P<days>\d+)-)(?P<h>\d+)(?::(?P<m>\d{1,2}))?(?::(?P<s>\d{1,2}))?"
     r"|(?:(?P<hours>\d+):(?=\d+:))?(?P<minutes>\d+)(?::(?P<seconds>\d{1,2}))?"
 )
 _UNITS = {"h": "hours", "m": "minutes", "minutes": "minutes", "s": "seconds", "seconds": "seconds"}
-_WITHIN = (  # a part of a time, the one before it, and what fits there
+_WITHIN = (  # (unit, next larger unit, largest value if the larger unit is given)
     *(("h", "days", 23), ("m", "h", 59), ("s", "m", 59)),
     *(("minutes", "hours", 59), ("seconds", "minutes", 59)),
 )
@@ -32,19 +32,19 @@ _GB = {"K": 1 / 1024**2, "M": 1 / 1024, "": 1 / 1024, "G": 1.0, "T": 1024.0}
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, and without room for unknown keys."""
+    """A section of the configuration: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
         coerce_numbers_to_str=True,
-        hide_input_in_errors=True,  # it may be a secret
+        hide_input_in_errors=True,  # an input may be a secret
     )
 
 
 class WrongNames(ValueError):
-    """Some keys of a mapping cannot be; each is told of at its own line."""
+    """Some keys of a mapping are invalid. Each is reported at its own line."""
 
     def __init__(self, names: Iterable[str], why: str) -> None:
         self.names = sorted(names)
@@ -55,13 +55,13 @@ class WrongNames(ValueError):
 def _variables(env: dict[str, str]) -> dict[str, str]:
     unusable = [name for name in env if not _NAME.fullmatch(name)]
     if unusable:
-        raise WrongNames(unusable, "is no name of a variable: use letters, digits and _")
+        raise WrongNames(unusable, "is not the name of a variable: use letters, digits and _")
     return env
 
 
 def _environment(env: dict[str, str]) -> dict[str, str]:
     _variables(env)
-    secret = [name for name in env if _SECRET.search(name) and not _PLACE.search(name)]
+    secret = [name for name in env if _SECRET.search(name) and not _PATH.search(name)]
     if secret:
         raise WrongNames(
             secret,
@@ -72,18 +72,18 @@ def _environment(env: dict[str, str]) -> dict[str, str]:
 
 
 def time_limit_s(value: str) -> float:
-    """The seconds of a time as Slurm writes it; 0 is no limit: infinitely many.
+    """The seconds of a time in Slurm's notation; 0 means no limit: infinity.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `value` is not such a time.
     """
-    found = _TIME_LIMIT.fullmatch(value)
-    if found is None:
+    match = _TIME_LIMIT.fullmatch(value)
+    if match is None:
         raise ValueError("write a time like 36:00:00, 90 (minutes) or 2-12:00:00 (days)")
-    part = {name: int(digits or 0) for name, digits in found.groupdict().items()}
-    for name, leading, most in _WITHIN:
-        if part[name] > most and found[leading] is not None:
-            raise ValueError(f"{value!r} has {part[name]} {_UNITS[name]}: {most} at most fit there")
+    part = {name: int(digits or 0) for name, digits in match.groupdict().items()}
+    for name, larger, most in _WITHIN:
+        if part[name] > most and match[larger] is not None:
+            raise ValueError(f"{value!r} has {part[name]} {_UNITS[name]}; at most {most} are valid")
     hours = part["days"] * 24 + part["h"] + part["hours"]
     minutes = hours * 60 + part["m"] + part["minutes"]
     return (minutes * 60 + part["s"] + part["seconds"]) or float("inf")
@@ -93,14 +93,14 @@ _UNIT_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def duration_s(value: str) -> float:
-    """The seconds of a time of ours: `3d`, `12h`, `90m`, or as Slurm writes it; 0 is no limit.
+    """The seconds of `3d`, `12h`, `90m`, or of a time in Slurm's notation; 0 means no limit.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `value` is not such a time.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", value)
-    if found is not None:
-        return float(found[1]) * _UNIT_S[found[2]] or float("inf")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", value)
+    if match is not None:
+        return float(match[1]) * _UNIT_S[match[2]] or float("inf")
     try:
         return time_limit_s(value)
     except ValueError:
@@ -108,15 +108,15 @@ def duration_s(value: str) -> float:
 
 
 def memory_gb(value: str) -> float:
-    """The gigabytes of a memory size as Slurm writes it: `8G`, `500M`; a bare number is megabytes.
+    """The gigabytes of a size in Slurm's notation: `8G`, `500M`; a bare number is megabytes.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `value` is not such a size, or is 0.
     """
-    found = _MEMORY.fullmatch(value)
-    if found is None or not float(found["number"]):
+    match = _MEMORY.fullmatch(value)
+    if match is None or not float(match["number"]):
         raise ValueError("write a size like 8G or 500M")
-    return float(found["number"]) * _GB[found["unit"].upper()]
+    return float(match["number"]) * _GB[match["unit"].upper()]
 
 
 def _memory(value: str) -> str:
@@ -130,7 +130,7 @@ def _node_memory(value: str) -> str:
 
 def _gres(value: str) -> str:
     if value != "none" and (value.count("{n}") != 1 or not value.isprintable()):
-        raise ValueError("write how GPUs are asked for, with {n} for their number, or none")
+        raise ValueError("write how GPUs are requested, with {n} for their number, or none")
     return value
 
 
@@ -148,29 +148,32 @@ TimeLimit = Annotated[str, AfterValidator(_time_limit)]
 
 
 class LocalConfig(Section):
-    """Replicas are processes on this machine that outlive the command line."""
+    """Replicas are processes on this machine that outlive the command."""
 
     type: Literal["local"] = Field("local", description="this machine")
 
 
 class SlurmEndpointConfig(Section):
-    """The small CPU-only job that holds router and collector."""
+    """The small CPU-only job that runs router and collector."""
 
-    partition: str | None = Field(None, description="empty: that of the replicas")
-    qos: str | None = Field(None, description="empty: that of the replicas")
+    partition: str | None = Field(None, description="empty: the partition of the replicas")
+    qos: str | None = Field(None, description="empty: the QOS of the replicas")
     cpus_per_task: int = Field(2, ge=1, description="CPUs of the job")
     mem: Memory | None = Field(
         "8G",
-        description="its memory, such as 8G; followed jobs run in it; empty: no --mem is written",
+        description="memory of the job, such as 8G; jobs that are followed run as steps of it; "
+        "empty: no --mem is passed",
     )
     wall_time: TimeLimit | None = Field(
-        None, description="its time limit, not shorter than the replicas'; empty: theirs"
+        None, description="time limit, at least that of the replicas; empty: that of the replicas"
     )
     port: int | None = Field(
-        None, ge=1, le=65535, description="where it listens; empty: any free one"
+        None, ge=1, le=65535, description="port of the endpoint; empty: any free port"
     )
     timeout_s: float = Field(
-        600.0, gt=0, description="seconds until the endpoint must listen once its job runs"
+        600.0,
+        gt=0,
+        description="seconds after the start of its job until the endpoint must listen",
     )
 
 
@@ -178,26 +181,27 @@ class SlurmConfig(Section):
     """Replicas are tasks of Slurm jobs."""
 
     type: Literal["slurm"] = Field("slurm", description="a Slurm cluster")
-    partition: str = Field(description="of the replicas; `sinfo` lists them")
+    partition: str = Field(description="partition of the replicas; `sinfo` lists them")
     account: str | None = Field(
-        None, description="that the GPU-hours are billed to; empty: your default"
+        None, description="account that pays for the GPU hours; empty: your default"
     )
     qos: str | None = Field(None, description="empty: the site's default")
     time_limit: TimeLimit = Field(
-        "36:00:00", description="of each replica: 36:00:00, 90 (minutes) or 2-12:00:00 (days)"
+        "36:00:00",
+        description="time limit of each replica: 36:00:00, 90 (minutes) or 2-12:00:00 (days)",
     )
     node_list: str | None = Field(
-        None, description="only these nodes, as sbatch takes them: node[01-04]"
+        None, description="use only these nodes, in sbatch's notation: node[01-04]"
     )
-    exclude_nodes: str | None = Field(None, description="none of these nodes")
+    exclude_nodes: str | None = Field(None, description="do not use these nodes")
     modules: tuple[str, ...] = Field((), description="environment modules to load on the nodes")
     preamble: tuple[Annotated[str, AfterValidator(check_line)], ...] = Field(
         (),
-        description="more lines of the scripts' head, such as '#SBATCH --reservation=x'; the "
-        "endpoint and jobs of their own have them (but for GPUs) unless endpoint.partition is set",
+        description="further #SBATCH lines, such as '#SBATCH --reservation=x'; the endpoint and "
+        "separate jobs get those that request no GPUs, unless endpoint.partition is set",
     )
     comment: str | None = Field(
-        None, description="a text for --comment that the site asks for; it stands after our own"
+        None, description="text for --comment that the site requires; appended to our own"
     )
     container: Literal["apptainer", "singularity", "enroot", "pyxis", "none"] | None = Field(
         None,
@@ -205,52 +209,54 @@ class SlurmConfig(Section):
         "image, none without",
     )
     container_args: tuple[str, ...] = Field(
-        (), description="more arguments of the container program"
+        (), description="further arguments of the container program"
     )
     mounts: dict[str, str] = Field(
         default_factory=dict,
-        description="folders of the nodes in the container: {/outside: /inside}",
+        description="folders of the node to mount in the container: {/outside: /inside}",
     )
     venv_path: str | None = Field(
-        None, description="the Python environment on the nodes; empty: the one that submits"
+        None,
+        description="Python environment on the nodes; empty: the environment that runs `up`",
     )
     env: Env = Field(default_factory=dict, description="environment of the batch scripts")
     requeue: bool = Field(
-        True, description="whether replicas go back into the queue when they lose their node"
+        True, description="whether a replica is queued again when it loses its node"
     )
     drain_before_end_s: int = Field(
         300,
         ge=0,
-        validate_default=True,  # the time limit may be shorter than it
+        validate_default=True,  # the time limit may be shorter than the default
         description="seconds before the time limit at which a replica stops taking requests",
     )
     packing: Literal["auto", "replica", "node"] = Field(
         "auto",
-        description="one replica per task (replica), a node's worth (node), or as the site needs",
+        description="replicas per task: one (replica), as many as fit on a node (node), or "
+        "whichever the site requires (auto)",
     )
     gres: Gres = Field(
         "gpu:{n}",
-        description="how n GPUs are asked for with --gres, such as gpu:a100:{n} where types are "
-        "wanted; none: not at all, where a site has no GRES (tasks then take whole nodes) or "
-        "`preamble` asks for them",
+        description="how n GPUs are requested with --gres, such as gpu:a100:{n} to choose a type; "
+        "none: pass no --gres, if the site has no GRES (tasks then take whole nodes) or `preamble` "
+        "requests the GPUs",
     )
     mem: NodeMemory | None = Field(
         "0",
-        description="memory of tasks that take whole nodes, such as 480G; 0: all that a node has; "
-        "empty: no --mem is written",
+        description="memory of tasks that take whole nodes, such as 480G; 0: all memory of the "
+        "node; empty: no --mem is passed",
     )
     mail_user: str | None = Field(
         default_factory=lambda: os.environ.get("DOMYN_SWARM_MAIL_USER") or None,
-        description="whom Slurm mails; empty: DOMYN_SWARM_MAIL_USER",
+        description="recipient of Slurm's mails; empty: DOMYN_SWARM_MAIL_USER",
     )
     template_path: str | None = Field(
-        None, description="a template of yours instead of the built-in batch script"
+        None, description="your own template, instead of the built-in batch script"
     )
     requires_ray: bool = Field(
-        False, description="whether a replica over several nodes is a Ray cluster"
+        False, description="whether a replica that spans several nodes runs as a Ray cluster"
     )
-    ray_port: int = Field(6379, ge=1, le=65535, description="where Ray's first node listens")
-    ray_dashboard_port: int = Field(8265, ge=1, le=65535, description="of Ray's dashboard")
+    ray_port: int = Field(6379, ge=1, le=65535, description="port of Ray's head node")
+    ray_dashboard_port: int = Field(8265, ge=1, le=65535, description="port of Ray's dashboard")
     endpoint: SlurmEndpointConfig = SlurmEndpointConfig()
 
     @field_validator("drain_before_end_s")
@@ -275,20 +281,20 @@ class SlurmConfig(Section):
 class LeptonMount(Section):
     """A path of the workspace's storage inside the container."""
 
-    path: str = Field(description="in the workspace's storage")
-    volume: str = Field(description="which storage: node-local, or node-nfs:NAME and the like")
-    mount_path: str = Field(description="in the container")
+    path: str = Field(description="path in the workspace's storage")
+    volume: str = Field(description="which storage: node-local, node-nfs:NAME or another")
+    mount_path: str = Field(description="path in the container")
 
 
-class _LeptonPlace(Section):
-    """What runs in the workspace, and where."""
+class _LeptonContainer(Section):
+    """A container of the workspace, and where it may run."""
 
     image: str | None = Field(None, description="container image; empty: `image` of the swarm")
-    resource_shape: str = Field(description="the machine, as the workspace names its shapes")
+    resource_shape: str = Field(description="machine type, as the workspace names it")
     allowed_dedicated_node_groups: tuple[str, ...] = Field(
-        (), description="node groups that it may run on; empty: any"
+        (), description="node groups that may run it; empty: any"
     )
-    allowed_nodes: tuple[str, ...] = Field((), description="nodes that it may run on; empty: any")
+    allowed_nodes: tuple[str, ...] = Field((), description="nodes that may run it; empty: any")
     mounts: tuple[LeptonMount, ...] = Field(
         (), description="storage to mount: [{volume: name, path: /outside, mount_path: /inside}]"
     )
@@ -302,35 +308,31 @@ class _LeptonPlace(Section):
     )
 
 
-class LeptonJobConfig(_LeptonPlace):
+class LeptonJobConfig(_LeptonContainer):
     """How jobs run in the workspace."""
 
-    resource_shape: str = Field(
-        "cpu.small", description="the machine, as the workspace names its shapes"
-    )
+    resource_shape: str = Field("cpu.small", description="machine type, as the workspace names it")
 
 
-class LeptonEndpointConfig(_LeptonPlace):
+class LeptonEndpointConfig(_LeptonContainer):
     """How the endpoint runs in the workspace."""
 
-    resource_shape: str = Field(
-        "gpu.8xh200", description="the machine, as the workspace names its shapes"
-    )
+    resource_shape: str = Field("gpu.8xh200", description="machine type, as the workspace names it")
     api_token_secret_name: str | None = Field(
-        None, description="the workspace secret that holds the clients' key"
+        None, description="workspace secret that holds the clients' API key"
     )
 
     @property
     def gpus(self) -> int | None:
-        """How many GPUs the shape has, by its name (`gpu.8xh200`, `gpu.a10`); None: unknown."""
-        found = re.fullmatch(r"gpu\.(?:(\d+)x)?[\w-]+", self.resource_shape)
-        if found is None:
+        """The number of GPUs of the shape by its name (`gpu.8xh200`, `gpu.a10`); None: unknown."""
+        match = re.fullmatch(r"gpu\.(?:(\d+)x)?[\w-]+", self.resource_shape)
+        if match is None:
             return 0 if self.resource_shape.startswith("cpu.") else None
-        return int(found[1] or 1)
+        return int(match[1] or 1)
 
 
 class LeptonConfig(Section):
-    """The endpoint and the jobs are NVIDIA DGX Cloud Lepton's own."""
+    """The swarm is an endpoint of NVIDIA DGX Cloud Lepton, its jobs are Lepton's jobs."""
 
     type: Literal["lepton"] = Field("lepton", description="NVIDIA DGX Cloud Lepton")
     workspace_id: str | None = Field(None, description="empty: LEPTON_WORKSPACE_ID")

@@ -1,4 +1,4 @@
-"""`defaults.yaml`: which keys a person is asked for, and the file that holds the answers."""
+"""`defaults.yaml`: the keys that `init defaults` asks for, and the file with the answers."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _ASKED: Mapping[str, tuple[str, ...]] = {
         *_EVERYWHERE,
     ),
 }
-_WORDS = {"env.HF_HOME": "where engines keep the models of the Hugging Face hub"}
-_REQUIRED = {"slurm": {"partition": "any"}}  # of the backend; a swarm's own file may give it
+_DESCRIPTIONS = {"env.HF_HOME": "folder in which engines cache models of the Hugging Face hub"}
+_REQUIRED = {"slurm": {"partition": "any"}}  # backend keys that a swarm's own file may set instead
 
 
 def asked_keys(platform: str) -> Mapping[str, str]:
-    """The keys that differ from site to site, each with its meaning."""
-    return {key: _WORDS.get(key) or _description(key, platform) for key in _ASKED[platform]}
+    """The keys that differ between sites, each with its description."""
+    return {key: _DESCRIPTIONS.get(key) or _description(key, platform) for key in _ASKED[platform]}
 
 
 def _description(key: str, platform: str) -> str:
@@ -60,32 +60,32 @@ def _description(key: str, platform: str) -> str:
 def defaults_text(
     platform: str, answers: Mapping[str, object], overrides: Sequence[str] = ()
 ) -> str:
-    """The content of the file: the answers by dotted key and the overrides (`key=value`);
-    everything else as comments.
+    """The content of the file: `answers` by dotted key and `overrides` (`key=value`) are set, all
+    other keys are comments.
 
     Raises:
-        ConfigError: every answer and override that cannot be.
+        ConfigError: an answer or override is invalid; the message lists all of them.
     """
     given = merge(Layer({"backend": {"type": platform}}), layer_of(answers, overrides))
     folder = given.values.get("home_directory")
     if isinstance(folder, str):  # the file holds wherever it is read from
         given.values["home_directory"] = str(expanded(folder).absolute())
     _validate(given, Path("The new defaults"))
-    title = "What every swarm of yours has unless its own file differs"
+    title = "Defaults of all your swarms; a swarm's own file overrides them"
     return commented(platform, given.values, title)
 
 
 def check_defaults(path: Path) -> None:
-    """Whether the file may stand under any configuration.
+    """Check that the file is valid as defaults of any configuration.
 
     Raises:
-        ConfigError: every mistake in it, each at its line.
+        ConfigError: it is not; the message lists every mistake with its line.
     """
     _validate(read_yaml(path), path)
 
 
 def _validate(layer: Layer, path: Path) -> None:
-    """With the least that a swarm's own file has to add."""
+    """Validate the layer together with the required keys that a swarm's own file adds."""
     platform = value_at(layer.values, ("backend", "type")) or "local"
     backend = {"type": platform, **_REQUIRED.get(str(platform), {})}
     validated(DomynLLMSwarmConfig, merge(Layer({"model": "any", "backend": backend}), layer), path)

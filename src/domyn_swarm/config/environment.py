@@ -1,5 +1,5 @@
-"""What the environment says. `.env` is read in `$DOMYN_SWARM_HOME` and nowhere else: the current
-folder decides nothing.
+"""Settings from environment variables. `.env` is read from `$DOMYN_SWARM_HOME` only, so that a
+command does the same in every current folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from domyn_swarm.paths import home
 
 
 def load_dotenv() -> None:
-    """Set the variables of `$DOMYN_SWARM_HOME/.env` that the environment does not have yet."""
+    """Set the variables of `$DOMYN_SWARM_HOME/.env` that are not set yet."""
     path = home() / ".env"
     if not path.is_file():
         return
@@ -24,25 +24,25 @@ def load_dotenv() -> None:
 
 
 def key_of_environment() -> str | None:
-    """The key of an endpoint that is not a swarm's."""
+    """The API key for an endpoint that does not belong to a swarm."""
     return os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("OPENAI_API_KEY")
 
 
 def checked_endpoint(url: str) -> str:
-    """The URL of an endpoint that is not a swarm's.
+    """The URL of an endpoint that does not belong to a swarm, unchanged.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not an HTTP URL.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
-            f"The endpoint {url!r} is no URL that begins with http:// or https://.",
+            f"The endpoint {url!r} is not a URL that begins with http:// or https://.",
             hint="For example http://127.0.0.1:8000.",
         )
     return url
 
 
 def ray_address_of_environment() -> str | None:
-    """The Ray cluster of jobs that name none."""
+    """The address of the Ray cluster for jobs that do not set one."""
     return os.environ.get("DOMYN_SWARM_RAY_ADDRESS") or os.environ.get("RAY_ADDRESS")

@@ -1,6 +1,6 @@
-"""Layers merged first, validated once; every mistake told at once, with its file and line.
+"""Loads a configuration: merges its layers, then validates once and reports all mistakes together.
 
-Precedence: flags and `--set`, then the YAML file, then `defaults.yaml`, then what is built in.
+Precedence: flags and `--set`, then the YAML file, then `defaults.yaml`, then the built-in defaults.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from domyn_swarm.config.sources import (
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.paths import expanded, home
 
-_VARIABLES: Mapping[Key, str] = {  # of the environment, that stand behind some keys
+_VARIABLES: Mapping[Key, str] = {  # environment variables that are the defaults of keys
     ("home_directory",): "DOMYN_SWARM_HOME",
     ("backend", "mail_user"): "DOMYN_SWARM_MAIL_USER",
 }
@@ -37,7 +37,7 @@ _VARIABLES: Mapping[Key, str] = {  # of the environment, that stand behind some 
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A valid configuration, and where each of its keys comes from (dotted key → source)."""
+    """A valid configuration, and the source of the value of each key (dotted key → source)."""
 
     config: DomynLLMSwarmConfig
     provenance: Mapping[str, str]
@@ -51,10 +51,10 @@ def load(
     name: str | None = None,
     replicas: int | None = None,
 ) -> LoadedConfig:
-    """The configuration in `path`, with all layers; `upper` is what another file says over it.
+    """The configuration in `path`, merged with all layers; `upper` is a layer of a pool's file.
 
     Raises:
-        ConfigError: every mistake at once, each with file and line, key, and what to write.
+        ConfigError: something is invalid; the message lists every mistake with file, line and key.
     """
     path = expanded(path)  # `--config=~/swarm.yaml` leaves that to us
     layer = merge(merge(*_read_all([*_defaults(), path])), upper or Layer())
@@ -71,27 +71,27 @@ def swarm_name(path: Path) -> str:
     """The name that a configuration gives its swarm.
 
     Raises:
-        ConfigError: the file cannot be read, or names no swarm.
+        ConfigError: the file is invalid, or sets no name.
     """
     name = load(path).config.name
     if name is None:
         raise ConfigError(
-            f"{path} names no swarm.", hint="Give the swarm's name instead of the file."
+            f"{path} sets no name.", hint="Give the swarm's name instead of the file."
         )
     return name
 
 
 def dump_yaml(config: DomynLLMSwarmConfig) -> str:
-    """The whole configuration as YAML that `load` reads back as the same.
+    """The whole configuration as YAML, which `load` reads back unchanged.
 
-    In ASCII: what YAML takes for line breaks beyond those (U+0085, U+2028) would not come back.
+    In ASCII: YAML would read U+0085 and U+2028 in text as line breaks.
     """
     values = config.model_dump(mode="json", context=REVEALED)
     return yaml.safe_dump(values, sort_keys=False)
 
 
 def read_dump(path: Path) -> dict[str, Any]:
-    """What `dump_yaml` wrote, without its secrets; nothing where there is no such file."""
+    """The values that `dump_yaml` wrote, with secrets hidden; empty if there is no such file."""
     try:
         values: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, yaml.YAMLError):
@@ -102,18 +102,18 @@ def read_dump(path: Path) -> dict[str, Any]:
 
 
 def defaults_path() -> Path:
-    """`$DOMYN_SWARM_DEFAULTS`, else `defaults.yaml` in the home; it need not exist."""
+    """`$DOMYN_SWARM_DEFAULTS`, else `defaults.yaml` in the home. The file may not exist."""
     return Path(os.environ.get("DOMYN_SWARM_DEFAULTS") or home() / "defaults.yaml").absolute()
 
 
 def _defaults() -> list[Path]:
     path = defaults_path()
-    named = bool(os.environ.get("DOMYN_SWARM_DEFAULTS"))  # one that is named has to be there
+    named = bool(os.environ.get("DOMYN_SWARM_DEFAULTS"))  # such a file must exist
     return [path] if named or path.exists() else []
 
 
 def _read_all(paths: Sequence[Path]) -> tuple[Layer, Layer]:
-    """The lower and the upper file's layer; when both cannot be read, both are told of."""
+    """The layers of the lower and of the upper file. One error reports all unreadable files."""
     layers: list[Layer] = []
     errors: list[ConfigError] = []
     for path in paths:
@@ -140,7 +140,7 @@ def _provenance(config: DomynLLMSwarmConfig, layer: Layer) -> Iterator[tuple[str
 
 
 def _source(key: Key, layer: Layer) -> str:
-    """Where the value of a key comes from; what is built in stands for a key without a value."""
+    """The source of a key's value. A key without a value has the built-in default."""
     if key in layer.places and (key in LEFT_OUT or value_at(layer.values, key) is not None):
         return layer.places[key]
     variable = _VARIABLES.get(key, "")

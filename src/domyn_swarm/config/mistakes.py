@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, in words for whoever wrote the file: each at its line and key."""
+"""Validation errors of pydantic as mistakes of a file, each with line, key and what to write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _BACKENDS = ("local", "slurm", "lepton")
-_UNIONS = ("backend", "args", "replicas")  # pydantic puts the branch behind these keys
+_UNIONS = ("backend", "args", "replicas")  # in pydantic's locations, a branch follows these keys
 _EXPECTED = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",
@@ -41,8 +41,8 @@ _EXPECTED = {
 
 
 _OLDER = {
-    "nginx_image": "is of an earlier version: remove it, the router comes with this program",
-    "lb_wait": "is of an earlier version: it is called wait_endpoint_s now",
+    "nginx_image": "is a key of an earlier version: remove it, this program contains the router",
+    "lb_wait": "is a key of an earlier version: it is now called wait_endpoint_s",
 }
 """Keys of configurations of earlier versions that have another name or none."""
 _FILES = (
@@ -57,19 +57,19 @@ _Model = TypeVar("_Model", bound=BaseModel)
 def validated(
     model: type[_Model], layer: Layer, path: Path, kind: FileKind = CONFIGURATION
 ) -> _Model:
-    """What a layer says, as the model means it; `path` is named where no place is known.
+    """The model of a layer's values. A mistake without a line is reported at `path`.
 
     Raises:
-        ConfigError: every mistake at once.
+        ConfigError: a value is invalid; the message lists every mistake.
     """
     try:
-        found = model.model_validate(written(layer.values, kind))
+        config = model.model_validate(written(layer.values, kind))
     except ValidationError as error:
         wrong = [*layer.mistakes, *_mistakes(error, model, layer, path, kind)]
         raise config_error(wrong, path, kind, _of_another_kind(model, layer, path)) from error
     if layer.mistakes:
         raise config_error(layer.mistakes, path, kind)
-    return found
+    return config
 
 
 def config_error(
@@ -98,27 +98,28 @@ def _of_another_kind(model: type[BaseModel], layer: Layer, path: Path) -> str:
 def _mistakes(
     error: ValidationError, model: type[BaseModel], layer: Layer, path: Path, kind: FileKind
 ) -> list[Mistake]:
-    """One for each thing that is wrong, in the order in which the keys were written."""
+    """The mistakes, in the order of the keys in the file."""
     order = {key: number for number, key in enumerate(layer.places)}
-    found: list[tuple[int, Mistake]] = []
+    numbered: list[tuple[int, Mistake]] = []
     for detail in error.errors():
         key = _key(detail["loc"])
         for at, words in _words(detail, key, model, layer, kind):
             written_at = _written(at, layer)
             place = layer.places.get(written_at, str(path))
-            found.append((order.get(written_at, -1), Mistake(place, dotted(at), words)))
-    return [mistake for _, mistake in sorted(found, key=lambda one: one[0])]
+            numbered.append((order.get(written_at, -1), Mistake(place, dotted(at), words)))
+    return [mistake for _, mistake in sorted(numbered, key=lambda entry: entry[0])]
 
 
 def _key(location: Key) -> Key:
-    """Pydantic's location without what is no key of the file."""
+    """Pydantic's location without the parts that are not keys of the file."""
     if location[-1:] == ("[key]",):
         location = location[:-1]
-    return location[:1] + location[2:] if location[:1] in [(one,) for one in _UNIONS] else location
+    is_union = location[:1] in [(key,) for key in _UNIONS]
+    return location[:1] + location[2:] if is_union else location
 
 
 def _written(key: Key, layer: Layer) -> Key:
-    """The key, or the innermost section around it that was written."""
+    """The key, or the innermost enclosing section that the file contains."""
     while key and key not in layer.places:
         key = key[:-1]
     return key
@@ -127,7 +128,7 @@ def _written(key: Key, layer: Layer) -> Key:
 def _words(
     detail: ErrorDetails, key: Key, model: type[BaseModel], layer: Layer, kind: FileKind
 ) -> Iterator[tuple[Key, str]]:
-    """What is wrong and what to write, at each key that it is about."""
+    """Each key that an error concerns, with a message that says what to write."""
     wrong = detail["type"]
     mistake = detail.get("ctx", {}).get("error")
     if isinstance(mistake, WrongNames):
@@ -164,7 +165,7 @@ def _unknown(key: Key, model: type[BaseModel], layer: Layer, kind: FileKind) -> 
 
 
 def _places_of(name: str, model: type[BaseModel], backend: object) -> str:
-    """Where else a key of that name belongs, in words; empty where none is known."""
+    """The sections that have a key of that name, as a phrase; empty if there are none."""
     places = [
         f"under {dotted(at)}" if at else "at the top level"
         for at in _sections(model, (), backend)
@@ -180,7 +181,7 @@ def _places_of(name: str, model: type[BaseModel], backend: object) -> str:
 
 
 def _sections(model: type[BaseModel], at: Key, backend: object) -> Iterator[Key]:
-    """The sections of a file, each by its key; the whole first."""
+    """The keys of all sections of a file; the empty key of the top level first."""
     yield at
     for name in _known_keys(model, at, backend):
         if _known_keys(model, (*at, name), backend):
@@ -188,13 +189,15 @@ def _sections(model: type[BaseModel], at: Key, backend: object) -> Iterator[Key]
 
 
 def _known_keys(root: type[BaseModel], at: Key, backend: object) -> list[str]:
-    """The keys that a section takes; `backend` those of the platform that was chosen."""
+    """The keys of a section. The section `backend` has those of the chosen platform."""
     models = [root]
     for part in at:
-        if isinstance(part, int):  # an item of a list, whose model is the list's
+        if isinstance(part, int):  # an index: the annotation of the list contains the item's model
             continue
         fields = [model.model_fields.get(str(part)) for model in models]
-        models = [found for one in fields if one is not None for found in _models(one.annotation)]
+        models = [
+            inner for field in fields if field is not None for inner in _models(field.annotation)
+        ]
         if part == "backend" and isinstance(backend, Mapping):
             chosen = backend.get("type")
             models = [model for model in models if model.model_fields["type"].default == chosen]
@@ -202,7 +205,7 @@ def _known_keys(root: type[BaseModel], at: Key, backend: object) -> list[str]:
 
 
 def _models(annotation: object) -> Iterator[type[BaseModel]]:
-    """The models among the branches of a field's type."""
+    """The models in the type of a field."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for branch in get_args(annotation):

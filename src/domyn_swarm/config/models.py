@@ -1,4 +1,4 @@
-"""`DomynLLMSwarmConfig`: what a user may write, and nothing that is derived from it."""
+"""`DomynLLMSwarmConfig`: the keys that a user may write. Derived values are in `planning`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?")
 
 
 def check_name(name: str) -> str:
-    """A swarm's name: it becomes a folder, a job name and part of URLs.
+    """The name, unchanged, if it can be a swarm's: a folder, a job name and part of URLs.
 
     Raises:
-        ValueError: it is not usable as one.
+        ValueError: it cannot; the message suggests a similar name that can.
     """
     if not _NAME.fullmatch(name):
         plain = unicodedata.normalize("NFKD", name.lower()).encode("ascii", "ignore").decode()
@@ -46,7 +46,7 @@ def check_name(name: str) -> str:
 
 
 def default_gpus(engine: str) -> int:
-    """How many GPUs a replica of this engine has when the configuration does not say."""
+    """The number of GPUs of a replica if the configuration does not set it."""
     return 1 if engine in ("vllm", "sglang") else 0
 
 
@@ -69,8 +69,8 @@ def _webhook(value: str) -> str:
 
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 ExistingFile = Annotated[AbsolutePath, AfterValidator(_existing)]
-HIDDEN = "**********"  # what is shown of a secret
-REVEALED = {"secrets": True}  # the context in which a dump holds them
+HIDDEN = "**********"  # shown instead of a secret
+REVEALED = {"secrets": True}  # the serialization context that includes secrets
 Words = Annotated[
     Annotated[str, Tag("text")] | Annotated[tuple[str, ...], Tag("list")],
     Discriminator(lambda value: "text" if isinstance(value, str | int | float) else "list"),
@@ -81,66 +81,68 @@ class RouterConfig(Section):
     """How the endpoint distributes requests."""
 
     policy: Literal["least_load", "power_of_two", "cache_aware", "round_robin", "random"] = Field(
-        "least_load", description="how a request's replica is chosen"
+        "least_load", description="how the replica of a request is chosen"
     )
     max_concurrent: int = Field(
         8192,
         ge=1,
-        description="requests in flight over all replicas; those beyond wait in the queue",
+        description="requests in flight on all replicas together; further requests are queued",
     )
     queue_size: int = Field(
-        8192, ge=0, description="requests that may wait; those beyond are answered 429"
+        8192, ge=0, description="length of the queue; further requests are answered 429"
     )
     retries: int = Field(
         1,
         ge=0,
         le=1,
-        description="attempts as the router counts them: 0 and 1 repeat nothing that a row caused",
+        description="attempts, as the router counts them: with 0 and 1 it does not repeat a "
+        "request that fails",
     )
     tls_cert: ExistingFile | None = Field(
-        None, description="certificate of the endpoint (PEM); given together with tls_key"
+        None, description="certificate of the endpoint (PEM); requires tls_key"
     )
-    tls_key: ExistingFile | None = Field(None, validate_default=True, description="its private key")
+    tls_key: ExistingFile | None = Field(
+        None, validate_default=True, description="private key of tls_cert (PEM)"
+    )
     tls_ca: ExistingFile | None = Field(
         None,
-        description="certificates (PEM) that clients trust beside the system's: those of a private "
-        "CA; none: tls_cert itself, which may be self-signed",
+        description="certificates (PEM) of a private CA, which clients trust in addition to the "
+        "system's; empty: clients trust tls_cert itself, which may be self-signed",
     )
 
     @field_validator("tls_key")
     @classmethod
     def _together(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if "tls_cert" in info.data and (info.data["tls_cert"] is None) != (value is None):
-            raise ValueError("tls_cert and tls_key are given together or not at all")
+            raise ValueError("tls_cert and tls_key must be set together")
         return value
 
 
 class MetricsConfig(Section):
-    """Where Prometheus finds what the endpoint tells, beside scraping it. Folders of the node that
-    the endpoint runs on.
-    """
+    """Files for Prometheus, in folders of the node on which the endpoint runs."""
 
     textfile_dir: AbsolutePath | None = Field(
-        None, description="where node_exporter's textfile collector looks; a file is kept there"
+        None,
+        description="folder of node_exporter's textfile collector, for a file with the metrics",
     )
     discovery_dir: AbsolutePath | None = Field(
         None,
-        description="where Prometheus looks for targets (file_sd), not the home's own folder",
+        description="folder of Prometheus' file_sd targets, instead of the one in home_directory",
     )
 
 
 class NotifyConfig(Section):
-    """Who is told when a job ends, and when a swarm fails or ends itself."""
+    """Notifications: a job has ended, or a swarm has failed or ended itself."""
 
     url: Annotated[str | None, AfterValidator(lambda url: url and _webhook(url))] = Field(
         None,
         repr=False,
-        description="a webhook that is sent JSON when a job ends or the swarm fails or ends itself",
+        description="webhook that receives JSON when a job ends, or the swarm fails or ends itself",
     )
 
     @field_serializer("url", when_used="json-unless-none")
     def _hidden(self, value: str, info: FieldSerializationInfo) -> str:
-        """Such URLs hold a secret as a rule: only `dump_yaml` has it."""
+        """Hide the URL, which usually contains a secret, everywhere but in `dump_yaml`."""
         return value if info.context == REVEALED else HIDDEN
 
 
@@ -149,52 +151,56 @@ class WatchdogRayConfig(Section):
 
     enabled: bool = Field(False, description="supervise Ray")
     expected_tp: int | None = Field(
-        None, ge=1, description="GPUs that Ray must have; empty: the replica's"
+        None, ge=1, description="GPUs that Ray must have; empty: those of the replica"
     )
     probe_timeout_s: float = Field(
-        120.0, gt=0, description="seconds until an answer of Ray is given up"
+        120.0, gt=0, description="seconds until a probe of Ray times out"
     )
     status_grace_s: float = Field(
-        10.0, ge=0, description="seconds that Ray may miss capacity before it counts as lost"
+        10.0, ge=0, description="seconds that Ray may lack GPUs before its cluster counts as lost"
     )
-    probe_interval_s: float = Field(30.0, gt=0, description="seconds between looks at Ray")
+    probe_interval_s: float = Field(30.0, gt=0, description="seconds between probes of Ray")
 
 
 class WatchdogConfig(Section):
-    """How each replica is watched. Seconds throughout."""
+    """Supervision of each replica. All times are in seconds."""
 
     probe_interval: float = Field(
         30.0, gt=0, description="seconds between probes of a ready engine"
     )
-    http_path: str | None = Field(None, description="what is probed; empty: what the engine offers")
-    http_timeout: float = Field(2.0, gt=0, description="seconds until a probe is given up")
+    http_path: str | None = Field(
+        None, description="path that is probed; empty: the engine's own health path"
+    )
+    http_timeout: float = Field(2.0, gt=0, description="seconds until a probe times out")
     readiness_timeout: float = Field(
         600.0,
         gt=0,
-        description="seconds until a starting engine must be ready; one that loads has six times",
+        description="seconds until a starting engine must be ready; six times as long while it "
+        "loads",
     )
     restart_policy: Literal["on-failure", "always", "never"] = Field(
-        "on-failure", description="when an engine that ended is started again"
+        "on-failure", description="when an engine that has ended is restarted"
     )
     unhealthy_restart_after: float = Field(
-        120.0, ge=0, description="seconds of failing probes before a restart"
+        120.0, ge=0, description="seconds of failing probes before the engine is restarted"
     )
     max_restarts: int = Field(
-        3, ge=0, description="restarts in a row after which a replica is given up"
+        3, ge=0, description="consecutive restarts after which the replica fails permanently"
     )
     restart_backoff_initial: float = Field(
         5.0,
         ge=0,
-        description="seconds before the first restart; each further one waits twice as long",
+        description="seconds before the first restart; doubled for each further one",
     )
     restart_backoff_max: float = Field(
-        60.0, ge=0, validate_default=True, description="seconds that a restart waits at most"
+        60.0, ge=0, validate_default=True, description="longest wait before a restart, in seconds"
     )
     kill_grace_seconds: float = Field(10.0, ge=0, description="seconds between SIGTERM and SIGKILL")
     progress_timeout: float | None = Field(
         None,
         gt=0,
-        description="seconds without a token while requests wait: then the engine is restarted",
+        description="seconds without a token while requests wait, after which the engine is "
+        "restarted; empty: never",
     )
     ray: WatchdogRayConfig = WatchdogRayConfig()
 
@@ -208,17 +214,17 @@ class WatchdogConfig(Section):
 
 
 class ElasticReplicas(Section):
-    """As many servers as there is work for, within bounds."""
+    """As many replicas as there is work for, between two bounds."""
 
     min: int = Field(
-        0, ge=0, le=10_000, description="so many always; 0: without work none, and no GPU is held"
+        0, ge=0, le=10_000, description="fewest replicas; 0: none without work, so no GPU is held"
     )
-    max: int = Field(ge=1, le=10_000, validate_default=True, description="so many at most")
+    max: int = Field(ge=1, le=10_000, validate_default=True, description="most replicas")
     keep_s: float | None = Field(
         None,
         ge=0,
-        description="seconds that an idle replica is kept for whoever comes next, where not a job "
-        "has just ended its work; empty: as long as a start takes here, 30 at least",
+        description="seconds that an idle replica is kept for further requests, unless a job has "
+        "just ended; empty: as long as a start takes here, at least 30",
     )
     hold_s: float = Field(
         30.0,
@@ -238,7 +244,7 @@ class ElasticReplicas(Section):
 
 
 def most_replicas(replicas: int | ElasticReplicas) -> int:
-    """How many run at most."""
+    """The largest number of replicas that may run."""
     return replicas if isinstance(replicas, int) else replicas.max
 
 
@@ -254,54 +260,59 @@ Replicas = Annotated[
 class DomynLLMSwarmConfig(Section):
     """One swarm, as its user describes it."""
 
-    model: str = Field(min_length=1, description="a name that the engine knows, or a path")
+    model: str = Field(min_length=1, description="name of a model that the engine knows, or a path")
     name: Annotated[str, AfterValidator(check_name)] | None = Field(
-        None, description="of the swarm; empty: one is generated at each start"
+        None, description="name of the swarm; empty: a new one is generated at each `up`"
     )
-    revision: str | None = Field(None, description="of the model")
-    engine: EngineName = Field("vllm", description="the program that serves the model")
+    revision: str | None = Field(None, description="revision of the model")
+    engine: EngineName = Field("vllm", description="program that serves the model")
     replicas: Replicas = Field(
         1,
-        description="how many servers, exactly; or {min: 0, max: 32}: as many as there is work for",
+        description="number of replicas; or {min: 0, max: 32}: as many as there is work for",
     )
-    min_ready: int = Field(1, ge=1, description="how many must answer before `up` returns")
+    min_ready: int = Field(1, ge=1, description="replicas that must answer before `up` returns")
     gpus_per_node: int = Field(4, ge=0, le=64, description="GPUs of one machine")
     gpus_per_replica: int | None = Field(
         None,
         ge=0,
         validate_default=True,
-        description="empty: 1 for vllm and sglang, 0 for the others",
+        description="GPUs of one replica; empty: 1 for vllm and sglang, 0 for other engines",
     )
     cpus_per_task: int | None = Field(None, ge=1, description="CPUs of one replica")
     memory_gb: float | None = Field(None, gt=0, description="gigabytes of memory of one replica")
-    image: str | None = Field(None, description="container image, where the platform uses them")
-    args: Words = Field((), description="more arguments of the engine: a string or a list")
+    image: str | None = Field(None, description="container image, if the platform uses containers")
+    args: Words = Field((), description="further arguments of the engine: a string or a list")
     port: int = Field(
-        8000, ge=1, le=65535, description="where the search for a free port of an engine begins"
+        8000,
+        ge=1,
+        le=65535,
+        description="first port that is tried for an engine; a free one is used",
     )
     wait_endpoint_s: float = Field(
         1200.0,
         gt=0,
-        description="seconds that `up` waits, counted from the first replica that runs",
+        description="seconds that `up` waits, counted from the start of the first replica",
     )
     idle_timeout_s: float | None = Field(
         None, gt=0, description="seconds without a request after which the swarm ends itself"
     )
     env: Env = Field(
         default_factory=dict,
-        description="environment of the engines; secrets are refused: export them in your shell",
+        description="environment of the engines; secrets are refused: export them in your shell "
+        "instead",
     )
     home_directory: AbsolutePath = Field(
-        default_factory=home, description="where the swarm's folder lies; empty: $DOMYN_SWARM_HOME"
+        default_factory=home, description="folder of the swarm's files; empty: $DOMYN_SWARM_HOME"
     )
     engine_options: dict[str, Any] = Field(
         default_factory=dict,
-        description='of the engine `command` or `sim`: see "Configuration" in the documentation',
+        description='options of the engine `command` or `sim`: see "Configuration" in the '
+        "documentation",
     )
     router: RouterConfig = RouterConfig()
     metrics: MetricsConfig = MetricsConfig()
     notify: NotifyConfig = NotifyConfig()
-    backend: BackendConfig = Field(description="where it runs")
+    backend: BackendConfig = Field(description="platform on which the swarm runs")
     watchdog: WatchdogConfig = WatchdogConfig()
 
     @classmethod
@@ -309,7 +320,7 @@ class DomynLLMSwarmConfig(Section):
         """The configuration in a YAML file, merged with the defaults.
 
         Raises:
-            ConfigError: every mistake at once, each with file and line.
+            ConfigError: something is invalid; the message lists every mistake with file and line.
         """
         from domyn_swarm.config.loading import load
 
@@ -318,7 +329,7 @@ class DomynLLMSwarmConfig(Section):
     @field_validator("backend", mode="before")
     @classmethod
     def _bare_type(cls, value: object) -> object:
-        """`backend: local` is short for `backend: {type: local}`."""
+        """Accept `backend: local` as short for `backend: {type: local}`."""
         return {"type": value} if isinstance(value, str) else value
 
     @field_validator("backend")
@@ -327,8 +338,8 @@ class DomynLLMSwarmConfig(Section):
         gpus, node = info.data.get("gpus_per_replica"), info.data.get("gpus_per_node")
         if value.type == "local" and gpus and node and gpus > node:
             raise ValueError(
-                f"is local, this machine alone, but a replica of {gpus} GPUs takes {gpus // node} "
-                f"nodes of {node}: write in gpus_per_node what this machine has"
+                f"is local, which has one machine, but a replica of {gpus} GPUs takes "
+                f"{gpus // node} nodes of {node}: set gpus_per_node to what this machine has"
             )
         return value
 
@@ -359,7 +370,7 @@ class DomynLLMSwarmConfig(Section):
     @field_validator("gpus_per_replica")
     @classmethod
     def _takes_whole_nodes(cls, value: int | None, info: ValidationInfo) -> int | None:
-        """The rule of `planning.plan`, told here with all other mistakes."""
+        """The rule of `planning.plan`, checked here to report it with all other mistakes."""
         if not {"engine", "gpus_per_node"} <= info.data.keys():
             return value
         node = info.data["gpus_per_node"]
@@ -368,7 +379,7 @@ class DomynLLMSwarmConfig(Section):
             raise ValueError(f"is {gpus}, but gpus_per_node is 0: write 0 to serve on CPUs")
         if gpus > node and gpus % node:
             raise ValueError(
-                f"is {gpus}: a replica that spans nodes takes whole ones, "
+                f"is {gpus}: a replica that spans nodes uses whole nodes, "
                 f"so write a multiple of gpus_per_node ({node})"
             )
         return value

@@ -1,4 +1,4 @@
-"""A pool file: several swarms, each by its own configuration and what differs from it here."""
+"""A pool file: several swarms, each with its own configuration file and overrides of it."""
 
 from __future__ import annotations
 
@@ -24,41 +24,47 @@ Name = Annotated[str, AfterValidator(check_name)]
 class PoolMember(Section):
     """One swarm of a pool."""
 
-    config: str = Field(min_length=1, description="its configuration; relative to the pool's file")
-    name: Name | None = Field(None, description="empty: as its configuration says, else POOL-1, …")
-    replicas: int | None = Field(None, ge=1, description="empty: as its configuration says")
+    config: str = Field(
+        min_length=1, description="its configuration file, relative to the pool's file"
+    )
+    name: Name | None = Field(
+        None, description="empty: the name in its configuration, else POOL-1, POOL-2, …"
+    )
+    replicas: int | None = Field(None, ge=1, description="empty: as in its configuration")
     overrides: dict[str, Any] = Field(
-        default_factory=dict, description="keys of a configuration that differ here"
+        default_factory=dict, description="keys that replace those of its configuration"
     )
 
 
-def _some(members: tuple[PoolMember, ...]) -> tuple[PoolMember, ...]:
+def _not_empty(members: tuple[PoolMember, ...]) -> tuple[PoolMember, ...]:
     if not members:
         raise ValueError("must list at least one swarm, such as [{config: swarm.yaml}]")
     return members
 
 
-Members = Annotated[tuple[PoolMember, ...], AfterValidator(_some)]
+Members = Annotated[tuple[PoolMember, ...], AfterValidator(_not_empty)]
 
 
 class PoolConfig(Section):
-    """Several swarms that come and go together."""
+    """Several swarms that are started and stopped together."""
 
-    name: Annotated[Name, Field(max_length=_NAME_CHARACTERS)] = Field(description="of the pool")
-    swarms: Members = Field(description="its swarms")
-    max_parallel: int = Field(4, ge=1, le=64, description="how many come up at once")
+    name: Annotated[Name, Field(max_length=_NAME_CHARACTERS)] = Field(
+        description="name of the pool"
+    )
+    swarms: Members = Field(description="swarms of the pool")
+    max_parallel: int = Field(4, ge=1, le=64, description="swarms that are started at once")
 
 
 @dataclass(frozen=True)
 class PooledSwarm:
-    """One swarm with everything that holds for it; its configuration has a name."""
+    """One swarm of a pool. Its configuration is complete and has a name."""
 
     path: Path
     config: DomynLLMSwarmConfig
 
     @property
     def name(self) -> str:
-        """By which it is found again: the same in every reading of the file."""
+        """The swarm's name, the same each time the file is read."""
         return str(self.config.name)
 
 
@@ -72,10 +78,10 @@ class Pool:
 
 
 def load_pool(path: Path) -> Pool:
-    """The pool in a file, with the configurations that it names.
+    """The pool in a file, with the configurations of its swarms.
 
     Raises:
-        ConfigError: every mistake in all of these files at once, each at its file and line.
+        ConfigError: a file is invalid; the message lists the mistakes of all files, with lines.
     """
     layer = read_yaml(path)
     pool = validated(PoolConfig, layer, path)
@@ -86,7 +92,7 @@ def load_pool(path: Path) -> Pool:
             swarms.append(_pooled(pool, index, member, layer, path))
         except ConfigError as error:
             mistakes += error.mistakes or [Mistake(_place(layer, path, index), "", error.message)]
-    mistakes += _taken_twice(swarms, layer, path) if not mistakes else []
+    mistakes += _duplicate_names(swarms, layer, path) if not mistakes else []
     if mistakes:
         raise config_error(list(dict.fromkeys(mistakes)), path)
     return Pool(pool.name, pool.max_parallel, tuple(swarms))
@@ -100,13 +106,13 @@ def _pooled(
         place = _place(layer, path, index, "config")
         mistake = Mistake(place, f"swarms.{index}.config", f"there is no file {file}")
         raise ConfigError(str(mistake), mistakes=[mistake])
-    found = load(file, upper=_upper(layer, index)).config
-    name = found.name or f"{pool.name}-{index + 1}"
-    return PooledSwarm(file, found.model_copy(update={"name": name}))
+    config = load(file, upper=_upper(layer, index)).config
+    name = config.name or f"{pool.name}-{index + 1}"
+    return PooledSwarm(file, config.model_copy(update={"name": name}))
 
 
 def _upper(layer: Layer, index: int) -> Layer:
-    """What the pool says over a configuration."""
+    """The layer that the pool's file puts on top of a configuration."""
     entry = section_of(layer, ("swarms", index))
     upper = section_of(layer, ("swarms", index, "overrides"))
     for key in ("name", "replicas"):
@@ -116,8 +122,8 @@ def _upper(layer: Layer, index: int) -> Layer:
     return upper
 
 
-def _taken_twice(swarms: list[PooledSwarm], layer: Layer, path: Path) -> list[Mistake]:
-    """Two swarms of one name could not be told apart."""
+def _duplicate_names(swarms: list[PooledSwarm], layer: Layer, path: Path) -> list[Mistake]:
+    """A mistake for each swarm whose name an earlier swarm has."""
     first: Mapping[str, int] = {
         swarm.name: index for index, swarm in reversed(list(enumerate(swarms)))
     }

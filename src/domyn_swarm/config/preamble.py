@@ -1,6 +1,6 @@
-"""A site's own `#SBATCH` lines: what they ask for, and what they must leave to domyn-swarm.
+"""The user's `#SBATCH` lines: which options they contain, and which domyn-swarm sets itself.
 
-sbatch takes the last of two lines that say the same, and the site's come after ours.
+Of two lines with the same option sbatch uses the last one, and the user's lines follow ours.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 
-# By these what was submitted is found again, warned before its end, and brought back.
+# Needed to find our jobs again, to warn them before their end, and to requeue them.
 _OURS = (
     *("array", "job-name", "open-mode", "output", "signal"),
     *("nodes", "ntasks", "ntasks-per-node", "requeue", "no-requeue"),
@@ -39,49 +39,49 @@ _GPUS = re.compile(r"-G|--gres|--gpu|--(?:cpus|mem|ntasks)-per-g|.*gres[:/]gpu")
 
 
 def options_of(line: str) -> list[str]:
-    """The words of a line, with `#SBATCH` or without.
+    """The words of a line, with or without `#SBATCH`.
 
     Raises:
-        ValueError: it is no line of options: it breaks, quotes wrongly, or holds something else.
+        ValueError: the line has a line break, unbalanced quotes, or no options.
     """
     if not line.isprintable():
-        raise ValueError(f"{line!r} holds a line break or a control character: give it in parts")
+        raise ValueError(f"{line!r} has a line break or a control character: write one item a line")
     try:
         words = shlex.split(line.removeprefix("#SBATCH"), comments=True)
     except ValueError:
         words = []
     if not words or not words[0].startswith("-"):
-        raise ValueError(f"{line!r} is no line of options, such as '#SBATCH --reservation=x'")
+        raise ValueError(f"{line!r} is not a line of options such as '#SBATCH --reservation=x'")
     return words
 
 
 def check_line(line: str) -> str:
-    """The line as it is.
+    """The line, unchanged, if it may be in the preamble.
 
     Raises:
-        ValueError: it cannot be, or sets what domyn-swarm sets itself.
+        ValueError: it is not a line of options, or sets an option that domyn-swarm sets itself.
     """
     for word in options_of(line):
         if own := _set_by_us(word):
-            instead = f"use {_KEYS[own]}" if own in _KEYS else "leave it out"
-            raise ValueError(f"{line!r} sets --{own}, as domyn-swarm itself does: {instead}")
+            instead = f"use {_KEYS[own]}" if own in _KEYS else "remove it"
+            raise ValueError(f"{line!r} sets --{own}, which domyn-swarm sets itself: {instead}")
     return line
 
 
 def _set_by_us(word: str) -> str | None:
-    """The whole name of an option that is ours."""
+    """The full name of the option in `word` that domyn-swarm sets itself; None: it sets none."""
     if not word.startswith("--"):
         return _SHORT.get(word[1:2]) if word.startswith("-") else None
     name = word[2:].partition("=")[0]
-    # sbatch takes the beginning of a name for the name.
+    # sbatch accepts any prefix of an option's name.
     return next((own for own in (*_OURS, *_KEYS) if name and own.startswith(name)), None)
 
 
 def asks_for_gpus(line: str) -> bool:
-    """Whether a line is about GPUs: only replicas get any."""
+    """Whether a line requests or configures GPUs, which only replicas get."""
     return any(_GPUS.match(word) for word in options_of(line))
 
 
 def without_gpus(preamble: tuple[str, ...]) -> tuple[str, ...]:
-    """The lines for what needs no GPU."""
+    """The lines for jobs without GPUs."""
     return tuple(line for line in preamble if not asks_for_gpus(line))

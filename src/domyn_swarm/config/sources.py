@@ -1,8 +1,8 @@
-"""YAML with a memory: every value knows the file and line it was written on.
+"""Layers of settings from YAML files and flags. Each value keeps the file and line of its source.
 
-Plain scalars are kept as the text they were written as, and the model says what they mean: YAML
-itself would read `36:00:00` as 129600, `1.10` as 1.1, `on` as true and `0123` as 83. Only values
-that mean nothing to this module's readers, such as `engine_options`, have YAML's own types.
+Plain scalars stay text, which the model converts: YAML itself would read `36:00:00` as 129600,
+`1.10` as 1.1, `on` as true and `0123` as 83. Only sections without a model of ours, such as
+`engine_options`, have YAML's own types.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _TEXT = "tag:yaml.org,2002:str"
 _TIME = "tag:yaml.org,2002:timestamp"
 _TYPED = frozenset({_TIME, *(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool"))})
 LEFT_OUT: frozenset[Key] = frozenset({("backend", "mem"), ("backend", "endpoint", "mem")})
-"""Keys that say something when they are empty: what they are about is left out."""
+"""Keys for which an empty value is not the default, but leaves the option out."""
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """What files of a kind are called in messages, and which of their keys are read otherwise."""
+    """A kind of file: its words in messages, and its keys that are read differently."""
 
     name: str
-    example: str  # how one begins
-    reference: str  # where its keys are described, as a sentence
+    example: str  # its first line, for example
+    reference: str  # a sentence that says where its keys are documented
     opaque: frozenset[str]  # keys whose values have YAML's own types
-    instead: Mapping[str, str] = field(default_factory=dict)  # what to write for unknown keys
+    instead: Mapping[str, str] = field(default_factory=dict)  # unknown key → what to write instead
 
 
 CONFIGURATION = FileKind(
@@ -46,23 +46,23 @@ CONFIGURATION = FileKind(
 
 @dataclass
 class Layer:
-    """One source of settings: plain values, where each key was written, and what is wrong."""
+    """One source of settings: values, the place of each key, and mistakes."""
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)
-    mistakes: list[Mistake] = field(default_factory=list)  # that leave the rest readable
+    mistakes: list[Mistake] = field(default_factory=list)  # those after which reading can continue
 
 
 def read_yaml(path: Path, kind: FileKind = CONFIGURATION) -> Layer:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, is not YAML, or is not a mapping.
+        ConfigError: the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
         text = path.read_text("utf-8")
     except OSError as error:
-        hint = "Check the path that was given."
+        hint = "Check the path."
         raise _unreadable(str(path), f"cannot be read: {error.strerror}", hint) from error
     except UnicodeDecodeError as error:
         words = f"is not text in UTF-8 (byte {error.start})"
@@ -71,7 +71,7 @@ def read_yaml(path: Path, kind: FileKind = CONFIGURATION) -> Layer:
 
 
 def parse_yaml(text: str, source: str, kind: FileKind = CONFIGURATION) -> Layer:
-    """The same for text; `source` stands before each line number."""
+    """As `read_yaml`, of a text; messages name `source` instead of a path."""
     layer = Layer()
     try:
         node, values = _construct(text, source, layer, kind.opaque)
@@ -86,16 +86,16 @@ def parse_yaml(text: str, source: str, kind: FileKind = CONFIGURATION) -> Layer:
     except yaml.reader.ReaderError as error:
         number = text.count("\n", 0, error.position) + 1
         character = f"U+{ord(text[error.position]):04X}"
-        words = f"not YAML: holds the control character {character}"
-        raise _unreadable(f"{source}:{number}", words, "Take it out.") from error
+        words = f"not YAML: contains the control character {character}"
+        raise _unreadable(f"{source}:{number}", words, "Remove it.") from error
     except RecursionError as error:
-        words = "is nested too deeply, or an alias holds itself"
-        raise _unreadable(source, words, "Write it out.") from error
+        words = "is nested too deeply, or an alias contains itself"
+        raise _unreadable(source, words, "Write the values out instead of the alias.") from error
     if node is None or not isinstance(values, dict):
-        found = "empty" if values is None else "a list" if isinstance(values, list) else "text"
+        content = "empty" if values is None else "a list" if isinstance(values, list) else "text"
         raise _unreadable(
             source,
-            f"is {found}, not a mapping of keys",
+            f"is {content}, not a mapping of keys",
             f"A {kind.name} begins with, for example, `{kind.example}`.",
         )
     layer.values = values
@@ -130,25 +130,25 @@ def _construct(
 def _prepare(
     node: yaml.Node, source: str, opaque: frozenset[str], at: Key = ()
 ) -> Iterator[Mistake]:
-    """Make text of plain scalars; tell of keys that stand twice, of which YAML takes the last."""
+    """Turn plain scalars into text; yield duplicate keys, of which YAML would keep the last."""
     line = node.start_mark.line + 1
     if isinstance(node, yaml.ScalarNode):
         if node.tag == _TIME or (node.tag in _TYPED and opaque.isdisjoint(at)):
             node.tag = _TEXT
         if "\0" in node.value:
-            yield Mistake(f"{source}:{line}", dotted(at), "holds a NUL character; take it out")
+            yield Mistake(f"{source}:{line}", dotted(at), "contains a NUL character; remove it")
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield from _prepare(item, source, opaque, (*at, index))
     elif isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
+        lines: dict[str, int] = {}  # key → line of its first occurrence
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             here = (*at, name)
-            if name in seen:
-                first = f"stands twice, first on line {seen[name]}; remove one"
-                yield Mistake(f"{source}:{line}", dotted(here), first)
-            seen.setdefault(name, line)
+            if name in lines:
+                duplicate = f"is a duplicate key, first on line {lines[name]}; remove one"
+                yield Mistake(f"{source}:{line}", dotted(here), duplicate)
+            lines.setdefault(name, line)
             if key.tag in _TYPED:
                 key.tag = _TEXT
             yield from _prepare(value, source, opaque, here)
@@ -169,7 +169,7 @@ def _places(node: yaml.Node, source: str, at: Key = ()) -> dict[Key, str]:
 
 
 class _Readable(yaml.SafeDumper):
-    """Writes text of several lines as a block."""
+    """Writes multi-line text as a block scalar."""
 
 
 def _block(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
@@ -180,8 +180,8 @@ _Readable.add_representer(str, _block)
 
 
 def yaml_text(layer: Layer) -> str:
-    """What a layer says, as YAML that is read back as the same."""
-    breaks = frozenset("\x85\u2028\u2029")  # YAML's line breaks beyond ours: they are escaped
+    """The values of a layer as YAML, which is read back unchanged."""
+    breaks = frozenset("\x85\u2028\u2029")  # line breaks of YAML that must be escaped in text
     odd = not breaks.isdisjoint(yaml.safe_dump(layer.values, allow_unicode=True))
     return yaml.dump(
         layer.values,
@@ -192,7 +192,7 @@ def yaml_text(layer: Layer) -> str:
 
 
 def from_override(text: str) -> Layer:
-    """A layer from one `a.b.c=value`; the value is read as YAML. What is wrong is a mistake."""
+    """The layer of one `a.b.c=value`, whose value is YAML. An error is a mistake of the layer."""
     name, equals, value = text.partition("=")
     names = name.strip().split(".")
     if not equals or not all(names):
@@ -215,7 +215,7 @@ def from_override(text: str) -> Layer:
 
 
 def from_flag(key: str, value: object) -> Layer:
-    """A layer from a flag of its own: `--replicas`, or `--time-limit` for `backend.time_limit`."""
+    """The layer of a flag that sets one key, such as `--time-limit` for `backend.time_limit`."""
     names = tuple(key.split("."))
     flag = "--" + names[-1].replace("_", "-").lower()
     values: Any = value
@@ -225,7 +225,7 @@ def from_flag(key: str, value: object) -> Layer:
 
 
 def section_of(layer: Layer, at: Key) -> Layer:
-    """What stands in one mapping of a file, as a layer of its own; each key keeps its place."""
+    """One mapping of a layer as a layer of its own. Each key keeps its place."""
     values = value_at(layer.values, at)
     places = {
         key[len(at) :]: place
@@ -238,7 +238,7 @@ def section_of(layer: Layer, at: Key) -> Layer:
 
 
 def _spell_out_backend(layer: Layer) -> None:
-    """`backend: local` is short for `backend: {type: local}`: so that layers can be merged."""
+    """Expand `backend: local` to `backend: {type: local}`, so that layers can be merged."""
     backend = layer.values.get("backend")
     if isinstance(backend, str):
         layer.values["backend"] = {"type": backend}
@@ -246,14 +246,15 @@ def _spell_out_backend(layer: Layer) -> None:
 
 
 def dotted(key: Key) -> str:
-    """A key as messages write it."""
+    """A key in the notation of messages: `a.b.0`."""
     return ".".join(map(str, key))
 
 
 def merge(lower: Layer, upper: Layer) -> Layer:
-    """Both layers; mappings are merged key by key, anything else of `upper` replaces.
+    """Both layers: mappings are merged key by key, any other value of `upper` replaces the lower.
 
-    A section without content says nothing, and a backend of another type replaces the whole.
+    A section without content replaces nothing. A backend of another type replaces the whole
+    section.
     """
     values, places = lower.values, lower.places
     if _backend_type(upper) not in (None, _backend_type(lower)):
@@ -274,7 +275,7 @@ def _backend_type(layer: Layer) -> object:
 
 
 def value_at(values: Any, key: Key) -> Any:  # noqa: ANN401 - YAML
-    """What stands at a key; None where nothing does."""
+    """The value at a key; None if there is none."""
     for part in key:
         try:
             values = values[part]
@@ -302,13 +303,11 @@ def _merged(lower: Any, upper: Any) -> Any:  # noqa: ANN401 - YAML
 
 
 def written(values: Any, kind: FileKind = CONFIGURATION, at: Key = ()) -> Any:  # noqa: ANN401 - YAML
-    """Without the keys that have no value: they stand for what is built in, but for a few by which
-    something is left out.
-    """
+    """The values without empty keys, which mean the built-in default; `LEFT_OUT` are kept."""
     if not isinstance(values, Mapping) or (len(at) == 1 and at[0] in kind.opaque):
         return values
     return {
-        key: written(one, kind, (*at, key))
-        for key, one in values.items()
-        if one is not None or (*at, key) in LEFT_OUT
+        key: written(value, kind, (*at, key))
+        for key, value in values.items()
+        if value is not None or (*at, key) in LEFT_OUT
     }

@@ -1,5 +1,5 @@
-"""A commented configuration file to begin with, and the JSON Schema for editors; both made from
-the models.
+"""The commented configuration of `init config`, and the JSON Schema for editors, both generated
+from the models.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from domyn_swarm.config.models import DomynLLMSwarmConfig
 from domyn_swarm.config.sources import Key, Layer, from_flag, from_override, merge
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_TEXT = ["string", "number", "boolean"]  # the loader takes `1.10` and `on` as they are written
+_TEXT = ["string", "number", "boolean"]  # the loader reads `1.10` and `on` as text
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema; every key has a description."""
+    """The schema of a configuration. Every key has a description."""
     schema = DomynLLMSwarmConfig.model_json_schema()
     platforms = list(schema["properties"]["backend"]["discriminator"]["mapping"])
     loosen(schema)
@@ -35,29 +35,29 @@ def json_schema() -> dict[str, Any]:
 
 
 def loosen(schema: dict[str, Any]) -> None:
-    """Have a model's schema allow what layers may leave out or write otherwise, in place."""
+    """Change a model's schema in place: allow missing and empty keys, and text without quotes."""
     for section in (schema, *schema.get("$defs", {}).values()):
         _loosen(section)
 
 
 def _loosen(section: dict[str, Any]) -> None:
-    """Require nothing, and let every key be empty."""
+    """Make every key of a section optional, and allow it to be empty."""
     section.pop("required", None)
     for key, field in section.get("properties", {}).items():
         section["properties"][key] = _or_empty(_with_text(field))
 
 
 def _with_text(field: dict[str, Any]) -> dict[str, Any]:
-    """Text may look like a number or a truth value."""
-    found = dict(field)
-    if found.get("type") == "string" and not found.keys() & {"enum", "const"}:
-        found["type"] = _TEXT
+    """Allow a number or a boolean wherever the schema has text."""
+    loose = dict(field)
+    if loose.get("type") == "string" and not loose.keys() & {"enum", "const"}:
+        loose["type"] = _TEXT
     for inner in ("items", "additionalProperties"):
-        if isinstance(found.get(inner), dict):
-            found[inner] = _with_text(found[inner])
-    found.pop("discriminator", None)
-    choices = [*found.pop("oneOf", ()), *found.pop("anyOf", ())]
-    return {**found, "anyOf": [_with_text(one) for one in choices]} if choices else found
+        if isinstance(loose.get(inner), dict):
+            loose[inner] = _with_text(loose[inner])
+    loose.pop("discriminator", None)
+    choices = [*loose.pop("oneOf", ()), *loose.pop("anyOf", ())]
+    return {**loose, "anyOf": [_with_text(choice) for choice in choices]} if choices else loose
 
 
 def _or_empty(field: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def starter(
     """A configuration for a platform, with `flags` (by dotted key) and `overrides` (`key=value`).
 
     Raises:
-        ConfigError: every flag and override that cannot be.
+        ConfigError: a flag or override is invalid; the message lists all of them.
     """
     layer = merge(Layer(dict(_BEGIN[platform])), layer_of(flags or {}, overrides))
     validated(DomynLLMSwarmConfig, layer, Path("init config"))
@@ -111,7 +111,7 @@ def starter(
 
 
 def layer_of(flags: Mapping[str, object], overrides: Sequence[str]) -> Layer:
-    """What flags and overrides say together."""
+    """The layer of flags and overrides."""
     layer = Layer()
     for key, value in flags.items():
         layer = merge(layer, from_flag(key, value))
@@ -121,12 +121,12 @@ def layer_of(flags: Mapping[str, object], overrides: Sequence[str]) -> Layer:
 
 
 def commented(platform: str, values: Mapping[str, Any], title: str) -> str:
-    """Every key of a platform's configuration as YAML: those of `values` set, the others as
-    comments.
+    """Every key of a platform's configuration as YAML: keys in `values` are set, all others are
+    comments with their defaults.
     """
     head = [
         f"# {title}",
-        "# A key behind `#` holds as it stands: take the sign away to write another value.",
+        "# A commented key shows its default: remove the `#` to set another value.",
         "",
     ]
     body = _section(DomynLLMSwarmConfig, values, (), platform, active=True)
@@ -136,11 +136,11 @@ def commented(platform: str, values: Mapping[str, Any], title: str) -> str:
 def _section(
     model: type[BaseModel], values: Mapping[str, Any], at: Key, platform: str, *, active: bool
 ) -> Iterator[str]:
-    """The lines of a section: its own keys, then the sections in it."""
+    """The lines of a section: its own keys, then its subsections."""
     indent = "  " * len(at)
     mark = "" if active else "#"
     fields = model.model_fields
-    below = {name: found for name in fields if (found := _model_of(fields[name], name, platform))}
+    below = {name: inner for name in fields if (inner := _model_of(fields[name], name, platform))}
     for name, field in fields.items():
         if name not in below:
             yield from _commented(f"{indent}# ", _about(field))
@@ -148,23 +148,22 @@ def _section(
             value = values[name] if given else _default(field)
             yield f"{mark if given else '#'}{indent}{name}:{_scalar(value)}"
     for name, inner in below.items():
-        found = values.get(name)
         yield ""
         yield from _commented(f"{indent}# ", _doc(inner))
         yield f"{mark if name in values else '#'}{indent}{name}:"
         shown = active and name in values
-        yield from _section(inner, found or {}, (*at, name), platform, active=shown)
+        yield from _section(inner, values.get(name) or {}, (*at, name), platform, active=shown)
 
 
 def _model_of(field: FieldInfo, name: str, platform: str) -> type[BaseModel] | None:
     if name == "backend":
         return PLATFORMS[platform]
-    found = field.annotation
-    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+    model = field.annotation
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
 
 
 def _about(field: FieldInfo) -> str:
-    """What a key means, and which values it takes where they are few."""
+    """The description of a key, with its values if it is an enumeration."""
     words = field.description or ""
     choices = _choices(field.annotation)
     return f"{words} ({' | '.join(choices)})" if len(choices) > 1 else words
@@ -172,25 +171,25 @@ def _about(field: FieldInfo) -> str:
 
 def _choices(annotation: Any) -> list[str]:  # noqa: ANN401 - a type
     if get_origin(annotation) is Literal:
-        return [str(one) for one in get_args(annotation)]
+        return [str(value) for value in get_args(annotation)]
     if isinstance(annotation, UnionType):
-        return [choice for one in get_args(annotation) for choice in _choices(one)]
+        return [choice for branch in get_args(annotation) for choice in _choices(branch)]
     return []
 
 
 def _default(field: FieldInfo) -> Any:  # noqa: ANN401 - a key's value
-    """What holds without the key; None where that depends on something else."""
+    """The default of a key; None if it depends on something else."""
     if field.default is not PydanticUndefined:
         return list(field.default) if isinstance(field.default, tuple) else field.default
-    made: Any = field.default_factory() if field.default_factory else None  # type: ignore[call-arg]
-    return made if made == {} else None
+    default: Any = field.default_factory() if field.default_factory else None  # type: ignore[call-arg]
+    return default if default == {} else None
 
 
 def _scalar(value: Any) -> str:  # noqa: ANN401 - a key's value
     if value is None:
         return ""
     if isinstance(value, str) and _PLAIN.fullmatch(value):
-        return f" {value}"  # the loader reads it as it is written
+        return f" {value}"  # the loader reads it as text
     value = int(value) if isinstance(value, float) and value.is_integer() else value
     text = yaml.safe_dump(
         value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False

@@ -1,4 +1,4 @@
-"""Frames of other libraries: what they become on the way in, and how they are made of results.
+"""Data frames of other libraries: conversion from frames to Arrow, and from results to frames.
 
-Conversion only: rows are asked, kept and joined in `batch`, whichever library they came from.
+Only the conversion differs between libraries: `batch` sends, keeps and joins the rows.
 """

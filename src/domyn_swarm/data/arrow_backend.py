@@ -34,7 +34,7 @@ class ArrowBackend:
         self,
         schema: pa.Schema,
         batches: Iterable[pa.RecordBatch],
-        like: pa.Table | None = None,  # noqa: ARG002 - its columns are in the batches as they are
+        like: pa.Table | None = None,  # noqa: ARG002 - the batches contain its columns unchanged
     ) -> pa.Table:
         """See `DataBackend`."""
         return pa.Table.from_batches(batches, schema)
@@ -59,7 +59,7 @@ class ArrowBackend:
         check_options(dataset.dataset, options, READ_FLAG)
         with failures_named("Arrow cannot read", files, READ_FLAG):
             form = _csv_format() if kind == "csv" else _FORMATS[kind]
-            given = {"format": form, **_where(files), **options}
+            given = {"format": form, **_file_system(files), **options}
             paths = [fsspec.core.strip_protocol(file) for file in files]
             return dataset.dataset(paths, **given).to_table()
 
@@ -80,14 +80,14 @@ def _csv_format() -> Any:  # noqa: ANN401 - of a library without types
 
 
 def cells_as_text() -> Any:  # noqa: ANN401 - of a library without types
-    """Options of Arrow's reader of CSV by which each cell is its text."""
+    """Options with which Arrow's CSV reader keeps each cell as text."""
     from pyarrow import csv
 
     return csv.ConvertOptions(default_column_type=pa.string())
 
 
-def _where(files: Sequence[str]) -> dict[str, Any]:
-    """The file system that URLs name; paths need none."""
+def _file_system(files: Sequence[str]) -> dict[str, Any]:
+    """The keyword argument with the file system of URLs; empty for paths."""
     import fsspec
 
     if "://" not in files[0]:

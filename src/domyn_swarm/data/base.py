@@ -1,4 +1,4 @@
-"""Which Arrow types are the same to users, whatever library they went through."""
+"""`DataBackend`, the adapter of one data frame library, and the Arrow types that users see."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from domyn_swarm.errors import InvalidInput, SwarmError
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type without what only says how values lie in memory: the width of offsets and indices.
+    """The type without its memory layout, such as the width of offsets and indices.
 
-    Two columns whose plain types are equal hold the same kinds of values.
+    Two columns with equal plain types hold the same kind of values.
     """
-    for is_it, made in _PLAIN.items():
-        if is_it(kind):
-            return made(kind)
+    for matches, to_plain in _PLAIN.items():
+        if matches(kind):
+            return to_plain(kind)
     return kind
 
 
@@ -50,23 +50,23 @@ _PLAIN: dict[Callable[[pa.DataType], bool], Callable[[Any], pa.DataType]] = {
 
 
 def holds(kind: pa.DataType, refused: Callable[[pa.DataType], bool]) -> bool:
-    """Whether a type or one inside it is refused."""
-    inside = [kind.field(at).type for at in range(kind.num_fields)]
+    """Whether `refused` applies to a type or to a type nested in it."""
+    nested = [kind.field(at).type for at in range(kind.num_fields)]
     if pa.types.is_dictionary(kind):
-        inside.append(kind.value_type)
-    return refused(kind) or any(holds(one, refused) for one in inside)
+        nested.append(kind.value_type)
+    return refused(kind) or any(holds(inner, refused) for inner in nested)
 
 
 def refuse_types(schema: pa.Schema, refused: Callable[[pa.DataType], bool], library: str) -> None:
-    """Refuse columns that a library would change.
+    """Refuse columns whose type a library would change.
 
     Raises:
-        InvalidInput: names the column, its type and what to do.
+        InvalidInput: there is such a column; the message names it and its type.
     """
     for field in schema:
         if holds(field.type, refused):
             raise InvalidInput(
-                f"The column {field.name!r} ({field.type}) has no type of its own in {library}.",
+                f"The column {field.name!r} ({field.type}) has no corresponding type in {library}.",
                 hint="Cast it first, or use --data-backend arrow.",
             )
 
@@ -80,62 +80,62 @@ WRITE_FLAG = "--backend-write-kwargs"
 
 
 class DataBackend(Protocol[Frame]):
-    """One library's frames. A frame's rows have an order, and keep it through all of these."""
+    """The adapter of one library's frames. Every method keeps the order of a frame's rows."""
 
     name: str
     lazy: bool
-    """Whether rows need not all be in memory: such a frame is read once, from its beginning."""
+    """Whether rows are computed on demand: such a frame is read once, from its beginning."""
 
     def accepts(self, data: object) -> bool:
-        """Whether this is one of its frames; the library is not imported for the answer."""
+        """Whether `data` is one of its frames. Does not import the library."""
 
     def schema(self, frame: Frame) -> pa.Schema:
         """The columns and their Arrow types.
 
         Raises:
-            InvalidInput: a column has no Arrow type; it is named.
+            InvalidInput: a column has no Arrow type; the message names it.
         """
 
     def batches(self, frame: Frame) -> Iterator[pa.RecordBatch]:
         """All rows in order with the columns of `schema`, at most `BATCH_ROWS` at a time.
 
         Raises:
-            InvalidInput: a column's values do not have its type; it is named.
+            InvalidInput: the values of a column do not have its type; the message names it.
         """
 
     def build(
         self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], like: Frame | None = None
     ) -> Frame:
-        """A frame of rows.
+        """A frame of the rows in `batches`.
 
-        With `like`, a frame whose first rows these are, its columns of the same names are taken
-        over as they are, and so is what else belongs to its rows (an index).
+        `like` is a frame that begins with the same rows: its columns of the same names are copied
+        unchanged, and so is its index.
 
         Raises:
-            InvalidInput: a column would lose its type; it is named.
+            InvalidInput: a column would lose its type; the message names it.
         """
 
     def rows(self, frame: Frame) -> int:
-        """How many there are."""
+        """The number of rows."""
 
     def part(self, frame: Frame, columns: Sequence[str] | None, start: int, rows: int) -> Frame:
-        """The rows from `start` on, `rows` of them or fewer, and only the columns named."""
+        """At most `rows` rows from `start` on, with only the given columns (None: all)."""
 
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> Frame:
-        """A frame of files, as the library itself reads them; cells of CSV are their text, unless
-        the options say otherwise.
+        """A frame of files, read by the library itself. CSV cells are read as text, unless the
+        options say otherwise.
 
         Args:
             files: paths or URLs, in order.
-            kind: one of `KINDS`, whichever suffixes the files have.
+            kind: one of `KINDS`, whatever suffixes the files have.
             options: keyword arguments of the library's own function.
 
         Raises:
-            InvalidInput: they cannot be read, or there is no such option.
+            InvalidInput: a file cannot be read, or there is no such option.
         """
 
     def write(self, frame: Frame, path: str, options: dict[str, Any]) -> None:
-        """One Parquet file, as the library itself writes it.
+        """Write one Parquet file with the library's own function.
 
         Raises:
             InvalidInput: there is no such option.
@@ -143,13 +143,13 @@ class DataBackend(Protocol[Frame]):
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, Any], flag: str) -> None:
-    """Refuse options that a function has no name for.
+    """Refuse options that are not parameters of `function`.
 
     Raises:
-        InvalidInput: names them and the function.
+        InvalidInput: there are some; the message names them and the function.
     """
     known = inspect.signature(function).parameters
-    if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return
     unknown = [name for name in options if name not in known]
     if unknown:
@@ -162,25 +162,25 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any], flag
 
 @contextlib.contextmanager
 def failures_named(doing: str, files: Sequence[str], flag: str) -> Iterator[None]:
-    """What a library raises, as one error that names the files.
+    """Turn any exception of a library into one error that names the files.
 
     Raises:
-        InvalidInput: the library raised.
+        InvalidInput: the library raised an exception.
     """
     try:
         yield
     except SwarmError:
         raise
-    except Exception as error:  # the border to a library and its user's options
+    except Exception as error:  # libraries raise anything for a file or a user's option
         where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
         raise InvalidInput(
-            f"{doing} {where}: {_told(error)}",
+            f"{doing} {where}: {_root_cause(error)}",
             hint=f"Check the file and {flag}.",
         ) from error
 
 
-def _told(error: BaseException) -> str:
-    """The line of an error that says why: of what it began with, and not of who passed it on."""
+def _root_cause(error: BaseException) -> str:
+    """The first line of the message of the first exception in the chain of causes."""
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause
     lines = str(error).strip().splitlines()

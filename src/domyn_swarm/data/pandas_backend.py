@@ -1,8 +1,8 @@
 """pandas data frames.
 
-A missing value of pandas (NaN, NaT, None, NA) is null on the way in. On the way out columns have
-the dtypes that pandas itself prefers; numbers and flags with missing ones are nullable (`Int64`,
-`boolean`), and what pandas has no dtype for (lists, structs, decimals, dates, …) is Arrow's.
+A missing value of pandas (NaN, NaT, None, NA) is converted to null. Results get the dtypes that
+pandas itself prefers: integer and boolean columns with missing values are nullable (`Int64`,
+`boolean`), and types without a pandas dtype (lists, structs, decimals, dates, …) are `ArrowDtype`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _READERS = {
     "jsonl": "read_json",
     "arrow": "read_feather",
 }
-# What is written in a file, not what it may be meant for.
+# Keep values as they are written in the file: pandas would guess types and missing values.
 _AS_WRITTEN: dict[str, dict[str, Any]] = {
     "csv": {"dtype": str, "keep_default_na": False},
     "jsonl": {"lines": True, "dtype": False, "precise_float": True},
@@ -109,21 +109,21 @@ def _table(frame: pd.DataFrame) -> pa.Table:
     odd = [name for name in frame.columns if not isinstance(name, str)]
     if odd:
         raise InvalidInput(
-            f"The column {odd[0]!r} has no name that is text.",
+            f"The column name {odd[0]!r} is not text.",
             hint="Rename the columns: df.columns = df.columns.map(str).",
         )
-    _refuse_twice(frame)
+    _refuse_duplicates(frame)
     columns = [_column(frame[name], name) for name in frame.columns]
     table = pa.table(dict(zip(frame.columns, columns, strict=True)))
     refuse_types(table.schema, lambda kind: isinstance(kind, pa.BaseExtensionType), "Arrow")
     return table
 
 
-def _refuse_twice(frame: pd.DataFrame) -> None:
-    twice = frame.columns[frame.columns.duplicated()]
-    if len(twice):
+def _refuse_duplicates(frame: pd.DataFrame) -> None:
+    duplicates = frame.columns[frame.columns.duplicated()]
+    if len(duplicates):
         raise InvalidInput(
-            f"The input has the column {twice[0]!r} more than once.",
+            f"The input has the column {duplicates[0]!r} more than once.",
             hint="Rename one of them.",
         )
 
@@ -135,14 +135,14 @@ def _column(series: pd.Series[Any], name: str) -> pa.Array | pa.ChunkedArray:
         return pa.array(series, from_pandas=True)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(
-            f"The column {name!r} ({series.dtype}) holds values of no one type: "
+            f"The column {name!r} ({series.dtype}) holds values of several types: "
             f"{str(error).splitlines()[0]}.",
-            hint=f'Give it one: df["{name}"] = df["{name}"].astype(...).',
+            hint=f'Convert it to one type: df["{name}"] = df["{name}"].astype(...).',
         ) from error
 
 
 def _dictionary(series: pd.Series[Any]) -> pa.DictionaryArray:
-    """As Arrow would make it, but that it forgets the type of categories that are none."""
+    """As Arrow converts it, except that the type of an empty list of categories is kept."""
     codes = series.cat.codes.to_numpy()
     categories = pa.array(series.cat.categories, from_pandas=True)
     if isinstance(categories, pa.ChunkedArray):
@@ -155,7 +155,7 @@ def _dictionary(series: pd.Series[Any]) -> pa.DictionaryArray:
 
 
 def _series(column: pa.ChunkedArray) -> pd.Series[Any]:
-    """One column as pandas has it, with no value of another type than the column's."""
+    """A column as a pandas series in which every value has the column's type."""
     import pandas as pd
 
     kind, missing = column.type, column.null_count > 0
@@ -163,8 +163,8 @@ def _series(column: pa.ChunkedArray) -> pd.Series[Any]:
         series = column.to_pandas()
         if len(series.cat.categories):
             return series
-        none = _series(pa.chunked_array([], kind.value_type))  # else they would be of no type
-        return series.cat.set_categories(pd.Index(none), ordered=kind.ordered)
+        empty = _series(pa.chunked_array([], kind.value_type))  # keeps the type of the categories
+        return series.cat.set_categories(pd.Index(empty), ordered=kind.ordered)
     if _is_pandas_own(kind) and not (missing and _is_exact(kind)):
         return column.to_pandas()
     if missing and _is_exact(kind):
@@ -174,14 +174,14 @@ def _series(column: pa.ChunkedArray) -> pd.Series[Any]:
 
 
 def _is_exact(kind: pa.DataType) -> bool:
-    """Whether NumPy has the type, but with no room for a missing value."""
+    """Whether NumPy has the type, but cannot represent a missing value of it."""
     return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
 
 def _is_pandas_own(kind: pa.DataType) -> bool:
     return any(
-        is_it(kind)
-        for is_it in (
+        matches(kind)
+        for matches in (
             pa.types.is_integer,
             pa.types.is_boolean,
             pa.types.is_floating,

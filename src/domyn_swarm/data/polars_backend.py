@@ -1,4 +1,4 @@
-"""polars frames, eager and lazy."""
+"""polars data frames, eager and lazy."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class PolarsBackend:
         import polars as pl
 
         kept = [name for name in schema.names if like is not None and name in like.columns]
-        made = pa.schema([field for field in schema if field.name not in kept])
-        refuse_types(made, _has_no_place, "polars")
+        added = pa.schema([field for field in schema if field.name not in kept])
+        refuse_types(added, _is_unsupported, "polars")
         table = pa.Table.from_batches(batches, schema)
-        frame = pl.DataFrame(pl.from_arrow(_copied(table.select(made.names))))
+        frame = pl.DataFrame(pl.from_arrow(_copied(table.select(added.names))))
         if like is None or not kept:
             return frame
         head = like.head(table.num_rows).select(kept)
@@ -92,7 +92,7 @@ class PolarsBackend:
 
 
 class LazyPolarsBackend:
-    """`polars.LazyFrame`: rows are computed as they are needed, and never all in memory."""
+    """`polars.LazyFrame`: rows are computed on demand, and never all in memory."""
 
     name = "polars"
     lazy = True
@@ -118,7 +118,7 @@ class LazyPolarsBackend:
         self,
         schema: pa.Schema,
         batches: Iterable[pa.RecordBatch],
-        like: pl.LazyFrame | None = None,  # noqa: ARG002 - computing it again may order it anew
+        like: pl.LazyFrame | None = None,  # noqa: ARG002 - a second computation may have another order
     ) -> pl.LazyFrame:
         """See `DataBackend`."""
         return PolarsBackend().build(schema, batches).lazy()
@@ -168,14 +168,14 @@ def _arrow(frame: pl.DataFrame) -> pa.Table:
 
 
 def _copied(table: pa.Table) -> pa.Table:
-    """The table with no fixed-size list that is a slice of another, which polars 2.1 misreads."""
+    """The table without slices of fixed-size lists, which polars 2.1 misreads."""
     if any(holds(kind, pa.types.is_fixed_size_list) for kind in table.schema.types):
         return table.take(pa.array(range(table.num_rows), pa.int64())).combine_chunks()
     return table
 
 
-def _has_no_place(kind: pa.DataType) -> bool:
-    """Types that polars reads as others, or not at all."""
+def _is_unsupported(kind: pa.DataType) -> bool:
+    """Whether polars would read the type as another one, or not at all."""
     if pa.types.is_dictionary(kind):
         return not pa.types.is_string(kind.value_type) and not pa.types.is_large_string(
             kind.value_type
@@ -187,8 +187,8 @@ def _has_no_place(kind: pa.DataType) -> bool:
     if pa.types.is_time(kind):
         return not kind.equals(pa.time64("ns"))
     return isinstance(kind, pa.BaseExtensionType) or any(
-        is_it(kind)
-        for is_it in (
+        matches(kind)
+        for matches in (
             pa.types.is_fixed_size_binary,
             pa.types.is_date64,
             pa.types.is_list_view,

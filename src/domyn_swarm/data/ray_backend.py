@@ -1,4 +1,4 @@
-"""Ray Datasets, whose rows lie in blocks all over a cluster."""
+"""Ray Datasets, whose rows are in blocks on the nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _READERS = {"parquet": "read_parquet", "csv": "read_csv", "jsonl": "read_json"}
 _BLOCK_ROWS = 64 * BATCH_ROWS
-_PATIENCE_S = 60.0
+_LOG_WAIT_S = 60.0
 
 _log = get_logger(__name__)
 
@@ -57,7 +57,7 @@ class RayBackend:
         self,
         schema: pa.Schema,
         batches: Iterable[pa.RecordBatch],
-        like: ray.data.Dataset | None = None,  # noqa: ARG002 - its columns are in the batches
+        like: ray.data.Dataset | None = None,  # noqa: ARG002 - the batches contain its columns
     ) -> ray.data.Dataset:
         """See `DataBackend`."""
         import ray.data
@@ -100,7 +100,7 @@ class RayBackend:
             return reader(list(files), **{**as_text, **options})
 
     def write(self, frame: ray.data.Dataset, path: str, options: dict[str, Any]) -> None:
-        """See `DataBackend`; a folder of files, and the options of `write_parquet`."""
+        """See `DataBackend`; writes a folder of files, with the options of `write_parquet`."""
         check_options(frame.write_parquet, options, WRITE_FLAG)
         with failures_named("Ray cannot write", [path], WRITE_FLAG):
             frame.write_parquet(path, **options)
@@ -108,7 +108,7 @@ class RayBackend:
 
 @dataclass(frozen=True)
 class RayBlock:
-    """One block, which may lie on any node."""
+    """One block of rows, on any node."""
 
     ref: Any  # ray.ObjectRef[pa.Table]
     rows: int
@@ -116,7 +116,7 @@ class RayBlock:
 
 
 class RayBlocks:
-    """A dataset whose rows are computed, in an order that stays."""
+    """The blocks of a computed dataset, in a fixed order."""
 
     def __init__(self, blocks: Sequence[RayBlock], schema: pa.Schema) -> None:
         self.blocks = blocks
@@ -124,45 +124,48 @@ class RayBlocks:
 
     @cached_property
     def rows(self) -> int:
-        """How many there are."""
+        """The number of rows."""
         return sum(block.rows for block in self.blocks)
 
     def batches(
         self, columns: Sequence[str] | None, start: int, stop: int
     ) -> Iterator[pa.RecordBatch]:
-        """Rows in order; only the columns named leave the nodes that hold them.
+        """The rows in order. Only the given columns (None: all) are sent over the network.
 
-        The next block is fetched while one is worked on.
+        The next block is fetched while the caller processes the current one.
         """
         import ray
 
         names = self.schema.names if columns is None else list(columns)
         schema = pa.schema([self.schema.field(name) for name in names])
-        wanted = [one for one in self.blocks if one.first < stop and one.first + one.rows > start]
+        blocks = [
+            block
+            for block in self.blocks
+            if block.first < stop and block.first + block.rows > start
+        ]
         fetch = ray.remote(num_cpus=0)(_columns_of)
         ahead: list[Any] = []
-        for at in range(len(wanted)):
-            ahead += [fetch.remote(one.ref, schema) for one in wanted[at + len(ahead) : at + 2]]
-            block, table = wanted[at], got(ahead.pop(0))
+        for at, block in enumerate(blocks):
+            following = blocks[at + len(ahead) : at + 2]
+            ahead += [fetch.remote(later.ref, schema) for later in following]
+            table = got(ahead.pop(0))
             inside = max(0, start - block.first)
             part = table.slice(inside, stop - block.first - inside)
             yield from part.to_batches(max_chunksize=BATCH_ROWS)
 
 
 def got(refs: Any) -> Any:  # noqa: ANN401 - one reference or several
-    """What references stand for.
+    """The values of references. Logs every `_LOG_WAIT_S` that it still waits.
 
     Raises:
-        PlatformError: the cluster lost it.
-        SwarmError: what the task raised that made it.
+        PlatformError: the cluster lost a value.
+        SwarmError: the task that computes a value raised it.
     """
     import ray
 
     try:
-        waited_for = refs if isinstance(refs, list) else [refs]
-        while (
-            waited_for and ray.wait(waited_for, num_returns=len(waited_for), timeout=_PATIENCE_S)[1]
-        ):
+        pending = refs if isinstance(refs, list) else [refs]
+        while pending and ray.wait(pending, num_returns=len(pending), timeout=_LOG_WAIT_S)[1]:
             free = ray.available_resources().get("CPU", 0)
             _log.warning("waiting for rows of the Ray cluster; %g of its CPUs are free", free)
         return ray.get(refs)
@@ -173,7 +176,7 @@ def got(refs: Any) -> Any:  # noqa: ANN401 - one reference or several
     except ray.exceptions.RayError as error:
         raise PlatformError(
             f"The Ray cluster lost rows: {str(error).strip().splitlines()[0]}",
-            hint="Run it once more: rows that are settled are not asked again.",
+            hint="Run it again: finished rows are not sent again.",
         ) from error
 
 
@@ -182,45 +185,45 @@ def _columns_of(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def blocks_of(frame: ray.data.Dataset) -> RayBlocks:
-    """Compute a dataset; its rows stay on the cluster.
+    """Compute a dataset. Its rows stay on the cluster.
 
     Raises:
-        InvalidInput: blocks do not agree on a column, or it has no Arrow type; it is named.
-        ConfigError: this process is a client of the cluster, not one of its own.
+        InvalidInput: a column has no Arrow type, or different types in several blocks.
+        ConfigError: this process uses Ray's client protocol instead of being part of the cluster.
     """
     import ray
 
     if ray.util.client.ray.is_connected():
         raise ConfigError(
-            "Datasets do not go over the protocol of Ray's client (ray://).",
+            "Datasets cannot be used through Ray's client protocol (ray://).",
             hint='Run on a machine of the cluster: ray.init("auto").',
         )
     with failures_named("Ray cannot compute", ["the dataset"], READ_FLAG):
         with _in_order(frame):
             refs = frame.materialize().to_arrow_refs()
-        look = ray.remote(num_cpus=0)(_facts_of)
-        facts = ray.get([look.remote(ref) for ref in refs])
+        inspect = ray.remote(num_cpus=0)(_rows_and_schema)
+        facts = ray.get([inspect.remote(ref) for ref in refs])
     blocks, first = [], 0
     for ref, (rows, _) in zip(refs, facts, strict=True):
-        if rows:  # a block that a filter emptied has lost its columns too
+        if rows:  # a block that a filter emptied has no columns either
             blocks.append(RayBlock(ref, rows, first))
         first += rows
-    told = [schema for rows, schema in facts if rows] or [
+    schemas = [schema for rows, schema in facts if rows] or [
         schema for _, schema in facts if schema.names
     ]
     try:
-        schema = pa.unify_schemas(told or [_planned_schema(frame)])
+        schema = pa.unify_schemas(schemas or [_planned_schema(frame)])
     except pa.ArrowException as error:
         raise InvalidInput(
-            f"The dataset's blocks have columns of several types: {error}",
-            hint="Cast them: ds.map_batches(..., batch_format='pyarrow').",
+            f"A column has different types in the dataset's blocks: {error}",
+            hint="Cast it: ds.map_batches(..., batch_format='pyarrow').",
         ) from error
     refuse_types(schema, lambda kind: isinstance(kind, pa.BaseExtensionType), "Arrow")
     return RayBlocks(blocks, schema)
 
 
 def _planned_schema(frame: ray.data.Dataset) -> pa.Schema:
-    """The columns of a dataset without rows, as far as Ray knows them without computing it."""
+    """The columns of a dataset without rows, as far as Ray's execution plan contains them."""
     planned = frame.schema(fetch_if_missing=False)
     columns = [] if planned is None else zip(planned.names, planned.types, strict=True)
     return pa.schema(
@@ -230,8 +233,8 @@ def _planned_schema(frame: ray.data.Dataset) -> pa.Schema:
 
 @contextlib.contextmanager
 def _in_order(frame: ray.data.Dataset) -> Iterator[None]:
-    """Have blocks come in the order of what they are made of, and no bars drawn."""
-    context = frame.context  # a dataset keeps the settings of its beginning
+    """Compute blocks in the order of their inputs, without progress bars."""
+    context = frame.context  # the dataset's own copy of Ray's settings
     before = context.execution_options.preserve_order, context.enable_progress_bars
     context.execution_options.preserve_order, context.enable_progress_bars = True, False
     try:
@@ -240,5 +243,5 @@ def _in_order(frame: ray.data.Dataset) -> Iterator[None]:
         context.execution_options.preserve_order, context.enable_progress_bars = before
 
 
-def _facts_of(table: pa.Table) -> tuple[int, pa.Schema]:
+def _rows_and_schema(table: pa.Table) -> tuple[int, pa.Schema]:
     return table.num_rows, table.schema.remove_metadata()

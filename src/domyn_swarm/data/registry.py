@@ -1,4 +1,4 @@
-"""Which library a frame belongs to."""
+"""The `DataBackend` of a frame, or of a name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def backend_of(data: object) -> DataBackend[Any]:
     """The backend of a frame.
 
     Raises:
-        ConfigError: it is no frame of a library that is known here.
+        ConfigError: `data` is not a frame of a supported library.
     """
     backends: tuple[DataBackend[Any], ...] = (
         ArrowBackend(),
@@ -33,16 +33,16 @@ def backend_of(data: object) -> DataBackend[Any]:
             return backend
     kind = type(data)
     raise ConfigError(
-        f"{kind.__module__}.{kind.__qualname__} is no frame of {', '.join(NAMES)}.",
-        hint="Give a frame of one of these, or the path of files.",
+        f"{kind.__module__}.{kind.__qualname__} is not a frame of {', '.join(NAMES)}.",
+        hint="Pass a frame of one of these libraries, or the path of a file.",
     )
 
 
 def backend_named(name: str) -> DataBackend[Any]:
-    """The backend that reads files for a job; polars' is the lazy one.
+    """The backend named `name`, which reads a job's files; for polars the lazy one.
 
     Raises:
-        ConfigError: there is none of that name, or its library is not installed.
+        ConfigError: there is no such backend, or its library is not installed.
     """
     backends: dict[str, DataBackend[Any]] = {
         "arrow": ArrowBackend(),

@@ -1,4 +1,4 @@
-"""What an engine is: text in, text out, and how to run and read one."""
+"""The protocol of an LLM server program: how to run it, and how to read why it ended."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from domyn_swarm.planning.plan import DeploymentPlan, FailurePattern, ServingSpe
 
 
 class Diagnosis(Record):
-    """Why an engine ended, read from the end of its log."""
+    """Why an engine ended, according to the end of its log."""
 
     cause: str
     hint: str
     retryable: bool
-    line: str  # the line of the log it was read from
+    line: str  # the line of the log that matched
 
 
 class Engine(Protocol):
@@ -33,28 +33,29 @@ class Engine(Protocol):
 
 
 def diagnose(patterns: Sequence[FailurePattern], log_tail: str) -> Diagnosis | None:
-    """The first pattern (in their order) that matches what the log's tail says of an engine's end,
-    as the watchdog judges it of one that never served; None: none does.
+    """The diagnosis by the first of `patterns` that matches the tail of an engine's log, or None.
+
+    It is the watchdog's own rule, applied to an engine that never served.
     """
     from domyn_swarm import watchdog_rules
 
-    known = [one.model_dump() for one in patterns]
-    found = watchdog_rules.diagnose(known, log_tail, served=False, killed=False)
-    if found is None:
+    known = [pattern.model_dump() for pattern in patterns]
+    diagnosis = watchdog_rules.diagnose(known, log_tail, served=False, killed=False)
+    if diagnosis is None:
         return None
-    return Diagnosis(**{name: found[name] for name in Diagnosis.field_names()})
+    return Diagnosis(**{name: diagnosis[name] for name in Diagnosis.field_names()})
 
 
 _START = ("ray", "start", "--block", "--disable-usage-stats")
 
 
 def by_ray(plan: DeploymentPlan) -> bool:
-    """Whether the plan wants it."""
+    """Whether Ray holds the nodes of a replica together."""
     return plan.layout.nodes_per_replica > 1 and bool(plan.backend_options.get("requires_ray"))
 
 
 def ray_nodes(plan: DeploymentPlan) -> dict[str, tuple[str, ...]]:
-    """The fields of a `ServingSpec` that start it."""
+    """The fields of a `ServingSpec` that start a Ray cluster over the nodes of a replica."""
     gpus = f"--num-gpus={plan.layout.tensor_parallel}"
     dashboard = f"--dashboard-port={plan.backend_options['ray_dashboard_port']}"
     first = ("--head", "--node-ip-address={head}", "--port={port}", dashboard)

@@ -1,4 +1,4 @@
-"""Any OpenAI-shaped server: its command line is the user's."""
+"""Any OpenAI-compatible server, run with the command line that the user gives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CommandOptions(EngineOptions):
     """How to run the server. `{python}`, `{host}`, `{port}` and `{model}` in argv are filled in."""
 
     argv: tuple[str, ...] = Field(min_length=1)
-    fixed_port: bool = False  # it listens on the configuration's `port`, whatever argv says
+    fixed_port: bool = False  # the server always listens on the configuration's `port`
     health_path: str = "/health"
     metrics_path: str | None = None
     running_metric: str | None = None
@@ -24,14 +24,14 @@ class CommandOptions(EngineOptions):
     generated_tokens_metric: str | None = None
     kv_cache_metric: str | None = None
     preemptions_metric: str | None = None
-    key_env: str | None = None  # which environment variable it reads its API key from
+    key_env: str | None = None  # environment variable from which the server reads its API key
     env: Env = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _can_be_told_its_port(self) -> CommandOptions:
+    def _port_can_be_set(self) -> CommandOptions:
         if not self.fixed_port and not any("{port}" in word for word in self.argv):
             raise ValueError(
-                "argv must hold {port}: ports are chosen where the replica runs "
+                "argv must contain {port}: the port is chosen on the node of the replica "
                 "(or set fixed_port, for a server that always listens on `port`)"
             )
         return self
@@ -44,10 +44,10 @@ class Command:
     failure_patterns = SHARED
 
     def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
-        """See `Engine.serving_spec`. `args` follow argv.
+        """See `Engine.serving_spec`. `args` are appended to argv.
 
         Raises:
-            ConfigError: the options are wrong, or replicas on one machine have the same fixed port.
+            ConfigError: an option is invalid, or replicas on one machine share a fixed port.
         """
         options = parse_options(CommandOptions, self.name, plan.engine_options)
         together = plan.backend == "local" or plan.layout.replicas_per_node > 1
@@ -55,7 +55,7 @@ class Command:
             raise ConfigError(
                 f"engine_options.fixed_port: {plan.layout.replicas} replicas cannot share "
                 f"port {plan.port_from} of one machine.",
-                hint="Let the server be told its port with {port} in argv, or set replicas to 1.",
+                hint="Pass the port to the server with {port} in argv, or set replicas to 1.",
             )
         argv = [word.replace("{model}", plan.model) for word in options.argv]
         return ServingSpec(

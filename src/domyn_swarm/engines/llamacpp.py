@@ -1,4 +1,4 @@
-"""llama.cpp on this machine's cores, through xllamacpp: the embedded default."""
+"""llama.cpp on CPU cores, through xllamacpp: the engine that needs neither GPU nor download."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LlamaCpp:
         pattern(
             r"(?i)failed to load model|error loading model|invalid magic|model is corrupted",
             "the model file cannot be loaded",
-            "Check that it is a whole GGUF file that this llama.cpp knows.",
+            "Check that the GGUF file is complete and that this llama.cpp supports its model.",
         ),
         *SHARED,
     )
@@ -51,7 +51,7 @@ class LlamaCpp:
         """See `Engine.serving_spec`.
 
         Raises:
-            ConfigError: xllamacpp or the model file is not there, or `args` set what is not theirs.
+            ConfigError: xllamacpp or the model file is missing, or `args` set a reserved flag.
         """
         refuse_options(self.name, plan.engine_options)
         ours = {
@@ -72,7 +72,7 @@ class LlamaCpp:
             waiting_metric="llamacpp:requests_deferred",
             prompt_tokens_metric="llamacpp:prompt_tokens_total",
             generated_tokens_metric="llamacpp:tokens_predicted_total",
-            # Not tokens_predicted_total: it stands still until an answer is complete.
+            # Not tokens_predicted_total: it only grows when an answer is complete.
             progress_metrics=("llamacpp:n_decode_total",),
             first_request=_first_request(plan.model, embeds="--embedding" in flags),
             failure_patterns=self.failure_patterns,
@@ -90,7 +90,7 @@ def _first_request(model: str, *, embeds: bool) -> FirstRequest:
 
 
 def _model_to_serve(model: str) -> Path:
-    """The model's file, once xllamacpp is there too: one error names all that is missing."""
+    """The model's file. One error names everything that is missing, xllamacpp included."""
     if importlib.util.find_spec("xllamacpp") is not None:
         return model_path(model)
     lacks, install = ["The engine 'llamacpp' needs the package xllamacpp."], [_INSTALL]
@@ -103,19 +103,21 @@ def _model_to_serve(model: str) -> Path:
 
 
 def model_path(model: str) -> Path:
-    """The GGUF file that a model's name or path means. Nothing is downloaded.
+    """The GGUF file of a packaged model's name, or of a path. Nothing is downloaded.
 
     Raises:
         ConfigError: there is no such file; the message says how to get it.
     """
     if model in _PACKAGED:
         module, file, install = _PACKAGED[model]
-        found = importlib.util.find_spec(module)
-        if found is None or found.origin is None:
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
             raise ConfigError(f"The model {model!r} is not installed.", hint=install)
-        packaged = Path(found.origin).parent / file
+        packaged = Path(spec.origin).parent / file
         if not packaged.is_file():
-            raise ConfigError(f"The package {module} is there without its {file}.", hint=install)
+            raise ConfigError(
+                f"The package {module} is installed without its file {file}.", hint=install
+            )
         return packaged
     path = expanded(model).absolute()
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""llama.cpp's HTTP server as a program: xllamacpp has none of its own.
+"""llama.cpp's HTTP server as a program, which xllamacpp does not provide.
 
-The key comes from `LLAMACPP_API_KEY`, so that it stands in no argv. SIGTERM: requests in flight are
-finished first, then the process ends at once, since tearing the server down would hang them.
+The API key is read from `LLAMACPP_API_KEY`, so that no argv contains it. On SIGTERM the program
+finishes the requests in flight, then exits without tearing the server down, which would hang them.
 """
 
 from __future__ import annotations
@@ -70,35 +70,35 @@ def serve(flags: argparse.Namespace) -> None:
     key = os.environ.pop("LLAMACPP_API_KEY", "")
     if key:
         params.api_keys = [key]
-    told = threading.Event()
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+        signal.signal(number, lambda *_: stop.set())
     server = xllamacpp.Server(params)
     print(f"serving {flags.alias} on {flags.host}:{flags.port}", flush=True)  # noqa: T201 - the engine's log
-    told.wait()
+    stop.wait()
     _drain(server)
     os._exit(0)
 
 
 def _drain(server: Any) -> None:  # noqa: ANN401 - untyped library
-    """Return when nothing is in flight, or after a minute."""
+    """Return when no request is in flight, or after `_DRAIN_S`."""
     deadline = time.monotonic() + _DRAIN_S
     idle = 0
-    # Twice: a slot is free a moment before the last bytes of its answer have been sent.
+    # Idle twice: a slot becomes free a moment before the last bytes of its answer are sent.
     while idle < 2 and time.monotonic() < deadline:
         idle = 0 if busy(server) else idle + 1
         time.sleep(_DRAIN_POLL_S)
 
 
 def busy(server: Any) -> float:  # noqa: ANN401 - untyped library
-    """Requests that the server still works on, or has queued."""
+    """The number of requests that the server processes or has queued."""
     answer = server.handle_metrics()
     text = answer if isinstance(answer, str) else str(answer)
     return sum(float(value) for value in _BUSY.findall(text.replace("\\n", "\n")))
 
 
 def main() -> int:
-    """Run the server; 1 when it cannot start."""
+    """Run the server; the exit code, 1 if it cannot start."""
     flags = parse(sys.argv[1:])
     try:
         serve(flags)

@@ -1,4 +1,4 @@
-"""`engine_options`, validated by the engine that they are for."""
+"""`engine_options`, and the flags in `args`: validated and merged with those of the engine."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from domyn_swarm.errors import ConfigError
 
 
 class EngineOptions(BaseModel):
-    """Frozen, and without room for unknown keys."""
+    """Options of one engine: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 _O = TypeVar("_O")
-_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # of a dataclass, of a model
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # for a dataclass, for a model
 
 
 def parse_options(kind: type[_O], engine: str, given: dict[str, Any]) -> _O:
-    """The options of an engine, a model or a dataclass.
+    """The validated options of an engine; `kind` is a model or a dataclass.
 
     Raises:
-        ConfigError: every mistake at once.
+        ConfigError: an option is invalid; the message lists all of them.
     """
     validator = TypeAdapter(kind)
     try:
@@ -35,48 +35,48 @@ def parse_options(kind: type[_O], engine: str, given: dict[str, Any]) -> _O:
     except ValidationError as error:
         paths = _paths(validator.json_schema())
         lines = [
-            f"  {'.'.join(['engine_options', *map(str, one['loc'])])}: {one['msg']}"
-            f"{_meant(str(one['loc'][-1]), paths) if one['type'] in _UNKNOWN else ''}"
-            for one in error.errors()
+            f"  {'.'.join(['engine_options', *map(str, detail['loc'])])}: {detail['msg']}"
+            f"{_suggestion(str(detail['loc'][-1]), paths) if detail['type'] in _UNKNOWN else ''}"
+            for detail in error.errors()
         ]
         raise ConfigError(
             "\n".join([f"engine_options do not fit the engine {engine!r}:", *lines]),
-            hint=_taken(error.errors()[0]["loc"], paths),
+            hint=_valid_options(error.errors()[0]["loc"], paths),
         ) from error
 
 
 def _paths(schema: dict[str, Any], sections: dict[str, Any] | None = None) -> list[str]:
-    """Every option with the sections that it stands in: the outer ones first."""
+    """The dotted path of every option: those of outer sections first."""
     sections = schema.get("$defs", {}) if sections is None else sections
-    found = list(schema["properties"])
+    paths = list(schema["properties"])
     for name, option in schema["properties"].items():
         for section in re.findall(r"#/\$defs/(\w+)", json.dumps(option)):
-            found += [f"{name}.{path}" for path in _paths(sections[section], sections)]
-    return found
+            paths += [f"{name}.{path}" for path in _paths(sections[section], sections)]
+    return paths
 
 
-def _meant(name: str, paths: list[str]) -> str:
-    """The known option that an unknown one resembles."""
+def _suggestion(name: str, paths: list[str]) -> str:
+    """The end of a message: the existing option that an unknown name resembles, if any."""
     places = {path.rpartition(".")[2]: path for path in reversed(paths)}
     close = get_close_matches(name, places, n=1, cutoff=0.6)
     return f"; did you mean engine_options.{places[close[0]]}?" if close else ""
 
 
-def _taken(place: tuple[str | int, ...], paths: list[str]) -> str:
-    """What the section takes that the mistake at a place is in, or that is the mistake."""
+def _valid_options(place: tuple[str | int, ...], paths: list[str]) -> str:
+    """A sentence that lists the options of the innermost section around the mistake at `place`."""
     section = "".join(f"{name}." for name in place if isinstance(name, str))
     while section and not any(path.startswith(section) for path in paths):
         section = "".join(section.rpartition(".")[0].rpartition(".")[:2])
     known = [path.removeprefix(section) for path in paths if path.startswith(section)]
     whose = f"engine_options.{section[:-1]}" if section else "It"
-    return f"{whose} takes: {', '.join(one for one in known if '.' not in one)}."
+    return f"{whose} takes: {', '.join(name for name in known if '.' not in name)}."
 
 
 def refuse_options(engine: str, given: dict[str, Any]) -> None:
-    """For engines that have none.
+    """Refuse any `engine_options`, for an engine that has none.
 
     Raises:
-        ConfigError: there are some all the same.
+        ConfigError: `given` is not empty.
     """
     if given:
         raise ConfigError(
@@ -86,9 +86,9 @@ def refuse_options(engine: str, given: dict[str, Any]) -> None:
 
 
 _RESERVED = {
-    "--host": "where a replica listens is decided on the node",
-    "--port": "a free one is chosen on the node; the key `port` says where the search begins",
-    "--api-key": "keys never stand in a command line; the swarm has one (`domyn-swarm endpoint`)",
+    "--host": "the address on which a replica listens is chosen on the node",
+    "--port": "a free port is chosen on the node; the key `port` sets where the search begins",
+    "--api-key": "a command line must not contain keys; the swarm has one (`domyn-swarm endpoint`)",
 }
 _FLAG = re.compile(r"-{1,2}[A-Za-z]")
 
@@ -96,30 +96,30 @@ _FLAG = re.compile(r"-{1,2}[A-Za-z]")
 def flags_in(
     args: Sequence[str], aliases: Mapping[str, str] | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """The flags in a command line, each with its values, by their long names with hyphens.
+    """The flags of a command line with their values, keyed by the long name with hyphens.
 
-    `aliases`: other spellings, to the name that is meant.
+    `aliases` maps other spellings to the long name.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    flags: dict[str, tuple[str, ...]] = {}
     flag = ""
     for word in args:
         if _FLAG.match(word):
             name, equals, value = word.partition("=")
             flag = name.replace("_", "-")
             flag = (aliases or {}).get(flag, flag)
-            found[flag] = (value,) if equals else ()
+            flags[flag] = (value,) if equals else ()
         elif flag:
-            found[flag] += (word,)
-    return found
+            flags[flag] += (word,)
+    return flags
 
 
 def merged(
     ours: Mapping[str, str], args: Sequence[str], aliases: Mapping[str, str] | None = None
 ) -> tuple[str, ...]:
-    """Our flags, less those that the user's `args` set, and then `args` as they are.
+    """The flags `ours` without those that the user's `args` set, followed by `args` unchanged.
 
     Raises:
-        ConfigError: `args` hold a flag that is not the user's to set.
+        ConfigError: `args` contain a reserved flag.
     """
     theirs = flags_in(args, aliases)
     for flag, why in _RESERVED.items():
@@ -130,5 +130,5 @@ def merged(
 
 
 def whole_number(values: Sequence[str] | None) -> int | None:
-    """The value of a flag that takes a number; None where there is none."""
+    """The value of a flag that takes a whole number; None if it is not given or not a number."""
     return int(values[0]) if values and values[0].isdecimal() else None

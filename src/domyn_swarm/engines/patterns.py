@@ -1,7 +1,7 @@
-"""Causes of death that engines share, as their logs tell them.
+"""Patterns that engines share: lines of a log, and the causes of an engine's end that they report.
 
 A pattern must not match what a healthy engine prints (its configuration, warnings): a cause that is
-not retryable keeps the replica down for good.
+not retryable takes the replica down permanently.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ from domyn_swarm.planning.plan import FailurePattern
 
 
 def pattern(regex: str, cause: str, hint: str, *, retryable: bool = False) -> FailurePattern:
-    """One known cause. Not retryable: a restart cannot help, and the watchdog gives up at once."""
+    """A known cause. If it is not `retryable`, the watchdog does not restart the engine."""
     return FailurePattern(pattern=regex, cause=cause, hint=hint, retryable=retryable)
 
 
 SHARED = (
     pattern(
         r"(?i)address already in use|errno 98\b|couldn't bind|failed to bind",
-        "its port is taken",
-        "Another program listens there; set `port` to where a free range begins.",
+        "its port is in use",
+        "Another program listens on it; set `port` to the beginning of a free range.",
         retryable=True,
     ),
     pattern(
         r"(?i)no space left on device|disk quota exceeded",
         "the disk is full",
-        "Make room in the caches (HF_HOME, TMPDIR), or move them.",
+        "Free space in the caches (HF_HOME, TMPDIR), or move them.",
         retryable=True,
     ),
     pattern(
         r"No usable temporary directory",
         "no temporary file can be written",
-        "Make room in /tmp of the node, or set TMPDIR to a folder that it has.",
+        "Free space in /tmp on the node, or set TMPDIR to a folder that exists there.",
         retryable=True,
     ),
     pattern(
         r"AF_UNIX path too long|(?i:ipc path .* longer than|socket path .*too long)",
         "the path of a socket is too long",
-        "Set TMPDIR to a short folder in `env`: 40 characters leave room for what engines add.",
+        "Set TMPDIR in `env` to a short path: at most 40 characters, as engines append to it.",
     ),
     pattern(
         r"\bMemoryError\b|std::bad_alloc|(?i:cannot allocate memory|oom[-_ ]kill"
@@ -48,7 +48,7 @@ SHARED = (
     pattern(
         r"No module named",
         "a Python module is missing",
-        "Install the engine where the replicas run, or name an `image` that has it.",
+        "Install the engine where the replicas run, or set `image` to one that contains it.",
     ),
     pattern(
         r"(?i)error: unrecognized arguments|error: argument .*: (?:invalid|expected)"
@@ -59,18 +59,18 @@ SHARED = (
     ),
     pattern(
         r"(?i)command not found|executable file not found|exec: .*: not found",
-        "the engine's program is not there",
+        "the engine's program is missing",
         "Install it where the replicas run, or check `image` and the path.",
     ),
     pattern(
         r"PermissionError: \[Errno 13\]|: Permission denied$",
-        "a file may not be read",
-        "Check who may read the model and the caches.",
+        "a file cannot be read",
+        "Check the permissions of the model and of the caches.",
     ),
     pattern(
         r"FileNotFoundError: ",
-        "a file is not there",
-        "Check `model` and every path in `args` as the node sees them.",
+        "a file is missing",
+        "Check that `model` and every path in `args` exist on the node.",
     ),
 )
 
@@ -78,32 +78,33 @@ SHARED = (
 HUB = (
     pattern(
         r"(?i)gated repo|403 Client Error|access to model .* is restricted",
-        "the model may not be downloaded with this account",
+        "this account may not download the model",
         "Accept its licence on the hub, and export HF_TOKEN before `up`.",
     ),
     pattern(
         r"LocalEntryNotFoundError|OfflineModeIsEnabled|outgoing traffic has been disabled",
-        "the model is not in the cache, and the hub may not be asked",
-        "Download it beforehand into HF_HOME, or give a path.",
+        "the model is not in the cache, and downloads are disabled",
+        "Download it into HF_HOME beforehand, or set `model` to a path.",
     ),
     pattern(
         r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError"
         r"|HFValidationError|Repo id must|does not appear to have a file named"
         r"|RevisionNotFoundError|Invalid repository ID or local directory",
         "the model was not found",
-        "Check `model` and `revision`: a path that the node sees, or an identifier of the hub "
-        "(a private one needs HF_TOKEN exported before `up`).",
+        "Check `model` and `revision`: a path that exists on the node, or an identifier of the hub "
+        "(a private model needs HF_TOKEN exported before `up`).",
     ),
     pattern(
         r"We couldn't connect to '?https://huggingface\.co|HTTPSConnectionPool\(host='huggingface",
         "the model hub cannot be reached",
-        "Nodes without internet need the model in HF_HOME (and HF_HUB_OFFLINE=1), or a path.",
+        "Nodes without internet access need the model in HF_HOME (with HF_HUB_OFFLINE=1), "
+        "or `model` set to a path.",
         retryable=True,
     ),
     pattern(
         r"contains custom code which must be executed|requires you to execute the configuration"
         r"|Please pass the argument `trust_remote_code=True`",
-        "the model brings code of its own",
+        "the model contains code of its own",
         "Add --trust-remote-code to `args` if you trust it.",
     ),
 )
@@ -127,12 +128,12 @@ GPU = (
         r"(?i)uncorrectable (?:nvlink|ecc) error|gpu has fallen off the bus"
         r"|cuda error: (?:unspecified launch failure|an illegal memory access)",
         "a GPU failed",
-        "If it comes back on the same node, exclude that node and tell its administrators.",
+        "If it fails again on the same node, exclude that node and inform its administrators.",
         retryable=True,
     ),
     pattern(
         r"\bnccl\w*Error\b|NCCL error|Watchdog caught collective operation timeout",
-        "the GPUs could not talk to each other (NCCL)",
+        "the GPUs could not communicate (NCCL)",
         "Set NCCL_DEBUG=INFO in `env`; check the interconnect and NCCL_SOCKET_IFNAME.",
         retryable=True,
     ),
@@ -143,7 +144,7 @@ GPU = (
     ),
     pattern(
         r"attention heads .*must be divisible|must be divisible by (?:tensor|tp)",
-        "the model cannot be split over so many GPUs",
+        "the model cannot be split over this number of GPUs",
         "Choose gpus_per_replica so that it divides the number of attention heads.",
     ),
 )

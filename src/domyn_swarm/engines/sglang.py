@@ -1,4 +1,4 @@
-"""SGLang: its command line is built and tested; the server itself was not run (no GPU)."""
+"""SGLang. Its command line is tested; the server itself was never run by our tests (no GPU)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ START_PHASES = (
 
 
 class SGLang:
-    """See `Engine`. SGLang takes its key only as a flag: `sglang_server` sets it on the node."""
+    """See `Engine`. SGLang takes its key only as a flag, which `sglang_server` adds on the node."""
 
     name = "sglang"
     failure_patterns = (
         pattern(
             r"Not enough memory\. Please try to increase --mem-fraction-static",
-            "the model leaves no room for the KV cache",
+            "the model leaves no memory for the KV cache",
             "Raise --mem-fraction-static, or use more GPUs per replica.",
         ),
         *GPU,
@@ -37,10 +37,10 @@ class SGLang:
     )
 
     def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
-        """See `Engine.serving_spec`. What the user's `args` say wins over what we would say.
+        """See `Engine.serving_spec`. The user's `args` take precedence over our flags.
 
         Raises:
-            ConfigError: `args` set what is not theirs, or a replica spans several nodes.
+            ConfigError: `args` set a reserved flag, or a replica spans several nodes.
         """
         refuse_options(self.name, plan.engine_options)
         if plan.layout.pipeline_parallel > 1:
@@ -72,8 +72,8 @@ class SGLang:
             prompt_tokens_metric="sglang:prompt_tokens_total",
             generated_tokens_metric="sglang:generation_tokens_total",
             kv_cache_metric="sglang:token_usage",
-            # generation_tokens_total alone stands still until an answer is complete, and older
-            # versions do not have the first.
+            # generation_tokens_total only grows when an answer is complete, and older versions lack
+            # realtime_tokens_total.
             progress_metrics=(
                 "sglang:realtime_tokens_total",
                 "sglang:inter_token_latency_seconds_count",

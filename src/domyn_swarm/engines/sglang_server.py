@@ -1,8 +1,9 @@
-"""Starts SGLang's server inside this process, so that the key stands in no argv.
+"""Runs SGLang's server inside this process, so that no argv contains the API key.
 
     python -m domyn_swarm.engines.sglang_server FLAGS …
 
-The flags are SGLang's own; the key comes from `SGLANG_SERVER_KEY`. Not run here (no GPU).
+The flags are SGLang's own; the key is read from `SGLANG_SERVER_KEY`. Our tests do not run it
+(no GPU).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from importlib import import_module
 
 
 def main() -> None:
-    """Parse SGLang's flags, add the key, serve until told to stop."""
+    """Parse SGLang's flags, add the key, and serve until SIGTERM."""
     server = import_module("sglang.srt.entrypoints.http_server")
     arguments = import_module("sglang.srt.server_args")
     flags = [*sys.argv[1:], "--enable-metrics"]

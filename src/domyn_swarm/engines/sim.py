@@ -31,8 +31,8 @@ class Sim:
     failure_patterns = (
         pattern(
             r"simulated failure",
-            "the simulator was told to fail",
-            "Take fail_start out of engine_options.",
+            "the simulator is configured to fail",
+            "Remove fail_start from engine_options.",
         ),
         *SHARED,
     )
@@ -40,7 +40,7 @@ class Sim:
     def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
         """See `Engine.serving_spec`."""
         options = parse_options(SimOptions, self.name, plan.engine_options)
-        asked = TypeAdapter(SimOptions).dump_json(options, exclude_defaults=True)
+        options_json = TypeAdapter(SimOptions).dump_json(options, exclude_defaults=True)
         body = {
             "model": plan.model,
             "messages": [{"role": "user", "content": READY_PROMPT}],
@@ -57,7 +57,7 @@ class Sim:
                 *program,
                 *("--host", "{host}", "--port", "{port}", *others),
                 *(("--replica", "{replica}") if several else ()),
-                *("--options", asked.decode()),
+                *("--options", options_json.decode()),
                 *(("--", *plan.args) if plan.args else ()),
             ),
             follower_argv=(*program, *follow) if nodes > 1 else ray.get("follower_argv", ()),

@@ -1,4 +1,4 @@
-"""What goes wrong at the simulator, because it was told so, and the record of what was asked."""
+"""The faults that the simulator is configured to have, and its record of requests."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from domyn_swarm.engines.sim_options import ErrorRule, SimOptions
 CRASH_EXIT_CODE = 13
 
 
-class Asked(NamedTuple):
-    """A request as it came."""
+class Received(NamedTuple):
+    """A request as it arrived."""
 
     path: str
     body: dict[str, Any]
-    prompt: str  # what of the body the faults and the answer go by
+    prompt: str  # the part of the body that selects faults and answer
 
 
 class Faults:
-    """Counts requests and says what happens to each. The watchdog's own request is left alone."""
+    """Counts requests and selects the fault of each. The watchdog's own request has none."""
 
     def __init__(self, options: SimOptions) -> None:
-        """Raises OSError when the record cannot be written."""
+        """Raises OSError if the record cannot be written."""
         self._options = options
         self._requests = 0
-        self._seen: Counter[tuple[int, str]] = Counter()
+        self._applied: Counter[tuple[int, str]] = Counter()
         self._record: int | None = None
         if options.record is not None:
             path = Path(options.record)
@@ -40,7 +40,7 @@ class Faults:
             self._record = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def arrive(self, prompt: str) -> bool:
-        """Count a request; true: it is never to be completed. May end the process instead."""
+        """Count a request. True if it must never be completed. May end the process instead."""
         if prompt == READY_PROMPT:
             return False
         self._requests += 1
@@ -61,24 +61,24 @@ class Faults:
             return None
         for number, rule in enumerate(self._options.errors):
             if re.search(rule.match, prompt) and _chosen(prompt, rule.rate):
-                self._seen[number, prompt] += 1
-                if rule.times is None or self._seen[number, prompt] <= rule.times:
+                self._applied[number, prompt] += 1
+                if rule.times is None or self._applied[number, prompt] <= rule.times:
                     return rule
         return None
 
-    def record(self, asked: Asked, status: int | None) -> None:
-        """Append a request and what became of it. None: the client got no answer."""
-        if self._record is not None and asked.prompt != READY_PROMPT:
+    def record(self, request: Received, status: int | None) -> None:
+        """Append a request and the status of its answer; None if the client got no answer."""
+        if self._record is not None and request.prompt != READY_PROMPT:
             entry = {
-                "prompt": asked.prompt,
+                "prompt": request.prompt,
                 "status": status,
-                "path": asked.path,
-                "body": asked.body,
+                "path": request.path,
+                "body": request.body,
             }
             os.write(self._record, json.dumps(entry).encode() + b"\n")
 
 
 def _chosen(prompt: str, rate: float) -> bool:
-    """Whether a prompt is among this share of all prompts; always the same answer."""
+    """Whether a prompt belongs to the share `rate` of all prompts. Deterministic."""
     digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
     return int.from_bytes(digest) < rate * 2**64

@@ -1,6 +1,6 @@
 """A simulated server on several nodes: the first serves, the others hold a connection to it.
 
-As with real engines: it is not ready before all nodes have joined, and a lost node is its end.
+As with real engines, it is not ready before all nodes have joined, and ends if a node is lost.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ class Nodes:
         return self._joined >= self._others
 
     async def listen(self, port: int) -> None:
-        """Wait for the others on every interface. Raises OSError."""
+        """Accept connections of the other nodes on every interface. Raises OSError."""
         if self._others:
-            await asyncio.start_server(self._hold, "0.0.0.0", port)  # noqa: S104 - other nodes come
+            await asyncio.start_server(self._hold, "0.0.0.0", port)  # noqa: S104 - other nodes connect
 
     async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._joined += 1
         with contextlib.suppress(OSError):
-            await reader.read()  # returns when the other node is gone
+            await reader.read()  # returns when the other node disconnects
         writer.close()
         print("a node of this replica is gone", flush=True)  # noqa: T201 - the engine's log
         self.lost.set()
 
 
 async def follow(host: str, port: int) -> None:
-    """Be another node of the replica whose first one is there, until that ends."""
+    """Run as a further node of the replica whose first node is at `host`, until that one ends."""
     while True:
         try:
             reader, writer = await asyncio.open_connection(host, port)

@@ -1,4 +1,4 @@
-"""What the simulator answers when JSON of a certain shape is wanted."""
+"""Requests and answers of the simulator, in the shape of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 
 from domyn_swarm.engines.sim_options import OutputTokens
 
-_MOST_DEEP = 12  # a shape that contains itself ends somewhere
+_MAX_DEPTH = 12  # ends a schema that contains itself
 
 
 def instance_of(schema: dict[str, Any], text: str) -> Any:  # noqa: ANN401 - JSON
-    """The least JSON that fits a schema; its strings are the text, the first of each choice counts.
+    """The smallest JSON that fits a schema: strings are `text`, of alternatives the first is taken.
 
-    As much of JSON Schema as pydantic writes: types, enum, const, anyOf, allOf, $ref, bounds of
-    numbers, items and required properties.
+    Supports the part of JSON Schema that pydantic writes: types, enum, const, anyOf, allOf, $ref,
+    bounds of numbers, items and required properties.
     """
     return _instance(schema, schema, text, 0)
 
 
 def _instance(schema: Any, root: dict[str, Any], text: str, depth: int) -> Any:  # noqa: ANN401 - JSON
-    if not isinstance(schema, dict) or depth > _MOST_DEEP:
+    if not isinstance(schema, dict) or depth > _MAX_DEPTH:
         return None
     if "const" in schema:
         return schema["const"]
@@ -49,24 +49,26 @@ def _of_type(schema: dict[str, Any], root: dict[str, Any], text: str, depth: int
         case "boolean":
             return True
         case "array":
-            wanted = schema.get("minItems", 1)
-            return [_instance(schema.get("items"), root, text, depth + 1) for _ in range(wanted)]
+            items = schema.get("minItems", 1)
+            return [_instance(schema.get("items"), root, text, depth + 1) for _ in range(items)]
         case "object":
-            named = schema.get("properties", {})
-            required = schema.get("required", list(named))
-            return {one: _instance(named.get(one), root, text, depth + 1) for one in required}
+            properties = schema.get("properties", {})
+            required = schema.get("required", list(properties))
+            return {
+                name: _instance(properties.get(name), root, text, depth + 1) for name in required
+            }
     return None
 
 
 def _referred(root: dict[str, Any], reference: str) -> Any:  # noqa: ANN401 - JSON
-    found: Any = root
+    node: Any = root
     for part in reference.removeprefix("#/").split("/"):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
 
 
-READY_PROMPT = "domyn-swarm: ready?"  # the watchdog's first request; no rule applies, none is kept
-REPLY_TOKENS = 16  # of an answer that is not cut short
+READY_PROMPT = "domyn-swarm: ready?"  # the watchdog's first request: has no fault, is not recorded
+REPLY_TOKENS = 16  # of an answer that `max_tokens` does not cut short
 _WORDS = (
     *("river", "stone", "lantern", "orchard", "harbour", "copper", "violet", "winter"),
     *("meadow", "signal", "anchor", "feather", "marble", "thunder", "garden", "silver"),
@@ -74,7 +76,7 @@ _WORDS = (
 
 
 def sim_reply(prompt: str, max_tokens: int = REPLY_TOKENS) -> str:
-    """What the simulator answers: always the same for the same prompt, and telling of it."""
+    """The answer to a prompt: a hash of the prompt and words derived from it. Deterministic."""
     digest = hashlib.blake2b(prompt.encode(), digest_size=REPLY_TOKENS - 1).digest()
     words = [_WORDS[byte % len(_WORDS)] for byte in digest]
     return " ".join([digest.hex()[:8], *words][:max_tokens])
@@ -82,24 +84,24 @@ def sim_reply(prompt: str, max_tokens: int = REPLY_TOKENS) -> str:
 
 @dataclass(frozen=True)
 class ModelTokens:
-    """How a modelled engine counts text, and how much it writes."""
+    """How a modelled engine counts the tokens of text, and how many it writes."""
 
-    characters: int  # of a token
+    characters: int  # per token
     output: OutputTokens | None
 
     def of(self, text: str) -> int:
-        """Tokens of a text."""
+        """The number of tokens of a text."""
         return -(-len(text) // self.characters)
 
     def wanted(self, prompt: str) -> int:
-        """Tokens of the answer to a prompt, always the same, if nothing cuts it."""
+        """The number of tokens of the uncut answer to a prompt. Deterministic."""
         if self.output is None:
             return REPLY_TOKENS
         chance = random.Random(f"{self.output.seed}:{prompt}")  # noqa: S311 - no secret
         return max(1, round(chance.lognormvariate(math.log(self.output.median), self.output.sigma)))
 
     def text(self, prompt: str, tokens: int) -> str:
-        """An answer of so many tokens, always the same for the same prompt."""
+        """An answer of `tokens` tokens. Deterministic."""
         words, length = sim_reply(prompt) + " ", tokens * self.characters
         return (words * (length // len(words) + 1))[: length - 1] + "."
 
@@ -108,7 +110,7 @@ _EMBEDDING_DIMENSIONS = 8
 
 
 class BadRequest(ValueError):
-    """The request cannot be understood; the message says why."""
+    """The request is invalid; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ class Question:
     chat: bool
     logprobs: bool = False
     shape: dict[str, Any] | None = None  # JSON schema of the answer
-    whole: str = ""  # what a modelled engine reads: all messages, or the text to complete
-    tokens: ModelTokens | None = None  # None: words stand for tokens
+    whole: str = ""  # everything a modelled engine reads: all messages, or the text to complete
+    tokens: ModelTokens | None = None  # None: a word counts as a token
 
     @cached_property
     def answer(self) -> str:
@@ -143,12 +145,12 @@ class Question:
 
     @cached_property
     def prompt_tokens(self) -> int:
-        """Of everything that is read."""
+        """The number of tokens of everything that is read."""
         return self._count(self.prompt if self.tokens is None else self.whole)
 
     @cached_property
     def answer_tokens(self) -> int:
-        """Of one choice."""
+        """The number of tokens of one choice."""
         return self._count(self.answer)
 
     def _count(self, text: str) -> int:
@@ -156,22 +158,22 @@ class Question:
 
     @property
     def finish_reason(self) -> str:
-        """`length` when `max_tokens` cut the answer short."""
+        """`length` if `max_tokens` cut the answer short, else `stop`."""
         cut = self.max_tokens is not None and self.max_tokens < self._wanted_tokens
         return "length" if cut else "stop"
 
     @property
     def usage(self) -> dict[str, int]:
-        """Of all choices."""
-        asked, answered = self.prompt_tokens, self.answer_tokens * self.n
+        """The token counts of all choices together."""
+        read, written = self.prompt_tokens, self.answer_tokens * self.n
         return {
-            "prompt_tokens": asked,
-            "completion_tokens": answered,
-            "total_tokens": asked + answered,
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
         }
 
     def reply(self, envelope: dict[str, Any]) -> dict[str, Any]:
-        """The whole answer in one document."""
+        """The complete answer as one document."""
         content: dict[str, Any] = {"text": self.answer}
         if self.chat:
             content = {"message": {"role": "assistant", "content": self.answer}}
@@ -193,7 +195,7 @@ class Question:
         return {**envelope, "object": self._chunk_kind, "choices": [choice]}
 
     def usage_chunk(self, envelope: dict[str, Any]) -> dict[str, Any]:
-        """The last event, sent when the request asks for usage."""
+        """The last event of a stream, sent if the request asks for usage."""
         return {**envelope, "object": self._chunk_kind, "choices": [], "usage": self.usage}
 
     @property
@@ -202,10 +204,10 @@ class Question:
 
 
 def question(body: dict[str, Any], *, chat: bool, tokens: ModelTokens | None = None) -> Question:
-    """Read a request for text; `tokens` as a modelled engine counts them.
+    """Parse a request for text; `tokens` is how a modelled engine counts them.
 
     Raises:
-        BadRequest: something in it is missing or of the wrong type.
+        BadRequest: a value is missing or of the wrong type.
     """
     options = body.get("stream_options")
     prompt = _last_message(body) if chat else _prompt(body.get("prompt"))
@@ -225,32 +227,32 @@ def question(body: dict[str, Any], *, chat: bool, tokens: ModelTokens | None = N
 
 
 def texts(body: dict[str, Any]) -> list[str]:
-    """The texts that embeddings are wanted of.
+    """The texts of a request for embeddings.
 
     Raises:
         BadRequest: there are none.
     """
     given = body.get("input")
-    found = given if isinstance(given, list) else [given]
-    if not found:
+    items = given if isinstance(given, list) else [given]
+    if not items:
         raise BadRequest("input is empty")
-    return [_text(one, "input") for one in found]
+    return [_text(item, "input") for item in items]
 
 
-def embeddings(found: list[str], model: str, tokens: ModelTokens | None = None) -> dict[str, Any]:
-    """Numbers derived from each text; `tokens` as a modelled engine counts them."""
+def embeddings(inputs: list[str], model: str, tokens: ModelTokens | None = None) -> dict[str, Any]:
+    """The reply to a request for embeddings: numbers derived from each text."""
     data = []
-    for index, text in enumerate(found):
+    for index, text in enumerate(inputs):
         digest = hashlib.blake2b(text.encode(), digest_size=_EMBEDDING_DIMENSIONS).digest()
         vector = [byte / 255 for byte in digest]
         data.append({"object": "embedding", "index": index, "embedding": vector})
-    read = sum(len(text.split()) if tokens is None else tokens.of(text) for text in found)
+    read = sum(len(text.split()) if tokens is None else tokens.of(text) for text in inputs)
     usage = {"prompt_tokens": read, "total_tokens": read}
     return {"object": "list", "model": model, "data": data, "usage": usage}
 
 
 def nothing(model: str) -> dict[str, Any]:
-    """The reply to a request of a kind that the simulator does not answer: its record is all."""
+    """The empty reply to a kind of request that the simulator records but does not answer."""
     return {"object": "simulated", "model": model, "data": []}
 
 
@@ -261,10 +263,10 @@ def _logprobs(answer: str) -> list[dict[str, Any]]:
 
 
 def _shape(body: dict[str, Any]) -> dict[str, Any] | None:
-    wanted = body.get("response_format")
-    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+    response_format = body.get("response_format")
+    if not isinstance(response_format, dict) or response_format.get("type") != "json_schema":
         return None
-    named = wanted.get("json_schema")
+    named = response_format.get("json_schema")
     schema = named.get("schema") if isinstance(named, dict) else None
     if not isinstance(schema, dict):
         raise BadRequest("response_format.json_schema.schema must be an object")
@@ -280,35 +282,42 @@ def _last_message(body: dict[str, Any]) -> str:
 
 
 def _whole(body: dict[str, Any], prompt: str, tokens: ModelTokens, *, chat: bool) -> str:
-    """What the engine reads, as a chat template would put it; of token ids, one token for each."""
+    """The text that the engine reads, as a chat template would write it.
+
+    A prompt of token ids becomes text of as many tokens.
+    """
     if chat:
         tools = json.dumps(body["tools"]) if body.get("tools") else ""
-        turns = [f"<|{one.get('role')}|>{_said(one.get('content'))}" for one in body["messages"]]
+        turns = [
+            f"<|{message.get('role')}|>{_content(message.get('content'))}"
+            for message in body["messages"]
+        ]
         return "".join([tools, *turns, "<|assistant|>"])
     ids = body.get("prompt")
     if isinstance(ids, list):
-        return "".join(f"{one:x}"[-tokens.characters :].rjust(tokens.characters) for one in ids)
+        size = tokens.characters
+        return "".join(f"{token_id:x}"[-size:].rjust(size) for token_id in ids)
     return prompt
 
 
-def _said(content: object) -> str:
+def _content(content: object) -> str:
     return content if isinstance(content, str) else json.dumps(content)
 
 
 def _prompt(value: object) -> str:
-    """A prompt; token ids stand for themselves."""
-    ids = isinstance(value, list) and value and all(type(one) is int for one in value)
+    """The text of a prompt: a list of token ids becomes its JSON."""
+    ids = isinstance(value, list) and value and all(type(item) is int for item in value)
     return json.dumps(value) if ids else _text(value, "prompt")
 
 
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise BadRequest(f"{name} must be text: the simulator takes nothing else")
+        raise BadRequest(f"{name} must be text: the simulator supports nothing else")
     return value
 
 
 def _count(body: dict[str, Any], name: str) -> int | None:
     value = body.get(name)
     if value is not None and (type(value) is not int or value < 1):
-        raise BadRequest(f"{name} must be a whole number from 1 on")
+        raise BadRequest(f"{name} must be a whole number of at least 1")
     return value

@@ -1,4 +1,4 @@
-"""How long the simulator's answers take, and the counters that move meanwhile."""
+"""How long the simulator's answers take, and its metrics meanwhile."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from domyn_swarm.engines.sim_openai import Question
 from domyn_swarm.engines.sim_options import SimOptions, VllmOptions
 from domyn_swarm.engines.sim_vllm import Sequence, VllmModel
 
-_STEP_S = 0.05  # the token counter moves so often during an answer; finer steps only cost time
+_STEP_S = 0.05  # interval at which the token counter grows during an answer; finer costs CPU time
 
 
 class Piece(NamedTuple):
-    """What a stream says at once."""
+    """The text of one event of a stream."""
 
     choice: int
     text: str
@@ -23,7 +23,7 @@ class Piece(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A metric, by vLLM's name."""
+    """A metric, under vLLM's name."""
 
     name: str
     kind: str
@@ -31,26 +31,26 @@ class Figure(NamedTuple):
 
 
 class Pace(Protocol):
-    """What lets the time of an answer pass. Its methods end early when they are cancelled."""
+    """Waits as long as an answer takes. A cancelled method gives up its request."""
 
-    slots: int | None  # requests at once, the others are kept out; None: it takes all of them
-    most_tokens: int | None  # of prompt and answer; None: any number
+    slots: int | None  # requests at once, further ones must wait; None: no limit
+    most_tokens: int | None  # of prompt and answer together; None: no limit
 
     async def write(self, asked: Question) -> None:
-        """Return when the whole answer is written."""
+        """Return when the answer is complete."""
 
     def pieces(self, asked: Question) -> AsyncGenerator[Piece]:
-        """The answer, each part as it is written."""
+        """The parts of the answer, each as soon as it is written."""
 
     async def read(self, texts: list[str], tokens: int) -> None:
-        """Return when texts are read, to which there is no answer in words."""
+        """Return when the texts of a request for embeddings are read."""
 
     def figures(self, running: int, waiting: int) -> list[Figure]:
-        """The metrics; so many requests have a slot here, and so many wait for one."""
+        """The metrics, where `running` requests have a slot of the server and `waiting` wait."""
 
 
 class ByRate:
-    """Every request has `tokens_per_s` for itself; without them all is written at once."""
+    """Every request is answered at `tokens_per_s`, whatever else runs; None: at once."""
 
     most_tokens: int | None = None
 
@@ -67,7 +67,7 @@ class ByRate:
         await self._generate(asked.answer_tokens, choices=asked.n)
 
     async def pieces(self, asked: Question) -> AsyncGenerator[Piece]:
-        """See `Pace.pieces`: a word at a time."""
+        """See `Pace.pieces`. Yields one word at a time."""
         self._prompt_tokens += asked.prompt_tokens
         words = asked.answer.split()
         for place, word in enumerate(words, 1):
@@ -76,7 +76,7 @@ class ByRate:
             for index in range(asked.n):
                 yield Piece(index, word if last else f"{word} ", last)
 
-    async def read(self, texts: list[str], tokens: int) -> None:  # noqa: ARG002 - by the number alone
+    async def read(self, texts: list[str], tokens: int) -> None:  # noqa: ARG002 - only the count matters
         """See `Pace.read`."""
         self._prompt_tokens += tokens
 
@@ -94,17 +94,17 @@ class ByRate:
         rate = self._tokens_per_s
         step = tokens if rate is None else max(1, int(rate * _STEP_S))
         for done in range(0, tokens, step):
-            made = min(step, tokens - done)
+            written = min(step, tokens - done)
             if rate is not None:
-                await asyncio.sleep(made / rate)
-            self._generation_tokens += made * choices
+                await asyncio.sleep(written / rate)
+            self._generation_tokens += written * choices
 
 
 class ByModel:
-    """A `VllmModel` decides, whose seconds are those of the event loop."""
+    """A `VllmModel` decides, run by the clock of the event loop."""
 
     def __init__(self, options: VllmOptions, slots: int, replica: int) -> None:
-        self.slots: int | None = None  # the model has them
+        self.slots: int | None = None  # the model has slots of its own
         speed = options.speeds[replica % len(options.speeds)]
         self._characters = options.characters_per_token
         self._model = VllmModel(options, slots, speed)
@@ -114,34 +114,34 @@ class ByModel:
 
     async def write(self, asked: Question) -> None:
         """See `Pace.write`."""
-        async with self._asked(self._choices(asked)) as sequences:
-            for one in sequences:
-                await self._done[one]
+        async with self._submitted(self._choices(asked)) as sequences:
+            for sequence in sequences:
+                await self._done[sequence]
 
     async def pieces(self, asked: Question) -> AsyncGenerator[Piece]:
-        """See `Pace.pieces`: several tokens at a time, of those that are faster than `_STEP_S`."""
-        async with self._asked(self._choices(asked)) as all_:
-            said = dict.fromkeys(range(asked.n), 0)
-            while said:
-                await asyncio.wait([self._done[all_[one]] for one in said], timeout=_STEP_S)
-                for choice, before in list(said.items()):
+        """See `Pace.pieces`. Yields the tokens of `_STEP_S` at a time."""
+        async with self._submitted(self._choices(asked)) as all_:
+            sent = dict.fromkeys(range(asked.n), 0)  # characters of each unfinished choice
+            while sent:
+                await asyncio.wait([self._done[all_[choice]] for choice in sent], timeout=_STEP_S)
+                for choice, before in list(sent.items()):
                     now = self._model.written(all_[choice], self._now()) * self._characters
                     if all_[choice].done:
-                        del said[choice]
+                        del sent[choice]
                         yield Piece(choice, asked.answer[before:], last=True)
                     elif now > before:
-                        said[choice] = now
+                        sent[choice] = now
                         yield Piece(choice, asked.answer[before:now], last=False)
 
-    async def read(self, texts: list[str], tokens: int) -> None:  # noqa: ARG002 - it counts itself
+    async def read(self, texts: list[str], tokens: int) -> None:  # noqa: ARG002 - the model counts itself
         """See `Pace.read`."""
-        wanted = [(one, -(-len(one) // self._characters), 0) for one in texts]
-        async with self._asked(wanted) as sequences:
-            for one in sequences:
-                await self._done[one]
+        reads = [(text, -(-len(text) // self._characters), 0) for text in texts]
+        async with self._submitted(reads) as sequences:
+            for sequence in sequences:
+                await self._done[sequence]
 
     def figures(self, running: int, waiting: int) -> list[Figure]:
-        """See `Pace.figures`. What has a slot here and is not in the model counts as running."""
+        """See `Pace.figures`. A request with a slot that is not in the model counts as running."""
         self._advance()
         model = self._model
         elsewhere = max(0, running - model.running - model.waiting)
@@ -161,22 +161,22 @@ class ByModel:
         return [(asked.whole + asked.answer, asked.prompt_tokens, asked.answer_tokens)] * asked.n
 
     @asynccontextmanager
-    async def _asked(self, wanted: list[tuple[str, int, int]]) -> AsyncIterator[list[Sequence]]:
-        """Sequences of text, tokens to read and to write; those not done at the end are dropped."""
+    async def _submitted(self, texts: list[tuple[str, int, int]]) -> AsyncIterator[list[Sequence]]:
+        """Submit sequences, each (text, tokens to read, tokens to write); abort unfinished ones."""
         self._advance()
         sequences: list[Sequence] = []
         try:
-            for text, read, write in wanted:
+            for text, read, write in texts:
                 sequences.append(self._submit(text, read, write))
-            self._wind()
+            self._set_timer()
             yield sequences
         finally:
             self._advance()
-            for one in sequences:
-                if not one.done:
-                    self._model.abort(self._now(), one)
-                self._done.pop(one, None)
-            self._wind()
+            for sequence in sequences:
+                if not sequence.done:
+                    self._model.abort(self._now(), sequence)
+                self._done.pop(sequence, None)
+            self._set_timer()
 
     def _submit(self, text: str, read: int, write: int) -> Sequence:
         sequence = self._model.submit(self._now(), text, read, write)
@@ -188,8 +188,8 @@ class ByModel:
             if not self._done[sequence].done():
                 self._done[sequence].set_result(None)
 
-    def _wind(self) -> None:
-        """Come back when the model has something to say."""
+    def _set_timer(self) -> None:
+        """Have `_tick` called when the model's next step ends."""
         next_s = self._model.next_s
         if self._timer is not None:
             if self._timer.when() == next_s:
@@ -201,7 +201,7 @@ class ByModel:
     def _tick(self) -> None:
         self._timer = None
         self._advance()
-        self._wind()
+        self._set_timer()
 
     @staticmethod
     def _now() -> float:

@@ -1,7 +1,7 @@
-"""The simulator's server: OpenAI-shaped, deterministic, with the faults it was told to have.
+"""The simulator's server: OpenAI-compatible, deterministic, with configured faults.
 
-It is for rehearsing configurations and for tests: its answers mean nothing. The key comes from
-`SIM_API_KEY`; without it every request is let in. SIGTERM: requests in flight are finished first.
+It serves rehearsals of configurations and tests: its answers mean nothing. The API key is read from
+`SIM_API_KEY`; without it every request is allowed. On SIGTERM requests in flight are finished.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from typing import Any
 from aiohttp import web
 
 from domyn_swarm.engines import sim_openai
-from domyn_swarm.engines.sim_faults import Asked, Faults
+from domyn_swarm.engines.sim_faults import Faults, Received
 from domyn_swarm.engines.sim_nodes import Nodes, follow
 from domyn_swarm.engines.sim_openai import BadRequest, ModelTokens, Question
 from domyn_swarm.engines.sim_options import ErrorRule, SimOptions, read_options
 from domyn_swarm.engines.sim_pace import ByModel, ByRate, Figure, Pace
 
 _DRAIN_S = 60.0
-_HELD_LOOK_S = 0.05
+_HELD_POLL_S = 0.05
 _KEY = web.AppKey("key", str)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -40,7 +40,7 @@ class Simulator:
     """State and behaviour of one simulated server."""
 
     def __init__(self, model: str, options: SimOptions, others: int, replica: int) -> None:
-        """Raises OSError when the record cannot be written."""
+        """Raises OSError if the record cannot be written."""
         self._model = model
         self._options = options
         self._faults = Faults(options)
@@ -57,20 +57,20 @@ class Simulator:
         self._answers = 0
         self._succeeded = 0
 
-    # -- what is asked ---------------------------------------------------------------------------
+    # -- routes ----------------------------------------------------------------------------------
 
     async def health(self, _request: web.Request) -> web.Response:
-        """200 once it has started."""
+        """GET /health: 200 once the server has started."""
         await self._busy_for(self._options.health_latency_s)
         return web.Response(status=200 if self._ready else 503)
 
     async def models(self, _request: web.Request) -> web.Response:
-        """The one model."""
+        """GET /v1/models: the one model."""
         model = {"id": self._model, "object": "model", "created": 0, "owned_by": "simulator"}
         return web.json_response({"object": "list", "data": [model]})
 
     async def metrics(self, _request: web.Request) -> web.Response:
-        """The gauges and counters that vLLM has, by its names. 404: it is to have none."""
+        """GET /metrics: gauges and counters under vLLM's names; 404 if they are disabled."""
         if not self._options.metrics:
             return web.Response(status=404)
         await self._busy_for(self._options.metrics_latency_s)
@@ -102,29 +102,29 @@ class Simulator:
         body = await _body(request)
         texts = sim_openai.texts(body)
         if self._tokens is not None:
-            self._fits(max(map(self._tokens.of, texts)), 0)
+            self._refuse_too_long(max(map(self._tokens.of, texts)), 0)
 
         async def answer() -> web.Response:
             reply = sim_openai.embeddings(texts, self._model, self._tokens)
             await self._pace.read(texts, reply["usage"]["prompt_tokens"])
             return web.json_response(reply)
 
-        return await self._serve(request, Asked(request.path, body, "\n".join(texts)), answer)
+        return await self._serve(request, Received(request.path, body, "\n".join(texts)), answer)
 
     async def others(self, request: web.Request) -> web.StreamResponse:
-        """POST of anything else: an answer without content."""
+        """POST to any other path: an answer without content."""
         body = await _body(request)
 
         async def answer() -> web.Response:
             return web.json_response(sim_openai.nothing(self._model))
 
         prompt = json.dumps(body, ensure_ascii=False)
-        return await self._serve(request, Asked(request.path, body, prompt), answer)
+        return await self._serve(request, Received(request.path, body, prompt), answer)
 
     async def _complete(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         body = await _body(request)
         asked = sim_openai.question(body, chat=chat, tokens=self._tokens)
-        self._fits(asked.prompt_tokens, asked.answer_tokens)
+        self._refuse_too_long(asked.prompt_tokens, asked.answer_tokens)
 
         async def answer() -> web.StreamResponse:
             self._answers += 1
@@ -138,9 +138,9 @@ class Simulator:
             await self._pace.write(asked)
             return web.json_response(asked.reply(envelope))
 
-        return await self._serve(request, Asked(request.path, body, asked.prompt), answer)
+        return await self._serve(request, Received(request.path, body, asked.prompt), answer)
 
-    def _fits(self, read: int, write: int) -> None:
+    def _refuse_too_long(self, read: int, write: int) -> None:
         most = self._pace.most_tokens
         if most is not None and read + write > most:
             raise BadRequest(
@@ -163,7 +163,7 @@ class Simulator:
         await stream.write_eof()
         return stream
 
-    # -- how it is served ------------------------------------------------------------------------
+    # -- serving ---------------------------------------------------------------------------------
 
     @property
     def _ready(self) -> bool:
@@ -172,12 +172,12 @@ class Simulator:
     async def _serve(
         self,
         request: web.Request,
-        asked: Asked,
+        received: Received,
         answer: Callable[[], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
         if not self._ready:
             return _error(503, "starting")
-        prompt, model = asked.prompt, asked.body.get("model")
+        prompt, model = received.prompt, received.body.get("model")
         if model != self._model:
             return _error(404, f"The model `{model}` does not exist.")
         frozen = self._faults.arrive(prompt)
@@ -189,7 +189,7 @@ class Simulator:
                 await asyncio.sleep(self._latency_s())
                 rule = self._faults.rule(prompt)
                 if rule is not None and rule.crash:
-                    self._faults.record(asked, None)
+                    self._faults.record(received, None)
                     self._faults.crash()
                 if rule is not None and rule.held_by is not None:
                     await _released(Path(rule.held_by))
@@ -200,7 +200,7 @@ class Simulator:
             self._succeeded += status == 200
             return reply
         finally:
-            self._faults.record(asked, status)
+            self._faults.record(received, status)
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -221,7 +221,7 @@ class Simulator:
         return self._options.latency_s * (math.exp(random.gauss(0, sigma)) if sigma else 1.0)
 
     async def drained(self) -> None:
-        """Return when nothing is in flight, or after a minute."""
+        """Return when no request is in flight, or after `_DRAIN_S`."""
         deadline = time.monotonic() + _DRAIN_S
         while (self._running or self._waiting) and time.monotonic() < deadline:  # noqa: ASYNC110 - once, at the end
             await asyncio.sleep(0.02)
@@ -238,8 +238,8 @@ async def _body(request: web.Request) -> dict[str, Any]:
 
 
 async def _released(file: Path) -> None:
-    while file.exists():  # noqa: ASYNC110, ASYNC240 - nobody says when; a local file
-        await asyncio.sleep(_HELD_LOOK_S)
+    while file.exists():  # noqa: ASYNC110, ASYNC240 - a local file, deleted by a test
+        await asyncio.sleep(_HELD_POLL_S)
 
 
 async def _fault(rule: ErrorRule, request: web.Request) -> web.Response:
@@ -262,12 +262,12 @@ async def _event(stream: web.StreamResponse, document: dict[str, Any]) -> None:
 
 @web.middleware
 async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Everything but /health wants the key; what cannot be understood is answered 400."""
+    """Require the key for every path but /health; answer 400 to an invalid request."""
     key = request.app[_KEY]
     given = request.headers.get("authorization", "")
     allowed = hmac.compare_digest(given.encode(), f"Bearer {key}".encode())
     if key and request.path != "/health" and not allowed:
-        return _error(401, "no key, or a wrong one")
+        return _error(401, "no API key, or a wrong one")
     try:
         return await handler(request)
     except BadRequest as error:
@@ -293,24 +293,24 @@ def make_app(simulator: Simulator, key: str) -> web.Application:
 
 
 async def serve(flags: argparse.Namespace) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in flight. Raises OSError."""
+    """Serve until SIGTERM or SIGINT, then finish the requests in flight. Raises OSError."""
     simulator = Simulator(flags.model, flags.options, flags.nodes - 1, flags.replica)
     await simulator.nodes.listen(flags.node_port)
     runner = web.AppRunner(
         make_app(simulator, os.environ.pop("SIM_API_KEY", "")),
         access_log=None,
         shutdown_timeout=0.5,
-        handler_cancellation=True,  # as vLLM: a client that leaves frees its slot
+        handler_cancellation=True,  # as vLLM does: a client that disconnects frees its slot
     )
     await runner.setup()
     await web.TCPSite(runner, flags.host, flags.port, backlog=2048).start()
     print(f"simulating {flags.model} on {flags.host}:{flags.port}", flush=True)  # noqa: T201 - the engine's log
-    told = asyncio.Event()
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
-    ends = [asyncio.create_task(one.wait()) for one in (told, simulator.nodes.lost)]
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    ends = [asyncio.create_task(event.wait()) for event in (stop, simulator.nodes.lost)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    if not told.is_set():
+    if not stop.is_set():
         os._exit(1)
     await simulator.drained()
     await runner.cleanup()
@@ -328,20 +328,20 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="sim_server", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="the name that is served")
+    parser.add_argument("--model", required=True, help="the name under which it is served")
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--replica", type=int, default=0, help="its number, for vllm.speed")
-    parser.add_argument("--nodes", type=int, default=1, help="of this replica")
-    parser.add_argument("--node-port", type=int, default=0, help="where the others join the first")
-    parser.add_argument("--follow", help="be another node of the replica whose first one is there")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of this replica")
+    parser.add_argument("--node-port", type=int, default=0, help="port for the other nodes")
+    parser.add_argument("--follow", help="join the first node of a replica, at this host")
     parser.add_argument("--options", type=_options, default="{}", help="engine_options, as JSON")
     parser.add_argument("ignored", nargs="*", help="the rehearsed engine's arguments, after --")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Run the simulator; its exit code."""
+    """Run the simulator; the exit code."""
     flags = parse()
     print("this is a simulator: its answers mean nothing", flush=True)  # noqa: T201 - the engine's log
     if gpus := os.environ.get("CUDA_VISIBLE_DEVICES"):

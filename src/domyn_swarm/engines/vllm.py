@@ -1,4 +1,4 @@
-"""vLLM: its OpenAI server, told everything by flags, its key by environment."""
+"""vLLM's OpenAI server: configured by flags, its API key by the environment."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from domyn_swarm.engines.patterns import GPU, HUB, SHARED, pattern
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.plan import DeploymentPlan, FirstRequest, ServingSpec, StartPhase
 
-_SHUTDOWN_GRACE_S = 60  # vLLM's default of 0 leaves requests in flight without an answer
+_SHUTDOWN_GRACE_S = 60  # with vLLM's default of 0, requests in flight get no answer
 _SERVER = ("{python}", "-m", "vllm.entrypoints.openai.api_server")
-_RAY = {"--distributed-executor-backend": "ray"}  # not chosen by itself any more
+_RAY = {"--distributed-executor-backend": "ray"}  # vLLM no longer chooses it by itself
 _FIRST_NODE = {
     "--distributed-executor-backend": "mp",
     "--node-rank": "0",
@@ -41,7 +41,7 @@ _ALIASES = {"-tp": "--tensor-parallel-size", "-pp": "--pipeline-parallel-size"}
 
 
 class VLLM:
-    """See `Engine`. vLLM 0.18 or newer: older ones do not know `--shutdown-timeout`."""
+    """See `Engine`. Needs vLLM 0.18 or newer: older versions have no `--shutdown-timeout`."""
 
     name = "vllm"
     failure_patterns = (
@@ -52,29 +52,29 @@ class VLLM:
         ),
         pattern(
             r"No available memory for the cache blocks|KV cache is needed, which is larger than",
-            "the model leaves no room for the KV cache",
+            "the model leaves no memory for the KV cache",
             "Lower --max-model-len, raise --gpu-memory-utilization, or use more GPUs per replica.",
         ),
         pattern(
             r"Free memory on device .* is less than desired",
-            "something else uses the GPU",
-            "See nvidia-smi on that node, or lower --gpu-memory-utilization.",
+            "another program uses the GPU's memory",
+            "Run nvidia-smi on that node, or lower --gpu-memory-utilization.",
             retryable=True,
         ),
         pattern(
             r"World size \(\d+\) is larger than the number of available GPUs|local_world_size \(",
-            "the node has fewer GPUs than the replica wants",
+            "the node has fewer GPUs than the replica needs",
             "Check gpus_per_node and gpus_per_replica against the nodes.",
         ),
         pattern(
             r"Model architectures? .* (?:is|are) not supported|failed to be inspected"
             r"|does not recognize this architecture",
-            "this vLLM does not know the model's architecture",
+            "this vLLM does not support the model's architecture",
             "Use a newer vLLM.",
         ),
         pattern(
             r"(?:ValueError:|Value error,) User-specified max_model_len",
-            "--max-model-len is more than the model can",
+            "--max-model-len is more than the model supports",
             "Lower --max-model-len.",
         ),
         pattern(
@@ -90,10 +90,10 @@ class VLLM:
     )
 
     def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
-        """See `Engine.serving_spec`. What the user's `args` say wins over what we would say.
+        """See `Engine.serving_spec`. The user's `args` take precedence over our flags.
 
         Raises:
-            ConfigError: `args` set what is not theirs, or a served name that is not `model`.
+            ConfigError: `args` set a reserved flag, or served names without `model`.
         """
         refuse_options(self.name, plan.engine_options)
         ours = {
@@ -114,8 +114,8 @@ class VLLM:
         served = theirs.get("--served-model-name")
         if served is not None and plan.model not in served:
             raise ConfigError(
-                f"args: --served-model-name {' '.join(served)} leaves out {plan.model!r}, "
-                "the name that jobs ask for.",
+                f"args: --served-model-name {' '.join(served)} does not include {plan.model!r}, "
+                "the name that jobs send.",
                 hint=f"Add {plan.model!r} to the names, or remove the flag.",
             )
         body = {"model": plan.model, "prompt": "ready?", "max_tokens": 1}
@@ -141,7 +141,7 @@ class VLLM:
 
     @staticmethod
     def _other_nodes(plan: DeploymentPlan, ours: dict[str, str]) -> dict[str, tuple[str, ...]]:
-        """What runs on the nodes of a replica beside the server."""
+        """The fields of a `ServingSpec` for the further nodes of a replica."""
         if plan.layout.nodes_per_replica == 1:
             return {}
         if by_ray(plan):

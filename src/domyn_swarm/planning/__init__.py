@@ -1,1 +1,1 @@
-"""From a config to a plan: pure, serialisable, the same for every backend."""
+"""Derives a plan from a configuration: pure, serialisable, the same for every backend."""

@@ -1,4 +1,4 @@
-"""From a configuration to a plan: pure, the same for every backend."""
+"""Builds the plan of a configuration: pure, the same for every backend."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ class PlanBuilder:
         self._name = name
 
     def build(self) -> DeploymentPlan:
-        """Everything that follows from the configuration. Touches nothing.
+        """The plan. Has no side effects.
 
         Raises:
-            ConfigError: the layout is impossible.
+            ConfigError: a replica does not fit on whole nodes.
         """
         config = self._config
         gpus, gpus_per_node = self._gpus()
         elastic = elastic_of(config.replicas)
         layout = lay_out(most_replicas(config.replicas), gpus, gpus_per_node)
         backend = config.backend.model_dump(mode="json")
-        for asked in (backend.get("endpoint"), backend.get("job")):
-            if asked is not None and "image" in asked and asked["image"] is None:
-                asked["image"] = config.image
+        for section in (backend.get("endpoint"), backend.get("job")):
+            if section is not None and "image" in section and section["image"] is None:
+                section["image"] = config.image
         platform_env = dict(backend.get("env", {}))
-        if config.backend.type == "slurm":  # engines inherit what their task finds good on the node
+        if config.backend.type == "slurm":  # the task decides on the node whether TMPDIR is usable
             platform_env.pop("TMPDIR", None)
         return DeploymentPlan(
             name=self._name,
@@ -68,8 +68,8 @@ class PlanBuilder:
         )
 
     def _gpus(self) -> tuple[int, int]:
-        """Of a replica and of a node. On Lepton a node is what the resource shape has, and a
-        replica has it to itself.
+        """GPUs per replica and per node. On Lepton the resource shape is the node, and a replica
+        does not share it.
         """
         config = self._config
         gpus = config.gpus_per_replica
@@ -80,19 +80,19 @@ class PlanBuilder:
         return gpus, max(config.gpus_per_node, whole or 0)
 
     def _watchdog(self, layout: Layout) -> WatchdogPlan:
-        """Ray is watched where a replica's nodes are held together by it."""
+        """The watchdog's settings, with those of Ray if a replica is a Ray cluster."""
         config = self._config
-        asked = config.watchdog.model_dump()
-        ray = asked.pop("ray")
+        settings = config.watchdog.model_dump()
+        ray = settings.pop("ray")
         needed = isinstance(config.backend, SlurmConfig) and config.backend.requires_ray
         if layout.nodes_per_replica > 1 and (ray.pop("enabled") or needed):
             gpus = ray.pop("expected_tp") or layout.gpus_per_replica
-            return WatchdogPlan.model_validate({**asked, "ray": {**ray, "gpus": gpus}})
-        return WatchdogPlan.model_validate(asked)
+            return WatchdogPlan.model_validate({**settings, "ray": {**ray, "gpus": gpus}})
+        return WatchdogPlan.model_validate(settings)
 
 
 def elastic_of(replicas: int | ElasticReplicas) -> ElasticPlan | None:
-    """How a swarm follows its work; None: it does not."""
+    """The rule by which an elastic swarm is sized; None: the swarm has a fixed size."""
     if isinstance(replicas, int):
         return None
     return ElasticPlan(least=replicas.min, keep_s=replicas.keep_s, hold_s=replicas.hold_s)

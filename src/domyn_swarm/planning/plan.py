@@ -1,5 +1,5 @@
-"""What is derived from a config, what a job asks of the platform, and how replicas lie on nodes.
-Frozen, serialisable, the same for every backend.
+"""Records of a deployment: the plan derived from a configuration, the layout of replicas on nodes,
+and the resources of a job. Frozen, serialisable, the same for every backend.
 """
 
 from __future__ import annotations
@@ -60,17 +60,15 @@ class JobResources(PlatformOptions):
 
     detached: bool = False  # nobody follows it: it must survive logout
     memory_gb: Annotated[float, Meta(gt=0)] | None = None
-    time_limit_s: Annotated[float, Meta(gt=0)] | None = (
-        None  # of one run, where it goes on by itself
-    )
+    time_limit_s: Annotated[float, Meta(gt=0)] | None = None  # of one run, if it is continued
     stop_after_s: Annotated[float, Meta(gt=0)] | None = (
-        None  # from its first run's begin, all runs together
+        None  # counted from the start of its first run
     )
 
     @property
     def shortest_limit_s(self) -> float | None:
-        """The limit of a job that runs once."""
-        limits = [one for one in (self.time_limit_s, self.stop_after_s) if one is not None]
+        """The time limit of a job that runs once; None: none."""
+        limits = [limit for limit in (self.time_limit_s, self.stop_after_s) if limit is not None]
         return min(limits, default=None)
 
 
@@ -79,10 +77,10 @@ class SrunResources(Record):
     split or joined.
     """
 
-    allocation: str  # the job whose resources it shares with whatever else runs there
+    allocation: str  # id of the Slurm job whose resources the step shares
     name: str
     cpus: Annotated[int, Meta(ge=1)]
-    memory_mb: Annotated[int, Meta(ge=1)] | None = None  # None: all of it, shared with others
+    memory_mb: Annotated[int, Meta(ge=1)] | None = None  # None: the job's memory, shared
 
     def argv(self) -> list[str]:
         """`srun` and its options, up to the program."""
@@ -101,28 +99,28 @@ class SrunResources(Record):
 
 
 class Layout(Record):
-    """Where the replicas' GPUs are."""
+    """How the GPUs of replicas are placed on nodes."""
 
     replicas: int
     gpus_per_replica: int
     gpus_per_node: int
-    replicas_per_node: int  # 0 where a replica spans several nodes
+    replicas_per_node: int  # 0 if a replica spans several nodes
     nodes_per_replica: int
-    nodes: int  # at most; exactly `replicas` replicas run whatever this says
+    nodes: int  # at most: exactly `replicas` replicas run, also if they do not fill the nodes
     tensor_parallel: int  # GPUs of one node that serve one replica
     pipeline_parallel: int  # nodes that serve one replica
 
 
 class ElasticPlan(Record):
-    """Of a swarm whose size follows the work: `Layout.replicas` are the most."""
+    """The bounds and times of an elastic swarm. `Layout.replicas` is its largest size."""
 
     least: int  # replicas
-    keep_s: float | None = None  # None: as long as a start takes here
+    keep_s: float | None = None  # None: as long as a start of a replica takes
     hold_s: float = 30.0
 
 
 class Resources(Record):
-    """What one replica asks of the platform."""
+    """Resources of one replica; None: the platform's default."""
 
     cpus: int | None
     memory_gb: float | None
@@ -142,23 +140,23 @@ class RouterPlan(Record):
 
 
 class MetricsPlan(Record):
-    """Where the endpoint program leaves files for Prometheus beside answering scrapes."""
+    """Folders in which the endpoint program writes files for Prometheus."""
 
     textfile_dir: Path | None = None
     discovery_dir: Path | None = None
 
 
 class RayPlan(Record):
-    """How the Ray cluster of a replica on several nodes is watched; seconds throughout."""
+    """Supervision of the Ray cluster of a replica on several nodes. Times are in seconds."""
 
-    gpus: int  # that it must have
+    gpus: int  # that the Ray cluster must have
     probe_timeout_s: float
     status_grace_s: float
     probe_interval_s: float
 
 
 class WatchdogPlan(Record):
-    """How each replica is watched; seconds throughout. Same keys as the config's section."""
+    """Supervision of each replica. Same keys as the configuration; times are in seconds."""
 
     probe_interval: float
     http_path: str | None  # None: the engine's own health path
@@ -175,7 +173,7 @@ class WatchdogPlan(Record):
 
 
 class DeploymentPlan(Record):
-    """Everything derived from a config. Written to `plan.json`; holds no secret."""
+    """Everything derived from a configuration. Written to `plan.json`; contains no secret."""
 
     schema_version: Literal[1] = 1
     name: str
@@ -190,8 +188,8 @@ class DeploymentPlan(Record):
     elastic: ElasticPlan | None = None  # None: exactly `layout.replicas` run
     resources: Resources
     image: str | None
-    port_from: int  # where the search for a free engine port begins
-    env: dict[str, str]  # for engines, as the user wrote it
+    port_from: int  # first port that is tried for an engine
+    env: dict[str, str]  # of the engines, as the user wrote it
     home_directory: Path
     wait_endpoint_s: float
     idle_timeout_s: float | None = None
@@ -202,19 +200,19 @@ class DeploymentPlan(Record):
 
     @property
     def launched_replicas(self) -> int:
-        """How many `up` starts."""
+        """The number of replicas that `up` starts."""
         return self.layout.replicas if self.elastic is None else self.elastic.least
 
 
 def lay_out(replicas: int, gpus_per_replica: int, gpus_per_node: int) -> Layout:
-    """Place the replicas' GPUs on nodes that have `gpus_per_node` each.
+    """Place the replicas' GPUs on nodes with `gpus_per_node` GPUs each.
 
     Exactly `replicas` replicas run, whether or not they fill whole nodes. A replica that needs
-    more than one node has all GPUs of each: tensor parallel inside a node, pipeline parallel
+    more than one node uses all GPUs of each: tensor parallel inside a node, pipeline parallel
     across nodes.
 
     Raises:
-        ConfigError: the replica fits no whole number of nodes, or there would be none.
+        ConfigError: a replica does not fit on whole nodes, or `replicas` is less than 1.
     """
     if not isinstance(replicas, int) or replicas < 1:
         raise ConfigError(
@@ -237,9 +235,9 @@ def lay_out(replicas: int, gpus_per_replica: int, gpus_per_node: int) -> Layout:
         )
     if gpus_per_node == 0 or per_replica % gpus_per_node:
         raise ConfigError(
-            f"gpus_per_replica is {per_replica}, which is no multiple of gpus_per_node "
+            f"gpus_per_replica is {per_replica}, which is not a multiple of gpus_per_node "
             f"({gpus_per_node}).",
-            hint="A replica that spans nodes takes whole ones.",
+            hint="A replica that spans nodes uses whole nodes.",
         )
     nodes_per_replica = per_replica // gpus_per_node
     return Layout(
@@ -255,63 +253,64 @@ def lay_out(replicas: int, gpus_per_replica: int, gpus_per_node: int) -> Layout:
 
 
 class FailurePattern(Record):
-    """A known cause of an engine's death and how to see it in a log."""
+    """A known cause of an engine's end, and the line of its log that reports it."""
 
     pattern: str  # regular expression, searched line by line from the end of the log
     cause: str
     hint: str
-    retryable: bool  # False: restarting cannot help, the watchdog gives up at once
+    retryable: bool  # False: a restart cannot help, the watchdog fails the replica at once
 
 
 class StartPhase(Record):
-    """A line of an engine's log that tells how far its start is."""
+    """A phase of an engine's start, and the line of its log with which the phase begins."""
 
     phase: Literal["pull", "load", "compile", "warm-up"]
     pattern: str  # regular expression
 
 
 class FirstRequest(Record):
-    """The real request that an engine must answer (any status below 500) before `ready`."""
+    """The request that an engine must answer (any status below 500) before it counts as ready."""
 
     path: str
     body: dict[str, Any]
 
 
 class ServingSpec(Record):
-    """One replica's server as a command.
+    """The server of one replica as a command.
 
-    In argv the exact tokens `{python}`, `{host}` and `{port}` are placeholders, replaced by
-    `str.replace` and never by `str.format`, so that braces in users' arguments survive:
-    `{python}` by the backend from `DeploymentContext.interpreter`, `{replica}`, where it is the
-    whole of an argument, by the replica's number, the others on the node.
-    Of a replica on several nodes argv runs on the first; `{node_port}` is where the others reach
-    it. They run `follower_argv`, with `{head}`, `{port}` and `{rank}` (1, 2, …) filled in.
+    Placeholders in argv are replaced with `str.replace`, never with `str.format`, so that other
+    braces in users' arguments are kept. The backend replaces `{python}` by
+    `DeploymentContext.interpreter`, and `{replica}`, if it is a whole argument, by the replica's
+    number. The node replaces `{host}` and `{port}`.
+
+    If a replica spans several nodes, argv runs on the first, where `{node_port}` is the port for
+    the others. They run `follower_argv` with `{head}`, `{port}` and `{rank}` (1, 2, …).
     """
 
     argv: tuple[str, ...]
     follower_argv: tuple[str, ...] = ()
-    companion_argv: tuple[str, ...] = ()  # beside argv, kept running in the same way
+    companion_argv: tuple[str, ...] = ()  # runs beside argv, and is restarted like it
     env: dict[str, str] = field(default_factory=dict)
-    key_env: str | None  # environment variable that carries the clients' key into the engine
+    key_env: str | None  # environment variable from which the engine reads the clients' key
     health_path: str = "/health"
     metrics_path: str | None = "/metrics"
     running_metric: str | None = None  # gauge: requests being served
     waiting_metric: str | None = None  # gauge: requests queued in the engine
     prompt_tokens_metric: str | None = None  # counter: tokens read
     generated_tokens_metric: str | None = None  # counter: tokens written
-    kv_cache_metric: str | None = None  # gauge: how full the KV cache is, 0 to 1
-    preemptions_metric: str | None = None  # counter: requests put back for want of KV memory
-    progress_metrics: tuple[str, ...] = ()  # counters that move when tokens come out
+    kv_cache_metric: str | None = None  # gauge: used share of the KV cache, 0 to 1
+    preemptions_metric: str | None = None  # counter: requests preempted for lack of KV memory
+    progress_metrics: tuple[str, ...] = ()  # counters that grow while tokens are generated
     first_request: FirstRequest | None = None
     failure_patterns: tuple[FailurePattern, ...] = ()
-    start_phases: tuple[StartPhase, ...] = ()  # of several that match a line, the last one counts
-    max_num_seqs: int | None = None  # how many requests run at once, when the engine is told
+    start_phases: tuple[StartPhase, ...] = ()  # if several match a line, the last one applies
+    max_num_seqs: int | None = None  # requests that the engine runs at once, if a flag sets it
 
     @property
     def reported_metrics(self) -> dict[str, str]:
-        """What a watchdog tells of the engine's metrics: field of its report → name of the metric.
+        """The engine's metrics in a watchdog's report: field of the report → name of the metric.
 
-        What the engine does not have is left out.
+        Metrics that the engine does not have are missing.
         """
         fields = {
             "requests_running": self.running_metric,
@@ -324,17 +323,17 @@ class ServingSpec(Record):
 
 
 class DeploymentContext(Record):
-    """Everything a backend needs to launch a plan, beyond the plan itself. No secrets."""
+    """Everything that a backend needs to launch a plan, beyond the plan. Contains no secret."""
 
-    tag: str  # carried by everything this swarm starts; unique per swarm, not per name
+    tag: str  # marks everything that this swarm starts; unique per swarm, not per name
     serving_spec: ServingSpec
-    shared_env: dict[str, str] = field(default_factory=dict)  # for all our programs on the nodes
+    shared_env: dict[str, str] = field(default_factory=dict)  # of all our programs on the nodes
     timeout_s: float
     interpreter: str  # the Python that our programs run with
 
 
-_KEYS: Mapping[str, str] = {  # of a plan, and the keys of a configuration that they come from
-    "layout.replicas": "replicas",  # of an elastic swarm: replicas.max
+_KEYS: Mapping[str, str] = {  # key of a plan → key of the configuration
+    "layout.replicas": "replicas",  # for an elastic swarm: replicas.max
     "elastic.least": "replicas.min",
     "elastic.keep_s": "replicas.keep_s",
     "elastic.hold_s": "replicas.hold_s",
@@ -346,14 +345,14 @@ _KEYS: Mapping[str, str] = {  # of a plan, and the keys of a configuration that 
     "port_from": "port",
 }
 _DERIVED = ("layout.", "resources.", "schema_version")
-_LONGEST = 60  # characters of a value that are shown
+_MAX_SHOWN = 60  # characters of a value
 
 
-def differences(one: DeploymentPlan, other: DeploymentPlan) -> dict[str, tuple[str, str]]:
-    """The keys of the configuration that differ, each with its two values as JSON, cut where they
-    are long.
+def differences(before: DeploymentPlan, after: DeploymentPlan) -> dict[str, tuple[str, str]]:
+    """The keys of the configuration in which two plans differ, each with both values as JSON, which
+    is truncated if it is long.
     """
-    first, second = dict(_settings(one)), dict(_settings(other))
+    first, second = dict(_settings(before)), dict(_settings(after))
     return {
         key: (_shown(first.get(key)), _shown(second.get(key)))
         for key in dict.fromkeys((*first, *second))
@@ -379,4 +378,4 @@ def _leaves(values: Any, at: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 
 
 def _shown(value: Any) -> str:  # noqa: ANN401 - JSON
     text = "not set" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"

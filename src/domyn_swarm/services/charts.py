@@ -1,4 +1,4 @@
-"""Geometry of plots: numbers to coordinates of SVG. Draws nothing, knows no colours."""
+"""Geometry of plots: converts figures to SVG coordinates. Templates draw and colour them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 860.0, 220.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 30.0, 38.0, 30.0
 _TICKS = 5
-_NEAR = 125.0  # closer than this two labels would meet
+_LABEL_WIDTH = 125.0  # labels closer than this would overlap
 _LABEL_ROWS = 2
-_HAIR = 0.4
-_WIDEST_BAR = 60.0  # one value is a bar, no block
+_MIN_BAND = 0.4  # width
+_MAX_BAR = 60.0  # width
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """One series: the path's `d`, a name, and the class it is drawn by."""
+    """One series: its name, its CSS class, and the `d` of its path."""
 
     name: str
     kind: str
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar, and what it says when one points at it."""
+    """One bar, and its tooltip."""
 
     x: float
     y: float
@@ -45,7 +45,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment worth a vertical line; `label` is empty where there is no room for it."""
+    """A vertical line at a moment. `label` is empty if there is no space for it."""
 
     x: float
     label_y: float
@@ -56,7 +56,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Band:
-    """A stretch of a row, and what it says when one points at it."""
+    """A segment of a row, and its tooltip."""
 
     x: float
     y: float
@@ -78,7 +78,7 @@ class Chart:
     bars: tuple[Bar, ...] = ()
     marks: tuple[Mark, ...] = ()
     bands: tuple[Band, ...] = ()
-    kinds: tuple[tuple[str, str], ...] = ()  # of the bands: the class, and its name
+    kinds: tuple[tuple[str, str], ...] = ()  # legend of the bands: CSS class and name
     width: float = WIDTH
     height: float = HEIGHT
     left: float = _LEFT
@@ -89,12 +89,12 @@ class Chart:
 
 Scale = Callable[[float], float]
 Steps = Sequence[tuple[float, float, float | None]]
-"""From, to, and the value between; None: not known."""
+"""Start, end, and the value between them; None: unknown."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """What one line shows."""
+    """The data of one line."""
 
     name: str
     kind: str
@@ -103,7 +103,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Moment:
-    """Something that happened at a place of the x axis."""
+    """An event at a position on the x axis."""
 
     at: float
     label: str
@@ -120,8 +120,8 @@ def over_time(
     *,
     whole: bool = False,
 ) -> Chart | None:
-    """Steps over seconds; None when there is nothing to draw. `whole`: values are counts."""
-    values = [value for one in series for *_, value in one.steps if value is not None]
+    """A plot of steps over seconds; None without data. `whole`: values are whole numbers."""
+    values = [value for line in series for *_, value in line.steps if value is not None]
     if not values or whole_s <= 0:
         return None
     highest = max(*values, 1e-9)
@@ -139,13 +139,13 @@ def over_time(
         unit=unit,
         xs=tuple(Tick(x(at), duration(at)) for at in _times(whole_s)),
         ys=tuple(Tick(y(at), number(at)) for at in ticks),
-        lines=tuple(Line(one.name, one.kind, _path(one.steps, x, y)) for one in series),
+        lines=tuple(Line(line.name, line.kind, _path(line.steps, x, y)) for line in series),
         marks=_marks(moments, x),
     )
 
 
 Stretches = Sequence[tuple[float, float, str, str]]
-"""From, to, the kind, and what is said of it."""
+"""Start, end, kind, and tooltip."""
 _ROW, _ROW_GAP = 14.0, 4.0
 
 
@@ -156,46 +156,47 @@ def in_rows(
     rows: Sequence[tuple[str, Stretches]],
     kinds: Sequence[tuple[str, str]],
 ) -> Chart | None:
-    """A band for each row over seconds; None when there is nothing to draw. Stretches that are too
-    short to be seen are as wide as a hair.
+    """A plot with a row of bands for each name over seconds; None without data.
+
+    Short stretches are drawn with a minimum width, unless the band before covers them.
     """
     if whole_s <= 0 or not any(stretches for _, stretches in rows):
         return None
     scale = (WIDTH - _RIGHT - _LEFT) / whole_s
-    found, names = [], []
+    bands, names = [], []
     for at, (name, stretches) in enumerate(rows):
         y = _TOP + at * (_ROW + _ROW_GAP)
         names.append(Tick(y + _ROW / 2, name))
         drawn_to = 0.0
-        for begin, end, kind, said in stretches:
+        for begin, end, kind, title_of_band in stretches:
             x = _LEFT + scale * max(0.0, begin)
             right = _LEFT + scale * min(whole_s, end)
-            if right - drawn_to < _HAIR:  # nothing of it would be seen beside the one before
+            if right - drawn_to < _MIN_BAND:  # it would not be visible beside the band before
                 continue
-            found.append(Band(x, y, max(_HAIR, right - x), _ROW, kind, said))
+            bands.append(Band(x, y, max(_MIN_BAND, right - x), _ROW, kind, title_of_band))
             drawn_to = right
     bottom = _TOP + len(rows) * (_ROW + _ROW_GAP)
-    used = {one.kind for one in found}
+    used = {band.kind for band in bands}
     return Chart(
         title=title,
         unit=unit,
         xs=tuple(Tick(_LEFT + scale * at, duration(at)) for at in _times(whole_s)),
         ys=tuple(names),
-        bands=tuple(found),
-        kinds=tuple(one for one in kinds if one[0] in used),
+        bands=tuple(bands),
+        kinds=tuple((kind, name) for kind, name in kinds if kind in used),
         height=bottom + _BOTTOM,
         bottom=bottom,
     )
 
 
 def histogram(title: str, unit: str, bins: Sequence[tuple[str, int]]) -> Chart | None:
-    """Counts of neighbouring bins, each with the label of its upper bound; None: all are empty."""
+    """Bars for the counts of adjacent bins, labelled with upper bounds; None: all are empty."""
     if not any(count for _, count in bins):
         return None
     highest = max(count for _, count in bins)
     ticks = _ticks(highest, whole=True)
     top = max(float(highest), ticks[-1])
-    room = min((WIDTH - _RIGHT - _LEFT) / len(bins), _WIDEST_BAR)
+    room = min((WIDTH - _RIGHT - _LEFT) / len(bins), _MAX_BAR)
     floor = HEIGHT - _BOTTOM
     whole = sum(count for _, count in bins)
     bars, labels = [], []
@@ -224,14 +225,16 @@ def _path(steps: Steps, x: Scale, y: Scale) -> str:
 
 
 def _marks(moments: Iterable[Moment], x: Scale) -> tuple[Mark, ...]:
-    """Labels that would meet go above each other, those of the first moments first."""
+    """Vertical lines; labels that would overlap are stacked, or left out if all rows are full."""
     marks: list[Mark] = []
     rows: list[list[float]] = [[] for _ in range(_LABEL_ROWS)]
-    for one in moments:
-        at = x(one.at)
-        row = next((row for row in rows if all(abs(at - other) >= _NEAR for other in row)), None)
+    for moment in moments:
+        at = x(moment.at)
+        free = (row for row in rows if all(abs(at - other) >= _LABEL_WIDTH for other in row))
+        row = next(free, None)
         label_y = _TOP - 10 - 13 * (0 if row is None else rows.index(row))
-        marks.append(Mark(at, label_y, "" if row is None else one.label, one.title, one.kind))
+        label = "" if row is None else moment.label
+        marks.append(Mark(at, label_y, label, moment.title, moment.kind))
         if row is not None:
             row.append(at)
     return tuple(marks)
@@ -253,13 +256,14 @@ _STEPS_S = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 1440
 
 def _times(whole_s: float) -> list[float]:
     step = next(
-        (one for one in _STEPS_S if whole_s / one <= 10), 86400 * math.ceil(whole_s / 864e3)
+        (step_s for step_s in _STEPS_S if whole_s / step_s <= 10),
+        86400 * math.ceil(whole_s / 864e3),
     )
     return [step * at for at in range(int(whole_s / step) + 1)]
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: `90 s`, `12 min`, `3 h 20 min`."""
+    """A duration for people: `90 s`, `12 min`, `3 h 20 min`."""
     if seconds < 0.1 and seconds:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 120:
@@ -274,7 +278,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """A number as people read it: `12,000`, `1.5 M`, `0.03`."""
+    """A number for people: `12,000`, `1.5 M`, `0.03`."""
     for size, unit in ((1e9, " G"), (1e6, " M")):
         if value >= size:
             return f"{value / size:.3g}{unit}"

@@ -1,4 +1,4 @@
-"""Checkpoints as a person sees them: which there are, and removing some."""
+"""Lists and removes checkpoints."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from domyn_swarm.record import Meta
 if TYPE_CHECKING:
     from domyn_swarm.state import JobRecord
 
-_PREFIX_CHARACTERS = 4  # at least, so that nobody removes half of everything by a slip
+_PREFIX_CHARACTERS = 4  # minimum, so that a typing error does not match many checkpoints
 
 
 class CheckpointQuery(Record):
-    """Which checkpoints; all when nothing is said."""
+    """Which checkpoints; by default all."""
 
-    refs: tuple[str, ...] = ()  # the beginning of an identity: whole stores; or jobs' ids
-    older_than_days: Annotated[float, Meta(ge=0)] | None = None  # by when a store was last written
-    root: Path | None = None  # None: that of the home
+    refs: tuple[str, ...] = ()  # prefixes of identities (for whole stores), or ids of jobs
+    older_than_days: Annotated[float, Meta(ge=0)] | None = None  # since a store was last written
+    root: Path | None = None  # None: the folder in the home
 
 
 class JobEntry(StoredJob):
-    """What one job has left, with what the database knows of it."""
+    """The stored rows of one job, with the job's record in the database."""
 
     job_name: str | None  # of the last run
     external_id: str | None  # likewise
@@ -42,13 +42,13 @@ class JobEntry(StoredJob):
 
 
 class Touched(Record):
-    """A job that would miss answers of what is listed."""
+    """A job that is not listed but uses answers of a listed job."""
 
     key: str
     job_id: str | None  # of the last run
     external_id: str | None
     input: str | None
-    rows: int  # that it took from there
+    rows: int  # that it uses
 
 
 class CheckpointEntry(StoredCheckpoint):
@@ -56,20 +56,20 @@ class CheckpointEntry(StoredCheckpoint):
 
     jobs: tuple[JobEntry, ...]
     whole: bool  # all jobs of the store are listed
-    touched: tuple[Touched, ...]  # jobs that are not listed
+    touched: tuple[Touched, ...]  # jobs that would lose answers
 
 
 class CheckpointList(Record):
-    """What lies there."""
+    """The checkpoints that a query selects."""
 
     schema_version: Literal[1] = 1
     root: Path
     checkpoints: tuple[CheckpointEntry, ...]
-    bytes: int  # all together
+    bytes: int  # of all of them
 
 
 class Removal(Record):
-    """What became of what one job had left, or of a whole store."""
+    """The result of removing one job's rows, or a whole store."""
 
     identity: str
     key: str | None  # None: the whole store
@@ -81,7 +81,7 @@ class Removal(Record):
 
 
 class RemovalReport(Record):
-    """What was removed."""
+    """The results of a removal."""
 
     schema_version: Literal[1] = 1
     checkpoints: tuple[Removal, ...]
@@ -89,69 +89,73 @@ class RemovalReport(Record):
 
 
 def list_checkpoints(query: CheckpointQuery) -> CheckpointList:
-    """The checkpoints that a query is about, the one written last at the end.
+    """The checkpoints that a query selects, the last written one at the end.
 
     Raises:
-        StateError: a reference means none, or several.
+        StateError: a reference matches no checkpoint, or several.
         JobError: the folder cannot be read.
     """
     root = (query.root or checkpoints_dir()).absolute()
     records = _records()
-    found = [_entry(one, records) for one in stored_checkpoints(root)]
+    entries = [_entry(stored, records) for stored in stored_checkpoints(root)]
     if query.refs:
-        found = _chosen(query.refs, found, records, root)
+        entries = _chosen(query.refs, entries, records, root)
     if query.older_than_days is not None:
         since = utc_now() - timedelta(days=query.older_than_days)
-        found = [one for one in found if one.last_written_at < since]
-    found.sort(key=_last_written)
-    total = sum(one.bytes for one in found)
-    return CheckpointList(root=root, checkpoints=tuple(found), bytes=total)
+        entries = [entry for entry in entries if entry.last_written_at < since]
+    entries.sort(key=_last_written)
+    total = sum(entry.bytes for entry in entries)
+    return CheckpointList(root=root, checkpoints=tuple(entries), bytes=total)
 
 
 def remove_checkpoints(listed: CheckpointList) -> RemovalReport:
-    """Remove what was listed, except what a driver holds: that stays, and is named."""
+    """Remove the listed checkpoints, except those whose lease a driver holds; the report names
+    these.
+    """
     removals = []
-    for one in listed.checkpoints:
-        if one.whole:
-            removals.append(_remove_store(one))
+    for entry in listed.checkpoints:
+        if entry.whole:
+            removals.append(_remove_store(entry))
         else:
-            removals += [_remove_job(one.identity, job) for job in one.jobs]
-    freed = sum(one.bytes for one in removals if one.removed)
+            removals += [_remove_job(entry.identity, job) for job in entry.jobs]
+    freed = sum(removal.bytes for removal in removals if removal.removed)
     return RemovalReport(checkpoints=tuple(removals), bytes_freed=freed)
 
 
-def _remove_store(one: CheckpointEntry) -> Removal:
-    ids = tuple(job_id for job in one.jobs for job_id in job.job_ids)
-    gone = Removal(identity=one.identity, key=None, job_ids=ids, bytes=one.bytes, removed=True)
+def _remove_store(entry: CheckpointEntry) -> Removal:
+    ids = tuple(job_id for job in entry.jobs for job_id in job.job_ids)
+    removal = Removal(
+        identity=entry.identity, key=None, job_ids=ids, bytes=entry.bytes, removed=True
+    )
     try:
-        remove_store(one.path)
+        remove_store(entry.path)
     except SwarmError as error:
-        return _kept(gone, error)
-    return gone
+        return _failed(removal, error)
+    return removal
 
 
 def _remove_job(identity: str, job: JobEntry) -> Removal:
-    gone = Removal(
+    removal = Removal(
         identity=identity, key=job.key, job_ids=job.job_ids, bytes=job.bytes, removed=True
     )
     try:
         remove_job(job.path)
     except SwarmError as error:
-        return _kept(gone, error)
-    return gone
+        return _failed(removal, error)
+    return removal
 
 
-def _kept(gone: Removal, error: SwarmError) -> Removal:
+def _failed(removal: Removal, error: SwarmError) -> Removal:
     why = {"removed": False, "error": error.message, "hint": error.hint}
-    return gone.model_copy(update=why)
+    return removal.model_copy(update=why)
 
 
-def _last_written(one: CheckpointEntry) -> datetime:
-    return one.last_written_at
+def _last_written(entry: CheckpointEntry) -> datetime:
+    return entry.last_written_at
 
 
 def _records() -> dict[str, JobRecord]:
-    """Every job by its id; none when there is no database, which is not created for this."""
+    """Every job by its id; empty if there is no database, which is not created."""
     if not database_path().exists():
         return {}
     from domyn_swarm.state import SwarmStore
@@ -159,9 +163,9 @@ def _records() -> dict[str, JobRecord]:
     return {record.job_id: record for record in SwarmStore.open().jobs()}
 
 
-def _entry(one: StoredCheckpoint, records: Mapping[str, JobRecord]) -> CheckpointEntry:
-    jobs = tuple(_job_entry(job, records) for job in one.jobs)
-    fields = one.as_fields()
+def _entry(stored: StoredCheckpoint, records: Mapping[str, JobRecord]) -> CheckpointEntry:
+    jobs = tuple(_job_entry(job, records) for job in stored.jobs)
+    fields = stored.as_fields()
     return CheckpointEntry(**{**fields, "jobs": jobs}, whole=True, touched=())
 
 
@@ -178,57 +182,65 @@ def _job_entry(job: StoredJob, records: Mapping[str, JobRecord]) -> JobEntry:
 
 def _chosen(
     refs: Sequence[str],
-    found: Sequence[CheckpointEntry],
+    entries: Sequence[CheckpointEntry],
     records: Mapping[str, JobRecord],
     root: Path,
 ) -> list[CheckpointEntry]:
-    """The stores and jobs that are meant, each once."""
+    """The stores and jobs that the references select, each once."""
     whole: set[str] = set()
     keys: dict[str, set[str]] = {}
     for ref in refs:
-        identity, key = _meant(ref, found, records, root)
+        identity, key = _match(ref, entries, records, root)
         if key is None:
             whole.add(identity)
         else:
             keys.setdefault(identity, set()).add(key)
     return [
-        one if one.identity in whole else _part(one, keys[one.identity])
-        for one in found
-        if one.identity in whole or one.identity in keys
+        entry if entry.identity in whole else _part(entry, keys[entry.identity])
+        for entry in entries
+        if entry.identity in whole or entry.identity in keys
     ]
 
 
-def _meant(
-    ref: str, found: Sequence[CheckpointEntry], records: Mapping[str, JobRecord], root: Path
+def _match(
+    ref: str, entries: Sequence[CheckpointEntry], records: Mapping[str, JobRecord], root: Path
 ) -> tuple[str, str | None]:
+    """The identity, and the key of a job in it (None: the whole store), that a reference matches.
+
+    Raises:
+        StateError: it matches none, or several.
+    """
     ids = {ref, *(job.job_id for job in records.values() if job.external_id == ref)}
     matching: list[tuple[str, str | None]] = [
-        (one.identity, job.key) for one in found for job in one.jobs if ids & set(job.job_ids)
+        (entry.identity, job.key)
+        for entry in entries
+        for job in entry.jobs
+        if ids & set(job.job_ids)
     ]
     if not matching and len(ref) >= _PREFIX_CHARACTERS:
-        matching = [(one.identity, None) for one in found if one.identity.startswith(ref)]
+        matching = [(entry.identity, None) for entry in entries if entry.identity.startswith(ref)]
     if not matching:
         raise StateError(
             f"There is no checkpoint of {ref!r} in {root}.",
-            hint="Name a job by its id, or at least 4 characters of an identity: see "
+            hint="Give the id of a job, or at least 4 characters of an identity: see "
             "`domyn-swarm checkpoints list`.",
         )
     if len(matching) > 1:
-        names = ("/".join(filter(None, one)) for one in matching)
+        names = ("/".join(filter(None, match)) for match in matching)
         raise StateError(
-            f"{ref!r} means {len(matching)} checkpoints: {', '.join(names)}.",
-            hint="Write more of its identity, or a job's own id.",
+            f"{ref!r} matches {len(matching)} checkpoints: {', '.join(names)}.",
+            hint="Give more characters of the identity, or the id of a job.",
         )
     return matching[0]
 
 
-def _part(one: CheckpointEntry, keys: set[str]) -> CheckpointEntry:
-    """Some jobs of a store, and who would miss their answers."""
-    chosen = tuple(job for job in one.jobs if job.key in keys)
-    if len(chosen) == len(one.jobs):
-        return one
+def _part(entry: CheckpointEntry, keys: set[str]) -> CheckpointEntry:
+    """Some jobs of a store, with the other jobs that would lose answers."""
+    chosen = tuple(job for job in entry.jobs if job.key in keys)
+    if len(chosen) == len(entry.jobs):
+        return entry
     touched = []
-    for job in one.jobs:
+    for job in entry.jobs:
         rows = sum(job.takes_from.get(key, 0) for key in keys)
         if job.key not in keys and rows:
             job_id = job.job_ids[-1] if job.job_ids else None
@@ -241,7 +253,7 @@ def _part(one: CheckpointEntry, keys: set[str]) -> CheckpointEntry:
                     rows=rows,
                 )
             )
-    return one.model_copy(
+    return entry.model_copy(
         update={
             "jobs": chosen,
             "whole": False,

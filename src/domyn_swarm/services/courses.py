@@ -1,4 +1,4 @@
-"""How replicas and a job's runs went over time."""
+"""Time series of a job's runs, from their traces, and of the states of replicas."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _POINTS = 400  # on one plot, over all runs
 _TOO_SHORT_S = 0.5
-_SAME_RUN_S = 5.0  # what a worker says of its start, in two files
+_SAME_RUN_S = 5.0  # tolerance between the start times of a run in two files
 
 
 class TraceLine(msgspec.Struct):
@@ -47,14 +47,14 @@ class TraceLine(msgspec.Struct):
     retries: int = 0
     turned_away: int = 0
     rows_done: int = 0
-    rows_total: int | None = None  # None: not known, or of an earlier version
+    rows_total: int | None = None  # None: unknown, or written by an earlier version
     paused: bool = False
-    why: str | None = None  # it is paused
+    why: str | None = None  # the cause of a pause
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Between two moments of one run; times are seconds of work since the first run began."""
+    """An interval of one run. Times are seconds of work since the start of the first run."""
 
     from_s: float
     to_s: float
@@ -68,7 +68,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Course:
-    """All runs, one after the other: the time between them is left out."""
+    """All runs one after the other, without the time between them."""
 
     stretches: tuple[tuple[Stretch, ...], ...]  # of each run
     begins_s: tuple[float, ...]  # of each run
@@ -76,7 +76,7 @@ class Course:
     runs: tuple[RunAccount, ...]
 
     def place_of(self, moment: datetime) -> float | None:
-        """Where a moment lies on the axis; None: no run was at work."""
+        """The position of a moment on the time axis; None: no run was active."""
         for begin_s, run in zip(self.begins_s, self.runs, strict=True):
             if run.began_at is not None:
                 since = moment - run.began_at
@@ -86,7 +86,7 @@ class Course:
 
 
 def read_trace(job_dir: Path) -> list[list[TraceLine]]:
-    """The lines of a job's folder, those of each run apart."""
+    """The trace lines in a job's folder, a list for each run."""
     runs: list[list[TraceLine]] = []
     decoder = msgspec.json.Decoder(TraceLine)
     try:
@@ -105,7 +105,7 @@ def read_trace(job_dir: Path) -> list[list[TraceLine]]:
 
 
 def course_of(runs: Sequence[RunAccount], traces: Sequence[Sequence[TraceLine]]) -> Course:
-    """Runs and the traces of all their folders, put together by when they began."""
+    """The course of runs, each with the trace that began at the same time."""
     begins, stretches, so_far = [], [], 0.0
     whole_s = sum(run.wall_s for run in runs)
     for run in runs:
@@ -121,7 +121,7 @@ def _trace_of(run: RunAccount, traces: Sequence[Sequence[TraceLine]]) -> Sequenc
         return ()
     began = run.began_at.timestamp()
     near = [(abs(lines[0].at - lines[0].at_s - began), lines) for lines in traces if lines]
-    apart_s, lines = min(near, key=lambda one: one[0], default=(_SAME_RUN_S, ()))
+    apart_s, lines = min(near, key=lambda candidate: candidate[0], default=(_SAME_RUN_S, ()))
     return lines if apart_s < _SAME_RUN_S else ()
 
 
@@ -137,16 +137,16 @@ def _stretches(
         completion_tokens=counted.completion_tokens,
     )
     step = max(run.wall_s / most, _TOO_SHORT_S)
-    found: list[Stretch] = []
+    stretches: list[Stretch] = []
     before = TraceLine(at_s=0.0)
     for line in [*lines, last]:
         passed_s = line.at_s - before.at_s
         if passed_s < step and line is not last:
             continue
-        if passed_s <= 0 or (found and passed_s < _TOO_SHORT_S):
-            break  # what is left is no stretch that a rate can be told of
+        if passed_s <= 0 or (stretches and passed_s < _TOO_SHORT_S):
+            break  # the rest is too short to compute a rate
         busy = line if line is not last else lines[-1]
-        found.append(
+        stretches.append(
             Stretch(
                 from_s=begin_s + before.at_s,
                 to_s=begin_s + line.at_s,
@@ -159,7 +159,7 @@ def _stretches(
             )
         )
         before = line
-    return found
+    return stretches
 
 
 def asking_of(
@@ -169,41 +169,42 @@ def asking_of(
     ended: float | None,
     now: float,
 ) -> list[Asking]:
-    """What a job wanted of its swarm from its submission to its end (None: it has not ended), by
-    the lines of its runs: how much it had in flight, which of that had been asked before, and why
-    its rows waited that were not in flight. Times are seconds since the epoch.
+    """The demand of a job on its swarm from `submitted` to `ended` (None: it has not ended).
+
+    Derived from the traces of its runs: the requests in flight, the repeated share of them, and
+    the cause why further rows waited. Times are seconds since the epoch.
     """
     end = now if ended is None else ended
-    found: list[Asking] = []
+    demand: list[Asking] = []
     cursor, lost, last = submitted, 0, None
     for run in runs:
         began = max(cursor, run[0].at - run[0].at_s)
         away = JOB_STARTING if last is None else DRIVER_AWAY
-        found.append(Asking(cursor, began, job_id, waits=away))
+        demand.append(Asking(cursor, began, job_id, waits=away))
         cursor, before = began, TraceLine(at_s=0.0)
         for line in run:
             heard = max(cursor, line.at - _spacing_s(line))
-            found.append(Asking(cursor, heard, job_id, waits=DRIVER_AWAY))
-            found.append(_asking(job_id, heard, line, before, lost))
+            demand.append(Asking(cursor, heard, job_id, waits=DRIVER_AWAY))
+            demand.append(_asking(job_id, heard, line, before, lost))
             cursor, before = max(cursor, line.at), line
         last = run[-1]
         lost = last.in_flight
     if last is not None and _rows_left(last):
         silent = min(end, cursor + (_spacing_s(last) if ended is None else 0.0))
-        found.append(_asking(job_id, cursor, last, last, 0)._replace(end=silent))
-        found.append(Asking(silent, end, job_id, waits=DRIVER_AWAY))
+        demand.append(_asking(job_id, cursor, last, last, 0)._replace(end=silent))
+        demand.append(Asking(silent, end, job_id, waits=DRIVER_AWAY))
     elif last is None:
-        found.append(Asking(cursor, end, job_id, waits=JOB_STARTING))
-    return [one for one in found if one.end > one.begin]
+        demand.append(Asking(cursor, end, job_id, waits=JOB_STARTING))
+    return [interval for interval in demand if interval.end > interval.begin]
 
 
 def _spacing_s(line: TraceLine) -> float:
-    """Two lines are not further apart while their worker lives and has time."""
+    """The longest interval between two lines of a worker that runs and is not overloaded."""
     return 5.0 + 3 * max(1.0, line.at_s / 1000)
 
 
 def _rows_left(line: TraceLine) -> bool:
-    """Whether there were rows that were neither settled nor in flight."""
+    """Whether some rows were neither settled nor in flight."""
     return line.rows_total is None or line.rows_done + line.in_flight < line.rows_total
 
 
@@ -217,7 +218,7 @@ def _asking(job_id: str, begin: float, line: TraceLine, before: TraceLine, lost:
 
 def _why_rows_wait(line: TraceLine, before: TraceLine) -> str | None:
     if line.paused:
-        from domyn_swarm.batch.run.gate import ALONE  # here: it brings the HTTP client along
+        from domyn_swarm.batch.run.gate import ALONE  # here, because it imports the HTTP client
 
         return ROWS_ALONE if (line.why or "").startswith(ALONE) else ENDPOINT_AWAY
     if not _rows_left(line):
@@ -228,20 +229,20 @@ def _why_rows_wait(line: TraceLine, before: TraceLine) -> str | None:
     return BACK_OFF if refused else NOT_SENT
 
 
-_LAST = timedelta(hours=1)  # a longer history has a plot of its end, too
+_LAST = timedelta(hours=1)  # the last hour of a longer history has a second plot
 _MARKS = 30
 _READY, _COMING, _BROKEN = range(3)
 _GROUPS = {
     "ready": _READY,
     **dict.fromkeys(("starting", "restarting", "draining"), _COMING),
     **dict.fromkeys(("unhealthy", "failed"), _BROKEN),
-}  # those that are pending or have exited are not there
-_WAS_READY = frozenset({"unhealthy", "draining"})  # nothing else becomes so
+}  # pending and exited replicas are not counted
+_WAS_READY = frozenset({"unhealthy", "draining"})  # states that only a ready replica enters
 
 
 @dataclass(frozen=True)
 class Count:
-    """How many replicas there were from a moment on."""
+    """The number of replicas in each group of states from a moment on."""
 
     at: datetime
     ready: int
@@ -250,23 +251,25 @@ class Count:
 
 
 def replica_counts(events: Sequence[ReplicaEvent], states: Mapping[int, str]) -> list[Count]:
-    """After each change, the oldest first. What a replica was before its first change is read from
-    that change; one without a change has always been what it is now, by `states`.
+    """The counts after each change, oldest first.
+
+    The state of a replica before its first change is derived from that change. A replica without a
+    change has always had its present state, `states`.
     """
     now = dict(states)
-    ordered = sorted(events, key=lambda one: one.reported_at)
-    for event in reversed(ordered):  # the first change of each is the last to be written here
+    ordered = sorted(events, key=lambda event: event.reported_at)
+    for event in reversed(ordered):  # so that the first change of each replica is applied last
         now[event.replica] = "ready" if event.state in _WAS_READY else ""
     counted = [0, 0, 0]
     for state in now.values():
         _add(counted, state, 1)
-    found = []
+    counts = []
     for event in ordered:
         _add(counted, now[event.replica], -1)
         now[event.replica] = event.state
         _add(counted, event.state, 1)
-        found.append(Count(event.reported_at, *counted))
-    return found
+        counts.append(Count(event.reported_at, *counted))
+    return counts
 
 
 def _add(counted: list[int], state: str, change: int) -> None:
@@ -278,21 +281,21 @@ def _add(counted: list[int], state: str, change: int) -> None:
 def replica_charts(
     events: Sequence[ReplicaEvent], states: Mapping[int, str], now: datetime
 ) -> list[Chart]:
-    """Ready replicas and others from the first change until now, and in the last hour.
+    """Plots of the replicas by state, since the first change and for the last hour.
 
     Args:
-        events: the changes that are known.
-        states: what each replica is now, by its index.
-        now: where the plots end.
+        events: the recorded changes.
+        states: the present state of each replica, by its index.
+        now: the end of the plots.
     """
     counts = replica_counts(events, states)
     if not counts:
         return []
     began = counts[0].at
-    found = [_chart("Replicas over time", counts, events, began, now)]
+    charts = [_chart("Replicas over time", counts, events, began, now)]
     if now - began > 2 * _LAST:
-        found.append(_chart("Replicas in the last hour", counts, events, now - _LAST, now))
-    return [chart for chart in found if chart is not None]
+        charts.append(_chart("Replicas in the last hour", counts, events, now - _LAST, now))
+    return [chart for chart in charts if chart is not None]
 
 
 def _chart(
@@ -305,10 +308,12 @@ def _chart(
     whole_s = max(1.0, (now - began).total_seconds())
     spans = _spans(counts, began, whole_s)
     series = [
-        Series("ready", "a", [(begin, end, one.ready) for begin, end, one in spans]),
-        Series("on the way", "c", [(begin, end, one.coming) for begin, end, one in spans]),
+        Series("ready", "a", [(begin, end, count.ready) for begin, end, count in spans]),
+        Series("on the way", "c", [(begin, end, count.coming) for begin, end, count in spans]),
         Series(
-            "unhealthy or failed", "bad", [(begin, end, one.broken) for begin, end, one in spans]
+            "unhealthy or failed",
+            "bad",
+            [(begin, end, count.broken) for begin, end, count in spans],
         ),
     ]
     unit = f"replicas, since {began:%Y-%m-%d %H:%M} UTC"
@@ -328,14 +333,12 @@ def _chart(
 def _spans(
     counts: Sequence[Count], began: datetime, whole_s: float
 ) -> list[tuple[float, float, Count]]:
-    """From, to (seconds since `began`) and what held then; what held too briefly to be drawn is
-    left out.
-    """
-    found: list[tuple[float, float, Count]] = []
-    ends = [*((one.at - began).total_seconds() for one in counts[1:]), whole_s]
+    """Start and end (seconds since `began`) of each count, without those too short to be drawn."""
+    spans: list[tuple[float, float, Count]] = []
+    ends = [*((count.at - began).total_seconds() for count in counts[1:]), whole_s]
     begin_s = max(0.0, (counts[0].at - began).total_seconds())
-    for one, end_s in zip(counts, ends, strict=True):
+    for count, end_s in zip(counts, ends, strict=True):
         if end_s - begin_s >= whole_s / _POINTS or end_s >= whole_s:
-            found.append((begin_s, max(begin_s, end_s), one))
+            spans.append((begin_s, max(begin_s, end_s), count))
             begin_s = max(begin_s, end_s)
-    return found
+    return spans

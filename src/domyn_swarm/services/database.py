@@ -1,4 +1,4 @@
-"""`DatabaseService`: looking after the state database, without printing."""
+"""`DatabaseService`: the operations of the `db` commands, without printing."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from domyn_swarm.state import SwarmStore, read_revision, stamp_revision
 from domyn_swarm.swarm.pruning import PruneReport, prune, survey_prunable
 
 OLD_JOBS_DAYS = 30.0
-"""How long ago a job without a swarm ended that `prune` forgets, unless it is told otherwise."""
+"""By default `prune` removes jobs without a swarm that ended this long ago."""
 
 
 class DatabaseRevision(Record):
-    """Of which revision the database was, and is."""
+    """The database's revision before and after an operation."""
 
     schema_version: Literal[1] = 1
     path: str
-    before: str | None  # None: there was none, or it did not say
+    before: str | None  # None: there was no database, or it recorded no revision
     now: str
 
 
 class DatabaseService:
-    """What the `db` commands call."""
+    """The operations on the state database."""
 
     def upgrade(self) -> DatabaseRevision:
-        """Bring the database to the newest revision; it is created when there is none.
+        """Upgrade the database to the newest revision, or create it.
 
         Raises:
-            StateError: it is from a newer version, or cannot be used.
+            StateError: the database is from a newer version, or cannot be used.
         """
         path = database_path()
         before = read_revision(path)
@@ -38,10 +38,10 @@ class DatabaseService:
         return DatabaseRevision(path=str(path), before=before, now=str(read_revision(path)))
 
     def stamp(self, revision: str | None) -> DatabaseRevision:
-        """Write down of which revision the database is; None: the newest. Tables stay as they are.
+        """Record the revision of the database (None: the newest), without changing its tables.
 
         Raises:
-            StateError: there is no database, no such revision, or its tables are not those.
+            StateError: there is no database or no such revision, or the tables are of another one.
         """
         path = database_path()
         before = read_revision(path)
@@ -49,20 +49,20 @@ class DatabaseService:
         return DatabaseRevision(path=str(path), before=before, now=str(read_revision(path)))
 
     def prunable(self, *, jobs_older_than_days: float = OLD_JOBS_DAYS) -> PruneReport:
-        """What `prune` would forget, and what it would keep and why. Removes nothing.
+        """What `prune` would remove, and what it would keep and why. Removes nothing.
 
         Args:
-            jobs_older_than_days: of jobs without a swarm, those that ended so long ago.
+            jobs_older_than_days: minimum age of jobs without a swarm, counted from their end.
         """
         before = utc_now() - timedelta(days=jobs_older_than_days)
         return survey_prunable(SwarmStore.open(), jobs_before=before)
 
     def prune(self, wanted: PruneReport) -> PruneReport:
-        """Forget what `prunable` found; what lives by now, or cannot be removed, stays. What the
-        swarms' GPUs were used for is kept.
+        """Remove what `prunable` returned, except what is live by now or cannot be removed. The
+        record of GPU time is kept.
 
         Raises:
-            OSError: that cannot be kept; nothing was removed.
+            OSError: the record of GPU time cannot be written; nothing was removed.
         """
         from domyn_swarm.services.usage import UsageService
 

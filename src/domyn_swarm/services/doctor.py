@@ -1,7 +1,7 @@
-"""Whether the file system of the state database has the locks that SQLite needs.
+"""The checks of `doctor`: this machine, the defaults file, and a configuration.
 
-Programs that write at once are kept apart by POSIX locks. Some file systems refuse them (Lustre
-without `flock`), some grant everybody everything, some know only those of one machine.
+SQLite needs POSIX locks to keep concurrent writers apart. Some file systems refuse them (Lustre
+without `flock`), some grant one lock to several processes, some know only locks of one machine.
 """
 
 from __future__ import annotations
@@ -57,30 +57,30 @@ def check_locks(
     mounts: Path = Path("/proc/self/mountinfo"),
     lock: Callable[[int, int], None] = fcntl.lockf,
 ) -> Check:
-    """Lock a file in this process, and try to from a second one.
+    """Check that a second process cannot lock a file that this process has locked.
 
     Args:
-        folder: where the database is, or will be; it or one above it exists.
-        mounts: what is mounted where, and how, as proc(5) has it.
-        lock: how this process locks.
+        folder: folder of the database; it or one of its parents exists.
+        mounts: the list of mounts, in the format of proc(5).
+        lock: the function with which this process locks.
     """
-    there = next(one for one in (folder, *folder.parents) if one.exists())
+    there = next(existing for existing in (folder, *folder.parents) if existing.exists())
     try:
         second = _tried_twice(there, lock)
     except OSError as error:
         words = error.strerror or str(error)
         if error.errno in _NO_LOCKS:
-            words = f"there are no file locks ({words}), without which SQLite cannot be used"
+            words = f"there are no file locks ({words}), which SQLite needs"
         return failed("locks", f"{there}: {words}", _ELSEWHERE)
     except subprocess.TimeoutExpired:
-        why = f"a second process did not get to lock a file at {there} in {_LIMIT_S:.0f} s"
+        why = f"a second process could not try to lock a file at {there} in {_LIMIT_S:.0f} s"
         return failed("locks", why, _ELSEWHERE)
     if second.returncode == 0:
         why = f"{there} gives one lock to two processes: the state database would be damaged"
         return failed("locks", why, _ELSEWHERE)
     option = _local_only(there, mounts)
     if option is not None:
-        why = f"{there} is mounted with {option}: its locks hold on this machine alone"
+        why = f"{there} is mounted with {option}: its locks are valid on this machine only"
         fix = f"Use domyn-swarm with this home on one machine at a time. {_ELSEWHERE}"
         return warning("locks", why, fix)
     return ok("locks", f"a second process waits for a lock at {there}")
@@ -89,11 +89,11 @@ def check_locks(
 def _tried_twice(
     folder: Path, lock: Callable[[int, int], None]
 ) -> subprocess.CompletedProcess[str]:
-    """What a second process says that tries to lock what this one has locked.
+    """Lock a file, and run a second process that tries to lock it, too; the ended process.
 
     Raises:
-        OSError: nothing can be locked there, or no process started.
-        subprocess.TimeoutExpired: it hangs.
+        OSError: the file cannot be locked, or no process can be started.
+        subprocess.TimeoutExpired: the second process hangs.
     """
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".domyn-swarm-") as file:
         lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,13 +110,13 @@ def _tried_twice(
 
 
 def _local_only(folder: Path, mounts: Path) -> str | None:
-    """The option of a folder's mount by which other machines do not see its locks."""
+    """The option of a folder's mount that makes locks local to this machine, or None."""
     try:
         lines = mounts.read_text("utf-8").splitlines()
     except OSError:  # not Linux
         return None
     place = os.path.realpath(folder)
-    found: tuple[int, set[str]] = (-1, set())
+    best: tuple[int, set[str]] = (-1, set())  # length of the mount point, options
     for line in lines:
         before, _, behind = line.partition(" - ")
         fields, rest = before.split(), behind.split()
@@ -124,35 +124,35 @@ def _local_only(folder: Path, mounts: Path) -> str | None:
             continue
         point = fields[4].replace("\\040", " ")
         inside = point in ("/", place) or place.startswith(f"{point}/")
-        if inside and len(point) >= found[0]:  # of those on one another the last
-            found = len(point), {*fields[5].split(","), *rest[2].split(",")}
-    return next(iter(sorted(_OF_ONE_MACHINE & found[1])), None)
+        if inside and len(point) >= best[0]:  # of mounts at the same point the last one counts
+            best = len(point), {*fields[5].split(","), *rest[2].split(",")}
+    return next(iter(sorted(_OF_ONE_MACHINE & best[1])), None)
 
 
-_OTHER_FILES = 128  # of a job beside its connections
+_OTHER_FILES = 128  # that a job opens in addition to its connections
 
 
 class Examination(Record):
-    """Everything that `doctor` looked at."""
+    """The results of all checks of `doctor`."""
 
     schema_version: Literal[1] = 1
     checks: tuple[Check, ...]
 
     @property
     def well(self) -> bool:
-        """Whether nothing will go wrong, as far as was seen."""
+        """Whether no check failed."""
         return all(check.status != "failed" for check in self.checks)
 
 
 def examine(config: Path | None, rehearsal: Rehearsal | None = None) -> Examination:
-    """Look at this machine, and with a configuration at what it asks for. Starts nothing but the
-    rehearsal, if one is wished for and nothing else has failed.
+    """Check this machine, and a configuration, if one is given. Starts nothing but the rehearsal,
+    which runs only if no other check failed.
 
     Raises:
-        ConfigError: a rehearsal of nothing, or where none is possible.
+        ConfigError: a rehearsal without a configuration, or on a platform that has none.
     """
     if rehearsal is not None and config is None:
-        raise ConfigError("A rehearsal needs a configuration.", hint="Name it: -c FILE")
+        raise ConfigError("A rehearsal needs a configuration.", hint="Add -c FILE.")
     checks = [*_machine(), *_defaults()]
     if config is not None:
         checks += _swarm(config, rehearsal)
@@ -168,7 +168,7 @@ def _machine() -> Iterator[Check]:
         yield check_private("privacy", home(), "keys and records")
     variables = home() / ".env"
     if variables.is_file():
-        yield check_private("privacy", variables, "what you put there, tokens perhaps")
+        yield check_private("privacy", variables, "the variables in it, which may be tokens")
     yield check_locks(home())
     try:
         swarms = SwarmStore.open().swarms()
@@ -183,46 +183,46 @@ def _machine() -> Iterator[Check]:
         yield ok("router", "smg is installed")
 
 
-def _files(where: str, found: open_files.Limits) -> Check:
-    """Whether a job can have as many requests in flight as it may take."""
-    said = f"{where}: {found.soft} (soft), {found.hard} (hard); our programs raise their own"
-    if found.hard >= MOST + _OTHER_FILES:
-        return ok("open files", said)
+def _files(where: str, limits: open_files.Limits) -> Check:
+    """Whether the limit of open files allows as many requests in flight as a job may use."""
+    summary = f"{where}: {limits.soft} (soft), {limits.hard} (hard); our programs raise their own"
+    if limits.hard >= MOST + _OTHER_FILES:
+        return ok("open files", summary)
     return warning(
         "open files",
-        f"{said}, too few for the {MOST} requests a job may have at one replica: it has fewer",
+        f"{summary}, too few for the {MOST} requests that a job may have in flight at one replica",
         "Raise the hard limit (ulimit -Hn; limits.conf, or LimitNOFILE= of slurmd or sshd).",
     )
 
 
 def _files_of(swarm: str, folder: Path) -> Iterator[Check]:
-    """The same of the node that a live swarm's endpoint is on, as it says itself."""
+    """The same check for the node of a live swarm's endpoint, which reports its limits."""
     address = read_address(SwarmPaths(folder))
     if address is not None and address.open_files is not None:
         yield _files(f"on {address.node}, of {swarm}", address.open_files)
 
 
 def _router_files(plan: DeploymentPlan) -> Check:
-    """What a router could take if it ran here."""
+    """Whether a router on this machine could take as many requests as configured."""
     wanted = Admission(plan.router.max_concurrent, plan.router.queue_size)
     replicas, hard = plan.layout.replicas, open_files.limits().hard
     possible = admission(wanted, hard, replicas)
-    said = (
-        f"on a node like this one the endpoint takes {possible.max_concurrent} requests at once, "
-        f"and {possible.queue_size} more wait"
+    summary = (
+        f"on a node like this one the endpoint takes {possible.max_concurrent} requests at once "
+        f"and queues {possible.queue_size} more"
     )
     if possible.max_concurrent >= min(MOST, wanted.max_concurrent):
-        return ok("endpoint", said)
+        return ok("endpoint", summary)
     return warning(
         "endpoint",
-        f"{said}: router.max_concurrent {wanted[0]} and queue_size {wanted[1]} need "
-        f"{files_needed(wanted, replicas)} open files, a process may have {hard}",
+        f"{summary}: router.max_concurrent {wanted[0]} and queue_size {wanted[1]} need "
+        f"{files_needed(wanted, replicas)} open files, but a process may have {hard}",
         "Raise the hard limit where the endpoint runs (ulimit -Hn), or lower max_concurrent.",
     )
 
 
 def _defaults() -> Iterator[Check]:
-    """The defaults file by itself: a mistake there is one of every swarm."""
+    """Check the defaults file on its own, as a mistake in it affects every swarm."""
     path = defaults_path()
     if not path.exists():
         named = bool(os.environ.get("DOMYN_SWARM_DEFAULTS"))
@@ -250,8 +250,10 @@ def _mistakes(name: str, error: ConfigError) -> Iterator[Check]:
 
 
 def _checkpoints(home_directory: Path) -> Check:
-    """Where finished rows are kept: one place for all swarms, so that another one may go on.
-    Whoever puts a swarm's files on another file system may have little room there.
+    """Warn if checkpoints are on another file system than the swarm's files.
+
+    Checkpoints of all swarms are in one folder, so that another swarm can continue a job. If
+    home_directory is elsewhere, that folder's quota may be too small for all answers.
     """
     folder = checkpoints_dir()
     if _device(folder) == _device(home_directory):
@@ -259,18 +261,19 @@ def _checkpoints(home_directory: Path) -> Check:
     return warning(
         "checkpoints",
         f"finished rows are kept in {folder}, which is on another file system than the "
-        f"home_directory {home_directory}: its quota has to hold all answers",
-        "Set DOMYN_SWARM_HOME to a folder with room for them, or give each job a --checkpoint-dir.",
+        f"home_directory {home_directory}: its quota must be large enough for all answers",
+        "Set DOMYN_SWARM_HOME to a folder with enough space, or pass --checkpoint-dir to each job.",
     )
 
 
 def _device(folder: Path) -> int:
-    return next(one for one in (folder, *folder.parents) if one.exists()).stat().st_dev
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return existing.stat().st_dev
 
 
 def _not_rehearsed() -> Check:
-    why = "no rehearsal was made: something else failed"
-    return warning("node", why, "Correct that first, and run it again.")
+    why = "the rehearsal was skipped because another check failed"
+    return warning("node", why, "Fix the failed checks, and run the command again.")
 
 
 def _swarm(path: Path, rehearsal: Rehearsal | None) -> Iterator[Check]:
@@ -284,13 +287,13 @@ def _swarm(path: Path, rehearsal: Rehearsal | None) -> Iterator[Check]:
         return
     plan = launch.plan
     yield ok("configuration", f"{path} is valid")
-    if plan.backend != "lepton":  # which has an endpoint of its own
+    if plan.backend != "lepton":  # whose endpoint is not our router
         yield _router_files(plan)
     yield _checkpoints(plan.home_directory)
     backend = serving_backend(plan.backend)
-    found = list(backend.checks(plan))
-    yield from found
-    if any(check.status == "failed" for check in found):
+    platform_checks = list(backend.checks(plan))
+    yield from platform_checks
+    if any(check.status == "failed" for check in platform_checks):
         if rehearsal is not None:
             yield _not_rehearsed()
         return

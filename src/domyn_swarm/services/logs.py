@@ -1,4 +1,4 @@
-"""Which logs there are, and their lines in the order of time, new ones as they come."""
+"""Reads the logs of swarms and jobs: merged in the order of time, and followed as they grow."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from domyn_swarm.swarm.submitter import JobSubmitter
 from domyn_swarm.swarm.whereabouts import is_elsewhere
 
 _EVERY_S = 0.25
-_ENDED_EVERY = 8  # looks at the files between two looks whether there will be more
+_ENDED_EVERY = 8  # reads of the files per check whether the swarm or job has ended
 _BLOCK_BYTES = 64 * 1024
 _TIME = re.compile(
     r"(?:(?P<year>\d{4})-)?(?P<month>\d\d)-(?P<day>\d\d)[T ]"
     r"(?P<clock>\d\d:\d\d:\d\d)(?:[.,](?P<fraction>\d{1,6}))?(?P<zone>Z|[+-]\d\d:?\d\d)?"
 )
-_LOOKED_AT = 80  # characters of a line among which its time stands
+_TIME_WITHIN = 80  # characters from the beginning of a line that are searched for its time
 
 
 class Line(NamedTuple):
-    """A line of a log. Lines sort by time, and keep their order where it is the same."""
+    """A line of a log. Lines are sorted by time; lines of the same time keep their order."""
 
     at: float  # seconds since the epoch
     text: str
@@ -44,23 +44,23 @@ class Log:
     """One file to read, and which of its lines to show."""
 
     path: Path
-    label: str  # in front of its lines, unless empty
-    group: str = ""  # those of a group share the number of last lines
+    label: str  # printed before each line, unless empty
+    group: str = ""  # logs of a group share the number of last lines
     wanted: Callable[[str], bool] = lambda _line: True
 
 
 @dataclass
 class _Tail:
-    """Where reading of a file has come to."""
+    """The position in a file up to which it was read."""
 
     log: Log
     offset: int = 0
     inode: int = 0
     at: float = 0.0  # of the last line
-    head: bool = field(default=True)  # nothing has been read of it
+    head: bool = field(default=True)  # nothing has been read yet
 
     def last(self, lines: int, *, whole: bool) -> list[Line]:
-        """The last lines that are wanted; with `whole` one that is still being written waits."""
+        """The last lines to show; with `whole` without a line that is still being written."""
         try:
             with self.log.path.open("rb") as file:
                 self._opened(file.fileno())
@@ -71,11 +71,11 @@ class _Tail:
             kept = content[: content.rfind(b"\n") + 1]
             self.offset -= len(content) - len(kept)
             content = kept
-        found = self._lines(content)
-        return found[-lines:] if lines else []
+        shown = self._lines(content)
+        return shown[-lines:] if lines else []
 
     def fresh(self) -> list[Line]:
-        """Whole lines that were written since; of a file that was made anew, all of them."""
+        """The complete lines written since the last read; all lines if the file was replaced."""
         try:
             with self.log.path.open("rb") as file:
                 if self._opened(file.fileno()) or file.seek(0, 2) < self.offset:
@@ -89,32 +89,32 @@ class _Tail:
         return self._lines(content)
 
     def _opened(self, descriptor: int) -> bool:
-        """Note which file it is; whether it is another one than before."""
-        seen = os.fstat(descriptor)
-        before, self.inode = self.inode, seen.st_ino
-        self.at = self.at or seen.st_ctime
-        return before not in (0, seen.st_ino)
+        """Record the file's inode. Returns whether the file was replaced since the last read."""
+        status = os.fstat(descriptor)
+        before, self.inode = self.inode, status.st_ino
+        self.at = self.at or status.st_ctime
+        return before not in (0, status.st_ino)
 
     def _lines(self, content: bytes) -> list[Line]:
         texts = content.decode("utf-8", "replace").splitlines()
         times = [time_of(text) for text in texts]
-        at = next((one for one in times if one is not None), self.at)
-        if self.head or at > self.at:  # what has no time yet is as old as the first that has one
+        at = next((time_s for time_s in times if time_s is not None), self.at)
+        if self.head or at > self.at:  # lines before the first time get that time
             self.at = at
         self.head = False
-        found = []
-        for text, one in zip(texts, times, strict=True):
-            self.at = self.at if one is None else one
+        lines = []
+        for text, time_s in zip(texts, times, strict=True):
+            self.at = self.at if time_s is None else time_s
             if self.log.wanted(text):
-                found.append(Line(self.at, text))
-        return found
+                lines.append(Line(self.at, text))
+        return lines
 
 
 class LogReader:
-    """Reads several logs as one; where each of them ends is fixed when this is made.
+    """Reads several logs as one. The end of each log is fixed when the reader is created.
 
-    With `ended` new lines follow, until it says that there will be no more; `logs` is asked again
-    meanwhile, since replicas may join.
+    With `ended` it also reads new lines, until `ended` returns True. Meanwhile it calls `logs`
+    again, because replicas may be added.
     """
 
     def __init__(
@@ -130,12 +130,12 @@ class LogReader:
         self._last = self._first()
 
     def lines(self) -> Iterator[str]:
-        """The last lines, and those that follow."""
+        """The last lines, and then new lines."""
         yield from _shown(self._last)
-        looks = 0
+        reads = 0
         while self._ended is not None:
-            looks += 1
-            over = looks % _ENDED_EVERY == 0 and self._ended()
+            reads += 1
+            over = reads % _ENDED_EVERY == 0 and self._ended()
             yield from _shown(self._fresh())
             if over:
                 return
@@ -145,12 +145,12 @@ class LogReader:
         groups: dict[str, list[tuple[Line, str]]] = {}
         for log in self._logs():
             tail = self._tails[log.path] = _Tail(log)
-            lines = tail.last(self._last_lines, whole=self._ended is not None)
-            groups.setdefault(log.group, []).extend((line, log.label) for line in lines)
-        found: list[tuple[Line, str]] = []
-        for own in groups.values():
-            found += deque(_in_order(own), self._last_lines)
-        return found
+            own = tail.last(self._last_lines, whole=self._ended is not None)
+            groups.setdefault(log.group, []).extend((line, log.label) for line in own)
+        last: list[tuple[Line, str]] = []
+        for lines in groups.values():
+            last += deque(_in_order(lines), self._last_lines)
+        return last
 
     def _fresh(self) -> list[tuple[Line, str]]:
         for log in self._logs():
@@ -159,22 +159,22 @@ class LogReader:
         return [(line, tail.log.label) for tail in self._tails.values() for line in tail.fresh()]
 
 
-def _shown(found: list[tuple[Line, str]]) -> Iterator[str]:
-    for line, label in _in_order(found):
+def _shown(lines: list[tuple[Line, str]]) -> Iterator[str]:
+    for line, label in _in_order(lines):
         yield f"[{label}] {line.text}" if label else line.text
 
 
 def _in_order(lines: Iterable[tuple[Line, str]]) -> list[tuple[Line, str]]:
-    return sorted(lines, key=lambda one: one[0].at)
+    return sorted(lines, key=lambda labelled: labelled[0].at)
 
 
 def _end_of(file: BinaryIO, lines: int, wanted: Callable[[str], bool]) -> tuple[bytes, int]:
-    """The end of a file with so many wanted lines, and its size; not more is read of it."""
+    """The end of a file with at least `lines` wanted lines, and its size. Reads no more of it."""
     size = start = file.seek(0, os.SEEK_END)
-    blocks: list[bytes] = []  # the last one first; whole lines, looked at once
-    rest: list[bytes] = []  # the same of what may be the end of a line that begins further up
-    found = 0
-    while start > 0 and lines > 0 and found <= lines:
+    blocks: list[bytes] = []  # complete lines, each decoded once; the last block first
+    rest: list[bytes] = []  # the end of a line that begins in an earlier block; likewise
+    matches = 0
+    while start > 0 and lines > 0 and matches <= lines:
         step = min(_BLOCK_BYTES, start)
         start -= step
         file.seek(start)
@@ -186,7 +186,7 @@ def _end_of(file: BinaryIO, lines: int, wanted: Callable[[str], bool]) -> tuple[
         whole = block[begins:] + b"".join(reversed(rest))
         blocks.append(whole)
         rest = [block[:begins]]
-        found += _count(whole, wanted)
+        matches += _count(whole, wanted)
     return b"".join(reversed(blocks)), size
 
 
@@ -195,35 +195,35 @@ def _count(content: bytes, wanted: Callable[[str], bool]) -> int:
 
 
 def time_of(line: str) -> float | None:
-    """When a line was written, by what stands at its beginning: `2026-01-31T10:00:00Z`,
-    `2026-01-31 10:00:00,123` or `01-31 10:00:00`; without a zone, in this machine's.
+    """The time in the beginning of a line, in seconds since the epoch: `2026-01-31T10:00:00Z`,
+    `2026-01-31 10:00:00,123` or `01-31 10:00:00`. Without a zone it is local time.
     """
-    found = _TIME.search(line[:_LOOKED_AT])
-    if found is None:
+    match = _TIME.search(line[:_TIME_WITHIN])
+    if match is None:
         return None
-    year = found["year"] or str(datetime.now(UTC).astimezone().year)
-    fraction = (found["fraction"] or "0").ljust(6, "0")
-    zone = "+00:00" if found["zone"] == "Z" else found["zone"] or ""
-    text = f"{year}-{found['month']}-{found['day']}T{found['clock']}.{fraction}{zone}"
+    year = match["year"] or str(datetime.now(UTC).astimezone().year)
+    fraction = (match["fraction"] or "0").ljust(6, "0")
+    zone = "+00:00" if match["zone"] == "Z" else match["zone"] or ""
+    text = f"{year}-{match['month']}-{match['day']}T{match['clock']}.{fraction}{zone}"
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
 
 
-# As `watchdog.log` has it; other lines of a watchdog are about its own work.
+# The lines of `watchdog.log` that report a replica's state.
 _STATE = re.compile(
     r"\S+Z (starting|ready|unhealthy|restarting|draining|exited|failed)( \w+=|\s*$)"
 )
 
 
 def swarm_logs(request: LogRequest, store: SwarmStore | None = None) -> Iterator[str]:
-    """The last lines of a swarm's logs; with `follow` new ones until the swarm has ended.
+    """The last lines of a swarm's logs; with `follow` also new lines, until the swarm has ended.
 
     Raises:
-        SwarmNotFound, JobNotFound: there is none of that name.
-        StateError: there is no such log; or no swarm was named, and not exactly one is live.
-        PlatformError: the platform has it and does not give it.
+        SwarmNotFound, JobNotFound: there is no swarm or job of that name.
+        StateError: there is no such log; or no name was given, and not exactly one swarm is live.
+        PlatformError: the platform keeps the log and did not return it.
     """
     store = store or SwarmStore.open()
     if request.source == "job":
@@ -231,8 +231,9 @@ def swarm_logs(request: LogRequest, store: SwarmStore | None = None) -> Iterator
         if request.name not in (None, job.swarm):
             record = store.swarm(request.name)
             raise JobNotFound(
-                f"The job {job.job_id} is not one of {record.name}.",
-                hint=f"It is of {job.swarm or 'no swarm'}: domyn-swarm job logs {job.job_id}",
+                f"The job {job.job_id} does not belong to {record.name}.",
+                hint=f"It belongs to {job.swarm or 'no swarm'}. Run domyn-swarm job logs "
+                f"{job.job_id}",
             )
         return job_log(job.job_id, last_lines=request.last_lines, follow=request.follow)
     record = store.swarm(request.name or SwarmService(store).only_live())
@@ -255,25 +256,25 @@ def swarm_logs(request: LogRequest, store: SwarmStore | None = None) -> Iterator
 def job_log(
     ref: str | JobHandle, *, last_lines: int, follow: bool = False, store: SwarmStore | None = None
 ) -> Iterator[str]:
-    """The last lines of a job's log; with `follow` new ones until the job has ended.
+    """The last lines of a job's log; with `follow` also new lines, until the job has ended.
 
     Raises:
-        JobNotFound: there is none of that id.
-        StateError: it has written none yet (without `follow`).
+        JobNotFound: there is no such job.
+        StateError: the job has written no log yet (without `follow`).
     """
     store = store or SwarmStore.open()
     record = store.job(ref.job_id if isinstance(ref, JobHandle) else ref)
     path = JobPaths(Path(record.job_dir)).log
     JobSubmitter(store).fetch_log(record.job_id, follow=follow)
     if not follow and not path.exists():
-        raise _no_log(f"of the job {record.job_id}", path)
+        raise _no_log(f"The job {record.job_id}", path.parent)
     ended = _until_ended(store, record) if follow else None
     return LogReader(lambda: [Log(path, "")], last_lines, ended).lines()
 
 
 def _until_over(store: SwarmStore, record: SwarmRecord) -> Callable[[], bool]:
     def over() -> bool:
-        """Whether it has ended, or its name is another swarm's."""
+        """Whether the swarm has ended, or another one has its name."""
         now = store.swarm(record.name)
         return now.tag != record.tag or not now.phase.live
 
@@ -293,26 +294,26 @@ def _no_log(whose: str, place: Path, replicas: Sequence[int] = ()) -> StateError
 def _logs_of(paths: SwarmPaths, request: LogRequest) -> list[Log]:
     if request.source == "endpoint":
         return [Log(paths.endpoint_log, "endpoint"), Log(paths.router_log, "router", "router")]
-    known = _replicas(paths)
-    wanted = known if request.replica is None else [request.replica]
+    replicas = _replicas(paths)
+    wanted = replicas if request.replica is None else [request.replica]
     several = len(wanted) > 1 or (request.replica is None and request.follow)
-    found = []
+    logs = []
     for index in wanted:
         name = f"replica {index}" if several else ""
         if request.source == "watchdog":
-            found.append(Log(paths.watchdog_log(index), name, str(index)))
+            logs.append(Log(paths.watchdog_log(index), name, str(index)))
             continue
         watchdog = f"{name} watchdog".strip()
-        found.append(Log(paths.engine_log(index), name, str(index)))
-        found.append(Log(paths.watchdog_log(index), watchdog, str(index), _tells_state))
-    return found
+        logs.append(Log(paths.engine_log(index), name, str(index)))
+        logs.append(Log(paths.watchdog_log(index), watchdog, str(index), _reports_state))
+    return logs
 
 
-def _tells_state(line: str) -> bool:
+def _reports_state(line: str) -> bool:
     return _STATE.match(line) is not None
 
 
 def _replicas(paths: SwarmPaths) -> list[int]:
-    """Those that have written something, also the ones that were taken out meanwhile."""
+    """The replicas that have written a log, also those that were stopped since."""
     folders = paths.replica_logs(0).parent.glob("*")
-    return sorted(int(one.name) for one in folders if one.name.isdecimal())
+    return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())

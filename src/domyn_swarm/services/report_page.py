@@ -1,6 +1,6 @@
-"""The report of a job as one HTML file that needs nothing else. The only home of Jinja for pages.
+"""The report of a job as one self-contained HTML file. Only this module uses Jinja for pages.
 
-Everything is escaped: rows, errors and names are other people's text.
+Everything is escaped: rows, errors and names are text that we do not control.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BAD = ("failed", "unhealthy", "restarting", "exited")
 
 
 def render(gathered: GatheredReport) -> str:
-    """The page."""
+    """The page as HTML."""
     report = gathered.report
     return (
         _environment()
@@ -75,13 +75,13 @@ def _environment() -> jinja2.Environment:
 
 
 def drawn(chart: Chart) -> str:
-    """One plot by itself, as HTML that `stylesheet` is for; everything in it is escaped."""
+    """One plot as HTML for a page with `stylesheet`. Everything in it is escaped."""
     template = _environment().get_template("plot.html.j2")
     return str(template.make_module().plot(chart))  # type: ignore[attr-defined]
 
 
 def stylesheet() -> str:
-    """How the report and its plots look, in light and dark."""
+    """The CSS of the report and its plots, with a light and a dark theme."""
     return (_TEMPLATES / "page.css").read_text("utf-8")
 
 
@@ -90,21 +90,23 @@ def _moment(at: datetime | None) -> str:
 
 
 def _killed(report: JobReport) -> list[bool]:
-    """Of each run: whether it ended without a word. One that is at work has not ended."""
+    """For each run, whether it was killed. The last run of a live job has not ended."""
     live = not report.job.status.final
     last = len(report.runs) - 1
     return [not run.ended and not (live and at == last) for at, run in enumerate(report.runs)]
 
 
 def course_charts(gathered: GatheredReport) -> list[Chart]:
-    """How the job went over time: throughput, concurrency, tokens, as far as they are known."""
+    """Plots of throughput, concurrency and tokens over time; those without data are left out."""
     report, course = gathered.report, gathered.course
     moments = [*_begins(report, course), *_replica_moments(report.events, course)]
     whole_s = course.whole_s
 
     def series(name: str, kind: str, field: str) -> Series:
         steps: Steps = [
-            (one.from_s, one.to_s, getattr(one, field)) for run in course.stretches for one in run
+            (stretch.from_s, stretch.to_s, getattr(stretch, field))
+            for run in course.stretches
+            for stretch in run
         ]
         return Series(name, kind, steps)
 
@@ -130,11 +132,11 @@ def course_charts(gathered: GatheredReport) -> list[Chart]:
 
 
 def _known(*series: Series) -> list[Series]:
-    return [one for one in series if any(value is not None for *_, value in one.steps)]
+    return [line for line in series if any(value is not None for *_, value in line.steps)]
 
 
 def _begins(report: JobReport, course: Course) -> list[Moment]:
-    """Where each run but the first begins, and what ended the one before it."""
+    """A moment for the start of each run but the first, with how the run before it ended."""
     killed = _killed(report)
     moments = []
     for at, (begin_s, run) in enumerate(zip(course.begins_s, report.runs, strict=True)):
@@ -163,18 +165,18 @@ def _replica_moments(events: Sequence[EventReport], course: Course) -> list[Mome
 
 
 def replica_bands(gathered: GatheredReport) -> Chart | None:
-    """What each replica's time went to from the job's begin to its end, the time between its runs
-    included.
+    """The use of each replica's time from the job's start to its end, with the time between its
+    runs.
     """
     spans = gathered.replica_spans
-    times = [(one.begin, one.end) for each in spans.values() for one in each]
+    times = [(span.begin, span.end) for each in spans.values() for span in each]
     if not times:
         return None
     began, ended = min(begin for begin, _ in times), max(end for _, end in times)
     rows = []
     for replica, each in list(spans.items())[:_BANDS_SHOWN]:
         stretches = [
-            (one.begin - began, one.end - began, one.use.value, _said(one)) for one in each
+            (span.begin - began, span.end - began, span.use.value, _tooltip(span)) for span in each
         ]
         rows.append((str(replica), stretches))
     unit = f"since {datetime.fromtimestamp(began, UTC):%Y-%m-%d %H:%M:%S} UTC"
@@ -196,41 +198,39 @@ _USE_NAMES = {
 }
 
 
-def _said(one: Span) -> str:
-    cause = f" ({one.cause})" if one.cause else ""
-    return f"{_USE_NAMES[one.use.value]}{cause}, {duration(one.seconds)}"
+def _tooltip(span: Span) -> str:
+    cause = f" ({span.cause})" if span.cause else ""
+    return f"{_USE_NAMES[span.use.value]}{cause}, {duration(span.seconds)}"
 
 
 def _latency_chart(report: JobReport) -> Chart | None:
-    found = report.latency_s
-    if found is None:
+    latency = report.latency_s
+    if latency is None:
         return None
-    bins = [
-        (duration(bound), count) for bound, count in zip(found.bounds, found.counts, strict=False)
-    ]
+    pairs = zip(latency.bounds, latency.counts, strict=False)
+    bins = [(duration(bound), count) for bound, count in pairs]
     return histogram("Latency of requests", "requests", bins)
 
 
 def _sizes_chart(report: JobReport) -> Chart | None:
-    found = report.completion_sizes
-    if found is None:
+    sizes = report.completion_sizes
+    if sizes is None:
         return None
-    bins: list[tuple[str, Any]] = [
-        (number(bound), count) for bound, count in zip(found.bounds, found.counts, strict=False)
-    ]
+    pairs = zip(sizes.bounds, sizes.counts, strict=False)
+    bins: list[tuple[str, Any]] = [(number(bound), count) for bound, count in pairs]
     first = next((at for at, (_, count) in enumerate(bins) if count), 0)
     return histogram("Tokens of a reply", "replies", bins[first:])
 
 
 def write_page(gathered: GatheredReport, *, private: bool) -> None:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
     Args:
-        gathered: what it shows.
-        private: for its owner's eyes alone; else as readable as its user's files are.
+        gathered: the content.
+        private: mode 0600; otherwise the mode follows the user's umask.
 
     Raises:
-        JobError: it cannot be written there.
+        JobError: the file cannot be written.
     """
     path, page = gathered.report.path, render(gathered)
     try:

@@ -1,4 +1,4 @@
-"""What the report of a job holds: the page's figures, for programs."""
+"""The records of a job's report: the figures of the page, for programs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from domyn_swarm.swarm.snapshot import JobSnapshot
 
 
 class RunReport(Record):
-    """One run of the job: a submission, a resumption, or the rest after a kill."""
+    """One run of the job: the first one, or one that continued it."""
 
     job_id: str
     began_at: datetime | None
     wall_s: float
-    ended: bool  # False: it was killed, or is at work
+    ended: bool  # False: it was killed, or still runs
     rows_answered: int
     rows_failed: int
     requests: int
     lost_in_flight: int  # sent again by the next run
-    retry_failed: bool  # it asked again what earlier runs had given up
+    retry_failed: bool  # it retried rows that had failed in earlier runs
     override: dict[str, Any]  # parameters that it changed
-    replicas: int | None  # of its swarm; None: not known any more, or not ours
-    gpu_hours: float | None  # that its swarm's replicas held while it was at work
+    replicas: int | None  # of its swarm; None: unknown, or the endpoint is not a swarm's
+    gpu_hours: float | None  # that the replicas of its swarm held while it ran
 
 
 class RedoneReport(Record):
-    """Requests that were sent again, by why."""
+    """Requests that were sent again, by cause."""
 
     cause: str
     requests: int
@@ -36,22 +36,22 @@ class RedoneReport(Record):
 
 
 class ShareReport(Record):
-    """What one replica answered."""
+    """One replica's share of the answers."""
 
     url: str
-    replica: int | None  # its index; None: not known any more
+    replica: int | None  # its index; None: unknown
     answers: int
-    share: float  # of all answers whose replica is known
+    share: float  # of all answers with a known replica
     prompt_tokens: int
     completion_tokens: int
     latency_mean_s: float
 
 
 class SlowRowReport(Record):
-    """A row that took long, retries and waiting included."""
+    """One of the slowest rows; its latency includes retries and waiting."""
 
     row: int  # its position in the input
-    row_id: str | None = None  # where a column names the rows, and the input can be read
+    row_id: str | None = None  # if the job has an id column and the input is readable
     latency_s: float
     attempts: int
     completion_tokens: int
@@ -59,7 +59,7 @@ class SlowRowReport(Record):
 
 
 class EventReport(Record):
-    """What happened to a replica while the job was at work."""
+    """A change of a replica's state while the job ran."""
 
     at: datetime
     replica: int
@@ -79,12 +79,12 @@ class JobReport(Record):
     job: JobSnapshot
     model: str
     job_class: str
-    account: JobAccount | None  # None: it has not begun
-    replica_hours: float | None  # that its swarms' replicas were there while it was at work
+    account: JobAccount | None  # None: it has not started
+    replica_hours: float | None  # of the replicas of its swarms while it ran
     gpu_hours: float | None
     runs: tuple[RunReport, ...] = ()
-    failures: tuple[FailureGroup, ...] = ()  # the commonest first
-    failures_note: str | None = None  # why they have no examples
+    failures: tuple[FailureGroup, ...] = ()  # most frequent first
+    failures_note: str | None = None  # why failures have no examples
     redone: tuple[RedoneReport, ...] = ()
     shares: tuple[ShareReport, ...] = ()
     slowest: tuple[SlowRowReport, ...] = ()

@@ -1,4 +1,4 @@
-"""The report of a job: from its own files, its checkpoint, and what its swarm remembers."""
+"""Gathers the report of a job from its files, its checkpoint, and its swarm's history."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _BINS = 40
 
 @dataclass(frozen=True)
 class GatheredReport:
-    """The figures, and the course that the page plots."""
+    """The figures of a report, and the time series for its plots."""
 
     report: JobReport
     course: Course
@@ -53,7 +53,7 @@ class GatheredReport:
 
 
 class ReportGatherer:
-    """Reads; asks the swarm's collector for the replicas' history, and nobody else."""
+    """Gathers one report. It only reads files, and the replica history of the swarm's collector."""
 
     def __init__(self, store: SwarmStore, record: JobRecord, output: Path | None) -> None:
         self._store = store
@@ -62,10 +62,10 @@ class ReportGatherer:
         self._output = output or self._paths.report
 
     def gather(self, *, failures: bool = True) -> GatheredReport:
-        """All that is known of the job now, whether or not it runs.
+        """The report of a job, which may still run.
 
         Args:
-            failures: group them too, for which all results and the input are read.
+            failures: also group the failed rows, which reads all results and the input.
 
         Raises:
             StateError: the job's files are gone, or it was a script.
@@ -73,13 +73,13 @@ class ReportGatherer:
         spec = spec_of(self._record)
         accounts = self._accounts()
         runs = [self._run(account) for account in accounts]
-        if runs and not self._record.status.final:  # it is at work: nothing is lost yet
+        if runs and not self._record.status.final:  # a run that still runs has lost nothing
             runs[-1] = runs[-1].model_copy(update={"lost_in_flight": 0})
         shares = ReplicaShares()
-        for one in accounts:
-            shares.add(one.counters.replicas)
+        for account in accounts:
+            shares.add(account.counters.replicas)
         history = self._history()
-        events = [one for one in history if _at_work(one.reported_at, accounts)]
+        events = [event for event in history if _during_run(event.reported_at, accounts)]
         groups, note = self._failures(spec, accounts) if failures else ([], None)
         report = JobReport(
             path=self._output.absolute(),
@@ -100,27 +100,27 @@ class ReportGatherer:
             slowest=_named(_slowest(accounts), spec),
             latency_s=_latency(accounts),
             completion_sizes=_sizes(accounts),
-            events=tuple(_told(event) for event in events),
+            events=tuple(_event_report(event) for event in events),
         )
         course = course_of(accounts, self._traces(accounts))
         return GatheredReport(report, course, self._replica_spans(accounts) if failures else {})
 
     def _accounts(self) -> list[RunAccount]:
-        """Of all runs over the job's checkpoint, those of jobs that it went on with included."""
+        """The accounts of all runs on the job's checkpoint, also of the jobs that it continued."""
         try:
             progress = JobProgress.model_validate_json(self._paths.progress.read_text("utf-8"))
             folder = None if progress.checkpoint is None else Path(progress.checkpoint)
             return [] if folder is None else read_accounts(folder)
-        except (OSError, ValueError):  # not begun, or its checkpoint was removed
+        except (OSError, ValueError):  # the job has not started, or its checkpoint was removed
             return []
 
     def _traces(self, accounts: Sequence[RunAccount]) -> list[list[TraceLine]]:
-        found: list[list[TraceLine]] = []
+        traces: list[list[TraceLine]] = []
         for job_id in dict.fromkeys(account.job_id for account in accounts):
             record = self._job(job_id)
             if record is not None:
-                found.extend(read_trace(Path(record.job_dir)))
-        return found
+                traces.extend(read_trace(Path(record.job_dir)))
+        return traces
 
     def _job(self, job_id: str) -> JobRecord | None:
         if job_id == self._record.job_id:
@@ -150,8 +150,8 @@ class ReportGatherer:
         )
 
     def _layout(self, account: RunAccount) -> Layout | None:
-        """Of the swarm that the run asked, unless another one has taken its name since. None of an
-        elastic one: how many replicas it had meanwhile is not in its plan.
+        """The layout of the run's swarm; None if another swarm has its name now, or if it is
+        elastic: its number of replicas during the run is not in its plan.
         """
         record = self._job(account.job_id)
         if record is None or record.swarm is None or account.began_at is None:
@@ -165,7 +165,7 @@ class ReportGatherer:
         return plan.layout if known else None
 
     def _history(self) -> tuple[ReplicaEvent, ...]:
-        """What the replicas of the job's swarm went through, as far as it remembers."""
+        """The recorded state changes of the replicas of the job's swarm."""
         if self._record.swarm is None or self._swarm_is_elsewhere(self._record.swarm):
             return ()
         return read_history(
@@ -173,16 +173,15 @@ class ReportGatherer:
         )
 
     def _replica_spans(self, accounts: Sequence[RunAccount]) -> Mapping[int, Sequence[Span]]:
-        """What the replicas of the job's swarm did while the job was there."""
-        began = [one.began_at.timestamp() for one in accounts if one.began_at is not None]
+        """The use of the replicas' time from the start of the first run to the end of the last."""
+        began = [run.began_at.timestamp() for run in accounts if run.began_at is not None]
         if self._record.swarm is None or not began:
             return {}
-        ended = max(begin + one.wall_s for begin, one in zip(began, accounts, strict=False))
-        own = UsageService(self._store)
-        return own.spans(self._record.swarm, min(began), ended)
+        ended = max(begin + run.wall_s for begin, run in zip(began, accounts, strict=False))
+        return UsageService(self._store).spans(self._record.swarm, min(began), ended)
 
     def _swarm_is_elsewhere(self, name: str) -> bool:
-        """Whether its collector's address is one of another host's network."""
+        """Whether the swarm runs where this process cannot reach its collector."""
         try:
             return is_elsewhere(self._store.swarm(name))
         except SwarmNotFound:
@@ -211,49 +210,49 @@ class ReportGatherer:
             return groups[:_GROUPS_SHOWN], f"As the runs counted them: {error}"
 
 
-def _at_work(moment: datetime, accounts: Sequence[RunAccount]) -> bool:
+def _during_run(moment: datetime, accounts: Sequence[RunAccount]) -> bool:
     at = moment.timestamp()
-    spans = ((one.began_at, one.wall_s) for one in accounts)
+    spans = ((run.began_at, run.wall_s) for run in accounts)
     return any(
         begin is not None and 0 <= at - begin.timestamp() <= wall_s + 1 for begin, wall_s in spans
     )
 
 
 def _sum(hours: Iterable[float | None]) -> float | None:
-    """None: of some run it is not known, or there is none."""
-    found = list(hours)
-    known = [one for one in found if one is not None]
-    return sum(known) if known and len(known) == len(found) else None
+    """The sum of all runs' hours; None if a run's hours are unknown, or there is no run."""
+    values = list(hours)
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
 
 
-def _told(event: ReplicaEvent) -> EventReport:
+def _event_report(event: ReplicaEvent) -> EventReport:
     at = event.reported_at.astimezone(UTC)
     return EventReport(at=at, replica=event.replica, state=event.state, reason=event.reason)
 
 
 def _redone(accounts: Sequence[RunAccount]) -> tuple[RedoneReport, ...]:
-    lost = sum(one.counters.in_flight for one in accounts[:-1] if not one.ended)
-    busy = sum(one.counters.turned_away for one in accounts)
-    again: Counter[str] = Counter()
-    for one in accounts:
-        again.update(one.counters.repeated)
-    found = [
+    lost = sum(run.counters.in_flight for run in accounts[:-1] if not run.ended)
+    busy = sum(run.counters.turned_away for run in accounts)
+    repeated: Counter[str] = Counter()
+    for run in accounts:
+        repeated.update(run.counters.repeated)
+    causes = [
         RedoneReport(cause="in flight when a run was killed", requests=lost),
         RedoneReport(
             cause="turned away by a busy server, and sent when it had room", requests=busy
         ),
         *(
             RedoneReport(cause="after an error", requests=count, example=signature)
-            for signature, count in again.most_common(_GROUPS_SHOWN)
+            for signature, count in repeated.most_common(_GROUPS_SHOWN)
         ),
     ]
-    return tuple(one for one in found if one.requests)
+    return tuple(cause for cause in causes if cause.requests)
 
 
 def _shares(shares: ReplicaShares, events: Sequence[ReplicaEvent]) -> tuple[ShareReport, ...]:
     whole = sum(share.answers for share in shares.values())
     indices = {event.url: event.replica for event in events if event.url}
-    found = [
+    reports = [
         ShareReport(
             url=url,
             replica=indices.get(url),
@@ -266,13 +265,13 @@ def _shares(shares: ReplicaShares, events: Sequence[ReplicaEvent]) -> tuple[Shar
         for url, share in shares.items()
         if share.answers
     ]
-    return tuple(sorted(found, key=lambda one: -one.answers))
+    return tuple(sorted(reports, key=lambda report: -report.answers))
 
 
 def _slowest(accounts: Sequence[RunAccount]) -> tuple[SlowRowReport, ...]:
     slowest = SlowestRows()
-    for one in accounts:
-        slowest.merge(one.counters.slowest)
+    for run in accounts:
+        slowest.merge(run.counters.slowest)
     return tuple(
         SlowRowReport(
             row=row.row,
@@ -286,40 +285,40 @@ def _slowest(accounts: Sequence[RunAccount]) -> tuple[SlowRowReport, ...]:
 
 
 def _named(slowest: tuple[SlowRowReport, ...], spec: JobSpec) -> tuple[SlowRowReport, ...]:
-    """The same with the rows' ids."""
+    """The slowest rows with their ids, if the job has an id column and the input is readable."""
     from domyn_swarm.batch.checkpoint.inspection import ids_of
     from domyn_swarm.jobs.preparation import make_plan
 
     if spec.id_column is None or not slowest:
         return slowest
     try:
-        ids = ids_of(make_plan(spec).plan, {one.row for one in slowest})
-    except (SwarmError, OSError):  # the input is gone
+        ids = ids_of(make_plan(spec).plan, {report.row for report in slowest})
+    except (SwarmError, OSError):  # the input was deleted
         return slowest
-    return tuple(one.model_copy(update={"row_id": ids.get(one.row)}) for one in slowest)
+    return tuple(row.model_copy(update={"row_id": ids.get(row.row)}) for row in slowest)
 
 
 def _latency(accounts: Sequence[RunAccount]) -> Histogram | None:
-    """As few bins as people can read, of equal width on a logarithmic scale."""
+    """The latency in at most `_BINS` bins, of equal width on a logarithmic scale."""
     counted: Counter[int] = Counter()
-    for one in accounts:
-        counted.update(one.counters.latency)
+    for run in accounts:
+        counted.update(run.counters.latency)
     if not counted:
         return None
     first, last = min(counted), max(counted)
-    wide = -(-(last - first + 1) // _BINS)
-    bins = range(first + wide - 1, last + wide, wide)
+    width = -(-(last - first + 1) // _BINS)
+    bins = range(first + width - 1, last + width, width)
     latency = LatencyHistogram()
     latency.merge(counted)
-    total = sum(one.counters.latency_s for one in accounts)
+    total = sum(run.counters.latency_s for run in accounts)
     return latency.within([LatencyHistogram.upper_s(at) for at in bins], total)
 
 
 def _sizes(accounts: Sequence[RunAccount]) -> Histogram | None:
     sizes = SizeHistogram()
-    for one in accounts:
-        sizes.merge(one.counters.completion_sizes)
+    for run in accounts:
+        sizes.merge(run.counters.completion_sizes)
     if not sizes.counts:
         return None
     bounds = [2.0**power for power in range(max(sizes.counts) + 1)]
-    return sizes.within(bounds, sum(one.counters.completion_tokens for one in accounts))
+    return sizes.within(bounds, sum(run.counters.completion_tokens for run in accounts))

@@ -1,4 +1,4 @@
-"""What comes before a swarm: a first configuration, the defaults, and whether a file is right."""
+"""The operations of `init` and `config`: write a configuration or the defaults, check a file."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ Platform = Literal["local", "slurm", "lepton"]
 
 def job_schema(descriptions: Mapping[str, str]) -> dict[str, Any]:
     """The JSON Schema of a job's file, for editors; see `job_file.json_schema`."""
-    from domyn_swarm.swarm.job_file import json_schema as schema  # with it all that jobs need
+    from domyn_swarm.swarm.job_file import json_schema as schema  # here: it imports all of `jobs`
 
     return schema(descriptions)
 
 
 class SettingUp(Record):
-    """A file to make. Where it cannot be written nothing is."""
+    """A request to write a configuration or the defaults file."""
 
     platform: Platform
     flags: dict[str, str] = field(default_factory=dict)  # by dotted key
     overrides: tuple[str, ...] = ()  # `key=value`, as `--set` takes them
-    output: Path | None = None  # None: a configuration is not written, defaults have their place
-    force: bool = False  # replace what is there
+    output: Path | None = None  # of a configuration; None: it is not written to a file
+    force: bool = False  # replace an existing file
 
 
 class NewDefaults(Record):
@@ -58,27 +58,27 @@ class NewDefaults(Record):
     schema_version: Literal[1] = 1
     path: Path
     platform: Platform
-    settings: dict[str, str]  # what was answered, by dotted key
+    settings: dict[str, str]  # the answers, by dotted key
 
 
 class CheckRequest(Record):
-    """A configuration to look at."""
+    """A request to check a configuration."""
 
     config: Path
     overrides: tuple[str, ...] = ()
 
 
 class ConfigMistake(Record):
-    """One thing that cannot be used, and what to write instead."""
+    """One mistake in a configuration, and what to write instead."""
 
     source: str  # the file, or the flag
     line: int | None
-    key: str | None  # dotted; None: it is about no key
+    key: str | None  # dotted; None: the mistake does not concern a key
     message: str
 
 
 class Setting(Record):
-    """What holds for one key, and where it comes from."""
+    """The value of one key, and its source."""
 
     key: str
     value: Any
@@ -86,7 +86,7 @@ class Setting(Record):
 
 
 class ConfigReport(Record):
-    """Whether a configuration can be brought up, as far as that can be seen without doing so."""
+    """Whether a configuration is valid, as far as can be checked without starting anything."""
 
     schema_version: Literal[1] = 1
     config: Path
@@ -96,10 +96,10 @@ class ConfigReport(Record):
 
 
 def new_config(request: SettingUp) -> str:
-    """A commented configuration, valid as it is; written to `output` where that is given.
+    """A valid, commented configuration. It is written to `output`, if that is set.
 
     Raises:
-        ConfigError: a flag or an override cannot be, or the file exists or cannot be written.
+        ConfigError: a flag or override is invalid, or the file exists or cannot be written.
     """
     text = starter(request.platform, request.flags, request.overrides)
     if request.output is not None:
@@ -111,7 +111,7 @@ def new_defaults(request: SettingUp) -> NewDefaults:
     """Write the defaults file.
 
     Raises:
-        ConfigError: an answer cannot be, or the file exists or cannot be written.
+        ConfigError: an answer is invalid, or the file exists or cannot be written.
     """
     path = defaults_place(force=request.force)
     text = defaults_text(request.platform, request.flags, request.overrides)
@@ -119,16 +119,16 @@ def new_defaults(request: SettingUp) -> NewDefaults:
         write_private(path, text)
     except OSError as error:
         raise _unwritable(path, error) from error
-    pairs = (one.partition("=") for one in request.overrides)
+    pairs = (override.partition("=") for override in request.overrides)
     settings = {**request.flags, **{key.strip(): value for key, _, value in pairs}}
     return NewDefaults(path=path, platform=request.platform, settings=settings)
 
 
 def defaults_place(*, force: bool) -> Path:
-    """Where the defaults file belongs.
+    """The path of the defaults file.
 
     Raises:
-        ConfigError: there is one already, and it shall not be replaced.
+        ConfigError: the file exists, and `force` is not set.
     """
     path = defaults_path()
     if path.exists() and not force:
@@ -137,7 +137,7 @@ def defaults_place(*, force: bool) -> Path:
 
 
 def check_answers(platform: Platform, answers: Mapping[str, str]) -> tuple[Mistake, ...]:
-    """What is wrong with the answers so far."""
+    """The mistakes in the answers so far."""
     try:
         defaults_text(platform, answers)
     except ConfigError as error:
@@ -146,25 +146,27 @@ def check_answers(platform: Platform, answers: Mapping[str, str]) -> tuple[Mista
 
 
 def check_config(request: CheckRequest) -> ConfigReport:
-    """Look for every mistake in a configuration: its keys, its layout, its engine's options."""
+    """Check a configuration: its keys, its layout, and the options of its engine."""
     try:
         loaded = load(request.config, overrides=request.overrides)
         prepare(loaded.config)
     except ConfigError as error:
-        found = error.mistakes or [Mistake(str(request.config), "", str(error).replace("\n", " "))]
-        told = tuple(map(_mistake, found))
-        return ConfigReport(config=request.config, valid=False, mistakes=told)
+        mistakes = error.mistakes or [
+            Mistake(str(request.config), "", str(error).replace("\n", " "))
+        ]
+        reported = tuple(map(_mistake, mistakes))
+        return ConfigReport(config=request.config, valid=False, mistakes=reported)
     return ConfigReport(config=request.config, valid=True, settings=tuple(_settings(loaded)))
 
 
-def _mistake(found: Mistake) -> ConfigMistake:
-    source, colon, line = found.place.rpartition(":")
+def _mistake(mistake: Mistake) -> ConfigMistake:
+    source, colon, line = mistake.place.rpartition(":")
     numbered = bool(colon) and line.isdecimal()
     return ConfigMistake(
-        source=source if numbered else found.place,
+        source=source if numbered else mistake.place,
         line=int(line) if numbered else None,
-        key=found.key or None,
-        message=found.message,
+        key=mistake.key or None,
+        message=mistake.message,
     )
 
 
@@ -175,10 +177,10 @@ def _settings(loaded: LoadedConfig) -> Iterator[Setting]:
 
 
 def _at(values: Any, key: str) -> Any:  # noqa: ANN401 - a configuration as JSON
-    """The value at a dotted key; names of variables hold no dot, those of options may."""
+    """The value at a dotted key, whose parts may contain dots themselves (names of options)."""
     if not isinstance(values, Mapping) or not key:
         return values
-    name = next(one for one in values if f"{key}.".startswith(f"{one}."))
+    name = next(name for name in values if f"{key}.".startswith(f"{name}."))
     return _at(values[name], key[len(str(name)) + 1 :])
 
 
@@ -193,7 +195,7 @@ def _write(path: Path, text: str, *, force: bool) -> None:
 
 
 def _exists(path: Path) -> ConfigError:
-    return ConfigError(f"{path} exists.", hint="Give --force to replace it.")
+    return ConfigError(f"{path} exists.", hint="Use --force to replace it.")
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:

@@ -1,4 +1,4 @@
-"""Which versions of our own program and of those it works with are installed."""
+"""The installed versions of this program and of the programs that it uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from domyn_swarm.record import Record, field
 
 
 class Versions(Record):
-    """Versions by the names of the packages; None: not installed."""
+    """Versions by package name; None: not installed."""
 
     schema_version: Literal[1] = 1
     domyn_swarm: str = field(name="domyn-swarm")
@@ -22,7 +22,7 @@ class Versions(Record):
 
 
 def versions() -> Versions:
-    """What is installed here."""
+    """The versions installed in this environment."""
     return Versions(
         domyn_swarm=__version__,
         python=sys.version.split()[0],

@@ -1,4 +1,4 @@
-"""The state database: an index of swarms and jobs that `reconcile` can rebuild."""
+"""The state database: an index of swarms and jobs, which `reconcile` can rebuild."""
 
 from domyn_swarm.state.database import read_revision, stamp_revision
 from domyn_swarm.state.records import JobRecord, SwarmRecord

@@ -1,8 +1,8 @@
-"""Opens the state database: created and upgraded on first use, safe with several programs at once.
+"""Opens the state database: creates and upgrades it on first use, also from concurrent programs.
 
-The rollback journal is used and not WAL, whose shared memory is not safe on the network file
-systems that cluster homes are. Writers queue for up to `BUSY_TIMEOUT_S`. Commands are short: the
-standard library's driver is used as it is, and Alembic only where a migration has to be run.
+It uses the rollback journal instead of WAL, whose shared memory is not safe on the network file
+systems of cluster homes. Writers queue for up to `BUSY_TIMEOUT_S`. Commands are short-lived, so it
+uses the standard library's driver, and loads Alembic only if a migration has to be run.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from domyn_swarm.state.schema import NEWEST_REVISION, STATEMENTS
 
 BUSY_TIMEOUT_S = 15.0
 
-_creating = threading.Lock()  # no thread connects before the new file's creator has closed it
+_creating = threading.Lock()  # a thread must not connect before the creating one closes the file
 
 
 def open_database(path: Path) -> None:
-    """Have an up-to-date database at `path`.
+    """Create the database at `path`, or upgrade it to the newest revision.
 
     Raises:
-        StateError: the file is no database, is from a newer version, or cannot be written.
+        StateError: the file is not a database, is from a newer version, or cannot be written.
     """
     _create_private(path)
     with transaction(path) as connection:
         revision = revision_of(connection)
     revision = revision or _create_tables(path)
-    if revision != NEWEST_REVISION:  # else Alembic, which is a third of a second, stays out
+    if revision != NEWEST_REVISION:  # loading Alembic takes a third of a second
         from domyn_swarm.state.revisions import upgrade
 
         upgrade(path)
@@ -43,27 +43,26 @@ def open_database(path: Path) -> None:
 
 @contextlib.contextmanager
 def transaction(path: Path, *, writes: bool = False) -> Iterator[sqlite3.Connection]:
-    """One transaction on the database as it is: committed at the end of the block, taken back
-    where that raises.
+    """A transaction: committed at the end of the block, rolled back if the block raises.
 
     Raises:
-        StateError: the file is no database, or cannot be used.
+        StateError: the file is not a database, or cannot be used.
     """
     with _translated(path), contextlib.closing(connect(str(path))) as connection:
-        # Taking the write lock at once queues writers; a lock taken later could only fail.
+        # IMMEDIATE queues writers; upgrading a read lock later fails if another program writes.
         connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         try:
             yield connection
-            if connection.in_transaction:  # else Alembic has committed it
+            if connection.in_transaction:  # Alembic commits by itself
                 connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:  # else SQLite has taken it back itself
+            if connection.in_transaction:  # after some errors SQLite rolls back by itself
                 connection.execute("ROLLBACK")
             raise
 
 
 def connect(database: str) -> sqlite3.Connection:
-    """A connection to a file, or to memory; whoever uses it begins its transactions."""
+    """A connection to a file or `:memory:`, without implicit transactions."""
     connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA foreign_keys = ON")
@@ -71,24 +70,25 @@ def connect(database: str) -> sqlite3.Connection:
 
 
 def _create_private(path: Path) -> None:
-    """Make the file private before it has content; leave one that exists alone.
+    """Create the file with mode 0600, unless it exists.
 
-    A file that SQLite may have open is never opened here: closing it would drop every lock that
-    this process holds on it, another thread's transaction included.
+    An existing file is not opened here: closing it would drop every lock that this process holds on
+    it, including those of another thread's transaction.
     """
     try:
         private_dir(path.parent)
         with _creating, contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except OSError as error:
-        raise _not_ours(path, str(error.strerror)) from error
+        raise _cannot_open(path, str(error.strerror)) from error
     if not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
-        raise _not_ours(path, "it is no file that you may read and write")
+        raise _cannot_open(path, "it is not a file that you may read and write")
 
 
 def _create_tables(path: Path) -> str | None:
-    """The newest tables, as the migrations make them, where there are none yet; the revision after
-    that. Who comes second finds them there.
+    """Create the newest tables, unless there are tables; the database's revision afterwards.
+
+    The check and the creation are one transaction: of two programs, one creates the tables.
     """
     with transaction(path, writes=True) as connection:
         if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
@@ -98,55 +98,57 @@ def _create_tables(path: Path) -> str | None:
         return revision_of(connection)
 
 
-def _not_ours(path: Path, why: str) -> StateError:
+def _cannot_open(path: Path, why: str) -> StateError:
     return StateError(
         f"The state database {path} cannot be opened: {why}.",
-        hint="Set DOMYN_SWARM_HOME to a folder of yours.",
+        hint="Set DOMYN_SWARM_HOME to a folder that you own.",
     )
 
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Have Ctrl-C wait for the end of the block: a transaction that it breaks off may leave a
-    connection that holds the lock for as long as the interruption is handled, in which others, and
-    we ourselves, want to write.
+    """Delay Ctrl-C to the end of the block.
+
+    An interrupted transaction may leave a connection that holds the lock until the interruption has
+    been handled. Meanwhile this program itself could not write.
     """
-    usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(usual):
-        yield  # it does not come here, or raises nothing
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # the signal is handled in another thread, or raises nothing
         return
-    came: list[FrameType | None] = []
-    signal.signal(signal.SIGINT, lambda _number, frame: came.append(frame))
+    delayed: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda _number, frame: delayed.append(frame))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
-        if came:
-            usual(signal.SIGINT, came[0])
+        signal.signal(signal.SIGINT, handler)
+        if delayed:
+            handler(signal.SIGINT, delayed[0])
 
 
 @contextlib.contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """Turn what SQLite says into what a user can act on; Ctrl-C waits for the end of the block."""
+    """Raise SQLite's errors as `StateError`; delay Ctrl-C to the end of the block."""
     try:
         with _uninterrupted():
             yield
     except sqlite3.OperationalError as error:
         raise StateError(
             f"The state database {path} cannot be used: {error}.",
-            hint="Another program may hold it, or the disk may be full; try again.",
+            hint="Another program may have locked it, or the disk may be full. Try again.",
         ) from error
     except sqlite3.DatabaseError as error:
         if type(error) is not sqlite3.DatabaseError:  # a broken constraint is a bug
             raise
         raise StateError(
             f"{path} is not a usable state database: {error}.",
-            hint="Move it away; `down` still finds what runs by the swarms' folders and tags.",
+            hint="Move it away. `domyn-swarm down NAME` still stops swarms, by their folders and "
+            "tags.",
         ) from error
 
 
 def revision_of(connection: sqlite3.Connection) -> str | None:
-    """The revision that a database says it has; None: it says none."""
+    """The revision that a database records; None if it records none."""
     tables = "SELECT name FROM sqlite_master WHERE name = 'alembic_version'"
     if connection.execute(tables).fetchone() is None:
         return None
@@ -155,10 +157,10 @@ def revision_of(connection: sqlite3.Connection) -> str | None:
 
 
 def read_revision(path: Path) -> str | None:
-    """The revision that the database in a file says it has; None: none, or there is no file.
+    """The revision that the database at `path` records; None if it records none or does not exist.
 
     Raises:
-        StateError: it is no database.
+        StateError: the file is not a database.
     """
     if not path.exists():
         return None
@@ -167,10 +169,10 @@ def read_revision(path: Path) -> str | None:
 
 
 def stamp_revision(path: Path, revision: str | None) -> None:
-    """Write down of which revision a database is; None: the newest.
+    """Record the revision of a database (None: the newest) without changing its tables.
 
     Raises:
-        StateError: there is no database, no such revision, or its tables are not those.
+        StateError: there is no database or no such revision, or the tables are of another one.
     """
     from domyn_swarm.state.revisions import stamp
 

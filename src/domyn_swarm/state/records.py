@@ -1,4 +1,4 @@
-"""What the database knows of a swarm and of a job."""
+"""The database's records of swarms and jobs."""
 
 from datetime import datetime
 from typing import Any
@@ -7,7 +7,7 @@ from domyn_swarm.model import JobHandle, JobStatus, Location, Record, SwarmPhase
 
 
 class SwarmRecord(Record):
-    """One swarm. `tag` is unique for ever, `name` among live swarms."""
+    """One swarm. `tag` is unique for all time, `name` among live swarms."""
 
     name: str
     tag: str
@@ -23,7 +23,7 @@ class SwarmRecord(Record):
 
 
 class JobRecord(Record):
-    """One job; it stays when its swarm goes."""
+    """One job. It outlives its swarm."""
 
     job_id: str
     external_id: str | None = None

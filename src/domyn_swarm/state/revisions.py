@@ -1,4 +1,4 @@
-"""Revisions of the state database, through Alembic: which there are, and moving between them."""
+"""Revisions of the state database, through Alembic: list, upgrade and stamp."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def known_revisions() -> list[str]:
 
 
 def upgrade(path: Path, *, to: str = NEWEST_REVISION) -> None:
-    """Run the missing migrations in one transaction; who comes second finds nothing to do.
+    """Run the missing migrations in one transaction. Safe with several programs at once.
 
     Raises:
-        StateError: the database is from a newer version, holds tables and says no revision, or
-            cannot be used.
+        StateError: the database is from a newer version, has tables without a recorded revision,
+            or cannot be used.
     """
     with transaction(path, writes=True) as connection:
         revision = revision_of(connection)
         if revision is None and _shape(connection):
             raise StateError(
-                f"{path} holds tables but does not say of which revision they are.",
-                hint="Somebody took that out: `domyn-swarm db stamp` writes it down again.",
+                f"{path} has tables, but the revision of its schema is missing.",
+                hint="Record it again with `domyn-swarm db stamp`.",
             )
         if revision is not None and revision not in known_revisions():
             raise StateError(
@@ -52,10 +52,10 @@ def upgrade(path: Path, *, to: str = NEWEST_REVISION) -> None:
 
 
 def stamp(path: Path, revision: str) -> None:
-    """Write down of which revision a database is, without changing its tables.
+    """Record the revision of a database, without changing its tables.
 
     Raises:
-        StateError: there is no such revision, or its tables are not those of this database.
+        StateError: there is no such revision, or the tables are those of another one.
     """
     if revision not in known_revisions():
         raise StateError(
@@ -66,14 +66,14 @@ def stamp(path: Path, revision: str) -> None:
         if _shape(connection) != _shape_of(revision):
             raise StateError(
                 f"The tables of {path} are not those of revision {revision}.",
-                hint=f"Try another one of {', '.join(known_revisions())}; nothing was changed.",
+                hint=f"Nothing was changed. The revisions are: {', '.join(known_revisions())}.",
             )
         with _through_alembic(connection) as config:
             command.stamp(config, revision, purge=True)
 
 
 def _shape_of(revision: str) -> _Shape:
-    """What Alembic makes of nothing."""
+    """The tables of a revision, as Alembic creates them in an empty database."""
     with contextlib.closing(connect(":memory:")) as connection:
         with _through_alembic(connection) as config:
             command.upgrade(config, revision)
@@ -96,11 +96,11 @@ def _shape(connection: sqlite3.Connection) -> _Shape:
 
 @contextlib.contextmanager
 def _through_alembic(connection: sqlite3.Connection) -> Iterator[Config]:
-    """What Alembic's commands are given to work on this connection, in its transaction, which is
-    committed at the end of the block.
+    """The configuration with which Alembic's commands use `connection` and its transaction, which
+    is committed at the end of the block.
 
     Raises:
-        sqlite3.Error: as SQLite raised it.
+        sqlite3.Error: SQLite raised it.
     """
     engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
     with engine.connect() as wrapped:
@@ -116,7 +116,7 @@ def _through_alembic(connection: sqlite3.Connection) -> Iterator[Config]:
 def _config(connection: Connection | None = None) -> Config:
     config = Config()
     scripts = str(Path(__file__).parent / "migrations")
-    config.set_main_option("script_location", scripts.replace("%", "%%"))  # it interpolates
+    config.set_main_option("script_location", scripts.replace("%", "%%"))  # ConfigParser syntax
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     return config

@@ -1,12 +1,12 @@
-"""The tables, as the newest migration leaves them."""
+"""The tables of the newest revision."""
 
 from __future__ import annotations
 
 NEWEST_REVISION = "0001"
 
-# Statement by statement what Alembic makes. `swarms` is `records.SwarmRecord`, `jobs` is
-# `records.JobRecord`, `handles` what the platform runs for a swarm, in the order in which it was
-# started. Times are ISO 8601 in UTC.
+# Exactly the statements that Alembic runs. A row of `swarms` is a `records.SwarmRecord`, of `jobs`
+# a `records.JobRecord`, of `handles` a part that the platform runs for a swarm, in the order of
+# their start. Times are ISO 8601 in UTC.
 STATEMENTS = (
     """
     CREATE TABLE alembic_version (

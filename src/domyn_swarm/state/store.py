@@ -1,6 +1,6 @@
 """`SwarmStore`: the only reader and writer of the state database.
 
-Every method is one transaction. Nodes never open this file.
+Every method is one transaction. Programs on the nodes never open the database.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from domyn_swarm.state.records import JobRecord, SwarmRecord
 
 
 class SwarmStore:
-    """Swarms, what they run, and jobs."""
+    """Swarms with their parts, and jobs."""
 
     def __init__(self, path: Path) -> None:
-        """`path`: of an up-to-date database."""
+        """`path` must be a database of the newest revision: see `open`."""
         self._path = path
 
     @classmethod
     def open(cls, path: Path | None = None) -> SwarmStore:
-        """The database at `path` (default: `$DOMYN_SWARM_HOME/swarm.db`), created if need be.
+        """The database at `path` (default: `$DOMYN_SWARM_HOME/swarm.db`), created if missing.
 
         Raises:
-            StateError: it cannot be used.
+            StateError: the database cannot be used.
         """
         chosen = database_path() if path is None else path
         open_database(chosen)
@@ -53,7 +53,7 @@ class SwarmStore:
     # -- swarms --------------------------------------------------------------------------------
 
     def create_swarm(self, record: SwarmRecord) -> None:
-        """Record a new swarm; a stopped one of the same name gives way.
+        """Record a new swarm; it replaces a stopped swarm of the same name.
 
         Raises:
             SwarmExists: a live swarm has the name.
@@ -74,7 +74,7 @@ class SwarmStore:
             _add_parts(connection, record.tag, record.parts)
 
     def attach_parts(self, tag: str, parts: Sequence[dict[str, Any]]) -> None:
-        """Add things that the platform runs for the swarm: all of them, or none.
+        """Add parts that the platform runs for the swarm: all of them, or none.
 
         Raises:
             SwarmReplaced: there is no swarm with this tag.
@@ -84,7 +84,7 @@ class SwarmStore:
             _add_parts(connection, tag, parts)
 
     def set_plan(self, tag: str, plan_json: str) -> None:
-        """Record another plan of a live swarm.
+        """Replace the plan of a live swarm.
 
         Raises:
             SwarmReplaced: there is no swarm with this tag.
@@ -93,10 +93,10 @@ class SwarmStore:
             self._change(connection, tag, plan_json=plan_json)
 
     def set_phase(self, tag: str, phase: SwarmPhase, detail: str = "") -> bool:
-        """Move a swarm to another phase; a detail, where given, replaces the last one.
+        """Move a swarm to another phase; a non-empty detail replaces the previous one.
 
-        Whether it is in that phase now: not where another program has moved it on to one from which
-        none leads there, or where a newer swarm has its place. No error of whoever comes second.
+        Returns False, without an error, if the phase cannot follow the recorded one (another
+        program was faster), or if a newer swarm has replaced this one.
         """
         with self._transaction(writes=True) as connection:
             row = _swarm_row(connection, "tag", tag)
@@ -106,8 +106,9 @@ class SwarmStore:
             return True
 
     def set_stopped(self, tag: str, detail: str = "") -> None:
-        """Record that nothing of the swarm runs any more, whatever its phase was. Idempotent, so
-        that several programs may find out at once; a swarm that was replaced is no matter.
+        """Record that nothing of the swarm runs any more, whatever its phase was.
+
+        Idempotent: several programs may notice it at once. Does nothing for a replaced swarm.
         """
         with self._transaction(writes=True) as connection:
             row = _swarm_row(connection, "tag", tag)
@@ -117,7 +118,7 @@ class SwarmStore:
             self._change(connection, tag, phase=stopped, detail=detail or row["detail"])
 
     def forget_location(self, tag: str) -> None:
-        """Record no longer where a swarm runs: nobody can be asked there.
+        """Remove the record of where a swarm runs, because that place cannot be reached any more.
 
         Raises:
             StateError: there is no swarm with this tag.
@@ -126,8 +127,9 @@ class SwarmStore:
             self._change(connection, tag, location_json=None)
 
     def delete_stopped(self, tag: str) -> bool:
-        """Forget a swarm that is stopped, and the jobs of its name; False: it is not stopped any
-        more, or a newer one of its name has taken its place.
+        """Delete a stopped swarm and the jobs of its name.
+
+        Returns False if it is not stopped any more, or a newer swarm of its name has replaced it.
         """
         with self._transaction(writes=True) as connection:
             row = _swarm_row(connection, "tag", tag)
@@ -139,31 +141,35 @@ class SwarmStore:
 
     @staticmethod
     def _change(connection: Connection, tag: str, **values: str | None) -> Row:
-        """Change a swarm's row; return it as it was."""
+        """Change a swarm's row; the row before the change.
+
+        Raises:
+            SwarmReplaced: there is no swarm with this tag.
+        """
         row = _swarm_row(connection, "tag", tag)
         if row is None:
             raise SwarmReplaced(
-                f"No swarm carries the tag {tag!r}.", hint="It was replaced by a newer one."
+                f"No swarm has the tag {tag!r}.", hint="A newer swarm has replaced it."
             )
         changed = {**values, "updated_at": _text(utc_now())}
         _update(connection, "swarms", ("tag", tag), changed)
         return row
 
     def swarm(self, name: str) -> SwarmRecord:
-        """The swarm of that name, live or stopped.
+        """The swarm named `name`, live or stopped.
 
         Raises:
-            SwarmNotFound: there is none; close names are suggested.
+            SwarmNotFound: there is none; the hint suggests similar names.
         """
         with self._transaction() as connection:
-            found = _swarm_records(connection, "name = ?", name)
-            if not found:
+            records = _swarm_records(connection, "name = ?", name)
+            if not records:
                 names = connection.execute("SELECT name FROM swarms").fetchall()
                 raise SwarmNotFound(name, [row["name"] for row in names])
-            return found[0]
+            return records[0]
 
     def swarms(self, *, include_stopped: bool = False) -> list[SwarmRecord]:
-        """All swarms, the oldest first."""
+        """All live swarms, and the stopped ones if asked for, oldest first."""
         with self._transaction() as connection:
             if include_stopped:
                 return _swarm_records(connection, "TRUE")
@@ -174,8 +180,10 @@ class SwarmStore:
     def create_job(
         self, record: JobRecord, check: Callable[[Iterable[JobRecord]], None] | None = None
     ) -> None:
-        """Record a new job. `check` is given those that have not ended, in the same transaction;
-        what it raises keeps the new one out.
+        """Record a new job.
+
+        `check` receives the jobs that have not ended, in the same transaction. If it raises, the
+        job is not recorded.
         """
         fields = record.model_dump(mode="json", exclude={"handle", "location"})
         row = {
@@ -192,15 +200,15 @@ class SwarmStore:
             _insert(connection, "jobs", row)
 
     def set_job_handle(self, job_id: str, handle: JobHandle) -> None:
-        """Keep how the platform knows the job.
+        """Record the handle by which the platform's job can be addressed.
 
         Raises:
             JobNotFound: there is no such job.
         """
         with self._transaction(writes=True) as connection:
-            found = self._job_row(connection, job_id)["job_id"]
+            row = self._job_row(connection, job_id)
             changed = {"handle_json": handle.model_dump_json()}
-            _update(connection, "jobs", ("job_id", found), changed)
+            _update(connection, "jobs", ("job_id", row["job_id"]), changed)
 
     def set_job_status(
         self,
@@ -210,8 +218,10 @@ class SwarmStore:
         exit_code: int | None = None,
         ended_at: datetime | None = None,
     ) -> None:
-        """Move a job to another status, where that is legal. A job that has ended keeps how it
-        ended, whatever a later reader concludes: of two that judge differently the first counts.
+        """Move a job to another status, if that may follow the recorded one.
+
+        A final status is never changed: if two programs judge a job's end differently, the first
+        record is kept.
 
         Raises:
             JobNotFound: there is no such job.
@@ -227,7 +237,7 @@ class SwarmStore:
             _update(connection, "jobs", ("job_id", row["job_id"]), changed)
 
     def job(self, ref: str) -> JobRecord:
-        """A job by its id or external id; of several with one external id the newest.
+        """A job by its id or external id; the newest of several jobs with the same external id.
 
         Raises:
             JobNotFound: there is none.
@@ -247,25 +257,25 @@ class SwarmStore:
         return row
 
     def jobs(self, swarm: str | None = None, *, newest: int | None = None) -> list[JobRecord]:
-        """All jobs, or those of one swarm, the oldest first; of them the newest so many."""
+        """All jobs, or those of one swarm, oldest first; with `newest` only that many newest."""
         query = """
             SELECT * FROM (
                 SELECT * FROM jobs WHERE :swarm IS NULL OR swarm = :swarm
                 ORDER BY submitted_at DESC, job_id DESC LIMIT :most
             ) ORDER BY submitted_at, job_id
         """
-        asked = {"swarm": swarm, "most": -1 if newest is None else newest}
+        values = {"swarm": swarm, "most": -1 if newest is None else newest}
         with self._transaction() as connection:
-            return [_job_record(row) for row in connection.execute(query, asked)]
+            return [_job_record(row) for row in connection.execute(query, values)]
 
     def count_jobs(self, swarm: str | None = None) -> int:
-        """How many jobs there are, or those of one swarm."""
+        """The number of jobs, or of the jobs of one swarm."""
         query = "SELECT count(*) FROM jobs WHERE :swarm IS NULL OR swarm = :swarm"
         with self._transaction() as connection:
             return int(connection.execute(query, {"swarm": swarm}).fetchone()[0])
 
     def jobs_of_none(self, before: datetime) -> list[JobRecord]:
-        """Jobs without a swarm that were submitted before a moment, the oldest first."""
+        """Jobs without a swarm that were submitted before a moment, oldest first."""
         query = """
             SELECT * FROM jobs WHERE swarm IS NULL AND submitted_at < ?
             ORDER BY submitted_at, job_id
@@ -274,7 +284,7 @@ class SwarmStore:
             return [_job_record(row) for row in connection.execute(query, (_text(before),))]
 
     def delete_ended_job(self, job_id: str) -> bool:
-        """Forget a job that has ended; False: it has not, or is forgotten already."""
+        """Delete a job that has ended. Returns False if it has not ended, or is already deleted."""
         with self._transaction(writes=True) as connection:
             row = connection.execute(
                 "SELECT status FROM jobs WHERE job_id = ?", (job_id,)
@@ -296,7 +306,7 @@ def _update(
     key: tuple[LiteralString, str],
     changed: Mapping[str, Any],
 ) -> None:
-    """Change the row whose column has that value."""
+    """Change the row where the column `key[0]` has the value `key[1]`."""
     column, value = key
     settings = ", ".join(f"{name} = ?" for name in changed)
     query = f"UPDATE {table} SET {settings} WHERE {column} = ?"  # noqa: S608 - columns of ours
@@ -304,12 +314,12 @@ def _update(
 
 
 def _add_parts(connection: Connection, tag: str, parts: Iterable[dict[str, Any]]) -> None:
-    """Each once: whoever starts a part and whoever finds it may record it at the same time."""
-    known = connection.execute("SELECT part_json FROM handles WHERE tag = ?", (tag,))
-    seen = {row["part_json"] for row in known}
+    """Add each part once: the program that starts it and one that reconciles may both record it."""
+    rows = connection.execute("SELECT part_json FROM handles WHERE tag = ?", (tag,))
+    recorded = {row["part_json"] for row in rows}
     new = dict.fromkeys(map(json.dumps, parts))
-    rows = [(tag, part) for part in new if part not in seen]
-    connection.executemany("INSERT INTO handles (tag, part_json) VALUES (?, ?)", rows)
+    rows_to_add = [(tag, part) for part in new if part not in recorded]
+    connection.executemany("INSERT INTO handles (tag, part_json) VALUES (?, ?)", rows_to_add)
 
 
 def _swarm_row(connection: Connection, column: LiteralString, value: str) -> Row | None:
@@ -319,13 +329,13 @@ def _swarm_row(connection: Connection, column: LiteralString, value: str) -> Row
 
 
 def _swarm_records(connection: Connection, where: LiteralString, *values: str) -> list[SwarmRecord]:
-    """Swarms, the oldest first, with their parts: two questions, however many there are."""
+    """Swarms with their parts, oldest first. Two queries, however many swarms there are."""
     chosen = f"FROM swarms WHERE {where}"
     rows = connection.execute(f"SELECT * {chosen} ORDER BY created_at, name", values).fetchall()
     parts: dict[str, list[Any]] = {row["tag"]: [] for row in rows}
     handles = f"SELECT * FROM handles WHERE tag IN (SELECT tag {chosen}) ORDER BY number"  # noqa: S608 - as above
-    for one in connection.execute(handles, values):
-        parts[one["tag"]].append(json.loads(one["part_json"]))
+    for row in connection.execute(handles, values):
+        parts[row["tag"]].append(json.loads(row["part_json"]))
     return [_swarm_record(row, parts[row["tag"]]) for row in rows]
 
 
@@ -336,7 +346,7 @@ def _swarm_record(row: Row, parts: list[Any]) -> SwarmRecord:
 
 
 def _text(moment: datetime) -> str:
-    """The moment in UTC, so that texts sort as moments do; a naive one is local time."""
+    """The moment in UTC, so that texts sort as moments do. A naive moment is local time."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 

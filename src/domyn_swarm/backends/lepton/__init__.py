@@ -1,1 +1,1 @@
-"""NVIDIA DGX Cloud Lepton: the endpoint and the jobs are the platform's own."""
+"""NVIDIA DGX Cloud Lepton: swarms are endpoints and jobs are batch jobs of a workspace."""

@@ -1,4 +1,4 @@
-"""Jobs of the workspace: one container each, under the wrapper that writes down how it ended."""
+"""Jobs of the workspace: one container each, in which a wrapper records how the job ended."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from domyn_swarm.backends.lepton.credentials import (
     Credentials,
     InWorkspace,
     credentials,
-    place_of,
     swarm_of,
+    workspace_of,
 )
-from domyn_swarm.backends.lepton.workspace import JobSeen, Workspace
+from domyn_swarm.backends.lepton.workspace import Workspace, WorkspaceJob
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, SubmissionUnknown
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_dir, write_private
 from domyn_swarm.probing import comes_true
 
 _EVERY_S = 1.0
-_END_LOOK_S = 0.5
-_SEEN_S = 0.2
-_RECORD_S = 5.0  # from the job's end until its exit record is seen on this side of the storage
+_END_POLL_S = 0.5
+_POLL_S = 0.2
+_RECORD_S = 5.0  # from a job's end until its exit record is visible here, on shared storage
 _KILLED_S = 60.0
 
 
 class LeptonCompute(InWorkspace):
-    """See `ComputeBackend`. A job's own record of its end comes first, where storage is shared."""
+    """See `ComputeBackend`. If storage is shared, a job's own exit record takes precedence."""
 
     appears_within_s = 300.0
 
@@ -64,7 +64,7 @@ class LeptonCompute(InWorkspace):
         """See `ComputeBackend.probe`.
 
         Raises:
-            PlatformUnavailable: there is no exit record, and the platform does not say.
+            PlatformUnavailable: there is no exit record, and the platform does not report a state.
         """
         ended = read_exit(Path(handle.exit_path))
         if ended is not None:
@@ -78,7 +78,7 @@ class LeptonCompute(InWorkspace):
         return probe_each(self.probe, handles)
 
     def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:  # noqa: ARG002 - of the protocol
-        """See `ComputeBackend.why_waiting`: the workspace does not say."""
+        """See `ComputeBackend.why_waiting`: the workspace reports no reasons."""
         return {}
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
@@ -95,25 +95,25 @@ class LeptonCompute(InWorkspace):
             streams.follow(workspace.job_log(handle.platform_id, follow=True), path)
 
     def cancel(self, handle: JobHandle, *, grace_s: float = 30.0) -> None:
-        """See `ComputeBackend.cancel`. The platform tells the wrapper, and it the program."""
+        """See `ComputeBackend.cancel`. The platform signals the wrapper, which signals the job."""
         job = self._job(handle)
         if job is None or _status(handle, job).final:
             return
-        told = end_job(self._of(handle.job_dir), job.id, grace_s=grace_s)
+        ended_by_sigterm = end_job(self._of(handle.job_dir), job.id, grace_s=grace_s)
         if read_exit(Path(handle.exit_path)) is not None:
             return
-        # Shared storage may be behind.
-        behind_s = 0.0 if told else _EVERY_S
-        if not comes_true(Path(handle.exit_path).exists, within_s=behind_s, every_s=_SEEN_S):
-            number, now = signal.SIGTERM if told else signal.SIGKILL, utc_now()
+        # shared storage may lag behind
+        behind_s = 0.0 if ended_by_sigterm else _EVERY_S
+        if not comes_true(Path(handle.exit_path).exists, within_s=behind_s, every_s=_POLL_S):
+            number, now = signal.SIGTERM if ended_by_sigterm else signal.SIGKILL, utc_now()
             ended = ExitRecord(code=None, signal=number, stopped=True, started_at=now, ended_at=now)
             write_private(Path(handle.exit_path), json.dumps(ended.model_dump(mode="json")))
 
-    def _job(self, handle: JobHandle) -> JobSeen | None:
+    def _job(self, handle: JobHandle) -> WorkspaceJob | None:
         return self._of(handle.job_dir).job(handle.platform_id) if handle.platform_id else None
 
     def _of(self, job_dir: str) -> Workspace:
-        return self._workspace(credentials(None, place_of(swarm_of(job_dir))))
+        return self._workspace(credentials(None, workspace_of(swarm_of(job_dir))))
 
     def _workspace(self, given: Credentials) -> Workspace:
         key = given.model_dump_json()
@@ -123,54 +123,56 @@ class LeptonCompute(InWorkspace):
 
 
 def end_job(workspace: Workspace, job: str, *, grace_s: float) -> bool:
-    """Have a job end, and be killed after the grace period; whether it ended when it was told.
+    """Stop a job, and kill it after the grace period. Returns whether it ended by itself.
 
     Raises:
-        PlatformError: it still runs.
+        PlatformError: the job still runs.
     """
 
-    def over() -> bool:
-        seen = workspace.job(job)
-        status = None if seen is None else _known(seen)
-        return seen is None or (status is not None and status.final)
+    def has_ended() -> bool:
+        current = workspace.job(job)
+        status = None if current is None else _reported_status(current)
+        return current is None or (status is not None and status.final)
 
     workspace.stop_job(job)
-    if comes_true(over, within_s=grace_s, every_s=_END_LOOK_S):
+    if comes_true(has_ended, within_s=grace_s, every_s=_END_POLL_S):
         return True
     workspace.delete_job(job)
-    if not comes_true(over, within_s=_KILLED_S, every_s=_END_LOOK_S):
+    if not comes_true(has_ended, within_s=_KILLED_S, every_s=_END_POLL_S):
         raise PlatformError(
             f"The workspace still runs the job {job}.",
-            hint="Look at it on the workspace's dashboard, then try again.",
+            hint="Check the workspace's dashboard, then try again.",
         )
     return False
 
 
-def _known(job: JobSeen) -> JobStatus | None:
+def _reported_status(job: WorkspaceJob) -> JobStatus | None:
     return states.job_status(job.state, job.succeeded, job.failed)
 
 
-def _status(handle: JobHandle, job: JobSeen | None) -> JobStatus:
-    """By the platform alone."""
-    if job is None:  # it ended without a trace
+def _status(handle: JobHandle, job: WorkspaceJob | None) -> JobStatus:
+    """The status that the platform reports, without the exit record."""
+    if job is None:  # it was deleted without an exit record
         return JobStatus.FAILED
-    status = _known(job)
+    status = _reported_status(job)
     if status is None:
-        raise PlatformUnavailable(f"The workspace does not say what job {handle.job_id} does.")
+        raise PlatformUnavailable(
+            f"The workspace does not report the state of job {handle.job_id}."
+        )
     return status
 
 
 def _recorded(handle: JobHandle, by_platform: JobStatus) -> JobStatus:
-    """The job's own record of its end, as soon as it is seen here; else the platform's word."""
+    """The status in the job's exit record once it is visible here, else the platform's status."""
     record = Path(handle.exit_path)
-    comes_true(record.exists, within_s=_RECORD_S, every_s=_SEEN_S)
+    comes_true(record.exists, within_s=_RECORD_S, every_s=_POLL_S)
     ended = read_exit(record)
     return by_platform if ended is None else ended.status
 
 
 def _credentials_for(spec: ComputeSpec) -> Credentials:
     configured = specs.section(spec.platform_options).workspace_id
-    place = place_of(swarm_of(spec.job_dir))
+    launched_in = workspace_of(swarm_of(spec.job_dir))
     if spec.tag is None:
         raise ConfigError("A job of the workspace needs a swarm there.", hint="Use --run-here.")
-    return credentials(configured, place)
+    return credentials(configured, launched_in)

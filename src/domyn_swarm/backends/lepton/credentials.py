@@ -1,4 +1,4 @@
-"""Which workspace, and with which token: from the configuration, the environment, `lep login`."""
+"""The workspace and its token: from the configuration, the environment, or `lep login`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _ID, _URL = "LEPTON_WORKSPACE_ID", "LEPTON_WORKSPACE_URL"
 _TOKENS = ("LEPTONAI_API_TOKEN", "LEPTON_WORKSPACE_TOKEN")
 
 
-class Place(Record):
-    """Where a swarm was launched: `serving/workspace.json`. Holds no token."""
+class LaunchedIn(Record):
+    """The workspace in which a swarm was launched: `serving/workspace.json`. Contains no token."""
 
     workspace_id: str
     url: str | None = None
 
 
 class Credentials(Record):
-    """What the SDK is given. Never written anywhere."""
+    """What the SDK needs to reach a workspace. Never written to a file."""
 
     workspace_id: str
     url: str | None
@@ -34,51 +34,53 @@ class Credentials(Record):
         return f"Credentials({self.workspace_id})"
 
 
-def place_of(paths: SwarmPaths) -> Place | None:
-    """Where this swarm was launched; None: it never was."""
+def workspace_of(paths: SwarmPaths) -> LaunchedIn | None:
+    """The workspace in which a swarm was launched; None: it never was."""
     try:
-        return Place.model_validate_json(paths.workspace.read_text("utf-8"))
+        return LaunchedIn.model_validate_json(paths.workspace.read_text("utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def remember(paths: SwarmPaths, place: Place) -> None:
-    """Write down where the swarm is launched, before anything is: who stops it must ask there."""
-    write_private(paths.workspace, place.model_dump_json())
+def record_workspace(paths: SwarmPaths, workspace: LaunchedIn) -> None:
+    """Record the workspace of a swarm. Call it before the launch: `down` has to ask there."""
+    write_private(paths.workspace, workspace.model_dump_json())
 
 
 def swarm_of(job_dir: str) -> SwarmPaths:
-    """The swarm that a job's folder belongs to."""
+    """The folder of the swarm to which a job's folder belongs."""
     return SwarmPaths(Path(job_dir).parent.parent)
 
 
-def credentials(configured: str | None, place: Place | None = None) -> Credentials:
-    """Of the workspace a swarm was launched in, else of the configured one, else the environment's.
+def credentials(configured: str | None, launched_in: LaunchedIn | None = None) -> Credentials:
+    """The credentials of the workspace in which a swarm was launched, else of the configured one,
+    else of the one that the environment or `lep login` set.
 
     Raises:
-        ConfigError: no workspace or no token is known, or two workspaces are meant.
+        ConfigError: there is no workspace or no token, or the environment sets another workspace.
     """
     own, _, own_token = (os.environ.get(_ID) or "").partition(":")
-    wanted = (place.workspace_id if place else None) or configured
+    wanted = (launched_in.workspace_id if launched_in else None) or configured
     if wanted and own and own != wanted:
         raise ConfigError(
-            f"The workspace is {wanted}, but {_ID} says {own}.",
+            f"The workspace is {wanted}, but {_ID} is {own}.",
             hint=f"Set {_ID} and the token to those of {wanted}.",
         )
     workspace = wanted or own or _saved_id()
     if not workspace:
         raise ConfigError(
-            "No workspace is named.", hint=f"Set backend.workspace_id or {_ID}, or run `lep login`."
+            "No workspace is set.", hint=f"Set backend.workspace_id or {_ID}, or run `lep login`."
         )
     saved = _saved(workspace)
-    given = next((os.environ[one] for one in _TOKENS if os.environ.get(one)), None)
+    given = next((os.environ[name] for name in _TOKENS if os.environ.get(name)), None)
     token = given or own_token or getattr(saved, "auth_token", None)
     if not token:
         raise ConfigError(
             f"There is no token for the workspace {workspace}.",
             hint=f"Export {_TOKENS[0]}, or run `lep login`.",
         )
-    url = (place.url if place else None) or os.environ.get(_URL) or getattr(saved, "url", None)
+    recorded_url = launched_in.url if launched_in else None
+    url = recorded_url or os.environ.get(_URL) or getattr(saved, "url", None)
     return Credentials(workspace_id=workspace, url=url, token=token)
 
 
@@ -96,7 +98,7 @@ def _saved(workspace: str) -> object:
 
 
 class InWorkspace:
-    """See `Located`: a workspace, which can be asked by whoever has a token for it."""
+    """See `Located`: a workspace, which every process with a token for it can reach."""
 
     def location(self, options: Mapping[str, Any]) -> Location:
         """See `Located.location`."""
@@ -108,7 +110,7 @@ class InWorkspace:
         if location is None:
             return Reach.HERE
         try:
-            credentials(None, Place(workspace_id=location.name))
+            credentials(None, LaunchedIn(workspace_id=location.name))
         except (ConfigError, MissingExtra):
             return Reach.ELSEWHERE
         return Reach.HERE

@@ -1,4 +1,4 @@
-"""The platform's SDK, imported here and nowhere else, when it is first needed."""
+"""The platform's SDK. It is imported only here, when it is first used."""
 
 from __future__ import annotations
 
@@ -8,45 +8,46 @@ from typing import Any
 
 from domyn_swarm.errors import MissingExtra, PlatformError
 
-TESTED = ((0, 47, 1), (0, 48, 0))  # from the first one on, below the second
+TESTED = ((0, 47, 1), (0, 48, 0))  # at least the first, below the second
 _INSTALL = "pip install 'domyn-swarm[lepton]'"
 
 
 def version() -> str:
-    """The installed version.
+    """The installed version of the SDK.
 
     Raises:
-        MissingExtra: none is.
-        PlatformError: it is one that this program was never tried with.
+        MissingExtra: the SDK is not installed.
+        PlatformError: the version is not a tested one.
     """
     try:
-        found = importlib.metadata.version("leptonai")
+        installed = importlib.metadata.version("leptonai")
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtra(
             "The backend lepton needs the package leptonai, which is not installed.", hint=_INSTALL
         ) from error
-    check_version(found)
-    return found
+    check_version(installed)
+    return installed
 
 
-def check_version(found: str) -> None:
-    """Refuse versions that were not tested: the SDK has moved its modules before.
+def check_version(installed: str) -> None:
+    """Refuse versions that were not tested: earlier releases of the SDK have moved its modules.
 
     Raises:
-        PlatformError: it is one of them.
+        PlatformError: the version is not a tested one.
     """
-    numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:3])
+    numbers = tuple(int(part) for part in re.findall(r"\d+", installed)[:3])
     first, beyond = TESTED
     if not first <= numbers < beyond:
-        least, below = (".".join(map(str, one)) for one in TESTED)
+        least, below = (".".join(map(str, bound)) for bound in TESTED)
         raise PlatformError(
-            f"leptonai {found} is installed; this program works with {least} up to below {below}.",
+            f"leptonai {installed} is installed; this program needs at least {least} and less "
+            f"than {below}.",
             hint=_INSTALL,
         )
 
 
 class Sdk:
-    """What is used of it. Untyped: its annotations do not hold."""
+    """The parts of the SDK that we use. Untyped, because the SDK's annotations are wrong."""
 
     def __init__(self) -> None:
         version()
@@ -68,7 +69,7 @@ class Sdk:
 
 
 def logged_in(workspace: str | None) -> Any:  # noqa: ANN401 - the SDK's
-    """What `lep login` saved of a workspace, or of the current one; None: nothing.
+    """What `lep login` saved for a workspace (None: for the current one); None: nothing.
 
     Raises:
         MissingExtra: the SDK is not installed.

@@ -1,4 +1,4 @@
-"""A swarm as one deployment of the workspace: the platform routes, watches and replaces."""
+"""A swarm as a deployment of the workspace, whose replicas the platform routes to and replaces."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress, r
 from domyn_swarm.backends.lepton import specs, states, streams
 from domyn_swarm.backends.lepton.credentials import (
     InWorkspace,
-    Place,
+    LaunchedIn,
     credentials,
-    place_of,
-    remember,
+    record_workspace,
+    workspace_of,
 )
-from domyn_swarm.backends.lepton.states import DeploymentSeen
+from domyn_swarm.backends.lepton.states import Deployment
 from domyn_swarm.backends.lepton.workspace import Workspace
 from domyn_swarm.errors import ConfigError, PlatformError, SwarmError
 from domyn_swarm.model import utc_now
@@ -32,7 +32,7 @@ from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 if TYPE_CHECKING:
     from domyn_swarm.backends.rehearsal import Rehearsal
 
-_FRESH_S = 1.0  # one look serves everything that is asked within so long
+_FRESH_S = 1.0  # how long the cached state of the deployment is used
 _STALE_S = 60.0
 _GONE_S = 180.0
 _JOB_GRACE_S = 60.0
@@ -40,12 +40,12 @@ _DOCUMENT = "endpoint.json"
 
 
 class LeptonServing(InWorkspace):
-    """See `ServingBackend`. Replicas are places of the deployment, which the platform fills."""
+    """See `ServingBackend`. Replica i is the i-th replica that the platform runs at the time."""
 
     supervised = False
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[float, DeploymentSeen | None]] = {}
+        self._cached: dict[str, tuple[float, Deployment | None]] = {}
         self._workspaces: dict[str, Workspace] = {}
 
     def launch(
@@ -59,7 +59,7 @@ class LeptonServing(InWorkspace):
         config = specs.section(plan.backend_options)
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         workspace = self._workspace(config.workspace_id)
-        remember(paths, Place(workspace_id=workspace.id, url=workspace.url))
+        record_workspace(paths, LaunchedIn(workspace_id=workspace.id, url=workspace.url))
         named = config.endpoint.api_token_secret_name
         if named is None:
             workspace.create_secret(
@@ -68,7 +68,7 @@ class LeptonServing(InWorkspace):
         else:
             _check_named_secret(named, workspace)
         workspace.create_deployment(json.loads(scripts.texts[_DOCUMENT]), ctx.tag)
-        self._seen.pop(ctx.tag, None)
+        self._cached.pop(ctx.tag, None)
         parts = _parts(ctx.tag, plan.launched_replicas)
         record(*parts)
         return ServingHandle(
@@ -80,11 +80,11 @@ class LeptonServing(InWorkspace):
         return LaunchScripts({_DOCUMENT: json.dumps(specs.endpoint_spec(plan, ctx), indent=2)})
 
     def rehearse(self, plan: DeploymentPlan, scripts: LaunchScripts) -> tuple[Check, ...]:  # noqa: ARG002 - of the protocol
-        """See `ServingBackend.rehearse`. The platform rehearses nothing: what it says of itself."""
+        """See `ServingBackend.rehearse`. Checks the workspace: the platform has no rehearsal."""
         workspace = self._workspace(specs.section(plan.backend_options).workspace_id)
         info = workspace.info()
-        said = f"the workspace {workspace.id} answers and is {info.workspace_state.value}"
-        return (ok("rehearsal", said),)
+        message = f"the workspace {workspace.id} answers and is {info.workspace_state.value}"
+        return (ok("rehearsal", message),)
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
         """See `ServingBackend.checks`."""
@@ -98,10 +98,14 @@ class LeptonServing(InWorkspace):
         ctx: DeploymentContext,  # noqa: ARG002
         wish: Rehearsal,  # noqa: ARG002
     ) -> Iterator[Check]:
-        """See `ServingBackend.checks_on_node`: there is nothing to try, images bring it all."""
+        """See `ServingBackend.checks_on_node`: the image contains everything that runs there.
+
+        Raises:
+            ConfigError: always.
+        """
         raise ConfigError(
-            "The nodes of a Lepton workspace cannot be tried.",
-            hint="Leave --rehearse out; what runs there is what the image holds.",
+            "The nodes of a Lepton workspace cannot be checked.",
+            hint="Leave out --rehearse: only what the image contains runs there.",
         )
 
     def scale(
@@ -111,92 +115,93 @@ class LeptonServing(InWorkspace):
         handle: ServingHandle,
         record: PartRecorder,
     ) -> None:
-        """See `ServingBackend.scale`. Which replica goes is the platform's choice."""
+        """See `ServingBackend.scale`. The platform chooses which replicas it stops."""
         name = specs.deployment_name(ctx.tag)
-        self._at(handle).patch_deployment(name, specs.replicas_patch(plan.layout.replicas))
-        self._seen.pop(ctx.tag, None)
-        known = {part.platform_id for part in handle.parts}
+        workspace = self._workspace_of(handle)
+        workspace.patch_deployment(name, specs.replicas_patch(plan.layout.replicas))
+        self._cached.pop(ctx.tag, None)
+        recorded = {part.platform_id for part in handle.parts}
         parts = _parts(ctx.tag, plan.layout.replicas)
-        record(*(part for part in parts if part.platform_id not in known))
+        record(*(part for part in parts if part.platform_id not in recorded))
 
     def probe(self, handle: ServingHandle) -> Observation:
         """See `ServingBackend.probe`."""
-        return states.observation(self._look(handle))
+        return states.observation(self._deployment(handle))
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
-        """See `ServingBackend.probe_parts`. A place is as far as its deployment."""
-        seen = states.observation(self._look(handle))
-        return {part.platform_id: seen for part in handle.parts}
+        """See `ServingBackend.probe_parts`. Every part has the phase of the deployment."""
+        observation = states.observation(self._deployment(handle))
+        return {part.platform_id: observation for part in handle.parts}
 
     def expiries(self, handle: ServingHandle) -> dict[str, datetime]:  # noqa: ARG002 - nothing expires
         """See `ServingBackend.expiries`."""
         return {}
 
     def lost(self, handle: ServingHandle) -> str | None:
-        """See `ServingBackend.lost`: what the workspace has stopped or does not have any more."""
-        if place_of(SwarmPaths(Path(handle.swarm_dir))) is None:
+        """See `ServingBackend.lost`: the workspace has stopped or deleted the deployment."""
+        if workspace_of(SwarmPaths(Path(handle.swarm_dir))) is None:
             return None
         try:
-            seen = states.observation(self._look(handle))
-        except SwarmError:  # who cannot ask knows of no end
+            observation = states.observation(self._deployment(handle))
+        except SwarmError:  # without an answer the deployment counts as not lost
             return None
-        return seen.detail if seen.phase is Phase.STOPPED else None
+        return observation.detail if observation.phase is Phase.STOPPED else None
 
     def address(self, handle: ServingHandle) -> EndpointAddress | None:
         """See `ServingBackend.address`."""
-        seen, paths = self._look(handle), SwarmPaths(Path(handle.swarm_dir))
-        if seen is None or seen.url is None:
+        deployment, paths = self._deployment(handle), SwarmPaths(Path(handle.swarm_dir))
+        if deployment is None or deployment.url is None:
             paths.endpoint.unlink(missing_ok=True)
             return None
-        address = EndpointAddress(url=seen.url)
+        address = EndpointAddress(url=deployment.url)
         if read_address(paths) != address:
             write_private(paths.endpoint, address.model_dump_json())
         return address
 
     def view(self, handle: ServingHandle) -> CollectorView | None:
         """See `ServingBackend.view`."""
-        seen = self._look(handle)
-        if seen is None:
+        deployment = self._deployment(handle)
+        if deployment is None:
             return None
         elastic = handle.least_replicas is not None
         return CollectorView(
-            replicas=states.reports(seen),
+            replicas=states.reports(deployment),
             taken_at=utc_now(),
             stale_after_s=_STALE_S,
             tag=handle.tag,
             elastic=elastic,
-            asked_for=tuple(range(seen.replicas_wanted)) if elastic else None,
+            asked_for=tuple(range(deployment.replicas_wanted)) if elastic else None,
         )
 
     def fetch_logs(
         self, handle: ServingHandle, replicas: Sequence[int], *, follow: bool = False
     ) -> None:
         """See `ServingBackend.fetch_logs`."""
-        seen, paths = self._look(handle), SwarmPaths(Path(handle.swarm_dir))
-        if seen is None:
+        deployment, paths = self._deployment(handle), SwarmPaths(Path(handle.swarm_dir))
+        if deployment is None:
             return
-        workspace = self._at(handle)
+        workspace, name = self._workspace_of(handle), deployment.name
         for index in replicas:
-            if index >= len(seen.replicas):
+            if index >= len(deployment.replicas):
                 continue
-            replica, path = seen.replicas[index].id, paths.engine_log(index)
-            streams.save(workspace.deployment_log(seen.name, replica, follow=False), path)
+            replica, path = deployment.replicas[index].id, paths.engine_log(index)
+            streams.save(workspace.deployment_log(name, replica, follow=False), path)
             if follow:
-                streams.follow(workspace.deployment_log(seen.name, replica, follow=True), path)
+                streams.follow(workspace.deployment_log(name, replica, follow=True), path)
 
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
-        """See `ServingBackend.find`: by the name that follows from the tag."""
-        self._seen.pop(handle.tag, None)
-        seen = self._look(handle)
-        if seen is None or seen.tag != handle.tag:
+        """See `ServingBackend.find`: the deployment's name is derived from the tag."""
+        self._cached.pop(handle.tag, None)
+        deployment = self._deployment(handle)
+        if deployment is None or deployment.tag != handle.tag:
             return []
-        parts = _parts(handle.tag, seen.replicas_wanted)
+        parts = _parts(handle.tag, deployment.replicas_wanted)
         return [handle.model_copy(update={"parts": tuple(parts)})]
 
     def delete(self, handle: ServingHandle) -> None:
-        """See `ServingBackend.delete`. The clients' key goes with the swarm."""
+        """See `ServingBackend.delete`. The clients' API key is deleted, too."""
         paths = SwarmPaths(Path(handle.swarm_dir))
-        if place_of(paths) is not None:  # else nothing was ever asked of any workspace
+        if workspace_of(paths) is not None:  # else no workspace was ever called
             self._delete(handle)
         paths.endpoint.unlink(missing_ok=True)
         paths.api_key.unlink(missing_ok=True)
@@ -204,7 +209,7 @@ class LeptonServing(InWorkspace):
     def _delete(self, handle: ServingHandle) -> None:
         from domyn_swarm.backends.lepton.compute import end_job
 
-        workspace, name = self._at(handle), specs.deployment_name(handle.tag)
+        workspace, name = self._workspace_of(handle), specs.deployment_name(handle.tag)
         for job in workspace.jobs_of(handle.tag):
             end_job(workspace, job.id, grace_s=_JOB_GRACE_S)
         if self.find(handle):
@@ -214,33 +219,35 @@ class LeptonServing(InWorkspace):
 
     def _await_gone(self, handle: ServingHandle) -> None:
         def probe() -> Observation:
-            found = self.find(handle)
-            return Observation(Phase.STARTING if found else Phase.READY)
+            return Observation(Phase.STARTING if self.find(handle) else Phase.READY)
 
-        seen = wait_until(probe, deadline=Deadline(_GONE_S), every_s=_FRESH_S)
-        if seen.phase is not Phase.READY:
+        last = wait_until(probe, deadline=Deadline(_GONE_S), every_s=_FRESH_S)
+        if last.phase is not Phase.READY:
             raise PlatformError(
                 f"The workspace still has the deployment {specs.deployment_name(handle.tag)}.",
-                hint="It may take its time; run `domyn-swarm down` again, and look at the "
+                hint="Its deletion may take longer. Run `domyn-swarm down` again, and check the "
                 "workspace's dashboard.",
             )
 
-    def _look(self, handle: ServingHandle) -> DeploymentSeen | None:
-        at, seen = self._seen.get(handle.tag, (0.0, None))
+    def _deployment(self, handle: ServingHandle) -> Deployment | None:
+        """The swarm's deployment, at most `_FRESH_S` old; None: there is none."""
+        at, deployment = self._cached.get(handle.tag, (0.0, None))
         if at and time.monotonic() - at < _FRESH_S:
-            return seen
-        if place_of(SwarmPaths(Path(handle.swarm_dir))) is None:
+            return deployment
+        if workspace_of(SwarmPaths(Path(handle.swarm_dir))) is None:
             return None
-        seen = self._at(handle).deployment(specs.deployment_name(handle.tag))
-        self._seen[handle.tag] = (time.monotonic(), seen)
-        return seen
+        deployment = self._workspace_of(handle).deployment(specs.deployment_name(handle.tag))
+        self._cached[handle.tag] = (time.monotonic(), deployment)
+        return deployment
 
-    def _at(self, handle: ServingHandle) -> Workspace:
-        """The workspace it was launched in."""
-        return self._workspace(None, place_of(SwarmPaths(Path(handle.swarm_dir))))
+    def _workspace_of(self, handle: ServingHandle) -> Workspace:
+        """The workspace in which the swarm was launched."""
+        return self._workspace(None, workspace_of(SwarmPaths(Path(handle.swarm_dir))))
 
-    def _workspace(self, configured: str | None, place: Place | None = None) -> Workspace:
-        given = credentials(configured, place)
+    def _workspace(
+        self, configured: str | None, launched_in: LaunchedIn | None = None
+    ) -> Workspace:
+        given = credentials(configured, launched_in)
         key = given.model_dump_json()
         if key not in self._workspaces:
             self._workspaces[key] = Workspace(given)
@@ -248,27 +255,28 @@ class LeptonServing(InWorkspace):
 
 
 def _check_named_secret(name: str, workspace: Workspace) -> None:
-    """The clients' key must be the secret's value, which nobody can read back.
+    """Check that the named secret exists, and that the caller has its value, the clients' API key:
+    a workspace does not return the values of secrets.
 
     Raises:
-        ConfigError: the secret is not there, or the key was not brought along.
+        ConfigError: the secret does not exist, or `DOMYN_SWARM_API_TOKEN` is not set.
     """
     if name not in workspace.secrets():
         raise ConfigError(
             f"The workspace {workspace.id} has no secret {name!r}.",
-            hint="Create it there, or leave out backend.endpoint.api_token_secret_name.",
+            hint="Create it there, or remove backend.endpoint.api_token_secret_name.",
         )
     if not os.environ.get("DOMYN_SWARM_API_TOKEN"):
         raise ConfigError(
-            f"The clients' key is the value of the secret {name!r}, which cannot be read back.",
+            f"The clients' API key is the value of the secret {name!r}, which cannot be read back.",
             hint="Export it as DOMYN_SWARM_API_TOKEN.",
         )
 
 
 def _parts(tag: str, replicas: int) -> list[Part]:
     name = specs.deployment_name(tag)
-    places = [
+    replica_parts = [
         Part(kind="replica", index=index, platform_id=f"{name}_{index}")
         for index in range(replicas)
     ]
-    return [Part(kind="endpoint", platform_id=name), *places]
+    return [Part(kind="endpoint", platform_id=name), *replica_parts]

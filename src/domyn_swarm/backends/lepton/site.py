@@ -1,4 +1,4 @@
-"""What must be true of a workspace for a swarm to run in it."""
+"""The checks of `doctor` for a workspace: whether a swarm and its jobs can run in it."""
 
 from __future__ import annotations
 
@@ -13,32 +13,36 @@ from domyn_swarm.planning.plan import DeploymentPlan
 
 
 def site_checks(plan: DeploymentPlan) -> Iterator[Check]:
-    """Every check of one swarm. Reads; creates nothing."""
+    """The checks of one swarm. They create nothing."""
     config = specs.section(plan.backend_options)
     try:
         yield ok("leptonai", f"{sdk.version()} is installed")
         workspace = Workspace(credentials(config.workspace_id))
         info = workspace.info()
     except SwarmError as error:
-        where = 'See the page "DGX Cloud Lepton" of the documentation.'
-        yield failed("workspace", error.message, error.hint or where)
+        page = 'See the page "DGX Cloud Lepton" of the documentation.'
+        yield failed("workspace", error.message, error.hint or page)
         return
     yield ok("workspace", f"{workspace.id} answers and is {info.workspace_state.value}")
-    for what in ("endpoint", "job"):
-        shape = getattr(config, what).resource_shape
+    for section in ("endpoint", "job"):
+        shape = getattr(config, section).resource_shape
         if not info.supported_shapes or shape in info.supported_shapes:
-            yield ok(f"{what} shape", shape)
+            yield ok(f"{section} shape", shape)
         else:
-            known = ", ".join(sorted(info.supported_shapes))
+            listed = ", ".join(sorted(info.supported_shapes))
             yield warning(
-                f"{what} shape",
+                f"{section} shape",
                 f"the workspace does not list {shape}",
-                f"It lists: {known}. A dedicated node group may have others.",
+                f"It lists: {listed}. A dedicated node group may have others.",
             )
     try:
         yield from _secrets(plan, workspace)
     except SwarmError as error:
-        yield failed("secrets", error.message, error.hint or "Its user needs to manage secrets.")
+        yield failed(
+            "secrets",
+            error.message,
+            error.hint or "The token's user must be allowed to manage secrets.",
+        )
     yield _job_files(plan)
 
 
@@ -49,19 +53,19 @@ def _secrets(plan: DeploymentPlan, workspace: Workspace) -> Iterator[Check]:
         named.add(config.endpoint.api_token_secret_name)
     missing = sorted(named - workspace.secrets())
     if missing:
-        yield failed("secrets", f"there is no {', '.join(missing)}", "Create them there.")
+        yield failed("secrets", f"{', '.join(missing)} are missing", "Create them there.")
     else:
-        yield ok("secrets", f"{len(named)} are named, and are there")
+        yield ok("secrets", f"all {len(named)} that the configuration names exist")
 
 
 def _job_files(plan: DeploymentPlan) -> Check:
     job = specs.section(plan.backend_options).job
-    reached = any(plan.home_directory.is_relative_to(mount.mount_path) for mount in job.mounts)
-    if job.image is not None and reached:
-        return ok("jobs", f"{job.image} sees {plan.home_directory}")
-    lacks = "no image" if job.image is None else f"no mount that holds {plan.home_directory}"
+    mounted = any(plan.home_directory.is_relative_to(mount.mount_path) for mount in job.mounts)
+    if job.image is not None and mounted:
+        return ok("jobs", f"{plan.home_directory} is mounted in {job.image}")
+    missing = "no image" if job.image is None else f"no mount with {plan.home_directory}"
     return warning(
         "jobs",
-        f"backend.job has {lacks}: jobs run with --run-here only",
-        "Name an image with domyn-swarm, and mount shared storage where it is here.",
+        f"backend.job has {missing}: jobs run with --run-here only",
+        "Set an image that contains domyn-swarm, and mount shared storage at the path it has here.",
     )

@@ -1,4 +1,4 @@
-"""What the platform's states mean. Pure: from its words to phases, reports and statuses."""
+"""Maps the platform's states to our phases, reports and statuses. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from domyn_swarm.model import JobStatus, ReplicaReport, ReplicaState, utc_now
 from domyn_swarm.probing import Observation, Phase
 
-# READY: it runs; whether its replicas serve is theirs to say.
+# READY: the deployment runs. Whether its replicas serve is in their own states.
 DEPLOYMENT_PHASES: Mapping[str, Phase] = {
     "Ready": Phase.READY,
     "Updating": Phase.READY,
@@ -30,12 +30,12 @@ REPLICA_STATES: Mapping[str, ReplicaState] = {
     "Unknown": ReplicaState.STARTING,
     "Queueing": ReplicaState.PENDING,
     "NoCapacity": ReplicaState.PENDING,
-    "SystemError": ReplicaState.UNHEALTHY,  # the platform's own; it tries again
-    "ConfigError": ReplicaState.FAILED,  # trying again cannot help
+    "SystemError": ReplicaState.UNHEALTHY,  # an error of the platform, which tries again
+    "ConfigError": ReplicaState.FAILED,  # another attempt cannot help
     "Deleting": ReplicaState.DRAINING,
     "Deleted": ReplicaState.EXITED,
 }
-# A job that ran once never waits again in our records: it is not asked for twice.
+# We never resubmit a job of the workspace, so one that has run does not become PENDING again.
 JOB_STATUSES: Mapping[str, JobStatus] = {
     "Queueing": JobStatus.PENDING,
     "Awaiting": JobStatus.PENDING,
@@ -51,74 +51,75 @@ JOB_STATUSES: Mapping[str, JobStatus] = {
     "Stopped": JobStatus.CANCELLED,
     "Deleted": JobStatus.CANCELLED,
 }
-_WAITS = ("Queueing", "NoCapacity")
+_WAITING_REASONS = ("Queueing", "NoCapacity")
 
 
-class ReplicaSeen(NamedTuple):
-    """A replica as the workspace lists it."""
+class Replica(NamedTuple):
+    """A replica of a deployment, as the workspace lists it."""
 
     id: str
     node: str | None
-    reason: str | None  # of its readiness; None: this API does not tell
+    reason: str | None  # of its readiness; None: the newer API does not report it
     message: str = ""
 
 
-class DeploymentSeen(NamedTuple):
-    """A deployment as the workspace tells of it."""
+class Deployment(NamedTuple):
+    """A deployment, as the workspace describes it."""
 
     name: str
     state: str
     url: str | None
-    tag: str | None  # of the swarm that it says it belongs to
+    tag: str | None  # the swarm's tag in its environment
     replicas_wanted: int
-    replicas_ready: int | None  # None: this API counts none
-    replicas: tuple[ReplicaSeen, ...] = ()
+    replicas_ready: int | None  # None: the API does not report it
+    replicas: tuple[Replica, ...] = ()
 
 
-def observation(seen: DeploymentSeen | None) -> Observation:
-    """How far the deployment is."""
-    if seen is None:
+def observation(deployment: Deployment | None) -> Observation:
+    """The phase of a deployment, with the cause if a replica is not ready."""
+    if deployment is None:
         return Observation(Phase.STOPPED, "there is no such deployment")
-    phase = DEPLOYMENT_PHASES.get(seen.state, Phase.UNKNOWN)
-    why = next((one for one in seen.replicas if one.message and one.reason != "Ready"), None)
-    detail = f"the deployment is {seen.state}"
+    replicas = deployment.replicas
+    phase = DEPLOYMENT_PHASES.get(deployment.state, Phase.UNKNOWN)
+    why = next((one for one in replicas if one.message and one.reason != "Ready"), None)
+    detail = f"the deployment is {deployment.state}"
     if why is not None:
         detail = f"{detail} ({why.reason}: {why.message})"
-    waits = all(one.reason in _WAITS for one in seen.replicas)  # or there is none yet
-    if phase is Phase.STARTING and waits:
+    all_wait = all(replica.reason in _WAITING_REASONS for replica in replicas)  # or none exists yet
+    if phase is Phase.STARTING and all_wait:
         phase = Phase.QUEUED
     return Observation(phase, detail)
 
 
-def reports(seen: DeploymentSeen) -> tuple[ReplicaReport, ...]:
-    """A report for each replica that the swarm wants and the platform has, in its order."""
+def reports(deployment: Deployment) -> tuple[ReplicaReport, ...]:
+    """A report for each replica that the swarm wants and the platform runs, in its order."""
     now = utc_now()
     return tuple(
         ReplicaReport(
             replica=index,
-            state=_state(seen, index),
-            node=one.node,
-            reason=one.message[:4096] or None,
-            incarnation=one.id[:64],
+            state=_state(deployment, index),
+            node=replica.node,
+            reason=replica.message[:4096] or None,
+            incarnation=replica.id[:64],
             sequence=0,
             reported_at=now,
         )
-        for index, one in enumerate(seen.replicas[: seen.replicas_wanted])
+        for index, replica in enumerate(deployment.replicas[: deployment.replicas_wanted])
     )
 
 
-def _state(seen: DeploymentSeen, index: int) -> ReplicaState:
-    reason = seen.replicas[index].reason
+def _state(deployment: Deployment, index: int) -> ReplicaState:
+    reason = deployment.replicas[index].reason
     if reason is not None:
         return REPLICA_STATES.get(reason, ReplicaState.STARTING)
-    ready = seen.replicas_ready
+    ready = deployment.replicas_ready
     if ready is None:
-        ready = seen.replicas_wanted if seen.state == "Ready" else 0
+        ready = deployment.replicas_wanted if deployment.state == "Ready" else 0
     return ReplicaState.READY if index < ready else ReplicaState.STARTING
 
 
 def job_status(state: str, succeeded: int, failed: int) -> JobStatus | None:
-    """What a job is by its state, or by its counts once it is archived; None: not known."""
+    """The status of a job by its state, or by its counts if it is archived; None: unknown."""
     if state == "Archived":
         if failed:
             return JobStatus.FAILED
@@ -126,6 +127,7 @@ def job_status(state: str, succeeded: int, failed: int) -> JobStatus | None:
     return JOB_STATUSES.get(state)
 
 
-def in_order(replicas: Sequence[tuple[int, ReplicaSeen]]) -> tuple[ReplicaSeen, ...]:
-    """Oldest first, by when they were created: the others keep their places when one is added."""
-    return tuple(one for _, one in sorted(replicas, key=lambda item: (item[0], item[1].id)))
+def in_order(replicas: Sequence[tuple[int, Replica]]) -> tuple[Replica, ...]:
+    """Replicas by creation time, oldest first, so that a new one changes no other's number."""
+    ordered = sorted(replicas, key=lambda item: (item[0], item[1].id))
+    return tuple(replica for _, replica in ordered)

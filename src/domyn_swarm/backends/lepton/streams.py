@@ -1,4 +1,4 @@
-"""Logs that the platform keeps, as files of the swarm's folder."""
+"""Copies the platform's logs into files of the swarm's folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BLOCK_BYTES = 64 * 1024
 
 
 def save(chunks: Iterator[str], path: Path) -> None:
-    """Bring a log to what there is of it now; an empty answer changes nothing.
+    """Bring the file of a log up to date. An empty log changes nothing.
 
-    What was there stays in its file and grows, so that whoever reads along sees no line twice;
-    only a log that began anew takes the place of the old one.
+    New text is appended to the file, so that a program that follows it reads no line twice. The
+    file is replaced only if the log does not begin with its content.
     """
     private_dir(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -30,8 +30,8 @@ def save(chunks: Iterator[str], path: Path) -> None:
         with os.fdopen(handle, "w+b") as file:
             file.writelines(chunk.encode() for chunk in chunks)
             size = file.tell()
-            if _begins(file, path):
-                _grow(path, file)
+            if _begins_with_file(file, path):
+                _append_rest(path, file)
             elif size or not path.exists():
                 file.flush()
                 Path(name).replace(path)
@@ -39,13 +39,13 @@ def save(chunks: Iterator[str], path: Path) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def _begins(whole: BinaryIO, path: Path) -> bool:
-    """Whether the file at the path holds something, and a log begins with it."""
+def _begins_with_file(whole: BinaryIO, path: Path) -> bool:
+    """Whether the file at `path` is not empty, and the log `whole` begins with its content."""
     whole.seek(0)
     try:
-        with path.open("rb") as known:
+        with path.open("rb") as existing:
             empty = True
-            while block := known.read(_BLOCK_BYTES):
+            while block := existing.read(_BLOCK_BYTES):
                 empty = False
                 if whole.read(len(block)) != block:
                     return False
@@ -54,17 +54,17 @@ def _begins(whole: BinaryIO, path: Path) -> bool:
     return not empty
 
 
-def _grow(path: Path, whole: BinaryIO) -> None:
-    """Append what of the log lies beyond the file's end by now: others may append, too."""
+def _append_rest(path: Path, whole: BinaryIO) -> None:
+    """Append the part of the log beyond the file's present end: other processes append, too."""
     with path.open("ab", buffering=0) as file:
         whole.seek(os.fstat(file.fileno()).st_size)
         shutil.copyfileobj(whole, file)
 
 
 def follow(chunks: Iterator[str], path: Path) -> None:
-    """Append to a log, from now on and for as long as this process lives.
+    """Append a log's stream to its file on a thread, until the stream or this process ends.
 
-    The stream begins with what the log held before: what the file has of it already is left out.
+    The stream begins at the log's beginning: the part that the file already has is skipped.
     """
 
     def append() -> None:
@@ -77,9 +77,9 @@ def follow(chunks: Iterator[str], path: Path) -> None:
                     file.write(data[max(0, written - at) :])
                     at += len(data)
         except (OSError, PlatformError) as error:
-            _log.warning("%s is not followed any more: %s", path, error)
-        except Exception:  # noqa: BLE001 - a thread says its own end
-            _log.exception("%s is not followed any more", path)
+            _log.warning("stopped following %s: %s", path, error)
+        except Exception:  # noqa: BLE001 - the boundary of a thread
+            _log.exception("stopped following %s", path)
 
     private_dir(path.parent)
     threading.Thread(target=append, name=f"follow {path.name}", daemon=True).start()

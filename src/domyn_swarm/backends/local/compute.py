@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine."""
+"""Jobs as processes on this machine."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, Reach, utc_now
 from domyn_swarm.paths import JobPaths, write_private
 
-_WRITES_DOWN_S = 5.0  # for the wrapper to record how a killed program ended
+_RECORD_S = 5.0  # in which the wrapper records how a killed program ended
 
 
 class LocalCompute(OnThisHost):
-    """See `ComputeBackend`. Each job is a session of its own under an exit wrapper."""
+    """See `ComputeBackend`. Each job is a process session, led by an exit wrapper."""
 
     appears_within_s = 60.0
 
     def check(self, spec: ComputeSpec) -> None:
-        """See `ComputeBackend.check`. A process has this machine, for as long as it may."""
-        given = spec.resources.model_dump(exclude_none=True)
-        free = {
+        """See `ComputeBackend.check`. Jobs share this machine: they can request no part of it."""
+        requested = spec.resources.model_dump(exclude_none=True)
+        supported = {
             "detached",
             *("time_limit_s", "stop_after_s", "max_gpu_hours", "continues"),
-            *(["placement"] if given.get("placement") == "here" else []),
+            *(["placement"] if requested.get("placement") == "here" else []),
         }
-        asked = given.keys() - free
-        if asked:
+        unsupported = sorted(requested.keys() - supported)
+        if unsupported:
             raise ConfigError(
-                f"The local backend gives jobs no {' and no '.join(sorted(asked))} of their own.",
-                hint="Leave it out: a job is a process of this machine.",
+                f"The local backend does not support {' and '.join(unsupported)} for jobs.",
+                hint="Leave it out: a job is a plain process on this machine.",
             )
 
     def submit(self, spec: ComputeSpec) -> JobHandle:
@@ -56,7 +56,7 @@ class LocalCompute(OnThisHost):
 
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
         """See `ComputeBackend.find`."""
-        leaders = [one for one in self._left(job_id) if processes.leads_a_session(one)]
+        leaders = [process for process in self._left(job_id) if processes.leads_a_session(process)]
         if leaders:
             return _handle(job_id, job_dir, leaders[0])
         return _handle(job_id, job_dir, None) if JobPaths(Path(job_dir)).exit.exists() else None
@@ -73,13 +73,13 @@ class LocalCompute(OnThisHost):
         reach = self.reach(handle.location)
         if reach is Reach.ELSEWHERE:
             raise PlatformUnavailable(
-                f"The job {handle.job_id} was started on {handle.location}: whether it runs is not "
-                "seen here.",
-                hint="Ask there.",
+                f"The job {handle.job_id} was started on {handle.location}, and this host cannot "
+                "check whether it runs.",
+                hint="Run the command there.",
             )
         if reach is Reach.HERE and self._runs(handle):
             return JobStatus.RUNNING
-        ended = read_exit(Path(handle.exit_path))  # written while the processes were counted
+        ended = read_exit(Path(handle.exit_path))  # it may have ended since the first read
         return JobStatus.FAILED if ended is None else ended.status
 
     def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
@@ -103,11 +103,11 @@ class LocalCompute(OnThisHost):
         """See `ComputeBackend.fetch_log`: the job writes it there itself."""
 
     def cancel(self, handle: JobHandle, *, grace_s: float = 30.0) -> None:
-        """See `ComputeBackend.cancel`. The wrapper is told, and tells the program."""
+        """See `ComputeBackend.cancel`. Signals the wrapper, which signals the program."""
         if self.probe(handle).final and not self._left(handle.job_id):
             return
         self._end(handle, grace_s)
-        if read_exit(Path(handle.exit_path)) is None:  # told before the wrapper could listen
+        if read_exit(Path(handle.exit_path)) is None:  # signalled before the wrapper had a handler
             ended = ExitRecord(
                 code=None,
                 signal=signal.SIGTERM,
@@ -121,24 +121,24 @@ class LocalCompute(OnThisHost):
         processes.send(leader, signal.SIGTERM)
         if processes.gone(lambda: leader, within_s=grace_s) and not self._left(handle.job_id):
             return
-        programs = [one for one in self._left(handle.job_id) if one not in leader]
+        programs = [process for process in self._left(handle.job_id) if process not in leader]
         processes.send(programs, signal.SIGKILL)
-        processes.gone(lambda: leader, within_s=_WRITES_DOWN_S)
-        if not processes.end(lambda: self._left(handle.job_id), grace_s=_WRITES_DOWN_S):
+        processes.gone(lambda: leader, within_s=_RECORD_S)
+        if not processes.end(lambda: self._left(handle.job_id), grace_s=_RECORD_S):
             left = ", ".join(str(process.pid) for process in self._left(handle.job_id))
             raise PlatformError(
                 f"Job {handle.job_id} still runs: processes {left}.",
-                hint="They do not end on SIGKILL; see `ps`, then cancel it again.",
+                hint="They did not end on SIGKILL. See `ps`, then cancel the job again.",
             )
 
     def _runs(self, handle: JobHandle) -> bool:
         process = handle.process
-        known = process is not None and processes.alive(process)
-        return known or bool(self._left(handle.job_id))
+        wrapper_runs = process is not None and processes.alive(process)
+        return wrapper_runs or bool(self._left(handle.job_id))
 
     @staticmethod
     def _left(job_id: str) -> list[ProcessId]:
-        """Everything of the job that still runs, its wrapper included."""
+        """The processes of the job that still run, its wrapper included."""
         return list(processes.carrying(processes.JOB, job_id))
 
 

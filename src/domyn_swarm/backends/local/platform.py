@@ -1,4 +1,4 @@
-"""The local machine, as the endpoint program of a swarm asks it."""
+"""The local machine as the `Platform` of a swarm's endpoint program."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class LocalPlatform:
         self._killed = KilledWatchdogs(paths, tag)
 
     def replace_lost(self, replicas: Collection[int]) -> Sequence[int]:
-        """See `Platform.replace_lost`. A watchdog that died a few times within an hour stays away,
-        until `scale` starts it.
+        """See `Platform.replace_lost`. A watchdog that was killed several times within an hour is
+        not started again, until `scale` does so.
         """
         self._killed.start_again(replicas)
         return ()
@@ -56,9 +56,9 @@ class LocalPlatform:
         """See `Platform.job_over`."""
         if read_exit(Path(handle.exit_path)) is not None:
             return True
-        there = handle.location
-        if there is not None and self._compute.reach(there) is Reach.ELSEWHERE:
-            return False  # only its own record tells
+        location = handle.location
+        if location is not None and self._compute.reach(location) is Reach.ELSEWHERE:
+            return False  # only the exit record can show its end
         return self._compute.probe(handle).final
 
     def end_rest(self) -> None:

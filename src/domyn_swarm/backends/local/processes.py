@@ -1,9 +1,10 @@
-"""Processes of this machine: started in sessions of their own, found again, ended for certain.
+"""Processes of this machine: starts them in sessions, finds them again, and ends them.
 
-A process is known by pid and start time, so that a later one with the same pid is never touched;
-and by the tag in its environment, which every descendant inherits, so that nothing that a killed
-command line started stays unknown. A program that retitles itself (the router does) overwrites the
-environment that others see: it is known by the session it shares with a tagged leader.
+A process is identified by pid and start time, so that a later process with the same pid is never
+signalled. Processes of a swarm are found by the tag in their environment, which every descendant
+inherits, so that a killed command leaves none behind. A program that changes its title (the router
+does) overwrites the environment that others can read: it is found by its session, whose leader has
+the tag.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ from domyn_swarm.paths import private_dir
 from domyn_swarm.probing import comes_true
 from domyn_swarm.process_identity import host_reach, identify, still_there, this_host
 
-HOST = "127.0.0.1"  # all of a swarm of this machine listen there
+HOST = "127.0.0.1"  # the address on which all programs of a local swarm listen
 TAG = "DOMYN_SWARM_TAG"
 PART = "DOMYN_SWARM_PART"
 JOB = "DOMYN_SWARM_JOB"
 _OURS = frozenset({TAG, PART, JOB})
 _LINUX = sys.platform == "linux"
-_STARTS_WITHIN_MS = 1000  # however busy the machine is
-_KERNEL_THREAD = 0x00200000  # PF_KTHREAD of the kernel's sched.h: it never has an environment
+_STARTS_WITHIN_MS = 1000  # enough also on a busy machine
+_KERNEL_THREAD = 0x00200000  # PF_KTHREAD of the kernel's sched.h: such a thread has no environment
 
 
 def spawn(
     argv: Sequence[str], env: Mapping[str, str], log_path: Path, files: Sequence[int] = ()
 ) -> ProcessId:
-    """Start a program in a session of its own, its output appended to `log_path`.
+    """Start a program in a new session, with its output appended to `log_path`.
 
-    It inherits the environment, except what marks the caller itself as part of a swarm or job, and
-    no open file but `files`, under other numbers.
+    The program inherits the environment without the variables that mark the caller as part of a
+    swarm or job. It inherits no open file but `files`, under other descriptors.
 
     Raises:
         CommandMissing: there is no such program.
@@ -77,9 +78,9 @@ def spawn(
 
 
 def alive(process: ProcessId) -> bool:
-    """Whether exactly this process still runs. A zombie does not, and is reaped if it is ours."""
+    """Whether exactly this process runs. A zombie does not; it is reaped if it is our child."""
     if not still_there(process):
-        return False  # or a later one: not ours to ask anything of
+        return False
     try:
         if psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
             return True
@@ -91,8 +92,8 @@ def alive(process: ProcessId) -> bool:
 
 
 def carrying(name: str, value: str) -> dict[ProcessId, dict[str, str]]:
-    """Every live process whose environment holds `name=value`, with its environment."""
-    found = {}
+    """Every live process whose environment contains `name=value`, with its environment."""
+    matches = {}
     mark = os.fsencode(f"{name}={value}")
     for pid in psutil.pids():
         if pid == os.getpid() or not _may_carry(pid, mark):
@@ -101,51 +102,53 @@ def carrying(name: str, value: str) -> dict[ProcessId, dict[str, str]]:
             process = psutil.Process(pid)
             environment = process.environ()
             if environment.get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
-                found[identify(process.pid)] = environment
-    return found
+                matches[identify(process.pid)] = environment
+    return matches
 
 
 def carries(pid: int, name: str, value: str) -> bool:
-    """Whether the process of this number lives and its environment holds `name=value`."""
+    """Whether the process `pid` is alive and its environment contains `name=value`."""
     with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         process = psutil.Process(pid)
-        here = process.environ().get(name) == value
-        return here and process.status() != psutil.STATUS_ZOMBIE
+        matches = process.environ().get(name) == value
+        return matches and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 def _may_carry(pid: int, mark: bytes) -> bool:
-    """Whether the bytes of its environment hold `mark`. psutil takes six times as long to say so,
-    and a login node has thousands of processes, which are asked many times while a swarm ends.
+    """Whether the environment of a process contains the bytes `mark`.
+
+    A fast filter: psutil takes six times as long, and the processes of a login node, which are
+    thousands, are read many times while a swarm ends.
     """
     if not _LINUX:
         return True
     try:
         for _ in range(_STARTS_WITHIN_MS):
-            with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123 - a Path costs as much again
+            with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123 - a Path doubles the time
                 environment = file.read()
             if environment or not _is_starting(pid):
                 return mark in environment
             time.sleep(0.001)
-    except OSError:  # it has ended, or belongs to another user
+    except OSError:  # the process has ended, or belongs to another user
         pass
     return False
 
 
 def _is_starting(pid: int) -> bool:
-    """Whether `execve` has replaced a process's memory and not yet put its environment there.
+    """Whether `execve` has replaced the memory of a process but not yet set its environment.
 
-    By proc(5), /proc/PID/stat. Whoever started it goes on at the first of the two, so that a
-    process may be looked for before it shows what it carries.
+    See proc(5), /proc/PID/stat. `posix_spawn` returns after the first of the two steps, so that a
+    process may be searched for before its environment is visible.
     """
     with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - as above
-        fields = file.read().rpartition(b")")[2].split()  # behind the name, from the third on
+        fields = file.read().rpartition(b")")[2].split()  # the fields after the name, from field 3
     state, flags, environment_ends = fields[0], int(fields[6]), int(fields[48])
     return state not in (b"Z", b"X") and not flags & _KERNEL_THREAD and environment_ends == 0
 
 
 def leads_a_session(process: ProcessId) -> bool:
-    """Whether it is the first process of its session, as everything that `spawn` starts is."""
+    """Whether a process leads its session, as every process that `spawn` starts does."""
     try:
         return os.getsid(process.pid) == process.pid
     except ProcessLookupError:
@@ -154,18 +157,18 @@ def leads_a_session(process: ProcessId) -> bool:
 
 def in_sessions(leaders: Collection[int]) -> list[ProcessId]:
     """Every other live process in the sessions that these pids lead or led."""
-    found = []
+    members = []
     for pid in psutil.pids():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if pid == os.getpid() or os.getsid(pid) not in leaders:
                 continue
             if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                found.append(identify(pid))
-    return found
+                members.append(identify(pid))
+    return members
 
 
 def send(processes: Iterable[ProcessId], number: signal.Signals) -> None:
-    """Signal those that still run."""
+    """Send a signal to the processes that still run."""
     for process in processes:
         if alive(process):
             with contextlib.suppress(ProcessLookupError):
@@ -173,14 +176,14 @@ def send(processes: Iterable[ProcessId], number: signal.Signals) -> None:
 
 
 def gone(processes: Callable[[], Iterable[ProcessId]], *, within_s: float) -> bool:
-    """Wait until none of them runs any more; whether that came to pass."""
+    """Wait until none of the processes runs. Returns False if one still runs after `within_s`."""
     return comes_true(
         lambda: not any(alive(process) for process in processes()), within_s=within_s, every_s=0.05
     )
 
 
 def end(processes: Callable[[], Iterable[ProcessId]], *, grace_s: float) -> bool:
-    """SIGTERM, and SIGKILL after the grace period; whether none of them is left."""
+    """Send SIGTERM, and SIGKILL after the grace period. Returns whether all processes ended."""
     send(processes(), signal.SIGTERM)
     if gone(processes, within_s=grace_s):
         return True
@@ -189,7 +192,7 @@ def end(processes: Callable[[], Iterable[ProcessId]], *, grace_s: float) -> bool
 
 
 class OnThisHost:
-    """See `Located`: this host, in its present boot, and the PID namespace of this process."""
+    """See `Located`: this host in its present boot, and the PID namespace of this process."""
 
     def location(self, options: Mapping[str, Any]) -> Location:  # noqa: ARG002 - of the protocol
         """See `Located.location`."""

@@ -1,4 +1,4 @@
-"""A swarm as processes of this machine: the endpoint program and one watchdog per replica."""
+"""A swarm as processes on this machine: the endpoint program and one watchdog per replica."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _JOB_GRACE_S = 30.0
 _REPLICA_MARGIN_S = 10.0
 _ENDPOINT_GRACE_S = 10.0
-_ORPHANED_S = 60.0  # replicas outlive their endpoint by so much: nobody starts that again
+_ORPHANED_S = 60.0  # after which replicas end without their endpoint, which is never restarted
 
 
 class LocalServing(OnThisHost, OwnEndpoint):
@@ -81,7 +81,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
         """See `ServingBackend.rehearse`."""
         with _gpus_of(plan, range(plan.launched_replicas)):
             pass
-        return (ok("rehearsal", "processes of this machine start at once"),)
+        return (ok("rehearsal", "processes on this machine start at once"),)
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
         """See `ServingBackend.checks`."""
@@ -92,7 +92,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
     def checks_on_node(
         self, plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal
     ) -> Iterator[Check]:
-        """See `ServingBackend.checks_on_node`: a process of this machine."""
+        """See `ServingBackend.checks_on_node`: runs the checks as a process on this machine."""
         from domyn_swarm.backends.local.site import checks_here
 
         return checks_here(plan, ctx, wish)
@@ -117,18 +117,19 @@ class LocalServing(OnThisHost, OwnEndpoint):
         handle: ServingHandle,
         record: PartRecorder,
     ) -> list[ProcessId]:
-        """Start the replicas that do not run; those that run and are not wanted."""
+        """Start the replicas that do not run. Returns the watchdogs of surplus replicas."""
         paths = SwarmPaths(Path(handle.swarm_dir))
         wanted = plan.layout.replicas
         running = {
             part.index: part
-            for found in self.find(handle)
-            for part in found.parts
+            for current in self.find(handle)
+            for part in current.parts
             if part.kind == "replica"
         }
-        told = paths.endpoint_spec.read_text("utf-8")
-        before = EndpointSpec.model_validate_json(told).replicas
-        refuse_draining([running[one].platform_id for one in running if before <= one < wanted])
+        old_spec = paths.endpoint_spec.read_text("utf-8")
+        before = EndpointSpec.model_validate_json(old_spec).replicas
+        draining = [part for index, part in running.items() if before <= index < wanted]
+        refuse_draining([part.platform_id for part in draining])
         started: list[Part] = []
         try:
             with _gpus_of(plan, sorted(set(range(wanted)) - running.keys())) as gpus:
@@ -136,12 +137,12 @@ class LocalServing(OnThisHost, OwnEndpoint):
                 for replica, held in gpus.items():
                     started.append(self._start_replica(plan, ctx, paths, replica, held))
                     record(started[-1])
-        except BaseException:  # some of them are as none
-            processes.send([one.process for one in started if one.process], signal.SIGTERM)
-            write_private(paths.endpoint_spec, told)
+        except BaseException:  # scaling starts all replicas or none
+            processes.send([part.process for part in started if part.process], signal.SIGTERM)
+            write_private(paths.endpoint_spec, old_spec)
             raise
-        surplus = [part.process for index, part in running.items() if index >= wanted]
-        return [one for one in surplus if one is not None]
+        surplus = [part for index, part in running.items() if index >= wanted]
+        return [part.process for part in surplus if part.process is not None]
 
     def _start_endpoint(self, ctx: DeploymentContext, paths: SwarmPaths) -> Part:
         argv = [ctx.interpreter, "-m", "domyn_swarm.backends.endpoint", str(paths.root), "local"]
@@ -152,7 +153,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
     def _write_watchdog_specs(
         plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths
     ) -> None:
-        """Of the replicas that the endpoint program may start later."""
+        """Write the specs of the replicas that the endpoint program may start later."""
         for replica in range(plan.launched_replicas, plan.layout.replicas):
             private_dir(paths.replica_logs(replica))
             _write_watchdog_spec(plan, ctx, paths, replica)
@@ -174,7 +175,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
         """See `ServingBackend.probe`."""
         reach = self.reach(handle.location)
         if reach is Reach.ELSEWHERE:
-            return Observation(Phase.UNKNOWN, f"{handle.location} cannot be asked from here")
+            return Observation(Phase.UNKNOWN, f"{handle.location} cannot be reached from here")
         running = set() if reach is Reach.OVER else self._running(handle)
         replicas = sum(part.kind == "replica" for part in running)
         if not running:
@@ -191,42 +192,43 @@ class LocalServing(OnThisHost, OwnEndpoint):
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
         """See `ServingBackend.probe_parts`."""
         running = self._running(handle)
-        kept = any(part.kind == "endpoint" for part in running)
+        supervised = any(part.kind == "endpoint" for part in running)
         return {
             part.platform_id: Observation(Phase.READY, "runs")
             if part in running
-            else Observation(Phase.STOPPED, _ended(part, kept=kept))
+            else Observation(Phase.STOPPED, _ended(part, supervised=supervised))
             for part in handle.parts
         }
 
     def _running(self, handle: ServingHandle) -> set[Part]:
-        """The parts of which something runs: what was launched, or what follows it."""
+        """The parts that run, as launched, or as a successor with the same kind and index."""
         running = {part for part in handle.parts if _runs(part)}
         if len(running) == len(handle.parts) and handle.least_replicas is None:
             return running
-        if handle.least_replicas is not None:  # its replicas come and go
-            return running | {part for one in self.find(handle) for part in one.parts}
-        found = {(part.kind, part.index) for one in self.find(handle) for part in one.parts}
-        return running | {part for part in handle.parts if (part.kind, part.index) in found}
+        current = {part for swarm in self.find(handle) for part in swarm.parts}
+        if handle.least_replicas is not None:  # replicas of an elastic swarm are not in the handle
+            return running | current
+        places = {(part.kind, part.index) for part in current}
+        return running | {part for part in handle.parts if (part.kind, part.index) in places}
 
     def expiries(self, handle: ServingHandle) -> dict[str, datetime]:  # noqa: ARG002 - nothing expires
         """See `ServingBackend.expiries`."""
         return {}
 
     def lost(self, handle: ServingHandle) -> str | None:
-        """See `ServingBackend.lost`: nobody starts an endpoint program of this machine again."""
+        """See `ServingBackend.lost`: an endpoint program that has ended is never restarted."""
         address = read_address(SwarmPaths(Path(handle.swarm_dir)))
         if address is not None and address.node != socket.gethostname():
-            return None  # its processes cannot be seen from here
+            return None  # its processes are not visible from this host
         endpoint = [part for part in handle.parts if part.kind == "endpoint"]
         if not endpoint or any(_runs(part) for part in endpoint):
             return None
         return "the endpoint program has ended"
 
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
-        """See `ServingBackend.find`. Parts are what was launched, not what they started."""
-        found = processes.carrying(processes.TAG, handle.tag)
-        serving = {process: env for process, env in found.items() if _kind(env) != "job"}
+        """See `ServingBackend.find`. Parts are launched processes, without their descendants."""
+        tagged = processes.carrying(processes.TAG, handle.tag)
+        serving = {process: env for process, env in tagged.items() if _kind(env) != "job"}
         if not serving:
             return []
         parts = []
@@ -241,14 +243,14 @@ class LocalServing(OnThisHost, OwnEndpoint):
         """See `ServingBackend.delete`."""
         if self.reach(handle.location) is Reach.ELSEWHERE:
             raise PlatformUnavailable(
-                f"Its processes are those of {handle.location} and not seen here.",
+                f"Its processes run on {handle.location} and are not visible here.",
                 hint="Run `domyn-swarm down` there.",
             )
 
         def tagged() -> set[ProcessId]:
             return set(processes.carrying(processes.TAG, handle.tag))
 
-        # Noted while their leaders live: a router shows no tag.
+        # Collected while the leaders run: a router, which shows no tag, is found by its session.
         sessions = {process.pid for process in tagged() if processes.leads_a_session(process)}
         end_jobs_and_replicas(handle.tag, SwarmPaths(Path(handle.swarm_dir)))
         processes.end(lambda: _leaders(handle.tag, "endpoint"), grace_s=_ENDPOINT_GRACE_S)
@@ -260,38 +262,38 @@ class LocalServing(OnThisHost, OwnEndpoint):
             left = ", ".join(str(process.pid) for process in rest())
             raise PlatformError(
                 f"Processes of the swarm still run: {left}.",
-                hint="They do not end on SIGKILL; see `ps`, then run `domyn-swarm down` again.",
+                hint="They did not end on SIGKILL. See `ps`, then run `domyn-swarm down` again.",
             )
 
 
 def _gpus_of(
     plan: DeploymentPlan, replicas: Iterable[int]
 ) -> contextlib.AbstractContextManager[Mapping[int, HeldGpus]]:
-    """GPUs for these replicas, for as long as they run: their watchdogs get the locks.
+    """A context that locks GPUs for these replicas. Their watchdogs inherit and keep the locks.
 
     Raises:
-        PlatformError: too few are free, as soon as it is entered.
+        PlatformError: when the context is entered, and too few GPUs are free.
     """
     return held_gpus(plan.layout.gpus_per_replica, replicas, plan.name)
 
 
 def end_jobs_and_replicas(tag: str, paths: SwarmPaths) -> None:
-    """End everything of a swarm but its endpoint: jobs first, so that they flush."""
+    """End the jobs of a swarm, so that they write their results, then its replicas."""
     processes.end(lambda: _leaders(tag, "job"), grace_s=_JOB_GRACE_S)
     processes.end(lambda: _leaders(tag, "replica"), grace_s=_replica_grace_s(paths))
 
 
 def _leaders(tag: str, kind: str) -> list[ProcessId]:
-    found = processes.carrying(processes.TAG, tag)
-    of_kind = [process for process, env in found.items() if _kind(env) == kind]
+    tagged = processes.carrying(processes.TAG, tag)
+    of_kind = [process for process, env in tagged.items() if _kind(env) == kind]
     return [process for process in of_kind if processes.leads_a_session(process)]
 
 
 def _replica_grace_s(paths: SwarmPaths) -> float:
-    """How long a watchdog may take: to drain, and to hand SIGTERM and SIGKILL on."""
+    """How long a watchdog may take to drain, and to end its engine with SIGTERM and SIGKILL."""
     try:
         plan = DeploymentPlan.model_validate_json(paths.plan.read_text("utf-8"))
-    except (OSError, ValueError):  # a crash before it was written
+    except (OSError, ValueError):  # `up` was killed before it wrote the plan
         return _REPLICA_MARGIN_S
     return 2 * plan.watchdog.kill_grace_seconds + _REPLICA_MARGIN_S
 
@@ -319,11 +321,12 @@ def _runs(part: Part) -> bool:
     return part.process is not None and processes.alive(part.process)
 
 
-def _ended(part: Part, *, kept: bool) -> str:
-    """In words; `kept`: the endpoint program starts watchdogs again."""
+def _ended(part: Part, *, supervised: bool) -> str:
+    """What has ended. If `supervised`, the endpoint program runs and restarts killed watchdogs."""
     if part.kind == "endpoint":
         return "its endpoint program has ended"
-    return "its watchdog has ended" + (" (one that was killed starts again)" if kept else "")
+    note = " (a killed watchdog is started again)" if supervised else ""
+    return f"its watchdog has ended{note}"
 
 
 def _kind(environment: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What must be true of this machine for a swarm to run on it."""
+"""The checks of `doctor` for this machine: whether a swarm can run on it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ _PORTS = 200
 
 
 def site_checks(plan: DeploymentPlan) -> Iterator[Check]:
-    """Every check of one swarm."""
+    """The checks of one swarm."""
     yield from check_model(plan)
     yield from check_engine(plan, None)
     yield check_folder("home_directory", plan.home_directory)
     yield _gpus(plan)
-    free = next(
-        (one for one in range(plan.port_from, plan.port_from + _PORTS) if is_free(HOST, one)), None
-    )
+    ports = range(plan.port_from, plan.port_from + _PORTS)
+    free = next((port for port in ports if is_free(HOST, port)), None)
     if free is None:
-        where = f"{plan.port_from}-{plan.port_from + _PORTS - 1}"
-        yield failed("ports", f"none of {where} is free", "Set port to where some are free.")
+        yield failed(
+            "ports",
+            f"none of {ports[0]}-{ports[-1]} is free",
+            "Set port to the beginning of a range with free ports.",
+        )
     else:
         yield ok("ports", f"{free} is free")
 
@@ -37,36 +39,36 @@ def site_checks(plan: DeploymentPlan) -> Iterator[Check]:
 def _gpus(plan: DeploymentPlan) -> Check:
     wanted = plan.layout.replicas * plan.layout.gpus_per_replica
     if not wanted:
-        return ok("GPUs", "none are asked for")
-    there = gpus_here() or 0
-    if there < wanted and plan.elastic is not None:
+        return ok("GPUs", "none are needed")
+    available = gpus_here() or 0
+    if available < wanted and plan.elastic is not None:
         return failed(
             "GPUs",
-            f"up to {wanted} are asked for, this machine has {there}",
+            f"up to {wanted} are needed, this machine has {available}",
             "Lower replicas.max or gpus_per_replica.",
         )
-    if there < wanted:
+    if available < wanted:
         return failed(
             "GPUs",
-            f"{wanted} are asked for, this machine has {there}",
+            f"{wanted} are needed, this machine has {available}",
             "Lower replicas or gpus_per_replica.",
         )
-    return ok("GPUs", f"{there} are here, {wanted} are asked for")
+    return ok("GPUs", f"{wanted} are needed, this machine has {available}")
 
 
 _HOST = "127.0.0.1"
 
 
 def checks_here(plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal) -> Iterator[Check]:
-    """Run the program and say what it found. It is killed when it outlasts its time.
+    """The checks of a rehearsal, run as a process. It is killed after `wish.within_s`.
 
     Raises:
         OSError: the swarms' folder cannot be written to.
     """
-    asked = question(plan, runtime=None, image=None, gpus=wish.gpus)
+    request = question(plan, runtime=None, image=None, gpus=wish.gpus)
     folder = plan.home_directory / "rehearsals" / secrets.token_hex(4)
-    gives_up_at = time.monotonic() + wish.within_s
-    with Visit(folder, asked) as visit, (folder / "log").open("w+b") as log:
+    killed_at = time.monotonic() + wish.within_s
+    with Visit(folder, request) as visit, (folder / "log").open("w+b") as log:
         process = subprocess.Popen(
             [ctx.interpreter, str(folder / PROGRAM), str(folder)],
             stdin=subprocess.DEVNULL,
@@ -75,7 +77,7 @@ def checks_here(plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal) -
         )
 
         def ended() -> bool:
-            return process.poll() is not None or time.monotonic() > gives_up_at
+            return process.poll() is not None or time.monotonic() > killed_at
 
         try:
             calls = list(watched(visit, lambda _: _HOST, ended, time))
@@ -87,7 +89,7 @@ def checks_here(plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal) -
         if report is None:
             log.seek(0)
             last = log.read().decode(errors="replace").strip().splitlines()[-1:] or ["no report"]
-            yield failed("node", last[0], f"It runs with {ctx.interpreter}.")
+            yield failed("node", last[0], f"The program runs with {ctx.interpreter}.")
             return
         yield ok("node", "ran on this machine")
         yield from node_checks(plan, Visited(report, calls[0] if calls else None, visit.was_called))

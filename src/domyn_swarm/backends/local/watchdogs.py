@@ -1,5 +1,5 @@
-"""The watchdogs of a swarm on this machine: starting them, and starting those again that were
-killed, which nobody else would do.
+"""Starts the watchdogs of a swarm on this machine, and starts killed watchdogs again: here no
+scheduler does so.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
 _log = get_logger(__name__)
 
 _RESTARTS = RestartPolicy(most=3, within_s=3600.0)  # of the watchdog of one replica
-_TOLD_TO_END = frozenset({*FINAL_REPLICA_STATES, ReplicaState.DRAINING})
+_ENDS_BY_ITSELF = frozenset({*FINAL_REPLICA_STATES, ReplicaState.DRAINING})
 
 
 def start_watchdog(
     paths: SwarmPaths, replica: int, gpus: HeldGpus, interpreter: str, env: Mapping[str, str]
 ) -> ProcessId:
-    """Start the watchdog of a replica, whose spec has been written. It gets the locks of its GPUs,
-    and `env`, in which the swarm's tag is, beside the environment of this process.
+    """Start the watchdog of a replica. Its spec must have been written.
+
+    The watchdog inherits the locks of its GPUs, and the environment of this process with `env`,
+    which must contain the swarm's tag.
 
     Raises:
         PlatformError: the machine cannot start it.
@@ -45,8 +47,8 @@ def start_watchdog(
 
 @contextlib.contextmanager
 def turn_to_start(paths: SwarmPaths) -> Iterator[None]:
-    """Whoever looks which replicas run, and starts others, does so while nobody else does: no
-    replica has two watchdogs.
+    """Hold the lock for checking which replicas run and starting others, so that no replica gets
+    two watchdogs.
 
     Raises:
         OSError: the swarm's folder cannot be written to.
@@ -57,20 +59,20 @@ def turn_to_start(paths: SwarmPaths) -> Iterator[None]:
 
 
 def running(tag: str) -> dict[int, ProcessId]:
-    """The watchdogs of a swarm that run, by their replicas."""
-    found = {}
+    """The running watchdogs of a swarm, by replica."""
+    watchdogs = {}
     for process, environment in processes.carrying(processes.TAG, tag).items():
         kind, _, index = environment.get(processes.PART, "").partition("-")
         if kind == "replica" and processes.leads_a_session(process):
-            found[int(index)] = process
-    return found
+            watchdogs[int(index)] = process
+    return watchdogs
 
 
 def start_missing(paths: SwarmPaths, tag: str, replicas: Collection[int]) -> None:
-    """Start the watchdogs of these replicas, but for those that run. Their specs have been written.
+    """Start the watchdogs of the replicas that do not run. Their specs must have been written.
 
     Raises:
-        PlatformError: too few GPUs are free, or the machine cannot start one.
+        PlatformError: too few GPUs are free, or the machine cannot start a watchdog.
         OSError: the swarm's folder cannot be used.
     """
     gpus_each = gpus_per_replica(paths)
@@ -83,33 +85,35 @@ def start_missing(paths: SwarmPaths, tag: str, replicas: Collection[int]) -> Non
 
 
 def end_watchdogs(tag: str, replicas: Collection[int]) -> None:
-    """Tell the watchdogs of these replicas to drain and end."""
-    found = running(tag)
-    processes.send([found[one] for one in replicas if one in found], signal.SIGTERM)
+    """Send SIGTERM to the watchdogs of these replicas, which then drain and end."""
+    watchdogs = running(tag)
+    ending = [watchdogs[replica] for replica in replicas if replica in watchdogs]
+    processes.send(ending, signal.SIGTERM)
 
 
 def gpus_per_replica(paths: SwarmPaths) -> int:
-    """What the swarm's plan says."""
+    """The number of GPUs per replica in the swarm's plan."""
     plan = DeploymentPlan.model_validate_json(paths.plan.read_text("utf-8"))
     return plan.layout.gpus_per_replica
 
 
 class KilledWatchdogs:
-    """Starts watchdogs again that ended without a word: they were killed, or failed themselves. One
-    that was told to end, or gave up its engine, has said so to the collector: its view shows that,
-    if it was taken after the end.
+    """Restarts watchdogs that were killed or crashed.
+
+    A watchdog that ends as requested, or gives up its engine, reports so to the collector before.
+    The collector's view shows that report, if the view was taken after the watchdog's end.
     """
 
     def __init__(self, paths: SwarmPaths, tag: str, clock: Clock = time) -> None:
         self._paths = paths
         self._tag = tag
         self._clock = clock
-        self._gone_at: dict[int, datetime] = {}  # when it was first seen that one is gone
+        self._missing_since: dict[int, datetime] = {}  # when its watchdog was first missing
         self._restarts: dict[int, RestartBudget] = {}
 
     def start_again(self, replicas: Collection[int]) -> None:
-        """Look at these replicas. What a killed watchdog left of its engine is killed;
-        one that cannot be started now is tried again.
+        """Restart the killed watchdogs of these replicas, after killing what is left of their
+        engines. A watchdog that cannot be started now is started by a later call.
 
         Raises:
             OSError: the swarm's folder cannot be used.
@@ -119,30 +123,32 @@ class KilledWatchdogs:
             return
         for report in view.replicas:
             index, pid = report.replica, report.watchdog_pid
-            known = index in replicas and report.state not in _TOLD_TO_END and pid is not None
-            if not known or processes.carries(pid or 0, processes.TAG, self._tag):
-                self._gone_at.pop(index, None)
-            elif view.taken_at > self._gone_at.setdefault(index, utc_now()):
-                self._gone_at[index] = utc_now()
+            expected = index in replicas and report.state not in _ENDS_BY_ITSELF and pid is not None
+            if not expected or processes.carries(pid or 0, processes.TAG, self._tag):
+                self._missing_since.pop(index, None)
+            elif view.taken_at > self._missing_since.setdefault(index, utc_now()):
+                self._missing_since[index] = utc_now()
                 with turn_to_start(self._paths):
                     self._start_again(index, pid or 0)
 
     def _start_again(self, replica: int, killed: int) -> None:
-        found = processes.carrying(processes.TAG, self._tag)
+        tagged = processes.carrying(processes.TAG, self._tag)
         part = f"replica-{replica}"
-        left = [one for one, env in found.items() if env.get(processes.PART) == part]
-        if any(processes.leads_a_session(one) for one in left):
-            return  # its successor, which has not reported yet
+        left = [process for process, env in tagged.items() if env.get(processes.PART) == part]
+        if any(processes.leads_a_session(process) for process in left):
+            return  # a successor runs that has not reported yet
         processes.send(left, signal.SIGKILL)
         restarts = self._restarts.setdefault(replica, RestartBudget(_RESTARTS))
         if restarts.exhausted(self._clock.monotonic()):
             return
         try:
             with held_gpus(gpus_per_replica(self._paths), [replica], self._paths.root.name) as gpus:
-                tagged = {processes.TAG: self._tag}
-                one = start_watchdog(self._paths, replica, gpus[replica], sys.executable, tagged)
+                env = {processes.TAG: self._tag}
+                successor = start_watchdog(self._paths, replica, gpus[replica], sys.executable, env)
         except PlatformError as error:
             _log.warning("replica %d has no watchdog: %s", replica, error.message)
             return
         restarts.take(self._clock.monotonic())
-        _log.warning("watchdog %d of replica %d was killed; %d follows", killed, replica, one.pid)
+        _log.warning(
+            "watchdog %d of replica %d was killed; %d follows", killed, replica, successor.pid
+        )

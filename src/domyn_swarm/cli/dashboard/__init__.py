@@ -1,1 +1,1 @@
-"""The dashboard: a local page, alive, over the services that the live view uses."""
+"""The dashboard: a live web page that shows what the services return."""

@@ -1,4 +1,4 @@
-"""What the dashboard shows: the services' answers, asked once for everybody who asks meanwhile."""
+"""The dashboard's data: polls the services, and shares each result between all clients."""
 
 from __future__ import annotations
 
@@ -27,83 +27,83 @@ from domyn_swarm.swarm.snapshot import JobList, JobSnapshot, SwarmList, SwarmSna
 _log = get_logger(__name__)
 
 _T = TypeVar("_T")
-_WAIT_S = 2.0  # who asks gets what was known before when a look takes longer
-_AT_ONCE = 4  # looks, each on a thread
-_KEPT = 64  # of those that nobody has asked for, the oldest go
+_WAIT_S = 2.0  # after which a client gets the previous result
+_AT_ONCE = 4  # reads, each on a thread
+_KEPT = 64  # polls; the least recently requested one is dropped
 _BUG = "The dashboard failed: its terminal shows why."
 
 
 @dataclass(frozen=True)
-class Seen(Generic[_T]):
-    """What is known of something, and since when."""
+class PollResult(Generic[_T]):
+    """The last result of a poll."""
 
-    value: _T | None = None  # None: nothing yet
-    at: datetime | None = None  # when the look began that saw it
-    problem: str | None = None  # why nothing newer is known
-    gone: bool = False  # there is no such thing
+    value: _T | None = None  # None: none yet
+    at: datetime | None = None  # when the read of this value began
+    problem: str | None = None  # why a later read failed
+    gone: bool = False  # the swarm or job does not exist
 
 
-class Look(Generic[_T]):
-    """Something that is looked at. The next look begins `every_s` after the last one ended."""
+class Poll(Generic[_T]):
+    """Reads something on demand, at the earliest `every_s` after the last read ended."""
 
     def __init__(self, take: Callable[[], _T], every_s: float, room: asyncio.Semaphore) -> None:
         self._take = take
         self._every_s = every_s
         self._room = room
-        self._seen: Seen[_T] = Seen()
+        self._result: PollResult[_T] = PollResult()
         self._due_at = 0.0
         self._running: asyncio.Task[None] | None = None
 
-    async def seen(self) -> Seen[_T]:
-        """What is known now; a look is waited for two seconds at most."""
+    async def result(self) -> PollResult[_T]:
+        """The latest result. Waits at most `_WAIT_S` for a read that is running or due."""
         loop = asyncio.get_running_loop()
         if self._running is None and loop.time() >= self._due_at:
-            self._running = loop.create_task(self._look())
+            self._running = loop.create_task(self._poll())
         if self._running is not None:
             await asyncio.wait({self._running}, timeout=_WAIT_S)
-        return self._seen
+        return self._result
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         async with self._room:
             began = utc_now()
             try:
-                self._seen = Seen(await _on_thread(self._take), began)
+                self._result = PollResult(await _on_thread(self._take), began)
             except (SwarmNotFound, JobNotFound) as error:
-                self._seen = replace(self._seen, problem=str(error), gone=True)
+                self._result = replace(self._result, problem=str(error), gone=True)
             except SwarmError as error:
-                self._seen = replace(self._seen, problem=str(error))
+                self._result = replace(self._result, problem=str(error))
             except OSError as error:
-                self._seen = replace(self._seen, problem=words_of(error))
+                self._result = replace(self._result, problem=words_of(error))
             except Exception:  # noqa: BLE001 - the boundary to a browser
-                _log.exception("cannot look")
-                self._seen = replace(self._seen, problem=_BUG)
+                _log.exception("a read failed")
+                self._result = replace(self._result, problem=_BUG)
         self._due_at = asyncio.get_running_loop().time() + self._every_s
         self._running = None
 
 
-class Looks:
-    """The looks of a dashboard, by what they are at; a bounded number of them is kept."""
+class Polls:
+    """The polls of a dashboard by key; at most `_KEPT` of them are kept."""
 
     def __init__(self) -> None:
         self._room = asyncio.Semaphore(_AT_ONCE)
-        self._looks: OrderedDict[tuple[str, ...], Look[Any]] = OrderedDict()
+        self._polls: OrderedDict[tuple[str, ...], Poll[Any]] = OrderedDict()
 
     def at(
         self, key: tuple[str, ...], make: Callable[[], Callable[[], _T]], every_s: float
-    ) -> Look[_T]:
-        """The look of this key; `make` makes what takes it, once."""
-        look = self._looks.get(key)
-        if look is None:
-            look = self._looks[key] = Look(make(), every_s, self._room)
-        self._looks.move_to_end(key)
-        if len(self._looks) > _KEPT:
-            self._looks.popitem(last=False)
-        return look
+    ) -> Poll[_T]:
+        """The poll of this key. `make` returns its read function, and is called once."""
+        poll = self._polls.get(key)
+        if poll is None:
+            poll = self._polls[key] = Poll(make(), every_s, self._room)
+        self._polls.move_to_end(key)
+        if len(self._polls) > _KEPT:
+            self._polls.popitem(last=False)
+        return poll
 
 
 async def _on_thread(work: Callable[[], _T]) -> _T:
-    """As `asyncio.to_thread`, on a thread that the end of the program does not wait for: platforms
-    may take a minute to answer.
+    """As `asyncio.to_thread`, but on a daemon thread, which does not delay the program's end:
+    platforms may take a minute to answer.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
@@ -117,109 +117,113 @@ async def _on_thread(work: Callable[[], _T]) -> _T:
         what: object
         try:
             what = work()
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 - raised by the await
             give, what = future.set_exception, error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits any more
             loop.call_soon_threadsafe(settle, give, what)
 
-    threading.Thread(target=run, name="look", daemon=True).start()
+    threading.Thread(target=run, name="poll", daemon=True).start()
     return await future
 
 
-_HISTORY_S = 30.0  # that of a swarm whose replicas stay as they are is read so often
-_HEAVY_S = 5.0  # between two looks at what reads a job's accounts or its whole checkpoint
+_HISTORY_S = 30.0  # between reads of a swarm's history while no state changes
+_HEAVY_S = 5.0  # between reads of a job's accounts or its whole checkpoint
 
 
 @dataclass(frozen=True)
-class Sight:
-    """One look: the page as JSON, and the records that it shows, by name."""
+class PageData:
+    """A page as JSON, and the records that it shows, by name."""
 
     page: str
     records: dict[str, Record]
 
 
 class Board:
-    """The looks of one home. Reads; what it asks is what `status` and `job status` ask."""
+    """The polls of one home. They only read, as `status` and `job status` do."""
 
     def __init__(self, store: SwarmStore, every_s: float) -> None:
         self._swarms = SwarmService(store)
         self._jobs = JobService(store)
         self._every_s = every_s
-        self._looks = Looks()
+        self._polls = Polls()
 
-    def everything(self) -> Look[Sight]:
-        """All live swarms, and the newest jobs: `swarms` and `jobs`."""
-        return self._looks.at(("",), lambda: self._everything, self._every_s)
+    def everything(self) -> Poll[PageData]:
+        """All live swarms and the newest jobs: the records `swarms` and `jobs`."""
+        return self._polls.at(("",), lambda: self._everything, self._every_s)
 
-    def swarm(self, name: str) -> Look[Sight]:
-        """One `swarm`."""
-        return self._looks.at(
-            ("swarm", name), lambda: _SwarmLook(self._swarms, name).take, self._every_s
+    def swarm(self, name: str) -> Poll[PageData]:
+        """One swarm: the record `swarm`."""
+        return self._polls.at(
+            ("swarm", name), lambda: _SwarmReader(self._swarms, name).take, self._every_s
         )
 
-    def job(self, job_id: str) -> Look[Sight]:
-        """One `job`."""
-        return self._looks.at(("job", job_id), lambda: _JobLook(self._jobs, job_id).take, _HEAVY_S)
+    def job(self, job_id: str) -> Poll[PageData]:
+        """One job: the record `job`."""
+        return self._polls.at(
+            ("job", job_id), lambda: _JobReader(self._jobs, job_id).take, _HEAVY_S
+        )
 
-    def report(self, job_id: str) -> Look[str]:
+    def report(self, job_id: str) -> Poll[str]:
         """The report of a job, as HTML."""
         take: Callable[[], str] = lambda: render(self._jobs.gathered(job_id))  # noqa: E731
-        return self._looks.at(("report", job_id), lambda: take, _HEAVY_S)
+        return self._polls.at(("report", job_id), lambda: take, _HEAVY_S)
 
-    def _everything(self) -> Sight:
+    def _everything(self) -> PageData:
         swarms = SwarmList(swarms=tuple(self._swarms.list()))
         newest = tuple(self._jobs.list(newest=JOBS_SHOWN))
         jobs = JobList(jobs=newest, left_out=max(0, self._jobs.count() - len(newest)))
         page = overview(swarms.swarms, jobs, utc_now())
-        return Sight(page.model_dump_json(), {"swarms": swarms, "jobs": jobs})
+        return PageData(page.model_dump_json(), {"swarms": swarms, "jobs": jobs})
 
 
-class _SwarmLook:
-    """Looks at one swarm, and reads its history when the states of its replicas have changed."""
+class _SwarmReader:
+    """Reads one swarm, and its history whenever the states of its replicas have changed."""
 
     def __init__(self, service: SwarmService, name: str) -> None:
         self._service = service
         self._name = name
         self._history: tuple[ReplicaEvent, ...] = ()
-        self._states: object = None  # as the history was read
+        self._states: object = None  # of the replicas when the history was read
         self._due_at = 0.0
 
-    def take(self) -> Sight:
+    def take(self) -> PageData:
         """Raises what `SwarmService.status` does."""
         swarm = self._service.status(self._name)
-        states = tuple((one.state, one.stale, one.restarts) for one in swarm.replicas)
+        states = tuple(
+            (replica.state, replica.stale, replica.restarts) for replica in swarm.replicas
+        )
         if states != self._states or time.monotonic() >= self._due_at:
             self._history = self._service.history(self._name) or self._history
             self._states, self._due_at = states, time.monotonic() + _HISTORY_S
-        now = {one.index: one.state.value for one in swarm.replicas}
+        now = {replica.index: replica.state.value for replica in swarm.replicas}
         ended = self._history and not swarm.phase.live
         until = self._history[-1].reported_at if ended else utc_now()
-        charts = [drawn(one) for one in replica_charts(self._history, now, until)]
-        return _sight(swarm, swarm_page(swarm, charts, utc_now()).model_dump_json())
+        charts = [drawn(chart) for chart in replica_charts(self._history, now, until)]
+        return _page_data(swarm, swarm_page(swarm, charts, utc_now()).model_dump_json())
 
 
-class _JobLook:
-    """Looks at one job, and groups its failures when more of its rows have failed."""
+class _JobReader:
+    """Reads one job, and groups its failures whenever more of its rows have failed."""
 
     def __init__(self, service: JobService, job_id: str) -> None:
         self._service = service
         self._job_id = job_id
         self._groups: tuple[FailureGroup, ...] = ()
-        self._failed = 0  # rows, as they were grouped
+        self._failed = 0  # rows that have been grouped
 
-    def take(self) -> Sight:
-        """Raises what `JobService.status` does; what of its files cannot be read is said."""
+    def take(self) -> PageData:
+        """Raises what `JobService.status` does. Other unreadable files become a note."""
         job = self._service.status(self._job_id)
         charts: list[str] = []
         note = ""
-        if job.output is not None:  # no script
+        if job.output is not None:  # None: the job is a script
             try:
                 gathered = self._service.gathered(self._job_id, failures=False)
-                charts = [drawn(one) for one in course_charts(gathered)]
+                charts = [drawn(chart) for chart in course_charts(gathered)]
                 self._group(job)
             except SwarmError as error:
                 note = error.message
-        return _sight(job, job_page(job, self._groups, charts, note).model_dump_json())
+        return _page_data(job, job_page(job, self._groups, charts, note).model_dump_json())
 
     def _group(self, job: JobSnapshot) -> None:
         if job.rows_failed != self._failed:
@@ -227,6 +231,6 @@ class _JobLook:
             self._failed = job.rows_failed
 
 
-def _sight(record: SwarmSnapshot | JobSnapshot, page: str) -> Sight:
+def _page_data(record: SwarmSnapshot | JobSnapshot, page: str) -> PageData:
     kind = "swarm" if isinstance(record, SwarmSnapshot) else "job"
-    return Sight(page, {kind: record})
+    return PageData(page, {kind: record})

@@ -22,34 +22,34 @@ def dashboard(
         str | None,
         typer.Argument(
             metavar="[NAME]",
-            help="The swarm whose page comes first; without it that of all swarms.",
+            help="Open the page of this swarm; by default that of all swarms.",
             autocompletion=candidates.swarms,
         ),
     ] = None,
     host: Annotated[
         str,
-        typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0: everywhere."),
+        typer.Option("--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all."),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="The port; 0: a free one.")
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: a free one.")
     ] = 0,
     browse: Annotated[
         bool | None,
         typer.Option(
             "--open/--no-open",
-            help="Open a browser; by default where there is a screen.",
+            help="Open a browser; by default if there is a display.",
             show_default=False,
         ),
     ] = None,
     every: Annotated[
         float,
-        typer.Option("--every", min=0.5, max=3600, metavar="S", help="Seconds between two looks."),
+        typer.Option("--every", min=0.5, max=3600, metavar="S", help="Seconds between refreshes."),
     ] = 2.0,
 ) -> None:
     """Serve a live page about the swarms of this home, until Ctrl-C; print its URL.
 
-    Swarms, replicas over time, jobs with rows per second, ETA and failures, their reports. It reads
-    and changes nothing. The URL has a token, without which nobody is answered: keep it to yourself.
+    Shows swarms, replicas over time, jobs with rows per second, ETA and failures, and reports. It
+    changes nothing. The URL contains a token that every request needs: keep it secret.
 
     Example: domyn-swarm dashboard my-swarm
     """
@@ -73,7 +73,7 @@ def dashboard(
 
 async def _serve(board: Board, address: Address, every_s: float, path: str, browse: bool) -> int:
     from domyn_swarm import paths
-    from domyn_swarm.cli.dashboard.server import Dashboard, listening, told_to_end
+    from domyn_swarm.cli.dashboard.server import Dashboard, listening, stop_signal
 
     served = Dashboard(board, address, every_s)
     async with listening(served, address) as port:
@@ -83,31 +83,31 @@ async def _serve(board: Board, address: Address, every_s: float, path: str, brow
         try:
             if browse:
                 _open(url, opener)
-            _tell(address, port)
+            _explain(address, port)
             typer.echo(url)
             sys.stdout.flush()
-            return await told_to_end()
+            return await stop_signal()
         finally:
             opener.unlink(missing_ok=True)
 
 
-def _tell(address: Address, port: int) -> None:
+def _explain(address: Address, port: int) -> None:
     import getpass
     import socket
 
     if address.public:
         say(
-            f"It listens on {address.host}: whoever has this URL can read it, and what is sent is "
-            "not encrypted."
+            f"It listens on {address.host}: everyone with this URL can read it, and the connection "
+            "is not encrypted."
         )
     else:
         login = f"{getpass.getuser()}@{socket.gethostname()}"
-        say(f"From another machine: ssh -N -L {port}:127.0.0.1:{port} {login}, and the same URL.")
+        say(f"From another machine: ssh -N -L {port}:127.0.0.1:{port} {login}, then the same URL.")
     say("Ctrl-C ends it; swarms and jobs go on.")
 
 
 def _open(url: str, opener: Path) -> None:
-    """Have a browser open it, by a private file: everybody sees a program's arguments."""
+    """Open the URL in a browser through a private file: other users can read arguments."""
     import webbrowser
 
     from domyn_swarm.paths import write_private
@@ -115,7 +115,7 @@ def _open(url: str, opener: Path) -> None:
     page = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url={url}">'
     write_private(opener, page)
     if not webbrowser.open(opener.as_uri()):
-        say("No browser could be opened: open the URL yourself.")
+        say("No browser could be started: open the URL yourself.")
 
 
 def _has_screen() -> bool:

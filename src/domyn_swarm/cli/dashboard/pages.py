@@ -1,4 +1,4 @@
-"""From snapshots to what a page of the dashboard shows: the words of `top`, cell by cell. Pure."""
+"""Converts snapshots to the dashboard's pages, with the cells of `top`. Pure."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from domyn_swarm.swarm.snapshot import JobList, JobSnapshot, SwarmSnapshot
 JOBS_SHOWN = 50  # the newest; `job list` has all
 _JOB_COLUMNS = (*rows.JOB_COLUMNS, "id")
 _FAILURE_COLUMNS = ("rows", "answers", "status", "example row", "example")
-_NO_HISTORY = "How many replicas were ready over time is not known here."
+_NO_HISTORY = "The history of the replicas is not available here."
 _MESSAGE_CHARACTERS = 400
 
 
 class Row(Record):
-    """A line of a table; its first cell leads to `href`, a path of the dashboard."""
+    """A row of a table. Its first cell links to `href`, a path of the dashboard."""
 
     cells: tuple[str, ...]
     href: str | None = None
 
 
 class Table(Record):
-    """A table; in the columns of these numbers stand figures, in the second one states."""
+    """A table. `figures` are the indices of numeric columns; the second column has states."""
 
     title: str
     note: str = ""
@@ -37,20 +37,22 @@ class Table(Record):
 
 
 class Page(Record):
-    """What the page's script shows; its own format, which may change with it."""
+    """The data of a page's script. A private format, which may change with the script."""
 
     schema_version: Literal[1] = 1
     title: str
     lines: tuple[str, ...] = ()
     links: tuple[Row, ...] = ()
-    tables: tuple[Table, ...] = ()  # those before the plots, and the one after them
+    tables: tuple[Table, ...] = ()  # the last one is shown after the plots
     charts: tuple[str, ...] = ()  # HTML, escaped
 
 
 def overview(swarms: Sequence[SwarmSnapshot], jobs: JobList, now: datetime) -> Page:
     """All live swarms, and the newest jobs."""
-    found = tuple(Row(cells=rows.swarm_row(one, now), href=swarm_path(one.name)) for one in swarms)
-    note = "" if found else "No swarm is live. Bring one up: domyn-swarm up -c FILE"
+    table = tuple(
+        Row(cells=rows.swarm_row(swarm, now), href=swarm_path(swarm.name)) for swarm in swarms
+    )
+    note = "" if table else "No swarm is live. Start one with: domyn-swarm up -c FILE"
     return Page(
         title="All swarms",
         tables=(
@@ -59,7 +61,7 @@ def overview(swarms: Sequence[SwarmSnapshot], jobs: JobList, now: datetime) -> P
                 note=note,
                 columns=rows.SWARM_COLUMNS,
                 figures=(2, 3, 4, 5),
-                rows=found,
+                rows=table,
             ),
             _jobs(jobs.jobs, jobs.left_out),
         ),
@@ -68,13 +70,13 @@ def overview(swarms: Sequence[SwarmSnapshot], jobs: JobList, now: datetime) -> P
 
 def swarm_page(swarm: SwarmSnapshot, charts: Sequence[str], now: datetime) -> Page:
     """One swarm, with its replicas and its newest jobs."""
-    states = Counter(rows.replica_row(one)[1] for one in swarm.replicas)
+    states = Counter(rows.replica_row(replica)[1] for replica in swarm.replicas)
     table = Table(
         title="Replicas",
         note=", ".join(f"{count} {state}" for state, count in states.most_common()),
         columns=rows.REPLICA_COLUMNS,
         figures=(2, 3, 4, 5, 6),
-        rows=tuple(Row(cells=rows.replica_row(one)) for one in swarm.replicas),
+        rows=tuple(Row(cells=rows.replica_row(replica)) for replica in swarm.replicas),
     )
     newest = tuple(reversed(swarm.jobs))
     jobs = _jobs(newest[:JOBS_SHOWN], len(newest[JOBS_SHOWN:]))
@@ -89,7 +91,7 @@ def swarm_page(swarm: SwarmSnapshot, charts: Sequence[str], now: datetime) -> Pa
 def job_page(
     job: JobSnapshot, groups: Sequence[FailureGroup], charts: Sequence[str], note: str
 ) -> Page:
-    """One job: how far it is, how it went, what failed."""
+    """One job: its progress, its course over time, and its failures."""
     reports = [Row(cells=("The report of this job",), href=f"/reports/{_word(job.job_id)}")]
     swarm = [] if job.swarm is None else [Row(cells=(job.swarm,), href=swarm_path(job.swarm))]
     failures = Table(
@@ -139,7 +141,7 @@ def _failure(group: FailureGroup) -> tuple[str, ...]:
 
 
 def swarm_path(name: str) -> str:
-    """Where the page of a swarm is."""
+    """The path of a swarm's page."""
     return f"/swarms/{_word(name)}"
 
 

@@ -1,1 +1,1 @@
-"""The live view: a Textual screen over the services."""
+"""The live view `top`: a Textual screen that shows what the services return."""

@@ -1,4 +1,4 @@
-"""What opens over the live view: a question, a number to type, a log."""
+"""The live view: the app, and its screens for a question, a number and a log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MOST_REPLICAS = 10_000
 
 
 class Question(ModalScreen[bool]):
-    """Yes or no; anything but `y` is no."""
+    """A yes-or-no question. Any key but `y` means no."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "answer(True)", "Yes"),
@@ -43,7 +43,7 @@ class Question(ModalScreen[bool]):
         self._question = question
 
     def compose(self) -> ComposeResult:
-        """One line and the keys."""
+        """The question and the keys."""
         with Vertical(classes="box"):
             yield Label(self._question)
             yield Label("y: yes   n: no", classes="dim")
@@ -54,7 +54,7 @@ class Question(ModalScreen[bool]):
 
 
 class AskReplicas(ModalScreen[int | None]):
-    """How many replicas; None when it was left."""
+    """Asks for the number of replicas; None if the user left the screen."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Back")]
 
@@ -63,7 +63,7 @@ class AskReplicas(ModalScreen[int | None]):
         self._now = now
 
     def compose(self) -> ComposeResult:
-        """A field with the present number."""
+        """An input field with the present number."""
         with Vertical(classes="box"):
             yield Label(f"Replicas ({self._now} now); Enter scales, Escape goes back")
             yield Input(
@@ -71,7 +71,7 @@ class AskReplicas(ModalScreen[int | None]):
             )
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Take a valid number; another one is shown as wrong and stays."""
+        """Close with a valid number. An invalid one stays in the field, marked as invalid."""
         if event.validation_result is None or event.validation_result.is_valid:
             self.dismiss(int(event.value))
 
@@ -81,7 +81,7 @@ class AskReplicas(ModalScreen[int | None]):
 
 
 class LogScreen(Screen[None]):
-    """The end of a log, read again about once a second."""
+    """The end of a log, refreshed about once a second."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,l", "app.pop_screen", "Back")]
 
@@ -98,13 +98,13 @@ class LogScreen(Screen[None]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         self.load()
         self.set_interval(_LOG_EVERY_S, self.load)
 
     @work(thread=True, exclusive=True)
     def load(self) -> None:
-        """Read on a thread of its own: a file system may be slow."""
+        """Read on a separate thread, because file systems may be slow."""
         try:
             lines = self._read()
         except SwarmError as error:
@@ -124,12 +124,12 @@ class LogScreen(Screen[None]):
 
 
 Rows = list[tuple[str, tuple[str, ...]]]
-_COLOURED = 1  # both tables tell a state in their second column
+_COLOURED = 1  # the second column of both tables is a state
 
 
 class TopApp(App[None]):
-    """Looks at its swarm every so many seconds and shows what it saw. Starts and stops nothing
-    without being told to and, for what costs something, being told twice.
+    """Shows a snapshot of a swarm every `every_s` seconds. Scales and cancels only after the user
+    has confirmed it.
     """
 
     TITLE = "domyn-swarm top"
@@ -160,17 +160,17 @@ class TopApp(App[None]):
         self._source = source
         self._every_s = every_s
         self._swarm: SwarmSnapshot | None = None
-        self._looking = False
+        self._refreshing = False
         self._failures: dict[str, tuple[int, tuple[FailureGroup, ...]]] = {}
 
     @property
     def swarm(self) -> SwarmSnapshot | None:
-        """What was seen last."""
+        """The last snapshot."""
         return self._swarm
 
     def compose(self) -> ComposeResult:
         """Summary, replicas, jobs, the chosen job, the keys."""
-        yield Static("Looking …", id="summary", markup=False)
+        yield Static("Loading …", id="summary", markup=False)
         yield DataTable(id="replicas", cursor_type="row", zebra_stripes=True, cell_padding=1)
         yield DataTable(id="jobs", cursor_type="row", zebra_stripes=True, cell_padding=1)
         yield Static("", id="chosen", markup=False)
@@ -178,31 +178,31 @@ class TopApp(App[None]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Name the columns and begin to look."""
+        """Add the columns and start refreshing."""
         for table, columns in (("#replicas", rows.REPLICA_COLUMNS), ("#jobs", rows.JOB_COLUMNS)):
             for column in columns:
                 self.query_one(table, DataTable).add_column(column, key=column)
         self.action_refresh()
         self.set_interval(self._every_s, self.action_refresh)
 
-    # -- looking ---------------------------------------------------------------------------------
+    # -- refreshing ------------------------------------------------------------------------------
 
     def action_refresh(self) -> None:
-        """Look now, unless the last look is not back yet."""
-        if not self._looking:
-            self._looking = True
-            self.look()
+        """Start a refresh, unless one is still running."""
+        if not self._refreshing:
+            self._refreshing = True
+            self.take_snapshot()
 
-    @work(thread=True, group="look")
-    def look(self) -> None:
-        """Ask for a snapshot; on a thread, because platforms are slow to answer."""
+    @work(thread=True, group="snapshot")
+    def take_snapshot(self) -> None:
+        """Take a snapshot on a thread, because platforms may be slow to answer, and show it."""
         try:
-            swarm = self._source.look()
+            swarm = self._source.snapshot()
         except SwarmError as error:
-            self.call_from_thread(self._tell, str(error))
+            self.call_from_thread(self._show_problem, str(error))
             return
         finally:
-            self._looking = False
+            self._refreshing = False
         self.call_from_thread(self._show, swarm, utc_now())
 
     def _show(self, swarm: SwarmSnapshot, now: datetime) -> None:
@@ -214,33 +214,33 @@ class TopApp(App[None]):
         )
         _fill(
             self.query_one("#replicas", DataTable),
-            [(str(one.index), rows.replica_row(one)) for one in swarm.replicas],
+            [(str(replica.index), rows.replica_row(replica)) for replica in swarm.replicas],
         )
         _fill(
             self.query_one("#jobs", DataTable),
             [(job.job_id, rows.job_row(job)) for job in reversed(swarm.jobs)],
         )
-        self._tell("")
+        self._show_problem("")
         self._show_chosen()
 
-    def _tell(self, problem: str) -> None:
+    def _show_problem(self, problem: str) -> None:
         self.query_one("#problem", Static).update(problem)
 
     # -- the chosen job --------------------------------------------------------------------------
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
-        """Another replica or job was chosen."""
+        """Show the details of the replica or job that the cursor is on now."""
         del event
         self._show_chosen()
 
     def _chosen_replica(self) -> list[str]:
-        """Why the chosen replica is as it is, where the table has no room to say it."""
+        """The cause of the chosen replica's state, which the table may cut."""
         chosen = _chosen(self.query_one("#replicas", DataTable))
         replicas = self._swarm.replicas if self._swarm is not None else ()
         return [
-            f"replica {one.index}: {one.reason}"
-            for one in replicas
-            if str(one.index) == chosen and one.reason
+            f"replica {replica.index}: {replica.reason}"
+            for replica in replicas
+            if str(replica.index) == chosen and replica.reason
         ]
 
     def _chosen_job(self) -> JobSnapshot | None:
@@ -254,18 +254,18 @@ class TopApp(App[None]):
         if job is None:
             text.update("\n".join([*lines, "no jobs"]))
             return
-        seen, groups = self._failures.get(job.job_id, (0, ()))
-        if job.output is not None and job.rows_failed != seen:
+        grouped_rows, groups = self._failures.get(job.job_id, (0, ()))
+        if job.output is not None and job.rows_failed != grouped_rows:
             self.group_failures(job)
         text.update("\n".join([*lines, *rows.failure_lines(job, groups)]))
 
     @work(thread=True, exclusive=True, group="failures")
     def group_failures(self, job: JobSnapshot) -> None:
-        """Read the checkpoint of the chosen job, only when more of its rows have failed."""
+        """Group the failures of the chosen job, which reads its whole checkpoint."""
         try:
             groups = self._source.failures(job.job_id)
         except SwarmError as error:
-            self.call_from_thread(self._tell, str(error))
+            self.call_from_thread(self._show_problem, str(error))
             groups = ()
         self._failures[job.job_id] = (job.rows_failed, groups)
         self.call_from_thread(self._show_chosen)
@@ -285,7 +285,7 @@ class TopApp(App[None]):
 
     @work
     async def action_scale(self) -> None:
-        """Ask for a number and, with it, for a yes."""
+        """Ask for a number of replicas, then for confirmation, and scale."""
         if self._swarm is None:
             return
         now = self._swarm.replicas_wanted
@@ -298,22 +298,22 @@ class TopApp(App[None]):
 
     @work
     async def action_cancel(self) -> None:
-        """Cancel the chosen job, after a yes."""
+        """Cancel the chosen job, after confirmation."""
         job = self._chosen_job()
         if job is None or job.status.final:
-            self._tell("Choose a job that runs.")
+            self._show_problem("Choose a running job.")
             return
-        question = f"Cancel {job.job_id} ({job.name})? Rows that are done stay done."
+        question = f"Cancel {job.job_id} ({job.name})? Finished rows are kept."
         if await self.push_screen_wait(Question(question)):
             self.act(lambda: self._source.cancel(job.job_id))
 
     @work(thread=True, group="act")
-    def act(self, what: Callable[[], None]) -> None:
-        """Do it on a thread and look again."""
+    def act(self, operation: Callable[[], None]) -> None:
+        """Run an operation on a thread, then refresh."""
         try:
-            what()
+            operation()
         except SwarmError as error:
-            self.call_from_thread(self._tell, str(error))
+            self.call_from_thread(self._show_problem, str(error))
             return
         self.call_from_thread(self.action_refresh)
 
@@ -326,7 +326,7 @@ def _chosen(table: DataTable[Text]) -> str | None:
 
 
 def _styled(cells: tuple[str, ...]) -> list[Text]:
-    """Text, so that no cell is taken for markup; a state in its colour."""
+    """The cells as `Text`, so that none is parsed as markup; the state in its colour."""
     return [
         Text(cell, style=colour(cell) if column == _COLOURED else "")
         for column, cell in enumerate(cells)
@@ -334,7 +334,7 @@ def _styled(cells: tuple[str, ...]) -> list[Text]:
 
 
 def _fill(table: DataTable[Text], wanted: Rows) -> None:
-    """Have the table show these rows, by key; the cursor stays on its row."""
+    """Show these rows in the table, by key. The cursor stays on its row."""
     chosen = _chosen(table)
     if [key.value for key in table.rows] == [key for key, _ in wanted]:
         for key, cells in wanted:

@@ -15,13 +15,13 @@ from domyn_swarm.errors import ConfigError
 def top(
     name: NameArgument = None,
     every: Annotated[
-        float, typer.Option("--every", min=0.5, metavar="S", help="Seconds between two looks.")
+        float, typer.Option("--every", min=0.5, metavar="S", help="Seconds between refreshes.")
     ] = 2.0,
 ) -> None:
     """Watch a swarm live: replicas, tokens per second, queue, jobs with rows per second and ETA.
 
-    Keys open logs, scale the swarm and cancel jobs; what costs something is asked twice. Needs a
-    terminal of at least 80 columns, and the extra `tui`.
+    Keys open logs, scale the swarm and cancel jobs, after confirmation. Needs a terminal of at
+    least 80 columns, and the extra `tui`.
 
     Example: domyn-swarm top my-swarm
     """
@@ -33,12 +33,12 @@ def top(
     if not interactive():
         raise ConfigError(
             "The live view needs a terminal.",
-            hint="Programs read `domyn-swarm status --json`.",
+            hint="In programs, use `domyn-swarm status --json`.",
         )
     from domyn_swarm.cli.top.app import TopApp
     from domyn_swarm.cli.top.rows import Services
     from domyn_swarm.services.swarms import SwarmService
 
     service = SwarmService()
-    found = service.status(name or service.only_live())
-    TopApp(Services(found.name), every_s=every).run()
+    swarm = service.status(name or service.only_live())
+    TopApp(Services(swarm.name), every_s=every).run()

@@ -1,4 +1,4 @@
-"""What the live view shows, from the services or a recording of them."""
+"""The tables of the live view: converts snapshots to cells of text."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ _LOG_LINES = 500
 
 
 class Source(Protocol):
-    """One swarm, as the view needs it. Methods block; the view calls them on threads."""
+    """The operations on one swarm that the view needs. They block: call them on threads."""
 
-    def look(self) -> SwarmSnapshot:
-        """The swarm as it is now.
+    def snapshot(self) -> SwarmSnapshot:
+        """The present state of the swarm.
 
         Raises:
-            SwarmError: it cannot be looked at.
+            SwarmError: the state cannot be read.
         """
 
     def failures(self, job_id: str) -> tuple[FailureGroup, ...]:
-        """A job's failed rows by signature, the commonest first.
+        """A job's failed rows by signature, most frequent first.
 
         Raises:
-            SwarmError: its files cannot be read.
+            SwarmError: the job's files cannot be read.
         """
 
     def log(self, replica: int | None) -> list[str]:
         """The last lines of a replica's log, or of the endpoint's.
 
         Raises:
-            SwarmError: there is none.
+            SwarmError: there is no log.
         """
 
     def scale(self, replicas: int) -> None:
-        """Have it run so many replicas.
+        """Change the number of replicas.
 
         Raises:
-            SwarmError: it cannot.
+            SwarmError: the swarm cannot be scaled.
         """
 
     def cancel(self, job_id: str) -> None:
         """Stop one job.
 
         Raises:
-            SwarmError: it still runs.
+            SwarmError: the job still runs.
         """
 
 
 class Services:
-    """The swarm of that name, through the services."""
+    """A `Source` of the swarm named `name`, through the services."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._swarms = SwarmService()
         self._jobs = JobService()
 
-    def look(self) -> SwarmSnapshot:
+    def snapshot(self) -> SwarmSnapshot:
         """See `Source`."""
         return self._swarms.status(self._name)
 
@@ -99,8 +99,8 @@ _MESSAGE_CHARACTERS = 200
 
 
 def summary(swarm: SwarmSnapshot, now: datetime) -> list[str]:
-    """The lines above the tables: what serves, where, how busy."""
-    serving = [one for one in swarm.replicas if one.serving]
+    """The lines above the tables: phase, endpoint, model, and load."""
+    serving = [replica for replica in swarm.replicas if replica.serving]
     running, waiting, tokens_per_s = _busy(serving)
     busy = [
         f"{swarm.replicas_ready} of {quantity(swarm.replicas_wanted, 'replica')} ready",
@@ -108,7 +108,7 @@ def summary(swarm: SwarmSnapshot, now: datetime) -> list[str]:
         f"{waiting} waiting",
         f"{tokens_per_s} tokens/s",
     ]
-    if (age_s := max((one.old_figures_s or 0.0 for one in serving), default=0.0)) > 0:
+    if (age_s := max((replica.old_figures_s or 0.0 for replica in serving), default=0.0)) > 0:
         busy.append(f"as of up to {age_s:.0f} s ago")
     if swarm.expires_at is not None:
         busy.append(f"ends in {clock_time((swarm.expires_at - now).total_seconds())}")
@@ -122,7 +122,7 @@ def summary(swarm: SwarmSnapshot, now: datetime) -> list[str]:
 
 
 def swarm_row(swarm: SwarmSnapshot, now: datetime) -> tuple[str, ...]:
-    """A line of the table of swarms, by `SWARM_COLUMNS`."""
+    """A row of the table of swarms: the cells of `SWARM_COLUMNS`."""
     phase = _phase(swarm)
     ends_s = None if swarm.expires_at is None else (swarm.expires_at - now).total_seconds()
     rest = [
@@ -133,7 +133,7 @@ def swarm_row(swarm: SwarmSnapshot, now: datetime) -> tuple[str, ...]:
         swarm.name,
         phase,
         f"{swarm.replicas_ready}/{swarm.replicas_wanted}",
-        *_busy([one for one in swarm.replicas if one.serving]),
+        *_busy([replica for replica in swarm.replicas if replica.serving]),
         swarm.model,
         swarm.backend + _where(swarm, now),
         ", ".join(rest),
@@ -141,17 +141,17 @@ def swarm_row(swarm: SwarmSnapshot, now: datetime) -> tuple[str, ...]:
 
 
 def _phase(swarm: SwarmSnapshot) -> str:
-    """What was seen just now, where something was; else what the record says."""
-    unseen = swarm.observed in ("unknown", "not_probed", "elsewhere")
-    return swarm.phase.value if unseen else swarm.observed
+    """The observed phase; the recorded phase if the swarm could not be probed."""
+    is_unknown = swarm.observed in ("unknown", "not_probed", "elsewhere")
+    return swarm.phase.value if is_unknown else swarm.observed
 
 
 def _busy(serving: Sequence[ReplicaSnapshot]) -> tuple[str, str, str]:
-    """Requests that run and that wait, and tokens per second, of all replicas that serve."""
+    """Running requests, waiting requests, and tokens per second of the serving replicas."""
     return (
-        number(total(one.requests_running for one in serving)),
-        number(total(one.requests_waiting for one in serving)),
-        number(total(one.tokens_per_s for one in serving)),
+        number(total(replica.requests_running for replica in serving)),
+        number(total(replica.requests_waiting for replica in serving)),
+        number(total(replica.tokens_per_s for replica in serving)),
     )
 
 
@@ -163,28 +163,28 @@ def _where(swarm: SwarmSnapshot, now: datetime) -> str:
     return f", {where.kind} {where.name}: not asked from here, known {known} ago"
 
 
-def replica_row(one: ReplicaSnapshot) -> tuple[str, ...]:
-    """A line of the table of replicas, by `REPLICA_COLUMNS`."""
+def replica_row(replica: ReplicaSnapshot) -> tuple[str, ...]:
+    """A row of the table of replicas: the cells of `REPLICA_COLUMNS`."""
     return (
-        str(one.index),
-        f"{one.state.value} (stale)" if one.stale else one.state.value,
-        number(one.requests_running) + _age(one),
-        number(one.requests_waiting),
-        number(one.tokens_per_s),
-        _NONE if one.kv_cache_usage is None else f"{one.kv_cache_usage:.0%}",
-        str(one.restarts),
-        one.reason or one.node or "",
+        str(replica.index),
+        f"{replica.state.value} (stale)" if replica.stale else replica.state.value,
+        number(replica.requests_running) + _age(replica),
+        number(replica.requests_waiting),
+        number(replica.tokens_per_s),
+        _NONE if replica.kv_cache_usage is None else f"{replica.kv_cache_usage:.0%}",
+        str(replica.restarts),
+        replica.reason or replica.node or "",
     )
 
 
-def _age(one: ReplicaSnapshot) -> str:
-    """What follows the first of an engine's figures where they are not live."""
-    known = one.old_figures_s is not None and one.requests_running is not None
-    return f" ({one.old_figures_s:.0f} s ago)" if known else ""
+def _age(replica: ReplicaSnapshot) -> str:
+    """The age of an engine's figures, if they are not live; it follows the first of them."""
+    is_old = replica.old_figures_s is not None and replica.requests_running is not None
+    return f" ({replica.old_figures_s:.0f} s ago)" if is_old else ""
 
 
 def job_row(job: JobSnapshot) -> tuple[str, ...]:
-    """A line of the table of jobs, by `JOB_COLUMNS`."""
+    """A row of the table of jobs: the cells of `JOB_COLUMNS`."""
     total_rows = "?" if job.rows_total is None else str(job.rows_total)
     return (
         job.external_id or job.name,
@@ -199,15 +199,15 @@ def job_row(job: JobSnapshot) -> tuple[str, ...]:
 
 
 def _silence(job: JobSnapshot) -> str:
-    """How old a job's figures are, where they are not live."""
+    """The age of a job's figures, if they are not live."""
     return "" if job.old_figures_s is None else f" ({clock_time(job.old_figures_s)} ago)"
 
 
 def _incomplete(job: JobSnapshot) -> str:
-    """Answers that are not complete, in few words; those that failed otherwise have a column."""
+    """The counts of incomplete answers by verdict. Failed rows have a column of their own."""
     left_out = (ReplyVerdict.COMPLETE, ReplyVerdict.ERROR)
-    found = {name: rows for name, rows in job.verdicts.items() if rows and name not in left_out}
-    return ", ".join(f"{number(found[name])} {name.value}" for name in sorted(found)) or _NONE
+    counts = {name: rows for name, rows in job.verdicts.items() if rows and name not in left_out}
+    return ", ".join(f"{number(counts[name])} {name.value}" for name in sorted(counts)) or _NONE
 
 
 def _elsewhere(job: JobSnapshot) -> str:
@@ -216,12 +216,12 @@ def _elsewhere(job: JobSnapshot) -> str:
 
 
 def failure_lines(job: JobSnapshot, groups: Sequence[FailureGroup], most: int = 4) -> list[str]:
-    """What stands under the tables about the chosen job."""
+    """The lines below the tables about the chosen job: its message and its failures."""
     lines = [f"{job.job_id}: {job.message}"] if job.message else []
     for group in groups[:most]:
         status = "" if group.status is None else f"{group.status} "
-        said = " ".join(group.example_message.split())[:_MESSAGE_CHARACTERS]
-        lines.append(f"{group.rows} x {status}{said} (row {group.example_row})")
+        message = " ".join(group.example_message.split())[:_MESSAGE_CHARACTERS]
+        lines.append(f"{group.rows} x {status}{message} (row {group.example_row})")
     if len(groups) > most:
         rest = sum(group.rows for group in groups[most:])
         lines.append(f"{rest} more of {quantity(len(groups) - most, 'other kind')}")
@@ -229,13 +229,13 @@ def failure_lines(job: JobSnapshot, groups: Sequence[FailureGroup], most: int = 
 
 
 def total(values: Iterable[float | None]) -> float | None:
-    """The sum of what is known; None when nothing is."""
+    """The sum of the known values; None if no value is known."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
 def number(value: float | None) -> str:
-    """A count in few characters: 950, 12.3k, 4.5M."""
+    """A count in short form: 950, 12.3k, 4.5M."""
     if value is None:
         return _NONE
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):

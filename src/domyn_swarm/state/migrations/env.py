@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection that `state.revisions` hands over."""
+"""Alembic's entry point: runs migrations on the connection that `state.revisions` passes."""
 
 from alembic import context
 
