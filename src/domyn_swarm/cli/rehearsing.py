@@ -26,6 +26,9 @@ from domyn_swarm.cli.rendering import print_pairs, print_record, print_table
 if TYPE_CHECKING:
     from domyn_swarm.swarm.campaign import CampaignRehearsal
 
+_COUNTED = {"time limit": "drained for the limit", "preempted": "drained when preempted"}
+"""What became of replicas, where the word alone says too little."""
+
 
 def rehearse(
     rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of the job.")],
@@ -190,8 +193,8 @@ def show_rehearsal(found: CampaignRehearsal, output: Format) -> None:
             ("used", f"{one.used_h:.4g} {unit}"),
             ("ideal", f"{one.ideal_h:.4g} {unit} ({one.efficiency:.1%} of what was used)"),
             *((f"lost: {name}", _share(hours, one.used_h)) for name, hours in _largest(one.idle_h)),
-            *((name, str(count)) for name, count in one.happened.items()),
-            ("half-way it said", said),
+            *((_COUNTED.get(name, name), str(count)) for name, count in one.happened.items()),
+            ("forecast half-way", said),
         ]
     )
     typer.echo()
