@@ -45,7 +45,9 @@ def write_rows(path: Path, count: int) -> None:
     pq.write_table(pa.table({"prompt": [f"p{number}" for number in range(count)]}), path)
 
 
-def test_a_swarm_is_up_from_up_to_down(lifecycle: SwarmLifecycle) -> None:
+def test_a_swarm_is_up_from_up_to_down(lifecycle: SwarmLifecycle, tmp_path: Path) -> None:
+    file = tmp_path / "swarm.yaml"
+    file.write_text("name: demo\nmodel: m\nengine: sim\nbackend: local\n")
     swarm = DomynLLMSwarm(config())
     with pytest.raises(StateError, match="is not up"):
         swarm.snapshot()
@@ -59,7 +61,7 @@ def test_a_swarm_is_up_from_up_to_down(lifecycle: SwarmLifecycle) -> None:
     assert str(swarm.usage()).endswith(">")
     assert "replica-hours held: " in str(swarm.usage())
     with pytest.raises(StateError, match="was attached to"):
-        DomynLLMSwarm.attach("demo").up()
+        DomynLLMSwarm.attach(str(file)).up()
     swarm.down()
     assert lifecycle.attach("demo").record.phase is SwarmPhase.STOPPED
     assert swarm.up().snapshot().replicas_ready == 1

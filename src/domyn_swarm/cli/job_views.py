@@ -61,6 +61,7 @@ def show_job(job: JobSnapshot, output: Format) -> None:
         return
     pairs = [
         ("job", f"{job.job_id} ({job.name})"),
+        *([("external id", job.external_id)] if job.external_id else []),
         ("status", job.status.value + (f": {job.message}" if job.message else "")),
         ("swarm", job.swarm or "-"),
         *([("where", where_text(job.whereabouts))] if job.whereabouts else []),

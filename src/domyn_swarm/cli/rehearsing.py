@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _DAY_S = 86_400.0
 _MOST_SPREAD = 100.0
 _MOST_PER_H = 3600.0  # once a second
+_COUNTED = {"time limit": "drained for the limit", "preempted": "drained when preempted"}
+"""What became of replicas, where the word alone says too little."""
 
 
 @taking_flags
@@ -216,8 +218,8 @@ def show_rehearsal(found: CampaignRehearsal, output: Format) -> None:
             ("used", f"{one.used_h:.4g} {unit}"),
             ("ideal", f"{one.ideal_h:.4g} {unit} ({one.efficiency:.1%} of what was used)"),
             *((f"lost: {name}", _share(hours, one.used_h)) for name, hours in _largest(one.idle_h)),
-            *((name, str(count)) for name, count in one.happened.items()),
-            ("half-way it said", said),
+            *((_COUNTED.get(name, name), str(count)) for name, count in one.happened.items()),
+            ("forecast half-way", said),
         ]
     )
     typer.echo()

@@ -33,7 +33,7 @@ def backend_of(data: object) -> DataBackend[Any]:
             return backend
     kind = type(data)
     raise ConfigError(
-        f"{kind.__module__}.{kind.__qualname__} is not a frame of {', '.join(NAMES)}.",
+        f"{kind.__qualname__} ({kind.__module__}) is not a frame of {', '.join(NAMES)}.",
         hint="Pass a frame of one of these libraries, or the path of a file.",
     )
 

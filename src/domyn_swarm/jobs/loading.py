@@ -70,7 +70,7 @@ def job_given(job: object) -> SwarmJob:
         return load_job(found.reference, {}, import_path=found.import_path)
     if isinstance(job, type) and issubclass(job, SwarmJob):
         raise ConfigError(
-            f"{job.__name__} is a class, and what is asked is a job of it.",
+            f"{job.__name__} is a class; an instance of it is needed.",
             hint=f"Make one: {job.__name__}(), with its options.",
         )
     if inspect.isfunction(job):

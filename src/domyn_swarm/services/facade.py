@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from domyn_swarm.config import DomynLLMSwarmConfig
+from domyn_swarm.config import DomynLLMSwarmConfig, swarm_name
 from domyn_swarm.errors import (
     ConfigError,
     JobError,
@@ -51,11 +51,14 @@ class DomynLLMSwarm:
 
     @classmethod
     def attach(cls, name: str) -> DomynLLMSwarm:
-        """A swarm from the state database, in any process.
+        """A swarm from the state database, in any process: by its name, or by its YAML file.
 
         Raises:
+            ConfigError: the file cannot be read, or names no swarm.
             SwarmNotFound: there is none of that name.
         """
+        if name.endswith((".yaml", ".yml")):
+            name = swarm_name(Path(name))
         found = cls.__new__(cls)
         found._config = None
         found._store = SwarmStore.open()
