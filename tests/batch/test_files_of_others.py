@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm.batch.column_values import python_values, rows_at
+from domyn_swarm.batch.input.dataset import TableDataset
 from domyn_swarm.batch.input.input_files import is_read_of
 from domyn_swarm.batch.input.opening import open_dataset
 from domyn_swarm.batch.input.reading import InputReading
@@ -57,6 +58,10 @@ def test_what_polars_writes_is_asked_and_kept(bench: Any, fingerprint: str) -> N
     frame = pl.DataFrame(
         {"id": [f"r{n}" for n in range(200)], "prompt": [f"p{n} " + "x" * n for n in range(200)]}
     )
+    frame = frame.with_columns(
+        kind=frame["prompt"].str.slice(0, 2).cast(pl.Categorical),
+        kinds=pl.concat_list(frame["prompt"].str.slice(0, 2).cast(pl.Categorical)),
+    )
     frame.write_ipc(bench.folder / "in.arrow")
     source = str(bench.folder / "in.arrow")
     spec = bench.spec(input=source, id_column="id", fingerprint=fingerprint)
@@ -64,6 +69,8 @@ def test_what_polars_writes_is_asked_and_kept(bench: Any, fingerprint: str) -> N
     written = bench.output()
     assert [row["prompt"] for row in written] == frame["prompt"].to_list()
     assert [row["answer"] for row in written] == [one.upper() for one in frame["prompt"]]
+    assert [row["kind"] for row in written] == frame["kind"].to_list()
+    assert [row["kinds"] for row in written] == [f'["{kind}"]' for kind in frame["kind"]]
     assert verify_output(spec).whole
     (bench.folder / "out.parquet").unlink()
     assert main([str(bench.job_folder(spec))]) == 0
@@ -115,6 +122,8 @@ def test_text_that_is_no_utf8_is_refused_with_its_row(
         with pytest.raises(InvalidInput, match=rf"in.{suffix}, row 1: the column 't'"):
             list(dataset.batches(start=start))
     assert [batch["p"].to_pylist() for batch in dataset.batches(start=2)] == [["z"]]
+    with pytest.raises(InvalidInput, match="The input, row 1: the column 't'"):
+        list(TableDataset(table).batches(start=1))
 
 
 def test_a_damaged_page_is_an_error_of_its_file(tmp_path: Path) -> None:

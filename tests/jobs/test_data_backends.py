@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import fsspec
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from domyn_swarm.data.polars_backend import LazyPolarsBackend, PolarsBackend
 from domyn_swarm.errors import ConfigError, InvalidInput
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.worker import main
@@ -199,3 +201,11 @@ def test_no_cluster_is_a_clear_error(
     assert where in told["error"]
     assert (str(raised) or "Exception") in told["error"]
     assert not server.asked
+
+
+def test_a_type_of_polars_without_an_arrow_type_is_refused_by_name() -> None:
+    frame = pl.DataFrame({"p": ["a"], "large": pl.Series([2**70], dtype=pl.Int128)})
+    with pytest.raises(InvalidInput, match="The column 'large' is Int128"):
+        PolarsBackend().schema(frame)
+    with pytest.raises(InvalidInput, match="The column 'large' is Int128"):
+        LazyPolarsBackend().schema(frame.lazy())

@@ -164,7 +164,24 @@ def _arrow(frame: pl.DataFrame) -> pa.Table:
             f"The column {objects[0]!r} holds Python objects, which have no Arrow type.",
             hint="Cast it first.",
         )
-    return frame.to_arrow()
+    try:
+        return frame.to_arrow()
+    except pa.ArrowException as error:
+        odd = next((name for name in frame.columns if not _has_arrow(frame[name])), None)
+        if odd is None:
+            raise
+        raise InvalidInput(
+            f"The column {odd!r} is {frame.schema[odd]}, which has no Arrow type.",
+            hint="Cast it first; of a file, leave --data-backend out.",
+        ) from error
+
+
+def _has_arrow(column: pl.Series) -> bool:
+    try:
+        column.to_arrow()
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _copied(table: pa.Table) -> pa.Table:

@@ -113,6 +113,8 @@ class TableDataset:
         chosen = self._table if columns is None else self._table.select(list(columns))
         wanted = chosen.slice(start, max(0, end - start)).replace_schema_metadata(None)
         for batch in wanted.to_batches(max_chunksize=BATCH_ROWS):
+            check_text(batch, "The input", start)
+            start += batch.num_rows
             yield from lots(batch, None, 0, batch.num_rows)
 
 

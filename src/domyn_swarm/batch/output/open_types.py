@@ -216,7 +216,11 @@ class OpenTypes:
 
 
 def for_parquet(schema: pa.Schema) -> tuple[pa.Schema, dict[str, str]]:
-    """The schema with JSON text for types that Parquet has no place for; and why, by column."""
+    """The schema with JSON text for types that Parquet has no place for; and why, by column.
+    Categories whose texts are views, as polars has them, become those of text.
+    """
+    fields = [field.with_type(_text_categories(field.type)) for field in schema]
+    schema = pa.schema(fields, metadata=schema.metadata)
     reasons = {
         field.name: f"Parquet has no place for {field.type}"
         for field in schema
@@ -226,7 +230,31 @@ def for_parquet(schema: pa.Schema) -> tuple[pa.Schema, dict[str, str]]:
     return pa.schema(fields, metadata=schema.metadata), reasons
 
 
+def _text_categories(kind: pa.DataType) -> pa.DataType:
+    if not _is_view_category(kind):
+        return kind
+    text = pa.types.is_string_view(kind.value_type)
+    values = pa.large_string() if text else pa.large_binary()
+    return pa.dictionary(kind.index_type, values, kind.ordered)
+
+
+def _is_view_category(kind: pa.DataType) -> bool:
+    """Whether a type is a dictionary of views, which Arrow's writer of Parquet cannot cast."""
+    if not pa.types.is_dictionary(kind):
+        return False
+    return bool(
+        pa.types.is_string_view(kind.value_type) or pa.types.is_binary_view(kind.value_type)
+    )
+
+
+def _holds_view_category(kind: pa.DataType) -> bool:
+    inside = [kind.field(at).type for at in range(kind.num_fields)]
+    return _is_view_category(kind) or any(map(_holds_view_category, inside))
+
+
 def _has_place(field: pa.Field) -> bool:
+    if _holds_view_category(field.type):
+        return False
     if not (pa.types.is_nested(field.type) or _is_rare(field.type)):
         return True
     try:
@@ -254,6 +282,8 @@ def typed_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """A column as one of the type that was settled for it."""
     if pa.types.is_string(column.type) and kind in _TYPES_OF_CELLS:
         return as_array(column.to_pylist(), _TYPES_OF_CELLS[kind])
+    if _is_view_category(column.type) and pa.types.is_dictionary(kind):
+        return column.cast(kind)
     if is_json(column.type) == is_json(kind):
         return column
     if is_json(kind):
