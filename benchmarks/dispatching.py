@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 from mock_host import scratch
 from run import Line, write_table
 
-from domyn_swarm.batch.input.opening import PendingRows
 from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.outcomes.histograms import Dispatched
+from domyn_swarm.batch.outcomes.rows import Result, RowTrace, RowValue, current_trace
 from domyn_swarm.batch.run.dispatch import Dispatch
-from domyn_swarm.batch.run.histograms import Dispatched
 from domyn_swarm.batch.run.lookahead import LookAhead
-from domyn_swarm.batch.run.rows import Result, RowTrace, RowValue, current_trace
+from domyn_swarm.batch.run.pending import PendingRows
 from domyn_swarm.engines.sim_options import VllmOptions
 from domyn_swarm.engines.sim_vllm import Sequence as Answer
 from domyn_swarm.engines.sim_vllm import VllmModel

@@ -18,8 +18,8 @@ from domyn_swarm.backends.endpoint.router import RouterFigures
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.use_meter import FollowedJob
 from domyn_swarm.backends.endpoint.view import CollectorView
-from domyn_swarm.batch.run.histograms import LatencyHistogram, SlowRow
-from domyn_swarm.batch.run.tally import Tally
+from domyn_swarm.batch.outcomes.histograms import LatencyHistogram, SlowRow
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.jobs.reporting import Reporter
 from domyn_swarm.model import Histogram, JobProgress, ReplicaReport, ReplicaState, utc_now
 from domyn_swarm.paths import JobPaths

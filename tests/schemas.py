@@ -40,7 +40,7 @@ RECORDS = {
     "job-results": f"{_REQUESTS}:JobResults",
     "jobs": f"{_SNAPSHOT}:JobList",
     "launch": f"{_REQUESTS}:UpResult",
-    "output-verification": "domyn_swarm.batch.output.verification:OutputVerification",
+    "output-verification": "domyn_swarm.batch.inspection.verification:OutputVerification",
     "preview": "domyn_swarm.jobs.preview:Preview",
     "plan": f"{_REQUESTS}:PlanReport",
     "pool": f"{_POOLS}:PoolStatus",

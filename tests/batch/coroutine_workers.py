@@ -21,8 +21,9 @@ from domyn_swarm.batch.checkpoint.folder import Checkpoint
 from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace
 from domyn_swarm.batch.checkpoint.journal import Journal
 from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
-from domyn_swarm.batch.input.opening import PendingRows
 from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.outcomes.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.tally import Counters, Tally
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.coordinator import Coordinator
 from domyn_swarm.batch.run.link import (
@@ -37,10 +38,9 @@ from domyn_swarm.batch.run.link import (
     Stop,
     Wanted,
 )
-from domyn_swarm.batch.run.rows import Result, RowValue
+from domyn_swarm.batch.run.pending import PendingRows
 from domyn_swarm.batch.run.runner import Events, RunPolicy
 from domyn_swarm.batch.run.standing import FailureLimit
-from domyn_swarm.batch.run.tally import Counters, Tally
 from domyn_swarm.batch.run.worker_loop import RangeWorker
 from domyn_swarm.batch.run.worker_processes import WorkerPlan, WorkerProcess, WorkPlan
 from virtual_time import now_s

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from domyn_swarm.batch.background import beside
+from domyn_swarm.batch.outcomes.rows import Row, RowTrace, current_trace
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.asking import RetryPolicy
-from domyn_swarm.batch.run.background import beside
 from domyn_swarm.batch.run.gate import EndpointGate
-from domyn_swarm.batch.run.rows import Row, RowTrace, current_trace
 from domyn_swarm.batch.run.session import RequestSession
 from domyn_swarm.batch.run.standing import Suspects
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.batch.run.traffic import Traffic
 from domyn_swarm.net.errors import (
     CannotConnect,

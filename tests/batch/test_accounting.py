@@ -9,9 +9,9 @@ import pytest
 
 import warm
 from domyn_swarm.batch.checkpoint.accounting import read_accounts, sum_up
-from domyn_swarm.batch.run.histograms import LatencyHistogram
+from domyn_swarm.batch.outcomes.histograms import LatencyHistogram
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.standing import FREE_RETRIES, FailureLimit
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.jobs.worker import main
 from patience import until
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from domyn_swarm.batch.run.background import in_thread
+from domyn_swarm.batch.background import in_thread
 from patience import limit_s
 
 

@@ -36,7 +36,7 @@ from domyn_swarm.batch.checkpoint.segments import (
     void_path,
 )
 from domyn_swarm.batch.input.row_keys import Digests, RowKeys
-from domyn_swarm.batch.run.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.rows import Result, RowValue
 from domyn_swarm.errors import CheckpointBusy, JobError
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.worker import main
@@ -199,7 +199,7 @@ from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
 from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace
 from domyn_swarm.batch.checkpoint.journal import Journal
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.run.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.rows import Result, RowValue
 place = JobPlace(Path({str(tmp_path)!r}), JobIdentity({dict(IDENTITY.fields)!r}), "0" * 16)
 held = Checkpoint(place, {KEYS!r}, Asker("j1"))
 held.append([Result(7, {digest(7)!r}, RowValue(b'{{"a":7}}', b"", 1, 2, 3, 0.5))])

@@ -150,7 +150,7 @@ ASKS = """
 import asyncio, json, sys
 from domyn_swarm.batch.run.session import EndpointAccess, open_session
 from domyn_swarm.batch.run.asking import RetryPolicy
-from domyn_swarm.batch.run.tally import Tally
+from domyn_swarm.batch.outcomes.tally import Tally
 
 url, key, requests = sys.argv[1], sys.argv[2], int(sys.argv[3])
 

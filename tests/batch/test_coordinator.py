@@ -26,12 +26,12 @@ from batch.coroutine_workers import (
 )
 from domyn_swarm.batch.checkpoint import job_store
 from domyn_swarm.batch.checkpoint.frames import FrameRef
-from domyn_swarm.batch.input.opening import PendingRows, joined
+from domyn_swarm.batch.outcomes.tally import Counters, Tally
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.dispatch import Capacity, Dispatch
 from domyn_swarm.batch.run.link import Counted, Failed, Link, Order, Report, Rows
+from domyn_swarm.batch.run.pending import PendingRows, joined
 from domyn_swarm.batch.run.standing import FailureLimit
-from domyn_swarm.batch.run.tally import Counters, Tally
 from domyn_swarm.batch.run.worker_loop import RangeWorker
 from domyn_swarm.batch.run.worker_processes import WorkPlan
 from domyn_swarm.errors import JobError, PlatformError, TooManyFailures

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from domyn_swarm.batch.input.dataset import TableDataset
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.run.forecast import Pace, time_left, tokens_left
-from domyn_swarm.batch.run.forecaster import Forecaster
+from domyn_swarm.batch.outcomes.forecast import Pace, time_left, tokens_left
+from domyn_swarm.batch.outcomes.forecaster import Forecaster
+from domyn_swarm.batch.outcomes.strata import Census, Strata, StratumSums, characters_of, stratum_of
+from domyn_swarm.batch.outcomes.tally import Counters, Tally
 from domyn_swarm.batch.run.sampling import stretches, take_sample
-from domyn_swarm.batch.run.strata import Census, Strata, StratumSums, characters_of, stratum_of
-from domyn_swarm.batch.run.tally import Counters, Tally
 from domyn_swarm.model import TimeLeft
 
 KINDS = ("lognormal", "bimodal", "constant", "sorted", "heavy tail", "few rows")

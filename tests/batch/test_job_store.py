@@ -33,8 +33,8 @@ from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
 from domyn_swarm.batch.checkpoint.segments import checkpoint_files, join, void_path
 from domyn_swarm.batch.input.dataset import TableDataset
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.run.rows import Result, RowValue
-from domyn_swarm.batch.run.verdicts import Reading
+from domyn_swarm.batch.outcomes.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.verdicts import Reading
 from domyn_swarm.errors import JobError
 from domyn_swarm.jobs.worker import main
 from model_server import Answer

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domyn_swarm.batch.input.opening import PendingRows
 from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.outcomes.histograms import Dispatched
+from domyn_swarm.batch.outcomes.rows import Result, Row, RowTrace
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.dispatch import Dispatch
-from domyn_swarm.batch.run.histograms import Dispatched
 from domyn_swarm.batch.run.lookahead import LookAhead, text_of
-from domyn_swarm.batch.run.rows import Result, Row, RowTrace
+from domyn_swarm.batch.run.pending import PendingRows
 from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.engines.sim_options import VllmOptions
 from domyn_swarm.engines.sim_vllm import Sequence as Answer
 from domyn_swarm.engines.sim_vllm import VllmModel

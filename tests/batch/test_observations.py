@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from domyn_swarm.batch.checkpoint.accounting import read_accounts
-from domyn_swarm.batch.run.histograms import (
+from domyn_swarm.batch.outcomes.histograms import (
     LatencyHistogram,
     ReplicaShare,
     ReplicaShares,
@@ -15,7 +15,7 @@ from domyn_swarm.batch.run.histograms import (
     SlowestRows,
     SlowRow,
 )
-from domyn_swarm.batch.run.tally import Replies, failure_signature
+from domyn_swarm.batch.outcomes.tally import Replies, failure_signature
 from domyn_swarm.jobs.worker import main
 from domyn_swarm.model import JobProgress
 

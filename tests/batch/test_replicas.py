@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from domyn_swarm.batch.run.background import beside
+from domyn_swarm.batch.background import beside
+from domyn_swarm.batch.outcomes.rows import RowTrace, current_trace
 from domyn_swarm.batch.run.plain_requests import is_plain
 from domyn_swarm.batch.run.replica_names import Names
 from domyn_swarm.batch.run.replicas import ReplicaClient, Replicas
-from domyn_swarm.batch.run.rows import RowTrace, current_trace
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import (
     CannotConnect,

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import warm
+from domyn_swarm.batch.inspection.results import Results, check_export, export
 from domyn_swarm.batch.output.open_types import OpenTypes
-from domyn_swarm.batch.output.results import Results, check_export, export
 from domyn_swarm.batch.output.text_forms import plain_rows
 from domyn_swarm.errors import ConfigError, JobError
 from domyn_swarm.jobs.ends import opened_results

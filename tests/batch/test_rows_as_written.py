@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from domyn_swarm.batch.inspection.results import export
 from domyn_swarm.batch.output.manifest import manifest_path, read_manifest
-from domyn_swarm.batch.output.results import export
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.jobs.ends import opened_results, verify_output
 from domyn_swarm.jobs.preparation import prepare

@@ -9,13 +9,13 @@ from itertools import pairwise
 
 import pytest
 
+from domyn_swarm.batch.background import beside
+from domyn_swarm.batch.outcomes.rows import Row, RowTrace, current_trace
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.asking import RetryPolicy
-from domyn_swarm.batch.run.background import beside
 from domyn_swarm.batch.run.gate import EndpointGate
-from domyn_swarm.batch.run.rows import Row, RowTrace, current_trace
 from domyn_swarm.batch.run.session import EndpointAccess, RequestSession, open_session
 from domyn_swarm.batch.run.standing import Suspects
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import (
     BackPressure,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.limits import Limits, Loads, ReplicaLoad
 from domyn_swarm.batch.run.steering import (
     ReadLoads,
@@ -18,7 +19,6 @@ from domyn_swarm.batch.run.steering import (
     metrics_reader,
     steer,
 )
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.engine_load import EngineLoad
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import RequestTimeout

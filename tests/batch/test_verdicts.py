@@ -14,17 +14,23 @@ import pytest
 
 from domyn_swarm.batch.checkpoint.folder import Checkpoint
 from domyn_swarm.batch.checkpoint.index import FrameFiles, PositionalIndex, RowIndex
-from domyn_swarm.batch.checkpoint.inspection import group_failures
 from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace, ResultsFolder
 from domyn_swarm.batch.checkpoint.journal import Journal
 from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
 from domyn_swarm.batch.checkpoint.segments import checkpoint_files
 from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.inspection.settled import group_failures
+from domyn_swarm.batch.outcomes.rows import Result, RowTrace, RowValue, current_trace
+from domyn_swarm.batch.outcomes.tally import Tally
+from domyn_swarm.batch.outcomes.verdicts import (
+    Reading,
+    accepted,
+    count_verdicts,
+    outcome_of,
+    verdict_of,
+)
 from domyn_swarm.batch.output.manifest import read_manifest
-from domyn_swarm.batch.run.rows import Result, RowTrace, RowValue, current_trace
 from domyn_swarm.batch.run.session import EndpointAccess, RetryPolicy, open_session
-from domyn_swarm.batch.run.tally import Tally
-from domyn_swarm.batch.run.verdicts import Reading, accepted, count_verdicts, outcome_of, verdict_of
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs import ChatCompletionJob, SwarmJob
 from domyn_swarm.jobs.ends import verify_output

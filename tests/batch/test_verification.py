@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from domyn_swarm.batch.output.verification import differing
+from domyn_swarm.batch.inspection.verification import differing
 from domyn_swarm.errors import JobError
 from domyn_swarm.jobs.ends import verify_output
 from domyn_swarm.jobs.worker import main

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from domyn_swarm.batch.run.background import beside
+from domyn_swarm.batch.background import beside
+from domyn_swarm.batch.outcomes.histograms import Dispatched
 from domyn_swarm.batch.run.dispatch import Dispatch
-from domyn_swarm.batch.run.histograms import Dispatched
 from domyn_swarm.batch.run.worth import Worth
 from domyn_swarm.net.errors import CannotConnect
 from domyn_swarm.net.http import HttpReply

@@ -20,7 +20,7 @@ from domyn_swarm.backends.endpoint.elasticity import Elasticity
 from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.endpoint.spec import ElasticSpec
 from domyn_swarm.backends.endpoint.supervision import Activity
-from domyn_swarm.batch.run.background import beside
+from domyn_swarm.batch.background import beside
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import JobProgress, ReplicaReport, utc_now
 from domyn_swarm.paths import JobPaths, SwarmPaths, write_private

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from domyn_swarm.backends.endpoint.view import EndpointAddress, read_address
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.session import EndpointAccess, Meter, RetryPolicy, open_session
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.net.openai import CHAT_PATH, OpenAIClient
 from endpoint.bench import API_KEY, COLLECTOR_KEY, Bench
 from patience import until_async

@@ -15,7 +15,7 @@ from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.elastic import Placed
 from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.endpoint.supervision import Activity, Supervision
-from domyn_swarm.batch.run.background import beside
+from domyn_swarm.batch.background import beside
 from domyn_swarm.claims import claim
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import JobHandle, ReplicaReport, ReplicaState, utc_now

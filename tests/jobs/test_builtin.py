@@ -11,10 +11,10 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel
 
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.output.schema import OutputMismatch
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.session import EndpointAccess, open_session
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs import (
     ChatCompletionJob,

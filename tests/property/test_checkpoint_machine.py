@@ -14,14 +14,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from domyn_swarm.batch.checkpoint import key_table
 from domyn_swarm.batch.checkpoint.index import open_index
 from domyn_swarm.batch.checkpoint.job_store import ResultsFolder
 from domyn_swarm.batch.checkpoint.journal import Journal
 from domyn_swarm.batch.checkpoint.segments import checkpoint_files, join, seal, void_path
+from domyn_swarm.batch.input import key_table
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.run.rows import Result, RowValue
-from domyn_swarm.batch.run.verdicts import Reading, accepted, outcome_of
+from domyn_swarm.batch.outcomes.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.verdicts import Reading, accepted, outcome_of
 from domyn_swarm.model import Accept
 
 ROWS = 12  # few, so that rows collide

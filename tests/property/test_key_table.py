@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domyn_swarm.batch.checkpoint import key_table
-from domyn_swarm.batch.checkpoint.key_table import KeyTable, NumberList, Parts
+from domyn_swarm.batch.input import key_table
+from domyn_swarm.batch.input.key_table import KeyTable, NumberList, Parts
 
 _MOST = 2**64 - 1
 KEYS = st.one_of(

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from domyn_swarm.batch.checkpoint.accounting import RunAccount
-from domyn_swarm.batch.run.histograms import LatencyHistogram, ReplicaShare, SlowRow
-from domyn_swarm.batch.run.tally import Counters
+from domyn_swarm.batch.outcomes.histograms import LatencyHistogram, ReplicaShare, SlowRow
+from domyn_swarm.batch.outcomes.tally import Counters
 from domyn_swarm.errors import JobError, StateError
 from domyn_swarm.model import JobProgress, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private

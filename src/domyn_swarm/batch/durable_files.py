@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from domyn_swarm.errors import JobError
 
 # Of file systems on which a folder cannot be synced: they keep names safe on their own.
 _NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
@@ -60,3 +64,24 @@ def write_whole(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place at the end, or is gone when there was an error.
+
+    Raises:
+        JobError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise JobError(
+            f"Cannot write {path}: {error.strerror or error}.",
+            hint="Choose another place, or make room there.",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # of a disk that takes nothing
+            temporary.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from domyn_swarm.model import JobStatus, utc_now
 from domyn_swarm.swarm.snapshot import JobList
 
 if TYPE_CHECKING:
-    from domyn_swarm.batch.output.verification import OutputVerification
+    from domyn_swarm.batch.inspection.verification import OutputVerification
     from domyn_swarm.model import JobAccount, ReplyVerdict
     from domyn_swarm.services.requests import JobFailures, JobResults
     from domyn_swarm.swarm.snapshot import JobSnapshot, Whereabouts

@@ -16,16 +16,16 @@ from typing import Any
 import msgspec
 
 from domyn_swarm.batch.checkpoint.index import open_index
-from domyn_swarm.batch.input.opening import named_rows, pending_rows
+from domyn_swarm.batch.outcomes.rows import Result, Row, RowError, RowValue
+from domyn_swarm.batch.outcomes.strata import characters_of
+from domyn_swarm.batch.outcomes.tally import Tally
+from domyn_swarm.batch.outcomes.verdicts import Reading, outcome_of, verdict_of
 from domyn_swarm.batch.output.manifest import without_secrets
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.engine import BatchPlan
-from domyn_swarm.batch.run.rows import Result, Row, RowError, RowValue
+from domyn_swarm.batch.run.pending import named_rows, pending_rows
 from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
 from domyn_swarm.batch.run.session import EndpointAccess, open_session
-from domyn_swarm.batch.run.strata import characters_of
-from domyn_swarm.batch.run.tally import Tally
-from domyn_swarm.batch.run.verdicts import Reading, outcome_of, verdict_of
 from domyn_swarm.errors import (
     JobError,
     PlatformUnavailable,

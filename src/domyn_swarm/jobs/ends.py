@@ -17,11 +17,11 @@ from domyn_swarm.batch.input.input_files import InputFile
 from domyn_swarm.batch.input.opening import LineFiles, open_dataset
 from domyn_swarm.batch.input.reading import InputReading
 from domyn_swarm.batch.input.spool import spooled
+from domyn_swarm.batch.inspection.results import Results, settled_results, written_results
+from domyn_swarm.batch.inspection.verification import OutputVerification, verify
 from domyn_swarm.batch.output.manifest import Manifest
 from domyn_swarm.batch.output.output_files import Writer
 from domyn_swarm.batch.output.remote_output import place_of
-from domyn_swarm.batch.output.results import Results, settled_results, written_results
-from domyn_swarm.batch.output.verification import OutputVerification, verify
 from domyn_swarm.batch.run.engine import BatchPlan
 from domyn_swarm.batch.run.worker_processes import WorkerPlan
 from domyn_swarm.data.base import DataBackend

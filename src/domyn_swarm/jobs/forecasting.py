@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from domyn_swarm.batch.checkpoint.index import RowIndex, open_index
-from domyn_swarm.batch.run.forecast import Pace, time_left, tokens_left
+from domyn_swarm.batch.outcomes.forecast import Pace, time_left, tokens_left
+from domyn_swarm.batch.outcomes.tally import Tally
+from domyn_swarm.batch.outcomes.verdicts import Reading
 from domyn_swarm.batch.run.limiter import FIRST_LIMIT
 from domyn_swarm.batch.run.sampling import Sample, take_sample
-from domyn_swarm.batch.run.tally import Tally
-from domyn_swarm.batch.run.verdicts import Reading
 from domyn_swarm.errors import JobError, quantity
 from domyn_swarm.jobs.preparation import Prepared
 from domyn_swarm.jobs.trial import Trial, TriedJob

@@ -31,7 +31,7 @@ from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.probing import Clock
 
 if TYPE_CHECKING:
-    from domyn_swarm.batch.run.tally import Tally
+    from domyn_swarm.batch.outcomes.tally import Tally
 
 _LOOK_S = 5.0
 _AT_WORK = timedelta(seconds=60)  # since a job's last word: one that was killed says none

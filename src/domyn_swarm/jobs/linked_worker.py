@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.link import Connection, Failed, Link, Order
 from domyn_swarm.batch.run.session import open_session
 from domyn_swarm.batch.run.standing import Suspects
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.batch.run.traffic import Traffic
 from domyn_swarm.batch.run.worker_loop import RangeWorker
 from domyn_swarm.errors import SwarmError

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from domyn_swarm.batch.run.rows import RowTrace
-from domyn_swarm.batch.run.verdicts import verdict_of
+from domyn_swarm.batch.outcomes.rows import RowTrace
+from domyn_swarm.batch.outcomes.verdicts import verdict_of
 from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.jobs.run_options import KeepingOptions, given_options
 from domyn_swarm.net import parameters

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm.batch.checkpoint.inspection import asks_again
 from domyn_swarm.batch.checkpoint.job_store import Asker, check_free, input_key
 from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
 from domyn_swarm.batch.input.dataset import Dataset, TableDataset, check_columns
 from domyn_swarm.batch.input.file_facts import InputFacts
 from domyn_swarm.batch.input.row_keys import RowKeys, check_ids
+from domyn_swarm.batch.inspection.settled import asks_again
 from domyn_swarm.batch.output.manifest import JobFacts, without_secrets
 from domyn_swarm.batch.output.output_plan import OutputPlan
 from domyn_swarm.batch.run.asking import RetryPolicy

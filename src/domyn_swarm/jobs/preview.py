@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from domyn_swarm.batch.checkpoint.inspection import SettledRow, settled_rows
-from domyn_swarm.batch.run.tally import Tally
-from domyn_swarm.batch.run.verdicts import outcome_of, verdict_of
+from domyn_swarm.batch.inspection.settled import SettledRow, settled_rows
+from domyn_swarm.batch.outcomes.tally import Tally
+from domyn_swarm.batch.outcomes.verdicts import outcome_of, verdict_of
 from domyn_swarm.jobs.dry_run import RowFailure, failure_of, rows_settled
 from domyn_swarm.jobs.trial import Trial, TriedJob
 from domyn_swarm.model import Record, ReplyVerdict

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from domyn_swarm.batch.run.rows import Result, Row, RowError
+from domyn_swarm.batch.outcomes.rows import Result, Row, RowError
 from domyn_swarm.batch.run.runner import Events
 from domyn_swarm.model import ReplyVerdict, TimeLeft
 

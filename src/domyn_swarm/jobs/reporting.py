@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
-from domyn_swarm.batch.run.background import in_thread
-from domyn_swarm.batch.run.tally import Tally
+from domyn_swarm.batch.background import in_thread
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.jobs.spec import JobResult, JobSpec
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobAccount, JobProgress, time_left_fields, utc_now

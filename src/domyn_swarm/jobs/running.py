@@ -20,11 +20,11 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from domyn_swarm import __version__, open_files
+from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.checkpoint.job_store import frame_key
 from domyn_swarm.batch.input.reading import InputReading, reading_of
-from domyn_swarm.batch.run.background import beside
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.engine import BatchPlan, BatchRun
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.config.environment import checked_endpoint, key_of_environment
 from domyn_swarm.errors import ConfigError, SwarmError, interrupted
 from domyn_swarm.jobs.base import SwarmJob

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from domyn_swarm import open_files
-from domyn_swarm.batch.run.background import beside
+from domyn_swarm.batch.background import beside
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.engine import BatchPlan, BatchRun
 from domyn_swarm.batch.run.runner import Events
 from domyn_swarm.batch.run.session import EndpointAccess
 from domyn_swarm.batch.run.standing import FailureLimit
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.errors import ConfigError, PlatformUnavailable
 from domyn_swarm.jobs.preparation import Prepared
 from domyn_swarm.jobs.program import access_of, event_loop

@@ -19,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from domyn_swarm.batch.background import beside, in_thread
 from domyn_swarm.batch.checkpoint.request_identity import nearest
 from domyn_swarm.batch.input.file_facts import InputFacts
-from domyn_swarm.batch.run.background import beside, in_thread
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.engine import BatchPlan, BatchRun
 from domyn_swarm.batch.run.runner import Events
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.batch.run.worker_processes import WorkerPlan, start_local
 from domyn_swarm.errors import (
     EXIT_FAILED_ROWS,

@@ -36,8 +36,8 @@ from domyn_swarm.swarm.survey import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from domyn_swarm.batch.output.results import Results
-    from domyn_swarm.batch.output.verification import OutputVerification
+    from domyn_swarm.batch.inspection.results import Results
+    from domyn_swarm.batch.inspection.verification import OutputVerification
     from domyn_swarm.jobs.dry_run import DryRun
     from domyn_swarm.jobs.forecasting import JobForecast
     from domyn_swarm.jobs.preview import Preview
@@ -284,7 +284,7 @@ class JobService:
         Raises:
             SwarmError: the job's files, input or checkpoint cannot be read.
         """
-        from domyn_swarm.batch.checkpoint.inspection import (
+        from domyn_swarm.batch.inspection.settled import (
             count_unsettled,
             export_failures,
             group_failures,
@@ -364,9 +364,9 @@ class JobService:
         Raises:
             SwarmError: as `results`, or the file cannot be written.
         """
+        from domyn_swarm.batch.inspection.results import check_export
+        from domyn_swarm.batch.inspection.results import export as write
         from domyn_swarm.batch.output.publish import columns_of
-        from domyn_swarm.batch.output.results import check_export
-        from domyn_swarm.batch.output.results import export as write
         from domyn_swarm.batch.output.text_forms import plain_rows
 
         record = self._record(ref)

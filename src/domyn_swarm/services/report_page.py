@@ -15,7 +15,7 @@ import jinja2
 
 from domyn_swarm import __version__
 from domyn_swarm.backends.gpu_time import Span
-from domyn_swarm.batch.output.output_files import written_whole
+from domyn_swarm.batch.durable_files import written_whole
 from domyn_swarm.errors import JobError
 from domyn_swarm.paths import write_private
 from domyn_swarm.services.charts import (

@@ -11,13 +11,13 @@ from pathlib import Path
 from domyn_swarm.backends.endpoint.view import ReplicaEvent, read_history
 from domyn_swarm.backends.gpu_time import Span
 from domyn_swarm.batch.checkpoint.accounting import RunAccount, read_accounts, sum_up
-from domyn_swarm.batch.run.histograms import (
+from domyn_swarm.batch.outcomes.histograms import (
     LatencyHistogram,
     ReplicaShares,
     SizeHistogram,
     SlowestRows,
 )
-from domyn_swarm.batch.run.tally import FailureExample, counted_group
+from domyn_swarm.batch.outcomes.tally import FailureExample, counted_group
 from domyn_swarm.errors import JobNotFound, SwarmError, SwarmNotFound
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import FailureGroup, Histogram, JobProgress, ReplyVerdict, utc_now
@@ -190,7 +190,7 @@ class ReportGatherer:
     def _failures(
         self, spec: JobSpec, accounts: Sequence[RunAccount]
     ) -> tuple[list[FailureGroup], str | None]:
-        from domyn_swarm.batch.checkpoint.inspection import group_failures
+        from domyn_swarm.batch.inspection.settled import group_failures
         from domyn_swarm.jobs.preparation import make_plan
 
         if not set(job_snapshot(self._record).verdicts) - {ReplyVerdict.COMPLETE}:
@@ -286,7 +286,7 @@ def _slowest(accounts: Sequence[RunAccount]) -> tuple[SlowRowReport, ...]:
 
 def _named(slowest: tuple[SlowRowReport, ...], spec: JobSpec) -> tuple[SlowRowReport, ...]:
     """The slowest rows with their ids, if the job has an id column and the input is readable."""
-    from domyn_swarm.batch.checkpoint.inspection import ids_of
+    from domyn_swarm.batch.inspection.settled import ids_of
     from domyn_swarm.jobs.preparation import make_plan
 
     if spec.id_column is None or not slowest:

@@ -24,9 +24,9 @@ from itertools import accumulate
 
 from domyn_swarm.backends.slurm.job_runs import JobRuns, following, was_fruitless, why_over
 from domyn_swarm.backends.slurm.layout import job_warning_s
+from domyn_swarm.batch.outcomes.forecaster import Forecaster
+from domyn_swarm.batch.outcomes.strata import Strata, StratumSums, stratum_of
 from domyn_swarm.batch.run.dispatch import Dispatch
-from domyn_swarm.batch.run.forecaster import Forecaster
-from domyn_swarm.batch.run.strata import Strata, StratumSums, stratum_of
 from domyn_swarm.jobs.gpu_hours import Held
 from domyn_swarm.swarm.campaign import (
     Assumptions,

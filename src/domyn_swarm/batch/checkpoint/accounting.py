@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from domyn_swarm.batch.run.histograms import Dispatched, LatencyHistogram
-from domyn_swarm.batch.run.tally import Counters, Tally
+from domyn_swarm.batch.outcomes.histograms import Dispatched, LatencyHistogram
+from domyn_swarm.batch.outcomes.tally import Counters, Tally
 from domyn_swarm.model import DispatchAccount, JobAccount, utc_now
 from domyn_swarm.paths import write_private
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 from domyn_swarm.batch.checkpoint.index import FrameFiles, PositionalIndex, RowIndex, open_index
 from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace, ResultsFolder, hold
@@ -28,15 +29,16 @@ from domyn_swarm.batch.checkpoint.segments import (
     void_path,
 )
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.run.rows import Result
-from domyn_swarm.batch.run.standing import forget_suspects
-from domyn_swarm.batch.run.verdicts import AsKept, Reading
+from domyn_swarm.batch.outcomes.rows import Result
+from domyn_swarm.batch.outcomes.verdicts import AsKept, Reading
 from domyn_swarm.errors import CheckpointLost, JobError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Accept, ReplyVerdict
 from domyn_swarm.paths import private_dir
 
 _log = get_logger(__name__)
+
+SUSPECTS = "suspects.txt"  # a line for each row that was in flight as an engine died
 
 _LOOK_S = 1.0
 
@@ -234,3 +236,8 @@ class Checkpoint:
             self._close_journal()
         finally:
             self._lease.release()
+
+
+def forget_suspects(folder: Path) -> None:
+    """Ask all rows as if no engine had ever died."""
+    (folder / SUSPECTS).unlink(missing_ok=True)

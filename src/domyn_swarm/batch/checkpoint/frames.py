@@ -28,8 +28,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.run.rows import Result, RowValue
-from domyn_swarm.batch.run.verdicts import outcome_of
+from domyn_swarm.batch.outcomes.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.verdicts import outcome_of
 
 _MAGIC = b"DSF2"
 _HEADER = struct.Struct("<4sBxxxIIIIIIIQQ")

@@ -21,11 +21,11 @@ from domyn_swarm.batch.checkpoint.frames import (
     read_values,
 )
 from domyn_swarm.batch.checkpoint.job_store import OpenedFile, ResultsFolder, open_folders
-from domyn_swarm.batch.checkpoint.key_table import KeyTable
 from domyn_swarm.batch.checkpoint.segments import void_path
+from domyn_swarm.batch.input.key_table import KeyTable
 from domyn_swarm.batch.input.row_keys import Digests, RowKeys, agree, search_keys
-from domyn_swarm.batch.run.rows import RowValue
-from domyn_swarm.batch.run.verdicts import Reading
+from domyn_swarm.batch.outcomes.rows import RowValue
+from domyn_swarm.batch.outcomes.verdicts import Reading
 from domyn_swarm.model import Fingerprint
 
 _Key = TypeVar("_Key")

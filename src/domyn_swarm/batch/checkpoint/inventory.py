@@ -29,7 +29,7 @@ from domyn_swarm.batch.checkpoint.job_store import (
 from domyn_swarm.batch.checkpoint.lease import Lease
 from domyn_swarm.batch.checkpoint.request_identity import read_fields
 from domyn_swarm.batch.input.row_keys import search_keys
-from domyn_swarm.batch.run.verdicts import Reading
+from domyn_swarm.batch.outcomes.verdicts import Reading
 from domyn_swarm.errors import JobError
 from domyn_swarm.model import Record
 

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.checkpoint.key_table import Parts
 from domyn_swarm.batch.column_values import WrittenFloat, is_json, python_values, rows_at
 from domyn_swarm.batch.input.dataset import Dataset
+from domyn_swarm.batch.input.key_table import Parts
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.model import Fingerprint
 

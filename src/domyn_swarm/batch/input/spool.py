@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from domyn_swarm.batch.output.output_files import written_whole
+from domyn_swarm.batch.durable_files import written_whole
 
 _GROUP_BYTES = 16 << 20  # what writing holds in memory
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from domyn_swarm.batch.checkpoint.index import DECODED_BYTES, FrameFiles, RowIndex
 from domyn_swarm.batch.input.dataset import BATCH_ROWS, Dataset
 from domyn_swarm.batch.input.row_keys import RowKeys
+from domyn_swarm.batch.outcomes.rows import RowValue
 from domyn_swarm.batch.output.routed_values import Places, RoutedValues
-from domyn_swarm.batch.run.rows import RowValue
 
 
 class OrderedResults(Protocol):

@@ -31,7 +31,7 @@ from domyn_swarm.batch.output.manifest import (
 )
 from domyn_swarm.batch.output.part_writer import OpenSink, ParquetSink, TextSink
 from domyn_swarm.batch.output.text_forms import FORMS, TextForm
-from domyn_swarm.errors import InvalidInput, JobError, OutputExists
+from domyn_swarm.errors import InvalidInput, OutputExists
 
 IDENTITY_KEY = b"domyn_swarm.process_identity"
 
@@ -334,27 +334,6 @@ class OutputPlace:
             self._aside.rename(self.path)
             raise
         shutil.rmtree(self._aside)
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place at the end, or is gone when there was an error.
-
-    Raises:
-        JobError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise JobError(
-            f"Cannot write {path}: {error.strerror or error}.",
-            hint="Choose another place, or make room there.",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # of a disk that takes nothing
-            temporary.unlink(missing_ok=True)
 
 
 def is_shard_name(name: str) -> bool:

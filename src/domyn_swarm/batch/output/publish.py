@@ -17,6 +17,7 @@ from domyn_swarm.batch.checkpoint.index import RowIndex
 from domyn_swarm.batch.column_values import is_json
 from domyn_swarm.batch.durable_files import write_synced
 from domyn_swarm.batch.input.dataset import Dataset
+from domyn_swarm.batch.outcomes.verdicts import outcome_of, verdict_of
 from domyn_swarm.batch.output.manifest import (
     ColumnFacts,
     InputFacts,
@@ -30,7 +31,6 @@ from domyn_swarm.batch.output.output_files import IDENTITY_KEY, SHARD_ROWS, shar
 from domyn_swarm.batch.output.output_plan import OutputPlan
 from domyn_swarm.batch.output.part_writer import PartWriter
 from domyn_swarm.batch.output.row_join import OutputRows, without_answer
-from domyn_swarm.batch.run.verdicts import outcome_of, verdict_of
 from domyn_swarm.errors import (
     CheckpointLost,
     JobError,

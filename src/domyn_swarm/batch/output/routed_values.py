@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from domyn_swarm.batch.checkpoint.frames import FrameKeys, packed_values, unpacked_values
 from domyn_swarm.batch.checkpoint.index import FrameFiles, Matches, RowIndex
-from domyn_swarm.batch.checkpoint.key_table import NumberList, Parts, UnnamedFile
 from domyn_swarm.batch.input.dataset import Dataset
+from domyn_swarm.batch.input.key_table import NumberList, Parts, UnnamedFile
 from domyn_swarm.batch.input.row_keys import Digests, RowKeys
-from domyn_swarm.batch.run.rows import RowValue
+from domyn_swarm.batch.outcomes.rows import RowValue
 
 _NOWHERE = np.uint64(2**64 - 1)
 _FRAME_AT = np.uint64(24)

@@ -189,7 +189,6 @@ def _aware(moment: dt.datetime) -> dt.datetime:
 
 
 _LONG = re.compile(rb"\d{19}")  # what 64 bits may have no place for
-ERROR_COLUMN = "_error"
 ERROR_TYPE = pa.struct(
     [
         ("type", pa.string()),

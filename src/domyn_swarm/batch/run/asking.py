@@ -7,10 +7,10 @@ import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from domyn_swarm.batch.outcomes.rows import OneByOne, RowTrace
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.gate import EndpointGate
-from domyn_swarm.batch.run.rows import OneByOne, RowTrace
 from domyn_swarm.batch.run.standing import ALONE_AFTER, GUILTY_AFTER, Break, Death, Fault, Kind
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.net.errors import (
     BackPressure,
     CannotConnect,

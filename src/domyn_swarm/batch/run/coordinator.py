@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from domyn_swarm.batch.checkpoint.folder import Checkpoint
-from domyn_swarm.batch.input.opening import PendingRows
+from domyn_swarm.batch.outcomes.tally import Counters, Tally
 from domyn_swarm.batch.run.dispatch import AtReplica, Capacity
 from domyn_swarm.batch.run.limiter import FIRST_LIMIT
 from domyn_swarm.batch.run.link import (
@@ -30,8 +30,8 @@ from domyn_swarm.batch.run.link import (
     Wanted,
     pack,
 )
+from domyn_swarm.batch.run.pending import PendingRows
 from domyn_swarm.batch.run.runner import Events, RunPolicy
-from domyn_swarm.batch.run.tally import Counters, Tally
 from domyn_swarm.batch.run.traffic import Turns
 from domyn_swarm.batch.run.worker_processes import (
     AfterDeath,

@@ -10,28 +10,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from domyn_swarm.batch.background import beside, in_thread
 from domyn_swarm.batch.checkpoint.accounting import account_of, read_accounts, sum_up, write_account
-from domyn_swarm.batch.checkpoint.folder import Checkpoint
+from domyn_swarm.batch.checkpoint.folder import Checkpoint, forget_suspects
 from domyn_swarm.batch.checkpoint.index import RowIndex
 from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace
 from domyn_swarm.batch.checkpoint.journal import SyncedSink
 from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
 from domyn_swarm.batch.input.dataset import Dataset
-from domyn_swarm.batch.input.opening import PendingRows, named_rows, pending_rows, still_pending
+from domyn_swarm.batch.outcomes.tally import Tally
+from domyn_swarm.batch.outcomes.verdicts import Reading
 from domyn_swarm.batch.output.output_plan import OutputPlan
 from domyn_swarm.batch.output.publish import ResultsMissing, publish
-from domyn_swarm.batch.run.background import beside, in_thread
 from domyn_swarm.batch.run.coordinator import Coordinator
 from domyn_swarm.batch.run.limits import Limits
 from domyn_swarm.batch.run.lookahead import LookAhead
+from domyn_swarm.batch.run.pending import PendingRows, named_rows, pending_rows, still_pending
 from domyn_swarm.batch.run.runner import Events, Runner, Transform
 from domyn_swarm.batch.run.sampling import take_census
 from domyn_swarm.batch.run.session import EndpointAccess, open_session
 from domyn_swarm.batch.run.sharing import Shared, SharedRows, count_shared
-from domyn_swarm.batch.run.standing import Suspects, forget_suspects
+from domyn_swarm.batch.run.standing import Suspects
 from domyn_swarm.batch.run.steering import Saturation, steer
-from domyn_swarm.batch.run.tally import Tally
-from domyn_swarm.batch.run.verdicts import Reading
 from domyn_swarm.batch.run.worker_processes import WorkerPlan, WorkPlan
 from domyn_swarm.batch.run.worth import Worth
 from domyn_swarm.errors import (

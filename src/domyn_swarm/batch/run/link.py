@@ -17,10 +17,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from domyn_swarm.batch.input.opening import PendingRows
+from domyn_swarm.batch.outcomes.histograms import ReplicaShare
+from domyn_swarm.batch.outcomes.tally import Counters
 from domyn_swarm.batch.run.dispatch import AtReplica, Capacity
-from domyn_swarm.batch.run.histograms import ReplicaShare
-from domyn_swarm.batch.run.tally import Counters
+from domyn_swarm.batch.run.pending import PendingRows
 from domyn_swarm.logs import get_logger
 
 _LENGTH = struct.Struct("<I")

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.input.opening import PendingRows, joined
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.run.histograms import Dispatched
-from domyn_swarm.batch.run.rows import Result
+from domyn_swarm.batch.outcomes.histograms import Dispatched
+from domyn_swarm.batch.outcomes.rows import Result
+from domyn_swarm.batch.run.pending import PendingRows, joined
 from domyn_swarm.batch.run.runner import Sink
 from domyn_swarm.model import Dispatching
 

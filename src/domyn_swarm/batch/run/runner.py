@@ -18,9 +18,8 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
-from domyn_swarm.batch.run.histograms import SlowRow
-from domyn_swarm.batch.run.limiter import FIRST_LIMIT
-from domyn_swarm.batch.run.rows import (
+from domyn_swarm.batch.outcomes.histograms import SlowRow
+from domyn_swarm.batch.outcomes.rows import (
     OneByOne,
     Result,
     Row,
@@ -29,10 +28,11 @@ from domyn_swarm.batch.run.rows import (
     RowValue,
     current_trace,
 )
+from domyn_swarm.batch.outcomes.strata import StratumSums, characters_of
+from domyn_swarm.batch.outcomes.tally import Tally
+from domyn_swarm.batch.outcomes.verdicts import Reading, outcome_of
+from domyn_swarm.batch.run.limiter import FIRST_LIMIT
 from domyn_swarm.batch.run.standing import DEFAULT_LIMIT, FailureLimit
-from domyn_swarm.batch.run.strata import StratumSums, characters_of
-from domyn_swarm.batch.run.tally import Tally
-from domyn_swarm.batch.run.verdicts import Reading, outcome_of
 from domyn_swarm.errors import quantity
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Accept

@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from domyn_swarm.batch.background import in_thread
 from domyn_swarm.batch.checkpoint.index import RowIndex
 from domyn_swarm.batch.column_values import rows_at
 from domyn_swarm.batch.input.dataset import Dataset
-from domyn_swarm.batch.input.opening import PendingRows, named_rows
 from domyn_swarm.batch.input.row_keys import RowKeys, encoded_value
-from domyn_swarm.batch.run.background import in_thread
-from domyn_swarm.batch.run.strata import Census, Strata, characters_of, stratum_of
+from domyn_swarm.batch.outcomes.strata import Census, Strata, characters_of, stratum_of
+from domyn_swarm.batch.run.pending import PendingRows, named_rows
 from domyn_swarm.errors import SwarmError
 from domyn_swarm.logs import get_logger
 

@@ -11,17 +11,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from domyn_swarm.batch.background import beside
+from domyn_swarm.batch.outcomes.rows import Row, RowTrace, current_trace
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.asking import Asking, Request, RetryPolicy
-from domyn_swarm.batch.run.background import beside
 from domyn_swarm.batch.run.dispatch import Dispatch
 from domyn_swarm.batch.run.gate import ALONE, EndpointGate
 from domyn_swarm.batch.run.replica_names import Names
 from domyn_swarm.batch.run.replicas import ReplicaClient, Replicas
 from domyn_swarm.batch.run.request_json import request_json
-from domyn_swarm.batch.run.rows import Row, RowTrace, current_trace
 from domyn_swarm.batch.run.standing import ALONE_AFTER, Kind, Suspects, kind_of
 from domyn_swarm.batch.run.steering import Saturation, fate_reader, meter_reader, metrics_reader
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.batch.run.traffic import Connections, Traffic
 from domyn_swarm.batch.run.worth import Worth
 from domyn_swarm.model import Dispatching

@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domyn_swarm.batch.checkpoint.index import RowIndex
-from domyn_swarm.batch.checkpoint.key_table import Parts
 from domyn_swarm.batch.input.dataset import BATCH_ROWS, Dataset
-from domyn_swarm.batch.input.opening import PendingRows
+from domyn_swarm.batch.input.key_table import Parts
 from domyn_swarm.batch.input.row_keys import RowKeys, encoded_value
+from domyn_swarm.batch.outcomes.rows import Result, Row, RowValue
+from domyn_swarm.batch.outcomes.tally import Tally
+from domyn_swarm.batch.outcomes.verdicts import Reading
 from domyn_swarm.batch.output.ordered_results import ordered_results
 from domyn_swarm.batch.output.row_join import joined
-from domyn_swarm.batch.run.rows import Result, Row, RowValue
+from domyn_swarm.batch.run.pending import PendingRows
 from domyn_swarm.batch.run.runner import Events
-from domyn_swarm.batch.run.tally import Tally
-from domyn_swarm.batch.run.verdicts import Reading
 
 _PENDING = np.uint64(1 << 63)  # above the row: it sorts behind all rows that are answered
 _ROW = _PENDING - np.uint64(1)

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from domyn_swarm.batch.run.rows import Row
-from domyn_swarm.batch.run.tally import Tally
+from domyn_swarm.batch.checkpoint.folder import SUSPECTS
+from domyn_swarm.batch.outcomes.rows import Row
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.errors import (
     TooManyFailures,
     quantity,
@@ -130,7 +131,6 @@ _ON_ITS_WAY_S = 0.2  # a request that was sent so shortly before a break may not
 _LOOK_S = 0.05
 _LEAVES_S = 3.0  # within so long an engine that its watchdog saw die has left the router
 _AT_ONCE_S = 1.0  # within so long the connections to an engine that died have broken
-_FILE = "suspects.txt"
 
 
 class Death(NamedTuple):
@@ -185,7 +185,7 @@ class Suspects:
 
     def keep_in(self, folder: Path) -> None:
         """Go on with what earlier runs knew, and keep what this one finds out."""
-        self._file = folder / _FILE
+        self._file = folder / SUSPECTS
         try:
             lines = self._file.read_text("ascii").split()
         except (OSError, ValueError):
@@ -296,11 +296,6 @@ class Suspects:
                 os.close(descriptor)
         except OSError as error:  # a full disk ends a run where results are written
             _log.warning("cannot note in %s under which rows an engine died: %s", self._file, error)
-
-
-def forget_suspects(folder: Path) -> None:
-    """Ask all rows as if no engine had ever died."""
-    (folder / _FILE).unlink(missing_ok=True)
 
 
 SHUT_OUT = 5  # rows turned away or without a reply in time, and not one answer

@@ -9,9 +9,9 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.dispatch import AtReplica, Capacity
 from domyn_swarm.batch.run.limits import MOST_IN_ALL, WINDOW_S, Limits, Loads, ReplicaLoad, Sight
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.engine_load import EngineLoad, MetricsReader, Reading
 from domyn_swarm.errors import JobError
 from domyn_swarm.net.errors import NOT_JSON, RequestError

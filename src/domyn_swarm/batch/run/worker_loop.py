@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from domyn_swarm.batch.background import beside, in_thread
 from domyn_swarm.batch.checkpoint.journal import Journal, SyncedSink
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.run.background import beside, in_thread
+from domyn_swarm.batch.outcomes.rows import Result, Row
+from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.link import (
     Alone,
     Begin,
@@ -29,11 +31,9 @@ from domyn_swarm.batch.run.link import (
     Wanted,
     YourTurn,
 )
-from domyn_swarm.batch.run.rows import Result, Row
 from domyn_swarm.batch.run.runner import Events, Runner, Transform
 from domyn_swarm.batch.run.standing import Suspects
 from domyn_swarm.batch.run.steering import Placing
-from domyn_swarm.batch.run.tally import Tally
 from domyn_swarm.batch.run.traffic import Traffic
 from domyn_swarm.batch.run.worker_processes import WorkPlan
 

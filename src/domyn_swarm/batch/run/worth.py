@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Callable, Collection
 
-from domyn_swarm.batch.run.histograms import Dispatched
+from domyn_swarm.batch.outcomes.histograms import Dispatched
 from domyn_swarm.engine_load import MetricsReader
 from domyn_swarm.net.errors import RequestError
 from domyn_swarm.net.http import HttpClient

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar, Unpack
 
 from pydantic import BaseModel, ValidationError, create_model
 
+from domyn_swarm.batch.outcomes.rows import set_aside_replies
 from domyn_swarm.batch.output.schema import Declared, OutputMismatch, annotation_of, reasons
-from domyn_swarm.batch.run.rows import set_aside_replies
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.builtin.prompted import PromptedJob
 from domyn_swarm.jobs.builtin.responses import choices

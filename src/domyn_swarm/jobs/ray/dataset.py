@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from domyn_swarm.batch.column_values import without_json
 from domyn_swarm.batch.input.dataset import TableDataset
 from domyn_swarm.batch.input.input_files import files_of
-from domyn_swarm.batch.output.results import block_facts, common_schema, join_block
+from domyn_swarm.batch.inspection.results import block_facts, common_schema, join_block
 from domyn_swarm.batch.output.row_join import Survey
 from domyn_swarm.batch.run.engine import BatchPlan
 from domyn_swarm.batch.run.worker_processes import WorkerPlan

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.run.strata import StratumSums
+from domyn_swarm.batch.outcomes.strata import StratumSums
 from domyn_swarm.model import TimeLeft
 
 LEVEL = 0.8

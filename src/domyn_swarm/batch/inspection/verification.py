@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from domyn_swarm.batch.column_values import flags, python_values, without_nulls
 from domyn_swarm.batch.input.dataset import Dataset
 from domyn_swarm.batch.input.input_files import InputFile
+from domyn_swarm.batch.outcomes.rows import ERROR_COLUMN
 from domyn_swarm.batch.output.manifest import Manifest, OutputFile
 from domyn_swarm.batch.output.open_types import typed_column
 from domyn_swarm.batch.output.output_files import Place
 from domyn_swarm.batch.output.publish import columns_of
 from domyn_swarm.batch.output.row_join import without_answer
-from domyn_swarm.batch.output.schema import ERROR_COLUMN
 from domyn_swarm.batch.output.text_forms import opened_output
 from domyn_swarm.batch.run.engine import BatchPlan
 from domyn_swarm.errors import (

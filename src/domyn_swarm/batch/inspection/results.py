@@ -11,19 +11,20 @@ from pathlib import Path
 import pyarrow as pa
 
 from domyn_swarm.batch.checkpoint.index import FrameFiles, Matches, RowIndex
-from domyn_swarm.batch.checkpoint.inspection import opened_index
 from domyn_swarm.batch.column_values import as_text, without_json
+from domyn_swarm.batch.durable_files import written_whole
 from domyn_swarm.batch.input.dataset import Dataset, TableDataset
 from domyn_swarm.batch.input.input_files import InputFile
 from domyn_swarm.batch.input.opening import dataset_of
 from domyn_swarm.batch.input.row_keys import Digests
 from domyn_swarm.batch.input.text_dataset import open_columns
+from domyn_swarm.batch.inspection.settled import opened_index
+from domyn_swarm.batch.outcomes.rows import ERROR_COLUMN
 from domyn_swarm.batch.output.manifest import Manifest
 from domyn_swarm.batch.output.open_types import OpenTypes, for_parquet, typed
-from domyn_swarm.batch.output.output_files import KIND_OF_SUFFIX, Place, opener_of, written_whole
+from domyn_swarm.batch.output.output_files import KIND_OF_SUFFIX, Place, opener_of
 from domyn_swarm.batch.output.part_writer import PartWriter
 from domyn_swarm.batch.output.row_join import OutputRows, Survey, answer_schema
-from domyn_swarm.batch.output.schema import ERROR_COLUMN
 from domyn_swarm.batch.run.engine import BatchPlan
 from domyn_swarm.errors import (
     ConfigError,

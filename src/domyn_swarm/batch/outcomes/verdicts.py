@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.run.rows import RowError, RowValue
+from domyn_swarm.batch.outcomes.rows import RowError, RowValue
 from domyn_swarm.model import Accept, ReplyVerdict
 from domyn_swarm.net.replies import ENDINGS
 

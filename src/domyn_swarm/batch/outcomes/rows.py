@@ -10,6 +10,8 @@ import msgspec
 
 from domyn_swarm.net.replies import ReplyFacts, worst
 
+ERROR_COLUMN = "_error"
+
 # Made for each row: a struct of msgspec's costs a fifth of a named tuple, and none of these is ever
 # part of a cycle that the collector would have to find.
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from domyn_swarm.batch.run.forecast import Pace, mean_costs, relative_variance, time_left
-from domyn_swarm.batch.run.strata import Census, Strata, StratumSums
+from domyn_swarm.batch.outcomes.forecast import Pace, mean_costs, relative_variance, time_left
+from domyn_swarm.batch.outcomes.strata import Census, Strata, StratumSums
 from domyn_swarm.model import TimeLeft
 
 _WINDOW_ROWS = 30  # finished in a window, before it is taken instead of the whole run

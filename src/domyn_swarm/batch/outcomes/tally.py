@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import msgspec
 
-from domyn_swarm.batch.run.forecaster import Forecaster
-from domyn_swarm.batch.run.histograms import (
+from domyn_swarm.batch.outcomes.forecaster import Forecaster
+from domyn_swarm.batch.outcomes.histograms import (
     Dispatched,
     LatencyHistogram,
     ReplicaShare,
@@ -21,9 +21,9 @@ from domyn_swarm.batch.run.histograms import (
     SlowestRows,
     SlowRow,
 )
-from domyn_swarm.batch.run.rows import RowError, RowValue
-from domyn_swarm.batch.run.strata import Strata, StratumSums
-from domyn_swarm.batch.run.verdicts import outcome_of, verdict_of
+from domyn_swarm.batch.outcomes.rows import RowError, RowValue
+from domyn_swarm.batch.outcomes.strata import Strata, StratumSums
+from domyn_swarm.batch.outcomes.verdicts import outcome_of, verdict_of
 from domyn_swarm.model import FailureGroup, ReplyVerdict, TimeLeft
 
 _TOGETHER = 1024

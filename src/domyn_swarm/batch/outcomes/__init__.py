@@ -1,0 +1,1 @@
+"""What becomes of rows, and the figures of it: results, verdicts, tallies, time left."""
