@@ -204,7 +204,8 @@ def check_names(found: SwarmUsage) -> None:
 
 def check_printed(line: CommandLine) -> None:
     table = line("usage", "--swarm", "demo").stdout
-    assert max(map(len, table.splitlines())) <= 80
+    rows, *_ = table.split("\n\n")  # below them are causes, as many as a busy machine gives
+    assert max(map(len, rows.splitlines())) <= 80
     assert table.splitlines()[0].split()[:4] == ["replica", "held", "queued", "start"]
     assert "limit too low" in table  # four requests for two replicas of many slots
     assert "total" in table
