@@ -1,7 +1,5 @@
-"""The paths of all files. Properties only: they do not create, read or write files.
-
-`private_dir`, `private_file`, `write_private` and `write_private_once` create files and folders
-that only their owner may read.
+"""The paths of all files, whose properties neither create nor read anything, and functions that
+create files and folders which only their owner may read.
 """
 
 from __future__ import annotations

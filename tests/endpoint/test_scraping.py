@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from domyn_swarm.backends.endpoint.collector import Collector
-from domyn_swarm.backends.endpoint.router import RouterFigures, SmgRouter
+from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.endpoint.scraping import SwarmMetrics
+from domyn_swarm.backends.endpoint.supervision import RouterFigures
 from domyn_swarm.backends.endpoint.use_meter import JobsFolder
 from domyn_swarm.model import JobProgress, utc_now
 from domyn_swarm.paths import JobPaths, write_private, write_private_once

@@ -12,8 +12,8 @@ import pytest
 
 from command_line import CommandLine
 from domyn_swarm.errors import StateError
-from domyn_swarm.state import SwarmStore, read_revision, stamp_revision
-from domyn_swarm.state.revisions import known_revisions, upgrade
+from domyn_swarm.state import SwarmStore, read_revision
+from domyn_swarm.state.revisions import known_revisions, stamp, upgrade
 from domyn_swarm.state.schema import NEWEST_REVISION
 
 MOMENT = "2026-01-01T12:00:00.000000+00:00"
@@ -134,8 +134,8 @@ def test_a_stamp_that_the_tables_belie_is_refused(swarm_home: Path) -> None:
     with opened(path) as connection:
         connection.execute("ALTER TABLE jobs ADD COLUMN unheard_of TEXT")
     with pytest.raises(StateError, match="are not those of revision"):
-        stamp_revision(path, None)
+        stamp(path, None)
     with pytest.raises(StateError, match="There is no revision 'nonsense'"):
-        stamp_revision(path, "nonsense")
+        stamp(path, "nonsense")
     with pytest.raises(StateError, match="no state database"):
-        stamp_revision(path.with_name("nothing.db"), None)
+        stamp(path.with_name("nothing.db"), None)

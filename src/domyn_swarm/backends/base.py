@@ -5,10 +5,7 @@ Membership is proven by the conformance suite (`tests/conformance`).
 
 from __future__ import annotations
 
-import math
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,10 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress
-from domyn_swarm.errors import PlatformError, PlatformUnavailable, StateError
-from domyn_swarm.logs import get_logger
+from domyn_swarm.errors import PlatformError, StateError
 from domyn_swarm.model import (
-    ExitRecord,
     JobHandle,
     JobStatus,
     Location,
@@ -30,15 +25,13 @@ from domyn_swarm.model import (
 )
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan, JobResources
-from domyn_swarm.probing import Clock, Deadline, Observation, Phase, wait_until
+from domyn_swarm.probing import Observation
 from domyn_swarm.record import field
 
 if TYPE_CHECKING:
     from domyn_swarm.backends.rehearsal import Rehearsal
 
-_log = get_logger(__name__)
 
-_TAIL_BYTES = 64 * 1024
 ASLEEP = "asleep: its first replica starts with the first request or job"
 
 
@@ -330,50 +323,6 @@ def job_handle(
     )
 
 
-def wait_for_end(
-    probe: Callable[[], JobStatus],
-    *,
-    timeout_s: float | None,
-    every_s: float,
-    clock: Clock = time,
-) -> JobStatus:
-    """`ComputeBackend.wait`, by asking for the job's status every so many seconds. A platform that
-    does not answer is asked again.
-
-    Raises:
-        PlatformUnavailable: it did not answer once until the time was up.
-    """
-    seen: list[JobStatus] = []
-    away: list[PlatformUnavailable] = []
-
-    def look() -> Observation:
-        try:
-            seen.append(probe())
-        except PlatformUnavailable as error:
-            away.append(error)
-            return Observation(Phase.UNKNOWN, error.message)
-        return Observation(Phase.READY if seen[-1].final else Phase.STARTING)
-
-    limit_s = math.inf if timeout_s is None else timeout_s
-    wait_until(look, deadline=Deadline(limit_s, limit_s), every_s=every_s, clock=clock)
-    if not seen:
-        raise away[-1]
-    return seen[-1]
-
-
-def probe_each(
-    probe: Callable[[JobHandle], JobStatus], handles: Sequence[JobHandle]
-) -> dict[str, JobStatus]:
-    """`ComputeBackend.probe_all` where the platform is asked for each job by itself."""
-    found = {}
-    for handle in handles:
-        try:
-            found[handle.job_id] = probe(handle)
-        except PlatformError as error:
-            _log.warning("%s cannot be asked for: %s", handle.job_id, error.message)
-    return found
-
-
 def refuse_draining(left: Sequence[str]) -> None:
     """Refuse to scale up while replicas that are wanted again have not ended.
 
@@ -385,33 +334,3 @@ def refuse_draining(left: Sequence[str]) -> None:
             f"Replicas that were taken out have not ended yet: {', '.join(left)}.",
             hint="They finish their requests first; try again in a while.",
         )
-
-
-def exit_wrapper(python: str, spec: ComputeSpec, argv: Sequence[str]) -> list[str]:
-    """The command that runs a job's program under the wrapper that writes down how it ended."""
-    limit_s = spec.resources.shortest_limit_s
-    return [
-        *(python, "-m", "domyn_swarm.backends.exit_wrapper"),
-        *(() if limit_s is None else (f"--time-limit={limit_s:g}",)),
-        *(str(JobPaths(Path(spec.job_dir)).exit), spec.cwd, "--", *argv),
-    ]
-
-
-def read_tail(path: Path, begin: int = 0) -> str:
-    """The end of a log, as far as it says why something ended; nothing where there is none. What
-    was written before the byte `begin` is left out.
-    """
-    try:
-        with path.open("rb") as file:
-            file.seek(max(begin, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            return file.read().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ""
-
-
-def read_exit(path: Path) -> ExitRecord | None:
-    """What the wrapper around a job's program wrote at its end; None while there is nothing."""
-    try:
-        return ExitRecord.model_validate_json(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None

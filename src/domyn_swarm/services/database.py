@@ -7,7 +7,7 @@ from typing import Literal
 
 from domyn_swarm.model import Record, utc_now
 from domyn_swarm.paths import database_path
-from domyn_swarm.state import SwarmStore, read_revision, stamp_revision
+from domyn_swarm.state import SwarmStore, read_revision
 from domyn_swarm.swarm.pruning import PruneReport, prune, survey_prunable
 
 OLD_JOBS_DAYS = 30.0
@@ -45,7 +45,9 @@ class DatabaseService:
         """
         path = database_path()
         before = read_revision(path)
-        stamp_revision(path, revision)
+        from domyn_swarm.state.revisions import stamp  # here: Alembic is a third of a second
+
+        stamp(path, revision)
         return DatabaseRevision(path=str(path), before=before, now=str(read_revision(path)))
 
     def prunable(self, *, jobs_older_than_days: float = OLD_JOBS_DAYS) -> PruneReport:

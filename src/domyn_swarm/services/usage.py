@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 
 from domyn_swarm.backends import gpu_time, ledger, ledger_files
-from domyn_swarm.backends.base import read_exit
 from domyn_swarm.backends.gpu_time import Span
+from domyn_swarm.backends.job_end import read_exit
 from domyn_swarm.backends.ledger import SwarmEntry
 from domyn_swarm.backends.ledger_files import PlatformTimes, Written
 from domyn_swarm.backends.platforms import scheduler

@@ -1,4 +1,4 @@
-"""Opens the state database: creates and upgrades it on first use, also from concurrent programs.
+"""The file of the state database: connections and transactions, safe between concurrent programs.
 
 It uses the rollback journal instead of WAL, whose shared memory is not safe on the network file
 systems of cluster homes. Writers queue for up to `BUSY_TIMEOUT_S`. Commands are short-lived, so it
@@ -23,22 +23,6 @@ from domyn_swarm.state.schema import NEWEST_REVISION, STATEMENTS
 BUSY_TIMEOUT_S = 15.0
 
 _creating = threading.Lock()  # a thread must not connect before the creating one closes the file
-
-
-def open_database(path: Path) -> None:
-    """Create the database at `path`, or upgrade it to the newest revision.
-
-    Raises:
-        StateError: the file is not a database, is from a newer version, or cannot be written.
-    """
-    _create_private(path)
-    with transaction(path) as connection:
-        revision = revision_of(connection)
-    revision = revision or _create_tables(path)
-    if revision != NEWEST_REVISION:  # loading Alembic takes a third of a second
-        from domyn_swarm.state.revisions import upgrade
-
-        upgrade(path)
 
 
 @contextlib.contextmanager
@@ -69,7 +53,7 @@ def connect(database: str) -> sqlite3.Connection:
     return connection
 
 
-def _create_private(path: Path) -> None:
+def create_private(path: Path) -> None:
     """Create the file with mode 0600, unless it exists.
 
     An existing file is not opened here: closing it would drop every lock that this process holds on
@@ -85,7 +69,7 @@ def _create_private(path: Path) -> None:
         raise _cannot_open(path, "it is not a file that you may read and write")
 
 
-def _create_tables(path: Path) -> str | None:
+def create_tables(path: Path) -> str | None:
     """Create the newest tables, unless there are tables; the database's revision afterwards.
 
     The check and the creation are one transaction: of two programs, one creates the tables.
@@ -166,16 +150,3 @@ def read_revision(path: Path) -> str | None:
         return None
     with transaction(path) as connection:
         return revision_of(connection)
-
-
-def stamp_revision(path: Path, revision: str | None) -> None:
-    """Record the revision of a database (None: the newest) without changing its tables.
-
-    Raises:
-        StateError: there is no database or no such revision, or the tables are of another one.
-    """
-    from domyn_swarm.state.revisions import stamp
-
-    if not path.is_file():
-        raise StateError(f"There is no state database at {path}.", hint="Nothing to stamp.")
-    stamp(path, revision or NEWEST_REVISION)

@@ -51,12 +51,15 @@ def upgrade(path: Path, *, to: str = NEWEST_REVISION) -> None:
                 command.upgrade(config, to)
 
 
-def stamp(path: Path, revision: str) -> None:
-    """Record the revision of a database, without changing its tables.
+def stamp(path: Path, revision: str | None) -> None:
+    """Record the revision of a database (None: the newest) without changing its tables.
 
     Raises:
-        StateError: there is no such revision, or the tables are those of another one.
+        StateError: there is no database, no such revision, or the tables are those of another one.
     """
+    revision = revision or NEWEST_REVISION
+    if not path.is_file():
+        raise StateError(f"There is no state database at {path}.", hint="Nothing to stamp.")
     if revision not in known_revisions():
         raise StateError(
             f"There is no revision {revision!r}.",

@@ -25,8 +25,9 @@ from domyn_swarm.model import (
     utc_now,
 )
 from domyn_swarm.paths import database_path
-from domyn_swarm.state.database import open_database, transaction
+from domyn_swarm.state.database import create_private, create_tables, revision_of, transaction
 from domyn_swarm.state.records import JobRecord, SwarmRecord
+from domyn_swarm.state.schema import NEWEST_REVISION
 
 
 class SwarmStore:
@@ -364,3 +365,19 @@ def _job_record(row: Row) -> JobRecord:
     handle = None if handle_json is None else JobHandle.model_validate_json(handle_json)
     location = _location(fields.pop("location_json"))
     return JobRecord.model_validate({**fields, "handle": handle, "location": location})
+
+
+def open_database(path: Path) -> None:
+    """Create the database at `path`, or upgrade it to the newest revision.
+
+    Raises:
+        StateError: the file is not a database, is from a newer version, or cannot be written.
+    """
+    create_private(path)
+    with transaction(path) as connection:
+        revision = revision_of(connection)
+    revision = revision or create_tables(path)
+    if revision != NEWEST_REVISION:  # loading Alembic takes a third of a second
+        from domyn_swarm.state.revisions import upgrade
+
+        upgrade(path)

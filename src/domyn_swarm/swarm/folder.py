@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domyn_swarm.backends import ledger
-from domyn_swarm.backends.base import read_tail
 from domyn_swarm.backends.endpoint.view import Ended, read_ended
+from domyn_swarm.backends.job_end import read_tail
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private, write_private_once

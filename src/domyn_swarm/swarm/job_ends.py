@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from domyn_swarm.backends.base import read_exit, read_tail
+from domyn_swarm.backends.job_end import read_exit, read_tail
 from domyn_swarm.backends.slurm.job_runs import JobRuns
 from domyn_swarm.backends.slurm.step_log import srun_was_ended, srun_was_killed
 from domyn_swarm.errors import EXIT_BUDGET_SPENT, JobError, StateError, words_of

@@ -11,9 +11,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from domyn_swarm import engines
-from domyn_swarm.backends.base import ASLEEP, ServingHandle, read_tail
+from domyn_swarm.backends.base import ASLEEP, ServingHandle
 from domyn_swarm.backends.checks import resolves
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress, read_address
+from domyn_swarm.backends.job_end import read_tail
 from domyn_swarm.backends.slurm.printed import end_by_slurm
 from domyn_swarm.engines.base import Diagnosis, diagnose
 from domyn_swarm.errors import (

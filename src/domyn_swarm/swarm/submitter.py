@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domyn_swarm import __version__
-from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, read_exit
+from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
+from domyn_swarm.backends.job_end import read_exit
 from domyn_swarm.backends.platforms import compute_backend
 from domyn_swarm.config.environment import ray_address_of_environment
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, StateError

@@ -16,8 +16,8 @@ from prometheus_client.registry import Collector as MetricsSource
 from domyn_swarm import __version__
 from domyn_swarm.backends.endpoint.job_metrics import job_families
 from domyn_swarm.backends.endpoint.metric_families import COUNTER, GAUGE, HISTOGRAM, Told, families
-from domyn_swarm.backends.endpoint.router import RouterFigures
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.supervision import RouterFigures
 from domyn_swarm.backends.endpoint.use_meter import FollowedJob
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.backends.gpu_time import Use

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from domyn_swarm.backends.base import ServingHandle
 from domyn_swarm.backends.endpoint.spec import ElasticSpec, EndpointSpec
 from domyn_swarm.backends.endpoint.view import (
     CollectorView,
@@ -19,6 +19,10 @@ from domyn_swarm.backends.ledger import entry_folder
 from domyn_swarm.backends.watchdog_spec import heartbeat_s
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
+
+if TYPE_CHECKING:
+    from domyn_swarm.backends.base import ServingHandle
+
 
 _HEARTBEATS_MISSED = 3
 _STALE_AT_LEAST_S = 10.0

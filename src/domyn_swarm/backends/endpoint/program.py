@@ -24,14 +24,13 @@ from domyn_swarm.backends.endpoint.elasticity import Elasticity
 from domyn_swarm.backends.endpoint.router import (
     Admission,
     Router,
-    RouterFigures,
     RouterSettings,
     admission,
     files_needed,
 )
 from domyn_swarm.backends.endpoint.scraping import SwarmMetrics
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
-from domyn_swarm.backends.endpoint.supervision import Activity, Platform, Supervision
+from domyn_swarm.backends.endpoint.supervision import Activity, Platform, RouterFigures, Supervision
 from domyn_swarm.errors import StateError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, private_dir

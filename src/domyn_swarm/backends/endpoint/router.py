@@ -6,13 +6,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from domyn_swarm.backends.endpoint.supervision import Activity
+from domyn_swarm.backends.endpoint.supervision import Activity, RouterFigures
 from domyn_swarm.engine_load import MetricsReader
-from domyn_swarm.model import Histogram, Record
+from domyn_swarm.model import Record
 
 _OWN_FILES = 64  # of the program itself, and clients that are turned away or look at it
 _FILES_PER_REPLICA = 2  # to look at their health and load
@@ -65,15 +65,6 @@ def files_needed(wanted: Admission, replicas: int) -> int:
     return (
         2 * wanted.max_concurrent + wanted.queue_size + (_OWN_FILES + _FILES_PER_REPLICA * replicas)
     )
-
-
-class RouterFigures(NamedTuple):
-    """What a router has counted since it started."""
-
-    given: Mapping[str, float]  # requests, by the URL of the replica that got them
-    in_flight: Mapping[str, float]  # of those, now
-    responses: Mapping[tuple[str, str], float]  # by path and status
-    durations: Mapping[tuple[str, str], Histogram]  # seconds, by operation and model
 
 
 class Router(Protocol):

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from domyn_swarm.backends.endpoint.router import RouterFigures
+from domyn_swarm.backends.endpoint.supervision import RouterFigures
 from domyn_swarm.model import Histogram
 
 _GIVEN = "smg_worker_requests_total"

@@ -1,9 +1,9 @@
-"""Whether anybody uses the endpoint."""
+"""Whether clients use the endpoint, and the requests that its router has counted."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from domyn_swarm import claims
@@ -14,8 +14,17 @@ from domyn_swarm.backends.endpoint.view import Ended
 from domyn_swarm.backends.notification import notify
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
-from domyn_swarm.model import JobHandle, utc_now
+from domyn_swarm.model import Histogram, JobHandle, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
+
+
+class RouterFigures(NamedTuple):
+    """What a router has counted since it started."""
+
+    given: Mapping[str, float]  # requests, by the URL of the replica that got them
+    in_flight: Mapping[str, float]  # of those, now
+    responses: Mapping[tuple[str, str], float]  # by path and status
+    durations: Mapping[tuple[str, str], Histogram]  # seconds, by operation and model
 
 
 class Activity(NamedTuple):

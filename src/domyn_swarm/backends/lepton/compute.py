@@ -7,7 +7,8 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec, job_handle, probe_each, read_exit, wait_for_end
+from domyn_swarm.backends.base import ComputeSpec, job_handle
+from domyn_swarm.backends.job_end import probe_each, read_exit, wait_for_end
 from domyn_swarm.backends.lepton import specs, states, streams
 from domyn_swarm.backends.lepton.credentials import (
     Credentials,

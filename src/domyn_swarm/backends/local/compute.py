@@ -7,14 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.base import (
-    ComputeSpec,
-    exit_wrapper,
-    job_handle,
-    probe_each,
-    read_exit,
-    wait_for_end,
-)
+from domyn_swarm.backends.base import ComputeSpec, job_handle
+from domyn_swarm.backends.job_end import exit_wrapper, probe_each, read_exit, wait_for_end
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.processes import OnThisHost
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec, job_handle, read_exit, read_tail, wait_for_end
+from domyn_swarm.backends.base import ComputeSpec, job_handle
+from domyn_swarm.backends.job_end import read_exit, read_tail, wait_for_end
 from domyn_swarm.backends.slurm.cluster import OnCluster, job_status
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Scheduler

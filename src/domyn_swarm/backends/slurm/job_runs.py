@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from domyn_swarm.backends.base import read_tail
+from domyn_swarm.backends.job_end import read_tail
 from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import JobPaths, write_private

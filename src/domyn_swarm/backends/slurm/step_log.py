@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from domyn_swarm.backends.base import read_tail
+from domyn_swarm.backends.job_end import read_tail
 from domyn_swarm.backends.slurm.job_runs import last_words
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import JobPaths

@@ -1,0 +1,97 @@
+"""The end of a job: waiting for it, the wrapper that records it, and reading that record."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from domyn_swarm.backends.base import ComputeSpec
+from domyn_swarm.errors import PlatformError, PlatformUnavailable
+from domyn_swarm.logs import get_logger
+from domyn_swarm.model import (
+    ExitRecord,
+    JobHandle,
+    JobStatus,
+)
+from domyn_swarm.paths import JobPaths
+from domyn_swarm.probing import Clock, Deadline, Observation, Phase, wait_until
+
+_log = get_logger(__name__)
+_TAIL_BYTES = 64 * 1024
+
+
+def wait_for_end(
+    probe: Callable[[], JobStatus],
+    *,
+    timeout_s: float | None,
+    every_s: float,
+    clock: Clock = time,
+) -> JobStatus:
+    """`ComputeBackend.wait`, by asking for the job's status every so many seconds. A platform that
+    does not answer is asked again.
+
+    Raises:
+        PlatformUnavailable: it did not answer once until the time was up.
+    """
+    seen: list[JobStatus] = []
+    away: list[PlatformUnavailable] = []
+
+    def look() -> Observation:
+        try:
+            seen.append(probe())
+        except PlatformUnavailable as error:
+            away.append(error)
+            return Observation(Phase.UNKNOWN, error.message)
+        return Observation(Phase.READY if seen[-1].final else Phase.STARTING)
+
+    limit_s = math.inf if timeout_s is None else timeout_s
+    wait_until(look, deadline=Deadline(limit_s, limit_s), every_s=every_s, clock=clock)
+    if not seen:
+        raise away[-1]
+    return seen[-1]
+
+
+def probe_each(
+    probe: Callable[[JobHandle], JobStatus], handles: Sequence[JobHandle]
+) -> dict[str, JobStatus]:
+    """`ComputeBackend.probe_all` where the platform is asked for each job by itself."""
+    found = {}
+    for handle in handles:
+        try:
+            found[handle.job_id] = probe(handle)
+        except PlatformError as error:
+            _log.warning("%s cannot be asked for: %s", handle.job_id, error.message)
+    return found
+
+
+def exit_wrapper(python: str, spec: ComputeSpec, argv: Sequence[str]) -> list[str]:
+    """The command that runs a job's program under the wrapper that writes down how it ended."""
+    limit_s = spec.resources.shortest_limit_s
+    return [
+        *(python, "-m", "domyn_swarm.backends.exit_wrapper"),
+        *(() if limit_s is None else (f"--time-limit={limit_s:g}",)),
+        *(str(JobPaths(Path(spec.job_dir)).exit), spec.cwd, "--", *argv),
+    ]
+
+
+def read_tail(path: Path, begin: int = 0) -> str:
+    """The end of a log, as far as it says why something ended; nothing where there is none. What
+    was written before the byte `begin` is left out.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(begin, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
+def read_exit(path: Path) -> ExitRecord | None:
+    """What the wrapper around a job's program wrote at its end; None while there is nothing."""
+    try:
+        return ExitRecord.model_validate_json(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
