@@ -245,7 +245,7 @@ def test_what_means_none_or_several_removes_none(tmp_path: Path, cli: CommandLin
     for words in (["abcd0"], ["--older-than", "1"]):
         done = cli("checkpoints", "rm", *words, *folder)
         assert done.returncode == 2
-        assert "needs -y" in done.stderr
+        assert "-y is required" in done.stderr
     assert cli("checkpoints", "rm", "-y", *folder).returncode == 2
     assert len(list(tmp_path.glob("abcd*"))) == 2
     with pytest.raises(StateError):
