@@ -318,9 +318,7 @@ class SwarmPaths:
         return self.root / "serving" / "killed" / str(task)
 
     def submitting(self, kind: str) -> Path:
-        """A pending submission of the endpoint or of replicas, which the scheduler has not yet
-        answered.
-        """
+        """A submission of the endpoint or of replicas that the scheduler has not yet answered."""
         return self.root / "serving" / f"submitting-{kind}"
 
     @property

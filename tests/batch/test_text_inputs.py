@@ -82,7 +82,7 @@ BAD: dict[str, tuple[str, bytes, list[str]]] = {
     "ragged rows, all of them": (
         "a.csv",
         b"a,b\n1,2\n3\n4,5,6\n",
-        ["line 3: the row has 1 cells", "line 4: the row has 3 cells"],
+        ["line 3: the row has 1 cell,", "line 4: the row has 3 cells"],
     ),
     "Latin-1": (
         "a.csv",

@@ -114,7 +114,7 @@ def install(shell: str, environment: dict[str, str]) -> list[str]:
         check=True,
         env=environment,
     )
-    assert done.stderr == f"A new {shell} completes.\n"
+    assert done.stderr == f"Completion is active in each new {shell}.\n"
     return done.stdout.splitlines()
 
 

@@ -152,7 +152,11 @@ def test_a_person_is_asked_and_a_wrong_answer_is_asked_again(
     os.close(primary)
     assert asked.returncode == 0, said
     assert stdout == f"{elsewhere}\n"
-    for words in ("One of local | slurm | lepton", "must be 'vllm'", "must be a whole number"):
+    for words in (
+        "Answer one of local | slurm | lepton",
+        "must be 'vllm'",
+        "must be a whole number",
+    ):
         assert words in said
     swarm = tmp_path / "swarm.yaml"
     swarm.write_text("model: m\nname: s\n")

@@ -286,7 +286,7 @@ def test_pandas_keeps_the_index_and_the_dtypes_of_the_frame_that_was_given() -> 
 
 
 def test_what_is_no_frame_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"builtins\.dict"):
+    with pytest.raises(ConfigError, match=r"dict \(builtins\)"):
         backend_of({"a": [1]})
     with pytest.raises(ConfigError, match="'dask'"):
         backend_named("dask")

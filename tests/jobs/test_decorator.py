@@ -73,7 +73,7 @@ def test_a_bare_decorator_has_one_result_column() -> None:
         ({"keep": ["everything"]}, "option keep.0 is 'everything'"),
         ({"max_concurrency": 0}, "max_concurrency must be auto or a .* of at least 1, not 0"),
         ({"max_concurrency": "many"}, "max_concurrency must be auto or a .*, not 'many'"),
-        ({"output_columns": ["a", "b"]}, "has 1 output columns"),
+        ({"output_columns": ["a", "b"]}, "has 1 output column"),
         ({"output_columns": ["a"]}, "its fields' names"),
     ],
 )

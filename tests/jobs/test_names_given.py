@@ -253,7 +253,7 @@ def test_names_of_output_columns(server: ModelServer) -> None:
     assert One().schema().names == ["answer"]
     assert ChatCompletionJob(output_cols=["said"]).schema().names == ["said"]
     assert One(output_columns=["said"]).schema().names == ["said"]
-    with pytest.raises(ConfigError, match=r"1 output columns \(result\), but 2 names"):
+    with pytest.raises(ConfigError, match=r"1 output column \(result\), but 2 names"):
         ChatCompletionJob(output_cols=["a", "b"])
     with pytest.raises(ConfigError, match="2 output columns"):
         One(parse_reasoning=True)

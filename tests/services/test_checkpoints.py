@@ -215,8 +215,8 @@ def test_a_job_takes_away_what_it_was_answered_itself(
     assert removed.returncode == 0
     assert f"{handles['a'].job_id} (a) over" in removed.stderr
     assert f"{handles['b'].job_id} (b) over" in removed.stderr
-    assert "has 10 rows from there" in removed.stderr
-    assert "has 5 rows from there" in removed.stderr
+    assert "uses 10 of these rows" in removed.stderr
+    assert "uses 5 of these rows" in removed.stderr
     (left,) = cli.json("checkpoints", "list")["checkpoints"]
     assert {job["external_id"] for job in left["jobs"]} == {"b", "c"}
     bench.server.asked.clear()
@@ -235,7 +235,7 @@ def test_what_means_none_or_several_removes_none(tmp_path: Path, cli: CommandLin
     folder = ("--checkpoint-dir", tmp_path)
     assert len(cli.json("checkpoints", "list", *folder)["checkpoints"]) == 2
     for ref, said in (
-        ("abcd", "means 2"),
+        ("abcd", "matches 2"),
         ("abc", "no checkpoint"),
         ("key-notes", "no checkpoint"),
     ):
@@ -245,7 +245,7 @@ def test_what_means_none_or_several_removes_none(tmp_path: Path, cli: CommandLin
     for words in (["abcd0"], ["--older-than", "1"]):
         done = cli("checkpoints", "rm", *words, *folder)
         assert done.returncode == 2
-        assert "needs -y" in done.stderr
+        assert "-y is required" in done.stderr
     assert cli("checkpoints", "rm", "-y", *folder).returncode == 2
     assert len(list(tmp_path.glob("abcd*"))) == 2
     with pytest.raises(StateError):

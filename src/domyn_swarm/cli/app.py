@@ -45,15 +45,15 @@ COMMANDS = (
     Entry(
         "logs",
         f"{_CLI}.logs:logs",
-        "Print the logs of a swarm: its replicas', or another part's.",
+        "Print the logs of a swarm's replicas, or of its endpoint, its watchdogs or a job.",
     ),
     Entry("pool", f"{_CLI}.pools:pool_app", "Several swarms from one file."),
-    Entry("init", f"{_CLI}.setting_up:init_app", "Files to begin with."),
-    Entry("config", f"{_CLI}.setting_up:config_app", "What a configuration file may hold."),
+    Entry("init", f"{_CLI}.setting_up:init_app", "Write a first configuration or the defaults."),
+    Entry("config", f"{_CLI}.setting_up:config_app", "Check configurations; their JSON Schema."),
     Entry(
         "checkpoints",
         f"{_CLI}.checkpoints:checkpoints_app",
-        "What jobs have left to go on with.",
+        "Checkpoints of jobs.",
     ),
     Entry(
         "plan",
