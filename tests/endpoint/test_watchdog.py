@@ -142,10 +142,10 @@ def test_an_engine_that_never_gets_ready_is_restarted(bench: Bench):
 def test_an_engine_that_still_loads_is_waited_for(bench: Bench, what: str):
     bench.start_collector()
     # A busy machine may let an engine wait seconds before it prints or reads for the first time
-    times = {"readiness_timeout": scaled(4), "quiet_seconds": scaled(14)}
+    times = {"readiness_timeout": scaled(8), "quiet_seconds": scaled(15)}
     replica = bench.replica(**times).tell(what, 1).start()
     until(lambda: replica.starts)
-    time.sleep(scaled(16))
+    time.sleep(scaled(18))
     assert len(replica.starts) == 1, replica.log.read_text()
     report = bench.view().replicas[0]
     assert (report.state, report.loading) == ("starting", True)
