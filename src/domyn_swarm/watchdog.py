@@ -694,13 +694,16 @@ class Watchdog:
 
     def _first_request(self) -> str | None:
         """What is wrong with the answer: health can say yes while the first real request kills the
-        engine.
+        engine. One that refuses our key is another program, which took the port while the engine
+        loads.
         """
         first = self._spec.first_request
         if first is None:
             return None
         url, limit_s = self._base + first["path"], self._spec.readiness_timeout
         status, _ = self._http.send(url, limit_s, first["body"])
+        if status in (401, 403):
+            return "another program answers at %s: it refused our key (%d)" % (self._base, status)
         return None if status < 500 else "the first request was answered %d" % status
 
     def _sample(self, health: Health, timeout_s: float) -> tuple[float, float | None]:

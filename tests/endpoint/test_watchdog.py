@@ -19,7 +19,7 @@ import pytest
 
 from domyn_swarm import engines, watchdog
 from domyn_swarm.backends.watchdog_spec import copy_watchdog
-from endpoint.bench import API_KEY, Bench, Replica, runs
+from endpoint.bench import API_KEY, ENGINE, Bench, Replica, runs
 from open_file_limits import highest, soft_limit
 from patience import limit_s, scaled, until
 from process_list import words_of
@@ -155,6 +155,27 @@ def test_an_engine_that_still_loads_is_waited_for(bench: Bench, what: str):
     assert len(replica.starts) == 1
     report = bench.view().replicas[0]
     assert (report.loading, report.reason) == (False, None)
+
+
+def test_another_program_at_the_port_of_an_engine_that_loads_is_not_taken_for_it(bench: Bench):
+    """That of another user, say, whose locks lie elsewhere."""
+    bench.start_collector()
+    replica = bench.replica(quiet_seconds=limit_s()).tell("prints", 1).start()
+    url = until(lambda: bench.view().replicas and bench.view().replicas[0].url)
+    other = bench.scratch / "other"
+    other.mkdir()
+    argv = [sys.executable, str(ENGINE), "127.0.0.1", url.rpartition(":")[2], str(other)]
+    server = subprocess.Popen(argv, env={**os.environ, "ENGINE_KEY": "another"})
+    try:
+        until(lambda: bench.view().replicas[0].http_status == 200)
+        time.sleep(scaled(0.5))  # some probes
+        assert bench.view().replicas[0].state == "starting"
+    finally:
+        server.kill()
+        server.wait()
+    (replica.control / "prints").unlink()
+    bench.until_state("ready")
+    assert len(replica.starts) == 1
 
 
 @pytest.mark.parametrize(
