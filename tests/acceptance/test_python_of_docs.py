@@ -98,6 +98,7 @@ def test_the_python_of_a_page_runs(page: Path, standing: Standing, tmp_path: Pat
         timeout=2 * limit_s(),
         check=False,
     )
+    standing.cli("down", "of-a-page")  # which a page may leave up
     assert done.returncode == 0, done.stdout + done.stderr
     declared = len(re.findall(r"^class \w+\(SwarmJob\)|^@job", script.read_text(), re.M))
     assert done.stdout.count("tried ") >= declared

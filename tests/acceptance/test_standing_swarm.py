@@ -48,7 +48,7 @@ REPLICA_KEYS = {
     *("tokens_per_s", "kv_cache_usage", "node", "expires_at"),
 }
 ALONE_KEYS = (
-    *("model", "job_class", "prompt", "system", "parameters"),
+    *("model", "job_class", "prompt", "system", "parameters", "retry_parameters"),
     "max_gpu_hours",
 )  # null in lists
 JOB_KEYS = {

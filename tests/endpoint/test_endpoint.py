@@ -207,7 +207,7 @@ def test_the_router_counts_what_is_use_of_the_endpoint_and_nothing_else(bench: B
         asked = pool.submit(ask, url, "slow:2.0")
         until(lambda: activity(bench).in_flight == 1)
         assert asked.result()[0] == 200
-    until(lambda: activity(bench) == Activity(before + 2, 0))
+    until(lambda: activity(bench)[:2] == (before + 2, 0))
 
 
 def test_sigterm_lets_requests_finish_and_removes_the_address(bench: Bench):

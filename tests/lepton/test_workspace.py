@@ -136,7 +136,7 @@ def test_without_shared_files_the_platforms_word_holds(
     lepton.jobs[created].forced = "a state of tomorrow"
     with pytest.raises(PlatformUnavailable, match="does not report"):
         backend.probe(handle)
-    with pytest.raises(PlatformUnavailable, match="does not say"):
+    with pytest.raises(PlatformUnavailable, match="does not report"):
         backend.wait(handle, timeout_s=0.5)
     lepton.jobs[created].forced = None
 

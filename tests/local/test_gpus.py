@@ -120,6 +120,11 @@ def started() -> Iterator[list[ProcessId]]:
     assert processes.gone(lambda: processes_, within_s=limit_s())
 
 
+def _has(process: ProcessId, variable: str) -> bool:
+    """In its environment, which is its starter's until it has become the program."""
+    return variable.encode() in Path(f"/proc/{process.pid}/environ").read_bytes()
+
+
 def test_a_lock_lives_and_dies_with_the_process_that_was_given_it(
     tmp_path: Path, started: list[ProcessId]
 ) -> None:
@@ -135,9 +140,7 @@ def test_a_lock_lives_and_dies_with_the_process_that_was_given_it(
         found = dict(zip(pool.map(start, range(4)), range(4), strict=True))
     assert sorted(found) == ["0", "1", "2", "3"]
     assert taken() == "4"
-    victim = next(
-        one for one in started if Path(f"/proc/{one.pid}/environ").read_bytes().count(b"DEVICES=2")
-    )
+    [victim] = until(lambda: [one for one in started if _has(one, "DEVICES=2")])
     processes.send([victim], signal.SIGKILL)
     until(lambda: taken() == "2")
     with held(1, 0, "t"):

@@ -215,8 +215,8 @@ def test_a_job_takes_away_what_it_was_answered_itself(
     assert removed.returncode == 0
     assert f"{handles['a'].job_id} (a) over" in removed.stderr
     assert f"{handles['b'].job_id} (b) over" in removed.stderr
-    assert "uses 10 of these rows" in removed.stderr
-    assert "uses 5 of these rows" in removed.stderr
+    assert "uses 10 rows of these" in removed.stderr
+    assert "uses 5 rows of these" in removed.stderr
     (left,) = cli.json("checkpoints", "list")["checkpoints"]
     assert {job["external_id"] for job in left["jobs"]} == {"b", "c"}
     bench.server.asked.clear()

@@ -160,7 +160,7 @@ def test_what_slurm_refuses_is_one_clear_error(up: Up, slurm: SlurmCluster) -> N
     with pytest.raises(SubmitRejected, match="Invalid partition") as refused:
         up(backend={"partition": "nowhere"})
     assert "Slurm refused endpoint.sh" in refused.value.message
-    assert "Check partition" in refused.value.hint
+    assert "backend.partition and backend.endpoint.partition" in refused.value.hint
     assert jobs_of(slurm) == {}
     assert SwarmService().status("demo").phase is SwarmPhase.STOPPED
 

@@ -231,7 +231,7 @@ def test_logs_are_read_and_followed(
         file.flush()
         file.write("line\n")
     assert next(following) == "half a line"
-    with pytest.raises(StateError, match="has no log of that kind"):
+    with pytest.raises(StateError, match="There is no such log of demo"):
         swarm_logs(LogRequest(name="demo", replica=7))
     with pytest.raises(StateError, match="no job 'nope'"):
         swarm_logs(LogRequest(name="demo", source="job", job_id="nope"))

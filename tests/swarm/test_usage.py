@@ -34,7 +34,7 @@ from domyn_swarm.services.usage import UsageService
 from domyn_swarm.services.usage_report import SwarmUsage
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
-from local_swarms import config
+from local_swarms import config, launch_of
 from patience import limit_s, scaled, until
 
 GPUS = 2
@@ -235,7 +235,7 @@ def test_a_job_that_ended_with_an_earlier_swarm_wanted_nothing_of_the_next_of_it
     held = tmp_path / "held"
     held.touch()
     options = {"errors": [{"held_by": str(held)}]}
-    lifecycle.up(config(engine_options=options), timeout_s=limit_s())
+    lifecycle.up(launch_of(engine_options=options), timeout_s=limit_s())
     request = JobRequest(
         swarm="demo",
         input=str(tmp_path / "in.parquet"),
@@ -244,7 +244,7 @@ def test_a_job_that_ended_with_an_earlier_swarm_wanted_nothing_of_the_next_of_it
     )
     job = JobService().submit(request)
     lifecycle.down("demo")  # and nobody looks at the job afterwards
-    second = lifecycle.up(config(), timeout_s=limit_s()).record.tag
+    second = lifecycle.up(launch_of(), timeout_s=limit_s()).record.tag
     lifecycle.down("demo")
     found = UsageService().usage(tag=second)
     assert found.total.held_replica_s > 0

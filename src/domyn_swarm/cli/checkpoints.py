@@ -190,7 +190,7 @@ def _touched(listed: CheckpointList) -> Iterator[str]:
     for one in (one for checkpoint in listed.checkpoints for one in checkpoint.touched):
         name = _named(one.job_id or one.key, one.external_id)
         rows = quantity(one.rows, "row")
-        yield f"{name} over {one.input or '?'} has {rows} from there, and would ask again."
+        yield f"{name} over {one.input or '?'} uses {rows} of these, and would send them again."
 
 
 def _named(job_id: str, external_id: str | None) -> str:

@@ -143,8 +143,10 @@ def rehearse(
     """
     from domyn_swarm.services.requests import UpRequest
     from domyn_swarm.services.swarms import SwarmService
+    from domyn_swarm.swarm.job_file import read_resources
 
     form = chosen_format(output, as_json, as_yaml)
+    ends = read_resources(limits.layer(), command="rehearse", detached=True)
     waits_s = _seconds("--wait", wait)
     told: dict[str, Any] = {
         "limit_s": _limits(time_limit),
@@ -152,8 +154,8 @@ def rehearse(
         "wait_s": None if waits_s is None else (waits_s,),
         "start_s": _seconds("--start", start),
         "preempted_per_h": preempted,
-        "stop_after_s": _seconds("--stop-after", limits.values["stop_after"]),
-        "max_gpu_hours": limits.values["max_gpu_hours"],
+        "stop_after_s": ends.stop_after_s,
+        "max_gpu_hours": ends.max_gpu_hours,
         "job_preempted_per_h": job_preempted,
         "rows": rows,
         "row_s": row_seconds,
