@@ -277,23 +277,42 @@ def allow_many_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def lock_port(port: int) -> int | None:
+    """A lock on a port, an open file that this process has until its end; None: another has it.
+
+    On Linux a name in the abstract namespace of sockets: who shares the ports shares the names. A
+    file would not do: a site may give each job a /tmp of its own, and engines that load for minutes
+    before they bind their port would be given the same one.
+    """
+    if not sys.platform.startswith("linux"):
+        return lock(lock_folder(), "port-%d" % port)
+    name = socket.socket(socket.AF_UNIX)
+    try:
+        name.bind("\0domyn-swarm-port-%d" % port)
+    except OSError as error:
+        name.close()
+        if error.errno == errno.EADDRINUSE:
+            return None
+        raise
+    return name.detach()
+
+
 class Ports:
     """Free ports; one that was given out stays locked against other watchdogs of this machine."""
 
     def __init__(self, host: str) -> None:
         self._host = host
         self._locks: dict[int, int] = {}
-        self._folder = lock_folder()
 
     def pick(self, first: int) -> int:
         """The port already held if it is still free, else the first free one from `first` on."""
         candidates: list[int] = [*self._locks, *range(first, 65_536)]
         for port in candidates:
             if port not in self._locks:
-                file = lock(self._folder, "port-%d" % port)
-                if file is None:
+                held = lock_port(port)
+                if held is None:
                     continue
-                self._locks[port] = file
+                self._locks[port] = held
             if self._free(port):
                 return port
         raise OSError("no free port from %d on" % first)

@@ -326,9 +326,21 @@ def test_a_lock_folder_that_somebody_else_made_first_is_left_to_them(
     else:
         usable = f"{name}-3"
     assert watchdog.lock_folder() == usable == watchdog.lock_folder()
+
+
+def test_a_port_is_given_once_on_a_machine_also_where_each_job_has_its_own_tmp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An engine that loads has not bound its port yet."""
     first, second = watchdog.Ports("127.0.0.1"), watchdog.Ports("127.0.0.1")
-    assert first.pick(22_000) != second.pick(22_000)
-    assert sorted(path.name for path in Path(usable).iterdir())[0].startswith("port-22")
+    port = first.pick(22_000)
+    monkeypatch.setattr(watchdog.tempfile, "tempdir", str(tmp_path))
+    assert second.pick(port) != port
+    assert first.pick(22_000) == port
+    program = f"from domyn_swarm.watchdog import Ports; print(Ports('127.0.0.1').pick({port}))"
+    argv, env = [sys.executable, "-c", program], {**os.environ, "TMPDIR": str(tmp_path)}
+    other = subprocess.run(argv, env=env, capture_output=True, check=True)
+    assert int(other.stdout) > port
 
 
 def test_an_engine_without_progress_while_requests_wait_is_restarted(bench: Bench):
