@@ -183,12 +183,21 @@ def gone(processes: Callable[[], Iterable[ProcessId]], *, within_s: float) -> bo
 
 
 def end(processes: Callable[[], Iterable[ProcessId]], *, grace_s: float) -> bool:
-    """Send SIGTERM, and SIGKILL after the grace period. Returns whether all processes ended."""
-    send(processes(), signal.SIGTERM)
-    if gone(processes, within_s=grace_s):
+    """Send SIGTERM, and SIGKILL after the grace period. Returns whether all processes ended.
+
+    A process that is about to end has no environment any more, by which `carrying` knows it, while
+    it still frees its memory: those that were sent a signal are watched by their ids.
+    """
+    signalled = [*processes()]
+
+    def left() -> Iterable[ProcessId]:
+        return {*processes(), *signalled}
+
+    send(signalled, signal.SIGTERM)
+    if gone(left, within_s=grace_s):
         return True
-    send(processes(), signal.SIGKILL)
-    return gone(processes, within_s=5.0)
+    send(left(), signal.SIGKILL)
+    return gone(left, within_s=5.0)
 
 
 class OnThisHost:
