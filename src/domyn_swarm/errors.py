@@ -157,10 +157,6 @@ class InvalidInput(JobError):
     exit_code = 2
 
 
-class CheckpointMismatch(JobError):
-    """A checkpoint exists, but of another job identity; the message names the difference."""
-
-
 class CheckpointBusy(JobError):
     """Another driver holds this job's lease."""
 

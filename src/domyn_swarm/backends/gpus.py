@@ -11,10 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from domyn_swarm.errors import (
-    PlatformError,
-    quantity,
-)
+from domyn_swarm.errors import PlatformError, quantity
 
 _VARIABLE = "CUDA_VISIBLE_DEVICES"
 _MOST = 64  # GPUs of a machine that does not say how many it has

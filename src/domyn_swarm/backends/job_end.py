@@ -36,22 +36,23 @@ def wait_for_end(
     Raises:
         PlatformUnavailable: it did not answer once until the time was up.
     """
-    seen: list[JobStatus] = []
-    away: list[PlatformUnavailable] = []
+    status: JobStatus | None = None
+    away = PlatformUnavailable("the platform was not asked")
 
-    def look() -> Observation:
+    def observe() -> Observation:
+        nonlocal status, away
         try:
-            seen.append(probe())
+            status = probe()
         except PlatformUnavailable as error:
-            away.append(error)
+            away = error
             return Observation(Phase.UNKNOWN, error.message)
-        return Observation(Phase.READY if seen[-1].final else Phase.STARTING)
+        return Observation(Phase.READY if status.final else Phase.STARTING)
 
     limit_s = math.inf if timeout_s is None else timeout_s
-    wait_until(look, deadline=Deadline(limit_s, limit_s), every_s=every_s, clock=clock)
-    if not seen:
-        raise away[-1]
-    return seen[-1]
+    wait_until(observe, deadline=Deadline(limit_s, limit_s), every_s=every_s, clock=clock)
+    if status is None:
+        raise away
+    return status
 
 
 def probe_each(

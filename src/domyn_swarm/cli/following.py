@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from domyn_swarm.cli.console import say
-from domyn_swarm.errors import (
-    EXIT_INTERRUPTED,
-    quantity,
-)
+from domyn_swarm.errors import EXIT_INTERRUPTED, quantity
 
 if TYPE_CHECKING:
     from domyn_swarm.model import JobHandle

@@ -12,11 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from domyn_swarm.config.backends import WrongNames
 from domyn_swarm.config.sources import CONFIGURATION, FileKind, Key, Layer, dotted, written
-from domyn_swarm.errors import (
-    ConfigError,
-    Mistake,
-    quantity,
-)
+from domyn_swarm.errors import ConfigError, Mistake, quantity
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

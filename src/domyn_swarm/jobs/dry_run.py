@@ -26,11 +26,7 @@ from domyn_swarm.batch.run.engine import BatchPlan
 from domyn_swarm.batch.run.pending import named_rows, pending_rows
 from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
 from domyn_swarm.batch.run.session import EndpointAccess, open_session
-from domyn_swarm.errors import (
-    JobError,
-    PlatformUnavailable,
-    quantity,
-)
+from domyn_swarm.errors import JobError, PlatformUnavailable, quantity
 from domyn_swarm.jobs.preparation import Prepared
 from domyn_swarm.jobs.program import event_loop
 from domyn_swarm.jobs.spec import JobSpec

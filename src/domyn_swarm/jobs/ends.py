@@ -26,11 +26,7 @@ from domyn_swarm.batch.run.engine import BatchPlan
 from domyn_swarm.batch.run.worker_processes import WorkerPlan
 from domyn_swarm.data.base import DataBackend
 from domyn_swarm.data.registry import backend_named, backend_of
-from domyn_swarm.errors import (
-    ConfigError,
-    JobError,
-    quantity,
-)
+from domyn_swarm.errors import ConfigError, JobError, quantity
 from domyn_swarm.jobs.preparation import identity_of, load_work, make_plan
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import JobStatus

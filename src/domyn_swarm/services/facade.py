@@ -9,13 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from domyn_swarm.config import DomynLLMSwarmConfig, swarm_name
-from domyn_swarm.errors import (
-    ConfigError,
-    JobError,
-    StateError,
-    interrupted,
-    quantity,
-)
+from domyn_swarm.errors import ConfigError, JobError, StateError, interrupted, quantity
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.submitted_job import SubmittedJob
 from domyn_swarm.state import SwarmStore

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from domyn_swarm.backends.endpoint.view import ReplicaEvent, read_history
 from domyn_swarm.backends.platforms import serving_backend
-from domyn_swarm.errors import (
-    ConfigError,
-    PlatformError,
-    StateError,
-    SwarmError,
-    SwarmNotFound,
-)
+from domyn_swarm.errors import ConfigError, PlatformError, StateError, SwarmError, SwarmNotFound
 from domyn_swarm.model import SwarmPhase
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.services.requests import (

@@ -10,13 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from domyn_swarm.claims import claim, release
-from domyn_swarm.errors import (
-    LaunchError,
-    NotReady,
-    SwarmExists,
-    SwarmNotFound,
-    WaitTimedOut,
-)
+from domyn_swarm.errors import LaunchError, NotReady, SwarmExists, SwarmNotFound, WaitTimedOut
 from domyn_swarm.model import SwarmPhase
 from domyn_swarm.planning.plan import differences
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until

@@ -1,4 +1,4 @@
-"""What is told of a swarm's jobs, as Prometheus has it."""
+"""The Prometheus metrics of a swarm's jobs."""
 
 from __future__ import annotations
 

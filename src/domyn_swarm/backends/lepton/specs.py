@@ -15,10 +15,7 @@ from typing import Any
 from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.job_end import exit_wrapper
 from domyn_swarm.config.backends import LeptonConfig, LeptonEndpointConfig, LeptonJobConfig
-from domyn_swarm.errors import (
-    ConfigError,
-    quantity,
-)
+from domyn_swarm.errors import ConfigError, quantity
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 
 TAG = "DOMYN_SWARM_TAG"  # environment variable of the endpoint with the swarm's tag

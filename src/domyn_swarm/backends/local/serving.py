@@ -28,11 +28,7 @@ from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.processes import HOST, OnThisHost
 from domyn_swarm.backends.local.watchdogs import start_watchdog, turn_to_start
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, copy_watchdog
-from domyn_swarm.errors import (
-    PlatformError,
-    PlatformUnavailable,
-    quantity,
-)
+from domyn_swarm.errors import PlatformError, PlatformUnavailable, quantity
 from domyn_swarm.model import ProcessId, Reach
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan

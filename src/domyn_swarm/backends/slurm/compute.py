@@ -23,12 +23,7 @@ from domyn_swarm.backends.slurm.reasons import OF_JOB, advice_for_job, told
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.step_log import written_cause
 from domyn_swarm.backends.slurm.steps import Steps
-from domyn_swarm.errors import (
-    ConfigError,
-    PlatformError,
-    SubmitRejected,
-    disk_error,
-)
+from domyn_swarm.errors import ConfigError, PlatformError, SubmitRejected, disk_error
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_file, write_private

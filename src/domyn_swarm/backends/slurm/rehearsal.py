@@ -21,10 +21,7 @@ from domyn_swarm.backends.slurm.layout import (
     slurm_config,
 )
 from domyn_swarm.backends.slurm.states import SlurmJob
-from domyn_swarm.errors import (
-    PlatformError,
-    quantity,
-)
+from domyn_swarm.errors import PlatformError, quantity
 from domyn_swarm.paths import write_private
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 from domyn_swarm.probing import Clock

@@ -26,10 +26,7 @@ from domyn_swarm.batch.input.text_dataset import (
     not_encoded,
     opened_text,
 )
-from domyn_swarm.errors import (
-    InvalidInput,
-    quantity,
-)
+from domyn_swarm.errors import InvalidInput, quantity
 
 ARROW_TYPES: dict[CellType, pa.DataType] = {
     "text": pa.string(),

@@ -26,11 +26,7 @@ from domyn_swarm.batch.output.output_files import KIND_OF_SUFFIX, Place, opener_
 from domyn_swarm.batch.output.part_writer import PartWriter
 from domyn_swarm.batch.output.row_join import OutputRows, Survey, answer_schema
 from domyn_swarm.batch.run.engine import BatchPlan
-from domyn_swarm.errors import (
-    ConfigError,
-    JobError,
-    quantity,
-)
+from domyn_swarm.errors import ConfigError, JobError, quantity
 
 
 def check_export(path: Path, taken: Sequence[Path] = ()) -> None:

@@ -28,11 +28,7 @@ from domyn_swarm.batch.output.publish import columns_of
 from domyn_swarm.batch.output.row_join import without_answer
 from domyn_swarm.batch.output.text_forms import opened_output
 from domyn_swarm.batch.run.engine import BatchPlan
-from domyn_swarm.errors import (
-    InvalidInput,
-    JobError,
-    quantity,
-)
+from domyn_swarm.errors import InvalidInput, JobError, quantity
 from domyn_swarm.model import Record
 
 MOST_FINDINGS = 20

@@ -31,12 +31,7 @@ from domyn_swarm.batch.output.output_files import IDENTITY_KEY, SHARD_ROWS, shar
 from domyn_swarm.batch.output.output_plan import OutputPlan
 from domyn_swarm.batch.output.part_writer import PartWriter
 from domyn_swarm.batch.output.row_join import OutputRows, without_answer
-from domyn_swarm.errors import (
-    CheckpointLost,
-    JobError,
-    SwarmError,
-    quantity,
-)
+from domyn_swarm.errors import CheckpointLost, JobError, SwarmError, quantity
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ReplyVerdict, utc_now
 

@@ -34,12 +34,7 @@ from domyn_swarm.batch.run.standing import Suspects
 from domyn_swarm.batch.run.steering import Saturation, steer
 from domyn_swarm.batch.run.worker_processes import WorkerPlan, WorkPlan
 from domyn_swarm.batch.run.worth import Worth
-from domyn_swarm.errors import (
-    JobError,
-    TooManyFailures,
-    disk_error,
-    quantity,
-)
+from domyn_swarm.errors import JobError, TooManyFailures, disk_error, quantity
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Accept, JobAccount, ReplyVerdict
 from domyn_swarm.net.openai import OpenAIClient

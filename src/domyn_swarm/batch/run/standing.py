@@ -19,10 +19,7 @@ import msgspec
 from domyn_swarm.batch.checkpoint.folder import SUSPECTS
 from domyn_swarm.batch.outcomes.rows import Row
 from domyn_swarm.batch.outcomes.tally import Tally
-from domyn_swarm.errors import (
-    TooManyFailures,
-    quantity,
-)
+from domyn_swarm.errors import TooManyFailures, quantity
 from domyn_swarm.logs import get_logger
 from domyn_swarm.probing import comes_true_async
 

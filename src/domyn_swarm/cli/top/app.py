@@ -19,10 +19,7 @@ from textual.widgets import DataTable, Footer, Input, Label, RichLog, Static
 from domyn_swarm.cli.rendering import colour
 from domyn_swarm.cli.top import rows
 from domyn_swarm.cli.top.rows import Source
-from domyn_swarm.errors import (
-    SwarmError,
-    quantity,
-)
+from domyn_swarm.errors import SwarmError, quantity
 from domyn_swarm.model import FailureGroup, utc_now
 from domyn_swarm.swarm.snapshot import JobSnapshot, SwarmSnapshot
 

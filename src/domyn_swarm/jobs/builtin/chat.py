@@ -6,10 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
-from domyn_swarm.errors import (
-    ConfigError,
-    quantity,
-)
+from domyn_swarm.errors import ConfigError, quantity
 from domyn_swarm.jobs.builtin.prompted import PromptedJob
 from domyn_swarm.jobs.builtin.responses import (
     Choice,
