@@ -88,7 +88,7 @@ class LeptonServing(InWorkspace):
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
         """See `ServingBackend.checks`."""
-        from domyn_swarm.backends.lepton.site import site_checks
+        from domyn_swarm.backends.lepton.site_checks import site_checks
 
         return site_checks(plan)
 

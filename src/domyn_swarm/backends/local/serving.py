@@ -81,7 +81,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
         """See `ServingBackend.checks`."""
-        from domyn_swarm.backends.local.site import site_checks
+        from domyn_swarm.backends.local.site_checks import site_checks
 
         return site_checks(plan)
 
@@ -89,7 +89,7 @@ class LocalServing(OnThisHost, OwnEndpoint):
         self, plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal
     ) -> Iterator[Check]:
         """See `ServingBackend.checks_on_node`: runs the checks as a process on this machine."""
-        from domyn_swarm.backends.local.site import checks_here
+        from domyn_swarm.backends.local.site_checks import checks_here
 
         return checks_here(plan, ctx, wish)
 

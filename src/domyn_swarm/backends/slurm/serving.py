@@ -126,7 +126,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
         """See `ServingBackend.checks`."""
-        from domyn_swarm.backends.slurm.site import site_checks
+        from domyn_swarm.backends.slurm.site_checks import site_checks
 
         return site_checks(plan, Slurm())
 
