@@ -20,12 +20,12 @@ _REQUESTS = "domyn_swarm.services.requests"
 _SNAPSHOT = "domyn_swarm.swarm.snapshot"
 _POOLS = "domyn_swarm.services.pools"
 _CHECKPOINTS = "domyn_swarm.services.checkpoints"
-_SETTING_UP = "domyn_swarm.services.setting_up"
+_CONFIG_FILES = "domyn_swarm.services.config_files"
 RECORDS = {
     "checkpoint-removals": f"{_CHECKPOINTS}:RemovalReport",
     "checkpoints": f"{_CHECKPOINTS}:CheckpointList",
-    "config-report": f"{_SETTING_UP}:ConfigReport",
-    "defaults": f"{_SETTING_UP}:NewDefaults",
+    "config-report": f"{_CONFIG_FILES}:ConfigReport",
+    "defaults": f"{_CONFIG_FILES}:NewDefaults",
     "description": "domyn_swarm.services.description:SwarmDescription",
     "database-revision": "domyn_swarm.services.database:DatabaseRevision",
     "deletions": f"{_REQUESTS}:DownReport",

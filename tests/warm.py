@@ -56,7 +56,7 @@ _PRELOADED = [
     "domyn_swarm.cli.status",
     "domyn_swarm.cli.pools",
     "domyn_swarm.cli.rendering",
-    "domyn_swarm.cli.setting_up",
+    "domyn_swarm.cli.config_files",
     "domyn_swarm.cli.swarms",
     "domyn_swarm.cli.views",
     "domyn_swarm.engines.sim",

@@ -29,7 +29,7 @@ from domyn_swarm.cli.job_flags import FLAGS, key_descriptions
 from domyn_swarm.config.models import DomynLLMSwarmConfig
 from domyn_swarm.model import JobProgress, ReplicaReport, ReplicaState
 from domyn_swarm.paths import JobPaths, SwarmPaths
-from domyn_swarm.services.setting_up import job_schema
+from domyn_swarm.services.config_files import job_schema
 
 Command = TyperCommand | LazyGroup
 

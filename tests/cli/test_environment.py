@@ -1,6 +1,6 @@
 """Each variable of the environment has an effect, also from `.env` in the home, seen from outside.
 
-`DOMYN_SWARM_DEFAULTS` is tried in `test_setting_up.py`.
+`DOMYN_SWARM_DEFAULTS` is tried in `test_config_files.py`.
 """
 
 from __future__ import annotations

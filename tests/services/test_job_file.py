@@ -13,9 +13,9 @@ from jsonschema import Draft202012Validator
 from domyn_swarm.cli.job_flags import FLAGS, JobFlags, key_descriptions
 from domyn_swarm.config.sources import yaml_text
 from domyn_swarm.errors import ConfigError
+from domyn_swarm.services.config_files import job_schema
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobRequest
-from domyn_swarm.services.setting_up import job_schema
 from domyn_swarm.swarm.job_file import JobFile, layer_of, read_job
 
 WHOLE = """

@@ -48,8 +48,8 @@ COMMANDS = (
         "Print the logs of a swarm's replicas, or of its endpoint, its watchdogs or a job.",
     ),
     Entry("pool", f"{_CLI}.pools:pool_app", "Several swarms from one file."),
-    Entry("init", f"{_CLI}.setting_up:init_app", "Write a first configuration or the defaults."),
-    Entry("config", f"{_CLI}.setting_up:config_app", "Check configurations; their JSON Schema."),
+    Entry("init", f"{_CLI}.config_files:init_app", "Write a first configuration or the defaults."),
+    Entry("config", f"{_CLI}.config_files:config_app", "Check configurations; their JSON Schema."),
     Entry(
         "checkpoints",
         f"{_CLI}.checkpoints:checkpoints_app",

@@ -25,7 +25,7 @@ from domyn_swarm.cli.options import (
 from domyn_swarm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from domyn_swarm.services.setting_up import ConfigReport, SettingUp
+    from domyn_swarm.services.config_files import ConfigReport, NewFileRequest
 
 init_app = typer.Typer(help="Write a first configuration or the defaults.", no_args_is_help=True)
 config_app = typer.Typer(help="Check configurations; their JSON Schema.", no_args_is_help=True)
@@ -100,9 +100,9 @@ def init_config(
 
     Example: domyn-swarm init config --platform slurm --partition gpu --output swarm.yaml
     """
-    from domyn_swarm.services.setting_up import SettingUp, new_config
+    from domyn_swarm.services.config_files import NewFileRequest, new_config
 
-    request = SettingUp(
+    request = NewFileRequest(
         platform=platform.value,
         flags=_given(
             {
@@ -177,7 +177,7 @@ def init_defaults(
     Example: domyn-swarm init defaults --platform slurm --partition gpu --account my-project
     """
     from domyn_swarm.cli.rendering import print_record
-    from domyn_swarm.services.setting_up import SettingUp, new_defaults
+    from domyn_swarm.services.config_files import NewFileRequest, new_defaults
 
     form = chosen_format(output, as_json, as_yaml)
     flags = _given(
@@ -199,7 +199,7 @@ def init_defaults(
     )
     if platform is None and not flags and not settings:
         platform, flags = _answers(force=force)
-    request = SettingUp(
+    request = NewFileRequest(
         platform=(platform or Platform.LOCAL).value,
         flags=flags,
         overrides=tuple(settings or ()),
@@ -213,7 +213,7 @@ def init_defaults(
         print_record(written, form)
 
 
-def _keys(request: SettingUp) -> list[str]:
+def _keys(request: NewFileRequest) -> list[str]:
     return [*request.flags, *(override.partition("=")[0] for override in request.overrides)]
 
 
@@ -223,7 +223,7 @@ def _given(flags: Mapping[str, str | int | None]) -> dict[str, str]:
 
 def _answers(*, force: bool) -> tuple[Platform, dict[str, str]]:
     """Ask for the platform and every key. An invalid answer is reported, and asked for again."""
-    from domyn_swarm.services.setting_up import asked_keys, check_answers, defaults_place
+    from domyn_swarm.services.config_files import asked_keys, check_answers, defaults_place
 
     if not interactive():
         raise typer.BadParameter("without a terminal, pass --platform and the other settings.")
@@ -265,7 +265,7 @@ def schema(
     Example: domyn-swarm config schema --output domyn-swarm.schema.json
     """
     from domyn_swarm.cli.job_flags import key_descriptions
-    from domyn_swarm.services.setting_up import job_schema, json_schema
+    from domyn_swarm.services.config_files import job_schema, json_schema
 
     text = json.dumps(job_schema(key_descriptions()) if job else json_schema(), indent=2)
     if output is None:
@@ -300,7 +300,7 @@ def check(
     Example: domyn-swarm config check swarm.yaml --provenance
     """
     from domyn_swarm.cli.rendering import print_record
-    from domyn_swarm.services.setting_up import CheckRequest, check_config
+    from domyn_swarm.services.config_files import CheckRequest, check_config
 
     form = chosen_format(output, as_json, as_yaml)
     config = chosen_file(file, config)

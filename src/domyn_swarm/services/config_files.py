@@ -20,8 +20,8 @@ __all__ = [
     "ConfigMistake",
     "ConfigReport",
     "NewDefaults",
+    "NewFileRequest",
     "Setting",
-    "SettingUp",
     "asked_keys",
     "check_answers",
     "check_config",
@@ -42,7 +42,7 @@ def job_schema(descriptions: Mapping[str, str]) -> dict[str, Any]:
     return schema(descriptions)
 
 
-class SettingUp(Record):
+class NewFileRequest(Record):
     """A request to write a configuration or the defaults file."""
 
     platform: Platform
@@ -95,7 +95,7 @@ class ConfigReport(Record):
     settings: tuple[Setting, ...] = ()  # of a valid one
 
 
-def new_config(request: SettingUp) -> str:
+def new_config(request: NewFileRequest) -> str:
     """A valid, commented configuration. It is written to `output`, if that is set.
 
     Raises:
@@ -107,7 +107,7 @@ def new_config(request: SettingUp) -> str:
     return text
 
 
-def new_defaults(request: SettingUp) -> NewDefaults:
+def new_defaults(request: NewFileRequest) -> NewDefaults:
     """Write the defaults file.
 
     Raises:
