@@ -14,9 +14,9 @@ from domyn_swarm.backends import ledger, ledger_files
 from domyn_swarm.backends.gpu_time import Span, Use
 from domyn_swarm.backends.ledger import SwarmEntry
 from domyn_swarm.model import utc_now
-from domyn_swarm.services.kept_courses import keep_course, read_kept
+from domyn_swarm.services.kept_spans import keep_spans, read_spans
 from domyn_swarm.services.usage import UsageService
-from domyn_swarm.services.usage_report import Course, Used
+from domyn_swarm.services.usage_report import SwarmSpans, Used
 
 BEGAN = 1_796_000_000.0
 
@@ -45,20 +45,20 @@ def kept(tag: str, folder: Path) -> Path:
     ]
     used = [Used(5.0, 1800.0), None]
     path = ledger.entry_folder(tag) / "spans.jsonl"
-    keep_course(path, Course(entry, {0: spans}, {0: used}, {0: 1}, {"j1": ("job", "u")}))
+    keep_spans(path, SwarmSpans(entry, {0: spans}, {0: used}, {0: 1}, {"j1": ("job", "u")}))
     return path
 
 
 def test_what_is_kept_is_what_is_read(swarm_home: Path, tmp_path: Path) -> None:
     path = kept("a.1", tmp_path)
     [entry] = ledger.entries()
-    course = read_kept(entry, path)
-    assert [one.end - one.begin for one in course.spans[0]] == [1800.0, 1800.0]
-    assert course.used[0] == [Used(5.0, 1800.0), None]
+    swarm_spans = read_spans(entry, path)
+    assert [one.end - one.begin for one in swarm_spans.spans[0]] == [1800.0, 1800.0]
+    assert swarm_spans.used[0] == [Used(5.0, 1800.0), None]
     head, *rest = path.read_text().splitlines()
     older = {name: value for name, value in json.loads(head).items() if name != "spans"}
     path.write_text("\n".join([json.dumps(older), *rest]))  # earlier versions did not count them
-    assert read_kept(entry, path).spans == course.spans
+    assert read_spans(entry, path).spans == swarm_spans.spans
 
 
 @pytest.mark.parametrize(
@@ -125,4 +125,4 @@ def test_lines_that_are_none_are_left_out(swarm_home: Path, tmp_path: Path) -> N
     )
     [empty, task] = ledger_files.read(folder).tasks
     assert (empty.replicas, task.job, task.began, task.ended) == ((), "7_0", 10.0, 20.0)
-    assert UsageService().course(entry) is not None
+    assert UsageService().swarm_spans(entry) is not None

@@ -16,7 +16,7 @@ from domyn_swarm.backends.gpu_time import (
     ROWS_ALONE,
 )
 from domyn_swarm.batch.run.gate import ALONE
-from domyn_swarm.services.courses import TraceLine, asking_of
+from domyn_swarm.services.time_series import TraceLine, asking_of
 
 BEGAN = 1000.0
 

@@ -18,8 +18,8 @@ from domyn_swarm.errors import JobError, StateError
 from domyn_swarm.model import JobProgress, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.services.charts import Moment, Series, duration, histogram, number, over_time
-from domyn_swarm.services.courses import TraceLine, course_of
 from domyn_swarm.services.jobs import JobService
+from domyn_swarm.services.time_series import TraceLine, time_series_of
 from domyn_swarm.state import JobRecord, SwarmStore
 from patience import until
 
@@ -122,7 +122,7 @@ def test_the_moment_since_the_last_line_is_no_stretch_of_its_own() -> None:
     trace = [
         TraceLine(at_s=float(at), at=began.timestamp() + at, settled=10 * at) for at in range(1, 11)
     ]
-    [stretches] = course_of([run], [trace]).stretches
+    [stretches] = time_series_of([run], [trace]).stretches
     assert [one.rows_per_s for one in stretches] == [10.0] * 10  # it ended in a fall to nothing
 
 

@@ -77,7 +77,7 @@ def by_its_own_programs() -> UsageReport:
     """As if there were no scheduler to be asked."""
     service, sums = UsageService(), UsageSums(None)
     for entry in ledger.entries():
-        sums.add(service.course(entry, ask=False), None, None)
+        sums.add(service.swarm_spans(entry, ask=False), None, None)
     return sums.report(service._clock(), (), only=False)
 
 

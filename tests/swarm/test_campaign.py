@@ -19,7 +19,7 @@ from domyn_swarm.swarm.campaign import (
     refuse_impossible,
     variations,
 )
-from domyn_swarm.swarm.campaign_course import rehearse
+from domyn_swarm.swarm.campaign_simulation import rehearse
 from domyn_swarm.watchdog_rules import Spec
 
 HOUR_S = 3600.0

@@ -29,9 +29,9 @@ from domyn_swarm.services.charts import (
     number,
     over_time,
 )
-from domyn_swarm.services.courses import Course
 from domyn_swarm.services.report_records import EventReport, JobReport
 from domyn_swarm.services.reports import GatheredReport
+from domyn_swarm.services.time_series import JobTimeSeries
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _EVENTS_SHOWN = 200
@@ -98,14 +98,14 @@ def _killed(report: JobReport) -> list[bool]:
 
 def course_charts(gathered: GatheredReport) -> list[Chart]:
     """Plots of throughput, concurrency and tokens over time; those without data are left out."""
-    report, course = gathered.report, gathered.course
-    moments = [*_begins(report, course), *_replica_moments(report.events, course)]
-    whole_s = course.whole_s
+    report, time_series = gathered.report, gathered.time_series
+    moments = [*_begins(report, time_series), *_replica_moments(report.events, time_series)]
+    whole_s = time_series.whole_s
 
     def series(name: str, kind: str, field: str) -> Series:
         steps: Steps = [
             (stretch.from_s, stretch.to_s, getattr(stretch, field))
-            for run in course.stretches
+            for run in time_series.stretches
             for stretch in run
         ]
         return Series(name, kind, steps)
@@ -135,11 +135,11 @@ def _known(*series: Series) -> list[Series]:
     return [line for line in series if any(value is not None for *_, value in line.steps)]
 
 
-def _begins(report: JobReport, course: Course) -> list[Moment]:
+def _begins(report: JobReport, time_series: JobTimeSeries) -> list[Moment]:
     """A moment for the start of each run but the first, with how the run before it ended."""
     killed = _killed(report)
     moments = []
-    for at, (begin_s, run) in enumerate(zip(course.begins_s, report.runs, strict=True)):
+    for at, (begin_s, run) in enumerate(zip(time_series.begins_s, report.runs, strict=True)):
         if not at:
             continue
         before = report.runs[at - 1]
@@ -152,10 +152,10 @@ def _begins(report: JobReport, course: Course) -> list[Moment]:
     return moments
 
 
-def _replica_moments(events: Sequence[EventReport], course: Course) -> list[Moment]:
+def _replica_moments(events: Sequence[EventReport], time_series: JobTimeSeries) -> list[Moment]:
     moments = []
     for event in events:
-        place = course.place_of(event.at)
+        place = time_series.place_of(event.at)
         if place is not None and (event.state in _BAD or event.state == "ready"):
             bad = event.state in _BAD
             title = f"replica {event.replica} {event.state}: {event.reason or ''}"

@@ -23,7 +23,6 @@ from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import FailureGroup, Histogram, JobProgress, ReplyVerdict, utc_now
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.plan import Layout
-from domyn_swarm.services.courses import Course, TraceLine, course_of, read_trace
 from domyn_swarm.services.report_records import (
     EventReport,
     JobReport,
@@ -32,6 +31,7 @@ from domyn_swarm.services.report_records import (
     ShareReport,
     SlowRowReport,
 )
+from domyn_swarm.services.time_series import JobTimeSeries, TraceLine, read_trace, time_series_of
 from domyn_swarm.services.usage import UsageService
 from domyn_swarm.state import JobRecord, SwarmStore
 from domyn_swarm.swarm.factory import rehydrate
@@ -48,7 +48,7 @@ class GatheredReport:
     """The figures of a report, and the time series for its plots."""
 
     report: JobReport
-    course: Course
+    time_series: JobTimeSeries
     replica_spans: Mapping[int, Sequence[Span]] = field(default_factory=dict)  # during the job
 
 
@@ -102,8 +102,10 @@ class ReportGatherer:
             completion_sizes=_sizes(accounts),
             events=tuple(_event_report(event) for event in events),
         )
-        course = course_of(accounts, self._traces(accounts))
-        return GatheredReport(report, course, self._replica_spans(accounts) if failures else {})
+        time_series = time_series_of(accounts, self._traces(accounts))
+        return GatheredReport(
+            report, time_series, self._replica_spans(accounts) if failures else {}
+        )
 
     def _accounts(self) -> list[RunAccount]:
         """The accounts of all runs on the job's checkpoint, also of the jobs that it continued."""

@@ -114,7 +114,7 @@ class SwarmService:
             rules_of,
             variations,
         )
-        from domyn_swarm.swarm.campaign_course import rehearse
+        from domyn_swarm.swarm.campaign_simulation import rehearse
 
         launch = self.prepare(request)
         plan = launch.plan

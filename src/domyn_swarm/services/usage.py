@@ -21,8 +21,8 @@ from domyn_swarm.errors import JobNotFound, PlatformError, StateError, SwarmNotF
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import JobPaths, SwarmPaths
-from domyn_swarm.services.kept_courses import keep_course, read_kept
-from domyn_swarm.services.usage_report import Course, Energy, UsageReport, UsageSums, Used
+from domyn_swarm.services.kept_spans import keep_spans, read_spans
+from domyn_swarm.services.usage_report import Energy, SwarmSpans, UsageReport, UsageSums, Used
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
 from domyn_swarm.swarm.folder import user_name
 from domyn_swarm.swarm.snapshot import Usage
@@ -76,15 +76,15 @@ class UsageService:
         unread: list[str] = []
         chosen = self._chosen(swarm, tag, unread)
         wanted = None if job is None else self._job_id(job)
-        courses = []
+        swarms = []
         for entry in chosen:
             try:
-                courses.append(self.course(entry, now))
+                swarms.append(self.swarm_spans(entry, now))
             except (OSError, ValueError) as error:
                 unread.append(f"{entry.name}: {error}")
         sums = UsageSums(since)
-        for course in courses:
-            sums.add(course, wanted, user)
+        for swarm_spans in swarms:
+            sums.add(swarm_spans, wanted, user)
         if job is not None and not sums.jobs and not unread:
             raise JobNotFound(
                 f"No swarm has worked for a job {job!r} yet.", hint="See `domyn-swarm job list`."
@@ -131,7 +131,7 @@ class UsageService:
                 if not self._is_small(entry):
                     return None
                 sums = UsageSums(None)
-                sums.add(self.course(entry, ask=False), None, None)
+                sums.add(self.swarm_spans(entry, ask=False), None, None)
                 return sums.report(self._clock(), (), only=False).total
         except (OSError, ValueError) as error:
             _log.info("the ledger of %s cannot be read: %s", tag, error)
@@ -152,11 +152,11 @@ class UsageService:
             if entry.name != swarm or entry.created_at.timestamp() > end:
                 continue
             try:
-                course = self.course(entry, ask=False)
+                swarm_spans = self.swarm_spans(entry, ask=False)
             except (OSError, ValueError) as error:
                 _log.info("the ledger of %s cannot be read: %s", swarm, error)
                 continue
-            for replica, spans in course.spans.items():
+            for replica, spans in swarm_spans.spans.items():
                 for one in spans:
                     cut = one._replace(begin=max(begin, one.begin), end=min(end, one.end))
                     if cut.end > cut.begin:
@@ -165,7 +165,9 @@ class UsageService:
 
     # -- one swarm -----------------------------------------------------------------------------
 
-    def course(self, entry: SwarmEntry, now: datetime | None = None, *, ask: bool = True) -> Course:
+    def swarm_spans(
+        self, entry: SwarmEntry, now: datetime | None = None, *, ask: bool = True
+    ) -> SwarmSpans:
         """What the replicas of a swarm did; once it is over that is kept. Without `ask` no
         scheduler is asked.
 
@@ -174,14 +176,14 @@ class UsageService:
         """
         kept = ledger.entry_folder(entry.tag) / _KEPT
         if kept.exists():
-            return read_kept(entry, kept)
+            return read_spans(entry, kept)
         moment = now or self._clock()
         record = self._record(entry)
         live = record is not None and record.phase.live
-        course, settled = self._gathered(entry, record, moment.timestamp(), live=live, ask=ask)
+        swarm_spans, settled = self._gathered(entry, record, moment.timestamp(), live=live, ask=ask)
         if ask and settled and not live:
-            keep_course(kept, course)
-        return course
+            keep_spans(kept, swarm_spans)
+        return swarm_spans
 
     def keep(self, tag: str) -> None:
         """Keep what a swarm did that has just ended, if all is known of it by now, and soon read;
@@ -190,7 +192,7 @@ class UsageService:
         try:
             for entry in self._chosen(None, tag):
                 if self._is_small(entry):
-                    self.course(entry)
+                    self.swarm_spans(entry)
         except (OSError, ValueError) as error:
             _log.warning("what %s was used for is not kept yet: %s", tag, error)
 
@@ -205,8 +207,8 @@ class UsageService:
             if not kept.exists():
                 now = self._clock().timestamp()
                 record = self._record(entry)
-                course, _ = self._gathered(entry, record, now, live=False, ask=True)
-                keep_course(kept, course)
+                swarm_spans, _ = self._gathered(entry, record, now, live=False, ask=True)
+                keep_spans(kept, swarm_spans)
 
     def _record(self, entry: SwarmEntry) -> SwarmRecord | None:
         try:
@@ -217,7 +219,7 @@ class UsageService:
 
     def _gathered(
         self, entry: SwarmEntry, record: SwarmRecord | None, now: float, *, live: bool, ask: bool
-    ) -> tuple[Course, bool]:
+    ) -> tuple[SwarmSpans, bool]:
         """What is known now, and whether nothing more will be."""
         written = ledger_files.read(
             ledger.written_folder(SwarmPaths(Path(entry.swarm_dir)), entry.tag)
@@ -249,8 +251,8 @@ class UsageService:
             used[replica] = [energy.used(one.begin, one.end) for one in whole]
         owners = {job.job_id: (job.name, _owner(job, entry)) for job in jobs}
         counted = {replica: len(own) for replica, own in runs.items()}
-        course = Course(entry, spans, used, counted, owners, live or goes_on)
-        return course, sure and not goes_on
+        swarm_spans = SwarmSpans(entry, spans, used, counted, owners, live or goes_on)
+        return swarm_spans, sure and not goes_on
 
     def _jobs(self, entry: SwarmEntry, over_at: float | None) -> list[JobRecord]:
         """The jobs of a swarm, not of others that had its name before or after."""
@@ -308,7 +310,7 @@ def _asking(job: JobRecord, entry: SwarmEntry, now: float) -> list[gpu_time.Aski
     """What a job wanted of a swarm; one of an earlier swarm of the name, which may have died with
     it, nothing before it was heard of again.
     """
-    from domyn_swarm.services.courses import (  # here: `down` and `list` need neither
+    from domyn_swarm.services.time_series import (  # here: `down` and `list` need neither
         asking_of,
         read_trace,
     )

@@ -109,7 +109,7 @@ def _at(times: Sequence[float], counted: Sequence[float], moment: float) -> floa
 
 
 @dataclass(frozen=True)
-class Course:
+class SwarmSpans:
     """What the replicas of one swarm did over time."""
 
     entry: SwarmEntry
@@ -161,18 +161,20 @@ class UsageSums:
         self._from = since
         self._since = -math.inf if since is None else since.timestamp()
         self._total = _Sum()
-        self._swarms: list[tuple[Course, _Sum, dict[int, _Sum]]] = []
+        self._swarms: list[tuple[SwarmSpans, _Sum, dict[int, _Sum]]] = []
         self.jobs: dict[tuple[str, str], tuple[str, str, _Sum]] = {}
         self.users: dict[str, _Sum] = {}
 
-    def add(self, course: Course, job: str | None, user: str | None) -> None:
+    def add(self, swarm_spans: SwarmSpans, job: str | None, user: str | None) -> None:
         """Take in what was spent on `job`, and is `user`'s; None: whatever it is."""
         swarm, replicas = _Sum(), dict[int, _Sum]()
-        for replica, spans in course.spans.items():
-            for one, used in zip(spans, course.used[replica], strict=True):
+        for replica, spans in swarm_spans.spans.items():
+            for one, used in zip(spans, swarm_spans.used[replica], strict=True):
                 if one.end <= self._since or (job is not None and one.job != job):
                     continue
-                name, owner = course.jobs.get(one.job or "", (one.job or "", course.entry.user))
+                name, owner = swarm_spans.jobs.get(
+                    one.job or "", (one.job or "", swarm_spans.entry.user)
+                )
                 if user is not None and owner != user:
                     continue
                 begin = max(one.begin, self._since)
@@ -183,19 +185,23 @@ class UsageSums:
                 into = [self._total, swarm, replicas.setdefault(replica, _Sum())]
                 into.append(self.users.setdefault(owner, _Sum()))
                 if one.job is not None:
-                    key = (one.job, course.entry.tag)
-                    into.append(self.jobs.setdefault(key, (name, course.entry.name, _Sum()))[2])
+                    key = (one.job, swarm_spans.entry.tag)
+                    into.append(
+                        self.jobs.setdefault(key, (name, swarm_spans.entry.name, _Sum()))[2]
+                    )
                 for each in into:
                     each.add(cut, energy)
-        if replicas or (job is None and user is None and course.live):
-            self._swarms.append((course, swarm, replicas))
+        if replicas or (job is None and user is None and swarm_spans.live):
+            self._swarms.append((swarm_spans, swarm, replicas))
 
     def report(self, now: datetime, unread: Sequence[str], *, only: bool) -> UsageReport:
         """The whole. `only`: of a job or a user, so that a swarm's own numbers are not all of it,
         and its allocations are not counted.
         """
         owners = {
-            job: user for course, *_ in self._swarms for job, (_, user) in course.jobs.items()
+            job: user
+            for swarm_spans, *_ in self._swarms
+            for job, (_, user) in swarm_spans.jobs.items()
         }
         return UsageReport(
             since=self._from,
@@ -218,9 +224,9 @@ class UsageSums:
 
 
 def _of_swarm(
-    course: Course, total: _Sum, replicas: Mapping[int, _Sum], *, only: bool
+    swarm_spans: SwarmSpans, total: _Sum, replicas: Mapping[int, _Sum], *, only: bool
 ) -> SwarmUsage:
-    entry = course.entry
+    entry = swarm_spans.entry
     return SwarmUsage(
         name=entry.name,
         tag=entry.tag,
@@ -228,12 +234,12 @@ def _of_swarm(
         model=entry.model,
         user=entry.user,
         gpus_per_replica=entry.gpus_per_replica,
-        live=course.live,
+        live=swarm_spans.live,
         began_at=entry.created_at.astimezone(UTC),
         replicas=tuple(
             ReplicaUsage(
                 replica=replica,
-                allocations=0 if only else course.allocations.get(replica, 0),
+                allocations=0 if only else swarm_spans.allocations.get(replica, 0),
                 **one.fields(),
             )
             for replica, one in sorted(replicas.items())

@@ -1,4 +1,4 @@
-"""What is taken to happen to a campaign, and how it goes: see `campaign_course`."""
+"""What is taken to happen to a campaign, and how it goes: see `campaign_simulation`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The rows in the slots of replicas at a moment at which those are told to end: what is done of
-them, what is left, and what of that is lost. See `campaign_course`.
+them, what is left, and what of that is lost. See `campaign_simulation`.
 """
 
 from __future__ import annotations

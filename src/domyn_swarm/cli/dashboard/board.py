@@ -17,10 +17,10 @@ from domyn_swarm.cli.dashboard.pages import JOBS_SHOWN, job_page, overview, swar
 from domyn_swarm.errors import JobNotFound, SwarmError, SwarmNotFound, words_of
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import FailureGroup, Record, utc_now
-from domyn_swarm.services.courses import replica_charts
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.report_page import course_charts, drawn, render
 from domyn_swarm.services.swarms import SwarmService
+from domyn_swarm.services.time_series import replica_charts
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.snapshot import JobList, JobSnapshot, SwarmList, SwarmSnapshot
 

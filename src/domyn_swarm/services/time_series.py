@@ -67,7 +67,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Course:
+class JobTimeSeries:
     """All runs one after the other, without the time between them."""
 
     stretches: tuple[tuple[Stretch, ...], ...]  # of each run
@@ -104,8 +104,10 @@ def read_trace(job_dir: Path) -> list[list[TraceLine]]:
     return runs
 
 
-def course_of(runs: Sequence[RunAccount], traces: Sequence[Sequence[TraceLine]]) -> Course:
-    """The course of runs, each with the trace that began at the same time."""
+def time_series_of(
+    runs: Sequence[RunAccount], traces: Sequence[Sequence[TraceLine]]
+) -> JobTimeSeries:
+    """The time series of runs, each with the trace that began at the same time."""
     begins, stretches, so_far = [], [], 0.0
     whole_s = sum(run.wall_s for run in runs)
     for run in runs:
@@ -113,7 +115,7 @@ def course_of(runs: Sequence[RunAccount], traces: Sequence[Sequence[TraceLine]])
         most = max(2, round(_POINTS * run.wall_s / whole_s)) if whole_s else 2
         stretches.append(tuple(_stretches(run, _trace_of(run, traces), so_far, most)))
         so_far += run.wall_s
-    return Course(tuple(stretches), tuple(begins), whole_s, tuple(runs))
+    return JobTimeSeries(tuple(stretches), tuple(begins), whole_s, tuple(runs))
 
 
 def _trace_of(run: RunAccount, traces: Sequence[Sequence[TraceLine]]) -> Sequence[TraceLine]:

@@ -11,13 +11,13 @@ from typing import Any
 from domyn_swarm.backends.gpu_time import Span, Use
 from domyn_swarm.backends.ledger import SwarmEntry
 from domyn_swarm.paths import write_private
-from domyn_swarm.services.usage_report import Course, Used
+from domyn_swarm.services.usage_report import SwarmSpans, Used
 
 _VERSION = 1
 _WRONG = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 
 
-def keep_course(path: Path, course: Course) -> None:
+def keep_spans(path: Path, swarm_spans: SwarmSpans) -> None:
     """Write the spans of a swarm that is over, whole or not at all.
 
     Raises:
@@ -25,20 +25,20 @@ def keep_course(path: Path, course: Course) -> None:
     """
     head = {
         "version": _VERSION,
-        "jobs": course.jobs,
-        "allocations": course.allocations,
-        "spans": sum(map(len, course.spans.values())),  # so that a file that was cut off shows
+        "jobs": swarm_spans.jobs,
+        "allocations": swarm_spans.allocations,
+        "spans": sum(map(len, swarm_spans.spans.values())),  # so that a file that was cut off shows
     }
     lines = [json.dumps(head)]
-    for replica, spans in course.spans.items():
-        for one, used in zip(spans, course.used[replica], strict=True):
+    for replica, spans in swarm_spans.spans.items():
+        for one, used in zip(spans, swarm_spans.used[replica], strict=True):
             fields = [one.begin, one.end, one.use.value, one.cause, one.job, one.gpus]
             lines.append(json.dumps([replica, *fields, used]))
     write_private(path, "\n".join(lines) + "\n")
 
 
-def read_kept(entry: SwarmEntry, path: Path) -> Course:
-    """What `keep_course` wrote.
+def read_spans(entry: SwarmEntry, path: Path) -> SwarmSpans:
+    """What `keep_spans` wrote.
 
     Raises:
         OSError, ValueError: it cannot be read; a ValueError says where, and what to do.
@@ -55,7 +55,7 @@ def read_kept(entry: SwarmEntry, path: Path) -> Course:
             f"{path}, line {kept.lines + 1}: {error}. Remove that file: what the swarm's programs "
             f"wrote is read anew as long as {entry.swarm_dir} is there"
         ) from error
-    return Course(entry, kept.spans, kept.used, kept.allocations, kept.jobs)
+    return SwarmSpans(entry, kept.spans, kept.used, kept.allocations, kept.jobs)
 
 
 class _Kept:

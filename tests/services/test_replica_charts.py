@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from domyn_swarm.backends.endpoint.view import ReplicaEvent
-from domyn_swarm.services.courses import replica_charts, replica_counts
+from domyn_swarm.services.time_series import replica_charts, replica_counts
 
 BEGAN = datetime(2026, 11, 26, 8, 0, tzinfo=UTC)
 
