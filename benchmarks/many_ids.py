@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from domyn_swarm.batch.checkpoint import frames
 from domyn_swarm.batch.checkpoint.index import open_index
@@ -54,7 +55,8 @@ def digests(numbers: np.ndarray) -> np.ndarray:
 class SyntheticKeys(RowKeys):
     """The digests of the numbers in the id column."""
 
-    def digests(self, batch: pa.RecordBatch, start: int, items: object = None) -> np.ndarray:  # noqa: ARG002
+    @override
+    def digests(self, batch: pa.RecordBatch, start: int, items: object = None) -> np.ndarray:
         """See `RowKeys.digests`."""
         return digests(np.frombuffer(batch.column("id").buffers()[1], np.int64, batch.num_rows))
 

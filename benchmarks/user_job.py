@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 from domyn_swarm import SwarmJob
 
 
@@ -11,6 +13,7 @@ class UserJob(SwarmJob):
     input_columns = ("prompt",)
     output_schema = ("result",)
 
+    @override
     async def transform_item(self, item: str) -> str | None:
         """One answer."""
         reply = await self.client.chat.completions.create(

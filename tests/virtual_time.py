@@ -18,6 +18,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, ParamSpec
 
+from typing_extensions import override
+
 _P = ParamSpec("_P")
 _BEGAN_S = 1_000_000.0  # as on a machine that runs for days: 0 would hide what takes it for "never"
 _EPOCH_S = 1_000_000_000.0  # real files are written later than that, by far more than `LONGEST_S`
@@ -88,6 +90,7 @@ class FilingClock(VirtualClock):
         super().__init__()
         self._folder = folder
 
+    @override
     def _pass_to(self, now: float) -> None:
         if now != self.now:
             self._date(self._folder)
@@ -111,6 +114,7 @@ class _Selector(selectors.DefaultSelector):
         self._passed = passed
         self._busy = busy
 
+    @override
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """What is ready now; when nothing is, time passes, unless a thread still works."""
         ready = super().select(0)
@@ -131,6 +135,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._passes = 0
         super().__init__(_Selector(self._pass, lambda: self._threads > 0))
 
+    @override
     def time(self) -> float:
         """Seconds of the virtual clock."""
         return self._now
@@ -141,6 +146,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         assert self._now < _BEGAN_S + LONGEST_S, "it waits for ever"
         assert self._passes < _MOST_SLEEPS, "it waits for ever"
 
+    @override
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Any, *args: Any
     ) -> asyncio.Future[Any]:

@@ -1,4 +1,4 @@
-"""Records and enums that every floor speaks, and the transitions that are legal between states."""
+"""Records and enums that every floor uses, and the legal transitions between states."""
 
 import signal
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Literal, TypeVar
 from zlib import crc32
+
+from typing_extensions import override
 
 from domyn_swarm.errors import EXIT_BUDGET_SPENT, EXIT_FAILED_ROWS, ConfigError
 from domyn_swarm.record import Meta, field
@@ -120,11 +122,11 @@ Accept = Literal["complete", "any"]
 """Which answers count. Else: all that say something, and refusals."""
 
 Dedup = Literal["greedy", "always"]
-"""Rows of one value share a request: where no answer is drawn by chance, or whatever is asked."""
+"""When rows of equal values share a request: if decoding is greedy, or always."""
 
 Dispatching = Literal["auto", "affinity", "least_load"]
-"""How a job chooses the replica of a request: by what requests begin with where they begin alike,
-by that always, or by what each replica has in flight alone."""
+"""How a job chooses a request's replica: by its prefix if rows share prefixes, always by its
+prefix, or only by the load of the replicas."""
 
 Fingerprint = Literal["full", "sample", "off"]
 """How many rows' inputs are compared with those that were answered: all, one in 64, or none."""
@@ -157,10 +159,10 @@ class Reach(StrEnum):
 
 
 class Location(Record):
-    """Where something was started: where one must be, or what one must speak to, to ask about it.
+    """Where something was started, and from where its state can be queried.
 
-    Of a host also which of its boots and which of its PID namespaces (containers): a process is
-    visible only within its own. What the system does not provide is None.
+    For a host also its boot and PID namespace (container), within which alone its processes are
+    visible. None: the system does not provide it.
     """
 
     kind: Literal["host", "cluster", "workspace"]  # of processes, of Slurm, of Lepton
@@ -169,6 +171,7 @@ class Location(Record):
     pid_namespace: int | None = None  # its inode
     machine_id: str | None = None  # a digest of the installation's id
 
+    @override
     def __str__(self) -> str:
         return f"the {self.kind} {self.name}"
 
@@ -211,7 +214,7 @@ class ExitRecord(Record):
 
     @property
     def status(self) -> JobStatus:
-        """What the program's end means for the job (exit codes as in interface §1)."""
+        """The job's status by the program's exit code or signal."""
         if self.code == 0:
             return JobStatus.SUCCEEDED
         if self.code == EXIT_FAILED_ROWS:
@@ -219,15 +222,14 @@ class ExitRecord(Record):
         if self.time_limit or self.code == EXIT_BUDGET_SPENT:
             return JobStatus.TIMED_OUT
         stops = {signal.SIGTERM, signal.SIGINT}
-        stopped = self.signal in stops or self.code in {128 + number for number in stops}
-        if self.stopped or stopped:
+        if self.stopped or self.signal in stops or self.code in {128 + number for number in stops}:
             return JobStatus.CANCELLED
         return JobStatus.FAILED
 
     @property
     def conclusive(self) -> bool:
-        """Whether it tells all: the program came to its end. Of any other end a scheduler may know
-        the cause: that it preempted the job, or lost its node, which look like a cancel from here.
+        """Whether the program ended by itself. Any other end may have a cause that only the
+        scheduler knows: preemption and a lost node look like a cancellation from here.
         """
         return self.status in (JobStatus.SUCCEEDED, JobStatus.PARTIAL)
 
@@ -274,9 +276,7 @@ class Histogram(Record):
 
 
 class FailureGroup(Record):
-    """Failed rows whose errors differ in numbers only, with one of them as an example; or rows
-    whose answers are alike in that they are not complete, and count all the same.
-    """
+    """Failed rows whose errors differ only in numbers, or answered rows of one verdict."""
 
     signature: str
     verdict: ReplyVerdict = ReplyVerdict.ERROR
@@ -303,6 +303,7 @@ class TimeLeft:
         low, high = clock_time(self.low_s), clock_time(self.high_s)
         return low if low == high else f"{low}-{high}"
 
+    @override
     def __str__(self) -> str:
         expected = clock_time(self.expected_s)
         return expected if self.between == expected else f"{expected} ({self.between})"
@@ -329,7 +330,7 @@ class JobFigures(Record):
     eta_s: float | None = None  # until the last row is settled
     eta_low_s: float | None = None  # in four cases of five it takes no less,
     eta_high_s: float | None = None  # and no more
-    gpu_hours: float | None = None  # so far, all its runs together; null: not known
+    gpu_hours: float | None = None  # so far, over all its runs; null: not known
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -367,7 +368,7 @@ class JobProgress(JobFigures):
 
 
 def listing_tag(urls: Iterable[str]) -> str:
-    """A name for a set of replicas, by which who knows it is spared its listing."""
+    """A digest of a set of replicas: readers that have this set need not list it again."""
     return format(crc32("\n".join(sorted(urls)).encode()), "08x")
 
 

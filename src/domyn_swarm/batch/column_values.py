@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import override
 
 _NUMBERS: dict[pa.DataType, set[type]] = {pa.int64(): {int}, pa.float64(): {int, float}}
 _MOST_BYTES = 2**31 - 1  # of one array: its offsets have 32 bits
@@ -134,9 +135,11 @@ class WrittenFloat(float):
         made.text = text
         return made
 
+    @override
     def __str__(self) -> str:
         return self.text
 
+    @override
     def __reduce__(self) -> tuple[type[Self], tuple[str]]:
         return type(self), (self.text,)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
+from typing_extensions import override
 
 from domyn_swarm.cli.flags import (
     Flag,
@@ -152,8 +153,9 @@ class JobFlags(Typed):
         file: Path | None = self.values["file"]
         return file
 
+    @override
     def layer(self) -> Layer:
-        """See `Typed.layer`; here an input and an output are said, or a file that may say them."""
+        """Requires an input and an output, or a file that may name them."""
         layer = super().layer()
         if self.file is None and not {"input", "output"} <= layer.values.keys():
             missing = "--output" if "input" in layer.values else "--input"

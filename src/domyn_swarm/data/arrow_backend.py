@@ -6,53 +6,62 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+from typing_extensions import override
 
-from domyn_swarm.data.base import BATCH_ROWS, READ_FLAG, WRITE_FLAG, check_options, failures_named
+from domyn_swarm.data.base import (
+    BATCH_ROWS,
+    READ_FLAG,
+    WRITE_FLAG,
+    DataBackend,
+    check_options,
+    failures_named,
+)
 
 _FORMATS = {"parquet": "parquet", "jsonl": "json", "arrow": "ipc"}
 
 
-class ArrowBackend:
+class ArrowBackend(DataBackend[pa.Table]):
     """`pyarrow.Table`."""
 
     name = "arrow"
     lazy = False
 
+    @override
     def accepts(self, data: object) -> bool:
-        """See `DataBackend`."""
         return isinstance(data, pa.Table)
 
+    @override
     def schema(self, frame: pa.Table) -> pa.Schema:
-        """See `DataBackend`."""
         return frame.schema.remove_metadata()
 
+    @override
     def batches(self, frame: pa.Table) -> Iterator[pa.RecordBatch]:
-        """See `DataBackend`."""
         yield from frame.replace_schema_metadata(None).to_batches(max_chunksize=BATCH_ROWS)
 
+    @override
     def build(
         self,
         schema: pa.Schema,
         batches: Iterable[pa.RecordBatch],
-        like: pa.Table | None = None,  # noqa: ARG002 - the batches contain its columns unchanged
+        like: pa.Table | None = None,
     ) -> pa.Table:
-        """See `DataBackend`."""
         return pa.Table.from_batches(batches, schema)
 
+    @override
     def rows(self, frame: pa.Table) -> int:
-        """See `DataBackend`."""
         rows: int = frame.num_rows
         return rows
 
+    @override
     def part(
         self, frame: pa.Table, columns: Sequence[str] | None, start: int, rows: int
     ) -> pa.Table:
-        """See `DataBackend`."""
         chosen = frame if columns is None else frame.select(list(columns))
         return chosen.slice(start, rows)
 
+    @override
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pa.Table:
-        """See `DataBackend`; the options are those of `pyarrow.dataset.dataset`."""
+        """The options are those of `pyarrow.dataset.dataset`."""
         import fsspec
         from pyarrow import dataset
 
@@ -63,8 +72,9 @@ class ArrowBackend:
             paths = [fsspec.core.strip_protocol(file) for file in files]
             return dataset.dataset(paths, **given).to_table()
 
+    @override
     def write(self, frame: pa.Table, path: str, options: dict[str, Any]) -> None:
-        """See `DataBackend`; the options are those of `pyarrow.parquet.write_table`."""
+        """The options are those of `pyarrow.parquet.write_table`."""
         import pyarrow.parquet as pq
 
         with failures_named("Arrow cannot write", [path], WRITE_FLAG):

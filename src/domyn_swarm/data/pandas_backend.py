@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from typing_extensions import override
 
 from domyn_swarm.data.base import (
     BATCH_ROWS,
     READ_FLAG,
     WRITE_FLAG,
+    DataBackend,
     check_options,
     failures_named,
     refuse_types,
@@ -39,32 +41,32 @@ _AS_WRITTEN: dict[str, dict[str, Any]] = {
 }
 
 
-class PandasBackend:
+class PandasBackend(DataBackend["pd.DataFrame"]):
     """`pandas.DataFrame`."""
 
     name = "pandas"
     lazy = False
 
+    @override
     def accepts(self, data: object) -> bool:
-        """See `DataBackend`."""
         pandas = sys.modules.get("pandas")
         return pandas is not None and isinstance(data, pandas.DataFrame)
 
+    @override
     def schema(self, frame: pd.DataFrame) -> pa.Schema:
-        """See `DataBackend`."""
         return _table(frame).schema
 
+    @override
     def batches(self, frame: pd.DataFrame) -> Iterator[pa.RecordBatch]:
-        """See `DataBackend`."""
         yield from _table(frame).to_batches(max_chunksize=BATCH_ROWS)
 
+    @override
     def build(
         self,
         schema: pa.Schema,
         batches: Iterable[pa.RecordBatch],
         like: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
-        """See `DataBackend`."""
         import pandas as pd
 
         table = pa.Table.from_batches(batches, schema)
@@ -77,19 +79,20 @@ class PandasBackend:
                 frame[name] = _series(table.column(name)).array
         return frame[schema.names]
 
+    @override
     def rows(self, frame: pd.DataFrame) -> int:
-        """See `DataBackend`."""
         return len(frame)
 
+    @override
     def part(
         self, frame: pd.DataFrame, columns: Sequence[str] | None, start: int, rows: int
     ) -> pd.DataFrame:
-        """See `DataBackend`."""
         chosen = frame if columns is None else frame[list(columns)]
         return chosen.iloc[start : start + rows]
 
+    @override
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pd.DataFrame:
-        """See `DataBackend`; the options are those of `pandas.read_parquet` and its like."""
+        """The options are those of `pandas.read_parquet` and its like."""
         import pandas as pd
 
         reader = getattr(pd, _READERS[kind])
@@ -99,8 +102,9 @@ class PandasBackend:
             frames = [reader(file, **given) for file in files]
             return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
 
+    @override
     def write(self, frame: pd.DataFrame, path: str, options: dict[str, Any]) -> None:
-        """See `DataBackend`; the options are those of `pandas.DataFrame.to_parquet`."""
+        """The options are those of `pandas.DataFrame.to_parquet`."""
         with failures_named("pandas cannot write", [path], WRITE_FLAG):
             frame.to_parquet(path, **{"index": False, **options})
 

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from typing_extensions import override
 
 from domyn_swarm.data.base import (
     BATCH_ROWS,
     READ_FLAG,
     WRITE_FLAG,
+    DataBackend,
     check_options,
     failures_named,
     holds,
@@ -30,32 +32,32 @@ _SCANNERS = {
 }
 
 
-class PolarsBackend:
+class PolarsBackend(DataBackend["pl.DataFrame"]):
     """`polars.DataFrame`."""
 
     name = "polars"
     lazy = False
 
+    @override
     def accepts(self, data: object) -> bool:
-        """See `DataBackend`."""
         polars = sys.modules.get("polars")
         return polars is not None and isinstance(data, polars.DataFrame)
 
+    @override
     def schema(self, frame: pl.DataFrame) -> pa.Schema:
-        """See `DataBackend`."""
         return _arrow(frame.head(0)).schema
 
+    @override
     def batches(self, frame: pl.DataFrame) -> Iterator[pa.RecordBatch]:
-        """See `DataBackend`."""
         yield from _arrow(frame).to_batches(max_chunksize=BATCH_ROWS)
 
+    @override
     def build(
         self,
         schema: pa.Schema,
         batches: Iterable[pa.RecordBatch],
         like: pl.DataFrame | None = None,
     ) -> pl.DataFrame:
-        """See `DataBackend`."""
         import polars as pl
 
         kept = [name for name in schema.names if like is not None and name in like.columns]
@@ -68,77 +70,80 @@ class PolarsBackend:
         head = like.head(table.num_rows).select(kept)
         return pl.concat([head, frame], how="horizontal").select(schema.names)
 
+    @override
     def rows(self, frame: pl.DataFrame) -> int:
-        """See `DataBackend`."""
         return frame.height
 
+    @override
     def part(
         self, frame: pl.DataFrame, columns: Sequence[str] | None, start: int, rows: int
     ) -> pl.DataFrame:
-        """See `DataBackend`."""
         chosen = frame if columns is None else frame.select(columns)
         return chosen.slice(start, rows)
 
+    @override
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pl.DataFrame:
-        """See `DataBackend`; the options are those of `polars.scan_parquet` and its like."""
+        """The options are those of `polars.scan_parquet` and its like."""
         with failures_named("polars cannot read", files, READ_FLAG):
             return LazyPolarsBackend().read(files, kind, options).collect()
 
+    @override
     def write(self, frame: pl.DataFrame, path: str, options: dict[str, Any]) -> None:
-        """See `DataBackend`; the options are those of `polars.DataFrame.write_parquet`."""
+        """The options are those of `polars.DataFrame.write_parquet`."""
         check_options(frame.write_parquet, options, WRITE_FLAG)
         with failures_named("polars cannot write", [path], WRITE_FLAG):
             frame.write_parquet(path, **options)
 
 
-class LazyPolarsBackend:
+class LazyPolarsBackend(DataBackend["pl.LazyFrame"]):
     """`polars.LazyFrame`: rows are computed on demand, and never all in memory."""
 
     name = "polars"
     lazy = True
 
+    @override
     def accepts(self, data: object) -> bool:
-        """See `DataBackend`."""
         polars = sys.modules.get("polars")
         return polars is not None and isinstance(data, polars.LazyFrame)
 
+    @override
     def schema(self, frame: pl.LazyFrame) -> pa.Schema:
-        """See `DataBackend`."""
         with failures_named("polars cannot compute", ["the frame"], READ_FLAG):
             columns = frame.collect_schema()
         return _arrow(columns.to_frame()).schema
 
+    @override
     def batches(self, frame: pl.LazyFrame) -> Iterator[pa.RecordBatch]:
-        """See `DataBackend`."""
         with failures_named("polars cannot compute", ["the frame"], READ_FLAG):
             for part in frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
                 yield from _arrow(part).to_batches(max_chunksize=BATCH_ROWS)
 
+    @override
     def build(
         self,
         schema: pa.Schema,
         batches: Iterable[pa.RecordBatch],
-        like: pl.LazyFrame | None = None,  # noqa: ARG002 - a second computation may have another order
+        like: pl.LazyFrame | None = None,
     ) -> pl.LazyFrame:
-        """See `DataBackend`."""
         return PolarsBackend().build(schema, batches).lazy()
 
+    @override
     def rows(self, frame: pl.LazyFrame) -> int:
-        """See `DataBackend`."""
         import polars as pl
 
         with failures_named("polars cannot compute", ["the frame"], READ_FLAG):
             return int(frame.select(pl.len()).collect(engine="streaming").item())
 
+    @override
     def part(
         self, frame: pl.LazyFrame, columns: Sequence[str] | None, start: int, rows: int
     ) -> pl.LazyFrame:
-        """See `DataBackend`."""
         chosen = frame if columns is None else frame.select(columns)
         return chosen.slice(start, rows)
 
+    @override
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> pl.LazyFrame:
-        """See `DataBackend`; the options are those of `polars.scan_parquet` and its like."""
+        """The options are those of `polars.scan_parquet` and its like."""
         import polars as pl
 
         scanner = getattr(pl, _SCANNERS[kind])
@@ -150,8 +155,9 @@ class LazyPolarsBackend:
             scanned.collect_schema()
             return scanned
 
+    @override
     def write(self, frame: pl.LazyFrame, path: str, options: dict[str, Any]) -> None:
-        """See `DataBackend`; the options are those of `polars.LazyFrame.sink_parquet`."""
+        """The options are those of `polars.LazyFrame.sink_parquet`."""
         check_options(frame.sink_parquet, options, WRITE_FLAG)
         with failures_named("polars cannot write", [path], WRITE_FLAG):
             frame.sink_parquet(path, **options)

@@ -10,12 +10,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from typing_extensions import override
 
 from domyn_swarm.data.arrow_backend import cells_as_text
 from domyn_swarm.data.base import (
     BATCH_ROWS,
     READ_FLAG,
     WRITE_FLAG,
+    DataBackend,
     check_options,
     failures_named,
     refuse_types,
@@ -33,33 +35,33 @@ _LOG_WAIT_S = 60.0
 _log = get_logger(__name__)
 
 
-class RayBackend:
+class RayBackend(DataBackend["ray.data.Dataset"]):
     """`ray.data.Dataset`."""
 
     name = "ray"
     lazy = True
 
+    @override
     def accepts(self, data: object) -> bool:
-        """See `DataBackend`."""
         dataset = getattr(sys.modules.get("ray.data"), "Dataset", None)
         return dataset is not None and isinstance(data, dataset)
 
+    @override
     def schema(self, frame: ray.data.Dataset) -> pa.Schema:
-        """See `DataBackend`."""
         return blocks_of(frame).schema
 
+    @override
     def batches(self, frame: ray.data.Dataset) -> Iterator[pa.RecordBatch]:
-        """See `DataBackend`."""
         blocks = blocks_of(frame)
         yield from blocks.batches(None, 0, blocks.rows)
 
+    @override
     def build(
         self,
         schema: pa.Schema,
         batches: Iterable[pa.RecordBatch],
-        like: ray.data.Dataset | None = None,  # noqa: ARG002 - the batches contain its columns
+        like: ray.data.Dataset | None = None,
     ) -> ray.data.Dataset:
-        """See `DataBackend`."""
         import ray.data
 
         tables, waiting, rows = [], [], 0
@@ -73,20 +75,21 @@ class RayBackend:
             tables.append(ray.put(pa.Table.from_batches(waiting, schema)))
         return ray.data.from_arrow_refs(tables)
 
+    @override
     def rows(self, frame: ray.data.Dataset) -> int:
-        """See `DataBackend`."""
         return int(frame.count())
 
+    @override
     def part(
         self, frame: ray.data.Dataset, columns: Sequence[str] | None, start: int, rows: int
     ) -> ray.data.Dataset:
-        """See `DataBackend`."""
         chosen = frame if columns is None else frame.select_columns(list(columns))
         head = chosen.limit(start + rows)
         return head.split_at_indices([start])[1] if start else head
 
+    @override
     def read(self, files: Sequence[str], kind: str, options: dict[str, Any]) -> ray.data.Dataset:
-        """See `DataBackend`; the options are those of `ray.data.read_parquet` and its like."""
+        """The options are those of `ray.data.read_parquet` and its like."""
         import ray.data
 
         if kind not in _READERS:
@@ -99,8 +102,9 @@ class RayBackend:
             as_text = {"convert_options": cells_as_text()} if kind == "csv" else {}
             return reader(list(files), **{**as_text, **options})
 
+    @override
     def write(self, frame: ray.data.Dataset, path: str, options: dict[str, Any]) -> None:
-        """See `DataBackend`; writes a folder of files, with the options of `write_parquet`."""
+        """Writes a folder of files, with the options of `write_parquet`."""
         check_options(frame.write_parquet, options, WRITE_FLAG)
         with failures_named("Ray cannot write", [path], WRITE_FLAG):
             frame.write_parquet(path, **options)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from domyn_swarm.config.backends import Env
+from domyn_swarm.engines.base import Engine
 from domyn_swarm.engines.options import EngineOptions, parse_options
 from domyn_swarm.engines.patterns import SHARED
 from domyn_swarm.errors import ConfigError
@@ -37,14 +39,15 @@ class CommandOptions(EngineOptions):
         return self
 
 
-class Command:
-    """See `Engine`."""
+class Command(Engine):
+    """Any other server, started by the command of its options."""
 
     name = "command"
     failure_patterns = SHARED
 
+    @override
     def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
-        """See `Engine.serving_spec`. `args` are appended to argv.
+        """`args` are appended to argv.
 
         Raises:
             ConfigError: an option is invalid, or replicas on one machine share a fixed port.

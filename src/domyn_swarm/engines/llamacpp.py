@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from typing_extensions import override
+
+from domyn_swarm.engines.base import Engine
 from domyn_swarm.engines.llamacpp_server import DEFAULT_SLOTS
 from domyn_swarm.engines.options import flags_in, merged, refuse_options, whole_number
 from domyn_swarm.engines.patterns import SHARED, pattern
@@ -27,8 +30,8 @@ START_PHASES = (
 )
 
 
-class LlamaCpp:
-    """See `Engine`. `args`: `--slots N` or `--n-parallel N` (4), `--ctx-size N` (8192 tokens,
+class LlamaCpp(Engine):
+    """llama.cpp's server. `args`: `--slots N` or `--n-parallel N` (4), `--ctx-size N` (8192 tokens,
     shared by the slots), `--threads N` (1), `--embedding` (serve embeddings too).
     """
 
@@ -47,11 +50,10 @@ class LlamaCpp:
         *SHARED,
     )
 
+    @override
     def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
-        """See `Engine.serving_spec`.
-
-        Raises:
-            ConfigError: xllamacpp or the model file is missing, or `args` set a reserved flag.
+        """Raises:
+        ConfigError: xllamacpp or the model file is missing, or `args` set a reserved flag.
         """
         refuse_options(self.name, plan.engine_options)
         ours = {

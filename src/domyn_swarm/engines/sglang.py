@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
+from domyn_swarm.engines.base import Engine
 from domyn_swarm.engines.options import flags_in, merged, refuse_options, whole_number
 from domyn_swarm.engines.patterns import GPU, HUB, SHARED, pattern
 from domyn_swarm.errors import ConfigError
@@ -21,8 +24,8 @@ START_PHASES = (
 )
 
 
-class SGLang:
-    """See `Engine`. SGLang takes its key only as a flag, which `sglang_server` adds on the node."""
+class SGLang(Engine):
+    """SGLang. It takes its key only as a flag, which `sglang_server` adds on the node."""
 
     name = "sglang"
     failure_patterns = (
@@ -36,8 +39,9 @@ class SGLang:
         *SHARED,
     )
 
+    @override
     def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
-        """See `Engine.serving_spec`. The user's `args` take precedence over our flags.
+        """The user's `args` take precedence over our flags.
 
         Raises:
             ConfigError: `args` set a reserved flag, or a replica spans several nodes.

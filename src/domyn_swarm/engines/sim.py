@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import TypeAdapter
+from typing_extensions import override
 
-from domyn_swarm.engines.base import by_ray, ray_nodes
+from domyn_swarm.engines.base import Engine, by_ray, ray_nodes
 from domyn_swarm.engines.options import parse_options
 from domyn_swarm.engines.patterns import SHARED, pattern
 from domyn_swarm.engines.sim_openai import READY_PROMPT
@@ -24,8 +25,8 @@ _METRICS: dict[str, Any] = {
 }
 
 
-class Sim:
-    """See `Engine`. `args` are ignored, so that another engine's configuration can be rehearsed."""
+class Sim(Engine):
+    """The simulator. It ignores `args`: another engine's configuration can be rehearsed."""
 
     name = "sim"
     failure_patterns = (
@@ -37,8 +38,8 @@ class Sim:
         *SHARED,
     )
 
+    @override
     def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
-        """See `Engine.serving_spec`."""
         options = parse_options(SimOptions, self.name, plan.engine_options)
         options_json = TypeAdapter(SimOptions).dump_json(options, exclude_defaults=True)
         body = {

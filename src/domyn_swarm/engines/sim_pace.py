@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
 
+from typing_extensions import override
+
 from domyn_swarm.engines.sim_openai import Question
 from domyn_swarm.engines.sim_options import SimOptions, VllmOptions
 from domyn_swarm.engines.sim_vllm import Sequence, VllmModel
@@ -49,7 +51,7 @@ class Pace(Protocol):
         """The metrics, where `running` requests have a slot of the server and `waiting` wait."""
 
 
-class ByRate:
+class ByRate(Pace):
     """Every request is answered at `tokens_per_s`, whatever else runs; None: at once."""
 
     most_tokens: int | None = None
@@ -61,13 +63,14 @@ class ByRate:
         self._prompt_tokens = 0
         self._generation_tokens = 0
 
+    @override
     async def write(self, asked: Question) -> None:
-        """See `Pace.write`."""
         self._prompt_tokens += asked.prompt_tokens
         await self._generate(asked.answer_tokens, choices=asked.n)
 
+    @override
     async def pieces(self, asked: Question) -> AsyncGenerator[Piece]:
-        """See `Pace.pieces`. Yields one word at a time."""
+        """Yields one word at a time."""
         self._prompt_tokens += asked.prompt_tokens
         words = asked.answer.split()
         for place, word in enumerate(words, 1):
@@ -76,12 +79,12 @@ class ByRate:
             for index in range(asked.n):
                 yield Piece(index, word if last else f"{word} ", last)
 
-    async def read(self, texts: list[str], tokens: int) -> None:  # noqa: ARG002 - only the count matters
-        """See `Pace.read`."""
+    @override
+    async def read(self, texts: list[str], tokens: int) -> None:
         self._prompt_tokens += tokens
 
+    @override
     def figures(self, running: int, waiting: int) -> list[Figure]:
-        """See `Pace.figures`."""
         return [
             Figure("vllm:num_requests_running", "gauge", running),
             Figure("vllm:num_requests_waiting", "gauge", waiting),
@@ -100,7 +103,7 @@ class ByRate:
             self._generation_tokens += written * choices
 
 
-class ByModel:
+class ByModel(Pace):
     """A `VllmModel` decides, run by the clock of the event loop."""
 
     def __init__(self, options: VllmOptions, slots: int, replica: int) -> None:
@@ -112,14 +115,15 @@ class ByModel:
         self._timer: asyncio.TimerHandle | None = None
         self._done: dict[Sequence, asyncio.Future[None]] = {}
 
+    @override
     async def write(self, asked: Question) -> None:
-        """See `Pace.write`."""
         async with self._submitted(self._choices(asked)) as sequences:
             for sequence in sequences:
                 await self._done[sequence]
 
+    @override
     async def pieces(self, asked: Question) -> AsyncGenerator[Piece]:
-        """See `Pace.pieces`. Yields the tokens of `_STEP_S` at a time."""
+        """Yields the tokens of `_STEP_S` at a time."""
         async with self._submitted(self._choices(asked)) as all_:
             sent = dict.fromkeys(range(asked.n), 0)  # characters of each unfinished choice
             while sent:
@@ -133,15 +137,16 @@ class ByModel:
                         sent[choice] = now
                         yield Piece(choice, asked.answer[before:now], last=False)
 
-    async def read(self, texts: list[str], tokens: int) -> None:  # noqa: ARG002 - the model counts itself
-        """See `Pace.read`."""
+    @override
+    async def read(self, texts: list[str], tokens: int) -> None:
         reads = [(text, -(-len(text) // self._characters), 0) for text in texts]
         async with self._submitted(reads) as sequences:
             for sequence in sequences:
                 await self._done[sequence]
 
+    @override
     def figures(self, running: int, waiting: int) -> list[Figure]:
-        """See `Pace.figures`. A request with a slot that is not in the model counts as running."""
+        """A request with a slot that is not in the model counts as running."""
         self._advance()
         model = self._model
         elsewhere = max(0, running - model.running - model.waiting)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from domyn_swarm.engines.base import by_ray, ray_nodes
+from typing_extensions import override
+
+from domyn_swarm.engines.base import Engine, by_ray, ray_nodes
 from domyn_swarm.engines.options import flags_in, merged, refuse_options, whole_number
 from domyn_swarm.engines.patterns import GPU, HUB, SHARED, pattern
 from domyn_swarm.errors import ConfigError
@@ -40,8 +42,8 @@ START_PHASES = (
 _ALIASES = {"-tp": "--tensor-parallel-size", "-pp": "--pipeline-parallel-size"}
 
 
-class VLLM:
-    """See `Engine`. Needs vLLM 0.18 or newer: older versions have no `--shutdown-timeout`."""
+class VLLM(Engine):
+    """vLLM, 0.18 or newer: older versions have no `--shutdown-timeout`."""
 
     name = "vllm"
     failure_patterns = (
@@ -89,8 +91,9 @@ class VLLM:
         *SHARED,
     )
 
+    @override
     def serving_spec(self, plan: DeploymentPlan) -> ServingSpec:
-        """See `Engine.serving_spec`. The user's `args` take precedence over our flags.
+        """The user's `args` take precedence over our flags.
 
         Raises:
             ConfigError: `args` set a reserved flag, or served names without `model`.

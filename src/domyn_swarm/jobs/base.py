@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from reprlib import Repr
 from typing import Any, ClassVar, Self, Unpack, overload
 
+from typing_extensions import override
+
 from domyn_swarm.batch.input.opening import LineFiles
 from domyn_swarm.batch.output.schema import Declared, OutputSchema, type_name
 from domyn_swarm.batch.run.runner import Encode
@@ -91,6 +93,7 @@ class SwarmJob:
         job.given = given
         return job
 
+    @override
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Refuse what looks like an option and is none."""
         super().__init_subclass__(**keywords)
@@ -140,6 +143,7 @@ class SwarmJob:
         """The same job with these set, besides what was given before."""
         return type(self)(**{**self.given, **changes})
 
+    @override
     def __repr__(self) -> str:
         from domyn_swarm.batch.output.manifest import without_secrets
 

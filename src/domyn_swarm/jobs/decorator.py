@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Unpack, get_type_hints, overload
 
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import override
 
 from domyn_swarm.batch.output.schema import Declared
 from domyn_swarm.errors import ConfigError
@@ -31,6 +32,7 @@ class FunctionJob(SwarmJob):
     function: Function
     version_given: str | None = None
 
+    @override
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Tell `help` and completion of the function's parameters."""
         super().__init_subclass__(**keywords)
@@ -53,24 +55,27 @@ class FunctionJob(SwarmJob):
         self._bound = [name for name in _BOUND if name in names]
 
     @property
+    @override
     def label(self) -> str:
         """The function's name."""
         return self.function.__name__
 
+    @override
     def described(self) -> dict[str, Any]:
-        """See `SwarmJob.described`."""
         source = self.version_given or function_digest(self.function)
         return {**super().described(), "source": source}
 
+    @override
     def known_parameters(self) -> frozenset[str]:
-        """See `SwarmJob.known_parameters`: those of the function, and where it takes `**params`
-        those that an API knows.
+        """The parameters of the function; if it takes `**params`, also those
+        of the API.
         """
         own = frozenset(_parameters(self.function))
         return own | super().known_parameters() if _is_open_ended(self.function) else own
 
+    @override
     def check(self) -> None:
-        """See `SwarmJob.check`: here a parameter is missing that the function cannot do without."""
+        """Also refuses a job without a parameter that the function requires."""
         super().check()
         missing = [
             name
@@ -83,7 +88,8 @@ class FunctionJob(SwarmJob):
                 hint=f"Give it as {self.label}({missing[0]}=...), or with --job-kwargs.",
             )
 
-    async def transform_item(self, item: Any) -> Any:  # noqa: ANN401 - the user's
+    @override
+    async def transform_item(self, item: Any) -> Any:
         """What the function makes of the item."""
         bound = {name: getattr(self, name) for name in self._bound}
         return await self.function(item, **bound, **self.params)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from typing_extensions import override
 
 from domyn_swarm.batch.checkpoint.index import open_index
 from domyn_swarm.batch.outcomes.rows import Result, Row, RowError, RowValue
@@ -24,7 +25,7 @@ from domyn_swarm.batch.output.manifest import without_secrets
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.engine import BatchPlan
 from domyn_swarm.batch.run.pending import named_rows, pending_rows
-from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
+from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy, Sink
 from domyn_swarm.batch.run.session import EndpointAccess, open_session
 from domyn_swarm.errors import JobError, PlatformUnavailable, quantity
 from domyn_swarm.jobs.preparation import Prepared
@@ -147,43 +148,43 @@ class _Sent:
     body: dict[str, Any]
 
 
-class _Recorder:
+class _Recorder(Transport):
     """A `Transport` that writes down what it passes on."""
 
     def __init__(self, inner: Transport, sent: list[_Sent]) -> None:
         self._inner = inner
         self._sent = sent
 
+    @override
     async def post(
         self, path: str, body: dict[str, Any], timeout_s: float | None = None
     ) -> bytes | memoryview:
-        """See `Transport.post`."""
         self._write_down(path, body)
         return await self._inner.post(path, body, timeout_s)
 
+    @override
     def post_stream(
         self, path: str, body: dict[str, Any], timeout_s: float | None = None
     ) -> AsyncIterator[bytes]:
-        """See `Transport.post_stream`."""
         self._write_down(path, body)
         return self._inner.post_stream(path, body, timeout_s)
 
+    @override
     async def get(self, path: str) -> bytes | memoryview:
-        """See `Transport.get`."""
         return await self._inner.get(path)
 
     def _write_down(self, path: str, body: dict[str, Any]) -> None:
         self._sent.append(_Sent(path, without_secrets(body)))  # a copy: jobs may go on with theirs
 
 
-class _Kept:
+class _Kept(Sink):
     """A `Sink` in memory."""
 
     def __init__(self) -> None:
         self.results: list[Result] = []
 
+    @override
     def append(self, results: Sequence[Result]) -> None:
-        """See `Sink.append`."""
         self.results += results
 
 

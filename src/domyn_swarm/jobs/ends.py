@@ -128,11 +128,11 @@ class LocalEnds:
 
     @contextlib.asynccontextmanager
     async def workers(self, spec: JobSpec) -> AsyncIterator[None]:  # noqa: ARG002
-        """See `FrameEnds`."""
+        """None: this process works on the rows."""
         yield None
 
     def collect(self, spec: JobSpec, plan: BatchPlan, kept: Path | None) -> Any:  # noqa: ANN401, ARG002 - a frame
-        """See `FrameEnds`."""
+        """A frame of the library that the input came from."""
         with settled_results(plan, errors=False) as results:
             if missing := results.rows_total - results.rows:
                 raise JobError(

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from domyn_swarm.batch.input.dataset import Dataset, TableDataset
 from domyn_swarm.batch.input.file_facts import InputFacts
 from domyn_swarm.batch.input.input_files import files_of
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class ScanDataset:
+class ScanDataset(Dataset):
     """Rows of files that a library scans anew each time, and never has all in memory."""
 
     def __init__(self, backend: DataBackend[Any], frame: Any) -> None:  # noqa: ANN401 - a frame
@@ -29,10 +31,10 @@ class ScanDataset:
         self.schema = backend.schema(frame)
         self.rows = backend.rows(frame)
 
+    @override
     def batches(
         self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """See `Dataset.batches`."""
         end = self.rows if limit is None else min(limit, self.rows)
         if end > start:
             wanted = self._backend.part(self._frame, columns, start, end - start)

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 import msgspec
+from typing_extensions import override
 
 from domyn_swarm.batch.outcomes.rows import Result, Row, RowError
 from domyn_swarm.batch.run.runner import Events
@@ -66,21 +67,21 @@ class HookEvents(Events):
             self._failures.append(error)
             self.stop()
 
+    @override
     def on_progress(self, done: int, total: int | None) -> None:
-        """See `Hooks`."""
         self._call(self._hooks.on_progress, done, total)
 
+    @override
     def on_batch(self, results: Sequence[Result]) -> None:
-        """See `Hooks`."""
         if self._hooks.on_batch is not None:
             self._call(self._hooks.on_batch, [_settled(one) for one in results])
 
+    @override
     def on_row_error(self, row: Row, error: RowError) -> None:
-        """See `Hooks`."""
         self._call(self._hooks.on_row_error, row.ordinal, error)
 
+    @override
     def on_cancel(self) -> None:
-        """See `Hooks`."""
         self._call(self._hooks.on_cancel)
 
 
@@ -114,6 +115,7 @@ class Progress:
     def _noted(self) -> list[ReplyVerdict]:
         return sorted({*self.verdicts} - {ReplyVerdict.COMPLETE, ReplyVerdict.ERROR})
 
+    @override
     def __str__(self) -> str:
         parts = [f"{self.name}: {self.done}/{'?' if self.total is None else self.total} rows"]
         if self.resumed:
@@ -151,26 +153,29 @@ def progress_display(*, shown: bool) -> ProgressDisplay:
     return _TerminalLine() if sys.stderr.isatty() else _Log()
 
 
-class _Silent:
+class _Silent(ProgressDisplay):
+    @override
     def draw(self, progress: Progress) -> None:
-        """See `ProgressDisplay`."""
+        pass
 
+    @override
     def notice(self, text: str) -> None:
-        """See `ProgressDisplay`."""
+        pass
 
+    @override
     def end(self, progress: Progress | None) -> None:
-        """See `ProgressDisplay`."""
+        pass
 
 
 class _Log(_Silent):
     """A file or a pipe: nobody watches it, so that only what has to be known later is written."""
 
+    @override
     def notice(self, text: str) -> None:
-        """See `ProgressDisplay`."""
         _print(text + "\n")
 
+    @override
     def end(self, progress: Progress | None) -> None:
-        """See `ProgressDisplay`."""
         if progress is not None and progress.notable:
             _print(f"{progress}\n")
 
@@ -181,19 +186,19 @@ class _TerminalLine(_Log):
     def __init__(self) -> None:
         self._drawn = 0  # characters of the line that stands there
 
+    @override
     def draw(self, progress: Progress) -> None:
-        """See `ProgressDisplay`."""
         text = str(progress)
         _print("\r" + text.ljust(self._drawn))
         self._drawn = len(text)
 
+    @override
     def notice(self, text: str) -> None:
-        """See `ProgressDisplay`."""
         self._clear()
         super().notice(text)
 
+    @override
     def end(self, progress: Progress | None) -> None:
-        """See `ProgressDisplay`."""
         self._clear()
         if progress is not None:
             _print(f"{progress}\n")
@@ -204,7 +209,7 @@ class _TerminalLine(_Log):
             self._drawn = 0
 
 
-class _NotebookBar:
+class _NotebookBar(ProgressDisplay):
     """An output of the cell that is replaced: what Rich has for notebooks shows nothing where
     `ipywidgets` is missing.
     """
@@ -213,17 +218,17 @@ class _NotebookBar:
         self._display = import_module("IPython.display").display
         self._bar = self._display(_Html("", ""), display_id=True)
 
+    @override
     def draw(self, progress: Progress) -> None:
-        """See `ProgressDisplay`."""
         bar = "" if progress.total is None else f' value="{progress.done}" max="{progress.total}"'
         self._show(_Html(str(progress), f'<progress{bar} style="width: 16em"></progress> '))
 
+    @override
     def notice(self, text: str) -> None:
-        """See `ProgressDisplay`."""
         self._display(_Html(text, ""))
 
+    @override
     def end(self, progress: Progress | None) -> None:
-        """See `ProgressDisplay`."""
         self._show(_Html("", "")) if progress is None else self.draw(progress)
 
     def _show(self, what: _Html) -> None:

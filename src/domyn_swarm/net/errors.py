@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from typing_extensions import override
+
 # smg's codes: the connection to a replica broke, or there was none to be had
 _LOST_REPLICA = b"call_upstream_"
 _NO_REPLICA = b"call_upstream_connection_failed"
@@ -101,8 +103,8 @@ class RequestTimeout(RequestError):
     retryable = True
 
     @property
+    @override
     def may_meet_all(self) -> bool:
-        """See `RequestError.may_meet_all`."""
         return True
 
 

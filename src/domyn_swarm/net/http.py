@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+from typing_extensions import override
 
 from domyn_swarm import open_files
 from domyn_swarm.net.certificates import certificates, trusting
@@ -160,7 +161,7 @@ class _HeedingCancellation:
             raise asyncio.CancelledError
 
 
-class ReqwestClient:
+class ReqwestClient(HttpClient):
     """`HttpClient` over pyreqwest."""
 
     def __init__(
@@ -207,8 +208,8 @@ class ReqwestClient:
             builder = builder.add_root_certificate_pem(certificate)
         return (builder if self._use_proxy else builder.no_proxy()).build()
 
+    @override
     def use_key(self, key: str | None) -> None:
-        """See `HttpClient.use_key`."""
         if _headers(key) != self._headers:
             self._headers = _headers(key)
             self._clients = {}  # what is in flight keeps the old one until it has ended
@@ -216,10 +217,10 @@ class ReqwestClient:
             if self._instead is not None:
                 self._instead.use_key(key)
 
+    @override
     async def request(
         self, method: str, url: str, body: bytes | None, timeout_s: float
     ) -> HttpReply:
-        """See `HttpClient.request`."""
         if self._instead is not None:
             return await self._instead.request(method, url, body, timeout_s)
         builder = self._builder(method, url, timeout_s)
@@ -237,10 +238,10 @@ class ReqwestClient:
         after_s = parse_retry_after(reply.get_header("retry-after")) if status >= 400 else None
         return HttpReply(status, content, after_s, reply.get_header(_SERVED_BY))
 
+    @override
     async def stream(
         self, url: str, body: bytes, timeout_s: float
     ) -> AsyncIterator[bytes | HttpReply]:
-        """See `HttpClient.stream`."""
         if self._instead is not None:
             async for part in self._instead.stream(url, body, timeout_s):
                 yield part
@@ -292,8 +293,8 @@ class ReqwestClient:
             return no_reply_in_time(timeout_s)
         return ConnectionBroken(f"connection broken: {causes[-1]}")
 
+    @override
     async def close(self) -> None:
-        """See `HttpClient.close`."""
         for client in self._clients.values():
             await client.close()
         if self._instead is not None:
@@ -311,7 +312,7 @@ def _causes(error: Exception) -> list[str]:
     return [str(cause.get("message")) for cause in details.get("causes") or []] or [str(error)]
 
 
-class AiohttpClient:
+class AiohttpClient(HttpClient):
     """`HttpClient` over aiohttp: two to three times the CPU, the same behaviour."""
 
     def __init__(
@@ -333,10 +334,10 @@ class AiohttpClient:
         limit_s = _connect_limit_s(timeout_s)
         return self._aiohttp.ClientTimeout(total=timeout_s, sock_connect=limit_s)
 
+    @override
     async def request(
         self, method: str, url: str, body: bytes | None, timeout_s: float
     ) -> HttpReply:
-        """See `HttpClient.request`."""
         timeout = self._timeout(timeout_s)
         try:
             async with self._session.request(
@@ -354,10 +355,10 @@ class AiohttpClient:
         except (self._aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._translate(error, timeout_s) from error
 
+    @override
     async def stream(
         self, url: str, body: bytes, timeout_s: float
     ) -> AsyncIterator[bytes | HttpReply]:
-        """See `HttpClient.stream`."""
         timeout = self._timeout(timeout_s)
         try:
             async with self._session.post(
@@ -373,8 +374,8 @@ class AiohttpClient:
         except (self._aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._translate(error, timeout_s) from error
 
+    @override
     def use_key(self, key: str | None) -> None:
-        """See `HttpClient.use_key`."""
         self._headers = _headers(key)
 
     def _translate(self, error: Exception, timeout_s: float) -> Exception:
@@ -391,6 +392,6 @@ class AiohttpClient:
             return no_reply_in_time(timeout_s)
         return ConnectionBroken(f"connection broken: {error or type(error).__name__}")
 
+    @override
     async def close(self) -> None:
-        """See `HttpClient.close`."""
         await self._session.close()

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from typing_extensions import override
+
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.net import parameters
 from domyn_swarm.net.errors import NOT_JSON, BadReply
@@ -128,15 +130,19 @@ class Reply(Mapping[str, Any]):
             raise AttributeError(name)
         return _wrap(self._fields.get(name))
 
-    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - JSON
+    @override
+    def __getitem__(self, name: str) -> Any:
         return _wrap(self._fields[name])
 
+    @override
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)
 
+    @override
     def __len__(self) -> int:
         return len(self._fields)
 
+    @override
     def __repr__(self) -> str:
         return f"Reply({self._fields!r})"
 

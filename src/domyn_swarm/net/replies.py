@@ -182,7 +182,7 @@ class _Heard(NamedTuple):
 
     @property
     def code(self) -> int:
-        """See `ReplyFacts`."""
+        """The number of this ending, as `ReplyFacts.code` has it."""
         return self.ending << 1 | (not self.said)
 
     def joined(self, later: _Heard) -> _Heard:

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from typing_extensions import override
+
 from domyn_swarm.config import DomynLLMSwarmConfig, swarm_name
 from domyn_swarm.errors import ConfigError, JobError, StateError, interrupted, quantity
 from domyn_swarm.model import JobStatus
@@ -108,6 +110,7 @@ class DomynLLMSwarm:
     ) -> None:
         self.down()
 
+    @override
     def __repr__(self) -> str:
         if self._swarm is None:
             return f"<DomynLLMSwarm {getattr(self._config, 'name', None) or ''!r}, not up>"

@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from domyn_swarm.model import FailureGroup, Histogram, JobAccount, Record
 from domyn_swarm.swarm.snapshot import JobSnapshot
 
@@ -70,6 +72,7 @@ class EventReport(Record):
 class JobReport(Record):
     """A job over all its runs."""
 
+    @override
     def __str__(self) -> str:
         return f"<report of {self.job.job_id} at {self.path}>"
 

@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from typing_extensions import override
+
 from domyn_swarm.errors import ConfigError, StateError, interrupted
 from domyn_swarm.model import JobHandle
 from domyn_swarm.paths import expanded
@@ -150,6 +152,7 @@ class SubmittedJob(JobHandle):
         finally:
             display.end(None if last is None else _progress(last))
 
+    @override
     def __repr__(self) -> str:
         where = "an endpoint" if self.swarm is None else f"swarm {self.swarm!r}"
         return f"<SubmittedJob {self.job_id!r} of {where}, {self.platform}>"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.backends.gpu_time import HELD, Use
 from domyn_swarm.backends.left_out import LeftOut
@@ -110,6 +112,7 @@ class JobSnapshot(NamedJob, JobFigures):
     ended_at: datetime | None = None
     log_path: str
 
+    @override
     def __str__(self) -> str:
         total = "?" if self.rows_total is None else self.rows_total
         failed = f", {self.rows_failed} failed" if self.rows_failed else ""
@@ -151,6 +154,7 @@ class Usage(Record):
     energy_kwh: float | None = None  # by nvidia-smi on the nodes; null: nobody counted
     energy_gpu_s: float = 0.0  # the held time whose energy was counted
 
+    @override
     def __str__(self) -> str:
         gpus = bool(self.held_gpu_s)
         spent = dict.fromkeys(Use, 0.0)
@@ -200,6 +204,7 @@ class SwarmSnapshot(Record):
     swarm_dir: str
     created_at: datetime
 
+    @override
     def __str__(self) -> str:
         detail = f": {self.detail}" if self.detail else ""
         ready = f"{self.replicas_ready} of {self.replicas_wanted} replicas ready"

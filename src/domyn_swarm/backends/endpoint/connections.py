@@ -12,6 +12,7 @@ from typing import cast
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from typing_extensions import override
 
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.logs import get_logger
@@ -50,6 +51,7 @@ class _Connection(web.RequestHandler):
         self._lifetime_s = lifetime_s
         self._timer: asyncio.TimerHandle | None = None
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         super().connection_made(transport)
@@ -59,6 +61,7 @@ class _Connection(web.RequestHandler):
         if len(self._open) > MAX_CONNECTIONS:
             self._open.pop(next(iter(self._open))).abort()
 
+    @override
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called by the event loop."""
         self._open.pop(self, None)

@@ -51,7 +51,7 @@ class Demand:
 
     @property
     def rows_per_place_s(self) -> float | None:
-        """See `Speed`."""
+        """The rows that one place settles per second; None: not known yet."""
         return self._jobs.speed.rows_per_place_s
 
     @property

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector as MetricsSource
+from typing_extensions import override
 
 from domyn_swarm import __version__
 from domyn_swarm.backends.endpoint.job_metrics import job_families
@@ -39,6 +40,7 @@ class Readings(MetricsSource):
     jobs: Sequence[FollowedJob] = ()
     uses: Mapping[tuple[int, Use], float] = field(default_factory=dict)  # seconds of replicas
 
+    @override
     def collect(self) -> Iterator[Metric]:
         """Every family; what `prometheus_client` asks of a collector."""
         swarm, view = self.swarm, self.view

@@ -78,14 +78,14 @@ class OwnEndpoint:
     supervised = True
 
     def address(self, handle: ServingHandle) -> EndpointAddress | None:
-        """See `ServingBackend.address`."""
+        """The address that the endpoint program has written; None: none yet."""
         return read_address(SwarmPaths(Path(handle.swarm_dir)))
 
     def view(self, handle: ServingHandle) -> CollectorView | None:
-        """See `ServingBackend.view`."""
+        """The collector's last view of the replicas; None: none can be read."""
         return read_view(SwarmPaths(Path(handle.swarm_dir)))
 
     def fetch_logs(
         self, handle: ServingHandle, replicas: Sequence[int], *, follow: bool = False
     ) -> None:
-        """See `ServingBackend.fetch_logs`: they are there."""
+        """Fetches nothing: the logs are files of the swarm's folder."""

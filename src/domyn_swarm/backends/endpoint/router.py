@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from typing_extensions import override
+
 from domyn_swarm.backends.endpoint.supervision import Activity, RouterFigures
 from domyn_swarm.engine_load import MetricsReader
 from domyn_swarm.model import Record
@@ -100,23 +102,24 @@ _COUNTED = MetricsReader(
 _USABLE = re.compile(r'^smg_worker_health\{[^}]*\bworker="([^"]*)"[^}]*\} 1(?:\.0*)?$', re.M)
 
 
-class SmgRouter:
-    """See `Router`."""
+class SmgRouter(Router):
+    """The router `smg`."""
 
     settle_s = 1.5
 
+    @override
     def argv(self, settings: RouterSettings) -> Sequence[str]:
-        """See `Router.argv`."""
         told = json.dumps(router_arguments(settings))
         key_file = str(settings.api_key_file)
         return [sys.executable, "-m", _PROGRAM, str(os.getpid()), key_file, told]
 
+    @override
     def manifest(self, urls: Sequence[str]) -> str:
-        """See `Router.manifest`."""
         return json.dumps({"version": 1, "workers": [{"url": url} for url in urls]}, indent=2)
 
+    @override
     def activity(self, metrics: str) -> Activity:
-        """See `Router.activity`. Requests for answers are all POST; the metric of a request that is
+        """Requests for answers are all POST; the metric of a request that is
         being answered belongs to its replica.
         """
         found = _COUNTED.values(metrics.encode())
@@ -126,8 +129,8 @@ class SmgRouter:
             usable=frozenset(_USABLE.findall(metrics)),
         )
 
+    @override
     def figures(self, metrics: str) -> RouterFigures:
-        """See `Router.figures`."""
         from domyn_swarm.backends.endpoint.smg_figures import read_figures
 
         return read_figures(metrics)

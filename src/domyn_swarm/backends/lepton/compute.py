@@ -7,7 +7,9 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec, job_handle
+from typing_extensions import override
+
+from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, job_handle
 from domyn_swarm.backends.job_end import probe_each, read_exit, wait_for_end
 from domyn_swarm.backends.lepton import specs, states, streams
 from domyn_swarm.backends.lepton.credentials import (
@@ -30,21 +32,21 @@ _RECORD_S = 5.0  # from a job's end until its exit record is visible here, on sh
 _KILLED_S = 60.0
 
 
-class LeptonCompute(InWorkspace):
-    """See `ComputeBackend`. If storage is shared, a job's own exit record takes precedence."""
+class LeptonCompute(InWorkspace, ComputeBackend):
+    """Jobs of the platform. If storage is shared, a job's own exit record takes precedence."""
 
     appears_within_s = 300.0
 
     def __init__(self) -> None:
         self._workspaces: dict[str, Workspace] = {}
 
+    @override
     def check(self, spec: ComputeSpec) -> None:
-        """See `ComputeBackend.check`."""
         specs.job_spec(spec)
         self._workspace(_credentials_for(spec)).info()
 
+    @override
     def submit(self, spec: ComputeSpec) -> JobHandle:
-        """See `ComputeBackend.submit`."""
         private_dir(JobPaths(Path(spec.job_dir)).log.parent)
         workspace, document = self._workspace(_credentials_for(spec)), specs.job_spec(spec)
         try:
@@ -53,19 +55,18 @@ class LeptonCompute(InWorkspace):
             raise SubmissionUnknown(error.message, hint=error.hint) from error
         return job_handle("lepton", spec.job_id, spec.job_dir, job, spec=spec)
 
+    @override
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
-        """See `ComputeBackend.find`."""
         job = self._of(job_dir).find_job(job_id)
         if job is not None:
             return job_handle("lepton", job_id, job_dir, job.id)
         ended = JobPaths(Path(job_dir)).exit.exists()
         return job_handle("lepton", job_id, job_dir, "") if ended else None
 
+    @override
     def probe(self, handle: JobHandle) -> JobStatus:
-        """See `ComputeBackend.probe`.
-
-        Raises:
-            PlatformUnavailable: there is no exit record, and the platform does not report a state.
+        """Raises:
+        PlatformUnavailable: there is no exit record, and the platform does not report a state.
         """
         ended = read_exit(Path(handle.exit_path))
         if ended is not None:
@@ -74,20 +75,21 @@ class LeptonCompute(InWorkspace):
         status = _status(handle, job)
         return _recorded(handle, status) if status.final else status
 
+    @override
     def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
-        """See `ComputeBackend.probe_all`."""
         return probe_each(self.probe, handles)
 
-    def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:  # noqa: ARG002 - of the protocol
-        """See `ComputeBackend.why_waiting`: the workspace reports no reasons."""
+    @override
+    def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:
+        """Empty: the workspace reports no reasons."""
         return {}
 
+    @override
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
-        """See `ComputeBackend.wait`."""
         return wait_for_end(lambda: self.probe(handle), timeout_s=timeout_s, every_s=_EVERY_S)
 
+    @override
     def fetch_log(self, handle: JobHandle, *, follow: bool = False) -> None:
-        """See `ComputeBackend.fetch_log`."""
         if not handle.platform_id:
             return
         workspace, path = self._of(handle.job_dir), Path(handle.log_path)
@@ -95,8 +97,9 @@ class LeptonCompute(InWorkspace):
         if follow:
             streams.follow(workspace.job_log(handle.platform_id, follow=True), path)
 
+    @override
     def cancel(self, handle: JobHandle, *, grace_s: float = 30.0) -> None:
-        """See `ComputeBackend.cancel`. The platform signals the wrapper, which signals the job."""
+        """The platform signals the wrapper, which signals the job."""
         job = self._job(handle)
         if job is None or _status(handle, job).final:
             return

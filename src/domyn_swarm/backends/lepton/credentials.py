@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
+from domyn_swarm.backends.base import Located
 from domyn_swarm.backends.lepton import specs
 from domyn_swarm.errors import ConfigError, MissingExtra
 from domyn_swarm.model import Location, Reach, Record
@@ -30,6 +33,7 @@ class Credentials(Record):
     url: str | None
     token: str
 
+    @override
     def __repr__(self) -> str:
         return f"Credentials({self.workspace_id})"
 
@@ -97,16 +101,16 @@ def _saved(workspace: str) -> object:
     return logged_in(workspace)
 
 
-class InWorkspace:
-    """See `Located`: a workspace, which every process with a token for it can reach."""
+class InWorkspace(Located):
+    """A workspace, which every process with a token for it can reach."""
 
+    @override
     def location(self, options: Mapping[str, Any]) -> Location:
-        """See `Located.location`."""
         given = credentials(specs.section(dict(options)).workspace_id)
         return Location(kind="workspace", name=given.workspace_id)
 
+    @override
     def reach(self, location: Location | None) -> Reach:
-        """See `Located.reach`."""
         if location is None:
             return Reach.HERE
         try:

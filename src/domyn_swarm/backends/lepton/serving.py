@@ -10,7 +10,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domyn_swarm.backends.base import LaunchScripts, Part, PartRecorder, ServingHandle
+from typing_extensions import override
+
+from domyn_swarm.backends.base import (
+    LaunchScripts,
+    Part,
+    PartRecorder,
+    ServingBackend,
+    ServingHandle,
+)
 from domyn_swarm.backends.checks import Check, ok
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress, read_address
 from domyn_swarm.backends.lepton import specs, states, streams
@@ -39,8 +47,8 @@ _JOB_GRACE_S = 60.0
 _DOCUMENT = "endpoint.json"
 
 
-class LeptonServing(InWorkspace):
-    """See `ServingBackend`. Replica i is the i-th replica that the platform runs at the time."""
+class LeptonServing(InWorkspace, ServingBackend):
+    """One deployment of the platform; replica i is the i-th replica that it runs at the time."""
 
     supervised = False
 
@@ -48,6 +56,7 @@ class LeptonServing(InWorkspace):
         self._cached: dict[str, tuple[float, Deployment | None]] = {}
         self._workspaces: dict[str, Workspace] = {}
 
+    @override
     def launch(
         self,
         plan: DeploymentPlan,
@@ -55,7 +64,6 @@ class LeptonServing(InWorkspace):
         scripts: LaunchScripts,
         record: PartRecorder,
     ) -> ServingHandle:
-        """See `ServingBackend.launch`."""
         config = specs.section(plan.backend_options)
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         workspace = self._workspace(config.workspace_id)
@@ -75,30 +83,33 @@ class LeptonServing(InWorkspace):
             platform="lepton", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
         )
 
+    @override
     def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> LaunchScripts:
-        """See `ServingBackend.scripts`: the deployment's document."""
+        """The document of the deployment."""
         return LaunchScripts({_DOCUMENT: json.dumps(specs.endpoint_spec(plan, ctx), indent=2)})
 
-    def rehearse(self, plan: DeploymentPlan, scripts: LaunchScripts) -> tuple[Check, ...]:  # noqa: ARG002 - of the protocol
-        """See `ServingBackend.rehearse`. Checks the workspace: the platform has no rehearsal."""
+    @override
+    def rehearse(self, plan: DeploymentPlan, scripts: LaunchScripts) -> tuple[Check, ...]:
+        """Checks the workspace: the platform has no rehearsal."""
         workspace = self._workspace(specs.section(plan.backend_options).workspace_id)
         info = workspace.info()
         message = f"the workspace {workspace.id} answers and is {info.workspace_state.value}"
         return (ok("rehearsal", message),)
 
+    @override
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
-        """See `ServingBackend.checks`."""
         from domyn_swarm.backends.lepton.site_checks import site_checks
 
         return site_checks(plan)
 
+    @override
     def checks_on_node(
         self,
-        plan: DeploymentPlan,  # noqa: ARG002 - of the protocol
-        ctx: DeploymentContext,  # noqa: ARG002
-        wish: Rehearsal,  # noqa: ARG002
+        plan: DeploymentPlan,
+        ctx: DeploymentContext,
+        wish: Rehearsal,
     ) -> Iterator[Check]:
-        """See `ServingBackend.checks_on_node`: the image contains everything that runs there.
+        """Refused: the image contains everything that runs there.
 
         Raises:
             ConfigError: always.
@@ -108,6 +119,7 @@ class LeptonServing(InWorkspace):
             hint="Leave out --rehearse: only what the image contains runs there.",
         )
 
+    @override
     def scale(
         self,
         plan: DeploymentPlan,
@@ -115,7 +127,7 @@ class LeptonServing(InWorkspace):
         handle: ServingHandle,
         record: PartRecorder,
     ) -> None:
-        """See `ServingBackend.scale`. The platform chooses which replicas it stops."""
+        """The platform chooses which replicas it stops."""
         name = specs.deployment_name(ctx.tag)
         workspace = self._workspace_of(handle)
         workspace.patch_deployment(name, specs.replicas_patch(plan.layout.replicas))
@@ -124,21 +136,23 @@ class LeptonServing(InWorkspace):
         parts = _parts(ctx.tag, plan.layout.replicas)
         record(*(part for part in parts if part.platform_id not in recorded))
 
+    @override
     def probe(self, handle: ServingHandle) -> Observation:
-        """See `ServingBackend.probe`."""
         return states.observation(self._deployment(handle))
 
+    @override
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
-        """See `ServingBackend.probe_parts`. Every part has the phase of the deployment."""
+        """Every part has the phase of the deployment."""
         observation = states.observation(self._deployment(handle))
         return {part.platform_id: observation for part in handle.parts}
 
-    def expiries(self, handle: ServingHandle) -> dict[str, datetime]:  # noqa: ARG002 - nothing expires
-        """See `ServingBackend.expiries`."""
+    @override
+    def expiries(self, handle: ServingHandle) -> dict[str, datetime]:
         return {}
 
+    @override
     def lost(self, handle: ServingHandle) -> str | None:
-        """See `ServingBackend.lost`: the workspace has stopped or deleted the deployment."""
+        """Lost once the workspace has stopped or deleted the deployment."""
         if workspace_of(SwarmPaths(Path(handle.swarm_dir))) is None:
             return None
         try:
@@ -147,8 +161,8 @@ class LeptonServing(InWorkspace):
             return None
         return observation.detail if observation.phase is Phase.STOPPED else None
 
+    @override
     def address(self, handle: ServingHandle) -> EndpointAddress | None:
-        """See `ServingBackend.address`."""
         deployment, paths = self._deployment(handle), SwarmPaths(Path(handle.swarm_dir))
         if deployment is None or deployment.url is None:
             paths.endpoint.unlink(missing_ok=True)
@@ -158,8 +172,8 @@ class LeptonServing(InWorkspace):
             write_private(paths.endpoint, address.model_dump_json())
         return address
 
+    @override
     def view(self, handle: ServingHandle) -> CollectorView | None:
-        """See `ServingBackend.view`."""
         deployment = self._deployment(handle)
         if deployment is None:
             return None
@@ -173,10 +187,10 @@ class LeptonServing(InWorkspace):
             asked_for=tuple(range(deployment.replicas_wanted)) if elastic else None,
         )
 
+    @override
     def fetch_logs(
         self, handle: ServingHandle, replicas: Sequence[int], *, follow: bool = False
     ) -> None:
-        """See `ServingBackend.fetch_logs`."""
         deployment, paths = self._deployment(handle), SwarmPaths(Path(handle.swarm_dir))
         if deployment is None:
             return
@@ -189,8 +203,9 @@ class LeptonServing(InWorkspace):
             if follow:
                 streams.follow(workspace.deployment_log(name, replica, follow=True), path)
 
+    @override
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
-        """See `ServingBackend.find`: the deployment's name is derived from the tag."""
+        """The deployment's name is derived from the tag."""
         self._cached.pop(handle.tag, None)
         deployment = self._deployment(handle)
         if deployment is None or deployment.tag != handle.tag:
@@ -198,8 +213,9 @@ class LeptonServing(InWorkspace):
         parts = _parts(handle.tag, deployment.replicas_wanted)
         return [handle.model_copy(update={"parts": tuple(parts)})]
 
+    @override
     def delete(self, handle: ServingHandle) -> None:
-        """See `ServingBackend.delete`. The clients' API key is deleted, too."""
+        """The clients' API key is deleted, too."""
         paths = SwarmPaths(Path(handle.swarm_dir))
         if workspace_of(paths) is not None:  # else no workspace was ever called
             self._delete(handle)

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec, job_handle
+from typing_extensions import override
+
+from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, job_handle
 from domyn_swarm.backends.job_end import exit_wrapper, probe_each, read_exit, wait_for_end
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.processes import OnThisHost
@@ -18,13 +20,14 @@ from domyn_swarm.paths import JobPaths, write_private
 _RECORD_S = 5.0  # in which the wrapper records how a killed program ended
 
 
-class LocalCompute(OnThisHost):
-    """See `ComputeBackend`. Each job is a process session, led by an exit wrapper."""
+class LocalCompute(OnThisHost, ComputeBackend):
+    """Each job is a process session, led by an exit wrapper."""
 
     appears_within_s = 60.0
 
+    @override
     def check(self, spec: ComputeSpec) -> None:
-        """See `ComputeBackend.check`. Jobs share this machine: they can request no part of it."""
+        """Jobs share this machine: they can request no part of it."""
         requested = spec.resources.model_dump(exclude_none=True)
         supported = {
             "detached",
@@ -38,8 +41,8 @@ class LocalCompute(OnThisHost):
                 hint="Leave it out: a job is a plain process on this machine.",
             )
 
+    @override
     def submit(self, spec: ComputeSpec) -> JobHandle:
-        """See `ComputeBackend.submit`."""
         paths = JobPaths(Path(spec.job_dir))
         env = {**spec.env, processes.JOB: spec.job_id}
         if spec.tag is not None:
@@ -48,18 +51,17 @@ class LocalCompute(OnThisHost):
         process = processes.spawn(argv, env, paths.log)
         return _handle(spec.job_id, spec.job_dir, process, spec)
 
+    @override
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
-        """See `ComputeBackend.find`."""
         leaders = [process for process in self._left(job_id) if processes.leads_a_session(process)]
         if leaders:
             return _handle(job_id, job_dir, leaders[0])
         return _handle(job_id, job_dir, None) if JobPaths(Path(job_dir)).exit.exists() else None
 
+    @override
     def probe(self, handle: JobHandle) -> JobStatus:
-        """See `ComputeBackend.probe`.
-
-        Raises:
-            PlatformUnavailable: there is no exit record, and it was started on another host.
+        """Raises:
+        PlatformUnavailable: there is no exit record, and it was started on another host.
         """
         ended = read_exit(Path(handle.exit_path))
         if ended is not None:
@@ -76,28 +78,30 @@ class LocalCompute(OnThisHost):
         ended = read_exit(Path(handle.exit_path))  # it may have ended since the first read
         return JobStatus.FAILED if ended is None else ended.status
 
+    @override
     def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
-        """See `ComputeBackend.probe_all`."""
         return probe_each(self.probe, handles)
 
-    def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:  # noqa: ARG002 - of the protocol
-        """See `ComputeBackend.why_waiting`: processes start at once."""
+    @override
+    def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:
+        """Empty: processes start at once."""
         return {}
 
+    @override
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
-        """See `ComputeBackend.wait`.
-
-        Raises:
-            PlatformUnavailable: it was started on another host.
+        """Raises:
+        PlatformUnavailable: it was started on another host.
         """
         self.probe(handle)  # one of another host would be waited for in vain
         return wait_for_end(lambda: self.probe(handle), timeout_s=timeout_s, every_s=0.1)
 
+    @override
     def fetch_log(self, handle: JobHandle, *, follow: bool = False) -> None:
-        """See `ComputeBackend.fetch_log`: the job writes it there itself."""
+        """Nothing is fetched: the job writes its log there itself."""
 
+    @override
     def cancel(self, handle: JobHandle, *, grace_s: float = 30.0) -> None:
-        """See `ComputeBackend.cancel`. Signals the wrapper, which signals the program."""
+        """Signals the wrapper, which signals the program."""
         if self.probe(handle).final and not self._left(handle.job_id):
             return
         self._end(handle, grace_s)

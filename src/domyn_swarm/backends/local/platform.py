@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from typing_extensions import override
+
 from domyn_swarm.backends.endpoint.elastic import Placed
+from domyn_swarm.backends.endpoint.supervision import Platform
 from domyn_swarm.backends.job_end import read_exit
 from domyn_swarm.backends.local.compute import LocalCompute
 from domyn_swarm.backends.local.serving import end_jobs_and_replicas
@@ -19,8 +22,8 @@ from domyn_swarm.model import JobHandle, Reach
 from domyn_swarm.paths import SwarmPaths
 
 
-class LocalPlatform:
-    """See `Platform`."""
+class LocalPlatform(Platform):
+    """Processes of this machine, for the endpoint program."""
 
     def __init__(self, paths: SwarmPaths, tag: str) -> None:
         self._paths = paths
@@ -28,32 +31,33 @@ class LocalPlatform:
         self._compute = LocalCompute()
         self._killed = KilledWatchdogs(paths, tag)
 
+    @override
     def replace_lost(self, replicas: Collection[int]) -> Sequence[int]:
-        """See `Platform.replace_lost`. A watchdog that was killed several times within an hour is
+        """A watchdog that was killed several times within an hour is
         not started again, until `scale` does so.
         """
         self._killed.start_again(replicas)
         return ()
 
     @property
+    @override
     def per_place(self) -> int:
-        """See `ElasticPlatform.per_place`."""
         return 1
 
+    @override
     def places(self) -> Mapping[int, Placed]:
-        """See `ElasticPlatform.places`."""
         return {index: Placed(runs=True) for index in running(self._tag)}
 
+    @override
     def start(self, places: Collection[int]) -> None:
-        """See `ElasticPlatform.start`."""
         start_missing(self._paths, self._tag, places)
 
+    @override
     def release(self, places: Collection[int]) -> None:
-        """See `ElasticPlatform.release`."""
         end_watchdogs(self._tag, places)
 
+    @override
     def job_over(self, handle: JobHandle) -> bool:
-        """See `Platform.job_over`."""
         if read_exit(Path(handle.exit_path)) is not None:
             return True
         location = handle.location
@@ -61,6 +65,6 @@ class LocalPlatform:
             return False  # only the exit record can show its end
         return self._compute.probe(handle).final
 
+    @override
     def end_rest(self) -> None:
-        """See `Platform.end_rest`."""
         end_jobs_and_replicas(self._tag, self._paths)

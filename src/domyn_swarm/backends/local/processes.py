@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from typing_extensions import override
 
+from domyn_swarm.backends.base import Located
 from domyn_swarm.errors import CommandMissing, PlatformError
 from domyn_swarm.model import Location, ProcessId, Reach
 from domyn_swarm.paths import private_dir
@@ -200,13 +202,13 @@ def end(processes: Callable[[], Iterable[ProcessId]], *, grace_s: float) -> bool
     return gone(left, within_s=5.0)
 
 
-class OnThisHost:
-    """See `Located`: this host in its present boot, and the PID namespace of this process."""
+class OnThisHost(Located):
+    """A location: this host in its present boot, and the PID namespace of this process."""
 
-    def location(self, options: Mapping[str, Any]) -> Location:  # noqa: ARG002 - of the protocol
-        """See `Located.location`."""
+    @override
+    def location(self, options: Mapping[str, Any]) -> Location:
         return this_host()
 
+    @override
     def reach(self, location: Location | None) -> Reach:
-        """See `Located.reach`."""
         return Reach.HERE if location is None else host_reach(location)

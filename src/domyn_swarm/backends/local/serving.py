@@ -11,11 +11,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from domyn_swarm.backends.base import (
     ASLEEP,
     LaunchScripts,
     Part,
     PartRecorder,
+    ServingBackend,
     ServingHandle,
     refuse_draining,
 )
@@ -43,17 +46,17 @@ _ENDPOINT_GRACE_S = 10.0
 _ORPHANED_S = 60.0  # after which replicas end without their endpoint, which is never restarted
 
 
-class LocalServing(OnThisHost, OwnEndpoint):
-    """See `ServingBackend`."""
+class LocalServing(OnThisHost, OwnEndpoint, ServingBackend):
+    """Endpoint and replicas as processes of this machine."""
 
+    @override
     def launch(
         self,
         plan: DeploymentPlan,
         ctx: DeploymentContext,
-        scripts: LaunchScripts,  # noqa: ARG002 - there are none
+        scripts: LaunchScripts,
         record: PartRecorder,
     ) -> ServingHandle:
-        """See `ServingBackend.launch`."""
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         private_dir(paths.scripts)
         copy_watchdog(paths.watchdog_program)
@@ -69,30 +72,32 @@ class LocalServing(OnThisHost, OwnEndpoint):
             platform="local", tag=ctx.tag, swarm_dir=str(paths.root), parts=tuple(parts)
         )
 
-    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> LaunchScripts:  # noqa: ARG002 - there are none
-        """See `ServingBackend.scripts`."""
+    @override
+    def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> LaunchScripts:
         return LaunchScripts({})
 
-    def rehearse(self, plan: DeploymentPlan, scripts: LaunchScripts) -> tuple[Check, ...]:  # noqa: ARG002 - of the protocol
-        """See `ServingBackend.rehearse`."""
+    @override
+    def rehearse(self, plan: DeploymentPlan, scripts: LaunchScripts) -> tuple[Check, ...]:
         with _gpus_of(plan, range(plan.launched_replicas)):
             pass
         return (ok("rehearsal", "processes on this machine start at once"),)
 
+    @override
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
-        """See `ServingBackend.checks`."""
         from domyn_swarm.backends.local.site_checks import site_checks
 
         return site_checks(plan)
 
+    @override
     def checks_on_node(
         self, plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal
     ) -> Iterator[Check]:
-        """See `ServingBackend.checks_on_node`: runs the checks as a process on this machine."""
+        """Runs the checks as a process on this machine."""
         from domyn_swarm.backends.local.site_checks import checks_here
 
         return checks_here(plan, ctx, wish)
 
+    @override
     def scale(
         self,
         plan: DeploymentPlan,
@@ -100,7 +105,6 @@ class LocalServing(OnThisHost, OwnEndpoint):
         handle: ServingHandle,
         record: PartRecorder,
     ) -> None:
-        """See `ServingBackend.scale`."""
         paths = SwarmPaths(Path(handle.swarm_dir))
         with turn_to_start(paths):
             surplus = self._grow(plan, ctx, handle, record)
@@ -167,8 +171,8 @@ class LocalServing(OnThisHost, OwnEndpoint):
         started = start_watchdog(paths, replica, gpus, ctx.interpreter, env)
         return _part("replica", replica, started)
 
+    @override
     def probe(self, handle: ServingHandle) -> Observation:
-        """See `ServingBackend.probe`."""
         reach = self.reach(handle.location)
         if reach is Reach.ELSEWHERE:
             return Observation(Phase.UNKNOWN, f"{handle.location} cannot be reached from here")
@@ -185,8 +189,8 @@ class LocalServing(OnThisHost, OwnEndpoint):
         run = quantity(replicas, "replica runs", "replicas run")
         return Observation(Phase.READY, run)
 
+    @override
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
-        """See `ServingBackend.probe_parts`."""
         running = self._running(handle)
         supervised = any(part.kind == "endpoint" for part in running)
         return {
@@ -207,12 +211,13 @@ class LocalServing(OnThisHost, OwnEndpoint):
         places = {(part.kind, part.index) for part in current}
         return running | {part for part in handle.parts if (part.kind, part.index) in places}
 
-    def expiries(self, handle: ServingHandle) -> dict[str, datetime]:  # noqa: ARG002 - nothing expires
-        """See `ServingBackend.expiries`."""
+    @override
+    def expiries(self, handle: ServingHandle) -> dict[str, datetime]:
         return {}
 
+    @override
     def lost(self, handle: ServingHandle) -> str | None:
-        """See `ServingBackend.lost`: an endpoint program that has ended is never restarted."""
+        """Lost once the endpoint program has ended: it is never restarted."""
         address = read_address(SwarmPaths(Path(handle.swarm_dir)))
         if address is not None and address.node != socket.gethostname():
             return None  # its processes are not visible from this host
@@ -221,8 +226,9 @@ class LocalServing(OnThisHost, OwnEndpoint):
             return None
         return "the endpoint program has ended"
 
+    @override
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
-        """See `ServingBackend.find`. Parts are launched processes, without their descendants."""
+        """Parts are launched processes, without their descendants."""
         tagged = processes.carrying(processes.TAG, handle.tag)
         serving = {process: env for process, env in tagged.items() if _kind(env) != "job"}
         if not serving:
@@ -235,8 +241,8 @@ class LocalServing(OnThisHost, OwnEndpoint):
         parts.sort(key=lambda part: (part.kind, part.index))
         return [handle.model_copy(update={"parts": tuple(parts)})]
 
+    @override
     def delete(self, handle: ServingHandle) -> None:
-        """See `ServingBackend.delete`."""
         if self.reach(handle.location) is Reach.ELSEWHERE:
             raise PlatformUnavailable(
                 f"Its processes run on {handle.location} and are not visible here.",

@@ -7,25 +7,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import override
+
+from domyn_swarm.backends.base import Located
 from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.errors import CommandMissing
 from domyn_swarm.model import JobStatus, Location, Reach
 
 
-class OnCluster:
-    """See `Located`: the cluster that Slurm's commands ask from here. Job numbers are a cluster's
+class OnCluster(Located):
+    """The cluster that Slurm's commands ask from here. Job numbers are a cluster's
     own: another one knows nothing of them, or knows other jobs by them.
     """
 
     _slurm: Scheduler
 
-    def location(self, options: Mapping[str, Any]) -> Location:  # noqa: ARG002 - of the protocol
-        """See `Located.location`."""
+    @override
+    def location(self, options: Mapping[str, Any]) -> Location:
         return Location(kind="cluster", name=self._slurm.cluster())
 
+    @override
     def reach(self, location: Location | None) -> Reach:
-        """See `Located.reach`."""
         if location is None:
             return Reach.HERE
         try:

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec, job_handle
+from typing_extensions import override
+
+from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, job_handle
 from domyn_swarm.backends.job_end import read_exit, read_tail, wait_for_end
 from domyn_swarm.backends.slurm.cluster import OnCluster, job_status
 from domyn_swarm.backends.slurm.commands import Slurm
@@ -39,8 +41,8 @@ _SAYS_NO_MORE = (JobStatus.SUCCEEDED, JobStatus.FAILED)
 _RECORD_S = 10.0  # from the job's end until its exit record is surely seen on another node
 
 
-class SlurmCompute(OnCluster):
-    """See `ComputeBackend`."""
+class SlurmCompute(OnCluster, ComputeBackend):
+    """Jobs as steps in the allocation of the endpoint, or as Slurm jobs of their own."""
 
     appears_within_s = 600.0
 
@@ -49,8 +51,8 @@ class SlurmCompute(OnCluster):
         self._clock = clock
         self._steps = Steps(self._slurm, clock)
 
+    @override
     def check(self, spec: ComputeSpec) -> None:
-        """See `ComputeBackend.check`."""
         if _is_step(spec):
             self._steps.check(spec)
             return
@@ -60,8 +62,9 @@ class SlurmCompute(OnCluster):
             with _refused_as_job():
                 self._slurm.test(script)
 
+    @override
     def submit(self, spec: ComputeSpec) -> JobHandle:
-        """See `ComputeBackend.submit`. A step runs when this returns."""
+        """The step runs when this returns."""
         submit = self._steps.start if _is_step(spec) else self._submit_job
         return _handle(spec.job_id, spec.job_dir, submit(spec), spec)
 
@@ -75,8 +78,8 @@ class SlurmCompute(OnCluster):
         with _refused_as_job(f"The script is {paths.script}."):
             return self._slurm.submit(paths.script)
 
+    @override
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
-        """See `ComputeBackend.find`."""
         own = [job for job in self._slurm.queue(_FIND_S).values() if is_job(job, job_id)]
         if own:  # of several it is the last that has not ended
             own.sort(key=lambda job: not job.over)
@@ -86,12 +89,11 @@ class SlurmCompute(OnCluster):
                 return _handle(job_id, job_dir, step.id)
         return _handle(job_id, job_dir, "") if JobPaths(Path(job_dir)).exit.exists() else None
 
+    @override
     def probe(self, handle: JobHandle) -> JobStatus:
-        """See `ComputeBackend.probe`.
-
-        Raises:
-            PlatformUnavailable: there is no exit record, or one of an end whose cause may be
-                Slurm's, and Slurm does not answer.
+        """Raises:
+        PlatformUnavailable: there is no exit record, or one of an end whose cause may be
+            Slurm's, and Slurm does not answer.
         """
         ended = read_exit(Path(handle.exit_path))
         if ended is not None and ended.conclusive:
@@ -99,8 +101,9 @@ class SlurmCompute(OnCluster):
         job = self._jobs([handle], {handle.job_id: ended}).get(handle.job_id)
         return self._judged(handle, ended, job, self._clock.monotonic() + _RECORD_S)
 
+    @override
     def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
-        """See `ComputeBackend.probe_all`: Slurm is asked for all of them at once."""
+        """One request to Slurm for all of them."""
         records = {handle.job_id: read_exit(Path(handle.exit_path)) for handle in handles}
         found: dict[str, JobStatus] = {
             job_id: ended.status
@@ -139,25 +142,28 @@ class SlurmCompute(OnCluster):
         own = {handle.job_id: _own(handle, jobs) for handle in handles}
         return {job_id: job for job_id, job in own.items() if job is not None}
 
+    @override
     def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:
-        """See `ComputeBackend.why_waiting`: Slurm's reason, with what it means for a job."""
+        """Slurm's reason, with what it means for a job."""
         try:
             jobs = self._owned(handles)
         except PlatformError:
             return {}
         return {job_id: _why_waiting(job) for job_id, job in jobs.items() if job.waiting}
 
+    @override
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
-        """See `ComputeBackend.wait`."""
         ask = partial(self.probe, handle)
         return wait_for_end(ask, timeout_s=timeout_s, every_s=1.0, clock=self._clock)
 
+    @override
     def fetch_log(self, handle: JobHandle, *, follow: bool = False) -> None:
-        """See `ComputeBackend.fetch_log`: the job writes it there itself."""
+        """Nothing is fetched: the job writes its log there itself."""
 
+    @override
     def cancel(self, handle: JobHandle, *, grace_s: float = 30.0) -> None:
-        """See `ComputeBackend.cancel`. The wrapper is told, and tells the program; told a second
-        time it kills the program and writes that down.
+        """Signals the wrapper, which signals the program; at a second
+        signal it kills the program and records that.
         """
         if not self._goes_on(handle):
             return

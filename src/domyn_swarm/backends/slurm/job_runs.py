@@ -17,7 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from typing_extensions import override
+
 from domyn_swarm.backends.job_end import read_tail
+from domyn_swarm.backends.slurm.task import Returning
 from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import JobPaths, write_private
@@ -171,7 +174,7 @@ def _epoch(text: str | None) -> float:
     return 0.0 if text is None else datetime.fromisoformat(text).timestamp()
 
 
-class NextRun:
+class NextRun(Returning):
     """Has a job whose run has ended run once more, unless it is ended for good meanwhile."""
 
     def __init__(
@@ -193,13 +196,15 @@ class NextRun:
         self._clock = clock
 
     @property
+    @override
     def goes_back(self) -> bool:
-        """See `task.Returning`."""
         return not self._stopped() and not cancelled_word(self._paths).exists()
 
+    @override
     def heed(self) -> None:
-        """See `task.Returning`: there is nothing to do before its end."""
+        """Does nothing: nothing is needed before its end."""
 
+    @override
     def rest(self, seconds: float) -> None:
         """Do nothing for so long, or until somebody ends the job."""
         comes_true(lambda: not self.goes_back, within_s=seconds, every_s=_LOOK_S, clock=self._clock)

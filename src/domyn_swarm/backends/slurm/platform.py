@@ -7,7 +7,10 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from typing_extensions import override
+
 from domyn_swarm.backends.endpoint.elastic import Placed
+from domyn_swarm.backends.endpoint.supervision import Platform
 from domyn_swarm.backends.job_end import read_exit
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
@@ -33,8 +36,8 @@ _AGAIN_S = 60.0
 _RARELY_S = 30.0  # every swarm has an endpoint that asks, for as long as replicas wait
 
 
-class SlurmPlatform:
-    """See `Platform`."""
+class SlurmPlatform(Platform):
+    """Tasks of Slurm, for the endpoint program."""
 
     def __init__(
         self,
@@ -60,9 +63,10 @@ class SlurmPlatform:
         self._slurm_acts_s = _SLURM_ACTS_S if plan.requeue else 0.0
         self._others = OtherNodes(paths, plan.exclude_nodes, clock)
 
+    @override
     def replace_lost(self, replicas: Collection[int]) -> Sequence[int]:
-        """See `Platform.replace_lost`. A replica that ended with its time limit says so in a file;
-        of the others Slurm does, but of those that were killed.
+        """A replica that ended at its time limit records that in a file;
+        Slurm reports the ends of the others, except of those that were killed.
         """
         now = self._clock.monotonic()
         if now - self._asked_at > _SAME_LOSS_S:  # all served until now: what is known is too old
@@ -119,21 +123,24 @@ class SlurmPlatform:
     # -- of an elastic swarm ----------------------------------------------------------------------
 
     @property
+    @override
     def per_place(self) -> int:
-        """See `ElasticPlatform.per_place`: those of a task."""
+        """The replicas of a task."""
         return replicas_per_task(self._paths)
 
+    @override
     def places(self) -> Mapping[int, Placed]:
-        """See `ElasticPlatform.places`: tasks that are not over."""
+        """The number of tasks that are not over."""
         return {
             one.group: Placed(one.job.runs_on, _left_s(one))
             for one in self._tasks()
             if not one.job.over
         }
 
+    @override
     def start(self, places: Collection[int]) -> None:
-        """See `ElasticPlatform.start`: one array of the kept script. What Slurm may have taken
-        without saying so is not submitted again before it must have shown.
+        """Submits one array of the kept script. An array that Slurm may have
+        accepted without answering is not submitted again until it would be in the queue.
         """
         self._slurm.expect_change()
         live = {one.group for one in self._tasks(at_most_s=0.0) if not one.job.over}
@@ -155,8 +162,8 @@ class SlurmPlatform:
             raise
         _log.info("tasks %s of the replicas are submitted: %s", missing, array)
 
+    @override
     def release(self, places: Collection[int]) -> None:
-        """See `ElasticPlatform.release`."""
         tasks = [one for one in self._tasks(at_most_s=0.0) if not one.job.over]
         self._slurm.cancel([one.job.id for one in tasks if one.group in places], signal="TERM")
 
@@ -193,8 +200,8 @@ class SlurmPlatform:
             word.unlink(missing_ok=True)  # it is kept
         _log.info("task %d of the replicas has a successor: %s", group, array)
 
+    @override
     def job_over(self, handle: JobHandle) -> bool:
-        """See `Platform.job_over`."""
         ended = read_exit(Path(handle.exit_path))
         if handle.platform != "slurm":  # a process of another host: only its own record tells
             return ended is not None
@@ -202,8 +209,8 @@ class SlurmPlatform:
             return True
         return self._compute.probe(handle).final
 
+    @override
     def end_rest(self) -> None:
-        """See `Platform.end_rest`."""
         Ending(self._slurm, self._tag, {}, self._clock).end("job", "replica")
 
 

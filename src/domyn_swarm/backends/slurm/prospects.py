@@ -5,13 +5,14 @@ None stands for a job that Slurm does not know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.base import ASLEEP, Part, ServingHandle
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.layout import slurm_config
+from domyn_swarm.backends.slurm.parts import JobsOfParts, task_of
 from domyn_swarm.backends.slurm.reasons import (
     AFTER_ENDPOINT,
     counted,
@@ -95,8 +96,6 @@ def _waiting(jobs: Sequence[SlurmJob]) -> str:
 _WAITS_S = 60.0  # Slurm looks again why jobs wait at least so often
 _GROUPS_ASKED_S = 600.0
 
-Seen = Mapping[Part, SlurmJob | None]  # the job in each part's place
-
 
 class Prospects:
     """Of the swarms that a process looks at. `exceeded` says which limit of its site a plan can
@@ -113,7 +112,7 @@ class Prospects:
         self._silent_since: dict[tuple[str, str], float] = {}
         self._waits_since: dict[str, float] = {}  # swarms that may wait in vain
 
-    def of(self, handle: ServingHandle, seen: Seen) -> Observation:
+    def of(self, handle: ServingHandle, seen: JobsOfParts) -> Observation:
         """All of a swarm.
 
         Raises:
@@ -179,7 +178,7 @@ class Prospects:
             Phase.FAILED, f"the endpoint's job has run for {limit_s:g} s and does not listen"
         )
 
-    def _in_vain(self, handle: ServingHandle, seen: Seen) -> str | None:
+    def _in_vain(self, handle: ServingHandle, seen: JobsOfParts) -> str | None:
         """Why nothing that waits will run, once that has looked so for a while: the swarm waits for
         nobody but itself, or for more than its group ever has.
         """
@@ -227,4 +226,4 @@ def read_plan(handle: ServingHandle) -> DeploymentPlan:
 
 def batch_log(paths: SwarmPaths, part: Part) -> Path:
     """What the batch script of a replica's task prints."""
-    return paths.slurm_logs / f"replica-{part.platform_id.rpartition('_')[2]}.log"
+    return paths.slurm_logs / f"replica-{task_of(part)}.log"

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from typing_extensions import override
 
 from domyn_swarm.backends.base import (
     LaunchScripts,
     Part,
     PartRecorder,
+    ServingBackend,
     ServingHandle,
     refuse_draining,
 )
@@ -30,6 +33,13 @@ from domyn_swarm.backends.slurm.folder import (
     write_watchdog_specs,
 )
 from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
+from domyn_swarm.backends.slurm.parts import (
+    JobsOfParts,
+    parts_of,
+    replica_parts,
+    replicas_of,
+    task_of,
+)
 from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, ended_how, of_part, unseen
 from domyn_swarm.backends.slurm.queue import TaggedJob, tagged
 from domyn_swarm.backends.slurm.recovery import comes_back
@@ -53,8 +63,8 @@ if TYPE_CHECKING:
 _FRESH_S = 1.0
 
 
-class SlurmServing(OnCluster, OwnEndpoint):
-    """See `ServingBackend`."""
+class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
+    """The endpoint as a Slurm job, replicas as tasks of job arrays."""
 
     def __init__(self, slurm: Scheduler | None = None, clock: Clock = time) -> None:
         self._slurm = slurm or Slurm()
@@ -63,6 +73,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         self._surely_over: set[str] = set()  # endpoints' jobs without a successor, by a fresh look
         self._prospects = Prospects(self._slurm, clock, _exceeded)
 
+    @override
     def launch(
         self,
         plan: DeploymentPlan,
@@ -70,7 +81,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         scripts: LaunchScripts,
         record: PartRecorder,
     ) -> ServingHandle:
-        """See `ServingBackend.launch`. The scripts are kept in the swarm's folder."""
+        """The scripts are kept in the swarm's folder."""
         paths, per_task = SwarmPaths.of(plan.home_directory, plan.name), scripts.replicas_per_task
         write_swarm(plan, ctx, paths, scripts)
         for script in (paths.endpoint_script, paths.replica_script):
@@ -87,7 +98,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
             if plan.elastic is not None:
                 tasks = range(math.ceil(plan.launched_replicas / per_task))
             array = submissions.submit("replica", tasks, after=endpoint.platform_id)
-            replicas = _replica_parts(array, range(plan.launched_replicas), per_task)
+            replicas = replica_parts(array, range(plan.launched_replicas), per_task)
             record(*replicas)
             submissions.recorded("replica")
         return ServingHandle(
@@ -97,8 +108,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
             parts=(endpoint, *replicas),
         )
 
+    @override
     def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> LaunchScripts:
-        """See `ServingBackend.scripts`."""
         config, unasked = slurm_config(plan), None
         try:
             whole = config.packing == "auto" and self._slurm.gives_whole_nodes(config.partition)
@@ -108,9 +119,10 @@ class SlurmServing(OnCluster, OwnEndpoint):
         paths = SwarmPaths.of(plan.home_directory, plan.name)
         return LaunchScripts(render_scripts(plan, ctx, paths, per_task), per_task, unasked)
 
+    @override
     def rehearse(self, plan: DeploymentPlan, scripts: LaunchScripts) -> tuple[Check, ...]:
-        """See `ServingBackend.rehearse`: `sbatch --test-only` of each script, and the limits that
-        it does not look at.
+        """Runs `sbatch --test-only` for each script, and checks the limits
+        that it ignores.
         """
         from domyn_swarm.backends.slurm.rehearsal import would_take_checks
 
@@ -124,20 +136,22 @@ class SlurmServing(OnCluster, OwnEndpoint):
                 said += would_take_checks(name, self._slurm.test(script))
         return tuple(said)
 
+    @override
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
-        """See `ServingBackend.checks`."""
         from domyn_swarm.backends.slurm.site_checks import site_checks
 
         return site_checks(plan, Slurm())
 
+    @override
     def checks_on_node(
         self, plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal
     ) -> Iterator[Check]:
-        """See `ServingBackend.checks_on_node`: a job of two minutes."""
+        """Runs the checks in a job of two minutes."""
         from domyn_swarm.backends.slurm.rehearsal import RehearsalJob
 
         return RehearsalJob(Slurm(), wish, self._clock).checks(plan, ctx)
 
+    @override
     def scale(
         self,
         plan: DeploymentPlan,
@@ -145,7 +159,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         handle: ServingHandle,
         record: PartRecorder,
     ) -> None:
-        """See `ServingBackend.scale`. Added replicas are a new array of the kept script."""
+        """Added replicas are a new array of the kept script."""
         paths = SwarmPaths(Path(handle.swarm_dir))
         self._slurm.expect_change()  # the endpoint may have replaced a replica a moment ago
         replicas = [one for one in self._tagged(handle) if one.kind == "replica"]
@@ -164,8 +178,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
             if missing:
                 submissions = Submissions(self._slurm, paths, self._clock)
                 array = submissions.submit("replica", missing, before=replicas)
-                added = [one for group in missing for one in _replicas_of(group, per_task)]
-                record(*_replica_parts(array, added, per_task))
+                added = [one for group in missing for one in replicas_of(group, per_task)]
+                record(*replica_parts(array, added, per_task))
                 submissions.recorded("replica")
             self._slurm.cancel([live[group] for group in live if group >= tasks], signal="TERM")
         except SubmissionUnknown:  # they may come, and are wanted then
@@ -176,8 +190,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
 
     # -- asking ------------------------------------------------------------------------------------
 
+    @override
     def probe(self, handle: ServingHandle) -> Observation:
-        """See `ServingBackend.probe`."""
         try:
             seen = self._seen(handle)
         except PlatformError as error:
@@ -187,8 +201,9 @@ class SlurmServing(OnCluster, OwnEndpoint):
             return Observation(Phase.UNKNOWN, f"Slurm may yet take what was submitted ({kind})")
         return together
 
+    @override
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
-        """See `ServingBackend.probe_parts`. A replica whose successor is to come waits."""
+        """A replica whose successor is still to be submitted is waiting."""
         try:
             seen, coming = self._seen(handle), self._successors(handle)
             if self._any_doubtful(seen, coming):
@@ -214,7 +229,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         words = unseen(paths, part, job) if place.phase.terminal else None
         return place if words is None else Observation(place.phase, words)
 
-    def _any_doubtful(self, seen: Mapping[Part, SlurmJob | None], coming: Collection[Part]) -> bool:
+    def _any_doubtful(self, seen: JobsOfParts, coming: Collection[Part]) -> bool:
         """Whether a replica seems to have ended without a word for the first time. The word is
         taken away once the successor is submitted, which a look from before does not show.
         """
@@ -235,27 +250,28 @@ class SlurmServing(OnCluster, OwnEndpoint):
         last = {
             part.index: one.job
             for one in self._tagged(handle)
-            for part in _parts_of(one)
+            for part in parts_of(one)
             if one.kind == "replica"
         }
         taken = {index for index, job in last.items() if job.state in LOST}
         return {
             part
             for part in handle.parts
-            if part.kind == "replica" and (part.index in taken or _left_word(paths, _task_of(part)))
+            if part.kind == "replica" and (part.index in taken or _left_word(paths, task_of(part)))
         }
 
+    @override
     def expiries(self, handle: ServingHandle) -> dict[str, datetime]:
-        """See `ServingBackend.expiries`."""
         return {
             part.platform_id: job.limit
             for part, job in self._seen(handle).items()
             if job is not None and job.going and job.limit is not None
         }
 
+    @override
     def lost(self, handle: ServingHandle) -> str | None:
-        """See `ServingBackend.lost`: an endpoint's job that somebody ended, that failed too often,
-        or that no replica is there to replace.
+        """Lost: an endpoint's job that a user ended, that failed too often, or
+        that no replica is left to replace.
         """
         own = [part.platform_id for part in handle.parts if part.kind == "endpoint"]
         try:
@@ -279,31 +295,32 @@ class SlurmServing(OnCluster, OwnEndpoint):
             return None  # it cannot be told from a swarm whose jobs do not show their tag
         return f"the endpoint's job {ended_how(known[-1] if known else None)}"
 
+    @override
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
-        """See `ServingBackend.find`. Jobs that are over are not told of."""
+        """Jobs that are over are left out."""
         jobs = self._live(handle, at_most_s=_FRESH_S)
         if not jobs:  # the swarm may be written off: what began a moment ago must be seen
             jobs = self._live(handle, at_most_s=0.0)
-        parts = [part for one in jobs for part in _parts_of(one)]
+        parts = [part for one in jobs for part in parts_of(one)]
         if not parts:
             return []
         parts.sort(key=lambda part: (part.kind, part.index))
         return [handle.model_copy(update={"parts": tuple(parts)})]
 
-    def _seen(self, handle: ServingHandle) -> dict[Part, SlurmJob | None]:
+    def _seen(self, handle: ServingHandle) -> JobsOfParts:
         """The job in each part's place: the one that is not over, whatever its id; else its own."""
         live = {
             (part.kind, part.index): one.job
             for one in self._tagged(handle)
             if not one.job.over
-            for part in _parts_of(one)
+            for part in parts_of(one)
         }
         parts = list(handle.parts)
         if handle.least_replicas is not None:  # its replicas come and go
             there = [
                 part
                 for one in self._tagged(handle)
-                for part in _parts_of(one)
+                for part in parts_of(one)
                 if one.kind == "replica" and not one.job.over
             ]
             parts = [*dict.fromkeys([*parts, *there])]
@@ -330,9 +347,10 @@ class SlurmServing(OnCluster, OwnEndpoint):
 
     # -- ending ------------------------------------------------------------------------------------
 
+    @override
     def delete(self, handle: ServingHandle) -> None:
-        """See `ServingBackend.delete`: jobs first, then replicas, then the endpoint, and what that
-        may have submitted meanwhile, or went back into the queue.
+        """Jobs first, then replicas, then the endpoint, and the tasks that
+        it may have submitted meanwhile or that went back into the queue.
         """
         known = {
             kind: [part.platform_id for part in handle.parts if part.kind == kind]
@@ -369,27 +387,6 @@ def _exceeded(plan: DeploymentPlan) -> str | None:
     except PlatformError:
         return None
     return f"{found[0].detail}. {found[0].fix}" if found else None
-
-
-def _replicas_of(group: int, per_task: int) -> range:
-    return range(group * per_task, (group + 1) * per_task)
-
-
-def _replica_parts(array: str, replicas: Iterable[int], per_task: int) -> list[Part]:
-    return [
-        Part(kind="replica", index=index, platform_id=f"{array}_{index // per_task}")
-        for index in replicas
-    ]
-
-
-def _parts_of(one: TaggedJob) -> list[Part]:
-    if one.kind == "endpoint":
-        return [Part(kind="endpoint", platform_id=one.job.id)]
-    return [Part(kind="replica", index=index, platform_id=one.job.id) for index in one.replicas]
-
-
-def _task_of(part: Part) -> int:
-    return int(part.platform_id.rpartition("_")[2])
 
 
 def _left_word(paths: SwarmPaths, task: int) -> bool:

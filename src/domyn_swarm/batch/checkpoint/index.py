@@ -12,6 +12,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from domyn_swarm.batch.checkpoint.frames import (
     FrameKeys,
@@ -266,7 +267,7 @@ def _decoded_bytes(ref: FrameRef) -> int:
     return (ref.unpacked_bytes or ref.values_bytes) + ref.rows * _VALUE_BYTES
 
 
-class PositionalIndex:
+class PositionalIndex(RowIndex):
     """A row is settled when its ordinal and its digest match."""
 
     in_order = True
@@ -274,8 +275,8 @@ class PositionalIndex:
     def __init__(self, frames: FrameFiles) -> None:
         self.frames = frames
 
+    @override
     def match(self, first_ordinal: int, digests: Digests) -> Matches:
-        """See `RowIndex.match`."""
         rows = len(digests)
         found = _no_matches(rows)
         last = first_ordinal + rows - 1
@@ -304,7 +305,7 @@ class PositionalIndex:
         return found
 
 
-class IdIndex:
+class IdIndex(RowIndex):
     """A row is settled when its id and its inputs match, wherever it stands.
 
     A 64-bit key stands for both; the reader of a result compares the digest's first half as well,
@@ -335,8 +336,8 @@ class IdIndex:
             self._some_by_id |= bool((digests[:, 1] == 0).any())
             yield search_keys(digests, self._fingerprint), answered | place
 
-    def match(self, first_ordinal: int, digests: Digests) -> Matches:  # noqa: ARG002 - places do not matter
-        """See `RowIndex.match`."""
+    @override
+    def match(self, first_ordinal: int, digests: Digests) -> Matches:
         found = _no_matches(len(digests))
         place, hit = self._table.find(search_keys(digests, self._fingerprint))
         if self._some_by_id and self._fingerprint != "off":  # they stand under the id alone

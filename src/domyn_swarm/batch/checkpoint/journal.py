@@ -218,7 +218,7 @@ class SyncedSink:
         self._enough = asyncio.Event()
 
     def append(self, results: Sequence[Result]) -> None:
-        """See `runner.Sink.append`."""
+        """Keep results: it is the sink of a `runner.Runner`."""
         self._keeper.append(results)
         self._unsynced += len(results)
         if self._unsynced >= self._sync_rows:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import override
 
 from domyn_swarm.batch.input.file_facts import (
     InputFacts,
@@ -77,7 +78,7 @@ def check_columns(dataset: Dataset, columns: Sequence[str], what: str) -> None:
         )
 
 
-class TableDataset:
+class TableDataset(Dataset):
     """A table; its columns are not copied."""
 
     def __init__(self, table: pa.Table) -> None:
@@ -105,10 +106,10 @@ class TableDataset:
         """No rows, whose columns have no type."""
         return cls(pa.schema((name, pa.null()) for name in columns).empty_table())
 
+    @override
     def batches(
         self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """See `Dataset.batches`."""
         end = self.rows if limit is None else min(limit, self.rows)
         chosen = self._table if columns is None else self._table.select(list(columns))
         wanted = chosen.slice(start, max(0, end - start)).replace_schema_metadata(None)
@@ -121,8 +122,8 @@ class TableDataset:
 _MAGIC = b"ARROW1"  # of files; streams begin with a message
 
 
-class ArrowDataset:
-    """See `batch.dataset.Dataset`."""
+class ArrowDataset(Dataset):
+    """Arrow files, read batch by batch."""
 
     def __init__(self, files: Sequence[InputFile], facts: InputFacts | None = None) -> None:
         """Look at every file that is not known.
@@ -137,10 +138,11 @@ class ArrowDataset:
         schemas = [look.schema for look in looks]
         self.schema = common_schema(list(zip(files, schemas, strict=True)))
 
+    @override
     def batches(
         self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """See `Dataset.batches`. Files before `start` are not read."""
+        """Files before `start` are not read."""
         end = self.rows if limit is None else min(limit, self.rows)
         names = self.schema.names if columns is None else list(columns)
         schema = pa.schema([self.schema.field(name) for name in names])
@@ -201,7 +203,7 @@ def _unreadable(file: InputFile, kind: str, error: Exception) -> InvalidInput:
     )
 
 
-class ParquetDataset:
+class ParquetDataset(Dataset):
     """One Parquet file, or several with the same columns (see `common_schema`), in their order."""
 
     def __init__(self, files: Sequence[InputFile], facts: InputFacts | None = None) -> None:
@@ -218,10 +220,11 @@ class ParquetDataset:
             [(file, look.schema) for file, look in zip(files, looks, strict=True)]
         )
 
+    @override
     def batches(
         self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """See `Dataset.batches`. Files and row groups before `start` are not read."""
+        """Files and row groups before `start` are not read."""
         end = self.rows if limit is None else min(limit, self.rows)
         selected = self.schema.names if columns is None else list(columns)
         schema = pa.schema([self.schema.field(name) for name in selected])

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
+from typing_extensions import override
 
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.logs import get_logger
@@ -113,6 +114,7 @@ class InputFile:
     system: Any = None  # an fsspec file system; None: this machine's
     protocol: str = ""
 
+    @override
     def __str__(self) -> str:
         """As a user would write it."""
         return f"{self.protocol}://{self.path.lstrip('/')}" if self.protocol else self.path

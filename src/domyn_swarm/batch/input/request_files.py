@@ -49,18 +49,18 @@ def _check_request(line: bytes) -> None:
 
 
 class ReplyLines:
-    """See `TextForm`: a reply on each line, with `id`, `custom_id`, `response` and `error`.
+    """A `TextForm`: a reply on each line, with `id`, `custom_id`, `response` and `error`.
 
     A request that the server refused has a `response` with that status, one that got no reply has
     an `error`. Further columns come last.
     """
 
     def head(self, schema: pa.Schema) -> bytes:  # noqa: ARG002 - it has none
-        """See `TextForm`."""
+        """No header."""
         return b""
 
     def body(self, batch: pa.RecordBatch) -> bytes:
-        """See `TextForm`."""
+        """One line of JSON for each row."""
         columns = [python_values(column) for column in batch.columns]
         names = batch.schema.names
         rows = [
@@ -69,7 +69,7 @@ class ReplyLines:
         return _encoder.encode_lines(rows) if rows else b""
 
     def read(self, file: BinaryIO, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """See `TextForm`."""
+        """The rows of a file, as `TextForm.read` has them."""
         decode = msgspec.json.Decoder(dict[str, Any]).decode
         while lines := file.readlines(_CHUNK_BYTES):
             rows = [_row(decode(line)) for line in lines]
@@ -80,7 +80,7 @@ class ReplyLines:
             yield pa.RecordBatch.from_arrays(arrays, names=list(names))
 
     def formed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """See `TextForm`."""
+        """A batch as `read` returns it."""
         columns = [map(_canonical, python_values(column)) for column in batch.columns]
         arrays = [array(list(texts), pa.string()) for texts in columns]
         return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
+from typing_extensions import override
 
-from domyn_swarm.batch.input.dataset import lots
+from domyn_swarm.batch.input.dataset import Dataset, lots
 from domyn_swarm.batch.input.input_files import InputFile
 from domyn_swarm.errors import InvalidInput
 
@@ -44,8 +45,8 @@ _LAST_PLANE = 0x10  # of Unicode: the third byte of a character in UTF-32
 _HEAD_BYTES = 64
 
 
-class TextDataset:
-    """See `batch.dataset.Dataset`.
+class TextDataset(Dataset):
+    """Files of CSV or JSON Lines.
 
     `row_column` names a column that is not in the schema: the rows as they stand in their files,
     as JSON. None: rows are no JSON.
@@ -67,10 +68,11 @@ class TextDataset:
         self._rows = rows
         self._read = read
 
+    @override
     def batches(
         self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """See `Dataset.batches`. Rows before `start` are read and left out, files are not read."""
+        """Files before `start` are not read; rows before it are read and skipped."""
         end = self.rows if limit is None else min(limit, self.rows)
         names = self.schema.names if columns is None else list(columns)
         first = 0
@@ -200,10 +202,12 @@ class _Beginning(io.RawIOBase):
         self._head = head
         self._stream = stream
 
+    @override
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - memory to write to
+    @override
+    def readinto(self, buffer: Any) -> int:
         given = self._head or self._stream.read(len(buffer))
         self._head = given[len(buffer) :]
         given = given[: len(buffer)]

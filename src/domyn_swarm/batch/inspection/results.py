@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+from typing_extensions import override
 
 from domyn_swarm.batch.checkpoint.index import FrameFiles, Matches, RowIndex
 from domyn_swarm.batch.column_values import as_text, without_json
@@ -71,7 +72,7 @@ def export(results: Results, path: Path) -> None:
         writer.finish()
 
 
-class _ShiftedIndex:
+class _ShiftedIndex(RowIndex):
     """An index of the whole input, asked for a block of it."""
 
     in_order = False  # of the block
@@ -81,8 +82,8 @@ class _ShiftedIndex:
         self._index = index
         self._first = first
 
+    @override
     def match(self, first_ordinal: int, digests: Digests) -> Matches:
-        """See `RowIndex`."""
         return self._index.match(self._first + first_ordinal, digests)
 
 

@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from domyn_swarm.batch.outcomes.rows import RowError, RowValue
 from domyn_swarm.model import Accept, ReplyVerdict
@@ -122,8 +123,8 @@ class Reading:
 class AsKept(Reading):
     """Chooses among the results of a row as any reading, and gives them as they are kept."""
 
+    @override
     def judged(self, value: RowValue) -> RowValue:
-        """See `Reading.judged`."""
         return value
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from domyn_swarm.batch.checkpoint.index import DECODED_BYTES, FrameFiles, RowIndex
 from domyn_swarm.batch.input.dataset import BATCH_ROWS, Dataset
@@ -62,7 +63,7 @@ def _fits(frames: FrameFiles, first: NDArray[np.int64], last: NDArray[np.int64])
     return int(at_once.max(initial=0)) <= DECODED_BYTES
 
 
-class _InPlace:
+class _InPlace(OrderedResults):
     """Results in the order of the rows, as few at a time as rows."""
 
     def __init__(self, dataset: Dataset, keys: RowKeys, index: RowIndex, limit: int | None) -> None:
@@ -71,8 +72,8 @@ class _InPlace:
         self._index = index
         self._limit = limit
 
+    @override
     def of(self, start: int, batch: pa.RecordBatch) -> list[RowValue | None]:
-        """See `OrderedResults`."""
         digests = self._keys.digests(batch, start)
         matches = self._index.match(start, digests)
         frames = self._index.frames
@@ -80,8 +81,8 @@ class _InPlace:
         frames.let_go(frames.last, start + batch.num_rows)
         return found
 
+    @override
     def count_failed(self) -> int:
-        """See `OrderedResults`."""
         if not self._index.frames.holds_failures:
             return 0
         failed = start = 0
@@ -92,26 +93,26 @@ class _InPlace:
         return failed
 
 
-class _Placed:
+class _Placed(OrderedResults):
     """Results in about the order of the rows."""
 
     def __init__(self, places: Places, frames: FrameFiles) -> None:
         self._places = places
         self._frames = frames
 
+    @override
     def of(self, start: int, batch: pa.RecordBatch) -> list[RowValue | None]:
-        """See `OrderedResults`."""
         end = start + batch.num_rows
         found = _values(self._frames, *self._places.of(start, end))
         self._frames.let_go(self._places.last, end)
         return found
 
+    @override
     def count_failed(self) -> int:
-        """See `OrderedResults`."""
         return self._places.rows_failed
 
 
-class _Routed:
+class _Routed(OrderedResults):
     """Results in another order than the rows, or too large."""
 
     def __init__(self, places: Places, frames: FrameFiles) -> None:
@@ -119,14 +120,14 @@ class _Routed:
         self._reading = frames.reading
         self._routed = RoutedValues(places, frames)
 
+    @override
     def of(self, start: int, batch: pa.RecordBatch) -> list[RowValue | None]:
-        """See `OrderedResults`."""
         values = self._routed.values(start, start + batch.num_rows)
         judged = self._reading.judged
         return [None if value is None else judged(value) for value in values]
 
+    @override
     def count_failed(self) -> int:
-        """See `OrderedResults`."""
         return self._rows_failed
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import override
 
 from domyn_swarm.batch.checkpoint.job_store import input_key
 from domyn_swarm.batch.checkpoint.request_identity import in_words
@@ -184,8 +185,8 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True)
-class OutputPlace:
-    """See `Place`: on a file system of this machine."""
+class OutputPlace(Place):
+    """A place on a file system of this machine."""
 
     path: Path
     sharded: bool
@@ -193,31 +194,31 @@ class OutputPlace:
     facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there
 
     @property
+    @override
     def names(self) -> tuple[str, str]:
-        """See `Place`."""
         return self.path.name, self._manifest.name
 
     @property
     def _manifest(self) -> Path:
         return manifest_path(self.path, sharded=self.sharded)
 
+    @override
     def manifest(self) -> Manifest | None:
-        """See `Place`."""
         return read_manifest(self._manifest)
 
+    @override
     def files(self, manifest: Manifest) -> list[InputFile]:
-        """See `Place`."""
         folder = self.path if self.sharded else self.path.parent
         return [InputFile(str(folder / file.name)) for file in manifest.files]
 
+    @override
     def surplus(self, manifest: Manifest) -> list[str]:
-        """See `Place`."""
         known = {file.name for file in manifest.files}
         found = {path.name for path in self.path.glob("*.parquet")} if self.sharded else set()
         return sorted(found - known)
 
+    @override
     def check(self, least_bytes: int = 0) -> None:
-        """See `Place`."""
         found = self._foreign_shard() if self.sharded else self._foreign_file()
         if found is not None:
             manifest, file = self.manifest(), InputFile(str(found))
@@ -274,8 +275,9 @@ class OutputPlace:
         ]
 
     @contextlib.contextmanager
+    @override
     def stage(self) -> Iterator[Path]:
-        """See `Place`. It is beside the output; what a killed run of this job left is mended."""
+        """Staging folder next to the output. Finishes or removes what a killed run left."""
         parent = self.path.parent
         parent.mkdir(parents=True, exist_ok=True)
         for left in self._left():
@@ -310,8 +312,8 @@ class OutputPlace:
         """Where the old shards are for as long as it takes to rename the new ones."""
         return self.path.with_name(f".{self.path.name}.{self.writer.identity}.replaced")
 
+    @override
     def put(self, stage: Path) -> None:
-        """See `Place`."""
         self.check()
         sync_folder(stage)
         if self.sharded:

@@ -12,6 +12,7 @@ from typing import Protocol, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import override
 
 from domyn_swarm.batch.column_values import as_text, without_json
 from domyn_swarm.batch.output.manifest import OutputFile, modified_at
@@ -39,26 +40,26 @@ OpenSink = Callable[[Path, pa.Schema], FileSink]
 WriteFile = Callable[[pa.Table, Path], None]
 
 
-class ParquetSink:
+class ParquetSink(FileSink):
     """Parquet with full row groups; the schema's metadata goes with it."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
 
+    @override
     def write(self, rows: pa.Table) -> None:
-        """See `FileSink`."""
         self._writer.write_table(rows, row_group_size=_GROUP_ROWS)
 
+    @override
     def close(self) -> None:
-        """See `FileSink`."""
         self._writer.close()
 
+    @override
     def abandon(self) -> None:
-        """See `FileSink`."""
         self._writer.close()
 
 
-class TextSink:
+class TextSink(FileSink):
     """JSON Lines or CSV."""
 
     def __init__(self, form: TextForm, path: Path, schema: pa.Schema) -> None:
@@ -66,21 +67,21 @@ class TextSink:
         self._file = path.open("wb")
         self._file.write(form.head(schema))
 
+    @override
     def write(self, rows: pa.Table) -> None:
-        """See `FileSink`."""
         for batch in rows.to_batches():
             self._file.write(self._form.body(batch))
 
+    @override
     def close(self) -> None:
-        """See `FileSink`."""
         self._file.close()
 
+    @override
     def abandon(self) -> None:
-        """See `FileSink`."""
         self._file.close()
 
 
-class LibrarySink:
+class LibrarySink(FileSink):
     """A file that a library writes from a frame, which is therefore in memory whole."""
 
     def __init__(self, write: WriteFile, path: Path, schema: pa.Schema) -> None:
@@ -89,12 +90,12 @@ class LibrarySink:
         self._schema = without_json(schema)
         self._parts: list[pa.RecordBatch] = []
 
+    @override
     def write(self, rows: pa.Table) -> None:
-        """See `FileSink`."""
         self._parts += [as_text(batch) for batch in rows.to_batches()]
 
+    @override
     def close(self) -> None:
-        """See `FileSink`."""
         parts, self._parts = self._parts, []
         self._write(pa.Table.from_batches(parts, self._schema), self._path)
         if not self._path.is_file():
@@ -103,8 +104,8 @@ class LibrarySink:
                 hint="Leave out what makes it write a folder; --shard-output makes one.",
             )
 
+    @override
     def abandon(self) -> None:
-        """See `FileSink`."""
         self._parts.clear()
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from typing_extensions import override
+
 from domyn_swarm.batch.input.file_facts import InputFacts
 from domyn_swarm.batch.input.input_files import InputFile, reaching
 from domyn_swarm.batch.output.manifest import MANIFEST_NAME, Manifest, manifest_path
@@ -49,8 +51,8 @@ def place_of(
 
 
 @dataclass(frozen=True)
-class RemotePlace:
-    """See `Place`: on a file system that fsspec knows."""
+class RemotePlace(Place):
+    """A place on a file system of fsspec."""
 
     url: str
     sharded: bool
@@ -58,8 +60,8 @@ class RemotePlace:
     facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there
 
     @property
+    @override
     def names(self) -> tuple[str, str]:
-        """See `Place`."""
         path = PurePosixPath(self.url)
         return path.name, MANIFEST_NAME if self.sharded else manifest_path(
             Path(path.name), sharded=False
@@ -78,8 +80,8 @@ class RemotePlace:
         with reaching(f"{self._folder}/{name}") as (system, path):
             return InputFile(path, system, self.url.partition("://")[0])
 
-    def check(self, least_bytes: int = 0) -> None:  # noqa: ARG002 - stores do not tell their room
-        """See `Place`."""
+    @override
+    def check(self, least_bytes: int = 0) -> None:
         if self.url.partition("://")[0] in _READ_ONLY:
             raise InvalidInput(
                 f"{self.url}: nothing can be written there.",
@@ -134,28 +136,29 @@ class RemotePlace:
         except (OSError, ValueError):
             return None
 
+    @override
     def manifest(self) -> Manifest | None:
-        """See `Place`."""
         return self._read(self.names[1])
 
+    @override
     def files(self, manifest: Manifest) -> list[InputFile]:
-        """See `Place`."""
         return [self._file(file.name) for file in manifest.files]
 
+    @override
     def surplus(self, manifest: Manifest) -> list[str]:
-        """See `Place`."""
         with reaching(self.url) as (system, _):
             found = {one for one in self._there(system) if one.endswith(".parquet")}
         return sorted(found - {file.name for file in manifest.files}) if self.sharded else []
 
     @contextlib.contextmanager
+    @override
     def stage(self) -> Iterator[Path]:
-        """See `Place`. It is a temporary folder of this machine (`TMPDIR`)."""
+        """A temporary folder of this machine (`TMPDIR`)."""
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
             yield Path(folder)
 
+    @override
     def put(self, stage: Path) -> None:
-        """See `Place`."""
         self.check()
         told = stage / self.names[1]
         files = sorted(one.name for one in stage.iterdir() if one != told)

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Protocol
 import msgspec
 import pyarrow as pa
 from pyarrow import csv
+from typing_extensions import override
 
 from domyn_swarm.batch.column_values import (
     array,
@@ -65,7 +66,7 @@ class TextForm(Protocol):
         """A batch as `read` would give it back."""
 
 
-class JsonLines:
+class JsonLines(TextForm):
     """One object on each line, with all columns.
 
     With `row`, the column of that name holds objects of JSON: their members stand first in their
@@ -75,12 +76,12 @@ class JsonLines:
     def __init__(self, row: str | None = None) -> None:
         self._row = row
 
-    def head(self, schema: pa.Schema) -> bytes:  # noqa: ARG002 - it has none
-        """See `TextForm`."""
+    @override
+    def head(self, schema: pa.Schema) -> bytes:
         return b""
 
+    @override
     def body(self, batch: pa.RecordBatch) -> bytes:
-        """See `TextForm`."""
         names = [name for name in batch.schema.names if name != self._row]
         columns = [_json_column(batch.column(name)) for name in names]
         if self._row not in batch.schema.names:
@@ -93,8 +94,8 @@ class JsonLines:
             for text, values in zip(own, others, strict=True)
         )
 
+    @override
     def read(self, file: BinaryIO, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """See `TextForm`."""
         while lines := file.readlines(_CHUNK_BYTES):
             rows = [self._read_row(line, names) for line in lines]
             columns = [[_text_of(row[name]) for row in rows] for name in names]
@@ -110,8 +111,8 @@ class JsonLines:
             raise ValueError(f"a row has the columns {', '.join(row)}")
         return row
 
+    @override
     def formed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """See `TextForm`."""
         names = batch.schema.names
         return _one(self.read(io.BytesIO(self.body(batch)), names), names)
 
@@ -136,18 +137,18 @@ def _text_of(value: bytes | msgspec.Raw) -> str | None:
     return None if text == b"null" else text.decode()
 
 
-class Csv:
+class Csv(TextForm):
     """A header, then one line for each row; text is quoted, null is nothing at all."""
 
+    @override
     def head(self, schema: pa.Schema) -> bytes:
-        """See `TextForm`."""
         sink = io.StringIO()
         writer = text_csv.writer(sink, quoting=text_csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow(schema.names)
         return sink.getvalue().encode()
 
+    @override
     def body(self, batch: pa.RecordBatch) -> bytes:
-        """See `TextForm`."""
         columns = list(map(_csv_column, batch.columns))
         kinds = [column.type for column in columns]
         schema = pa.schema(list(zip(batch.schema.names, kinds, strict=True)))
@@ -158,8 +159,8 @@ class Csv:
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
         return sink.getvalue()
 
+    @override
     def read(self, file: BinaryIO, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """See `TextForm`."""
         given = 0
         for block_bytes in _BLOCK_BYTES:
             file.seek(0)
@@ -173,8 +174,8 @@ class Csv:
             else:
                 return
 
+    @override
     def formed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """See `TextForm`."""
         whole = io.BytesIO(self.head(batch.schema) + self.body(batch))
         return _one(self.read(whole, batch.schema.names), batch.schema.names)
 

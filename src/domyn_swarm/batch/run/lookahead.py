@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.batch.outcomes.histograms import Dispatched
@@ -317,14 +318,14 @@ def _picked(lots: list[_Lot], lot_of: Places, at: Places) -> _Lot:
     return whole.part(places)
 
 
-class _Learning:
+class _Learning(Sink):
     """A sink that is also listened to."""
 
     def __init__(self, sink: Sink, settled: Callable[[Sequence[Result]], None]) -> None:
         self._sink = sink
         self._settled = settled
 
+    @override
     def append(self, results: Sequence[Result]) -> None:
-        """See `runner.Sink.append`."""
         self._sink.append(results)
         self._settled(results)

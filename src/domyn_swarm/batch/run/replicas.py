@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
+from typing_extensions import override
 
 from domyn_swarm.batch.run.dispatch import Dispatch
 from domyn_swarm.batch.run.plain_requests import is_plain
@@ -243,7 +244,7 @@ class Replicas:
         self._used_at = self._now()
 
 
-class ReplicaClient:
+class ReplicaClient(HttpClient):
     """An `HttpClient` for an endpoint, whose requests go to a replica where they can."""
 
     def __init__(self, endpoint: HttpClient, replicas: Replicas, model: str) -> None:
@@ -251,14 +252,13 @@ class ReplicaClient:
         self._replicas = replicas
         self._model = model
 
+    @override
     async def request(
         self, method: str, url: str, body: bytes | None, timeout_s: float
     ) -> HttpReply:
-        """See `HttpClient.request`.
-
-        Raises:
-            ReplicaLost: a replica was lost under the request; `ReplicaAway`: it died.
-            NobodyThere: only a replica may get it, and none is there; nothing was sent.
+        """Raises:
+        ReplicaLost: the replica was lost during the request; `ReplicaAway`: it ended.
+        NobodyThere: only a replica may receive it, and there is none; nothing was sent.
         """
         path = _path_of(url)
         if body is None:
@@ -326,10 +326,10 @@ class ReplicaClient:
             self._replicas.doubt(replica)
         return msgspec.structs.replace(reply, served_by=replica)
 
+    @override
     async def stream(
         self, url: str, body: bytes, timeout_s: float
     ) -> AsyncIterator[bytes | HttpReply]:
-        """See `HttpClient.stream`."""
         path = _path_of(url)
         while (replica := await self._chosen(url, path, body)) is not None:
             with self._streaming(replica):
@@ -354,12 +354,12 @@ class ReplicaClient:
         finally:
             self._replicas.release(replica)
 
+    @override
     def use_key(self, key: str | None) -> None:
-        """See `HttpClient.use_key`."""
         self._endpoint.use_key(key)
 
+    @override
     async def close(self) -> None:
-        """See `HttpClient.close`."""
         await self._endpoint.close()
 
 

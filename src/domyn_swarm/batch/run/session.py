@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+from typing_extensions import override
 
 from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.outcomes.rows import Row, RowTrace, current_trace
@@ -37,7 +38,7 @@ from domyn_swarm.net.errors import (
     page_instead,
 )
 from domyn_swarm.net.http import HttpClient, HttpReply, open_client
-from domyn_swarm.net.openai import ClientAddress, OpenAIClient
+from domyn_swarm.net.openai import ClientAddress, OpenAIClient, Transport
 from domyn_swarm.net.replies import ReplyFacts, StreamedReply, read_reply
 
 _R = TypeVar("_R")
@@ -54,7 +55,7 @@ class _FailedAttempt(NamedTuple):
     sent_at: float
 
 
-class RequestSession:
+class RequestSession(Transport):
     """`net.openai.Transport` for rows: retries, pauses, and accounts to the row's trace."""
 
     def __init__(
@@ -74,14 +75,13 @@ class RequestSession:
         self._suspects = gate.suspects
         self._now = asyncio.get_running_loop().time
 
+    @override
     async def post(
         self, path: str, body: dict[str, Any], timeout_s: float | None = None
     ) -> bytes | memoryview:
-        """See `Transport.post`.
-
-        Raises:
-            RequestError: refused, or the row's attempts are used up.
-            ValueError: the request has no JSON form; nothing was sent.
+        """Raises:
+        RequestError: refused, or the row's attempts are used up.
+        ValueError: the request has no JSON form; nothing was sent.
         """
         encoded = request_json(body)
         kind = kind_of(path, body)
@@ -104,8 +104,8 @@ class RequestSession:
 
         return await self._with_retries(send, read, kind, limit_s)
 
+    @override
     async def get(self, path: str) -> bytes | memoryview:
-        """See `Transport.get`."""
         limit_s = self._policy.timeout_s
 
         def send() -> Awaitable[HttpReply]:
@@ -118,10 +118,11 @@ class RequestSession:
 
         return await self._with_retries(send, read, Kind(path, None), limit_s)
 
+    @override
     async def post_stream(
         self, path: str, body: dict[str, Any], timeout_s: float | None = None
     ) -> AsyncIterator[bytes]:
-        """See `Transport.post_stream`; a request that fails before its first event is repeated."""
+        """A request that fails before its first event is sent again."""
         encoded = request_json(body)
         kind = kind_of(path, body)
         limit_s = timeout_s or self._policy.timeout_s

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from typing_extensions import override
+
 from domyn_swarm.batch.background import beside, in_thread
 from domyn_swarm.batch.checkpoint.journal import Journal, SyncedSink
 from domyn_swarm.batch.input.row_keys import RowKeys
@@ -34,7 +36,7 @@ from domyn_swarm.batch.run.link import (
 from domyn_swarm.batch.run.runner import Events, Runner, Transform
 from domyn_swarm.batch.run.standing import Suspects
 from domyn_swarm.batch.run.steering import Placing
-from domyn_swarm.batch.run.traffic import Traffic
+from domyn_swarm.batch.run.traffic import Colleagues, Traffic
 from domyn_swarm.batch.run.worker_processes import WorkPlan
 
 _REPORT_S = 0.25
@@ -44,7 +46,7 @@ _LOOK_UP_S = 0.1
 _MOST_WANTED = 256
 
 
-class RangeWorker(Events):
+class RangeWorker(Events, Colleagues):
     """The worker's end of the link: a source of rows, a listener, a reporter. Use it once."""
 
     def __init__(
@@ -140,12 +142,12 @@ class RangeWorker(Events):
                 case Begin():
                     raise ValueError("a run begins once")
 
+    @override
     def want_turn(self, wish: int) -> None:
-        """See `Colleagues.want_turn`."""
         self._link.say(Alone(wish, self._rest_s()))
 
+    @override
     def say_held(self, number: int) -> None:
-        """See `Colleagues.say_held`."""
         self._link.say(Held(number, self._rest_s()))
 
     def _rest_s(self) -> float:
@@ -180,6 +182,7 @@ class RangeWorker(Events):
                 return self._handfuls.get(timeout=_LOOK_UP_S)
         return None
 
+    @override
     def on_batch(self, results: Sequence[Result]) -> None:
         """Note which handfuls are settled now."""
         for result in results:

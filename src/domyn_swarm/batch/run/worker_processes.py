@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from typing_extensions import override
+
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.link import Link, Report
 from domyn_swarm.batch.run.runner import Encode, RunPolicy
@@ -104,7 +106,7 @@ class WorkerProcess(Protocol):
         """End it at once; nothing happens when it has ended."""
 
 
-class LocalWorker:
+class LocalWorker(WorkerProcess):
     """A process on this machine, at the other end of a socket pair."""
 
     def __init__(self, process: asyncio.subprocess.Process, link: Link[Report]) -> None:
@@ -112,16 +114,17 @@ class LocalWorker:
         self._process = process
 
     @property
+    @override
     def name(self) -> str:
         """Its process id."""
         return f"worker process {self._process.pid}"
 
+    @override
     async def ended(self) -> int:
-        """See `WorkerProcess`."""
         return await self._process.wait()
 
+    @override
     def kill(self) -> None:
-        """See `WorkerProcess`."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 

@@ -15,6 +15,7 @@ from textual.coordinate import Coordinate
 from textual.screen import ModalScreen, Screen
 from textual.validation import Integer
 from textual.widgets import DataTable, Footer, Input, Label, RichLog, Static
+from typing_extensions import override
 
 from domyn_swarm.cli.rendering import colour
 from domyn_swarm.cli.top import rows
@@ -39,6 +40,7 @@ class Question(ModalScreen[bool]):
         super().__init__()
         self._question = question
 
+    @override
     def compose(self) -> ComposeResult:
         """The question and the keys."""
         with Vertical(classes="box"):
@@ -59,6 +61,7 @@ class AskReplicas(ModalScreen[int | None]):
         super().__init__()
         self._now = now
 
+    @override
     def compose(self) -> ComposeResult:
         """An input field with the present number."""
         with Vertical(classes="box"):
@@ -88,6 +91,7 @@ class LogScreen(Screen[None]):
         self._read = read
         self._shown: list[str] = []
 
+    @override
     def compose(self) -> ComposeResult:
         """The title, the log, the keys."""
         yield Label(self._title, classes="title")
@@ -165,6 +169,7 @@ class TopApp(App[None]):
         """The last snapshot."""
         return self._swarm
 
+    @override
     def compose(self) -> ComposeResult:
         """Summary, replicas, jobs, the chosen job, the keys."""
         yield Static("Loading …", id="summary", markup=False)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from typing_extensions import override
+
 from domyn_swarm.errors import quantity
 from domyn_swarm.model import FailureGroup, ReplyVerdict, clock_time
 from domyn_swarm.services.jobs import JobService
@@ -56,7 +58,7 @@ class Source(Protocol):
         """
 
 
-class Services:
+class Services(Source):
     """A `Source` of the swarm named `name`, through the services."""
 
     def __init__(self, name: str) -> None:
@@ -64,16 +66,16 @@ class Services:
         self._swarms = SwarmService()
         self._jobs = JobService()
 
+    @override
     def snapshot(self) -> SwarmSnapshot:
-        """See `Source`."""
         return self._swarms.status(self._name)
 
+    @override
     def failures(self, job_id: str) -> tuple[FailureGroup, ...]:
-        """See `Source`."""
         return self._jobs.failures(job_id).groups
 
+    @override
     def log(self, replica: int | None) -> list[str]:
-        """See `Source`."""
         request = LogRequest(
             name=self._name,
             source="endpoint" if replica is None else "replica",
@@ -82,12 +84,12 @@ class Services:
         )
         return list(swarm_logs(request))
 
+    @override
     def scale(self, replicas: int) -> None:
-        """See `Source`."""
         self._swarms.scale(self._name, replicas)
 
+    @override
     def cancel(self, job_id: str) -> None:
-        """See `Source`."""
         self._jobs.cancel(job_id)
 
 

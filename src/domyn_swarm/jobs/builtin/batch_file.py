@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 import msgspec
+from typing_extensions import override
 
 from domyn_swarm.batch.input.request_files import (
     BODY_COLUMN,
@@ -54,11 +55,12 @@ class BatchFileJob(SwarmJob):
         extra = extra_fields(self.params.pop(BODY, None))
         self.params = {**self.params, **extra}
 
+    @override
     def described(self) -> dict[str, Any]:
-        """See `SwarmJob.described`."""
         return {**super().described(), "keep_model": self.keep_model}
 
-    async def transform_item(self, item: Any) -> str:  # noqa: ANN401 - the columns'
+    @override
+    async def transform_item(self, item: Any) -> str:
         """The reply with its status, as JSON."""
         url, body = self._url(item), self._body(item)
         reply = await self.client.transport.post(url, body)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
+from typing_extensions import override
+
 from domyn_swarm.errors import ConfigError, quantity
 from domyn_swarm.jobs.builtin.prompted import PromptedJob
 from domyn_swarm.jobs.builtin.responses import (
@@ -42,11 +44,12 @@ class ChatCompletionJob(PromptedJob):
             self.output_schema = {"result": str, "reasoning": str}
         super().__init__(**options)
 
+    @override
     def described(self) -> dict[str, Any]:
-        """See `SwarmJob.described`."""
         return {**super().described(), "parse_reasoning": self.parse_reasoning}
 
-    async def transform_item(self, item: Any) -> Any:  # noqa: ANN401 - the columns'
+    @override
+    async def transform_item(self, item: Any) -> Any:
         """What the first choice says; with `parse_reasoning` also the reasoning."""
         columns = self.columns_of(item)
         body = self.body(columns)
@@ -61,8 +64,9 @@ class TemplateJob(ChatCompletionJob):
     input_columns = ()
     version = "1"
 
+    @override
     def check(self) -> None:
-        """See `SwarmJob.check`: here the prompt is missing."""
+        """Also refuses a job without a prompt."""
         if self.prompt is None:
             raise ConfigError(
                 "TemplateJob needs a prompt.",
@@ -89,11 +93,12 @@ class MultiChatCompletionJob(PromptedJob):
         self.n = n
         super().__init__(**options)
 
+    @override
     def described(self) -> dict[str, Any]:
-        """See `SwarmJob.described`."""
         return {**super().described(), "n": self.n}
 
-    async def transform_item(self, item: Any) -> list[str | None]:  # noqa: ANN401 - the columns'
+    @override
+    async def transform_item(self, item: Any) -> list[str | None]:
         """What all choices say."""
         columns = self.columns_of(item)
         body = {**self.body(columns), "messages": self.messages(columns)}
@@ -121,7 +126,8 @@ class ChatCompletionPerplexityJob(PromptedJob):
     output_schema = {"text": str, "perplexity": float, "bottom50_perplexity": float}
     version = "1"
 
-    async def transform_item(self, item: Any) -> tuple[str | None, float, float]:  # noqa: ANN401 - the columns'
+    @override
+    async def transform_item(self, item: Any) -> tuple[str | None, float, float]:
         """What the first choice says, and its perplexities."""
         columns = self.columns_of(item)
         body = {**self.body(columns), "messages": self.messages(columns), "logprobs": True}
@@ -163,7 +169,8 @@ class CompletionJob(PromptedJob):
     version = "1"
     request_parameters = COMPLETIONS
 
-    async def transform_item(self, item: Any) -> str:  # noqa: ANN401 - the columns'
+    @override
+    async def transform_item(self, item: Any) -> str:
         """The text of the first choice."""
         columns = self.columns_of(item)
         asked = self.asked(columns)
@@ -173,8 +180,9 @@ class CompletionJob(PromptedJob):
         found = decoded(completion, await self.client.transport.post(COMPLETIONS_PATH, body))
         return found.choices[0].text
 
+    @override
     def check(self) -> None:
-        """See `SwarmJob.check`: here the token limit has the name that it has for chats."""
+        """Also refuses the token limit under its name for chats."""
         super().check()
         if _CHATS_LIMIT in {*self.params, *self.param_columns}:
             raise ConfigError(
@@ -182,8 +190,8 @@ class CompletionJob(PromptedJob):
                 hint="Give max_tokens instead.",
             )
 
+    @override
     def remarks(self, verdicts: Mapping[ReplyVerdict, int]) -> list[str]:
-        """See `SwarmJob.remarks`."""
         told = super().remarks(verdicts)
         return [f"{one} For completions that is 16 tokens at most servers." for one in told]
 
@@ -213,6 +221,7 @@ class EmbeddingJob(PromptedJob):
         super().__init__(**options)
         self.rows_per_call = 1 if self.param_columns else batch_size
 
+    @override
     async def transform_items(self, items: list[Any]) -> list[Any]:
         """The vectors, or the errors of those that have none."""
         rows = [self.columns_of(item) for item in items]

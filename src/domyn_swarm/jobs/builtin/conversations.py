@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
+from typing_extensions import override
+
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.builtin.prompted import PromptedJob, as_message
 from domyn_swarm.jobs.builtin.responses import choices
@@ -26,7 +28,8 @@ class MultiTurnChatCompletionJob(PromptedJob):
     output_schema: Any = ("conversation",)
     version = "1"
 
-    async def transform_item(self, item: Any) -> list[Any]:  # noqa: ANN401 - the columns'
+    @override
+    async def transform_item(self, item: Any) -> list[Any]:
         """The whole conversation."""
         columns = self.columns_of(item)
         body, turns = self.body(columns), self.messages(columns)
@@ -71,8 +74,9 @@ class MultiTurnTranslationJob(PromptedJob):
         self.context_turns = context_turns
         super().__init__(**options)
 
+    @override
     def check(self) -> None:
-        """See `SwarmJob.check`: here the language is missing."""
+        """Also refuses a job without a language."""
         super().check()
         if not self.target_language:
             raise ConfigError(
@@ -90,8 +94,8 @@ class MultiTurnTranslationJob(PromptedJob):
                 hint="0: each message is translated by itself.",
             )
 
+    @override
     def described(self) -> dict[str, Any]:
-        """See `SwarmJob.described`."""
         return {
             **super().described(),
             "target_language": self.target_language,
@@ -100,7 +104,8 @@ class MultiTurnTranslationJob(PromptedJob):
             "context_turns": self.context_turns,
         }
 
-    async def transform_item(self, item: Any) -> list[Any]:  # noqa: ANN401 - the columns'
+    @override
+    async def transform_item(self, item: Any) -> list[Any]:
         """The translated conversation."""
         columns = self.columns_of(item)
         body, turns = self.body(columns), self.asked(columns)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
+from typing_extensions import override
+
 from domyn_swarm.errors import ConfigError, InvalidInput
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.builtin.prompts import PromptTemplate
@@ -75,8 +77,9 @@ class PromptedJob(SwarmJob):
             asked = asked or tuple(self.input_columns)
         return tuple(dict.fromkeys([*asked, *used, *self.param_columns.values()]))
 
+    @override
     def check(self) -> None:
-        """See `SwarmJob.check`: here a template has no column, so that all rows are the same."""
+        """Also refuses a template without a column: all rows would send the same request."""
         if self.prompt is not None and not self.input_columns:
             raise ConfigError(
                 "The prompt uses no column, so every row would be asked the same.",
@@ -106,8 +109,8 @@ class PromptedJob(SwarmJob):
                 f"--prompt '{{{{ {asked} }}}} {{{{ {ignored[0]} }}}}'.",
             )
 
+    @override
     def check_columns(self, there: Sequence[str]) -> None:
-        """See `SwarmJob.check_columns`."""
         for template in (self.prompt, self.system):
             if template is not None:
                 template.check_columns(there)
@@ -119,14 +122,15 @@ class PromptedJob(SwarmJob):
                 )
 
     @property
+    @override
     def sent_columns(self) -> Sequence[str]:
-        """See `SwarmJob.sent_columns`: here the system message's come first."""
+        """The columns of the system message come first."""
         system = () if self.system is None else self.system.columns_in_order
         asked = self.input_columns[:1] if self.prompt is None else self.prompt.columns_in_order
         return tuple(dict.fromkeys([*system, *asked]))
 
+    @override
     def described(self) -> dict[str, Any]:
-        """See `SwarmJob.described`."""
         return {
             **super().described(),
             "prompt": None if self.prompt is None else self.prompt.text,
@@ -134,8 +138,9 @@ class PromptedJob(SwarmJob):
             "param_columns": self.param_columns,
         }
 
+    @override
     def remarks(self, verdicts: Mapping[ReplyVerdict, int]) -> list[str]:
-        """See `SwarmJob.remarks`: here answers were cut at a limit that nobody chose."""
+        """Reports answers that were cut at the default token limit."""
         cut = verdicts.get(ReplyVerdict.CUT)
         if not cut or not {*_TOKEN_LIMITS}.isdisjoint({*self.params, *self.param_columns}):
             return []
@@ -143,8 +148,9 @@ class PromptedJob(SwarmJob):
         return [f"{cut} {were} cut by the server's own token limit: the job gives no max_tokens."]
 
     @property
+    @override
     def is_greedy(self) -> bool:
-        """See `SwarmJob.is_greedy`; here rows may have a temperature of their own."""
+        """False also if rows have a temperature of their own."""
         return super().is_greedy and {"temperature", BODY}.isdisjoint(self.param_columns)
 
     def columns_of(self, item: Any) -> dict[str, Any]:  # noqa: ANN401 - the columns'

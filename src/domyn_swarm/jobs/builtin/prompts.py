@@ -19,6 +19,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing, pass_context, pass_environment
 from jinja2.visitor import NodeTransformer
+from typing_extensions import override
 
 from domyn_swarm.errors import ConfigError, InvalidInput
 from domyn_swarm.jobs.builtin.row_text import NullInPrompt, json_of, literal, text_of, without_nan
@@ -51,6 +52,7 @@ class _Missing(StrictUndefined):
     """What is not there, in words of rows."""
 
     @property
+    @override
     def _undefined_message(self) -> str:
         name, inside = self._undefined_name, self._undefined_obj
         if inside is missing or inside is None:
@@ -67,20 +69,23 @@ class _Rows(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"%"})
 
-    def getitem(self, obj: Any, argument: Any) -> Any:  # noqa: ANN401 - a row's value
+    @override
+    def getitem(self, obj: Any, argument: Any) -> Any:
         """What an object or a list holds."""
         try:
             return obj[argument]
         except (TypeError, LookupError):
             return self.undefined(obj=obj, name=argument)
 
-    def getattr(self, obj: Any, attribute: str) -> Any:  # noqa: ANN401 - a row's value
+    @override
+    def getattr(self, obj: Any, attribute: str) -> Any:
         """The same; only what loops and groups say of themselves are attributes."""
         if isinstance(obj, LoopContext) or attribute in getattr(obj, "_fields", ()):
             return super().getattr(obj, attribute)
         return self.getitem(obj, attribute)
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - see Jinja
+    @override
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """`%` after text puts values into it."""
         if isinstance(left, str):
             return _format(left, *(right if isinstance(right, tuple) else (right,)))

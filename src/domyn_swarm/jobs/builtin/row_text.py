@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
+from typing_extensions import override
 
 _encoder = msgspec.json.Encoder()
 _SHOWN_AS_TEXT = (int, Decimal, dt.date, dt.time, dt.timedelta)
@@ -22,6 +23,7 @@ class NullInPrompt(ValueError):
 class LiteralList(list[Any]):
     """A list that stands in a template itself; those of a row show their nulls as JSON does."""
 
+    @override
     def __add__(self, other: list[Any]) -> list[Any]:
         both = super().__add__(other)
         return LiteralList(both) if isinstance(other, LiteralList) else both

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, Literal, TypeVar, Unpack
 
 from pydantic import BaseModel, ValidationError, create_model
+from typing_extensions import override
 
 from domyn_swarm.batch.outcomes.rows import set_aside_replies
 from domyn_swarm.batch.output.schema import Declared, OutputMismatch, annotation_of, reasons
@@ -161,9 +162,10 @@ class StructuredOutputJob(PromptedJob):
         super().__init__(output_schema=self.shape, **options)
         self._schema = self.shape.model_json_schema()
 
+    @override
     def check(self) -> None:
-        """See `SwarmJob.check`: here a parameter says how the answer is to be shaped, which the job
-        says itself.
+        """Also refuses a parameter that sets the format of the answer, which
+        the job sets itself.
         """
         super().check()
         for name in self._guidance():
@@ -177,8 +179,8 @@ class StructuredOutputJob(PromptedJob):
                 hint='Leave it out, or send yours alone with guided="none".',
             )
 
+    @override
     def described(self) -> dict[str, Any]:
-        """See `SwarmJob.described`."""
         return {
             **super().described(),
             "json_schema": self._schema,
@@ -186,7 +188,8 @@ class StructuredOutputJob(PromptedJob):
             "guided": self.guided,
         }
 
-    async def transform_item(self, item: Any) -> BaseModel:  # noqa: ANN401 - the columns'
+    @override
+    async def transform_item(self, item: Any) -> BaseModel:
         """The answer as an instance of the model."""
         columns = self.columns_of(item)
         body, guidance = self.body(columns), self._guidance()

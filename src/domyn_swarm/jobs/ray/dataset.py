@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from domyn_swarm.batch.column_values import without_json
-from domyn_swarm.batch.input.dataset import TableDataset
+from domyn_swarm.batch.input.dataset import Dataset, TableDataset
 from domyn_swarm.batch.input.input_files import files_of
 from domyn_swarm.batch.inspection.results import block_facts, common_schema, join_block
 from domyn_swarm.batch.output.row_join import Survey
@@ -27,18 +29,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class RayDataset:
-    """See `batch.dataset.Dataset`."""
+class RayDataset(Dataset):
+    """The blocks of a Ray dataset, in their order."""
 
     def __init__(self, blocks: RayBlocks) -> None:
         self.blocks = blocks
         self.schema = blocks.schema
         self.rows = blocks.rows
 
+    @override
     def batches(
         self, columns: Sequence[str] | None = None, *, start: int = 0, limit: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """See `Dataset.batches`."""
         end = self.rows if limit is None else min(limit, self.rows)
         yield from self.blocks.batches(columns, start, end)
 
@@ -76,7 +78,7 @@ def _plan(spec_json: str, block: pa.Table) -> BatchPlan:
 
 
 class RayEnds:
-    """See `FrameEnds`."""
+    """The `FrameEnds` of a Ray dataset."""
 
     name = "<ray>"
     elsewhere = True
@@ -86,11 +88,11 @@ class RayEnds:
         self.dataset = RayDataset(self._blocks)
 
     def workers(self, spec: JobSpec) -> contextlib.AbstractAsyncContextManager[WorkerPlan | None]:
-        """See `FrameEnds`: actors, one for each node."""
+        """Actors, at most one per node."""
         return ray_workers(spec)
 
     def collect(self, spec: JobSpec, plan: BatchPlan, kept: Path | None) -> Any:  # noqa: ANN401, ARG002 - a Dataset
-        """See `FrameEnds`."""
+        """A Ray dataset of the results, joined on the cluster."""
         return joined_blocks(spec, plan, self._blocks)
 
 

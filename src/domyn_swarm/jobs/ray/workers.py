@@ -13,8 +13,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from domyn_swarm.batch.run.link import Invitation, Link, Report, WorkerListener, call
-from domyn_swarm.batch.run.worker_processes import WorkerPlan
+from domyn_swarm.batch.run.worker_processes import WorkerPlan, WorkerProcess
 from domyn_swarm.errors import JobError, PlatformError
 from domyn_swarm.jobs.linked_worker import work_over
 from domyn_swarm.jobs.program import check_version
@@ -25,7 +27,7 @@ _START_S = 120.0  # Ray may have to start a process, and import what it runs
 _STARTS, _AGAIN_S = 5, 2.0  # Ray takes some seconds to see that a node is gone
 
 
-class RayWorker:
+class RayWorker(WorkerProcess):
     """One actor, and the link that it has called."""
 
     def __init__(self, actor: Any, ending: asyncio.Future[int], link: Link[Report]) -> None:  # noqa: ANN401 - Ray's
@@ -34,12 +36,14 @@ class RayWorker:
         self._ending = ending
 
     @property
+    @override
     def name(self) -> str:
         """The actor's id."""
         return f"Ray actor {self._actor._actor_id.hex()[:8]}"
 
+    @override
     async def ended(self) -> int:
-        """See `WorkerProcess`; 1 when its node or its process died."""
+        """The exit code; 1 if its node or its process was lost."""
         import ray
 
         try:
@@ -47,8 +51,8 @@ class RayWorker:
         except ray.exceptions.RayError:
             return 1
 
+    @override
     def kill(self) -> None:
-        """See `WorkerProcess`."""
         import ray
 
         ray.kill(self._actor)
