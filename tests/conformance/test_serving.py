@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from domyn_swarm import engines
-from domyn_swarm.backends.base import Part, PartRecorder, ServingBackend, ServingHandle
+from domyn_swarm.backends.base import PartRecorder, PlatformPart, ServingBackend, ServingHandle
 from domyn_swarm.backends.lepton.serving import LeptonServing
 from domyn_swarm.backends.local.serving import LocalServing
 from domyn_swarm.backends.slurm.serving import SlurmServing
@@ -64,7 +64,7 @@ class Deployment:
     plan: DeploymentPlan
     context: DeploymentContext
     paths: SwarmPaths
-    recorded: list[Part] = field(default_factory=list)
+    recorded: list[PlatformPart] = field(default_factory=list)
 
     def up(self) -> ServingHandle:
         return self.launched(self.record)
@@ -73,7 +73,7 @@ class Deployment:
         scripts = self.backend.scripts(self.plan, self.context)
         return self.backend.launch(self.plan, self.context, scripts, record)
 
-    def record(self, *parts: Part) -> None:
+    def record(self, *parts: PlatformPart) -> None:
         self.recorded += parts
 
     @property
@@ -136,7 +136,7 @@ def ready_replicas(deployment: Deployment) -> int:
     return sum(report.state is ReplicaState.READY for report in reports)
 
 
-def submission(part: Part) -> str:
+def submission(part: PlatformPart) -> str:
     """What was started at once: a process, or all tasks of an array."""
     return part.platform_id.partition("_")[0]
 
@@ -218,7 +218,7 @@ def test_a_launch_that_breaks_off_leaves_nothing_unrecorded(
 ) -> None:
     deployment = deploy(replicas=3)
 
-    def record(*parts: Part) -> None:
+    def record(*parts: PlatformPart) -> None:
         deployment.record(*parts)
         if len(deployment.recorded) >= 2:
             raise PlatformError("broken off")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from domyn_swarm.backends.base import Part, ServingHandle
+from domyn_swarm.backends.base import PlatformPart, ServingHandle
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.compute import LocalCompute
@@ -160,7 +160,7 @@ def test_each_replica_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_runs_on_another_host_is_neither_over_nor_ended_from_here(tmp_path: Path) -> None:
     far = Location(kind="host", name="far", boot_id="another", pid_namespace=1)
     gone = ProcessId(pid=2**22 - 7, started_at=1.0)  # no process here has that number
-    part = Part(kind="endpoint", platform_id=str(gone.pid), process=gone)
+    part = PlatformPart(kind="endpoint", platform_id=str(gone.pid), process=gone)
     handle = ServingHandle(
         platform="local", tag="t", swarm_dir=str(tmp_path), parts=(part,), location=far
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.backends.base import Part
+from domyn_swarm.backends.base import PlatformPart
 from domyn_swarm.backends.slurm.serving import SlurmServing
 from domyn_swarm.errors import PlatformError, SubmissionUnknown, SubmitRejected
 from domyn_swarm.probing import Phase
@@ -99,7 +99,7 @@ def test_what_was_answered_and_not_recorded_is_found_without_tags(swarm: Scripte
     swarm.clock.sleep(swarm.cluster.min_job_age_s + 1)
     nothing = swarm.handle.model_copy(update={"parts": ()})
 
-    def record(*parts: Part) -> None:
+    def record(*parts: PlatformPart) -> None:
         if parts[0].kind == "replica":
             raise KeyboardInterrupt
 

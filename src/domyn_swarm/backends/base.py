@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ASLEEP = "asleep: its first replica starts with the first request or job"
 
 
-class Part(Record):
+class PlatformPart(Record):
     """One thing the platform runs for a swarm."""
 
     kind: Literal["endpoint", "replica"]
@@ -51,7 +51,7 @@ class ServingHandle(Record):
     platform: str
     tag: str
     swarm_dir: str
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PlatformPart, ...] = ()
     location: Location | None = None  # None: not recorded, taken for here
     # Of an elastic swarm: so few replicas it may have. They are no parts of the handle: the
     # endpoint program starts and ends them, and `find` knows those that there are.
@@ -72,7 +72,7 @@ class PartRecorder(Protocol):
     that one answer of the platform started, so that they are recorded together.
     """
 
-    def __call__(self, *parts: Part) -> None:
+    def __call__(self, *parts: PlatformPart) -> None:
         """Attach the parts to the swarm's record."""
 
 
@@ -173,11 +173,11 @@ class ServingBackend(Located, Protocol):
         """
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
-        """The same for each part, keyed by `Part.platform_id`."""
+        """The same for each part, keyed by `PlatformPart.platform_id`."""
 
     def expiries(self, handle: ServingHandle) -> dict[str, datetime]:
-        """When the platform will end the parts that run, by `Part.platform_id`; those without a
-        limit are left out.
+        """When the platform will end the parts that run, by `PlatformPart.platform_id`; parts
+        without a limit are left out.
 
         Raises:
             PlatformError: it cannot be asked.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from domyn_swarm.backends.base import Part, ServingBackend, ServingHandle
+from domyn_swarm.backends.base import PlatformPart, ServingBackend, ServingHandle
 from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
@@ -31,7 +31,7 @@ class LiveSwarm:
         """How the platform knows it; replicas that were taken out are no part of it. Parts of a
         record are validated once, since neither changes.
         """
-        parts = [Part.model_validate(part) for part in self.record.parts]
+        parts = [PlatformPart.model_validate(part) for part in self.record.parts]
         wanted = self.plan.layout.replicas if self.plan.elastic is None else 0
         return ServingHandle(
             platform=self.record.backend,

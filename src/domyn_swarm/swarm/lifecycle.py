@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from domyn_swarm.backends import ledger
-from domyn_swarm.backends.base import Part, PartRecorder
+from domyn_swarm.backends.base import PartRecorder, PlatformPart
 from domyn_swarm.backends.checks import refuse_uninstalled
 from domyn_swarm.backends.endpoint.spec import replicas_told
 from domyn_swarm.backends.platforms import serving_backend
@@ -145,7 +145,7 @@ class SwarmLifecycle:
         return self.still_wanted(swarm)
 
     def _recorder(self, tag: str) -> PartRecorder:
-        def attach(*parts: Part) -> None:
+        def attach(*parts: PlatformPart) -> None:
             self._store.attach_parts(tag, [part.model_dump(mode="json") for part in parts])
 
         return attach

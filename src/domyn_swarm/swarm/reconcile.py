@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from domyn_swarm.backends.base import Part
+from domyn_swarm.backends.base import PlatformPart
 from domyn_swarm.backends.endpoint.view import read_ended
 from domyn_swarm.claims import is_held, release
 from domyn_swarm.errors import PlatformError, StateError, SwarmError, SwarmNotFound, SwarmReplaced
@@ -76,7 +76,7 @@ def all_recorded(swarm: LiveSwarm) -> bool:
     return "endpoint" in kinds and kinds.count("replica") >= swarm.plan.launched_replicas
 
 
-def _found(swarm: LiveSwarm) -> list[Part]:
+def _found(swarm: LiveSwarm) -> list[PlatformPart]:
     return [part for handle in swarm.backend.find(swarm.handle) for part in handle.parts]
 
 

@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from domyn_swarm.backends.base import (
     LaunchScripts,
-    Part,
     PartRecorder,
+    PlatformPart,
     ServingBackend,
     ServingHandle,
 )
@@ -289,10 +289,10 @@ def _check_named_secret(name: str, workspace: Workspace) -> None:
         )
 
 
-def _parts(tag: str, replicas: int) -> list[Part]:
+def _parts(tag: str, replicas: int) -> list[PlatformPart]:
     name = specs.deployment_name(tag)
     replica_parts = [
-        Part(kind="replica", index=index, platform_id=f"{name}_{index}")
+        PlatformPart(kind="replica", index=index, platform_id=f"{name}_{index}")
         for index in range(replicas)
     ]
-    return [Part(kind="endpoint", platform_id=name), *replica_parts]
+    return [PlatformPart(kind="endpoint", platform_id=name), *replica_parts]

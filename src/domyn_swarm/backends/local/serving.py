@@ -16,8 +16,8 @@ from typing_extensions import override
 from domyn_swarm.backends.base import (
     ASLEEP,
     LaunchScripts,
-    Part,
     PartRecorder,
+    PlatformPart,
     ServingBackend,
     ServingHandle,
     refuse_draining,
@@ -130,7 +130,7 @@ class LocalServing(OnThisHost, OwnEndpoint, ServingBackend):
         before = EndpointSpec.model_validate_json(old_spec).replicas
         draining = [part for index, part in running.items() if before <= index < wanted]
         refuse_draining([part.platform_id for part in draining])
-        started: list[Part] = []
+        started: list[PlatformPart] = []
         try:
             with _gpus_of(plan, sorted(set(range(wanted)) - running.keys())) as gpus:
                 _write_endpoint_spec(plan, ctx, paths)
@@ -144,7 +144,7 @@ class LocalServing(OnThisHost, OwnEndpoint, ServingBackend):
         surplus = [part for index, part in running.items() if index >= wanted]
         return [part.process for part in surplus if part.process is not None]
 
-    def _start_endpoint(self, ctx: DeploymentContext, paths: SwarmPaths) -> Part:
+    def _start_endpoint(self, ctx: DeploymentContext, paths: SwarmPaths) -> PlatformPart:
         argv = [ctx.interpreter, "-m", "domyn_swarm.backends.endpoint", str(paths.root), "local"]
         env = {**ctx.shared_env, processes.TAG: ctx.tag, processes.PART: "endpoint-0"}
         return _part("endpoint", 0, processes.spawn(argv, env, paths.endpoint_log))
@@ -165,7 +165,7 @@ class LocalServing(OnThisHost, OwnEndpoint, ServingBackend):
         paths: SwarmPaths,
         replica: int,
         gpus: HeldGpus,
-    ) -> Part:
+    ) -> PlatformPart:
         _write_watchdog_spec(plan, ctx, paths, replica)
         env = {**ctx.shared_env, processes.TAG: ctx.tag}
         started = start_watchdog(paths, replica, gpus, ctx.interpreter, env)
@@ -200,7 +200,7 @@ class LocalServing(OnThisHost, OwnEndpoint, ServingBackend):
             for part in handle.parts
         }
 
-    def _running(self, handle: ServingHandle) -> set[Part]:
+    def _running(self, handle: ServingHandle) -> set[PlatformPart]:
         """The parts that run, as launched, or as a successor with the same kind and index."""
         running = {part for part in handle.parts if _runs(part)}
         if len(running) == len(handle.parts) and handle.least_replicas is None:
@@ -313,17 +313,17 @@ def _write_watchdog_spec(
     write_private(paths.watchdog_spec(replica), json.dumps(spec, indent=2))
 
 
-def _part(kind: str, index: int, process: ProcessId) -> Part:
-    return Part.model_validate(
+def _part(kind: str, index: int, process: ProcessId) -> PlatformPart:
+    return PlatformPart.model_validate(
         {"kind": kind, "index": index, "platform_id": str(process.pid), "process": process}
     )
 
 
-def _runs(part: Part) -> bool:
+def _runs(part: PlatformPart) -> bool:
     return part.process is not None and processes.alive(part.process)
 
 
-def _ended(part: Part, *, supervised: bool) -> str:
+def _ended(part: PlatformPart, *, supervised: bool) -> str:
     """What has ended. If `supervised`, the endpoint program runs and restarts killed watchdogs."""
     if part.kind == "endpoint":
         return "its endpoint program has ended"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from domyn_swarm.backends.base import Part
+from domyn_swarm.backends.base import PlatformPart
 from domyn_swarm.backends.slurm.queue import TaggedJob
 from domyn_swarm.backends.slurm.states import SlurmJob
 
-JobsOfParts = Mapping[Part, SlurmJob | None]  # the job in each part's place; None: there is none
+JobsOfParts = Mapping[
+    PlatformPart, SlurmJob | None
+]  # the job in each part's place; None: there is none
 
 
 def replicas_of(task: int, per_task: int) -> range:
@@ -16,23 +18,24 @@ def replicas_of(task: int, per_task: int) -> range:
     return range(task * per_task, (task + 1) * per_task)
 
 
-def replica_parts(array: str, replicas: Iterable[int], per_task: int) -> list[Part]:
+def replica_parts(array: str, replicas: Iterable[int], per_task: int) -> list[PlatformPart]:
     """The parts of replicas that the tasks of a submitted array hold."""
     return [
-        Part(kind="replica", index=index, platform_id=f"{array}_{index // per_task}")
+        PlatformPart(kind="replica", index=index, platform_id=f"{array}_{index // per_task}")
         for index in replicas
     ]
 
 
-def parts_of(tagged: TaggedJob) -> list[Part]:
+def parts_of(tagged: TaggedJob) -> list[PlatformPart]:
     """The endpoint, or the replicas of a task."""
     if tagged.kind == "endpoint":
-        return [Part(kind="endpoint", platform_id=tagged.job.id)]
+        return [PlatformPart(kind="endpoint", platform_id=tagged.job.id)]
     return [
-        Part(kind="replica", index=index, platform_id=tagged.job.id) for index in tagged.replicas
+        PlatformPart(kind="replica", index=index, platform_id=tagged.job.id)
+        for index in tagged.replicas
     ]
 
 
-def task_of(part: Part) -> int:
+def task_of(part: PlatformPart) -> int:
     """The number of a replica's task in its array."""
     return int(part.platform_id.rpartition("_")[2])

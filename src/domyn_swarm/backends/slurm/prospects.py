@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.base import ASLEEP, Part, ServingHandle
+from domyn_swarm.backends.base import ASLEEP, PlatformPart, ServingHandle
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.layout import slurm_config
@@ -204,7 +204,7 @@ class Prospects:
         return self._exceeded(read_plan(handle))
 
 
-def unseen(paths: SwarmPaths, part: Part, job: SlurmJob | None) -> str | None:
+def unseen(paths: SwarmPaths, part: PlatformPart, job: SlurmJob | None) -> str | None:
     """What is to be said of a job that failed before it could write a line: Slurm opens its log as
     its user, on its node. None: it is not one of these.
     """
@@ -224,6 +224,6 @@ def read_plan(handle: ServingHandle) -> DeploymentPlan:
     return DeploymentPlan.model_validate_json(text)
 
 
-def batch_log(paths: SwarmPaths, part: Part) -> Path:
+def batch_log(paths: SwarmPaths, part: PlatformPart) -> Path:
     """What the batch script of a replica's task prints."""
     return paths.slurm_logs / f"replica-{task_of(part)}.log"

@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from domyn_swarm.backends.base import (
     LaunchScripts,
-    Part,
     PartRecorder,
+    PlatformPart,
     ServingBackend,
     ServingHandle,
     refuse_draining,
@@ -87,12 +87,12 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         for script in (paths.endpoint_script, paths.replica_script):
             self._slurm.test(script)
         submissions = Submissions(self._slurm, paths, self._clock)
-        endpoint = Part(kind="endpoint", platform_id=submissions.submit("endpoint"))
+        endpoint = PlatformPart(kind="endpoint", platform_id=submissions.submit("endpoint"))
         record(endpoint)
         submissions.recorded("endpoint")
         warn_of_hidden(self._slurm, ctx.tag, endpoint.platform_id)
         # No GPU is held for an endpoint that waits: tasks are scheduled once its job has started.
-        replicas: list[Part] = []
+        replicas: list[PlatformPart] = []
         if plan.launched_replicas:
             tasks = None  # all of the script's array
             if plan.elastic is not None:
@@ -219,7 +219,9 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         }
 
     @staticmethod
-    def _place(paths: SwarmPaths, part: Part, job: SlurmJob | None, successor: bool) -> Observation:
+    def _place(
+        paths: SwarmPaths, part: PlatformPart, job: SlurmJob | None, successor: bool
+    ) -> Observation:
         """What is in a part's place: of one that waits for its turn again also how its last run
         ended, and of one that failed without a line why.
         """
@@ -229,7 +231,7 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         words = unseen(paths, part, job) if place.phase.terminal else None
         return place if words is None else Observation(place.phase, words)
 
-    def _any_doubtful(self, seen: JobsOfParts, coming: Collection[Part]) -> bool:
+    def _any_doubtful(self, seen: JobsOfParts, coming: Collection[PlatformPart]) -> bool:
         """Whether a replica seems to have ended without a word for the first time. The word is
         taken away once the successor is submitted, which a look from before does not show.
         """
@@ -242,7 +244,7 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         self._surely_ended |= doubtful
         return bool(doubtful)
 
-    def _successors(self, handle: ServingHandle) -> set[Part]:
+    def _successors(self, handle: ServingHandle) -> set[PlatformPart]:
         """The replicas whose jobs are over and that the endpoint program submits anew, as far as
         can be told from outside.
         """
