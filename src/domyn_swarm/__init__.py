@@ -58,7 +58,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever is exported
     """Import a public name on its first use: `--help` must not pay for what it does not need."""
-    if name in __all__:  # what has no home of its own is a job, or makes one
+    if name in __all__:  # names without an entry in _HOMES are jobs, or make jobs
         return getattr(import_module(_HOMES.get(name, "domyn_swarm.jobs")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

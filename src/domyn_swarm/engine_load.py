@@ -1,10 +1,10 @@
 """The load of engines from their metrics: parses Prometheus text, and converts counters to rates.
 
-One reader for the collector, which knows the names of its engine's metrics, for jobs at a plain
-endpoint, which try those of the engines that they may meet, and for what the router has counted so
-far. Standard library alone. Others that read such text: the watchdog, which is copied next to
-engines; llama.cpp's server program, which may not import this; and `backends.endpoint.smg_figures`,
-which wants the router's histograms, and has them from the Prometheus library.
+One reader for the collector, which knows the metric names of its engine, for jobs at a plain
+endpoint, which try those of all engines, and for the router's counters. Standard library only.
+Other readers of such text: the watchdog, which is copied next to engines; llama.cpp's server
+program, which may not import this module; and `backends.endpoint.smg_figures`, which reads the
+router's histograms with the Prometheus library.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Reading(NamedTuple):
 
 
 class MetricsReader:
-    """Reads the metrics of these names; several names of one are of several engines. A name may go
-    on with the first labels that a sample is to have: `requests{method="POST"`.
+    """Reads the metrics with these names, which may belong to several engines. A name may include
+    the first labels of its samples: `requests{method="POST"`.
     """
 
     def __init__(self, names: Mapping[str, Sequence[str | None]]) -> None:

@@ -1,5 +1,11 @@
 """Keeps one program running on a node: `follower.py SPEC.json HEAD PORT RANK [lifeline]`.
 
+Runs on the nodes of a replica beside the first one (an engine's worker, Ray's). Standard library
+only and Python 3.8 syntax: this file is copied next to the engine and runs in whatever image the
+engine comes in, with `restart_budget.py` beside it. The program is restarted a second after it
+ends; SIGTERM ends it and this process. `{head}`, `{port}` and `{rank}` in its arguments are
+replaced.
+
 What the nodes of a replica run beside the one that serves (an engine's worker, Ray's). Standard
 library only and Python 3.8 syntax: this file is copied next to the engine and runs in whatever
 image the engine comes in, with `restart_budget.py` beside it. The program is started again a second
@@ -25,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:
     from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
-else:  # it lies beside this file, which is no reason for the path to say so
+else:  # run as a copy: the module lies in the same folder
     sys.path.insert(0, str(Path(__file__).absolute().parent))
     from restart_budget import RestartBudget, RestartPolicy
 
@@ -35,7 +41,7 @@ MOST_FILES = 65_536
 
 
 def log(text: str) -> None:
-    """One line with the time, to stderr; lost where the disk does not take it."""
+    """Write one line with the time to stderr; it is lost if the disk does not accept it."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     try:
         os.write(2, f"{stamp} {text}\n".encode("utf-8", "backslashreplace"))
@@ -53,7 +59,7 @@ def allow_many_files() -> None:
 
 
 def end_with_parent() -> None:
-    """In the child: a group of its own, killed by the kernel when its parent dies."""
+    """In the child: a process group of its own, killed by the kernel when its parent ends."""
     os.setpgid(0, 0)
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -62,7 +68,7 @@ def end_with_parent() -> None:
 
 
 class Follower:
-    """Runs the program until it is told to stop."""
+    """Runs the program until SIGTERM or SIGINT."""
 
     def __init__(self, argv: list[str], env: dict[str, str]) -> None:
         self._argv = argv
@@ -84,7 +90,7 @@ class Follower:
                 return
 
     def run(self) -> int:
-        """Until told to stop; the exit code."""
+        """Run until SIGTERM or SIGINT; returns the exit code."""
         restarts = RestartBudget(RESTARTS)
         while not self._stopped:
             process = self._start()
@@ -126,7 +132,7 @@ class Follower:
 
 
 def end_with_input() -> None:
-    """Tell this process to stop when its standard input ends: whoever started it has died."""
+    """End this process with SIGTERM when its standard input ends: its parent has ended."""
     while os.read(0, 512):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

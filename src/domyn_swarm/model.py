@@ -24,7 +24,7 @@ def utc_now() -> datetime:
 
 
 class SwarmPhase(StrEnum):
-    """What the database says of a swarm. What is *observed* right now is an `Observation`."""
+    """The recorded phase of a swarm. Its *observed* state is an `Observation`."""
 
     LAUNCHING = "launching"  # recorded before the first submission
     READY = "ready"  # `min_ready` replicas have answered once
@@ -56,7 +56,7 @@ class ReplicaState(StrEnum):
     UNHEALTHY = "unhealthy"  # was ready, the probe fails
     RESTARTING = "restarting"  # engine ended, waiting out the back-off
     DRAINING = "draining"  # takes no new request, finishes those in flight
-    EXITED = "exited"  # ended as asked
+    EXITED = "exited"  # ended on request
     FAILED = "failed"  # ended and will not be restarted
 
 
@@ -91,7 +91,7 @@ class JobStatus(StrEnum):
 
 
 class ReplyVerdict(StrEnum):
-    """What a row's answer is, as far as its replies say."""
+    """The class of a row's answer, judged by its replies."""
 
     COMPLETE = "complete"
     CUT = "cut"  # at a token limit
@@ -102,7 +102,7 @@ class ReplyVerdict(StrEnum):
 
 
 def verdicts_named(names: str | Sequence[str]) -> tuple[ReplyVerdict, ...]:
-    """Verdicts that rows can be asked again for, by their names; commas separate them, too.
+    """The verdicts of these names, separated by commas.
 
     Raises:
         ConfigError: there is none of that name.
@@ -129,7 +129,7 @@ Dispatching = Literal["auto", "affinity", "least_load"]
 prefix, or only by the load of the replicas."""
 
 Fingerprint = Literal["full", "sample", "off"]
-"""How many rows' inputs are compared with those that were answered: all, one in 64, or none."""
+"""How many rows' inputs are compared with those of recorded answers: all, one in 64, or none."""
 
 _JOB_ENDS = frozenset(status for status in JobStatus if status.final)
 JOB_TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
@@ -151,9 +151,9 @@ def may_become(current: _S, to: _S, table: Mapping[_S, frozenset[_S]]) -> bool:
 
 
 class Reach(StrEnum):
-    """What can be known from here of something that was started at a `Location`."""
+    """Whether something that was started at a `Location` can be queried from here."""
 
-    HERE = "here"  # it can be asked
+    HERE = "here"  # it can be queried
     ELSEWHERE = "elsewhere"  # it cannot: whether it still runs is unknown
     OVER = "over"  # nothing that was started there can still run
 
@@ -208,7 +208,7 @@ class ExitRecord(Record):
     code: int | None  # None: ended by a signal
     signal: int | None = None  # the number
     time_limit: bool = False  # its time was up, or the scheduler had warned that it will be
-    stopped: bool = False  # it had been told to end, whatever it ended by
+    stopped: bool = False  # it had received a signal to end, whatever it ended by
     started_at: datetime
     ended_at: datetime
 
@@ -235,10 +235,10 @@ class ExitRecord(Record):
 
 
 class DispatchAccount(Record):
-    """What came of rows that begin alike."""
+    """The effect of dispatching rows by shared prefixes."""
 
-    groups: int  # of rows that were asked one after the other,
-    rows_grouped: int  # so many in all
+    groups: int  # of rows with a shared prefix
+    rows_grouped: int  # rows in all groups
     requests_known: int  # sent to a replica that had been sent what they begin with (a hit)
     requests_new: int  # whose beginning no replica had been sent
     requests_moved: int  # sent elsewhere than to those that had been: they had their share
@@ -264,7 +264,7 @@ class JobAccount(Record):
     latency_p50_s: float | None
     latency_p90_s: float | None
     latency_p99_s: float | None
-    dispatch: DispatchAccount | None = None  # None: no beginning was looked at
+    dispatch: DispatchAccount | None = None  # None: no prefix was examined
 
 
 class Histogram(Record):
@@ -299,7 +299,7 @@ class TimeLeft:
 
     @property
     def between(self) -> str:
-        """The interval in few characters; one moment where the ends are alike."""
+        """The interval as text; a single time if both ends print alike."""
         low, high = clock_time(self.low_s), clock_time(self.high_s)
         return low if low == high else f"{low}-{high}"
 
@@ -321,8 +321,8 @@ class JobFigures(Record):
     """How far a job is."""
 
     rows_total: int | None = None  # None: not known yet
-    rows_done: int = 0  # settled, those of earlier runs and failed ones included
-    rows_resumed: int = 0  # of them: before this run, by this job or another that asks the same
+    rows_done: int = 0  # settled, including those of earlier runs and failed ones
+    rows_resumed: int = 0  # of them: before this run, by this or an identical job
     rows_failed: int = 0
     verdicts: dict[ReplyVerdict, int] = field(default_factory=dict)  # settled rows, by answers
     commonest_failure: FailureGroup | None = None  # of the rows that failed in its own run
@@ -336,7 +336,7 @@ class JobFigures(Record):
 
 
 def time_left_fields(left: TimeLeft | None) -> dict[str, float | None]:
-    """What is left, as the figures of a job have it."""
+    """The remaining time as fields of `JobFigures`."""
     ends = (None, None, None) if left is None else (left.expected_s, left.low_s, left.high_s)
     return dict(zip(("eta_s", "eta_low_s", "eta_high_s"), ends, strict=True))
 
@@ -373,7 +373,7 @@ def listing_tag(urls: Iterable[str]) -> str:
 
 
 class ReplicaReport(Record):
-    """The last report of one replica, as the collector keeps it and as readers get it."""
+    """The last report of one replica, as stored by the collector and returned to readers."""
 
     replica: Annotated[int, Meta(ge=0, le=100_000)]
     state: ReplicaState

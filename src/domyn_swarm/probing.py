@@ -1,13 +1,12 @@
 """The one readiness abstraction: a probe is a function that returns an `Observation`.
 
-Who waits for something to come to be does so in `wait_until`; `all_of` composes probes. Where there
-is nothing to say but yes or no, that is `comes_true`, and in an event loop `comes_true_async`.
+`wait_until` waits until something is ready; `all_of` composes probes. For a condition that is only
+true or false there is `comes_true`, and in an event loop `comes_true_async`.
 
-What sleeps elsewhere waits for no condition: it does something every so many seconds until it is
-cancelled, or shows how far something is; tries again after a pause; or acts on what it sees in the
-same loop (a program that looks after its children, a gate that knocks ever more seldom). Programs
-that may not import this module (`watchdog`, `follower`, `backends.node_report`, engines' servers)
-have loops of their own.
+Other loops that sleep wait for no condition: they do something periodically until they are
+cancelled, show progress, retry after a pause, or act on each observation themselves (a program that
+supervises its children, a gate that probes at growing intervals). Programs that may not import this
+module (`watchdog`, `follower`, `backends.node_report`, engines' servers) have loops of their own.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class Clock(Protocol):
 
 
 def all_of(**probes: Probe) -> Probe:
-    """A probe that is as far as the least of its parts; what is not ready names its part."""
+    """A probe with the lowest phase of its parts; the detail names the part that is not ready."""
 
     def probe() -> Observation:
         observations = {name: part() for name, part in probes.items()}

@@ -1,12 +1,12 @@
-"""What a record is: a frozen value with typed fields that becomes JSON and comes back from it.
+"""What a record is: a frozen value with typed fields that can be written to JSON and read back.
 
-Commands that only look import dozens of records and read few of them. So they are msgspec's
-structs, whose classes cost nothing and whose JSON is decoded strictly. Pydantic, whose import alone
-costs more than a whole look, is loaded where something else comes in: what a user wrote, JSON that
-is not as a record was written, a JSON Schema, a record within a configuration.
+Commands that only read import dozens of records and use few of them. So records are msgspec's
+structs, whose classes cost nothing and whose JSON is decoded strictly. Pydantic, whose import costs
+more than such a command, is loaded only for other input: what a user wrote, JSON in another form
+than a record's, a JSON Schema, a record within a configuration.
 
-The modules of records that a look reads do without `from __future__ import annotations`, with which
-each field's type would be text that is compiled when a decoder is made.
+Modules with records that such commands read do without `from __future__ import annotations`, which
+would make each field's type a text that is compiled when a decoder is made.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ __all__ = ["After", "Before", "Meta", "Record", "about", "field"]
 
 
 class After(NamedTuple):
-    """Beside a field's type: what is given is what this makes of it, or it raises a ValueError.
+    """Annotation of a field's type: the input is replaced by the function's result; a ValueError
+    refuses it.
 
-    It counts where a record is validated, not where one is made or read from its own JSON.
+    Applied when a record is validated, not when it is constructed or read from its own JSON.
     """
 
     check: Callable[[Any], Any]
@@ -58,8 +59,8 @@ class After(NamedTuple):
 
 
 class Before(NamedTuple):
-    """As `After`, but what is given goes through `check` before its type is looked at. `accepts`
-    is the JSON Schema of what may be given, where that is more than the type says.
+    """As `After`, but `check` is applied before the type is checked. `accepts` is the JSON Schema
+    of the accepted input, if that is wider than the type's.
     """
 
     check: Callable[[Any], Any]
@@ -98,7 +99,7 @@ def about(
 
 
 class _RecordType(StructMeta):
-    """Makes every record what `Record` says.
+    """The metaclass of `Record`: makes each class a frozen msgspec struct.
 
     A record of several records has the fields of all of them. It is an instance of the first one
     alone, since Python gives an object one layout: the others may have no methods.
@@ -125,7 +126,7 @@ class _RecordType(StructMeta):
 
 
 def _fields_beside(first: type[Struct], other: type[Struct]) -> dict[str, Any]:
-    """The fields of a record that another one lacks, as the body of a class has them."""
+    """The fields of a record that another record lacks, as the body of a class."""
     lacking = [
         one for one in msgspec.structs.fields(other) if one.name not in first.__struct_fields__
     ]
@@ -145,12 +146,12 @@ def _fields_beside(first: type[Struct], other: type[Struct]) -> dict[str, Any]:
 class Record(Struct, metaclass=_RecordType, frozen=True):
     """A frozen, serialisable value. Unknown fields are refused.
 
-    Whoever makes one gives each field a value of its type, which the type checker sees to;
-    `model_validate` takes what others give, and `model_validate_json` what was written.
+    The constructor does not check types, which the type checker does; `model_validate` checks other
+    input, and `model_validate_json` JSON.
     """
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:  # noqa: ANN401 - IPython's
-        """What a notebook shows of it: what `str` says."""
+        """The notebook's display of the record: its `str`."""
         printer.text(str(self))
 
     @classmethod
@@ -191,14 +192,14 @@ class Record(Struct, metaclass=_RecordType, frozen=True):
         return _without_none(values) if exclude_none else values
 
     def model_dump_json(self, *, indent: int | None = None) -> str:
-        """As JSON, on one line where no indent is asked for."""
+        """The record as JSON, on one line without `indent`."""
         text = msgspec.json.encode(self, enc_hook=_encoded)
         return (text if indent is None else msgspec.json.format(text, indent=indent)).decode()
 
     @classmethod
     def model_validate(cls, given: object, *, context: Mapping[str, Any] | None = None) -> Self:
-        """A record from what somebody gives: a mapping, with values that are converted where that
-        loses nothing; or a record, which is taken as it is.
+        """A record from a mapping, whose values are converted if that loses nothing, or from a
+        record, which is returned unchanged.
 
         Raises:
             pydantic.ValidationError: a ValueError: all that is wrong, with its place.
@@ -207,10 +208,10 @@ class Record(Struct, metaclass=_RecordType, frozen=True):
             return given
         if _types_say_all(cls):
             try:
-                _decoder(cls)  # so that what is known of it is whole
+                _decoder(cls)  # completes the class's type information first
                 return msgspec.convert(given, cls, dec_hook=_decoded)
             except msgspec.ValidationError:
-                pass  # pydantic converts more, or says what is wrong
+                pass  # pydantic converts more, or raises the detailed error
         return cls.of_model(cls.pydantic_model().model_validate(given, context=context))
 
     @classmethod
@@ -273,8 +274,8 @@ _building = RLock()
 
 
 def _decoder(kind: type[Record]) -> msgspec.json.Decoder[Any]:
-    """One thread at a time makes decoders: what msgspec knows of a struct is on its class before it
-    is whole, and a second thread that came upon it crashed the process.
+    """Decoders are made by one thread at a time: msgspec stores its type information on the class
+    before it is complete, and a second thread that used it crashed the process.
     """
     decoder = _decoders.get(kind)
     if decoder is None:
@@ -287,7 +288,7 @@ def _decoder(kind: type[Record]) -> msgspec.json.Decoder[Any]:
 
 @cache
 def _types_say_all(kind: type[Record]) -> bool:
-    """Whether nothing but types and bounds is asked of the fields, records within it included."""
+    """Whether the fields are constrained by types and bounds alone, including nested records."""
     return all(_says_all(one.type) for one in msgspec.structs.fields(kind))
 
 
@@ -364,7 +365,7 @@ def _without_none(value: Any) -> Any:  # noqa: ANN401 - any value
 
 
 def _encoded(value: object) -> object:
-    """What JSON has no form for, as text."""
+    """Types without a JSON form, as text."""
     if isinstance(value, Path):
         return str(value)
     raise NotImplementedError(f"{type(value).__name__} is no part of a record.")
@@ -373,4 +374,4 @@ def _encoded(value: object) -> object:
 def _decoded(kind: type, value: Any) -> object:  # noqa: ANN401 - from JSON
     if kind is not Path:
         raise NotImplementedError(f"{kind.__name__} is no part of a record.")
-    return Path(value)  # what is no path is a TypeError, which the decoder takes for wrong input
+    return Path(value)  # else TypeError, which the decoder reports as invalid input

@@ -1,8 +1,8 @@
-"""How often a program that ended is started again, and after what pause: one rule for all that
-start programs again, each with a `RestartPolicy` of its own.
+"""Restart policies: how often a program that ended is started again, and after what pause.
 
-Pure: times are the caller's, in seconds of any one clock. Standard library only and Python 3.8
-syntax: it lies beside `watchdog.py` and `follower.py` wherever those run.
+One rule for all programs that restart others, each with a `RestartPolicy` of its own. Pure: times
+are the caller's, in seconds of any one clock. Standard library only and Python 3.8 syntax: it is
+copied next to `watchdog.py` and `follower.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RestartPolicy(NamedTuple):
     progress_s: float = math.inf
 
     def allows(self, restarts: int) -> bool:
-        """Whether there is one more after so many that count."""
+        """Whether another restart is allowed after this number of counted restarts."""
         return self.most is None or restarts < self.most
 
     def is_progress(self, ran_s: float) -> bool:
@@ -37,13 +37,15 @@ class RestartPolicy(NamedTuple):
         return ran_s >= self.progress_s
 
     def pause_s(self, restarts: int) -> float:
-        """The pause before the restart that follows so many since the last progress."""
+        """The pause in seconds before the next restart, after this number of restarts without
+        progress.
+        """
         doubled = self.first_pause_s * 2.0 ** min(restarts, MOST_DOUBLINGS)
         return float(min(doubled, self.longest_pause_s))
 
 
 class RestartBudget:
-    """What is left of a policy for one program."""
+    """The remaining restarts of one program under a policy."""
 
     def __init__(self, policy: RestartPolicy, restarted_at: Iterable[float] = ()) -> None:
         """`restarted_at`: when it was started again before, in any order."""
@@ -68,7 +70,7 @@ class RestartBudget:
         return not self._policy.allows(counted)
 
     def take(self, now: float = 0.0) -> float | None:
-        """Take one restart: the pause before it, in seconds. None: there is none left."""
+        """Take one restart; returns the pause before it in seconds, or None if none is left."""
         if self.exhausted(now):
             return None
         pause_s = self._policy.pause_s(self._since_progress)

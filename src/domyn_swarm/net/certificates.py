@@ -17,12 +17,12 @@ def certificates(ca_file: str) -> list[bytes]:
     Raises:
         ConfigError: they cannot be used.
     """
-    trusting(ca_file)  # says what is wrong
+    trusting(ca_file)  # raises if the file is unusable
     return _CERTIFICATE.findall(Path(ca_file).read_bytes())
 
 
 def trusting(ca_file: str) -> ssl.SSLContext:
-    """What trusts the system's certificates and those of a file.
+    """An SSL context that trusts the system's certificates and those of a file.
 
     Raises:
         ConfigError: they cannot be used.
@@ -30,7 +30,7 @@ def trusting(ca_file: str) -> ssl.SSLContext:
     context = ssl.create_default_context()
     try:
         context.load_verify_locations(ca_file)
-    except OSError as error:  # an SSLError is one
+    except OSError as error:  # includes SSLError
         raise ConfigError(
             f"The endpoint's certificates in {ca_file} cannot be used: {error}.",
             hint="router.tls_ca, or router.tls_cert, names a file of certificates in PEM that the "

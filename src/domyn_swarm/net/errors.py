@@ -1,4 +1,4 @@
-"""What can go wrong with one request. These become data in the runner and never leave it."""
+"""Errors of one request. The runner turns them into data; they never leave it."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ _LOST_REPLICA = b"call_upstream_"
 _NO_REPLICA = b"call_upstream_connection_failed"
 _REPLICA_URL = re.compile(rb"https?://[^/\s\"')]+")
 
-# What Rust programs say of EMFILE and ENFILE: they could open no connection for this request
+# EMFILE and ENFILE as Rust programs print them: no connection could be opened for this request
 _OUT_OF_FILES = re.compile(rb"\(os error 2[34]\)")
 
 # OpenAI's code for an account without credit: nothing becomes of waiting
 _NO_CREDIT = b"insufficient_quota"
 
-NOT_IMPLEMENTED = 501  # the server has no such thing, however often it is asked
+NOT_IMPLEMENTED = 501  # permanent: the server has no such function
 
-# vLLM's words when the process that computes has died behind the one that answers
+# vLLM's message when its engine process has ended behind the API server
 _ENGINE_DEAD = re.compile(rb"EngineDead|EngineCore")
 
-# No key, nothing paid, not allowed, no such model or path: what a row may cause, and what every row
-# is told once a key is withdrawn or a model is gone. A redirect leads to a login page.
+# No key, no payment, forbidden, no such model or path: one row may cause these, and every row gets
+# them once a key is withdrawn or a model is gone. A redirect leads to a login page.
 _DOORS = frozenset({401, 402, 403, 404, 405, 407, 410})
 
 NOT_JSON = (ValueError, RecursionError)
-"""What decoding what a server sent raises: it is malformed or of other types, its text is no UTF-8
-(which is no error of the decoder's own), or it is nested too deeply.
+"""Exceptions of decoding a server's bytes: malformed or of other types, text that is not UTF-8 (no
+error class of the decoder's), or nested too deeply.
 """
 
 
 class RequestError(Exception):
-    """One request failed. `retryable` says whether asking again may help."""
+    """One request failed. `retryable`: whether a retry may succeed."""
 
     retryable = False
 
@@ -47,8 +47,8 @@ class RequestError(Exception):
         server: str | None = None,
         barred: bool = False,
     ) -> None:
-        """`server` is the replica that failed it, where a router tells; `barred`: it was turned
-        away as every other request may be, before anybody looked at what it asks.
+        """`server`: the replica that failed it, if the router names it; `barred`: it was refused
+        for a reason that affects every other request, before its content was read.
         """
         super().__init__(message)
         self.message = message
@@ -64,14 +64,14 @@ class RequestError(Exception):
 
 
 class CannotConnect(RequestError):
-    """Nobody listens: nothing was sent."""
+    """Nothing listens at the address: nothing was sent."""
 
     retryable = True
 
 
 class NoFileLeft(RequestError):
-    """The process, or its machine, can open no more files: nothing was sent, and nothing is said
-    of who was to be asked.
+    """The process, or its machine, can open no more files: nothing was sent, and the error says
+    nothing about the server.
     """
 
     retryable = True
@@ -88,13 +88,15 @@ class ReplicaLost(ConnectionBroken):
 
 
 class ReplicaAway(ReplicaLost):
-    """The router could not connect to a replica that it still believed in. It says the same of
-    requests that were in flight as the replica died: it sends those once more.
+    """The router could not connect to a replica that it considered alive. It reports the same for
+    requests in flight when the replica ended: these are sent once more.
     """
 
 
 class NobodyThere(ReplicaAway):
-    """Nobody listens where a replica was, and it was asked itself: nothing was sent."""
+    """Nothing listens at a replica's address, to which the request was sent directly: nothing was
+    sent.
+    """
 
 
 class RequestTimeout(RequestError):
@@ -125,7 +127,7 @@ class ServerFailed(RequestError):
 
 
 class EngineDead(ServerFailed):
-    """The server answers, and says that the engine behind it has died under the request."""
+    """The server answers, and reports that the engine behind it ended during the request."""
 
 
 class BadReply(RequestError):
@@ -135,7 +137,7 @@ class BadReply(RequestError):
 
 
 class DeadlyRow(RequestError):
-    """Engines died again and again while they answered this row, at last this row alone."""
+    """Engines repeatedly ended while they answered this row, finally this row alone."""
 
 
 def no_file_left() -> NoFileLeft:
@@ -181,7 +183,7 @@ def page_instead(body: bytes | memoryview, server: str | None) -> RequestError |
     )
 
 
-# What servers call errors that have no number, by what it would be.
+# HTTP statuses of error types that servers report without a number.
 _STATUS_OF_WORD = {
     "rate_limit": 429,
     "too_many_requests": 429,
@@ -217,7 +219,7 @@ def error_in_reply(what: str, told: Any) -> RequestError:  # noqa: ANN401 - JSON
 
 
 def _status_of(name: Any) -> int | None:  # noqa: ANN401 - JSON
-    """The HTTP status that a code or type of an error stands for, if it stands for one."""
+    """The HTTP status that a code or type of an error corresponds to, if any."""
     text = str(name).lower()
     if text.isdecimal():
         return int(text) if 400 <= int(text) <= 599 else None

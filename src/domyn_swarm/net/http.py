@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 
 CONNECT_TIMEOUTS_S = (10.0, 5.0, 2.0, 1.0, 0.5, 0.2)
-"""How long a connection may take to come about: the first of them that is less than the limit of
-the request, so that who cannot be reached is not taken for one that does not answer.
+"""Limits for connecting, in seconds: the first one below the request's own limit applies, so that
+an unreachable server is not mistaken for a slow one.
 """
 _IDLE_AT_LEAST = 64  # connections that are kept open to one server while they have nothing to do,
 _IDLE_PART = 4  # or this part of all that the process can have: those to others need files as well
@@ -54,7 +54,7 @@ class HttpReply(msgspec.Struct, frozen=True, gc=False):
     status: int
     body: bytes | memoryview
     retry_after_s: float | None
-    served_by: str | None = None  # the replica, where a router tells
+    served_by: str | None = None  # the replica, if the router names it
 
 
 class HttpClient(Protocol):
@@ -71,7 +71,7 @@ class HttpClient(Protocol):
         """
 
     def stream(self, url: str, body: bytes, timeout_s: float) -> AsyncIterator[bytes | HttpReply]:
-        """POST and yield the body's chunks as they come; a status of 300 or above is yielded
+        """POST and yield the body's chunks as they arrive; a status of 300 or above is yielded
         whole, as one `HttpReply`.
         """
 
@@ -105,11 +105,11 @@ def _headers(key: str | None) -> dict[str, str]:
 
 
 def _load_to_stay(module: str) -> None:
-    """Import a module in a thread that does not end before the process does.
+    """Import a module in a thread that lives as long as the process.
 
     pyreqwest's allocator (mimalloc 3.3) takes the thread that loads it for the process's main
-    one: once that has ended, it crashes in whichever thread gets its id next. Jobs in a notebook
-    run in a thread each, and would take the kernel with them on the second run.
+    thread: after that thread has ended, it crashes in the next thread with the same id. Jobs in a
+    notebook run in a thread each, and would crash the kernel on the second run.
     """
     if module in sys.modules or threading.current_thread() is threading.main_thread():
         importlib.import_module(module)
@@ -119,7 +119,7 @@ def _load_to_stay(module: str) -> None:
     def load() -> None:
         try:
             loaded.set_result(importlib.import_module(module))
-        except BaseException as error:  # noqa: BLE001 - raised by whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised in the waiting caller
             loaded.set_exception(error)
         threading.Event().wait()
 
@@ -134,7 +134,7 @@ def _connect_limit_s(timeout_s: float) -> float:
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """Seconds of a `Retry-After` header; dates are read as "now-ish": one second."""
+    """Seconds of a `Retry-After` header; a date counts as one second."""
     if value is None:
         return None
     try:
@@ -144,10 +144,11 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 class _HeedingCancellation:
-    """Calls of pyreqwest in the body return or raise, unless the task is cancelled meanwhile.
+    """Ensures that calls of pyreqwest in the body return or raise unless the task is cancelled
+    meanwhile.
 
-    One whose answer has come returns it even then, as if nothing had been: who asks again and
-    again would do so for ever, and whoever waits for its end with it.
+    A call whose answer has arrived returns it even after a cancellation. Without this check a
+    caller that retries would continue for ever, and so would a caller that waits for its end.
     """
 
     __slots__ = ("_before", "_task")
@@ -181,7 +182,7 @@ class ReqwestClient(HttpClient):
         self._by_limit: dict[float, tuple[Client, timedelta]] = {}  # of a request
 
     def _builder(self, method: str, url: str, timeout_s: float) -> RequestBuilder:
-        """A request, by the client for its limit; as a rule there is one for all."""
+        """A request by the client with its time limit; usually there is one client for all."""
         known = self._by_limit.get(timeout_s)
         if known is None:
             connect_limit_s = _connect_limit_s(timeout_s)
@@ -212,7 +213,7 @@ class ReqwestClient(HttpClient):
     def use_key(self, key: str | None) -> None:
         if _headers(key) != self._headers:
             self._headers = _headers(key)
-            self._clients = {}  # what is in flight keeps the old one until it has ended
+            self._clients = {}  # requests in flight keep the old client until they end
             self._by_limit = {}
             if self._instead is not None:
                 self._instead.use_key(key)
@@ -268,9 +269,9 @@ class ReqwestClient(HttpClient):
             raise self._translate(error, timeout_s) from error
 
     def _must_give_way(self, error: Exception) -> bool:
-        """Whether the other client has to do the work from now on: this one's TLS refuses a server
-        whose certificate says that it is an authority, as `openssl req -x509` makes them, although
-        it is among those to be trusted. Every session asks for a listing first: see `gate`.
+        """Whether the other client must be used from now on: this client's TLS refuses a server
+        whose certificate is marked as an authority, as `openssl req -x509` creates them, even if it
+        is trusted. Every session requests a listing first: see `gate`.
         """
         refused = self._ca_file is not None and "CaUsedAsEndEntity" in _causes(error)[-1]
         if refused and self._instead is None:
@@ -281,8 +282,8 @@ class ReqwestClient(HttpClient):
 
     def _translate(self, error: Exception, timeout_s: float) -> Exception:
         causes = _causes(error)
-        # By its classes the library calls every time-out and every reset one of connecting; the
-        # causes tell the true ones.
+        # By its exception classes the library reports every time-out and every reset as one of
+        # connecting; the causes show which they are.
         if any(_EXHAUSTED.search(cause) for cause in causes):
             return no_file_left()
         if any("(Connect)" in cause for cause in causes):
@@ -307,7 +308,7 @@ def _is_of_names(cause: str) -> bool:
 
 
 def _causes(error: Exception) -> list[str]:
-    """The causes that the library tells, innermost last: the outer ones say only "error"."""
+    """The causes that the library reports, innermost last: the outer ones only say "error"."""
     details = getattr(error, "details", None) or {}
     return [str(cause.get("message")) for cause in details.get("causes") or []] or [str(error)]
 

@@ -1,4 +1,8 @@
-"""A client with the shape of OpenAI's, over raw JSON: no object models on the hot path.
+"""A client with the interface of OpenAI's, over raw JSON: no object models on the hot path.
+
+`client.chat.completions.create(...)`, `client.completions`, `client.embeddings` and `client.models`
+accept what OpenAI's and vLLM's accept (`extra_body` is merged in unchecked), and their replies have
+the same attributes. `client.openai` is the official client, for everything else.
 
 `client.chat.completions.create(...)`, `client.completions`, `client.embeddings` and `client.models`
 take what OpenAI's and vLLM's take (`extra_body` is merged in, whatever it holds) and their replies
@@ -38,7 +42,7 @@ _NOT_OURS = ("extra_headers", "extra_query")
 
 
 class ClientAddress(NamedTuple):
-    """What a client of an endpoint needs."""
+    """Address and credentials of an endpoint's client."""
 
     url: str  # without /v1
     key: str | None
@@ -51,7 +55,7 @@ class ClientAddress(NamedTuple):
         return f"{self.url.rstrip('/').removesuffix('/v1')}/v1"
 
     def trusted(self) -> ssl.SSLContext | bool:
-        """What certificates are checked against; True: the system's."""
+        """The certificates to trust; True: the system's."""
         from domyn_swarm.net.certificates import trusting
 
         return True if self.ca_file is None else trusting(self.ca_file)
@@ -93,7 +97,7 @@ def _official_package(asked_for: str) -> ModuleType:
 
 
 class Transport(Protocol):
-    """What carries requests; retries, accounting and the endpoint's address are its business."""
+    """Sends requests; retries, accounting and the endpoint's address are the implementation's."""
 
     async def post(
         self, path: str, body: dict[str, Any], timeout_s: float | None = None
@@ -259,7 +263,7 @@ class _Models:
         self._transport = transport
 
     async def list(self) -> Reply:
-        """What the endpoint serves: `.data[0].id`."""
+        """The models that the endpoint serves: `.data[0].id`."""
         return _decode(await self._transport.get(MODELS_PATH))
 
 
@@ -278,7 +282,7 @@ class OpenAIClient:
         *,
         timeout_s: float | None = None,
     ) -> None:
-        """`address` tells where the endpoint is now."""
+        """`address` returns the endpoint's present address."""
         self.transport = transport
         self._address = address
         self._official: tuple[ClientAddress, AsyncOpenAI] | None = None

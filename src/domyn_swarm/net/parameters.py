@@ -19,7 +19,7 @@ def _names(text: str) -> frozenset[str]:
 
 
 ASKED = _names("model messages prompt input stream stream_options")
-"""What is asked, and whether the reply is streamed: not for jobs, which make it of their rows."""
+"""Parameters that set the content and streaming: refused for jobs, which derive them from rows."""
 
 _SAMPLING = _names(
     """
@@ -89,11 +89,11 @@ ALL = CHAT | COMPLETIONS | EMBEDDINGS | RESPONSES
 
 
 _ONE_LIMIT = _names("max_tokens max_completion_tokens max_output_tokens max_new_tokens n_predict")
-"""What APIs and programs call the most tokens of an answer."""
+"""Names for the token limit of an answer, in APIs and programs."""
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:
-    """The known name that this one is probably a misspelling of, or that stands for the same."""
+    """The known parameter that this name is probably a misspelling or a synonym of."""
     same = sorted(_ONE_LIMIT & {*known}, reverse=True) if name in _ONE_LIMIT else []
     close = same or difflib.get_close_matches(name, sorted(known), 1, _ALIKE)
     return close[0] if close else None

@@ -1,7 +1,7 @@
-"""What a reply of status 200 came to: its tokens, why it ended, whether anything was said.
+"""The result of a reply with status 200: its tokens, why it ended, and whether it has content.
 
-A 200 may carry an error, break off, be refused, or say nothing; every request of a job is looked at
-here, whoever makes what of its answer.
+A 200 may carry an error, break off, be a refusal, or be empty; every reply to a job is examined
+here, however the job uses it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TOOLS_PLACE, _CUT_PLACE, _REFUSED_PLACE = 1, 2, 3
 
 
 class ReplyFacts(msgspec.Struct, frozen=True, gc=False):
-    """One reply. Of several choices the worst ending counts, and one that is silent."""
+    """One reply. Of several choices the worst ending counts, and an empty one."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -103,14 +103,14 @@ _any_usage = msgspec.json.Decoder(_ReplyOfAnyUsage)
 
 
 def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
-    """What the whole reply to a request at `path` came to.
+    """The facts of a whole reply to a request at `path`.
 
     Raises:
         RequestError: it is an error after all; which one is as its code says.
         BadReply: it is not what the API promises.
     """
     reply = _decoded(body)
-    if path == CHAT_PATH and _is_plain(reply):  # by far the commonest: no need to look further
+    if path == CHAT_PATH and _is_plain(reply):  # by far the most frequent: nothing else to examine
         usage = reply.usage or _NO_USAGE
         return ReplyFacts(usage.prompt_tokens or 0, usage.completion_tokens or 0, _STOPPED)
     _raise_error(reply)
@@ -124,7 +124,7 @@ def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
 
 
 def _is_plain(reply: _Reply) -> bool:
-    """Whether a chat's reply is one answer in words, with nothing else to look at."""
+    """Whether a chat's reply is a single text answer without anything else to examine."""
     choices = reply.choices
     if not choices or len(choices) > 1 or reply.error or reply.object == "error":
         return False
@@ -148,7 +148,7 @@ class StreamedReply:
         self._prompt_tokens = self._completion_tokens = 0
 
     def add(self, chunk: bytes) -> None:
-        """Take one chunk in. Raises as `read_reply`."""
+        """Add one chunk. Raises as `read_reply`."""
         reply = _decoded(chunk)
         _raise_error(reply)
         for one in reply.choices or ():
@@ -165,7 +165,7 @@ class StreamedReply:
             self.add(rest)
 
     def facts(self) -> ReplyFacts:
-        """What all of it came to."""
+        """The facts of all chunks together."""
         usage = _Usage(self._prompt_tokens, self._completion_tokens)
         facts = _facts(list(self._heard.values()), usage)
         return (
@@ -174,7 +174,7 @@ class StreamedReply:
 
 
 class _Heard(NamedTuple):
-    """One choice, or a piece of one."""
+    """One choice, or a chunk of one."""
 
     finish_reason: str | None
     ending: int  # its place among `ENDINGS`
