@@ -1,4 +1,6 @@
-"""One request over all its attempts: what it is forgiven, and when it is given up."""
+"""One request over all its attempts: which failures do not count as retries, and when it is given
+up.
+"""
 
 from __future__ import annotations
 
@@ -26,41 +28,43 @@ from domyn_swarm.net.errors import (
     ServerFailed,
 )
 
-# What a router says when its replicas are lost; 404 when it knows of none at all.
+# The router's reply when its replicas are lost; 404 when it has none at all.
 _GONE_STATUSES = frozenset({404, 500, 502, 503, 504})
-_REPLICA_LEAVES_S = 60.0  # within so long a lost replica has surely left the router
-_COMES_BACK_S = 3.0  # within so long after a death who cannot connect has met nothing else
-_UNPROVEN_S = 5.0  # the same before anything was answered: as likely all of them refuse
+_REPLICA_LEAVES_S = 60.0  # after this time a lost replica has left the router for certain
+_COMES_BACK_S = 3.0  # a refused connection so soon after an engine's end has the same cause
+_UNPROVEN_S = 5.0  # the same before the first answer: more likely all of them refuse
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how patiently a row is repeated. Seconds throughout."""
+    """How often, and with which pauses, a row's requests are repeated. Seconds throughout."""
 
     retries: int = 5
     timeout_s: float = 600.0
-    timeout_retries: int = 1  # of those: after no reply came in time
+    timeout_retries: int = 1  # of those: after time-outs
     backoff_initial_s: float = 0.5
     backoff_max_s: float = 30.0
-    pressure_limit_s: float = 3600.0  # how long one request may be turned away as back-pressure
-    knock_max_s: float = 5.0  # how often a lost endpoint is tried
+    pressure_limit_s: float = 3600.0  # how long one request may be deferred by back-pressure
+    knock_max_s: float = 5.0  # the longest pause between two probes of a lost endpoint
 
     def backoff_s(self, failures: int) -> float:
-        """The wait before the next attempt: uniform between 0 and the exponential bound."""
+        """The pause in seconds before the next attempt: uniform between 0 and the exponential
+        bound.
+        """
         bound = min(self.backoff_max_s, self.backoff_initial_s * 2 ** (failures - 1))
         return random.uniform(0, bound)  # noqa: S311 - jitter
 
 
 class Request(NamedTuple):
-    """What is asked for which row."""
+    """The request and the rows that it belongs to."""
 
     kind: Kind
-    limit_s: float  # how long one attempt may take
+    limit_s: float  # time limit of one attempt
     trace: RowTrace | None
 
 
 class Asking:
-    """Told of each attempt that failed; when it returns, the request may be sent again."""
+    """Receives each failed attempt; when `failed` returns, the request may be sent again."""
 
     def __init__(
         self, gate: EndpointGate, policy: RetryPolicy, tally: Tally, request: Request
@@ -77,11 +81,11 @@ class Asking:
         self._refused_since: float | None = None
 
     async def failed(self, error: RequestError, sent_at: float) -> None:
-        """Return when it is time for another attempt.
+        """Return when the next attempt may be sent.
 
         Raises:
-            RequestError: there is none: the row caused it, or its attempts are used up.
-            OneByOne: the rows of the call have to be asked each by itself.
+            RequestError: no further attempt: the row caused the error, or its attempts are used up.
+            OneByOne: the rows of the call have to be sent separately.
         """
         now = asyncio.get_running_loop().time()
         last_break = self._suspects.last_break
@@ -96,7 +100,7 @@ class Asking:
         if await self._engine_died(error, sent_at, now, gone=gone, broke=broke):
             return
         if gone:
-            if error.barred or isinstance(error, CannotConnect):  # no engine has seen it
+            if error.barred or isinstance(error, CannotConnect):  # it reached no engine
                 self._trace.attempts -= 1
             return
         if error.may_meet_all and await self._is_not_the_rows(error, sent_at, now):
@@ -108,7 +112,7 @@ class Asking:
         await self._repeated(error)
 
     async def _repeated(self, error: RequestError) -> None:
-        """Count it, and rest."""
+        """Count the retry, and pause."""
         trace = self._trace
         trace.failures += 1
         self._timeouts += isinstance(error, RequestTimeout)
@@ -120,17 +124,18 @@ class Asking:
         await asyncio.sleep(self._policy.backoff_s(trace.failures))
         if isinstance(error, ServerFailed) and error.server is not None:
             death = self._suspects.death_of(error.server, received_at)
-            if death is not None:  # those were its last words
+            if death is not None:  # the engine ended just after this reply
                 trace.failures -= 1
                 self._accuse(death, error)
 
-    # -- engines that die ------------------------------------------------------------------------
+    # -- engines that end ------------------------------------------------------------------------
 
     async def _engine_died(
         self, error: RequestError, sent_at: float, now: float, *, gone: bool, broke: bool
     ) -> bool:
-        """Whether the engine died under the request, or had done so before. The time until others
-        know it, too, is over by then. `broke`: the request was at work in an engine as that ended.
+        """Whether the engine ended during the request, or had ended before. Returns after the time
+        in which other components notice it. `broke`: the engine was processing the request when it
+        ended.
         """
         death = None
         if isinstance(error, NobodyThere):  # nothing was sent
@@ -143,7 +148,7 @@ class Asking:
                 error.server, last.last_heard_at
             )
             death = self._suspects.died_under(error.server, sent_at, now, alive=alive)
-            if death is None and broke:  # it was at work after all
+            if death is None and broke:  # it was being processed after all
                 death = self._suspects.died_under(error.server, sent_at, now, alive=True)
             if death is None:
                 self._trace.attempts -= 1
@@ -158,9 +163,11 @@ class Asking:
         return True
 
     async def _died_and_is_back(self, error: RequestError, last_break: Break, now: float) -> bool:
-        """Whether an engine that is asked directly died under the request, and serves again by
-        now: its connections broke all at once, or under a row that is a suspect already. So it did
-        where nobody could connect shortly after that.
+        """Whether an engine that is addressed directly ended during the request, and serves again
+        by now.
+
+        It did if its connections broke all at once, or if one broke under a row that is already a
+        suspect, or if connections were refused shortly after that.
         """
         if self._gate.standing.routed or not self._trace.rows:
             return False
@@ -183,22 +190,24 @@ class Asking:
             )
 
     async def _waited_for_the_router(self, patience_s: float = _REPLICA_LEAVES_S) -> bool:
-        """Rest a moment; whether the router may still send requests where it should not.
+        """Pause briefly; return whether the router may still send requests to a replica that has
+        ended.
 
-        It is the least loaded replica, too, until it leaves: many come here at once.
+        A dead replica looks least loaded, so until it leaves the router most requests are sent to
+        it.
         """
         now = asyncio.get_running_loop().time()
         self._away_since = now if self._away_since is None else self._away_since
         await asyncio.sleep(random.uniform(0.1, 1.0))  # noqa: S311 - jitter
         return now - self._away_since < patience_s
 
-    # -- what may break for every row ------------------------------------------------------------
+    # -- failures that may affect every row ------------------------------------------------------
 
     async def _is_not_the_rows(self, error: RequestError, sent_at: float, now: float) -> bool:
         timed_out = isinstance(error, RequestTimeout)
         self._tally.timed_out += timed_out
         kind, limit_s = self._request.kind, self._request.limit_s
-        if timed_out:  # others' answers of the first half may be those of a server that lived
+        if timed_out:  # answers in the first half may come from a server that was alive then
             self._refused_since = sent_at + limit_s / 2
         elif self._refused_since is None:
             self._refused_since = now
@@ -214,12 +223,12 @@ class Asking:
         self._trace.attempts -= not timed_out
         return True
 
-    # -- what is waited out ----------------------------------------------------------------------
+    # -- pauses that are waited for --------------------------------------------------------------
 
     async def _forgiven(self, error: RequestError) -> bool:
-        """Whether the request may be sent again without counting it, once the pause is over that
-        the error asks for. Never longer than until `pressure_limit_s` is over: then it is sent a
-        last time.
+        """Sleep as the error demands, and return True if the request should be sent again without
+        spending one of the row's retries. Never sleeps beyond `pressure_limit_s`: then the request
+        is sent a last time.
 
         Raises:
             BackPressure, NoFileLeft: that has been so for too long.
@@ -243,7 +252,7 @@ class Asking:
 
 
 def _broke_off(error: RequestError) -> bool:
-    """Whether an engine may have been at work when the request failed."""
+    """Whether an engine may have been processing the request when it failed."""
     return isinstance(error, ConnectionBroken | ServerFailed)
 
 

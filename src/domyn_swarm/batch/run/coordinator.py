@@ -1,5 +1,5 @@
-"""One run over several processes: the coordinator reads, hands out rows and counts; workers ask.
-Each has its journal: rows without a result in that of a dead one go to another.
+"""One run over several processes: the coordinator reads rows, hands out chunks and counts results.
+Rows without a result in the journal of a worker that ended go to another worker.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ from domyn_swarm.logs import get_logger
 
 _log = get_logger(__name__)
 
-_END_S = 15.0  # for a worker to end, beyond the grace period
-_LAST_SHARE = 4  # a handful is at most this part of what each worker will still get
+_END_S = 15.0  # seconds for a worker to end, beyond the grace period
+_LAST_SHARE = 4  # a chunk is at most this fraction of the rows that each worker will still get
 
 
 @dataclass(eq=False)
 class _Worker:
-    """One process, as the coordinator sees it."""
+    """The coordinator's record of one worker process."""
 
     process: WorkerProcess
-    writer: int = 0  # the number of its journal; 0: it has not begun
+    writer: int = 0  # the number of its journal; 0: it has not started
     counters: Counters = field(default_factory=Counters)
-    held: dict[int, PendingRows] = field(default_factory=dict)  # handfuls that are not settled
-    share: int = 0  # of the calls that all together may have in flight
-    limit: int = 0  # that it may have now; 0: it has not begun
-    informed: tuple[int, Mapping[str, Capacity]] = (0, {})  # limit, and capacities of all workers
+    held: dict[int, PendingRows] = field(default_factory=dict)  # chunks that are not settled
+    share: int = 0  # its share of the calls in flight
+    limit: int = 0  # its present limit; 0: it has not started
+    informed: tuple[int, Mapping[str, Capacity]] = (0, {})  # the limit and capacities last sent
     at_replicas: Mapping[str, AtReplica] = field(default_factory=dict)
-    calls: int = 0  # that it may have in flight: more than the limit until it has followed that
-    leaving: bool = False  # it was told that there are no more rows
+    calls: int = 0  # calls that it may have in flight: above the limit until it has followed it
+    leaving: bool = False  # it was sent `NoMoreRows`
 
 
 class Coordinator:
@@ -87,19 +87,19 @@ class Coordinator:
         self._ready: deque[PendingRows] = deque()
         self._reading = asyncio.Lock()
         self._exhausted = False
-        self._handfuls = 0
+        self._chunks = 0
         self._handed_out = 0
         self._deaths = WorkerDeaths(workers.count)
         self._turns: Turns[_Worker] = Turns(_say, lambda: asyncio.get_running_loop().time())
         self._fatal: BaseException | None = None
         self._stopping = asyncio.Event()
-        self._over = asyncio.Event()  # nobody has to be employed any more
+        self._over = asyncio.Event()  # no further workers have to be started
         self._capacities: Mapping[str, Capacity] = {}
         self._gone_at_replicas: dict[str, AtReplica] = {}  # of workers that have ended
         self.limit = policy.concurrency or FIRST_LIMIT
 
     def set_limit(self, limit: int) -> None:
-        """How many calls all workers together may have in flight; each has at least one."""
+        """Set the limit of calls in flight over all workers; each worker has at least one."""
         self.limit = self._tally.limit = limit
         living = len(self._workers)
         for at, worker in enumerate(self._workers):
@@ -120,7 +120,7 @@ class Coordinator:
         return found
 
     def _give_out(self) -> None:
-        """Let workers have more calls as others, whose share shrank, come to have fewer."""
+        """Raise workers' limits as others, whose share shrank, get below theirs."""
         free = self.limit - sum(worker.calls for worker in self._workers)
         for worker in self._workers:
             more = min(worker.share - worker.limit, free)
@@ -140,7 +140,7 @@ class Coordinator:
             self._inform(worker)
 
     def _inform(self, worker: _Worker) -> None:
-        """Of its limit, and its part of what replicas may have, if it does not know them."""
+        """Send the worker its limit, and its share of the replicas' capacities, if they changed."""
         wanted = worker.limit, self._capacities
         if worker.limit and worker.informed != wanted:
             worker.informed = wanted
@@ -149,12 +149,12 @@ class Coordinator:
             worker.process.link.say(Limit(worker.limit, own))
 
     def _note_calls(self, worker: _Worker, limit: int, calls: int) -> None:
-        if limit == worker.limit:  # else this was said before it heard of its limit
+        if limit == worker.limit:  # else this report is older than the worker's limit
             worker.calls = max(limit, calls)
             self._give_out()
 
     def stop(self) -> None:
-        """Take no more rows; `run` returns when those in flight are settled or out of grace."""
+        """Take no more rows; `run` returns once those in flight are settled or out of time."""
         if not self._stopping.is_set():
             self._end()
             self._events.on_cancel()
@@ -164,7 +164,7 @@ class Coordinator:
         self._over.set()
 
     async def run(self, source: Iterator[PendingRows]) -> None:
-        """Settle every row of the source, or as many as until `stop`.
+        """Settle every row of the source, or until `stop`.
 
         Raises:
             TooManyFailures: more rows failed than the policy allows.
@@ -205,7 +205,7 @@ class Coordinator:
     # -- workers ---------------------------------------------------------------------------------
 
     async def _employ(self) -> None:
-        """Have one worker from its start to its end, unless nothing is left for it."""
+        """Run one worker from its start to its end, unless no rows are left for it."""
         process = await self._started()
         if process is not None:
             worker = _Worker(process)
@@ -214,10 +214,10 @@ class Coordinator:
             await self._attend(worker)
 
     async def _started(self) -> WorkerProcess | None:
-        """A worker; None when the run is over before there is room for one.
+        """A started worker; None if the run ends before there is room for it.
 
         Raises:
-            PlatformError: there is no room, and nobody else is at work.
+            PlatformError: there is no room, and no other worker is running.
         """
         while not self._nothing_left():
             starting = asyncio.ensure_future(self._start_process())
@@ -236,11 +236,11 @@ class Coordinator:
         return None
 
     def _nothing_left(self) -> bool:
-        """Rows that workers hold come back only with a death, and then another one is employed."""
+        """Rows held by a worker return to the queue only if it ends, and then it is replaced."""
         return self._stopping.is_set() or (self._exhausted and not self._ready)
 
     async def _attend(self, worker: _Worker) -> None:
-        """Serve one worker until it has ended, however it ends."""
+        """Serve one worker until it has ended."""
         async for report in worker.process.link.listen():
             match report:
                 case Wanted(rows=rows):
@@ -268,7 +268,7 @@ class Coordinator:
             self.set_limit(self.limit)
 
     async def _replace(self, worker: _Worker, code: int) -> None:
-        """Take back what a dead worker held and did not settle; start another for it."""
+        """Take back the unsettled rows of a worker that ended; start a replacement."""
         left = await asyncio.to_thread(self._unsettled, worker)
         ordinals = [one for pending in left for one in pending.ordinals.tolist()]
         held = sum(len(pending.ordinals) for pending in worker.held.values())
@@ -294,7 +294,7 @@ class Coordinator:
                 self._tasks.add(asyncio.create_task(self._employ()))
 
     def _unsettled(self, worker: _Worker) -> list[PendingRows]:
-        """What a dead worker held and did not settle, by its own journal: nobody else had them."""
+        """The unsettled rows of a worker that ended, by its own journal: no other had them."""
         if not worker.held:
             return []
         index = self._checkpoint.settled_by(worker.writer)
@@ -325,13 +325,13 @@ class Coordinator:
         if len(pending.ordinals) > size:
             self._ready.appendleft(pending.some(np.arange(size, len(pending.ordinals))))
             pending = pending.some(np.arange(size))
-        self._handfuls += 1
+        self._chunks += 1
         self._handed_out += len(pending.ordinals)
-        worker.held[self._handfuls] = pending
-        worker.process.link.say(pack(self._handfuls, pending))
+        worker.held[self._chunks] = pending
+        worker.process.link.say(pack(self._chunks, pending))
 
     def _fair_share(self) -> int:
-        """Handfuls shrink towards the end, so that no worker holds rows that another could do."""
+        """The size of a chunk: it shrinks towards the end, so that no worker keeps others idle."""
         tally = self._tally
         left = (tally.rows_total or 0) - tally.rows_resumed - tally.rows_waiting - self._handed_out
         size = max(1, left // (_LAST_SHARE * self._count))
@@ -339,7 +339,7 @@ class Coordinator:
         return calls * self._policy.rows_per_call
 
     async def _fill(self) -> None:
-        """Have rows ready, if there are any left."""
+        """Read the next rows, if any are left."""
         loop = asyncio.get_running_loop()
         async with self._reading:
             if not self._ready and not self._exhausted:
@@ -393,7 +393,7 @@ def _rows_settled(counters: Counters) -> int:
 
 
 def _finished(task: asyncio.Task[None]) -> bool:
-    """Whether a task is over; what it raised is raised here."""
+    """Whether a task has ended; raises its exception."""
     if task.done():
         task.result()
     return task.done()

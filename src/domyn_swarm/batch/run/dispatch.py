@@ -1,22 +1,23 @@
-"""Which replica gets a request of this process. The choice is pure: no clock, nobody is asked.
+"""Chooses the replica for a request of this process. Pure: no clock, no requests of its own.
 
-Requests that begin alike go to the same replica, whose engine has computed that beginning already:
+Requests with a common prefix go to the same replica, whose engine has computed that prefix already:
 
-- A request is known by its prefixes at fixed lengths, each by a checksum. The longest one that was
-  sent before names the replicas that hold it.
-- One that was not is placed by rendezvous hashing (Thaler and Ravishankar, 1998) of its first
-  characters, so that other processes and jobs of the swarm choose the same replica for it: of the
-  first two the one that has less (Mitzenmacher, "The power of two choices in randomized load
+- A request is identified by its prefixes at fixed lengths, each by a checksum. The longest prefix
+  that was sent before gives the replicas that hold it.
+- A request with a new prefix is placed by rendezvous hashing (Thaler and Ravishankar, 1998) of its
+  first characters, so that other processes and jobs of the swarm choose the same replica for it: of
+  the first two replicas the less loaded (Mitzenmacher, "The power of two choices in randomized load
   balancing", 2001).
 - No replica gets much more than its share (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing
-  with bounded loads", 2018): what would be above goes to the least loaded one, which holds the
-  prefix from then on, so that a beginning that many requests have spreads over as many replicas as
-  it needs. Shares are in proportion to the replicas' capacities, where those are known; one that
-  more than its capacity makes slower gets next to nothing above it.
+  with bounded loads", 2018): a request above it goes to the least loaded replica, which holds the
+  prefix from then on, so that a prefix that many requests have spreads over as many replicas as it
+  needs. Shares are proportional to the replicas' capacities, if known; a replica that would become
+  slower above its capacity gets next to nothing above it.
 
-Where requests have nothing in common, only one in so many is looked at, in case that changes, and
-the others go to the replica that has the fewest. So do all while that is measured not to pay
-(`worth`). The later requests of a row, the turns of a conversation, follow its first one.
+If requests have nothing in common, only one in `_SAMPLE` is examined, in case that changes, and the
+others go to the replica with the fewest. The same holds for all while measurements show that
+affinity does not pay (`worth`). Later requests of a row, the turns of a conversation, follow its
+first request.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ from domyn_swarm.batch.run.worth import Worth
 from domyn_swarm.model import Dispatching
 from domyn_swarm.net.http import HttpClient, HttpReply
 
-_STEP = 512  # bytes between two prefixes that are told apart,
-_STEPS = 16  # at first; then each is half as long again as the one before
+_STEP = 512  # bytes between two prefixes
+_STEPS = 16  # at first; each further step is half as long again
 _LONGEST = 1 << 20
-_LIKE = 0.5  # of the longest prefix: so much was sent before, and is worth to be followed
-_PLACED_BY = 4  # a new beginning is placed by this prefix, or by the first longer one that is new
+_LIKE = 0.5  # of the longest prefix: this part must have been sent before to be followed
+_PLACED_BY = 4  # a new prefix is placed by this one, or by the first longer one that is new
 _PREFIXES_KEPT = 1 << 16
-_TRIED = 2  # replicas for a new beginning: it goes to the one of them that has less
-_HOLDERS = 8  # of one prefix that are remembered; with more of them any replica will do
+_TRIED = 2  # candidate replicas for a new prefix: the less loaded is chosen
+_HOLDERS = 8  # replicas remembered per prefix; with more of them any replica will do
 _ABOVE_SHARE = 1.25  # of the mean of requests in flight
 _LEAST_ABOVE = 2.0
-_ABOVE_FIRM = 1.05  # of the capacity of a replica that more makes slower
-_MOST_UNEQUAL = 64.0  # a capacity counts as no less, and no more, than so many times the mean
-_WINDOW = 512  # requests after which is judged whether beginnings are alike
-_WORTH_IT = 0.05  # of those of them that were looked at
-_SAMPLE = 16  # one in so many is looked at where it is not worth it
+_ABOVE_FIRM = 1.05  # of the capacity of a replica that becomes slower above it
+_MOST_UNEQUAL = 64.0  # capacities are limited to the mean divided, or multiplied, by this
+_WINDOW = 512  # requests between two decisions whether prefixes are shared
+_WORTH_IT = 0.05  # of the examined requests
+_SAMPLE = 16  # one in this number is examined while it is not worth it
 _BACK_PRESSURE = frozenset({429, 503})
 _BEGINS = (b'"messages":', b'"prompt":', b'"input":')
 
@@ -66,7 +67,7 @@ _LENGTHS = _lengths()
 
 
 def prefixes_of(body: bytes) -> list[_Prefix]:
-    """The prefixes of what a request asks, the shortest first; none where it is short."""
+    """The prefixes of a request's content, the shortest first; none if it is short."""
     begin = next((at for name in _BEGINS if (at := body.find(name, 0, 4096)) >= 0), 0)
     asked = memoryview(body)[begin:]
     found, checksum, before = list[_Prefix](), 0, 0
@@ -80,26 +81,26 @@ def prefixes_of(body: bytes) -> list[_Prefix]:
 
 
 class Capacity(NamedTuple):
-    """How many requests of this process a replica is to have in flight."""
+    """How many requests of this process a replica should have in flight."""
 
     limit: float
-    is_firm: bool  # more makes it slower, and not only its queue longer
+    is_firm: bool  # more requests make it slower, rather than only its queue longer
 
 
 class AtReplica(NamedTuple):
-    """What this process has at a replica, and has had since it began."""
+    """The requests of this process at a replica: now, and since the process began."""
 
     in_flight: int
     answered: int
     turned_away: int  # with 429 or 503
 
     def plus(self, other: AtReplica) -> AtReplica:
-        """What this process and another one have there together."""
+        """The sum with the requests of another process."""
         return AtReplica(*(one + more for one, more in zip(self, other, strict=True)))
 
 
 class _Loads:
-    """Replicas by how much of their capacity is in use, the least loaded at hand.
+    """Replicas by the used part of their capacity, with the least loaded at hand.
 
     A level is a number of requests at a replica of the mean capacity.
     """
@@ -109,13 +110,13 @@ class _Loads:
         self.total = 0
         self._capacities: Mapping[str, Capacity] = {}
         self._mean = 1.0  # capacity
-        self._sum = 0.0  # of the capacities of those that are here
+        self._sum = 0.0  # of the capacities of the present replicas
         self._scales: dict[str, float] = {}
         self._levels: dict[int, dict[str, None]] = {}
         self._least = 0
 
     def fit(self, capacities: Mapping[str, Capacity]) -> None:
-        """Take these capacities; a replica without one has the mean."""
+        """Set these capacities; a replica without one has the mean."""
         self._capacities = capacities
         limits = [one.limit for one in capacities.values()]
         self._mean = max(1e-9, sum(limits) / len(limits)) if limits else 1.0
@@ -159,13 +160,13 @@ class _Loads:
         self._least = min(self._least, level)
 
     def least(self) -> str:
-        """The one of which the least is in use, and has been so for longest."""
+        """The replica with the least used, and among equals the longest so."""
         while self._least not in self._levels:
             self._least += 1
         return next(iter(self._levels[self._least]))
 
     def has_room(self, url: str) -> bool:
-        """Whether it has less than no replica should have more of."""
+        """Whether a replica is below the limit of its share."""
         share = (self.total + 1) * self._mean / (self._scales[url] * self._sum)
         bound = max(_ABOVE_SHARE * share, share + _LEAST_ABOVE)
         capacity = self._capacities.get(url)
@@ -175,7 +176,7 @@ class _Loads:
 
 
 class Sent:
-    """A request on its way to a replica. Unless that answers, its row may go elsewhere next."""
+    """A request in flight at a replica. Unless it is answered, its row may go elsewhere next."""
 
     def __init__(self, worth: Worth, url: str | None, known: bool | None) -> None:
         self._worth, self._url, self._known = worth, url, known
@@ -185,7 +186,7 @@ class Sent:
             self._trace.replica = None
 
     def answered(self, reply: HttpReply) -> HttpReply:
-        """What came back, which is returned."""
+        """Record the reply, and return it."""
         if reply.status < 300:
             if self._trace is not None:
                 self._trace.replica = self._url
@@ -195,32 +196,32 @@ class Sent:
 
 
 class Dispatch:
-    """The replicas that may be sent to, and what each has of ours in flight."""
+    """The replicas that may be sent to, and this process's requests in flight at each."""
 
     def __init__(self, policy: Dispatching = "auto", worth: Worth | None = None) -> None:
-        """`worth` says under `auto` whether it pays, and has the counts of the run."""
+        """`worth` decides under `auto` whether affinity pays, and holds the counts of the run."""
         self._policy = policy
         self.worth = Worth() if worth is None else worth
-        self.known: bool | None = None  # whether the last request's beginning was; None: not read
-        self._taken: str | None = None  # by it
+        self.known: bool | None = None  # whether the last prefix was known; None: not examined
+        self._taken: str | None = None  # the replica that was taken last
         self._loads = _Loads()
-        self._gone: Counter[str] = Counter()  # in flight at replicas that get no more
+        self._gone: Counter[str] = Counter()  # in flight at withdrawn replicas
         self._answered: Counter[str] = Counter()
         self._turned_away: Counter[str] = Counter()
         self._seeds: NDArray[np.uint32] = np.empty(0, np.uint32)
         self._seeded: tuple[str, ...] = ()
         self._holders: OrderedDict[_Prefix, list[str]] = OrderedDict()
-        self._paused = False  # whether most requests are not looked at
+        self._paused = False  # whether most requests are not examined
         self._asked = self._looked = self._alike = 0
 
     @property
     def urls(self) -> frozenset[str]:
-        """Where requests may go."""
+        """The replicas that may be sent to."""
         return frozenset(self._loads.of)
 
     @property
     def in_flight(self) -> int:
-        """Requests that were taken and not released, also of replicas that get no more."""
+        """Requests that were taken and not released, including those at withdrawn replicas."""
         return self._loads.total + self._gone.total()
 
     def offer(self, url: str) -> None:
@@ -230,7 +231,7 @@ class Dispatch:
             self._seeded = ()
 
     def withdraw(self, url: str) -> None:
-        """Send it no more; what it has goes on."""
+        """Send it no further requests; those in flight continue."""
         load = self._loads.of.get(url)
         if load is not None:
             self._loads.remove(url)
@@ -244,8 +245,8 @@ class Dispatch:
             self.withdraw(url)
 
     def take(self, body: bytes) -> str | None:
-        """The replica for a request, which counts as in flight there until `release`; None: there
-        is none. The one that answered the row's last request gets its next one.
+        """The replica for a request, which counts as in flight there until `release`; None: no
+        replica is available. The replica that answered the row's last request gets its next one.
         """
         self.known = self._taken = None
         if not self._loads.of:
@@ -262,15 +263,17 @@ class Dispatch:
         return url
 
     def sent(self) -> Sent:
-        """The request that was taken last, on its way."""
+        """The last request taken, now in flight."""
         return Sent(self.worth, self._taken, self.known)
 
     def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
-        """Share requests out in proportion to these; with none, all replicas are alike."""
+        """Distribute requests in proportion to these capacities; without any, all replicas are
+        equal.
+        """
         self._loads.fit(capacities)
 
     def at_replicas(self) -> dict[str, AtReplica]:
-        """What is, and was, at each of those that may be sent to."""
+        """Requests now and in total, at each replica that may be sent to."""
         answered, turned_away = self._answered, self._turned_away
         return {
             url: AtReplica(load, answered[url], turned_away[url])
@@ -278,14 +281,14 @@ class Dispatch:
         }
 
     def replied(self, url: str, status: int) -> None:
-        """It replied to a request, with this status of HTTP."""
+        """Count a reply of this HTTP status from the replica."""
         if status < 300:
             self._answered[url] += 1
         elif status in _BACK_PRESSURE:
             self._turned_away[url] += 1
 
     def release(self, url: str) -> None:
-        """A request has ended there."""
+        """Count a request as ended there."""
         if url in self._loads.of:
             self._loads.change(url, -1)
         else:
@@ -294,10 +297,10 @@ class Dispatch:
                 del self._gone[url]
 
     async def keep_measuring(self, client: HttpClient) -> None:
-        """Ask engines what their prefix caches held, until cancelled."""
+        """Measure the engines' prefix caches until cancelled."""
         await self.worth.keep_asking(client, lambda: self.urls if self.in_flight else ())
 
-    # -- by what requests begin with ----------------------------------------------------------
+    # -- by prefix -----------------------------------------------------------------------------
 
     def _is_looked_at(self) -> bool:
         if self._policy == "least_load" or len(self._loads.of) == 1:
@@ -331,7 +334,7 @@ class Dispatch:
         return url
 
     def _known(self, prefixes: list[_Prefix]) -> list[str] | None:
-        """Who holds the longest prefix that was sent before, if it is most of the request."""
+        """The holders of the longest prefix that was sent before, if it is most of the request."""
         enough = _LIKE * prefixes[-1][0]
         for prefix in reversed(prefixes):
             if prefix[0] < enough:
@@ -341,7 +344,7 @@ class Dispatch:
         return None
 
     def _among(self, holders: list[str]) -> str:
-        """The least loaded of these, or of all where they have their share."""
+        """The least loaded of these replicas, or of all if these have their share."""
         loads = self._loads.of
         if len(holders) < _HOLDERS:
             there = [url for url in holders if url in loads]
@@ -352,7 +355,7 @@ class Dispatch:
         return self._loads.least()
 
     def _first_new(self, prefixes: list[_Prefix]) -> _Prefix:
-        """What tells this beginning from those that are known."""
+        """The first prefix that distinguishes this request from known ones."""
         longer = prefixes[min(_PLACED_BY, len(prefixes)) - 1 :]
         return next((one for one in longer if one not in self._holders), longer[-1])
 
@@ -381,7 +384,7 @@ class Dispatch:
 
 
 def _mixed(seeds: NDArray[np.uint32], checksum: int) -> NDArray[np.uint32]:
-    """A number for each seed that looks drawn at random (the finaliser of MurmurHash3)."""
+    """A pseudo-random number per seed (the finaliser of MurmurHash3)."""
     mixed = seeds ^ np.uint32(checksum)
     mixed ^= mixed >> np.uint32(16)
     mixed *= np.uint32(0x85EBCA6B)

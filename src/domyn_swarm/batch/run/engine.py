@@ -46,7 +46,7 @@ _MENDING_ROUNDS = 3
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Everything one run needs."""
+    """The parameters of one run."""
 
     dataset: Dataset
     output: OutputPlan
@@ -55,26 +55,26 @@ class BatchPlan:
     job_key: str  # of the input, see `job_store`
     asker: Asker
     work: WorkPlan
-    workers: WorkerPlan | None = None  # None: the rows are worked on in this process
+    workers: WorkerPlan | None = None  # None: this process settles the rows itself
     limit: int | None = None
     resume: bool = True
-    again: frozenset[ReplyVerdict] | None = None  # settled rows to ask again; empty: the failed
-    no_others: bool = False  # with `again`: rows that were never asked stay so
-    dedup: bool = False  # rows of one value share a request
-    sent_columns: Sequence[str] = ()  # what requests hold of a row, in their order; else all of it
+    again: frozenset[ReplyVerdict] | None = None  # settled rows to send again; empty: failed ones
+    no_others: bool = False  # with `again`: rows without a result stay so
+    dedup: bool = False  # rows of equal values share a request
+    sent_columns: Sequence[str] = ()  # columns in requests, in their order; else all
     override: Mapping[str, Any] = field(default_factory=dict)  # parameters this run changed
-    publishes: bool = True  # False: whoever runs it reads the results from the checkpoint
-    errors_count: bool = True  # False: later runs ask the rows again that fail in this one
-    only: Sequence[PendingRows] | None = None  # one row each: no others are asked; none published
+    publishes: bool = True  # False: the caller reads the results from the checkpoint
+    errors_count: bool = True  # False: later runs send the rows again that fail in this run
+    only: Sequence[PendingRows] | None = None  # one row each: no others are sent; no publishing
 
     @property
     def place(self) -> JobPlace:
-        """Where its results lie, and those of others that it reads."""
+        """The location of its results, and of other jobs' results that it reads."""
         return JobPlace(self.checkpoint_root, self.identity, self.job_key)
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoint lies."""
+        """The folder of the checkpoint."""
         return self.place.folder
 
     @property
@@ -84,13 +84,13 @@ class BatchPlan:
 
     @property
     def rows(self) -> int:
-        """How many rows the run is about."""
+        """The number of rows of the run."""
         rows = self.dataset.rows
         return rows if self.limit is None else min(rows, self.limit)
 
 
 class _Asking(NamedTuple):
-    """How rows are asked: a session, and what a job does with its client."""
+    """How rows are sent: a session, and the job's transform."""
 
     open_session: Callable[[], AbstractAsyncContextManager[tuple[OpenAIClient, Saturation]]]
     make_transform: Callable[[OpenAIClient], Transform]
@@ -98,7 +98,7 @@ class _Asking(NamedTuple):
 
 
 class BatchRun:
-    """A run that can be told to stop. Use it once."""
+    """A run that can be stopped. Use it once."""
 
     def __init__(self, plan: BatchPlan, tally: Tally, events: Events) -> None:
         self._plan = plan
@@ -110,9 +110,9 @@ class BatchRun:
         self._checkpoint: Checkpoint | None = None
 
     async def keep_account(self, job_id: str, *, ended: bool = False) -> JobAccount | None:
-        """Write down what this run did so far; return that of all runs once it has ended.
+        """Write the account of this run so far; returns the account of all runs once it has ended.
 
-        None: it has not begun, or that cannot be written.
+        None: the run has not begun, or the account cannot be written.
         """
         if self._checkpoint is None:
             return None
@@ -132,14 +132,14 @@ class BatchRun:
             return None
 
     def stop(self) -> None:
-        """Take no more rows, let those in flight finish within the grace period, keep all."""
+        """Take no more rows; those in flight may finish within the grace period, all are kept."""
         self._stop_early = True
         if self._running is not None:
             self._running.stop()
 
     @property
     def stopped(self) -> bool:
-        """Whether the run ended because it was told to."""
+        """Whether the run ended because of `stop`."""
         return self._stop_early
 
     async def run(
@@ -189,14 +189,16 @@ class BatchRun:
                     checkpoint, _Asking(opening, make_transform, look_ahead)
                 )
         except OSError as error:
-            if error.errno is None:  # no disk said that
+            if error.errno is None:  # not an error of a disk
                 raise
             raise disk_error(error, checkpoint.folder) from error
         finally:
             await in_thread(checkpoint.close)
 
     async def _settle_all(self, checkpoint: Checkpoint, asking: _Asking) -> bool:
-        """Run, publish, and ask again whatever turned out to be unreadable. True: published."""
+        """Run, publish, and send rows again whose results turned out to be unreadable. True:
+        published.
+        """
         plan = self._plan
         opened = checkpoint.asked_before if plan.no_others else checkpoint.settled
         with _opened(await in_thread(opened)) as index:
@@ -247,7 +249,7 @@ class BatchRun:
         )
 
     async def _share(self, checkpoint: Checkpoint, shared: SharedRows) -> None:
-        """Give the rows that wait for others what those came to."""
+        """Copy results to the rows that share a request."""
 
         def keep_next() -> list[Shared] | None:
             copies = next(found, None)
@@ -263,7 +265,7 @@ class BatchRun:
                 self._events.on_progress(self._tally.rows_done, self._tally.rows_total)
 
     def _check_whole(self) -> None:
-        """Refuse to publish where rows were never asked, which only a resume may do."""
+        """Refuse to publish if rows were never sent, which only a resume may do."""
         tally = self._tally
         left = (tally.rows_total or 0) - tally.rows_done
         if left > 0:
@@ -278,7 +280,7 @@ class BatchRun:
     async def _run(
         self, checkpoint: Checkpoint, asking: _Asking, source: Iterator[PendingRows]
     ) -> None:
-        """Settle the rows of the source. The endpoint is needed for no longer than that."""
+        """Settle the rows of the source. The endpoint is used only here."""
         if self._stop_early:
             return
         async with asking.open_session() as (client, saturation):

@@ -1,5 +1,5 @@
-"""Whether anybody answers at the endpoint, and lets rows in. Closed, the gate holds every row back
-while one task knocks; nothing is counted against any row meanwhile.
+"""The endpoint gate: whether the endpoint answers, and lets rows in. While it is closed it holds
+back every row while one task probes the endpoint; nothing is counted against any row meanwhile.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from domyn_swarm.probing import comes_true_async
 
 _log = get_logger(__name__)
 
-_BELIEVED_S = 0.5  # how long an endpoint that served a moment ago is not asked again
-_PROBE_S = 30.0  # for one token
-_OTHERS_S = 5.0  # an answer so long ago: one replica is at fault, not the endpoint
+_BELIEVED_S = 0.5  # seconds for which an endpoint that served is not probed again
+_PROBE_S = 30.0  # time limit for one token, in seconds
+_OTHERS_S = 5.0  # an answer within this time: one replica is at fault, not the endpoint
 _LOOK_S = 0.05
-_FIRST_TRIES = 8  # of an endpoint that nobody may have started: about ten seconds
-_FILES_S = 0.5  # requests that end leave files
+_FIRST_TRIES = 8  # of an endpoint that may never have been started: about ten seconds
+_FILES_S = 0.5  # requests that end free files
 
 ALONE = "rows under which engines died are asked one at a time; the others wait"
 
 
 class _Said(Enum):
-    """What became of a probe."""
+    """The result of a probe."""
 
     ANSWERED = "answered"
     BARRED = "barred"
     NOTHING = "nothing"  # no reply in time
-    ELSE = "else"  # busy, gone, broken: neither yes nor no
+    ELSE = "else"  # busy, unreachable, broken: inconclusive
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """A request that was answered before, to be sent again."""
+    """A request that was answered before, to be sent again as a probe."""
 
     kind: Kind
     body: bytes
@@ -60,14 +60,16 @@ class _Probe:
 
 
 class _Trouble(NamedTuple):
-    """Why the gate is closed. `probe`: what has to be answered before it opens; None: a look."""
+    """Why the gate is closed. `probe`: the request that must be answered before it opens; None: a
+    listing of models is enough.
+    """
 
     text: str
     probe: _Probe | None = None
 
 
 class EndpointGate:
-    """See the module. One for each session."""
+    """Holds rows back while the endpoint does not answer; see the module. One per session."""
 
     def __init__(
         self,
@@ -81,14 +83,14 @@ class EndpointGate:
         traffic: Traffic | None = None,
         expected: bool = True,
     ) -> None:
-        """Each of `fates` tells, in a sentence without its full stop, why nobody will ever answer
-        there again; None: as far as it knows, somebody may. `expected`: somebody brings it up, so
-        that it is waited for however long that takes; else it has to be there already.
+        """Each of `fates` returns, as a sentence without its full stop, why the endpoint will never
+        answer again, or None if it may, as far as that is known. `expected`: the endpoint is being
+        brought up, so the gate waits for it without limit; else it must already exist.
         """
         self._expected = expected
-        self._heard = False  # anything from it
+        self._heard = False  # any answer received
         self._has_served = False
-        self._unheard = ""  # why nothing was
+        self._unheard = ""  # why none was received
         self._client = client
         self._locate = locate
         self._on_state = on_state
@@ -101,7 +103,7 @@ class EndpointGate:
         self._trouble = _Trouble("")
         self._checked_at: float | None = None
         self._asking = asyncio.Lock()
-        self._probing = asyncio.Lock()  # another one: a probe may take as long as a row
+        self._probing = asyncio.Lock()  # a lock of its own: a probe may take as long as a row
         self._alone = False
         self._told: str | None = None
         self._probed: tuple[float, _Probe, _Said] | None = None
@@ -112,7 +114,7 @@ class EndpointGate:
         self.url = locate()
 
     async def passed(self) -> None:
-        """Return once it is open."""
+        """Return once the gate is open."""
         await self._opened.wait()
 
     def _tell_alone(self, begins: bool) -> None:
@@ -120,7 +122,7 @@ class EndpointGate:
         self._tell()
 
     def _tell(self) -> None:
-        """Say why rows wait, or that they do not any more, where that is news."""
+        """Report why rows wait, or that they no longer do, if that changed."""
         waiting = ALONE if self._alone else None
         text = waiting if self.is_open else self._trouble.text
         if text != self._told:
@@ -134,10 +136,10 @@ class EndpointGate:
             self._opened.clear()
             self._closed.set()
 
-    # -- nobody answers --------------------------------------------------------------------------
+    # -- no answer ------------------------------------------------------------------------------
 
     async def gone(self, *, final: bool) -> bool:
-        """Ask the endpoint whether it serves; when it does not, close the gate and say True.
+        """Probe the endpoint; if it does not serve, close the gate and return True.
 
         `final`: the row would be given up otherwise, so what was true a moment ago is not enough.
         """
@@ -148,7 +150,7 @@ class EndpointGate:
                 return True
             believed_s = 0.0 if final else _BELIEVED_S
             if self._checked_at is not None and self._checked_at > asked_at - believed_s:
-                return False  # it served, as another row has just found out
+                return False  # another row has just probed it successfully
             if await self._serves():
                 self._checked_at = loop.time()
                 return False
@@ -156,7 +158,7 @@ class EndpointGate:
             return True
 
     def _away(self) -> str:
-        """What is said of an endpoint that does not serve now."""
+        """The message for an endpoint that does not serve now."""
         if self._has_served or self.standing.proven:
             return f"the endpoint {self.url} does not answer; waiting for it"
         if self._heard or self._expected:
@@ -164,7 +166,7 @@ class EndpointGate:
         return f"nobody has answered at {self.url} yet; trying again"
 
     async def _serves(self) -> bool:
-        """Whether a model is listed and, where there is such a thing, a replica is ready."""
+        """Whether it lists a model and, if it reports replicas, one is ready."""
         try:
             listing = await self._get("/v1/models")
             if listing.status not in (200, 404, 405):
@@ -179,7 +181,7 @@ class EndpointGate:
         return readiness.status != 503
 
     async def _get(self, path: str) -> HttpReply:
-        """Ask the endpoint; while this process can open no file, nothing is known of it."""
+        """GET from the endpoint; without a file for the connection the result is unknown."""
         while True:
             try:
                 reply = await self._client.request("GET", self.url + path, None, 10.0)
@@ -188,15 +190,16 @@ class EndpointGate:
             except NoFileLeft:
                 await asyncio.sleep(_FILES_S)
 
-    # -- somebody answers, but not to rows -------------------------------------------------------
+    # -- answers, but not to rows ---------------------------------------------------------------
 
     async def whose_fault(
         self, error: RequestError, kind: Kind, since: float, limit_s: float
     ) -> Fault:
-        """Whose fault it is that a request was turned away, or timed out: the row's if others are
-        answered since that time.
+        """Decides who caused a refusal or a time-out: the row, if other requests have been answered
+        since.
 
-        When it is everybody's, the gate is closed by then: rows wait, and are asked again.
+        If every request is affected, the gate is closed when this returns: rows wait, and are sent
+        again.
         """
         if self._is_of_the_row(error, kind, since):
             return Fault.ROW
@@ -206,7 +209,7 @@ class EndpointGate:
             return Fault.REPLICA
         body = self.standing.known(kind)
         if body is None:
-            return Fault.ROW  # others ask otherwise, and are answered
+            return Fault.ROW  # other requests are different, and are answered
         async with self._probing:
             if not self.is_open:
                 return Fault.ALL
@@ -214,7 +217,7 @@ class EndpointGate:
 
     async def _by_a_probe(self, error: RequestError, probe: _Probe, since: float) -> Fault:
         timed_out = isinstance(error, RequestTimeout)
-        if not timed_out:  # a token is enough to see whether the door is open
+        if not timed_out:  # one token is enough to test for refusals
             body = brief(probe.kind.path, probe.body)
             probe = _Probe(probe.kind, body, min(probe.limit_s, _PROBE_S))
         said = await self._said_since(since, probe)
@@ -230,7 +233,7 @@ class EndpointGate:
         return self.standing.answered_since(now - _OTHERS_S)
 
     def _is_of_the_row(self, error: RequestError, kind: Kind, since: float) -> bool:
-        """Whether others are answered at the same time."""
+        """Whether other requests are answered at the same time."""
         if isinstance(error, RequestTimeout):
             return self.standing.answered_since(since)
         return self.standing.serves(kind, error.server, since)
@@ -238,9 +241,9 @@ class EndpointGate:
     async def _before_any_answer(
         self, error: RequestError, kind: Kind, since: float, limit_s: float
     ) -> Fault:
-        """The same while nothing was answered in this run: what is in flight may be yet."""
+        """The decision while nothing was answered in this run: requests in flight may still be."""
         if isinstance(error, RequestTimeout):
-            return Fault.ROW  # `FailureLimit` ends the run after a handful, as below
+            return Fault.ROW  # `FailureLimit` ends the run after a few rows, as below
         await comes_true_async(
             lambda: self.standing.proven or not self.traffic.in_flight, every_s=_LOOK_S
         )
@@ -249,7 +252,7 @@ class EndpointGate:
         return Fault.ROW if error.server is None else Fault.REPLICA
 
     async def _said_since(self, moment: float, probe: _Probe) -> _Said:
-        """What a probe of this kind said that was sent since then."""
+        """The result of a probe of this kind that was sent since then."""
         if self._probed is not None:
             sent_at, asked, said = self._probed
             if sent_at >= moment and asked == probe and said is not _Said.NOTHING:
@@ -272,7 +275,7 @@ class EndpointGate:
                 error = error_from_status(reply.status, reply.body, reply.retry_after_s)
                 said = _Said.BARRED if error.barred else _Said.ELSE
                 if not error.barred and not error.retryable:
-                    said = _Said.ANSWERED  # one token is too few for it, but it let us in
+                    said = _Said.ANSWERED  # one token is too few for it, but the request was let in
             elif page_instead(reply.body, None) is not None:
                 said = _Said.BARRED
             else:
@@ -294,14 +297,15 @@ class EndpointGate:
             f"lets them in. {remedy(error)}"
         )
 
-    # -- knocking --------------------------------------------------------------------------------
+    # -- probing while closed -------------------------------------------------------------------
 
     async def keep_knocking(self) -> None:
         """Open the gate again whenever it was closed, until cancelled. Runs beside the rows.
 
         Raises:
-            JobError: nobody will answer there again, or it cannot be found out whether somebody
-                does; rows would wait for ever.
+            JobError: the endpoint will never answer again, or that cannot be determined; rows would
+                wait
+                for ever.
         """
         while True:
             await self._closed.wait()
@@ -324,7 +328,7 @@ class EndpointGate:
         for tries in count(1):
             await asyncio.sleep(wait_s)
             wait_s = min(self._knock_max_s, wait_s * 1.5)
-            with contextlib.suppress(JobError):  # between two places it is nowhere
+            with contextlib.suppress(JobError):  # while it moves it has no address
                 self.url = self._locate()
             if await self._mended(self._trouble.probe):
                 break
@@ -361,7 +365,7 @@ class EndpointGate:
 
 
 def remedy(error: RequestError) -> str:
-    """What a person can do about a request that was turned away."""
+    """What the user can do about a refused request."""
     if error.status in (401, 407):
         return "Is the key right, and still valid?"
     if error.status in (402, 403, 429):

@@ -1,21 +1,21 @@
-"""The limit of one server that finds itself: climbs to the server's knee and stays there.
+"""The concurrency limit of one server, found by measurement: it climbs to the knee and stays there.
 
-The knee is the least concurrency at which the server is as fast as it gets. Two sources tell where
-it is, the first that is there wins:
+The knee is the least concurrency at which the server reaches its full speed. It is located by one
+of two sources, the first that is available:
 
-- the engine's own gauges of requests running and waiting. Nothing waiting: there is room, climb.
-  More waiting than a little: shrink by this job's share of the surplus, so that two jobs on one
-  engine come to rest beside each other. Beyond some concurrency an engine may become slower, when
-  its KV memory does not hold what runs, and requests are put back to be computed again. A fuller
-  memory makes the climb gentle. Such preemptions shrink the limit at once, and so do generated
-  tokens per second that fell twice in a row as the limit rose. Which of the two limits is kept is
-  decided by tokens per second alone: those of the higher one count with its bad windows. Later a
-  tenth more is tried, after a pause that doubles with each attempt that did not pay;
-- otherwise this job's throughput: climb while more concurrency still buys throughput, step back
-  when it does not, look up and down again, ever more rarely where that changes nothing.
+- the engine's own gauges of requests running and waiting. If nothing waits there is room: climb. If
+  more than a few wait, shrink by this job's share of the surplus, so that two jobs on one engine
+  settle at equal shares. Beyond some concurrency an engine may become slower, when its KV memory
+  does not hold what runs, and requests are preempted and computed again. A fuller memory makes the
+  climb gentle. Such preemptions shrink the limit at once, and so do generated tokens per second
+  that fell twice in a row as the limit rose. Which of the two limits is kept is decided by tokens
+  per second alone: those of the higher limit count with its bad windows. Later a tenth more is
+  tried, after a pause that doubles with each attempt that did not pay;
+- otherwise this job's throughput: climb while more concurrency raises it, step back when it does
+  not, try higher and lower limits again, at growing intervals while that changes nothing.
 
-Replies that turn requests away (429) shrink the limit at once in either case. While more is in
-flight than the limit allows, since it shrank, nothing is judged: that is not yet its effect.
+Refusals (429) shrink the limit at once in either case. While more requests are in flight than the
+limit allows, after it shrank, nothing is judged: its effect has not begun.
 """
 
 from __future__ import annotations
@@ -29,58 +29,58 @@ FIRST_LIMIT = 64
 LEAST = 1
 MOST = 4096
 
-_USED = 0.8  # of the limit: with less in flight nothing is learned of it
-_RACE = 2.0  # how fast it climbs until it has met the knee for the first time,
+_USED = 0.8  # of the limit: windows with less in flight are not judged
+_RACE = 2.0  # the factor of the climb until the knee is reached for the first time,
 _RACE_WORTH_IT = 0.1  # and the share of the added concurrency that must come back as throughput
 _COSTS_NOTHING = 0.05  # of the throughput
-_SLACK = 1.1  # over what the knee is then taken for
-_LOOK_UP = 1.25  # without gauges, afterwards, when it looks around
+_SLACK = 1.1  # above the concurrency that is taken for the knee
+_LOOK_UP = 1.25  # without gauges: the factor of later trials above the knee
 _LOOK_DOWN = 0.8
 _WORTH_IT = 0.1
-_LOOK_AGAIN = 2  # windows at rest before the next look around,
-_LOOK_AGAIN_MOST = 16  # twice as many each time that it changed nothing
-_CLIMB = 1.5  # with gauges, where there is room
+_LOOK_AGAIN = 2  # windows at rest before the next trial,
+_LOOK_AGAIN_MOST = 16  # the longest rest: it doubles after each trial that changed nothing
+_CLIMB = 1.5  # with gauges: the factor of a climb
 _TURNED_AWAY = 0.7
 _WAITING_SHARE = 0.10  # of the running requests: a queue this long keeps the engine full
 _WAITING_FLOOR = 2.0
-_ADMITTED_SHARE = 0.05  # so many may just be about to be admitted
+_ADMITTED_SHARE = 0.05  # this part may be about to be admitted
 _EMPTY_WINDOWS = 3
-_KV_FULL = 0.85  # of the KV memory: no climb leads beyond, but a step at a time
-_KV_FADES = 0.95  # with each window, the most of it that was used
-_KV_EMPTY = 0.4  # memory that is used so little has no cliff
-_PREEMPTED = 0.02  # of the running requests, per second: more than the odd one
-_SMOOTH = 0.7  # how much the newest window counts among preemptions,
-_LEVEL = 0.25  # and at least among the tokens per second at one limit
-_SETTLED = 2  # windows after which those of a lower limit say something
+_KV_FULL = 0.85  # of the KV memory: above it the limit rises only step by step
+_KV_FADES = 0.95  # factor per window of the peak of the used memory
+_KV_EMPTY = 0.4  # below this use of the memory no cliff is possible
+_PREEMPTED = 0.02  # of the running requests, per second: ignored below
+_SMOOTH = 0.7  # the weight of the newest window among preemptions,
+_LEVEL = 0.25  # and the least weight among the tokens per second at one limit
+_SETTLED = 2  # windows after which the throughput of a lower limit is reliable
 _STEP_BACK = 0.9
-_RETREAT = 0.8  # where throughput has collapsed, or the last step back was not enough
+_RETREAT = 0.8  # factor after throughput collapsed, or if the last step back was too small
 _COLLAPSED = 0.6
-_SLOWER = 0.92  # of the best tokens per second: so little,
-_SLOWER_WINDOWS = 2  # twice in a row, is no noise
-_FALLS = 2  # in a row, after which the limit from which it fell is not gone back to
+_SLOWER = 0.92  # of the best tokens per second: below it a window counts as slower,
+_SLOWER_WINDOWS = 2  # twice in a row is not noise
+_FALLS = 2  # in a row, after which the limit before the fall is discarded
 _FASTER = 1.02
-_HIGHER = 1.1  # than where that was
-_FORGETS = 0.99  # how the best fades with each window: what is asked changes
+_HIGHER = 1.1  # times that limit
+_FORGETS = 0.99  # factor per window of the best throughput: requests change over time
 PAUSE = 10  # windows below a cliff before a little more is tried,
-PAUSE_MOST = 320  # twice as long after each attempt that did not pay
+PAUSE_MOST = 320  # the longest pause: it doubles after each attempt that did not pay
 _TRY_MORE = 1.1
 _TRY_LESS = 0.95
-_CREEP = 0.02  # of all requests at the engine, the same for every job: so shares become equal
+_CREEP = 0.02  # of all requests at the engine, equal for every job, so that shares converge
 
 
 class Window(NamedTuple):
-    """What happened since the limit was last judged."""
+    """The measurements since the limit was last judged."""
 
     seconds: float
-    settled: int  # requests answered
+    settled: int  # answered requests
     turned_away: int
     in_flight: float  # calls of this job, mean over the window
-    load: EngineLoad | None = None  # of the whole server, other jobs included; None: not known
+    load: EngineLoad | None = None  # of the whole server, including other jobs; None: unknown
 
 
 @dataclass
 class _Level:
-    """What one limit is worth: its throughput, the newest windows counting most."""
+    """The throughput at one limit, weighted towards the newest windows."""
 
     limit: int
     rate: float = 0.0
@@ -93,28 +93,30 @@ class _Level:
 
 @dataclass
 class _Trial:
-    """A limit that is being tried, and what to go back to."""
+    """A limit on trial, and the limit to return to."""
 
     from_limit: int
     from_rate: float
 
 
 class Limiter:
-    """Judges one window after the other; `limit` is how many calls may be in flight."""
+    """Judges window after window; `limit` is the number of calls that may be in flight."""
 
     def __init__(self, first: int = FIRST_LIMIT, most: int = MOST, *, racing: bool = True) -> None:
-        """`racing`: the knee has not been met yet."""
+        """`racing`: the knee has not been reached yet."""
         self.limit = min(first, most)
         self._most = most
         self._racing = racing
         self._throughput = _ByThroughput(racing=racing)
-        self._no_queue = 0  # windows without one
+        self._no_queue = 0  # windows without a queue
         self._waited = float("inf")  # in the last window
         self._cliff = _Cliff(self.limit)
 
     @property
     def is_firm(self) -> bool:
-        """Whether more than the limit makes the server slower, and not only its queue longer."""
+        """Whether more than the limit makes the server slower, rather than only its queue
+        longer.
+        """
         return self._cliff.ceiling is not None
 
     def judge(self, window: Window) -> int:
@@ -155,7 +157,7 @@ class Limiter:
             self._set(self._higher(load, everyone))
 
     def _higher(self, load: EngineLoad, everyone: float) -> float:
-        """At the knee the queue runs empty now and then; without one for long there is room."""
+        """A higher limit. At the knee the queue is empty at times; if there is room, for long."""
         tells = load.tokens_s is not None and load.preemptions_s is None  # by nothing else
         if self._racing and tells and not self._cliff.was_worth_it():
             self._racing = False
@@ -170,36 +172,38 @@ class Limiter:
 
 
 class _Cliff:
-    """The concurrency beyond which an engine becomes slower, by preemptions and tokens/s."""
+    """The concurrency beyond which an engine becomes slower, by preemptions and tokens per
+    second.
+    """
 
     def __init__(self, limit: int) -> None:
         self.ceiling: float | None = None  # None: no cliff is known
         self._pause = self._left = PAUSE
-        self.kv_peak: float | None = None  # the most of the KV memory that was in use lately
+        self.kv_peak: float | None = None  # the highest recent use of the KV memory
         self._preempted_s = 0.0  # over the last windows
         self._counts_tokens = False
         self._best = _Level(limit)  # the fastest
-        self._slower = 0  # windows in a row that were slower than that, at a higher limit
+        self._slower = 0  # consecutive windows slower than that, at a higher limit
         self._level = _Level(limit)
-        self._above: _Level | None = None  # was left for this one, which has to show its worth
-        self._sinking = False  # since more was slower, without a preemption
-        self._falls = 0  # in a row, none of which was enough
-        self._before: _Level | None = None  # where to go back to if the attempt does not pay
+        self._above: _Level | None = None  # the higher limit that was left
+        self._sinking = False  # since a higher limit was slower, without a preemption
+        self._falls = 0  # consecutive reductions that were too small
+        self._before: _Level | None = None  # the limit to return to if the attempt does not pay
         self._went_back = False  # in the last window
-        self._raced_from = 0.0  # the rate before the limit was doubled
+        self._raced_from = 0.0  # the throughput before the limit was doubled
         self._down_next = False
 
     def bounded(self, limit: float) -> float:
-        """A climb ends at the ceiling."""
+        """The limit, at most the ceiling."""
         return limit if self.ceiling is None else min(limit, self.ceiling)
 
     def judge(self, limit: int, rows_s: float, load: EngineLoad, *, is_used: bool) -> float | None:
-        """Another limit, or None: as far as memory goes this one may stay, or creep up. Rows count
-        where the engine does not count tokens.
+        """Another limit, or None: as far as memory goes this limit may stay, or creep up. Rows
+        count instead of tokens if the engine does not count tokens.
         """
         if not 0.95 * self._level.limit <= limit <= 1.05 * self._level.limit + 1:
             self._level = _Level(limit)
-        if self._went_back:  # requests that were put back before are still computed again
+        if self._went_back:  # preempted requests are still computed again
             self._went_back = False
             return limit
         rate = self._rate(limit, rows_s, load.tokens_s)
@@ -220,25 +224,25 @@ class _Cliff:
     def _rate(self, limit: int, rows_s: float, tokens_s: float | None) -> float:
         if tokens_s is None:
             return self._level.rate if self._counts_tokens else rows_s
-        if not self._counts_tokens:  # its first answer: what was kept is of rows
+        if not self._counts_tokens:  # its first counter: the recorded throughput was of rows
             self._counts_tokens = True
             self._level, self._above, self._before = _Level(limit), None, None
         return tokens_s
 
     def was_worth_it(self) -> bool:
-        """Whether the last doubling made it faster."""
+        """Whether the last doubling raised the throughput."""
         before, self._raced_from = self._raced_from, self._level.rate
         return self._raced_from > (1 + _RACE_WORTH_IT) * before
 
     # -- back -----------------------------------------------------------------------------------
 
     def looked_below(self) -> float:
-        """Less, to see whether that is faster."""
+        """A lower limit, to test whether it is faster."""
         self._above, self._sinking = self._level, True
         return self._moved_to(self._level.limit * _RETREAT)
 
     def _retreated(self, limit: int, rate: float, *, sinking: bool) -> float:
-        """Less, at once."""
+        """A lower limit, at once."""
         before, level, self._before = self._before, self._level, None
         self._slower, self._best = 0, _Level(limit)
         self._preempted_s, self._sinking = 0.0, sinking
@@ -247,7 +251,7 @@ class _Cliff:
         self._falls = 1 if level.windows > _SETTLED else self._falls + 1
         if sinking or self._falls == 1:
             self._above = level
-        elif self._falls > _FALLS:  # what it was worth is over
+        elif self._falls > _FALLS:  # its recorded throughput is out of date
             self._above = None
         if sinking:
             return self._moved_to(limit)
@@ -269,7 +273,7 @@ class _Cliff:
         return limit
 
     def _compared(self, above: _Level) -> float | None:
-        """Which of two limits has more tokens per second, once the lower one has settled."""
+        """The limit with more tokens per second, once the lower limit has settled."""
         level = self._level
         if level.windows <= _SETTLED:
             return level.limit
@@ -279,13 +283,13 @@ class _Cliff:
             self.ceiling, self._left = above.limit, self._pause
             return above.limit
         if self._sinking and level.limit > LEAST and level.rate > _FASTER * above.rate:
-            self._above = level  # the best that is known may lie beyond the cliff as well
+            self._above = level  # the best known limit may lie beyond the cliff as well
             return self._moved_to(level.limit * _RETREAT)
         return None
 
     def _is_slower(self, load: EngineLoad, *, is_used: bool) -> bool:
-        """Whether fewer tokens come out than at a lower limit. While requests wait that are yet to
-        be read, an engine that counts preemptions is slow for that.
+        """Whether fewer tokens are generated than at a lower limit. While requests wait for their
+        prefill, an engine that counts preemptions is slow for that reason.
         """
         level, best = self._level, self._best
         if level.rate >= best.rate or not self._counts_tokens:
@@ -304,7 +308,7 @@ class _Cliff:
     # -- and on ---------------------------------------------------------------------------------
 
     def _more(self, limit: int) -> float | None:
-        """A little more when the pause is over, or a little less, in turn."""
+        """In turn, a slightly higher limit when the pause is over, or a slightly lower one."""
         if self.kv_peak is not None and self.kv_peak < _KV_EMPTY:
             self.ceiling, self._before, self._pause = None, None, PAUSE
             return None
@@ -327,25 +331,25 @@ class _Cliff:
 
 
 class _ByThroughput:
-    """A limit by nothing but the throughput that it brings."""
+    """A limit judged by throughput alone."""
 
     def __init__(self, *, racing: bool) -> None:
         self._trial: _Trial | None = None
         self._racing = racing
-        self._raced = False  # whether doubling has paid at all
+        self._raced = False  # whether doubling has paid so far
         self._climbing = racing
         self._resting = 0
         self._patience = _LOOK_AGAIN
         self._up_next = True
 
     def rest(self) -> None:
-        """Look around again in a while."""
+        """Schedule the next trial."""
         self._trial = None
         self._climbing = self._racing = False
         self._resting = 0
 
     def judge(self, limit: int, rate: float) -> float:
-        """The limit from now on, after a window that used this one up."""
+        """The limit after a window that used it up."""
         if self._trial is not None:
             return self._after(self._trial, limit, rate)
         if self._climbing:
@@ -378,7 +382,7 @@ class _ByThroughput:
         return trial.from_limit
 
     def _raced_on(self, trial: _Trial, limit: int, rate: float, gained: float) -> float:
-        """Double as long as it pays; when it never did, halve as long as that costs nothing."""
+        """Double as long as it pays; if it never did, halve as long as that costs nothing."""
         grown = limit / trial.from_limit - 1
         if grown > 0 and gained >= _RACE_WORTH_IT * grown:
             self._raced = True
@@ -387,7 +391,7 @@ class _ByThroughput:
             return self._try(trial.from_limit, trial.from_limit / _RACE, trial.from_rate)
         if grown < 0 and gained > -_COSTS_NOTHING:
             return self._try(limit, limit / _RACE, max(rate, trial.from_rate))
-        # Little's law: so much concurrency is busy at the latency of an idle server
+        # Little's law: this concurrency is busy at the latency of an idle server
         up = grown > 0
         ratio = 1 + gained if up else 1 / max(0.1, 1 + gained)
         low = trial.from_limit if up else limit

@@ -1,9 +1,9 @@
-"""The limits of one run: one for each replica that its requests go to themselves, or else one for
-the whole endpoint. A function of a clock that the caller has.
+"""The concurrency limits of one run: one for each replica if requests go to replicas directly, else
+one for the endpoint. A function of the caller's clock.
 
-Each limit finds itself by the gauges of its own replica, or by the answers that come from there,
-so that replicas of unequal speed get unequal shares. A call is not always at a replica (a job's own
-code takes time as well): calls count where their requests are.
+Each limit is found by the gauges of its own replica, or by the replies from there, so that replicas
+of unequal speed get unequal shares. A call is not always at a replica (a job's own code takes time
+as well): calls count where their requests are.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from domyn_swarm.batch.run.limiter import FIRST_LIMIT, MOST, Limiter, Window
 from domyn_swarm.engine_load import EngineLoad
 
 WINDOW_S = 0.5
-"""The shortest window that is judged by the run's own throughput; by gauges, twice that."""
+"""The shortest window in seconds that is judged by the run's own throughput; by gauges, twice
+that.
+"""
 MOST_IN_ALL = 16_384
-"""Calls of one run, however many replicas it has."""
+"""The most calls of one run, however many replicas it has."""
 
-_FIRST_EACH = 32  # of many replicas, at the start of the run
-_LEAST_SETTLED = 8  # a throughput over fewer rows is noise
+_FIRST_EACH = 32  # per replica if there are many, at the start of the run
+_LEAST_SETTLED = 8  # the throughput over fewer rows is noise
 _LONGEST_S = 60.0
-_GAUGED_S = 30.0  # so long after its last gauges a replica is judged by nothing else
-_ABSENT_KEPT = 1024  # replicas that left and may come back
+_GAUGED_S = 30.0  # for this time after its last gauges a replica is judged by nothing else
+_ABSENT_KEPT = 1024  # replicas that left and may return
 
 
 class ReplicaLoad(NamedTuple):
-    """The load of one replica's engine, as it answered at a look of this number."""
+    """The load of one replica's engine, from the poll of this number."""
 
     look: int
     load: EngineLoad
 
 
 class Loads(NamedTuple):
-    """What engines said: all together, and each that said something."""
+    """The gauges of engines: all together, and each that answered."""
 
     together: EngineLoad
     each: Mapping[str, ReplicaLoad] = {}
@@ -47,14 +49,14 @@ class Sight(NamedTuple):
 
     at_s: float
     calls: float  # in flight
-    settled: int  # rows, so far
-    turned_away: int  # requests, so far
-    replicas: Mapping[str, AtReplica] = {}  # those that requests go to themselves
+    settled: int  # rows so far
+    turned_away: int  # requests so far
+    replicas: Mapping[str, AtReplica] = {}  # those that requests go to directly
 
 
 @dataclass
 class _Server:
-    """One limit, and the window that it is judged by next."""
+    """One limit, and the window by which it is judged next."""
 
     limiter: Limiter
     began_s: float
@@ -70,7 +72,7 @@ class _Server:
         self.in_flight.clear()
 
     def judge(self, at_s: float, settled: int, turned_away: int, load: EngineLoad | None) -> bool:
-        """Whether the window was long enough to be judged; another one begins then."""
+        """Whether the window was long enough to be judged; then another window begins."""
         seconds, done = at_s - self.began_s, settled - self.settled
         if load is not None:
             self.gauged_s = at_s
@@ -88,7 +90,7 @@ class _Server:
 
 
 class Limits:
-    """What a run may have in flight, altogether and at each replica."""
+    """The limits of a run, in total and per replica."""
 
     def __init__(self, first: int = FIRST_LIMIT) -> None:
         self._whole: _Server | None = None
@@ -106,14 +108,14 @@ class Limits:
 
     @property
     def capacities(self) -> dict[str, Capacity]:
-        """Of each replica; none where there is one limit for all."""
+        """The limit of each replica; empty if there is one limit for all."""
         return {
             url: Capacity(server.limiter.limit, server.limiter.is_firm)
             for url, server in self._servers.items()
         }
 
     def skip(self, sight: Sight) -> None:
-        """Judge nothing of the time until now: the run pauses."""
+        """Judge nothing of the time until now: the run was paused."""
         self._follow(sight)
         for url, server in self._servers.items():
             at = sight.replicas[url]
@@ -122,8 +124,8 @@ class Limits:
             self._whole.begin(sight.at_s, sight.settled, sight.turned_away)
 
     def observe(self, sight: Sight, loads: Loads | None) -> bool:
-        """Take in a moment, and gauges if they were asked for just now. Whether a limit was judged,
-        or replicas came or went.
+        """Add an observation, with gauges if they were polled just now. Returns whether a limit was
+        judged, or replicas came or went.
         """
         changed = self._follow(sight)
         if self._whole is not None:
@@ -140,7 +142,7 @@ class Limits:
             changed |= server.judge(sight.at_s, at.answered, at.turned_away, load)
         return changed
 
-    # -- who is there -------------------------------------------------------------------------
+    # -- replicas that come and go -------------------------------------------------------------
 
     def _follow(self, sight: Sight) -> bool:
         if not sight.replicas:
@@ -164,9 +166,9 @@ class Limits:
         return True
 
     def _for_new(self, replicas: int) -> tuple[int, bool]:
-        """The limit at which a replica begins, and whether it races from there."""
+        """The limit of a new replica, and whether it races from there."""
         known = [one.limiter.limit for one in self._servers.values()]
-        if known:  # it is likely to be like the others
+        if known:  # it is probably like the others
             return -(-sum(known) // len(known)), False
         return max(_FIRST_EACH, self.total // replicas), True
 

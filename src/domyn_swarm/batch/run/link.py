@@ -1,4 +1,4 @@
-"""What a coordinator and its workers say to each other, over a socket pair or between machines."""
+"""The messages between a coordinator and its workers, over a socket pair or between machines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class Begin(msgspec.Struct, tag=True, frozen=True):
-    """The first message to a worker: where its results go, and how much it may do at once."""
+    """The first message to a worker: its results' folder, and its first limit."""
 
     folder: str
     generation: int
@@ -36,9 +36,9 @@ class Begin(msgspec.Struct, tag=True, frozen=True):
 
 
 class Rows(msgspec.Struct, tag=True, frozen=True):
-    """Rows for the worker; an answer to `Wanted`."""
+    """Rows for the worker; the reply to `Wanted`."""
 
-    number: int  # of this handful, among all of the run
+    number: int  # of this chunk, within the run
     ordinals: bytes
     digests: bytes
     columns: bytes  # Arrow IPC stream of one record batch
@@ -55,13 +55,11 @@ class Rows(msgspec.Struct, tag=True, frozen=True):
 
 
 class NoMoreRows(msgspec.Struct, tag=True, frozen=True):
-    """The other answer to `Wanted`: finish what is in flight and end."""
+    """The other reply to `Wanted`: finish the rows in flight and end."""
 
 
 class Limit(msgspec.Struct, tag=True, frozen=True):
-    """How many calls the worker may have in flight from now on, and its part of what each replica
-    may have of them.
-    """
+    """The worker's new limit of calls in flight, and its share of each replica's capacity."""
 
     limit: int
     capacities: dict[str, Capacity] = {}
@@ -72,58 +70,58 @@ class Stop(msgspec.Struct, tag=True, frozen=True):
 
 
 class Hold(msgspec.Struct, tag=True, frozen=True):
-    """Begin no request, and report when none is in flight."""
+    """Start no request, and report when none is in flight."""
 
     number: int
 
 
 class YourTurn(msgspec.Struct, tag=True, frozen=True):
-    """Nothing of the others is in flight; requests that want to be alone may begin."""
+    """No other process has requests in flight; requests that must run alone may start."""
 
-    wish: int  # that is granted
-    rest_s: float  # but only then: until then one may reach an engine that is known to be dead
+    wish: int  # the request for a turn that is granted
+    rest_s: float  # from then: until then a request may reach an engine that has ended
 
 
 class GoOn(msgspec.Struct, tag=True, frozen=True):
-    """Requests may begin again."""
+    """Requests may start again."""
 
 
 class Wanted(msgspec.Struct, tag=True, frozen=True):
-    """The worker has room for so many rows."""
+    """The worker has room for this number of rows."""
 
     rows: int
 
 
 class Counted(msgspec.Struct, tag=True, frozen=True):
-    """What the worker has done since it began, and which handfuls are settled since last told.
+    """The worker's counters since it began, and the chunks settled since the last report.
 
-    What each replica did comes apart, and seldom: there may be thousands of them.
+    Counters per replica are sent separately and rarely: there may be thousands of replicas.
     """
 
     counters: Counters
     settled: list[int]
-    limit: int  # that it was told last
-    calls: int  # that it has in flight; more than the limit until those above it are back
-    replicas: dict[str, ReplicaShare] | None = None  # of the counters; None: as told last
-    at_replicas: dict[str, AtReplica] | None = None  # its requests now; None: as told last
+    limit: int  # last received
+    calls: int  # calls in flight; above the limit until enough have ended
+    replicas: dict[str, ReplicaShare] | None = None  # of the counters; None: unchanged
+    at_replicas: dict[str, AtReplica] | None = None  # its requests now; None: unchanged
 
 
 class Alone(msgspec.Struct, tag=True, frozen=True):
-    """The worker has requests that must have nothing beside them, or has them no more."""
+    """The worker has requests that must run alone, or no longer has any."""
 
-    wish: int  # its number; 0: no more
-    rest_s: float  # for so long a request may reach an engine that the worker knows to be dead
+    wish: int  # the number of the request for a turn; 0: withdrawn
+    rest_s: float  # seconds in which a request may reach an engine that has ended
 
 
 class Held(msgspec.Struct, tag=True, frozen=True):
-    """Nothing of the worker is in flight; an answer to `Hold`."""
+    """Nothing of the worker is in flight; the reply to `Hold`."""
 
-    number: int  # of that
+    number: int  # of the `Hold`
     rest_s: float  # as in `Alone`
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
-    """The worker cannot go on, and another could not either."""
+    """The worker cannot continue, and no other worker could."""
 
     message: str
     hint: str
@@ -137,7 +135,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Link(Generic[_Told]):
-    """One end; `heard` is what the other end says."""
+    """One end; `heard` is the type of the other end's messages."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: type[_Told]
@@ -147,22 +145,22 @@ class Link(Generic[_Told]):
         self._decoder = msgspec.msgpack.Decoder(heard)
 
     def say(self, message: Order | Report) -> None:
-        """Send; a message to an end that is gone is lost, and `listen` ends there."""
+        """Send; a message to a closed end is lost, and `listen` ends there."""
         body = _encoder.encode(message)
         if not self._writer.is_closing():
             self._writer.write(_LENGTH.pack(len(body)) + body)
 
     async def listen(self) -> AsyncIterator[_Told]:
-        """Messages until the other end is gone."""
+        """Messages until the other end is closed."""
         try:
             while True:
                 [length] = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
                 yield self._decoder.decode(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, OSError):  # also of a machine that is gone
+        except (asyncio.IncompleteReadError, OSError):  # including a lost machine
             return
 
     async def close(self) -> None:
-        """Send what is left, and hang up."""
+        """Send what is buffered, and close."""
         self._writer.close()
         try:
             await self._writer.wait_closed()
@@ -187,15 +185,15 @@ _log = get_logger(__name__)
 
 _NONCE_BYTES, _ID_BYTES, _PROOF_BYTES = 32, 16, 32
 _HANDSHAKE_S = 10.0
-_MOST_STRANGERS = 64  # callers at once that have not proved anything
-_SILENT_S = 15  # a machine that confirms nothing for so long is lost
+_MOST_STRANGERS = 64  # simultaneous callers that are not authenticated
+_SILENT_S = 15  # seconds after which a machine that acknowledges nothing is lost
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(frozen=True)
 class Invitation:
-    """What a worker needs to call: it is told nobody else."""
+    """What a worker needs to connect; no other process gets it."""
 
     host: str
     port: int
@@ -203,26 +201,26 @@ class Invitation:
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     def proof(self, *parts: bytes) -> bytes:
-        """That one knows the secret."""
+        """Proof that the caller knows the secret."""
         return hmac.digest(self.secret, b"".join(parts), "sha256")
 
 
 class WorkerListener:
-    """A port where the workers of one run call. Nobody else gets a word out of it but a nonce."""
+    """A port to which the workers of one run connect. Other callers get only a nonce."""
 
     def __init__(self, host: str) -> None:
         self._host = host
         self._expected: dict[bytes, tuple[Invitation, asyncio.Future[Connection]]] = {}
-        self._meetings: set[asyncio.Task[None] | None] = set()  # with who has not proved anything
+        self._meetings: set[asyncio.Task[None] | None] = set()  # not authenticated yet
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        """Listen on this host's address, on a port that is free."""
+        """Listen on this host's address, on a free port."""
         self._server = await asyncio.start_server(self._meet, self._host, 0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Listen no more; links that were made stay."""
+        """Stop listening; established links stay open."""
         if self._server is not None:
             self._server.close()
         left = [meeting for meeting in self._meetings if meeting is not None]
@@ -241,10 +239,10 @@ class WorkerListener:
         return invitation
 
     async def met(self, invitation: Invitation, within_s: float) -> Link[Report]:
-        """The link to the worker that was invited, once it has called.
+        """The link to the invited worker, once it has connected.
 
         Raises:
-            TimeoutError: it did not call.
+            TimeoutError: it did not connect.
         """
         try:
             async with asyncio.timeout(within_s):
@@ -266,7 +264,7 @@ class WorkerListener:
         finally:
             self._meetings.discard(meeting)
             if not known:
-                writer.transport.abort()  # a stranger has no right to what is not sent yet
+                writer.transport.abort()  # an unauthenticated caller must not receive unsent bytes
                 with contextlib.suppress(ConnectionError):
                     await writer.wait_closed()
 
@@ -287,10 +285,10 @@ class WorkerListener:
 
 
 async def call(invitation: Invitation) -> Connection:
-    """The worker's end: call the coordinator that sent the invitation.
+    """The worker's end: connect to the coordinator that sent the invitation.
 
     Raises:
-        ConnectionError: nobody is there, or somebody else.
+        ConnectionError: nothing listens there, or another program does.
     """
     try:
         async with asyncio.timeout(_HANDSHAKE_S):
@@ -312,8 +310,8 @@ async def call(invitation: Invitation) -> Connection:
 
 
 def _notice_a_lost_machine(writer: asyncio.StreamWriter) -> None:
-    """End the connection when the other machine loses its power or its network: TCP alone would
-    wait for a quarter of an hour, or without end where nothing is sent.
+    """Close the connection when the other machine loses power or network: TCP alone would wait for
+    a quarter of an hour, or for ever if nothing is sent.
     """
     with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as own:
         own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -323,5 +321,5 @@ def _notice_a_lost_machine(writer: asyncio.StreamWriter) -> None:
             ("TCP_KEEPCNT", 2),
             ("TCP_USER_TIMEOUT", _SILENT_S * 1000),
         ):
-            if (option := getattr(socket, name, None)) is not None:  # not every system has all
+            if (option := getattr(socket, name, None)) is not None:  # not on all systems
                 own.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,17 +1,17 @@
-"""In which order rows are asked: a bounded part of the input is looked at before it is handed on.
+"""The order in which rows are sent: a bounded part of the input is read ahead and sorted.
 
-Rows that begin alike are asked one after the other, so that an engine reads what they share once,
-while it still has it in its memory. Their texts are sorted, which visits what is shared like the
-branches of a tree, depth first: with a prefix cache no order reads less (Zheng et al., "SGLang:
-Efficient Execution of Structured Language Model Programs", 2024, section 3). Rows that have
-nothing in common stay in the order of the input.
+Rows with a common prefix are sent one after the other, so that an engine computes the prefix once,
+while it is still in its cache. Their texts are sorted, which visits shared prefixes like the
+branches of a tree, depth first: with a prefix cache no order computes less (Zheng et al., "SGLang:
+Efficient Execution of Structured Language Model Programs", 2024, section 3). Rows without common
+prefixes stay in the order of the input.
 
-Of the last rows of an input those that are expected to take long come first, so that the end does
-not wait for one that began late (Graham, "Bounds on multiprocessing timing anomalies", 1969). How
-long a row takes is expected by its size, from rows that have finished.
+Among the last rows of an input those that are expected to take long come first, so that the end
+does not wait for a row that started late (Graham, "Bounds on multiprocessing timing anomalies",
+1969). A row's expected time depends on its size, and is learned from finished rows.
 
-What holds: every row is handed on once; of rows and bytes no more are held than a window and one
-lot of the source; a row is handed on before any that comes two windows and a lot behind it.
+Guaranteed: every row is handed on once; no more rows and bytes are held than a window and one lot
+of the source; a row is handed on before any row that is two windows and a lot behind it.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from domyn_swarm.model import Dispatching
 
 WINDOW_ROWS = 16 * 1024
 WINDOW_BYTES = 64 << 20
-LOT_ROWS = 256  # handed on at once: few, since what is learned changes the order of the rest
-_ALIKE = 512  # characters that rows have in common at least,
+LOT_ROWS = 256  # handed on at once: few, since learning changes the order of the rest
+_ALIKE = 512  # the shortest common prefix, in characters,
 _LIKE = 0.5  # and this part of the shorter one
-_WORTH_IT = 0.05  # of the rows in groups; with fewer the input's order stays
-_LARGEST = 64  # rows of a group that come and go together
-_LEARNED_FROM = 64  # finished rows, before they say more than sizes do,
-_EXPLAINED = 0.1  # of the variance of their times at least; with less all rows are expected alike
+_WORTH_IT = 0.05  # of the rows in groups; with fewer the order of the input stays
+_LARGEST = 64  # rows of a group that stay together
+_LEARNED_FROM = 64  # finished rows required before times are learned from them
+_EXPLAINED = 0.1  # of the variance of their times at least; else all rows count as equally long
 _LAST_KEPT = 4096
-_SAMPLE = 4  # of so many rows one is learned from
-_LONG = 2.0  # times the mean: rows of which so much is expected come before the others
+_SAMPLE = 4  # one row in this number is learned from
+_LONG = 2.0  # times the mean: rows expected to take this long come before the others
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
 
 
 def text_of(value: Any) -> str:  # noqa: ANN401 - the columns'
-    """What a row is compared by: text itself, of messages what they say."""
+    """The text by which a row is sorted: the text itself, or the content of messages."""
     if isinstance(value, str):
         return value
     try:
         return _said(value)
-    except RecursionError:  # whether it can be asked is its own matter
+    except RecursionError:  # whether it can be sent is decided elsewhere
         return ""
 
 
@@ -72,19 +72,21 @@ def _said(value: Any) -> str:  # noqa: ANN401 - the columns'
 
 
 class Expectation:
-    """How much longer than others a row takes, by its size: `time = a * size ** b`."""
+    """How much longer than the mean a row takes, by its size: `time = a * size ** b`."""
 
     def __init__(self) -> None:
         self._finished: deque[tuple[float, float]] = deque(maxlen=_LAST_KEPT)  # size, seconds
         self.learned = 0  # rows
 
     def learn(self, size: float, seconds: float) -> None:
-        """A row has finished; may be called on another thread."""
+        """Add a finished row; may be called on another thread."""
         self._finished.append((size, seconds))
         self.learned += 1
 
     def classes(self, sizes: Floats) -> NDArray[np.int64]:
-        """For each row 0, or how many powers of `_LONG` times the mean it is expected to take."""
+        """For each row 0, or the number of powers of `_LONG` times the mean that it is expected to
+        take.
+        """
         exponent = self._exponent()
         logarithms = exponent * np.log2(sizes + 1)
         if not exponent or not len(sizes):
@@ -94,7 +96,7 @@ class Expectation:
         return np.maximum(above, 0)
 
     def _exponent(self) -> float:
-        """The `b` of least squares; 1 before anything is known, 0 where sizes say nothing."""
+        """The `b` of least squares; 1 before any row finished, 0 if sizes do not explain times."""
         finished = np.array(list(self._finished))
         if len(finished) < _LEARNED_FROM:
             return 1.0
@@ -110,7 +112,7 @@ class Expectation:
 
 @dataclass
 class _Lot:
-    """Rows that are handed on together, with what the order goes by."""
+    """Rows that are handed on together, with their sort keys."""
 
     rows: PendingRows
     sizes: Floats
@@ -122,7 +124,7 @@ class _Lot:
 
     @cached_property
     def nbytes(self) -> int:
-        return 2 * int(self.rows.columns.nbytes)  # as Arrow has it, and as Python does
+        return 2 * int(self.rows.columns.nbytes)  # once in Arrow, once in Python
 
     def part(self, at: Places) -> _Lot:
         return _Lot(self.rows.some(at), self.sizes[at], self.groups[at])
@@ -142,7 +144,7 @@ class LookAhead:
         rows: int = WINDOW_ROWS,
         nbytes: int = WINDOW_BYTES,
     ) -> None:
-        """Look ahead so many rows and bytes.
+        """Read ahead up to these rows and bytes.
 
         Args:
             policy: with `least_load` rows stay as they come.
@@ -162,10 +164,10 @@ class LookAhead:
         self._expected = Expectation()
         self._sizes: dict[int, float] | None = None  # of rows that were handed on
 
-    # -- what is learned ----------------------------------------------------------------------
+    # -- learning ------------------------------------------------------------------------------
 
     def learning(self, sink: Sink) -> Sink:
-        """The same sink; how long its rows took is learned from."""
+        """A sink that passes results on, and learns from the times of its rows."""
         self._sizes = {}
         return _Learning(sink, self._settled)
 
@@ -176,7 +178,7 @@ class LookAhead:
             if size is not None and not result.value.error:
                 self._expected.learn(size, result.value.latency_s)
 
-    # -- the order ----------------------------------------------------------------------------
+    # -- order ---------------------------------------------------------------------------------
 
     def ordered(self, source: Iterator[PendingRows]) -> Iterator[PendingRows]:
         """All rows of the source."""
@@ -226,7 +228,7 @@ class LookAhead:
         return lot.rows
 
     def _arranged(self, lots: list[_Lot], *, last: bool) -> deque[_Lot]:
-        """A window in the order in which it is asked; the last one is that of all that is left."""
+        """A window in the order in which it is sent; the last window is all that is left."""
         texts = [text for lot in lots for text in self._texts(lot.rows.items or [])]
         sizes = np.fromiter(map(len, texts), np.float64, len(texts))
         groups = np.arange(len(texts))
@@ -248,13 +250,13 @@ class LookAhead:
         return ["\n".join([text_of(item[name]) for name in names]) for item in items]
 
     def _grouped(self, texts: list[str], single: Places) -> tuple[Places, Places]:
-        """The rows sorted, and the group of each; both as they came, if few are in groups."""
+        """The rows sorted, and the group of each; in input order if few are in groups."""
         order = sorted(range(len(texts)), key=texts.__getitem__)
         firsts = []
         before = begin_before = ""
         for at in order:
             text, begin = texts[at], texts[at][:_ALIKE]
-            # Of most pairs the first comparison is all.
+            # For most pairs the first comparison decides.
             firsts.append(begin != begin_before or not _are_alike(before, text))
             before, begin_before = text, begin
         begins = np.flatnonzero(firsts) if texts else np.zeros(0, np.int64)
@@ -272,7 +274,7 @@ class LookAhead:
         return np.array(order, np.int64), groups
 
     def _ranked(self, lots: deque[_Lot]) -> deque[_Lot]:
-        """What is left with the long rows first, and the rows of a group together."""
+        """The remaining rows with the long ones first, and groups kept together."""
         if not lots:
             return lots
         sizes = np.concatenate([lot.sizes for lot in lots])
@@ -286,14 +288,14 @@ class LookAhead:
 
 
 def _are_alike(before: str, after: str) -> bool:
-    """Whether two texts that begin alike have most of the shorter one in common."""
+    """Whether two texts have a common prefix of most of the shorter one."""
     shorter = min(len(before), len(after))
     most = int(_LIKE * shorter)
     return shorter >= _ALIKE and before[:most] == after[:most]
 
 
 def _gathered(lots: list[_Lot], order: Places) -> deque[_Lot]:
-    """The rows of these lots in another order, in new lots."""
+    """The rows of these lots in another order, as new lots."""
     begins = np.cumsum([0, *(lot.length for lot in lots)])
     lot_of = np.searchsorted(begins, order, "right") - 1
     at = order - begins[lot_of]
@@ -319,7 +321,7 @@ def _picked(lots: list[_Lot], lot_of: Places, at: Places) -> _Lot:
 
 
 class _Learning(Sink):
-    """A sink that is also listened to."""
+    """A sink that also reports results to the learner."""
 
     def __init__(self, sink: Sink, settled: Callable[[Sequence[Result]], None]) -> None:
         self._sink = sink

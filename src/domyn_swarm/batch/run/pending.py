@@ -1,4 +1,4 @@
-"""The rows of an input that are still to be asked."""
+"""The rows of an input that have no result yet."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ _SKIP_ROWS = 8 * 1024
 
 @dataclass(frozen=True)
 class PendingRows:
-    """Rows that have no result, in the order in which they are asked; never none."""
+    """Rows without a result, in the order in which they are sent; never empty."""
 
     ordinals: NDArray[np.int64]
     digests: Digests
     columns: pa.RecordBatch  # the key columns of just these rows
-    items: list[Any] | None = None  # where they were made already
+    items: list[Any] | None = None  # set if they were made already
 
     def rows(self, keys: RowKeys) -> list[Row]:
-        """The rows as a runner takes them."""
+        """The rows as the runner takes them."""
         items = keys.items(self.columns) if self.items is None else self.items
         raw = self.digests.tobytes()
         digests = [raw[at : at + DIGEST_BYTES] for at in range(0, len(raw), DIGEST_BYTES)]
         return list(map(Row, self.ordinals.tolist(), digests, items))
 
     def some(self, at: NDArray[np.int64]) -> PendingRows:
-        """Those at these positions among them."""
+        """The rows at these positions."""
         items = None if self.items is None else [self.items[one] for one in at.tolist()]
         columns = rows_at(self.columns, at)
         return PendingRows(self.ordinals[at], self.digests[at], columns, items)
 
 
 def joined(parts: Sequence[PendingRows]) -> PendingRows:
-    """The rows of several, one after the other; all of them have their items made, or none has."""
+    """Several concatenated; either all have their items made, or none has."""
     items = [item for part in parts for item in part.items or ()]
     return PendingRows(
         np.concatenate([part.ordinals for part in parts]),
@@ -64,10 +64,10 @@ def pending_rows(
     *,
     again: NDArray[np.uint8] | None = None,
 ) -> Iterator[PendingRows]:
-    """The rows without a result, in input order, a batch at a time; settled ones are counted.
+    """The rows without a result, in input order, a batch at a time; settled rows are counted.
 
-    With `again`, by outcome, the rows whose results are so instead, and those without one are left
-    out.
+    With `again`, the rows whose results have these outcomes instead, without those that have no
+    result.
     """
     start = 0 if again is not None else _first_to_look_at(dataset, keys, index, limit, tally)
     for batch in dataset.batches(keys.columns, start=start, limit=limit):
@@ -105,7 +105,7 @@ def _pending(
 def _first_to_look_at(
     dataset: Dataset, keys: RowKeys, index: RowIndex, limit: int | None, tally: Tally
 ) -> int:
-    """Where reading begins: rows known by their position alone need not be read to be skipped."""
+    """The row at which reading begins: rows identified by position alone can be skipped unread."""
     if keys.id_column is not None or keys.fingerprint != "off":
         return 0
     rows = dataset.rows if limit is None else min(limit, dataset.rows)
@@ -120,7 +120,7 @@ def _first_to_look_at(
 
 
 def still_pending(rows: Iterable[PendingRows], index: RowIndex) -> Iterator[PendingRows]:
-    """Those that have no result, of rows that come one by one in any order."""
+    """The rows without a result, of rows that are given one by one in any order."""
     for one in rows:
         if not index.match(int(one.ordinals[0]), one.digests).found.all():
             yield one
@@ -129,7 +129,7 @@ def still_pending(rows: Iterable[PendingRows], index: RowIndex) -> Iterator[Pend
 def named_rows(
     dataset: Dataset, keys: RowKeys, limit: int | None, ordinals: Collection[int]
 ) -> Iterator[PendingRows]:
-    """Exactly the rows at these ordinals: those whose results turned out to be unreadable."""
+    """Exactly the rows at these ordinals, whose results turned out to be unreadable."""
     start = 0
     for batch in dataset.batches(keys.columns, limit=limit):
         inside = [at for at in range(batch.num_rows) if start + at in ordinals]

@@ -1,4 +1,4 @@
-"""Who names a swarm's replicas to a job: its collector, or its last view on disk."""
+"""Reports a swarm's ready replicas to a job: from its collector, or its last view on disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _View(msgspec.Struct):
     elastic: bool = False
 
     def ready(self) -> frozenset[str]:
-        """Where requests may be sent."""
+        """The URLs to which requests may be sent."""
         return frozenset(
             one.url
             for one in self.replicas
@@ -42,23 +42,23 @@ class _View(msgspec.Struct):
 
 
 class Named(NamedTuple):
-    """What the collector says."""
+    """The collector's report."""
 
     urls: frozenset[str]  # of the replicas that are ready
-    asleep: bool  # there is none, and the swarm starts one for whoever asks
+    asleep: bool  # no replica is ready, and the swarm starts one on demand
 
 
 @dataclass(frozen=True)
 class Names:
-    """Asks for the replicas of one swarm."""
+    """Requests the replica listing of one swarm."""
 
     collector: HttpClient  # with its key
-    locate: Callable[[], str]  # where it listens now
-    recorded: Callable[[], bytes | None] = lambda: None  # its last view, as it lies on disk
+    locate: Callable[[], str]  # its present address
+    recorded: Callable[[], bytes | None] = lambda: None  # its last view, as stored on disk
 
     async def asked(self, known: frozenset[str]) -> Named | None:
-        """Who is ready, by the collector, which is spared telling what is `known`; None: it does
-        not say.
+        """The ready replicas by the collector, which omits a listing that is `known`; None: it does
+        not answer.
         """
         question = f"/v1/replicas?for=requests&known={listing_tag(known)}"
         try:
@@ -73,7 +73,7 @@ class Names:
         return Named(ready, asleep=view.elastic and not ready)
 
     def written(self) -> frozenset[str]:
-        """Who was ready when the collector wrote its last view."""
+        """The replicas that were ready when the collector wrote its last view."""
         try:
             text = self.recorded()
             view = None if text is None else msgspec.json.decode(text, type=_View)

@@ -1,14 +1,16 @@
-"""Straight to a swarm's replicas: a job's requests pass no router where those can be reached.
+"""Sends a job's requests directly to a swarm's replicas, past the router, if they can be reached.
 
-The swarm's collector says which replicas are ready; it is asked about once a second while there are
-requests, and takes being asked for use of the swarm. While it cannot be asked, what is known goes
-on to hold; where nothing is known yet, its last view on disk does. A replica is sent to once it has
-answered from here, with our key (`_prove`): whoever took a dead one's port does not. What cannot be
-reached, or fails a request by its connection or its door, has to prove itself again.
+The swarm's collector lists the ready replicas; it is polled about once a second while there are
+requests, and counts a poll as use of the swarm. While it does not answer, its last listing remains
+valid; before the first listing its last view on disk is used. A replica receives requests once it
+has answered from here, with our key (`_prove`): another program on a dead replica's port does not.
+A replica that cannot be reached, or fails a request by its connection or by a refusal, has to prove
+itself again.
 
-The endpoint's router gets what is plain where no replica can be reached, and everything plain where
-the endpoint speaks TLS, which replicas do not. What the router would change (`plain_requests`) goes
-to replicas alone. A replica lost under a request is reported, and forgiven, as the router does it.
+The endpoint's router gets plain requests if no replica can be reached, and all plain requests if
+the endpoint uses TLS, which replicas do not. Requests that the router would change
+(`plain_requests`) go only to replicas. A replica lost during a request is reported, and the request
+is not counted, as by the router.
 """
 
 from __future__ import annotations
@@ -37,33 +39,37 @@ from domyn_swarm.net.http import HttpClient, HttpReply
 
 _LOOK_S = 1.0
 _ASK_TIMEOUT_S = 5.0
-_UNUSED_S = 10.0  # so long after the last request it is not looked any more
-_DIES_S = 0.1  # so long after its connections broke, an engine that dies does not listen any more
-_FIRST_S = 2.0  # so long the first requests wait for replicas to prove themselves
+_UNUSED_S = 10.0  # after this time without requests the collector is not polled any more
+_DIES_S = 0.1  # this long after its connections broke, an engine that ends does not listen any more
+_FIRST_S = 2.0  # the first requests wait this long for replicas to prove themselves
 _PROVE_S = 5.0
 _PROVED_AT_ONCE = 256
-_RARELY_S = 15.0  # between attempts to reach what cannot be reached, in the end
-_LOOKS_REFUSED = 3  # so often the collector named replicas, and none could be connected to,
-_REFUSED_S = 8.0  # over so long: a dead one is named for less
+_RARELY_S = 15.0  # the longest time between attempts to reach an unreachable replica
+_LOOKS_REFUSED = 3  # this many listings with replicas, none of which could be connected to,
+_REFUSED_S = 8.0  # over this time: a dead replica is listed for less
 _DOORS = frozenset({401, 402, 403, 404, 407})
 _NO_LISTING = frozenset({404, 405})
 _LISTING = "/v1/models"
 _READINESS = "/readiness"
-_ASKED = 2  # replicas, before the endpoint is asked
+_ASKED = 2  # replicas that are tried before the endpoint
 
 
 @dataclass
 class _Attempts:
-    """Of a replica that has not proved itself: when it is tried next, and what became of it."""
+    """The attempts to reach a replica that has not proved itself: the next time, and the last
+    result.
+    """
 
     due_at: float = 0.0
     pause_s: float = _LOOK_S
-    refused: bool = False  # it could not be connected to
-    strict: bool = False  # it turned a request away: only a listing of models proves it
+    refused: bool = False  # the connection was refused
+    strict: bool = False  # it refused a request: only a listing of models proves it
 
 
 class Replicas:
-    """The replicas of a swarm that answer from here. Follows them while requests want one."""
+    """The replicas of a swarm that answer from here. Follows the listing while there are
+    requests.
+    """
 
     def __init__(
         self,
@@ -73,8 +79,8 @@ class Replicas:
         dispatch: Dispatch | None = None,
         proved: Callable[[str, float], None] = lambda _url, _asked_at: None,
     ) -> None:
-        """`client` has the key of the replicas; `notice` is called once, if none is reached;
-        `proved` with each replica that has proved itself, and when it was asked to.
+        """`client` has the key of the replicas; `notice` is called once, if none can be reached;
+        `proved` with each replica that has proved itself, and the time of the probe.
         """
         self._client = client
         self._names = names
@@ -87,17 +93,17 @@ class Replicas:
         self._looked = asyncio.Event()
         self._settled = asyncio.Event()  # some replica has proved itself, or none will for now
         self._used_at = 0.0
-        self.asleep = False  # none serves, and the swarm starts one for whoever asks
-        self.needed = False  # a request that only a replica may get has found none
+        self.asleep = False  # no replica serves, and the swarm starts one on demand
+        self.needed = False  # a request that needs a replica was refused for lack of one
         self._refused_at: list[float] = []  # looks at which none could be connected to, in a row
         self.dispatch = dispatch or Dispatch()
         self._proved = proved
 
     async def keep_looking(self) -> None:
-        """Follow the replicas while requests want one, until cancelled.
+        """Follow the listing of replicas while there are requests, until cancelled.
 
         Raises:
-            JobError: none of them can be reached from here, and requests need them.
+            JobError: no replica can be reached from here, and requests need one.
         """
         try:
             async with asyncio.TaskGroup() as proving:
@@ -118,7 +124,7 @@ class Replicas:
                 self._wanted.clear()
                 self._looked.clear()
 
-    # -- who is there -------------------------------------------------------------------------
+    # -- the listing ---------------------------------------------------------------------------
 
     async def _look(self) -> None:
         named = await self._names.asked(self._named)
@@ -135,7 +141,7 @@ class Replicas:
         if not self._named:
             self._settled.set()
 
-    # -- who answers from here ----------------------------------------------------------------
+    # -- which answer from here ----------------------------------------------------------------
 
     def _due(self) -> list[str]:
         now, room = self._now(), _PROVED_AT_ONCE - len(self._proving)
@@ -143,7 +149,7 @@ class Replicas:
         return [url for url in due if url not in self._proving][: max(0, room)]
 
     async def _prove(self, url: str) -> None:
-        """Have a replica answer a request that costs it nothing."""
+        """Probe a replica with a request that costs it nothing."""
         asked_at = self._now()
         try:
             proved, refused = await self._answers(url)
@@ -165,7 +171,7 @@ class Replicas:
             self._settled.set()
 
     async def _answers(self, url: str) -> tuple[bool, bool]:
-        """Whether it lets us in, and whether it could not be connected to."""
+        """Whether it accepts our key, and whether the connection was refused."""
         try:
             reply = await self._client.request("GET", url + _LISTING, None, _PROVE_S)
         except RequestError as error:
@@ -176,14 +182,14 @@ class Replicas:
         return reply.status == 200 and not bytes(reply.body[:64]).lstrip().startswith(b"<"), False
 
     def lost(self, url: str) -> None:
-        """Send nothing to a replica until it has proved itself anew."""
+        """Send nothing to a replica until it has proved itself again."""
         self.dispatch.withdraw(url)
         if url in self._named:
             self._unproved.setdefault(url, _Attempts())
 
     def doubt(self, url: str) -> None:
-        """Have a replica that turned a request away prove that it is one. It may have been the
-        request's fault, so that it gets others meanwhile.
+        """Probe a replica that refused a request. The request itself may have been the cause, so
+        the replica gets others meanwhile.
         """
         if url in self._named:
             self._unproved.setdefault(url, _Attempts()).strict = True
@@ -230,7 +236,7 @@ class Replicas:
         return replica
 
     async def still_asleep(self) -> bool:
-        """Whether an elastic swarm has no replica that serves; asking has it start one."""
+        """Whether an elastic swarm has no replica that serves; polling makes it start one."""
         if not self.asleep:
             return False
         self._used_at = self._now()
@@ -239,13 +245,13 @@ class Replicas:
         return self.asleep
 
     def release(self, url: str) -> None:
-        """A request has ended there."""
+        """Count a request as ended there."""
         self.dispatch.release(url)
         self._used_at = self._now()
 
 
 class ReplicaClient(HttpClient):
-    """An `HttpClient` for an endpoint, whose requests go to a replica where they can."""
+    """An `HttpClient` for an endpoint that sends requests to replicas if possible."""
 
     def __init__(self, endpoint: HttpClient, replicas: Replicas, model: str) -> None:
         self._endpoint = endpoint
@@ -274,7 +280,7 @@ class ReplicaClient(HttpClient):
         return await self._endpoint.request(method, url, body, timeout_s)
 
     async def _listing(self, url: str, path: str, timeout_s: float) -> HttpReply:
-        """What the endpoint says of itself is asked of a replica where there is one: it serves,
+        """A listing of models is requested from a replica if there is one: the replica serves
         whether or not the router does.
         """
         if path == _READINESS and await self._replicas.still_asleep():
@@ -293,13 +299,13 @@ class ReplicaClient(HttpClient):
         Raises:
             NobodyThere: neither.
         """
-        passes = not url.startswith("https:")  # else what is plain goes to the endpoint
+        passes = not url.startswith("https:")  # else plain requests go to the endpoint
         if not passes and is_plain(path, body, self._model):
             return None
         replica = await self._replicas.take(body)
         if replica is not None:
             return replica
-        if self._replicas.asleep:  # it would be held for a while and turned away
+        if self._replicas.asleep:  # the router would hold it for a while and then refuse it
             raise NobodyThere("the swarm is asleep; its first replica starts")
         if passes and is_plain(path, body, self._model):
             return None

@@ -1,4 +1,4 @@
-"""A request as the JSON that is sent."""
+"""Serialises a request to JSON."""
 
 from __future__ import annotations
 

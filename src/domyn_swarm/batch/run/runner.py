@@ -1,9 +1,9 @@
 """Rows through a transform: a bounded window, no barriers, every result kept at once.
 
-A pool of slots (coroutines that live as long as they are needed) pulls from one source; a free
-slot takes the next row whatever the others do. Results are handed to the sink a few at a time, and
-a slot takes its next row only after its last one was handed over, so that a killed process has lost
-at most one result per slot.
+A pool of slots (coroutines that live as long as they are needed) reads from one source; a free slot
+takes the next row whatever the others do. Results are handed to the sink a few at a time, and a
+slot takes its next row only after its last result was handed over, so that a killed process has
+lost at most one result per slot.
 """
 
 from __future__ import annotations
@@ -41,53 +41,53 @@ from domyn_swarm.net.errors import RequestError
 _log = get_logger(__name__)
 
 Transform = Callable[[list[Any]], Awaitable[Sequence[Any]]]
-"""Items to values, one for each, in order. A value may be an exception: that row's error."""
+"""Items to values, one per item, in order. A value may be an exception: the error of that row."""
 
-# Each hand-over costs a system call and a turn of the interpreter's lock; a slot waits for it.
+# Each hand-over costs a system call and a switch of threads; a slot waits for it.
 _FLUSH_SHARE = 4  # results are handed over when a quarter of the slots wait for it,
-_FLUSH_AFTER_S = 0.003  # or after so long
-_LOOK_S = 0.2  # as the grace period passes
+_FLUSH_AFTER_S = 0.003  # or after this time, in seconds
+_LOOK_S = 0.2  # poll interval in seconds during the grace period
 
 
 Encode = Callable[[Any, RowTrace, float], bytes]
-"""A job's value as the JSON object of the output columns, given what it cost and its seconds.
+"""A job's value as the JSON object of the output columns, given its usage and its seconds.
 
-What it raises is that row's error.
+An exception is the error of that row.
 """
 
 
 class Sink(Protocol):
-    """Where settled rows go."""
+    """Receives settled rows."""
 
     def append(self, results: Sequence[Result]) -> None:
-        """Keep them; when this returns, the death of the process loses none."""
+        """Keep results; once this returns, a killed process loses none of them."""
 
 
 class Events:
-    """What callers may listen to; the defaults do nothing. Called on the event loop's thread."""
+    """Callbacks for callers; the defaults do nothing. Called on the event loop's thread."""
 
     def on_progress(self, done: int, total: int | None) -> None:
-        """After each batch of settled rows: all settled rows, and all rows."""
+        """After each batch of settled rows: the number of settled rows, and of all rows."""
 
     def on_batch(self, results: Sequence[Result]) -> None:
         """Rows that were just kept."""
 
     def on_row_error(self, row: Row, error: RowError) -> None:
-        """A row was given up."""
+        """A row failed permanently."""
 
     def on_cancel(self) -> None:
-        """The run was told to stop before its end."""
+        """The run was stopped before its end."""
 
 
 @dataclass(frozen=True)
 class RunPolicy:
-    """How a run goes about its rows."""
+    """How a run processes its rows."""
 
-    concurrency: int | None  # calls in flight; None: the limiter finds it
+    concurrency: int | None  # calls in flight; None: set by the limiter
     rows_per_call: int = 1
     accept: Accept | None = None  # which answers count
-    grace_s: float = 20.0  # how long requests in flight may take once the run is told to stop
-    failure_limit: FailureLimit | None = DEFAULT_LIMIT  # None: somebody else judges
+    grace_s: float = 20.0  # seconds for requests in flight once the run is stopped
+    failure_limit: FailureLimit | None = DEFAULT_LIMIT  # None: the caller judges failures
 
 
 class Runner:
@@ -114,18 +114,18 @@ class Runner:
         self._exhausted = False
         self._fatal: BaseException | None = None
         self._settled: list[Result] = []
-        self._judged: list[Result] = []  # the same as they count
+        self._judged: list[Result] = []  # the same with the outcomes that count
         self._kept: asyncio.Future[None] | None = None  # done once `_settled` is handed over
         self._reading = Reading(policy.accept)
         self._stopping = asyncio.Event()
         self._slots: set[asyncio.Task[None]] = set()
         self._traces: set[RowTrace] = set()  # of the slots that have rows
         self._all_left = asyncio.Event()
-        self._ending = False  # slots are cancelled by us from now on, not by what they call
+        self._ending = False  # from now on slots are cancelled by the runner, not by what they call
         self.limit = policy.concurrency or FIRST_LIMIT
 
     def set_limit(self, limit: int) -> None:
-        """How many calls may be in flight from now on; slots come at once and leave when free."""
+        """Set the number of calls in flight; slots are added at once and leave when free."""
         self.limit = self._tally.limit = limit
         while len(self._slots) < self.limit and not self._over:
             slot = asyncio.create_task(self._work())
@@ -134,7 +134,7 @@ class Runner:
 
     @property
     def calls(self) -> int:
-        """How many calls are in flight, or about to be."""
+        """The calls in flight, or about to start."""
         return len(self._slots)
 
     @property
@@ -151,22 +151,22 @@ class Runner:
             self._all_left.set()
 
     def stop(self) -> None:
-        """Take no more rows; `run` returns when those in flight are settled or out of grace."""
+        """Take no more rows; `run` returns once those in flight are settled or out of time."""
         if not self._stopping.is_set():
             self._stopping.set()
             self._events.on_cancel()
 
     @property
     def stopped(self) -> bool:
-        """Whether no more rows are wanted."""
+        """Whether no more rows are taken."""
         return self._stopping.is_set()
 
     async def run(self, source: Iterator[list[Row]]) -> None:
-        """Settle every row of the source, or as many as until `stop`.
+        """Settle every row of the source, or until `stop`.
 
         Raises:
             TooManyFailures: more rows failed than the policy allows.
-            JobError: the sink does not take results any more.
+            JobError: the sink cannot keep results.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="reader") as reader:
             self._source, self._reader = source, reader
@@ -199,8 +199,8 @@ class Runner:
             await asyncio.gather(left, stop, return_exceptions=True)
 
     async def _grace(self, left: asyncio.Task[bool]) -> None:
-        """Return once the rows in flight are settled, or the grace period is over: so it is where
-        each of them waits for an endpoint that is away.
+        """Return once the rows in flight are settled, or the grace period is over: at once if each
+        of them waits for an endpoint that is unreachable.
         """
         now = asyncio.get_running_loop().time
         until = now() + self._policy.grace_s
@@ -214,7 +214,7 @@ class Runner:
         return loop.run_in_executor(self._reader, next, self._source, None)
 
     async def _take(self) -> list[Row]:
-        """The next rows for one call; none when the source is used up."""
+        """The next rows for one call; empty when the source is used up."""
         while not self._ready and not self._exhausted:
             async with self._refilling:
                 if not self._ready and not self._exhausted:
@@ -232,7 +232,7 @@ class Runner:
     async def _work(self) -> None:
         while not self._over:
             if len(self._slots) > self.limit:
-                # Not counted from here on: of many that are free now only the surplus leaves.
+                # Not counted from here on: of many slots that are free now only the surplus leaves.
                 self._slots.discard(cast("asyncio.Task[None]", asyncio.current_task()))
                 return
             rows = await self._take()
@@ -251,7 +251,7 @@ class Runner:
                 await self._kept
 
     async def _call(self, rows: list[Row], begun: list[StratumSums]) -> None:
-        """Ask for rows, which were counted as begun there, and settle them."""
+        """Send rows, which were counted as started by the caller, and settle them."""
         trace = RowTrace(rows)
         token = current_trace.set(trace)
         self._traces.add(trace)
@@ -277,15 +277,15 @@ class Runner:
         shares = trace.shares(len(rows))
         for row, value, share, stratum in zip(rows, values, shares, begun, strict=True):
             if len(rows) > 1 and not _is_blank(value):
-                share.code &= ~1  # whose reply was silent is not known: not this row's
+                share.code &= ~1  # it is unknown whose reply was empty
             stratum.finish(latency_s, share.prompt_tokens, share.completion_tokens)
             self._settle(row, value, share, latency_s)
 
     def _pass_on(self, error: BaseException) -> None:
-        """Raise an error out of users' code that is meant for us; every other one is a row's: a
-        task of theirs that was cancelled, the `sys.exit` of a library, the panic of one in Rust.
+        """Raise an error of users' code that is meant for the runner; every other error is a row's:
+        a cancelled task of theirs, the `sys.exit` of a library, a panic in Rust.
         """
-        if self._ending:  # whatever they made of the slot's end, the row was not given up
+        if self._ending:  # users' code may convert the cancellation; the row has not failed
             raise asyncio.CancelledError from error
         if isinstance(error, KeyboardInterrupt | GeneratorExit):
             raise error
@@ -304,7 +304,7 @@ class Runner:
                 failure = mismatch
         if failure is not None:
             if isinstance(failure, RequestError):
-                code = 0  # it says why there is no answer; earlier replies do not
+                code = 0  # the error explains why there is no answer; earlier replies do not
                 shut_out = failure.may_meet_all
             error = msgspec.json.encode(_row_error(row, failure, trace))
         kept = RowValue(
@@ -335,7 +335,7 @@ class Runner:
             loop.call_later(_FLUSH_AFTER_S, self._flush)
 
     def _count(self, row: Row, kept: RowValue, *, shut_out: bool) -> RowValue:
-        """Count a settled row; return what it counts as."""
+        """Count a settled row; returns the outcome that counts."""
         self._tally.outcomes[outcome_of(kept)] += 1
         judged = self._reading.judged(kept) if kept.code else kept
         if judged.error:
@@ -382,7 +382,9 @@ def _row_error(row: Row, cause: BaseException, trace: RowTrace) -> RowError:
 
 
 def _message_of(cause: BaseException) -> str:
-    """What it says, as text that can be kept: a user's error may say anything, or raise another."""
+    """The error's text in a form that can be kept: `str` of a user's error may return anything, or
+    raise.
+    """
     try:
         message = str(cause)[:2000]
     except Exception as error:  # noqa: BLE001 - the border to users' code

@@ -1,10 +1,10 @@
-"""How long an input's prompts are, and some of its rows that stand for all of them.
+"""The lengths of an input's prompts, and a sample of its rows.
 
-The input is read a lot at a time, and of each stretch of rows some are looked at. Of the rows that
-have no result yet a sample is taken by the lengths of their prompts: each stratum (`strata`) gives
-rows by the work that is in it, as far as that is known before anything is asked (Neyman's
-allocation, Cochran, *Sampling Techniques*, 3rd edition, 1977, section 5.5, with the length for the
-deviation of the cost).
+The input is read lot by lot, and some rows of each stretch are examined. From the rows without a
+result a sample is taken, stratified by the lengths of their prompts: each stratum (`strata`)
+contributes rows in proportion to its work, as far as that is known before anything is sent
+(Neyman's allocation, Cochran, *Sampling Techniques*, 3rd edition, 1977, section 5.5, with the
+length for the deviation of the cost).
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from domyn_swarm.logs import get_logger
 
 _log = get_logger(__name__)
 
-_STRETCHES = 128  # of a small input; larger ones have as many as they have lots
-_LOOKED_AT = 64  # rows of each stretch
-_MOST_ROWS = 1_000_000  # of an input that is looked through beside a run
-_MOST_S = 60.0  # that looking takes, all lots together
-_REST = 3.0  # times as long as a look took: the run has the processor
+_STRETCHES = 128  # of a small input; a larger one has one per lot
+_LOOKED_AT = 64  # examined rows per stretch
+_MOST_ROWS = 1_000_000  # of an input that is examined beside a run
+_MOST_S = 60.0  # total time for examining it, in seconds
+_REST = 3.0  # pause after each lot, as a multiple of its time: the run needs the processor
 
 
 class Stretch(NamedTuple):
-    """Neighbouring rows, of which some were looked at."""
+    """Neighbouring rows, some of which were examined."""
 
     start: int
     rows: int
-    at: Sequence[int]  # positions of those that were looked at
+    at: Sequence[int]  # positions of the examined rows
     characters: Sequence[int]  # of their prompts
-    pending: Sequence[bool]  # whether they have no result yet
-    values: Sequence[bytes]  # what they are given, where that was asked for
+    pending: Sequence[bool]  # whether they have no result
+    values: Sequence[bytes]  # their input values, if requested
 
 
 def stretches(
@@ -55,7 +55,7 @@ def stretches(
     *,
     with_values: bool = False,
 ) -> Iterator[Stretch]:
-    """The whole input, in order.
+    """The whole input as stretches, in order.
 
     Args:
         dataset: the input.
@@ -87,7 +87,7 @@ def stretches(
 
 
 async def take_census(census: Census, dataset: Dataset, keys: RowKeys, limit: int | None) -> None:
-    """Fill a census beside a run; of inputs that take long to look through nothing is learnt."""
+    """Fill a census beside a run; it stays empty if the input takes too long to examine."""
     if (dataset.rows if limit is None else min(limit, dataset.rows)) > _MOST_ROWS:
         return
     found, now = stretches(dataset, keys, limit), asyncio.get_running_loop().time
@@ -102,19 +102,19 @@ async def take_census(census: Census, dataset: Dataset, keys: RowKeys, limit: in
             whole.add(stretch.start, stretch.rows, stretch.characters)
             looked_s += now() - began
             await asyncio.sleep(_REST * (now() - began))
-    except (SwarmError, OSError) as error:  # the run meets it too, where it matters
+    except (SwarmError, OSError) as error:  # the run meets the same error and reports it
         _log.warning("how long the prompts are is not known: %s", error)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows that stand for all that are left."""
+    """A sample of the rows without a result."""
 
-    rows: Sequence[PendingRows]  # one each, in an order of no meaning
-    left: dict[int, float]  # rows without a result by stratum, the sample included
+    rows: Sequence[PendingRows]  # one row each, in random order
+    left: dict[int, float]  # rows without a result by stratum, including the sample
 
     def rest(self, done: Strata) -> dict[int, float]:
-        """Rows by stratum that are left once some are finished."""
+        """The rows left by stratum once some are finished."""
         return {
             name: rows - done[name].rows if name in done else rows
             for name, rows in self.left.items()
@@ -132,7 +132,8 @@ def take_sample(
     alike_once: bool = False,
     seed: int = 0,
 ) -> Sample:
-    """Choose rows without a result by the lengths of their prompts; the same for the same input.
+    """Choose rows without a result by the lengths of their prompts; deterministic for the same
+    input.
 
     Args:
         dataset: the input.
@@ -177,7 +178,7 @@ def take_sample(
 
 
 def _allocated(left: dict[int, float], found: dict[int, list[int]], size: int) -> dict[int, int]:
-    """How many rows each stratum gives: two at least where it has them, the rest by its work."""
+    """The rows per stratum: at least two if it has them, the rest in proportion to its work."""
     taken = {stratum: min(2, len(found[stratum])) for stratum in found}
     work = {stratum: left[stratum] * 2.0 ** (stratum / 4) for stratum in found}
     room = size - sum(taken.values())

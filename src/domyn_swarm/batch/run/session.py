@@ -1,4 +1,6 @@
-"""The one retry layer: requests of rows to an endpoint that may be busy, moving or gone."""
+"""The one retry layer: sends requests of rows to an endpoint that may be busy, moving or
+unreachable.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ _R = TypeVar("_R")
 _T = TypeVar("_T")
 
 
-_TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")  # of 0: a prompt is measured, not answered
+_TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")  # with 0 a prompt is measured, not answered
 
 
 class _FailedAttempt(NamedTuple):
@@ -56,7 +58,7 @@ class _FailedAttempt(NamedTuple):
 
 
 class RequestSession(Transport):
-    """`net.openai.Transport` for rows: retries, pauses, and accounts to the row's trace."""
+    """`net.openai.Transport` for rows: retries, pauses, and accounting in the row's trace."""
 
     def __init__(
         self,
@@ -206,7 +208,7 @@ class RequestSession(Transport):
         read: Callable[[_R, float], _T],
         trace: RowTrace | None,
     ) -> _T | _FailedAttempt:
-        """One attempt, whose turn it is."""
+        """One attempt, once its turn has come."""
         counted = RowTrace() if trace is None else trace
         if not self._gate.is_open:
             counted.held += 1
@@ -232,7 +234,7 @@ class RequestSession(Transport):
         return result
 
     def _note_failure(self, error: RequestError, sent_at: float) -> None:
-        """What it says of the engines and of other requests that were in flight."""
+        """Derive from a failure the state of engines and of other requests in flight."""
         now = self._now()
         if isinstance(error, ReplicaLost | ServerFailed):
             self._suspects.broke(error.server, now)
@@ -245,7 +247,7 @@ class RequestSession(Transport):
             self._suspects.ended(sent_at, replied=replied)
 
     def _turn(self, rows: Sequence[Row]) -> AbstractAsyncContextManager[Any]:
-        """What a request of these rows waits for while there are suspects."""
+        """The turn that a request of these rows has to wait for while there are suspects."""
         traffic = self._gate.traffic
         deaths = self._suspects.deaths_under(rows)
         if not deaths:
@@ -283,7 +285,7 @@ def _failed(reply: HttpReply) -> RequestError:
 
 @dataclass(frozen=True)
 class Meter:
-    """Who knows how busy all engines behind the endpoint are."""
+    """The program that knows the load of all engines behind the endpoint."""
 
     locate: Callable[[], str]
     key: str
@@ -292,18 +294,18 @@ class Meter:
 
 @dataclass(frozen=True)
 class EndpointAccess:
-    """Where requests go. `locate` is asked again whenever nobody answers, or lets them in, and
-    `key_now` with it.
+    """The target of requests. `locate` and `key_now` are called again whenever the endpoint does
+    not answer, or refuses requests.
     """
 
     locate: Callable[[], str]
     key: str | None
     use_proxy: bool = False
-    meter: Meter | None = None  # None: the endpoint's own /metrics, where it has them
+    meter: Meter | None = None  # None: the endpoint's own /metrics, if it has them
     key_now: Callable[[], str | None] | None = None  # None: it does not change
-    dispatch: Dispatching = "auto"  # which replica gets a request
+    dispatch: Dispatching = "auto"  # how a request's replica is chosen
     model: str | None = None  # of a swarm whose replicas have the same key
-    admits: Callable[[], int | None] = lambda: None  # requests that it takes from this process
+    admits: Callable[[], int | None] = lambda: None  # requests that it accepts from this process
     ca_file: Callable[[], str | None] = lambda: None  # certificates to trust beside the system's
     fate: Callable[[], Awaitable[str | None]] | None = None  # see `EndpointGate`
 
@@ -319,7 +321,7 @@ async def open_session(
     traffic: Traffic | None = None,
     worth: Worth | None = None,
 ) -> AsyncIterator[tuple[OpenAIClient, Saturation]]:
-    """The client that a job is given, and by what its limits find themselves."""
+    """The client that a job receives, and the measurements that its limits use."""
     http = open_client(access.key, use_proxy=access.use_proxy, ca_file=access.ca_file())
     suspects = Suspects() if suspects is None else suspects
     key = access.key
@@ -331,14 +333,14 @@ async def open_session(
         before, tally.paused = tally.paused, paused
         if ALONE not in (before, paused):
             notice(paused or "the endpoint answers again; going on")
-        elif not alone_said:  # it comes and goes
+        elif not alone_said:  # reported once: it may flap
             alone_said = True
             notice(ALONE)
 
     def locate() -> str:
         nonlocal key
         if access.key_now is not None:
-            with contextlib.suppress(OSError):  # it is being replaced
+            with contextlib.suppress(OSError):  # the file is being replaced
                 key = access.key_now()
             http.use_key(key)
         return access.locate()

@@ -1,9 +1,9 @@
-"""Rows of one value that share a request (`--dedup`): one is asked, and the others get what that
-came to, as results of their own.
+"""Rows of equal values share a request (`--dedup`): one row is sent, and the others get a copy of
+its result.
 
-Values are compared by 16 bytes of hash over the input columns, whatever `--fingerprint` looks at.
-The rows that wait are copied once the others are settled, so a run that is killed before, or in the
-middle of it, is resumed as any other: what is settled stays, what waits waits again.
+Values are compared by a 16-byte hash over the input columns, whatever `--fingerprint` compares. The
+waiting rows are copied once the others are settled, so a run that is killed before or during the
+copying is resumed as any other: settled rows stay settled, waiting rows wait again.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from domyn_swarm.batch.output.row_join import joined
 from domyn_swarm.batch.run.pending import PendingRows
 from domyn_swarm.batch.run.runner import Events
 
-_PENDING = np.uint64(1 << 63)  # above the row: it sorts behind all rows that are answered
+_PENDING = np.uint64(1 << 63)  # above the row: it sorts behind all answered rows
 _ROW = _PENDING - np.uint64(1)
 
 
 class Shared(NamedTuple):
-    """A row that waited, with what it got."""
+    """A row that waited, with its copied result."""
 
     result: Result  # as it is kept
-    item: Any  # what its job would have been given
+    item: Any  # the item that its job would have received
 
 
 class SharedRows:
-    """Which pending rows wait for which other row.
+    """The pending rows that wait for another row.
 
-    Of the rows of one value all that are pending wait for one that is answered, or else for the
-    first of them. Memory: one byte a row, and 64 MB; what is more is in unnamed files.
+    Among rows of equal values all pending ones wait for an answered one, or else for the first of
+    them. Memory: one byte a row, and 64 MB; the rest is in unnamed files.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SharedRows:
             digests = keys.digests(batch, start, items)
             found = index.match(start, digests)
             pending = ~found.found if again is None else found.found & (again[found.outcome] != 0)
-            answered = found.found & ~found.failed & ~pending  # nobody waits for an error
+            answered = found.found & ~found.failed & ~pending  # errors are not copied
             chosen = np.flatnonzero(pending | answered)
             rows = (start + chosen).astype(np.uint64)
             marked = np.where(answered[chosen], rows, rows | _PENDING)
@@ -93,7 +93,7 @@ class SharedRows:
             self._find(part)
 
     def _find(self, rows: NDArray[np.uint64]) -> None:
-        """Among rows with all rows of their values."""
+        """Search rows among all rows of their values."""
         if not len(rows):
             return
         rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]
@@ -111,7 +111,7 @@ class SharedRows:
 
     @property
     def waiting(self) -> int:
-        """How many rows wait."""
+        """The number of waiting rows."""
         return self._by_leader.rows
 
     def without(self, source: Iterator[PendingRows]) -> Iterator[PendingRows]:
@@ -124,11 +124,11 @@ class SharedRows:
                 yield pending.some(asked)
 
     def results(self, index: RowIndex) -> Iterator[list[Shared]]:
-        """Results for the rows that wait for those which have one by now, some at a time; the
-        index gives them as they are kept. Once.
+        """Results for the waiting rows whose request is answered by now, some at a time; the index
+        returns them as they are kept. Use it once.
 
         Raises:
-            JobError: a disk does not give back what was written.
+            JobError: a file cannot be read back.
         """
         source = ordered_results(self._dataset, self._keys, index, self._limit)
         followers = self._followers()
@@ -146,7 +146,7 @@ class SharedRows:
             start = end
 
     def _followers(self) -> Iterator[NDArray[np.uint64]]:
-        """By the row that they wait for; never none."""
+        """The waiting rows by the row that they wait for; never none."""
         for part in self._by_leader:
             if len(part):
                 yield part[np.argsort(part[:, 0], kind="stable")]
@@ -166,7 +166,7 @@ def _copies(
 
 
 def _copy(value: RowValue) -> RowValue:
-    """The same, for which nothing was sent."""
+    """The same result, for which nothing was sent."""
     return msgspec.structs.replace(
         value, attempts=0, prompt_tokens=0, completion_tokens=0, latency_s=0.0
     )
@@ -175,7 +175,9 @@ def _copy(value: RowValue) -> RowValue:
 def count_shared(
     kept: Sequence[Shared], reading: Reading, tally: Tally, events: Events
 ) -> list[Result]:
-    """Count rows that got what others came to, and report the failed ones; as they count."""
+    """Count the rows that got copies, and report the failed ones; returns them with their
+    outcomes.
+    """
     judged = []
     for result, item in kept:
         counts = reading.judged(result.value)

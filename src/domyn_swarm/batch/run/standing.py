@@ -1,5 +1,5 @@
-"""Whose fault a failure is: the server's, the request's, or that of a row that kills engines; and
-when a run stops by itself for too many failures.
+"""Attributes failures: to the server, the request, or a row under which engines end; and decides
+when a run stops because of too many failures.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from domyn_swarm.errors import TooManyFailures, quantity
 from domyn_swarm.logs import get_logger
 from domyn_swarm.probing import comes_true_async
 
-_KINDS_KEPT = 16  # of requests: a job asks one or two paths and models as a rule
-_PAIRS_KEPT = 4096  # of kinds and replicas; beyond it evidence is gathered anew
+_KINDS_KEPT = 16  # of requests: a job usually uses one or two paths and models
+_PAIRS_KEPT = 4096  # of kinds and replicas; beyond it evidence is collected again
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _GENERATING = ("/v1/chat/completions", "/v1/completions")
 
 
 class Fault(Enum):
-    """Whose it is."""
+    """Who caused a failure."""
 
     ROW = "row"
-    REPLICA = "replica"  # others are answered, but not by the replica that failed this one
+    REPLICA = "replica"  # others are answered, but not by the replica of this request
     ALL = "all"
 
 
 class Kind(NamedTuple):
-    """What requests have in common that a key or a model opens the same door for."""
+    """The properties of a request on which access depends: key, path and model."""
 
     path: str
     model: str | None
@@ -54,7 +54,7 @@ _kind = lru_cache(_KINDS_KEPT)(Kind)
 
 
 class Standing:
-    """What was answered lately. Times are the event loop's."""
+    """The recent answers. Times are the event loop's."""
 
     def __init__(self) -> None:
         self._good: dict[Kind, bytes] = {}
@@ -64,7 +64,7 @@ class Standing:
     def answered(
         self, kind: Kind, server: str | None, sent_at: float, now: float, body: bytes
     ) -> None:
-        """A request was answered; `server` is the replica, where a router tells."""
+        """Record an answered request; `server` is the replica, if the router names it."""
         self.last_answer_at = now
         self._served[kind, server] = sent_at
         if kind not in self._good:
@@ -78,33 +78,33 @@ class Standing:
 
     @property
     def proven(self) -> bool:
-        """Whether anything was answered in this run."""
+        """Whether any request was answered in this run."""
         return self.last_answer_at is not None
 
     @property
     def routed(self) -> bool:
-        """Whether a router stands between: then a connection that breaks is the router's."""
+        """Whether requests pass a router: a broken connection is then the router's."""
         return any(server is not None for _, server in self._served)
 
     def known(self, kind: Kind) -> bytes | None:
-        """The body of a request of this kind that was answered."""
+        """The body of an answered request of this kind."""
         return self._good.get(kind)
 
     def serves(self, kind: Kind, server: str | None, since: float) -> bool:
-        """Whether this server has answered such a request that was sent since then."""
+        """Whether this server answered such a request that was sent since then."""
         return self._served.get((kind, server), float("-inf")) >= since
 
     def alive_since(self, server: str | None, moment: float) -> bool:
-        """Whether a request was answered by this server that was sent after a moment."""
+        """Whether this server answered a request that was sent after a moment."""
         return any(sent_at > moment for (_, one), sent_at in self._served.items() if one == server)
 
     def answered_since(self, moment: float) -> bool:
-        """Whether any answer came since then."""
+        """Whether any request was answered since then."""
         return self.last_answer_at is not None and self.last_answer_at >= moment
 
 
 def brief(path: str, body: bytes) -> bytes:
-    """The same request for as little as there can be: one token, in one piece."""
+    """The same request at the least cost: one token, without streaming."""
     asked = msgspec.json.decode(body)
     for name in [name for name in _LIMITS if name in asked] or ["max_tokens"]:
         if path in _GENERATING or name in asked:
@@ -116,45 +116,44 @@ def brief(path: str, body: bytes) -> bytes:
 
 _log = get_logger(__name__)
 
-ALONE_AFTER = 2  # engines that died under a row
+ALONE_AFTER = 2  # engines that ended under a row
 GUILTY_AFTER = 3
-# While a dead replica is still believed in, somebody hears of it at least so often. One that comes
-# back sooner, and dies again, is known to have died twice where it had proved itself in between, or
-# answered. A router tells neither: it says the same of requests that its dead replica had and of
-# those that it sends there in vain. Behind one, such an engine is known to have died once, and its
-# row costs some engines more.
+# The longest time for which a dead replica is believed alive. An engine that returns sooner and
+# ends again is counted twice only if it proved itself or answered in between. A router reports
+# neither: its message is the same for requests in flight at the dead replica and for later ones.
+# Behind a router such an engine counts once, and its row costs more engines.
 _SAME_DEATH_S = 1.2
-_ON_ITS_WAY_S = 0.2  # a request that was sent so shortly before a break may not have met it
+_ON_ITS_WAY_S = 0.2  # a request sent so shortly before a break may not have been affected by it
 _LOOK_S = 0.05
-_LEAVES_S = 3.0  # within so long an engine that its watchdog saw die has left the router
-_AT_ONCE_S = 1.0  # within so long the connections to an engine that died have broken
+_LEAVES_S = 3.0  # the time in which an engine that its watchdog reported dead has left the router
+_AT_ONCE_S = 1.0  # the time in which all connections to an engine that ended have broken
 
 
 class Death(NamedTuple):
-    """The end of an engine, as far as requests told."""
+    """The end of an engine, as derived from its requests."""
 
     server: str | None
-    heard_at: float  # first
+    heard_at: float  # when it was first noticed
     last_heard_at: float
 
 
 @dataclass
 class Break:
-    """Connections that broke under requests, and what became of the others in flight then.
+    """Broken connections, and the fate of the other requests in flight at that time.
 
-    An engine that a supervisor has back at once is never found away. What tells its death from a
-    proxy that cut one connection: it takes all of them, and there were several.
+    An engine that a supervisor restarts at once is never observed absent. Its end differs from a
+    proxy that cut one connection in that it breaks all connections, and there were several.
     """
 
-    at: float  # the first of them
-    left: int  # requests sent before, of which nothing was heard since
+    at: float  # the first break
+    left: int  # requests sent before, without a result since
     broke: int = 1
-    outlived: bool = False  # by a request that was sent well before and got a reply after it
+    outlived: bool = False  # by a request that was sent well before and was answered after it
 
     async def took_all(self) -> bool:
-        """Whether most broke and no request outlived it.
+        """Whether most connections broke and no request outlived the break.
 
-        Waits until that is known, a second at most: one that was on its way may have reached the
+        Waits until that is certain, a second at most: a request on its way may have reached the
         next engine, and take long there.
         """
         left_s = self.at + _AT_ONCE_S - asyncio.get_running_loop().time()
@@ -165,11 +164,11 @@ class Break:
 
 
 class Suspects:
-    """Rows by how many engines died under them. Times are the event loop's."""
+    """Rows by the number of engines that ended under them. Times are the event loop's."""
 
     def __init__(self) -> None:
         self.marks: dict[bytes, int] = {}
-        """How many engines died under a row, by its digest. Not to be written by others."""
+        """The number of engines that ended under a row, by its digest. Read only."""
         self._marked_for: dict[bytes, Death] = {}
         self._deaths: dict[str | None, Death] = {}
         self._proved_at: dict[str, float] = {}
@@ -181,7 +180,7 @@ class Suspects:
         return len(self.marks)
 
     def keep_in(self, folder: Path) -> None:
-        """Go on with what earlier runs knew, and keep what this one finds out."""
+        """Load the records of earlier runs, and append those of this run."""
         self._file = folder / SUSPECTS
         try:
             lines = self._file.read_text("ascii").split()
@@ -193,23 +192,23 @@ class Suspects:
                 self.marks[row] = self.marks.get(row, 0) + 1
 
     def deaths_under(self, rows: Sequence[Row]) -> int:
-        """How many engines died under one of these rows."""
+        """The number of engines that ended under one of these rows."""
         return max((self.marks.get(row.digest, 0) for row in rows), default=0)
 
     @property
     def few(self) -> int:
-        """How many of the rows may be in flight under which one engine died: when the next one
-        dies, about as many are left to be asked one by one.
+        """The number of rows under which one engine ended that may be in flight together: when the
+        next engine ends, about as many are left to be sent one by one.
         """
         return max(1, math.isqrt(len(self.marks)))
 
     def died_under(
         self, server: str | None, sent_at: float, now: float, *, alive: bool = False
     ) -> Death | None:
-        """The death of the engine that had this request in flight, which was not answered.
+        """The end of the engine that had this request in flight, which was not answered.
 
-        None: the engine had been dead before it was sent. `alive`: it has served since it was last
-        heard to be dead.
+        None: the engine had ended before it was sent. `alive`: it has served since its last known
+        end.
         """
         death = self._deaths.get(server)
         if death is not None and server is not None:
@@ -221,51 +220,51 @@ class Suspects:
         return death if sent_at < death.heard_at else None
 
     def proved(self, server: str, asked_at: float) -> None:
-        """A server that was to prove that it lives has answered what it was asked at that time."""
+        """Record that a server under doubt has answered a request sent at that time."""
         self._proved_at[server] = asked_at
 
     def death_of(self, server: str | None, since: float) -> Death | None:
-        """The last death of this server, if somebody heard of it since then."""
+        """The last known end of this server, if it was noticed since then."""
         death = self._deaths.get(server)
         return death if death is not None and death.last_heard_at >= since else None
 
     def rest_s(self, now: float) -> float:
-        """How long to wait until a request reaches no replica that is known to be dead, over no
-        connection that breaks with it: what fails then was in flight.
+        """Seconds to wait until a request reaches no replica that is known to have ended, over no
+        connection that breaks with it: a request that fails after that was in flight.
         """
         heard = [one.last_heard_at for one in self._deaths.values() if one.server is not None]
         over_at = max([self._broke_at, *heard]) + _LEAVES_S
         return max(0.0, over_at - now, self.last_break.at + _AT_ONCE_S - now)
 
     def broke(self, server: str | None, now: float) -> None:
-        """A request was not answered by this replica: as far as is known yet, it may be dead."""
+        """Record that this replica did not answer a request: it may have ended."""
         if server is not None:
             self._broke_at = now
 
     def broke_off(self, sent_at: float, now: float, others: int) -> None:
-        """A connection broke under a request while so many others were in flight."""
+        """Record a connection that broke under a request while so many others were in flight."""
         last = self.last_break
         if sent_at < last.at and last.left:
             last.left -= 1
             last.broke += 1
         elif now < last.at + _AT_ONCE_S and last.broke + last.left > 1:
-            last.broke += 1  # it was sent to an engine that had died
+            last.broke += 1  # it was sent to an engine that had ended
         else:
             self.last_break = Break(now, others)
 
     def ended(self, sent_at: float, *, replied: bool = True) -> None:
-        """A request ended otherwise."""
+        """Record any other end of a request."""
         last = self.last_break
         if sent_at < last.at and last.left:
             last.left -= 1
             last.outlived |= replied and sent_at < last.at - _ON_ITS_WAY_S
 
     def all_back(self) -> None:
-        """The endpoint serves again: whoever fails from now on was alive."""
+        """Record that the endpoint serves again: replicas that fail from now on were alive."""
         self._deaths.clear()
 
     def mark(self, rows: Sequence[Row], death: Death) -> int:
-        """Note that the engine died under these rows; how many did so by now."""
+        """Record that the engine ended under these rows; returns the number of ends by now."""
         new = []
         for row in rows:
             before = self._marked_for.get(row.digest)
@@ -277,7 +276,7 @@ class Suspects:
         return self.deaths_under(rows)
 
     def answered(self, rows: Sequence[Row]) -> None:
-        """A request of these rows was answered: one row alone is no suspect any more."""
+        """Record an answered request of these rows: a single row is no longer a suspect."""
         if len(rows) == 1:
             self.marks.pop(rows[0].digest, None)
 
@@ -295,10 +294,10 @@ class Suspects:
             _log.warning("cannot note in %s under which rows an engine died: %s", self._file, error)
 
 
-SHUT_OUT = 5  # rows turned away or without a reply in time, and not one answer
-WHOLESALE_FAILURES = 50  # so many failed rows and not one answer: something is wrong with all
-FREE_RETRIES = 1000  # of a run, before they are compared with its requests
-RETRY_SHARE = 2 / 3  # of the requests: not one in three is answered
+SHUT_OUT = 5  # rows refused or timed out, without any answer
+WHOLESALE_FAILURES = 50  # failed rows without any answer: the cause affects all rows
+FREE_RETRIES = 1000  # retries of a run that are not yet compared with its requests
+RETRY_SHARE = 2 / 3  # of the requests: fewer than one in three is answered
 
 
 @dataclass(frozen=True)
@@ -309,7 +308,7 @@ class FailureLimit:
     share: float | None = None  # of the settled rows of this run, judged from 50 rows on
 
     def reason_to_stop(self, tally: Tally) -> TooManyFailures | None:
-        """Why the run must stop now, if it must."""
+        """Why the run must stop now; None: it need not."""
         if self._exceeded(tally):
             return _too_many_failed(tally)
         if tally.retries > max(FREE_RETRIES, RETRY_SHARE * tally.requests):
@@ -317,9 +316,9 @@ class FailureLimit:
         return None
 
     def reason_at_end(self, tally: Tally) -> TooManyFailures | None:
-        """Why a run whose rows are all settled has failed, if it has: every row that was asked was
-        turned away, and none of the job was ever answered. With fewer rows than `SHUT_OUT` that is
-        no other than with more: a key, a URL or a model's name is wrong, and not the rows.
+        """Why a run whose rows are all settled has failed; None: it has not. It failed if every row
+        that was sent was refused and no row of the job was ever answered: then the cause is a key,
+        a URL or a model's name, however few rows there are.
         """
         if self.rows is not None or self.share is not None or not tally.rows_shut_out:
             return None

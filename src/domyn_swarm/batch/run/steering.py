@@ -1,4 +1,6 @@
-"""Turns what a run sees into moments for its limits, and their verdicts into slots and shares."""
+"""Converts observations of a run into input for its limits, and the limits into slots and
+shares.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from domyn_swarm.net.http import HttpClient
 _T = TypeVar("_T")
 
 _SAMPLE_S = WINDOW_S / 4
-_ASK_S = 2 * WINDOW_S  # between two looks at gauges
+_ASK_S = 2 * WINDOW_S  # between two polls of the gauges
 _ANY_ENGINE = MetricsReader(
     {
         "running": [
@@ -44,32 +46,32 @@ _ANY_ENGINE = MetricsReader(
 
 
 class Steered(Protocol):
-    """What has calls in flight."""
+    """An object with calls in flight."""
 
     def set_limit(self, limit: int) -> None:
-        """How many calls may be in flight from now on."""
+        """Set the limit of calls in flight."""
 
 
 class Placing(Protocol):
-    """What chooses the replicas of a run's requests."""
+    """The component that chooses the replicas of a run's requests."""
 
     def at_replicas(self) -> Mapping[str, AtReplica]:
-        """What is, and was, at each replica that may be sent to."""
+        """Requests now and in total, at each replica that may be sent to."""
 
     def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
-        """Share requests out in proportion to these; with none, all replicas are alike."""
+        """Distribute requests in proportion to these; without any, all replicas are equal."""
 
 
 ReadLoads = Callable[[], Awaitable[Loads | None]]
-"""The newest gauges, or None when they cannot be had or are too old to be believed."""
+"""The newest gauges, or None if they are unavailable or out of date."""
 
 
 @dataclass(frozen=True)
 class Saturation:
-    """By what a run's limits find themselves."""
+    """The measurements that a run's limits use."""
 
     read: ReadLoads
-    placing: Placing | None = None  # None: requests go through the endpoint alone
+    placing: Placing | None = None  # None: requests go only through the endpoint
     most: Callable[[], int] = lambda: MOST_IN_ALL  # calls for whose requests there are connections
 
 
@@ -118,7 +120,7 @@ def _load_of(one: _Metered | _OfReplica) -> EngineLoad:
 
 
 def meter_reader(client: HttpClient, locate: Callable[[], str]) -> ReadLoads:
-    """Gauges of a swarm: its collector asks engines, and makes what all have of what it hears."""
+    """Gauges of a swarm: its collector polls the engines, and adds up their gauges."""
 
     async def read() -> Loads | None:
         metered = await _asked(client, locate, "/v1/gauges", _Metered)
@@ -133,7 +135,7 @@ def meter_reader(client: HttpClient, locate: Callable[[], str]) -> ReadLoads:
 async def _asked(
     client: HttpClient, locate: Callable[[], str], path: str, kind: type[_T]
 ) -> _T | None:
-    """What the collector answers; None: it cannot be asked, or refuses."""
+    """The collector's answer; None: it does not answer, or refuses."""
     try:
         reply = await client.request("GET", f"{locate()}{path}", None, 5.0)
         return msgspec.json.decode(reply.body, type=kind) if reply.status == 200 else None
@@ -155,8 +157,8 @@ class _View(msgspec.Struct):
 def fate_reader(
     client: HttpClient, locate: Callable[[], str]
 ) -> Callable[[], Awaitable[str | None]]:
-    """Why no replica of a swarm will serve again, by its collector; None: as far as it knows, one
-    may. A replica that failed was restarted as often as its watchdog may.
+    """Why no replica of a swarm will serve again, by its collector; None: a replica may, as far as
+    is known. A failed replica was restarted as often as its watchdog may.
     """
 
     async def read() -> str | None:

@@ -1,6 +1,4 @@
-"""Requests in flight of one session: their number, and the turns of those that must not be beside
-others.
-"""
+"""Requests in flight of one session: their number, and the turns of those that must run alone."""
 
 from __future__ import annotations
 
@@ -15,19 +13,19 @@ from domyn_swarm import open_files
 from domyn_swarm.batch.run.link import Alone, GoOn, Held, Hold, Order, YourTurn
 from domyn_swarm.errors import quantity
 
-_ONCE_S = 2.0  # within so long, connections that fail fail for one cause
-_REST_S = 30.0  # until turns that were taken away come back,
-_REST_MOST_S = 960.0  # twice as long each time that was too many
+_ONCE_S = 2.0  # within this time failing connections have one cause
+_REST_S = 30.0  # until turns that were withdrawn are given back,
+_REST_MOST_S = 960.0  # the longest such time: it doubles each time that it was too short
 
 
 class Connections:
-    """As many turns as this process can have connections, or the endpoint takes requests; fewer
-    once files run out.
+    """As many turns as this process can have connections, or as the endpoint accepts requests;
+    fewer once files run out.
     """
 
     def __init__(self, admits: int | None, notice: Callable[[str], None]) -> None:
-        """`admits`: requests that the endpoint takes from this process; None: it does not say.
-        `notice` is called once, when the first request has to wait.
+        """`admits`: requests that the endpoint accepts from this process; None: unknown. `notice`
+        is called once, when the first request has to wait.
         """
         own = open_files.connections()
         self._text = (
@@ -56,11 +54,11 @@ class Connections:
         return self._in_use >= self.most or bool(self._waiting)
 
     async def turn(self) -> None:
-        """Wait for a turn; who came first gets the next one. It has to be taken (`with`) before
-        anything else is awaited.
+        """Wait for a turn, first come, first served. Enter it (`with`) before anything else is
+        awaited.
 
-        Not a semaphore of asyncio's, and no `async with`: as a rule nobody waits, and with one that
-        costs each row more than all else between it and its client.
+        Not a semaphore of asyncio's, and no `async with`: usually no request waits, and a semaphore
+        costs each row more than everything else between it and its client.
         """
         if self._notice is not None:
             notice, self._notice = self._notice, None
@@ -70,18 +68,18 @@ class Connections:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it had come just before
+            if not turn.cancelled():  # it was granted just before the cancellation
                 self._in_use -= 1
                 self._pass_on()
             raise
-        self._in_use -= 1  # it was kept free until now
+        self._in_use -= 1  # it was reserved until now
 
     def __enter__(self) -> None:
         """Begin a request."""
         self._in_use += 1
 
     def __exit__(self, *_: object) -> None:
-        """It has ended: let the next one have its turn."""
+        """End a request: the next one gets its turn."""
         self._in_use -= 1
         if (
             self._taken_away
@@ -95,16 +93,16 @@ class Connections:
     def _pass_on(self) -> None:
         while self._waiting and self._in_use < self.most:
             turn = self._waiting.popleft()
-            if not turn.done():  # else who waited for it was cancelled
+            if not turn.done():  # else the waiting request was cancelled
                 self._in_use += 1
                 turn.set_result(None)
 
     def lower(self) -> None:
-        """No connection could be opened for want of files: have fewer turns from now on. Each
-        request that ends after a rest gives one back; the rest is longer each time.
+        """Reduce the number of turns: no connection could be opened for want of files. Each request
+        that ends after a rest gives one back; the rest is longer each time.
         """
         now = asyncio.get_running_loop().time()
-        if self._lowered_at and now - self._lowered_at < _ONCE_S:  # one cause fails many
+        if self._lowered_at and now - self._lowered_at < _ONCE_S:  # one cause fails many requests
             return
         self._rest_s = min(_REST_MOST_S, 2 * self._rest_s) if self._lowered_at else _REST_S
         self._lowered_at = now
@@ -128,11 +126,11 @@ _Worker = TypeVar("_Worker", bound=Hashable)
 
 @dataclass
 class _Seat:
-    """What is known of one worker."""
+    """The state of one worker."""
 
-    told: int = 0  # the number of the last `Hold` that it was sent, unless it may go on
-    held: bool = False  # nothing of it is in flight since
-    wish: int = 0  # the number of the last turn that it wanted
+    told: int = 0  # the number of the last `Hold` sent to it; 0: it may go on
+    held: bool = False  # nothing of it has been in flight since
+    wish: int = 0  # the number of the last turn that it requested
 
 
 class Turns(Generic[_Worker]):
@@ -143,23 +141,23 @@ class Turns(Generic[_Worker]):
         self._now = now
         self._seats: dict[_Worker, _Seat] = {}
         self._queue: deque[_Worker] = deque()
-        self._granted = False  # to the first of the queue
+        self._granted = False  # whether the first of the queue has its turn
         self._holds = 0
-        self._clear_at = 0.0  # until then a request may reach an engine that is known to be dead
+        self._clear_at = 0.0  # until then a request may reach an engine that has ended
 
     def join(self, worker: _Worker) -> None:
-        """From now on it may have requests in flight."""
+        """Add a worker, which may have requests in flight from now on."""
         self._seats[worker] = _Seat()
         self._advance()
 
     def leave(self, worker: _Worker) -> None:
-        """It has ended, and what it had in flight with it."""
+        """Remove a worker that has ended, with its requests in flight."""
         self._seats.pop(worker, None)
         self._withdraw(worker)
         self._advance()
 
     def hear(self, worker: _Worker, report: Alone | Held) -> None:
-        """What a worker said."""
+        """Process a worker's message."""
         seat = self._seats.get(worker)
         if seat is None:
             return
@@ -203,27 +201,29 @@ class Colleagues(Protocol):
     """The other processes of the run, which have requests in flight at the same endpoint."""
 
     def want_turn(self, wish: int) -> None:
-        """Ask for a turn, by a number of one's own; 0: it is not wanted any more."""
+        """Request a turn, by a number of the caller's; 0: withdraw the request."""
 
     def say_held(self, number: int) -> None:
-        """Report that nothing is in flight here, as this `Hold` asked for."""
+        """Report that nothing is in flight here, as the `Hold` with this number requested."""
 
 
 class Traffic:
-    """Counts what is in flight. A request that has to be alone waits until nothing else is, and
-    nothing else begins until it has ended: nothing of `colleagues` either.
+    """Counts the requests in flight. A request that must run alone waits until nothing else is in
+    flight, and nothing else starts until it has ended, including requests of `colleagues`.
     """
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.on_wait: Callable[[bool], None] = lambda _: None
-        """Hears when requests begin to wait for those that have to be alone, and when no more."""
+        """Called when requests begin to wait for those that must run alone, and when they no longer
+        do.
+        """
         self.colleagues: Colleagues | None = None
         self.closed = False
-        """Whether a request has to wait until it is `opened` before it begins."""
-        self.turn_from = 0.0  # the event loop's time before which nobody who is alone may begin
-        self._alone = 0  # requests that are, or want to be
-        self._held = 0  # the number of the `Hold` that is in force; 0: none
+        """Whether a request has to wait for `opened` before it starts."""
+        self.turn_from = 0.0  # the event loop's time before which no request may run alone
+        self._alone = 0  # requests that run alone, or wait for it
+        self._held = 0  # the number of the present `Hold`; 0: none
         self._report_empty = False
         self._wishes = 0
         self._granted = asyncio.Event()
@@ -235,37 +235,39 @@ class Traffic:
         self._few_left = asyncio.Condition()
 
     async def opened(self) -> None:
-        """Wait until requests may begin beside others. One has to (`with`) before anything else is
+        """Wait until requests may start beside others. Enter it (`with`) before anything else is
         awaited.
         """
         while self.closed:
             await self._free.wait()
 
     def __enter__(self) -> None:
-        """Begin a request that may be beside others."""
+        """Start a request that may run beside others."""
         self.in_flight += 1
 
     def __exit__(self, *_: object) -> None:
-        """It has ended, however it did."""
+        """End it, whatever its result."""
         self.in_flight -= 1
         if not self.in_flight:
             self._empty.set()
             self._report()
 
     def hold(self, number: int) -> None:
-        """Let nothing begin until `go_on`; the colleagues hear when nothing is in flight."""
+        """Let no request start until `go_on`; `colleagues` are informed once nothing is in
+        flight.
+        """
         self._held, self._report_empty = number, True
         self._wait_or_go()
         if not self.in_flight:
             self._report()
 
     def go_on(self) -> None:
-        """Let requests begin again."""
+        """Let requests start again."""
         self._held, self._report_empty = 0, False
         self._wait_or_go()
 
     def take_turn(self, wish: int, rest_s: float) -> None:
-        """Let those begin that have to be alone, after so many seconds."""
+        """After this number of seconds, let requests start that must run alone."""
         if self._alone and wish == self._wishes:
             self.turn_from = asyncio.get_running_loop().time() + rest_s
             self._granted.set()
@@ -319,14 +321,14 @@ class Traffic:
 
     @asynccontextmanager
     async def beside(self) -> AsyncIterator[None]:
-        """The body is a request that may be beside others."""
+        """The body is a request that may run beside others."""
         await self.opened()
         with self:
             yield
 
     @asynccontextmanager
     async def among(self, most: Callable[[], int]) -> AsyncIterator[None]:
-        """The body is one of at most so many that came this way; others may be beside them."""
+        """The body is one of at most this number of such requests; others may run beside them."""
         async with self._few_left:
             await self._few_left.wait_for(lambda: self._few < most())
             self._few += 1

@@ -1,4 +1,6 @@
-"""One worker process of a run over several: asks its coordinator for rows and reports to it."""
+"""One worker process of a run over several: requests rows from its coordinator and reports to
+it.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +42,14 @@ from domyn_swarm.batch.run.traffic import Colleagues, Traffic
 from domyn_swarm.batch.run.worker_processes import WorkPlan
 
 _REPORT_S = 0.25
-_REPLICAS_S = 5.0  # between reports of what each replica did
-_PLACED_EVERY = 2  # reports: what is in flight at each replica
+_REPLICAS_S = 5.0  # seconds between reports of the counters per replica
+_PLACED_EVERY = 2  # in reports: how often the requests in flight per replica are included
 _LOOK_UP_S = 0.1
 _MOST_WANTED = 256
 
 
 class RangeWorker(Events, Colleagues):
-    """The worker's end of the link: a source of rows, a listener, a reporter. Use it once."""
+    """The worker's end of the link: a source of rows, a callback, a reporter. Use it once."""
 
     def __init__(
         self,
@@ -58,15 +60,15 @@ class RangeWorker(Events, Colleagues):
         traffic: Traffic | None = None,
     ) -> None:
         self._link = link
-        self.placing: Placing | None = None  # of requests that go to replicas themselves
+        self.placing: Placing | None = None  # set if requests go to replicas directly
         self._keys = keys
         self._tally = tally
         self._suspects = Suspects() if suspects is None else suspects
         self._traffic = traffic or Traffic()
         self._traffic.colleagues = self
-        self._handfuls: queue.SimpleQueue[Rows | None] = queue.SimpleQueue()
-        self._of: dict[int, int] = {}  # ordinal → its handful
-        self._left: Counter[int] = Counter()  # rows of each handful that are not settled
+        self._chunks: queue.SimpleQueue[Rows | None] = queue.SimpleQueue()
+        self._of: dict[int, int] = {}  # ordinal → its chunk
+        self._left: Counter[int] = Counter()  # unsettled rows of each chunk
         self._settled: list[int] = []
         self._replicas_told_at = -_REPLICAS_S
         self._reports = 0
@@ -74,11 +76,11 @@ class RangeWorker(Events, Colleagues):
         self._runner: Runner | None = None
 
     async def run(self, transform: Transform, work: WorkPlan) -> None:
-        """Settle what the coordinator hands out.
+        """Settle the rows that the coordinator hands out.
 
         Raises:
             JobError: results cannot be kept.
-            ConnectionError: the coordinator is gone, so nobody wants the rest.
+            ConnectionError: the coordinator has ended.
         """
         orders = self._link.listen()
         begin = await anext(orders, None)
@@ -115,7 +117,7 @@ class RangeWorker(Events, Colleagues):
                 raise ConnectionError("the coordinator is gone")
             await working
         finally:
-            self._handfuls.put(None)
+            self._chunks.put(None)
             for task in (working, listening):
                 task.cancel()
             await asyncio.gather(working, listening, return_exceptions=True)
@@ -124,9 +126,9 @@ class RangeWorker(Events, Colleagues):
         async for order in orders:
             match order:
                 case Rows():
-                    self._handfuls.put(order)
+                    self._chunks.put(order)
                 case NoMoreRows():
-                    self._handfuls.put(None)
+                    self._chunks.put(None)
                 case Limit(limit=limit, capacities=capacities):
                     if self.placing is not None:
                         self.placing.set_capacities(capacities)
@@ -158,33 +160,33 @@ class RangeWorker(Events, Colleagues):
         self._stopped = True
         if self._runner is not None:
             self._runner.stop()
-        self._handfuls.put(None)
+        self._chunks.put(None)
 
     def _source(
         self, loop: asyncio.AbstractEventLoop, runner: Runner, rows_per_call: int
     ) -> Iterator[list[Row]]:
-        """Handfuls as the runner takes them, on its reader's thread."""
+        """Chunks as the runner takes them, on its reader's thread."""
         while True:
             half = runner.limit * rows_per_call // 2
             wanted = max(rows_per_call, min(_MOST_WANTED, half))
             loop.call_soon_threadsafe(self._link.say, Wanted(wanted))
-            handful = self._next(runner)
-            if handful is None:
+            chunk = self._next(runner)
+            if chunk is None:
                 return
-            rows = handful.pending().rows(self._keys)
-            self._left[handful.number] = len(rows)
-            self._of.update(dict.fromkeys((row.ordinal for row in rows), handful.number))
+            rows = chunk.pending().rows(self._keys)
+            self._left[chunk.number] = len(rows)
+            self._of.update(dict.fromkeys((row.ordinal for row in rows), chunk.number))
             yield rows
 
     def _next(self, runner: Runner) -> Rows | None:
         while not runner.stopped:  # it may end for reasons of its own, and waits for this thread
             with contextlib.suppress(queue.Empty):
-                return self._handfuls.get(timeout=_LOOK_UP_S)
+                return self._chunks.get(timeout=_LOOK_UP_S)
         return None
 
     @override
     def on_batch(self, results: Sequence[Result]) -> None:
-        """Note which handfuls are settled now."""
+        """Record which chunks are settled now."""
         for result in results:
             number = self._of.pop(result.ordinal)
             self._left[number] -= 1

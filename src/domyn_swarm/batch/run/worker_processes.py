@@ -1,6 +1,4 @@
-"""How a coordinator starts workers, talks to them and sees them end, and which deaths a run goes
-on after.
-"""
+"""Starts workers, talks to them and detects their ends; decides after which ends a run goes on."""
 
 from __future__ import annotations
 
@@ -20,44 +18,44 @@ from domyn_swarm.batch.run.link import Link, Report
 from domyn_swarm.batch.run.runner import Encode, RunPolicy
 from domyn_swarm.errors import JobError
 
-_MOST = 10  # deaths in succession of workers that settled nothing, or that held the same row
+_MOST = 10  # consecutive ends of workers that settled nothing, or that held the same row
 
 
 class AfterDeath(Enum):
-    """What is to be done about a worker that died."""
+    """The reaction to a worker's end."""
 
     REPLACE = "replace"
-    GO_ON_WITHOUT = "go on without"  # its successors settle nothing, and others are at work
+    GO_ON_WITHOUT = "go on without"  # workers settle nothing in its place, and others are running
     GIVE_UP = "give up"
 
 
 class WorkerDeaths:
-    """What came of the rows between deaths."""
+    """Counts the ends of workers, and the rows that they held."""
 
     def __init__(self, workers: int) -> None:
-        """`workers`: how many there are to be; all of them may be pre-empted at the same moment."""
+        """`workers`: the number of workers, all of which may be preempted at the same moment."""
         self._most_idle = max(_MOST, workers)
-        self._idle = 0  # deaths in succession of workers that had settled nothing
+        self._idle = 0  # consecutive ends of workers that had settled nothing
         self._of_rows: Counter[int] = Counter()  # by ordinal: of rows that were taken back
         self._suspects: list[int] = []
 
     def first_rows_settled(self) -> None:
-        """A worker that had settled nothing until now has settled rows."""
+        """Record that a worker has settled its first rows."""
         self._idle = 0
 
     def settled(self, ordinals: Iterable[int]) -> None:
-        """These rows killed nobody."""
+        """Record settled rows: they ended no worker."""
         if self._of_rows:
             for ordinal in ordinals:
                 self._of_rows.pop(ordinal, None)
 
     def count(self, *, settled_any: bool, left: Iterable[int], others: bool) -> AfterDeath:
-        """Count one more death, and judge it.
+        """Count another end, and return the reaction.
 
         Args:
             settled_any: the worker had settled rows.
-            left: the ordinals of those it held and did not settle.
-            others: others are at work that can take these rows.
+            left: the ordinals of its unsettled rows.
+            others: other workers are running that can take these rows.
         """
         left = list(left)
         self._of_rows.update(left)
@@ -70,7 +68,7 @@ class WorkerDeaths:
         return AfterDeath.GO_ON_WITHOUT if others else AfterDeath.GIVE_UP
 
     def reason(self, code: int) -> JobError:
-        """Why to give up after the death that was counted last, which was with this exit code."""
+        """Why the run gives up after the last counted end, which had this exit code."""
         if not self._suspects:
             return JobError(
                 f"{self._idle} worker processes died one after the other and none of them settled "
@@ -91,19 +89,19 @@ class WorkerDeaths:
 
 
 class WorkerProcess(Protocol):
-    """One worker that was started."""
+    """A started worker."""
 
     link: Link[Report]
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
     async def ended(self) -> int:
-        """Wait for its end; return its exit code, 0 where it came to the end of its work."""
+        """Wait for its end; returns its exit code, 0 if it finished its work."""
 
     def kill(self) -> None:
-        """End it at once; nothing happens when it has ended."""
+        """Kill it at once; does nothing if it has ended."""
 
 
 class LocalWorker(WorkerProcess):
@@ -130,7 +128,7 @@ class LocalWorker(WorkerProcess):
 
 
 async def start_local(command: Callable[[int], Sequence[str]]) -> LocalWorker:
-    """Start `command(descriptor)`, which finds its end of the link at the descriptor."""
+    """Start `command(descriptor)`, which gets its end of the link as that descriptor."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = await asyncio.create_subprocess_exec(
@@ -142,7 +140,7 @@ async def start_local(command: Callable[[int], Sequence[str]]) -> LocalWorker:
 
 @dataclass(frozen=True)
 class WorkPlan:
-    """How pending rows become results, in whichever process."""
+    """How pending rows become results, in any process."""
 
     run_policy: RunPolicy
     retry_policy: RetryPolicy

@@ -1,9 +1,9 @@
-"""Whether sending rows by what they begin with pays, as it is measured.
+"""Measures whether sending rows by prefix pays.
 
-Where engines count what their prefix caches held (vLLM, SGLang), that decides: of what they were
-asked meanwhile. Else the time decides that requests took: those that went where their beginning had
-been, against those whose beginning was new. It has to be sure before it says no, since a wrong no
-costs more than a wrong yes; and it tries again, after longer and longer times.
+If engines report the hits of their prefix caches (vLLM, SGLang), these decide. Otherwise the
+durations of requests decide: those sent to a replica that held their prefix, against those with a
+new prefix. A negative result has to be certain, since a wrong no costs more than a wrong yes; and
+it is tested again, at growing intervals.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from domyn_swarm.engine_load import MetricsReader
 from domyn_swarm.net.errors import RequestError
 from domyn_swarm.net.http import HttpClient
 
-_FIRST_S = 1.0  # between the first times that engines are asked; then twice as long each time,
+_FIRST_S = 1.0  # until the first poll of the engines; then the interval doubles,
 _EVERY_S = 8.0  # up to this
 _TIMEOUT_S = 5.0
-_ASKED = 4  # replicas, which stand for all: each worker asks others
+_ASKED = 4  # replicas, as a sample for all: each worker polls others
 _LEAST_TOKENS = 100_000  # of prompts, before caches are judged,
-_LEAST_REQUESTS = 64  # and requests whose beginning was known, or new
-_LEAST_CACHED = 0.05  # of the tokens; with less it does not pay
-_LEAST_SAVED = 0.02  # of the time of a request whose beginning is new
+_LEAST_REQUESTS = 64  # and requests with a known prefix, or with a new one
+_LEAST_CACHED = 0.05  # of the tokens; below this it does not pay
+_LEAST_SAVED = 0.02  # of the duration of a request with a new prefix
 _SURE = 2.0  # standard errors
-_KEPT = 2048  # times that are judged together; then the older half weighs less
-_AGAIN_S = 60.0  # after so long it is tried again, then after twice as long, and so on
+_KEPT = 2048  # durations that are judged together; then the older half weighs less
+_AGAIN_S = 60.0  # after this time it is tested again, then after twice that, and so on
 _RARELY_S = 3600.0
 _METRICS = MetricsReader(
     {
@@ -48,7 +48,7 @@ _METRICS = MetricsReader(
 
 
 class _Times:
-    """Mean and variance of seconds."""
+    """Mean and variance of durations in seconds."""
 
     def __init__(self) -> None:
         self.number = self.total = self.squares = 0.0
@@ -73,17 +73,19 @@ class _Times:
 
 
 class Worth:
-    """What is known of it. `pays` may be asked on any thread, the rest is the event loop's."""
+    """The present measurement. `pays` may be called on any thread, everything else on the event
+    loop's.
+    """
 
     def __init__(
         self, counts: Dispatched | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`counts` are those of the run, where what caches held is counted, too."""
+        """`counts` are those of the run, to which cache hits are added, too."""
         self.counts = Dispatched() if counts is None else counts
         self.clock = clock
         self._off_until: float | None = None
         self._pause_s = _AGAIN_S
-        self._counted = False  # whether engines say what their caches held
+        self._counted = False  # whether engines report cache hits
         self._last: dict[str, dict[str, float]] = {}
         self._begin()
 
@@ -93,11 +95,11 @@ class Worth:
         self._known_before = self.counts.requests_known
 
     def pays(self) -> bool:
-        """Whether it does, as far as is known."""
+        """Whether it pays, as far as is known."""
         return self._off_until is None or self.clock() >= self._off_until
 
     def took(self, seconds: float, *, known: bool) -> None:
-        """A request was answered, sent to where its beginning was known, or new to everybody."""
+        """Record the duration of an answered request, with a known prefix or a new one."""
         if self._counted or not self._judging():
             return
         (self._known if known else self._new).add(seconds)
@@ -109,14 +111,14 @@ class Worth:
                 self._switch_off()
 
     def heard(self, url: str, metrics: bytes) -> None:
-        """What an engine has counted since it began, as its `/metrics` have it."""
+        """Record an engine's counters since its start, from its `/metrics`."""
         found = {meaning: sum(values) for meaning, values in _METRICS.values(metrics).items()}
         if len(found) < 2:
             return
         self._counted = True
         before = self._last.get(url)
         self._last[url] = found
-        if before is None or any(found[name] < before[name] for name in found):  # it began anew
+        if before is None or any(found[name] < before[name] for name in found):  # it was restarted
             return
         asked, cached = (found[name] - before[name] for name in ("asked", "cached"))
         self.counts.prompt_tokens_counted += int(asked)
@@ -134,7 +136,7 @@ class Worth:
                 self._begin()
 
     def _judging(self) -> bool:
-        """Whether rows are sent so now; what is known begins anew when that is tried again."""
+        """Whether rows are sent by prefix now; measurements start again with each new test."""
         if not self.pays():
             return False
         if self._off_until is not None:
@@ -148,7 +150,7 @@ class Worth:
         self._pause_s = min(_RARELY_S, 2 * self._pause_s)
 
     async def keep_asking(self, client: HttpClient, urls: Callable[[], Collection[str]]) -> None:
-        """Ask some replicas what their caches held, while there are any, until cancelled."""
+        """Poll the prefix caches of some replicas until cancelled."""
         asked, pause_s = list[str](), _FIRST_S
         while True:
             there = set(urls())
@@ -164,7 +166,7 @@ class Worth:
     async def _ask(self, client: HttpClient, url: str) -> None:
         try:
             reply = await client.request("GET", f"{url}/metrics", None, _TIMEOUT_S)
-        except RequestError:  # it says nothing of how the requests are sent
+        except RequestError:  # says nothing about affinity
             return
         if reply.status == 200:
             self.heard(url, bytes(reply.body))
